@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * loop.h: the runtime (a few loops, each one thread with one io_uring and one coroutine scheduler), spawning,
+ * messages between loops, worker pools.
+ *
+ * Concurrency: rt_post, rt_spawn_on and rt_loop_kick may be called from any thread; all else from the loop itself.
+ */
+#ifndef RT_LOOP_H
+#define RT_LOOP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "rt/co.h"
+
+struct rt;
+
+enum rt_backend_kind {
+    RT_BACKEND_AUTO,      /* io_uring, or threads when the kernel refuses it */
+    RT_BACKEND_URING,
+    RT_BACKEND_THREADS,
+};
+
+struct rt_opts {
+    unsigned loops;                   /* 1..64; 0 = 1 */
+    enum rt_backend_kind backend;     /* AUTO obeys the environment variable BYRE_BACKEND=uring|threads|auto */
+    unsigned cpu_workers;             /* 0 = number of cores */
+    bool manual;                      /* no threads are made for loops: the caller runs loop 0 by rt_loop_run (only with loops = 1) */
+};
+
+/* Starts the loops' threads. On failure nothing is left behind. */
+MUST_USE int rt_new(const struct rt_opts *opts, struct rt **ret_rt, struct byre_err *err);
+/* Stops all loops (their coroutines must have ended; asserted) and joins the threads. NULL ok. */
+void rt_free(struct rt *rt);
+unsigned rt_loop_count(const struct rt *rt);
+struct rt_loop *rt_loop_at(struct rt *rt, unsigned i);
+struct rt *rt_of(const struct rt_loop *loop);
+unsigned rt_loop_index(const struct rt_loop *loop);          /* 0..count-1: for per-loop slots */
+const char *rt_backend_name(const struct rt_loop *loop);     /* "io_uring", "threads" or "sim" */
+bool rt_on_loop(const struct rt_loop *loop);                 /* is the calling thread this loop's? */
+#define ASSERT_LOOP(l) ASSERT(rt_on_loop(l))
+
+/* Runs loop 0 of a manual runtime in the calling thread until stop(arg) is true (checked after every step). */
+void rt_loop_run(struct rt_loop *loop, bool (*stop)(void *arg), void *arg);
+
+/* Monotonic time in ns (virtual under simulation). */
+uint64_t rt_now(const struct rt_loop *loop);
+
+/* Starts a coroutine on the CURRENT loop; it first runs when the caller suspends or returns. -ENOMEM. */
+MUST_USE int rt_spawn(struct rt_loop *loop, co_fn *fn, void *arg);
+/* The same from any thread, by message. -ENOMEM. */
+MUST_USE int rt_spawn_on(struct rt_loop *loop, co_fn *fn, void *arg);
+
+/* Runs fn(co2, arg) as a coroutine of loop `to` and waits for its result. Directly (no switch, same co)
+ * when already there. Suspends otherwise. -ENOMEM when no coroutine can be had; else fn's result. */
+MUST_USE int rt_call(struct co *co, struct rt_loop *to, int (*fn)(struct co *co2, void *arg), void *arg);
+
+/* Message: intrusive, no allocation, from any thread. fn runs on the loop, outside any coroutine; must not block. */
+struct rt_msg {
+    struct rt_msg *next;                    /* private to rt */
+    void (*fn)(struct rt_msg *m);
+};
+void rt_post(struct rt_loop *to, struct rt_msg *m);
+
+/* A cancellable coroutine: handle lives in the caller's struct, valid until the coroutine has ended. */
+struct rt_task { struct co *co; void *waiters; bool done; };
+MUST_USE int rt_task_start(struct rt_loop *loop, struct rt_task *t, co_fn *fn, void *arg);
+void rt_cancel(struct rt_task *t);                           /* same loop; harmless when already done */
+void rt_task_join(struct co *co, struct rt_task *t);         /* suspends until done */
+
+/* Runs fn(arg) on a worker thread and waits. The blocking pool is for system calls that have no ring
+ * operation (ftruncate, SEEK_HOLE, copy_file_range, ioctl, open, fcntl); the CPU pool for compression and
+ * hashing. Suspends. Returns fn's result; -ENOMEM when it could not be queued. */
+MUST_USE int64_t rt_blocking(struct co *co, int64_t (*fn)(void *arg), void *arg);
+MUST_USE int64_t rt_cpu(struct co *co, int64_t (*fn)(void *arg), void *arg);
+
+#endif

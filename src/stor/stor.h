@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * stor.h: byte stores. A store is a flat array of bytes with a length; it knows nothing of formats.
+ *
+ * Every call enters through the gate functions below (stor.c), which check ranges, split and continue short
+ * transfers, bounce what alignment demands, serialise sub-block writes, and latch failed flushes (RG27);
+ * drivers (file.c, mem.c, null.c, and sim/'s) implement struct stor_ops.
+ *
+ * Invariants
+ *   I1  After a failed flush every later flush fails with FLUSH_LATCHED until the store is reopened.
+ *   I2  Reads past the end of the store give zeros; metadata readers use stor_read_exact, which does not.
+ *   I3  Two writes that touch the same device block but not the same bytes never lose one another
+ *       (read-modify-write is serialised across all loops of a store).
+ *   I4  Buffers of a write are not changed by the store and must not be changed by the caller until it returns.
+ * Concurrency  All calls from any loop of the runtime, at the same time.
+ * Failure      -errno; a failed write leaves each of its sectors old or new; nothing else changed.
+ */
+#ifndef STOR_STOR_H
+#define STOR_STOR_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/iov.h"
+#include "rt/co.h"
+
+struct stor;
+
+enum {                                    /* flags of write and zero */
+    STOR_FUA = 1u << 0,                   /* durable when the call returns */
+    STOR_UNMAP = 1u << 1,                 /* zero: may deallocate */
+    STOR_NO_FALLBACK = 1u << 2,           /* zero: -ENOTSUP rather than write zeros */
+};
+
+enum stor_content { STOR_DATA, STOR_HOLE };          /* a hole reads as zeros and occupies no space */
+struct stor_extent { enum stor_content content; uint64_t off, len; };
+
+struct stor_limits {
+    uint32_t block;            /* request alignment in bytes that the driver needs (1 if none) */
+    uint32_t mem_align;        /* memory alignment of buffers (1 if none) */
+    uint32_t opt_block;        /* size below which writes cost a read on the device (hint; >= 512) */
+    uint64_t max_transfer;     /* bytes per request; 0 = no limit */
+};
+
+struct stor_traits {
+    bool regular;              /* a file that can grow and shrink by truncate */
+    bool zero_growth;          /* space gained by growing reads zero, also after a crash (DESIGN D4, Q23) */
+    bool serial_growth;        /* kernel where zeroing past the end races with writes: serialise (DESIGN 2.1) */
+    bool can_punch, can_zero, can_copy;
+    bool direct;               /* O_DIRECT */
+};
+
+struct stor_ops {
+    const char *name;
+    /* Transfers: aligned to limits.block, inside max_transfer; may be short (gate continues). Returns bytes. */
+    int64_t (*preadv)(struct co *co, struct stor *s, struct iov v, uint64_t off);
+    int64_t (*pwritev)(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags);
+    int (*flush)(struct co *co, struct stor *s);
+    int (*zero)(struct co *co, struct stor *s, uint64_t off, uint64_t len, unsigned flags);     /* -ENOTSUP: gate writes zeros */
+    int (*discard)(struct co *co, struct stor *s, uint64_t off, uint64_t len);                  /* -ENOTSUP: ignored by policy */
+    int (*truncate)(struct co *co, struct stor *s, uint64_t len);                               /* grow reads zero */
+    int (*preallocate)(struct co *co, struct stor *s, uint64_t off, uint64_t len);              /* fallocate; may be NULL */
+    int (*length)(struct co *co, struct stor *s, uint64_t *ret_len);
+    int (*extent)(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e);
+    int64_t (*copy_from)(struct co *co, struct stor *s, uint64_t off, struct stor *src, uint64_t src_off, uint64_t len);
+    int (*lock)(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
+    int (*allocated)(struct co *co, struct stor *s, uint64_t *ret_bytes);                       /* occupied on disk */
+    void (*close)(struct co *co, struct stor *s);                                               /* frees s */
+};
+
+/* Common head of every store; drivers embed it first. Fields below are set by the driver at open and then constant. */
+struct stor {
+    const struct stor_ops *ops;
+    struct stor_limits lim;
+    struct stor_traits traits;
+    bool read_only;
+    bool no_flush;                       /* cache mode unsafe: flush does nothing (the user's choice) */
+    bool discard_ok;                     /* discard=unmap: punches are wanted */
+    char *name;                          /* for messages; owned */
+    struct stor_internal *internal;      /* gate: latch, block locks, known length. Not for drivers */
+};
+
+/* Drivers call these around their own open and close. */
+MUST_USE int stor_init(struct stor *s, const struct stor_ops *ops, const char *name);
+void stor_fini(struct stor *s);
+
+/* ---- gate: what everybody else calls. All suspend. ---- */
+MUST_USE int stor_read(struct co *co, struct stor *s, struct iov v, uint64_t off);          /* zeros past the end (I2) */
+MUST_USE int stor_read_exact(struct co *co, struct stor *s, void *buf, uint64_t len, uint64_t off); /* short = -EIO */
+MUST_USE int stor_write(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags);
+MUST_USE int stor_write_buf(struct co *co, struct stor *s, const void *buf, uint64_t len, uint64_t off, unsigned flags);
+MUST_USE int stor_flush(struct co *co, struct stor *s);              /* in an image: only meta/ may call this (D5) */
+MUST_USE int stor_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, unsigned flags);
+MUST_USE int stor_discard(struct co *co, struct stor *s, uint64_t off, uint64_t len);       /* advisory; 0 when unsupported */
+MUST_USE int stor_truncate(struct co *co, struct stor *s, uint64_t len);
+MUST_USE int stor_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len);
+MUST_USE int stor_length(struct co *co, struct stor *s, uint64_t *ret_len);
+MUST_USE int stor_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e);
+/* In-kernel copy; bytes copied, 0 or -ENOTSUP: use read and write. */
+MUST_USE int64_t stor_copy(struct co *co, struct stor *dst, uint64_t dst_off, struct stor *src, uint64_t src_off, uint64_t len);
+MUST_USE int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes);
+bool stor_flush_latched(const struct stor *s);
+void stor_close(struct co *co, struct stor *s);                       /* NULL ok */
+
+/* Locks by the peer's byte protocol: OFD read locks on byte 100+p for each permission held and on 200+p for each
+ * permission that others may NOT have, tested against 200+p and 100+p. FEATURES 3.007. */
+enum { STOR_PERM_READ = 1u << 0, STOR_PERM_WRITE = 1u << 1, STOR_PERM_WRITE_UNCHANGED = 1u << 2, STOR_PERM_RESIZE = 1u << 3, STOR_PERM_ALL = 15u };
+MUST_USE int stor_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
+
+/* ---- drivers ---- */
+enum stor_locking { STOR_LOCK_AUTO, STOR_LOCK_ON, STOR_LOCK_OFF };
+struct stor_file_opts {
+    bool read_only;
+    bool direct;                 /* O_DIRECT */
+    bool no_flush;               /* cache=unsafe */
+    bool discard;                /* discard=unmap */
+    enum stor_locking locking;
+    bool create;                 /* O_CREAT; with truncate_to_zero the content goes */
+    bool truncate_to_zero;       /* after the lock is held */
+    bool exclusive;              /* O_EXCL */
+};
+/* Regular file or block device. Locks are NOT taken here except when creating; call stor_lock. */
+MUST_USE int stor_file_open(struct co *co, const char *path, const struct stor_file_opts *opts, struct stor **ret_s, struct byre_err *err);
+/* Identity for loop detection (RG22): false when the store has none. */
+bool stor_file_identity(const struct stor *s, uint64_t *ret_dev, uint64_t *ret_ino);
+MUST_USE int stor_mem_new(struct co *co, const char *name, uint64_t len, struct stor **ret_s);
+struct stor_null_opts { uint64_t len; uint64_t latency_ns; bool read_zeroes; };
+MUST_USE int stor_null_new(struct co *co, const struct stor_null_opts *opts, struct stor **ret_s);
+
+#endif
