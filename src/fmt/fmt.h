@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fmt.h: image formats. A format answers two questions about a guest range, "where is it?" and "make it
+ * writable", and keeps its own metadata. It never moves guest data itself, never opens another file and never
+ * recurses into a backing image: graph/ does that with the answers.
+ *
+ * How a read goes (graph/):
+ *     t = epoch_enter(im->epoch, loop); map(); read the store at the host offset; epoch_leave()
+ * How a write goes (graph/):
+ *     t = epoch_enter(); map();  writable in place?  -> write the store at the host offset; epoch_leave(); done
+ *     else epoch_leave(); write_begin(); fill and write the clusters it names; write_commit()  (or write_abort())
+ *
+ * Invariants
+ *   I1  A host range answered by map() stays what it was until the caller leaves the epoch section it was in
+ *       when it called (DESIGN D3): neither handed out again, nor punched, nor cut off.
+ *   I2  Between write_begin() and write_commit()/write_abort() no other write, zero or discard changes the
+ *       mapping of that guest range, and map() goes on answering the old mapping.
+ *   I3  write_commit() cannot fail for want of memory or space: write_begin() made all of it ready.
+ *   I4  write_begin(), zero(), discard(), flush(), resize() are never called inside an epoch section of the image.
+ * Order        A commit only changes memory; what reaches the disk before what is decided in meta/ alone (D5).
+ *              flush() returns after everything acknowledged before its call is durable.
+ * Concurrency  map, read_encoded, write_*, zero, discard, flush: from any loop, all at the same time.
+ *              open, close, resize, check, info: on the home loop; resize and close with requests drained.
+ */
+#ifndef FMT_FMT_H
+#define FMT_FMT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/iov.h"
+#include "rt/epoch.h"
+#include "rt/loop.h"
+#include "stor/stor.h"
+
+struct fmt_image;
+
+enum fmt_kind {
+    FMT_ABSENT,       /* not in this layer: the backing image answers, or zeros where there is none */
+    FMT_ZERO,         /* reads zeros, hides the backing image */
+    FMT_DATA,         /* plain bytes at `host` of the store */
+    FMT_ENCODED,      /* compressed: bytes only through read_encoded() */
+};
+
+struct fmt_extent {
+    enum fmt_kind kind;
+    bool writable;            /* DATA: may be overwritten in place */
+    bool has_host;            /* `host` is valid (DATA; ZERO with space kept) */
+    uint64_t len;             /* bytes from the asked offset for which all of this holds; > 0, <= asked length */
+    uint64_t host;            /* byte offset in the store of the asked guest offset. ENCODED: of the compressed bytes */
+    uint64_t enc_len;         /* ENCODED: length in the store (upper bound) */
+    uint64_t enc_guest;       /* ENCODED: guest offset where the cluster begins */
+};
+
+enum fmt_fill {
+    FMT_FILL_NONE,            /* head and tail already read as zeros on the host: write the data alone */
+    FMT_FILL_ZERO,            /* head and tail must become zeros */
+    FMT_FILL_READ,            /* head and tail must get the guest's present content (read it through the chain) */
+};
+
+/* One allocating write in progress: one contiguous host range. Lives in the caller's frame. */
+struct fmt_write {
+    uint64_t off, len;        /* guest range that may be written now: starts at the asked offset, never longer than asked. len 0: the
+                                 mapping has become writable in place; nothing is held, start again with map() */
+    uint64_t host;            /* byte offset in the store for `off` */
+    uint64_t head, tail;      /* bytes before `off` and behind off+len that must be filled; they lie at host-head and host+len */
+    enum fmt_fill fill;
+    void *priv;               /* the format's */
+};
+
+enum { FMT_ZERO_UNMAP = 1u << 0 };
+
+enum fmt_prealloc { FMT_PREALLOC_OFF, FMT_PREALLOC_METADATA, FMT_PREALLOC_FALLOC, FMT_PREALLOC_FULL };
+
+struct fmt_snapshot_info {
+    char *id, *name;                       /* owned by the fmt_info */
+    uint64_t vm_state_size, disk_size, vm_clock_ns, icount;
+    uint32_t date_sec, date_nsec;
+    bool has_icount;
+};
+struct fmt_bitmap_info { char *name; uint32_t granularity; bool in_use, auto_on; };
+
+/* What `info` and the graph want to know. Filled by ops->info; fmt_info_fini frees. */
+struct fmt_info {
+    uint64_t virtual_size, cluster_size;   /* cluster_size 0: none */
+    bool dirty, corrupt;
+    char *backing_name, *backing_format;   /* as stored; NULL = none */
+    uint64_t vm_state_offset;              /* guest offset where VM state is kept; 0 = format has none */
+    /* qcow2 */
+    bool is_qcow2, lazy_refcounts, extended_l2, has_data_file, data_file_raw, encrypted;
+    unsigned version, refcount_bits;
+    const char *compression;               /* "zlib", "zstd" */
+    char *data_file;
+    struct fmt_snapshot_info *snapshots; size_t snapshot_count;
+    struct fmt_bitmap_info *bitmaps; size_t bitmap_count;
+};
+void fmt_info_fini(struct fmt_info *info);
+
+/* Result of a check, in the peer's terms (FEATURES 5.018). */
+struct fmt_check_result {
+    uint64_t corruptions, leaks, check_errors;
+    uint64_t corruptions_fixed, leaks_fixed;
+    uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
+    uint64_t image_end_offset;
+    bool has_stats;
+};
+enum { FMT_FIX_LEAKS = 1u << 0, FMT_FIX_ERRORS = 1u << 1 };
+/* One finding, told as it is found (from the home loop; must not suspend). id is stable, e.g. "Q2_LEAK". */
+typedef void fmt_finding_fn(void *arg, bool fixed, const char *id, const char *text);
+struct fmt_check_opts {
+    unsigned fix;                          /* FMT_FIX_* */
+    fmt_finding_fn *finding; void *arg;    /* may be NULL */
+    void (*progress)(void *arg, uint64_t done, uint64_t total);   /* may be NULL */
+};
+
+struct fmt_open_opts {
+    bool read_only;
+    bool check_mode;                       /* opened for check/repair: tolerate what repair mends (dirty, corrupt, refcount table) */
+    bool info_only;                        /* metadata is only reported: nothing that info does not print is loaded */
+    uint64_t cache_bytes;                  /* metadata cache budget; 0 = default */
+    uint64_t frontier_bytes;               /* step of the zeroed frontier (D4); 0 = default, UINT64_MAX = off */
+    bool discard_no_punch;                 /* freed clusters are not punched in the file */
+};
+
+/* Creation options: one struct for every format, filled from the option rows (fmt_create_rows) by base/opt. */
+struct fmt_create_opts {
+    uint64_t size;                         /* virtual size in bytes, already rounded up to 512 */
+    char *backing_file, *backing_fmt;
+    uint64_t cluster_size;                 /* 0 = default */
+    unsigned version;                      /* qcow2: 2 or 3 */
+    unsigned refcount_bits;
+    bool lazy_refcounts, extended_l2, data_file_raw, nocow;
+    char *data_file, *compression_type, *encrypt_format;
+    enum fmt_prealloc prealloc;
+    uint64_t extent_size_hint, table_size;
+};
+
+struct fmt_measure { uint64_t required, fully_allocated, bitmaps; bool has_bitmaps; };
+
+struct fmt_ops {
+    const char *name;                      /* "qcow2" */
+    /* Score 0..100 from the first bytes of a file (no I/O). */
+    int (*probe)(const uint8_t *buf, size_t len);
+    /* The image takes the store over on success only. Runs on `home`. */
+    int (*open)(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err);
+    int (*map)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
+    int (*read_encoded)(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
+    int (*write_begin)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w);
+    int (*write_commit)(struct co *co, struct fmt_image *im, struct fmt_write *w);   /* consumes w, success or not */
+    void (*write_abort)(struct co *co, struct fmt_image *im, struct fmt_write *w);
+    /* off and off+len are multiples of `granule` (or the end of the image). -ENOTSUP: write zeros instead. */
+    int (*zero)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags);
+    int (*discard)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
+    int (*flush)(struct co *co, struct fmt_image *im);
+    int (*resize)(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
+    int (*info)(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
+    int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+    /* Flushes, ends cleanly, frees im and closes the store. The first error is returned; the image is gone all the same. */
+    int (*close)(struct co *co, struct fmt_image *im);
+    /* Writes a fresh image into an empty store (length 0 or a device). */
+    int (*create)(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);
+    /* Sizes for `o` when data_bytes of guest data (in whole clusters, counted by the caller) are written. */
+    int (*measure)(const struct fmt_create_opts *o, uint64_t data_clusters_bytes, struct fmt_measure *ret, struct byre_err *err);
+};
+
+/* Common head of every open image; formats embed it first. */
+struct fmt_image {
+    const struct fmt_ops *ops;
+    struct stor *store;
+    struct rt_loop *home;
+    struct epoch *epoch;
+    _Atomic uint64_t size;                 /* virtual size in bytes; changes only in resize */
+    uint32_t granule;                      /* alignment of zero and discard: cluster size; 1 for raw */
+    bool read_only;
+    bool has_backing;                      /* a backing name is recorded (graph sets below_zero when it is not opened) */
+    /* Set by graph before the first write: nothing below can supply non-zero bytes at or behind this guest
+     * offset (0: no backing image at all; UINT64_MAX: unknown). Lets allocations skip copy-on-write. */
+    _Atomic uint64_t below_zero_from;
+};
+
+extern const struct fmt_ops fmt_raw_ops, fmt_qcow2_ops;
+/* NULL when unknown. fmt_nth: iterates, NULL at the end. */
+const struct fmt_ops *fmt_by_name(const char *name);
+const struct fmt_ops *fmt_nth(unsigned i);
+/* Best probe among all formats; raw when none answers. */
+const struct fmt_ops *fmt_probe(const uint8_t *buf, size_t len);
+
+#endif

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_image.h: an open qcow2 image, shared by the files of this folder only.
+ */
+#ifndef Q2_IMAGE_H
+#define Q2_IMAGE_H
+
+#include <stdatomic.h>
+
+#include "base/rset.h"
+#include "fmt/fmt.h"
+#include "fmt/qcow2/q2_geom.h"
+#include "fmt/qcow2/q2_header.h"
+#include "meta/meta.h"
+#include "rt/sync.h"
+
+struct q2_snapshot {                    /* one entry of the snapshot table, parsed */
+    uint64_t l1_off; uint32_t l1_size;
+    char *id, *name;
+    uint32_t date_sec, date_nsec;
+    uint64_t vm_clock_ns, vm_state_size, disk_size, icount;
+    bool has_disk_size, has_icount;
+};
+struct q2_bitmap {                      /* one entry of the bitmap directory, parsed */
+    char *name;
+    uint64_t table_off; uint32_t table_entries, flags;
+    uint8_t granularity_bits;
+};
+
+/* The L1 table as other loops see it. Replaced as a whole by growth; the old one is freed after a grace period. */
+struct q2_l1 {
+    uint64_t entries;                   /* used entries */
+    uint64_t alloc_bytes;               /* multiple of 512 */
+    _Atomic uint64_t *words;            /* disk order */
+    struct epoch_cb reclaim;
+};
+
+struct q2_alloc;                        /* q2_alloc.c */
+
+struct q2_image {
+    struct fmt_image im;                /* first */
+    struct q2_geom g;
+    struct q2_header h;                 /* memory copy of the header; changed by the home loop only */
+    struct meta *meta;
+    struct meta_kind kind_l2, kind_ref;
+    uint32_t slice_bytes, slice_bits;   /* cache unit: min(cluster, 4 KiB) */
+    _Atomic(struct q2_l1 *) l1;
+    struct meta_region l1_region;
+    uint64_t *l1_dirty;                 /* for the region */
+    /* refcount table: whole in memory, home loop only */
+    uint64_t *rt; uint64_t rt_entries;  /* host order offsets of blocks */
+    struct q2_alloc *alloc;
+    struct co_range_locks locks;        /* guest clusters being allocated, zeroed or discarded (byte offsets) */
+    struct q2_snapshot *snapshots; uint32_t snapshot_count;
+    struct q2_bitmap *bitmaps; uint32_t bitmap_count; bool bitmaps_broken;
+    bool bitmaps_marked;                /* Q16 has been done for this opening */
+    bool check_mode, info_only, failed; /* failed: corruption was found, every write is refused (1.113) */
+    uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
+    uint64_t zero_stamp; bool zero_stamped;   /* grace period before a kept zero cluster may be written (q2_write.c) */
+    struct fmt_open_opts opts;
+    char *name;
+};
+static inline struct q2_image *q2_of(struct fmt_image *im) { return (struct q2_image *)im; }
+
+/* ---- tables read at open or for info and check (q2_snapshot.c, q2_bitmap.c): parse and validate, no trust ---- */
+MUST_USE int q2_snapshots_load(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_snapshot **ret, uint32_t *ret_count, struct byre_err *err);
+void q2_snapshots_free(struct q2_snapshot *s, uint32_t count);
+MUST_USE int q2_bitmaps_load(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_bitmap **ret, uint32_t *ret_count, struct byre_err *err);
+void q2_bitmaps_free(struct q2_bitmap *b, uint32_t count);
+
+/* ---- q2_codec.c: decompress exactly one cluster; runs on the CPU pool, pure. -EIO: bytes are not a cluster. ---- */
+MUST_USE int q2_decompress(uint8_t type, const void *in, size_t in_bytes, void *out, size_t cluster_bytes);
+
+/* ---- q2_check.c, q2_create.c, q2_info.c, q2_measure.c ---- */
+int q2_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+int q2_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);
+int q2_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
+int q2_measure(const struct fmt_create_opts *o, uint64_t data_bytes, struct fmt_measure *ret, struct byre_err *err);
+
+/* ---- q2_driver.c ---- */
+/* Throws away every cached table and reads header, L1, refcount table, snapshots and bitmaps again (after repair). Drained. */
+MUST_USE int q2_reload(struct co *co, struct q2_image *q, struct byre_err *err);
+/* Writes the 512-byte sector(s) of the first cluster that hold [from, to) from h, with one barrier (Q18). */
+MUST_USE int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to, enum meta_barrier which);
+/* Metadata was found to be wrong while in use: sets the corrupt bit (v3, Q22), refuses writes from now on. Returns -EIO. */
+int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off);
+
+/* ---- q2_map.c ---- */
+int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
+int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
+/* Home: the pinned L2 slice that holds `guest` and the index of its entry in it. ret_b NULL: no L2 table. */
+MUST_USE int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index);
+/* Home: the same, made writable: a missing table is made, a shared one copied (Q5). */
+MUST_USE int q2_slice_own(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index);
+
+/* ---- q2_refs.c: how many owners has a host cluster? Home loop. ---- */
+MUST_USE int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_err *err);
+MUST_USE int q2_refs_get(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t *ret_count);
+/* Adds delta to each of n clusters. -ERANGE: width; -EIO: below zero. On failure nothing is changed. */
+MUST_USE int q2_refs_add(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, int64_t delta);
+
+/* ---- q2_alloc.c: which clusters may I have? Home loop. ---- */
+struct q2_run { uint64_t cluster, count; bool known_zero; bool settled; };   /* settled: count and length durable already */
+MUST_USE int q2_alloc_new(struct co *co, struct q2_image *q);
+/* Gives back counts and length of the unused frontier (D4), processes frees. Before meta goes. */
+MUST_USE int q2_alloc_close(struct co *co, struct q2_image *q);
+void q2_alloc_free(struct q2_image *q);
+/* 1..want contiguous clusters, counted (refcount 1). -ENOSPC: nothing changed. May suspend. */
+MUST_USE int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret);
+/* Exactly n contiguous clusters. */
+MUST_USE int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run *ret);
+/* Takes back clusters that nothing ever pointed to; nothing in flight on them. Cannot fail. */
+void q2_alloc_return(struct q2_image *q, const struct q2_run *r);
+/* n clusters have lost one reference each in memory (L2, L1 or header change already made): dropped, punched and
+ * handed out again only after Q9/D3 allow it. Cannot fail for memory: worst case is a leak, counted. */
+void q2_alloc_drop(struct q2_image *q, uint64_t cluster, uint64_t n);
+/* The file was cut or grown by resize. */
+void q2_alloc_end_changed(struct q2_image *q);
+
+/* ---- q2_write.c, q2_zero.c, q2_resize.c ---- */
+int q2_write_begin(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w);
+int q2_write_commit(struct co *co, struct fmt_image *im, struct fmt_write *w);
+void q2_write_abort(struct co *co, struct fmt_image *im, struct fmt_write *w);
+int q2_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags);
+int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
+int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
+
+#endif

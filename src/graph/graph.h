@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * graph.h: nodes and edges; opening chains; the generic read, write, zero, discard, flush and status of a disk.
+ *
+ * A node is one image (a format over a store) with at most one backing node. A disk is its topmost node. Reads
+ * walk the chain in a loop, never by recursion: each piece that a layer does not hold is asked of the next one.
+ *
+ * Invariants
+ *   I1  The chain below a node has no cycle and at most max_depth nodes (RG22).
+ *   I2  What lies past the end of a shorter layer reads zeros, never the layers below it (FEATURES 11.008).
+ *   I3  A request that was let in is finished or failed before graph_drain_begin returns.
+ *   I4  Only a node opened for writing is ever written; its backing nodes are read-only.
+ * Concurrency  Requests from any loop. graph_open, graph_close, graph_resize and drain on the graph's home loop.
+ * Failure      As fmt.h and stor.h; a failed request has changed at most the sectors it names.
+ */
+#ifndef GRAPH_GRAPH_H
+#define GRAPH_GRAPH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/iov.h"
+#include "fmt/fmt.h"
+#include "rt/loop.h"
+
+struct graph;
+struct graph_node;
+
+#define GRAPH_DEPTH_DEFAULT 256
+#define GRAPH_NAME_MAX 31
+
+/* How names become stores. The default opener opens files and devices; the simulator brings its own. */
+struct graph_opener {
+    int (*open)(struct co *co, void *arg, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err);
+    bool (*identity)(void *arg, const struct stor *s, uint64_t *ret_a, uint64_t *ret_b);
+    void *arg;
+};
+
+enum graph_policy { GRAPH_ECOSYSTEM, GRAPH_STRICT };      /* DESIGN D8 */
+
+struct graph_opts {
+    const struct graph_opener *opener;      /* NULL = files */
+    enum graph_policy policy;
+    unsigned max_depth;                     /* 0 = GRAPH_DEPTH_DEFAULT */
+    void (*warn)(void *arg, const char *text);   /* warnings (missing backing format, ...); may be NULL */
+    void *warn_arg;
+};
+MUST_USE int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **ret_g, struct byre_err *err);
+void graph_free(struct graph *g);           /* all nodes closed */
+
+struct graph_open_opts {
+    const char *filename;                   /* plain path, file:PATH, or json:{...} as the peer accepts (ecosystem policy) */
+    const char *format;                     /* NULL = probe */
+    const char *node_name;                  /* NULL = made up ("#block0") */
+    bool read_only;
+    bool force_share;                       /* -U: no lock against writers (read-only) */
+    bool no_backing;                        /* do not open the backing chain: absent ranges read zero */
+    bool no_lock;
+    bool direct, no_flush, writethrough;    /* cache modes (FEATURES 3.066) */
+    bool discard;                           /* discard=unmap: punch freed space */
+    bool refuse_probed_raw;                 /* serve: a disk probed as raw is never opened read-write */
+    struct fmt_open_opts fmt;               /* cache sizes, check_mode, ... (read_only is taken from above) */
+};
+/* Opens an image and its backing chain. On failure nothing is left open. Suspends; home loop. */
+MUST_USE int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err);
+/* Flushes and closes the node and every backing node that nobody else uses. Returns the first error; gone all the same. */
+int graph_close(struct co *co, struct graph_node *n);
+
+/* ---- description (any loop; constant while open unless stated) ---- */
+const char *graph_node_name(const struct graph_node *n);
+const char *graph_filename(const struct graph_node *n);
+const struct fmt_ops *graph_format(const struct graph_node *n);
+struct fmt_image *graph_image(struct graph_node *n);          /* for check, info and tests */
+struct stor *graph_store(struct graph_node *n);
+struct graph_node *graph_backing(const struct graph_node *n);  /* NULL: none */
+const char *graph_backing_filename(const struct graph_node *n); /* resolved full name of the recorded backing file, NULL: none */
+bool graph_read_only(const struct graph_node *n);
+bool graph_probed(const struct graph_node *n);                 /* the format was guessed */
+uint64_t graph_length(const struct graph_node *n);             /* bytes, rounded up to 512; changes by resize */
+struct graph_node *graph_find(struct graph *g, const char *node_name);
+struct graph_node *graph_next(struct graph *g, struct graph_node *prev);   /* iterate all nodes */
+
+/* ---- requests: any loop, suspend, 0 or -errno ---- */
+enum { GRAPH_FUA = 1u << 0, GRAPH_UNMAP = 1u << 1, GRAPH_NO_FALLBACK = 1u << 2 };
+MUST_USE int graph_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
+MUST_USE int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);
+MUST_USE int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);
+MUST_USE int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
+MUST_USE int graph_flush(struct co *co, struct graph_node *n);
+
+struct graph_status {
+    uint64_t len;                /* bytes from off for which this holds, > 0 */
+    bool present;                /* some layer answers (data, zero cluster, or past its end) */
+    bool data, zero;             /* as `map`: data = bytes are stored; zero = reads as zeros */
+    bool compressed;
+    bool has_offset; uint64_t offset;         /* host offset in the file of `node` */
+    unsigned depth;              /* 0 = top layer */
+    struct graph_node *node;     /* layer that answers (deepest when none does) */
+};
+/* Status of [off, off+len) down to (excluding) `bottom` (NULL = whole chain). Neighbours are merged up to len. */
+MUST_USE int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret);
+MUST_USE int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
+
+/* No new request is let in, those inside have ended when it returns. Nests. Home loop. */
+void graph_drain_begin(struct co *co, struct graph_node *n);
+void graph_drain_end(struct graph_node *n);
+
+/* ---- permissions (FEATURES 11.002): who uses a node, for what, and what it lets others do ---- */
+struct graph_user { struct graph_user *next; const char *who; unsigned perm, shared; struct graph_node *node; };
+MUST_USE int graph_user_add(struct graph_node *n, struct graph_user *u, struct byre_err *err);   /* refused: names both users */
+void graph_user_remove(struct graph_user *u);
+
+#endif

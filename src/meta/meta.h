@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * meta.h: the metadata cache of an image and the only place that decides what reaches the disk before what
+ * (DESIGN D5). Knows nothing of qcow2 or QED: blocks have an offset, a kind with a validator, and a rank.
+ *
+ * Model
+ *   Blocks of one size (a slice of a table) are cached by host offset. Small tables that live whole in memory
+ *   (an L1 table) are REGIONS. Changes are made in memory on the home loop and become durable in PASSES.
+ *   A pass freezes: at one instant it copies every dirty sector of every dirty block and region into its own
+ *   buffers, then writes the copies rank by rank, lowest first, with a barrier between two ranks where one is
+ *   needed, and a last barrier. Passes run one at a time; everybody who waits for a flush shares the next one.
+ *
+ * Invariants
+ *   I1  Only the home loop changes a block or region. Other loops read: words are _Atomic, in disk order.
+ *   I2  A pass writes what was true at its freeze, of all ranks: a pointer never reaches the disk in an earlier
+ *       or the same epoch as the count or table it relies on, unless that was marked independent (Q23).
+ *   I3  A block is loaded and valid (its validator accepted it), or it is not in the cache.
+ *   I4  A dirty block is never evicted; an evicted block is freed after a grace period.
+ *   I5  A deferred free is released only after (a) a pass that froze at or after its queueing has ended well and
+ *       (b) a grace period of the image's epoch has gone by since (a). The format then punches, and hands the
+ *       space out only when the punch has completed (c). Together: Q9, D3.
+ *   I6  After a failed barrier nothing is written any more: every later pass fails (RG27).
+ *   I7  Nothing else in the image's process calls stor_flush on the store.
+ * Order        Ranks: data and copy-on-write < counts < tables < roots. Barriers are named (enum meta_barrier).
+ * Concurrency  All calls on the home loop, except meta_peek (any loop, inside an epoch section of the image).
+ * Failure      A failed write of a pass marks its sectors dirty again and fails everybody who waited; a later pass retries.
+ */
+#ifndef META_META_H
+#define META_META_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/endian.h"
+#include "base/err.h"
+#include "rt/epoch.h"
+#include "rt/sync.h"
+#include "stor/stor.h"
+
+struct meta;
+
+enum meta_rank { META_COUNTS, META_TABLES, META_ROOTS, META_RANKS };
+
+enum meta_barrier {              /* every barrier has a name; mutants drop them by name (RG4) */
+    META_B_DATA_TABLES,          /* data and counts durable before tables point there (Q1, Q4, Q5) */
+    META_B_TABLES_ROOTS,         /* tables durable before roots point there (Q5) */
+    META_B_FINAL,                /* the flush the guest asked for */
+    META_B_GROW_COUNTS,          /* file length, counts and new refcount blocks before the table that finds them (Q6, D4) */
+    META_B_GROW_ROOT,            /* refcount table entries before anything uses what they describe (Q6) */
+    META_B_SWITCH_BEFORE,        /* a new structure before the header sector that switches to it (Q7, Q8) */
+    META_B_SWITCH_AFTER,         /* the switch before the old structure is freed (Q7, Q8) */
+    META_B_HEADER,               /* one header sector (dirty, corrupt, autoclear, size) */
+    META_B_CLOSE,                /* counts lowered before the file is cut at close (D4) */
+    META_B_REPAIR,               /* between steps of repair */
+    META_B_COUNT
+};
+
+/* A kind of block. validate: words in disk order just read from `off`; false = corrupt, not cached (-EIO). */
+struct meta_kind {
+    const char *name;
+    enum meta_rank rank;
+    bool (*validate)(void *arg, uint64_t off, const void *data, uint32_t bytes);
+    void *arg;
+};
+
+struct meta_block {
+    _Atomic(struct meta_block *) hash_next;
+    uint64_t off;                            /* host offset */
+    const struct meta_kind *kind;
+    _Atomic uint64_t *words;                 /* block_bytes/8 words in disk order */
+    _Atomic uint8_t used;                    /* clock bit, set by readers */
+    /* home loop only */
+    uint32_t pins;
+    uint64_t dirty_sectors;                  /* bit per dirty_unit bytes */
+    struct meta_block *dirty_next, *dirty_prev, *all_next, *all_prev;
+    struct epoch_cb reclaim;
+    struct meta *owner;
+};
+
+/* A table that is whole in memory. The owner embeds it. */
+struct meta_region {
+    enum meta_rank rank;
+    uint64_t off;                            /* host offset of words[0] */
+    _Atomic uint64_t *words;
+    uint64_t bytes;
+    uint64_t *dirty;                         /* bit per 512 bytes; owned by meta after meta_region_add */
+    uint64_t dirty_count;
+    struct meta_region *next;
+};
+
+/* Space that was unlinked and waits for I5. release() runs on the home loop, must not suspend. */
+struct meta_free {
+    struct meta_free *next;
+    uint64_t pass;                           /* pass that makes the unlinking durable */
+    struct epoch_cb grace;
+    void (*release)(struct meta_free *f);
+    struct meta *owner;
+};
+
+struct meta_opts {
+    struct stor *store;
+    struct rt_loop *home;
+    struct epoch *epoch;
+    uint32_t block_bytes;                    /* 512..65536, power of two */
+    uint64_t budget_bytes;                   /* clean + dirty blocks; at least 8 blocks are kept */
+    bool read_only;
+    /* Runs on the home loop at the start of every pass, before the freeze (not allowed to suspend). May be NULL. */
+    void (*before_freeze)(void *arg); void *arg;
+};
+MUST_USE int meta_new(const struct meta_opts *o, struct meta **ret_m);
+/* No block pinned, nothing dirty or failed; frees everything. Waits for grace periods. */
+void meta_free_all(struct co *co, struct meta *m);
+
+/* ---- blocks ---- */
+/* Any loop, inside an epoch section: the block if cached, else NULL. */
+struct meta_block *meta_peek(struct meta *m, uint64_t off);
+/* Home: loads if needed and pins. -EIO: unreadable or refused by the validator. Suspends. */
+MUST_USE int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b);
+/* Home: a fresh zeroed block for space that nobody has cached; not read from disk; pinned. write_whole: all of
+ * it is dirty; else only what is set later is written, because the space is known to read zero. Suspends. */
+MUST_USE int meta_get_zeroed(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, bool write_whole, struct meta_block **ret_b);
+void meta_put(struct meta *m, struct meta_block *b);
+/* Forget a cached block of freed space (must not be pinned); its dirt is dropped. */
+void meta_forget(struct meta *m, uint64_t off, uint64_t len);
+
+static inline uint64_t meta_word(const struct meta_block *b, uint32_t i) { return be64_word(atomic_load_explicit(&b->words[i], memory_order_acquire)); }
+/* Sets word i (host order) and marks its sector dirty. Home. */
+void meta_set_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t value);
+/* Marks bytes [from, to) of the block dirty after the caller changed them. */
+void meta_dirty(struct meta *m, struct meta_block *b, uint32_t from, uint32_t to);
+
+void meta_region_add(struct meta *m, struct meta_region *r);            /* r->dirty allocated by the caller: bytes/512/64 words, zeroed */
+void meta_region_set(struct meta *m, struct meta_region *r, uint64_t i, uint64_t value);
+
+/* ---- dependencies of the next pass (Q1..Q5, Q23) ---- */
+/* A table entry was set that relies on data or counts which are not yet durable. */
+void meta_need_data_barrier(struct meta *m);
+/* A root entry was set that relies on a table which is not yet durable. */
+void meta_need_table_barrier(struct meta *m);
+void meta_defer_free(struct meta *m, struct meta_free *f, void (*release)(struct meta_free *f));
+
+/* ---- passes ---- */
+/* Everything that was done before the call is durable when it returns 0. Shares passes. Suspends. */
+MUST_USE int meta_flush(struct co *co, struct meta *m);
+bool meta_is_clean(const struct meta *m);       /* any loop: nothing dirty, no pass running: data alone may be made durable */
+/* Waits until every deferred free queued so far was released, running passes as needed. Suspends; outside epoch sections. */
+MUST_USE int meta_settle(struct co *co, struct meta *m);
+/* Number of frees that wait; barriers issued so far by name (for tests, bench and limits). */
+uint64_t meta_frees_waiting(const struct meta *m);
+uint64_t meta_barriers(const struct meta *m, enum meta_barrier b);
+
+/* ---- ordered steps outside passes: growth, header switches, repair ---- */
+/* Holds passes off and excludes other structural changes. */
+void meta_struct_begin(struct co *co, struct meta *m);
+void meta_struct_end(struct meta *m);
+/* Writes now (not through the cache; cached blocks of that range must have been forgotten or be equal). */
+MUST_USE int meta_write_now(struct co *co, struct meta *m, const void *buf, uint64_t len, uint64_t off);
+MUST_USE int meta_barrier(struct co *co, struct meta *m, enum meta_barrier which);
+/* A pass while the structural lock is held by the caller. */
+MUST_USE int meta_pass_locked(struct co *co, struct meta *m);
+
+#endif
