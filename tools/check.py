@@ -340,7 +340,7 @@ def gather(args, suites, report, scratch):
     units = []
     main = pathlib.Path(args.build).resolve()
     if not suites or suites - special:
-        if build(args.kind, main, report, "build/" + args.kind):
+        if args.no_build or build(args.kind, main, report, "build/" + args.kind):
             units += meson_units(main, None)
             units += pytest_units(main, report, scratch, test_roots())
     if args.no_extra_builds or (args.test and not suites):    # TEST= alone asks for a quick answer
@@ -361,6 +361,7 @@ def parse(argv):
     p.add_argument("--test", default="", help="run only units whose name contains this")
     p.add_argument("--build", default=str(TOP / "build"), help="build folder")
     p.add_argument("--kind", default="plain", help="kind of the main build (tools/build.sh)")
+    p.add_argument("--no-build", action="store_true", help="test the main build as it stands")
     p.add_argument("--no-extra-builds", action="store_true", help="leave out asan, tsan and build-clang")
     p.add_argument("--jobs", type=int, default=int(os.environ.get("JOBS") or os.cpu_count()))
     p.add_argument("--list", action="store_true", help="print the units' names and run nothing")

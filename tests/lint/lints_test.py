@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""Each lint can fail: small trees with one fault each, and a clean one that passes."""
+import pathlib
+import subprocess
+
+import pytest
+
+TOP = pathlib.Path(__file__).resolve().parent.parent.parent
+LAYERS = "base -\nrt base\nstor base rt\nmeta base rt stor\nlib base rt stor meta\nbin base lib\nsim *\n"
+SPDX = "/* SPDX-License-Identifier: MIT */\n"
+
+
+def tree(root, **changes):
+    """A clean little project; keyword arguments are not paths, so changes come as a dict in `files`."""
+    content = {
+        "LAYERS": LAYERS,
+        "src/base/err.h": SPDX + "int err_set(int x);\n",
+        "src/rt/co.h": SPDX + '#include "base/err.h"\n',
+        "src/rt/co.c": SPDX + '#include "rt/co.h"\nint co_go(void)\n{\n    return 0;\n}\n',
+        "src/meta/meta.c": SPDX + '#include "rt/co.h"\nint stor_flush(int);\nint m(void)\n{\n    return stor_flush(1);\n}\n',
+        "include/byre/error.h": SPDX,
+        "README.md": "# Title\n\nSee [here](#title) and `src/rt/co.c`.\n",
+    }
+    content.update(changes.get("files", {}))
+    for path, text in content.items():
+        if text is None:
+            continue
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return root
+
+
+def lint(name, root):
+    done = subprocess.run(["/usr/bin/python3", "-B", str(TOP / "tools/lint" / f"{name}.py"), "--root", str(root)],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("name", ["layers", "banned", "funclen", "spdx", "words", "doclinks"])
+def test_clean_tree_passes(tmp_path, name):
+    code, text = lint(name, tree(tmp_path))
+    assert code == 0, text
+
+
+FAULTS = {
+    "layers-upward": ("layers", {"src/rt/up.c": SPDX + '#include "meta/meta.h"\n', "src/meta/meta.h": SPDX}, "layer 'rt' may not use 'meta'"),
+    "layers-public": ("layers", {"src/meta/x.c": SPDX + '#include "byre/image.h"\n', "include/byre/image.h": SPDX}, "may not use 'lib'"),
+    "layers-unlisted": ("layers", {"src/odd/x.c": SPDX}, "folder src/odd is not listed"),
+    "layers-order": ("layers", {"LAYERS": "base rt\nrt base\nstor -\nmeta rt\nlib -\nbin -\n"}, "not listed before it"),
+    "layers-private": ("layers", {"src/meta/x.c": SPDX + '#include "rt/co_priv.h"\n', "src/rt/co_priv.h": SPDX}, "is private to src/rt"),
+    "layers-missing": ("layers", {"src/meta/x.c": SPDX + '#include "rt/none.h"\n'}, "does not exist"),
+    "layers-cycle": ("layers", {"src/rt/a.h": SPDX + '#include "rt/b.h"\n', "src/rt/b.h": SPDX + '#include "rt/a.h"\n'}, "include cycle"),
+    "layers-pure": ("layers", {"src/base/t.c": SPDX + "#include <pthread.h>\n"}, "no I/O, threads, clock"),
+    "layers-sim-in-product": ("layers", {"src/meta/x.c": SPDX + '#include "sim/sim.h"\n', "src/sim/sim.h": SPDX}, "may not use 'sim'"),
+    "layers-example": ("layers", {"examples/x.c": SPDX + '#include "rt/co.h"\n'}, "public headers only"),
+    "banned-strcpy": ("banned", {"src/bin/x.c": SPDX + "void f(char *a, char *b)\n{\n    strcpy(a, b);\n}\n"}, "strcpy: "),
+    "banned-alloca": ("banned", {"tests/x.c": SPDX + "void *f(void)\n{\n    return alloca(3);\n}\n"}, "alloca: "),
+    "banned-assert": ("banned", {"src/rt/x.c": SPDX + "#include <assert.h>\n"}, "use base/assert.h"),
+    "banned-print": ("banned", {"src/stor/x.c": SPDX + 'void f(void)\n{\n    printf("x");\n}\n'}, "libraries never print"),
+    "banned-exit": ("banned", {"src/stor/x.c": SPDX + "void f(void)\n{\n    exit (1);\n}\n"}, "never end the process"),
+    "banned-flush": ("banned", {"src/graph/x.c": SPDX + "int f(void)\n{\n    return stor_flush(1);\n}\n"}, "issues barriers"),
+    "banned-unused-exception": ("banned", {"tools/lint/allow.txt": "banned src/rt/co.c:exit because\n"}, "no longer needed"),
+    "banned-no-reason": ("banned", {"tools/lint/allow.txt": "banned src/rt/co.c:exit\n"}, "needs a reason"),
+    "funclen-long": ("funclen", {"src/rt/x.c": SPDX + "int f(void)\n{\n" + "    g();\n" * 140 + "}\n"}, "f has 142 lines"),
+    "funclen-file": ("funclen", {"src/rt/x.c": SPDX + "int a;\n" * 1501}, "a file may have"),
+    "spdx-none": ("spdx", {"src/rt/x.c": "int a;\n"}, "no SPDX"),
+    "spdx-other": ("spdx", {"tools/x.py": "# SPDX-License-Identifier: " + "GPL-2.0-only\n"}, "byre is MIT"),
+    "spdx-script": ("spdx", {"tools/run": "#!/bin/sh\n"}, "no SPDX"),
+    "words-path": ("words", {"docs/x.md": "see /" + "work/main/src\n"}, "a path of one machine"),
+    "words-helper": ("words", {"src/rt/x.c": SPDX + "/* left to the sub" + "agent */\n"}, "how the work was organised"),
+    "words-host": ("words", {"tools/x.sh": "curl https://pypi-pro" + "xy.example.com/simple\n"}, "a host of one place"),
+    "doclinks-file": ("doclinks", {"docs/x.md": "[a](../src/none.c)\n"}, "no such file"),
+    "doclinks-anchor": ("doclinks", {"docs/x.md": "[a](../README.md#none)\n"}, "no such heading"),
+    "doclinks-named": ("doclinks", {"docs/x.md": "Look at `src/rt/gone.c`.\n"}, "'src/rt/gone.c' does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(FAULTS))
+def test_fault_is_found(tmp_path, case):
+    name, files, expected = FAULTS[case]
+    code, text = lint(name, tree(tmp_path, files=files))
+    assert code == 1, text
+    assert expected in text
+
+
+@pytest.mark.parametrize("text", [
+    '/* strcpy(a, b); */\n', '// exit(1);\n', 'const char *s = "printf(";\n', "int my_exit(int);\n",
+    "void f(struct x *p)\n{\n    p->exit(1);\n}\n"])
+def test_banned_ignores_what_is_no_call(tmp_path, text):
+    code, out = lint("banned", tree(tmp_path, files={"src/stor/x.c": SPDX + text}))
+    assert code == 0, out
+
+
+def test_exception_is_honoured(tmp_path):
+    files = {"src/rt/x.c": SPDX + "int f(void)\n{\n    exit(1);\n}\n", "tools/lint/allow.txt": "banned src/rt/x.c:exit it must\n"}
+    code, out = lint("banned", tree(tmp_path, files=files))
+    assert code == 0, out
+
+
+def test_tests_may_include_sim(tmp_path):
+    files = {"src/meta/meta_test.c": SPDX + '#include "sim/sim.h"\n', "src/sim/sim.h": SPDX}
+    code, out = lint("layers", tree(tmp_path, files=files))
+    assert code == 0, out
+
+
+def test_function_lengths_are_counted_right(tmp_path):
+    body = ("struct s { int a; };\nstatic const int t[] = {\n" + "    1,\n" * 200 + "};\n"
+            "#define M(x) do { \\\n" + "    f(x); \\\n" * 200 + "} while (0)\n"
+            "extern \"C\" {\n__attribute__((noinline)) int g(int a, int (*cb)(void))\n{\n" + "    f();\n" * 100 + "}\n}\n")
+    code, out = lint("funclen", tree(tmp_path, files={"src/rt/x.c": SPDX + body}))
+    assert code == 0 and "g has 102 lines" in out and out.count("has ") == 1, out
+
+
+def build_archive(root, layer, text):
+    folder = root / "build/src" / layer
+    folder.mkdir(parents=True)
+    (folder / "x.c").write_text(text)
+    subprocess.run(["gcc", "-c", "x.c", "-o", "x.o"], cwd=folder, check=True)
+    subprocess.run(["ar", "rcs", f"lib{layer}.a", "x.o"], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("rt, expected", [
+    ("int co_go(void) { return 0; }", None),
+    ("int meta_x(void); int co_go(void) { return meta_x(); }", "needs 'meta_x' of layer meta"),
+    ("int co_go(void) { static int n; return n++; }", "mutable global"),
+    ("int table = 3;", "mutable global 'table'"),
+    ("int co_go(void); static int (*const t[])(void) = { co_go }; int co_go(void) { return t[0] != 0; }", None)])
+def test_symbols(tmp_path, rt, expected):
+    tree(tmp_path)
+    build_archive(tmp_path, "rt", rt)
+    build_archive(tmp_path, "meta", "int co_go(void); int meta_x(void) { return co_go(); }")
+    code, out = lint("symbols", tmp_path)
+    assert (code == 1 and expected in out) if expected else code == 0, out
+
+
+def test_upward_call_does_not_link(tmp_path):
+    """The rule behind tests/lint/meson.build, with the linker alone."""
+    build_archive(tmp_path, "rt", "int meta_x(void); int co_go(void) { return meta_x(); }")
+    build_archive(tmp_path, "base", "int b(void) { return 0; }")
+    done = subprocess.run(["gcc", str(TOP / "tests/lint/empty_main.c"), "-o", str(tmp_path / "x"), "-Wl,--whole-archive",
+                           str(tmp_path / "build/src/rt/librt.a"), "-Wl,--no-whole-archive",
+                           str(tmp_path / "build/src/base/libbase.a")], stderr=subprocess.PIPE, text=True)
+    assert done.returncode != 0 and "undefined reference to `meta_x'" in done.stderr
