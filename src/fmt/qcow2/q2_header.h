@@ -36,6 +36,11 @@ struct q2_header {
  * name: for messages. check_mode: accept what a repair can mend (refcount table missing or outside). */
 MUST_USE int q2_header_parse(const uint8_t *buf, size_t len, uint64_t file_bytes, bool check_mode, const char *name, struct q2_header *ret, struct byre_err *err);
 void q2_header_fini(struct q2_header *h);
+/* Can the image be read and written (not only reported)? -ENOTSUP names what is missing: encryption, external data
+ * file, extended L2 entries. Pure. */
+MUST_USE int q2_header_supported(const struct q2_header *h, const char *name, struct byre_err *err);
+/* Is a name stored in an image acceptable as text: no NUL, no control bytes? Pure. */
+bool q2_name_ok(const uint8_t *p, size_t len);
 /* Bytes of the whole first cluster (buf has cluster_size bytes, zeroed by the call). Order 1.016; the feature name
  * table last so that the other extensions stay put (Q18). reserve_frontier: room for our extension (version 3).
  * -ENOSPC: does not fit; buf is then unspecified. Pure. */
