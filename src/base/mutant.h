@@ -1,37 +1,66 @@
 /* SPDX-License-Identifier: MIT
  *
- * mutant.h: deliberate ordering faults, to test the tester (RELIABILITY RG4). In every build but the mutant
- * runner's MUTANT() is the constant 0 and costs nothing.
+ * mutant.h: deliberate faults that prove the crash explorer (RG4). In every build but one MUTANT(id) is the
+ * constant 0 and costs nothing. The mutant runner links its own copies of meta and fmt, compiled with
+ * -DBYRE_MUTANTS, in which the one mutant chosen by the runner is alive.
+ *
+ * How to place one: write the right code, and in front of the step that makes it right
+ *
+ *     if (MUTANT(MUT_BARRIER(which)))  return 0;              a barrier that is not issued
+ *     if (!MUTANT(MUT_NEED_DATA_BARRIER))  m->need_data = true;
+ *
+ * Every row below must be placed somewhere, reached by a workload and caught by the explorer, or be explained in
+ * docs/internals/ordering.md; the runner fails otherwise.
  */
 #ifndef BASE_MUTANT_H
 #define BASE_MUTANT_H
 
-enum mutant_id {
+/* Barriers by number (enum meta_barrier): ids 1..32. */
+#define MUT_BARRIERS_MAX 32
+#define MUT_BARRIER(b) (1 + (int)(b))
+
+/* X(name, rule, what the mutant does) */
+#define BYRE_MUTANT_ROWS(X)                                                                             \
+    X(NEED_DATA_BARRIER, "Q1 Q2", "a table entry does not ask for the barrier behind data and counts")  \
+    X(NEED_TABLE_BARRIER, "Q5", "a root entry does not ask for the barrier behind tables")              \
+    X(FREE_SKIP_DURABLE, "Q9a", "freed space does not wait for the pass that unlinks it")               \
+    X(FREE_SKIP_GRACE, "Q9b D3", "freed space does not wait for requests that may have seen it")        \
+    X(FREE_SKIP_PUNCH, "Q9c", "freed space is handed out before its punch has completed")               \
+    X(COUNT_DOWN_EARLY, "Q9 Q11", "a count goes down before the pointer is durably gone")               \
+    X(COUNT_UP_LATE, "Q1", "a count goes up in a later epoch than the pointer")                         \
+    X(FREEZE_NOTHING, "D5", "a pass writes the live tables, not frozen copies")                         \
+    X(FLUSH_IGNORES_DIRT, "P2", "a guest flush that finds a pass running does not wait for the next")   \
+    X(FRONTIER_UNSETTLED, "Q23 D4", "frontier space counts as settled before its barrier")              \
+    X(REUSED_IS_ZERO, "Q23 D4", "reused clusters count as known zero")                                  \
+    X(COW_NO_TAIL, "Q2", "the part behind a partial write is not filled")                               \
+    X(COW_UNORDERED, "Q2 Q23", "clusters filled by copying count as independent data")                  \
+    X(L2_COPY_IN_PLACE, "Q5", "a shared L2 table is changed in place")                                  \
+    X(L2_OLD_FREED_EARLY, "Q5", "the old L2 table is freed before its replacement is linked")           \
+    X(SHARED_IN_PLACE, "Q4", "a shared cluster is overwritten in place")                                \
+    X(HEADER_WHOLE, "Q18 H2", "a header change rewrites the whole first cluster")                       \
+    X(GROW_SIZE_FIRST, "Q8 Q19", "growing: the size is changed before the new L1 is durable")           \
+    X(GROW_NO_TAIL, "Q19", "growing: the tail of the old last cluster is not zeroed")                   \
+    X(GROW_KEEP_TABLES, "Q19", "growing: tables left by an interrupted shrink are not dropped")         \
+    X(SHRINK_FREE_FIRST, "Q19", "shrinking: tables are freed before the size is durable")               \
+    X(BITMAP_MARK_LATE, "Q16", "bitmaps are marked in use after the first write")                       \
+    X(LAZY_NO_DIRTY, "Q12", "lazy refcounts: the dirty bit is set without a barrier")                   \
+    X(COMPRESSED_FREE_EARLY, "Q11 H3", "a rewritten compressed cluster is freed at once")               \
+    X(REPAIR_FREES_FIRST, "P5", "repair lowers counts before it mends what points there")               \
+    X(CLOSE_CUT_FIRST, "D4", "close cuts the file before the counts are durable")
+
+enum byre_mutant_id {
     MUT_NONE = 0,
-    /* dependencies */
-    MUT_NO_DATA_DEP,          /* meta_need_data_barrier forgets */
-    MUT_NO_TABLE_DEP,         /* meta_need_table_barrier forgets */
-    MUT_TABLES_FIRST,         /* a pass writes tables before counts, without a barrier between */
-    MUT_NO_FREEZE,            /* a pass copies tables when it writes them, not at its freeze */
-    MUT_FREE_EARLY,           /* a freed cluster does not wait for the pass that unlinks it (Q9 a) */
-    MUT_FREE_NO_GRACE,        /* ... nor for the requests that saw it (Q9 b) */
-    MUT_FREE_BEFORE_PUNCH,    /* ... nor for its punch (Q9 c) */
-    MUT_KNOWN_ZERO_ALWAYS,    /* a reused cluster is taken for zeros (D4) */
-    MUT_Q23_OVER_BACKING,     /* the data barrier is dropped over non-zero backing data (Q23) */
-    MUT_FRONTIER_UNSETTLED,   /* the frontier is used before its counts and length are durable (D4) */
-    MUT_SHARED_IN_PLACE,      /* an uncopied (shared) cluster is overwritten (Q4) */
-    MUT_SHARED_L2_IN_PLACE,   /* an uncopied (shared) L2 table is changed (Q5) */
-    MUT_NO_ZERO_STAMP,        /* a kept zero cluster is filled while an old writer is inside (D3) */
-    MUT_SHRINK_FREE_FIRST,    /* shrink frees before the new size is durable (Q19) */
-    MUT_GROW_NO_TAIL_ZERO,    /* grow leaves the old tail of the last cluster (Q19) */
-    MUT_DEPENDENCIES,         /* end of the list */
-    /* barriers: MUT_BARRIER + enum meta_barrier */
-    MUT_BARRIER = 100,
+    MUT_AFTER_BARRIERS = MUT_BARRIERS_MAX,
+#define X(name, rule, text) MUT_##name,
+    BYRE_MUTANT_ROWS(X)
+#undef X
+    MUT_END
 };
 
 #ifdef BYRE_MUTANTS
-extern int byre_mutant;       /* set by the mutant runner before an image is opened */
-#define MUTANT(id) (byre_mutant == (int)(id))
+/* Is this mutant alive? Notes that its place was reached. Defined by the mutant runner. */
+int byre_mutant_alive(int id);
+#define MUTANT(id) byre_mutant_alive(id)
 #else
 #define MUTANT(id) 0
 #endif
