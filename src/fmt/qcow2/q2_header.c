@@ -127,8 +127,10 @@ static int check_v3_fields(struct parser *p, const struct q2_disk_header *d, str
     h->refcount_order = be32_get(&d->refcount_order);
     if (h->refcount_order > 6)
         return byre_fail(p->err, Q2_HEADER, "%s: refcount_order %" PRIu32 " is above 6", p->name, h->refcount_order);
-    if (h->header_len >= HEADER_KNOWN)
+    if (h->header_len >= HEADER_KNOWN) {
         h->compression_type = d->compression_type;
+        memcpy(h->pad, d->pad, sizeof h->pad);
+    }
     return 0;
 }
 
@@ -460,6 +462,7 @@ static void emit_fixed(struct wcur *c, const struct q2_header *h, uint32_t heade
         be32_put(&d.refcount_order, h->refcount_order);
         be32_put(&d.header_len, header_len);
         d.compression_type = h->compression_type;
+        memcpy(d.pad, h->pad, sizeof d.pad);
     }
     wcur_bytes(c, &d, min_u64(header_len, sizeof d));
     if (header_len > HEADER_KNOWN)

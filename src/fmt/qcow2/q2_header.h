@@ -21,6 +21,7 @@ struct q2_header {
     uint32_t nb_snapshots; uint64_t snapshots_off;
     uint64_t incompat, compat, autoclear;
     uint8_t compression_type;                 /* 0 zlib, 1 zstd */
+    uint8_t pad[7];                           /* bytes 105..111, kept as found (1.002) */
     char *backing_name, *backing_format, *data_file;       /* NULL = absent */
     bool has_bitmaps;                         /* the extension is there (trust it only with the autoclear bit) */
     uint32_t bitmap_count; uint64_t bitmap_dir_off, bitmap_dir_bytes;

@@ -20,6 +20,7 @@ struct q2_snapshot {                    /* one entry of the snapshot table, pars
     uint32_t date_sec, date_nsec;
     uint64_t vm_clock_ns, vm_state_size, disk_size, icount;
     bool has_disk_size, has_icount;
+    bool l1_ok;                         /* l1_off and l1_size passed q2_table_ok; else they must not be used */
 };
 struct q2_bitmap {                      /* one entry of the bitmap directory, parsed */
     char *name;

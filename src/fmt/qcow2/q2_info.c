@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_info.c: what is there to tell about an image?
+ *
+ * Purpose      Fills struct fmt_info from the open image.
+ * Owns         Nothing: every string is copied for the caller.
+ * Invariants   I1 No I/O and no second file: works without data file, backing file and keys (1.073, 1.080).
+ * Order        None.
+ * Concurrency  Home loop.
+ * Failure      -ENOMEM, then nothing is left allocated.
+ * Tests        tests/interop/test_q2_create.py
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "fmt/qcow2/q2_image.h"
+
+static bool dup_to(char **ret, const char *s)
+{
+    if (!s)
+        return true;
+    *ret = strdup(s);
+    return *ret != NULL;
+}
+
+static bool fill_snapshots(const struct q2_image *q, struct fmt_info *i)
+{
+    if (!q->snapshot_count)
+        return true;
+    i->snapshots = calloc(q->snapshot_count, sizeof *i->snapshots);
+    if (!i->snapshots)
+        return false;
+    for (; i->snapshot_count < q->snapshot_count; ) {
+        const struct q2_snapshot *s = &q->snapshots[i->snapshot_count];
+        struct fmt_snapshot_info *r = &i->snapshots[i->snapshot_count++];
+        *r = (struct fmt_snapshot_info){
+            .vm_state_size = s->vm_state_size, .disk_size = s->disk_size, .vm_clock_ns = s->vm_clock_ns,
+            .icount = s->icount, .date_sec = s->date_sec, .date_nsec = s->date_nsec, .has_icount = s->has_icount,
+        };
+        if (!dup_to(&r->id, s->id) || !dup_to(&r->name, s->name))
+            return false;
+    }
+    return true;
+}
+
+static bool fill_bitmaps(const struct q2_image *q, struct fmt_info *i)
+{
+    if (!q->bitmap_count)
+        return true;
+    i->bitmaps = calloc(q->bitmap_count, sizeof *i->bitmaps);
+    if (!i->bitmaps)
+        return false;
+    for (; i->bitmap_count < q->bitmap_count; ) {
+        const struct q2_bitmap *b = &q->bitmaps[i->bitmap_count];
+        struct fmt_bitmap_info *r = &i->bitmaps[i->bitmap_count++];
+        *r = (struct fmt_bitmap_info){
+            .granularity = 1u << b->granularity_bits, .in_use = b->flags & Q2_BITMAP_IN_USE, .auto_on = b->flags & Q2_BITMAP_AUTO,
+        };
+        if (!dup_to(&r->name, b->name))
+            return false;
+    }
+    return true;
+}
+
+int q2_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err)
+{
+    const struct q2_image *q = q2_of(im);
+    const struct q2_header *h = &q->h;
+    struct fmt_info i = {
+        .virtual_size = h->size,
+        .cluster_size = q->g.cluster_size,
+        .dirty = h->incompat & Q2_INCOMPAT_DIRTY,
+        .corrupt = h->incompat & Q2_INCOMPAT_CORRUPT,
+        .vm_state_offset = q2_l1_entries(&q->g, h->size) * q2_l2_span(&q->g),
+        .is_qcow2 = true,
+        .lazy_refcounts = h->compat & Q2_COMPAT_LAZY,
+        .extended_l2 = q->g.ext_l2,
+        .has_data_file = h->incompat & Q2_INCOMPAT_DATA_FILE,
+        .data_file_raw = h->incompat & Q2_INCOMPAT_DATA_FILE && h->autoclear & Q2_AUTOCLEAR_RAW_DATA,
+        .encrypted = h->crypt_method != 0,
+        .version = h->version,
+        .refcount_bits = q->g.refcount_bits,
+        .compression = h->compression_type ? "zstd" : "zlib",
+    };
+    bool ok = dup_to(&i.backing_name, h->backing_name) && dup_to(&i.backing_format, h->backing_format) &&
+              dup_to(&i.data_file, i.has_data_file ? h->data_file : NULL) && fill_snapshots(q, &i) && fill_bitmaps(q, &i);
+    if (!ok) {
+        fmt_info_fini(&i);
+        return byre_fail(err, NOMEM, "%s: no memory for the description", q->name);
+    }
+    *ret_info = i;
+    return 0;
+}
