@@ -508,7 +508,7 @@ static void emit_extensions(struct wcur *c, const struct q2_header *h, bool rese
         emit_pair(c, Q2_EXT_FRONTIER, h->frontier_start, h->frontier_end);
     for (size_t i = 0; i < h->unknown_count; i++)
         emit_ext(c, h->unknown[i].type, h->unknown[i].data, h->unknown[i].len);
-    if (h->version >= 3 && h->cluster_bits > 12)
+    if (h->version >= 3 && h->cluster_bits >= 12)
         emit_feature_names(c);
     emit_ext(c, Q2_EXT_END, NULL, 0);
 }

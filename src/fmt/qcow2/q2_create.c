@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_create.c: writes a fresh image.
+ *
+ * Purpose      Brings the plan (q2_plan.h) to the store with bounded memory.
+ * Owns         One buffer of 1 MiB or one cluster, whichever is larger.
+ * Invariants   I1 Until the last write the store holds no qcow2 header: a crash leaves a file that is no image.
+ *              I2 Every metadata cluster is written, or reads as zeros because the file has just been grown.
+ * Order        All structures and data, flush, header cluster, flush.
+ * Concurrency  One coroutine on one loop; suspends in I/O.
+ * Failure      The first error ends it; what was written so far stays behind (the caller removes the file).
+ * Tests        q2_plan_test.c, tests/interop/test_q2_create.py
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fmt/qcow2/q2_plan.h"
+
+#define CHUNK_BYTES (1u << 20)
+
+struct writer {
+    const struct q2_plan *p;
+    struct stor *store;
+    uint8_t *buf;
+    uint64_t buf_clusters;
+    bool fresh;                 /* the file was empty: what is not written reads as zeros */
+    struct byre_err *err;
+};
+
+static int failed(struct writer *w, const char *what, int rc)
+{
+    if (rc == -ENOSPC)
+        return byre_fail(w->err, NO_SPACE, "%s: no space left to %s", w->store->name, what);
+    return byre_fail_code(w->err, IO, rc, "%s: cannot %s: %s", w->store->name, what, strerror(-rc));
+}
+
+/* Makes room for the image: a file is emptied and grown, a device must be large enough. */
+static int set_length(struct co *co, struct writer *w)
+{
+    uint64_t need = w->p->clusters << w->p->g.cluster_bits, have;
+    int rc;
+    if (w->store->traits.regular) {
+        w->fresh = true;
+        rc = stor_truncate(co, w->store, 0);
+        if (!rc)
+            rc = stor_truncate(co, w->store, need);
+        return rc ? failed(w, "set the length of the file", rc) : 0;
+    }
+    rc = stor_length(co, w->store, &have);
+    if (rc)
+        return failed(w, "find the length of the device", rc);
+    if (have < need)
+        return byre_fail(w->err, NO_SPACE, "%s: has %" PRIu64 " bytes, the image needs %" PRIu64, w->store->name, have, need);
+    rc = stor_zero(co, w->store, 0, w->p->g.cluster_size, 0);
+    return rc ? failed(w, "clear the old header", rc) : 0;
+}
+
+/* Writes n clusters of buf; in a fresh file only the runs that are not zero. */
+static int write_clusters(struct co *co, struct writer *w, uint64_t first, uint64_t n)
+{
+    uint64_t size = w->p->g.cluster_size;
+    if (!w->fresh)
+        return stor_write_buf(co, w->store, w->buf, n * size, first * size, 0);
+    for (uint64_t i = 0; i < n;) {
+        uint64_t run = 0;
+        while (i + run < n && !mem_is_zero(w->buf + (i + run) * size, size))
+            run++;
+        int rc = run ? stor_write_buf(co, w->store, w->buf + i * size, run * size, (first + i) * size, 0) : 0;
+        if (rc)
+            return rc;
+        i += run ? run : 1;
+    }
+    return 0;
+}
+
+static int write_tables(struct co *co, struct writer *w)
+{
+    for (uint64_t c = w->p->rt_first; c < w->p->data_first;) {
+        uint64_t n = min_u64(w->buf_clusters, w->p->data_first - c);
+        q2_plan_fill(w->p, c, n, w->buf);
+        int rc = write_clusters(co, w, c, n);
+        if (rc)
+            return failed(w, "write the tables", rc);
+        c += n;
+    }
+    return 0;
+}
+
+static int write_zeros(struct co *co, struct writer *w, uint64_t off, uint64_t len)
+{
+    uint64_t step = w->buf_clusters * w->p->g.cluster_size;
+    memset(w->buf, 0, step);
+    while (len) {
+        uint64_t n = min_u64(step, len);
+        int rc = stor_write_buf(co, w->store, w->buf, n, off, 0);
+        if (rc)
+            return rc;
+        off += n;
+        len -= n;
+    }
+    return 0;
+}
+
+static int make_data(struct co *co, struct writer *w)
+{
+    uint64_t off = w->p->data_first << w->p->g.cluster_bits, len = w->p->data_count << w->p->g.cluster_bits;
+    int rc = 0;
+    if (!len)
+        return 0;
+    switch (w->p->prealloc) {
+    case FMT_PREALLOC_FALLOC:
+        rc = stor_preallocate(co, w->store, off, len);
+        if (rc == -ENOTSUP)
+            rc = write_zeros(co, w, off, len);
+        else if (!rc && !w->fresh)
+            rc = stor_zero(co, w->store, off, len, 0);
+        break;
+    case FMT_PREALLOC_FULL:
+        rc = write_zeros(co, w, off, len);
+        break;
+    default:
+        rc = w->fresh ? 0 : stor_zero(co, w->store, off, len, STOR_UNMAP);
+    }
+    return rc ? failed(w, "preallocate the data area", rc) : 0;
+}
+
+/* The room for our own extension is dropped when a long name leaves none. */
+static int emit_header(struct writer *w)
+{
+    uint64_t size = w->p->g.cluster_size;
+    if (!q2_header_emit(&w->p->h, true, w->buf, size, NULL))
+        return 0;
+    return q2_header_emit(&w->p->h, false, w->buf, size, w->err);
+}
+
+static int write_header(struct co *co, struct writer *w)
+{
+    int rc = stor_flush(co, w->store);
+    if (rc)
+        return failed(w, "flush", rc);
+    rc = emit_header(w);
+    if (rc)
+        return rc;
+    rc = stor_write_buf(co, w->store, w->buf, w->p->g.cluster_size, 0, 0);
+    if (rc)
+        return failed(w, "write the header", rc);
+    rc = stor_flush(co, w->store);
+    return rc ? failed(w, "flush", rc) : 0;
+}
+
+static int write_image(struct co *co, struct writer *w)
+{
+    int rc = emit_header(w);          /* refuse before anything is written */
+    if (!rc)
+        rc = set_length(co, w);
+    if (!rc)
+        rc = write_tables(co, w);
+    if (!rc)
+        rc = make_data(co, w);
+    if (!rc)
+        rc = write_header(co, w);
+    return rc;
+}
+
+int q2_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err)
+{
+    struct q2_plan p;
+    int rc = q2_plan_make(o, false, &p, err);
+    if (rc)
+        return rc;
+    struct writer w = { .p = &p, .store = store, .err = err };
+    w.buf_clusters = max_u64(CHUNK_BYTES >> p.g.cluster_bits, 1);
+    w.buf = malloc(w.buf_clusters << p.g.cluster_bits);
+    if (w.buf)
+        rc = write_image(co, &w);
+    else
+        rc = byre_fail(err, NOMEM, "%s: no memory to create the image", store->name);
+    free(w.buf);
+    q2_plan_fini(&p);
+    return rc;
+}
