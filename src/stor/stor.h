@@ -41,6 +41,7 @@ struct stor_limits {
     uint32_t mem_align;        /* memory alignment of buffers (1 if none) */
     uint32_t opt_block;        /* size below which writes cost a read on the device (hint; >= 512) */
     uint64_t max_transfer;     /* bytes per request; 0 = no limit */
+    uint32_t zero_block;       /* alignment that zero and discard need beyond `block` (0 or 1 if none) */
 };
 
 struct stor_traits {
@@ -48,7 +49,8 @@ struct stor_traits {
     bool zero_growth;          /* space gained by growing reads zero, also after a crash (DESIGN D4, Q23) */
     bool serial_growth;        /* kernel where zeroing past the end races with writes: serialise (DESIGN 2.1) */
     bool can_punch, can_zero, can_copy;
-    bool direct;               /* O_DIRECT */
+    bool direct;               /* O_DIRECT: data never waits in the page cache */
+    bool enospc_early;         /* lack of space shows in the write itself, never in a later flush (see stor_sync.c) */
 };
 
 struct stor_ops {
@@ -120,7 +122,8 @@ struct stor_file_opts {
     bool truncate_to_zero;       /* after the lock is held */
     bool exclusive;              /* O_EXCL */
 };
-/* Regular file or block device. Locks are NOT taken here except when creating; call stor_lock. */
+/* Regular file or block device. Locks are NOT taken here except when creating; call stor_lock. When creating, the
+ * new file is held with WRITE and RESIZE, shared by nobody who wants either, until stor_lock or close. */
 MUST_USE int stor_file_open(struct co *co, const char *path, const struct stor_file_opts *opts, struct stor **ret_s, struct byre_err *err);
 /* Identity for loop detection (RG22): false when the store has none. */
 bool stor_file_identity(const struct stor *s, uint64_t *ret_dev, uint64_t *ret_ino);

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * file.c: opening, creating and closing files and block devices.
+ *
+ * Purpose      From a path to a store whose limits and traits are known.
+ * Owns         The file descriptor; struct file_stor.
+ * Invariants   I1  A file is emptied only with the lock held that lets us write and resize it.
+ *              I2  Nothing but a regular file or a block device is opened, and no open waits for a peer (FIFO).
+ * Order        A new file's directory entry is not made durable here; that is for whoever creates images.
+ * Concurrency  Open runs on a worker thread, so that a slow file system does not stop a loop.
+ * Failure      -errno and a text; nothing stays open. A file that this call created (exclusive) is removed again.
+ * Tests        file_test.c
+ */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "rt/loop.h"
+#include "stor/file_priv.h"
+
+struct open_args {
+    const char *path;
+    const struct stor_file_opts *opts;
+    struct file_stor *f;
+    struct byre_err *err;
+    bool started;
+};
+
+static int fail_errno(struct byre_err *err, int e, const char *path, const char *what)
+{
+    switch (e) {
+    case ENOENT: return byre_fail(err, NOT_FOUND, "%s: %s: no such file", path, what);
+    case EEXIST: return byre_fail(err, EXISTS, "%s: %s: the file exists", path, what);
+    case ENOSPC: return byre_fail(err, NO_SPACE, "%s: %s: no space left", path, what);
+    default: return byre_fail_code(err, SYSTEM, -e, "%s: %s: %s", path, what, strerrordesc_np(e));
+    }
+}
+
+static int open_flags(const struct stor_file_opts *o)
+{
+    int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (o->read_only ? O_RDONLY : O_RDWR);
+    if (o->direct)
+        flags |= O_DIRECT;
+    if (o->create)
+        flags |= O_CREAT | (o->exclusive ? O_EXCL : 0);
+    return flags;
+}
+
+static int open_fd(const struct open_args *a, struct stat *ret_st)
+{
+    int fd = open(a->path, open_flags(a->opts), 0644);
+    if (fd < 0 && errno == EINVAL && a->opts->direct)
+        return byre_fail(a->err, NOT_SUPPORTED, "%s: direct I/O is not possible on this file system", a->path);
+    if (fd < 0)
+        return fail_errno(a->err, errno, a->path, a->opts->create ? "create" : "open");
+    int r = 0;
+    if (fstat(fd, ret_st) < 0)
+        r = fail_errno(a->err, errno, a->path, "stat");
+    else if (!S_ISREG(ret_st->st_mode) && !S_ISBLK(ret_st->st_mode))
+        r = byre_fail(a->err, BAD_ARGUMENT, "%s: neither a regular file nor a block device", a->path);
+    else if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK) < 0)
+        r = fail_errno(a->err, errno, a->path, "set flags");
+    if (r < 0)
+        close(fd);
+    return r < 0 ? r : fd;
+}
+
+/* Locks a file that is being created, and empties it when asked (I1). */
+static int create_content(struct file_stor *f, const struct open_args *a)
+{
+    unsigned perm = STOR_PERM_WRITE | STOR_PERM_RESIZE;
+    int r = file_lock_blocking(f, perm, STOR_PERM_ALL & ~perm, a->err);
+    if (r < 0 || !a->opts->truncate_to_zero || f->device)
+        return r;
+    return ftruncate(f->fd, 0) < 0 ? fail_errno(a->err, errno, a->path, "truncate") : 0;
+}
+
+static void set_identity(struct file_stor *f, const struct stat *st)
+{
+    /* Two nodes of one device are one device; no file has inode 0. */
+    f->dev = f->device ? st->st_rdev : st->st_dev;
+    f->ino = f->device ? 0 : st->st_ino;
+}
+
+static int64_t open_blocking(void *arg)
+{
+    struct open_args *a = arg;
+    struct file_stor *f = a->f;
+    struct stat st;
+    a->started = true;
+    if (a->opts->create && a->opts->read_only)
+        return byre_fail(a->err, BAD_ARGUMENT, "%s: a new file cannot be opened read-only", a->path);
+    int fd = open_fd(a, &st);
+    if (fd < 0)
+        return fd;
+    f->fd = fd;
+    f->device = S_ISBLK(st.st_mode);
+    f->locking = a->opts->locking;
+    f->s.read_only = a->opts->read_only;
+    f->s.no_flush = a->opts->no_flush;
+    f->s.discard_ok = a->opts->discard;
+    f->s.traits.direct = a->opts->direct;
+    set_identity(f, &st);
+    int r = a->opts->create ? create_content(f, a) : 0;
+    if (r < 0) {
+        if (a->opts->create && a->opts->exclusive)
+            (void)unlink(a->path);        /* ours; what the caller learns is the first failure */
+        close(fd);
+        f->fd = -1;
+        return r;
+    }
+    file_probe(f, &st);
+    return 0;
+}
+
+static void file_free(struct file_stor *f)
+{
+    pthread_mutex_destroy(&f->extent.lock);
+    pthread_mutex_destroy(&f->lock_mutex);
+    stor_fini(&f->s);
+    free(f);
+}
+
+int stor_file_open(struct co *co, const char *path, const struct stor_file_opts *opts, struct stor **ret_s, struct byre_err *err)
+{
+    struct file_stor *f = calloc(1, sizeof *f);
+    if (!f || stor_init(&f->s, &file_ops, path) < 0) {
+        free(f);
+        return byre_fail(err, NOMEM, "%s: out of memory", path);
+    }
+    f->fd = -1;
+    pthread_mutex_init(&f->extent.lock, NULL);
+    pthread_mutex_init(&f->lock_mutex, NULL);
+    struct open_args a = { path, opts, f, err, false };
+    int r = (int)rt_blocking(co, open_blocking, &a);
+    if (r < 0) {
+        if (!a.started)
+            (void)byre_fail_code(err, NOMEM, r, "%s: no worker for the open", path);
+        file_free(f);
+        return r;
+    }
+    *ret_s = &f->s;
+    return 0;
+}
+
+static int64_t close_blocking(void *arg)
+{
+    return close(*(int *)arg);
+}
+
+void file_close(struct co *co, struct stor *s)
+{
+    struct file_stor *f = file_of(s);
+    int fd = f->fd;
+    file_free(f);
+    /* On a worker: the last close of a file may write to a remote server. A failure has no use: who needs
+     * durability has flushed. */
+    if (rt_blocking(co, close_blocking, &fd) == -ENOMEM)
+        close(fd);
+}
+
+bool stor_file_identity(const struct stor *s, uint64_t *ret_dev, uint64_t *ret_ino)
+{
+    if (s->ops != &file_ops)
+        return false;
+    const struct file_stor *f = (const struct file_stor *)s;
+    *ret_dev = f->dev;
+    *ret_ino = f->ino;
+    return true;
+}

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * file_lock.c: the byte protocol that keeps programs apart (FEATURES 3.007 to 3.009).
+ *
+ * Purpose      Says what we do with a file and what others must not do, in a way that QEMU's programs say and hear too.
+ * Owns         The locks of the store's file descriptor; held and unshared of struct file_stor.
+ * Invariants   I1  For each permission n held, byte 100+n has our read lock; for each that others may not have, byte
+ *                  200+n has. The locks are taken first and others' looked for afterwards, so of two programs that
+ *                  arrive together at least one sees the other. (Both may be refused.)
+ *              I2  A refused change leaves the locks as they were.
+ * Order        Nothing on disk.
+ * Concurrency  Worker threads (fcntl may ask a server); lock_mutex orders calls on one store. The locks belong to the
+ *              open file description: they end with the store, and two stores of one process exclude each other too.
+ * Failure      -EAGAIN: refused; the text names the file, what was asked, and the holder. On a file system without such
+ *              locks, `auto` lets readers pass unlocked and refuses writers; `on` refuses both.
+ * Tests        file_lock_test.c
+ */
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "rt/loop.h"
+#include "stor/file_priv.h"
+
+enum { BYTE_HELD = 100, BYTE_UNSHARED = 200, PERMS = 4 };
+
+static const char *const perm_name[PERMS] = { "consistent read", "write", "write unchanged", "resize" };
+
+struct lock_args {
+    struct file_stor *f;
+    unsigned perm, shared;
+    struct byre_err *err;
+    bool started;
+};
+
+/* Sets (F_RDLCK) or drops (F_UNLCK) one byte. 0 or -errno. */
+static int set_byte(int fd, short type, unsigned byte)
+{
+    struct flock l = { .l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1 };
+    int r;
+    do
+        r = fcntl(fd, F_OFD_SETLK, &l);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+/* Sets or drops the bytes base+n of mask. After a failure some may be set. */
+static int set_bytes(int fd, short type, unsigned base, unsigned mask)
+{
+    for (unsigned n = 0; n < PERMS; n++) {
+        int r = mask & (1u << n) ? set_byte(fd, type, base + n) : 0;
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* 1: somebody else has a lock on the byte; 0: nobody; -errno. */
+static int is_taken(int fd, unsigned byte)
+{
+    struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1 };
+    if (fcntl(fd, F_OFD_GETLK, &l) < 0)
+        return -errno;
+    return l.l_type != F_UNLCK;
+}
+
+/* Do others refuse what we hold (base 200), or do what we refuse (base 100)? Byte of the first conflict, 0, -errno. */
+static int find_conflict(int fd, unsigned base, unsigned mask)
+{
+    for (unsigned n = 0; n < PERMS; n++) {
+        int r = mask & (1u << n) ? is_taken(fd, base + n) : 0;
+        if (r)
+            return r < 0 ? r : (int)(base + n);
+    }
+    return 0;
+}
+
+static int refuse(struct file_stor *f, unsigned byte, struct byre_err *err)
+{
+    char who[128];
+    struct stat st;
+    bool unshared = byte >= BYTE_UNSHARED;
+    const char *perm = perm_name[byte - (unsigned)(unshared ? BYTE_UNSHARED : BYTE_HELD)];
+    if (fstat(f->fd, &st) < 0)
+        memset(&st, 0, sizeof st);
+    file_holder(&st, f->fd, byte, who, sizeof who);
+    if (unshared)
+        return byre_fail(err, LOCKED, "%s: in use: %s does not let others have the permission '%s'", f->s.name, who, perm);
+    return byre_fail(err, LOCKED, "%s: in use: %s has the permission '%s', which others must not have here", f->s.name, who, perm);
+}
+
+/* Is errno what a file system without these locks says? */
+static bool is_no_locks(int r)
+{
+    return r == -EINVAL || r == -ENOLCK || r == -ENOSYS || r == -EOPNOTSUPP;
+}
+
+static int no_locks(struct file_stor *f, unsigned perm, int r, struct byre_err *err)
+{
+    bool writer = perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE);
+    if (f->locking == STOR_LOCK_AUTO && !writer)
+        return 0;
+    return byre_fail(err, NOT_SUPPORTED, "%s: the file system has no open-file locks (%s), so nobody else can be kept out; "
+                     "%s needs locking turned off", f->s.name, strerrordesc_np(-r), writer ? "writing" : "this");
+}
+
+static int change(struct file_stor *f, unsigned perm, unsigned unshared, struct byre_err *err)
+{
+    unsigned new_held = perm & ~f->held, new_unshared = unshared & ~f->unshared;
+    int r = set_bytes(f->fd, F_RDLCK, BYTE_HELD, new_held);
+    if (r == 0)
+        r = set_bytes(f->fd, F_RDLCK, BYTE_UNSHARED, new_unshared);
+    if (r == 0)
+        r = find_conflict(f->fd, BYTE_UNSHARED, perm);
+    if (r == 0)
+        r = find_conflict(f->fd, BYTE_HELD, unshared);
+    if (r == 0) {
+        /* Dropping cannot be refused; if the server is gone, so are the locks. */
+        (void)set_bytes(f->fd, F_UNLCK, BYTE_HELD, f->held & ~perm);
+        (void)set_bytes(f->fd, F_UNLCK, BYTE_UNSHARED, f->unshared & ~unshared);
+        f->held = perm;
+        f->unshared = unshared;
+        return 0;
+    }
+    (void)set_bytes(f->fd, F_UNLCK, BYTE_HELD, new_held);
+    (void)set_bytes(f->fd, F_UNLCK, BYTE_UNSHARED, new_unshared);
+    if (r > 0)
+        return refuse(f, (unsigned)r, err);
+    if (r == -EAGAIN || r == -EACCES)     /* somebody has a write lock on one of our bytes */
+        return byre_fail(err, LOCKED, "%s: in use: another program has locked the whole file", f->s.name);
+    if (is_no_locks(r))
+        return no_locks(f, perm, r, err);
+    return byre_fail_code(err, SYSTEM, r, "%s: lock: %s", f->s.name, strerrordesc_np(-r));
+}
+
+int file_lock_blocking(struct file_stor *f, unsigned perm, unsigned shared, struct byre_err *err)
+{
+    if (f->locking == STOR_LOCK_OFF)
+        return 0;
+    pthread_mutex_lock(&f->lock_mutex);
+    int r = change(f, perm, STOR_PERM_ALL & ~shared, err);
+    pthread_mutex_unlock(&f->lock_mutex);
+    return r;
+}
+
+static int64_t lock_blocking(void *arg)
+{
+    struct lock_args *a = arg;
+    a->started = true;
+    return file_lock_blocking(a->f, a->perm, a->shared, a->err);
+}
+
+int file_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err)
+{
+    struct lock_args a = { file_of(s), perm, shared, err, false };
+    int r = (int)rt_blocking(co, lock_blocking, &a);
+    if (r < 0 && !a.started)
+        return byre_fail_code(err, NOMEM, r, "%s: no worker for the lock", s->name);
+    return r;
+}

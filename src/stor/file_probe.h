@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * file_probe.h: the parts of file_probe.c that decide from text and numbers alone, for its test. Private to stor/.
+ */
+#ifndef STOR_FILE_PROBE_H
+#define STOR_FILE_PROBE_H
+
+#include "stor/file_priv.h"
+
+struct probe_fs {
+    bool local;                  /* fstat never waits for another machine */
+    bool zero_growth, zero_growth_direct;
+    bool serial_growth;
+    bool enospc_early;
+};
+
+/* What the file system with this magic number (statfs) promises under this kernel release (uname). */
+void probe_fs(uint64_t magic, bool ext4_ordered, const char *release, struct probe_fs *ret);
+/* Does the text of /proc/fs/ext4/DEVICE/options name a mode that never shows old blocks? */
+bool probe_ext4_options_promise(const char *options);
+/* Is "6.1.0-25-amd64" at least major.minor? false when it cannot be read. */
+bool probe_kernel_at_least(const char *release, unsigned want_major, unsigned want_minor);
+
+#endif

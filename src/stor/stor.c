@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * stor.c: the gate of the byte stores: life cycle, reads, and the calls that need little more than a check.
+ *
+ * Purpose      One place that every request passes: ranges are checked here and nowhere else, drivers see only what
+ *              they said they can take, and what they answer is checked before anybody believes it.
+ * Owns         struct stor_internal of each store.
+ * Invariants   I1  No request leaves [0, 2^63).
+ *              I2  A read fills all of its buffer: bytes of the store, or zeros behind its end.
+ *              I3  known_len is never above the true length: it is set under a hold that excludes truncation, and
+ *                  truncation clears it under a hold that excludes everything.
+ * Order        None; see stor_sync.c.
+ * Concurrency  Any loop, at the same time. Reads take no lock: a read beside a write of the same bytes may see either.
+ * Failure      -errno of the driver. A failed lookup of an extent is an answer: "data".
+ * Tests        stor_gate_test.c
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "stor/stor_priv.h"
+
+int stor_init(struct stor *s, const struct stor_ops *ops, const char *name)
+{
+    char *copy = strdup(name ? name : "");
+    struct stor_internal *in = aligned_alloc(_Alignof(struct stor_internal), sizeof *in);
+    if (!copy || !in) {
+        free(copy);
+        free(in);
+        return -ENOMEM;
+    }
+    sync_init(&in->sync);
+    order_init(&in->order);
+    atomic_init(&in->known_len, 0);
+    *s = (struct stor){ .ops = ops, .lim = { .block = 1, .mem_align = 1, .opt_block = 512 }, .name = copy, .internal = in };
+    return 0;
+}
+
+void stor_fini(struct stor *s)
+{
+    sync_fini(&s->internal->sync);
+    order_fini(&s->internal->order);
+    free(s->internal);
+    free(s->name);
+    s->internal = NULL;
+    s->name = NULL;
+}
+
+int stor_check_range(uint64_t off, uint64_t len)
+{
+    uint64_t end;
+    return add_overflows(off, len, &end) || end > STOR_MAX_END ? -EINVAL : 0;
+}
+
+bool stor_mem_ok(const struct stor *s, struct iov v)
+{
+    uint64_t base_mask = s->lim.mem_align - 1, len_mask = s->lim.block - 1;
+    if (!(base_mask | len_mask))
+        return true;
+    uint64_t left = v.len_bytes, skip = v.skip_bytes;
+    for (size_t i = 0; left; i++, skip = 0) {
+        uint64_t n = min_u64(v.vec[i].iov_len - skip, left);
+        if ((((uintptr_t)v.vec[i].iov_base + skip) & base_mask) || (n & len_mask))
+            return false;
+        left -= n;
+    }
+    return true;
+}
+
+void *stor_bounce_new(const struct stor *s, uint64_t len)
+{
+    void *p;
+    size_t align = max_u64(max_u64(s->lim.mem_align, s->lim.block), sizeof(void *));
+    return posix_memalign(&p, align, len) ? NULL : p;
+}
+
+/* ---- reads ---- */
+
+int stor_read_blocks(struct co *co, struct stor *s, struct iov v, uint64_t off, uint64_t *ret_got)
+{
+    uint64_t done = 0, max = stor_step(s);
+    while (done < v.len_bytes) {
+        struct iov part = iov_slice(v, done, min_u64(v.len_bytes - done, max));
+        int64_t n = s->ops->preadv(co, s, part, off + done);
+        if (n < 0)
+            return (int)n;
+        ASSERT((uint64_t)n <= part.len_bytes);
+        done += (uint64_t)n;
+        /* A part of a block comes only from the end of the store. */
+        if (n == 0 || !is_aligned((uint64_t)n, s->lim.block))
+            break;
+    }
+    if (done < v.len_bytes)
+        iov_set(iov_slice(v, done, v.len_bytes - done), 0);
+    *ret_got = done;
+    return 0;
+}
+
+/* Any range, any memory, through a buffer of whole blocks. */
+static int read_bounced(struct co *co, struct stor *s, struct iov v, uint64_t off, uint64_t *ret_got)
+{
+    uint64_t end = off + v.len_bytes, pos = round_down(off, s->lim.block), last = round_up(end, s->lim.block);
+    uint64_t step = min_u64(last - pos, stor_bounce_step(s)), got = 0;
+    uint8_t *buf = stor_bounce_new(s, step);
+    if (!buf)
+        return -ENOMEM;
+    int r = 0;
+    for (uint64_t n; pos < last; pos += n) {
+        struct iovec slot;
+        uint64_t have;
+        n = min_u64(last - pos, step);
+        r = stor_read_blocks(co, s, iov_one(&slot, buf, n), pos, &have);
+        if (r < 0)
+            break;
+        uint64_t from = max_u64(pos, off), to = min_u64(pos + n, end);
+        iov_from_buf(iov_slice(v, from - off, to - from), buf + (from - pos), to - from);
+        if (pos + have > from)
+            got = min_u64(pos + have, to) - off;
+    }
+    free(buf);
+    *ret_got = got;
+    return r;
+}
+
+static int read_any(struct co *co, struct stor *s, struct iov v, uint64_t off, uint64_t *ret_got)
+{
+    int r = stor_check_range(off, v.len_bytes);
+    *ret_got = 0;
+    if (r < 0 || !v.len_bytes)
+        return r;
+    if (is_aligned(off | v.len_bytes, s->lim.block) && stor_mem_ok(s, v))
+        return stor_read_blocks(co, s, v, off, ret_got);
+    return read_bounced(co, s, v, off, ret_got);
+}
+
+int stor_read(struct co *co, struct stor *s, struct iov v, uint64_t off)
+{
+    uint64_t got;
+    return read_any(co, s, v, off, &got);
+}
+
+int stor_read_exact(struct co *co, struct stor *s, void *buf, uint64_t len, uint64_t off)
+{
+    struct iovec slot;
+    uint64_t got;
+    int r = read_any(co, s, iov_one(&slot, buf, len), off, &got);
+    return r < 0 ? r : got < len ? -EIO : 0;
+}
+
+/* ---- length ---- */
+
+int stor_length_held(struct co *co, struct stor *s, uint64_t *ret_len)
+{
+    uint64_t len;
+    int r = s->ops->length(co, s, &len);
+    if (r < 0)
+        return r;
+    if (len > STOR_MAX_END)
+        return -EFBIG;
+    atomic_store(&s->internal->known_len, len);
+    *ret_len = len;
+    return 0;
+}
+
+int stor_length(struct co *co, struct stor *s, uint64_t *ret_len)
+{
+    if (!stor_is_ordered(s))
+        return stor_length_held(co, s, ret_len);
+    /* Behind every request: meets only those who change the length for a moment (stor_write.c). */
+    struct order_hold h = { .start = UINT64_MAX - 1, .end = UINT64_MAX };
+    order_enter(co, &s->internal->order, &h, false);
+    int r = stor_length_held(co, s, ret_len);
+    order_leave(co, &s->internal->order, &h);
+    return r;
+}
+
+int stor_truncate(struct co *co, struct stor *s, uint64_t len)
+{
+    if (len > STOR_MAX_END)
+        return -EINVAL;
+    if (s->read_only)
+        return -EROFS;
+    if (!s->ops->truncate)
+        return -ENOTSUP;
+    if (!stor_is_ordered(s))
+        return s->ops->truncate(co, s, len);
+    struct order_hold h = { .start = 0, .end = UINT64_MAX };
+    order_enter(co, &s->internal->order, &h, true);
+    atomic_store(&s->internal->known_len, 0);
+    int r = s->ops->truncate(co, s, len);
+    order_leave(co, &s->internal->order, &h);
+    return r;
+}
+
+int stor_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len)
+{
+    int r = stor_check_range(off, len);
+    if (r < 0)
+        return r;
+    if (s->read_only)
+        return -EROFS;
+    if (!s->ops->preallocate)
+        return -ENOTSUP;
+    if (!len)
+        return 0;
+    if (!stor_is_ordered(s))
+        return s->ops->preallocate(co, s, off, len);
+    struct order_hold h = { .start = off, .end = off + len };
+    order_enter(co, &s->internal->order, &h, false);
+    r = s->ops->preallocate(co, s, off, len);
+    order_leave(co, &s->internal->order, &h);
+    return r;
+}
+
+int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes)
+{
+    return s->ops->allocated ? s->ops->allocated(co, s, ret_bytes) : -ENOTSUP;
+}
+
+/* ---- extents ---- */
+
+/* Makes a boundary inside the request a multiple of the block: a block that holds any data is data. */
+static void round_extent(const struct stor *s, struct stor_extent *e, uint64_t req_end)
+{
+    uint64_t end = e->off + e->len, block = s->lim.block;
+    if (end == req_end || is_aligned(end, block))
+        return;
+    uint64_t down = round_down(end, block), up = min_u64(round_up(end, block), req_end);
+    if (e->content == STOR_HOLE && down > e->off) {
+        e->len = down - e->off;
+        return;
+    }
+    e->content = STOR_DATA;
+    e->len = up - e->off;
+}
+
+int stor_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e)
+{
+    int r = stor_check_range(off, len);
+    if (r < 0)
+        return r;
+    if (!len)
+        return -EINVAL;
+    struct stor_extent e = { STOR_DATA, off, len };
+    r = s->ops->extent ? s->ops->extent(co, s, off, len, &e) : -ENOTSUP;
+    if (r < 0)
+        e = (struct stor_extent){ STOR_DATA, off, len };
+    ASSERT(e.off == off && e.len > 0);
+    e.len = min_u64(e.len, len);
+    round_extent(s, &e, off + len);
+    *ret_e = e;
+    return 0;
+}
+
+/* ---- copy, locks, close ---- */
+
+int64_t stor_copy(struct co *co, struct stor *dst, uint64_t dst_off, struct stor *src, uint64_t src_off, uint64_t len)
+{
+    int r = stor_check_range(dst_off, len);
+    if (r == 0)
+        r = stor_check_range(src_off, len);
+    if (r < 0)
+        return r;
+    if (dst->read_only)
+        return -EROFS;
+    if (!dst->ops->copy_from || !len)
+        return len ? -ENOTSUP : 0;
+    if (!stor_is_ordered(dst))
+        return dst->ops->copy_from(co, dst, dst_off, src, src_off, len);
+    bool aligned = is_aligned(dst_off | len, dst->lim.block);
+    if (!aligned)
+        return -ENOTSUP;
+    struct order_hold h = { .start = dst_off, .end = dst_off + len };
+    order_enter(co, &dst->internal->order, &h, false);
+    int64_t n = dst->ops->copy_from(co, dst, dst_off, src, src_off, len);
+    order_leave(co, &dst->internal->order, &h);
+    return n;
+}
+
+int stor_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err)
+{
+    if ((perm | shared) & ~STOR_PERM_ALL)
+        return byre_fail(err, BAD_ARGUMENT, "%s: unknown lock permission", s->name);
+    return s->ops->lock ? s->ops->lock(co, s, perm, shared, err) : 0;
+}
+
+void stor_close(struct co *co, struct stor *s)
+{
+    if (s)
+        s->ops->close(co, s);
+}
