@@ -21,7 +21,7 @@ case $kind in
     plain) dir=${dir:-build} ;;
     asan)
         dir=${dir:-build-asan} compiler=clang
-        opts+=(-Db_sanitize=address,undefined "-Dc_args=-fno-sanitize-recover=all -fno-omit-frame-pointer") ;;
+        opts+=("-Db_sanitize=address,undefined" "-Dc_args=-fno-sanitize-recover=all -fno-omit-frame-pointer") ;;
     tsan)
         dir=${dir:-build-tsan} compiler=clang
         opts+=(-Db_sanitize=thread "-Dc_args=-fno-omit-frame-pointer") ;;
