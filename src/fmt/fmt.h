@@ -153,7 +153,11 @@ struct fmt_ops {
     int (*zero)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags);
     int (*discard)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
     int (*flush)(struct co *co, struct fmt_image *im);
+    /* Drained. Growing: makes im->size the new one in memory only; the graph then zeroes what a backing image or the
+     * rest of the old last cluster would show in [old, new), and calls resize_commit. Shrinking: all is done here. */
     int (*resize)(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
+    /* keep: makes the new size durable; else (zeroing failed) the old one is back. NULL: resize was all. */
+    int (*resize_commit)(struct co *co, struct fmt_image *im, bool keep, struct byre_err *err);
     int (*info)(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
     int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
     /* Flushes, ends cleanly, frees im and closes the store. The first error is returned; the image is gone all the same. */
@@ -185,5 +189,8 @@ const struct fmt_ops *fmt_by_name(const char *name);
 const struct fmt_ops *fmt_nth(unsigned i);
 /* Best probe among all formats; raw when none answers. */
 const struct fmt_ops *fmt_probe(const uint8_t *buf, size_t len);
+/* Name of the format that the ecosystem's programs would see in a file that begins like this, whether or not we
+ * read it ("vmdk"); NULL: none. buf: at least the first 512 bytes, or the whole file. */
+const char *fmt_signature(const uint8_t *buf, size_t len);
 
 #endif

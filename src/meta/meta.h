@@ -95,6 +95,7 @@ struct meta_free {
     uint64_t pass;                           /* pass that makes the unlinking durable */
     struct epoch_cb grace;
     void (*release)(struct meta_free *f);
+    void (*abandon)(struct meta_free *f);    /* the image closes after a failure: give the memory back, change nothing */
     struct meta *owner;
 };
 
@@ -110,6 +111,8 @@ struct meta_opts {
 };
 MUST_USE int meta_new(const struct meta_opts *o, struct meta **ret_m);
 /* No block pinned, nothing dirty or failed; frees everything. Waits for grace periods. */
+/* After a failure, before meta_free_all: drops all dirt and all frees that wait (abandon() instead of release()). */
+void meta_abandon(struct co *co, struct meta *m);
 void meta_free_all(struct co *co, struct meta *m);
 
 /* ---- blocks ---- */
@@ -124,6 +127,9 @@ void meta_put(struct meta *m, struct meta_block *b);
 /* Forget a cached block of freed space (must not be pinned); its dirt is dropped. */
 void meta_forget(struct meta *m, uint64_t off, uint64_t len);
 
+/* Forget every block, dirt included (nothing pinned, no pass running): what is on disk is the truth again. */
+void meta_forget_all(struct meta *m);
+
 static inline uint64_t meta_word(const struct meta_block *b, uint32_t i) { return be64_word(atomic_load_explicit(&b->words[i], memory_order_acquire)); }
 /* Sets word i (host order) and marks its sector dirty. Home. */
 void meta_set_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t value);
@@ -131,6 +137,7 @@ void meta_set_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t va
 void meta_dirty(struct meta *m, struct meta_block *b, uint32_t from, uint32_t to);
 
 void meta_region_add(struct meta *m, struct meta_region *r);            /* r->dirty allocated by the caller: bytes/512/64 words, zeroed */
+void meta_region_remove(struct meta *m, struct meta_region *r);         /* its dirt is dropped */
 void meta_region_set(struct meta *m, struct meta_region *r, uint64_t i, uint64_t value);
 
 /* ---- dependencies of the next pass (Q1..Q5, Q23) ---- */
@@ -138,7 +145,7 @@ void meta_region_set(struct meta *m, struct meta_region *r, uint64_t i, uint64_t
 void meta_need_data_barrier(struct meta *m);
 /* A root entry was set that relies on a table which is not yet durable. */
 void meta_need_table_barrier(struct meta *m);
-void meta_defer_free(struct meta *m, struct meta_free *f, void (*release)(struct meta_free *f));
+void meta_defer_free(struct meta *m, struct meta_free *f, void (*release)(struct meta_free *f), void (*abandon)(struct meta_free *f));
 
 /* ---- passes ---- */
 /* Everything that was done before the call is durable when it returns 0. Shares passes. Suspends. */
@@ -159,5 +166,7 @@ MUST_USE int meta_write_now(struct co *co, struct meta *m, const void *buf, uint
 MUST_USE int meta_barrier(struct co *co, struct meta *m, enum meta_barrier which);
 /* A pass while the structural lock is held by the caller. */
 MUST_USE int meta_pass_locked(struct co *co, struct meta *m);
+/* Writes the dirty counts alone, without a barrier: always safe, because counts are raised before and lowered after. */
+MUST_USE int meta_counts_locked(struct co *co, struct meta *m);
 
 #endif

@@ -51,6 +51,7 @@ struct q2_image {
     /* refcount table: whole in memory, home loop only */
     uint64_t *rt; uint64_t rt_entries;  /* host order offsets of blocks */
     struct q2_alloc *alloc;
+    struct co_mutex l2_mx;              /* making or copying an L2 table (q2_map.c) */
     struct co_range_locks locks;        /* guest clusters being allocated, zeroed or discarded (byte offsets) */
     struct q2_snapshot *snapshots; uint32_t snapshot_count;
     struct q2_bitmap *bitmaps; uint32_t bitmap_count; bool bitmaps_broken;
@@ -81,6 +82,13 @@ int q2_measure(const struct fmt_create_opts *o, uint64_t data_bytes, struct fmt_
 /* ---- q2_driver.c ---- */
 /* Throws away every cached table and reads header, L1, refcount table, snapshots and bitmaps again (after repair). Drained. */
 MUST_USE int q2_reload(struct co *co, struct q2_image *q, struct byre_err *err);
+/* A larger or smaller L1 table in memory, filled from `from` (may be NULL). Install makes it the one that readers and
+ * passes use (q->h.l1_off is its place); it takes both. -ENOMEM. */
+MUST_USE int q2_l1_replace(struct q2_image *q, uint64_t entries, const struct q2_l1 *from, struct q2_l1 **ret_new, uint64_t **ret_dirty);
+void q2_l1_install(struct q2_image *q, struct q2_l1 *l1, uint64_t *dirty);
+void q2_l1_discard(struct q2_l1 *l1, uint64_t *dirty);
+/* Before every freeze of meta: hands over what was dropped (q2_drop.c). */
+void q2_drop_freeze(struct q2_image *q);
 /* Writes the 512-byte sector(s) of the first cluster that hold [from, to) from h, with one barrier (Q18). */
 MUST_USE int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to, enum meta_barrier which);
 /* Metadata was found to be wrong while in use: sets the corrupt bit (v3, Q22), refuses writes from now on. Returns -EIO. */
@@ -89,6 +97,8 @@ int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off
 /* ---- q2_map.c ---- */
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
 int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
+/* M2: would a cluster at `host` overlap header, L1 table or refcount table? The constant part of the overlap check (1.111). */
+bool q2_hits_metadata(const struct q2_image *q, uint64_t host);
 /* Home: the pinned L2 slice that holds `guest` and the index of its entry in it. ret_b NULL: no L2 table. */
 MUST_USE int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index);
 /* Home: the same, made writable: a missing table is made, a shared one copied (Q5). */
@@ -115,15 +125,23 @@ void q2_alloc_return(struct q2_image *q, const struct q2_run *r);
 /* n clusters have lost one reference each in memory (L2, L1 or header change already made): dropped, punched and
  * handed out again only after Q9/D3 allow it. Cannot fail for memory: worst case is a leak, counted. */
 void q2_alloc_drop(struct q2_image *q, uint64_t cluster, uint64_t n);
-/* The file was cut or grown by resize. */
-void q2_alloc_end_changed(struct q2_image *q);
+void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n);   /* the same for clusters that the cache may hold */
+/* Gives unused space at the end of the file back (after a shrink). Drained. */
+MUST_USE int q2_alloc_trim(struct co *co, struct q2_image *q);
+/* Waits for everything that works behind: batches of frees, a growth. */
+void q2_alloc_quiesce(struct co *co, struct q2_image *q);
 
 /* ---- q2_write.c, q2_zero.c, q2_resize.c ---- */
 int q2_write_begin(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w);
 int q2_write_commit(struct co *co, struct fmt_image *im, struct fmt_write *w);
 void q2_write_abort(struct co *co, struct fmt_image *im, struct fmt_write *w);
+/* The reference that a replaced entry held is dropped (Q4, Q9, Q11). Home; the entry was changed before. */
+void q2_drop_entry(struct q2_image *q, const struct q2_l2e *e);
 int q2_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags);
 int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
+/* Between begin and end: do the host clusters read zero already? */
+bool q2_write_known_zero(const struct fmt_write *w);
+int q2_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byre_err *err);
 int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
 
 #endif

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_alloc.c: which host clusters may I have?
+ *
+ * Purpose     Hands out counted clusters. Does not know what they are for, nor who points to them.
+ * Owns        struct q2_alloc: the sets of clusters that nothing points to, and the scan for free ones.
+ * Invariants  I1  A cluster is in exactly one state (q2_alloc_priv.h).
+ *             I2  What take() hands out has refcount 1 in memory. `settled`: count and file length are durable
+ *                 already; else the caller needs the data barrier before an entry (Q1).
+ *             I3  A dropped cluster comes to `ready` only by q2_drop.c, after Q9 and D3.
+ *             I4  The sets may miss free clusters, never hold used ones.
+ *             I5  known_zero is told only of frontier clusters gained by growing a regular file in this run, past
+ *                 the length found at open, on a store whose growth reads zero after a crash (D4).
+ * Order       Counts rise here, before any pointer (rank META_COUNTS, or settled by q2_frontier.c).
+ * Concurrency Home loop. take suspends (counts to load, growth); mx keeps scan, take and release apart.
+ * Failure     take fails whole: -ENOSPC after one round of settling frees, -EIO; nothing changed.
+ * Tests       crash explorer (alloc churn, reuse), interop.
+ */
+#include <stdlib.h>
+
+#include "base/assert.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
+
+#define SCAN_SLICES_PER_TAKE 2u
+
+int q2_alloc_new(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = calloc(1, sizeof *a);
+    if (!a)
+        return -ENOMEM;
+    uint64_t len;
+    int r = stor_length(co, q->im.store, &len);
+    if (r < 0) {
+        free(a);
+        return r;
+    }
+    rset_init(&a->frontier);
+    rset_init(&a->counted);
+    rset_init(&a->ready);
+    rset_init(&a->dropping);
+    a->end = div_up(len, q->g.cluster_size);
+    a->zero_from = a->end;
+    a->scan_end = a->end;
+    a->step_max = UINT64_MAX;
+    q->alloc = a;
+    return 0;
+}
+
+void q2_alloc_free(struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    if (!a)
+        return;
+    rset_fini(&a->frontier);
+    rset_fini(&a->counted);
+    rset_fini(&a->ready);
+    rset_fini(&a->dropping);
+    free(a->extra);
+    free(a);
+    q->alloc = NULL;
+}
+
+/* ---- scan: finds free clusters that earlier runs left behind ---- */
+
+static int scan_slice(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    const struct q2_geom *g = &q->g;
+    uint64_t per_slice = (uint64_t)q->slice_bytes * 8 / g->refcount_bits;
+    uint64_t c = a->scan_next, stop = min_u64(round_down(c, per_slice) + per_slice, a->scan_end);
+    uint64_t ti = c >> g->block_bits;
+    if (ti >= q->rt_entries) {
+        a->scan_next = a->scan_end;
+        return 0;
+    }
+    a->scan_next = stop;
+    if (!q->rt[ti]) {
+        a->scan_next = min_u64((ti + 1) << g->block_bits, a->scan_end);
+        return 0;
+    }
+    struct meta_block *b;
+    uint64_t in_block = c & ((1ull << g->block_bits) - 1);
+    int r = meta_get(co, q->meta, &q->kind_ref, q->rt[ti] + in_block / per_slice * q->slice_bytes, &b);
+    if (r < 0)
+        return r;
+    for (; c < stop && r == 0; c++)
+        if (q2_refcount_get(g, (const void *)b->words, c % per_slice) == 0 && !q2_hits_metadata(q, c << g->cluster_bits))
+            r = rset_add(&a->ready, c, c + 1, 0);
+    meta_put(q->meta, b);
+    return r;
+}
+
+/* ---- take ---- */
+
+static int take_from(struct rset *s, uint64_t hint, uint64_t want, struct rset_range *ret)
+{
+    struct rset_range x;
+    if (!rset_fit(s, hint, want, &x) && !rset_fit(s, 0, want, &x) && !rset_next(s, hint, &x) && !rset_next(s, 0, &x))
+        return -ENOENT;
+    if (hint > x.start && hint < x.end && x.end - hint >= want)
+        x.start = hint;
+    x.end = min_u64(x.end, x.start + want);
+    int r = rset_remove(s, x.start, x.end);
+    if (r == 0)
+        *ret = x;
+    return r;
+}
+
+static int take_ready(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret)
+{
+    struct q2_alloc *a = q->alloc;
+    struct rset_range x;
+    int r = take_from(&a->ready, a->hint, want, &x);
+    if (r < 0)
+        return r;
+    uint64_t n = x.end - x.start;
+    r = q2_refs_add(co, q, x.start, n, 1);
+    if (r < 0)
+        return r;                        /* the range stays out of `ready`: missed, not lost on disk (I4) */
+    a->hint = x.end;
+    *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = MUTANT(MUT_KNOWN_ZERO_ALWAYS) };
+    return 0;
+}
+
+static int take_frontier(struct q2_alloc *a, uint64_t want, struct q2_run *ret)
+{
+    struct rset_range x;
+    if (!rset_next(&a->frontier, 0, &x))
+        return -ENOENT;
+    x.end = min_u64(x.end, x.start + want);
+    int r = rset_remove(&a->frontier, x.start, x.end);
+    if (r == 0)
+        *ret = (struct q2_run){ .cluster = x.start, .count = x.end - x.start, .known_zero = x.tag == 1, .settled = true };
+    return r;
+}
+
+static int take_counted(struct q2_alloc *a, uint64_t want, struct q2_run *ret)
+{
+    struct rset_range x;
+    int r = take_from(&a->counted, 0, want, &x);
+    if (r == 0)
+        *ret = (struct q2_run){ .cluster = x.start, .count = x.end - x.start };
+    return r;
+}
+
+/* From what there is, without growing. -ENOENT: nothing. */
+static int take_present(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret)
+{
+    struct q2_alloc *a = q->alloc;
+    co_lock(co, &a->mx);
+    for (unsigned i = 0; i < SCAN_SLICES_PER_TAKE && a->scan_next < a->scan_end && !a->ready.total; i++)
+        if (scan_slice(co, q) < 0)
+            break;                       /* an unreadable slice is skipped: its clusters are only missed */
+    int r = take_counted(a, want, ret);
+    if (r == -ENOENT)
+        r = take_ready(co, q, want, ret);
+    if (r == -ENOENT || r == -EIO)
+        r = take_frontier(a, want, ret);
+    co_unlock(&a->mx);
+    return r;
+}
+
+int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret)
+{
+    ASSERT_LOOP(q->im.home);
+    bool settled = false;
+    for (;;) {
+        int r = take_present(co, q, want, ret);
+        if (r != -ENOENT) {
+            if (r == 0)
+                q2_frontier_watch(q);
+            return r;
+        }
+        r = q2_frontier_grow(co, q, 1);
+        if (r == 0)
+            continue;
+        if ((r != -ENOSPC && r != -EFBIG && r != -EDQUOT) || settled)
+            return r;
+        settled = true;                  /* before giving up: what was freed may come back (D3) */
+        int s = q2_drop_settle(co, q);
+        if (s < 0)
+            return r;
+    }
+}
+
+int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run *ret)
+{
+    struct q2_alloc *a = q->alloc;
+    if (n == 1)
+        return q2_alloc_take(co, q, 1, ret);
+    for (unsigned tries = 0; tries < 16; tries++) {
+        struct rset_range x;
+        if (rset_fit(&a->frontier, 0, n, &x)) {
+            int r = rset_remove(&a->frontier, x.start, x.start + n);
+            if (r == 0)
+                *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = x.tag == 1, .settled = true };
+            return r;
+        }
+        int r = q2_frontier_grow(co, q, n);
+        if (r < 0)
+            return r;
+    }
+    return -ENOSPC;
+}
+
+void q2_alloc_return(struct q2_image *q, const struct q2_run *r)
+{
+    struct q2_alloc *a = q->alloc;
+    if (rset_add(&a->counted, r->cluster, r->cluster + r->count, 0) < 0)
+        a->lost += r->count;
+}
+
+void q2_alloc_quiesce(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    if (!a)
+        return;
+    a->closing = true;
+    do {
+        co_group_wait(co, &a->drops);
+        epoch_drain(co, q->im.epoch);
+    } while (a->drops.n);
+}
+
+int q2_alloc_trim(struct co *co, struct q2_image *q)
+{
+    int r = q2_drop_settle(co, q);
+    if (r < 0)
+        return r;
+    struct q2_alloc *a = q->alloc;
+    co_lock(co, &a->grow_mx);
+    co_lock(co, &a->mx);
+    r = q2_frontier_cut(co, q, 0);
+    co_unlock(&a->mx);
+    co_unlock(&a->grow_mx);
+    return r;
+}
+
+int q2_alloc_close(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    if (!a || q->im.read_only)
+        return 0;
+    a->closing = true;
+    co_lock(co, &a->grow_mx);            /* a growth behind ends first */
+    co_unlock(&a->grow_mx);
+    int r = q2_drop_settle(co, q);
+    int r2 = q2_frontier_cut(co, q, q->file_end_at_open >> q->g.cluster_bits);
+    return r < 0 ? r : r2;
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_alloc_priv.h: what q2_alloc.c, q2_frontier.c and q2_drop.c share.
+ */
+#ifndef Q2_ALLOC_PRIV_H
+#define Q2_ALLOC_PRIV_H
+
+#include "base/mutant.h"
+#include "fmt/qcow2/q2_image.h"
+
+/* Every cluster below `end` is in exactly one of these states (I1 of q2_alloc.c):
+ *   used       counted, something points to it or a caller holds it
+ *   frontier   counted, durable in count and length, nothing points there; tag 1: known to read as zeros
+ *   counted    counted, nothing points there, content unknown (returned by an aborted write)
+ *   ready      count 0, may be taken
+ *   dropped    counted, unlinked in memory: waits in q2_drop.c (quarantine)
+ *   unseen     count 0, not yet found by the scan: only ever missed, never handed out */
+struct q2_alloc {
+    struct co_mutex mx;              /* over take, scan and the last step of a drop: they suspend in the middle */
+    struct rset frontier, counted, ready;
+    uint64_t end;                    /* clusters from here on have never been used or reserved */
+    uint64_t zero_from;              /* clusters at or behind this read as zeros when first taken from the frontier */
+    uint64_t scan_next, scan_end;    /* clusters whose counts were not looked at yet */
+    uint64_t hint;                   /* where the next search of `ready` starts */
+    /* growth (q2_frontier.c) */
+    struct co_mutex grow_mx;
+    bool growing_behind;             /* a background growth runs */
+    int grow_error;                  /* of the last growth */
+    uint64_t step_max;               /* clusters; shrinks when space is short */
+    bool recorded;                   /* header extension says where the frontier is */
+    /* quarantine (q2_drop.c) */
+    struct rset dropping;            /* unlinked since the last freeze */
+    struct q2_drop_extra { uint64_t cluster, count; } *extra;   /* further references of clusters in `dropping` */
+    size_t extra_count, extra_cap;
+    uint64_t quarantined;            /* clusters on their way */
+    struct co_group drops;           /* releases that run */
+    uint64_t lost;                   /* clusters leaked because memory ran out */
+    struct co_waitq freed;           /* something became ready */
+    bool closing;
+};
+
+/* q2_frontier.c: makes the frontier longer by at least `want` contiguous clusters. -ENOSPC, -EFBIG. Suspends. */
+MUST_USE int q2_frontier_grow(struct co *co, struct q2_image *q, uint64_t want);
+/* Starts a growth in the background when the frontier runs low. */
+void q2_frontier_watch(struct q2_image *q);
+/* Uncounts what nothing points to and cuts the file behind the last used cluster, never below `floor` (clusters). */
+MUST_USE int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor);
+/* q2_drop.c */
+MUST_USE int q2_drop_settle(struct co *co, struct q2_image *q);
+
+#endif

@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_driver.c: opening, closing and flushing a qcow2 image; its header while it is open.
+ *
+ * Purpose     Puts the parts together: header, cache, L1, counts, allocator. Decides what an opening may do with an
+ *             image that is dirty, corrupt, holds bitmaps or unknown features.
+ * Owns        struct q2_image; the header on disk (changed sector by sector, Q18).
+ * Invariants  V1  A refused or failed open leaves the file byte for byte as it was, unless repair of a dirty image
+ *                 was under way.
+ *             V2  Writable opening: unknown autoclear bits are cleared and persistent bitmaps marked in use, durably,
+ *                 before the first guest write can be accepted (1.033, Q16).
+ *             V3  An image marked corrupt is never opened for writing, except to check it (1.024).
+ * Order       Header fields: memory, one sector, barrier; memory is rolled back when that fails (Q18, Q22).
+ * Concurrency Home loop; flush from any.
+ * Failure     open: nothing stays open. close: everything is given back, the first error is returned.
+ * Tests       interop, crash explorer (reopen), faults.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "fmt/qcow2/q2_image.h"
+
+#define CACHE_BYTES_DEFAULT (32ull << 20)
+#define SLICE_BYTES_MAX 4096u
+
+static int q2_probe(const uint8_t *buf, size_t len)
+{
+    if (len < 8 || be32_get((const be32 *)buf) != Q2_MAGIC)
+        return 0;
+    uint32_t version = be32_get((const be32 *)(buf + 4));
+    return version == 2 || version == 3 ? 100 : 0;
+}
+
+/* ---- header on disk ---- */
+
+static void header_bytes(const struct q2_header *h, struct q2_disk_header *d)
+{
+    memset(d, 0, sizeof *d);
+    be32_put(&d->l1_size, h->l1_size);
+    be64_put(&d->size, h->size);
+    be64_put(&d->l1_off, h->l1_off);
+    be64_put(&d->rt_off, h->rt_off);
+    be32_put(&d->rt_clusters, h->rt_clusters);
+    be32_put(&d->nb_snapshots, h->nb_snapshots);
+    be64_put(&d->snapshots_off, h->snapshots_off);
+    be64_put(&d->incompat, h->incompat);
+    be64_put(&d->compat, h->compat);
+    be64_put(&d->autoclear, h->autoclear);
+    be32_put(&d->refcount_order, h->refcount_order);
+}
+
+static int patch_sector(struct co *co, struct q2_image *q, const void *bytes, uint32_t from, uint32_t to)
+{
+    uint32_t at = (uint32_t)round_down(from, 512);
+    ASSERT(to > from && to <= at + 512);
+    uint8_t *buf = NULL;
+    if (posix_memalign((void **)&buf, 4096, 512))
+        return -ENOMEM;
+    struct iovec slot;
+    int r = stor_read(co, q->im.store, iov_one(&slot, buf, 512), at);
+    if (r == 0) {
+        memcpy(buf + (from - at), bytes, to - from);
+        r = meta_write_now(co, q->meta, buf, 512, at);
+    }
+    free(buf);
+    return r;
+}
+
+int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to, enum meta_barrier which)
+{
+    ASSERT((from >= 24 && to <= Q2_HEADER_V2_BYTES) || (from >= Q2_HEADER_V2_BYTES && to <= 100));
+    struct q2_disk_header d;
+    header_bytes(&q->h, &d);
+    int r = patch_sector(co, q, (const uint8_t *)&d + from, from, to);
+    return r < 0 ? r : meta_barrier(co, q->meta, which);
+}
+
+int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off)
+{
+    (void)what;
+    (void)off;
+    if (q->im.read_only || q->failed || q->check_mode)
+        return -EIO;
+    q->failed = true;
+    if (q->g.version >= 3) {                     /* Q22: durable before writes are refused to anybody who asks the disk */
+        q->h.incompat |= Q2_INCOMPAT_CORRUPT;
+        int r = q2_header_sync(co, q, 72, 80, META_B_HEADER);
+        (void)r;                                 /* refused in memory all the same */
+    }
+    return -EIO;
+}
+
+/* ---- tables ---- */
+
+static void l1_free(struct q2_l1 *l1)
+{
+    if (!l1)
+        return;
+    free((void *)l1->words);
+    free(l1);
+}
+
+static struct q2_l1 *l1_new(uint64_t entries)
+{
+    struct q2_l1 *l1 = calloc(1, sizeof *l1);
+    void *w = NULL;
+    uint64_t bytes = round_up(max_u64(entries * 8, 1), 512);
+    if (!l1 || posix_memalign(&w, 4096, bytes)) {
+        free(l1);
+        return NULL;
+    }
+    memset(w, 0, bytes);
+    l1->entries = entries;
+    l1->alloc_bytes = bytes;
+    l1->words = w;
+    return l1;
+}
+
+static void l1_reclaim(struct epoch_cb *cb)
+{
+    l1_free((struct q2_l1 *)((char *)cb - offsetof(struct q2_l1, reclaim)));
+}
+
+/* Puts a new L1 table in place of the old one, for readers and for passes. Takes l1; cannot fail after `dirty`. */
+static void l1_install(struct q2_image *q, struct q2_l1 *l1, uint64_t *dirty)
+{
+    struct q2_l1 *old = atomic_exchange_explicit(&q->l1, l1, memory_order_acq_rel);
+    meta_region_remove(q->meta, &q->l1_region);
+    free(q->l1_dirty);
+    q->l1_dirty = dirty;
+    q->l1_region = (struct meta_region){ .rank = META_ROOTS, .off = q->h.l1_off, .words = l1->words, .bytes = l1->alloc_bytes, .dirty = dirty };
+    meta_region_add(q->meta, &q->l1_region);
+    if (old)
+        epoch_defer(q->im.epoch, &old->reclaim, l1_reclaim);
+}
+
+int q2_l1_replace(struct q2_image *q, uint64_t entries, const struct q2_l1 *from, struct q2_l1 **ret_new, uint64_t **ret_dirty)
+{
+    struct q2_l1 *l1 = l1_new(entries);
+    uint64_t *dirty = l1 ? calloc(div_up(l1->alloc_bytes, 512 * 64), 8) : NULL;
+    if (!dirty) {
+        l1_free(l1);
+        return -ENOMEM;
+    }
+    if (from)
+        for (uint64_t i = 0; i < min_u64(entries, from->entries); i++)
+            atomic_store_explicit(&l1->words[i], atomic_load_explicit(&from->words[i], memory_order_relaxed), memory_order_relaxed);
+    *ret_new = l1;
+    *ret_dirty = dirty;
+    (void)q;
+    return 0;
+}
+
+void q2_l1_install(struct q2_image *q, struct q2_l1 *l1, uint64_t *dirty) { l1_install(q, l1, dirty); }
+
+void q2_l1_discard(struct q2_l1 *l1, uint64_t *dirty)
+{
+    l1_free(l1);
+    free(dirty);
+}
+
+static int load_l1(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    struct q2_l1 *l1;
+    uint64_t *dirty;
+    int r = q2_l1_replace(q, q->h.l1_size, NULL, &l1, &dirty);
+    if (r < 0)
+        return byre_fail(err, NOMEM, "%s: L1 table of %" PRIu32 " entries", q->name, q->h.l1_size);
+    if (q->h.l1_size)
+        r = stor_read_exact(co, q->im.store, (void *)l1->words, (uint64_t)q->h.l1_size * 8, q->h.l1_off);
+    if (r < 0) {
+        q2_l1_discard(l1, dirty);
+        return byre_fail_code(err, IO, r, "%s: the L1 table at %#" PRIx64 " cannot be read", q->name, q->h.l1_off);
+    }
+    l1_install(q, l1, dirty);
+    return 0;
+}
+
+static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    uint64_t len;
+    int r = stor_length(co, q->im.store, &len);
+    if (r < 0)
+        return byre_fail_code(err, IO, r, "%s: its length cannot be read", q->name);
+    uint8_t first[24] = { 0 };
+    struct iovec slot;
+    r = stor_read(co, q->im.store, iov_one(&slot, first, sizeof first), 0);
+    if (r < 0)
+        return byre_fail_code(err, IO, r, "%s: the header cannot be read", q->name);
+    uint32_t bits = be32_get((const be32 *)(first + 20));
+    uint64_t want = min_u64(len, bits >= Q2_CLUSTER_BITS_MIN && bits <= Q2_CLUSTER_BITS_MAX ? 1ull << bits : 512);
+    uint8_t *buf = malloc(want ? want : 1);
+    if (!buf)
+        return byre_fail(err, NOMEM, "%s: header", q->name);
+    r = stor_read(co, q->im.store, iov_one(&slot, buf, want), 0);
+    if (r < 0)
+        r = byre_fail_code(err, IO, r, "%s: the header cannot be read", q->name);
+    struct q2_header h;
+    if (r == 0)
+        r = q2_header_parse(buf, want, len, q->check_mode, q->name, &h, err);
+    free(buf);
+    if (r < 0)
+        return r;
+    q2_header_fini(&q->h);
+    q->h = h;
+    q->g = q2_geom_make(h.version, h.cluster_bits, h.refcount_order, h.incompat & Q2_INCOMPAT_EXT_L2);
+    q->file_end_at_open = round_up(len, q->g.cluster_size);
+    atomic_store(&q->im.size, h.size);
+    q->im.granule = (uint32_t)q->g.cluster_size;
+    q->im.has_backing = h.backing_name != NULL;
+    return 0;
+}
+
+/* ---- opening ---- */
+
+static void before_freeze(void *arg) { q2_drop_freeze(arg); }
+
+static int make_cache(struct q2_image *q, struct byre_err *err)
+{
+    q->slice_bytes = (uint32_t)min_u64(q->g.cluster_size, SLICE_BYTES_MAX);
+    q->slice_bits = (uint32_t)__builtin_ctz(q->slice_bytes);
+    q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
+    q->kind_ref = (struct meta_kind){ .name = "refcount", .rank = META_COUNTS };
+    struct meta_opts mo = { .store = q->im.store, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = q->slice_bytes,
+        .budget_bytes = q->opts.cache_bytes ? q->opts.cache_bytes : CACHE_BYTES_DEFAULT, .read_only = q->im.read_only,
+        .before_freeze = before_freeze, .arg = q };
+    int r = meta_new(&mo, &q->meta);
+    return r < 0 ? byre_fail(err, NOMEM, "%s: metadata cache", q->name) : 0;
+}
+
+/* Clears unknown autoclear bits (1.033). */
+static int clear_autoclear(struct co *co, struct q2_image *q, uint64_t keep, struct byre_err *err)
+{
+    uint64_t old = q->h.autoclear;
+    if (q->g.version < 3 || !(old & ~keep))
+        return 0;
+    q->h.autoclear &= keep;
+    int r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
+    if (r < 0) {
+        q->h.autoclear = old;
+        return byre_fail_code(err, IO, r, "%s: the header cannot be written", q->name);
+    }
+    return 0;
+}
+
+/* Sets IN_USE in one directory entry, in place. */
+static int mark_in_use(struct co *co, struct q2_image *q, uint8_t *dir)
+{
+    uint64_t at = 0;
+    for (uint32_t i = 0; i < q->h.bitmap_count; i++) {
+        if (!range_inside(at, sizeof(struct q2_disk_bitmap_entry), q->h.bitmap_dir_bytes))
+            return -EINVAL;
+        struct q2_disk_bitmap_entry *e = (struct q2_disk_bitmap_entry *)(dir + at);
+        be32_put(&e->flags, be32_get(&e->flags) | Q2_BITMAP_IN_USE);
+        at += round_up(sizeof *e + (uint64_t)be32_get(&e->extra_len) + be16_get(&e->name_len), 8);
+    }
+    return meta_write_now(co, q->meta, dir, q->h.bitmap_dir_bytes, q->h.bitmap_dir_off);
+}
+
+/* Q16: autoclear off | IN_USE in the directory | autoclear on. Until bitmaps are maintained they stay in use. */
+static int mark_bitmaps(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    if (q->g.version < 3 || !(q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) || !q->h.has_bitmaps)
+        return 0;
+    struct q2_bitmap *list = NULL;
+    uint32_t count = 0;
+    uint64_t old = q->h.autoclear;
+    bool good = q2_bitmaps_load(co, q->im.store, &q->g, &q->h, &list, &count, NULL) == 0;
+    q2_bitmaps_free(list, count);
+    uint8_t *dir = good ? malloc(q->h.bitmap_dir_bytes ? q->h.bitmap_dir_bytes : 1) : NULL;
+    if (good && !dir)
+        return byre_fail(err, NOMEM, "%s: bitmap directory", q->name);
+    int r = good ? stor_read_exact(co, q->im.store, dir, q->h.bitmap_dir_bytes, q->h.bitmap_dir_off) : 0;
+    q->h.autoclear &= ~Q2_AUTOCLEAR_BITMAPS;
+    if (r == 0)
+        r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
+    if (r == 0 && good) {                        /* a broken directory is left alone, and no longer trusted (G.015) */
+        r = mark_in_use(co, q, dir);
+        if (r == 0)
+            r = meta_barrier(co, q->meta, META_B_HEADER);
+        q->h.autoclear = old;
+        if (r == 0)
+            r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
+    }
+    free(dir);
+    q->bitmaps_broken = !good;
+    q->bitmaps_marked = true;
+    return r < 0 ? byre_fail_code(err, IO, r, "%s: persistent bitmaps cannot be marked in use", q->name) : 0;
+}
+
+static int repair_dirty(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS | FMT_FIX_ERRORS };
+    struct fmt_check_result res = { 0 };
+    int r = q2_check(co, &q->im, &o, &res, err);
+    if (r < 0)
+        return r;
+    if (res.check_errors || res.corruptions > res.corruptions_fixed)
+        return byre_fail(err, Q2_CORRUPT, "%s: the image was not closed cleanly and its repair left %" PRIu64 " errors; run check -r all", q->name, res.corruptions - res.corruptions_fixed + res.check_errors);
+    return 0;
+}
+
+static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    if (q->check_mode)
+        return q2_alloc_new(co, q) < 0 ? byre_fail(err, NOMEM, "%s: allocator", q->name) : 0;
+    int r = 0;
+    if (q->h.incompat & Q2_INCOMPAT_DIRTY)
+        r = repair_dirty(co, q, err);
+    if (r == 0 && !q->alloc && q2_alloc_new(co, q) < 0)
+        r = byre_fail(err, NOMEM, "%s: allocator", q->name);
+    if (r == 0)
+        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS, err);
+    if (r == 0)
+        r = mark_bitmaps(co, q, err);
+    return r;
+}
+
+static int load_tables(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    int r = load_l1(co, q, err);
+    if (r == 0 && (!q->im.read_only || q->check_mode))
+        r = q2_refs_load_table(co, q, err);
+    return r;
+}
+
+/* Gives back everything but the store. */
+static void dismantle(struct co *co, struct q2_image *q)
+{
+    q2_alloc_free(q);
+    if (q->meta)
+        meta_free_all(co, q->meta);
+    if (q->im.epoch) {
+        epoch_drain(co, q->im.epoch);
+        epoch_free(q->im.epoch);
+    }
+    l1_free(atomic_load(&q->l1));
+    free(q->l1_dirty);
+    free(q->rt);
+    q2_snapshots_free(q->snapshots, q->snapshot_count);
+    q2_bitmaps_free(q->bitmaps, q->bitmap_count);
+    q2_header_fini(&q->h);
+    free(q->name);
+    free(q);
+}
+
+static int open_parts(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    int r = epoch_new(q->im.home, &q->im.epoch);
+    if (r < 0)
+        return byre_fail(err, NOMEM, "%s: epochs", q->name);
+    r = read_header(co, q, err);
+    if (r < 0)
+        return r;
+    if (!q->info_only) {
+        r = q2_header_supported(&q->h, q->name, err);
+        if (r < 0)
+            return r;
+    }
+    if ((q->h.incompat & Q2_INCOMPAT_CORRUPT) && !q->im.read_only && !q->check_mode)       /* V3 */
+        return byre_fail(err, Q2_MARKED_CORRUPT, "%s: the image is marked corrupt; it can be opened read-only, or repaired by check -r all", q->name);
+    r = make_cache(q, err);
+    if (r == 0 && !q->info_only)
+        r = load_tables(co, q, err);
+    if (r == 0 && !q->im.read_only)
+        r = prepare_writing(co, q, err);
+    return r;
+}
+
+static int q2_open(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err)
+{
+    struct q2_image *q = calloc(1, sizeof *q);
+    if (!q || !(q->name = strdup(store->name ? store->name : "image"))) {
+        free(q);
+        return byre_fail(err, NOMEM, "image");
+    }
+    q->im.ops = &fmt_qcow2_ops;
+    q->im.store = store;
+    q->im.home = co_loop(co);
+    q->im.read_only = o->read_only || o->info_only;
+    q->check_mode = o->check_mode;
+    q->info_only = o->info_only;
+    q->opts = *o;
+    atomic_store(&q->im.below_zero_from, UINT64_MAX);
+    int r = open_parts(co, q, err);
+    if (r < 0) {
+        dismantle(co, q);
+        return r;
+    }
+    if (!q->im.has_backing)
+        atomic_store(&q->im.below_zero_from, 0);
+    *ret_im = &q->im;
+    return 0;
+}
+
+int q2_reload(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    q2_alloc_free(q);
+    meta_region_remove(q->meta, &q->l1_region);
+    meta_forget_all(q->meta);
+    epoch_drain(co, q->im.epoch);
+    int r = read_header(co, q, err);
+    if (r == 0)
+        r = load_tables(co, q, err);
+    if (r == 0 && !q->im.read_only && q2_alloc_new(co, q) < 0)
+        r = byre_fail(err, NOMEM, "%s: allocator", q->name);
+    return r;
+}
+
+/* ---- flush and close ---- */
+
+static int flush_home(struct co *co, void *arg)
+{
+    struct q2_image *q = arg;
+    return meta_flush(co, q->meta);
+}
+
+static int q2_flush(struct co *co, struct fmt_image *im)
+{
+    return im->read_only ? 0 : rt_call(co, im->home, flush_home, q2_of(im));
+}
+
+static int q2_close(struct co *co, struct fmt_image *im)
+{
+    struct q2_image *q = q2_of(im);
+    struct stor *store = im->store;
+    int r = 0;
+    if (!im->read_only && !q->info_only) {
+        r = meta_flush(co, q->meta);
+        int r2 = r < 0 ? 0 : q2_alloc_close(co, q);
+        if (r == 0)
+            r = r2;
+        q2_alloc_quiesce(co, q);
+        if (r < 0)
+            meta_abandon(co, q->meta);           /* what could not be written is given up: a leak at worst */
+    }
+    dismantle(co, q);
+    stor_close(co, store);
+    return r;
+}
+
+const struct fmt_ops fmt_qcow2_ops = {
+    .name = "qcow2",
+    .probe = q2_probe,
+    .open = q2_open,
+    .map = q2_map,
+    .read_encoded = q2_read_encoded,
+    .write_begin = q2_write_begin,
+    .write_commit = q2_write_commit,
+    .write_abort = q2_write_abort,
+    .zero = q2_zero,
+    .discard = q2_discard,
+    .flush = q2_flush,
+    .resize = q2_resize,
+    .resize_commit = q2_resize_commit,
+    .info = q2_info,
+    .check = q2_check,
+    .close = q2_close,
+    .create = q2_create,
+    .measure = q2_measure,
+};

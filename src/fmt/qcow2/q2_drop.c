@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_drop.c: quarantine. How a cluster that lost a pointer becomes free again (founding discussion 3, D3, Q9).
+ *
+ * Purpose     Collects dropped references, and after the pass that makes the unlinking durable and a grace period,
+ *             punches what nobody owns any more, lowers the counts, and offers the clusters for use.
+ * Owns        a->dropping and a->extra (dropped since the last freeze), one batch per pass behind that.
+ * Invariants  D1  A reference dropped before a freeze is in the batch of that freeze, so its table change is in
+ *                 the same pass (meta I5).
+ *             D2  Between drop and the end of its batch the cluster stays counted: it cannot be found by the scan.
+ *             D3  A punch has completed before the count falls to 0 and the cluster is offered.
+ * Order       table durable (pass) -> grace period -> punch -> count lowered in memory -> ready. The lowered count
+ *             reaches the disk with a later pass; a crash before that leaks.
+ * Concurrency Home loop; a batch is worked off by a coroutine of its own. Bounded: past Q2_QUARANTINE_MAX clusters
+ *             a pass is started at once.
+ * Failure     Out of memory, unreadable counts, failed punch: the clusters stay counted (a leak, a->lost), never reused
+ *             early. A failed punch does not keep a cluster from reuse: it only keeps its blocks on the disk.
+ * Tests       crash explorer: discard racing with rewrite; mutants MUT_FREE_*.
+ */
+#include <stdlib.h>
+
+#include "base/assert.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
+
+#define Q2_QUARANTINE_MAX (1u << 16)     /* clusters in `dropping` that start a pass */
+
+#define TAG_TABLE 1u                      /* blocks of it may be cached */
+
+struct batch {
+    struct meta_free f;                  /* first */
+    struct q2_image *q;
+    struct rset set;
+    struct q2_drop_extra *extra;
+    size_t extra_count;
+    bool spawned;
+};
+
+static bool remember_extra(struct q2_alloc *a, uint64_t cluster)
+{
+    for (size_t i = a->extra_count; i > 0 && i + 8 > a->extra_count; i--)
+        if (a->extra[i - 1].cluster == cluster) {
+            a->extra[i - 1].count++;
+            return true;
+        }
+    if (a->extra_count == a->extra_cap) {
+        size_t cap = a->extra_cap ? a->extra_cap * 2 : 16;
+        void *p = realloc(a->extra, cap * sizeof *a->extra);
+        if (!p)
+            return false;
+        a->extra = p;
+        a->extra_cap = cap;
+    }
+    a->extra[a->extra_count++] = (struct q2_drop_extra){ cluster, 1 };
+    return true;
+}
+
+static void drop_one_run(struct q2_alloc *a, uint64_t c, uint64_t n, uint32_t tag)
+{
+    if (!rset_overlaps(&a->dropping, c, c + n)) {
+        if (rset_add(&a->dropping, c, c + n, tag) < 0)
+            a->lost += n;
+        return;
+    }
+    for (uint64_t i = c; i < c + n; i++) {       /* compressed clusters share host clusters */
+        bool again = rset_overlaps(&a->dropping, i, i + 1);
+        if (again ? !remember_extra(a, i) : rset_add(&a->dropping, i, i + 1, tag) < 0)
+            a->lost++;
+    }
+}
+
+static void pass_co(struct co *co, void *arg)
+{
+    struct q2_image *q = arg;
+    int r = meta_flush(co, q->meta);
+    (void)r;                                     /* the next flush of the guest reports it */
+    co_group_leave(&q->alloc->drops);
+}
+
+static void drop(struct q2_image *q, uint64_t cluster, uint64_t n, uint32_t tag)
+{
+    struct q2_alloc *a = q->alloc;
+    uint64_t before = a->dropping.total;
+    drop_one_run(a, cluster, n, tag);
+    a->quarantined += a->dropping.total - before;
+    if (before < Q2_QUARANTINE_MAX && a->dropping.total >= Q2_QUARANTINE_MAX) {
+        co_group_enter(&a->drops);
+        if (rt_spawn(q->im.home, pass_co, q) < 0)
+            co_group_leave(&a->drops);
+    }
+}
+
+void q2_alloc_drop(struct q2_image *q, uint64_t cluster, uint64_t n) { drop(q, cluster, n, 0); }
+void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n) { drop(q, cluster, n, TAG_TABLE); }
+
+/* ---- a batch that has become safe ---- */
+
+/* Length of the run of clusters from c on that have exactly one owner left, or more than one (*ret_last). */
+static int owners_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t end, uint64_t *ret_end, bool *ret_last)
+{
+    uint64_t n;
+    int r = q2_refs_get(co, q, c, &n);
+    if (r < 0)
+        return r;
+    *ret_last = n <= 1;
+    for (c++; c < end; c++) {
+        r = q2_refs_get(co, q, c, &n);
+        if (r < 0 || (n <= 1) != *ret_last)
+            break;
+    }
+    *ret_end = c;
+    return 0;
+}
+
+static void punch(struct co *co, struct q2_image *q, uint64_t c, uint64_t n)
+{
+    if (q->opts.discard_no_punch || !q->im.store->discard_ok)
+        return;
+    int r = stor_discard(co, q->im.store, c << q->g.cluster_bits, n << q->g.cluster_bits);
+    (void)r;                                     /* advisory: the clusters are free all the same */
+}
+
+/* Clusters [c, end) lost one reference. */
+static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t end, uint32_t tag)
+{
+    struct q2_alloc *a = q->alloc;
+    while (c < end) {
+        uint64_t stop;
+        bool last;
+        if (owners_run(co, q, c, end, &stop, &last) < 0) {
+            a->lost += end - c;
+            return;
+        }
+        if (last && !MUTANT(MUT_FREE_BEFORE_PUNCH))
+            punch(co, q, c, stop - c);
+        co_lock(co, &a->mx);
+        int r = q2_refs_add(co, q, c, stop - c, -1);
+        if (r < 0 || (last && rset_add(&a->ready, c, stop, 0) < 0))
+            a->lost += stop - c;
+        if (last && tag == TAG_TABLE)
+            meta_forget(q->meta, c << q->g.cluster_bits, (stop - c) << q->g.cluster_bits);
+        co_unlock(&a->mx);
+        if (last && MUTANT(MUT_FREE_BEFORE_PUNCH))
+            punch(co, q, c, stop - c);
+        c = stop;
+    }
+}
+
+static void batch_work(struct co *co, struct batch *b)
+{
+    struct q2_image *q = b->q;
+    struct q2_alloc *a = q->alloc;
+    for (size_t i = 0; i < b->extra_count; i++)
+        for (uint64_t k = 0; k < b->extra[i].count; k++)
+            if (q2_refs_add(co, q, b->extra[i].cluster, 1, -1) < 0)
+                a->lost++;
+    struct rset_range x;
+    for (uint64_t at = 0; rset_next(&b->set, at, &x); at = x.end)
+        release_run(co, q, max_u64(x.start, at), x.end, x.tag);
+    a->quarantined -= min_u64(a->quarantined, b->set.total);
+    rset_fini(&b->set);
+    free(b->extra);
+    free(b);
+    co_wake_all(&a->freed);
+}
+
+static void batch_co(struct co *co, void *arg)
+{
+    struct batch *b = arg;
+    struct q2_alloc *a = b->q->alloc;
+    batch_work(co, b);
+    co_group_leave(&a->drops);
+}
+
+static void batch_release(struct meta_free *f)
+{
+    struct batch *b = (struct batch *)f;
+    struct q2_alloc *a = b->q->alloc;
+    co_group_enter(&a->drops);
+    if (rt_spawn(b->q->im.home, batch_co, b) < 0) {      /* no memory: the clusters leak, counted */
+        a->lost += b->set.total;
+        rset_fini(&b->set);
+        free(b->extra);
+        free(b);
+        co_group_leave(&a->drops);
+    }
+}
+
+static void batch_abandon(struct meta_free *f)
+{
+    struct batch *b = (struct batch *)f;
+    b->q->alloc->lost += b->set.total;
+    rset_fini(&b->set);
+    free(b->extra);
+    free(b);
+}
+
+void q2_drop_freeze(struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    if (!a || !a->dropping.count)
+        return;
+    struct batch *b = calloc(1, sizeof *b);
+    if (!b)
+        return;                                  /* stays in `dropping`: a later freeze tries again */
+    b->q = q;
+    b->set = a->dropping;
+    rset_init(&a->dropping);
+    b->extra = a->extra;
+    b->extra_count = a->extra_count;
+    a->extra = NULL;
+    a->extra_count = a->extra_cap = 0;
+    meta_defer_free(q->meta, &b->f, batch_release, batch_abandon);
+}
+
+int q2_drop_settle(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    for (unsigned i = 0; i < 3 && (a->dropping.count || meta_frees_waiting(q->meta) || a->drops.n); i++) {
+        if (a->dropping.count) {
+            int r = meta_flush(co, q->meta);
+            if (r < 0)
+                return r;
+        }
+        int r = meta_settle(co, q->meta);
+        if (r < 0)
+            return r;
+        co_group_wait(co, &a->drops);
+    }
+    return 0;
+}

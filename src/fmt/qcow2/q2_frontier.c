@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_frontier.c: the zeroed frontier (DESIGN D4): space reserved ahead, so that a first write costs no more than
+ * its data.
+ *
+ * Purpose     Extends the file in large steps; counts, new refcount blocks and a larger refcount table are durable
+ *             before anything can point into the new space. Gives the unused rest back at close.
+ * Owns        a->frontier, a->end, the order of growth.
+ * Invariants  F1  Every cluster in `frontier` is counted once, on disk, and lies inside the durable file length.
+ *             F2  tag 1 only for space that reads zero until it is first written (q2_alloc.c I5).
+ *             F3  A refcount block is found through the table only when it is durable itself (Q6).
+ * Order       length + counts (in old blocks, in new self-describing blocks, new table)  |  META_B_GROW_COUNTS  |
+ *             table entries (or header bytes 48..59)  |  META_B_GROW_ROOT / META_B_SWITCH_AFTER  |  use.
+ *             Close: counts lowered  |  META_B_FINAL of the last pass  |  truncate. Q6, Q7, D4.
+ * Concurrency Home loop. One growth at a time (grow_mx); it holds passes off while it writes (meta_struct_begin).
+ * Failure     Nothing is reserved; the file may be longer than before, which close mends. A crash leaks at most one step.
+ * Tests       crash explorer with steps of a few clusters; interop over all widths and cluster sizes.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
+
+#define STEP_BYTES_MIN (1ull << 20)
+#define STEP_BYTES_MAX (64ull << 20)
+#define STEP_CLUSTERS_MIN 16u
+#define STEP_CLUSTERS_MAX 8192u
+
+static uint64_t step_clusters(const struct q2_image *q)
+{
+    const struct q2_alloc *a = q->alloc;
+    uint64_t cs = q->g.cluster_size, step;
+    if (q->opts.frontier_bytes && q->opts.frontier_bytes != UINT64_MAX) {
+        step = max_u64(q->opts.frontier_bytes / cs, 1);
+    } else {
+        uint64_t bytes = max_u64(STEP_BYTES_MIN, min_u64(a->end * cs, STEP_BYTES_MAX));
+        step = min_u64(max_u64(bytes / cs, STEP_CLUSTERS_MIN), STEP_CLUSTERS_MAX);
+    }
+    return min_u64(step, a->step_max);
+}
+
+struct growth {
+    uint64_t first, total;               /* clusters */
+    uint64_t ti_first, blocks;           /* table index of the first new block; new blocks */
+    uint64_t rt_clusters;                /* clusters of a new table, 0: the old one does */
+    uint64_t usable;                     /* first cluster behind the metadata */
+    bool zero;                           /* the space reads zero */
+};
+
+/* How much metadata do `step` clusters need? Grows with itself, so it is iterated to a fixed point. */
+static int plan(const struct q2_image *q, uint64_t step, struct growth *ret)
+{
+    const struct q2_alloc *a = q->alloc;
+    const struct q2_geom *g = &q->g;
+    struct growth p = { .first = a->end };
+    for (unsigned i = 0; i < 64; i++) {
+        uint64_t total = step + p.blocks + p.rt_clusters;
+        uint64_t t0 = p.first >> g->block_bits, t1 = (p.first + total - 1) >> g->block_bits;
+        uint64_t missing = 0, ti_first = t1 + 1;
+        for (uint64_t t = t0; t <= t1; t++)
+            if (t >= q->rt_entries || !q->rt[t]) {
+                ti_first = min_u64(ti_first, t);
+                missing++;
+            }
+        uint64_t rtc = 0;
+        if (t1 >= q->rt_entries)
+            rtc = div_up(max_u64(t1 + 1, q->rt_entries * 3 / 2) * 8, g->cluster_size);
+        if (rtc * g->cluster_size > Q2_RT_BYTES_MAX) {
+            rtc = div_up((t1 + 1) * 8, g->cluster_size);
+            if (rtc * g->cluster_size > Q2_RT_BYTES_MAX)
+                return -EFBIG;
+        }
+        bool stable = missing == p.blocks && rtc == p.rt_clusters;
+        p.blocks = missing;
+        p.rt_clusters = rtc;
+        p.ti_first = ti_first;
+        p.total = step + missing + rtc;
+        if (stable) {
+            p.usable = p.first + p.blocks + p.rt_clusters;
+            *ret = p;
+            return (p.first + p.total) > (1ull << 55) / g->cluster_size ? -EFBIG : 0;
+        }
+    }
+    return -EFBIG;
+}
+
+static int lengthen(struct co *co, struct q2_image *q, struct growth *p)
+{
+    uint64_t want = (p->first + p->total) << q->g.cluster_bits, len;
+    int r = stor_length(co, q->im.store, &len);
+    if (r < 0)
+        return r;
+    const struct stor_traits *t = &q->im.store->traits;
+    p->zero = t->regular && t->zero_growth && p->first >= q->alloc->zero_from && len <= p->first << q->g.cluster_bits && q->opts.frontier_bytes != UINT64_MAX;
+    if (len >= want)
+        return 0;
+    return t->regular ? stor_truncate(co, q->im.store, want) : -ENOSPC;
+}
+
+/* New blocks and the new table must read zero before they are filled. */
+static int clear_metadata(struct co *co, struct q2_image *q, const struct growth *p)
+{
+    uint64_t cs = q->g.cluster_size, n = p->blocks + p->rt_clusters;
+    if (!n)
+        return 0;
+    meta_forget(q->meta, p->first * cs, n * cs);
+    return p->zero ? 0 : stor_zero(co, q->im.store, p->first * cs, n * cs, 0);
+}
+
+static void enter_blocks(struct q2_image *q, uint64_t *rt, const struct growth *p, bool enter)
+{
+    uint64_t at = p->first << q->g.cluster_bits, t = p->ti_first;
+    for (uint64_t i = 0; i < p->blocks; t++) {
+        if (enter ? rt[t] != 0 : rt[t] != at)
+            continue;
+        rt[t] = enter ? at : 0;
+        at += q->g.cluster_size;
+        i++;
+    }
+}
+
+static uint8_t *rt_bytes(const uint64_t *rt, uint64_t from, uint64_t n)
+{
+    uint8_t *buf = malloc(n * 8);
+    for (uint64_t i = 0; buf && i < n; i++)
+        be64_put((be64 *)(buf + i * 8), rt[from + i]);
+    return buf;
+}
+
+/* The table entries of the new blocks, in whole sectors. */
+static int write_entries(struct co *co, struct q2_image *q, const struct growth *p)
+{
+    if (!p->blocks)
+        return 0;
+    uint64_t a = round_down(p->ti_first, 64), b = min_u64(round_up(((p->first + p->total - 1) >> q->g.block_bits) + 1, 64), q->rt_entries);
+    uint8_t *buf = rt_bytes(q->rt, a, b - a);
+    if (!buf)
+        return -ENOMEM;
+    int r = meta_write_now(co, q->meta, buf, (b - a) * 8, q->h.rt_off + a * 8);
+    free(buf);
+    return r < 0 ? r : meta_barrier(co, q->meta, META_B_GROW_ROOT);
+}
+
+/* Q7: the new table is durable already; one sector of the header switches. */
+static int switch_table(struct co *co, struct q2_image *q, const struct growth *p)
+{
+    uint64_t old_off = q->h.rt_off;
+    uint32_t old_clusters = q->h.rt_clusters;
+    q->h.rt_off = (p->first + p->blocks) << q->g.cluster_bits;
+    q->h.rt_clusters = (uint32_t)p->rt_clusters;
+    int r = q2_header_sync(co, q, 48, 60, META_B_SWITCH_AFTER);
+    if (r < 0) {
+        q->h.rt_off = old_off;
+        q->h.rt_clusters = old_clusters;
+        return r;
+    }
+    q2_alloc_drop(q, old_off >> q->g.cluster_bits, old_clusters);
+    return 0;
+}
+
+static int write_new_table(struct co *co, struct q2_image *q, const struct growth *p, const uint64_t *rt, uint64_t entries)
+{
+    uint8_t *buf = rt_bytes(rt, 0, entries);
+    if (!buf)
+        return -ENOMEM;
+    int r = meta_write_now(co, q->meta, buf, entries * 8, (p->first + p->blocks) << q->g.cluster_bits);
+    free(buf);
+    return r;
+}
+
+/* Counts and roots, with a table that already names the new blocks in memory. */
+static int make_durable(struct co *co, struct q2_image *q, const struct growth *p)
+{
+    int r = q2_refs_add(co, q, p->first, p->total, 1);
+    if (r < 0 || MUTANT(MUT_FRONTIER_UNSETTLED))
+        return r;
+    r = meta_counts_locked(co, q->meta);
+    if (r == 0 && p->rt_clusters)
+        r = write_new_table(co, q, p, q->rt, q->rt_entries);
+    if (r == 0)
+        r = meta_barrier(co, q->meta, p->rt_clusters ? META_B_SWITCH_BEFORE : META_B_GROW_COUNTS);
+    if (r == 0)
+        r = p->rt_clusters ? switch_table(co, q, p) : write_entries(co, q, p);
+    if (r < 0) {                         /* what stays counted is a leak */
+        int u = q2_refs_add(co, q, p->first, p->total, -1);
+        (void)u;
+    }
+    return r;
+}
+
+static int enlarge_rt_memory(struct q2_image *q, const struct growth *p, uint64_t **ret_old, uint64_t *ret_old_entries)
+{
+    *ret_old = NULL;
+    if (!p->rt_clusters)
+        return 0;
+    uint64_t n = p->rt_clusters * q->g.cluster_size / 8;
+    uint64_t *rt = calloc(n, 8);
+    if (!rt)
+        return -ENOMEM;
+    memcpy(rt, q->rt, q->rt_entries * 8);
+    *ret_old = q->rt;
+    *ret_old_entries = q->rt_entries;
+    q->rt = rt;
+    q->rt_entries = n;
+    return 0;
+}
+
+static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
+{
+    struct q2_alloc *a = q->alloc;
+    struct growth p;
+    int r = plan(q, step, &p);
+    if (r == 0)
+        r = rset_reserve(&a->frontier, 2);
+    if (r == 0)
+        r = lengthen(co, q, &p);
+    if (r == 0)
+        r = clear_metadata(co, q, &p);
+    uint64_t *old_rt, old_entries = 0;
+    if (r == 0)
+        r = enlarge_rt_memory(q, &p, &old_rt, &old_entries);
+    if (r < 0)
+        return r;
+    enter_blocks(q, q->rt, &p, true);
+    r = make_durable(co, q, &p);
+    if (r < 0) {
+        meta_forget(q->meta, p.first << q->g.cluster_bits, p.blocks << q->g.cluster_bits);
+        if (old_rt) {
+            free(q->rt);
+            q->rt = old_rt;
+            q->rt_entries = old_entries;
+        } else {
+            enter_blocks(q, q->rt, &p, false);
+        }
+        return r;
+    }
+    free(old_rt);
+    a->end = p.first + p.total;
+    r = rset_add(&a->frontier, p.usable, a->end, p.zero ? 1 : 0);
+    INV(F1, r == 0);
+    return 0;
+}
+
+int q2_frontier_grow(struct co *co, struct q2_image *q, uint64_t want)
+{
+    struct q2_alloc *a = q->alloc;
+    struct rset_range x;
+    co_lock(co, &a->grow_mx);
+    int r = 0;
+    if (!(want ? rset_fit(&a->frontier, 0, want, &x) : false) && !a->closing) {
+        uint64_t step = max_u64(step_clusters(q), want);
+        for (;;) {
+            meta_struct_begin(co, q->meta);
+            r = grow_locked(co, q, step);
+            meta_struct_end(q->meta);
+            if ((r != -ENOSPC && r != -EFBIG && r != -EDQUOT) || step <= max_u64(want, 1))
+                break;
+            step = max_u64(step / 4, max_u64(want, 1));      /* near the end of space the step shrinks (D4) */
+            a->step_max = step;
+        }
+    }
+    co_unlock(&a->grow_mx);
+    return r;
+}
+
+static void grow_co(struct co *co, void *arg)
+{
+    struct q2_image *q = arg;
+    struct q2_alloc *a = q->alloc;
+    a->grow_error = q2_frontier_grow(co, q, 0);
+    a->growing_behind = false;
+    co_group_leave(&a->drops);
+}
+
+void q2_frontier_watch(struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    uint64_t step = step_clusters(q);
+    if (a->growing_behind || a->closing || a->grow_error || a->ready.total || !a->frontier.total || a->frontier.total > step / 2)
+        return;
+    co_group_enter(&a->drops);
+    a->growing_behind = true;
+    if (rt_spawn(q->im.home, grow_co, q) < 0) {
+        a->growing_behind = false;
+        co_group_leave(&a->drops);
+    }
+}
+
+/* Lowers the counts of everything in s and hands it to `ready`. */
+static int uncount(struct co *co, struct q2_image *q, struct rset *s)
+{
+    struct rset_range x;
+    int first = 0;
+    for (uint64_t at = 0; rset_next(s, at, &x); at = x.end) {
+        int r = q2_refs_add(co, q, x.start, x.end - x.start, -1);
+        if (r == 0)
+            r = rset_add(&q->alloc->ready, x.start, x.end, 0);
+        if (r < 0 && first == 0)
+            first = r;
+    }
+    rset_fini(s);
+    rset_init(s);
+    return first;
+}
+
+int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor)
+{
+    struct q2_alloc *a = q->alloc;
+    int r = uncount(co, q, &a->frontier);
+    int r2 = uncount(co, q, &a->counted);
+    int r3 = meta_flush(co, q->meta);
+    if (r < 0 || r2 < 0 || r3 < 0)
+        return r < 0 ? r : r2 < 0 ? r2 : r3;
+    uint64_t end = a->end;
+    struct rset_range x;
+    for (uint64_t at = floor; rset_next(&a->ready, at, &x); at = x.end)
+        if (x.end == a->end)
+            end = max_u64(x.start, floor);
+    if (end == a->end || !q->im.store->traits.regular)
+        return 0;
+    r = rset_remove(&a->ready, end, a->end);
+    if (r < 0)
+        return r;
+    a->end = end;
+    a->scan_end = min_u64(a->scan_end, end);
+    a->zero_from = min_u64(a->zero_from, end);
+    q->file_end_at_open = min_u64(q->file_end_at_open, end << q->g.cluster_bits);
+    return stor_truncate(co, q->im.store, end << q->g.cluster_bits);
+}

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_map.c: where is guest range R now?
+ *
+ * Purpose     Answers mappings from the cached tables, on any loop without a lock (D2); loads what is missing on
+ *             the home loop; makes an L2 table the image's own before it is changed.
+ * Owns        q->l2_mx. The tables belong to meta/ and to q->l1.
+ * Invariants  M1  A lookup on another loop reads each entry once, as one atomic word, and decodes that word.
+ *             M2  `writable` is said only of COPIED standard clusters that lie outside header, L1 table and refcount
+ *                 table (1.045, 1.048).
+ *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
+ *             M4  A pinned slice stays the one that the L1 entry names: after each suspension the entry is compared.
+ * Order       New or copied table before the root entry (meta_need_table_barrier), unless it lies in known-zero,
+ *             settled space and holds nothing else (Q23). The old table is dropped behind it (Q9).
+ * Concurrency q2_map, q2_read_encoded: any loop, inside an epoch section. The rest: home loop.
+ * Failure     A bad entry is -EIO for the request that met it, and the image is marked corrupt when it is open for
+ *             writing (Q22, 1.113).
+ * Tests       interop, crash explorer, two-loop stress, fuzz/qcow2_open.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/mutant.h"
+#include "fmt/qcow2/q2_image.h"
+
+/* ---- places ---- */
+
+static uint32_t slice_index(const struct q2_image *q, uint64_t guest)
+{
+    return (uint32_t)(q2_l2_index(&q->g, guest) & ((1u << (q->slice_bits - 3)) - 1));
+}
+
+static uint64_t slice_off(const struct q2_image *q, uint64_t l2_off, uint64_t guest)
+{
+    return l2_off + round_down(q2_l2_index(&q->g, guest) * 8, q->slice_bytes);
+}
+
+/* Guest bytes from `guest` to the end of its slice. */
+static uint64_t left_in_slice(const struct q2_image *q, uint64_t guest)
+{
+    uint64_t span = (uint64_t)(q->slice_bytes / 8) << q->g.cluster_bits;
+    return span - (guest & (span - 1));
+}
+
+static bool overlaps(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen) { return a < b + blen && b < a + alen; }
+
+bool q2_hits_metadata(const struct q2_image *q, uint64_t host)
+{
+    uint64_t cs = q->g.cluster_size;
+    return host < cs || overlaps(host, cs, q->h.l1_off, (uint64_t)q->h.l1_size * 8) || overlaps(host, cs, q->h.rt_off, (uint64_t)q->h.rt_clusters * cs);
+}
+
+static int l1_entry(const struct q2_image *q, uint64_t guest, struct q2_l1e *ret)
+{
+    const struct q2_l1 *l1 = atomic_load_explicit(&q->l1, memory_order_acquire);
+    uint64_t i = q2_l1_index(&q->g, guest);
+    if (i >= l1->entries) {
+        *ret = (struct q2_l1e){ 0 };
+        return 0;
+    }
+    uint64_t raw = be64_word(atomic_load_explicit(&l1->words[i], memory_order_acquire));
+    return q2_l1e_decode(&q->g, raw, ret) ? 0 : -EIO;
+}
+
+/* ---- mapping of entries ---- */
+
+static void extent_of(const struct q2_image *q, const struct q2_l2e *e, uint64_t off, struct fmt_extent *x)
+{
+    uint64_t in = q2_in_cluster(&q->g, off);
+    *x = (struct fmt_extent){ .len = q->g.cluster_size - in };
+    switch (e->kind) {
+    case Q2_UNALLOCATED:
+        x->kind = FMT_ABSENT;
+        break;
+    case Q2_ZERO_PLAIN:
+        x->kind = FMT_ZERO;
+        break;
+    case Q2_ZERO_ALLOC:
+        x->kind = FMT_ZERO;
+        x->has_host = true;
+        x->host = e->host + in;
+        break;
+    case Q2_NORMAL:
+        x->kind = FMT_DATA;
+        x->has_host = true;
+        x->host = e->host + in;
+        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && !q2_hits_metadata(q, e->host);
+        break;
+    case Q2_COMPRESSED:
+        x->kind = FMT_ENCODED;
+        x->host = e->host;
+        x->enc_len = e->comp_bytes;
+        x->enc_guest = off - in;
+        break;
+    }
+}
+
+static bool extends(const struct fmt_extent *x, const struct fmt_extent *next)
+{
+    if (x->kind != next->kind || x->has_host != next->has_host || x->writable != next->writable || x->kind == FMT_ENCODED)
+        return false;
+    return !x->has_host || next->host == x->host + x->len;
+}
+
+/* Maps [off, off+len) as far as one slice answers it. `b` is valid while the caller is in its section or pins it. */
+static int map_slice(const struct q2_image *q, const struct meta_block *b, uint64_t off, uint64_t len, struct fmt_extent *ret)
+{
+    len = min_u64(len, left_in_slice(q, off));
+    struct q2_l2e e;
+    uint32_t i = slice_index(q, off);
+    if (!q2_l2e_decode(&q->g, meta_word(b, i), &e))
+        return -EIO;
+    struct fmt_extent x;
+    extent_of(q, &e, off, &x);
+    while (x.len < len) {
+        struct fmt_extent next;
+        if (!q2_l2e_decode(&q->g, meta_word(b, ++i), &e))
+            break;
+        extent_of(q, &e, off + x.len, &next);
+        if (!extends(&x, &next))
+            break;
+        x.len += next.len;
+    }
+    x.len = min_u64(x.len, len);
+    *ret = x;
+    return 0;
+}
+
+/* No L2 table: how far? */
+static void map_hole(const struct q2_image *q, uint64_t off, uint64_t len, struct fmt_extent *ret)
+{
+    uint64_t span = q2_l2_span(&q->g), end = round_down(off, span) + span;
+    for (unsigned i = 0; i < 4096 && end < off + len; i++, end += span) {
+        struct q2_l1e e;
+        if (l1_entry(q, end, &e) < 0 || e.l2_off)
+            break;
+    }
+    *ret = (struct fmt_extent){ .kind = FMT_ABSENT, .len = min_u64(end - off, len) };
+}
+
+/* ---- the home loop's part: load, then map ---- */
+
+struct map_call { struct q2_image *q; uint64_t off, len; struct fmt_extent *ret; };
+
+static int map_home(struct co *co, void *arg)
+{
+    struct map_call *c = arg;
+    struct meta_block *b;
+    uint32_t i;
+    int r = q2_slice_get(co, c->q, c->off, &b, &i);
+    if (r < 0)
+        return r == -EIO ? q2_corrupt(co, c->q, "L2 table", c->off) : r;
+    if (!b) {
+        map_hole(c->q, c->off, c->len, c->ret);
+        return 0;
+    }
+    r = map_slice(c->q, b, c->off, c->len, c->ret);
+    meta_put(c->q->meta, b);
+    return r < 0 ? q2_corrupt(co, c->q, "L2 entry", c->off) : 0;
+}
+
+int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
+{
+    struct q2_image *q = q2_of(im);
+    struct q2_l1e e;
+    if (LIKELY(l1_entry(q, off, &e) == 0)) {
+        if (!e.l2_off) {
+            map_hole(q, off, len, ret_e);
+            return 0;
+        }
+        struct meta_block *b = meta_peek(q->meta, slice_off(q, e.l2_off, off));
+        if (b && b->kind == &q->kind_l2 && LIKELY(map_slice(q, b, off, len, ret_e) == 0))
+            return 0;
+    }
+    struct map_call c = { q, off, len, ret_e };
+    return rt_call(co, im->home, map_home, &c);
+}
+
+/* ---- slices for the home loop ---- */
+
+int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index)
+{
+    ASSERT_LOOP(q->im.home);
+    for (;;) {
+        struct q2_l1e e, again;
+        int r = l1_entry(q, guest, &e);
+        if (r < 0)
+            return r;
+        if (!e.l2_off) {
+            *ret_b = NULL;
+            return 0;
+        }
+        struct meta_block *b;
+        r = meta_get(co, q->meta, &q->kind_l2, slice_off(q, e.l2_off, guest), &b);
+        if (r < 0)
+            return r;
+        if (l1_entry(q, guest, &again) == 0 && again.l2_off == e.l2_off) {       /* M4 */
+            *ret_b = b;
+            *ret_index = slice_index(q, guest);
+            return 0;
+        }
+        meta_put(q->meta, b);
+    }
+}
+
+/* Fills the new table's cluster: zeros, or the old table without its COPIED flags. */
+static int fill_table(struct co *co, struct q2_image *q, uint64_t old_off, uint64_t new_off, bool known_zero)
+{
+    uint64_t cs = q->g.cluster_size;
+    if (!old_off)
+        return known_zero ? 0 : stor_zero(co, q->im.store, new_off, cs, 0);
+    void *buf = NULL;
+    if (posix_memalign(&buf, 4096, cs))
+        return -ENOMEM;
+    int r = stor_read_exact(co, q->im.store, buf, cs, old_off);
+    if (r == 0) {
+        uint64_t *w = buf;
+        for (uint64_t i = 0; i < cs / 8; i++)
+            w[i] = be64_word(be64_word(w[i]) & ~Q2_E_COPIED);
+        r = meta_write_now(co, q->meta, buf, cs, new_off);
+    }
+    free(buf);
+    return r;
+}
+
+/* Under l2_mx: gives the L1 entry of `guest` a table of its own. */
+static int table_own(struct co *co, struct q2_image *q, uint64_t guest, const struct q2_l1e *old)
+{
+    struct q2_run run;
+    int r = q2_alloc_take(co, q, 1, &run);
+    if (r < 0)
+        return r;
+    uint64_t off = run.cluster << q->g.cluster_bits;
+    meta_forget(q->meta, off, q->g.cluster_size);
+    r = fill_table(co, q, old->l2_off, off, run.known_zero);
+    if (r < 0) {
+        q2_alloc_return(q, &run);
+        return r;
+    }
+    if (!(run.known_zero && run.settled && !old->l2_off))
+        meta_need_table_barrier(q->meta);                    /* Q5; else Q23 */
+    meta_region_set(q->meta, &q->l1_region, q2_l1_index(&q->g, guest), q2_l1e_encode(off, true));
+    if (old->l2_off)
+        q2_alloc_drop_table(q, old->l2_off >> q->g.cluster_bits, 1);
+    return 0;
+}
+
+int q2_slice_own(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index)
+{
+    for (;;) {
+        struct q2_l1e e;
+        int r = l1_entry(q, guest, &e);
+        if (r < 0)
+            return r;
+        if (!e.l2_off || !(e.copied || MUTANT(MUT_SHARED_L2_IN_PLACE))) {        /* M3 */
+            co_lock(co, &q->l2_mx);
+            r = l1_entry(q, guest, &e);
+            if (r == 0 && !(e.l2_off && e.copied))
+                r = table_own(co, q, guest, &e);
+            co_unlock(&q->l2_mx);
+            if (r < 0)
+                return r;
+        }
+        r = q2_slice_get(co, q, guest, ret_b, ret_index);
+        if (r < 0 || *ret_b)
+            return r;
+    }
+}
+
+/* ---- compressed clusters ---- */
+
+struct decode { uint8_t type; const void *in; size_t in_bytes; void *out; size_t out_bytes; };
+
+static int64_t decode_job(void *arg)
+{
+    struct decode *d = arg;
+    return q2_decompress(d->type, d->in, d->in_bytes, d->out, d->out_bytes);
+}
+
+int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v)
+{
+    struct q2_image *q = q2_of(im);
+    uint64_t cs = q->g.cluster_size, in_cluster = off - e->enc_guest;
+    ASSERT(range_inside(in_cluster, v.len_bytes, cs));
+    uint8_t *buf = malloc(e->enc_len + cs);
+    if (!buf)
+        return -ENOMEM;
+    struct iovec slot;
+    /* the last sector named may end past the end of the file: what is missing reads zero and the decoder ignores it */
+    int r = stor_read(co, im->store, iov_one(&slot, buf, e->enc_len), e->host);
+    if (r == 0) {
+        struct decode d = { q->h.compression_type, buf, e->enc_len, buf + e->enc_len, cs };
+        r = (int)rt_cpu(co, decode_job, &d);
+    }
+    if (r == 0)
+        iov_from_buf(v, buf + e->enc_len + in_cluster, v.len_bytes);
+    free(buf);
+    return r;
+}

@@ -1,0 +1,422 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cache.c: cached metadata blocks.
+ *
+ * Purpose     Finds, loads, validates, pins, dirties and evicts blocks; keeps the list of regions.
+ * Owns        The hash of blocks, the clock ring, the dirty list.
+ * Invariants  I1, I3, I4 of meta.h. Further:
+ *             C1  A block is in the hash from the moment it is valid until it is evicted or forgotten; a reader
+ *                 on another loop that found it may use it until it leaves its epoch section.
+ *             C2  dirty_sectors != 0  <=>  the block is on the dirty list.
+ *             C3  A pass pins what it writes, so a block whose write is in flight is never evicted and re-read.
+ * Order       None here: pass.c decides.
+ * Concurrency Home loop; meta_peek anywhere. meta_get and meta_get_zeroed suspend (loads, waits for room).
+ * Failure     A block that cannot be read or is refused is not cached; everybody who waited reads again and
+ *             gets the error of their own attempt.
+ * Tests       meta_test.c (toy tables over stor_mem and a failing store); crash explorer.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "meta/meta_priv.h"
+#include "rt/loop.h"
+
+#define META_MIN_BLOCKS 8u
+
+/* Buffers that direct I/O takes as they are. */
+static size_t o_align(uint32_t block_bytes) { return block_bytes < 4096 ? 512 : 4096; }
+
+static uint64_t bucket_of(const struct meta *m, uint64_t off)
+{
+    uint64_t k = off / m->o.block_bytes;
+    k *= 0x9e3779b97f4a7c15ull;
+    return (k >> 20) & m->bucket_mask;
+}
+
+int meta_new(const struct meta_opts *o, struct meta **ret_m)
+{
+    ASSERT(is_pow2(o->block_bytes) && o->block_bytes >= 512 && o->block_bytes <= 65536);
+    struct meta *m = calloc(1, sizeof *m);
+    if (!m)
+        return -ENOMEM;
+    m->o = *o;
+    m->dirty_unit = o->block_bytes / 64 > 512 ? o->block_bytes / 64 : 512;
+    m->max_blocks = max_u64(o->budget_bytes / o->block_bytes, META_MIN_BLOCKS);
+    uint64_t n = 64;
+    while (n < m->max_blocks && n < (1u << 20))
+        n *= 2;
+    m->bucket_mask = n - 1;
+    m->buckets = calloc(n, sizeof *m->buckets);
+    if (!m->buckets) {
+        free(m);
+        return -ENOMEM;
+    }
+    m->frees_new_tail = &m->frees_new;
+    atomic_store(&m->clean, true);
+    *ret_m = m;
+    return 0;
+}
+
+static void block_free(struct meta_block *b)
+{
+    if (!b)
+        return;
+    free((void *)b->words);
+    free(b);
+}
+
+static struct meta_block *block_new(struct meta *m, const struct meta_kind *k, uint64_t off)
+{
+    struct meta_block *b = calloc(1, sizeof *b);
+    void *words = NULL;
+    if (!b || posix_memalign(&words, o_align(m->o.block_bytes), m->o.block_bytes)) {
+        free(b);
+        return NULL;
+    }
+    b->off = off;
+    b->kind = k;
+    b->words = words;
+    b->owner = m;
+    return b;
+}
+
+/* ---- hash and ring ---- */
+
+struct meta_block *meta_peek(struct meta *m, uint64_t off)
+{
+    struct meta_block *b = atomic_load_explicit(&m->buckets[bucket_of(m, off)], memory_order_acquire);
+    while (b && b->off != off)
+        b = atomic_load_explicit(&b->hash_next, memory_order_acquire);
+    if (b && !atomic_load_explicit(&b->used, memory_order_relaxed))
+        atomic_store_explicit(&b->used, 1, memory_order_relaxed);
+    return b;
+}
+
+static void hash_insert(struct meta *m, struct meta_block *b)
+{
+    _Atomic(struct meta_block *) *head = &m->buckets[bucket_of(m, b->off)];
+    atomic_store_explicit(&b->hash_next, atomic_load_explicit(head, memory_order_relaxed), memory_order_relaxed);
+    atomic_store_explicit(head, b, memory_order_release);
+    if (m->all) {
+        b->all_next = m->all;
+        b->all_prev = m->all->all_prev;
+        b->all_prev->all_next = b;
+        m->all->all_prev = b;
+    } else {
+        b->all_next = b->all_prev = b;
+        m->all = b;
+    }
+    m->blocks++;
+}
+
+static void hash_remove(struct meta *m, struct meta_block *b)
+{
+    _Atomic(struct meta_block *) *at = &m->buckets[bucket_of(m, b->off)];
+    for (;;) {
+        struct meta_block *x = atomic_load_explicit(at, memory_order_relaxed);
+        ASSERT(x);
+        if (x == b)
+            break;
+        at = &x->hash_next;
+    }
+    /* b->hash_next stays: a reader standing on b goes on from there (C1) */
+    atomic_store_explicit(at, atomic_load_explicit(&b->hash_next, memory_order_relaxed), memory_order_release);
+    if (m->hand == b)
+        m->hand = b->all_next == b ? NULL : b->all_next;
+    if (m->all == b)
+        m->all = b->all_next == b ? NULL : b->all_next;
+    b->all_prev->all_next = b->all_next;
+    b->all_next->all_prev = b->all_prev;
+    m->blocks--;
+}
+
+static void reclaim(struct epoch_cb *cb)
+{
+    struct meta_block *b = (struct meta_block *)((char *)cb - offsetof(struct meta_block, reclaim));
+    b->owner->reclaiming--;
+    block_free(b);
+}
+
+static void block_retire(struct meta *m, struct meta_block *b)
+{
+    INV(I4, b->pins == 0 && b->dirty_sectors == 0);
+    m->reclaiming++;
+    epoch_defer(m->o.epoch, &b->reclaim, reclaim);
+}
+
+/* One clean, unpinned block leaves. false: every block is pinned or dirty. */
+static bool evict_one(struct meta *m)
+{
+    if (!m->all)
+        return false;
+    struct meta_block *b = m->hand ? m->hand : m->all;
+    for (uint64_t i = 0; i < 2 * m->blocks; i++, b = b->all_next) {
+        if (b->pins || b->dirty_sectors)
+            continue;
+        if (atomic_exchange_explicit(&b->used, 0, memory_order_relaxed))
+            continue;
+        m->hand = b->all_next;
+        hash_remove(m, b);
+        block_retire(m, b);
+        return true;
+    }
+    m->hand = b;
+    return false;
+}
+
+/* Keeps the cache in its budget where that is possible without waiting; dirt beyond half of it starts a pass. */
+static void make_room(struct meta *m)
+{
+    while (m->blocks >= m->max_blocks && evict_one(m))
+        ;
+}
+
+/* ---- get and put ---- */
+
+static struct meta_load *load_find(struct meta *m, uint64_t off)
+{
+    struct meta_load *l = m->loads;
+    while (l && l->off != off)
+        l = l->next;
+    return l;
+}
+
+static void load_end(struct meta *m, struct meta_load *l)
+{
+    struct meta_load **at = &m->loads;
+    while (*at != l)
+        at = &(*at)->next;
+    *at = l->next;
+    co_wake_all(&l->q);
+}
+
+static int load(struct co *co, struct meta *m, struct meta_block *b)
+{
+    int r = stor_read_exact(co, m->o.store, (void *)b->words, m->o.block_bytes, b->off);
+    if (r < 0)
+        return r;
+    if (b->kind->validate && !b->kind->validate(b->kind->arg, b->off, (const void *)b->words, m->o.block_bytes))
+        return -EIO;
+    return 0;
+}
+
+static struct meta_block *find_or_wait(struct co *co, struct meta *m, uint64_t off)
+{
+    for (;;) {
+        struct meta_block *b = meta_peek(m, off);
+        if (b)
+            return b;
+        struct meta_load *l = load_find(m, off);
+        if (!l)
+            return NULL;
+        co_wait(co, &l->q);
+    }
+}
+
+static int pin_found(struct meta_block *b, const struct meta_kind *k, struct meta_block **ret_b)
+{
+    if (b->kind != k)
+        return -EIO;                     /* two structures claim the same place: corruption */
+    b->pins++;
+    *ret_b = b;
+    return 0;
+}
+
+int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b)
+{
+    ASSERT(is_aligned(off, m->o.block_bytes));
+    struct meta_block *b = find_or_wait(co, m, off);
+    if (b)
+        return pin_found(b, k, ret_b);
+    make_room(m);
+    b = block_new(m, k, off);
+    if (!b)
+        return -ENOMEM;
+    struct meta_load l = { .off = off, .next = m->loads };
+    m->loads = &l;
+    int r = load(co, m, b);
+    if (r == 0) {
+        hash_insert(m, b);
+        r = pin_found(b, k, ret_b);
+    } else {
+        block_free(b);
+    }
+    load_end(m, &l);
+    return r;
+}
+
+int meta_get_zeroed(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, bool write_whole, struct meta_block **ret_b)
+{
+    ASSERT(is_aligned(off, m->o.block_bytes));
+    struct meta_block *b = find_or_wait(co, m, off);
+    if (b)
+        return -EIO;                     /* fresh space cannot be cached: corruption */
+    make_room(m);
+    b = block_new(m, k, off);
+    if (!b)
+        return -ENOMEM;
+    memset((void *)b->words, 0, m->o.block_bytes);
+    hash_insert(m, b);
+    b->pins = 1;
+    if (write_whole)
+        meta_dirty(m, b, 0, m->o.block_bytes);
+    *ret_b = b;
+    return 0;
+}
+
+void meta_put(struct meta *m, struct meta_block *b)
+{
+    (void)m;
+    ASSERT(b->pins > 0);
+    b->pins--;
+}
+
+void meta_forget(struct meta *m, uint64_t off, uint64_t len)
+{
+    for (uint64_t at = round_down(off, m->o.block_bytes); at < off + len; at += m->o.block_bytes) {
+        struct meta_block *b = meta_peek(m, at);
+        if (!b)
+            continue;
+        ASSERT(b->pins == 0);
+        meta_block_clean_(m, b);
+        hash_remove(m, b);
+        block_retire(m, b);
+    }
+    meta_update_clean_(m);
+}
+
+void meta_forget_all(struct meta *m)
+{
+    while (m->all) {
+        struct meta_block *b = m->all;
+        ASSERT(b->pins == 0);
+        meta_block_clean_(m, b);
+        hash_remove(m, b);
+        block_retire(m, b);
+    }
+    meta_update_clean_(m);
+}
+
+/* ---- dirt ---- */
+
+void meta_update_clean_(struct meta *m)
+{
+    bool clean = !m->dirty_blocks && !m->runner;
+    for (struct meta_region *r = m->regions; r && clean; r = r->next)
+        clean = r->dirty_count == 0;
+    atomic_store_explicit(&m->clean, clean, memory_order_release);
+}
+
+bool meta_is_clean(const struct meta *m)
+{
+    return atomic_load_explicit(&m->clean, memory_order_acquire);
+}
+
+void meta_block_clean_(struct meta *m, struct meta_block *b)
+{
+    if (!b->dirty_sectors)
+        return;
+    b->dirty_sectors = 0;
+    if (b->dirty_prev)
+        b->dirty_prev->dirty_next = b->dirty_next;
+    else
+        m->dirty_head = b->dirty_next;
+    if (b->dirty_next)
+        b->dirty_next->dirty_prev = b->dirty_prev;
+    else
+        m->dirty_tail = b->dirty_prev;
+    b->dirty_next = b->dirty_prev = NULL;
+    m->dirty_blocks--;
+}
+
+static void background_pass(struct co *co, void *arg)
+{
+    struct meta *m = arg;
+    int r = meta_flush(co, m);
+    (void)r;                             /* a failure stays in the blocks' dirt and in I6; the next flush reports it */
+    m->kicked = false;
+    co_wake_all(&m->frees_q);
+}
+
+static void kick(struct meta *m)
+{
+    if (m->kicked || m->failed)
+        return;
+    m->kicked = rt_spawn(m->o.home, background_pass, m) == 0;
+}
+
+void meta_block_redirty_(struct meta *m, struct meta_block *b, uint64_t sectors)
+{
+    if (!sectors)
+        return;
+    if (!b->dirty_sectors) {
+        b->dirty_prev = m->dirty_tail;
+        if (m->dirty_tail)
+            m->dirty_tail->dirty_next = b;
+        else
+            m->dirty_head = b;
+        m->dirty_tail = b;
+        m->dirty_blocks++;
+        atomic_store_explicit(&m->clean, false, memory_order_release);
+        if (m->dirty_blocks > m->max_blocks / 2)
+            kick(m);
+    }
+    b->dirty_sectors |= sectors;
+}
+
+void meta_dirty(struct meta *m, struct meta_block *b, uint32_t from, uint32_t to)
+{
+    ASSERT(!m->o.read_only && from < to && to <= m->o.block_bytes);
+    uint32_t first = from / m->dirty_unit, last = (to - 1) / m->dirty_unit;
+    uint64_t mask = (last == 63 ? ~0ull : (1ull << (last + 1)) - 1) & ~((1ull << first) - 1);
+    meta_block_redirty_(m, b, mask);
+}
+
+void meta_set_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t value)
+{
+    atomic_store_explicit(&b->words[i], be64_word(value), memory_order_release);
+    meta_dirty(m, b, i * 8, i * 8 + 8);
+}
+
+void meta_region_add(struct meta *m, struct meta_region *r)
+{
+    r->dirty_count = 0;
+    r->next = m->regions;
+    m->regions = r;
+}
+
+void meta_region_remove(struct meta *m, struct meta_region *r)
+{
+    struct meta_region **at = &m->regions;
+    while (*at && *at != r)
+        at = &(*at)->next;
+    if (*at)
+        *at = r->next;
+    meta_update_clean_(m);
+}
+
+void meta_region_set(struct meta *m, struct meta_region *r, uint64_t i, uint64_t value)
+{
+    ASSERT(i * 8 < r->bytes && !m->o.read_only);
+    atomic_store_explicit(&r->words[i], be64_word(value), memory_order_release);
+    uint64_t bit = i * 8 / 512;
+    if (!(r->dirty[bit / 64] & (1ull << (bit % 64)))) {
+        r->dirty[bit / 64] |= 1ull << (bit % 64);
+        r->dirty_count++;
+        atomic_store_explicit(&m->clean, false, memory_order_release);
+    }
+}
+
+void meta_free_all(struct co *co, struct meta *m)
+{
+    if (!m)
+        return;
+    while (m->kicked || m->runner)
+        co_yield(co);
+    meta_forget_all(m);
+    epoch_drain(co, m->o.epoch);
+    ASSERT(m->reclaiming == 0 && m->frees_waiting == 0);
+    free(m->buckets);
+    free(m);
+}

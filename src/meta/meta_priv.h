@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * meta_priv.h: what cache.c, pass.c and frees.c share. Private to meta/.
+ */
+#ifndef META_PRIV_H
+#define META_PRIV_H
+
+#include "base/assert.h"
+#include "base/mutant.h"
+#include "meta/meta.h"
+
+struct meta_load {                       /* a block being read, so that others wait for it instead of reading twice */
+    uint64_t off;
+    struct co_waitq q;
+    struct meta_load *next;
+};
+
+struct meta_waiter {                     /* somebody who waits for a pass */
+    uint64_t want;                       /* number of the first pass that will do */
+    int result;
+    bool done;
+    struct co_waitq q;
+    struct meta_waiter *next;
+};
+
+struct meta {
+    /* constant */
+    struct meta_opts o;
+    uint32_t dirty_unit;                 /* bytes per bit of dirty_sectors: 512, more for blocks over 32 KiB */
+    uint64_t max_blocks;
+    uint64_t bucket_mask;
+    _Atomic(struct meta_block *) *buckets;
+    /* cache, home loop */
+    struct meta_block *all, *hand;       /* ring of every block */
+    uint64_t blocks;
+    struct meta_block *dirty_head, *dirty_tail;
+    uint64_t dirty_blocks;
+    struct meta_region *regions;
+    struct meta_load *loads;
+    uint64_t reclaiming;                 /* blocks that wait for their grace period */
+    /* passes */
+    struct co_mutex order;               /* a pass or a structural change holds it */
+    uint64_t pass_started;               /* number of the newest pass that froze */
+    bool runner;                         /* somebody runs or is about to run a pass */
+    struct meta_waiter *waiters;
+    bool need_data, need_table;
+    bool kicked;                         /* a background pass was asked for */
+    int failed;                          /* first barrier failure: nothing is written any more (I6) */
+    _Atomic bool clean;
+    uint64_t barriers[META_B_COUNT];
+    /* frees */
+    struct meta_free *frees_new, **frees_new_tail;
+    uint64_t frees_waiting;
+    struct co_waitq frees_q;
+};
+
+/* cache.c */
+void meta_block_unpin_(struct meta *m, struct meta_block *b);
+void meta_block_clean_(struct meta *m, struct meta_block *b);             /* takes b off the dirty list */
+void meta_block_redirty_(struct meta *m, struct meta_block *b, uint64_t sectors);
+void meta_update_clean_(struct meta *m);
+/* frees.c */
+struct meta_free *meta_frees_take_(struct meta *m);                       /* at the freeze */
+void meta_frees_durable_(struct meta *m, struct meta_free *list);         /* the pass ended well */
+void meta_frees_back_(struct meta *m, struct meta_free *list);            /* it did not */
+
+#endif
