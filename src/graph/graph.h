@@ -53,6 +53,7 @@ struct graph_open_opts {
     const char *filename;                   /* plain path, file:PATH, or json:{...} as the peer accepts (ecosystem policy) */
     const char *format;                     /* NULL = probe */
     const char *node_name;                  /* NULL = made up ("#block0") */
+    const char *backing_names;              /* "disk0-b": the backing nodes become disk0-b1, disk0-b2, ...; NULL = made up */
     bool read_only;
     bool force_share;                       /* -U: no lock against writers (read-only) */
     bool no_backing;                        /* do not open the backing chain: absent ranges read zero */
@@ -60,6 +61,8 @@ struct graph_open_opts {
     bool direct, no_flush, writethrough;    /* cache modes (FEATURES 3.066) */
     bool discard;                           /* discard=unmap: punch freed space */
     bool refuse_probed_raw;                 /* serve: a disk probed as raw is never opened read-write */
+    unsigned deny;                          /* STOR_PERM_* that other processes may not have while a raw image is open (sources of
+                                               convert: WRITE|RESIZE; exports: RESIZE). Formats with metadata always deny both */
     struct fmt_open_opts fmt;               /* cache sizes, check_mode, ... (read_only is taken from above) */
 };
 /* Opens an image and its backing chain. On failure nothing is left open. Suspends; home loop. */
@@ -91,12 +94,13 @@ MUST_USE int graph_flush(struct co *co, struct graph_node *n);
 
 struct graph_status {
     uint64_t len;                /* bytes from off for which this holds, > 0 */
-    bool present;                /* some layer answers (data, zero cluster, or past its end) */
+    bool present;                /* some layer answers: data or a zero cluster */
+    bool past_end;               /* the layer below `node` ends before this range: reads zeros, hides all that lies deeper (I2) */
     bool data, zero;             /* as `map`: data = bytes are stored; zero = reads as zeros */
     bool compressed;
     bool has_offset; uint64_t offset;         /* host offset in the file of `node` */
     unsigned depth;              /* 0 = top layer */
-    struct graph_node *node;     /* layer that answers (deepest when none does) */
+    struct graph_node *node;     /* layer that answers (deepest that was asked when none does) */
 };
 /* Status of [off, off+len) down to (excluding) `bottom` (NULL = whole chain). Neighbours are merged up to len. */
 MUST_USE int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret);

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * raw.c: the format without metadata. Guest offset and host offset are the same number.
+ *
+ * Purpose     Answers every mapping question with "data, writable, right here"; hands zero, discard, flush and
+ *             resize to the store.
+ * Owns        One epoch per image, because the interface has one; nothing in it ever waits for it but close.
+ * Invariants  I1  size is the length of the file rounded up to 512. What lies between the two reads zeros (the
+ *                 store sees to that) and a write there makes the file longer.
+ *             I2  map() never fails and never suspends: the read path costs nothing, holes are the store's matter.
+ * Order       None: a flush is the store's flush.
+ * Concurrency map, zero, discard, flush: any loop. open, resize, close: home loop, the last two drained.
+ * Failure     A failed resize cuts the file back to its old length.
+ * Tests       raw_test.c
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "fmt/fmt.h"
+
+#define SECTOR 512u
+/* Largest virtual size: what a file offset can name, rounded down to a sector. */
+#define RAW_SIZE_MAX ((uint64_t)INT64_MAX & ~(uint64_t)(SECTOR - 1))
+/* The first block is written at creation, so that the alignment of direct I/O can be probed later (FEATURES 3.006). */
+#define RAW_FIRST_BLOCK 4096u
+
+static int raw_probe(const uint8_t *buf, size_t len)
+{
+    return 1;
+}
+
+static int raw_open(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err)
+{
+    uint64_t len;
+    int r = stor_length(co, store, &len);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot get the length", store->name);
+    if (len > RAW_SIZE_MAX)
+        return byre_fail(err, BAD_SIZE, "%s: a length of %" PRIu64 " bytes is too large", store->name, len);
+    struct fmt_image *im = calloc(1, sizeof *im);
+    if (!im)
+        return byre_fail(err, NOMEM, "%s: no memory to open the image", store->name);
+    r = epoch_new(co_loop(co), &im->epoch);
+    if (r) {
+        free(im);
+        return byre_fail(err, NOMEM, "%s: no memory to open the image", store->name);
+    }
+    im->ops = &fmt_raw_ops;
+    im->store = store;
+    im->home = co_loop(co);
+    im->size = round_up(len, SECTOR);
+    im->granule = 1;
+    im->read_only = o->read_only;
+    im->below_zero_from = 0;
+    *ret_im = im;
+    return 0;
+}
+
+static int raw_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
+{
+    *ret_e = (struct fmt_extent){ .kind = FMT_DATA, .writable = !im->read_only, .has_host = true, .len = len, .host = off };
+    return 0;
+}
+
+static int raw_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v)
+{
+    return -EIO;          /* map() never says ENCODED */
+}
+
+/* Every range is writable in place already. */
+static int raw_write_begin(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w)
+{
+    *w = (struct fmt_write){ .off = off };
+    return 0;
+}
+
+static int raw_write_commit(struct co *co, struct fmt_image *im, struct fmt_write *w)
+{
+    return 0;
+}
+
+static void raw_write_abort(struct co *co, struct fmt_image *im, struct fmt_write *w)
+{
+}
+
+static int raw_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags)
+{
+    return stor_zero(co, im->store, off, len, STOR_NO_FALLBACK | (flags & FMT_ZERO_UNMAP ? STOR_UNMAP : 0));
+}
+
+static int raw_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
+{
+    return stor_discard(co, im->store, off, len);
+}
+
+static int raw_flush(struct co *co, struct fmt_image *im)
+{
+    return stor_flush(co, im->store);
+}
+
+/* Gives [old, size) space by `prealloc`; the file has its new length already. */
+static int raw_preallocate(struct co *co, struct stor *s, uint64_t old, uint64_t size, enum fmt_prealloc prealloc)
+{
+    if (size <= old || prealloc == FMT_PREALLOC_OFF)
+        return 0;
+    if (prealloc == FMT_PREALLOC_FALLOC)
+        return stor_preallocate(co, s, old, size - old);
+    size_t chunk = 1u << 20;
+    AUTOFREE uint8_t *zeros = aligned_alloc(4096, chunk);
+    if (!zeros)
+        return -ENOMEM;
+    memset(zeros, 0, chunk);
+    int r = 0;
+    for (uint64_t off = old; off < size && !r; off += min_u64(chunk, size - off))
+        r = stor_write_buf(co, s, zeros, min_u64(chunk, size - off), off, 0);
+    return r;
+}
+
+/* Sets the length of the store and fills it as asked; on failure the old length is back. */
+static int raw_set_length(struct co *co, struct stor *s, uint64_t old, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+{
+    if (prealloc == FMT_PREALLOC_METADATA)
+        return byre_fail(err, BAD_OPTION, "%s: preallocation mode 'metadata' does not exist for raw images", s->name);
+    if (size < old && prealloc != FMT_PREALLOC_OFF)
+        return byre_fail(err, BAD_OPTION, "%s: preallocation has no meaning when an image shrinks", s->name);
+    int r = stor_truncate(co, s, size);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot set the length to %" PRIu64 " bytes", s->name, size);
+    r = raw_preallocate(co, s, old, size, prealloc);
+    if (r) {
+        if (stor_truncate(co, s, old))
+            return byre_fail_code(err, IO, r, "%s: cannot preallocate, and the old length cannot be restored", s->name);
+        return byre_fail_code(err, IO, r, "%s: cannot preallocate %" PRIu64 " bytes", s->name, size - old);
+    }
+    return 0;
+}
+
+static int raw_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+{
+    ASSERT_LOOP(im->home);
+    uint64_t len;
+    if (!is_aligned(size, SECTOR) || size > RAW_SIZE_MAX)
+        return byre_fail(err, BAD_SIZE, "%s: the new size must be a multiple of %u and at most %" PRIu64, im->store->name, SECTOR, RAW_SIZE_MAX);
+    int r = stor_length(co, im->store, &len);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot get the length", im->store->name);
+    r = raw_set_length(co, im->store, len, size, prealloc, err);
+    if (!r)
+        im->size = size;
+    return r;
+}
+
+static int raw_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err)
+{
+    *ret_info = (struct fmt_info){ .virtual_size = im->size };
+    return 0;
+}
+
+static int raw_close(struct co *co, struct fmt_image *im)
+{
+    int r = im->read_only ? 0 : stor_flush(co, im->store);
+    epoch_drain(co, im->epoch);
+    epoch_free(im->epoch);
+    stor_close(co, im->store);
+    free(im);
+    return r;
+}
+
+/* A device has the length it has; it only must be large enough. */
+static int raw_create_on_device(struct co *co, struct stor *store, uint64_t size, struct byre_err *err)
+{
+    uint64_t len;
+    int r = stor_length(co, store, &len);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot get the length", store->name);
+    if (len < size)
+        return byre_fail(err, NO_SPACE, "%s: the device has %" PRIu64 " bytes, %" PRIu64 " are needed", store->name, len, size);
+    return 0;
+}
+
+static int raw_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err)
+{
+    if (o->backing_file)
+        return byre_fail(err, BAD_OPTION, "%s: raw images cannot have a backing file", store->name);
+    if (o->size > RAW_SIZE_MAX)
+        return byre_fail(err, BAD_SIZE, "%s: a size of %" PRIu64 " bytes is too large", store->name, o->size);
+    if (!store->traits.regular)
+        return raw_create_on_device(co, store, o->size, err);
+    int r = raw_set_length(co, store, 0, o->size, o->prealloc, err);
+    if (r || o->prealloc != FMT_PREALLOC_OFF || !o->size)
+        return r;
+    static const uint8_t zeros[RAW_FIRST_BLOCK];
+    r = stor_write_buf(co, store, zeros, min_u64(RAW_FIRST_BLOCK, o->size), 0, 0);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot write the first block", store->name) : 0;
+}
+
+static int raw_measure(const struct fmt_create_opts *o, uint64_t data_clusters_bytes, struct fmt_measure *ret, struct byre_err *err)
+{
+    *ret = (struct fmt_measure){ .required = o->size, .fully_allocated = o->size };
+    return 0;
+}
+
+const struct fmt_ops fmt_raw_ops = {
+    .name = "raw",
+    .probe = raw_probe,
+    .open = raw_open,
+    .map = raw_map,
+    .read_encoded = raw_read_encoded,
+    .write_begin = raw_write_begin,
+    .write_commit = raw_write_commit,
+    .write_abort = raw_write_abort,
+    .zero = raw_zero,
+    .discard = raw_discard,
+    .flush = raw_flush,
+    .resize = raw_resize,
+    .info = raw_info,
+    .check = NULL,
+    .close = raw_close,
+    .create = raw_create,
+    .measure = raw_measure,
+};

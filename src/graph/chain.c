@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * chain.c: which layer answers for this offset?
+ *
+ * Purpose     Walks from the top of a chain down, one map() per layer, until a layer has the bytes.
+ * Owns        Nothing; the epoch section of a held piece belongs to the caller.
+ * Invariants  I1  Each step narrows the range to what the layer above said nothing about, so the answer holds for
+ *                 all of it.
+ *             I2  Past the end of a layer the answer is zeros, never a deeper layer (graph.h I2).
+ *             I3  No recursion and no allocation; the memo is a hint that may be empty.
+ * Order       None.
+ * Concurrency Any loop. A remembered ABSENT may be older than a write that runs at the same time: the request then
+ *             sees the state before that write, as it may.
+ * Failure     The error of map(); nothing is held then.
+ * Tests       read_test.c
+ */
+#include "graph/graph_priv.h"
+
+static int found_zero(struct piece *p, struct graph_node *layer, uint64_t end, unsigned depth, bool past_end)
+{
+    p->layer = layer;
+    p->e = (struct fmt_extent){ .kind = FMT_ZERO, .len = end - p->pos };
+    p->len = end - p->pos;
+    p->depth = depth;
+    p->past_end = past_end;
+    return 0;
+}
+
+/* No layer has it. */
+static int found_nothing(struct piece *p, struct graph_node *last, uint64_t end, unsigned depth, bool bounded)
+{
+    found_zero(p, last, end, depth, false);
+    if (bounded)
+        p->e.kind = FMT_ABSENT;
+    else
+        p->layer = NULL;
+    return 0;
+}
+
+int chain_find(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t pos, uint64_t end,
+               struct chain_memo *memo, struct piece *p)
+{
+    *p = (struct piece){ .pos = pos };
+    struct graph_node *above = NULL;
+    unsigned depth = 0;
+    for (struct graph_node *l = n; l && l != bottom; above = l, l = l->backing, depth++) {
+        if (depth < CHAIN_MEMO && pos < memo->absent_to[depth]) {
+            end = min_u64(end, memo->absent_to[depth]);
+            continue;
+        }
+        uint64_t size = atomic_load_explicit(&l->im->size, memory_order_acquire);
+        if (pos >= size)
+            return found_zero(p, l, end, depth, true);
+        end = min_u64(end, size);
+        p->tok = epoch_enter(l->im->epoch, co_loop(co));
+        p->layer = l;
+        p->held = true;
+        int r = l->im->ops->map(co, l->im, pos, end - pos, &p->e);
+        if (r) {
+            piece_release(co, p);
+            return r;
+        }
+        ASSERT(p->e.len > 0 && p->e.len <= end - pos);
+        end = pos + p->e.len;
+        if (p->e.kind != FMT_ABSENT) {
+            p->len = p->e.len;
+            p->depth = depth;
+            if (p->e.kind == FMT_ZERO)
+                piece_release(co, p);
+            return 0;
+        }
+        piece_release(co, p);
+        if (depth < CHAIN_MEMO)
+            memo->absent_to[depth] = end;
+    }
+    return found_nothing(p, above, end, depth ? depth - 1 : 0, bottom != NULL);
+}

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * drain.c: the gate that every request passes, and closing it.
+ *
+ * Purpose     Draining a node: no request is inside and none gets in, for it and for every node above it.
+ * Owns        node->gate, gated, drains, waiters.
+ * Invariants  I1  gated is true exactly while some node of the chain that begins here has drains > 0.
+ *             I2  A request that saw gated == false is inside a section of the gate, which drain waits for; one
+ *                 that saw true has left its section and waits. There is no third way: the request enters its
+ *                 section before it looks, drain sets the flag before it starts to wait.
+ * Order       None.
+ * Concurrency A request touches its own loop's slot of the gate and reads one flag: no shared write while nobody
+ *             drains. Waiters come to the home loop by message and are woken by event.
+ * Failure     None of this can fail.
+ * Tests       graph_test.c (nesting, waiters of two loops, drain of a backing node)
+ */
+#include "graph/graph_priv.h"
+
+/* A request that waits for the gate to open. Lives in the frame of its coroutine. */
+struct gate_waiter {
+    struct rt_msg msg;
+    struct co_xevent open;
+    struct graph_node *n;
+    struct gate_waiter *next;
+};
+
+int gate_init(struct graph_node *n)
+{
+    return epoch_new(n->g->home, &n->gate);
+}
+
+void gate_fini(struct graph_node *n)
+{
+    ASSERT(!n->waiters);
+    epoch_free(n->gate);
+}
+
+void gate_empty(struct co *co, struct graph_node *n)
+{
+    epoch_wait(co, n->gate);
+}
+
+static void waiter_arrives(struct rt_msg *m)
+{
+    struct gate_waiter *w = CONTAINER_OF(m, struct gate_waiter, msg);
+    if (!atomic_load(&w->n->gated)) {
+        co_xevent_set(&w->open);
+        return;
+    }
+    w->next = w->n->waiters;
+    w->n->waiters = w;
+}
+
+void gate_wait_open(struct co *co, struct graph_node *n)
+{
+    struct gate_waiter w = { .n = n };
+    w.msg.fn = waiter_arrives;
+    co_xevent_init(&w.open, co_loop(co));
+    rt_post(n->g->home, &w.msg);
+    co_xevent_wait(co, &w.open);
+}
+
+static bool chain_has(const struct graph_node *top, const struct graph_node *n)
+{
+    for (; top; top = top->backing)
+        if (top == n)
+            return true;
+    return false;
+}
+
+static bool chain_drains(const struct graph_node *top)
+{
+    for (; top; top = top->backing)
+        if (top->drains)
+            return true;
+    return false;
+}
+
+void gates_update(struct graph *g)
+{
+    LIST_FOR(l, &g->nodes) {
+        struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
+        bool gated = chain_drains(n);
+        atomic_store(&n->gated, gated);
+        while (!gated && n->waiters) {
+            struct gate_waiter *w = n->waiters;
+            n->waiters = w->next;
+            co_xevent_set(&w->open);
+        }
+    }
+}
+
+void graph_drain_begin(struct co *co, struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    n->drains++;
+    gates_update(n->g);
+    unsigned round = ++n->g->drain_round;
+    struct graph_node *m = graph_next(n->g, NULL);
+    while (m) {
+        if (m->drain_round == round || !chain_has(m, n)) {
+            m = graph_next(n->g, m);
+            continue;
+        }
+        m->drain_round = round;
+        m->refs++;                      /* stays in the list while we wait */
+        gate_empty(co, m);
+        bool closing = m->refs == 1;    /* its last user went away meanwhile */
+        (void)node_unref(co, m);        /* 0 unless closing; then there is nobody left to tell */
+        m = graph_next(n->g, closing ? NULL : m);
+    }
+}
+
+void graph_drain_end(struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    ASSERT(n->drains > 0);
+    n->drains--;
+    gates_update(n->g);
+}

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * graph.c: the graph, its list of nodes, how nodes end, and resize.
+ *
+ * Purpose     Names and finds nodes, counts their references, closes what nobody needs any more.
+ * Owns        struct graph and struct graph_node; the image and the store below belong to the node.
+ * Invariants  I1  A node in the list has refs > 0 or is being opened or closed.
+ *             I2  node->backing holds one reference of the node it names.
+ *             I3  Names are unique in a graph.
+ * Order       A node is flushed and closed before its backing node.
+ * Concurrency Home loop, except the descriptions, which read what is constant while a node is open.
+ * Failure     Closing goes on after an error and returns the first.
+ * Tests       graph_test.c, open_test.c
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/graph_priv.h"
+
+const uint8_t graph_zero_page[ZERO_PAGE_BYTES] __attribute__((aligned(4096)));
+
+int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **ret_g, struct byre_err *err)
+{
+    struct graph *g = calloc(1, sizeof *g);
+    if (!g)
+        return byre_fail(err, NOMEM, "no memory for a graph");
+    g->home = home;
+    g->opener = o->opener ? *o->opener : graph_file_opener;
+    g->policy = o->policy;
+    g->max_depth = o->max_depth ? o->max_depth : GRAPH_DEPTH_DEFAULT;
+    g->warn = o->warn;
+    g->warn_arg = o->warn_arg;
+    list_init(&g->nodes);
+    *ret_g = g;
+    return 0;
+}
+
+void graph_free(struct graph *g)
+{
+    if (!g)
+        return;
+    ASSERT(list_empty(&g->nodes));
+    free(g);
+}
+
+/* ---- nodes ---- */
+
+/* Letters, digits, '-', '.', '_'; a letter first: what the ecosystem takes as a name. */
+static bool name_is_good(const char *name)
+{
+    size_t len = strlen(name);
+    if (len > GRAPH_NAME_MAX)
+        return false;
+    for (size_t i = 0; i < len; i++) {
+        unsigned char c = (unsigned char)name[i];
+        bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+        bool other = (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
+        if (!letter && (!other || i == 0))
+            return false;
+    }
+    return len > 0;
+}
+
+int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struct byre_err *err)
+{
+    if (name && !name_is_good(name))
+        return byre_fail(err, BAD_ARGUMENT, "'%s' is no acceptable node name (a letter, then at most %d letters, digits, '-', '.', '_')", name, GRAPH_NAME_MAX - 1);
+    if (name && graph_find(g, name))
+        return byre_fail(err, EXISTS, "there is a node '%s' already", name);
+    struct graph_node *n = calloc(1, sizeof *n);
+    if (!n)
+        return byre_fail(err, NOMEM, "no memory for a node");
+    n->g = g;
+    if (name)
+        snprintf(n->name, sizeof n->name, "%s", name);
+    else
+        snprintf(n->name, sizeof n->name, "#block%u", g->next_name++);
+    if (gate_init(n)) {
+        free(n);
+        return byre_fail(err, NOMEM, "no memory for a node");
+    }
+    list_push_back(&g->nodes, &n->link);
+    n->refs = 1;
+    *ret_n = n;
+    return 0;
+}
+
+void node_free(struct graph_node *n)
+{
+    ASSERT(!n->im && !n->backing && !n->users && !n->drains);
+    list_remove(&n->link);
+    gate_fini(n);
+    free(n->filename);
+    free(n->backing_filename);
+    free(n);
+}
+
+int node_unref(struct co *co, struct graph_node *n)
+{
+    int first = 0;
+    while (n) {
+        ASSERT(n->refs > 0);
+        if (--n->refs)
+            break;
+        gate_empty(co, n);
+        if (n->im) {
+            int r = n->im->ops->close(co, n->im);
+            n->im = NULL;
+            if (!first)
+                first = r;
+        }
+        struct graph_node *below = n->backing;
+        if (below)
+            graph_user_remove(&n->backing_use);
+        n->backing = NULL;
+        node_free(n);
+        n = below;
+    }
+    return first;
+}
+
+int graph_close(struct co *co, struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    return node_unref(co, n);
+}
+
+/* ---- description ---- */
+
+const char *graph_node_name(const struct graph_node *n) { return n->name; }
+const char *graph_filename(const struct graph_node *n) { return n->filename; }
+const struct fmt_ops *graph_format(const struct graph_node *n) { return n->im->ops; }
+struct fmt_image *graph_image(struct graph_node *n) { return n->im; }
+struct stor *graph_store(struct graph_node *n) { return n->im->store; }
+struct graph_node *graph_backing(const struct graph_node *n) { return n->backing; }
+const char *graph_backing_filename(const struct graph_node *n) { return n->backing_filename; }
+bool graph_read_only(const struct graph_node *n) { return n->read_only; }
+bool graph_probed(const struct graph_node *n) { return n->probed; }
+
+uint64_t graph_length(const struct graph_node *n)
+{
+    return round_up(atomic_load_explicit(&n->im->size, memory_order_acquire), SECTOR);
+}
+
+struct graph_node *graph_find(struct graph *g, const char *node_name)
+{
+    LIST_FOR(l, &g->nodes) {
+        struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
+        if (!strcmp(n->name, node_name))
+            return n;
+    }
+    return NULL;
+}
+
+struct graph_node *graph_next(struct graph *g, struct graph_node *prev)
+{
+    struct list_node *l = prev ? list_next(&g->nodes, &prev->link) : list_first(&g->nodes);
+    return l ? CONTAINER_OF(l, struct graph_node, link) : NULL;
+}
+
+/* ---- resize ---- */
+
+/* The range that growing uncovers must read zeros although a longer backing image has data there (FEATURES 11.009). */
+static int hide_backing(struct co *co, struct graph_node *n, uint64_t from, uint64_t to)
+{
+    uint64_t below = n->backing ? graph_length(n->backing) : 0;
+    if (below <= from)
+        return 0;
+    uint64_t end = min_u64(to, round_up(below, n->im->granule));
+    int r = zero_range(co, n, from, end - from, 0);
+    return r ? r : n->im->ops->flush(co, n->im);
+}
+
+static int resize_drained(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+{
+    uint64_t old = graph_length(n);
+    int r = n->im->ops->resize(co, n->im, size, prealloc, err);
+    if (r || size <= old)
+        return r;
+    r = hide_backing(co, n, old, size);
+    if (!r)
+        return 0;
+    if (n->im->ops->resize(co, n->im, old, FMT_PREALLOC_OFF, NULL))
+        return byre_fail_code(err, IO, r, "%s: grew, but data of its backing image shows in the new part", n->filename);
+    return byre_fail_code(err, IO, r, "%s: cannot hide the backing image in the new part", n->filename);
+}
+
+int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    if (n->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
+    if (!n->im->ops->resize)
+        return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot be resized", n->filename, n->im->ops->name);
+    int r = perm_check(n, NULL, STOR_PERM_RESIZE, "resize", err);
+    if (!r)
+        r = node_lock(co, n, STOR_PERM_RESIZE, err);
+    if (r)
+        return r;
+    graph_drain_begin(co, n);
+    r = resize_drained(co, n, size, prealloc, err);
+    graph_drain_end(n);
+    if (node_lock(co, n, 0, NULL) && !r)
+        r = byre_fail(err, LOCKED, "%s: was resized, but its lock cannot be lowered again", n->filename);
+    return r;
+}

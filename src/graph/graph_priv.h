@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * graph_priv.h: the inside of graph/. Private to this folder.
+ *
+ *   graph.c    the graph, the list of nodes, node life, resize
+ *   open.c     opening an image and its chain; probing; locks; policy
+ *   names.c    what a file name means: plain, file:, json:{}; names relative to an overlay
+ *   chain.c    which layer answers for this offset?
+ *   read.c     reads, and pieces in flight at the same time
+ *   write.c    writes: in place or begin, fill, write, commit
+ *   zero.c     zero and discard: the aligned middle, the edges, the fallback
+ *   status.c   block status
+ *   drain.c    the gate that requests pass, and closing it
+ *   perm.c     users of a node and their conflicts
+ */
+#ifndef GRAPH_PRIV_H
+#define GRAPH_PRIV_H
+
+#include <stdatomic.h>
+
+#include "base/assert.h"
+#include "base/checked.h"
+#include "base/list.h"
+#include "graph/graph.h"
+#include "rt/sync.h"
+
+#define SECTOR 512u
+#define ZERO_PAGE_BYTES 65536u
+
+struct graph {
+    struct rt_loop *home;
+    struct graph_opener opener;
+    enum graph_policy policy;
+    unsigned max_depth;
+    void (*warn)(void *arg, const char *text);
+    void *warn_arg;
+    struct list nodes;
+    unsigned next_name;
+    unsigned drain_round;
+};
+
+enum { RECURSE_UNKNOWN, RECURSE_NO, RECURSE_YES };
+
+struct gate_waiter;
+
+struct graph_node {
+    /* constant while open */
+    struct list_node link;
+    struct graph *g;
+    char name[GRAPH_NAME_MAX + 1];
+    char *filename;                     /* path as the opener takes it */
+    char *backing_filename;             /* resolved name of the recorded backing file; NULL: none */
+    struct fmt_image *im;
+    struct graph_node *backing;         /* changes only under drain */
+    bool is_raw, read_only, probed;
+    bool guard_first;                   /* probed raw, writable: the first sector must not become a format's (FEATURES 3.027) */
+    bool writethrough, discard, force_share, no_backing;
+    bool has_identity;
+    bool ready;                         /* its whole chain is open: others may share it */
+    uint64_t id_a, id_b;
+    unsigned lock_perm, lock_shared;    /* what stor_lock holds; no_lock: both 0 */
+    bool no_lock;
+    struct graph_user backing_use;      /* this node's use of `backing` */
+    /* gate (drain.c) */
+    struct epoch *gate;                 /* a section = a request inside */
+    _Atomic bool gated;
+    /* home loop only */
+    unsigned refs;                      /* openers and overlays */
+    unsigned drains, drain_round;
+    struct gate_waiter *waiters;
+    struct graph_user *users;
+    struct co_mutex first_sector;       /* writes to the first sector of a guarded node */
+    _Atomic int recurse;                /* status.c: does the file know more than the format? */
+};
+
+extern const uint8_t graph_zero_page[ZERO_PAGE_BYTES];
+
+/* ---- graph.c ---- */
+/* A node with a free name ("" is made up), in the list, without image. */
+MUST_USE int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struct byre_err *err);
+/* Takes n out of the list and frees it; its image is closed and its backing link cut. */
+void node_free(struct graph_node *n);
+/* Drops one reference of n and, while they become unused, of the nodes below it. First error of closing. */
+int node_unref(struct co *co, struct graph_node *n);
+
+/* ---- names.c ---- */
+enum name_tri { NAME_UNSET, NAME_NO, NAME_YES };
+/* What a name says. Owned strings; name_ref_fini frees. */
+struct name_ref {
+    char *path;                 /* for the opener */
+    char *format;               /* NULL: the name does not say */
+    char *node_name;            /* NULL: the name does not say */
+    bool as_file;               /* the bare file was asked for: raw, not guessed */
+    bool no_backing;            /* "backing": null */
+    enum name_tri read_only, direct, no_flush, discard, locking, force_share;
+};
+void name_ref_fini(struct name_ref *ref);
+/* text: as the user or an overlay's header gives it. overlay: path that relative names are relative to, NULL for
+ * the working directory. Strict policy takes the user's text literally, and of an overlay only plain paths. */
+MUST_USE int name_parse(enum graph_policy policy, const char *text, const char *overlay, struct name_ref *ret, struct byre_err *err);
+/* The part of name_parse for json:{...}. */
+MUST_USE int name_parse_json(const char *text, struct name_ref *ret, struct byre_err *err);
+
+/* ---- open.c ---- */
+extern const struct graph_opener graph_file_opener;
+/* Bytes of a file that are looked at to guess its format. */
+#define PROBE_BYTES 512u
+/* (Re)takes the locks of n; extra is added to the permissions held. */
+MUST_USE int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_err *err);
+
+/* ---- drain.c ---- */
+MUST_USE int gate_init(struct graph_node *n);
+void gate_fini(struct graph_node *n);                       /* nobody inside */
+void gate_wait_open(struct co *co, struct graph_node *n);   /* slow path of gate_enter */
+void gate_empty(struct co *co, struct graph_node *n);       /* waits until nobody is inside; home */
+void gates_update(struct graph *g);                         /* after a change of drains or of edges; home */
+
+static inline epoch_token gate_enter(struct co *co, struct graph_node *n)
+{
+    const struct rt_loop *loop = co_loop(co);
+    for (;;) {
+        epoch_token t = epoch_enter(n->gate, loop);
+        if (LIKELY(!atomic_load_explicit(&n->gated, memory_order_acquire)))
+            return t;
+        epoch_leave(n->gate, loop, t);
+        gate_wait_open(co, n);
+    }
+}
+static inline void gate_leave(struct co *co, struct graph_node *n, epoch_token t)
+{
+    epoch_leave(n->gate, co_loop(co), t);
+}
+
+/* ---- chain.c ---- */
+/* One piece of a request and what answers it. While `held`, an epoch section of layer->im is open. */
+struct piece {
+    struct graph_node *layer;     /* NULL: no layer has it, zeros */
+    struct fmt_extent e;          /* DATA, ENCODED: from layer; else kind ZERO */
+    uint64_t pos, len;            /* guest range */
+    unsigned depth;
+    bool past_end;                /* zeros because a layer ends here; `layer` is the one that ends */
+    bool held;
+    epoch_token tok;
+};
+
+/* Layers that are known to be absent up to an offset: spares asking them again for the next piece. */
+#define CHAIN_MEMO 24
+struct chain_memo { uint64_t absent_to[CHAIN_MEMO]; };
+
+/* Finds what answers from pos on, at most up to end, in the layers from n down to (excluding) bottom. With bottom
+ * given, "no layer has it" comes back as kind ABSENT. The piece is held when it is DATA or ENCODED. Suspends. */
+MUST_USE int chain_find(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t pos, uint64_t end,
+                        struct chain_memo *memo, struct piece *p);
+static inline void piece_release(struct co *co, struct piece *p)
+{
+    if (p->held) {
+        p->held = false;
+        epoch_leave(p->layer->im->epoch, co_loop(co), p->tok);
+    }
+}
+
+/* ---- read.c ---- */
+/* The same as graph_read without checks and without passing the gate. Bytes past the end of n are zeros. */
+MUST_USE int chain_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
+
+/* Pieces of one request that run at the same time, on the loop of the request. */
+#define FAN_WIDTH 8
+struct fan { unsigned free_mask; int error; struct co_waitq q; };
+static inline void fan_init(struct fan *f) { *f = (struct fan){ .free_mask = (1u << FAN_WIDTH) - 1 }; }
+unsigned fan_take(struct co *co, struct fan *f);            /* a free slot; suspends until there is one */
+void fan_done(struct fan *f, unsigned slot, int error);     /* the first error stays */
+int fan_wait(struct co *co, struct fan *f);                 /* until all slots are free; the first error */
+
+/* ---- write.c ---- */
+/* The same as graph_write without checks, gate, guard and flush. flags: STOR_FUA (raw only) or 0. */
+MUST_USE int chain_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);
+/* Writes zero bytes over a range. */
+MUST_USE int chain_write_zeros(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
+/* 0, or why a change of [off, off+len) is not let in; 1: nothing to do. */
+MUST_USE int change_check(const struct graph_node *n, uint64_t off, uint64_t len);
+
+/* Runs a change that touches the first sector of a guarded node alone: what(arg) is called when the sector that
+ * would result is harmless, else -EPERM. v: the bytes that would be written at off < 512. */
+struct guarded { struct graph_node *n; struct iov v; uint64_t off; int (*what)(struct co *co, void *arg); void *arg; };
+MUST_USE int guard_first_sector(struct co *co, struct guarded *gd);
+
+/* ---- zero.c ---- */
+/* The same as graph_zero without checks, gate, guard and flush. flags: GRAPH_UNMAP, GRAPH_NO_FALLBACK. */
+MUST_USE int zero_range(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);
+
+/* ---- perm.c ---- */
+/* Would an action that needs `perm` conflict with a user of n other than `self` (may be NULL)? */
+MUST_USE int perm_check(struct graph_node *n, const struct graph_user *self, unsigned perm, const char *who, struct byre_err *err);
+
+#endif

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * names_json.c: file names of the form json:{...}.
+ *
+ * Purpose     Reads the options that the ecosystem's programs write into such names, nested or with dots:
+ *             {"driver": "qcow2", "file": {"driver": "file", "filename": "x"}} = {"driver": "qcow2", "file.filename": "x"}.
+ * Owns        Nothing; fills a struct name_ref.
+ * Invariants  I1  The text may come from an image: its length and nesting are bounded before the parser sees it.
+ *             I2  An option that we do not know is refused by name, never skipped.
+ * Order       None.
+ * Concurrency Pure. The stack use of the parser is bounded by I1.
+ * Failure     Whatever *ret holds is released by the caller.
+ * Tests       names_test.c
+ */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/graph_priv.h"
+
+#define JSON_TEXT_MAX 65536u
+#define JSON_NEST_MAX 8
+#define KEY_MAX 128
+
+/* What is collected before it is judged. Strings belong to the parsed text. */
+struct fields {
+    const char *driver, *filename;                    /* of the top object */
+    const char *file_driver, *file_filename;          /* of "file" */
+    bool nested_file, backing_null;
+    struct name_ref *ref;
+};
+
+static bool nesting_is_low(const char *text)
+{
+    unsigned depth = 0;
+    bool quoted = false;
+    for (; *text; text++) {
+        if (quoted) {
+            if (*text == '\\' && text[1])
+                text++;
+            else if (*text == '"')
+                quoted = false;
+        } else if (*text == '"') {
+            quoted = true;
+        } else if (*text == '{' || *text == '[') {
+            if (++depth > JSON_NEST_MAX)
+                return false;
+        } else if (*text == '}' || *text == ']') {
+            depth -= depth > 0;
+        }
+    }
+    return true;
+}
+
+static int get_string(const char *key, const json_t *v, const char **ret, struct byre_err *err)
+{
+    if (!json_is_string(v))
+        return byre_fail(err, BAD_OPTION, "json: '%s' must be a string", key);
+    *ret = json_string_value(v);
+    return 0;
+}
+
+static int get_copy(const char *key, const json_t *v, char **ret, struct byre_err *err)
+{
+    const char *s = NULL;
+    int r = get_string(key, v, &s, err);
+    if (r)
+        return r;
+    free(*ret);
+    *ret = strdup(s);
+    return *ret ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
+}
+
+/* true/false, or the words that the ecosystem writes for them. */
+static int get_tri(const char *key, const json_t *v, enum name_tri *ret, struct byre_err *err)
+{
+    const char *s = json_is_string(v) ? json_string_value(v) : "";
+    if (json_is_true(v) || !strcmp(s, "on") || !strcmp(s, "true") || !strcmp(s, "unmap"))
+        *ret = NAME_YES;
+    else if (json_is_false(v) || !strcmp(s, "off") || !strcmp(s, "false") || !strcmp(s, "ignore"))
+        *ret = NAME_NO;
+    else if (!strcmp(s, "auto"))
+        *ret = NAME_UNSET;
+    else
+        return byre_fail(err, BAD_OPTION, "json: the value of '%s' is not acceptable", key);
+    return 0;
+}
+
+static int no_such(const char *key, struct byre_err *err)
+{
+    return byre_fail(err, NOT_SUPPORTED, "json: the option '%s' is not supported", key);
+}
+
+/* Options that a node has, whether format or file. */
+static int common_option(struct fields *f, const char *key, const char *leaf, const json_t *v, struct byre_err *err)
+{
+    struct { const char *name; enum name_tri *to; } tri[] = {
+        { "read-only", &f->ref->read_only }, { "cache.direct", &f->ref->direct }, { "cache.no-flush", &f->ref->no_flush },
+        { "discard", &f->ref->discard }, { "force-share", &f->ref->force_share }, { "locking", &f->ref->locking },
+    };
+    for (size_t i = 0; i < sizeof tri / sizeof tri[0]; i++)
+        if (!strcmp(leaf, tri[i].name))
+            return get_tri(key, v, tri[i].to, err);
+    enum name_tri ignored;
+    if (!strcmp(leaf, "auto-read-only"))
+        return get_tri(key, v, &ignored, err);
+    if (!strcmp(leaf, "aio") && json_is_string(v))
+        return 0;
+    return no_such(key, err);
+}
+
+static int file_option(struct fields *f, const char *key, const char *leaf, const json_t *v, struct byre_err *err)
+{
+    const char *ignored;
+    f->nested_file = true;
+    if (!strcmp(leaf, "driver"))
+        return get_string(key, v, &f->file_driver, err);
+    if (!strcmp(leaf, "filename"))
+        return get_string(key, v, &f->file_filename, err);
+    if (!strcmp(leaf, "node-name"))
+        return get_string(key, v, &ignored, err);
+    return common_option(f, key, leaf, v, err);
+}
+
+static int top_option(struct fields *f, const char *key, const json_t *v, struct byre_err *err)
+{
+    if (!strncmp(key, "file.", 5))
+        return file_option(f, key, key + 5, v, err);
+    if (!strcmp(key, "driver"))
+        return get_string(key, v, &f->driver, err);
+    if (!strcmp(key, "filename"))
+        return get_string(key, v, &f->filename, err);
+    if (!strcmp(key, "node-name"))
+        return get_copy(key, v, &f->ref->node_name, err);
+    if (!strcmp(key, "backing") && json_is_null(v)) {
+        f->backing_null = true;
+        return 0;
+    }
+    if (!strcmp(key, "file") && json_is_string(v))
+        return byre_fail(err, NOT_SUPPORTED, "json: 'file' names a node; give it as an object");
+    return common_option(f, key, key, v, err);
+}
+
+/* Every leaf of the object by its dotted name. The walk keeps its own stack: JSON_NEST_MAX objects at most. */
+static int each_option(struct fields *f, json_t *root, struct byre_err *err)
+{
+    struct { json_t *obj; void *at; size_t prefix; } stack[JSON_NEST_MAX];
+    char key[KEY_MAX];
+    int depth = 0;
+    stack[0].obj = root;
+    stack[0].at = json_object_iter(root);
+    stack[0].prefix = 0;
+    while (depth >= 0) {
+        void *at = stack[depth].at;
+        if (!at) {
+            depth--;
+            continue;
+        }
+        size_t prefix = stack[depth].prefix;
+        json_t *v = json_object_iter_value(at);
+        int n = snprintf(key + prefix, sizeof key - prefix, "%s", json_object_iter_key(at));
+        if (n < 0 || prefix + (size_t)n + 2 > sizeof key)
+            return byre_fail(err, BAD_OPTION, "json: a name is too long");
+        stack[depth].at = json_object_iter_next(stack[depth].obj, at);
+        if (json_is_object(v)) {
+            key[prefix + (size_t)n] = '.';
+            ASSERT(depth + 1 < JSON_NEST_MAX);
+            depth++;
+            stack[depth].obj = v;
+            stack[depth].at = json_object_iter(v);
+            stack[depth].prefix = prefix + (size_t)n + 1;
+            continue;
+        }
+        int r = top_option(f, key, v, err);
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
+static bool is_file_driver(const char *driver)
+{
+    return !strcmp(driver, "file") || !strcmp(driver, "host_device");
+}
+
+static int judge(struct fields *f, struct byre_err *err)
+{
+    const char *filename = f->file_filename;
+    if (f->driver && is_file_driver(f->driver)) {
+        if (f->nested_file)
+            return byre_fail(err, BAD_OPTION, "json: driver '%s' has no 'file' below it", f->driver);
+        f->ref->as_file = true;
+        filename = f->filename;
+    } else if (f->filename) {
+        return byre_fail(err, BAD_OPTION, "json: 'filename' belongs into 'file'");
+    } else if (f->file_driver && !is_file_driver(f->file_driver)) {
+        return byre_fail(err, NOT_SUPPORTED, "json: the driver '%s' of 'file' is not supported", f->file_driver);
+    }
+    if (!filename)
+        return byre_fail(err, BAD_OPTION, "json: no file name is given");
+    f->ref->no_backing = f->backing_null;
+    f->ref->path = strdup(filename);
+    if (f->driver && !f->ref->as_file)
+        f->ref->format = strdup(f->driver);
+    if (!f->ref->path || (f->driver && !f->ref->as_file && !f->ref->format))
+        return byre_fail(err, NOMEM, "no memory for a file name");
+    return 0;
+}
+
+int name_parse_json(const char *text, struct name_ref *ret, struct byre_err *err)
+{
+    text += strlen("json:");
+    if (strnlen(text, JSON_TEXT_MAX) >= JSON_TEXT_MAX || !nesting_is_low(text))
+        return byre_fail(err, LIMIT, "json: the name is too long or nested too deeply");
+    json_error_t where;
+    json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, &where);
+    if (!root)
+        return byre_fail(err, BAD_ARGUMENT, "json: %s at column %d", where.text, where.column);
+    struct fields f = { .ref = ret };
+    int r = json_is_object(root) ? each_option(&f, root, err) : byre_fail(err, BAD_ARGUMENT, "json: an object is needed");
+    if (!r)
+        r = judge(&f, err);
+    json_decref(root);
+    return r;
+}

@@ -1,0 +1,428 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * open.c: opens an image and its chain of backing images.
+ *
+ * Purpose     One layer after the other, in a loop: name, store, identity, format, locks, image, next name.
+ * Owns        The layers opened so far, until the whole chain stands.
+ * Invariants  I1  A file is in a chain once: found by identity before anything of it is read (RG22).
+ *             I2  At most max_depth layers are open, plus the file that is one too many.
+ *             I3  Backing layers are read-only. One that is open read-only already is shared, not opened twice.
+ *             I4  Under strict policy nothing is guessed and an overlay names plain paths only.
+ *             I5  Locks: see locks_of; taken before the format reads its metadata.
+ * Order       None: opening for reading writes nothing; a format opened for writing sees to itself.
+ * Concurrency Home loop. Suspends; a chain that is not complete is not shared (ready).
+ * Failure     Everything opened by the call is closed again, the top last opened first closed.
+ * Tests       open_test.c
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/graph_priv.h"
+
+static int file_open(struct co *co, void *arg, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err)
+{
+    return stor_file_open(co, name, o, ret_s, err);
+}
+
+static bool file_identity(void *arg, const struct stor *s, uint64_t *ret_a, uint64_t *ret_b)
+{
+    return stor_file_identity(s, ret_a, ret_b);
+}
+
+const struct graph_opener graph_file_opener = { .open = file_open, .identity = file_identity };
+
+/* A chain in the making. */
+struct opening {
+    struct graph *g;
+    const struct graph_open_opts *o;
+    struct graph_node *top, *last;      /* linked by `backing`, each holding one reference of the next */
+    unsigned layers;
+};
+
+/* One layer in the making. */
+struct layer {
+    const struct name_ref *ref;
+    const char *format;                 /* NULL: to be guessed */
+    bool is_top;
+    struct graph_node *n;
+    struct stor *store;                 /* until the image takes it */
+    const struct fmt_ops *ops;
+};
+
+/* ---- locks ---- */
+
+/* The peer's choices, as seen with lslocks: who writes holds write, formats with metadata hold resize too and deny
+ * others both; a raw image denies nothing by itself; forced sharing denies nothing at all. */
+static void locks_of(struct graph_node *n, unsigned deny)
+{
+    n->lock_perm = STOR_PERM_READ;
+    if (!n->read_only)
+        n->lock_perm |= n->is_raw ? STOR_PERM_WRITE : STOR_PERM_WRITE | STOR_PERM_RESIZE;
+    if (!n->is_raw)
+        deny = STOR_PERM_WRITE | STOR_PERM_RESIZE;
+    n->lock_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~deny;
+}
+
+int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_err *err)
+{
+    if (n->no_lock)
+        return 0;
+    return stor_lock(co, n->im->store, n->lock_perm | extra, n->lock_shared, err);
+}
+
+/* ---- format ---- */
+
+static int guess_format(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
+{
+    uint8_t head[PROBE_BYTES];
+    struct iovec slot;
+    const char *name = l->n->filename;
+    int r = stor_read(co, l->store, iov_one(&slot, head, sizeof head), 0);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot read the first sector", name);
+    l->ops = fmt_probe(head, sizeof head);
+    l->n->probed = true;
+    if (l->ops != &fmt_raw_ops)
+        return 0;
+    const char *other = fmt_signature(head, sizeof head);
+    if (other)
+        return byre_fail(err, NOT_SUPPORTED, "%s: looks like a %s image, which is not supported (state the format to override)", name, other);
+    if (l->is_top && op->o->refuse_probed_raw && !l->n->read_only)
+        return byre_fail(err, PROBED_RAW, "%s: the format was guessed as raw; state it to open the image for writing", name);
+    return 0;
+}
+
+static int choose_format(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
+{
+    bool strict = op->g->policy == GRAPH_STRICT;
+    if (l->ref->as_file) {
+        l->ops = &fmt_raw_ops;
+        return 0;
+    }
+    if (!l->format)
+        return strict ? byre_fail(err, BAD_ARGUMENT, "%s: the format must be stated", l->n->filename) : guess_format(co, op, l, err);
+    l->ops = fmt_by_name(l->format);
+    bool bare_file = !l->ops && !l->is_top && !strict && (!strcmp(l->format, "file") || !strcmp(l->format, "host_device"));
+    if (bare_file)
+        l->ops = &fmt_raw_ops;
+    return l->ops ? 0 : byre_fail(err, UNKNOWN_FORMAT, "%s: the format '%s' is not known", l->n->filename, l->format);
+}
+
+/* ---- one layer ---- */
+
+static bool wants(enum name_tri said, bool asked)
+{
+    return said == NAME_UNSET ? asked : said == NAME_YES;
+}
+
+static int open_store(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
+{
+    const struct graph_open_opts *o = op->o;
+    struct graph_node *n = l->n;
+    struct stor_file_opts so = {
+        .read_only = n->read_only,
+        .direct = wants(l->ref->direct, o->direct),
+        .no_flush = wants(l->ref->no_flush, o->no_flush),
+        .discard = n->discard,
+        .locking = n->no_lock ? STOR_LOCK_OFF : STOR_LOCK_AUTO,
+    };
+    int r = op->g->opener.open(co, op->g->opener.arg, n->filename, &so, &l->store, err);
+    if (r)
+        return r;
+    n->has_identity = op->g->opener.identity && op->g->opener.identity(op->g->opener.arg, l->store, &n->id_a, &n->id_b);
+    return 0;
+}
+
+static bool same_file(const struct graph_node *a, const struct graph_node *b)
+{
+    return a->has_identity && b->has_identity && a->id_a == b->id_a && a->id_b == b->id_b;
+}
+
+static bool chain_has_file(const struct graph_node *top, const struct graph_node *n)
+{
+    for (; top; top = top->backing)
+        if (top != n && same_file(top, n))
+            return true;
+    return false;
+}
+
+static int loop_error(const struct graph_node *n, struct byre_err *err)
+{
+    return byre_fail(err, BACKING_LOOP, "%s: is in its own backing chain", n->filename);
+}
+
+static int open_image(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
+{
+    struct graph_node *n = l->n;
+    struct fmt_open_opts fo = { .cache_bytes = op->o->fmt.cache_bytes, .info_only = op->o->fmt.info_only };
+    if (l->is_top)
+        fo = op->o->fmt;
+    fo.read_only = n->read_only;
+    n->is_raw = l->ops == &fmt_raw_ops;
+    n->guard_first = n->is_raw && n->probed && !n->read_only;
+    locks_of(n, l->is_top ? op->o->deny : 0);
+    int r = n->no_lock ? 0 : stor_lock(co, l->store, n->lock_perm, n->lock_shared, err);
+    if (!r)
+        r = l->ops->open(co, l->store, &fo, &n->im, err);
+    if (!r)
+        l->store = NULL;
+    return r;
+}
+
+static void node_options(struct opening *op, struct layer *l)
+{
+    const struct graph_open_opts *o = op->o;
+    struct graph_node *n = l->n;
+    n->read_only = !l->is_top || o->read_only || l->ref->read_only == NAME_YES;
+    n->force_share = wants(l->ref->force_share, o->force_share);
+    n->no_lock = o->no_lock || l->ref->locking == NAME_NO;
+    n->no_backing = (l->is_top && o->no_backing) || l->ref->no_backing;
+    n->discard = l->is_top && wants(l->ref->discard, o->discard);
+    n->writethrough = l->is_top && o->writethrough;
+    atomic_store(&n->recurse, RECURSE_UNKNOWN);
+}
+
+/* A complete read-only chain that begins with the same file in the same format. */
+static struct graph_node *find_shared(struct opening *op, const struct layer *l)
+{
+    LIST_FOR(at, &op->g->nodes) {
+        struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
+        bool fits = n != l->n && n->ready && n->refs && n->read_only && !n->no_backing && n->im->ops == l->ops;
+        if (fits && n->force_share == l->n->force_share && same_file(n, l->n))
+            return n;
+    }
+    return NULL;
+}
+
+/* Gives up the layer's own node in favour of one that is open. */
+static int share(struct co *co, struct opening *op, struct layer *l, struct graph_node *shared, struct byre_err *err)
+{
+    for (struct graph_node *n = op->top; n; n = n->backing)
+        if (chain_has_file(shared, n))
+            return loop_error(n, err);
+    shared->refs++;
+    stor_close(co, l->store);
+    l->store = NULL;
+    node_free(l->n);
+    l->n = shared;
+    return 0;
+}
+
+static int open_layer_parts(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
+{
+    int r = open_store(co, op, l, err);
+    if (r)
+        return r;
+    if (chain_has_file(op->top, l->n))
+        return loop_error(l->n, err);
+    r = choose_format(co, op, l, err);
+    if (r)
+        return r;
+    struct graph_node *shared = l->is_top ? NULL : find_shared(op, l);
+    return shared ? share(co, op, l, shared, err) : open_image(co, op, l, err);
+}
+
+static int layer_node(struct opening *op, struct layer *l, struct byre_err *err)
+{
+    char made[GRAPH_NAME_MAX + 16];
+    const char *name = l->is_top ? (op->o->node_name ? op->o->node_name : l->ref->node_name) : NULL;
+    if (!l->is_top && op->o->backing_names) {
+        snprintf(made, sizeof made, "%s%u", op->o->backing_names, op->layers);
+        name = made;
+    }
+    int r = node_new(op->g, name, &l->n, err);
+    if (r)
+        return r;
+    l->n->filename = strdup(l->ref->path);
+    node_options(op, l);
+    return l->n->filename ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
+}
+
+/* Opens the layer and hangs it under the last one. */
+static int open_layer(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
+{
+    if (op->layers >= op->g->max_depth)
+        return byre_fail(err, BACKING_DEPTH, "%s: the backing chain has more than %u images", op->top->filename, op->g->max_depth);
+    int r = layer_node(op, l, err);
+    if (!r)
+        r = open_layer_parts(co, op, l, err);
+    if (r) {
+        stor_close(co, l->store);
+        if (l->n)
+            (void)node_unref(co, l->n);
+        return r;
+    }
+    if (op->last)
+        op->last->backing = l->n;
+    else
+        op->top = l->n;
+    op->last = l->n;
+    op->layers++;
+    return 0;
+}
+
+/* ---- from one layer to the next ---- */
+
+static void warn_no_format(struct graph *g, const char *overlay, const char *backing)
+{
+    char text[400];
+    if (!g->warn)
+        return;
+    snprintf(text, sizeof text, "%s: the format of the backing file '%s' is not recorded; guessing it", overlay, backing);
+    g->warn(g->warn_arg, text);
+}
+
+/* The reference to the next layer, from what the image has recorded. ret_format: owned, NULL = guess. */
+static int next_reference(struct opening *op, struct graph_node *n, const struct fmt_info *info, struct name_ref *ref, char **ret_format, struct byre_err *err)
+{
+    struct graph *g = op->g;
+    int r = name_parse(g->policy, info->backing_name, n->filename, ref, err);
+    if (r && !n->no_backing)
+        return r;
+    n->backing_filename = strdup(r ? info->backing_name : ref->path);
+    if (!n->backing_filename)
+        return byre_fail(err, NOMEM, "no memory for a file name");
+    if (n->no_backing)
+        return 0;
+    const char *format = info->backing_format ? info->backing_format : ref->format;
+    if (info->backing_format && ref->format && strcmp(info->backing_format, ref->format))
+        return byre_fail(err, BACKING_FORMAT, "%s: two formats are recorded for its backing file, %s and %s", n->filename, info->backing_format, ref->format);
+    if (!format && !ref->as_file && g->policy == GRAPH_STRICT)
+        return byre_fail(err, BACKING_FORMAT, "%s: the format of its backing file '%s' is not recorded", n->filename, info->backing_name);
+    if (!format && !ref->as_file)
+        warn_no_format(g, n->filename, info->backing_name);
+    *ret_format = format ? strdup(format) : NULL;
+    return format && !*ret_format ? byre_fail(err, NOMEM, "no memory for a format name") : 0;
+}
+
+/* 1: ref names the next layer; 0: the chain ends here. */
+static int backing_of(struct co *co, struct opening *op, struct graph_node *n, struct name_ref *ref, char **ret_format, struct byre_err *err)
+{
+    if (!n->im->has_backing)
+        return 0;
+    struct fmt_info info = { 0 };
+    int r = n->im->ops->info(co, n->im, &info, err);
+    if (r)
+        return r;
+    bool named = info.backing_name && info.backing_name[0];
+    if (named)
+        r = next_reference(op, n, &info, ref, ret_format, err);
+    fmt_info_fini(&info);
+    if (r)
+        name_ref_fini(ref);
+    return r ? r : named && !n->no_backing;
+}
+
+/* What went wrong with a backing file, told from the overlay's side. */
+static int backing_error(const struct graph_node *overlay, const char *name, const struct byre_err *why, struct byre_err *err)
+{
+    static const enum byre_reason kept[] = { BYRE_R_BACKING_LOOP, BYRE_R_BACKING_DEPTH, BYRE_R_BACKING_FORMAT, BYRE_R_LOCKED,
+                                             BYRE_R_REFUSED_REFERENCE, BYRE_R_NOMEM };
+    for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++)
+        if (!strcmp(why->reason, byre_reason_name(kept[i])))
+            return byre_fail_(err, kept[i], why->code, "%s: backing file '%s': %s", overlay->filename, name, why->text);
+    return byre_fail_code(err, BACKING_OPEN, why->code, "%s: cannot open its backing file '%s': %s", overlay->filename, name, why->text);
+}
+
+static int open_backing(struct co *co, struct opening *op, struct name_ref *ref, const char *format, struct byre_err *err)
+{
+    struct byre_err why = { 0 };
+    struct layer l = { .ref = ref, .format = format };
+    const struct graph_node *overlay = op->last;
+    int r = open_layer(co, op, &l, &why);
+    return r ? backing_error(overlay, ref->path, &why, err) : 0;
+}
+
+/* Hangs the backing layers under the top, one by one, until one has none or its own are open already. */
+static int open_chain(struct co *co, struct opening *op, struct byre_err *err)
+{
+    while (!op->last->ready) {
+        struct name_ref ref = { 0 };
+        char *format = NULL;
+        int r = backing_of(co, op, op->last, &ref, &format, err);
+        if (r > 0)
+            r = open_backing(co, op, &ref, format, err);
+        else if (!r)
+            break;
+        name_ref_fini(&ref);
+        free(format);
+        if (r)
+            return r;
+    }
+    unsigned deeper = 0;
+    for (const struct graph_node *n = op->last->backing; n; n = n->backing)
+        deeper++;
+    if (op->layers + deeper > op->g->max_depth)
+        return byre_fail(err, BACKING_DEPTH, "%s: the backing chain has more than %u images", op->top->filename, op->g->max_depth);
+    return 0;
+}
+
+/* ---- the whole ---- */
+
+static int use_backing(struct graph_node *n, struct byre_err *err)
+{
+    if (!n->backing || n->backing_use.node)
+        return 0;
+    n->backing_use = (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+    return graph_user_add(n->backing, &n->backing_use, err);
+}
+
+static void set_below(struct graph_node *n)
+{
+    uint64_t from = n->im->has_backing ? UINT64_MAX : 0;
+    if (n->backing)
+        from = graph_length(n->backing);
+    atomic_store(&n->im->below_zero_from, from);
+}
+
+static int finish(struct opening *op, struct byre_err *err)
+{
+    for (struct graph_node *n = op->top; n && !n->ready; n = n->backing) {
+        int r = use_backing(n, err);
+        if (r)
+            return r;
+        set_below(n);
+    }
+    for (struct graph_node *n = op->top; n && !n->ready; n = n->backing)
+        n->ready = true;
+    gates_update(op->g);
+    return 0;
+}
+
+static int open_top(struct co *co, struct opening *op, struct name_ref *ref, struct byre_err *err)
+{
+    const struct graph_open_opts *o = op->o;
+    if (ref->format && o->format && strcmp(ref->format, o->format))
+        return byre_fail(err, BAD_OPTION, "%s: both format '%s' and driver '%s' are given", ref->path, o->format, ref->format);
+    if (ref->as_file && o->format && strcmp(o->format, "raw"))
+        return byre_fail(err, BAD_OPTION, "%s: the bare file is named, it cannot have the format '%s'", ref->path, o->format);
+    struct layer l = { .ref = ref, .format = o->format ? o->format : ref->format, .is_top = true };
+    return open_layer(co, op, &l, err);
+}
+
+int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err)
+{
+    ASSERT_LOOP(g->home);
+    struct opening op = { .g = g, .o = o };
+    struct name_ref ref;
+    if (o->force_share && !o->read_only)
+        return byre_fail(err, BAD_OPTION, "%s: sharing can be forced for read-only images only", o->filename);
+    int r = name_parse(g->policy, o->filename, NULL, &ref, err);
+    if (r)
+        return r;
+    r = open_top(co, &op, &ref, err);
+    name_ref_fini(&ref);
+    if (!r)
+        r = open_chain(co, &op, err);
+    if (!r)
+        r = finish(&op, err);
+    if (r) {
+        if (op.top)
+            (void)node_unref(co, op.top);
+        return r;
+    }
+    *ret_n = op.top;
+    return 0;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * perm.c: who uses a node, for what, and what it lets others do (FEATURES 11.002).
+ *
+ * Purpose     Refuses a use that conflicts with another use of the same node, naming both.
+ * Owns        The list node->users; the entries belong to the users.
+ * Invariants  I1  For any two users a, b of a node: a->perm is a subset of b->shared.
+ * Order       None.
+ * Concurrency Home loop.
+ * Failure     A refused use changes nothing.
+ * Tests       graph_test.c
+ */
+#include <stdio.h>
+
+#include "graph/graph_priv.h"
+
+static const char *perm_name(unsigned perm)
+{
+    if (perm & STOR_PERM_WRITE)
+        return "write";
+    if (perm & STOR_PERM_RESIZE)
+        return "resize";
+    if (perm & STOR_PERM_WRITE_UNCHANGED)
+        return "rewrite the same data";
+    return "read";
+}
+
+int perm_check(struct graph_node *n, const struct graph_user *self, unsigned perm, const char *who, struct byre_err *err)
+{
+    for (const struct graph_user *u = n->users; u; u = u->next) {
+        unsigned bad = perm & ~u->shared;
+        if (u != self && bad)
+            return byre_fail(err, PERMISSION, "node '%s': '%s' would %s, which '%s' does not allow", n->name, who, perm_name(bad), u->who);
+    }
+    return 0;
+}
+
+int graph_user_add(struct graph_node *n, struct graph_user *u, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    if (n->read_only && (u->perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE)))
+        return byre_fail(err, READ_ONLY, "node '%s' is read-only, '%s' would %s", n->name, u->who, perm_name(u->perm & ~STOR_PERM_READ));
+    int r = perm_check(n, NULL, u->perm, u->who, err);
+    if (r)
+        return r;
+    for (const struct graph_user *o = n->users; o; o = o->next) {
+        unsigned bad = o->perm & ~u->shared;
+        if (bad)
+            return byre_fail(err, PERMISSION, "node '%s': '%s' may %s, which '%s' would not allow", n->name, o->who, perm_name(bad), u->who);
+    }
+    u->node = n;
+    u->next = n->users;
+    n->users = u;
+    return 0;
+}
+
+void graph_user_remove(struct graph_user *u)
+{
+    if (!u->node)
+        return;
+    ASSERT_LOOP(u->node->g->home);
+    for (struct graph_user **at = &u->node->users; *at; at = &(*at)->next) {
+        if (*at == u) {
+            *at = u->next;
+            break;
+        }
+    }
+    u->node = NULL;
+    u->next = NULL;
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * status.c: what is where, in the terms of `map` (FEATURES 5.053, 11.030).
+ *
+ * Purpose     Turns the pieces of chain_find into status extents and merges neighbours that say the same.
+ * Owns        Nothing; remembers per node whether its file has many holes that the format does not know of.
+ * Invariants  I1  The file is asked only inside the section in which the range was mapped.
+ *             I2  "zero" is said only of what reads zeros; "data" only of what has bytes stored.
+ *             I3  Ranges behind the end of a shorter layer belong to the layer above it, as the peer counts.
+ * Order       None.
+ * Concurrency Any loop. The answer may be out of date when it arrives, like any status of a live disk.
+ * Failure     An error of the first extent; when the file cannot be asked, its bytes count as data.
+ * Tests       status_test.c, and against `qemu-img map` in tests/
+ */
+#include "graph/graph_priv.h"
+
+/* A file whose space on disk is less than 9/10 of its length was preallocated without space, or punched: then its
+ * holes are worth asking for. Otherwise a cluster of data counts as data, as the peer has it. */
+static bool worth_asking(struct co *co, struct graph_node *n)
+{
+    int known = atomic_load_explicit(&n->recurse, memory_order_relaxed);
+    if (known != RECURSE_UNKNOWN)
+        return known == RECURSE_YES;
+    uint64_t len, allocated;
+    bool sparse = !stor_length(co, n->im->store, &len) && !stor_allocated(co, n->im->store, &allocated) && allocated < len - len / 10;
+    atomic_store_explicit(&n->recurse, sparse ? RECURSE_YES : RECURSE_NO, memory_order_relaxed);
+    return sparse;
+}
+
+/* Narrows st to the first extent of the file at its host offset. true: a hole. */
+static bool host_is_hole(struct co *co, struct graph_node *n, struct graph_status *st)
+{
+    struct stor_extent x;
+    if (stor_extent(co, n->im->store, st->offset, st->len, &x))
+        return false;
+    uint64_t end = x.off + x.len;
+    if (end > st->offset)
+        st->len = min_u64(st->len, end - st->offset);
+    return x.content == STOR_HOLE;
+}
+
+static void status_of_data(struct co *co, const struct piece *p, struct graph_status *st)
+{
+    st->data = true;
+    st->has_offset = true;
+    st->offset = p->e.host;
+    if (p->layer->is_raw) {
+        st->zero = host_is_hole(co, p->layer, st);
+        st->data = !st->zero;
+    } else if (worth_asking(co, p->layer)) {
+        st->zero = host_is_hole(co, p->layer, st);
+    }
+}
+
+static struct graph_node *layer_above(struct graph_node *n, unsigned depth)
+{
+    while (depth--)
+        n = n->backing;
+    return n;
+}
+
+/* Status of the beginning of [off, end). */
+static int status_first(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t end,
+                        struct chain_memo *memo, struct graph_status *st)
+{
+    struct piece p;
+    int r = chain_find(co, n, bottom, off, end, memo, &p);
+    if (r)
+        return r;
+    unsigned depth = p.past_end && p.depth ? p.depth - 1 : p.depth;
+    *st = (struct graph_status){ .len = p.len, .depth = depth, .node = layer_above(n, depth), .past_end = p.past_end };
+    st->present = !p.past_end && p.layer && p.e.kind != FMT_ABSENT;
+    switch (p.e.kind) {
+    case FMT_DATA:
+        status_of_data(co, &p, st);
+        break;
+    case FMT_ENCODED:
+        st->data = true;
+        st->compressed = true;
+        break;
+    case FMT_ZERO:
+        st->zero = true;
+        st->has_offset = p.e.has_host;
+        st->offset = p.e.host;
+        break;
+    case FMT_ABSENT:
+        break;
+    }
+    piece_release(co, &p);
+    return 0;
+}
+
+static bool same_kind(const struct graph_status *a, const struct graph_status *b)
+{
+    return a->present == b->present && a->past_end == b->past_end && a->data == b->data && a->zero == b->zero
+           && a->compressed == b->compressed && a->node == b->node && a->has_offset == b->has_offset
+           && (!a->has_offset || a->offset + a->len == b->offset);
+}
+
+int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret)
+{
+    if (!range_inside(off, len, graph_length(n)) || !len)
+        return -EIO;
+    struct chain_memo memo = { { 0 } };
+    uint64_t end = off + len;
+    epoch_token t = gate_enter(co, n);
+    int r = status_first(co, n, bottom, off, end, &memo, ret);
+    while (!r && ret->len < len) {
+        struct graph_status next;
+        if (status_first(co, n, bottom, off + ret->len, end, &memo, &next) || !same_kind(ret, &next))
+            break;                      /* an error there is told to whoever asks there */
+        ret->len += next.len;
+    }
+    gate_leave(co, n, t);
+    return r;
+}

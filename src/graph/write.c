@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * write.c: writes to the top layer.
+ *
+ * Purpose     Overwrites in place what may be overwritten; for the rest lets the format begin, fills and writes the
+ *             new clusters in one transfer, and lets the format commit.
+ * Owns        The pieces in flight of one request, and the buffers of copy-on-write.
+ * Invariants  I1  An in-place piece is written inside the epoch section in which it was mapped.
+ *             I2  write_begin is never called inside a section of this coroutine (fmt.h I4).
+ *             I3  Every successful write_begin is followed by exactly one commit or abort.
+ *             I4  A request that is one piece, in place, costs no allocation and starts no coroutine.
+ * Order       All bytes of a new cluster are with the store before the commit. What is durable before what is decided
+ *             in meta/.
+ * Concurrency Any loop; pieces of one request run at the same time on its loop. Pieces are begun in rising order of
+ *             offset, and a piece in flight waits for no other, so two requests cannot wait for each other.
+ *             Writes to the first sector of a guarded node run one at a time on the home loop.
+ * Failure     The first error; a piece that failed is aborted and its old mapping stands.
+ * Tests       write_test.c
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "graph/graph_priv.h"
+
+/* Vectors with more elements than this are not merged with head and tail. */
+#define WRITE_VECS 16
+#define COPY_ALIGN 4096u
+
+struct write_piece {
+    bool in_place;
+    epoch_token tok;              /* in_place: a section is open */
+    uint64_t pos, len, host;      /* in_place */
+    struct fmt_write w;           /* else */
+};
+
+/* ---- filling a new cluster ---- */
+
+/* Writes head, v, tail as one transfer that ends behind the tail; three transfers when v has too many elements. */
+static int write_merged(struct co *co, struct stor *s, const struct fmt_write *w, struct iov v, const void *head, const void *tail)
+{
+    struct iovec vec[WRITE_VECS + 2];
+    size_t cnt = 0;
+    if (iov_count(v) > WRITE_VECS) {
+        int r = w->head ? stor_write_buf(co, s, head, w->head, w->host - w->head, 0) : 0;
+        if (!r)
+            r = stor_write(co, s, v, w->host, 0);
+        if (!r && w->tail)
+            r = stor_write_buf(co, s, tail, w->tail, w->host + w->len, 0);
+        return r;
+    }
+    if (w->head)
+        vec[cnt++] = (struct iovec){ (void *)(uintptr_t)head, w->head };
+    cnt += iov_export(v, vec + cnt, WRITE_VECS, NULL);
+    if (w->tail)
+        vec[cnt++] = (struct iovec){ (void *)(uintptr_t)tail, w->tail };
+    return stor_write(co, s, iov_of(vec, cnt), w->host - w->head, 0);
+}
+
+static int write_zero_filled(struct co *co, struct stor *s, const struct fmt_write *w, struct iov v)
+{
+    if (w->head + w->tail <= ZERO_PAGE_BYTES)
+        return write_merged(co, s, w, v, graph_zero_page, graph_zero_page);
+    int r = w->head ? stor_zero(co, s, w->host - w->head, w->head, 0) : 0;
+    if (!r)
+        r = stor_write(co, s, v, w->host, 0);
+    if (!r && w->tail)
+        r = stor_zero(co, s, w->host + w->len, w->tail, 0);
+    return r;
+}
+
+/* The guest's present bytes around the write. One read for the whole cluster where the data is the smaller part. */
+static int write_copied(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v)
+{
+    uint64_t around = w->head + w->tail;
+    bool whole = w->len <= around && w->head && w->tail;
+    size_t bytes = round_up(whole ? around + w->len : around, COPY_ALIGN);
+    AUTOFREE uint8_t *buf = aligned_alloc(COPY_ALIGN, bytes ? bytes : COPY_ALIGN);
+    if (!buf)
+        return -ENOMEM;
+    struct iovec slot;
+    uint64_t from = w->off - w->head;
+    if (whole) {
+        int r = chain_read(co, n, iov_one(&slot, buf, around + w->len), from);
+        return r ? r : write_merged(co, n->im->store, w, v, buf, buf + w->head + w->len);
+    }
+    int r = chain_read(co, n, iov_one(&slot, buf, w->head), from);
+    if (!r)
+        r = chain_read(co, n, iov_one(&slot, buf + w->head, w->tail), w->off + w->len);
+    return r ? r : write_merged(co, n->im->store, w, v, buf, buf + w->head);
+}
+
+static int write_new(struct co *co, struct graph_node *n, struct fmt_write *w, struct iov v)
+{
+    int r;
+    if (w->fill == FMT_FILL_NONE || !(w->head | w->tail))
+        r = stor_write(co, n->im->store, v, w->host, 0);
+    else if (w->fill == FMT_FILL_ZERO)
+        r = write_zero_filled(co, n->im->store, w, v);
+    else
+        r = write_copied(co, n, w, v);
+    if (r) {
+        n->im->ops->write_abort(co, n->im, w);
+        return r;
+    }
+    return n->im->ops->write_commit(co, n->im, w);
+}
+
+/* ---- pieces ---- */
+
+/* Decides what happens to the beginning of [pos, end). Afterwards a section is open or a write is begun. */
+static int piece_plan(struct co *co, struct graph_node *n, uint64_t pos, uint64_t end, struct write_piece *p)
+{
+    struct fmt_extent e;
+    for (;;) {
+        p->tok = epoch_enter(n->im->epoch, co_loop(co));
+        int r = n->im->ops->map(co, n->im, pos, end - pos, &e);
+        if (!r && e.kind == FMT_DATA && e.writable) {
+            ASSERT(e.len > 0 && e.len <= end - pos);
+            p->in_place = true;
+            p->pos = pos;
+            p->len = e.len;
+            p->host = e.host;
+            return 0;
+        }
+        epoch_leave(n->im->epoch, co_loop(co), p->tok);
+        if (!r)
+            r = n->im->ops->write_begin(co, n->im, pos, end - pos, &p->w);
+        if (r)
+            return r;
+        if (p->w.len) {
+            ASSERT(p->w.off == pos && p->w.len <= end - pos);
+            p->in_place = false;
+            p->pos = pos;
+            p->len = p->w.len;
+            return 0;
+        }
+    }
+}
+
+static int piece_write(struct co *co, struct graph_node *n, struct write_piece *p, struct iov v, unsigned flags)
+{
+    if (!p->in_place)
+        return write_new(co, n, &p->w, v);
+    int r = stor_write(co, n->im->store, v, p->host, flags);
+    epoch_leave(n->im->epoch, co_loop(co), p->tok);
+    return r;
+}
+
+struct write_slot { struct write_piece p; struct iov v; struct writer *wr; unsigned index; };
+struct writer { struct fan fan; struct graph_node *n; unsigned flags; struct write_slot slot[FAN_WIDTH]; };
+
+static void slot_run(struct co *co, void *arg)
+{
+    struct write_slot *s = arg;
+    fan_done(&s->wr->fan, s->index, piece_write(co, s->wr->n, &s->p, s->v, s->wr->flags));
+}
+
+/* Gives up a piece that was planned but not written. */
+static void piece_drop(struct co *co, struct graph_node *n, struct write_piece *p)
+{
+    if (p->in_place)
+        epoch_leave(n->im->epoch, co_loop(co), p->tok);
+    else
+        n->im->ops->write_abort(co, n->im, &p->w);
+}
+
+/* Writes v at off, of which the piece `first` is planned already. */
+static int write_pieces(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags, struct write_piece *first)
+{
+    struct writer *wr = malloc(sizeof *wr);
+    if (!wr) {
+        piece_drop(co, n, first);
+        return -ENOMEM;
+    }
+    fan_init(&wr->fan);
+    wr->n = n;
+    wr->flags = flags;
+    uint64_t pos = off, end = off + v.len_bytes;
+    while (pos < end && !wr->fan.error) {
+        unsigned i = fan_take(co, &wr->fan);
+        struct write_slot *s = &wr->slot[i];
+        s->wr = wr;
+        s->index = i;
+        int r = 0;
+        if (pos == off)
+            s->p = *first;
+        else
+            r = piece_plan(co, n, pos, end, &s->p);
+        if (r) {
+            fan_done(&wr->fan, i, r);
+            break;
+        }
+        s->v = iov_slice(v, pos - off, s->p.len);
+        pos += s->p.len;
+        if (pos == end || rt_spawn(co_loop(co), slot_run, s))
+            slot_run(co, s);
+    }
+    int r = fan_wait(co, &wr->fan);
+    free(wr);
+    return r;
+}
+
+int chain_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
+{
+    /* The last sector of an image whose size is no multiple of 512 has no place for its end; raw has rounded already. */
+    uint64_t size = atomic_load_explicit(&n->im->size, memory_order_acquire);
+    if (off >= size || !v.len_bytes)
+        return 0;
+    if (UNLIKELY(v.len_bytes > size - off))
+        v = iov_slice(v, 0, size - off);
+    struct write_piece p;
+    int r = piece_plan(co, n, off, off + v.len_bytes, &p);
+    if (r)
+        return r;
+    if (LIKELY(p.len == v.len_bytes))
+        return piece_write(co, n, &p, v, flags);
+    return write_pieces(co, n, v, off, flags, &p);
+}
+
+#define ZERO_VECS 16
+int chain_write_zeros(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
+{
+    struct iovec vec[ZERO_VECS];
+    for (size_t i = 0; i < ZERO_VECS; i++)
+        vec[i] = (struct iovec){ (void *)(uintptr_t)graph_zero_page, ZERO_PAGE_BYTES };
+    struct iov all = iov_of(vec, ZERO_VECS);
+    int r = 0;
+    while (len && !r) {
+        uint64_t part = min_u64(len, all.len_bytes);
+        r = chain_write(co, n, iov_slice(all, 0, part), off, 0);
+        off += part;
+        len -= part;
+    }
+    return r;
+}
+
+/* ---- the first sector of a disk that was guessed to be raw ---- */
+
+static int guarded_on_home(struct co *co, void *arg)
+{
+    struct guarded *gd = arg;
+    uint8_t sector[SECTOR];
+    struct iovec slot;
+    co_lock(co, &gd->n->first_sector);
+    int r = chain_read(co, gd->n, iov_one(&slot, sector, SECTOR), 0);
+    if (!r) {
+        uint64_t part = min_u64(gd->v.len_bytes, SECTOR - gd->off);
+        iov_to_buf(gd->v, sector + gd->off, part);
+        r = fmt_signature(sector, SECTOR) ? -EPERM : gd->what(co, gd->arg);
+    }
+    co_unlock(&gd->n->first_sector);
+    return r;
+}
+
+int guard_first_sector(struct co *co, struct guarded *gd)
+{
+    return rt_call(co, gd->n->g->home, guarded_on_home, gd);
+}
+
+/* ---- the request ---- */
+
+int change_check(const struct graph_node *n, uint64_t off, uint64_t len)
+{
+    if (UNLIKELY(n->read_only))
+        return -EPERM;
+    if (UNLIKELY(!range_inside(off, len, graph_length(n))))
+        return -EIO;
+    return len ? 0 : 1;
+}
+
+struct write_req { struct graph_node *n; struct iov v; uint64_t off; unsigned flags; };
+
+static int write_call(struct co *co, void *arg)
+{
+    const struct write_req *q = arg;
+    return chain_write(co, q->n, q->v, q->off, q->flags);
+}
+
+static int write_inside(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
+{
+    if (LIKELY(!n->guard_first || off >= SECTOR))
+        return chain_write(co, n, v, off, flags);
+    struct write_req q = { n, v, off, flags };
+    struct guarded gd = { n, v, off, write_call, &q };
+    return guard_first_sector(co, &gd);
+}
+
+int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
+{
+    int r = change_check(n, off, v.len_bytes);
+    if (UNLIKELY(r))
+        return r < 0 ? r : 0;
+    bool fua = (flags & GRAPH_FUA) || n->writethrough;
+    epoch_token t = gate_enter(co, n);
+    r = write_inside(co, n, v, off, fua && n->is_raw ? STOR_FUA : 0);
+    if (UNLIKELY(!r && fua && !n->is_raw))
+        r = n->im->ops->flush(co, n->im);
+    gate_leave(co, n, t);
+    return r;
+}
+
+int graph_flush(struct co *co, struct graph_node *n)
+{
+    if (n->read_only)
+        return 0;
+    epoch_token t = gate_enter(co, n);
+    int r = n->im->ops->flush(co, n->im);
+    gate_leave(co, n, t);
+    return r;
+}

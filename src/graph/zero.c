@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * zero.c: writing zeros and discarding.
+ *
+ * Purpose     The aligned middle of a range goes to the format; the edges are written as zero bytes unless they read
+ *             zero already; where the format cannot, zero bytes are written everywhere.
+ * Owns        Nothing.
+ * Invariants  I1  After success the whole range reads zeros (zero) or nothing outside it changed (discard).
+ *             I2  The short last granule of an image counts as whole (FEATURES 1.054).
+ *             I3  With NO_FALLBACK nothing is changed before it is known that no bytes must be written at the edges.
+ * Order       None here.
+ * Concurrency Any loop. Long ranges go in steps, so that other requests wait for one step only.
+ * Failure     The first error; a part of the range may be zero then. A discard that the store cannot do is no error
+ *             (FEATURES 11.023).
+ * Tests       zero_test.c
+ */
+#include "graph/graph_priv.h"
+
+/* Bytes of one call of the format; a multiple of every granule. */
+#define STEP_BYTES (1ull << 30)
+
+struct parts { uint64_t start, mid, mid_end, end; };      /* edges: [start, mid) and [mid_end, end) */
+
+static struct parts parts_of(const struct graph_node *n, uint64_t off, uint64_t len, uint64_t granule)
+{
+    uint64_t size = atomic_load_explicit(&n->im->size, memory_order_acquire);
+    uint64_t end = min_u64(off + len, size);
+    struct parts p = { .start = off, .mid = round_up(off, granule), .end = end };
+    p.mid_end = end == size ? end : round_down(end, granule);
+    if (p.mid >= p.mid_end) {
+        p.mid = p.mid_end = end;                          /* one edge, no middle */
+        if (off > end)
+            p.start = end;
+    }
+    return p;
+}
+
+/* Makes [off, end) zero by writing bytes where the formats do not know it to be zero. */
+static int zero_by_writing(struct co *co, struct graph_node *n, uint64_t off, uint64_t end, unsigned flags)
+{
+    struct chain_memo memo = { { 0 } };
+    while (off < end) {
+        struct piece p;
+        int r = chain_find(co, n, NULL, off, end, &memo, &p);
+        if (r)
+            return r;
+        piece_release(co, &p);
+        if (p.e.kind != FMT_ZERO)
+            r = flags & GRAPH_NO_FALLBACK ? -ENOTSUP : chain_write_zeros(co, n, off, p.len);
+        if (r)
+            return r;
+        off += p.len;
+    }
+    return 0;
+}
+
+static int zero_middle(struct co *co, struct graph_node *n, uint64_t off, uint64_t end, unsigned flags)
+{
+    unsigned how = flags & GRAPH_UNMAP && n->discard ? FMT_ZERO_UNMAP : 0;
+    while (off < end) {
+        uint64_t part = min_u64(end - off, STEP_BYTES - (off & (STEP_BYTES - 1)));
+        int r = n->im->ops->zero(co, n->im, off, part, how);
+        if (r == -ENOTSUP && !(flags & GRAPH_NO_FALLBACK))
+            r = zero_by_writing(co, n, off, off + part, 0);
+        if (r)
+            return r;
+        off += part;
+    }
+    return 0;
+}
+
+int zero_range(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct parts p = parts_of(n, off, len, n->im->granule);
+    int r = zero_by_writing(co, n, p.start, p.mid, flags);
+    if (!r)
+        r = zero_by_writing(co, n, p.mid_end, p.end, flags);
+    return r ? r : zero_middle(co, n, p.mid, p.mid_end, flags);
+}
+
+struct zero_req { struct graph_node *n; uint64_t off, len; unsigned flags; };
+
+static int zero_call(struct co *co, void *arg)
+{
+    const struct zero_req *q = arg;
+    return zero_range(co, q->n, q->off, q->len, q->flags);
+}
+
+static int zero_inside(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+    if (LIKELY(!n->guard_first || off >= SECTOR))
+        return zero_range(co, n, off, len, flags);
+    struct iovec slot;
+    struct zero_req q = { n, off, len, flags };
+    struct guarded gd = { n, iov_one(&slot, graph_zero_page, min_u64(len, SECTOR)), off, zero_call, &q };
+    return guard_first_sector(co, &gd);
+}
+
+int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+    int r = change_check(n, off, len);
+    if (r)
+        return r < 0 ? r : 0;
+    epoch_token t = gate_enter(co, n);
+    r = zero_inside(co, n, off, len, flags);
+    if (!r && (flags & GRAPH_FUA || n->writethrough))
+        r = n->im->ops->flush(co, n->im);
+    gate_leave(co, n, t);
+    return r;
+}
+
+static int discard_inside(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
+{
+    /* Of a guarded first sector all or nothing may go: never a few bytes that complete a signature. */
+    struct parts p = parts_of(n, off, len, n->guard_first ? SECTOR : n->im->granule);
+    for (uint64_t at = p.mid; at < p.mid_end; ) {
+        uint64_t part = min_u64(p.mid_end - at, STEP_BYTES - (at & (STEP_BYTES - 1)));
+        int r = n->im->ops->discard(co, n->im, at, part);
+        if (r)
+            return r == -ENOTSUP ? 0 : r;
+        at += part;
+    }
+    return 0;
+}
+
+int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
+{
+    int r = change_check(n, off, len);
+    if (r || !n->discard)
+        return r < 0 ? r : 0;
+    epoch_token t = gate_enter(co, n);
+    r = discard_inside(co, n, off, len);
+    gate_leave(co, n, t);
+    return r;
+}
