@@ -77,6 +77,23 @@ int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to
     return r < 0 ? r : meta_barrier(co, q->meta, which);
 }
 
+int q2_header_record_frontier(struct co *co, struct q2_image *q)
+{
+    uint8_t *buf = NULL;
+    if (posix_memalign((void **)&buf, 4096, 512))
+        return -ENOMEM;
+    struct iovec slot;
+    int r = stor_read(co, q->im.store, iov_one(&slot, buf, 512), 0);
+    if (r == 0) {
+        be64_put((be64 *)(buf + 88), q->h.autoclear);
+        be64_put((be64 *)(buf + q->h.frontier_ext_off), q->h.frontier_start);
+        be64_put((be64 *)(buf + q->h.frontier_ext_off + 8), q->h.frontier_end);
+        r = meta_write_now(co, q->meta, buf, 512, 0);
+    }
+    free(buf);
+    return r;
+}
+
 int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off)
 {
     (void)what;
@@ -132,6 +149,7 @@ static void l1_install(struct q2_image *q, struct q2_l1 *l1, uint64_t *dirty)
     q->l1_dirty = dirty;
     q->l1_region = (struct meta_region){ .rank = META_ROOTS, .off = q->h.l1_off, .words = l1->words, .bytes = l1->alloc_bytes, .dirty = dirty };
     meta_region_add(q->meta, &q->l1_region);
+    q2_fixed_update(q);
     if (old)
         epoch_defer(q->im.epoch, &old->reclaim, l1_reclaim);
 }
@@ -312,7 +330,7 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
     if (r == 0 && !q->alloc && q2_alloc_new(co, q) < 0)
         r = byre_fail(err, NOMEM, "%s: allocator", q->name);
     if (r == 0)
-        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS, err);
+        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0), err);
     if (r == 0)
         r = mark_bitmaps(co, q, err);
     return r;
@@ -429,9 +447,10 @@ static int q2_close(struct co *co, struct fmt_image *im)
     int r = 0;
     if (!im->read_only && !q->info_only) {
         r = meta_flush(co, q->meta);
-        int r2 = r < 0 ? 0 : q2_alloc_close(co, q);
         if (r == 0)
-            r = r2;
+            r = q2_alloc_close(co, q);
+        if (r == 0)
+            r = clear_autoclear(co, q, ~Q2_AUTOCLEAR_FRONTIER, NULL);
         q2_alloc_quiesce(co, q);
         if (r < 0)
             meta_abandon(co, q->meta);           /* what could not be written is given up: a leak at worst */

@@ -155,6 +155,7 @@ static int switch_table(struct co *co, struct q2_image *q, const struct growth *
         q->h.rt_clusters = old_clusters;
         return r;
     }
+    q2_fixed_update(q);
     q2_alloc_drop(q, old_off >> q->g.cluster_bits, old_clusters);
     return 0;
 }
@@ -206,17 +207,49 @@ static int enlarge_rt_memory(struct q2_image *q, const struct growth *p, uint64_
     return 0;
 }
 
+/* Says in the header where unused counted space may lie, so that the next opening can free it (D4, D9). Payload and
+ * autoclear bit share the first sector: one write. In the same epoch as the counts: a crash between leaks as before. */
+static int record(struct co *co, struct q2_image *q, uint64_t start, uint64_t end)
+{
+    struct q2_header *h = &q->h;
+    if (!h->has_frontier || !h->frontier_ext_off || h->frontier_ext_off + 16 > 512 || q->g.version < 3)
+        return 0;
+    bool fresh = !(h->autoclear & Q2_AUTOCLEAR_FRONTIER);
+    h->frontier_start = fresh ? start : min_u64(h->frontier_start, start);
+    h->frontier_end = fresh ? end : max_u64(h->frontier_end, end);
+    h->autoclear |= Q2_AUTOCLEAR_FRONTIER;
+    return q2_header_record_frontier(co, q);
+}
+
+/* Plans over clusters that are free by their counts. A file that was cut short underneath may still have counted
+ * clusters, and entries that name them, behind its end: they are left alone. */
+static int plan_free(struct co *co, struct q2_image *q, uint64_t step, struct growth *ret)
+{
+    struct q2_alloc *a = q->alloc;
+    for (;;) {
+        uint64_t used;
+        int r = plan(q, step, ret);
+        if (r == 0)
+            r = q2_refs_first_used(co, q, ret->first, ret->total, &used);
+        if (r < 0 || used == ret->first + ret->total)
+            return r;
+        a->end = used + 1;
+    }
+}
+
 static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
 {
     struct q2_alloc *a = q->alloc;
     struct growth p;
-    int r = plan(q, step, &p);
+    int r = plan_free(co, q, step, &p);
     if (r == 0)
         r = rset_reserve(&a->frontier, 2);
     if (r == 0)
         r = lengthen(co, q, &p);
     if (r == 0)
         r = clear_metadata(co, q, &p);
+    if (r == 0)
+        r = record(co, q, p.first << q->g.cluster_bits, (p.first + p.total) << q->g.cluster_bits);
     uint64_t *old_rt, old_entries = 0;
     if (r == 0)
         r = enlarge_rt_memory(q, &p, &old_rt, &old_entries);

@@ -46,6 +46,7 @@ struct q2_image {
     struct meta_kind kind_l2, kind_ref;
     uint32_t slice_bytes, slice_bits;   /* cache unit: min(cluster, 4 KiB) */
     _Atomic(struct q2_l1 *) l1;
+    struct { _Atomic uint64_t off, len; } fixed[2];   /* L1 and refcount table, for q2_hits_metadata on any loop */
     struct meta_region l1_region;
     uint64_t *l1_dirty;                 /* for the region */
     /* refcount table: whole in memory, home loop only */
@@ -91,6 +92,8 @@ void q2_l1_discard(struct q2_l1 *l1, uint64_t *dirty);
 void q2_drop_freeze(struct q2_image *q);
 /* Writes the 512-byte sector(s) of the first cluster that hold [from, to) from h, with one barrier (Q18). */
 MUST_USE int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to, enum meta_barrier which);
+/* Writes the frontier extension and the autoclear bits (both in the first sector). No barrier. */
+MUST_USE int q2_header_record_frontier(struct co *co, struct q2_image *q);
 /* Metadata was found to be wrong while in use: sets the corrupt bit (v3, Q22), refuses writes from now on. Returns -EIO. */
 int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off);
 
@@ -99,6 +102,8 @@ int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, stru
 int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
 /* M2: would a cluster at `host` overlap header, L1 table or refcount table? The constant part of the overlap check (1.111). */
 bool q2_hits_metadata(const struct q2_image *q, uint64_t host);
+/* Home: header fields that it looks at have changed. */
+void q2_fixed_update(struct q2_image *q);
 /* Home: the pinned L2 slice that holds `guest` and the index of its entry in it. ret_b NULL: no L2 table. */
 MUST_USE int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index);
 /* Home: the same, made writable: a missing table is made, a shared one copied (Q5). */
@@ -107,6 +112,8 @@ MUST_USE int q2_slice_own(struct co *co, struct q2_image *q, uint64_t guest, str
 /* ---- q2_refs.c: how many owners has a host cluster? Home loop. ---- */
 MUST_USE int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_err *err);
 MUST_USE int q2_refs_get(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t *ret_count);
+/* First cluster of [cluster, cluster+n) whose count is not 0; cluster+n when all are. */
+MUST_USE int q2_refs_first_used(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, uint64_t *ret_cluster);
 /* Adds delta to each of n clusters. -ERANGE: width; -EIO: below zero. On failure nothing is changed. */
 MUST_USE int q2_refs_add(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, int64_t delta);
 

@@ -48,7 +48,23 @@ static bool overlaps(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen) { ret
 bool q2_hits_metadata(const struct q2_image *q, uint64_t host)
 {
     uint64_t cs = q->g.cluster_size;
-    return host < cs || overlaps(host, cs, q->h.l1_off, (uint64_t)q->h.l1_size * 8) || overlaps(host, cs, q->h.rt_off, (uint64_t)q->h.rt_clusters * cs);
+    if (host < cs)
+        return true;
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t off = atomic_load_explicit(&q->fixed[i].off, memory_order_relaxed);
+        uint64_t len = atomic_load_explicit(&q->fixed[i].len, memory_order_relaxed);
+        if (overlaps(host, cs, off, len))
+            return true;
+    }
+    return false;
+}
+
+void q2_fixed_update(struct q2_image *q)
+{
+    atomic_store_explicit(&q->fixed[0].off, q->h.l1_off, memory_order_relaxed);
+    atomic_store_explicit(&q->fixed[0].len, (uint64_t)q->h.l1_size * 8, memory_order_relaxed);
+    atomic_store_explicit(&q->fixed[1].off, q->h.rt_off, memory_order_relaxed);
+    atomic_store_explicit(&q->fixed[1].len, (uint64_t)q->h.rt_clusters << q->g.cluster_bits, memory_order_relaxed);
 }
 
 static int l1_entry(const struct q2_image *q, uint64_t guest, struct q2_l1e *ret)

@@ -78,6 +78,31 @@ int q2_refs_get(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t *r
     return 0;
 }
 
+int q2_refs_first_used(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, uint64_t *ret_cluster)
+{
+    uint64_t end = cluster + n;
+    while (cluster < end) {
+        struct place p;
+        if (place_of(q, cluster, &p) < 0) {
+            cluster = ((cluster >> q->g.block_bits) + 1) << q->g.block_bits;      /* no block: all 0 */
+            continue;
+        }
+        struct meta_block *b;
+        int r = meta_get(co, q->meta, &q->kind_ref, p.slice_off, &b);
+        if (r < 0)
+            return r;
+        uint64_t i = 0, m = min_u64(p.left, end - cluster);
+        while (i < m && q2_refcount_get(&q->g, (const void *)b->words, p.index + i) == 0)
+            i++;
+        meta_put(q->meta, b);
+        cluster += i;
+        if (i < m)
+            break;
+    }
+    *ret_cluster = min_u64(cluster, end);
+    return 0;
+}
+
 static int check_slice(const struct q2_image *q, const struct meta_block *b, const struct place *p, uint64_t n, int64_t delta)
 {
     for (uint64_t i = 0; i < n; i++) {

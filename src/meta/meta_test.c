@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * meta_test.c: passes, freezing, deferred frees and failures of meta/, over a store that records what it is told.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/checked.h"
+#include "meta/meta.h"
+
+/* ---- a recording store of 64 KiB ---- */
+
+enum { STORE_BYTES = 65536 };
+struct rec { char what; uint64_t off, len; };          /* 'W' write, 'F' flush */
+struct rstore {
+    struct stor s;
+    uint8_t bytes[STORE_BYTES];
+    struct rec log[256];
+    unsigned n;
+    int fail_write, fail_flush;                        /* errno once when > 0 */
+    void (*on_write)(struct rstore *r);
+};
+
+static int64_t r_preadv(struct co *co, struct stor *s, struct iov v, uint64_t off)
+{
+    co_yield(co);
+    iov_from_buf(v, ((struct rstore *)s)->bytes + off, v.len_bytes);
+    return (int64_t)v.len_bytes;
+}
+
+static int64_t r_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
+{
+    struct rstore *r = (struct rstore *)s;
+    (void)flags;
+    if (r->on_write)
+        r->on_write(r);
+    co_yield(co);
+    if (r->fail_write) {
+        int e = r->fail_write;
+        r->fail_write = 0;
+        return -e;
+    }
+    r->log[r->n++] = (struct rec){ 'W', off, v.len_bytes };
+    iov_to_buf(v, r->bytes + off, v.len_bytes);
+    return (int64_t)v.len_bytes;
+}
+
+static int r_flush(struct co *co, struct stor *s)
+{
+    struct rstore *r = (struct rstore *)s;
+    co_yield(co);
+    if (r->fail_flush) {
+        int e = r->fail_flush;
+        r->fail_flush = 0;
+        return -e;
+    }
+    r->log[r->n++] = (struct rec){ 'F', 0, 0 };
+    return 0;
+}
+
+static int r_length(struct co *co, struct stor *s, uint64_t *ret_len)
+{
+    (void)co;
+    (void)s;
+    *ret_len = STORE_BYTES;
+    return 0;
+}
+
+static void r_close(struct co *co, struct stor *s)
+{
+    (void)co;
+    stor_fini(s);
+    free(s);
+}
+
+static const struct stor_ops r_ops = { .name = "recording", .preadv = r_preadv, .pwritev = r_pwritev, .flush = r_flush, .length = r_length, .close = r_close };
+
+/* ---- fixture: one manual loop, one cache of 512-byte blocks ---- */
+
+struct fix {
+    struct rt *rt;
+    struct rt_loop *loop;
+    struct epoch *epoch;
+    struct rstore *r;
+    struct meta *m;
+    struct meta_kind counts, tables;
+    struct meta_region root;
+    _Atomic uint64_t root_words[64];
+    uint64_t root_dirty[1];
+    bool done;
+    void (*body)(struct co *co, struct fix *f);
+};
+
+static bool stop(void *arg) { return ((struct fix *)arg)->done; }
+
+static void main_co(struct co *co, void *arg)
+{
+    struct fix *f = arg;
+    f->r = calloc(1, sizeof *f->r);
+    assert_int_equal(stor_init(&f->r->s, &r_ops, "recording"), 0);
+    f->r->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = 512 };
+    assert_int_equal(epoch_new(f->loop, &f->epoch), 0);
+    struct meta_opts o = { .store = &f->r->s, .home = f->loop, .epoch = f->epoch, .block_bytes = 512, .budget_bytes = 8 * 512 };
+    assert_int_equal(meta_new(&o, &f->m), 0);
+    f->counts = (struct meta_kind){ .name = "counts", .rank = META_COUNTS };
+    f->tables = (struct meta_kind){ .name = "tables", .rank = META_TABLES };
+    f->root = (struct meta_region){ .rank = META_ROOTS, .off = 32768, .words = f->root_words, .bytes = 512, .dirty = f->root_dirty };
+    meta_region_add(f->m, &f->root);
+    f->body(co, f);
+    meta_free_all(co, f->m);
+    epoch_free(f->epoch);
+    stor_close(co, &f->r->s);
+    f->done = true;
+}
+
+static void run(void (*body)(struct co *co, struct fix *f))
+{
+    struct fix f = { .body = body };
+    struct rt_opts o = { .loops = 1, .manual = true };
+    assert_int_equal(rt_new(&o, &f.rt, NULL), 0);
+    f.loop = rt_loop_at(f.rt, 0);
+    assert_int_equal(rt_spawn(f.loop, main_co, &f), 0);
+    rt_loop_run(f.loop, stop, &f);
+    rt_free(f.rt);
+}
+
+/* "W4096 F W8192" */
+static void expect_log(struct rstore *r, const char *want)
+{
+    char got[1024] = "";
+    for (unsigned i = 0; i < r->n; i++) {
+        size_t at = strlen(got);
+        if (r->log[i].what == 'F')
+            snprintf(got + at, sizeof got - at, "%sF", i ? " " : "");
+        else
+            snprintf(got + at, sizeof got - at, "%sW%u", i ? " " : "", (unsigned)r->log[i].off);
+    }
+    assert_string_equal(got, want);
+    r->n = 0;
+}
+
+static void set(struct co *co, struct fix *f, const struct meta_kind *k, uint64_t off, uint32_t i, uint64_t v)
+{
+    struct meta_block *b;
+    assert_int_equal(meta_get(co, f->m, k, off, &b), 0);
+    meta_set_word(f->m, b, i, v);
+    meta_put(f->m, b);
+}
+
+/* ---- tests ---- */
+
+static void order_body(struct co *co, struct fix *f)
+{
+    set(co, f, &f->tables, 8192, 3, 1);
+    set(co, f, &f->counts, 16384, 0, 1);
+    meta_region_set(f->m, &f->root, 1, 7);
+    assert_false(meta_is_clean(f->m));
+    meta_need_data_barrier(f->m);
+    meta_need_table_barrier(f->m);
+    assert_int_equal(meta_flush(co, f->m), 0);
+    expect_log(f->r, "W16384 F W8192 F W32768 F");
+    assert_true(meta_is_clean(f->m));
+    assert_int_equal(be64_get((be64 *)(f->r->bytes + 8192 + 24)), 1);
+    assert_int_equal(be64_get((be64 *)(f->r->bytes + 32768 + 8)), 7);
+    /* nothing relies on anything: one barrier (Q23) */
+    set(co, f, &f->tables, 8192, 4, 2);
+    meta_region_set(f->m, &f->root, 2, 8);
+    assert_int_equal(meta_flush(co, f->m), 0);
+    expect_log(f->r, "W8192 W32768 F");
+    /* data alone */
+    assert_int_equal(meta_flush(co, f->m), 0);
+    expect_log(f->r, "F");
+    assert_int_equal(meta_barriers(f->m, META_B_FINAL), 3);
+    assert_int_equal(meta_barriers(f->m, META_B_DATA_TABLES), 1);
+}
+
+static void test_order(void **state) { (void)state; run(order_body); }
+
+static struct fix *frozen_fix;
+static void change_later(struct rstore *r)
+{
+    struct fix *f = frozen_fix;
+    r->on_write = NULL;                  /* while the counts are being written, an entry that needs more counts is set */
+    struct meta_block *b = meta_peek(f->m, 8192);
+    meta_set_word(f->m, b, 5, 99);
+    meta_need_data_barrier(f->m);
+}
+
+static void freeze_body(struct co *co, struct fix *f)
+{
+    frozen_fix = f;
+    set(co, f, &f->tables, 8192, 3, 1);
+    set(co, f, &f->counts, 16384, 0, 1);
+    meta_need_data_barrier(f->m);
+    f->r->on_write = change_later;
+    assert_int_equal(meta_flush(co, f->m), 0);
+    expect_log(f->r, "W16384 F W8192 F");
+    assert_int_equal(be64_get((be64 *)(f->r->bytes + 8192 + 24)), 1);
+    assert_int_equal(be64_get((be64 *)(f->r->bytes + 8192 + 40)), 0);       /* not what came after the freeze (I2) */
+    assert_false(meta_is_clean(f->m));
+    assert_int_equal(meta_flush(co, f->m), 0);
+    expect_log(f->r, "F W8192 F");
+    assert_int_equal(be64_get((be64 *)(f->r->bytes + 8192 + 40)), 99);
+}
+
+static void test_freeze(void **state) { (void)state; run(freeze_body); }
+
+struct released { struct meta_free f; bool out; };
+static void release(struct meta_free *f) { ((struct released *)f)->out = true; }
+static void abandon(struct meta_free *f) { (void)f; fail(); }
+
+static void free_body(struct co *co, struct fix *f)
+{
+    struct released a = { 0 };
+    epoch_token t = epoch_enter(f->epoch, f->loop);
+    set(co, f, &f->tables, 8192, 3, 0);
+    meta_defer_free(f->m, &a.f, release, abandon);
+    for (int i = 0; i < 10; i++)
+        co_yield(co);
+    assert_false(a.out);                 /* no pass yet (I5 a) */
+    assert_int_equal(meta_flush(co, f->m), 0);
+    for (int i = 0; i < 10; i++)
+        co_yield(co);
+    assert_false(a.out);                 /* a request is still inside (I5 b) */
+    assert_int_equal(meta_frees_waiting(f->m), 1);
+    epoch_leave(f->epoch, f->loop, t);
+    assert_int_equal(meta_settle(co, f->m), 0);
+    assert_true(a.out);
+    assert_int_equal(meta_frees_waiting(f->m), 0);
+}
+
+static void test_frees(void **state) { (void)state; run(free_body); }
+
+static void failure_body(struct co *co, struct fix *f)
+{
+    struct released a = { 0 };
+    set(co, f, &f->tables, 8192, 3, 5);
+    set(co, f, &f->counts, 16384, 0, 1);
+    meta_need_data_barrier(f->m);
+    meta_defer_free(f->m, &a.f, release, abandon);
+    f->r->fail_write = ENOSPC;
+    assert_int_equal(meta_flush(co, f->m), -ENOSPC);
+    expect_log(f->r, "");
+    assert_false(meta_is_clean(f->m));
+    for (int i = 0; i < 10; i++)
+        co_yield(co);
+    assert_false(a.out);
+    assert_int_equal(meta_flush(co, f->m), 0);         /* the next one writes it all, with the barrier that it owes (P2) */
+    expect_log(f->r, "W16384 F W8192 F");
+    assert_int_equal(meta_settle(co, f->m), 0);
+    assert_true(a.out);
+    set(co, f, &f->tables, 8192, 3, 6);
+    f->r->fail_flush = EIO;
+    assert_int_equal(meta_flush(co, f->m), -EIO);
+    f->r->n = 0;
+    assert_true(meta_flush(co, f->m) < 0);             /* I6 */
+    expect_log(f->r, "");
+    meta_abandon(co, f->m);
+}
+
+static void test_failure(void **state) { (void)state; run(failure_body); }
+
+static void evict_body(struct co *co, struct fix *f)
+{
+    for (uint64_t i = 0; i < 40; i++)
+        set(co, f, &f->tables, i * 512, 0, i + 1);     /* five times the budget: dirt starts a pass by itself */
+    for (uint64_t i = 0; i < 40; i++) {
+        struct meta_block *b;
+        assert_int_equal(meta_get(co, f->m, &f->tables, i * 512, &b), 0);
+        assert_int_equal(meta_word(b, 0), i + 1);
+        meta_put(f->m, b);
+    }
+    assert_int_equal(meta_flush(co, f->m), 0);
+    struct meta_block *b;
+    assert_int_equal(meta_get(co, f->m, &f->counts, 39 * 512, &b), -EIO);     /* two kinds claim one place */
+    assert_non_null(meta_peek(f->m, 39 * 512));
+}
+
+static void test_evict(void **state) { (void)state; run(evict_body); }
+
+struct waiter { struct fix *f; int r; bool done; };
+static void waiter_co(struct co *co, void *arg)
+{
+    struct waiter *w = arg;
+    w->r = meta_flush(co, w->f->m);
+    w->done = true;
+}
+
+static void share_body(struct co *co, struct fix *f)
+{
+    struct waiter w[20];
+    set(co, f, &f->tables, 8192, 3, 5);
+    for (int i = 0; i < 20; i++) {
+        w[i] = (struct waiter){ .f = f };
+        assert_int_equal(rt_spawn(f->loop, waiter_co, &w[i]), 0);
+    }
+    bool all = false;
+    while (!all) {
+        co_yield(co);
+        all = true;
+        for (int i = 0; i < 20; i++)
+            all &= w[i].done;
+    }
+    for (int i = 0; i < 20; i++)
+        assert_int_equal(w[i].r, 0);
+    assert_true(meta_barriers(f->m, META_B_FINAL) <= 2);     /* 20 flushes share passes (P3) */
+}
+
+static void test_share(void **state) { (void)state; run(share_body); }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_order), cmocka_unit_test(test_freeze), cmocka_unit_test(test_frees),
+        cmocka_unit_test(test_failure), cmocka_unit_test(test_evict), cmocka_unit_test(test_share),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
