@@ -37,6 +37,7 @@ TIMEOUT = 120.0                       # seconds, for tests that name none
 SLOWER = {"asan": 4.0, "tsan": 8.0}   # sanitizers take longer
 SANITIZED = {"asan": {"unit", "sim", "faults", "fuzz-replay"}, "tsan": {"unit", "threads"}}
 ONLY_WHEN_ASKED = {"soak"}
+GRACE = float(os.environ.get("CHECK_GRACE", "60"))    # beyond that the process is killed
 TEXT_MAX = 12000                      # bytes of output shown for one failure
 
 
@@ -295,7 +296,7 @@ def watch(proc, rows_at, left, report):
         if ended:
             kill_group(proc)
             return f"the test process ended with code {proc.returncode}"
-        limit = (current["timeout"] if current else 120) * 1.5 + 60
+        limit = (current["timeout"] if current else 120) * 1.5 + GRACE
         if time.monotonic() - since > limit:
             kill_group(proc)
             return f"no answer for {limit:g} s: killed"
