@@ -31,7 +31,7 @@ struct rt_req {
     int64_t res;                         /* set at completion */
     void (*done)(struct rt_req *r);      /* called on the loop */
     struct rt_req *next;                 /* private to the backend while in flight */
-    void *priv[4];                       /* private to the backend */
+    void *priv[6];                       /* private to the backend */
 };
 
 struct rt_backend_ops {

@@ -37,6 +37,10 @@ uint64_t co_set_deadline(struct co *co, uint64_t at_ns);
 /* Debug check: the bracketed code must not suspend. Usage: CO_ATOMIC(co) { ... } (no break out of it). */
 void co_atomic_begin(struct co *co);
 void co_atomic_end(struct co *co);
-#define CO_ATOMIC(co) for (int co_once_ = (co_atomic_begin(co), 1); co_once_; co_once_ = (co_atomic_end(co), 0))
+#define CO_NAME2_(a, b) a##b
+#define CO_NAME_(a, b) CO_NAME2_(a, b)
+#define CO_ATOMIC(co)                                                                                         \
+    for (int CO_NAME_(co_once_, __LINE__) = (co_atomic_begin(co), 1); CO_NAME_(co_once_, __LINE__);           \
+         CO_NAME_(co_once_, __LINE__) = (co_atomic_end(co), 0))
 
 #endif

@@ -26,7 +26,9 @@ struct rt_opts {
     unsigned loops;                   /* 1..64; 0 = 1 */
     enum rt_backend_kind backend;     /* AUTO obeys the environment variable BYRE_BACKEND=uring|threads|auto */
     unsigned cpu_workers;             /* 0 = number of cores */
-    bool manual;                      /* no threads are made for loops: the caller runs loop 0 by rt_loop_run (only with loops = 1) */
+    unsigned ring_entries;            /* io_uring: submission queue size; 0 = 256. Small values are for tests */
+    bool manual;                      /* no threads are made for loops: the caller runs loop 0 by rt_loop_run, from the thread
+                                       * that called rt_new (only with loops = 1) */
 };
 
 /* Starts the loops' threads. On failure nothing is left behind. */
@@ -43,6 +45,8 @@ bool rt_on_loop(const struct rt_loop *loop);                 /* is the calling t
 
 /* Runs loop 0 of a manual runtime in the calling thread until stop(arg) is true (checked after every step). */
 void rt_loop_run(struct rt_loop *loop, bool (*stop)(void *arg), void *arg);
+/* Makes the loop take a turn soon, so that rt_loop_run looks at stop again. Any thread. */
+void rt_loop_kick(struct rt_loop *loop);
 
 /* Monotonic time in ns (virtual under simulation). */
 uint64_t rt_now(const struct rt_loop *loop);
