@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nbd.h: disks served over NBD.
+ *
+ *     nbd_server_new -> nbd_server_add(export)... -> nbd_server_listen_unix / _tcp / _fd... -> nbd_server_stop -> nbd_server_free
+ *
+ * Any number of servers may exist. Exports may come and go while clients are connected.
+ *
+ * Concurrency  Every call below is made on the server's home loop, unless it says otherwise. Connections are spread over
+ *              all loops of the runtime; each belongs to one. A disk is asked from any loop.
+ * Limits       struct nbd_server_opts, and proto/nbd/nbd_codec.h for what one message may hold.
+ */
+#ifndef EXPORT_NBD_NBD_H
+#define EXPORT_NBD_NBD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/iov.h"
+#include "rt/loop.h"
+
+/* ---- what the server needs of a disk ---- */
+
+enum { NBD_DISK_FUA = 1u << 0, NBD_DISK_UNMAP = 1u << 1, NBD_DISK_NO_FALLBACK = 1u << 2 };
+
+struct nbd_disk_status {
+    uint64_t len;                /* > 0: bytes from the start of the question for which the rest holds */
+    bool data;                   /* bytes are stored */
+    bool zero;                   /* reads as zeros */
+    unsigned depth;              /* 0: no layer has it; 1: the top layer; 2: the one below; ... */
+};
+
+/* Ranges are inside the length. All but length may suspend; 0 or -errno. */
+struct nbd_disk_ops {
+    uint64_t (*length)(void *disk);
+    int (*read)(struct co *co, void *disk, struct iov v, uint64_t off);
+    int (*write)(struct co *co, void *disk, struct iov v, uint64_t off, unsigned flags);
+    int (*zero)(struct co *co, void *disk, uint64_t off, uint64_t len, unsigned flags);   /* NO_FALLBACK: -ENOTSUP if not fast */
+    int (*discard)(struct co *co, void *disk, uint64_t off, uint64_t len);
+    int (*flush)(struct co *co, void *disk);      /* covers every write that was answered, on any connection */
+    int (*status)(struct co *co, void *disk, uint64_t off, uint64_t len, struct nbd_disk_status *ret);
+    /* Is the start of the range dirty in bitmap i, and for how long does that hold? NULL: no bitmaps. */
+    int (*dirty)(struct co *co, void *disk, unsigned i, uint64_t off, uint64_t len, struct nbd_disk_status *ret);
+};
+
+struct graph_node;
+extern const struct nbd_disk_ops nbd_graph_ops;   /* disk = struct graph_node * */
+
+/* ---- server ---- */
+
+struct nbd_server;
+struct nbd_export;
+
+struct nbd_server_opts {
+    unsigned connections_max;        /* at the same time; further ones are closed at once. 0 = no limit */
+    unsigned handshake_ms;           /* whole handshake; 0 = no limit */
+    unsigned requests_max;           /* in flight per connection; 1..256 */
+    uint64_t bytes_max;              /* buffers in flight per connection (one request may exceed it when it is alone) */
+    unsigned stop_grace_ms;          /* nbd_server_stop answers "shutting down" for so long before it stops reading */
+    unsigned linger_ms;              /* time for a client to take its last answers */
+};
+#define NBD_SERVER_OPTS_DEFAULT { 100, 10000, 256, UINT64_C(64) << 20, 100, 1000 }
+
+/* opts NULL: defaults. Any thread. */
+MUST_USE int nbd_server_new(struct rt_loop *home, const struct nbd_server_opts *opts, struct nbd_server **ret_s, struct byre_err *err);
+/* Stopped, and every export removed (stop does both). NULL ok. */
+void nbd_server_free(struct nbd_server *s);
+
+/* A path of at most 107 bytes. A socket that nobody listens on is replaced; anything else in the way is an error
+ * (EXISTS). The path is removed at stop. Suspends. */
+MUST_USE int nbd_server_listen_unix(struct co *co, struct nbd_server *s, const char *path, struct byre_err *err);
+/* host NULL or "": all addresses. port 0: a free one is picked. *ret_port = the port. Suspends. */
+struct nbd_tcp_addr { const char *host; uint16_t port; };
+MUST_USE int nbd_server_listen_tcp(struct co *co, struct nbd_server *s, const struct nbd_tcp_addr *addr, uint16_t *ret_port, struct byre_err *err);
+/* A listening socket that was handed over; owned from now on, also on failure. */
+MUST_USE int nbd_server_listen_fd(struct co *co, struct nbd_server *s, int fd, struct byre_err *err);
+
+/* Stops accepting; requests in flight are finished and answered, later ones refused; closes all connections and
+ * removes all exports. Takes at most stop_grace_ms + linger_ms plus the disk's own time. Suspends; idempotent. */
+void nbd_server_stop(struct co *co, struct nbd_server *s);
+unsigned nbd_server_connections(const struct nbd_server *s);
+
+/* ---- exports ---- */
+
+struct nbd_export_opts {
+    const char *name;                /* "" is served to clients that ask for no name. <= 4096 bytes of UTF-8 */
+    const char *description;         /* or NULL */
+    const struct nbd_disk_ops *ops;
+    void *disk;                      /* must outlive the export */
+    bool writable;
+    bool is_default;                 /* also answers to the empty name */
+    bool rotational;
+    bool allocation_depth;           /* offer qemu:allocation-depth */
+    uint32_t block_min;              /* 0 = 1 */
+    uint32_t block_preferred;        /* 0 = 4096 */
+    const char *const *bitmaps;      /* names for qemu:dirty-bitmap:NAME; index = i of ops->dirty */
+    unsigned bitmap_count;           /* <= 14 */
+};
+/* Strings are copied. EXISTS: the name is taken. */
+MUST_USE int nbd_server_add(struct nbd_server *s, const struct nbd_export_opts *o, struct nbd_export **ret_x, struct byre_err *err);
+/* Removes and frees x; after that the disk is not touched any more. force: its connections are closed as by stop;
+ * otherwise PERMISSION when a client uses it. Suspends. */
+MUST_USE int nbd_server_remove(struct co *co, struct nbd_server *s, struct nbd_export *x, bool force, struct byre_err *err);
+struct nbd_export *nbd_server_find(struct nbd_server *s, const char *name);       /* NULL: none */
+struct nbd_export *nbd_server_next(struct nbd_server *s, struct nbd_export *prev); /* iterate; prev NULL: first */
+const char *nbd_export_name(const struct nbd_export *x);
+bool nbd_export_writable(const struct nbd_export *x);
+unsigned nbd_export_users(const struct nbd_export *x);                            /* connections that use it */
+
+#endif

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nbd_graph.c: a node of the graph as the disk of an NBD export.
+ *
+ * Purpose      Maps struct nbd_disk_ops to graph/graph.h, one to one.
+ * Owns         nothing; the node belongs to whoever made the export.
+ * Concurrency  any loop, as graph.h allows.
+ * Failure      the graph's -errno.
+ * Tests        tests/nbd against `byre serve`
+ */
+#include "export/nbd/nbd.h"
+#include "graph/graph.h"
+
+static uint64_t disk_length(void *disk)
+{
+    return graph_length(disk);
+}
+
+static int disk_read(struct co *co, void *disk, struct iov v, uint64_t off)
+{
+    return graph_read(co, disk, v, off);
+}
+
+static int disk_write(struct co *co, void *disk, struct iov v, uint64_t off, unsigned flags)
+{
+    return graph_write(co, disk, v, off, flags & NBD_DISK_FUA ? GRAPH_FUA : 0);
+}
+
+static int disk_zero(struct co *co, void *disk, uint64_t off, uint64_t len, unsigned flags)
+{
+    unsigned f = (flags & NBD_DISK_FUA ? GRAPH_FUA : 0) | (flags & NBD_DISK_UNMAP ? GRAPH_UNMAP : 0) |
+                 (flags & NBD_DISK_NO_FALLBACK ? GRAPH_NO_FALLBACK : 0);
+    return graph_zero(co, disk, off, len, f);
+}
+
+static int disk_discard(struct co *co, void *disk, uint64_t off, uint64_t len)
+{
+    return graph_discard(co, disk, off, len);
+}
+
+static int disk_flush(struct co *co, void *disk)
+{
+    return graph_flush(co, disk);
+}
+
+static int disk_status(struct co *co, void *disk, uint64_t off, uint64_t len, struct nbd_disk_status *ret)
+{
+    struct graph_status st;
+    int r = graph_status(co, disk, NULL, off, len, &st);
+    if (!r)
+        *ret = (struct nbd_disk_status){ st.len, st.data, st.zero, st.present ? st.depth + 1 : 0 };
+    return r;
+}
+
+const struct nbd_disk_ops nbd_graph_ops = {
+    .length = disk_length,
+    .read = disk_read,
+    .write = disk_write,
+    .zero = disk_zero,
+    .discard = disk_discard,
+    .flush = disk_flush,
+    .status = disk_status,
+};

@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nbd_listen.c: listening sockets and accepting.
+ *
+ * Purpose      Makes unix and TCP listeners, accepts within the limit of connections, removes unix paths at the end.
+ * Owns         listener descriptors and the unix paths made here.
+ * Invariants   I1 a path is removed only if it is still the socket that was made here.
+ *              I2 accepting goes on whatever a client or a shortage of descriptors does.
+ * Concurrency  home loop; blocking calls (name lookup, unlink, bind to a path) run on the blocking pool.
+ * Failure      byre_err names the address.
+ * Tests        tests/nbd/listen_test.py
+ */
+#include <fcntl.h>
+#include <inttypes.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "export/nbd/nbd_priv.h"
+
+#define BACKLOG 128
+#define ACCEPT_PAUSE_NS UINT64_C(100000000)      /* after a failure, such as a shortage of descriptors */
+#define PORT_TRIES 20                            /* for one free port on several addresses */
+
+/* ---- accepting ---- */
+
+static void tune(int fd)
+{
+    int on = 1;
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);      /* fails on unix sockets: no matter */
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+}
+
+static void accept_main(struct co *co, void *arg)
+{
+    struct nbd_listener *l = arg;
+    struct nbd_server *s = l->server;
+    while (!co_cancelled(co)) {
+        int fd = rt_accept(co, l->fd);
+        if (fd == -ECONNABORTED || fd == -EINTR)
+            continue;                                 /* the client went away before it was accepted */
+        if (fd < 0) {
+            (void)co_sleep(co, ACCEPT_PAUSE_NS);      /* woken early only to end */
+            continue;
+        }
+        if (s->stopping || (s->opts.connections_max && s->n_conns >= s->opts.connections_max)) {
+            close(fd);
+            continue;
+        }
+        tune(fd);
+        (void)nbd_conn_start(s, fd);                  /* no memory: this client is refused, others live on */
+    }
+}
+
+static int64_t unlink_path(void *arg)
+{
+    struct nbd_listener *l = arg;
+    struct stat st;
+    if (!lstat(l->path, &st) && st.st_dev == l->path_id.st_dev && st.st_ino == l->path_id.st_ino)
+        (void)unlink(l->path);      /* I1; nothing can be done about a failure */
+    return 0;
+}
+
+void nbd_listener_free(struct nbd_listener *l)
+{
+    if (!l)
+        return;
+    if (l->fd >= 0)
+        close(l->fd);
+    free(l->path);
+    free(l);
+}
+
+void nbd_listener_stop(struct co *co, struct nbd_listener *l)
+{
+    rt_cancel(&l->task);
+    rt_task_join(co, &l->task);
+    if (l->path && rt_blocking(co, unlink_path, l) < 0)
+        (void)unlink_path(l);
+    list_remove(&l->link);
+    l->server->n_listeners--;
+    nbd_listener_free(l);
+}
+
+/* Takes fd and path (malloc'ed, may be NULL), also on failure. */
+static int start(struct nbd_server *s, int fd, char *path, struct byre_err *err)
+{
+    struct nbd_listener *l = calloc(1, sizeof *l);
+    if (!l) {
+        close(fd);
+        free(path);
+        return byre_fail(err, NOMEM, "NBD server: no memory for a listener");
+    }
+    l->server = s;
+    l->fd = fd;
+    l->path = path;
+    if (path && lstat(path, &l->path_id))
+        l->path_id = (struct stat){ 0 };
+    int r = rt_task_start(s->home, &l->task, accept_main, l);
+    if (r) {
+        nbd_listener_free(l);
+        return byre_fail(err, NOMEM, "NBD server: no memory for a listener");
+    }
+    list_push_back(&s->listeners, &l->link);
+    s->n_listeners++;
+    return 0;
+}
+
+int nbd_server_listen_fd(struct co *co, struct nbd_server *s, int fd, struct byre_err *err)
+{
+    ASSERT_LOOP(s->home);
+    int listens = 0;
+    socklen_t n = sizeof listens;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &n) || !listens) {
+        close(fd);
+        return byre_fail(err, BAD_ARGUMENT, "NBD server: descriptor %d is no listening socket", fd);
+    }
+    (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+    (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    return start(s, fd, NULL, err);
+}
+
+/* ---- unix ---- */
+
+struct bind_job { struct sockaddr_un sa; int fd; };
+
+/* Is the path a socket that nobody listens on any more? */
+static bool is_stale(const struct sockaddr_un *sa)
+{
+    struct stat st;
+    if (lstat(sa->sun_path, &st) || !S_ISSOCK(st.st_mode))
+        return false;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return false;
+    bool refused = connect(fd, (const struct sockaddr *)sa, sizeof *sa) && errno == ECONNREFUSED;
+    close(fd);
+    return refused;
+}
+
+static int64_t bind_path(void *arg)
+{
+    struct bind_job *j = arg;
+    j->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (j->fd < 0)
+        return -errno;
+    int r = bind(j->fd, (struct sockaddr *)&j->sa, sizeof j->sa) ? -errno : 0;
+    if (r == -EADDRINUSE && is_stale(&j->sa) && !unlink(j->sa.sun_path))
+        r = bind(j->fd, (struct sockaddr *)&j->sa, sizeof j->sa) ? -errno : 0;
+    if (!r && listen(j->fd, BACKLOG))
+        r = -errno;
+    if (r)
+        close(j->fd);
+    return r;
+}
+
+int nbd_server_listen_unix(struct co *co, struct nbd_server *s, const char *path, struct byre_err *err)
+{
+    ASSERT_LOOP(s->home);
+    struct bind_job j = { .sa.sun_family = AF_UNIX };
+    size_t n = strlen(path);
+    if (!n || n >= sizeof j.sa.sun_path)
+        return byre_fail(err, BAD_ARGUMENT, "NBD server: socket path '%.120s' must have 1 to %zu bytes", path, sizeof j.sa.sun_path - 1);
+    memcpy(j.sa.sun_path, path, n);
+    char *copy = strdup(path);
+    int64_t r = copy ? rt_blocking(co, bind_path, &j) : -ENOMEM;
+    if (!r)
+        return start(s, j.fd, copy, err);
+    free(copy);
+    if (r == -EADDRINUSE)
+        return byre_fail(err, EXISTS, "NBD server: '%s' exists and is no abandoned socket", path);
+    return byre_fail_code(err, SYSTEM, (int)r, "NBD server: cannot listen on '%s': %s", path, strerror((int)-r));
+}
+
+/* ---- TCP ---- */
+
+#define ADDRS_MAX 8u
+
+struct tcp_job {
+    const char *host;
+    uint16_t port;
+    int fd[ADDRS_MAX];
+    unsigned count;
+    int gai;                 /* result of the name lookup */
+};
+
+static uint16_t port_of(int fd)
+{
+    struct sockaddr_storage ss;
+    socklen_t n = sizeof ss;
+    if (getsockname(fd, (struct sockaddr *)&ss, &n))
+        return 0;
+    if (ss.ss_family == AF_INET6)
+        return ntohs(((struct sockaddr_in6 *)&ss)->sin6_port);
+    return ntohs(((struct sockaddr_in *)&ss)->sin_port);
+}
+
+static int bind_one(const struct addrinfo *a, uint16_t port, int *ret_fd)
+{
+    struct sockaddr_storage ss;
+    int on = 1;
+    int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, a->ai_protocol);
+    if (fd < 0)
+        return -errno;
+    memcpy(&ss, a->ai_addr, a->ai_addrlen);
+    if (a->ai_family == AF_INET6)
+        ((struct sockaddr_in6 *)&ss)->sin6_port = htons(port);
+    else
+        ((struct sockaddr_in *)&ss)->sin_port = htons(port);
+    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (a->ai_family == AF_INET6)
+        (void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+    if (bind(fd, (struct sockaddr *)&ss, a->ai_addrlen) || listen(fd, BACKLOG)) {
+        int r = -errno;
+        close(fd);
+        return r;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+static void close_all(struct tcp_job *j)
+{
+    while (j->count)
+        close(j->fd[--j->count]);
+}
+
+/* All addresses with one port. Addresses that this machine does not have are left out if another one works. */
+static int bind_all(struct tcp_job *j, const struct addrinfo *list)
+{
+    uint16_t port = j->port;
+    int missing = -EADDRNOTAVAIL;
+    for (const struct addrinfo *a = list; a && j->count < ADDRS_MAX; a = a->ai_next) {
+        if (a->ai_family != AF_INET && a->ai_family != AF_INET6)
+            continue;
+        int r = bind_one(a, port, &j->fd[j->count]);
+        if (r == -EAFNOSUPPORT || r == -EADDRNOTAVAIL) {
+            missing = r;
+            continue;
+        }
+        if (r) {
+            close_all(j);
+            return r;
+        }
+        j->count++;
+        if (!port)
+            port = port_of(j->fd[0]);
+    }
+    return j->count ? 0 : missing;
+}
+
+static int64_t bind_tcp(void *arg)
+{
+    struct tcp_job *j = arg;
+    struct addrinfo *list, hints = { .ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM, .ai_family = AF_UNSPEC };
+    j->gai = getaddrinfo(j->host && *j->host ? j->host : NULL, "0", &hints, &list);
+    if (j->gai)
+        return -EINVAL;
+    int r = bind_all(j, list);
+    for (int i = 0; r == -EADDRINUSE && !j->port && i < PORT_TRIES; i++)
+        r = bind_all(j, list);
+    freeaddrinfo(list);
+    return r;
+}
+
+int nbd_server_listen_tcp(struct co *co, struct nbd_server *s, const struct nbd_tcp_addr *addr, uint16_t *ret_port, struct byre_err *err)
+{
+    ASSERT_LOOP(s->home);
+    struct tcp_job j = { .host = addr->host, .port = addr->port };
+    const char *shown = addr->host && *addr->host ? addr->host : "*";
+    int r = (int)rt_blocking(co, bind_tcp, &j);
+    if (r && j.gai)
+        return byre_fail(err, BAD_ARGUMENT, "NBD server: host '%.200s': %s", shown, gai_strerror(j.gai));
+    if (r)
+        return byre_fail_code(err, SYSTEM, r, "NBD server: cannot listen on %.200s port %u: %s", shown, addr->port, strerror(-r));
+    uint16_t port = port_of(j.fd[0]);
+    for (unsigned i = 0; i < j.count; i++) {
+        if (r)
+            close(j.fd[i]);
+        else
+            r = start(s, j.fd[i], NULL, err);
+    }
+    if (!r)
+        *ret_port = port;
+    return r;      /* a listener that did start is ended by stop */
+}

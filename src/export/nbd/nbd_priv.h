@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nbd_priv.h: objects of the NBD server and who may touch what. Private to this folder.
+ *
+ *     server   home loop only: exports, listeners, list of connections
+ *     conn     the part named "home" on the home loop, the rest on the connection's own loop
+ *     req      one request in flight, the connection's loop
+ */
+#ifndef EXPORT_NBD_PRIV_H
+#define EXPORT_NBD_PRIV_H
+
+#include <netinet/in.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "base/assert.h"
+#include "base/list.h"
+#include "export/nbd/nbd.h"
+#include "proto/nbd/nbd_codec.h"
+#include "rt/co.h"
+#include "rt/io.h"
+#include "rt/loop.h"
+#include "rt/sync.h"
+
+#define NBD_BITMAPS_MAX (NBDP_CONTEXTS_MAX - 2)
+#define NBD_SEND_IOV 128u            /* buffers gathered in one send */
+#define NBD_CHUNKS_MAX 16u           /* chunks in the reply to one READ */
+#define NBD_SMALL_BUF (64u << 10)    /* buffers up to this size are kept for reuse */
+#define NBD_KEEP_BYTES (1u << 20)    /* ... as long as all that a connection keeps is less than this */
+
+struct nbd_export {
+    struct list_node link;
+    uint64_t serial;
+    char *name, *description;
+    const struct nbd_disk_ops *ops;
+    void *disk;
+    bool writable, is_default, rotational, removed;
+    uint32_t block_min, block_preferred;
+    char *ctx[NBDP_CONTEXTS_MAX];
+    unsigned ctx_count;
+    unsigned users;                  /* connections that hold it; home loop */
+};
+
+struct nbd_listener {
+    struct list_node link;
+    struct nbd_server *server;
+    int fd;
+    char *path;                      /* unix socket to remove at stop, or NULL */
+    struct stat path_id;             /* what it was when we made it */
+    struct rt_task task;             /* accepts */
+};
+
+struct nbd_server {
+    struct rt_loop *home;
+    struct nbd_server_opts opts;
+    struct list exports, listeners, conns;
+    uint64_t last_serial;
+    unsigned n_conns, n_listeners;
+    unsigned *per_loop;              /* connections on each loop */
+    bool stopping;
+    struct co_waitq changed;         /* woken when a connection has gone */
+};
+
+/* ---- one connection ---- */
+
+struct nbd_part { struct nbdp_head head; void *data; uint32_t data_len; };
+
+/* A request from its header to the last byte of its answer. */
+struct nbd_req {
+    struct list_node link;           /* in conn->to_send or conn->spare */
+    struct nbd_conn *conn;
+    struct nbdp_request r;
+    void *buf;                       /* payload of a WRITE, data of a READ, descriptors of a status */
+    uint32_t buf_len;
+    uint64_t charged;                /* bytes counted against bytes_max */
+    struct nbd_part first, *parts;   /* the answer: parts points to first or to an array of its own */
+    unsigned n_parts;
+};
+
+struct nbd_buf { struct nbd_buf *next; };      /* a kept buffer, linked through its first bytes */
+
+struct nbd_conn {
+    /* home loop */
+    struct nbd_server *server;
+    struct list_node link;
+    bool stop_posted, stop_acked, gone_seen;
+    struct rt_msg stop_msg, ack_msg, gone_msg;
+    struct nbd_export *x;            /* held; changed by the home loop on behalf of the connection */
+    unsigned loop_index;
+    /* connection's loop */
+    struct rt_loop *loop;
+    int fd;
+    struct nbdp *p;
+    struct rt_task reader;
+    struct nbd_req *receiving;       /* its payload is on the way */
+    bool stopping, reader_done;
+    bool broken;                     /* sending failed: answers are dropped */
+    bool sender_quit, sender_done;
+    unsigned inflight;               /* requests from header to answer sent */
+    unsigned executing;              /* those of them that have no answer yet */
+    uint64_t inflight_bytes, sent_bytes;
+    struct list to_send, spare;
+    struct nbd_buf *kept[3];         /* by size class: 4 KiB, 16 KiB, 64 KiB */
+    uint32_t kept_bytes;
+    struct co_waitq changed;         /* the supervisor sleeps here */
+    struct co_waitq room;            /* the reader: fewer requests or bytes in flight */
+    struct co_waitq sendq;           /* the sender: something to send, or quit */
+    struct iovec iov[NBD_SEND_IOV];
+};
+
+/* nbd_server.c */
+MUST_USE int nbd_conn_start(struct nbd_server *s, int fd);               /* takes fd; home loop */
+int nbd_conn_find_export(struct co *co, struct nbd_conn *c, const char *name, size_t len);   /* sets c->x; any loop; -ENOENT */
+void nbd_listener_free(struct nbd_listener *l);
+void nbd_listener_stop(struct co *co, struct nbd_listener *l);
+/* nbd_conn.c */
+co_fn nbd_conn_main;
+void nbd_conn_stop_msg(struct rt_msg *m);      /* on the connection's loop */
+void nbd_conn_gone_msg(struct rt_msg *m);      /* home loop */
+void nbd_conn_ack_msg(struct rt_msg *m);       /* home loop */
+/* nbd_send.c */
+co_fn nbd_sender_main;
+void nbd_conn_shut(struct nbd_conn *c);        /* no more bytes in either direction; answers are dropped from now on */
+struct nbd_req *nbd_req_new(struct nbd_conn *c, const struct nbdp_request *r);    /* in flight from now on. NULL: no memory */
+void nbd_req_free(struct nbd_req *q);          /* without an answer, or after it was sent */
+void nbd_req_answer(struct nbd_req *q);        /* parts are filled: hands q to the sender */
+void nbd_req_answer_error(struct nbd_req *q, enum nbd_error e, const char *why);
+void *nbd_buf_get(struct nbd_conn *c, uint32_t len);      /* aligned to 4096. NULL: no memory */
+void nbd_buf_put(struct nbd_conn *c, void *buf, uint32_t len);
+void nbd_conn_free_pools(struct nbd_conn *c);
+/* nbd_exec.c */
+co_fn nbd_req_main;                            /* arg: struct nbd_req; executes and answers */
+uint64_t nbd_req_cost(const struct nbdp_request *r);      /* bytes of buffers that it will need */
+
+#endif

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nbd_send.c: requests in flight, their buffers, and sending their answers.
+ *
+ * Purpose      One sender per connection takes all answers that are ready and gives them to the kernel in one call,
+ *              headers and data gathered. A request's coroutine ends when its answer is queued; the sender frees it.
+ * Owns         queued requests; spare requests and buffers of the connection.
+ * Invariants   I1 inflight counts requests from nbd_req_new to nbd_req_free, inflight_bytes what they were charged.
+ *              I2 answers of one request are sent without a gap, whole.
+ *              I3 after a failed send nothing more is sent: answers are dropped, so nobody waits for this client.
+ * Concurrency  the connection's loop. The sender suspends in sends and when there is nothing to send.
+ * Failure      a failed send shuts the socket; the reader then sees the end of the stream.
+ * Tests        tests/nbd
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "export/nbd/nbd_priv.h"
+
+/* ---- buffers ---- */
+
+/* Size class of a buffer that is kept for reuse, -1: not kept. */
+static int class_of(uint32_t len)
+{
+    return len <= 4096 ? 0 : len <= 16384 ? 1 : len <= NBD_SMALL_BUF ? 2 : -1;
+}
+
+static uint32_t class_bytes(int k)
+{
+    static const uint32_t sizes[] = { 4096, 16384, NBD_SMALL_BUF };
+    return sizes[k];
+}
+
+void *nbd_buf_get(struct nbd_conn *c, uint32_t len)
+{
+    int k = class_of(len);
+    struct nbd_buf *b = k >= 0 ? c->kept[k] : NULL;
+    if (b) {
+        c->kept[k] = b->next;
+        c->kept_bytes -= class_bytes(k);
+        return b;
+    }
+    void *p;
+    return posix_memalign(&p, 4096, k >= 0 ? class_bytes(k) : len) ? NULL : p;
+}
+
+void nbd_buf_put(struct nbd_conn *c, void *buf, uint32_t len)
+{
+    int k = class_of(len);
+    if (!buf)
+        return;
+    if (k < 0 || c->kept_bytes + class_bytes(k) > NBD_KEEP_BYTES) {
+        free(buf);
+        return;
+    }
+    struct nbd_buf *b = buf;
+    b->next = c->kept[k];
+    c->kept[k] = b;
+    c->kept_bytes += class_bytes(k);
+}
+
+void nbd_conn_free_pools(struct nbd_conn *c)
+{
+    struct list_node *n;
+    for (int k = 0; k < 3; k++)
+        for (struct nbd_buf *b; (b = c->kept[k]);) {
+            c->kept[k] = b->next;
+            free(b);
+        }
+    while ((n = list_pop_front(&c->spare)))
+        free(CONTAINER_OF(n, struct nbd_req, link));
+}
+
+/* ---- requests ---- */
+
+struct nbd_req *nbd_req_new(struct nbd_conn *c, const struct nbdp_request *r)
+{
+    struct list_node *n = list_pop_front(&c->spare);
+    struct nbd_req *q = n ? CONTAINER_OF(n, struct nbd_req, link) : malloc(sizeof *q);
+    if (!q)
+        return NULL;
+    list_node_init(&q->link);
+    q->conn = c;
+    q->r = *r;
+    q->buf = NULL;
+    q->buf_len = 0;
+    q->charged = 0;
+    q->parts = &q->first;
+    q->n_parts = 0;
+    c->inflight++;
+    return q;
+}
+
+void nbd_req_free(struct nbd_req *q)
+{
+    struct nbd_conn *c = q->conn;
+    nbd_buf_put(c, q->buf, q->buf_len);
+    if (q->parts != &q->first)
+        free(q->parts);
+    INV(I1, c->inflight > 0 && c->inflight_bytes >= q->charged);
+    c->inflight--;
+    c->inflight_bytes -= q->charged;
+    list_push_back(&c->spare, &q->link);
+    (void)co_wake_one(&c->room);
+    if (!c->inflight)
+        co_wake_all(&c->changed);
+}
+
+void nbd_req_answer(struct nbd_req *q)
+{
+    struct nbd_conn *c = q->conn;
+    ASSERT(q->n_parts > 0);
+    list_push_back(&c->to_send, &q->link);
+    (void)co_wake_one(&c->sendq);
+}
+
+void nbd_req_answer_error(struct nbd_req *q, enum nbd_error e, const char *why)
+{
+    q->parts = &q->first;
+    q->n_parts = 1;
+    q->first.data_len = 0;
+    nbdp_reply_error(&q->r, e, why, &q->first.head);
+    nbd_req_answer(q);
+}
+
+/* ---- sending ---- */
+
+void nbd_conn_shut(struct nbd_conn *c)
+{
+    c->broken = true;
+    (void)shutdown(c->fd, SHUT_RDWR);      /* fails when the peer has gone already: no matter */
+}
+
+static unsigned gather_one(struct nbd_conn *c, const struct nbd_req *q, unsigned cnt)
+{
+    for (unsigned i = 0; i < q->n_parts; i++) {
+        struct nbd_part *p = &q->parts[i];
+        c->iov[cnt++] = (struct iovec){ p->head.b, p->head.len };
+        if (p->data_len)
+            c->iov[cnt++] = (struct iovec){ p->data, p->data_len };
+    }
+    return cnt;
+}
+
+/* Moves answers that fit one call from to_send to batch; returns how many elements of c->iov they take. */
+static unsigned gather(struct nbd_conn *c, struct list *batch)
+{
+    unsigned cnt = 0;
+    struct list_node *n;
+    while ((n = list_first(&c->to_send))) {
+        struct nbd_req *q = CONTAINER_OF(n, struct nbd_req, link);
+        ASSERT(2 * q->n_parts <= NBD_SEND_IOV);
+        if (cnt + 2 * q->n_parts > NBD_SEND_IOV)
+            break;
+        cnt = gather_one(c, q, cnt);
+        list_remove(n);
+        list_push_back(batch, n);
+    }
+    return cnt;
+}
+
+/* Drops the first n bytes of iov[*at, cnt). */
+static void advance(struct iovec *iov, unsigned cnt, unsigned *at, size_t n)
+{
+    while (*at < cnt && n >= iov[*at].iov_len)
+        n -= iov[(*at)++].iov_len;
+    if (*at < cnt && n) {
+        iov[*at].iov_base = (char *)iov[*at].iov_base + n;
+        iov[*at].iov_len -= n;
+    }
+}
+
+static void send_all(struct co *co, struct nbd_conn *c, unsigned cnt)
+{
+    unsigned at = 0;
+    while (at < cnt && !c->broken) {
+        struct msghdr m = { .msg_iov = c->iov + at, .msg_iovlen = cnt - at };
+        int64_t n = rt_sendmsg(co, c->fd, &m);
+        if (n <= 0) {
+            nbd_conn_shut(c);
+            return;
+        }
+        c->sent_bytes += (uint64_t)n;
+        advance(c->iov, cnt, &at, (size_t)n);
+    }
+}
+
+void nbd_sender_main(struct co *co, void *arg)
+{
+    struct nbd_conn *c = arg;
+    struct list batch;
+    struct list_node *n;
+    list_init(&batch);
+    for (;;) {
+        while (list_empty(&c->to_send) && !c->sender_quit)
+            co_wait(co, &c->sendq);
+        if (list_empty(&c->to_send))
+            break;
+        send_all(co, c, gather(c, &batch));
+        while ((n = list_pop_front(&batch)))
+            nbd_req_free(CONTAINER_OF(n, struct nbd_req, link));
+    }
+    c->sender_done = true;
+    co_wake_all(&c->changed);
+}

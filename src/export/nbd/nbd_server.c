@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nbd_server.c: the server object: exports, the list of connections, orderly stop.
+ *
+ * Purpose      Knows what is served and who is connected; everything of it lives on the home loop.
+ * Owns         exports, listeners (nbd_listen.c), connections until they are gone.
+ * Invariants   I1 a connection is freed on the home loop, after its coroutines have ended and after every message that
+ *                 was posted to it has been handled (gone_seen, and stop_acked if stop_posted).
+ *              I2 an export is freed only when users is 0 and it is in no list; so a connection that holds one may read
+ *                 its constant fields from its own loop.
+ *              I3 while stopping no connection is started.
+ * Concurrency  home loop; connections reach it by rt_call (find) and messages (gone, ack).
+ * Failure      whatever one client does ends its own connection only.
+ * Tests        tests/nbd, nbd_server_test.c
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "export/nbd/nbd_priv.h"
+
+/* ---- server ---- */
+
+int nbd_server_new(struct rt_loop *home, const struct nbd_server_opts *opts, struct nbd_server **ret_s, struct byre_err *err)
+{
+    static const struct nbd_server_opts normal = NBD_SERVER_OPTS_DEFAULT;
+    const struct nbd_server_opts *o = opts ? opts : &normal;
+    if (!o->requests_max || o->requests_max > 256 || !o->bytes_max)
+        return byre_fail(err, BAD_ARGUMENT, "NBD server: 1 to 256 requests and more than 0 bytes in flight are possible");
+    struct nbd_server *s = calloc(1, sizeof *s);
+    if (s)
+        s->per_loop = calloc(rt_loop_count(rt_of(home)), sizeof *s->per_loop);
+    if (!s || !s->per_loop) {
+        free(s);
+        return byre_fail(err, NOMEM, "NBD server: no memory");
+    }
+    s->home = home;
+    s->opts = *o;
+    list_init(&s->exports);
+    list_init(&s->listeners);
+    list_init(&s->conns);
+    *ret_s = s;
+    return 0;
+}
+
+void nbd_server_free(struct nbd_server *s)
+{
+    if (!s)
+        return;
+    ASSERT(list_empty(&s->exports) && list_empty(&s->listeners) && list_empty(&s->conns));
+    free(s->per_loop);
+    free(s);
+}
+
+unsigned nbd_server_connections(const struct nbd_server *s)
+{
+    return s->n_conns;
+}
+
+/* ---- exports ---- */
+
+static void export_free(struct nbd_export *x)
+{
+    if (!x)
+        return;
+    for (unsigned i = 0; i < x->ctx_count; i++)
+        free(x->ctx[i]);
+    free(x->name);
+    free(x->description);
+    free(x);
+}
+CLEANUP_DEF(struct nbd_export, export_free)
+
+static struct nbd_export *export_of(struct list_node *n)
+{
+    return CONTAINER_OF(n, struct nbd_export, link);
+}
+
+struct nbd_export *nbd_server_find(struct nbd_server *s, const char *name)
+{
+    LIST_FOR(n, &s->exports)
+        if (!strcmp(export_of(n)->name, name))
+            return export_of(n);
+    return NULL;
+}
+
+struct nbd_export *nbd_server_next(struct nbd_server *s, struct nbd_export *prev)
+{
+    struct list_node *n = prev ? list_next(&s->exports, &prev->link) : list_first(&s->exports);
+    return n ? export_of(n) : NULL;
+}
+
+const char *nbd_export_name(const struct nbd_export *x)
+{
+    return x->name;
+}
+
+bool nbd_export_writable(const struct nbd_export *x)
+{
+    return x->writable;
+}
+
+unsigned nbd_export_users(const struct nbd_export *x)
+{
+    return x->users;
+}
+
+static int check_export(struct nbd_server *s, const struct nbd_export_opts *o, struct byre_err *err)
+{
+    if (s->stopping)
+        return byre_fail(err, CANCELLED, "NBD server: it is being stopped");
+    if (strlen(o->name) > NBD_STRING_MAX || (o->description && strlen(o->description) > NBD_STRING_MAX))
+        return byre_fail(err, BAD_ARGUMENT, "NBD export: name and description may have %u bytes", NBD_STRING_MAX);
+    if (o->bitmap_count > NBD_BITMAPS_MAX || (o->bitmap_count && !o->ops->dirty))
+        return byre_fail(err, LIMIT, "NBD export '%.64s': at most %u bitmaps, of a disk that has some", o->name, NBD_BITMAPS_MAX);
+    if (o->ops->length(o->disk) > INT64_MAX)
+        return byre_fail(err, BAD_SIZE, "NBD export '%.64s': the disk is larger than 2^63-1 bytes", o->name);
+    if (o->block_min && (!is_pow2(o->block_min) || o->block_min > 65536))
+        return byre_fail(err, BAD_ARGUMENT, "NBD export '%.64s': minimum block size %u", o->name, o->block_min);
+    if (nbd_server_find(s, o->name))
+        return byre_fail(err, EXISTS, "NBD export '%.64s' exists already", o->name);
+    return 0;
+}
+
+static int copy_strings(struct nbd_export *x, const struct nbd_export_opts *o)
+{
+    static const char bitmap[] = "qemu:dirty-bitmap:";
+    x->name = strdup(o->name);
+    x->description = o->description ? strdup(o->description) : NULL;
+    x->ctx[0] = strdup("base:allocation");
+    x->ctx[1] = o->allocation_depth ? strdup("qemu:allocation-depth") : NULL;
+    x->ctx_count = 2 + o->bitmap_count;
+    bool ok = x->name && x->ctx[0] && (x->description || !o->description) && (x->ctx[1] || !o->allocation_depth);
+    for (unsigned i = 0; ok && i < o->bitmap_count; i++) {
+        size_t n = sizeof bitmap + strlen(o->bitmaps[i]);
+        ok = (x->ctx[2 + i] = malloc(n)) != NULL;
+        if (ok) {
+            memcpy(x->ctx[2 + i], bitmap, sizeof bitmap - 1);
+            memcpy(x->ctx[2 + i] + sizeof bitmap - 1, o->bitmaps[i], n - sizeof bitmap + 1);
+        }
+    }
+    return ok ? 0 : -ENOMEM;
+}
+
+int nbd_server_add(struct nbd_server *s, const struct nbd_export_opts *o, struct nbd_export **ret_x, struct byre_err *err)
+{
+    ASSERT_LOOP(s->home);
+    int r = check_export(s, o, err);
+    if (r)
+        return r;
+    CLEANUP(export_freep) struct nbd_export *x = calloc(1, sizeof *x);
+    if (!x || copy_strings(x, o))
+        return byre_fail(err, NOMEM, "NBD export: no memory");
+    x->serial = ++s->last_serial;
+    x->ops = o->ops;
+    x->disk = o->disk;
+    x->writable = o->writable;
+    x->is_default = o->is_default;
+    x->rotational = o->rotational;
+    x->block_min = o->block_min ? o->block_min : 1;
+    x->block_preferred = (uint32_t)max_u64(o->block_preferred ? o->block_preferred : 4096, x->block_min);
+    list_push_back(&s->exports, &x->link);
+    *ret_x = TAKE(x);
+    return 0;
+}
+
+/* The export that a client means: by name, or the default one for the empty name. */
+static struct nbd_export *lookup(struct nbd_server *s, const char *name, size_t len)
+{
+    struct nbd_export *fallback = NULL;
+    LIST_FOR(n, &s->exports) {
+        struct nbd_export *x = export_of(n);
+        if (strlen(x->name) == len && !memcmp(x->name, name, len))
+            return x;
+        if (!len && x->is_default && !fallback)
+            fallback = x;
+    }
+    return fallback;
+}
+
+static void release_export(struct nbd_conn *c)
+{
+    if (!c->x)
+        return;
+    ASSERT(c->x->users > 0);
+    c->x->users--;
+    if (c->x->removed && !c->x->users)
+        co_wake_all(&c->server->changed);
+    c->x = NULL;
+}
+
+struct find { struct nbd_conn *c; const char *name; size_t len; };
+
+static int find_on_home(struct co *co, void *arg)
+{
+    struct find *f = arg;
+    release_export(f->c);
+    f->c->x = f->name ? lookup(f->c->server, f->name, f->len) : NULL;
+    if (!f->c->x)
+        return -ENOENT;
+    f->c->x->users++;
+    return 0;
+}
+
+int nbd_conn_find_export(struct co *co, struct nbd_conn *c, const char *name, size_t len)
+{
+    struct find f = { c, name, len };
+    return rt_call(co, c->server->home, find_on_home, &f);
+}
+
+/* ---- connections ---- */
+
+static unsigned least_busy_loop(const struct nbd_server *s)
+{
+    unsigned best = 0, n = rt_loop_count(rt_of(s->home));
+    for (unsigned i = 1; i < n; i++)
+        if (s->per_loop[i] < s->per_loop[best])
+            best = i;
+    return best;
+}
+
+int nbd_conn_start(struct nbd_server *s, int fd)
+{
+    INV(I3, !s->stopping);
+    struct nbd_conn *c = calloc(1, sizeof *c);
+    if (!c) {
+        close(fd);
+        return -ENOMEM;
+    }
+    c->server = s;
+    c->fd = fd;
+    c->loop_index = least_busy_loop(s);
+    c->loop = rt_loop_at(rt_of(s->home), c->loop_index);
+    c->stop_msg.fn = nbd_conn_stop_msg;
+    c->ack_msg.fn = nbd_conn_ack_msg;
+    c->gone_msg.fn = nbd_conn_gone_msg;
+    list_init(&c->to_send);
+    list_init(&c->spare);
+    list_push_back(&s->conns, &c->link);
+    s->n_conns++;
+    s->per_loop[c->loop_index]++;
+    int r = rt_spawn_on(c->loop, nbd_conn_main, c);
+    if (r) {
+        close(fd);
+        list_remove(&c->link);
+        s->n_conns--;
+        s->per_loop[c->loop_index]--;
+        free(c);
+    }
+    return r;
+}
+
+static void free_if_gone(struct nbd_conn *c)
+{
+    struct nbd_server *s = c->server;
+    if (!c->gone_seen || (c->stop_posted && !c->stop_acked))
+        return;      /* I1 */
+    release_export(c);
+    list_remove(&c->link);
+    s->n_conns--;
+    s->per_loop[c->loop_index]--;
+    free(c);
+    co_wake_all(&s->changed);
+}
+
+void nbd_conn_gone_msg(struct rt_msg *m)
+{
+    struct nbd_conn *c = CONTAINER_OF(m, struct nbd_conn, gone_msg);
+    c->gone_seen = true;
+    free_if_gone(c);
+}
+
+void nbd_conn_ack_msg(struct rt_msg *m)
+{
+    struct nbd_conn *c = CONTAINER_OF(m, struct nbd_conn, ack_msg);
+    c->stop_acked = true;
+    free_if_gone(c);
+}
+
+/* Asks the connections of x (NULL: all) to finish. */
+static void stop_connections(struct nbd_server *s, const struct nbd_export *x)
+{
+    LIST_FOR(n, &s->conns) {
+        struct nbd_conn *c = CONTAINER_OF(n, struct nbd_conn, link);
+        if ((x && c->x != x) || c->stop_posted)
+            continue;
+        c->stop_posted = true;
+        rt_post(c->loop, &c->stop_msg);
+    }
+}
+
+int nbd_server_remove(struct co *co, struct nbd_server *s, struct nbd_export *x, bool force, struct byre_err *err)
+{
+    ASSERT_LOOP(s->home);
+    if (x->users && !force)
+        return byre_fail(err, PERMISSION, "NBD export '%.64s' is in use by %u connections", x->name, x->users);
+    list_remove(&x->link);
+    x->removed = true;
+    stop_connections(s, x);
+    while (x->users)
+        co_wait(co, &s->changed);
+    export_free(x);
+    return 0;
+}
+
+void nbd_server_stop(struct co *co, struct nbd_server *s)
+{
+    ASSERT_LOOP(s->home);
+    s->stopping = true;
+    while (!list_empty(&s->listeners))
+        nbd_listener_stop(co, CONTAINER_OF(list_first(&s->listeners), struct nbd_listener, link));
+    stop_connections(s, NULL);
+    while (s->n_conns)
+        co_wait(co, &s->changed);
+    while (!list_empty(&s->exports))
+        (void)nbd_server_remove(co, s, export_of(list_first(&s->exports)), true, NULL);   /* nobody uses it: cannot fail */
+}
