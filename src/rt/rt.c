@@ -105,6 +105,7 @@ static void stop_arrived(struct rt_msg *m)
     struct rt_loop *loop = CONTAINER_OF(m, struct rt_loop, end_msg);
     loop->delivered--;
     loop->stop = true;
+    rt_loop_kick(loop);         /* the turn that delivers this must not end in a sleep */
 }
 
 static void sync_arrived(struct rt_msg *m)
@@ -112,6 +113,7 @@ static void sync_arrived(struct rt_msg *m)
     struct rt_loop *loop = CONTAINER_OF(m, struct rt_loop, sync_msg);
     loop->delivered--;
     loop->sync_asked = true;
+    rt_loop_kick(loop);         /* the turn that delivers this must not end in a sleep */
 }
 
 static void park_arrived(struct rt_msg *m)
@@ -119,6 +121,7 @@ static void park_arrived(struct rt_msg *m)
     struct rt_loop *loop = CONTAINER_OF(m, struct rt_loop, end_msg);
     loop->delivered--;
     loop->parked = true;
+    rt_loop_kick(loop);         /* the turn that delivers this must not end in a sleep */
 }
 
 static void wait_all(struct rt *rt)
