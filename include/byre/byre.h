@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * byre.h: all of libbyre.
+ */
+#ifndef BYRE_BYRE_H
+#define BYRE_BYRE_H
+
+#include "byre/base.h"
+#include "byre/check.h"
+#include "byre/convert.h"
+#include "byre/create.h"
+#include "byre/ctx.h"
+#include "byre/error.h"
+#include "byre/export.h"
+#include "byre/image.h"
+#include "byre/info.h"
+#include "byre/job.h"
+#include "byre/map.h"
+#include "byre/queue.h"
+#include "byre/version.h"
+
+#endif

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * image.h: opening an image and blocking I/O on it.
+ *
+ * Calls on one image may be made from several threads at once, except byre_close. Offsets and lengths are bytes,
+ * of any alignment. Requests past the end of the image fail with -EIO. A call returns when its request is done;
+ * written data is durable only after byre_flush (or with BYRE_FUA).
+ */
+#ifndef BYRE_IMAGE_H
+#define BYRE_IMAGE_H
+
+#include <sys/uio.h>
+
+#include "byre/ctx.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum byre_cache {
+    BYRE_CACHE_WRITEBACK = 0,    /* host page cache; durable after a flush */
+    BYRE_CACHE_NONE = 1,         /* O_DIRECT; durable after a flush */
+    BYRE_CACHE_WRITETHROUGH = 2, /* host page cache; every write is durable when it returns */
+    BYRE_CACHE_DIRECTSYNC = 3,   /* O_DIRECT; every write is durable when it returns */
+    BYRE_CACHE_UNSAFE = 4,       /* host page cache; flushes do nothing */
+};
+/* "none", "writeback", "writethrough", "directsync", "unsafe" to enum byre_cache; -EINVAL for any other word. */
+BYRE_EXPORT int byre_cache_parse(const char *word);
+
+/* byre_open_opts.flags */
+enum {
+    BYRE_OPEN_READ_ONLY = 1u << 0,
+    BYRE_OPEN_NO_BACKING = 1u << 1,      /* leave the backing chain closed: what it would supply reads as zeros */
+    BYRE_OPEN_FORCE_SHARE = 1u << 2,     /* tolerate a writer in another process (with READ_ONLY) */
+    BYRE_OPEN_NO_LOCK = 1u << 3,
+    BYRE_OPEN_DISCARD = 1u << 4,         /* discarded ranges are given back to the file system */
+    BYRE_OPEN_REFUSE_GUESSED_RAW = 1u << 5,  /* a writable image must not have been probed as raw */
+    BYRE_OPEN_CHECK = 1u << 6,           /* for byre_check_start: tolerate what a repair mends */
+    BYRE_OPEN_INFO = 1u << 7,            /* for byre_info_get only: load no tables */
+    BYRE_OPEN_IMAGE_OPTS = 1u << 8,      /* the name is a list of node options: "driver=qcow2,file.filename=x" */
+    BYRE_OPEN_STABLE = 1u << 9,          /* no other process may write or resize while the image is open, raw or not */
+};
+
+struct byre_open_opts {
+    size_t struct_size;
+    unsigned flags;              /* BYRE_OPEN_* */
+    int cache;                   /* enum byre_cache */
+    const char *format;          /* NULL: probed (ecosystem policy) or an error (strict policy) */
+    const char *node_name;       /* at most 31 bytes; NULL: made up */
+    const char *backing_names;   /* prefix: backing nodes are named PREFIX1, PREFIX2, ...; NULL: made up */
+    uint64_t cache_bytes;        /* memory for metadata; 0: default */
+    uint64_t frontier_bytes;     /* step by which a file is extended ahead of first writes; 0: default, UINT64_MAX: never */
+};
+BYRE_DEFINE_INIT(byre_open_opts)
+
+/* Opens an image and its backing chain. */
+BYRE_EXPORT BYRE_MUST_USE int byre_open(struct byre_ctx *ctx, const char *name, const struct byre_open_opts *opts,
+                                        struct byre_image **ret_image, struct byre_err *err);
+/* Flushes and closes. No other call on the image may be in progress; queues, jobs and exports of it are gone. Returns
+ * the first failure; the image is gone all the same. NULL is allowed. */
+BYRE_EXPORT int byre_close(struct byre_image *image);
+
+/* ---- description ---- */
+BYRE_EXPORT uint64_t byre_size(const struct byre_image *image);            /* bytes */
+BYRE_EXPORT const char *byre_format(const struct byre_image *image);       /* "qcow2" */
+BYRE_EXPORT const char *byre_filename(const struct byre_image *image);     /* as opened, valid until byre_close */
+BYRE_EXPORT int byre_is_probed(const struct byre_image *image);            /* 1: the format was guessed */
+BYRE_EXPORT int byre_is_read_only(const struct byre_image *image);
+
+/* ---- requests ---- */
+enum {
+    BYRE_FUA = 1u << 0,          /* write, zero: durable when the call returns */
+    BYRE_UNMAP = 1u << 1,        /* zero: space may be given back */
+    BYRE_NO_FALLBACK = 1u << 2,  /* zero: -ENOTSUP rather than write zeros */
+};
+BYRE_EXPORT BYRE_MUST_USE int byre_read(struct byre_image *image, void *buf, size_t len, uint64_t off);
+BYRE_EXPORT BYRE_MUST_USE int byre_readv(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off);
+BYRE_EXPORT BYRE_MUST_USE int byre_write(struct byre_image *image, const void *buf, size_t len, uint64_t off, unsigned flags);
+BYRE_EXPORT BYRE_MUST_USE int byre_writev(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off, unsigned flags);
+BYRE_EXPORT BYRE_MUST_USE int byre_zero(struct byre_image *image, uint64_t off, uint64_t len, unsigned flags);
+BYRE_EXPORT BYRE_MUST_USE int byre_discard(struct byre_image *image, uint64_t off, uint64_t len);
+/* Everything acknowledged before the call is durable when it returns 0. */
+BYRE_EXPORT BYRE_MUST_USE int byre_flush(struct byre_image *image);
+
+enum byre_prealloc { BYRE_PREALLOC_OFF = 0, BYRE_PREALLOC_METADATA = 1, BYRE_PREALLOC_FALLOC = 2, BYRE_PREALLOC_FULL = 3 };
+/* "off", "metadata", "falloc", "full" to enum byre_prealloc; -EINVAL for any other word. */
+BYRE_EXPORT int byre_prealloc_parse(const char *word);
+/* Sets the size in bytes (a multiple of 512). Shrinking discards what lies behind. */
+BYRE_EXPORT BYRE_MUST_USE int byre_resize(struct byre_image *image, uint64_t size, int prealloc, struct byre_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

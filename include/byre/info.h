@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * info.h: what an image says about itself.
+ */
+#ifndef BYRE_INFO_H
+#define BYRE_INFO_H
+
+#include "byre/image.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct byre_snapshot_info {
+    const char *id, *name;
+    uint64_t vm_state_size, disk_size, vm_clock_ns, icount;
+    uint32_t date_sec, date_nsec;
+    int has_icount;
+};
+
+struct byre_bitmap_info { const char *name; uint32_t granularity; int in_use, auto_on; };
+
+/* Made by the library: members may be added at the end. Strings are NULL where there is nothing to say. */
+struct byre_info {
+    const char *filename, *format;
+    uint64_t virtual_size;                   /* bytes */
+    uint64_t actual_size; int has_actual_size;   /* bytes occupied on disk */
+    uint64_t cluster_size;                   /* bytes; 0: none */
+    int dirty, corrupt, encrypted;
+    const char *backing_filename;            /* as recorded */
+    const char *backing_format;
+    const char *full_backing_filename;       /* as it would be opened */
+    uint64_t vm_state_offset;                /* guest offset; 0: none */
+    const struct byre_snapshot_info *const *snapshots; size_t snapshot_count;
+    int is_qcow2;                            /* 1: those below hold */
+    int version;                             /* 2 or 3 */
+    int lazy_refcounts, extended_l2, has_data_file, data_file_raw;
+    unsigned refcount_bits;
+    const char *compression, *data_file;
+    const struct byre_bitmap_info *const *bitmaps; size_t bitmap_count;
+};
+
+BYRE_EXPORT BYRE_MUST_USE int byre_info_get(struct byre_image *image, struct byre_info **ret_info, struct byre_err *err);
+BYRE_EXPORT void byre_info_free(struct byre_info *info);       /* NULL is allowed */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * create.c: making images.
+ *
+ * Purpose      Options, backing image and size are settled first; then the file is made and the format writes into it.
+ * Owns         struct create while a call runs
+ * Invariants   I1 nothing is written before every option is known to be acceptable to its row and the backing image opened
+ *              I2 a failed creation leaves no file that this call made, and no header in a file that was there
+ * Order        see fmt_ops.create: the header is written last and flushed
+ * Concurrency  any foreign thread; the work runs on the home loop
+ * Failure      names the file, the option and the value
+ * Tests        tests/cli/create_test.py
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/opt.h"
+#include "lib/create_priv.h"
+
+#define SIZE_LIMIT (UINT64_C(1) << 63)
+
+/* ---- options ---- */
+static int override(char **field, const char *value)
+{
+    char *copy = value ? strdup(value) : NULL;
+    if (value && !copy)
+        return -ENOMEM;
+    if (value) {
+        free(*field);
+        *field = copy;
+    }
+    return 0;
+}
+
+static int parse_lists(struct create *c, struct byre_err *err)
+{
+    int r = opt_defaults(c->rows, &c->fo, err);
+    for (unsigned i = 0; !r && i < c->o.option_count; i++)
+        r = opt_parse_list(c->rows, &c->fo, c->o.options[i], &c->seen, err);
+    return r;
+}
+
+static int settle_backing(struct create *c, struct byre_err *err)
+{
+    bool can = opt_find(c->rows, "backing_file");
+    if ((c->o.backing_file || c->o.backing_format) && !can)
+        return byre_fail(err, NOT_SUPPORTED, "%s: the format %s cannot have a backing file", c->filename, c->ops->name);
+    if (override(&c->fo.backing_file, c->o.backing_file) || override(&c->fo.backing_fmt, c->o.backing_format))
+        return byre_fail(err, NOMEM, "no memory for options");
+    const char *name = c->fo.backing_file;
+    if (name && !*name)
+        return byre_fail(err, BAD_ARGUMENT, "%s: the name of the backing file is empty", c->filename);
+    if (name && strcmp(name, c->filename) == 0)
+        return byre_fail(err, BAD_ARGUMENT, "%s: an image cannot be its own backing file", c->filename);
+    if (name && !c->fo.backing_fmt)
+        return byre_fail(err, BACKING_FORMAT, "%s: the format of the backing file '%s' must be stated", c->filename, name);
+    if (!name && c->fo.backing_fmt)
+        return byre_fail(err, BAD_OPTION, "%s: a backing format is given, but no backing file", c->filename);
+    return 0;
+}
+
+static int settle_size(struct create *c, struct byre_err *err)
+{
+    bool listed = opt_seen(c->rows, c->seen, "size");
+    if (listed && (c->o.flags & BYRE_CREATE_SIZE))
+        return byre_fail(err, BAD_OPTION, "%s: the size is given twice", c->filename);
+    c->has_size = listed || (c->o.flags & BYRE_CREATE_SIZE);
+    if (c->o.flags & BYRE_CREATE_SIZE)
+        c->fo.size = c->o.size;
+    return 0;
+}
+
+int create_settle(struct create *c, struct byre_err *err)
+{
+    const char *format = c->o.format ? c->o.format : "raw";
+    c->ops = fmt_by_name(format);
+    c->rows = create_rows(format, true);
+    if (!c->ops || !c->rows)
+        return byre_fail(err, UNKNOWN_FORMAT, "the format '%s' is not known", format);
+    int r = parse_lists(c, err);
+    if (!r)
+        r = settle_backing(c, err);
+    if (!r)
+        r = settle_size(c, err);
+    return r;
+}
+
+void create_fini(struct create *c)
+{
+    if (c->rows)
+        opt_fini(c->rows, &c->fo);
+}
+
+/* ---- backing image ---- */
+/* The name as seen from the working directory: plain relative names are relative to the new image's directory. */
+static char *backing_path(const struct create *c)
+{
+    const char *name = c->fo.backing_file, *slash = strrchr(c->filename, '/');
+    size_t proto = strcspn(name, ":/");
+    if (name[0] == '/' || name[proto] == ':' || !slash)
+        return strdup(name);
+    char *path = NULL;
+    return asprintf(&path, "%.*s/%s", (int)(slash - c->filename), c->filename, name) < 0 ? NULL : path;
+}
+
+static int size_from_backing(struct co *co, struct create *c)
+{
+    AUTOFREE char *path = backing_path(c);
+    struct graph_node *n;
+    struct byre_err why = { 0 };
+    if (!path)
+        return byre_fail(c->err, NOMEM, "no memory for a file name");
+    struct graph_open_opts go = { .filename = path, .format = c->fo.backing_fmt, .read_only = true };
+    int r = graph_open(co, c->ctx->graph, &go, &n, &why);
+    if (r)
+        return byre_fail_code(c->err, BACKING_OPEN, r, "%s: the backing file cannot be opened: %s", c->filename, why.text);
+    if (!c->has_size)
+        c->fo.size = graph_length(n);
+    c->has_size = true;
+    return graph_close(co, n);
+}
+
+/* ---- the line that is told before creation ---- */
+static bool is_told(const struct create *c, const char *name)
+{
+    static const char *const always[] = { "cluster_size", "extended_l2", "compression_type", "size", "lazy_refcounts", "refcount_bits" };
+    for (size_t i = 0; i < sizeof always / sizeof always[0]; i++)
+        if (strcmp(always[i], name) == 0)
+            return true;
+    if (strcmp(name, "backing_file") == 0 || strcmp(name, "backing_fmt") == 0)
+        return c->fo.backing_file;
+    return opt_seen(c->rows, c->seen, name);
+}
+
+static void put_value(FILE *f, const char *value)
+{
+    for (; *value; value++) {
+        if (*value == ',')
+            fputc(',', f);
+        fputc(*value, f);
+    }
+}
+
+static int tell(struct create *c)
+{
+    char *text = NULL, buf[OPT_TEXT_MAX];
+    size_t len = 0;
+    FILE *f = open_memstream(&text, &len);
+    if (!f)
+        return -ENOMEM;
+    fprintf(f, "fmt=%s", c->ops->name);
+    for (const char *const *name = create_order; *name; name++) {
+        const struct opt_row *row = opt_find(c->rows, *name);
+        if (!row || !is_told(c, *name))
+            continue;
+        const char *value = row->flags & OPT_LATER ? "off" : opt_text(row, &c->fo, buf);
+        fprintf(f, " %s=", *name);
+        put_value(f, value ? value : "");
+    }
+    int r = fclose(f) ? -ENOMEM : 0;
+    if (!r)
+        c->o.ready(c->o.arg, text);
+    free(text);
+    return r;
+}
+
+/* ---- the file ---- */
+static int open_file(struct co *co, struct create *c, struct stor **ret)
+{
+    struct stor_file_opts so = { .create = !(c->o.flags & BYRE_CREATE_KEEP_FILE), .exclusive = true };
+    struct byre_err why;
+    int r = stor_file_open(co, c->filename, &so, ret, &why);
+    c->made_file = !r && so.create;
+    if (r == -EEXIST && !(c->o.flags & BYRE_CREATE_EXCLUSIVE)) {
+        so.exclusive = false;
+        so.truncate_to_zero = true;
+        r = stor_file_open(co, c->filename, &so, ret, &why);
+    }
+    if (r && c->err)
+        *c->err = why;
+    return r;
+}
+
+static int write_image(struct co *co, struct create *c)
+{
+    struct stor *s;
+    int r = open_file(co, c, &s);
+    if (r)
+        return r;
+    r = c->ops->create(co, s, &c->fo, c->err);
+    if (r && !c->made_file && s->traits.regular)
+        (void)!stor_truncate(co, s, 0);      /* no half-made image stays; the error told is the first one */
+    stor_close(co, s);
+    if (r && c->made_file)
+        (void)!unlink(c->filename);
+    return r;
+}
+
+static int create_co(struct co *co, void *arg)
+{
+    struct create *c = arg;
+    int r = 0;
+    if (c->fo.backing_file && !(c->o.flags & BYRE_CREATE_NO_BACKING_CHECK))
+        r = size_from_backing(co, c);
+    if (r)
+        return r;
+    if (!c->has_size)
+        return byre_fail(c->err, BAD_SIZE, "%s: the size of the image must be given", c->filename);
+    if (c->fo.size >= SIZE_LIMIT)
+        return byre_fail(c->err, BAD_SIZE, "%s: a size of %" PRIu64 " bytes is too large (the limit is 2^63 - 1)", c->filename, c->fo.size);
+    if (c->o.ready && tell(c))
+        return byre_fail(c->err, NOMEM, "no memory for a message");
+    c->fo.size = round_up(c->fo.size, 512);
+    return write_image(co, c);
+}
+
+static const char *plain_filename(const char *name)
+{
+    return strncmp(name, "file:", 5) == 0 ? name + 5 : name;
+}
+
+int byre_create(struct byre_ctx *ctx, const char *filename, const struct byre_create_opts *opts, struct byre_err *err)
+{
+    struct create c = { .ctx = ctx, .err = err };
+    c.filename = ctx->policy == GRAPH_STRICT ? filename : plain_filename(filename);
+    int r = lib_take_opts(&c.o, sizeof c.o, opts, err);
+    if (!r)
+        r = create_settle(&c, err);
+    if (!r)
+        r = lib_call(ctx, lib_home(ctx), create_co, &c);
+    create_fini(&c);
+    return r;
+}
+
+int byre_create_help(const char *format, int with_file_options, void (*put)(void *arg, const char *text), void *arg)
+{
+    const struct opt_row *rows = create_rows(format, with_file_options);
+    if (!rows)
+        return -ENOENT;
+    opt_doc_keys(rows, &(struct opt_out){ put, arg });
+    return 0;
+}
+
+int byre_format_backing(const char *format)
+{
+    const struct opt_row *rows = create_rows(format, false);
+    return !rows ? -ENOENT : opt_find(rows, "backing_file") ? 0 : -ENOTSUP;
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * create_rows.c: the creation options of each format, one row each.
+ *
+ * Purpose      The tables behind -o, -o help and the line that is told before creation.
+ * Owns         constant tables
+ * Invariants   I1 every row writes into struct fmt_create_opts, or is marked OPT_LATER
+ * Concurrency  any thread
+ * Failure      none
+ * Tests        lib_test.c, tests/cli/create_test.py
+ */
+#include "base/opt.h"
+#include "lib/lib_priv.h"
+
+static const struct opt_enum compat_names[] = { { "0.10", 2 }, { "v2", 2 }, { "1.1", 3 }, { "v3", 3 }, { NULL, 0 } };
+static const struct opt_enum prealloc_names[] = {
+    { "off", FMT_PREALLOC_OFF }, { "metadata", FMT_PREALLOC_METADATA }, { "falloc", FMT_PREALLOC_FALLOC }, { "full", FMT_PREALLOC_FULL }, { NULL, 0 }
+};
+static const struct opt_enum raw_prealloc_names[] = {
+    { "off", FMT_PREALLOC_OFF }, { "falloc", FMT_PREALLOC_FALLOC }, { "full", FMT_PREALLOC_FULL }, { NULL, 0 }
+};
+
+#define AT(field) OPT_AT(struct fmt_create_opts, field)
+
+#define QCOW2_ROWS                                                                                                          \
+    { "backing_file", 0, OPT_STR, AT(backing_file), .help = "file name of the backing image" },                             \
+    { "backing_fmt", 0, OPT_STR, AT(backing_fmt), .help = "format of the backing image" },                                  \
+    { "cluster_size", 0, OPT_SIZE, AT(cluster_size), .def = "65536", .help = "unit of allocation, a power of two from 512 to 2M" }, \
+    { "compat", 0, OPT_ENUM, AT(version), .def = "1.1", .names = compat_names, .help = "version of the format" },           \
+    { "compression_type", 0, OPT_STR, AT(compression_type), .def = "zlib", .help = "how compressed clusters are packed, zlib or zstd" }, \
+    { "data_file", 0, OPT_STR, .flags = OPT_LATER, .help = "external file for the guest's data" },                          \
+    { "data_file_raw", 0, OPT_BOOL, .flags = OPT_LATER, .help = "the external data file is a raw image of its own" },       \
+    { "encrypt.cipher-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: cipher" },                                 \
+    { "encrypt.cipher-mode", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: mode of the cipher" },                    \
+    { "encrypt.format", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: aes or luks" },                                \
+    { "encrypt.hash-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: hash" },                                     \
+    { "encrypt.iter-time", 0, OPT_UINT, .flags = OPT_LATER, .help = "encryption: milliseconds to spend on the key" },       \
+    { "encrypt.ivgen-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: generator of initial vectors" },            \
+    { "encrypt.ivgen-hash-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: hash of that generator" },             \
+    { "encrypt.key-secret", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: id of the secret" },                       \
+    { "encryption", 0, OPT_BOOL, .flags = OPT_LATER, .help = "encryption: old spelling of encrypt.format=aes" },            \
+    { "extended_l2", 0, OPT_BOOL, .flags = OPT_LATER, .help = "tables with subclusters" }
+
+#define FILE_ROWS                                                                                                           \
+    { "extent_size_hint", 0, OPT_SIZE, AT(extent_size_hint), .help = "hint to the file system for the size of extents, 0 for none" }, \
+    { "nocow", 0, OPT_BOOL, AT(nocow), .help = "no copy-on-write by the file system (btrfs)" }
+
+#define QCOW2_TAIL                                                                                                          \
+    { "lazy_refcounts", 0, OPT_BOOL, AT(lazy_refcounts), .help = "mark the image dirty and write refcounts late" },         \
+    { "preallocation", 0, OPT_ENUM, AT(prealloc), .names = prealloc_names, .help = "what to allocate at once" },            \
+    { "refcount_bits", 0, OPT_UINT, AT(refcount_bits), .def = "16", .help = "width of a reference count" },                 \
+    { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" }
+
+static const struct opt_row qcow2_rows[] = { QCOW2_ROWS, QCOW2_TAIL, OPT_END };
+static const struct opt_row qcow2_file_rows[] = { QCOW2_ROWS, FILE_ROWS, QCOW2_TAIL, OPT_END };
+
+static const struct opt_row raw_rows[] = {
+    { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" },
+    OPT_END
+};
+static const struct opt_row raw_file_rows[] = {
+    FILE_ROWS,
+    { "preallocation", 0, OPT_ENUM, AT(prealloc), .names = raw_prealloc_names, .help = "what to allocate at once" },
+    { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" },
+    OPT_END
+};
+
+static const struct { const char *format; const struct opt_row *plain, *with_file; } tables[] = {
+    { "qcow2", qcow2_rows, qcow2_file_rows },
+    { "raw", raw_rows, raw_file_rows },
+};
+
+const struct opt_row *create_rows(const char *format, bool with_file_options)
+{
+    for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
+        if (strcmp(tables[i].format, format) == 0)
+            return with_file_options ? tables[i].with_file : tables[i].plain;
+    return NULL;
+}
+
+const char *const create_order[] = { "cluster_size", "extended_l2", "preallocation", "compression_type", "size", "compat", "backing_file",
+                                     "backing_fmt", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "nocow", "extent_size_hint", NULL };

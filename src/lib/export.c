@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * export.c: an image offered over NBD.
+ *
+ * Purpose      One server with one export per handle; address in, URI out.
+ * Owns         struct byre_export, its server
+ * Invariants   I1 the image stays open while an export of it exists (byre_image.users)
+ * Concurrency  start and stop: one foreign thread; the server lives on the home loop
+ * Failure      start leaves nothing behind, no socket file either
+ * Tests        examples/serve.c, tests/cli/serve_test.py
+ */
+#include <stdio.h>
+
+#include "export/nbd/nbd.h"
+#include "lib/lib_priv.h"
+
+struct byre_export {
+    struct byre_image *image;
+    struct nbd_server *server;
+    struct nbd_export *export;
+    char *uri;
+};
+
+struct nbd_server *byre_export_server(struct byre_export *e)
+{
+    return e->server;
+}
+
+/* ---- addresses ---- */
+struct address { bool is_unix; char *host; const char *path; uint16_t port; };
+
+static int parse_port(const char *text, uint16_t *ret)
+{
+    unsigned v = 0;
+    if (!*text)
+        return -EINVAL;
+    for (; *text; text++) {
+        if (*text < '0' || *text > '9' || (v = v * 10 + (unsigned)(*text - '0')) > 65535)
+            return -EINVAL;
+    }
+    *ret = (uint16_t)v;
+    return 0;
+}
+
+/* HOST:PORT, :PORT, [V6]:PORT. */
+static int parse_tcp(const char *text, struct address *a, struct byre_err *err)
+{
+    const char *colon = strrchr(text, ':');
+    const char *host = text, *end = colon;
+    if (colon && text[0] == '[' && colon > text && colon[-1] == ']') {
+        host = text + 1;
+        end = colon - 1;
+    }
+    if (!colon || parse_port(colon + 1, &a->port) || (host == text && memchr(text, ':', (size_t)(colon - text))))
+        return byre_fail(err, BAD_ARGUMENT, "'%s' is no address: write unix:PATH, HOST:PORT or [V6]:PORT", text);
+    a->host = strndup(host, (size_t)(end - host));
+    return a->host ? 0 : byre_fail(err, NOMEM, "no memory for an address");
+}
+
+static int parse_address(const char *text, struct address *a, struct byre_err *err)
+{
+    *a = (struct address){ 0 };
+    if (!text)
+        return byre_fail(err, BAD_ARGUMENT, "an export needs an address");
+    if (strncmp(text, "unix:", 5) != 0)
+        return parse_tcp(text, a, err);
+    a->is_unix = true;
+    a->path = text + 5;
+    return a->path[0] == '/' ? 0 : byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket must be absolute", text);
+}
+
+/* Everything but letters, digits and -._~/ as %XX. */
+static void put_escaped(FILE *f, const char *s)
+{
+    for (; *s; s++) {
+        unsigned char c = (unsigned char)*s;
+        bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || strchr("-._~/", c);
+        fprintf(f, plain ? "%c" : "%%%02X", c);
+    }
+}
+
+static char *make_uri(const struct address *a, const char *name)
+{
+    char *text = NULL;
+    size_t len = 0;
+    FILE *f = open_memstream(&text, &len);
+    if (!f)
+        return NULL;
+    if (a->is_unix) {
+        fputs("nbd+unix:///", f);
+        put_escaped(f, name);
+        fputs("?socket=", f);
+        put_escaped(f, a->path);
+    } else {
+        bool v6 = strchr(a->host, ':');
+        const char *host = *a->host ? a->host : "localhost";
+        fprintf(f, "nbd://%s%s%s:%u/", v6 ? "[" : "", host, v6 ? "]" : "", a->port);
+        put_escaped(f, name);
+    }
+    if (fclose(f)) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+/* ---- start and stop ---- */
+struct starting { struct byre_export *e; const struct byre_nbd_opts *o; struct address *a; struct byre_err *err; };
+
+static int add_and_listen(struct co *co, struct starting *s)
+{
+    struct byre_export *e = s->e;
+    struct nbd_export_opts xo = { .name = s->o->name ? s->o->name : "", .description = s->o->description, .ops = &nbd_graph_ops,
+        .disk = e->image->node, .writable = !(s->o->flags & BYRE_EXPORT_READ_ONLY) && !graph_read_only(e->image->node),
+        .is_default = !(s->o->flags & BYRE_EXPORT_NOT_DEFAULT), .allocation_depth = true };
+    int r = nbd_server_add(e->server, &xo, &e->export, s->err);
+    if (!r && s->a->is_unix)
+        return nbd_server_listen_unix(co, e->server, s->a->path, s->err);
+    if (!r)
+        r = nbd_server_listen_tcp(co, e->server, &(struct nbd_tcp_addr){ s->a->host, s->a->port }, &s->a->port, s->err);
+    return r;
+}
+
+static int start_co(struct co *co, void *arg)
+{
+    struct starting *s = arg;
+    struct nbd_server_opts so = NBD_SERVER_OPTS_DEFAULT;
+    if (s->o->max_clients)
+        so.connections_max = s->o->max_clients;
+    if (s->o->handshake_seconds)
+        so.handshake_ms = s->o->handshake_seconds > 86400 ? 86400000 : s->o->handshake_seconds * 1000;
+    if (s->o->stop_grace_ms)
+        so.stop_grace_ms = s->o->stop_grace_ms;
+    int r = nbd_server_new(co_loop(co), &so, &s->e->server, s->err);
+    if (r)
+        return r;
+    r = add_and_listen(co, s);
+    if (r) {
+        nbd_server_stop(co, s->e->server);
+        nbd_server_free(s->e->server);
+    }
+    return r;
+}
+
+static int stop_co(struct co *co, void *arg)
+{
+    struct byre_export *e = arg;
+    nbd_server_stop(co, e->server);
+    nbd_server_free(e->server);
+    return 0;
+}
+
+void byre_export_stop(struct byre_export *e)
+{
+    if (!e)
+        return;
+    struct byre_ctx *ctx = e->image->ctx;
+    while (lib_call(ctx, lib_home(ctx), stop_co, e) == -ENOMEM)
+        ;                            /* only the start of the coroutine can fail so */
+    atomic_fetch_sub(&e->image->users, 1);
+    free(e->uri);
+    free(e);
+}
+
+int byre_export_nbd(struct byre_image *image, const struct byre_nbd_opts *opts, struct byre_export **ret_export, struct byre_err *err)
+{
+    struct byre_nbd_opts o;
+    struct address a;
+    int r = lib_take_opts(&o, sizeof o, opts, err);
+    if (r)
+        return r;
+    if (o.flags & ~(unsigned)(BYRE_EXPORT_READ_ONLY | BYRE_EXPORT_NOT_DEFAULT))
+        return byre_fail(err, BAD_ARGUMENT, "an export flag is not known");
+    r = parse_address(o.address, &a, err);
+    if (r)
+        return r;
+    struct byre_export *e = calloc(1, sizeof *e);
+    struct starting s = { e, &o, &a, err };
+    if (e) {
+        e->image = image;
+        r = lib_call(image->ctx, lib_home(image->ctx), start_co, &s);
+    }
+    if (!e || r) {
+        free(a.host);
+        free(e);
+        return e ? r : byre_fail(err, NOMEM, "no memory for an export");
+    }
+    atomic_fetch_add(&image->users, 1);
+    e->uri = make_uri(&a, o.name ? o.name : "");
+    free(a.host);
+    if (!e->uri) {
+        byre_export_stop(e);
+        return byre_fail(err, NOMEM, "no memory for an export");
+    }
+    *ret_export = e;
+    return 0;
+}
+
+const char *byre_export_uri(const struct byre_export *e)
+{
+    return e->uri;
+}
+
+static int clients_co(struct co *co, void *arg)
+{
+    return (int)nbd_server_connections(((struct byre_export *)arg)->server);
+}
+
+unsigned byre_export_clients(struct byre_export *e)
+{
+    int n = lib_call(e->image->ctx, lib_home(e->image->ctx), clients_co, e);
+    return n < 0 ? 0 : (unsigned)n;
+}

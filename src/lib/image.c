@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * image.c: opening and closing images, and blocking requests.
+ *
+ * Purpose      The face of a graph node towards callers that block.
+ * Owns         struct byre_image
+ * Invariants   I1 an image is closed only when no queue, job or export uses it (asserted)
+ *              I2 a request that does not lie inside the image never reaches the graph
+ * Concurrency  requests from any number of foreign threads; open, resize and close run on the home loop
+ * Failure      open leaves nothing behind; close returns the first error, the image is gone all the same
+ * Tests        lib_test.c, tests/lib
+ */
+#include "lib/lib_priv.h"
+
+#include "base/checked.h"
+#include "lib/image_opts.h"
+
+struct graph_node *byre_image_node(struct byre_image *image)
+{
+    return image->node;
+}
+
+/* ---- open and close ---- */
+struct opening { struct byre_image *image; struct graph_open_opts go; struct byre_err *err; };
+
+static int open_co(struct co *co, void *arg)
+{
+    struct opening *op = arg;
+    return graph_open(co, op->image->ctx->graph, &op->go, &op->image->node, op->err);
+}
+
+static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts *go, struct byre_err *err)
+{
+    unsigned known = (BYRE_OPEN_STABLE << 1) - 1;
+    if ((o->flags & ~known) || o->cache < 0 || o->cache > BYRE_CACHE_UNSAFE)
+        return byre_fail(err, BAD_ARGUMENT, "an option of opening is out of range");
+    *go = (struct graph_open_opts){
+        .format = o->format, .node_name = o->node_name, .backing_names = o->backing_names,
+        .read_only = o->flags & BYRE_OPEN_READ_ONLY, .force_share = o->flags & BYRE_OPEN_FORCE_SHARE,
+        .no_backing = o->flags & BYRE_OPEN_NO_BACKING, .no_lock = o->flags & BYRE_OPEN_NO_LOCK,
+        .discard = o->flags & BYRE_OPEN_DISCARD, .refuse_probed_raw = o->flags & BYRE_OPEN_REFUSE_GUESSED_RAW,
+        .direct = o->cache == BYRE_CACHE_NONE || o->cache == BYRE_CACHE_DIRECTSYNC,
+        .writethrough = o->cache == BYRE_CACHE_WRITETHROUGH || o->cache == BYRE_CACHE_DIRECTSYNC,
+        .no_flush = o->cache == BYRE_CACHE_UNSAFE,
+        .deny = o->flags & BYRE_OPEN_STABLE ? STOR_PERM_WRITE | STOR_PERM_RESIZE : 0,
+        .fmt = { .check_mode = o->flags & BYRE_OPEN_CHECK, .info_only = o->flags & BYRE_OPEN_INFO,
+                 .cache_bytes = o->cache_bytes, .frontier_bytes = o->frontier_bytes,
+                 .discard_no_punch = !(o->flags & BYRE_OPEN_DISCARD) },
+    };
+    return 0;
+}
+
+int byre_open(struct byre_ctx *ctx, const char *name, const struct byre_open_opts *opts, struct byre_image **ret_image, struct byre_err *err)
+{
+    struct byre_open_opts o;
+    struct opening op = { .err = err };
+    AUTOFREE char *made = NULL;
+    int r = lib_take_opts(&o, sizeof o, opts, err);
+    if (!r)
+        r = graph_opts_of(&o, &op.go, err);
+    if (!r && (o.flags & BYRE_OPEN_IMAGE_OPTS))
+        r = ctx->policy == GRAPH_STRICT ? byre_fail(err, NOT_SUPPORTED, "'%s': lists of node options need the ecosystem policy", name)
+                                        : image_opts_to_name(name, &made, err);
+    if (r)
+        return r;
+    op.go.filename = made ? made : name;
+    op.image = calloc(1, sizeof *op.image);
+    if (!op.image)
+        return byre_fail(err, NOMEM, "no memory for an image");
+    op.image->ctx = ctx;
+    op.image->check_mode = o.flags & BYRE_OPEN_CHECK;
+    r = lib_call(ctx, lib_home(ctx), open_co, &op);
+    if (r) {
+        free(op.image);
+        return r;
+    }
+    atomic_fetch_add(&ctx->users, 1);
+    *ret_image = op.image;
+    return 0;
+}
+
+struct closing { struct graph_node *node; int result; };
+
+static int close_co(struct co *co, void *arg)
+{
+    struct closing *c = arg;
+    c->result = graph_close(co, c->node);
+    return 0;
+}
+
+int byre_close(struct byre_image *image)
+{
+    if (!image)
+        return 0;
+    INV(I1, atomic_load(&image->users) == 0);
+    struct closing c = { .node = image->node };
+    while (lib_call(image->ctx, lib_home(image->ctx), close_co, &c) == -ENOMEM)
+        ;                            /* only the start of the coroutine can fail so */
+    atomic_fetch_sub(&image->ctx->users, 1);
+    free(image);
+    return c.result;
+}
+
+/* ---- description ---- */
+uint64_t byre_size(const struct byre_image *image)
+{
+    return graph_length(image->node);
+}
+
+const char *byre_format(const struct byre_image *image)
+{
+    return graph_format(image->node)->name;
+}
+
+const char *byre_filename(const struct byre_image *image)
+{
+    return graph_filename(image->node);
+}
+
+int byre_is_probed(const struct byre_image *image)
+{
+    return graph_probed(image->node);
+}
+
+int byre_is_read_only(const struct byre_image *image)
+{
+    return graph_read_only(image->node);
+}
+
+/* ---- requests ---- */
+struct io { struct graph_node *node; struct iov v; uint64_t off, len; unsigned flags; };
+
+static int io_check(const struct byre_image *image, uint64_t off, uint64_t len)
+{
+    return range_inside(off, len, graph_length(image->node)) ? 0 : -EIO;
+}
+
+static int flags_check(unsigned flags, unsigned allowed)
+{
+    return flags & ~allowed ? -EINVAL : 0;
+}
+
+static int read_co(struct co *co, void *arg)
+{
+    struct io *io = arg;
+    return graph_read(co, io->node, io->v, io->off);
+}
+
+static int write_co(struct co *co, void *arg)
+{
+    struct io *io = arg;
+    return graph_write(co, io->node, io->v, io->off, io->flags);
+}
+
+static int zero_co(struct co *co, void *arg)
+{
+    struct io *io = arg;
+    return graph_zero(co, io->node, io->off, io->len, io->flags);
+}
+
+static int discard_co(struct co *co, void *arg)
+{
+    struct io *io = arg;
+    return graph_discard(co, io->node, io->off, io->len);
+}
+
+static int flush_co(struct co *co, void *arg)
+{
+    struct io *io = arg;
+    return graph_flush(co, io->node);
+}
+
+static int run_io(struct byre_image *image, int (*fn)(struct co *co, void *arg), struct io *io)
+{
+    io->node = image->node;
+    return lib_call(image->ctx, lib_next_loop(image->ctx), fn, io);
+}
+
+_Static_assert((int)BYRE_FUA == (int)GRAPH_FUA && (int)BYRE_UNMAP == (int)GRAPH_UNMAP && (int)BYRE_NO_FALLBACK == (int)GRAPH_NO_FALLBACK, "the same bits");
+
+static int transfer(struct byre_image *image, struct iov v, uint64_t off, unsigned flags, int (*fn)(struct co *co, void *arg))
+{
+    struct io io = { .v = v, .off = off, .flags = flags };
+    int r = io_check(image, off, v.len_bytes);
+    if (!r)
+        r = flags_check(flags, BYRE_FUA);
+    return r || !v.len_bytes ? r : run_io(image, fn, &io);
+}
+
+int byre_read(struct byre_image *image, void *buf, size_t len, uint64_t off)
+{
+    struct iovec slot;
+    return transfer(image, iov_one(&slot, buf, len), off, 0, read_co);
+}
+
+int byre_readv(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off)
+{
+    return transfer(image, iov_of(iov, iov_count), off, 0, read_co);
+}
+
+int byre_write(struct byre_image *image, const void *buf, size_t len, uint64_t off, unsigned flags)
+{
+    struct iovec slot;
+    return transfer(image, iov_one(&slot, buf, len), off, flags, write_co);
+}
+
+int byre_writev(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off, unsigned flags)
+{
+    return transfer(image, iov_of(iov, iov_count), off, flags, write_co);
+}
+
+int byre_zero(struct byre_image *image, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct io io = { .off = off, .len = len, .flags = flags };
+    int r = io_check(image, off, len);
+    if (!r)
+        r = flags_check(flags, BYRE_FUA | BYRE_UNMAP | BYRE_NO_FALLBACK);
+    return r || !len ? r : run_io(image, zero_co, &io);
+}
+
+int byre_discard(struct byre_image *image, uint64_t off, uint64_t len)
+{
+    struct io io = { .off = off, .len = len };
+    int r = io_check(image, off, len);
+    return r || !len ? r : run_io(image, discard_co, &io);
+}
+
+int byre_flush(struct byre_image *image)
+{
+    struct io io = { 0 };
+    return run_io(image, flush_co, &io);
+}
+
+struct resizing { struct graph_node *node; uint64_t size; int prealloc; struct byre_err *err; };
+
+static int resize_co(struct co *co, void *arg)
+{
+    struct resizing *rs = arg;
+    return graph_resize(co, rs->node, rs->size, (enum fmt_prealloc)rs->prealloc, rs->err);
+}
+
+int byre_resize(struct byre_image *image, uint64_t size, int prealloc, struct byre_err *err)
+{
+    struct resizing rs = { image->node, size, prealloc, err };
+    if (prealloc < 0 || prealloc > BYRE_PREALLOC_FULL)
+        return byre_fail(err, BAD_ARGUMENT, "the preallocation mode is out of range");
+    return lib_call(image->ctx, lib_home(image->ctx), resize_co, &rs);
+}

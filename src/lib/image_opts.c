@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * image_opts.c: node options given as a list become a json: name, so that one place decides what they mean (graph/).
+ *
+ * Purpose      Only the spelling changes: keys and values stay strings, which json: names accept.
+ * Owns         nothing
+ * Invariants   I1 the text that comes out is one JSON object without duplicate keys (the last value holds)
+ * Concurrency  any thread
+ * Failure      BAD_OPTION, NOMEM; *ret_name untouched
+ * Tests        lib_test.c
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/json_out.h"
+#include "base/opt.h"
+#include "lib/image_opts.h"
+
+#define KEYS_MAX 64
+
+struct pairs { char *key[KEYS_MAX], *value[KEYS_MAX]; unsigned count; };
+
+static void pairs_fini(struct pairs *p)
+{
+    for (unsigned i = 0; i < p->count; i++) {
+        free(p->key[i]);
+        free(p->value[i]);
+    }
+}
+
+/* Takes key and value over. */
+static int pairs_add(struct pairs *p, char *key, char *value, struct byre_err *err)
+{
+    for (unsigned i = 0; i < p->count; i++) {
+        if (strcmp(p->key[i], key) == 0) {
+            free(key);
+            free(p->value[i]);
+            p->value[i] = value;
+            return 0;
+        }
+    }
+    if (p->count == KEYS_MAX) {
+        free(key);
+        free(value);
+        return byre_fail(err, LIMIT, "more than %d image options", KEYS_MAX);
+    }
+    p->key[p->count] = key;
+    p->value[p->count++] = value;
+    return 0;
+}
+
+static int pairs_parse(struct pairs *p, const char *list, struct byre_err *err)
+{
+    for (;;) {
+        char *key = NULL, *value = NULL;
+        int r = opt_list_next(&list, &key, &value);
+        if (r == -EINVAL)
+            return byre_fail(err, BAD_OPTION, "the image options hold an empty name");
+        if (r < 0)
+            return byre_fail(err, NOMEM, "no memory for image options");
+        if (r == 0)
+            return 0;
+        if (!value && !(value = strdup("on"))) {
+            free(key);
+            return byre_fail(err, NOMEM, "no memory for image options");
+        }
+        r = pairs_add(p, key, value, err);
+        if (r)
+            return r;
+    }
+}
+
+static bool has_key(const struct pairs *p, const char *prefix, size_t n)
+{
+    for (unsigned i = 0; i < p->count; i++)
+        if (strncmp(p->key[i], prefix, n) == 0)
+            return true;
+    return false;
+}
+
+static int emit(const struct pairs *p, char **ret_name, struct byre_err *err)
+{
+    struct json_out j;
+    bool bare = !has_key(p, "driver", 7) && !has_key(p, "file.", 5);    /* the file is named without its level */
+    json_out_init(&j, false);
+    jo_open_obj(&j, NULL);
+    for (unsigned i = 0; i < p->count; i++)
+        jo_str(&j, bare && strcmp(p->key[i], "filename") == 0 ? "file.filename" : p->key[i], p->value[i]);
+    jo_close(&j);
+    char *name = json_out_error(&j) ? NULL : malloc(j.len_bytes + 6);
+    if (name) {
+        memcpy(name, "json:", 5);
+        memcpy(name + 5, j.text, j.len_bytes + 1);
+    }
+    json_out_fini(&j);
+    if (!name)
+        return byre_fail(err, NOMEM, "no memory for image options");
+    *ret_name = name;
+    return 0;
+}
+
+int image_opts_to_name(const char *list, char **ret_name, struct byre_err *err)
+{
+    struct pairs p = { .count = 0 };
+    int r = pairs_parse(&p, list, err);
+    if (!r)
+        r = emit(&p, ret_name, err);
+    pairs_fini(&p);
+    return r;
+}

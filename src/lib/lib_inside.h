@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lib_inside.h: what the parts of the command that also drive ctl/ (serve, daemon) need of the library's objects.
+ * Not installed, not exported.
+ */
+#ifndef LIB_INSIDE_H
+#define LIB_INSIDE_H
+
+struct byre_ctx;
+struct byre_image;
+struct graph;
+struct graph_node;
+struct rt;
+
+struct byre_export;
+struct nbd_server;
+struct rt *byre_ctx_rt(struct byre_ctx *ctx);
+struct graph *byre_ctx_graph(struct byre_ctx *ctx);
+struct graph_node *byre_image_node(struct byre_image *image);
+struct nbd_server *byre_export_server(struct byre_export *e);
+
+#endif
