@@ -171,7 +171,8 @@ static bool handle(struct co *co, struct nbd_conn *c, enum nbdp_event ev)
         on_find_export(co, c);
         return true;
     case NBDP_LIST:
-        (void)rt_call(co, c->server->home, list_on_home, c);      /* no memory: the list is short */
+        if (rt_call(co, c->server->home, list_on_home, c))
+            return false;
         nbdp_list_end(c->p);
         return true;
     case NBDP_READY:

@@ -52,7 +52,7 @@ static void accept_main(struct co *co, void *arg)
             continue;
         }
         tune(fd);
-        (void)nbd_conn_start(s, fd);                  /* no memory: this client is refused, others live on */
+        nbd_conn_start(s, fd);
     }
 }
 

@@ -109,7 +109,7 @@ struct nbd_conn {
 };
 
 /* nbd_server.c */
-MUST_USE int nbd_conn_start(struct nbd_server *s, int fd);               /* takes fd; home loop */
+void nbd_conn_start(struct nbd_server *s, int fd);     /* takes fd; home loop. No memory: the client is refused, others live on */
 int nbd_conn_find_export(struct co *co, struct nbd_conn *c, const char *name, size_t len);   /* sets c->x; any loop; -ENOENT */
 void nbd_listener_free(struct nbd_listener *l);
 void nbd_listener_stop(struct co *co, struct nbd_listener *l);

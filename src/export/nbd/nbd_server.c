@@ -221,13 +221,22 @@ static unsigned least_busy_loop(const struct nbd_server *s)
     return best;
 }
 
-int nbd_conn_start(struct nbd_server *s, int fd)
+static void forget(struct nbd_conn *c)
+{
+    struct nbd_server *s = c->server;
+    list_remove(&c->link);
+    s->n_conns--;
+    s->per_loop[c->loop_index]--;
+    free(c);
+}
+
+void nbd_conn_start(struct nbd_server *s, int fd)
 {
     INV(I3, !s->stopping);
     struct nbd_conn *c = calloc(1, sizeof *c);
     if (!c) {
         close(fd);
-        return -ENOMEM;
+        return;
     }
     c->server = s;
     c->fd = fd;
@@ -241,15 +250,10 @@ int nbd_conn_start(struct nbd_server *s, int fd)
     list_push_back(&s->conns, &c->link);
     s->n_conns++;
     s->per_loop[c->loop_index]++;
-    int r = rt_spawn_on(c->loop, nbd_conn_main, c);
-    if (r) {
+    if (rt_spawn_on(c->loop, nbd_conn_main, c)) {
         close(fd);
-        list_remove(&c->link);
-        s->n_conns--;
-        s->per_loop[c->loop_index]--;
-        free(c);
+        forget(c);
     }
-    return r;
 }
 
 static void free_if_gone(struct nbd_conn *c)
@@ -258,10 +262,7 @@ static void free_if_gone(struct nbd_conn *c)
     if (!c->gone_seen || (c->stop_posted && !c->stop_acked))
         return;      /* I1 */
     release_export(c);
-    list_remove(&c->link);
-    s->n_conns--;
-    s->per_loop[c->loop_index]--;
-    free(c);
+    forget(c);
     co_wake_all(&s->changed);
 }
 
@@ -291,17 +292,22 @@ static void stop_connections(struct nbd_server *s, const struct nbd_export *x)
     }
 }
 
-int nbd_server_remove(struct co *co, struct nbd_server *s, struct nbd_export *x, bool force, struct byre_err *err)
+static void remove_export(struct co *co, struct nbd_server *s, struct nbd_export *x)
 {
-    ASSERT_LOOP(s->home);
-    if (x->users && !force)
-        return byre_fail(err, PERMISSION, "NBD export '%.64s' is in use by %u connections", x->name, x->users);
     list_remove(&x->link);
     x->removed = true;
     stop_connections(s, x);
     while (x->users)
         co_wait(co, &s->changed);
     export_free(x);
+}
+
+int nbd_server_remove(struct co *co, struct nbd_server *s, struct nbd_export *x, bool force, struct byre_err *err)
+{
+    ASSERT_LOOP(s->home);
+    if (x->users && !force)
+        return byre_fail(err, PERMISSION, "NBD export '%.64s' is in use by %u connections", x->name, x->users);
+    remove_export(co, s, x);
     return 0;
 }
 
@@ -315,5 +321,5 @@ void nbd_server_stop(struct co *co, struct nbd_server *s)
     while (s->n_conns)
         co_wait(co, &s->changed);
     while (!list_empty(&s->exports))
-        (void)nbd_server_remove(co, s, export_of(list_first(&s->exports)), true, NULL);   /* nobody uses it: cannot fail */
+        remove_export(co, s, export_of(list_first(&s->exports)));
 }
