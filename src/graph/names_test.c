@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * names_test.c: what file names mean.
+ *
+ * Purpose      One row per form of name and policy.
+ * Owns         Nothing.
+ * Invariants   None.
+ * Concurrency  None.
+ * Failure      A failed check names the row.
+ * Tests        This is one.
+ */
+#include "base/test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/graph_priv.h"
+
+struct row {
+    enum graph_policy policy;
+    const char *text, *overlay;
+    int result;
+    const char *path, *format;           /* "path" or the reason of the refusal */
+    bool as_file, no_backing;
+};
+
+#define E GRAPH_ECOSYSTEM
+#define S GRAPH_STRICT
+static const struct row rows[] = {
+    { E, "a.img", NULL, 0, "a.img", NULL, false, false },
+    { E, "a.img", "top", 0, "a.img", NULL, false, false },
+    { E, "a.img", "/x/y/top", 0, "/x/y/a.img", NULL, false, false },
+    { E, "../a.img", "x/top", 0, "x/../a.img", NULL, false, false },
+    { E, "/a.img", "/x/top", 0, "/a.img", NULL, false, false },
+    { E, "./a:b", NULL, 0, "./a:b", NULL, false, false },
+    { E, "x/a:b", NULL, 0, "x/a:b", NULL, false, false },
+    { E, "file:a.img", "/x/top", 0, "a.img", NULL, false, false },
+    { E, "file:/a.img", NULL, 0, "/a.img", NULL, false, false },
+    { E, "file:", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "a:b", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "nbd:localhost:10809", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "nbd+unix:///x?socket=y", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "https://x/y", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { S, "a:b", NULL, 0, "a:b", NULL, false, false },
+    { S, "json:{}", NULL, 0, "json:{}", NULL, false, false },
+    { S, "a.img", "/x/top", 0, "/x/a.img", NULL, false, false },
+    { S, "file:a", "/x/top", -EPERM, "REFUSED_REFERENCE", NULL, false, false },
+    { S, "json:{\"driver\":\"raw\",\"file.filename\":\"a\"}", "/x/top", -EPERM, "REFUSED_REFERENCE", NULL, false, false },
+    { S, "nbd://x", "/x/top", -EPERM, "REFUSED_REFERENCE", NULL, false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"a\"}}", "/x/top", 0, "a", "qcow2", false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file.filename\":\"a\",\"file.driver\":\"file\",\"backing\":null}", NULL, 0, "a", "qcow2", false, true },
+    { E, "json: {\"file\": {\"filename\": \"a\"}}", NULL, 0, "a", NULL, false, false },
+    { E, "json:{\"driver\":\"file\",\"filename\":\"a\"}", NULL, 0, "a", NULL, true, false },
+    { E, "json:{\"driver\":\"host_device\",\"filename\":\"/dev/x\"}", NULL, 0, "/dev/x", NULL, true, false },
+    { E, "json:{\"driver\":\"raw\",\"file.filename\":\"a:b\",\"read-only\":\"on\",\"file.locking\":\"off\"}", NULL, 0, "a:b", "raw", false, false },
+    { E, "json:{\"filename\":\"a\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "json:{\"driver\":\"qcow2\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file\":\"a\"}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file.filename\":1}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file.filename\":\"\"}", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file.filename\":\"a\",\"foo\":1}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"nbd\",\"filename\":\"a\"}}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "json:{\"driver\":\"raw\",\"driver\":\"raw\",\"file.filename\":\"a\"}", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "json:[1]", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "json:{", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "json:{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{}}}}}}}}}", NULL, -E2BIG, "LIMIT", NULL, false, false },
+    { E, "json:{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":1}}}}}}}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "json:{\"driver\":\"raw\",\"file.filename\":\"{[{[{[{[{[\"}", NULL, 0, "{[{[{[{[{[", "raw", false, false },
+};
+
+static bool same(const char *a, const char *b) { return a == b || (a && b && !strcmp(a, b)); }
+
+static void test_rows(void **state)
+{
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        const struct row *t = &rows[i];
+        struct name_ref ref;
+        struct byre_err err = { 0 };
+        int r = name_parse(t->policy, t->text, t->overlay, &ref, &err);
+        bool ok = r == t->result;
+        if (!r)
+            ok = ok && same(ref.path, t->path) && same(ref.format, t->format) && ref.as_file == t->as_file && ref.no_backing == t->no_backing;
+        else
+            ok = ok && same(err.reason, t->path) && !ref.path && !ref.format && !ref.node_name;
+        if (!ok)
+            print_error("row %zu, '%s': %d, path %s, %s: %s\n", i, t->text, r, r ? "" : ref.path, r ? err.reason : "", r ? err.text : "");
+        assert_true(ok);
+        if (!r)
+            name_ref_fini(&ref);
+    }
+}
+
+static void test_options(void **state)
+{
+    struct name_ref ref;
+    assert_int_equal(name_parse(E, "json:{\"driver\":\"raw\",\"node-name\":\"n1\",\"discard\":\"unmap\",\"cache\":{\"direct\":true,\"no-flush\":false},"
+                                   "\"file\":{\"filename\":\"a\",\"locking\":\"off\",\"aio\":\"native\",\"read-only\":true}}", NULL, &ref, NULL), 0);
+    assert_string_equal(ref.node_name, "n1");
+    assert_int_equal(ref.discard, NAME_YES);
+    assert_int_equal(ref.direct, NAME_YES);
+    assert_int_equal(ref.no_flush, NAME_NO);
+    assert_int_equal(ref.locking, NAME_NO);
+    assert_int_equal(ref.read_only, NAME_YES);
+    assert_int_equal(ref.force_share, NAME_UNSET);
+    name_ref_fini(&ref);
+}
+
+/* Long and deep texts are refused before they are parsed. */
+static void test_limits(void **state)
+{
+    struct name_ref ref;
+    struct byre_err err;
+    size_t len = 70000;
+    char *text = malloc(len + 1);
+    memset(text, '[', len);
+    memcpy(text, "json:", 5);
+    text[len] = 0;
+    assert_int_equal(name_parse(E, text, NULL, &ref, &err), -E2BIG);
+    text[1000] = 0;
+    assert_int_equal(name_parse(E, text, NULL, &ref, &err), -E2BIG);
+    memset(text + 5, ' ', len - 5);
+    assert_int_equal(name_parse(E, text, NULL, &ref, &err), -E2BIG);
+    memset(text, '\\', len);
+    memcpy(text, "json:\"", 6);
+    text[len] = 0;
+    text[1001] = 0;
+    assert_int_equal(name_parse(E, text, NULL, &ref, &err), -EINVAL);
+    free(text);
+}
+
+int main(void)
+{
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rows), cmocka_unit_test(test_options), cmocka_unit_test(test_limits) };
+    return cmocka_run_group_tests_name("names", tests, NULL, NULL);
+}
