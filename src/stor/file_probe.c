@@ -200,7 +200,7 @@ bool probe_ext4_options_promise(const char *options)
 static bool ext4_promises(dev_t dev)
 {
     enum { OPTIONS_BYTES = 4096 };
-    char link[64], target[256], path[320];
+    char link[64], target[192], path[96];
     snprintf(link, sizeof link, "/sys/dev/block/%u:%u", major(dev), minor(dev));
     ssize_t n = readlink(link, target, sizeof target - 1);
     char *name = NULL;
@@ -211,7 +211,7 @@ static bool ext4_promises(dev_t dev)
     char *options = name ? malloc(OPTIONS_BYTES) : NULL;
     if (!options)
         return false;
-    snprintf(path, sizeof path, "/proc/fs/ext4%s/options", name);
+    snprintf(path, sizeof path, "/proc/fs/ext4%.48s/options", name);
     bool yes = read_text(path, options, OPTIONS_BYTES) && probe_ext4_options_promise(options);
     free(options);
     return yes;

@@ -148,6 +148,8 @@ static int lead_flush(struct co *co, struct stor *s, struct flush_waiter *follow
     op_begin(y, &op);
     int res = atomic_load(&y->failed) ? -EIO : s->ops->flush(co, s);
     ASSERT(res <= 0);
+    if (res < 0)
+        atomic_store(&y->failed, true);   /* before the next leader asks the kernel, which would find no error */
     pass_lead(y);
     int r = op_end(co, y, &op, res < 0, true);
     res = res < 0 ? res : r;
