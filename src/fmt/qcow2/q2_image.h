@@ -20,6 +20,8 @@ struct q2_snapshot {                    /* one entry of the snapshot table, pars
     uint32_t date_sec, date_nsec;
     uint64_t vm_clock_ns, vm_state_size, disk_size, icount;
     bool has_disk_size, has_icount;
+    uint8_t *extra; uint32_t extra_len; /* extra data behind the fields above, kept as found; at most 1000 bytes */
+    bool lost;                          /* check found its L1 table outside the file */
     bool l1_ok;                         /* l1_off and l1_size passed q2_table_ok; else they must not be used */
 };
 struct q2_bitmap {                      /* one entry of the bitmap directory, parsed */

@@ -4,16 +4,17 @@
  *
  * Purpose      Fills struct fmt_info from the open image.
  * Owns         Nothing: every string is copied for the caller.
- * Invariants   I1 No I/O and no second file: works without data file, backing file and keys (1.073, 1.080).
- * Order        None.
- * Concurrency  Home loop.
- * Failure      -ENOMEM, then nothing is left allocated.
+ * Invariants   I1 No second file is touched: works without data file, backing file and keys (1.073, 1.080).
+ *              I2 Broken snapshot tables and bitmap directories make the lists shorter, not the call fail (G.015).
+ * Order        Reads only.
+ * Concurrency  Home loop; suspends in reads.
+ * Failure      -ENOMEM, -EIO; then nothing is left allocated.
  * Tests        tests/interop/test_q2_create.py
  */
 #include <stdlib.h>
 #include <string.h>
 
-#include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_snapshot.h"
 
 static bool dup_to(char **ret, const char *s)
 {
@@ -23,43 +24,52 @@ static bool dup_to(char **ret, const char *s)
     return *ret != NULL;
 }
 
-static bool fill_snapshots(const struct q2_image *q, struct fmt_info *i)
+static int fill_snapshots(struct co *co, const struct q2_image *q, struct fmt_info *i)
 {
-    if (!q->snapshot_count)
-        return true;
-    i->snapshots = calloc(q->snapshot_count, sizeof *i->snapshots);
-    if (!i->snapshots)
-        return false;
-    for (; i->snapshot_count < q->snapshot_count; ) {
-        const struct q2_snapshot *s = &q->snapshots[i->snapshot_count];
+    struct q2_snapshot_scan scan;
+    int rc = q2_snapshots_scan(co, q->im.store, &q->g, &q->h, &scan);
+    if (rc || !scan.count) {
+        q2_snapshots_free(scan.snapshots, scan.count);
+        return rc;
+    }
+    i->snapshots = calloc(scan.count, sizeof *i->snapshots);
+    rc = i->snapshots ? 0 : -ENOMEM;
+    while (!rc && i->snapshot_count < scan.count) {
+        const struct q2_snapshot *s = &scan.snapshots[i->snapshot_count];
         struct fmt_snapshot_info *r = &i->snapshots[i->snapshot_count++];
         *r = (struct fmt_snapshot_info){
             .vm_state_size = s->vm_state_size, .disk_size = s->disk_size, .vm_clock_ns = s->vm_clock_ns,
             .icount = s->icount, .date_sec = s->date_sec, .date_nsec = s->date_nsec, .has_icount = s->has_icount,
         };
         if (!dup_to(&r->id, s->id) || !dup_to(&r->name, s->name))
-            return false;
+            rc = -ENOMEM;
     }
-    return true;
+    q2_snapshots_free(scan.snapshots, scan.count);
+    return rc;
 }
 
-static bool fill_bitmaps(const struct q2_image *q, struct fmt_info *i)
+static int fill_bitmaps(struct co *co, const struct q2_image *q, struct fmt_info *i)
 {
-    if (!q->bitmap_count)
-        return true;
-    i->bitmaps = calloc(q->bitmap_count, sizeof *i->bitmaps);
-    if (!i->bitmaps)
-        return false;
-    for (; i->bitmap_count < q->bitmap_count; ) {
-        const struct q2_bitmap *b = &q->bitmaps[i->bitmap_count];
+    struct q2_bitmap *list = NULL;
+    uint32_t count = 0;
+    int rc = q2_bitmaps_load(co, q->im.store, &q->g, &q->h, &list, &count, NULL);
+    if (rc == -EINVAL)
+        return 0;
+    if (rc || !count)
+        return rc;
+    i->bitmaps = calloc(count, sizeof *i->bitmaps);
+    rc = i->bitmaps ? 0 : -ENOMEM;
+    while (!rc && i->bitmap_count < count) {
+        const struct q2_bitmap *b = &list[i->bitmap_count];
         struct fmt_bitmap_info *r = &i->bitmaps[i->bitmap_count++];
         *r = (struct fmt_bitmap_info){
             .granularity = 1u << b->granularity_bits, .in_use = b->flags & Q2_BITMAP_IN_USE, .auto_on = b->flags & Q2_BITMAP_AUTO,
         };
         if (!dup_to(&r->name, b->name))
-            return false;
+            rc = -ENOMEM;
     }
-    return true;
+    q2_bitmaps_free(list, count);
+    return rc;
 }
 
 int q2_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err)
@@ -83,10 +93,13 @@ int q2_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, stru
         .compression = h->compression_type ? "zstd" : "zlib",
     };
     bool ok = dup_to(&i.backing_name, h->backing_name) && dup_to(&i.backing_format, h->backing_format) &&
-              dup_to(&i.data_file, i.has_data_file ? h->data_file : NULL) && fill_snapshots(q, &i) && fill_bitmaps(q, &i);
-    if (!ok) {
+              dup_to(&i.data_file, i.has_data_file ? h->data_file : NULL);
+    int rc = ok ? fill_snapshots(co, q, &i) : -ENOMEM;
+    if (!rc)
+        rc = fill_bitmaps(co, q, &i);
+    if (rc) {
         fmt_info_fini(&i);
-        return byre_fail(err, NOMEM, "%s: no memory for the description", q->name);
+        return byre_fail_code(err, IO, rc, "%s: cannot be described: %s", q->name, strerror(-rc));
     }
     *ret_info = i;
     return 0;

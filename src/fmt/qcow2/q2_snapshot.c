@@ -31,6 +31,7 @@ void q2_snapshots_free(struct q2_snapshot *s, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         free(s[i].id);
         free(s[i].name);
+        free(s[i].extra);
     }
     free(s);
 }
@@ -123,6 +124,20 @@ static int read_strings(struct co *co, struct q2_stream *st, const struct entry 
     return sn->id && sn->name ? 0 : -ENOMEM;
 }
 
+/* Extra data that nobody here knows. */
+static int read_extra(struct co *co, struct q2_stream *st, struct q2_snapshot *sn)
+{
+    const uint8_t *p;
+    int rc = q2_stream_get(co, st, sn->extra_len, &p);
+    if (rc || !sn->extra_len)
+        return rc;
+    sn->extra = malloc(sn->extra_len);
+    if (!sn->extra)
+        return -ENOMEM;
+    memcpy(sn->extra, p, sn->extra_len);
+    return 0;
+}
+
 /* One entry. -ENODATA: the table is cut. *sn may hold strings on failure. */
 static int read_entry(struct co *co, struct q2_stream *st, const struct q2_geom *g, uint64_t virtual_size, struct q2_snapshot *sn, unsigned *faults)
 {
@@ -142,11 +157,10 @@ static int read_entry(struct co *co, struct q2_stream *st, const struct q2_geom 
     if ((rc = q2_stream_get(co, st, known, &p)))
         return rc;
     parse_extra(p, known, sn);
-    if ((rc = q2_stream_skip(st, e.extra_len - known)) || (rc = read_strings(co, st, &e, sn, faults)))
+    sn->extra_len = (uint32_t)min_u64(e.extra_len, Q2_SNAPSHOT_EXTRA_MAX) - known;
+    if ((rc = read_extra(co, st, sn)) || (rc = q2_stream_skip(st, e.extra_len - known - sn->extra_len)) || (rc = read_strings(co, st, &e, sn, faults)))
         return rc;
-    /* The padding of the last entry need not be in the file. */
-    uint64_t pad = -(st->pos - start) & 7;
-    return q2_stream_skip(st, min_u64(pad, st->end - st->pos));
+    return q2_stream_skip(st, min_u64(-(st->pos - start) & 7, st->end - st->pos));
 }
 
 static int scan_entries(struct co *co, struct q2_stream *st, const struct q2_geom *g, const struct q2_header *h, struct q2_snapshot_scan *scan)
@@ -170,9 +184,11 @@ static int scan_entries(struct co *co, struct q2_stream *st, const struct q2_geo
         if (faults && !scan->faults)
             scan->first_bad = i;
         scan->faults |= faults;
+        scan->bad_entries += (faults & (Q2_SNAP_BIG_EXTRA | Q2_SNAP_SHORT_EXTRA)) != 0;
         if (rc) {
             free(sn->id);
             free(sn->name);
+            free(sn->extra);
             return rc == -ENODATA ? 0 : rc;
         }
         scan->count = i + 1;
@@ -192,11 +208,7 @@ int q2_snapshots_scan(struct co *co, struct stor *s, const struct q2_geom *g, co
     int rc = stor_length(co, s, &file);
     if (rc)
         return rc;
-    if (h->snapshots_off >= file) {
-        ret->faults = Q2_SNAP_CUT;
-        return 0;
-    }
-    rc = q2_stream_init(&st, s, h->snapshots_off, min_u64(file, h->snapshots_off + Q2_SNAPSHOT_TABLE_MAX));
+    rc = q2_stream_init(&st, s, h->snapshots_off, h->snapshots_off + Q2_SNAPSHOT_TABLE_MAX);
     if (!rc)
         rc = scan_entries(co, &st, g, h, &scan);
     q2_stream_fini(&st);
@@ -209,14 +221,18 @@ int q2_snapshots_scan(struct co *co, struct stor *s, const struct q2_geom *g, co
             scan.first_bad = Q2_SNAPSHOTS_MAX;
         scan.faults |= Q2_SNAP_COUNT;
     }
+    if (!range_inside(h->snapshots_off, scan.table_bytes, round_up(file, g->cluster_size)))
+        scan.faults |= Q2_SNAP_OUTSIDE;
     *ret = scan;
     return 0;
 }
 
 static const char *fault_text(unsigned faults)
 {
+    if (faults & Q2_SNAP_OUTSIDE)
+        return "the table ends behind the end of the file";
     if (faults & Q2_SNAP_CUT)
-        return "the table is cut short or longer than 64 MiB";
+        return "the table is longer than 64 MiB";
     if (faults & Q2_SNAP_BIG_EXTRA)
         return "it has more than 1024 bytes of extra data";
     if (faults & Q2_SNAP_BAD_NAME)

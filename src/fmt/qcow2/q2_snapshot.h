@@ -12,8 +12,9 @@ enum {
     Q2_SNAP_BIG_EXTRA = 1u << 0,       /* more than 1024 bytes of extra data: the known part is used */
     Q2_SNAP_SHORT_EXTRA = 1u << 1,     /* version 3 asks for 16 bytes of extra data */
     Q2_SNAP_BAD_NAME = 1u << 2,        /* id or name too long, not UTF-8 or with control characters */
-    Q2_SNAP_CUT = 1u << 3,             /* the file or the 64 MiB limit ends before the table does: the rest is not in the list */
+    Q2_SNAP_CUT = 1u << 3,             /* the table goes on behind 64 MiB: the rest is not in the list */
     Q2_SNAP_COUNT = 1u << 4,           /* more than 65,536 entries: the rest is not in the list */
+    Q2_SNAP_OUTSIDE = 1u << 5,         /* the table goes on behind the end of the file (read as zeros) */
 };
 
 struct q2_snapshot_scan {
@@ -22,6 +23,7 @@ struct q2_snapshot_scan {
     uint64_t table_bytes;              /* from the first byte of the table to the end of the last entry read */
     unsigned faults;                   /* Q2_SNAP_* of all entries together */
     uint32_t first_bad;                /* index of the first entry with a fault */
+    uint32_t bad_entries;              /* entries with BIG_EXTRA or SHORT_EXTRA */
 };
 
 /* Reads as much of the table as can be read. Fails only for -ENOMEM and errors of the store. Release with

@@ -39,7 +39,8 @@ int q2_stream_get(struct co *co, struct q2_stream *s, uint32_t n, const uint8_t 
         return -ENODATA;
     if (!range_inside(s->pos - s->buf_off, n, s->buf_len)) {
         uint32_t len = (uint32_t)min_u64(Q2_STREAM_BUF, s->end - s->pos);
-        int rc = stor_read_exact(co, s->store, s->buf, len, s->pos);
+        struct iovec v;
+        int rc = stor_read(co, s->store, iov_one(&v, s->buf, len), s->pos);
         if (rc)
             return rc;
         s->buf_off = s->pos;

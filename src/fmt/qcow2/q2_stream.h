@@ -20,7 +20,7 @@ struct q2_stream {
     uint8_t *buf;              /* Q2_STREAM_BUF bytes */
 };
 
-/* Over [off, end). -ENOMEM. */
+/* Over [off, end); what lies behind the end of the store reads as zeros. -ENOMEM. */
 MUST_USE int q2_stream_init(struct q2_stream *s, struct stor *store, uint64_t off, uint64_t end);
 void q2_stream_fini(struct q2_stream *s);
 /* The next n bytes (n <= Q2_STREAM_BUF) in place, valid until the next call; they are consumed. -ENODATA: fewer are

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_check_priv.h: what check found out, shared by check and repair only.
+ */
+#ifndef Q2_CHECK_PRIV_H
+#define Q2_CHECK_PRIV_H
+
+#include "fmt/qcow2/q2_counts.h"
+#include "fmt/qcow2/q2_walk.h"
+
+#define Q2_STORED_LARGE 65535u          /* stored counts at or above this are kept as this; see q2_stored_exact */
+
+struct q2_checker {
+    struct q2_image *q;
+    struct stor *store;
+    const struct q2_geom *g;
+    const struct fmt_check_opts *o;
+    struct fmt_check_result res;
+    bool quiet;                         /* findings are not told (second pass after repair) */
+    uint64_t file_bytes, clusters;      /* clusters the file has, the last one perhaps cut short */
+    struct q2_counts refs, stored;      /* found and stored counts; one more index than clusters */
+    struct q2_counts l2_uses;           /* of those references, how many are as an (aligned) L2 table */
+    uint64_t *rt; uint64_t rt_entries;  /* refcount table as stored, host order; only what covers the file */
+    uint64_t *rt_bad;                   /* bitmap: the block of this entry cannot be read or found */
+    struct q2_snapshot_scan snapshots;
+    struct q2_bitmap *bitmaps; uint32_t bitmap_count;
+    bool bitmaps_valid, bitmaps_broken;
+    uint64_t next_contiguous;
+    /* for repair */
+    bool incomplete;                    /* some references could not be counted: nothing may be freed */
+    bool unsure;                        /* a snapshot or the bitmaps are unreachable: careful repair frees nothing */
+    bool rebuild;                       /* the refcount structure itself is unusable */
+    uint64_t bad_entries;               /* L1, L2 entries that repair can mend */
+    uint64_t low, flags;                /* counts that are too low; COPIED flags that are wrong */
+    uint64_t structure_faults;          /* corruptions that a rebuild mends */
+    uint64_t leftover;                  /* lowest offset of a reference outside the file that stays; UINT64_MAX: none */
+};
+
+PRINTF_LIKE(4, 5) void q2_finding(struct q2_checker *k, bool fixed, const char *id, const char *fmt, ...);
+/* Walk of the image with the checker's tables. */
+struct q2_walk q2_checker_walk(struct q2_checker *k, unsigned parts, const struct q2_visitor *v, void *arg);
+/* Has the refcount of this cluster been read? */
+bool q2_stored_known(const struct q2_checker *k, uint64_t cluster);
+/* Exact stored count of a cluster whose kept count is Q2_STORED_LARGE. */
+MUST_USE int q2_stored_exact(struct co *co, const struct q2_checker *k, uint64_t cluster, uint64_t *ret);
+/* References of a cluster, as far as the width of the counts can hold them. */
+static inline uint64_t q2_refs_wanted(const struct q2_checker *k, uint64_t cluster)
+{
+    return min_u64(q2_counts_get(&k->refs, cluster), k->g->refcount_max);
+}
+/* Reads and counts everything; fills res. -ENOMEM, -EIO (length). */
+MUST_USE int q2_gather(struct co *co, struct q2_checker *k, struct byre_err *err);
+void q2_checker_fini(struct q2_checker *k);
+
+/* q2_repair.c: mends what o->fix allows. On return the image is to be loaded and checked anew.
+ * *ret_changed: something was, or may have been, written. */
+MUST_USE int q2_repair(struct co *co, struct q2_checker *k, bool *ret_changed, struct byre_err *err);
+/* Clears the dirty and corrupt bits of an image that was found sound. */
+MUST_USE int q2_repair_finish(struct co *co, struct q2_checker *k, struct byre_err *err);
+/* What stands in place of a mapping entry that breaks the rules, or the entry itself (pure). r->kind, raw, off and
+ * outside as the walk gives them; unallocated_reads_zero: an unallocated cluster of this image reads zeros. */
+uint64_t q2_mend_entry(const struct q2_geom *g, const struct q2_ref *r, bool unallocated_reads_zero);
+
+/* q2_rebuild.c: a new refcount structure with exact counts, and a new snapshot table if asked for, behind everything
+ * that there is; one header sector switches to them. -ENOSPC, -EIO, -E2BIG (table over 8 MiB). */
+MUST_USE int q2_rebuild(struct co *co, struct q2_checker *k, bool new_snapshots, struct byre_err *err);
+/* Bytes of a snapshot table that holds the list (buf NULL: the length only). */
+uint64_t q2_snapshots_emit(const struct q2_snapshot_scan *scan, const struct q2_geom *g, uint8_t *buf);
+
+/* q2_edit.c: 8-byte table entries to be changed, collected and written sector by sector. */
+struct q2_edit { uint64_t off, value; };
+struct q2_edits { struct q2_edit *list; size_t count; };
+#define Q2_EDITS_MAX 65536u
+MUST_USE int q2_edits_init(struct q2_edits *e);
+void q2_edits_fini(struct q2_edits *e);
+/* Adds one; writes all when the list is full. off: multiple of 8. Suspends. */
+MUST_USE int q2_edits_add(struct co *co, struct q2_edits *e, struct q2_image *q, uint64_t off, uint64_t value);
+/* Writes what is left, without a barrier. Suspends. */
+MUST_USE int q2_edits_apply(struct co *co, struct q2_edits *e, struct q2_image *q);
+
+#endif

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_edit.c: applies changes of table entries.
+ *
+ * Purpose      Repair decides entry by entry and writes in batches: a sector is read and written once per batch.
+ * Owns         The list.
+ * Invariants   I1 Every write is whole 512-byte sectors; an entry never straddles two.
+ *              I2 The order within a batch does not matter to the caller; barriers are the caller's.
+ * Order        None of its own.
+ * Concurrency  Home loop, inside meta_struct_begin.
+ * Failure      -EIO leaves each sector old or new.
+ * Tests        q2_check_test.c
+ */
+#include <stdlib.h>
+
+#include "base/endian.h"
+#include "fmt/qcow2/q2_check_priv.h"
+
+#define SPAN_MAX 65536u              /* bytes rewritten at once */
+#define GAP_MAX 4096u                /* entries closer than this share a span */
+
+int q2_edits_init(struct q2_edits *e)
+{
+    *e = (struct q2_edits){ .list = malloc(Q2_EDITS_MAX * sizeof *e->list) };
+    return e->list ? 0 : -ENOMEM;
+}
+
+void q2_edits_fini(struct q2_edits *e)
+{
+    free(e->list);
+    *e = (struct q2_edits){ 0 };
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    uint64_t x = ((const struct q2_edit *)a)->off, y = ((const struct q2_edit *)b)->off;
+    return x < y ? -1 : x > y;
+}
+
+/* Applies list[from..to) that lie within one span. */
+static int apply_span(struct co *co, struct q2_image *q, const struct q2_edit *from, const struct q2_edit *to, uint8_t *buf)
+{
+    uint64_t start = round_down(from->off, 512), len = round_up((to - 1)->off + 8, 512) - start;
+    struct iovec v;
+    int rc = stor_read(co, q->im.store, iov_one(&v, buf, len), start);
+    if (rc)
+        return rc;
+    for (const struct q2_edit *e = from; e < to; e++)
+        be64_put((be64 *)(buf + (e->off - start)), e->value);
+    return meta_write_now(co, q->meta, buf, len, start);
+}
+
+int q2_edits_apply(struct co *co, struct q2_edits *e, struct q2_image *q)
+{
+    uint8_t *buf = NULL;
+    int rc = 0;
+    if (!e->count)
+        return 0;
+    if (posix_memalign((void **)&buf, 4096, SPAN_MAX + 1024))
+        return -ENOMEM;
+    qsort(e->list, e->count, sizeof *e->list, by_offset);
+    for (size_t i = 0, n; !rc && i < e->count; i = n) {
+        for (n = i + 1; n < e->count; n++)
+            if (e->list[n].off - e->list[n - 1].off > GAP_MAX || e->list[n].off - e->list[i].off > SPAN_MAX - 512)
+                break;
+        rc = apply_span(co, q, &e->list[i], &e->list[n], buf);
+    }
+    e->count = 0;
+    free(buf);
+    return rc;
+}
+
+int q2_edits_add(struct co *co, struct q2_edits *e, struct q2_image *q, uint64_t off, uint64_t value)
+{
+    ASSERT(off % 8 == 0);
+    e->list[e->count++] = (struct q2_edit){ off, value };
+    return e->count == Q2_EDITS_MAX ? q2_edits_apply(co, e, q) : 0;
+}
