@@ -250,7 +250,7 @@ static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
         r = clear_metadata(co, q, &p);
     if (r == 0)
         r = record(co, q, p.first << q->g.cluster_bits, (p.first + p.total) << q->g.cluster_bits);
-    uint64_t *old_rt, old_entries = 0;
+    uint64_t *old_rt = NULL, old_entries = 0;
     if (r == 0)
         r = enlarge_rt_memory(q, &p, &old_rt, &old_entries);
     if (r < 0)
