@@ -162,29 +162,25 @@ struct graph_node *graph_next(struct graph *g, struct graph_node *prev)
 
 /* ---- resize ---- */
 
-/* The range that growing uncovers must read zeros although a longer backing image has data there (FEATURES 11.009). */
-static int hide_backing(struct co *co, struct graph_node *n, uint64_t from, uint64_t to)
+/* The range that growing uncovers must read zeros: where a longer backing image has data (FEATURES 11.009), and in the
+ * rest of the old last cluster, which may hold bytes behind the old end (Q19). */
+static int clear_uncovered(struct co *co, struct graph_node *n, uint64_t from, uint64_t to)
 {
-    uint64_t below = n->backing ? graph_length(n->backing) : 0;
-    if (below <= from)
-        return 0;
-    uint64_t end = min_u64(to, round_up(below, n->im->granule));
-    int r = zero_range(co, n, from, end - from, 0);
-    return r ? r : n->im->ops->flush(co, n->im);
+    uint64_t granule = n->im->granule, below = n->backing ? graph_length(n->backing) : 0;
+    uint64_t end = min_u64(to, round_up(max_u64(below, from), granule));
+    return end > from ? zero_range(co, n, from, end - from, 0) : 0;
 }
 
 static int resize_drained(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
 {
+    const struct fmt_ops *ops = n->im->ops;
     uint64_t old = graph_length(n);
-    int r = n->im->ops->resize(co, n->im, size, prealloc, err);
-    if (r || size <= old)
+    int r = ops->resize(co, n->im, size, prealloc, err);
+    if (r || !ops->resize_commit)
         return r;
-    r = hide_backing(co, n, old, size);
-    if (!r)
-        return 0;
-    if (n->im->ops->resize(co, n->im, old, FMT_PREALLOC_OFF, NULL))
-        return byre_fail_code(err, IO, r, "%s: grew, but data of its backing image shows in the new part", n->filename);
-    return byre_fail_code(err, IO, r, "%s: cannot hide the backing image in the new part", n->filename);
+    int z = size > old ? clear_uncovered(co, n, old, size) : 0;
+    r = ops->resize_commit(co, n->im, z == 0, err);
+    return z ? byre_fail_code(err, IO, z, "%s: the new part cannot be cleared; the size is still %" PRIu64, n->filename, old) : r;
 }
 
 int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
