@@ -156,10 +156,12 @@ static int mem_flush(struct co *co, void *disk)
 static int mem_status(struct co *co, void *disk, uint64_t off, uint64_t len, struct nbd_disk_status *ret)
 {
     struct mem *m = disk;
-    uint64_t n = len;
     bool data = false;
     if (m->failing && off >= MIB)
         return -EIO;
+    if (m->failing)
+        len = min_u64(len, MIB - off);
+    uint64_t n = len;
     pthread_mutex_lock(&m->lock);
     if (!m->bottomless) {
         data = m->chunk[off / CHUNK];
