@@ -155,7 +155,8 @@ static void finish(struct co *co)
     struct rt_task *task = co->task;
     ASSERT(!co->atomic_depth && !co->intr);
     co->state = CO_IDLE;
-    loop->live--;
+    if (--loop->live == 0 && loop->stop)
+        loop->attention = true;     /* rt_free waits for this */
     co->next = loop->pool;
     loop->pool = co;
     loop->pool_count++;

@@ -111,8 +111,9 @@ static void wait_below(struct rt_loop *loop, uint64_t max_wait_ns)
         uint64_t left = at > now ? at - now : 0;
         timeout = left < timeout ? left : timeout;
     }
-    if (loop->ready_head)
+    if (loop->ready_head || loop->attention)
         timeout = 0;
+    loop->attention = false;
     if (timeout) {
         atomic_store(&loop->sleeping, true);
         if (atomic_load(&loop->inbox) || atomic_load(&loop->kicked))

@@ -53,6 +53,7 @@ void rt_loop_fini(struct rt_loop *loop)
 static void run_out(struct rt_loop *loop)
 {
     uint64_t idle_since = 0;
+    loop->stop = true;
     while (loop->live || loop->ready_head) {
         uint64_t before = loop->delivered;
         bool busy = loop->ready_head || loop->timers.root;
@@ -104,7 +105,7 @@ static void stop_arrived(struct rt_msg *m)
 {
     struct rt_loop *loop = CONTAINER_OF(m, struct rt_loop, end_msg);
     loop->delivered--;
-    loop->stop = true;
+    loop->stop = loop->attention = true;
     rt_loop_kick(loop);         /* the turn that delivers this must not end in a sleep */
 }
 
@@ -112,7 +113,7 @@ static void sync_arrived(struct rt_msg *m)
 {
     struct rt_loop *loop = CONTAINER_OF(m, struct rt_loop, sync_msg);
     loop->delivered--;
-    loop->sync_asked = true;
+    loop->sync_asked = loop->attention = true;
     rt_loop_kick(loop);         /* the turn that delivers this must not end in a sleep */
 }
 
@@ -120,7 +121,7 @@ static void park_arrived(struct rt_msg *m)
 {
     struct rt_loop *loop = CONTAINER_OF(m, struct rt_loop, end_msg);
     loop->delivered--;
-    loop->parked = true;
+    loop->parked = loop->attention = true;
     rt_loop_kick(loop);         /* the turn that delivers this must not end in a sleep */
 }
 

@@ -168,8 +168,8 @@ struct rt_loop {
     void *main_fiber;
 #endif
     pthread_t owner;
-    bool stop, parked;              /* set by messages of rt_free */
-    bool sync_asked;
+    bool stop, parked, sync_asked;  /* set by messages of rt_free */
+    bool attention;                 /* one of these has just been set: do not sleep */
     uint64_t delivered;             /* messages other than those of rt_free */
     uint64_t sync_delivered;        /* the same when the last round was answered */
     struct rt_msg sync_msg, end_msg;
