@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * copy.h: the copy engine (DESIGN D7) and the comparison that shares its walk.
+ *
+ * Purpose     Moves the guest content of one or several sources, one behind the other, into a target: convert and dd
+ *             here; mirror, backup, stream, commit and rebase later, by other selectors and fences.
+ * Invariants  I1  After copy_run returned 0 every selected byte of the target reads as the source did when it was
+ *                 copied (with COPY_SALVAGE: or as zeros where a read error was reported), and, unless
+ *                 COPY_NO_FLUSH, is durable (DESIGN D8).
+ *             I2  Bytes outside the selected ranges are never written. A range is written at most once.
+ *             I3  Memory: workers * piece_bytes of buffers (twice that with COPY_BACKED and when comparing), whatever
+ *                 the size of the images.
+ *             I4  Without COPY_OUT_OF_ORDER pieces are written in rising order of offset, one at a time.
+ *             I5  Nothing is written after a piece has failed or the job was cancelled, but what was in flight ends first.
+ * Order       One flush of the target behind everything. Nothing else is ordered.
+ * Concurrency copy_run and compare_run run on the calling coroutine's loop (the job's loop); pieces are worked on by
+ *             coroutines spread over all loops of the runtime. Callbacks come on the job's loop and must not suspend.
+ * Failure     The first error in time; *err and the result say where. The target is then incomplete.
+ */
+#ifndef COPY_COPY_H
+#define COPY_COPY_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "graph/graph.h"
+#include "rt/co.h"
+
+enum {
+    COPY_OUT_OF_ORDER = 1u << 0,      /* pieces may be written in any order, several at a time (convert -W) */
+    COPY_TARGET_ZERO = 1u << 1,       /* the target reads zeros wherever it is not written: zeros need no write */
+    COPY_PRE_ZERO = 1u << 2,          /* the old content of the target may go first, if that is cheap: then as COPY_TARGET_ZERO */
+    COPY_OFFLOAD = 1u << 3,           /* let the kernel copy where both sides are plain host ranges (convert -C) */
+    COPY_SALVAGE = 1u << 4,           /* read errors become zeros and are reported */
+    COPY_BACKED = 1u << 5,            /* the target hides a backing image: what that supplies already is left out (convert -B) */
+    COPY_NO_FLUSH = 1u << 6,          /* the caller flushes */
+    COPY_NO_SPREAD = 1u << 7,         /* all pieces on the job's loop */
+};
+
+#define COPY_WORKERS_DEFAULT 8
+#define COPY_WORKERS_MAX 16
+#define COPY_SPARSE_DEFAULT 4096u
+#define COPY_PIECE_DEFAULT (1u << 20)
+#define COPY_PIECE_MAX (2u << 20)
+
+/* A range of a source. Parts follow one another in the target without a gap. */
+struct copy_part { struct graph_node *node; uint64_t off, len; };
+
+struct copy_job {
+    /* what (constant while the job runs) */
+    const struct copy_part *parts;
+    unsigned part_count;
+    struct graph_node *target;        /* open for writing, long enough */
+    uint64_t target_off;
+    /* First wanted range that ends behind `from`, in bytes from the start of the first part; false: none is left.
+     * Called with rising `from`; ranges must rise too. NULL: everything. */
+    bool (*select)(void *select_arg, uint64_t from, uint64_t *ret_start, uint64_t *ret_end);
+    void *select_arg;
+    /* how */
+    unsigned flags;
+    unsigned workers;                 /* pieces in flight, 1..COPY_WORKERS_MAX; 0 = default */
+    uint32_t piece_bytes;             /* longest piece; 0 = default; a power of two, 64 KiB..COPY_PIECE_MAX */
+    uint64_t min_sparse;              /* runs of zeros at least this long are not stored; multiple of 512; 0 = store everything */
+    uint64_t rate;                    /* bytes per second; 0 = no limit */
+    /* hooks; each may be NULL */
+    void (*progress)(void *arg, uint64_t done, uint64_t total);
+    void (*salvaged)(void *arg, uint64_t off, uint64_t len, int error);   /* this range could not be read; off as in select */
+    void *arg;
+    const _Atomic bool *cancel;       /* becomes true: stop soon, -ECANCELED */
+};
+
+struct copy_result {
+    uint64_t read, written;           /* bytes of data moved */
+    uint64_t zeroed, skipped;         /* bytes made zero by request; bytes that needed nothing */
+    uint64_t offloaded;               /* of `written`: bytes that the kernel copied */
+    uint64_t unreadable;              /* bytes replaced by zeros (COPY_SALVAGE) */
+    uint64_t fail_off;                /* on failure: where, in bytes from the start of the first part */
+    bool fail_read;                   /* on failure: the source, not the target */
+};
+
+/* Copies. ret may be NULL. -EINVAL: a field of the job is not acceptable; -ENOSPC: the target is too short;
+ * -ECANCELED; else the error of the first request that failed. Suspends. */
+MUST_USE int copy_run(struct co *co, const struct copy_job *job, struct copy_result *ret, struct byre_err *err);
+
+/* ---- compare (FEATURES 5.026 to 5.028) ---- */
+
+struct compare_job {
+    struct graph_node *a, *b;
+    bool strict;                      /* lengths and allocation must be the same, too */
+    unsigned flags;                   /* COPY_NO_SPREAD */
+    unsigned workers;                 /* as above */
+    uint32_t piece_bytes;
+    void (*progress)(void *arg, uint64_t done, uint64_t total);
+    void *arg;
+    const _Atomic bool *cancel;
+};
+
+enum compare_verdict {
+    COMPARE_SAME,
+    COMPARE_CONTENT,                  /* the sector at `off` differs */
+    COMPARE_STATUS,                   /* strict: the allocation at `off` differs */
+    COMPARE_SIZE,                     /* strict: the lengths differ */
+};
+
+struct compare_result {
+    enum compare_verdict verdict;
+    uint64_t off;                     /* first difference, rounded down to 512 */
+    bool size_differs;                /* the lengths differ: what the longer one has in excess was compared with zeros */
+    bool fail_status;                 /* on failure: the status could not be had (else: the data) */
+    bool fail_b;                      /* on failure: of b (else: of a) */
+    uint64_t fail_off;
+};
+
+/* 0 with ret->verdict, or the error of the first request that failed (no difference was found before it). Suspends. */
+MUST_USE int compare_run(struct co *co, const struct compare_job *job, struct compare_result *ret, struct byre_err *err);
+
+#endif
