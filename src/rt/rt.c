@@ -389,8 +389,8 @@ int rt_new_sim(const struct rt_backend_ops *ops, void *backend_arg, unsigned loo
 void rt_sim_kill(struct rt *rt)
 {
     ASSERT(rt->sim && !rt->stepping);
-    for (unsigned i = 0; i < rt->count; i++) {
+    for (unsigned i = 0; i < rt->count; i++)        /* first all: a message may lie in a frame of another loop */
         rt_loop_drop_messages(&rt->loops[i]);
+    for (unsigned i = 0; i < rt->count; i++)
         co_kill_all(&rt->loops[i]);
-    }
 }
