@@ -5,8 +5,9 @@
 A unit is one executable that meson lists as a test, one pytest test, or one build. Its name is
 `suite/name`; a suite is meson's suite of the test, or the folder under tests/ of a pytest file.
 Special suites build in folders of their own:
-  asan         the unit, sim, faults and fuzz-replay tests under AddressSanitizer and UBSan (build-asan/)
-  tsan         the unit and threads tests under ThreadSanitizer (build-tsan/)
+  asan         the unit, sim, faults and fuzz-replay tests, and pytest tests marked `asan`, under AddressSanitizer and
+               UBSan (build-asan/)
+  tsan         the unit and threads tests, and pytest tests marked `tsan`, under ThreadSanitizer (build-tsan/)
   build-clang  everything compiles with clang and -Werror (build-clang/)
   soak         long runs; only when asked for
 
@@ -36,6 +37,10 @@ IN_CI = os.environ.get("CI") == "true"
 TIMEOUT = 120.0                       # seconds, for tests that name none
 SLOWER = {"asan": 4.0, "tsan": 8.0}   # sanitizers take longer
 SANITIZED = {"asan": {"unit", "sim", "faults", "fuzz-replay"}, "tsan": {"unit", "threads"}}
+SANITIZER_OPTIONS = {
+    "asan": {"ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"},
+    "tsan": {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"},
+}
 ONLY_WHEN_ASKED = {"soak"}
 GRACE = float(os.environ.get("CHECK_GRACE", "60"))    # beyond that the process is killed
 TEXT_MAX = 12000                      # bytes of output shown for one failure
@@ -52,6 +57,7 @@ class Unit:
     env: dict = None
     workdir: str = None
     node: str = None                 # a pytest test
+    label: str = None                # the sanitizer suite it runs in
 
 
 @dataclasses.dataclass
@@ -166,13 +172,8 @@ def meson_units(folder, label, keep_suites=None):
         if label and suites & ONLY_WHEN_ASKED:
             continue
         first = label or named[0]
-        env = dict(t["env"])
-        shown = [f"{k}={shlex.quote(v)}" for k, v in env.items()]
-        if label == "asan":
-            env.setdefault("ASAN_OPTIONS", "detect_leaks=1:detect_stack_use_after_return=0")
-            env.setdefault("UBSAN_OPTIONS", "print_stacktrace=1:halt_on_error=1")
-        if label == "tsan":
-            env.setdefault("TSAN_OPTIONS", "halt_on_error=1:second_deadlock_stack=1")
+        env = {**SANITIZER_OPTIONS.get(label, {}), **t["env"]}
+        shown = [f"{k}={shlex.quote(v)}" for k, v in t["env"].items()]
         units.append(Unit(name=f"{first}/{t['name']}", suites={label} if label else suites,
                           serial=not t.get("is_parallel", True), timeout=factor * (t.get("timeout") or 30) * 2,
                           repeat=" ".join(shown + [shlex.join(prefix + t["cmd"])]),
@@ -203,7 +204,7 @@ def read_rows(path):
 
 
 def pytest_units(build_dir, report, scratch, roots):
-    """Collects the pytest tests; a file that cannot be collected is a failed unit."""
+    """Collects the pytest tests, those for a sanitizer twice; a file that cannot be collected is a failed unit."""
     found_at = os.path.join(scratch, "found")
     env = pytest_env(build_dir, {"CHECK_REPORT": found_at, "CHECK_LIST": "1"})
     code, text = run_process(pytest_command("--collect-only", *roots), env, str(TOP), 300)
@@ -214,8 +215,13 @@ def pytest_units(build_dir, report, scratch, roots):
             continue
         name = pytest_name(row["found"])
         suites = {name.split("/")[0]} | ({"soak"} if row["soak"] else set())
-        units.append(Unit(name=name, suites=suites, serial=row["serial"], timeout=row["timeout"],
-                          repeat=f"{PYTHON} -m pytest {shlex.quote(full_node(row['found']))}", node=row["found"]))
+        repeat = f"{PYTHON} -m pytest {shlex.quote(full_node(row['found']))}"
+        units.append(Unit(name=name, suites=suites, serial=row["serial"], timeout=row["timeout"], repeat=repeat, node=row["found"]))
+        if row["soak"]:
+            continue
+        for label in row["sanitize"]:
+            units.append(Unit(name=f"{label}/{name}", suites={label}, serial=row["serial"], timeout=row["timeout"], node=row["found"],
+                              label=label, repeat=f"BYRE={build_dir}-{label}/byre {repeat}"))
     if not units and code not in (0, 5):
         report.add("pytest/collect", "failed", 0, text, shlex.join(pytest_command("--collect-only", "tests")))
     return units
@@ -253,9 +259,15 @@ def run_meson_unit(unit, report, build_dir):
     report.add(unit.name, result, took, text, unit.repeat)
 
 
-def run_pytest_file(units, report, build_dir, scratch, extra_env):
+def run_pytest_file(units, report, build_dir, scratch):
     """Runs tests of one file in one process; a hung or dead process costs the test it was in, the rest go on."""
     left = {u.node: u for u in units}
+    label = units[0].label
+    extra_env, setarch = {}, []
+    if label:
+        build_dir, setarch = build_dir.with_name(f"{build_dir.name}-{label}"), no_randomised_addresses()
+        extra_env = {**SANITIZER_OPTIONS[label], "BYRE": str(build_dir / "byre"), "BYRE_BUILD": str(build_dir),
+                     "CHECK_TIMEOUT_FACTOR": str(SLOWER[label])}
     while left:
         work = tempfile.mkdtemp(dir=scratch)
         nodes, rows_at, out_at = (os.path.join(work, n) for n in ("nodes", "rows", "out"))
@@ -264,7 +276,7 @@ def run_pytest_file(units, report, build_dir, scratch, extra_env):
         env = pytest_env(build_dir, {"CHECK_REPORT": rows_at, "CHECK_NODES": nodes, "TMPDIR": work, **extra_env})
         path = full_node(next(iter(left))).split("::")[0]
         with open(out_at, "wb") as out:
-            proc = subprocess.Popen(pytest_command(f"--basetemp={work}/t", path), stdin=subprocess.DEVNULL, stdout=out,
+            proc = subprocess.Popen(setarch + pytest_command(f"--basetemp={work}/t", path), stdin=subprocess.DEVNULL, stdout=out,
                                     stderr=subprocess.STDOUT, env=env, cwd=TOP, start_new_session=True)
             why = watch(proc, rows_at, left, report)
         with open(out_at, encoding="utf-8", errors="replace") as f:
@@ -311,7 +323,7 @@ def wanted(unit, suites, test):
     return not unit.suites & ONLY_WHEN_ASKED
 
 
-def run_units(units, report, build_dir, scratch, jobs, extra_env):
+def run_units(units, report, build_dir, scratch, jobs):
     """Parallel tests first, several at a time; then those that need the machine for themselves."""
     for serial in (False, True):
         chosen = [u for u in units if u.serial == serial]
@@ -319,11 +331,11 @@ def run_units(units, report, build_dir, scratch, jobs, extra_env):
         work = []
         for u in chosen:
             if u.node:
-                files[u.node.split("::")[0]].append(u)
+                files[u.node.split("::")[0], u.label].append(u)
             else:
                 work.append((1, run_meson_unit, (u, report, build_dir)))
         for group in files.values():
-            work.append((len(group), run_pytest_file, (group, report, build_dir, scratch, extra_env)))
+            work.append((len(group), run_pytest_file, (group, report, build_dir, scratch)))
         work.sort(key=lambda w: -w[0])
         with concurrent.futures.ThreadPoolExecutor(max_workers=1 if serial else jobs) as pool:
             for future in [pool.submit(fn, *args) for _, fn, args in work]:
@@ -337,22 +349,21 @@ def test_roots():
 
 def gather(args, suites, report, scratch):
     """Builds what the chosen suites need and lists their units."""
-    special = {"asan", "tsan", "build-clang"}
-    units = []
     main = pathlib.Path(args.build).resolve()
-    if not suites or suites - special:
-        if args.no_build or build(args.kind, main, report, "build/" + args.kind):
-            units += meson_units(main, None)
-            units += pytest_units(main, report, scratch, test_roots())
-    if args.no_extra_builds or (args.test and not suites):    # TEST= alone asks for a quick answer
-        return units
+    folder = {label: main.with_name(f"{main.name}-{label}") for label in ("asan", "tsan", "clang")}
+    extra = not args.no_extra_builds and not (args.test and not suites)      # TEST= alone asks for a quick answer
+    units, built = [], {None}
+    if not suites or suites - {"asan", "tsan", "build-clang"}:
+        if not args.no_build and not build(args.kind, main, report, "build/" + args.kind):
+            return units
+        units += meson_units(main, None)
     for label, keep in SANITIZED.items():
-        if not suites or label in suites:
-            folder = TOP / f"build-{label}"
-            if build(label, folder, report, f"{label}/build"):
-                units += meson_units(folder, label, keep)
-    if (not suites or "build-clang" in suites) and args.test in "build-clang/build":
-        build("clang", TOP / "build-clang", report, "build-clang/build")
+        if extra and (not suites or label in suites) and build(label, folder[label], report, f"{label}/build"):
+            units += meson_units(folder[label], label, keep)
+            built.add(label)
+    units += [u for u in pytest_units(main, report, scratch, test_roots()) if u.label in built]
+    if extra and (not suites or "build-clang" in suites) and args.test in "build-clang/build":
+        build("clang", folder["clang"], report, "build-clang/build")
     return units
 
 
@@ -379,7 +390,7 @@ def main(argv):
         if args.list:
             print("\n".join(sorted(u.name for u in units)))
             return 0
-        run_units(units, report, pathlib.Path(args.build).resolve(), scratch, args.jobs, {})
+        run_units(units, report, pathlib.Path(args.build).resolve(), scratch, args.jobs)
         return report.finish()
 
 

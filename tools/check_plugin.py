@@ -7,7 +7,7 @@ Loaded with `-p check_plugin`. Environment:
   CHECK_NODES    file with the node ids to run, one per line (all when unset)
   CHECK_TIMEOUT  seconds a test may take unless @pytest.mark.timeout(n) says otherwise
 
-Lines: {"found": id, "serial": bool, "soak": bool, "timeout": s} | {"broken": file, "text": s}
+Lines: {"found": id, "serial": bool, "soak": bool, "timeout": s, "sanitize": [...]} | {"broken": file, "text": s}
        {"start": id, "timeout": s} | {"done": id, "result": passed|failed|skipped, "seconds": s, "text": s}
 """
 import json
@@ -41,7 +41,8 @@ def pytest_collection_modifyitems(config, items):
     if os.environ.get("CHECK_LIST"):
         for item in items:
             _emit(found=item.nodeid, serial=item.get_closest_marker("serial") is not None,
-                  soak=item.get_closest_marker("soak") is not None, timeout=_limit(item))
+                  soak=item.get_closest_marker("soak") is not None, timeout=_limit(item),
+                  sanitize=[n for n in ("asan", "tsan") if item.get_closest_marker(n)])
         return
     if os.environ.get("CHECK_NODES"):
         with open(os.environ["CHECK_NODES"], encoding="utf-8") as f:
