@@ -25,6 +25,7 @@
 
 #define RTE_LOW 0x1ffull
 #define FIX_ROUNDS 4u
+#define FAR_LOOKUPS_MAX 65536u
 
 void q2_finding(struct q2_checker *k, bool fixed, const char *id, const char *fmt, ...)
 {
@@ -74,39 +75,43 @@ bool q2_stored_known(const struct q2_checker *k, uint64_t cluster)
 
 int q2_stored_exact(struct co *co, const struct q2_checker *k, uint64_t cluster, uint64_t *ret)
 {
-    uint64_t i = cluster & ((1ull << k->g->block_bits) - 1), bytes = k->g->refcount_bits / 8;
-    uint8_t word[8];
-    if (k->g->refcount_bits <= 16) {
-        *ret = q2_counts_get(&k->stored, cluster);
+    uint64_t entry = cluster >> k->g->block_bits, i = cluster & ((1ull << k->g->block_bits) - 1);
+    uint64_t word = round_down((i << k->g->refcount_order) / 8, 8);
+    uint8_t bytes[8];
+    *ret = 0;
+    if (entry >= k->rt_all || !block_of(k, entry))
         return 0;
-    }
-    int rc = stor_read_exact(co, k->store, word, bytes, block_of(k, cluster >> k->g->block_bits) + i * bytes);
+    if (!is_aligned(block_of(k, entry), k->g->cluster_size) || block_of(k, entry) > INT64_MAX)
+        return -EIO;
+    struct iovec v;
+    int rc = stor_read(co, k->store, iov_one(&v, bytes, sizeof bytes), block_of(k, entry) + word);
     if (!rc)
-        *ret = q2_refcount_get(k->g, word, 0);
+        *ret = q2_refcount_get(k->g, bytes, i - (word * 8 >> k->g->refcount_order));
     return rc;
 }
 
 static int load_rt(struct co *co, struct q2_checker *k)
 {
     const struct q2_header *h = &k->q->h;
-    uint64_t have = (uint64_t)h->rt_clusters << k->g->cluster_bits >> 3;
-    k->rt_entries = min_u64(have, div_up(k->clusters, 1ull << k->g->block_bits));
-    k->rt = calloc(k->rt_entries + 1, 8);
+    k->rt_all = (uint64_t)h->rt_clusters << k->g->cluster_bits >> 3;
+    k->rt_entries = min_u64(k->rt_all, div_up(k->clusters, 1ull << k->g->block_bits));
+    k->rt = calloc(k->rt_all + 1, 8);
     k->rt_bad = bitmap_new(k->rt_entries + 1);
     if (!k->rt || !k->rt_bad)
         return -ENOMEM;
-    if (!k->rt_entries)
+    if (!k->rt_all)
         return 0;
     struct iovec v;
-    int rc = stor_read(co, k->store, iov_one(&v, k->rt, k->rt_entries * 8), h->rt_off);
+    int rc = stor_read(co, k->store, iov_one(&v, k->rt, k->rt_all * 8), h->rt_off);
     if (rc) {
         k->res.check_errors++;
         k->rebuild = true;
         q2_finding(k, false, "Q2_READ", "the refcount table at %#" PRIx64 " cannot be read: %s", h->rt_off, strerror(-rc));
-        memset(k->rt, 0, k->rt_entries * 8);
+        memset(k->rt, 0, k->rt_all * 8);
     }
-    for (uint64_t i = 0; i < k->rt_entries; i++) {
+    for (uint64_t i = 0; i < k->rt_all; i++)
         k->rt[i] = be64_word(k->rt[i]);
+    for (uint64_t i = 0; i < k->rt_entries; i++) {
         if (!is_aligned(block_of(k, i), k->g->cluster_size) || block_of(k, i) > INT64_MAX)
             bitmap_set(k->rt_bad, i);
     }
@@ -167,18 +172,20 @@ static int load_stored(struct co *co, struct q2_checker *k)
 /* ---- references ---- */
 
 /* Mapping entries whose COPIED flag must tell whether the stored count is 1. */
-static void check_copied(struct q2_checker *k, const struct q2_ref *r)
+static void check_copied(struct co *co, struct q2_checker *k, const struct q2_ref *r)
 {
-    uint64_t cluster = r->off >> k->g->cluster_bits;
+    uint64_t cluster = r->off >> k->g->cluster_bits, stored = q2_counts_get(&k->stored, cluster);
     if (!q2_stored_known(k, cluster))
         return;
-    bool one = q2_counts_get(&k->stored, cluster) == 1;
+    if (cluster >= k->clusters && k->far_lookups++ < FAR_LOOKUPS_MAX && q2_stored_exact(co, k, cluster, &stored))
+        return;
+    bool one = stored == 1;
     if (one == !!(r->raw & Q2_E_COPIED))
         return;
     k->res.corruptions++;
     k->flags++;
     q2_finding(k, false, "Q2_COPIED", "%s at %#" PRIx64 ", guest offset %#" PRIx64 ": COPIED is %s but its refcount is %" PRIu64,
-               q2_ref_name(r->kind), r->off, r->index, one ? "clear" : "set", q2_counts_get(&k->stored, cluster));
+               q2_ref_name(r->kind), r->off, r->index, one ? "clear" : "set", stored);
 }
 
 static void count_stats(struct q2_checker *k, const struct q2_ref *r)
@@ -238,7 +245,7 @@ static int on_ref(struct co *co, void *arg, const struct q2_ref *r)
     if (r->active && r->kind >= Q2_REF_DATA && r->kind <= Q2_REF_COMPRESSED)
         count_stats(k, r);
     if (r->active && (r->kind == Q2_REF_L2 || r->kind == Q2_REF_DATA || r->kind == Q2_REF_ZERO))
-        check_copied(k, r);
+        check_copied(co, k, r);
     if (r->outside) {
         ref_outside(k, r);
         return 0;
@@ -361,7 +368,7 @@ static void compare_one(struct q2_checker *k, uint64_t c, uint64_t stored, uint6
 
 static int compare(struct co *co, struct q2_checker *k)
 {
-    uint64_t per = 1ull << k->g->block_bits, end = 0;
+    uint64_t per = 1ull << k->g->block_bits, end = 1;
     for (uint64_t i = 0; i < k->rt_entries; i++) {
         if (!bitmap_test(k->rt_bad, i))
             continue;
@@ -376,7 +383,7 @@ static int compare(struct co *co, struct q2_checker *k)
         if (!q2_stored_known(k, c))
             continue;
         uint64_t stored = q2_counts_get(&k->stored, c);
-        int rc = stored >= Q2_STORED_LARGE ? q2_stored_exact(co, k, c, &stored) : 0;
+        int rc = stored >= Q2_STORED_LARGE && k->g->refcount_bits > 16 ? q2_stored_exact(co, k, c, &stored) : 0;
         if (rc)
             return rc;
         compare_one(k, c, stored, q2_counts_get(&k->refs, c));
@@ -405,7 +412,7 @@ static int load_snapshots(struct co *co, struct q2_checker *k)
     }
     k->res.corruptions += k->snapshots.bad_entries;
     if (k->snapshots.bad_entries)
-        q2_finding(k, false, "Q2_SNAPSHOT_TABLE", "%" PRIu32 " entries of the snapshot table have too much or too little extra data", k->snapshots.bad_entries);
+        q2_finding(k, false, "Q2_SNAPSHOT_TABLE", "%" PRIu32 " entries of the snapshot table are missing or have too much or too little extra data", k->snapshots.bad_entries);
     if (faults & Q2_SNAP_COUNT) {
         k->res.corruptions++;
         k->unsure = true;
@@ -416,8 +423,8 @@ static int load_snapshots(struct co *co, struct q2_checker *k)
         k->unsure = true;
         q2_finding(k, false, "Q2_SNAPSHOT_TABLE", "the snapshot table goes on behind 64 MiB; %" PRIu32 " entries were read", k->snapshots.count);
     }
-    if (faults & Q2_SNAP_OUTSIDE)
-        k->unsure = true;                        /* counted as a reference outside the file */
+    if (faults & (Q2_SNAP_OUTSIDE | Q2_SNAP_ENDED))
+        k->unsure = true;                        /* counted as bad entries, and as a reference outside the file */
     return 0;
 }
 
@@ -504,12 +511,12 @@ static int fix_round(struct co *co, struct q2_checker *k, bool *ret_changed, str
 static int fix(struct co *co, struct q2_checker *k, struct byre_err *err)
 {
     for (unsigned round = 0; round < FIX_ROUNDS && (k->res.corruptions || k->res.leaks || k->rebuild); round++) {
-        uint64_t before = k->res.corruptions + k->res.leaks;
+        uint64_t corruptions = k->res.corruptions, leaks = k->res.leaks;
         bool changed = false;
         int rc = fix_round(co, k, &changed, err);
         if (rc)
             return rc;
-        if (!changed || k->res.corruptions + k->res.leaks >= before)
+        if (!changed || (k->res.corruptions == corruptions && k->res.leaks == leaks))
             break;
     }
     return q2_repair_finish(co, k, err);

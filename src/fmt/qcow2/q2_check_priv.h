@@ -20,7 +20,9 @@ struct q2_checker {
     uint64_t file_bytes, clusters;      /* clusters the file has, the last one perhaps cut short */
     struct q2_counts refs, stored;      /* found and stored counts; one more index than clusters */
     struct q2_counts l2_uses;           /* of those references, how many are as an (aligned) L2 table */
-    uint64_t *rt; uint64_t rt_entries;  /* refcount table as stored, host order; only what covers the file */
+    uint64_t *rt; uint64_t rt_entries;  /* refcount table as stored, host order; rt_entries: only what covers the file */
+    uint64_t rt_all;                    /* all entries */
+    uint32_t far_lookups;               /* refcounts looked up for references outside the file; limited */
     uint64_t *rt_bad;                   /* bitmap: the block of this entry cannot be read or found */
     struct q2_snapshot_scan snapshots;
     struct q2_bitmap *bitmaps; uint32_t bitmap_count;
@@ -41,7 +43,7 @@ PRINTF_LIKE(4, 5) void q2_finding(struct q2_checker *k, bool fixed, const char *
 struct q2_walk q2_checker_walk(struct q2_checker *k, unsigned parts, const struct q2_visitor *v, void *arg);
 /* Has the refcount of this cluster been read? */
 bool q2_stored_known(const struct q2_checker *k, uint64_t cluster);
-/* Exact stored count of a cluster whose kept count is Q2_STORED_LARGE. */
+/* Exact stored count of any cluster, from the disk. -EIO: unreadable. Suspends. */
 MUST_USE int q2_stored_exact(struct co *co, const struct q2_checker *k, uint64_t cluster, uint64_t *ret);
 /* References of a cluster, as far as the width of the counts can hold them. */
 static inline uint64_t q2_refs_wanted(const struct q2_checker *k, uint64_t cluster)

@@ -48,12 +48,13 @@ uint64_t q2_mend_entry(const struct q2_geom *g, const struct q2_ref *r, bool una
 
 /* ---- entries and flags ---- */
 
-enum stage { STAGE_MEND_AND_CLEAR, STAGE_CLEAR, STAGE_SET };
+/* What a walk over the mapping changes: entries that break rules; flags in one of the two directions. */
+enum stage { STAGE_MEND = 1, STAGE_CLEAR = 2, STAGE_SET = 4 };
 
 struct entry_pass {
     struct q2_checker *k;
     struct q2_edits edits;
-    enum stage stage;
+    unsigned stages;
     uint64_t count;
 };
 
@@ -72,9 +73,9 @@ static uint64_t adjust_copied(const struct entry_pass *p, const struct q2_ref *r
     if (!r->active || !has_copied(r) || !(raw & Q2_L2E_OFF))
         return raw;
     bool one = q2_refs_wanted(p->k, (raw & Q2_L2E_OFF) >> p->k->g->cluster_bits) == 1;
-    if (p->stage == STAGE_SET)
-        return one ? raw | Q2_E_COPIED : raw;
-    return one ? raw : raw & ~Q2_E_COPIED;
+    if (one)
+        return p->stages & STAGE_SET ? raw | Q2_E_COPIED : raw;
+    return p->stages & STAGE_CLEAR ? raw & ~Q2_E_COPIED : raw;
 }
 
 /* A preallocated zero cluster at a place that is none gives up the clusters it touched. */
@@ -92,7 +93,7 @@ static int edit_entry(struct co *co, void *arg, const struct q2_ref *r)
     struct entry_pass *p = arg;
     struct q2_checker *k = p->k;
     bool reads_zero = !k->q->h.backing_name;
-    uint64_t raw = p->stage == STAGE_MEND_AND_CLEAR ? q2_mend_entry(k->g, r, reads_zero) : r->raw;
+    uint64_t raw = p->stages & STAGE_MEND ? q2_mend_entry(k->g, r, reads_zero) : r->raw;
     bool mended = raw != r->raw;
     raw = adjust_copied(p, r, raw);
     if (raw == r->raw || !container_is_safe(k, r)) {
@@ -119,10 +120,10 @@ static void ignore_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *r
 
 static int barrier(struct co *co, struct q2_checker *k) { return meta_barrier(co, k->q->meta, META_B_REPAIR); }
 
-static int entry_stage(struct co *co, struct q2_checker *k, enum stage stage, unsigned parts)
+static int entry_stage(struct co *co, struct q2_checker *k, unsigned stages, unsigned parts)
 {
     static const struct q2_visitor v = { .ref = ignore_ref, .fault = ignore_fault, .entry = edit_entry };
-    struct entry_pass p = { .k = k, .stage = stage };
+    struct entry_pass p = { .k = k, .stages = stages };
     int rc = q2_edits_init(&p.edits);
     struct q2_walk w = q2_checker_walk(k, parts, &v, &p);
     if (!rc)
@@ -244,7 +245,7 @@ static bool drop_lost_snapshots(struct q2_checker *k)
 static bool snapshots_need_repair(struct q2_checker *k)
 {
     bool lost = drop_lost_snapshots(k);
-    return lost || k->snapshots.bad_entries || k->snapshots.faults & (Q2_SNAP_COUNT | Q2_SNAP_CUT | Q2_SNAP_OUTSIDE);
+    return lost || k->snapshots.bad_entries || k->snapshots.faults & (Q2_SNAP_COUNT | Q2_SNAP_CUT | Q2_SNAP_OUTSIDE | Q2_SNAP_ENDED);
 }
 
 /* ---- the two modes ---- */
@@ -276,16 +277,16 @@ static int repair_blind(struct co *co, struct q2_checker *k)
 
 static int repair_all(struct co *co, struct q2_checker *k, struct byre_err *err)
 {
-    int rc = 0;
-    if (!k->rebuild)
-        rc = count_stage(co, k, RAISE);
-    if (!rc && (k->bad_entries || k->res.corruptions))
-        rc = entry_stage(co, k, STAGE_MEND_AND_CLEAR, Q2_WALK_MAPPING | Q2_WALK_SNAPSHOTS);
     bool new_snapshots = snapshots_need_repair(k), rebuild = k->rebuild || new_snapshots;
+    int rc = k->rebuild ? 0 : count_stage(co, k, RAISE);
+    if (!rc && k->res.corruptions)
+        rc = entry_stage(co, k, rebuild ? STAGE_MEND : STAGE_MEND | STAGE_CLEAR, Q2_WALK_MAPPING | Q2_WALK_SNAPSHOTS);
     if (!rc)
         rc = drop_bitmaps(co, k);
     if (!rc && rebuild)
         rc = q2_rebuild(co, k, new_snapshots, err);
+    if (!rc && rebuild)
+        rc = entry_stage(co, k, STAGE_CLEAR, Q2_WALK_MAPPING);     /* now that old tables count no more */
     if (!rc && !rebuild)
         rc = count_stage(co, k, LOWER);
     if (!rc)

@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "base/cursor.h"
+#include "base/iov.h"
 #include "fmt/qcow2/q2_stream.h"
 
 #define ID_MAX 127u
@@ -147,6 +148,10 @@ static int read_entry(struct co *co, struct q2_stream *st, const struct q2_geom 
     int rc = q2_stream_get(co, st, sizeof(struct q2_disk_snapshot), &p);
     if (rc)
         return rc;
+    if (mem_is_zero(p, sizeof(struct q2_disk_snapshot))) {
+        *faults |= Q2_SNAP_ENDED;
+        return 0;
+    }
     parse_fixed(g, p, sn, &e);
     if (e.extra_len > Q2_SNAPSHOT_EXTRA_MAX)
         *faults |= Q2_SNAP_BIG_EXTRA;
@@ -161,6 +166,13 @@ static int read_entry(struct co *co, struct q2_stream *st, const struct q2_geom 
     if ((rc = read_extra(co, st, sn)) || (rc = q2_stream_skip(st, e.extra_len - known - sn->extra_len)) || (rc = read_strings(co, st, &e, sn, faults)))
         return rc;
     return q2_stream_skip(st, min_u64(-(st->pos - start) & 7, st->end - st->pos));
+}
+
+/* Zeros from here on: counts what is missing as entries without content. */
+static void scan_ended(struct q2_snapshot_scan *scan, uint32_t missing)
+{
+    scan->bad_entries += missing;
+    scan->table_bytes += (uint64_t)missing * sizeof(struct q2_disk_snapshot);
 }
 
 static int scan_entries(struct co *co, struct q2_stream *st, const struct q2_geom *g, const struct q2_header *h, struct q2_snapshot_scan *scan)
@@ -190,6 +202,10 @@ static int scan_entries(struct co *co, struct q2_stream *st, const struct q2_geo
             free(sn->name);
             free(sn->extra);
             return rc == -ENODATA ? 0 : rc;
+        }
+        if (faults & Q2_SNAP_ENDED) {
+            scan_ended(scan, h->nb_snapshots > Q2_SNAPSHOTS_MAX ? 1 : want - i);
+            return 0;
         }
         scan->count = i + 1;
         scan->table_bytes = st->pos - start;
@@ -231,6 +247,8 @@ static const char *fault_text(unsigned faults)
 {
     if (faults & Q2_SNAP_OUTSIDE)
         return "the table ends behind the end of the file";
+    if (faults & Q2_SNAP_ENDED)
+        return "there is nothing in its place";
     if (faults & Q2_SNAP_CUT)
         return "the table is longer than 64 MiB";
     if (faults & Q2_SNAP_BIG_EXTRA)

@@ -14,6 +14,7 @@ enum {
     Q2_SNAP_BAD_NAME = 1u << 2,        /* id or name too long, not UTF-8 or with control characters */
     Q2_SNAP_CUT = 1u << 3,             /* the table goes on behind 64 MiB: the rest is not in the list */
     Q2_SNAP_COUNT = 1u << 4,           /* more than 65,536 entries: the rest is not in the list */
+    Q2_SNAP_ENDED = 1u << 6,           /* zeros stand where further entries should: they are not in the list */
     Q2_SNAP_OUTSIDE = 1u << 5,         /* the table goes on behind the end of the file (read as zeros) */
 };
 
@@ -23,7 +24,7 @@ struct q2_snapshot_scan {
     uint64_t table_bytes;              /* from the first byte of the table to the end of the last entry read */
     unsigned faults;                   /* Q2_SNAP_* of all entries together */
     uint32_t first_bad;                /* index of the first entry with a fault */
-    uint32_t bad_entries;              /* entries with BIG_EXTRA or SHORT_EXTRA */
+    uint32_t bad_entries;              /* entries with BIG_EXTRA or SHORT_EXTRA, and those missing behind the end */
 };
 
 /* Reads as much of the table as can be read. Fails only for -ENOMEM and errors of the store. Release with
