@@ -7,8 +7,9 @@
  * Owns         struct stor_internal of each store.
  * Invariants   I1  No request leaves [0, 2^63).
  *              I2  A read fills all of its buffer: bytes of the store, or zeros behind its end.
- *              I3  known_len is never above the true length: it is set under a hold that excludes truncation, and
- *                  truncation clears it under a hold that excludes everything.
+ *              I3  known_len is never above the length that the store keeps: it is set from lengths that nobody can
+ *                  take back (those that a write in progress has for a moment do not count), and truncation clears it
+ *                  while it holds everything.
  * Order        None; see stor_sync.c.
  * Concurrency  Any loop, at the same time. Reads take no lock: a read beside a write of the same bytes may see either.
  * Failure      -errno of the driver. A failed lookup of an extent is an answer: "data".

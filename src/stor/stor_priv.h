@@ -88,6 +88,14 @@ struct stor_internal {
     _Atomic uint64_t known_len;           /* the store is at least this long (0: not known). Used when block > 1 */
 };
 
+/* Notes that the store is at least len long. The caller holds an order that excludes truncation. */
+static inline void stor_raise_known_len(struct stor *s, uint64_t len)
+{
+    uint64_t was = atomic_load(&s->internal->known_len);
+    while (was < len && !atomic_compare_exchange_weak(&s->internal->known_len, &was, len))
+        continue;
+}
+
 /* Must writes of this store be ordered with each other? */
 static inline bool stor_is_ordered(const struct stor *s) { return s->lim.block > 1 || s->traits.serial_growth; }
 /* Flags of a write that count: FUA is void in the mode that never flushes. */
@@ -107,7 +115,8 @@ bool stor_mem_ok(const struct stor *s, struct iov v);
 void *stor_bounce_new(const struct stor *s, uint64_t len);
 /* Reads whole blocks into memory that suits the driver; behind the end it gives zeros. *ret_got = bytes that exist. */
 MUST_USE int stor_read_blocks(struct co *co, struct stor *s, struct iov v, uint64_t off, uint64_t *ret_got);
-/* Length from the driver, remembered in known_len. The caller holds an order that excludes truncation. */
+/* Length from the driver, remembered in known_len. The caller holds the order of the end of the store, so that nobody
+ * changes the length for a moment (stor_write.c). */
 MUST_USE int stor_length_held(struct co *co, struct stor *s, uint64_t *ret_len);
 
 #endif

@@ -110,6 +110,22 @@ static int trim_length(struct co *co, struct stor *s, uint64_t want)
     return s->ops->truncate(co, s, want);
 }
 
+/* Does the store end before `last`, the end of the caller's exclusive hold?
+ * Somebody who holds everything behind `last` may have made the store longer for a moment, so the length may be too
+ * high to be kept. The answer is right all the same: such a writer's own blocks begin at or behind `last`, and if it
+ * has made the store longer at all, it leaves it longer than that. */
+static int reaches_end(struct co *co, struct stor *s, uint64_t last, bool *ret_yes)
+{
+    uint64_t length;
+    int r = s->ops->length(co, s, &length);
+    if (r < 0)
+        return r;
+    *ret_yes = last > length;
+    if (!*ret_yes)
+        stor_raise_known_len(s, last);
+    return 0;
+}
+
 static int write_unaligned(struct co *co, struct stor *s, struct iov v, uint64_t off, bool fua)
 {
     struct stor_order *o = &s->internal->order;
@@ -118,10 +134,8 @@ static int write_unaligned(struct co *co, struct stor *s, struct iov v, uint64_t
     bool wide = false;
     int r = 0;
     order_enter(co, o, &h, true);
-    if (s->traits.regular && last > atomic_load(&s->internal->known_len)) {
-        r = stor_length_held(co, s, &length);
-        wide = r == 0 && last > length;
-    }
+    if (s->traits.regular && last > atomic_load(&s->internal->known_len))
+        r = reaches_end(co, s, last, &wide);
     if (wide) {
         /* With the wide hold the answer stays true, so this is not a loop. */
         order_leave(co, o, &h);
