@@ -83,9 +83,12 @@ static int scan_slice(struct co *co, struct q2_image *q)
     int r = meta_get(co, q->meta, &q->kind_ref, q->rt[ti] + in_block / per_slice * q->slice_bytes, &b);
     if (r < 0)
         return r;
-    for (; c < stop && r == 0; c++)
+    for (; c < stop && r == 0; c++) {
+        if (a->reclaim && c >= a->reclaim_start && c < a->reclaim_end)
+            continue;                    /* q2_reclaim.c C1: it offers them itself when it ends */
         if (q2_refcount_get(g, (const void *)b->words, c % per_slice) == 0 && !q2_hits_metadata(q, c << g->cluster_bits))
             r = rset_add(&a->ready, c, c + 1, 0);
+    }
     meta_put(q->meta, b);
     return r;
 }

@@ -27,7 +27,6 @@ struct q2_alloc {
     bool growing_behind;             /* a background growth runs */
     int grow_error;                  /* of the last growth */
     uint64_t step_max;               /* clusters; shrinks when space is short */
-    bool recorded;                   /* header extension says where the frontier is */
     /* quarantine (q2_drop.c) */
     struct rset dropping;            /* unlinked since the last freeze */
     struct q2_drop_extra { uint64_t cluster, count; } *extra;   /* further references of clusters in `dropping` */
@@ -37,6 +36,10 @@ struct q2_alloc {
     uint64_t lost;                   /* clusters leaked because memory ran out */
     struct co_waitq freed;           /* something became ready */
     bool closing;
+    /* clusters that an earlier run may have left counted (q2_reclaim.c) */
+    struct reclaim *reclaim;         /* NULL: none runs */
+    uint64_t reclaim_start, reclaim_end;
+    bool reclaim_unfinished;         /* failed or cut short: the record stays for the next opening */
 };
 
 /* q2_frontier.c: makes the frontier longer by at least `want` contiguous clusters. -ENOSPC, -EFBIG. Suspends. */
@@ -45,6 +48,8 @@ MUST_USE int q2_frontier_grow(struct co *co, struct q2_image *q, uint64_t want);
 void q2_frontier_watch(struct q2_image *q);
 /* Uncounts what nothing points to and cuts the file behind the last used cluster, never below `floor` (clusters). */
 MUST_USE int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor);
+/* q2_reclaim.c: starts freeing what an earlier run recorded; a drop inside the range is told while it runs. */
+void q2_reclaim_saw(struct q2_alloc *a, uint64_t cluster, uint64_t n);
 /* q2_drop.c */
 MUST_USE int q2_drop_settle(struct co *co, struct q2_image *q);
 

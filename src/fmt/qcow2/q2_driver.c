@@ -186,8 +186,9 @@ static int load_l1(struct co *co, struct q2_image *q, struct byre_err *err)
     int r = q2_l1_replace(q, q->h.l1_size, NULL, &l1, &dirty);
     if (r < 0)
         return byre_fail(err, NOMEM, "%s: L1 table of %" PRIu32 " entries", q->name, q->h.l1_size);
+    struct iovec slot;                           /* the last cluster of a file may be cut short; check sees any table */
     if (q->h.l1_size)
-        r = stor_read_exact(co, q->im.store, (void *)l1->words, (uint64_t)q->h.l1_size * 8, q->h.l1_off);
+        r = stor_read(co, q->im.store, iov_one(&slot, (void *)l1->words, (uint64_t)q->h.l1_size * 8), q->h.l1_off);
     if (r < 0) {
         q2_l1_discard(l1, dirty);
         return byre_fail_code(err, IO, r, "%s: the L1 table at %#" PRIx64 " cannot be read", q->name, q->h.l1_off);
@@ -333,6 +334,8 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
         r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0), err);
     if (r == 0)
         r = mark_bitmaps(co, q, err);
+    if (r == 0)
+        q2_reclaim_start(q);
     return r;
 }
 
@@ -404,6 +407,7 @@ static int q2_open(struct co *co, struct stor *store, const struct fmt_open_opts
     atomic_store(&q->im.below_zero_from, UINT64_MAX);
     int r = open_parts(co, q, err);
     if (r < 0) {
+        q2_alloc_quiesce(co, q);
         dismantle(co, q);
         return r;
     }
@@ -449,7 +453,7 @@ static int q2_close(struct co *co, struct fmt_image *im)
         r = meta_flush(co, q->meta);
         if (r == 0)
             r = q2_alloc_close(co, q);
-        if (r == 0)
+        if (r == 0 && !q2_reclaim_unfinished(q))
             r = clear_autoclear(co, q, ~Q2_AUTOCLEAR_FRONTIER, NULL);
         q2_alloc_quiesce(co, q);
         if (r < 0)

@@ -80,6 +80,8 @@ static void drop(struct q2_image *q, uint64_t cluster, uint64_t n, uint32_t tag)
 {
     struct q2_alloc *a = q->alloc;
     uint64_t before = a->dropping.total;
+    if (a->reclaim)
+        q2_reclaim_saw(a, cluster, n);
     drop_one_run(a, cluster, n, tag);
     a->quarantined += a->dropping.total - before;
     if (before < Q2_QUARANTINE_MAX && a->dropping.total >= Q2_QUARANTINE_MAX) {

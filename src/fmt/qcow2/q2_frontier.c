@@ -22,7 +22,7 @@
 #include "base/assert.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
 
-#define STEP_BYTES_MIN (1ull << 20)
+#define STEP_BYTES_MIN (32ull << 20)
 #define STEP_BYTES_MAX (64ull << 20)
 #define STEP_CLUSTERS_MIN 16u
 #define STEP_CLUSTERS_MAX 8192u

@@ -125,6 +125,9 @@ MUST_USE int q2_alloc_new(struct co *co, struct q2_image *q);
 /* Gives back counts and length of the unused frontier (D4), processes frees. Before meta goes. */
 MUST_USE int q2_alloc_close(struct co *co, struct q2_image *q);
 void q2_alloc_free(struct q2_image *q);
+/* After open: frees behind the live disk what a crash left counted in its recorded frontier (q2_reclaim.c). */
+void q2_reclaim_start(struct q2_image *q);
+bool q2_reclaim_unfinished(const struct q2_image *q);
 /* 1..want contiguous clusters, counted (refcount 1). -ENOSPC: nothing changed. May suspend. */
 MUST_USE int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret);
 /* Exactly n contiguous clusters. */

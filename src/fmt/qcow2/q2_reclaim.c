@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_reclaim.c: gives back what a crash left counted in the frontier that it recorded (P1, D4), behind the live disk.
+ *
+ * Purpose     Walks every reference once, and lowers the counts of clusters of the recorded range that nothing names.
+ * Owns        The bitmap of clusters seen in the range, while it runs.
+ * Invariants  C1  A cluster is given back only if no table named it at the start of this opening, and this opening
+ *                 never handed it out: it was counted from the start, and the allocator takes only what is not counted
+ *                 in the range while this runs (scan) or what lies behind the file as it was opened (growth).
+ *             C2  A reference that is dropped while the walk runs counts as seen: the drop lowers that count, not we.
+ *             C3  The walk stays inside one epoch section: no table that it may still read is freed and reused.
+ *             C4  A walk that met any fault gives nothing back.
+ * Order       Counts only fall, for clusters that no durable table names: no barrier.
+ * Concurrency Home loop, one coroutine of a->drops; stops early when the image closes.
+ * Failure     Nothing is given back; the autoclear bit stays for the next opening.
+ * Tests       crash explorer (leak bound over repeated crashes), interop kill tests.
+ */
+#include <stdlib.h>
+
+#include "base/assert.h"
+#include "base/bitmap.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_walk.h"
+
+struct reclaim {
+    struct q2_image *q;
+    uint64_t start, end;                 /* clusters */
+    uint64_t *seen;                      /* bit per cluster of the range */
+    bool fault;
+};
+
+static void mark(struct reclaim *r, uint64_t from, uint64_t to)
+{
+    for (uint64_t c = max_u64(from, r->start); c < to && c < r->end; c++)
+        r->seen[(c - r->start) / 64] |= 1ull << ((c - r->start) % 64);
+}
+
+void q2_reclaim_saw(struct q2_alloc *a, uint64_t cluster, uint64_t n)
+{
+    mark(a->reclaim, cluster, cluster + n);
+}
+
+static int see(struct co *co, void *arg, const struct q2_ref *ref)
+{
+    struct reclaim *r = arg;
+    (void)co;
+    if (r->q->alloc->closing)
+        return -ECANCELED;
+    uint32_t bits = r->q->g.cluster_bits;
+    if (ref->bytes)
+        mark(r, ref->off >> bits, ((ref->off + ref->bytes - 1) >> bits) + 1);
+    return 0;
+}
+
+static void on_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *ref, int rc)
+{
+    (void)f;
+    (void)ref;
+    (void)rc;
+    ((struct reclaim *)arg)->fault = true;       /* C4 */
+}
+
+static int walk(struct co *co, struct reclaim *r)
+{
+    struct q2_image *q = r->q;
+    static const struct q2_visitor v = { .ref = see, .fault = on_fault };
+    struct q2_snapshot_scan snaps = { 0 };
+    struct q2_bitmap *bitmaps = NULL;
+    uint32_t bitmap_count = 0;
+    bool with_bitmaps = (q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) && q->h.has_bitmaps;
+    int rc = q2_snapshots_scan(co, q->im.store, &q->g, &q->h, &snaps);
+    if (rc == 0 && snaps.faults)
+        rc = -EIO;
+    if (rc == 0 && with_bitmaps)
+        rc = q2_bitmaps_load(co, q->im.store, &q->g, &q->h, &bitmaps, &bitmap_count, NULL);
+    uint64_t len = 0;
+    if (rc == 0)
+        rc = stor_length(co, q->im.store, &len);
+    struct q2_walk w = { .store = q->im.store, .g = &q->g, .h = &q->h, .file_bytes = len, .snapshots = &snaps, .bitmaps = bitmaps,
+        .bitmap_count = bitmap_count, .bitmaps_valid = with_bitmaps, .parts = Q2_WALK_ALL, .v = &v, .arg = r };
+    if (rc == 0) {
+        epoch_token t = epoch_enter(q->im.epoch, co_loop(co));        /* C3 */
+        rc = q2_walk(co, &w);
+        epoch_leave(q->im.epoch, co_loop(co), t);
+    }
+    q2_snapshots_free(snaps.snapshots, snaps.count);
+    q2_bitmaps_free(bitmaps, bitmap_count);
+    return rc == 0 && r->fault ? -EIO : rc;
+}
+
+/* One cluster that nothing names: counted once it is given back, not counted it may be used. */
+static int give_back(struct co *co, struct q2_image *q, uint64_t c)
+{
+    uint64_t n;
+    int rc = q2_refs_get(co, q, c, &n);
+    if (rc == 0 && n == 1)
+        rc = q2_refs_add(co, q, c, 1, -1);
+    if (rc == 0 && n <= 1 && !q2_hits_metadata(q, c << q->g.cluster_bits))
+        rc = rset_add(&q->alloc->ready, c, c + 1, 0);
+    return rc;
+}
+
+static void reclaim_co(struct co *co, void *arg)
+{
+    struct reclaim *r = arg;
+    struct q2_image *q = r->q;
+    struct q2_alloc *a = q->alloc;
+    int rc = walk(co, r);
+    co_lock(co, &a->mx);
+    for (uint64_t c = r->start; rc == 0 && c < r->end; c++)
+        if (!(r->seen[(c - r->start) / 64] >> ((c - r->start) % 64) & 1))
+            rc = give_back(co, q, c);
+    a->reclaim = NULL;
+    a->reclaim_unfinished = rc < 0;
+    co_unlock(&a->mx);
+    free(r->seen);
+    free(r);
+    co_group_leave(&a->drops);
+}
+
+void q2_reclaim_start(struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    const struct q2_header *h = &q->h;
+    if (!h->has_frontier || !(h->autoclear & Q2_AUTOCLEAR_FRONTIER))
+        return;
+    uint64_t start = h->frontier_start >> q->g.cluster_bits, end = min_u64(h->frontier_end >> q->g.cluster_bits, a->end);
+    struct reclaim *r = end > start ? calloc(1, sizeof *r) : NULL;
+    uint64_t *seen = r ? calloc(div_up(end - start, 64), 8) : NULL;
+    if (!seen) {
+        free(r);
+        a->reclaim_unfinished = end > start;
+        return;                                  /* the bit stays: the next opening tries again */
+    }
+    *r = (struct reclaim){ .q = q, .start = start, .end = end, .seen = seen };
+    a->reclaim = r;
+    a->reclaim_start = start;
+    a->reclaim_end = end;
+    co_group_enter(&a->drops);
+    if (rt_spawn(q->im.home, reclaim_co, r) < 0) {
+        a->reclaim = NULL;
+        a->reclaim_unfinished = true;
+        free(seen);
+        free(r);
+        co_group_leave(&a->drops);
+    }
+}
+
+bool q2_reclaim_unfinished(const struct q2_image *q) { return q->alloc && q->alloc->reclaim_unfinished; }
