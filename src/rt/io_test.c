@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include <liburing.h>
+
 #include "rt/rt_test.h"
 
 #ifndef FALLOC_FL_KEEP_SIZE
@@ -515,6 +517,51 @@ static void reused_descriptors(struct co *co)
 }
 ON_BOTH(reused_descriptors)
 
+/* ---- older kernels: they refuse ring flags that they do not know ---- */
+
+static unsigned unknown_flags, flags_in_use;
+int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *p);
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *p);
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *p)
+{
+    if (p->flags & unknown_flags)
+        return -EINVAL;
+    flags_in_use = p->flags;
+    return __real_io_uring_queue_init_params(entries, ring, p);
+}
+
+static void as_on(unsigned refused, unsigned needed)
+{
+    unknown_flags = refused;
+    for (unsigned entries = 2; entries <= 256; entries *= 128) {
+        struct rt_opts o = { .backend = RT_BACKEND_URING, .manual = true, .ring_entries = entries };
+        test_run_opts(&o, many_requests);
+        assert_int_equal(flags_in_use & needed, needed);
+        test_run_opts(&o, completions_overflow);
+        test_run_opts(&o, both_ways);
+        test_run_opts(&o, tcp);
+        test_run_opts(&o, cancel_sockets);
+        test_run_opts(&o, deadline_sockets);
+        test_run_opts(&o, cancel_races_data);
+    }
+    unknown_flags = 0;
+}
+
+static void newest_kernel(void **state)
+{
+    as_on(0, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+}
+
+static void linux_5_19(void **state)
+{
+    as_on(IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_COOP_TASKRUN);
+}
+
+static void linux_5_13(void **state)
+{
+    as_on(~0u & ~(IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -522,7 +569,8 @@ int main(void)
         cmocka_unit_test(many_requests_tiny_ring), BOTH(completions_overflow),
         cmocka_unit_test(completions_overflow_tiny_ring), BOTH(stream), BOTH(both_ways), BOTH(tcp), BOTH(unix_stream),
         BOTH(full_backlog), BOTH(cancel_sockets), BOTH(deadline_sockets), BOTH(cancel_races_data),
-        BOTH(cancelled_files), BOTH(reused_descriptors),
+        BOTH(cancelled_files), BOTH(reused_descriptors), cmocka_unit_test(newest_kernel), cmocka_unit_test(linux_5_19),
+        cmocka_unit_test(linux_5_13),
     };
     return cmocka_run_group_tests_name("rt-io", tests, NULL, NULL);
 }
