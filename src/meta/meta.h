@@ -111,6 +111,8 @@ struct meta_opts {
 };
 MUST_USE int meta_new(const struct meta_opts *o, struct meta **ret_m);
 /* No block pinned, nothing dirty or failed; frees everything. Waits for grace periods. */
+/* From now on nothing is written: every pass, barrier and write fails with `error` (Q22). */
+void meta_stop(struct meta *m, int error);
 /* After a failure, before meta_free_all: drops all dirt and all frees that wait (abandon() instead of release()). */
 void meta_abandon(struct co *co, struct meta *m);
 void meta_free_all(struct co *co, struct meta *m);

@@ -58,6 +58,12 @@ int meta_barrier(struct co *co, struct meta *m, enum meta_barrier which)
     return r;
 }
 
+void meta_stop(struct meta *m, int error)
+{
+    if (!m->failed)
+        m->failed = error;
+}
+
 uint64_t meta_barriers(const struct meta *m, enum meta_barrier b) { return m->barriers[b]; }
 
 void meta_need_data_barrier(struct meta *m)

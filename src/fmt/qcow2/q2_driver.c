@@ -51,19 +51,24 @@ static void header_bytes(const struct q2_header *h, struct q2_disk_header *d)
     be32_put(&d->refcount_order, h->refcount_order);
 }
 
-static int patch_sector(struct co *co, struct q2_image *q, const void *bytes, uint32_t from, uint32_t to)
+struct patch { uint32_t from, len; const void *bytes; };
+
+/* Changes bytes of the first sector, all in one write. Others who change it wait. */
+static int patch_header(struct co *co, struct q2_image *q, const struct patch *p, unsigned n)
 {
-    uint32_t at = (uint32_t)round_down(from, 512);
-    ASSERT(to > from && to <= at + 512);
     uint8_t *buf = NULL;
     if (posix_memalign((void **)&buf, 4096, 512))
         return -ENOMEM;
     struct iovec slot;
-    int r = stor_read(co, q->im.store, iov_one(&slot, buf, 512), at);
-    if (r == 0) {
-        memcpy(buf + (from - at), bytes, to - from);
-        r = meta_write_now(co, q->meta, buf, 512, at);
+    co_lock(co, &q->header_mx);
+    int r = stor_read(co, q->im.store, iov_one(&slot, buf, 512), 0);
+    for (unsigned i = 0; i < n; i++) {
+        ASSERT(p[i].from + p[i].len <= 512);
+        memcpy(buf + p[i].from, p[i].bytes, p[i].len);
     }
+    if (r == 0)
+        r = meta_write_now(co, q->meta, buf, 512, 0);
+    co_unlock(&q->header_mx);
     free(buf);
     return r;
 }
@@ -73,25 +78,19 @@ int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to
     ASSERT((from >= 24 && to <= Q2_HEADER_V2_BYTES) || (from >= Q2_HEADER_V2_BYTES && to <= 100));
     struct q2_disk_header d;
     header_bytes(&q->h, &d);
-    int r = patch_sector(co, q, (const uint8_t *)&d + from, from, to);
+    struct patch p = { from, to - from, (const uint8_t *)&d + from };
+    int r = patch_header(co, q, &p, 1);
     return r < 0 ? r : meta_barrier(co, q->meta, which);
 }
 
 int q2_header_record_frontier(struct co *co, struct q2_image *q)
 {
-    uint8_t *buf = NULL;
-    if (posix_memalign((void **)&buf, 4096, 512))
-        return -ENOMEM;
-    struct iovec slot;
-    int r = stor_read(co, q->im.store, iov_one(&slot, buf, 512), 0);
-    if (r == 0) {
-        be64_put((be64 *)(buf + 88), q->h.autoclear);
-        be64_put((be64 *)(buf + q->h.frontier_ext_off), q->h.frontier_start);
-        be64_put((be64 *)(buf + q->h.frontier_ext_off + 8), q->h.frontier_end);
-        r = meta_write_now(co, q->meta, buf, 512, 0);
-    }
-    free(buf);
-    return r;
+    be64 autoclear, range[2];
+    be64_put(&autoclear, q->h.autoclear);
+    be64_put(&range[0], q->h.frontier_start);
+    be64_put(&range[1], q->h.frontier_end);
+    struct patch p[2] = { { 88, sizeof autoclear, &autoclear }, { q->h.frontier_ext_off, sizeof range, range } };
+    return patch_header(co, q, p, 2);
 }
 
 int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off)
@@ -106,6 +105,7 @@ int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off
         int r = q2_header_sync(co, q, 72, 80, META_B_HEADER);
         (void)r;                                 /* refused in memory all the same */
     }
+    meta_stop(q->meta, -EIO);                    /* Q22: no other metadata is written behind it */
     return -EIO;
 }
 

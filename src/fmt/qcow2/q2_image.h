@@ -54,6 +54,7 @@ struct q2_image {
     /* refcount table: whole in memory, home loop only */
     uint64_t *rt; uint64_t rt_entries;  /* host order offsets of blocks */
     struct q2_alloc *alloc;
+    struct co_mutex header_mx;          /* read, change and write of the first sector */
     struct co_mutex l2_mx;              /* making or copying an L2 table (q2_map.c) */
     struct co_range_locks locks;        /* guest clusters being allocated, zeroed or discarded (byte offsets) */
     struct q2_snapshot *snapshots; uint32_t snapshot_count;

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: MIT
-"""bench.py: byre and its peers, side by side, in one run.
+"""run.py: byre and its peers, side by side, in one run.
 
 Every row runs byre and each peer that is found, interleaved (A B A B ...), on the same folder, and prints the
 median, minimum and maximum of each, and byre's ratio to the best peer (above 1: byre is faster). Comparisons are
