@@ -9,9 +9,10 @@ CLUSTER_SIZES = [1 << n for n in range(9, 22)]
 REFCOUNT_BITS = [1 << n for n in range(7)]
 
 
-def create(path, size, fmt="qcow2", tool="qemu-img", backing=None, backing_fmt=None, **options):
-    """Creates an image; options become -o name=value (underscores stay). Returns the path."""
-    args = ["create", "-q", "-f", fmt]
+def create(path, size, fmt="qcow2", tool="qemu-img", backing=None, backing_fmt=None, unchecked=False, **options):
+    """Creates an image; options become -o name=value (underscores stay). unchecked: the backing file is not opened
+    (size must be given). Returns the path."""
+    args = ["create", "-q", "-f", fmt] + (["-u"] if unchecked else [])
     if backing is not None:
         args += ["-b", os.fspath(backing), "-F", backing_fmt or "qcow2"]
     if options:
@@ -76,7 +77,8 @@ def chain(folder, depth, size, **options):
     """base.qcow2 and depth overlays l1.qcow2, l2.qcow2 ...; returns the paths, base first."""
     paths = [create(os.path.join(folder, "base.qcow2"), size, **options)]
     for i in range(1, depth + 1):
-        paths.append(create(os.path.join(folder, f"l{i}.qcow2"), None, backing=os.path.basename(paths[-1]), **options))
+        paths.append(create(os.path.join(folder, f"l{i}.qcow2"), size, backing=os.path.basename(paths[-1]), unchecked=True,
+                            **options))
     return paths
 
 

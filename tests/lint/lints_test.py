@@ -57,6 +57,7 @@ FAULTS = {
     "banned-alloca": ("banned", {"tests/x.c": SPDX + "void *f(void)\n{\n    return alloca(3);\n}\n"}, "alloca: "),
     "banned-assert": ("banned", {"src/rt/x.c": SPDX + "#include <assert.h>\n"}, "use base/assert.h"),
     "banned-print": ("banned", {"src/stor/x.c": SPDX + 'void f(void)\n{\n    printf("x");\n}\n'}, "libraries never print"),
+    "banned-stderr": ("banned", {"src/stor/x.c": SPDX + 'void f(void)\n{\n    fputs("x", stderr);\n}\n'}, "libraries never print"),
     "banned-exit": ("banned", {"src/stor/x.c": SPDX + "void f(void)\n{\n    exit (1);\n}\n"}, "never end the process"),
     "banned-flush": ("banned", {"src/graph/x.c": SPDX + "int f(void)\n{\n    return stor_flush(1);\n}\n"}, "issues barriers"),
     "banned-unused-exception": ("banned", {"tools/lint/allow.txt": "banned src/rt/co.c:exit because\n"}, "no longer needed"),
@@ -85,7 +86,7 @@ def test_fault_is_found(tmp_path, case):
 
 @pytest.mark.parametrize("text", [
     '/* strcpy(a, b); */\n', '// exit(1);\n', 'const char *s = "printf(";\n', "int my_exit(int);\n",
-    "void f(struct x *p)\n{\n    p->exit(1);\n}\n"])
+    "void f(struct x *p)\n{\n    p->exit(1);\n}\n", 'void f(FILE *memory)\n{\n    fprintf(memory, "x");\n}\n'])
 def test_banned_ignores_what_is_no_call(tmp_path, text):
     code, out = lint("banned", tree(tmp_path, files={"src/stor/x.c": SPDX + text}))
     assert code == 0, out

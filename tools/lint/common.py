@@ -52,7 +52,9 @@ def line_of(text, position):
 
 
 def is_test(path):
-    return path.startswith(("tests/", "fuzz/")) or path.endswith("_test.c")
+    """Tests, their helpers, and small benches: they are not part of libbyre."""
+    name = path.rsplit("/", 1)[-1]
+    return path.startswith(("tests/", "fuzz/")) or name.endswith(("_test.c", "_test.h")) or name == "test.h" or name.startswith("bench_")
 
 
 class Lint:
