@@ -18,6 +18,7 @@
 #include "fmt/qcow2/q2_plan.h"
 
 #define CHUNK_BYTES (1u << 20)
+#define PAGE_BYTES 4096u
 
 struct writer {
     const struct q2_plan *p;
@@ -56,20 +57,20 @@ static int set_length(struct co *co, struct writer *w)
     return rc ? failed(w, "clear the old header", rc) : 0;
 }
 
-/* Writes n clusters of buf; in a fresh file only the runs that are not zero. */
+/* Writes n clusters of buf; in a fresh file only the runs of pages that are not zero. */
 static int write_clusters(struct co *co, struct writer *w, uint64_t first, uint64_t n)
 {
-    uint64_t size = w->p->g.cluster_size;
+    uint64_t off = first << w->p->g.cluster_bits, len = n << w->p->g.cluster_bits, page = min_u64(w->p->g.cluster_size, PAGE_BYTES);
     if (!w->fresh)
-        return stor_write_buf(co, w->store, w->buf, n * size, first * size, 0);
-    for (uint64_t i = 0; i < n;) {
+        return stor_write_buf(co, w->store, w->buf, len, off, 0);
+    for (uint64_t at = 0; at < len;) {
         uint64_t run = 0;
-        while (i + run < n && !mem_is_zero(w->buf + (i + run) * size, size))
-            run++;
-        int rc = run ? stor_write_buf(co, w->store, w->buf + i * size, run * size, (first + i) * size, 0) : 0;
+        while (at + run < len && !mem_is_zero(w->buf + at + run, page))
+            run += page;
+        int rc = run ? stor_write_buf(co, w->store, w->buf + at, run, off + at, 0) : 0;
         if (rc)
             return rc;
-        i += run ? run : 1;
+        at += run ? run : page;
     }
     return 0;
 }
@@ -142,7 +143,7 @@ static int write_header(struct co *co, struct writer *w)
     rc = emit_header(w);
     if (rc)
         return rc;
-    rc = stor_write_buf(co, w->store, w->buf, w->p->g.cluster_size, 0, 0);
+    rc = write_clusters(co, w, 0, 1);
     if (rc)
         return failed(w, "write the header", rc);
     rc = stor_flush(co, w->store);
