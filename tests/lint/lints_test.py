@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Each lint can fail: small trees with one fault each, and a clean one that passes."""
+import json
 import pathlib
 import subprocess
 
@@ -110,6 +111,23 @@ def test_function_lengths_are_counted_right(tmp_path):
             "extern \"C\" {\n__attribute__((noinline)) int g(int a, int (*cb)(void))\n{\n" + "    f();\n" * 100 + "}\n}\n")
     code, out = lint("funclen", tree(tmp_path, files={"src/rt/x.c": SPDX + body}))
     assert code == 0 and "g has 102 lines" in out and out.count("has ") == 1, out
+
+
+HEAD = "/* x.c\n *\n * Purpose  a\n * Concurrency  b\n * Failure  c\n%s */\n"
+
+
+@pytest.mark.parametrize("text, sources, expected", [
+    (HEAD % " * Tests  d\n", ["src/rt/x.c"], None), (HEAD % "", ["src/rt/x.c"], "lacks Tests"),
+    ("int a;\n" + HEAD % "", ["src/rt/x.c"], "lacks Purpose"), (HEAD % " * Tests  d\n", [], "no target")])
+def test_shape(tmp_path, text, sources, expected):
+    (tmp_path / "src/rt").mkdir(parents=True)
+    (tmp_path / "src/rt/x.c").write_text(text)
+    (tmp_path / "build/meson-info").mkdir(parents=True)
+    targets = [{"target_sources": [{"sources": [str(tmp_path / s) for s in sources]}]}]
+    (tmp_path / "build/meson-info/intro-targets.json").write_text(json.dumps(targets))
+    done = subprocess.run(["/usr/bin/python3", "-B", str(TOP / "tools/lint/shape.py"), "--root", str(tmp_path), "--build",
+                           str(tmp_path / "build")], stdout=subprocess.PIPE, text=True)
+    assert (done.returncode == 1 and expected in done.stdout) if expected else done.returncode == 0, done.stdout
 
 
 def build_archive(root, layer, text):
