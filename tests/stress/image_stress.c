@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * image_stress.c: two loops on one qcow2 image.
+ *
+ * Workers on both loops write, read, zero and discard. Each has an area of its own, whose content it knows exactly, and
+ * all share one area in which discard, zero and rewrite of the same clusters race: there every sector must be zero or
+ * carry its own offset, and never anything else (founding discussion 3). Afterwards the image is closed, opened again,
+ * compared, and checked by the engine's own check; the caller (tests/interop) asks qemu-img too when it is there.
+ *
+ *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads]
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/prng.h"
+#include "graph/graph.h"
+#include "rt/sync.h"
+
+enum { WORKERS = 8, AREA = 1 << 20, SECTOR = 512, IO_MAX = 256 * 1024 };
+#define DISK ((uint64_t)(WORKERS + 1) * AREA)      /* the last area is shared */
+
+struct stress {
+    const char *path;
+    uint64_t cluster, seed;
+    unsigned operations;
+    struct rt *rt;
+    struct graph_node *node;
+    uint8_t *model;
+    struct co_group group;
+    bool done;
+};
+
+struct worker { struct stress *s; unsigned index; };
+
+#define REQUIRE(c, ...) do { if (!(c)) { fprintf(stderr, __VA_ARGS__); fputc('\n', stderr); exit(1); } } while (0)
+
+/* A sector that says where it belongs; version 0 is left for "zero". */
+static void stamp(uint8_t *p, uint64_t off, uint64_t version)
+{
+    uint64_t *w = (uint64_t *)p;
+    for (unsigned i = 0; i < SECTOR / 8; i += 2) {
+        w[i] = off;
+        w[i + 1] = version;
+    }
+}
+
+static bool stamp_ok(const uint8_t *p, uint64_t off)
+{
+    const uint64_t *w = (const uint64_t *)p;
+    bool zero = mem_is_zero(p, SECTOR);
+    for (unsigned i = 0; i < SECTOR / 8 && !zero; i += 2)
+        if (w[i] != off || w[i + 1] != w[1] || !w[1])
+            return false;
+    return true;
+}
+
+static int do_write(struct co *co, struct stress *s, uint8_t *buf, uint64_t off, uint64_t len, uint64_t version)
+{
+    struct iovec slot;
+    for (uint64_t i = 0; i < len; i += SECTOR)
+        stamp(buf + i, off + i, version);
+    return graph_write(co, s->node, iov_one(&slot, buf, len), off, 0);
+}
+
+static int own_step(struct co *co, struct worker *w, struct prng *p, uint8_t *buf, uint64_t off, uint64_t len)
+{
+    struct stress *s = w->s;
+    struct iovec slot;
+    int r;
+    switch (prng_below(p, 8)) {
+    case 0: case 1: case 2:
+        r = do_write(co, s, buf, off, len, prng_u64(p) | 1);
+        memcpy(s->model + off, buf, len);
+        return r;
+    case 3:
+        memset(s->model + off, 0, len);
+        return graph_zero(co, s->node, off, len, prng_below(p, 2) ? GRAPH_UNMAP : 0);
+    case 4:
+        off -= off % s->cluster;             /* whole clusters: what a discard does to parts of one is not said */
+        len = s->cluster < AREA ? s->cluster : AREA;
+        memset(s->model + off, 0, len);
+        return graph_discard(co, s->node, off, len);
+    case 5:
+        return prng_below(p, 8) ? 0 : graph_flush(co, s->node);
+    default:
+        r = graph_read(co, s->node, iov_one(&slot, buf, len), off);
+        REQUIRE(r < 0 || memcmp(buf, s->model + off, len) == 0, "worker %u: other bytes at %#llx+%#llx", w->index, (unsigned long long)off, (unsigned long long)len);
+        return r;
+    }
+}
+
+static int shared_step(struct co *co, struct worker *w, struct prng *p, uint8_t *buf, uint64_t off, uint64_t len)
+{
+    switch (prng_below(p, 4)) {
+    case 0:
+        return graph_discard(co, w->s->node, off, len);
+    case 1:
+        return graph_zero(co, w->s->node, off, len, prng_below(p, 2) ? GRAPH_UNMAP : 0);
+    default:
+        return do_write(co, w->s, buf, off, len, prng_u64(p) | 1);
+    }
+}
+
+static void worker_co(struct co *co, void *arg)
+{
+    struct worker *w = arg;
+    struct stress *s = w->s;
+    struct prng p;
+    prng_init(&p, s->seed * 100 + w->index);
+    uint8_t *buf = malloc(IO_MAX);
+    REQUIRE(buf, "no memory");
+    for (unsigned i = 0; i < s->operations; i++) {
+        uint64_t in = prng_below(&p, AREA / SECTOR) * SECTOR;
+        uint64_t len = (1 + prng_below(&p, prng_below(&p, 4) ? 16 : IO_MAX / SECTOR)) * SECTOR;
+        bool shared = prng_below(&p, 3) == 0;
+        len = len < AREA - in ? len : AREA - in;
+        int r = shared ? shared_step(co, w, &p, buf, (uint64_t)WORKERS * AREA + in, len) : own_step(co, w, &p, buf, (uint64_t)w->index * AREA + in, len);
+        REQUIRE(r >= 0, "worker %u: operation %u failed: %d", w->index, i, r);
+    }
+    free(buf);
+}
+
+static int on_loop(struct co *co, void *arg)
+{
+    worker_co(co, arg);
+    return 0;
+}
+
+static void send_worker(struct co *co, void *arg)
+{
+    struct worker *w = arg;
+    int r = rt_call(co, rt_loop_at(w->s->rt, w->index % rt_loop_count(w->s->rt)), on_loop, w);
+    REQUIRE(r == 0, "worker %u: not started: %d", w->index, r);
+    co_group_leave(&w->s->group);
+}
+
+static void open_image(struct co *co, struct stress *s, struct graph **ret_g)
+{
+    struct byre_err err;
+    struct graph_open_opts o = { .filename = s->path, .format = "qcow2", .discard = true, .fmt = { .cache_bytes = 64 * 1024 } };
+    REQUIRE(graph_new(co_loop(co), &(struct graph_opts){ 0 }, ret_g, &err) == 0, "%s", err.text);
+    REQUIRE(graph_open(co, *ret_g, &o, &s->node, &err) == 0, "%s", err.text);
+}
+
+static void create_image(struct co *co, struct stress *s)
+{
+    struct byre_err err;
+    struct stor *st;
+    struct stor_file_opts fo = { .create = true, .truncate_to_zero = true };
+    struct fmt_create_opts co_ = { .size = DISK, .cluster_size = s->cluster, .version = 3, .refcount_bits = 16 };
+    REQUIRE(stor_file_open(co, s->path, &fo, &st, &err) == 0, "%s", err.text);
+    REQUIRE(fmt_qcow2_ops.create(co, st, &co_, &err) == 0, "%s", err.text);
+    stor_close(co, st);
+}
+
+static void verify(struct co *co, struct stress *s)
+{
+    uint8_t *buf = malloc(AREA);
+    struct iovec slot;
+    REQUIRE(buf, "no memory");
+    for (uint64_t off = 0; off < DISK; off += AREA) {
+        REQUIRE(graph_read(co, s->node, iov_one(&slot, buf, AREA), off) == 0, "read at %#llx", (unsigned long long)off);
+        if (off < (uint64_t)WORKERS * AREA)
+            REQUIRE(memcmp(buf, s->model + off, AREA) == 0, "area %llu differs from its model", (unsigned long long)(off / AREA));
+        else
+            for (uint64_t i = 0; i < AREA; i += SECTOR)
+                REQUIRE(stamp_ok(buf + i, off + i), "shared sector %#llx holds what was never written there", (unsigned long long)(off + i));
+    }
+    free(buf);
+}
+
+static void main_co(struct co *co, void *arg)
+{
+    struct stress *s = arg;
+    struct graph *g;
+    struct worker w[WORKERS];
+    create_image(co, s);
+    open_image(co, s, &g);
+    for (unsigned i = 0; i < WORKERS; i++) {
+        w[i] = (struct worker){ s, i };
+        co_group_enter(&s->group);
+        REQUIRE(rt_spawn(co_loop(co), send_worker, &w[i]) == 0, "no coroutine");
+    }
+    co_group_wait(co, &s->group);
+    verify(co, s);
+    REQUIRE(graph_close(co, s->node) == 0, "close failed");
+    graph_free(g);
+    open_image(co, s, &g);
+    verify(co, s);
+    struct fmt_check_result res = { 0 };
+    struct byre_err err;
+    REQUIRE(graph_image(s->node)->ops->check(co, graph_image(s->node), &(struct fmt_check_opts){ 0 }, &res, &err) == 0, "%s", err.text);
+    REQUIRE(res.corruptions == 0 && res.leaks == 0 && res.check_errors == 0, "check: %llu corruptions, %llu leaks", (unsigned long long)res.corruptions, (unsigned long long)res.leaks);
+    REQUIRE(graph_close(co, s->node) == 0, "second close failed");
+    graph_free(g);
+    __atomic_store_n(&s->done, true, __ATOMIC_RELEASE);
+}
+
+int main(int argc, char **argv)
+{
+    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads]");
+    struct stress s = { .path = argv[1], .cluster = strtoull(argv[2], NULL, 0), .seed = strtoull(argv[3], NULL, 0), .operations = (unsigned)strtoul(argv[4], NULL, 0) };
+    struct rt_opts o = { .loops = 2, .backend = argc < 6 ? RT_BACKEND_AUTO : strcmp(argv[5], "threads") ? RT_BACKEND_URING : RT_BACKEND_THREADS };
+    struct byre_err err;
+    s.model = calloc(1, DISK);
+    REQUIRE(s.model && rt_new(&o, &s.rt, &err) == 0, "cannot start");
+    REQUIRE(rt_spawn_on(rt_loop_at(s.rt, 0), main_co, &s) == 0, "no coroutine");
+    while (!__atomic_load_n(&s.done, __ATOMIC_ACQUIRE))
+        usleep(2000);
+    rt_free(s.rt);
+    free(s.model);
+    return 0;
+}
