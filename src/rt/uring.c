@@ -339,11 +339,12 @@ static int check_ring(const struct uring *u)
     return r;
 }
 
-/* Newer kernels can leave completion work to the moment we wait for it; older ones refuse the flags. */
+/* Newer kernels can leave completion work to the moment we wait for it; older ones refuse the flags. TASKRUN_FLAG makes
+ * that work visible to reap, so that completions also arrive while coroutines keep the loop from ever waiting. */
 static int make_ring(struct uring *u, unsigned entries)
 {
     static const unsigned flag_sets[] = {
-        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+        IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
         IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
         0,
     };
