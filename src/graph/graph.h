@@ -92,6 +92,10 @@ MUST_USE int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint6
 MUST_USE int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
 MUST_USE int graph_flush(struct co *co, struct graph_node *n);
 
+/* Lets the kernel copy the beginning of a range from one disk to another. Bytes copied (> 0, maybe fewer than asked), or
+ * -ENOTSUP: the bytes are not plain on both sides, or the stores cannot; use read and write. */
+MUST_USE int64_t graph_copy(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len);
+
 struct graph_status {
     uint64_t len;                /* bytes from off for which this holds, > 0 */
     bool present;                /* some layer answers: data or a zero cluster */

@@ -9,6 +9,7 @@
  *   read.c     reads, and pieces in flight at the same time
  *   write.c    writes: in place or begin, fill, write, commit
  *   zero.c     zero and discard: the aligned middle, the edges, the fallback
+ *   offload.c  copies made by the kernel
  *   status.c   block status
  *   drain.c    the gate that requests pass, and closing it
  *   perm.c     users of a node and their conflicts
@@ -172,6 +173,17 @@ void fan_done(struct fan *f, unsigned slot, int error);     /* the first error s
 int fan_wait(struct co *co, struct fan *f);                 /* until all slots are free; the first error */
 
 /* ---- write.c ---- */
+/* One contiguous host range that may be written now: in place, inside a section, or begun. */
+struct write_piece {
+    bool in_place;
+    epoch_token tok;              /* in_place: a section of the image is open */
+    uint64_t pos, len, host;
+    struct fmt_write w;           /* not in_place */
+};
+/* Decides what happens to the beginning of [pos, end). piece_drop gives it up again, piece_done ends it: commit. */
+MUST_USE int piece_plan(struct co *co, struct graph_node *n, uint64_t pos, uint64_t end, struct write_piece *p);
+void piece_drop(struct co *co, struct graph_node *n, struct write_piece *p);
+MUST_USE int piece_done(struct co *co, struct graph_node *n, struct write_piece *p);
 /* The same as graph_write without checks, gate, guard and flush. flags: STOR_FUA (raw only) or 0. */
 MUST_USE int chain_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);
 /* Writes zero bytes over a range. */

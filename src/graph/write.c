@@ -27,13 +27,6 @@
 #define WRITE_VECS 16
 #define COPY_ALIGN 4096u
 
-struct write_piece {
-    bool in_place;
-    epoch_token tok;              /* in_place: a section is open */
-    uint64_t pos, len, host;      /* in_place */
-    struct fmt_write w;           /* else */
-};
-
 /* ---- filling a new cluster ---- */
 
 /* Writes head, v, tail as one transfer that ends behind the tail; three transfers when v has too many elements. */
@@ -92,7 +85,7 @@ static int write_copied(struct co *co, struct graph_node *n, const struct fmt_wr
 
 static int write_new(struct co *co, struct graph_node *n, struct fmt_write *w, struct iov v)
 {
-    int r;
+    int r = 0;
     if (w->fill == FMT_FILL_NONE || !(w->head | w->tail))
         r = stor_write(co, n->im->store, v, w->host, 0);
     else if (w->fill == FMT_FILL_ZERO)
@@ -108,8 +101,7 @@ static int write_new(struct co *co, struct graph_node *n, struct fmt_write *w, s
 
 /* ---- pieces ---- */
 
-/* Decides what happens to the beginning of [pos, end). Afterwards a section is open or a write is begun. */
-static int piece_plan(struct co *co, struct graph_node *n, uint64_t pos, uint64_t end, struct write_piece *p)
+int piece_plan(struct co *co, struct graph_node *n, uint64_t pos, uint64_t end, struct write_piece *p)
 {
     struct fmt_extent e;
     for (;;) {
@@ -133,9 +125,26 @@ static int piece_plan(struct co *co, struct graph_node *n, uint64_t pos, uint64_
             p->in_place = false;
             p->pos = pos;
             p->len = p->w.len;
+            p->host = p->w.host;
             return 0;
         }
     }
+}
+
+void piece_drop(struct co *co, struct graph_node *n, struct write_piece *p)
+{
+    if (p->in_place)
+        epoch_leave(n->im->epoch, co_loop(co), p->tok);
+    else
+        n->im->ops->write_abort(co, n->im, &p->w);
+}
+
+int piece_done(struct co *co, struct graph_node *n, struct write_piece *p)
+{
+    if (!p->in_place)
+        return n->im->ops->write_commit(co, n->im, &p->w);
+    epoch_leave(n->im->epoch, co_loop(co), p->tok);
+    return 0;
 }
 
 static int piece_write(struct co *co, struct graph_node *n, struct write_piece *p, struct iov v, unsigned flags)
@@ -154,15 +163,6 @@ static void slot_run(struct co *co, void *arg)
 {
     struct write_slot *s = arg;
     fan_done(&s->wr->fan, s->index, piece_write(co, s->wr->n, &s->p, s->v, s->wr->flags));
-}
-
-/* Gives up a piece that was planned but not written. */
-static void piece_drop(struct co *co, struct graph_node *n, struct write_piece *p)
-{
-    if (p->in_place)
-        epoch_leave(n->im->epoch, co_loop(co), p->tok);
-    else
-        n->im->ops->write_abort(co, n->im, &p->w);
 }
 
 /* Writes v at off, of which the piece `first` is planned already. */

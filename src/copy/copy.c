@@ -1,0 +1,490 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * copy.c: the copy engine.
+ *
+ * Purpose     Walks the sources by their status, leaves out what the target has already, and moves the rest in
+ *             pieces.
+ * Owns        One struct copying per job, on the frame of its caller.
+ * Invariants  copy.h I1 to I5. I6: what next() says of a range (data, zeros, nothing to do) is what status said of the
+ *             source; a live source is the caller's matter (fences come with the jobs).
+ * Order       The flush of the target comes last.
+ * Concurrency next and done on the job's loop; copy_piece on any loop, touching its worker and constant fields only,
+ *             except the counters, which are atomic.
+ * Failure     The first error; struct copy_result says where.
+ * Tests       copy_test.c
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "copy/copy_priv.h"
+
+enum kind {
+    KIND_DATA,
+    KIND_ZERO,           /* reads zeros */
+    KIND_BLANK,          /* reads zeros, the target perhaps does not: compare before anything is written (COPY_BACKED) */
+};
+
+struct copying {
+    const struct copy_job *job;
+    struct reader rd;
+    struct window w;
+    struct graph_node **bottom;          /* per part: the layer that is the target's backing node, or NULL */
+    bool target_zero;
+    uint64_t min_sparse;
+    uint64_t pos, total, done, done_told;
+    /* the wanted range and the status extent that pos is in */
+    uint64_t want_start, want_end, ext_end;
+    enum kind ext_kind;
+    bool ext_skip;
+    uint64_t rate_next_ns;
+    bool failed, fail_read;
+    uint64_t fail_off;
+    /* any loop */
+    _Atomic uint64_t read, written, zeroed, skipped, offloaded, unreadable;
+};
+
+/* ---- which pieces there are (job's loop) ---- */
+
+static void tell_progress(struct copying *c)
+{
+    if (c->job->progress && c->done != c->done_told) {
+        c->done_told = c->done;
+        c->job->progress(c->job->arg, c->done, c->total);
+    }
+}
+
+/* Moves pos to the next wanted byte. false: there is none. */
+static bool find_wanted(struct copying *c)
+{
+    if (c->pos >= c->want_end && c->pos < c->total) {
+        uint64_t start, end;
+        if (!c->job->select) {
+            start = c->pos;
+            end = c->total;
+        } else if (!c->job->select(c->job->select_arg, c->pos, &start, &end)) {
+            start = end = c->total;
+        }
+        ASSERT(end > c->pos);
+        c->want_start = max_u64(start, c->pos);
+        c->want_end = min_u64(end, c->total);
+    }
+    uint64_t from = min_u64(max_u64(c->pos, c->want_start), c->total);
+    c->done += from - c->pos;
+    c->pos = from;
+    return c->pos < c->total;
+}
+
+/* The source reads zeros for *len bytes at pos: what has the target there? May shorten *len. */
+static int look_at_target(struct co *co, struct copying *c, uint64_t *len)
+{
+    struct graph_status st;
+    c->ext_skip = c->target_zero;
+    if (c->target_zero || !(c->job->flags & COPY_BACKED))
+        return 0;
+    int r = graph_status(co, c->job->target, NULL, c->job->target_off + c->pos, *len, &st);
+    if (r)
+        return r;
+    *len = st.len;
+    c->ext_skip = st.zero;
+    if (!st.zero)
+        c->ext_kind = KIND_BLANK;
+    return 0;
+}
+
+/* Learns what the source has at pos. */
+static int find_extent(struct co *co, struct copying *c)
+{
+    uint64_t off, len;
+    const struct copy_part *part = reader_at(&c->rd, c->pos, &off, &len);
+    struct graph_node *bottom = c->bottom[part - c->rd.parts];
+    struct graph_status st;
+    int r = graph_status(co, part->node, bottom, off, min_u64(len, RANGE_MAX), &st);
+    if (r && c->job->flags & COPY_SALVAGE)
+        st = (struct graph_status){ .len = min_u64(len, PIECE_MIN), .data = true };
+    else if (r)
+        return r;
+    c->ext_kind = st.zero ? KIND_ZERO : KIND_DATA;
+    c->ext_skip = bottom && !st.present && !st.past_end && !st.zero && !r;
+    len = st.len;
+    if (c->ext_kind == KIND_ZERO && c->min_sparse) {
+        r = look_at_target(co, c, &len);
+        if (r)
+            return r;
+    }
+    c->ext_end = c->pos + len;
+    return 0;
+}
+
+/* Does the extent at pos take bytes to be written? */
+static bool is_data(const struct copying *c)
+{
+    return c->ext_kind != KIND_ZERO || !c->min_sparse;
+}
+
+/* Bytes of the piece at pos: data up to a border of piece_bytes in the target, zeros as far as they go. */
+static uint64_t piece_len(const struct copying *c)
+{
+    uint64_t len = min_u64(c->ext_end, c->want_end) - c->pos, most = RANGE_MAX;
+    if (is_data(c))
+        most = c->w.piece_bytes - ((c->job->target_off + c->pos) & (c->w.piece_bytes - 1));
+    if (c->job->rate && is_data(c))
+        most = min_u64(most, round_up(max_u64(c->job->rate / 8, SECTOR), SECTOR));
+    return min_u64(len, most);
+}
+
+/* Waits until the rate allows len more bytes. */
+static int pace(struct co *co, struct copying *c, uint64_t len)
+{
+    uint64_t now = rt_now(co_loop(co));
+    if (!c->job->rate)
+        return 0;
+    if (c->rate_next_ns < now)
+        c->rate_next_ns = now;
+    uint64_t wait = c->rate_next_ns - now;
+    c->rate_next_ns += (uint64_t)((unsigned __int128)len * 1000000000u / c->job->rate);
+    return wait ? co_sleep(co, wait) : 0;
+}
+
+static int next_piece(struct co *co, void *ctx, struct work_piece *p)
+{
+    struct copying *c = ctx;
+    for (;;) {
+        if (c->job->cancel && atomic_load(c->job->cancel))
+            return -ECANCELED;
+        if (!find_wanted(c)) {
+            tell_progress(c);
+            return 0;
+        }
+        int r = c->pos >= c->ext_end ? find_extent(co, c) : 0;
+        if (r) {
+            c->fail_off = c->pos;
+            c->fail_read = c->failed = true;
+            return r;
+        }
+        uint64_t len = piece_len(c);
+        if (!c->ext_skip) {
+            *p = (struct work_piece){ .pos = c->pos, .len = len, .kind = c->ext_kind, .fail_off = c->pos };
+            c->pos += len;
+            r = is_data(c) ? pace(co, c, len) : 0;
+            return r ? r : 1;
+        }
+        len = min_u64(c->ext_end, c->want_end) - c->pos;
+        atomic_fetch_add(&c->skipped, len);
+        c->done += len;
+        c->pos += len;
+        tell_progress(c);
+    }
+}
+
+static void piece_over(void *ctx, const struct work_piece *p, int r)
+{
+    struct copying *c = ctx;
+    if (r && !c->failed && r != -ECANCELED) {
+        c->failed = true;
+        c->fail_off = p->fail_off;
+        c->fail_read = p->fail_read;
+    }
+    c->done += p->len;
+    tell_progress(c);
+}
+
+/* ---- what is done with a piece (the worker's loop) ---- */
+
+static void count(_Atomic uint64_t *what, uint64_t bytes)
+{
+    atomic_fetch_add_explicit(what, bytes, memory_order_relaxed);
+}
+
+/* Before the first change of the target by this piece. */
+static int take_turn(struct co *co, const struct copying *c, struct worker *wk)
+{
+    if (c->job->flags & COPY_OUT_OF_ORDER || wk->piece.turned)
+        return 0;
+    wk->piece.turned = true;
+    return window_turn(co, wk);
+}
+
+/* Writes bytes that stand at buf; pos: position of buf[0]. */
+static int put_data(struct co *co, struct copying *c, struct worker *wk, const uint8_t *buf, uint64_t pos, uint64_t len)
+{
+    struct iovec slot;
+    int r = take_turn(co, c, wk);
+    if (!r)
+        r = graph_write(co, c->job->target, iov_one(&slot, buf, len), c->job->target_off + pos, 0);
+    if (!r)
+        count(&c->written, len);
+    return r;
+}
+
+static int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64_t pos, uint64_t len)
+{
+    if (c->target_zero) {
+        count(&c->skipped, len);
+        return 0;
+    }
+    int r = take_turn(co, c, wk);
+    if (!r)
+        r = graph_zero(co, c->job->target, c->job->target_off + pos, len, GRAPH_UNMAP);
+    if (!r)
+        count(&c->zeroed, len);
+    return r;
+}
+
+/* Writes [from, to) of the worker's buffer: data as data, long runs of zeros as zeros. */
+static int put_range(struct co *co, struct copying *c, struct worker *wk, uint64_t from, uint64_t to)
+{
+    while (from < to) {
+        const uint8_t *buf = wk->buf[0] + from;
+        uint64_t pos = wk->piece.pos + from, run = to - from;
+        bool zero = false;
+        if (c->min_sparse)
+            run = sparse_run(buf, run, c->job->target_off + pos, c->min_sparse, &zero);
+        int r = zero ? put_zeros(co, c, wk, pos, run) : put_data(co, c, wk, buf, pos, run);
+        if (r) {
+            wk->piece.fail_off = pos;
+            return r;
+        }
+        from += run;
+    }
+    return 0;
+}
+
+/* Writes what differs from what the target reads as now. */
+static int put_differences(struct co *co, struct copying *c, struct worker *wk)
+{
+    struct iovec slot;
+    uint64_t len = wk->piece.len, at = c->job->target_off + wk->piece.pos, granule = max_u64(graph_image(c->job->target)->granule, SECTOR);
+    int r = graph_read(co, c->job->target, iov_one(&slot, wk->buf[1], len), at);
+    uint64_t from = 0, pos = 0;          /* [from, pos) differs and is not written yet */
+    while (!r && pos < len) {
+        uint64_t part = min_u64(granule - (at + pos) % granule, len - pos);
+        bool same = !memcmp(wk->buf[0] + pos, wk->buf[1] + pos, part);
+        if (same) {
+            r = put_range(co, c, wk, from, pos);
+            from = pos + part;
+            count(&c->skipped, part);
+        }
+        pos += part;
+    }
+    return r ? r : put_range(co, c, wk, from, len);
+}
+
+/* ---- reading ---- */
+
+struct salvage { struct copying *c; uint64_t pos, len; int error; };
+
+static int tell_salvaged(struct co *co, void *arg)
+{
+    const struct salvage *s = arg;
+    if (s->c->job->salvaged)
+        s->c->job->salvaged(s->c->job->arg, s->pos, s->len, s->error);
+    return 0;
+}
+
+static int read_part(struct co *co, struct copying *c, uint8_t *buf, uint64_t pos, uint64_t len)
+{
+    struct iovec slot;
+    uint64_t off, left;
+    const struct copy_part *part = reader_at(&c->rd, pos, &off, &left);
+    return graph_read(co, part->node, iov_one(&slot, buf, len), off);
+}
+
+/* Reads in small steps, and where one fails sector by sector: zeros for the sectors that cannot be read. */
+static int read_salvaging(struct co *co, struct copying *c, struct worker *wk)
+{
+    uint64_t step = 128 * SECTOR, at = 0;
+    while (at < wk->piece.len) {
+        uint64_t n = min_u64(step, wk->piece.len - at);
+        int r = read_part(co, c, wk->buf[0] + at, wk->piece.pos + at, n);
+        if (r && step > SECTOR) {
+            step = SECTOR;
+            continue;
+        }
+        if (r) {
+            struct salvage s = { c, wk->piece.pos + at, n, r };
+            memset(wk->buf[0] + at, 0, n);
+            count(&c->unreadable, n);
+            r = rt_call(co, c->w.home, tell_salvaged, &s);
+            if (r)
+                return r;
+        }
+        at += n;
+        if (at % (128 * SECTOR) == 0)
+            step = 128 * SECTOR;
+    }
+    return 0;
+}
+
+static int read_piece(struct co *co, struct copying *c, struct worker *wk)
+{
+    int r = read_part(co, c, wk->buf[0], wk->piece.pos, wk->piece.len);
+    if (r && c->job->flags & COPY_SALVAGE)
+        r = read_salvaging(co, c, wk);
+    wk->piece.fail_read = r != 0;
+    if (!r)
+        count(&c->read, wk->piece.len);
+    return r;
+}
+
+/* Lets the kernel copy from the beginning of the piece. The piece is shortened by what was copied. */
+static int offload(struct co *co, struct copying *c, struct worker *wk)
+{
+    struct work_piece *p = &wk->piece;
+    int r = take_turn(co, c, wk);
+    while (!r && p->len) {
+        uint64_t off, left;
+        const struct copy_part *part = reader_at(&c->rd, p->pos, &off, &left);
+        int64_t n = graph_copy(co, c->job->target, c->job->target_off + p->pos, part->node, off, p->len);
+        if (n < 0)
+            return n == -ENOTSUP ? 0 : (int)n;
+        count(&c->offloaded, (uint64_t)n);
+        count(&c->written, (uint64_t)n);
+        p->pos += (uint64_t)n;
+        p->len -= (uint64_t)n;
+        p->fail_off = p->pos;
+    }
+    return r;
+}
+
+static int copy_data(struct co *co, struct copying *c, struct worker *wk)
+{
+    int r = c->job->flags & COPY_OFFLOAD ? offload(co, c, wk) : 0;
+    if (r || !wk->piece.len)
+        return r;
+    r = read_piece(co, c, wk);
+    if (r)
+        return r;
+    return c->job->flags & COPY_BACKED ? put_differences(co, c, wk) : put_range(co, c, wk, 0, wk->piece.len);
+}
+
+static int copy_piece(struct co *co, void *ctx, struct worker *wk)
+{
+    struct copying *c = ctx;
+    if (wk->piece.kind == KIND_DATA)
+        return copy_data(co, c, wk);
+    if (wk->piece.kind == KIND_ZERO && c->min_sparse)
+        return put_zeros(co, c, wk, wk->piece.pos, wk->piece.len);
+    memset(wk->buf[0], 0, wk->piece.len);
+    if (wk->piece.kind == KIND_BLANK)
+        return put_differences(co, c, wk);
+    return put_data(co, c, wk, wk->buf[0], wk->piece.pos, wk->piece.len);
+}
+
+/* ---- the job ---- */
+
+/* Extents of the target that are looked at before it is held not to be all zero. */
+#define ZERO_EXTENTS_MAX 64
+
+static bool target_is_zero(struct co *co, const struct copying *c)
+{
+    uint64_t at = c->job->target_off, end = at + c->total;
+    for (unsigned i = 0; i < ZERO_EXTENTS_MAX && at < end; i++) {
+        struct graph_status st;
+        if (graph_status(co, c->job->target, NULL, at, end - at, &st) || !st.zero)
+            return false;
+        at += st.len;
+    }
+    return at >= end;
+}
+
+/* Makes the target zero if that costs little. */
+static void prepare_target(struct co *co, struct copying *c)
+{
+    const struct copy_job *job = c->job;
+    c->target_zero = (job->flags & COPY_TARGET_ZERO) != 0;
+    if (c->target_zero || !(job->flags & COPY_PRE_ZERO) || job->select || !c->min_sparse || !c->total)
+        return;
+    c->target_zero = target_is_zero(co, c) || !graph_zero(co, job->target, job->target_off, c->total, GRAPH_UNMAP | GRAPH_NO_FALLBACK);
+}
+
+static int find_bottoms(struct copying *c, struct byre_err *err)
+{
+    const struct copy_job *job = c->job;
+    c->bottom = calloc(job->part_count + 1, sizeof *c->bottom);
+    if (!c->bottom)
+        return byre_fail(err, NOMEM, "no memory for %u sources", job->part_count);
+    struct graph_node *base = job->flags & COPY_BACKED ? graph_backing(job->target) : NULL;
+    for (unsigned i = 0; i < job->part_count && base; i++)
+        for (struct graph_node *n = graph_backing(job->parts[i].node); n; n = graph_backing(n))
+            if (n == base && job->parts[i].off == job->target_off + c->rd.start[i])
+                c->bottom[i] = n;
+    return 0;
+}
+
+static int check_job(const struct copying *c, struct byre_err *err)
+{
+    const struct copy_job *job = c->job;
+    uint64_t have = graph_length(job->target);
+    if (job->min_sparse % SECTOR)
+        return byre_fail(err, BAD_ARGUMENT, "%" PRIu64 ": the shortest run of zeros must be a multiple of %u", job->min_sparse, SECTOR);
+    if (job->flags & COPY_BACKED && job->flags & COPY_TARGET_ZERO)
+        return byre_fail(err, BAD_ARGUMENT, "%s: cannot both hide a backing image and be all zeros", graph_filename(job->target));
+    if (graph_read_only(job->target))
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", graph_filename(job->target));
+    if (!range_inside(job->target_off, c->total, have))
+        return byre_fail(err, NO_SPACE, "%s: has %" PRIu64 " bytes, %" PRIu64 " are to be copied to offset %" PRIu64, graph_filename(job->target), have,
+                         c->total, job->target_off);
+    return 0;
+}
+
+static int tell_failure(const struct copying *c, int r, struct byre_err *err)
+{
+    if (r == -ECANCELED)
+        return byre_fail(err, CANCELLED, "the copy was cancelled");
+    if (!c->failed)
+        return byre_fail_code(err, IO, r, "the copy failed");
+    uint64_t off = c->job->target_off + c->fail_off, left;
+    const char *name = graph_filename(c->job->target);
+    if (c->fail_read)
+        name = graph_filename(reader_at(&c->rd, c->fail_off, &off, &left)->node);
+    return byre_fail_code(err, IO, r, "%s: cannot %s at offset %" PRIu64, name, c->fail_read ? "read" : "write", off);
+}
+
+static int run_checked(struct co *co, struct copying *c, struct byre_err *err)
+{
+    static const struct window_ops ops = { next_piece, copy_piece, piece_over };
+    const struct copy_job *job = c->job;
+    c->w = (struct window){ .ops = &ops, .ctx = c, .two_buffers = job->flags & COPY_BACKED, .spread = !(job->flags & COPY_NO_SPREAD) };
+    int r = window_init(&c->w, job->workers, job->piece_bytes, err);
+    if (r)
+        return r;
+    prepare_target(co, c);
+    if (job->progress)
+        job->progress(job->arg, 0, c->total);
+    r = window_run(co, &c->w, err);
+    if (r)
+        return c->w.error ? tell_failure(c, r, err) : r;
+    if (job->flags & COPY_NO_FLUSH)
+        return 0;
+    r = graph_flush(co, job->target);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot flush", graph_filename(job->target)) : 0;
+}
+
+static void fill_result(const struct copying *c, struct copy_result *ret)
+{
+    if (!ret)
+        return;
+    *ret = (struct copy_result){
+        .read = c->read, .written = c->written, .zeroed = c->zeroed, .skipped = c->skipped, .offloaded = c->offloaded,
+        .unreadable = c->unreadable, .fail_off = c->fail_off, .fail_read = c->fail_read,
+    };
+}
+
+int copy_run(struct co *co, const struct copy_job *job, struct copy_result *ret, struct byre_err *err)
+{
+    struct copying c = { .job = job, .min_sparse = job->min_sparse };
+    int r = reader_init(&c.rd, job->parts, job->part_count, err);
+    if (r)
+        return r;
+    c.total = reader_total(&c.rd);
+    r = check_job(&c, err);
+    if (!r)
+        r = find_bottoms(&c, err);
+    if (!r)
+        r = run_checked(co, &c, err);
+    fill_result(&c, ret);
+    free(c.bottom);
+    reader_fini(&c.rd);
+    return r;
+}

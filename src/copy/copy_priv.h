@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * copy_priv.h: the inside of copy/. Private to this folder.
+ *
+ *   window.c   workers on all loops that take pieces from one place: order, errors, cancellation
+ *   reader.c   several sources as one: status and reads
+ *   sparse.c   runs of zeros in a buffer
+ *   copy.c     the copy: which pieces there are, and what is done with each
+ *   compare.c  the comparison
+ */
+#ifndef COPY_PRIV_H
+#define COPY_PRIV_H
+
+#include "base/assert.h"
+#include "base/checked.h"
+#include "base/list.h"
+#include "copy/copy.h"
+#include "rt/loop.h"
+#include "rt/sync.h"
+
+#define SECTOR 512u
+#define BUF_ALIGN 4096u
+#define PIECE_MIN (64u << 10)
+/* Longest range that is asked for status, or zeroed, at once. */
+#define RANGE_MAX (1ull << 30)
+
+/* ---- window.c ---- */
+
+struct work_piece {
+    uint64_t seq;              /* set by the window: 0, 1, 2, ... in the order of next() */
+    uint64_t pos, len;
+    unsigned kind;             /* the user's, as all below */
+    bool turned;               /* it is this piece's turn to write */
+    bool fail_read;            /* it failed at the source ... */
+    uint64_t fail_off;         /* ... or the target: where, on failure */
+};
+
+struct worker {
+    struct window *w;
+    struct rt_loop *loop;
+    uint8_t *buf[2];           /* piece_bytes each; buf[1] NULL unless asked for */
+    struct work_piece piece;
+    int result;                /* of the piece in hand, or of the worker */
+    bool busy;
+    struct rt_msg ended;
+};
+
+/* next and done: on the job's loop, one at a time; done must not suspend. work: on the worker's loop. */
+struct window_ops {
+    int (*next)(struct co *co, void *ctx, struct work_piece *p);      /* 1: a piece; 0: no more; -errno */
+    int (*work)(struct co *co, void *ctx, struct worker *wk);
+    void (*done)(void *ctx, const struct work_piece *p, int r);
+};
+
+struct window {
+    const struct window_ops *ops;
+    void *ctx;
+    unsigned workers;
+    uint32_t piece_bytes;
+    bool two_buffers, spread;
+    /* job's loop only */
+    struct rt_loop *home;
+    struct co_mutex next_lock;
+    struct co_group running;
+    struct co_waitq turns;
+    uint64_t issued, turn;     /* pieces handed out; the first that is not done */
+    uint64_t done_mask;        /* bit i: piece turn+i is done */
+    bool ended;                /* next() has said that there is no more */
+    int error;                 /* the first */
+    struct worker *all;
+};
+
+/* Fills in workers and piece_bytes; -EINVAL. */
+MUST_USE int window_init(struct window *w, unsigned workers, uint32_t piece_bytes, struct byre_err *err);
+/* Works until next() says that there is no more, or something failed: the first error. Suspends. */
+MUST_USE int window_run(struct co *co, struct window *w, struct byre_err *err);
+/* For work(): waits until all pieces before this one are done. -ECANCELED: the window stops. */
+MUST_USE int window_turn(struct co *co, struct worker *wk);
+
+/* ---- reader.c ---- */
+
+struct reader {
+    const struct copy_part *parts;
+    unsigned count;
+    uint64_t *start;           /* count + 1 entries: where each part begins; the last: the total */
+};
+MUST_USE int reader_init(struct reader *rd, const struct copy_part *parts, unsigned count, struct byre_err *err);
+void reader_fini(struct reader *rd);
+static inline uint64_t reader_total(const struct reader *rd) { return rd->start[rd->count]; }
+/* The part that holds pos, its node's offset for pos, and the bytes of the part from there. */
+const struct copy_part *reader_at(const struct reader *rd, uint64_t pos, uint64_t *ret_off, uint64_t *ret_len);
+
+/* ---- sparse.c ---- */
+
+/* Length of the first run of buf: a run of at least `min` zero bytes (*ret_zero), or the bytes in front of the next
+ * such run. at: offset that the buffer has in the image; runs begin and end on multiples of min(min, 4096) of it, or
+ * at the ends of the buffer. min: multiple of 512, > 0. */
+uint64_t sparse_run(const uint8_t *buf, uint64_t len, uint64_t at, uint64_t min, bool *ret_zero);
+
+#endif
