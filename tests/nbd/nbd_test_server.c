@@ -305,9 +305,9 @@ static void command(struct rt *rt, struct test_server *t, char *line)
 }
 
 /* Until a signal; commands from standard input meanwhile. */
-static void wait_for_end(struct rt *rt, struct test_server *t, const sigset_t *set)
+static void wait_for_end(struct rt *rt, struct test_server *t, int signals)
 {
-    struct pollfd p[] = { { signalfd(-1, set, SFD_CLOEXEC), POLLIN, 0 }, { 0, POLLIN, 0 } };
+    struct pollfd p[] = { { signals, POLLIN, 0 }, { 0, POLLIN, 0 } };
     char line[4096];
     for (;;) {
         if (poll(p, 2, -1) < 0)
@@ -319,7 +319,7 @@ static void wait_for_end(struct rt *rt, struct test_server *t, const sigset_t *s
         else if (p[1].revents)
             p[1].fd = -1;
     }
-    close(p[0].fd);
+    close(signals);
 }
 
 static void parse(struct test_server *t, struct rt_opts *o, uint64_t *size, int argc, char **argv)
@@ -375,10 +375,11 @@ int main(int argc, char **argv)
         mem_init(&t.disk[i], i == D_BIG ? UINT64_C(1) << 62 : i == D_DISK0 ? size : 16 * MIB, i == D_BIG);
     t.disk[D_ERR].failing = true;
     t.disk[D_SLOW].slow = true;
+    int signals = signalfd(-1, &set, SFD_CLOEXEC);      /* before "ready": tests count descriptors */
     if (rt_new(&ro, &rt, &err))
         die(&err);
     run(rt, &t, start_main);
-    wait_for_end(rt, &t, &set);
+    wait_for_end(rt, &t, signals);
     run(rt, &t, stop_main);
     rt_free(rt);
     printf("stopped, %u flushes\n", t.disk[D_DISK0].flushes);

@@ -59,8 +59,8 @@ class Client:
 
     def __init__(self, address, timeout=20.0):
         self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
-        self.sock.settimeout(timeout)
         self.sock.connect(address)
+        self.sock.settimeout(timeout)
         self.mode, self.cookie = "simple", 0
         self.size = self.flags = None
 

@@ -223,8 +223,10 @@ static int exec_write(struct co *co, struct nbd_req *q)
     return x->ops->write(co, x->disk, iov_one(&slot, q->buf, q->r.len), q->r.off, flags);
 }
 
-static bool unwanted(const struct nbd_req *q)
+/* Between two steps of a long request: others get their turn, also when the disk never waits. true: give up. */
+static bool unwanted(struct co *co, const struct nbd_req *q)
 {
+    co_yield(co);
     return q->conn->broken || q->conn->stopping;
 }
 
@@ -244,7 +246,7 @@ static int exec_zero(struct co *co, struct nbd_req *q)
                      (fast ? NBD_DISK_NO_FALLBACK : 0);
     int r = 0;
     for (; left && !r; off += n, left -= n) {
-        if (off != q->r.off && unwanted(q))
+        if (off != q->r.off && unwanted(co, q))
             return -ESHUTDOWN;
         n = once ? left : step(off, left);
         r = x->ops->zero(co, x->disk, off, n, flags);
@@ -257,7 +259,9 @@ static int exec_trim(struct co *co, struct nbd_req *q)
     const struct nbd_export *x = q->conn->x;
     uint64_t off = q->r.off, left = q->r.len, n;
     int r = 0;
-    for (; left && !r && !unwanted(q); off += n, left -= n) {      /* a hint: the rest may be left out */
+    for (; left && !r; off += n, left -= n) {
+        if (off != q->r.off && unwanted(co, q))
+            break;                                       /* a hint: the rest may be left out */
         n = step(off, left);
         r = x->ops->discard(co, x->disk, off, n);
     }
@@ -269,7 +273,7 @@ static int exec_cache(struct co *co, struct nbd_req *q)
     const struct nbd_export *x = q->conn->x;
     uint64_t off = q->r.off, left = min_u64(q->r.len, CACHE_MAX);
     int r = left && !take_buffer(q, min_u64(left, CACHE_STEP)) ? -ENOMEM : 0;
-    while (left && !r && !unwanted(q)) {
+    while (left && !r && !unwanted(co, q)) {
         struct iovec slot;
         uint64_t n = min_u64(left, CACHE_STEP);
         r = x->ops->read(co, x->disk, iov_one(&slot, q->buf, n), off);

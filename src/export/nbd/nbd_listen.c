@@ -17,14 +17,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/checked.h"
 #include "export/nbd/nbd_priv.h"
 
-#define BACKLOG 128
+#define BACKLOG SOMAXCONN
 #define ACCEPT_PAUSE_NS UINT64_C(100000000)      /* after a failure, such as a shortage of descriptors */
 #define PORT_TRIES 20                            /* for one free port on several addresses */
+#define STALE_TRIES 20                           /* is a socket still in use? */
+#define STALE_PAUSE_NS 50000000
 
 /* ---- accepting ---- */
 
@@ -128,17 +131,28 @@ int nbd_server_listen_fd(struct co *co, struct nbd_server *s, int fd, struct byr
 
 struct bind_job { struct sockaddr_un sa; int fd; };
 
-/* Is the path a socket that nobody listens on any more? */
+static bool refuses_clients(const struct sockaddr_un *sa)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return false;
+    bool refused = connect(fd, (const struct sockaddr *)sa, sizeof *sa) && errno == ECONNREFUSED;
+    close(fd);
+    return refused;
+}
+
+/* Is the path a socket that nobody listens on any more? A killed process may listen a moment longer than it lives:
+ * the kernel takes its rings down in the background. */
 static bool is_stale(const struct sockaddr_un *sa)
 {
     struct stat st;
     if (lstat(sa->sun_path, &st) || !S_ISSOCK(st.st_mode))
         return false;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return false;
-    bool refused = connect(fd, (const struct sockaddr *)sa, sizeof *sa) && errno == ECONNREFUSED;
-    close(fd);
+    bool refused = refuses_clients(sa);
+    for (int i = 0; !refused && i < STALE_TRIES; i++) {
+        (void)nanosleep(&(struct timespec){ 0, STALE_PAUSE_NS }, NULL);
+        refused = refuses_clients(sa);
+    }
     return refused;
 }
 
