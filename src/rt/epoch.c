@@ -91,11 +91,9 @@ static inline void full_barrier(struct epoch *d)
 #endif
 }
 
-epoch_token epoch_enter(struct epoch *d, const struct rt_loop *loop)
+/* Counts a section in under phase p, with a full barrier behind. */
+static inline void count_in(struct slot *s, unsigned p)
 {
-    struct slot *s = &d->slots[loop->index];
-    ASSERT_LOOP(loop);
-    unsigned p = atomic_load_explicit(&d->ctl, memory_order_relaxed) & PHASE;
     uint64_t n = atomic_load_explicit(&s->in[p], memory_order_relaxed) + 1;
 #if defined(__x86_64__) || defined(RT_TSAN)
     atomic_exchange(&s->in[p], n);              /* a locked instruction is a full barrier, cheaper than a fence */
@@ -104,7 +102,20 @@ epoch_token epoch_enter(struct epoch *d, const struct rt_loop *loop)
     atomic_store_explicit(&s->in[p], n, memory_order_relaxed);
     atomic_thread_fence(memory_order_seq_cst);
 #endif
+}
+
+epoch_token epoch_enter(struct epoch *d, const struct rt_loop *loop)
+{
+    ASSERT_LOOP(loop);
+    unsigned p = atomic_load_explicit(&d->ctl, memory_order_relaxed) & PHASE;
+    count_in(&d->slots[loop->index], p);
     return p;
+}
+
+epoch_token epoch_enter_late(struct epoch *d, const struct rt_loop *loop, unsigned phase)
+{
+    count_in(&d->slots[loop->index], phase);
+    return phase;
 }
 
 static void send_home(struct epoch *d, struct slot *s)

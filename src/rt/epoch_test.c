@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "rt/epoch.h"
+#include "rt/rt_priv.h"
 #include "rt/rt_test.h"
 
 /* ---- one loop ---- */
@@ -118,6 +119,37 @@ static void stamps(struct co *co)
     epoch_free(d);
 }
 ON_BOTH(stamps)
+
+/* A loop reads the phase, is held up while grace periods pass, and then counts itself under the old phase. The next
+ * grace period has to see it, whichever phase that is. */
+static void held_up_between_reading_and_counting(struct co *co)
+{
+    struct rt_loop *loop = co_loop(co);
+    struct epoch *d;
+    OK(epoch_new(loop, &d));
+    for (unsigned phase = 0; phase < 2; phase++) {
+        for (int flips = 0; flips < 3; flips++) {
+            struct named a = { .name = 'l' };
+            trace[0] = 0;
+            epoch_token late = epoch_enter_late(d, loop, phase);
+            epoch_defer(d, &a.cb, named_ran);
+            for (int i = 0; i < 10; i++)
+                co_yield(co);
+            ASSERT(!strcmp(trace, ""));
+            epoch_token t = epoch_enter(d, loop);       /* whoever comes now does not hold it up */
+            epoch_leave(d, loop, late);
+            for (int i = 0; i < 10; i++)
+                co_yield(co);
+            ASSERT(!strcmp(trace, "l"));
+            uint64_t s = epoch_stamp(d);                /* changes the phase, or not */
+            co_yield(co);
+            epoch_leave(d, loop, t);
+            epoch_wait_stamp(co, d, s);
+        }
+    }
+    epoch_free(d);
+}
+ON_BOTH(held_up_between_reading_and_counting)
 
 /* New sections open all the time, one always overlapping the next: a grace period ends all the same. */
 static bool stop_churn;
@@ -312,7 +344,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         BOTH(callbacks_wait_for_sections), BOTH(never_inside_the_call), BOTH(callbacks_may_queue_more), BOTH(stamps),
-        BOTH(no_starvation), cmocka_unit_test(several_loops), cmocka_unit_test(wakes_the_home_loop_test),
+        BOTH(held_up_between_reading_and_counting), BOTH(no_starvation), cmocka_unit_test(several_loops), cmocka_unit_test(wakes_the_home_loop_test),
     };
     return cmocka_run_group_tests_name("rt-epoch", tests, NULL, NULL);
 }

@@ -212,13 +212,15 @@ static void kick_ends_the_run(void **state)
 /* ---- worker pools ---- */
 
 static atomic_int running, peak, done_count;
+static atomic_bool gate_open;
 
 static int64_t slow(void *arg)
 {
     int n = atomic_fetch_add(&running, 1) + 1, seen = atomic_load(&peak);
     while (n > seen && !atomic_compare_exchange_weak(&peak, &seen, n))
         ;
-    usleep(3000);
+    while (!atomic_load(&gate_open))
+        usleep(100);
     atomic_fetch_sub(&running, 1);
     return *(int *)arg * INT64_C(10000000000);
 }
@@ -240,16 +242,19 @@ static void workers(struct co *co, bool cpu, int limit)
     struct worker_user u[N];
     atomic_store(&peak, 0);
     atomic_store(&done_count, 0);
+    atomic_store(&gate_open, false);
     for (int i = 0; i < N; i++) {
         u[i] = (struct worker_user){ i - 20, cpu };
         OK(rt_task_start(co_loop(co), &t[i], use_worker, &u[i]));
     }
-    OK(co_sleep(co, 1 * MS));               /* the loop itself is free meanwhile */
-    ASSERT(atomic_load(&done_count) < N);
+    while (atomic_load(&running) < limit)
+        OK(co_sleep(co, 1 * MS));           /* the loop itself is free meanwhile */
+    OK(co_sleep(co, 5 * MS));
+    ASSERT(atomic_load(&done_count) == 0 && atomic_load(&running) == limit);
+    atomic_store(&gate_open, true);
     for (int i = 0; i < N; i++)
         rt_task_join(co, &t[i]);
-    ASSERT(atomic_load(&done_count) == N && atomic_load(&running) == 0);
-    ASSERT(atomic_load(&peak) > 1 && atomic_load(&peak) <= limit);
+    ASSERT(atomic_load(&done_count) == N && atomic_load(&running) == 0 && atomic_load(&peak) == limit);
 }
 
 static void both_pools(struct co *co)
@@ -280,6 +285,7 @@ int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*fn)(voi
 static void no_threads(struct co *co)
 {
     int v = 1;
+    atomic_store(&gate_open, true);
     thread_budget = 0;
     ASSERT(rt_blocking(co, slow, &v) == -ENOMEM);
     ASSERT(rt_cpu(co, slow, &v) == -ENOMEM);

@@ -15,6 +15,7 @@
 #include "base/list.h"
 #include "rt/backend.h"
 #include "rt/co.h"
+#include "rt/epoch.h"
 #include "rt/loop.h"
 #include "rt/sync.h"
 
@@ -143,6 +144,11 @@ MUST_USE int rt_pool_init(struct rt_pool *p, unsigned max);
 void rt_pool_fini(struct rt_pool *p);
 /* Queues w; starts a thread if that helps. Any thread. -ENOMEM when there is no worker and none can be had. */
 MUST_USE int rt_pool_push(struct rt_pool *p, struct rt_work *w);
+
+/* ---- epochs (epoch.c), for its test ---- */
+
+/* epoch_enter of a loop that was held up after it had read `phase` (0 or 1): it may be the old one by now. */
+uint32_t epoch_enter_late(struct epoch *d, const struct rt_loop *loop, unsigned phase);
 
 /* ---- loops (loop.c) and the runtime (rt.c) ---- */
 
