@@ -81,6 +81,8 @@ static int refuse(struct file_stor *f, unsigned byte, struct byre_err *err)
     struct stat st;
     bool unshared = byte >= BYTE_UNSHARED;
     const char *perm = perm_name[byte - (unsigned)(unshared ? BYTE_UNSHARED : BYTE_HELD)];
+    if (!err)
+        return byre_fail(NULL, LOCKED, "%s", "");   /* nobody will read who it is: the search is long */
     if (fstat(f->fd, &st) < 0)
         memset(&st, 0, sizeof st);
     file_holder(&st, f->fd, byte, who, sizeof who);

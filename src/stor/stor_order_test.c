@@ -7,6 +7,7 @@
  */
 #include "stor/stor_test.h"
 
+#include <sched.h>
 #include <stdlib.h>
 
 enum { CELLS = 16, WORKERS = 32, ROUNDS = 400 };
@@ -96,6 +97,74 @@ static void modes(struct co *co, void *arg)
     order_fini(&order);
 }
 
+/* The moment in which the mode changes: one loop only takes shared holds, the other only exclusive ones, and the fast
+ * mode comes back after each of those. Both threads share one processor, so that the exclusive one, when it wakes up,
+ * interrupts the other between any two instructions. */
+static _Atomic bool mode_race_over;
+
+static cpu_set_t to_one_cpu(void)
+{
+    cpu_set_t old, one;
+    CPU_ZERO(&one);
+    sched_getaffinity(0, sizeof old, &old);
+    for (int i = 0; i < CPU_SETSIZE && !CPU_COUNT(&one); i++)
+        if (CPU_ISSET(i, &old))
+            CPU_SET(i, &one);
+    sched_setaffinity(0, sizeof one, &one);
+    return old;
+}
+
+static void race_shared(struct co *co, void *arg)
+{
+    cpu_set_t old = to_one_cpu();
+    while (!atomic_load(&mode_race_over)) {
+        struct order_hold h = { .start = 0, .end = 1 };
+        order_enter(co, &order, &h, false);
+        if (atomic_fetch_add(&cell[0], 1) < 0)
+            CHECK(!"shared beside exclusive");
+        atomic_fetch_sub(&cell[0], 1);
+        order_leave(co, &order, &h);
+    }
+    sched_setaffinity(0, sizeof old, &old);
+}
+
+static void race_exclusive(struct co *co, void *arg)
+{
+    cpu_set_t old = to_one_cpu();
+    for (unsigned n = 0; n < 3000; n++) {
+        struct order_hold h = { .start = 0, .end = 1 };
+        order_enter(co, &order, &h, true);
+        CHECK_EQ(atomic_fetch_sub(&cell[0], 1000000), 0);
+        (void)co_sleep(co, 20000);
+        atomic_fetch_add(&cell[0], 1000000);
+        order_leave(co, &order, &h);
+        pthread_mutex_lock(&order.lock);
+        order.calm = 1u << 30;            /* the next shared hold that ends makes it fast */
+        pthread_mutex_unlock(&order.lock);
+        (void)co_sleep(co, 20000);
+    }
+    atomic_store(&mode_race_over, true);
+    sched_setaffinity(0, sizeof old, &old);
+}
+
+static void shared_or_exclusive(struct co *co, void *arg)
+{
+    if (arg)
+        race_exclusive(co, NULL);
+    else
+        race_shared(co, NULL);
+}
+
+static void test_mode_race(void **state)
+{
+    int exclusive;
+    void *args[2] = { NULL, &exclusive };
+    order_init(&order);
+    atomic_store(&mode_race_over, false);
+    t_run_many(2, shared_or_exclusive, args);
+    order_fini(&order);
+}
+
 /* Who arrives behind a waiting hold that it conflicts with does not pass it. All on one loop. */
 struct turn { unsigned id; bool exclusive; uint64_t arrive_ns, stay_ns; };
 static unsigned turns[4], turn_cnt;
@@ -137,7 +206,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_modes), cmocka_unit_test(test_mixed), cmocka_unit_test(test_rare),
-        cmocka_unit_test(test_no_passing),
+        cmocka_unit_test(test_mode_race), cmocka_unit_test(test_no_passing),
     };
     return T_MAIN("order", tests);
 }

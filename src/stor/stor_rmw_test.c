@@ -197,6 +197,38 @@ static void test_extending_beside_aligned(void **state)
     }
 }
 
+/* While one write has the store too long for a moment, another one looks at the length: nobody keeps what it sees. */
+static _Atomic int cutting;
+
+static int slow_cut(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    if (op == TOY_TRUNCATE && !atomic_exchange(&cutting, 1))
+        (void)co_sleep(co, 30000000);
+    return 0;
+}
+
+static void extend_or_look(struct co *co, void *arg)
+{
+    struct extender *x = arg;
+    while (x->kind && !atomic_load(&cutting))
+        (void)co_sleep(co, 1000000);
+    extend(co, x);
+}
+
+static void test_passing_length_is_not_kept(void **state)
+{
+    struct toy *t = toy_new(700, BLOCK, 1);
+    struct extender x[3] = { { t, BLOCK + 100, 50, 1, 0 }, { t, 10, 10, 2, 1 }, { t, BLOCK + 200, 10, 3, 0 } };
+    void *args[2] = { &x[0], &x[1] };
+    t->hook = slow_cut;
+    atomic_store(&cutting, 0);
+    t_run_many(2, extend_or_look, args);
+    assert_int_equal(t->len, BLOCK + 150);
+    t_run(0, extend, &x[2]);
+    assert_int_equal(t->len, BLOCK + 210);
+    toy_free(t);
+}
+
 /* A failing read of the read-modify-write: nothing is written, the caller learns it, the block is free again. */
 static int fail_reads(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
 {
@@ -295,7 +327,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sectors), cmocka_unit_test(test_aligned_beside_rmw), cmocka_unit_test(test_extending),
-        cmocka_unit_test(test_extending_beside_aligned), cmocka_unit_test(test_failing_read),
+        cmocka_unit_test(test_extending_beside_aligned), cmocka_unit_test(test_passing_length_is_not_kept), cmocka_unit_test(test_failing_read),
         cmocka_unit_test(test_failing_extension), cmocka_unit_test(test_serial_growth),
     };
     return T_MAIN("rmw", tests);
