@@ -15,25 +15,36 @@ extern "C" {
 /* byre_convert_opts.flags */
 enum {
     BYRE_CONVERT_OUT_OF_ORDER = 1u << 0, /* the target may be written in any order */
-    BYRE_CONVERT_OFFLOAD = 1u << 1,      /* try copies inside the kernel */
-    BYRE_CONVERT_SALVAGE = 1u << 2,      /* what cannot be read becomes zeros and is counted */
-    BYRE_CONVERT_TARGET_ZERO = 1u << 3,  /* the target is known to read as zeros: write no zeros */
-    BYRE_CONVERT_COMPRESS = 1u << 4,     /* not supported yet */
-    BYRE_CONVERT_TARGET_BACKED = 1u << 5,/* the target has a backing image: ranges that no source layer above it holds are left out */
+    BYRE_CONVERT_OFFLOAD = 1u << 1,      /* let the kernel copy where it can */
+    BYRE_CONVERT_SALVAGE = 1u << 2,      /* what cannot be read becomes zeros; see result and `salvaged` */
+    BYRE_CONVERT_TARGET_ZERO = 1u << 3,  /* the target is known to read as zeros: write none */
+    BYRE_CONVERT_PRE_ZERO = 1u << 4,     /* the old content of the target may be zeroed first, if that is cheap */
+    BYRE_CONVERT_BACKED = 1u << 5,       /* the target has a backing image: what it supplies already is left out */
 };
 
 struct byre_convert_opts {
     size_t struct_size;
     unsigned flags;              /* BYRE_CONVERT_* */
     unsigned parallel;           /* requests at the same time, 1 to 16; 0 = 8 */
-    uint64_t sparse_bytes;       /* runs of zeros from this length on become holes; 0: everything is written */
+    uint64_t sparse_bytes;       /* runs of zeros from this length on (a multiple of 512) are not stored; 0: everything is written */
     uint64_t rate_bytes;         /* per second; 0: no limit */
-    uint64_t length;             /* bytes to copy; 0: all of the sources */
     uint64_t source_offset;      /* where to begin in the (only) source */
+    uint64_t length;             /* bytes to copy from there; 0: all of the sources */
+    /* A range of the sources that became zeros (SALVAGE). From an I/O thread; may be NULL; must not block. */
+    void (*salvaged)(void *arg, uint64_t off, uint64_t len, int error);
+    void *arg;
 };
 BYRE_DEFINE_INIT(byre_convert_opts)
 
-struct byre_convert_result { size_t struct_size; uint64_t read_errors; uint64_t bytes_read, bytes_written, bytes_zeroed, bytes_offloaded; };
+/* All in bytes. The last two are meaningful when the job failed. */
+struct byre_convert_result {
+    size_t struct_size;
+    uint64_t read, written, zeroed, skipped;
+    uint64_t offloaded;          /* of `written`: copied by the kernel */
+    uint64_t unreadable;         /* became zeros */
+    uint64_t fail_offset;        /* from the start of the first source */
+    int fail_read;               /* 1: a source failed, 0: the target */
+};
 BYRE_DEFINE_INIT(byre_convert_result)
 
 /* Copies the sources, one after the other, into the target, and flushes it. *result (may be NULL) is written

@@ -64,7 +64,7 @@ static int settle_backing(struct create *c, struct byre_err *err)
 static int settle_size(struct create *c, struct byre_err *err)
 {
     bool listed = opt_seen(c->rows, c->seen, "size");
-    if (listed && (c->o.flags & BYRE_CREATE_SIZE))
+    if (listed && (c->o.flags & BYRE_CREATE_SIZE) && !(c->o.flags & BYRE_CREATE_SIZE_WINS))
         return byre_fail(err, BAD_OPTION, "%s: the size is given twice", c->filename);
     c->has_size = listed || (c->o.flags & BYRE_CREATE_SIZE);
     if (c->o.flags & BYRE_CREATE_SIZE)

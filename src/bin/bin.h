@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bin.h: the command byre. One file per subcommand; this header is what they share.
+ *
+ *   main.c          which program and subcommand; options; help
+ *   run.c           messages, contexts, opening images
+ *   progress.c      -p, --progress, SIGUSR1, cancelling by signal
+ *   cmd_NAME.c      one subcommand: its option rows and its function
+ *   io/             byre io: the command language of qemu-io
+ *
+ * A subcommand is a row (struct cmd): name, option rows, function. The function gets its options already parsed
+ * and returns the exit code.
+ */
+#ifndef BIN_BIN_H
+#define BIN_BIN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/opt.h"
+#include "byre/byre.h"
+
+struct run;
+
+/* struct cmd.flags */
+enum {
+    CMD_NUMBER_LAST = 1u << 0,      /* the last word is never an option, so that it may be -1G (resize) */
+    CMD_NOT_PEER = 1u << 1,         /* the peer has no such subcommand: unknown when called as qemu-img */
+    CMD_OTHER_PROGRAM = 1u << 2,    /* the peer has it as a program of its own (io) */
+};
+
+struct cmd {
+    const char *name;
+    const char *synopsis;           /* what follows the options: "FILE [SIZE]" */
+    const char *summary;            /* one line, no final stop */
+    const struct opt_row *rows;
+    size_t opts_bytes;              /* struct of the options; begins with struct common */
+    int (*run)(struct run *r);
+    int usage_exit;                 /* exit code of wrong usage; 0 = 1 */
+    unsigned flags;
+};
+
+/* Every options struct begins with this. */
+struct common { bool help; };
+#define ROW_HELP { "help", 'h', OPT_BOOL, OPT_AT(struct common, help), .help = "show this help and exit" }
+#define ROW_OBJECT { "object", 0, OPT_STR, .flags = OPT_LATER, .arg = "DEFINITION", .help = "secret or credentials for the options that follow" }
+#define ROW_IMAGE_OPTS(T) { "image-opts", 0, OPT_BOOL, OPT_AT(T, image_opts), .help = "FILE is a list of node options (driver=qcow2,file.filename=x)" }
+#define ROW_FORMAT(T) { "format", 'f', OPT_STR, OPT_AT(T, format), .arg = "FMT", .help = "format of the image; probed when not given" }
+#define ROW_QUIET(T) { "quiet", 'q', OPT_BOOL, OPT_AT(T, quiet), .help = "print errors only" }
+#define ROW_FORCE_SHARE(T) { "force-share", 'U', OPT_BOOL, OPT_AT(T, force_share), .help = "open read-only even though another program writes to the image" }
+#define ROW_CACHE(T, field, text) { "cache", 't', OPT_STR, OPT_AT(T, field), .arg = "MODE", .help = text " (none, writeback, writethrough, directsync, unsafe)" }
+#define ROW_SRC_CACHE(T, field) { "src-cache", 'T', OPT_STR, OPT_AT(T, field), .arg = "MODE", .help = "cache mode of what is read (none, writeback, writethrough, directsync, unsafe)" }
+/* Not opt_enum of OPT_ENUM: the peer's message and exit code for a wrong word are part of its interface. */
+#define ROW_OUTPUT(T) { "output", 0, OPT_STR, OPT_AT(T, output), .arg = "human|json", .help = "form of the output [human]" }
+
+/* A run of the program. */
+struct run {
+    const char *prog;               /* how to call ourselves in messages: "byre", "qemu-img", "qemu-io" */
+    bool peer;                      /* called by the peer's name */
+    bool strict;                    /* --strict */
+    const struct cmd *cmd;
+    void *opts;
+    struct opt_result args;
+    int argc;                       /* words that are no options */
+    char **argv;
+    struct byre_ctx *ctx;           /* run_ctx */
+};
+
+extern const struct cmd *const bin_commands[];      /* ends with NULL */
+
+/* ---- run.c ---- */
+/* Prints "prog: text" to standard error; returns 1. */
+int run_fail(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);
+int run_fail_err(struct run *r, const struct byre_err *err);
+/* The same with a hint at --help; returns the command's exit code of wrong usage. */
+int run_usage(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);
+void run_warn(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+/* Makes r->ctx. threads 0: the calling thread runs the loop. false: told already. */
+bool run_ctx(struct run *r, unsigned threads, int backend);
+void run_fini(struct run *r);
+
+/* Flushes standard output; a write error there makes any exit code at least 1. */
+int run_finish_output(struct run *r, int code);
+
+/* enum byre_cache of a word (NULL: fallback); -1: told "Invalid WHAT option". */
+int run_cache(struct run *r, const char *word, int fallback, const char *what);
+/* 0 human, 1 json, -1: told already. */
+int run_output(struct run *r, const char *word);
+/* A size given as a word; false: told already. what: "image size". */
+bool run_size(struct run *r, const char *word, const char *what, uint64_t *ret);
+
+struct open_args {
+    const char *name, *format;
+    unsigned flags;                 /* BYRE_OPEN_* */
+    int cache;                      /* enum byre_cache */
+    bool image_opts, quiet;
+    bool warn_raw;                  /* warn when the format of a writable image was guessed as raw */
+};
+/* Opens; NULL: told already. */
+struct byre_image *run_open(struct run *r, const struct open_args *a);
+/* Closes; a failure is told and makes *code at least 1. */
+void run_close(struct run *r, struct byre_image *image, int *code);
+
+/* stdout through the document functions of opt.h. */
+extern const struct opt_out run_stdout;
+void run_help(const struct run *r);
+
+#endif

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * progress.c: progress of a job: percentage lines, a bar with rate and time left, JSON lines; signals.
+ *
+ * Purpose      The main thread waits for a job in short steps and shows how far it is.
+ * Owns         the signal flags (the only mutable data of the command that is not on a stack)
+ * Invariants   I1 handlers only set flags
+ *              I2 a form that overwrites its line ends it before anything else is printed
+ * Concurrency  main thread; handlers run there or on any thread
+ * Failure      none of its own
+ * Tests        tests/cli/progress_test.py
+ */
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/json_out.h"
+#include "base/size.h"
+#include "bin/progress.h"
+
+#define STEP_MS 100
+#define PLAIN_MIN_PERCENT 1.0
+#define BAR_WIDTH 30
+
+const struct opt_enum progress_forms[] = { { "auto", PROGRESS_AUTO }, { "plain", PROGRESS_PLAIN }, { "bar", PROGRESS_BAR }, { "json", PROGRESS_JSON }, { NULL, 0 } };
+
+static volatile sig_atomic_t usr1_seen, end_seen;
+
+static void on_signal(int sig)
+{
+    if (sig == SIGUSR1)
+        usr1_seen = 1;
+    else
+        end_seen = sig;
+}
+
+int progress_signal(void)
+{
+    return end_seen;
+}
+
+void progress_catch_signals(void)
+{
+    static const int signals[] = { SIGUSR1, SIGINT, SIGTERM, SIGHUP };
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++) {
+        struct sigaction old, sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+        sigemptyset(&sa.sa_mask);
+        if (sigaction(signals[i], NULL, &old) == 0 && (signals[i] == SIGUSR1 || old.sa_handler != SIG_IGN))
+            sigaction(signals[i], &sa, NULL);
+    }
+}
+
+struct view {
+    enum progress_form form;
+    const char *unit;
+    double start, last_shown;       /* seconds */
+    double last_percent;
+    bool line_open;
+};
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static double percent_of(const struct byre_progress *p)
+{
+    if (!p->total)
+        return 0;
+    return p->done >= p->total ? 100.0 : (double)p->done * 100.0 / (double)p->total;
+}
+
+static void show_plain(struct view *v, double percent)
+{
+    printf("    (%3.2f/100%%)\r", percent);
+    fflush(stdout);
+    v->line_open = true;
+}
+
+static void format_eta(double s, char out[16])
+{
+    if (s < 0 || s > 359999)
+        snprintf(out, 16, "--:--");
+    else if (s >= 3600)
+        snprintf(out, 16, "%d:%02d:%02d", (int)s / 3600, (int)s / 60 % 60, (int)s % 60);
+    else
+        snprintf(out, 16, "%02d:%02d", (int)s / 60, (int)s % 60);
+}
+
+static void show_bar(struct view *v, const struct byre_progress *p, double now)
+{
+    char bar[BAR_WIDTH + 1], rate[SIZE_TEXT_MAX], eta[16], elapsed[16];
+    double percent = percent_of(p), spent = now - v->start, per_s = spent > 0.05 ? (double)p->done / spent : 0;
+    int full = (int)(percent * BAR_WIDTH / 100.0);
+    memset(bar, '.', BAR_WIDTH);
+    memset(bar, '#', (size_t)full);
+    bar[BAR_WIDTH] = 0;
+    format_eta(per_s > 0 ? (double)(p->total - (p->done < p->total ? p->done : p->total)) / per_s : -1, eta);
+    format_eta(spent, elapsed);
+    if (strcmp(v->unit, "bytes") == 0)
+        size_format((uint64_t)per_s, rate);
+    else
+        snprintf(rate, sizeof rate, "%.0f", per_s);
+    printf("\r[%s] %6.2f %%  %s%s%s/s  %s, left %s\033[K", bar, percent, rate, strcmp(v->unit, "bytes") ? " " : "",
+           strcmp(v->unit, "bytes") ? v->unit : "", elapsed, eta);
+    fflush(stdout);
+    v->line_open = true;
+}
+
+static void show_json(struct view *v, const struct byre_progress *p, double now, bool end)
+{
+    struct json_out j;
+    double spent = now - v->start, per_s = spent > 0.05 ? (double)p->done / spent : 0;
+    json_out_init(&j, false);
+    jo_open_obj(&j, NULL);
+    jo_str(&j, "event", end ? "end" : "progress");
+    jo_str(&j, "unit", v->unit);
+    jo_u64(&j, "done", p->done);
+    jo_u64(&j, "total", p->total);
+    jo_double(&j, "percent", percent_of(p));
+    jo_double(&j, "rate", per_s);
+    jo_double(&j, "elapsed", spent);
+    if (per_s > 0 && p->total >= p->done)
+        jo_double(&j, "eta", (double)(p->total - p->done) / per_s);
+    else
+        jo_null(&j, "eta");
+    jo_close(&j);
+    if (!json_out_error(&j))
+        fprintf(stderr, "%s\n", j.text);
+    json_out_fini(&j);
+}
+
+static void show(struct view *v, const struct byre_job *job, bool force, bool end)
+{
+    struct byre_progress p;
+    double now = now_s();
+    if (v->form == PROGRESS_NONE)
+        return;
+    byre_job_progress(job, &p);
+    double percent = percent_of(&p);
+    bool plain = v->form == PROGRESS_PLAIN;
+    if (!force && (plain ? percent - v->last_percent < PLAIN_MIN_PERCENT : now - v->last_shown < 0.2))
+        return;
+    if (plain)
+        show_plain(v, end ? 100.0 : percent);
+    else if (v->form == PROGRESS_BAR)
+        show_bar(v, &p, now);
+    else
+        show_json(v, &p, now, end);
+    v->last_percent = percent;
+    v->last_shown = now;
+}
+
+static void close_line(struct view *v)
+{
+    if (v->line_open)
+        printf("\n");
+    v->line_open = false;
+}
+
+static void react(struct view *v, struct byre_job *job)
+{
+    if (usr1_seen) {
+        struct byre_progress p;
+        usr1_seen = 0;
+        byre_job_progress(job, &p);
+        fprintf(stderr, "    (%3.2f/100%%)\n", percent_of(&p));
+    }
+    if (end_seen)
+        byre_job_cancel(job);
+    show(v, job, false, false);
+}
+
+static enum progress_form choose(struct run *r, const struct progress_opts *o)
+{
+    enum progress_form form = (enum progress_form)o->form;
+    if (form == PROGRESS_NONE && o->on)
+        form = PROGRESS_AUTO;
+    if (form == PROGRESS_AUTO)
+        form = !r->peer && isatty(STDOUT_FILENO) ? PROGRESS_BAR : PROGRESS_PLAIN;
+    return form;
+}
+
+int progress_wait(struct run *r, struct byre_job *job, const struct progress_opts *o, struct byre_err *err)
+{
+    struct view v = { .form = choose(r, o), .unit = o->unit, .start = now_s(), .last_percent = -PLAIN_MIN_PERCENT };
+    int rc;
+    progress_catch_signals();
+    show(&v, job, true, false);
+    while ((rc = byre_job_wait(job, STEP_MS, err)) == -ETIMEDOUT)
+        react(&v, job);
+    if (rc >= 0)
+        show(&v, job, true, true);
+    close_line(&v);
+    return rc;
+}

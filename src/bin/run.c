@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * run.c: what all subcommands need: messages, a context, words that mean numbers, opening and closing.
+ *
+ * Purpose      The edge: the only place that turns errors of the library into text on standard error
+ * Owns         r->ctx
+ * Invariants   I1 a function that says "told already" has printed exactly one message
+ * Concurrency  main thread
+ * Failure      exit codes are the caller's
+ * Tests        tests/cli
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "bin/bin.h"
+
+static void say(struct run *r, const char *fmt, va_list ap)
+{
+    fflush(stdout);
+    fprintf(stderr, "%s: ", r->prog);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+}
+
+int run_fail(struct run *r, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    say(r, fmt, ap);
+    va_end(ap);
+    return 1;
+}
+
+int run_fail_err(struct run *r, const struct byre_err *err)
+{
+    return run_fail(r, "%s", err->text);
+}
+
+int run_usage(struct run *r, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    say(r, fmt, ap);
+    va_end(ap);
+    if (r->peer)
+        fprintf(stderr, "Try '%s --help' for more information\n", r->prog);
+    else
+        fprintf(stderr, "Try '%s %s --help' for more information\n", r->prog, r->cmd ? r->cmd->name : "");
+    return r->cmd && r->cmd->usage_exit ? r->cmd->usage_exit : 1;
+}
+
+void run_warn(struct run *r, const char *fmt, ...)
+{
+    char text[600];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    fflush(stdout);
+    fprintf(stderr, "%s: warning: %s\n", r->prog, text);
+}
+
+static void on_warning(void *arg, const char *text)
+{
+    run_warn(arg, "%s", text);
+}
+
+bool run_ctx(struct run *r, unsigned threads, int backend)
+{
+    struct byre_err err;
+    struct byre_ctx_opts o = byre_ctx_opts_init();
+    o.loops = threads;
+    o.flags = threads ? 0 : BYRE_CTX_CALLER_RUNS;
+    o.backend = backend;
+    o.policy = r->strict ? BYRE_POLICY_STRICT : BYRE_POLICY_ECOSYSTEM;
+    o.warn = on_warning;
+    o.warn_arg = r;
+    if (byre_ctx_new(&o, &r->ctx, &err)) {
+        run_fail_err(r, &err);
+        return false;
+    }
+    return true;
+}
+
+void run_fini(struct run *r)
+{
+    byre_ctx_free(r->ctx);
+    r->ctx = NULL;
+}
+
+int run_finish_output(struct run *r, int code)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return code;
+    fprintf(stderr, "%s: cannot write to standard output\n", r->prog);
+    return code ? code : 1;
+}
+
+int run_cache(struct run *r, const char *word, int fallback, const char *what)
+{
+    int mode = word ? byre_cache_parse(word) : fallback;
+    if (mode >= 0)
+        return mode;
+    run_fail(r, "Invalid %s option: %s (expected none, writeback, writethrough, directsync or unsafe)", what, word);
+    return -1;
+}
+
+int run_output(struct run *r, const char *word)
+{
+    if (!word || strcmp(word, "human") == 0)
+        return 0;
+    if (strcmp(word, "json") == 0)
+        return 1;
+    run_fail(r, "--output takes 'human' or 'json', not '%s'", word);
+    return -1;
+}
+
+bool run_size(struct run *r, const char *word, const char *what, uint64_t *ret)
+{
+    int e = size_parse(word, ret);
+    if (e == 0 && *ret < UINT64_C(1) << 63)
+        return true;
+    if (e == -EINVAL)
+        run_fail(r, "Invalid %s '%s': a size is a number and one of the suffixes k, M, G, T, P, E", what, word);
+    else
+        run_fail(r, "Invalid %s '%s': it must be between 0 and 9223372036854775807", what, word);
+    return false;
+}
+
+static void warn_guessed_raw(struct run *r, const char *name)
+{
+    fflush(stdout);
+    fprintf(stderr, "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+                    "         Writes that would make its first block look like a format are refused. Give -f raw to allow them.\n", name);
+}
+
+struct byre_image *run_open(struct run *r, const struct open_args *a)
+{
+    struct byre_err err;
+    struct byre_image *image;
+    struct byre_open_opts o = byre_open_opts_init();
+    if (a->image_opts && a->format) {
+        run_fail(r, "--image-opts and --format are mutually exclusive");
+        return NULL;
+    }
+    o.flags = a->flags | (a->image_opts ? BYRE_OPEN_IMAGE_OPTS : 0);
+    o.cache = a->cache;
+    o.format = a->format;
+    if (byre_open(r->ctx, a->name, &o, &image, &err)) {
+        run_fail(r, "Could not open '%s': %s", a->name, err.text);
+        return NULL;
+    }
+    if (a->warn_raw && !a->quiet && byre_is_probed(image) && !byre_is_read_only(image) && strcmp(byre_format(image), "raw") == 0)
+        warn_guessed_raw(r, byre_filename(image));
+    return image;
+}
+
+void run_close(struct run *r, struct byre_image *image, int *code)
+{
+    if (!image)
+        return;
+    char *name = strdup(byre_filename(image));
+    int e = byre_close(image);
+    if (e < 0) {
+        run_fail(r, "%s: closing failed: %s", name ? name : "image", strerror(-e));
+        if (!*code)
+            *code = 1;
+    }
+    free(name);
+}
+
+static void put_stdout(void *arg, const char *text)
+{
+    fputs(text, stdout);
+}
+
+const struct opt_out run_stdout = { put_stdout, NULL };
+
+void run_help(const struct run *r)
+{
+    const struct cmd *c = r->cmd;
+    printf("usage: %s %s [options] %s\n%s.\n\n", r->prog, c->name, c->synopsis, c->summary);
+    opt_doc_help(c->rows, &run_stdout);
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * target.h: the image that convert and dd write.
+ */
+#ifndef BIN_TARGET_H
+#define BIN_TARGET_H
+
+#include "bin/bin.h"
+
+struct target {
+    struct byre_image *image;
+    char *path;                 /* file to clean up on failure; NULL: none */
+    bool made, existed;         /* byre_create succeeded here; the file was there before */
+    bool reads_zero;            /* fresh and without old content */
+};
+
+struct target_opts {
+    const char *name, *format;  /* format NULL: raw */
+    bool image_opts, no_create, quiet;
+    int cache;
+    uint64_t size;
+    const struct opt_list *options;             /* may be NULL */
+    const char *backing, *backing_format;
+    const char *what;           /* "converting": for messages */
+};
+
+/* Makes (unless no_create) and opens the target. 0, or 1: told already; target_close in either case. */
+int target_open(struct run *r, const struct target_opts *o, struct target *t);
+/* Closes; when code is not 0, or closing fails, a target made here does not stay. Returns the exit code. */
+int target_close(struct run *r, struct target *t, int code);
+
+bool target_wants_help(const struct opt_list *l);            /* "-o help" */
+int target_help(struct run *r, const char *format, bool with_file);
+
+#endif
