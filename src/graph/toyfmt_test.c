@@ -285,8 +285,16 @@ static int toyfmt_resize(struct co *co, struct fmt_image *im, uint64_t size, enu
     for (uint32_t i = f->clusters; i < n; i++)
         f->map[i] = (struct toyfmt_cluster){ FMT_ABSENT, false, TOYFMT_NONE };
     f->clusters = n;
+    f->old_size = im->size;
     im->size = size;
     pthread_mutex_unlock(&f->lock);
+    return 0;
+}
+
+static int toyfmt_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byre_err *err)
+{
+    if (!keep)
+        im->size = toyfmt_of(im)->old_size;
     return 0;
 }
 
@@ -315,6 +323,7 @@ static const struct fmt_ops toyfmt_ops = {
     .discard = toyfmt_discard,
     .flush = toyfmt_flush,
     .resize = toyfmt_resize,
+    .resize_commit = toyfmt_resize_commit,
     .close = toyfmt_close,
 };
 

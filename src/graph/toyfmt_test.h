@@ -28,6 +28,7 @@ struct toyfmt {
     struct fmt_image im;             /* first */
     struct toy *t;
     uint32_t cluster_bytes, clusters, hosts, next_host;
+    uint64_t old_size;               /* before a resize that is not committed */
     pthread_mutex_t lock;
     struct toyfmt_cluster *map;      /* guarded by lock */
     uint32_t *free_list, free_count; /* guarded by lock */
