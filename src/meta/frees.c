@@ -27,7 +27,7 @@ static void grace_over(struct epoch_cb *cb)
 static void to_grace(struct meta *m, struct meta_free *f)
 {
     f->next = NULL;
-    if (MUTANT(MUT_FREE_NO_GRACE))
+    if (MUTANT(MUT_FREE_SKIP_GRACE))
         grace_over(&f->grace);
     else
         epoch_defer(m->o.epoch, &f->grace, grace_over);
@@ -40,7 +40,7 @@ void meta_defer_free(struct meta *m, struct meta_free *f, void (*release)(struct
     f->release = release;
     f->next = NULL;
     m->frees_waiting++;
-    if (MUTANT(MUT_FREE_EARLY)) {
+    if (MUTANT(MUT_FREE_SKIP_DURABLE)) {
         to_grace(m, f);
         return;
     }

@@ -50,7 +50,7 @@ int meta_barrier(struct co *co, struct meta *m, enum meta_barrier which)
     if (m->failed)
         return m->failed;
     m->barriers[which]++;
-    if (MUTANT(MUT_BARRIER + which))
+    if (MUTANT(MUT_BARRIER(which)))
         return 0;
     int r = stor_flush(co, m->o.store);
     if (r < 0)
@@ -68,13 +68,13 @@ uint64_t meta_barriers(const struct meta *m, enum meta_barrier b) { return m->ba
 
 void meta_need_data_barrier(struct meta *m)
 {
-    if (!MUTANT(MUT_NO_DATA_DEP))
+    if (!MUTANT(MUT_NEED_DATA_BARRIER))
         m->need_data = true;
 }
 
 void meta_need_table_barrier(struct meta *m)
 {
-    if (!MUTANT(MUT_NO_TABLE_DEP))
+    if (!MUTANT(MUT_NEED_TABLE_BARRIER))
         m->need_table = true;
 }
 
@@ -227,7 +227,7 @@ static bool take_run(struct writer *w, struct iovec *vec, unsigned max, unsigned
     *ret_off = end;
     while (w->next < w->end && n < max && w->items[w->next].off == end) {
         struct item *it = &w->items[w->next++];
-        if (MUTANT(MUT_NO_FREEZE))
+        if (MUTANT(MUT_FREEZE_NOTHING))
             memcpy(it->copy, it->block ? (const uint8_t *)it->block->words + it->from : (const uint8_t *)it->region->words + it->sectors * 512, it->len);
         vec[n++] = (struct iovec){ it->copy, it->len };
         end += it->len;
@@ -285,7 +285,7 @@ static bool has_rank(const struct frozen *z, enum meta_rank rank)
 
 static int write_frozen(struct co *co, struct meta *m, struct frozen *z)
 {
-    if (MUTANT(MUT_TABLES_FIRST)) {
+    if (MUTANT(MUT_COUNT_UP_LATE)) {
         int r = write_rank(co, m, z, META_TABLES);
         if (r < 0)
             return r;
@@ -386,7 +386,7 @@ static void run_for_all(struct co *co, struct meta *m, struct meta_waiter *me)
 int meta_flush(struct co *co, struct meta *m)
 {
     ASSERT_LOOP(m->o.home);
-    struct meta_waiter me = { .want = m->pass_started + 1, .next = m->waiters };
+    struct meta_waiter me = { .want = m->pass_started + (MUTANT(MUT_FLUSH_IGNORES_DIRT) && m->runner && m->pass_started ? 0 : 1), .next = m->waiters };
     m->waiters = &me;
     while (!me.done) {
         if (!m->runner)

@@ -121,7 +121,7 @@ static int take_ready(struct co *co, struct q2_image *q, uint64_t want, struct q
     if (r < 0)
         return r;                        /* the range stays out of `ready`: missed, not lost on disk (I4) */
     a->hint = x.end;
-    *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = MUTANT(MUT_KNOWN_ZERO_ALWAYS) };
+    *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = MUTANT(MUT_REUSED_IS_ZERO) };
     return 0;
 }
 

@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/mutant.h"
 #include "fmt/qcow2/q2_image.h"
 
 #define CACHE_BYTES_DEFAULT (32ull << 20)
@@ -281,7 +282,7 @@ static int mark_in_use(struct co *co, struct q2_image *q, uint8_t *dir)
 /* Q16: autoclear off | IN_USE in the directory | autoclear on. Until bitmaps are maintained they stay in use. */
 static int mark_bitmaps(struct co *co, struct q2_image *q, struct byre_err *err)
 {
-    if (q->g.version < 3 || !(q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) || !q->h.has_bitmaps)
+    if (q->g.version < 3 || !(q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) || !q->h.has_bitmaps || MUTANT(MUT_BITMAP_MARK_LATE))
         return 0;
     struct q2_bitmap *list = NULL;
     uint32_t count = 0;

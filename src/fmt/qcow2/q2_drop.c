@@ -35,6 +35,8 @@ struct batch {
     bool spawned;
 };
 
+static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t end, uint32_t tag);
+
 static bool remember_extra(struct q2_alloc *a, uint64_t cluster)
 {
     for (size_t i = a->extra_count; i > 0 && i + 8 > a->extra_count; i--)
@@ -76,10 +78,35 @@ static void pass_co(struct co *co, void *arg)
     co_group_leave(&q->alloc->drops);
 }
 
+#ifdef BYRE_MUTANTS
+struct at_once { struct q2_image *q; uint64_t cluster, n; };
+static void at_once_co(struct co *co, void *arg)
+{
+    struct at_once *o = arg;
+    release_run(co, o->q, o->cluster, o->cluster + o->n, 0);
+    co_group_leave(&o->q->alloc->drops);
+    free(o);
+}
+static void drop_at_once(struct q2_image *q, uint64_t cluster, uint64_t n)
+{
+    struct at_once *o = malloc(sizeof *o);
+    *o = (struct at_once){ q, cluster, n };
+    co_group_enter(&q->alloc->drops);
+    if (rt_spawn(q->im.home, at_once_co, o) < 0)
+        abort();
+}
+#else
+#define drop_at_once(q, cluster, n) ((void)0)
+#endif
+
 static void drop(struct q2_image *q, uint64_t cluster, uint64_t n, uint32_t tag)
 {
     struct q2_alloc *a = q->alloc;
     uint64_t before = a->dropping.total;
+    if (MUTANT(MUT_COUNT_DOWN_EARLY) || (tag == TAG_TABLE && MUTANT(MUT_L2_OLD_FREED_EARLY))) {
+        drop_at_once(q, cluster, n);
+        return;
+    }
     if (a->reclaim)
         q2_reclaim_saw(a, cluster, n);
     drop_one_run(a, cluster, n, tag);
@@ -132,7 +159,7 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
             a->lost += end - c;
             return;
         }
-        if (last && !MUTANT(MUT_FREE_BEFORE_PUNCH))
+        if (last && !MUTANT(MUT_FREE_SKIP_PUNCH))
             punch(co, q, c, stop - c);
         co_lock(co, &a->mx);
         int r = q2_refs_add(co, q, c, stop - c, -1);
@@ -141,7 +168,7 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
         if (last && tag == TAG_TABLE)
             meta_forget(q->meta, c << q->g.cluster_bits, (stop - c) << q->g.cluster_bits);
         co_unlock(&a->mx);
-        if (last && MUTANT(MUT_FREE_BEFORE_PUNCH))
+        if (last && MUTANT(MUT_FREE_SKIP_PUNCH))
             punch(co, q, c, stop - c);
         c = stop;
     }

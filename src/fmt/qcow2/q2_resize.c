@@ -140,7 +140,7 @@ static int cut_range(struct co *co, struct q2_image *q, uint64_t from, uint64_t 
 static int zero_tail(struct co *co, struct q2_image *q, uint64_t old)
 {
     uint64_t in = q2_in_cluster(&q->g, old);
-    if (!in || MUTANT(MUT_GROW_NO_TAIL_ZERO))
+    if (!in || MUTANT(MUT_GROW_NO_TAIL))
         return 0;
     struct meta_block *b;
     uint32_t i;
@@ -227,7 +227,7 @@ static int grow(struct co *co, struct q2_image *q, uint64_t size, enum fmt_preal
         return byre_fail(err, NOT_SUPPORTED, "%s: preallocation=%s needs an image without a backing file", q->name, mode == FMT_PREALLOC_METADATA ? "metadata" : mode == FMT_PREALLOC_FALLOC ? "falloc" : "full");
     /* entries behind the old end were cut off by an earlier shrink, or held VM state: never to be exposed */
     uint64_t known = min_u64((uint64_t)q->h.l1_size * q2_l2_span(&q->g), round_up(size, q2_l2_span(&q->g)));
-    int r = cut_range(co, q, round_up(old, cs), known);
+    int r = MUTANT(MUT_GROW_KEEP_TABLES) ? 0 : cut_range(co, q, round_up(old, cs), known);
     if (r == 0)
         r = meta_flush(co, q->meta);
     if (r < 0)

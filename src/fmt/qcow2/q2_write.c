@@ -49,7 +49,7 @@ static bool reads_zero(const struct q2_image *q, const struct q2_l2e *e, uint64_
 {
     if (e->kind == Q2_ZERO_PLAIN || e->kind == Q2_ZERO_ALLOC)
         return true;
-    if (MUTANT(MUT_Q23_OVER_BACKING))
+    if (MUTANT(MUT_COW_UNORDERED))
         return e->kind == Q2_UNALLOCATED;
     return e->kind == Q2_UNALLOCATED && guest_cluster >= atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed);
 }
@@ -105,7 +105,7 @@ static void fill_in(const struct q2_image *q, struct write_txn *t, const struct 
     w->len = min_u64(len, end - off);
     w->host = t->host + (off - c0);
     w->head = off - c0;
-    w->tail = end - (off + w->len);
+    w->tail = MUTANT(MUT_COW_NO_TAIL) ? 0 : end - (off + w->len);
     bool known = t->run.count && t->run.known_zero;
     bool read = (w->head && !p->zero_first) || (w->tail && !p->zero_last);
     if (!w->head && !w->tail)
@@ -132,7 +132,7 @@ static int reserve(struct co *co, struct q2_image *q, struct write_txn *t, uint6
         return 0;
     }
     if (p.need == NEED_KEPT_ZERO) {
-        if (q->zero_stamped && !MUTANT(MUT_NO_ZERO_STAMP))
+        if (q->zero_stamped && !MUTANT(MUT_ZERO_NO_STAMP))
             epoch_wait_stamp(co, q->im.epoch, q->zero_stamp);       /* W4 */
         t->host = p.host;
         t->n = p.n;
