@@ -25,8 +25,10 @@
 #define NBD_BITMAPS_MAX (NBDP_CONTEXTS_MAX - 2)
 #define NBD_SEND_IOV 128u            /* buffers gathered in one send */
 #define NBD_CHUNKS_MAX 16u           /* chunks in the reply to one READ */
-#define NBD_SMALL_BUF (64u << 10)    /* buffers up to this size are kept for reuse */
-#define NBD_KEEP_BYTES (1u << 20)    /* ... as long as all that a connection keeps is less than this */
+#define NBD_SMALL_BUF (64u << 10)    /* READs up to this size are not cut at holes */
+#define NBD_BUF_CLASSES 10           /* buffers of 4 KiB << k are kept for reuse */
+#define NBD_KEEP_BYTES (8u << 20)    /* ... up to so many bytes per connection */
+#define NBD_KEEP_IDLE_BYTES (2u << 20)   /* ... while nothing is in flight */
 
 struct nbd_export {
     struct list_node link;
@@ -100,7 +102,7 @@ struct nbd_conn {
     unsigned executing;              /* those of them that have no answer yet */
     uint64_t inflight_bytes, sent_bytes;
     struct list to_send, spare;
-    struct nbd_buf *kept[3];         /* by size class: 4 KiB, 16 KiB, 64 KiB */
+    struct nbd_buf *kept[NBD_BUF_CLASSES];
     uint32_t kept_bytes;
     struct co_waitq changed;         /* the supervisor sleeps here */
     struct co_waitq room;            /* the reader: fewer requests or bytes in flight */

@@ -20,54 +20,59 @@
 
 /* ---- buffers ---- */
 
-/* Size class of a buffer that is kept for reuse, -1: not kept. */
-static int class_of(uint32_t len)
+/* Size class of a buffer, NBD_BUF_CLASSES: too long to be kept. */
+static unsigned class_of(uint32_t len)
 {
-    return len <= 4096 ? 0 : len <= 16384 ? 1 : len <= NBD_SMALL_BUF ? 2 : -1;
-}
-
-static uint32_t class_bytes(int k)
-{
-    static const uint32_t sizes[] = { 4096, 16384, NBD_SMALL_BUF };
-    return sizes[k];
+    unsigned k = 0;
+    while (k < NBD_BUF_CLASSES && len > 4096u << k)
+        k++;
+    return k;
 }
 
 void *nbd_buf_get(struct nbd_conn *c, uint32_t len)
 {
-    int k = class_of(len);
-    struct nbd_buf *b = k >= 0 ? c->kept[k] : NULL;
+    unsigned k = class_of(len);
+    struct nbd_buf *b = k < NBD_BUF_CLASSES ? c->kept[k] : NULL;
     if (b) {
         c->kept[k] = b->next;
-        c->kept_bytes -= class_bytes(k);
+        c->kept_bytes -= 4096u << k;
         return b;
     }
     void *p;
-    return posix_memalign(&p, 4096, k >= 0 ? class_bytes(k) : len) ? NULL : p;
+    return posix_memalign(&p, 4096, k < NBD_BUF_CLASSES ? 4096u << k : len) ? NULL : p;
 }
 
 void nbd_buf_put(struct nbd_conn *c, void *buf, uint32_t len)
 {
-    int k = class_of(len);
+    unsigned k = class_of(len);
     if (!buf)
         return;
-    if (k < 0 || c->kept_bytes + class_bytes(k) > NBD_KEEP_BYTES) {
+    if (k >= NBD_BUF_CLASSES || c->kept_bytes + (4096u << k) > NBD_KEEP_BYTES) {
         free(buf);
         return;
     }
     struct nbd_buf *b = buf;
     b->next = c->kept[k];
     c->kept[k] = b;
-    c->kept_bytes += class_bytes(k);
+    c->kept_bytes += 4096u << k;
+}
+
+/* Frees kept buffers, the large ones first, until at most so many bytes are left. */
+static void trim_kept(struct nbd_conn *c, uint32_t bytes)
+{
+    for (unsigned k = NBD_BUF_CLASSES; k--;)
+        while (c->kept[k] && c->kept_bytes > bytes) {
+            struct nbd_buf *b = c->kept[k];
+            c->kept[k] = b->next;
+            c->kept_bytes -= 4096u << k;
+            free(b);
+        }
 }
 
 void nbd_conn_free_pools(struct nbd_conn *c)
 {
     struct list_node *n;
-    for (int k = 0; k < 3; k++)
-        for (struct nbd_buf *b; (b = c->kept[k]);) {
-            c->kept[k] = b->next;
-            free(b);
-        }
+    trim_kept(c, 0);
     while ((n = list_pop_front(&c->spare)))
         free(CONTAINER_OF(n, struct nbd_req, link));
 }
@@ -103,8 +108,10 @@ void nbd_req_free(struct nbd_req *q)
     c->inflight_bytes -= q->charged;
     list_push_back(&c->spare, &q->link);
     (void)co_wake_one(&c->room);
-    if (!c->inflight)
-        co_wake_all(&c->changed);
+    if (c->inflight)
+        return;
+    trim_kept(c, NBD_KEEP_IDLE_BYTES);
+    co_wake_all(&c->changed);
 }
 
 void nbd_req_answer(struct nbd_req *q)
