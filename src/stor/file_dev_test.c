@@ -254,6 +254,26 @@ static void test_facts(void **state) { run_on_device(facts); }
 static void test_model(void **state) { run_on_device(device_model); }
 static void test_space(void **state) { run_on_device(space); }
 
+/* Kernels that do not tell the alignment: trying must find the same, or what is safe. */
+static void test_probe_by_reading(void **state)
+{
+    for (unsigned sector = 512; sector <= BLOCK; sector *= 2) {
+        uint32_t block, mem;
+        attach(NULL, DEV_BYTES, sector);
+        int fd = open(dev, O_RDONLY | O_DIRECT | O_CLOEXEC);
+        probe_by_reading(fd, &block, &mem);
+        assert_int_equal(block, sector);
+        assert_in_range(mem, 512, BLOCK);
+        close(fd);
+        fd = open(dev, O_RDONLY | O_CLOEXEC);      /* takes any length: proves nothing */
+        probe_by_reading(fd, &block, &mem);
+        assert_int_equal(block, BLOCK);
+        assert_int_equal(mem, BLOCK);
+        close(fd);
+        detach();
+    }
+}
+
 /* ---- a flush that fails in the kernel: the device's own storage is full ---- */
 
 static void lose_a_flush(struct co *co, void *arg)
@@ -387,7 +407,7 @@ static void test_file_systems(void **state)
 
 static void test_probe_tables(void **state)
 {
-    static const struct { uint64_t magic; bool ordered; const char *release; bool zero, zero_direct, serial, early; } row[] = {
+    static const struct { uint64_t magic; bool ordered; const char *release; bool zero, zero_direct, serial, early, bytes; } row[] = {
         { 0xEF53, true, "6.1.0", true, true, false, true },
         { 0xEF53, false, "6.1.0", false, false, false, true },
         { 0x58465342, false, "6.1.0-25-amd64", true, true, false, true },
@@ -398,7 +418,7 @@ static void test_probe_tables(void **state)
         { 0x58465342, false, "", false, true, true, true },
         { 0x9123683E, false, "4.19", true, true, false, true },
         { 0x01021994, false, "4.19", true, true, false, true },
-        { 0x6969, false, "6.1", false, false, false, false },       /* NFS */
+        { 0x6969, false, "6.1", false, false, false, false, true },       /* NFS */
         { 0x65735546, false, "6.1", false, false, false, false },   /* FUSE */
         { 0x794c7630, true, "6.1", false, false, false, false },    /* overlay */
     };
@@ -409,6 +429,7 @@ static void test_probe_tables(void **state)
         assert_int_equal(fs.zero_growth_direct, row[i].zero_direct);
         assert_int_equal(fs.serial_growth, row[i].serial);
         assert_int_equal(fs.enospc_early, row[i].early);
+        assert_int_equal(fs.byte_direct, row[i].bytes);
     }
     assert_true(probe_ext4_options_promise("rw\nbarrier\ndata=ordered\ninode_readahead_blks=32\n"));
     assert_true(probe_ext4_options_promise("data=journal\n"));
@@ -423,7 +444,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sectors), cmocka_unit_test(test_facts), cmocka_unit_test(test_model),
-        cmocka_unit_test(test_space), cmocka_unit_test(test_kernel_flush_failure), cmocka_unit_test(test_file_systems),
+        cmocka_unit_test(test_space), cmocka_unit_test(test_probe_by_reading), cmocka_unit_test(test_kernel_flush_failure), cmocka_unit_test(test_file_systems),
         cmocka_unit_test(test_probe_tables),
     };
     return T_MAIN("file-dev", tests);

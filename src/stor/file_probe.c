@@ -140,20 +140,24 @@ static uint32_t try_memory(int fd, uint8_t *buf, uint32_t block)
     return ALIGN_SAFE;
 }
 
-static void probe_direct(struct file_stor *f)
+void probe_by_reading(int fd, uint32_t *ret_block, uint32_t *ret_mem)
+{
+    uint8_t *buf = NULL;
+    *ret_block = *ret_mem = ALIGN_SAFE;
+    if (posix_memalign((void **)&buf, ALIGN_MAX, ALIGN_MAX + ALIGN_SAFE))
+        return;
+    *ret_block = try_lengths(fd, buf);
+    *ret_mem = try_memory(fd, buf, *ret_block);
+    free(buf);
+}
+
+static void probe_direct(struct file_stor *f, const struct probe_fs *fs)
 {
     struct stor_limits *lim = &f->s.lim;
-    uint32_t block = ALIGN_SAFE, mem = ALIGN_SAFE;
+    uint32_t block = 1, mem = 1;
     int logical = 0;
-    if (!ask_statx(f->fd, &block, &mem)) {
-        uint8_t *buf = NULL;
-        bool have_buf = posix_memalign((void **)&buf, ALIGN_MAX, ALIGN_MAX + ALIGN_SAFE) == 0;
-        if (have_buf) {
-            block = try_lengths(f->fd, buf);
-            mem = try_memory(f->fd, buf, block);
-        }
-        free(buf);
-    }
+    if (!fs->byte_direct && !ask_statx(f->fd, &block, &mem))
+        probe_by_reading(f->fd, &block, &mem);
     if (f->device && ioctl(f->fd, BLKSSZGET, &logical) == 0 && logical > 0 && sane_align((uint32_t)logical))
         block = (uint32_t)max_u64(block, (uint64_t)logical);
     lim->block = block;
@@ -236,29 +240,36 @@ void probe_fs(uint64_t magic, bool ext4_ordered, const char *release, struct pro
         ret->zero_growth = true;
         ret->enospc_early = true;
         break;
+    case NFS_SUPER_MAGIC:                 /* direct requests go to the server as they are */
+        ret->byte_direct = true;
+        ret->local = false;
+        break;
     default:
         ret->local = false;
     }
     ret->zero_growth_direct |= ret->zero_growth;
 }
 
-static void probe_regular(struct file_stor *f, const struct stat *st)
+static void ask_fs(const struct file_stor *f, const struct stat *st, struct probe_fs *ret)
 {
-    struct stor_traits *t = &f->s.traits;
     struct statfs sfs;
     struct utsname un = { .release = "" };
-    struct probe_fs fs = { .local = false };
+    *ret = (struct probe_fs){ .local = f->device };
     (void)uname(&un);                     /* an empty release is the oldest kernel */
-    if (fstatfs(f->fd, &sfs) == 0) {
-        uint64_t magic = (uint64_t)(unsigned long)sfs.f_type;
-        probe_fs(magic, magic == EXT4_SUPER_MAGIC && ext4_promises(st->st_dev), un.release, &fs);
-    }
+    if (f->device || fstatfs(f->fd, &sfs) < 0)
+        return;
+    uint64_t magic = (uint64_t)(unsigned long)sfs.f_type;
+    probe_fs(magic, magic == EXT4_SUPER_MAGIC && ext4_promises(st->st_dev), un.release, ret);
+}
+
+static void probe_regular(struct file_stor *f, const struct stat *st, const struct probe_fs *fs)
+{
+    struct stor_traits *t = &f->s.traits;
     t->regular = true;
-    t->zero_growth = t->direct ? fs.zero_growth_direct : fs.zero_growth;
-    t->serial_growth = fs.serial_growth;
-    t->enospc_early = fs.enospc_early;
+    t->zero_growth = t->direct ? fs->zero_growth_direct : fs->zero_growth;
+    t->serial_growth = fs->serial_growth;
+    t->enospc_early = fs->enospc_early;
     t->can_copy = true;
-    f->may_stall = !fs.local;
     if (f->s.read_only)
         return;
     off_t behind = (off_t)round_up((uint64_t)st->st_size, ALIGN_MAX) + ALIGN_MAX;
@@ -270,12 +281,15 @@ static void probe_regular(struct file_stor *f, const struct stat *st)
 
 void file_probe(struct file_stor *f, const struct stat *st)
 {
+    struct probe_fs fs;
+    ask_fs(f, st, &fs);
+    f->may_stall = !fs.local;
     f->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .zero_block = 1 };
     probe_opt_block(f, st);
     if (f->s.traits.direct)
-        probe_direct(f);
+        probe_direct(f, &fs);
     if (f->device)
         probe_device(f, st);
     else
-        probe_regular(f, st);
+        probe_regular(f, st, &fs);
 }

@@ -12,10 +12,13 @@ struct probe_fs {
     bool zero_growth, zero_growth_direct;
     bool serial_growth;
     bool enospc_early;
+    bool byte_direct;            /* O_DIRECT asks for no alignment */
 };
 
 /* What the file system with this magic number (statfs) promises under this kernel release (uname). */
 void probe_fs(uint64_t magic, bool ext4_ordered, const char *release, struct probe_fs *ret);
+/* Alignment that O_DIRECT needs, found by reading the beginning of the file: for kernels that do not tell. */
+void probe_by_reading(int fd, uint32_t *ret_block, uint32_t *ret_mem);
 /* Does the text of /proc/fs/ext4/DEVICE/options name a mode that never shows old blocks? */
 bool probe_ext4_options_promise(const char *options);
 /* Is "6.1.0-25-amd64" at least major.minor? false when it cannot be read. */
