@@ -106,7 +106,9 @@ bool stor_flush_latched(const struct stor *s);
 void stor_close(struct co *co, struct stor *s);                       /* NULL ok */
 
 /* Locks by the peer's byte protocol: OFD read locks on byte 100+p for each permission held and on 200+p for each
- * permission that others may NOT have, tested against 200+p and 100+p. FEATURES 3.007. */
+ * permission that others may NOT have, tested against 200+p and 100+p. FEATURES 3.007. stor_lock changes what is held
+ * to exactly `perm` and `shared` (0 and STOR_PERM_ALL drop everything); refused: -EAGAIN, and what was held stays. A
+ * text is made only if err is given: finding the holder takes a walk through /proc. */
 enum { STOR_PERM_READ = 1u << 0, STOR_PERM_WRITE = 1u << 1, STOR_PERM_WRITE_UNCHANGED = 1u << 2, STOR_PERM_RESIZE = 1u << 3, STOR_PERM_ALL = 15u };
 MUST_USE int stor_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
 
