@@ -14,15 +14,20 @@
  */
 #include "graph/graph_priv.h"
 
-/* A file whose space on disk is less than 9/10 of its length was preallocated without space, or punched: then its
- * holes are worth asking for. Otherwise a cluster of data counts as data, as the peer has it. */
+/* A file that has clearly less space on disk than its clusters need was preallocated without space, or punched: then
+ * its holes are worth asking for. Otherwise a cluster of data counts as data. The limit (a ninth of what is there, two
+ * clusters at least) is the peer's, as seen from outside. */
 static bool worth_asking(struct co *co, struct graph_node *n)
 {
     int known = atomic_load_explicit(&n->recurse, memory_order_relaxed);
     if (known != RECURSE_UNKNOWN)
         return known == RECURSE_YES;
-    uint64_t len, allocated;
-    bool sparse = !stor_length(co, n->im->store, &len) && !stor_allocated(co, n->im->store, &allocated) && allocated < len - len / 10;
+    uint64_t len, allocated, granule = n->im->granule;
+    bool sparse = false;
+    if (!stor_length(co, n->im->store, &len) && !stor_allocated(co, n->im->store, &allocated)) {
+        uint64_t there = allocated / granule;
+        sparse = div_up(len, granule) >= there + max_u64(2, there / 9);
+    }
     atomic_store_explicit(&n->recurse, sparse ? RECURSE_YES : RECURSE_NO, memory_order_relaxed);
     return sparse;
 }

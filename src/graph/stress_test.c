@@ -6,7 +6,9 @@
  *              flushes in between; every sector is checked against what its owner wrote last. Freed clusters are
  *              scribbled over after their grace period, so a request outside its section is seen.
  * Owns         Nothing.
- * Invariants   I1  Sector s belongs to coroutine s % OWNERS: only that one changes it, all read it.
+ * Invariants   I1  In the first half of the disk sector s belongs to coroutine s % OWNERS: only that one changes it, all
+ *                  read it. In the second half everybody writes, zeroes and discards what he likes: there a sector
+ *                  must read as some state of that very sector.
  * Concurrency  As above; meant for TSan, too.
  * Failure      A failed check fails the test.
  * Tests        This is one. STRESS_ROUNDS=n makes it longer.
@@ -22,6 +24,7 @@
 #define SIZE (CLUSTERS * CLUSTER)
 #define SECTORS (SIZE / SECTOR)
 #define OWNERS 8u
+#define OWNED (SECTORS / 2)
 
 struct stress {
     struct graph *g;
@@ -86,14 +89,33 @@ static void read_across(struct co *co, struct owner *o, struct prng *rng)
     free(buf);
 }
 
+/* A change of the second half: a write somewhere, or whole clusters dropped under the writers. */
+static void change_any(struct co *co, struct owner *o, struct prng *rng)
+{
+    uint8_t buf[SECTOR];
+    uint64_t half = SIZE / 2, cluster = half + prng_below(rng, half / CLUSTER) * CLUSTER;
+    uint32_t sector = OWNED + (uint32_t)prng_below(rng, SECTORS - OWNED);
+    switch (prng_below(rng, 6)) {
+    case 0:
+        CHECK_EQ(graph_zero(co, o->s->top, cluster, CLUSTER, GRAPH_UNMAP), 0);
+        break;
+    case 1:
+        CHECK_EQ(graph_discard(co, o->s->top, cluster, CLUSTER), 0);
+        break;
+    default:
+        fill_sector(buf, sector, 1 + (uint32_t)prng_below(rng, 1000));
+        CHECK_EQ(t_write(co, o->s->top, buf, SECTOR, (uint64_t)sector * SECTOR, 0), 0);
+    }
+}
+
 static void owner_main(struct co *co, void *arg)
 {
     struct owner *o = arg;
     struct prng rng;
     prng_init(&rng, o->id + 1);
     for (unsigned i = 0; i < o->s->rounds; i++) {
-        uint32_t sector = (uint32_t)prng_below(&rng, SECTORS / OWNERS) * OWNERS + o->id;
-        switch (prng_below(&rng, 8)) {
+        uint32_t sector = (uint32_t)prng_below(&rng, OWNED / OWNERS) * OWNERS + o->id;
+        switch (prng_below(&rng, 12)) {
         case 0:
             CHECK_EQ(graph_zero(co, o->s->top, (uint64_t)sector * SECTOR, SECTOR, GRAPH_UNMAP), 0);
             o->gen[sector] = 0;
@@ -109,11 +131,17 @@ static void owner_main(struct co *co, void *arg)
             if (prng_one_in(&rng, 8))
                 CHECK_EQ(graph_flush(co, o->s->top), 0);
             break;
+        case 5:
+        case 6:
+        case 7:
+        case 8:
+            change_any(co, o, &rng);
+            break;
         default:
             write_own(co, o, sector);
         }
     }
-    for (uint32_t sector = o->id; sector < SECTORS; sector += OWNERS)
+    for (uint32_t sector = o->id; sector < OWNED; sector += OWNERS)
         check_own(co, o, sector);
     atomic_fetch_sub(&o->s->running, 1);
 }
@@ -140,7 +168,7 @@ static void stress(struct co *co, void *arg)
 {
     struct stress *s = calloc(1, sizeof *s);
     const char *rounds = getenv("STRESS_ROUNDS");
-    s->rounds = rounds ? (unsigned)atoi(rounds) : 1500;
+    s->rounds = rounds ? (unsigned)strtoul(rounds, NULL, 10) : 1500;
     s->g = toy_graph(co);
     s->low = toyfmt_new(co, SIZE, CLUSTER);
     s->f = toyfmt_new(co, SIZE, CLUSTER);
