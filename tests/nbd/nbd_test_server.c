@@ -337,7 +337,7 @@ static void parse(struct test_server *t, struct rt_opts *o, uint64_t *size, int 
             t->tcp = true;
             *colon = 0;
             t->tcp_host = optarg;
-            t->tcp_port = (uint16_t)atoi(colon + 1);
+            t->tcp_port = (uint16_t)strtoul(colon + 1, NULL, 10);
         } else if (c == 's')
             *size = n;
         else if (c == 'b')

@@ -176,7 +176,7 @@ static struct fixture *begin(enum rt_backend_kind kind, unsigned loops)
         f->disk.bytes[i] = i / 16384 % 3 ? (uint8_t)(i * 31 + i / 509 + 1) : 0;
     pthread_mutex_init(&f->disk.lock, NULL);
     sem_init(&f->done, 0, 0);
-    strcpy(f->folder, "/tmp/nbd-test-XXXXXX");
+    snprintf(f->folder, sizeof f->folder, "/tmp/nbd-test-XXXXXX");
     ASSERT(mkdtemp(f->folder));
     snprintf(f->path, sizeof f->path, "%s/s", f->folder);
     ASSERT(rt_new(&o, &f->rt, &f->err) == 0);

@@ -4,13 +4,9 @@
  * anywhere, and the exact bytes of every kind of reply.
  */
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
 
 #include "base/cursor.h"
+#include "base/test.h"
 #include "proto/nbd/nbd_test_peer.h"
 
 #define FUA NBD_CMD_FLAG_FUA

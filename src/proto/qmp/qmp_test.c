@@ -3,16 +3,11 @@
  * qmp_test.c: texts are found however the stream is cut, limits hold exactly, messages have the form that clients of
  * the protocol expect.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <cmocka.h>
 
-#include "base/assert.h"
+#include "base/test.h"
 #include "proto/qmp/qmp.h"
 
 /* Everything the splitter says about `in`, fed in pieces: texts in <>, "!bad" and "!limit". */
