@@ -46,7 +46,8 @@ static char backing[512], dev[64], mount_point[512];
 static void detach(void)
 {
     if (mount_point[0])
-        /* Whoever walks through /proc at this moment keeps it busy; see file_holder.c. */
+        /* Seen once: busy although all our descriptors were closed. A walk through /proc by another program could do it
+         * (unproven); a descriptor that we leaked would keep it busy for good, and the next mkdir would fail. */
         (void)shell(NULL, 0, "for i in 1 2 3 4 5 6 7 8 9; do umount '%s' 2>/dev/null && break; sleep 0.1; done; rmdir '%s'",
                     mount_point, mount_point);
     if (dev[0])
