@@ -11,6 +11,7 @@
  * Failure      byre_ctx_new leaves nothing behind
  * Tests        lib_test.c, tests/lib
  */
+#include <sched.h>
 #include <semaphore.h>
 #include <string.h>
 
@@ -35,9 +36,9 @@ int lib_take_opts(void *to, size_t to_size, const void *user, struct byre_err *e
     return 0;
 }
 
-struct rt *byre_ctx_rt(struct byre_ctx *ctx)
+struct rt_loop *byre_ctx_home(struct byre_ctx *ctx)
 {
-    return ctx->rt;
+    return lib_home(ctx);
 }
 
 struct graph *byre_ctx_graph(struct byre_ctx *ctx)
@@ -101,6 +102,24 @@ int lib_call(struct byre_ctx *ctx, struct rt_loop *loop, int (*fn)(struct co *co
     }
     sem_destroy(&b.ended);
     return r;
+}
+
+/* What fn returns and a coroutine that could not start look alike: fn's result travels apart. */
+struct sure { int (*fn)(struct co *co, void *arg); void *arg; int result; };
+
+static int sure_co(struct co *co, void *arg)
+{
+    struct sure *s = arg;
+    s->result = s->fn(co, s->arg);
+    return 0;
+}
+
+int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg)
+{
+    struct sure s = { fn, arg, 0 };
+    while (lib_call(ctx, lib_home(ctx), sure_co, &s))
+        sched_yield();
+    return s.result;
 }
 
 /* ---- running the loop in the caller's thread ---- */
@@ -205,9 +224,7 @@ void byre_ctx_free(struct byre_ctx *ctx)
     if (!ctx)
         return;
     ASSERT(atomic_load(&ctx->users) == 0);
-    int r = lib_call(ctx, lib_home(ctx), free_graph, ctx);
-    while (r == -ENOMEM)             /* nothing can be given back without a coroutine; somebody will free memory */
-        r = lib_call(ctx, lib_home(ctx), free_graph, ctx);
+    (void)byre_ctx_call(ctx, free_graph, ctx);
     rt_free(ctx->rt);
     free(ctx);
 }

@@ -155,8 +155,7 @@ void byre_export_stop(struct byre_export *e)
     if (!e)
         return;
     struct byre_ctx *ctx = e->image->ctx;
-    while (lib_call(ctx, lib_home(ctx), stop_co, e) == -ENOMEM)
-        ;                            /* only the start of the coroutine can fail so */
+    (void)byre_ctx_call(ctx, stop_co, e);
     atomic_fetch_sub(&e->image->users, 1);
     free(e->uri);
     free(e);

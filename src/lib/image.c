@@ -79,13 +79,9 @@ int byre_open(struct byre_ctx *ctx, const char *name, const struct byre_open_opt
     return 0;
 }
 
-struct closing { struct graph_node *node; int result; };
-
 static int close_co(struct co *co, void *arg)
 {
-    struct closing *c = arg;
-    c->result = graph_close(co, c->node);
-    return 0;
+    return graph_close(co, arg);
 }
 
 int byre_close(struct byre_image *image)
@@ -93,12 +89,10 @@ int byre_close(struct byre_image *image)
     if (!image)
         return 0;
     INV(I1, atomic_load(&image->users) == 0);
-    struct closing c = { .node = image->node };
-    while (lib_call(image->ctx, lib_home(image->ctx), close_co, &c) == -ENOMEM)
-        ;                            /* only the start of the coroutine can fail so */
+    int r = byre_ctx_call(image->ctx, close_co, image->node);
     atomic_fetch_sub(&image->ctx->users, 1);
     free(image);
-    return c.result;
+    return r;
 }
 
 /* ---- description ---- */

@@ -10,12 +10,15 @@ struct byre_ctx;
 struct byre_image;
 struct graph;
 struct graph_node;
-struct rt;
 
 struct byre_export;
 struct nbd_server;
-struct rt *byre_ctx_rt(struct byre_ctx *ctx);
 struct graph *byre_ctx_graph(struct byre_ctx *ctx);
+/* Runs fn(co, arg) on the home loop and waits; never fails for want of memory (it waits for some). Returns fn's result. */
+struct co;
+int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg);
+struct rt_loop;
+struct rt_loop *byre_ctx_home(struct byre_ctx *ctx);
 struct graph_node *byre_image_node(struct byre_image *image);
 struct nbd_server *byre_export_server(struct byre_export *e);
 

@@ -14,6 +14,7 @@
  * Tests        lib_test.c, tests/lib
  */
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -311,7 +312,7 @@ void byre_queue_free(struct byre_queue *q)
     while (q->in_flight)
         byre_queue_reap(q, drop, 16, 1, -1);
     while (lib_call(q->image->ctx, q->loop, close_workers, q) == -ENOMEM)
-        ;
+        sched_yield();               /* close_workers itself returns 0: somebody will free memory */
     atomic_fetch_sub(&q->image->users, 1);
     queue_release(q);
 }

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * commands.c: the table of commands.
+ *
+ * Purpose      One row per command; the row lives beside its function.
+ * Owns         constant table
+ * Invariants   I1 names are in alphabetical order and unique
+ * Concurrency  any
+ * Failure      none
+ * Tests        ctl_test.c
+ */
+#include <string.h>
+
+#include "ctl/ctl_priv.h"
+
+const struct ctl_command *const ctl_commands[] = {
+    &ctl_cmd_block_resize, &ctl_cmd_qmp_capabilities, &ctl_cmd_query_block, &ctl_cmd_query_block_exports, &ctl_cmd_query_commands,
+    &ctl_cmd_query_named_block_nodes, &ctl_cmd_query_version, &ctl_cmd_quit, NULL
+};
+
+const struct ctl_command *ctl_find_command(const char *name)
+{
+    for (const struct ctl_command *const *c = ctl_commands; *c; c++)
+        if (strcmp((*c)->name, name) == 0)
+            return *c;
+    return NULL;
+}

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ctl_priv.h: the inside of ctl/.
+ *
+ *   ctl.c         server: socket, clients coming and going, events
+ *   client.c      one client: reading, dispatch, output
+ *   args.c        arguments of a command by a table
+ *   commands.c    the table of commands
+ *   cmd_base.c    qmp_capabilities query-version query-commands quit
+ *   cmd_block.c   query-block query-named-block-nodes block_resize
+ *   cmd_export.c  query-block-exports
+ *   image_json.c  ImageInfo and BlockDeviceInfo
+ *
+ * A command is one row: name, argument table, function. The function gets its arguments decoded, makes one call
+ * into the layers below, and fills the reply.
+ */
+#ifndef CTL_PRIV_H
+#define CTL_PRIV_H
+
+#include <jansson.h>
+
+#include "base/assert.h"
+#include "base/list.h"
+#include "ctl/ctl.h"
+#include "graph/graph.h"
+#include "proto/qmp/qmp.h"
+#include "rt/sync.h"
+
+struct ctl {
+    struct rt_loop *home;
+    struct ctl_env env;
+    int listen_fd;                       /* -1: none */
+    char *path;
+    bool stopping;
+    uint64_t path_dev, path_ino;         /* the socket that was made: only that is removed */
+    struct rt_task acceptor;
+    bool has_acceptor;
+    struct list clients;
+    unsigned client_count;
+    struct co_group alive;               /* clients that have not ended */
+};
+
+struct ctl_client {
+    struct list_node link;
+    struct ctl *c;
+    int fd;
+    bool negotiated;                     /* after qmp_capabilities */
+    bool closing;                        /* no more input is taken; output still goes out */
+    bool dead;                           /* the socket failed, or the client takes nothing */
+    struct qmp_split *split;
+    struct rt_task reader, writer;
+    /* output: [out_at, out_len) waits */
+    char *out;
+    size_t out_at, out_len, out_cap;
+    struct co_waitq out_q;               /* the writer, for more output */
+};
+
+/* ---- client.c ---- */
+/* Takes fd over. */
+void client_start(struct ctl *c, int fd);
+void client_put(struct ctl_client *cl, const struct qmp_text *t);
+/* No more input; the client ends when its output is out. now: whether or not it is. */
+void client_close(struct ctl_client *cl, bool now);
+bool client_is_silent(const struct ctl_client *cl);         /* nothing waits to be sent */
+#define CTL_LAST_WORDS_NS UINT64_C(1000000000)
+
+/* ---- commands ---- */
+enum ctl_type { CTL_STR, CTL_INT, CTL_BOOL, CTL_ANY };
+struct ctl_arg {
+    const char *name;
+    enum ctl_type type;
+    bool required;
+    size_t off;                          /* STR: const char *; INT: int64_t; BOOL: bool; ANY: json_t * (all borrowed) */
+    size_t has_off;                      /* a bool that tells whether it was given; SIZE_MAX: none */
+};
+#define CTL_AT(T, field) .off = offsetof(T, field), .has_off = SIZE_MAX
+#define CTL_AT_HAS(T, field) .off = offsetof(T, field), .has_off = offsetof(T, has_##field)
+#define CTL_ARGS_END { .name = NULL }
+
+struct ctl_call {
+    struct ctl *c;
+    struct ctl_client *client;
+    const void *args;
+    json_t *ret;                         /* set by the command; NULL: {} */
+    const char *error_class;             /* NULL: GenericError */
+    struct byre_err err;                 /* filled when the command fails */
+};
+
+struct ctl_command {
+    const char *name;
+    const struct ctl_arg *args;          /* NULL: none */
+    size_t args_bytes;
+    int (*run)(struct co *co, struct ctl_call *call);
+    bool before_capabilities;            /* allowed (only) before negotiation */
+};
+#define CTL_ARGS_BYTES_MAX 128
+extern const struct ctl_command *const ctl_commands[];       /* ends with NULL */
+const struct ctl_command *ctl_find_command(const char *name);
+/* Decodes `arguments` (NULL: none) into `to` (zeroed). */
+MUST_USE int ctl_decode_args(const struct ctl_arg *rows, json_t *arguments, void *to, struct byre_err *err);
+
+extern const struct ctl_command ctl_cmd_qmp_capabilities, ctl_cmd_query_version, ctl_cmd_query_commands, ctl_cmd_quit;
+extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_nodes, ctl_cmd_block_resize;
+extern const struct ctl_command ctl_cmd_query_block_exports;
+
+/* ---- image_json.c: owned by the caller, NULL: out of memory or *err ---- */
+struct device_json { struct graph_node *node; bool flat, writethrough; };
+json_t *device_json(struct co *co, const struct device_json *d, struct byre_err *err);
+/* The protocol node below a node ("disk0-file"). */
+json_t *file_node_json(struct co *co, const struct device_json *d, struct byre_err *err);
+
+#endif

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * image_json.c: ImageInfo and BlockDeviceInfo of the QMP schema.
+ *
+ * Purpose      Describes nodes in the words that QMP clients know.
+ * Owns         nothing
+ * Invariants   I1 members that the schema calls mandatory are always there
+ * Concurrency  home loop; suspends in asking format and store
+ * Failure      NULL with *err, or NULL when memory ran out
+ * Tests        ctl_test.c, tests/cli/serve_test.py
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "ctl/ctl_priv.h"
+
+/* Sets a member; v is taken over. A failure is remembered by dropping the object. */
+static void set(json_t **o, const char *key, json_t *v)
+{
+    if (*o && (!v || json_object_set_new(*o, key, v))) {
+        json_decref(*o);
+        *o = NULL;
+    } else if (!*o) {
+        json_decref(v);
+    }
+}
+
+static void set_str(json_t **o, const char *key, const char *s)
+{
+    if (s) {
+        json_t *v = json_string(s);
+        set(o, key, v ? v : json_string("?"));      /* bytes that are no UTF-8 */
+    }
+}
+
+static json_t *snapshots_json(const struct fmt_info *f)
+{
+    json_t *a = json_array();
+    for (size_t i = 0; i < f->snapshot_count; i++) {
+        const struct fmt_snapshot_info *s = &f->snapshots[i];
+        json_t *o = json_object();
+        set_str(&o, "id", s->id);
+        set_str(&o, "name", s->name);
+        set(&o, "vm-state-size", json_integer((json_int_t)s->vm_state_size));
+        set(&o, "date-sec", json_integer(s->date_sec));
+        set(&o, "date-nsec", json_integer(s->date_nsec));
+        set(&o, "vm-clock-sec", json_integer((json_int_t)(s->vm_clock_ns / 1000000000u)));
+        set(&o, "vm-clock-nsec", json_integer((json_int_t)(s->vm_clock_ns % 1000000000u)));
+        if (s->has_icount)
+            set(&o, "icount", json_integer((json_int_t)s->icount));
+        if (!o || json_array_append_new(a, o)) {
+            json_decref(a);
+            return NULL;
+        }
+    }
+    return a;
+}
+
+static json_t *bitmaps_json(const struct fmt_info *f)
+{
+    json_t *a = json_array();
+    for (size_t i = 0; i < f->bitmap_count; i++) {
+        const struct fmt_bitmap_info *b = &f->bitmaps[i];
+        json_t *flags = json_array(), *o = json_object();
+        if (b->in_use)
+            json_array_append_new(flags, json_string("in-use"));
+        if (b->auto_on)
+            json_array_append_new(flags, json_string("auto"));
+        set_str(&o, "name", b->name);
+        set(&o, "granularity", json_integer(b->granularity));
+        set(&o, "flags", flags);
+        if (!o || json_array_append_new(a, o)) {
+            json_decref(a);
+            return NULL;
+        }
+    }
+    return a;
+}
+
+static json_t *qcow2_json(const struct fmt_info *f)
+{
+    json_t *d = json_object();
+    set_str(&d, "compat", f->version == 2 ? "0.10" : "1.1");
+    set_str(&d, "compression-type", f->compression);
+    set(&d, "refcount-bits", json_integer(f->refcount_bits));
+    if (f->has_data_file)
+        set_str(&d, "data-file", f->data_file);
+    if (f->version >= 3) {
+        set(&d, "lazy-refcounts", json_boolean(f->lazy_refcounts));
+        set(&d, "corrupt", json_boolean(f->corrupt));
+        set(&d, "extended-l2", json_boolean(f->extended_l2));
+        if (f->has_data_file)
+            set(&d, "data-file-raw", json_boolean(f->data_file_raw));
+        if (f->bitmap_count)
+            set(&d, "bitmaps", bitmaps_json(f));
+    }
+    return json_pack("{s:s,s:o}", "type", "qcow2", "data", d);
+}
+
+/* ImageInfo of one layer, without its backing image. */
+static json_t *image_json(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    struct fmt_image *im = graph_image(n);
+    struct fmt_info f = { 0 };
+    uint64_t bytes;
+    if (im->ops->info(co, im, &f, err))
+        return NULL;
+    json_t *o = json_object();
+    set(&o, "virtual-size", json_integer((json_int_t)graph_length(n)));
+    set_str(&o, "filename", graph_filename(n));
+    set_str(&o, "format", graph_format(n)->name);
+    if (stor_allocated(co, graph_store(n), &bytes) == 0)
+        set(&o, "actual-size", json_integer((json_int_t)bytes));
+    if (f.cluster_size)
+        set(&o, "cluster-size", json_integer((json_int_t)f.cluster_size));
+    set(&o, "dirty-flag", json_boolean(f.dirty));
+    if (f.encrypted)
+        set(&o, "encrypted", json_true());
+    set_str(&o, "backing-filename", f.backing_name);
+    set_str(&o, "backing-filename-format", f.backing_format);
+    set_str(&o, "full-backing-filename", graph_backing_filename(n));
+    if (f.snapshot_count)
+        set(&o, "snapshots", snapshots_json(&f));
+    if (f.is_qcow2)
+        set(&o, "format-specific", qcow2_json(&f));
+    fmt_info_fini(&f);
+    return o;
+}
+
+/* The image and, nested, what lies below it; in a loop from the bottom up, so that depth costs no stack. */
+static json_t *chain_json(struct co *co, struct graph_node *top, bool flat, struct byre_err *err)
+{
+    unsigned depth = 0;
+    for (struct graph_node *n = top; n; n = flat ? NULL : graph_backing(n))
+        depth++;
+    json_t *below = NULL;
+    while (depth-- > 0) {
+        struct graph_node *n = top;
+        for (unsigned i = 0; i < depth; i++)
+            n = graph_backing(n);
+        json_t *o = image_json(co, n, err);
+        if (below)
+            set(&o, "backing-image", below);
+        if (!o)
+            return NULL;
+        below = o;
+    }
+    return below;
+}
+
+static void set_common(json_t **o, struct graph_node *n, bool writethrough)
+{
+    static const char *const zeros[] = { "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr", "write_threshold" };
+    const struct stor *s = graph_store(n);
+    for (size_t i = 0; i < sizeof zeros / sizeof zeros[0]; i++)
+        set(o, zeros[i], json_integer(0));
+    set(o, "ro", json_boolean(graph_read_only(n)));
+    set(o, "encrypted", json_false());
+    set(o, "detect_zeroes", json_string("off"));
+    set(o, "active", json_true());
+    set(o, "cache", json_pack("{s:b,s:b,s:b}", "no-flush", s->no_flush, "direct", s->traits.direct, "writeback", !writethrough));
+    set_str(o, "file", graph_filename(n));
+}
+
+json_t *device_json(struct co *co, const struct device_json *d, struct byre_err *err)
+{
+    json_int_t depth = 0;
+    for (struct graph_node *n = graph_backing(d->node); n; n = graph_backing(n))
+        depth++;
+    json_t *image = chain_json(co, d->node, d->flat, err);
+    if (!image)
+        return NULL;
+    json_t *o = json_object();
+    set(&o, "image", image);
+    set_str(&o, "node-name", graph_node_name(d->node));
+    set_str(&o, "drv", graph_format(d->node)->name);
+    set_str(&o, "backing_file", graph_backing_filename(d->node));
+    set(&o, "backing_file_depth", json_integer(depth));
+    set_common(&o, d->node, d->writethrough);
+    return o;
+}
+
+json_t *file_node_json(struct co *co, const struct device_json *d, struct byre_err *err)
+{
+    char name[GRAPH_NAME_MAX + 8];
+    struct stor *s = graph_store(d->node);
+    uint64_t len, bytes;
+    int r = stor_length(co, s, &len);
+    if (r) {
+        (void)byre_fail_code(err, IO, r, "%s: cannot get the length", graph_filename(d->node));
+        return NULL;
+    }
+    const char *drv = s->traits.regular ? "file" : "host_device";
+    json_t *image = json_object();
+    set(&image, "virtual-size", json_integer((json_int_t)len));
+    set_str(&image, "filename", graph_filename(d->node));
+    set_str(&image, "format", drv);
+    set(&image, "dirty-flag", json_false());
+    if (stor_allocated(co, s, &bytes) == 0)
+        set(&image, "actual-size", json_integer((json_int_t)bytes));
+    snprintf(name, sizeof name, "%s-file", graph_node_name(d->node));
+    json_t *o = json_object();
+    set(&o, "image", image);
+    set_str(&o, "node-name", name);
+    set_str(&o, "drv", drv);
+    set(&o, "backing_file_depth", json_integer(0));
+    set_common(&o, d->node, d->writethrough);
+    return o;
+}
