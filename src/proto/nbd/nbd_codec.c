@@ -143,31 +143,16 @@ void nbdp_output_sent(struct nbdp *p, size_t n)
 
 /* ---- input ---- */
 
-/* The smallest total that must fit behind head before the current state can go on. */
-static uint32_t wanted_bytes(const struct nbdp *p)
-{
-    switch (p->state) {
-    case NBDP_ST_CLIENT_FLAGS:
-        return sizeof(be32);
-    case NBDP_ST_OPTION:
-        return NBDP_RX_CAP;
-    case NBDP_ST_REQUEST:
-        return sizeof(struct nbd_wire_request_ext);
-    case NBDP_ST_STATUS_PAYLOAD:
-        return p->req.payload_len;
-    default:
-        return 1;
-    }
-}
-
 size_t nbdp_space(struct nbdp *p, uint8_t **ret_buf)
 {
-    p->direct = p->state == NBDP_ST_PAYLOAD && !p->have && p->dst_left >= NBDP_DIRECT_MIN;
+    p->direct = p->state == NBDP_ST_PAYLOAD && p->dst_left >= NBDP_DIRECT_MIN;
     if (p->direct) {
+        ASSERT(!p->have);      /* a payload takes all of rx before it asks for more */
         *ret_buf = p->dst;
         return p->dst_left;
     }
-    if (p->head && (NBDP_RX_CAP - p->head < wanted_bytes(p) || NBDP_RX_CAP - p->head - p->have < NBDP_RX_CAP / 4)) {
+    /* An option may need all of rx; requests and status payloads are short. */
+    if (p->head && (p->state == NBDP_ST_OPTION || NBDP_RX_CAP - p->head - p->have < NBDP_RX_CAP / 4)) {
         memmove(p->rx, p->rx + p->head, p->have);
         p->head = 0;
     }

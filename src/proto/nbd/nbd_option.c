@@ -70,7 +70,7 @@ void nbdp_forget_negotiated(struct nbdp *p)
 
 static bool good_string(const void *s, uint32_t len)
 {
-    return s && len <= NBD_STRING_MAX && !memchr(s, 0, len);
+    return len <= NBD_STRING_MAX && !memchr(s, 0, len);
 }
 
 static const char *parse_export_name(struct nbdp *p)

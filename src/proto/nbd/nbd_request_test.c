@@ -442,6 +442,30 @@ static void status_payload_chooses_contexts(void **state)
     }
 }
 
+/* More requests in one piece than the input buffer holds: a header lies across its end. */
+static void many_requests_in_one_piece(void **state)
+{
+    for (enum nbdp_mode mode = NBDP_SIMPLE; mode <= NBDP_EXTENDED; mode++) {
+        struct peer t;
+        struct bytes m = { 0 };
+        enter(&t, mode, "disk0", false);
+        for (unsigned i = 0; i < 5000; i++) {
+            struct nbdp_request r = { .type = i % 5 ? NBD_CMD_READ : NBD_CMD_WRITE, .off = i, .len = i % 5 ? 512 : i % 97 + 1,
+                                      .flags = mode == NBDP_EXTENDED && i % 5 == 0 ? PAYLOAD_LEN : 0 };
+            say(&m, mode, &r);
+            put_fill(&m, (uint8_t)i, carried(mode, &r));
+        }
+        peer_feed(&t, m.b, m.len, SIZE_MAX);
+        assert_int_equal(t.n_reqs, 5000);
+        for (unsigned i = 0; i < 256; i++)
+            assert_true(t.reqs[i].off == i && !t.reqs[i].error);
+        assert_false(t.closed);
+        assert_string_equal(nbdp_close_reason(t.p), "");
+        bytes_free(&m);
+        peer_fini(&t);
+    }
+}
+
 /* ---- end of the stream ---- */
 
 static void disconnect_and_bad_magic(void **state)
@@ -527,6 +551,9 @@ static void structured_replies(void **state)
     struct nbdp_fault f = { NBD_EIO, 5119, "bad" };
     nbdp_reply_error_at(&r, &f, true, &h);
     CHECK_BYTES(h, "\x66\x8e\x33\xef\0\1\x80\2" COOKIE "\0\0\0\x11" "\0\0\0\5\0\3bad\0\0\0\0\0\0\x13\xff");
+    f.why = NULL;
+    nbdp_reply_error_at(&r, &f, false, &h);
+    CHECK_BYTES(h, "\x66\x8e\x33\xef\0\0\x80\2" COOKIE "\0\0\0\x0e" "\0\0\0\5\0\0\0\0\0\0\0\0\x13\xff");
 }
 
 static void extended_replies(void **state)
@@ -717,6 +744,7 @@ int main(void)
         cmocka_unit_test(payload_limits),
         cmocka_unit_test(extended_payload_rules),
         cmocka_unit_test(status_payload_chooses_contexts),
+        cmocka_unit_test(many_requests_in_one_piece),
         cmocka_unit_test(disconnect_and_bad_magic),
         cmocka_unit_test(shutdown_refuses_requests),
         cmocka_unit_test(simple_replies),

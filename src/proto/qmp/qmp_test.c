@@ -141,10 +141,11 @@ static void token_limit(void **state)
 
 static void limit_is_final(void **state)
 {
-    const struct qmp_limits lim = { .depth_max = 1 };
+    const struct qmp_limits lim = { .depth_max = 1, .tokens_max = 10 };
     struct qmp_split *s;
     size_t used;
     assert_int_equal(qmp_split_new(&lim, &s), 0);
+    assert_string_equal(qmp_split_why(s), "");
     assert_int_equal(qmp_split_feed(s, "[[", 2, &used), QMP_LIMIT);
     assert_int_equal(qmp_split_feed(s, "{}", 2, &used), QMP_LIMIT);
     assert_int_equal(used, 0);
