@@ -92,7 +92,7 @@ static int lengthen(struct co *co, struct q2_image *q, struct growth *p)
     if (r < 0)
         return r;
     const struct stor_traits *t = &q->im.store->traits;
-    p->zero = t->regular && t->zero_growth && p->first >= q->alloc->zero_from && len <= p->first << q->g.cluster_bits && q->opts.frontier_bytes != UINT64_MAX;
+    p->zero = t->regular && p->first >= q->alloc->zero_from && len <= p->first << q->g.cluster_bits && q->opts.frontier_bytes != UINT64_MAX;
     if (len >= want)
         return 0;
     return t->regular ? stor_truncate(co, q->im.store, want) : -ENOSPC;

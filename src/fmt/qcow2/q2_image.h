@@ -121,7 +121,14 @@ MUST_USE int q2_refs_first_used(struct co *co, struct q2_image *q, uint64_t clus
 MUST_USE int q2_refs_add(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, int64_t delta);
 
 /* ---- q2_alloc.c: which clusters may I have? Home loop. ---- */
-struct q2_run { uint64_t cluster, count; bool known_zero; bool settled; };   /* settled: count and length durable already */
+/* known_zero: reads zero as long as nobody writes it. settled: count and length are durable already. */
+struct q2_run { uint64_t cluster, count; bool known_zero, settled; };
+/* May an entry that points to r go without the barrier behind data and counts, if the guest had zeros there (Q23)? It
+ * must read zero also after a crash: the store promises that of grown space, or it does not (stor_traits). */
+static inline bool q2_run_independent(const struct q2_image *q, const struct q2_run *r)
+{
+    return r->count && r->known_zero && r->settled && q->im.store->traits.zero_growth;
+}
 MUST_USE int q2_alloc_new(struct co *co, struct q2_image *q);
 /* Gives back counts and length of the unused frontier (D4), processes frees. Before meta goes. */
 MUST_USE int q2_alloc_close(struct co *co, struct q2_image *q);

@@ -254,7 +254,7 @@ static int table_own(struct co *co, struct q2_image *q, uint64_t guest, const st
         q2_alloc_return(q, &run);
         return r;
     }
-    if (!(run.known_zero && run.settled && !old->l2_off))
+    if (!q2_run_independent(q, &run) || old->l2_off)
         meta_need_table_barrier(q->meta);                    /* Q5; else Q23 */
     meta_region_set(q->meta, &q->l1_region, q2_l1_index(&q->g, guest), q2_l1e_encode(off, true));
     if (old->l2_off)

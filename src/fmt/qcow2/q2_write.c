@@ -114,7 +114,7 @@ static void fill_in(const struct q2_image *q, struct write_txn *t, const struct 
         w->fill = FMT_FILL_READ;
     else
         w->fill = known ? FMT_FILL_NONE : FMT_FILL_ZERO;
-    t->independent = known && t->run.settled && p->zero_all && w->fill == FMT_FILL_NONE;      /* W3 */
+    t->independent = q2_run_independent(q, &t->run) && p->zero_all && w->fill == FMT_FILL_NONE;      /* W3 */
     w->priv = t;
 }
 
