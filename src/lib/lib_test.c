@@ -1,0 +1,541 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lib_test.c: the public interface in one process: option structs of other ages, contexts with and without threads, blocking
+ * calls from several threads, queues, jobs, policies.
+ */
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/test.h"
+#include "byre/byre.h"
+#include "lib/image_opts.h"
+#include "lib/lib_priv.h"
+
+#define MIB (UINT64_C(1) << 20)
+
+static char folder[] = "/tmp/byre-lib-test-XXXXXX";
+
+static char *path_of(const char *name)
+{
+    static char paths[4][128];
+    static int turn;
+    char *p = paths[turn++ % 4];
+    snprintf(p, sizeof paths[0], "%s/%s", folder, name);
+    return p;
+}
+
+static struct byre_ctx *ctx_new(unsigned loops)
+{
+    struct byre_ctx *ctx;
+    struct byre_err err;
+    struct byre_ctx_opts o = byre_ctx_opts_init();
+    o.loops = loops;
+    o.flags = loops ? 0 : BYRE_CTX_CALLER_RUNS;
+    if (byre_ctx_new(&o, &ctx, &err))
+        fail_msg("%s", err.text);
+    return ctx;
+}
+
+static struct byre_image *make(struct byre_ctx *ctx, const char *name, const char *format, uint64_t size)
+{
+    struct byre_image *image;
+    struct byre_err err;
+    struct byre_create_opts c = byre_create_opts_init();
+    struct byre_open_opts o = byre_open_opts_init();
+    c.flags = BYRE_CREATE_SIZE;
+    c.size = size;
+    c.format = o.format = format;
+    if (byre_create(ctx, path_of(name), &c, &err) || byre_open(ctx, path_of(name), &o, &image, &err))
+        fail_msg("%s", err.text);
+    return image;
+}
+
+/* ---- option structs ---- */
+static void options_of_other_ages(void **state)
+{
+    struct { struct byre_queue_opts o; uint64_t more; } newer;
+    struct byre_queue_opts to;
+    struct byre_err err;
+    memset(&newer, 0, sizeof newer);
+    newer.o.struct_size = sizeof newer;
+    newer.o.depth = 7;
+    assert_int_equal(lib_take_opts(&to, sizeof to, &newer, &err), 0);
+    assert_int_equal(to.depth, 7);
+    newer.more = 1;
+    assert_int_equal(lib_take_opts(&to, sizeof to, &newer, &err), -E2BIG);
+    struct { size_t struct_size; unsigned depth; } older = { sizeof older - 4, 9 };
+    older.struct_size = offsetof(struct byre_queue_opts, loop);
+    to.loop = 5;
+    assert_int_equal(lib_take_opts(&to, sizeof to, &older, &err), 0);
+    assert_int_equal(to.depth, 9);
+    assert_int_equal(to.loop, 0);
+    size_t nothing = 0;
+    assert_int_equal(lib_take_opts(&to, sizeof to, &nothing, &err), -EINVAL);
+    assert_int_equal(lib_take_opts(&to, sizeof to, NULL, &err), 0);
+    assert_int_equal(to.depth, 0);
+}
+
+static void words(void **state)
+{
+    assert_string_equal(byre_version(), BYRE_VERSION);
+    assert_int_equal(byre_cache_parse("none"), BYRE_CACHE_NONE);
+    assert_int_equal(byre_cache_parse("unsafe"), BYRE_CACHE_UNSAFE);
+    assert_int_equal(byre_cache_parse("Unsafe"), -EINVAL);
+    assert_int_equal(byre_cache_parse(NULL), -EINVAL);
+    assert_int_equal(byre_prealloc_parse("full"), BYRE_PREALLOC_FULL);
+    assert_int_equal(byre_format_backing("qcow2"), 0);
+    assert_int_equal(byre_format_backing("raw"), -ENOTSUP);
+    assert_int_equal(byre_format_backing("nothing"), -ENOENT);
+    bool raw = false, qcow2 = false;
+    for (unsigned i = 0; byre_format_name(i); i++) {
+        raw |= strcmp(byre_format_name(i), "raw") == 0;
+        qcow2 |= strcmp(byre_format_name(i), "qcow2") == 0;
+    }
+    assert_true(raw && qcow2);
+}
+
+static void lists_of_node_options(void **state)
+{
+    static const struct { const char *list, *name; int code; } t[] = {
+        { "driver=qcow2,file.filename=a,,b", "json:{\"driver\": \"qcow2\", \"file.filename\": \"a,b\"}", 0 },
+        { "filename=x", "json:{\"file.filename\": \"x\"}", 0 },
+        { "driver=file,filename=x", "json:{\"driver\": \"file\", \"filename\": \"x\"}", 0 },
+        { "read-only", "json:{\"read-only\": \"on\"}", 0 },
+        { "driver=raw,driver=qcow2", "json:{\"driver\": \"qcow2\"}", 0 },
+        { "=x", NULL, -EINVAL },
+    };
+    for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
+        char *name = NULL;
+        assert_int_equal(image_opts_to_name(t[i].list, &name, NULL), t[i].code);
+        if (t[i].name)
+            assert_string_equal(name, t[i].name);
+        free(name);
+    }
+}
+
+/* ---- policies ---- */
+static void strict_guesses_nothing(void **state)
+{
+    struct byre_ctx *ctx = ctx_new(1);
+    struct byre_image *image = make(ctx, "strict.qcow2", "qcow2", MIB);
+    struct byre_err err;
+    char name[256];
+    assert_int_equal(byre_close(image), 0);
+    assert_true(byre_open(ctx, path_of("strict.qcow2"), NULL, &image, &err) < 0);          /* no format */
+    struct byre_open_opts o = byre_open_opts_init();
+    o.format = "qcow2";
+    snprintf(name, sizeof name, "json:{\"driver\":\"qcow2\",\"file.filename\":\"%s\"}", path_of("strict.qcow2"));
+    assert_int_equal(byre_open(ctx, name, &o, &image, &err), -ENOENT);                      /* a path like any other */
+    o.flags = BYRE_OPEN_IMAGE_OPTS;
+    assert_int_equal(byre_open(ctx, "driver=qcow2", &o, &image, &err), -ENOTSUP);
+    byre_ctx_free(ctx);
+
+    struct byre_ctx_opts co = byre_ctx_opts_init();
+    co.policy = BYRE_POLICY_ECOSYSTEM;
+    assert_int_equal(byre_ctx_new(&co, &ctx, &err), 0);
+    assert_int_equal(byre_open(ctx, path_of("strict.qcow2"), NULL, &image, &err), 0);
+    assert_int_equal(byre_is_probed(image), 1);
+    assert_int_equal(byre_close(image), 0);
+    o = byre_open_opts_init();
+    assert_int_equal(byre_open(ctx, name, &o, &image, &err), 0);
+    assert_string_equal(byre_format(image), "qcow2");
+    assert_int_equal(byre_close(image), 0);
+    byre_ctx_free(ctx);
+}
+
+static void bad_options_are_refused(void **state)
+{
+    struct byre_ctx *ctx = ctx_new(1);
+    struct byre_image *image = make(ctx, "bad", "raw", MIB), *other;
+    struct byre_err err;
+    struct byre_open_opts o = byre_open_opts_init();
+    o.format = "raw";
+    o.cache = 17;
+    assert_int_equal(byre_open(ctx, path_of("bad"), &o, &other, &err), -EINVAL);
+    o.cache = 0;
+    o.flags = 1u << 30;
+    assert_int_equal(byre_open(ctx, path_of("bad"), &o, &other, &err), -EINVAL);
+    assert_int_equal(byre_write(image, "x", 1, 0, 1u << 9), -EINVAL);
+    assert_int_equal(byre_resize(image, MIB, 9, &err), -EINVAL);
+    struct byre_queue *q;
+    struct byre_queue_opts qo = byre_queue_opts_init();
+    qo.depth = 4097;
+    assert_int_equal(byre_queue_new(image, &qo, &q, &err), -EINVAL);
+    qo.depth = 1;
+    qo.loop = 2;
+    assert_int_equal(byre_queue_new(image, &qo, &q, &err), -EINVAL);
+    struct byre_ctx_opts co = byre_ctx_opts_init();
+    struct byre_ctx *second;
+    co.policy = 5;
+    assert_int_equal(byre_ctx_new(&co, &second, &err), -EINVAL);
+    assert_int_equal(byre_close(image), 0);
+    byre_ctx_free(ctx);
+}
+
+/* ---- blocking ---- */
+static void blocking(unsigned loops)
+{
+    struct byre_ctx *ctx = ctx_new(loops);
+    struct byre_image *image = make(ctx, "block.qcow2", "qcow2", 8 * MIB);
+    struct byre_err err;
+    char out[5000], in[5000];
+    memset(out, 0x5a, sizeof out);
+    assert_int_equal(byre_write(image, out, sizeof out, 65000, 0), 0);
+    assert_int_equal(byre_read(image, in, sizeof in, 65000), 0);
+    assert_memory_equal(in, out, sizeof in);
+    assert_int_equal(byre_zero(image, 65000, 100, BYRE_UNMAP), 0);
+    struct iovec v[2] = { { in, 100 }, { in + 100, 200 } };
+    assert_int_equal(byre_readv(image, v, 2, 65000), 0);
+    for (int i = 0; i < 300; i++)
+        assert_int_equal(in[i], i < 100 ? 0 : 0x5a);
+    assert_int_equal(byre_writev(image, v, 2, 8 * MIB - 300, BYRE_FUA), 0);
+    assert_int_equal(byre_discard(image, 0, MIB), 0);
+    assert_int_equal(byre_flush(image), 0);
+    assert_int_equal(byre_read(image, in, 10, 8 * MIB - 9), -EIO);          /* one byte too many */
+    assert_int_equal(byre_write(image, in, 10, UINT64_MAX - 3, 0), -EIO);
+    assert_int_equal(byre_read(image, in, 0, 8 * MIB), 0);
+    assert_int_equal(byre_read(image, in, 0, 8 * MIB + 1), -EIO);
+    assert_int_equal(byre_resize(image, 9 * MIB, BYRE_PREALLOC_OFF, &err), 0);
+    assert_int_equal(byre_size(image), 9 * MIB);
+
+    struct byre_info *info;
+    assert_int_equal(byre_info_get(image, &info, &err), 0);
+    assert_string_equal(info->format, "qcow2");
+    assert_int_equal(info->virtual_size, 9 * MIB);
+    assert_int_equal(info->version, 3);
+    assert_null(info->backing_filename);
+    byre_info_free(info);
+
+    uint64_t off = 0;
+    while (off < 9 * MIB) {
+        struct byre_extent e = byre_extent_init();
+        assert_int_equal(byre_map(image, off, 9 * MIB - off, 0, &e), 0);
+        assert_int_equal(e.start, off);
+        assert_true(e.len > 0 && e.len <= 9 * MIB - off);
+        off += e.len;
+    }
+    struct byre_extent e = byre_extent_init();
+    assert_int_equal(byre_map(image, 9 * MIB, 1, 0, &e), -EIO);
+    assert_int_equal(byre_map(image, 0, 0, 0, &e), -EINVAL);
+    assert_int_equal(byre_close(image), 0);
+    byre_ctx_free(ctx);
+}
+
+static void blocking_with_threads(void **state) { blocking(2); }
+static void blocking_in_the_callers_thread(void **state) { blocking(0); }
+
+struct writer { struct byre_image *image; unsigned id; int error; };
+
+static void *write_own_part(void *arg)
+{
+    struct writer *w = arg;
+    unsigned char buf[777], back[777];
+    for (unsigned round = 0; round < 60 && !w->error; round++) {
+        uint64_t off = w->id * MIB + (round * 7919u) % (MIB - sizeof buf);
+        memset(buf, (int)(w->id * 16 + round % 16), sizeof buf);
+        w->error = byre_write(w->image, buf, sizeof buf, off, 0);
+        if (!w->error)
+            w->error = byre_read(w->image, back, sizeof back, off);
+        if (!w->error && memcmp(buf, back, sizeof buf))
+            w->error = 1;
+    }
+    return NULL;
+}
+
+static void several_threads(void **state)
+{
+    struct byre_ctx *ctx = ctx_new(2);
+    struct byre_image *image = make(ctx, "threads.qcow2", "qcow2", 8 * MIB);
+    struct writer w[4];
+    pthread_t t[4];
+    for (unsigned i = 0; i < 4; i++) {
+        w[i] = (struct writer){ image, i, 0 };
+        assert_int_equal(pthread_create(&t[i], NULL, write_own_part, &w[i]), 0);
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        pthread_join(t[i], NULL);
+        assert_int_equal(w[i].error, 0);
+    }
+    assert_int_equal(byre_close(image), 0);
+    byre_ctx_free(ctx);
+}
+
+/* ---- queues ---- */
+static void reap_exactly(struct byre_queue *q, unsigned n, struct byre_completion *ret)
+{
+    unsigned have = 0;
+    while (have < n) {
+        int k = byre_queue_reap(q, ret + have, n - have, 1, 10000);
+        assert_true(k > 0);
+        have += (unsigned)k;
+    }
+}
+
+static void queue_basics(unsigned loops)
+{
+    struct byre_ctx *ctx = ctx_new(loops);
+    struct byre_image *image = make(ctx, "queue.qcow2", "qcow2", 8 * MIB);
+    struct byre_queue_opts qo = byre_queue_opts_init();
+    struct byre_queue *q;
+    struct byre_err err;
+    struct byre_completion c[16];
+    static char buf[8][4096];
+    qo.depth = 5;
+    assert_int_equal(byre_queue_new(image, &qo, &q, &err), 0);
+    struct byre_request rq[8];
+    memset(rq, 0, sizeof rq);
+    for (unsigned i = 0; i < 8; i++) {
+        memset(buf[i], (int)('a' + i), 4096);
+        rq[i] = (struct byre_request){ .op = BYRE_OP_WRITE, .off = i * 65536, .len = 4096, .buf = buf[i], .tag = 100 + i };
+    }
+    assert_int_equal(byre_queue_submit(q, rq, 8), 5);                    /* full */
+    assert_int_equal(byre_queue_submit(q, rq + 5, 3), 0);
+    assert_int_equal(byre_queue_in_flight(q), 5);
+    reap_exactly(q, 5, c);
+    uint64_t tags = 0;
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(c[i].result, 0);
+        tags |= UINT64_C(1) << (c[i].tag - 100);
+    }
+    assert_int_equal(tags, 31);
+    assert_int_equal(byre_queue_in_flight(q), 0);
+    assert_int_equal(byre_queue_reap(q, c, 16, 1, 0), 0);                 /* nothing is in flight: does not wait */
+    assert_int_equal(byre_queue_submit(q, rq + 5, 3), 3);
+    reap_exactly(q, 3, c);
+
+    struct iovec v[2] = { { buf[0], 1000 }, { buf[1], 3096 } };
+    struct byre_request reads[3] = { { .op = BYRE_OP_READ, .off = 7 * 65536, .len = 4096, .iov = v, .iov_count = 2, .tag = 1 },
+                                     { .op = BYRE_OP_READ, .off = 8 * MIB - 1, .len = 2, .buf = buf[2], .tag = 2 },
+                                     { .op = BYRE_OP_FLUSH, .tag = 3 } };
+    assert_int_equal(byre_queue_submit(q, reads, 3), 3);
+    reap_exactly(q, 3, c);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(c[i].result, c[i].tag == 2 ? -EIO : 0);
+    assert_int_equal(buf[0][999], 'h');
+    assert_int_equal(buf[1][3095], 'h');
+
+    struct byre_request bad = { .op = 99 };
+    assert_int_equal(byre_queue_submit(q, &bad, 1), -EINVAL);
+    bad = (struct byre_request){ .op = BYRE_OP_READ, .len = 5000, .iov = v, .iov_count = 2 };
+    assert_int_equal(byre_queue_submit(q, &bad, 1), -EINVAL);             /* the list holds fewer bytes */
+    bad = (struct byre_request){ .op = BYRE_OP_READ, .len = 1, .buf = buf[0], .flags = BYRE_FUA };
+    assert_int_equal(byre_queue_submit(q, &bad, 1), -EINVAL);
+    struct byre_request mixed[2] = { reads[2], bad };
+    assert_int_equal(byre_queue_submit(q, mixed, 2), 1);                  /* what stands before the bad one */
+    byre_queue_free(q);                                                   /* waits for it */
+    assert_int_equal(byre_close(image), 0);
+    byre_ctx_free(ctx);
+}
+
+static void queue_with_threads(void **state) { queue_basics(2); }
+static void queue_in_the_callers_thread(void **state) { queue_basics(0); }
+
+static void queue_descriptor(void **state)
+{
+    struct byre_ctx *ctx = ctx_new(1);
+    struct byre_image *image = make(ctx, "fd.raw", "raw", MIB);
+    struct byre_queue *q;
+    struct byre_completion c[8];
+    static char buf[4096];
+    assert_int_equal(byre_queue_new(image, NULL, &q, NULL), 0);
+    int fd = byre_queue_fd(q);
+    assert_true(fd >= 0);
+    for (int round = 0; round < 200; round++) {
+        struct byre_request rq[3];
+        for (int i = 0; i < 3; i++)
+            rq[i] = (struct byre_request){ .op = BYRE_OP_READ, .off = (uint64_t)i * 4096, .len = 4096, .buf = buf, .tag = (uint64_t)i };
+        assert_int_equal(byre_queue_submit(q, rq, 3), 3);
+        /* poll and reap without waiting inside, as a program with its own event loop does; the first reap arms */
+        int left = 3 - byre_queue_reap(q, c, 8, 0, 0);
+        while (left) {
+            struct pollfd p = { .fd = fd, .events = POLLIN };
+            assert_int_equal(poll(&p, 1, 10000), 1);
+            left -= byre_queue_reap(q, c, 8, 0, 0);
+        }
+    }
+    byre_queue_free(q);
+    assert_int_equal(byre_close(image), 0);
+    byre_ctx_free(ctx);
+    ctx = ctx_new(0);
+    image = make(ctx, "fd.raw", "raw", MIB);
+    assert_int_equal(byre_queue_new(image, NULL, &q, NULL), 0);
+    assert_int_equal(byre_queue_fd(q), -ENOTSUP);
+    byre_queue_free(q);
+    assert_int_equal(byre_close(image), 0);
+    byre_ctx_free(ctx);
+}
+
+struct load { struct byre_image *image; unsigned id; int error; };
+
+/* Writes its own part with many requests in flight, then reads it back. */
+static void *queue_load(void *arg)
+{
+    struct load *l = arg;
+    enum { N = 256, DEPTH = 32, LEN = 8192 };
+    static char bufs[3][DEPTH][LEN];
+    struct byre_queue_opts qo = byre_queue_opts_init();
+    struct byre_queue *q;
+    qo.depth = DEPTH;
+    if (byre_queue_new(l->image, &qo, &q, NULL))
+        return l->error = 1, NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        unsigned sent = 0, done = 0, free_slots[DEPTH], frees = 0;
+        for (unsigned i = 0; i < DEPTH; i++)
+            free_slots[frees++] = i;
+        while (done < N && !l->error) {
+            while (sent < N && frees) {
+                unsigned s = free_slots[--frees];
+                uint64_t off = l->id * 4 * MIB + (sent * 37u % N) * LEN;
+                struct byre_request rq = { .op = pass ? BYRE_OP_READ : BYRE_OP_WRITE, .off = off, .len = LEN, .buf = bufs[l->id][s],
+                                           .tag = s | off << 8 };
+                if (!pass)
+                    memset(bufs[l->id][s], (int)(off / LEN % 251 + 1), LEN);
+                l->error |= byre_queue_submit(q, &rq, 1) != 1;
+                sent++;
+            }
+            struct byre_completion c[DEPTH];
+            int n = byre_queue_reap(q, c, DEPTH, 1 + done % 8, -1);
+            for (int i = 0; i < n; i++) {
+                unsigned s = c[i].tag & 0xff;
+                uint64_t off = c[i].tag >> 8;
+                l->error |= c[i].result != 0;
+                if (pass)
+                    l->error |= bufs[l->id][s][0] != (char)(off / LEN % 251 + 1) || bufs[l->id][s][LEN - 1] != bufs[l->id][s][0];
+                free_slots[frees++] = s;
+                done++;
+            }
+        }
+    }
+    byre_queue_free(q);
+    return NULL;
+}
+
+static void queues_in_parallel(void **state)
+{
+    struct byre_ctx *ctx = ctx_new(2);
+    struct byre_image *image = make(ctx, "load.qcow2", "qcow2", 16 * MIB);
+    struct load l[3];
+    pthread_t t[3];
+    for (unsigned i = 0; i < 3; i++) {
+        l[i] = (struct load){ image, i, 0 };
+        assert_int_equal(pthread_create(&t[i], NULL, queue_load, &l[i]), 0);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        pthread_join(t[i], NULL);
+        assert_int_equal(l[i].error, 0);
+    }
+    assert_int_equal(byre_close(image), 0);
+    byre_ctx_free(ctx);
+}
+
+/* ---- jobs ---- */
+static void jobs(unsigned loops)
+{
+    struct byre_ctx *ctx = ctx_new(loops);
+    struct byre_image *a = make(ctx, "a.raw", "raw", 4 * MIB), *b = make(ctx, "b.qcow2", "qcow2", 4 * MIB);
+    struct byre_job *job;
+    struct byre_err err;
+    struct byre_progress p;
+    assert_int_equal(byre_write(a, "hello", 5, 3 * MIB + 7, 0), 0);
+    struct byre_convert_result result = byre_convert_result_init();
+    struct byre_convert_opts o = byre_convert_opts_init();
+    o.sparse_bytes = 4096;
+    o.flags = BYRE_CONVERT_TARGET_ZERO;
+    assert_int_equal(byre_convert_start(&a, 1, b, &o, &result, &job, &err), 0);
+    assert_int_equal(byre_job_wait(job, -1, &err), 0);
+    assert_int_equal(byre_job_wait(job, 0, &err), 0);                     /* again: the same */
+    byre_job_progress(job, &p);
+    assert_int_equal(p.done, p.total);
+    byre_job_free(job);
+    assert_true(result.written > 0 && result.written < MIB);
+
+    struct byre_compare_result cr = byre_compare_result_init();
+    assert_int_equal(byre_compare_start(a, b, 0, &cr, &job, &err), 0);
+    assert_int_equal(byre_job_wait(job, -1, &err), 0);
+    byre_job_free(job);
+    assert_int_equal(cr.difference, BYRE_SAME);
+    assert_int_equal(byre_write(b, "H", 1, 3 * MIB + 7, 0), 0);
+    assert_int_equal(byre_compare_start(a, b, 0, &cr, &job, &err), 0);
+    assert_int_equal(byre_job_wait(job, -1, &err), 0);
+    byre_job_free(job);
+    assert_int_equal(cr.difference, BYRE_DIFFER_CONTENT);
+    assert_int_equal(cr.offset, 3 * MIB);
+
+    o = byre_convert_opts_init();
+    o.rate_bytes = 64 * 1024;                                             /* would take a minute */
+    assert_int_equal(byre_convert_start(&a, 1, b, &o, NULL, &job, &err), 0);
+    assert_int_equal(byre_job_wait(job, 20, &err), -ETIMEDOUT);
+    byre_job_cancel(job);
+    assert_int_equal(byre_job_wait(job, 20000, &err), -ECANCELED);
+    byre_job_free(job);
+    assert_int_equal(byre_convert_start(&a, 1, b, &o, NULL, &job, &err), 0);
+    byre_job_free(job);                                                   /* cancels and waits */
+
+    o.sparse_bytes = 100;
+    assert_int_equal(byre_convert_start(&a, 1, b, &o, NULL, &job, &err), -EINVAL);
+    assert_int_equal(byre_check_start(b, NULL, NULL, &job, &err), -EINVAL);   /* not opened for checking */
+    assert_int_equal(byre_close(a), 0);
+    assert_int_equal(byre_close(b), 0);
+    byre_ctx_free(ctx);
+}
+
+static void jobs_with_threads(void **state) { jobs(2); }
+static void jobs_in_the_callers_thread(void **state) { jobs(0); }
+
+/* ---- creation leaves nothing behind ---- */
+static void failed_creation(void **state)
+{
+    struct byre_ctx *ctx = ctx_new(1);
+    struct byre_err err;
+    struct stat st;
+    const char *bad = "cluster_size=3k", *twice = "size=1M";
+    struct byre_create_opts c = byre_create_opts_init();
+    c.format = "qcow2";
+    c.flags = BYRE_CREATE_SIZE;
+    c.size = MIB;
+    c.options = &bad;
+    c.option_count = 1;
+    assert_true(byre_create(ctx, path_of("none"), &c, &err) < 0);
+    assert_int_equal(stat(path_of("none"), &st), -1);
+    c.options = &twice;
+    assert_int_equal(byre_create(ctx, path_of("none"), &c, &err), -EINVAL);
+    c.flags |= BYRE_CREATE_SIZE_WINS;
+    assert_int_equal(byre_create(ctx, path_of("once"), &c, &err), 0);
+    c.flags |= BYRE_CREATE_EXCLUSIVE;
+    assert_int_equal(byre_create(ctx, path_of("once"), &c, &err), -EEXIST);
+    c = byre_create_opts_init();
+    assert_int_equal(byre_create(ctx, path_of("none"), &c, &err), -EINVAL);         /* no size */
+    c.format = "nothing";
+    assert_int_equal(byre_create(ctx, path_of("none"), &c, &err), -EINVAL);
+    byre_ctx_free(ctx);
+}
+
+static int make_folder(void **state)
+{
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state)
+{
+    char cmd[128];
+    snprintf(cmd, sizeof cmd, "rm -rf '%s'", folder);
+    return system(cmd);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(options_of_other_ages), cmocka_unit_test(words), cmocka_unit_test(lists_of_node_options),
+        cmocka_unit_test(strict_guesses_nothing), cmocka_unit_test(bad_options_are_refused),
+        cmocka_unit_test(blocking_with_threads), cmocka_unit_test(blocking_in_the_callers_thread), cmocka_unit_test(several_threads),
+        cmocka_unit_test(queue_with_threads), cmocka_unit_test(queue_in_the_callers_thread), cmocka_unit_test(queue_descriptor),
+        cmocka_unit_test(queues_in_parallel), cmocka_unit_test(jobs_with_threads), cmocka_unit_test(jobs_in_the_callers_thread),
+        cmocka_unit_test(failed_creation),
+    };
+    return cmocka_run_group_tests_name("lib", tests, make_folder, remove_folder);
+}
