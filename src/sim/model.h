@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * model.h: what a guest may find on its disk after a crash: for each sector the set of legal values.
+ *
+ * A value is a GENERATION: every guest write has one of its own, 0 is zeros. A written sector carries its generation
+ * and its guest sector number, so that a stale or misplaced sector is recognised for what it is.
+ *
+ * Rules (P2)
+ *   M1  A request's value becomes possible when the request is issued.
+ *   M2  When a flush is acknowledged, a value goes out that was overwritten for certain: some other request was issued
+ *       after the value's own had ended, and ended well before the flush was issued.
+ *   M3  A discard makes zeros, or what the backing image holds, possible and makes nothing impossible, until somebody
+ *       has read what it left (SIM_N_SEEN): from then on it is a write of that.
+ *   M4  The size is the old or the new one while a resize is under way, the new one from its acknowledgement. What is
+ *       cut off and comes back by growing reads zeros.
+ * Concurrency  One thread.
+ */
+#ifndef SIM_MODEL_H
+#define SIM_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/hash.h"
+#include "sim/trace.h"
+
+#define SIM_GEN_NONE UINT32_MAX          /* not a legal content at all */
+
+enum sim_sector_kind { SIM_SECTOR_ZERO, SIM_SECTOR_GUEST, SIM_SECTOR_OTHER };
+void sim_sector_fill(uint8_t *p, uint32_t gen, uint64_t sector);       /* gen 0: zeros */
+enum sim_sector_kind sim_sector_parse(const uint8_t *p, uint32_t *ret_gen, uint64_t *ret_sector);
+/* Generation of a sector read at guest sector `sector`; SIM_GEN_NONE: neither zeros nor written for this place. */
+uint32_t sim_sector_gen(const uint8_t *p, uint64_t sector);
+
+struct sim_val { uint32_t gen, req; bool strong; };
+struct sim_cell { struct sim_val *v; uint32_t n, cap; };
+struct sim_req { uint64_t issued, ended; bool ok; enum sim_note_kind kind; uint64_t off, len; uint32_t gen; };
+
+struct sim_model {
+    uint64_t sectors;                    /* cells */
+    struct sim_cell *cells;
+    struct sim_req *reqs;
+    size_t req_cap;
+    uint32_t req_count;                  /* ids are below; 0 = the beginning */
+    uint64_t size, size_alt;             /* bytes; alt = size when no resize is open */
+    bool resized;                        /* some resize was issued: verify growing back */
+    const uint32_t *below;               /* generations of the backing image; NULL: none */
+    struct hash128 sum;                  /* of all sets */
+    uint64_t unflushed;                  /* bytes of requests issued since the last acknowledged flush (leak bound) */
+};
+
+/* sectors: of the largest size that any resize will make. below: one per sector or NULL; kept, not copied. */
+void sim_model_init(struct sim_model *m, uint64_t sectors, const uint32_t *below);
+void sim_model_fini(struct sim_model *m);
+/* Forgets all: each sector has the one value gens[i]; what lies behind size reads zero when it appears. */
+void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens);
+void sim_model_apply(struct sim_model *m, const struct sim_note *n);
+bool sim_model_allows(const struct sim_model *m, uint64_t sector, uint32_t gen);
+/* May a read that was issued at `issued` and has just ended have found this? */
+bool sim_model_live(const struct sim_model *m, uint64_t sector, uint32_t gen, uint64_t issued);
+/* "0 3 7": for messages. */
+void sim_model_describe(const struct sim_model *m, uint64_t sector, char *buf, size_t bytes);
+
+#endif
