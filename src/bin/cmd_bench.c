@@ -58,6 +58,7 @@ struct bench {
     uint8_t pattern;
     struct byre_queue *queue;
     uint8_t *buf;
+    unsigned *free_slots, free_count;    /* parts of buf that no request uses */
     uint64_t size;                       /* of the image */
     uint64_t at, sent, done, since_flush;
     bool flush_due, flush_out;
@@ -115,8 +116,8 @@ static int parse_aio(struct run *r, const char *word, int cache)
 /* The next request, in the peer's order of offsets: modulo the size of the image; at 0 when it would cross the end. */
 static void next_request(struct bench *b, struct byre_request *rq)
 {
-    uint64_t slot = b->sent % b->depth;
-    *rq = (struct byre_request){ .op = b->write ? BYRE_OP_WRITE : BYRE_OP_READ, .off = b->at, .len = b->bytes, .tag = b->sent,
+    uint64_t slot = b->free_slots[--b->free_count];
+    *rq = (struct byre_request){ .op = b->write ? BYRE_OP_WRITE : BYRE_OP_READ, .off = b->at, .len = b->bytes, .tag = slot,
                                  .buf = b->buf + slot * b->bytes };
     b->sent++;
     b->since_flush++;
@@ -172,6 +173,7 @@ static int reap_some(struct bench *b)
             b->flush_out = false;
             b->flush_due = false;
         } else {
+            b->free_slots[b->free_count++] = (unsigned)c[i].tag;
             b->done++;
         }
     }
@@ -199,13 +201,16 @@ static int measure(struct bench *b, struct byre_image *image, bool quiet)
     b->size = byre_size(image);
     b->at = b->offset;
     b->buf = aligned_alloc(4096, (b->bytes * b->depth + 4095) / 4096 * 4096 + 4096);
-    if (!b->buf)
+    b->free_slots = calloc(b->depth, sizeof *b->free_slots);
+    if (!b->buf || !b->free_slots)
         return run_fail(b->r, "no memory for %" PRIu64 " buffers of %" PRIu64 " bytes", b->depth, b->bytes);
     memset(b->buf, b->pattern, b->bytes * b->depth);
-    if (byre_queue_new(image, &qo, &b->queue, &err)) {
-        free(b->buf);
-        return run_fail_err(b->r, &err);
+    while (b->free_count < b->depth) {
+        b->free_slots[b->free_count] = b->free_count;
+        b->free_count++;
     }
+    if (byre_queue_new(image, &qo, &b->queue, &err))
+        return run_fail_err(b->r, &err);
     if (!quiet) {
         printf("Sending %" PRIu64 " %s requests, %" PRIu64 " bytes each, %" PRIu64 " in parallel (starting at offset %" PRIu64 ", step size %" PRIu64 ")\n",
                b->count, b->write ? "write" : "read", b->bytes, b->depth, b->offset, b->step);
@@ -216,7 +221,6 @@ static int measure(struct bench *b, struct byre_image *image, bool quiet)
     int code = run_all(b);
     clock_gettime(CLOCK_MONOTONIC, &t2);
     byre_queue_free(b->queue);
-    free(b->buf);
     if (!code && !quiet)
         printf("Run completed in %.3f seconds.\n", (double)(t2.tv_sec - t1.tv_sec) + (double)(t2.tv_nsec - t1.tv_nsec) / 1e9);
     return code;
@@ -242,6 +246,8 @@ static int cmd_run(struct run *r)
     if (!image)
         return 1;
     int code = measure(&b, image, o->quiet);
+    free(b.buf);
+    free(b.free_slots);
     run_close(r, image, &code);
     return code;
 }

@@ -43,7 +43,7 @@ static struct byre_ctx *ctx_new(unsigned loops)
 
 static struct byre_image *make(struct byre_ctx *ctx, const char *name, const char *format, uint64_t size)
 {
-    struct byre_image *image;
+    struct byre_image *image = NULL;
     struct byre_err err;
     struct byre_create_opts c = byre_create_opts_init();
     struct byre_open_opts o = byre_open_opts_init();
@@ -341,14 +341,14 @@ static void queue_descriptor(void **state)
     struct byre_image *image = make(ctx, "fd.raw", "raw", MIB);
     struct byre_queue *q;
     struct byre_completion c[8];
-    static char buf[4096];
+    static char buf[3][4096];
     assert_int_equal(byre_queue_new(image, NULL, &q, NULL), 0);
     int fd = byre_queue_fd(q);
     assert_true(fd >= 0);
     for (int round = 0; round < 200; round++) {
         struct byre_request rq[3];
         for (int i = 0; i < 3; i++)
-            rq[i] = (struct byre_request){ .op = BYRE_OP_READ, .off = (uint64_t)i * 4096, .len = 4096, .buf = buf, .tag = (uint64_t)i };
+            rq[i] = (struct byre_request){ .op = BYRE_OP_READ, .off = (uint64_t)i * 4096, .len = 4096, .buf = buf[i], .tag = (uint64_t)i };
         assert_int_equal(byre_queue_submit(q, rq, 3), 3);
         /* poll and reap without waiting inside, as a program with its own event loop does; the first reap arms */
         int left = 3 - byre_queue_reap(q, c, 8, 0, 0);
