@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_check_test.c: mending of entries as a table; repair that is cut at every write.
+ *
+ * Purpose      A crash anywhere in a repair leaves nothing more dangerous than there was, and the image can be repaired
+ *              again, to no findings and with the same mapping.
+ * Owns         Toy stores; the bytes of one image per scenario.
+ * Invariants   None.
+ * Concurrency  One loop at a time.
+ * Failure      A failed check fails the test.
+ * Tests        This is one.
+ */
+#include "stor/stor_test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fmt/qcow2/q2_check_priv.h"
+#include "fmt/qcow2/q2_plan.h"
+
+#define CLUSTER 1024u
+#define DISK (384u << 10)
+#define SAMPLES 24
+
+/* ---- mending ---- */
+
+struct mend_row { enum q2_ref_kind kind; uint64_t raw; bool outside; uint64_t v3, v2, v2_backed; };
+
+static void mending(void **state)
+{
+    const uint64_t A = 0x50000, odd = 0x50200, C = Q2_E_COPIED, Z = Q2_E_ZERO, K = Q2_E_COMPRESSED, R = 1ull << 58, far = 1ull << 50;
+    const struct mend_row rows[] = {
+        { Q2_REF_L2, C | A, false, C | A, C | A, C | A },
+        { Q2_REF_L2, C | A | 1ull << 60 | 8, false, C | A, C | A, C | A },
+        { Q2_REF_L2, C | far, true, 0, 0, 0 },
+        { Q2_REF_L2, C | odd, false, C | odd, C | odd, C | odd },          /* where the table is cannot be known */
+        { Q2_REF_L2, 1ull << 60, false, 0, 0, 0 },
+        { Q2_REF_DATA, C | A, false, C | A, C | A, C | A },
+        { Q2_REF_DATA, C | A | R | 2, false, C | A, C | A, C | A },
+        { Q2_REF_DATA, C | odd, false, C | odd, C | odd, C | odd },
+        { Q2_REF_DATA, C | far, true, Z, 0, C | far },
+        { Q2_REF_DATA, C | far | R, true, Z, 0, C | far | R },
+        { Q2_REF_DATA, R, false, 0, 0, 0 },
+        { Q2_REF_ZERO, Z, false, Z, 0, 0 },
+        { Q2_REF_ZERO, C | A | Z, false, C | A | Z, C | A, C | A },
+        { Q2_REF_ZERO, C | A | Z | R, false, C | A | Z, C | A, C | A },
+        { Q2_REF_ZERO, C | odd | Z, false, Z, C | odd, C | odd },
+        { Q2_REF_ZERO, C | far | Z, true, Z, 0, C | far | Z },
+        { Q2_REF_COMPRESSED, K | 0x50123, false, K | 0x50123, K | 0x50123, K | 0x50123 },
+        { Q2_REF_COMPRESSED, C | K | 0x50123, false, K | 0x50123, K | 0x50123, K | 0x50123 },
+        { Q2_REF_COMPRESSED, K | far, true, Z, 0, K | far },
+    };
+    struct q2_geom g3 = q2_geom_make(3, 16, 4, false), g2 = q2_geom_make(2, 16, 4, false);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct q2_ref r = { .kind = rows[i].kind, .raw = rows[i].raw, .outside = rows[i].outside, .bytes = 65536 };
+        r.off = r.kind == Q2_REF_COMPRESSED ? r.raw & g3.coff_mask : r.raw & Q2_L2E_OFF;
+        uint64_t v3 = q2_mend_entry(&g3, &r, true), v3b = q2_mend_entry(&g3, &r, false);
+        if (v3 != rows[i].v3 || v3b != v3 || q2_mend_entry(&g2, &r, true) != rows[i].v2 || q2_mend_entry(&g2, &r, false) != rows[i].v2_backed)
+            fail_msg("row %zu", i);
+    }
+}
+
+/* ---- repair cut short ---- */
+
+static uint8_t *image;                 /* bytes of the scenario */
+static uint64_t image_len;
+#define IMAGE_CAP (48u << 20)
+
+/* A store that outlives its image, knows what is durable, and dies when told. One at a time. */
+static struct { uint8_t *bytes, *durable; uint64_t len, durable_len; unsigned calls, die_at; } disk;
+
+static bool dead(void) { return ++disk.calls >= disk.die_at; }
+
+static int64_t disk_preadv(struct co *co, struct stor *s, struct iov v, uint64_t off)
+{
+    uint64_t n = off < disk.len ? min_u64(v.len_bytes, disk.len - off) : 0;
+    if (n)
+        iov_from_buf(v, disk.bytes + off, n);
+    return (int64_t)n;
+}
+
+static int64_t disk_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
+{
+    if (dead() || off + v.len_bytes > IMAGE_CAP)
+        return -EIO;
+    iov_to_buf(v, disk.bytes + off, v.len_bytes);
+    disk.len = max_u64(disk.len, off + v.len_bytes);
+    return (int64_t)v.len_bytes;
+}
+
+static int disk_flush(struct co *co, struct stor *s)
+{
+    if (dead())
+        return -EIO;
+    disk.durable_len = disk.len;
+    memcpy(disk.durable, disk.bytes, disk.len);
+    return 0;
+}
+
+static int disk_truncate(struct co *co, struct stor *s, uint64_t len)
+{
+    if (dead() || len > IMAGE_CAP)
+        return -EIO;
+    if (len < disk.len)
+        memset(disk.bytes + len, 0, disk.len - len);
+    disk.len = len;
+    return 0;
+}
+
+static int disk_length(struct co *co, struct stor *s, uint64_t *ret_len)
+{
+    *ret_len = disk.len;
+    return 0;
+}
+
+static int disk_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e)
+{
+    *ret_e = (struct stor_extent){ STOR_DATA, off, len };
+    return 0;
+}
+
+static int disk_none(struct co *co, struct stor *s, uint64_t off, uint64_t len) { return -ENOTSUP; }
+static int disk_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, unsigned flags) { return -ENOTSUP; }
+
+static void disk_close(struct co *co, struct stor *s)
+{
+    stor_fini(s);
+    free(s);
+}
+
+static const struct stor_ops disk_ops = {
+    .name = "disk", .preadv = disk_preadv, .pwritev = disk_pwritev, .flush = disk_flush, .zero = disk_zero, .discard = disk_none,
+    .truncate = disk_truncate, .length = disk_length, .extent = disk_extent, .close = disk_close,
+};
+
+static void disk_init(void)
+{
+    disk.bytes = calloc(1, IMAGE_CAP);
+    disk.durable = calloc(1, IMAGE_CAP);
+}
+
+static void disk_fini(void)
+{
+    free(disk.bytes);
+    free(disk.durable);
+}
+
+static void disk_load(const uint8_t *bytes, uint64_t len, unsigned die_at)
+{
+    memset(disk.bytes, 0, max_u64(disk.len, len));
+    memcpy(disk.bytes, bytes, len);
+    memcpy(disk.durable, bytes, len);
+    disk.len = disk.durable_len = len;
+    disk.calls = 0;
+    disk.die_at = die_at;
+}
+
+static int open_disk(struct co *co, bool write, struct fmt_image **ret)
+{
+    struct stor *s = calloc(1, sizeof *s);
+    struct fmt_open_opts o = { .check_mode = true, .read_only = !write };
+    CHECK_EQ(stor_init(s, &disk_ops, "disk"), 0);
+    s->lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = 512 };
+    s->traits.regular = true;
+    int rc = fmt_qcow2_ops.open(co, s, &o, ret, NULL);
+    if (rc)
+        disk_close(co, s);
+    return rc;
+}
+
+/* Repairs the disk; -EIO when cut. *ret: result. */
+static int repair(struct co *co, struct fmt_check_result *ret)
+{
+    struct fmt_image *im;
+    struct fmt_check_opts c = { .fix = FMT_FIX_LEAKS | FMT_FIX_ERRORS };
+    int rc = open_disk(co, true, &im);
+    if (rc)
+        return rc;
+    rc = im->ops->check(co, im, &c, ret, NULL);
+    int closed = im->ops->close(co, im);
+    return rc ? rc : closed;
+}
+
+/* The guest's view: where every cluster lies, by the L2 tables of the bytes. */
+static uint64_t host_at(const uint8_t *b, uint64_t guest)
+{
+    const struct q2_disk_header *h = (const struct q2_disk_header *)b;
+    struct q2_geom g = q2_geom_make(3, 10, be32_get(&h->refcount_order), false);
+    uint64_t l1 = be64_get((const be64 *)(b + be64_get(&h->l1_off)) + q2_l1_index(&g, guest)) & Q2_L1E_OFF;
+    return l1 ? be64_get((const be64 *)(b + l1) + q2_l2_index(&g, guest)) & Q2_L2E_OFF : 0;
+}
+
+struct scenario { const char *name; unsigned refcount_bits; void (*damage)(uint8_t *b, const struct q2_plan *p, struct prng *r); };
+
+static uint64_t blocks_off(const struct q2_plan *p) { return p->blocks_first * CLUSTER; }
+
+static void noisy_counts(uint8_t *b, const struct q2_plan *p, struct prng *r)
+{
+    for (uint64_t c = 0; c < p->clusters; c++) {
+        uint64_t block = c >> p->g.block_bits, i = c & ((1ull << p->g.block_bits) - 1);
+        if (prng_one_in(r, 3))
+            q2_refcount_put(&p->g, b + blocks_off(p) + block * CLUSTER, i, prng_below(r, p->g.refcount_max > 3 ? 4 : 2));
+    }
+}
+
+static void no_table(uint8_t *b, const struct q2_plan *p, struct prng *r)
+{
+    be32_put(&((struct q2_disk_header *)b)->rt_clusters, 0);
+}
+
+static void lost_blocks(uint8_t *b, const struct q2_plan *p, struct prng *r)
+{
+    be64 *rt = (be64 *)(b + CLUSTER);
+    be64_put(&rt[0], 0);
+    be64_put(&rt[1], 3);
+    be64_put(&rt[5], 1ull << 45);
+}
+
+static void wrong_flags(uint8_t *b, const struct q2_plan *p, struct prng *r)
+{
+    for (uint64_t t = 0; t < p->l2_count; t++)
+        for (uint64_t i = 0; i < CLUSTER / 8; i++) {
+            be64 *e = (be64 *)(b + (p->l2_first + t) * CLUSTER) + i;
+            if (be64_get(e) && prng_one_in(r, 2))
+                be64_put(e, be64_get(e) ^ Q2_E_COPIED);
+        }
+    be64 *l1 = (be64 *)(b + p->l1_first * CLUSTER);
+    be64_put(l1, be64_get(l1) ^ Q2_E_COPIED);
+}
+
+static void reserved_bits(uint8_t *b, const struct q2_plan *p, struct prng *r)
+{
+    for (uint64_t t = 0; t < p->l2_count; t++) {
+        be64 *e = (be64 *)(b + (p->l2_first + t) * CLUSTER) + 3;
+        be64_put(e, be64_get(e) | 1ull << 57 | 4);
+    }
+    noisy_counts(b, p, r);
+    wrong_flags(b, p, r);
+}
+
+/* Counts that are too high hold the flags back: lowering comes before setting them. */
+static void high_counts_no_flags(uint8_t *b, const struct q2_plan *p, struct prng *r)
+{
+    for (uint64_t i = 0; i < 200; i++) {
+        be64 *e = (be64 *)(b + p->l2_first * CLUSTER) + i;            /* the tables lie one behind the other */
+        be64_put(e, be64_get(e) & ~Q2_E_COPIED);
+        q2_refcount_put(&p->g, b + blocks_off(p), p->data_first + i, 3);
+    }
+}
+
+static bool is_odd(uint64_t cluster) { return cluster % 16 == 5 && cluster < 100; }
+
+/* Preallocated zero clusters that lie across two clusters, all counted: the entry goes before the counts do. */
+static void unaligned_zeros(uint8_t *b, const struct q2_plan *p, struct prng *r)
+{
+    for (uint64_t i = 0; i < 100; i++) {
+        be64 *e = (be64 *)(b + p->l2_first * CLUSTER) + i;
+        if (is_odd(i)) {
+            be64_put(e, (be64_get(e) + 512) | Q2_E_ZERO);
+            be64_put(e + 1, be64_get(e + 1) & ~Q2_E_COPIED);
+            q2_refcount_put(&p->g, b + blocks_off(p), p->data_first + i + 1, 2);
+        }
+    }
+}
+
+static void dirty_and_corrupt(uint8_t *b, const struct q2_plan *p, struct prng *r)
+{
+    be64_put(&((struct q2_disk_header *)b)->incompat, 3);
+    noisy_counts(b, p, r);
+}
+
+static const struct scenario scenarios[] = {
+    { "noisy counts", 16, noisy_counts },       { "noisy counts, 1 bit", 1, noisy_counts },      { "noisy counts, 64 bits", 64, noisy_counts },
+    { "no refcount table", 16, no_table },      { "lost blocks", 16, lost_blocks },               { "wrong flags", 16, wrong_flags },
+    { "reserved bits and more", 16, reserved_bits }, { "dirty and corrupt", 16, dirty_and_corrupt }, { "high counts, no flags", 16, high_counts_no_flags },
+    { "unaligned zeros", 16, unaligned_zeros },
+};
+
+static void make_image(const struct scenario *s, struct prng *r, struct q2_plan *p)
+{
+    struct fmt_create_opts o = { .size = DISK, .cluster_size = CLUSTER, .refcount_bits = s->refcount_bits, .prealloc = FMT_PREALLOC_METADATA };
+    CHECK_EQ(q2_plan_make(&o, false, p, NULL), 0);
+    image_len = p->clusters * CLUSTER;
+    memset(image, 0, 1u << 20);
+    CHECK_EQ(q2_header_emit(&p->h, true, image, CLUSTER, NULL), 0);
+    q2_plan_fill(p, 1, p->data_first - 1, image + CLUSTER);
+    s->damage(image, p, r);
+}
+
+/* Repairs to the end and looks at the result. */
+static void repair_fully(struct co *co, const uint8_t *bytes, uint64_t len, const struct q2_plan *p, const char *what, unsigned n)
+{
+    struct fmt_check_result res = { 0 };
+    bool zeroed = !strcmp(what, "unaligned zeros");
+    disk_load(bytes, len, UINT32_MAX);
+    int rc = repair(co, &res);
+    if (rc || res.corruptions || res.leaks || res.check_errors) {
+        fprintf(stderr, "%s, cut at %u: %d, %d corruptions, %d leaks\n", what, n, rc, (int)res.corruptions, (int)res.leaks);
+        CHECK(false);
+    }
+    for (uint64_t g = 0; g < DISK; g += CLUSTER)
+        if (!CHECK_EQ(host_at(disk.bytes, g), zeroed && is_odd(g / CLUSTER) ? 0 : p->data_first * CLUSTER + g))
+            break;
+    CHECK_EQ(be64_get(&((struct q2_disk_header *)disk.bytes)->incompat), 0);
+    /* P5: a second one changes nothing. */
+    uint64_t size = disk.len;
+    uint8_t *after = malloc(size);
+    memcpy(after, disk.bytes, size);
+    CHECK_EQ(repair(co, &res), 0);
+    CHECK_EQ(disk.len, size);
+    CHECK(!memcmp(after, disk.bytes, size));
+    free(after);
+}
+
+/* Findings by which a writer would destroy data: a cluster that counts as free or as owned by one, and is not. */
+static void count_danger(void *arg, bool fixed, const char *id, const char *text)
+{
+    unsigned *n = arg;
+    *n += !strcmp(id, "Q2_REFCOUNT_LOW") || (!strcmp(id, "Q2_COPIED") && strstr(text, "COPIED is set"));
+}
+
+static unsigned danger(struct co *co, const uint8_t *bytes, uint64_t len)
+{
+    unsigned n = 0;
+    struct fmt_check_opts o = { .finding = count_danger, .arg = &n };
+    struct fmt_check_result res;
+    struct fmt_image *im;
+    disk_load(bytes, len, UINT32_MAX);
+    if (!CHECK_EQ(open_disk(co, false, &im), 0))
+        return 0;
+    CHECK_EQ(im->ops->check(co, im, &o, &res, NULL), 0);
+    CHECK_EQ(im->ops->close(co, im), 0);
+    return n;
+}
+
+/* What the power cut leaves: of every sector written since the last flush, old or new; of the length too. */
+static uint64_t crash_state(struct prng *r, uint8_t *ret)
+{
+    uint64_t len = prng_one_in(r, 2) ? disk.len : disk.durable_len;
+    for (uint64_t at = 0; at < len; at += 512) {
+        const uint8_t *from = prng_one_in(r, 2) ? disk.durable : disk.bytes;
+        uint64_t end = from == disk.durable ? disk.durable_len : disk.len;
+        if (at + 512 <= end)
+            memcpy(ret + at, from + at, 512);
+        else
+            memset(ret + at, 0, 512);
+    }
+    return len;
+}
+
+static void cut_everywhere(struct co *co, void *arg)
+{
+    const struct scenario *s = arg;
+    struct prng r;
+    struct q2_plan p;
+    uint8_t *state = malloc(1u << 20);
+    prng_init(&r, 11);
+    image = malloc(1u << 20);
+    disk_init();
+    make_image(s, &r, &p);
+    repair_fully(co, image, image_len, &p, s->name, 0);
+    unsigned n = 1, before = danger(co, image, image_len);
+    for (bool cut = true; cut && !atomic_load(&t_failures); n++) {
+        for (int sample = 0; cut && sample < SAMPLES && !atomic_load(&t_failures); sample++) {
+            struct fmt_check_result res;
+            disk_load(image, image_len, n);
+            cut = repair(co, &res) != 0;
+            CHECK(disk.len <= 1u << 20);
+            uint64_t len = crash_state(&r, state);
+            unsigned after = danger(co, state, len);
+            if (!CHECK(after <= before))
+                fprintf(stderr, "%s, cut at %u: %u dangers, %u before\n", s->name, n, after, before);
+            repair_fully(co, state, len, &p, s->name, n);
+        }
+    }
+    CHECK(n > 4);
+    q2_plan_fini(&p);
+    free(image);
+    free(state);
+    disk_fini();
+}
+
+static void cut_repairs(void **state)
+{
+    for (size_t i = 0; i < sizeof scenarios / sizeof scenarios[0]; i++)
+        t_run(0, cut_everywhere, (void *)(uintptr_t)&scenarios[i]);
+}
+
+/* ---- limits ---- */
+
+struct count_findings { unsigned budget, all; };
+
+static void on_finding(void *arg, bool fixed, const char *id, const char *text)
+{
+    struct count_findings *c = arg;
+    c->all++;
+    c->budget += !strcmp(id, "Q2_TOO_MANY_REFERENCES");
+}
+
+/* An L1 table whose every entry names the same table, in a small file: ends soon, is told, frees nothing. */
+static void endless_tables(struct co *co, void *arg)
+{
+    uint64_t entries = (32u << 20) / 8, l1_off = 4ull << 16, len = l1_off + (32u << 20);
+    struct q2_header h = { .version = 3, .cluster_bits = 16, .refcount_order = 4, .size = 1ull << 40, .l1_size = (uint32_t)entries, .l1_off = l1_off, .rt_off = 1u << 16, .rt_clusters = 1 };
+    disk_init();
+    disk.len = len;
+    disk.die_at = UINT32_MAX;
+    CHECK_EQ(q2_header_emit(&h, false, disk.bytes, 1u << 16, NULL), 0);
+    be64_put((be64 *)(disk.bytes + (1u << 16)), 2u << 16);
+    for (uint64_t i = 0; i < entries; i++)
+        be64_put((be64 *)(disk.bytes + l1_off) + i, 3u << 16);
+    for (int write = 0; write < 2; write++) {
+        struct count_findings c = { 0 };
+        struct fmt_check_opts o = { .finding = on_finding, .arg = &c, .fix = write ? FMT_FIX_LEAKS | FMT_FIX_ERRORS : 0 };
+        struct fmt_check_result res = { 0 };
+        struct fmt_image *im;
+        CHECK_EQ(open_disk(co, write, &im), 0);
+        CHECK_EQ(im->ops->check(co, im, &o, &res, NULL), 0);
+        CHECK_EQ(im->ops->close(co, im), 0);
+        CHECK(c.budget >= 1);
+        CHECK(res.corruptions > 0);
+        CHECK_EQ(disk.len, len);
+        CHECK_EQ(be64_get((be64 *)(disk.bytes + l1_off)), 3u << 16);
+    }
+    disk_fini();
+}
+
+static void endless(void **state) { t_run(0, endless_tables, NULL); }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(mending), cmocka_unit_test(cut_repairs), cmocka_unit_test(endless) };
+    return T_MAIN("q2_check", tests);
+}
