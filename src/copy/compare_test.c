@@ -68,6 +68,8 @@ static void content(struct co *co, void *arg)
         expect(co, &ab, COMPARE_SAME, 0);
         expect(co, &ba, COMPARE_SAME, 0);
         uint64_t first = UINT64_MAX;
+        w.t->rng = &rng;                 /* pieces end out of order */
+        w.t->delay_ns = 300000;
         for (unsigned i = 0; i < 5; i++) {
             uint64_t at = prng_below(&rng, SIZE);
             w.t->bytes[at] ^= 0x40;

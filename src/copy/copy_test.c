@@ -154,7 +154,7 @@ static void matrix(struct co *co, void *arg)
         { 0, 4096, true, 7, 0 }, { 0, 0, true, 7, 1 }, { COPY_TARGET_ZERO, 4096, true, 0, 4 }, { COPY_PRE_ZERO, 4096, true, 9, 16 },
         { COPY_OUT_OF_ORDER, 512, true, 7, 8 }, { COPY_OUT_OF_ORDER, 4096, false, 7, 8 }, { COPY_TARGET_ZERO, 65536, false, 0, 8 },
         { COPY_OUT_OF_ORDER, 0, false, 0, 8 }, { COPY_PRE_ZERO | COPY_OUT_OF_ORDER, 4096, false, 5, 3 }, { COPY_NO_SPREAD, 4096, false, 5, 8 },
-        { COPY_OFFLOAD, 4096, true, 5, 8 },
+        { COPY_OFFLOAD, 4096, true, 5, 8 }, { COPY_TARGET_ZERO, 0, true, 0, 8 },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct pair p;
@@ -523,6 +523,39 @@ static void files(struct co *co, void *arg)
     free(data);
 }
 
+/* The kernel must not copy a part of a new cluster whose rest comes from the backing image. */
+static void offload_in_part(struct co *co, void *arg)
+{
+    enum { BYTES = 1 << 20, AT = 70000 - 70000 % 512, LEN = 30 * 512 };
+    struct graph *g = toy_graph(co);
+    char base[512], over[512];
+    snprintf(base, sizeof base, "%s", t_path("base"));
+    snprintf(over, sizeof over, "%s", t_path("over"));
+    uint8_t *want = malloc(BYTES);
+    memset(want, 0xbb, BYTES);
+    struct graph_node *low = file_node(co, g, "base", BYTES), *src = file_node(co, g, "src", BYTES), *to = NULL;
+    CHECK_EQ(t_write(co, low, want, BYTES, 0, 0), 0);
+    CHECK_EQ(graph_close(co, low), 0);
+    memset(want + AT, 0xcc, LEN);
+    CHECK_EQ(t_write(co, src, want + AT, LEN, 0, 0), 0);
+    struct stor_file_opts so = { .create = true, .truncate_to_zero = true };
+    struct fmt_create_opts fo = { .size = BYTES, .version = 3, .backing_file = base, .backing_fmt = (char *)(uintptr_t)"raw" };
+    struct stor *s = NULL;
+    CHECK_EQ(stor_file_open(co, over, &so, &s, NULL), 0);
+    CHECK_EQ(fmt_qcow2_ops.create(co, s, &fo, NULL), 0);
+    stor_close(co, s);
+    struct graph_open_opts oo = { .filename = over, .format = "qcow2" };
+    CHECK_EQ(graph_open(co, g, &oo, &to, NULL), 0);
+    struct copy_part part = { src, 0, LEN };
+    struct copy_job job = { .parts = &part, .part_count = 1, .target = to, .target_off = AT, .min_sparse = 4096, .flags = COPY_OFFLOAD };
+    run_ok(co, &job, NULL);
+    expect_bytes(co, to, want, BYTES);
+    CHECK_EQ(graph_close(co, to), 0);
+    CHECK_EQ(graph_close(co, src), 0);
+    graph_free(g);
+    free(want);
+}
+
 #define RUN(fn, loop) static void test_##fn(void **state) { t_run(loop, fn, NULL); }
 RUN(matrix, 0)
 RUN(parts, 1)
@@ -534,13 +567,14 @@ RUN(cancelled, 0)
 RUN(rate, 0)
 RUN(backed, 1)
 RUN(files, 0)
+RUN(offload_in_part, 0)
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sparse), cmocka_unit_test(test_matrix), cmocka_unit_test(test_parts), cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_order), cmocka_unit_test(test_faults), cmocka_unit_test(test_salvage), cmocka_unit_test(test_cancelled),
-        cmocka_unit_test(test_rate), cmocka_unit_test(test_backed), cmocka_unit_test(test_files),
+        cmocka_unit_test(test_rate), cmocka_unit_test(test_backed), cmocka_unit_test(test_files), cmocka_unit_test(test_offload_in_part),
     };
     return T_MAIN("copy", tests);
 }

@@ -440,6 +440,12 @@ static void status(struct co *co, void *arg)
     toyfmt_set(low, 4, FMT_DATA, false, 1);
     toyfmt_set(low, 5, FMT_ZERO, false, 1);
     toyfmt_set(top, 20, FMT_DATA, false, 1);
+    toyfmt_set(low, 8, FMT_DATA, false, 1);      /* 7 and 8 do not lie side by side in the file */
+    toyfmt_set(low, 7, FMT_DATA, false, 1);
+    expect(co, nt, NULL, 7 * CLUSTER, CLUSTER, "pd---", 1);
+    expect(co, nt, NULL, 8 * CLUSTER, CLUSTER, "pd---", 1);
+    toyfmt_set(low, 7, FMT_ABSENT, false, 0);
+    toyfmt_set(low, 8, FMT_ABSENT, false, 0);
     expect(co, nt, NULL, 0, 2 * CLUSTER, "pd---", 0);
     expect(co, nt, NULL, 512, 2 * CLUSTER - 512, "pd---", 0);
     expect(co, nt, NULL, 2 * CLUSTER, CLUSTER, "p-z--", 0);
