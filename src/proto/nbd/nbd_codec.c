@@ -151,8 +151,7 @@ size_t nbdp_space(struct nbdp *p, uint8_t **ret_buf)
         *ret_buf = p->dst;
         return p->dst_left;
     }
-    /* An option may need all of rx; requests and status payloads are short. */
-    if (p->head && (p->state == NBDP_ST_OPTION || NBDP_RX_CAP - p->head - p->have < NBDP_RX_CAP / 4)) {
+    if (p->head && NBDP_RX_CAP - p->head - p->have < NBDP_RX_CAP / 4) {
         memmove(p->rx, p->rx + p->head, p->have);
         p->head = 0;
     }

@@ -30,9 +30,13 @@ static void enter(struct peer *t, enum nbdp_mode mode, const char *name, bool co
         say_option(&m, mode == NBDP_EXTENDED ? NBD_OPT_EXTENDED_HEADERS : NBD_OPT_STRUCTURED_REPLY, NULL, 0);
     if (contexts)
         say_meta(&m, NBD_OPT_SET_META_CONTEXT, name, q);
+    peer_feed(t, m.b, m.len, SIZE_MAX);
+    assert_false(nbdp_in_transmission(t->p));
+    m.len = 0;
     say_info(&m, NBD_OPT_GO, name, sizes, 1);
     peer_feed(t, m.b, m.len, SIZE_MAX);
     assert_int_equal(t->n_ready, 1);
+    assert_true(nbdp_in_transmission(t->p));
     assert_int_equal(nbdp_mode(t->p), mode);
     bytes_free(&m);
 }
@@ -177,8 +181,11 @@ static void read_only_export(void **state)
         { NBD_CMD_FLUSH, 0, 0, 0, 0 },
         { NBD_CMD_CACHE, 0, 0, 4096, 0 },
     };
+    static const struct row status[] = { { NBD_CMD_BLOCK_STATUS, 0, 0, 4096, 0 } };
     for (enum nbdp_mode mode = NBDP_SIMPLE; mode <= NBDP_EXTENDED; mode++)
         CHECK_ROWS(rows, mode, "ro");
+    CHECK_ROWS(status, NBDP_STRUCTURED, "ro");
+    CHECK_ROWS(status, NBDP_EXTENDED, "ro");
 }
 
 /* Every command with every single flag bit and with all at once. */
@@ -438,8 +445,17 @@ static void status_payload_chooses_contexts(void **state)
         put_fill(&d, 0, odd[i]);
         status_payload(&d, 0, &got);
         assert_int_equal(got.error, NBD_EINVAL);
+        assert_non_null(strstr(got.why, "length"));
         bytes_free(&d);
     }
+    struct bytes most = { 0 };      /* as many ids as there can be: their number is fine, their repetition is not */
+    struct nbdp_request got;
+    put64(&most, 4096);
+    put_fill(&most, 0, 4 * NBDP_CONTEXTS_MAX);
+    status_payload(&most, 0, &got);
+    assert_int_equal(got.error, NBD_EINVAL);
+    assert_non_null(strstr(got.why, "twice"));
+    bytes_free(&most);
 }
 
 /* More requests in one piece than the input buffer holds: a header lies across its end. */
@@ -697,6 +713,7 @@ static void status_stops_at_its_buffer(void **state)
             while (nbdp_status_add(&st, 512, n & 1) && n < 200000)
                 n++;
             assert_int_equal(n, want);
+            assert_false(nbdp_status_add(&st, 512, (n - 1) & 1));      /* like the last one, but no longer next to it */
             nbdp_status_end(&st, true, &h);
             assert_int_equal(read_status(&st, &h, e, 1), want);
             assert_int_equal(buf[caps[i]], 0x5a);
