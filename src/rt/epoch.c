@@ -220,7 +220,6 @@ static void say_goodbye(struct epoch *d);
 /* In a message: does all that can be done now. */
 static void drive(struct epoch *d)
 {
-    run_callbacks(d);
     while (d->done < d->wanted) {
         if (!d->running)
             begin(d);

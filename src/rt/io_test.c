@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -18,6 +19,17 @@
 #ifndef FALLOC_FL_KEEP_SIZE
 #define FALLOC_FL_KEEP_SIZE 1
 #endif
+
+/* pwritev2 of this program (with large files on): counts durable writes of the threads backend */
+static atomic_uint dsync_calls;
+ssize_t __real_pwritev64v2(int fd, const struct iovec *v, int cnt, off_t off, int flags);
+ssize_t __wrap_pwritev64v2(int fd, const struct iovec *v, int cnt, off_t off, int flags);
+ssize_t __wrap_pwritev64v2(int fd, const struct iovec *v, int cnt, off_t off, int flags)
+{
+    if (flags == RWF_DSYNC)
+        atomic_fetch_add(&dsync_calls, 1);
+    return __real_pwritev64v2(fd, v, cnt, off, flags);
+}
 
 /* ---- files ---- */
 
@@ -36,7 +48,9 @@ static void read_write(struct co *co)
     char a[4] = "abc", b[6] = "defgh", back[16] = { 0 };
     struct iovec out[2] = { { a, 3 }, { b, 5 } }, in[3] = { { back, 2 }, { back + 2, 0 }, { back + 2, 14 } };
     ASSERT(rt_pwritev(co, fd, out, 2, 10, 0) == 8);
+    atomic_store(&dsync_calls, 0);
     ASSERT(rt_pwritev(co, fd, out, 1, 4096, RT_RWF_DSYNC) == 3);
+    ASSERT(atomic_load(&dsync_calls) == !strcmp(rt_backend_name(co_loop(co)), "threads"));
     ASSERT(rt_pwritev(co, fd, out, 2, 1 << 20, RT_RWF_DSYNC) == 8);
     OK(rt_fdatasync(co, fd));
     ASSERT(rt_preadv(co, fd, in, 3, 10) == 16);
@@ -489,6 +503,57 @@ static void cancelled_files(struct co *co)
 }
 ON_BOTH(cancelled_files)
 
+/* Two coroutines wait for different things of one descriptor. One is served and goes; the other must not be forgotten. */
+static void two_waiters(struct co *co)
+{
+    int fd[2];
+    struct rt_task in, out;
+    socket_pair(fd);
+    struct stuck r = { .fd = fd[0], .what = RECV }, w = { .fd = fd[0], .what = SEND };
+    OK(rt_task_start(co_loop(co), &out, get_stuck, &w));        /* fills the socket, then waits */
+    OK(co_sleep(co, 2 * MS));
+    OK(rt_task_start(co_loop(co), &in, get_stuck, &r));
+    OK(co_sleep(co, 1 * MS));
+    ASSERT(!in.done && !out.done);
+    ASSERT(write(fd[1], "r", 1) == 1);
+    rt_task_join(co, &in);
+    ASSERT(r.result == 1 && !out.done);
+    /* the reader is gone, so only what the descriptor is armed for can wake the writer */
+    close(fd[1]);
+    rt_task_join(co, &out);
+    ASSERT(w.result == -EPIPE || w.result == -ECONNRESET);
+    close(fd[0]);
+}
+ON_BOTH(two_waiters)
+
+/* A coroutine that never waits does not keep messages, sockets and timers from the others. */
+static bool stop_spinning;
+static void spinner(struct co *co, void *arg)
+{
+    while (!stop_spinning)
+        co_yield(co);
+}
+
+static void others_get_their_turn(struct co *co)
+{
+    struct rt_task t, sp;
+    int fd[2];
+    socket_pair(fd);
+    stop_spinning = false;
+    OK(rt_task_start(co_loop(co), &sp, spinner, NULL));
+    struct stuck s = { .fd = fd[0], .what = RECV };
+    OK(rt_task_start(co_loop(co), &t, get_stuck, &s));
+    OK(co_sleep(co, 1 * MS));
+    ASSERT(write(fd[1], "x", 1) == 1);      /* without the loop: nothing else is submitted meanwhile */
+    rt_task_join(co, &t);
+    ASSERT(s.result == 1);
+    stop_spinning = true;
+    rt_task_join(co, &sp);
+    close(fd[0]);
+    close(fd[1]);
+}
+ON_BOTH(others_get_their_turn)
+
 /* Descriptor numbers are reused for other sockets: what was known about the old one must not disturb. */
 static void reused_descriptors(struct co *co)
 {
@@ -543,6 +608,7 @@ static void as_on(unsigned refused, unsigned needed)
         test_run_opts(&o, cancel_sockets);
         test_run_opts(&o, deadline_sockets);
         test_run_opts(&o, cancel_races_data);
+        test_run_opts(&o, others_get_their_turn);
     }
     unknown_flags = 0;
 }
@@ -569,7 +635,8 @@ int main(void)
         cmocka_unit_test(many_requests_tiny_ring), BOTH(completions_overflow),
         cmocka_unit_test(completions_overflow_tiny_ring), BOTH(stream), BOTH(both_ways), BOTH(tcp), BOTH(unix_stream),
         BOTH(full_backlog), BOTH(cancel_sockets), BOTH(deadline_sockets), BOTH(cancel_races_data),
-        BOTH(cancelled_files), BOTH(reused_descriptors), cmocka_unit_test(newest_kernel), cmocka_unit_test(linux_5_19),
+        BOTH(cancelled_files), BOTH(two_waiters), BOTH(others_get_their_turn),
+        BOTH(reused_descriptors), cmocka_unit_test(newest_kernel), cmocka_unit_test(linux_5_19),
         cmocka_unit_test(linux_5_13),
     };
     return cmocka_run_group_tests_name("rt-io", tests, NULL, NULL);

@@ -209,6 +209,70 @@ static void kick_ends_the_run(void **state)
     }
 }
 
+/* Each kick is seen, wherever the loop is between looking and sleeping. */
+enum { KICKS = 3000 };
+static atomic_int kicks_sent, kicks_seen;
+
+static bool kick_seen(void *arg)
+{
+    return atomic_load(&kicks_sent) > atomic_load(&kicks_seen);
+}
+
+static void *kicker(void *arg)
+{
+    for (int i = 0; i < KICKS; i++) {
+        while (atomic_load(&kicks_seen) < i)
+            if (i % 64 == 0)
+                sched_yield();
+        for (volatile int k = i * 7 % 400; k > 0; k--)      /* hits another moment each time */
+            ;
+        atomic_fetch_add(&kicks_sent, 1);
+        rt_loop_kick(arg);
+    }
+    return NULL;
+}
+
+static void no_kick_is_lost(void **state)
+{
+    for (int kind = RT_BACKEND_URING; kind <= RT_BACKEND_THREADS; kind++) {
+        struct rt *rt;
+        pthread_t th;
+        assert_int_equal(rt_new(&(struct rt_opts){ .backend = (enum rt_backend_kind)kind, .manual = true }, &rt, NULL), 0);
+        atomic_store(&kicks_sent, 0);
+        atomic_store(&kicks_seen, 0);
+        assert_int_equal(pthread_create(&th, NULL, kicker, rt_loop_at(rt, 0)), 0);
+        for (int i = 0; i < KICKS; i++) {
+            rt_loop_run(rt_loop_at(rt, 0), kick_seen, NULL);
+            atomic_fetch_add(&kicks_seen, 1);
+        }
+        pthread_join(th, NULL);
+        rt_free(rt);
+    }
+}
+
+/* The worst moment: behind the last look at stop, before the loop sleeps. */
+struct late_kick { struct rt_loop *loop; int asked; };
+
+static bool kicks_itself(void *arg)
+{
+    struct late_kick *k = arg;
+    if (k->asked++ > 1)
+        return true;
+    rt_loop_kick(k->loop);
+    return false;
+}
+
+static void kick_in_the_worst_moment(void **state)
+{
+    for (int kind = RT_BACKEND_URING; kind <= RT_BACKEND_THREADS; kind++) {
+        struct rt *rt;
+        assert_int_equal(rt_new(&(struct rt_opts){ .backend = (enum rt_backend_kind)kind, .manual = true }, &rt, NULL), 0);
+        struct late_kick k = { rt_loop_at(rt, 0), 0 };
+        rt_loop_run(k.loop, kicks_itself, &k);
+        rt_free(rt);
+    }
+}
+
 /* ---- worker pools ---- */
 
 static atomic_int running, peak, done_count;
@@ -307,7 +371,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         BOTH(messages_keep_order), BOTH(every_message_wakes), cmocka_unit_test(call_test),
         cmocka_unit_test(spawn_elsewhere_test), cmocka_unit_test(call_without_memory_test),
-        cmocka_unit_test(kick_ends_the_run), cmocka_unit_test(pools_test), BOTH(no_threads),
+        cmocka_unit_test(kick_ends_the_run), cmocka_unit_test(no_kick_is_lost),
+        cmocka_unit_test(kick_in_the_worst_moment), cmocka_unit_test(pools_test), BOTH(no_threads),
     };
     return cmocka_run_group_tests_name("rt-loop", tests, NULL, NULL);
 }

@@ -8,7 +8,7 @@
 #include "rt/epoch.h"
 #include "rt/rt_test.h"
 
-/* ---- a toy backend: every request completes after a random virtual time ---- */
+/* ---- a toy backend: every request completes after a random virtual time; some want to be asked again ---- */
 
 struct toy {
     struct prng rng;
@@ -89,7 +89,7 @@ static bool toy_advance(struct toy *t, struct rt *rt)
             continue;
         }
         *p = r->next;
-        r->res = (int64_t)r->off;
+        r->res = prng_one_in(&t->rng, 4) ? -EAGAIN : prng_one_in(&t->rng, 9) ? -EINTR : (int64_t)r->off;
         r->done(r);
     }
     for (unsigned i = 0; i < rt_loop_count(rt); i++)
@@ -142,6 +142,24 @@ int __wrap_posix_memalign(void **ret, size_t align, size_t n)
         return __real_posix_memalign(ret, align, n);
     *ret = world_alloc(n);
     return 0;
+}
+
+/* Mappings of stacks are counted: none may be left. */
+static int maps;
+void *__real_mmap64(void *a, size_t n, int prot, int flags, int fd, off_t off);
+void *__wrap_mmap64(void *a, size_t n, int prot, int flags, int fd, off_t off);
+void *__wrap_mmap64(void *a, size_t n, int prot, int flags, int fd, off_t off)
+{
+    maps++;
+    return __real_mmap64(a, n, prot, flags, fd, off);
+}
+
+int __real_munmap(void *a, size_t n);
+int __wrap_munmap(void *a, size_t n);
+int __wrap_munmap(void *a, size_t n)
+{
+    maps--;
+    return __real_munmap(a, n);
 }
 
 /* ---- a small world: coroutines on three loops that sleep, do I/O, call one another, use an epoch ---- */
@@ -257,6 +275,7 @@ static void kill_anywhere(void **state)
         for (unsigned i = 0; i < cut && toy_step(&w.toy, w.rt); i++)
             ;
         unsigned ended = w.ended;
+        assert_in_range(maps, ACTORS / 2, 100);
         rt_sim_kill(w.rt);
         for (unsigned i = 0; i < LOOPS; i++) {
             assert_false(rt_loop_step(rt_loop_at(w.rt, i)));
@@ -264,6 +283,7 @@ static void kill_anywhere(void **state)
         }
         assert_int_equal(w.ended, ended);
         rt_free(w.rt);
+        assert_int_equal(maps, 0);
         while (blocks)
             world_free(blocks->mem);
     }

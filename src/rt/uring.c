@@ -113,7 +113,7 @@ static void prep_op(struct io_uring_sqe *sqe, const struct rt_req *r)
         io_uring_prep_accept(sqe, r->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         break;
     case RT_OP_RECV:
-        io_uring_prep_recv(sqe, r->fd, r->buf, (size_t)r->len, 0);
+        io_uring_prep_recv(sqe, r->fd, r->buf, (size_t)r->len, (int)r->flags);
         break;
     case RT_OP_SENDMSG:
         io_uring_prep_sendmsg(sqe, r->fd, r->msg, r->flags | MSG_NOSIGNAL);
