@@ -310,9 +310,10 @@ static int backing_of(struct co *co, struct opening *op, struct graph_node *n, s
     if (named)
         r = next_reference(op, n, &info, ref, ret_format, err);
     fmt_info_fini(&info);
-    if (r)
+    bool follow = !r && named && !n->no_backing;
+    if (!follow)
         name_ref_fini(ref);
-    return r ? r : named && !n->no_backing;
+    return r ? r : follow;
 }
 
 /* What went wrong with a backing file, told from the overlay's side. */
