@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""byre check against qemu-img check (FEATURES 5c, 1.115 to 1.120)."""
+import struct
+
+import pytest
+
+from lib import run
+from twin import Holder
+
+BLOCK = 0x20000                  # refcount block of an image made with default options
+
+
+def set_refcount(path, cluster, count):
+    with open(path, "r+b") as f:
+        f.seek(BLOCK + 2 * cluster)
+        f.write(struct.pack(">H", count))
+
+
+def damaged(twin, *changes):
+    """An image of 4 data clusters (5 to 8); changes: (cluster, refcount)."""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "10M"], ["qemu-io", "-c", "write 0 256k", "x"])
+    path = f"{twin.theirs}/x"
+    for cluster, count in changes:
+        set_refcount(path, cluster, count)
+    with open(path, "r+b") as f:
+        f.truncate(max(1 << 20, f.seek(0, 2)))
+    twin.copy()
+
+
+CASES = {"clean": [], "leak": [(12, 1)], "leak of two": [(12, 1), (13, 3)], "too high": [(6, 2)], "missing": [(6, 0)],
+         "missing and leak": [(6, 0), (12, 1)]}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_read_only(twin, case):
+    """5.016 5.018 1.119 1.120: exit code and JSON, key for key"""
+    damaged(twin, *CASES[case])
+    twin.same_json("check", "--output=json", "x")
+    ours, theirs = twin.same_code("check", "x")
+    tail = [done.out.splitlines()[-2:] for done in (ours, theirs)]
+    assert tail[0] == tail[1]
+
+
+@pytest.mark.parametrize("mode", ["leaks", "all"])
+@pytest.mark.parametrize("case", ["clean", "leak", "leak of two", "too high", "missing", "missing and leak"])
+def test_repair(twin, case, mode):
+    """5.017 1.116 1.117: what the first pass repairs and what the second finds; then the peer must agree"""
+    damaged(twin, *CASES[case])
+    corrupt = "missing" in case
+    ours = run.byre("check", "-r", mode, "--output=json", f"{twin.ours}/x", code=None)
+    if mode == "all" or not corrupt:
+        assert ours.code == 0, ours
+        assert run.qemu_img("check", "--output=json", f"{twin.ours}/x").json["check-errors"] == 0
+        report = ours.json
+        assert bool(report.get("leaks-fixed")) == (case != "clean" and "leak" in case or case == "too high"), report
+        assert bool(report.get("corruptions-fixed")) == corrupt, report
+    else:
+        assert ours.code in (1, 2), ours               # leaks alone cannot mend this, and says so
+    run.qemu_io(f"{twin.ours}/x", "read 0 256k") if ours.code == 0 else None
+
+
+def test_repair_says_what_it_did(twin):
+    """5.017: the text form"""
+    damaged(twin, (12, 1))
+    done = run.byre("check", "-r", "all", f"{twin.ours}/x")
+    assert "The following inconsistencies were found and repaired:" in done.out
+    assert "    1 leaked clusters\n    0 corruptions\n" in done.out
+    assert "Double checking the fixed image now..." in done.out
+    assert done.out.rstrip().splitlines()[-3] == "No errors were found on the image."
+
+
+def test_quiet(twin):
+    """5.020"""
+    damaged(twin, (12, 1))
+    done = run.byre("check", "-q", f"{twin.ours}/x", code=3)
+    assert done.out == ""
+
+
+def test_dirty_image(twin):
+    """1.023: the dirty bit is cleared by a repair, not by a look"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "x", "8M"])
+    path = f"{twin.ours}/x"
+    with open(path, "r+b") as f:
+        f.seek(79)
+        f.write(b"\1")
+    run.byre("check", path)
+    assert run.byre("info", "--output=json", path).json["dirty-flag"]
+    run.byre("check", "-r", "all", path)
+    assert not run.byre("info", "--output=json", path).json["dirty-flag"]
+    run.qemu_img("check", path)
+
+
+def test_marked_corrupt(twin):
+    """1.024: an image marked corrupt can be checked and repaired, and not written"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "8M"])
+    path = f"{twin.ours}/x"
+    with open(path, "r+b") as f:
+        f.seek(79)
+        f.write(b"\2")
+    run.byre("io", "-c", "write 0 4k", path, code=1)
+    run.byre("io", "-r", "-c", "read 0 4k", path)
+    run.byre("check", "-r", "all", path)
+    run.byre("io", "-c", "write 0 4k", path)
+
+
+@pytest.mark.parametrize("words", [["-f", "raw", "r"], ["r"], ["--output=json", "r"], ["missing"], [], ["a", "b"], ["-r", "bogus", "x"],
+                                   ["-T", "bogus", "x"], ["-T", "none", "x"], ["--output=xml", "x"], ["-f", "nope", "x"],
+                                   ["--image-opts", "driver=qcow2,file.filename=x"], ["-U", "x"], ["-q", "x"]])
+def test_usage(twin, words):
+    """5.009 5.019 5.020: 63 for a format without a check"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "1M"], ["qemu-img", "create", "-q", "-f", "raw", "r", "1M"])
+    ours, theirs = twin.same_code("check", *words)
+    if words and words[-1] == "r":
+        assert theirs.code == 63
+
+
+def test_lock(tmp_path):
+    """5.004 1.122"""
+    image = tmp_path / "x"
+    run.byre("create", "-q", "-f", "qcow2", image, "1M")
+    with Holder(image):
+        run.byre("check", image, code=1)
+        run.byre("check", "-U", image)
+        run.byre("check", "-r", "all", image, code=1)
+
+
+def test_backing_file_is_not_needed(tmp_path):
+    """5.016: a check looks at one file"""
+    run.qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "gone", "-F", "qcow2", tmp_path / "x", "1M")
+    run.byre("check", tmp_path / "x")

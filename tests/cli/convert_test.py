@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: MIT
+"""byre convert against qemu-img convert (FEATURES 5f)."""
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lib import peers, run
+from twin import Holder
+
+
+def sources(twin):
+    twin.give(["qemu-img", "create", "-q", "-f", "raw", "r", "3M"], ["qemu-io", "-f", "raw", "-c", "write -P 1 100k 300k", "-c", "write -P 2 2M 5", "r"],
+              ["qemu-img", "create", "-q", "-f", "qcow2", "q", "5M"], ["qemu-io", "-c", "write -P 3 64k 200k", "-c", "write -z 1M 128k", "q"],
+              ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "q", "-F", "qcow2", "o"], ["qemu-io", "-c", "write -P 4 128k 64k", "-c", "write -z 3M 64k", "o"],
+              ["qemu-img", "convert", "-c", "-O", "qcow2", "q", "c"], ["qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd", "q", "zs"],
+              ["qemu-img", "create", "-q", "-f", "raw", "odd", "1M"], ["truncate", "-s", "1000001", "odd"],
+              ["qemu-img", "create", "-q", "-f", "raw", "big", "8M"], ["qemu-io", "-f", "raw", "-c", "write -P 9 0 8M", "big"],
+              ["qemu-img", "create", "-q", "-f", "raw", "small", "1M"])
+
+
+@pytest.mark.parametrize("target", [["-O", "raw"], ["-O", "qcow2"], ["-O", "qcow2", "-o", "compat=0.10"], ["-O", "qcow2", "-o", "cluster_size=512"],
+                                    ["-O", "qcow2", "-o", "cluster_size=2M"], ["-O", "qcow2", "-o", "preallocation=metadata"],
+                                    ["-O", "qcow2", "-o", "preallocation=full"], ["-O", "raw", "-o", "preallocation=falloc"], []],
+                         ids=lambda t: " ".join(t) or "default")
+@pytest.mark.parametrize("source", ["r", "q", "o", "c", "zs", "odd"])
+def test_content(twin, source, target):
+    """5.030 5.039 5.048: every source into every kind of target"""
+    sources(twin)
+    run.byre("convert", *target, source, "x", cwd=twin.ours)
+    fmt = target[target.index("-O") + 1] if "-O" in target else "raw"
+    run.qemu_img("compare", "-F", fmt, source, "x", cwd=twin.ours)
+    if fmt == "qcow2":
+        run.qemu_img("check", "x", cwd=twin.ours)
+    sizes = [run.run(peers.need("qemu-img"), "info", "--output=json", "-f", fmt, "x", cwd=f).json["virtual-size"] for f in (twin.ours,)]
+    assert sizes[0] % 512 == 0
+
+
+CODES = [["r"], [], ["-O", "bogus", "r", "x"], ["-n", "-O", "raw", "q", "small"], ["-n", "-O", "raw", "small", "big"], ["-n", "-O", "raw", "missing", "big"],
+         ["-n", "-O", "raw", "r", "missing"], ["-n", "-o", "size=1G", "-O", "raw", "r", "big"], ["-m", "17", "r", "x"], ["-m", "0", "r", "x"], ["-m", "x", "r", "x"],
+         ["-m", "16", "r", "x"], ["-m", "1", "r", "x"], ["-W", "r", "x"], ["-S", "100", "r", "x"], ["-S", "32M", "r", "x"], ["-S", "x", "r", "x"], ["-S", "0", "r", "x"],
+         ["-S", "64k", "r", "x"], ["-C", "-c", "-O", "qcow2", "r", "x"], ["-C", "-S", "4k", "r", "x"], ["-C", "-S", "0", "r", "x"], ["-C", "--salvage", "r", "x"], ["-C", "r", "x"],
+         ["-c", "-O", "raw", "r", "x"], ["-c", "-o", "preallocation=full", "-O", "qcow2", "r", "x"], ["--target-image-opts", "r", "x"],
+         ["--target-image-opts", "-O", "raw", "-n", "small", "driver=raw,file.filename=big"], ["--target-image-opts", "-n", "small", "driver=raw,file.filename=big"],
+         ["--target-is-zero", "r", "x"], ["-n", "--target-is-zero", "-O", "raw", "small", "big"], ["-B", "q", "-O", "qcow2", "o", "x"],
+         ["-B", "q", "-F", "qcow2", "-O", "qcow2", "o", "x"], ["-B", "q", "-F", "qcow2", "-O", "raw", "o", "x"], ["-B", "q", "-F", "qcow2", "-O", "qcow2", "o", "q", "x"],
+         ["-O", "qcow2", "-o", "backing_file=q", "o", "x"], ["-O", "qcow2", "-o", "backing_file=q,backing_fmt=qcow2", "o", "x"], ["r", "q", "x"], ["-r", "10M", "small", "x"],
+         ["-r", "x", "r", "x"], ["--skip-broken-bitmaps", "-O", "qcow2", "q", "x"], ["-l", "nope", "q", "x"], ["-t", "bogus", "r", "x"], ["-T", "bogus", "r", "x"],
+         ["-O", "qcow2", "-o", "help"], ["-O", "qcow2", "-o", "foo=1", "r", "x"], ["-O", "qcow2", "-o", "size=4M", "r", "x"], ["-O", "qcow2", "-o", "cluster_size=3k", "r", "x"],
+         ["r", "r"], ["r", "/nonexistent/x"], ["--salvage", "r", "x"], ["-U", "-q", "-p", "r", "x"], ["--image-opts", "driver=raw,file.filename=r", "x"],
+         ["--image-opts", "-f", "raw", "driver=raw,file.filename=r", "x"], ["--bogus"], ["missing", "x"], ["-f", "qcow2", "r", "x"], ["-t", "none", "-T", "none", "r", "x"],
+         ["-t", "writethrough", "r", "x"], ["-t", "directsync", "r", "x"], ["-t", "unsafe", "r", "x"]]
+
+
+@pytest.mark.parametrize("words", CODES, ids=lambda w: " ".join(w))
+def test_same_exit_code(twin, words):
+    """5.009 5.031 to 5.046: what is accepted and what is refused; a refused target does not stay"""
+    sources(twin)
+    ours, theirs = twin.same_code("convert", *words)
+    made = [os.path.exists(f"{f}/x") for f in (twin.ours, twin.theirs)]
+    if ours.code:
+        assert ours.err.startswith("byre: ") and not made[0]
+    elif words[-1] == "x":
+        fmt = words[words.index("-O") + 1] if "-O" in words else "raw"
+        run.qemu_img("compare", "-f", fmt, "-F", fmt, f"{twin.ours}/x", f"{twin.theirs}/x")
+
+
+def test_concatenation(twin):
+    """5.040"""
+    sources(twin)
+    run.byre("convert", "r", "q", "odd", "x", cwd=twin.ours)
+    expected = b""
+    for name in ("r", "q", "odd"):
+        run.qemu_img("convert", "-O", "raw", name, "part", cwd=twin.ours)
+        part = open(f"{twin.ours}/part", "rb").read()
+        expected += part + bytes(-len(part) % 512)
+    assert open(f"{twin.ours}/x", "rb").read() == expected
+
+
+def test_sparse_size(tmp_path):
+    """5.031: -S 0 stores everything, a longer limit stores more zeros"""
+    rng = random.Random(5031)
+    data = bytearray(4 << 20)
+    for i in range(64):
+        at = i * 65536 + rng.randrange(8) * 4096
+        data[at:at + 512] = rng.randbytes(512)
+    (tmp_path / "r").write_bytes(data)
+    used = {}
+    for limit in ("0", "4k", "64k"):
+        run.byre("convert", "-f", "raw", "-O", "raw", "-S", limit, "r", f"o{limit}", cwd=tmp_path)
+        used[limit] = (tmp_path / f"o{limit}").stat().st_blocks * 512
+        assert (tmp_path / f"o{limit}").read_bytes() == data
+    assert used["0"] >= 4 << 20 and used["4k"] <= 64 * 4096 + 65536 and used["4k"] <= used["64k"] <= used["0"]
+
+
+def test_backing_file(twin):
+    """5.038: with -B only what differs is in the target"""
+    sources(twin)
+    run.byre("convert", "-B", "q", "-F", "qcow2", "-O", "qcow2", "o", "x", cwd=twin.ours)
+    run.qemu_img("compare", "o", "x", cwd=twin.ours)
+    own = [e for e in run.qemu_img("map", "--output=json", "x", cwd=twin.ours).json if e["depth"] == 0]
+    assert sum(e["length"] for e in own if e["data"]) == 65536
+    assert run.byre("info", "--output=json", "x", cwd=twin.ours).json["backing-filename"] == "q"
+
+
+def test_existing_target(twin):
+    """5.035: -n keeps the size of a larger target, and zeros are written over old content"""
+    sources(twin)
+    run.byre("convert", "-n", "-O", "raw", "r", "big", cwd=twin.ours)
+    data = open(f"{twin.ours}/big", "rb").read()
+    assert len(data) == 8 << 20
+    assert data[:3 << 20] == open(f"{twin.ours}/r", "rb").read()
+    run.byre("create", "-q", "-f", "qcow2", "t", "3M", cwd=twin.ours)
+    run.byre("io", "-c", "write -P 77 0 3M", "t", cwd=twin.ours)
+    run.byre("convert", "-n", "-O", "qcow2", "r", "t", cwd=twin.ours)
+    run.qemu_img("compare", "-f", "raw", "-F", "qcow2", "r", "t", cwd=twin.ours)
+    run.qemu_img("check", "t", cwd=twin.ours)
+
+
+def test_target_is_zero(tmp_path):
+    """5.037: the promise is believed: zeros are not written"""
+    run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
+    (tmp_path / "t").write_bytes(b"\xee" * (1 << 20))
+    run.byre("convert", "-n", "--target-is-zero", "-f", "raw", "-O", "raw", "r", "t", cwd=tmp_path)
+    assert (tmp_path / "t").read_bytes() == b"\xee" * (1 << 20)
+
+
+def strace(tmp_path, *words):
+    peers.need("strace")
+    run.run("strace", "-f", "-o", tmp_path / "trace", "-e", "trace=fdatasync,fsync,copy_file_range,io_uring_enter,pwritev2,pwrite64,pwritev",
+            run.BYRE, *words, cwd=tmp_path, env={"BYRE_BACKEND": "threads"})
+    return (tmp_path / "trace").read_text()
+
+
+def test_final_flush(tmp_path):
+    """5.045 DESIGN D8: success means durable: the default flushes at the end, only -t unsafe does not"""
+    run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
+    run.byre("io", "-f", "raw", "-c", "write 0 1M", "r", cwd=tmp_path)
+    for words, flushes in (([], True), (["-t", "writeback"], True), (["-t", "none"], True), (["-t", "unsafe"], False)):
+        run.byre("create", "-q", "-f", "raw", "t", "1M", cwd=tmp_path)
+        lines = [l for l in strace(tmp_path, "convert", "-n", *words, "-f", "raw", "-O", "raw", "r", "t").splitlines() if "sync(" in l or "write" in l]
+        writes = [i for i, l in enumerate(lines) if "write" in l and "1048576" in l]
+        syncs = [i for i, l in enumerate(lines) if "sync(" in l]
+        assert bool(syncs) == flushes and (not flushes or syncs[-1] > writes[-1]), (words, lines)
+
+
+def test_offload(tmp_path):
+    """5.033 3.015: -C lets the kernel copy"""
+    (tmp_path / "r").write_bytes(os.urandom(1 << 20))
+    trace = strace(tmp_path, "convert", "-C", "-f", "raw", "-O", "raw", "r", "t")
+    assert "copy_file_range(" in trace
+    assert (tmp_path / "t").read_bytes() == (tmp_path / "r").read_bytes()
+
+
+def broken_compressed(tmp_path):
+    """A qcow2 file of which one cluster cannot be unpacked; returns its guest range."""
+    run.byre("create", "-q", "-f", "qcow2", "q", "1M", cwd=tmp_path)
+    run.byre("io", "-c", "write -P 1 0 64k", "-c", "write -P 2 128k 64k", "q", cwd=tmp_path)
+    run.qemu_img("convert", "-c", "-O", "qcow2", "q", "c", cwd=tmp_path)
+    with open(tmp_path / "c", "r+b") as f:
+        data = f.read()
+        l1 = int.from_bytes(data[40:48], "big")
+        l2 = int.from_bytes(data[l1:l1 + 8], "big") & 0x00fffffffffffe00
+        f.seek(int.from_bytes(data[l2 + 16:l2 + 24], "big") & ((1 << 54) - 1))
+        f.write(b"\xff" * 40)
+    return 128 << 10, 64 << 10
+
+
+def test_salvage(tmp_path):
+    """5.043: a read error becomes zeros with a warning, or ends the conversion"""
+    off, length = broken_compressed(tmp_path)
+    done = run.byre("convert", "-O", "raw", "c", "x", cwd=tmp_path, code=1)
+    assert "reading" in done.err and not (tmp_path / "x").exists()
+    done = run.byre("convert", "--salvage", "-O", "raw", "c", "x", cwd=tmp_path)
+    assert "warning" in done.err
+    data = (tmp_path / "x").read_bytes()
+    assert data[:65536] == b"\1" * 65536 and data[off:off + length] == bytes(length)
+
+
+def test_failure_leaves_no_target(tmp_path):
+    """A target that could not be finished is removed; one that was there before has length 0"""
+    broken_compressed(tmp_path)
+    (tmp_path / "x").write_bytes(b"old")
+    run.byre("convert", "-O", "qcow2", "c", "x", cwd=tmp_path, code=1)
+    assert (tmp_path / "x").read_bytes() == b""
+
+
+def test_rate_limit(tmp_path):
+    """5.044"""
+    (tmp_path / "r").write_bytes(os.urandom(3 << 20))
+    begin = time.monotonic()
+    run.byre("convert", "-r", "2M", "-f", "raw", "-O", "raw", "r", "x", cwd=tmp_path)
+    assert time.monotonic() - begin > 0.9
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "r").read_bytes()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_cancel(tmp_path, sig):
+    """A signal ends the conversion soon, and the target does not stay"""
+    (tmp_path / "r").write_bytes(os.urandom(4 << 20))
+    process = subprocess.Popen([run.BYRE, "convert", "-r", "100k", "-f", "raw", "-O", "raw", "r", "x"], cwd=tmp_path)
+    for _ in range(200):
+        if (tmp_path / "x").exists() and (tmp_path / "x").stat().st_size:
+            break
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(sig)
+    assert process.wait(10) == 128 + sig
+    assert not (tmp_path / "x").exists()
+
+
+def test_locks(tmp_path):
+    """5.004 5.046 1.122"""
+    for name in "qt":
+        run.byre("create", "-q", "-f", "qcow2", name, "1M", cwd=tmp_path)
+    with Holder(tmp_path / "q"):
+        run.byre("convert", "-O", "raw", "q", "x", cwd=tmp_path, code=1)
+        run.byre("convert", "-U", "-O", "raw", "q", "x", cwd=tmp_path)
+    with Holder(tmp_path / "t"):
+        run.byre("convert", "-n", "-O", "qcow2", "q", "t", cwd=tmp_path, code=1)
+        run.byre("convert", "-O", "qcow2", "q", "t", cwd=tmp_path, code=1)
+    run.qemu_img("check", tmp_path / "t")
+
+
+@pytest.mark.parametrize("words", [["-c", "-O", "qcow2"], ["-l", "s"], ["--bitmaps", "-O", "qcow2"], ["-O", "qcow2", "-o", "encrypt.format=luks"],
+                                   ["--object", "secret,id=s,data=x"]], ids=lambda w: " ".join(w))
+def test_later_options_say_so(tmp_path, words):
+    """5.032 5.041 5.042"""
+    run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
+    done = run.byre("convert", *words, "r", "x", cwd=tmp_path, code=1)
+    assert "not supported yet" in done.err and not (tmp_path / "x").exists()
+
+
+@pytest.mark.serial
+def test_block_device(tmp_path):
+    """5.047: old content of a device does not shine through"""
+    with open(tmp_path / "back", "wb") as f:
+        f.write(b"\xdd" * (16 << 20))
+    (tmp_path / "r").write_bytes(bytes(1 << 20) + os.urandom(1 << 20) + bytes(14 << 20))
+    device, detach = run.loop_device(tmp_path / "back")
+    try:
+        run.byre("convert", "-n", "-f", "raw", "-O", "raw", tmp_path / "r", device)
+        run.run("cmp", tmp_path / "r", device)
+        run.run("dd", "if=/dev/zero", "bs=1M", "count=16", f"of={device}", "status=none", "conv=notrunc")
+        run.byre("convert", "-f", "raw", "-O", "qcow2", tmp_path / "r", device)
+        run.qemu_img("compare", "-f", "raw", "-F", "qcow2", tmp_path / "r", device)
+    finally:
+        detach()
+
+
+def test_random_chains(tmp_path):
+    """5.030: random chains, converted by byre, equal to the peer's reading"""
+    rng = random.Random(530)
+    previous = None
+    for i in range(4):
+        words = ["create", "-q", "-f", "qcow2", "-o", f"cluster_size={512 << rng.randrange(9)}"]
+        run.qemu_img(*words, *(["-b", previous, "-F", "qcow2"] if previous else []), f"i{i}", f"{rng.choice([3, 4, 6])}M", cwd=tmp_path)
+        commands = [f"write {rng.choice(['-z', '-z -u', f'-P {i + 1}'])} {rng.randrange(4096) * 512} {rng.randrange(1, 300) * 512}" for _ in range(15)]
+        run.qemu_io(tmp_path / f"i{i}", *commands, cwd=tmp_path)
+        previous = f"i{i}"
+        for fmt in ("raw", "qcow2"):
+            run.byre("convert", "-O", fmt, previous, "x", cwd=tmp_path)
+            run.qemu_img("compare", "-F", fmt, previous, "x", cwd=tmp_path)
+    shutil.rmtree(tmp_path, ignore_errors=True)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""byre resize against qemu-img resize (FEATURES 5.064, 5.065, 1.142 to 1.144)."""
+import os
+
+import pytest
+
+from lib import run
+
+CASES = [["+1G"], ["-1M"], ["--shrink", "-1M"], ["--shrink", "-5G"], ["--shrink", "0"], ["0"], ["8M"], ["16M"], ["1000"], ["12x"], ["+"], [""],
+         ["--preallocation=full", "9M"], ["--preallocation=full", "4M"], ["--preallocation=falloc", "+1M"], ["--preallocation=metadata", "+1M"],
+         ["--preallocation=full", "--shrink", "1M"], ["--preallocation=bogus", "9M"], ["-q", "9M"], ["--shrink", "4M"], ["+512"], ["+8E"], ["1.5M", "--shrink"]]
+
+
+@pytest.mark.parametrize("words", CASES, ids=lambda w: " ".join(w))
+def test_qcow2(twin, words):
+    """5.064 5.065: exit code and the size that comes out"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "8M"], ["qemu-io", "-c", "write -P 9 0 8M", "x"])
+    size = [w for w in words if not w.startswith("--") and w != "-q"]
+    options = [w for w in words if w not in size]
+    ours, theirs = twin.same_code("resize", *options, "x", *size)
+    sizes = [run.qemu_img("info", "--output=json", f"{folder}/x").json["virtual-size"] for folder in (twin.ours, twin.theirs)]
+    assert sizes[0] == sizes[1]
+    if not ours.code:
+        assert ours.out == theirs.out
+    run.qemu_img("check", f"{twin.ours}/x")
+    run.qemu_img("compare", f"{twin.ours}/x", f"{twin.theirs}/x")
+
+
+@pytest.mark.parametrize("words", [["2k"], ["1k"], ["--shrink", "512"], ["+512"], ["--preallocation=full", "+1M"]], ids=lambda w: " ".join(w))
+def test_raw(twin, words):
+    """5.064 3.028"""
+    twin.give(["qemu-img", "create", "-q", "-f", "raw", "x", "1k"])
+    ours, theirs = twin.same_code("resize", "-f", "raw", *words[:-1], "x", words[-1])
+    assert os.stat(f"{twin.ours}/x").st_size == os.stat(f"{twin.theirs}/x").st_size
+
+
+def test_guessed_raw_warns(tmp_path):
+    """3.027: a guessed raw format is told"""
+    run.byre("create", "-q", "-f", "raw", tmp_path / "x", "1M")
+    done = run.byre("resize", tmp_path / "x", "2M")
+    assert "WARNING: Image format was not specified" in done.err
+    assert "WARNING" not in run.byre("resize", "-f", "raw", tmp_path / "x", "3M").err
+
+
+def test_shrink_gives_space_back(tmp_path):
+    """1.143: shrinking needs --shrink and makes the file smaller"""
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "x", "64M")
+    run.byre("io", "-c", "write -P 1 0 64M", tmp_path / "x")
+    before = (tmp_path / "x").stat().st_size
+    run.byre("resize", tmp_path / "x", "1M", code=1)
+    assert (tmp_path / "x").stat().st_size == before
+    run.byre("resize", "--shrink", tmp_path / "x", "1M")
+    assert (tmp_path / "x").stat().st_size < before // 8
+    run.qemu_img("check", tmp_path / "x")
+
+
+def test_new_part_reads_zero(tmp_path):
+    """1.142 11.009: also where a longer backing image would shine through"""
+    run.byre("create", "-q", "-f", "raw", tmp_path / "base", "4M")
+    run.byre("io", "-f", "raw", "-c", "write -P 5 0 4M", tmp_path / "base")
+    run.byre("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", tmp_path / "top", "1M")
+    run.byre("resize", tmp_path / "top", "3M")
+    run.qemu_io(tmp_path / "top", "read -P 5 0 1M", "read -P 0 1M 2M")
+
+
+@pytest.mark.serial
+def test_block_device(tmp_path):
+    """1.144: a device does not grow; a size that fits is exact"""
+    with open(tmp_path / "back", "wb") as f:
+        f.truncate(64 << 20)
+    device, detach = run.loop_device(tmp_path / "back")
+    try:
+        run.byre("resize", "-f", "raw", device, "128M", code=1)
+        run.byre("resize", "-f", "raw", device, "64M")
+    finally:
+        detach()
+
+
+@pytest.mark.parametrize("words", [[], ["x"], ["x", "1M", "y"], ["missing", "1M"], ["--image-opts", "driver=qcow2,file.filename=x", "9M"],
+                                   ["-f", "nope", "x", "9M"]])
+def test_usage(twin, words):
+    """5.009"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "8M"])
+    twin.same_code("resize", *words)
