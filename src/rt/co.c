@@ -37,7 +37,8 @@
 #define COLOURS 12u
 #define COLOUR_BYTES 320u       /* a multiple of the cache line that does not divide the page */
 
-#if defined(__x86_64__) || defined(__aarch64__)
+/* RT_UCONTEXT (for tests): the fallback of other processors, here. */
+#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(RT_UCONTEXT)
 #define CO_ASM 1
 void rt_co_switch(void **save_sp, void *to_sp);
 void rt_co_entry(void);
