@@ -260,7 +260,8 @@ static const char *wait_for_end(struct serve *s, int signal_fd)
         struct pollfd p[2] = { { .fd = signal_fd, .events = POLLIN }, { .fd = s->quit_fd, .events = POLLIN } };
         if (poll(p, 2, -1) < 0)
             continue;
-        if (p[0].revents)
+        struct signalfd_siginfo taken;      /* else the signal stays pending and counts as the second one */
+        if (p[0].revents && read(signal_fd, &taken, sizeof taken) == sizeof taken)
             return "host-signal";
         if (p[1].revents)
             return "host-qmp-quit";
