@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""The same server in front of real images: `byre serve` with raw and qcow2, on each backend of the runtime."""
+import json
+import os
+
+import pytest
+import rawnbd as raw
+from lib import peers
+from lib.run import run
+
+nbd = peers.need_module("nbd")
+MIB = 1 << 20
+
+
+@pytest.fixture(params=["raw", "qcow2"])
+def fmt(request):
+    return request.param
+
+
+@pytest.fixture
+def serve(byre_serve, backend, fmt, tmp_path):
+    """serve(size, *options): (server, path of the image)"""
+    def start(size=32 * MIB, *options):
+        image = tmp_path / f"disk.{fmt}"
+        if not image.exists() and fmt == "raw":
+            image.touch()
+            os.truncate(image, size)
+        elif not image.exists():
+            run(peers.need("qemu-img"), "create", "-q", "-f", fmt, image, str(size))
+        return byre_serve(image, "-f", fmt, *options, env={"BYRE_BACKEND": backend}), image
+    return start
+
+
+def check(image, fmt):
+    if fmt == "qcow2":
+        run(peers.need("qemu-img"), "check", "-q", image)
+
+
+def test_flags_sizes_contexts(serve):
+    server, _ = serve(32 * MIB + 512)
+    info = json.loads(run(peers.need("nbdinfo"), "--json", server.uri).out)["exports"][0]
+    assert info["export-size"] == 32 * MIB + 512 and not info["is_read_only"]
+    assert all(info[f"can_{what}"] for what in ("cache", "df", "fast_zero", "flush", "fua", "multi_conn", "trim", "zero"))
+    assert info["contexts"] == ["base:allocation", "qemu:allocation-depth"]
+
+
+def test_copy_there_and_back(serve, fmt, tmp_path):
+    server, image = serve(24 * MIB)
+    source, back = tmp_path / "source", tmp_path / "back"
+    with open(source, "wb") as f:
+        for i in range(24):
+            f.write(os.urandom(MIB) if i % 3 == 0 else bytes(MIB // 2) + os.urandom(MIB // 2) if i % 3 == 1 else bytes(MIB))
+    run("nbdcopy", "--flush", source, server.uri)
+    run("nbdcopy", server.uri, back)
+    assert source.read_bytes() == back.read_bytes()
+    assert server.stop() == 0
+    check(image, fmt)
+    run("qemu-img", "compare", "-f", "raw", "-F", fmt, source, image)
+
+
+def test_commands_and_errors(serve, fmt):
+    server, image = serve()
+    h = nbd.NBD()
+    h.add_meta_context("base:allocation")
+    h.add_meta_context("qemu:allocation-depth")
+    h.connect_uri(server.uri)
+    h.pwrite(b"p" * 70000, 1000)
+    h.zero(4096, 8192)
+    h.trim(65536, 65536)
+    h.cache(MIB, 0)
+    h.zero(65536, 131072, nbd.CMD_FLAG_NO_HOLE)
+    h.flush()
+    h.pwrite(b"q" * 512, 32 * MIB - 512, nbd.CMD_FLAG_FUA)
+    want = bytearray(bytes(1000) + b"p" * 70000 + bytes(196608 - 71000))
+    want[8192:12288] = bytes(4096)
+    got = h.pread(len(want), 0)
+    assert got[:65536] == want[:65536] and got[131072:] == want[131072:]
+    assert got[65536:71000] in (want[65536:71000], bytes(5464))          # trimmed: either is allowed
+    found = {}
+
+    def extent(name, start, entries, error):
+        found[name] = [(entries[i], entries[i + 1]) for i in range(0, len(entries), 2)]
+        return 0
+
+    h.block_status(32 * MIB, 0, extent)
+    for extents in found.values():
+        assert sum(length for length, _ in extents) == 32 * MIB
+    assert found["base:allocation"][0][1] == 0 and found["base:allocation"][-1][1] == 0
+    assert any(flags == 3 for _, flags in found["base:allocation"])
+    h.set_strict_mode(0)
+    for call, code in ((lambda: h.pwrite(b"x" * 1024, 32 * MIB - 512), 28), (lambda: h.zero(1024, 32 * MIB - 512), 28),
+                       (lambda: h.pread(1024, 32 * MIB - 512), 22), (lambda: h.trim(1024, 32 * MIB - 512), 22)):
+        with pytest.raises(nbd.Error) as e:
+            call()
+        assert e.value.errnum == code
+    h.shutdown()
+    assert server.stop() == 0
+    check(image, fmt)
+
+
+def test_read_only(serve):
+    server, image = serve()
+    assert server.stop() == 0
+    before = image.read_bytes()
+    server, _ = serve(0, "--read-only")
+    h = nbd.NBD()
+    h.set_strict_mode(0)
+    h.connect_uri(server.uri)
+    assert h.is_read_only()
+    for call in (lambda: h.pwrite(b"x" * 512, 0), lambda: h.zero(512, 0), lambda: h.trim(512, 0)):
+        with pytest.raises(nbd.Error) as e:
+            call()
+        assert e.value.errnum == 1
+    assert h.pread(4096, 0) == bytes(4096)
+    h.shutdown()
+    assert server.stop() == 0
+    assert image.read_bytes() == before
+
+
+def test_extended_headers_on_a_large_disk(serve, fmt):
+    size = 8 << 40
+    server, image = serve(size)
+    with raw.Client(server.socket).enter("", "extended", ["base:allocation", "qemu:allocation-depth"]) as c:
+        assert c.size == size
+        extents = c.status(0, size)
+        assert extents[0] == [(size, 3)]
+        assert c.request(raw.ZEROES, 0, size)[0] == 0
+        assert c.write(size - 4096, b"e" * 4096) == 0
+        assert c.read(size - 8192, 8192) == bytes(4096) + b"e" * 4096
+        extents = c.status((1 << 32) - 512, size - (1 << 32) + 512)[0]
+        assert sum(length for length, _ in extents) == size - (1 << 32) + 512 and extents[-1][1] == 0
+        assert c.request(raw.TRIM, 0, size)[0] == 0
+        assert c.request(raw.FLUSH)[0] == 0
+        assert c.disconnect()
+    assert server.stop() == 0
+    check(image, fmt)
+
+
+@pytest.mark.timeout(180)
+def test_fio_on_four_connections(serve, fmt, tmp_path):
+    server, image = serve(64 * MIB, "--threads", "2")
+    job = tmp_path / "job.fio"
+    parts = "".join(f"[j{i}]\noffset={i * 16}m\nsize=16m\n" for i in range(4))
+    job.write_text(f"""[global]
+ioengine=nbd
+uri={server.uri}
+rw=randrw
+rwmixwrite=70
+bsrange=512-64k
+iodepth=64
+verify=crc32c
+verify_fatal=1
+do_verify=1
+{parts}""")
+    run(peers.need("fio"), "--output-format=json", "--output", tmp_path / "out", job, timeout=170, cwd=tmp_path)
+    text = (tmp_path / "out").read_text()
+    assert all(j["error"] == 0 and j["write"]["total_ios"] > 100 for j in json.loads(text[text.index("{"):])["jobs"])
+    assert server.stop() == 0
+    check(image, fmt)
