@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/checked.h"
 #include "rt/loop.h"
 #include "rt/sync.h"
 
@@ -24,6 +25,7 @@ struct slot {
     struct q2_piece p;
     struct stor *store;
     struct co_waitq *q;
+    uint64_t cap;              /* bytes of p.data */
     bool done;
 };
 
@@ -38,17 +40,37 @@ static void read_slot(struct co *co, void *arg)
     co_wake_all(s->q);
 }
 
-/* Starts the read of a slot. false: nothing left to read. */
-static bool start(struct co *co, struct slot *s, uint64_t max_bytes, const struct q2_ahead_ops *ops, void *arg)
+/* Makes room for the piece. Small images get by with small buffers. */
+static int make_room(struct slot *s)
+{
+    size_t align = s->store->lim.mem_align > 4096 ? s->store->lim.mem_align : 4096;
+    if (s->p.len <= s->cap)
+        return 0;
+    free(s->p.data);
+    s->p.data = NULL;
+    s->cap = 0;
+    void *mem;
+    if (posix_memalign(&mem, align, round_up(s->p.len, 4096)))
+        return -ENOMEM;
+    s->p.data = mem;
+    s->cap = round_up(s->p.len, 4096);
+    return 0;
+}
+
+/* Starts the read of a slot. 0: nothing left to read; 1: started; -ENOMEM. */
+static int start(struct co *co, struct slot *s, uint64_t max_bytes, const struct q2_ahead_ops *ops, void *arg)
 {
     s->p.rc = 0;
     if (!ops->next(arg, &s->p))
-        return false;
+        return 0;
     ASSERT(s->p.len && s->p.len <= max_bytes);
+    int rc = make_room(s);
+    if (rc)
+        return rc;
     s->done = false;
     if (rt_spawn(co_loop(co), read_slot, s))
         read_slot(co, s);
-    return true;
+    return 1;
 }
 
 static void wait_slot(struct co *co, struct slot *s)
@@ -64,7 +86,10 @@ static int run(struct co *co, struct slot *slots, uint64_t max_bytes, const stru
     int rc = 0;
     for (;;) {
         while (more && !rc && busy < Q2_AHEAD_SLOTS) {
-            more = start(co, &slots[(head + busy) % Q2_AHEAD_SLOTS], max_bytes, ops, arg);
+            int started = start(co, &slots[(head + busy) % Q2_AHEAD_SLOTS], max_bytes, ops, arg);
+            if (started < 0)
+                rc = started;
+            more = started > 0;
             busy += more;
         }
         if (!busy)
@@ -81,15 +106,13 @@ int q2_ahead_run(struct co *co, struct stor *store, uint64_t max_bytes, const st
 {
     struct co_waitq q = { 0 };
     struct slot *slots = calloc(Q2_AHEAD_SLOTS, sizeof *slots);
-    uint8_t *mem = NULL;
-    size_t align = store->lim.mem_align > 4096 ? store->lim.mem_align : 4096;
-    int rc = -ENOMEM;
-    if (slots && !posix_memalign((void **)&mem, align, Q2_AHEAD_SLOTS * max_bytes)) {
-        for (unsigned i = 0; i < Q2_AHEAD_SLOTS; i++)
-            slots[i] = (struct slot){ .p.data = mem + i * max_bytes, .store = store, .q = &q };
-        rc = run(co, slots, max_bytes, ops, arg);
-    }
-    free(mem);
+    if (!slots)
+        return -ENOMEM;
+    for (unsigned i = 0; i < Q2_AHEAD_SLOTS; i++)
+        slots[i] = (struct slot){ .store = store, .q = &q };
+    int rc = run(co, slots, max_bytes, ops, arg);
+    for (unsigned i = 0; i < Q2_AHEAD_SLOTS; i++)
+        free(slots[i].p.data);
     free(slots);
     return rc;
 }

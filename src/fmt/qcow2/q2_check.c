@@ -93,7 +93,8 @@ int q2_stored_exact(struct co *co, const struct q2_checker *k, uint64_t cluster,
 static int load_rt(struct co *co, struct q2_checker *k)
 {
     const struct q2_header *h = &k->q->h;
-    k->rt_all = (uint64_t)h->rt_clusters << k->g->cluster_bits >> 3;
+    uint64_t inside = h->rt_off < k->file_bytes ? div_up(k->file_bytes - h->rt_off, 8) : 0;     /* what is not in the file is zeros */
+    k->rt_all = min_u64((uint64_t)h->rt_clusters << k->g->cluster_bits >> 3, inside);
     k->rt_entries = min_u64(k->rt_all, div_up(k->clusters, 1ull << k->g->block_bits));
     k->rt = calloc(k->rt_all + 1, 8);
     k->rt_bad = bitmap_new(k->rt_entries + 1);

@@ -71,9 +71,8 @@ uint64_t q2_snapshots_emit(const struct q2_snapshot_scan *scan, const struct q2_
 
 /* q2_edit.c: 8-byte table entries to be changed, collected and written sector by sector. */
 struct q2_edit { uint64_t off, value; };
-struct q2_edits { struct q2_edit *list; size_t count; };
+struct q2_edits { struct q2_edit *list; size_t count, room; };       /* all zeros: empty */
 #define Q2_EDITS_MAX 65536u
-MUST_USE int q2_edits_init(struct q2_edits *e);
 void q2_edits_fini(struct q2_edits *e);
 /* Adds one; writes all when the list is full. off: multiple of 8. Suspends. */
 MUST_USE int q2_edits_add(struct co *co, struct q2_edits *e, struct q2_image *q, uint64_t off, uint64_t value);

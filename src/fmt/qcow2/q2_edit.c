@@ -19,12 +19,6 @@
 #define SPAN_MAX 65536u              /* bytes rewritten at once */
 #define GAP_MAX 4096u                /* entries closer than this share a span */
 
-int q2_edits_init(struct q2_edits *e)
-{
-    *e = (struct q2_edits){ .list = malloc(Q2_EDITS_MAX * sizeof *e->list) };
-    return e->list ? 0 : -ENOMEM;
-}
-
 void q2_edits_fini(struct q2_edits *e)
 {
     free(e->list);
@@ -73,6 +67,14 @@ int q2_edits_apply(struct co *co, struct q2_edits *e, struct q2_image *q)
 int q2_edits_add(struct co *co, struct q2_edits *e, struct q2_image *q, uint64_t off, uint64_t value)
 {
     ASSERT(off % 8 == 0);
+    if (e->count == e->room) {
+        size_t room = e->room ? e->room * 4 : 64;
+        struct q2_edit *list = realloc(e->list, room * sizeof *list);
+        if (!list)
+            return -ENOMEM;
+        e->list = list;
+        e->room = room;
+    }
     e->list[e->count++] = (struct q2_edit){ off, value };
     return e->count == Q2_EDITS_MAX ? q2_edits_apply(co, e, q) : 0;
 }

@@ -124,10 +124,8 @@ static int entry_stage(struct co *co, struct q2_checker *k, unsigned stages, uns
 {
     static const struct q2_visitor v = { .ref = ignore_ref, .fault = ignore_fault, .entry = edit_entry };
     struct entry_pass p = { .k = k, .stages = stages };
-    int rc = q2_edits_init(&p.edits);
     struct q2_walk w = q2_checker_walk(k, parts, &v, &p);
-    if (!rc)
-        rc = q2_walk(co, &w);
+    int rc = q2_walk(co, &w);
     if (!rc)
         rc = q2_edits_apply(co, &p.edits, k->q);
     if (!rc && p.count)
