@@ -73,6 +73,8 @@ extern const struct cmd *const bin_commands[];      /* ends with NULL */
 /* Prints "prog: text" to standard error; returns 1. */
 int run_fail(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);
 int run_fail_err(struct run *r, const struct byre_err *err);
+/* What to add to err->text for people: " (the image is locked)", or "". */
+const char *run_hint(const struct byre_err *err);
 /* The same with a hint at --help; returns the command's exit code of wrong usage. */
 int run_usage(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);
 void run_warn(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);

@@ -36,7 +36,12 @@ int run_fail(struct run *r, const char *fmt, ...)
 
 int run_fail_err(struct run *r, const struct byre_err *err)
 {
-    return run_fail(r, "%s", err->text);
+    return run_fail(r, "%s%s", err->text, run_hint(err));
+}
+
+const char *run_hint(const struct byre_err *err)
+{
+    return err->reason && strcmp(err->reason, "LOCKED") == 0 ? " (another program holds a lock on the image)" : "";
 }
 
 int run_usage(struct run *r, const char *fmt, ...)
@@ -150,7 +155,7 @@ struct byre_image *run_open(struct run *r, const struct open_args *a)
     o.cache = a->cache;
     o.format = a->format;
     if (byre_open(r->ctx, a->name, &o, &image, &err)) {
-        run_fail(r, "Could not open '%s': %s", a->name, err.text);
+        run_fail(r, "Could not open '%s': %s%s", a->name, err.text, run_hint(&err));
         return NULL;
     }
     if (a->warn_raw && !a->quiet && byre_is_probed(image) && !byre_is_read_only(image) && strcmp(byre_format(image), "raw") == 0)

@@ -48,7 +48,7 @@ int io_image_open(struct io_shell *s, const struct io_open *how)
     o.format = how->format;
     if (byre_open(s->r->ctx, how->name, &o, &s->image, &err)) {
         io_open_fini(&copy);
-        return run_fail(s->r, "can't open device %s: %s", how->name, err.text);
+        return run_fail(s->r, "can't open device %s: %s%s", how->name, err.text, run_hint(&err));
     }
     io_open_fini(&s->how);
     s->how = copy;
@@ -83,7 +83,7 @@ static const struct opt_row open_rows[] = {
     { .short_name = 'k', .type = OPT_BOOL, OPT_AT(struct open_opts, native), .help = "accepted, no effect" },
     { .short_name = 'i', .type = OPT_STR, OPT_AT(struct open_opts, aio), .arg = "MODE", .help = "accepted, no effect" },
     { .short_name = 't', .type = OPT_STR, OPT_AT(struct open_opts, cache), .arg = "MODE", .help = "cache mode" },
-    { .short_name = 'd', .type = OPT_STR, OPT_AT(struct open_opts, discard), .arg = "MODE", .help = "ignore (off) or unmap (on)" },
+    { .short_name = 'd', .type = OPT_STR, OPT_AT(struct open_opts, discard), .arg = "MODE", .help = "ignore (off) or unmap (on) [unmap]" },
     { .short_name = 'o', .type = OPT_LIST, OPT_AT(struct open_opts, options), .arg = "OPTIONS", .help = "node options: driver=qcow2,file.filename=x" },
     OPT_END
 };
@@ -128,7 +128,7 @@ static int parse_discard(struct io_shell *s, const char *word, bool *ret)
 static int run_open_cmd(struct io_shell *s, const void *opts, int argc, char **argv)
 {
     const struct open_opts *o = opts;
-    struct io_open how = { .read_only = o->read_only, .force_share = o->force_share, .image_opts = o->options.count > 0 };
+    struct io_open how = { .read_only = o->read_only, .force_share = o->force_share, .image_opts = o->options.count > 0, .discard = true };
     if (s->image)
         return run_fail(s->r, "file open already, try 'help close'");
     how.cache = run_cache(s->r, o->cache, o->nocache ? BYRE_CACHE_NONE : BYRE_CACHE_WRITEBACK, "cache");

@@ -40,7 +40,7 @@ static const struct opt_row rows[] = {
     { "native-aio", 'k', OPT_BOOL, OPT_AT(struct opts, native), .help = "same as -i native" },
     { "aio", 'i', OPT_STR, OPT_AT(struct opts, aio), .arg = "MODE", .help = "threads, native or io_uring [io_uring]" },
     ROW_CACHE(struct opts, cache, "cache mode"),
-    { "discard", 'd', OPT_STR, OPT_AT(struct opts, discard), .arg = "MODE", .help = "ignore (off) discards, or unmap (on) what they cover [ignore]" },
+    { "discard", 'd', OPT_STR, OPT_AT(struct opts, discard), .arg = "MODE", .help = "ignore (off) discards, or unmap (on) what they cover [unmap]" },
     { "trace", 'T', OPT_STR, .flags = OPT_LATER, .arg = "PATTERN", .help = "trace points" },
     ROW_FORCE_SHARE(struct opts),
     OPT_END
@@ -152,7 +152,7 @@ static int parse(struct run *r, const struct opts *o, struct io_open *how)
         run_fail(r, "Invalid discard option: %s", o->discard);
         return -1;
     }
-    how->discard = o->discard && (strcmp(o->discard, "unmap") == 0 || strcmp(o->discard, "on") == 0);
+    how->discard = !o->discard || strcmp(o->discard, "unmap") == 0 || strcmp(o->discard, "on") == 0;
     how->read_only = o->read_only;
     how->force_share = o->force_share;
     how->image_opts = o->image_opts;

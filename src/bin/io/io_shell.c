@@ -58,7 +58,7 @@ int io_help(struct io_shell *s, const void *opts, int argc, char **argv)
         return print_help(c);
     if (argc) {
         printf("command %s not found\n", argv[0]);
-        return 0;
+        return 1;
     }
     for (const struct io_cmd *const *p = io_commands; *p; p++)
         print_one_line(*p);

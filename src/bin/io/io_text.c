@@ -9,6 +9,7 @@
  * Failure      told on standard error; results of requests on standard output
  * Tests        tests/cli/io_test.py
  */
+#include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -116,7 +117,7 @@ void io_dump(const uint8_t *buf, uint64_t off, uint64_t len)
             printf("%02x ", buf[i + k]);
         printf(" ");
         for (uint64_t k = 0; k < n; k++)
-            putchar(buf[i + k] >= 0x20 && buf[i + k] < 0x7f ? buf[i + k] : '.');
+            putchar(isalnum(buf[i + k]) ? buf[i + k] : '.');
         printf("\n");
     }
 }

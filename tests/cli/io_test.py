@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: MIT
+"""byre io against qemu-io (FEATURES area 6)."""
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lib import peers, run
+from twin import Holder
+
+# Numbers that depend on the clock: "00.00 sec (34.448 MiB/sec and 551.1752 ops/sec)", and the last three fields of -C.
+CLOCK = [(re.compile(r"\d\d\.\d\d sec \([^)]*\)"), "TIME"), (re.compile(r"^(\d+,\d+),.*$", re.M), r"\1,TIME")]
+
+
+def timeless(text):
+    for pattern, by in CLOCK:
+        text = pattern.sub(by, text)
+    return text
+
+
+def both(twin, *commands, options=(), image="x", same=True):
+    """Runs the commands in both; exit codes equal, standard output equal but for times."""
+    words = list(options)
+    for command in commands:
+        words += ["-c", command]
+    ours, theirs = twin.io(*words, *([image] if image else []))
+    assert ours.code == theirs.code, f"{ours}\n=== the peer:\n{theirs}"
+    if same:
+        assert timeless(ours.out) == timeless(theirs.out), f"{ours}\n=== the peer:\n{theirs}"
+    return ours, theirs
+
+
+@pytest.fixture
+def disk(twin):
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "4M"], ["qemu-io", "-c", "write -P 0xaa 0 128k", "x"],
+              ["qemu-img", "create", "-q", "-f", "raw", "r", "1M"])
+    return twin
+
+
+GOOD = [["write -P 0xaa 0x1000 4k", "read -P 0xaa 4k 4k"], ["write 1M 1M", "read -P 0xcd 1M 1M"], ["read -v 4080 32"], ["read -v 0 20"],
+        ["read -P 0xaa -s 512 -l 512 0 4k"], ["read -P 0xaa -s 4k 0 4k"], ["read -C 0 4k"], ["read -q 0 4k"], ["read -p 0 512"], ["r 0 4k", "w 0 4k"],
+        ["readv 0 512 1024 2048"], ["readv -v 0 16 16"], ["readv -P 0xaa 0 512 512"], ["writev -P 5 0 4k 8k", "read -P 5 0 12k"],
+        ["writev -P 1 0 3000 1000", "read -P 1 0 4000"], ["write -z 64k 64k", "read -P 0 64k 64k"], ["write -z -u 64k 64k", "map"], ["write -f 0 4k"],
+        ["write -f -q 0 4k"], ["write -P 7 512 100", "read -P 7 512 100"], ["write -z 3 4"], ["flush"], ["f"], ["length"], ["l"],
+        ["alloc 0 4M", "alloc 0", "alloc 1M 1", "alloc 1M 0", "alloc 8M 1", "alloc 64k 1M"], ["map"], ["a 0 1M"], ["truncate 8M", "length"],
+        ["truncate -m metadata 6M", "length", "map"], ["discard 0 64k", "read -P 0 0 64k", "map"], ["discard -q 0 64k"], ["discard -C 0 64k"], ["d 0 64k"],
+        ["read 0 0", "write 0 0"], ["sleep 10"], ["help read"] and ["length", "length"], ["quit", "read 0 4k"], ["q"], [""], ["  read   0   512  "],
+        ["reopen -r", "length", "reopen -w", "write 0 4k"], ["reopen -c none", "read 0 4k"], ["close", "open x", "length"], ["close"],
+        ["aio_write -P 9 0 64k", "aio_flush", "read -P 9 0 64k"], ["aio_read -P 0xaa 0 64k", "aio_flush"], ["aio_read -v 0 16", "aio_flush"],
+        ["aio_write -q 0 4k", "aio_flush"], ["aio_write -C 0 64k", "aio_flush"],
+        ["aio_write -i 0 4k", "aio_flush"], ["aio_read -P 8 0 64k", "aio_flush"], ["aio_read 0 4k 4k 512", "aio_flush"]]
+
+
+@pytest.mark.parametrize("commands", GOOD, ids=lambda c: "; ".join(c))
+def test_same_output(disk, commands):
+    """6.002 to 6.013: output, exit code and content equal the peer's"""
+    both(disk, *commands)
+    run.qemu_img("compare", f"{disk.ours}/x", f"{disk.theirs}/x")
+    run.qemu_img("check", f"{disk.ours}/x")
+
+
+BAD = [["read -P 0x11 0 4k"], ["read -P 0x11 -s 512 -l 512 0 4k"], ["readv -P 0x11 0 4k"], ["read 0 1G"], ["read 100M 4k"], ["read 9M 0"], ["write 4M 1"],
+       ["discard 10M 64k"], ["read 0"], ["read"], ["read 0 x"], ["read x 5"], ["read -1 5"], ["read 0 3G"], ["read 0 -1"], ["bogus"], ["read -Z 0 4k"],
+       ["write -u 0 4k"], ["write -n 0 4k"], ["write -z -P 3 0 4k"], ["write -P 300 0 4k"], ["write -P x 0 4k"], ["write -s /nonexistent 0 4k"],
+       ["aio_write -u 0 4k"], ["truncate"], ["truncate x"], ["truncate -m bogus 9M"], ["truncate 1000"], ["sleep"], ["sleep x"], ["sleep -5"], ["sigraise x"],
+       ["length 1"], ["map 1"], ["open foo"], ["close", "read 0 4k"], ["close", "length"], ["reopen -r -w"], ["reopen -c bogus"], ["reopen -r", "write 0 4k"],
+       ["read -s 4k 0 512"], ["read -P 0xaa -s 2k -l 4k 0 4k"], ["alloc x"], ["alloc 0 x"], ["discard 0 3G"], ["discard x 1"], ["aio_read x"], ["readv 0"],
+       ["writev 0 512 x"], ["close", "open -t bogus x"], ["close", "open missing"], ["bogus", "length"], ["read 0 70s"]]
+
+
+@pytest.mark.parametrize("commands", BAD, ids=lambda c: "; ".join(c))
+def test_same_failure(disk, commands):
+    """6.002: one failed command makes the exit code 1; the image is unharmed"""
+    if commands == ["read -s 4k 0 512"]:
+        pytest.skip("the peer takes -s without -P for granted")
+    ours, _ = both(disk, *commands, same=False)
+    assert ours.code == 1 and (ours.err or ours.out)
+    run.qemu_img("compare", f"{disk.ours}/x", f"{disk.theirs}/x")
+
+
+def test_pattern_text(disk):
+    """6.004: the line that scripts look for"""
+    ours, theirs = both(disk, "read -P 0x11 0 4k")
+    assert "Pattern verification failed at offset 0, 4096 bytes" in ours.out
+
+
+def test_failed_lines(disk):
+    """6.004: the form of the line when a request fails"""
+    ours, theirs = both(disk, "read 100M 4k", "write 100M 4k", "discard 100M 4k", "writev 100M 4k", "readv 100M 4k", same=False)
+    assert ours.out == theirs.out
+
+
+def test_options(disk):
+    """6.001: the program's own options"""
+    both(disk, "read -P 0xaa 0 4k", options=["-r"])
+    both(disk, "write 0 4k", options=["-r"], same=False)
+    both(disk, "read -P 0xaa 0 4k", options=["-n"])
+    both(disk, "write -P 3 1000 5000", "read -P 3 1000 5000", options=["-m"])
+    both(disk, "write -P 3 1000 5000", "read -P 3 1000 5000", options=["-m", "-n"])
+    both(disk, "read -P 0xaa 0 4k", options=["-i", "threads"])
+    both(disk, "read -P 0xaa 0 4k", options=["-n", "-k"])
+    both(disk, "read -P 0xaa 0 4k", options=["-k"], same=False)
+    both(disk, "read -P 0xaa 0 4k", options=["-t", "none"])
+    both(disk, "read 0 4k", options=["-t", "bogus"], same=False)
+    both(disk, "read 0 4k", options=["-i", "bogus"], same=False)
+    both(disk, "read 0 4k", options=["-d", "bogus"], same=False)
+    both(disk, "read 0 4k", options=["-U"], same=False)
+    both(disk, "read 0 4k", options=["-U", "-r"])
+    both(disk, "length", options=["--image-opts"], image="driver=qcow2,file.filename=x")
+    both(disk, "length", options=["-f", "raw"], image="r")
+    both(disk, "info", options=["-f", "raw"], image="r")
+    both(disk, "alloc 0 1M", "map", options=["-f", "raw"], image="r")
+    both(disk, "read 0 4k", image="missing", same=False)
+    both(disk, "read 0 4k", image=None, same=False)
+    both(disk, "open -r x", "length", image=None)
+    both(disk, "open -o driver=qcow2,file.filename=x", "length", image=None)
+    both(disk, "open -o driver=qcow2 x", "length", image=None)
+    both(disk, "open -r x", "write 0 1k", image=None, same=False)
+    both(disk, "open x", "open x", image=None, same=False)
+    ours, theirs = disk.io("--bogus")
+    assert ours.code == theirs.code == 1
+    ours, theirs = disk.io("a", "b")
+    assert ours.code == theirs.code == 1
+
+
+def test_info(disk):
+    """6.011: what info prints"""
+    both(disk, "info")
+    both(disk, "i")
+
+
+def test_snapshot_option(disk):
+    """6.001 11.013: changes go to a temporary file that is gone at the end"""
+    before = open(f"{disk.ours}/x", "rb").read()
+    done = run.byre("io", "-s", "-c", "write -P 7 0 4k", "-c", "read -P 7 0 4k", "-c", "read -P 0xaa 4k 4k", "x", cwd=disk.ours,
+                    env={"TMPDIR": disk.ours})
+    assert done.code == 0
+    assert open(f"{disk.ours}/x", "rb").read() == before
+    assert sorted(os.listdir(disk.ours)) == ["r", "x"]
+
+
+def test_guessed_raw_is_protected(disk):
+    """3.027: the first sector of a guessed raw image does not become a header"""
+    with open(f"{disk.ours}/magic", "wb") as f:
+        f.write(open(f"{disk.ours}/x", "rb").read(512))
+    run.byre("io", "-c", "write -s magic 0 512", "r", cwd=disk.ours, code=1)
+    run.byre("io", "-f", "raw", "-c", "write -s magic 0 512", "r", cwd=disk.ours)
+
+
+def test_pattern_file(disk):
+    """6.006: -s repeats the file"""
+    for folder in (disk.ours, disk.theirs):
+        with open(f"{folder}/p", "wb") as f:
+            f.write(bytes(range(100)))
+    both(disk, "write -s p 0 1000", "read -v 0 256")
+    run.qemu_img("compare", f"{disk.ours}/x", f"{disk.theirs}/x")
+
+
+def test_overlapping_aio_keeps_the_order(disk):
+    """6.008: the content is that of the commands in order"""
+    commands = []
+    for i in range(60):
+        commands.append(f"aio_write -q -P {i + 1} {i * 700} 5000")
+    run.byre("io", *sum((["-c", c] for c in commands + ["aio_flush"]), []), "x", cwd=disk.ours)
+    run.byre("io", *sum((["-c", f"read -q -P {i + 1} {i * 700} 700"] for i in range(59)), []), "x", cwd=disk.ours)
+
+
+def test_aio_is_waited_for_at_the_end(disk):
+    """6.008: no aio_flush is needed for the data to arrive"""
+    run.byre("io", "-c", "aio_write -q -P 5 0 1M", "x", cwd=disk.ours)
+    run.qemu_io(f"{disk.ours}/x", "read -P 5 0 1M")
+
+
+def test_interactive(disk):
+    """6.001: commands from standard input, with a prompt"""
+    text = "length\nread -P 0xaa 0 4k\nbogus\nquit\nlength\n"
+    ours = run.run(run.BYRE, "io", "x", cwd=disk.ours, stdin=text, code=1)
+    theirs = run.run(peers.need("qemu-io"), "x", cwd=disk.theirs, stdin=text, code=None)
+    assert timeless(ours.out).replace("byre io> ", "qemu-io> ") == timeless(theirs.out)
+
+
+def test_help(disk):
+    """6.018: every command of the peer's list is listed, or known to come later"""
+    ours, theirs = both(disk, "help", image=None, same=False)
+    names = [{line.split()[0] for line in done.out.splitlines() if " -- " in line} for done in (ours, theirs)]
+    assert names[1] - names[0] == {"break", "remove_break", "resume", "wait_break"}
+    for name in sorted(names[1] - names[0]):
+        assert "not supported yet" in run.byre("io", "-c", f"{name} a", "x", cwd=disk.ours, code=1).err
+    both(disk, "help bogus")
+    for name in sorted(names[0]):
+        assert run.byre("io", "-c", f"help {name}").out.startswith(name)
+
+
+@pytest.mark.parametrize("command", ["read -b 0 512", "write -b 0 512", "write -c 0 64k"])
+def test_later_options_say_so(disk, command):
+    """6.004 6.006"""
+    assert "not supported yet" in run.byre("io", "-c", command, "x", cwd=disk.ours, code=1).err
+    for option in ("-C", "-T"):
+        assert "not supported yet" in run.byre("io", option, *(["x"] if option == "-T" else []), "-c", "length", "x", cwd=disk.ours, code=1).err
+
+
+@pytest.mark.parametrize("command,code", [("abort", -signal.SIGABRT), ("sigraise 15", -signal.SIGTERM), ("sigraise 9", -signal.SIGKILL)])
+def test_crash(disk, command, code):
+    """6.016: the image is sound afterwards, and flushed data is there"""
+    done = subprocess.run([run.BYRE, "io", "-c", "write -P 5 0 1M", "-c", "flush", "-c", command, "x"], cwd=disk.ours, stdout=subprocess.DEVNULL,
+                          preexec_fn=no_core)
+    assert done.returncode == code
+    run.qemu_img("check", "x", cwd=disk.ours, code=(0, 3))
+    run.qemu_io(f"{disk.ours}/x", "read -P 5 0 1M")
+
+
+def no_core():
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def test_sleep(disk):
+    """6.016"""
+    begin = time.monotonic()
+    run.byre("io", "-c", "sleep 300", "x", cwd=disk.ours)
+    assert 0.3 <= time.monotonic() - begin < 3
+
+
+def test_reopen_options(disk):
+    """6.014: node options at reopen"""
+    run.byre("io", "-c", "reopen -o read-only=on", "-c", "write 0 4k", "x", cwd=disk.ours, code=1)
+    run.byre("io", "-c", "reopen -o cache.direct=on", "-c", "write 0 4k", "x", cwd=disk.ours)
+
+
+def test_discard_mode(disk):
+    """3.013: -d unmap gives space back in the file, -d ignore keeps it"""
+    for mode, kept in (("ignore", True), ("unmap", False)):
+        run.byre("create", "-q", "-f", "raw", "d", "8M", cwd=disk.ours)
+        run.byre("io", "-f", "raw", "-c", "write 0 8M", "-c", "flush", "d", cwd=disk.ours)
+        run.byre("io", "-f", "raw", "-d", mode, "-c", "discard 0 8M", "d", cwd=disk.ours)
+        assert (os.stat(f"{disk.ours}/d").st_blocks * 512 > 4 << 20) == kept
+
+
+def test_writer_excludes_writer(tmp_path):
+    """1.122 3.007: both directions"""
+    image = tmp_path / "x"
+    run.byre("create", "-q", "-f", "qcow2", image, "1M")
+    with Holder(image):
+        assert "lock" in run.byre("io", "-c", "read 0 1", image, code=1).err
+        run.byre("io", "-r", "-c", "read 0 1", image, code=1)
+        run.byre("io", "-r", "-U", "-c", "read 0 1", image)
+    ours = subprocess.Popen([run.BYRE, "io", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        ours.stdin.write("length\n")
+        ours.stdin.flush()
+        ours.stdout.readline()
+        assert "lock" in run.run(peers.need("qemu-io"), "-c", "read 0 1", image, code=1).err
+    finally:
+        ours.stdin.close()
+        ours.wait(20)
