@@ -62,7 +62,7 @@ static void begin(struct sim_explorer *x)
     prng_init(&x->rng, x->seed);
     x->result = 0;
     x->made = 0;
-    for (unsigned i = 0; i < x->w->file_count; i++) {
+    for (unsigned i = 0; i < x->w->file_count && !x->nested; i++) {
         sim_disk_commit(&x->w->files[i]->disk);
         sim_disk_set_hashing(&x->w->files[i]->disk, true);
     }
@@ -111,7 +111,7 @@ static void advance_base(struct sim_explorer *x, uint64_t cut)
                 put_sector(x, op, i);
             }
     }
-    for (unsigned i = 0; i < x->w->file_count; i++)
+    for (unsigned i = 0; i < x->w->file_count && !x->nested; i++)
         sim_disk_commit(&x->w->files[i]->disk);
 }
 
@@ -192,9 +192,8 @@ static void make(struct sim_explorer *x)
     x->result = x->visit(x->arg, x, h);
     for (unsigned i = 0; i < x->w->file_count; i++) {
         struct sim_disk *d = &x->w->files[i]->disk;
-        d->hashing = true;
+        d->hashing = !x->nested;
         sim_disk_undo(d, marks[i]);
-        sim_disk_commit(d);
     }
 }
 
@@ -421,12 +420,41 @@ int sim_explore(struct sim_explorer *x)
         at_point(x, &pt[i]);
     if (!x->result)
         cut_full(x, SIM_NEVER - 1);
-    for (size_t k = 0; k < x->t->op_count; k++)
-        if (x->order[k]->durable == SIM_NEVER)
-            x->order[k]->durable = SIM_NEVER - 1;
-    advance_base(x, SIM_NEVER - 1);
+    advance_base(x, SIM_NEVER);
     end(x);
     sim_mem_free(pt);
+    return x->result;
+}
+
+/* ---- one at random ---- */
+
+static void random_choices(struct sim_explorer *x)
+{
+    uint64_t odds = prng_below(&x->rng, 9);
+    for (uint32_t p = 0; p < x->pending_count; p++)
+        set(x, p, prng_below(&x->rng, 8) < odds ? SIM_FULL : SIM_DROP);
+    if (!x->pending_count || prng_one_in(&x->rng, 2))
+        return;
+    uint32_t p = (uint32_t)prng_below(&x->rng, x->pending_count);
+    if (x->pending[p]->count > 1)
+        x->choice[p] = (struct sim_choice){ .how = SIM_MASK, .mask = prng_u64(&x->rng) };
+}
+
+int sim_explore_random(struct sim_explorer *x)
+{
+    struct point *pt;
+    size_t n = points_of(x->t, &pt);
+    begin(x);
+    uint64_t cut = n ? pt[prng_below(&x->rng, n)].stamp : 0;
+    for (size_t i = 0; i < n && pt[i].stamp <= cut; i++)
+        if (pt[i].kind == P_NOTE)
+            sim_model_apply(x->m, pt[i].what);
+    advance_base(x, cut);
+    collect(x, cut);
+    random_choices(x);
+    make(x);
+    sim_mem_free(pt);
+    end(x);
     return x->result;
 }
 

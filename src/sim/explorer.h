@@ -37,6 +37,7 @@ struct sim_explorer {
     /* Called with the files of the world in a crash state, which it must leave as they are (undo). Non-zero stops. */
     int (*visit)(void *arg, struct sim_explorer *x, struct hash128 content);
     void *arg;
+    bool nested;                         /* the caller takes all changes back by its own marks; hashes are not kept */
 
     /* the state that is visited */
     uint64_t cut;
@@ -59,6 +60,8 @@ struct sim_explorer {
 int sim_explore(struct sim_explorer *x);
 /* Makes one state only: that of the text (sim_state_text). -EINVAL: the trace has no such state. */
 int sim_explore_one(struct sim_explorer *x, const char *text);
+/* Makes one state chosen by the seed. */
+int sim_explore_random(struct sim_explorer *x);
 /* "cut 41: 17 18h1 20" : operations by number in the trace, those that are not named are dropped. */
 void sim_state_text(const struct sim_explorer *x, char *buf, size_t bytes);
 

@@ -140,6 +140,8 @@ static bool step(struct sim_world *w)
     return step_loops(w) || fire_timers(w) || sim_event_fire(w);
 }
 
+bool sim_recording;
+
 struct run { int (*fn)(struct co *co, void *arg); void *arg; int result; bool done; };
 
 static void run_main(struct co *co, void *arg)
@@ -157,11 +159,14 @@ int sim_run(struct sim_world *w, int (*fn)(struct co *co, void *arg), void *arg,
         return rc;
     if (!steps_max)
         steps_max = 50000000;
-    while (step(w))
-        if (!steps_max--) {
-            rt_sim_kill(w->rt);
-            return -ETIME;
-        }
+    sim_recording = w->trace != NULL;
+    while (step(w) && steps_max)
+        steps_max--;
+    sim_recording = false;
+    if (!steps_max) {
+        rt_sim_kill(w->rt);
+        return -ETIME;
+    }
     if (r.done)
         return r.result;
     rt_sim_kill(w->rt);

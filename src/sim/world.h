@@ -84,6 +84,9 @@ struct sim_file *sim_world_find(struct sim_world *w, const char *name);
  * -ETIME: more than steps_max steps (0: 50 million). After either, the runtime has been killed and cannot be used again. */
 int sim_run(struct sim_world *w, int (*fn)(struct co *co, void *arg), void *arg, uint64_t steps_max);
 
+/* Is a run that is being recorded under way? Mutants are alive only then: they may spoil what is judged, never the judge. */
+extern bool sim_recording;
+
 /* A store over a simulated file. -ENOENT: no such file. */
 MUST_USE int sim_open(struct co *co, struct sim_world *w, const char *name, bool read_only, struct stor **ret_s);
 

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * audit.c: a second opinion on the bytes of a qcow2 file, from the specification alone.
+ *
+ * Purpose      Counts references and compares them with the refcounts; reads a snapshot. Shares no code with the engine,
+ *              whose own check must come to the same verdict.
+ * Owns         The counts while it runs.
+ * Invariants   A1  Nothing outside the file is read; what cannot be followed makes the verdict `broken`.
+ * Order        None.
+ * Concurrency  One thread.
+ * Failure      A verdict.
+ * Tests        tests/crash (damage by hand is seen); agreement with the engine and the peer in every run
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <libdeflate.h>
+
+#include "base/checked.h"
+#include "base/endian.h"
+#include "sim/image.h"
+#include "sim/mem.h"
+#include "sim/model.h"
+
+struct audit {
+    const struct sim_disk *d;
+    struct sim_audit *r;
+    unsigned bits, version;
+    uint64_t cs, clusters;
+    uint64_t rt_off, rt_entries, order;
+    uint32_t *refs;
+};
+
+static uint64_t u64(const struct audit *a, uint64_t off)
+{
+    be64 x = { { 0 } };
+    if (range_inside(off, 8, a->d->len))
+        memcpy(&x, a->d->data + off, 8);
+    return be64_get(&x);
+}
+
+static uint32_t u32(const struct audit *a, uint64_t off)
+{
+    be32 x = { { 0 } };
+    if (range_inside(off, 4, a->d->len))
+        memcpy(&x, a->d->data + off, 4);
+    return be32_get(&x);
+}
+
+__attribute__((format(printf, 2, 3))) static void note(struct audit *a, const char *fmt, ...)
+{
+    va_list ap;
+    if (a->r->text[0])
+        return;
+    va_start(ap, fmt);
+    vsnprintf(a->r->text, sizeof a->r->text, fmt, ap);
+    va_end(ap);
+}
+
+static void count_bytes(struct audit *a, uint64_t off, uint64_t len, const char *what)
+{
+    uint64_t end = round_up(a->d->len, a->cs);
+    if (!len)
+        return;
+    if (off > end || len > end - off) {
+        a->r->outside++;
+        note(a, "%s at %#llx lies outside the file", what, (unsigned long long)off);
+        return;
+    }
+    for (uint64_t c = off >> a->bits; c <= (off + len - 1) >> a->bits; c++)
+        a->refs[c]++;
+}
+
+static uint64_t stored(const struct audit *a, uint64_t c)
+{
+    uint64_t per = a->cs * 8 >> a->order, i = c % per;
+    if (c / per >= a->rt_entries)
+        return 0;
+    uint64_t block = u64(a, a->rt_off + c / per * 8) & ~0x1ffull;
+    if (!block || block >= a->d->len)
+        return 0;
+    if (a->order < 3) {
+        unsigned bits = 1u << a->order, each = 8 / bits;
+        uint64_t at = block + i / each;
+        return at < a->d->len ? a->d->data[at] >> (i % each * bits) & ((1u << bits) - 1) : 0;
+    }
+    uint64_t v = 0;
+    for (unsigned n = 1u << (a->order - 3), k = 0; k < n; k++)
+        v = v << 8 | (block + i * n + k < a->d->len ? a->d->data[block + i * n + k] : 0);
+    return v;
+}
+
+#define OFF_MASK 0x00fffffffffffe00ull
+#define COPIED (1ull << 63)
+
+struct comp { uint64_t off, len; };
+
+static struct comp comp_of(const struct audit *a, uint64_t e)
+{
+    unsigned x = 62 - (a->bits - 8);
+    uint64_t off = e & ((1ull << x) - 1), sectors = (e >> x & ((1ull << (62 - x)) - 1)) + 1;
+    return (struct comp){ off, sectors * 512 - off % 512 };
+}
+
+static void count_entry(struct audit *a, uint64_t e)
+{
+    if (e >> 62 & 1) {
+        struct comp c = comp_of(a, e);
+        uint64_t end = round_up(a->d->len, a->cs);
+        count_bytes(a, c.off, c.off < end ? min_u64(c.len, end - c.off) : c.len, "compressed cluster");
+        return;
+    }
+    if (e & OFF_MASK)
+        count_bytes(a, e & OFF_MASK, a->cs, "cluster");
+    if ((e & OFF_MASK) % a->cs) {
+        a->r->broken = true;
+        note(a, "entry %#llx is not aligned", (unsigned long long)e);
+    }
+}
+
+typedef void entry_fn(struct audit *a, uint64_t e, uint64_t index, void *arg);
+
+/* Calls fn for every entry of the L1 table, and for every entry below it with `below` set. */
+static void walk(struct audit *a, uint64_t l1, uint64_t entries, entry_fn *table, entry_fn *entry, void *arg)
+{
+    for (uint64_t k = 0; k < entries; k++) {
+        uint64_t e = u64(a, l1 + k * 8), l2 = e & OFF_MASK;
+        if (!e)
+            continue;
+        table(a, e, k, arg);
+        if (!range_inside(l2, a->cs, round_up(a->d->len, a->cs)) || l2 % a->cs) {
+            a->r->broken = true;
+            note(a, "L1 entry %#llx cannot be followed", (unsigned long long)e);
+            continue;
+        }
+        for (uint64_t i = 0; i < a->cs / 8; i++) {
+            uint64_t x = u64(a, l2 + i * 8);
+            if (x)
+                entry(a, x, k * (a->cs / 8) + i, arg);
+        }
+    }
+}
+
+static void count_table(struct audit *a, uint64_t e, uint64_t index, void *arg)
+{
+    (void)index;
+    (void)arg;
+    count_bytes(a, e & OFF_MASK, a->cs, "L2 table");
+}
+
+static void count_mapping(struct audit *a, uint64_t e, uint64_t index, void *arg)
+{
+    (void)index;
+    (void)arg;
+    count_entry(a, e);
+}
+
+static void check_flag(struct audit *a, uint64_t e, uint64_t index, void *arg)
+{
+    uint64_t c = (e & OFF_MASK) >> a->bits;
+    (void)arg;
+    if ((e >> 62 & 1) || !(e & COPIED))
+        return;
+    if (c >= a->clusters || a->refs[c] != 1) {
+        a->r->copied_wrong++;
+        note(a, "entry %#llx (%llu) says that its cluster has one owner", (unsigned long long)e, (unsigned long long)index);
+    }
+}
+
+/* Calls fn for each snapshot's L1 table. */
+static void snapshots(struct audit *a, void (*fn)(struct audit *a, uint64_t l1, uint64_t entries))
+{
+    uint32_t n = u32(a, 60);
+    uint64_t at = u64(a, 64);
+    for (uint32_t i = 0; i < n; i++) {
+        if (!range_inside(at, 40, a->d->len)) {
+            a->r->broken = true;
+            note(a, "snapshot %u lies outside the file", i);
+            return;
+        }
+        fn(a, u64(a, at), u32(a, at + 8));
+        uint32_t ids = u32(a, at + 12);
+        at += round_up(40 + (uint64_t)u32(a, at + 36) + (ids >> 16) + (ids & 0xffff), 8);
+    }
+    if (fn && n)
+        return;
+}
+
+static void snapshot_refs(struct audit *a, uint64_t l1, uint64_t entries)
+{
+    count_bytes(a, l1, entries * 8, "snapshot's L1");
+    walk(a, l1, entries, count_table, count_mapping, NULL);
+}
+
+static uint64_t snapshot_table_bytes(struct audit *a)
+{
+    uint64_t off = u64(a, 64), at = off;
+    for (uint32_t i = 0; i < u32(a, 60) && range_inside(at, 40, a->d->len); i++) {
+        uint32_t ids = u32(a, at + 12);
+        at += round_up(40 + (uint64_t)u32(a, at + 36) + (ids >> 16) + (ids & 0xffff), 8);
+    }
+    return at - off;
+}
+
+/* Offset of the data of a header extension; 0: there is none. */
+static uint64_t extension(const struct audit *a, uint32_t type)
+{
+    uint64_t at = a->version == 2 ? 72 : u32(a, 100);
+    for (unsigned i = 0; i < 64 && at + 8 <= a->cs; i++) {
+        uint32_t t = u32(a, at), len = u32(a, at + 4);
+        if (!t)
+            return 0;
+        if (t == type)
+            return at + 8;
+        at += 8 + round_up(len, 8);
+    }
+    return 0;
+}
+
+static void bitmaps(struct audit *a)
+{
+    uint64_t ext = a->version >= 3 ? extension(a, 0x23852875u) : 0;
+    if (!ext)
+        return;
+    bool valid = u64(a, 88) & 1;
+    uint64_t bytes = u64(a, ext + 8), dir = u64(a, ext + 16), at = dir;
+    if (valid)
+        count_bytes(a, dir, bytes, "bitmap directory");
+    for (uint32_t i = 0; valid && i < u32(a, ext) && range_inside(at, 24, a->d->len); i++) {
+        uint64_t table = u64(a, at);
+        uint32_t entries = u32(a, at + 8), flags = u32(a, at + 12);
+        count_bytes(a, table, (uint64_t)entries * 8, "bitmap table");
+        for (uint32_t k = 0; k < entries; k++)
+            if (u64(a, table + k * 8) & OFF_MASK)
+                count_bytes(a, u64(a, table + k * 8) & OFF_MASK, a->cs, "bitmap cluster");
+        if (!(flags & 1))
+            a->r->bitmap_trusted = true;
+        at += round_up(24 + (uint64_t)u32(a, at + 20) + (u32(a, at + 16) & 0xffff), 8);
+    }
+}
+
+static void compare(struct audit *a)
+{
+    for (uint64_t c = 0; c < a->clusters; c++) {
+        uint64_t s = stored(a, c);
+        if (s > a->refs[c])
+            a->r->leaks += s - a->refs[c];
+        if (s < a->refs[c]) {
+            a->r->low++;
+            note(a, "cluster %llu: count %llu, references %u", (unsigned long long)c, (unsigned long long)s, a->refs[c]);
+        }
+    }
+}
+
+static bool begin(struct audit *a, const struct sim_disk *d, struct sim_audit *r)
+{
+    memset(r, 0, sizeof *r);
+    *a = (struct audit){ .d = d, .r = r, .version = 0 };
+    a->version = u32(a, 4);
+    a->bits = u32(a, 20);
+    if (d->len < 104 || u32(a, 0) != 0x514649fbu || a->version < 2 || a->version > 3 || a->bits < 9 || a->bits > 21) {
+        r->broken = true;
+        note(a, "no header");
+        return false;
+    }
+    a->cs = 1ull << a->bits;
+    a->clusters = div_up(d->len, a->cs);
+    a->rt_off = u64(a, 48);
+    a->rt_entries = (uint64_t)u32(a, 56) * a->cs / 8;
+    a->order = a->version == 2 ? 4 : u32(a, 96);
+    if (a->order > 6 || !range_inside(a->rt_off, a->rt_entries * 8, round_up(d->len, a->cs))) {
+        r->broken = true;
+        note(a, "the refcount table lies outside the file");
+        return false;
+    }
+    r->marked = a->version == 3 && (u64(a, 72) & 3);
+    return true;
+}
+
+void sim_audit(const struct sim_disk *d, struct sim_audit *r)
+{
+    struct audit a;
+    if (!begin(&a, d, r))
+        return;
+    a.refs = sim_mem_alloc((a.clusters + 1) * sizeof *a.refs);
+    uint64_t l1 = u64(&a, 40), entries = u32(&a, 36);
+    count_bytes(&a, 0, a.cs, "header");
+    count_bytes(&a, l1, entries * 8, "L1");
+    count_bytes(&a, a.rt_off, a.rt_entries * 8, "refcount table");
+    for (uint64_t k = 0; k < a.rt_entries; k++)
+        if (u64(&a, a.rt_off + k * 8))
+            count_bytes(&a, u64(&a, a.rt_off + k * 8) & ~0x1ffull, a.cs, "refcount block");
+    walk(&a, l1, entries, count_table, count_mapping, NULL);
+    if (u32(&a, 60)) {
+        count_bytes(&a, u64(&a, 64), snapshot_table_bytes(&a), "snapshot table");
+        snapshots(&a, snapshot_refs);
+    }
+    bitmaps(&a);
+    compare(&a);
+    walk(&a, l1, entries, check_flag, check_flag, NULL);
+    sim_mem_free(a.refs);
+}
+
+/* ---- snapshot content ---- */
+
+struct content { const uint32_t *below; uint32_t *gens; uint64_t sectors; };
+
+static void read_table(struct audit *a, uint64_t e, uint64_t index, void *arg)
+{
+    (void)a;
+    (void)e;
+    (void)index;
+    (void)arg;
+}
+
+static void read_entry(struct audit *a, uint64_t e, uint64_t index, void *arg)
+{
+    struct content *c = arg;
+    uint64_t first = index * a->cs / SIM_SECTOR, per = a->cs / SIM_SECTOR;
+    if (first >= c->sectors)
+        return;
+    uint8_t *buf = sim_mem_alloc(a->cs);
+    bool ok = true;
+    if (e >> 62 & 1) {
+        struct comp z = comp_of(a, e);
+        size_t used, got;
+        struct libdeflate_decompressor *x = libdeflate_alloc_decompressor();
+        ok = z.off < a->d->len && libdeflate_deflate_decompress_ex(x, a->d->data + z.off, min_u64(z.len, a->d->len - z.off), buf, a->cs, &used, &got) == 0 && got == a->cs;
+        libdeflate_free_decompressor(x);
+    } else if (!(e & 1)) {
+        sim_disk_read(a->d, e & OFF_MASK, buf, a->cs);
+    }
+    for (uint64_t s = 0; s < per && first + s < c->sectors; s++)
+        c->gens[first + s] = ok ? sim_sector_gen(buf + s * SIM_SECTOR, first + s) : SIM_GEN_NONE;
+    sim_mem_free(buf);
+}
+
+bool sim_audit_snapshot(const struct sim_disk *d, const uint32_t *below, uint32_t *gens, uint64_t sectors)
+{
+    struct audit a;
+    struct sim_audit r;
+    if (!begin(&a, d, &r) || !u32(&a, 60))
+        return false;
+    for (uint64_t s = 0; s < sectors; s++)
+        gens[s] = below ? below[s] : 0;
+    uint64_t at = u64(&a, 64);
+    struct content c = { below, gens, sectors };
+    walk(&a, u64(&a, at), u32(&a, at + 8), read_table, read_entry, &c);
+    return !r.broken;
+}

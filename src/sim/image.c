@@ -1,0 +1,497 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * image.c: lays out the initial images.
+ *
+ * Purpose      Deterministic qcow2 files for each geometry, rich in what can go wrong.
+ * Owns         struct sim_image's arrays.
+ * Invariants   B1  The image passes a check without a finding: counts are made from the references laid out.
+ *              B2  Free clusters between used ones hold old guest bytes of another place (SIM_GEN_JUNK).
+ * Order        None.
+ * Concurrency  One thread.
+ * Failure      Asserts: the input is the table of geometries below.
+ * Tests        tests/crash: every geometry is checked by the engine, by audit.c and by the peer before it is used
+ */
+#include "sim/image.h"
+
+#include <libdeflate.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/checked.h"
+#include "fmt/qcow2/q2_header.h"
+#include "sim/mem.h"
+#include "sim/model.h"
+
+#define K 1024ull
+#define M (1024ull * K)
+
+static const struct sim_geom geoms[] = {
+    { .name = "c512", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 192 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .zeros = true, .frontier = 6 * K, .floor = 9000 },
+    { .name = "c512-backing", .version = 3, .cluster_bits = 9, .refcount_order = 3, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .backing = 96 * K, .zeros = true, .frontier = 4 * K, .floor = 9000 },
+    { .name = "c512-rt", .version = 3, .cluster_bits = 9, .refcount_order = 6, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .snapshot = true, .fill_to = 2 * M - 20 * K, .frontier = 6 * K,
+      .one_write_space = true, .floor = 9000 },
+    { .name = "c512-v2", .version = 2, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .backing = 192 * K, .frontier = 4 * K, .floor = 9000 },
+    { .name = "c512-snap", .version = 3, .cluster_bits = 9, .refcount_order = 2, .size = 128 * K, .size_max = 128 * K,
+      .window = { { 0, 128 * K } }, .windows = 1, .snapshot = true, .zeros = true, .frontier = 4 * K, .one_write_space = true,
+      .floor = 9000 },
+    { .name = "c4k", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 2 * M + 128 * K, .size_max = 4 * M + 128 * K,
+      .window = { { 0, 128 * K }, { 2 * M - 64 * K, 192 * K }, { 4 * M - 64 * K, 192 * K } }, .windows = 3, .zeros = true, .frontier = 32 * K,
+      .floor = 9000 },
+    { .name = "c4k-rc1", .version = 3, .cluster_bits = 12, .refcount_order = 0, .size = 256 * K, .size_max = 384 * K,
+      .window = { { 0, 384 * K } }, .windows = 1, .backing = 200 * K, .frontier = 16 * K, .block = 512, .floor = 9000 },
+    { .name = "c4k-comp", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .compressed = true, .snapshot = true, .zeros = true, .frontier = 32 * K, .one_write_space = true,
+      .floor = 9000 },
+    { .name = "c4k-bitmap", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .bitmap = true, .zeros = true, .frontier = 32 * K, .one_write_space = true, .floor = 9000 },
+    { .name = "c64k-v2", .version = 2, .cluster_bits = 16, .refcount_order = 4, .size = 768 * K, .size_max = 1 * M,
+      .window = { { 0, 1 * M } }, .windows = 1, .backing = 512 * K, .frontier = 256 * K, .floor = 9000 },
+    { .name = "c64k-rc64", .version = 3, .cluster_bits = 16, .refcount_order = 6, .size = 768 * K, .size_max = 1 * M,
+      .window = { { 0, 1 * M } }, .windows = 1, .zeros = true, .frontier = 256 * K, .no_punch = true, .floor = 9000 },
+    { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
+      .floor = 9000 },
+};
+
+const struct sim_geom *sim_geom_nth(unsigned i) { return i < sizeof geoms / sizeof geoms[0] ? &geoms[i] : NULL; }
+
+const struct sim_geom *sim_geom_find(const char *name)
+{
+    for (unsigned i = 0; sim_geom_nth(i); i++)
+        if (!strcmp(geoms[i].name, name))
+            return &geoms[i];
+    return NULL;
+}
+
+/* ---- builder ---- */
+
+struct build {
+    const struct sim_geom *g;
+    struct sim_disk *d;
+    struct sim_image *im;
+    uint64_t cs, next;                   /* bytes of a cluster; next free host cluster */
+    uint32_t *refs;
+    uint64_t refs_cap;
+    uint64_t placed;                     /* data clusters so far, to sprinkle holes */
+    uint64_t comp_at, comp_end;          /* where the next compressed bytes go */
+};
+
+static void put(struct build *b, uint64_t off, const void *buf, uint64_t len)
+{
+    int r = sim_disk_write(b->d, off, buf, len);
+    ASSERT(r == 0);
+}
+
+static void put64(struct build *b, uint64_t off, uint64_t v)
+{
+    be64 x;
+    be64_put(&x, v);
+    put(b, off, &x, 8);
+}
+
+static void ref(struct build *b, uint64_t cluster)
+{
+    if (cluster >= b->refs_cap) {
+        uint64_t cap = max_u64(2 * b->refs_cap, cluster + 1024);
+        b->refs = sim_mem_realloc(b->refs, cap * sizeof *b->refs);
+        memset(b->refs + b->refs_cap, 0, (cap - b->refs_cap) * sizeof *b->refs);
+        b->refs_cap = cap;
+    }
+    b->refs[cluster]++;
+}
+
+static uint64_t take(struct build *b, uint64_t n)
+{
+    uint64_t c = b->next;
+    b->next += n;
+    return c;
+}
+
+/* B2 */
+static void leave_hole(struct build *b, uint64_t clusters)
+{
+    uint8_t sector[SIM_SECTOR];
+    uint64_t at = take(b, clusters) * b->cs;
+    for (uint64_t i = 0; i < clusters * b->cs; i += SIM_SECTOR) {
+        sim_sector_fill(sector, SIM_GEN_JUNK, 100000 + (at + i) / SIM_SECTOR);
+        put(b, at + i, sector, sizeof sector);
+    }
+}
+
+static uint64_t data_cluster(struct build *b, uint64_t guest, uint32_t gen)
+{
+    uint8_t sector[SIM_SECTOR];
+    if (b->placed % 7 == 3)
+        leave_hole(b, 1);
+    if (b->placed % 40 == 20)
+        leave_hole(b, 5);
+    b->placed++;
+    uint64_t c = take(b, 1);
+    ref(b, c);
+    for (uint64_t i = 0; i < b->cs; i += SIM_SECTOR) {
+        sim_sector_fill(sector, gen, (guest + i) / SIM_SECTOR);
+        put(b, c * b->cs + i, sector, sizeof sector);
+    }
+    return c * b->cs;
+}
+
+/* Several compressed clusters share host clusters, none crosses into the next. */
+static uint64_t compressed_cluster(struct build *b, uint64_t guest, uint32_t gen)
+{
+    uint8_t *plain = sim_mem_alloc(b->cs), *out = sim_mem_alloc(b->cs);
+    struct libdeflate_compressor *z = libdeflate_alloc_compressor(6);
+    for (uint64_t i = 0; i < b->cs; i += SIM_SECTOR)
+        sim_sector_fill(plain + i, gen, (guest + i) / SIM_SECTOR);
+    size_t n = libdeflate_deflate_compress(z, plain, b->cs, out, b->cs / 2);
+    ASSERT(n);
+    libdeflate_free_compressor(z);
+    if (b->comp_at + n > b->comp_end) {
+        b->comp_at = take(b, 1) * b->cs;
+        b->comp_end = b->comp_at + b->cs;
+    }
+    put(b, b->comp_at, out, n);
+    ref(b, b->comp_at / b->cs);
+    unsigned x = 62 - (b->g->cluster_bits - 8);
+    uint64_t extra = (b->comp_at + n - 1) / SIM_SECTOR - b->comp_at / SIM_SECTOR;
+    uint64_t e = 1ull << 62 | extra << x | b->comp_at;
+    b->comp_at += n;
+    sim_mem_free(plain);
+    sim_mem_free(out);
+    return e;
+}
+
+#define COPIED (1ull << 63)
+
+/* The entry of one guest cluster, by its number: a pattern that has every kind next to every other. */
+static uint64_t entry_of(struct build *b, uint64_t guest, uint32_t gen)
+{
+    const struct sim_geom *g = b->g;
+    uint64_t i = guest / b->cs, first = guest / SIM_SECTOR, per = b->cs / SIM_SECTOR, e = 0;
+    uint32_t holds = b->im->gens[first];                 /* as below so far */
+    bool none = false;
+    switch ((i + i / 8) % 8) {
+    case 0: case 2: case 7:
+        e = data_cluster(b, guest, gen) | COPIED;
+        holds = gen;
+        break;
+    case 3:
+        none = !g->zeros;
+        e = g->zeros ? 1 : 0;
+        holds = 0;
+        break;
+    case 4:
+        e = g->compressed ? compressed_cluster(b, guest, gen) : data_cluster(b, guest, gen) | COPIED;
+        holds = gen;
+        break;
+    case 6:
+        none = !g->zeros;
+        e = g->zeros ? data_cluster(b, guest, SIM_GEN_JUNK) | COPIED | 1 : 0;
+        holds = 0;
+        break;
+    default:
+        none = true;
+    }
+    for (uint64_t s = first; !none && s < first + per && s < b->im->sectors; s++)
+        b->im->gens[s] = holds;
+    return e;
+}
+
+/* Is this guest cluster among those that hold something in the beginning (the first half of each window)? */
+static bool populated(const struct sim_geom *g, uint64_t guest)
+{
+    for (unsigned i = 0; i < g->windows; i++)
+        if (guest >= g->window[i].off && guest < g->window[i].off + g->window[i].len / 2 && guest < g->size)
+            return true;
+    return false;
+}
+
+struct tables { uint64_t l1_off, l1_entries, span; uint64_t *l1; };
+
+static void active_tables(struct build *b, struct tables *t)
+{
+    const struct sim_geom *g = b->g;
+    t->span = b->cs * (b->cs / 8);
+    t->l1_entries = div_up(g->size, t->span);
+    uint64_t c = take(b, div_up(t->l1_entries * 8, b->cs));
+    t->l1_off = c * b->cs;
+    t->l1 = sim_mem_alloc(t->l1_entries * 8);
+    for (; c < b->next; c++)
+        ref(b, c);
+    for (uint64_t k = 0; k < t->l1_entries; k++) {
+        uint64_t l2 = 0;
+        for (uint64_t guest = k * t->span; guest < min_u64((k + 1) * t->span, g->size); guest += b->cs) {
+            if (!populated(g, guest))
+                continue;
+            if (!l2) {
+                l2 = take(b, 1) * b->cs;
+                ref(b, l2 / b->cs);
+            }
+            put64(b, l2 + (guest - k * t->span) / b->cs * 8, entry_of(b, guest, SIM_GEN_FIRST));
+        }
+        t->l1[k] = l2 ? l2 | COPIED : 0;
+    }
+}
+
+/* ---- snapshot: even tables are shared whole, odd ones only some clusters ---- */
+
+static uint64_t get64(const struct build *b, uint64_t off)
+{
+    be64 x;
+    sim_disk_read(b->d, off, &x, 8);
+    return be64_get(&x);
+}
+
+/* One more owner for what an entry names; the entry without COPIED. */
+static uint64_t share(struct build *b, uint64_t e)
+{
+    uint64_t host = e & 0x00fffffffffffe00ull;
+    if (e >> 62 & 1)
+        ref(b, (e & ((1ull << (62 - (b->g->cluster_bits - 8))) - 1)) / b->cs);
+    else if (host)
+        ref(b, host / b->cs);
+    return e & ~COPIED;
+}
+
+static void snap_gens(struct build *b, uint64_t guest, uint32_t gen, bool copy)
+{
+    for (uint64_t s = guest / SIM_SECTOR; s < (guest + b->cs) / SIM_SECTOR && s < b->im->sectors; s++)
+        b->im->snap[s] = copy ? b->im->gens[s] : gen;
+}
+
+static uint64_t snapshot_table(struct build *b, const struct tables *t, uint64_t k)
+{
+    uint64_t l2 = t->l1[k] & ~COPIED;
+    if (!l2)
+        return 0;
+    bool shared = k % 2 == 0 && t->l1_entries > 1;
+    uint64_t own = shared ? l2 : take(b, 1) * b->cs;
+    ref(b, own / b->cs);
+    for (uint64_t i = 0; i < b->cs / 8; i++) {
+        uint64_t e = get64(b, l2 + i * 8), guest = k * t->span + i * b->cs;
+        if (!e || guest >= b->g->size)
+            continue;
+        if (!shared && i % 3 == 0) {     /* was rewritten since: the snapshot has the older cluster alone */
+            put64(b, own + i * 8, data_cluster(b, guest, SIM_GEN_SNAPSHOT) | COPIED);
+            snap_gens(b, guest, SIM_GEN_SNAPSHOT, false);
+            continue;
+        }
+        e = share(b, e);
+        put64(b, l2 + i * 8, e);
+        put64(b, own + i * 8, e);
+        snap_gens(b, guest, 0, true);
+    }
+    if (shared)
+        return l2;
+    return own | COPIED;
+}
+
+/* Clusters that only the snapshot names, up to fill_to: the file is long and dense. Their bytes are zeros. */
+static void fill(struct build *b, uint64_t *l1, uint64_t first_entry, uint64_t entries)
+{
+    for (uint64_t k = first_entry; k < entries && b->next * b->cs < b->g->fill_to; k++) {
+        uint64_t l2 = take(b, 1) * b->cs;
+        ref(b, l2 / b->cs);
+        l1[k] = l2 | COPIED;
+        for (uint64_t i = 0; i < b->cs / 8 && b->next * b->cs < b->g->fill_to; i++) {
+            uint64_t c = take(b, 1);
+            ref(b, c);
+            put64(b, l2 + i * 8, c * b->cs | COPIED);
+        }
+    }
+}
+
+static uint64_t snapshot(struct build *b, struct tables *t)
+{
+    uint64_t entries = max_u64(t->l1_entries, b->g->fill_to ? b->cs / 8 + t->l1_entries : 0);
+    uint64_t *l1 = sim_mem_alloc(entries * 8);
+    b->im->snap = sim_mem_alloc(b->im->sectors * sizeof(uint32_t));
+    for (uint64_t s = 0; s < b->im->sectors; s++)
+        b->im->snap[s] = s * SIM_SECTOR < b->g->size ? (b->im->below ? b->im->below[s] : 0) : SIM_GEN_NONE;
+    for (uint64_t k = 0; k < t->l1_entries; k++) {
+        l1[k] = snapshot_table(b, t, k);
+        if (l1[k] && !(l1[k] & COPIED))
+            t->l1[k] &= ~COPIED;
+    }
+    fill(b, l1, t->l1_entries, entries);
+    uint64_t at = take(b, div_up(entries * 8, b->cs)), table = take(b, 1);
+    for (uint64_t c = at; c < b->next; c++)
+        ref(b, c);
+    for (uint64_t k = 0; k < entries; k++)
+        put64(b, at * b->cs + k * 8, l1[k]);
+    sim_mem_free(l1);
+    struct q2_disk_snapshot s = { 0 };
+    uint8_t tail[24] = { 0 };
+    be64_put(&s.l1_off, at * b->cs);
+    be32_put(&s.l1_size, (uint32_t)entries);
+    be16_put(&s.id_len, 1);
+    be16_put(&s.name_len, 2);
+    be32_put(&s.date_sec, 1700000000);
+    be32_put(&s.extra_len, 16);
+    be64_put((be64 *)(tail + 8), max_u64(b->g->size, b->g->fill_to ? entries * t->span : 0));
+    memcpy(tail + 16, "1s1", 3);
+    put(b, table * b->cs, &s, sizeof s);
+    put(b, table * b->cs + sizeof s, tail, sizeof tail);
+    return table * b->cs;
+}
+
+/* ---- bitmap: one, enabled, with a set bit ---- */
+
+static void bitmap(struct build *b, struct q2_header *h)
+{
+    uint64_t data = take(b, 1), table = take(b, 1), dir = take(b, 1);
+    uint8_t bits[SIM_SECTOR] = { 1 }, name[8] = "bitmap";
+    struct q2_disk_bitmap_entry e = { 0 };
+    ref(b, data);
+    ref(b, table);
+    ref(b, dir);
+    put(b, data * b->cs, bits, sizeof bits);
+    put64(b, table * b->cs, data * b->cs);
+    be64_put(&e.table_off, table * b->cs);
+    be32_put(&e.table_entries, 1);
+    be32_put(&e.flags, Q2_BITMAP_AUTO);
+    e.type = 1;
+    e.granularity_bits = 12;
+    be16_put(&e.name_len, 6);
+    put(b, dir * b->cs, &e, sizeof e);
+    put(b, dir * b->cs + sizeof e, name, sizeof name);
+    h->has_bitmaps = true;
+    h->bitmap_count = 1;
+    h->bitmap_dir_off = dir * b->cs;
+    h->bitmap_dir_bytes = sizeof e + 8;
+    h->autoclear = Q2_AUTOCLEAR_BITMAPS;
+}
+
+/* ---- counts and header ---- */
+
+static void put_count(struct build *b, uint64_t block, uint64_t i, uint64_t v)
+{
+    unsigned order = b->g->refcount_order;
+    uint8_t byte;
+    if (order < 3) {
+        unsigned bits = 1u << order, per = 8 / bits;
+        sim_disk_read(b->d, block + i / per, &byte, 1);
+        byte |= (uint8_t)(v << (i % per * bits));
+        put(b, block + i / per, &byte, 1);
+        return;
+    }
+    for (unsigned n = 1u << (order - 3), k = 0; k < n; k++) {
+        byte = (uint8_t)(v >> (8 * (n - 1 - k)));
+        put(b, block + i * n + k, &byte, 1);
+    }
+}
+
+static void counts(struct build *b, uint64_t rt, uint64_t blocks_at, uint64_t blocks)
+{
+    uint64_t per = b->cs * 8 >> b->g->refcount_order;
+    for (uint64_t k = 0; k < blocks; k++)
+        put64(b, rt + k * 8, (blocks_at + k) * b->cs);
+    for (uint64_t c = 0; c < b->next; c++)
+        if (b->refs[c])
+            put_count(b, (blocks_at + c / per) * b->cs, c % per, b->refs[c]);
+}
+
+static void header(struct build *b, const struct q2_header *h)
+{
+    uint8_t *buf = sim_mem_alloc(b->cs);
+    int r = q2_header_emit(h, true, buf, b->cs, NULL);
+    ASSERT(r == 0);
+    put(b, 0, buf, b->cs);
+    sim_mem_free(buf);
+}
+
+/* Enough blocks for the file as it will be, found by trying. */
+static uint64_t lay_out(struct build *b, uint64_t blocks)
+{
+    const struct sim_geom *g = b->g;
+    struct q2_header h = { .version = g->version, .cluster_bits = g->cluster_bits, .refcount_order = g->version == 2 ? 4 : g->refcount_order,
+        .header_len = g->version == 2 ? 72 : 112, .size = g->size };
+    struct tables t;
+    b->next = 1;
+    ref(b, 0);
+    uint64_t rt = take(b, 1), at = take(b, blocks);
+    for (uint64_t c = rt; c < b->next; c++)
+        ref(b, c);
+    active_tables(b, &t);
+    if (g->snapshot) {
+        h.snapshots_off = snapshot(b, &t);
+        h.nb_snapshots = 1;
+    }
+    if (g->bitmap)
+        bitmap(b, &h);
+    for (uint64_t k = 0; k < t.l1_entries; k++)
+        put64(b, t.l1_off + k * 8, t.l1[k]);
+    sim_mem_free(t.l1);
+    uint64_t per = b->cs * 8 >> g->refcount_order, need = div_up(b->next, per);
+    if (need > blocks)
+        return need;
+    if (b->d->len < b->next * b->cs && sim_disk_set_len(b->d, b->next * b->cs) < 0)
+        return 0;
+    counts(b, rt * b->cs, at, need);
+    h.l1_off = t.l1_off;
+    h.l1_size = (uint32_t)t.l1_entries;
+    h.rt_off = rt * b->cs;
+    h.rt_clusters = 1;
+    h.backing_name = g->backing ? (char *)SIM_BASE_NAME : NULL;
+    h.backing_format = g->backing ? (char *)"raw" : NULL;
+    header(b, &h);
+    return blocks;
+}
+
+static void build_below(struct sim_world *w, const struct sim_geom *g, struct sim_image *im)
+{
+    struct sim_file *f = sim_world_file(w, SIM_BASE_NAME);
+    uint8_t sector[SIM_SECTOR];
+    im->below = sim_mem_alloc(im->sectors * sizeof(uint32_t));
+    for (uint64_t s = 0; s < g->backing / SIM_SECTOR; s++) {
+        uint32_t gen = s / 24 % 3 == 2 ? 0 : SIM_GEN_BELOW;          /* with stretches of zeros */
+        sim_sector_fill(sector, gen, s);
+        int r = sim_disk_write(&f->disk, s * SIM_SECTOR, sector, sizeof sector);
+        ASSERT(r == 0);
+        if (s < im->sectors)
+            im->below[s] = gen;
+    }
+}
+
+static void start_gens(struct sim_image *im)
+{
+    for (uint64_t s = 0; s < im->sectors; s++)
+        im->gens[s] = im->below && s * SIM_SECTOR < im->g->size ? im->below[s] : 0;
+}
+
+void sim_image_build(struct sim_world *w, const struct sim_geom *g, struct sim_image *im)
+{
+    struct sim_file *f = sim_world_file(w, SIM_DISK_NAME);
+    *im = (struct sim_image){ .g = g, .sectors = g->size_max / SIM_SECTOR };
+    im->gens = sim_mem_alloc(im->sectors * sizeof(uint32_t));
+    if (g->block)
+        f->lim.block = f->lim.mem_align = g->block;
+    f->traits.zero_growth = !g->no_zero_growth;
+    f->traits.can_punch = !g->no_punch;
+    f->traits.can_zero = !g->no_zero;
+    if (g->backing)
+        build_below(w, g, im);
+    for (uint64_t blocks = 1, need;; blocks = need) {
+        struct build b = { .g = g, .d = &f->disk, .im = im, .cs = 1ull << g->cluster_bits };
+        start_gens(im);
+        sim_disk_reset(&f->disk);
+        need = lay_out(&b, blocks);
+        sim_mem_free(b.refs);
+        if (need == blocks)
+            break;
+        sim_mem_free(im->snap);
+        im->snap = NULL;
+    }
+}
+
+void sim_image_fini(struct sim_image *im)
+{
+    sim_mem_free(im->gens);
+    sim_mem_free(im->below);
+    sim_mem_free(im->snap);
+    *im = (struct sim_image){ 0 };
+}

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * image.h: the initial images of the crash workloads: qcow2 bytes laid out here, by the specification and not by the
+ * engine, with everything a workload may meet: data, zero clusters, compressed clusters, a snapshot that shares
+ * clusters and tables, a bitmap, free clusters full of old bytes.
+ */
+#ifndef SIM_IMAGE_H
+#define SIM_IMAGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "sim/world.h"
+
+#define SIM_DISK_NAME "disk.qcow2"
+#define SIM_BASE_NAME "base.raw"
+#define SIM_WINDOWS_MAX 3u
+
+enum { SIM_GEN_FIRST = 1, SIM_GEN_BELOW = 2, SIM_GEN_SNAPSHOT = 3, SIM_GEN_JUNK = 4, SIM_GEN_USER = 16 };
+
+struct sim_window { uint64_t off, len; };
+
+struct sim_geom {
+    const char *name;
+    unsigned version, cluster_bits, refcount_order;
+    uint64_t size, size_max;             /* guest bytes at first; most that a resize makes of it */
+    struct sim_window window[SIM_WINDOWS_MAX];   /* where the workloads write; the rest of the guest is never touched */
+    unsigned windows;
+    uint64_t backing;                    /* bytes of the raw backing image; 0: none */
+    bool snapshot, compressed, zeros, bitmap;
+    uint64_t frontier;                   /* bytes, fmt_open_opts.frontier_bytes */
+    uint64_t fill_to;                    /* clusters of the snapshot alone fill the file up to here (growth of the refcount table) */
+    uint32_t block;                      /* request alignment of the store; 0: 1 */
+    bool no_zero_growth, no_punch, no_zero;
+    bool one_write_space;                /* resize is left out of the workloads (snapshots, version 2) */
+    unsigned floor;                      /* distinct states that `make check` must reach */
+};
+
+const struct sim_geom *sim_geom_find(const char *name);
+const struct sim_geom *sim_geom_nth(unsigned i);       /* NULL at the end */
+
+/* What the guest sees in the beginning: one generation per sector of size_max. */
+struct sim_image {
+    const struct sim_geom *g;
+    uint32_t *gens, *below, *snap;       /* snap: content of the snapshot, SIM_GEN_NONE: not looked at; NULL: no snapshot */
+    uint64_t sectors;
+};
+
+/* Makes the files SIM_DISK_NAME and SIM_BASE_NAME of w (which must not exist yet) and tells what they hold. */
+void sim_image_build(struct sim_world *w, const struct sim_geom *g, struct sim_image *ret);
+void sim_image_fini(struct sim_image *im);
+
+/* ---- audit.c: reads the bytes of a qcow2 file on its own, knows nothing of the engine ---- */
+struct sim_audit {
+    bool broken;                         /* a table cannot be followed */
+    bool marked;                         /* the dirty or the corrupt bit is set */
+    uint64_t low;                        /* counts below the references: corruption */
+    uint64_t leaks;                      /* sum of counts above the references */
+    uint64_t copied_wrong;               /* COPIED set where there is more than one reference */
+    uint64_t outside;                    /* references behind the end of the file */
+    bool bitmap_trusted;                 /* a bitmap that is not in use, under a set autoclear bit */
+    char text[160];                      /* the first fault */
+};
+/* copied_strict: COPIED must also be set where the count is 1 (not required by the promise; for tests of the audit). */
+void sim_audit(const struct sim_disk *d, struct sim_audit *ret);
+/* Generations of the first snapshot's sectors into gens[0..sectors); SIM_GEN_NONE: unreadable. false: no snapshot. */
+bool sim_audit_snapshot(const struct sim_disk *d, const uint32_t *below, uint32_t *gens, uint64_t sectors);
+
+#endif

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * mutants.c: proves that the explorer sees (RG4): each barrier and each dependency is taken away, one at a time, and the
+ * explorer must find a state that is then wrong.
+ *
+ * Purpose      One child process per mutant; a table of the outcome.
+ * Owns         Which mutant is alive in this process; shared results.
+ * Invariants   M1  A mutant is alive only while a run is recorded: the judge is always the right engine.
+ *              M2  A mutant that was never reached counts as surviving.
+ * Order        None.
+ * Concurrency  `jobs` children at a time.
+ * Failure      Exit 1 when a mutant survives that the list of known survivors does not explain, or when a listed one
+ *              does not survive.
+ * Tests        it is one
+ */
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/assert.h"
+#include "base/mutant.h"
+#include "meta/meta.h"
+#include "sim/campaign.h"
+#include "sim/driver.h"
+
+struct row { int id; const char *name, *rule, *text; };
+
+static const struct row rows[] = {
+    { MUT_BARRIER(META_B_DATA_TABLES), "B_DATA_TABLES", "Q1 Q4 Q5", "no barrier between data and tables" },
+    { MUT_BARRIER(META_B_TABLES_ROOTS), "B_TABLES_ROOTS", "Q5", "no barrier between tables and roots" },
+    { MUT_BARRIER(META_B_FINAL), "B_FINAL", "P2", "no barrier at the end of a guest flush" },
+    { MUT_BARRIER(META_B_GROW_COUNTS), "B_GROW_COUNTS", "Q6 D4", "no barrier behind length, counts, new blocks" },
+    { MUT_BARRIER(META_B_GROW_ROOT), "B_GROW_ROOT", "Q6", "no barrier behind refcount table entries" },
+    { MUT_BARRIER(META_B_SWITCH_BEFORE), "B_SWITCH_BEFORE", "Q7 Q8", "no barrier before a header switch" },
+    { MUT_BARRIER(META_B_SWITCH_AFTER), "B_SWITCH_AFTER", "Q7 Q8", "no barrier behind a header switch" },
+    { MUT_BARRIER(META_B_HEADER), "B_HEADER", "Q16 Q19 Q22", "no barrier behind a header sector" },
+    { MUT_BARRIER(META_B_CLOSE), "B_CLOSE", "D4", "no barrier before close cuts the file" },
+    { MUT_BARRIER(META_B_REPAIR), "B_REPAIR", "P5", "no barrier between steps of repair" },
+#define X(name, rule, text) { MUT_##name, #name, rule, text },
+    BYRE_MUTANT_ROWS(X)
+#undef X
+};
+#define ROWS (sizeof rows / sizeof rows[0])
+
+struct outcome {
+    _Atomic uint64_t reached, states, workloads;
+    _Atomic int caught;
+    double seconds;
+    struct sim_case c;
+};
+
+static int alive;
+static struct outcome *mine, *all;
+
+int byre_mutant_alive(int id)
+{
+    if (id != alive || !sim_recording)
+        return 0;
+    if (mine)
+        atomic_fetch_add_explicit(&mine->reached, 1, memory_order_relaxed);
+    return 1;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* ---- child ---- */
+
+static void on_state(void *arg, const struct sim_explorer *x)
+{
+    (void)arg;
+    (void)x;
+    atomic_fetch_add_explicit(&mine->states, 1, memory_order_relaxed);
+}
+
+static uint64_t pick(const struct sim_geom *g, uint64_t i)
+{
+    uint64_t n = sim_alphabet(g, NULL, 0), ones = 2 * n, twos = 2 * n * n;
+    if (i % 3 == 0)
+        return hash_combine(5, i) % ones;
+    return i % 3 == 1 ? ones + hash_combine(6, i) % twos : ones + twos + i;
+}
+
+static void child(unsigned r, double until)
+{
+    unsigned geoms = 0;
+    mine = &all[r];
+    alive = rows[r].id;
+    while (sim_geom_nth(geoms))
+        geoms++;
+    double t0 = now();
+    for (uint64_t i = 0; now() < until; i++) {
+        const struct sim_geom *g = sim_geom_nth((unsigned)(i % geoms));
+        struct sim_campaign k = { .per_workload = 120, .states_max = 100000, .on_state = on_state };
+        uint64_t before = atomic_load(&mine->reached);
+        sim_case_nth(g, 99, pick(g, i / geoms), &mine->c);
+        if (i == 0)
+            before = 0;
+        alarm(60);
+        int rc = sim_case_run(&k, &mine->c);
+        mine->seconds = now() - t0;
+        atomic_fetch_add(&mine->workloads, 1);
+        if (rc == -1 && atomic_load(&mine->reached) > before) {
+            atomic_store(&mine->caught, 1);
+            _exit(0);
+        }
+        if (rc == -1)
+            _exit(3);                    /* wrong without the mutant */
+    }
+    _exit(0);
+}
+
+/* ---- parent ---- */
+
+static bool is_known(const char *text, const char *name)
+{
+    char want[80];
+    snprintf(want, sizeof want, "- survivor %s:", name);
+    return text && strstr(text, want);
+}
+
+static char *slurp(const char *path)
+{
+    FILE *f = path ? fopen(path, "r") : NULL;
+    char *buf = calloc(1, 1u << 20);
+    if (f && buf && !fread(buf, 1, (1u << 20) - 1, f))
+        buf[0] = 0;
+    if (f)
+        fclose(f);
+    return buf;
+}
+
+static int judge(unsigned r, const char *known)
+{
+    const struct outcome *o = &all[r];
+    bool listed = is_known(known, rows[r].name);
+    const char *verdict = o->caught ? "caught" : o->reached ? "SURVIVES" : "NOT REACHED";
+    printf("%-22s %-12s %-11s %6llu states %5llu workloads %5.1f s  %s%s\n", rows[r].name, rows[r].rule, verdict, (unsigned long long)o->states,
+        (unsigned long long)o->workloads, o->seconds, o->caught ? o->c.geom : listed ? "(explained)" : rows[r].text, o->caught ? ":" : "");
+    if (o->caught)
+        printf("    %s\n", o->c.why);
+    if (o->caught && listed)
+        printf("    is listed as a survivor, and is none\n");
+    fflush(stdout);
+    return o->caught ? listed : !listed;
+}
+
+static pid_t start(unsigned r, double seconds)
+{
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0)
+        child(r, now() + seconds);
+    return pid;
+}
+
+static void ended(unsigned r, int status)
+{
+    struct outcome *o = &all[r];
+    if (WIFSIGNALED(status)) {           /* it hung, or the engine stopped itself: seen as well */
+        snprintf(o->c.why, sizeof o->c.why, "the engine %s (signal %d)", WTERMSIG(status) == SIGALRM ? "hangs" : "stopped itself", WTERMSIG(status));
+        o->caught = o->reached > 0;
+    }
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 3) {
+        printf("%s: wrong without the mutant: %s: %s\n", rows[r].name, o->c.geom, o->c.why);
+        o->caught = 0;
+    }
+}
+
+int sim_mutants(const struct sim_mutant_opts *o)
+{
+    all = mmap(NULL, ROWS * sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    char *known = slurp(o->known);
+    pid_t pid[ROWS] = { 0 };
+    unsigned running = 0, next = 0, caught = 0;
+    int bad = 0;
+    if (all == MAP_FAILED)
+        return 2;
+    while (next < ROWS || running) {
+        while (next < ROWS && running < o->jobs) {
+            if (o->only && strcmp(o->only, rows[next].name)) {
+                next++;
+                continue;
+            }
+            pid[next] = start(next, o->seconds ? o->seconds : 30);
+            next++;
+            running++;
+        }
+        int status;
+        pid_t p = running ? waitpid(-1, &status, 0) : -1;
+        for (unsigned r = 0; p > 0 && r < ROWS; r++)
+            if (pid[r] == p) {
+                running--;
+                ended(r, status);
+                bad |= judge(r, known);
+                caught += all[r].caught;
+            }
+    }
+    printf("%u of %zu mutants caught\n", caught, ROWS);
+    free(known);
+    return bad;
+}

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * record.c: runs a workload on the engine, live, and notes what was asked for and promised.
+ *
+ * Purpose      Produces the trace that the explorer cuts.
+ * Owns         The run.
+ * Invariants   R1  A request is noted as issued before the engine sees it, and as acknowledged after it has answered.
+ *              R2  Everything read on the way must be legal at that moment (sim_model_live).
+ * Order        None.
+ * Concurrency  Requests that are "beside" each other run as coroutines of their own, spread over the world's loops.
+ * Failure      -1 and a sentence in `why`.
+ * Tests        tests/crash
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "rt/backend.h"
+#include "rt/sync.h"
+#include "sim/mem.h"
+#include "sim/workload.h"
+
+struct run {
+    struct sim_record *r;
+    struct graph *g;
+    struct graph_node *n;
+    struct sim_model model;              /* as the guest knows it now */
+};
+
+/* ---- opening ---- */
+
+int sim_graph_new(struct sim_world *w, struct co *co, struct graph **ret_g, struct byre_err *err)
+{
+    struct graph_opts o = { .opener = &w->opener };
+    return graph_new(co_loop(co), &o, ret_g, err);
+}
+
+int sim_disk_open(struct co *co, struct graph *g, const struct sim_geom *geom, bool read_only, bool check_mode, struct graph_node **ret_n, struct byre_err *err)
+{
+    struct graph_open_opts o = { .filename = SIM_DISK_NAME, .format = "qcow2", .read_only = read_only, .discard = true,
+        .no_backing = check_mode, .fmt = { .check_mode = check_mode, .frontier_bytes = geom->frontier } };
+    return graph_open(co, g, &o, ret_n, err);
+}
+
+/* ---- notes ---- */
+
+__attribute__((format(printf, 2, 3))) static int wrong(struct run *u, const char *fmt, ...)
+{
+    va_list ap;
+    if (!u->r->why[0]) {
+        va_start(ap, fmt);
+        vsnprintf(u->r->why, sizeof u->r->why, fmt, ap);
+        va_end(ap);
+    }
+    return -1;
+}
+
+static struct sim_note *note(struct run *u, enum sim_note_kind kind, uint32_t id)
+{
+    struct sim_note *n = sim_trace_note(u->r->trace, kind, sim_stamp(u->r->w));
+    n->id = id;
+    return n;
+}
+
+static void tell(struct run *u, const struct sim_note *n) { sim_model_apply(&u->model, n); }
+
+/* Notes the end of a request; with may_fail a failure is no fault of the run. */
+static int ended(struct run *u, uint32_t id, int r, enum sim_note_kind ok, enum sim_note_kind bad, const char *what)
+{
+    tell(u, note(u, r < 0 ? bad : ok, id));
+    if (r == 0)
+        return 0;
+    u->r->errors++;
+    if (!u->r->first_error)
+        u->r->first_error = r;
+    if (!u->r->may_fail)
+        return wrong(u, "%s failed: %s", what, strerror(-r));
+    return 0;
+}
+
+/* ---- requests ---- */
+
+static int do_write(struct co *co, struct run *u, const struct sim_wop *o)
+{
+    uint32_t id = u->r->next_id++, gen = u->r->next_gen++;
+    uint64_t len = (uint64_t)o->len * SIM_SECTOR;
+    uint8_t *buf = NULL;
+    if (posix_memalign((void **)&buf, 4096, len))
+        return -ENOMEM;
+    for (uint32_t i = 0; i < o->len; i++)
+        sim_sector_fill(buf + (size_t)i * SIM_SECTOR, gen, o->off + i);
+    struct sim_note *n = note(u, SIM_N_WRITE, id);
+    n->gen = gen;
+    n->off = (uint64_t)o->off * SIM_SECTOR;
+    n->len = len;
+    tell(u, n);
+    struct iovec slot;
+    int r = graph_write(co, u->n, iov_one(&slot, buf, len), (uint64_t)o->off * SIM_SECTOR, 0);
+    int rc = ended(u, id, r, SIM_N_ACK, SIM_N_FAIL, "write");
+    memset(buf, 0xee, len);              /* a write that is still reading it would show */
+    free(buf);
+    return rc;
+}
+
+/* Reads a range; every sector must be legal now. gens: NULL or one per sector. */
+static int read_range(struct co *co, struct run *u, uint64_t off, uint64_t len, uint32_t *gens)
+{
+    uint64_t issued = sim_stamp(u->r->w);
+    uint8_t *buf = NULL;
+    if (posix_memalign((void **)&buf, 4096, len))
+        return -ENOMEM;
+    struct iovec slot;
+    int r = graph_read(co, u->n, iov_one(&slot, buf, len), off), rc = 0;
+    if (r < 0)
+        rc = u->r->may_fail ? 0 : wrong(u, "read of sector %llu failed: %s", (unsigned long long)(off / SIM_SECTOR), strerror(-r));
+    for (uint64_t i = 0; r == 0 && i < len / SIM_SECTOR; i++) {
+        uint64_t s = off / SIM_SECTOR + i;
+        uint32_t gen = sim_sector_gen(buf + i * SIM_SECTOR, s);
+        char legal[64];
+        if (gens)
+            gens[i] = gen;
+        if (sim_model_live(&u->model, s, gen, issued))
+            continue;
+        sim_model_describe(&u->model, s, legal, sizeof legal);
+        rc = wrong(u, "a read in the run found %u in sector %llu, legal: %s", gen, (unsigned long long)s, legal);
+        break;
+    }
+    free(buf);
+    return r < 0 && rc == 0 ? -EAGAIN : rc;
+}
+
+static int do_clear(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
+{
+    uint32_t id = u->r->next_id++;
+    uint64_t off = (uint64_t)o->off * SIM_SECTOR, len = (uint64_t)o->len * SIM_SECTOR;
+    struct sim_note *n = note(u, o->kind == 'd' ? SIM_N_DISCARD : SIM_N_ZERO, id);
+    n->off = off;
+    n->len = len;
+    tell(u, n);
+    int r = o->kind == 'd' ? graph_discard(co, u->n, off, len) : graph_zero(co, u->n, off, len, o->kind == 'u' ? GRAPH_UNMAP : 0);
+    int rc = ended(u, id, r, SIM_N_ACK, SIM_N_FAIL, o->kind == 'd' ? "discard" : "zero");
+    if (rc < 0 || r < 0 || o->kind != 'd' || !alone)
+        return rc;
+    uint32_t *gens = sim_trace_alloc(u->r->trace, o->len * sizeof *gens);
+    rc = read_range(co, u, off, len, gens);
+    if (rc == -EAGAIN)
+        return 0;
+    if (rc == 0) {
+        n = note(u, SIM_N_SEEN, id);
+        n->gens = gens;
+        tell(u, n);
+    }
+    return rc;
+}
+
+static int do_flush(struct co *co, struct run *u)
+{
+    uint32_t id = u->r->next_id++;
+    tell(u, note(u, SIM_N_FLUSH, id));
+    int r = graph_flush(co, u->n);
+    if (r < 0) {
+        u->r->errors++;
+        if (!u->r->first_error)
+            u->r->first_error = r;
+        return u->r->may_fail ? 0 : wrong(u, "flush failed: %s", strerror(-r));
+    }
+    u->r->flushed = true;
+    tell(u, note(u, SIM_N_FLUSH_ACK, id));
+    return 0;
+}
+
+static int do_resize(struct co *co, struct run *u, uint64_t size)
+{
+    uint32_t id = u->r->next_id++;
+    struct byre_err err = { 0 };
+    struct sim_note *n = note(u, SIM_N_RESIZE, id);
+    n->len = size;
+    tell(u, n);
+    int r = graph_resize(co, u->n, size, FMT_PREALLOC_OFF, &err);
+    n = note(u, r < 0 ? SIM_N_RESIZE_FAIL : SIM_N_RESIZE_ACK, id);
+    n->len = size;
+    if (r < 0 && u->r->may_fail && graph_length(u->n) == size) {      /* done, but not tidied up */
+        n->kind = SIM_N_RESIZE_ACK;
+    }
+    tell(u, n);
+    if (r < 0) {
+        u->r->errors++;
+        if (!u->r->first_error)
+            u->r->first_error = r;
+    }
+    return r < 0 && !u->r->may_fail ? wrong(u, "resize failed: %s", err.text) : 0;
+}
+
+static int do_close(struct co *co, struct run *u)
+{
+    uint32_t id = u->r->next_id++;
+    if (!u->n)
+        return 0;
+    tell(u, note(u, SIM_N_FLUSH, id));
+    int r = graph_close(co, u->n);
+    u->n = NULL;
+    if (r < 0) {
+        u->r->errors++;
+        if (!u->r->first_error)
+            u->r->first_error = r;
+        return u->r->may_fail ? 0 : wrong(u, "close failed: %s", strerror(-r));
+    }
+    tell(u, note(u, SIM_N_FLUSH_ACK, id));
+    return 0;
+}
+
+static int do_open(struct co *co, struct run *u)
+{
+    struct byre_err err = { 0 };
+    int r = sim_disk_open(co, u->g, u->r->im->g, false, false, &u->n, &err);
+    if (r == 0)
+        return 0;
+    u->r->errors++;
+    if (!u->r->first_error)
+        u->r->first_error = r;
+    return u->r->may_fail ? -EAGAIN : wrong(u, "open failed: %s", err.text);
+}
+
+static int do_repair(struct co *co, struct run *u)
+{
+    struct byre_err err = { 0 };
+    struct graph_node *n;
+    int r = sim_disk_open(co, u->g, u->r->im->g, false, true, &n, &err);
+    if (r == 0) {
+        struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS | FMT_FIX_ERRORS };
+        struct fmt_check_result res = { 0 };
+        r = graph_format(n)->check(co, graph_image(n), &o, &res, &err);
+        int r2 = graph_close(co, n);
+        r = r < 0 ? r : r2;
+        if (r == 0 && (res.corruptions || res.leaks || res.check_errors) && !u->r->may_fail)
+            return wrong(u, "repair leaves %llu corruptions, %llu leaks", (unsigned long long)res.corruptions, (unsigned long long)res.leaks);
+    }
+    if (r < 0) {
+        u->r->errors++;
+        if (!u->r->first_error)
+            u->r->first_error = r;
+    }
+    return r < 0 && !u->r->may_fail ? wrong(u, "repair failed: %s", err.text) : 0;
+}
+
+static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
+{
+    int r;
+    if (!u->n)
+        return 0;
+    switch (o->kind) {
+    case 'w': return do_write(co, u, o);
+    case 'z':
+    case 'u':
+    case 'd': return do_clear(co, u, o, alone);
+    case 'f': return do_flush(co, u);
+    case 's': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR);
+    case 'p':
+        r = read_range(co, u, (uint64_t)o->off * SIM_SECTOR, (uint64_t)o->len * SIM_SECTOR, NULL);
+        return r == -EAGAIN ? 0 : r;
+    case 'o':
+    case 'r':
+        r = do_close(co, u);
+        if (r == 0 && o->kind == 'r')
+            r = do_repair(co, u);
+        if (r == 0)
+            r = do_open(co, u);
+        return r == -EAGAIN ? 0 : r;
+    }
+    return -1;
+}
+
+/* ---- at the same time ---- */
+
+struct beside { struct run *u; const struct sim_wop *o; struct co_xevent over; int result; };
+
+static void beside_co(struct co *co, void *arg)
+{
+    struct beside *b = arg;
+    b->result = do_one(co, b->u, b->o, false);
+    co_xevent_set(&b->over);
+}
+
+static int do_group(struct co *co, struct run *u, const struct sim_wop *o, unsigned count)
+{
+    struct beside b[SIM_WOPS_MAX];
+    unsigned loops = rt_loop_count(u->r->w->rt), started = 0;
+    int r = 0;
+    for (; started < count; started++) {
+        b[started] = (struct beside){ .u = u, .o = &o[started] };
+        co_xevent_init(&b[started].over, co_loop(co));
+        r = rt_spawn_on(rt_loop_at(u->r->w->rt, started % loops), beside_co, &b[started]);
+        if (r < 0)
+            break;
+    }
+    for (unsigned i = 0; i < started; i++) {
+        co_xevent_wait(co, &b[i].over);
+        if (r == 0)
+            r = b[i].result;
+    }
+    return u->r->may_fail && r == -ENOMEM ? 0 : r;
+}
+
+/* ---- the run ---- */
+
+static int read_all(struct co *co, struct run *u)
+{
+    const struct sim_geom *g = u->r->im->g;
+    for (unsigned i = 0; u->n && i < g->windows; i++) {
+        uint64_t end = min_u64(g->window[i].off + g->window[i].len, graph_length(u->n));
+        int r = end > g->window[i].off ? read_range(co, u, g->window[i].off, end - g->window[i].off, NULL) : 0;
+        if (r < 0)
+            return r == -EAGAIN ? 0 : r;
+    }
+    return 0;
+}
+
+static int run_ops(struct co *co, struct run *u)
+{
+    const struct sim_workload *l = u->r->l;
+    int r = do_open(co, u);
+    for (unsigned i = 0, n; r == 0 && i < l->count; i += n) {
+        for (n = 1; i + n < l->count && l->op[i + n].beside; n++)
+            ;
+        r = n == 1 ? do_one(co, u, &l->op[i], true) : do_group(co, u, &l->op[i], n);
+        if (r == -ENOMEM && u->r->may_fail)
+            r = 0;
+    }
+    if (r == 0)
+        r = read_all(co, u);
+    int r2 = do_close(co, u);
+    return r == -EAGAIN ? r2 : r < 0 ? r : r2;
+}
+
+static int run_main(struct co *co, void *arg)
+{
+    struct run *u = arg;
+    struct byre_err err = { 0 };
+    int r = sim_graph_new(u->r->w, co, &u->g, &err);
+    if (r < 0)
+        return u->r->may_fail ? 0 : wrong(u, "%s", err.text);
+    r = run_ops(co, u);
+    graph_free(u->g);
+    return r;
+}
+
+int sim_record_run(struct sim_record *r)
+{
+    struct run u = { .r = r };
+    sim_world_restart(r->w, r->seed);
+    r->w->trace = r->trace;
+    r->w->direct = false;
+    r->next_id = 1;
+    r->next_gen = SIM_GEN_USER;
+    r->why[0] = 0;
+    sim_model_init(&u.model, r->im->sectors, r->im->below);
+    sim_model_start(&u.model, r->im->g->size, r->im->gens);
+    int rc = sim_run(r->w, run_main, &u, 0);
+    sim_model_fini(&u.model);
+    r->w->trace = NULL;
+    if (rc == -EDEADLK)
+        snprintf(r->why, sizeof r->why, "the run hangs: nothing is left that could wake it");
+    if (rc == -ETIME)
+        snprintf(r->why, sizeof r->why, "the run does not end");
+    return rc;
+}

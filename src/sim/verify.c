@@ -1,0 +1,605 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * verify.c: the judgement of one crash state.
+ *
+ * Purpose      Steps (a) to (i) of verify.h, on the engine itself, in direct mode.
+ * Owns         Buffers for what was read and what must be read.
+ * Invariants   V1  Every step begins from the crash state itself; what a step changed is taken back.
+ *              V2  Verdicts depend on the state and the seed alone.
+ * Order        None.
+ * Concurrency  One thread; one coroutine per step.
+ * Failure      -1 and one sentence.
+ * Tests        tests/crash: mutants
+ */
+#include "sim/verify.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/checked.h"
+#include "rt/backend.h"
+#include "sim/mem.h"
+#include "sim/workload.h"
+
+#define NESTED_DEPTH_MAX 2u
+
+void sim_verify_init(struct sim_verify *v, struct sim_world *w, const struct sim_image *im)
+{
+    *v = (struct sim_verify){ .w = w, .im = im, .nested_one_in = 16, .peer_one_in = 256 };
+    v->got = sim_mem_alloc(im->sectors * sizeof *v->got);
+    v->expect = sim_mem_alloc(im->sectors * sizeof *v->expect);
+    v->buf = sim_mem_alloc(im->sectors * SIM_SECTOR);
+}
+
+void sim_verify_fini(struct sim_verify *v)
+{
+    sim_mem_free(v->got);
+    sim_mem_free(v->expect);
+    sim_mem_free(v->buf);
+    *v = (struct sim_verify){ 0 };
+}
+
+__attribute__((format(printf, 2, 3))) static int wrong(struct sim_verify *v, const char *fmt, ...)
+{
+    va_list ap;
+    if (!v->why[0]) {
+        va_start(ap, fmt);
+        vsnprintf(v->why, sizeof v->why, fmt, ap);
+        va_end(ap);
+    }
+    return -1;
+}
+
+static struct sim_disk *disk(const struct sim_verify *v) { return &sim_world_find(v->w, SIM_DISK_NAME)->disk; }
+
+/* ---- (b): structure ---- */
+
+static uint64_t leak_bound(const struct sim_verify *v)
+{
+    const struct sim_geom *g = v->im->g;
+    uint64_t cs = 1ull << g->cluster_bits;
+    return v->in_flight + 2 * (g->frontier / cs) + 4;
+}
+
+static int audit(struct sim_verify *v, const char *when, struct sim_audit *a)
+{
+    sim_audit(disk(v), a);
+    if (a->broken)
+        return wrong(v, "%s: the file is broken: %s", when, a->text);
+    if (a->outside || a->low)
+        return wrong(v, "%s: %" PRIu64 " counts are too low, %" PRIu64 " references outside: %s", when, a->low, a->outside, a->text);
+    if (a->copied_wrong)
+        return wrong(v, "%s: COPIED is set wrongly %" PRIu64 " times: %s", when, a->copied_wrong, a->text);
+    return 0;
+}
+
+static int check(struct co *co, struct sim_verify *v, struct graph_node *n, const char *when, unsigned fix, struct fmt_check_result *res)
+{
+    struct byre_err err = { 0 };
+    struct fmt_check_opts o = { .fix = fix };
+    int r = graph_format(n)->check(co, graph_image(n), &o, res, &err);
+    if (r < 0)
+        return wrong(v, "%s: check failed: %s", when, err.text);
+    if (res->corruptions || res->check_errors)
+        return wrong(v, "%s: check finds %" PRIu64 " corruptions, %" PRIu64 " errors", when, res->corruptions, res->check_errors);
+    return 0;
+}
+
+/* ---- (c): content ---- */
+
+static int illegal(struct sim_verify *v, const char *when, uint64_t s, const char *legal)
+{
+    const uint8_t *p = v->buf + s * SIM_SECTOR;
+    uint32_t gen = 0;
+    uint64_t at = 0;
+    switch (sim_sector_parse(p, &gen, &at)) {
+    case SIM_SECTOR_ZERO:
+        return wrong(v, "%s: sector %" PRIu64 " reads zeros, legal: %s", when, s, legal);
+    case SIM_SECTOR_GUEST:
+        return wrong(v, "%s: sector %" PRIu64 " reads what was written as %u for sector %" PRIu64 ", legal: %s", when, s, gen, at, legal);
+    case SIM_SECTOR_OTHER:
+        break;
+    }
+    return wrong(v, "%s: sector %" PRIu64 " reads bytes that no guest has written (%02x%02x%02x%02x...), legal: %s", when, s, p[0], p[1], p[2], p[3], legal);
+}
+
+/* Ranges that no workload touches must read zeros, by their status. */
+static int read_gap(struct co *co, struct sim_verify *v, struct graph_node *n, const char *when, uint64_t off, uint64_t end)
+{
+    while (off < end) {
+        struct graph_status st;
+        int r = graph_status(co, n, NULL, off, end - off, &st);
+        if (r < 0)
+            return wrong(v, "%s: status at %" PRIu64 " failed: %s", when, off, strerror(-r));
+        if (!st.zero)
+            return wrong(v, "%s: %" PRIu64 " bytes at %" PRIu64 " were never written and do not read zeros", when, st.len, off);
+        off += st.len;
+    }
+    return 0;
+}
+
+/* Reads all windows into buf and the generations into got. */
+static int read_all(struct co *co, struct sim_verify *v, struct graph_node *n, const char *when)
+{
+    const struct sim_geom *g = v->im->g;
+    uint64_t size = graph_length(n), done = 0;
+    for (unsigned i = 0; i < g->windows; i++) {
+        uint64_t off = g->window[i].off, end = min_u64(off + g->window[i].len, size);
+        int r = read_gap(co, v, n, when, done, min_u64(off, size));
+        if (r < 0)
+            return r;
+        if (end <= off)
+            return 0;
+        struct iovec slot;
+        r = graph_read(co, n, iov_one(&slot, v->buf + off, end - off), off);
+        if (r < 0)
+            return wrong(v, "%s: reading %" PRIu64 " bytes at %" PRIu64 " failed: %s", when, end - off, off, strerror(-r));
+        for (uint64_t s = off / SIM_SECTOR; s < end / SIM_SECTOR; s++)
+            v->got[s] = sim_sector_gen(v->buf + s * SIM_SECTOR, s);
+        done = end;
+    }
+    return read_gap(co, v, n, when, done, size);
+}
+
+static bool in_window(const struct sim_geom *g, uint64_t s)
+{
+    for (unsigned i = 0; i < g->windows; i++)
+        if (s * SIM_SECTOR >= g->window[i].off && s * SIM_SECTOR < g->window[i].off + g->window[i].len)
+            return true;
+    return false;
+}
+
+static int judge_legal(struct sim_verify *v, const char *when)
+{
+    char legal[80];
+    for (uint64_t s = 0; s < v->size / SIM_SECTOR; s++) {
+        if (!in_window(v->im->g, s) || sim_model_allows(v->m, s, v->got[s]))
+            continue;
+        sim_model_describe(v->m, s, legal, sizeof legal);
+        return illegal(v, when, s, legal);
+    }
+    return 0;
+}
+
+static int judge_same(struct sim_verify *v, const char *when)
+{
+    char legal[80];
+    for (uint64_t s = 0; s < v->size / SIM_SECTOR; s++) {
+        if (!in_window(v->im->g, s) || v->got[s] == v->expect[s])
+            continue;
+        snprintf(legal, sizeof legal, "%u alone", v->expect[s]);
+        return illegal(v, when, s, legal);
+    }
+    return 0;
+}
+
+/* ---- (d), (e) ---- */
+
+static int judge_rest(struct sim_verify *v, const char *when, const struct sim_audit *a, bool changed)
+{
+    const struct sim_image *im = v->im;
+    if (im->snap) {
+        uint32_t *gens = v->got;                         /* free at this moment */
+        if (!sim_audit_snapshot(disk(v), im->below, gens, im->sectors))
+            return wrong(v, "%s: the snapshot is gone", when);
+        for (uint64_t s = 0; s < im->g->size / SIM_SECTOR; s++)
+            if (im->snap[s] != SIM_GEN_NONE && gens[s] != im->snap[s])
+                return wrong(v, "%s: sector %" PRIu64 " of the snapshot holds %u, not %u", when, s, gens[s], im->snap[s]);
+    }
+    if (im->g->bitmap && changed && a->bitmap_trusted)
+        return wrong(v, "%s: the guest has written, and the bitmap claims to know", when);
+    return 0;
+}
+
+static bool guest_changed(const struct sim_verify *v, const uint32_t *now)
+{
+    for (uint64_t s = 0; s < v->size / SIM_SECTOR; s++)
+        if (in_window(v->im->g, s) && now[s] != (s * SIM_SECTOR < v->im->g->size ? v->im->gens[s] : 0))
+            return true;
+    return false;
+}
+
+/* ---- opening ---- */
+
+typedef int step_fn(struct co *co, struct sim_verify *v, struct graph *g);
+
+struct step { struct sim_verify *v; step_fn *fn; };
+
+static int step_main(struct co *co, void *arg)
+{
+    struct step *s = arg;
+    struct byre_err err = { 0 };
+    struct graph *g;
+    int r = sim_graph_new(s->v->w, co, &g, &err);
+    if (r < 0)
+        return wrong(s->v, "%s", err.text);
+    r = s->fn(co, s->v, g);
+    graph_free(g);
+    return r;
+}
+
+static int run_step(struct sim_verify *v, step_fn *fn)
+{
+    struct step s = { v, fn };
+    int r = sim_run(v->w, step_main, &s, 0);
+    if (r == -EDEADLK || r == -ETIME)
+        return wrong(v, "the engine hangs");
+    return r;
+}
+
+static int open_disk(struct co *co, struct sim_verify *v, struct graph *g, const char *when, bool read_only, bool check_mode, struct graph_node **ret_n)
+{
+    struct byre_err err = { 0 };
+    int r = sim_disk_open(co, g, v->im->g, read_only, check_mode, ret_n, &err);
+    return r < 0 ? wrong(v, "%s: opening failed: %s", when, err.text) : 0;
+}
+
+static int close_disk(struct co *co, struct sim_verify *v, struct graph_node *n, const char *when, int r)
+{
+    int c = graph_close(co, n);
+    return r < 0 ? r : c < 0 ? wrong(v, "%s: closing failed: %s", when, strerror(-c)) : 0;
+}
+
+/* ---- (a) to (e): as the state is ---- */
+
+static int look(struct co *co, struct sim_verify *v, struct graph *g)
+{
+    const char *when = v->depth ? "after the second crash" : "after the crash";
+    struct graph_node *n;
+    struct sim_audit a;
+    struct fmt_check_result res;
+    int r = audit(v, when, &a);
+    if (r < 0)
+        return r;
+    r = open_disk(co, v, g, when, true, false, &n);
+    if (r < 0)
+        return r;
+    v->size = graph_length(n);
+    if (v->size != v->m->size && v->size != v->m->size_alt)
+        r = wrong(v, "%s: the size is %" PRIu64 ", legal: %" PRIu64 " or %" PRIu64, when, v->size, v->m->size, v->m->size_alt);
+    if (r == 0)
+        r = check(co, v, n, when, 0, &res);
+    if (r == 0 && res.leaks != a.leaks && v->im->g->refcount_order < 6)
+        (void)0;                         /* the check counts clusters, the audit counts references */
+    if (r == 0 && !res.leaks != !a.leaks)
+        r = wrong(v, "%s: the check finds %" PRIu64 " leaks, the second opinion %" PRIu64, when, res.leaks, a.leaks);
+    if (r == 0 && res.leaks > leak_bound(v))
+        r = wrong(v, "%s: %" PRIu64 " leaks, at most %" PRIu64 " can be explained", when, res.leaks, leak_bound(v));
+    if (r == 0 && res.leaks > v->leaks_max) {
+        v->leaks_max = res.leaks;
+        v->bound_at_max = leak_bound(v);
+    }
+    if (r == 0)
+        r = read_all(co, v, n, when);
+    if (r == 0)
+        r = judge_legal(v, when);
+    r = close_disk(co, v, n, when, r);
+    if (r < 0)
+        return r;
+    memcpy(v->expect, v->got, v->im->sectors * sizeof *v->expect);
+    return judge_rest(v, when, &a, guest_changed(v, v->expect));
+}
+
+/* ---- (f): the guest goes on ---- */
+
+static int probe(struct co *co, struct sim_verify *v, struct graph_node *n, uint64_t off, uint64_t len, uint32_t gen)
+{
+    struct iovec slot;
+    uint8_t *buf = NULL;
+    uint64_t end = min_u64(v->size, v->im->g->window[0].off + v->im->g->window[0].len) / SIM_SECTOR;
+    if (off >= end)
+        return 0;
+    len = min_u64(len, end - off);
+    if (posix_memalign((void **)&buf, 4096, len * SIM_SECTOR))
+        return -ENOMEM;
+    for (uint64_t i = 0; i < len; i++) {
+        sim_sector_fill(buf + i * SIM_SECTOR, gen, off + i);
+        v->expect[off + i] = gen;
+    }
+    struct sim_note *note = v->w->trace ? sim_trace_note(v->w->trace, SIM_N_WRITE, sim_stamp(v->w)) : NULL;
+    if (note) {
+        note->id = gen;
+        note->gen = gen;
+        note->off = off * SIM_SECTOR;
+        note->len = len * SIM_SECTOR;
+    }
+    int r = graph_write(co, n, iov_one(&slot, buf, len * SIM_SECTOR), off * SIM_SECTOR, 0);
+    if (v->w->trace)
+        sim_trace_note(v->w->trace, SIM_N_ACK, sim_stamp(v->w))->id = gen;
+    free(buf);
+    return r < 0 ? wrong(v, "a write after the crash failed: %s", strerror(-r)) : 0;
+}
+
+/* Where the request was that was issued last before the cut. */
+static void crashed_range(const struct sim_verify *v, uint64_t *off, uint64_t *len)
+{
+    const struct sim_model *m = v->m;
+    *off = 0;
+    *len = 1;
+    for (uint32_t i = m->req_count; i-- > 1;)
+        if (m->reqs[i].len && m->reqs[i].kind != SIM_N_FLUSH) {
+            *off = m->reqs[i].off / SIM_SECTOR;
+            *len = m->reqs[i].len / SIM_SECTOR;
+            return;
+        }
+}
+
+static int three_probes(struct co *co, struct sim_verify *v, struct graph_node *n)
+{
+    const struct sim_geom *g = v->im->g;
+    uint64_t c = (1ull << g->cluster_bits) / SIM_SECTOR, end = min_u64(v->size, g->window[0].len) / SIM_SECTOR;
+    uint64_t half = g->window[0].len / 2 / SIM_SECTOR, off, len;
+    uint64_t spot = half + prng_below(&v->rng, half);
+    int r = probe(co, v, n, spot, 1 + prng_below(&v->rng, c), 1000);                 /* nothing there, mostly */
+    crashed_range(v, &off, &len);
+    if (r == 0)
+        r = probe(co, v, n, off + prng_below(&v->rng, len), 1 + prng_below(&v->rng, c), 1001);
+    if (r == 0)
+        r = probe(co, v, n, prng_below(&v->rng, end), 1 + prng_below(&v->rng, 2 * c), 1002);
+    return r;
+}
+
+static int flush(struct co *co, struct sim_verify *v, struct graph_node *n)
+{
+    if (v->w->trace)
+        sim_trace_note(v->w->trace, SIM_N_FLUSH, sim_stamp(v->w))->id = 1003;
+    int r = graph_flush(co, n);
+    if (r < 0)
+        return wrong(v, "a flush after the crash failed: %s", strerror(-r));
+    if (v->w->trace)
+        sim_trace_note(v->w->trace, SIM_N_FLUSH_ACK, sim_stamp(v->w))->id = 1003;
+    return 0;
+}
+
+/* Tables left behind the end by an interrupted shrink must not come back. */
+static int grow(struct co *co, struct sim_verify *v, struct graph_node *n)
+{
+    const struct sim_geom *g = v->im->g;
+    struct byre_err err = { 0 };
+    struct sim_note *note = v->w->trace ? sim_trace_note(v->w->trace, SIM_N_RESIZE, sim_stamp(v->w)) : NULL;
+    if (note)
+        note->len = g->size_max;
+    int r = graph_resize(co, n, g->size_max, FMT_PREALLOC_OFF, &err);
+    if (r < 0)
+        return wrong(v, "growing after the crash failed: %s", err.text);
+    note = v->w->trace ? sim_trace_note(v->w->trace, SIM_N_RESIZE_ACK, sim_stamp(v->w)) : NULL;
+    if (note)
+        note->len = g->size_max;
+    for (uint64_t s = v->size / SIM_SECTOR; s < g->size_max / SIM_SECTOR; s++)
+        v->expect[s] = 0;
+    v->size = g->size_max;
+    return 0;
+}
+
+static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
+{
+    const char *when = v->depth ? "going on after the second crash" : "going on after the crash";
+    struct graph_node *n;
+    struct fmt_check_result res;
+    struct sim_audit a;
+    int r = open_disk(co, v, g, when, false, false, &n);
+    if (r < 0)
+        return r;
+    bool bigger = v->m->resized && v->size < v->im->g->size_max;
+    if (bigger && prng_one_in(&v->rng, 2)) {
+        r = grow(co, v, n);
+        bigger = false;
+    }
+    if (r == 0)
+        r = three_probes(co, v, n);
+    if (r == 0)
+        r = flush(co, v, n);
+    if (r == 0)
+        r = check(co, v, n, when, 0, &res);
+    if (r == 0 && bigger)
+        r = grow(co, v, n);
+    if (r == 0)
+        r = read_all(co, v, n, when);
+    if (r == 0)
+        r = judge_same(v, when);
+    r = close_disk(co, v, n, when, r);
+    if (r == 0)
+        r = audit(v, when, &a);
+    return r < 0 ? r : judge_rest(v, when, &a, true);
+}
+
+/* What was written must be there for those who open it next. */
+static int come_back(struct co *co, struct sim_verify *v, struct graph *g)
+{
+    const char *when = "opened again";
+    struct graph_node *n;
+    struct fmt_check_result res;
+    int r = open_disk(co, v, g, when, true, false, &n);
+    if (r < 0)
+        return r;
+    if (graph_length(n) != v->size)
+        r = wrong(v, "%s: the size is %" PRIu64 ", not %" PRIu64, when, graph_length(n), v->size);
+    if (r == 0)
+        r = check(co, v, n, when, 0, &res);
+    if (r == 0 && res.leaks > leak_bound(v))
+        r = wrong(v, "%s: %" PRIu64 " leaks, at most %" PRIu64 " can be explained", when, res.leaks, leak_bound(v));
+    if (r == 0)
+        r = read_all(co, v, n, when);
+    if (r == 0)
+        r = judge_same(v, when);
+    return close_disk(co, v, n, when, r);
+}
+
+/* ---- (g): repair ---- */
+
+static int repair(struct co *co, struct sim_verify *v, struct graph *g)
+{
+    const char *when = v->depth ? "repair after the second crash" : "repair after the crash";
+    struct graph_node *n;
+    struct fmt_check_result res = { 0 }, again = { 0 };
+    int r = open_disk(co, v, g, when, false, true, &n);
+    if (r < 0)
+        return r;
+    r = check(co, v, n, when, FMT_FIX_LEAKS | FMT_FIX_ERRORS, &res);
+    if (r == 0 && res.leaks)
+        r = wrong(v, "%s: %" PRIu64 " leaks are left", when, res.leaks);
+    if (r == 0)
+        r = check(co, v, n, "second repair", FMT_FIX_LEAKS | FMT_FIX_ERRORS, &again);
+    if (r == 0 && (again.leaks || again.leaks_fixed || again.corruptions_fixed))
+        r = wrong(v, "%s: a second repair still finds %" PRIu64 " leaks to mend", when, again.leaks_fixed);
+    return close_disk(co, v, n, when, r);
+}
+
+static int after_repair(struct co *co, struct sim_verify *v, struct graph *g)
+{
+    const char *when = "after repair";
+    struct graph_node *n;
+    struct sim_audit a;
+    int r = audit(v, when, &a);
+    if (r < 0)
+        return r;
+    if (a.leaks || a.marked)
+        return wrong(v, "%s: %" PRIu64 " leaks are left%s", when, a.leaks, a.marked ? ", and a mark" : "");
+    r = open_disk(co, v, g, when, true, false, &n);
+    if (r < 0)
+        return r;
+    r = read_all(co, v, n, when);
+    if (r == 0)
+        r = judge_same(v, when);
+    r = close_disk(co, v, n, when, r);
+    return r < 0 ? r : judge_rest(v, when, &a, guest_changed(v, v->expect));
+}
+
+/* ---- marks over all files (V1) ---- */
+
+static void mark(const struct sim_verify *v, sim_mark *m)
+{
+    for (unsigned i = 0; i < v->w->file_count; i++)
+        m[i] = sim_disk_mark(&v->w->files[i]->disk);
+}
+
+static void undo(const struct sim_verify *v, const sim_mark *m)
+{
+    for (unsigned i = 0; i < v->w->file_count; i++)
+        sim_disk_undo(&v->w->files[i]->disk, m[i]);
+}
+
+/* ---- (h): the power fails again ---- */
+
+struct inner { struct sim_verify *v; uint32_t *first; };
+
+static int judge(struct sim_verify *v);
+
+static int inner_visit(void *arg, struct sim_explorer *x, struct hash128 content)
+{
+    struct sim_verify *v = arg;
+    (void)content;
+    v->m = x->m;
+    v->in_flight += 2 * x->pending_count;
+    v->nested++;
+    return judge(v);
+}
+
+static int second_crash(struct sim_verify *v, step_fn *fn)
+{
+    struct sim_verify keep = *v;
+    struct sim_trace t;
+    struct sim_model m;
+    sim_mark marks[SIM_FILES_MAX];
+    uint32_t *first = sim_mem_alloc(v->im->sectors * sizeof *first);
+    uint64_t size = v->size;
+    memcpy(first, v->expect, v->im->sectors * sizeof *first);
+    sim_trace_init(&t);
+    mark(v, marks);
+    v->w->trace = &t;
+    int r = run_step(v, fn);
+    v->w->trace = NULL;
+    undo(v, marks);
+    if (r == 0) {
+        sim_model_init(&m, v->im->sectors, v->im->below);
+        sim_model_start(&m, size, first);
+        struct sim_explorer x = { .w = v->w, .t = &t, .m = &m, .seed = prng_u64(&v->rng), .visit = inner_visit, .arg = v, .nested = true };
+        m.resized = v->m->resized;
+        v->depth++;
+        r = sim_explore_random(&x);
+        v->depth--;
+        sim_model_fini(&m);
+        undo(v, marks);
+    }
+    memcpy(v->expect, first, v->im->sectors * sizeof *first);
+    v->m = keep.m;
+    v->in_flight = keep.in_flight;
+    v->size = size;
+    sim_mem_free(first);
+    sim_trace_fini(&t);
+    return r;
+}
+
+/* ---- all of it ---- */
+
+static int with_undo(struct sim_verify *v, step_fn *fn, step_fn *then)
+{
+    sim_mark m[SIM_FILES_MAX];
+    uint64_t size = v->size;
+    uint32_t *first = sim_mem_alloc(v->im->sectors * sizeof *first);
+    memcpy(first, v->expect, v->im->sectors * sizeof *first);
+    mark(v, m);
+    int r = run_step(v, fn);
+    if (r == 0)
+        r = run_step(v, then);
+    undo(v, m);
+    memcpy(v->expect, first, v->im->sectors * sizeof *first);
+    v->size = size;
+    sim_mem_free(first);
+    return r;
+}
+
+static int judge(struct sim_verify *v)
+{
+    sim_mark m[SIM_FILES_MAX];
+    mark(v, m);
+    v->states++;
+    int r = run_step(v, look);
+    for (unsigned i = 0; r == 0 && i < v->w->file_count; i++)
+        if (v->w->files[i]->disk.undo_count != m[i])
+            r = wrong(v, "opening read-only has changed a file");
+    if (r == 0 && v->peer_dir && prng_one_in(&v->rng, v->peer_one_in)) {
+        struct sim_audit a;
+        sim_audit(disk(v), &a);
+        v->peers++;
+        r = sim_peer_agrees(v->w, v->peer_dir, v->expect, v->size, a.leaks, v->why, sizeof v->why);
+    }
+    if (r == 0)
+        r = with_undo(v, go_on, come_back);
+    if (r == 0)
+        r = with_undo(v, repair, after_repair);
+    if (r == 0 && v->depth < NESTED_DEPTH_MAX && prng_one_in(&v->rng, v->nested_one_in))
+        r = second_crash(v, prng_one_in(&v->rng, 2) ? go_on : repair);
+    undo(v, m);
+    return r;
+}
+
+/* Clusters that may be counted and not referenced: those of requests that no flush covers, twice (the new and the old
+ * ones), tables with them, and whatever is being written. */
+static uint64_t in_flight(const struct sim_verify *v, const struct sim_explorer *x)
+{
+    const struct sim_geom *g = v->im->g;
+    uint64_t cs = 1ull << g->cluster_bits, n = 2 * (x->m->unflushed / cs) + 4;
+    for (uint32_t p = 0; p < x->pending_count; p++)
+        n += 2 + (x->pending[p]->kind == SIM_WRITE || x->pending[p]->kind == SIM_PUNCH ? div_up(x->pending[p]->count, cs / SIM_SECTOR) : 0);
+    if (x->m->resized)
+        n += g->size_max / cs + 8;
+    return n;
+}
+
+int sim_verify_state(struct sim_verify *v, const struct sim_explorer *x, uint64_t seed)
+{
+    v->why[0] = 0;
+    v->depth = 0;
+    v->m = x->m;
+    v->in_flight = in_flight(v, x);
+    prng_init(&v->rng, seed);
+    sim_world_restart(v->w, seed);
+    v->w->direct = true;
+    v->w->trace = NULL;
+    return judge(v);
+}

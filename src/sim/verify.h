@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * verify.h: is this crash state one that a guest may meet? The steps of RELIABILITY 3.6.5:
+ *   (a) it opens read-only   (b) the check finds leaks at most, a second opinion (audit.c) agrees, leaks are bounded
+ *   (c) every guest sector is legal   (d) the snapshot is untouched   (e) a bitmap is not trusted after a change
+ *   (f) it opens for writing; three writes (unallocated, in the range of the last request, anywhere), a flush, and
+ *       (b) to (e) again; after a resize also growing to the full size, which shows zeros
+ *   (g) repair leaves no leak, changes no guest byte, and has nothing to do a second time
+ *   (h) one state in 16: the power fails again inside (f) or (g)
+ *   (i) one state in 256: the peer's check and its reading of the image agree
+ */
+#ifndef SIM_VERIFY_H
+#define SIM_VERIFY_H
+
+#include "sim/explorer.h"
+#include "sim/image.h"
+
+struct sim_verify {
+    struct sim_world *w;
+    const struct sim_image *im;
+    const char *peer_dir;                /* folder for (i), on tmpfs; NULL: (i) is left out */
+    uint64_t nested_one_in, peer_one_in;
+
+    char why[400];
+    uint64_t states, nested, peers;      /* verified in all, of them inside others, by the peer */
+    uint64_t leaks_max, bound_at_max;    /* the most leaks seen, and the bound that held for them */
+
+    /* private */
+    struct prng rng;
+    const struct sim_model *m;
+    uint64_t in_flight;                  /* clusters that the cut may leave as leaks */
+    uint32_t *got, *expect;
+    uint8_t *buf;
+    unsigned depth;
+    bool in_resize;
+    uint64_t size;                       /* as found */
+};
+
+void sim_verify_init(struct sim_verify *v, struct sim_world *w, const struct sim_image *im);
+void sim_verify_fini(struct sim_verify *v);
+/* Verifies the state that x has made. 0; -1: `why`. The files are afterwards as before. */
+int sim_verify_state(struct sim_verify *v, const struct sim_explorer *x, uint64_t seed);
+
+/* ---- peer.c ---- */
+/* Writes the files into dir, lets qemu-img check and read them. got: what the sectors must hold. 0; -1: why. */
+int sim_peer_agrees(const struct sim_world *w, const char *dir, const uint32_t *got, uint64_t size, bool leaks, char *why, size_t bytes);
+
+#endif
