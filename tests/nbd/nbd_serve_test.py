@@ -157,3 +157,69 @@ do_verify=1
     assert all(j["error"] == 0 and j["write"]["total_ios"] > 100 for j in json.loads(text[text.index("{"):])["jobs"])
     assert server.stop() == 0
     check(image, fmt)
+
+
+def test_size_is_rounded_up_and_the_tail_is_zero(byre_serve, backend, tmp_path):
+    """FEATURES 10.007"""
+    image = tmp_path / "odd.raw"
+    image.write_bytes(b"o" * 1000100)
+    server = byre_serve(image, "-f", "raw", env={"BYRE_BACKEND": backend})
+    assert run("nbdinfo", "--size", server.uri).out.strip() == "1000448"
+    with raw.Client(server.socket).enter() as c:
+        assert c.read(1000000, 448) == b"o" * 100 + bytes(348)
+        assert c.read(0, 1000448) == b"o" * 1000100 + bytes(348)
+        assert c.write(1000100, b"t" * 348) == 0
+        assert c.read(1000000, 448) == b"o" * 100 + b"t" * 348
+    assert server.stop() == 0
+    assert image.read_bytes() == b"o" * 1000100 + b"t" * 348
+
+
+def merged(extents):
+    out = []
+    for length, flags in extents:
+        if out and out[-1][1] == flags:
+            out[-1] = (out[-1][0] + length, flags)
+        else:
+            out.append((length, flags))
+    return out
+
+
+def test_extents_of_a_chain(byre_serve, backend, tmp_path):
+    """FEATURES 10.010 .. 10.012: allocation equals the peer's map, depth names the layer that was written."""
+    names = [tmp_path / f"{n}.qcow2" for n in "abc"]
+    size, cluster = 16 * MIB, 65536
+    depth = [0] * (size // cluster)
+    for layer, path in enumerate(names):
+        backing = ["-b", names[layer - 1], "-F", "qcow2"] if layer else []
+        run("qemu-img", "create", "-q", "-f", "qcow2", *backing, path, str(size))
+        writes = []
+        for i in range(layer, len(depth), 5 + layer):
+            writes += ["-c", f"write -q -P {65 + layer} {i * cluster} {cluster}"]
+            depth[i] = 3 - layer
+        run("qemu-io", "-f", "qcow2", *writes, path)
+    server = byre_serve(names[2], "-f", "qcow2", "--read-only", env={"BYRE_BACKEND": backend})
+    with raw.Client(server.socket).enter("", "structured", ["base:allocation", "qemu:allocation-depth"]) as c:
+        found = c.status(0, size)
+        assert merged(found[1]) == merged((cluster, d) for d in depth)
+        want = json.loads(run("qemu-img", "map", "--output=json", "-f", "qcow2", names[2]).out)
+        assert merged(found[0]) == merged((e["length"], (0 if e["data"] else 1) | (2 if e["zero"] else 0)) for e in want)
+        for i, d in enumerate(depth):
+            one = c.status(i * cluster + 512, size - i * cluster - 512, raw.REQ_ONE)
+            assert len(one[1]) == 1 and one[1][0][1] == d
+    assert server.stop() == 0
+
+
+def test_a_new_client_sees_the_new_size(serve, fmt):
+    """FEATURES 10.029"""
+    server, image = serve(16 * MIB)
+    with raw.Client(server.socket).enter() as old:
+        assert old.size == 16 * MIB
+        server.qmp("block_resize", **{"node-name": "disk0", "size": 32 * MIB})
+        assert old.read(0, 512) == bytes(512)
+        assert old.request(raw.READ, 16 * MIB, 512)[0] == raw.EINVAL      # this client was told another size
+        with raw.Client(server.socket).enter() as new:
+            assert new.size == 32 * MIB
+            assert new.write(32 * MIB - 4096, b"n" * 4096) == 0
+            assert new.read(32 * MIB - 8192, 8192) == bytes(4096) + b"n" * 4096
+    assert server.stop() == 0
+    check(image, fmt)
