@@ -3,7 +3,7 @@
  * co.c: coroutines: stacks, the pool, switching, cancellation and deadlines.
  *
  * Purpose      Gives a loop cheap threads of control that it switches by hand.
- * Owns         one mapping per coroutine: [guard page][stack ...][struct co]. The struct lies above the stack, so a
+ * Owns         one mapping per coroutine: [guard][stack ...][struct co]. The struct lies above the stack, so a
  *              coroutine costs one mapping and touches two pages when small.
  * Invariants   I1 a coroutine is in exactly one place: pool (IDLE), ready queue (READY), loop.current (RUNNING),
  *              or known to whoever will call co_ready (WAITING)
@@ -34,6 +34,7 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
+#define GUARD_BYTES (16u * 1024)    /* more than a page: a large frame must not step over it */
 #define COLOURS 12u
 #define COLOUR_BYTES 320u       /* a multiple of the cache line that does not divide the page */
 
@@ -184,12 +185,12 @@ _Noreturn static void co_main(struct co *co)
 
 struct co *co_make(void)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    size_t bytes = CO_STACK_BYTES + page;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), guard = page > GUARD_BYTES ? page : GUARD_BYTES;
+    size_t bytes = CO_STACK_BYTES + guard;
     char *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (map == MAP_FAILED)
         return NULL;
-    if (mprotect(map, page, PROT_NONE)) {
+    if (mprotect(map, guard, PROT_NONE)) {
         munmap(map, bytes);
         return NULL;
     }
@@ -198,8 +199,8 @@ struct co *co_make(void)
     struct co *co = (struct co *)(map + bytes - room);
     co->map = map;
     co->map_bytes = bytes;
-    co->stack_low = map + page;
-    co->stack_bytes = bytes - page - room;
+    co->stack_low = map + guard;
+    co->stack_bytes = bytes - guard - room;
     list_node_init(&co->all);
     prepare_stack(co);
 #ifdef RT_TSAN

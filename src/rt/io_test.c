@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -33,8 +34,12 @@ ssize_t __wrap_pwritev64v2(int fd, const struct iovec *v, int cnt, off_t off, in
 
 /* ---- files ---- */
 
+static bool in_memory;         /* such files never answer from the loop itself in the threads backend */
+
 static int temp_file(void)
 {
+    if (in_memory)
+        return memfd_create("byre-rt-io", MFD_CLOEXEC);
     char name[] = "/tmp/byre-rt-io-XXXXXX";
     int fd = mkstemp(name);
     ASSERT(fd >= 0);
@@ -142,6 +147,53 @@ static void many_requests(struct co *co)
     close(many_fd);
 }
 ON_BOTH(many_requests)
+
+static void files_in_memory(void **state)
+{
+    in_memory = true;
+    for (int kind = RT_BACKEND_URING; kind <= RT_BACKEND_THREADS; kind++) {
+        test_run((enum rt_backend_kind)kind, read_write);
+        test_run((enum rt_backend_kind)kind, more_pieces_than_the_kernel_takes);
+        test_run((enum rt_backend_kind)kind, many_requests);
+    }
+    in_memory = false;
+}
+
+/* Data in the page cache, out of it, half of it, and read past it: always the bytes of the file. */
+static void cold_and_warm_reads(struct co *co)
+{
+    enum { LEN = 1 << 20, PIECE = 64 << 10 };
+    char *buf = malloc(LEN), *got = malloc(LEN);
+    struct prng p;
+    int fd = temp_file();
+    prng_init(&p, 5);
+    prng_fill(&p, buf, LEN);
+    ASSERT(pwrite(fd, buf, LEN, 0) == LEN);
+    OK(fdatasync(fd));
+    for (int round = 0; round < 60; round++) {
+        OK(posix_fadvise(fd, 0, LEN, POSIX_FADV_DONTNEED));
+        uint64_t at = prng_below(&p, LEN), n = 1 + prng_below(&p, PIECE), half = prng_below(&p, n);
+        if (round % 3)
+            ASSERT(pread(fd, got, half, (off_t)at) >= 0);
+        struct iovec v[2] = { { got, half }, { got + half, n - half } };
+        uint64_t want = n < LEN - at ? n : LEN - at, have = 0;
+        memset(got, 0, n);
+        while (have < want) {
+            int64_t r = rt_preadv(co, fd, v, 2, at + have);
+            ASSERT(r > 0);
+            have += (uint64_t)r;
+            if (have < want) {          /* short: from there on in one piece */
+                v[0] = (struct iovec){ got + have, n - have };
+                v[1].iov_len = 0;
+            }
+        }
+        ASSERT(!memcmp(got, buf + at, want));
+    }
+    close(fd);
+    free(buf);
+    free(got);
+}
+ON_BOTH(cold_and_warm_reads)
 
 /* A ring of 2 entries (and 32 completions): the queue is full most of the time, completions overflow. */
 static void many_requests_tiny_ring(void **state)
@@ -632,7 +684,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         BOTH(read_write), BOTH(file_errors), BOTH(more_pieces_than_the_kernel_takes), BOTH(many_requests),
-        cmocka_unit_test(many_requests_tiny_ring), BOTH(completions_overflow),
+        cmocka_unit_test(files_in_memory), BOTH(cold_and_warm_reads), cmocka_unit_test(many_requests_tiny_ring), BOTH(completions_overflow),
         cmocka_unit_test(completions_overflow_tiny_ring), BOTH(stream), BOTH(both_ways), BOTH(tcp), BOTH(unix_stream),
         BOTH(full_backlog), BOTH(cancel_sockets), BOTH(deadline_sockets), BOTH(cancel_races_data),
         BOTH(cancelled_files), BOTH(two_waiters), BOTH(others_get_their_turn),
