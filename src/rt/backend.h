@@ -65,7 +65,8 @@ bool rt_loop_step(struct rt_loop *loop);
 uint64_t rt_loop_next_timer(const struct rt_loop *loop);
 void rt_loop_fire_timers(struct rt_loop *loop);
 /* Destroys coroutines that are suspended without running them (a simulated power cut). Memory that they own
- * is given back by the simulator's arena, not here. */
+ * is given back by the simulator's arena, not here. Messages are dropped, timers forgotten; requests in flight lie in
+ * frames that are gone now, so the backend must forget them without calling done. */
 void rt_sim_kill(struct rt *rt);
 
 #endif
