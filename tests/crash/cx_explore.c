@@ -128,38 +128,57 @@ static void try_state(struct exp *e)
     }
 }
 
-/* Bit i of mask: pending operation i landed (past 63: bit 63 speaks for all). torn: only [from, to) of that one did. */
-static void build(struct exp *e, uint64_t mask, unsigned torn, uint64_t from, uint64_t to)
+/* Which pending operations landed. */
+enum pick_kind { PICK_MASK, PICK_PREFIX, PICK_ALL_BUT, PICK_ONE };
+struct pick { enum pick_kind kind; uint64_t n, mask; };      /* mask: bit i % 64 of a word that turns with i / 64 */
+
+static bool picked(const struct pick *p, unsigned i)
 {
+    switch (p->kind) {
+    case PICK_PREFIX: return i < p->n;
+    case PICK_ALL_BUT: return i != p->n && i != p->mask;
+    case PICK_ONE: return i == p->n;
+    default: return (i / 64 ? (p->mask ^ p->mask >> (i / 64)) : p->mask) >> (i % 64) & 1;
+    }
+}
+
+/* torn: only [from, to) of that operation did. */
+static void build(struct exp *e, struct pick p, unsigned torn, uint64_t from, uint64_t to)
+{
+    if (stop(e))
+        return;
     memcpy(e->w->image.data, e->durable.data, CX_FILE_MAX);
     e->w->image.len = e->durable.len;
     for (unsigned i = 0; i < e->pending_count; i++) {
         if (i == torn)
             cx_apply(&e->w->image, e->pending[i], from, to);
-        else if (mask >> min_u64(i, 63) & 1)
+        else if (picked(&p, i))
             cx_apply(&e->w->image, e->pending[i], 0, e->pending[i]->len);
     }
     try_state(e);
 }
 
+static void whole(struct exp *e, enum pick_kind kind, uint64_t n, uint64_t mask)
+{
+    build(e, (struct pick){ kind, n, mask }, UINT32_MAX, 0, 0);
+}
+
 static void subsets(struct exp *e, struct prng *p)
 {
     unsigned n = e->pending_count;
-    uint64_t all = n >= 64 ? UINT64_MAX : (1ull << n) - 1;
     if (n <= ALL_SUBSETS_MAX) {
-        for (uint64_t m = 0; m <= all; m++)
-            build(e, m, UINT32_MAX, 0, 0);
+        for (uint64_t m = 0; m < 1ull << n; m++)
+            whole(e, PICK_MASK, 0, m);
         return;
     }
-    for (unsigned i = 0; i < n && i < 64; i++) {
-        build(e, (1ull << i) - 1, UINT32_MAX, 0, 0);                         /* prefixes */
-        build(e, all & ~(1ull << i), UINT32_MAX, 0, 0);                      /* all but one */
-        build(e, 1ull << i, UINT32_MAX, 0, 0);                               /* one alone */
-        build(e, all & ~(1ull << i) & ~(1ull << prng_below(p, min_u64(n, 64))), UINT32_MAX, 0, 0);
+    for (unsigned i = 0; i <= n; i++) {
+        whole(e, PICK_PREFIX, i, 0);
+        whole(e, PICK_ALL_BUT, i, UINT64_MAX);
+        whole(e, PICK_ONE, i, 0);
+        whole(e, PICK_ALL_BUT, i, prng_below(p, n));
     }
-    build(e, all, UINT32_MAX, 0, 0);
     for (unsigned i = 0; i < 24; i++)
-        build(e, prng_u64(p) & all, UINT32_MAX, 0, 0);
+        whole(e, PICK_MASK, 0, prng_u64(p));
 }
 
 static void tears(struct exp *e, struct prng *p)
@@ -169,8 +188,8 @@ static void tears(struct exp *e, struct prng *p)
         if (e->pending[i]->kind != CX_WRITE || sectors < 2)
             continue;
         uint64_t k[3] = { 1, sectors / 2, sectors - 1 }, at = k[prng_below(p, 3)] * CX_SECTOR;
-        build(e, (1ull << i) - 1, i, 0, at);
-        build(e, prng_u64(p), i, at, e->pending[i]->len);
+        build(e, (struct pick){ PICK_PREFIX, i, 0 }, i, 0, at);
+        build(e, (struct pick){ PICK_MASK, 0, prng_u64(p) }, i, at, e->pending[i]->len);
     }
 }
 

@@ -6,14 +6,16 @@
  *     byre-crash explore GEOMETRY[,GEOMETRY...] [seed=N] [runs=N] [steps=N] [states=N] [per-run=N] [sample=N] [nested=N] [fixtures=DIR] [out=DIR]
  *     byre-crash replay FILE...
  *     byre-crash trace GEOMETRY [seed=N]         the digest of a recorded run: the same seed must give the same
- *     byre-crash mutants [states=N] [fixtures=DIR] [only=NAME]     (the build with mutants only)
+ *     byre-crash mutants [states=N] [fixtures=DIR] [only=NAME] [limit=SECONDS of each]     (the build with mutants only)
  *
  * Exit: 0 nothing found, 1 a violation (its workload, made as small as it gets, is in out=DIR, and the line that repeats
  * it is printed), 2 usage.
  */
 #include <inttypes.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -33,13 +35,16 @@ static const struct cx_geometry geometries[] = {
     { .name = "c4k-back-resize", .cluster = 4096, .size = 98304, .refcount_bits = 16, .version = 3, .backing = true, .frontier = 8192, .resize = true },
     { .name = "snapshot", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "snapshot.qcow2" },
     { .name = "compressed", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "compressed.qcow2" },
+    { .name = "c512-grow", .cluster = 512, .size = 196608, .refcount_bits = 64, .version = 3, .frontier = 32768, .big = true },
+    { .name = "c512-l1", .cluster = 512, .size = 32768, .refcount_bits = 16, .version = 3, .frontier = 1024, .resize = true, .big = true },
+    { .name = "garbage", .cluster = 512, .size = 262144, .refcount_bits = 16, .version = 3, .frontier = 512, .image = "garbage.qcow2", .big = true },
     { .name = "holes", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .image = "holes.qcow2" },
 };
 enum { GEOMETRIES = sizeof geometries / sizeof geometries[0] };
 
 struct args {
-    uint64_t seed, runs, steps, states, per_run, sample, nested;
-    const char *fixtures, *out, *only;
+    uint64_t seed, runs, steps, states, per_run, sample, nested, limit;
+    const char *fixtures, *out, *only, *geometry;
 };
 
 #ifdef BYRE_MUTANTS
@@ -72,7 +77,7 @@ static bool parse(struct args *a, int argc, char **argv)
 {
     struct { const char *name; uint64_t *n; const char **s; } rows[] = {
         { "seed=", &a->seed, NULL }, { "runs=", &a->runs, NULL }, { "steps=", &a->steps, NULL }, { "states=", &a->states, NULL }, { "per-run=", &a->per_run, NULL },
-        { "sample=", &a->sample, NULL }, { "nested=", &a->nested, NULL }, { "fixtures=", NULL, &a->fixtures }, { "out=", NULL, &a->out }, { "only=", NULL, &a->only },
+        { "sample=", &a->sample, NULL }, { "nested=", &a->nested, NULL }, { "limit=", &a->limit, NULL }, { "fixtures=", NULL, &a->fixtures }, { "out=", NULL, &a->out }, { "only=", NULL, &a->only }, { "geometry=", NULL, &a->geometry },
     };
     for (int i = 0; i < argc; i++) {
         unsigned k;
@@ -245,6 +250,25 @@ static unsigned mutant_list(struct mutant *out)
     return n;
 }
 
+/* In a child: an assertion of the engine that ends it counts as caught. */
+static int one_mutant(const struct mutant *m, const struct args *a)
+{
+    struct cx_result res = { 0 };
+    uint64_t states = 0;
+    const char *where = "";
+    alive = m->id;
+    for (int g = 0; g < GEOMETRIES && !res.violated; g++) {
+        where = geometries[g].name;
+        if (a->geometry && strcmp(a->geometry, where))
+            continue;
+        explore(&geometries[g], a, false, &res);
+        states += res.states;
+    }
+    printf("mutant %-24s %s after %" PRIu64 " states, reached %" PRIu64 " times%s%s%s%s\n", m->name, res.violated ? "CAUGHT" : "SURVIVED", states, reached, res.violated ? " in " : "",
+           res.violated ? where : "", res.violated ? ": " : "", res.violated ? res.why : "");
+    return res.violated ? 0 : 1;
+}
+
 static int cmd_mutants(const struct args *a)
 {
     struct mutant list[128];
@@ -252,20 +276,22 @@ static int cmd_mutants(const struct args *a)
     for (unsigned i = 0; i < n; i++) {
         if (a->only && strcmp(a->only, list[i].name))
             continue;
-        alive = list[i].id;
-        reached = 0;
-        struct cx_result res = { 0 };
-        uint64_t states = 0;
-        const char *where = "";
-        for (int g = 0; g < GEOMETRIES && !res.violated; g++) {
-            explore(&geometries[g], a, false, &res);
-            states += res.states;
-            where = geometries[g].name;
-        }
-        printf("mutant %-24s %s after %" PRIu64 " states, reached %" PRIu64 " times%s%s%s%s\n", list[i].name, res.violated ? "CAUGHT" : "SURVIVED", states, reached, res.violated ? " in " : "",
-               res.violated ? where : "", res.violated ? ": " : "", res.violated ? res.why : "");
         fflush(stdout);
-        survived += !res.violated;
+        pid_t pid = fork();
+        if (pid == 0) {
+            alarm(a->limit ? (unsigned)a->limit : 3600);
+            int code = one_mutant(&list[i], a);
+            fflush(stdout);
+            _exit(code);
+        }
+        int st = 0;
+        if (pid < 0 || waitpid(pid, &st, 0) < 0)
+            return 2;
+        if (WIFSIGNALED(st) && WTERMSIG(st) != SIGALRM)
+            printf("mutant %-24s CAUGHT by signal %d\n", list[i].name, WTERMSIG(st));
+        else if (WIFSIGNALED(st))
+            printf("mutant %-24s SURVIVED for %" PRIu64 " s\n", list[i].name, a->limit);
+        survived += WIFSIGNALED(st) ? WTERMSIG(st) == SIGALRM : WEXITSTATUS(st) != 0;
     }
     return survived ? 1 : 0;
 }

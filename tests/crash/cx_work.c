@@ -63,6 +63,8 @@ static void draw_range(struct prng *p, const struct cx_geometry *g, uint64_t siz
         s->off = prng_below(p, min_u64(size, clusters * cs) / CX_SECTOR) * CX_SECTOR;
         s->len = CX_SECTOR * (1 + prng_below(p, cs > 4096 ? 16 : max_u64(cs / CX_SECTOR, 1) * 3));
     }
+    if (g->big)
+        s->len *= 1 + prng_below(p, 24);
     s->len = min_u64(s->len, size - min_u64(s->off, size));
 }
 

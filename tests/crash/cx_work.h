@@ -25,6 +25,7 @@ struct cx_geometry {
     uint64_t frontier;
     char image[512];                     /* file to start from instead of a fresh image; "" = fresh */
     bool resize;                         /* grow and shrink are drawn too */
+    bool big;                            /* long requests, so that much is allocated in a few steps */
     bool churn;                          /* mostly discard, zero and rewrite of the same few clusters */
 };
 

@@ -43,10 +43,17 @@ def holes(path):
     qemu_io(path, "write -P 33 0 128k", "discard 0 16k", "discard 40k 8k", "discard 100k 12k")
 
 
+def garbage(path):
+    """Free clusters inside the file that are full of old bytes, and room for new L2 tables."""
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "262144")
+    run("qemu-io", "-c", "write -P 171 0 64k", "-c", "discard 0 64k", "--image-opts",
+        "driver=qcow2,discard=unmap,pass-discard-request=off,file.filename=" + path)
+
+
 def main():
     d = sys.argv[1]
     os.makedirs(d, exist_ok=True)
-    for make in (snapshot, compressed, holes):
+    for make in (snapshot, compressed, garbage, holes):
         make(os.path.join(d, make.__name__ + ".qcow2"))
 
 

@@ -10,8 +10,10 @@
  *                 table (1.045, 1.048).
  *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
  *             M4  A pinned slice stays the one that the L1 entry names: after each suspension the entry is compared.
- * Order       New or copied table before the root entry (meta_need_table_barrier), unless it lies in known-zero,
- *             settled space and holds nothing else (Q23). The old table is dropped behind it (Q9).
+ * Order       A new table's zeros, or the copy of a shared one, are written before the L1 entry is set, so the data barrier
+ *             covers them (Q5); a crash that keeps the L1 entry and loses what the same pass writes into the table finds
+ *             the old mappings there. No barrier is needed between L2 and L1. In known-zero, settled space not even the
+ *             data barrier is (Q23). The old table is dropped behind it (Q9).
  * Concurrency q2_map, q2_read_encoded: any loop, inside an epoch section. The rest: home loop.
  * Failure     A bad entry is -EIO for the request that met it, and the image is marked corrupt when it is open for
  *             writing (Q22, 1.113).
@@ -248,14 +250,15 @@ static int table_own(struct co *co, struct q2_image *q, uint64_t guest, const st
     if (r < 0)
         return r;
     uint64_t off = run.cluster << q->g.cluster_bits;
-    meta_forget(q->meta, off, q->g.cluster_size);
+    if (!meta_forget(q->meta, off, q->g.cluster_size))
+        return -EIO;                         /* in use, whatever its count said: it stays out of reach */
     r = fill_table(co, q, old->l2_off, off, run.known_zero);
     if (r < 0) {
         q2_alloc_return(q, &run);
         return r;
     }
     if (!q2_run_independent(q, &run) || old->l2_off)
-        meta_need_table_barrier(q->meta);                    /* Q5; else Q23 */
+        meta_need_data_barrier(q->meta);                     /* Q5; else Q23 */
     meta_region_set(q->meta, &q->l1_region, q2_l1_index(&q->g, guest), q2_l1e_encode(off, true));
     if (old->l2_off)
         q2_alloc_drop_table(q, old->l2_off >> q->g.cluster_bits, 1);
