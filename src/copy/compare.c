@@ -12,6 +12,7 @@
  * Tests       compare_test.c
  */
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "copy/copy_priv.h"
@@ -26,6 +27,7 @@ struct comparing {
     uint64_t len[SIDES];
     uint64_t pos, total, done;
     struct graph_status st[SIDES];       /* at pos; len 0: not known */
+    struct status_ahead *ahead;          /* SIDES of them */
     struct compare_result res;
     uint64_t diff;                       /* lowest so far; UINT64_MAX: none */
     uint64_t fail;                       /* lowest offset that failed; UINT64_MAX: none */
@@ -64,7 +66,7 @@ static int side_status(struct co *co, struct comparing *c, enum side side)
         *st = (struct graph_status){ .len = c->total - c->pos, .zero = true };
         return 0;
     }
-    int r = graph_status(co, c->node[side], NULL, c->pos, min_u64(c->len[side] - c->pos, RANGE_MAX), st);
+    int r = status_at(co, &c->ahead[side], c->node[side], NULL, c->pos, min_u64(c->len[side] - c->pos, RANGE_MAX), st);
     if (r) {
         st->len = 0;
         return note_failure(c, side, c->pos, true, r);
@@ -198,12 +200,14 @@ int compare_run(struct co *co, const struct compare_job *job, struct compare_res
     c.res.size_differs = c.len[SIDE_A] != c.len[SIDE_B];
     c.w = (struct window){ .ops = &ops, .ctx = &c, .two_buffers = true, .spread = !(job->flags & COPY_NO_SPREAD) };
     int r = window_init(&c.w, job->workers, job->piece_bytes, err);
-    if (r)
-        return r;
+    c.ahead = r ? NULL : calloc(SIDES, sizeof *c.ahead);
+    if (!c.ahead)
+        return r ? r : byre_fail(err, NOMEM, "no memory to compare");
     if (job->strict && c.res.size_differs)
         note_difference(&c, COMPARE_SIZE, min_u64(c.len[SIDE_A], c.len[SIDE_B]));
     else
         r = window_run(co, &c.w, NULL);
+    free(c.ahead);
     r = verdict(&c, r, err);
     *ret = c.res;
     return r;

@@ -30,6 +30,7 @@ struct copying {
     struct reader rd;
     struct window w;
     struct graph_node **bottom;          /* per part: the layer that is the target's backing node, or NULL */
+    struct status_ahead *ahead;
     bool target_zero;
     uint64_t min_sparse;
     uint64_t pos, total, done, done_told;
@@ -99,7 +100,7 @@ static int find_extent(struct co *co, struct copying *c)
     const struct copy_part *part = reader_at(&c->rd, c->pos, &off, &len);
     struct graph_node *bottom = c->bottom[part - c->rd.parts];
     struct graph_status st;
-    int r = graph_status(co, part->node, bottom, off, min_u64(len, RANGE_MAX), &st);
+    int r = status_at(co, c->ahead, part->node, bottom, off, min_u64(len, RANGE_MAX), &st);
     if (r && c->job->flags & COPY_SALVAGE)
         st = (struct graph_status){ .len = min_u64(len, PIECE_MIN), .data = true };
     else if (r)
@@ -398,11 +399,12 @@ static void prepare_target(struct co *co, struct copying *c)
     c->target_zero = target_is_zero(co, c) || !graph_zero(co, job->target, job->target_off, c->total, GRAPH_UNMAP | GRAPH_NO_FALLBACK);
 }
 
-static int find_bottoms(struct copying *c, struct byre_err *err)
+static int prepare_walk(struct copying *c, struct byre_err *err)
 {
     const struct copy_job *job = c->job;
     c->bottom = calloc(job->part_count + 1, sizeof *c->bottom);
-    if (!c->bottom)
+    c->ahead = calloc(1, sizeof *c->ahead);
+    if (!c->bottom || !c->ahead)
         return byre_fail(err, NOMEM, "no memory for %u sources", job->part_count);
     struct graph_node *base = job->flags & COPY_BACKED ? graph_backing(job->target) : NULL;
     for (unsigned i = 0; i < job->part_count && base; i++)
@@ -480,11 +482,12 @@ int copy_run(struct co *co, const struct copy_job *job, struct copy_result *ret,
     c.total = reader_total(&c.rd);
     r = check_job(&c, err);
     if (!r)
-        r = find_bottoms(&c, err);
+        r = prepare_walk(&c, err);
     if (!r)
         r = run_checked(co, &c, err);
     fill_result(&c, ret);
     free(c.bottom);
+    free(c.ahead);
     reader_fini(&c.rd);
     return r;
 }

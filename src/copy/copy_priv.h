@@ -90,6 +90,18 @@ static inline uint64_t reader_total(const struct reader *rd) { return rd->start[
 /* The part that holds pos, its node's offset for pos, and the bytes of the part from there. */
 const struct copy_part *reader_at(const struct reader *rd, uint64_t pos, uint64_t *ret_off, uint64_t *ret_len);
 
+/* Status of one node in rising order, asked for many extents at a time. */
+#define STATUS_MAX 32
+struct status_ahead {
+    const struct graph_node *node;
+    uint64_t off;                          /* of list[at] */
+    unsigned count, at;
+    struct graph_status list[STATUS_MAX];
+};
+/* The status at off, at most len bytes. *ret is the caller's to change. Job's loop, one caller at a time. */
+MUST_USE int status_at(struct co *co, struct status_ahead *a, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
+                       struct graph_status *ret);
+
 /* ---- sparse.c ---- */
 
 /* Length of the first run of buf: a run of at least `min` zero bytes (*ret_zero), or the bytes in front of the next

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * reader.c: several sources as one, one behind the other.
+ * reader.c: several sources as one, one behind the other; status ahead of the copy.
  *
- * Purpose     Maps a position to a part.
+ * Purpose     Maps a position to a part; keeps a list of the next extents of a node.
  * Owns        The table of where each part begins.
  * Invariants  I1  start[] rises strictly but for empty parts; the last entry is the total.
+ *             I2  A list is used for rising offsets only; an offset that it does not hold makes a new one.
  * Order       None.
- * Concurrency Constant after reader_init: any loop.
+ * Concurrency The reader is constant after reader_init: any loop. A list belongs to the job's loop.
  * Failure     -EINVAL for parts that do not lie in their nodes.
  * Tests       copy_test.c
  */
@@ -51,4 +52,26 @@ const struct copy_part *reader_at(const struct reader *rd, uint64_t pos, uint64_
     *ret_off = rd->parts[lo].off + (pos - rd->start[lo]);
     *ret_len = rd->start[lo + 1] - pos;
     return &rd->parts[lo];
+}
+
+int status_at(struct co *co, struct status_ahead *a, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
+              struct graph_status *ret)
+{
+    bool known = a->node == n && off >= a->off;
+    while (known && a->at < a->count && a->off + a->list[a->at].len <= off)
+        a->off += a->list[a->at++].len;
+    if (!known || a->at >= a->count) {
+        a->node = NULL;
+        int r = graph_status_list(co, n, bottom, off, len, a->list, STATUS_MAX);
+        if (r < 0)
+            return r;
+        a->node = n;
+        a->off = off;
+        a->count = (unsigned)r;
+        a->at = 0;
+    }
+    *ret = a->list[a->at];
+    ret->len = min_u64(ret->len - (off - a->off), len);
+    ret->offset += off - a->off;
+    return 0;
 }

@@ -108,6 +108,9 @@ struct graph_status {
 };
 /* Status of [off, off+len) down to (excluding) `bottom` (NULL = whole chain). Neighbours are merged up to len. */
 MUST_USE int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret);
+/* At most max such answers, one behind the other: how many (at least 1), or -errno. Cheaper than asking for each. */
+MUST_USE int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
+                               struct graph_status *list, unsigned max);
 MUST_USE int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
 
 /* No new request is let in, those inside have ended when it returns. Nests. Home loop. */

@@ -386,6 +386,45 @@ static void locks(struct co *co, void *arg)
     graph_free(g);
 }
 
+/* ---- many extents at once ---- */
+
+static void status_lists(struct co *co, void *arg)
+{
+    enum { BLOCK = 65536, BLOCKS = 200, MOST = 300 };
+    struct graph *g = graph_with(co, GRAPH_ECOSYSTEM, 0);
+    uint8_t *buf = malloc(BLOCK);
+    memset(buf, 0x21, BLOCK);
+    create(co, "e.raw", "raw", (uint64_t)BLOCK * BLOCKS, NULL, NULL);
+    struct graph_open_opts o = { .filename = "e.raw", .format = "raw" };
+    struct graph_node *n = open_ok(co, g, &o);
+    CHECK_EQ(graph_zero(co, n, 0, BLOCK, 0), 0);
+    for (unsigned i = 1; i < BLOCKS; i += 1 + i % 4)
+        CHECK_EQ(t_write(co, n, buf, BLOCK, (uint64_t)i * BLOCK, 0), 0);
+    struct graph_status *one = calloc(MOST, sizeof *one), *list = calloc(MOST, sizeof *list);
+    unsigned count = 0;
+    for (uint64_t off = 0; off < graph_length(n) && count < MOST; off += one[count++].len)
+        CHECK_EQ(graph_status(co, n, NULL, off, graph_length(n) - off, &one[count]), 0);
+    CHECK(count > 50 && count < MOST);
+    for (unsigned max = 1; max <= MOST; max = max * 3 + 1) {
+        unsigned got = 0;
+        for (uint64_t off = 0; off < graph_length(n) && got < count; ) {
+            int r = graph_status_list(co, n, NULL, off, graph_length(n) - off, list, max);
+            if (!CHECK(r > 0 && (unsigned)r <= max))
+                break;
+            for (int i = 0; i < r; i++, got++) {
+                CHECK(list[i].len == one[got].len && list[i].data == one[got].data && list[i].zero == one[got].zero && list[i].offset == off);
+                off += list[i].len;
+            }
+        }
+        CHECK_EQ(got, count);
+    }
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+    free(one);
+    free(list);
+    free(buf);
+}
+
 /* ---- the n-th file cannot be opened, the n-th read fails ---- */
 
 static int opens_left;
@@ -430,12 +469,13 @@ RUN(loops, 0)
 RUN(depth, 0)
 RUN(locks, 1)
 RUN(failures, 0)
+RUN(status_lists, 0)
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_probing), cmocka_unit_test(test_policies), cmocka_unit_test(test_chains), cmocka_unit_test(test_sharing),
-        cmocka_unit_test(test_loops), cmocka_unit_test(test_depth), cmocka_unit_test(test_locks), cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_loops), cmocka_unit_test(test_depth), cmocka_unit_test(test_locks), cmocka_unit_test(test_failures), cmocka_unit_test(test_status_lists),
     };
     char folder[512];
     snprintf(folder, sizeof folder, "%s", t_path("."));

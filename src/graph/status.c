@@ -32,28 +32,61 @@ static bool worth_asking(struct co *co, struct graph_node *n)
     return sparse;
 }
 
+#define AHEAD 16
+
+/* One walk over a range: the memo of the chain, and extents of the file that were asked for in one go. */
+struct status_walk {
+    struct graph_node *n, *bottom;
+    uint64_t end;
+    struct chain_memo memo;
+    bool ends;                          /* what follows the last answer is known to differ */
+    struct stor *file;                  /* that `ahead` is about */
+    unsigned most, count, at;
+    struct stor_extent ahead[AHEAD];
+};
+
+/* The extent of the file that begins at off, at most len bytes. */
+static int file_extent_at(struct co *co, struct status_walk *w, struct stor *file, uint64_t off, uint64_t len, struct stor_extent *ret_x)
+{
+    bool known = file == w->file;
+    while (known && w->at < w->count && w->ahead[w->at].off + w->ahead[w->at].len <= off)
+        w->at++;
+    if (!known || w->at >= w->count || w->ahead[w->at].off > off) {
+        int n = stor_extents(co, file, off, len, w->ahead, w->most);
+        if (n < 0)
+            return n;
+        w->file = file;
+        w->count = (unsigned)n;
+        w->at = 0;
+    }
+    *ret_x = w->ahead[w->at];
+    return 0;
+}
+
 /* Narrows st to the first extent of the file at its host offset. true: a hole. */
-static bool host_is_hole(struct co *co, struct graph_node *n, struct graph_status *st)
+static bool host_is_hole(struct co *co, struct status_walk *w, struct graph_node *n, struct graph_status *st)
 {
     struct stor_extent x;
-    if (stor_extent(co, n->im->store, st->offset, st->len, &x))
+    if (file_extent_at(co, w, n->im->store, st->offset, st->len, &x))
         return false;
     uint64_t end = x.off + x.len;
-    if (end > st->offset)
-        st->len = min_u64(st->len, end - st->offset);
+    if (end > st->offset && end - st->offset < st->len) {
+        st->len = end - st->offset;
+        w->ends = n->im->store->lim.block <= 1;      /* else the border may have been rounded */
+    }
     return x.content == STOR_HOLE;
 }
 
-static void status_of_data(struct co *co, const struct piece *p, struct graph_status *st)
+static void status_of_data(struct co *co, struct status_walk *w, const struct piece *p, struct graph_status *st)
 {
     st->data = true;
     st->has_offset = true;
     st->offset = p->e.host;
     if (p->layer->is_raw) {
-        st->zero = host_is_hole(co, p->layer, st);
+        st->zero = host_is_hole(co, w, p->layer, st);
         st->data = !st->zero;
     } else if (worth_asking(co, p->layer)) {
-        st->zero = host_is_hole(co, p->layer, st);
+        st->zero = host_is_hole(co, w, p->layer, st);
     }
 }
 
@@ -64,12 +97,13 @@ static struct graph_node *layer_above(struct graph_node *n, unsigned depth)
     return n;
 }
 
-/* Status of the beginning of [off, end). */
-static int status_first(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t end,
-                        struct chain_memo *memo, struct graph_status *st)
+/* Status of the beginning of [off, w->end). w->ends: what follows is known to differ. */
+static int status_first(struct co *co, struct status_walk *w, uint64_t off, struct graph_status *st)
 {
     struct piece p;
-    int r = chain_find(co, n, bottom, off, end, memo, &p);
+    struct graph_node *n = w->n;
+    int r = chain_find(co, n, w->bottom, off, w->end, &w->memo, &p);
+    w->ends = false;
     if (r)
         return r;
     unsigned depth = p.past_end && p.depth ? p.depth - 1 : p.depth;
@@ -77,7 +111,7 @@ static int status_first(struct co *co, struct graph_node *n, struct graph_node *
     st->present = !p.past_end && p.layer && p.e.kind != FMT_ABSENT;
     switch (p.e.kind) {
     case FMT_DATA:
-        status_of_data(co, &p, st);
+        status_of_data(co, w, &p, st);
         break;
     case FMT_ENCODED:
         st->data = true;
@@ -102,20 +136,50 @@ static bool same_kind(const struct graph_status *a, const struct graph_status *b
            && (!a->has_offset || a->offset + a->len == b->offset);
 }
 
-int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret)
+/* Status of [off, ...), neighbours merged; the answer behind the merged ones is kept in *next (len 0: none). */
+static int status_merged(struct co *co, struct status_walk *w, uint64_t off, struct graph_status *ret, struct graph_status *next)
+{
+    int r = 0;
+    if (next->len)
+        *ret = *next;
+    else
+        r = status_first(co, w, off, ret);
+    next->len = 0;
+    while (!r && off + ret->len < w->end && !w->ends) {
+        if (status_first(co, w, off + ret->len, next)) {
+            next->len = 0;              /* an error there is told to whoever asks there */
+            break;
+        }
+        if (!same_kind(ret, next))
+            break;
+        ret->len += next->len;
+        next->len = 0;
+    }
+    return r;
+}
+
+int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
+                      struct graph_status *list, unsigned max)
 {
     if (!range_inside(off, len, graph_length(n)) || !len)
         return -EIO;
-    struct chain_memo memo = { { 0 } };
-    uint64_t end = off + len;
+    ASSERT(max > 0);
+    struct status_walk w = { .n = n, .bottom = bottom, .end = off + len, .most = max < AHEAD ? max : AHEAD };
+    struct graph_status next = { 0 };
+    unsigned count = 0;
+    int r = 0;
     epoch_token t = gate_enter(co, n);
-    int r = status_first(co, n, bottom, off, end, &memo, ret);
-    while (!r && ret->len < len) {
-        struct graph_status next;
-        if (status_first(co, n, bottom, off + ret->len, end, &memo, &next) || !same_kind(ret, &next))
-            break;                      /* an error there is told to whoever asks there */
-        ret->len += next.len;
+    while (count < max && off < w.end && !r) {
+        r = status_merged(co, &w, off, &list[count], &next);
+        off += list[count].len;
+        count += !r;
     }
     gate_leave(co, n, t);
-    return r;
+    return count ? (int)count : r;
+}
+
+int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret)
+{
+    int r = graph_status_list(co, n, bottom, off, len, ret, 1);
+    return r < 0 ? r : 0;
 }

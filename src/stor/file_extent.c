@@ -80,6 +80,40 @@ static int64_t seek_blocking(void *arg)
     return 0;
 }
 
+struct list_args { struct file_stor *f; uint64_t off, end; struct stor_extent *list; unsigned max; };
+
+/* Extents in a row, each cut to the request. Their number, or the error of the first. */
+static int64_t list_blocking(void *arg)
+{
+    const struct list_args *l = arg;
+    struct seek_args a = { .f = l->f, .off = l->off, .end = l->end };
+    unsigned n = 0;
+    while (n < l->max && a.off < l->end) {
+        int64_t r = seek_blocking(&a);
+        if (r < 0)
+            return n ? (int64_t)n : r;
+        a.e.len = min_u64(a.e.len, l->end - a.off);
+        l->list[n++] = a.e;
+        a.off += a.e.len;
+    }
+    return n;
+}
+
+int file_extents(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *list, unsigned max)
+{
+    struct file_stor *f = file_of(s);
+    uint64_t generation;
+    if (f->device || file_lacks(f, FILE_NO_SEEK))
+        return -ENOTSUP;
+    if (cache_lookup(f, off, off + len, &list[0], &generation))
+        return 1;
+    struct list_args a = { f, off, off + len, list, max };
+    int r = (int)rt_blocking(co, list_blocking, &a);
+    if (r == -EINVAL || file_is_unsupported(r))
+        file_set_lacks(f, FILE_NO_SEEK);
+    return r;
+}
+
 int file_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e)
 {
     struct file_stor *f = file_of(s);

@@ -329,6 +329,7 @@ const struct stor_ops file_ops = {
     .preallocate = file_preallocate,
     .length = file_length,
     .extent = file_extent,
+    .extents = file_extents,
     .copy_from = file_copy_from,
     .lock = file_lock,
     .allocated = file_allocated,

@@ -66,6 +66,7 @@ void file_close(struct co *co, struct stor *s);
 
 /* ---- file_extent.c ---- */
 int file_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e);
+int file_extents(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *list, unsigned max);
 /* Space was given back or the length changed: what is known of extents is old. Call after the change. */
 void file_extent_forget(struct file_stor *f);
 

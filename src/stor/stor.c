@@ -253,6 +253,22 @@ int stor_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struc
     return 0;
 }
 
+int stor_extents(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *list, unsigned max)
+{
+    /* Borders inside a block make neighbours overlap: then one at a time, rounded. */
+    if (!s->ops->extents || max < 2 || s->lim.block > 1 || stor_check_range(off, len) < 0 || !len) {
+        int r = stor_extent(co, s, off, len, &list[0]);
+        return r < 0 ? r : 1;
+    }
+    int n = s->ops->extents(co, s, off, len, list, max);
+    if (n < 0) {
+        list[0] = (struct stor_extent){ STOR_DATA, off, len };
+        return 1;
+    }
+    ASSERT(n > 0 && (unsigned)n <= max && list[0].off == off);
+    return n;
+}
+
 /* ---- copy, locks, close ---- */
 
 int64_t stor_copy(struct co *co, struct stor *dst, uint64_t dst_off, struct stor *src, uint64_t src_off, uint64_t len)

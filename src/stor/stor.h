@@ -65,6 +65,8 @@ struct stor_ops {
     int (*preallocate)(struct co *co, struct stor *s, uint64_t off, uint64_t len);              /* fallocate; may be NULL */
     int (*length)(struct co *co, struct stor *s, uint64_t *ret_len);
     int (*extent)(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e);
+    /* Several at once, one behind the other from off on: how many (at least 1). May be NULL. */
+    int (*extents)(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *list, unsigned max);
     int64_t (*copy_from)(struct co *co, struct stor *s, uint64_t off, struct stor *src, uint64_t src_off, uint64_t len);
     int (*lock)(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
     int (*allocated)(struct co *co, struct stor *s, uint64_t *ret_bytes);                       /* occupied on disk */
@@ -99,6 +101,8 @@ MUST_USE int stor_truncate(struct co *co, struct stor *s, uint64_t len);
 MUST_USE int stor_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len);
 MUST_USE int stor_length(struct co *co, struct stor *s, uint64_t *ret_len);
 MUST_USE int stor_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e);
+/* At most max extents, one behind the other from off on, together no longer than len: how many (at least 1). */
+MUST_USE int stor_extents(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *list, unsigned max);
 /* In-kernel copy; bytes copied, 0 or -ENOTSUP: use read and write. */
 MUST_USE int64_t stor_copy(struct co *co, struct stor *dst, uint64_t dst_off, struct stor *src, uint64_t src_off, uint64_t len);
 MUST_USE int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes);
