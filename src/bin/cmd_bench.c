@@ -26,7 +26,7 @@
 struct opts {
     struct common common;
     char *format, *cache, *aio, *step, *offset, *bytes, *count, *depth, *flush_interval, *pattern;
-    bool image_opts, force_share, quiet, write, nocache, no_drain;
+    bool image_opts, force_share, quiet, write, native, no_drain;
 };
 
 static const struct opt_row rows[] = {
@@ -44,7 +44,7 @@ static const struct opt_row rows[] = {
     { "flush-interval", 0, OPT_STR, OPT_AT(struct opts, flush_interval), .arg = "N", .help = "flush after every N writes" },
     { "no-drain", 0, OPT_BOOL, OPT_AT(struct opts, no_drain), .help = "do not wait for the writes in flight before a flush" },
     { "aio", 'i', OPT_STR, OPT_AT(struct opts, aio), .arg = "MODE", .help = "threads, native or io_uring [io_uring]" },
-    { "nocache", 'n', OPT_BOOL, OPT_AT(struct opts, nocache), .help = "short for -t none" },
+    { "native", 'n', OPT_BOOL, OPT_AT(struct opts, native), .help = "short for -i native; needs -t none or directsync" },
     ROW_CACHE(struct opts, cache, "cache mode"),
     ROW_FORCE_SHARE(struct opts),
     ROW_QUIET(struct opts),
@@ -232,8 +232,8 @@ static int cmd_run(struct run *r)
     struct bench b;
     if (r->argc != 1)
         return run_usage(r, "exactly one image is needed");
-    int cache = run_cache(r, o->cache, o->nocache ? BYRE_CACHE_NONE : BYRE_CACHE_WRITEBACK, "cache");
-    int backend = cache < 0 ? -1 : parse_aio(r, o->aio, cache);
+    int cache = run_cache(r, o->cache, BYRE_CACHE_WRITEBACK, "cache");
+    int backend = cache < 0 ? -1 : parse_aio(r, o->native ? "native" : o->aio, cache);
     if (backend < 0 || parse(r, o, &b))
         return 1;
     if (o->write && o->force_share)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""The program as a whole: global options, names it is called by, help (FEATURES 5a)."""
+import os
+import re
+
+import pytest
+
+from lib import peers, run
+
+COMMANDS = ["create", "info", "check", "map", "measure", "convert", "compare", "resize", "dd", "bench", "io", "serve", "ctl", "help", "completion"]
+
+
+@pytest.fixture
+def links(tmp_path):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("qemu-img", "qemu-io"):
+        (folder / name).symlink_to(os.path.abspath(run.BYRE))
+    return folder
+
+
+def test_global_options(tmp_path):
+    """5.001: help and version, with the list of formats"""
+    done = run.byre("--help")
+    assert re.search(r"^Supported formats:.*\bqcow2\b.*\braw\b|^Supported formats:.*\braw\b.*\bqcow2\b", done.out, re.M)
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} ", done.out, re.M)
+    assert run.byre("-h").out == done.out
+    assert re.match(r"byre version \d+\.\d+\.\d+", run.byre("-V").out)
+    assert run.byre("--version").code == 0
+
+
+@pytest.mark.parametrize("words", [[], ["bogus"], ["--bogus"], ["info"], ["info", "--bogus"]])
+def test_wrong_usage(words):
+    """5.009"""
+    done = run.byre(*words, code=1)
+    assert done.out == "" and done.err.startswith("byre: ") and "--help" in done.err
+    assert run.run(peers.need("qemu-img"), *words, code=None).code == 1
+
+
+def test_later_global_options():
+    """5.001: tracing is not there yet, and says so"""
+    assert "not supported yet" in run.byre("-T", "enable=x", "info", "y", code=1).err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command(name):
+    """5.001: --help and -h, exit 0, every option with a text"""
+    done = run.byre(name, "--help")
+    assert done.out == run.byre(name, "-h").out == run.byre("help", name).out
+    assert done.out.startswith(f"usage: byre {name} ")
+    lines = [line for line in done.out.splitlines() if line.startswith("  ")]
+    assert any("--help" in line for line in lines)
+
+
+def test_called_as_qemu_img(links, tmp_path):
+    """DESIGN D8: a link named qemu-img behaves as that; our own subcommands are not there"""
+    img = links / "qemu-img"
+    run.run(img, "create", "-q", "-f", "qcow2", tmp_path / "x", "1M")
+    assert run.run(img, "info", tmp_path / "x").out == run.run(peers.need("qemu-img"), "info", tmp_path / "x").out
+    for name in ("serve", "ctl", "io", "help", "completion"):
+        done = run.run(img, name, code=1)
+        assert done.err.startswith("qemu-img: ") and "Try 'qemu-img --help' for more information" in done.err
+    assert run.run(img, "-V").out.startswith("qemu-img version ")
+    assert run.run(img, "info", tmp_path / "none", code=1).err.startswith("qemu-img: Could not open '")
+
+
+def test_called_as_qemu_io(links, tmp_path):
+    """DESIGN D8"""
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "x", "1M")
+    done = run.run(links / "qemu-io", "-c", "write -P 3 0 4k", "-c", "length", tmp_path / "x")
+    assert done.out.endswith("1 MiB\n")
+    assert run.run(links / "qemu-io", "-V").out.startswith("qemu-io version ")
+    assert run.run(links / "qemu-io", "--bogus", code=1).err.startswith("qemu-io: ")
+
+
+def test_strict(tmp_path):
+    """DESIGN D8: --strict guesses nothing"""
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "x", "1M")
+    assert "format" in run.byre("--strict", "info", tmp_path / "x", code=1).err
+    run.byre("--strict", "info", "-f", "qcow2", tmp_path / "x")
+    run.qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "json:{}", "-F", "qcow2", tmp_path / "y", "1M")
+    run.byre("--strict", "map", "-f", "qcow2", tmp_path / "y", code=1)
+
+
+def test_missing_backing_format_warns(tmp_path):
+    """DESIGN D8: the ecosystem's rule: opened all the same, with a warning"""
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "base", "1M")
+    run.byre("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", tmp_path / "x", "1M")
+    data = bytearray((tmp_path / "x").read_bytes())
+    at = data.find(b"\xe2\x79\x2a\xca")
+    data[at:at + 4] = b"\x12\x34\x56\x78"                     # the extension with the format becomes one that nobody knows
+    (tmp_path / "x").write_bytes(data)
+    done = run.byre("map", "--output=json", tmp_path / "x")
+    assert "warning" in done.err and "format" in done.err
+
+
+def test_output_that_cannot_be_written():
+    """A full disk behind standard output is not success"""
+    with open("/dev/full", "w") as full:
+        import subprocess
+        done = subprocess.run([run.BYRE, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "standard output" in done.stderr
