@@ -9,6 +9,7 @@
  *                 on another loop that found it may use it until it leaves its epoch section.
  *             C2  dirty_sectors != 0  <=>  the block is on the dirty list.
  *             C3  A pass pins what it writes, so a block whose write is in flight is never evicted and re-read.
+ *             C4  What was read from space that was forgotten during the read never comes into the cache.
  * Order       None here: pass.c decides.
  * Concurrency Home loop; meta_peek anywhere. meta_get and meta_get_zeroed suspend (loads, waits for room).
  * Failure     A block that cannot be read or is refused is not cached; everybody who waited reads again and
@@ -83,11 +84,17 @@ static struct meta_block *block_new(struct meta *m, const struct meta_kind *k, u
 
 /* ---- hash and ring ---- */
 
-struct meta_block *meta_peek(struct meta *m, uint64_t off)
+static struct meta_block *hash_find(const struct meta *m, uint64_t off)
 {
     struct meta_block *b = atomic_load_explicit(&m->buckets[bucket_of(m, off)], memory_order_acquire);
     while (b && b->off != off)
         b = atomic_load_explicit(&b->hash_next, memory_order_acquire);
+    return b;
+}
+
+struct meta_block *meta_peek(struct meta *m, uint64_t off)
+{
+    struct meta_block *b = hash_find(m, off);
     if (b && !atomic_load_explicit(&b->used, memory_order_relaxed))
         atomic_store_explicit(&b->used, 1, memory_order_relaxed);
     return b;
@@ -223,26 +230,36 @@ static int pin_found(struct meta_block *b, const struct meta_kind *k, struct met
     return 0;
 }
 
-int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b)
+/* Reads a block that nobody has. *ret_b stays NULL when its space was forgotten meanwhile: what was read says nothing. */
+static int load_new(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b)
 {
-    ASSERT(is_aligned(off, m->o.block_bytes));
-    struct meta_block *b = find_or_wait(co, m, off);
-    if (b)
-        return pin_found(b, k, ret_b);
     make_room(m);
-    b = block_new(m, k, off);
+    struct meta_block *b = block_new(m, k, off);
     if (!b)
         return -ENOMEM;
     struct meta_load l = { .off = off, .next = m->loads };
     m->loads = &l;
     int r = load(co, m, b);
-    if (r == 0) {
-        hash_insert(m, b);
-        r = pin_found(b, k, ret_b);
-    } else {
-        block_free(b);
-    }
     load_end(m, &l);
+    if (r == 0 && !l.forgotten) {
+        hash_insert(m, b);
+        return pin_found(b, k, ret_b);
+    }
+    block_free(b);
+    return l.forgotten ? 0 : r;
+}
+
+int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b)
+{
+    ASSERT(is_aligned(off, m->o.block_bytes));
+    struct meta_block *b = NULL;
+    int r = 0;
+    while (r == 0 && !b) {
+        struct meta_block *found = find_or_wait(co, m, off);
+        r = found ? pin_found(found, k, &b) : load_new(co, m, k, off, &b);
+    }
+    if (r == 0)
+        *ret_b = b;
     return r;
 }
 
@@ -272,29 +289,48 @@ void meta_put(struct meta *m, struct meta_block *b)
     b->pins--;
 }
 
-void meta_forget(struct meta *m, uint64_t off, uint64_t len)
+bool meta_cached(const struct meta *m, uint64_t off, uint64_t len)
 {
-    for (uint64_t at = round_down(off, m->o.block_bytes); at < off + len; at += m->o.block_bytes) {
-        struct meta_block *b = meta_peek(m, at);
-        if (!b)
-            continue;
-        ASSERT(b->pins == 0);
-        meta_block_clean_(m, b);
-        hash_remove(m, b);
-        block_retire(m, b);
-    }
+    for (const struct meta_load *l = m->loads; l; l = l->next)
+        if (!l->forgotten && l->off < off + len && off < l->off + m->o.block_bytes)
+            return true;
+    for (uint64_t at = round_down(off, m->o.block_bytes); at < off + len; at += m->o.block_bytes)
+        if (hash_find(m, at))
+            return true;
+    return false;
+}
+
+static void forget(struct meta *m, struct meta_block *b)
+{
+    ASSERT(b->pins == 0);
+    meta_block_clean_(m, b);
+    hash_remove(m, b);
+    block_retire(m, b);
+}
+
+bool meta_forget(struct meta *m, uint64_t off, uint64_t len)
+{
+    struct meta_block *b;
+    uint64_t first = round_down(off, m->o.block_bytes);
+    for (uint64_t at = first; at < off + len; at += m->o.block_bytes)
+        if ((b = hash_find(m, at)) && b->pins)
+            return false;
+    for (uint64_t at = first; at < off + len; at += m->o.block_bytes)
+        if ((b = hash_find(m, at)))
+            forget(m, b);
+    for (struct meta_load *l = m->loads; l; l = l->next)
+        if (l->off < off + len && off < l->off + m->o.block_bytes)
+            l->forgotten = true;                 /* C4 */
     meta_update_clean_(m);
+    return true;
 }
 
 void meta_forget_all(struct meta *m)
 {
-    while (m->all) {
-        struct meta_block *b = m->all;
-        ASSERT(b->pins == 0);
-        meta_block_clean_(m, b);
-        hash_remove(m, b);
-        block_retire(m, b);
-    }
+    while (m->all)
+        forget(m, m->all);
+    for (struct meta_load *l = m->loads; l; l = l->next)
+        l->forgotten = true;                     /* C4 */
     meta_update_clean_(m);
 }
 

@@ -76,6 +76,7 @@ void meta_frees_back_(struct meta *m, struct meta_free *list)
     if (!m->frees_new)
         m->frees_new_tail = tail;
     m->frees_new = list;
+    co_wake_all(&m->frees_q);                    /* meta_settle: another pass is needed */
 }
 
 uint64_t meta_frees_waiting(const struct meta *m) { return m->frees_waiting; }

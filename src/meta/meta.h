@@ -126,8 +126,11 @@ MUST_USE int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, 
  * it is dirty; else only what is set later is written, because the space is known to read zero. Suspends. */
 MUST_USE int meta_get_zeroed(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, bool write_whole, struct meta_block **ret_b);
 void meta_put(struct meta *m, struct meta_block *b);
-/* Forget a cached block of freed space (must not be pinned); its dirt is dropped. */
-void meta_forget(struct meta *m, uint64_t off, uint64_t len);
+/* Home: does the cache hold, or is it reading, a block of this range? Space that is free by its count never is. */
+bool meta_cached(const struct meta *m, uint64_t off, uint64_t len);
+/* Forget the cached blocks of freed space; their dirt is dropped. false: one of them is pinned, so something uses the
+ * space all the same (corruption); nothing was forgotten. */
+MUST_USE bool meta_forget(struct meta *m, uint64_t off, uint64_t len);
 
 /* Forget every block, dirt included (nothing pinned, no pass running): what is on disk is the truth again. */
 void meta_forget_all(struct meta *m);

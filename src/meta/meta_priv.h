@@ -11,6 +11,7 @@
 
 struct meta_load {                       /* a block being read, so that others wait for it instead of reading twice */
     uint64_t off;
+    bool forgotten;                      /* its space was forgotten meanwhile */
     struct co_waitq q;
     struct meta_load *next;
 };

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "base/assert.h"
 #include "base/checked.h"
 #include "meta/meta.h"
 
@@ -24,12 +25,19 @@ struct rstore {
     unsigned n;
     int fail_write, fail_flush;                        /* errno once when > 0 */
     void (*on_write)(struct rstore *r);
+    bool hold_reads, hold_writes;                      /* requests that arrive now wait until this is false */
 };
 
 static int64_t r_preadv(struct co *co, struct stor *s, struct iov v, uint64_t off)
 {
-    co_yield(co);
-    iov_from_buf(v, ((struct rstore *)s)->bytes + off, v.len_bytes);
+    struct rstore *r = (struct rstore *)s;
+    uint8_t copy[512];
+    ASSERT(v.len_bytes <= sizeof copy);
+    memcpy(copy, r->bytes + off, v.len_bytes);
+    do
+        co_yield(co);
+    while (r->hold_reads);
+    iov_from_buf(v, copy, v.len_bytes);
     return (int64_t)v.len_bytes;
 }
 
@@ -39,7 +47,9 @@ static int64_t r_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t o
     (void)flags;
     if (r->on_write)
         r->on_write(r);
-    co_yield(co);
+    do
+        co_yield(co);
+    while (r->hold_writes);
     if (r->fail_write) {
         int e = r->fail_write;
         r->fail_write = 0;
@@ -313,11 +323,84 @@ static void share_body(struct co *co, struct fix *f)
 
 static void test_share(void **state) { (void)state; run(share_body); }
 
+/* A pass that fails gives its frees back, and whoever waits for them must be told. */
+struct settler { struct fix *f; int r; bool done; };
+static void settler_co(struct co *co, void *arg)
+{
+    struct settler *s = arg;
+    s->r = meta_settle(co, s->f->m);
+    s->done = true;
+}
+
+static void settle_body(struct co *co, struct fix *f)
+{
+    struct released a = { 0 };
+    struct settler s = { .f = f };
+    struct waiter w = { .f = f };
+    set(co, f, &f->tables, 8192, 3, 5);
+    meta_defer_free(f->m, &a.f, release, abandon);
+    f->r->fail_write = EIO;
+    f->r->hold_writes = true;
+    assert_int_equal(rt_spawn(f->loop, waiter_co, &w), 0);
+    for (int i = 0; i < 5; i++)
+        co_yield(co);
+    assert_int_equal(rt_spawn(f->loop, settler_co, &s), 0);    /* the frees are with the pass now */
+    for (int i = 0; i < 5; i++)
+        co_yield(co);
+    f->r->hold_writes = false;
+    for (int i = 0; i < 200 && !s.done; i++)
+        co_yield(co);
+    assert_true(w.done);
+    assert_int_equal(w.r, -EIO);
+    assert_true(s.done);
+    assert_int_equal(s.r, 0);            /* it ran the next pass itself */
+    assert_true(a.out);
+}
+
+static void test_settle(void **state) { (void)state; run(settle_body); }
+
+/* A block that is forgotten while it is being read must not come into the cache: its space is somebody else's. */
+struct getter { struct fix *f; struct meta_block *b; bool done; };
+static void getter_co(struct co *co, void *arg)
+{
+    struct getter *g = arg;
+    assert_int_equal(meta_get(co, g->f->m, &g->f->tables, 8192, &g->b), 0);
+    meta_put(g->f->m, g->b);
+    g->done = true;
+}
+
+static void forget_body(struct co *co, struct fix *f)
+{
+    struct getter g = { .f = f };
+    f->r->hold_reads = true;
+    assert_int_equal(rt_spawn(f->loop, getter_co, &g), 0);
+    for (int i = 0; i < 5; i++)
+        co_yield(co);
+    assert_true(meta_cached(f->m, 8192, 512));
+    assert_true(meta_forget(f->m, 8192, 512));
+    assert_false(meta_cached(f->m, 8192, 512));
+    be64_put((be64 *)(f->r->bytes + 8192), 77);                /* the new owner's content */
+    f->r->hold_reads = false;
+    for (int i = 0; i < 50 && !g.done; i++)
+        co_yield(co);
+    assert_true(g.done);
+    struct meta_block *b;
+    assert_int_equal(meta_get(co, f->m, &f->tables, 8192, &b), 0);
+    assert_int_equal(meta_word(b, 0), 77);
+    assert_true(meta_cached(f->m, 8000, 512) && !meta_cached(f->m, 8000, 192));
+    assert_false(meta_forget(f->m, 4096, 8192));               /* pinned: nothing is forgotten */
+    assert_ptr_equal(meta_peek(f->m, 8192), b);
+    meta_put(f->m, b);
+}
+
+static void test_forget(void **state) { (void)state; run(forget_body); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order), cmocka_unit_test(test_freeze), cmocka_unit_test(test_frees),
         cmocka_unit_test(test_failure), cmocka_unit_test(test_evict), cmocka_unit_test(test_share),
+        cmocka_unit_test(test_settle), cmocka_unit_test(test_forget),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

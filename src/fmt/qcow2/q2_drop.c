@@ -162,11 +162,13 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
         if (last && !MUTANT(MUT_FREE_SKIP_PUNCH))
             punch(co, q, c, stop - c);
         co_lock(co, &a->mx);
-        int r = q2_refs_add(co, q, c, stop - c, -1);
+        int r = 0;
+        if (last && tag == TAG_TABLE && !meta_forget(q->meta, c << q->g.cluster_bits, (stop - c) << q->g.cluster_bits))
+            r = -EBUSY;                          /* a second owner that nobody counted works on it: it stays counted */
+        if (r == 0)
+            r = q2_refs_add(co, q, c, stop - c, -1);
         if (r < 0 || (last && rset_add(&a->ready, c, stop, 0) < 0))
             a->lost += stop - c;
-        if (last && tag == TAG_TABLE)
-            meta_forget(q->meta, c << q->g.cluster_bits, (stop - c) << q->g.cluster_bits);
         co_unlock(&a->mx);
         if (last && MUTANT(MUT_FREE_SKIP_PUNCH))
             punch(co, q, c, stop - c);

@@ -104,7 +104,8 @@ static int clear_metadata(struct co *co, struct q2_image *q, const struct growth
     uint64_t cs = q->g.cluster_size, n = p->blocks + p->rt_clusters;
     if (!n)
         return 0;
-    meta_forget(q->meta, p->first * cs, n * cs);
+    if (!meta_forget(q->meta, p->first * cs, n * cs))
+        return -EIO;
     return p->zero ? 0 : stor_zero(co, q->im.store, p->first * cs, n * cs, 0);
 }
 
@@ -258,7 +259,8 @@ static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
     enter_blocks(q, q->rt, &p, true);
     r = make_durable(co, q, &p);
     if (r < 0) {
-        meta_forget(q->meta, p.first << q->g.cluster_bits, p.blocks << q->g.cluster_bits);
+        bool gone = meta_forget(q->meta, p.first << q->g.cluster_bits, p.blocks << q->g.cluster_bits);
+        ASSERT(gone);                    /* blocks of counts are pinned only between two suspensions */
         if (old_rt) {
             free(q->rt);
             q->rt = old_rt;

@@ -33,6 +33,8 @@ static int write_l1(struct co *co, struct q2_image *q, const struct q2_l1 *l1, u
 static int switch_l1(struct co *co, struct q2_image *q, struct q2_l1 *l1, uint64_t *dirty, const struct q2_run *run)
 {
     uint64_t old_off = q->h.l1_off, old_size = q->h.l1_size;
+    if (!meta_forget(q->meta, run->cluster << q->g.cluster_bits, run->count << q->g.cluster_bits))
+        return -EIO;
     int r = meta_pass_locked(co, q->meta);                   /* what the old table says is durable, with all it points to */
     if (r == 0)
         r = write_l1(co, q, l1, run->cluster << q->g.cluster_bits);
@@ -68,7 +70,6 @@ static int grow_l1(struct co *co, struct q2_image *q, uint64_t entries, struct b
     struct q2_run run;
     r = q2_alloc_exact(co, q, div_up(entries * 8, q->g.cluster_size), &run);
     if (r == 0) {
-        meta_forget(q->meta, run.cluster << q->g.cluster_bits, run.count << q->g.cluster_bits);
         meta_struct_begin(co, q->meta);
         r = switch_l1(co, q, l1, dirty, &run);
         meta_struct_end(q->meta);
