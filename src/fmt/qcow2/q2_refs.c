@@ -19,12 +19,13 @@
 
 int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_err *err)
 {
-    uint64_t bytes = (uint64_t)q->h.rt_clusters << q->g.cluster_bits;
+    uint64_t inside = q->h.rt_off < q->file_end_at_open ? q->file_end_at_open - q->h.rt_off : 0;   /* check sees any table */
+    uint64_t bytes = min_u64((uint64_t)q->h.rt_clusters << q->g.cluster_bits, inside);
     uint64_t *rt = malloc(bytes ? bytes : 8);
     if (!rt)
         return byre_fail(err, NOMEM, "%s: refcount table of %" PRIu64 " bytes", q->name, bytes);
-    struct iovec slot;                           /* the last cluster of a file may be cut short; check sees any table */
-    int r = stor_read(co, q->im.store, iov_one(&slot, rt, bytes), q->h.rt_off);
+    struct iovec slot;                           /* the last cluster of a file may be cut short */
+    int r = bytes ? stor_read(co, q->im.store, iov_one(&slot, rt, bytes), q->h.rt_off) : 0;
     if (r < 0) {
         free(rt);
         return byre_fail_code(err, IO, r, "%s: the refcount table at %#" PRIx64 " (%" PRIu64 " bytes) cannot be read", q->name, q->h.rt_off, bytes);
