@@ -171,7 +171,7 @@ static int reap_some(struct bench *b)
             return run_fail(b->r, "Failed request: %s", strerror(-c[i].result));
         if (c[i].tag == TAG_FLUSH) {
             b->flush_out = false;
-            b->flush_due = false;
+            b->flush_due &= b->no_drain;     /* without draining, the next one may be due already */
         } else {
             b->free_slots[b->free_count++] = (unsigned)c[i].tag;
             b->done++;
