@@ -10,7 +10,7 @@
  *             V2  Writable opening: unknown autoclear bits are cleared and persistent bitmaps marked in use, durably,
  *                 before the first guest write can be accepted (1.033, Q16).
  *             V3  An image marked corrupt is never opened for writing, except to check it (1.024).
- * Order       Header fields: memory, one sector, barrier; memory is rolled back when that fails (Q18, Q22).
+ * Order       Header fields: memory, one sector, barrier; both are rolled back when that fails (Q18, Q22).
  * Concurrency Home loop; flush from any.
  * Failure     open: nothing stays open. close: everything is given back, the first error is returned.
  * Tests       interop, crash explorer (reopen), faults.
@@ -54,21 +54,37 @@ static void header_bytes(const struct q2_header *h, struct q2_disk_header *d)
 
 struct patch { uint32_t from, len; const void *bytes; };
 
+/* A write of the first sector failed: it may be old or new there (stor.h). Whoever asked takes the change back in memory
+ * and goes on with the old tables, so the old sector must be back, durably, before that; else nothing is written any more. */
+static void header_back(struct co *co, struct q2_image *q, const void *sector, int error)
+{
+    int r = meta_write_now(co, q->meta, sector, 512, 0);
+    if (r == 0)
+        r = meta_barrier(co, q->meta, META_B_HEADER);
+    if (r < 0)
+        meta_stop(q->meta, error);
+}
+
 /* Changes bytes of the first sector, all in one write. Others who change it wait. */
 static int patch_header(struct co *co, struct q2_image *q, const struct patch *p, unsigned n)
 {
-    uint8_t *buf = NULL;
-    if (posix_memalign((void **)&buf, 4096, 512))
+    uint8_t *buf = NULL, *old;
+    if (posix_memalign((void **)&buf, 4096, 1024))
         return -ENOMEM;
+    old = buf + 512;
     struct iovec slot;
     co_lock(co, &q->header_mx);
-    int r = stor_read(co, q->im.store, iov_one(&slot, buf, 512), 0);
+    int r = stor_read(co, q->im.store, iov_one(&slot, old, 512), 0);
+    memcpy(buf, old, 512);
     for (unsigned i = 0; i < n; i++) {
         ASSERT(p[i].from + p[i].len <= 512);
         memcpy(buf + p[i].from, p[i].bytes, p[i].len);
     }
-    if (r == 0)
+    if (r == 0) {
         r = meta_write_now(co, q->meta, buf, 512, 0);
+        if (r < 0)
+            header_back(co, q, old, r);
+    }
     co_unlock(&q->header_mx);
     free(buf);
     return r;

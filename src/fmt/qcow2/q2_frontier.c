@@ -9,6 +9,8 @@
  * Invariants  F1  Every cluster in `frontier` is counted once, on disk, and lies inside the durable file length.
  *             F2  tag 1 only for space that reads zero until it is first written (q2_alloc.c I5).
  *             F3  A refcount block is found through the table only when it is durable itself (Q6).
+ *             F4  Space that a failed write may have named on the disk (a failed write can have landed) is never used
+ *                 again: it stays counted and behind a->end, a leak.
  * Order       length + counts (in old blocks, in new self-describing blocks, new table)  |  META_B_GROW_COUNTS  |
  *             table entries (or header bytes 48..59)  |  META_B_GROW_ROOT / META_B_SWITCH_AFTER  |  use.
  *             Close: counts lowered  |  META_B_FINAL of the last pass  |  truncate. Q6, Q7, D4.
@@ -46,6 +48,7 @@ struct growth {
     uint64_t rt_clusters;                /* clusters of a new table, 0: the old one does */
     uint64_t usable;                     /* first cluster behind the metadata */
     bool zero;                           /* the space reads zero */
+    bool named;                          /* something on the disk may name the new blocks or the new table */
 };
 
 /* How much metadata do `step` clusters need? Grows with itself, so it is iterated to a fixed point. */
@@ -172,7 +175,7 @@ static int write_new_table(struct co *co, struct q2_image *q, const struct growt
 }
 
 /* Counts and roots, with a table that already names the new blocks in memory. */
-static int make_durable(struct co *co, struct q2_image *q, const struct growth *p)
+static int make_durable(struct co *co, struct q2_image *q, struct growth *p)
 {
     int r = q2_refs_add(co, q, p->first, p->total, 1);
     if (r < 0 || MUTANT(MUT_FRONTIER_UNSETTLED))
@@ -182,9 +185,11 @@ static int make_durable(struct co *co, struct q2_image *q, const struct growth *
         r = write_new_table(co, q, p, q->rt, q->rt_entries);
     if (r == 0)
         r = meta_barrier(co, q->meta, p->rt_clusters ? META_B_SWITCH_BEFORE : META_B_GROW_COUNTS);
-    if (r == 0)
+    if (r == 0) {
+        p->named = true;
         r = p->rt_clusters ? switch_table(co, q, p) : write_entries(co, q, p);
-    if (r < 0) {                         /* what stays counted is a leak */
+    }
+    if (r < 0 && !p->named) {            /* what stays counted is a leak */
         int u = q2_refs_add(co, q, p->first, p->total, -1);
         (void)u;
     }
@@ -268,6 +273,8 @@ static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
         } else {
             enter_blocks(q, q->rt, &p, false);
         }
+        if (p.named)
+            a->end = p.first + p.total;  /* F4 */
         return r;
     }
     free(old_rt);

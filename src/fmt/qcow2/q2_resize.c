@@ -30,7 +30,8 @@ static int write_l1(struct co *co, struct q2_image *q, const struct q2_l1 *l1, u
     return meta_write_now(co, q->meta, (const void *)l1->words, l1->alloc_bytes, off);
 }
 
-static int switch_l1(struct co *co, struct q2_image *q, struct q2_l1 *l1, uint64_t *dirty, const struct q2_run *run)
+/* *ret_named: the header on the disk may name the new table, although the switch failed. */
+static int switch_l1(struct co *co, struct q2_image *q, struct q2_l1 *l1, uint64_t *dirty, const struct q2_run *run, bool *ret_named)
 {
     uint64_t old_off = q->h.l1_off, old_size = q->h.l1_size;
     if (!meta_forget(q->meta, run->cluster << q->g.cluster_bits, run->count << q->g.cluster_bits))
@@ -42,6 +43,7 @@ static int switch_l1(struct co *co, struct q2_image *q, struct q2_l1 *l1, uint64
         r = meta_barrier(co, q->meta, META_B_SWITCH_BEFORE);
     if (r < 0)
         return r;
+    *ret_named = true;
     q->h.l1_off = run->cluster << q->g.cluster_bits;
     q->h.l1_size = (uint32_t)l1->entries;
     r = q2_header_sync(co, q, 36, 48, META_B_SWITCH_AFTER);
@@ -71,10 +73,11 @@ static int grow_l1(struct co *co, struct q2_image *q, uint64_t entries, struct b
     r = q2_alloc_exact(co, q, div_up(entries * 8, q->g.cluster_size), &run);
     if (r == 0) {
         meta_struct_begin(co, q->meta);
-        r = switch_l1(co, q, l1, dirty, &run);
+        bool named = false;
+        r = switch_l1(co, q, l1, dirty, &run, &named);
         meta_struct_end(q->meta);
-        if (r < 0)
-            q2_alloc_return(q, &run);
+        if (r < 0 && !named)
+            q2_alloc_return(q, &run);                        /* else a leak: data must not go where an L1 table may be seen */
     }
     if (r < 0) {
         q2_l1_discard(l1, dirty);

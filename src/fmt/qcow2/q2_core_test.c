@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_core_test.c: allocator, growth, quarantine, header switches: what goes wrong between them, and what must not.
+ *
+ * Purpose      Every fault that once lost or could have lost data has a row here, with the rule that it broke; states of
+ *              the allocator (I1 of q2_alloc.c) under growth, failure, abort and reuse.
+ * Owns         One disk (q2_disk_test.h).
+ * Invariants   None.
+ * Concurrency  One loop at a time.
+ * Failure      A failed check fails the test.
+ * Tests        This is one.
+ */
+#include "fmt/qcow2/q2_disk_test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define KIB 1024ull
+#define MIB (1024 * KIB)
+
+
+/* ---- header switches whose write fails although it lands ---- */
+
+static struct { uint32_t from, to; unsigned times; int error; } fail_header;
+
+/* Fails (and lands) writes of the first sector that change bytes [from, to). */
+static int fail_switch(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    if (what != 'W' || off != 0 || !fail_header.times || !memcmp(buf + fail_header.from, disk.bytes + fail_header.from, fail_header.to - fail_header.from))
+        return 0;
+    fail_header.times--;
+    return fail_header.error;
+}
+
+/* After a switch that failed: what was promised holds whether the switch is on the medium or not. */
+static void after_switch(struct co *co, struct q2_image *q, bool landed)
+{
+    int r = 0;
+    for (uint64_t off = 4096; off < 32 * KIB; off += 512)
+        r |= g_write(co, q, off, 512, 0xcc);
+    r |= g_flush(co, q);                             /* may be refused; if not, it is a promise */
+    if (landed)
+        img_kill(co, q);
+    else
+        img_crash(co, q);
+    CHECK_EQ(img_faults(co, NULL), 0);
+    q = img_open(co, &(struct opening){ .read_only = true });
+    CHECK(g_holds(co, q, 0, 512, 0xaa));
+    if (r == 0)
+        CHECK(g_holds(co, q, 4096, 28 * KIB, 0xcc));
+    CHECK_EQ(img_close(co, q), 0);
+}
+
+static bool header_changed(void) { return memcmp(disk.bytes + 36, disk.durable + 36, 12); }
+
+static int fail_barrier(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    return what == 'F' && header_changed() ? -EIO : 0;
+}
+
+static void l1_switch_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 512, 32 * KIB };
+    for (unsigned mode = 0; mode < 4; mode++) {
+        img_make(co, &m);
+        struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 64 * KIB });
+        struct byre_err err;
+        CHECK_EQ(g_write(co, q, 0, 512, 0xaa), 0);
+        CHECK_EQ(g_flush(co, q), 0);
+        fail_header = (typeof(fail_header)){ 36, 48, 1, -EIO };
+        disk.hook = mode & 1 ? fail_barrier : fail_switch;
+        disk.land = true;
+        CHECK(q2_resize(co, &q->im, 8 * MIB, FMT_PREALLOC_OFF, &err) < 0);
+        after_switch(co, q, mode & 2);
+    }
+}
+
+static void test_l1_switch_lands(void **state) { t_run(0, l1_switch_body, NULL); }
+
+static void rt_switch_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 64, 512, 8 * MIB };   /* a block counts 64 clusters, a table cluster names 64 blocks */
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 37 * 512 });
+    fail_header = (typeof(fail_header)){ 48, 60, 4, -EIO };      /* those of the background too */
+    disk.hook = fail_switch;
+    disk.land = true;
+    int r = 0;
+    for (uint64_t off = 0; r == 0 && off < m.size; off += 4096)
+        r = g_write(co, q, off, 4096, 0xcc);
+    CHECK(r < 0 && fail_header.times < 4);
+    CHECK(states_ok(co, q));
+    (void)g_flush(co, q);
+    img_crash(co, q);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_rt_switch_lands(void **state) { t_run(0, rt_switch_body, NULL); }
+
+/* ---- refcount table entries whose write fails although it lands; a smaller step follows ---- */
+
+static unsigned fail_rt;
+static struct q2_image *fail_q;
+
+static int fail_entries(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    uint64_t rt = fail_q->h.rt_off, end = rt + ((uint64_t)fail_q->h.rt_clusters << fail_q->g.cluster_bits);
+    if (what != 'W' || off < rt || off >= end || len < 1024 || !fail_rt)
+        return 0;
+    fail_rt--;
+    return -ENOSPC;
+}
+
+static void rt_entries_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 64, 512, 16 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = fail_q = img_open(co, &(struct opening){ .frontier_bytes = 1037 * 512 });
+    fail_rt = 1;                                     /* a write of entries in two sectors of the table */
+    disk.hook = fail_entries;
+    disk.land = true;
+    uint64_t off = 0;
+    for (; fail_rt && off < m.size; off += 4096)
+        CHECK_EQ(g_write(co, q, off, 4096, 0x5a), 0);
+    CHECK_EQ(fail_rt, 0);
+    for (uint64_t first = q->alloc->end, at = 0; at < (first + 20) * 512; off += 512) {      /* into the space that the entries name */
+        CHECK_EQ(g_write(co, q, off, 512, 0x5a), 0);
+        at = g_host(co, q, off);
+    }
+    CHECK_EQ(g_flush(co, q), 0);
+    CHECK(states_ok(co, q));
+    img_crash(co, q);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_rt_entries_land(void **state) { t_run(0, rt_entries_body, NULL); }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_l1_switch_lands),
+        cmocka_unit_test(test_rt_switch_lands),
+        cmocka_unit_test(test_rt_entries_land),
+    };
+    ASSERT(disk_setup(NULL) == 0);
+    int failed = T_MAIN("qcow2 core", tests);
+    disk_teardown(NULL);
+    return failed;
+}
