@@ -166,15 +166,53 @@ static void resize_under_load(struct co *co, void *arg)
     free(d);
 }
 
+/* Requests that waited at the gate while the image shrank are judged by the new size. */
+struct late { struct graph_node *n; int results[4]; _Atomic unsigned left; };
+
+static void late_requests(struct co *co, void *arg)
+{
+    struct late *l = arg;
+    uint8_t buf[512] = { 0 };
+    unsigned k = atomic_fetch_sub(&l->left, 1) - 1;
+    uint64_t off = SIZE - 512;
+    l->results[k] = k == 0 ? t_read(co, l->n, buf, 512, off) : k == 1 ? t_write(co, l->n, buf, 512, off, 0)
+                  : k == 2 ? graph_zero(co, l->n, off, 512, 0) : graph_discard(co, l->n, off, 512);
+    atomic_fetch_add(&l->left, 16);
+}
+
+static void shrink_under_load(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+    struct graph_node *n = toy_node(g, &f->im, NULL);
+    struct late l = { .n = n, .left = 4 };
+    struct byre_err err;
+    graph_drain_begin(co, n);
+    for (unsigned i = 0; i < 4; i++)
+        CHECK_EQ(rt_spawn_on(rt_loop_at(t_rt, i % 2), late_requests, &l), 0);
+    (void)co_sleep(co, 5000000);
+    CHECK_EQ(atomic_load(&l.left), 0);
+    CHECK_EQ(graph_resize(co, n, SIZE / 2, FMT_PREALLOC_OFF, &err), 0);
+    graph_drain_end(n);
+    while (atomic_load(&l.left) != 64)
+        (void)co_sleep(co, 1000000);
+    for (unsigned i = 0; i < 4; i++)
+        CHECK_EQ(l.results[i], -EIO);
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
 #define RUN(fn, loop) static void test_##fn(void **state) { t_run(loop, fn, NULL); }
 RUN(drain, 0)
 RUN(users, 1)
 RUN(resize_under_load, 0)
+RUN(shrink_under_load, 1)
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_drain), cmocka_unit_test(test_users), cmocka_unit_test(test_resize_under_load),
+        cmocka_unit_test(test_shrink_under_load),
     };
     return T_MAIN("graph", tests);
 }

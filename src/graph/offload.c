@@ -60,24 +60,30 @@ static void enter_both(struct co *co, struct graph_node *dst, struct graph_node 
     }
 }
 
-int64_t graph_copy(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len)
+static int64_t copy_inside(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len)
 {
-    int r = change_check(dst, dst_off, len);
-    if (r)
-        return r < 0 ? r : -EINVAL;
+    struct chain_memo memo = { { 0 } };
+    struct piece from;
+    int64_t n = change_check(dst, dst_off, len);
+    if (n)
+        return n < 0 ? n : -EINVAL;
     if (!range_inside(src_off, len, graph_length(src)))
         return -EIO;
     if (dst->writethrough || (dst->guard_first && dst_off < SECTOR))
         return -ENOTSUP;
-    struct chain_memo memo = { { 0 } };
-    struct piece from;
+    n = chain_find(co, src, NULL, src_off, src_off + len, &memo, &from);
+    if (n)
+        return n;
+    n = from.e.kind == FMT_DATA && from.layer != dst ? copy_piece(co, dst, dst_off, &from) : -ENOTSUP;
+    piece_release(co, &from);
+    return n;
+}
+
+int64_t graph_copy(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len)
+{
     epoch_token td, ts;
     enter_both(co, dst, src, &td, &ts);
-    int64_t n = chain_find(co, src, NULL, src_off, src_off + len, &memo, &from);
-    if (!n) {
-        n = from.e.kind == FMT_DATA && from.layer != dst ? copy_piece(co, dst, dst_off, &from) : -ENOTSUP;
-        piece_release(co, &from);
-    }
+    int64_t n = copy_inside(co, dst, dst_off, src, src_off, len);
     gate_leave(co, src, ts);
     gate_leave(co, dst, td);
     return n;

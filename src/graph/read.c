@@ -138,10 +138,8 @@ int chain_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 
 int graph_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 {
-    if (UNLIKELY(!range_inside(off, v.len_bytes, graph_length(n))))
-        return -EIO;
-    epoch_token t = gate_enter(co, n);
-    int r = chain_read(co, n, v, off);
+    epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
+    int r = LIKELY(range_inside(off, v.len_bytes, graph_length(n))) ? chain_read(co, n, v, off) : -EIO;
     gate_leave(co, n, t);
     return r;
 }

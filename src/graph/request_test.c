@@ -509,6 +509,28 @@ static void guard(struct co *co, void *arg)
     graph_free(g);
 }
 
+/* ---- a raw file whose length is no multiple of 512 ---- */
+
+static void raw_tail(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct toy *t;
+    struct graph_node *n = toy_raw_node(co, g, 1000, &t);
+    uint8_t buf[1024];
+    memset(t->bytes, 4, 1000);
+    CHECK_EQ(graph_length(n), 1024);
+    CHECK_EQ(t_read(co, n, buf, 1024, 0), 0);
+    CHECK(buf[999] == 4 && mem_is_zero(buf + 1000, 24));
+    CHECK_EQ(t->len, 1000);
+    memset(buf, 5, sizeof buf);
+    CHECK_EQ(t_write(co, n, buf, 512, 512, 0), 0);
+    CHECK_EQ(t->len, 1024);
+    CHECK_EQ(t_read(co, n, buf, 1024, 0), 0);
+    CHECK(buf[511] == 4 && buf[512] == 5 && buf[1023] == 5);
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
 /* ---- growing over a longer backing image ---- */
 
 static void grow(struct co *co, void *arg)
@@ -549,6 +571,7 @@ RUN(status, 0)
 RUN(status_raw, 0)
 RUN(guard, 1)
 RUN(grow, 0)
+RUN(raw_tail, 1)
 
 int main(void)
 {
@@ -557,6 +580,7 @@ int main(void)
         cmocka_unit_test(test_faults), cmocka_unit_test(test_costs), cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_fua), cmocka_unit_test(test_zero_rules), cmocka_unit_test(test_status),
         cmocka_unit_test(test_status_raw), cmocka_unit_test(test_guard), cmocka_unit_test(test_grow),
+        cmocka_unit_test(test_raw_tail),
     };
     return T_MAIN("requests", tests);
 }

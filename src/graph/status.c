@@ -161,14 +161,12 @@ static int status_merged(struct co *co, struct status_walk *w, uint64_t off, str
 int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
                       struct graph_status *list, unsigned max)
 {
-    if (!range_inside(off, len, graph_length(n)) || !len)
-        return -EIO;
     ASSERT(max > 0);
     struct status_walk w = { .n = n, .bottom = bottom, .end = off + len, .most = max < AHEAD ? max : AHEAD };
     struct graph_status next = { 0 };
     unsigned count = 0;
-    int r = 0;
     epoch_token t = gate_enter(co, n);
+    int r = len && range_inside(off, len, graph_length(n)) ? 0 : -EIO;
     while (count < max && off < w.end && !r) {
         r = status_merged(co, &w, off, &list[count], &next);
         off += list[count].len;

@@ -288,16 +288,15 @@ static int write_inside(struct co *co, struct graph_node *n, struct iov v, uint6
 
 int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
 {
-    int r = change_check(n, off, v.len_bytes);
-    if (UNLIKELY(r))
-        return r < 0 ? r : 0;
     bool fua = (flags & GRAPH_FUA) || n->writethrough;
-    epoch_token t = gate_enter(co, n);
-    r = write_inside(co, n, v, off, fua && n->is_raw ? STOR_FUA : 0);
+    epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
+    int r = change_check(n, off, v.len_bytes);
+    if (LIKELY(!r))
+        r = write_inside(co, n, v, off, fua && n->is_raw ? STOR_FUA : 0);
     if (UNLIKELY(!r && fua && !n->is_raw))
         r = n->im->ops->flush(co, n->im);
     gate_leave(co, n, t);
-    return r;
+    return r < 0 ? r : 0;
 }
 
 int graph_flush(struct co *co, struct graph_node *n)

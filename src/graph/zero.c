@@ -98,15 +98,14 @@ static int zero_inside(struct co *co, struct graph_node *n, uint64_t off, uint64
 
 int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
 {
+    epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
     int r = change_check(n, off, len);
-    if (r)
-        return r < 0 ? r : 0;
-    epoch_token t = gate_enter(co, n);
-    r = zero_inside(co, n, off, len, flags);
+    if (!r)
+        r = zero_inside(co, n, off, len, flags);
     if (!r && (flags & GRAPH_FUA || n->writethrough))
         r = n->im->ops->flush(co, n->im);
     gate_leave(co, n, t);
-    return r;
+    return r < 0 ? r : 0;
 }
 
 static int discard_inside(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
@@ -125,11 +124,10 @@ static int discard_inside(struct co *co, struct graph_node *n, uint64_t off, uin
 
 int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
 {
-    int r = change_check(n, off, len);
-    if (r || !n->discard)
-        return r < 0 ? r : 0;
     epoch_token t = gate_enter(co, n);
-    r = discard_inside(co, n, off, len);
+    int r = change_check(n, off, len);
+    if (!r && n->discard)
+        r = discard_inside(co, n, off, len);
     gate_leave(co, n, t);
-    return r;
+    return r < 0 ? r : 0;
 }
