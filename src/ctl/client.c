@@ -11,6 +11,7 @@
  * Failure      a socket that fails ends the client, nobody else
  * Tests        ctl_test.c, tests/cli/serve_test.py
  */
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -227,6 +228,14 @@ static void last_words(struct co *co, struct ctl_client *cl)
     rt_task_join(co, &cl->writer);
 }
 
+static void client_gone(struct rt_msg *m)
+{
+    struct ctl_client *cl = (struct ctl_client *)((char *)m - offsetof(struct ctl_client, bye));
+    struct ctl *c = cl->c;
+    client_free(cl);
+    co_group_leave(&c->alive);
+}
+
 /* The client's life: its writer beside it. */
 static void reader_co(struct co *co, void *arg)
 {
@@ -239,8 +248,8 @@ static void reader_co(struct co *co, void *arg)
     (void)co_wake_all(&cl->out_q);
     if (writes)
         last_words(co, cl);
-    client_free(cl);
-    co_group_leave(&c->alive);
+    cl->bye.fn = client_gone;                /* this task lives in cl: freed once the task has ended */
+    rt_post(c->home, &cl->bye);
 }
 
 void client_start(struct ctl *c, int fd)

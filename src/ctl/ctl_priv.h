@@ -49,6 +49,7 @@ struct ctl_client {
     bool dead;                           /* the socket failed, or the client takes nothing */
     struct qmp_split *split;
     struct rt_task reader, writer;
+    struct rt_msg bye;                   /* posted by the reader as its last act */
     /* output: [out_at, out_len) waits */
     char *out;
     size_t out_at, out_len, out_cap;
