@@ -37,14 +37,10 @@
     X(L2_COPY_IN_PLACE, "Q5", "a shared L2 table is changed in place")                                  \
     X(L2_OLD_FREED_EARLY, "Q5", "the old L2 table is freed before its replacement is linked")           \
     X(SHARED_IN_PLACE, "Q4", "a shared cluster is overwritten in place")                                \
-    X(GROW_NO_TAIL, "Q19", "growing: the tail of the old last cluster is not zeroed")                   \
     X(GROW_KEEP_TABLES, "Q19", "growing: tables left by an interrupted shrink are not dropped")         \
     X(SHRINK_FREE_FIRST, "Q19", "shrinking: tables are freed before the size is durable")               \
     X(ZERO_NO_STAMP, "D3", "a kept zero cluster is filled while an old in-place writer is inside")     \
-    X(BITMAP_MARK_LATE, "Q16", "bitmaps are marked in use after the first write")                       \
-    X(COMPRESSED_FREE_EARLY, "Q11 H3", "a rewritten compressed cluster is freed at once")               \
-    X(REPAIR_FREES_FIRST, "P5", "repair lowers counts before it mends what points there")               \
-    X(CLOSE_CUT_FIRST, "D4", "close cuts the file before the counts are durable")
+    X(BITMAP_MARK_LATE, "Q16", "bitmaps are marked in use after the first write")
 
 enum byre_mutant_id {
     MUT_NONE = 0,

@@ -147,8 +147,7 @@ static void build(struct exp *e, struct pick p, unsigned torn, uint64_t from, ui
 {
     if (stop(e))
         return;
-    memcpy(e->w->image.data, e->durable.data, CX_FILE_MAX);
-    e->w->image.len = e->durable.len;
+    cx_bytes_copy(&e->w->image, &e->durable);
     for (unsigned i = 0; i < e->pending_count; i++) {
         if (i == torn)
             cx_apply(&e->w->image, e->pending[i], from, to);
@@ -196,8 +195,7 @@ static void tears(struct exp *e, struct prng *p)
 static void gather(struct exp *e)
 {
     uint64_t durable = cx_durable_stamp(e->w, e->cut);
-    memcpy(e->durable.data, e->first.data, CX_FILE_MAX);
-    e->durable.len = e->first.len;
+    cx_bytes_copy(&e->durable, &e->first);
     e->pending_count = 0;
     for (size_t i = 0; i < e->w->log_count; i++) {
         const struct cx_op *o = &e->w->log[i];
@@ -250,14 +248,13 @@ void cx_explore(struct cx_world *w, struct cx_model *m, const struct cx_work *k,
     struct exp *e = calloc(1, sizeof *e);
     *e = (struct exp){ .w = w, .m = m, .k = k, .o = o, .res = res };
     e->seen = calloc(SEEN_SLOTS, sizeof *e->seen);
-    e->first.data = malloc(CX_FILE_MAX);
-    e->durable.data = malloc(CX_FILE_MAX);
+    e->first.data = calloc(1, CX_FILE_MAX);
+    e->durable.data = calloc(1, CX_FILE_MAX);
     if (!cx_work_prepare(w, m, k)) {
         res->violated = true;
         snprintf(res->why, sizeof res->why, "the first image cannot be made");
     } else {
-        memcpy(e->first.data, w->image.data, CX_FILE_MAX);
-        e->first.len = w->image.len;
+        cx_bytes_copy(&e->first, &w->image);
         e->snapshots = cx_snapshots_digest(&w->image);
         if (!cx_work_run(w, m, k)) {
             res->violated = true;

@@ -37,5 +37,7 @@ void cx_minimise(struct cx_world *w, struct cx_model *m, struct cx_work *k, cons
 /* cx_snapshot.c: a digest of every snapshot's guest bytes, read from the file by a reader of its own. 0: no snapshots.
  * UINT64_MAX: a snapshot cannot be read. */
 uint64_t cx_snapshots_digest(const struct cx_bytes *image);
+/* Would another program trust a persistent bitmap of this image: autoclear bit set, and an entry not marked in use? */
+bool cx_bitmaps_trusted(const struct cx_bytes *image);
 
 #endif

@@ -38,6 +38,7 @@ static const struct cx_geometry geometries[] = {
     { .name = "c512-grow", .cluster = 512, .size = 196608, .refcount_bits = 64, .version = 3, .frontier = 32768, .big = true },
     { .name = "c512-l1", .cluster = 512, .size = 32768, .refcount_bits = 16, .version = 3, .frontier = 1024, .resize = true, .big = true },
     { .name = "garbage", .cluster = 512, .size = 262144, .refcount_bits = 16, .version = 3, .frontier = 512, .image = "garbage.qcow2", .big = true },
+    { .name = "bitmap", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "bitmap.qcow2" },
     { .name = "holes", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .image = "holes.qcow2" },
 };
 enum { GEOMETRIES = sizeof geometries / sizeof geometries[0] };

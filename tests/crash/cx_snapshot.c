@@ -2,7 +2,7 @@
  *
  * cx_snapshot.c: reads internal snapshots without the engine.
  *
- * Purpose      An independent eye on P3: every snapshot stays bit for bit what it was.
+ * Purpose      An independent eye on P3 (every snapshot stays bit for bit what it was) and P4 (no bitmap lies).
  * Owns         Nothing.
  * Invariants   Shares no code with src/fmt/qcow2 but the byte order helpers. Plain and compressed descriptors are digested
  *              by the bytes they name, zero and absent clusters by their kind.
@@ -79,4 +79,32 @@ uint64_t cx_snapshots_digest(const struct cx_bytes *f)
         at += round_up(40 + be(f, at + 36, 4) + be(f, at + 12, 2) + be(f, at + 14, 2), 8);
     }
     return h;
+}
+
+/* The offset of the bitmaps extension's data, 0: none. */
+static uint64_t bitmaps_extension(const struct cx_bytes *f)
+{
+    for (uint64_t at = be(f, 100, 4); at + 8 <= 4096;) {
+        uint64_t type = be(f, at, 4), len = be(f, at + 4, 4);
+        if (type == 0x23852875)
+            return at + 8;
+        if (type == 0)
+            return 0;
+        at += 8 + round_up(len, 8);
+    }
+    return 0;
+}
+
+bool cx_bitmaps_trusted(const struct cx_bytes *f)
+{
+    uint64_t ext = be(f, 4, 4) == 3 && (be(f, 88, 8) & 1) ? bitmaps_extension(f) : 0;
+    if (!ext)
+        return false;
+    uint64_t n = be(f, ext, 4), at = be(f, ext + 16, 8);
+    for (uint64_t i = 0; i < n && range_inside(at, 24, f->len); i++) {
+        if (!(be(f, at + 12, 4) & 1))
+            return true;
+        at += round_up(24 + be(f, at + 20, 4) + be(f, at + 18, 2), 8);
+    }
+    return false;
 }

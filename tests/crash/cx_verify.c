@@ -96,6 +96,24 @@ static void judge(struct ver *s)
     }
     if (cx_snapshots_digest(&s->w->image) != s->snapshots)
         bad(s, "a snapshot has changed");
+    bool changed = s->size != s->m->initial_bytes;
+    for (uint64_t i = 0; i < s->size / CX_SECTOR && !changed; i++)
+        changed = memcmp(s->before + i * CX_SECTOR, s->m->initial + i * CX_SECTOR, CX_SECTOR) != 0;
+    if (changed && cx_bitmaps_trusted(&s->w->image))
+        bad(s, "the disk has changed and a persistent bitmap does not say so (P4)");
+}
+
+/* Grows by some clusters: whatever an interrupted shrink left behind the end must not come back (Q19). */
+static void probe_grow(struct co *co, struct ver *s)
+{
+    struct byre_err err = { .text = "" };
+    uint64_t old = graph_length(s->w->node), to = min_u64(old + 40 * s->k->g.cluster, CX_SECTORS_MAX * CX_SECTOR);
+    if (!s->k->g.resize || s->v->bad || to <= old)
+        return;
+    if (graph_resize(co, s->w->node, to, FMT_PREALLOC_OFF, &err) < 0)
+        bad(s, "probe grow: %s", err.text);
+    memset(s->before + old, 0, to - old);
+    s->size = to;
 }
 
 static void probe(struct co *co, struct ver *s)
@@ -121,6 +139,7 @@ static void probe(struct co *co, struct ver *s)
             bad(s, "probe write: %d", r);
         memcpy(s->before + at * CX_SECTOR, buf, n * CX_SECTOR);
     }
+    probe_grow(co, s);
     int r = graph_flush(co, s->w->node);
     int c = cx_close(co, s->w);
     if (r < 0 || c < 0)
@@ -213,8 +232,7 @@ static void nested_cuts(struct ver *s, const struct cx_bytes *from, cx_body *par
     memcpy(old, s->before, CX_SECTORS_MAX * CX_SECTOR);
     w->log = NULL;
     w->log_count = w->log_cap = 0;
-    memcpy(w->image.data, from->data, CX_FILE_MAX);
-    w->image.len = from->len;
+    cx_bytes_copy(&w->image, from);
     w->recording = w->jitter = true;
     if (!cx_run(w, part, s))
         bad(s, "deadlock in recovery");
@@ -246,8 +264,8 @@ void cx_verify(struct cx_world *w, const struct cx_model *m, const struct cx_wor
     struct cx_bytes from = { 0 };
     *v = (struct cx_verdict){ 0 };
     if (nested) {
-        from = (struct cx_bytes){ malloc(CX_FILE_MAX), w->image.len };
-        memcpy(from.data, w->image.data, CX_FILE_MAX);
+        from.data = calloc(1, CX_FILE_MAX);
+        cx_bytes_copy(&from, &w->image);
     }
     if (!cx_run(w, first_half, &s))
         bad(&s, "deadlock while reading");
@@ -258,8 +276,7 @@ void cx_verify(struct cx_world *w, const struct cx_model *m, const struct cx_wor
         if (!v->bad)
             nested_cuts(&s, &from, repair_only, true);
         s.size = size;
-        memcpy(w->image.data, from.data, CX_FILE_MAX);
-        w->image.len = from.len;
+        cx_bytes_copy(&w->image, &from);
     }
     if (!v->bad && !cx_run(w, probe_half, &s))
         bad(&s, "deadlock while writing");

@@ -66,7 +66,11 @@ static struct cx_stor *of(struct stor *s) { return (struct cx_stor *)s; }
 
 static void pause_some(struct co *co, struct cx_world *w)
 {
-    for (uint64_t n = w->jitter ? prng_below(&w->sched, 4) : 0; n; n--)
+    if (!w->jitter)
+        return;
+    /* mostly short; now and then so long that whole other requests, passes and reuse go by */
+    uint64_t n = prng_below(&w->sched, 24) ? prng_below(&w->sched, 4) : prng_below(&w->sched, 400);
+    for (; n; n--)
         co_yield(co);
 }
 
@@ -373,6 +377,14 @@ int cx_close(struct co *co, struct cx_world *w)
     return r;
 }
 
+void cx_bytes_copy(struct cx_bytes *to, const struct cx_bytes *from)
+{
+    memcpy(to->data, from->data, from->len);
+    if (to->len > from->len)                     /* I1: what lies behind both is zero already */
+        memset(to->data + from->len, 0, to->len - from->len);
+    to->len = from->len;
+}
+
 void cx_apply(struct cx_bytes *b, const struct cx_op *o, uint64_t from, uint64_t to)
 {
     if (o->kind == CX_TRUNCATE) {
@@ -402,8 +414,7 @@ uint64_t cx_durable_stamp(const struct cx_world *w, uint64_t cut)
 void cx_state_random(struct cx_world *w, const struct cx_bytes *from, uint64_t cut, struct prng *p)
 {
     uint64_t durable = cx_durable_stamp(w, cut);
-    memcpy(w->image.data, from->data, CX_FILE_MAX);
-    w->image.len = from->len;
+    cx_bytes_copy(&w->image, from);
     for (size_t i = 0; i < w->log_count; i++) {
         const struct cx_op *o = &w->log[i];
         if (o->kind == CX_FLUSH || o->issued >= cut || (o->kind == CX_WRITE && !o->data))

@@ -21,7 +21,7 @@
 #include "graph/graph.h"
 #include "rt/loop.h"
 
-#define CX_FILE_MAX (1u << 20)          /* a simulated file never grows past this: -ENOSPC */
+#define CX_FILE_MAX (4u << 20)          /* a simulated file never grows past this: -ENOSPC */
 #define CX_SECTOR 512u
 
 enum cx_op_kind { CX_WRITE, CX_ZERO, CX_TRUNCATE, CX_FLUSH };
@@ -82,6 +82,8 @@ void cx_state_random(struct cx_world *w, const struct cx_bytes *from, uint64_t c
 uint64_t cx_durable_stamp(const struct cx_world *w, uint64_t cut);
 /* A store over one of the files (for creating an image). */
 MUST_USE int cx_store_open(struct cx_world *w, const char *name, bool read_only, struct stor **ret_s);
+/* Both keep I1 (bytes behind len are zero); the cost follows the lengths. */
+void cx_bytes_copy(struct cx_bytes *to, const struct cx_bytes *from);
 /* Applies an operation, or the part [from, to) of its bytes, to a file's bytes. */
 void cx_apply(struct cx_bytes *b, const struct cx_op *o, uint64_t from, uint64_t to);
 

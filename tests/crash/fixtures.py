@@ -26,6 +26,19 @@ def snapshot(path):
     qemu_io(path, "write -P 17 0 40k", "write -P 18 64k 24k")
     run("qemu-img", "snapshot", "-c", "before", path)
     qemu_io(path, "write -P 19 8k 8k")
+    run("qemu-img", "snapshot", "-c", "again", path)
+
+
+def bitmap(path):
+    create(path)
+    run("qemu-img", "bitmap", "--add", path, "b0")
+    qemu_io(path, "write -P 23 0 20k")
+
+
+def counts(path):
+    """512-byte clusters and 64-bit counts: a little more and the refcount table itself must grow (at 2 MiB of file)."""
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512,refcount_bits=64", path, "2M")
+    qemu_io(path, "write -P 29 0 1500k", "discard 64k 1400k")
 
 
 def compressed(path):
@@ -53,7 +66,7 @@ def garbage(path):
 def main():
     d = sys.argv[1]
     os.makedirs(d, exist_ok=True)
-    for make in (snapshot, compressed, garbage, holes):
+    for make in (snapshot, compressed, bitmap, garbage, counts, holes):
         make(os.path.join(d, make.__name__ + ".qcow2"))
 
 

@@ -21,7 +21,7 @@ SOAK = 50 if os.environ.get("SOAK") else 1
 FLOORS = {
     "c4k": 9000, "c4k-back": 8000, "c512": 9000, "c512-v2-back": 8000, "c64k": 7000, "c4k-churn": 8000, "c4k-back-churn": 8000,
     "c512-resize": 8000, "c4k-back-resize": 8000, "c512-grow": 8000, "c512-l1": 8000, "snapshot": 7000, "compressed": 3000, "holes": 6000,
-    "garbage": 6000,
+    "garbage": 6000, "bitmap": 4000,
 }
 LINE = re.compile(r"geometry (\S+): (\d+) distinct states .* (\d+) cut again in recovery, (\d+) seen by the peer\), no violation, largest leak (\d+) bytes")
 

@@ -108,7 +108,7 @@ static int clear_metadata(struct co *co, struct q2_image *q, const struct growth
     if (!n)
         return 0;
     if (!meta_forget(q->meta, p->first * cs, n * cs))
-        return -EIO;
+        return -EUCLEAN;
     return p->zero ? 0 : stor_zero(co, q->im.store, p->first * cs, n * cs, 0);
 }
 
@@ -349,11 +349,6 @@ static int uncount(struct co *co, struct q2_image *q, struct rset *s)
 int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor)
 {
     struct q2_alloc *a = q->alloc;
-    if (MUTANT(MUT_CLOSE_CUT_FIRST)) {           /* the unused end goes before anything else is durable */
-        struct rset_range last;
-        if (rset_next(&a->frontier, a->end - 1, &last) && stor_truncate(co, q->im.store, last.start << q->g.cluster_bits) < 0)
-            return -EIO;
-    }
     int r = uncount(co, q, &a->frontier);
     int r2 = uncount(co, q, &a->counted);
     int r3 = meta_flush(co, q->meta);

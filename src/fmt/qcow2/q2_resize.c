@@ -35,7 +35,7 @@ static int switch_l1(struct co *co, struct q2_image *q, struct q2_l1 *l1, uint64
 {
     uint64_t old_off = q->h.l1_off, old_size = q->h.l1_size;
     if (!meta_forget(q->meta, run->cluster << q->g.cluster_bits, run->count << q->g.cluster_bits))
-        return -EIO;
+        return -EUCLEAN;
     int r = meta_pass_locked(co, q->meta);                   /* what the old table says is durable, with all it points to */
     if (r == 0)
         r = write_l1(co, q, l1, run->cluster << q->g.cluster_bits);
@@ -140,25 +140,6 @@ static int cut_range(struct co *co, struct q2_image *q, uint64_t from, uint64_t 
     return r;
 }
 
-/* Bytes of the last cluster behind the old end become zero, where they lie in a cluster of our own. */
-static int zero_tail(struct co *co, struct q2_image *q, uint64_t old)
-{
-    uint64_t in = q2_in_cluster(&q->g, old);
-    if (!in || MUTANT(MUT_GROW_NO_TAIL))
-        return 0;
-    struct meta_block *b;
-    uint32_t i;
-    int r = q2_slice_get(co, q, old, &b, &i);
-    if (r < 0 || !b)
-        return r;
-    struct q2_l2e e;
-    bool ok = q2_l2e_decode(&q->g, meta_word(b, i), &e);
-    meta_put(q->meta, b);
-    if (!ok || e.kind != Q2_NORMAL || !e.copied)
-        return ok ? 0 : -EIO;                    /* other kinds are rewritten through the graph (fmt.h, resize) */
-    return stor_zero(co, q->im.store, e.host + in, q->g.cluster_size - in, 0);
-}
-
 /* ---- preallocation of the new space ---- */
 
 static int write_zeros(struct co *co, struct q2_image *q, uint64_t off, uint64_t len)
@@ -239,12 +220,9 @@ static int grow(struct co *co, struct q2_image *q, uint64_t size, enum fmt_preal
     r = grow_l1(co, q, q2_l1_entries(&q->g, size), err);
     if (r < 0)
         return r;
-    r = zero_tail(co, q, old);
-    if (r == 0) {
-        atomic_store(&q->im.size, size);         /* S2 */
-        if (mode != FMT_PREALLOC_OFF)
-            r = preallocate(co, q, old, size, mode);
-    }
+    atomic_store(&q->im.size, size);             /* S2; the graph zeroes the rest of the old last cluster */
+    if (mode != FMT_PREALLOC_OFF)
+        r = preallocate(co, q, old, size, mode);
     if (r < 0) {
         atomic_store(&q->im.size, old);
         return byre_fail_code(err, IO, r, "%s: the new space cannot be prepared", q->name);
@@ -285,7 +263,8 @@ int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_preal
         return byre_fail(err, NOT_SUPPORTED, "%s: an image with %" PRIu32 " persistent bitmaps cannot be resized yet", q->name, q->h.bitmap_count);
     if (size == q->h.size)
         return 0;
-    return size > q->h.size ? grow(co, q, size, prealloc, err) : shrink(co, q, size, err);
+    int r = size > q->h.size ? grow(co, q, size, prealloc, err) : shrink(co, q, size, err);
+    return q2_judge(co, q, r, "resize", 0);
 }
 
 int q2_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byre_err *err)
