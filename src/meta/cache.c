@@ -204,7 +204,7 @@ static int load(struct co *co, struct meta *m, struct meta_block *b)
     if (r < 0)
         return r;
     if (b->kind->validate && !b->kind->validate(b->kind->arg, b->off, (const void *)b->words, m->o.block_bytes))
-        return -EIO;
+        return -EUCLEAN;
     return 0;
 }
 
@@ -224,7 +224,7 @@ static struct meta_block *find_or_wait(struct co *co, struct meta *m, uint64_t o
 static int pin_found(struct meta_block *b, const struct meta_kind *k, struct meta_block **ret_b)
 {
     if (b->kind != k)
-        return -EIO;                     /* two structures claim the same place: corruption */
+        return -EUCLEAN;                 /* two structures claim the same place: corruption */
     b->pins++;
     *ret_b = b;
     return 0;
@@ -268,7 +268,7 @@ int meta_get_zeroed(struct co *co, struct meta *m, const struct meta_kind *k, ui
     ASSERT(is_aligned(off, m->o.block_bytes));
     struct meta_block *b = find_or_wait(co, m, off);
     if (b)
-        return -EIO;                     /* fresh space cannot be cached: corruption */
+        return -EUCLEAN;                 /* fresh space cannot be cached: corruption */
     make_room(m);
     b = block_new(m, k, off);
     if (!b)

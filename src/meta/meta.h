@@ -56,7 +56,7 @@ enum meta_barrier {              /* every barrier has a name; mutants drop them 
     META_B_COUNT
 };
 
-/* A kind of block. validate: words in disk order just read from `off`; false = corrupt, not cached (-EIO). */
+/* A kind of block. validate: words in disk order just read from `off`; false = corrupt, not cached (-EUCLEAN). */
 struct meta_kind {
     const char *name;
     enum meta_rank rank;
@@ -120,7 +120,8 @@ void meta_free_all(struct co *co, struct meta *m);
 /* ---- blocks ---- */
 /* Any loop, inside an epoch section: the block if cached, else NULL. */
 struct meta_block *meta_peek(struct meta *m, uint64_t off);
-/* Home: loads if needed and pins. -EIO: unreadable or refused by the validator. Suspends. */
+/* Home: loads if needed and pins. -EIO: unreadable. -EUCLEAN: refused by the validator, or cached as another kind: two
+ * structures claim the place. Suspends. */
 MUST_USE int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b);
 /* Home: a fresh zeroed block for space that nobody has cached; not read from disk; pinned. write_whole: all of
  * it is dirty; else only what is set later is written, because the space is known to read zero. Suspends. */

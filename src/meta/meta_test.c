@@ -287,7 +287,7 @@ static void evict_body(struct co *co, struct fix *f)
     }
     assert_int_equal(meta_flush(co, f->m), 0);
     struct meta_block *b;
-    assert_int_equal(meta_get(co, f->m, &f->counts, 39 * 512, &b), -EIO);     /* two kinds claim one place */
+    assert_int_equal(meta_get(co, f->m, &f->counts, 39 * 512, &b), -EUCLEAN);     /* two kinds claim one place */
     assert_non_null(meta_peek(f->m, 39 * 512));
 }
 

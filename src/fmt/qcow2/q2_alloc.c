@@ -81,7 +81,7 @@ static int scan_slice(struct co *co, struct q2_image *q)
     }
     struct meta_block *b;
     uint64_t in_block = c & ((1ull << g->block_bits) - 1);
-    int r = meta_get(co, q->meta, &q->kind_ref, q->rt[ti] + in_block / per_slice * q->slice_bytes, &b);
+    int r = q2_block_get(co, q, &q->kind_ref, q->rt[ti] + in_block / per_slice * q->slice_bytes, &b);
     if (r < 0)
         return r;
     for (; c < stop && r == 0; c++) {

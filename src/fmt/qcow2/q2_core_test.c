@@ -136,12 +136,83 @@ static void rt_entries_body(struct co *co, void *arg)
 
 static void test_rt_entries_land(void **state) { t_run(0, rt_entries_body, NULL); }
 
+/* ---- a failed request is not a damaged image ---- */
+
+static struct { char what; uint64_t off, len; unsigned times; } fail_io;
+
+static int fail_range(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    if (what != fail_io.what || !fail_io.times || off >= fail_io.off + fail_io.len || fail_io.off >= off + len)
+        return 0;
+    fail_io.times--;
+    return -EIO;
+}
+
+static void transient_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 4096, 16 * MIB };
+    for (unsigned what = 0; what < 4; what++) {
+        img_make(co, &m);
+        struct q2_image *q = img_open(co, &(struct opening){ 0 });
+        CHECK_EQ(g_write(co, q, 0, 8192, 0x11), 0);
+        CHECK_EQ(img_close(co, q), 0);
+        uint64_t block = be64_get(disk_be64(be64_get(disk_be64(48)))), l2 = round_down(img_l2_at(0), 4096);
+        q = img_open(co, &(struct opening){ 0 });
+        uint8_t buf[512];
+        fail_io = (typeof(fail_io)){ 'R', what < 3 ? l2 : block, 4096, 1 };
+        disk.hook = fail_range;
+        CHECK_EQ(what == 0 ? g_read(co, q, 0, 512, buf) : what == 1 ? g_write(co, q, 0, 512, 0x22) : what == 2 ? q2_discard(co, &q->im, 4096, 4096) :
+                     g_write(co, q, 8 * MIB, 512, 0x33), what < 3 ? -EIO : 0);
+        CHECK_EQ(fail_io.times, 0);
+        CHECK(g_holds(co, q, 0, 8192, 0x11));        /* the next ones work */
+        fail_io = (typeof(fail_io)){ 'T', 0, UINT64_MAX, 1 };
+        if (!q->alloc->frontier.total)
+            CHECK_EQ(g_write(co, q, 12 * MIB, 512, 0x33), -EIO);
+        CHECK_EQ(g_write(co, q, 12 * MIB, 4096, 0x33), 0);
+        fail_io.times = 0;
+        CHECK_EQ(g_flush(co, q), 0);
+        CHECK(!(q->h.incompat & Q2_INCOMPAT_CORRUPT));
+        CHECK_EQ(img_close(co, q), 0);
+        CHECK_EQ(img_faults(co, NULL), 0);
+    }
+}
+
+static void test_transient(void **state) { t_run(0, transient_body, NULL); }
+
+/* Damage is: a table behind the end of the file, an entry with reserved bits. */
+static void damage_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 4096, 16 * MIB };
+    for (unsigned what = 0; what < 6; what++) {
+        img_make(co, &m);
+        struct q2_image *q = img_open(co, &(struct opening){ 0 });
+        CHECK_EQ(g_write(co, q, 0, 8192, 0x11), 0);
+        CHECK_EQ(img_close(co, q), 0);
+        if (what < 2)
+            be64_put(disk_be64(img_l1_at(0)), Q2_E_COPIED | 64 * MIB);
+        else if (what < 4)
+            be64_put(disk_be64(img_l2_at(0)), Q2_E_COPIED | 1ull << 60 | 0x10000);
+        else
+            be64_put(disk_be64(img_l1_at(0)), Q2_E_COPIED | 1ull << 60 | 0x10000);
+        q = img_open(co, &(struct opening){ 0 });
+        uint8_t buf[512];
+        CHECK_EQ(what & 1 ? g_read(co, q, 0, 512, buf) : g_write(co, q, 0, 512, 1), -EIO);
+        CHECK(q->h.incompat & Q2_INCOMPAT_CORRUPT);
+        CHECK_EQ(be64_get(disk_be64(72)), Q2_INCOMPAT_CORRUPT);
+        (void)img_close(co, q);
+    }
+}
+
+static void test_damage(void **state) { t_run(0, damage_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_l1_switch_lands),
         cmocka_unit_test(test_rt_switch_lands),
         cmocka_unit_test(test_rt_entries_land),
+        cmocka_unit_test(test_transient),
+        cmocka_unit_test(test_damage),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 core", tests);

@@ -60,7 +60,8 @@ struct q2_image {
     struct q2_snapshot *snapshots; uint32_t snapshot_count;
     struct q2_bitmap *bitmaps; uint32_t bitmap_count; bool bitmaps_broken;
     bool bitmaps_marked;                /* Q16 has been done for this opening */
-    bool check_mode, info_only, failed; /* failed: corruption was found, every write is refused (1.113) */
+    bool check_mode, info_only;
+    _Atomic bool failed;                /* corruption was found, every request is refused (1.113) */
     uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
     uint64_t zero_stamp; bool zero_stamped;   /* grace period before a kept zero cluster may be written (q2_write.c) */
     struct fmt_open_opts opts;
@@ -97,8 +98,14 @@ void q2_drop_freeze(struct q2_image *q);
 MUST_USE int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to, enum meta_barrier which);
 /* Writes the frontier extension and the autoclear bits (both in the first sector). No barrier. */
 MUST_USE int q2_header_record_frontier(struct co *co, struct q2_image *q);
-/* Metadata was found to be wrong while in use: sets the corrupt bit (v3, Q22), refuses writes from now on. Returns -EIO. */
+/* Metadata was found to be wrong while in use: sets the corrupt bit (v3, Q22), refuses everything from now on. Returns -EIO. */
 int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off);
+/* Inside this folder -EUCLEAN says that what the image holds cannot be right, -EIO that a request failed: the next one may
+ * succeed. At the edge the former marks the image and becomes -EIO. */
+static inline int q2_judge(struct co *co, struct q2_image *q, int r, const char *what, uint64_t off)
+{
+    return r == -EUCLEAN ? q2_corrupt(co, q, what, off) : r;
+}
 
 /* ---- q2_map.c ---- */
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
@@ -107,6 +114,8 @@ int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent
 bool q2_hits_metadata(const struct q2_image *q, uint64_t host);
 /* Home: header fields that it looks at have changed. */
 void q2_fixed_update(struct q2_image *q);
+/* Home: meta_get; a block that ends behind the end of the file is -EUCLEAN. */
+MUST_USE int q2_block_get(struct co *co, struct q2_image *q, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b);
 /* Home: the pinned L2 slice that holds `guest` and the index of its entry in it. ret_b NULL: no L2 table. */
 MUST_USE int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index);
 /* Home: the same, made writable: a missing table is made, a shared one copied (Q5). */
@@ -117,7 +126,7 @@ MUST_USE int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_e
 MUST_USE int q2_refs_get(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t *ret_count);
 /* First cluster of [cluster, cluster+n) whose count is not 0; cluster+n when all are. */
 MUST_USE int q2_refs_first_used(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, uint64_t *ret_cluster);
-/* Adds delta to each of n clusters. -ERANGE: width; -EIO: below zero. On failure nothing is changed. */
+/* Adds delta to each of n clusters. -ERANGE: width; -EUCLEAN: below zero. On failure nothing is changed. */
 MUST_USE int q2_refs_add(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, int64_t delta);
 
 /* ---- q2_alloc.c: which clusters may I have? Home loop. ---- */

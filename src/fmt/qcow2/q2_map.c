@@ -16,7 +16,7 @@
  *             data barrier is (Q23). The old table is dropped behind it (Q9).
  * Concurrency q2_map, q2_read_encoded: any loop, inside an epoch section. The rest: home loop.
  * Failure     A bad entry is -EIO for the request that met it, and the image is marked corrupt when it is open for
- *             writing (Q22, 1.113).
+ *             writing (Q22, 1.113). A table that cannot be read is -EIO and nothing more: the next request may get it.
  * Tests       interop, crash explorer, two-loop stress, fuzz/qcow2_open.
  */
 #include <stdlib.h>
@@ -78,7 +78,7 @@ static int l1_entry(const struct q2_image *q, uint64_t guest, struct q2_l1e *ret
         return 0;
     }
     uint64_t raw = be64_word(atomic_load_explicit(&l1->words[i], memory_order_acquire));
-    return q2_l1e_decode(&q->g, raw, ret) ? 0 : -EIO;
+    return q2_l1e_decode(&q->g, raw, ret) ? 0 : -EUCLEAN;
 }
 
 /* ---- mapping of entries ---- */
@@ -128,7 +128,7 @@ static int map_slice(const struct q2_image *q, const struct meta_block *b, uint6
     struct q2_l2e e;
     uint32_t i = slice_index(q, off);
     if (!q2_l2e_decode(&q->g, meta_word(b, i), &e))
-        return -EIO;
+        return -EUCLEAN;
     struct fmt_extent x;
     extent_of(q, &e, off, &x);
     while (x.len < len) {
@@ -168,20 +168,22 @@ static int map_home(struct co *co, void *arg)
     uint32_t i;
     int r = q2_slice_get(co, c->q, c->off, &b, &i);
     if (r < 0)
-        return r == -EIO ? q2_corrupt(co, c->q, "L2 table", c->off) : r;
+        return q2_judge(co, c->q, r, "L2 table", c->off);
     if (!b) {
         map_hole(c->q, c->off, c->len, c->ret);
         return 0;
     }
     r = map_slice(c->q, b, c->off, c->len, c->ret);
     meta_put(c->q->meta, b);
-    return r < 0 ? q2_corrupt(co, c->q, "L2 entry", c->off) : 0;
+    return q2_judge(co, c->q, r, "L2 entry", c->off);
 }
 
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
 {
     struct q2_image *q = q2_of(im);
     struct q2_l1e e;
+    if (UNLIKELY(atomic_load_explicit(&q->failed, memory_order_relaxed)))
+        return -EIO;
     if (LIKELY(l1_entry(q, off, &e) == 0)) {
         if (!e.l2_off) {
             map_hole(q, off, len, ret_e);
@@ -197,6 +199,15 @@ int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, stru
 
 /* ---- slices for the home loop ---- */
 
+int q2_block_get(struct co *co, struct q2_image *q, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b)
+{
+    int r = meta_get(co, q->meta, k, off, ret_b);
+    uint64_t len;
+    if (r == -EIO && stor_length(co, q->im.store, &len) == 0 && !range_inside(off, q->slice_bytes, len))
+        return -EUCLEAN;
+    return r;
+}
+
 int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index)
 {
     ASSERT_LOOP(q->im.home);
@@ -210,7 +221,7 @@ int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_
             return 0;
         }
         struct meta_block *b;
-        r = meta_get(co, q->meta, &q->kind_l2, slice_off(q, e.l2_off, guest), &b);
+        r = q2_block_get(co, q, &q->kind_l2, slice_off(q, e.l2_off, guest), &b);
         if (r < 0)
             return r;
         if (l1_entry(q, guest, &again) == 0 && again.l2_off == e.l2_off) {       /* M4 */
@@ -251,7 +262,7 @@ static int table_own(struct co *co, struct q2_image *q, uint64_t guest, const st
         return r;
     uint64_t off = run.cluster << q->g.cluster_bits;
     if (!meta_forget(q->meta, off, q->g.cluster_size))
-        return -EIO;                         /* in use, whatever its count said: it stays out of reach */
+        return -EUCLEAN;                     /* in use, whatever its count said: it stays out of reach */
     r = fill_table(co, q, old->l2_off, off, run.known_zero);
     if (r < 0) {
         q2_alloc_return(q, &run);

@@ -8,7 +8,8 @@
  *             R2  The table changes only in q2_alloc.c (growth) and q2_reload().
  * Order       Counts are rank META_COUNTS: durable before the tables of the same pass (Q1).
  * Concurrency Home loop. get and add suspend when a slice is not cached.
- * Failure     -EIO: block unreadable, or a count would go below zero; -ERANGE: width; -ENOENT: no block there.
+ * Failure     -EIO: block unreadable; -EUCLEAN: it lies behind the end of the file, or a count would go below zero;
+ *             -ERANGE: width; -ENOENT: no block there.
  * Tests       interop (all widths), crash explorer.
  */
 #include <inttypes.h>
@@ -72,7 +73,7 @@ int q2_refs_get(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t *r
         return 0;
     }
     struct meta_block *b;
-    int r = meta_get(co, q->meta, &q->kind_ref, p.slice_off, &b);
+    int r = q2_block_get(co, q, &q->kind_ref, p.slice_off, &b);
     if (r < 0)
         return r;
     *ret_count = q2_refcount_get(&q->g, (const void *)b->words, p.index);
@@ -90,7 +91,7 @@ int q2_refs_first_used(struct co *co, struct q2_image *q, uint64_t cluster, uint
             continue;
         }
         struct meta_block *b;
-        int r = meta_get(co, q->meta, &q->kind_ref, p.slice_off, &b);
+        int r = q2_block_get(co, q, &q->kind_ref, p.slice_off, &b);
         if (r < 0)
             return r;
         uint64_t i = 0, m = min_u64(p.left, end - cluster);
@@ -112,7 +113,7 @@ static int check_slice(const struct q2_image *q, const struct meta_block *b, con
         if (delta > 0 && q->g.refcount_max - c < (uint64_t)delta)
             return -ERANGE;
         if (delta < 0 && c < (uint64_t)-delta)
-            return -EIO;
+            return -EUCLEAN;
     }
     return 0;
 }
@@ -136,7 +137,7 @@ static int64_t add_some(struct co *co, struct q2_image *q, uint64_t cluster, uin
     if (r < 0)
         return r;
     struct meta_block *b;
-    r = meta_get(co, q->meta, &q->kind_ref, p.slice_off, &b);
+    r = q2_block_get(co, q, &q->kind_ref, p.slice_off, &b);
     if (r < 0)
         return r;
     n = min_u64(n, p.left);

@@ -61,7 +61,7 @@ struct plan {
     uint64_t host;                       /* NEED_KEPT_ZERO */
 };
 
-/* Looks at up to max entries from index on. -EIO: an entry cannot be decoded. */
+/* Looks at up to max entries from index on. -EUCLEAN: an entry cannot be decoded. */
 static int make_plan(const struct q2_image *q, const struct meta_block *b, uint32_t index, uint32_t max, uint64_t guest, struct plan *ret)
 {
     struct plan p = { .zero_all = true };
@@ -70,7 +70,7 @@ static int make_plan(const struct q2_image *q, const struct meta_block *b, uint3
         if (!q2_l2e_decode(&q->g, meta_word(b, index + p.n), &e)) {
             if (p.n)
                 break;
-            return -EIO;
+            return -EUCLEAN;
         }
         enum need need = need_of(&e);
         bool zero = reads_zero(q, &e, guest + ((uint64_t)p.n << q->g.cluster_bits));
@@ -188,8 +188,7 @@ static int begin_home(struct co *co, void *arg)
     c->w->len = min_u64(c->len, end - c->off);
     if (r == 0)
         r = reserve(co, q, t, c->off, c->w);
-    else if (r == -EIO)
-        r = q2_corrupt(co, q, "L2 table", c0);
+    r = q2_judge(co, q, r, "L2 table", c0);
     if (r < 0 || c->w->len == 0)
         txn_end(q, t);
     return r;

@@ -86,8 +86,7 @@ static int work_slice(struct co *co, const struct call *c, uint64_t *off)
         }
     }
     co_range_unlock(&q->locks, &lock);
-    if (r == -EIO)
-        return q2_corrupt(co, q, "L2 table", *off);
+    r = q2_judge(co, q, r, "L2 table", *off);
     *off = end;
     return r;
 }
