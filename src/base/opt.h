@@ -106,6 +106,8 @@ void opt_doc_help(const struct opt_row *rows, const struct opt_out *out);
 void opt_doc_keys(const struct opt_row *rows, const struct opt_out *out);
 /* Items of an mdoc list: ".It Fl f Ar FMT , Fl -format Ns = Ns Ar FMT" and text. */
 void opt_doc_man(const struct opt_row *rows, const struct opt_out *out);
+/* Plain text as lines of mdoc, escaped and not longer than 78 columns. */
+void opt_doc_man_text(const char *text, const struct opt_out *out);
 /* One line per spelling for shell completion: "-f FMT", "--output human json", "--quiet" (option, then what its
  * value may be: nothing = takes none, FILE-like placeholders as they are, names of an ENUM). */
 void opt_doc_words(const struct opt_row *rows, const struct opt_out *out);

@@ -15,6 +15,8 @@
 #include "base/opt.h"
 
 #define HELP_COLUMN 28
+#define MAN_COLUMNS 78
+#define NOTES_MAX 256
 
 static void put(const struct opt_out *out, const char *text)
 {
@@ -117,16 +119,42 @@ void opt_doc_keys(const struct opt_row *rows, const struct opt_out *out)
     }
 }
 
-/* Text of mdoc: a backslash is an escape, a stop or quote at the start of a line a request, "- " stays plain. */
+/* A word of mdoc: a backslash is an escape, "-" is a minus sign. */
 static void put_man(const struct opt_out *out, const char *text)
 {
     char one[2] = { 0, 0 };
-    if (*text == '.' || *text == '\'')
-        put(out, "\\&");
     for (; *text; text++) {
         one[0] = *text;
         put(out, *text == '\\' ? "\\e" : *text == '-' ? "\\-" : one);
     }
+}
+
+void opt_doc_man_text(const char *text, const struct opt_out *out)
+{
+    size_t column = 0;
+    while (*text) {
+        char word[MAN_COLUMNS + 1];
+        size_t n = strcspn(text, " "), room = 0;
+        if (n > MAN_COLUMNS)
+            n = MAN_COLUMNS;
+        memcpy(word, text, n);
+        word[n] = 0;
+        for (size_t i = 0; i < n; i++)
+            room += word[i] == '\\' || word[i] == '-' ? 2 : 1;
+        if (column && column + 1 + room > MAN_COLUMNS) {
+            put(out, "\n");
+            column = 0;
+        }
+        if (column)
+            put(out, " ");
+        else if (*word == '.' || *word == '\'')
+            put(out, "\\&");                   /* not a request */
+        put_man(out, word);
+        column += room + (column ? 1 : 0);
+        text += n;
+        text += strspn(text, " ");
+    }
+    put(out, "\n");
 }
 
 static void put_man_arg(const struct opt_row *row, const struct opt_out *out, const char *before)
@@ -136,6 +164,16 @@ static void put_man_arg(const struct opt_row *row, const struct opt_out *out, co
         return;
     put(out, before);
     put_man(out, arg);
+}
+
+struct gathered { char text[NOTES_MAX]; size_t len; };
+
+static void gather(void *arg, const char *text)
+{
+    struct gathered *g = arg;
+    int n = snprintf(g->text + g->len, sizeof g->text - g->len, "%s", text);
+    if (n > 0)
+        g->len = g->len + (size_t)n < sizeof g->text ? g->len + (size_t)n : sizeof g->text - 1;
 }
 
 void opt_doc_man(const struct opt_row *rows, const struct opt_out *out)
@@ -156,10 +194,11 @@ void opt_doc_man(const struct opt_row *rows, const struct opt_out *out)
             put_man_arg(row, out, " Ns = Ns Ar ");
         }
         put(out, "\n");
-        put_man(out, row->help);
-        struct opt_out to = *out;
-        put_notes(row, &to);
-        put(out, ".\n");
+        struct gathered g = { .len = 0 };
+        put_notes(row, &(struct opt_out){ gather, &g });
+        char text[2 * NOTES_MAX];
+        snprintf(text, sizeof text, "%s%s.", row->help, g.text);
+        opt_doc_man_text(text, out);
     }
 }
 

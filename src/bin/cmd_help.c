@@ -9,6 +9,7 @@
  * Failure      exit 1: no such command
  * Tests        tests/cli/doc_test.py
  */
+#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -47,43 +48,41 @@ static int list(void)
     return 0;
 }
 
-static void put_mdoc(const char *text)
+/* A word of a macro line. */
+static void put_word(const char *text)
 {
-    for (; *text; text++) {
-        if (*text == '\\')
-            fputs("\\e", stdout);
-        else if (*text == '-')
-            fputs("\\-", stdout);
-        else
-            putchar(*text);
+    for (; *text; text++)
+        fputs(*text == '-' ? "\\-" : *text == '|' ? "\\(ba" : (char[]){ *text, 0 }, stdout);
+}
+
+static void io_item(const struct io_cmd *c)
+{
+    char text[512];
+    printf(".It Ic %s", c->name);
+    if (*c->args) {
+        printf(" Ar \"");
+        put_word(c->args);
+        putchar('"');
+    }
+    printf("\n");
+    snprintf(text, sizeof text, "Short name %s.", c->alt ? c->alt : "");
+    if (c->alt)
+        opt_doc_man_text(text, &run_stdout);
+    snprintf(text, sizeof text, "%c%s.", toupper((unsigned char)c->summary[0]), c->summary + 1);
+    opt_doc_man_text(text, &run_stdout);
+    if (c->more)
+        opt_doc_man_text(c->more, &run_stdout);
+    if (c->rows) {
+        printf(".Bl -tag -width Ds -compact\n");
+        opt_doc_man(c->rows, &run_stdout);
+        printf(".El\n");
     }
 }
 
 static int io_items(void)
 {
-    for (const struct io_cmd *const *c = io_commands; *c; c++) {
-        printf(".It Ic ");
-        put_mdoc((*c)->name);
-        if (*(*c)->args) {
-            printf(" Ar ");
-            for (const char *w = (*c)->args; *w; w++)
-                printf(*w == '-' ? "\\-" : *w == '|' ? "\\(ba" : "%c", *w);
-        }
-        printf("\n");
-        if ((*c)->alt)
-            printf("Short name: %s.\n", (*c)->alt);
-        put_mdoc((*c)->summary);
-        printf(".\n");
-        if ((*c)->more) {
-            put_mdoc((*c)->more);
-            printf("\n");
-        }
-        if ((*c)->rows) {
-            printf(".Bl -tag -width Ds -compact\n");
-            opt_doc_man((*c)->rows, &run_stdout);
-            printf(".El\n");
-        }
-    }
+    for (const struct io_cmd *const *c = io_commands; *c; c++)
+        io_item(*c);
     return 0;
 }
 

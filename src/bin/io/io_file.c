@@ -220,5 +220,5 @@ static int run_reopen(struct io_shell *s, const void *opts, int argc, char **arg
 const struct io_cmd io_cmd_open = { "open", "o", "[-rnkU] [-t cache] [-d discard] [-o options] [path]", "open an image",
     "Example: 'open -n -o driver=raw /tmp/data' opens a raw file without the host's cache.", open_rows, sizeof(struct open_opts), 0, 1, IO_NO_FILE, run_open_cmd };
 const struct io_cmd io_cmd_close = { "close", "c", "", "close the image", NULL, NULL, 0, 0, 0, 0, run_close_cmd };
-const struct io_cmd io_cmd_reopen = { "reopen", NULL, "[(-r|-w)] [-c cache] [-o options]", "open the image again, with other options",
+const struct io_cmd io_cmd_reopen = { "reopen", NULL, "[-r|-w] [-c cache] [-o options]", "open the image again, with other options",
     "Example: 'reopen -r' makes it read-only.", reopen_rows, sizeof(struct reopen_opts), 0, 0, 0, run_reopen };
