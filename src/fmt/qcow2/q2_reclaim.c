@@ -10,7 +10,8 @@
  *             C2  A reference that is dropped while the walk runs counts as seen: the drop lowers that count, not we.
  *             C3  The walk stays inside one epoch section: no table that it may still read is freed and reused.
  *             C4  A walk that met any fault gives nothing back.
- * Order       Counts only fall, for clusters that no durable table names: no barrier.
+ * Order       What a killed process wrote and never made durable looks, to us, like the rest: a barrier makes the tables
+ *             that were walked durable before anything is given back (Q9). Then counts only fall.
  * Concurrency Home loop, one coroutine of a->drops; stops early when the image closes.
  * Failure     Nothing is given back; the autoclear bit stays for the next opening.
  * Tests       crash explorer (leak bound over repeated crashes), interop kill tests.
@@ -106,6 +107,8 @@ static void reclaim_co(struct co *co, void *arg)
     struct q2_image *q = r->q;
     struct q2_alloc *a = q->alloc;
     int rc = walk(co, r);
+    if (rc == 0)
+        rc = meta_flush(co, q->meta);
     co_lock(co, &a->mx);
     for (uint64_t c = r->start; rc == 0 && c < r->end; c++)
         if (!(r->seen[(c - r->start) / 64] >> ((c - r->start) % 64) & 1))
