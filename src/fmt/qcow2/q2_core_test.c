@@ -271,6 +271,70 @@ static void damage_body(struct co *co, void *arg)
 
 static void test_damage(void **state) { t_run(0, damage_body, NULL); }
 
+/* ---- a new refcount block also counts older clusters: nobody may use it before it is durable ---- */
+
+static struct { uint64_t rt_off; bool reached, go; } held;
+
+static int hold_rt(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    if (what != 'W' || off != held.rt_off || held.go)
+        return 0;
+    held.reached = true;
+    while (!held.go)
+        co_yield(co);
+    return -EIO;
+}
+
+struct guest { struct q2_image *q; uint64_t off, len; uint8_t fill; int r; bool done; };
+static void guest_co(struct co *co, void *arg)
+{
+    struct guest *g = arg;
+    g->r = g_write(co, g->q, g->off, g->len, g->fill);
+    g->done = true;
+}
+
+/* Turns until *flag, at most n. */
+static bool turns(struct co *co, const bool *flag, unsigned n)
+{
+    while (n-- && !*(volatile const bool *)flag)
+        co_yield(co);
+    return *flag;
+}
+
+static void old_clusters_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 64, 512, 64 * KIB };  /* a block counts 64 clusters */
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 8 * 512 });
+    CHECK_EQ(g_write(co, q, 0, 512, 9), 0);          /* the L2 table is there */
+    CHECK_EQ(img_close(co, q), 0);
+    uint64_t rt = be64_get(disk_be64(48)), block = be64_get(disk_be64(rt));
+    for (uint64_t c = 1; c <= 2; c++)                /* two more blocks, all they count is used */
+        be64_put(disk_be64(rt + 8 * c), (60 + c) * 512);
+    for (uint64_t i = 0; i < 64; i++) {
+        be64_put(disk_be64(block + 8 * i), 1);
+        be64_put(disk_be64(61 * 512 + 8 * i), 1);
+        be64_put(disk_be64(62 * 512 + 8 * i), 1);
+    }
+    disk.len = (3 * 64 + 20) * 512;                  /* 20 clusters more, which no block counts */
+    q = img_open(co, &(struct opening){ .frontier_bytes = 8 * 512 });
+    held = (typeof(held)){ .rt_off = rt };
+    disk.hook = hold_rt;
+    struct guest a = { .q = q, .off = 512, .len = 512, .fill = 1 }, b = { .q = q, .off = 1024, .len = 512, .fill = 2 };
+    CHECK_EQ(rt_spawn(co_loop(co), guest_co, &a), 0);
+    CHECK(turns(co, &held.reached, 1000));
+    CHECK_EQ(rt_spawn(co_loop(co), guest_co, &b), 0);
+    (void)turns(co, &b.done, 300);
+    held.go = true;
+    CHECK(turns(co, &a.done, 1000) && turns(co, &b.done, 1000));
+    CHECK_EQ(g_flush(co, q), 0);
+    CHECK(states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_old_clusters(void **state) { t_run(0, old_clusters_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -280,6 +344,7 @@ int main(void)
         cmocka_unit_test(test_rt_entries_land),
         cmocka_unit_test(test_transient),
         cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_old_clusters),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 core", tests);

@@ -11,6 +11,7 @@
  *             F3  A refcount block is found through the table only when it is durable itself (Q6).
  *             F4  Space that a failed write may have named on the disk (a failed write can have landed) is never used
  *                 again: it stays counted and behind a->end, a leak.
+ *             F5  While a new block is not durable, nobody but the growth changes a count in it: it may be taken back.
  * Order       length + counts (in old blocks, in new self-describing blocks, new table)  |  META_B_GROW_COUNTS  |
  *             table entries (or header bytes 48..59)  |  META_B_GROW_ROOT / META_B_SWITCH_AFTER  |  use.
  *             Close: counts lowered  |  META_B_FINAL of the last pass  |  truncate. Q6, Q7, D4.
@@ -243,6 +244,20 @@ static int plan_free(struct co *co, struct q2_image *q, uint64_t step, struct gr
     }
 }
 
+/* The new blocks and the new table leave memory again. */
+static void take_back(struct q2_image *q, const struct growth *p, uint64_t *old_rt, uint64_t old_entries)
+{
+    bool gone = meta_forget(q->meta, p->first << q->g.cluster_bits, p->blocks << q->g.cluster_bits);
+    ASSERT(gone);                        /* blocks of counts are pinned only between two suspensions */
+    if (old_rt) {
+        free(q->rt);
+        q->rt = old_rt;
+        q->rt_entries = old_entries;
+    } else {
+        enter_blocks(q, q->rt, p, false);
+    }
+}
+
 static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
 {
     struct q2_alloc *a = q->alloc;
@@ -261,18 +276,17 @@ static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
         r = enlarge_rt_memory(q, &p, &old_rt, &old_entries);
     if (r < 0)
         return r;
+    /* F5: a block that also counts clusters in front of the new space is nobody's to use before it is durable */
+    bool shared = p.blocks && p.ti_first << q->g.block_bits < p.first;
+    if (shared)
+        co_lock(co, &a->mx);
     enter_blocks(q, q->rt, &p, true);
     r = make_durable(co, q, &p);
+    if (r < 0)
+        take_back(q, &p, old_rt, old_entries);
+    if (shared)
+        co_unlock(&a->mx);
     if (r < 0) {
-        bool gone = meta_forget(q->meta, p.first << q->g.cluster_bits, p.blocks << q->g.cluster_bits);
-        ASSERT(gone);                    /* blocks of counts are pinned only between two suspensions */
-        if (old_rt) {
-            free(q->rt);
-            q->rt = old_rt;
-            q->rt_entries = old_entries;
-        } else {
-            enter_blocks(q, q->rt, &p, false);
-        }
         if (p.named)
             a->end = p.first + p.total;  /* F4 */
         return r;
