@@ -26,17 +26,29 @@
 #define RTE_LOW 0x1ffull
 #define FIX_ROUNDS 4u
 #define FAR_LOOKUPS_MAX 65536u
+#define FINDINGS_MAX 100000u          /* told one by one; all are counted */
 
 void q2_finding(struct q2_checker *k, bool fixed, const char *id, const char *fmt, ...)
 {
     char text[200];
     va_list ap;
-    if (k->quiet || !k->o->finding)
+    if (k->quiet || !k->o->finding || k->told++ >= FINDINGS_MAX)
         return;
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
     k->o->finding(k->o->arg, fixed, id, text);
+}
+
+/* How many were not told. */
+static void findings_end(struct q2_checker *k)
+{
+    char text[80];
+    if (k->quiet || !k->o->finding || k->told <= FINDINGS_MAX)
+        return;
+    snprintf(text, sizeof text, "%" PRIu64 " more findings are counted only", k->told - FINDINGS_MAX);
+    k->o->finding(k->o->arg, false, "Q2_MORE", text);
+    k->told = 0;
 }
 
 void q2_checker_fini(struct q2_checker *k)
@@ -496,6 +508,7 @@ static int fix_round(struct co *co, struct q2_checker *k, bool *ret_changed, str
     if (!*ret_changed)
         return rc;
     uint64_t corruptions_fixed = k->res.corruptions_fixed, leaks_fixed = k->res.leaks_fixed;
+    findings_end(k);
     int reloaded = q2_reload(co, q, rc ? NULL : err);
     if (rc || reloaded)
         return rc ? rc : reloaded;
@@ -538,6 +551,7 @@ int q2_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o
     rc = q2_gather(co, k, err);
     if (!rc && o->fix)
         rc = fix(co, k, err);
+    findings_end(k);
     if (!rc)
         *ret = k->res;
     q2_checker_fini(k);

@@ -16,6 +16,7 @@ struct q2_checker {
     const struct q2_geom *g;
     const struct fmt_check_opts *o;
     struct fmt_check_result res;
+    uint64_t told;                      /* findings told so far, and those beyond the limit */
     bool quiet;                         /* findings are not told (second pass after repair) */
     uint64_t file_bytes, clusters;      /* clusters the file has, the last one perhaps cut short */
     struct q2_counts refs, stored;      /* found and stored counts; one more index than clusters */
