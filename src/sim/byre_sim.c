@@ -3,7 +3,7 @@
  * byre_sim.c: the driver of the crash explorer.
  *
  *   byre-sim explore [--geometry NAME] [--seed N] [--states N] [--per-workload N] [--seconds N] [--jobs N] [--workload TEXT] [--out DIR]
- *   byre-sim --replay FILE...          repeats stored cases, each with its neighbourhood
+ *   byre-sim --replay [--verbose] FILE...   repeats stored cases, each with its neighbourhood
  *   byre-sim mutants [--seconds N]     (only in the build with mutants)
  *   byre-sim geometries
  *
@@ -56,6 +56,7 @@ static struct shared *sh;
 static unsigned my_job;
 static const struct sim_explorer *my_explorer;
 static char peer_dir[64];
+static bool verbose;
 
 static double now(void)
 {
@@ -292,7 +293,7 @@ static int replay(const char *path)
         fprintf(stderr, "%s: is no case\n", path);
         return 2;
     }
-    struct sim_campaign k = { .peer_dir = peer_dir[0] ? peer_dir : NULL };
+    struct sim_campaign k = { .peer_dir = peer_dir[0] ? peer_dir : NULL, .verbose = verbose };
     char was[400];
     snprintf(was, sizeof was, "%s", c.why);
     bool stored = c.state[0];
@@ -316,7 +317,7 @@ static int replay(const char *path)
 static int usage(void)
 {
     fputs("byre-sim explore [--geometry NAME] [--seed N] [--states N | --floors] [--per-workload N] [--seconds N] [--jobs N] [--workload TEXT] [--out DIR]\n"
-          "byre-sim --replay FILE...\n"
+          "byre-sim --replay [--verbose] FILE...\n"
           "byre-sim mutants [--seconds N] [--mutant NAME] [--known FILE]\n"
           "byre-sim geometries\n", stderr);
     return 2;
@@ -353,7 +354,7 @@ static int parse(int argc, char **argv, struct options *o, struct sim_mutant_opt
     static const struct option longs[] = {
         { "geometry", 1, NULL, 'g' }, { "seed", 1, NULL, 's' }, { "states", 1, NULL, 'n' }, { "per-workload", 1, NULL, 'p' },
         { "seconds", 1, NULL, 't' }, { "jobs", 1, NULL, 'j' }, { "workload", 1, NULL, 'w' }, { "out", 1, NULL, 'o' },
-        { "floors", 0, NULL, 'f' }, { "replay", 0, NULL, 'r' }, { "mutant", 1, NULL, 'm' }, { "known", 1, NULL, 'k' }, { 0 } };
+        { "floors", 0, NULL, 'f' }, { "replay", 0, NULL, 'r' }, { "mutant", 1, NULL, 'm' }, { "known", 1, NULL, 'k' }, { "verbose", 0, NULL, 'v' }, { 0 } };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         switch (c) {
         case 'g': o->geometry = optarg; break;
@@ -367,6 +368,7 @@ static int parse(int argc, char **argv, struct options *o, struct sim_mutant_opt
         case 'f': o->floors = true; break;
         case 'r': *ret_replay = true; break;
         case 'm': mo->only = optarg; break;
+        case 'v': verbose = true; break;
         case 'k': mo->known = optarg; break;
         default: return -1;
         }

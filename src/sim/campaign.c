@@ -187,6 +187,38 @@ static void add_tally(struct sim_tally *t, const struct sim_verify *v)
     }
 }
 
+static void print_stamp(const char *what, uint64_t stamp)
+{
+    if (stamp == SIM_NEVER)
+        printf(" %s -", what);
+    else
+        printf(" %s %llu", what, (unsigned long long)stamp);
+}
+
+static void print_trace(const struct sim_trace *t)
+{
+    static const char *const kinds[] = { "write", "zero", "punch", "length", "flush" };
+    static const char *const notes[] = { "write", "zero", "discard", "ack", "fail", "seen", "flush", "flush ack", "resize", "resize ack", "resize fail" };
+    for (size_t i = 0, n = 0; i < t->op_count || n < t->note_count;) {
+        if (n < t->note_count && (i == t->op_count || t->notes[n].stamp < t->ops[i]->issued)) {
+            const struct sim_note *x = &t->notes[n++];
+            printf("       @%llu guest: %s, request %u, sector %llu, %llu sectors, generation %u\n", (unsigned long long)x->stamp, notes[x->kind], x->id,
+                (unsigned long long)x->off / SIM_SECTOR, (unsigned long long)x->len / SIM_SECTOR, x->gen);
+            continue;
+        }
+        const struct sim_op *op = t->ops[i];
+        printf("%5zu  @%llu %s file %u", i++, (unsigned long long)op->issued, kinds[op->kind], op->file);
+        if (op->kind == SIM_LEN)
+            printf(" to %#llx", (unsigned long long)op->len);
+        else if (op->kind != SIM_FLUSH)
+            printf(" at %#llx, %u sectors%s", (unsigned long long)op->first * SIM_SECTOR, op->count, op->meta ? ", metadata" : "");
+        print_stamp(", effect", op->effect);
+        print_stamp(", done", op->done);
+        print_stamp(", durable", op->durable);
+        puts(op->failed ? ", FAILED" : "");
+    }
+}
+
 int sim_case_run(struct sim_campaign *k, struct sim_case *c)
 {
     struct sim_world *first, *live, *states;
@@ -207,6 +239,8 @@ int sim_case_run(struct sim_campaign *k, struct sim_case *c)
     int r = sim_record_run(&rec);
     bool hung = r == -EDEADLK || r == -ETIME;
     k->tally.workloads++;
+    if (k->verbose)
+        print_trace(&t);
     if (r < 0) {
         c->state[0] = 0;
         snprintf(c->why, sizeof c->why, "%s", rec.why);

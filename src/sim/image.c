@@ -27,32 +27,37 @@
 #define M (1024ull * K)
 
 static const struct sim_geom geoms[] = {
-    { .name = "c512", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 192 * K, .size_max = 320 * K,
-      .window = { { 0, 320 * K } }, .windows = 1, .zeros = true, .frontier = 6 * K, .floor = 9000 },
+    { .name = "c512", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 184 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .zeros = true, .frontier = 6 * K, .no_holes = true, .beyond = true, .floor = 9000 },
     { .name = "c512-backing", .version = 3, .cluster_bits = 9, .refcount_order = 3, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .backing = 96 * K, .zeros = true, .frontier = 4 * K, .floor = 9000 },
-    { .name = "c512-rt", .version = 3, .cluster_bits = 9, .refcount_order = 6, .size = 128 * K, .size_max = 192 * K,
-      .window = { { 0, 192 * K } }, .windows = 1, .snapshot = true, .fill_to = 2 * M - 20 * K, .frontier = 6 * K,
-      .one_write_space = true, .floor = 9000 },
+    { .name = "c512-rt", .version = 3, .cluster_bits = 9, .refcount_order = 6, .size = 64 * K, .size_max = 96 * K,
+      .window = { { 0, 96 * K } }, .windows = 1, .snapshot = true, .fill_to = 2 * M - 3 * K, .frontier = 2 * K,
+      .one_write_space = true, .no_holes = true, .floor = 9000 },
+    { .name = "c512-block", .version = 3, .cluster_bits = 9, .refcount_order = 6, .size = 64 * K, .size_max = 96 * K,
+      .window = { { 0, 96 * K } }, .windows = 1, .snapshot = true, .fill_to = 256 * K - 2 * K, .frontier = 2 * K,
+      .one_write_space = true, .no_holes = true, .floor = 9000 },
     { .name = "c512-v2", .version = 2, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .backing = 192 * K, .frontier = 4 * K, .floor = 9000 },
     { .name = "c512-snap", .version = 3, .cluster_bits = 9, .refcount_order = 2, .size = 128 * K, .size_max = 128 * K,
       .window = { { 0, 128 * K } }, .windows = 1, .snapshot = true, .zeros = true, .frontier = 4 * K, .one_write_space = true,
       .floor = 9000 },
-    { .name = "c4k", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 2 * M + 128 * K, .size_max = 4 * M + 128 * K,
+    { .name = "c4k", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 2 * M + 60 * K, .size_max = 4 * M + 128 * K,
       .window = { { 0, 128 * K }, { 2 * M - 64 * K, 192 * K }, { 4 * M - 64 * K, 192 * K } }, .windows = 3, .zeros = true, .frontier = 32 * K,
-      .floor = 9000 },
+      .no_holes = true, .beyond = true, .floor = 9000 },
     { .name = "c4k-rc1", .version = 3, .cluster_bits = 12, .refcount_order = 0, .size = 256 * K, .size_max = 384 * K,
       .window = { { 0, 384 * K } }, .windows = 1, .backing = 200 * K, .frontier = 16 * K, .block = 512, .floor = 9000 },
     { .name = "c4k-comp", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
       .window = { { 0, 320 * K } }, .windows = 1, .compressed = true, .snapshot = true, .zeros = true, .frontier = 32 * K, .one_write_space = true,
       .floor = 9000 },
+    { .name = "c4k-comp1", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .compressed = true, .zeros = true, .frontier = 16 * K, .no_holes = true, .floor = 9000 },
     { .name = "c4k-bitmap", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
       .window = { { 0, 256 * K } }, .windows = 1, .bitmap = true, .zeros = true, .frontier = 32 * K, .one_write_space = true, .floor = 9000 },
-    { .name = "c64k-v2", .version = 2, .cluster_bits = 16, .refcount_order = 4, .size = 768 * K, .size_max = 1 * M,
-      .window = { { 0, 1 * M } }, .windows = 1, .backing = 512 * K, .frontier = 256 * K, .floor = 9000 },
-    { .name = "c64k-rc64", .version = 3, .cluster_bits = 16, .refcount_order = 6, .size = 768 * K, .size_max = 1 * M,
-      .window = { { 0, 1 * M } }, .windows = 1, .zeros = true, .frontier = 256 * K, .no_punch = true, .floor = 9000 },
+    { .name = "c64k-v2", .version = 2, .cluster_bits = 16, .refcount_order = 4, .size = 1 * M, .size_max = 1280 * K,
+      .window = { { 0, 1280 * K } }, .windows = 1, .backing = 512 * K, .frontier = 256 * K, .floor = 9000 },
+    { .name = "c64k-rc64", .version = 3, .cluster_bits = 16, .refcount_order = 6, .size = 1 * M, .size_max = 1280 * K,
+      .window = { { 0, 1280 * K } }, .windows = 1, .zeros = true, .frontier = 256 * K, .no_punch = true, .no_holes = true, .floor = 9000 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 9000 },
@@ -126,9 +131,9 @@ static void leave_hole(struct build *b, uint64_t clusters)
 static uint64_t data_cluster(struct build *b, uint64_t guest, uint32_t gen)
 {
     uint8_t sector[SIM_SECTOR];
-    if (b->placed % 7 == 3)
+    if (b->placed % 7 == 3 && !b->g->no_holes)
         leave_hole(b, 1);
-    if (b->placed % 40 == 20)
+    if (b->placed % 40 == 20 && !b->g->no_holes)
         leave_hole(b, 5);
     b->placed++;
     uint64_t c = take(b, 1);
@@ -197,7 +202,7 @@ static uint64_t entry_of(struct build *b, uint64_t guest, uint32_t gen)
         none = true;
     }
     for (uint64_t s = first; !none && s < first + per && s < b->im->sectors; s++)
-        b->im->gens[s] = holds;
+        b->im->gens[s] = s * SIM_SECTOR < g->size ? holds : 0;
     return e;
 }
 
@@ -207,7 +212,7 @@ static bool populated(const struct sim_geom *g, uint64_t guest)
     for (unsigned i = 0; i < g->windows; i++)
         if (guest >= g->window[i].off && guest < g->window[i].off + g->window[i].len / 2 && guest < g->size)
             return true;
-    return false;
+    return g->beyond && guest >= g->size;
 }
 
 struct tables { uint64_t l1_off, l1_entries, span; uint64_t *l1; };
@@ -224,7 +229,7 @@ static void active_tables(struct build *b, struct tables *t)
         ref(b, c);
     for (uint64_t k = 0; k < t->l1_entries; k++) {
         uint64_t l2 = 0;
-        for (uint64_t guest = k * t->span; guest < min_u64((k + 1) * t->span, g->size); guest += b->cs) {
+        for (uint64_t guest = k * t->span; guest < min_u64((k + 1) * t->span, g->beyond ? g->size_max : g->size); guest += b->cs) {
             if (!populated(g, guest))
                 continue;
             if (!l2) {

@@ -31,6 +31,8 @@ struct sim_geom {
     uint64_t frontier;                   /* bytes, fmt_open_opts.frontier_bytes */
     uint64_t fill_to;                    /* clusters of the snapshot alone fill the file up to here (growth of the refcount table) */
     uint32_t block;                      /* request alignment of the store; 0: 1 */
+    bool no_holes;                       /* no free clusters: the file grows at once */
+    bool beyond;                         /* clusters mapped behind the end, as an interrupted shrink leaves them */
     bool no_zero_growth, no_punch, no_zero;
     bool one_write_space;                /* resize is left out of the workloads (snapshots, version 2) */
     unsigned floor;                      /* distinct states that `make check` must reach */

@@ -136,7 +136,7 @@ void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens)
     *req(m, 0) = (struct sim_req){ .ok = true };         /* issued and ended at 0 */
     m->sum = (struct hash128){ 0, 0 };
     m->resized = false;
-    m->unflushed = 0;
+    m->unflushed = m->settling = 0;
     for (uint64_t s = 0; s < m->sectors; s++) {
         m->cells[s].n = 0;
         add(m, s, s * SIM_SECTOR < size ? gens[s] : 0, 0, true);
@@ -191,6 +191,7 @@ static bool overwritten(const struct sim_model *m, const struct sim_cell *c, uin
 
 static void on_flushed(struct sim_model *m, uint64_t issued)
 {
+    m->settling = m->unflushed;
     m->unflushed = 0;
     for (uint64_t s = 0; s < m->sectors; s++)
         for (uint32_t i = m->cells[s].n; i-- > 0 && m->cells[s].n > 1;)

@@ -46,7 +46,7 @@ struct sim_model {
     bool resized;                        /* some resize was issued: verify growing back */
     const uint32_t *below;               /* generations of the backing image; NULL: none */
     struct hash128 sum;                  /* of all sets */
-    uint64_t unflushed;                  /* bytes of requests issued since the last acknowledged flush (leak bound) */
+    uint64_t unflushed, settling;        /* bytes of requests that no acknowledged flush covers, or only the last one (leak bound) */
 };
 
 /* sectors: of the largest size that any resize will make. below: one per sector or NULL; kept, not copied. */

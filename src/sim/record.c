@@ -27,6 +27,8 @@ struct run {
     struct graph *g;
     struct graph_node *n;
     struct sim_model model;              /* as the guest knows it now */
+    struct behind *behind;               /* requests that nobody waits for yet */
+    bool hurried;                        /* there are some */
 };
 
 /* ---- opening ---- */
@@ -245,9 +247,16 @@ static int do_repair(struct co *co, struct run *u)
     return r < 0 && !u->r->may_fail ? wrong(u, "repair failed: %s", err.text) : 0;
 }
 
+static int join(struct co *co, struct run *u);
+
 static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
 {
     int r;
+    if (strchr("sor", o->kind)) {
+        r = join(co, u);
+        if (r < 0)
+            return r;
+    }
     if (!u->n)
         return 0;
     switch (o->kind) {
@@ -256,6 +265,7 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'u':
     case 'd': return do_clear(co, u, o, alone);
     case 'f': return do_flush(co, u);
+    case 't': return co_sleep(co, 5000000);
     case 's': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR);
     case 'p':
         r = read_range(co, u, (uint64_t)o->off * SIM_SECTOR, (uint64_t)o->len * SIM_SECTOR, NULL);
@@ -303,6 +313,39 @@ static int do_group(struct co *co, struct run *u, const struct sim_wop *o, unsig
     return u->r->may_fail && r == -ENOMEM ? 0 : r;
 }
 
+struct behind { struct beside b; struct behind *next; };
+
+static int start_behind(struct co *co, struct run *u, const struct sim_wop *o, unsigned i)
+{
+    struct behind *x = sim_mem_alloc(sizeof *x);
+    x->b = (struct beside){ .u = u, .o = o };
+    co_xevent_init(&x->b.over, co_loop(co));
+    int r = rt_spawn_on(rt_loop_at(u->r->w->rt, i % rt_loop_count(u->r->w->rt)), beside_co, &x->b);
+    if (r < 0) {
+        sim_mem_free(x);
+        return u->r->may_fail ? 0 : r;
+    }
+    x->next = u->behind;
+    u->behind = x;
+    u->hurried = true;
+    return 0;
+}
+
+static int join(struct co *co, struct run *u)
+{
+    int r = 0;
+    while (u->behind) {
+        struct behind *x = u->behind;
+        u->behind = x->next;
+        co_xevent_wait(co, &x->b.over);
+        if (r == 0)
+            r = x->b.result;
+        sim_mem_free(x);
+    }
+    u->hurried = false;
+    return u->r->may_fail && r == -ENOMEM ? 0 : r;
+}
+
 /* ---- the run ---- */
 
 static int read_all(struct co *co, struct run *u)
@@ -324,10 +367,16 @@ static int run_ops(struct co *co, struct run *u)
     for (unsigned i = 0, n; r == 0 && i < l->count; i += n) {
         for (n = 1; i + n < l->count && l->op[i + n].beside; n++)
             ;
-        r = n == 1 ? do_one(co, u, &l->op[i], true) : do_group(co, u, &l->op[i], n);
+        if (l->op[i].behind)
+            r = start_behind(co, u, &l->op[i], i);
+        else
+            r = n == 1 ? do_one(co, u, &l->op[i], !u->hurried) : do_group(co, u, &l->op[i], n);
         if (r == -ENOMEM && u->r->may_fail)
             r = 0;
     }
+    int joined = join(co, u);
+    if (r == 0)
+        r = joined;
     if (r == 0)
         r = read_all(co, u);
     int r2 = do_close(co, u);

@@ -29,8 +29,9 @@ static int parse_op(const char *s, struct sim_wop *op)
     int n = 0;
     s += strspn(s, " ");
     op->beside = *s == '&';
-    s += strspn(s, "& ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wzudfsorp", kind))
+    op->behind = *s == '~';
+    s += strspn(s, "&~ ");
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wzudfsorpt", kind))
         return -EINVAL;
     s += n;
     n = 0;
@@ -73,7 +74,7 @@ void sim_workload_text(const struct sim_workload *l, char *buf, size_t bytes)
     buf[0] = 0;
     for (unsigned i = 0; i < l->count && at + 40 < bytes; i++) {
         const struct sim_wop *o = &l->op[i];
-        at += (size_t)snprintf(buf + at, bytes - at, "%s%s%c", i ? "; " : "", o->beside ? "& " : "", o->kind);
+        at += (size_t)snprintf(buf + at, bytes - at, "%s%s%c", i ? "; " : "", o->beside ? "& " : o->behind ? "~ " : "", o->kind);
         if (has_range(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, " %u %u", o->off, o->len);
         if (o->kind == 's')
@@ -81,16 +82,26 @@ void sim_workload_text(const struct sim_workload *l, char *buf, size_t bytes)
     }
 }
 
+static bool in_window(const struct sim_geom *g, const struct sim_wop *o)
+{
+    uint64_t off = (uint64_t)o->off * SIM_SECTOR, len = (uint64_t)o->len * SIM_SECTOR;
+    for (unsigned i = 0; i < g->windows; i++)
+        if (off >= g->window[i].off && off + len <= g->window[i].off + g->window[i].len)
+            return true;
+    return false;
+}
+
 bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
 {
     uint64_t size = g->size / SIM_SECTOR;
     for (unsigned i = 0; i < l->count; i++) {
         const struct sim_wop *o = &l->op[i];
-        if (has_range(o->kind) && !range_inside(o->off, o->len, size))
+        if (has_range(o->kind) && (!range_inside(o->off, o->len, size) || !in_window(g, o)))
             return false;
-        if (o->beside && (i == 0 || !has_range(o->kind)) && o->kind != 'f')
+        bool request = has_range(o->kind) || o->kind == 'f';
+        if ((o->beside || o->behind) && !request)
             return false;
-        if (o->beside && (!has_range(l->op[i - 1].kind) && l->op[i - 1].kind != 'f'))
+        if (o->beside && (i == 0 || l->op[i - 1].behind || !(has_range(l->op[i - 1].kind) || l->op[i - 1].kind == 'f')))
             return false;
         if (o->kind == 's') {
             if (g->one_write_space || o->len > g->size_max / SIM_SECTOR || !o->len)
@@ -108,7 +119,7 @@ struct letters { struct sim_wop *op; unsigned n, max; };
 static void letter(struct letters *a, char kind, uint64_t off, uint64_t len)
 {
     if (a->op && a->n < a->max)
-        a->op[a->n] = (struct sim_wop){ kind, false, (uint32_t)off, (uint32_t)len };
+        a->op[a->n] = (struct sim_wop){ .kind = kind, .off = (uint32_t)off, .len = (uint32_t)len };
     a->n++;
 }
 
@@ -167,7 +178,61 @@ static void push(struct sim_workload *l, struct sim_wop op)
         l->op[l->count++] = op;
 }
 
-static const struct sim_wop flush_op = { 'f', false, 0, 0 };
+static const struct sim_wop flush_op = { .kind = 'f' };
+
+/* Sequences with a purpose; a, b, c stand for places that do not touch (a holds data in the beginning, b and c hold
+ * nothing), n for a few clusters. */
+static const char *const templates[] = {
+    "d a; t; w b; w c; f",                               /* freed space is used again before and after it is durable */
+    "d a; f; t; w b; f",
+    "d a; f; w b; f; w c",
+    "~ w a; d a; f; t; w b; f; t",                       /* a writer is still inside when its cluster goes */
+    "~ w a; u a; f; t; w b; w c; f",
+    "~ p a; d a; f; t; w b; f",
+    "w a; ~ f; w b; f",                                  /* a flush meets a flush */
+    "~ w a; ~ f; w b; ~ f; w c; f",
+    "~ w a; z a; w a; f",                                /* a writer is still inside when its cluster turns zero */
+    "w b; f; ~ w b; z b; w b; f; t",
+    "w b; d b; w b; f",
+    "w b; w c; d b; f; w b; o",
+    "d a; w a; f; d a; f; w a",
+    "u a; t; w b; ~ d b; w c; f",
+    "w a; w b; f; d a; d b; t; f; w c; w a; f",
+    "w b; d a; f; t; w c; f; r; w a; f",
+};
+
+static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
+{
+    uint64_t c = (1ull << g->cluster_bits) / SIM_SECTOR, half = g->window[0].len / 2 / SIM_SECTOR;
+    struct sim_wop op = { .len = (uint32_t)(c * (1 + prng_below(p, 3))) };
+    uint64_t slots = half / (8 * c) ? half / (8 * c) : 1;
+    op.off = (uint32_t)(prng_below(p, slots) * 8 * c);
+    if (name == 'b')
+        op.off = (uint32_t)half;
+    if (name == 'c')
+        op.off = (uint32_t)(half + 3 * c);
+    return op;
+}
+
+static void from_template(const struct sim_geom *g, struct prng *p, struct sim_workload *l)
+{
+    const char *t = templates[prng_below(p, sizeof templates / sizeof templates[0])];
+    struct sim_wop a = place(g, p, 'a'), b = place(g, p, 'b'), c = place(g, p, 'c');
+    l->count = 0;
+    for (; *t; t += strcspn(t, ";") + (t[strcspn(t, ";")] == ';')) {
+        struct sim_wop op = { 0 };
+        t += strspn(t, " ");
+        op.behind = *t == '~';
+        t += strspn(t, "~ ");
+        char kind = *t, name = t[1] == ' ' ? t[2] : 0;
+        if (name)
+            op = (struct sim_wop){ .behind = op.behind, .off = name == 'a' ? a.off : name == 'b' ? b.off : c.off, .len = name == 'a' ? a.len : name == 'b' ? b.len : c.len };
+        op.kind = kind;
+        if (kind == 'w' && prng_one_in(p, 4))
+            op.len = 1 + (uint32_t)prng_below(p, op.len);
+        push(l, op);
+    }
+}
 
 static struct sim_wop any_op(const struct sim_geom *g, struct prng *p, const struct sim_wop *abc, unsigned n)
 {
@@ -186,13 +251,22 @@ static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *a
 {
     struct prng p;
     prng_init(&p, hash_mix64(n) ^ 0x77);
+    if (prng_one_in(&p, 3)) {
+        from_template(g, &p, l);
+        ASSERT(sim_workload_fits(l, g));
+        return;
+    }
     do {
         l->count = 0;
         unsigned len = 3 + (unsigned)prng_below(&p, 4);
         for (unsigned i = 0; i < len; i++) {
             struct sim_wop op = any_op(g, &p, abc, letters);
+            if (prng_one_in(&p, 8))
+                op = (struct sim_wop){ .kind = 't' };
             if (i && (has_range(op.kind) || op.kind == 'f') && prng_one_in(&p, 2))
-                op.beside = has_range(l->op[l->count - 1].kind) || l->op[l->count - 1].kind == 'f';
+                op.beside = !l->op[l->count - 1].behind && (has_range(l->op[l->count - 1].kind) || l->op[l->count - 1].kind == 'f');
+            if (!op.beside && (has_range(op.kind) || op.kind == 'f') && prng_one_in(&p, 5))
+                op.behind = true;
             push(l, op);
             if (op.beside && has_range(op.kind) && prng_one_in(&p, 2)) {      /* meet in the same place */
                 l->op[l->count - 1].off = l->op[l->count - 2].off;

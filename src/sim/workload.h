@@ -5,7 +5,9 @@
  *   w OFF LEN    write            z OFF LEN   zeros               u OFF LEN   zeros, space may be given back
  *   d OFF LEN    discard          f           flush               s SIZE      resize
  *   o            close and open   r           close, repair, open p OFF LEN   read and compare
- *   "& " in front: at the same time as the operation before it. Offsets, lengths and sizes in sectors of 512 bytes.
+ *   t            time passes
+ *   "& " in front: at the same time as the operation before it. "~ " in front: nobody waits for it before the end, or
+ *   before the next s, o or r. Offsets, lengths and sizes in sectors of 512 bytes.
  *   Operations are separated by ';'.
  */
 #ifndef SIM_WORKLOAD_H
@@ -17,7 +19,7 @@
 
 #define SIM_WOPS_MAX 24u
 
-struct sim_wop { char kind; bool beside; uint32_t off, len; };
+struct sim_wop { char kind; bool beside, behind; uint32_t off, len; };
 struct sim_workload { struct sim_wop op[SIM_WOPS_MAX]; unsigned count; };
 
 /* -EINVAL */
