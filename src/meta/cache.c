@@ -45,7 +45,7 @@ int meta_new(const struct meta_opts *o, struct meta **ret_m)
     m->dirty_unit = o->block_bytes / 64 > 512 ? o->block_bytes / 64 : 512;
     m->max_blocks = max_u64(o->budget_bytes / o->block_bytes, META_MIN_BLOCKS);
     uint64_t n = 64;
-    while (n < m->max_blocks && n < (1u << 20))
+    while (n < m->max_blocks / 4 && n < (1u << 20))     /* a chain of 256 layers must stay small (RG22) */
         n *= 2;
     m->bucket_mask = n - 1;
     m->buckets = calloc(n, sizeof *m->buckets);
@@ -294,6 +294,13 @@ bool meta_cached(const struct meta *m, uint64_t off, uint64_t len)
     for (const struct meta_load *l = m->loads; l; l = l->next)
         if (!l->forgotten && l->off < off + len && off < l->off + m->o.block_bytes)
             return true;
+    if (len / m->o.block_bytes > m->blocks) {    /* shorter to look at every block */
+        const struct meta_block *b = m->all;
+        for (uint64_t i = 0; i < m->blocks; i++, b = b->all_next)
+            if (b->off < off + len && off < b->off + m->o.block_bytes)
+                return true;
+        return false;
+    }
     for (uint64_t at = round_down(off, m->o.block_bytes); at < off + len; at += m->o.block_bytes)
         if (hash_find(m, at))
             return true;

@@ -395,11 +395,38 @@ static void forget_body(struct co *co, struct fix *f)
 
 static void test_forget(void **state) { (void)state; run(forget_body); }
 
+struct late { struct waiter w; bool started; };
+static struct late *late;
+static void ask_during_pass(struct rstore *r)
+{
+    struct fix *f = frozen_fix;
+    r->on_write = NULL;                  /* the pass has frozen: what is set now is not in it */
+    meta_set_word(f->m, meta_peek(f->m, 8192), 6, 77);
+    assert_int_equal(rt_spawn(f->loop, waiter_co, &late->w), 0);
+}
+
+static void late_body(struct co *co, struct fix *f)
+{
+    struct late l = { .w = { .f = f } };
+    frozen_fix = f;
+    late = &l;
+    set(co, f, &f->tables, 8192, 3, 1);
+    f->r->on_write = ask_during_pass;
+    assert_int_equal(meta_flush(co, f->m), 0);
+    while (!l.w.done)
+        co_yield(co);
+    assert_int_equal(l.w.r, 0);
+    assert_int_equal(be64_get((be64 *)(f->r->bytes + 8192 + 48)), 77);      /* P3: a later pass answered it */
+    assert_int_equal(meta_flush(co, f->m), 0);
+}
+
+static void test_late(void **state) { (void)state; run(late_body); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order), cmocka_unit_test(test_freeze), cmocka_unit_test(test_frees),
-        cmocka_unit_test(test_failure), cmocka_unit_test(test_evict), cmocka_unit_test(test_share),
+        cmocka_unit_test(test_failure), cmocka_unit_test(test_evict), cmocka_unit_test(test_share), cmocka_unit_test(test_late),
         cmocka_unit_test(test_settle), cmocka_unit_test(test_forget),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

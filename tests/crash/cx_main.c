@@ -6,6 +6,7 @@
  *     byre-crash explore GEOMETRY[,GEOMETRY...] [seed=N] [runs=N] [steps=N] [states=N] [per-run=N] [sample=N] [nested=N] [fixtures=DIR] [out=DIR]
  *     byre-crash replay FILE...
  *     byre-crash trace GEOMETRY [seed=N]         the digest of a recorded run: the same seed must give the same
+ *     byre-crash names                           names of the mutants (the build with mutants only)
  *     byre-crash mutants [states=N] [fixtures=DIR] [only=NAME] [limit=SECONDS of each]     (the build with mutants only)
  *
  * Exit: 0 nothing found, 1 a violation (its workload, made as small as it gets, is in out=DIR, and the line that repeats
@@ -39,6 +40,7 @@ static const struct cx_geometry geometries[] = {
     { .name = "c512-l1", .cluster = 512, .size = 32768, .refcount_bits = 16, .version = 3, .frontier = 1024, .resize = true, .big = true },
     { .name = "garbage", .cluster = 512, .size = 262144, .refcount_bits = 16, .version = 3, .frontier = 512, .image = "garbage.qcow2", .big = true },
     { .name = "bitmap", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "bitmap.qcow2" },
+    { .name = "counts", .cluster = 512, .size = 2097152, .refcount_bits = 64, .version = 3, .frontier = 65536, .image = "counts.qcow2", .big = true },
     { .name = "holes", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .image = "holes.qcow2" },
 };
 enum { GEOMETRIES = sizeof geometries / sizeof geometries[0] };
@@ -314,6 +316,12 @@ int main(int argc, char **argv)
     if (argc >= 3 && strcmp(argv[1], "trace") == 0 && parse(&a, argc - 3, argv + 3))
         return cmd_trace(argv[2], &a);
 #ifdef BYRE_MUTANTS
+    if (argc >= 2 && strcmp(argv[1], "names") == 0) {
+        struct mutant list[128];
+        for (unsigned i = 0, n = mutant_list(list); i < n; i++)
+            puts(list[i].name);
+        return 0;
+    }
     if (argc >= 2 && strcmp(argv[1], "mutants") == 0 && parse(&a, argc - 2, argv + 2))
         return cmd_mutants(&a);
 #endif
