@@ -57,6 +57,7 @@ char *__wrap_strdup(const char *s) { return may_allocate() ? __real_strdup(s) : 
 void *__wrap_reallocarray(void *p, size_t n, size_t size) { return may_allocate() ? __real_reallocarray(p, n, size) : NULL; }
 void *__wrap_malloc(size_t n) { return may_allocate() ? __real_malloc(n) : NULL; }
 
+#define DOCUMENT_MAX 8192
 #define ARGS_MAX 16
 /* Parses up to ARGS_MAX words given as one string with blanks between them. */
 static int run(struct box *b, const char *line, struct opt_result *res, struct byre_err *err)
@@ -214,12 +215,13 @@ static void memory_runs_out(void **state)
 static void collect(void *arg, const char *text)
 {
     char *to = arg;
-    strcat(to, text);
+    size_t n = strlen(to);
+    snprintf(to + n, DOCUMENT_MAX - n, "%s", text);
 }
 
 static void documents(void **state)
 {
-    static char text[8192];
+    static char text[DOCUMENT_MAX];
     struct opt_out out = { collect, text };
     text[0] = 0;
     opt_doc_help(rows, &out);

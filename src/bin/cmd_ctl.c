@@ -39,7 +39,7 @@ static int link_open(struct run *r, const char *path, struct link *l)
         path += 5;
     if (strlen(path) >= sizeof sa.sun_path)
         return run_fail(r, "'%s': the path of a socket has at most %zu bytes", path, sizeof sa.sun_path - 1);
-    strcpy(sa.sun_path, path);
+    memcpy(sa.sun_path, path, strlen(path));
     l->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (l->fd < 0 || connect(l->fd, (const struct sockaddr *)&sa, sizeof sa))
         return run_fail(r, "%s: cannot connect: %s", path, strerror(errno));

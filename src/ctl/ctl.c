@@ -128,7 +128,7 @@ int ctl_listen(struct co *co, struct ctl *c, const char *path, struct byre_err *
     struct bind_job j = { .sa = { .sun_family = AF_UNIX } };
     if (!*path || strlen(path) >= sizeof j.sa.sun_path)
         return byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket has 1 to %zu bytes", path, sizeof j.sa.sun_path - 1);
-    strcpy(j.sa.sun_path, path);
+    memcpy(j.sa.sun_path, path, strlen(path));
     c->path = strdup(path);
     j.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (!c->path || j.fd < 0) {

@@ -16,7 +16,7 @@ CASES = [["-c", "100", "-d", "4"], ["-c", "100", "-d", "4", "-w"], ["-c", "100",
 
 @pytest.mark.parametrize("words", CASES, ids=lambda w: " ".join(w))
 def test_same_exit_code_and_first_line(twin, words):
-    """5.067"""
+    """FEATURES 5.067"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "1G"])
     ours, theirs = twin.same_code("bench", *words, "x")
     assert ours.out.splitlines()[:-1] == theirs.out.splitlines()[:-1] or ours.code
@@ -36,7 +36,7 @@ def trace(tmp_path, calls, *words):
 
 
 def test_requests_are_what_they_say(tmp_path):
-    """5.067: the number, size and place of the writes"""
+    """FEATURES 5.067: the number, size and place of the writes"""
     run.byre("create", "-q", "-f", "raw", "x", "1M", cwd=tmp_path)
     text = trace(tmp_path, "pwrite64,pwritev,pwritev2", "bench", "-f", "raw", "-i", "threads", "-c", "100", "-d", "7", "-s", "3000", "-S", "5000", "-o", "1000", "-w", "x")
     offsets = [int(m.group(1)) for m in re.finditer(r", (\d+)(?:, 0)?\)\s+= 3000$", text, re.M)]
@@ -44,20 +44,20 @@ def test_requests_are_what_they_say(tmp_path):
 
 
 def test_pattern(tmp_path):
-    """5.067: --pattern"""
+    """FEATURES 5.067: --pattern"""
     run.byre("create", "-q", "-f", "qcow2", "x", "1M", cwd=tmp_path)
     run.byre("bench", "-q", "-c", "16", "-w", "--pattern=0x5a", "-s", "64k", "x", cwd=tmp_path)
     run.qemu_io(tmp_path / "x", "read -P 0x5a 0 1M")
 
 
 def test_end_of_the_image(tmp_path):
-    """5.067: goes round at the end of the image"""
+    """FEATURES 5.067: goes round at the end of the image"""
     run.byre("create", "-q", "-f", "raw", "x", "64k", cwd=tmp_path)
     run.byre("bench", "-q", "-f", "raw", "-c", "1000", "-s", "6000", "-S", "12288", "-o", "4k", "-w", "--pattern=1", "x", cwd=tmp_path)
 
 
 def test_flushes_are_counted(tmp_path):
-    """5.067: one flush per interval"""
+    """FEATURES 5.067: one flush per interval"""
     run.byre("create", "-q", "-f", "raw", "x", "1M", cwd=tmp_path)
     for extra in ([], ["--no-drain"]):
         text = trace(tmp_path, "fdatasync", "bench", "-f", "raw", "-i", "threads", "-c", "100", "-d", "5", "-w", "--flush-interval=10", *extra, "x")

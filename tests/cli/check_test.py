@@ -33,7 +33,7 @@ CASES = {"clean": [], "leak": [(12, 1)], "leak of two": [(12, 1), (13, 3)], "too
 
 @pytest.mark.parametrize("case", CASES)
 def test_read_only(twin, case):
-    """5.016 5.018 1.119 1.120: exit code and JSON, key for key"""
+    """FEATURES 5.016, 5.018, 1.119, 1.120: exit code and JSON, key for key"""
     damaged(twin, *CASES[case])
     twin.same_json("check", "--output=json", "x")
     ours, theirs = twin.same_code("check", "x")
@@ -44,7 +44,7 @@ def test_read_only(twin, case):
 @pytest.mark.parametrize("mode", ["leaks", "all"])
 @pytest.mark.parametrize("case", ["clean", "leak", "leak of two", "too high", "missing", "missing and leak"])
 def test_repair(twin, case, mode):
-    """5.017 1.116 1.117: what the first pass repairs and what the second finds; then the peer must agree"""
+    """FEATURES 5.017, 1.116, 1.117: what the first pass repairs and what the second finds; then the peer must agree"""
     damaged(twin, *CASES[case])
     corrupt = "missing" in case
     ours = run.byre("check", "-r", mode, "--output=json", f"{twin.ours}/x", code=None)
@@ -60,7 +60,7 @@ def test_repair(twin, case, mode):
 
 
 def test_repair_says_what_it_did(twin):
-    """5.017: the text form"""
+    """FEATURES 5.017: the text form"""
     damaged(twin, (12, 1))
     done = run.byre("check", "-r", "all", f"{twin.ours}/x")
     assert "The following inconsistencies were found and repaired:" in done.out
@@ -70,14 +70,14 @@ def test_repair_says_what_it_did(twin):
 
 
 def test_quiet(twin):
-    """5.020"""
+    """FEATURES 5.020"""
     damaged(twin, (12, 1))
     done = run.byre("check", "-q", f"{twin.ours}/x", code=3)
     assert done.out == ""
 
 
 def test_dirty_image(twin):
-    """1.023: the dirty bit is cleared by a repair, not by a look"""
+    """FEATURES 1.023: the dirty bit is cleared by a repair, not by a look"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "x", "8M"])
     path = f"{twin.ours}/x"
     with open(path, "r+b") as f:
@@ -91,7 +91,7 @@ def test_dirty_image(twin):
 
 
 def test_marked_corrupt(twin):
-    """1.024: an image marked corrupt can be checked and repaired, and not written"""
+    """FEATURES 1.024: an image marked corrupt can be checked and repaired, and not written"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "8M"])
     path = f"{twin.ours}/x"
     with open(path, "r+b") as f:
@@ -107,7 +107,7 @@ def test_marked_corrupt(twin):
                                    ["-T", "bogus", "x"], ["-T", "none", "x"], ["--output=xml", "x"], ["-f", "nope", "x"],
                                    ["--image-opts", "driver=qcow2,file.filename=x"], ["-U", "x"], ["-q", "x"]])
 def test_usage(twin, words):
-    """5.009 5.019 5.020: 63 for a format without a check"""
+    """FEATURES 5.009, 5.019, 5.020: 63 for a format without a check"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "1M"], ["qemu-img", "create", "-q", "-f", "raw", "r", "1M"])
     ours, theirs = twin.same_code("check", *words)
     if words and words[-1] == "r":
@@ -115,7 +115,7 @@ def test_usage(twin, words):
 
 
 def test_lock(tmp_path):
-    """5.004 1.122"""
+    """FEATURES 5.004, 1.122"""
     image = tmp_path / "x"
     run.byre("create", "-q", "-f", "qcow2", image, "1M")
     with Holder(image):
@@ -125,6 +125,6 @@ def test_lock(tmp_path):
 
 
 def test_backing_file_is_not_needed(tmp_path):
-    """5.016: a check looks at one file"""
+    """FEATURES 5.016: a check looks at one file"""
     run.qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "gone", "-F", "qcow2", tmp_path / "x", "1M")
     run.byre("check", tmp_path / "x")

@@ -23,7 +23,7 @@ PAIRS = [["z1", "z1"], ["z1", "z2"], ["z2", "z1"], ["z1", "tail"], ["tail", "z1"
 @pytest.mark.parametrize("strict", [[], ["-s"]])
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: "-".join(p))
 def test_pairs(twin, pair, strict):
-    """5.026 5.027 5.028: exit code and text"""
+    """FEATURES 5.026, 5.027, 5.028: exit code and text"""
     images(twin)
     if not (strict and {"d1", "d2", "d3", "tail"} & set(pair)):      # which range of a raw file counts as allocated is the file system's word
         twin.same_output("compare", *strict, *pair)
@@ -35,20 +35,20 @@ def test_pairs(twin, pair, strict):
                                    ["-T", "bogus", "z1", "z1"], ["-f", "raw", "-F", "raw", "-T", "none", "-p", "-q", "-U", "z1", "z1"],
                                    ["--image-opts", "driver=raw,file.filename=z1", "driver=qcow2,file.filename=e1"], ["-f", "nope", "z1", "z1"]])
 def test_usage(twin, words):
-    """5.026 5.029: 2 when an image cannot be opened, 1 for wrong usage"""
+    """FEATURES 5.026, 5.029: 2 when an image cannot be opened, 1 for wrong usage"""
     images(twin)
     twin.same_code("compare", *words)
 
 
 def test_progress(twin):
-    """5.005 5.029"""
+    """FEATURES 5.005, 5.029"""
     images(twin)
     done = run.byre("compare", "-p", "d1", "d2", cwd=twin.ours, binary=True)
     assert b"    (0.00/100%)\r" in done.out and b"    (100.00/100%)\r" in done.out
 
 
 def test_lock(tmp_path):
-    """5.004"""
+    """FEATURES 5.004"""
     for name in "ab":
         run.byre("create", "-q", "-f", "qcow2", tmp_path / name, "1M")
     with Holder(tmp_path / "a"):
@@ -57,7 +57,7 @@ def test_lock(tmp_path):
 
 
 def test_read_error(tmp_path):
-    """5.026: 4 when data cannot be read"""
+    """FEATURES 5.026: 4 when data cannot be read"""
     image = tmp_path / "x"
     run.byre("create", "-q", "-f", "qcow2", image, "1M")
     run.qemu_io(image, "write -P 1 0 64k")

@@ -29,7 +29,7 @@ def sources(twin):
                          ids=lambda t: " ".join(t) or "default")
 @pytest.mark.parametrize("source", ["r", "q", "o", "c", "zs", "odd"])
 def test_content(twin, source, target):
-    """5.030 5.039 5.048: every source into every kind of target"""
+    """FEATURES 5.030, 5.039, 5.048: every source into every kind of target"""
     sources(twin)
     run.byre("convert", *target, source, "x", cwd=twin.ours)
     fmt = target[target.index("-O") + 1] if "-O" in target else "raw"
@@ -58,7 +58,7 @@ CODES = [["r"], [], ["-O", "bogus", "r", "x"], ["-n", "-O", "raw", "q", "small"]
 
 @pytest.mark.parametrize("words", CODES, ids=lambda w: " ".join(w))
 def test_same_exit_code(twin, words):
-    """5.009 5.031 to 5.046: what is accepted and what is refused; a refused target does not stay"""
+    """FEATURES 5.009, 5.031 .. 5.046: what is accepted and what is refused; a refused target does not stay"""
     sources(twin)
     ours, theirs = twin.same_code("convert", *words)
     made = [os.path.exists(f"{f}/x") for f in (twin.ours, twin.theirs)]
@@ -70,7 +70,7 @@ def test_same_exit_code(twin, words):
 
 
 def test_concatenation(twin):
-    """5.040"""
+    """FEATURES 5.040"""
     sources(twin)
     run.byre("convert", "r", "q", "odd", "x", cwd=twin.ours)
     expected = b""
@@ -82,7 +82,7 @@ def test_concatenation(twin):
 
 
 def test_sparse_size(tmp_path):
-    """5.031: -S 0 stores everything, a longer limit stores more zeros"""
+    """FEATURES 5.031: -S 0 stores everything, a longer limit stores more zeros"""
     rng = random.Random(5031)
     data = bytearray(4 << 20)
     for i in range(64):
@@ -98,7 +98,7 @@ def test_sparse_size(tmp_path):
 
 
 def test_backing_file(twin):
-    """5.038: with -B only what differs is in the target"""
+    """FEATURES 5.038: with -B only what differs is in the target"""
     sources(twin)
     run.byre("convert", "-B", "q", "-F", "qcow2", "-O", "qcow2", "o", "x", cwd=twin.ours)
     run.qemu_img("compare", "o", "x", cwd=twin.ours)
@@ -108,7 +108,7 @@ def test_backing_file(twin):
 
 
 def test_existing_target(twin):
-    """5.035: -n keeps the size of a larger target, and zeros are written over old content"""
+    """FEATURES 5.035: -n keeps the size of a larger target, and zeros are written over old content"""
     sources(twin)
     run.byre("convert", "-n", "-O", "raw", "r", "big", cwd=twin.ours)
     data = open(f"{twin.ours}/big", "rb").read()
@@ -122,7 +122,7 @@ def test_existing_target(twin):
 
 
 def test_target_is_zero(tmp_path):
-    """5.037: the promise is believed: zeros are not written"""
+    """FEATURES 5.037: the promise is believed: zeros are not written"""
     run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
     (tmp_path / "t").write_bytes(b"\xee" * (1 << 20))
     run.byre("convert", "-n", "--target-is-zero", "-f", "raw", "-O", "raw", "r", "t", cwd=tmp_path)
@@ -137,7 +137,7 @@ def strace(tmp_path, *words):
 
 
 def test_final_flush(tmp_path):
-    """5.045 DESIGN D8: success means durable: the default flushes at the end, only -t unsafe does not"""
+    """FEATURES 5.045 DESIGN D8: success means durable: the default flushes at the end, only -t unsafe does not"""
     run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
     run.byre("io", "-f", "raw", "-c", "write 0 1M", "r", cwd=tmp_path)
     for words, flushes in (([], True), (["-t", "writeback"], True), (["-t", "none"], True), (["-t", "unsafe"], False)):
@@ -149,7 +149,7 @@ def test_final_flush(tmp_path):
 
 
 def test_offload(tmp_path):
-    """5.033 3.015: -C lets the kernel copy"""
+    """FEATURES 5.033, 3.015: -C lets the kernel copy"""
     (tmp_path / "r").write_bytes(os.urandom(1 << 20))
     trace = strace(tmp_path, "convert", "-C", "-f", "raw", "-O", "raw", "r", "t")
     assert "copy_file_range(" in trace
@@ -171,7 +171,7 @@ def broken_compressed(tmp_path):
 
 
 def test_salvage(tmp_path):
-    """5.043: a read error becomes zeros with a warning, or ends the conversion"""
+    """FEATURES 5.043: a read error becomes zeros with a warning, or ends the conversion"""
     off, length = broken_compressed(tmp_path)
     done = run.byre("convert", "-O", "raw", "c", "x", cwd=tmp_path, code=1)
     assert "reading" in done.err and not (tmp_path / "x").exists()
@@ -190,7 +190,7 @@ def test_failure_leaves_no_target(tmp_path):
 
 
 def test_rate_limit(tmp_path):
-    """5.044"""
+    """FEATURES 5.044"""
     (tmp_path / "r").write_bytes(os.urandom(3 << 20))
     begin = time.monotonic()
     run.byre("convert", "-r", "2M", "-f", "raw", "-O", "raw", "r", "x", cwd=tmp_path)
@@ -214,7 +214,7 @@ def test_cancel(tmp_path, sig):
 
 
 def test_locks(tmp_path):
-    """5.004 5.046 1.122"""
+    """FEATURES 5.004, 5.046, 1.122"""
     for name in "qt":
         run.byre("create", "-q", "-f", "qcow2", name, "1M", cwd=tmp_path)
     with Holder(tmp_path / "q"):
@@ -229,7 +229,7 @@ def test_locks(tmp_path):
 @pytest.mark.parametrize("words", [["-c", "-O", "qcow2"], ["-l", "s"], ["--bitmaps", "-O", "qcow2"], ["-O", "qcow2", "-o", "encrypt.format=luks"],
                                    ["--object", "secret,id=s,data=x"]], ids=lambda w: " ".join(w))
 def test_later_options_say_so(tmp_path, words):
-    """5.032 5.041 5.042"""
+    """FEATURES 5.032, 5.041, 5.042"""
     run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
     done = run.byre("convert", *words, "r", "x", cwd=tmp_path, code=1)
     assert "not supported yet" in done.err and not (tmp_path / "x").exists()
@@ -237,7 +237,7 @@ def test_later_options_say_so(tmp_path, words):
 
 @pytest.mark.serial
 def test_block_device(tmp_path):
-    """5.047: old content of a device does not shine through"""
+    """FEATURES 5.047: old content of a device does not shine through"""
     with open(tmp_path / "back", "wb") as f:
         f.write(b"\xdd" * (16 << 20))
     (tmp_path / "r").write_bytes(bytes(1 << 20) + os.urandom(1 << 20) + bytes(14 << 20))
@@ -253,7 +253,7 @@ def test_block_device(tmp_path):
 
 
 def test_random_chains(tmp_path):
-    """5.030: random chains, converted by byre, equal to the peer's reading"""
+    """FEATURES 5.030: random chains, converted by byre, equal to the peer's reading"""
     rng = random.Random(530)
     previous = None
     for i in range(4):

@@ -65,7 +65,7 @@ SAME = [
 
 @pytest.mark.parametrize("words,line", SAME, ids=[" ".join(w) for w, _ in SAME])
 def test_same_exit_code_and_line(twin, words, line):
-    """5.007 5.009 5.010 5.011 5.012 5.013 5.014"""
+    """FEATURES 5.007, 5.009, 5.010, 5.011, 5.012, 5.013, 5.014"""
     base_images(twin)
     ours, theirs = twin.same_code("create", *words)
     if ours.code:
@@ -86,7 +86,7 @@ def test_same_exit_code_and_line(twin, words, line):
 
 
 def test_failure_names_file_option_and_value(tmp_path):
-    """5.009: clear errors"""
+    """FEATURES 5.009: clear errors"""
     done = run.byre("create", "-f", "qcow2", "-o", "refcount_bits=3", tmp_path / "x", "1G", code=1)
     assert str(tmp_path / "x") in done.err and "3" in done.err
     done = run.byre("create", "-f", "qcow2", "-o", "foo=1", tmp_path / "x", "1G", code=1)
@@ -96,7 +96,7 @@ def test_failure_names_file_option_and_value(tmp_path):
 
 
 def test_overwrite(tmp_path):
-    """5.015: an existing file is truncated; a failed creation leaves no image in it"""
+    """FEATURES 5.015: an existing file is truncated; a failed creation leaves no image in it"""
     image = tmp_path / "x"
     run.byre("create", "-q", "-f", "qcow2", "-o", "preallocation=full", image, "8M")
     before = image.stat().st_ino
@@ -107,7 +107,7 @@ def test_overwrite(tmp_path):
 
 
 def test_locked_file_is_left_alone(tmp_path):
-    """5.015 1.122: creating over an image that somebody writes to is refused"""
+    """FEATURES 5.015, 1.122: creating over an image that somebody writes to is refused"""
     image = tmp_path / "x"
     run.byre("create", "-q", "-f", "qcow2", image, "1M")
     content = image.read_bytes()
@@ -118,7 +118,7 @@ def test_locked_file_is_left_alone(tmp_path):
 
 
 def test_option_help(twin):
-    """5.011 1.134: our list holds every option of the peer's"""
+    """FEATURES 5.011, 1.134: our list holds every option of the peer's"""
     for words in (["-f", "qcow2", "-o", "help"], ["-f", "raw", "-o", "help"], ["-f", "qcow2", "-o", "help", "file"],
                   ["-f", "raw", "-o", "?", "file"]):
         ours, theirs = twin.same_code("create", *words)
@@ -131,7 +131,7 @@ LATER = ["data_file=d", "data_file_raw=on", "encrypt.format=luks", "encrypt.key-
 
 @pytest.mark.parametrize("option", LATER)
 def test_later_options_say_so(tmp_path, option):
-    """1.134: options whose machinery is not there yet are answered, not ignored"""
+    """FEATURES 1.134: options whose machinery is not there yet are answered, not ignored"""
     done = run.byre("create", "-f", "qcow2", "-o", option, tmp_path / "x", "1M", code=1)
     assert f"'{option.split('=')[0]}' is not supported yet" in done.err
     assert not (tmp_path / "x").exists()
@@ -144,7 +144,7 @@ def test_later_options_may_be_off(tmp_path):
 
 
 def test_relative_backing_name(tmp_path):
-    """11.007: a backing name is relative to the new image's folder"""
+    """FEATURES 11.007: a backing name is relative to the new image's folder"""
     (tmp_path / "sub").mkdir()
     run.byre("create", "-q", "-f", "raw", "base", "1M", cwd=tmp_path)
     run.byre("create", "-q", "-f", "qcow2", "-b", "../base", "-F", "raw", "sub/top", cwd=tmp_path)
@@ -153,7 +153,7 @@ def test_relative_backing_name(tmp_path):
 
 
 def test_every_geometry(tmp_path):
-    """1.001 1.003 1.011: what was asked for stands in the header"""
+    """FEATURES 1.001, 1.003, 1.011: what was asked for stands in the header"""
     for bits in range(9, 22):
         name = tmp_path / f"c{bits}"
         run.byre("create", "-q", "-f", "qcow2", "-o", f"cluster_size={1 << bits}", name, "16M")
@@ -167,6 +167,6 @@ def test_every_geometry(tmp_path):
 
 
 def test_raw_size_is_rounded_up(tmp_path):
-    """5.010: create 1000 gives a disk of 1024"""
+    """FEATURES 5.010: create 1000 gives a disk of 1024"""
     run.byre("create", "-q", tmp_path / "x", "1000")
     assert (tmp_path / "x").stat().st_size == 1024

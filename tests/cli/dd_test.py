@@ -22,7 +22,7 @@ def source(tmp_path):
 @pytest.mark.parametrize("words", CASES, ids=lambda w: " ".join(w) or "all")
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
 def test_same_bytes_as_coreutils(tmp_path, words, fmt):
-    """5.049: count blocks of bs bytes, starting at block skip"""
+    """FEATURES 5.049: count blocks of bs bytes, starting at block skip"""
     source(tmp_path)
     run.run("dd", "if=in", "of=expected", "status=none", *words, cwd=tmp_path)
     run.byre("dd", "-f", "raw", "-O", fmt, *words, "if=in", "of=out", cwd=tmp_path)
@@ -35,7 +35,7 @@ def test_same_bytes_as_coreutils(tmp_path, words, fmt):
 
 
 def test_odd_block_size(tmp_path):
-    """5.049: what is no multiple of 512 is filled up with zeros"""
+    """FEATURES 5.049: what is no multiple of 512 is filled up with zeros"""
     source(tmp_path)
     (tmp_path / "in").write_bytes(b"\x5a" * 8192)
     run.byre("dd", "bs=1000", "count=3", "if=in", "of=out", cwd=tmp_path)
@@ -48,20 +48,20 @@ def test_odd_block_size(tmp_path):
                                    ["--image-opts", "if=driver=raw,file.filename=in", "of=x"], ["-U", "if=in", "of=x"], ["-f", "raw", "-O", "qcow2", "if=in", "of=x"],
                                    ["--bogus", "if=in", "of=x"], []])
 def test_usage(twin, words):
-    """5.009 5.050"""
+    """FEATURES 5.009, 5.050"""
     twin.give(["qemu-img", "create", "-q", "-f", "raw", "in", "1M"])
     twin.same_code("dd", *words)
 
 
 def test_skip_past_the_end_is_told(tmp_path):
-    """5.049"""
+    """FEATURES 5.049"""
     source(tmp_path)
     done = run.byre("dd", "bs=1M", "skip=5", "if=in", "of=x", cwd=tmp_path)
     assert "cannot skip to specified offset" in done.err and (tmp_path / "x").stat().st_size == 0
 
 
 def test_part_of_a_compressed_image(tmp_path):
-    """5.050"""
+    """FEATURES 5.050"""
     source(tmp_path)
     run.qemu_img("convert", "-c", "-O", "qcow2", "in", "c", cwd=tmp_path)
     run.byre("dd", "-f", "qcow2", "-O", "raw", "bs=100k", "skip=3", "count=7", "if=c", "of=out", cwd=tmp_path)

@@ -20,14 +20,14 @@ def chain(twin):
 
 @pytest.mark.parametrize("name", ["base.raw", "mid.qcow2", "top.qcow2"])
 def test_one_image(twin, name):
-    """5.051 5.052: text and JSON equal the peer's, key for key"""
+    """FEATURES 5.051, 5.052: text and JSON equal the peer's, key for key"""
     chain(twin)
     twin.same_json("info", "--output=json", name)
     twin.same_output("info", name)
 
 
 def test_chain(twin):
-    """5.052: --backing-chain"""
+    """FEATURES 5.052: --backing-chain"""
     chain(twin)
     twin.same_json("info", "--output=json", "--backing-chain", "top.qcow2")
     twin.same_output("info", "--backing-chain", "top.qcow2")
@@ -39,14 +39,14 @@ OPTIONS = ["cluster_size=512", "cluster_size=2M", "refcount_bits=1", "refcount_b
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_format_specific(twin, option):
-    """1.146 1.134: every create option shows"""
+    """FEATURES 1.146, 1.134: every create option shows"""
     twin.share(["qemu-img", "create", "-q", "-f", "qcow2", "-o", option, "x", "8M"])
     twin.same_json("info", "--output=json", "x")
     twin.same_output("info", "x")
 
 
 def test_snapshots_and_bitmaps(twin):
-    """5.051 1.019: lists of internal snapshots and bitmaps"""
+    """FEATURES 5.051, 1.019: lists of internal snapshots and bitmaps"""
     twin.share(["qemu-img", "create", "-q", "-f", "qcow2", "x", "100M"], ["qemu-img", "snapshot", "-c", "first", "x"],
               ["qemu-img", "snapshot", "-c", "a rather long name of a snapshot", "x"], ["qemu-img", "bitmap", "--add", "-g", "64k", "x", "b0"],
               ["qemu-img", "bitmap", "--add", "--disable", "x", "b1"])
@@ -55,7 +55,7 @@ def test_snapshots_and_bitmaps(twin):
 
 
 def test_flags(twin):
-    """1.023 1.024: dirty and corrupt bits"""
+    """FEATURES 1.023, 1.024: dirty and corrupt bits"""
     twin.share(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "x", "8M"])
     for bits in (1, 2, 3):
         for folder in (twin.ours, twin.theirs):
@@ -75,7 +75,7 @@ def test_flags(twin):
     ["file:mid.qcow2"], ["./mid.qcow2"], ["-f", "qcow2", "mid.qcow2"], ["-f", "raw", "mid.qcow2"], ["-U", "mid.qcow2"],
 ])
 def test_names(twin, words):
-    """5.003 3.070: ways to name an image"""
+    """FEATURES 5.003, 3.070: ways to name an image"""
     chain(twin)
     twin.same_json("info", "--output=json", *words)
 
@@ -86,21 +86,21 @@ def test_names(twin, words):
     ["--image-opts", "driver=qcow2"], ["json:{"], ["json:{}"], ["nbd://nowhere.invalid/"], ["."],
 ])
 def test_refusals(twin, words):
-    """5.009 11.016"""
+    """FEATURES 5.009, 11.016"""
     chain(twin)
     ours, theirs = twin.same_code("info", *words)
     assert ours.code == 1 and ours.err.startswith("byre: ") and not ours.out
 
 
 def test_unknown_option_is_named(twin):
-    """11.016: unknown options are refused by name"""
+    """FEATURES 11.016: unknown options are refused by name"""
     chain(twin)
     ours, _ = twin.img("info", "--image-opts", "driver=qcow2,foo=bar,file.filename=mid.qcow2")
     assert "foo" in ours.err
 
 
 def test_backing_loop(tmp_path):
-    """5.052 RG22: a chain that contains itself ends with an error, soon"""
+    """FEATURES 5.052 RG22: a chain that contains itself ends with an error, soon"""
     for name, backing in (("a", "b"), ("b", "a")):
         run.qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", tmp_path / name, "1M")
     run.byre("info", tmp_path / "a")
@@ -109,7 +109,7 @@ def test_backing_loop(tmp_path):
 
 
 def test_missing_backing_file(twin):
-    """5.051: the image itself is described though its backing file is gone"""
+    """FEATURES 5.051: the image itself is described though its backing file is gone"""
     twin.share(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "gone", "-F", "qcow2", "x", "1M"])
     twin.same_json("info", "--output=json", "x", drop=ACTUAL)
     ours, theirs = twin.same_code("info", "--backing-chain", "x")
@@ -117,7 +117,7 @@ def test_missing_backing_file(twin):
 
 
 def test_lock(tmp_path):
-    """5.004: a writer elsewhere is respected; -U looks all the same"""
+    """FEATURES 5.004: a writer elsewhere is respected; -U looks all the same"""
     image = tmp_path / "x"
     run.byre("create", "-q", "-f", "qcow2", image, "1M")
     with Holder(image):
@@ -126,7 +126,7 @@ def test_lock(tmp_path):
 
 
 def test_json_is_valid_for_odd_names(tmp_path):
-    """5.008: names with quotes, newlines and bytes that are no UTF-8"""
+    """FEATURES 5.008: names with quotes, newlines and bytes that are no UTF-8"""
     for name in ('a"b\\c', "line\nbreak", b"\xff\xfe".decode("utf-8", "surrogateescape")):
         path = os.path.join(str(tmp_path), name)
         run.byre("create", "-q", "-f", "raw", "./" + name, "1M", cwd=tmp_path)

@@ -56,7 +56,7 @@ GOOD = [["write -P 0xaa 0x1000 4k", "read -P 0xaa 4k 4k"], ["write 1M 1M", "read
 
 @pytest.mark.parametrize("commands", GOOD, ids=lambda c: "; ".join(c))
 def test_same_output(disk, commands):
-    """6.002 to 6.013: output, exit code and content equal the peer's"""
+    """FEATURES 6.002 .. 6.013: output, exit code and content equal the peer's"""
     both(disk, *commands)
     run.qemu_img("compare", f"{disk.ours}/x", f"{disk.theirs}/x")
     run.qemu_img("check", f"{disk.ours}/x")
@@ -73,7 +73,7 @@ BAD = [["read -P 0x11 0 4k"], ["read -P 0x11 -s 512 -l 512 0 4k"], ["readv -P 0x
 
 @pytest.mark.parametrize("commands", BAD, ids=lambda c: "; ".join(c))
 def test_same_failure(disk, commands):
-    """6.002: one failed command makes the exit code 1; the image is unharmed"""
+    """FEATURES 6.002: one failed command makes the exit code 1; the image is unharmed"""
     if commands == ["read -s 4k 0 512"]:
         pytest.skip("the peer takes -s without -P for granted")
     ours, _ = both(disk, *commands, same=False)
@@ -82,19 +82,19 @@ def test_same_failure(disk, commands):
 
 
 def test_pattern_text(disk):
-    """6.004: the line that scripts look for"""
+    """FEATURES 6.004: the line that scripts look for"""
     ours, theirs = both(disk, "read -P 0x11 0 4k")
     assert "Pattern verification failed at offset 0, 4096 bytes" in ours.out
 
 
 def test_failed_lines(disk):
-    """6.004: the form of the line when a request fails"""
+    """FEATURES 6.004: the form of the line when a request fails"""
     ours, theirs = both(disk, "read 100M 4k", "write 100M 4k", "discard 100M 4k", "writev 100M 4k", "readv 100M 4k", same=False)
     assert ours.out == theirs.out
 
 
 def test_options(disk):
-    """6.001: the program's own options"""
+    """FEATURES 6.001: the program's own options"""
     both(disk, "read -P 0xaa 0 4k", options=["-r"])
     both(disk, "write 0 4k", options=["-r"], same=False)
     both(disk, "read -P 0xaa 0 4k", options=["-n"])
@@ -127,13 +127,13 @@ def test_options(disk):
 
 
 def test_info(disk):
-    """6.011: what info prints"""
+    """FEATURES 6.011: what info prints"""
     both(disk, "info")
     both(disk, "i")
 
 
 def test_snapshot_option(disk):
-    """6.001 11.013: changes go to a temporary file that is gone at the end"""
+    """FEATURES 6.001, 11.013: changes go to a temporary file that is gone at the end"""
     before = open(f"{disk.ours}/x", "rb").read()
     done = run.byre("io", "-s", "-c", "write -P 7 0 4k", "-c", "read -P 7 0 4k", "-c", "read -P 0xaa 4k 4k", "x", cwd=disk.ours,
                     env={"TMPDIR": disk.ours})
@@ -143,7 +143,7 @@ def test_snapshot_option(disk):
 
 
 def test_guessed_raw_is_protected(disk):
-    """3.027: the first sector of a guessed raw image does not become a header"""
+    """FEATURES 3.027: the first sector of a guessed raw image does not become a header"""
     with open(f"{disk.ours}/magic", "wb") as f:
         f.write(open(f"{disk.ours}/x", "rb").read(512))
     run.byre("io", "-c", "write -s magic 0 512", "r", cwd=disk.ours, code=1)
@@ -151,7 +151,7 @@ def test_guessed_raw_is_protected(disk):
 
 
 def test_pattern_file(disk):
-    """6.006: -s repeats the file"""
+    """FEATURES 6.006: -s repeats the file"""
     for folder in (disk.ours, disk.theirs):
         with open(f"{folder}/p", "wb") as f:
             f.write(bytes(range(100)))
@@ -160,7 +160,7 @@ def test_pattern_file(disk):
 
 
 def test_overlapping_aio_keeps_the_order(disk):
-    """6.008: the content is that of the commands in order"""
+    """FEATURES 6.008: the content is that of the commands in order"""
     commands = []
     for i in range(60):
         commands.append(f"aio_write -q -P {i + 1} {i * 700} 5000")
@@ -169,13 +169,13 @@ def test_overlapping_aio_keeps_the_order(disk):
 
 
 def test_aio_is_waited_for_at_the_end(disk):
-    """6.008: no aio_flush is needed for the data to arrive"""
+    """FEATURES 6.008: no aio_flush is needed for the data to arrive"""
     run.byre("io", "-c", "aio_write -q -P 5 0 1M", "x", cwd=disk.ours)
     run.qemu_io(f"{disk.ours}/x", "read -P 5 0 1M")
 
 
 def test_interactive(disk):
-    """6.001: commands from standard input, with a prompt"""
+    """FEATURES 6.001: commands from standard input, with a prompt"""
     text = "length\nread -P 0xaa 0 4k\nbogus\nquit\nlength\n"
     ours = run.run(run.BYRE, "io", "x", cwd=disk.ours, stdin=text, code=1)
     theirs = run.run(peers.need("qemu-io"), "x", cwd=disk.theirs, stdin=text, code=None)
@@ -183,7 +183,7 @@ def test_interactive(disk):
 
 
 def test_help(disk):
-    """6.018: every command of the peer's list is listed, or known to come later"""
+    """FEATURES 6.018: every command of the peer's list is listed, or known to come later"""
     ours, theirs = both(disk, "help", image=None, same=False)
     names = [{line.split()[0] for line in done.out.splitlines() if " -- " in line} for done in (ours, theirs)]
     assert names[1] - names[0] == {"break", "remove_break", "resume", "wait_break"}
@@ -196,7 +196,7 @@ def test_help(disk):
 
 @pytest.mark.parametrize("command", ["read -b 0 512", "write -b 0 512", "write -c 0 64k"])
 def test_later_options_say_so(disk, command):
-    """6.004 6.006"""
+    """FEATURES 6.004, 6.006"""
     assert "not supported yet" in run.byre("io", "-c", command, "x", cwd=disk.ours, code=1).err
     for option in ("-C", "-T"):
         assert "not supported yet" in run.byre("io", option, *(["x"] if option == "-T" else []), "-c", "length", "x", cwd=disk.ours, code=1).err
@@ -204,7 +204,7 @@ def test_later_options_say_so(disk, command):
 
 @pytest.mark.parametrize("command,code", [("abort", -signal.SIGABRT), ("sigraise 15", -signal.SIGTERM), ("sigraise 9", -signal.SIGKILL)])
 def test_crash(disk, command, code):
-    """6.016: the image is sound afterwards, and flushed data is there"""
+    """FEATURES 6.016: the image is sound afterwards, and flushed data is there"""
     done = subprocess.run([run.BYRE, "io", "-c", "write -P 5 0 1M", "-c", "flush", "-c", command, "x"], cwd=disk.ours, stdout=subprocess.DEVNULL,
                           preexec_fn=no_core)
     assert done.returncode == code
@@ -218,20 +218,20 @@ def no_core():
 
 
 def test_sleep(disk):
-    """6.016"""
+    """FEATURES 6.016"""
     begin = time.monotonic()
     run.byre("io", "-c", "sleep 300", "x", cwd=disk.ours)
     assert 0.3 <= time.monotonic() - begin < 3
 
 
 def test_reopen_options(disk):
-    """6.014: node options at reopen"""
+    """FEATURES 6.014: node options at reopen"""
     run.byre("io", "-c", "reopen -o read-only=on", "-c", "write 0 4k", "x", cwd=disk.ours, code=1)
     run.byre("io", "-c", "reopen -o cache.direct=on", "-c", "write 0 4k", "x", cwd=disk.ours)
 
 
 def test_discard_mode(disk):
-    """3.013: -d unmap gives space back in the file, -d ignore keeps it"""
+    """FEATURES 3.013: -d unmap gives space back in the file, -d ignore keeps it"""
     for mode, kept in (("ignore", True), ("unmap", False)):
         run.byre("create", "-q", "-f", "raw", "d", "8M", cwd=disk.ours)
         run.byre("io", "-f", "raw", "-c", "write 0 8M", "-c", "flush", "d", cwd=disk.ours)
@@ -240,7 +240,7 @@ def test_discard_mode(disk):
 
 
 def test_writer_excludes_writer(tmp_path):
-    """1.122 3.007: both directions"""
+    """FEATURES 1.122, 3.007: both directions"""
     image = tmp_path / "x"
     run.byre("create", "-q", "-f", "qcow2", image, "1M")
     with Holder(image):

@@ -20,7 +20,7 @@ def links(tmp_path):
 
 
 def test_global_options(tmp_path):
-    """5.001: help and version, with the list of formats"""
+    """FEATURES 5.001: help and version, with the list of formats"""
     done = run.byre("--help")
     assert re.search(r"^Supported formats:.*\bqcow2\b.*\braw\b|^Supported formats:.*\braw\b.*\bqcow2\b", done.out, re.M)
     for name in COMMANDS:
@@ -32,20 +32,20 @@ def test_global_options(tmp_path):
 
 @pytest.mark.parametrize("words", [[], ["bogus"], ["--bogus"], ["info"], ["info", "--bogus"]])
 def test_wrong_usage(words):
-    """5.009"""
+    """FEATURES 5.009"""
     done = run.byre(*words, code=1)
     assert done.out == "" and done.err.startswith("byre: ") and "--help" in done.err
     assert run.run(peers.need("qemu-img"), *words, code=None).code == 1
 
 
 def test_later_global_options():
-    """5.001: tracing is not there yet, and says so"""
+    """FEATURES 5.001: tracing is not there yet, and says so"""
     assert "not supported yet" in run.byre("-T", "enable=x", "info", "y", code=1).err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_each_command(name):
-    """5.001: --help and -h, exit 0, every option with a text"""
+    """FEATURES 5.001: --help and -h, exit 0, every option with a text"""
     done = run.byre(name, "--help")
     assert done.out == run.byre(name, "-h").out == run.byre("help", name).out
     assert done.out.startswith(f"usage: byre {name} ")

@@ -24,7 +24,7 @@ IMAGES = ["base.raw", "mid.qcow2", "top.qcow2", "short.qcow2", "prealloc.qcow2"]
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_same_map(twin, image):
-    """5.053: JSON and text equal the peer's, byte for byte"""
+    """FEATURES 5.053: JSON and text equal the peer's, byte for byte"""
     corpus(twin)
     twin.same_output("map", "--output=json", image)
     twin.same_output("map", image)
@@ -34,7 +34,7 @@ def test_same_map(twin, image):
                                    ["--start-offset", "3M"], ["--max-length=512"], ["--start-offset=5M", "--max-length=100G"],
                                    ["--start-offset=2T"], ["--start-offset=x"], ["--max-length=-1"], ["--start-offset=0", "--max-length=0"]])
 def test_ranges(twin, words):
-    """5.054"""
+    """FEATURES 5.054"""
     corpus(twin)
     ours, theirs = twin.same_code("map", "--output=json", *words, "top.qcow2")
     if not theirs.code:
@@ -42,7 +42,7 @@ def test_ranges(twin, words):
 
 
 def test_random_images(twin):
-    """5.053: random writes and zeros over a chain"""
+    """FEATURES 5.053: random writes and zeros over a chain"""
     rng = random.Random(5053)
     steps = [["qemu-img", "create", "-q", "-f", "qcow2", "i0", "8M"]]
     for i in range(4):
@@ -61,7 +61,7 @@ def test_random_images(twin):
 
 
 def test_compressed(twin):
-    """5.053: compressed clusters are data without an offset, and say so; the text form has no word for them"""
+    """FEATURES 5.053: compressed clusters are data without an offset, and say so; the text form has no word for them"""
     twin.share(["qemu-img", "create", "-q", "-f", "qcow2", "a", "1M"], ["qemu-io", "-c", "write -P 1 64k 200k", "a"],
               ["qemu-img", "convert", "-c", "-O", "qcow2", "a", "x"])
     ours, theirs = twin.same_code("map", "--output=json", "x")
@@ -73,7 +73,7 @@ def test_compressed(twin):
 
 @pytest.mark.parametrize("words", [[], ["a", "b"], ["missing"], ["--output=x", "base.raw"], ["--image-opts", "driver=qcow2,file.filename=top.qcow2"]])
 def test_usage(twin, words):
-    """5.009 5.003"""
+    """FEATURES 5.009, 5.003"""
     corpus(twin)
     twin.same_code("map", *words)
 

@@ -12,7 +12,7 @@ OPTIONS = ["", "cluster_size=512", "cluster_size=4k", "cluster_size=2M", "refcou
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("size", ["0", "1", "512", "1M", "1G", "3333333333", "20G"])
 def test_size(twin, size, option):
-    """5.055 5.056: numbers equal the peer's over options and sizes"""
+    """FEATURES 5.055, 5.056: numbers equal the peer's over options and sizes"""
     if option.startswith("cluster_size=512") and size == "20G":
         pytest.skip("the format's own limit is near")
     words = ["measure", "-O", "qcow2", "--size", size] + (["-o", option] if option else [])
@@ -33,7 +33,7 @@ def sources(twin):
                                     ["-O", "qcow2", "-o", "preallocation=full"]])
 @pytest.mark.parametrize("source", ["a", "b", "r", "m"])
 def test_source(twin, source, target):
-    """5.055 5.056: counting what a source holds"""
+    """FEATURES 5.055, 5.056: counting what a source holds"""
     sources(twin)
     twin.same_json("measure", "--output=json", *target, source)
 
@@ -42,13 +42,13 @@ def test_source(twin, source, target):
                                    ["-O", "qcow2", "a", "b"], ["-O", "qcow2", "-o", "foo=1", "--size", "1G"], ["--output=xml", "--size", "1G"],
                                    ["-O", "qcow2", "missing"], ["-O", "qcow2", "--size", "-1"]])
 def test_usage(twin, words):
-    """5.009"""
+    """FEATURES 5.009"""
     sources(twin)
     twin.same_code("measure", *words)
 
 
 def test_created_file_is_not_larger(tmp_path):
-    """1.145: a converted file needs no more than was said"""
+    """FEATURES 1.145: a converted file needs no more than was said"""
     src = tmp_path / "src"
     run.byre("create", "-q", "-f", "raw", src, "64M")
     run.byre("io", "-f", "raw", "-c", "write -P 1 1M 5M", "-c", "write -P 1 40M 100", src)

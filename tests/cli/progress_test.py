@@ -17,7 +17,7 @@ def source(tmp_path, mib=4):
 
 
 def test_plain_lines(tmp_path):
-    """5.005: the peer's form where standard output is no terminal"""
+    """FEATURES 5.005: the peer's form where standard output is no terminal"""
     words = source(tmp_path)
     done = run.byre("convert", "-p", *words, "r", "x", cwd=tmp_path, binary=True)
     parts = done.out.decode().split("\r")
@@ -59,14 +59,14 @@ def on_terminal(tmp_path, *words, argv0=None):
 
 
 def test_bar_on_a_terminal(tmp_path):
-    """5.005: rate and time left on a terminal"""
+    """FEATURES 5.005: rate and time left on a terminal"""
     text = on_terminal(tmp_path, "convert", "-p", "-r", "8M", *source(tmp_path), "r", "x")
     assert re.search(r"\[[#.]{30}\] +\d+\.\d\d %  [\d.]+ [KMG]iB/s  \d\d:\d\d, left (\d\d:\d\d|--:--)", text)
     assert "[" + "#" * 30 + "] 100.00 %" in text
 
 
 def test_peer_form_on_a_terminal(tmp_path):
-    """5.005: called as qemu-img the plain lines stay plain"""
+    """FEATURES 5.005: called as qemu-img the plain lines stay plain"""
     link = tmp_path / "bin"
     link.mkdir()
     (link / "qemu-img").symlink_to(run.BYRE)
@@ -75,7 +75,7 @@ def test_peer_form_on_a_terminal(tmp_path):
 
 
 def test_sigusr1(tmp_path):
-    """5.005: SIGUSR1 prints progress without -p"""
+    """FEATURES 5.005: SIGUSR1 prints progress without -p"""
     process = subprocess.Popen([run.BYRE, "convert", "-r", "2M", *source(tmp_path), "r", "x"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     time.sleep(0.6)
     for _ in range(2):

@@ -13,7 +13,7 @@ CASES = [["+1G"], ["-1M"], ["--shrink", "-1M"], ["--shrink", "-5G"], ["--shrink"
 
 @pytest.mark.parametrize("words", CASES, ids=lambda w: " ".join(w))
 def test_qcow2(twin, words):
-    """5.064 5.065: exit code and the size that comes out"""
+    """FEATURES 5.064, 5.065: exit code and the size that comes out"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "8M"], ["qemu-io", "-c", "write -P 9 0 8M", "x"])
     size = [w for w in words if not w.startswith("--") and w != "-q"]
     options = [w for w in words if w not in size]
@@ -28,14 +28,14 @@ def test_qcow2(twin, words):
 
 @pytest.mark.parametrize("words", [["2k"], ["1k"], ["--shrink", "512"], ["+512"], ["--preallocation=full", "+1M"]], ids=lambda w: " ".join(w))
 def test_raw(twin, words):
-    """5.064 3.028"""
+    """FEATURES 5.064, 3.028"""
     twin.give(["qemu-img", "create", "-q", "-f", "raw", "x", "1k"])
     ours, theirs = twin.same_code("resize", "-f", "raw", *words[:-1], "x", words[-1])
     assert os.stat(f"{twin.ours}/x").st_size == os.stat(f"{twin.theirs}/x").st_size
 
 
 def test_guessed_raw_warns(tmp_path):
-    """3.027: a guessed raw format is told"""
+    """FEATURES 3.027: a guessed raw format is told"""
     run.byre("create", "-q", "-f", "raw", tmp_path / "x", "1M")
     done = run.byre("resize", tmp_path / "x", "2M")
     assert "WARNING: Image format was not specified" in done.err
@@ -43,7 +43,7 @@ def test_guessed_raw_warns(tmp_path):
 
 
 def test_shrink_gives_space_back(tmp_path):
-    """1.143: shrinking needs --shrink and makes the file smaller"""
+    """FEATURES 1.143: shrinking needs --shrink and makes the file smaller"""
     run.byre("create", "-q", "-f", "qcow2", tmp_path / "x", "64M")
     run.byre("io", "-c", "write -P 1 0 64M", tmp_path / "x")
     before = (tmp_path / "x").stat().st_size
@@ -55,7 +55,7 @@ def test_shrink_gives_space_back(tmp_path):
 
 
 def test_new_part_reads_zero(tmp_path):
-    """1.142 11.009: also where a longer backing image would shine through"""
+    """FEATURES 1.142, 11.009: also where a longer backing image would shine through"""
     run.byre("create", "-q", "-f", "raw", tmp_path / "base", "4M")
     run.byre("io", "-f", "raw", "-c", "write -P 5 0 4M", tmp_path / "base")
     run.byre("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", tmp_path / "top", "1M")
@@ -65,7 +65,7 @@ def test_new_part_reads_zero(tmp_path):
 
 @pytest.mark.serial
 def test_block_device(tmp_path):
-    """1.144: a device does not grow; a size that fits is exact"""
+    """FEATURES 1.144: a device does not grow; a size that fits is exact"""
     with open(tmp_path / "back", "wb") as f:
         f.truncate(64 << 20)
     device, detach = run.loop_device(tmp_path / "back")
@@ -79,6 +79,6 @@ def test_block_device(tmp_path):
 @pytest.mark.parametrize("words", [[], ["x"], ["x", "1M", "y"], ["missing", "1M"], ["--image-opts", "driver=qcow2,file.filename=x", "9M"],
                                    ["-f", "nope", "x", "9M"]])
 def test_usage(twin, words):
-    """5.009"""
+    """FEATURES 5.009"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "8M"])
     twin.same_code("resize", *words)

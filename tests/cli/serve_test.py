@@ -76,7 +76,7 @@ def test_serves_and_ends_cleanly(tmp_path, byre_serve):
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals(tmp_path, byre_serve, sig):
-    """8.006: an orderly end, with the event"""
+    """FEATURES 8.006: an orderly end, with the event"""
     server = byre_serve(disk(tmp_path))
     client = Qmp(server.control)
     assert server.stop(signal_number=sig) == 0
@@ -108,7 +108,7 @@ def test_second_signal_is_faster(tmp_path, byre_serve):
 
 
 def test_quit(tmp_path, byre_serve):
-    """8.009: quit answers, sends the event and ends"""
+    """FEATURES 8.009: quit answers, sends the event and ends"""
     server = byre_serve(disk(tmp_path))
     client, watcher = Qmp(server.control), Qmp(server.control)
     assert client.ask("quit") == {"return": {}}
@@ -182,7 +182,7 @@ def test_guessed_raw_may_be_read(tmp_path, byre_serve):
 
 
 def test_locked_image(tmp_path, byre_serve):
-    """1.122: both directions"""
+    """FEATURES 1.122: both directions"""
     image = disk(tmp_path)
     with Holder(image):
         assert "lock" in run.byre("serve", image, code=1, env={"XDG_RUNTIME_DIR": str(tmp_path)}).err
@@ -218,7 +218,7 @@ def test_stale_sockets_are_replaced(tmp_path, byre_serve):
 # ---- the control socket ----
 
 def test_greeting_and_negotiation(tmp_path, byre_serve):
-    """8.009"""
+    """FEATURES 8.009"""
     server = byre_serve(disk(tmp_path))
     client = Qmp(server.control, negotiate=False)
     assert set(client.greeting) == {"QMP"} and set(client.greeting["QMP"]) == {"version", "capabilities"}
@@ -234,7 +234,7 @@ def test_greeting_and_negotiation(tmp_path, byre_serve):
 
 
 def test_errors(tmp_path, byre_serve):
-    """8.009: error class and text; the connection stays usable"""
+    """FEATURES 8.009: error class and text; the connection stays usable"""
     server = byre_serve(disk(tmp_path))
     client = Qmp(server.control)
     for text, cls, part in [('{"execute": "bogus"}', "CommandNotFound", "bogus"), ('{"execute": 1}', "GenericError", "execute"), ("[1]", "GenericError", ""),
@@ -254,7 +254,7 @@ def test_errors(tmp_path, byre_serve):
 
 
 def test_pipelining_and_splitting(tmp_path, byre_serve):
-    """8.009: answers in the order of the commands, however the bytes arrive"""
+    """FEATURES 8.009: answers in the order of the commands, however the bytes arrive"""
     server = byre_serve(disk(tmp_path))
     client = Qmp(server.control)
     client.send("".join(f'{{"execute": "query-version", "id": {i}}}' for i in range(50)))
@@ -270,7 +270,7 @@ DEVICE = {"file", "node-name", "ro", "drv", "backing_file_depth", "encrypted", "
 
 
 def test_queries(tmp_path, byre_serve):
-    """8.011 8.019: node names, layers, members that the schema calls mandatory"""
+    """FEATURES 8.011, 8.019: node names, layers, members that the schema calls mandatory"""
     run.byre("create", "-q", "-f", "raw", tmp_path / "base", "32M")
     run.byre("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", tmp_path / "mid.qcow2")
     run.byre("create", "-q", "-f", "qcow2", "-b", "mid.qcow2", "-F", "qcow2", tmp_path / "top.qcow2", "64M")
@@ -296,7 +296,7 @@ def test_queries(tmp_path, byre_serve):
 
 
 def test_resize(tmp_path, byre_serve):
-    """8.017 1.142: new clients see the new size; the image has it"""
+    """FEATURES 8.017, 1.142: new clients see the new size; the image has it"""
     image = disk(tmp_path)
     server = byre_serve(image)
     assert server.qmp("block_resize", **{"node-name": "disk0", "size": 128 << 20}) == {}
