@@ -63,6 +63,22 @@ void q2_alloc_free(struct q2_image *q)
 
 /* ---- scan: finds free clusters that earlier runs left behind ---- */
 
+/* Does the L1 or the refcount table name something that `ready` holds? Then a count is wrong (1.111). */
+static bool ready_has_tables(const struct q2_image *q)
+{
+    const struct rset *ready = &q->alloc->ready;
+    const struct q2_l1 *l1 = atomic_load_explicit(&q->l1, memory_order_relaxed);
+    bool found = false;
+    for (uint64_t i = 0; i < q->rt_entries && !found; i++)
+        found = rset_contains(ready, q->rt[i] >> q->g.cluster_bits, (q->rt[i] >> q->g.cluster_bits) + 1);
+    for (uint64_t i = 0; i < l1->entries && !found; i++) {
+        struct q2_l1e e;
+        if (q2_l1e_decode(&q->g, be64_word(atomic_load_explicit(&l1->words[i], memory_order_relaxed)), &e))
+            found = rset_contains(ready, e.l2_off >> q->g.cluster_bits, (e.l2_off >> q->g.cluster_bits) + 1);
+    }
+    return found;
+}
+
 static int scan_slice(struct co *co, struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
@@ -91,6 +107,11 @@ static int scan_slice(struct co *co, struct q2_image *q)
             r = rset_add(&a->ready, c, c + 1, 0);
     }
     meta_put(q->meta, b);
+    if (r == 0 && a->ready.total && ready_has_tables(q)) {
+        rset_fini(&a->ready);            /* was empty before: all of it comes from this slice */
+        rset_init(&a->ready);
+        return -EUCLEAN;
+    }
     return r;
 }
 
@@ -152,10 +173,11 @@ static int take_present(struct co *co, struct q2_image *q, uint64_t want, struct
 {
     struct q2_alloc *a = q->alloc;
     co_lock(co, &a->mx);
-    for (unsigned i = 0; i < SCAN_SLICES_PER_TAKE && a->scan_next < a->scan_end && !a->ready.total; i++)
-        if (scan_slice(co, q) < 0)
-            break;                       /* an unreadable slice is skipped: its clusters are only missed */
-    int r = take_counted(a, want, ret);
+    int r = 0;                           /* an unreadable slice is skipped: its clusters are only missed */
+    for (unsigned i = 0; i < SCAN_SLICES_PER_TAKE && r == 0 && a->scan_next < a->scan_end && !a->ready.total; i++)
+        r = scan_slice(co, q);
+    if (r != -EUCLEAN)
+        r = take_counted(a, want, ret);
     if (r == -ENOENT)
         r = take_ready(co, q, want, ret);
     if (r == -ENOENT || r == -EIO)

@@ -19,6 +19,12 @@
 #define KIB 1024ull
 #define MIB (1024 * KIB)
 
+/* Lets everything that was dropped come back, or be refused. */
+static void settle(struct co *co, struct q2_image *q)
+{
+    int r = q2_drop_settle(co, q);
+    (void)r;                             /* the tests look at what came of it */
+}
 
 /* ---- reclaim: a process was killed in the middle of a pass, the power fails after the next one began to write ---- */
 
@@ -335,6 +341,144 @@ static void old_clusters_body(struct co *co, void *arg)
 
 static void test_old_clusters(void **state) { t_run(0, old_clusters_body, NULL); }
 
+/* ---- damaged images: metadata is neither overwritten nor punched nor handed out (1.048, 1.111) ---- */
+
+/* An image of two data clusters at guest 0 and 4096, closed. */
+static void two_clusters(struct co *co, bool zero)
+{
+    const struct make m = { 3, 16, 4096, 16 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    CHECK_EQ(g_write(co, q, 0, 8192, 0x11), 0);
+    if (zero)
+        CHECK_EQ(q2_zero(co, &q->im, 0, 8192, 0), 0);
+    CHECK_EQ(img_close(co, q), 0);
+}
+
+static void set_count(uint64_t host, uint16_t n)     /* one block, 16 bits */
+{
+    be16_put((be16 *)(disk.bytes + be64_get(disk_be64(be64_get(disk_be64(48))))) + host / 4096, n);
+}
+
+struct region { uint64_t off; uint8_t bytes[4096]; };
+static struct region keep(uint64_t off)
+{
+    struct region r = { .off = off };
+    memcpy(r.bytes, disk.bytes + off, 4096);
+    return r;
+}
+static bool kept(const struct region *r) { return !memcmp(r->bytes, disk.bytes + r->off, 4096); }
+
+static void kept_zero_body(struct co *co, void *arg)
+{
+    two_clusters(co, true);
+    uint64_t l1 = be64_get(disk_be64(40)), l2 = img_l2_at(0);
+    be64_put(disk_be64(l2), Q2_E_COPIED | Q2_E_ZERO | (l1 - 4096));
+    be64_put(disk_be64(l2 + 8), Q2_E_COPIED | Q2_E_ZERO | l1);
+    struct region r = keep(l1);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    CHECK(g_write(co, q, 0, 8192, 0xee) < 0);
+    CHECK(kept(&r));
+    (void)img_close(co, q);
+    CHECK(kept(&r));
+}
+
+static void test_kept_zero_on_metadata(void **state) { t_run(0, kept_zero_body, NULL); }
+
+static void table_on_table_body(struct co *co, void *arg)
+{
+    two_clusters(co, false);
+    uint64_t rt = be64_get(disk_be64(48));
+    be64_put(disk_be64(img_l1_at(0)), Q2_E_COPIED | rt);
+    struct region r = keep(rt);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    CHECK(g_write(co, q, 65536, 4096, 0xee) < 0);
+    CHECK(q2_discard(co, &q->im, 0, 8192) < 0);
+    (void)g_flush(co, q);
+    CHECK(kept(&r));
+    (void)img_close(co, q);
+    CHECK(kept(&r));
+}
+
+static void test_l2_on_refcount_table(void **state) { t_run(0, table_on_table_body, NULL); }
+
+/* A data entry names metadata; discarding it must not punch or free that. victim: host offset. */
+static void drop_metadata(struct co *co, uint64_t victim)
+{
+    be64_put(disk_be64(img_l2_at(4096)), Q2_E_COPIED | victim);
+    struct region r = keep(victim);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    CHECK(g_holds(co, q, 0, 4096, 0x11));            /* its table is cached */
+    (void)q2_discard(co, &q->im, 4096, 4096);
+    (void)g_flush(co, q);
+    settle(co, q);
+    if (victim != round_down(img_l2_at(4096), 4096)) /* that one has changed, as it should */
+        CHECK(kept(&r));
+    else
+        CHECK(be64_get(disk_be64(img_l2_at(0))) & Q2_L2E_OFF);
+    CHECK(!rset_contains(&q->alloc->ready, victim / 4096, victim / 4096 + 1));
+    (void)img_close(co, q);
+}
+
+static void drop_metadata_body(struct co *co, void *arg)
+{
+    two_clusters(co, false);
+    drop_metadata(co, be64_get(disk_be64(40)));
+    two_clusters(co, false);
+    drop_metadata(co, be64_get(disk_be64(48)));
+    two_clusters(co, false);
+    drop_metadata(co, be64_get(disk_be64(be64_get(disk_be64(48)))));
+    two_clusters(co, false);
+    drop_metadata(co, round_down(img_l2_at(0), 4096));
+}
+
+static void test_drop_metadata(void **state) { t_run(0, drop_metadata_body, NULL); }
+
+/* Metadata with count 0: the scan must not offer it. */
+static void uncounted_body(struct co *co, void *arg)
+{
+    for (unsigned which = 0; which < 2; which++) {
+        two_clusters(co, false);
+        uint64_t victim = which ? round_down(img_l2_at(0), 4096) : be64_get(disk_be64(be64_get(disk_be64(48))));
+        set_count(victim, 0);
+        memcpy(disk.durable, disk.bytes, disk.len);
+        struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 64 * KIB });
+        for (uint64_t off = 2 * MIB; off < 4 * MIB; off += 256 * KIB)
+            (void)g_write(co, q, off, 4096, 0x77);
+        CHECK(q->failed || g_holds(co, q, 0, 8192, 0x11));
+        CHECK(!rset_contains(&q->alloc->ready, victim / 4096, victim / 4096 + 1));
+        (void)img_close(co, q);
+        q = img_open(co, &(struct opening){ .read_only = true });
+        CHECK(g_holds(co, q, 0, 8192, 0x11));
+        CHECK_EQ(img_close(co, q), 0);
+    }
+}
+
+static void test_uncounted_metadata(void **state) { t_run(0, uncounted_body, NULL); }
+
+/* A cluster is freed whose count is 0 already: nothing is punched, the image is marked corrupt (CVE-2014-0147). */
+static void underflow_body(struct co *co, void *arg)
+{
+    two_clusters(co, false);
+    uint64_t host = be64_get(disk_be64(img_l2_at(0))) & Q2_L2E_OFF;
+    set_count(host, 0);
+    struct region r = keep(host);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    CHECK_EQ(q2_discard(co, &q->im, 0, 4096), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    settle(co, q);
+    CHECK(kept(&r));
+    CHECK(q->h.incompat & Q2_INCOMPAT_CORRUPT);
+    uint8_t buf[512];
+    CHECK_EQ(g_read(co, q, 4096, 512, buf), -EIO);   /* all later requests fail (1.113) */
+    CHECK_EQ(g_write(co, q, 4096, 512, 1), -EIO);
+    CHECK(g_flush(co, q) < 0);
+    (void)img_close(co, q);
+    CHECK_EQ(be64_get(disk_be64(72)) & Q2_INCOMPAT_CORRUPT, Q2_INCOMPAT_CORRUPT);
+}
+
+static void test_underflow(void **state) { t_run(0, underflow_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -345,6 +489,11 @@ int main(void)
         cmocka_unit_test(test_transient),
         cmocka_unit_test(test_damage),
         cmocka_unit_test(test_old_clusters),
+        cmocka_unit_test(test_kept_zero_on_metadata),
+        cmocka_unit_test(test_l2_on_refcount_table),
+        cmocka_unit_test(test_drop_metadata),
+        cmocka_unit_test(test_uncounted_metadata),
+        cmocka_unit_test(test_underflow),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 core", tests);

@@ -9,6 +9,7 @@
  *                 the same pass (meta I5).
  *             D2  Between drop and the end of its batch the cluster stays counted: it cannot be found by the scan.
  *             D3  A punch has completed before the count falls to 0 and the cluster is offered.
+ *             D4  What other tables name as metadata, or what nothing counts, is never punched or freed: the image is damaged.
  * Order       table durable (pass) -> grace period -> punch -> count lowered in memory -> ready. The lowered count
  *             reaches the disk with a later pass; a crash before that leaks.
  * Concurrency Home loop; a batch is worked off by a coroutine of its own. Bounded: past Q2_QUARANTINE_MAX clusters
@@ -123,17 +124,28 @@ void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n) { dro
 
 /* ---- a batch that has become safe ---- */
 
-/* Length of the run of clusters from c on that have exactly one owner left, or more than one (*ret_last). */
+/* Does a table of a damaged image name metadata as data? That is neither punched nor freed (1.111). */
+static bool is_metadata(const struct q2_image *q, uint64_t c, uint64_t end, uint32_t tag)
+{
+    bool fixed = false;
+    for (uint64_t i = c; i < end && !fixed; i++)
+        fixed = q2_hits_metadata(q, i << q->g.cluster_bits);
+    return fixed || (tag != TAG_TABLE && meta_cached(q->meta, c << q->g.cluster_bits, (end - c) << q->g.cluster_bits));
+}
+
+/* Length of the run of clusters from c on that have exactly one owner left, or more than one (*ret_last). -EUCLEAN: none. */
 static int owners_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t end, uint64_t *ret_end, bool *ret_last)
 {
     uint64_t n;
     int r = q2_refs_get(co, q, c, &n);
+    if (r == 0 && n == 0)
+        r = -EUCLEAN;
     if (r < 0)
         return r;
-    *ret_last = n <= 1;
+    *ret_last = n == 1;
     for (c++; c < end; c++) {
         r = q2_refs_get(co, q, c, &n);
-        if (r < 0 || (n <= 1) != *ret_last)
+        if (r < 0 || n == 0 || (n == 1) != *ret_last)
             break;
     }
     *ret_end = c;
@@ -153,23 +165,27 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
 {
     struct q2_alloc *a = q->alloc;
     while (c < end) {
-        uint64_t stop;
-        bool last;
-        if (owners_run(co, q, c, end, &stop, &last) < 0) {
+        uint64_t stop = end;
+        bool last = false;
+        int r = q->failed ? -EIO : owners_run(co, q, c, end, &stop, &last);
+        if (r == 0 && last && is_metadata(q, c, stop, tag))
+            r = -EUCLEAN;
+        if (r < 0) {
             a->lost += end - c;
+            (void)q2_judge(co, q, r, "refcount", c << q->g.cluster_bits);   /* nobody waits for this; later requests are told */
             return;
         }
         if (last && !MUTANT(MUT_FREE_SKIP_PUNCH))
             punch(co, q, c, stop - c);
         co_lock(co, &a->mx);
-        int r = 0;
         if (last && tag == TAG_TABLE && !meta_forget(q->meta, c << q->g.cluster_bits, (stop - c) << q->g.cluster_bits))
-            r = -EBUSY;                          /* a second owner that nobody counted works on it: it stays counted */
+            r = -EUCLEAN;                        /* a second owner that nobody counted works on it */
         if (r == 0)
             r = q2_refs_add(co, q, c, stop - c, -1);
         if (r < 0 || (last && rset_add(&a->ready, c, stop, 0) < 0))
             a->lost += stop - c;
         co_unlock(&a->mx);
+        (void)q2_judge(co, q, r, "refcount", c << q->g.cluster_bits);       /* a->lost tells it already */
         if (last && MUTANT(MUT_FREE_SKIP_PUNCH))
             punch(co, q, c, stop - c);
         c = stop;

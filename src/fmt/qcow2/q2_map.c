@@ -283,6 +283,8 @@ int q2_slice_own(struct co *co, struct q2_image *q, uint64_t guest, struct meta_
         int r = l1_entry(q, guest, &e);
         if (r < 0)
             return r;
+        if (e.l2_off && q2_hits_metadata(q, e.l2_off))
+            return -EUCLEAN;                                                   /* M2, for tables */
         if (!e.l2_off || !(e.copied || MUTANT(MUT_L2_COPY_IN_PLACE))) {        /* M3 */
             co_lock(co, &q->l2_mx);
             r = l1_entry(q, guest, &e);

@@ -61,13 +61,19 @@ struct plan {
     uint64_t host;                       /* NEED_KEPT_ZERO */
 };
 
-/* Looks at up to max entries from index on. -EUCLEAN: an entry cannot be decoded. */
+/* Decodes an entry that a write may act on: not one that names header, L1 or refcount table as its own data (M2). */
+static bool entry_ok(const struct q2_image *q, uint64_t raw, struct q2_l2e *ret)
+{
+    return q2_l2e_decode(&q->g, raw, ret) && (need_of(ret) == NEED_CLUSTER || !q2_hits_metadata(q, ret->host));
+}
+
+/* Looks at up to max entries from index on. -EUCLEAN: the first one is damaged. */
 static int make_plan(const struct q2_image *q, const struct meta_block *b, uint32_t index, uint32_t max, uint64_t guest, struct plan *ret)
 {
     struct plan p = { .zero_all = true };
     for (p.n = 0; p.n < max; p.n++) {
         struct q2_l2e e;
-        if (!q2_l2e_decode(&q->g, meta_word(b, index + p.n), &e)) {
+        if (!entry_ok(q, meta_word(b, index + p.n), &e)) {
             if (p.n)
                 break;
             return -EUCLEAN;
@@ -125,7 +131,7 @@ static int reserve(struct co *co, struct q2_image *q, struct write_txn *t, uint6
     uint32_t max = (uint32_t)((t->lock.end - t->lock.start) >> q->g.cluster_bits);
     struct plan p;
     int r = make_plan(q, t->block, t->index, max, c0, &p);
-    if (r < 0 || (p.need != NEED_CLUSTER && q2_hits_metadata(q, p.host)))
+    if (r < 0)
         return q2_corrupt(co, q, "L2 entry", c0);
     if (p.need == NEED_NOTHING) {
         w->len = 0;
