@@ -96,15 +96,28 @@ static void completed(struct cx_world *w, size_t at)
         w->log[at].completed = w->now++;
 }
 
-/* Does this call fail? 0, or negative errno. */
-static int fault(struct cx_stor *s, enum cx_fault_kind kind)
+/* Does this call fail? 0, negative errno, or 1: it is cut short. */
+static int fault_world(struct cx_world *w, enum cx_fault_kind kind)
 {
-    struct cx_faults *f = &s->w->faults;
+    struct cx_faults *f = &w->faults;
     f->calls[kind]++;
     if (!f->nth || f->kind != kind || f->calls[kind] < f->nth || (f->calls[kind] > f->nth && !f->forever))
         return 0;
     f->hits++;
     return f->short_transfer ? 1 : -f->error;
+}
+static int fault(struct cx_stor *s, enum cx_fault_kind kind) { return fault_world(s->w, kind); }
+/* The same for calls that may do their work and report an error all the same: then *ret_late is what to report. */
+static int fault_late(struct cx_stor *s, enum cx_fault_kind kind, int *ret_late)
+{
+    int f = fault(s, kind);
+    bool late = f < 0 && s->w->faults.late;
+    *ret_late = late ? f : 0;
+    return late ? 0 : f;
+}
+static struct iov cut_short(const struct cx_world *w, struct iov v)
+{
+    return w->faults.nothing ? iov_slice(v, 0, 0) : v.len_bytes > 1 ? iov_slice(v, 0, v.len_bytes / 2) : v;
 }
 
 static int64_t s_preadv(struct co *co, struct stor *st, struct iov v, uint64_t off)
@@ -113,8 +126,8 @@ static int64_t s_preadv(struct co *co, struct stor *st, struct iov v, uint64_t o
     int f = fault(s, CX_F_READ);
     if (f < 0)
         return f;
-    if (f && v.len_bytes > 1)
-        v = iov_slice(v, 0, v.len_bytes / 2);
+    if (f)
+        v = cut_short(s->w, v);
     pause_some(co, s->w);
     if (off >= s->b->len)
         return 0;
@@ -127,11 +140,13 @@ static int64_t s_pwritev(struct co *co, struct stor *st, struct iov v, uint64_t 
 {
     struct cx_stor *s = of(st);
     (void)flags;
-    int f = fault(s, CX_F_WRITE);
+    int late, f = fault_late(s, CX_F_WRITE, &late);
     if (f < 0)
         return f;
-    if (f && v.len_bytes > 1)
-        v = iov_slice(v, 0, v.len_bytes / 2);
+    if (f)
+        v = cut_short(s->w, v);
+    if (!v.len_bytes)
+        return 0;
     if (!range_inside(off, v.len_bytes, CX_FILE_MAX))
         return -ENOSPC;
     size_t at = place(s->w, record(s, CX_WRITE, off, v.len_bytes));
@@ -143,6 +158,8 @@ static int64_t s_pwritev(struct co *co, struct stor *st, struct iov v, uint64_t 
         memcpy(s->w->log[at].data, s->b->data + off, v.len_bytes);
     }
     pause_some(co, s->w);
+    if (late)
+        return late;
     completed(s->w, at);
     return (int64_t)v.len_bytes;
 }
@@ -159,39 +176,43 @@ static int s_flush(struct co *co, struct stor *st)
     return 0;
 }
 
-static int zero_range(struct co *co, struct cx_stor *s, uint64_t off, uint64_t len)
+static int zero_range(struct co *co, struct cx_stor *s, uint64_t off, uint64_t len, int late)
 {
     size_t at = place(s->w, record(s, CX_ZERO, off, len));
     pause_some(co, s->w);
     s->b->len = max_u64(s->b->len, off + len);
     memset(s->b->data + off, 0, len);
     pause_some(co, s->w);
-    completed(s->w, at);
-    return 0;
+    if (!late)
+        completed(s->w, at);
+    return late;
 }
 
 static int s_zero(struct co *co, struct stor *st, uint64_t off, uint64_t len, unsigned flags)
 {
     struct cx_stor *s = of(st);
     (void)flags;
-    int f = fault(s, CX_F_ZERO);
+    int late, f = fault_late(s, CX_F_ZERO, &late);
     if (f)
         return f < 0 ? f : -EIO;
-    return range_inside(off, len, CX_FILE_MAX) ? zero_range(co, s, off, len) : -ENOSPC;
+    return range_inside(off, len, CX_FILE_MAX) ? zero_range(co, s, off, len, late) : -ENOSPC;
 }
 
 static int s_discard(struct co *co, struct stor *st, uint64_t off, uint64_t len)
 {
     struct cx_stor *s = of(st);
+    int late, f = fault_late(s, CX_F_DISCARD, &late);
+    if (f)
+        return f < 0 ? f : -EIO;
     if (off >= s->b->len)
         return 0;
-    return zero_range(co, s, off, min_u64(len, s->b->len - off));
+    return zero_range(co, s, off, min_u64(len, s->b->len - off), late);
 }
 
 static int s_truncate(struct co *co, struct stor *st, uint64_t len)
 {
     struct cx_stor *s = of(st);
-    int f = fault(s, CX_F_TRUNCATE);
+    int late, f = fault_late(s, CX_F_TRUNCATE, &late);
     if (f)
         return f < 0 ? f : -EIO;
     if (len > CX_FILE_MAX)
@@ -202,13 +223,17 @@ static int s_truncate(struct co *co, struct stor *st, uint64_t len)
         memset(s->b->data + len, 0, s->b->len - len);
     s->b->len = len;
     pause_some(co, s->w);
-    completed(s->w, at);
-    return 0;
+    if (!late)
+        completed(s->w, at);
+    return late;
 }
 
 static int s_length(struct co *co, struct stor *st, uint64_t *ret_len)
 {
     (void)co;
+    int f = fault(of(st), CX_F_LENGTH);
+    if (f)
+        return f < 0 ? f : -EIO;
     *ret_len = of(st)->b->len;
     return 0;
 }
@@ -239,6 +264,7 @@ static int s_allocated(struct co *co, struct stor *st, uint64_t *ret_bytes)
 static void s_close(struct co *co, struct stor *st)
 {
     (void)co;
+    of(st)->w->open_stores--;
     stor_fini(st);
     free(st);
 }
@@ -255,6 +281,7 @@ int cx_store_open(struct cx_world *w, const char *name, bool read_only, struct s
         return r;
     }
     s->w = w;
+    w->open_stores++;
     s->image = strcmp(name, "img") == 0;
     s->b = s->image ? &w->image : &w->backing;
     s->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = CX_SECTOR };
@@ -270,6 +297,9 @@ static int open_file(struct co *co, void *arg, const char *name, const struct st
     (void)co;
     if (strcmp(name, "img") && strcmp(name, "base"))
         return byre_fail(err, NOT_FOUND, "%s: no such file", name);
+    int f = fault_world(arg, CX_F_OPEN);
+    if (f < 0)
+        return byre_fail_code(err, SYSTEM, f, "%s", name);
     int r = cx_store_open(arg, name, o->read_only, ret_s);
     return r < 0 ? byre_fail(err, NOMEM, "%s", name) : 0;
 }

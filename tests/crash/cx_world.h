@@ -34,11 +34,13 @@ struct cx_op {
 
 struct cx_bytes { uint8_t *data; uint64_t len; };   /* data has CX_FILE_MAX bytes; behind len all zero */
 
-enum cx_fault_kind { CX_F_READ, CX_F_WRITE, CX_F_FLUSH, CX_F_ZERO, CX_F_TRUNCATE, CX_F_KINDS };
+enum cx_fault_kind { CX_F_READ, CX_F_WRITE, CX_F_FLUSH, CX_F_ZERO, CX_F_TRUNCATE, CX_F_DISCARD, CX_F_LENGTH, CX_F_OPEN, CX_F_KINDS };
 struct cx_faults {                      /* the nth call of a kind fails (1 = next), once or from then on */
     enum cx_fault_kind kind;
     uint64_t nth;                        /* 0: none */
     bool forever, short_transfer;
+    bool nothing;                        /* a short transfer moves no byte at all */
+    bool late;                           /* the call does its work and reports the error all the same (writes, truncate, zero) */
     int error;                           /* positive errno */
     uint64_t calls[CX_F_KINDS];         /* counted always */
     uint64_t hits;
@@ -57,6 +59,7 @@ struct cx_world {
     size_t log_count, log_cap;
     uint64_t trace;                      /* hash of every recorded operation: the same seed gives the same trace */
     struct cx_faults faults;
+    int open_stores;                     /* opened and not closed */
     struct graph *graph;
     struct graph_node *node;             /* open image, or NULL */
     uint64_t frontier_bytes, cache_bytes;
