@@ -14,9 +14,10 @@
  *                 (q2_run_independent); without it data is made durable before its entry, but needs no filling.
  * Order       Counts rise here, before any pointer (rank META_COUNTS, or settled by q2_frontier.c).
  * Concurrency Home loop. take suspends (counts to load, growth); mx keeps scan, take and release apart.
- * Failure     take fails whole: -ENOSPC after one round of settling frees, -EIO; nothing changed.
+ * Failure     take fails whole: -ENOSPC after the whole scan and one round of settling frees, -EIO; nothing changed.
  * Tests       crash explorer (alloc churn, reuse), interop.
  */
+#include <limits.h>
 #include <stdlib.h>
 
 #include "base/assert.h"
@@ -40,6 +41,9 @@ int q2_alloc_new(struct co *co, struct q2_image *q)
     rset_init(&a->ready);
     rset_init(&a->dropping);
     a->end = div_up(len, q->g.cluster_size);
+    uint64_t used;
+    if (!q->im.store->traits.regular && q2_refs_end(co, q, &used) == 0)
+        a->end = min_u64(a->end, used);  /* a device: the frontier grows behind what is used, as far as the device goes */
     a->zero_from = a->end;
     a->scan_end = a->end;
     a->step_max = UINT64_MAX;
@@ -169,12 +173,12 @@ static int take_counted(struct q2_alloc *a, uint64_t want, struct q2_run *ret)
 }
 
 /* From what there is, without growing. -ENOENT: nothing. */
-static int take_present(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret)
+static int take_present(struct co *co, struct q2_image *q, uint64_t want, unsigned slices, struct q2_run *ret)
 {
     struct q2_alloc *a = q->alloc;
     co_lock(co, &a->mx);
     int r = 0;                           /* an unreadable slice is skipped: its clusters are only missed */
-    for (unsigned i = 0; i < SCAN_SLICES_PER_TAKE && r == 0 && a->scan_next < a->scan_end && !a->ready.total; i++)
+    for (unsigned i = 0; i < slices && r == 0 && a->scan_next < a->scan_end && !a->ready.total; i++)
         r = scan_slice(co, q);
     if (r != -EUCLEAN)
         r = take_counted(a, want, ret);
@@ -186,12 +190,15 @@ static int take_present(struct co *co, struct q2_image *q, uint64_t want, struct
     return r;
 }
 
+static bool no_space(int r) { return r == -ENOSPC || r == -EFBIG || r == -EDQUOT; }
+
 int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret)
 {
     ASSERT_LOOP(q->im.home);
-    bool settled = false;
-    for (;;) {
-        int r = take_present(co, q, want, ret);
+    struct q2_alloc *a = q->alloc;
+    unsigned slices = SCAN_SLICES_PER_TAKE;
+    for (bool settled = false;;) {
+        int r = take_present(co, q, want, slices, ret);
         if (r != -ENOENT) {
             if (r == 0)
                 q2_frontier_watch(q);
@@ -200,12 +207,17 @@ int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_ru
         r = q2_frontier_grow(co, q, 1);
         if (r == 0)
             continue;
-        if ((r != -ENOSPC && r != -EFBIG && r != -EDQUOT) || settled)
+        if (!no_space(r))
             return r;
-        settled = true;                  /* before giving up: what was freed may come back (D3) */
-        int s = q2_drop_settle(co, q);
-        if (s < 0)
+        if (a->scan_next < a->scan_end) {
+            slices = UINT_MAX;           /* before giving up: every count is looked at, */
+        } else if (!settled) {
+            settled = true;              /* and what was freed may come back (D3) */
+            if (q2_drop_settle(co, q) < 0)
+                return r;
+        } else {
             return r;
+        }
     }
 }
 

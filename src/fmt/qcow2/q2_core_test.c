@@ -479,6 +479,54 @@ static void underflow_body(struct co *co, void *arg)
 
 static void test_underflow(void **state) { t_run(0, underflow_body, NULL); }
 
+/* ---- space: no false ENOSPC ---- */
+
+static void device_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 512, 8 * MIB };   /* a block counts 256 clusters: 128 KiB */
+    img_make(co, &m);
+    disk.len = 4 * MIB;
+    disk.fixed_length = true;
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    for (uint64_t off = 0; off < 2 * MIB; off += 64 * KIB)
+        if (!CHECK_EQ(g_write(co, q, off, 64 * KIB, 0x31), 0))
+            break;
+    CHECK(states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+    q = img_open(co, &(struct opening){ 0 });
+    CHECK(g_holds(co, q, 0, 2 * MIB, 0x31));
+    int r = 0;
+    for (uint64_t off = 2 * MIB; r == 0 && off < 8 * MIB; off += 4096)
+        r = g_write(co, q, off, 4096, 0x32);
+    CHECK_EQ(r, -ENOSPC);
+    CHECK(g_host(co, q, 3 * MIB + 512 * KIB));       /* most of the device was used */
+    CHECK_EQ(q2_discard(co, &q->im, 0, 64 * KIB), 0);
+    CHECK_EQ(g_write(co, q, 0, 32 * KIB, 0x33), 0);  /* what was freed comes back (D3) */
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_device(void **state) { t_run(0, device_body, NULL); }
+
+/* Free clusters that lie behind many used ones are found before ENOSPC is told. */
+static void scan_all_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 512, 8 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ .no_punch = true });
+    CHECK_EQ(g_write(co, q, 0, 3 * MIB, 0x31), 0);
+    CHECK_EQ(q2_discard(co, &q->im, 2 * MIB, 512 * KIB), 0);
+    CHECK_EQ(img_close(co, q), 0);
+    disk.fixed_length = true;
+    q = img_open(co, &(struct opening){ 0 });
+    CHECK_EQ(g_write(co, q, 4 * MIB, 256 * KIB, 0x32), 0);
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_scan_all(void **state) { t_run(0, scan_all_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -494,6 +542,8 @@ int main(void)
         cmocka_unit_test(test_drop_metadata),
         cmocka_unit_test(test_uncounted_metadata),
         cmocka_unit_test(test_underflow),
+        cmocka_unit_test(test_device),
+        cmocka_unit_test(test_scan_all),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 core", tests);

@@ -126,6 +126,8 @@ MUST_USE int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_e
 MUST_USE int q2_refs_get(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t *ret_count);
 /* First cluster of [cluster, cluster+n) whose count is not 0; cluster+n when all are. */
 MUST_USE int q2_refs_first_used(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, uint64_t *ret_cluster);
+/* The cluster behind the last one whose count is not 0. */
+MUST_USE int q2_refs_end(struct co *co, struct q2_image *q, uint64_t *ret_end);
 /* Adds delta to each of n clusters. -ERANGE: width; -EUCLEAN: below zero. On failure nothing is changed. */
 MUST_USE int q2_refs_add(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, int64_t delta);
 

@@ -106,6 +106,29 @@ int q2_refs_first_used(struct co *co, struct q2_image *q, uint64_t cluster, uint
     return 0;
 }
 
+int q2_refs_end(struct co *co, struct q2_image *q, uint64_t *ret_end)
+{
+    uint64_t per_slice = (uint64_t)q->slice_bytes * 8 / q->g.refcount_bits;
+    *ret_end = 0;
+    for (uint64_t ti = q->rt_entries; ti-- > 0;) {
+        for (uint64_t at = q->rt[ti] ? q->g.cluster_size : 0; at > 0; at -= q->slice_bytes) {
+            struct meta_block *b;
+            int r = q2_block_get(co, q, &q->kind_ref, q->rt[ti] + at - q->slice_bytes, &b);
+            if (r < 0)
+                return r;
+            uint64_t i = per_slice;
+            while (i > 0 && q2_refcount_get(&q->g, (const void *)b->words, i - 1) == 0)
+                i--;
+            meta_put(q->meta, b);
+            if (i > 0) {
+                *ret_end = (ti << q->g.block_bits) + (at / q->slice_bytes - 1) * per_slice + i;
+                return 0;
+            }
+        }
+    }
+    return 0;
+}
+
 static int check_slice(const struct q2_image *q, const struct meta_block *b, const struct place *p, uint64_t n, int64_t delta)
 {
     for (uint64_t i = 0; i < n; i++) {
