@@ -479,6 +479,50 @@ static void underflow_body(struct co *co, void *arg)
 
 static void test_underflow(void **state) { t_run(0, underflow_body, NULL); }
 
+/* ---- closing after a failure while a pass runs behind ---- */
+
+static unsigned fail_writes;
+static int fail_some(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    if (what != 'W' || !fail_writes)
+        return 0;
+    fail_writes--;
+    return -EIO;
+}
+
+/* n writes fail: those of a pass that began behind, those of close, or both. Nothing is used after it was freed, and what
+ * is on the disk is sound. */
+static bool close_with(struct co *co, unsigned n)
+{
+    const struct make m = { 3, 16, 512, 4 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ .cache_bytes = 8 * 512 });
+    for (uint64_t off = 0; off < 2 * MIB; off += 32 * KIB)
+        CHECK_EQ(g_write(co, q, off, 512, 1), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    for (uint64_t off = 0; off < 2 * MIB; off += 32 * KIB)
+        CHECK_EQ(q2_discard(co, &q->im, off, 512), 0);
+    fail_writes = n;
+    disk.hook = fail_some;
+    bool failed = img_close(co, q) < 0;
+    disk.hook = NULL;
+    for (unsigned i = 0; i < 100; i++)
+        co_yield(co);                    /* whatever is left behind runs now */
+    CHECK_EQ(img_faults(co, NULL), 0);
+    return failed;
+}
+
+static void close_body(struct co *co, void *arg)
+{
+    unsigned failed = 0;
+    for (unsigned n = 1; n < 40; n++)
+        failed += close_with(co, n);
+    CHECK(failed > 0);                   /* and it is told */
+    CHECK(close_with(co, UINT32_MAX));   /* the disk is gone for good */
+}
+
+static void test_close_after_failure(void **state) { t_run(0, close_body, NULL); }
+
 /* ---- space: no false ENOSPC ---- */
 
 static void device_body(struct co *co, void *arg)
@@ -542,6 +586,7 @@ int main(void)
         cmocka_unit_test(test_drop_metadata),
         cmocka_unit_test(test_uncounted_metadata),
         cmocka_unit_test(test_underflow),
+        cmocka_unit_test(test_close_after_failure),
         cmocka_unit_test(test_device),
         cmocka_unit_test(test_scan_all),
     };

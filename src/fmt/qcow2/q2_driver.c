@@ -235,7 +235,7 @@ static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
         r = byre_fail_code(err, IO, r, "%s: the header cannot be read", q->name);
     struct q2_header h;
     if (r == 0)
-        r = q2_header_parse(buf, want, len, q->check_mode, q->name, &h, err);
+        r = q2_header_parse(buf, want, len, q->check_mode || q->info_only, q->name, &h, err);
     free(buf);
     if (r < 0)
         return r;
@@ -333,8 +333,8 @@ static int repair_dirty(struct co *co, struct q2_image *q, struct byre_err *err)
     int r = q2_check(co, &q->im, &o, &res, err);
     if (r < 0)
         return r;
-    if (res.check_errors || res.corruptions > res.corruptions_fixed)
-        return byre_fail(err, Q2_CORRUPT, "%s: the image was not closed cleanly and its repair left %" PRIu64 " errors; run check -r all", q->name, res.corruptions - res.corruptions_fixed + res.check_errors);
+    if (res.check_errors || res.corruptions)
+        return byre_fail(err, Q2_CORRUPT, "%s: the image was not closed cleanly and its repair left %" PRIu64 " errors; run check -r all", q->name, res.corruptions + res.check_errors);
     return 0;
 }
 
@@ -473,8 +473,10 @@ static int q2_close(struct co *co, struct fmt_image *im)
         if (r == 0 && !q2_reclaim_unfinished(q))
             r = clear_autoclear(co, q, ~Q2_AUTOCLEAR_FRONTIER, NULL);
         q2_alloc_quiesce(co, q);
-        if (r < 0)
+        if (r < 0) {
             meta_abandon(co, q->meta);           /* what could not be written is given up: a leak at worst */
+            q2_alloc_quiesce(co, q);             /* a pass that ran behind may have released batches all the same */
+        }
     }
     dismantle(co, q);
     stor_close(co, store);
