@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ctl_test.c: arguments by their tables, the table of commands, and a server over real sockets without any image.
+ */
+#include <semaphore.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/test.h"
+#include "ctl/ctl_priv.h"
+
+/* ---- arguments ---- */
+struct box { const char *text; int64_t number; bool flag, has_number; json_t *any; };
+
+static const struct ctl_arg rows[] = {
+    { "text", CTL_STR, true, CTL_AT(struct box, text) },
+    { "number", CTL_INT, false, CTL_AT_HAS(struct box, number) },
+    { "flag", CTL_BOOL, false, CTL_AT(struct box, flag) },
+    { "any", CTL_ANY, false, CTL_AT(struct box, any) },
+    CTL_ARGS_END
+};
+
+static int decode(const char *text, struct box *b, struct byre_err *err, json_t **keep)
+{
+    memset(b, 0, sizeof *b);
+    *keep = *text ? json_loads(text, 0, NULL) : NULL;
+    return ctl_decode_args(rows, *keep, b, err);
+}
+
+static void arguments(void **state)
+{
+    struct box b;
+    struct byre_err err;
+    json_t *keep;
+    assert_int_equal(decode("{\"text\": \"a\", \"number\": -5, \"flag\": true, \"any\": [1]}", &b, &err, &keep), 0);
+    assert_string_equal(b.text, "a");
+    assert_int_equal(b.number, -5);
+    assert_true(b.has_number && b.flag && json_is_array(b.any));
+    json_decref(keep);
+    assert_int_equal(decode("{\"text\": \"\"}", &b, &err, &keep), 0);
+    assert_true(!b.has_number && !b.flag && !b.any);
+    json_decref(keep);
+    static const struct { const char *text, *part; } bad[] = {
+        { "", "'text' is missing" }, { "{}", "'text' is missing" }, { "{\"text\": 1}", "'text', expected: string" },
+        { "{\"text\": \"a\", \"number\": \"1\"}", "'number', expected: integer" }, { "{\"text\": \"a\", \"number\": 1.5}", "integer" },
+        { "{\"text\": \"a\", \"flag\": 1}", "'flag', expected: boolean" }, { "{\"text\": \"a\", \"other\": 1}", "'other' is unexpected" },
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(decode(bad[i].text, &b, &err, &keep), -EINVAL);
+        if (!strstr(err.text, bad[i].part))
+            fail_msg("%s: %s", bad[i].text, err.text);
+        json_decref(keep);
+    }
+}
+
+static void table_is_in_order(void **state)
+{
+    for (const struct ctl_command *const *c = ctl_commands; *c; c++) {
+        assert_ptr_equal(ctl_find_command((*c)->name), *c);
+        assert_true((*c)->args_bytes <= CTL_ARGS_BYTES_MAX);
+        if (c[1])
+            assert_true(strcmp((*c)->name, c[1]->name) < 0);
+    }
+    assert_null(ctl_find_command("nothing"));
+}
+
+/* ---- a server ---- */
+struct fixture {
+    struct rt *rt;
+    struct graph *graph;
+    struct ctl *ctl;
+    char path[64];
+    bool quit;
+    struct byre_err err;
+    int result;
+    sem_t ready;
+};
+
+struct call { int (*fn)(struct co *co, struct fixture *f); struct fixture *f; };
+
+static void call_co(struct co *co, void *arg)
+{
+    struct call *c = arg;
+    c->f->result = c->fn(co, c->f);
+    sem_post(&c->f->ready);
+}
+
+static int on_loop(struct fixture *f, int (*fn)(struct co *co, struct fixture *f))
+{
+    struct call c = { fn, f };
+    assert_int_equal(rt_spawn_on(rt_loop_at(f->rt, 0), call_co, &c), 0);
+    while (sem_wait(&f->ready))
+        ;
+    return f->result;
+}
+
+static void on_quit(void *arg)
+{
+    ((struct fixture *)arg)->quit = true;
+}
+
+static int start(struct co *co, struct fixture *f)
+{
+    struct graph_opts go = { .policy = GRAPH_STRICT };
+    int r = graph_new(co_loop(co), &go, &f->graph, &f->err);
+    struct ctl_env env = { .graph = f->graph, .major = 1, .minor = 2, .micro = 3, .package = "p", .quit = on_quit, .arg = f };
+    if (!r)
+        r = ctl_new(co_loop(co), &env, &f->ctl, &f->err);
+    return r ? r : ctl_listen(co, f->ctl, f->path, &f->err);
+}
+
+static int stop(struct co *co, struct fixture *f)
+{
+    ctl_send_shutdown(f->ctl, "host-signal");
+    ctl_stop(co, f->ctl);
+    ctl_stop(co, f->ctl);            /* again: nothing happens */
+    ctl_free(f->ctl);
+    graph_free(f->graph);
+    return 0;
+}
+
+static void set_up(struct fixture *f)
+{
+    struct rt_opts o = { .loops = 1 };
+    memset(f, 0, sizeof *f);
+    sem_init(&f->ready, 0, 0);
+    snprintf(f->path, sizeof f->path, "/tmp/byre-ctl-test-%d", (int)getpid());
+    assert_int_equal(rt_new(&o, &f->rt, &f->err), 0);
+    if (on_loop(f, start))
+        fail_msg("%s", f->err.text);
+}
+
+static void tear_down(struct fixture *f)
+{
+    assert_int_equal(on_loop(f, stop), 0);
+    assert_int_equal(access(f->path, F_OK), -1);
+    rt_free(f->rt);
+    sem_destroy(&f->ready);
+}
+
+static int dial(const struct fixture *f)
+{
+    struct sockaddr_un sa = { .sun_family = AF_UNIX };
+    snprintf(sa.sun_path, sizeof sa.sun_path, "%s", f->path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(connect(fd, (const struct sockaddr *)&sa, sizeof sa), 0);
+    return fd;
+}
+
+/* One line, parsed; NULL: end of the stream. */
+static json_t *receive(int fd)
+{
+    char line[8192];
+    size_t n = 0;
+    while (n + 1 < sizeof line && read(fd, line + n, 1) == 1 && line[n] != '\n')
+        n++;
+    line[n] = 0;
+    return n ? json_loads(line, 0, NULL) : NULL;
+}
+
+static json_t *ask(int fd, const char *text)
+{
+    assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+    return receive(fd);
+}
+
+static const char *class_of(const json_t *m)
+{
+    return json_string_value(json_object_get(json_object_get(m, "error"), "class"));
+}
+
+static void session(void **state)
+{
+    struct fixture f;
+    set_up(&f);
+    int fd = dial(&f);
+    json_t *m = receive(fd);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(json_object_get(json_object_get(m, "QMP"), "version"), "qemu"), "minor")), 2);
+    json_decref(m);
+    m = ask(fd, "{\"execute\": \"quit\"}");
+    assert_string_equal(class_of(m), "CommandNotFound");              /* not before the negotiation */
+    assert_false(f.quit);
+    json_decref(m);
+    m = ask(fd, "{\"execute\": \"qmp_capabilities\", \"arguments\": {\"enable\": [\"oob\"]}}");
+    assert_string_equal(class_of(m), "GenericError");
+    json_decref(m);
+    m = ask(fd, "{\"execute\": \"qmp_capabilities\"}");
+    assert_non_null(json_object_get(m, "return"));
+    json_decref(m);
+    m = ask(fd, "{\"execute\": \"query-block\"}");
+    assert_int_equal(json_array_size(json_object_get(m, "return")), 0);
+    json_decref(m);
+    m = ask(fd, "{\"execute\": \"quit\", \"id\": 7}");
+    assert_int_equal(json_integer_value(json_object_get(m, "id")), 7);
+    json_decref(m);
+    assert_true(f.quit);
+    tear_down(&f);
+    m = receive(fd);
+    assert_string_equal(json_string_value(json_object_get(m, "event")), "SHUTDOWN");
+    json_decref(m);
+    assert_null(receive(fd));
+    close(fd);
+}
+
+static void events_only_after_negotiation(void **state)
+{
+    struct fixture f;
+    set_up(&f);
+    int fd = dial(&f);
+    json_decref(receive(fd));
+    tear_down(&f);
+    assert_null(receive(fd));
+    close(fd);
+}
+
+static void path_in_use(void **state)
+{
+    struct fixture f, g;
+    struct rt_opts o = { .loops = 1 };
+    set_up(&f);
+    g = f;
+    g.ctl = NULL;
+    g.graph = NULL;
+    sem_init(&g.ready, 0, 0);
+    assert_int_equal(rt_new(&o, &g.rt, &g.err), 0);
+    assert_true(on_loop(&g, start) < 0);
+    assert_non_null(strstr(g.err.text, g.path));
+    assert_int_equal(on_loop(&g, stop), 0);
+    rt_free(g.rt);
+    sem_destroy(&g.ready);
+    assert_int_equal(access(f.path, F_OK), 0);                        /* the other server's socket is left alone */
+    tear_down(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(arguments), cmocka_unit_test(table_is_in_order), cmocka_unit_test(session),
+        cmocka_unit_test(events_only_after_negotiation), cmocka_unit_test(path_in_use),
+    };
+    return cmocka_run_group_tests_name("ctl", tests, NULL, NULL);
+}
