@@ -39,6 +39,8 @@ static int64_t disk_preadv(struct co *co, struct stor *s, struct iov v, uint64_t
 static int64_t disk_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
 {
     uint8_t *buf = malloc(v.len_bytes);
+    if (!buf)
+        return -ENOMEM;
     iov_to_buf(v, buf, v.len_bytes);
     int r = off + v.len_bytes > (disk.fixed_length ? disk.len : DISK_CAP) ? -ENOSPC : ask(co, 'W', off, v.len_bytes, buf);
     disk.writes++;
@@ -113,7 +115,7 @@ static const struct stor_ops disk_ops = {
     .truncate = disk_truncate, .length = disk_length, .extent = disk_extent, .close = disk_close,
 };
 
-static struct stor *disk_open(bool read_only)
+struct stor *disk_open(bool read_only)
 {
     struct stor *s = calloc(1, sizeof *s);
     ASSERT(s && stor_init(s, &disk_ops, "disk") == 0);

@@ -29,6 +29,7 @@ int disk_setup(void **state);            /* for a group: takes and gives the mem
 int disk_teardown(void **state);
 void disk_reset(void);                   /* empty, nothing fails */
 void disk_mark(void);
+struct stor *disk_open(bool read_only);  /* a store over the disk, to be taken over by an image */
 be64 *disk_be64(uint64_t off);           /* the word at `off` of the bytes */
 
 /* ---- images ---- */

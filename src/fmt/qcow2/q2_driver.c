@@ -72,9 +72,8 @@ static int patch_header(struct co *co, struct q2_image *q, const struct patch *p
     if (posix_memalign((void **)&buf, 4096, 1024))
         return -ENOMEM;
     old = buf + 512;
-    struct iovec slot;
     co_lock(co, &q->header_mx);
-    int r = stor_read(co, q->im.store, iov_one(&slot, old, 512), 0);
+    int r = stor_read_exact(co, q->im.store, old, 512, 0);
     memcpy(buf, old, 512);
     for (unsigned i = 0; i < n; i++) {
         ASSERT(p[i].from + p[i].len <= 512);
@@ -338,15 +337,23 @@ static int repair_dirty(struct co *co, struct q2_image *q, struct byre_err *err)
     return 0;
 }
 
+static int make_alloc(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    int r = q2_alloc_new(co, q);
+    if (r == -ENOMEM)
+        return byre_fail(err, NOMEM, "%s: allocator", q->name);
+    return r < 0 ? byre_fail_code(err, IO, r, "%s: the end of the file cannot be found", q->name) : 0;
+}
+
 static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *err)
 {
     if (q->check_mode)
-        return q2_alloc_new(co, q) < 0 ? byre_fail(err, NOMEM, "%s: allocator", q->name) : 0;
+        return make_alloc(co, q, err);
     int r = 0;
     if (q->h.incompat & Q2_INCOMPAT_DIRTY)
         r = repair_dirty(co, q, err);
-    if (r == 0 && !q->alloc && q2_alloc_new(co, q) < 0)
-        r = byre_fail(err, NOMEM, "%s: allocator", q->name);
+    if (r == 0 && !q->alloc)
+        r = make_alloc(co, q, err);
     if (r == 0)
         r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0), err);
     if (r == 0)
@@ -443,8 +450,8 @@ int q2_reload(struct co *co, struct q2_image *q, struct byre_err *err)
     int r = read_header(co, q, err);
     if (r == 0)
         r = load_tables(co, q, err);
-    if (r == 0 && !q->im.read_only && q2_alloc_new(co, q) < 0)
-        r = byre_fail(err, NOMEM, "%s: allocator", q->name);
+    if (r == 0 && !q->im.read_only)
+        r = make_alloc(co, q, err);
     return r;
 }
 

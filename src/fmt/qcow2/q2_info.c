@@ -11,6 +11,7 @@
  * Failure      -ENOMEM, -EIO; then nothing is left allocated.
  * Tests        tests/interop/test_q2_create.py
  */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -92,6 +93,8 @@ int q2_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, stru
         .refcount_bits = q->g.refcount_bits,
         .compression = h->compression_type ? "zstd" : "zlib",
     };
+    if (h->nb_snapshots > Q2_SNAPSHOTS_MAX)
+        return byre_fail(err, Q2_SNAPSHOTS, "%s: %" PRIu32 " snapshots are more than %u", q->name, h->nb_snapshots, Q2_SNAPSHOTS_MAX);
     bool ok = dup_to(&i.backing_name, h->backing_name) && dup_to(&i.backing_format, h->backing_format) &&
               dup_to(&i.data_file, i.has_data_file ? h->data_file : NULL);
     int rc = ok ? fill_snapshots(co, q, &i) : -ENOMEM;
