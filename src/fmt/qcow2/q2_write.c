@@ -15,7 +15,7 @@
  * Order       Q1, Q2, Q4, Q11, Q23. Old clusters are dropped after the entry was set (Q9).
  * Concurrency begin, commit and abort do their work on the home loop (rt_call), the caller's data I/O stays on its own.
  * Failure     begin: -ENOSPC, -EIO, -ENOMEM with nothing held. abort gives the clusters back.
- * Tests       q2 plan tests, crash explorer, two-loop stress, faults.
+ * Tests       q2_write_test.c (plans), q2_core_test.c, crash explorer, two-loop stress, faults.
  */
 #include <stdlib.h>
 
