@@ -194,7 +194,7 @@ static void second_half(struct co *co, void *arg)
 
 /* ---- a second crash, inside the recovery ---- */
 
-struct nest { struct ver *s; const uint8_t *old; bool repairing; };
+struct nest { struct ver *s; const uint8_t *old; uint64_t old_size; bool repairing; };
 
 static void nested_check(struct co *co, void *arg)
 {
@@ -203,11 +203,13 @@ static void nested_check(struct co *co, void *arg)
     const char *when = n->repairing ? "crash in repair" : "crash in recovery";
     check(co, s, 0, when);
     read_disk(co, s, s->after, when);
+    static const uint8_t zeros[CX_SECTOR];
     for (uint64_t i = 0; i < s->size / CX_SECTOR && !s->v->bad; i++) {
+        const uint8_t *was = i < n->old_size / CX_SECTOR ? n->old + i * CX_SECTOR : zeros;     /* the probes may have grown it */
         const uint8_t *p = s->after + i * CX_SECTOR;
         uint32_t version = cx_version_of(s->m, p, i);
         bool probe_value = !n->repairing && version >= PROBE_VERSION && version < PROBE_VERSION + PROBES;
-        if (memcmp(p, n->old + i * CX_SECTOR, CX_SECTOR) && !probe_value)
+        if (memcmp(p, was, CX_SECTOR) && !probe_value)
             bad(s, "%s: sector %" PRIu64 " holds version %x", when, i, version);
     }
     if (cx_snapshots_digest(&s->w->image) != s->snapshots)
@@ -225,7 +227,7 @@ static void nested_cuts(struct ver *s, const struct cx_bytes *from, cx_body *par
     struct cx_world *w = s->w;
     struct cx_op *outer = w->log;
     size_t outer_count = w->log_count, outer_cap = w->log_cap;
-    uint64_t now = w->now;
+    uint64_t now = w->now, old_size = s->size;
     struct prng sched = w->sched, p;
     uint8_t *old = malloc(CX_SECTORS_MAX * CX_SECTOR), *keep = malloc(CX_SECTORS_MAX * CX_SECTOR);
     memcpy(keep, s->before, CX_SECTORS_MAX * CX_SECTOR);
@@ -241,7 +243,7 @@ static void nested_cuts(struct ver *s, const struct cx_bytes *from, cx_body *par
     for (unsigned i = 0; i < 6 && !s->v->bad && w->log_count; i++) {
         uint64_t cut = w->log[prng_below(&p, w->log_count)].issued + 1;
         cx_state_random(w, from, cut, &p);
-        struct nest n = { s, old, repairing };
+        struct nest n = { s, old, old_size, repairing };
         if (!cx_run(w, nested_check, &n))
             bad(s, "deadlock after a crash in recovery");
     }

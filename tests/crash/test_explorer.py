@@ -79,8 +79,8 @@ def test_regression(path, fixtures):
 CAUGHT_IN = {
     "BARRIER_DATA_TABLES": ("c4k", 2000), "BARRIER_FINAL": ("c4k", 2000), "BARRIER_GROW_COUNTS": ("c4k", 3000), "BARRIER_GROW_ROOT": ("c512-grow", 15000),
     "BARRIER_SWITCH_BEFORE": ("c512-l1", 4000), "BARRIER_SWITCH_AFTER": ("counts", 6000), "BARRIER_HEADER": ("c512-resize", 12000),
-    "NEED_DATA_BARRIER": ("c4k", 2000), "FREE_SKIP_DURABLE": ("snapshot", 4000), "FREE_SKIP_PUNCH": ("c4k-churn", 12000),
-    "COUNT_DOWN_EARLY": ("c4k", 2000), "COUNT_UP_LATE": ("c4k", 2000), "FREEZE_NOTHING": ("c512-v2-back", 6000), "FRONTIER_UNSETTLED": ("c4k", 3000),
+    "NEED_DATA_BARRIER": ("c4k", 2000), "FREE_SKIP_DURABLE": ("snapshot", 16000), "FREE_SKIP_PUNCH": ("c4k-churn", 12000),
+    "COUNT_DOWN_EARLY": ("c4k-churn", 8000), "COUNT_UP_LATE": ("c4k", 2000), "FREEZE_NOTHING": ("c512-v2-back", 6000), "FRONTIER_UNSETTLED": ("c4k", 3000),
     "REUSED_IS_ZERO": ("c4k", 1000), "COW_NO_TAIL": ("c4k", 1000), "COW_UNORDERED": ("c4k-back", 3000), "L2_COPY_IN_PLACE": ("snapshot", 1000),
     "L2_OLD_FREED_EARLY": ("snapshot", 1000), "SHARED_IN_PLACE": ("snapshot", 2000), "GROW_KEEP_TABLES": ("c512-resize", 4000),
     "SHRINK_FREE_FIRST": ("c512-resize", 6000), "BITMAP_MARK_LATE": ("bitmap", 1000),
