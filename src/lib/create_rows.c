@@ -42,7 +42,7 @@ static const struct opt_enum raw_prealloc_names[] = {
     { "extended_l2", 0, OPT_BOOL, .flags = OPT_LATER, .help = "tables with subclusters" }
 
 #define FILE_ROWS                                                                                                           \
-    { "extent_size_hint", 0, OPT_SIZE, AT(extent_size_hint), .help = "hint to the file system for the size of extents, 0 for none" }, \
+    { "extent_size_hint", 0, OPT_SIZE, AT(extent_size_hint), .def = "1M", .max = UINT32_MAX, .help = "hint to the file system for the size of extents, 0 for none" }, \
     { "nocow", 0, OPT_BOOL, AT(nocow), .help = "no copy-on-write by the file system (btrfs)" }
 
 #define QCOW2_TAIL                                                                                                          \

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from lib import run
+from lib import peers, run
 from twin import Holder
 
 GIB = 1 << 30
@@ -170,3 +170,31 @@ def test_raw_size_is_rounded_up(tmp_path):
     """FEATURES 5.010: create 1000 gives a disk of 1024"""
     run.byre("create", "-q", tmp_path / "x", "1000")
     assert (tmp_path / "x").stat().st_size == 1024
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_hints_to_the_file_system(tmp_path, kind):
+    """FEATURES 3.018: extent_size_hint on XFS (1 MiB unless stated, 0 is none), nocow on btrfs; other file systems take no offence"""
+    peers.need_root()
+    peers.need(f"mkfs.{kind}", "mount", "umount", "lsattr", "xfs_io")
+    run.byre("create", "-q", "-f", "qcow2", "-o", "nocow=on,extent_size_hint=64k", tmp_path / "plain", "1M")
+    with open(tmp_path / "back", "wb") as f:
+        f.truncate(512 << 20)
+    run.run(f"mkfs.{kind}", "-q", tmp_path / "back")
+    (tmp_path / "m").mkdir()
+    device, detach = run.loop_device(tmp_path / "back")
+    try:
+        run.run("mount", "-t", kind, device, tmp_path / "m")
+        try:
+            if kind == "btrfs":
+                run.byre("create", "-q", "-f", "qcow2", "-o", "nocow=on", tmp_path / "m/x", "1M")
+                assert "C" in run.run("lsattr", tmp_path / "m/x").out.split()[0]
+            for option, size in () if kind == "btrfs" else (([], 1 << 20), (["-o", "extent_size_hint=64k"], 65536), (["-o", "extent_size_hint=0"], 0)):
+                run.byre("create", "-q", "-f", "raw", *option, tmp_path / "m/x", "1M")
+                assert run.run("xfs_io", "-c", "extsize", tmp_path / "m/x").out.startswith(f"[{size}]")
+                (tmp_path / "m/x").unlink()
+        finally:
+            run.run("umount", tmp_path / "m")
+    finally:
+        detach()
