@@ -85,21 +85,26 @@ bool q2_stored_known(const struct q2_checker *k, uint64_t cluster)
     return entry >= k->rt_entries || !bitmap_test(k->rt_bad, entry);
 }
 
-int q2_stored_exact(struct co *co, const struct q2_checker *k, uint64_t cluster, uint64_t *ret)
+int q2_stored_exact(struct co *co, struct q2_checker *k, uint64_t cluster, uint64_t *ret)
 {
     uint64_t entry = cluster >> k->g->block_bits, i = cluster & ((1ull << k->g->block_bits) - 1);
-    uint64_t word = round_down((i << k->g->refcount_order) / 8, 8);
-    uint8_t bytes[8];
+    uint64_t in_block = round_down((i << k->g->refcount_order) / 8, Q2_STORED_PAGE);
     *ret = 0;
     if (entry >= k->rt_all || !block_of(k, entry))
         return 0;
-    if (!is_aligned(block_of(k, entry), k->g->cluster_size) || block_of(k, entry) > INT64_MAX)
+    uint64_t off = block_of(k, entry) + in_block;
+    if (!is_aligned(block_of(k, entry), k->g->cluster_size) || off > INT64_MAX)
         return -EIO;
-    struct iovec v;
-    int rc = stor_read(co, k->store, iov_one(&v, bytes, sizeof bytes), block_of(k, entry) + word);
-    if (!rc)
-        *ret = q2_refcount_get(k->g, bytes, i - (word * 8 >> k->g->refcount_order));
-    return rc;
+    if (k->page_off != off) {
+        struct iovec v;
+        k->page_off = 0;
+        int rc = stor_read(co, k->store, iov_one(&v, k->page, Q2_STORED_PAGE), off);
+        if (rc)
+            return rc;
+        k->page_off = off;
+    }
+    *ret = q2_refcount_get(k->g, k->page, i - (in_block * 8 >> k->g->refcount_order));
+    return 0;
 }
 
 static int load_rt(struct co *co, struct q2_checker *k)
@@ -389,10 +394,12 @@ static int compare(struct co *co, struct q2_checker *k)
         k->rebuild = true;
         q2_finding(k, false, "Q2_REFCOUNT_UNREADABLE", "refcount block %" PRIu64 " at %#" PRIx64 " cannot be read: its refcounts are unknown", i, block_of(k, i));
     }
-    for (uint64_t c = 0;; c++) {
-        c = min_u64(q2_counts_next(&k->refs, c), q2_counts_next(&k->stored, c));
-        if (c == Q2_COUNTS_NONE)
-            break;
+    uint64_t ref = q2_counts_next(&k->refs, 0), count = q2_counts_next(&k->stored, 0);
+    for (uint64_t c; (c = min_u64(ref, count)) != Q2_COUNTS_NONE;) {
+        if (ref == c)
+            ref = q2_counts_next(&k->refs, c + 1);
+        if (count == c)
+            count = q2_counts_next(&k->stored, c + 1);
         if (!q2_stored_known(k, c))
             continue;
         uint64_t stored = q2_counts_get(&k->stored, c);

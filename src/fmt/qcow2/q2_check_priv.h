@@ -10,6 +10,8 @@
 
 #define Q2_STORED_LARGE 65535u          /* stored counts at or above this are kept as this; see q2_stored_exact */
 
+#define Q2_STORED_PAGE 512u
+
 struct q2_checker {
     struct q2_image *q;
     struct stor *store;
@@ -23,6 +25,7 @@ struct q2_checker {
     struct q2_counts l2_uses;           /* of those references, how many are as an (aligned) L2 table */
     uint64_t *rt; uint64_t rt_entries;  /* refcount table as stored, host order; rt_entries: only what covers the file */
     uint64_t rt_all;                    /* all entries */
+    uint8_t page[Q2_STORED_PAGE]; uint64_t page_off;   /* part of a block that q2_stored_exact read last; page_off 0: none */
     uint32_t far_lookups;               /* refcounts looked up for references outside the file; limited */
     uint64_t *rt_bad;                   /* bitmap: the block of this entry cannot be read or found */
     struct q2_snapshot_scan snapshots;
@@ -45,7 +48,7 @@ struct q2_walk q2_checker_walk(struct q2_checker *k, unsigned parts, const struc
 /* Has the refcount of this cluster been read? */
 bool q2_stored_known(const struct q2_checker *k, uint64_t cluster);
 /* Exact stored count of any cluster, from the disk. -EIO: unreadable. Suspends. */
-MUST_USE int q2_stored_exact(struct co *co, const struct q2_checker *k, uint64_t cluster, uint64_t *ret);
+MUST_USE int q2_stored_exact(struct co *co, struct q2_checker *k, uint64_t cluster, uint64_t *ret);
 /* References of a cluster, as far as the width of the counts can hold them. */
 static inline uint64_t q2_refs_wanted(const struct q2_checker *k, uint64_t cluster)
 {
