@@ -77,9 +77,21 @@ void *stor_bounce_new(const struct stor *s, uint64_t len)
 
 /* ---- reads ---- */
 
+/* A read ended at `pos`. Is that the end of the store (I2)? 1: yes. 0: another request has made it longer since, or a file
+ * system answers badly: once more. -EIO: it ends there again, although it was known to be longer; zeros would be a lie.
+ * *length: 0 at first. */
+static int at_end(struct co *co, struct stor *s, uint64_t pos, uint64_t *length)
+{
+    uint64_t before = *length;
+    int r = s->ops->length(co, s, length);
+    if (r < 0)
+        return r;
+    return pos >= *length ? 1 : pos < before ? -EIO : 0;
+}
+
 int stor_read_blocks(struct co *co, struct stor *s, struct iov v, uint64_t off, uint64_t *ret_got)
 {
-    uint64_t done = 0, max = stor_step(s);
+    uint64_t done = 0, max = stor_step(s), length = 0;
     while (done < v.len_bytes) {
         struct iov part = iov_slice(v, done, min_u64(v.len_bytes - done, max));
         int64_t n = s->ops->preadv(co, s, part, off + done);
@@ -88,8 +100,14 @@ int stor_read_blocks(struct co *co, struct stor *s, struct iov v, uint64_t off, 
         ASSERT((uint64_t)n <= part.len_bytes);
         done += (uint64_t)n;
         /* A part of a block comes only from the end of the store. */
-        if (n == 0 || !is_aligned((uint64_t)n, s->lim.block))
+        if (n && is_aligned((uint64_t)n, s->lim.block))
+            continue;
+        int r = at_end(co, s, off + done, &length);
+        if (r < 0)
+            return r;
+        if (r)
             break;
+        done = round_down(done, s->lim.block);
     }
     if (done < v.len_bytes)
         iov_set(iov_slice(v, done, v.len_bytes - done), 0);
