@@ -91,10 +91,12 @@ static void at_once_co(struct co *co, void *arg)
 static void drop_at_once(struct q2_image *q, uint64_t cluster, uint64_t n)
 {
     struct at_once *o = malloc(sizeof *o);
+    if (!o)
+        return;
     *o = (struct at_once){ q, cluster, n };
     co_group_enter(&q->alloc->drops);
-    if (rt_spawn(q->im.home, at_once_co, o) < 0)
-        abort();
+    int r = rt_spawn(q->im.home, at_once_co, o);
+    ASSERT(r == 0);
 }
 #else
 #define drop_at_once(q, cluster, n) ((void)0)
