@@ -56,11 +56,11 @@ int byre_open(struct byre_ctx *ctx, const char *name, const struct byre_open_opt
     struct opening op = { .err = err };
     AUTOFREE char *made = NULL;
     int r = lib_take_opts(&o, sizeof o, opts, err);
-    if (!r)
-        r = graph_opts_of(&o, &op.go, err);
     if (!r && (o.flags & BYRE_OPEN_IMAGE_OPTS))
         r = ctx->policy == GRAPH_STRICT ? byre_fail(err, NOT_SUPPORTED, "'%s': lists of node options need the ecosystem policy", name)
-                                        : image_opts_to_name(name, &made, err);
+                                        : image_opts_to_name(name, &o, &made, err);
+    if (!r)
+        r = graph_opts_of(&o, &op.go, err);
     if (r)
         return r;
     op.go.filename = made ? made : name;

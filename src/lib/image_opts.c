@@ -15,6 +15,7 @@
 #include "base/cleanup.h"
 #include "base/json_out.h"
 #include "base/opt.h"
+#include "byre/image.h"
 #include "lib/image_opts.h"
 
 #define KEYS_MAX 64
@@ -27,6 +28,31 @@ static void pairs_fini(struct pairs *p)
         free(p->key[i]);
         free(p->value[i]);
     }
+}
+
+/* ---- sizes of caches ---- */
+struct caches { uint64_t total, l2, refcounts; };
+
+static const struct opt_row cache_rows[] = {
+    { "cache-size", 0, OPT_SIZE, OPT_AT(struct caches, total), .help = "metadata cache in all" },
+    { "l2-cache-size", 0, OPT_SIZE, OPT_AT(struct caches, l2), .help = "metadata cache for mapping tables" },
+    { "refcount-cache-size", 0, OPT_SIZE, OPT_AT(struct caches, refcounts), .help = "metadata cache for reference counts" },
+    OPT_END
+};
+
+/* One budget serves all tables: the sum of what was asked for. All three at once contradict one another. */
+static int settle_caches(const struct caches *c, uint64_t seen, struct byre_open_opts *o, struct byre_err *err)
+{
+    bool total = opt_seen(cache_rows, seen, "cache-size"), l2 = opt_seen(cache_rows, seen, "l2-cache-size");
+    if (total && l2 && opt_seen(cache_rows, seen, "refcount-cache-size"))
+        return byre_fail(err, BAD_OPTION, "only two of cache-size, l2-cache-size and refcount-cache-size can be given");
+    if (total && (c->l2 > c->total || c->refcounts > c->total))
+        return byre_fail(err, BAD_OPTION, "cache-size is smaller than one of its parts");
+    if (total)
+        o->cache_bytes = c->total;
+    else if (seen)
+        o->cache_bytes = c->l2 + c->refcounts;
+    return 0;
 }
 
 /* Takes key and value over. */
@@ -50,8 +76,21 @@ static int pairs_add(struct pairs *p, char *key, char *value, struct byre_err *e
     return 0;
 }
 
-static int pairs_parse(struct pairs *p, const char *list, struct byre_err *err)
+/* 1: the pair was a cache size (freed), 0: it is for somebody else. */
+static int take_cache(struct caches *c, uint64_t *seen, char *key, char *value, struct byre_err *err)
 {
+    if (!opt_find(cache_rows, key))
+        return 0;
+    int r = opt_set(cache_rows, c, key, value, seen, err);
+    free(key);
+    free(value);
+    return r ? r : 1;
+}
+
+static int pairs_parse(struct pairs *p, const char *list, struct byre_open_opts *o, struct byre_err *err)
+{
+    struct caches c = { 0 };
+    uint64_t seen = 0;
     for (;;) {
         char *key = NULL, *value = NULL;
         int r = opt_list_next(&list, &key, &value);
@@ -60,13 +99,15 @@ static int pairs_parse(struct pairs *p, const char *list, struct byre_err *err)
         if (r < 0)
             return byre_fail(err, NOMEM, "no memory for image options");
         if (r == 0)
-            return 0;
+            return settle_caches(&c, seen, o, err);
         if (!value && !(value = strdup("on"))) {
             free(key);
             return byre_fail(err, NOMEM, "no memory for image options");
         }
-        r = pairs_add(p, key, value, err);
-        if (r)
+        r = take_cache(&c, &seen, key, value, err);
+        if (r == 0)
+            r = pairs_add(p, key, value, err);
+        if (r < 0)
             return r;
     }
 }
@@ -100,10 +141,10 @@ static int emit(const struct pairs *p, char **ret_name, struct byre_err *err)
     return 0;
 }
 
-int image_opts_to_name(const char *list, char **ret_name, struct byre_err *err)
+int image_opts_to_name(const char *list, struct byre_open_opts *o, char **ret_name, struct byre_err *err)
 {
     struct pairs p = { .count = 0 };
-    int r = pairs_parse(&p, list, err);
+    int r = pairs_parse(&p, list, o, err);
     if (!r)
         r = emit(&p, ret_name, err);
     pairs_fini(&p);

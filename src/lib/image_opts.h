@@ -7,8 +7,11 @@
 
 #include "base/err.h"
 
+struct byre_open_opts;
+
 /* "driver=qcow2,file.filename=x" to the name json:{"driver":"qcow2","file.filename":"x"}; owned by the caller. A list
- * without driver and without file. names a file: "file.filename" may also be written "filename". */
-MUST_USE int image_opts_to_name(const char *list, char **ret_name, struct byre_err *err);
+ * without driver and without file. names a file: "file.filename" may also be written "filename".
+ * Sizes of the metadata caches (cache-size, l2-cache-size, refcount-cache-size) are ours to know: they go to o->cache_bytes. */
+MUST_USE int image_opts_to_name(const char *list, struct byre_open_opts *o, char **ret_name, struct byre_err *err);
 
 #endif

@@ -94,7 +94,7 @@ def test_failed_lines(disk):
 
 
 def test_options(disk):
-    """FEATURES 6.001: the program's own options"""
+    """FEATURES 6.001, 6.019: the program's own options"""
     both(disk, "read -P 0xaa 0 4k", options=["-r"])
     both(disk, "write 0 4k", options=["-r"], same=False)
     both(disk, "read -P 0xaa 0 4k", options=["-n"])
@@ -225,7 +225,9 @@ def test_sleep(disk):
 
 
 def test_reopen_options(disk):
-    """FEATURES 6.014: node options at reopen"""
+    """FEATURES 6.014, 1.126: node options at reopen"""
+    run.byre("io", "-c", "reopen -o l2-cache-size=1M", "-c", "write 0 4k", "x", cwd=disk.ours)
+    run.byre("io", "-c", "reopen -o l2-cache-size=1M,cache-size=2M,refcount-cache-size=64k", "x", cwd=disk.ours, code=1)
     run.byre("io", "-c", "reopen -o read-only=on", "-c", "write 0 4k", "x", cwd=disk.ours, code=1)
     run.byre("io", "-c", "reopen -o cache.direct=on", "-c", "write 0 4k", "x", cwd=disk.ours)
 

@@ -101,3 +101,22 @@ def test_output_that_cannot_be_written():
         import subprocess
         done = subprocess.run([run.BYRE, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "standard output" in done.stderr
+
+
+MODES = {"none": (True, True, False), "writeback": (False, True, False), "writethrough": (False, True, True), "directsync": (True, True, True),
+         "unsafe": (False, False, False)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cache_modes(tmp_path, mode):
+    """FEATURES 5.006, 3.066: direct I/O, flushes and durable writes, as the mode says"""
+    direct, flushes, durable = MODES[mode]
+    peers.need("strace")
+    run.byre("create", "-q", "-f", "raw", "x", "1M", cwd=tmp_path)
+    run.run("strace", "-ff", "-o", "trace", "-e", "trace=openat,fdatasync,pwritev2", run.BYRE, "io", "-f", "raw", "-i", "threads", "-t", mode, "-c", "write 0 4k",
+            "-c", "write 8k 4k", "-c", "flush", "x", cwd=tmp_path)
+    text = "".join(p.read_text() for p in tmp_path.glob("trace.*"))
+    opened = [line for line in text.splitlines() if '"x"' in line and "O_RDWR" in line]
+    assert opened and all(("O_DIRECT" in line) == direct for line in opened)
+    assert ("fdatasync(" in text) == flushes
+    assert (text.count("RWF_DSYNC") >= 2 or text.count("fdatasync(") >= 3) == durable
