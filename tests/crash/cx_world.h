@@ -59,6 +59,7 @@ struct cx_world {
     size_t log_count, log_cap;
     uint64_t trace;                      /* hash of every recorded operation: the same seed gives the same trace */
     struct cx_faults faults;
+    unsigned lies;                       /* bit per enum cx_fault_kind (flush, write): says done and does nothing */
     int open_stores;                     /* opened and not closed */
     struct graph *graph;
     struct graph_node *node;             /* open image, or NULL */

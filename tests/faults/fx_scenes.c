@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fx_scenes.c: the scenarios and the geometries.
+ *
+ * Purpose      Tables only.
+ * Owns, Invariants, Order, Concurrency, Failure  None.
+ * Tests        test_faults.py: their number, and runs of each.
+ */
+#include "fx.h"
+
+#define K4 " c4k c4k-back "
+#define PLAIN " c4k c4k-back c512 c512-v2-back c64k "
+#define FILES " snapshot compressed holes garbage "
+#define TOO , .together = true
+
+const struct cx_geometry fx_geometries[] = {
+    { .name = "c4k", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 16384 },
+    { .name = "c4k-back", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .backing = true, .frontier = 16384 },
+    { .name = "c512", .cluster = 512, .size = 65536, .refcount_bits = 1, .version = 3, .frontier = 2048 },
+    { .name = "c512-v2-back", .cluster = 512, .size = 65536, .refcount_bits = 16, .version = 2, .backing = true, .frontier = 2048 },
+    { .name = "c64k", .cluster = 65536, .size = 196608, .refcount_bits = 16, .version = 3, .frontier = 65536 },
+    { .name = "c512-wide", .cluster = 512, .size = 196608, .refcount_bits = 64, .version = 3, .frontier = 512 },
+    { .name = "snapshot", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "snapshot.qcow2" },
+    { .name = "compressed", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "compressed.qcow2" },
+    { .name = "holes", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .image = "holes.qcow2" },
+    { .name = "garbage", .cluster = 512, .size = 262144, .refcount_bits = 16, .version = 3, .frontier = 512, .image = "garbage.qcow2" },
+    { .name = "" },
+};
+
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "zero", "unmap", "discard", "flush", "grow", "shrink", "check", "repair", "close", "faults" };
+
+const struct fx_scene fx_scenes[] = {
+    { "create", PLAIN "c512-wide ", 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
+    { "open-ro", PLAIN FILES, 4, false, 0, { { FX_FAULTS }, { FX_OPEN_RO }, { FX_CLOSE } } },
+    { "open-rw", PLAIN FILES, 4, false, 0, { { FX_FAULTS }, { FX_OPEN_RW }, { FX_CLOSE } } },
+    { "read", PLAIN FILES, 6, true, 0, { { FX_OPEN_RO }, { FX_FAULTS }, { FX_READ }, { FX_READ } } },
+    { "write-alloc", PLAIN "c512-wide holes ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 5, 0, 1, 0 }, { FX_WRITE, 9, 1, 0, 2 }, { FX_FLUSH }, { FX_WRITE, 12, 0, 3, 0 }, { FX_FLUSH } } },
+    { "write-reused", " holes garbage c4k ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 1, 3, 0 }, { FX_WRITE, 26, 0, 1, 0 }, { FX_FLUSH } } },
+    { "copy-on-write", " c4k-back c512-v2-back compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 2, 1, 0, 1 }, { FX_WRITE, 3, 3, 2, 1 }, { FX_WRITE, 2, 0, 0, 1 }, { FX_FLUSH } } },
+    { "write-in-place", PLAIN, 6, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 1, 0, 1, 0 }, { FX_WRITE, 0, 0, 0, 1 }, { FX_FLUSH } } },
+    { "write-shared", " snapshot compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 0, 1, 0 }, { FX_WRITE, 4, 1, 0, 1 }, { FX_FLUSH }, { FX_DISCARD, 16, 0, 2, 0 }, { FX_FLUSH } } },
+    { "zero", PLAIN FILES, 8, true, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_ZERO, 0, 0, 2, 0 }, { FX_UNMAP, 3, 0, 2, 0 }, { FX_ZERO, 6, 1, 1, 0 }, { FX_FLUSH } } },
+    { "discard-rewrite", PLAIN FILES, 8, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_DISCARD, 0, 0, 3, 0 }, { FX_FLUSH }, { FX_WRITE, 0, 0, 2, 0 }, { FX_DISCARD, 5, 0, 1, 0 }, { FX_WRITE, 5, 0, 1, 0 }, { FX_FLUSH } } },
+    { "flush", PLAIN "snapshot ", 2, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 0, 0, 1, 0 }, { FX_WRITE, 8, 0, 2, 0 }, { FX_FAULTS }, { FX_FLUSH }, { FX_FLUSH }, { FX_WRITE, 12, 0, 1, 0 }, { FX_FLUSH } } },
+    { "grow", PLAIN "c512-wide snapshot holes ", 4, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH } } },
+    { "shrink", PLAIN "holes ", 30, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_SHRINK, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH } } },
+    { "close-frontier", PLAIN "snapshot ", 0, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 0, 0, 1, 0 }, { FX_FLUSH }, { FX_WRITE, 2, 0, 1, 0 }, { FX_FAULTS }, { FX_CLOSE } } },
+    { "check", PLAIN FILES, 8, true, 0, { { FX_FAULTS }, { FX_CHECK } } },
+    { "check-leaky", K4 "c512-v2-back ", 8, true, FX_LEAKY, { { FX_FAULTS }, { FX_CHECK } } },
+    { "repair-leaky", K4 "c512-v2-back ", 8, true, FX_LEAKY, { { FX_FAULTS }, { FX_REPAIR }, { FX_CHECK } } },
+    { "repair-low-count", K4 "c512-v2-back ", 8, true, FX_LOW_COUNT, { { FX_FAULTS }, { FX_REPAIR } } },
+    { "repair-sound", K4 "c512 snapshot ", 8, true, 0, { { FX_FAULTS }, { FX_REPAIR } } },
+    { "open-dirty", K4, 8, true, FX_DIRTY, { { FX_FAULTS }, { FX_OPEN_RW }, { FX_WRITE, 20, 0, 1, 0 }, { FX_CLOSE } } },
+    { "reopen", PLAIN "snapshot ", 2, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 4, 0, 1, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_WRITE, 6, 1, 0, 3 }, { FX_DISCARD, 0, 0, 1, 0 }, { FX_CLOSE } } },
+    { "at-once", PLAIN "snapshot holes ", 6, true, 0,
+      { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 10, 0, 1, 0 }, { FX_WRITE, 11, 1, 0, 2 TOO }, { FX_WRITE, 0, 0, 1, 0 TOO }, { FX_DISCARD, 2, 0, 1, 0 TOO }, { FX_FLUSH TOO }, { FX_WRITE, 14, 0, 2, 0 TOO },
+        { FX_FLUSH TOO }, { FX_UNMAP, 4, 0, 1, 0 TOO }, { FX_WRITE, 2, 0, 1, 0 }, { FX_FLUSH TOO }, { FX_FLUSH } } },
+    { "same-cluster", K4 "c64k snapshot ", 0, false, 0,
+      { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 1, 0, 0, 1 }, { FX_WRITE, 1, 1, 0, 2 TOO }, { FX_WRITE, 1, 4, 0, 1 TOO }, { FX_FLUSH TOO }, { FX_FLUSH } } },
+    { "many-tables", " c512-wide garbage c512 ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 0, 100, 0 }, { FX_FLUSH }, { FX_WRITE, 150, 0, 120, 0 }, { FX_FLUSH } } },
+    { NULL, NULL, 0, false, 0, { { FX_END } } },
+};

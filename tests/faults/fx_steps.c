@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fx_steps.c: performs the steps of a scenario, while faults strike, and judges every answer.
+ *
+ * Purpose      The guest and the operator of one image.
+ * Owns         Buffers for one disk.
+ * Invariants   Allocations are refused only inside engine calls (fx_alloc.armed); the sources here make none of those.
+ * Order        Steps one after another; those marked together at the same time.
+ * Concurrency  Coroutines of the world's one loop.
+ * Failure      fx_bad() for what may not happen; errors that may happen only change what the model allows.
+ * Tests        test_faults.py
+ */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "fx.h"
+
+void fx_bad(struct fx_run *r, const char *fmt, ...)
+{
+    va_list ap;
+    if (r->bad)
+        return;
+    r->bad = true;
+    va_start(ap, fmt);
+    vsnprintf(r->why, sizeof r->why, fmt, ap);
+    va_end(ap);
+}
+
+uint64_t fx_hits(const struct fx_run *r) { return r->fault.kind == FX_K_ALLOC ? fx_alloc.hits : r->w->faults.hits; }
+
+/* Is this errno the fault's? What a failed flush leaves behind is EIO; so is metadata that ends too early, but a header
+ * that is not there makes it no image. */
+static bool errno_fits(const struct fx_run *r, enum fx_do what, int e)
+{
+    const struct fx_fault *f = &r->fault;
+    if (!f->nth || !fx_hits(r) || f->how == FX_SHORT)
+        return false;
+    if (f->kind == FX_K_ALLOC)
+        return e == -ENOMEM;
+    if (e == -EINVAL && f->kind == CX_F_READ && f->how == FX_NOTHING)
+        return what == FX_OPEN_RO || what == FX_OPEN_RW || what == FX_CHECK || what == FX_REPAIR;
+    return (f->how != FX_NOTHING && e == -f->error) || (e == -EIO && (f->kind == CX_F_FLUSH || f->how == FX_NOTHING));
+}
+
+static void answered(struct fx_run *r, enum fx_do what, int e, const struct byre_err *err)
+{
+    if (e == 0)
+        return;
+    r->steps_failed++;
+    if (e > 0)
+        fx_bad(r, "%s answered %d", fx_do_names[what], e);
+    else if (!errno_fits(r, what, e))
+        fx_bad(r, "%s failed with errno %d%s%s", fx_do_names[what], -e, err ? ": " : "", err ? err->text : "");
+    else if (err && (err->code != e || !err->reason || !err->text[0]))
+        fx_bad(r, "%s failed with errno %d, but its error says %d '%s'", fx_do_names[what], -e, err->code, err->text);
+}
+
+/* ---- requests ---- */
+
+int fx_write_version(struct co *co, struct fx_run *r, uint64_t off, uint64_t len, unsigned version)
+{
+    uint8_t *buf = malloc(len);
+    if (!buf)
+        abort();
+    for (uint64_t i = 0; i < len; i += CX_SECTOR)
+        cx_stamp(buf + i, (off + i) / CX_SECTOR, version);
+    struct iovec slot;
+    fx_issue(&r->m, off, len, version);
+    int e = graph_write(co, r->w->node, iov_one(&slot, buf, len), off, 0);
+    if (e == 0)
+        fx_done(&r->m, off, len, version);
+    free(buf);
+    return e;
+}
+
+void fx_read_judged(struct co *co, struct fx_run *r, const uint64_t *set, const char *when)
+{
+    uint64_t len = graph_length(r->w->node);
+    uint8_t *out = malloc(CX_SECTORS_MAX * CX_SECTOR);
+    if (!out)
+        abort();
+    memset(out, 0xa5, len);
+    int e = cx_read_all(co, r->w, out);
+    answered(r, FX_READ, e, NULL);
+    for (uint64_t i = 0; e == 0 && i < len / CX_SECTOR && !r->bad; i++) {
+        uint32_t v = cx_version_of(r->c->values, out + i * CX_SECTOR, i);
+        if (v >= 64 || !(set[i] >> v & 1))
+            fx_bad(r, "%s: sector %" PRIu64 " holds version %x; allowed %" PRIx64, when, i, v, set[i]);
+    }
+    free(out);
+}
+
+static bool place(const struct fx_run *r, const struct fx_step *s, uint64_t *ret_off, uint64_t *ret_len)
+{
+    uint64_t cs = r->c->g.cluster, size = graph_length(r->w->node);
+    *ret_off = (s->at * cs + s->at_sectors * CX_SECTOR) % size;
+    *ret_len = min_u64(s->len * cs + s->len_sectors * CX_SECTOR, size - *ret_off);
+    return *ret_len > 0;
+}
+
+/* A discard may leave parts of clusters alone: only its whole clusters are sure to be zero afterwards. */
+static bool sure(const struct fx_run *r, const struct fx_step *s, uint64_t off, uint64_t len)
+{
+    const struct cx_geometry *g = &r->c->g;
+    return s->what != FX_DISCARD || (off % g->cluster == 0 && len % g->cluster == 0 && g->version == 3 && !g->image[0]);
+}
+
+static int request(struct co *co, struct fx_run *r, const struct fx_step *s, unsigned version)
+{
+    uint64_t off, len;
+    if (!place(r, s, &off, &len))
+        return 0;
+    if (s->what == FX_WRITE)
+        return fx_write_version(co, r, off, len, version);
+    fx_issue(&r->m, off, len, CX_ZEROS);
+    int e = s->what == FX_DISCARD ? graph_discard(co, r->w->node, off, len) : graph_zero(co, r->w->node, off, len, s->what == FX_UNMAP ? GRAPH_UNMAP : 0);
+    if (e == 0 && sure(r, s, off, len))
+        fx_done(&r->m, off, len, CX_ZEROS);
+    return e;
+}
+
+static int flush(struct co *co, struct fx_run *r)
+{
+    struct fx_flush *f = malloc(sizeof *f);
+    if (!f)
+        abort();
+    bool latched = r->fault.kind == CX_F_FLUSH && fx_hits(r) > r->session_hits;
+    fx_flush_begin(&r->m, f);
+    int e = graph_flush(co, r->w->node);
+    fx_flush_end(&r->m, f, e == 0);
+    free(f);
+    if (latched && e == 0)
+        fx_bad(r, "a flush succeeded after a failed one (RG27)");
+    return e;
+}
+
+static int resize(struct co *co, struct fx_run *r, const struct fx_step *s, struct byre_err *err)
+{
+    uint64_t old = graph_length(r->w->node), part = round_down(r->c->size / 16 * s->len, CX_SECTOR);
+    uint64_t to = s->what == FX_GROW ? old + part + CX_SECTOR : part + CX_SECTOR;
+    unsigned id = fx_size_issue(&r->m, to);
+    int e = graph_resize(co, r->w->node, to, FMT_PREALLOC_OFF, err);
+    if (e == 0)
+        fx_size_done(&r->m, id);
+    else if (graph_length(r->w->node) != old && graph_length(r->w->node) != to)
+        fx_bad(r, "a failed resize left the size %" PRIu64, graph_length(r->w->node));
+    return e;
+}
+
+/* ---- operations on the image as a whole ---- */
+
+int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, struct byre_err *err)
+{
+    struct stor *s;
+    char base[] = "base", raw[] = "raw";
+    struct fmt_create_opts o = { .size = g->size, .cluster_size = g->cluster, .version = g->version, .refcount_bits = g->refcount_bits };
+    if (g->backing) {
+        o.backing_file = base;
+        o.backing_fmt = raw;
+    }
+    int e = cx_store_open(w, "img", false, &s);
+    if (e < 0)
+        return byre_fail(err, NOMEM, "img");
+    e = fmt_qcow2_ops.create(co, s, &o, err);
+    stor_close(co, s);
+    return e;
+}
+
+int fx_close(struct co *co, struct fx_run *r)
+{
+    struct fx_flush *f = malloc(sizeof *f);
+    if (!f)
+        abort();
+    bool latched = r->fault.kind == CX_F_FLUSH && fx_hits(r) > r->session_hits && !graph_read_only(r->w->node);
+    fx_flush_begin(&r->m, f);
+    int e = cx_close(co, r->w);
+    fx_flush_end(&r->m, f, e == 0);
+    free(f);
+    if (latched && e == 0)
+        fx_bad(r, "close succeeded after a failed flush (RG27)");
+    r->closed_well = e == 0;
+    if (e)                               /* what was not flushed is lost, or not */
+        memcpy(r->m.now, r->m.crash, sizeof r->m.now);
+    if (e)
+        r->m.now_sizes = r->m.crash_sizes;
+    return e;
+}
+
+static int open_image(struct co *co, struct fx_run *r, bool read_only, bool check_mode, struct byre_err *err)
+{
+    int e = cx_open(co, r->w, read_only, check_mode, err);
+    r->session_hits = fx_hits(r);
+    return e;
+}
+
+static int check(struct co *co, struct fx_run *r, bool repair, struct byre_err *err)
+{
+    struct fmt_check_opts o = { .fix = repair ? FMT_FIX_LEAKS | FMT_FIX_ERRORS : 0 };
+    struct fmt_check_result res = { 0 };
+    enum fx_damage damage = r->c->scene->damage;
+    int e = open_image(co, r, !repair, true, err);
+    if (e < 0)
+        return e;
+    uint64_t before = fx_hits(r);
+    struct fmt_image *im = graph_image(r->w->node);
+    e = im->ops->check(co, im, &o, &res, err);
+    bool failed = e < 0 || res.check_errors;
+    bool struck = fx_hits(r) > before && r->fault.kind == CX_F_READ && r->fault.how == FX_ERROR;
+    if (struck && !failed && !repair)
+        fx_bad(r, "check could not read everything and does not say so");
+    if (!failed && damage == FX_SOUND && res.corruptions)
+        fx_bad(r, "check sees %" PRIu64 " corruptions", res.corruptions);
+    if (!failed && damage == FX_LEAKY && !repair && r->steps_failed == 0 && res.leaks == 0 && r->c->scene->steps[1].what == FX_CHECK)
+        fx_bad(r, "check does not see the leak");
+    int c = fx_close(co, r);
+    if (e == 0 && c < 0 && err)
+        (void)byre_fail_code(err, IO, c, "close");          /* the text is ours */
+    r->mended = repair && !failed && c == 0;
+    return e < 0 ? e : c;
+}
+
+/* ---- the list ---- */
+
+struct one { struct fx_run *r; const struct fx_step *s; unsigned version; };
+
+static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, unsigned version)
+{
+    struct byre_err err = { .text = "" };
+    bool open = r->w->node != NULL;
+    int e = 0;
+    switch (s->what) {
+    case FX_CREATE:
+        e = fx_create(co, r->w, &r->c->g, &err);
+        r->created = r->closed_well = e == 0;
+        answered(r, s->what, e, &err);
+        break;
+    case FX_OPEN_RO:
+    case FX_OPEN_RW:
+        answered(r, s->what, open ? 0 : open_image(co, r, s->what == FX_OPEN_RO, false, &err), &err);
+        break;
+    case FX_CHECK:
+    case FX_REPAIR:
+        answered(r, s->what, check(co, r, s->what == FX_REPAIR, &err), &err);
+        break;
+    case FX_READ:
+        if (open)
+            fx_read_judged(co, r, r->m.now, "read");
+        break;
+    case FX_FLUSH:
+        answered(r, s->what, open ? flush(co, r) : 0, NULL);
+        break;
+    case FX_CLOSE:
+        answered(r, s->what, open ? fx_close(co, r) : 0, NULL);
+        break;
+    case FX_GROW:
+    case FX_SHRINK:
+        answered(r, s->what, open ? resize(co, r, s, &err) : 0, &err);
+        break;
+    default:
+        answered(r, s->what, open ? request(co, r, s, version) : 0, NULL);
+    }
+}
+
+static void one_co(struct co *co, void *arg)
+{
+    struct one *o = arg;
+    one_step(co, o->r, o->s, o->version);
+    co_group_leave(&o->r->group);
+    free(o);
+}
+
+static void arm(struct fx_run *r)
+{
+    const struct fx_fault *f = &r->fault;
+    memset(&r->w->faults, 0, sizeof r->w->faults);
+    fx_alloc.calls = fx_alloc.hits = fx_alloc.nth = 0;
+    if (f->kind == FX_K_ALLOC) {
+        fx_alloc.nth = f->nth;
+        fx_alloc.forever = f->forever;
+    } else {
+        r->w->faults = (struct cx_faults){ .kind = (enum cx_fault_kind)f->kind, .nth = f->nth, .forever = f->forever, .error = f->error,
+            .short_transfer = f->how == FX_SHORT || f->how == FX_NOTHING, .nothing = f->how == FX_NOTHING, .late = f->how == FX_LATE };
+    }
+    fx_alloc.armed = true;
+}
+
+static void disarm(struct fx_run *r)
+{
+    fx_alloc.armed = false;
+    fx_alloc.nth = 0;
+    r->w->faults.nth = 0;
+    r->hits = fx_hits(r);
+    memcpy(r->calls, r->w->faults.calls, sizeof r->w->faults.calls);
+    r->calls[FX_K_ALLOC] = fx_alloc.calls;
+}
+
+static void start_step(struct co *co, struct fx_run *r, const struct fx_step *s, unsigned version)
+{
+    if (!s->together)
+        co_group_wait(co, &r->group);
+    if (!s->together && !s[1].together) {
+        one_step(co, r, s, version);
+        return;
+    }
+    struct one *o = malloc(sizeof *o);
+    if (!o)
+        abort();
+    *o = (struct one){ r, s, version };
+    bool armed = fx_alloc.armed;
+    fx_alloc.armed = false;              /* a coroutine of ours */
+    co_group_enter(&r->group);
+    if (rt_spawn(r->w->loop, one_co, o) < 0)
+        abort();
+    fx_alloc.armed = armed;
+}
+
+void fx_steps_run(struct co *co, struct fx_run *r)
+{
+    for (unsigned i = 0; i < FX_STEPS && r->c->scene->steps[i].what; i++) {
+        const struct fx_step *s = &r->c->scene->steps[i];
+        if (s->what == FX_FAULTS)
+            arm(r);
+        else
+            start_step(co, r, s, 2 + i);
+    }
+    co_group_wait(co, &r->group);
+    for (unsigned i = 0; i < 64; i++)    /* what works behind is struck too */
+        co_yield(co);
+    disarm(r);
+}

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fx_verify.c: after a run with a fault: is the image sound, and does it hold what it must?
+ *
+ * Purpose      Three files are looked at: the one that is there; what a power cut would leave at the least (only what was
+ *              durable); and one of the many states between.
+ * Owns         Nothing.
+ * Invariants   No fault is alive here.
+ * Order        check, content, snapshots; then writing, check, repair, check, content.
+ * Concurrency  One coroutine of the world.
+ * Failure      fx_bad().
+ * Tests        test_faults.py
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "fx.h"
+
+struct ver { struct fx_run *r; const char *when; uint64_t set[FX_SECTORS], sizes; bool deep, mended; };
+
+static void check(struct co *co, struct ver *v, unsigned fix, bool leaks_allowed)
+{
+    struct fx_run *r = v->r;
+    struct byre_err err = { .text = "" };
+    struct fmt_check_opts o = { .fix = fix };
+    struct fmt_check_result res = { 0 };
+    if (r->bad)
+        return;
+    if (cx_open(co, r->w, fix == 0, true, &err) < 0) {
+        fx_bad(r, "%s: cannot be opened to check: %s", v->when, err.text);
+        return;
+    }
+    struct fmt_image *im = graph_image(r->w->node);
+    if (im->ops->check(co, im, &o, &res, &err) < 0)
+        fx_bad(r, "%s: check: %s", v->when, err.text);
+    int c = cx_close(co, r->w);
+    if (c < 0)
+        fx_bad(r, "%s: close after check: %d", v->when, c);
+    if (!fix && (res.corruptions || res.check_errors || (res.leaks && !leaks_allowed)))
+        fx_bad(r, "%s: %" PRIu64 " corruptions, %" PRIu64 " check errors, %" PRIu64 " leaks", v->when, res.corruptions, res.check_errors, res.leaks);
+}
+
+static void content(struct co *co, struct ver *v)
+{
+    struct fx_run *r = v->r;
+    struct byre_err err = { .text = "" };
+    if (r->bad)
+        return;
+    if (cx_open(co, r->w, true, false, &err) < 0) {
+        fx_bad(r, "%s: cannot be opened: %s", v->when, err.text);
+        return;
+    }
+    uint64_t size = graph_length(r->w->node);
+    bool known = false;
+    for (unsigned i = 0; i < r->m.size_count; i++)
+        known |= r->m.size[i] == size && (v->sizes >> i & 1);
+    if (!known)
+        fx_bad(r, "%s: size %" PRIu64, v->when, size);
+    fx_read_judged(co, r, v->set, v->when);
+    if (cx_close(co, r->w) < 0)
+        fx_bad(r, "%s: close", v->when);
+    if (cx_snapshots_digest(&r->w->image) != r->c->snapshots)
+        fx_bad(r, "%s: a snapshot has changed", v->when);
+}
+
+static void use(struct co *co, struct ver *v)
+{
+    struct fx_run *r = v->r;
+    struct byre_err err = { .text = "" };
+    if (r->bad)
+        return;
+    if (cx_open(co, r->w, false, false, &err) < 0) {
+        fx_bad(r, "%s: cannot be opened for writing: %s", v->when, err.text);
+        return;
+    }
+    uint64_t size = graph_length(r->w->node), off = round_down(size / 3, CX_SECTOR);
+    struct fx_model keep = r->m;
+    int w = fx_write_version(co, r, off, min_u64(3 * CX_SECTOR, size - off), 61);
+    for (uint64_t i = off / CX_SECTOR; i < min_u64(off / CX_SECTOR + 3, size / CX_SECTOR); i++)
+        v->set[i] = 1ull << 61;
+    int f = graph_flush(co, r->w->node), c = cx_close(co, r->w);
+    if (w < 0 || f < 0 || c < 0)
+        fx_bad(r, "%s: later write %d, flush %d, close %d", v->when, w, f, c);
+    r->m = keep;
+}
+
+static void verify_co(struct co *co, void *arg)
+{
+    struct ver *v = arg;
+    if (v->r->c->scene->damage == FX_LOW_COUNT && !v->mended)
+        check(co, v, FMT_FIX_LEAKS | FMT_FIX_ERRORS, true);
+    check(co, v, 0, !v->mended);
+    content(co, v);
+    if (!v->deep)
+        return;
+    use(co, v);
+    check(co, v, 0, true);
+    check(co, v, FMT_FIX_LEAKS | FMT_FIX_ERRORS, true);
+    check(co, v, 0, false);
+    content(co, v);
+}
+
+static void recreate_co(struct co *co, void *arg)
+{
+    struct fx_run *r = arg;
+    struct byre_err err = { .text = "" };
+    int e = fx_create(co, r->w, &r->c->g, &err);
+    if (e < 0)
+        fx_bad(r, "after the fault: create answers %d: %s", e, err.text);
+}
+
+static void look(struct fx_run *r, const char *when, const uint64_t *set, uint64_t sizes, bool deep)
+{
+    struct ver *v = malloc(sizeof *v);
+    if (!v)
+        abort();
+    *v = (struct ver){ .r = r, .when = when, .sizes = sizes, .deep = deep, .mended = r->mended && set == r->m.now };
+    memcpy(v->set, set, sizeof v->set);
+    if (!r->bad && !cx_run(r->w, verify_co, v))
+        fx_bad(r, "%s: deadlock", when);
+    free(v);
+}
+
+static void put(struct cx_world *w, const struct cx_bytes *from)
+{
+    memset(w->image.data, 0, CX_FILE_MAX);
+    memcpy(w->image.data, from->data, from->len);
+    w->image.len = from->len;
+}
+
+/* What is certain to be there after a power cut, and nothing else. */
+static void durable_only(struct fx_run *r)
+{
+    struct cx_world *w = r->w;
+    uint64_t stamp = cx_durable_stamp(w, w->now);
+    put(w, &r->c->start);
+    for (size_t i = 0; i < w->log_count; i++) {
+        const struct cx_op *o = &w->log[i];
+        if (o->kind != CX_FLUSH && o->completed && o->completed < stamp)
+            cx_apply(&w->image, o, 0, o->len);
+    }
+}
+
+void fx_verify(struct fx_run *r)
+{
+    struct prng p;
+    bool creating = r->c->scene->steps[1].what == FX_CREATE;
+    r->w->faults.nth = 0;
+    if (creating && !r->created) {
+        r->w->image.len = 0;
+        memset(r->w->image.data, 0, CX_FILE_MAX);
+        if (!cx_run(r->w, recreate_co, r))
+            fx_bad(r, "create: deadlock");
+        look(r, "created again", r->m.now, r->m.now_sizes, true);
+        return;
+    }
+    look(r, "the image", r->m.now, r->m.now_sizes, true);
+    durable_only(r);
+    look(r, "what is durable", r->m.crash, r->m.crash_sizes, r->fault.nth % 4 == 0);
+    if (creating)                        /* before its flush a new file may be anything */
+        return;
+    prng_init(&p, r->fault.nth * 977 + r->fault.kind);
+    cx_state_random(r->w, &r->c->start, r->w->now, &p);
+    look(r, "a crash state", r->m.crash, r->m.crash_sizes, false);
+}
