@@ -301,7 +301,7 @@ static int replay(const char *path)
     if (r == 0 || r == -ENOENT) {
         c.state[0] = 0;
         k.states_max = 30000;
-        struct sim_campaign all = { .states_max = 30000, .checked = sim_seen_new(18), .peer_dir = k.peer_dir };
+        struct sim_campaign all = { .states_max = 30000, .checked = sim_seen_new(18), .peer_dir = k.peer_dir, .verbose = verbose && !stored };
         r = sim_case_run(&all, &c);
         k.tally.states += all.tally.states;
         sim_seen_free(all.checked);

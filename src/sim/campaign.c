@@ -228,10 +228,10 @@ int sim_case_run(struct sim_campaign *k, struct sim_case *c)
     c->why[0] = 0;
     if (sim_world_new(c->seed, 1, &first) < 0 || sim_world_new(c->seed, c->loops, &live) < 0 || sim_world_new(c->seed, 1, &states) < 0)
         abort();
-    sim_image_build(first, k->g, &im);
-    sim_image_build(live, k->g, &im2);
+    sim_image_build(first, k->g, c->seed, &im);
+    sim_image_build(live, k->g, c->seed, &im2);
     sim_image_fini(&im2);
-    sim_image_build(states, k->g, &im2);
+    sim_image_build(states, k->g, c->seed, &im2);
     sim_image_fini(&im2);
     sim_trace_init(&t);
     live->slow_writes = c->slow_writes;
@@ -245,10 +245,12 @@ int sim_case_run(struct sim_campaign *k, struct sim_case *c)
         c->state[0] = 0;
         snprintf(c->why, sizeof c->why, "%s", rec.why);
         r = -1;
-    } else {
+    } else if (!k->worth || k->worth(k->arg)) {
         struct work w = { .k = k, .c = c };
         sim_verify_init(&w.v, states, &im);
         w.v.peer_dir = k->peer_dir;
+        if (k->nested_one_in)
+            w.v.nested_one_in = k->nested_one_in;
         r = explore(&w, first, &t, states);
         hung = r < 0 && strstr(c->why, "hangs");
         add_tally(&k->tally, &w.v);

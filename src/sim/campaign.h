@@ -34,6 +34,8 @@ struct sim_campaign {
     uint64_t per_workload;               /* verify at most about so many states of each; 0: all */
     uint64_t states_max;                 /* stop the workload after so many made; 0: none */
     const char *peer_dir;
+    uint64_t nested_one_in;              /* 0: as verify.h says */
+    bool (*worth)(void *arg);            /* after the recorded run: shall its states be looked at? NULL: yes */
     bool verbose;                        /* prints the operations of the trace */
     struct sim_tally tally;
     /* called before each state is verified: for progress and for telling what was at work when a process dies */

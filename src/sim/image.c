@@ -58,6 +58,11 @@ static const struct sim_geom geoms[] = {
       .window = { { 0, 1280 * K } }, .windows = 1, .backing = 512 * K, .frontier = 256 * K, .floor = 9000 },
     { .name = "c64k-rc64", .version = 3, .cluster_bits = 16, .refcount_order = 6, .size = 1 * M, .size_max = 1280 * K,
       .window = { { 0, 1280 * K } }, .windows = 1, .zeros = true, .frontier = 256 * K, .no_punch = true, .no_holes = true, .floor = 9000 },
+    { .name = "c512-hurt", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 128 * K,
+      .window = { { 0, 128 * K } }, .windows = 1, .zeros = true, .frontier = 4 * K, .one_write_space = true, .hurt = true, .floor = 1500 },
+    { .name = "c4k-hurt", .version = 2, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .backing = 256 * K, .snapshot = true, .frontier = 32 * K, .one_write_space = true, .hurt = true,
+      .floor = 1500 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 9000 },
@@ -273,7 +278,7 @@ static uint64_t snapshot_table(struct build *b, const struct tables *t, uint64_t
     uint64_t l2 = t->l1[k] & ~COPIED;
     if (!l2)
         return 0;
-    bool shared = k % 2 == 0 && t->l1_entries > 1;
+    bool shared = k % 2 == 0 && t->l1_entries > 1 && !b->g->fill_to;
     uint64_t own = shared ? l2 : take(b, 1) * b->cs;
     ref(b, own / b->cs);
     for (uint64_t i = 0; i < b->cs / 8; i++) {
@@ -443,6 +448,8 @@ static uint64_t lay_out(struct build *b, uint64_t blocks)
     h.rt_clusters = 1;
     h.backing_name = g->backing ? (char *)SIM_BASE_NAME : NULL;
     h.backing_format = g->backing ? (char *)"raw" : NULL;
+    if (g->hurt && g->version == 3)
+        h.incompat = Q2_INCOMPAT_DIRTY;
     header(b, &h);
     return blocks;
 }
@@ -468,7 +475,65 @@ static void start_gens(struct sim_image *im)
         im->gens[s] = im->below && s * SIM_SECTOR < im->g->size ? im->below[s] : 0;
 }
 
-void sim_image_build(struct sim_world *w, const struct sim_geom *g, struct sim_image *im)
+/* ---- damage: what a repair can mend without losing a guest byte ---- */
+
+/* Some L2 entry that maps a cluster: its offset in the file, 0: none. */
+static uint64_t some_entry(struct build *b, struct prng *p)
+{
+    uint64_t l1 = get64(b, 40), entries = div_up(b->g->size, b->cs * (b->cs / 8));
+    for (unsigned tries = 0; tries < 200; tries++) {
+        uint64_t l2 = get64(b, l1 + prng_below(p, entries) * 8) & 0x00fffffffffffe00ull;
+        uint64_t at = l2 + prng_below(p, b->cs / 8) * 8;
+        if (l2 && (get64(b, at) & 0x00fffffffffffe00ull) && !(get64(b, at) >> 62 & 1))
+            return at;
+    }
+    return 0;
+}
+
+static void hurt_one(struct build *b, struct prng *p, uint64_t blocks)
+{
+    uint64_t per = b->cs * 8 >> b->g->refcount_order, blocks_at = 2, entry = some_entry(b, p), c = (get64(b, entry) & 0x00fffffffffffe00ull) / b->cs;
+    uint64_t count_at = (blocks_at + c / per) * b->cs + c % per * 2, spare = (blocks_at + prng_below(p, blocks)) * b->cs + prng_below(p, per) * 2;
+    uint8_t v[2] = { 0, 0 };
+    if (!entry)
+        return;
+    switch (prng_below(p, 7)) {
+    case 0:                              /* a count is lost */
+        put(b, count_at, v, 2);
+        break;
+    case 1:                              /* a whole sector of counts is lost */
+        sim_disk_zero(b->d, round_down(count_at, SIM_SECTOR), SIM_SECTOR);
+        break;
+    case 2:                              /* a count is too high, the flag says otherwise */
+        v[1] = 5;
+        put(b, count_at, v, 2);
+        break;
+    case 3:                              /* leaks */
+        v[1] = 1;
+        if (spare + 2 <= b->d->len && get64(b, round_down(spare, 8)) == 0)
+            put(b, spare, v, 2);
+        break;
+    case 4:                              /* COPIED is missing */
+        put64(b, entry, get64(b, entry) & ~COPIED);
+        break;
+    case 5:                              /* a refcount block is not found */
+        put64(b, b->cs + prng_below(p, blocks) * 8, 0);
+        break;
+    case 6:                              /* a table entry makes no sense */
+        put64(b, b->cs + prng_below(p, blocks) * 8, (b->next + 100 + prng_below(p, 100)) * b->cs);
+        break;
+    }
+}
+
+static void hurt(struct build *b, uint64_t seed, uint64_t blocks)
+{
+    struct prng p;
+    prng_init(&p, seed);
+    for (uint64_t n = 1 + prng_below(&p, 4); n > 0; n--)
+        hurt_one(b, &p, blocks);
+}
+
+void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t seed, struct sim_image *im)
 {
     struct sim_file *f = sim_world_file(w, SIM_DISK_NAME);
     *im = (struct sim_image){ .g = g, .sectors = g->size_max / SIM_SECTOR };
@@ -485,6 +550,8 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, struct sim_i
         start_gens(im);
         sim_disk_reset(&f->disk);
         need = lay_out(&b, blocks);
+        if (need == blocks && g->hurt)
+            hurt(&b, seed, blocks);
         sim_mem_free(b.refs);
         if (need == blocks)
             break;

@@ -33,6 +33,7 @@ struct sim_geom {
     uint32_t block;                      /* request alignment of the store; 0: 1 */
     bool no_holes;                       /* no free clusters: the file grows at once */
     bool beyond;                         /* clusters mapped behind the end, as an interrupted shrink leaves them */
+    bool hurt;                           /* counts and COPIED flags are damaged (by the seed): only repair is run on it */
     bool no_zero_growth, no_punch, no_zero;
     bool one_write_space;                /* resize is left out of the workloads (snapshots, version 2) */
     unsigned floor;                      /* distinct states that `make check` must reach */
@@ -48,8 +49,8 @@ struct sim_image {
     uint64_t sectors;
 };
 
-/* Makes the files SIM_DISK_NAME and SIM_BASE_NAME of w (which must not exist yet) and tells what they hold. */
-void sim_image_build(struct sim_world *w, const struct sim_geom *g, struct sim_image *ret);
+/* Makes the files SIM_DISK_NAME and SIM_BASE_NAME of w (which must not exist yet) and tells what they hold. seed: which damage. */
+void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t seed, struct sim_image *ret);
 void sim_image_fini(struct sim_image *im);
 
 /* ---- audit.c: reads the bytes of a qcow2 file on its own, knows nothing of the engine ---- */

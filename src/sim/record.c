@@ -265,7 +265,7 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'u':
     case 'd': return do_clear(co, u, o, alone);
     case 'f': return do_flush(co, u);
-    case 't': return co_sleep(co, 5000000);
+    case 't': return co_sleep(co, 2000000);
     case 's': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR);
     case 'p':
         r = read_range(co, u, (uint64_t)o->off * SIM_SECTOR, (uint64_t)o->len * SIM_SECTOR, NULL);
@@ -328,7 +328,7 @@ static int start_behind(struct co *co, struct run *u, const struct sim_wop *o, u
     x->next = u->behind;
     u->behind = x;
     u->hurried = true;
-    return 0;
+    return co_sleep(co, prng_below(&u->r->w->rng, 2000));      /* let it begin, more or less */
 }
 
 static int join(struct co *co, struct run *u)

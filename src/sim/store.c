@@ -207,7 +207,7 @@ static void fly(struct co *co, struct flight *x)
     bool whole = is_aligned(x->off | x->len, SIM_SECTOR);
     if (x->kind == SIM_FLUSH || whole) {
         bool late = w->slow_writes && (x->kind == SIM_WRITE || x->kind == SIM_PUNCH) && prng_one_in(&w->rng, 4);
-        sim_event_add(w, latency(w) * (late ? 64 : 1), effect_event, x);
+        sim_event_add(w, latency(w) * (late ? 256 : 1), effect_event, x);
     } else {                             /* S1 */
         take_effect(x);
         sim_event_add(w, latency(w), complete_event, x);

@@ -186,7 +186,9 @@ static const char *const templates[] = {
     "d a; t; w b; w c; f",                               /* freed space is used again before and after it is durable */
     "d a; f; t; w b; f",
     "d a; f; w b; f; w c",
-    "~ w a; d a; f; t; w b; f; t",                       /* a writer is still inside when its cluster goes */
+    "w a; ~ w a; d a; f; w b; f; t",                     /* a writer is still inside when its cluster goes */
+    "w a; ~ w a; d a; f; t; w b; f; t",
+    "w a; f; ~ w a; d a; f; w b; w c; f",
     "~ w a; u a; f; t; w b; w c; f",
     "~ p a; d a; f; t; w b; f",
     "w a; ~ f; w b; f",                                  /* a flush meets a flush */
@@ -247,11 +249,18 @@ static struct sim_wop any_op(const struct sim_geom *g, struct prng *p, const str
     return op;
 }
 
+void sim_workload_meeting(const struct sim_geom *g, uint64_t n, struct sim_workload *l)
+{
+    struct prng p;
+    prng_init(&p, hash_mix64(n) ^ 0x99);
+    from_template(g, &p, l);
+}
+
 static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *abc, unsigned letters, struct sim_workload *l)
 {
     struct prng p;
     prng_init(&p, hash_mix64(n) ^ 0x77);
-    if (prng_one_in(&p, 3)) {
+    if (prng_one_in(&p, 2)) {
         from_template(g, &p, l);
         ASSERT(sim_workload_fits(l, g));
         return;
@@ -288,6 +297,10 @@ void sim_workload_nth(const struct sim_geom *g, uint64_t n, struct sim_workload 
     ASSERT(letters <= 64);
     uint64_t ones = letters * 2, twos = (uint64_t)letters * letters * 2;
     l->count = 0;
+    if (g->hurt) {
+        push(l, (struct sim_wop){ .kind = 'r' });
+        return;
+    }
     if (n < ones) {
         push(l, abc[n / 2]);
         if (n & 1)

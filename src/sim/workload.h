@@ -33,6 +33,8 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
 /* Workload number n of a geometry: first all of length 1, then all of length 2, then seeded ones of 3 to 6 operations,
  * some of them at the same time. Each ends with or without a flush. Depends on nothing but g and n. */
 void sim_workload_nth(const struct sim_geom *g, uint64_t n, struct sim_workload *ret);
+/* Number n of those in which requests meet, or freed space is used again. */
+void sim_workload_meeting(const struct sim_geom *g, uint64_t n, struct sim_workload *ret);
 
 /* One recorded run. */
 struct sim_record {

@@ -64,7 +64,7 @@ struct sim_world {
     unsigned file_count;
     struct sim_trace *trace;             /* NULL: nothing is recorded */
     bool direct;
-    bool slow_writes;                    /* live: one write or punch in four takes 64 times longer to take effect */
+    bool slow_writes;                    /* live: one write or punch in four takes 256 times longer to take effect */
     struct sim_faults faults;
     unsigned handles;                    /* open stores */
     struct graph_opener opener;          /* for graph_opts */
