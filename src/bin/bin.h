@@ -73,8 +73,10 @@ extern const struct cmd *const bin_commands[];      /* ends with NULL */
 /* Prints "prog: text" to standard error; returns 1. */
 int run_fail(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);
 int run_fail_err(struct run *r, const struct byre_err *err);
-/* What to add to err->text for people: " (the image is locked)", or "". */
-const char *run_hint(const struct byre_err *err);
+/* err->text, and for people what it leaves out: the system's word for an I/O error, that a lock is in the way. */
+struct run_text { char text[BYRE_ERR_TEXT_MAX + 128]; };
+const char *run_text(const struct byre_err *err, struct run_text *t);
+#define RUN_TEXT(err) run_text((err), &(struct run_text){ "" })
 /* The same with a hint at --help; returns the command's exit code of wrong usage. */
 int run_usage(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);
 void run_warn(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);

@@ -107,7 +107,7 @@ static int check_once(struct pass *p, unsigned flags, struct byre_check_result *
     byre_job_free(job);
     if (rc == -ENOTSUP)
         return run_fail(p->r, "This image format does not support checks"), EXIT_NO_CHECK;
-    return rc ? run_fail(p->r, "Check failed: %s", err.text) : 0;
+    return rc ? run_fail(p->r, "Check failed: %s", RUN_TEXT(&err)) : 0;
 }
 
 static int report(struct pass *p, bool json, struct byre_check_result *c)

@@ -42,7 +42,7 @@ static const struct opt_row rows[] = {
 static int failed(struct run *r, const struct byre_compare_result *c, const struct byre_err *err, struct byre_image *const *images)
 {
     if (c->failed_image == 1 || c->failed_image == 2)
-        run_fail(r, "%s: offset %" PRIu64 ": %s", byre_filename(images[c->failed_image - 1]), c->offset, err->text);
+        run_fail(r, "%s: offset %" PRIu64 ": %s", byre_filename(images[c->failed_image - 1]), c->offset, RUN_TEXT(err));
     else
         run_fail_err(r, err);
     return c->failed_status ? NO_STATUS : NO_DATA;

@@ -224,7 +224,7 @@ static int copy(struct convert *c)
     if (progress_signal())
         return 128 + progress_signal();
     if (rc < 0)
-        return run_fail(c->r, "error while %s byte %" PRIu64 ": %s", result.fail_read ? "reading" : "writing", result.fail_offset, err.text);
+        return run_fail(c->r, "error while %s byte %" PRIu64 ": %s", result.fail_read ? "reading" : "writing", result.fail_offset, RUN_TEXT(&err));
     if (result.unreadable && !o->quiet)
         run_warn(c->r, "%" PRIu64 " bytes could not be read and became zeros", result.unreadable);
     return 0;

@@ -64,7 +64,7 @@ static int create(struct run *r, const struct opts *o)
     if (!run_ctx(r, 0, BYRE_BACKEND_AUTO))
         return 1;
     if (byre_create(r->ctx, name, &c, &err))
-        return strstr(err.text, name) == err.text ? run_fail_err(r, &err) : run_fail(r, "%s: %s%s", name, err.text, run_hint(&err));
+        return strstr(err.text, name) == err.text ? run_fail_err(r, &err) : run_fail(r, "%s: %s", name, RUN_TEXT(&err));
     return 0;
 }
 

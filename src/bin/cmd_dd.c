@@ -115,7 +115,7 @@ static int copy(struct run *r, struct byre_image *source, const struct part *p, 
     byre_job_free(job);
     if (progress_signal())
         return 128 + progress_signal();
-    return rc < 0 ? run_fail(r, "error while %s byte %" PRIu64 ": %s", result.fail_read ? "reading" : "writing", result.fail_offset, err.text) : 0;
+    return rc < 0 ? run_fail(r, "error while %s byte %" PRIu64 ": %s", result.fail_read ? "reading" : "writing", result.fail_offset, RUN_TEXT(&err)) : 0;
 }
 
 static int dd(struct run *r, const struct operands *d)

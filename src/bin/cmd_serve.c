@@ -181,7 +181,7 @@ static int open_disk(struct serve *s)
     oo.node_name = o->name;
     oo.backing_names = prefix;
     if (byre_open(s->r->ctx, s->r->argv[0], &oo, &s->image, &err))
-        return run_fail(s->r, "Could not open '%s': %s%s", s->r->argv[0], err.text, run_hint(&err));
+        return run_fail(s->r, "Could not open '%s': %s", s->r->argv[0], RUN_TEXT(&err));
     return 0;
 }
 

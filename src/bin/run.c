@@ -36,12 +36,20 @@ int run_fail(struct run *r, const char *fmt, ...)
 
 int run_fail_err(struct run *r, const struct byre_err *err)
 {
-    return run_fail(r, "%s%s", err->text, run_hint(err));
+    return run_fail(r, "%s", RUN_TEXT(err));
 }
 
-const char *run_hint(const struct byre_err *err)
+const char *run_text(const struct byre_err *err, struct run_text *t)
 {
-    return err->reason && strcmp(err->reason, "LOCKED") == 0 ? " (another program holds a lock on the image)" : "";
+    const char *more = "", *sep = "";
+    if (err->reason && strcmp(err->reason, "LOCKED") == 0) {
+        more = " (another program holds a lock on the image)";
+    } else if (err->reason && strcmp(err->reason, "IO") == 0 && err->code && !strstr(err->text, strerror(-err->code))) {
+        sep = ": ";
+        more = strerror(-err->code);
+    }
+    snprintf(t->text, sizeof t->text, "%s%s%s", err->text, sep, more);
+    return t->text;
 }
 
 int run_usage(struct run *r, const char *fmt, ...)
@@ -155,7 +163,7 @@ struct byre_image *run_open(struct run *r, const struct open_args *a)
     o.cache = a->cache;
     o.format = a->format;
     if (byre_open(r->ctx, a->name, &o, &image, &err)) {
-        run_fail(r, "Could not open '%s': %s%s", a->name, err.text, run_hint(&err));
+        run_fail(r, "Could not open '%s': %s", a->name, RUN_TEXT(&err));
         return NULL;
     }
     if (a->warn_raw && !a->quiet && byre_is_probed(image) && !byre_is_read_only(image) && strcmp(byre_format(image), "raw") == 0)

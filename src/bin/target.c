@@ -63,7 +63,7 @@ static int make(struct run *r, const struct target_opts *o, struct target *t)
         return run_fail(r, "no memory");
     t->existed = access(path, F_OK) == 0;
     if (byre_create(r->ctx, o->name, &c, &err))
-        return run_fail(r, "%s: error while %s: %s%s", o->name, o->what, err.text, run_hint(&err));
+        return run_fail(r, "%s: error while %s: %s", o->name, o->what, RUN_TEXT(&err));
     t->made = true;
     t->reads_zero = !is_device(path) || strcmp(o->format ? o->format : "raw", "raw") != 0;
     return 0;

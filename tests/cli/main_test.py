@@ -43,6 +43,13 @@ def test_later_global_options():
     assert "not supported yet" in run.byre("-T", "enable=x", "info", "y", code=1).err
 
 
+@pytest.mark.parametrize("name", ["amend", "bitmap", "commit", "rebase", "snapshot"])
+def test_later_commands(links, name):
+    """Subcommands of the peer's whose machinery comes later say so, and do nothing"""
+    for program in (run.BYRE, links / "qemu-img"):
+        assert f"'{name}' is not supported yet" in run.run(program, name, "x", code=1).err
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_each_command(name):
     """FEATURES 5.001: --help and -h, exit 0, every option with a text"""

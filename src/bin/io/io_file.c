@@ -48,7 +48,7 @@ int io_image_open(struct io_shell *s, const struct io_open *how)
     o.format = how->format;
     if (byre_open(s->r->ctx, how->name, &o, &s->image, &err)) {
         io_open_fini(&copy);
-        return run_fail(s->r, "can't open device %s: %s%s", how->name, err.text, run_hint(&err));
+        return run_fail(s->r, "can't open device %s: %s", how->name, RUN_TEXT(&err));
     }
     io_open_fini(&s->how);
     s->how = copy;
