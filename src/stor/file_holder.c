@@ -98,22 +98,23 @@ static void describe(const char *pid, char *buf, size_t size)
     snprintf(buf, size, "process %.20s (%s)%s", pid, name[0] ? name : "?", own ? ", which is this one" : "");
 }
 
-void file_holder(const struct stat *st, int own_fd, uint64_t byte, char *buf, size_t size)
+bool file_holder(const struct stat *st, int own_fd, uint64_t byte, char *buf, size_t size)
 {
     struct search q = { st, own_fd, byte, FDS_MAX };
+    bool found = false;
     snprintf(buf, size, "another process");
     DIR *proc = opendir("/proc");
     if (!proc)
-        return;
+        return false;
     struct dirent *e;
-    for (unsigned n = 0; n < PROCESSES_MAX && q.fds_left && (e = readdir(proc));) {
+    for (unsigned n = 0; !found && n < PROCESSES_MAX && q.fds_left && (e = readdir(proc));) {
         if (!isdigit((unsigned char)e->d_name[0]))
             continue;
         n++;
-        if (process_holds(e->d_name, &q)) {
+        found = process_holds(e->d_name, &q);
+        if (found)
             describe(e->d_name, buf, size);
-            break;
-        }
     }
     closedir(proc);
+    return found;
 }

@@ -8,6 +8,9 @@
  *                  200+n has. The locks are taken first and others' looked for afterwards, so of two programs that
  *                  arrive together at least one sees the other. (Both may be refused.)
  *              I2  A refused change leaves the locks as they were.
+ *              I3  A lock that no process is seen to hold is waited for, up to GHOST_WAIT_MS: a killed program's requests
+ *                  keep its file open, and locked, until the kernel has ended them. They may still write, so to ignore
+ *                  the lock would be wrong, and a restart after a kill must not fail.
  * Order        Nothing on disk.
  * Concurrency  Worker threads (fcntl may ask a server); lock_mutex orders calls on one store. The locks belong to the
  *              open file description: they end with the store, and two stores of one process exclude each other too.
@@ -19,10 +22,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "rt/co.h"
 #include "rt/loop.h"
 #include "stor/file_priv.h"
 
-enum { BYTE_HELD = 100, BYTE_UNSHARED = 200, PERMS = 4 };
+enum { BYTE_HELD = 100, BYTE_UNSHARED = 200, PERMS = 4, GHOST_WAIT_MS = 2000, GHOST_STEP_MS = 20 };
 
 static const char *const perm_name[PERMS] = { "consistent read", "write", "write unchanged", "resize" };
 
@@ -30,7 +34,7 @@ struct lock_args {
     struct file_stor *f;
     unsigned perm, shared;
     struct byre_err *err;
-    bool started;
+    bool started, nobody;       /* nobody: refused, and no process is seen to hold the lock */
 };
 
 /* Sets (F_RDLCK) or drops (F_UNLCK) one byte. 0 or -errno. */
@@ -75,7 +79,7 @@ static int find_conflict(int fd, unsigned base, unsigned mask)
     return 0;
 }
 
-static int refuse(struct file_stor *f, unsigned byte, struct byre_err *err)
+static int refuse(struct file_stor *f, unsigned byte, bool *ret_nobody, struct byre_err *err)
 {
     char who[128];
     struct stat st;
@@ -85,7 +89,7 @@ static int refuse(struct file_stor *f, unsigned byte, struct byre_err *err)
         return byre_fail(NULL, LOCKED, "%s", "");   /* nobody will read who it is: the search is long */
     if (fstat(f->fd, &st) < 0)
         memset(&st, 0, sizeof st);
-    file_holder(&st, f->fd, byte, who, sizeof who);
+    *ret_nobody = !file_holder(&st, f->fd, byte, who, sizeof who);
     if (unshared)
         return byre_fail(err, LOCKED, "%s: in use: %s does not let others have the permission '%s'", f->s.name, who, perm);
     return byre_fail(err, LOCKED, "%s: in use: %s has the permission '%s', which others must not have here", f->s.name, who, perm);
@@ -106,7 +110,7 @@ static int no_locks(struct file_stor *f, unsigned perm, int r, struct byre_err *
                      "%s needs locking turned off", f->s.name, strerrordesc_np(-r), writer ? "writing" : "this");
 }
 
-static int change(struct file_stor *f, unsigned perm, unsigned unshared, struct byre_err *err)
+static int change(struct file_stor *f, unsigned perm, unsigned unshared, bool *ret_nobody, struct byre_err *err)
 {
     unsigned new_held = perm & ~f->held, new_unshared = unshared & ~f->unshared;
     int r = set_bytes(f->fd, F_RDLCK, BYTE_HELD, new_held);
@@ -127,7 +131,7 @@ static int change(struct file_stor *f, unsigned perm, unsigned unshared, struct 
     (void)set_bytes(f->fd, F_UNLCK, BYTE_HELD, new_held);
     (void)set_bytes(f->fd, F_UNLCK, BYTE_UNSHARED, new_unshared);
     if (r > 0)
-        return refuse(f, (unsigned)r, err);
+        return refuse(f, (unsigned)r, ret_nobody, err);
     if (r == -EAGAIN || r == -EACCES)     /* somebody has a write lock on one of our bytes */
         return byre_fail(err, LOCKED, "%s: in use: another program has locked the whole file", f->s.name);
     if (is_no_locks(r))
@@ -135,27 +139,41 @@ static int change(struct file_stor *f, unsigned perm, unsigned unshared, struct 
     return byre_fail_code(err, SYSTEM, r, "%s: lock: %s", f->s.name, strerrordesc_np(-r));
 }
 
-int file_lock_blocking(struct file_stor *f, unsigned perm, unsigned shared, struct byre_err *err)
+static int lock_once(struct lock_args *a)
 {
+    struct file_stor *f = a->f;
+    a->nobody = false;
     if (f->locking == STOR_LOCK_OFF)
         return 0;
     pthread_mutex_lock(&f->lock_mutex);
-    int r = change(f, perm, STOR_PERM_ALL & ~shared, err);
+    int r = change(f, a->perm, STOR_PERM_ALL & ~a->shared, &a->nobody, a->err);
     pthread_mutex_unlock(&f->lock_mutex);
     return r;
+}
+
+int file_lock_blocking(struct file_stor *f, unsigned perm, unsigned shared, struct byre_err *err)
+{
+    struct lock_args a = { f, perm, shared, err, true, false };
+    return lock_once(&a);
 }
 
 static int64_t lock_blocking(void *arg)
 {
     struct lock_args *a = arg;
     a->started = true;
-    return file_lock_blocking(a->f, a->perm, a->shared, a->err);
+    return lock_once(a);
 }
 
 int file_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err)
 {
-    struct lock_args a = { file_of(s), perm, shared, err, false };
+    struct lock_args a = { file_of(s), perm, shared, err, false, false };
     int r = (int)rt_blocking(co, lock_blocking, &a);
+    for (unsigned waited = 0; r == -EAGAIN && a.nobody && waited < GHOST_WAIT_MS; waited += GHOST_STEP_MS) {
+        if (co_sleep(co, GHOST_STEP_MS * UINT64_C(1000000)) < 0)
+            break;
+        a.started = a.nobody = false;
+        r = (int)rt_blocking(co, lock_blocking, &a);
+    }
     if (r < 0 && !a.started)
         return byre_fail_code(err, NOMEM, r, "%s: no worker for the lock", s->name);
     return r;

@@ -14,13 +14,16 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { MODES = 4 };
@@ -237,6 +240,78 @@ static void own_holder(struct co *co, void *arg)
 
 static void test_own_holder(void **state) { t_run(0, own_holder, NULL); }
 
+/* ---- a holder that is gone ---- */
+
+struct ghost { int sockets[2]; unsigned after_ms; };
+
+/* Locks the file by a descriptor that then lies in a socket only: no process has it. */
+static void ghost_begin(struct ghost *g, const char *path)
+{
+    struct flock l = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 201, .l_len = 1 };
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(fcntl(fd, F_OFD_SETLK, &l), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, g->sockets), 0);
+    union { char buf[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } u = { 0 };
+    struct iovec v = { "x", 1 };
+    struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = u.buf, .msg_controllen = sizeof u.buf };
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    assert_int_equal(sendmsg(g->sockets[0], &m, 0), 1);
+    close(fd);
+}
+
+static void ghost_end(struct ghost *g)
+{
+    close(g->sockets[0]);
+    close(g->sockets[1]);
+}
+
+static void *ghost_leaves(void *arg)
+{
+    struct ghost *g = arg;
+    poll(NULL, 0, (int)g->after_ms);
+    ghost_end(g);
+    return NULL;
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/* What a killed program's last requests hold open goes away by itself: we wait for it, and not for ever. */
+static void test_dead_holder(void **state)
+{
+    const char *path = t_path("ghost");
+    struct ghost g = { .after_ms = 150 };
+    struct ours o = { .path = path, .mode = &modes[0] };
+    pthread_t t;
+    close(open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600));
+    ghost_begin(&g, path);
+    assert_int_equal(pthread_create(&t, NULL, ghost_leaves, &g), 0);
+    uint64_t begin = now_ms();
+    t_run(0, ours_open, &o);
+    assert_int_equal(o.result, 0);
+    assert_true(now_ms() - begin >= 100);
+    assert_int_equal(pthread_join(t, NULL), 0);
+    t_run(0, ours_close, &o);
+
+    ghost_begin(&g, path);
+    begin = now_ms();
+    t_run(0, ours_open, &o);
+    t_run(0, ours_close, &o);
+    assert_int_equal(o.result, -EAGAIN);
+    assert_non_null(strstr(o.err.text, "another process"));
+    assert_in_range(now_ms() - begin, 1000, 20000);
+    ghost_end(&g);
+}
+
 /* Which of the eight bytes does another descriptor see locked? Bits 0-3: held, 4-7: not shared. */
 static unsigned seen_bytes(const char *path)
 {
@@ -415,7 +490,7 @@ static void test_without_locks(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_verdicts), cmocka_unit_test(test_text_names_the_holder), cmocka_unit_test(test_own_holder),
+        cmocka_unit_test(test_verdicts), cmocka_unit_test(test_text_names_the_holder), cmocka_unit_test(test_own_holder), cmocka_unit_test(test_dead_holder),
         cmocka_unit_test(test_transitions), cmocka_unit_test(test_race), cmocka_unit_test(test_without_locks),
     };
     static const struct CMUnitTest child[] = { cmocka_unit_test(test_without_locks_child) };

@@ -76,12 +76,12 @@ void file_probe(struct file_stor *f, const struct stat *st);
 
 /* ---- file_lock.c ---- */
 int file_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
-/* The same on a worker thread; blocks. */
+/* The same on a worker thread, without waiting for a dead holder; blocks. */
 int file_lock_blocking(struct file_stor *f, unsigned perm, unsigned shared, struct byre_err *err);
 
 /* ---- file_holder.c: worker threads, blocks ---- */
 /* Describes who, other than our own file descriptor own_fd, holds a lock on `byte` of the file (st_dev, st_ino):
- * "process 12 (name)" or, when the kernel does not tell us, "another process". Always fills buf. */
-void file_holder(const struct stat *st, int own_fd, uint64_t byte, char *buf, size_t size);
+ * "process 12 (name)" (true) or, when the kernel does not tell us, "another process" (false). Always fills buf. */
+bool file_holder(const struct stat *st, int own_fd, uint64_t byte, char *buf, size_t size);
 
 #endif
