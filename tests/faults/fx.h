@@ -43,6 +43,7 @@ struct fx_flush { struct fx_flush *next; uint64_t now[FX_SECTORS], sizes; };    
 struct fx_model {
     uint64_t now[FX_SECTORS];            /* what a read may show */
     uint64_t crash[FX_SECTORS];          /* what may be there after a power cut */
+    uint64_t ever[FX_SECTORS];           /* all that was ever there or asked for */
     uint64_t size[8]; unsigned size_count;
     uint64_t now_sizes, crash_sizes;     /* sets of indices into size */
     struct fx_flush *flushes;

@@ -20,6 +20,7 @@ void fx_issue(struct fx_model *m, uint64_t off, uint64_t len, unsigned version)
     for (uint64_t i = off / CX_SECTOR; i < (off + len) / CX_SECTOR; i++) {
         m->now[i] |= bit;
         m->crash[i] |= bit;
+        m->ever[i] |= bit;
         for (struct fx_flush *f = m->flushes; f; f = f->next)
             f->now[i] |= bit;
     }
@@ -60,7 +61,7 @@ unsigned fx_size_issue(struct fx_model *m, uint64_t bytes)
     m->now_sizes |= 1ull << id;
     m->crash_sizes |= 1ull << id;
     for (uint64_t i = old / CX_SECTOR; i < bytes / CX_SECTOR; i++)
-        m->now[i] = m->crash[i] = 1;     /* what is gained reads zero */
+        m->now[i] = m->crash[i] = m->ever[i] = 1;     /* what is gained reads zero */
     return id;
 }
 

@@ -91,7 +91,7 @@ static void values_co(struct co *co, void *arg)
     c->size = graph_length(f->w->node);
     cx_model_start(c->values, guest, c->size);
     for (uint64_t i = 0; i < c->size / CX_SECTOR; i++)
-        c->first.now[i] = c->first.crash[i] = 1ull << cx_version_of(c->values, guest + i * CX_SECTOR, i);
+        c->first.now[i] = c->first.crash[i] = c->first.ever[i] = 1ull << cx_version_of(c->values, guest + i * CX_SECTOR, i);
     c->first.size[0] = c->size;
     c->first.size_count = 1;
     c->first.now_sizes = c->first.crash_sizes = 1;

@@ -52,7 +52,7 @@ const struct fx_scene fx_scenes[] = {
     { "repair-sound", K4 "c512 snapshot ", 8, true, 0, { { FX_FAULTS }, { FX_REPAIR } } },
     { "open-dirty", K4, 8, true, FX_DIRTY, { { FX_FAULTS }, { FX_OPEN_RW }, { FX_WRITE, 20, 0, 1, 0 }, { FX_CLOSE } } },
     { "reopen", PLAIN "snapshot ", 2, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 4, 0, 1, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_WRITE, 6, 1, 0, 3 }, { FX_DISCARD, 0, 0, 1, 0 }, { FX_CLOSE } } },
-    { "at-once", PLAIN "snapshot holes ", 6, true, 0,
+    { "at-once", K4 "c512 c512-v2-back c512-wide snapshot holes ", 6, true, 0,
       { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 10, 0, 1, 0 }, { FX_WRITE, 11, 1, 0, 2 TOO }, { FX_WRITE, 0, 0, 1, 0 TOO }, { FX_DISCARD, 2, 0, 1, 0 TOO }, { FX_FLUSH TOO }, { FX_WRITE, 14, 0, 2, 0 TOO },
         { FX_FLUSH TOO }, { FX_UNMAP, 4, 0, 1, 0 TOO }, { FX_WRITE, 2, 0, 1, 0 }, { FX_FLUSH TOO }, { FX_FLUSH } } },
     { "same-cluster", K4 "c64k snapshot ", 0, false, 0,
