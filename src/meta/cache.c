@@ -11,7 +11,7 @@
  *             C3  A pass pins what it writes, so a block whose write is in flight is never evicted and re-read.
  *             C4  What was read from space that was forgotten during the read never comes into the cache.
  * Order       None here: pass.c decides.
- * Concurrency Home loop; meta_peek anywhere. meta_get and meta_get_zeroed suspend (loads, waits for room).
+ * Concurrency Home loop; meta_peek anywhere. meta_get suspends (loads).
  * Failure     A block that cannot be read or is refused is not cached; everybody who waited reads again and
  *             gets the error of their own attempt.
  * Tests       meta_test.c (toy tables over stor_mem and a failing store); crash explorer.
@@ -261,25 +261,6 @@ int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t 
     if (r == 0)
         *ret_b = b;
     return r;
-}
-
-int meta_get_zeroed(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, bool write_whole, struct meta_block **ret_b)
-{
-    ASSERT(is_aligned(off, m->o.block_bytes));
-    struct meta_block *b = find_or_wait(co, m, off);
-    if (b)
-        return -EUCLEAN;                 /* fresh space cannot be cached: corruption */
-    make_room(m);
-    b = block_new(m, k, off);
-    if (!b)
-        return -ENOMEM;
-    memset((void *)b->words, 0, m->o.block_bytes);
-    hash_insert(m, b);
-    b->pins = 1;
-    if (write_whole)
-        meta_dirty(m, b, 0, m->o.block_bytes);
-    *ret_b = b;
-    return 0;
 }
 
 void meta_put(struct meta *m, struct meta_block *b)

@@ -110,11 +110,11 @@ struct meta_opts {
     void (*before_freeze)(void *arg); void *arg;
 };
 MUST_USE int meta_new(const struct meta_opts *o, struct meta **ret_m);
-/* No block pinned, nothing dirty or failed; frees everything. Waits for grace periods. */
 /* From now on nothing is written: every pass, barrier and write fails with `error` (Q22). */
 void meta_stop(struct meta *m, int error);
 /* After a failure, before meta_free_all: drops all dirt and all frees that wait (abandon() instead of release()). */
 void meta_abandon(struct co *co, struct meta *m);
+/* No block pinned, no dirt that matters, no free waiting; frees everything. Waits for grace periods. */
 void meta_free_all(struct co *co, struct meta *m);
 
 /* ---- blocks ---- */
@@ -123,9 +123,6 @@ struct meta_block *meta_peek(struct meta *m, uint64_t off);
 /* Home: loads if needed and pins. -EIO: unreadable. -EUCLEAN: refused by the validator, or cached as another kind: two
  * structures claim the place. Suspends. */
 MUST_USE int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b);
-/* Home: a fresh zeroed block for space that nobody has cached; not read from disk; pinned. write_whole: all of
- * it is dirty; else only what is set later is written, because the space is known to read zero. Suspends. */
-MUST_USE int meta_get_zeroed(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, bool write_whole, struct meta_block **ret_b);
 void meta_put(struct meta *m, struct meta_block *b);
 /* Home: does the cache hold, or is it reading, a block of this range? Space that is free by its count never is. */
 bool meta_cached(const struct meta *m, uint64_t off, uint64_t len);

@@ -56,7 +56,6 @@ struct meta {
 };
 
 /* cache.c */
-void meta_block_unpin_(struct meta *m, struct meta_block *b);
 void meta_block_clean_(struct meta *m, struct meta_block *b);             /* takes b off the dirty list */
 void meta_block_redirty_(struct meta *m, struct meta_block *b, uint64_t sectors);
 void meta_update_clean_(struct meta *m);
