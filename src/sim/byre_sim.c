@@ -318,7 +318,7 @@ static int usage(void)
 {
     fputs("byre-sim explore [--geometry NAME] [--seed N] [--states N | --floors] [--per-workload N] [--seconds N] [--jobs N] [--workload TEXT] [--out DIR]\n"
           "byre-sim --replay [--verbose] FILE...\n"
-          "byre-sim mutants [--seconds N] [--mutant NAME] [--known FILE]\n"
+          "byre-sim mutants [--seconds N] [--mutant NAME] [--known FILE] [--out DIR]\n"
           "byre-sim geometries\n", stderr);
     return 2;
 }
@@ -361,10 +361,10 @@ static int parse(int argc, char **argv, struct options *o, struct sim_mutant_opt
         case 's': o->seed = strtoull(optarg, NULL, 0); break;
         case 'n': o->states = strtoull(optarg, NULL, 0); break;
         case 'p': o->per_workload = strtoull(optarg, NULL, 0); break;
-        case 't': mo->seconds = o->seconds = (unsigned)atoi(optarg); break;
-        case 'j': mo->jobs = o->jobs = (unsigned)atoi(optarg); break;
+        case 't': mo->seconds = o->seconds = (unsigned)strtoul(optarg, NULL, 10); break;
+        case 'j': mo->jobs = o->jobs = (unsigned)strtoul(optarg, NULL, 10); break;
         case 'w': o->workload = optarg; break;
-        case 'o': o->out = optarg; break;
+        case 'o': mo->out = o->out = optarg; break;
         case 'f': o->floors = true; break;
         case 'r': *ret_replay = true; break;
         case 'm': mo->only = optarg; break;

@@ -41,9 +41,9 @@ static int parse_line(const char *key, const char *value, struct sim_case *c)
     else if (!strcmp(key, "seed"))
         c->seed = strtoull(value, NULL, 10);
     else if (!strcmp(key, "loops"))
-        c->loops = (unsigned)atoi(value);
+        c->loops = (unsigned)strtoul(value, NULL, 10);
     else if (!strcmp(key, "slow"))
-        c->slow_writes = atoi(value) != 0;
+        c->slow_writes = strtoul(value, NULL, 10) != 0;
     else if (!strcmp(key, "workload"))
         return sim_workload_parse(value, &c->workload);
     else if (!strcmp(key, "state"))

@@ -6,9 +6,10 @@
 #define SIM_DRIVER_H
 
 struct sim_mutant_opts {
-    unsigned seconds;                    /* for each mutant; 0: 30 */
+    unsigned seconds;                    /* at most for each mutant; 0: 300 */
     unsigned jobs;
     const char *only;                    /* one mutant by name; NULL: all */
+    const char *out;                     /* folder for the cases that caught them; NULL: none */
     const char *known;                   /* file that explains the survivors (docs/internals/ordering.md); NULL: none may survive */
 };
 /* Runs every mutant until the explorer catches it. Exit code. */
