@@ -236,11 +236,25 @@ static void path_in_use(void **state)
     tear_down(&f);
 }
 
+static void path_of_somebody_else(void **state)
+{
+    struct fixture f;
+    set_up(&f);
+    assert_int_equal(unlink(f.path), 0);
+    FILE *file = fopen(f.path, "w");
+    assert_non_null(file);
+    fclose(file);
+    assert_int_equal(on_loop(&f, stop), 0);
+    rt_free(f.rt);
+    sem_destroy(&f.ready);
+    assert_int_equal(unlink(f.path), 0);                              /* it was still there */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arguments), cmocka_unit_test(table_is_in_order), cmocka_unit_test(session),
-        cmocka_unit_test(events_only_after_negotiation), cmocka_unit_test(path_in_use),
+        cmocka_unit_test(events_only_after_negotiation), cmocka_unit_test(path_in_use), cmocka_unit_test(path_of_somebody_else),
     };
     return cmocka_run_group_tests_name("ctl", tests, NULL, NULL);
 }

@@ -315,6 +315,11 @@ static void queue_basics(unsigned loops)
     reap_exactly(q, 3, c);
 
     struct iovec v[2] = { { buf[0], 1000 }, { buf[1], 3096 } };
+    struct byre_request empty[2] = { { .op = BYRE_OP_READ, .off = 8 * MIB, .tag = 1 }, { .op = BYRE_OP_ZERO, .off = 8 * MIB + 1, .tag = 2 } };
+    assert_int_equal(byre_queue_submit(q, empty, 2), 2);
+    reap_exactly(q, 2, c);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(c[i].result, c[i].tag == 2 ? -EIO : 0);             /* of no bytes, but behind the end */
     struct byre_request reads[3] = { { .op = BYRE_OP_READ, .off = 7 * 65536, .len = 4096, .iov = v, .iov_count = 2, .tag = 1 },
                                      { .op = BYRE_OP_READ, .off = 8 * MIB - 1, .len = 2, .buf = buf[2], .tag = 2 },
                                      { .op = BYRE_OP_FLUSH, .tag = 3 } };

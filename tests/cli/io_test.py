@@ -159,11 +159,23 @@ def test_pattern_file(disk):
 
 def test_overlapping_aio_keeps_the_order(disk):
     """FEATURES 6.008: the content is that of the commands in order"""
-    commands = []
-    for i in range(60):
-        commands.append(f"aio_write -q -P {i + 1} {i * 700} 5000")
-    run.byre("io", *sum((["-c", c] for c in commands + ["aio_flush"]), []), "x", cwd=disk.ours)
-    run.byre("io", *sum((["-c", f"read -q -P {i + 1} {i * 700} 700"] for i in range(59)), []), "x", cwd=disk.ours)
+    for image, fmt, aio in (("x", "qcow2", "io_uring"), ("r", "raw", "threads")):
+        commands = [f"aio_write -q -P {i + 1} {i * 700} 200000" for i in range(120)]
+        run.byre("io", "-f", fmt, "-i", aio, *sum((["-c", c] for c in commands + ["aio_flush"]), []), image, cwd=disk.ours)
+        run.byre("io", "-f", fmt, *sum((["-c", f"read -q -P {i + 1} {i * 700} 700"] for i in range(119)), []), image, cwd=disk.ours)
+
+
+def test_overlapping_aio_does_not_overtake(disk):
+    """FEATURES 6.008: a request waits for one that touches the same bytes; one that does not, runs beside it"""
+    peers.need("strace")
+    run.byre("create", "-q", "-f", "raw", "-o", "preallocation=full", "d", "32M", cwd=disk.ours)
+    for offset, beside in (("1M", False), ("31M", True)):
+        run.run("strace", "-f", "-o", "trace", "-e", "trace=pwrite64,pwritev,pwritev2", run.BYRE, "io", "-f", "raw", "-i", "threads", "-c", "aio_write -q 0 30M",
+                "-c", f"aio_write -q {offset} 64k", "-c", "aio_flush", "d", cwd=disk.ours)
+        text = open(f"{disk.ours}/trace").read()
+        first, second = text.index("31457280"), text.index("65536")
+        end = text.index("= 31457280")
+        assert first < second and (second < end) == beside, text
 
 
 def test_aio_is_waited_for_at_the_end(disk):
