@@ -9,7 +9,8 @@
 #ifndef FX_H
 #define FX_H
 
-#include "cx_explore.h"
+#include "cx_snapshot.h"
+#include "cx_work.h"
 #include "fx_alloc.h"
 #include "rt/sync.h"
 

@@ -30,7 +30,7 @@ def fixtures(tmp_path_factory):
     need("qemu-img")
     need("qemu-io")
     d = tmp_path_factory.mktemp("fixtures")
-    subprocess.run([sys.executable, str(TOP / "tests" / "crash" / "fixtures.py"), str(d)], check=True)
+    subprocess.run([sys.executable, str(TOP / "tests" / "faults" / "fixtures.py"), str(d)], check=True)
     return d
 
 

@@ -12,7 +12,7 @@
  */
 #include "base/checked.h"
 #include "base/endian.h"
-#include "cx_explore.h"
+#include "cx_snapshot.h"
 
 static uint64_t be(const struct cx_bytes *f, uint64_t off, unsigned bytes)
 {
