@@ -26,6 +26,169 @@ static void settle(struct co *co, struct q2_image *q)
     (void)r;                             /* the tests look at what came of it */
 }
 
+/* ---- states of the allocator (I1) ---- */
+
+/* Takes until the disk has `clusters`, in odd portions; gives some back. */
+static void take_many(struct co *co, struct q2_image *q, uint64_t clusters, struct rset *held)
+{
+    for (uint64_t n = 0; q->alloc->end < clusters; n++) {
+        struct q2_run run;
+        if (!CHECK_EQ(q2_alloc_take(co, q, 1 + n % 7 * 5, &run), 0))
+            return;
+        CHECK(!rset_overlaps(held, run.cluster, run.cluster + run.count));       /* nobody has it */
+        if (n % 5 == 4)
+            q2_alloc_return(q, &run);
+        else
+            CHECK_EQ(rset_add(held, run.cluster, run.cluster + run.count, 0), 0);
+        if (n % 40 == 0 && !CHECK(states_ok(co, q)))
+            return;
+    }
+}
+
+static void growth_of(struct co *co, const struct make *m, uint64_t step, uint64_t clusters)
+{
+    img_make(co, m);
+    uint64_t leaks = 0;
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = step * m->cluster_size });
+    uint64_t rt_off = q->h.rt_off;
+    struct rset held;
+    struct rset_range x;
+    rset_init(&held);
+    take_many(co, q, clusters, &held);
+    CHECK(states_ok(co, q));
+    bool moved = q->h.rt_off != rt_off;
+    CHECK(moved || clusters * m->refcount_bits < 64 * 4096);     /* the table had to move (Q7) */
+    CHECK_EQ(g_flush(co, q), 0);
+    img_crash(co, q);                                /* nothing points anywhere: only leaks */
+    CHECK_EQ(img_faults(co, NULL), 0);
+    q = img_open(co, &(struct opening){ .frontier_bytes = step * m->cluster_size });
+    while (q->alloc->reclaim)
+        co_yield(co);
+    CHECK(states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, &leaks), 0);
+    if (m->version == 3)
+        CHECK(leaks <= moved);                       /* what was recorded is free again (P1); the first table was not (Q7) */
+    /* the same, and everything is given back before close */
+    img_make(co, m);
+    q = img_open(co, &(struct opening){ .frontier_bytes = step * m->cluster_size });
+    rset_fini(&held);
+    rset_init(&held);
+    take_many(co, q, clusters, &held);
+    for (uint64_t at = 0; rset_next(&held, at, &x); at = x.end)
+        q2_alloc_return(q, &(struct q2_run){ .cluster = x.start, .count = x.end - x.start });
+    rset_fini(&held);
+    CHECK(states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, &leaks), 0);
+    CHECK_EQ(leaks, 0);
+}
+
+static void growth_body(struct co *co, void *arg)
+{
+    static const uint32_t widths[] = { 1, 2, 4, 8, 16, 32, 64 };
+    static const uint64_t steps[] = { 1, 3, 64, 65, 300, 5000 };
+    for (unsigned w = 0; w < 7; w++)
+        for (unsigned i = 0; i < 6; i++)
+            growth_of(co, &(struct make){ 3, widths[w], 512, 64 * KIB }, steps[i], i < 2 ? 600 : 4500);
+    growth_of(co, &(struct make){ 2, 16, 512, 64 * KIB }, 500, 17000);           /* 16 bits: a block counts 256, 64 blocks a table cluster */
+    growth_of(co, &(struct make){ 3, 64, 4096, 1 * MIB }, 700, 2000);
+}
+
+static void test_growth(void **state) { t_run(0, growth_body, NULL); }
+
+/* What take() says of a run, by where it came from. */
+static void origin_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 4096, 4 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 20 * 4096 });
+    struct q2_run a, b, c;
+    CHECK_EQ(q2_alloc_take(co, q, 3, &a), 0);        /* frontier */
+    CHECK(a.count == 3 && a.known_zero && a.settled);
+    q2_alloc_return(q, &a);
+    CHECK(states_ok(co, q));
+    CHECK_EQ(q2_alloc_take(co, q, 3, &b), 0);        /* the same clusters: somebody may have written there */
+    CHECK(b.cluster == a.cluster && b.count == 3 && !b.known_zero && !b.settled);
+    CHECK_EQ(q2_alloc_exact(co, q, 50, &c), 0);      /* more than a step, in one piece */
+    CHECK(c.count == 50 && c.known_zero && c.settled);
+    CHECK(states_ok(co, q));
+    /* freed and come back: not zero, not settled */
+    q2_alloc_drop(q, b.cluster, 2);
+    CHECK(states_ok(co, q));
+    settle(co, q);
+    CHECK(rset_contains(&q->alloc->ready, b.cluster, b.cluster + 2));
+    CHECK(!rset_overlaps(&q->alloc->ready, b.cluster + 2, b.cluster + 3));
+    CHECK_EQ(q2_alloc_take(co, q, 2, &a), 0);
+    CHECK(a.cluster == b.cluster && !a.known_zero && !a.settled);
+    CHECK(states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_origin(void **state) { t_run(0, origin_body, NULL); }
+
+static struct { struct q2_image *q; uint64_t cluster, count_at_punch; unsigned punches; } punched;
+
+static int watch_punch(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    if (what == 'D' && off <= punched.cluster * 4096 && punched.cluster * 4096 < off + len) {
+        punched.punches++;
+        CHECK_EQ(q2_refs_get(co, punched.q, punched.cluster, &punched.count_at_punch), 0);
+    }
+    return 0;
+}
+
+static uint64_t count_of(struct co *co, struct q2_image *q, uint64_t cluster)
+{
+    uint64_t n = UINT64_MAX;
+    CHECK_EQ(q2_refs_get(co, q, cluster, &n), 0);
+    return n;
+}
+
+/* A cluster with three owners (compressed data) loses them one by one and all at once (D1..D3, Q9). */
+static void quarantine_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 4096, 4 * MIB };
+    for (unsigned together = 0; together < 2; together++) {
+        img_make(co, &m);
+        struct q2_image *q = img_open(co, &(struct opening){ 0 });
+        struct q2_run run;
+        CHECK_EQ(q2_alloc_take(co, q, 4, &run), 0);
+        uint64_t c = run.cluster + 1;
+        CHECK_EQ(q2_refs_add(co, q, c, 1, 2), 0);
+        CHECK_EQ(g_flush(co, q), 0);
+        punched = (typeof(punched)){ .q = q, .cluster = c };
+        disk.hook = watch_punch;
+        for (unsigned i = 0; i < 3; i++) {
+            q2_alloc_drop(q, i ? c : run.cluster, i < 2 ? 2 : 1);      /* with a neighbour before, behind, alone */
+            if (!together)
+                settle(co, q);
+        }
+        CHECK(states_ok(co, q));
+        if (together) {
+            CHECK_EQ(count_of(co, q, c), 3);         /* nothing has happened before the pass, */
+            epoch_token t = epoch_enter(q->im.epoch, co_loop(co));
+            CHECK_EQ(g_flush(co, q), 0);
+            for (unsigned i = 0; i < 50; i++)
+                co_yield(co);
+            CHECK_EQ(count_of(co, q, c), 3);         /* nor while a request may still see it */
+            CHECK_EQ(punched.punches, 0);
+            epoch_leave(q->im.epoch, co_loop(co), t);
+            settle(co, q);
+        }
+        CHECK_EQ(count_of(co, q, c), 0);
+        CHECK_EQ(punched.punches, 1);
+        CHECK_EQ(punched.count_at_punch, 1);         /* still counted: nobody can have it (D3) */
+        CHECK(rset_contains(&q->alloc->ready, c, c + 1));
+        CHECK(states_ok(co, q) && !q->failed);
+        CHECK_EQ(img_close(co, q), 0);
+        CHECK_EQ(img_faults(co, NULL), 0);
+    }
+}
+
+static void test_quarantine(void **state) { t_run(0, quarantine_body, NULL); }
+
 /* ---- reclaim: a process was killed in the middle of a pass, the power fails after the next one began to write ---- */
 
 static struct { uint8_t *bytes; uint64_t len; bool armed; } killed;
@@ -574,6 +737,9 @@ static void test_scan_all(void **state) { t_run(0, scan_all_body, NULL); }
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_growth),
+        cmocka_unit_test(test_origin),
+        cmocka_unit_test(test_quarantine),
         cmocka_unit_test(test_reclaim_barrier),
         cmocka_unit_test(test_l1_switch_lands),
         cmocka_unit_test(test_rt_switch_lands),
