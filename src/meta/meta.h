@@ -51,7 +51,6 @@ enum meta_barrier {              /* every barrier has a name; mutants drop them 
     META_B_SWITCH_BEFORE,        /* a new structure before the header sector that switches to it (Q7, Q8) */
     META_B_SWITCH_AFTER,         /* the switch before the old structure is freed (Q7, Q8) */
     META_B_HEADER,               /* one header sector (dirty, corrupt, autoclear, size) */
-    META_B_CLOSE,                /* counts lowered before the file is cut at close (D4) */
     META_B_REPAIR,               /* between steps of repair */
     META_B_COUNT
 };
