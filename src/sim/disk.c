@@ -72,7 +72,8 @@ struct hash128 sim_sector_hash(uint32_t salt, uint64_t sector, const uint8_t *co
 
 void sim_disk_reset(struct sim_disk *d)
 {
-    memset(d->data, 0, d->len);
+    if (d->data)
+        memset(d->data, 0, d->len);
     if (d->hash)
         memset(d->hash, 0, d->cap / SIM_SECTOR * sizeof *d->hash);
     d->len = 0;

@@ -62,6 +62,8 @@ static void begin(struct sim_explorer *x)
     prng_init(&x->rng, x->seed);
     x->result = 0;
     x->made = 0;
+    for (unsigned i = 0; i < x->w->file_count; i++)
+        x->first_len[i] = x->w->files[i]->disk.len;
     for (unsigned i = 0; i < x->w->file_count && !x->nested; i++) {
         sim_disk_commit(&x->w->files[i]->disk);
         sim_disk_set_hashing(&x->w->files[i]->disk, true);
@@ -167,6 +169,34 @@ static void apply_op(struct sim_explorer *x, uint32_t p)
             put_sector(x, op, i);
 }
 
+/* Blocks were given to the file, their content has not arrived: whatever lay there before. */
+static void leave_old_bytes(struct sim_explorer *x, const struct sim_op *op)
+{
+    struct sim_disk *d = &x->w->files[op->file]->disk;
+    uint8_t junk[SIM_SECTOR];
+    for (uint32_t i = 0; i < op->count; i++) {
+        uint64_t s = op->first + i;
+        if (s * SIM_SECTOR < x->first_len[op->file] || s * SIM_SECTOR >= d->len || x->base_effect[op->file][s])
+            continue;
+        sim_sector_fill(junk, UINT32_MAX - 1, 500000 + s);
+        sim_disk_put(d, s, junk, sim_sector_hash(op->file, s, junk));
+    }
+}
+
+static void old_bytes(struct sim_explorer *x)
+{
+    for (unsigned kind = 0; kind < 2; kind++)            /* lengths first, then what lies inside */
+        for (uint32_t p = 0; p < x->pending_count; p++) {
+            const struct sim_op *op = x->pending[p];
+            if (x->w->files[op->file]->traits.zero_growth)
+                continue;
+            if (kind == 0 && op->kind == SIM_LEN && x->choice[p].how != SIM_DROP)
+                put_len(x, op);
+            if (kind == 1 && op->kind == SIM_WRITE)
+                leave_old_bytes(x, op);
+        }
+}
+
 static void make(struct sim_explorer *x)
 {
     sim_mark marks[SIM_FILES_MAX];
@@ -175,6 +205,7 @@ static void make(struct sim_explorer *x)
     settle_lengths(x);
     for (unsigned i = 0; i < x->w->file_count; i++)
         marks[i] = sim_disk_mark(&x->w->files[i]->disk);
+    old_bytes(x);
     for (uint32_t p = 0; p < x->pending_count; p++)
         if (x->choice[p].how != SIM_DROP && x->choice[p].how != SIM_LATE)
             apply_op(x, p);

@@ -11,6 +11,8 @@
  *   order        what lies in a sector follows the order of effects; of two operations that overlap in time and place
  *                either may come last
  *   length       the length changes of a file land in their order; what is written behind the length is not there
+ *   growth       on a store that promises nothing for space gained (traits.zero_growth), a sector that was written there and
+ *                has not landed holds old bytes of somebody else
  *
  * A state is made in the files of the world by difference and taken back; its key is the incremental hash of all
  * files together with that of the legal sets, so that each state is visited once for each set of promises.
@@ -51,6 +53,7 @@ struct sim_explorer {
     bool *based;
     uint64_t *base_effect[SIM_FILES_MAX];
     size_t base_sectors[SIM_FILES_MAX];
+    uint64_t first_len[SIM_FILES_MAX];   /* bytes, before the run */
     uint32_t cap;
     struct prng rng;
     int result;
