@@ -26,7 +26,7 @@
 #include "fmt/qcow2/q2_alloc_priv.h"
 
 #define STEP_BYTES_MIN (32ull << 20)
-#define STEP_BYTES_MAX (64ull << 20)
+#define STEP_BYTES_MAX (40ull << 20)     /* a growth begins when half a step is left: together below the 64 MiB of P1 */
 #define STEP_CLUSTERS_MIN 16u
 #define STEP_CLUSTERS_MAX 8192u
 
