@@ -13,11 +13,14 @@ READY_WITHIN = 30.0
 
 
 class Server:
-    """byre serve IMAGE --nbd ... --control ... OPTIONS. `uri` and `control` are what it printed once it was ready."""
+    """byre serve IMAGE --nbd ... --control ... OPTIONS. `uri` and `control` are what it printed once it was ready.
 
-    def __init__(self, image, *options, workdir, nbd=None, env=None):
-        self.folder = os.path.join(workdir, f"serve-{time.monotonic_ns()}")
-        os.makedirs(self.folder)
+    folder: where the sockets are; a second server in the folder of a killed one finds what that one left there.
+    """
+
+    def __init__(self, image, *options, workdir, nbd=None, env=None, folder=None):
+        self.folder = folder or os.path.join(workdir, f"serve-{time.monotonic_ns()}")
+        os.makedirs(self.folder, exist_ok=True)
         if len(self.folder) > 90:               # a unix socket path has room for 107 bytes
             self.short = os.path.join("/tmp", f"byre-{os.getpid()}-{time.monotonic_ns()}")
             os.symlink(self.folder, self.short)

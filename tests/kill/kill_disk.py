@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""An image that outlives its servers, with a record of what its clients did; the geometries that are killed and stopped."""
+import time
+
+import kill_load
+from lib import images, peers, run, serve
+
+SIZE = 192 << 20
+AREA = 16 << 20                                     # of each writer; a third area is fio's
+# name: (options of create, options of serve, backing, snapshot, second load)
+GEOMETRIES = {
+    "64k": ({}, [], False, False, "writer"),
+    "4k-threads": ({"cluster_size": 4096}, ["--threads", "2"], False, False, "writer"),
+    "backing": ({"cluster_size": 65536}, ["--threads", "1"], True, False, "fio"),
+    "direct": ({"cluster_size": 16384, "refcount_bits": 64}, ["--cache", "none", "--threads", "2"], False, False, "fio"),
+    "snapshots": ({"cluster_size": 8192}, ["--aio", "threads"], False, True, "writer"),
+}
+
+
+class Disk:
+    def __init__(self, folder, name):
+        create, self.options, backing, self.snapshot, self.second = GEOMETRIES[name]
+        self.folder, self.image, self.sockets = folder, folder / "disk.qcow2", folder / "s"
+        self.cluster_size = create.get("cluster_size", 65536)
+        self.base = self.server = None
+        if backing:
+            self.base = images.pattern_bytes(4, SIZE // 2) + bytes(SIZE // 2)
+            images.raw_file(folder / "base.raw", SIZE // 2, [(0, self.base[:SIZE // 2])])
+            create = {**create, "backing": "base.raw", "backing_fmt": "raw"}
+        images.create(self.image, SIZE, tool="byre", **create)
+        if self.snapshot:
+            run.qemu_io(self.image, *[f"write -P {17 + i} {i << 20} 800k" for i in range(0, 60, 3)])
+            run.qemu_img("snapshot", "-c", "before", self.image)
+            self.base = self.content()
+        self.record = kill_load.Record(self.base)
+
+    def serve(self):
+        """A server with the sockets of the one before, whatever that left there."""
+        self.server = serve.Server(self.image, *self.options, workdir=self.folder, folder=str(self.sockets))
+        return self.server.wait_ready()
+
+    def load(self, seed):
+        """Starts a writer and the second load of the geometry; returns (writers, fio or None)."""
+        uri = self.server.uri
+        writers = [kill_load.Writer(uri, self.record, seed, 1 << 20, AREA, self.cluster_size)]
+        if self.second == "fio":
+            return writers, kill_load.fio(uri, 64 << 20, 100 << 20)
+        writers.append(kill_load.Writer(uri, self.record, seed + 1, 40 << 20, AREA, self.cluster_size, depth=3, kinds={"flush": 0}))
+        return writers, None
+
+    def wait_for_progress(self, requests=150, flushes=3):
+        """So much is acknowledged that a kill has something to destroy."""
+        record, end = self.record, time.monotonic() + 30
+        requests, flushes = requests + record.acked, flushes + record.acked_flushes
+        while record.acked < requests or record.acked_flushes < flushes:
+            assert self.server.process.poll() is None, self.server.output
+            assert time.monotonic() < end, f"{record.acked} requests, {record.acked_flushes} flushes; {requests}, {flushes} expected"
+            time.sleep(0.005)
+
+    def content(self, *args):
+        """The guest's bytes as the peer reads them."""
+        out = self.folder / "content.raw"
+        run.qemu_img("convert", "-f", "qcow2", *args, "-O", "raw", self.image, out)
+        data = out.read_bytes()
+        out.unlink()
+        return data
+
+    def wait_unlocked(self):
+        """The kernel ends what a killed process had under way, and then gives up its locks."""
+        end = time.monotonic() + 10
+        while run.qemu_img("info", self.image, code=None).code and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def leaked(self):
+        """Bytes that are counted and not referenced; nothing worse may be found."""
+        found = run.qemu_img("check", "--output=json", "-f", "qcow2", self.image, code=(0, 3)).json
+        assert found.get("corruptions", 0) == 0 and found["check-errors"] == 0, found
+        return found.get("leaks", 0) * self.cluster_size
+
+    def reader(self):
+        """read(off, length) over NBD."""
+        handle = peers.need_module("nbd").NBD()
+        handle.connect_uri(self.server.uri)
+        return lambda off, length: bytes(handle.pread(min(length, SIZE - off), off))
