@@ -9,7 +9,8 @@
  *                 on another loop that found it may use it until it leaves its epoch section.
  *             C2  dirty_sectors != 0  <=>  the block is on the dirty list.
  *             C3  A pass pins what it writes, so a block whose write is in flight is never evicted and re-read.
- *             C4  What was read from space that was forgotten during the read never comes into the cache.
+ *             C4  What was read from space that was forgotten during the read never comes into the cache, and whoever
+ *                 waited for it does not read there again: the space belongs to somebody else.
  * Order       None here: pass.c decides.
  * Concurrency Home loop; meta_peek anywhere. meta_get suspends (loads).
  * Failure     A block that cannot be read or is refused is not cached; everybody who waited reads again and
@@ -181,10 +182,11 @@ static void make_room(struct meta *m)
 
 /* ---- get and put ---- */
 
+/* Who reads this block now? */
 static struct meta_load *load_find(struct meta *m, uint64_t off)
 {
     struct meta_load *l = m->loads;
-    while (l && l->off != off)
+    while (l && !(l->off == off && l->reading))
         l = l->next;
     return l;
 }
@@ -195,7 +197,6 @@ static void load_end(struct meta *m, struct meta_load *l)
     while (*at != l)
         at = &(*at)->next;
     *at = l->next;
-    co_wake_all(&l->q);
 }
 
 static int load(struct co *co, struct meta *m, struct meta_block *b)
@@ -208,19 +209,6 @@ static int load(struct co *co, struct meta *m, struct meta_block *b)
     return 0;
 }
 
-static struct meta_block *find_or_wait(struct co *co, struct meta *m, uint64_t off)
-{
-    for (;;) {
-        struct meta_block *b = meta_peek(m, off);
-        if (b)
-            return b;
-        struct meta_load *l = load_find(m, off);
-        if (!l)
-            return NULL;
-        co_wait(co, &l->q);
-    }
-}
-
 static int pin_found(struct meta_block *b, const struct meta_kind *k, struct meta_block **ret_b)
 {
     if (b->kind != k)
@@ -230,37 +218,43 @@ static int pin_found(struct meta_block *b, const struct meta_kind *k, struct met
     return 0;
 }
 
-/* Reads a block that nobody has. *ret_b stays NULL when its space was forgotten meanwhile: what was read says nothing. */
-static int load_new(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b)
+/* Reads a block that nobody has and nobody reads, into the cache unless its space was forgotten meanwhile. */
+static int load_new(struct co *co, struct meta *m, const struct meta_kind *k, struct meta_load *l)
 {
     make_room(m);
-    struct meta_block *b = block_new(m, k, off);
+    struct meta_block *b = block_new(m, k, l->off);
     if (!b)
         return -ENOMEM;
-    struct meta_load l = { .off = off, .next = m->loads };
-    m->loads = &l;
+    l->reading = true;
     int r = load(co, m, b);
-    load_end(m, &l);
-    if (r == 0 && !l.forgotten) {
+    l->reading = false;
+    co_wake_all(&l->q);
+    if (r == 0 && !l->forgotten)
         hash_insert(m, b);
-        return pin_found(b, k, ret_b);
-    }
-    block_free(b);
-    return l.forgotten ? 0 : r;
+    else
+        block_free(b);
+    return r;
 }
 
 int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b)
 {
     ASSERT(is_aligned(off, m->o.block_bytes));
-    struct meta_block *b = NULL;
+    struct meta_block *b = meta_peek(m, off);
+    if (b)
+        return pin_found(b, k, ret_b);
+    struct meta_load l = { .off = off, .next = m->loads }, *other;
+    m->loads = &l;
     int r = 0;
-    while (r == 0 && !b) {
-        struct meta_block *found = find_or_wait(co, m, off);
-        r = found ? pin_found(found, k, &b) : load_new(co, m, k, off, &b);
+    while (r == 0 && !l.forgotten && !(b = meta_peek(m, off))) {
+        if ((other = load_find(m, off)))
+            co_wait(co, &other->q);
+        else
+            r = load_new(co, m, k, &l);
     }
-    if (r == 0)
-        *ret_b = b;
-    return r;
+    load_end(m, &l);
+    if (l.forgotten)
+        return -ESTALE;
+    return r < 0 ? r : pin_found(b, k, ret_b);
 }
 
 void meta_put(struct meta *m, struct meta_block *b)

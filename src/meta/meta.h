@@ -120,7 +120,7 @@ void meta_free_all(struct co *co, struct meta *m);
 /* Any loop, inside an epoch section: the block if cached, else NULL. */
 struct meta_block *meta_peek(struct meta *m, uint64_t off);
 /* Home: loads if needed and pins. -EIO: unreadable. -EUCLEAN: refused by the validator, or cached as another kind: two
- * structures claim the place. Suspends. */
+ * structures claim the place. -ESTALE: the space was forgotten meanwhile; look up again where the block is. Suspends. */
 MUST_USE int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b);
 void meta_put(struct meta *m, struct meta_block *b);
 /* Home: does the cache hold, or is it reading, a block of this range? Space that is free by its count never is. */

@@ -9,9 +9,9 @@
 #include "base/mutant.h"
 #include "meta/meta.h"
 
-struct meta_load {                       /* a block being read, so that others wait for it instead of reading twice */
+struct meta_load {                       /* somebody who wants a block that is not cached; only one of them reads it */
     uint64_t off;
-    bool forgotten;                      /* its space was forgotten meanwhile */
+    bool reading, forgotten;             /* forgotten: its space was forgotten meanwhile */
     struct co_waitq q;
     struct meta_load *next;
 };

@@ -205,6 +205,8 @@ int q2_block_get(struct co *co, struct q2_image *q, const struct meta_kind *k, u
     uint64_t len;
     if (r == -EIO && stor_length(co, q->im.store, &len) == 0 && !range_inside(off, q->slice_bytes, len))
         return -EUCLEAN;
+    if (r == -ESTALE && k == &q->kind_ref)
+        return -EIO;                         /* a growth took the block back; nothing below its clusters was in use */
     return r;
 }
 
@@ -222,6 +224,8 @@ int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_
         }
         struct meta_block *b;
         r = q2_block_get(co, q, &q->kind_l2, slice_off(q, e.l2_off, guest), &b);
+        if (r == -ESTALE)
+            continue;                                                            /* M4 */
         if (r < 0)
             return r;
         if (l1_entry(q, guest, &again) == 0 && again.l2_off == e.l2_off) {       /* M4 */
