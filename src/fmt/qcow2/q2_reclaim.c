@@ -110,9 +110,14 @@ static void reclaim_co(struct co *co, void *arg)
     if (rc == 0)
         rc = meta_flush(co, q->meta);
     co_lock(co, &a->mx);
-    for (uint64_t c = r->start; rc == 0 && c < r->end; c++)
-        if (!(r->seen[(c - r->start) / 64] >> ((c - r->start) % 64) & 1))
-            rc = give_back(co, q, c);
+    for (uint64_t i = 0; rc == 0 && i < r->end - r->start; i++) {
+        if (i % 64 == 0 && r->seen[i / 64] == UINT64_MAX)
+            i += 63;                     /* a range that a long run filled is mostly this */
+        else if (!(r->seen[i / 64] >> (i % 64) & 1))
+            rc = give_back(co, q, r->start + i);
+        if (i % 4096 == 4095)
+            co_yield(co);
+    }
     a->reclaim = NULL;
     a->reclaim_unfinished = rc < 0;
     co_unlock(&a->mx);
