@@ -89,6 +89,14 @@ static int plan(const struct q2_image *q, uint64_t step, struct growth *ret)
     return -EFBIG;
 }
 
+/* Direct writes into a hole cost a file system an allocation each, which it does one after the other and waits for;
+ * into space that is allocated and unwritten they start at once and are merged. Buffered writes gain nothing. */
+static int extend_file(struct co *co, struct stor *s, uint64_t len, uint64_t want)
+{
+    int r = s->traits.direct ? stor_preallocate(co, s, len, want - len) : -ENOTSUP;
+    return r == -ENOTSUP || r == -ENOSPC || r == -EDQUOT ? stor_truncate(co, s, want) : r;
+}
+
 static int lengthen(struct co *co, struct q2_image *q, struct growth *p)
 {
     uint64_t want = (p->first + p->total) << q->g.cluster_bits, len;
@@ -99,7 +107,7 @@ static int lengthen(struct co *co, struct q2_image *q, struct growth *p)
     p->zero = t->regular && p->first >= q->alloc->zero_from && len <= p->first << q->g.cluster_bits && q->opts.frontier_bytes != UINT64_MAX;
     if (len >= want)
         return 0;
-    return t->regular ? stor_truncate(co, q->im.store, want) : -ENOSPC;
+    return t->regular ? extend_file(co, q->im.store, len, want) : -ENOSPC;
 }
 
 /* New blocks and the new table must read zero before they are filled. */
