@@ -358,6 +358,7 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
         r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0), err);
     if (r == 0)
         r = mark_bitmaps(co, q, err);
+    q2_fixed_update(q);                          /* it is known now which bitmaps count */
     if (r == 0)
         q2_reclaim_start(q);
     return r;

@@ -48,7 +48,7 @@ struct q2_image {
     struct meta_kind kind_l2, kind_ref;
     uint32_t slice_bytes, slice_bits;   /* cache unit: min(cluster, 4 KiB) */
     _Atomic(struct q2_l1 *) l1;
-    struct { _Atomic uint64_t off, len; } fixed[2];   /* L1 and refcount table, for q2_hits_metadata on any loop */
+    struct { _Atomic uint64_t off, len; } fixed[4];   /* L1, refcount and snapshot table, bitmap directory: for q2_hits_metadata on any loop */
     struct meta_region l1_region;
     uint64_t *l1_dirty;                 /* for the region */
     /* refcount table: whole in memory, home loop only */
@@ -110,7 +110,8 @@ static inline int q2_judge(struct co *co, struct q2_image *q, int r, const char 
 /* ---- q2_map.c ---- */
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
 int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
-/* M2: would a cluster at `host` overlap header, L1 table or refcount table? The constant part of the overlap check (1.111). */
+/* M2: would a cluster at `host` overlap header, L1, refcount or snapshot table, or the bitmap directory? The constant part
+ * of the overlap check (1.111, 1.112). */
 bool q2_hits_metadata(const struct q2_image *q, uint64_t host);
 /* Home: header fields that it looks at have changed. */
 void q2_fixed_update(struct q2_image *q);

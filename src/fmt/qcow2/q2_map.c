@@ -6,8 +6,8 @@
  *             the home loop; makes an L2 table the image's own before it is changed.
  * Owns        q->l2_mx. The tables belong to meta/ and to q->l1.
  * Invariants  M1  A lookup on another loop reads each entry once, as one atomic word, and decodes that word.
- *             M2  `writable` is said only of COPIED standard clusters that lie outside header, L1 table and refcount
- *                 table (1.045, 1.048).
+ *             M2  `writable` is said only of COPIED standard clusters that lie outside header, L1, refcount and snapshot
+ *                 table and bitmap directory (1.045, 1.048).
  *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
  *             M4  A pinned slice stays the one that the L1 entry names: after each suspension the entry is compared.
  * Order       A new table's zeros, or the copy of a shared one, are written before the L1 entry is set, so the data barrier
@@ -52,7 +52,7 @@ bool q2_hits_metadata(const struct q2_image *q, uint64_t host)
     uint64_t cs = q->g.cluster_size;
     if (host < cs)
         return true;
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < 4; i++) {
         uint64_t off = atomic_load_explicit(&q->fixed[i].off, memory_order_relaxed);
         uint64_t len = atomic_load_explicit(&q->fixed[i].len, memory_order_relaxed);
         if (overlaps(host, cs, off, len))
@@ -61,12 +61,19 @@ bool q2_hits_metadata(const struct q2_image *q, uint64_t host)
     return false;
 }
 
+static void fixed_set(struct q2_image *q, unsigned i, uint64_t off, uint64_t len)
+{
+    atomic_store_explicit(&q->fixed[i].off, len ? off : 0, memory_order_relaxed);
+    atomic_store_explicit(&q->fixed[i].len, len, memory_order_relaxed);
+}
+
 void q2_fixed_update(struct q2_image *q)
 {
-    atomic_store_explicit(&q->fixed[0].off, q->h.l1_off, memory_order_relaxed);
-    atomic_store_explicit(&q->fixed[0].len, (uint64_t)q->h.l1_size * 8, memory_order_relaxed);
-    atomic_store_explicit(&q->fixed[1].off, q->h.rt_off, memory_order_relaxed);
-    atomic_store_explicit(&q->fixed[1].len, (uint64_t)q->h.rt_clusters << q->g.cluster_bits, memory_order_relaxed);
+    bool bitmaps = q->h.has_bitmaps && q->h.autoclear & Q2_AUTOCLEAR_BITMAPS;        /* else its space may be anybody's */
+    fixed_set(q, 0, q->h.l1_off, (uint64_t)q->h.l1_size * 8);
+    fixed_set(q, 1, q->h.rt_off, (uint64_t)q->h.rt_clusters << q->g.cluster_bits);
+    fixed_set(q, 2, q->h.snapshots_off, q->h.nb_snapshots * sizeof(struct q2_disk_snapshot));        /* at least */
+    fixed_set(q, 3, bitmaps ? q->h.bitmap_dir_off : 0, bitmaps ? q->h.bitmap_dir_bytes : 0);
 }
 
 static int l1_entry(const struct q2_image *q, uint64_t guest, struct q2_l1e *ret)

@@ -140,6 +140,28 @@ static void test_damage(void **state)
     assert_int_equal(p.n, 1);
 }
 
+/* The places where nothing of the guest can lie (1.112, "constant"). */
+static void test_places(void **state)
+{
+    setup(0);
+    image.h.rt_off = 10 * CLUSTER;
+    image.h.rt_clusters = 2;
+    image.h.snapshots_off = 20 * CLUSTER;
+    image.h.nb_snapshots = 2;
+    image.h.has_bitmaps = true;
+    image.h.bitmap_dir_off = 30 * CLUSTER;
+    image.h.bitmap_dir_bytes = 100;
+    for (unsigned bitmaps = 0; bitmaps < 2; bitmaps++) {
+        image.h.autoclear = bitmaps ? Q2_AUTOCLEAR_BITMAPS : 0;
+        q2_fixed_update(&image);
+        for (uint64_t c = 0; c < 60; c++) {
+            bool want = c == 0 || c == METADATA / CLUSTER || c == 10 || c == 11 || c == 20 || (bitmaps && c == 30);
+            if (q2_hits_metadata(&image, c * CLUSTER) != want)
+                fail_msg("cluster %u", (unsigned)c);
+        }
+    }
+}
+
 /* ---- what is filled, and what may go without the barrier ---- */
 
 enum { NEW_ZERO = 1, NEW_SETTLED = 2, KEPT = 4, CRASH_ZERO = 8 };
@@ -196,7 +218,7 @@ static void test_fill(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one), cmocka_unit_test(test_border), cmocka_unit_test(test_two), cmocka_unit_test(test_damage), cmocka_unit_test(test_fill),
+        cmocka_unit_test(test_one), cmocka_unit_test(test_border), cmocka_unit_test(test_two), cmocka_unit_test(test_damage), cmocka_unit_test(test_places), cmocka_unit_test(test_fill),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
