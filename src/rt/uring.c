@@ -37,11 +37,6 @@
 #define TAG_WAKE 2u
 #define NEEDED_FEATURES (IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL | IORING_FEAT_EXT_ARG | IORING_FEAT_RSRC_TAGS)
 #define BACKOFF_NS 1000000
-#define GATHER_MIN 16u          /* transfers in flight; with fewer every completion is taken at once */
-#define GATHER_PART 4u
-#define GATHER_NS 50000
-#define THIN_MAX 4u             /* so many waits in a row that brought little: gather */
-#define GATHER_PAUSE 256u       /* waits without gathering after one that was in vain */
 
 /* rt_req.priv[0]: what the ring does for the request */
 enum stage { STAGE_OP, STAGE_POLL };
@@ -52,9 +47,6 @@ struct uring {
     struct io_uring ring;
     int wake_fd;
     bool wake_wanted;
-    unsigned transfers;                         /* reads and writes of files in flight */
-    unsigned thin, pause;                       /* see want_gather */
-    unsigned reaped, reaped_other;              /* by the last reap: transfers; everything else */
     struct rt_req *deferred, **deferred_tail;   /* found no entry, in order */
     struct rt_req *cancels;                     /* cancellations that found none; linked by priv[2] */
 };
@@ -157,15 +149,8 @@ static void issue(struct uring *u, struct rt_req *r)
     u->deferred_tail = &r->next;
 }
 
-static bool is_file_transfer(const struct rt_req *r)
-{
-    return r->op == RT_OP_READV || r->op == RT_OP_WRITEV;
-}
-
 static void uring_submit(void *state, struct rt_req *r)
 {
-    struct uring *u = state;
-    u->transfers += is_file_transfer(r);
     set_stage(r, STAGE_OP);
     set_cancel(r, CANCEL_NO);
     if (r->op == RT_OP_CONNECT) {
@@ -175,7 +160,7 @@ static void uring_submit(void *state, struct rt_req *r)
             return;
         }
     }
-    issue(u, r);
+    issue(state, r);
 }
 
 static bool send_cancel(struct uring *u, struct rt_req *r)
@@ -278,10 +263,6 @@ static void complete(struct uring *u, struct rt_req *r, int res)
         forget_cancel(u, r);
     if (again)
         res = -ECANCELED;
-    bool transfer = is_file_transfer(r);
-    u->transfers -= transfer;
-    u->reaped += transfer;
-    u->reaped_other += !transfer;
     r->res = r->op == RT_OP_CONNECT && res >= 0 ? rt_connect_end(r) : res;
     r->done(r);
 }
@@ -289,14 +270,12 @@ static void complete(struct uring *u, struct rt_req *r, int res)
 static void reap(struct uring *u)
 {
     struct io_uring_cqe *cqe;
-    u->reaped = u->reaped_other = 0;
     while (io_uring_peek_cqe(&u->ring, &cqe) == 0 && cqe) {
         uint64_t data = cqe->user_data;
         int res = cqe->res;
         unsigned flags = cqe->flags;
         io_uring_cqe_seen(&u->ring, cqe);
         if (data == TAG_WAKE) {
-            u->reaped_other++;
             if (!(flags & IORING_CQE_F_MORE))
                 u->wake_wanted = true;
         } else if (data != TAG_IGNORE) {
@@ -305,60 +284,24 @@ static void reap(struct uring *u)
     }
 }
 
-static int wait_for(struct uring *u, unsigned count, uint64_t timeout_ns)
-{
-    struct io_uring_cqe *cqe;
-    if (timeout_ns == UINT64_MAX)
-        return io_uring_submit_and_wait(&u->ring, count);
-    struct __kernel_timespec ts = { (int64_t)(timeout_ns / 1000000000), (int64_t)(timeout_ns % 1000000000) };
-    return io_uring_submit_and_wait_timeout(&u->ring, &cqe, count, &ts, NULL);
-}
-
-/* Many transfers in flight, and yet completions come one by one: then each costs a wake-up and each successor a submission
- * of its own, and the block layer has nothing to merge. This state keeps itself up, so it is left on purpose: some waits
- * are for a part of what is in flight, a short time at most. Never where others than transfers complete too (sockets,
- * wakeups), because those would be delayed. */
-static bool want_gather(struct uring *u, uint64_t timeout_ns)
-{
-    if (u->pause) {
-        u->pause--;
-        return false;
-    }
-    return u->thin >= THIN_MAX && u->transfers >= GATHER_MIN && timeout_ns > GATHER_NS;
-}
-
-/* Learns from a wait that has ended. before: transfers in flight when it began. */
-static void learn(struct uring *u, unsigned before, bool gathered)
-{
-    if (u->reaped_other || before < GATHER_MIN || u->reaped >= before / 2)
-        u->thin = 0;
-    else if (u->reaped && u->reaped <= before / 16)
-        u->thin += u->thin < THIN_MAX;
-    if (gathered && u->reaped <= 1)
-        u->pause = GATHER_PAUSE;
-}
-
 static void uring_wait(void *state, uint64_t timeout_ns)
 {
     struct uring *u = state;
-    unsigned before = u->transfers;
-    bool gather = false;
+    struct io_uring_cqe *cqe;
     int r = 0;
     place_waiting(u);
     if (timeout_ns == 0 || io_uring_cq_ready(&u->ring)) {
         if (io_uring_sq_ready(&u->ring))
             r = io_uring_submit(&u->ring);
+    } else if (timeout_ns == UINT64_MAX) {
+        r = io_uring_submit_and_wait(&u->ring, 1);
     } else {
-        gather = want_gather(u, timeout_ns);
-        if (gather)
-            r = wait_for(u, u->transfers / GATHER_PART, GATHER_NS);
-        if (!gather || ((r >= 0 || r == -ETIME) && !io_uring_cq_ready(&u->ring)))
-            r = wait_for(u, 1, timeout_ns);
+        struct __kernel_timespec ts = { (int64_t)(timeout_ns / 1000000000), (int64_t)(timeout_ns % 1000000000) };
+        r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
     }
     if (r == -EAGAIN && !io_uring_cq_ready(&u->ring))       /* the kernel is short of memory for requests */
         nanosleep(&(struct timespec){ 0, BACKOFF_NS }, NULL);
     reap(u);
-    learn(u, before, gather);
 }
 
 static void uring_wakeup(void *state)
