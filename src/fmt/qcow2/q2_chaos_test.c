@@ -33,6 +33,7 @@ static struct {
     uint8_t next;
     unsigned fault_one_in;               /* 0: nothing fails */
     unsigned faults;
+    bool device;                         /* of a fixed length, mostly too small for the whole disk */
     uint64_t size, size_other;           /* bytes; other: a resize to it failed, it may be the one after a crash */
     uint8_t *snapshot; uint64_t snapshot_size, snapshot_l1;      /* NULL: none. What it must hold for ever */
     /* the crash to come: what was there is kept at some request and used at the end */
@@ -233,7 +234,7 @@ static bool round_of_ops(struct co *co, struct q2_image *q)
             account_flush(r);
         if (o->kind == READ && o->r == 0)
             ok &= CHECK(read_ok(r, o));
-        CHECK(o->r == 0 || chaos.faults);
+        CHECK(o->r == 0 || chaos.faults || (chaos.device && o->r == -ENOSPC));
         free(o->buf);
     }
     free(r);
@@ -262,7 +263,7 @@ static bool change_size(struct co *co, struct q2_image *q)
         return true;
     chaos.size_other = size;             /* which of the two it is shows after a crash */
     int r = resize(co, q, size);
-    CHECK(r == 0 || chaos.faults);
+    CHECK(r == 0 || chaos.faults || (chaos.device && r == -ENOSPC));
     if (r < 0) {
         chaos.size = atomic_load(&q->im.size);
         chaos.size_other = chaos.size == size ? old : size;
@@ -308,7 +309,7 @@ static int share_table(struct co *co, struct q2_image *q, uint64_t guest)
 
 static void take_snapshot(struct co *co)
 {
-    if (chaos.make.refcount_bits == 1 || chaos.snapshot)
+    if (chaos.make.refcount_bits == 1 || chaos.snapshot || chaos.device)
         return;
     struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 64 * chaos.make.cluster_size });
     struct q2_l1 *l1 = atomic_load(&q->l1);
@@ -510,6 +511,11 @@ static bool run(struct co *co, uint64_t seed)
         add(&chaos.now[s], 0);
     memcpy(chaos.after, chaos.now, sizeof chaos.now);
     img_make(co, &chaos.make);
+    chaos.device = below(5) == 0;
+    if (chaos.device) {
+        disk.len = disk.durable_len = disk.len + round_down(below(chaos.make.size * 5 / 4), 4096);
+        disk.fixed_length = true;
+    }
     bool ok = true;
     for (unsigned i = 0; ok && i < 8; i++)
         ok = session(co);
