@@ -89,13 +89,6 @@ class Record:
             self.later[s] = [(number, tag) for number, tag in self.later[s] if number > op.number]
             self.settled[s] = op.number
 
-    def settle_acknowledged(self):
-        """All that was acknowledged counts as durable: the server ended well."""
-        with self.lock:
-            for op in self.unflushed:
-                self._settle(op)
-            self.unflushed = []
-
     def not_flushed(self):
         """Bytes of requests since the last flush, acknowledged or not."""
         with self.lock:
@@ -198,9 +191,7 @@ class Writer(threading.Thread):
             self.flying.remove(op)
             if error.value == 0:
                 self.record.ack(op)
-            elif error.value in GONE:
-                self.broken = OSError(error.value, "the connection is gone")
-            else:
+            elif error.value not in GONE:
                 self.faults.append(f"{op.kind} of {op.count} sectors at {op.first}: error {error.value}")
             return 1
 

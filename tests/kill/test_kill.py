@@ -11,17 +11,33 @@ import zlib
 
 import kill_disk
 import pytest
-from lib import images, run
+from lib import images, peers, run
 
 KILLS = 10 if os.environ.get("SOAK") else 2         # of each of the five geometries
 FRONTIER = 64 << 20                                 # P1: what one crash may leave reserved
+
+
+@pytest.fixture
+def make_disk(tmp_path):
+    for program in ("qemu-img", "qemu-io", "fio"):
+        peers.need(program)
+    disks = []
+
+    def make(name):
+        disks.append(kill_disk.Disk(tmp_path, name))
+        return disks[-1]
+
+    yield make
+    for disk in disks:
+        if disk.server:
+            disk.server.close()
 
 
 def kill_under_load(disk, rng):
     server = disk.serve()
     writers, other = disk.load(rng.randrange(1 << 30))
     try:
-        disk.wait_for_progress(other)
+        disk.wait_for_progress()
         time.sleep(rng.uniform(0, 0.6))
     finally:
         server.kill()

@@ -115,7 +115,7 @@ int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent
 bool q2_hits_metadata(const struct q2_image *q, uint64_t host);
 /* Home: header fields that it looks at have changed. */
 void q2_fixed_update(struct q2_image *q);
-/* Home: meta_get; a block in a cluster behind the end of the file is -EUCLEAN. */
+/* Home: meta_get; a block that ends behind the end of the file is -EUCLEAN. */
 MUST_USE int q2_block_get(struct co *co, struct q2_image *q, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b);
 /* Home: the pinned L2 slice that holds `guest` and the index of its entry in it. ret_b NULL: no L2 table. */
 MUST_USE int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index);

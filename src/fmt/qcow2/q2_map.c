@@ -210,8 +210,8 @@ int q2_block_get(struct co *co, struct q2_image *q, const struct meta_kind *k, u
 {
     int r = meta_get(co, q->meta, k, off, ret_b);
     uint64_t len;
-    if (r == -EIO && stor_length(co, q->im.store, &len) == 0 && off >= round_up(len, q->g.cluster_size))
-        return -EUCLEAN;                     /* not one that begins in the last cluster: a file may be cut short there */
+    if (r == -EIO && stor_length(co, q->im.store, &len) == 0 && !range_inside(off, q->slice_bytes, len))
+        return -EUCLEAN;
     if (r == -ESTALE && k == &q->kind_ref)
         return -EIO;                         /* a growth took the block back; nothing below its clusters was in use */
     return r;
