@@ -5,9 +5,9 @@
  * recurses into a backing image: graph/ does that with the answers.
  *
  * How a read goes (graph/):
- *     t = epoch_enter(im->epoch, loop); map(); read the store at the host offset; epoch_leave()
+ *     t = epoch_enter(im->epoch, loop); map(); read im->data at the host offset; epoch_leave()
  * How a write goes (graph/):
- *     t = epoch_enter(); map();  writable in place?  -> write the store at the host offset; epoch_leave(); done
+ *     t = epoch_enter(); map();  writable in place?  -> write im->data at the host offset; epoch_leave(); done
  *     else epoch_leave(); write_begin(); fill and write the clusters it names; write_commit()  (or write_abort())
  *
  * Invariants
@@ -39,7 +39,7 @@ struct fmt_image;
 enum fmt_kind {
     FMT_ABSENT,       /* not in this layer: the backing image answers, or zeros where there is none */
     FMT_ZERO,         /* reads zeros, hides the backing image */
-    FMT_DATA,         /* plain bytes at `host` of the store */
+    FMT_DATA,         /* plain bytes at `host` of im->data */
     FMT_ENCODED,      /* compressed: bytes only through read_encoded() */
 };
 
@@ -48,7 +48,7 @@ struct fmt_extent {
     bool writable;            /* DATA: may be overwritten in place */
     bool has_host;            /* `host` is valid (DATA; ZERO with space kept) */
     uint64_t len;             /* bytes from the asked offset for which all of this holds; > 0, <= asked length */
-    uint64_t host;            /* byte offset in the store of the asked guest offset. ENCODED: of the compressed bytes */
+    uint64_t host;            /* byte offset in im->data of the asked guest offset. ENCODED: of the compressed bytes in the store */
     uint64_t enc_len;         /* ENCODED: length in the store (upper bound) */
     uint64_t enc_guest;       /* ENCODED: guest offset where the cluster begins */
 };
@@ -63,7 +63,7 @@ enum fmt_fill {
 struct fmt_write {
     uint64_t off, len;        /* guest range that may be written now: starts at the asked offset, never longer than asked. len 0: the
                                  mapping has become writable in place; nothing is held, start again with map() */
-    uint64_t host;            /* byte offset in the store for `off` */
+    uint64_t host;            /* byte offset in im->data for `off` */
     uint64_t head, tail;      /* bytes before `off` and behind off+len that must be filled; they lie at host-head and host+len */
     enum fmt_fill fill;
     void *priv;               /* the format's */
@@ -171,7 +171,8 @@ struct fmt_ops {
 /* Common head of every open image; formats embed it first. */
 struct fmt_image {
     const struct fmt_ops *ops;
-    struct stor *store;
+    struct stor *store;                    /* the image's own file: metadata */
+    struct stor *data;                     /* where plain guest data lies: `store`, or an external data file */
     struct rt_loop *home;
     struct epoch *epoch;
     _Atomic uint64_t size;                 /* virtual size in bytes; changes only in resize */

@@ -37,7 +37,7 @@ static int64_t copy_piece(struct co *co, struct graph_node *dst, uint64_t dst_of
         return r;
     bool fill = !to.in_place && to.w.fill != FMT_FILL_NONE && (to.w.head | to.w.tail);
     if (!fill)
-        r = copy_all(co, dst->im->store, to.host, from->layer->im->store, from->e.host, to.len);
+        r = copy_all(co, dst->im->data, to.host, from->layer->im->data, from->e.host, to.len);
     if (fill || r) {
         piece_drop(co, dst, &to);
         return fill ? -ENOTSUP : r;

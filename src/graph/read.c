@@ -52,7 +52,7 @@ static int piece_read(struct co *co, struct piece *p, struct iov v)
     int r = 0;
     switch (p->e.kind) {
     case FMT_DATA:
-        r = stor_read(co, p->layer->im->store, v, p->e.host);
+        r = stor_read(co, p->layer->im->data, v, p->e.host);
         break;
     case FMT_ENCODED:
         r = p->layer->im->ops->read_encoded(co, p->layer->im, &p->e, p->pos, v);

@@ -24,7 +24,7 @@ static bool worth_asking(struct co *co, struct graph_node *n)
         return known == RECURSE_YES;
     uint64_t len, allocated, granule = n->im->granule;
     bool sparse = false;
-    if (!stor_length(co, n->im->store, &len) && !stor_allocated(co, n->im->store, &allocated)) {
+    if (!stor_length(co, n->im->data, &len) && !stor_allocated(co, n->im->data, &allocated)) {
         uint64_t there = allocated / granule;
         sparse = div_up(len, granule) >= there + max_u64(2, there / 9);
     }
@@ -67,12 +67,12 @@ static int file_extent_at(struct co *co, struct status_walk *w, struct stor *fil
 static bool host_is_hole(struct co *co, struct status_walk *w, struct graph_node *n, struct graph_status *st)
 {
     struct stor_extent x;
-    if (file_extent_at(co, w, n->im->store, st->offset, st->len, &x))
+    if (file_extent_at(co, w, n->im->data, st->offset, st->len, &x))
         return false;
     uint64_t end = x.off + x.len;
     if (end > st->offset && end - st->offset < st->len) {
         st->len = end - st->offset;
-        w->ends = n->im->store->lim.block <= 1;      /* else the border may have been rounded */
+        w->ends = n->im->data->lim.block <= 1;      /* else the border may have been rounded */
     }
     return x.content == STOR_HOLE;
 }

@@ -75,21 +75,21 @@ static int write_copied(struct co *co, struct graph_node *n, const struct fmt_wr
     uint64_t from = w->off - w->head;
     if (whole) {
         int r = chain_read(co, n, iov_one(&slot, buf, around + w->len), from);
-        return r ? r : write_merged(co, n->im->store, w, v, buf, buf + w->head + w->len);
+        return r ? r : write_merged(co, n->im->data, w, v, buf, buf + w->head + w->len);
     }
     int r = chain_read(co, n, iov_one(&slot, buf, w->head), from);
     if (!r)
         r = chain_read(co, n, iov_one(&slot, buf + w->head, w->tail), w->off + w->len);
-    return r ? r : write_merged(co, n->im->store, w, v, buf, buf + w->head);
+    return r ? r : write_merged(co, n->im->data, w, v, buf, buf + w->head);
 }
 
 static int write_new(struct co *co, struct graph_node *n, struct fmt_write *w, struct iov v)
 {
     int r = 0;
     if (w->fill == FMT_FILL_NONE || !(w->head | w->tail))
-        r = stor_write(co, n->im->store, v, w->host, 0);
+        r = stor_write(co, n->im->data, v, w->host, 0);
     else if (w->fill == FMT_FILL_ZERO)
-        r = write_zero_filled(co, n->im->store, w, v);
+        r = write_zero_filled(co, n->im->data, w, v);
     else
         r = write_copied(co, n, w, v);
     if (r) {
@@ -151,7 +151,7 @@ static int piece_write(struct co *co, struct graph_node *n, struct write_piece *
 {
     if (!p->in_place)
         return write_new(co, n, &p->w, v);
-    int r = stor_write(co, n->im->store, v, p->host, flags);
+    int r = stor_write(co, n->im->data, v, p->host, flags);
     epoch_leave(n->im->epoch, co_loop(co), p->tok);
     return r;
 }

@@ -423,7 +423,7 @@ static int q2_open(struct co *co, struct stor *store, const struct fmt_open_opts
         return byre_fail(err, NOMEM, "image");
     }
     q->im.ops = &fmt_qcow2_ops;
-    q->im.store = store;
+    q->im.store = q->im.data = store;
     q->im.home = co_loop(co);
     q->im.read_only = o->read_only || o->info_only;
     q->check_mode = o->check_mode;

@@ -50,7 +50,7 @@ static int raw_open(struct co *co, struct stor *store, const struct fmt_open_opt
         return byre_fail(err, NOMEM, "%s: no memory to open the image", store->name);
     }
     im->ops = &fmt_raw_ops;
-    im->store = store;
+    im->store = im->data = store;
     im->home = co_loop(co);
     im->size = round_up(len, SECTOR);
     im->granule = 1;
