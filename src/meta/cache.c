@@ -397,6 +397,19 @@ void meta_set_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t va
     meta_dirty(m, b, i * 8, i * 8 + 8);
 }
 
+/* A reader that takes in one of the new words has to see the odd or a later count afterwards: the stores release, its
+ * loads acquire (I8). */
+void meta_set_pair(struct meta *m, struct meta_block *b, uint32_t i, uint64_t x, uint64_t y)
+{
+    ASSERT(i % 2 == 0);
+    uint32_t seq = atomic_load_explicit(&b->seq, memory_order_relaxed);
+    atomic_store_explicit(&b->seq, seq + 1, memory_order_relaxed);
+    atomic_store_explicit(&b->words[i], be64_word(x), memory_order_release);
+    atomic_store_explicit(&b->words[i + 1], be64_word(y), memory_order_release);
+    atomic_store_explicit(&b->seq, seq + 2, memory_order_release);
+    meta_dirty(m, b, i * 8, i * 8 + 16);
+}
+
 void meta_region_add(struct meta *m, struct meta_region *r)
 {
     r->dirty_count = 0;

@@ -21,6 +21,8 @@
  *       space out only when the punch has completed (c). Together: Q9, D3.
  *   I6  After a failed barrier nothing is written any more: every later pass fails (RG27).
  *   I7  Nothing else in the image's process calls stor_flush on the store.
+ *   I8  Two words that make one entry are changed by meta_set_pair and read by meta_pair: a reader on another loop sees
+ *       both old or both new (D2).
  * Order        Ranks: data and copy-on-write < counts < tables < roots. Barriers are named (enum meta_barrier).
  * Concurrency  All calls on the home loop, except meta_peek (any loop, inside an epoch section of the image).
  * Failure      A failed write of a pass marks its sectors dirty again and fails everybody who waited; a later pass retries.
@@ -70,6 +72,7 @@ struct meta_block {
     _Atomic uint64_t *words;                 /* block_bytes/8 words in disk order */
     _Atomic uint8_t used;                    /* clock bit, set by readers */
     /* home loop only */
+    _Atomic uint32_t seq;                    /* odd while a pair changes; readers of pairs look at it twice */
     uint32_t pins;
     uint64_t dirty_sectors;                  /* bit per dirty_unit bytes */
     struct meta_block *dirty_next, *dirty_prev, *all_next, *all_prev;
@@ -135,6 +138,22 @@ void meta_forget_all(struct meta *m);
 static inline uint64_t meta_word(const struct meta_block *b, uint32_t i) { return be64_word(atomic_load_explicit(&b->words[i], memory_order_acquire)); }
 /* Sets word i (host order) and marks its sector dirty. Home. */
 void meta_set_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t value);
+/* Words i and i + 1, i even, as one entry. Any loop. */
+static inline void meta_pair(const struct meta_block *b, uint32_t i, uint64_t *ret_a, uint64_t *ret_b)
+{
+    for (;;) {                               /* the writer is between two stores at most (D2) */
+        uint32_t seq = atomic_load_explicit(&b->seq, memory_order_acquire);
+        uint64_t a = atomic_load_explicit(&b->words[i], memory_order_acquire);
+        uint64_t c = atomic_load_explicit(&b->words[i + 1], memory_order_acquire);
+        if (!(seq & 1) && seq == atomic_load_explicit(&b->seq, memory_order_relaxed)) {
+            *ret_a = be64_word(a);
+            *ret_b = be64_word(c);
+            return;
+        }
+    }
+}
+/* Home. */
+void meta_set_pair(struct meta *m, struct meta_block *b, uint32_t i, uint64_t x, uint64_t y);
 /* Marks bytes [from, to) of the block dirty after the caller changed them. */
 void meta_dirty(struct meta *m, struct meta_block *b, uint32_t from, uint32_t to);
 

@@ -2,6 +2,7 @@
  *
  * meta_test.c: passes, freezing, deferred frees and failures of meta/, over a store that records what it is told.
  */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -431,12 +432,54 @@ static void late_body(struct co *co, struct fix *f)
 
 static void test_late(void **state) { (void)state; run(late_body); }
 
+/* I8: a reader on another thread never sees one half old and one half new. */
+struct reader { struct meta_block *b; _Atomic bool stop; _Atomic uint64_t seen; uint64_t torn; };
+static void *reader_main(void *arg)
+{
+    struct reader *r = arg;
+    uint64_t last = 0, x, y;
+    while (!atomic_load(&r->stop)) {
+        meta_pair(r->b, 6, &x, &y);
+        r->torn += y != ~x;
+        if (x != last)
+            atomic_fetch_add(&r->seen, 1);
+        last = x;
+    }
+    return NULL;
+}
+
+static void pair_body(struct co *co, struct fix *f)
+{
+    struct reader r = { 0 };
+    pthread_t t;
+    uint64_t n = 0, x, y;
+    assert_int_equal(meta_get(co, f->m, &f->tables, 8192, &r.b), 0);
+    meta_set_pair(f->m, r.b, 6, n, ~n);
+    assert_int_equal(pthread_create(&t, NULL, reader_main, &r), 0);
+    while (n < 300000 || (atomic_load(&r.seen) < 1000 && n < 2000000000)) {
+        n++;
+        meta_set_pair(f->m, r.b, 6, n, ~n);
+    }
+    atomic_store(&r.stop, true);
+    assert_int_equal(pthread_join(t, NULL), 0);
+    assert_int_equal(r.torn, 0);
+    assert_true(atomic_load(&r.seen) >= 1000);
+    meta_pair(r.b, 6, &x, &y);
+    assert_true(x == n && y == ~n);
+    meta_put(f->m, r.b);
+    assert_int_equal(meta_flush(co, f->m), 0);              /* both halves are dirty, and nothing else is changed */
+    assert_true(be64_get((be64 *)(f->r->bytes + 8192 + 48)) == n && be64_get((be64 *)(f->r->bytes + 8192 + 56)) == ~n);
+    assert_true(be64_get((be64 *)(f->r->bytes + 8192 + 40)) == 0 && be64_get((be64 *)(f->r->bytes + 8192 + 64)) == 0);
+}
+
+static void test_pair(void **state) { (void)state; run(pair_body); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order), cmocka_unit_test(test_freeze), cmocka_unit_test(test_frees),
         cmocka_unit_test(test_failure), cmocka_unit_test(test_evict), cmocka_unit_test(test_share), cmocka_unit_test(test_late),
-        cmocka_unit_test(test_settle), cmocka_unit_test(test_forget),
+        cmocka_unit_test(test_settle), cmocka_unit_test(test_forget), cmocka_unit_test(test_pair),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

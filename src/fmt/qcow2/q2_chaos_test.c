@@ -296,8 +296,9 @@ static int share_table(struct co *co, struct q2_image *q, uint64_t guest)
         r = q2_slice_get(co, q, g, &b, &i);
         if (r < 0)
             return r;
-        if (q2_l2e_decode(&q->g, meta_word(b, i), &e) && e.host) {
-            meta_set_word(q->meta, b, i, meta_word(b, i) & ~Q2_E_COPIED);
+        if (q2_entry_get(q, b, i, &e) && e.host) {
+            e.copied = false;
+            q2_entry_set(q, b, i, &e);
             meta_put(q->meta, b);
             r = share(co, q, e.host);
         } else {

@@ -254,8 +254,7 @@ static void before_freeze(void *arg) { q2_drop_freeze(arg); }
 
 static int make_cache(struct q2_image *q, struct byre_err *err)
 {
-    q->slice_bytes = (uint32_t)min_u64(q->g.cluster_size, SLICE_BYTES_MAX);
-    q->slice_bits = (uint32_t)__builtin_ctz(q->slice_bytes);
+    q2_slices_set(q, (uint32_t)min_u64(q->g.cluster_size, SLICE_BYTES_MAX));
     q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
     q->kind_ref = (struct meta_kind){ .name = "refcount", .rank = META_COUNTS };
     struct meta_opts mo = { .store = q->im.store, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = q->slice_bytes,

@@ -23,6 +23,7 @@ struct q2_geom q2_geom_make(uint32_t version, uint32_t cluster_bits, uint32_t re
     ASSERT(version == 2 || version == 3);
     ASSERT(cluster_bits >= Q2_CLUSTER_BITS_MIN && cluster_bits <= Q2_CLUSTER_BITS_MAX);
     ASSERT(refcount_order <= 6);
+    ASSERT(!ext_l2 || (version == 3 && cluster_bits >= Q2_EXT_L2_BITS_MIN));
     uint32_t csize_bits = cluster_bits - 8, bits = 1u << refcount_order;
     struct q2_geom g = {
         .version = version,
@@ -30,6 +31,7 @@ struct q2_geom q2_geom_make(uint32_t version, uint32_t cluster_bits, uint32_t re
         .cluster_size = 1ull << cluster_bits,
         .l2_entry_bytes = ext_l2 ? 16 : 8,
         .l2_bits = cluster_bits - (ext_l2 ? 4 : 3),
+        .sub_bits = cluster_bits - (ext_l2 ? 5 : 0),
         .refcount_order = refcount_order,
         .refcount_bits = bits,
         .refcount_max = bits == 64 ? UINT64_MAX : (1ull << bits) - 1,
@@ -98,6 +100,50 @@ uint64_t q2_l2e_encode(const struct q2_geom *g, const struct q2_l2e *e)
         ASSERT(e->host);
         return copied | e->host;
     }
+}
+
+/* ---- extended entries ---- */
+
+bool q2_l2x_decode(const struct q2_geom *g, uint64_t raw, uint64_t bits, struct q2_l2e *ret)
+{
+    uint32_t alloc = (uint32_t)bits, zero = (uint32_t)(bits >> 32);
+    if (raw & Q2_E_COMPRESSED)
+        return bits == 0 && decode_compressed(g, raw, ret);
+    uint64_t host = raw & Q2_L2E_OFF;
+    if (raw & L2E_RESERVED || !is_aligned(host, g->cluster_size))      /* bit 0 means nothing here, as for the peer */
+        return false;
+    if (alloc & zero || (alloc && !host))
+        return false;
+    *ret = (struct q2_l2e){ .kind = host ? Q2_NORMAL : Q2_UNALLOCATED, .copied = raw & Q2_E_COPIED, .alloc = alloc, .zero = zero, .host = host };
+    return true;
+}
+
+uint64_t q2_l2x_encode(const struct q2_geom *g, const struct q2_l2e *e, uint64_t *ret_bits)
+{
+    ASSERT(e->kind == Q2_UNALLOCATED || e->kind == Q2_NORMAL || e->kind == Q2_COMPRESSED);
+    ASSERT(!(e->alloc & e->zero) && (!e->alloc || e->kind == Q2_NORMAL) && (!e->zero || e->kind != Q2_COMPRESSED));
+    *ret_bits = (uint64_t)e->zero << 32 | e->alloc;
+    return q2_l2e_encode(g, e);
+}
+
+/* Bits [from, to) of 32. */
+static uint32_t bits_between(uint64_t from, uint64_t to)
+{
+    if (from >= to)
+        return 0;
+    return (uint32_t)((1ull << to) - (1ull << from));
+}
+
+uint32_t q2_sub_touched(const struct q2_geom *g, uint64_t from, uint64_t to)
+{
+    ASSERT(from < to && to <= g->cluster_size);
+    return bits_between(from >> g->sub_bits, ((to - 1) >> g->sub_bits) + 1);
+}
+
+uint32_t q2_sub_inside(const struct q2_geom *g, uint64_t from, uint64_t to)
+{
+    ASSERT(from < to && to <= g->cluster_size);
+    return bits_between(div_up(from, 1ull << g->sub_bits), to >> g->sub_bits);
 }
 
 bool q2_l1e_decode(const struct q2_geom *g, uint64_t raw, struct q2_l1e *ret)

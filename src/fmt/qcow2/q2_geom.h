@@ -25,6 +25,10 @@
 #define Q2_NAME_MAX 1023u
 #define Q2_EXTENSIONS_MAX 64u
 
+#define Q2_SUBCLUSTERS 32u                 /* per cluster, with extended L2 entries */
+#define Q2_SUB_ALL 0xffffffffu
+#define Q2_EXT_L2_BITS_MIN 14u             /* smallest clusters that may have subclusters */
+
 /* Kinds of number that must not be mixed. */
 typedef struct { uint64_t v; } q2_goff;      /* guest byte offset */
 typedef struct { uint64_t v; } q2_hoff;      /* host byte offset */
@@ -35,6 +39,7 @@ struct q2_geom {
     uint64_t cluster_size;
     uint32_t l2_entry_bytes;                  /* 8; 16 with extended L2 */
     uint32_t l2_bits;                         /* log2 of entries per L2 table */
+    uint32_t sub_bits;                        /* log2 of bytes per subcluster; cluster_bits without extended L2 */
     uint32_t refcount_order, refcount_bits;
     uint64_t refcount_max;
     uint32_t block_bits;                      /* log2 of refcounts per refcount block */
@@ -56,15 +61,27 @@ static inline uint64_t q2_l1_entries(const struct q2_geom *g, uint64_t size) { r
 
 enum q2_kind { Q2_UNALLOCATED, Q2_ZERO_PLAIN, Q2_ZERO_ALLOC, Q2_NORMAL, Q2_COMPRESSED };
 
+/* With extended L2 the kind tells of the host cluster only: UNALLOCATED (there is none), NORMAL or COMPRESSED; what the
+ * guest reads tell the bits, one per subcluster. alloc: its bytes are in the host cluster. zero: it reads zeros. Neither:
+ * the layer below answers, whether there is a host cluster or not. Compressed: both 0. Without extended L2: both 0. */
 struct q2_l2e {
     enum q2_kind kind;
     bool copied;
+    uint32_t alloc, zero;
     uint64_t host;            /* NORMAL, ZERO_ALLOC: cluster offset; COMPRESSED: byte offset */
     uint64_t comp_bytes;      /* COMPRESSED: bytes from `host` to the end of the last 512-byte sector named */
 };
 /* false: reserved bits, unaligned offset, or a flag that this version does not have (raw is in host order). */
 bool q2_l2e_decode(const struct q2_geom *g, uint64_t raw, struct q2_l2e *ret);
 uint64_t q2_l2e_encode(const struct q2_geom *g, const struct q2_l2e *e);
+/* The same for an extended entry: raw is its first half, bits its second (1.040). false also for bits that contradict one
+ * another: a subcluster both allocated and zero, allocated without a host cluster, or any bit of a compressed cluster. */
+bool q2_l2x_decode(const struct q2_geom *g, uint64_t raw, uint64_t bits, struct q2_l2e *ret);
+uint64_t q2_l2x_encode(const struct q2_geom *g, const struct q2_l2e *e, uint64_t *ret_bits);
+static inline bool q2_entry_empty(const struct q2_l2e *e) { return e->kind == Q2_UNALLOCATED && !e->copied && !e->zero; }
+/* Subclusters that the guest bytes [from, to) of a cluster touch, and those that lie in them whole. from < to. */
+uint32_t q2_sub_touched(const struct q2_geom *g, uint64_t from, uint64_t to);
+uint32_t q2_sub_inside(const struct q2_geom *g, uint64_t from, uint64_t to);
 
 struct q2_l1e { uint64_t l2_off; bool copied; };   /* l2_off 0: no table */
 bool q2_l1e_decode(const struct q2_geom *g, uint64_t raw, struct q2_l1e *ret);

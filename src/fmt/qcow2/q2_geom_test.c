@@ -93,6 +93,73 @@ static void l2_versions(void **state)
     assert_true(q2_l2e_decode(&small, Q2_E_COMPRESSED | 1ull << 55, &e));
 }
 
+/* FEATURES 1.040: what an extended entry means, and what is none. */
+static void extended_entries(void **state)
+{
+    static const struct { uint64_t raw, bits; bool ok; enum q2_kind kind; uint64_t host; } rows[] = {
+        { 0, 0, true, Q2_UNALLOCATED, 0 },
+        { Q2_E_COPIED, 0, true, Q2_UNALLOCATED, 0 },
+        { 0, 0xffffffffull << 32, true, Q2_UNALLOCATED, 0 },
+        { 0, 1, false, 0, 0 },                                            /* allocated without a cluster */
+        { 0x50000, 0, true, Q2_NORMAL, 0x50000 },
+        { Q2_E_COPIED | 0x50000, 0xffffffff, true, Q2_NORMAL, 0x50000 },
+        { 0x50000, 0xffffull << 48 | 0xffff, true, Q2_NORMAL, 0x50000 },
+        { 0x50000, 0x8000000080000000, false, 0, 0 },                     /* both */
+        { 0x50000, 1ull << 32 | 1, false, 0, 0 },
+        { 0x50000, UINT64_MAX, false, 0, 0 },
+        { 0x50002, 0, false, 0, 0 },
+        { 1ull << 56 | 0x50000, 0, false, 0, 0 },
+        { 0x50200, 0, false, 0, 0 },
+        { 0x58000, 0xffffffff, false, 0, 0 },
+        { Q2_E_COMPRESSED | 0x501ff, 0, true, Q2_COMPRESSED, 0x501ff },
+        { Q2_E_COMPRESSED | 0x501ff, 1, false, 0, 0 },
+        { Q2_E_COMPRESSED | 0x501ff, 1ull << 32, false, 0, 0 },
+    };
+    struct q2_geom g = q2_geom_make(3, 16, 4, true);
+    assert_int_equal(g.sub_bits, 11);
+    assert_int_equal(g.l2_bits, 12);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct q2_l2e e;
+        uint64_t bits;
+        bool ok = q2_l2x_decode(&g, rows[i].raw, rows[i].bits, &e);
+        if (ok != rows[i].ok)
+            fail_msg("row %zu", i);
+        if (!ok)
+            continue;
+        assert_int_equal(e.kind, rows[i].kind);
+        assert_int_equal(e.host, rows[i].host);
+        assert_int_equal(e.alloc, rows[i].bits & 0xffffffff);
+        assert_int_equal(e.zero, rows[i].bits >> 32);
+        assert_true(q2_l2x_encode(&g, &e, &bits) == rows[i].raw);
+        assert_true(bits == rows[i].bits);
+    }
+    struct q2_l2e e;                     /* the flag of short entries has no meaning, and never comes back */
+    uint64_t bits;
+    assert_true(q2_l2x_decode(&g, 0x50001, 0xff, &e));
+    assert_true(q2_l2x_encode(&g, &e, &bits) == 0x50000 && bits == 0xff);
+}
+
+/* FEATURES 1.041: a range of a cluster as subclusters. */
+static void subclusters(void **state)
+{
+    static const struct { uint64_t from, to; uint32_t touched, inside; } rows[] = {
+        { 0, 1, 1, 0 }, { 0, 2048, 1, 1 }, { 0, 2049, 3, 1 }, { 1, 2048, 1, 0 }, { 2047, 2049, 3, 0 }, { 2048, 4096, 2, 2 },
+        { 0, 65536, Q2_SUB_ALL, Q2_SUB_ALL }, { 1, 65536, Q2_SUB_ALL, Q2_SUB_ALL - 1 }, { 0, 65535, Q2_SUB_ALL, Q2_SUB_ALL >> 1 },
+        { 65535, 65536, 1u << 31, 0 }, { 63488, 65536, 1u << 31, 1u << 31 }, { 512, 1024, 1, 0 }, { 6144, 12288, 0x38, 0x38 },
+    };
+    struct q2_geom g = q2_geom_make(3, 16, 4, true), plain = q2_geom_make(3, 16, 4, false);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        if (q2_sub_touched(&g, rows[i].from, rows[i].to) != rows[i].touched || q2_sub_inside(&g, rows[i].from, rows[i].to) != rows[i].inside)
+            fail_msg("row %zu", i);
+    assert_int_equal(plain.sub_bits, plain.cluster_bits);
+    for (uint32_t bits = Q2_EXT_L2_BITS_MIN; bits <= Q2_CLUSTER_BITS_MAX; bits++) {
+        struct q2_geom x = q2_geom_make(3, bits, 4, true);
+        for (unsigned a = 0; a < 32; a++)
+            for (unsigned b = a + 1; b <= 32; b++)
+                assert_true(q2_sub_inside(&x, (uint64_t)a << x.sub_bits, (uint64_t)b << x.sub_bits) == (uint32_t)((1ull << b) - (1ull << a)));
+    }
+}
+
 static void l2_round_trip(void **state)
 {
     struct prng r;
@@ -187,7 +254,7 @@ static void tables(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(derived), cmocka_unit_test(l2_rows), cmocka_unit_test(l2_versions), cmocka_unit_test(l2_round_trip),
+        cmocka_unit_test(derived), cmocka_unit_test(l2_rows), cmocka_unit_test(extended_entries), cmocka_unit_test(subclusters), cmocka_unit_test(l2_versions), cmocka_unit_test(l2_round_trip),
         cmocka_unit_test(l1_and_table_entries), cmocka_unit_test(refcounts), cmocka_unit_test(refcount_layout), cmocka_unit_test(tables),
     };
     return cmocka_run_group_tests_name("q2_geom", tests, NULL, NULL);

@@ -46,7 +46,9 @@ struct q2_image {
     struct q2_header h;                 /* memory copy of the header; changed by the home loop only */
     struct meta *meta;
     struct meta_kind kind_l2, kind_ref;
-    uint32_t slice_bytes, slice_bits;   /* cache unit: min(cluster, 4 KiB) */
+    uint32_t slice_bytes;               /* cache unit: min(cluster, 4 KiB) */
+    uint32_t slice_entries;             /* L2 entries in it, */
+    uint64_t slice_span;                /* and the guest bytes that they map */
     _Atomic(struct q2_l1 *) l1;
     struct { _Atomic uint64_t off, len; } fixed[4];   /* L1, refcount and snapshot table, bitmap directory: for q2_hits_metadata on any loop */
     struct meta_region l1_region;
@@ -68,6 +70,34 @@ struct q2_image {
     char *name;
 };
 static inline struct q2_image *q2_of(struct fmt_image *im) { return (struct q2_image *)im; }
+static inline void q2_slices_set(struct q2_image *q, uint32_t slice_bytes)
+{
+    q->slice_bytes = slice_bytes;
+    q->slice_entries = slice_bytes / q->g.l2_entry_bytes;
+    q->slice_span = (uint64_t)q->slice_entries << q->g.cluster_bits;
+}
+
+/* ---- L2 entries of a slice, of either size. Whoever reads or changes one by its index goes through these. ---- */
+/* Any loop. false: it cannot be right. */
+static inline bool q2_entry_get(const struct q2_image *q, const struct meta_block *b, uint32_t index, struct q2_l2e *ret)
+{
+    uint64_t raw, bits;
+    if (LIKELY(!q->g.ext_l2))
+        return q2_l2e_decode(&q->g, meta_word(b, index), ret);
+    meta_pair(b, 2 * index, &raw, &bits);
+    return q2_l2x_decode(&q->g, raw, bits, ret);
+}
+/* Home. */
+static inline void q2_entry_set(struct q2_image *q, struct meta_block *b, uint32_t index, const struct q2_l2e *e)
+{
+    uint64_t bits;
+    if (!q->g.ext_l2) {
+        meta_set_word(q->meta, b, index, q2_l2e_encode(&q->g, e));
+        return;
+    }
+    uint64_t raw = q2_l2x_encode(&q->g, e, &bits);
+    meta_set_pair(q->meta, b, 2 * index, raw, bits);
+}
 
 /* ---- tables read at open or for info and check (q2_snapshot.c, q2_bitmap.c): parse and validate, no trust ---- */
 MUST_USE int q2_snapshots_load(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_snapshot **ret, uint32_t *ret_count, struct byre_err *err);

@@ -30,19 +30,18 @@
 
 static uint32_t slice_index(const struct q2_image *q, uint64_t guest)
 {
-    return (uint32_t)(q2_l2_index(&q->g, guest) & ((1u << (q->slice_bits - 3)) - 1));
+    return (uint32_t)q2_l2_index(&q->g, guest) & (q->slice_entries - 1);
 }
 
 static uint64_t slice_off(const struct q2_image *q, uint64_t l2_off, uint64_t guest)
 {
-    return l2_off + round_down(q2_l2_index(&q->g, guest) * 8, q->slice_bytes);
+    return l2_off + round_down(q2_l2_index(&q->g, guest) * q->g.l2_entry_bytes, q->slice_bytes);
 }
 
 /* Guest bytes from `guest` to the end of its slice. */
 static uint64_t left_in_slice(const struct q2_image *q, uint64_t guest)
 {
-    uint64_t span = (uint64_t)(q->slice_bytes / 8) << q->g.cluster_bits;
-    return span - (guest & (span - 1));
+    return q->slice_span - (guest & (q->slice_span - 1));
 }
 
 static bool overlaps(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen) { return a < b + blen && b < a + alen; }
@@ -244,7 +243,8 @@ int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_
     }
 }
 
-/* Fills the new table's cluster: zeros, or the old table without its COPIED flags. */
+/* Fills the new table's cluster: zeros, or the old table without its COPIED flags (which the second half of an extended
+ * entry does not have). */
 static int fill_table(struct co *co, struct q2_image *q, uint64_t old_off, uint64_t new_off, bool known_zero)
 {
     uint64_t cs = q->g.cluster_size;
@@ -256,7 +256,7 @@ static int fill_table(struct co *co, struct q2_image *q, uint64_t old_off, uint6
     int r = stor_read_exact(co, q->im.store, buf, cs, old_off);
     if (r == 0) {
         uint64_t *w = buf;
-        for (uint64_t i = 0; i < cs / 8; i++)
+        for (uint64_t i = 0; i < cs / 8; i += q->g.l2_entry_bytes / 8)
             w[i] = be64_word(be64_word(w[i]) & ~Q2_E_COPIED);
         r = meta_write_now(co, q->meta, buf, cs, new_off);
     }

@@ -101,13 +101,13 @@ static int cut_slice(struct co *co, struct q2_image *q, uint64_t off, uint64_t e
     r = q2_slice_own(co, q, off, &b, &i);
     if (r < 0)
         return r;
-    for (; off < end && i < q->slice_bytes / 8; off += q->g.cluster_size, i++) {
+    static const struct q2_l2e none = { .kind = Q2_UNALLOCATED };
+    for (; off < end && i < q->slice_entries; off += q->g.cluster_size, i++) {
         struct q2_l2e e;
-        uint64_t raw = meta_word(b, i);
-        if (!raw)
+        bool ok = q2_entry_get(q, b, i, &e);
+        if (ok && q2_entry_empty(&e))
             continue;
-        bool ok = q2_l2e_decode(&q->g, raw, &e);
-        meta_set_word(q->meta, b, i, 0);
+        q2_entry_set(q, b, i, &none);
         if (ok)
             q2_drop_entry(q, &e);
     }
@@ -118,7 +118,7 @@ static int cut_slice(struct co *co, struct q2_image *q, uint64_t off, uint64_t e
 /* Drops whatever is mapped in [from, to): clusters, and L2 tables that lie in it whole. */
 static int cut_range(struct co *co, struct q2_image *q, uint64_t from, uint64_t to)
 {
-    uint64_t span = q2_l2_span(&q->g), slice_span = (uint64_t)(q->slice_bytes / 8) << q->g.cluster_bits;
+    uint64_t span = q2_l2_span(&q->g), slice_span = q->slice_span;
     int r = 0;
     for (uint64_t off = from; r == 0 && off < to;) {
         uint64_t end = min_u64(to, round_down(off, slice_span) + slice_span);

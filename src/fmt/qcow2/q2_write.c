@@ -62,9 +62,9 @@ struct plan {
 };
 
 /* Decodes an entry that a write may act on: not one that names header, L1 or refcount table as its own data (M2). */
-static bool entry_ok(const struct q2_image *q, uint64_t raw, struct q2_l2e *ret)
+static bool entry_ok(const struct q2_image *q, const struct meta_block *b, uint32_t index, struct q2_l2e *ret)
 {
-    return q2_l2e_decode(&q->g, raw, ret) && (need_of(ret) == NEED_CLUSTER || !q2_hits_metadata(q, ret->host));
+    return q2_entry_get(q, b, index, ret) && (need_of(ret) == NEED_CLUSTER || !q2_hits_metadata(q, ret->host));
 }
 
 /* Looks at up to max entries from index on. -EUCLEAN: the first one is damaged. */
@@ -73,7 +73,7 @@ static int make_plan(const struct q2_image *q, const struct meta_block *b, uint3
     struct plan p = { .zero_all = true };
     for (p.n = 0; p.n < max; p.n++) {
         struct q2_l2e e;
-        if (!entry_ok(q, meta_word(b, index + p.n), &e)) {
+        if (!entry_ok(q, b, index + p.n, &e)) {
             if (p.n)
                 break;
             return -EUCLEAN;
@@ -158,7 +158,7 @@ static int reserve(struct co *co, struct q2_image *q, struct write_txn *t, uint6
 static bool in_place_now(const struct q2_image *q, const struct meta_block *b, uint32_t index)
 {
     struct q2_l2e e;
-    return b && q2_l2e_decode(&q->g, meta_word(b, index), &e) && need_of(&e) == NEED_NOTHING;
+    return b && q2_entry_get(q, b, index, &e) && need_of(&e) == NEED_NOTHING;
 }
 
 static void txn_end(struct q2_image *q, struct write_txn *t)
@@ -176,8 +176,7 @@ static int begin_home(struct co *co, void *arg)
     struct call *c = arg;
     struct q2_image *q = c->q;
     uint64_t cs = q->g.cluster_size, c0 = round_down(c->off, cs);
-    uint64_t span = (uint64_t)(q->slice_bytes / 8) << q->g.cluster_bits;
-    uint64_t end = min_u64(round_up(c->off + c->len, cs), round_down(c0, span) + span);
+    uint64_t end = min_u64(round_up(c->off + c->len, cs), round_down(c0, q->slice_span) + q->slice_span);
     if (q->failed)
         return -EIO;
     struct write_txn *t = calloc(1, sizeof *t);
@@ -225,8 +224,8 @@ static int commit_home(struct co *co, void *arg)
     CO_ATOMIC(co) {                                          /* W2 */
         for (uint32_t i = 0; i < t->n; i++) {
             struct q2_l2e old, new = { .kind = Q2_NORMAL, .copied = true, .host = t->host + ((uint64_t)i << q->g.cluster_bits) };
-            bool ok = q2_l2e_decode(&q->g, meta_word(t->block, t->index + i), &old);
-            meta_set_word(q->meta, t->block, t->index + i, q2_l2e_encode(&q->g, &new));
+            bool ok = q2_entry_get(q, t->block, t->index + i, &old);
+            q2_entry_set(q, t->block, t->index + i, &new);
             if (ok && t->run.count)
                 q2_drop_entry(q, &old);
         }

@@ -44,13 +44,13 @@ static bool after(const struct q2_geom *g, const struct q2_l2e *e, enum mode mod
 static void change_slice(struct q2_image *q, const struct call *c, struct meta_block *b, uint32_t index, uint64_t off)
 {
     uint64_t cs = q->g.cluster_size, below_from = atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed);
-    for (; off < c->end && index < q->slice_bytes / 8; off += cs, index++) {
+    for (; off < c->end && index < q->slice_entries; off += cs, index++) {
         struct q2_l2e old, new;
-        if (!q2_l2e_decode(&q->g, meta_word(b, index), &old))
+        if (!q2_entry_get(q, b, index, &old))
             continue;                        /* a bad entry stays for check to see */
         if (!after(&q->g, &old, c->mode, off < below_from, &new))
             continue;
-        meta_set_word(q->meta, b, index, q2_l2e_encode(&q->g, &new));
+        q2_entry_set(q, b, index, &new);
         if (new.kind == Q2_ZERO_ALLOC) {
             q->zero_stamp = epoch_stamp(q->im.epoch);                /* Z4 */
             q->zero_stamped = true;
@@ -64,8 +64,7 @@ static void change_slice(struct q2_image *q, const struct call *c, struct meta_b
 static int work_slice(struct co *co, const struct call *c, uint64_t *off)
 {
     struct q2_image *q = c->q;
-    uint64_t span = (uint64_t)(q->slice_bytes / 8) << q->g.cluster_bits;
-    uint64_t end = min_u64(c->end, round_down(*off, span) + span);
+    uint64_t end = min_u64(c->end, round_down(*off, q->slice_span) + q->slice_span);
     bool below = *off < atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed);
     struct co_range lock;
     struct meta_block *b = NULL;
