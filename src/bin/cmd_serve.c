@@ -210,7 +210,7 @@ static int start_ctl_co(struct co *co, void *arg)
     struct starting *st = arg;
     struct serve *s = st->s;
     struct ctl_env env = {
-        .graph = byre_ctx_graph(s->r->ctx), .devices = &s->device, .device_count = 1, .exports = s->exports, .export_count = 1,
+        .graph = byre_ctx_graph(s->r->ctx), .jobs = byre_ctx_jobs(s->r->ctx), .devices = &s->device, .device_count = 1, .exports = s->exports, .export_count = 1,
         .major = BYRE_VERSION_MAJOR, .minor = BYRE_VERSION_MINOR, .micro = BYRE_VERSION_MICRO, .package = "byre " BYRE_VERSION, .quit = on_quit, .arg = s };
     int r = ctl_new(byre_ctx_home(s->r->ctx), &env, &s->ctl, &st->err);
     return r ? r : ctl_listen(co, s->ctl, s->control, &st->err);

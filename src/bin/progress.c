@@ -53,14 +53,6 @@ void progress_catch_signals(void)
     }
 }
 
-struct view {
-    enum progress_form form;
-    const char *unit;
-    double start, last_shown;       /* seconds */
-    double last_percent;
-    bool line_open;
-};
-
 static double now_s(void)
 {
     struct timespec t;
@@ -75,7 +67,7 @@ static double percent_of(const struct byre_progress *p)
     return p->done >= p->total ? 100.0 : (double)p->done * 100.0 / (double)p->total;
 }
 
-static void show_plain(struct view *v, double percent)
+static void show_plain(struct progress_view *v, double percent)
 {
     printf("    (%3.2f/100%%)\r", percent);
     fflush(stdout);
@@ -92,7 +84,7 @@ static void format_eta(double s, char out[16])
         snprintf(out, 16, "%02d:%02d", (int)s / 60, (int)s % 60);
 }
 
-static void show_bar(struct view *v, const struct byre_progress *p, double now)
+static void show_bar(struct progress_view *v, const struct byre_progress *p, double now)
 {
     char bar[BAR_WIDTH + 1], rate[SIZE_TEXT_MAX], eta[16], elapsed[16];
     double percent = percent_of(p), spent = now - v->start, per_s = spent > 0.05 ? (double)p->done / spent : 0;
@@ -112,7 +104,7 @@ static void show_bar(struct view *v, const struct byre_progress *p, double now)
     v->line_open = true;
 }
 
-static void show_json(struct view *v, const struct byre_progress *p, double now, bool end)
+static void show_json(struct progress_view *v, const struct byre_progress *p, double now, bool end)
 {
     struct json_out j;
     double spent = now - v->start, per_s = spent > 0.05 ? (double)p->done / spent : 0;
@@ -135,35 +127,37 @@ static void show_json(struct view *v, const struct byre_progress *p, double now,
     json_out_fini(&j);
 }
 
-static void show(struct view *v, const struct byre_job *job, bool force, bool end)
+void progress_show(struct progress_view *v, const struct byre_progress *p, bool force, bool end)
 {
-    struct byre_progress p;
-    double now = now_s();
-    if (v->form == PROGRESS_NONE)
-        return;
-    byre_job_progress(job, &p);
-    double percent = percent_of(&p);
+    double now = now_s(), percent = percent_of(p);
     bool plain = v->form == PROGRESS_PLAIN;
-    if (!force && (plain ? percent - v->last_percent < PLAIN_MIN_PERCENT : now - v->last_shown < 0.2))
+    if (v->form == PROGRESS_NONE || (!force && (plain ? percent - v->last_percent < PLAIN_MIN_PERCENT : now - v->last_shown < 0.2)))
         return;
     if (plain)
         show_plain(v, end ? 100.0 : percent);
     else if (v->form == PROGRESS_BAR)
-        show_bar(v, &p, now);
+        show_bar(v, p, now);
     else
-        show_json(v, &p, now, end);
+        show_json(v, p, now, end);
     v->last_percent = percent;
     v->last_shown = now;
 }
 
-static void close_line(struct view *v)
+void progress_close(struct progress_view *v)
 {
     if (v->line_open)
         printf("\n");
     v->line_open = false;
 }
 
-static void react(struct view *v, struct byre_job *job)
+static void show(struct progress_view *v, const struct byre_job *job, bool force, bool end)
+{
+    struct byre_progress p;
+    byre_job_progress(job, &p);
+    progress_show(v, &p, force, end);
+}
+
+static void react(struct progress_view *v, struct byre_job *job)
 {
     if (usr1_seen) {
         struct byre_progress p;
@@ -186,16 +180,22 @@ static enum progress_form choose(struct run *r, const struct progress_opts *o)
     return form;
 }
 
+void progress_begin(struct progress_view *v, struct run *r, const struct progress_opts *o)
+{
+    *v = (struct progress_view){ .form = choose(r, o), .unit = o->unit, .start = now_s(), .last_percent = -PLAIN_MIN_PERCENT };
+}
+
 int progress_wait(struct run *r, struct byre_job *job, const struct progress_opts *o, struct byre_err *err)
 {
-    struct view v = { .form = choose(r, o), .unit = o->unit, .start = now_s(), .last_percent = -PLAIN_MIN_PERCENT };
+    struct progress_view v;
     int rc;
+    progress_begin(&v, r, o);
     progress_catch_signals();
     show(&v, job, true, false);
     while ((rc = byre_job_wait(job, STEP_MS, err)) == -ETIMEDOUT)
         react(&v, job);
     if (rc >= 0)
         show(&v, job, true, true);
-    close_line(&v);
+    progress_close(&v);
     return rc;
 }

@@ -20,6 +20,20 @@ struct progress_opts {
     const char *unit;           /* "bytes", "clusters" */
 };
 
+/* Showing how far something is. */
+struct progress_view {
+    enum progress_form form;
+    const char *unit;
+    double start, last_shown;       /* seconds */
+    double last_percent;
+    bool line_open;
+};
+void progress_begin(struct progress_view *v, struct run *r, const struct progress_opts *o);
+/* force: also when little has changed; end: the last time. */
+void progress_show(struct progress_view *v, const struct byre_progress *p, bool force, bool end);
+/* Ends a line that is overwritten again and again, before anything else is printed. */
+void progress_close(struct progress_view *v);
+
 /* Waits for the job, showing progress as asked; SIGUSR1 prints a line without being asked. SIGINT, SIGTERM and SIGHUP
  * cancel the job; progress_signal then tells which. Returns the job's result. */
 int progress_wait(struct run *r, struct byre_job *job, const struct progress_opts *o, struct byre_err *err);

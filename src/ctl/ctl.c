@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "ctl/ctl_priv.h"
+#include "job/job.h"
 #include "rt/io.h"
 
 #define BACKLOG 16
@@ -152,23 +153,27 @@ int ctl_listen(struct co *co, struct ctl *c, const char *path, struct byre_err *
 }
 
 /* ---- events ---- */
-void ctl_send_shutdown(struct ctl *c, const char *reason)
+void ctl_send_event(struct ctl *c, const char *name, json_t *data)
 {
     struct timespec now;
     struct qmp_text t;
     clock_gettime(CLOCK_REALTIME, &now);
-    json_t *data = json_pack("{s:b,s:s}", "guest", 0, "reason", reason);
-    struct qmp_event e = { "SHUTDOWN", data, now.tv_sec, (int32_t)(now.tv_nsec / 1000) };
+    struct qmp_event e = { name, data, now.tv_sec, (int32_t)(now.tv_nsec / 1000) };
     int r = data ? qmp_make_event(&e, false, &t) : -ENOMEM;
     json_decref(data);
     if (r)
-        return;                          /* memory ran out: the end of the connection says it too */
+        return;                          /* memory ran out: what has happened can be asked for */
     LIST_FOR(at, &c->clients) {
         struct ctl_client *cl = CONTAINER_OF(at, struct ctl_client, link);
         if (cl->negotiated)
             client_put(cl, &t);
     }
     free(t.text);
+}
+
+void ctl_send_shutdown(struct ctl *c, const char *reason)
+{
+    ctl_send_event(c, "SHUTDOWN", json_pack("{s:b,s:s}", "guest", 0, "reason", reason));
 }
 
 /* ---- life ---- */
@@ -181,6 +186,10 @@ int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl **ret_c,
     c->env = *env;
     c->listen_fd = -1;
     list_init(&c->clients);
+    if (env->jobs) {
+        env->jobs->status_changed = ctl_job_changed;
+        env->jobs->arg = c;
+    }
     *ret_c = c;
     return 0;
 }
@@ -205,6 +214,8 @@ void ctl_stop(struct co *co, struct ctl *c)
     if (c->stopping)
         return;
     c->stopping = true;
+    if (c->env.jobs)
+        c->env.jobs->status_changed = NULL;
     if (c->has_acceptor) {
         rt_cancel(&c->acceptor);
         rt_task_join(co, &c->acceptor);

@@ -24,6 +24,7 @@
 
 struct graph;
 struct graph_node;
+struct jobs;
 
 struct ctl_device { const char *name; struct graph_node *node; bool writethrough; };
 struct ctl_export { const char *id, *type; struct graph_node *node; bool shutting_down; };
@@ -33,6 +34,7 @@ struct ctl_env {
     struct graph *graph;
     const struct ctl_device *devices; size_t device_count;
     const struct ctl_export *exports; size_t export_count;
+    struct jobs *jobs;                   /* the server watches it until ctl_stop; NULL: none */
     int major, minor, micro;             /* version of the program */
     const char *package;
     void (*quit)(void *arg);             /* the command quit; called once, on the home loop, must not suspend */

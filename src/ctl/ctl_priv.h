@@ -9,6 +9,7 @@
  *   cmd_base.c    qmp_capabilities query-version query-commands quit
  *   cmd_block.c   query-block query-named-block-nodes block_resize
  *   cmd_export.c  query-block-exports
+ *   cmd_job.c     query-jobs and the verbs of jobs
  *   image_json.c  ImageInfo and BlockDeviceInfo
  *
  * A command is one row: name, argument table, function. The function gets its arguments decoded, makes one call
@@ -103,6 +104,14 @@ MUST_USE int ctl_decode_args(const struct ctl_arg *rows, json_t *arguments, void
 extern const struct ctl_command ctl_cmd_qmp_capabilities, ctl_cmd_query_version, ctl_cmd_query_commands, ctl_cmd_quit;
 extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_nodes, ctl_cmd_block_resize;
 extern const struct ctl_command ctl_cmd_query_block_exports;
+extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
+    ctl_cmd_job_resume, ctl_cmd_query_jobs;
+
+/* ctl.c: an event for every client that has negotiated. Takes data over (NULL: memory ran out, nothing is sent). */
+void ctl_send_event(struct ctl *c, const char *name, json_t *data);
+/* cmd_job.c: struct jobs' status_changed; arg is the struct ctl. */
+struct job;
+void ctl_job_changed(void *arg, const struct job *job);
 
 /* ---- image_json.c: owned by the caller, NULL: out of memory or *err ---- */
 struct device_json { struct graph_node *node; bool flat, writethrough; };

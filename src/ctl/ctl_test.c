@@ -12,6 +12,7 @@
 
 #include "base/test.h"
 #include "ctl/ctl_priv.h"
+#include "job/job.h"
 
 /* ---- arguments ---- */
 struct box { const char *text; int64_t number; bool flag, has_number; json_t *any; };
@@ -73,6 +74,8 @@ struct fixture {
     struct rt *rt;
     struct graph *graph;
     struct ctl *ctl;
+    struct jobs jobs;
+    _Atomic bool let_go, follow;             /* of the test job: may end; has become ready */
     char path[64];
     bool quit;
     struct byre_err err;
@@ -106,8 +109,9 @@ static void on_quit(void *arg)
 static int start(struct co *co, struct fixture *f)
 {
     struct graph_opts go = { .policy = GRAPH_STRICT };
+    jobs_init(&f->jobs, co_loop(co));
     int r = graph_new(co_loop(co), &go, &f->graph, &f->err);
-    struct ctl_env env = { .graph = f->graph, .major = 1, .minor = 2, .micro = 3, .package = "p", .quit = on_quit, .arg = f };
+    struct ctl_env env = { .graph = f->graph, .jobs = &f->jobs, .major = 1, .minor = 2, .micro = 3, .package = "p", .quit = on_quit, .arg = f };
     if (!r)
         r = ctl_new(co_loop(co), &env, &f->ctl, &f->err);
     return r ? r : ctl_listen(co, f->ctl, f->path, &f->err);
@@ -115,6 +119,7 @@ static int start(struct co *co, struct fixture *f)
 
 static int stop(struct co *co, struct fixture *f)
 {
+    jobs_stop(co, &f->jobs);
     ctl_send_shutdown(f->ctl, "host-signal");
     ctl_stop(co, f->ctl);
     ctl_stop(co, f->ctl);            /* again: nothing happens */
@@ -206,6 +211,144 @@ static void session(void **state)
     close(fd);
 }
 
+/* ---- jobs ---- */
+static int job_run(struct co *co, struct job *job, struct byre_err *err)
+{
+    struct fixture *f = job->opaque;
+    for (uint64_t i = 0; !f->let_go; i++) {
+        if (job_point(co, job))
+            return -ECANCELED;
+        if (f->follow && job->status == JOB_RUNNING)
+            job_ready(job);
+        job_progress(job, i, UINT32_MAX);
+        (void)co_sleep(co, 1000000);
+    }
+    return byre_fail(err, NO_SPACE, "the last straw");
+}
+
+static void job_complete(struct job *job) { ((struct fixture *)job->opaque)->let_go = true; }
+static const struct job_kind test_kind = { .type = "test", .run = job_run, .complete = job_complete };
+static const struct job_kind endless_kind = { .type = "endless", .run = job_run };
+
+static int start_jobs(struct co *co, struct fixture *f)
+{
+    struct job *job;
+    struct job_opts o = { .id = "j0", .keep_concluded = true, .opaque = f }, hidden = { .opaque = f };
+    int r = job_start(&f->jobs, &test_kind, &o, &job, &f->err);
+    return r ? r : job_start(&f->jobs, &endless_kind, &hidden, &job, &f->err);
+}
+
+static const char *status_of(int fd)
+{
+    static char text[32];
+    json_t *m = ask(fd, "{\"execute\": \"query-jobs\"}");
+    while (json_object_get(m, "event")) {
+        json_decref(m);
+        m = receive(fd);
+    }
+    json_t *list = json_object_get(m, "return"), *job = json_array_get(list, 0);
+    assert_true(json_array_size(list) <= 1);                          /* the internal one is not shown */
+    const char *s = json_string_value(json_object_get(job, "status"));
+    snprintf(text, sizeof text, "%s", s ? s : "none");
+    if (strcmp(text, "concluded") == 0)
+        assert_string_equal(json_string_value(json_object_get(job, "error")), "the last straw");
+    json_decref(m);
+    return text;
+}
+
+static void wait_status(int fd, const char *want)
+{
+    for (int i = 0; strcmp(status_of(fd), want); i++) {
+        assert_true(i < 5000);
+        usleep(1000);
+    }
+}
+
+#define STORY_BYTES 400u
+static void add_status(char *story, json_t *data)
+{
+    size_t n = strlen(story);
+    snprintf(story + n, STORY_BYTES - n, "%s ", json_string_value(json_object_get(data, "status")));
+}
+
+/* The verb, and what it must answer: a part of the error, or NULL. Events that come first are gathered in `story`. */
+static void do_verb(int fd, const char *verb, const char *error, char *story)
+{
+    char text[120];
+    snprintf(text, sizeof text, "{\"execute\": \"job-%s\", \"arguments\": {\"id\": \"j0\"}}", verb);
+    json_t *m = ask(fd, text);
+    while (json_object_get(m, "event")) {
+        json_t *data = json_object_get(m, "data");
+        assert_string_equal(json_string_value(json_object_get(m, "event")), "JOB_STATUS_CHANGE");
+        assert_string_equal(json_string_value(json_object_get(data, "id")), "j0");
+        add_status(story, data);
+        json_decref(m);
+        m = receive(fd);
+    }
+    const char *desc = json_string_value(json_object_get(json_object_get(m, "error"), "desc"));
+    if (error && (!desc || !strstr(desc, error)))
+        fail_msg("job-%s: %s, not %s", verb, desc ? desc : "no error", error);
+    if (!error && desc)
+        fail_msg("job-%s: %s", verb, desc);
+    json_decref(m);
+}
+
+/* FEATURES 8.015, 8.024, 9.002, 9.005: each verb where it is refused and where it acts, and the error that is kept. */
+static void jobs(void **state)
+{
+    struct fixture f;
+    char story[STORY_BYTES] = "";
+    set_up(&f);
+    int fd = dial(&f);
+    json_decref(receive(fd));
+    json_decref(ask(fd, "{\"execute\": \"qmp_capabilities\"}"));
+    do_verb(fd, "pause", "not found", story);
+    assert_int_equal(on_loop(&f, start_jobs), 0);
+    wait_status(fd, "running");
+    do_verb(fd, "complete", "running", story);
+    do_verb(fd, "finalize", "running", story);
+    do_verb(fd, "dismiss", "running", story);
+    do_verb(fd, "resume", "nobody", story);
+    do_verb(fd, "pause", NULL, story);
+    wait_status(fd, "paused");
+    do_verb(fd, "pause", "already", story);
+    do_verb(fd, "complete", "paused", story);
+    do_verb(fd, "resume", NULL, story);
+    wait_status(fd, "running");
+    f.follow = true;
+    wait_status(fd, "ready");
+    do_verb(fd, "complete", NULL, story);
+    wait_status(fd, "concluded");
+    do_verb(fd, "cancel", "concluded", story);
+    do_verb(fd, "pause", "concluded", story);
+    do_verb(fd, "dismiss", NULL, story);
+    assert_string_equal(status_of(fd), "none");
+    tear_down(&f);
+    close(fd);
+}
+
+/* FEATURES 8.024: one event for every step, to those who only listen. */
+static void job_events(void **state)
+{
+    struct fixture f;
+    char story[STORY_BYTES] = "";
+    set_up(&f);
+    int fd = dial(&f);
+    json_decref(receive(fd));
+    json_decref(ask(fd, "{\"execute\": \"qmp_capabilities\"}"));
+    f.let_go = true;
+    assert_int_equal(on_loop(&f, start_jobs), 0);
+    for (int i = 0; i < 4; i++) {
+        json_t *m = receive(fd), *data = json_object_get(m, "data");
+        assert_string_equal(json_string_value(json_object_get(data, "id")), "j0");
+        add_status(story, data);
+        json_decref(m);
+    }
+    assert_string_equal(story, "created running aborting concluded ");
+    tear_down(&f);
+    close(fd);
+}
+
 static void events_only_after_negotiation(void **state)
 {
     struct fixture f;
@@ -253,8 +396,8 @@ static void path_of_somebody_else(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(arguments), cmocka_unit_test(table_is_in_order), cmocka_unit_test(session),
-        cmocka_unit_test(events_only_after_negotiation), cmocka_unit_test(path_in_use), cmocka_unit_test(path_of_somebody_else),
+        cmocka_unit_test(arguments), cmocka_unit_test(table_is_in_order), cmocka_unit_test(session), cmocka_unit_test(jobs),
+        cmocka_unit_test(job_events), cmocka_unit_test(events_only_after_negotiation), cmocka_unit_test(path_in_use), cmocka_unit_test(path_of_somebody_else),
     };
     return cmocka_run_group_tests_name("ctl", tests, NULL, NULL);
 }

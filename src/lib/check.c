@@ -98,5 +98,5 @@ int byre_check_start(struct byre_image *image, const struct byre_check_opts *opt
     c->o = o;
     c->result = result;
     atomic_fetch_add(&image->users, 1);
-    return job_start(&c->job, image->ctx, ret_job, err);
+    return lib_job_start(&c->job, image->ctx, ret_job, err);
 }

@@ -146,7 +146,7 @@ int byre_convert_start(struct byre_image *const *sources, unsigned source_count,
     *c = (struct convert_job){ .job = { .run = convert_run, .fini = convert_fini }, .o = o, .result = result, .target = target,
                                .count = source_count, .sources = list, .parts = parts };
     fill_parts(c);
-    return job_start(&c->job, target->ctx, ret_job, err);
+    return lib_job_start(&c->job, target->ctx, ret_job, err);
 }
 
 /* ---- compare ---- */
@@ -205,5 +205,5 @@ int byre_compare_start(struct byre_image *a, struct byre_image *b, unsigned flag
     c->result = result;
     atomic_fetch_add(&a->users, 1);
     atomic_fetch_add(&b->users, 1);
-    return job_start(&c->job, a->ctx, ret_job, err);
+    return lib_job_start(&c->job, a->ctx, ret_job, err);
 }

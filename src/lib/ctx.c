@@ -46,6 +46,11 @@ struct graph *byre_ctx_graph(struct byre_ctx *ctx)
     return ctx->graph;
 }
 
+struct jobs *byre_ctx_jobs(struct byre_ctx *ctx)
+{
+    return &ctx->jobs;
+}
+
 struct rt_loop *lib_next_loop(struct byre_ctx *ctx)
 {
     return rt_loop_at(ctx->rt, atomic_fetch_add_explicit(&ctx->turn, 1, memory_order_relaxed) % ctx->loops);
@@ -178,12 +183,14 @@ struct making { struct byre_ctx *ctx; struct graph_opts opts; struct byre_err *e
 static int make_graph(struct co *co, void *arg)
 {
     struct making *m = arg;
+    jobs_init(&m->ctx->jobs, co_loop(co));
     return graph_new(co_loop(co), &m->opts, &m->ctx->graph, m->err);
 }
 
 static int free_graph(struct co *co, void *arg)
 {
     struct byre_ctx *ctx = arg;
+    jobs_stop(co, &ctx->jobs);
     graph_free(ctx->graph);
     return 0;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * job.c: things that run in the background, and how a foreign thread follows them.
+ * job.c: a blocking call that runs behind, and how a foreign thread follows it.
  *
- * Purpose      Runs one function as a coroutine of the home loop; result, progress and cancel from outside.
+ * Purpose      Runs one function as a coroutine of the home loop; result, progress and cancel from outside. No more than that:
+ *              work that others watch and steer, with ids, states and verbs, is a struct job of src/job.
  * Owns         struct byre_job and what its kind embeds it in
  * Invariants   I1 `ended` is set once, after the last access of the coroutine to anything but the signal
  * Concurrency  wait, free: one foreign thread at a time; progress, cancel: any
@@ -65,7 +66,7 @@ static void job_release(struct byre_job *job)
     free(job);
 }
 
-int job_start(struct byre_job *job, struct byre_ctx *ctx, struct byre_job **ret_job, struct byre_err *err)
+int lib_job_start(struct byre_job *job, struct byre_ctx *ctx, struct byre_job **ret_job, struct byre_err *err)
 {
     job->ctx = ctx;
     job->signal = signal_new();

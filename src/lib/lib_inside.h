@@ -14,6 +14,8 @@ struct graph_node;
 struct byre_export;
 struct nbd_server;
 struct graph *byre_ctx_graph(struct byre_ctx *ctx);
+struct jobs;
+struct jobs *byre_ctx_jobs(struct byre_ctx *ctx);
 /* Runs fn(co, arg) on the home loop and waits; never fails for want of memory (it waits for some). Returns fn's result. */
 struct co;
 int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg);

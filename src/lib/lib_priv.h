@@ -5,7 +5,7 @@
  *   ctx.c      context; the one bridge from blocking callers into the runtime
  *   image.c    images and blocking requests
  *   queue.c    asynchronous requests
- *   job.c      things that run in the background
+ *   job.c      a blocking call that runs behind: one result, waited for by a thread. What has states and verbs is src/job
  *   convert.c check.c create.c info.c map.c export.c    one per header of include/byre/
  */
 #ifndef LIB_PRIV_H
@@ -19,6 +19,7 @@
 #include "base/err.h"
 #include "byre/byre.h"
 #include "graph/graph.h"
+#include "job/job.h"
 #include "lib/lib_inside.h"
 #include "rt/loop.h"
 
@@ -31,6 +32,7 @@ struct byre_ctx {
     unsigned loops;
     atomic_uint turn;                /* next loop for work that may run anywhere */
     atomic_uint users;               /* images open in the context */
+    struct jobs jobs;                /* home loop */
 };
 
 struct byre_image {
@@ -70,7 +72,7 @@ struct byre_job {
     struct byre_err err;
 };
 /* Starts job->run on the home loop. On failure the job is finished and freed. */
-MUST_USE int job_start(struct byre_job *job, struct byre_ctx *ctx, struct byre_job **ret_job, struct byre_err *err);
+MUST_USE int lib_job_start(struct byre_job *job, struct byre_ctx *ctx, struct byre_job **ret_job, struct byre_err *err);
 
 /* ---- options of creation (create_rows.c) ---- */
 struct opt_row;

@@ -7,7 +7,7 @@ import pytest
 
 from lib import peers, run
 
-COMMANDS = ["create", "info", "check", "map", "measure", "convert", "compare", "resize", "dd", "bench", "io", "serve", "ctl", "help", "completion"]
+COMMANDS = ["create", "info", "check", "map", "measure", "convert", "compare", "resize", "dd", "bench", "io", "serve", "ctl", "job", "help", "completion"]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_called_as_qemu_img(links, tmp_path):
     img = links / "qemu-img"
     run.run(img, "create", "-q", "-f", "qcow2", tmp_path / "x", "1M")
     assert run.run(img, "info", tmp_path / "x").out == run.run(peers.need("qemu-img"), "info", tmp_path / "x").out
-    for name in ("serve", "ctl", "io", "help", "completion"):
+    for name in ("serve", "ctl", "job", "io", "help", "completion"):
         done = run.run(img, name, code=1)
         assert done.err.startswith("qemu-img: ") and "Try 'qemu-img --help' for more information" in done.err
     assert run.run(img, "-V").out.startswith("qemu-img version ")

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * job.h: long work with a life cycle that others can watch and steer (FEATURES 9a).
+ *
+ *     created -> running <-> paused        running -> ready <-> standby
+ *     running | ready -> waiting -> pending -> concluded -> null         any failure or cancel: -> aborting -> concluded
+ *
+ * A kind of job is one row, struct job_kind: what it does, and what happens at its end. The rest is here: ids, the
+ * two tables of what is allowed when (job_state.c), pausing, speed, progress, the error that is kept, and telling those
+ * who watch. A blocking caller in another thread that only waits for a result is lib/job.c, which has no states.
+ *
+ * Invariants
+ *   I1  The state changes in one place, which asserts that the table allows the move, and tells the watcher.
+ *   I2  A verb acts only in a state that the table names; else it is refused with the names of both.
+ *   I3  A job concludes well only after kind->commit has made everything durable that it promises (RELIABILITY J5).
+ *   I4  A job that is freed has concluded, and its coroutine has left it.
+ * Order       none of its own
+ * Concurrency everything on the home loop; job_progress_get and job_cancelled from any thread
+ * Failure     job_start: nothing is left, and what the kind would own stays the caller's
+ */
+#ifndef JOB_JOB_H
+#define JOB_JOB_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/list.h"
+#include "rt/co.h"
+#include "rt/loop.h"
+#include "rt/sync.h"
+
+enum job_status {
+    JOB_UNDEFINED, JOB_CREATED, JOB_RUNNING, JOB_PAUSED, JOB_READY, JOB_STANDBY, JOB_WAITING, JOB_PENDING, JOB_ABORTING, JOB_CONCLUDED,
+    JOB_NULL, JOB_STATUS_COUNT
+};
+enum job_verb { JOB_CANCEL, JOB_PAUSE, JOB_RESUME, JOB_SET_SPEED, JOB_COMPLETE, JOB_FINALIZE, JOB_DISMISS, JOB_VERB_COUNT };
+
+/* The words of the protocol: "running", "set-speed". */
+const char *job_status_name(enum job_status s);
+const char *job_verb_name(enum job_verb v);
+bool job_may_move(enum job_status from, enum job_status to);
+bool job_may_verb(enum job_verb v, enum job_status s);
+
+struct job;
+struct job_kind {
+    const char *type;                    /* "x-byre-scrub" */
+    /* The work. Calls job_point() between steps of a second or less. 0; or negative with *err filled. Suspends. */
+    int (*run)(struct co *co, struct job *job, struct byre_err *err);
+    /* After run succeeded and finalizing was wanted: makes it true, durably. NULL: nothing to do. */
+    int (*commit)(struct co *co, struct job *job, struct byre_err *err);
+    /* After a failure or cancel, also one of commit. NULL: nothing to do. */
+    void (*abort)(struct co *co, struct job *job);
+    /* A job that has become ready is to end well: kind's run must return soon. NULL: such jobs cannot be completed. */
+    void (*complete)(struct job *job);
+    bool has_speed;                      /* run spends by job_spend() */
+    /* Gives back what the job's opaque owns. After it the job does not touch opaque. NULL: nothing. */
+    void (*fini)(struct job *job);
+};
+
+struct jobs;
+struct job {
+    struct list_node link;
+    struct jobs *jobs;
+    const struct job_kind *kind;
+    void *opaque;
+    char *id;                            /* NULL: internal, shown to nobody */
+    enum job_status status;              /* changed by job.c alone (I1) */
+    bool auto_finalize, auto_dismiss, user_paused, finalize_wanted, done;
+    unsigned pauses;                     /* reasons to stand still */
+    atomic_bool cancelled;
+    _Atomic uint64_t current, total;
+    uint64_t speed, spent_until;         /* units per second, 0: no limit; time up to which the budget is used */
+    int result;                          /* when concluded */
+    struct byre_err err;
+    struct co_waitq wake;                /* the coroutine: pause, speed or cancel has changed, finalize */
+};
+
+/* All jobs of a process. status_changed: on the home loop, after each move, must not suspend; also for internal jobs. */
+struct jobs {
+    struct rt_loop *home;
+    struct list all;
+    struct co_group alive;               /* coroutines */
+    uint64_t next_number;
+    bool stopping;
+    void (*status_changed)(void *arg, const struct job *job);
+    void *arg;
+};
+void jobs_init(struct jobs *js, struct rt_loop *home);
+/* Cancels all, waits for their ends, and forgets them. No new one can start. Suspends. Idempotent. */
+void jobs_stop(struct co *co, struct jobs *js);
+
+struct job_opts {
+    const char *id;                      /* NULL: internal. Else a well-formed name: a letter, then letters, digits and -._ */
+    bool keep_pending, keep_concluded;   /* auto-finalize=false, auto-dismiss=false */
+    uint64_t speed;
+    void *opaque;
+};
+/* Takes o->opaque on success only. -EINVAL: the id; -EEXIST. */
+MUST_USE int job_start(struct jobs *js, const struct job_kind *kind, const struct job_opts *o, struct job **ret_job, struct byre_err *err);
+struct job *job_find(const struct jobs *js, const char *id);
+/* The one behind `at` (NULL: the first) that has an id; NULL at the end. */
+struct job *job_next(const struct jobs *js, const struct job *at);
+/* Is the id one that a user may give? */
+bool job_id_ok(const char *id);
+
+/* A user's verb. Refused with the reason in *err. After JOB_DISMISS the job may be gone. */
+MUST_USE int job_do(struct job *job, enum job_verb v, struct byre_err *err);
+MUST_USE int job_set_speed(struct job *job, uint64_t speed, struct byre_err *err);
+/* A reason of ours to stand still (drain), counted. */
+void job_hold(struct job *job);
+void job_unhold(struct job *job);
+
+/* ---- for kinds, in the job's coroutine ---- */
+/* Stands still while it has to. -ECANCELED: end now. Suspends. */
+MUST_USE int job_point(struct co *co, struct job *job);
+/* The same, and keeps the rate when `units` were done. Suspends. */
+MUST_USE int job_spend(struct co *co, struct job *job, uint64_t units);
+void job_progress(struct job *job, uint64_t current, uint64_t total);
+/* Everything is copied; from here on it only follows. Waits for complete or cancel with job_point. */
+void job_ready(struct job *job);
+
+static inline bool job_cancelled(const struct job *job) { return atomic_load_explicit(&((struct job *)(uintptr_t)job)->cancelled, memory_order_relaxed); }
+void job_progress_get(const struct job *job, uint64_t *ret_current, uint64_t *ret_total);
+
+#endif
