@@ -72,6 +72,8 @@ enum {
     BYRE_FUA = 1u << 0,          /* write, zero: durable when the call returns */
     BYRE_UNMAP = 1u << 1,        /* zero: space may be given back */
     BYRE_NO_FALLBACK = 1u << 2,  /* zero: -ENOTSUP rather than write zeros */
+    BYRE_COMPRESS = 1u << 3,     /* write: store whole clusters compressed (the last one of the disk may be short); -EINVAL: not whole
+                                  * clusters; -ENOTSUP: the format or the image cannot */
 };
 BYRE_EXPORT BYRE_MUST_USE int byre_read(struct byre_image *image, void *buf, size_t len, uint64_t off);
 BYRE_EXPORT BYRE_MUST_USE int byre_readv(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off);

@@ -26,7 +26,7 @@ enum byre_op { BYRE_OP_READ = 1, BYRE_OP_WRITE = 2, BYRE_OP_ZERO = 3, BYRE_OP_DI
 
 struct byre_request {
     uint32_t op;                 /* enum byre_op */
-    uint32_t flags;              /* BYRE_FUA, BYRE_UNMAP, BYRE_NO_FALLBACK */
+    uint32_t flags;              /* BYRE_FUA, BYRE_UNMAP, BYRE_NO_FALLBACK, BYRE_COMPRESS */
     uint64_t off, len;           /* bytes; FLUSH ignores both */
     void *buf;                   /* READ, WRITE: len bytes; or NULL with iov */
     const struct iovec *iov;     /* READ, WRITE with buf NULL: the list must stay too, and hold len bytes */

@@ -40,6 +40,10 @@
     X(GROW_KEEP_TABLES, "Q19", "growing: tables left by an interrupted shrink are not dropped")         \
     X(SHRINK_FREE_FIRST, "Q19", "shrinking: tables are freed before the size is durable")               \
     X(ZERO_NO_STAMP, "D3", "a kept zero cluster is filled while an old in-place writer is inside")     \
+    X(COMPRESSED_FREED_EARLY, "Q11 Q9", "a compressed cluster is freed before its replacement is linked durably (H3)") \
+    X(COMPRESSED_UNORDERED, "Q11 Q2", "compressed clusters count as independent data")                  \
+    X(PACK_NOT_COUNTED, "Q11 Q1", "a further compressed cluster in a host cluster is not counted")      \
+    X(PACK_NOT_HELD, "Q11", "a host cluster that is being filled is not held for that")                 \
     X(BITMAP_MARK_LATE, "Q16", "bitmaps are marked in use after the first write")
 
 enum byre_mutant_id {

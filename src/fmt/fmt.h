@@ -16,10 +16,10 @@
  *   I2  Between write_begin() and write_commit()/write_abort() no other write, zero or discard changes the
  *       mapping of that guest range, and map() goes on answering the old mapping.
  *   I3  write_commit() cannot fail for want of memory or space: write_begin() made all of it ready.
- *   I4  write_begin(), zero(), discard(), flush(), resize() are never called inside an epoch section of the image.
+ *   I4  write_begin(), write_encoded(), zero(), discard(), flush(), resize() are never called inside an epoch section of the image.
  * Order        A commit only changes memory; what reaches the disk before what is decided in meta/ alone (D5).
  *              flush() returns after everything acknowledged before its call is durable.
- * Concurrency  map, read_encoded, write_*, zero, discard, flush: from any loop, all at the same time.
+ * Concurrency  map, read_encoded, encode, write_*, zero, discard, flush: from any loop, all at the same time.
  *              open, close, resize, check, info: on the home loop; resize and close with requests drained.
  */
 #ifndef FMT_FMT_H
@@ -68,6 +68,14 @@ struct fmt_write {
     enum fmt_fill fill;
     void *priv;               /* the format's */
 };
+
+/* How clusters are compressed. Zeros: the format's own choice. A level beyond what the method has is its highest. */
+struct fmt_encoding {
+    unsigned level;
+    bool small_window;        /* deflate only: matches reach back 4 KiB at most, for readers that keep no more */
+};
+/* count clusters of `granule` bytes at `in`. Cluster i becomes len[i] bytes at out + i * granule; 0: it does not become smaller. */
+struct fmt_encode { const void *in; void *out; uint32_t *len; unsigned count; };
 
 enum { FMT_ZERO_UNMAP = 1u << 0 };
 
@@ -146,6 +154,12 @@ struct fmt_ops {
     int (*open)(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err);
     int (*map)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
     int (*read_encoded)(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
+    /* Compresses on the CPU pool; looks at nothing in the image that changes. NULL: the format does not compress.
+     * -ENOTSUP: this image cannot hold compressed clusters. */
+    int (*encode)(struct co *co, struct fmt_image *im, const struct fmt_encoding *how, const struct fmt_encode *e);
+    /* Makes the n clusters from `off` on (aligned) what enc[i] decodes to, whatever they were. All of it: allocation, data
+     * and entries. -EFBIG: cannot be said in a compressed entry, nothing was done; write the clusters plain. */
+    int (*write_encoded)(struct co *co, struct fmt_image *im, uint64_t off, const struct iovec *enc, unsigned n);
     int (*write_begin)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w);
     int (*write_commit)(struct co *co, struct fmt_image *im, struct fmt_write *w);   /* consumes w, success or not */
     void (*write_abort)(struct co *co, struct fmt_image *im, struct fmt_write *w);

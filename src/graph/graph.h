@@ -85,12 +85,21 @@ struct graph_node *graph_find(struct graph *g, const char *node_name);
 struct graph_node *graph_next(struct graph *g, struct graph_node *prev);   /* iterate all nodes */
 
 /* ---- requests: any loop, suspend, 0 or -errno ---- */
-enum { GRAPH_FUA = 1u << 0, GRAPH_UNMAP = 1u << 1, GRAPH_NO_FALLBACK = 1u << 2 };
+enum { GRAPH_FUA = 1u << 0, GRAPH_UNMAP = 1u << 1, GRAPH_NO_FALLBACK = 1u << 2, GRAPH_COMPRESS = 1u << 3 };
 MUST_USE int graph_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
+/* With GRAPH_COMPRESS: whole clusters (the last one of the disk may be short), else -EINVAL; -ENOTSUP: the format or the
+ * image does not compress. What does not become smaller is stored plain. */
 MUST_USE int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);
 MUST_USE int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);
 MUST_USE int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
 MUST_USE int graph_flush(struct co *co, struct graph_node *n);
+
+/* A compressed write in two steps: the first takes the time and changes nothing, the second writes. Range as above; v in
+ * both is the same bytes. */
+struct graph_encoded;
+MUST_USE int graph_encode(struct co *co, struct graph_node *n, const struct fmt_encoding *how, struct iov v, uint64_t off, struct graph_encoded **ret_e);
+MUST_USE int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v);
+void graph_encoded_free(struct graph_encoded *e);
 
 /* Lets the kernel copy the beginning of a range from one disk to another. Bytes copied (> 0, maybe fewer than asked), or
  * -ENOTSUP: the bytes are not plain on both sides, or the stores cannot; use read and write. */

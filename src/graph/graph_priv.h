@@ -8,6 +8,7 @@
  *   chain.c    which layer answers for this offset?
  *   read.c     reads, and pieces in flight at the same time
  *   write.c    writes: in place or begin, fill, write, commit
+ *   encode.c   compressed writes
  *   zero.c     zero and discard: the aligned middle, the edges, the fallback
  *   offload.c  copies made by the kernel
  *   status.c   block status
@@ -195,6 +196,10 @@ MUST_USE int change_check(const struct graph_node *n, uint64_t off, uint64_t len
  * would result is harmless, else -EPERM. v: the bytes that would be written at off < 512. */
 struct guarded { struct graph_node *n; struct iov v; uint64_t off; int (*what)(struct co *co, void *arg); void *arg; };
 MUST_USE int guard_first_sector(struct co *co, struct guarded *gd);
+
+/* ---- encode.c ---- */
+/* The same as graph_write with GRAPH_COMPRESS, without checks of permission, gate and flush. */
+MUST_USE int chain_write_compressed(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
 
 /* ---- zero.c ---- */
 /* The same as graph_zero without checks, gate, guard and flush. flags: GRAPH_UNMAP, GRAPH_NO_FALLBACK. */

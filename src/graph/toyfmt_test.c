@@ -229,6 +229,59 @@ static void toyfmt_write_abort(struct co *co, struct fmt_image *im, struct fmt_w
     end_write(co, f, w, false);
 }
 
+/* ---- compressed writes: a cluster of one byte throughout becomes that byte ---- */
+
+static int toyfmt_encode(struct co *co, struct fmt_image *im, const struct fmt_encoding *how, const struct fmt_encode *e)
+{
+    struct toyfmt *f = toyfmt_of(im);
+    int r = step(f, TOYFMT_ENCODE);
+    co_yield(co);
+    for (unsigned i = 0; i < e->count && !r; i++) {
+        const uint8_t *in = (const uint8_t *)e->in + (uint64_t)i * f->cluster_bytes;
+        e->len[i] = !memcmp(in, in + 1, f->cluster_bytes - 1);
+        ((uint8_t *)e->out)[(uint64_t)i * f->cluster_bytes] = in[0];
+    }
+    return r;
+}
+
+struct encoded_args { struct toyfmt *f; uint32_t first; const struct iovec *enc; unsigned n; };
+
+static int encoded_on_home(struct co *co, void *arg)
+{
+    const struct encoded_args *a = arg;
+    struct toyfmt *f = a->f;
+    struct co_range range;
+    int r = 0;
+    co_range_lock(co, &f->busy, &range, a->first, a->first + a->n);
+    for (unsigned i = 0; i < a->n && !r; i++) {
+        uint8_t byte = *(const uint8_t *)a->enc[i].iov_base;
+        ASSERT(a->enc[i].iov_len == 1 && a->first + i < f->clusters);
+        pthread_mutex_lock(&f->lock);
+        uint32_t host = take_hosts(f, 1), loser = f->map[a->first + i].host;
+        r = host == TOYFMT_NONE ? -ENOSPC : 0;
+        if (!r) {
+            scribble(f, host, byte ^ TOYFMT_XOR);
+            f->map[a->first + i] = (struct toyfmt_cluster){ FMT_ENCODED, false, host };
+        }
+        pthread_mutex_unlock(&f->lock);
+        if (!r && loser != TOYFMT_NONE)
+            free_host(f, loser);
+    }
+    co_range_unlock(&f->busy, &range);
+    return r;
+}
+
+static int toyfmt_write_encoded(struct co *co, struct fmt_image *im, uint64_t off, const struct iovec *enc, unsigned n)
+{
+    struct toyfmt *f = toyfmt_of(im);
+    struct encoded_args a = { f, (uint32_t)(off / f->cluster_bytes), enc, n };
+    int r = step(f, TOYFMT_WRITE_ENCODED);
+    ASSERT(off % f->cluster_bytes == 0);
+    if (!r && f->too_far)
+        r = -EFBIG;
+    return r ? r : rt_call(co, im->home, encoded_on_home, &a);
+}
+
 /* ---- zero, discard ---- */
 
 struct drop_args { struct toyfmt *f; uint64_t off, len; enum fmt_kind kind; };
@@ -316,6 +369,8 @@ static const struct fmt_ops toyfmt_ops = {
     .name = "toyfmt",
     .map = toyfmt_map,
     .read_encoded = toyfmt_read_encoded,
+    .encode = toyfmt_encode,
+    .write_encoded = toyfmt_write_encoded,
     .write_begin = toyfmt_write_begin,
     .write_commit = toyfmt_write_commit,
     .write_abort = toyfmt_write_abort,

@@ -22,7 +22,7 @@ struct toyfmt_cluster {
     uint32_t host;                   /* index of the cluster in the store; TOYFMT_NONE */
 };
 
-enum toyfmt_step { TOYFMT_MAP, TOYFMT_BEGIN, TOYFMT_COMMIT, TOYFMT_ZERO, TOYFMT_DISCARD, TOYFMT_DECODE, TOYFMT_RESIZE, TOYFMT_STEPS };
+enum toyfmt_step { TOYFMT_MAP, TOYFMT_BEGIN, TOYFMT_COMMIT, TOYFMT_ZERO, TOYFMT_DISCARD, TOYFMT_DECODE, TOYFMT_ENCODE, TOYFMT_WRITE_ENCODED, TOYFMT_RESIZE, TOYFMT_STEPS };
 
 struct toyfmt {
     struct fmt_image im;             /* first */
@@ -36,6 +36,7 @@ struct toyfmt {
     struct co_range_locks busy;      /* home */
     bool known_zero;                 /* fresh clusters are zero: nothing needs a fill where nothing lies below */
     bool no_zero;                    /* zero answers -ENOTSUP */
+    bool too_far;                    /* write_encoded answers -EFBIG */
     bool cut;                        /* answers are cut short at random */
     bool absent_after_discard;
     _Atomic unsigned calls[TOYFMT_STEPS], begun, committed, aborted;

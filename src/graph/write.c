@@ -291,7 +291,9 @@ int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off,
     bool fua = (flags & GRAPH_FUA) || n->writethrough;
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
     int r = change_check(n, off, v.len_bytes);
-    if (LIKELY(!r))
+    if (UNLIKELY(!r && flags & GRAPH_COMPRESS))
+        r = chain_write_compressed(co, n, v, off);
+    else if (LIKELY(!r))
         r = write_inside(co, n, v, off, fua && n->is_raw ? STOR_FUA : 0);
     if (UNLIKELY(!r && fua && !n->is_raw))
         r = n->im->ops->flush(co, n->im);

@@ -170,14 +170,15 @@ static int run_io(struct byre_image *image, int (*fn)(struct co *co, void *arg),
     return lib_call(image->ctx, lib_next_loop(image->ctx), fn, io);
 }
 
-_Static_assert((int)BYRE_FUA == (int)GRAPH_FUA && (int)BYRE_UNMAP == (int)GRAPH_UNMAP && (int)BYRE_NO_FALLBACK == (int)GRAPH_NO_FALLBACK, "the same bits");
+_Static_assert((int)BYRE_FUA == (int)GRAPH_FUA && (int)BYRE_UNMAP == (int)GRAPH_UNMAP && (int)BYRE_NO_FALLBACK == (int)GRAPH_NO_FALLBACK &&
+               (int)BYRE_COMPRESS == (int)GRAPH_COMPRESS, "the same bits");
 
 static int transfer(struct byre_image *image, struct iov v, uint64_t off, unsigned flags, int (*fn)(struct co *co, void *arg))
 {
     struct io io = { .v = v, .off = off, .flags = flags };
     int r = io_check(image, off, v.len_bytes);
     if (!r)
-        r = flags_check(flags, BYRE_FUA);
+        r = flags_check(flags, BYRE_FUA | BYRE_COMPRESS);
     return r || !v.len_bytes ? r : run_io(image, fn, &io);
 }
 

@@ -143,7 +143,7 @@ static void on_message(struct rt_msg *m)
 /* ---- foreign side ---- */
 static int request_check(const struct byre_request *rq)
 {
-    static const unsigned allowed[] = { [BYRE_OP_WRITE] = BYRE_FUA, [BYRE_OP_ZERO] = BYRE_FUA | BYRE_UNMAP | BYRE_NO_FALLBACK, [BYRE_OP_FLUSH] = 0 };
+    static const unsigned allowed[] = { [BYRE_OP_WRITE] = BYRE_FUA | BYRE_COMPRESS, [BYRE_OP_ZERO] = BYRE_FUA | BYRE_UNMAP | BYRE_NO_FALLBACK, [BYRE_OP_FLUSH] = 0 };
     if (rq->op < BYRE_OP_READ || rq->op > BYRE_OP_FLUSH || rq->reserved || (rq->flags & ~allowed[rq->op]))
         return -EINVAL;
     if (rq->op != BYRE_OP_READ && rq->op != BYRE_OP_WRITE)

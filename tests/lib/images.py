@@ -96,3 +96,21 @@ def assert_sound(path, leaks=False):
         raise AssertionError(f"{path}: {report}")
     peer_check(path, code=(0, 3) if leaks else 0)
     return report
+
+
+def read_by_reference(path, folder):
+    """The content as the independent reader sees it; it finds the image clean, too."""
+    import qcow2ref
+    assert_sound(path)
+    raw = os.path.join(folder, "by-reference.raw")
+    with qcow2ref.open_image(path, fmt="qcow2") as image:
+        image.write_raw(raw)
+    with open(raw, "rb") as f:
+        return f.read()
+
+
+def compressed_entries(path):
+    """(guest offset, offset in the file, length) of every compressed cluster."""
+    import qcow2ref
+    with qcow2ref.open_image(path, fmt="qcow2", backing=False) as image:
+        return [(e.off, *image.compressed_range(e.host[0])) for e in image.extents() if e.kind == "compressed"]

@@ -146,7 +146,7 @@ static int run_readv(struct io_shell *s, const void *opts, int argc, char **argv
 }
 
 /* ---- writing ---- */
-struct write_opts { bool machine, quiet, fua, no_fallback, unmap, zero, registered, compat_p; char *pattern, *source; };
+struct write_opts { bool machine, quiet, fua, no_fallback, unmap, zero, registered, compat_p, compress; char *pattern, *source; };
 
 #define WRITE_COMMON                                                                                                         \
     { .short_name = 'C', .type = OPT_BOOL, OPT_AT(struct write_opts, machine), .help = "report in a form for programs" },    \
@@ -163,14 +163,16 @@ static const struct opt_row write_rows[] = {
     { .short_name = 'n', .type = OPT_BOOL, OPT_AT(struct write_opts, no_fallback), .help = "with -z: fail rather than write zeros" },
     { .short_name = 'p', .type = OPT_BOOL, OPT_AT(struct write_opts, compat_p), .flags = OPT_HIDDEN, .help = "no effect" },
     { .short_name = 'b', .type = OPT_BOOL, .flags = OPT_LATER, .help = "write to the VM state" },
-    { .short_name = 'c', .type = OPT_BOOL, .flags = OPT_LATER, .help = "write compressed" },
+    { .short_name = 'c', .type = OPT_BOOL, OPT_AT(struct write_opts, compress), .help = "store whole clusters compressed" },
     OPT_END
 };
 static const struct opt_row writev_rows[] = { WRITE_COMMON, OPT_END };
 
 static bool check_write(const struct write_opts *o)
 {
-    if (o->unmap && !o->zero)
+    if (o->fua && o->compress)
+        printf("-f and -b or -c cannot be specified at the same time\n");
+    else if (o->unmap && !o->zero)
         printf("-u requires -z to be specified\n");
     else if (o->no_fallback && !o->zero)
         printf("-n requires -z to be specified\n");
@@ -224,7 +226,7 @@ static int run_write(struct io_shell *s, const void *opts, int argc, char **argv
     int code = 1;
     if (!o->source || io_buf_from_file(&b, o->source)) {
         struct timespec t = now();
-        int rc = byre_is_read_only(s->image) ? -EPERM : byre_write(s->image, b.data, len, off, o->fua ? BYRE_FUA : 0);
+        int rc = byre_is_read_only(s->image) ? -EPERM : byre_write(s->image, b.data, len, off, (o->fua ? BYRE_FUA : 0) | (o->compress ? BYRE_COMPRESS : 0));
         code = finish_write(o, "write", rc, &(struct io_report){ .off = off, .done = len }, &t);
     }
     io_buf_fini(&b);
@@ -255,7 +257,7 @@ const struct io_cmd io_cmd_read = { "read", "r", "[-Cqrv] [-P pattern [-s off] [
     "Example: 'read -v 512 1k' dumps one kilobyte from offset 512.", read_rows, sizeof(struct read_opts), 2, 2, 0, run_read };
 const struct io_cmd io_cmd_readv = { "readv", NULL, "[-Cqrv] [-P pattern] off len [len..]", "read bytes into several buffers",
     "Example: 'readv -v 512 1k 1k' dumps two kilobytes read into two buffers.", readv_rows, sizeof(struct read_opts), 2, -1, 0, run_readv };
-const struct io_cmd io_cmd_write = { "write", "w", "[-Cfnqruz] [-P pattern | -s source_file] off len", "write bytes at an offset",
+const struct io_cmd io_cmd_write = { "write", "w", "[-Ccfnqruz] [-P pattern | -s source_file] off len", "write bytes at an offset",
     "Example: 'write -P 0xaa 512 1k' writes one kilobyte of 0xaa at offset 512.", write_rows, sizeof(struct write_opts), 2, 2, 0, run_write };
 const struct io_cmd io_cmd_writev = { "writev", NULL, "[-Cfqr] [-P pattern] off len [len..]", "write bytes from several buffers",
     "Example: 'writev 512 1k 1k' writes two kilobytes from two buffers.", writev_rows, sizeof(struct write_opts), 2, -1, 0, run_writev };

@@ -262,7 +262,9 @@ void q2_alloc_quiesce(struct co *co, struct q2_image *q)
 
 int q2_alloc_trim(struct co *co, struct q2_image *q)
 {
-    int r = q2_drop_settle(co, q);
+    int r = q2_pack_close(co, q);
+    if (r == 0)
+        r = q2_drop_settle(co, q);
     if (r < 0)
         return r;
     struct q2_alloc *a = q->alloc;
@@ -282,7 +284,8 @@ int q2_alloc_close(struct co *co, struct q2_image *q)
     a->closing = true;
     co_lock(co, &a->grow_mx);            /* a growth behind ends first */
     co_unlock(&a->grow_mx);
-    int r = q2_drop_settle(co, q);
-    int r2 = q2_frontier_cut(co, q, q->file_end_at_open >> q->g.cluster_bits);
-    return r < 0 ? r : r2;
+    int r = q2_pack_close(co, q);
+    int r2 = q2_drop_settle(co, q);
+    int r3 = q2_frontier_cut(co, q, q->file_end_at_open >> q->g.cluster_bits);
+    return r < 0 ? r : r2 < 0 ? r2 : r3;
 }

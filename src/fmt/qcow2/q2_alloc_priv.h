@@ -9,7 +9,8 @@
 #include "fmt/qcow2/q2_image.h"
 
 /* Every cluster below `end` is in exactly one of these states (I1 of q2_alloc.c):
- *   used       counted, something points to it or a caller holds it
+ *   used       counted, something points to it or a caller holds it; the cluster that q2_pack.c fills is counted once more
+ *              than something points to it
  *   frontier   counted, durable in count and length, nothing points there; tag 1: known to read as zeros
  *   counted    counted, nothing points there, content unknown (returned by an aborted write)
  *   ready      count 0, may be taken
@@ -27,6 +28,12 @@ struct q2_alloc {
     bool growing_behind;             /* a background growth runs */
     int grow_error;                  /* of the last growth */
     uint64_t step_max;               /* clusters; shrinks when space is short */
+    /* the host bytes [pos, end) for compressed clusters (q2_pack.c). Clusters from that of pos on are counted for this */
+    struct q2_pack {
+        struct co_mutex mx;
+        uint64_t pos, end;
+        uint64_t pieces;             /* that lie in the cluster of pos, in front of it */
+    } pack;
     /* quarantine (q2_drop.c) */
     struct rset dropping;            /* unlinked since the last freeze */
     struct q2_drop_extra { uint64_t cluster, count; } *extra;   /* further references of clusters in `dropping` */

@@ -40,7 +40,7 @@ static int decode(uint8_t type, const uint8_t *in, size_t in_len, size_t cluster
     uint8_t *exact = malloc(in_len ? in_len : 1), *out = malloc(cluster + GUARD);
     memcpy(exact, in, in_len);
     memset(out, 0xee, cluster + GUARD);
-    int rc = q2_decompress(type, exact, in_len, out, cluster);
+    int rc = q2_decompress(NULL, type, exact, in_len, out, cluster);
     for (size_t i = cluster; i < cluster + GUARD; i++)
         assert_int_equal(out[i], 0xee);
     if (!rc && want)

@@ -321,10 +321,45 @@ int g_read(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, uint8_
         r = q2_map(co, &q->im, off, end - off, &e);
         if (r == 0 && e.kind == FMT_DATA)
             r = stor_read(co, q->im.store, iov_one(&slot, buf, e.len), e.host);
+        else if (r == 0 && e.kind == FMT_ENCODED)
+            r = q2_read_encoded(co, &q->im, &e, off, iov_one(&slot, buf, e.len));
         else if (r == 0)
             memset(buf, 0, e.len);
         epoch_leave(q->im.epoch, co_loop(co), t);
     }
+    return r;
+}
+
+int g_compress_bytes(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, const uint8_t *bytes)
+{
+    static const struct fmt_encoding how = { 0 };
+    uint64_t cs = q->g.cluster_size;
+    unsigned n = (unsigned)div_up(len, cs);
+    uint8_t *in = calloc(n, cs), *out = malloc(n * cs);
+    uint32_t *lens = calloc(n, sizeof *lens);
+    struct iovec *enc = calloc(n, sizeof *enc);
+    memcpy(in, bytes, len);
+    int r = q2_encode(co, &q->im, &how, &(struct fmt_encode){ .in = in, .out = out, .len = lens, .count = n });
+    for (unsigned i = 0; r == 0 && i < n; i++) {
+        CHECK(lens[i]);                  /* the tests take bytes that become smaller */
+        enc[i] = (struct iovec){ out + i * cs, lens[i] };
+    }
+    if (r == 0)
+        r = q2_write_encoded(co, &q->im, off, enc, n);
+    memset(out, 0xee, n * cs);           /* a write that is still reading it would show */
+    free(in);
+    free(out);
+    free(lens);
+    free(enc);
+    return r;
+}
+
+int g_compress(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, uint8_t fill)
+{
+    uint8_t *buf = malloc(len);
+    memset(buf, fill, len);
+    int r = g_compress_bytes(co, q, off, len, buf);
+    free(buf);
     return r;
 }
 
@@ -373,6 +408,14 @@ bool states_ok(struct co *co, struct q2_image *q)
             return bad_state("in two states", c, n);
         if (rset_contains(&a->ready, c, c + 1) ? n != 0 : in && n == 0)
             return bad_state("wrong count for its state", c, n);
+    }
+    for (uint64_t c = a->pack.pos >> q->g.cluster_bits; c < a->pack.end >> q->g.cluster_bits; c++) {     /* K2 */
+        uint64_t n = 0;
+        for (unsigned i = 0; i < 4; i++)
+            if (i != 3 && rset_contains(sets[i], c, c + 1))
+                return bad_state("is to be filled, and in another state", c, i);
+        if (q2_refs_get(co, q, c, &n) < 0 || n == 0)
+            return bad_state("is to be filled, and not counted", c, n);
     }
     for (unsigned i = 0; i < 4; i++)
         if (rset_overlaps(sets[i], a->end, UINT64_MAX))

@@ -52,6 +52,9 @@ uint64_t img_l1_at(uint64_t guest);
 /* ---- a guest ---- */
 /* Writes len bytes of `fill`; the parts around it as fmt.h asks. */
 int g_write(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, uint8_t fill);
+/* Whole clusters (the last may be short), compressed. */
+int g_compress(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, uint8_t fill);
+int g_compress_bytes(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, const uint8_t *bytes);
 int g_read(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, uint8_t *buf);
 bool g_holds(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, uint8_t fill);
 int g_flush(struct co *co, struct q2_image *q);

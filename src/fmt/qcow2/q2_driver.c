@@ -245,6 +245,7 @@ static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
     atomic_store(&q->im.size, h.size);
     q->im.granule = (uint32_t)q->g.cluster_size;
     q->im.has_backing = h.backing_name != NULL;
+    q->encodes = !h.crypt_method && !(h.incompat & Q2_INCOMPAT_DATA_FILE);
     return 0;
 }
 
@@ -387,6 +388,8 @@ static void dismantle(struct co *co, struct q2_image *q)
     q2_snapshots_free(q->snapshots, q->snapshot_count);
     q2_bitmaps_free(q->bitmaps, q->bitmap_count);
     q2_header_fini(&q->h);
+    q2_decoded_free(q);
+    q2_codecs_free(q->codecs);
     free(q->name);
     free(q);
 }
@@ -394,8 +397,12 @@ static void dismantle(struct co *co, struct q2_image *q)
 static int open_parts(struct co *co, struct q2_image *q, struct byre_err *err)
 {
     int r = epoch_new(q->im.home, &q->im.epoch);
+    if (r == 0)
+        r = q2_codecs_new(&q->codecs);
+    if (r == 0)
+        r = q2_decoded_new(q);
     if (r < 0)
-        return byre_fail(err, NOMEM, "%s: epochs", q->name);
+        return byre_fail(err, NOMEM, "%s: epochs and codecs", q->name);
     r = read_header(co, q, err);
     if (r < 0)
         return r;
@@ -444,6 +451,7 @@ static int q2_open(struct co *co, struct stor *store, const struct fmt_open_opts
 int q2_reload(struct co *co, struct q2_image *q, struct byre_err *err)
 {
     q2_alloc_free(q);
+    atomic_fetch_add(&q->pack_round, 1);
     meta_region_remove(q->meta, &q->l1_region);
     meta_forget_all(q->meta);
     epoch_drain(co, q->im.epoch);
@@ -496,6 +504,8 @@ const struct fmt_ops fmt_qcow2_ops = {
     .open = q2_open,
     .map = q2_map,
     .read_encoded = q2_read_encoded,
+    .encode = q2_encode,
+    .write_encoded = q2_write_encoded,
     .write_begin = q2_write_begin,
     .write_commit = q2_write_commit,
     .write_abort = q2_write_abort,

@@ -122,6 +122,13 @@ static void drop(struct q2_image *q, uint64_t cluster, uint64_t n, uint32_t tag)
 }
 
 void q2_alloc_drop(struct q2_image *q, uint64_t cluster, uint64_t n) { drop(q, cluster, n, 0); }
+void q2_alloc_drop_packed(struct q2_image *q, uint64_t cluster, uint64_t n)
+{
+    if (MUTANT(MUT_COMPRESSED_FREED_EARLY))
+        drop_at_once(q, cluster, n);
+    else
+        drop(q, cluster, n, 0);
+}
 void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n) { drop(q, cluster, n, TAG_TABLE); }
 
 /* ---- a batch that has become safe ---- */

@@ -66,6 +66,10 @@ struct q2_image {
     _Atomic bool failed;                /* corruption was found, every request is refused (1.113) */
     uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
     uint64_t zero_stamp; bool zero_stamped;   /* grace period before a kept zero cluster may be written (q2_write.c) */
+    bool encodes;                       /* may hold compressed clusters: neither encrypted nor with a data file (1.077, 1.082) */
+    struct q2_codecs *codecs;
+    struct q2_decoded *decoded;
+    _Atomic uint64_t pack_round;        /* counts takings of host space for compressed clusters (q2_decode.c U2) */
     struct fmt_open_opts opts;
     char *name;
 };
@@ -105,8 +109,14 @@ void q2_snapshots_free(struct q2_snapshot *s, uint32_t count);
 MUST_USE int q2_bitmaps_load(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_bitmap **ret, uint32_t *ret_count, struct byre_err *err);
 void q2_bitmaps_free(struct q2_bitmap *b, uint32_t count);
 
-/* ---- q2_codec.c: decompress exactly one cluster; runs on the CPU pool, pure. -EIO: bytes are not a cluster. ---- */
-MUST_USE int q2_decompress(uint8_t type, const void *in, size_t in_bytes, void *out, size_t cluster_bytes);
+/* ---- q2_codec.c: one cluster; any thread, for the CPU pool. k keeps the libraries' states for the next call; may be NULL ---- */
+struct q2_codecs;
+MUST_USE int q2_codecs_new(struct q2_codecs **ret);
+void q2_codecs_free(struct q2_codecs *k);
+/* Exactly one cluster. -EIO: bytes are not a cluster. */
+MUST_USE int q2_decompress(struct q2_codecs *k, uint8_t type, const void *in, size_t in_bytes, void *out, size_t cluster_bytes);
+/* Bytes made of one cluster; 0: they do not fit into `room`; -ENOMEM. */
+MUST_USE int64_t q2_compress(struct q2_codecs *k, uint8_t type, const struct fmt_encoding *how, const void *in, size_t n, void *out, size_t room);
 
 /* ---- q2_check.c, q2_create.c, q2_info.c, q2_measure.c ---- */
 int q2_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
@@ -139,7 +149,6 @@ static inline int q2_judge(struct co *co, struct q2_image *q, int r, const char 
 
 /* ---- q2_map.c ---- */
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
-int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
 /* M2: would a cluster at `host` overlap header, L1, refcount or snapshot table, or the bitmap directory? The constant part
  * of the overlap check (1.111, 1.112). */
 bool q2_hits_metadata(const struct q2_image *q, uint64_t host);
@@ -187,11 +196,29 @@ void q2_alloc_return(struct q2_image *q, const struct q2_run *r);
 /* n clusters have lost one reference each in memory (L2, L1 or header change already made): dropped, punched and
  * handed out again only after Q9/D3 allow it. Cannot fail for memory: worst case is a leak, counted. */
 void q2_alloc_drop(struct q2_image *q, uint64_t cluster, uint64_t n);
+void q2_alloc_drop_packed(struct q2_image *q, uint64_t cluster, uint64_t n);  /* the same for what a compressed cluster touched */
 void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n);   /* the same for clusters that the cache may hold */
 /* Gives unused space at the end of the file back (after a shrink). Drained. */
 MUST_USE int q2_alloc_trim(struct co *co, struct q2_image *q);
 /* Waits for everything that works behind: batches of frees, a growth. */
 void q2_alloc_quiesce(struct co *co, struct q2_image *q);
+
+/* ---- q2_pack.c: host space for compressed clusters, to the byte. Home loop. ---- */
+#define Q2_PACK_MAX 64u                  /* compressed clusters of one call */
+/* Places n (up to Q2_PACK_MAX) of enc[i].iov_len bytes each: ret_host[i]. Neighbours lie one behind the other where they
+ * can. Each then holds one reference on every host cluster it touches (Q11). -EFBIG: the file is too long for a
+ * compressed entry; -ENOSPC ...: nothing is held. Suspends. */
+MUST_USE int q2_pack_take(struct co *co, struct q2_image *q, const struct iovec *enc, unsigned n, uint64_t *ret_host);
+/* Ends the filling of the open host cluster: afterwards every count is that of the entries and of writes under way. */
+MUST_USE int q2_pack_close(struct co *co, struct q2_image *q);
+
+/* ---- q2_encode.c: compressed writes; q2_decode.c: compressed reads ---- */
+MUST_USE int q2_encode(struct co *co, struct fmt_image *im, const struct fmt_encoding *how, const struct fmt_encode *e);
+MUST_USE int q2_write_encoded(struct co *co, struct fmt_image *im, uint64_t off, const struct iovec *enc, unsigned n);
+struct q2_decoded;                       /* decoded clusters that are kept, by loop */
+MUST_USE int q2_decoded_new(struct q2_image *q);
+void q2_decoded_free(struct q2_image *q);
+int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
 
 /* ---- q2_write.c, q2_zero.c, q2_resize.c ---- */
 int q2_write_begin(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w);

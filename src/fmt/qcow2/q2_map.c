@@ -14,7 +14,7 @@
  *             covers them (Q5); a crash that keeps the L1 entry and loses what the same pass writes into the table finds
  *             the old mappings there. No barrier is needed between L2 and L1. In known-zero, settled space not even the
  *             data barrier is (Q23). The old table is dropped behind it (Q9).
- * Concurrency q2_map, q2_read_encoded: any loop, inside an epoch section. The rest: home loop.
+ * Concurrency q2_map: any loop, inside an epoch section. The rest: home loop.
  * Failure     A bad entry is -EIO for the request that met it, and the image is marked corrupt when it is open for
  *             writing (Q22, 1.113). A table that cannot be read is -EIO and nothing more: the next request may get it.
  * Tests       interop, crash explorer, two-loop stress, fuzz/qcow2_open.
@@ -309,35 +309,4 @@ int q2_slice_own(struct co *co, struct q2_image *q, uint64_t guest, struct meta_
         if (r < 0 || *ret_b)
             return r;
     }
-}
-
-/* ---- compressed clusters ---- */
-
-struct decode { uint8_t type; const void *in; size_t in_bytes; void *out; size_t out_bytes; };
-
-static int64_t decode_job(void *arg)
-{
-    struct decode *d = arg;
-    return q2_decompress(d->type, d->in, d->in_bytes, d->out, d->out_bytes);
-}
-
-int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v)
-{
-    struct q2_image *q = q2_of(im);
-    uint64_t cs = q->g.cluster_size, in_cluster = off - e->enc_guest;
-    ASSERT(range_inside(in_cluster, v.len_bytes, cs));
-    uint8_t *buf = malloc(e->enc_len + cs);
-    if (!buf)
-        return -ENOMEM;
-    struct iovec slot;
-    /* the last sector named may end past the end of the file: what is missing reads zero and the decoder ignores it */
-    int r = stor_read(co, im->store, iov_one(&slot, buf, e->enc_len), e->host);
-    if (r == 0) {
-        struct decode d = { q->h.compression_type, buf, e->enc_len, buf + e->enc_len, cs };
-        r = (int)rt_cpu(co, decode_job, &d);
-    }
-    if (r == 0)
-        iov_from_buf(v, buf + e->enc_len + in_cluster, v.len_bytes);
-    free(buf);
-    return r;
 }

@@ -212,7 +212,7 @@ void q2_drop_entry(struct q2_image *q, const struct q2_l2e *e)
         q2_alloc_drop(q, e->host >> bits, 1);
     } else if (e->kind == Q2_COMPRESSED) {
         uint64_t a = e->host >> bits, z = (e->host + e->comp_bytes - 1) >> bits;
-        q2_alloc_drop(q, a, z - a + 1);
+        q2_alloc_drop_packed(q, a, z - a + 1);
     }
 }
 

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: MIT
+"""FEATURES 1.039, 1.061 to 1.068: compressed clusters that byre writes, read by the peers, by the independent reader and by the
+libraries alone; and the peer's, changed by byre. Over all cluster sizes, both methods, all widths of counts."""
+import json
+import os
+import random
+import subprocess
+import zlib
+
+import pytest
+from lib import images, peers, run
+
+KINDS = ["zlib", "zstd"]
+
+
+def mixed(seed, size, unit):
+    """Bytes that become smaller by different amounts; some units not at all, some are zeros."""
+    rng = random.Random(seed)
+    words = [rng.randbytes(rng.randint(3, 40)) for _ in range(200)]
+    out = bytearray()
+    while len(out) < size:
+        kind = rng.randrange(8)
+        if kind == 0:
+            part = rng.randbytes(unit)
+        elif kind == 1:
+            part = bytes(unit)
+        elif kind == 2:
+            part = bytes([rng.randrange(1, 256)]) * unit
+        else:
+            part = b"".join(rng.choices(words, k=unit // 20 + 1))[:unit]
+        out += part
+    return bytes(out[:size])
+
+
+def far(unit):
+    """Matches at all distances up to 32 KiB."""
+    rng = random.Random(unit)
+    block = rng.randbytes(min(32 << 10, unit // 2))
+    out = bytearray(block)
+    while len(out) < unit:
+        back = rng.randint(1, min(len(out), 32768))
+        n = min(rng.randint(3, 258), back)
+        out += out[len(out) - back:len(out) - back + n]
+    return bytes(out[:unit])
+
+
+def write_compressed(image, data, unit, path, at=0):
+    """Writes data with byre io, whole clusters, in calls of different lengths."""
+    rng, commands, files = random.Random(len(data)), [], []
+    done = 0
+    while done < len(data):
+        n = min(rng.choice([1, 1, 2, 5, 20]) * unit, len(data) - done)
+        name = path / f"part{len(files)}"
+        name.write_bytes(data[done:done + n])
+        files.append(name)
+        commands += ["-c", f"write -q -c -s {name} {at + done} {n}"]
+        done += n
+    run.byre("io", *commands, image)
+    for name in files:
+        name.unlink()
+
+
+def judge(image, data, tmp_path):
+    """Everybody finds the image clean and reads the same."""
+    (tmp_path / "want").write_bytes(data)
+    images.peer_check(image)
+    run.byre("check", image)
+    run.qemu_img("compare", "-f", "raw", "-F", "qcow2", tmp_path / "want", image)
+    run.byre("compare", "-f", "raw", "-F", "qcow2", tmp_path / "want", image)
+    assert images.read_by_reference(image, tmp_path) == data
+
+
+def compressed(image):
+    return json.loads(run.qemu_img("check", "--output=json", image).out).get("compressed-clusters", 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("unit", images.CLUSTER_SIZES)
+def test_all_sizes(tmp_path, unit, kind):
+    """FEATURES 1.061, 1.062, 1.063, 1.065, 1.067: peers read what is written here, distances of 32 KiB included"""
+    image = tmp_path / "disk.qcow2"
+    size = min(48 * unit, 12 << 20) // unit * unit + 512 * 3
+    data = far(unit) + mixed(unit, size - unit, unit)
+    run.byre("create", "-q", "-f", "qcow2", "-o", f"cluster_size={unit},compression_type={kind}", image, size)
+    write_compressed(image, data, unit, tmp_path)
+    judge(image, data, tmp_path)
+    assert compressed(image) > 3
+    write_compressed(image, data[:unit * 5][::-1], unit, tmp_path)         # G.010: over what is compressed already
+    data = data[:unit * 5][::-1] + data[unit * 5:]
+    judge(image, data, tmp_path)
+
+
+@pytest.mark.parametrize("version,bits", [(2, 16)] + [(3, b) for b in images.REFCOUNT_BITS])
+@pytest.mark.parametrize("unit", [512, 4096, 65536])
+def test_all_widths(tmp_path, unit, version, bits):
+    """FEATURES 1.043, 1.063: clusters are shared as far as the counts can say it, with one bit not at all"""
+    image, data = tmp_path / "disk.qcow2", mixed(bits, 60 * unit, unit)
+    options = f"cluster_size={unit}" + (",compat=0.10" if version == 2 else f",refcount_bits={bits}")
+    run.byre("create", "-q", "-f", "qcow2", "-o", options, image, len(data))
+    write_compressed(image, data, unit, tmp_path)
+    judge(image, data, tmp_path)
+    run.byre("io", "-c", f"write -P 3 {unit} {unit // 2}", "-c", f"discard {3 * unit} {unit}", "-c", f"write -q -c -P 4 {5 * unit} {20 * unit}", image)
+    data = data[:unit] + b"\3" * (unit // 2) + data[unit + unit // 2:3 * unit] + bytes(unit) + data[4 * unit:5 * unit] + b"\4" * 20 * unit + data[25 * unit:]
+    judge(image, data, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_peer_writes_byre_goes_on(tmp_path, kind):
+    """FEATURES 1.066, 1.068, G.010: an image that the peer compressed is rewritten in all ways; then the peer goes on"""
+    raw, image, unit = tmp_path / "raw", tmp_path / "disk.qcow2", 65536
+    data = bytearray(mixed(7, 40 * unit + 1024, unit))
+    raw.write_bytes(data)
+    run.qemu_img("convert", "-c", "-O", "qcow2", "-o", f"compression_type={kind}", raw, image)
+    write_compressed(image, bytes(data[4 * unit:12 * unit]), unit, tmp_path, at=20 * unit)
+    data[20 * unit:28 * unit] = data[4 * unit:12 * unit]
+    run.byre("io", "-c", f"write -q -P 1 {unit + 4096} 4096", "-c", f"write -q -z {3 * unit} 4096", "-c", f"write -q -c -P 6 {40 * unit} 1024",
+             "-c", f"write -q -z {30 * unit} {unit}", "-c", f"discard {31 * unit} {unit}", image)
+    data[unit + 4096:unit + 8192] = b"\1" * 4096
+    data[3 * unit:3 * unit + 4096] = bytes(4096)
+    data[40 * unit:] = b"\6" * 1024
+    data[30 * unit:32 * unit] = bytes(2 * unit)
+    judge(image, bytes(data), tmp_path)
+    run.qemu_io(image, f"write -P 9 {20 * unit} {2 * unit}")
+    data[20 * unit:22 * unit] = b"\x09" * 2 * unit
+    judge(image, bytes(data), tmp_path)
+
+
+def test_streams_alone(tmp_path):
+    """FEATURES 1.061, 1.064: a cluster is one raw deflate stream, whatever follows it in its last sector"""
+    image, unit = tmp_path / "disk.qcow2", 65536
+    data = mixed(3, 30 * unit, unit)
+    run.byre("create", "-q", "-f", "qcow2", image, len(data))
+    write_compressed(image, data, unit, tmp_path)
+    found = 0
+    for guest, host, length in images.compressed_entries(image):
+        with open(image, "rb") as f:
+            f.seek(host)
+            raw = f.read(length)
+        assert zlib.decompressobj(-15).decompress(raw, unit) == data[guest:guest + unit]
+        found += 1
+    assert found == compressed(image) > 10
+
+
+def test_frames_alone(tmp_path):
+    """FEATURES 1.062: a cluster is one zstd frame"""
+    zstd = peers.need("zstd")
+    image, unit = tmp_path / "disk.qcow2", 65536
+    data = mixed(4, 12 * unit, unit)
+    run.byre("create", "-q", "-f", "qcow2", "-o", "compression_type=zstd", image, len(data))
+    write_compressed(image, data, unit, tmp_path)
+    found = 0
+    for guest, host, length in images.compressed_entries(image):
+        with open(image, "rb") as f:
+            f.seek(host)
+            raw = f.read(length)
+        out = subprocess.run([zstd, "-d", "-q", "-c"], input=raw, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+        assert out[:unit] == data[guest:guest + unit]
+        found += 1
+    assert found == compressed(image) > 4
+
+
+@pytest.mark.parametrize("command,error", [("write -c 4k 4k", "Invalid argument"), ("write -c 0 4k", "Invalid argument"),
+                                           ("write -c 960k 8k", "Invalid argument"), ("write -c 1M 64k", "Input/output error")])
+def test_not_whole(tmp_path, command, error):
+    """FEATURES 1.065: whole clusters only; the peer says the same, and nothing is written"""
+    image = tmp_path / "disk.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", image, "1000k")
+    before = image.read_bytes()
+    done = run.byre("io", "-c", command, image, code=1)
+    assert error in done.out + done.err
+    peer = run.run(peers.need("qemu-io"), "-c", command, image, code=1)
+    assert error in peer.out + peer.err
+    assert json.loads(run.byre("map", "--output=json", image).out)[0]["present"] is False
+    assert len(before) >= 196608
+
+
+def test_refused(tmp_path):
+    """FEATURES 1.065: formats that do not compress; 6.006: -f and -c"""
+    raw = images.raw_file(tmp_path / "disk.raw", 1 << 20)
+    assert "Operation not supported" in run.byre("io", "-f", "raw", "-c", "write -c 0 64k", raw, code=1).out
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "q", "1M")
+    run.byre("io", "-c", "write -c -f 0 64k", tmp_path / "q", code=1)
+    assert raw.read_bytes() == bytes(1 << 20)
+
+
+@pytest.mark.parametrize("cache", ["none", "writethrough", "directsync", "unsafe"])
+@pytest.mark.parametrize("unit", [512, 4096, 65536])
+def test_cache_modes(tmp_path, cache, unit):
+    """Pieces begin and end anywhere: direct I/O moves whole blocks"""
+    image, data = tmp_path / "disk.qcow2", mixed(11, 40 * unit, unit)
+    run.byre("create", "-q", "-f", "qcow2", "-o", f"cluster_size={unit}", image, len(data))
+    files = []
+    for i, n in enumerate((1, 7, 32)):
+        at = (0, 1, 8)[i] * unit
+        files.append(tmp_path / f"f{i}")
+        files[-1].write_bytes(data[at:at + n * unit])
+    run.byre("io", "-t", cache, *[a for i, n in enumerate((1, 7, 32)) for a in ("-c", f"write -q -c -s {files[i]} {(0, 1, 8)[i] * unit} {n * unit}")], image)
+    judge(image, data, tmp_path)
+
+
+def test_small_reads(tmp_path):
+    """Parts of compressed clusters, from several places at once, by a chain too"""
+    base, top, unit = tmp_path / "base.qcow2", tmp_path / "top.qcow2", 65536
+    data = bytearray(mixed(12, 20 * unit, unit))
+    run.byre("create", "-q", "-f", "qcow2", base, len(data))
+    write_compressed(base, bytes(data), unit, tmp_path)
+    run.byre("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+    rng, commands = random.Random(1), []
+    for _ in range(60):
+        at = rng.randrange(0, len(data) - 5000, 512)
+        commands += ["-c", f"write -q -P {rng.randrange(256)} {at} 512"]
+        data[at:at + 512] = bytes([int(commands[-1].split()[3])]) * 512
+    run.byre("io", *commands, top)
+    judge(top, bytes(data), tmp_path)
