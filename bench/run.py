@@ -231,7 +231,22 @@ class Bench:
                 self.row("convert %s to %s, -t writeback -W" % (a, b), "s", False, [(t.name, lambda t=t: one(t, a, src, b)) for t in self.tools])
         self.drop("src.raw", "src.qcow2", "dst")
 
-    ROWS = {"first-writes": first_writes, "random": random_io, "nbd": nbd, "convert": convert}
+    def check(self):
+        def one(tool, image):
+            t = time.monotonic()
+            p = subprocess.Popen(tool.img + ["check", image], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(p.pid, 0)
+            if status:
+                raise Fail("%s check %s: status %d" % (tool.name, image, status))
+            return (time.monotonic() - t) * 1000, {"cpu_ms": (usage.ru_utime + usage.ru_stime) * 1000, "MiB": usage.ru_maxrss / 1024}
+        for size, cluster in (("1T", "64K"), ("256G", "16K"), ("1T", "2M")):
+            self.drop("check.qcow2")            # fully mapped, its data a hole
+            run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata,cluster_size=" + cluster, self.path("check.qcow2"), size])
+            self.row("check of a fully mapped image of %s, clusters %s" % (size, cluster), "ms", False,
+                     [(t.name, lambda t=t: one(t, self.path("check.qcow2"))) for t in self.tools])
+        self.drop("check.qcow2")
+
+    ROWS = {"first-writes": first_writes, "random": random_io, "nbd": nbd, "convert": convert, "check": check}
 
 
 def report(b, out_dir, machine):

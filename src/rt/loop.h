@@ -78,5 +78,6 @@ void rt_task_join(struct co *co, struct rt_task *t);         /* suspends until d
  * hashing. Suspends. Returns fn's result; -ENOMEM when it could not be queued. */
 MUST_USE int64_t rt_blocking(struct co *co, int64_t (*fn)(void *arg), void *arg);
 MUST_USE int64_t rt_cpu(struct co *co, int64_t (*fn)(void *arg), void *arg);
+unsigned rt_cpu_workers(const struct rt *rt);                /* how many threads the CPU pool may have, >= 1 */
 
 #endif

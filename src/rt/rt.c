@@ -356,6 +356,11 @@ unsigned rt_loop_count(const struct rt *rt)
     return rt->count;
 }
 
+unsigned rt_cpu_workers(const struct rt *rt)
+{
+    return rt->cpu.max ? rt->cpu.max : 1;
+}
+
 struct rt_loop *rt_loop_at(struct rt *rt, unsigned i)
 {
     ASSERT(i < rt->count);

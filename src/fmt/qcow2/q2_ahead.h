@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_ahead.h: reads pieces of a store ahead of their use, up to 8 at a time, and hands them out in order. Shared by
- * the walker, check and repair.
+ * q2_ahead.h: reads pieces of a store ahead of their use, several at a time, lets all cores have a first look at
+ * them, and hands them out in order. Shared by the walker, check and repair.
  */
 #ifndef Q2_AHEAD_H
 #define Q2_AHEAD_H
@@ -11,7 +11,10 @@
 
 #include "stor/stor.h"
 
-#define Q2_AHEAD_SLOTS 8u
+#define Q2_AHEAD_SLOTS 8u                    /* without work(); with it more, as long as they are small: */
+#define Q2_AHEAD_SLOTS_MAX 64u
+#define Q2_AHEAD_ROOM (16u << 20)            /* bytes of all pieces together */
+#define Q2_AHEAD_WORKERS_MAX 64u
 #define Q2_AHEAD_BYTES (1u << 20)            /* a piece is at most this or one cluster, whichever is larger */
 
 struct q2_piece {
@@ -19,6 +22,7 @@ struct q2_piece {
     uint64_t tag;                            /* the caller's */
     uint8_t *data;                           /* valid during use(); the caller may change it */
     int rc;                                  /* 0, or why it could not be read (data is zeros then) */
+    uint64_t marks[(Q2_AHEAD_BYTES >> 9) / 64];      /* one bit per 512 bytes: zeros at work(), kept for use() */
 };
 
 struct q2_ahead_ops {
@@ -26,9 +30,17 @@ struct q2_ahead_ops {
     bool (*next)(void *arg, struct q2_piece *p);
     /* Pieces in the order of next(). Anything but 0 ends the run and is returned. May suspend. */
     int (*use)(struct co *co, void *arg, struct q2_piece *p);
+    /* May be NULL. A first look at a piece that was read, on a thread of the CPU pool, in no order and many at once; no
+     * two at a time with the same worker number. What it found out goes to use() in marks. Not called for a piece that
+     * could not be read. Anything but 0 ends the run and is returned. */
+    int (*work)(void *arg, unsigned worker, struct q2_piece *p);
+    /* May be NULL. After each work(), on the loop, before that worker number is used again. As work(). */
+    int (*worked)(void *arg, unsigned worker);
 };
 
-/* Runs until next() says false. max_bytes: longest piece. -ENOMEM, or what use() returned. Suspends. */
+/* Runs until next() says false. max_bytes: longest piece. -ENOMEM, or what a callback returned. Suspends. */
 MUST_USE int q2_ahead_run(struct co *co, struct stor *store, uint64_t max_bytes, const struct q2_ahead_ops *ops, void *arg);
+/* The same with work() on up to `workers` threads, numbered from 0 (0: work() is not called). */
+MUST_USE int q2_ahead_run_on(struct co *co, struct stor *store, uint64_t max_bytes, const struct q2_ahead_ops *ops, void *arg, unsigned workers);
 
 #endif

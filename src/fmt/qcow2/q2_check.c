@@ -56,6 +56,7 @@ void q2_checker_fini(struct q2_checker *k)
     q2_counts_fini(&k->refs);
     q2_counts_fini(&k->stored);
     q2_counts_fini(&k->l2_uses);
+    q2_bulk_fini(k);
     free(k->rt);
     free(k->rt_bad);
     q2_snapshots_free(k->snapshots.snapshots, k->snapshots.count);
@@ -71,7 +72,7 @@ struct q2_walk q2_checker_walk(struct q2_checker *k, unsigned parts, const struc
     return (struct q2_walk){
         .store = k->store, .g = k->g, .h = &k->q->h, .file_bytes = k->file_bytes, .snapshots = &k->snapshots,
         .bitmaps = k->bitmaps, .bitmap_count = k->bitmap_count, .bitmaps_valid = k->bitmaps_valid,
-        .parts = parts, .v = v, .arg = arg,
+        .parts = parts, .workers = k->workers, .v = v, .arg = arg,
     };
 }
 
@@ -167,7 +168,7 @@ static int use_block(struct co *co, void *arg, struct q2_piece *p)
     for (uint64_t done = 0, entry = p->tag; done < p->len; done += g->cluster_size, entry++) {
         if (p->rc)
             bitmap_set(k->rt_bad, entry);
-        if (p->rc || mem_is_zero(p->data + done, g->cluster_size))
+        if (p->rc || bitmap_test(p->marks, entry - p->tag) || mem_is_zero(p->data + done, g->cluster_size))
             continue;
         uint64_t first = entry * per, n = min_u64(per, k->clusters - first);
         for (uint64_t i = 0; i < n; i++) {
@@ -179,12 +180,16 @@ static int use_block(struct co *co, void *arg, struct q2_piece *p)
     return 0;
 }
 
+static int look_at_block(void *arg, unsigned worker, struct q2_piece *p) { return q2_bulk_stored(((struct block_reader *)arg)->k, p); }
+
+static unsigned cores(struct co *co) { return (unsigned)min_u64(rt_cpu_workers(rt_of(co_loop(co))), Q2_AHEAD_WORKERS_MAX); }
+
 static int load_stored(struct co *co, struct q2_checker *k)
 {
-    static const struct q2_ahead_ops ops = { next_block, use_block };
+    static const struct q2_ahead_ops ops = { next_block, use_block, look_at_block };
     struct block_reader r = { k, 0, max_u64(Q2_AHEAD_BYTES, k->g->cluster_size) };
     int rc = load_rt(co, k);
-    return rc ? rc : q2_ahead_run(co, k->store, r.max, &ops, &r);
+    return rc ? rc : q2_ahead_run_on(co, k->store, r.max, &ops, &r, k->one_by_one ? 0 : cores(co));
 }
 
 /* ---- references ---- */
@@ -361,7 +366,7 @@ static void on_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *r, in
     }
 }
 
-static const struct q2_visitor count_visitor = { on_ref, on_fault, on_table };
+static const struct q2_visitor count_visitor = { on_ref, on_fault, on_table, .bulk = q2_bulk_table, .bulked = q2_bulk_worked };
 
 /* ---- comparison ---- */
 
@@ -394,8 +399,17 @@ static int compare(struct co *co, struct q2_checker *k)
         k->rebuild = true;
         q2_finding(k, false, "Q2_REFCOUNT_UNREADABLE", "refcount block %" PRIu64 " at %#" PRIx64 " cannot be read: its refcounts are unknown", i, block_of(k, i));
     }
-    uint64_t ref = q2_counts_next(&k->refs, 0), count = q2_counts_next(&k->stored, 0);
+    uint64_t ref = q2_counts_next(&k->refs, 0), count = q2_counts_next(&k->stored, 0), chunk = UINT64_MAX;
+    bool all_known = !k->one_by_one && mem_is_zero(k->rt_bad, bitmap_words(k->rt_entries + 1) * 8);
     for (uint64_t c; (c = min_u64(ref, count)) != Q2_COUNTS_NONE;) {
+        if (all_known && c / Q2_COUNTS_CHUNK != chunk && q2_counts_same_chunk(&k->refs, &k->stored, c)) {
+            uint64_t next = round_up(c + 1, Q2_COUNTS_CHUNK);
+            end = q2_counts_last(&k->refs, c) + 1;
+            ref = q2_counts_next(&k->refs, next);
+            count = q2_counts_next(&k->stored, next);
+            continue;
+        }
+        chunk = c / Q2_COUNTS_CHUNK;
         if (ref == c)
             ref = q2_counts_next(&k->refs, c + 1);
         if (count == c)
@@ -469,6 +483,18 @@ static int load_bitmaps(struct co *co, struct q2_checker *k)
     return 0;
 }
 
+static int count_references(struct co *co, struct q2_checker *k)
+{
+    int rc = q2_bulk_begin(k, cores(co));
+    struct q2_walk w = q2_checker_walk(k, Q2_WALK_MAPPING | Q2_WALK_SNAPSHOTS, &count_visitor, k);
+    if (!rc)
+        rc = q2_walk(co, &w);
+    if (!rc)
+        rc = q2_bulk_end(k);
+    w = q2_checker_walk(k, Q2_WALK_REST, &count_visitor, k);
+    return rc ? rc : q2_walk(co, &w);
+}
+
 static int gather_all(struct co *co, struct q2_checker *k)
 {
     int rc = stor_length(co, k->store, &k->file_bytes);
@@ -487,9 +513,8 @@ static int gather_all(struct co *co, struct q2_checker *k)
         rc = load_snapshots(co, k);
     if (!rc)
         rc = load_bitmaps(co, k);
-    struct q2_walk w = q2_checker_walk(k, Q2_WALK_ALL, &count_visitor, k);
     if (!rc)
-        rc = q2_walk(co, &w);
+        rc = count_references(co, k);
     return rc ? rc : compare(co, k);
 }
 

@@ -5,12 +5,16 @@
 #ifndef Q2_CHECK_PRIV_H
 #define Q2_CHECK_PRIV_H
 
+#include "fmt/qcow2/q2_ahead.h"
 #include "fmt/qcow2/q2_counts.h"
 #include "fmt/qcow2/q2_walk.h"
 
 #define Q2_STORED_LARGE 65535u          /* stored counts at or above this are kept as this; see q2_stored_exact */
 
 #define Q2_STORED_PAGE 512u
+
+/* What one worker of the CPU pool has counted so far. */
+struct q2_bulk { struct q2_counts refs; uint64_t allocated, fragmented, compressed; };
 
 struct q2_checker {
     struct q2_image *q;
@@ -28,6 +32,8 @@ struct q2_checker {
     uint8_t page[Q2_STORED_PAGE]; uint64_t page_off;   /* part of a block that q2_stored_exact read last; page_off 0: none */
     uint32_t far_lookups;               /* refcounts looked up for references outside the file; limited */
     uint64_t *rt_bad;                   /* bitmap: the block of this entry cannot be read or found */
+    struct q2_bulk *bulk; unsigned workers;            /* workers 0: everything is looked at entry by entry */
+    bool one_by_one;                    /* for tests: so it shall be */
     struct q2_snapshot_scan snapshots;
     struct q2_bitmap *bitmaps; uint32_t bitmap_count;
     bool bitmaps_valid, bitmaps_broken;
@@ -57,6 +63,18 @@ static inline uint64_t q2_refs_wanted(const struct q2_checker *k, uint64_t clust
 /* Reads and counts everything; fills res. -ENOMEM, -EIO (length). */
 MUST_USE int q2_gather(struct co *co, struct q2_checker *k, struct byre_err *err);
 void q2_checker_fini(struct q2_checker *k);
+
+/* q2_check_bulk.c: all cores look at whole tables, as long as there is nothing to be found in them. */
+/* Before the walk, when the stored counts are loaded. -ENOMEM. */
+MUST_USE int q2_bulk_begin(struct q2_checker *k, unsigned cores);
+/* Two callbacks of the visitor (q2_walk.h). */
+MUST_USE int q2_bulk_table(void *arg, unsigned worker, const struct q2_ref *t, const uint8_t *data);
+MUST_USE int q2_bulk_worked(void *arg, unsigned worker);
+/* After the walk of the mappings: everything counted is in k now. -ENOMEM. */
+MUST_USE int q2_bulk_end(struct q2_checker *k);
+void q2_bulk_fini(struct q2_checker *k);
+/* Refcounts of a whole piece of refcount blocks; a mark for each block that is done. -ENOMEM. Any thread. */
+MUST_USE int q2_bulk_stored(struct q2_checker *k, struct q2_piece *p);
 
 /* q2_repair.c: mends what o->fix allows. On return the image is to be loaded and checked anew.
  * *ret_changed: something was, or may have been, written. */

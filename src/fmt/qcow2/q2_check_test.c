@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_check_test.c: mending of entries as a table; repair that is cut at every write.
+ * q2_check_test.c: mending of entries as a table; repair that is cut at every write; one core and all cores.
  *
  * Purpose      A crash anywhere in a repair leaves nothing more dangerous than there was, and the image can be repaired
- *              again, to no findings and with the same mapping.
+ *              again, to no findings and with the same mapping. What all cores find is what is found entry by entry.
  * Owns         Toy stores; the bytes of one image per scenario.
  * Invariants   None.
  * Concurrency  One loop at a time.
@@ -428,8 +428,111 @@ static void endless_tables(struct co *co, void *arg)
 
 static void endless(void **state) { t_run(0, endless_tables, NULL); }
 
+/* ---- all cores and one by one ---- */
+
+/* A random image: tables of runs, of scattered, compressed and damaged entries; counts that are mostly right. */
+struct random_image { struct prng r; struct q2_geom g; uint64_t clusters, l1_off, tables, l2_off, data; uint64_t *counts; };
+
+static uint64_t random_entry(struct random_image *m, unsigned style, uint64_t *at)
+{
+    const uint32_t bits = m->g.cluster_bits;
+    uint64_t c = style == 0 && *at < m->clusters ? (*at)++ : m->data + prng_below(&m->r, m->clusters - m->data);
+    if (!prng_below(&m->r, 40))
+        *at = c;                                     /* a new run */
+    if (style == 3 && !prng_below(&m->r, 30))        /* damage: beyond the end, odd, reserved bits */
+        return Q2_E_COPIED | (prng_below(&m->r, 2) ? (m->clusters + prng_below(&m->r, 3)) << bits : (c << bits) + 512 * prng_below(&m->r, 2)) |
+               prng_below(&m->r, 3) << 60 | prng_below(&m->r, 2) << 3;
+    if (style == 2 && prng_below(&m->r, 2)) {
+        uint64_t sectors = prng_below(&m->r, m->g.csize_mask + 1), off = (c << bits) + prng_below(&m->r, m->g.cluster_size);
+        for (uint64_t i = c; i <= (off / 512 + sectors) * 512 >> bits && i < m->clusters; i++)
+            m->counts[i]++;
+        return Q2_E_COMPRESSED | sectors << m->g.csize_shift | off;
+    }
+    if (style && !prng_below(&m->r, 4))
+        return prng_below(&m->r, 2);                 /* nothing, or zeros */
+    m->counts[c]++;
+    return c << bits | (m->counts[c] == 1 || !prng_below(&m->r, 200) ? Q2_E_COPIED : 0) | (prng_below(&m->r, 8) ? 0 : Q2_E_ZERO);
+}
+
+static void random_image(struct random_image *m, uint32_t cluster_bits, uint32_t order, uint64_t seed)
+{
+    uint64_t cs = 1ull << cluster_bits;
+    prng_init(&m->r, seed);
+    m->g = q2_geom_make(3, cluster_bits, order, false);
+    m->clusters = 20000;
+    m->tables = 60;
+    uint64_t blocks = div_up(m->clusters, 1ull << m->g.block_bits), rt_clusters = div_up(blocks * 8, cs);
+    m->l1_off = (2 + rt_clusters + blocks) * cs;
+    m->l2_off = m->l1_off + cs;
+    m->data = m->l2_off / cs + m->tables;
+    m->counts = calloc(m->clusters + 1, 8);
+    disk.len = m->clusters * cs;
+    struct q2_header h = { .version = 3, .cluster_bits = cluster_bits, .refcount_order = order, .size = m->tables * q2_l2_span(&m->g), .l1_size = (uint32_t)m->tables,
+                           .l1_off = m->l1_off, .rt_off = cs, .rt_clusters = (uint32_t)rt_clusters };
+    CHECK_EQ(q2_header_emit(&h, false, disk.bytes, cs, NULL), 0);
+    for (uint64_t i = 0; i < m->data; i++)
+        m->counts[i] = i != 1 + rt_clusters;         /* one cluster between table and blocks is free */
+    for (uint64_t t = 0; t < m->tables; t++) {
+        uint64_t at = m->data + prng_below(&m->r, m->clusters / 2);
+        be64_put((be64 *)(disk.bytes + m->l1_off) + t, Q2_E_COPIED | (m->l2_off + t * cs));
+        for (uint64_t i = 0; i < cs / 8; i++)
+            be64_put((be64 *)(disk.bytes + m->l2_off + t * cs) + i, random_entry(m, seed % 4 == 3 ? 0 : t % 4, &at));
+    }
+    for (uint64_t i = 0; i < blocks; i++)
+        be64_put((be64 *)(disk.bytes + cs) + i, (2 + rt_clusters + i) * cs);
+    for (uint64_t c = 0; c < m->clusters; c++) {
+        uint64_t v = seed % 4 == 3 || prng_below(&m->r, 300) ? m->counts[c] : prng_below(&m->r, 3);
+        if (seed % 4 == 3 && c == 2 * Q2_COUNTS_CHUNK)
+            v++;                                     /* between chunks without faults */
+        q2_refcount_put(&m->g, disk.bytes + (2 + rt_clusters) * cs, c, min_u64(v, m->g.refcount_max));
+    }
+    free(m->counts);
+}
+
+static void sum_up(void *arg, bool fixed, const char *id, const char *text)
+{
+    uint64_t *h = arg;
+    for (; *text; text++)
+        *h = *h * 31 + (uint8_t)*text;
+}
+
+static struct fmt_check_result gather(struct co *co, struct q2_image *q, bool one_by_one, uint64_t *ret_findings)
+{
+    struct fmt_check_opts o = { .finding = sum_up, .arg = ret_findings };
+    struct q2_checker *k = calloc(1, sizeof *k);
+    *k = (struct q2_checker){ .q = q, .store = q->im.store, .g = &q->g, .o = &o, .leftover = UINT64_MAX, .one_by_one = one_by_one };
+    *ret_findings = 0;
+    CHECK_EQ(q2_gather(co, k, NULL), 0);
+    struct fmt_check_result res = k->res;
+    q2_checker_fini(k);
+    free(k);
+    return res;
+}
+
+static void same_with_all_cores(struct co *co, void *arg)
+{
+    struct random_image m;
+    disk_init();
+    disk.die_at = UINT32_MAX;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        struct fmt_image *im;
+        uint64_t serial_findings, findings;
+        memset(disk.bytes, 0, IMAGE_CAP);
+        random_image(&m, 9 + seed % 3, seed % 5 + 2, seed);
+        CHECK_EQ(open_disk(co, false, &im), 0);
+        struct fmt_check_result serial = gather(co, q2_of(im), true, &serial_findings), all = gather(co, q2_of(im), false, &findings);
+        CHECK(serial.corruptions > 0 && serial.leaks > 0 && (serial.compressed_clusters > 0 || seed % 4 == 3) && serial.fragmented_clusters > 0);
+        CHECK(!memcmp(&serial, &all, sizeof all));
+        CHECK_EQ(serial_findings, findings);
+        CHECK_EQ(im->ops->close(co, im), 0);
+    }
+    disk_fini();
+}
+
+static void all_cores(void **state) { t_run(0, same_with_all_cores, NULL); }
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(mending), cmocka_unit_test(cut_repairs), cmocka_unit_test(endless) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(mending), cmocka_unit_test(cut_repairs), cmocka_unit_test(endless), cmocka_unit_test(all_cores) };
     return T_MAIN("q2_check", tests);
 }

@@ -9,7 +9,7 @@
  *                 a budget that no sound image can exceed, because there they lie apart from one another.
  *              I2 No value found in the image ends the walk.
  * Order        Reads only.
- * Concurrency  One coroutine, with up to 8 reads ahead on the same loop.
+ * Concurrency  One coroutine, with reads ahead on the same loop; bulk() of the visitor on threads of the CPU pool.
  * Failure      Unreadable tables are told as faults.
  * Tests        q2_check_test.c, tests/interop/test_q2_check.py, fuzz/qcow2_open.c
  */
@@ -17,6 +17,7 @@
 
 #include <stdlib.h>
 
+#include "base/bitmap.h"
 #include "fmt/qcow2/q2_ahead.h"
 #include "fmt/qcow2/q2_counts.h"
 
@@ -210,25 +211,70 @@ static bool next_active_l2(void *arg, struct q2_piece *p)
     return true;
 }
 
-static int use_active_l2(struct co *co, void *arg, struct q2_piece *p)
+/* Table n of a piece. */
+static struct q2_ref active_l2(const struct walker *k, const struct q2_piece *p, uint64_t n)
 {
-    struct walker *k = arg;
-    uint64_t size = k->w->g->cluster_size, span = q2_l2_span(k->w->g);
-    for (uint64_t done = 0, i = p->tag; done < p->len; done += size, i++) {
-        struct q2_ref t = { .kind = Q2_REF_L2, .active = true, .off = p->off + done, .bytes = size, .weight = 1,
-                            .entry_off = k->l1_off + 8 * i, .raw = be64_get(&k->l1[i]), .index = i * span };
-        if (p->rc)
-            fault(k, Q2_WALK_READ, &t, p->rc);
-        int rc = p->rc ? 0 : l2_table(co, k, &t, p->data + done);
-        if (rc)
+    uint64_t size = k->w->g->cluster_size, i = p->tag + n;
+    return (struct q2_ref){ .kind = Q2_REF_L2, .active = true, .off = p->off + n * size, .bytes = size, .weight = 1,
+                            .entry_off = k->l1_off + 8 * i, .raw = be64_get(&k->l1[i]), .index = i * q2_l2_span(k->w->g) };
+}
+
+static struct q2_ref shared_l2(const struct walker *k, const struct q2_piece *p, uint64_t n)
+{
+    uint64_t size = k->w->g->cluster_size;
+    return (struct q2_ref){ .kind = Q2_REF_L2, .off = p->off + n * size, .bytes = size, .weight = q2_counts_get(&k->l2refs, p->tag + n) };
+}
+
+typedef struct q2_ref l2_of(const struct walker *k, const struct q2_piece *p, uint64_t n);
+
+/* On a worker; the walker does not change meanwhile but for the place it reads at. */
+static int look_at_l2(struct walker *k, unsigned worker, struct q2_piece *p, l2_of *of)
+{
+    uint64_t size = k->w->g->cluster_size;
+    for (uint64_t n = 0; n < p->len / size; n++) {
+        struct q2_ref t = of(k, p, n);
+        int rc = k->w->v->bulk(k->w->arg, worker, &t, p->data + n * size);
+        if (rc < 0)
             return rc;
+        if (rc)
+            bitmap_set(p->marks, n);
     }
     return 0;
 }
 
+static int look_at_active_l2(void *arg, unsigned worker, struct q2_piece *p) { return look_at_l2(arg, worker, p, active_l2); }
+
+static int look_at_shared_l2(void *arg, unsigned worker, struct q2_piece *p) { return look_at_l2(arg, worker, p, shared_l2); }
+
+static int looked(void *arg, unsigned worker)
+{
+    const struct q2_walk *w = ((struct walker *)arg)->w;
+    return w->v->bulked ? w->v->bulked(w->arg, worker) : 0;
+}
+
+static int use_l2(struct co *co, struct walker *k, struct q2_piece *p, l2_of *of)
+{
+    uint64_t size = k->w->g->cluster_size;
+    int rc = 0;
+    for (uint64_t n = 0; !rc && n < p->len / size; n++) {
+        struct q2_ref t = of(k, p, n);
+        if (p->rc)
+            fault(k, Q2_WALK_READ, &t, p->rc);
+        else if (!bitmap_test(p->marks, n))
+            rc = l2_table(co, k, &t, p->data + n * size);
+        else if (k->w->v->table)
+            k->w->v->table(k->w->arg, &t);
+    }
+    return rc;
+}
+
+static int use_active_l2(struct co *co, void *arg, struct q2_piece *p) { return use_l2(co, arg, p, active_l2); }
+
+static unsigned workers_of(const struct walker *k) { return k->w->v->bulk ? k->w->workers : 0; }
+
 static int walk_active(struct co *co, struct walker *k)
 {
-    static const struct q2_ahead_ops ops = { next_active_l2, use_active_l2 };
+    static const struct q2_ahead_ops ops = { next_active_l2, use_active_l2, look_at_active_l2, looked };
     const struct q2_header *h = k->w->h;
     struct q2_ref t = { .kind = Q2_REF_L1, .active = true, .off = h->l1_off, .bytes = (uint64_t)h->l1_size * 8, .weight = 1 };
     int rc = t.bytes ? tell(co, k, &t) : 0;
@@ -256,7 +302,7 @@ static int walk_active(struct co *co, struct walker *k)
     }
     set_budget(k);
     if (!rc)
-        rc = q2_ahead_run(co, k->w->store, k->piece_max, &ops, k);
+        rc = q2_ahead_run_on(co, k->w->store, k->piece_max, &ops, k, workers_of(k));
     k->l1 = NULL;
     free(l1);
     return rc;
@@ -338,24 +384,12 @@ static bool next_shared_l2(void *arg, struct q2_piece *p)
     return true;
 }
 
-static int use_shared_l2(struct co *co, void *arg, struct q2_piece *p)
-{
-    struct walker *k = arg;
-    uint64_t size = k->w->g->cluster_size;
-    for (uint64_t done = 0, c = p->tag; done < p->len; done += size, c++) {
-        struct q2_ref t = { .kind = Q2_REF_L2, .off = p->off + done, .bytes = size, .weight = q2_counts_get(&k->l2refs, c) };
-        if (p->rc)
-            fault(k, Q2_WALK_READ, &t, p->rc);
-        int rc = p->rc ? 0 : l2_table(co, k, &t, p->data + done);
-        if (rc)
-            return rc;
-    }
-    return 0;
-}
+static int use_shared_l2(struct co *co, void *arg, struct q2_piece *p) { return use_l2(co, arg, p, shared_l2); }
 
 static int walk_snapshots(struct co *co, struct walker *k)
 {
-    static const struct q2_ahead_ops l1_ops = { next_snapshot_l1, use_snapshot_l1 }, l2_ops = { next_shared_l2, use_shared_l2 };
+    static const struct q2_ahead_ops l1_ops = { next_snapshot_l1, use_snapshot_l1 },
+        l2_ops = { next_shared_l2, use_shared_l2, look_at_shared_l2, looked };
     const struct q2_snapshot_scan *list = k->w->snapshots;
     int rc = 0;
     for (uint32_t i = 0; !rc && i < list->count; i++) {
@@ -375,7 +409,7 @@ static int walk_snapshots(struct co *co, struct walker *k)
     k->entry_at = k->at = 0;
     rc = q2_ahead_run(co, k->w->store, k->piece_max, &l1_ops, k);
     if (!rc)
-        rc = q2_ahead_run(co, k->w->store, k->piece_max, &l2_ops, k);
+        rc = q2_ahead_run_on(co, k->w->store, k->piece_max, &l2_ops, k, workers_of(k));
     q2_counts_fini(&k->l2refs);
     return rc;
 }

@@ -46,6 +46,12 @@ struct q2_visitor {
     void (*table)(void *arg, const struct q2_ref *r);
     /* Every L1 and L2 entry that is not 0, before its faults and its ref(); off may be 0. May be NULL. Not 0: as ref(). */
     int (*entry)(struct co *co, void *arg, const struct q2_ref *r);
+    /* May be NULL. A first look at a whole L2 table that was read, on a thread of the CPU pool: in no order, many at once,
+     * each with a worker number of its own. 1: it did all there is to do, only table() follows; 0: nothing was done, the
+     * table is told entry by entry in its turn; -errno ends the walk. */
+    int (*bulk)(void *arg, unsigned worker, const struct q2_ref *t, const uint8_t *data);
+    /* May be NULL. On the loop, after some bulk() of this worker and before the next. Not 0: as ref(). */
+    int (*bulked)(void *arg, unsigned worker);
 };
 
 enum { Q2_WALK_MAPPING = 1u, Q2_WALK_SNAPSHOTS = 2u, Q2_WALK_REST = 4u, Q2_WALK_ALL = 7u };
@@ -59,6 +65,7 @@ struct q2_walk {
     const struct q2_bitmap *bitmaps; uint32_t bitmap_count;
     bool bitmaps_valid;        /* count the bitmap directory that the header names */
     unsigned parts;            /* Q2_WALK_* */
+    unsigned workers;          /* numbers that bulk() may be given, at most Q2_AHEAD_WORKERS_MAX; 0: no bulk() */
     const struct q2_visitor *v; void *arg;
 };
 /* -ENOMEM, or what ref() returned. Suspends. */
