@@ -41,6 +41,8 @@ enum {
     BYRE_OPEN_STABLE = 1u << 9,          /* no other process may write or resize while the image is open, raw or not */
 };
 
+enum byre_lazy { BYRE_LAZY_AS_CREATED, BYRE_LAZY_ON, BYRE_LAZY_OFF };
+
 struct byre_open_opts {
     size_t struct_size;
     unsigned flags;              /* BYRE_OPEN_* */
@@ -50,6 +52,7 @@ struct byre_open_opts {
     const char *backing_names;   /* prefix: backing nodes are named PREFIX1, PREFIX2, ...; NULL: made up */
     uint64_t cache_bytes;        /* memory for metadata; 0: default */
     uint64_t frontier_bytes;     /* step by which a file is extended ahead of first writes; 0: default, UINT64_MAX: never */
+    int lazy_refcounts;          /* enum byre_lazy: write reference counts late, with the image marked dirty */
 };
 BYRE_DEFINE_INIT(byre_open_opts)
 

@@ -22,6 +22,9 @@
 /* X(name, rule, what the mutant does) */
 #define BYRE_MUTANT_ROWS(X)                                                                             \
     X(NEED_DATA_BARRIER, "Q1 Q2", "a table entry does not ask for the barrier behind data and counts")  \
+    X(LAZY_DATA_TOO, "Q12 H7", "lazy refcounts drop the barrier behind data too")                       \
+    X(LAZY_DIRTY_LATE, "Q12", "lazy refcounts begin before the dirty bit is durable")                   \
+    X(LAZY_CLEAN_EARLY, "Q12", "the dirty bit is taken away before the counts are durable")             \
     X(NEED_TABLE_BARRIER, "Q5", "a root entry does not ask for the barrier behind tables")              \
     X(FREE_SKIP_DURABLE, "Q9a", "freed space does not wait for the pass that unlinks it")               \
     X(FREE_SKIP_GRACE, "Q9b D3", "freed space does not wait for requests that may have seen it")        \

@@ -129,6 +129,7 @@ struct fmt_open_opts {
     uint64_t cache_bytes;                  /* metadata cache budget; 0 = default */
     uint64_t frontier_bytes;               /* step of the zeroed frontier (D4); 0 = default, UINT64_MAX = off */
     bool discard_no_punch;                 /* freed clusters are not punched in the file */
+    signed char lazy_refcounts;            /* 1: on, -1: off, 0: as the image says */
 };
 
 /* Creation options: one struct for every format, filled from the option rows (fmt_create_rows) by base/opt. */

@@ -32,7 +32,8 @@ static int open_co(struct co *co, void *arg)
 static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts *go, struct byre_err *err)
 {
     unsigned known = (BYRE_OPEN_STABLE << 1) - 1;
-    if ((o->flags & ~known) || o->cache < 0 || o->cache > BYRE_CACHE_UNSAFE)
+    if ((o->flags & ~known) || o->cache < 0 || o->cache > BYRE_CACHE_UNSAFE || o->lazy_refcounts < 0 ||
+        o->lazy_refcounts > BYRE_LAZY_OFF)
         return byre_fail(err, BAD_ARGUMENT, "an option of opening is out of range");
     *go = (struct graph_open_opts){
         .format = o->format, .node_name = o->node_name, .backing_names = o->backing_names,
@@ -45,7 +46,8 @@ static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts 
         .deny = o->flags & BYRE_OPEN_STABLE ? STOR_PERM_WRITE | STOR_PERM_RESIZE : 0,
         .fmt = { .check_mode = o->flags & BYRE_OPEN_CHECK, .info_only = o->flags & BYRE_OPEN_INFO,
                  .cache_bytes = o->cache_bytes, .frontier_bytes = o->frontier_bytes,
-                 .discard_no_punch = !(o->flags & BYRE_OPEN_DISCARD) },
+                 .discard_no_punch = !(o->flags & BYRE_OPEN_DISCARD),
+                 .lazy_refcounts = o->lazy_refcounts == BYRE_LAZY_ON ? 1 : o->lazy_refcounts == BYRE_LAZY_OFF ? -1 : 0 },
     };
     return 0;
 }

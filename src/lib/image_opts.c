@@ -31,12 +31,13 @@ static void pairs_fini(struct pairs *p)
 }
 
 /* ---- sizes of caches ---- */
-struct caches { uint64_t total, l2, refcounts; };
+struct caches { uint64_t total, l2, refcounts; bool lazy; };
 
 static const struct opt_row cache_rows[] = {
     { "cache-size", 0, OPT_SIZE, OPT_AT(struct caches, total), .help = "metadata cache in all" },
     { "l2-cache-size", 0, OPT_SIZE, OPT_AT(struct caches, l2), .help = "metadata cache for mapping tables" },
     { "refcount-cache-size", 0, OPT_SIZE, OPT_AT(struct caches, refcounts), .help = "metadata cache for reference counts" },
+    { "lazy-refcounts", 0, OPT_BOOL, OPT_AT(struct caches, lazy), .help = "write reference counts late, or in time" },
     OPT_END
 };
 
@@ -50,8 +51,10 @@ static int settle_caches(const struct caches *c, uint64_t seen, struct byre_open
         return byre_fail(err, BAD_OPTION, "cache-size is smaller than one of its parts");
     if (total)
         o->cache_bytes = c->total;
-    else if (seen)
+    else if (l2 || opt_seen(cache_rows, seen, "refcount-cache-size"))
         o->cache_bytes = c->l2 + c->refcounts;
+    if (opt_seen(cache_rows, seen, "lazy-refcounts"))
+        o->lazy_refcounts = c->lazy ? BYRE_LAZY_ON : BYRE_LAZY_OFF;
     return 0;
 }
 

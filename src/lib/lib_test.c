@@ -101,7 +101,7 @@ static void words(void **state)
 
 static void lists_of_node_options(void **state)
 {
-    static const struct { const char *list, *name; int code; uint64_t cache; } t[] = {
+    static const struct { const char *list, *name; int code; uint64_t cache; int lazy; } t[] = {
         { "driver=qcow2,file.filename=a,,b", "json:{\"driver\": \"qcow2\", \"file.filename\": \"a,b\"}", 0 },
         { "filename=x", "json:{\"file.filename\": \"x\"}", 0 },
         { "driver=file,filename=x", "json:{\"driver\": \"file\", \"filename\": \"x\"}", 0 },
@@ -111,13 +111,16 @@ static void lists_of_node_options(void **state)
         { "driver=qcow2,l2-cache-size=1M,refcount-cache-size=64k", "json:{\"driver\": \"qcow2\"}", 0, (1 << 20) + 65536 },
         { "driver=qcow2,cache-size=3M,l2-cache-size=1M", "json:{\"driver\": \"qcow2\"}", 0, 3 << 20 },
         { "cache-size=3M,l2-cache-size=1M,refcount-cache-size=64k", NULL, -EINVAL }, { "cache-size=1M,l2-cache-size=2M", NULL, -EINVAL },
-        { "l2-cache-size=x", NULL, -EINVAL },
+        { "l2-cache-size=x", NULL, -EINVAL }, { "lazy-refcounts=maybe", NULL, -EINVAL },
+        { "driver=qcow2,lazy-refcounts=on", "json:{\"driver\": \"qcow2\"}", 0, 0, BYRE_LAZY_ON },
+        { "driver=qcow2,lazy-refcounts=off,cache-size=3M", "json:{\"driver\": \"qcow2\"}", 0, 3 << 20, BYRE_LAZY_OFF },
     };
     for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
         char *name = NULL;
         struct byre_open_opts o = byre_open_opts_init();
         assert_int_equal(image_opts_to_name(t[i].list, &o, &name, NULL), t[i].code);
         assert_int_equal(o.cache_bytes, t[i].cache);
+        assert_int_equal(o.lazy_refcounts, t[i].lazy);
         if (t[i].name)
             assert_string_equal(name, t[i].name);
         free(name);

@@ -320,7 +320,7 @@ void meta_forget_all(struct meta *m)
 
 void meta_update_clean_(struct meta *m)
 {
-    bool clean = !m->dirty_blocks && !m->runner;
+    bool clean = m->dirty_blocks == (m->lazy ? m->dirty_counts : 0) && !m->runner;
     for (struct meta_region *r = m->regions; r && clean; r = r->next)
         clean = r->dirty_count == 0;
     atomic_store_explicit(&m->clean, clean, memory_order_release);
@@ -346,6 +346,7 @@ void meta_block_clean_(struct meta *m, struct meta_block *b)
         m->dirty_tail = b->dirty_prev;
     b->dirty_next = b->dirty_prev = NULL;
     m->dirty_blocks--;
+    m->dirty_counts -= b->kind->rank == META_COUNTS;
 }
 
 static void background_pass(struct co *co, void *arg)
@@ -376,11 +377,19 @@ void meta_block_redirty_(struct meta *m, struct meta_block *b, uint64_t sectors)
             m->dirty_head = b;
         m->dirty_tail = b;
         m->dirty_blocks++;
-        atomic_store_explicit(&m->clean, false, memory_order_release);
+        m->dirty_counts += b->kind->rank == META_COUNTS;
+        if (!m->lazy || b->kind->rank != META_COUNTS)
+            atomic_store_explicit(&m->clean, false, memory_order_release);
         if (m->dirty_blocks > m->max_blocks / 2)
             kick(m);
     }
     b->dirty_sectors |= sectors;
+}
+
+void meta_set_lazy_counts(struct meta *m, bool on)
+{
+    m->lazy = on;
+    meta_update_clean_(m);
 }
 
 void meta_dirty(struct meta *m, struct meta_block *b, uint32_t from, uint32_t to)

@@ -161,6 +161,11 @@ void meta_region_add(struct meta *m, struct meta_region *r);            /* r->di
 void meta_region_remove(struct meta *m, struct meta_region *r);         /* its dirt is dropped */
 void meta_region_set(struct meta *m, struct meta_region *r, uint64_t i, uint64_t value);
 
+/* Lazy counts (Q12): while on, passes leave blocks of rank META_COUNTS in memory, unless the cache is full of them; a crash
+ * leaves any of them old. For the time in which the disk says durably that counts are not to be trusted. Nothing else
+ * changes: in particular the data barrier is issued as before. */
+void meta_set_lazy_counts(struct meta *m, bool on);
+
 /* ---- dependencies of the next pass (Q1..Q5, Q23) ---- */
 /* A table entry was set that relies on data or counts which are not yet durable. */
 void meta_need_data_barrier(struct meta *m);

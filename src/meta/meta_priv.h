@@ -35,7 +35,8 @@ struct meta {
     struct meta_block *all, *hand;       /* ring of every block */
     uint64_t blocks;
     struct meta_block *dirty_head, *dirty_tail;
-    uint64_t dirty_blocks;
+    uint64_t dirty_blocks, dirty_counts; /* of them of rank META_COUNTS */
+    bool lazy;                           /* counts need not be durable */
     struct meta_region *regions;
     struct meta_load *loads;
     uint64_t reclaiming;                 /* blocks that wait for their grace period */

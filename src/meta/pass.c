@@ -14,6 +14,7 @@
  *             entry was set (fmt.h), so the first barrier behind the freeze covers it (Q1, Q4, Q5, Q9, Q11).
  *             Counts are only ever raised before and lowered after (frees.c), so a crash anywhere can only leak.
  * Concurrency Home loop; suspends for I/O. Blocks may change while a pass writes: it writes its copies (D5: frozen).
+ *             Lazy counts (Q12) leave the first step out, and nothing else.
  * Failure     A write fails: its sectors and all that were not written become dirty again, waiters get the error, a
  *             later pass tries again. A barrier fails: I6.
  * Tests       meta_test.c; crash explorer; mutants of every barrier and dependency.
@@ -95,12 +96,13 @@ static bool next_run(uint64_t bits, uint32_t from, uint32_t *ret_first, uint32_t
 
 static bool region_bit(const struct meta_region *r, uint64_t bit) { return r->dirty[bit / 64] >> (bit % 64) & 1; }
 
-static void freeze_size(const struct meta *m, size_t *ret_items, uint64_t *ret_bytes)
+/* left: counts are not asked for. */
+static void freeze_size(const struct meta *m, bool left, size_t *ret_items, uint64_t *ret_bytes)
 {
     size_t items = 0;
     uint64_t bytes = 0;
     for (struct meta_block *b = m->dirty_head; b; b = b->dirty_next)
-        for (uint32_t f = 0, e = 0; next_run(b->dirty_sectors, e, &f, &e); items++)
+        for (uint32_t f = 0, e = 0; !(left && b->kind->rank == META_COUNTS) && next_run(b->dirty_sectors, e, &f, &e); items++)
             bytes += (uint64_t)(e - f) * m->dirty_unit;
     for (struct meta_region *r = m->regions; r; r = r->next) {
         items += r->dirty_count;
@@ -150,7 +152,8 @@ static int freeze(struct meta *m, struct frozen *z)
 {
     size_t items;
     uint64_t bytes;
-    freeze_size(m, &items, &bytes);
+    bool left = m->lazy && m->dirty_blocks <= m->max_blocks / 4;         /* Q12; a cache full of counts must become smaller */
+    freeze_size(m, left, &items, &bytes);
     *z = (struct frozen){ 0 };
     if (items) {
         void *buf = NULL;
@@ -163,14 +166,15 @@ static int freeze(struct meta *m, struct frozen *z)
         uint8_t *at = z->buf;
         for (struct meta_block *b = m->dirty_head, *next; b; b = next) {
             next = b->dirty_next;
-            freeze_block(m, z, b, &at);
+            if (!left || b->kind->rank != META_COUNTS)
+                freeze_block(m, z, b, &at);
         }
         for (struct meta_region *r = m->regions; r; r = r->next)
             freeze_region(z, r, &at);
         INV(P1, z->count == items);
         qsort(z->items, z->count, sizeof *z->items, item_cmp);
     }
-    z->need_data = m->need_data;
+    z->need_data = m->need_data && !(m->lazy && MUTANT(MUT_LAZY_DATA_TOO));
     z->need_table = m->need_table;
     m->need_data = m->need_table = false;                     /* P2 */
     z->frees = meta_frees_take_(m);
@@ -335,7 +339,7 @@ int meta_counts_locked(struct co *co, struct meta *m)
     struct frozen z = { 0 };
     size_t items;
     uint64_t bytes;
-    freeze_size(m, &items, &bytes);
+    freeze_size(m, false, &items, &bytes);
     void *buf = NULL;
     z.items = calloc(items ? items : 1, sizeof *z.items);
     if (!z.items || posix_memalign(&buf, 4096, bytes ? bytes : 1)) {

@@ -63,6 +63,11 @@ static const struct sim_geom geoms[] = {
     { .name = "c4k-hurt", .version = 2, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
       .window = { { 0, 256 * K } }, .windows = 1, .backing = 256 * K, .snapshot = true, .frontier = 32 * K, .one_write_space = true, .hurt = true,
       .floor = 1500 },
+    { .name = "lazy-c512", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 4 * K, .lazy = true, .floor = 5000 },
+    { .name = "lazy-c4k", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .backing = 200 * K, .compressed = true, .zeros = true, .frontier = 16 * K, .lazy = true,
+      .no_zero_growth = true, .floor = 5000 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 7500 },
@@ -448,6 +453,7 @@ static uint64_t lay_out(struct build *b, uint64_t blocks)
     h.rt_clusters = 1;
     h.backing_name = g->backing ? (char *)SIM_BASE_NAME : NULL;
     h.backing_format = g->backing ? (char *)"raw" : NULL;
+    h.compat = g->lazy ? Q2_COMPAT_LAZY : 0;
     if (g->hurt && g->version == 3)
         h.incompat = Q2_INCOMPAT_DIRTY;
     header(b, &h);

@@ -156,7 +156,8 @@ int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, st
 {
     struct stor *s;
     char base[] = "base", raw[] = "raw";
-    struct fmt_create_opts o = { .size = g->size, .cluster_size = g->cluster, .version = g->version, .refcount_bits = g->refcount_bits };
+    struct fmt_create_opts o = { .size = g->size, .cluster_size = g->cluster, .version = g->version, .refcount_bits = g->refcount_bits,
+        .lazy_refcounts = g->lazy };
     if (g->backing) {
         o.backing_file = base;
         o.backing_fmt = raw;

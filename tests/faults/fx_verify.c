@@ -38,6 +38,8 @@ static void check(struct co *co, struct ver *v, unsigned fix, bool leaks_allowed
     int c = cx_close(co, r->w);
     if (c < 0)
         fx_bad(r, "%s: close after check: %d", v->when, c);
+    if (!fix && r->c->g.lazy && r->w->image.data[79] & 1)        /* Q12 */
+        return;
     if (!fix && (res.corruptions || res.check_errors || (res.leaks && !leaks_allowed)))
         fx_bad(r, "%s: %" PRIu64 " corruptions, %" PRIu64 " check errors, %" PRIu64 " leaks", v->when, res.corruptions, res.check_errors, res.leaks);
 }

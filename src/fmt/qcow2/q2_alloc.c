@@ -197,6 +197,9 @@ int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_ru
     ASSERT_LOOP(q->im.home);
     struct q2_alloc *a = q->alloc;
     unsigned slices = SCAN_SLICES_PER_TAKE;
+    int lazy = q2_lazy_enter(co, q);
+    if (lazy < 0)
+        return lazy;
     for (bool settled = false;;) {
         int r = take_present(co, q, want, slices, ret);
         if (r != -ENOENT) {
@@ -226,6 +229,9 @@ int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run 
     struct q2_alloc *a = q->alloc;
     if (n == 1)
         return q2_alloc_take(co, q, 1, ret);
+    int lazy = q2_lazy_enter(co, q);
+    if (lazy < 0)
+        return lazy;
     for (unsigned tries = 0; tries < 16; tries++) {
         struct rset_range x;
         if (rset_fit(&a->frontier, 0, n, &x)) {

@@ -157,7 +157,8 @@ void img_make(struct co *co, const struct make *m)
 {
     disk_reset();
     struct stor *s = disk_open(false);
-    struct fmt_create_opts o = { .size = m->size, .cluster_size = m->cluster_size, .version = m->version, .refcount_bits = m->refcount_bits };
+    struct fmt_create_opts o = { .size = m->size, .cluster_size = m->cluster_size, .version = m->version, .refcount_bits = m->refcount_bits,
+        .lazy_refcounts = m->lazy };
     struct byre_err err = { 0 };
     if (!CHECK_EQ(fmt_qcow2_ops.create(co, s, &o, &err), 0))
         fprintf(stderr, "%s\n", err.text);
@@ -168,7 +169,7 @@ void img_make(struct co *co, const struct make *m)
 int img_try_open(struct co *co, const struct opening *o, struct fmt_image **ret)
 {
     struct fmt_open_opts fo = { .read_only = o->read_only, .check_mode = o->check, .frontier_bytes = o->frontier_bytes, .cache_bytes = o->cache_bytes,
-        .discard_no_punch = o->no_punch };
+        .discard_no_punch = o->no_punch, .lazy_refcounts = o->lazy };
     struct stor *s = disk_open(o->read_only);
     struct byre_err err = { 0 };
     int r = fmt_qcow2_ops.open(co, s, &fo, ret, &err);

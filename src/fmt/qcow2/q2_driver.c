@@ -349,8 +349,8 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
 {
     if (q->check_mode)
         return make_alloc(co, q, err);
-    int r = 0;
-    if (q->h.incompat & Q2_INCOMPAT_DIRTY)
+    int r = q2_lazy_init(q, err);
+    if (r == 0 && q->h.incompat & Q2_INCOMPAT_DIRTY)
         r = repair_dirty(co, q, err);
     if (r == 0 && !q->alloc)
         r = make_alloc(co, q, err);
@@ -487,6 +487,8 @@ static int q2_close(struct co *co, struct fmt_image *im)
             r = q2_alloc_close(co, q);
         if (r == 0 && !q2_reclaim_unfinished(q))
             r = clear_autoclear(co, q, ~Q2_AUTOCLEAR_FRONTIER, NULL);
+        if (r == 0)
+            r = q2_lazy_leave(co, q);
         q2_alloc_quiesce(co, q);
         if (r < 0) {
             meta_abandon(co, q->meta);           /* what could not be written is given up: a leak at worst */

@@ -56,6 +56,9 @@ struct q2_image {
     /* refcount table: whole in memory, home loop only */
     uint64_t *rt; uint64_t rt_entries;  /* host order offsets of blocks */
     struct q2_alloc *alloc;
+    bool lazy;                          /* lazy refcounts are wanted (q2_lazy.c) */
+    bool lazy_on;                       /* the dirty bit is durable, counts may be late */
+    struct co_mutex lazy_mx;
     struct co_mutex header_mx;          /* read, change and write of the first sector */
     struct co_mutex l2_mx;              /* making or copying an L2 table (q2_map.c) */
     struct co_range_locks locks;        /* guest clusters being allocated, zeroed or discarded (byte offsets) */
@@ -146,6 +149,14 @@ static inline int q2_judge(struct co *co, struct q2_image *q, int r, const char 
 {
     return r == -EUCLEAN ? q2_corrupt(co, q, what, off) : r;
 }
+
+/* ---- q2_lazy.c: lazy refcounts (Q12). Home loop. ---- */
+/* Is lazy refcounting wanted for this opening? -EINVAL: asked for, and the version cannot. */
+MUST_USE int q2_lazy_init(struct q2_image *q, struct byre_err *err);
+/* Before the first allocation: the dirty bit, durable; nothing when that is done. Suspends. */
+MUST_USE int q2_lazy_enter(struct co *co, struct q2_image *q);
+/* Counts, durable, then the dirty bit away, durable. Requests may run. Suspends. */
+MUST_USE int q2_lazy_leave(struct co *co, struct q2_image *q);
 
 /* ---- q2_map.c ---- */
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
