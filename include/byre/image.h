@@ -53,6 +53,7 @@ struct byre_open_opts {
     uint64_t cache_bytes;        /* memory for metadata; 0: default */
     uint64_t frontier_bytes;     /* step by which a file is extended ahead of first writes; 0: default, UINT64_MAX: never */
     int lazy_refcounts;          /* enum byre_lazy: write reference counts late, with the image marked dirty */
+    const char *data_file;       /* path of the external data file; NULL: the one that the image records */
 };
 BYRE_DEFINE_INIT(byre_open_opts)
 

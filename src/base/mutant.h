@@ -47,7 +47,10 @@
     X(COMPRESSED_UNORDERED, "Q11 Q2", "compressed clusters count as independent data")                  \
     X(PACK_NOT_COUNTED, "Q11 Q1", "a further compressed cluster in a host cluster is not counted")      \
     X(PACK_NOT_HELD, "Q11", "a host cluster that is being filled is not held for that")                 \
-    X(BITMAP_MARK_LATE, "Q16", "bitmaps are marked in use after the first write")
+    X(BITMAP_MARK_LATE, "Q16", "bitmaps are marked in use after the first write")                       \
+    X(DATA_FILE_LATE, "Q21", "an external data file is not flushed before the tables that name it (H5)") \
+    X(DATA_FILE_UNFLUSHED, "Q21", "a guest flush does not flush the external data file")                \
+    X(DATA_FILE_PUNCH_LATE, "Q9 Q21", "a punch in the data file does not hold off a rewrite of its clusters")
 
 enum byre_mutant_id {
     MUT_NONE = 0,

@@ -122,6 +122,14 @@ struct fmt_check_opts {
     void (*progress)(void *arg, uint64_t done, uint64_t total);   /* may be NULL */
 };
 
+/* What an image may ask of whoever opens it. */
+struct fmt_host {
+    /* The external data file: `name` as the image records it, NULL when it records none; the opener's own choice wins. It comes
+     * opened and locked; the image closes it. */
+    int (*open_data)(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err);
+    void *arg;
+};
+
 struct fmt_open_opts {
     bool read_only;
     bool check_mode;                       /* opened for check/repair: tolerate what repair mends (dirty, corrupt, refcount table) */
@@ -130,6 +138,7 @@ struct fmt_open_opts {
     uint64_t frontier_bytes;               /* step of the zeroed frontier (D4); 0 = default, UINT64_MAX = off */
     bool discard_no_punch;                 /* freed clusters are not punched in the file */
     signed char lazy_refcounts;            /* 1: on, -1: off, 0: as the image says */
+    const struct fmt_host *host;           /* used during the call only; NULL: images that need it are refused */
 };
 
 /* Creation options: one struct for every format, filled from the option rows (fmt_create_rows) by base/opt. */
@@ -141,6 +150,7 @@ struct fmt_create_opts {
     unsigned refcount_bits;
     bool lazy_refcounts, extended_l2, data_file_raw, nocow;
     char *data_file, *compression_type, *encrypt_format;
+    const struct fmt_host *host;           /* open_data: makes data_file, empty and open for writing */
     enum fmt_prealloc prealloc;
     uint64_t extent_size_hint, table_size;
 };
@@ -177,7 +187,7 @@ struct fmt_ops {
     int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
     /* Flushes, ends cleanly, frees im and closes the store. The first error is returned; the image is gone all the same. */
     int (*close)(struct co *co, struct fmt_image *im);
-    /* Writes a fresh image into an empty store (length 0 or a device). */
+    /* Writes a fresh image into an empty store (length 0 or a device). store NULL: only says whether the options will do. */
     int (*create)(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);
     /* Sizes for `o` when data_bytes of guest data (in whole clusters, counted by the caller) are written. */
     int (*measure)(const struct fmt_create_opts *o, uint64_t data_clusters_bytes, struct fmt_measure *ret, struct byre_err *err);
@@ -193,6 +203,7 @@ struct fmt_image {
     _Atomic uint64_t size;                 /* virtual size in bytes; changes only in resize */
     uint32_t granule;                      /* alignment of zero and discard: cluster size; 1 for raw */
     bool read_only;
+    bool data_raw;                         /* the external data file is a raw image of its own, and stays one */
     bool has_backing;                      /* a backing name is recorded (graph sets below_zero when it is not opened) */
     /* Set by graph before the first write: nothing below can supply non-zero bytes at or behind this guest
      * offset (0: no backing image at all; UINT64_MAX: unknown). Lets allocations skip copy-on-write. */

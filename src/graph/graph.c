@@ -94,6 +94,7 @@ void node_free(struct graph_node *n)
     gate_fini(n);
     free(n->filename);
     free(n->backing_filename);
+    free(n->data_filename);
     free(n);
 }
 
@@ -134,6 +135,7 @@ const char *graph_filename(const struct graph_node *n) { return n->filename; }
 const struct fmt_ops *graph_format(const struct graph_node *n) { return n->im->ops; }
 struct fmt_image *graph_image(struct graph_node *n) { return n->im; }
 struct stor *graph_store(struct graph_node *n) { return n->im->store; }
+const char *graph_data_filename(const struct graph_node *n) { return n->data_filename ? n->data_filename : n->filename; }
 struct graph_node *graph_backing(const struct graph_node *n) { return n->backing; }
 const char *graph_backing_filename(const struct graph_node *n) { return n->backing_filename; }
 bool graph_read_only(const struct graph_node *n) { return n->read_only; }

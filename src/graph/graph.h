@@ -53,6 +53,7 @@ struct graph_open_opts {
     const char *filename;                   /* plain path, file:PATH, or json:{...} as the peer accepts (ecosystem policy) */
     const char *format;                     /* NULL = probe */
     const char *node_name;                  /* NULL = made up ("#block0") */
+    const char *data_file;                  /* path of the external data file; NULL = what the image records */
     const char *backing_names;              /* "disk0-b": the backing nodes become disk0-b1, disk0-b2, ...; NULL = made up */
     bool read_only;
     bool force_share;                       /* -U: no lock against writers (read-only) */
@@ -76,6 +77,7 @@ const char *graph_filename(const struct graph_node *n);
 const struct fmt_ops *graph_format(const struct graph_node *n);
 struct fmt_image *graph_image(struct graph_node *n);          /* for check, info and tests */
 struct stor *graph_store(struct graph_node *n);
+const char *graph_data_filename(const struct graph_node *n);  /* file in which plain guest data lies: the image's own, or its external data file */
 struct graph_node *graph_backing(const struct graph_node *n);  /* NULL: none */
 const char *graph_backing_filename(const struct graph_node *n); /* resolved full name of the recorded backing file, NULL: none */
 bool graph_read_only(const struct graph_node *n);

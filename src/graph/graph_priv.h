@@ -12,6 +12,7 @@
  *   zero.c     zero and discard: the aligned middle, the edges, the fallback
  *   offload.c  copies made by the kernel
  *   status.c   block status
+ *   data.c     the external data file of an image
  *   drain.c    the gate that requests pass, and closing it
  *   perm.c     users of a node and their conflicts
  */
@@ -52,6 +53,7 @@ struct graph_node {
     char name[GRAPH_NAME_MAX + 1];
     char *filename;                     /* path as the opener takes it */
     char *backing_filename;             /* resolved name of the recorded backing file; NULL: none */
+    char *data_filename;                /* of the external data file, as it was opened; NULL: none */
     struct fmt_image *im;
     struct graph_node *backing;         /* changes only under drain */
     bool is_raw, read_only, probed;
@@ -60,7 +62,10 @@ struct graph_node {
     bool has_identity;
     bool ready;                         /* its whole chain is open: others may share it */
     uint64_t id_a, id_b;
+    bool has_data_identity;
+    uint64_t data_a, data_b;
     unsigned lock_perm, lock_shared;    /* what stor_lock holds; no_lock: both 0 */
+    unsigned data_perm, data_shared;    /* the same for the external data file */
     bool no_lock;
     struct graph_user backing_use;      /* this node's use of `backing` */
     /* gate (drain.c) */
@@ -91,6 +96,7 @@ enum name_tri { NAME_UNSET, NAME_NO, NAME_YES };
 struct name_ref {
     char *path;                 /* for the opener */
     char *format;               /* NULL: the name does not say */
+    char *data_path;            /* external data file that is to be used; NULL: the one that the image records */
     char *node_name;            /* NULL: the name does not say */
     bool as_file;               /* the bare file was asked for: raw, not guessed */
     bool no_backing;            /* "backing": null */
@@ -107,6 +113,15 @@ MUST_USE int name_parse_json(const char *text, struct name_ref *ret, struct byre
 extern const struct graph_opener graph_file_opener;
 /* Bytes of a file that are looked at to guess its format. */
 #define PROBE_BYTES 512u
+/* ---- data.c ---- */
+/* What open_data of struct fmt_host gets. */
+struct data_ask { struct graph_node *n, *top; const struct graph_open_opts *o; const char *path; bool read_only, direct, no_flush; };
+int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err);
+/* Is the file with this identity the data file of n? */
+static inline bool data_is(const struct graph_node *n, bool has, uint64_t a, uint64_t b)
+{
+    return n->has_data_identity && has && n->data_a == a && n->data_b == b;
+}
 /* (Re)takes the locks of n; extra is added to the permissions held. */
 MUST_USE int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_err *err);
 

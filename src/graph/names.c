@@ -24,6 +24,7 @@ void name_ref_fini(struct name_ref *ref)
 {
     free(ref->path);
     free(ref->format);
+    free(ref->data_path);
     free(ref->node_name);
     *ref = (struct name_ref){ 0 };
 }

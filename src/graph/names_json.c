@@ -27,6 +27,7 @@
 struct fields {
     const char *driver, *filename;                    /* of the top object */
     const char *file_driver, *file_filename;          /* of "file" */
+    const char *data_driver, *data_filename;          /* of "data-file" */
     bool nested_file, backing_null;
     struct name_ref *ref;
 };
@@ -123,10 +124,25 @@ static int file_option(struct fields *f, const char *key, const char *leaf, cons
     return common_option(f, key, leaf, v, err);
 }
 
+/* The external data file is a plain file, opened as the image is. */
+static int data_option(struct fields *f, const char *key, const char *leaf, const json_t *v, struct byre_err *err)
+{
+    const char *ignored;
+    if (!strcmp(leaf, "driver"))
+        return get_string(key, v, &f->data_driver, err);
+    if (!strcmp(leaf, "filename"))
+        return get_string(key, v, &f->data_filename, err);
+    if (!strcmp(leaf, "node-name"))
+        return get_string(key, v, &ignored, err);
+    return no_such(key, err);
+}
+
 static int top_option(struct fields *f, const char *key, const json_t *v, struct byre_err *err)
 {
     if (!strncmp(key, "file.", 5))
         return file_option(f, key, key + 5, v, err);
+    if (!strncmp(key, "data-file.", 10))
+        return data_option(f, key, key + 10, v, err);
     if (!strcmp(key, "driver"))
         return get_string(key, v, &f->driver, err);
     if (!strcmp(key, "filename"))
@@ -137,8 +153,8 @@ static int top_option(struct fields *f, const char *key, const json_t *v, struct
         f->backing_null = true;
         return 0;
     }
-    if (!strcmp(key, "file") && json_is_string(v))
-        return byre_fail(err, NOT_SUPPORTED, "json: 'file' names a node; give it as an object");
+    if ((!strcmp(key, "file") || !strcmp(key, "data-file")) && json_is_string(v))
+        return byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", key);
     return common_option(f, key, key, v, err);
 }
 
@@ -199,6 +215,12 @@ static int judge(struct fields *f, struct byre_err *err)
     }
     if (!filename)
         return byre_fail(err, BAD_OPTION, "json: no file name is given");
+    if (f->data_driver && !is_file_driver(f->data_driver))
+        return byre_fail(err, NOT_SUPPORTED, "json: the driver '%s' of 'data-file' is not supported", f->data_driver);
+    if (f->data_driver && !f->data_filename)
+        return byre_fail(err, BAD_OPTION, "json: 'data-file' names no file");
+    if (f->data_filename && !(f->ref->data_path = strdup(f->data_filename)))
+        return byre_fail(err, NOMEM, "no memory for a file name");
     f->ref->no_backing = f->backing_null;
     f->ref->path = strdup(filename);
     if (f->driver && !f->ref->as_file)

@@ -69,7 +69,10 @@ int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_e
 {
     if (n->no_lock)
         return 0;
-    return stor_lock(co, n->im->store, n->lock_perm | extra, n->lock_shared, err);
+    int r = stor_lock(co, n->im->store, n->lock_perm | extra, n->lock_shared, err);
+    if (!r && n->im->data != n->im->store)
+        r = stor_lock(co, n->im->data, n->data_perm | extra, n->data_shared, err);
+    return r;
 }
 
 /* ---- format ---- */
@@ -143,7 +146,7 @@ static bool same_file(const struct graph_node *a, const struct graph_node *b)
 static bool chain_has_file(const struct graph_node *top, const struct graph_node *n)
 {
     for (; top; top = top->backing)
-        if (top != n && same_file(top, n))
+        if (top != n && (same_file(top, n) || data_is(top, n->has_identity, n->id_a, n->id_b)))
             return true;
     return false;
 }
@@ -159,6 +162,10 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     struct fmt_open_opts fo = { .cache_bytes = op->o->fmt.cache_bytes, .info_only = op->o->fmt.info_only };
     if (l->is_top)
         fo = op->o->fmt;
+    struct data_ask ask = { .n = n, .top = op->top, .o = op->o, .path = l->ref->data_path ? l->ref->data_path : l->is_top ? op->o->data_file : NULL,
+                            .direct = wants(l->ref->direct, op->o->direct), .no_flush = wants(l->ref->no_flush, op->o->no_flush) };
+    struct fmt_host host = { .open_data = data_open, .arg = &ask };
+    fo.host = &host;
     fo.read_only = n->read_only;
     n->is_raw = l->ops == &fmt_raw_ops;
     n->guard_first = n->is_raw && n->probed && !n->read_only;
@@ -168,6 +175,8 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
         r = l->ops->open(co, l->store, &fo, &n->im, err);
     if (!r)
         l->store = NULL;
+    if (!r && ask.path && !n->data_filename && !fo.info_only)
+        r = byre_fail(err, BAD_OPTION, "%s: 'data-file' is given, but this image has no external data file", n->filename);
     return r;
 }
 
@@ -189,7 +198,7 @@ static struct graph_node *find_shared(struct opening *op, const struct layer *l)
 {
     LIST_FOR(at, &op->g->nodes) {
         struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
-        bool fits = n != l->n && n->ready && n->refs && n->read_only && !n->no_backing && n->im->ops == l->ops;
+        bool fits = n != l->n && !l->ref->data_path && n->ready && n->refs && n->read_only && !n->no_backing && n->im->ops == l->ops;
         if (fits && n->force_share == l->n->force_share && same_file(n, l->n))
             return n;
     }

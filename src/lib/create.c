@@ -207,18 +207,40 @@ static int64_t hint_file(void *arg)
     return 0;
 }
 
+/* The external data file: made, or emptied when it is there. Its name is the working directory's, as the peer has it. */
+static int open_data(struct co *co, void *arg, const char *name, struct stor **ret, struct byre_err *err)
+{
+    struct create *c = arg;
+    struct stor_file_opts so = { .create = true, .exclusive = true };
+    int r = stor_file_open(co, name, &so, ret, err);
+    c->made_data = !r;
+    if (r == -EEXIST) {
+        so.exclusive = false;
+        so.truncate_to_zero = true;
+        r = stor_file_open(co, name, &so, ret, err);
+    }
+    return r;
+}
+
 static int write_image(struct co *co, struct create *c)
 {
     struct stor *s;
-    int r = open_file(co, c, &s);
+    struct fmt_host host = { .open_data = open_data, .arg = c };
+    int r = c->ops->create(co, NULL, &c->fo, c->err);        /* nothing is touched for options that will not do */
+    if (!r)
+        r = open_file(co, c, &s);
     if (r)
         return r;
+    c->fo.host = &host;
     if (s->traits.regular && !(c->o.flags & BYRE_CREATE_KEEP_FILE) && rt_blocking(co, hint_file, c) < 0)
         (void)hint_file(c);
     r = c->ops->create(co, s, &c->fo, c->err);
     if (r && !c->made_file && s->traits.regular)
         (void)!stor_truncate(co, s, 0);      /* no half-made image stays; the error told is the first one */
     stor_close(co, s);
+    c->fo.host = NULL;
+    if (r && c->made_data)
+        (void)!unlink(c->fo.data_file);
     if (r && c->made_file)
         (void)!unlink(c->filename);
     return r;

@@ -28,8 +28,8 @@ static const struct opt_enum raw_prealloc_names[] = {
     { "cluster_size", 0, OPT_SIZE, AT(cluster_size), .def = "65536", .help = "unit of allocation, a power of two from 512 to 2M" }, \
     { "compat", 0, OPT_ENUM, AT(version), .def = "1.1", .names = compat_names, .help = "version of the format" },           \
     { "compression_type", 0, OPT_STR, AT(compression_type), .def = "zlib", .help = "how compressed clusters are packed, zlib or zstd" }, \
-    { "data_file", 0, OPT_STR, .flags = OPT_LATER, .help = "external file for the guest's data" },                          \
-    { "data_file_raw", 0, OPT_BOOL, .flags = OPT_LATER, .help = "the external data file is a raw image of its own" },       \
+    { "data_file", 0, OPT_STR, AT(data_file), .help = "external file for the guest's data; it is made, or emptied" },        \
+    { "data_file_raw", 0, OPT_BOOL, AT(data_file_raw), .help = "the external data file is a raw image of its own" },        \
     { "encrypt.cipher-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: cipher" },                                 \
     { "encrypt.cipher-mode", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: mode of the cipher" },                    \
     { "encrypt.format", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: aes or luks" },                                \

@@ -36,7 +36,7 @@ static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts 
         o->lazy_refcounts > BYRE_LAZY_OFF)
         return byre_fail(err, BAD_ARGUMENT, "an option of opening is out of range");
     *go = (struct graph_open_opts){
-        .format = o->format, .node_name = o->node_name, .backing_names = o->backing_names,
+        .format = o->format, .node_name = o->node_name, .backing_names = o->backing_names, .data_file = o->data_file,
         .read_only = o->flags & BYRE_OPEN_READ_ONLY, .force_share = o->flags & BYRE_OPEN_FORCE_SHARE,
         .no_backing = o->flags & BYRE_OPEN_NO_BACKING, .no_lock = o->flags & BYRE_OPEN_NO_LOCK,
         .discard = o->flags & BYRE_OPEN_DISCARD, .refuse_probed_raw = o->flags & BYRE_OPEN_REFUSE_GUESSED_RAW,

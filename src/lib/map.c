@@ -40,7 +40,7 @@ int byre_map(struct byre_image *image, uint64_t off, uint64_t len, unsigned flag
     full.flags = (s->present ? BYRE_MAP_PRESENT : 0) | (s->zero ? BYRE_MAP_ZERO : 0) | (s->data ? BYRE_MAP_DATA : 0) |
                  (s->compressed ? BYRE_MAP_COMPRESSED : 0) | (s->has_offset ? BYRE_MAP_OFFSET : 0);
     full.offset = s->has_offset ? s->offset : 0;
-    full.filename = s->has_offset && s->node ? graph_filename(s->node) : NULL;
+    full.filename = s->has_offset && s->node ? graph_data_filename(s->node) : NULL;
     size_t size = ret->struct_size;
     memcpy(ret, &full, size < sizeof full ? size : sizeof full);
     ret->struct_size = size;

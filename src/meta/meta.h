@@ -20,9 +20,10 @@
  *       (b) a grace period of the image's epoch has gone by since (a). The format then punches, and hands the
  *       space out only when the punch has completed (c). Together: Q9, D3.
  *   I6  After a failed barrier nothing is written any more: every later pass fails (RG27).
- *   I7  Nothing else in the image's process calls stor_flush on the store.
+ *   I7  Nothing else in the image's process calls stor_flush on the store, or on the data store.
  *   I8  Two words that make one entry are changed by meta_set_pair and read by meta_pair: a reader on another loop sees
  *       both old or both new (D2).
+ *   I9  With a data store: DATA_TABLES and FINAL make it durable first, then the store; no other barrier touches it.
  * Order        Ranks: data and copy-on-write < counts < tables < roots. Barriers are named (enum meta_barrier).
  * Concurrency  All calls on the home loop, except meta_peek (any loop, inside an epoch section of the image).
  * Failure      A failed write of a pass marks its sectors dirty again and fails everybody who waited; a later pass retries.
@@ -103,6 +104,7 @@ struct meta_free {
 
 struct meta_opts {
     struct stor *store;
+    struct stor *data;                       /* holds guest data when it is another file than `store`; else NULL (Q21) */
     struct rt_loop *home;
     struct epoch *epoch;
     uint32_t block_bytes;                    /* 512..65536, power of two */

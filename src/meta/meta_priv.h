@@ -46,6 +46,7 @@ struct meta {
     bool runner;                         /* somebody runs or is about to run a pass */
     struct meta_waiter *waiters;
     bool need_data, need_table;
+    bool data_done;                      /* the running pass has made the data store durable already */
     bool kicked;                         /* a background pass was asked for */
     int failed;                          /* first barrier failure: nothing is written any more (I6) */
     _Atomic bool clean;

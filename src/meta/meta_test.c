@@ -97,7 +97,8 @@ struct fix {
     struct rt *rt;
     struct rt_loop *loop;
     struct epoch *epoch;
-    struct rstore *r;
+    struct rstore *r, *data;                           /* data: a second store, when `with_data` */
+    bool with_data;
     struct meta *m;
     struct meta_kind counts, tables;
     struct meta_region root;
@@ -116,7 +117,11 @@ static void main_co(struct co *co, void *arg)
     assert_int_equal(stor_init(&f->r->s, &r_ops, "recording"), 0);
     f->r->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = 512 };
     assert_int_equal(epoch_new(f->loop, &f->epoch), 0);
-    struct meta_opts o = { .store = &f->r->s, .home = f->loop, .epoch = f->epoch, .block_bytes = 512, .budget_bytes = 8 * 512 };
+    if (f->with_data) {
+        f->data = calloc(1, sizeof *f->data);
+        assert_int_equal(stor_init(&f->data->s, &r_ops, "data"), 0);
+    }
+    struct meta_opts o = { .store = &f->r->s, .data = f->with_data ? &f->data->s : NULL, .home = f->loop, .epoch = f->epoch, .block_bytes = 512, .budget_bytes = 8 * 512 };
     assert_int_equal(meta_new(&o, &f->m), 0);
     f->counts = (struct meta_kind){ .name = "counts", .rank = META_COUNTS };
     f->tables = (struct meta_kind){ .name = "tables", .rank = META_TABLES };
@@ -126,12 +131,14 @@ static void main_co(struct co *co, void *arg)
     meta_free_all(co, f->m);
     epoch_free(f->epoch);
     stor_close(co, &f->r->s);
+    if (f->with_data)
+        stor_close(co, &f->data->s);
     f->done = true;
 }
 
-static void run(void (*body)(struct co *co, struct fix *f))
+static void run_with(void (*body)(struct co *co, struct fix *f), bool with_data)
 {
-    struct fix f = { .body = body };
+    struct fix f = { .body = body, .with_data = with_data };
     struct rt_opts o = { .loops = 1, .manual = true };
     assert_int_equal(rt_new(&o, &f.rt, NULL), 0);
     f.loop = rt_loop_at(f.rt, 0);
@@ -141,6 +148,8 @@ static void run(void (*body)(struct co *co, struct fix *f))
 }
 
 /* "W4096 F W8192" */
+static void run(void (*body)(struct co *co, struct fix *f)) { run_with(body, false); }
+
 static void expect_log(struct rstore *r, const char *want)
 {
     char got[1024] = "";
@@ -503,12 +512,51 @@ static void pair_body(struct co *co, struct fix *f)
 
 static void test_pair(void **state) { (void)state; run(pair_body); }
 
+/* I9: the data store is durable before the first table, once for a pass, and by every flush. */
+static struct fix *data_fix;
+static void data_on_write(struct rstore *r)
+{
+    if (r->n == 2)                       /* counts and their barrier are out: this is the table */
+        assert_int_equal(data_fix->data->n, 1);
+}
+
+static void data_body(struct co *co, struct fix *f)
+{
+    data_fix = f;
+    set(co, f, &f->tables, 8192, 3, 1);
+    set(co, f, &f->counts, 16384, 0, 1);
+    meta_need_data_barrier(f->m);
+    f->r->on_write = data_on_write;
+    assert_int_equal(meta_flush(co, f->m), 0);
+    f->r->on_write = NULL;
+    expect_log(f->r, "W16384 F W8192 F");
+    expect_log(f->data, "F");
+    set(co, f, &f->tables, 8192, 3, 2);                  /* relies on nothing: the last barrier covers what was acknowledged */
+    assert_int_equal(meta_flush(co, f->m), 0);
+    expect_log(f->r, "W8192 F");
+    expect_log(f->data, "F");
+    meta_struct_begin(co, f->m);
+    assert_int_equal(meta_barrier(co, f->m, META_B_HEADER), 0);
+    meta_struct_end(f->m);
+    expect_log(f->r, "F");
+    expect_log(f->data, "");
+    set(co, f, &f->tables, 8192, 3, 3);
+    meta_need_data_barrier(f->m);
+    f->data->fail_flush = EIO;                           /* no table is written after that, ever (I6) */
+    assert_int_equal(meta_flush(co, f->m), -EIO);
+    assert_int_equal(meta_flush(co, f->m), -EIO);
+    expect_log(f->r, "");
+    meta_abandon(co, f->m);
+}
+
+static void test_data(void **state) { (void)state; run_with(data_body, true); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order), cmocka_unit_test(test_lazy), cmocka_unit_test(test_freeze), cmocka_unit_test(test_frees),
         cmocka_unit_test(test_failure), cmocka_unit_test(test_evict), cmocka_unit_test(test_share), cmocka_unit_test(test_late),
-        cmocka_unit_test(test_settle), cmocka_unit_test(test_forget), cmocka_unit_test(test_pair),
+        cmocka_unit_test(test_settle), cmocka_unit_test(test_forget), cmocka_unit_test(test_pair), cmocka_unit_test(test_data),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,7 +9,8 @@
  *             P2  The dependency flags are taken at the freeze together with the dirt they belong to, and given
  *                 back with it when the pass fails.
  *             P3  A waiter is answered by a pass that froze after the waiter asked.
- * Order       counts | META_B_DATA_TABLES if some entry needs data or counts | tables | META_B_TABLES_ROOTS if some
+ * Order       With a second store for data (Q21) META_B_DATA_TABLES and META_B_FINAL flush that one first.
+ *             counts | META_B_DATA_TABLES if some entry needs data or counts | tables | META_B_TABLES_ROOTS if some
  *             root needs a table | roots | META_B_FINAL. Data that an entry relies on was completed before the
  *             entry was set (fmt.h), so the first barrier behind the freeze covers it (Q1, Q4, Q5, Q9, Q11).
  *             Counts are only ever raised before and lowered after (frees.c), so a crash anywhere can only leak.
@@ -46,6 +47,17 @@ struct frozen {
     bool need_data, need_table;
 };
 
+/* I9, Q21. Data that was acknowledged before the freeze needs one flush in a pass: by DATA_TABLES, else by FINAL. */
+static int flush_data(struct co *co, struct meta *m, enum meta_barrier which)
+{
+    bool tables = which == META_B_DATA_TABLES && !MUTANT(MUT_DATA_FILE_LATE), last = which == META_B_FINAL && !m->data_done;
+    if (!m->o.data || !(tables || last) || (last && MUTANT(MUT_DATA_FILE_UNFLUSHED)))
+        return 0;
+    int r = stor_flush(co, m->o.data);
+    m->data_done |= r == 0;
+    return r;
+}
+
 int meta_barrier(struct co *co, struct meta *m, enum meta_barrier which)
 {
     if (m->failed)
@@ -53,7 +65,9 @@ int meta_barrier(struct co *co, struct meta *m, enum meta_barrier which)
     m->barriers[which]++;
     if (MUTANT(MUT_BARRIER(which)))
         return 0;
-    int r = stor_flush(co, m->o.store);
+    int r = flush_data(co, m, which);
+    if (r == 0)
+        r = stor_flush(co, m->o.store);
     if (r < 0)
         m->failed = r;                   /* I6 */
     return r;
@@ -174,6 +188,7 @@ static int freeze(struct meta *m, struct frozen *z)
         INV(P1, z->count == items);
         qsort(z->items, z->count, sizeof *z->items, item_cmp);
     }
+    m->data_done = false;
     z->need_data = m->need_data && !(m->lazy && MUTANT(MUT_LAZY_DATA_TOO));
     z->need_table = m->need_table;
     m->need_data = m->need_table = false;                     /* P2 */

@@ -68,6 +68,12 @@ static const struct sim_geom geoms[] = {
     { .name = "lazy-c4k", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
       .window = { { 0, 320 * K } }, .windows = 1, .backing = 200 * K, .compressed = true, .zeros = true, .frontier = 16 * K, .lazy = true,
       .no_zero_growth = true, .floor = 5000 },
+    { .name = "c512-data", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .data_file = true, .zeros = true, .frontier = 4 * K, .floor = 5000 },
+    { .name = "c4k-data", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K + 1536, .size_max = 384 * K,
+      .window = { { 0, 384 * K } }, .windows = 1, .data_file = true, .backing = 200 * K, .zeros = true, .frontier = 16 * K, .floor = 5000 },
+    { .name = "c4k-dataraw", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 384 * K,
+      .window = { { 0, 384 * K } }, .windows = 1, .data_file = true, .data_raw = true, .frontier = 16 * K, .floor = 5000 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 7500 },
@@ -87,7 +93,7 @@ const struct sim_geom *sim_geom_find(const char *name)
 
 struct build {
     const struct sim_geom *g;
-    struct sim_disk *d;
+    struct sim_disk *d, *data;           /* data: the external data file; NULL: none */
     struct sim_image *im;
     uint64_t cs, next;                   /* bytes of a cluster; next free host cluster */
     uint32_t *refs;
@@ -138,9 +144,23 @@ static void leave_hole(struct build *b, uint64_t clusters)
     }
 }
 
+/* In the external data file, at the guest's offset, as far as the disk goes. */
+static uint64_t data_file_cluster(struct build *b, uint64_t guest, uint32_t gen)
+{
+    uint8_t sector[SIM_SECTOR];
+    for (uint64_t i = guest; i < min_u64(guest + b->cs, b->g->size); i += SIM_SECTOR) {
+        sim_sector_fill(sector, gen, gen == SIM_GEN_JUNK ? 100000 + i / SIM_SECTOR : i / SIM_SECTOR);
+        int r = sim_disk_write(b->data, i, sector, sizeof sector);
+        ASSERT(r == 0);
+    }
+    return guest;
+}
+
 static uint64_t data_cluster(struct build *b, uint64_t guest, uint32_t gen)
 {
     uint8_t sector[SIM_SECTOR];
+    if (b->data)
+        return data_file_cluster(b, guest, gen);
     if (b->placed % 7 == 3 && !b->g->no_holes)
         leave_hole(b, 1);
     if (b->placed % 40 == 20 && !b->g->no_holes)
@@ -211,6 +231,13 @@ static uint64_t entry_of(struct build *b, uint64_t guest, uint32_t gen)
     default:
         none = true;
     }
+    if (none && g->data_raw) {           /* a raw image of its own: every cluster is mapped */
+        none = false;
+        e = data_cluster(b, guest, 0) | COPIED;
+        holds = 0;
+    }
+    if (none && b->data)                 /* B2: old bytes where nothing is mapped */
+        (void)data_cluster(b, guest, SIM_GEN_JUNK);
     for (uint64_t s = first; !none && s < first + per && s < b->im->sectors; s++)
         b->im->gens[s] = s * SIM_SECTOR < g->size ? holds : 0;
     return e;
@@ -222,7 +249,7 @@ static bool populated(const struct sim_geom *g, uint64_t guest)
     for (unsigned i = 0; i < g->windows; i++)
         if (guest >= g->window[i].off && guest < g->window[i].off + g->window[i].len / 2 && guest < g->size)
             return true;
-    return g->beyond && guest >= g->size;
+    return (g->beyond && guest >= g->size) || g->data_raw;
 }
 
 struct tables { uint64_t l1_off, l1_entries, span; uint64_t *l1; };
@@ -456,6 +483,11 @@ static uint64_t lay_out(struct build *b, uint64_t blocks)
     h.compat = g->lazy ? Q2_COMPAT_LAZY : 0;
     if (g->hurt && g->version == 3)
         h.incompat = Q2_INCOMPAT_DIRTY;
+    if (g->data_file) {
+        h.data_file = (char *)SIM_DATA_NAME;
+        h.incompat |= Q2_INCOMPAT_DATA_FILE;
+        h.autoclear |= g->data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0;
+    }
     header(b, &h);
     return blocks;
 }
@@ -551,8 +583,11 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t see
     f->traits.can_zero = !g->no_zero;
     if (g->backing)
         build_below(w, g, im);
+    struct sim_file *data = g->data_file ? sim_world_file(w, SIM_DATA_NAME) : NULL;
+    if (data && sim_disk_set_len(&data->disk, g->size) < 0)
+        abort();
     for (uint64_t blocks = 1, need;; blocks = need) {
-        struct build b = { .g = g, .d = &f->disk, .im = im, .cs = 1ull << g->cluster_bits };
+        struct build b = { .g = g, .d = &f->disk, .data = data ? &data->disk : NULL, .im = im, .cs = 1ull << g->cluster_bits };
         start_gens(im);
         sim_disk_reset(&f->disk);
         need = lay_out(&b, blocks);

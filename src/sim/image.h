@@ -14,6 +14,7 @@
 
 #define SIM_DISK_NAME "disk.qcow2"
 #define SIM_BASE_NAME "base.raw"
+#define SIM_DATA_NAME "data.raw"
 #define SIM_WINDOWS_MAX 3u
 
 enum { SIM_GEN_FIRST = 1, SIM_GEN_BELOW = 2, SIM_GEN_SNAPSHOT = 3, SIM_GEN_JUNK = 4, SIM_GEN_USER = 16 };
@@ -28,6 +29,7 @@ struct sim_geom {
     unsigned windows;
     uint64_t backing;                    /* bytes of the raw backing image; 0: none */
     bool snapshot, compressed, zeros, bitmap;
+    bool data_file, data_raw;            /* guest data lies in SIM_DATA_NAME; which is a raw image of its own */
     uint64_t frontier;                   /* bytes, fmt_open_opts.frontier_bytes */
     uint64_t fill_to;                    /* clusters of the snapshot alone fill the file up to here (growth of the refcount table) */
     uint32_t block;                      /* request alignment of the store; 0: 1 */
@@ -50,7 +52,7 @@ struct sim_image {
     uint64_t sectors;
 };
 
-/* Makes the files SIM_DISK_NAME and SIM_BASE_NAME of w (which must not exist yet) and tells what they hold. seed: which damage. */
+/* Makes the files SIM_DISK_NAME, SIM_BASE_NAME and SIM_DATA_NAME of w (which must not exist yet) and tells what they hold. seed: which damage. */
 void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t seed, struct sim_image *ret);
 void sim_image_fini(struct sim_image *im);
 

@@ -33,12 +33,15 @@ struct row { int id; const char *name, *rule, *text; };
 /* Those that show only when requests meet: many workloads on a slow disk, few states of each. */
 static bool is_race(int id)
 {
-    static const int ids[] = { MUT_FREE_SKIP_DURABLE, MUT_FREE_SKIP_GRACE, MUT_FREE_SKIP_PUNCH, MUT_FREEZE_NOTHING, MUT_FLUSH_IGNORES_DIRT, MUT_ZERO_NO_STAMP };
+    static const int ids[] = { MUT_FREE_SKIP_DURABLE, MUT_FREE_SKIP_GRACE, MUT_FREE_SKIP_PUNCH, MUT_FREEZE_NOTHING, MUT_FLUSH_IGNORES_DIRT, MUT_ZERO_NO_STAMP, MUT_DATA_FILE_PUNCH_LATE };
     for (unsigned i = 0; i < sizeof ids / sizeof ids[0]; i++)
         if (ids[i] == id)
             return true;
     return false;
 }
+
+/* Those that live in an external data file only. */
+static bool is_data(int id) { return id == MUT_DATA_FILE_LATE || id == MUT_DATA_FILE_UNFLUSHED || id == MUT_DATA_FILE_PUNCH_LATE; }
 
 static const struct row rows[] = {
     { MUT_BARRIER(META_B_DATA_TABLES), "BARRIER_DATA_TABLES", "Q1 Q4 Q5", "no barrier between data and tables" },
@@ -124,7 +127,7 @@ static void child(unsigned r, double until, uint64_t tries)
     for (uint64_t i = 0; now() < until && atomic_load(&mine->workloads) < tries; i++) {
         const struct sim_geom *g = sim_geom_nth((unsigned)(i % geoms));
         bool race = is_race(rows[r].id);
-        if (race && g->hurt)
+        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file))
             continue;
         struct sim_campaign k = { .per_workload = race ? 24 : 120, .states_max = 100000, .on_state = on_state, .worth = worth,
             .nested_one_in = i / geoms % 2 ? 3 : 16 };

@@ -37,7 +37,7 @@ static int dump(const struct sim_file *f, const char *dir)
 }
 
 /* Exit code, or -1. Output goes nowhere. */
-static int run(char *const argv[])
+static int run(const char *dir, char *const argv[])
 {
     posix_spawn_file_actions_t fa;
     pid_t pid;
@@ -45,6 +45,7 @@ static int run(char *const argv[])
     posix_spawn_file_actions_init(&fa);
     posix_spawn_file_actions_addopen(&fa, 1, "/dev/null", O_WRONLY, 0);
     posix_spawn_file_actions_addopen(&fa, 2, "/dev/null", O_WRONLY, 0);
+    posix_spawn_file_actions_addchdir_np(&fa, dir);      /* where it looks for an external data file */
     int r = posix_spawnp(&pid, argv[0], &fa, NULL, argv, environ);
     posix_spawn_file_actions_destroy(&fa);
     if (r || waitpid(pid, &status, 0) != pid || !WIFEXITED(status))
@@ -72,8 +73,7 @@ static int compare(const char *path, const uint32_t *got, uint64_t size, char *w
 
 int sim_peer_agrees(const struct sim_world *w, const char *dir, const uint32_t *got, uint64_t size, bool leaks, char *why, size_t bytes)
 {
-    char image[256], out[256];
-    snprintf(image, sizeof image, "%s/%s", dir, SIM_DISK_NAME);
+    char image[] = SIM_DISK_NAME, made[] = "out.raw", out[256];
     snprintf(out, sizeof out, "%s/out.raw", dir);
     for (unsigned i = 0; i < w->file_count; i++)
         if (dump(w->files[i], dir) < 0) {
@@ -81,13 +81,13 @@ int sim_peer_agrees(const struct sim_world *w, const char *dir, const uint32_t *
             return -1;
         }
     char *const check[] = { "qemu-img", "check", "-f", "qcow2", image, NULL };
-    int code = run(check);
+    int code = run(dir, check);
     if (code != (leaks ? 3 : 0)) {
         snprintf(why, bytes, "qemu-img check answers %d, expected %d", code, leaks ? 3 : 0);
         return -1;
     }
-    char *const convert[] = { "qemu-img", "convert", "-t", "unsafe", "-f", "qcow2", "-O", "raw", image, out, NULL };
-    code = run(convert);
+    char *const convert[] = { "qemu-img", "convert", "-t", "unsafe", "-f", "qcow2", "-O", "raw", image, made, NULL };
+    code = run(dir, convert);
     if (code) {
         snprintf(why, bytes, "qemu-img convert answers %d", code);
         return -1;

@@ -208,6 +208,19 @@ static int judge_rest(struct sim_verify *v, const char *when, const struct sim_a
     return 0;
 }
 
+/* An external data file that is a raw image of its own holds what the guest reads (1.081). got: what it reads. */
+static int judge_raw_file(struct sim_verify *v, const char *when)
+{
+    const struct sim_file *f = v->im->g->data_raw ? sim_world_find(v->w, SIM_DATA_NAME) : NULL;
+    for (uint64_t s = 0; f && s < v->size / SIM_SECTOR; s++) {
+        uint8_t sector[SIM_SECTOR];
+        sim_disk_read(&f->disk, s * SIM_SECTOR, sector, sizeof sector);
+        if (in_window(v->im->g, s) && sim_sector_gen(sector, s) != v->got[s])
+            return wrong(v, "%s: sector %" PRIu64 " of the raw data file holds %d, the guest reads %u", when, s, (int)sim_sector_gen(sector, s), v->got[s]);
+    }
+    return 0;
+}
+
 static bool guest_changed(const struct sim_verify *v, const uint32_t *now)
 {
     for (uint64_t s = 0; s < v->size / SIM_SECTOR; s++)
@@ -294,6 +307,8 @@ static int look(struct co *co, struct sim_verify *v, struct graph *g)
         r = read_all(co, v, n, when);
     if (r == 0)
         r = judge_legal(v, when);
+    if (r == 0)
+        r = judge_raw_file(v, when);
     r = close_disk(co, v, n, when, r);
     if (r < 0)
         return r;
@@ -417,6 +432,8 @@ static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
         r = read_all(co, v, n, when);
     if (r == 0)
         r = judge_same(v, when);
+    if (r == 0)
+        r = judge_raw_file(v, when);
     r = close_disk(co, v, n, when, r);
     if (r == 0)
         r = audit(v, when, &a);

@@ -72,7 +72,7 @@ struct q2_walk q2_checker_walk(struct q2_checker *k, unsigned parts, const struc
     return (struct q2_walk){
         .store = k->store, .g = k->g, .h = &k->q->h, .file_bytes = k->file_bytes, .snapshots = &k->snapshots,
         .bitmaps = k->bitmaps, .bitmap_count = k->bitmap_count, .bitmaps_valid = k->bitmaps_valid,
-        .parts = parts, .workers = k->workers, .v = v, .arg = arg,
+        .parts = parts, .workers = k->g->data_file ? 0 : k->workers, .v = v, .arg = arg,
     };
 }
 
@@ -346,6 +346,11 @@ static void on_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *r, in
         k->bad_entries++;
         q2_finding(k, false, "Q2_ZERO_V2", "zero flag in a version 2 image (entry at %#" PRIx64 ")", r->entry_off);
         return;
+    case Q2_WALK_DATA_FILE:
+        k->res.corruptions += r->weight;
+        q2_finding(k, false, "Q2_DATA_FILE", "%s at %#" PRIx64 " for guest offset %#" PRIx64 ": cannot be in an image with an external data file (entry at %#" PRIx64 ")",
+                   q2_ref_name(r->kind), r->off, r->index, r->entry_off);
+        return;
     case Q2_WALK_READ:
         k->res.check_errors++;
         k->incomplete = true;
@@ -366,7 +371,13 @@ static void on_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *r, in
     }
 }
 
-static const struct q2_visitor count_visitor = { on_ref, on_fault, on_table, .bulk = q2_bulk_table, .bulked = q2_bulk_worked };
+static void on_data(void *arg, const struct q2_ref *r)
+{
+    if (r->active)
+        count_stats(arg, r);
+}
+
+static const struct q2_visitor count_visitor = { .ref = on_ref, .fault = on_fault, .data = on_data, .table = on_table, .bulk = q2_bulk_table, .bulked = q2_bulk_worked };
 
 /* ---- comparison ---- */
 

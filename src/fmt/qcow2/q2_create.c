@@ -6,7 +6,7 @@
  * Owns         One buffer of 1 MiB or one cluster, whichever is larger.
  * Invariants   I1 Until the last write the store holds no qcow2 header: a crash leaves a file that is no image.
  *              I2 Every metadata cluster is written, or reads as zeros because the file has just been grown.
- * Order        All structures and data, flush, header cluster, flush.
+ * Order        All structures and data (an external data file, flush), flush, header cluster, flush.
  * Concurrency  One coroutine on one loop; suspends in I/O.
  * Failure      The first error ends it; what was written so far stays behind (the caller removes the file).
  * Tests        q2_plan_test.c, tests/interop/test_q2_create.py
@@ -22,7 +22,7 @@
 
 struct writer {
     const struct q2_plan *p;
-    struct stor *store;
+    struct stor *store, *data;  /* data: NULL without an external data file */
     uint8_t *buf;
     uint64_t buf_clusters;
     bool fresh;                 /* the file was empty: what is not written reads as zeros */
@@ -88,19 +88,40 @@ static int write_tables(struct co *co, struct writer *w)
     return 0;
 }
 
-static int write_zeros(struct co *co, struct writer *w, uint64_t off, uint64_t len)
+static int write_zeros(struct co *co, struct writer *w, struct stor *s, uint64_t off, uint64_t len)
 {
     uint64_t step = w->buf_clusters * w->p->g.cluster_size;
     memset(w->buf, 0, step);
     while (len) {
         uint64_t n = min_u64(step, len);
-        int rc = stor_write_buf(co, w->store, w->buf, n, off, 0);
+        int rc = stor_write_buf(co, s, w->buf, n, off, 0);
         if (rc)
             return rc;
         off += n;
         len -= n;
     }
     return 0;
+}
+
+/* Guest data in a file of its own: it gets the size of the disk, and space where that was asked for (1.078). */
+static int make_data_file(struct co *co, struct writer *w)
+{
+    struct stor *s = w->data;
+    uint64_t size = w->p->h.size, have = 0;
+    int rc = s->traits.regular ? stor_truncate(co, s, size) : stor_length(co, s, &have);
+    if (!rc && !s->traits.regular && have < size)
+        return byre_fail(w->err, NO_SPACE, "%s: has %" PRIu64 " bytes, the disk needs %" PRIu64, s->name, have, size);
+    if (!rc && !s->traits.regular && w->p->prealloc != FMT_PREALLOC_OFF)
+        rc = stor_zero(co, s, 0, size, 0);
+    if (!rc && w->p->prealloc == FMT_PREALLOC_FALLOC)
+        rc = stor_preallocate(co, s, 0, size);
+    if ((rc == -ENOTSUP && w->p->prealloc == FMT_PREALLOC_FALLOC) || (!rc && w->p->prealloc == FMT_PREALLOC_FULL))
+        rc = write_zeros(co, w, s, 0, size);
+    if (!rc)
+        rc = stor_flush(co, s);
+    if (rc == -ENOSPC)
+        return byre_fail(w->err, NO_SPACE, "%s: no space left for the guest's data", s->name);
+    return rc ? byre_fail_code(w->err, IO, rc, "%s: cannot be prepared for the guest's data: %s", s->name, strerror(-rc)) : 0;
 }
 
 static int make_data(struct co *co, struct writer *w)
@@ -113,12 +134,12 @@ static int make_data(struct co *co, struct writer *w)
     case FMT_PREALLOC_FALLOC:
         rc = stor_preallocate(co, w->store, off, len);
         if (rc == -ENOTSUP)
-            rc = write_zeros(co, w, off, len);
+            rc = write_zeros(co, w, w->store, off, len);
         else if (!rc && !w->fresh)
             rc = stor_zero(co, w->store, off, len, 0);
         break;
     case FMT_PREALLOC_FULL:
-        rc = write_zeros(co, w, off, len);
+        rc = write_zeros(co, w, w->store, off, len);
         break;
     default:
         rc = w->fresh ? 0 : stor_zero(co, w->store, off, len, STOR_UNMAP);
@@ -150,17 +171,20 @@ static int write_header(struct co *co, struct writer *w)
     return rc ? failed(w, "flush", rc) : 0;
 }
 
-static int write_image(struct co *co, struct writer *w)
+static int write_image(struct co *co, struct writer *w, const struct fmt_create_opts *o)
 {
     int rc = emit_header(w);          /* refuse before anything is written */
+    if (!rc && o->data_file)
+        rc = o->host ? o->host->open_data(co, o->host->arg, o->data_file, &w->data, w->err) : byre_fail(w->err, NOT_SUPPORTED, "data_file: '%s' cannot be made here", o->data_file);
     if (!rc)
         rc = set_length(co, w);
     if (!rc)
         rc = write_tables(co, w);
     if (!rc)
-        rc = make_data(co, w);
+        rc = w->data ? make_data_file(co, w) : make_data(co, w);
     if (!rc)
         rc = write_header(co, w);
+    stor_close(co, w->data);
     return rc;
 }
 
@@ -174,9 +198,9 @@ int q2_create(struct co *co, struct stor *store, const struct fmt_create_opts *o
     w.buf_clusters = max_u64(CHUNK_BYTES >> p.g.cluster_bits, 1);
     w.buf = malloc(w.buf_clusters << p.g.cluster_bits);
     if (w.buf)
-        rc = write_image(co, &w);
+        rc = store ? write_image(co, &w, o) : emit_header(&w);
     else
-        rc = byre_fail(err, NOMEM, "%s: no memory to create the image", store->name);
+        rc = byre_fail(err, NOMEM, "no memory to create the image");
     free(w.buf);
     q2_plan_fini(&p);
     return rc;

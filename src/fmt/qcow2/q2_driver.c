@@ -241,6 +241,7 @@ static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
     q2_header_fini(&q->h);
     q->h = h;
     q->g = q2_geom_make(h.version, h.cluster_bits, h.refcount_order, h.incompat & Q2_INCOMPAT_EXT_L2);
+    q->g.data_file = h.incompat & Q2_INCOMPAT_DATA_FILE;
     q->file_end_at_open = round_up(len, q->g.cluster_size);
     atomic_store(&q->im.size, h.size);
     q->im.granule = (uint32_t)q->g.cluster_size;
@@ -258,7 +259,7 @@ static int make_cache(struct q2_image *q, struct byre_err *err)
     q2_slices_set(q, (uint32_t)min_u64(q->g.cluster_size, SLICE_BYTES_MAX));
     q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
     q->kind_ref = (struct meta_kind){ .name = "refcount", .rank = META_COUNTS };
-    struct meta_opts mo = { .store = q->im.store, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = q->slice_bytes,
+    struct meta_opts mo = { .store = q->im.store, .data = q->im.data != q->im.store ? q->im.data : NULL, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = q->slice_bytes,
         .budget_bytes = q->opts.cache_bytes ? q->opts.cache_bytes : CACHE_BYTES_DEFAULT, .read_only = q->im.read_only,
         .before_freeze = before_freeze, .arg = q };
     int r = meta_new(&mo, &q->meta);
@@ -355,7 +356,7 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
     if (r == 0 && !q->alloc)
         r = make_alloc(co, q, err);
     if (r == 0)
-        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0), err);
+        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->im.data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0) | (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0), err);
     if (r == 0)
         r = mark_bitmaps(co, q, err);
     q2_fixed_update(q);                          /* it is known now which bitmaps count */
@@ -387,6 +388,8 @@ static void dismantle(struct co *co, struct q2_image *q)
     free(q->rt);
     q2_snapshots_free(q->snapshots, q->snapshot_count);
     q2_bitmaps_free(q->bitmaps, q->bitmap_count);
+    if (q->im.data != q->im.store)
+        stor_close(co, q->im.data);
     q2_header_fini(&q->h);
     q2_decoded_free(q);
     q2_codecs_free(q->codecs);
@@ -413,7 +416,9 @@ static int open_parts(struct co *co, struct q2_image *q, struct byre_err *err)
     }
     if ((q->h.incompat & Q2_INCOMPAT_CORRUPT) && !q->im.read_only && !q->check_mode)       /* V3 */
         return byre_fail(err, Q2_MARKED_CORRUPT, "%s: the image is marked corrupt; it can be opened read-only, or repaired by check -r all", q->name);
-    r = make_cache(q, err);
+    r = q2_data_open(co, q, err);
+    if (r == 0)
+        r = make_cache(q, err);
     if (r == 0 && !q->info_only)
         r = load_tables(co, q, err);
     if (r == 0 && !q->im.read_only)

@@ -71,10 +71,11 @@ bool q2_l2e_decode(const struct q2_geom *g, uint64_t raw, struct q2_l2e *ret)
     if (zero && (!g->zero_clusters || g->ext_l2))
         return false;
     *ret = (struct q2_l2e){ .copied = raw & Q2_E_COPIED, .host = host };
+    bool placed = host || (g->data_file && ret->copied);         /* offset 0 of a data file is a place */
     if (zero)
-        ret->kind = host ? Q2_ZERO_ALLOC : Q2_ZERO_PLAIN;
+        ret->kind = placed ? Q2_ZERO_ALLOC : Q2_ZERO_PLAIN;
     else
-        ret->kind = host ? Q2_NORMAL : Q2_UNALLOCATED;
+        ret->kind = placed ? Q2_NORMAL : Q2_UNALLOCATED;
     return true;
 }
 
@@ -90,14 +91,14 @@ uint64_t q2_l2e_encode(const struct q2_geom *g, const struct q2_l2e *e)
     ASSERT(e->host < HOST_MAX && is_aligned(e->host, g->cluster_size));
     switch (e->kind) {
     case Q2_UNALLOCATED:
-        return copied;
+        return g->data_file ? 0 : copied;        /* there COPIED alone is a place */
     case Q2_ZERO_PLAIN:
-        return Q2_E_ZERO | copied;
+        return Q2_E_ZERO | (g->data_file ? 0 : copied);
     case Q2_ZERO_ALLOC:
-        ASSERT(e->host);
+        ASSERT(e->host || (g->data_file && copied));
         return Q2_E_ZERO | copied | e->host;
     default:
-        ASSERT(e->host);
+        ASSERT(e->host || (g->data_file && copied));
         return copied | e->host;
     }
 }

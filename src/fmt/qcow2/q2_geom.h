@@ -47,6 +47,7 @@ struct q2_geom {
     uint64_t csize_mask, coff_mask;
     bool zero_clusters;                       /* version 3 */
     bool ext_l2;
+    bool data_file;                           /* guest data lies in another file, at the guest's offsets (1.078); set by the reader of the header */
 };
 
 /* version 2/3, cluster_bits 9..21 and refcount_order 0..6 already checked (else asserts). */

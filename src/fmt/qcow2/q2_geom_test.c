@@ -251,10 +251,32 @@ static void tables(void **state)
     assert_true(q2_table_ok(&g, 0, 0, 8, 0));
 }
 
+/* Guest data in a file of its own: offset 0 is a place there, and only COPIED says that it is one (1.078). */
+static void data_file_entries(void **state)
+{
+    struct q2_geom g = q2_geom_make(3, 16, 4, false);
+    struct q2_l2e e;
+    g.data_file = true;
+    static const struct { uint64_t raw; enum q2_kind kind; bool copied; } rows[] = {
+        { 0, Q2_UNALLOCATED, false }, { 1, Q2_ZERO_PLAIN, false }, { Q2_E_COPIED, Q2_NORMAL, true }, { Q2_E_COPIED | 1, Q2_ZERO_ALLOC, true },
+        { Q2_E_COPIED | 0x50000, Q2_NORMAL, true }, { Q2_E_COPIED | 0x50001, Q2_ZERO_ALLOC, true },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        assert_true(q2_l2e_decode(&g, rows[i].raw, &e));
+        assert_int_equal(e.kind, rows[i].kind);
+        assert_int_equal(e.copied, rows[i].copied);
+        assert_true(q2_l2e_encode(&g, &e) == rows[i].raw);
+    }
+    e = (struct q2_l2e){ .kind = Q2_UNALLOCATED, .copied = true };       /* never becomes a place by encoding */
+    assert_true(q2_l2e_encode(&g, &e) == 0);
+    e.kind = Q2_ZERO_PLAIN;
+    assert_true(q2_l2e_encode(&g, &e) == 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(derived), cmocka_unit_test(l2_rows), cmocka_unit_test(extended_entries), cmocka_unit_test(subclusters), cmocka_unit_test(l2_versions), cmocka_unit_test(l2_round_trip),
+        cmocka_unit_test(derived), cmocka_unit_test(l2_rows), cmocka_unit_test(data_file_entries), cmocka_unit_test(extended_entries), cmocka_unit_test(subclusters), cmocka_unit_test(l2_versions), cmocka_unit_test(l2_round_trip),
         cmocka_unit_test(l1_and_table_entries), cmocka_unit_test(refcounts), cmocka_unit_test(refcount_layout), cmocka_unit_test(tables),
     };
     return cmocka_run_group_tests_name("q2_geom", tests, NULL, NULL);

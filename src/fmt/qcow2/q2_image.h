@@ -230,6 +230,19 @@ struct q2_decoded;                       /* decoded clusters that are kept, by l
 MUST_USE int q2_decoded_new(struct q2_image *q);
 void q2_decoded_free(struct q2_image *q);
 int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
+/* ---- q2_data.c: guest data in a file of its own. Without one they do nothing, or say yes. ---- */
+/* Home: opens it, unless the image is only described. */
+MUST_USE int q2_data_open(struct co *co, struct q2_image *q, struct byre_err *err);
+/* May this entry stand for the guest cluster at `guest`? */
+bool q2_entry_fits(const struct q2_image *q, const struct q2_l2e *e, uint64_t guest);
+/* Gives back clusters of the data file: bit i of `bits` for the i-th of n from `guest` on. Inside their range lock. */
+void q2_data_punch(struct co *co, struct q2_image *q, uint64_t guest, const uint64_t *bits, uint32_t n);
+/* Any loop, im.data_raw: the range is zeroed, or given back, in the file; entries stay. -ENOTSUP as stor_zero. */
+MUST_USE int q2_data_raw_zero(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, unsigned flags);
+MUST_USE int q2_data_raw_discard(struct co *co, struct q2_image *q, uint64_t off, uint64_t len);
+/* Home, drained: [old, size) is there and reads zero / what lies behind size is cut off. */
+MUST_USE int q2_data_grow(struct co *co, struct q2_image *q, uint64_t old, uint64_t size);
+MUST_USE int q2_data_shrink(struct co *co, struct q2_image *q, uint64_t size);
 
 /* ---- q2_write.c, q2_zero.c, q2_resize.c ---- */
 int q2_write_begin(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w);

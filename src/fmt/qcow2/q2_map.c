@@ -109,7 +109,7 @@ static void extent_of(const struct q2_image *q, const struct q2_l2e *e, uint64_t
         x->kind = FMT_DATA;
         x->has_host = true;
         x->host = e->host + in;
-        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && !q2_hits_metadata(q, e->host);
+        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || !q2_hits_metadata(q, e->host));
         break;
     case Q2_COMPRESSED:
         x->kind = FMT_ENCODED;
@@ -133,13 +133,13 @@ static int map_slice(const struct q2_image *q, const struct meta_block *b, uint6
     len = min_u64(len, left_in_slice(q, off));
     struct q2_l2e e;
     uint32_t i = slice_index(q, off);
-    if (!q2_l2e_decode(&q->g, meta_word(b, i), &e))
+    if (!q2_l2e_decode(&q->g, meta_word(b, i), &e) || !q2_entry_fits(q, &e, off))
         return -EUCLEAN;
     struct fmt_extent x;
     extent_of(q, &e, off, &x);
     while (x.len < len) {
         struct fmt_extent next;
-        if (!q2_l2e_decode(&q->g, meta_word(b, ++i), &e))
+        if (!q2_l2e_decode(&q->g, meta_word(b, ++i), &e) || !q2_entry_fits(q, &e, off + x.len))
             break;
         extent_of(q, &e, off + x.len, &next);
         if (!extends(&x, &next))

@@ -33,7 +33,8 @@ void q2_plan_layout(struct q2_plan *p, uint64_t virtual_size, bool preallocate)
     uint64_t l2_needed = q2_l1_entries(g, virtual_size);
     p->l1_count = div_up(l2_needed * 8, g->cluster_size);
     p->l2_count = preallocate ? l2_needed : 0;
-    p->data_count = preallocate ? div_up(virtual_size, g->cluster_size) : 0;
+    p->mapped = preallocate ? div_up(virtual_size, g->cluster_size) : 0;
+    p->data_count = g->data_file ? 0 : p->mapped;
     p->blocks_count = p->rt_count = 0;
     /* Counts need space that needs counts: grows to a fixed point in a few steps. */
     for (;;) {
@@ -89,10 +90,12 @@ static int check_features(const struct fmt_create_opts *o, bool sizes_only, stru
         return byre_fail(err, BAD_OPTION, "compression_type: '%s' is not known (zlib and zstd are)", o->compression_type);
     if (o->encrypt_format)
         return byre_fail(err, NOT_SUPPORTED, "encrypt.format: '%s' is not supported yet", o->encrypt_format);
-    if (o->data_file)
-        return byre_fail(err, NOT_SUPPORTED, "data_file: '%s': external data files are not supported yet", o->data_file);
-    if (o->data_file_raw)
+    if (o->data_file_raw && !o->data_file)
         return byre_fail(err, BAD_OPTION, "data_file_raw: needs data_file");
+    if (o->data_file_raw && o->backing_file)
+        return byre_fail(err, BAD_OPTION, "data_file_raw: not possible with backing_file '%s'", o->backing_file);
+    if (o->data_file && o->encrypt_format)
+        return byre_fail(err, NOT_SUPPORTED, "encrypt.format: not possible with data_file '%s' yet", o->data_file);
     if (o->extended_l2 && !sizes_only)
         return byre_fail(err, NOT_SUPPORTED, "extended_l2: not supported yet");
     if (o->backing_file && o->prealloc != FMT_PREALLOC_OFF && !o->extended_l2)
@@ -111,6 +114,8 @@ static int check_names(const struct fmt_create_opts *o, struct byre_err *err)
         if (!q2_name_ok((const uint8_t *)o->backing_file, len))
             return byre_fail(err, BAD_OPTION, "backing_file: the name contains control characters");
     }
+    if (o->data_file && (!*o->data_file || strlen(o->data_file) > Q2_NAME_MAX || !q2_name_ok((const uint8_t *)o->data_file, strlen(o->data_file))))
+        return byre_fail(err, BAD_OPTION, "data_file: the name cannot be stored (1 to %u bytes, no control characters)", Q2_NAME_MAX);
     if (o->backing_fmt && (!*o->backing_fmt || strlen(o->backing_fmt) > BACKING_FORMAT_MAX))
         return byre_fail(err, BAD_OPTION, "backing_fmt: '%.64s' cannot be stored (1 to %u bytes)", o->backing_fmt, BACKING_FORMAT_MAX);
     return 0;
@@ -144,12 +149,14 @@ static int fill_header(const struct fmt_create_opts *o, struct q2_plan *p, uint6
         .l1_off = p->l1_first << p->g.cluster_bits,
         .rt_off = p->rt_first << p->g.cluster_bits,
         .rt_clusters = (uint32_t)p->rt_count,
-        .incompat = zstd ? Q2_INCOMPAT_COMPRESSION : 0,
+        .incompat = (zstd ? Q2_INCOMPAT_COMPRESSION : 0) | (o->data_file ? Q2_INCOMPAT_DATA_FILE : 0),
+        .autoclear = o->data_file_raw ? Q2_AUTOCLEAR_RAW_DATA : 0,
         .compat = o->lazy_refcounts ? Q2_COMPAT_LAZY : 0,
         .compression_type = zstd,
     };
     p->h.backing_name = dup_or_null(o->backing_file, &failed);
     p->h.backing_format = dup_or_null(o->backing_fmt, &failed);
+    p->h.data_file = dup_or_null(o->data_file, &failed);
     if (failed) {
         q2_header_fini(&p->h);
         return byre_fail(err, NOMEM, "no memory for the header");
@@ -172,11 +179,14 @@ int q2_plan_make(const struct fmt_create_opts *o, bool sizes_only, struct q2_pla
     uint64_t cluster = o->cluster_size ? o->cluster_size : CLUSTER_DEFAULT;
     struct q2_plan p = { .prealloc = o->prealloc };
     p.g = q2_geom_make(version, (uint32_t)__builtin_ctzll(cluster), (uint32_t)__builtin_ctz(bits), o->extended_l2);
+    p.g.data_file = o->data_file;
+    if (o->data_file_raw && p.prealloc == FMT_PREALLOC_OFF)      /* the file is the guest's disk: every cluster says so (1.081) */
+        p.prealloc = FMT_PREALLOC_METADATA;
     rc = check_size(&p, o->size, err);
     if (rc)
         return rc;
     uint64_t size = round_up(o->size, 512);
-    q2_plan_layout(&p, size, o->prealloc != FMT_PREALLOC_OFF);
+    q2_plan_layout(&p, size, p.prealloc != FMT_PREALLOC_OFF);
     if (p.rt_count << p.g.cluster_bits > Q2_RT_BYTES_MAX)
         return byre_fail(err, BAD_SIZE, "size: %" PRIu64 " bytes preallocated need a refcount table above 8 MiB; use a larger cluster_size or fewer refcount_bits", o->size);
     rc = fill_header(o, &p, size, err);
@@ -215,8 +225,8 @@ static void fill_l2(const struct q2_plan *p, uint64_t index, uint8_t *buf)
 {
     uint64_t per = 1ull << p->g.l2_bits;
     be64 *e = (be64 *)buf;
-    for (uint64_t i = 0, c = index * per; i < per && c < p->data_count; i++, c++) {
-        struct q2_l2e entry = { .kind = Q2_NORMAL, .copied = true, .host = (p->data_first + c) << p->g.cluster_bits };
+    for (uint64_t i = 0, c = index * per; i < per && c < p->mapped; i++, c++) {
+        struct q2_l2e entry = { .kind = Q2_NORMAL, .copied = true, .host = (p->g.data_file ? c : p->data_first + c) << p->g.cluster_bits };
         be64_put(&e[i], q2_l2e_encode(&p->g, &entry));
     }
 }

@@ -18,6 +18,7 @@ struct q2_plan {
     enum fmt_prealloc prealloc;
     /* first cluster and number of clusters of each part */
     uint64_t rt_first, rt_count, blocks_first, blocks_count, l1_first, l1_count, l2_first, l2_count, data_first, data_count;
+    uint64_t mapped;                 /* guest clusters that L2 tables name; they lie in `data`, or in the external data file */
     uint64_t clusters;               /* all of them: the file has clusters * cluster_size bytes */
 };
 

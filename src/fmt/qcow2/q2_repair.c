@@ -72,6 +72,8 @@ static uint64_t adjust_copied(const struct entry_pass *p, const struct q2_ref *r
 {
     if (!r->active || !has_copied(r) || !(raw & Q2_L2E_OFF))
         return raw;
+    if (p->k->g->data_file && r->kind != Q2_REF_L2)        /* its place is its own, whatever the counts of this file say */
+        return p->stages & STAGE_SET ? raw | Q2_E_COPIED : raw;
     bool one = q2_refs_wanted(p->k, (raw & Q2_L2E_OFF) >> p->k->g->cluster_bits) == 1;
     if (one)
         return p->stages & STAGE_SET ? raw | Q2_E_COPIED : raw;

@@ -151,7 +151,7 @@ static int write_zeros(struct co *co, struct q2_image *q, uint64_t off, uint64_t
     memset(buf, 0, PIECE);
     int r = 0;
     for (uint64_t done = 0; r == 0 && done < len; done += PIECE)
-        r = stor_write_buf(co, q->im.store, buf, min_u64(PIECE, len - done), off + done, 0);
+        r = stor_write_buf(co, q->im.data, buf, min_u64(PIECE, len - done), off + done, 0);
     free(buf);
     return r;
 }
@@ -161,8 +161,9 @@ static int prepare_host(struct co *co, struct q2_image *q, const struct fmt_writ
 {
     if (mode == FMT_PREALLOC_FULL)
         return write_zeros(co, q, w->host, w->len);
-    int r = q2_write_known_zero(w) ? 0 : stor_zero(co, q->im.store, w->host, w->len, 0);
-    return r < 0 || mode == FMT_PREALLOC_METADATA ? r : stor_preallocate(co, q->im.store, w->host, w->len);
+    bool zero = q->g.data_file || q2_write_known_zero(w);       /* q2_data_grow has seen to it */
+    int r = zero ? 0 : stor_zero(co, q->im.store, w->host, w->len, 0);
+    return r < 0 || mode == FMT_PREALLOC_METADATA ? r : stor_preallocate(co, q->im.data, w->host, w->len);
 }
 
 static int preallocate(struct co *co, struct q2_image *q, uint64_t from, uint64_t to, enum fmt_prealloc mode)
@@ -208,6 +209,8 @@ static int set_size(struct co *co, struct q2_image *q, uint64_t size, struct byr
 static int grow(struct co *co, struct q2_image *q, uint64_t size, enum fmt_prealloc mode, struct byre_err *err)
 {
     uint64_t old = q->h.size, cs = q->g.cluster_size;
+    if (q->im.data_raw)
+        mode = mode == FMT_PREALLOC_OFF ? FMT_PREALLOC_METADATA : mode;      /* the file is the guest's disk: every cluster says so (1.081) */
     if (mode != FMT_PREALLOC_OFF && q->im.has_backing)
         return byre_fail(err, NOT_SUPPORTED, "%s: preallocation=%s needs an image without a backing file", q->name, mode == FMT_PREALLOC_METADATA ? "metadata" : mode == FMT_PREALLOC_FALLOC ? "falloc" : "full");
     /* entries behind the old end were cut off by an earlier shrink, or held VM state: never to be exposed */
@@ -217,6 +220,9 @@ static int grow(struct co *co, struct q2_image *q, uint64_t size, enum fmt_preal
         r = meta_flush(co, q->meta);
     if (r < 0)
         return byre_fail_code(err, IO, r, "%s: space behind the end cannot be cleared", q->name);
+    r = q2_data_grow(co, q, old, size);
+    if (r < 0)
+        return byre_fail_code(err, IO, r, "%s: its data file cannot grow to %" PRIu64 " bytes", q->name, size);
     r = grow_l1(co, q, q2_l1_entries(&q->g, size), err);
     if (r < 0)
         return r;
@@ -248,6 +254,8 @@ static int shrink(struct co *co, struct q2_image *q, uint64_t size, struct byre_
         r = meta_flush(co, q->meta);
     if (r == 0)
         r = q2_alloc_trim(co, q);
+    if (r == 0)
+        r = q2_data_shrink(co, q, size);
     return r < 0 ? byre_fail_code(err, IO, r, "%s: the size is %" PRIu64 " now, but what was cut off is not freed yet", q->name, size) : 0;
 }
 

@@ -115,9 +115,35 @@ static int compressed_entry(struct co *co, struct walker *k, struct q2_ref *r)
     return rc ? rc : tell(co, k, r);
 }
 
+/* An entry that names a place in the external data file. Offset 0 is one when COPIED is set. */
+static int data_file_entry(struct co *co, struct walker *k, struct q2_ref *r)
+{
+    const struct q2_geom *g = k->w->g;
+    bool compressed = r->raw & Q2_E_COMPRESSED;
+    r->kind = compressed ? Q2_REF_COMPRESSED : r->raw & Q2_E_ZERO && !g->ext_l2 ? Q2_REF_ZERO : Q2_REF_DATA;
+    r->off = 0;                          /* nothing in the image itself */
+    r->bytes = g->cluster_size;
+    int rc = show(co, k, r);
+    if (rc)
+        return rc;
+    uint64_t place = r->raw & Q2_L2E_OFF;
+    if (!compressed && r->raw & L2E_RESERVED)
+        fault(k, Q2_WALK_RESERVED, r, 0);
+    if (!compressed && !place && !(r->raw & Q2_E_COPIED))
+        return 0;
+    r->off = place;
+    if (compressed || (r->active && place != r->index))
+        fault(k, Q2_WALK_DATA_FILE, r, 0);
+    if (k->w->v->data)
+        k->w->v->data(k->w->arg, r);
+    return 0;
+}
+
 static int l2_entry(struct co *co, struct walker *k, struct q2_ref *r)
 {
     const struct q2_geom *g = k->w->g;
+    if (g->data_file)
+        return data_file_entry(co, k, r);
     if (r->raw & Q2_E_COMPRESSED)
         return compressed_entry(co, k, r);
     bool zero = r->raw & Q2_E_ZERO && !g->ext_l2;

@@ -32,6 +32,7 @@ enum q2_walk_fault {
     Q2_WALK_UNALIGNED,         /* the offset is not a multiple of the cluster size (used as it stands) */
     Q2_WALK_COPIED_COMPRESSED, /* COPIED on a compressed cluster */
     Q2_WALK_ZERO_V2,           /* zero flag in a version 2 image */
+    Q2_WALK_DATA_FILE,         /* an entry that cannot be, because guest data lies in an external data file: compressed, or not at the guest's offset */
     Q2_WALK_READ,              /* a table could not be read: its references are missing */
     Q2_WALK_BAD_L1,            /* a snapshot's L1 table is misaligned or too large: its references are missing */
     Q2_WALK_BUDGET,            /* tables are referenced so often that walking them all would take without end: references are missing */
@@ -42,6 +43,8 @@ struct q2_visitor {
     int (*ref)(struct co *co, void *arg, const struct q2_ref *r);
     /* r: the entry concerned; its ref() follows if it has one. Cannot fail, must not suspend. */
     void (*fault)(void *arg, enum q2_walk_fault f, const struct q2_ref *r, int rc);
+    /* Images with an external data file: every mapping of it; counts nothing in the image. May be NULL. */
+    void (*data)(void *arg, const struct q2_ref *r);
     /* An L2 table begins; its entries follow. May be NULL. */
     void (*table)(void *arg, const struct q2_ref *r);
     /* Every L1 and L2 entry that is not 0, before its faults and its ref(); off may be 0. May be NULL. Not 0: as ref(). */

@@ -10,8 +10,8 @@
  *             W2  commit only sets words of a pinned slice: it cannot fail (fmt.h I3).
  *             W3  An entry goes without the data barrier only under Q23: whole host run known zero and settled, and
  *                 each cluster read as zeros before.
- *             W4  A kept zero cluster is filled only after every request that could still write into it in place has
- *                 left (zero_stamp, D3).
+ *             W4  A kept zero cluster, or any cluster of an external data file, is filled only after every request that
+ *                 could still write into it in place has left (zero_stamp, D3).
  * Order       Q1, Q2, Q4, Q11, Q23. Old clusters are dropped after the entry was set (Q9).
  * Concurrency begin, commit and abort do their work on the home loop (rt_call), the caller's data I/O stays on its own.
  * Failure     begin: -ENOSPC, -EIO, -ENOMEM with nothing held. abort gives the clusters back.
@@ -62,9 +62,11 @@ struct plan {
 };
 
 /* Decodes an entry that a write may act on: not one that names header, L1 or refcount table as its own data (M2). */
-static bool entry_ok(const struct q2_image *q, const struct meta_block *b, uint32_t index, struct q2_l2e *ret)
+static bool entry_ok(const struct q2_image *q, const struct meta_block *b, uint32_t index, uint64_t guest, struct q2_l2e *ret)
 {
-    return q2_entry_get(q, b, index, ret) && (need_of(ret) == NEED_CLUSTER || !q2_hits_metadata(q, ret->host));
+    if (!q2_entry_get(q, b, index, ret) || !q2_entry_fits(q, ret, guest))
+        return false;
+    return need_of(ret) == NEED_CLUSTER || q->g.data_file || !q2_hits_metadata(q, ret->host);
 }
 
 /* Looks at up to max entries from index on. -EUCLEAN: the first one is damaged. */
@@ -73,7 +75,7 @@ static int make_plan(const struct q2_image *q, const struct meta_block *b, uint3
     struct plan p = { .zero_all = true };
     for (p.n = 0; p.n < max; p.n++) {
         struct q2_l2e e;
-        if (!entry_ok(q, b, index + p.n, &e)) {
+        if (!entry_ok(q, b, index + p.n, guest + ((uint64_t)p.n << q->g.cluster_bits), &e)) {
             if (p.n)
                 break;
             return -EUCLEAN;
@@ -107,6 +109,8 @@ static int replan(const struct q2_image *q, const struct write_txn *t, uint64_t 
 static void fill_in(const struct q2_image *q, struct write_txn *t, const struct plan *p, uint64_t off, uint64_t len, struct fmt_write *w)
 {
     uint64_t cs = q->g.cluster_size, c0 = round_down(off, cs), end = c0 + t->n * cs;
+    if (q->g.data_file)                  /* it ends where the guest's disk ends */
+        end = min_u64(end, atomic_load_explicit(&q->im.size, memory_order_relaxed));
     w->off = off;
     w->len = min_u64(len, end - off);
     w->host = t->host + (off - c0);
@@ -137,10 +141,10 @@ static int reserve(struct co *co, struct q2_image *q, struct write_txn *t, uint6
         w->len = 0;
         return 0;
     }
-    if (p.need == NEED_KEPT_ZERO) {
+    if (p.need == NEED_KEPT_ZERO || q->g.data_file) {
         if (q->zero_stamped && !MUTANT(MUT_ZERO_NO_STAMP))
             epoch_wait_stamp(co, q->im.epoch, q->zero_stamp);       /* W4 */
-        t->host = p.host;
+        t->host = q->g.data_file ? c0 : p.host;
         t->n = p.n;
     } else {
         r = q2_alloc_take(co, q, p.n, &t->run);
@@ -208,6 +212,8 @@ int q2_write_begin(struct co *co, struct fmt_image *im, uint64_t off, uint64_t l
 void q2_drop_entry(struct q2_image *q, const struct q2_l2e *e)
 {
     uint32_t bits = q->g.cluster_bits;
+    if (q->g.data_file)
+        return;                          /* nothing in the data file is counted; whoever changed the entry punches */
     if (e->kind == Q2_NORMAL || e->kind == Q2_ZERO_ALLOC) {
         q2_alloc_drop(q, e->host >> bits, 1);
     } else if (e->kind == Q2_COMPRESSED) {

@@ -7,7 +7,8 @@
  * Invariants  Z1  The range lock is held while entries of the range change (fmt.h I2).
  *             Z2  A cluster never shows backing data after a discard (1.054).
  *             Z3  Space is kept (zero with a host offset) only for a cluster that is the image's own (COPIED).
- *             Z4  When space is kept, zero_stamp is set, so that no later fill meets an old in-place writer (D3).
+ *             Z4  When space is kept, zero_stamp is set, so that no later fill meets an old in-place writer (D3). In an external
+ *                 data file the place is the same for ever: the stamp is set always, and the punch is over before the lock goes.
  * Order       Entries rely on nothing new: no barrier before the tables. Q9, Q10.
  * Concurrency Works on the home loop, slice by slice; suspends for locks and loads between slices only.
  * Failure     What was done so far stays done: each cluster is old or zero.
@@ -15,6 +16,8 @@
  */
 #include "base/assert.h"
 #include "fmt/qcow2/q2_image.h"
+
+#define SLICE_WORDS_MAX 512u
 
 enum mode { MODE_DISCARD, MODE_ZERO_UNMAP, MODE_ZERO_KEEP };
 
@@ -41,21 +44,24 @@ static bool after(const struct q2_geom *g, const struct q2_l2e *e, enum mode mod
     return false;
 }
 
-static void change_slice(struct q2_image *q, const struct call *c, struct meta_block *b, uint32_t index, uint64_t off)
+/* gone: bit i is set when the i-th entry from here on gave its space up. */
+static void change_slice(struct q2_image *q, const struct call *c, struct meta_block *b, uint32_t index, uint64_t off, uint64_t *gone)
 {
     uint64_t cs = q->g.cluster_size, below_from = atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed);
-    for (; off < c->end && index < q->slice_entries; off += cs, index++) {
+    for (uint32_t i = 0; off < c->end && index < q->slice_entries; off += cs, index++, i++) {
         struct q2_l2e old, new;
-        if (!q2_entry_get(q, b, index, &old))
+        if (!q2_entry_get(q, b, index, &old) || !q2_entry_fits(q, &old, off))
             continue;                        /* a bad entry stays for check to see */
         if (!after(&q->g, &old, c->mode, off < below_from, &new))
             continue;
         q2_entry_set(q, b, index, &new);
-        if (new.kind == Q2_ZERO_ALLOC) {
+        if (new.kind == Q2_ZERO_ALLOC || q->g.data_file) {
             q->zero_stamp = epoch_stamp(q->im.epoch);                /* Z4 */
             q->zero_stamped = true;
-        } else {
+        }
+        if (new.kind != Q2_ZERO_ALLOC) {
             q2_drop_entry(q, &old);
+            gone[i / 64] |= (uint64_t)(old.kind == Q2_NORMAL || old.kind == Q2_ZERO_ALLOC) << (i % 64);
         }
     }
 }
@@ -79,9 +85,12 @@ static int work_slice(struct co *co, const struct call *c, uint64_t *off)
         r = q2_slice_own(co, q, *off, &b, &index);
         if (r == 0) {
             struct call part = *c;
+            uint64_t gone[SLICE_WORDS_MAX / 64] = { 0 };
             part.end = end;
-            change_slice(q, &part, b, index, *off);
+            change_slice(q, &part, b, index, *off, gone);
             meta_put(q->meta, b);
+            if (q->g.data_file && c->mode != MODE_ZERO_KEEP)
+                q2_data_punch(co, q, *off, gone, (uint32_t)div_up(end - *off, q->g.cluster_size));
         }
     }
     co_range_unlock(&q->locks, &lock);
@@ -112,10 +121,14 @@ static int run(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, en
 
 int q2_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags)
 {
+    if (im->data_raw)
+        return q2_data_raw_zero(co, q2_of(im), off, len, flags);
     return run(co, q2_of(im), off, len, flags & FMT_ZERO_UNMAP ? MODE_ZERO_UNMAP : MODE_ZERO_KEEP);
 }
 
 int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
 {
+    if (im->data_raw)
+        return q2_data_raw_discard(co, q2_of(im), off, len);
     return run(co, q2_of(im), off, len, MODE_DISCARD);
 }

@@ -185,9 +185,11 @@ static int raw_create_on_device(struct co *co, struct stor *store, uint64_t size
 static int raw_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err)
 {
     if (o->backing_file)
-        return byre_fail(err, BAD_OPTION, "%s: raw images cannot have a backing file", store->name);
+        return byre_fail(err, BAD_OPTION, "raw images cannot have a backing file");
     if (o->size > RAW_SIZE_MAX)
-        return byre_fail(err, BAD_SIZE, "%s: a size of %" PRIu64 " bytes is too large", store->name, o->size);
+        return byre_fail(err, BAD_SIZE, "a size of %" PRIu64 " bytes is too large", o->size);
+    if (!store)
+        return o->prealloc == FMT_PREALLOC_METADATA ? byre_fail(err, BAD_OPTION, "preallocation: 'metadata' does not exist for raw images") : 0;
     if (!store->traits.regular)
         return raw_create_on_device(co, store, o->size, err);
     int r = raw_set_length(co, store, 0, o->size, o->prealloc, err);
