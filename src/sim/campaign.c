@@ -315,7 +315,7 @@ static bool shorter(const struct sim_campaign *k, struct sim_case *c, unsigned i
         return false;
     t.workload.op[i].len /= 2;
     t.state[0] = 0;
-    if (!fails(k, &t))
+    if (!sim_workload_fits(&t.workload, sim_geom_find(c->geom)) || !fails(k, &t))
         return false;
     *c = t;
     return true;

@@ -16,6 +16,7 @@
 #include <libdeflate.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zstd.h>
 
 #include "base/assert.h"
 #include "base/checked.h"
@@ -46,12 +47,16 @@ static const struct sim_geom geoms[] = {
       .window = { { 0, 128 * K }, { 2 * M - 64 * K, 192 * K }, { 4 * M - 64 * K, 192 * K } }, .windows = 3, .zeros = true, .frontier = 32 * K,
       .no_holes = true, .beyond = true, .floor = 7500 },
     { .name = "c4k-rc1", .version = 3, .cluster_bits = 12, .refcount_order = 0, .size = 256 * K, .size_max = 384 * K,
-      .window = { { 0, 384 * K } }, .windows = 1, .backing = 200 * K, .frontier = 16 * K, .block = 512, .floor = 7500 },
+      .window = { { 0, 384 * K } }, .windows = 1, .backing = 200 * K, .packs = true, .frontier = 16 * K, .block = 512, .floor = 7500 },
     { .name = "c4k-comp", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
-      .window = { { 0, 320 * K } }, .windows = 1, .compressed = true, .snapshot = true, .zeros = true, .frontier = 32 * K, .one_write_space = true,
+      .window = { { 0, 320 * K } }, .windows = 1, .compressed = true, .packs = true, .snapshot = true, .zeros = true, .frontier = 32 * K, .one_write_space = true,
       .floor = 7500 },
     { .name = "c4k-comp1", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
-      .window = { { 0, 320 * K } }, .windows = 1, .compressed = true, .zeros = true, .frontier = 16 * K, .no_holes = true, .floor = 7500 },
+      .window = { { 0, 320 * K } }, .windows = 1, .compressed = true, .packs = true, .zeros = true, .frontier = 16 * K, .no_holes = true, .floor = 7500 },
+    { .name = "c512-comp", .version = 3, .cluster_bits = 9, .refcount_order = 3, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .backing = 64 * K, .compressed = true, .packs = true, .zeros = true, .frontier = 4 * K, .floor = 7500 },
+    { .name = "c64k-zstd", .version = 3, .cluster_bits = 16, .refcount_order = 4, .size = 1 * M, .size_max = 1280 * K,
+      .window = { { 0, 1280 * K } }, .windows = 1, .compressed = true, .packs = true, .zstd = true, .frontier = 256 * K, .no_holes = true, .floor = 7500 },
     { .name = "c4k-bitmap", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
       .window = { { 0, 256 * K } }, .windows = 1, .bitmap = true, .zeros = true, .frontier = 32 * K, .one_write_space = true, .floor = 7500 },
     { .name = "c64k-v2", .version = 2, .cluster_bits = 16, .refcount_order = 4, .size = 1 * M, .size_max = 1280 * K,
@@ -175,16 +180,26 @@ static uint64_t data_cluster(struct build *b, uint64_t guest, uint32_t gen)
     return c * b->cs;
 }
 
+static size_t compress(const struct build *b, const uint8_t *plain, uint8_t *out)
+{
+    if (b->g->zstd) {
+        size_t n = ZSTD_compress(out, b->cs / 2, plain, b->cs, 3);
+        return ZSTD_isError(n) ? 0 : n;
+    }
+    struct libdeflate_compressor *z = libdeflate_alloc_compressor(6);
+    size_t n = libdeflate_deflate_compress(z, plain, b->cs, out, b->cs / 2);
+    libdeflate_free_compressor(z);
+    return n;
+}
+
 /* Several compressed clusters share host clusters, none crosses into the next. */
 static uint64_t compressed_cluster(struct build *b, uint64_t guest, uint32_t gen)
 {
     uint8_t *plain = sim_mem_alloc(b->cs), *out = sim_mem_alloc(b->cs);
-    struct libdeflate_compressor *z = libdeflate_alloc_compressor(6);
     for (uint64_t i = 0; i < b->cs; i += SIM_SECTOR)
         sim_sector_fill(plain + i, gen, (guest + i) / SIM_SECTOR);
-    size_t n = libdeflate_deflate_compress(z, plain, b->cs, out, b->cs / 2);
+    size_t n = compress(b, plain, out);
     ASSERT(n);
-    libdeflate_free_compressor(z);
     if (b->comp_at + n > b->comp_end) {
         b->comp_at = take(b, 1) * b->cs;
         b->comp_end = b->comp_at + b->cs;
@@ -487,6 +502,10 @@ static uint64_t lay_out(struct build *b, uint64_t blocks)
         h.data_file = (char *)SIM_DATA_NAME;
         h.incompat |= Q2_INCOMPAT_DATA_FILE;
         h.autoclear |= g->data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0;
+    }
+    if (g->zstd) {
+        h.incompat |= Q2_INCOMPAT_COMPRESSION;
+        h.compression_type = 1;
     }
     header(b, &h);
     return blocks;

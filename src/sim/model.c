@@ -265,6 +265,16 @@ bool sim_model_live(const struct sim_model *m, uint64_t sector, uint32_t gen, ui
     return false;
 }
 
+uint32_t sim_model_list(const struct sim_model *m, uint64_t sector, uint64_t now, uint32_t *out, uint32_t max)
+{
+    const struct sim_cell *c = &m->cells[sector];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n && n < max; i++)
+        if (!overwritten(m, c, i, now))
+            out[n++] = c->v[i].gen;
+    return n;
+}
+
 void sim_model_describe(const struct sim_model *m, uint64_t sector, char *buf, size_t bytes)
 {
     size_t at = 0;

@@ -58,6 +58,9 @@ void sim_model_apply(struct sim_model *m, const struct sim_note *n);
 bool sim_model_allows(const struct sim_model *m, uint64_t sector, uint32_t gen);
 /* May a read that was issued at `issued` and has just ended have found this? */
 bool sim_model_live(const struct sim_model *m, uint64_t sector, uint32_t gen, uint64_t issued);
+/* The values that a read issued now may find, at most max: how many. A read that is under way for long may find one that a
+ * flush has ruled out for everybody who comes later. */
+uint32_t sim_model_list(const struct sim_model *m, uint64_t sector, uint64_t now, uint32_t *out, uint32_t max);
 /* "0 3 7": for messages. */
 void sim_model_describe(const struct sim_model *m, uint64_t sector, char *buf, size_t bytes);
 

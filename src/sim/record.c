@@ -99,14 +99,34 @@ static int do_write(struct co *co, struct run *u, const struct sim_wop *o)
     n->len = len;
     tell(u, n);
     struct iovec slot;
-    int r = graph_write(co, u->n, iov_one(&slot, buf, len), (uint64_t)o->off * SIM_SECTOR, 0);
+    int r = graph_write(co, u->n, iov_one(&slot, buf, len), (uint64_t)o->off * SIM_SECTOR, o->kind == 'c' ? GRAPH_COMPRESS : 0);
     int rc = ended(u, id, r, SIM_N_ACK, SIM_N_FAIL, "write");
     memset(buf, 0xee, len);              /* a write that is still reading it would show */
     free(buf);
     return rc;
 }
 
-/* Reads a range; every sector must be legal now. gens: NULL or one per sector. */
+/* What each sector of a range may hold when a read of it begins. */
+#define BEGAN_MAX 8u
+struct began { uint32_t n, gen[BEGAN_MAX]; };
+
+static struct began *read_begins(struct run *u, uint64_t off, uint64_t len, uint64_t now)
+{
+    struct began *b = sim_mem_alloc(len / SIM_SECTOR * sizeof *b);
+    for (uint64_t i = 0; i < len / SIM_SECTOR; i++)
+        b[i].n = sim_model_list(&u->model, off / SIM_SECTOR + i, now, b[i].gen, BEGAN_MAX);
+    return b;
+}
+
+static bool was_legal(const struct began *b, uint32_t gen)
+{
+    for (uint32_t i = 0; i < b->n; i++)
+        if (b->gen[i] == gen)
+            return true;
+    return false;
+}
+
+/* Reads a range; every sector must be legal at some time while that goes on. gens: NULL or one per sector. */
 static int read_range(struct co *co, struct run *u, uint64_t off, uint64_t len, uint32_t *gens)
 {
     uint64_t issued = sim_stamp(u->r->w);
@@ -114,6 +134,7 @@ static int read_range(struct co *co, struct run *u, uint64_t off, uint64_t len, 
     if (posix_memalign((void **)&buf, 4096, len))
         return -ENOMEM;
     struct iovec slot;
+    struct began *began = read_begins(u, off, len, issued);
     int r = graph_read(co, u->n, iov_one(&slot, buf, len), off), rc = 0;
     if (r < 0)
         rc = u->r->may_fail ? 0 : wrong(u, "read of sector %llu failed: %s", (unsigned long long)(off / SIM_SECTOR), strerror(-r));
@@ -123,12 +144,13 @@ static int read_range(struct co *co, struct run *u, uint64_t off, uint64_t len, 
         char legal[64];
         if (gens)
             gens[i] = gen;
-        if (sim_model_live(&u->model, s, gen, issued))
+        if (was_legal(&began[i], gen) || sim_model_live(&u->model, s, gen, issued))
             continue;
         sim_model_describe(&u->model, s, legal, sizeof legal);
         rc = wrong(u, "a read in the run found %u in sector %llu, legal: %s", gen, (unsigned long long)s, legal);
         break;
     }
+    sim_mem_free(began);
     free(buf);
     return r < 0 && rc == 0 ? -EAGAIN : rc;
 }
@@ -260,7 +282,8 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     if (!u->n)
         return 0;
     switch (o->kind) {
-    case 'w': return do_write(co, u, o);
+    case 'w':
+    case 'c': return do_write(co, u, o);
     case 'z':
     case 'u':
     case 'd': return do_clear(co, u, o, alone);

@@ -318,7 +318,7 @@ static int look(struct co *co, struct sim_verify *v, struct graph *g)
 
 /* ---- (f): the guest goes on ---- */
 
-static int probe(struct co *co, struct sim_verify *v, struct graph_node *n, uint64_t off, uint64_t len, uint32_t gen)
+static int probe(struct co *co, struct sim_verify *v, struct graph_node *n, uint64_t off, uint64_t len, uint32_t gen, unsigned flags)
 {
     struct iovec slot;
     uint8_t *buf = NULL;
@@ -339,7 +339,7 @@ static int probe(struct co *co, struct sim_verify *v, struct graph_node *n, uint
         note->off = off * SIM_SECTOR;
         note->len = len * SIM_SECTOR;
     }
-    int r = graph_write(co, n, iov_one(&slot, buf, len * SIM_SECTOR), off * SIM_SECTOR, 0);
+    int r = graph_write(co, n, iov_one(&slot, buf, len * SIM_SECTOR), off * SIM_SECTOR, flags);
     if (v->w->trace)
         sim_trace_note(v->w->trace, SIM_N_ACK, sim_stamp(v->w))->id = gen;
     free(buf);
@@ -366,12 +366,15 @@ static int three_probes(struct co *co, struct sim_verify *v, struct graph_node *
     uint64_t c = (1ull << g->cluster_bits) / SIM_SECTOR, end = min_u64(v->size, g->window[0].len) / SIM_SECTOR;
     uint64_t half = g->window[0].len / 2 / SIM_SECTOR, off, len;
     uint64_t spot = half + prng_below(&v->rng, half);
-    int r = probe(co, v, n, spot, 1 + prng_below(&v->rng, c), 1000);                 /* nothing there, mostly */
+    int r = probe(co, v, n, spot, 1 + prng_below(&v->rng, c), 1000, 0);                 /* nothing there, mostly */
     crashed_range(v, &off, &len);
     if (r == 0)
-        r = probe(co, v, n, off + prng_below(&v->rng, len), 1 + prng_below(&v->rng, c), 1001);
-    if (r == 0)
-        r = probe(co, v, n, prng_below(&v->rng, end), 1 + prng_below(&v->rng, 2 * c), 1002);
+        r = probe(co, v, n, off + prng_below(&v->rng, len), 1 + prng_below(&v->rng, c), 1001, 0);
+    bool pack = g->packs && end > 2 * c && prng_one_in(&v->rng, 2);
+    if (r == 0 && pack)
+        r = probe(co, v, n, round_down(prng_below(&v->rng, end - 2 * c), c), c, 1002, GRAPH_COMPRESS);
+    else if (r == 0)
+        r = probe(co, v, n, prng_below(&v->rng, end), 1 + prng_below(&v->rng, 2 * c), 1002, 0);
     return r;
 }
 

@@ -20,7 +20,7 @@
 
 /* ---- text ---- */
 
-static bool has_range(char kind) { return strchr("wzudp", kind) != NULL; }
+static bool has_range(char kind) { return strchr("wczudp", kind) != NULL; }
 
 static int parse_op(const char *s, struct sim_wop *op)
 {
@@ -31,7 +31,7 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wzudfsorpt", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorpt", kind))
         return -EINVAL;
     s += n;
     n = 0;
@@ -98,6 +98,9 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
         const struct sim_wop *o = &l->op[i];
         if (has_range(o->kind) && (!range_inside(o->off, o->len, size) || !in_window(g, o)))
             return false;
+        uint32_t c = (uint32_t)((1ull << g->cluster_bits) / SIM_SECTOR);
+        if (o->kind == 'c' && (o->off % c || (o->len % c && o->off + o->len != size)))
+            return false;
         bool request = has_range(o->kind) || o->kind == 'f';
         if ((o->beside || o->behind) && !request)
             return false;
@@ -157,6 +160,15 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
     letter(&a, 'd', 4 * c, c);
     letter(&a, 'd', 0, 16 * c < half ? 16 * c : half);
     letter(&a, 'd', cross - 2 * c, 4 * c);
+    if (g->packs) {
+        letter(&a, 'c', 0, c);
+        letter(&a, 'c', 1 * c, 2 * c);           /* nothing there, data */
+        letter(&a, 'c', 4 * c, c);               /* compressed */
+        letter(&a, 'c', 2 * c, 6 * c);           /* across all kinds */
+        letter(&a, 'c', half + c, 4 * c);
+        letter(&a, 'c', cross - 2 * c, 4 * c);   /* across two tables */
+        letter(&a, 'c', end - c, c);
+    }
     letter(&a, 'f', 0, 0);
     letter(&a, 'o', 0, 0);
     letter(&a, 'r', 0, 0);
@@ -201,6 +213,15 @@ static const char *const templates[] = {
     "u a; t; w b; ~ d b; w c; f",
     "w a; w b; f; d a; d b; t; f; w c; w a; f",
     "w b; d a; f; t; w c; f; r; w a; f",
+    /* compressed clusters; plain writes where there are none */
+    "c a; f; c a; w b; w c; f",                          /* H3: rewritten, and the old place wanted at once */
+    "c a; f; c a; t; w b; ~ f; w c; f; t",
+    "c b; c c; f; w b; d c; t; w a; f; t; w b; f",
+    "c b; d b; f; t; w c; f; c b; f",                    /* all pieces go while their cluster is being filled */
+    "c b; w b; f; t; w c; w a; c b; f; t; w c; f",
+    "~ c b; ~ c c; d b; f; t; c b; f",
+    "c a; ~ p a; c a; f; t; c b; f; p b",
+    "~ c b; ~ c c; f; o; c b; f; d c; f; t; w c; f",
 };
 
 static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
@@ -229,7 +250,7 @@ static void from_template(const struct sim_geom *g, struct prng *p, struct sim_w
         char kind = *t, name = t[1] == ' ' ? t[2] : 0;
         if (name)
             op = (struct sim_wop){ .behind = op.behind, .off = name == 'a' ? a.off : name == 'b' ? b.off : c.off, .len = name == 'a' ? a.len : name == 'b' ? b.len : c.len };
-        op.kind = kind;
+        op.kind = kind == 'c' && !g->packs ? 'w' : kind;
         if (kind == 'w' && prng_one_in(p, 4))
             op.len = 1 + (uint32_t)prng_below(p, op.len);
         push(l, op);
@@ -242,8 +263,10 @@ static struct sim_wop any_op(const struct sim_geom *g, struct prng *p, const str
     struct sim_wop op = abc[prng_below(p, n)];
     if (has_range(op.kind) && prng_one_in(p, 2)) {       /* the same at another place, of another length */
         op.len = (uint32_t)(prng_one_in(p, 2) ? c * (1 + prng_below(p, 4)) : 1 + prng_below(p, 2 * c));
+        if (op.kind == 'c')
+            op.len = (uint32_t)round_up(op.len, c);
         op.off = (uint32_t)prng_below(p, end - op.len);
-        if (prng_one_in(p, 2))
+        if (op.kind == 'c' || prng_one_in(p, 2))
             op.off = (uint32_t)round_down(op.off, c);
     }
     return op;

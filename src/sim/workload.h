@@ -5,7 +5,7 @@
  *   w OFF LEN    write            z OFF LEN   zeros               u OFF LEN   zeros, space may be given back
  *   d OFF LEN    discard          f           flush               s SIZE      resize
  *   o            close and open   r           close, repair, open p OFF LEN   read and compare
- *   t            time passes
+ *   c OFF LEN    compressed write of whole clusters            t            time passes
  *   "& " in front: at the same time as the operation before it. "~ " in front: nobody waits for it before the end, or
  *   before the next s, o or r. Offsets, lengths and sizes in sectors of 512 bytes.
  *   Operations are separated by ';'.

@@ -33,6 +33,7 @@ static struct {
     uint8_t next;
     unsigned fault_one_in;               /* 0: nothing fails */
     unsigned faults;
+    bool packs;                          /* compressed clusters are written */
     bool device;                         /* of a fixed length, mostly too small for the whole disk */
     uint64_t size, size_other;           /* bytes; other: a resize to it failed, it may be the one after a crash */
     uint8_t *snapshot; uint64_t snapshot_size, snapshot_l1;      /* NULL: none. What it must hold for ever */
@@ -92,7 +93,7 @@ static int chaos_hook(struct co *co, char what, uint64_t off, uint64_t len, cons
 
 /* ---- guests ---- */
 
-enum kind { WRITE, ZERO_KEEP, ZERO_UNMAP, DISCARD, BEGIN_ABORT, READ, FLUSH };
+enum kind { WRITE, COMPRESS, ZERO_KEEP, ZERO_UNMAP, DISCARD, BEGIN_ABORT, READ, FLUSH };
 struct op { struct q2_image *q; enum kind kind; uint64_t off, len; uint8_t fill; int r; struct co_group *group; uint8_t *buf; };
 
 static bool changes(const struct op *o) { return o->kind < BEGIN_ABORT; }
@@ -113,6 +114,8 @@ static int op_run(struct co *co, struct op *o)
     switch (o->kind) {
     case WRITE:
         return g_write(co, o->q, o->off, o->len, o->fill);
+    case COMPRESS:
+        return g_compress(co, o->q, o->off, o->len, o->fill);
     case ZERO_KEEP:
     case ZERO_UNMAP:
         return q2_zero(co, &o->q->im, o->off, o->len, o->kind == ZERO_UNMAP ? FMT_ZERO_UNMAP : 0);
@@ -139,7 +142,7 @@ static void op_co(struct co *co, void *arg)
 
 static struct op random_op(struct q2_image *q)
 {
-    static const enum kind kinds[] = { WRITE, WRITE, WRITE, WRITE, WRITE, ZERO_KEEP, ZERO_UNMAP, DISCARD, DISCARD, BEGIN_ABORT, READ, READ, FLUSH };
+    static const enum kind kinds[] = { WRITE, WRITE, WRITE, WRITE, WRITE, COMPRESS, COMPRESS, COMPRESS, ZERO_KEEP, ZERO_UNMAP, DISCARD, DISCARD, BEGIN_ABORT, READ, READ, FLUSH };
     uint64_t cs = chaos.make.cluster_size, clusters = div_up(chaos.size, cs);
     struct op o = { .q = q, .kind = kinds[below(sizeof kinds / sizeof kinds[0])] };
     uint64_t first = below(2) ? below(clusters) : below(min_u64(clusters, 8)), n = 1 + below(below(4) ? 2 : below(8) ? 12 : 300);
@@ -150,7 +153,9 @@ static struct op random_op(struct q2_image *q)
         o.off += s * SECTOR;
         o.len = (1 + below(o.len / SECTOR - s)) * SECTOR;
     }
-    if (o.kind == WRITE)
+    if (o.kind == COMPRESS && !chaos.packs)
+        o.kind = WRITE;
+    if (o.kind == WRITE || o.kind == COMPRESS)
         o.fill = chaos.next = chaos.next % 250 + 1;
     o.buf = o.kind == READ ? malloc(o.len) : NULL;
     return o;
@@ -281,9 +286,10 @@ static bool change_size(struct co *co, struct q2_image *q)
 
 /* ---- a snapshot, made as the specification says, without faults ---- */
 
-static int share(struct co *co, struct q2_image *q, uint64_t host)
+static int share(struct co *co, struct q2_image *q, uint64_t host, uint64_t len)
 {
-    return q2_refs_add(co, q, host >> q->g.cluster_bits, 1, 1);
+    uint64_t first = host >> q->g.cluster_bits, last = (host + len - 1) >> q->g.cluster_bits;
+    return q2_refs_add(co, q, first, last - first + 1, 1);
 }
 
 static int share_table(struct co *co, struct q2_image *q, uint64_t guest)
@@ -300,7 +306,7 @@ static int share_table(struct co *co, struct q2_image *q, uint64_t guest)
             e.copied = false;
             q2_entry_set(q, b, i, &e);
             meta_put(q->meta, b);
-            r = share(co, q, e.host);
+            r = share(co, q, e.host, e.kind == Q2_COMPRESSED ? e.comp_bytes : 1);
         } else {
             meta_put(q->meta, b);
         }
@@ -310,7 +316,8 @@ static int share_table(struct co *co, struct q2_image *q, uint64_t guest)
 
 static void take_snapshot(struct co *co)
 {
-    if (chaos.make.refcount_bits == 1 || chaos.snapshot || chaos.device)
+    bool narrow = chaos.make.refcount_bits < (chaos.packs ? 8 : 2);      /* a snapshot doubles what a shared cluster counts */
+    if (narrow || chaos.snapshot || chaos.device)
         return;
     struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 64 * chaos.make.cluster_size });
     struct q2_l1 *l1 = atomic_load(&q->l1);
@@ -322,7 +329,7 @@ static void take_snapshot(struct co *co)
         if (!raw)
             continue;
         CHECK_EQ(share_table(co, q, i * q2_l2_span(&q->g)), 0);
-        CHECK_EQ(share(co, q, raw & Q2_L1E_OFF), 0);
+        CHECK_EQ(share(co, q, raw & Q2_L1E_OFF, 1), 0);
         meta_region_set(q->meta, &q->l1_region, i, raw & ~Q2_E_COPIED);
     }
     uint8_t buf[64] = { 0 };
@@ -350,21 +357,35 @@ static void take_snapshot(struct co *co)
     memcpy(chaos.after, chaos.now, sizeof chaos.now);
 }
 
+/* One compressed cluster of the disk's bytes. */
+static bool unpack(const struct q2_geom *g, uint64_t entry, uint8_t *out)
+{
+    uint64_t host = entry & g->coff_mask, len = ((entry >> g->csize_shift & g->csize_mask) + 1) * 512 - host % 512;
+    return host + len <= DISK_CAP && q2_decompress(NULL, 0, disk.bytes + host, len, out, g->cluster_size) == 0;
+}
+
 /* Read from the bytes of the disk, by nothing but the specification. */
 static bool snapshot_holds(void)
 {
     struct q2_geom g = q2_geom_make(chaos.make.version, (uint32_t)__builtin_ctzll(chaos.make.cluster_size), 4, false);
-    for (uint64_t at = 0; chaos.snapshot && at < chaos.snapshot_size; at += SECTOR) {
+    uint8_t *plain = malloc(g.cluster_size);
+    bool ok = true;
+    for (uint64_t at = 0; ok && chaos.snapshot && at < chaos.snapshot_size; at += SECTOR) {
         uint64_t l2 = be64_get(disk_be64(chaos.snapshot_l1 + 8 * q2_l1_index(&g, at))) & Q2_L1E_OFF;
         uint64_t e = l2 ? be64_get(disk_be64(l2 + 8 * q2_l2_index(&g, at))) : 0, host = e & Q2_L2E_OFF;
         static const uint8_t zeros[SECTOR];
         const uint8_t *p = host && !(g.zero_clusters && e & Q2_E_ZERO) ? disk.bytes + host + q2_in_cluster(&g, at) : zeros;
-        if (host >= DISK_CAP || memcmp(p, chaos.snapshot + at, SECTOR)) {
-            fprintf(stderr, "the snapshot differs at %llu\n", (unsigned long long)at);
-            return false;
+        if (e & Q2_E_COMPRESSED) {
+            ok = unpack(&g, e, plain);
+            host = 0;
+            p = plain + q2_in_cluster(&g, at);
         }
+        ok = ok && host < DISK_CAP && !memcmp(p, chaos.snapshot + at, SECTOR);
+        if (!ok)
+            fprintf(stderr, "the snapshot differs at %llu\n", (unsigned long long)at);
     }
-    return true;
+    free(plain);
+    return ok;
 }
 
 /* ---- verification ---- */
@@ -502,6 +523,7 @@ static bool run(struct co *co, uint64_t seed)
         chaos.make.refcount_bits = widths[below(7)];
     chaos.make.size = min_u64(chaos.make.cluster_size * (40 + below(below(4) ? 400 : 4000)), SECTORS_MAX * SECTOR);
     chaos.sectors = chaos.make.size / SECTOR;
+    chaos.packs = below(3) > 0;
     chaos.size = chaos.make.size = below(3) ? chaos.make.size : SECTOR * (1 + below(chaos.sectors));
     chaos.size_other = 0;
     free(chaos.snapshot);
