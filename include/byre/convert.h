@@ -20,6 +20,7 @@ enum {
     BYRE_CONVERT_TARGET_ZERO = 1u << 3,  /* the target is known to read as zeros: write none */
     BYRE_CONVERT_PRE_ZERO = 1u << 4,     /* the old content of the target may be zeroed first, if that is cheap */
     BYRE_CONVERT_BACKED = 1u << 5,       /* the target has a backing image: what it supplies already is left out */
+    BYRE_CONVERT_COMPRESS = 1u << 6,     /* the target stores its clusters compressed */
 };
 
 struct byre_convert_opts {
@@ -33,6 +34,9 @@ struct byre_convert_opts {
     /* A range of the sources that became zeros (SALVAGE). From an I/O thread; may be NULL; must not block. */
     void (*salvaged)(void *arg, uint64_t off, uint64_t len, int error);
     void *arg;
+    /* COMPRESS: 1 (fast) and up, zlib to 12, zstd to 22; 0: fast, and with zlib no larger than other programs make it */
+    unsigned compress_level;
+    int compress_small_window;   /* 1: zlib matches reach back 4 KiB at most, for readers that keep no more */
 };
 BYRE_DEFINE_INIT(byre_convert_opts)
 

@@ -29,7 +29,7 @@
 
 struct opts {
     struct common common;
-    char *format, *target_format, *cache, *src_cache, *backing, *backing_format, *sparse, *rate, *parallel;
+    char *format, *target_format, *cache, *src_cache, *backing, *backing_format, *sparse, *rate, *parallel, *compress_level, *compress_window;
     struct opt_list options;
     bool image_opts, target_image_opts, target_is_zero, force_share, offload, compress, quiet, no_create, out_of_order, salvage, progress_on;
     int progress;
@@ -51,7 +51,9 @@ static const struct opt_row rows[] = {
     { "parallel", 'm', OPT_STR, OPT_AT(struct opts, parallel), .arg = "N", .help = "requests at the same time, 1 to 16 [8]" },
     { "out-of-order", 'W', OPT_BOOL, OPT_AT(struct opts, out_of_order), .help = "write to the target in any order" },
     { "copy-range", 'C', OPT_BOOL, OPT_AT(struct opts, offload), .help = "let the kernel copy where it can" },
-    { "compress", 'c', OPT_BOOL, OPT_AT(struct opts, compress), .help = "compress the target (not supported yet)" },
+    { "compress", 'c', OPT_BOOL, OPT_AT(struct opts, compress), .help = "store the target compressed" },
+    { "compress-level", 0, OPT_STR, OPT_AT(struct opts, compress_level), .arg = "N", .help = "with -c: 1 is fast, 12 (zlib) or 22 (zstd) small" },
+    { "compress-window", 0, OPT_STR, OPT_AT(struct opts, compress_window), .arg = "SIZE", .help = "with -c and zlib: how far matches reach back, 4k or 32k [32k]" },
     { "rate-limit", 'r', OPT_STR, OPT_AT(struct opts, rate), .arg = "SIZE", .help = "bytes per second" },
     { "salvage", 0, OPT_BOOL, OPT_AT(struct opts, salvage), .help = "what cannot be read becomes zeros, with a warning" },
     { "snapshot", 'l', OPT_STR, .flags = OPT_LATER, .arg = "SNAPSHOT", .help = "copy an internal snapshot" },
@@ -68,7 +70,7 @@ static const struct opt_row rows[] = {
 struct convert {
     struct run *r;
     const struct opts *o;
-    uint64_t sparse, rate, parallel;
+    uint64_t sparse, rate, parallel, level, window;
     int cache, src_cache;
     unsigned source_count;
     struct byre_image **sources;
@@ -111,13 +113,17 @@ static int check_compress(struct convert *c)
 {
     const char *format = c->o->target_format ? c->o->target_format : "raw";
     if (!c->o->compress)
-        return 0;
-    if (strcmp(format, "qcow2") != 0)
+        return c->o->compress_level || c->o->compress_window ? run_fail(c->r, "--compress-level and --compress-window need -c") : 0;
+    if (c->o->compress_level && (size_parse(c->o->compress_level, &c->level) || c->level < 1 || c->level > 22))
+        return run_fail(c->r, "Invalid compression level '%s': it must be between 1 and 22", c->o->compress_level);
+    if (c->o->compress_window && (size_parse(c->o->compress_window, &c->window) || (c->window != 4096 && c->window != 32768)))
+        return run_fail(c->r, "Invalid compression window '%s': it must be 4k or 32k", c->o->compress_window);
+    if (!c->o->no_create && strcmp(format, "qcow2") != 0)
         return run_fail(c->r, "Compression is not possible in the format %s", format);
     for (size_t i = 0; i < c->o->options.count; i++)
         if (strstr(c->o->options.items[i], "preallocation=") && !strstr(c->o->options.items[i], "preallocation=off"))
             return run_fail(c->r, "Compression and preallocation exclude one another");
-    return run_fail(c->r, "option '-c' is not supported yet");
+    return 0;
 }
 
 static int check_target_options(struct convert *c)
@@ -212,6 +218,9 @@ static int copy(struct convert *c)
     co.flags = (o->out_of_order ? BYRE_CONVERT_OUT_OF_ORDER : 0) | (o->offload ? BYRE_CONVERT_OFFLOAD : 0) |
                (o->salvage ? BYRE_CONVERT_SALVAGE : 0) | (c->backed ? BYRE_CONVERT_BACKED : 0) |
                (o->target_is_zero || (c->target.reads_zero && !c->backed) ? BYRE_CONVERT_TARGET_ZERO : c->backed ? 0 : BYRE_CONVERT_PRE_ZERO);
+    co.flags |= o->compress ? BYRE_CONVERT_COMPRESS : 0;
+    co.compress_level = (unsigned)c->level;
+    co.compress_small_window = c->window == 4096;
     co.parallel = (unsigned)c->parallel;
     co.sparse_bytes = c->sparse;
     co.rate_bytes = c->rate;

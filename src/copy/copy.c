@@ -33,6 +33,8 @@ struct copying {
     struct status_ahead *ahead;
     bool target_zero;
     uint64_t min_sparse;
+    struct pack_place place;             /* unit 0: nothing is compressed */
+    struct fmt_encoding encoding;
     uint64_t pos, total, done, done_told;
     /* the wanted range and the status extent that pos is in */
     uint64_t want_start, want_end, ext_end;
@@ -93,6 +95,18 @@ static int look_at_target(struct co *co, struct copying *c, uint64_t *len)
     return 0;
 }
 
+/* The extent at pos ends with a cluster of the target; where it cannot, the cluster is data. Returns its length. */
+static uint64_t fit_clusters(struct copying *c, uint64_t len)
+{
+    bool mixed;
+    len = pack_extent(&c->place, c->job->target_off + c->pos, len, c->ext_kind == KIND_DATA && !c->ext_skip, &mixed);
+    if (mixed) {
+        c->ext_kind = KIND_DATA;
+        c->ext_skip = false;
+    }
+    return min_u64(len, c->total - c->pos);
+}
+
 /* Learns what the source has at pos. */
 static int find_extent(struct co *co, struct copying *c)
 {
@@ -113,6 +127,8 @@ static int find_extent(struct co *co, struct copying *c)
         if (r)
             return r;
     }
+    if (c->place.unit)
+        len = fit_clusters(c, len);
     c->ext_end = c->pos + len;
     return 0;
 }
@@ -130,7 +146,7 @@ static uint64_t piece_len(const struct copying *c)
     if (is_data(c))
         most = c->w.piece_bytes - ((c->job->target_off + c->pos) & (c->w.piece_bytes - 1));
     if (c->job->rate && is_data(c))
-        most = min_u64(most, round_up(max_u64(c->job->rate / 8, SECTOR), SECTOR));
+        most = min_u64(most, round_up(max_u64(c->job->rate / 8, SECTOR), max_u64(SECTOR, c->place.unit)));
     return min_u64(len, most);
 }
 
@@ -210,9 +226,12 @@ static int take_turn(struct co *co, const struct copying *c, struct worker *wk)
 static int put_data(struct co *co, struct copying *c, struct worker *wk, const uint8_t *buf, uint64_t pos, uint64_t len)
 {
     struct iovec slot;
+    struct pack_bytes b = { buf, c->job->target_off + pos, len };
     int r = take_turn(co, c, wk);
-    if (!r)
-        r = graph_write(co, c->job->target, iov_one(&slot, buf, len), c->job->target_off + pos, 0);
+    if (!r && c->place.unit)
+        r = pack_write(co, &c->place, &wk->packed, &b);
+    else if (!r)
+        r = graph_write(co, c->job->target, iov_one(&slot, buf, len), b.at, 0);
     if (!r)
         count(&c->written, len);
     return r;
@@ -239,7 +258,9 @@ static int put_range(struct co *co, struct copying *c, struct worker *wk, uint64
         const uint8_t *buf = wk->buf[0] + from;
         uint64_t pos = wk->piece.pos + from, run = to - from;
         bool zero = false;
-        if (c->min_sparse)
+        if (c->min_sparse && c->place.unit)
+            run = pack_run(&c->place, buf, run, c->job->target_off + pos, &zero);
+        else if (c->min_sparse)
             run = sparse_run(buf, run, c->job->target_off + pos, c->min_sparse, &zero);
         int r = zero ? put_zeros(co, c, wk, pos, run) : put_data(co, c, wk, buf, pos, run);
         if (r) {
@@ -283,12 +304,18 @@ static int tell_salvaged(struct co *co, void *arg)
     return 0;
 }
 
+/* With COPY_COMPRESS a cluster may hold the end of one source and the beginning of the next. */
 static int read_part(struct co *co, struct copying *c, uint8_t *buf, uint64_t pos, uint64_t len)
 {
-    struct iovec slot;
-    uint64_t off, left;
-    const struct copy_part *part = reader_at(&c->rd, pos, &off, &left);
-    return graph_read(co, part->node, iov_one(&slot, buf, len), off);
+    int r = 0;
+    for (uint64_t n; len && !r; buf += n, pos += n, len -= n) {
+        struct iovec slot;
+        uint64_t off, left;
+        const struct copy_part *part = reader_at(&c->rd, pos, &off, &left);
+        n = min_u64(len, left);
+        r = graph_read(co, part->node, iov_one(&slot, buf, n), off);
+    }
+    return r;
 }
 
 /* Reads in small steps, and where one fails sector by sector: zeros for the sectors that cannot be read. */
@@ -348,28 +375,46 @@ static int offload(struct co *co, struct copying *c, struct worker *wk)
     return r;
 }
 
+/* Before the turn of the piece comes (pack.c I1). */
+static int encode_piece(struct co *co, struct copying *c, struct worker *wk)
+{
+    struct pack_bytes b = { wk->buf[0], c->job->target_off + wk->piece.pos, wk->piece.len };
+    return c->place.unit ? pack_encode(co, &c->place, &c->encoding, &b, &wk->packed) : 0;
+}
+
 static int copy_data(struct co *co, struct copying *c, struct worker *wk)
 {
     int r = c->job->flags & COPY_OFFLOAD ? offload(co, c, wk) : 0;
     if (r || !wk->piece.len)
         return r;
     r = read_piece(co, c, wk);
+    if (!r)
+        r = encode_piece(co, c, wk);
     if (r)
         return r;
     return c->job->flags & COPY_BACKED ? put_differences(co, c, wk) : put_range(co, c, wk, 0, wk->piece.len);
 }
 
-static int copy_piece(struct co *co, void *ctx, struct worker *wk)
+static int put_blank(struct co *co, struct copying *c, struct worker *wk)
 {
-    struct copying *c = ctx;
-    if (wk->piece.kind == KIND_DATA)
-        return copy_data(co, c, wk);
-    if (wk->piece.kind == KIND_ZERO && c->min_sparse)
-        return put_zeros(co, c, wk, wk->piece.pos, wk->piece.len);
     memset(wk->buf[0], 0, wk->piece.len);
+    int r = encode_piece(co, c, wk);
+    if (r)
+        return r;
     if (wk->piece.kind == KIND_BLANK)
         return put_differences(co, c, wk);
     return put_data(co, c, wk, wk->buf[0], wk->piece.pos, wk->piece.len);
+}
+
+static int copy_piece(struct co *co, void *ctx, struct worker *wk)
+{
+    struct copying *c = ctx;
+    if (wk->piece.kind == KIND_ZERO && c->min_sparse)
+        return put_zeros(co, c, wk, wk->piece.pos, wk->piece.len);
+    wk->packed = (struct packed){ .e = NULL };
+    int r = wk->piece.kind == KIND_DATA ? copy_data(co, c, wk) : put_blank(co, c, wk);
+    packed_fini(&wk->packed);
+    return r;
 }
 
 /* ---- the job ---- */
@@ -422,6 +467,10 @@ static int check_job(const struct copying *c, struct byre_err *err)
         return byre_fail(err, BAD_ARGUMENT, "%" PRIu64 ": the shortest run of zeros must be a multiple of %u", job->min_sparse, SECTOR);
     if (job->flags & COPY_BACKED && job->flags & COPY_TARGET_ZERO)
         return byre_fail(err, BAD_ARGUMENT, "%s: cannot both hide a backing image and be all zeros", graph_filename(job->target));
+    if (job->flags & COPY_COMPRESS && job->flags & COPY_OFFLOAD)
+        return byre_fail(err, BAD_ARGUMENT, "%s: what the kernel copies cannot be compressed", graph_filename(job->target));
+    if (job->flags & COPY_COMPRESS && !graph_format(job->target)->encode)
+        return byre_fail(err, NOT_SUPPORTED, "%s: the format %s does not compress", graph_filename(job->target), graph_format(job->target)->name);
     if (graph_read_only(job->target))
         return byre_fail(err, READ_ONLY, "%s: is open read-only", graph_filename(job->target));
     if (!range_inside(job->target_off, c->total, have))
@@ -443,6 +492,14 @@ static int tell_failure(const struct copying *c, int r, struct byre_err *err)
     return byre_fail_code(err, IO, r, "%s: cannot %s at offset %" PRIu64, name, c->fail_read ? "read" : "write", off);
 }
 
+static void prepare_packing(struct copying *c)
+{
+    c->place = (struct pack_place){ c->job->target, graph_image(c->job->target)->granule, graph_length(c->job->target) };
+    c->encoding = c->job->encoding;
+    c->encoding.leave_zeros = c->min_sparse != 0;
+    c->w.piece_bytes = (uint32_t)max_u64(c->w.piece_bytes, c->place.unit);
+}
+
 static int run_checked(struct co *co, struct copying *c, struct byre_err *err)
 {
     static const struct window_ops ops = { next_piece, copy_piece, piece_over };
@@ -451,6 +508,8 @@ static int run_checked(struct co *co, struct copying *c, struct byre_err *err)
     int r = window_init(&c->w, job->workers, job->piece_bytes, err);
     if (r)
         return r;
+    if (job->flags & COPY_COMPRESS)
+        prepare_packing(c);
     prepare_target(co, c);
     if (job->progress)
         job->progress(job->arg, 0, c->total);

@@ -8,8 +8,8 @@
  *                 copied (with COPY_SALVAGE: or as zeros where a read error was reported), and, unless
  *                 COPY_NO_FLUSH, is durable (DESIGN D8).
  *             I2  Bytes outside the selected ranges are never written. A range is written at most once.
- *             I3  Memory: workers * piece_bytes of buffers (twice that with COPY_BACKED and when comparing), whatever
- *                 the size of the images.
+ *             I3  Memory: workers * piece_bytes of buffers (once more with COPY_BACKED and when comparing, and once more
+ *                 with COPY_COMPRESS), whatever the size of the images. With COPY_COMPRESS a piece is a cluster at least.
  *             I4  Without COPY_OUT_OF_ORDER pieces are written in rising order of offset, one at a time.
  *             I5  Nothing is written after a piece has failed or the job was cancelled, but what was in flight ends first.
  * Order       One flush of the target behind everything. Nothing else is ordered.
@@ -37,6 +37,7 @@ enum {
     COPY_BACKED = 1u << 5,            /* the target hides a backing image: what that supplies already is left out (convert -B) */
     COPY_NO_FLUSH = 1u << 6,          /* the caller flushes */
     COPY_NO_SPREAD = 1u << 7,         /* all pieces on the job's loop */
+    COPY_COMPRESS = 1u << 8,          /* clusters are stored compressed; what does not fill one is written plain (convert -c) */
 };
 
 #define COPY_WORKERS_DEFAULT 8
@@ -64,6 +65,7 @@ struct copy_job {
     uint32_t piece_bytes;             /* longest piece; 0 = default; a power of two, 64 KiB..COPY_PIECE_MAX */
     uint64_t min_sparse;              /* runs of zeros at least this long are not stored; multiple of 512; 0 = store everything */
     uint64_t rate;                    /* bytes per second; 0 = no limit */
+    struct fmt_encoding encoding;     /* COPY_COMPRESS */
     /* hooks; each may be NULL */
     void (*progress)(void *arg, uint64_t done, uint64_t total);
     void (*salvaged)(void *arg, uint64_t off, uint64_t len, int error);   /* this range could not be read; off as in select */

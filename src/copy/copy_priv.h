@@ -5,6 +5,7 @@
  *   window.c   workers on all loops that take pieces from one place: order, errors, cancellation
  *   reader.c   several sources as one: status and reads
  *   sparse.c   runs of zeros in a buffer
+ *   pack.c     whole clusters of a target that is written compressed
  *   copy.c     the copy: which pieces there are, and what is done with each
  *   compare.c  the comparison
  */
@@ -24,6 +25,24 @@
 /* Longest range that is asked for status, or zeroed, at once. */
 #define RANGE_MAX (1ull << 30)
 
+/* ---- pack.c ---- */
+
+/* Where compressed clusters go. Offsets here are those of the target. */
+struct pack_place { struct graph_node *target; uint64_t unit, end; };      /* bytes of a cluster; length of the target */
+struct pack_bytes { const uint8_t *buf; uint64_t at, len; };               /* len bytes at buf for offset `at` */
+struct packed { struct graph_encoded *e; uint64_t from, to; };             /* e NULL: no whole cluster */
+
+/* How far an extent [at, at+len) goes when it has to end with a cluster: data goes on to that end; what is no data ends before it,
+ * and if it has no whole cluster it is `mixed`: the cluster must be written as data. */
+uint64_t pack_extent(const struct pack_place *p, uint64_t at, uint64_t len, bool data, bool *ret_mixed);
+/* Length of the first run of clusters of buf that are all zero (*ret_zero), or none of which is. Parts of clusters count too. */
+uint64_t pack_run(const struct pack_place *p, const uint8_t *buf, uint64_t len, uint64_t at, bool *ret_zero);
+/* Compresses the whole clusters of b; packed_fini frees. */
+MUST_USE int pack_encode(struct co *co, const struct pack_place *p, const struct fmt_encoding *how, const struct pack_bytes *b, struct packed *ret);
+/* Writes b, a part of what k was made of: whole clusters as they are in k, the rest plain. */
+MUST_USE int pack_write(struct co *co, const struct pack_place *p, const struct packed *k, const struct pack_bytes *b);
+void packed_fini(struct packed *k);
+
 /* ---- window.c ---- */
 
 struct work_piece {
@@ -40,6 +59,7 @@ struct worker {
     struct rt_loop *loop;
     uint8_t *buf[2];           /* piece_bytes each; buf[1] NULL unless asked for */
     struct work_piece piece;
+    struct packed packed;      /* of buf[0], while the piece is worked on */
     int result;                /* of the piece in hand, or of the worker */
     bool busy;
     struct rt_msg ended;

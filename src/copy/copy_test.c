@@ -154,7 +154,9 @@ static void matrix(struct co *co, void *arg)
         { 0, 4096, true, 7, 0 }, { 0, 0, true, 7, 1 }, { COPY_TARGET_ZERO, 4096, true, 0, 4 }, { COPY_PRE_ZERO, 4096, true, 9, 16 },
         { COPY_OUT_OF_ORDER, 512, true, 7, 8 }, { COPY_OUT_OF_ORDER, 4096, false, 7, 8 }, { COPY_TARGET_ZERO, 65536, false, 0, 8 },
         { COPY_OUT_OF_ORDER, 0, false, 0, 8 }, { COPY_PRE_ZERO | COPY_OUT_OF_ORDER, 4096, false, 5, 3 }, { COPY_NO_SPREAD, 4096, false, 5, 8 },
-        { COPY_OFFLOAD, 4096, true, 5, 8 }, { COPY_TARGET_ZERO, 0, true, 0, 8 },
+        { COPY_OFFLOAD, 4096, true, 5, 8 }, { COPY_TARGET_ZERO, 0, true, 0, 8 }, { COPY_COMPRESS, 4096, false, 5, 8 },
+        { COPY_COMPRESS | COPY_OUT_OF_ORDER, 512, false, 6, 3 }, { COPY_COMPRESS | COPY_TARGET_ZERO, 65536, false, 0, 8 },
+        { COPY_COMPRESS | COPY_PRE_ZERO, 0, false, 4, 1 },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct pair p;

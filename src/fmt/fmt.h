@@ -73,6 +73,7 @@ struct fmt_write {
 struct fmt_encoding {
     unsigned level;
     bool small_window;        /* deflate only: matches reach back 4 KiB at most, for readers that keep no more */
+    bool leave_zeros;         /* clusters of zeros are not compressed: len 0, the caller has other ways to write them */
 };
 /* count clusters of `granule` bytes at `in`. Cluster i becomes len[i] bytes at out + i * granule; 0: it does not become smaller. */
 struct fmt_encode { const void *in; void *out; uint32_t *len; unsigned count; };

@@ -149,38 +149,41 @@ int graph_encode(struct co *co, struct graph_node *n, const struct fmt_encoding 
 
 /* ---- writing ---- */
 
-/* Clusters [i, i+count) as they came out; -EFBIG: not possible for these. */
+/* Clusters [i, i+count) of e as they came out; -EFBIG: not possible for these. v is for cluster i on. */
 static int put_run(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v, unsigned i, unsigned count)
 {
-    uint64_t at = i * e->unit;
+    uint64_t off = e->off + i * e->unit;
     int r = -EFBIG;
     if (e->vec[i].iov_len)
-        r = n->im->ops->write_encoded(co, n->im, e->off + at, e->vec + i, count);
+        r = n->im->ops->write_encoded(co, n->im, off, e->vec + i, count);
     if (r == -EFBIG)
-        r = chain_write(co, n, iov_slice(v, at, min_u64(count * e->unit, e->len - at)), e->off + at, 0);
+        r = chain_write(co, n, iov_slice(v, 0, min_u64(count * e->unit, v.len_bytes)), off, 0);
     return r;
 }
 
-static int put_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v)
+/* v for [off, off + v.len_bytes) of e. */
+static int put_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v, uint64_t off)
 {
+    unsigned first = (unsigned)((off - e->off) / e->unit), end = first + (unsigned)div_up(v.len_bytes, e->unit);
     int r = 0;
-    for (unsigned i = 0, run; i < e->count && !r; i += run) {
-        for (run = 1; i + run < e->count && !e->vec[i + run].iov_len == !e->vec[i].iov_len; run++)
+    for (unsigned i = first, run; i < end && !r; i += run) {
+        for (run = 1; i + run < end && !e->vec[i + run].iov_len == !e->vec[i].iov_len; run++)
             ;
-        r = put_run(co, n, e, v, i, run);
+        uint64_t at = (i - first) * e->unit;
+        r = put_run(co, n, e, iov_slice(v, at, v.len_bytes - at), i, run);
     }
     return r;
 }
 
-int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v)
+int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v, uint64_t off)
 {
-    ASSERT(v.len_bytes == e->len);
+    ASSERT(off >= e->off && range_inside(off - e->off, v.len_bytes, e->len));
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
-    int r = change_check(n, e->off, e->len);
+    int r = change_check(n, off, v.len_bytes);
     if (!r)
-        r = range_check(n, e->off, e->len);    /* again: the size may be another one now */
+        r = range_check(n, off, v.len_bytes);  /* again: the size may be another one now */
     if (!r)
-        r = put_encoded(co, n, e, v);
+        r = put_encoded(co, n, e, v, off);
     if (!r && n->writethrough)
         r = n->im->ops->flush(co, n->im);
     gate_leave(co, n, t);
@@ -197,7 +200,7 @@ int chain_write_compressed(struct co *co, struct graph_node *n, struct iov v, ui
         struct iov part = iov_slice(v, at, min_u64(step, v.len_bytes - at));
         r = graph_encode(co, n, &how, part, off + at, &e);
         if (!r)
-            r = put_encoded(co, n, e, part);
+            r = put_encoded(co, n, e, part, off + at);
         graph_encoded_free(e);
         at += part.len_bytes;
     }

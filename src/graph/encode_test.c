@@ -178,14 +178,14 @@ static void steps_body(struct co *co, void *arg)
     struct iov v = iov_one(&slot, d->model + CLUSTER, 4 * CLUSTER);
     CHECK_EQ(graph_encode(co, d->n, &how, v, CLUSTER, &e), 0);
     CHECK_EQ(d->f->calls[TOYFMT_WRITE_ENCODED], 0);
-    CHECK_EQ(graph_write_encoded(co, d->n, e, v), 0);
+    CHECK_EQ(graph_write_encoded(co, d->n, e, v, CLUSTER), 0);
     CHECK(same(co, d) && kinds(d, 1, 4, true));
     graph_encoded_free(e);
     struct iov last = iov_one(&slot, d->model + CLUSTERS * CLUSTER, 3 * SECTOR);
     CHECK_EQ(graph_encode(co, d->n, &how, last, CLUSTERS * CLUSTER, &tail), 0);
     struct byre_err err;
     CHECK_EQ(graph_resize(co, d->n, SIZE + SECTOR, FMT_PREALLOC_OFF, &err), 0);
-    CHECK_EQ(graph_write_encoded(co, d->n, tail, last), -EINVAL);
+    CHECK_EQ(graph_write_encoded(co, d->n, tail, last, CLUSTERS * CLUSTER), -EINVAL);
     graph_encoded_free(tail);
     CHECK(same(co, d));
     unmake(co, d);

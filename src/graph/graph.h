@@ -96,11 +96,11 @@ MUST_USE int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint6
 MUST_USE int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
 MUST_USE int graph_flush(struct co *co, struct graph_node *n);
 
-/* A compressed write in two steps: the first takes the time and changes nothing, the second writes. Range as above; v in
- * both is the same bytes. */
+/* A compressed write in two steps: the first takes the time and changes nothing, the second writes all of it or a part, in whole
+ * clusters. Ranges as above; the bytes of v must be those that were compressed. */
 struct graph_encoded;
 MUST_USE int graph_encode(struct co *co, struct graph_node *n, const struct fmt_encoding *how, struct iov v, uint64_t off, struct graph_encoded **ret_e);
-MUST_USE int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v);
+MUST_USE int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v, uint64_t off);
 void graph_encoded_free(struct graph_encoded *e);
 
 /* Lets the kernel copy the beginning of a range from one disk to another. Bytes copied (> 0, maybe fewer than asked), or

@@ -15,7 +15,7 @@
 #include "lib/lib_priv.h"
 
 #define CONVERT_FLAGS (BYRE_CONVERT_OUT_OF_ORDER | BYRE_CONVERT_OFFLOAD | BYRE_CONVERT_SALVAGE | BYRE_CONVERT_TARGET_ZERO | \
-                       BYRE_CONVERT_PRE_ZERO | BYRE_CONVERT_BACKED)
+                       BYRE_CONVERT_PRE_ZERO | BYRE_CONVERT_BACKED | BYRE_CONVERT_COMPRESS)
 
 struct convert_job {
     struct byre_job job;
@@ -51,6 +51,7 @@ static unsigned copy_flags(unsigned flags)
     static const struct { unsigned pub, copy; } map[] = {
         { BYRE_CONVERT_OUT_OF_ORDER, COPY_OUT_OF_ORDER }, { BYRE_CONVERT_OFFLOAD, COPY_OFFLOAD }, { BYRE_CONVERT_SALVAGE, COPY_SALVAGE },
         { BYRE_CONVERT_TARGET_ZERO, COPY_TARGET_ZERO }, { BYRE_CONVERT_PRE_ZERO, COPY_PRE_ZERO }, { BYRE_CONVERT_BACKED, COPY_BACKED },
+        { BYRE_CONVERT_COMPRESS, COPY_COMPRESS },
     };
     unsigned r = 0;
     for (size_t i = 0; i < sizeof map / sizeof map[0]; i++)
@@ -73,6 +74,7 @@ static int convert_run(struct co *co, struct byre_job *job, struct byre_err *err
     struct copy_job cj = {
         .parts = c->parts, .part_count = c->count, .target = c->target->node, .flags = copy_flags(c->o.flags),
         .workers = c->o.parallel, .min_sparse = c->o.sparse_bytes, .rate = c->o.rate_bytes,
+        .encoding = { .level = c->o.compress_level, .small_window = c->o.compress_small_window != 0 },
         .progress = convert_progress, .salvaged = convert_salvaged, .arg = c, .cancel = &job->cancel_wanted };
     int r = copy_run(co, &cj, &cr, err);
     if (c->result) {

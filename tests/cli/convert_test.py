@@ -44,7 +44,8 @@ CODES = [["r"], [], ["-O", "bogus", "r", "x"], ["-n", "-O", "raw", "q", "small"]
          ["-n", "-O", "raw", "r", "missing"], ["-n", "-o", "size=1G", "-O", "raw", "r", "big"], ["-m", "17", "r", "x"], ["-m", "0", "r", "x"], ["-m", "x", "r", "x"],
          ["-m", "16", "r", "x"], ["-m", "1", "r", "x"], ["-W", "r", "x"], ["-S", "100", "r", "x"], ["-S", "32M", "r", "x"], ["-S", "x", "r", "x"], ["-S", "0", "r", "x"],
          ["-S", "64k", "r", "x"], ["-C", "-c", "-O", "qcow2", "r", "x"], ["-C", "-S", "4k", "r", "x"], ["-C", "-S", "0", "r", "x"], ["-C", "--salvage", "r", "x"], ["-C", "r", "x"],
-         ["-c", "-O", "raw", "r", "x"], ["-c", "-o", "preallocation=full", "-O", "qcow2", "r", "x"], ["--target-image-opts", "r", "x"],
+         ["-c", "-O", "raw", "r", "x"], ["-c", "-o", "preallocation=full", "-O", "qcow2", "r", "x"], ["-c", "-O", "qcow2", "-o", "preallocation=off", "r", "x"],
+         ["-c", "-O", "qcow2", "r", "x"], ["-c", "-n", "-O", "raw", "r", "big"], ["--target-image-opts", "r", "x"],
          ["--target-image-opts", "-O", "raw", "-n", "small", "driver=raw,file.filename=big"], ["--target-image-opts", "-n", "small", "driver=raw,file.filename=big"],
          ["--target-is-zero", "r", "x"], ["-n", "--target-is-zero", "-O", "raw", "small", "big"], ["-B", "q", "-O", "qcow2", "o", "x"],
          ["-B", "q", "-F", "qcow2", "-O", "qcow2", "o", "x"], ["-B", "q", "-F", "qcow2", "-O", "raw", "o", "x"], ["-B", "q", "-F", "qcow2", "-O", "qcow2", "o", "q", "x"],
@@ -226,10 +227,10 @@ def test_locks(tmp_path):
     run.qemu_img("check", tmp_path / "t")
 
 
-@pytest.mark.parametrize("words", [["-c", "-O", "qcow2"], ["-l", "s"], ["--bitmaps", "-O", "qcow2"], ["-O", "qcow2", "-o", "encrypt.format=luks"],
+@pytest.mark.parametrize("words", [["-l", "s"], ["--bitmaps", "-O", "qcow2"], ["-O", "qcow2", "-o", "encrypt.format=luks"],
                                    ["--object", "secret,id=s,data=x"]], ids=lambda w: " ".join(w))
 def test_later_options_say_so(tmp_path, words):
-    """FEATURES 5.032, 5.041, 5.042"""
+    """FEATURES 5.041, 5.042"""
     run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
     done = run.byre("convert", *words, "r", "x", cwd=tmp_path, code=1)
     assert "not supported yet" in done.err and not (tmp_path / "x").exists()

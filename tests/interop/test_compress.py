@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""FEATURES 1.039, 1.061 to 1.068: compressed clusters that byre writes, read by the peers, by the independent reader and by the
+"""FEATURES 1.039, 1.061 to 1.068, 5.032: compressed clusters that byre writes, read by the peers, by the independent reader and by the
 libraries alone; and the peer's, changed by byre. Over all cluster sizes, both methods, all widths of counts."""
 import json
 import os
@@ -212,3 +212,114 @@ def test_small_reads(tmp_path):
         data[at:at + 512] = bytes([int(commands[-1].split()[3])]) * 512
     run.byre("io", *commands, top)
     judge(top, bytes(data), tmp_path)
+
+
+# ---- convert -c ----
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A folder with a raw disk, one in qcow2 with a backing file whose clusters have other borders, and what they hold."""
+    path, unit = tmp_path_factory.mktemp("sources"), 65536
+    base, top = mixed(21, 70 * unit + 2560, unit), bytearray()
+    (path / "raw").write_bytes(base)
+    run.qemu_img("convert", "-O", "qcow2", "-o", "cluster_size=4k", "raw", "base", cwd=path)
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", "base", "-F", "qcow2", "top", cwd=path)
+    rng, commands, top = random.Random(4), [], bytearray(base)
+    for i in range(30):
+        at, n = rng.randrange(0, 69 * unit, 4096), rng.choice([4096, 8192, 5 * unit])
+        n = min(n, len(top) - at) // 4096 * 4096
+        commands.append(f"write -z {at} {n}" if i % 3 == 0 else f"write -P {i} {at} {n}")
+        top[at:at + n] = bytes([0 if i % 3 == 0 else i]) * n
+    run.qemu_io(path / "top", *commands)
+    (path / "want").write_bytes(top)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("unit", [512, 4096, 65536, 1 << 20, 2 << 20])
+@pytest.mark.parametrize("words", [[], ["-W", "-m", "16"], ["-m", "1", "-S", "0"], ["-S", "64k"]], ids=" ".join)
+def test_convert(sources, tmp_path, unit, kind, words):
+    """FEATURES 5.032, 1.067: clusters end where those of the target do, whatever borders the sources have"""
+    image = tmp_path / "x"
+    run.byre("convert", "-c", "-O", "qcow2", "-o", f"cluster_size={unit},compression_type={kind}", *words, "top", image, cwd=sources)
+    judge(image, (sources / "want").read_bytes(), tmp_path)
+    assert compressed(image)
+
+
+def test_convert_is_no_larger(sources, tmp_path):
+    """FEATURES 5.032: the peer's image is not smaller; zeros take no space in either"""
+    for kind in KINDS:
+        run.byre("convert", "-c", "-O", "qcow2", "-o", f"compression_type={kind}", "raw", tmp_path / "x", cwd=sources)
+        run.qemu_img("convert", "-c", "-O", "qcow2", "-o", f"compression_type={kind}", "raw", tmp_path / "y", cwd=sources)
+        assert os.path.getsize(tmp_path / "x") <= -(-os.path.getsize(tmp_path / "y") // 65536) * 65536
+        assert compressed(tmp_path / "x") == compressed(tmp_path / "y")
+
+
+def test_convert_several(sources, tmp_path):
+    """FEATURES 5.030, 5.032: a cluster that holds the end of one source and the beginning of the next"""
+    run.byre("convert", "-c", "-O", "qcow2", "raw", "top", "raw", tmp_path / "x", cwd=sources)
+    raw, want = (sources / "raw").read_bytes(), (sources / "want").read_bytes()
+    assert len(raw) % 65536
+    judge(tmp_path / "x", raw + want + raw, tmp_path)
+
+
+def test_convert_backed(sources, tmp_path):
+    """FEATURES 5.038, 5.032: only what differs from the backing file is stored, in whole clusters"""
+    run.byre("convert", "-c", "-O", "qcow2", "-B", sources / "base", "-F", "qcow2", "top", tmp_path / "x", cwd=sources)
+    judge(tmp_path / "x", (sources / "want").read_bytes(), tmp_path)
+    assert 0 < compressed(tmp_path / "x") < 71
+    holes = [e for e in json.loads(run.qemu_img("map", "--output=json", tmp_path / "x").out) if e["depth"] == 1]
+    assert holes
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_convert_into_existing(sources, tmp_path, full):
+    """FEATURES 5.035, G.010: the target holds something already, plain or compressed; the peer cannot do that"""
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "x", "6M")
+    if full:
+        run.byre("io", "-c", "write -P 1 0 3M", "-c", "write -q -c -P 2 3M 3M", tmp_path / "x")
+    run.byre("convert", "-n", "-c", "-O", "qcow2", "top", tmp_path / "x", cwd=sources)
+    want = (sources / "want").read_bytes()
+    judge(tmp_path / "x", want + (b"\2" if full else b"\0") * ((6 << 20) - len(want)), tmp_path)
+
+
+@pytest.mark.parametrize("kind,levels", [("zlib", (1, 6, 12, 22)), ("zstd", (1, 3, 19, 22))])
+def test_levels(sources, tmp_path, kind, levels):
+    """Our own option: a higher level is slower and smaller; beyond the highest it is the highest"""
+    sizes = []
+    for level in levels:
+        run.byre("convert", "-c", "--compress-level", level, "-O", "qcow2", "-o", f"compression_type={kind}", "top", tmp_path / "x", cwd=sources)
+        judge(tmp_path / "x", (sources / "want").read_bytes(), tmp_path)
+        sizes.append(os.path.getsize(tmp_path / "x"))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+
+
+@pytest.mark.parametrize("window,small", [("4k", True), ("32k", False)])
+def test_window(tmp_path, window, small):
+    """FEATURES 1.061: with 4k a reader that keeps no more than 4 KiB of what it made reads it"""
+    unit = 65536
+    data = far(unit) * 3 + mixed(5, 20 * unit, unit)
+    (tmp_path / "raw").write_bytes(data)
+    run.byre("convert", "-c", "--compress-window", window, "-f", "raw", "-O", "qcow2", "raw", "x", cwd=tmp_path)
+    judge(tmp_path / "x", data, tmp_path)
+    failed = 0
+    for guest, host, length in images.compressed_entries(tmp_path / "x"):
+        with open(tmp_path / "x", "rb") as f:
+            f.seek(host)
+            stream, out = zlib.decompressobj(-12), b""
+            try:
+                rest = f.read(length)
+                while len(out) < unit:                  # a little at a time: only the window is kept
+                    out += stream.decompress(rest, 1000)
+                    rest = stream.unconsumed_tail
+                assert out == data[guest:guest + unit]
+            except zlib.error:
+                failed += 1
+    assert (failed == 0) == small
+
+
+@pytest.mark.parametrize("words,say", [(["--compress-level", "3"], "need -c"), (["-c", "--compress-level", "0"], "level"), (["-c", "--compress-level", "23"], "level"),
+                                       (["-c", "--compress-window", "8k"], "window"), (["-c", "-O", "raw"], "raw")])
+def test_bad_words(sources, tmp_path, words, say):
+    done = run.byre("convert", "-O", "qcow2", *words, "raw", tmp_path / "x", code=1, cwd=sources)
+    assert say in done.err and not (tmp_path / "x").exists()

@@ -31,8 +31,10 @@ static int64_t encode_job(void *arg)
     const struct encode_job *j = arg;
     uint64_t cs = j->q->g.cluster_size;
     for (unsigned i = 0; i < j->e->count; i++) {
-        int64_t n = q2_compress(j->q->codecs, j->q->h.compression_type, j->how, (const uint8_t *)j->e->in + i * cs, cs,
-                                (uint8_t *)j->e->out + i * cs, cs - 1);
+        const uint8_t *in = (const uint8_t *)j->e->in + i * cs;
+        int64_t n = 0;
+        if (!j->how->leave_zeros || !mem_is_zero(in, cs))
+            n = q2_compress(j->q->codecs, j->q->h.compression_type, j->how, in, cs, (uint8_t *)j->e->out + i * cs, cs - 1);
         if (n < 0)
             return n;
         j->e->len[i] = (uint32_t)n;
@@ -75,7 +77,7 @@ static int look(const struct encoded_txn *t)
 {
     for (unsigned i = 0; i < t->n; i++) {
         struct q2_l2e e;
-        if (!q2_l2e_decode(&t->q->g, meta_word(t->block, t->index + i), &e))
+        if (!q2_entry_get(t->q, t->block, t->index + i, &e))
             return -EUCLEAN;
     }
     return 0;
@@ -111,8 +113,8 @@ static int commit_home(struct co *co, void *arg)
     CO_ATOMIC(co) {                                          /* E2 */
         for (unsigned i = 0; i < t->n; i++) {
             struct q2_l2e old, new = entry_of(t, i);
-            bool ok = q2_l2e_decode(&q->g, meta_word(t->block, t->index + i), &old);
-            meta_set_word(q->meta, t->block, t->index + i, q2_l2e_encode(&q->g, &new));
+            bool ok = q2_entry_get(q, t->block, t->index + i, &old);
+            q2_entry_set(q, t->block, t->index + i, &new);
             if (ok)
                 q2_drop_entry(q, &old);
         }
@@ -162,7 +164,7 @@ static int write_part(struct co *co, struct encoded_txn *t)
 int q2_write_encoded(struct co *co, struct fmt_image *im, uint64_t off, const struct iovec *enc, unsigned n)
 {
     struct q2_image *q = q2_of(im);
-    uint64_t cs = q->g.cluster_size, span = (uint64_t)(q->slice_bytes / 8) << q->g.cluster_bits;
+    uint64_t cs = q->g.cluster_size, span = q->slice_span;
     ASSERT(is_aligned(off, cs) && n);
     struct encoded_txn *t = malloc(sizeof *t);
     if (!t)

@@ -25,7 +25,7 @@ static struct q2_l2e entry(struct co *co, struct q2_image *q, uint64_t guest)
     struct q2_l2e e = { 0 };
     CHECK_EQ(q2_slice_get(co, q, guest, &b, &i), 0);
     if (b) {
-        CHECK(q2_l2e_decode(&q->g, meta_word(b, i), &e));
+        CHECK(q2_entry_get(q, b, i, &e));
         meta_put(q->meta, b);
     }
     return e;
