@@ -17,6 +17,7 @@
 #include "byre/job.h"
 #include "byre/map.h"
 #include "byre/queue.h"
+#include "byre/snapshot.h"
 #include "byre/version.h"
 
 #endif

@@ -54,6 +54,9 @@ struct byre_open_opts {
     uint64_t frontier_bytes;     /* step by which a file is extended ahead of first writes; 0: default, UINT64_MAX: never */
     int lazy_refcounts;          /* enum byre_lazy: write reference counts late, with the image marked dirty */
     const char *data_file;       /* path of the external data file; NULL: the one that the image records */
+    /* Show an internal snapshot, with the size that the disk had then; needs READ_ONLY. `snapshot` is its id or else its name;
+     * or snapshot_id, snapshot_name or both, which must then both fit. All NULL: the disk itself. */
+    const char *snapshot, *snapshot_id, *snapshot_name;
 };
 BYRE_DEFINE_INIT(byre_open_opts)
 

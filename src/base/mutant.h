@@ -43,6 +43,14 @@
     X(GROW_KEEP_TABLES, "Q19", "growing: tables left by an interrupted shrink are not dropped")         \
     X(SHRINK_FREE_FIRST, "Q19", "shrinking: tables are freed before the size is durable")               \
     X(ZERO_NO_STAMP, "D3", "a kept zero cluster is filled while an old in-place writer is inside")     \
+    X(SNAP_COUNT_LATE, "Q13", "creating a snapshot: counts are raised after the header names it")         \
+    X(SNAP_KEEP_COPIED, "Q13", "creating a snapshot: L2 entries keep their COPIED flags")               \
+    X(SNAP_L1_COPIED, "Q13", "creating a snapshot: L1 entries keep their COPIED flags")                 \
+    X(SNAP_CACHE_STAYS, "Q13 D2", "cached tables outlive a change of the tables on the disk")           \
+    X(SNAP_APPLY_IN_PLACE, "Q14 H1", "applying a snapshot: the L1 table is overwritten, with stale flags") \
+    X(SNAP_STALE_COPIED, "Q14", "applying a snapshot: flags of the snapshot's tables are kept")         \
+    X(SNAP_APPLY_FREE_FIRST, "Q14", "applying a snapshot: the old tree loses its owners before the switch") \
+    X(SNAP_FREE_FIRST, "Q15", "deleting a snapshot: its tree loses its owners before the switch")       \
     X(COMPRESSED_FREED_EARLY, "Q11 Q9", "a compressed cluster is freed before its replacement is linked durably (H3)") \
     X(COMPRESSED_UNORDERED, "Q11 Q2", "compressed clusters count as independent data")                  \
     X(PACK_NOT_COUNTED, "Q11 Q1", "a further compressed cluster in a host cluster is not counted")      \

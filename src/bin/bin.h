@@ -49,6 +49,7 @@ struct common { bool help; };
 #define ROW_FORMAT(T) { "format", 'f', OPT_STR, OPT_AT(T, format), .arg = "FMT", .help = "format of the image; probed when not given" }
 #define ROW_QUIET(T) { "quiet", 'q', OPT_BOOL, OPT_AT(T, quiet), .help = "print errors only" }
 #define ROW_FORCE_SHARE(T) { "force-share", 'U', OPT_BOOL, OPT_AT(T, force_share), .help = "open read-only even though another program writes to the image" }
+#define ROW_SNAPSHOT(T, text) { "snapshot", 'l', OPT_STR, OPT_AT(T, snapshot), .arg = "SNAPSHOT", .help = text ": its id or name, or snapshot.id=ID,snapshot.name=NAME" }
 #define ROW_CACHE(T, field, text) { "cache", 't', OPT_STR, OPT_AT(T, field), .arg = "MODE", .help = text " (none, writeback, writethrough, directsync, unsafe)" }
 #define ROW_SRC_CACHE(T, field) { "src-cache", 'T', OPT_STR, OPT_AT(T, field), .arg = "MODE", .help = "cache mode of what is read (none, writeback, writethrough, directsync, unsafe)" }
 /* Not opt_enum of OPT_ENUM: the peer's message and exit code for a wrong word are part of its interface. */
@@ -100,6 +101,7 @@ struct open_args {
     unsigned flags;                 /* BYRE_OPEN_* */
     int cache;                      /* enum byre_cache */
     bool image_opts, quiet;
+    const char *snapshot;           /* show this internal snapshot: "ID_OR_NAME" or "snapshot.id=ID,snapshot.name=NAME"; NULL: the disk */
     bool warn_raw;                  /* warn when the format of a writable image was guessed as raw */
 };
 /* Opens; NULL: told already. */

@@ -29,7 +29,7 @@
 
 struct opts {
     struct common common;
-    char *format, *target_format, *cache, *src_cache, *backing, *backing_format, *sparse, *rate, *parallel, *compress_level, *compress_window;
+    char *format, *target_format, *cache, *src_cache, *backing, *backing_format, *sparse, *rate, *parallel, *snapshot, *compress_level, *compress_window;
     struct opt_list options;
     bool image_opts, target_image_opts, target_is_zero, force_share, offload, compress, quiet, no_create, out_of_order, salvage, progress_on;
     int progress;
@@ -56,7 +56,7 @@ static const struct opt_row rows[] = {
     { "compress-window", 0, OPT_STR, OPT_AT(struct opts, compress_window), .arg = "SIZE", .help = "with -c and zlib: how far matches reach back, 4k or 32k [32k]" },
     { "rate-limit", 'r', OPT_STR, OPT_AT(struct opts, rate), .arg = "SIZE", .help = "bytes per second" },
     { "salvage", 0, OPT_BOOL, OPT_AT(struct opts, salvage), .help = "what cannot be read becomes zeros, with a warning" },
-    { "snapshot", 'l', OPT_STR, .flags = OPT_LATER, .arg = "SNAPSHOT", .help = "copy an internal snapshot" },
+    ROW_SNAPSHOT(struct opts, "copy an internal snapshot of the source"),
     { "bitmaps", 0, OPT_BOOL, .flags = OPT_LATER, .help = "copy the persistent bitmaps too" },
     { "skip-broken-bitmaps", 0, OPT_BOOL, .flags = OPT_LATER, .help = "leave out bitmaps that are not consistent" },
     ROW_CACHE(struct opts, cache, "cache mode of the target; the target is flushed at the end but for unsafe [writeback]"),
@@ -176,7 +176,7 @@ static int open_sources(struct convert *c)
     if (!c->sources)
         return run_fail(c->r, "no memory");
     for (unsigned i = 0; i < c->source_count; i++) {
-        struct open_args a = { .name = c->r->argv[i], .format = c->o->format, .image_opts = c->o->image_opts, .cache = c->src_cache,
+        struct open_args a = { .name = c->r->argv[i], .format = c->o->format, .image_opts = c->o->image_opts, .cache = c->src_cache, .snapshot = c->o->snapshot,
             .flags = BYRE_OPEN_READ_ONLY | (c->o->force_share ? BYRE_OPEN_FORCE_SHARE : BYRE_OPEN_STABLE) };
         c->sources[i] = run_open(c->r, &a);
         if (!c->sources[i])

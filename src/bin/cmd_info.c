@@ -43,9 +43,9 @@ static const struct opt_row rows[] = {
 };
 
 /* ---- JSON ---- */
-static void json_snapshots(struct json_out *j, const struct byre_info *i)
+void info_json_snapshots(struct json_out *j, const char *key, const struct byre_info *i)
 {
-    jo_open_arr(j, "snapshots");
+    jo_open_arr(j, key);
     for (size_t k = 0; k < i->snapshot_count; k++) {
         const struct byre_snapshot_info *s = i->snapshots[k];
         jo_open_obj(j, NULL);
@@ -111,7 +111,7 @@ static void json_info(struct json_out *j, const struct byre_info *i)
 {
     jo_open_obj(j, NULL);
     if (i->snapshot_count)
-        json_snapshots(j, i);
+        info_json_snapshots(j, "snapshots", i);
     if (i->backing_format)
         jo_str(j, "backing-filename-format", i->backing_format);
     jo_u64(j, "virtual-size", i->virtual_size);
@@ -139,7 +139,7 @@ static const char *yes_no(int v)
     return v ? "true" : "false";
 }
 
-static void print_snapshots(const struct byre_info *i)
+void info_print_snapshots(const struct byre_info *i)
 {
     printf("Snapshot list:\n%-10s%-17s%8s%20s%13s%11s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT");
     for (size_t k = 0; k < i->snapshot_count; k++) {
@@ -216,7 +216,7 @@ static void print_info(const struct byre_info *i)
     if (i->backing_format)
         printf("backing file format: %s\n", i->backing_format);
     if (i->snapshot_count)
-        print_snapshots(i);
+        info_print_snapshots(i);
     info_print_specific(i);
 }
 

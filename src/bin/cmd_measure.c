@@ -19,7 +19,7 @@
 
 struct opts {
     struct common common;
-    char *format, *output, *target_format, *size;
+    char *format, *output, *target_format, *size, *snapshot;
     struct opt_list options;
     bool image_opts, force_share;
 };
@@ -33,7 +33,7 @@ static const struct opt_row rows[] = {
     { "target-format", 'O', OPT_STR, OPT_AT(struct opts, target_format), .arg = "FMT", .def = "raw", .help = "format of the image that would be made" },
     { "options", 'o', OPT_LIST, OPT_AT(struct opts, options), .arg = "KEY=VALUE,...", .help = "options it would be made with" },
     { "size", 's', OPT_STR, OPT_AT(struct opts, size), .arg = "SIZE", .help = "virtual size of a new image, instead of FILE" },
-    { "snapshot", 'l', OPT_STR, .flags = OPT_LATER, .arg = "SNAPSHOT", .help = "measure for an internal snapshot of FILE" },
+    ROW_SNAPSHOT(struct opts, "measure for an internal snapshot of FILE"),
     ROW_FORCE_SHARE(struct opts),
     OPT_END
 };
@@ -94,13 +94,13 @@ static int cmd_run(struct run *r)
         return run_fail(r, "--size and a file name exclude one another");
     if (!o->size && !r->argc)
         return run_fail(r, "Either --size or a file name is needed");
-    if (o->size && (o->image_opts || o->format || o->force_share))
-        return run_fail(r, "--image-opts, -f and -U need a file name");
+    if (o->size && (o->image_opts || o->format || o->force_share || o->snapshot))
+        return run_fail(r, "--image-opts, -f, -l and -U need a file name");
     if (!run_ctx(r, 0, BYRE_BACKEND_AUTO))
         return 1;
     if (o->size)
         return measure(r, o, NULL, json);
-    struct open_args a = { .name = r->argv[0], .format = o->format, .image_opts = o->image_opts,
+    struct open_args a = { .name = r->argv[0], .format = o->format, .image_opts = o->image_opts, .snapshot = o->snapshot,
         .flags = BYRE_OPEN_READ_ONLY | (o->force_share ? BYRE_OPEN_FORCE_SHARE : 0) };
     struct byre_image *image = run_open(r, &a);
     if (!image)

@@ -9,5 +9,10 @@
 
 /* "Format specific information:" and what follows; nothing for formats without. */
 void info_print_specific(const struct byre_info *i);
+/* The table of snapshots with its head. */
+void info_print_snapshots(const struct byre_info *i);
+/* An array of them; key NULL: without a name. */
+struct json_out;
+void info_json_snapshots(struct json_out *j, const char *key, const struct byre_info *i);
 
 #endif

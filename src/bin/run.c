@@ -150,11 +150,46 @@ static void warn_guessed_raw(struct run *r, const char *name)
                     "         Writes that would make its first block look like a format are refused. Give -f raw to allow them.\n", name);
 }
 
+/* What -l names. The two strings are owned. */
+struct picked { const char *any; char *id, *name; };
+
+static int pick_one(struct run *r, struct picked *p, char *key, char **value)
+{
+    char **to = !strcmp(key, "snapshot.id") ? &p->id : !strcmp(key, "snapshot.name") ? &p->name : NULL;
+    if (!to || !*value)
+        return run_fail(r, "Invalid parameter '%s' of a snapshot: snapshot.id=ID and snapshot.name=NAME are known", key);
+    free(*to);
+    *to = *value;
+    *value = NULL;
+    return 0;
+}
+
+/* 1: told already. */
+static int pick_snapshot(struct run *r, const char *text, struct picked *p)
+{
+    int code = 0;
+    if (!text || strncmp(text, "snapshot.", 9) != 0) {
+        p->any = text;
+        return 0;
+    }
+    while (!code) {
+        char *key = NULL, *value = NULL;
+        int got = opt_list_next(&text, &key, &value);
+        code = got < 0 ? run_fail(r, "the parameters of a snapshot cannot be read: %s", strerror(-got)) : got ? pick_one(r, p, key, &value) : 0;
+        free(key);
+        free(value);
+        if (got <= 0)
+            break;
+    }
+    return code;
+}
+
 struct byre_image *run_open(struct run *r, const struct open_args *a)
 {
     struct byre_err err;
     struct byre_image *image;
     struct byre_open_opts o = byre_open_opts_init();
+    struct picked p = { NULL, NULL, NULL };
     if (a->image_opts && a->format) {
         run_fail(r, "--image-opts and --format are mutually exclusive");
         return NULL;
@@ -162,10 +197,16 @@ struct byre_image *run_open(struct run *r, const struct open_args *a)
     o.flags = a->flags | (a->image_opts ? BYRE_OPEN_IMAGE_OPTS : 0);
     o.cache = a->cache;
     o.format = a->format;
-    if (byre_open(r->ctx, a->name, &o, &image, &err)) {
-        run_fail(r, "Could not open '%s': %s", a->name, RUN_TEXT(&err));
+    int code = pick_snapshot(r, a->snapshot, &p);
+    o.snapshot = p.any;
+    o.snapshot_id = p.id;
+    o.snapshot_name = p.name;
+    if (!code && byre_open(r->ctx, a->name, &o, &image, &err))
+        code = run_fail(r, "Could not open '%s': %s", a->name, RUN_TEXT(&err));
+    free(p.id);
+    free(p.name);
+    if (code)
         return NULL;
-    }
     if (a->warn_raw && !a->quiet && byre_is_probed(image) && !byre_is_read_only(image) && strcmp(byre_format(image), "raw") == 0)
         warn_guessed_raw(r, byre_filename(image));
     return image;

@@ -78,12 +78,17 @@ const char *fmt_signature(const uint8_t *buf, size_t len)
     return NULL;
 }
 
+void fmt_snapshot_fini(struct fmt_snapshot_info *s)
+{
+    free(s->id);
+    free(s->name);
+    *s = (struct fmt_snapshot_info){ 0 };
+}
+
 void fmt_info_fini(struct fmt_info *info)
 {
-    for (size_t i = 0; i < info->snapshot_count; i++) {
-        free(info->snapshots[i].id);
-        free(info->snapshots[i].name);
-    }
+    for (size_t i = 0; i < info->snapshot_count; i++)
+        fmt_snapshot_fini(&info->snapshots[i]);
     for (size_t i = 0; i < info->bitmap_count; i++)
         free(info->bitmaps[i].name);
     free(info->snapshots);

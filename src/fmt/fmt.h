@@ -20,7 +20,7 @@
  * Order        A commit only changes memory; what reaches the disk before what is decided in meta/ alone (D5).
  *              flush() returns after everything acknowledged before its call is durable.
  * Concurrency  map, read_encoded, encode, write_*, zero, discard, flush: from any loop, all at the same time.
- *              open, close, resize, check, info: on the home loop; resize and close with requests drained.
+ *              open, close, resize, snapshot, check, info: on the home loop; resize, snapshot and close with requests drained.
  */
 #ifndef FMT_FMT_H
 #define FMT_FMT_H
@@ -88,6 +88,17 @@ struct fmt_snapshot_info {
     uint32_t date_sec, date_nsec;
     bool has_icount;
 };
+/* Which snapshot? By id and name (whichever is given, both if both are), or by `any`: that is taken as an id if there is
+ * one, else as a name; the other way round with any_name_first. Of several that fit the first in the table. */
+struct fmt_snapshot_pick { const char *id, *name, *any; bool any_name_first; };
+enum fmt_snapshot_op { FMT_SNAPSHOT_CREATE, FMT_SNAPSHOT_APPLY, FMT_SNAPSHOT_DELETE };
+struct fmt_snapshot_req {
+    enum fmt_snapshot_op op;
+    struct fmt_snapshot_pick pick;         /* APPLY, DELETE */
+    const char *name;                      /* CREATE; may be empty, may be there already unless `unique` */
+    bool unique;
+    uint32_t date_sec, date_nsec;          /* CREATE */
+};
 struct fmt_bitmap_info { char *name; uint32_t granularity; bool in_use, auto_on; };
 
 /* What `info` and the graph want to know. Filled by ops->info; fmt_info_fini frees. */
@@ -105,6 +116,8 @@ struct fmt_info {
     struct fmt_bitmap_info *bitmaps; size_t bitmap_count;
 };
 void fmt_info_fini(struct fmt_info *info);
+void fmt_snapshot_fini(struct fmt_snapshot_info *s);
+static inline bool fmt_snapshot_picks(const struct fmt_snapshot_pick *p) { return p->id || p->name || p->any; }
 
 /* Result of a check, in the peer's terms (FEATURES 5.018). */
 struct fmt_check_result {
@@ -137,6 +150,7 @@ struct fmt_open_opts {
     bool info_only;                        /* metadata is only reported: nothing that info does not print is loaded */
     uint64_t cache_bytes;                  /* metadata cache budget; 0 = default */
     uint64_t frontier_bytes;               /* step of the zeroed frontier (D4); 0 = default, UINT64_MAX = off */
+    struct fmt_snapshot_pick snapshot;     /* show this internal snapshot, with its size; read-only. All NULL: the disk itself */
     bool discard_no_punch;                 /* freed clusters are not punched in the file */
     signed char lazy_refcounts;            /* 1: on, -1: off, 0: as the image says */
     const struct fmt_host *host;           /* used during the call only; NULL: images that need it are refused */
@@ -184,6 +198,9 @@ struct fmt_ops {
     int (*resize)(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
     /* keep: makes the new size durable; else (zeroing failed) the old one is back. NULL: resize was all. */
     int (*resize_commit)(struct co *co, struct fmt_image *im, bool keep, struct byre_err *err);
+    /* Internal snapshots: all of it or nothing, durable when it returns 0 (P3). APPLY may change im->size. *ret (may be NULL;
+     * fmt_snapshot_fini): the snapshot that was made, applied or deleted. Drained. NULL: the format has none. */
+    int (*snapshot)(struct co *co, struct fmt_image *im, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);
     int (*info)(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
     int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
     /* Flushes, ends cleanly, frees im and closes the store. The first error is returned; the image is gone all the same. */

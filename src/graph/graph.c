@@ -204,3 +204,21 @@ int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_pr
         r = byre_fail(err, LOCKED, "%s: was resized, but its lock cannot be lowered again", n->filename);
     return r;
 }
+
+/* ---- internal snapshots ---- */
+
+int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    if (!n->im->ops->snapshot)
+        return byre_fail(err, NOT_SUPPORTED, "%s: %s images have no internal snapshots", n->filename, n->im->ops->name);
+    if (n->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
+    int r = rq->op == FMT_SNAPSHOT_APPLY ? perm_check(n, NULL, STOR_PERM_WRITE | STOR_PERM_RESIZE, "apply a snapshot", err) : 0;
+    if (r)
+        return r;
+    graph_drain_begin(co, n);
+    r = n->im->ops->snapshot(co, n->im, rq, ret, err);
+    graph_drain_end(n);
+    return r;
+}

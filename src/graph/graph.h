@@ -64,7 +64,7 @@ struct graph_open_opts {
     bool refuse_probed_raw;                 /* serve: a disk probed as raw is never opened read-write */
     unsigned deny;                          /* STOR_PERM_* that other processes may not have while a raw image is open (sources of
                                                convert: WRITE|RESIZE; exports: RESIZE). Formats with metadata always deny both */
-    struct fmt_open_opts fmt;               /* cache sizes, check_mode, ... (read_only is taken from above) */
+    struct fmt_open_opts fmt;               /* cache sizes, check_mode, snapshot, ... (read_only is taken from above) */
 };
 /* Opens an image and its backing chain. On failure nothing is left open. Suspends; home loop. */
 MUST_USE int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err);
@@ -123,6 +123,10 @@ MUST_USE int graph_status(struct co *co, struct graph_node *n, struct graph_node
 MUST_USE int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
                                struct graph_status *list, unsigned max);
 MUST_USE int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
+
+/* Creates, applies or deletes an internal snapshot (struct fmt_snapshot_req), drained. Applying needs a node that nobody else
+ * wants unchanged. *ret (may be NULL): see fmt.h. */
+MUST_USE int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);
 
 /* No new request is let in, those inside have ended when it returns. Nests. Home loop. */
 void graph_drain_begin(struct co *co, struct graph_node *n);

@@ -57,6 +57,7 @@ struct graph_node {
     struct fmt_image *im;
     struct graph_node *backing;         /* changes only under drain */
     bool is_raw, read_only, probed;
+    bool is_view;                       /* shows an internal snapshot of its file, not the disk: never shared as a backing layer */
     bool guard_first;                   /* probed raw, writable: the first sector must not become a format's (FEATURES 3.027) */
     bool writethrough, discard, force_share, no_backing;
     bool has_identity;

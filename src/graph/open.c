@@ -168,6 +168,11 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     fo.host = &host;
     fo.read_only = n->read_only;
     n->is_raw = l->ops == &fmt_raw_ops;
+    n->is_view = fmt_snapshot_picks(&fo.snapshot);
+    if (n->is_view && !l->ops->snapshot)
+        return byre_fail(err, NOT_SUPPORTED, "%s: %s images have no internal snapshots", n->filename, l->ops->name);
+    if (n->is_view && !n->read_only)
+        return byre_fail(err, BAD_ARGUMENT, "%s: an internal snapshot can be opened for reading only", n->filename);
     n->guard_first = n->is_raw && n->probed && !n->read_only;
     locks_of(n, l->is_top ? op->o->deny : 0);
     int r = n->no_lock ? 0 : stor_lock(co, l->store, n->lock_perm, n->lock_shared, err);
@@ -198,7 +203,7 @@ static struct graph_node *find_shared(struct opening *op, const struct layer *l)
 {
     LIST_FOR(at, &op->g->nodes) {
         struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
-        bool fits = n != l->n && !l->ref->data_path && n->ready && n->refs && n->read_only && !n->no_backing && n->im->ops == l->ops;
+        bool fits = n != l->n && !l->ref->data_path && n->ready && n->refs && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
         if (fits && n->force_share == l->n->force_share && same_file(n, l->n))
             return n;
     }

@@ -47,8 +47,11 @@ static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts 
         .fmt = { .check_mode = o->flags & BYRE_OPEN_CHECK, .info_only = o->flags & BYRE_OPEN_INFO,
                  .cache_bytes = o->cache_bytes, .frontier_bytes = o->frontier_bytes,
                  .discard_no_punch = !(o->flags & BYRE_OPEN_DISCARD),
-                 .lazy_refcounts = o->lazy_refcounts == BYRE_LAZY_ON ? 1 : o->lazy_refcounts == BYRE_LAZY_OFF ? -1 : 0 },
+                 .lazy_refcounts = o->lazy_refcounts == BYRE_LAZY_ON ? 1 : o->lazy_refcounts == BYRE_LAZY_OFF ? -1 : 0,
+                 .snapshot = { .any = o->snapshot, .id = o->snapshot_id, .name = o->snapshot_name } },
     };
+    if (o->snapshot && (o->snapshot_id || o->snapshot_name))
+        return byre_fail(err, BAD_ARGUMENT, "a snapshot is picked in two ways at once");
     return 0;
 }
 

@@ -55,6 +55,10 @@ enum meta_barrier {              /* every barrier has a name; mutants drop them 
     META_B_SWITCH_AFTER,         /* the switch before the old structure is freed (Q7, Q8) */
     META_B_HEADER,               /* one header sector (dirty, corrupt, autoclear, size) */
     META_B_REPAIR,               /* between steps of repair */
+    META_B_SNAP_CREATE,          /* counts, flags, copied L1 and snapshot table before the header names the table (Q13) */
+    META_B_SNAP_APPLY,           /* counts, flags and the new L1 before the header names it (Q14) */
+    META_B_SNAP_DELETE,          /* the shorter snapshot table before the header names it (Q15) */
+    META_B_SNAP_SWITCHED,        /* the header before anything of the old is given up (Q13, Q14, Q15) */
     META_B_COUNT
 };
 

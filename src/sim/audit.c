@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include <libdeflate.h>
+#include <zstd.h>
 
 #include "base/checked.h"
 #include "base/endian.h"
@@ -328,6 +329,23 @@ static void read_table(struct audit *a, uint64_t e, uint64_t index, void *arg)
     (void)arg;
 }
 
+/* The bytes of a cluster may be followed by anything. */
+static bool decompress(const struct audit *a, struct comp z, uint8_t *out)
+{
+    if (z.off >= a->d->len)
+        return false;
+    const uint8_t *in = a->d->data + z.off;
+    size_t len = min_u64(z.len, a->d->len - z.off), used, got = 0;
+    if (a->version >= 3 && u32(a, 100) > 104 && a->d->data[104] == 1) {
+        used = ZSTD_findFrameCompressedSize(in, len);
+        return !ZSTD_isError(used) && ZSTD_decompress(out, a->cs, in, used) == a->cs;
+    }
+    struct libdeflate_decompressor *x = libdeflate_alloc_decompressor();
+    bool ok = libdeflate_deflate_decompress_ex(x, in, len, out, a->cs, &used, &got) == 0 && got == a->cs;
+    libdeflate_free_decompressor(x);
+    return ok;
+}
+
 static void read_entry(struct audit *a, uint64_t e, uint64_t index, void *arg)
 {
     struct content *c = arg;
@@ -337,11 +355,7 @@ static void read_entry(struct audit *a, uint64_t e, uint64_t index, void *arg)
     uint8_t *buf = sim_mem_alloc(a->cs);
     bool ok = true;
     if (e >> 62 & 1) {
-        struct comp z = comp_of(a, e);
-        size_t used, got;
-        struct libdeflate_decompressor *x = libdeflate_alloc_decompressor();
-        ok = z.off < a->d->len && libdeflate_deflate_decompress_ex(x, a->d->data + z.off, min_u64(z.len, a->d->len - z.off), buf, a->cs, &used, &got) == 0 && got == a->cs;
-        libdeflate_free_decompressor(x);
+        ok = decompress(a, comp_of(a, e), buf);
     } else if (!(e & 1)) {
         sim_disk_read(a->d, e & OFF_MASK, buf, a->cs);
     }
@@ -350,16 +364,41 @@ static void read_entry(struct audit *a, uint64_t e, uint64_t index, void *arg)
     sim_mem_free(buf);
 }
 
-bool sim_audit_snapshot(const struct sim_disk *d, const uint32_t *below, uint32_t *gens, uint64_t sectors)
+/* Offset of the snapshot table entry of that name; 0: there is none. */
+static uint64_t find_snapshot(struct audit *a, const char *name)
+{
+    uint64_t at = u64(a, 64);
+    size_t len = strlen(name);
+    for (uint32_t i = 0, n = u32(a, 60); i < n && range_inside(at, 40, a->d->len); i++) {
+        uint32_t ids = u32(a, at + 12);
+        uint64_t text = at + 40 + u32(a, at + 36) + (ids >> 16);
+        if ((ids & 0xffff) == len && range_inside(text, len, a->d->len) && !memcmp(a->d->data + text, name, len))
+            return at;
+        at += round_up(40 + (uint64_t)u32(a, at + 36) + (ids >> 16) + (ids & 0xffff), 8);
+    }
+    return 0;
+}
+
+bool sim_audit_snapshot(const struct sim_disk *d, const char *name, const uint32_t *below, uint32_t *gens, uint64_t sectors, uint64_t *ret_size)
 {
     struct audit a;
     struct sim_audit r;
-    if (!begin(&a, d, &r) || !u32(&a, 60))
+    uint64_t at = begin(&a, d, &r) && u32(&a, 60) ? find_snapshot(&a, name) : 0;
+    if (!at)
         return false;
+    *ret_size = u64(&a, at + 48);            /* extra data: size of the VM's state, size of the disk */
     for (uint64_t s = 0; s < sectors; s++)
         gens[s] = below ? below[s] : 0;
-    uint64_t at = u64(&a, 64);
     struct content c = { below, gens, sectors };
     walk(&a, u64(&a, at), u32(&a, at + 8), read_table, read_entry, &c);
-    return !r.broken;
+    for (uint64_t s = 0; r.broken && s < sectors; s++)
+        gens[s] = SIM_GEN_NONE;
+    return true;
+}
+
+uint32_t sim_audit_snapshots(const struct sim_disk *d)
+{
+    struct audit a;
+    struct sim_audit r;
+    return begin(&a, d, &r) ? u32(&a, 60) : 0;
 }

@@ -154,6 +154,8 @@ static int walk(struct work *w, struct sim_world *from, const struct sim_trace *
     copy_files(states, from);
     sim_model_init(&m, w->v.im->sectors, w->v.im->below);
     sim_model_start(&m, w->v.im->g->size, w->v.im->gens);
+    if (w->v.im->snap)
+        sim_model_has(&m, 0, w->v.im->snap_size, w->v.im->snap);
     int r = w->c->state[0] && !w->counting ? sim_explore_one(&x, w->c->state) : sim_explore(&x);
     if (w->counting || (w->c->state[0] && r == 0))
         w->k->tally.made += x.made;

@@ -389,7 +389,8 @@ static uint64_t snapshot(struct build *b, struct tables *t)
     be16_put(&s.name_len, 2);
     be32_put(&s.date_sec, 1700000000);
     be32_put(&s.extra_len, 16);
-    be64_put((be64 *)(tail + 8), max_u64(b->g->size, b->g->fill_to ? entries * t->span : 0));
+    b->im->snap_size = max_u64(b->g->size, b->g->fill_to ? entries * t->span : 0);
+    be64_put((be64 *)(tail + 8), b->im->snap_size);
     memcpy(tail + 16, "1s1", 3);
     put(b, table * b->cs, &s, sizeof s);
     put(b, table * b->cs + sizeof s, tail, sizeof tail);

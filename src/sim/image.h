@@ -43,6 +43,9 @@ struct sim_geom {
     unsigned floor;                      /* distinct states that `make check` must reach */
 };
 
+/* May snapshots be made on it? Counts of one bit, and a data file, allow none. */
+static inline bool sim_geom_snaps(const struct sim_geom *g) { return g->refcount_order && !g->hurt && !g->data_file; }
+
 const struct sim_geom *sim_geom_find(const char *name);
 const struct sim_geom *sim_geom_nth(unsigned i);       /* NULL at the end */
 
@@ -51,6 +54,7 @@ struct sim_image {
     const struct sim_geom *g;
     uint32_t *gens, *below, *snap;       /* snap: content of the snapshot, SIM_GEN_NONE: not looked at; NULL: no snapshot */
     uint64_t sectors;
+    uint64_t snap_size;                  /* bytes of the disk as the snapshot has it */
 };
 
 /* Makes the files SIM_DISK_NAME, SIM_BASE_NAME and SIM_DATA_NAME of w (which must not exist yet) and tells what they hold. seed: which damage. */
@@ -70,7 +74,10 @@ struct sim_audit {
 };
 /* copied_strict: COPIED must also be set where the count is 1 (not required by the promise; for tests of the audit). */
 void sim_audit(const struct sim_disk *d, struct sim_audit *ret);
-/* Generations of the first snapshot's sectors into gens[0..sectors); SIM_GEN_NONE: unreadable. false: no snapshot. */
-bool sim_audit_snapshot(const struct sim_disk *d, const uint32_t *below, uint32_t *gens, uint64_t sectors);
+/* Generations of a snapshot's sectors into gens[0..sectors), by its name; SIM_GEN_NONE: unreadable. *ret_size: bytes of its disk.
+ * false: there is no snapshot of that name. */
+bool sim_audit_snapshot(const struct sim_disk *d, const char *name, const uint32_t *below, uint32_t *gens, uint64_t sectors, uint64_t *ret_size);
+/* How many snapshots the header speaks of. */
+uint32_t sim_audit_snapshots(const struct sim_disk *d);
 
 #endif

@@ -91,6 +91,8 @@ static void fold_sizes(struct sim_model *m)
     fold(m, 1ull << 61, m->size_alt);
 }
 
+static void fold_snaps(struct sim_model *m);
+
 static void set_sizes(struct sim_model *m, uint64_t size, uint64_t alt)
 {
     fold_sizes(m);
@@ -135,7 +137,9 @@ void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens)
     m->req_count = 0;
     *req(m, 0) = (struct sim_req){ .ok = true };         /* issued and ended at 0 */
     m->sum = (struct hash128){ 0, 0 };
-    m->resized = false;
+    m->resized = m->snapped = m->loose = false;
+    memset(m->snap, 0, sizeof m->snap);
+    m->applying = NULL;
     m->unflushed = m->settling = 0;
     for (uint64_t s = 0; s < m->sectors; s++) {
         m->cells[s].n = 0;
@@ -143,6 +147,7 @@ void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens)
     }
     m->size = m->size_alt = size;
     fold_sizes(m);
+    fold_snaps(m);
 }
 
 /* ---- notes ---- */
@@ -211,6 +216,70 @@ static void on_resize_ack(struct sim_model *m, uint64_t size)
     set_sizes(m, size, size);
 }
 
+/* ---- snapshots (M5) ---- */
+
+static void fold_snaps(struct sim_model *m)
+{
+    for (unsigned i = 0; i < SIM_SNAPS_MAX; i++)
+        fold(m, (1ull << 62) + i, (uint64_t)m->snap[i].state << 56 ^ m->snap[i].size);
+    fold(m, 1ull << 59, m->applying ? (uint64_t)(m->applying - m->snap) + 1 : 0);
+}
+
+void sim_model_has(struct sim_model *m, unsigned number, uint64_t size, const uint32_t *gens)
+{
+    fold_snaps(m);
+    m->snap[number] = (struct sim_snap){ SIM_SNAP_THERE, size, gens };
+    fold_snaps(m);
+}
+
+bool sim_model_loose(const struct sim_model *m)
+{
+    bool loose = m->loose || m->applying;
+    for (unsigned i = 0; i < SIM_SNAPS_MAX; i++)
+        loose |= m->snap[i].state == SIM_SNAP_COMING || m->snap[i].state == SIM_SNAP_GOING;
+    return loose;
+}
+
+static void snap_applied(struct sim_model *m)
+{
+    const struct sim_snap *a = m->applying;
+    for (uint64_t s = 0; s < m->sectors; s++) {
+        uint32_t gen = s * SIM_SECTOR < a->size ? a->gens[s] : 0;
+        if (gen != SIM_GEN_NONE)
+            reset(m, s, gen);
+    }
+    set_sizes(m, a->size, a->size);
+    m->applying = NULL;
+}
+
+static void on_snap(struct sim_model *m, const struct sim_note *n)
+{
+    fold_snaps(m);
+    m->snapped = true;
+    switch (n->kind) {
+    case SIM_N_SNAP_CREATE:
+        m->snap[n->id] = (struct sim_snap){ SIM_SNAP_COMING, n->len, n->gens };
+        break;
+    case SIM_N_SNAP_APPLY:
+        m->applying = &m->snap[n->id];
+        break;
+    case SIM_N_SNAP_DELETE:
+        m->snap[n->id].state = SIM_SNAP_GOING;
+        break;
+    case SIM_N_SNAP_ACK:
+        if (m->snap[n->id].state == SIM_SNAP_COMING)
+            m->snap[n->id].state = SIM_SNAP_THERE;
+        else if (m->snap[n->id].state == SIM_SNAP_GOING)
+            m->snap[n->id].state = SIM_SNAP_NONE;
+        if (m->applying)
+            snap_applied(m);
+        break;
+    default:                             /* failed: both stay possible */
+        break;
+    }
+    fold_snaps(m);
+}
+
 void sim_model_apply(struct sim_model *m, const struct sim_note *n)
 {
     switch (n->kind) {
@@ -241,6 +310,13 @@ void sim_model_apply(struct sim_model *m, const struct sim_note *n)
         on_resize_ack(m, n->len);
         break;
     case SIM_N_RESIZE_FAIL:              /* both stay possible */
+        break;
+    case SIM_N_SNAP_CREATE:
+    case SIM_N_SNAP_APPLY:
+    case SIM_N_SNAP_DELETE:
+    case SIM_N_SNAP_ACK:
+    case SIM_N_SNAP_FAIL:
+        on_snap(m, n);
         break;
     }
 }

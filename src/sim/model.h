@@ -13,6 +13,8 @@
  *       has read what it left (SIM_N_SEEN): from then on it is a write of that.
  *   M4  The size is the old or the new one while a resize is under way, the new one from its acknowledgement. What is
  *       cut off and comes back by growing reads zeros.
+ *   M5  A snapshot is there or not while it is made or deleted, and holds what the disk held when it was made, to the sector
+ *       (P3). While one is applied the disk is wholly as before, with the old size, or wholly as the snapshot.
  * Concurrency  One thread.
  */
 #ifndef SIM_MODEL_H
@@ -36,6 +38,11 @@ struct sim_val { uint32_t gen, req; bool strong; };
 struct sim_cell { struct sim_val *v; uint32_t n, cap; };
 struct sim_req { uint64_t issued, ended; bool ok; enum sim_note_kind kind; uint64_t off, len; uint32_t gen; };
 
+#define SIM_SNAPS_MAX 5u                 /* number 0: the one of the initial image; the last one: made by verify */
+enum sim_snap_state { SIM_SNAP_NONE, SIM_SNAP_THERE, SIM_SNAP_COMING, SIM_SNAP_GOING };
+/* gens: one per sector of the model, SIM_GEN_NONE where nobody knows; kept, not copied. */
+struct sim_snap { enum sim_snap_state state; uint64_t size; const uint32_t *gens; };
+
 struct sim_model {
     uint64_t sectors;                    /* cells */
     struct sim_cell *cells;
@@ -44,6 +51,10 @@ struct sim_model {
     uint32_t req_count;                  /* ids are below; 0 = the beginning */
     uint64_t size, size_alt;             /* bytes; alt = size when no resize is open */
     bool resized;                        /* some resize was issued: verify growing back */
+    struct sim_snap snap[SIM_SNAPS_MAX];
+    const struct sim_snap *applying;     /* may have become the disk; NULL: none */
+    bool snapped;                        /* an operation on snapshots was begun */
+    bool loose;                          /* counts and COPIED flags may still be those of an operation that was cut short */
     const uint32_t *below;               /* generations of the backing image; NULL: none */
     struct hash128 sum;                  /* of all sets */
     uint64_t unflushed, settling;        /* bytes of requests that no acknowledged flush covers, or only the last one (leak bound) */
@@ -54,6 +65,10 @@ void sim_model_init(struct sim_model *m, uint64_t sectors, const uint32_t *below
 void sim_model_fini(struct sim_model *m);
 /* Forgets all: each sector has the one value gens[i]; what lies behind size reads zero when it appears. */
 void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens);
+/* Behind start: a snapshot that is there. */
+void sim_model_has(struct sim_model *m, unsigned number, uint64_t size, const uint32_t *gens);
+/* Is an operation on snapshots under way, or was one cut short? */
+bool sim_model_loose(const struct sim_model *m);
 void sim_model_apply(struct sim_model *m, const struct sim_note *n);
 bool sim_model_allows(const struct sim_model *m, uint64_t sector, uint32_t gen);
 /* May a read that was issued at `issued` and has just ended have found this? */

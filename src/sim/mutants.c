@@ -54,6 +54,10 @@ static const struct row rows[] = {
     { MUT_BARRIER(META_B_SWITCH_AFTER), "BARRIER_SWITCH_AFTER", "Q7 Q8", "no barrier behind a header switch" },
     { MUT_BARRIER(META_B_HEADER), "BARRIER_HEADER", "Q16 Q19 Q22", "no barrier behind a header sector" },
         { MUT_BARRIER(META_B_REPAIR), "BARRIER_REPAIR", "P5", "no barrier between steps of repair" },
+    { MUT_BARRIER(META_B_SNAP_CREATE), "BARRIER_SNAP_CREATE", "Q13", "no barrier before a header that names a new snapshot" },
+    { MUT_BARRIER(META_B_SNAP_APPLY), "BARRIER_SNAP_APPLY", "Q14", "no barrier before a header that names an applied L1 table" },
+    { MUT_BARRIER(META_B_SNAP_DELETE), "BARRIER_SNAP_DELETE", "Q15", "no barrier before a header that names fewer snapshots" },
+    { MUT_BARRIER(META_B_SNAP_SWITCHED), "BARRIER_SNAP_SWITCHED", "Q13 Q14 Q15", "no barrier behind a header switched for snapshots" },
 #define X(name, rule, text) { MUT_##name, #name, rule, text },
     BYRE_MUTANT_ROWS(X)
 #undef X

@@ -71,7 +71,7 @@ static int compare(const char *path, const uint32_t *got, uint64_t size, char *w
     return r;
 }
 
-int sim_peer_agrees(const struct sim_world *w, const char *dir, const uint32_t *got, uint64_t size, bool leaks, char *why, size_t bytes)
+int sim_peer_agrees(const struct sim_world *w, const char *dir, const uint32_t *got, uint64_t size, enum sim_peer_verdict verdict, char *why, size_t bytes)
 {
     char image[] = SIM_DISK_NAME, made[] = "out.raw", out[256];
     snprintf(out, sizeof out, "%s/out.raw", dir);
@@ -82,8 +82,8 @@ int sim_peer_agrees(const struct sim_world *w, const char *dir, const uint32_t *
         }
     char *const check[] = { "qemu-img", "check", "-f", "qcow2", image, NULL };
     int code = run(dir, check);
-    if (code != (leaks ? 3 : 0)) {
-        snprintf(why, bytes, "qemu-img check answers %d, expected %d", code, leaks ? 3 : 0);
+    if (code != (int)verdict) {
+        snprintf(why, bytes, "qemu-img check answers %d, expected %d", code, (int)verdict);
         return -1;
     }
     char *const convert[] = { "qemu-img", "convert", "-t", "unsafe", "-f", "qcow2", "-O", "raw", image, made, NULL };

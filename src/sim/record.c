@@ -217,6 +217,69 @@ static int do_resize(struct co *co, struct run *u, uint64_t size)
     return r < 0 && !u->r->may_fail ? wrong(u, "resize failed: %s", err.text) : 0;
 }
 
+/* ---- snapshots ---- */
+
+static const char *snap_name(char *buf, size_t bytes, uint32_t number)
+{
+    snprintf(buf, bytes, number ? "k%u" : "s1", number);
+    return buf;
+}
+
+/* What the disk holds now, as the guest reads it; what is in no window is not known. NULL: reading failed. */
+static uint32_t *learn(struct co *co, struct run *u, int *ret_rc)
+{
+    const struct sim_image *im = u->r->im;
+    uint32_t *gens = sim_trace_alloc(u->r->trace, im->sectors * sizeof *gens);
+    for (uint64_t s = 0; s < im->sectors; s++)
+        gens[s] = SIM_GEN_NONE;
+    *ret_rc = 0;
+    for (unsigned i = 0; i < im->g->windows && *ret_rc == 0; i++) {
+        uint64_t off = im->g->window[i].off, end = min_u64(off + im->g->window[i].len, graph_length(u->n));
+        if (end > off)
+            *ret_rc = read_range(co, u, off, end - off, gens + off / SIM_SECTOR);
+    }
+    return *ret_rc ? NULL : gens;
+}
+
+/* Is the snapshot in the state that the operation needs? */
+static bool snap_ready(const struct run *u, const struct sim_wop *o)
+{
+    if (o->len >= SIM_SNAPS_MAX || sim_model_loose(&u->model))
+        return false;
+    return u->model.snap[o->len].state == (o->kind == 'k' ? SIM_SNAP_NONE : SIM_SNAP_THERE);
+}
+
+static int do_snap(struct co *co, struct run *u, const struct sim_wop *o)
+{
+    struct byre_err err = { 0 };
+    char name[8];
+    int rc = 0;
+    if (!snap_ready(u, o))
+        return 0;
+    snap_name(name, sizeof name, o->len);
+    struct fmt_snapshot_req rq = { .op = o->kind == 'k' ? FMT_SNAPSHOT_CREATE : o->kind == 'a' ? FMT_SNAPSHOT_APPLY : FMT_SNAPSHOT_DELETE,
+        .name = name, .unique = true, .pick = { .name = name }, .date_sec = 1700000000 };
+    uint32_t *gens = o->kind == 'k' ? learn(co, u, &rc) : NULL, flush = u->r->next_id++;
+    if (rc)
+        return rc == -EAGAIN ? 0 : rc;
+    tell(u, note(u, SIM_N_FLUSH, flush));
+    struct sim_note *n = note(u, o->kind == 'k' ? SIM_N_SNAP_CREATE : o->kind == 'a' ? SIM_N_SNAP_APPLY : SIM_N_SNAP_DELETE, o->len);
+    n->gens = gens;
+    n->len = graph_length(u->n);
+    tell(u, n);
+    int r = graph_snapshot(co, u->n, &rq, NULL, &err);
+    if (r == 0)                              /* it makes durable what was there before */
+        tell(u, note(u, SIM_N_FLUSH_ACK, flush));
+    tell(u, note(u, r < 0 ? SIM_N_SNAP_FAIL : SIM_N_SNAP_ACK, o->len));
+    u->r->flushed |= r == 0;
+    if (r == 0)
+        return 0;
+    u->r->errors++;
+    if (!u->r->first_error)
+        u->r->first_error = r;
+    return u->r->may_fail ? 0 : wrong(u, "snapshot operation '%c %u' failed: %s", o->kind, o->len, err.text);
+}
+
 static int do_close(struct co *co, struct run *u)
 {
     uint32_t id = u->r->next_id++;
@@ -274,7 +337,7 @@ static int join(struct co *co, struct run *u);
 static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
 {
     int r;
-    if (strchr("sor", o->kind)) {
+    if (strchr("sorkax", o->kind)) {
         r = join(co, u);
         if (r < 0)
             return r;
@@ -290,6 +353,9 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'f': return do_flush(co, u);
     case 't': return co_sleep(co, 2000000);
     case 's': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR);
+    case 'k':
+    case 'a':
+    case 'x': return do_snap(co, u, o);
     case 'p':
         r = read_range(co, u, (uint64_t)o->off * SIM_SECTOR, (uint64_t)o->len * SIM_SECTOR, NULL);
         return r == -EAGAIN ? 0 : r;
@@ -429,6 +495,8 @@ int sim_record_run(struct sim_record *r)
     r->why[0] = 0;
     sim_model_init(&u.model, r->im->sectors, r->im->below);
     sim_model_start(&u.model, r->im->g->size, r->im->gens);
+    if (r->im->snap)
+        sim_model_has(&u.model, 0, r->im->snap_size, r->im->snap);
     int rc = sim_run(r->w, run_main, &u, 0);
     sim_model_fini(&u.model);
     r->w->trace = NULL;

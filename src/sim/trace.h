@@ -43,13 +43,15 @@ enum sim_note_kind {
     SIM_N_FLUSH,                                 /* a guest flush was issued: id */
     SIM_N_FLUSH_ACK,
     SIM_N_RESIZE, SIM_N_RESIZE_ACK, SIM_N_RESIZE_FAIL,   /* id; len = new size in bytes */
+    SIM_N_SNAP_CREATE, SIM_N_SNAP_APPLY, SIM_N_SNAP_DELETE,   /* id = number of the snapshot; CREATE: gens and len = what it holds */
+    SIM_N_SNAP_ACK, SIM_N_SNAP_FAIL,             /* the operation on id ended */
 };
 
 struct sim_note {
     enum sim_note_kind kind;
     uint32_t id, gen;
     uint64_t stamp, off, len;        /* bytes */
-    uint32_t *gens;                  /* SIM_N_SEEN: one per sector */
+    uint32_t *gens;                  /* SIM_N_SEEN, SIM_N_SNAP_CREATE: one per sector */
 };
 
 struct sim_trace {

@@ -2,9 +2,9 @@
  *
  * verify.h: is this crash state one that a guest may meet? The steps of RELIABILITY 3.6.5:
  *   (a) it opens read-only   (b) the check finds leaks at most, a second opinion (audit.c) agrees, leaks are bounded
- *   (c) every guest sector is legal   (d) the snapshot is untouched   (e) a bitmap is not trusted after a change
- *   (f) it opens for writing; three writes (unallocated, in the range of the last request, anywhere), a flush, and
- *       (b) to (e) again; after a resize also growing to the full size, which shows zeros
+ *   (c) every guest sector is legal   (d) each snapshot is there or not, as it may, and untouched   (e) a bitmap is not trusted after a change
+ *   (f) it opens for writing; now and then a snapshot is made; writes (unallocated, in the range of the last request, anywhere,
+ *       where a snapshot shares), a flush, and (b) to (e) again; after a resize also growing to the full size, which shows zeros
  *   (g) repair leaves no leak, changes no guest byte, and has nothing to do a second time
  *   (h) one state in 16: the power fails again inside (f) or (g)
  *   (i) one state in 256: the peer's check and its reading of the image agree
@@ -34,6 +34,9 @@ struct sim_verify {
     unsigned depth;
     bool in_resize;
     uint64_t size;                       /* as found */
+    struct sim_snap made;                /* the snapshot that (f) has made; state NONE: none */
+    uint32_t *made_gens;
+    uint64_t flags;                      /* COPIED flags that the last check did not like */
 };
 
 void sim_verify_init(struct sim_verify *v, struct sim_world *w, const struct sim_image *im);
@@ -43,6 +46,7 @@ int sim_verify_state(struct sim_verify *v, const struct sim_explorer *x, uint64_
 
 /* ---- peer.c ---- */
 /* Writes the files into dir, lets qemu-img check and read them. got: what the sectors must hold. 0; -1: why. */
-int sim_peer_agrees(const struct sim_world *w, const char *dir, const uint32_t *got, uint64_t size, bool leaks, char *why, size_t bytes);
+enum sim_peer_verdict { SIM_PEER_CLEAN = 0, SIM_PEER_FLAGS = 2, SIM_PEER_LEAKS = 3 };    /* exit codes of its check */
+int sim_peer_agrees(const struct sim_world *w, const char *dir, const uint32_t *got, uint64_t size, enum sim_peer_verdict verdict, char *why, size_t bytes);
 
 #endif

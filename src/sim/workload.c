@@ -22,6 +22,9 @@
 
 static bool has_range(char kind) { return strchr("wczudp", kind) != NULL; }
 
+static bool has_number(char kind) { return strchr("skax", kind) != NULL; }
+static bool is_snap(char kind) { return strchr("kax", kind) != NULL; }
+
 static int parse_op(const char *s, struct sim_wop *op)
 {
     char kind;
@@ -31,13 +34,13 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorpt", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorptkax", kind))
         return -EINVAL;
     s += n;
     n = 0;
     if (has_range(kind) && (sscanf(s, "%u %u%n", &off, &len, &n) != 2 || !len))
         return -EINVAL;
-    if (kind == 's' && sscanf(s, "%u%n", &len, &n) != 1)
+    if (has_number(kind) && sscanf(s, "%u%n", &len, &n) != 1)
         return -EINVAL;
     s += n;
     if (s[strspn(s, " \n")])
@@ -77,7 +80,7 @@ void sim_workload_text(const struct sim_workload *l, char *buf, size_t bytes)
         at += (size_t)snprintf(buf + at, bytes - at, "%s%s%c", i ? "; " : "", o->beside ? "& " : o->behind ? "~ " : "", o->kind);
         if (has_range(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, " %u %u", o->off, o->len);
-        if (o->kind == 's')
+        if (has_number(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, " %u", o->len);
     }
 }
@@ -91,11 +94,39 @@ static bool in_window(const struct sim_geom *g, const struct sim_wop *o)
     return false;
 }
 
+/* Which snapshots there would be, and how large (sectors; 0: not there). */
+struct kept { uint64_t size[SIM_SNAPS_MAX]; bool any; };
+
+static bool snap_fits(const struct sim_geom *g, const struct sim_wop *o, struct kept *k, uint64_t *size)
+{
+    if (!sim_geom_snaps(g) || o->len >= SIM_SNAPS_MAX - 1)
+        return false;
+    k->any = true;
+    uint64_t *its = &k->size[o->len];
+    if (o->kind == 'k') {
+        if (!o->len || *its)
+            return false;
+        *its = *size;
+    } else if (!*its) {
+        return false;
+    } else if (o->kind == 'x') {
+        *its = 0;
+    } else if (g->bitmap || (g->fill_to && !o->len)) {
+        return false;
+    } else {
+        *size = *its;
+    }
+    return true;
+}
+
 bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
 {
     uint64_t size = g->size / SIM_SECTOR;
+    struct kept kept = { .size = { g->snapshot ? size : 0 } };
     for (unsigned i = 0; i < l->count; i++) {
         const struct sim_wop *o = &l->op[i];
+        if (is_snap(o->kind) && !snap_fits(g, o, &kept, &size))
+            return false;
         if (has_range(o->kind) && (!range_inside(o->off, o->len, size) || !in_window(g, o)))
             return false;
         uint32_t c = (uint32_t)((1ull << g->cluster_bits) / SIM_SECTOR);
@@ -111,6 +142,8 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
                 return false;
             size = o->len;
         }
+        if (o->kind == 's' && kept.any && g->version == 2)       /* has to be refused when it shrinks */
+            return false;
     }
     return l->count > 0;
 }
@@ -179,6 +212,12 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 's', 0, 5 * c + tail + 1);
         letter(&a, 's', 0, g->size / SIM_SECTOR - c - tail);
     }
+    if (sim_geom_snaps(g)) {
+        letter(&a, 'k', 0, 1);
+        if (!g->bitmap)
+            letter(&a, 'a', 0, !g->snapshot || g->fill_to);
+        letter(&a, 'x', 0, !g->snapshot);
+    }
     return a.n;
 }
 
@@ -222,6 +261,17 @@ static const char *const templates[] = {
     "~ c b; ~ c c; d b; f; t; c b; f",
     "c a; ~ p a; c a; f; t; c b; f; p b",
     "~ c b; ~ c c; f; o; c b; f; d c; f; t; w c; f",
+    /* SNAP_TEMPLATES with snapshots */
+    "k 1; w a; f; a 1; w a; f",                          /* what is shared is written, before and after */
+    "k 1; w a; w b; f; x 1; w a; f",
+    "w b; k 1; d b; f; t; w c; f; a 1; w b",
+    "k 1; w a; k 2; u a; f; x 1; w b; f; a 2; w a",
+    "k 1; k 2; w a; x 1; w a; x 2; w a; f",
+    "w a; ~ w a; w b; k 1; ~ w a; d b; f; w c; x 1; f; w b",
+    "k 1; d a; f; a 1; x 1; t; w b; w c; f",
+    "k 1; w a; o; a 1; o; w a; x 1; f",
+    "a 0; w a; f; k 1; w b; x 0; w a; f",
+    "x 0; w a; f; t; w b; w c; f",
 };
 
 static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
@@ -237,9 +287,12 @@ static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
     return op;
 }
 
-static void from_template(const struct sim_geom *g, struct prng *p, struct sim_workload *l)
+#define TEMPLATES (sizeof templates / sizeof templates[0])
+#define SNAP_TEMPLATES 10u
+
+static void any_template(const struct sim_geom *g, struct prng *p, unsigned count, struct sim_workload *l)
 {
-    const char *t = templates[prng_below(p, sizeof templates / sizeof templates[0])];
+    const char *t = templates[prng_below(p, count)];
     struct sim_wop a = place(g, p, 'a'), b = place(g, p, 'b'), c = place(g, p, 'c');
     l->count = 0;
     for (; *t; t += strcspn(t, ";") + (t[strcspn(t, ";")] == ';')) {
@@ -250,11 +303,20 @@ static void from_template(const struct sim_geom *g, struct prng *p, struct sim_w
         char kind = *t, name = t[1] == ' ' ? t[2] : 0;
         if (name)
             op = (struct sim_wop){ .behind = op.behind, .off = name == 'a' ? a.off : name == 'b' ? b.off : c.off, .len = name == 'a' ? a.len : name == 'b' ? b.len : c.len };
+        if (is_snap(kind))
+            op = (struct sim_wop){ .len = (uint32_t)(name - '0') };
         op.kind = kind == 'c' && !g->packs ? 'w' : kind;
         if (kind == 'w' && prng_one_in(p, 4))
             op.len = 1 + (uint32_t)prng_below(p, op.len);
         push(l, op);
     }
+}
+
+static void from_template(const struct sim_geom *g, struct prng *p, struct sim_workload *l)
+{
+    do {
+        any_template(g, p, TEMPLATES, l);
+    } while (!sim_workload_fits(l, g));
 }
 
 static struct sim_wop any_op(const struct sim_geom *g, struct prng *p, const struct sim_wop *abc, unsigned n)
@@ -276,7 +338,7 @@ void sim_workload_meeting(const struct sim_geom *g, uint64_t n, struct sim_workl
 {
     struct prng p;
     prng_init(&p, hash_mix64(n) ^ 0x99);
-    from_template(g, &p, l);
+    any_template(g, &p, TEMPLATES - SNAP_TEMPLATES, l);
 }
 
 static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *abc, unsigned letters, struct sim_workload *l)
@@ -285,7 +347,6 @@ static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *a
     prng_init(&p, hash_mix64(n) ^ 0x77);
     if (prng_one_in(&p, 2)) {
         from_template(g, &p, l);
-        ASSERT(sim_workload_fits(l, g));
         return;
     }
     do {
@@ -313,6 +374,14 @@ static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *a
         push(l, flush_op);
 }
 
+/* A snapshot that one of them applies or deletes, and none of them makes before, is there from the beginning. */
+static void need_snapshot(struct sim_workload *l, struct sim_wop first, struct sim_wop second)
+{
+    bool one = first.len == 1 && strchr("ax", first.kind), two = second.len == 1 && strchr("ax", second.kind) && first.kind != 'k';
+    if (one || two)
+        push(l, (struct sim_wop){ .kind = 'k', .len = 1 });
+}
+
 void sim_workload_nth(const struct sim_geom *g, uint64_t n, struct sim_workload *l)
 {
     struct sim_wop abc[64];
@@ -325,6 +394,7 @@ void sim_workload_nth(const struct sim_geom *g, uint64_t n, struct sim_workload 
         return;
     }
     if (n < ones) {
+        need_snapshot(l, abc[n / 2], abc[n / 2]);
         push(l, abc[n / 2]);
         if (n & 1)
             push(l, flush_op);
@@ -335,6 +405,7 @@ void sim_workload_nth(const struct sim_geom *g, uint64_t n, struct sim_workload 
         longer(g, n - twos, abc, letters, l);
         return;
     }
+    need_snapshot(l, abc[n / 2 / letters], abc[n / 2 % letters]);
     push(l, abc[n / 2 / letters]);
     if (n & 1)
         push(l, flush_op);

@@ -254,6 +254,38 @@ void q2_alloc_return(struct q2_image *q, const struct q2_run *r)
         a->lost += r->count;
 }
 
+#define STILL_ROUNDS 16u
+
+int q2_alloc_still(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    a->still = true;
+    for (unsigned i = 0; i < STILL_ROUNDS; i++) {
+        int r = q2_drop_settle(co, q);
+        if (r < 0) {
+            a->still = false;
+            return r;
+        }
+        co_group_wait(co, &a->drops);
+        if (!a->dropping.count && !meta_frees_waiting(q->meta) && !a->drops.n)
+            return 0;
+    }
+    a->still = false;
+    return -ENOMEM;                      /* what was dropped finds no memory to be released with */
+}
+
+void q2_alloc_stir(struct q2_image *q) { q->alloc->still = false; }
+
+void q2_alloc_offer(struct q2_image *q, uint64_t from, uint64_t to)
+{
+    struct q2_alloc *a = q->alloc;
+    if (from < a->scan_end)
+        a->scan_next = min_u64(a->scan_next, from);      /* found again when `ready` is empty: no memory is needed for them */
+    from = max_u64(from, a->scan_end);
+    if (from < to && rset_add(&a->ready, from, to, 0) < 0)
+        a->lost += to - from;
+}
+
 void q2_alloc_quiesce(struct co *co, struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;

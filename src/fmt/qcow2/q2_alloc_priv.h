@@ -26,6 +26,7 @@ struct q2_alloc {
     /* growth (q2_frontier.c) */
     struct co_mutex grow_mx;
     bool growing_behind;             /* a background growth runs */
+    bool still;                      /* none is started (q2_alloc_still) */
     int grow_error;                  /* of the last growth */
     uint64_t step_max;               /* clusters; shrinks when space is short */
     /* the host bytes [pos, end) for compressed clusters (q2_pack.c). Clusters from that of pos on are counted for this */

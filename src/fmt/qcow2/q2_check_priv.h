@@ -88,8 +88,6 @@ uint64_t q2_mend_entry(const struct q2_geom *g, const struct q2_ref *r, bool una
 /* q2_rebuild.c: a new refcount structure with exact counts, and a new snapshot table if asked for, behind everything
  * that there is; one header sector switches to them. -ENOSPC, -EIO, -E2BIG (table over 8 MiB). */
 MUST_USE int q2_rebuild(struct co *co, struct q2_checker *k, bool new_snapshots, struct byre_err *err);
-/* Bytes of a snapshot table that holds the list (buf NULL: the length only). */
-uint64_t q2_snapshots_emit(const struct q2_snapshot_scan *scan, const struct q2_geom *g, uint8_t *buf);
 
 /* q2_edit.c: 8-byte table entries to be changed, collected and written sector by sector. */
 struct q2_edit { uint64_t off, value; };

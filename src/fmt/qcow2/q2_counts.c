@@ -157,6 +157,27 @@ uint64_t q2_counts_next(const struct q2_counts *c, uint64_t i)
     return Q2_COUNTS_NONE;
 }
 
+uint64_t q2_counts_find(const struct q2_counts *c, uint64_t i, uint8_t small)
+{
+    for (uint64_t end; i < c->n; i = end) {
+        const struct q2_counts_chunk *k = &c->chunks[i >> CHUNK_BITS];
+        const uint8_t *from = k->width == 1 ? (const uint8_t *)k->data + (i & (CHUNK - 1)) : NULL, *at;
+        end = min_u64(c->n, (i | (CHUNK - 1)) + 1);
+        if (from && (at = memchr(from, small, end - i)))
+            return i + (uint64_t)(at - from);
+        for (; k->width > 1 && i < end; i++)
+            if (load(k, i & (CHUNK - 1)) == small)
+                return i;
+    }
+    return Q2_COUNTS_NONE;
+}
+
+bool q2_counts_empty(const struct q2_counts *c, uint64_t i, uint64_t *ret_end)
+{
+    *ret_end = min_u64(c->n, (i | (CHUNK - 1)) + 1);
+    return i >= c->n || !c->chunks[i >> CHUNK_BITS].width;
+}
+
 /* ---- many at once ---- */
 
 /* Adds `by` to narrow numbers as long as they stay narrow; how many. */

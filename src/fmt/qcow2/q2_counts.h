@@ -33,6 +33,18 @@ MUST_USE int q2_counts_add(struct q2_counts *c, uint64_t i, uint64_t by);
 void q2_counts_sub(struct q2_counts *c, uint64_t i, uint64_t by);
 /* First index >= i with a number other than zero; Q2_COUNTS_NONE. */
 uint64_t q2_counts_next(const struct q2_counts *c, uint64_t i);
+/* First index >= i whose number is `small` (1..255); Q2_COUNTS_NONE. */
+uint64_t q2_counts_find(const struct q2_counts *c, uint64_t i, uint8_t small);
+/* Are all numbers from i to the end of its chunk (*ret_end, at most n) zero? Says no without looking at each. */
+bool q2_counts_empty(const struct q2_counts *c, uint64_t i, uint64_t *ret_end);
+/* The number at i < n; as q2_counts_get, for inner loops. */
+static inline uint64_t q2_counts_at(const struct q2_counts *c, uint64_t i)
+{
+    const struct q2_counts_chunk *k = &c->chunks[i >> Q2_COUNTS_CHUNK_BITS];
+    if (k->width == 1)
+        return ((const uint8_t *)k->data)[i & (Q2_COUNTS_CHUNK - 1)];
+    return k->width ? q2_counts_get(c, i) : 0;
+}
 
 /* The same for many at once; [i, i + n) lies in the array. */
 MUST_USE int q2_counts_add_run(struct q2_counts *c, uint64_t i, uint64_t n, uint64_t by);    /* -ENOMEM: a part is done */

@@ -170,6 +170,33 @@ static void whole_chunks(void **state)
     q2_counts_fini(&b);
 }
 
+/* The short ways to look say what the long one says (FEATURES 1.086). */
+static void lookups(void **state)
+{
+    struct q2_counts a;
+    struct prng r;
+    uint64_t end;
+    prng_init(&r, 7);
+    assert_int_equal(q2_counts_init(&a, N), 0);
+    assert_true(q2_counts_empty(&a, 100, &end) && end == Q2_COUNTS_CHUNK);
+    for (int i = 0; i < 300; i++) {
+        uint64_t at = prng_below(&r, N), n = prng_below(&r, N - at), by = i % 50 ? prng_below(&r, 9) : prng_u64(&r) >> 40;
+        assert_int_equal(q2_counts_add_run(&a, at, n, by), 0);
+    }
+    for (uint64_t i = 0, at = q2_counts_find(&a, 0, 200); i < N; i++) {
+        assert_true(q2_counts_at(&a, i) == q2_counts_get(&a, i));
+        if (q2_counts_get(&a, i) != 200)
+            continue;
+        assert_true(at == i);
+        at = q2_counts_find(&a, i + 1, 200);
+    }
+    assert_int_equal(q2_counts_set(&a, N - 1, 201), 0);
+    assert_true(q2_counts_find(&a, N - 1, 201) == N - 1 && q2_counts_find(&a, N, 201) == Q2_COUNTS_NONE);
+    assert_true(!q2_counts_empty(&a, N - 1, &end) && end == N);
+    assert_true(q2_counts_empty(&a, N, &end));
+    q2_counts_fini(&a);
+}
+
 static void empty(void **state)
 {
     struct q2_counts c;
@@ -183,6 +210,6 @@ static void empty(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(against_model), cmocka_unit_test(sparse), cmocka_unit_test(empty),
-        cmocka_unit_test(runs_and_sums), cmocka_unit_test(ones), cmocka_unit_test(whole_chunks) };
+        cmocka_unit_test(runs_and_sums), cmocka_unit_test(ones), cmocka_unit_test(whole_chunks), cmocka_unit_test(lookups) };
     return cmocka_run_group_tests_name("q2_counts", tests, NULL, NULL);
 }

@@ -40,6 +40,7 @@ static void header_bytes(const struct q2_header *h, struct q2_disk_header *d)
 {
     memset(d, 0, sizeof *d);
     be32_put(&d->l1_size, h->l1_size);
+    be32_put(&d->crypt_method, h->crypt_method);
     be64_put(&d->size, h->size);
     be64_put(&d->l1_off, h->l1_off);
     be64_put(&d->rt_off, h->rt_off);
@@ -414,6 +415,11 @@ static int open_parts(struct co *co, struct q2_image *q, struct byre_err *err)
         if (r < 0)
             return r;
     }
+    if (fmt_snapshot_picks(&q->opts.snapshot)) {
+        r = q2_snapshot_view(co, q, &q->opts.snapshot, err);
+        if (r < 0)
+            return r;
+    }
     if ((q->h.incompat & Q2_INCOMPAT_CORRUPT) && !q->im.read_only && !q->check_mode)       /* V3 */
         return byre_fail(err, Q2_MARKED_CORRUPT, "%s: the image is marked corrupt; it can be opened read-only, or repaired by check -r all", q->name);
     r = q2_data_open(co, q, err);
@@ -521,6 +527,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .flush = q2_flush,
     .resize = q2_resize,
     .resize_commit = q2_resize_commit,
+    .snapshot = q2_snapshot_op,
     .info = q2_info,
     .check = q2_check,
     .close = q2_close,

@@ -74,6 +74,14 @@ struct q2_l2e {
 };
 /* false: reserved bits, unaligned offset, or a flag that this version does not have (raw is in host order). */
 bool q2_l2e_decode(const struct q2_geom *g, uint64_t raw, struct q2_l2e *ret);
+/* Is it a standard entry (with or without the zero flag) whose host offset, 0 for none, is all there is to it? Short form
+ * of the decoder for passes over whole tables: false says nothing but "look closely". */
+static inline bool q2_l2e_plain(const struct q2_geom *g, uint64_t raw, uint64_t *ret_host)
+{
+    uint64_t odd = ~(Q2_L2E_OFF | Q2_E_COPIED | (g->zero_clusters && !g->ext_l2 ? Q2_E_ZERO : 0)) | (Q2_L2E_OFF & (g->cluster_size - 1));
+    *ret_host = raw & Q2_L2E_OFF;
+    return !(raw & odd);
+}
 uint64_t q2_l2e_encode(const struct q2_geom *g, const struct q2_l2e *e);
 /* The same for an extended entry: raw is its first half, bits its second (1.040). false also for bits that contradict one
  * another: a subcluster both allocated and zero, allocated without a host cluster, or any bit of a compressed cluster. */

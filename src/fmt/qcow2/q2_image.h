@@ -211,6 +211,12 @@ void q2_alloc_drop_packed(struct q2_image *q, uint64_t cluster, uint64_t n);  /*
 void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n);   /* the same for clusters that the cache may hold */
 /* Gives unused space at the end of the file back (after a shrink). Drained. */
 MUST_USE int q2_alloc_trim(struct co *co, struct q2_image *q);
+/* Drained: waits until nothing works behind any more (frees, a growth, reclaim), so that counts may be changed on the disk
+ * itself; nothing is started before q2_alloc_stir. On failure nothing has to be ended. */
+MUST_USE int q2_alloc_still(struct co *co, struct q2_image *q);
+void q2_alloc_stir(struct q2_image *q);
+/* Clusters [from, to) have no owner any more, on the disk too, their counts are 0, and they may be used at once (Q9). */
+void q2_alloc_offer(struct q2_image *q, uint64_t from, uint64_t to);
 /* Waits for everything that works behind: batches of frees, a growth. */
 void q2_alloc_quiesce(struct co *co, struct q2_image *q);
 
@@ -255,6 +261,10 @@ int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
 /* Between begin and end: do the host clusters read zero already? */
 bool q2_write_known_zero(const struct fmt_write *w);
 int q2_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byre_err *err);
+/* ---- q2_snap.c, q2_snap_view.c ---- */
+int q2_snapshot_op(struct co *co, struct fmt_image *im, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);
+/* The header of a read-only image names from now on what the picked snapshot holds. Before tables are loaded. */
+MUST_USE int q2_snapshot_view(struct co *co, struct q2_image *q, const struct fmt_snapshot_pick *pick, struct byre_err *err);
 int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
 
 #endif

@@ -258,7 +258,7 @@ static const char *fault_text(unsigned faults)
     return "there are more than 65536 entries";
 }
 
-int q2_snapshots_load(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_snapshot **ret, uint32_t *ret_count, struct byre_err *err)
+int q2_snapshots_scan_sound(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_snapshot_scan *ret, struct byre_err *err)
 {
     struct q2_snapshot_scan scan;
     int rc = q2_snapshots_scan(co, s, g, h, &scan);
@@ -270,7 +270,29 @@ int q2_snapshots_load(struct co *co, struct stor *s, const struct q2_geom *g, co
         q2_snapshots_free(scan.snapshots, scan.count);
         return byre_fail(err, Q2_SNAPSHOTS, "%s: snapshot table entry %" PRIu32 " is refused: %s", s->name, scan.first_bad, fault_text(fatal));
     }
+    *ret = scan;
+    return 0;
+}
+
+int q2_snapshots_load(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_snapshot **ret, uint32_t *ret_count, struct byre_err *err)
+{
+    struct q2_snapshot_scan scan;
+    int rc = q2_snapshots_scan_sound(co, s, g, h, &scan, err);
+    if (rc)
+        return rc;
     *ret = scan.snapshots;
     *ret_count = scan.count;
     return 0;
+}
+
+bool q2_snapshot_text_ok(const char *text, bool is_id)
+{
+    const uint8_t *p = (const uint8_t *)text;
+    size_t len = strlen(text);
+    for (size_t i = 0, n; i < len; i += n) {
+        n = utf8_step(p + i, len - i);
+        if (!n)
+            return false;
+    }
+    return len <= (is_id ? ID_MAX : SNAP_NAME_MAX);
 }

@@ -30,5 +30,11 @@ struct q2_snapshot_scan {
 /* Reads as much of the table as can be read. Fails only for -ENOMEM and errors of the store. Release with
  * q2_snapshots_free(scan.snapshots, scan.count). Suspends. */
 MUST_USE int q2_snapshots_scan(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_snapshot_scan *ret);
+/* The same, and -EINVAL (Q2_SNAPSHOTS) for any fault that is not tolerated. */
+MUST_USE int q2_snapshots_scan_sound(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_snapshot_scan *ret, struct byre_err *err);
+/* May this be an id, or a name, in the table? Pure. */
+bool q2_snapshot_text_ok(const char *text, bool is_id);
+/* Bytes of a snapshot table that holds the list (buf NULL: the length only). */
+uint64_t q2_snapshots_emit(const struct q2_snapshot_scan *scan, const struct q2_geom *g, uint8_t *buf);
 
 #endif
