@@ -46,7 +46,7 @@ enum fmt_kind {
 struct fmt_extent {
     enum fmt_kind kind;
     bool writable;            /* DATA: may be overwritten in place */
-    bool has_host;            /* `host` is valid (DATA; ZERO with space kept) */
+    bool has_host;            /* `host` is valid (DATA; ZERO and ABSENT with space kept) */
     uint64_t len;             /* bytes from the asked offset for which all of this holds; > 0, <= asked length */
     uint64_t host;            /* byte offset in im->data of the asked guest offset. ENCODED: of the compressed bytes in the store */
     uint64_t enc_len;         /* ENCODED: length in the store (upper bound) */
@@ -189,7 +189,8 @@ struct fmt_ops {
     int (*write_begin)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w);
     int (*write_commit)(struct co *co, struct fmt_image *im, struct fmt_write *w);   /* consumes w, success or not */
     void (*write_abort)(struct co *co, struct fmt_image *im, struct fmt_write *w);
-    /* off and off+len are multiples of `granule` (or the end of the image). -ENOTSUP: write zeros instead. */
+    /* off and off+len are multiples of `granule` (or the end of the image). -ENOTSUP: write zeros instead; when the range
+     * holds whole clusters and parts of others, a part may be zero then. */
     int (*zero)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags);
     int (*discard)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
     int (*flush)(struct co *co, struct fmt_image *im);
@@ -219,7 +220,8 @@ struct fmt_image {
     struct rt_loop *home;
     struct epoch *epoch;
     _Atomic uint64_t size;                 /* virtual size in bytes; changes only in resize */
-    uint32_t granule;                      /* alignment of zero and discard: cluster size; 1 for raw */
+    uint32_t granule;                      /* alignment of zero and discard: cluster or subcluster size; 1 for raw */
+    uint32_t cluster;                      /* unit of allocation: cluster size; 1 for raw */
     bool read_only;
     bool data_raw;                         /* the external data file is a raw image of its own, and stays one */
     bool has_backing;                      /* a backing name is recorded (graph sets below_zero when it is not opened) */

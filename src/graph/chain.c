@@ -16,10 +16,12 @@
  */
 #include "graph/graph_priv.h"
 
-static int found_zero(struct piece *p, struct graph_node *layer, uint64_t end, unsigned depth, bool past_end)
+/* `above` is the lowest layer that was asked; it may keep space for what it does not have. */
+static int found_zero(struct piece *p, struct graph_node *layer, const struct graph_node *above, uint64_t end, unsigned depth)
 {
+    bool kept = above && p->layer == above && p->e.has_host, past_end = layer != above;
     p->layer = layer;
-    p->e = (struct fmt_extent){ .kind = FMT_ZERO, .len = end - p->pos };
+    p->e = (struct fmt_extent){ .kind = FMT_ZERO, .len = end - p->pos, .has_host = kept, .host = kept ? p->e.host : 0 };
     p->len = end - p->pos;
     p->depth = depth;
     p->past_end = past_end;
@@ -29,7 +31,7 @@ static int found_zero(struct piece *p, struct graph_node *layer, uint64_t end, u
 /* No layer has it. */
 static int found_nothing(struct piece *p, struct graph_node *last, uint64_t end, unsigned depth, bool bounded)
 {
-    found_zero(p, last, end, depth, false);
+    found_zero(p, last, last, end, depth);
     if (bounded)
         p->e.kind = FMT_ABSENT;
     else
@@ -50,7 +52,7 @@ int chain_find(struct co *co, struct graph_node *n, struct graph_node *bottom, u
         }
         uint64_t size = atomic_load_explicit(&l->im->size, memory_order_acquire);
         if (pos >= size)
-            return found_zero(p, l, end, depth, true);
+            return found_zero(p, l, above, end, depth);
         end = min_u64(end, size);
         p->tok = epoch_enter(l->im->epoch, co_loop(co));
         p->layer = l;

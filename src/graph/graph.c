@@ -168,8 +168,8 @@ struct graph_node *graph_next(struct graph *g, struct graph_node *prev)
  * rest of the old last cluster, which may hold bytes behind the old end (Q19). */
 static int clear_uncovered(struct co *co, struct graph_node *n, uint64_t from, uint64_t to)
 {
-    uint64_t granule = n->im->granule, below = n->backing ? graph_length(n->backing) : 0;
-    uint64_t end = min_u64(to, round_up(max_u64(below, from), granule));
+    uint64_t cluster = n->im->cluster, below = n->backing ? graph_length(n->backing) : 0;
+    uint64_t end = min_u64(to, round_up(max_u64(below, from), cluster));
     return end > from ? zero_range(co, n, from, end - from, 0) : 0;
 }
 

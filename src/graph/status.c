@@ -22,11 +22,11 @@ static bool worth_asking(struct co *co, struct graph_node *n)
     int known = atomic_load_explicit(&n->recurse, memory_order_relaxed);
     if (known != RECURSE_UNKNOWN)
         return known == RECURSE_YES;
-    uint64_t len, allocated, granule = n->im->granule;
+    uint64_t len, allocated, cluster = n->im->cluster;
     bool sparse = false;
     if (!stor_length(co, n->im->data, &len) && !stor_allocated(co, n->im->data, &allocated)) {
-        uint64_t there = allocated / granule;
-        sparse = div_up(len, granule) >= there + max_u64(2, there / 9);
+        uint64_t there = allocated / cluster;
+        sparse = div_up(len, cluster) >= there + max_u64(2, there / 9);
     }
     atomic_store_explicit(&n->recurse, sparse ? RECURSE_YES : RECURSE_NO, memory_order_relaxed);
     return sparse;

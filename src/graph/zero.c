@@ -16,7 +16,7 @@
  */
 #include "graph/graph_priv.h"
 
-/* Bytes of one call of the format; a multiple of every granule. */
+/* Bytes of one call of the format; a multiple of every cluster. */
 #define STEP_BYTES (1ull << 30)
 
 struct parts { uint64_t start, mid, mid_end, end; };      /* edges: [start, mid) and [mid_end, end) */
@@ -54,11 +54,20 @@ static int zero_by_writing(struct co *co, struct graph_node *n, uint64_t off, ui
     return 0;
 }
 
+/* Length of the next call for [off, end). Parts of clusters go alone: a format may refuse them where it takes whole ones. */
+static uint64_t zero_part(const struct graph_node *n, uint64_t off, uint64_t end)
+{
+    uint64_t cluster = n->im->cluster, part = min_u64(end - off, STEP_BYTES - (off & (STEP_BYTES - 1)));
+    if (off % cluster)
+        return min_u64(part, cluster - off % cluster);
+    return part > cluster && off + part != atomic_load_explicit(&n->im->size, memory_order_acquire) ? round_down(part, cluster) : part;
+}
+
 static int zero_middle(struct co *co, struct graph_node *n, uint64_t off, uint64_t end, unsigned flags)
 {
     unsigned how = flags & GRAPH_UNMAP && n->discard ? FMT_ZERO_UNMAP : 0;
     while (off < end) {
-        uint64_t part = min_u64(end - off, STEP_BYTES - (off & (STEP_BYTES - 1)));
+        uint64_t part = zero_part(n, off, end);
         int r = n->im->ops->zero(co, n->im, off, part, how);
         if (r == -ENOTSUP && !(flags & GRAPH_NO_FALLBACK))
             r = zero_by_writing(co, n, off, off + part, 0);

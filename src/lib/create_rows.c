@@ -39,7 +39,7 @@ static const struct opt_enum raw_prealloc_names[] = {
     { "encrypt.ivgen-hash-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: hash of that generator" },             \
     { "encrypt.key-secret", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: id of the secret" },                       \
     { "encryption", 0, OPT_BOOL, .flags = OPT_LATER, .help = "encryption: old spelling of encrypt.format=aes" },            \
-    { "extended_l2", 0, OPT_BOOL, .flags = OPT_LATER, .help = "tables with subclusters" }
+    { "extended_l2", 0, OPT_BOOL, AT(extended_l2), .help = "tables with 32 subclusters per cluster (cluster_size 16k or more)" }
 
 #define FILE_ROWS                                                                                                           \
     { "extent_size_hint", 0, OPT_SIZE, AT(extent_size_hint), .def = "1M", .max = UINT32_MAX, .help = "hint to the file system for the size of extents, 0 for none" }, \

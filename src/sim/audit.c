@@ -29,6 +29,7 @@ struct audit {
     struct sim_audit *r;
     unsigned bits, version;
     bool data_file;                      /* guest data lies elsewhere, at the guest's offsets */
+    uint64_t entry_bytes;                /* of an L2 table */
     uint64_t cs, clusters;
     uint64_t rt_off, rt_entries, order;
     uint32_t *refs;
@@ -121,7 +122,8 @@ static void count_entry(struct audit *a, uint64_t e)
     }
 }
 
-typedef void entry_fn(struct audit *a, uint64_t e, uint64_t index, void *arg);
+/* at: where the entry lies in the file. */
+typedef void entry_fn(struct audit *a, uint64_t e, uint64_t index, uint64_t at, void *arg);
 
 /* Calls fn for every entry of the L1 table, and for every entry below it with `below` set. */
 static void walk(struct audit *a, uint64_t l1, uint64_t entries, entry_fn *table, entry_fn *entry, void *arg)
@@ -130,30 +132,44 @@ static void walk(struct audit *a, uint64_t l1, uint64_t entries, entry_fn *table
         uint64_t e = u64(a, l1 + k * 8), l2 = e & OFF_MASK;
         if (!e)
             continue;
-        table(a, e, k, arg);
+        table(a, e, k, l1 + k * 8, arg);
         if (!range_inside(l2, a->cs, round_up(a->d->len, a->cs)) || l2 % a->cs) {
             a->r->broken = true;
             note(a, "L1 entry %#llx cannot be followed", (unsigned long long)e);
             continue;
         }
-        for (uint64_t i = 0; i < a->cs / 8; i++) {
-            uint64_t x = u64(a, l2 + i * 8);
-            if (x)
-                entry(a, x, k * (a->cs / 8) + i, arg);
+        uint64_t n = a->cs / a->entry_bytes;
+        for (uint64_t i = 0; i < n; i++) {
+            uint64_t at = l2 + i * a->entry_bytes, x = u64(a, at);
+            if (x || (a->entry_bytes == 16 && u64(a, at + 8)))
+                entry(a, x, k * n + i, at, arg);
         }
     }
 }
 
-static void count_table(struct audit *a, uint64_t e, uint64_t index, void *arg)
+static void count_table(struct audit *a, uint64_t e, uint64_t index, uint64_t at, void *arg)
 {
     (void)index;
+    (void)at;
     (void)arg;
     count_bytes(a, e & OFF_MASK, a->cs, "L2 table");
 }
 
-static void count_mapping(struct audit *a, uint64_t e, uint64_t index, void *arg)
+/* Extended L2: do the bits of subclusters contradict one another, or the first half? */
+static void judge_bits(struct audit *a, uint64_t e, uint64_t index, uint64_t bits)
+{
+    bool wrong = e >> 62 & 1 ? bits != 0 : (bits & bits >> 32 & 0xffffffff) || (bits & 0xffffffff && !(e & OFF_MASK) && !(a->data_file && e & COPIED));
+    if (!wrong)
+        return;
+    a->r->broken = true;
+    note(a, "entry %#llx (%llu) has subclusters %#llx", (unsigned long long)e, (unsigned long long)index, (unsigned long long)bits);
+}
+
+static void count_mapping(struct audit *a, uint64_t e, uint64_t index, uint64_t at, void *arg)
 {
     (void)arg;
+    if (a->entry_bytes == 16)
+        judge_bits(a, e, index, u64(a, at + 8));
     count_entry(a, e);
     bool placed = e & OFF_MASK || e & COPIED;
     if (a->data_file && ((e >> 62 & 1) || (placed && ((e & OFF_MASK) != index * a->cs || !(e & COPIED))))) {
@@ -162,17 +178,19 @@ static void count_mapping(struct audit *a, uint64_t e, uint64_t index, void *arg
     }
 }
 
-static void ignore_flag(struct audit *a, uint64_t e, uint64_t index, void *arg)
+static void ignore_flag(struct audit *a, uint64_t e, uint64_t index, uint64_t at, void *arg)
 {
+    (void)at;
     (void)a;
     (void)e;
     (void)index;
     (void)arg;
 }
 
-static void check_flag(struct audit *a, uint64_t e, uint64_t index, void *arg)
+static void check_flag(struct audit *a, uint64_t e, uint64_t index, uint64_t at, void *arg)
 {
     uint64_t c = (e & OFF_MASK) >> a->bits;
+    (void)at;
     (void)arg;
     if ((e >> 62 & 1) || !(e & COPIED))
         return;
@@ -288,6 +306,7 @@ static bool begin(struct audit *a, const struct sim_disk *d, struct sim_audit *r
         note(a, "the refcount table lies outside the file");
         return false;
     }
+    a->entry_bytes = a->version == 3 && u64(a, 72) >> 4 & 1 ? 16 : 8;
     r->marked = a->version == 3 && (u64(a, 72) & 3);
     a->data_file = a->version == 3 && (u64(a, 72) & 4);
     return true;
@@ -321,9 +340,10 @@ void sim_audit(const struct sim_disk *d, struct sim_audit *r)
 
 struct content { const uint32_t *below; uint32_t *gens; uint64_t sectors; };
 
-static void read_table(struct audit *a, uint64_t e, uint64_t index, void *arg)
+static void read_table(struct audit *a, uint64_t e, uint64_t index, uint64_t at, void *arg)
 {
     (void)a;
+    (void)at;
     (void)e;
     (void)index;
     (void)arg;
@@ -346,7 +366,7 @@ static bool decompress(const struct audit *a, struct comp z, uint8_t *out)
     return ok;
 }
 
-static void read_entry(struct audit *a, uint64_t e, uint64_t index, void *arg)
+static void read_entry(struct audit *a, uint64_t e, uint64_t index, uint64_t at, void *arg)
 {
     struct content *c = arg;
     uint64_t first = index * a->cs / SIM_SECTOR, per = a->cs / SIM_SECTOR;
@@ -356,11 +376,16 @@ static void read_entry(struct audit *a, uint64_t e, uint64_t index, void *arg)
     bool ok = true;
     if (e >> 62 & 1) {
         ok = decompress(a, comp_of(a, e), buf);
-    } else if (!(e & 1)) {
+    } else if (a->entry_bytes == 16 ? (e & OFF_MASK) != 0 : !(e & 1)) {
         sim_disk_read(a->d, e & OFF_MASK, buf, a->cs);
     }
-    for (uint64_t s = 0; s < per && first + s < c->sectors; s++)
-        c->gens[first + s] = ok ? sim_sector_gen(buf + s * SIM_SECTOR, first + s) : SIM_GEN_NONE;
+    uint64_t bits = a->entry_bytes == 16 && !(e >> 62 & 1) ? u64(a, at + 8) : 0xffffffff;
+    for (uint64_t s = 0; s < per && first + s < c->sectors; s++) {
+        if (bits >> (s * 32 / per) & 1)
+            c->gens[first + s] = ok ? sim_sector_gen(buf + s * SIM_SECTOR, first + s) : SIM_GEN_NONE;
+        else if (bits >> (32 + s * 32 / per) & 1)
+            c->gens[first + s] = 0;
+    }
     sim_mem_free(buf);
 }
 

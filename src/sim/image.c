@@ -79,6 +79,18 @@ static const struct sim_geom geoms[] = {
       .window = { { 0, 384 * K } }, .windows = 1, .data_file = true, .backing = 200 * K, .zeros = true, .frontier = 16 * K, .floor = 5000 },
     { .name = "c4k-dataraw", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 384 * K,
       .window = { { 0, 384 * K } }, .windows = 1, .data_file = true, .data_raw = true, .frontier = 16 * K, .floor = 5000 },
+    { .name = "c64k-sub", .version = 3, .cluster_bits = 16, .refcount_order = 4, .size = 1 * M, .size_max = 1280 * K, .sub = true,
+      .window = { { 0, 1280 * K } }, .windows = 1, .zeros = true, .frontier = 256 * K, .no_holes = true, .beyond = true, .floor = 4000 },
+    { .name = "c32k-sub-backing", .version = 3, .cluster_bits = 15, .refcount_order = 4, .size = 640 * K, .size_max = 768 * K, .sub = true,
+      .window = { { 0, 768 * K } }, .windows = 1, .backing = 300 * K, .zeros = true, .frontier = 128 * K, .floor = 4000 },
+    { .name = "c32k-sub-snap", .version = 3, .cluster_bits = 15, .refcount_order = 3, .size = 512 * K, .size_max = 512 * K, .sub = true,
+      .window = { { 0, 512 * K } }, .windows = 1, .backing = 512 * K, .zeros = true, .compressed = true, .snapshot = true, .frontier = 128 * K,
+      .one_write_space = true, .floor = 4000 },
+    { .name = "c32k-sub-data", .version = 3, .cluster_bits = 15, .refcount_order = 4, .size = 640 * K + 1536, .size_max = 768 * K, .sub = true,
+      .window = { { 0, 768 * K } }, .windows = 1, .data_file = true, .backing = 300 * K, .zeros = true, .frontier = 128 * K, .floor = 3000 },
+    { .name = "c16k-sub-l1", .version = 3, .cluster_bits = 14, .refcount_order = 4, .size = 16 * M - 32 * K, .size_max = 16 * M + 128 * K, .sub = true,
+      .window = { { 0, 256 * K }, { 16 * M - 192 * K, 320 * K } }, .windows = 2, .zeros = true, .frontier = 64 * K, .block = 512,
+      .floor = 2000 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 7500 },
@@ -159,6 +171,33 @@ static uint64_t data_file_cluster(struct build *b, uint64_t guest, uint32_t gen)
         ASSERT(r == 0);
     }
     return guest;
+}
+
+/* An L2 entry; bits: the second half of an extended one. */
+struct entry { uint64_t e, bits; };
+
+static uint64_t entry_bytes(const struct build *b) { return b->g->sub ? 16 : 8; }
+
+static void put_entry(struct build *b, uint64_t l2, uint64_t i, struct entry x)
+{
+    put64(b, l2 + i * entry_bytes(b), x.e);
+    if (b->g->sub)
+        put64(b, l2 + i * 16 + 8, x.bits);
+}
+
+/* Sectors of these subclusters hold what nobody may read. */
+static void put_junk(struct build *b, uint64_t host, uint32_t subclusters)
+{
+    uint8_t sector[SIM_SECTOR];
+    for (uint64_t i = 0; i < b->cs; i += SIM_SECTOR) {
+        sim_sector_fill(sector, SIM_GEN_JUNK, 100000 + (host + i) / SIM_SECTOR);
+        if (!(subclusters >> (i * 32 / b->cs) & 1))
+            continue;
+        if (!b->data)
+            put(b, host + i, sector, sizeof sector);
+        else if (host + i < b->g->size && sim_disk_write(b->data, host + i, sector, sizeof sector) < 0)
+            ASSERT(false);
+    }
 }
 
 static uint64_t data_cluster(struct build *b, uint64_t guest, uint32_t gen)
@@ -258,6 +297,36 @@ static uint64_t entry_of(struct build *b, uint64_t guest, uint32_t gen)
     return e;
 }
 
+/* The same with subclusters. The kinds alternate inside clusters too. */
+static struct entry entry_of_sub(struct build *b, uint64_t guest, uint32_t gen)
+{
+    static const struct { uint32_t alloc, zero; } bits[8] = {
+        { ~0u, 0 }, { 0, 0 }, { 0x0f0ff0f3, 0x00f00f00 }, { 0, 0xfff0000f }, { 0xffff, 0 }, { 0, 0 }, { 0, 0x00ffffff }, { 0xfffffff0, 0xf },
+    };
+    const struct sim_geom *g = b->g;
+    uint64_t i = guest / b->cs, first = guest / SIM_SECTOR, per = b->cs / SIM_SECTOR;
+    unsigned kind = (i + i / 8) % 8;
+    struct entry x = { 0, (uint64_t)bits[kind].zero << 32 | bits[kind].alloc };
+    uint32_t alloc = bits[kind].alloc, zero = bits[kind].zero;
+    if (kind == 4 && g->compressed) {
+        x = (struct entry){ compressed_cluster(b, guest, gen), 0 };
+        alloc = ~0u;
+    } else if (alloc || kind == 6) {
+        uint64_t host = data_cluster(b, guest, gen);
+        put_junk(b, host, ~alloc);
+        x.e = host | COPIED;
+    } else if (b->data) {                /* B2: old bytes where nothing is mapped */
+        put_junk(b, guest, ~0u);
+    }
+    for (uint64_t s = 0; s < per && first + s < b->im->sectors; s++) {
+        uint32_t bit = 1u << (s * 32 / per);
+        bool shows = (first + s) * SIM_SECTOR < g->size;
+        if ((alloc | zero) & bit)
+            b->im->gens[first + s] = shows && alloc & bit ? gen : 0;
+    }
+    return x;
+}
+
 /* Is this guest cluster among those that hold something in the beginning (the first half of each window)? */
 static bool populated(const struct sim_geom *g, uint64_t guest)
 {
@@ -272,7 +341,7 @@ struct tables { uint64_t l1_off, l1_entries, span; uint64_t *l1; };
 static void active_tables(struct build *b, struct tables *t)
 {
     const struct sim_geom *g = b->g;
-    t->span = b->cs * (b->cs / 8);
+    t->span = b->cs * (b->cs / entry_bytes(b));
     t->l1_entries = div_up(g->size, t->span);
     uint64_t c = take(b, div_up(t->l1_entries * 8, b->cs));
     t->l1_off = c * b->cs;
@@ -288,7 +357,7 @@ static void active_tables(struct build *b, struct tables *t)
                 l2 = take(b, 1) * b->cs;
                 ref(b, l2 / b->cs);
             }
-            put64(b, l2 + (guest - k * t->span) / b->cs * 8, entry_of(b, guest, SIM_GEN_FIRST));
+            put_entry(b, l2, (guest - k * t->span) / b->cs, g->sub ? entry_of_sub(b, guest, SIM_GEN_FIRST) : (struct entry){ entry_of(b, guest, SIM_GEN_FIRST), 0 });
         }
         t->l1[k] = l2 ? l2 | COPIED : 0;
     }
@@ -301,6 +370,11 @@ static uint64_t get64(const struct build *b, uint64_t off)
     be64 x;
     sim_disk_read(b->d, off, &x, 8);
     return be64_get(&x);
+}
+
+static struct entry get_entry(const struct build *b, uint64_t l2, uint64_t i)
+{
+    return (struct entry){ get64(b, l2 + i * entry_bytes(b)), b->g->sub ? get64(b, l2 + i * 16 + 8) : 0 };
 }
 
 /* One more owner for what an entry names; the entry without COPIED. */
@@ -328,18 +402,19 @@ static uint64_t snapshot_table(struct build *b, const struct tables *t, uint64_t
     bool shared = k % 2 == 0 && t->l1_entries > 1 && !b->g->fill_to;
     uint64_t own = shared ? l2 : take(b, 1) * b->cs;
     ref(b, own / b->cs);
-    for (uint64_t i = 0; i < b->cs / 8; i++) {
-        uint64_t e = get64(b, l2 + i * 8), guest = k * t->span + i * b->cs;
-        if (!e || guest >= b->g->size)
+    for (uint64_t i = 0; i < b->cs / entry_bytes(b); i++) {
+        struct entry x = get_entry(b, l2, i);
+        uint64_t guest = k * t->span + i * b->cs;
+        if ((!x.e && !x.bits) || guest >= b->g->size)
             continue;
         if (!shared && i % 3 == 0) {     /* was rewritten since: the snapshot has the older cluster alone */
-            put64(b, own + i * 8, data_cluster(b, guest, SIM_GEN_SNAPSHOT) | COPIED);
+            put_entry(b, own, i, (struct entry){ data_cluster(b, guest, SIM_GEN_SNAPSHOT) | COPIED, 0xffffffff });
             snap_gens(b, guest, SIM_GEN_SNAPSHOT, false);
             continue;
         }
-        e = share(b, e);
-        put64(b, l2 + i * 8, e);
-        put64(b, own + i * 8, e);
+        x.e = share(b, x.e);
+        put_entry(b, l2, i, x);
+        put_entry(b, own, i, x);
         snap_gens(b, guest, 0, true);
     }
     if (shared)
@@ -508,6 +583,8 @@ static uint64_t lay_out(struct build *b, uint64_t blocks)
         h.incompat |= Q2_INCOMPAT_COMPRESSION;
         h.compression_type = 1;
     }
+    if (g->sub)
+        h.incompat |= Q2_INCOMPAT_EXT_L2;
     header(b, &h);
     return blocks;
 }

@@ -31,6 +31,7 @@ struct sim_geom {
     bool snapshot, compressed, zeros, bitmap;
     bool data_file, data_raw;            /* guest data lies in SIM_DATA_NAME; which is a raw image of its own */
     bool packs, zstd;                    /* workloads write compressed clusters too; their method */
+    bool sub;                            /* extended L2: 32 subclusters per cluster */
     uint64_t frontier;                   /* bytes, fmt_open_opts.frontier_bytes */
     uint64_t fill_to;                    /* clusters of the snapshot alone fill the file up to here (growth of the refcount table) */
     uint32_t block;                      /* request alignment of the store; 0: 1 */

@@ -159,6 +159,25 @@ static void letter(struct letters *a, char kind, uint64_t off, uint64_t len)
     a->n++;
 }
 
+/* Subclusters: by the patterns of entry_of_sub in image.c. */
+static void sub_letters(struct letters *a, uint64_t c)
+{
+    uint64_t u = c / 32, in = u > 1 ? 1 : 0;
+    letter(a, 'w', c + 2 * u, u);                    /* nothing there: one, whole */
+    letter(a, 'w', c + 2 * u + in, u - in);          /* and a part of one */
+    letter(a, 'w', 2 * c + 3 * u + in, 10 * u);      /* data, absent, data, zero, in one write */
+    letter(a, 'w', 2 * c + 13 * u, 3 * u - in);
+    letter(a, 'w', 6 * c + 22 * u + in, 4 * u);      /* zero, then absent, in a cluster that is there */
+    letter(a, 'w', 7 * c + in, u);                   /* zero, with space, beside data */
+    letter(a, 'w', 5 * c - 2 * u, c);                /* absent in a cluster that is there, then nothing there */
+    letter(a, 'z', 2 * c + u, 5 * u);
+    letter(a, 'z', 4 * c + u, 2 * u);                /* a part of a compressed one */
+    letter(a, 'u', 2 * u, 30 * u);
+    letter(a, 'd', 0, 16 * u);                       /* two halves make a whole */
+    letter(a, 'd', 16 * u, 16 * u);
+    letter(a, 'd', 7 * c + 2 * u, 2 * c);
+}
+
 unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max)
 {
     struct letters a = { op, 0, max };
@@ -218,6 +237,8 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
             letter(&a, 'a', 0, !g->snapshot || g->fill_to);
         letter(&a, 'x', 0, !g->snapshot);
     }
+    if (g->sub)
+        sub_letters(&a, c);
     return a.n;
 }
 
@@ -329,7 +350,7 @@ static struct sim_wop any_op(const struct sim_geom *g, struct prng *p, const str
             op.len = (uint32_t)round_up(op.len, c);
         op.off = (uint32_t)prng_below(p, end - op.len);
         if (op.kind == 'c' || prng_one_in(p, 2))
-            op.off = (uint32_t)round_down(op.off, c);
+            op.off = (uint32_t)round_down(op.off, op.kind != 'c' && g->sub && prng_one_in(p, 2) ? c / 32 : c);
     }
     return op;
 }

@@ -129,7 +129,7 @@ def test_option_help(twin):
         assert names[1] <= names[0], names[1] - names[0]
 
 
-LATER = ["encrypt.format=luks", "encrypt.key-secret=s", "encryption=on", "extended_l2=on"]
+LATER = ["encrypt.format=luks", "encrypt.key-secret=s", "encryption=on"]
 
 
 @pytest.mark.parametrize("option", LATER)
@@ -141,7 +141,7 @@ def test_later_options_say_so(tmp_path, option):
 
 
 def test_later_options_may_be_off(tmp_path):
-    run.byre("create", "-q", "-f", "qcow2", "-o", "extended_l2=off,encryption=off", tmp_path / "x", "1M")
+    run.byre("create", "-q", "-f", "qcow2", "-o", "encryption=off", tmp_path / "x", "1M")
     done = run.byre("create", "--object", "secret,id=s,data=x", "-f", "qcow2", tmp_path / "x", "1M", code=1)
     assert "'--object' is not supported yet" in done.err
 

@@ -274,10 +274,9 @@ def test_unknown_harmless_bits(written, tmp_path):
     disk.judge(image, tmp_path)
 
 
-@pytest.mark.parametrize("options,word", [("encrypt.format=aes,encrypt.key-secret=s", "encrypt"),
-                                          ("extended_l2=on", "extended|subcluster")])
+@pytest.mark.parametrize("options,word", [("encrypt.format=aes,encrypt.key-secret=s", "encrypt")])
 def test_later_features_are_refused_clearly(tmp_path, options, word):
-    """Encryption and extended L2 tables: refused with a clear message, never misread."""
+    """Encryption: refused with a clear message, never misread."""
     image = tmp_path / "disk.qcow2"
     run.qemu_img("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", options, image, "1M", cwd=tmp_path)
     for args in (["io", "-r", "-c", "read 0 512"], ["io", "-c", "write 0 512"]):

@@ -351,6 +351,11 @@ static void on_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *r, in
         q2_finding(k, false, "Q2_DATA_FILE", "%s at %#" PRIx64 " for guest offset %#" PRIx64 ": cannot be in an image with an external data file (entry at %#" PRIx64 ")",
                    q2_ref_name(r->kind), r->off, r->index, r->entry_off);
         return;
+    case Q2_WALK_SUBCLUSTERS:            /* nobody can say which it is: as for the peer it is told, and stays */
+        k->res.corruptions += r->weight;
+        q2_finding(k, false, "Q2_SUBCLUSTERS", "%s at %#" PRIx64 ": its subclusters contradict one another (entry at %#" PRIx64 ", bits %#" PRIx64 ")",
+                   q2_ref_name(r->kind), r->off, r->entry_off, r->bits);
+        return;
     case Q2_WALK_READ:
         k->res.check_errors++;
         k->incomplete = true;

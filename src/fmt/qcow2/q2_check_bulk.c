@@ -30,7 +30,8 @@ struct run { uint64_t raw, first, n; };          /* first: cluster; n 0: nothing
 
 struct table {
     const struct q2_checker *k;
-    const be64 *entry;
+    const be64 *word;
+    unsigned words;                              /* per entry: 2 with subclusters */
     uint64_t entries, allowed, limit;            /* bits an entry may have; clusters that may be named */
     bool active;
 };
@@ -40,18 +41,31 @@ static struct table table_of(const struct q2_checker *k, const struct q2_ref *t,
     const struct q2_geom *g = k->g;
     uint64_t offsets = Q2_L2E_OFF & ~(g->cluster_size - 1);
     return (struct table){
-        .k = k, .entry = (const be64 *)data, .entries = g->cluster_size / 8, .active = t->active,
+        .k = k, .word = (const be64 *)data, .words = g->l2_entry_bytes / 8, .entries = g->cluster_size / g->l2_entry_bytes, .active = t->active,
         .allowed = Q2_E_COPIED | offsets | (g->zero_clusters ? Q2_E_ZERO : 0),
         .limit = min_u64(k->clusters, (offsets >> g->cluster_bits) + 1),
     };
+}
+
+static uint64_t first_half(const struct table *t, uint64_t i) { return be64_get(&t->word[i * t->words]); }
+
+/* May an entry with this first half have the second half that it has? */
+static bool subclusters_agree(const struct table *t, uint64_t i, uint64_t raw)
+{
+    uint64_t bits = t->words == 2 ? be64_get(&t->word[2 * i + 1]) : 0;
+    if (raw & Q2_E_COMPRESSED)
+        return !bits;
+    return !(bits & bits >> 32 & Q2_SUB_ALL) && (raw & Q2_L2E_OFF || !(bits & Q2_SUB_ALL));
 }
 
 /* The run that begins at entry i; how many entries it takes, 0: this entry is not sound. */
 static uint64_t next_run(const struct table *t, uint64_t i, struct run *ret)
 {
     const struct q2_geom *g = t->k->g;
-    uint64_t raw = be64_get(&t->entry[i]), n = 1;
+    uint64_t raw = first_half(t, i), n = 1;
     *ret = (struct run){ .raw = raw };
+    if (t->words == 2 && !subclusters_agree(t, i, raw))
+        return 0;
     if (raw & Q2_E_COMPRESSED) {
         uint64_t off = raw & g->coff_mask, bytes = ((raw >> g->csize_shift & g->csize_mask) + 1) * 512 - off % 512;
         ret->first = off >> g->cluster_bits;
@@ -66,8 +80,9 @@ static uint64_t next_run(const struct table *t, uint64_t i, struct run *ret)
     if (ret->first >= t->limit)
         return 0;
     uint64_t most = min_u64(t->entries - i, t->limit - ret->first);
-    for (uint64_t next = raw + g->cluster_size; n < most && be64_get(&t->entry[i + n]) == next; next += g->cluster_size)
-        n++;
+    for (uint64_t next = raw + g->cluster_size; n < most && first_half(t, i + n) == next; next += g->cluster_size, n++)
+        if (t->words == 2 && !subclusters_agree(t, i + n, next))
+            return 0;
     ret->n = n;
     return n;
 }
@@ -139,7 +154,7 @@ int q2_bulk_begin(struct q2_checker *k, unsigned cores)
 {
     uint64_t directory = (k->clusters / Q2_COUNTS_CHUNK + 2) * sizeof(struct q2_counts_chunk);
     /* Extended L2 entries have rules of their own; without all stored counts no flag can be judged here. */
-    if (k->one_by_one || k->g->ext_l2 || !mem_is_zero(k->rt_bad, bitmap_words(k->rt_entries + 1) * 8))
+    if (k->one_by_one || !mem_is_zero(k->rt_bad, bitmap_words(k->rt_entries + 1) * 8))
         return 0;
     k->workers = (unsigned)min_u64(min_u64(cores, Q2_AHEAD_WORKERS_MAX), WORKERS_ROOM / directory);
     k->bulk = calloc(k->workers + 1, sizeof *k->bulk);

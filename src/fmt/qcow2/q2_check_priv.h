@@ -81,9 +81,10 @@ MUST_USE int q2_bulk_stored(struct q2_checker *k, struct q2_piece *p);
 MUST_USE int q2_repair(struct co *co, struct q2_checker *k, bool *ret_changed, struct byre_err *err);
 /* Clears the dirty and corrupt bits of an image that was found sound. */
 MUST_USE int q2_repair_finish(struct co *co, struct q2_checker *k, struct byre_err *err);
-/* What stands in place of a mapping entry that breaks the rules, or the entry itself (pure). r->kind, raw, off and
+/* What stands in place of a mapping entry that breaks the rules, or the entry itself (pure). r->kind, raw, bits, off and
  * outside as the walk gives them; unallocated_reads_zero: an unallocated cluster of this image reads zeros. */
-uint64_t q2_mend_entry(const struct q2_geom *g, const struct q2_ref *r, bool unallocated_reads_zero);
+struct q2_mended { uint64_t raw, bits; };
+struct q2_mended q2_mend_entry(const struct q2_geom *g, const struct q2_ref *r, bool unallocated_reads_zero);
 
 /* q2_rebuild.c: a new refcount structure with exact counts, and a new snapshot table if asked for, behind everything
  * that there is; one header sector switches to them. -ENOSPC, -EIO, -E2BIG (table over 8 MiB). */
@@ -96,6 +97,8 @@ struct q2_edits { struct q2_edit *list; size_t count, room; };       /* all zero
 void q2_edits_fini(struct q2_edits *e);
 /* Adds one; writes all when the list is full. off: multiple of 8. Suspends. */
 MUST_USE int q2_edits_add(struct co *co, struct q2_edits *e, struct q2_image *q, uint64_t off, uint64_t value);
+/* Adds both halves of an extended entry: they go out in one write of their sector. off: multiple of 16. Suspends. */
+MUST_USE int q2_edits_add_pair(struct co *co, struct q2_edits *e, struct q2_image *q, uint64_t off, uint64_t raw, uint64_t bits);
 /* Writes what is left, without a barrier. Suspends. */
 MUST_USE int q2_edits_apply(struct co *co, struct q2_edits *e, struct q2_image *q);
 

@@ -245,7 +245,8 @@ static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
     q->g.data_file = h.incompat & Q2_INCOMPAT_DATA_FILE;
     q->file_end_at_open = round_up(len, q->g.cluster_size);
     atomic_store(&q->im.size, h.size);
-    q->im.granule = (uint32_t)q->g.cluster_size;
+    q->im.granule = 1u << q->g.sub_bits;
+    q->im.cluster = (uint32_t)q->g.cluster_size;
     q->im.has_backing = h.backing_name != NULL;
     q->encodes = !h.crypt_method && !(h.incompat & Q2_INCOMPAT_DATA_FILE);
     return 0;

@@ -4,7 +4,8 @@
  *
  * Purpose      Repair decides entry by entry and writes in batches: a sector is read and written once per batch.
  * Owns         The list.
- * Invariants   I1 Every write is whole 512-byte sectors; an entry never straddles two.
+ * Invariants   I1 Every write is whole 512-byte sectors; an entry never straddles two, and both halves of an extended one
+ *                 are in the same write (Q10).
  *              I2 The order within a batch does not matter to the caller; barriers are the caller's.
  * Order        None of its own.
  * Concurrency  Home loop, inside meta_struct_begin.
@@ -55,7 +56,7 @@ int q2_edits_apply(struct co *co, struct q2_edits *e, struct q2_image *q)
     qsort(e->list, e->count, sizeof *e->list, by_offset);
     for (size_t i = 0, n; !rc && i < e->count; i = n) {
         for (n = i + 1; n < e->count; n++)
-            if (e->list[n].off - e->list[n - 1].off > GAP_MAX || e->list[n].off - e->list[i].off > SPAN_MAX - 512)
+            if (e->list[n].off - e->list[n - 1].off > GAP_MAX || (e->list[n].off - e->list[i].off > SPAN_MAX - 512 && e->list[n].off % 16 == 0))
                 break;
         rc = apply_span(co, q, &e->list[i], &e->list[n], buf);
     }
@@ -77,4 +78,13 @@ int q2_edits_add(struct co *co, struct q2_edits *e, struct q2_image *q, uint64_t
     }
     e->list[e->count++] = (struct q2_edit){ off, value };
     return e->count == Q2_EDITS_MAX ? q2_edits_apply(co, e, q) : 0;
+}
+
+int q2_edits_add_pair(struct co *co, struct q2_edits *e, struct q2_image *q, uint64_t off, uint64_t raw, uint64_t bits)
+{
+    ASSERT(off % 16 == 0);
+    int rc = e->count + 2 > Q2_EDITS_MAX ? q2_edits_apply(co, e, q) : 0;
+    if (!rc)
+        rc = q2_edits_add(co, e, q, off, raw);
+    return rc ? rc : q2_edits_add(co, e, q, off + 8, bits);
 }

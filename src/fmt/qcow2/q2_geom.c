@@ -111,11 +111,12 @@ bool q2_l2x_decode(const struct q2_geom *g, uint64_t raw, uint64_t bits, struct 
     if (raw & Q2_E_COMPRESSED)
         return bits == 0 && decode_compressed(g, raw, ret);
     uint64_t host = raw & Q2_L2E_OFF;
+    bool placed = host || (g->data_file && raw & Q2_E_COPIED);         /* offset 0 of a data file is a place */
     if (raw & L2E_RESERVED || !is_aligned(host, g->cluster_size))      /* bit 0 means nothing here, as for the peer */
         return false;
-    if (alloc & zero || (alloc && !host))
+    if (alloc & zero || (alloc && !placed))
         return false;
-    *ret = (struct q2_l2e){ .kind = host ? Q2_NORMAL : Q2_UNALLOCATED, .copied = raw & Q2_E_COPIED, .alloc = alloc, .zero = zero, .host = host };
+    *ret = (struct q2_l2e){ .kind = placed ? Q2_NORMAL : Q2_UNALLOCATED, .copied = raw & Q2_E_COPIED, .alloc = alloc, .zero = zero, .host = host };
     return true;
 }
 
@@ -125,6 +126,16 @@ uint64_t q2_l2x_encode(const struct q2_geom *g, const struct q2_l2e *e, uint64_t
     ASSERT(!(e->alloc & e->zero) && (!e->alloc || e->kind == Q2_NORMAL) && (!e->zero || e->kind != Q2_COMPRESSED));
     *ret_bits = (uint64_t)e->zero << 32 | e->alloc;
     return q2_l2e_encode(g, e);
+}
+
+enum q2_sub q2_sub_state(const struct q2_l2e *e, uint32_t i, uint32_t *ret_run)
+{
+    ASSERT(i < Q2_SUBCLUSTERS && e->kind != Q2_COMPRESSED);
+    enum q2_sub s = e->alloc >> i & 1 ? Q2_SUB_DATA : e->zero >> i & 1 ? Q2_SUB_ZERO : Q2_SUB_ABSENT;
+    uint32_t same = s == Q2_SUB_DATA ? e->alloc : s == Q2_SUB_ZERO ? e->zero : ~(e->alloc | e->zero);
+    uint32_t others = ~(same >> i);          /* the bits that come in from the left are others, unless i is 0 */
+    *ret_run = others ? (uint32_t)__builtin_ctz(others) : Q2_SUBCLUSTERS;
+    return s;
 }
 
 /* Bits [from, to) of 32. */

@@ -88,6 +88,9 @@ uint64_t q2_l2e_encode(const struct q2_geom *g, const struct q2_l2e *e);
 bool q2_l2x_decode(const struct q2_geom *g, uint64_t raw, uint64_t bits, struct q2_l2e *ret);
 uint64_t q2_l2x_encode(const struct q2_geom *g, const struct q2_l2e *e, uint64_t *ret_bits);
 static inline bool q2_entry_empty(const struct q2_l2e *e) { return e->kind == Q2_UNALLOCATED && !e->copied && !e->zero; }
+/* What the guest reads in subcluster i of an entry that is not compressed, and for how many from there on (> 0). */
+enum q2_sub { Q2_SUB_ABSENT, Q2_SUB_ZERO, Q2_SUB_DATA };
+enum q2_sub q2_sub_state(const struct q2_l2e *e, uint32_t i, uint32_t *ret_run);
 /* Subclusters that the guest bytes [from, to) of a cluster touch, and those that lie in them whole. from < to. */
 uint32_t q2_sub_touched(const struct q2_geom *g, uint64_t from, uint64_t to);
 uint32_t q2_sub_inside(const struct q2_geom *g, uint64_t from, uint64_t to);

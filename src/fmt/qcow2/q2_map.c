@@ -5,7 +5,8 @@
  * Purpose     Answers mappings from the cached tables, on any loop without a lock (D2); loads what is missing on
  *             the home loop; makes an L2 table the image's own before it is changed.
  * Owns        q->l2_mx. The tables belong to meta/ and to q->l1.
- * Invariants  M1  A lookup on another loop reads each entry once, as one atomic word, and decodes that word.
+ * Invariants  M1  A lookup on another loop reads each entry once, as a whole (one atomic word, or a pair under the slice's
+ *                 count), and decodes that.
  *             M2  `writable` is said only of COPIED standard clusters that lie outside header, L1, refcount and snapshot
  *                 table and bitmap directory (1.045, 1.048).
  *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
@@ -127,9 +128,57 @@ static bool extends(const struct fmt_extent *x, const struct fmt_extent *next)
     return !x->has_host || next->host == x->host + x->len;
 }
 
+/* The same with subclusters: the run of those that are in the same state. */
+static void extent_of_sub(const struct q2_image *q, const struct q2_l2e *e, uint64_t off, struct fmt_extent *x)
+{
+    uint64_t in = q2_in_cluster(&q->g, off), unit = 1ull << q->g.sub_bits;
+    if (e->kind == Q2_COMPRESSED) {
+        extent_of(q, e, off, x);
+        return;
+    }
+    uint32_t first = (uint32_t)(in >> q->g.sub_bits), run;
+    *x = (struct fmt_extent){ .has_host = e->kind == Q2_NORMAL, .host = e->kind == Q2_NORMAL ? e->host + in : 0 };
+    switch (q2_sub_state(e, first, &run)) {
+    case Q2_SUB_ABSENT:
+        x->kind = FMT_ABSENT;
+        break;
+    case Q2_SUB_ZERO:
+        x->kind = FMT_ZERO;
+        break;
+    case Q2_SUB_DATA:
+        x->kind = FMT_DATA;
+        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || !q2_hits_metadata(q, e->host));
+        break;
+    }
+    x->len = run * unit - in % unit;
+}
+
+static int map_slice_sub(const struct q2_image *q, const struct meta_block *b, uint64_t off, uint64_t len, struct fmt_extent *ret)
+{
+    len = min_u64(len, left_in_slice(q, off));
+    struct q2_l2e e;
+    if (!q2_entry_get(q, b, slice_index(q, off), &e) || !q2_entry_fits(q, &e, off))
+        return -EUCLEAN;
+    struct fmt_extent x, next;
+    extent_of_sub(q, &e, off, &x);
+    while (x.len < len && q2_in_cluster(&q->g, off + x.len) == 0) {     /* inside a cluster a run ends where the state changes */
+        if (!q2_entry_get(q, b, slice_index(q, off + x.len), &e) || !q2_entry_fits(q, &e, off + x.len))
+            break;
+        extent_of_sub(q, &e, off + x.len, &next);
+        if (!extends(&x, &next))
+            break;
+        x.len += next.len;
+    }
+    x.len = min_u64(x.len, len);
+    *ret = x;
+    return 0;
+}
+
 /* Maps [off, off+len) as far as one slice answers it. `b` is valid while the caller is in its section or pins it. */
 static int map_slice(const struct q2_image *q, const struct meta_block *b, uint64_t off, uint64_t len, struct fmt_extent *ret)
 {
+    if (UNLIKELY(q->g.ext_l2))
+        return map_slice_sub(q, b, off, len, ret);
     len = min_u64(len, left_in_slice(q, off));
     struct q2_l2e e;
     uint32_t i = slice_index(q, off);

@@ -84,7 +84,7 @@ static int check_v2(const struct fmt_create_opts *o, struct byre_err *err)
     return 0;
 }
 
-static int check_features(const struct fmt_create_opts *o, bool sizes_only, struct byre_err *err)
+static int check_features(const struct fmt_create_opts *o, struct byre_err *err)
 {
     if (o->compression_type && strcmp(o->compression_type, "zlib") && strcmp(o->compression_type, "zstd"))
         return byre_fail(err, BAD_OPTION, "compression_type: '%s' is not known (zlib and zstd are)", o->compression_type);
@@ -96,8 +96,6 @@ static int check_features(const struct fmt_create_opts *o, bool sizes_only, stru
         return byre_fail(err, BAD_OPTION, "data_file_raw: not possible with backing_file '%s'", o->backing_file);
     if (o->data_file && o->encrypt_format)
         return byre_fail(err, NOT_SUPPORTED, "encrypt.format: not possible with data_file '%s' yet", o->data_file);
-    if (o->extended_l2 && !sizes_only)
-        return byre_fail(err, NOT_SUPPORTED, "extended_l2: not supported yet");
     if (o->backing_file && o->prealloc != FMT_PREALLOC_OFF && !o->extended_l2)
         return byre_fail(err, BAD_OPTION, "preallocation: not possible with backing_file '%s'", o->backing_file);
     return 0;
@@ -149,7 +147,7 @@ static int fill_header(const struct fmt_create_opts *o, struct q2_plan *p, uint6
         .l1_off = p->l1_first << p->g.cluster_bits,
         .rt_off = p->rt_first << p->g.cluster_bits,
         .rt_clusters = (uint32_t)p->rt_count,
-        .incompat = (zstd ? Q2_INCOMPAT_COMPRESSION : 0) | (o->data_file ? Q2_INCOMPAT_DATA_FILE : 0),
+        .incompat = (zstd ? Q2_INCOMPAT_COMPRESSION : 0) | (o->data_file ? Q2_INCOMPAT_DATA_FILE : 0) | (o->extended_l2 ? Q2_INCOMPAT_EXT_L2 : 0),
         .autoclear = o->data_file_raw ? Q2_AUTOCLEAR_RAW_DATA : 0,
         .compat = o->lazy_refcounts ? Q2_COMPAT_LAZY : 0,
         .compression_type = zstd,
@@ -171,7 +169,7 @@ int q2_plan_make(const struct fmt_create_opts *o, bool sizes_only, struct q2_pla
     if (!rc && version == 2)
         rc = check_v2(o, err);
     if (!rc)
-        rc = check_features(o, sizes_only, err);
+        rc = check_features(o, err);
     if (!rc && !sizes_only)
         rc = check_names(o, err);
     if (rc)
@@ -225,15 +223,23 @@ static void fill_l2(const struct q2_plan *p, uint64_t index, uint8_t *buf)
 {
     uint64_t per = 1ull << p->g.l2_bits;
     be64 *e = (be64 *)buf;
+    bool raw = p->h.autoclear & Q2_AUTOCLEAR_RAW_DATA;
     for (uint64_t i = 0, c = index * per; i < per && c < p->mapped; i++, c++) {
         struct q2_l2e entry = { .kind = Q2_NORMAL, .copied = true, .host = (p->g.data_file ? c : p->data_first + c) << p->g.cluster_bits };
-        be64_put(&e[i], q2_l2e_encode(&p->g, &entry));
+        if (!p->g.ext_l2) {
+            be64_put(&e[i], q2_l2e_encode(&p->g, &entry));
+            continue;
+        }
+        uint64_t bits;
+        entry.alloc = raw ? Q2_SUB_ALL : 0;      /* else no subcluster is allocated: what lies below shows (1.137) */
+        be64_put(&e[2 * i], q2_l2x_encode(&p->g, &entry, &bits));
+        be64_put(&e[2 * i + 1], bits);
     }
 }
 
 void q2_plan_fill(const struct q2_plan *p, uint64_t first, uint64_t n, uint8_t *buf)
 {
-    ASSERT(first >= 1 && first + n <= p->data_first && !p->g.ext_l2);
+    ASSERT(first >= 1 && first + n <= p->data_first);
     memset(buf, 0, n << p->g.cluster_bits);
     for (uint64_t c = first; c < first + n; c++, buf += p->g.cluster_size) {
         if (c < p->blocks_first)

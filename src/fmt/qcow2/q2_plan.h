@@ -24,7 +24,7 @@ struct q2_plan {
 
 /* Is this the sum of all parts, refcounts for themselves included? Sizes only; cannot fail for sizes below 2^61. */
 void q2_plan_layout(struct q2_plan *p, uint64_t virtual_size, bool preallocate);
-/* Checks every option and lays the image out. sizes_only: for measure: extended L2 is let through and names are not
+/* Checks every option and lays the image out. sizes_only: for measure: names are not
  * needed. -EINVAL, -ENOTSUP, -ENOMEM name option and value. */
 MUST_USE int q2_plan_make(const struct fmt_create_opts *o, bool sizes_only, struct q2_plan *ret, struct byre_err *err);
 void q2_plan_fini(struct q2_plan *p);

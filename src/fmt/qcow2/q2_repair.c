@@ -27,9 +27,9 @@
 #define L1E_RESERVED 0x7f000000000001ffull
 #define L2E_RESERVED 0x3f000000000001feull
 
-uint64_t q2_mend_entry(const struct q2_geom *g, const struct q2_ref *r, bool unallocated_reads_zero)
+static uint64_t mend_short(const struct q2_geom *g, const struct q2_ref *r, bool unallocated_reads_zero)
 {
-    uint64_t zero = g->zero_clusters && !g->ext_l2 ? Q2_E_ZERO : unallocated_reads_zero ? 0 : r->raw;
+    uint64_t zero = g->zero_clusters ? Q2_E_ZERO : unallocated_reads_zero ? 0 : r->raw;
     switch (r->kind) {
     case Q2_REF_L2:
         return r->outside || !r->off ? 0 : r->raw & ~L1E_RESERVED;
@@ -44,6 +44,25 @@ uint64_t q2_mend_entry(const struct q2_geom *g, const struct q2_ref *r, bool una
             return Q2_E_ZERO;
         return r->raw & ~L2E_RESERVED;
     }
+}
+
+/* What was in the cluster is gone, and reads zero now; what was absent or zero stays. */
+static struct q2_mended mend_extended(const struct q2_geom *g, const struct q2_ref *r)
+{
+    uint32_t alloc = (uint32_t)r->bits, zero = (uint32_t)(r->bits >> 32);
+    bool lost = r->outside || (r->kind == Q2_REF_ZERO && !is_aligned(r->off, g->cluster_size));
+    if (r->kind == Q2_REF_COMPRESSED)
+        return r->outside ? (struct q2_mended){ 0, (uint64_t)Q2_SUB_ALL << 32 } : (struct q2_mended){ r->raw & ~Q2_E_COPIED, r->bits };
+    if (lost)
+        return (struct q2_mended){ 0, (uint64_t)(zero | alloc) << 32 };
+    return (struct q2_mended){ r->raw & ~L2E_RESERVED, r->bits };
+}
+
+struct q2_mended q2_mend_entry(const struct q2_geom *g, const struct q2_ref *r, bool unallocated_reads_zero)
+{
+    if (g->ext_l2 && r->kind != Q2_REF_L2)
+        return mend_extended(g, r);
+    return (struct q2_mended){ mend_short(g, r, unallocated_reads_zero), r->bits };
 }
 
 /* ---- entries and flags ---- */
@@ -95,20 +114,22 @@ static int edit_entry(struct co *co, void *arg, const struct q2_ref *r)
     struct entry_pass *p = arg;
     struct q2_checker *k = p->k;
     bool reads_zero = !k->q->h.backing_name;
-    uint64_t raw = p->stages & STAGE_MEND ? q2_mend_entry(k->g, r, reads_zero) : r->raw;
-    bool mended = raw != r->raw;
-    raw = adjust_copied(p, r, raw);
-    if (raw == r->raw || !container_is_safe(k, r)) {
+    struct q2_mended m = p->stages & STAGE_MEND ? q2_mend_entry(k->g, r, reads_zero) : (struct q2_mended){ r->raw, r->bits };
+    bool mended = m.raw != r->raw || m.bits != r->bits;
+    m.raw = adjust_copied(p, r, m.raw);
+    if ((m.raw == r->raw && m.bits == r->bits) || !container_is_safe(k, r)) {
         if (r->outside)
             k->leftover = min_u64(k->leftover, r->off);
         return 0;
     }
-    if (mended && r->kind == Q2_REF_ZERO && raw == Q2_E_ZERO)
+    if (mended && r->kind == Q2_REF_ZERO && !(m.raw & Q2_L2E_OFF))
         forget_refs(k, r);
     p->count += mended ? r->weight : 1;
     q2_finding(k, true, mended ? "Q2_ENTRY" : "Q2_COPIED", "%s: entry at %#" PRIx64 " is now %#" PRIx64 " (was %#" PRIx64 ")",
-               q2_ref_name(r->kind), r->entry_off, raw, r->raw);
-    return q2_edits_add(co, &p->edits, k->q, r->entry_off, raw);
+               q2_ref_name(r->kind), r->entry_off, m.raw, r->raw);
+    if (m.bits != r->bits)
+        return q2_edits_add_pair(co, &p->edits, k->q, r->entry_off, m.raw, m.bits);
+    return q2_edits_add(co, &p->edits, k->q, r->entry_off, m.raw);
 }
 
 static int ignore_ref(struct co *co, void *arg, const struct q2_ref *r)

@@ -156,12 +156,15 @@ static int write_zeros(struct co *co, struct q2_image *q, uint64_t off, uint64_t
     return r;
 }
 
-/* The host clusters of w read zero and are as solid as `mode` asks. A reused cluster holds old bytes. */
-static int prepare_host(struct co *co, struct q2_image *q, const struct fmt_write *w, enum fmt_prealloc mode)
+/* The host clusters of w read zero and are as solid as `mode` asks. A reused cluster holds old bytes; they do not matter
+ * where no subcluster is allocated. */
+static int prepare_host(struct co *co, struct q2_image *q, struct fmt_write *w, enum fmt_prealloc mode)
 {
+    if (q->g.ext_l2 && !q->im.data_raw)
+        q2_write_reserve(w);
     if (mode == FMT_PREALLOC_FULL)
         return write_zeros(co, q, w->host, w->len);
-    bool zero = q->g.data_file || q2_write_known_zero(w);       /* q2_data_grow has seen to it */
+    bool zero = q->g.data_file || q->g.ext_l2 || q2_write_known_zero(w);       /* q2_data_grow has seen to it */
     int r = zero ? 0 : stor_zero(co, q->im.store, w->host, w->len, 0);
     return r < 0 || mode == FMT_PREALLOC_METADATA ? r : stor_preallocate(co, q->im.data, w->host, w->len);
 }
@@ -211,7 +214,7 @@ static int grow(struct co *co, struct q2_image *q, uint64_t size, enum fmt_preal
     uint64_t old = q->h.size, cs = q->g.cluster_size;
     if (q->im.data_raw)
         mode = mode == FMT_PREALLOC_OFF ? FMT_PREALLOC_METADATA : mode;      /* the file is the guest's disk: every cluster says so (1.081) */
-    if (mode != FMT_PREALLOC_OFF && q->im.has_backing)
+    if (mode != FMT_PREALLOC_OFF && q->im.has_backing && !q->g.ext_l2)        /* 1.137 */
         return byre_fail(err, NOT_SUPPORTED, "%s: preallocation=%s needs an image without a backing file", q->name, mode == FMT_PREALLOC_METADATA ? "metadata" : mode == FMT_PREALLOC_FALLOC ? "falloc" : "full");
     /* entries behind the old end were cut off by an earlier shrink, or held VM state: never to be exposed */
     uint64_t known = min_u64((uint64_t)q->h.l1_size * q2_l2_span(&q->g), round_up(size, q2_l2_span(&q->g)));

@@ -112,6 +112,8 @@ static int compressed_entry(struct co *co, struct walker *k, struct q2_ref *r)
     int rc = show(co, k, r);
     if (!rc && r->raw & Q2_E_COPIED)
         fault(k, Q2_WALK_COPIED_COMPRESSED, r, 0);
+    if (!rc && r->bits)
+        fault(k, Q2_WALK_SUBCLUSTERS, r, 0);
     return rc ? rc : tell(co, k, r);
 }
 
@@ -120,7 +122,8 @@ static int data_file_entry(struct co *co, struct walker *k, struct q2_ref *r)
 {
     const struct q2_geom *g = k->w->g;
     bool compressed = r->raw & Q2_E_COMPRESSED;
-    r->kind = compressed ? Q2_REF_COMPRESSED : r->raw & Q2_E_ZERO && !g->ext_l2 ? Q2_REF_ZERO : Q2_REF_DATA;
+    bool zero = g->ext_l2 ? !(uint32_t)r->bits : r->raw & Q2_E_ZERO;
+    r->kind = compressed ? Q2_REF_COMPRESSED : zero ? Q2_REF_ZERO : Q2_REF_DATA;
     r->off = 0;                          /* nothing in the image itself */
     r->bytes = g->cluster_size;
     int rc = show(co, k, r);
@@ -129,7 +132,10 @@ static int data_file_entry(struct co *co, struct walker *k, struct q2_ref *r)
     uint64_t place = r->raw & Q2_L2E_OFF;
     if (!compressed && r->raw & L2E_RESERVED)
         fault(k, Q2_WALK_RESERVED, r, 0);
-    if (!compressed && !place && !(r->raw & Q2_E_COPIED))
+    bool placed = place || r->raw & Q2_E_COPIED;
+    if (!compressed && ((uint32_t)r->bits & r->bits >> 32 || (!placed && (uint32_t)r->bits)))
+        fault(k, Q2_WALK_SUBCLUSTERS, r, 0);
+    if (!compressed && !placed)
         return 0;
     r->off = place;
     if (compressed || (r->active && place != r->index))
@@ -146,7 +152,8 @@ static int l2_entry(struct co *co, struct walker *k, struct q2_ref *r)
         return data_file_entry(co, k, r);
     if (r->raw & Q2_E_COMPRESSED)
         return compressed_entry(co, k, r);
-    bool zero = r->raw & Q2_E_ZERO && !g->ext_l2;
+    uint32_t alloc = (uint32_t)r->bits;
+    bool flag = r->raw & Q2_E_ZERO && !g->ext_l2, zero = g->ext_l2 ? !alloc : flag;      /* no bytes of the guest in it */
     r->kind = zero ? Q2_REF_ZERO : Q2_REF_DATA;
     r->off = r->raw & Q2_L2E_OFF;
     r->bytes = g->cluster_size;
@@ -155,8 +162,10 @@ static int l2_entry(struct co *co, struct walker *k, struct q2_ref *r)
         return rc;
     if (r->raw & L2E_RESERVED)
         fault(k, Q2_WALK_RESERVED, r, 0);
-    if (zero && !g->zero_clusters)
+    if (flag && !g->zero_clusters)
         fault(k, Q2_WALK_ZERO_V2, r, 0);
+    if (alloc & r->bits >> 32 || (alloc && !r->off))
+        fault(k, Q2_WALK_SUBCLUSTERS, r, 0);
     if (!r->off)
         return 0;
     if (!is_aligned(r->off, g->cluster_size))
@@ -172,9 +181,10 @@ static int l2_table(struct co *co, struct walker *k, const struct q2_ref *t, con
         k->w->v->table(k->w->arg, t);
     for (uint64_t i = 0; i < g->cluster_size / g->l2_entry_bytes; i++) {
         uint64_t at = i * g->l2_entry_bytes, raw = be64_get((const be64 *)(data + at));
-        if (!raw)
+        uint64_t bits = g->ext_l2 ? be64_get((const be64 *)(data + at + 8)) : 0;
+        if (!raw && !bits)
             continue;
-        struct q2_ref r = { .active = t->active, .weight = t->weight, .entry_off = t->off + at, .raw = raw, .index = t->index };
+        struct q2_ref r = { .active = t->active, .weight = t->weight, .entry_off = t->off + at, .raw = raw, .bits = bits, .index = t->index };
         if (t->active)
             r.index += i << g->cluster_bits;
         int rc = l2_entry(co, k, &r);

@@ -23,7 +23,7 @@ struct q2_ref {
     uint64_t off, bytes;       /* host range; off + bytes does not overflow */
     uint64_t weight;           /* how many times it is referenced this way (tables shared by snapshots are read once) */
     uint64_t entry_off;        /* file offset of the table entry; 0: a header field */
-    uint64_t raw;              /* that entry, host order */
+    uint64_t raw, bits;        /* that entry, host order; bits: its second half (extended L2) */
     uint64_t index;            /* active L1, L2 and data: guest offset; others: index in the table or list */
 };
 
@@ -33,6 +33,7 @@ enum q2_walk_fault {
     Q2_WALK_COPIED_COMPRESSED, /* COPIED on a compressed cluster */
     Q2_WALK_ZERO_V2,           /* zero flag in a version 2 image */
     Q2_WALK_DATA_FILE,         /* an entry that cannot be, because guest data lies in an external data file: compressed, or not at the guest's offset */
+    Q2_WALK_SUBCLUSTERS,       /* subclusters both allocated and zero, or allocated nowhere, or bits of a compressed cluster */
     Q2_WALK_READ,              /* a table could not be read: its references are missing */
     Q2_WALK_BAD_L1,            /* a snapshot's L1 table is misaligned or too large: its references are missing */
     Q2_WALK_BUDGET,            /* tables are referenced so often that walking them all would take without end: references are missing */

@@ -2,7 +2,7 @@
  *
  * q2_write_test.c: the plan of an allocating write, for every kind of entry, flag and layer below.
  *
- * Purpose      Tables of need_of(), reads_zero(), make_plan() and fill_in(): what must be filled, what may go without the
+ * Purpose      Tables of q2_write_plan() for short entries and of fill_in(): what must be filled, what may go without the
  *              data barrier (Q23, W3 of q2_write.c), how far one plan reaches.
  * Owns         A slice of 64 entries in memory; no image is open.
  * Invariants   None.
@@ -41,20 +41,26 @@ static void put(unsigned i, enum q2_kind kind, bool copied, uint64_t host)
     atomic_store(&words[i], be64_word(q2_l2e_encode(&image.g, &e)));
 }
 
+static int make_plan(unsigned index, unsigned max, uint64_t guest, struct q2_wplan *ret)
+{
+    struct q2_wspan s = { &block, index, max, guest, max * CLUSTER };
+    return q2_write_plan(&image, &s, ret);
+}
+
 /* ---- one entry ---- */
 
-struct one { enum q2_kind kind; bool copied; enum need need; bool zero_alone, zero_over; };    /* zero: without and over a backing image */
+struct one { enum q2_kind kind; bool copied; enum q2_need need; bool zero_alone, zero_over; };    /* zero: without and over a backing image */
 static const struct one ones[] = {
-    { Q2_UNALLOCATED, false, NEED_CLUSTER,   true,  false },
-    { Q2_UNALLOCATED, true,  NEED_CLUSTER,   true,  false },
-    { Q2_ZERO_PLAIN,  false, NEED_CLUSTER,   true,  true },
-    { Q2_ZERO_PLAIN,  true,  NEED_CLUSTER,   true,  true },
-    { Q2_ZERO_ALLOC,  false, NEED_CLUSTER,   true,  true },          /* shared: what it keeps is not ours */
-    { Q2_ZERO_ALLOC,  true,  NEED_KEPT_ZERO, true,  true },
-    { Q2_NORMAL,      false, NEED_CLUSTER,   false, false },
-    { Q2_NORMAL,      true,  NEED_NOTHING,   false, false },
-    { Q2_COMPRESSED,  false, NEED_CLUSTER,   false, false },
-    { Q2_COMPRESSED,  true,  NEED_CLUSTER,   false, false },
+    { Q2_UNALLOCATED, false, Q2_NEED_CLUSTER,   true,  false },
+    { Q2_UNALLOCATED, true,  Q2_NEED_CLUSTER,   true,  false },
+    { Q2_ZERO_PLAIN,  false, Q2_NEED_CLUSTER,   true,  true },
+    { Q2_ZERO_PLAIN,  true,  Q2_NEED_CLUSTER,   true,  true },
+    { Q2_ZERO_ALLOC,  false, Q2_NEED_CLUSTER,   true,  true },          /* shared: what it keeps is not ours */
+    { Q2_ZERO_ALLOC,  true,  Q2_NEED_KEPT, true,  true },
+    { Q2_NORMAL,      false, Q2_NEED_CLUSTER,   false, false },
+    { Q2_NORMAL,      true,  Q2_NEED_NOTHING,   false, false },
+    { Q2_COMPRESSED,  false, Q2_NEED_CLUSTER,   false, false },
+    { Q2_COMPRESSED,  true,  Q2_NEED_CLUSTER,   false, false },
 };
 enum { ONES = sizeof ones / sizeof ones[0] };
 
@@ -62,19 +68,19 @@ static void test_one(void **state)
 {
     for (unsigned i = 0; i < ONES; i++)
         for (unsigned over = 0; over < 2; over++) {
-            struct plan p;
+            struct q2_wplan p;
             bool zero = over ? ones[i].zero_over : ones[i].zero_alone;
             setup(over ? UINT64_MAX : 0);
             put(5, ones[i].kind, ones[i].copied, HOST);
-            assert_int_equal(make_plan(&image, &block, 5, 1, 5 * CLUSTER, &p), 0);
+            assert_int_equal(make_plan(5, 1, 5 * CLUSTER, &p), 0);
             if (p.need != ones[i].need || p.zero_first != zero)
                 fail_msg("row %u, %s backing", i, over ? "with" : "without");
-            if (p.need == NEED_NOTHING)
+            if (p.need == Q2_NEED_NOTHING)
                 continue;
             assert_int_equal(p.n, 1);
             assert_int_equal(p.zero_last, zero);
             assert_int_equal(p.zero_all, zero);
-            if (p.need == NEED_KEPT_ZERO)
+            if (p.need == Q2_NEED_KEPT)
                 assert_int_equal(p.host, HOST);
         }
 }
@@ -82,15 +88,15 @@ static void test_one(void **state)
 /* The layer below ends inside the range: what lies behind its end reads zero (11.009). */
 static void test_border(void **state)
 {
-    struct plan p;
+    struct q2_wplan p;
     setup(5 * CLUSTER + 512);
     for (unsigned i = 0; i < 8; i++)
         put(i, Q2_UNALLOCATED, false, 0);
-    assert_int_equal(make_plan(&image, &block, 5, 1, 5 * CLUSTER, &p), 0);
+    assert_int_equal(make_plan(5, 1, 5 * CLUSTER, &p), 0);
     assert_false(p.zero_first);          /* its first bytes may come from below */
-    assert_int_equal(make_plan(&image, &block, 6, 1, 6 * CLUSTER, &p), 0);
+    assert_int_equal(make_plan(6, 1, 6 * CLUSTER, &p), 0);
     assert_true(p.zero_first);
-    assert_int_equal(make_plan(&image, &block, 4, 4, 4 * CLUSTER, &p), 0);
+    assert_int_equal(make_plan(4, 4, 4 * CLUSTER, &p), 0);
     assert_int_equal(p.n, 4);
     assert_true(!p.zero_first && p.zero_last && !p.zero_all);
 }
@@ -102,15 +108,15 @@ static void test_two(void **state)
     for (unsigned n = 0; n < ONES * ONES * 2; n++) {
         const struct one *a = &ones[n % ONES], *b = &ones[n / ONES % ONES];
         bool apart = n / (ONES * ONES);
-        struct plan p;
+        struct q2_wplan p;
         setup(UINT64_MAX);
         put(0, a->kind, a->copied, HOST);
         put(1, b->kind, b->copied, HOST + CLUSTER + (apart ? CLUSTER : 0));
         put(2, Q2_NORMAL, true, HOST * 2);
-        assert_int_equal(make_plan(&image, &block, 0, 3, 0, &p), 0);
-        if (a->need == NEED_NOTHING)
+        assert_int_equal(make_plan(0, 3, 0, &p), 0);
+        if (a->need == Q2_NEED_NOTHING)
             continue;                    /* nothing is held: map() is asked again */
-        unsigned want = a->need == b->need && (a->need == NEED_CLUSTER || !apart) ? 2 : 1;
+        unsigned want = a->need == b->need && (a->need == Q2_NEED_CLUSTER || !apart) ? 2 : 1;
         if (p.n != want || p.zero_first != a->zero_over || p.zero_last != (want == 2 ? b : a)->zero_over ||
             p.zero_all != (a->zero_over && (want == 1 || b->zero_over)))
             fail_msg("pair %u", n);
@@ -121,23 +127,23 @@ static void test_two(void **state)
 
 static void test_damage(void **state)
 {
-    struct plan p;
+    struct q2_wplan p;
     setup(0);
     for (unsigned kind = 0; kind < 2; kind++) {          /* metadata as own data: in place, kept zero (1.048) */
         put(0, kind ? Q2_ZERO_ALLOC : Q2_NORMAL, true, METADATA);
-        assert_int_equal(make_plan(&image, &block, 0, 1, 0, &p), -EUCLEAN);
+        assert_int_equal(make_plan(0, 1, 0, &p), -EUCLEAN);
         put(0, Q2_ZERO_ALLOC, true, METADATA - CLUSTER);
         put(1, kind ? Q2_ZERO_ALLOC : Q2_NORMAL, true, METADATA);
-        assert_int_equal(make_plan(&image, &block, 0, 2, 0, &p), 0);
+        assert_int_equal(make_plan(0, 2, 0, &p), 0);
         assert_int_equal(p.n, 1);        /* stops in front of it */
     }
     put(0, Q2_NORMAL, false, METADATA);  /* shared: it is only read, and replaced */
-    assert_int_equal(make_plan(&image, &block, 0, 1, 0, &p), 0);
+    assert_int_equal(make_plan(0, 1, 0, &p), 0);
     atomic_store(&words[0], be64_word(HOST | 1ull << 60));
-    assert_int_equal(make_plan(&image, &block, 0, 1, 0, &p), -EUCLEAN);
+    assert_int_equal(make_plan(0, 1, 0, &p), -EUCLEAN);
     put(0, Q2_UNALLOCATED, false, 0);
     atomic_store(&words[1], be64_word(HOST | 1ull << 60));
-    assert_int_equal(make_plan(&image, &block, 0, 2, 0, &p), 0);
+    assert_int_equal(make_plan(0, 2, 0, &p), 0);
     assert_int_equal(p.n, 1);
 }
 
@@ -198,7 +204,8 @@ static void test_fill(void **state)
     for (size_t i = 0; i < sizeof fills / sizeof fills[0]; i++) {
         const struct fill_row *f = &fills[i];
         const uint64_t guest = 10 * CLUSTER;
-        struct plan p = { .need = f->what & KEPT ? NEED_KEPT_ZERO : NEED_CLUSTER, .n = f->n, .zero_first = f->zero_first, .zero_last = f->zero_last, .zero_all = f->zero_all };
+        struct q2_wplan p = { .need = f->what & KEPT ? Q2_NEED_KEPT : Q2_NEED_CLUSTER, .n = f->n, .zero_first = f->zero_first, .zero_last = f->zero_last, .zero_all = f->zero_all,
+            .start = guest, .stop = guest + f->n * CLUSTER };
         struct write_txn t = { .n = f->n, .host = HOST };
         struct fmt_write w = { 0 };
         setup(0);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_zero.c: zero and discard whole clusters.
+ * q2_zero.c: zero and discard whole clusters, and subclusters.
  *
  * Purpose     Changes entries so that a guest range reads zero, and drops what they held.
  * Owns        Nothing beyond the call.
@@ -9,10 +9,13 @@
  *             Z3  Space is kept (zero with a host offset) only for a cluster that is the image's own (COPIED).
  *             Z4  When space is kept, zero_stamp is set, so that no later fill meets an old in-place writer (D3). In an external
  *                 data file the place is the same for ever: the stamp is set always, and the punch is over before the lock goes.
+ *             Z5  Whole clusters are locked, also where only subclusters change: the last one takes the host cluster away
+ *                 from under all of them.
  * Order       Entries rely on nothing new: no barrier before the tables. Q9, Q10.
  * Concurrency Works on the home loop, slice by slice; suspends for locks and loads between slices only.
- * Failure     What was done so far stays done: each cluster is old or zero.
- * Tests       plan table in q2_zero_test.c, crash explorer, interop.
+ * Failure     What was done so far stays done: each cluster or subcluster is old or zero. -ENOTSUP: a part of a compressed
+ *             cluster can only be written (1.068); a discard leaves it alone.
+ * Tests       plan tables in q2_zero_test.c, crash explorer, interop.
  */
 #include "base/assert.h"
 #include "fmt/qcow2/q2_image.h"
@@ -44,6 +47,76 @@ static bool after(const struct q2_geom *g, const struct q2_l2e *e, enum mode mod
     return false;
 }
 
+/* The same for subclusters `mask` of an extended entry. below: those in which a layer below could show through. */
+static bool after_sub(const struct q2_l2e *e, enum mode mode, uint32_t mask, uint32_t below, struct q2_l2e *ret)
+{
+    static const struct q2_l2e all_zero = { .kind = Q2_UNALLOCATED, .zero = Q2_SUB_ALL };
+    *ret = all_zero;
+    if (e->kind == Q2_COMPRESSED)
+        return mask == Q2_SUB_ALL;
+    uint32_t change = mask & (e->alloc | (below & ~e->zero));
+    bool host = e->kind == Q2_NORMAL, kept = host && mode == MODE_ZERO_KEEP && e->copied;         /* Z3 */
+    bool gone = host && !kept && !(e->alloc & ~mask) && (e->alloc || mask == Q2_SUB_ALL);        /* nothing of it is left */
+    if (!change && !gone)
+        return false;
+    *ret = *e;
+    ret->alloc &= ~mask;
+    ret->zero = mask == Q2_SUB_ALL ? Q2_SUB_ALL : e->zero | change;
+    if (gone) {
+        ret->kind = Q2_UNALLOCATED;
+        ret->host = 0;
+        ret->copied = false;
+    }
+    return true;
+}
+
+/* Which subclusters of the cluster at `guest` does [from, to) hold whole, and in which does something lie below? The last
+ * one may be cut short by the end of the disk. */
+static uint32_t mask_of(const struct q2_image *q, uint64_t guest, uint64_t from, uint64_t to)
+{
+    uint64_t cs = q->g.cluster_size, end = to == atomic_load_explicit(&q->im.size, memory_order_relaxed) ? round_up(to, cs) : to;
+    return q2_sub_inside(&q->g, max_u64(from, guest) - guest, min_u64(end, guest + cs) - guest);
+}
+
+static uint32_t below_of(const struct q2_image *q, uint64_t guest, uint64_t below_from)
+{
+    return below_from <= guest ? 0 : q2_sub_touched(&q->g, 0, min_u64(below_from - guest, q->g.cluster_size));
+}
+
+/* Entry `index` of b maps the cluster at `guest`; c->off and c->end may lie inside. -ENOTSUP. *ret_gone: it gave its space up. */
+static int change_sub(struct q2_image *q, const struct call *c, struct meta_block *b, uint32_t index, uint64_t guest, bool *ret_gone)
+{
+    struct q2_l2e old, new;
+    uint32_t mask = mask_of(q, guest, c->off, c->end);
+    if (!mask || !q2_entry_get(q, b, index, &old) || !q2_entry_fits(q, &old, guest))
+        return 0;
+    if (old.kind == Q2_COMPRESSED && mask != Q2_SUB_ALL)
+        return c->mode == MODE_DISCARD ? 0 : -ENOTSUP;
+    if (!after_sub(&old, c->mode, mask, below_of(q, guest, atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed)), &new))
+        return 0;
+    q2_entry_set(q, b, index, &new);
+    if (new.kind == Q2_NORMAL || q->g.data_file) {
+        q->zero_stamp = epoch_stamp(q->im.epoch);                    /* Z4 */
+        q->zero_stamped = true;
+    }
+    if (new.kind == Q2_UNALLOCATED) {
+        q2_drop_entry(q, &old);
+        *ret_gone = old.kind == Q2_NORMAL;
+    }
+    return 0;
+}
+
+static int change_slice_sub(struct q2_image *q, const struct call *c, struct meta_block *b, uint32_t index, uint64_t off, uint64_t *gone)
+{
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && off < c->end && index < q->slice_entries; off += q->g.cluster_size, index++, i++) {
+        bool one = false;
+        r = change_sub(q, c, b, index, off, &one);
+        gone[i / 64] |= (uint64_t)one << (i % 64);
+    }
+    return r;
+}
+
 /* gone: bit i is set when the i-th entry from here on gave its space up. */
 static void change_slice(struct q2_image *q, const struct call *c, struct meta_block *b, uint32_t index, uint64_t off, uint64_t *gone)
 {
@@ -70,12 +143,12 @@ static void change_slice(struct q2_image *q, const struct call *c, struct meta_b
 static int work_slice(struct co *co, const struct call *c, uint64_t *off)
 {
     struct q2_image *q = c->q;
-    uint64_t end = min_u64(c->end, round_down(*off, q->slice_span) + q->slice_span);
+    uint64_t end = min_u64(c->end, round_down(*off, q->slice_span) + q->slice_span), first = round_down(*off, q->g.cluster_size);
     bool below = *off < atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed);
     struct co_range lock;
     struct meta_block *b = NULL;
     uint32_t index = 0;
-    co_range_lock(co, &q->locks, &lock, *off, round_up(end, q->g.cluster_size));      /* Z1 */
+    co_range_lock(co, &q->locks, &lock, first, round_up(end, q->g.cluster_size));      /* Z1, Z5 */
     int r = q2_slice_get(co, q, *off, &b, &index);
     if (r == 0 && !b && !below) {
         end = min_u64(c->end, round_down(*off, q2_l2_span(&q->g)) + q2_l2_span(&q->g));
@@ -87,10 +160,13 @@ static int work_slice(struct co *co, const struct call *c, uint64_t *off)
             struct call part = *c;
             uint64_t gone[SLICE_WORDS_MAX / 64] = { 0 };
             part.end = end;
-            change_slice(q, &part, b, index, *off, gone);
+            if (q->g.ext_l2)
+                r = change_slice_sub(q, &part, b, index, first, gone);
+            else
+                change_slice(q, &part, b, index, first, gone);
             meta_put(q->meta, b);
             if (q->g.data_file && c->mode != MODE_ZERO_KEEP)
-                q2_data_punch(co, q, *off, gone, (uint32_t)div_up(end - *off, q->g.cluster_size));
+                q2_data_punch(co, q, first, gone, (uint32_t)div_up(end - first, q->g.cluster_size));
         }
     }
     co_range_unlock(&q->locks, &lock);

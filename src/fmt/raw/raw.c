@@ -53,7 +53,7 @@ static int raw_open(struct co *co, struct stor *store, const struct fmt_open_opt
     im->store = im->data = store;
     im->home = co_loop(co);
     im->size = round_up(len, SECTOR);
-    im->granule = 1;
+    im->granule = im->cluster = 1;
     im->read_only = o->read_only;
     im->below_zero_from = 0;
     *ret_im = im;
