@@ -231,6 +231,31 @@ class Bench:
                 self.row("convert %s to %s, -t writeback -W" % (a, b), "s", False, [(t.name, lambda t=t: one(t, a, src, b)) for t in self.tools])
         self.drop("src.raw", "src.qcow2", "dst")
 
+    def compress(self):
+        """A file system full of files, compressed by each and unpacked again; both durable at the end."""
+        self.drop("src.raw", "src.qcow2", "dst")
+        with open(self.path("src.raw"), "wb") as f:
+            f.truncate(1 << 30)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "150000", "-d", "/usr/share", self.path("src.raw")], stdin=subprocess.DEVNULL,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)         # when it does not all fit, what does is enough
+
+        def one(tool, words, src):
+            self.drop("dst")
+            cmd = tool.img + ["convert", "-t", "writeback", "-W", "-m", "16"] + words + [self.path(src), self.path("dst")]
+            t = time.monotonic()
+            p = subprocess.Popen(cmd, stdin=subprocess.DEVNULL)
+            _, status, usage = os.wait4(p.pid, 0)
+            t = time.monotonic() - t
+            if status:
+                raise Fail("%s: status %d" % (" ".join(cmd), status))
+            return t, {"cpu_s": usage.ru_utime + usage.ru_stime, "MB": os.stat(self.path("dst")).st_size / 1e6}
+        for kind in ("zlib", "zstd"):
+            words = ["-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=" + kind]
+            self.row("compress, %s" % kind, "s", False, [(t.name, lambda t=t: one(t, words, "src.raw")) for t in self.tools])
+            run(["qemu-img", "convert"] + words + [self.path("src.raw"), self.path("src.qcow2")])
+            self.row("unpack, %s" % kind, "s", False, [(t.name, lambda t=t: one(t, ["-f", "qcow2", "-O", "raw"], "src.qcow2")) for t in self.tools])
+        self.drop("src.raw", "src.qcow2", "dst")
+
     def check(self):
         def one(tool, image):
             t = time.monotonic()
@@ -246,7 +271,7 @@ class Bench:
                      [(t.name, lambda t=t: one(t, self.path("check.qcow2"))) for t in self.tools])
         self.drop("check.qcow2")
 
-    ROWS = {"first-writes": first_writes, "random": random_io, "nbd": nbd, "convert": convert, "check": check}
+    ROWS = {"first-writes": first_writes, "random": random_io, "nbd": nbd, "convert": convert, "compress": compress, "check": check}
 
 
 def report(b, out_dir, machine):

@@ -143,11 +143,7 @@ static void job_run(struct rt_work *w)
 
 static int64_t run_in(struct co *co, struct rt_pool *p, int64_t (*fn)(void *arg), void *arg)
 {
-    if (co->loop->rt->sim) {                    /* one thread, one seed: the work runs here, and others may go first */
-        co_yield(co);
-        return fn(arg);
-    }
-    if (co->loop->rt->sim) {    /* one thread, and every run the same */
+    if (co->loop->rt->sim) {    /* one thread, one seed: the work runs here; others may go before it and behind it */
         co_yield(co);
         int64_t r = fn(arg);
         co_yield(co);

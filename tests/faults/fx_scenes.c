@@ -28,7 +28,7 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "" },
 };
 
-const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "zero", "unmap", "discard", "flush", "grow", "shrink", "check", "repair", "close", "faults" };
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "check", "repair", "close", "faults" };
 
 const struct fx_scene fx_scenes[] = {
     { "create", PLAIN "c512-wide ", 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
@@ -59,6 +59,12 @@ const struct fx_scene fx_scenes[] = {
         { FX_FLUSH TOO }, { FX_UNMAP, 4, 0, 1, 0 TOO }, { FX_WRITE, 2, 0, 1, 0 }, { FX_FLUSH TOO }, { FX_FLUSH } } },
     { "same-cluster", K4 "c64k snapshot ", 0, false, 0,
       { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 1, 0, 0, 1 }, { FX_WRITE, 1, 1, 0, 2 TOO }, { FX_WRITE, 1, 4, 0, 1 TOO }, { FX_FLUSH TOO }, { FX_FLUSH } } },
+    { "pack", PLAIN "compressed holes snapshot ", 4, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_PACK, 6, 0, 3, 0 }, { FX_PACK, 1, 0, 2, 0 }, { FX_FLUSH }, { FX_PACK, 7, 0, 3, 0 },
+        { FX_WRITE, 8, 1, 0, 1 }, { FX_FLUSH }, { FX_DISCARD, 6, 0, 1, 0 }, { FX_READ }, { FX_PACK, 20, 0, 4, 0 }, { FX_FLUSH } } },
+    { "pack-reopen", K4 "c512 compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_PACK, 2, 0, 6, 0 }, { FX_FLUSH }, { FX_FAULTS }, { FX_PACK, 3, 0, 2, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_READ },
+        { FX_PACK, 2, 0, 3, 0 }, { FX_ZERO, 5, 1, 0, 1 }, { FX_CLOSE } } },
+    { "pack-at-once", K4 "c512 c512-v2-back compressed ", 4, false, 0, { { FX_OPEN_RW }, { FX_PACK, 10, 0, 4, 0 }, { FX_FAULTS }, { FX_PACK, 10, 0, 2, 0 }, { FX_PACK, 12, 0, 1, 0 TOO }, { FX_WRITE, 13, 0, 1, 0 TOO },
+        { FX_FLUSH TOO }, { FX_PACK, 16, 0, 2, 0 TOO }, { FX_DISCARD, 0, 0, 2, 0 TOO }, { FX_FLUSH TOO }, { FX_PACK, 0, 0, 1, 0 }, { FX_FLUSH TOO }, { FX_FLUSH } } },
     { "many-tables", " c512-wide garbage c512 ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 0, 100, 0 }, { FX_FLUSH }, { FX_WRITE, 150, 0, 120, 0 }, { FX_FLUSH } } },
     { NULL, NULL, 0, false, 0, { { FX_END } } },
 };

@@ -60,7 +60,7 @@ static void answered(struct fx_run *r, enum fx_do what, int e, const struct byre
 
 /* ---- requests ---- */
 
-int fx_write_version(struct co *co, struct fx_run *r, uint64_t off, uint64_t len, unsigned version)
+static int write_version(struct co *co, struct fx_run *r, uint64_t off, uint64_t len, unsigned version, unsigned flags)
 {
     uint8_t *buf = malloc(len);
     if (!buf)
@@ -69,11 +69,16 @@ int fx_write_version(struct co *co, struct fx_run *r, uint64_t off, uint64_t len
         cx_stamp(buf + i, (off + i) / CX_SECTOR, version);
     struct iovec slot;
     fx_issue(&r->m, off, len, version);
-    int e = graph_write(co, r->w->node, iov_one(&slot, buf, len), off, 0);
+    int e = graph_write(co, r->w->node, iov_one(&slot, buf, len), off, flags);
     if (e == 0)
         fx_done(&r->m, off, len, version);
     free(buf);
     return e;
+}
+
+int fx_write_version(struct co *co, struct fx_run *r, uint64_t off, uint64_t len, unsigned version)
+{
+    return write_version(co, r, off, len, version, 0);
 }
 
 void fx_read_judged(struct co *co, struct fx_run *r, const uint64_t *set, const char *when)
@@ -113,8 +118,8 @@ static int request(struct co *co, struct fx_run *r, const struct fx_step *s, uns
     uint64_t off, len;
     if (!place(r, s, &off, &len))
         return 0;
-    if (s->what == FX_WRITE)
-        return fx_write_version(co, r, off, len, version);
+    if (s->what == FX_WRITE || s->what == FX_PACK)
+        return write_version(co, r, off, len, version, s->what == FX_PACK ? GRAPH_COMPRESS : 0);
     fx_issue(&r->m, off, len, CX_ZEROS);
     int e = s->what == FX_DISCARD ? graph_discard(co, r->w->node, off, len) : graph_zero(co, r->w->node, off, len, s->what == FX_UNMAP ? GRAPH_UNMAP : 0);
     if (e == 0 && sure(r, s, off, len))

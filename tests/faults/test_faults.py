@@ -20,8 +20,8 @@ SOAK = bool(os.environ.get("SOAK"))
 STRIDE = 5 if SANITIZED else 1                   # under a sanitizer every fifth n
 SEEDS = range(1, 21) if SOAK else (7,)           # of the scheduler
 PARTS = 2
-FLOOR = {"read": 8000, "write": 17000, "flush": 3000, "truncate": 2500, "discard": 250, "length": 1100, "open": 270, "alloc": 9000}
-FLOOR_SUM, FLOOR_CASES, FLOOR_SCENES = 42000, 140, 24
+FLOOR = {"read": 9600, "write": 19500, "flush": 3500, "truncate": 2900, "discard": 400, "length": 1150, "open": 270, "alloc": 11000}
+FLOOR_SUM, FLOOR_CASES, FLOOR_SCENES = 48000, 157, 27
 TOTAL = re.compile(r"^total: (\d+) cases, (.*), runs (\d+), struck (\d+), bad (\d+)$", re.M)
 
 

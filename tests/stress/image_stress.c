@@ -7,7 +7,9 @@
  * carry its own offset, and never anything else (founding discussion 3). Afterwards the image is closed, opened again,
  * compared, and checked by the engine's own check; the caller (tests/interop) asks qemu-img too when it is there.
  *
- *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads]
+ * With "packed", half of the writes are compressed ones, of whole clusters.
+ *
+ *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd]]
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +27,7 @@ struct stress {
     const char *path;
     uint64_t cluster, seed;
     unsigned operations;
+    char *packed;                            /* method; NULL: none */
     struct rt *rt;
     struct graph_node *node;
     uint8_t *model;
@@ -64,6 +67,22 @@ static int do_write(struct co *co, struct stress *s, uint8_t *buf, uint64_t off,
     return graph_write(co, s->node, iov_one(&slot, buf, len), off, 0);
 }
 
+/* Whole clusters of the area that holds *off, beginning at or in front of it. */
+static int do_pack(struct co *co, struct stress *s, uint8_t *buf, uint64_t *off, uint64_t *len, uint64_t version)
+{
+    struct iovec slot;
+    uint64_t end = *off - *off % AREA + AREA;
+    *off -= *off % s->cluster;
+    *len = (*len + s->cluster - 1) / s->cluster * s->cluster;
+    if (*len > IO_MAX)
+        *len = IO_MAX;
+    if (*len > end - *off)
+        *len = end - *off;
+    for (uint64_t i = 0; i < *len; i += SECTOR)
+        stamp(buf + i, *off + i, version);
+    return graph_write(co, s->node, iov_one(&slot, buf, *len), *off, GRAPH_COMPRESS);
+}
+
 static int own_step(struct co *co, struct worker *w, struct prng *p, uint8_t *buf, uint64_t off, uint64_t len)
 {
     struct stress *s = w->s;
@@ -71,6 +90,11 @@ static int own_step(struct co *co, struct worker *w, struct prng *p, uint8_t *bu
     int r;
     switch (prng_below(p, 8)) {
     case 0: case 1: case 2:
+        if (s->packed && prng_below(p, 2)) {
+            r = do_pack(co, s, buf, &off, &len, prng_u64(p) | 1);
+            memcpy(s->model + off, buf, len);
+            return r;
+        }
         r = do_write(co, s, buf, off, len, prng_u64(p) | 1);
         memcpy(s->model + off, buf, len);
         return r;
@@ -91,8 +115,33 @@ static int own_step(struct co *co, struct worker *w, struct prng *p, uint8_t *bu
     }
 }
 
+/* The same, while writes of this sector are under way: a read may meet them in the middle. */
+static bool stamp_partly_ok(const uint8_t *p, uint64_t off)
+{
+    const uint64_t *w = (const uint64_t *)p;
+    for (unsigned i = 0; i < SECTOR / 8; i += 2)
+        if (!(w[i] == off && w[i + 1]) && !(w[i] == 0 && w[i + 1] == 0))
+            return false;
+    return true;
+}
+
+static int shared_read(struct co *co, struct worker *w, uint8_t *buf, uint64_t off, uint64_t len)
+{
+    struct iovec slot;
+    int r = graph_read(co, w->s->node, iov_one(&slot, buf, len), off);
+    for (uint64_t i = 0; r == 0 && i < len; i += SECTOR)
+        REQUIRE(stamp_partly_ok(buf + i, off + i), "worker %u: a shared sector at %#llx holds %#llx %#llx, which was never written there", w->index,
+                (unsigned long long)(off + i), *(unsigned long long *)(void *)(buf + i), *(unsigned long long *)(void *)(buf + i + 8));
+    return r;
+}
+
 static int shared_step(struct co *co, struct worker *w, struct prng *p, uint8_t *buf, uint64_t off, uint64_t len)
 {
+    if (w->s->packed && prng_below(p, 2)) {
+        if (prng_below(p, 2))
+            return shared_read(co, w, buf, off, len);
+        return do_pack(co, w->s, buf, &off, &len, prng_u64(p) | 1);
+    }
     switch (prng_below(p, 4)) {
     case 0:
         return graph_discard(co, w->s->node, off, len);
@@ -149,7 +198,8 @@ static void create_image(struct co *co, struct stress *s)
     struct byre_err err;
     struct stor *st;
     struct stor_file_opts fo = { .create = true, .truncate_to_zero = true };
-    struct fmt_create_opts co_ = { .size = DISK, .cluster_size = s->cluster, .version = 3, .refcount_bits = 16 };
+    struct fmt_create_opts co_ = { .size = DISK, .cluster_size = s->cluster, .version = 3, .refcount_bits = 16,
+                                   .compression_type = s->packed };
     REQUIRE(stor_file_open(co, s->path, &fo, &st, &err) == 0, "%s", err.text);
     REQUIRE(fmt_qcow2_ops.create(co, st, &co_, &err) == 0, "%s", err.text);
     stor_close(co, st);
@@ -200,10 +250,11 @@ static void main_co(struct co *co, void *arg)
 
 int main(int argc, char **argv)
 {
-    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads]");
+    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd]]");
     struct stress s = { .path = argv[1], .cluster = strtoull(argv[2], NULL, 0), .seed = strtoull(argv[3], NULL, 0), .operations = (unsigned)strtoul(argv[4], NULL, 0) };
     struct rt_opts o = { .loops = 2, .backend = argc < 6 ? RT_BACKEND_AUTO : strcmp(argv[5], "threads") ? RT_BACKEND_URING : RT_BACKEND_THREADS };
     struct byre_err err;
+    s.packed = argc > 7 && strcmp(argv[6], "packed") == 0 ? argv[7] : NULL;
     s.model = calloc(1, DISK);
     REQUIRE(s.model && rt_new(&o, &s.rt, &err) == 0, "cannot start");
     REQUIRE(rt_spawn_on(rt_loop_at(s.rt, 0), main_co, &s) == 0, "no coroutine");

@@ -181,8 +181,8 @@ int q2_decompress(struct q2_codecs *k, uint8_t type, const void *in, size_t in_b
 
 /* ---- writing ---- */
 
-/* Default levels. Deflate: three times as fast as the peer's and no larger (bench/run.py, convert). */
-#define DEFLATE_LEVEL 1
+/* Default levels. Deflate: the fastest that makes images no larger than the peer's; small clusters take more for that. */
+#define DEFLATE_LEVEL(cluster_bytes) ((cluster_bytes) < 16384 ? 5 : 1)
 #define DEFLATE_LEVEL_MAX 12
 #define SMALL_WINDOW_LEVEL 6
 #define SMALL_WINDOW_LEVEL_MAX 9
@@ -210,7 +210,7 @@ static int64_t compress_deflate(struct q2_codec *c, const struct fmt_encoding *h
 {
     if (how->small_window)
         return deflate_small(level_of(how->level, SMALL_WINDOW_LEVEL, SMALL_WINDOW_LEVEL_MAX), in, n, out, room);
-    int level = level_of(how->level, DEFLATE_LEVEL, DEFLATE_LEVEL_MAX);
+    int level = level_of(how->level, DEFLATE_LEVEL(n), DEFLATE_LEVEL_MAX);
     if (c->deflate && c->deflate_level != level) {
         libdeflate_free_compressor(c->deflate);
         c->deflate = NULL;

@@ -89,14 +89,17 @@ static int walk(struct co *co, struct reclaim *r)
     return rc == 0 && r->fault ? -EIO : rc;
 }
 
-/* One cluster that nothing names: counted once it is given back, not counted it may be used. */
+/* One cluster that nothing names: counted it is given back, not counted it may be used. It is counted more than once when it was being
+ * filled with compressed clusters (q2_pack.c). */
 static int give_back(struct co *co, struct q2_image *q, uint64_t c)
 {
     uint64_t n;
     int rc = q2_refs_get(co, q, c, &n);
-    if (rc == 0 && n == 1)
-        rc = q2_refs_add(co, q, c, 1, -1);
-    if (rc == 0 && n <= 1 && !q2_hits_metadata(q, c << q->g.cluster_bits))
+    if (rc == 0 && n > INT64_MAX)
+        return 0;
+    if (rc == 0 && n)
+        rc = q2_refs_add(co, q, c, 1, -(int64_t)n);
+    if (rc == 0 && !q2_hits_metadata(q, c << q->g.cluster_bits))
         rc = rset_add(&q->alloc->ready, c, c + 1, 0);
     return rc;
 }
