@@ -37,7 +37,10 @@ class Disk:
     def serve(self):
         """A server with the sockets of the one before, whatever that left there."""
         self.server = serve.Server(self.image, *self.options, workdir=self.folder, folder=str(self.sockets))
-        return self.server.wait_ready()
+        begin = time.monotonic()
+        self.server.wait_ready()
+        self.server.ready_after = time.monotonic() - begin
+        return self.server
 
     def load(self, seed):
         """Starts a writer and the second load of the geometry; returns (writers, fio or None)."""
@@ -48,14 +51,21 @@ class Disk:
         writers.append(kill_load.Writer(uri, self.record, seed + 1, 40 << 20, AREA, self.cluster_size, depth=3, kinds={"flush": 0}))
         return writers, None
 
-    def wait_for_progress(self, requests=150, flushes=3):
-        """So much is acknowledged that a kill has something to destroy."""
+    def wait_for_progress(self, other=None, requests=150, flushes=3):
+        """So much is acknowledged that a kill has something to destroy; other: the second load, which must still run."""
         record, end = self.record, time.monotonic() + 30
         requests, flushes = requests + record.acked, flushes + record.acked_flushes
         while record.acked < requests or record.acked_flushes < flushes:
             assert self.server.process.poll() is None, self.server.output
+            assert other is None or other.poll() is None, "the second load has ended by itself"
             assert time.monotonic() < end, f"{record.acked} requests, {record.acked_flushes} flushes; {requests}, {flushes} expected"
             time.sleep(0.005)
+
+    def wait_for_flush(self):
+        """Returns within a moment of the acknowledgement of a flush."""
+        before, end = self.record.acked_flushes, time.monotonic() + 10
+        while self.record.acked_flushes == before and time.monotonic() < end:
+            time.sleep(0)
 
     def content(self, *args):
         """The guest's bytes as the peer reads them."""

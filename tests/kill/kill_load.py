@@ -89,6 +89,13 @@ class Record:
             self.later[s] = [(number, tag) for number, tag in self.later[s] if number > op.number]
             self.settled[s] = op.number
 
+    def settle_acknowledged(self):
+        """The server has ended cleanly: what it had acknowledged is durable."""
+        with self.lock:
+            for op in self.unflushed:
+                self._settle(op)
+            self.unflushed = []
+
     def not_flushed(self):
         """Bytes of requests since the last flush, acknowledged or not."""
         with self.lock:
