@@ -209,6 +209,17 @@ void co_range_unlock(struct co_range_locks *l, struct co_range *r)
     co_wake_all(&r->q);
 }
 
+bool co_range_wait(struct co *co, const struct co_range_locks *l, uint64_t start, uint64_t end)
+{
+    const struct co_range asked = { .start = start, .end = end };
+    struct co_range *oldest = NULL, *r = conflict(l->head, &asked);
+    for (; r; r = conflict(r->next, &asked))
+        oldest = r;
+    if (oldest)
+        co_wait(co, &oldest->q);
+    return oldest;
+}
+
 /* ---- events from elsewhere ---- */
 
 static void xevent_arrived(struct rt_msg *m)

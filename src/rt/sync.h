@@ -48,6 +48,9 @@ struct co_range {
 void co_range_lock(struct co *co, struct co_range_locks *l, struct co_range *r, uint64_t start, uint64_t end);
 bool co_range_trylock(struct co_range_locks *l, struct co_range *r, uint64_t start, uint64_t end);
 void co_range_unlock(struct co_range_locks *l, struct co_range *r);
+/* Takes nothing. false: nobody holds or wants any of [start, end). Else waits until the oldest such request has ended, and
+ * returns true: all who wait like this run in the same turn, where those who queue for the lock run one after the other. */
+bool co_range_wait(struct co *co, const struct co_range_locks *l, uint64_t start, uint64_t end);
 
 /* Wake from another thread or loop: an event owned by one loop, settable once from anywhere. */
 struct co_xevent { struct rt_msg msg; struct rt_loop *loop; struct co_waitq q; bool set; };

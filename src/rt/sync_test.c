@@ -289,6 +289,33 @@ static void ranges_do_not_pass(struct co *co)
 }
 ON_BOTH(ranges_do_not_pass)
 
+static void wait_for_range(struct co *co, void *arg)
+{
+    struct one_range *o = arg;
+    note(co_range_wait(co, &locks, o->start, o->end) ? o->name : '-');
+}
+
+static void waiting_without_taking(struct co *co)
+{
+    /* x and y overlap the holder, z nobody; q queues for the lock behind it. All who wait run in one turn, before q's end */
+    struct one_range w[3] = { { 5, 15, 'x' }, { 0, 3, 'y' }, { 40, 50, 'z' } }, q = { 8, 12, 'q' };
+    struct rt_task t[4];
+    struct co_range mine;
+    trace[0] = 0;
+    co_range_lock(co, &locks, &mine, 0, 10);
+    OK(rt_task_start(co_loop(co), &t[3], take_range, &q));
+    for (int i = 0; i < 3; i++)
+        OK(rt_task_start(co_loop(co), &t[i], wait_for_range, &w[i]));
+    co_yield(co);
+    ASSERT(!strcmp(trace, "-"));
+    co_range_unlock(&locks, &mine);
+    co_yield(co);
+    ASSERT(strlen(trace) == 4 && strchr(trace, 'x') && strchr(trace, 'y') && strchr(trace, 'q'));
+    for (int i = 0; i < 4; i++)
+        rt_task_join(co, &t[i]);
+}
+ON_BOTH(waiting_without_taking)
+
 /* ---- events from other threads ---- */
 
 static void *set_later(void *arg)
@@ -318,7 +345,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         BOTH(first_come_first_served), BOTH(cancelled_waits), BOTH(mutex_is_fair), BOTH(semaphore), BOTH(group),
-        BOTH(range_locks), BOTH(ranges_do_not_pass), BOTH(events_from_threads),
+        BOTH(range_locks), BOTH(ranges_do_not_pass), BOTH(waiting_without_taking), BOTH(events_from_threads),
     };
     return cmocka_run_group_tests_name("rt-sync", tests, NULL, NULL);
 }

@@ -5,9 +5,11 @@
  * Purpose     Reserves what an allocating write needs (q2_wplan.c), says what must be filled, and links it when the
  *             caller has written the data. Overwrites in place never come here.
  * Owns        One struct write_txn per allocating write: its guest-range lock, its pinned slice, its host run.
- * Invariants  W1  The range lock is taken before anything is looked up, and held until commit or abort: nobody
- *                 restarts (STYLE A.7). With subclusters it covers those alone that are touched, until it is seen that
- *                 the host cluster must be another one; then it is taken again over whole clusters, once.
+ * Invariants  W1  The range lock is taken before anything is decided, and held until commit or abort: nobody restarts
+ *                 (STYLE A.7). With subclusters it covers those alone that are touched, until it is seen that
+ *                 the host cluster must be another one; then it is taken again over whole clusters, once. Who finds the
+ *                 range taken looks again when the holder is done, and takes no lock when the place has become
+ *                 writable: neighbouring small writes then go out together.
  *             W2  commit only sets words of a pinned slice: it cannot fail (fmt.h I3).
  *             W3  An entry goes without the data barrier only under Q23: whole host run known zero and settled, and
  *                 each cluster (with subclusters: each one that changes hands) read as zeros before.
@@ -137,6 +139,22 @@ static int enter(struct co *co, struct q2_image *q, struct write_txn *t, struct 
     return pin(co, q, t, s);
 }
 
+/* Waits while somebody works on the beginning of the range. 1: it may be written in place now; 0: the lock is needed. */
+static int wait_in_place(struct co *co, struct q2_image *q, struct q2_wspan s)
+{
+    uint64_t unit = 1ull << q->g.sub_bits, from = round_down(s.off, unit);
+    struct meta_block *b;
+    if (!co_range_wait(co, &q->locks, from, from + unit))
+        return 0;
+    int r = q2_slice_get(co, q, s.off, &b, &s.index);
+    if (r < 0 || !b)
+        return r;
+    s.b = b;
+    r = q2_write_in_place(q, &s);
+    meta_put(q->meta, b);
+    return r;
+}
+
 static int begin_home(struct co *co, void *arg)
 {
     struct call *c = arg;
@@ -145,6 +163,10 @@ static int begin_home(struct co *co, void *arg)
     struct q2_wspan s = { .max = (uint32_t)((round_up(end, q->g.cluster_size) - c0) >> q->g.cluster_bits), .off = c->off, .len = end - c->off };
     if (q->failed)
         return -EIO;
+    if (wait_in_place(co, q, s) > 0) {                      /* W1; an error shows again below */
+        c->w->len = 0;
+        return 0;
+    }
     struct write_txn *t = calloc(1, sizeof *t);
     if (!t)
         return -ENOMEM;
