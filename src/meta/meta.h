@@ -182,6 +182,9 @@ void meta_defer_free(struct meta *m, struct meta_free *f, void (*release)(struct
 /* ---- passes ---- */
 /* Everything that was done before the call is durable when it returns 0. Shares passes. Suspends. */
 MUST_USE int meta_flush(struct co *co, struct meta *m);
+/* Number of the pass that will make durable what is dirty now, and whether it, or a later one, has ended well. */
+uint64_t meta_next_pass(const struct meta *m);
+bool meta_pass_durable(const struct meta *m, uint64_t number);
 bool meta_is_clean(const struct meta *m);       /* any loop: nothing dirty, no pass running: data alone may be made durable */
 /* Waits until every deferred free queued so far was released, running passes as needed. Suspends; outside epoch sections. */
 MUST_USE int meta_settle(struct co *co, struct meta *m);

@@ -43,6 +43,7 @@ struct meta {
     /* passes */
     struct co_mutex order;               /* a pass or a structural change holds it */
     uint64_t pass_started;               /* number of the newest pass that froze */
+    uint64_t pass_durable;               /* number of the newest pass that ended well */
     bool runner;                         /* somebody runs or is about to run a pass */
     struct meta_waiter *waiters;
     bool need_data, need_table;

@@ -336,6 +336,8 @@ int meta_pass_locked(struct co *co, struct meta *m)
         return r;
     uint64_t number = ++m->pass_started;
     r = write_frozen(co, m, &z);
+    if (r == 0)
+        m->pass_durable = number;
     thaw(m, &z, r);
     for (struct meta_waiter *w = m->waiters; w; w = w->next)
         if (!w->done && w->want <= number) {
@@ -346,6 +348,9 @@ int meta_pass_locked(struct co *co, struct meta *m)
     meta_update_clean_(m);
     return r;
 }
+
+uint64_t meta_next_pass(const struct meta *m) { return m->pass_started + 1; }
+bool meta_pass_durable(const struct meta *m, uint64_t number) { return m->pass_durable >= number; }
 
 int meta_counts_locked(struct co *co, struct meta *m)
 {

@@ -673,8 +673,10 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t see
     struct sim_file *f = sim_world_file(w, SIM_DISK_NAME);
     *im = (struct sim_image){ .g = g, .sectors = g->size_max / SIM_SECTOR };
     im->gens = sim_mem_alloc(im->sectors * sizeof(uint32_t));
-    if (g->block)
+    if (g->block) {
         f->lim.block = f->lim.mem_align = g->block;
+        f->traits.direct = true;                     /* only direct I/O has blocks: space ahead is then preallocated */
+    }
     f->traits.zero_growth = !g->no_zero_growth;
     f->traits.can_punch = !g->no_punch;
     f->traits.can_zero = !g->no_zero;

@@ -46,6 +46,7 @@ int q2_alloc_new(struct co *co, struct q2_image *q)
         a->end = min_u64(a->end, used);  /* a device: the frontier grows behind what is used, as far as the device goes */
     a->zero_from = a->end;
     a->scan_end = a->end;
+    a->settled_to = a->end;
     a->step_max = UINT64_MAX;
     q->alloc = a;
     return 0;
@@ -151,15 +152,17 @@ static int take_ready(struct co *co, struct q2_image *q, uint64_t want, struct q
     return 0;
 }
 
-static int take_frontier(struct q2_alloc *a, uint64_t want, struct q2_run *ret)
+static int take_frontier(struct q2_image *q, uint64_t want, struct q2_run *ret)
 {
+    struct q2_alloc *a = q->alloc;
     struct rset_range x;
     if (!rset_next(&a->frontier, 0, &x))
         return -ENOENT;
     x.end = min_u64(x.end, x.start + want);
+    bool settled = q2_frontier_settled(q, x.end);
     int r = rset_remove(&a->frontier, x.start, x.end);
     if (r == 0)
-        *ret = (struct q2_run){ .cluster = x.start, .count = x.end - x.start, .known_zero = x.tag == 1, .settled = true };
+        *ret = (struct q2_run){ .cluster = x.start, .count = x.end - x.start, .known_zero = x.tag == 1, .settled = settled };
     return r;
 }
 
@@ -185,7 +188,7 @@ static int take_present(struct co *co, struct q2_image *q, uint64_t want, unsign
     if (r == -ENOENT)
         r = take_ready(co, q, want, ret);
     if (r == -ENOENT || r == -EIO)
-        r = take_frontier(a, want, ret);
+        r = take_frontier(q, want, ret);
     co_unlock(&a->mx);
     return r;
 }
@@ -234,13 +237,15 @@ int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run 
         return lazy;
     for (unsigned tries = 0; tries < 16; tries++) {
         struct rset_range x;
-        if (rset_fit(&a->frontier, 0, n, &x)) {
+        if (rset_fit(&a->frontier, 0, n, &x) && q2_frontier_settled(q, x.start + n)) {
             int r = rset_remove(&a->frontier, x.start, x.start + n);
             if (r == 0)
                 *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = x.tag == 1, .settled = true };
             return r;
         }
         int r = q2_frontier_grow(co, q, n);
+        if (r == 0)
+            r = q2_frontier_settle(co, q);
         if (r < 0)
             return r;
     }

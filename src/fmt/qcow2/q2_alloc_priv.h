@@ -11,7 +11,7 @@
 /* Every cluster below `end` is in exactly one of these states (I1 of q2_alloc.c):
  *   used       counted, something points to it or a caller holds it; the cluster that q2_pack.c fills is counted once more
  *              than something points to it
- *   frontier   counted, durable in count and length, nothing points there; tag 1: known to read as zeros
+ *   frontier   counted, nothing points there; tag 1: known to read as zeros. Below settled_to: durable in count and length
  *   counted    counted, nothing points there, content unknown (returned by an aborted write)
  *   ready      count 0, may be taken
  *   dropped    counted, unlinked in memory: waits in q2_drop.c (quarantine)
@@ -25,6 +25,9 @@ struct q2_alloc {
     uint64_t hint;                   /* where the next search of `ready` starts */
     /* growth (q2_frontier.c) */
     struct co_mutex grow_mx;
+    uint64_t settled_to;             /* clusters of the frontier below this are durable in count and length (F1) */
+    struct { uint64_t end, pass; } unsettled[4];     /* growths behind that, oldest first: settled when the pass has ended well */
+    unsigned unsettled_count;
     bool growing_behind;             /* a background growth runs */
     bool still;                      /* none is started (q2_alloc_still) */
     int grow_error;                  /* of the last growth */
@@ -52,6 +55,10 @@ struct q2_alloc {
 
 /* q2_frontier.c: makes the frontier longer by at least `want` contiguous clusters. -ENOSPC, -EFBIG. Suspends. */
 MUST_USE int q2_frontier_grow(struct co *co, struct q2_image *q, uint64_t want);
+/* Is the cluster in front of `end` settled? */
+bool q2_frontier_settled(struct q2_image *q, uint64_t end);
+/* Makes all of the frontier settled: counts and a barrier. Suspends. */
+MUST_USE int q2_frontier_settle(struct co *co, struct q2_image *q);
 /* Starts a growth in the background when the frontier runs low. */
 void q2_frontier_watch(struct q2_image *q);
 /* Uncounts what nothing points to and cuts the file behind the last used cluster, never below `floor` (clusters). */

@@ -104,7 +104,10 @@ static void origin_body(struct co *co, void *arg)
     img_make(co, &m);
     struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 20 * 4096 });
     struct q2_run a, b, c;
-    CHECK_EQ(q2_alloc_take(co, q, 3, &a), 0);        /* frontier */
+    CHECK_EQ(q2_alloc_take(co, q, 2, &a), 0);        /* frontier; its counts are in memory alone */
+    CHECK(a.count == 2 && a.known_zero && !a.settled);
+    CHECK_EQ(g_flush(co, q), 0);
+    CHECK_EQ(q2_alloc_take(co, q, 3, &a), 0);        /* and now on the disk */
     CHECK(a.count == 3 && a.known_zero && a.settled);
     q2_alloc_return(q, &a);
     CHECK(states_ok(co, q));

@@ -3,17 +3,20 @@
  * q2_frontier.c: the zeroed frontier (DESIGN D4): space reserved ahead, so that a first write costs no more than
  * its data.
  *
- * Purpose     Extends the file in large steps; counts, new refcount blocks and a larger refcount table are durable
- *             before anything can point into the new space. Gives the unused rest back at close.
- * Owns        a->frontier, a->end, the order of growth.
- * Invariants  F1  Every cluster in `frontier` is counted once, on disk, and lies inside the durable file length.
+ * Purpose     Extends the file in large steps; new refcount blocks and a larger refcount table are durable before anything
+ *             can point into the space that they describe. Gives the unused rest back at close.
+ * Owns        a->frontier, a->end, a->settled_to, the order of growth.
+ * Invariants  F1  Every cluster in `frontier` is counted once and lies inside the file; below a->settled_to both are
+ *                 durable. A growth that needs no new block waits for no barrier: its counts are dirty and go with the
+ *                 next pass, and until that has ended well an entry that points there needs the data barrier (Q1).
  *             F2  tag 1 only for space that reads zero until it is first written (q2_alloc.c I5).
  *             F3  A refcount block is found through the table only when it is durable itself (Q6).
  *             F4  Space that a failed write may have named on the disk (a failed write can have landed) is never used
  *                 again: it stays counted and behind a->end, a leak.
  *             F5  While a new block is not durable, nobody but the growth changes a count in it: it may be taken back.
- * Order       length + counts (in old blocks, in new self-describing blocks, new table)  |  META_B_GROW_COUNTS  |
- *             table entries (or header bytes 48..59)  |  META_B_GROW_ROOT / META_B_SWITCH_AFTER  |  use.
+ * Order       With new blocks: length + counts (in old blocks, in new self-describing blocks, new table)  |
+ *             META_B_GROW_COUNTS  |  table entries (or header bytes 48..59)  |  META_B_GROW_ROOT / META_B_SWITCH_AFTER  |
+ *             use. Without: length, counts in memory, use; the next pass: counts  |  META_B_DATA_TABLES  |  tables.
  *             Close: counts lowered  |  META_B_FINAL of the last pass  |  truncate. Q6, Q7, D4.
  * Concurrency Home loop. One growth at a time (grow_mx); it holds passes off while it writes (meta_struct_begin).
  * Failure     Nothing is reserved; the file may be longer than before, which close mends. A crash leaks at most one step.
@@ -26,7 +29,9 @@
 #include "fmt/qcow2/q2_alloc_priv.h"
 
 #define STEP_BYTES_MIN (32ull << 20)
-#define STEP_BYTES_MAX (40ull << 20)     /* a growth begins when half a step is left: together below the 64 MiB of P1 */
+/* A growth begins when half a step is left: together they stay below what P1 allows, 64 MiB or 1 % of the file. */
+#define STEP_BYTES_MAX (40ull << 20)
+#define STEP_FILE_PART 160u
 #define STEP_CLUSTERS_MIN 16u
 #define STEP_CLUSTERS_MAX 8192u
 
@@ -37,7 +42,7 @@ static uint64_t step_clusters(const struct q2_image *q)
     if (q->opts.frontier_bytes && q->opts.frontier_bytes != UINT64_MAX) {
         step = max_u64(q->opts.frontier_bytes / cs, 1);
     } else {
-        uint64_t bytes = max_u64(STEP_BYTES_MIN, min_u64(a->end * cs, STEP_BYTES_MAX));
+        uint64_t file = a->end * cs, bytes = max_u64(max_u64(STEP_BYTES_MIN, min_u64(file, STEP_BYTES_MAX)), file / STEP_FILE_PART);
         step = min_u64(max_u64(bytes / cs, STEP_CLUSTERS_MIN), STEP_CLUSTERS_MAX);
     }
     return min_u64(step, a->step_max);
@@ -236,6 +241,55 @@ static int record(struct co *co, struct q2_image *q, uint64_t start, uint64_t en
     return q2_header_record_frontier(co, q);
 }
 
+/* ---- settled or not (F1) ---- */
+
+/* All growths up to now are durable. */
+static void all_settled(struct q2_alloc *a)
+{
+    a->unsettled_count = 0;
+    a->settled_to = a->end;
+}
+
+bool q2_frontier_settled(struct q2_image *q, uint64_t end)
+{
+    struct q2_alloc *a = q->alloc;
+    unsigned n = 0;
+    for (; n < a->unsettled_count && meta_pass_durable(q->meta, a->unsettled[n].pass); n++)
+        a->settled_to = max_u64(a->settled_to, a->unsettled[n].end);
+    a->unsettled_count -= n;
+    memmove(a->unsettled, a->unsettled + n, a->unsettled_count * sizeof *a->unsettled);
+    return end <= a->settled_to;
+}
+
+/* The space up to `end` is settled when the next pass has ended well. */
+static void settles_later(struct q2_image *q, uint64_t end)
+{
+    struct q2_alloc *a = q->alloc;
+    unsigned last = sizeof a->unsettled / sizeof *a->unsettled - 1;
+    unsigned i = min_u64(a->unsettled_count, last);      /* full: the newest two become one, which waits for the later pass */
+    a->unsettled[i].end = end;
+    a->unsettled[i].pass = meta_next_pass(q->meta);
+    a->unsettled_count = i + 1;
+}
+
+int q2_frontier_settle(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    co_lock(co, &a->grow_mx);
+    int r = 0;
+    if (!q2_frontier_settled(q, a->end)) {
+        meta_struct_begin(co, q->meta);
+        r = meta_counts_locked(co, q->meta);
+        if (r == 0)
+            r = meta_barrier(co, q->meta, META_B_GROW_COUNTS);
+        if (r == 0)
+            all_settled(a);
+        meta_struct_end(q->meta);
+    }
+    co_unlock(&a->grow_mx);
+    return r;
+}
+
 /* Plans over clusters that are free by their counts. A file that was cut short underneath may still have counted
  * clusters, and entries that name them, behind its end: they are left alone. */
 static int plan_free(struct co *co, struct q2_image *q, uint64_t step, struct growth *ret)
@@ -266,6 +320,49 @@ static void take_back(struct q2_image *q, const struct growth *p, uint64_t *old_
     }
 }
 
+/* Counts of space that old blocks describe. */
+static int count_in_memory(struct co *co, struct q2_image *q, const struct growth *p)
+{
+    struct q2_alloc *a = q->alloc;
+    int r = q2_refs_add(co, q, p->first, p->total, 1);
+    if (r < 0)
+        return r;
+    a->end = p->first + p->total;
+    if (MUTANT(MUT_FRONTIER_UNSETTLED))
+        all_settled(a);
+    else
+        settles_later(q, a->end);
+    return 0;
+}
+
+static int count_with_blocks(struct co *co, struct q2_image *q, struct growth *p)
+{
+    struct q2_alloc *a = q->alloc;
+    uint64_t *old_rt = NULL, old_entries = 0;
+    int r = enlarge_rt_memory(q, p, &old_rt, &old_entries);
+    if (r < 0)
+        return r;
+    /* F5: a block that also counts clusters in front of the new space is nobody's to use before it is durable */
+    bool shared = p->blocks && p->ti_first << q->g.block_bits < p->first;
+    if (shared)
+        co_lock(co, &a->mx);
+    enter_blocks(q, q->rt, p, true);
+    r = make_durable(co, q, p);
+    if (r < 0)
+        take_back(q, p, old_rt, old_entries);
+    if (shared)
+        co_unlock(&a->mx);
+    if (r < 0) {
+        if (p->named)
+            a->end = p->first + p->total;  /* F4 */
+        return r;
+    }
+    free(old_rt);
+    a->end = p->first + p->total;
+    all_settled(a);                        /* its barrier covered what was counted before, too */
+    return 0;
+}
+
 static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
 {
     struct q2_alloc *a = q->alloc;
@@ -279,28 +376,10 @@ static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
         r = clear_metadata(co, q, &p);
     if (r == 0)
         r = record(co, q, p.first << q->g.cluster_bits, (p.first + p.total) << q->g.cluster_bits);
-    uint64_t *old_rt = NULL, old_entries = 0;
     if (r == 0)
-        r = enlarge_rt_memory(q, &p, &old_rt, &old_entries);
+        r = p.blocks || p.rt_clusters ? count_with_blocks(co, q, &p) : count_in_memory(co, q, &p);
     if (r < 0)
         return r;
-    /* F5: a block that also counts clusters in front of the new space is nobody's to use before it is durable */
-    bool shared = p.blocks && p.ti_first << q->g.block_bits < p.first;
-    if (shared)
-        co_lock(co, &a->mx);
-    enter_blocks(q, q->rt, &p, true);
-    r = make_durable(co, q, &p);
-    if (r < 0)
-        take_back(q, &p, old_rt, old_entries);
-    if (shared)
-        co_unlock(&a->mx);
-    if (r < 0) {
-        if (p.named)
-            a->end = p.first + p.total;  /* F4 */
-        return r;
-    }
-    free(old_rt);
-    a->end = p.first + p.total;
     r = rset_add(&a->frontier, p.usable, a->end, p.zero ? 1 : 0);
     INV(F1, r == 0);
     return 0;
@@ -389,6 +468,7 @@ int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor)
     a->end = end;
     a->scan_end = min_u64(a->scan_end, end);
     a->zero_from = min_u64(a->zero_from, end);
+    all_settled(a);                        /* the pass above; space gained anew at the same place starts unsettled */
     q->file_end_at_open = min_u64(q->file_end_at_open, end << q->g.cluster_bits);
     return stor_truncate(co, q->im.store, end << q->g.cluster_bits);
 }
