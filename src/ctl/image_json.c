@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "ctl/ctl_priv.h"
+#include "graph/fill.h"
 
 /* Sets a member; v is taken over. A failure is remembered by dropping the object. */
 static void set(json_t **o, const char *key, json_t *v)
@@ -162,6 +163,20 @@ static void set_common(json_t **o, struct graph_node *n, bool writethrough)
     set_str(o, "file", graph_filename(n));
 }
 
+/* Our own member: how the rest of a new cluster is zeroed where it is not known to be zero already, and why. */
+static json_t *first_writes_json(const struct graph_node *n)
+{
+    const struct fill_costs *c = graph_fill_costs(n);
+    uint32_t cluster = graph_image((struct graph_node *)(uintptr_t)n)->granule;
+    if (cluster <= FILL_SMALL_BYTES)
+        return json_pack("{s:s}", "x-choice", "merge");
+    struct fill_estimate e = fill_estimate(c, 0, 4096, cluster - 4096);
+    const char *choice = !e.known ? "measure" : e.merged_ns <= e.split_ns ? "merge" : "zero-range";
+    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "x-choice", choice, "x-merge-ns", (json_int_t)e.merged_ns, "x-zero-range-ns", (json_int_t)e.split_ns,
+                     "x-zero-call-ns", (json_int_t)atomic_load(&c->zero_ns), "x-write-ns", (json_int_t)atomic_load(&c->write_ns),
+                     "x-write-mib-ns", (json_int_t)atomic_load(&c->mib_ns), "x-merged", (json_int_t)atomic_load(&c->merged), "x-zeroed", (json_int_t)atomic_load(&c->split));
+}
+
 json_t *device_json(struct co *co, const struct device_json *d, struct byre_err *err)
 {
     json_int_t depth = 0;
@@ -176,6 +191,8 @@ json_t *device_json(struct co *co, const struct device_json *d, struct byre_err 
     set_str(&o, "drv", graph_format(d->node)->name);
     set_str(&o, "backing_file", graph_backing_filename(d->node));
     set(&o, "backing_file_depth", json_integer(depth));
+    if (!graph_read_only(d->node))
+        set(&o, "x-first-writes", first_writes_json(d->node));
     set_common(&o, d->node, d->writethrough);
     return o;
 }

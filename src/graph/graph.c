@@ -138,6 +138,7 @@ struct stor *graph_store(struct graph_node *n) { return n->im->store; }
 const char *graph_data_filename(const struct graph_node *n) { return n->data_filename ? n->data_filename : n->filename; }
 struct graph_node *graph_backing(const struct graph_node *n) { return n->backing; }
 const char *graph_backing_filename(const struct graph_node *n) { return n->backing_filename; }
+const struct fill_costs *graph_fill_costs(const struct graph_node *n) { return &n->fill; }
 bool graph_read_only(const struct graph_node *n) { return n->read_only; }
 bool graph_probed(const struct graph_node *n) { return n->probed; }
 

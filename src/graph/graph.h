@@ -80,6 +80,8 @@ struct stor *graph_store(struct graph_node *n);
 const char *graph_data_filename(const struct graph_node *n);  /* file in which plain guest data lies: the image's own, or its external data file */
 struct graph_node *graph_backing(const struct graph_node *n);  /* NULL: none */
 const char *graph_backing_filename(const struct graph_node *n); /* resolved full name of the recorded backing file, NULL: none */
+struct fill_costs;
+const struct fill_costs *graph_fill_costs(const struct graph_node *n);   /* what first writes cost on this disk (fill.h); changes all the time */
 bool graph_read_only(const struct graph_node *n);
 bool graph_probed(const struct graph_node *n);                 /* the format was guessed */
 uint64_t graph_length(const struct graph_node *n);             /* bytes, rounded up to 512; changes by resize */

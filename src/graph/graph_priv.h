@@ -9,6 +9,7 @@
  *   read.c     reads, and pieces in flight at the same time
  *   write.c    writes: in place or begin, fill, write, commit
  *   encode.c   compressed writes
+ *   fill.c     what surrounds a first write
  *   zero.c     zero and discard: the aligned middle, the edges, the fallback
  *   offload.c  copies made by the kernel
  *   status.c   block status
@@ -24,6 +25,7 @@
 #include "base/assert.h"
 #include "base/checked.h"
 #include "base/list.h"
+#include "graph/fill.h"
 #include "graph/graph.h"
 #include "rt/sync.h"
 
@@ -78,6 +80,7 @@ struct graph_node {
     struct gate_waiter *waiters;
     struct graph_user *users;
     struct co_mutex first_sector;       /* writes to the first sector of a guarded node */
+    struct fill_costs fill;             /* fill.c */
     _Atomic int recurse;                /* status.c: does the file know more than the format? */
 };
 
@@ -216,6 +219,10 @@ MUST_USE int guard_first_sector(struct co *co, struct guarded *gd);
 /* ---- encode.c ---- */
 /* The same as graph_write with GRAPH_COMPRESS, without checks of permission, gate and flush. */
 MUST_USE int chain_write_compressed(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
+
+/* ---- fill.c ---- */
+/* Writes v into a new cluster, and what must surround it there (w->fill). All of it is with the store when it returns 0. */
+MUST_USE int fill_write(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v);
 
 /* ---- zero.c ---- */
 /* The same as graph_zero without checks, gate, guard and flush. flags: GRAPH_UNMAP, GRAPH_NO_FALLBACK. */

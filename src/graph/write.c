@@ -4,7 +4,7 @@
  *
  * Purpose     Overwrites in place what may be overwritten; for the rest lets the format begin, fills and writes the
  *             new clusters in one transfer, and lets the format commit.
- * Owns        The pieces in flight of one request, and the buffers of copy-on-write.
+ * Owns        The pieces in flight of one request.
  * Invariants  I1  An in-place piece is written inside the epoch section in which it was mapped.
  *             I2  write_begin is never called inside a section of this coroutine (fmt.h I4).
  *             I3  Every successful write_begin is followed by exactly one commit or abort.
@@ -18,80 +18,12 @@
  * Tests       write_test.c
  */
 #include <stdlib.h>
-#include <string.h>
 
-#include "base/cleanup.h"
 #include "graph/graph_priv.h"
-
-/* Vectors with more elements than this are not merged with head and tail. */
-#define WRITE_VECS 16
-#define COPY_ALIGN 4096u
-
-/* ---- filling a new cluster ---- */
-
-/* Writes head, v, tail as one transfer that ends behind the tail; three transfers when v has too many elements. */
-static int write_merged(struct co *co, struct stor *s, const struct fmt_write *w, struct iov v, const void *head, const void *tail)
-{
-    struct iovec vec[WRITE_VECS + 2];
-    size_t cnt = 0;
-    if (iov_count(v) > WRITE_VECS) {
-        int r = w->head ? stor_write_buf(co, s, head, w->head, w->host - w->head, 0) : 0;
-        if (!r)
-            r = stor_write(co, s, v, w->host, 0);
-        if (!r && w->tail)
-            r = stor_write_buf(co, s, tail, w->tail, w->host + w->len, 0);
-        return r;
-    }
-    if (w->head)
-        vec[cnt++] = (struct iovec){ (void *)(uintptr_t)head, w->head };
-    cnt += iov_export(v, vec + cnt, WRITE_VECS, NULL);
-    if (w->tail)
-        vec[cnt++] = (struct iovec){ (void *)(uintptr_t)tail, w->tail };
-    return stor_write(co, s, iov_of(vec, cnt), w->host - w->head, 0);
-}
-
-static int write_zero_filled(struct co *co, struct stor *s, const struct fmt_write *w, struct iov v)
-{
-    if (w->head + w->tail <= ZERO_PAGE_BYTES)
-        return write_merged(co, s, w, v, graph_zero_page, graph_zero_page);
-    int r = w->head ? stor_zero(co, s, w->host - w->head, w->head, 0) : 0;
-    if (!r)
-        r = stor_write(co, s, v, w->host, 0);
-    if (!r && w->tail)
-        r = stor_zero(co, s, w->host + w->len, w->tail, 0);
-    return r;
-}
-
-/* The guest's present bytes around the write. One read for the whole cluster where the data is the smaller part. */
-static int write_copied(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v)
-{
-    uint64_t around = w->head + w->tail;
-    bool whole = w->len <= around && w->head && w->tail;
-    size_t bytes = round_up(whole ? around + w->len : around, COPY_ALIGN);
-    AUTOFREE uint8_t *buf = aligned_alloc(COPY_ALIGN, bytes ? bytes : COPY_ALIGN);
-    if (!buf)
-        return -ENOMEM;
-    struct iovec slot;
-    uint64_t from = w->off - w->head;
-    if (whole) {
-        int r = chain_read(co, n, iov_one(&slot, buf, around + w->len), from);
-        return r ? r : write_merged(co, n->im->data, w, v, buf, buf + w->head + w->len);
-    }
-    int r = chain_read(co, n, iov_one(&slot, buf, w->head), from);
-    if (!r)
-        r = chain_read(co, n, iov_one(&slot, buf + w->head, w->tail), w->off + w->len);
-    return r ? r : write_merged(co, n->im->data, w, v, buf, buf + w->head);
-}
 
 static int write_new(struct co *co, struct graph_node *n, struct fmt_write *w, struct iov v)
 {
-    int r = 0;
-    if (w->fill == FMT_FILL_NONE || !(w->head | w->tail))
-        r = stor_write(co, n->im->data, v, w->host, 0);
-    else if (w->fill == FMT_FILL_ZERO)
-        r = write_zero_filled(co, n->im->data, w, v);
-    else
-        r = write_copied(co, n, w, v);
+    int r = fill_write(co, n, w, v);
     if (r) {
         n->im->ops->write_abort(co, n->im, w);
         return r;

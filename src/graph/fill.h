@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fill.h: what the surroundings of a first write cost on this disk, and which way of zeroing them is cheaper (fill.c).
+ */
+#ifndef GRAPH_FILL_H
+#define GRAPH_FILL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define FILL_SMALL_BYTES 16384u
+
+/* Means of recent measurements in nanoseconds; 0: nothing measured yet. All zero in the beginning. */
+struct fill_costs {
+    _Atomic uint64_t zero_ns;            /* one zero-range call */
+    _Atomic uint64_t write_ns;           /* a write of up to FILL_SMALL_BYTES bytes */
+    _Atomic uint64_t mib_ns;             /* each MiB of a longer one, beyond that */
+    _Atomic uint64_t turns, merged, split;       /* choices made, and how they went */
+};
+
+enum fill_way { FILL_MERGED, FILL_SPLIT };
+
+struct fill_estimate { bool known; uint64_t merged_ns, split_ns; };
+
+void fill_saw_zero(struct fill_costs *c, uint64_t ns);
+void fill_saw_write(struct fill_costs *c, uint64_t bytes, uint64_t ns);
+/* Cost of a first write of `data` bytes with so many bytes in front and behind, all in bytes. */
+struct fill_estimate fill_estimate(const struct fill_costs *c, uint64_t head, uint64_t data, uint64_t tail);
+/* turn: a running number of the choices made for this disk. */
+enum fill_way fill_choose(const struct fill_costs *c, uint64_t head, uint64_t data, uint64_t tail, uint64_t turn);
+
+#endif
