@@ -6,6 +6,7 @@
 #define BYRE_BYRE_H
 
 #include "byre/base.h"
+#include "byre/amend.h"
 #include "byre/check.h"
 #include "byre/convert.h"
 #include "byre/create.h"

@@ -58,7 +58,8 @@
     X(BITMAP_MARK_LATE, "Q16", "bitmaps are marked in use after the first write")                       \
     X(DATA_FILE_LATE, "Q21", "an external data file is not flushed before the tables that name it (H5)") \
     X(DATA_FILE_UNFLUSHED, "Q21", "a guest flush does not flush the external data file")                \
-    X(DATA_FILE_PUNCH_LATE, "Q9 Q21", "a punch in the data file does not hold off a rewrite of its clusters")
+    X(DATA_FILE_PUNCH_LATE, "Q9 Q21", "a punch in the data file does not hold off a rewrite of its clusters") \
+    X(AMEND_WIDTH_LATE, "Q20", "the width of the counts is switched behind the table that has it")
 
 enum byre_mutant_id {
     MUT_NONE = 0,

@@ -172,6 +172,16 @@ struct fmt_create_opts {
 
 struct fmt_measure { uint64_t required, fully_allocated, bitmaps; bool has_bitmaps; };
 
+/* What changes in an image: options of creation, as far as they were stated. */
+struct fmt_amend_opts {
+    const struct fmt_create_opts *o;
+    bool (*given)(void *arg, const char *option); void *arg;      /* was the option of this name stated? */
+    bool force;                            /* what may lose something is wanted all the same */
+    void (*progress)(void *arg, uint64_t done, uint64_t total); void *progress_arg;   /* may be NULL */
+    /* Sets another size: the graph's part of it included. */
+    int (*resize)(struct co *co, void *arg, uint64_t size, struct byre_err *err); void *resize_arg;
+};
+
 struct fmt_ops {
     const char *name;                      /* "qcow2" */
     /* Score 0..100 from the first bytes of a file (no I/O). */
@@ -202,6 +212,9 @@ struct fmt_ops {
     /* Internal snapshots: all of it or nothing, durable when it returns 0 (P3). APPLY may change im->size. *ret (may be NULL;
      * fmt_snapshot_fini): the snapshot that was made, applied or deleted. Drained. NULL: the format has none. */
     int (*snapshot)(struct co *co, struct fmt_image *im, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);
+    /* Home, drained. NULL: nothing can be changed. All that can be known before is refused before anything is changed; each change is
+     * whole or not there, whatever happens. */
+    int (*amend)(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a, struct byre_err *err);
     int (*info)(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
     int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
     /* Flushes, ends cleanly, frees im and closes the store. The first error is returned; the image is gone all the same. */

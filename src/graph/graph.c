@@ -223,3 +223,32 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
     graph_drain_end(n);
     return r;
 }
+
+/* ---- options ---- */
+
+static int amend_resize(struct co *co, void *arg, uint64_t size, struct byre_err *err)
+{
+    return resize_drained(co, arg, size, FMT_PREALLOC_OFF, err);
+}
+
+int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    if (n->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
+    if (!n->im->ops->amend)
+        return byre_fail(err, NOT_SUPPORTED, "%s: options of %s images cannot be changed", n->filename, n->im->ops->name);
+    a->resize = amend_resize;
+    a->resize_arg = n;
+    int r = perm_check(n, NULL, STOR_PERM_RESIZE, "amend", err);
+    if (!r)
+        r = node_lock(co, n, STOR_PERM_RESIZE, err);
+    if (r)
+        return r;
+    graph_drain_begin(co, n);
+    r = n->im->ops->amend(co, n->im, a, err);
+    graph_drain_end(n);
+    if (node_lock(co, n, 0, NULL) && !r)
+        r = byre_fail(err, LOCKED, "%s: was amended, but its lock cannot be lowered again", n->filename);
+    return r;
+}

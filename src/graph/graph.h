@@ -129,6 +129,8 @@ MUST_USE int graph_resize(struct co *co, struct graph_node *n, uint64_t size, en
 /* Creates, applies or deletes an internal snapshot (struct fmt_snapshot_req), drained. Applying needs a node that nobody else
  * wants unchanged. *ret (may be NULL): see fmt.h. */
 MUST_USE int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);
+/* Changes options of an image that is open for writing (fmt.h); `a` without resize. Home loop. */
+MUST_USE int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, struct byre_err *err);
 
 /* No new request is let in, those inside have ended when it returns. Nests. Home loop. */
 void graph_drain_begin(struct co *co, struct graph_node *n);

@@ -54,6 +54,19 @@ static const struct opt_enum raw_prealloc_names[] = {
 static const struct opt_row qcow2_rows[] = { QCOW2_ROWS, QCOW2_TAIL, OPT_END };
 static const struct opt_row qcow2_file_rows[] = { QCOW2_ROWS, FILE_ROWS, QCOW2_TAIL, OPT_END };
 
+/* Options that an image may get later (FEATURES 1.138..1.141). */
+static const struct opt_row qcow2_amend_rows[] = {
+    { "backing_file", 0, OPT_STR, AT(backing_file), .help = "refused: the backing image is changed by rebase" },
+    { "backing_fmt", 0, OPT_STR, AT(backing_fmt), .help = "refused: the backing image is changed by rebase" },
+    { "compat", 0, OPT_ENUM, AT(version), .names = compat_names, .help = "version of the format" },
+    { "data_file", 0, OPT_STR, AT(data_file), .help = "name of the external data file; empty: none is recorded" },
+    { "data_file_raw", 0, OPT_BOOL, AT(data_file_raw), .help = "the external data file stays a raw image; only off can be set" },
+    { "lazy_refcounts", 0, OPT_BOOL, AT(lazy_refcounts), .help = "mark the image dirty and write refcounts late" },
+    { "refcount_bits", 0, OPT_UINT, AT(refcount_bits), .help = "width of a reference count" },
+    { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" },
+    OPT_END
+};
+
 static const struct opt_row raw_rows[] = {
     { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" },
     OPT_END
@@ -76,6 +89,11 @@ const struct opt_row *create_rows(const char *format, bool with_file_options)
         if (strcmp(tables[i].format, format) == 0)
             return with_file_options ? tables[i].with_file : tables[i].plain;
     return NULL;
+}
+
+const struct opt_row *amend_rows(const char *format)
+{
+    return strcmp(format, "qcow2") == 0 ? qcow2_amend_rows : NULL;
 }
 
 const char *const create_order[] = { "cluster_size", "extended_l2", "preallocation", "compression_type", "size", "compat", "backing_file",

@@ -78,6 +78,8 @@ MUST_USE int lib_job_start(struct byre_job *job, struct byre_ctx *ctx, struct by
 struct opt_row;
 /* The rows of a format, for struct fmt_create_opts; NULL: no such format. */
 const struct opt_row *create_rows(const char *format, bool with_file_options);
+/* The same for options that can be changed later. */
+const struct opt_row *amend_rows(const char *format);
 /* Names in the order of the line that is told before creation; ends with NULL. */
 extern const char *const create_order[];
 

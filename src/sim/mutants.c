@@ -44,6 +44,8 @@ static bool is_race(int id)
 /* Those that live in an external data file only. */
 static bool is_data(int id) { return id == MUT_DATA_FILE_LATE || id == MUT_DATA_FILE_UNFLUSHED || id == MUT_DATA_FILE_PUNCH_LATE; }
 
+static bool is_amend(int id) { return id == MUT_AMEND_WIDTH_LATE; }
+
 static const struct row rows[] = {
     { MUT_BARRIER(META_B_DATA_TABLES), "BARRIER_DATA_TABLES", "Q1 Q4 Q5", "no barrier between data and tables" },
     { MUT_BARRIER(META_B_TABLES_ROOTS), "BARRIER_TABLES_ROOTS", "Q5", "no barrier between tables and roots" },
@@ -133,7 +135,7 @@ static void child(unsigned r, double until, uint64_t tries)
     for (uint64_t i = 0; now() < until && atomic_load(&mine->workloads) < tries; i++) {
         const struct sim_geom *g = sim_geom_nth((unsigned)(i % geoms));
         bool race = is_race(rows[r].id);
-        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file))
+        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend))
             continue;
         struct sim_campaign k = { .per_workload = race ? 24 : 120, .states_max = 100000, .on_state = on_state, .worth = worth,
             .nested_one_in = i / geoms % 2 ? 3 : 16 };

@@ -332,12 +332,34 @@ static int do_repair(struct co *co, struct run *u)
     return r < 0 && !u->r->may_fail ? wrong(u, "repair failed: %s", err.text) : 0;
 }
 
+static bool amend_given(void *arg, const char *option)
+{
+    const struct sim_wop *o = arg;
+    return !strcmp(option, o->off ? "refcount_bits" : "compat");
+}
+
+/* What the image cannot become is refused, and that is well. */
+static int do_amend(struct co *co, struct run *u, const struct sim_wop *o)
+{
+    struct byre_err err = { 0 };
+    struct sim_wop what = *o;
+    struct fmt_create_opts fo = { .version = o->len, .refcount_bits = o->len };
+    struct fmt_amend_opts a = { .o = &fo, .given = amend_given, .arg = &what };
+    int r = graph_amend(co, u->n, &a, &err);
+    if (r == 0 || r == -EINVAL || r == -ENOTSUP || r == -ERANGE)
+        return 0;
+    u->r->errors++;
+    if (!u->r->first_error)
+        u->r->first_error = r;
+    return u->r->may_fail ? 0 : wrong(u, "amend failed: %s", err.text);
+}
+
 static int join(struct co *co, struct run *u);
 
 static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
 {
     int r;
-    if (strchr("sorkax", o->kind)) {
+    if (strchr("sorkaxv", o->kind)) {
         r = join(co, u);
         if (r < 0)
             return r;
@@ -352,6 +374,7 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'd': return do_clear(co, u, o, alone);
     case 'f': return do_flush(co, u);
     case 't': return co_sleep(co, 2000000);
+    case 'v': return do_amend(co, u, o);
     case 's': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR);
     case 'k':
     case 'a':

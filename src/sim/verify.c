@@ -747,7 +747,7 @@ static uint64_t in_flight(const struct sim_verify *v, const struct sim_explorer 
     uint64_t cs = 1ull << g->cluster_bits, n = 2 * ((x->m->unflushed + x->m->settling) / cs) + 4;
     for (uint32_t p = 0; p < x->pending_count; p++)
         n += 2 + (x->pending[p]->kind == SIM_WRITE || x->pending[p]->kind == SIM_PUNCH ? div_up(x->pending[p]->count, cs / SIM_SECTOR) : 0);
-    if (x->m->resized)
+    if (x->m->resized || g->amend)           /* zero clusters are filled, and all counts written anew */
         n += 2 * (g->size_max / cs) + 8;
     return n;
 }

@@ -34,11 +34,11 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorptkax", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorptkaxv", kind))
         return -EINVAL;
     s += n;
     n = 0;
-    if (has_range(kind) && (sscanf(s, "%u %u%n", &off, &len, &n) != 2 || !len))
+    if ((has_range(kind) || kind == 'v') && (sscanf(s, "%u %u%n", &off, &len, &n) != 2 || !len))
         return -EINVAL;
     if (has_number(kind) && sscanf(s, "%u%n", &len, &n) != 1)
         return -EINVAL;
@@ -78,7 +78,7 @@ void sim_workload_text(const struct sim_workload *l, char *buf, size_t bytes)
     for (unsigned i = 0; i < l->count && at + 40 < bytes; i++) {
         const struct sim_wop *o = &l->op[i];
         at += (size_t)snprintf(buf + at, bytes - at, "%s%s%c", i ? "; " : "", o->beside ? "& " : o->behind ? "~ " : "", o->kind);
-        if (has_range(o->kind))
+        if (has_range(o->kind) || o->kind == 'v')
             at += (size_t)snprintf(buf + at, bytes - at, " %u %u", o->off, o->len);
         if (has_number(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, " %u", o->len);
@@ -136,6 +136,8 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
         if ((o->beside || o->behind) && !request)
             return false;
         if (o->beside && (i == 0 || l->op[i - 1].behind || !(has_range(l->op[i - 1].kind) || l->op[i - 1].kind == 'f')))
+            return false;
+        if (o->kind == 'v' && !g->amend)
             return false;
         if (o->kind == 's') {
             if (g->one_write_space || o->len > g->size_max / SIM_SECTOR || !o->len)
@@ -224,6 +226,13 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
     letter(&a, 'f', 0, 0);
     letter(&a, 'o', 0, 0);
     letter(&a, 'r', 0, 0);
+    if (g->amend) {
+        letter(&a, 'v', 0, 2);
+        letter(&a, 'v', 0, 3);
+        letter(&a, 'v', 1, 4);
+        letter(&a, 'v', 1, 16);
+        letter(&a, 'v', 1, 64);
+    }
     if (!g->one_write_space) {
         letter(&a, 's', 0, g->size_max / SIM_SECTOR);
         letter(&a, 's', 0, g->size / SIM_SECTOR + 3);

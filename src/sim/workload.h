@@ -7,8 +7,9 @@
  *   o            close and open   r           close, repair, open p OFF LEN   read and compare
  *   c OFF LEN    compressed write of whole clusters            t            time passes
  *   k N          snapshot N (1 to 3) is made   a N         applied      x N         deleted. N 0: the one of the initial image
+ *   v WHAT N     amend: WHAT 0, version N; 1, reference counts of N bits
  *   "& " in front: at the same time as the operation before it. "~ " in front: nobody waits for it before the end, or
- *   before the next s, o, r, k, a or x. Offsets, lengths and sizes in sectors of 512 bytes.
+ *   before the next s, o, r, k, a, x or v. Offsets, lengths and sizes in sectors of 512 bytes.
  *   Operations are separated by ';'.
  */
 #ifndef SIM_WORKLOAD_H

@@ -22,7 +22,8 @@ int main(void)
     struct byre_check_opts f = byre_check_opts_init();
     struct byre_nbd_opts g = byre_nbd_opts_init();
     struct byre_extent h = byre_extent_init();
-    return a.struct_size && b.struct_size && c.struct_size && d.struct_size && e.struct_size && f.struct_size && g.struct_size && h.struct_size &&
+    struct byre_amend_opts i = byre_amend_opts_init();
+    return i.struct_size && a.struct_size && b.struct_size && c.struct_size && d.struct_size && e.struct_size && f.struct_size && g.struct_size && h.struct_size &&
            BYRE_VERSION_MAJOR >= 0 ? 0 : 1;
 }
 """

@@ -19,11 +19,12 @@
 
 /* ---- scenarios (fx_scenes.c) ---- */
 
-enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_FLUSH, FX_GROW, FX_SHRINK, FX_CHECK, FX_REPAIR,
+enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_FLUSH, FX_GROW, FX_SHRINK, FX_AMEND, FX_CHECK, FX_REPAIR,
              FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
 struct fx_step {
     enum fx_do what;
-    unsigned at, at_sectors, len, len_sectors;   /* clusters and sectors; cut to the disk. GROW: len sixteenths of the size more; SHRINK: to len */
+    unsigned at, at_sectors, len, len_sectors;   /* clusters and sectors; cut to the disk. GROW: len sixteenths of the size more; SHRINK: to len.
+                                                    AMEND: at 0: version len; at 1: reference counts of len bits */
     bool together;                                /* runs at the same time as the step before; must not touch its sectors */
 };
 enum fx_damage { FX_SOUND, FX_LEAKY, FX_LOW_COUNT, FX_DIRTY };
@@ -77,6 +78,7 @@ struct fx_run {
     struct fx_case *c;
     struct fx_fault fault;
     struct fx_model m;
+    bool amend_failed;
     struct co_group group;
     uint64_t calls[FX_K_KINDS];
     uint64_t hits, session_hits;         /* of the fault; when the image was opened */

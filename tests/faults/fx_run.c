@@ -139,6 +139,8 @@ static bool stopped(const struct fx_run *r, bool *ret_must)
 {
     bool writes = r->w->node && !graph_read_only(r->w->node);
     *ret_must = writes && r->fault.kind == CX_F_FLUSH && fx_hits(r) > r->session_hits;
+    if (writes && r->amend_failed && r->fault.forever)       /* changed, and could not be read again while the fault lasted */
+        return true;
     return *ret_must || (writes && r->fault.kind == CX_F_WRITE && r->fault.forever && fx_hits(r) > r->session_hits + 1);
 }
 

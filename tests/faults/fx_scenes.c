@@ -28,7 +28,7 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "" },
 };
 
-const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "check", "repair", "close", "faults" };
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "close", "faults" };
 
 const struct fx_scene fx_scenes[] = {
     { "create", PLAIN "c512-wide ", 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
@@ -46,6 +46,9 @@ const struct fx_scene fx_scenes[] = {
     { "flush", PLAIN "snapshot ", 2, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 0, 0, 1, 0 }, { FX_WRITE, 8, 0, 2, 0 }, { FX_FAULTS }, { FX_FLUSH }, { FX_FLUSH }, { FX_WRITE, 12, 0, 1, 0 }, { FX_FLUSH } } },
     { "grow", PLAIN "c512-wide snapshot holes ", 4, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH } } },
     { "shrink", PLAIN "holes ", 30, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_SHRINK, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH } } },
+    { "amend-width", " c4k c4k-back c512-v2-back c512-wide snapshot holes ", 6, true, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_AMEND, 1, 0, 32, 0 }, { FX_WRITE, 9, 0, 1, 0 }, { FX_FLUSH } } },
+    { "amend-version", " c4k c4k-back c64k c512-v2-back holes ", 6, true, 0,
+      { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_ZERO, 1, 0, 2, 0 }, { FX_FAULTS }, { FX_AMEND, 0, 0, 3, 0 }, { FX_AMEND, 0, 0, 2, 0 }, { FX_WRITE, 9, 0, 1, 0 }, { FX_FLUSH } } },
     { "close-frontier", PLAIN "snapshot ", 0, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 0, 0, 1, 0 }, { FX_FLUSH }, { FX_WRITE, 2, 0, 1, 0 }, { FX_FAULTS }, { FX_CLOSE } } },
     { "check", PLAIN FILES, 8, true, 0, { { FX_FAULTS }, { FX_CHECK } } },
     { "check-leaky", K4 "c512-v2-back ", 8, true, FX_LEAKY, { { FX_FAULTS }, { FX_CHECK } } },

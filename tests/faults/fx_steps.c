@@ -38,6 +38,8 @@ static bool errno_fits(const struct fx_run *r, enum fx_do what, int e)
     const struct fx_fault *f = &r->fault;
     if (!f->nth || !fx_hits(r) || f->how == FX_SHORT)
         return false;
+    if (r->amend_failed && e == -EIO && (f->kind == CX_F_READ || f->forever))       /* its check says EIO; changed, and cannot be read again */
+        return true;
     if (f->kind == FX_K_ALLOC)
         return e == -ENOMEM;
     if (e == -EINVAL && f->kind == CX_F_READ && f->how == FX_NOTHING)
@@ -155,6 +157,23 @@ static int resize(struct co *co, struct fx_run *r, const struct fx_step *s, stru
     return e;
 }
 
+static bool amend_given(void *arg, const char *option)
+{
+    const struct fx_step *s = arg;
+    return !strcmp(option, s->at ? "refcount_bits" : "compat");
+}
+
+static int amend(struct co *co, struct fx_run *r, const struct fx_step *s, struct byre_err *err)
+{
+    struct fx_step what = *s;
+    struct fmt_create_opts fo = { .version = s->len, .refcount_bits = s->len };
+    struct fmt_amend_opts a = { .o = &fo, .given = amend_given, .arg = &what };
+    int e = graph_amend(co, r->w->node, &a, err);
+    bool refused = e == -EINVAL || e == -ENOTSUP || e == -ERANGE;
+    r->amend_failed |= e && !refused;
+    return refused ? 0 : e;        /* what the image cannot become */
+}
+
 /* ---- operations on the image as a whole ---- */
 
 int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, struct byre_err *err)
@@ -264,6 +283,9 @@ static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, u
     case FX_GROW:
     case FX_SHRINK:
         answered(r, s->what, open ? resize(co, r, s, &err) : 0, &err);
+        break;
+    case FX_AMEND:
+        answered(r, s->what, open ? amend(co, r, s, &err) : 0, &err);
         break;
     default:
         answered(r, s->what, open ? request(co, r, s, version) : 0, NULL);

@@ -319,6 +319,12 @@ int q2_alloc_trim(struct co *co, struct q2_image *q)
     return r;
 }
 
+void q2_alloc_resume(struct q2_image *q)
+{
+    if (q->alloc)
+        q->alloc->closing = false;
+}
+
 int q2_alloc_close(struct co *co, struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;

@@ -542,7 +542,7 @@ int q2_gather(struct co *co, struct q2_checker *k, struct byre_err *err)
     return rc ? byre_fail_code(err, IO, rc, "%s: cannot be checked: %s", k->q->name, strerror(-rc)) : 0;
 }
 
-static void checker_init(struct q2_checker *k, struct q2_image *q, const struct fmt_check_opts *o, bool quiet)
+void q2_checker_init(struct q2_checker *k, struct q2_image *q, const struct fmt_check_opts *o, bool quiet)
 {
     *k = (struct q2_checker){ .q = q, .store = q->im.store, .g = &q->g, .o = o, .quiet = quiet, .leftover = UINT64_MAX };
 }
@@ -561,7 +561,7 @@ static int fix_round(struct co *co, struct q2_checker *k, bool *ret_changed, str
     if (rc || reloaded)
         return rc ? rc : reloaded;
     q2_checker_fini(k);
-    checker_init(k, q, o, true);
+    q2_checker_init(k, q, o, true);
     rc = q2_gather(co, k, err);
     k->res.corruptions_fixed = corruptions_fixed;
     k->res.leaks_fixed = leaks_fixed;
@@ -595,7 +595,7 @@ int q2_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o
     struct q2_checker *k = malloc(sizeof *k);
     if (!k)
         return byre_fail(err, NOMEM, "%s: no memory to check the image", q->name);
-    checker_init(k, q, o, false);
+    q2_checker_init(k, q, o, false);
     rc = q2_gather(co, k, err);
     if (!rc && o->fix)
         rc = fix(co, k, err);

@@ -62,6 +62,7 @@ static inline uint64_t q2_refs_wanted(const struct q2_checker *k, uint64_t clust
 }
 /* Reads and counts everything; fills res. -ENOMEM, -EIO (length). */
 MUST_USE int q2_gather(struct co *co, struct q2_checker *k, struct byre_err *err);
+void q2_checker_init(struct q2_checker *k, struct q2_image *q, const struct fmt_check_opts *o, bool quiet);
 void q2_checker_fini(struct q2_checker *k);
 
 /* q2_check_bulk.c: all cores look at whole tables, as long as there is nothing to be found in them. */

@@ -66,6 +66,23 @@ static void header_back(struct co *co, struct q2_image *q, const void *sector, i
         meta_stop(q->meta, error);
 }
 
+/* Writes the first sector; old: what it holds. Under header_mx. */
+static int put_first(struct co *co, struct q2_image *q, const uint8_t *sector, const uint8_t *old)
+{
+    int r = meta_write_now(co, q->meta, sector, 512, 0);
+    if (r < 0)
+        header_back(co, q, old, r);
+    return r;
+}
+
+int q2_header_put_first(struct co *co, struct q2_image *q, const uint8_t *sector, const uint8_t *old, enum meta_barrier which)
+{
+    co_lock(co, &q->header_mx);
+    int r = put_first(co, q, sector, old);
+    co_unlock(&q->header_mx);
+    return r < 0 ? r : meta_barrier(co, q->meta, which);
+}
+
 /* Changes bytes of the first sector, all in one write. Others who change it wait. */
 static int patch_header(struct co *co, struct q2_image *q, const struct patch *p, unsigned n)
 {
@@ -80,11 +97,8 @@ static int patch_header(struct co *co, struct q2_image *q, const struct patch *p
         ASSERT(p[i].from + p[i].len <= 512);
         memcpy(buf + p[i].from, p[i].bytes, p[i].len);
     }
-    if (r == 0) {
-        r = meta_write_now(co, q->meta, buf, 512, 0);
-        if (r < 0)
-            header_back(co, q, old, r);
-    }
+    if (r == 0)
+        r = put_first(co, q, buf, old);
     co_unlock(&q->header_mx);
     free(buf);
     return r;
@@ -98,6 +112,19 @@ int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to
     struct patch p = { from, to - from, (const uint8_t *)&d + from };
     int r = patch_header(co, q, &p, 1);
     return r < 0 ? r : meta_barrier(co, q->meta, which);
+}
+
+int q2_header_sync_counts(struct co *co, struct q2_image *q)
+{
+    struct q2_disk_header d;
+    header_bytes(&q->h, &d);
+    struct patch p[2] = { { 48, 72 - 48, (const uint8_t *)&d + 48 }, { 96, 4, (const uint8_t *)&d + 96 } };
+    int r = patch_header(co, q, p, q->g.version >= 3 && !MUTANT(MUT_AMEND_WIDTH_LATE) ? 2 : 1);
+    if (r == 0)
+        r = meta_barrier(co, q->meta, META_B_SWITCH_AFTER);
+    if (r == 0 && MUTANT(MUT_AMEND_WIDTH_LATE))
+        r = patch_header(co, q, p + 1, 1);
+    return r;
 }
 
 int q2_header_record_frontier(struct co *co, struct q2_image *q)
@@ -488,20 +515,26 @@ static int q2_flush(struct co *co, struct fmt_image *im)
     return im->read_only ? 0 : rt_call(co, im->home, flush_home, q2_of(im));
 }
 
+int q2_rest(struct co *co, struct q2_image *q)
+{
+    int r = meta_flush(co, q->meta);
+    if (r == 0)
+        r = q2_alloc_close(co, q);
+    if (r == 0 && !q2_reclaim_unfinished(q))
+        r = clear_autoclear(co, q, ~Q2_AUTOCLEAR_FRONTIER, NULL);
+    if (r == 0)
+        r = q2_lazy_leave(co, q);
+    q2_alloc_quiesce(co, q);
+    return r;
+}
+
 static int q2_close(struct co *co, struct fmt_image *im)
 {
     struct q2_image *q = q2_of(im);
     struct stor *store = im->store;
     int r = 0;
     if (!im->read_only && !q->info_only) {
-        r = meta_flush(co, q->meta);
-        if (r == 0)
-            r = q2_alloc_close(co, q);
-        if (r == 0 && !q2_reclaim_unfinished(q))
-            r = clear_autoclear(co, q, ~Q2_AUTOCLEAR_FRONTIER, NULL);
-        if (r == 0)
-            r = q2_lazy_leave(co, q);
-        q2_alloc_quiesce(co, q);
+        r = q2_rest(co, q);
         if (r < 0) {
             meta_abandon(co, q->meta);           /* what could not be written is given up: a leak at worst */
             q2_alloc_quiesce(co, q);             /* a pass that ran behind may have released batches all the same */
@@ -529,6 +562,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .resize = q2_resize,
     .resize_commit = q2_resize_commit,
     .snapshot = q2_snapshot_op,
+    .amend = q2_amend,
     .info = q2_info,
     .check = q2_check,
     .close = q2_close,

@@ -487,7 +487,7 @@ static void emit_feature_names(struct wcur *c)
     }
 }
 
-static void emit_extensions(struct wcur *c, const struct q2_header *h, bool reserve_frontier)
+static void emit_extensions(struct wcur *c, const struct q2_header *h, const struct q2_header_layout *l)
 {
     if (h->backing_format)
         emit_ext(c, Q2_EXT_BACKING_FORMAT, h->backing_format, (uint32_t)strlen(h->backing_format));
@@ -502,22 +502,26 @@ static void emit_extensions(struct wcur *c, const struct q2_header *h, bool rese
         be64_put(&d.dir_off, h->bitmap_dir_off);
         emit_ext(c, Q2_EXT_BITMAPS, &d, sizeof d);
     }
-    if (h->version >= 3 && (reserve_frontier || h->has_frontier))
+    if (h->version >= 3 && l->frontier)
         emit_pair(c, Q2_EXT_FRONTIER, h->frontier_start, h->frontier_end);
     for (size_t i = 0; i < h->unknown_count; i++)
         emit_ext(c, h->unknown[i].type, h->unknown[i].data, h->unknown[i].len);
-    if (h->version >= 3 && h->cluster_bits >= 12)
+    if (h->version >= 3 && l->names && h->cluster_bits >= 12)
         emit_feature_names(c);
     emit_ext(c, Q2_EXT_END, NULL, 0);
 }
 
-int q2_header_emit(const struct q2_header *h, bool reserve_frontier, uint8_t *buf, size_t buf_bytes, struct byre_err *err)
+int q2_header_emit_as(const struct q2_header *h, const struct q2_header_layout *l, uint8_t *buf, size_t buf_bytes, struct byre_err *err)
 {
     ASSERT(buf_bytes == 1ull << h->cluster_bits);
     memset(buf, 0, buf_bytes);
     struct wcur c = wcur_of(buf, buf_bytes);
     emit_fixed(&c, h, h->version == 2 ? Q2_HEADER_V2_BYTES : HEADER_KNOWN + h->tail_len);
-    emit_extensions(&c, h, reserve_frontier);
+    emit_extensions(&c, h, l);
+    while (h->backing_name && wcur_ok(&c) && wcur_pos(&c) < l->name_off)
+        wcur_bytes(&c, "", 1);
+    if (h->backing_name && l->name_off && wcur_pos(&c) != l->name_off)
+        return byre_fail(err, NO_SPACE, "the header extensions reach the backing file name");
     if (h->backing_name) {
         uint32_t len = (uint32_t)strlen(h->backing_name);
         struct q2_disk_header *d = (struct q2_disk_header *)buf;
@@ -528,4 +532,29 @@ int q2_header_emit(const struct q2_header *h, bool reserve_frontier, uint8_t *bu
     if (!wcur_ok(&c))
         return byre_fail(err, NO_SPACE, "the header does not fit a cluster of %zu bytes (name of the backing file too long?)", buf_bytes);
     return 0;
+}
+
+int q2_header_emit(const struct q2_header *h, bool reserve_frontier, uint8_t *buf, size_t buf_bytes, struct byre_err *err)
+{
+    struct q2_header_layout l = { .frontier = reserve_frontier || h->has_frontier, .names = true };
+    return q2_header_emit_as(h, &l, buf, buf_bytes, err);
+}
+
+struct q2_header_use q2_header_used(const uint8_t *buf, size_t buf_bytes)
+{
+    struct q2_disk_header d = { 0 };
+    memcpy(&d, buf, min_u64(buf_bytes, sizeof d));
+    uint64_t off = be64_get(&d.backing_off), at = be32_get(&d.version) >= 3 ? be32_get(&d.header_len) : Q2_HEADER_V2_BYTES;
+    struct q2_header_use u = { .name_off = off, .name_end = off ? min_u64(off + be32_get(&d.backing_len), buf_bytes) : 0 };
+    uint64_t end = off && off < buf_bytes ? off : buf_bytes;
+    while (at < end && end - at >= sizeof(struct q2_disk_ext)) {
+        const struct q2_disk_ext *e = (const struct q2_disk_ext *)(buf + at);
+        uint32_t type = be32_get(&e->type), len = be32_get(&e->len);
+        at += sizeof *e;
+        if (type == Q2_EXT_END || len > end - at)
+            break;
+        at = min_u64(at + round_up(len, 8), end);
+    }
+    u.ext_end = min_u64(at, buf_bytes);
+    return u;
 }

@@ -46,5 +46,11 @@ bool q2_name_ok(const uint8_t *p, size_t len);
  * table last so that the other extensions stay put (Q18). reserve_frontier: room for our extension (version 3).
  * -ENOSPC: does not fit; buf is then unspecified. Pure. */
 MUST_USE int q2_header_emit(const struct q2_header *h, bool reserve_frontier, uint8_t *buf, size_t buf_bytes, struct byre_err *err);
+/* The same with a choice. name_off: where the backing name goes, behind the extensions; 0: right there. */
+struct q2_header_layout { bool frontier, names; uint32_t name_off; };
+MUST_USE int q2_header_emit_as(const struct q2_header *h, const struct q2_header_layout *l, uint8_t *buf, size_t buf_bytes, struct byre_err *err);
+/* Which bytes of a first cluster mean something: [0, ext_end) and the backing name. Pure; survives every value. */
+struct q2_header_use { uint64_t ext_end, name_off, name_end; };
+struct q2_header_use q2_header_used(const uint8_t *buf, size_t buf_bytes);
 
 #endif

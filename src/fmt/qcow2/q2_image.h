@@ -124,6 +124,7 @@ MUST_USE int64_t q2_compress(struct q2_codecs *k, uint8_t type, const struct fmt
 /* ---- q2_check.c, q2_create.c, q2_info.c, q2_measure.c ---- */
 int q2_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
 int q2_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);
+int q2_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a, struct byre_err *err);
 int q2_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
 int q2_measure(const struct fmt_create_opts *o, uint64_t data_bytes, struct fmt_measure *ret, struct byre_err *err);
 
@@ -139,6 +140,16 @@ void q2_l1_discard(struct q2_l1 *l1, uint64_t *dirty);
 void q2_drop_freeze(struct q2_image *q);
 /* Writes the 512-byte sector(s) of the first cluster that hold [from, to) from h, with one barrier (Q18). */
 MUST_USE int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to, enum meta_barrier which);
+/* Refcount table, snapshot table and width of the counts, in one write of the first sector (Q20). META_B_SWITCH_AFTER. */
+MUST_USE int q2_header_sync_counts(struct co *co, struct q2_image *q);
+/* The whole first sector, with a barrier. old: what it holds now. */
+MUST_USE int q2_header_put_first(struct co *co, struct q2_image *q, const uint8_t *sector, const uint8_t *old, enum meta_barrier which);
+/* Home, drained: everything is on the disk, nothing is ahead or behind: no frontier, no free that waits, not dirty. Goes on with
+ * q2_alloc_resume, or with q2_reload when the file was changed. */
+MUST_USE int q2_rest(struct co *co, struct q2_image *q);
+/* q2_rewrite.c: the header cluster becomes that of h, extensions and names included: old or new at any crash (Q18). Afterwards
+ * q2_reload. -ENOSPC: it does not fit, or cannot be switched to in one sector; nothing is changed. */
+MUST_USE int q2_header_rewrite(struct co *co, struct q2_image *q, const struct q2_header *h, struct byre_err *err);
 /* Writes the frontier extension and the autoclear bits (both in the first sector). No barrier. */
 MUST_USE int q2_header_record_frontier(struct co *co, struct q2_image *q);
 /* Metadata was found to be wrong while in use: sets the corrupt bit (v3, Q22), refuses everything from now on. Returns -EIO. */
@@ -194,6 +205,7 @@ static inline bool q2_run_independent(const struct q2_image *q, const struct q2_
 MUST_USE int q2_alloc_new(struct co *co, struct q2_image *q);
 /* Gives back counts and length of the unused frontier (D4), processes frees. Before meta goes. */
 MUST_USE int q2_alloc_close(struct co *co, struct q2_image *q);
+void q2_alloc_resume(struct q2_image *q);         /* the image goes on all the same */
 void q2_alloc_free(struct q2_image *q);
 /* After open: frees behind the live disk what a crash left counted in its recorded frontier (q2_reclaim.c). */
 void q2_reclaim_start(struct q2_image *q);
@@ -262,6 +274,8 @@ int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
 void q2_write_reserve(struct fmt_write *w);
 /* Between begin and end: do the host clusters read zero already? */
 bool q2_write_known_zero(const struct fmt_write *w);
+/* Unallocates what is mapped in [from, to): whole clusters. Drained. */
+MUST_USE int q2_cut(struct co *co, struct q2_image *q, uint64_t from, uint64_t to);
 int q2_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byre_err *err);
 /* ---- q2_snap.c, q2_snap_view.c ---- */
 int q2_snapshot_op(struct co *co, struct fmt_image *im, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);

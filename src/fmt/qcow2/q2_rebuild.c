@@ -151,7 +151,8 @@ static int switch_header(struct co *co, struct layout *l, bool new_snapshots)
         h->nb_snapshots = l->k->snapshots.count;
         h->snapshots_off = l->snapshots ? l->base << bits : 0;
     }
-    return q2_header_sync(co, l->k->q, 48, 72, META_B_SWITCH_AFTER);
+    h->refcount_order = l->k->g->refcount_order;         /* amend builds for another width (Q20) */
+    return q2_header_sync_counts(co, l->k->q);
 }
 
 int q2_rebuild(struct co *co, struct q2_checker *k, bool new_snapshots, struct byre_err *err)

@@ -140,6 +140,8 @@ static int cut_range(struct co *co, struct q2_image *q, uint64_t from, uint64_t 
     return r;
 }
 
+int q2_cut(struct co *co, struct q2_image *q, uint64_t from, uint64_t to) { return cut_range(co, q, from, to); }
+
 /* ---- preallocation of the new space ---- */
 
 static int write_zeros(struct co *co, struct q2_image *q, uint64_t off, uint64_t len)
