@@ -180,6 +180,8 @@ void q2_fixed_update(struct q2_image *q);
 MUST_USE int q2_block_get(struct co *co, struct q2_image *q, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b);
 /* Home: the pinned L2 slice that holds `guest` and the index of its entry in it. ret_b NULL: no L2 table. */
 MUST_USE int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index);
+/* Home: has the slice of `guest` an L2 table, of the image's own? */
+bool q2_slice_is_own(const struct q2_image *q, uint64_t guest);
 /* Home: the same, made writable: a missing table is made, a shared one copied (Q5). */
 MUST_USE int q2_slice_own(struct co *co, struct q2_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index);
 

@@ -8,7 +8,8 @@
  * Invariants  M1  A lookup on another loop reads each entry once, as a whole (one atomic word, or a pair under the slice's
  *                 count), and decodes that.
  *             M2  `writable` is said only of COPIED standard clusters that lie outside header, L1, refcount and snapshot
- *                 table and bitmap directory (1.045, 1.048).
+ *                 table and bitmap directory (1.045, 1.048), through a table that is COPIED too: else the table could be
+ *                 copied, flags cleared, and the cluster after it, while somebody still writes into it in place.
  *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
  *             M4  A pinned slice stays the one that the L1 entry names: after each suspension the entry is compared.
  * Order       A new table's zeros, or the copy of a shared one, are written before the L1 entry is set, so the data barrier
@@ -86,6 +87,14 @@ static int l1_entry(const struct q2_image *q, uint64_t guest, struct q2_l1e *ret
     }
     uint64_t raw = be64_word(atomic_load_explicit(&l1->words[i], memory_order_acquire));
     return q2_l1e_decode(&q->g, raw, ret) ? 0 : -EUCLEAN;
+}
+
+static bool table_is_own(const struct q2_l1e *e) { return e->copied || MUTANT(MUT_L2_COPY_IN_PLACE); }
+
+bool q2_slice_is_own(const struct q2_image *q, uint64_t guest)
+{
+    struct q2_l1e e;
+    return l1_entry(q, guest, &e) == 0 && e.l2_off && table_is_own(&e);
 }
 
 /* ---- mapping of entries ---- */
@@ -229,6 +238,8 @@ static int map_home(struct co *co, void *arg)
         return 0;
     }
     r = map_slice(c->q, b, c->off, c->len, c->ret);
+    if (r == 0)
+        c->ret->writable &= q2_slice_is_own(c->q, c->off);
     meta_put(c->q->meta, b);
     return q2_judge(co, c->q, r, "L2 entry", c->off);
 }
@@ -245,8 +256,10 @@ int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, stru
             return 0;
         }
         struct meta_block *b = meta_peek(q->meta, slice_off(q, e.l2_off, off));
-        if (b && b->kind == &q->kind_l2 && LIKELY(map_slice(q, b, off, len, ret_e) == 0))
+        if (b && b->kind == &q->kind_l2 && LIKELY(map_slice(q, b, off, len, ret_e) == 0)) {
+            ret_e->writable &= table_is_own(&e);
             return 0;
+        }
     }
     struct map_call c = { q, off, len, ret_e };
     return rt_call(co, im->home, map_home, &c);
@@ -345,7 +358,7 @@ int q2_slice_own(struct co *co, struct q2_image *q, uint64_t guest, struct meta_
             return r;
         if (e.l2_off && q2_hits_metadata(q, e.l2_off))
             return -EUCLEAN;                                                   /* M2, for tables */
-        if (!e.l2_off || !(e.copied || MUTANT(MUT_L2_COPY_IN_PLACE))) {        /* M3 */
+        if (!e.l2_off || !table_is_own(&e)) {                                  /* M3 */
             co_lock(co, &q->l2_mx);
             r = l1_entry(q, guest, &e);
             if (r == 0 && !(e.l2_off && e.copied))

@@ -112,7 +112,7 @@ static int pin(struct co *co, struct q2_image *q, struct write_txn *t, struct q2
     int r = q2_slice_get(co, q, s->off, &t->block, &t->index);
     s->b = t->block;
     s->index = t->index;
-    if (r < 0 || q2_write_in_place(q, s))
+    if (r < 0 || (q2_slice_is_own(q, s->off) && q2_write_in_place(q, s)))
         return r;
     if (t->block)
         meta_put(q->meta, t->block);
