@@ -276,7 +276,7 @@ static int put_range(struct co *co, struct copying *c, struct worker *wk, uint64
 static int put_differences(struct co *co, struct copying *c, struct worker *wk)
 {
     struct iovec slot;
-    uint64_t len = wk->piece.len, at = c->job->target_off + wk->piece.pos, granule = max_u64(graph_image(c->job->target)->granule, SECTOR);
+    uint64_t len = wk->piece.len, at = c->job->target_off + wk->piece.pos, granule = max_u64(graph_image(c->job->target)->granule, max_u64(SECTOR, c->place.unit));
     int r = graph_read(co, c->job->target, iov_one(&slot, wk->buf[1], len), at);
     uint64_t from = 0, pos = 0;          /* [from, pos) differs and is not written yet */
     while (!r && pos < len) {
@@ -469,8 +469,8 @@ static int check_job(const struct copying *c, struct byre_err *err)
         return byre_fail(err, BAD_ARGUMENT, "%s: cannot both hide a backing image and be all zeros", graph_filename(job->target));
     if (job->flags & COPY_COMPRESS && job->flags & COPY_OFFLOAD)
         return byre_fail(err, BAD_ARGUMENT, "%s: what the kernel copies cannot be compressed", graph_filename(job->target));
-    if (job->flags & COPY_COMPRESS && !graph_format(job->target)->encode)
-        return byre_fail(err, NOT_SUPPORTED, "%s: the format %s does not compress", graph_filename(job->target), graph_format(job->target)->name);
+    if (job->flags & COPY_COMPRESS && !graph_image(job->target)->encode_bytes)
+        return byre_fail(err, NOT_SUPPORTED, "%s: this image (%s) cannot hold compressed clusters", graph_filename(job->target), graph_format(job->target)->name);
     if (graph_read_only(job->target))
         return byre_fail(err, READ_ONLY, "%s: is open read-only", graph_filename(job->target));
     if (!range_inside(job->target_off, c->total, have))
@@ -494,7 +494,7 @@ static int tell_failure(const struct copying *c, int r, struct byre_err *err)
 
 static void prepare_packing(struct copying *c)
 {
-    c->place = (struct pack_place){ c->job->target, graph_image(c->job->target)->granule, graph_length(c->job->target) };
+    c->place = (struct pack_place){ c->job->target, graph_image(c->job->target)->encode_bytes, graph_length(c->job->target) };
     c->encoding = c->job->encoding;
     c->encoding.leave_zeros = c->min_sparse != 0;
     c->w.piece_bytes = (uint32_t)max_u64(c->w.piece_bytes, c->place.unit);

@@ -75,7 +75,7 @@ struct fmt_encoding {
     bool small_window;        /* deflate only: matches reach back 4 KiB at most, for readers that keep no more */
     bool leave_zeros;         /* clusters of zeros are not compressed: len 0, the caller has other ways to write them */
 };
-/* count clusters of `granule` bytes at `in`. Cluster i becomes len[i] bytes at out + i * granule; 0: it does not become smaller. */
+/* count clusters of `encode_bytes` at `in`. Cluster i becomes len[i] bytes at out + i * encode_bytes; 0: it does not become smaller. */
 struct fmt_encode { const void *in; void *out; uint32_t *len; unsigned count; };
 
 enum { FMT_ZERO_UNMAP = 1u << 0 };
@@ -191,7 +191,7 @@ struct fmt_ops {
     int (*map)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
     int (*read_encoded)(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
     /* Compresses on the CPU pool; looks at nothing in the image that changes. NULL: the format does not compress.
-     * -ENOTSUP: this image cannot hold compressed clusters. */
+     * Only where encode_bytes is not 0. */
     int (*encode)(struct co *co, struct fmt_image *im, const struct fmt_encoding *how, const struct fmt_encode *e);
     /* Makes the n clusters from `off` on (aligned) what enc[i] decodes to, whatever they were. All of it: allocation, data
      * and entries. -EFBIG: cannot be said in a compressed entry, nothing was done; write the clusters plain. */
@@ -235,6 +235,7 @@ struct fmt_image {
     _Atomic uint64_t size;                 /* virtual size in bytes; changes only in resize */
     uint32_t granule;                      /* alignment of zero and discard: cluster or subcluster size; 1 for raw */
     uint32_t cluster;                      /* unit of allocation: cluster size; 1 for raw */
+    uint32_t encode_bytes;                 /* what encode() takes: a cluster; 0: this image does not hold compressed clusters */
     bool read_only;
     bool data_raw;                         /* the external data file is a raw image of its own, and stays one */
     bool has_backing;                      /* a backing name is recorded (graph sets below_zero when it is not opened) */

@@ -115,8 +115,8 @@ static int encode_all(struct co *co, struct encoder *er)
 
 static int range_check(const struct graph_node *n, uint64_t off, uint64_t len)
 {
-    uint64_t unit = n->im->cluster, end = off + len;
-    if (!n->im->ops->encode)
+    uint64_t unit = n->im->encode_bytes, end = off + len;
+    if (!unit)
         return -ENOTSUP;
     if (!range_inside(off, len, graph_length(n)))
         return -EIO;
@@ -129,7 +129,7 @@ int graph_encode(struct co *co, struct graph_node *n, const struct fmt_encoding 
     if (r || !v.len_bytes)
         return r ? r : -EINVAL;
     struct encoder *er = malloc(sizeof *er);
-    struct graph_encoded *e = er ? encoded_new(off, v.len_bytes, n->im->cluster) : NULL;
+    struct graph_encoded *e = er ? encoded_new(off, v.len_bytes, n->im->encode_bytes) : NULL;
     if (!e) {
         free(er);
         return -ENOMEM;
@@ -193,7 +193,7 @@ int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_
 int chain_write_compressed(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 {
     static const struct fmt_encoding how = { 0 };
-    uint64_t step = max_u64(STEP_BYTES, n->im->cluster), at = 0;
+    uint64_t step = max_u64(STEP_BYTES, n->im->encode_bytes), at = 0;
     int r = range_check(n, off, v.len_bytes);
     while (!r && at < v.len_bytes) {
         struct graph_encoded *e = NULL;

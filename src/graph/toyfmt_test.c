@@ -401,7 +401,8 @@ struct toyfmt *toyfmt_new(struct co *co, uint64_t size, uint32_t cluster_bytes)
     prng_init(&f->rng, 5);
     f->fail_step = TOYFMT_STEPS;
     f->fail_after = -1;
-    f->im = (struct fmt_image){ .ops = &toyfmt_ops, .store = &f->t->s, .data = &f->t->s, .home = co_loop(co), .size = size, .granule = cluster_bytes, .cluster = cluster_bytes };
+    f->im = (struct fmt_image){ .ops = &toyfmt_ops, .store = &f->t->s, .data = &f->t->s, .home = co_loop(co), .size = size, .granule = cluster_bytes, .cluster = cluster_bytes,
+                                .encode_bytes = cluster_bytes };
     int r = epoch_new(co_loop(co), &f->im.epoch);
     ASSERT(!r);
     return f;

@@ -323,3 +323,70 @@ def test_window(tmp_path, window, small):
 def test_bad_words(sources, tmp_path, words, say):
     done = run.byre("convert", "-O", "qcow2", *words, "raw", tmp_path / "x", code=1, cwd=sources)
     assert say in done.err and not (tmp_path / "x").exists()
+
+
+# ---- with other features ----
+
+@pytest.mark.parametrize("unit", ["64k", "2M"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_extended_l2(sources, tmp_path, kind, unit):
+    """FEATURES 1.040, 1.066: compressed clusters have no subclusters; what is written into one becomes plain, and back"""
+    image, want = tmp_path / "x", bytearray((sources / "want").read_bytes())
+    run.byre("convert", "-c", "-O", "qcow2", "-o", f"extended_l2=on,cluster_size={unit},compression_type={kind}", "top", image, cwd=sources)
+    judge(image, bytes(want), tmp_path)
+    size = {"64k": 65536, "2M": 2 << 20}[unit]
+    run.byre("io", "-c", f"write -P 7 {size // 2} {size // 16}", "-c", f"write -z {size + 4096} 4096", "-c", f"write -q -c -P 5 0 {size}",
+             "-c", f"write -P 6 {size // 32} 512", image)
+    want[size + 4096:size + 8192] = bytes(4096)
+    want[:size] = b"\5" * size
+    want[size // 32:size // 32 + 512] = b"\6" * 512
+    judge(image, bytes(want), tmp_path)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 64])
+def test_snapshots(tmp_path, bits):
+    """FEATURES 1.063, 1.085: a snapshot counts each compressed cluster again; both keep what they hold"""
+    image, unit = tmp_path / "x", 65536
+    first, second = mixed(31, 30 * unit, unit), mixed(32, 30 * unit, unit)
+    run.byre("create", "-q", "-f", "qcow2", "-o", f"refcount_bits={bits}", image, len(first))
+    write_compressed(image, first, unit, tmp_path)
+    run.byre("snapshot", "-c", "one", image)
+    write_compressed(image, second[:20 * unit], unit, tmp_path)
+    data = second[:20 * unit] + first[20 * unit:]
+    judge(image, data, tmp_path)
+    run.byre("snapshot", "-c", "two", image)
+    run.byre("io", "-c", f"write -P 3 0 {5 * unit}", image)
+    images.peer_check(image)
+    run.byre("snapshot", "-a", "one", image)
+    judge(image, first, tmp_path)
+    run.byre("snapshot", "-a", "two", image)
+    judge(image, data, tmp_path)
+    for name in ("one", "two"):
+        run.byre("snapshot", "-d", name, image)
+    judge(image, data, tmp_path)
+    run.byre("io", "-c", f"discard 0 {30 * unit}", image)
+    judge(image, bytes(30 * unit), tmp_path)
+
+
+def test_snapshot_without_counts(tmp_path):
+    """FEATURES 1.043: a cluster that counts as much as it can is not shared again: the snapshot is refused, nothing changes"""
+    image, unit = tmp_path / "x", 4096
+    run.byre("create", "-q", "-f", "qcow2", "-o", f"refcount_bits=2,cluster_size={unit}", image, 1 << 20)
+    run.byre("io", "-c", f"write -q -c -P 1 0 {32 * unit}", image)
+    run.byre("snapshot", "-c", "one", image, code=1)
+    judge(image, b"\1" * 32 * unit + bytes((1 << 20) - 32 * unit), tmp_path)
+
+
+@pytest.mark.parametrize("lazy", ["on", "off"])
+def test_lazy_refcounts(sources, tmp_path, lazy):
+    run.byre("convert", "-c", "-O", "qcow2", "-o", f"lazy_refcounts={lazy}", "top", tmp_path / "x", cwd=sources)
+    judge(tmp_path / "x", (sources / "want").read_bytes(), tmp_path)
+
+
+def test_external_data_file(sources, tmp_path):
+    """FEATURES 1.082: no compression with a data file; the peer says the same"""
+    run.byre("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/d", tmp_path / "x", "1M")
+    done = run.byre("io", "-c", "write -c 0 64k", tmp_path / "x", code=1)
+    assert "Operation not supported" in done.out + done.err
+    run.byre("convert", "-c", "-O", "qcow2", "-o", f"data_file={tmp_path}/e", "raw", tmp_path / "y", cwd=sources, code=1)
+    images.peer_check(tmp_path / "x")

@@ -275,7 +275,8 @@ static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
     q->im.granule = 1u << q->g.sub_bits;
     q->im.cluster = (uint32_t)q->g.cluster_size;
     q->im.has_backing = h.backing_name != NULL;
-    q->encodes = !h.crypt_method && !(h.incompat & Q2_INCOMPAT_DATA_FILE);
+    bool encodes = !h.crypt_method && !(h.incompat & Q2_INCOMPAT_DATA_FILE);        /* 1.077, 1.082 */
+    q->im.encode_bytes = encodes ? (uint32_t)q->g.cluster_size : 0;
     return 0;
 }
 

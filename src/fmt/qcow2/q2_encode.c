@@ -45,8 +45,7 @@ static int64_t encode_job(void *arg)
 int q2_encode(struct co *co, struct fmt_image *im, const struct fmt_encoding *how, const struct fmt_encode *e)
 {
     struct q2_image *q = q2_of(im);
-    if (!q->encodes)
-        return -ENOTSUP;
+    ASSERT(im->encode_bytes);
     struct encode_job j = { q, how, e };
     return (int)rt_cpu(co, encode_job, &j);      /* E3 */
 }

@@ -69,7 +69,6 @@ struct q2_image {
     _Atomic bool failed;                /* corruption was found, every request is refused (1.113) */
     uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
     uint64_t zero_stamp; bool zero_stamped;   /* grace period before a kept zero cluster may be written (q2_write.c) */
-    bool encodes;                       /* may hold compressed clusters: neither encrypted nor with a data file (1.077, 1.082) */
     struct q2_codecs *codecs;
     struct q2_decoded *decoded;
     _Atomic uint64_t pack_round;        /* counts takings of host space for compressed clusters (q2_decode.c U2) */
