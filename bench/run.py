@@ -171,6 +171,20 @@ class Bench:
                 self.row("first writes: clusters %s, step %s" % (cluster, step), "s", False, cs)
         self.drop("fw.img")
 
+    def first_writes_backed(self):
+        """The same over a backing file that is fully allocated: every first write copies what surrounds it."""
+        run(["dd", "if=/dev/urandom", "of=" + self.path("base.raw"), "bs=4M", "count=256", "status=none"])
+        features = [("clusters 64K", "cluster_size=64K"), ("clusters 1M", "cluster_size=1M"), ("clusters 64K, extended_l2", "cluster_size=64K,extended_l2=on")]
+        for what, options in features:
+            for step, count in (("4K", FIRST_WRITES), ("64K", FIRST_WRITES), ("1M", 1024)):
+
+                def fresh(tool, options=options, step=step, count=count):
+                    self.drop("fw.img")
+                    run(tool.img + ["create", "-q", "-f", "qcow2", "-b", self.path("base.raw"), "-F", "raw", "-o", options, self.path("fw.img")])
+                    return self.bench_cmd(tool, "qcow2", ["-c", str(count), "-s", "4K", "-S", step, "-w", self.path("fw.img")])
+                self.row("first writes over a backing file: %s, step %s" % (what, step), "s", False, [(t.name, lambda t=t: fresh(t)) for t in self.tools])
+        self.drop("fw.img", "base.raw")
+
     def fill(self, fmt, name):
         self.drop(name)
         run(["qemu-img", "create", "-q", "-f", fmt, self.path(name), str(DISK)])
@@ -271,7 +285,7 @@ class Bench:
                      [(t.name, lambda t=t: one(t, self.path("check.qcow2"))) for t in self.tools])
         self.drop("check.qcow2")
 
-    ROWS = {"first-writes": first_writes, "random": random_io, "nbd": nbd, "convert": convert, "compress": compress, "check": check}
+    ROWS = {"first-writes": first_writes, "first-writes-backed": first_writes_backed, "random": random_io, "nbd": nbd, "convert": convert, "compress": compress, "check": check}
 
 
 def report(b, out_dir, machine):
