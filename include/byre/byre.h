@@ -18,6 +18,7 @@
 #include "byre/job.h"
 #include "byre/map.h"
 #include "byre/queue.h"
+#include "byre/secret.h"
 #include "byre/snapshot.h"
 #include "byre/version.h"
 

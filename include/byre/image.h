@@ -39,6 +39,7 @@ enum {
     BYRE_OPEN_INFO = 1u << 7,            /* for byre_info_get only: load no tables */
     BYRE_OPEN_IMAGE_OPTS = 1u << 8,      /* the name is a list of node options: "driver=qcow2,file.filename=x" */
     BYRE_OPEN_STABLE = 1u << 9,          /* no other process may write or resize while the image is open, raw or not */
+    BYRE_OPEN_NO_DATA = 1u << 10,        /* guest data will not be read or written: no secret is needed for an encrypted image */
 };
 
 enum byre_lazy { BYRE_LAZY_AS_CREATED, BYRE_LAZY_ON, BYRE_LAZY_OFF };
@@ -57,6 +58,7 @@ struct byre_open_opts {
     /* Show an internal snapshot, with the size that the disk had then; needs READ_ONLY. `snapshot` is its id or else its name;
      * or snapshot_id, snapshot_name or both, which must then both fit. All NULL: the disk itself. */
     const char *snapshot, *snapshot_id, *snapshot_name;
+    const char *key_secret;      /* id of the secret that opens an encrypted image (byre_secret_add); NULL: what the name says */
 };
 BYRE_DEFINE_INIT(byre_open_opts)
 

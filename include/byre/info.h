@@ -18,6 +18,15 @@ struct byre_snapshot_info {
     int has_icount;
 };
 
+/* Strings are NULL where there is nothing to say. Offsets and sizes are bytes. */
+struct byre_key_slot { int active; uint64_t iters, key_offset, stripes; };
+struct byre_crypt_info {
+    const char *format;                      /* "luks", "aes" (then nothing else is known) */
+    const char *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg, *uuid;
+    uint64_t payload_offset, master_key_iters;
+    struct byre_key_slot slots[8];
+};
+
 struct byre_bitmap_info { const char *name; uint32_t granularity; int in_use, auto_on; };
 
 /* Made by the library: members may be added at the end. Strings are NULL where there is nothing to say. */
@@ -38,6 +47,7 @@ struct byre_info {
     unsigned refcount_bits;
     const char *compression, *data_file;
     const struct byre_bitmap_info *const *bitmaps; size_t bitmap_count;
+    const struct byre_crypt_info *crypt;     /* any format; NULL: not encrypted */
 };
 
 BYRE_EXPORT BYRE_MUST_USE int byre_info_get(struct byre_image *image, struct byre_info **ret_info, struct byre_err *err);

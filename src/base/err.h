@@ -51,6 +51,8 @@
     X(Q2_REFCOUNT_RANGE, EINVAL, "a refcount does not fit its width")                       \
     X(Q2_BITMAPS, EINVAL, "the bitmap directory is malformed")                              \
     X(Q2_SNAPSHOTS, EINVAL, "the snapshot table is malformed")                              \
+    X(NO_SECRET, EINVAL, "an encrypted image needs a secret that was not given")            \
+    X(WRONG_SECRET, EACCES, "a passphrase opens no key slot")                               \
     X(PROTOCOL, EPROTO, "the peer broke the protocol")                                      \
     X(LIMIT, E2BIG, "a limit was reached")
 

@@ -42,9 +42,9 @@ struct cmd {
 };
 
 /* Every options struct begins with this. */
-struct common { bool help; };
+struct common { bool help; struct opt_list objects; };
 #define ROW_HELP { "help", 'h', OPT_BOOL, OPT_AT(struct common, help), .help = "show this help and exit" }
-#define ROW_OBJECT { "object", 0, OPT_STR, .flags = OPT_LATER, .arg = "DEFINITION", .help = "secret or credentials for the options that follow" }
+#define ROW_OBJECT { "object", 0, OPT_LIST, OPT_AT(struct common, objects), .arg = "DEFINITION", .help = "an object that options refer to: secret,id=ID,data=TEXT or secret,id=ID,file=PATH; may be repeated" }
 #define ROW_IMAGE_OPTS(T) { "image-opts", 0, OPT_BOOL, OPT_AT(T, image_opts), .help = "FILE is a list of node options (driver=qcow2,file.filename=x)" }
 #define ROW_FORMAT(T) { "format", 'f', OPT_STR, OPT_AT(T, format), .arg = "FMT", .help = "format of the image; probed when not given" }
 #define ROW_QUIET(T) { "quiet", 'q', OPT_BOOL, OPT_AT(T, quiet), .help = "print errors only" }
@@ -98,6 +98,7 @@ bool run_size(struct run *r, const char *word, const char *what, uint64_t *ret);
 
 struct open_args {
     const char *name, *format;
+    const char *key_secret;         /* id of the secret of an encrypted image; NULL: what the name says */
     unsigned flags;                 /* BYRE_OPEN_* */
     int cache;                      /* enum byre_cache */
     bool image_opts, quiet;

@@ -123,6 +123,9 @@ static int check_compress(struct convert *c)
     for (size_t i = 0; i < c->o->options.count; i++)
         if (strstr(c->o->options.items[i], "preallocation=") && !strstr(c->o->options.items[i], "preallocation=off"))
             return run_fail(c->r, "Compression and preallocation exclude one another");
+    for (size_t i = 0; i < c->o->options.count; i++)
+        if (strstr(c->o->options.items[i], "encrypt.") || strstr(c->o->options.items[i], "encryption=on"))
+            return run_fail(c->r, "Compression and encryption exclude one another: what is compressed would lie in the file in plain");
     return 0;
 }
 

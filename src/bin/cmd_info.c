@@ -82,6 +82,55 @@ static void json_bitmaps(struct json_out *j, const struct byre_info *i)
     jo_close(j);
 }
 
+static void json_slots(struct json_out *j, const struct byre_crypt_info *c)
+{
+    jo_open_arr(j, "slots");
+    for (size_t k = 0; k < sizeof c->slots / sizeof c->slots[0]; k++) {
+        const struct byre_key_slot *s = &c->slots[k];
+        jo_open_obj(j, NULL);
+        jo_bool(j, "active", s->active);
+        if (s->active)
+            jo_u64(j, "iters", s->iters);
+        jo_u64(j, "key-offset", s->key_offset);
+        if (s->active)
+            jo_u64(j, "stripes", s->stripes);
+        jo_close(j);
+    }
+    jo_close(j);
+}
+
+/* The members of an encrypt object; nested: the format is named. */
+static void json_crypt(struct json_out *j, const struct byre_crypt_info *c, bool nested)
+{
+    if (strcmp(c->format, "luks") == 0) {
+        if (c->ivgen_alg)
+            jo_str(j, "ivgen-alg", c->ivgen_alg);
+        jo_str(j, "hash-alg", c->hash_alg);
+        jo_str(j, "cipher-alg", c->cipher_alg);
+        jo_str(j, "uuid", c->uuid);
+    }
+    if (c->ivgen_hash_alg)
+        jo_str(j, "ivgen-hash-alg", c->ivgen_hash_alg);
+    if (nested)
+        jo_str(j, "format", c->format);
+    if (strcmp(c->format, "luks") != 0)
+        return;
+    jo_str(j, "cipher-mode", c->cipher_mode);
+    json_slots(j, c);
+    jo_u64(j, "payload-offset", c->payload_offset);
+    jo_u64(j, "master-key-iters", c->master_key_iters);
+}
+
+static void json_luks(struct json_out *j, const struct byre_info *i)
+{
+    jo_open_obj(j, "format-specific");
+    jo_str(j, "type", "luks");
+    jo_open_obj(j, "data");
+    json_crypt(j, i->crypt, false);
+    jo_close(j);
+    jo_close(j);
+}
+
 static void json_qcow2(struct json_out *j, const struct byre_info *i)
 {
     jo_open_obj(j, "format-specific");
@@ -99,6 +148,11 @@ static void json_qcow2(struct json_out *j, const struct byre_info *i)
             jo_bool(j, "data-file-raw", i->data_file_raw);
     }
     jo_u64(j, "refcount-bits", i->refcount_bits);
+    if (i->crypt) {
+        jo_open_obj(j, "encrypt");
+        json_crypt(j, i->crypt, true);
+        jo_close(j);
+    }
     if (i->version >= 3) {
         jo_bool(j, "corrupt", i->corrupt);
         jo_bool(j, "extended-l2", i->extended_l2);
@@ -121,14 +175,16 @@ static void json_info(struct json_out *j, const struct byre_info *i)
     jo_str(j, "format", i->format);
     if (i->has_actual_size)
         jo_u64(j, "actual-size", i->actual_size);
-    if (i->encrypted)
-        jo_bool(j, "encrypted", true);
     if (i->is_qcow2)
         json_qcow2(j, i);
+    else if (i->crypt)
+        json_luks(j, i);
     if (i->full_backing_filename)
         jo_str(j, "full-backing-filename", i->full_backing_filename);
     if (i->backing_filename)
         jo_str(j, "backing-filename", i->backing_filename);
+    if (i->encrypted)
+        jo_bool(j, "encrypted", true);
     jo_bool(j, "dirty-flag", i->dirty);
     jo_close(j);
 }
@@ -173,8 +229,39 @@ static void print_bitmaps(const struct byre_info *i)
     }
 }
 
+/* Lines of an encrypt block, `in` blanks from the left. */
+static void print_crypt(const struct byre_crypt_info *c, int in, bool nested)
+{
+    bool luks = strcmp(c->format, "luks") == 0;
+    if (luks && c->ivgen_alg)
+        printf("%*sivgen alg: %s\n", in, "", c->ivgen_alg);
+    if (luks)
+        printf("%*shash alg: %s\n%*scipher alg: %s\n%*suuid: %s\n", in, "", c->hash_alg, in, "", c->cipher_alg, in, "", c->uuid);
+    if (c->ivgen_hash_alg)
+        printf("%*sivgen hash alg: %s\n", in, "", c->ivgen_hash_alg);
+    if (nested)
+        printf("%*sformat: %s\n", in, "", c->format);
+    if (!luks)
+        return;
+    printf("%*scipher mode: %s\n%*sslots:\n", in, "", c->cipher_mode, in, "");
+    for (size_t k = 0; k < sizeof c->slots / sizeof c->slots[0]; k++) {
+        const struct byre_key_slot *s = &c->slots[k];
+        printf("%*s[%zu]:\n%*sactive: %s\n", in + 4, "", k, in + 8, "", yes_no(s->active));
+        if (s->active)
+            printf("%*siters: %" PRIu64 "\n", in + 8, "", s->iters);
+        printf("%*skey offset: %" PRIu64 "\n", in + 8, "", s->key_offset);
+        if (s->active)
+            printf("%*sstripes: %" PRIu64 "\n", in + 8, "", s->stripes);
+    }
+    printf("%*spayload offset: %" PRIu64 "\n%*smaster key iters: %" PRIu64 "\n", in, "", c->payload_offset, in, "", c->master_key_iters);
+}
+
 void info_print_specific(const struct byre_info *i)
 {
+    if (!i->is_qcow2 && i->crypt) {
+        printf("Format specific information:\n");
+        print_crypt(i->crypt, 4, false);
+    }
     if (!i->is_qcow2)
         return;
     printf("Format specific information:\n    compat: %s\n", i->version == 2 ? "0.10" : "1.1");
@@ -189,6 +276,10 @@ void info_print_specific(const struct byre_info *i)
             printf("    data file raw: %s\n", yes_no(i->data_file_raw));
     }
     printf("    refcount bits: %u\n", i->refcount_bits);
+    if (i->crypt) {
+        printf("    encrypt:\n");
+        print_crypt(i->crypt, 8, true);
+    }
     if (i->version >= 3)
         printf("    corrupt: %s\n    extended l2: %s\n", yes_no(i->corrupt), yes_no(i->extended_l2));
 }

@@ -101,7 +101,7 @@ static int cmd_run(struct run *r)
     if (o->size)
         return measure(r, o, NULL, json);
     struct open_args a = { .name = r->argv[0], .format = o->format, .image_opts = o->image_opts, .snapshot = o->snapshot,
-        .flags = BYRE_OPEN_READ_ONLY | (o->force_share ? BYRE_OPEN_FORCE_SHARE : 0) };
+        .flags = BYRE_OPEN_READ_ONLY | BYRE_OPEN_NO_DATA | (o->force_share ? BYRE_OPEN_FORCE_SHARE : 0) };
     struct byre_image *image = run_open(r, &a);
     if (!image)
         return 1;

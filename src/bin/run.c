@@ -81,6 +81,22 @@ static void on_warning(void *arg, const char *text)
     run_warn(arg, "%s", text);
 }
 
+/* Hands the objects of the command line to the context, and forgets the words: they may hold secrets. */
+static bool add_objects(struct run *r)
+{
+    struct byre_err err;
+    struct opt_list *l = &((struct common *)r->opts)->objects;
+    bool good = true;
+    for (size_t i = 0; i < l->count; i++) {
+        if (good && byre_object_add(r->ctx, l->items[i], &err)) {
+            run_fail_err(r, &err);
+            good = false;
+        }
+        explicit_bzero(l->items[i], strlen(l->items[i]));
+    }
+    return good;
+}
+
 bool run_ctx(struct run *r, unsigned threads, int backend)
 {
     struct byre_err err;
@@ -95,7 +111,7 @@ bool run_ctx(struct run *r, unsigned threads, int backend)
         run_fail_err(r, &err);
         return false;
     }
-    return true;
+    return add_objects(r);
 }
 
 void run_fini(struct run *r)
@@ -197,6 +213,7 @@ struct byre_image *run_open(struct run *r, const struct open_args *a)
     o.flags = a->flags | (a->image_opts ? BYRE_OPEN_IMAGE_OPTS : 0);
     o.cache = a->cache;
     o.format = a->format;
+    o.key_secret = a->key_secret;
     int code = pick_snapshot(r, a->snapshot, &p);
     o.snapshot = p.any;
     o.snapshot_id = p.id;

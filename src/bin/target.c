@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "bin/target.h"
 
 bool target_wants_help(const struct opt_list *l)
@@ -65,13 +66,28 @@ static int make(struct run *r, const struct target_opts *o, struct target *t)
     if (byre_create(r->ctx, o->name, &c, &err))
         return run_fail(r, "%s: error while %s: %s", o->name, o->what, RUN_TEXT(&err));
     t->made = true;
-    t->reads_zero = !is_device(path) || strcmp(o->format ? o->format : "raw", "raw") != 0;
+    const char *format = o->format ? o->format : "raw";
+    t->reads_zero = strcmp(format, "luks") != 0 && (!is_device(path) || strcmp(format, "raw") != 0);
     return 0;
+}
+
+/* The secret that the options of creation name, which opens the image too; owned by the caller. NULL: none. */
+static char *secret_of(const struct opt_list *l)
+{
+    char *found = NULL, *key, *value;
+    for (size_t i = 0; l && i < l->count; i++)
+        for (const char *text = l->items[i]; opt_list_next(&text, &key, &value) > 0; free(key), free(value))
+            if (value && (strcmp(key, "encrypt.key-secret") == 0 || strcmp(key, "key-secret") == 0)) {
+                free(found);
+                found = strdup(value);
+            }
+    return found;
 }
 
 int target_open(struct run *r, const struct target_opts *o, struct target *t)
 {
-    struct open_args a = { .name = o->name, .format = o->image_opts ? NULL : o->format ? o->format : "raw", .image_opts = o->image_opts, .cache = o->cache };
+    AUTOFREE char *secret = o->no_create ? NULL : secret_of(o->options);
+    struct open_args a = { .name = o->name, .format = o->image_opts ? NULL : o->format ? o->format : "raw", .image_opts = o->image_opts, .cache = o->cache, .key_secret = secret };
     if (!o->no_create && make(r, o, t))
         return 1;
     t->image = run_open(r, &a);

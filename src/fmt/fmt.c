@@ -18,6 +18,7 @@
 
 static const struct fmt_ops *const formats[] = {
     &fmt_qcow2_ops,
+    &fmt_luks_ops,
     &fmt_raw_ops,
 };
 #define FORMAT_COUNT (sizeof formats / sizeof formats[0])
@@ -96,5 +97,6 @@ void fmt_info_fini(struct fmt_info *info)
     free(info->backing_name);
     free(info->backing_format);
     free(info->data_file);
+    free(info->crypt);
     *info = (struct fmt_info){ 0 };
 }

@@ -30,6 +30,7 @@
 
 #include "base/err.h"
 #include "base/iov.h"
+#include "fmt/secret.h"
 #include "rt/epoch.h"
 #include "rt/loop.h"
 #include "stor/stor.h"
@@ -40,7 +41,7 @@ enum fmt_kind {
     FMT_ABSENT,       /* not in this layer: the backing image answers, or zeros where there is none */
     FMT_ZERO,         /* reads zeros, hides the backing image */
     FMT_DATA,         /* plain bytes at `host` of im->data */
-    FMT_ENCODED,      /* compressed: bytes only through read_encoded() */
+    FMT_ENCODED,      /* compressed, or encrypted in the old way: bytes only through read_encoded() */
 };
 
 struct fmt_extent {
@@ -51,6 +52,7 @@ struct fmt_extent {
     uint64_t host;            /* byte offset in im->data of the asked guest offset. ENCODED: of the compressed bytes in the store */
     uint64_t enc_len;         /* ENCODED: length in the store (upper bound) */
     uint64_t enc_guest;       /* ENCODED: guest offset where the cluster begins */
+    bool encrypted;           /* ENCODED: not compressed, but encrypted in a way that needs read_encoded() */
 };
 
 enum fmt_fill {
@@ -99,6 +101,14 @@ struct fmt_snapshot_req {
     bool unique;
     uint32_t date_sec, date_nsec;          /* CREATE */
 };
+/* What info shows of an encrypted image. Strings are constants. */
+struct fmt_crypt_info {
+    const char *format;                    /* "luks", "aes"; the fields below: LUKS only */
+    const char *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg;   /* "aes-256", "xts", ...; NULL: none */
+    char uuid[41];
+    uint64_t payload_offset, master_key_iters;
+    struct { bool active; uint64_t iters, key_offset, stripes; } slots[8];
+};
 struct fmt_bitmap_info { char *name; uint32_t granularity; bool in_use, auto_on; };
 
 /* What `info` and the graph want to know. Filled by ops->info; fmt_info_fini frees. */
@@ -114,6 +124,7 @@ struct fmt_info {
     char *data_file;
     struct fmt_snapshot_info *snapshots; size_t snapshot_count;
     struct fmt_bitmap_info *bitmaps; size_t bitmap_count;
+    struct fmt_crypt_info *crypt;          /* owned; NULL: not encrypted */
 };
 void fmt_info_fini(struct fmt_info *info);
 void fmt_snapshot_fini(struct fmt_snapshot_info *s);
@@ -144,6 +155,17 @@ struct fmt_host {
     void *arg;
 };
 
+/* Change of key slots (FEATURES 1.074). */
+enum fmt_key_state { FMT_KEY_UNSET, FMT_KEY_ACTIVE, FMT_KEY_INACTIVE };
+struct fmt_keys_amend {
+    enum fmt_key_state state;
+    int keyslot;                           /* -1: not stated */
+    const struct secret *new_secret, *old_secret;      /* NULL: not stated */
+    const struct secret *open_secret;      /* the format's: what the image was opened with */
+    uint64_t iter_time_ms; bool has_iter_time;
+    bool force;                            /* an active slot may be overwritten, the last one erased */
+};
+
 struct fmt_open_opts {
     bool read_only;
     bool check_mode;                       /* opened for check/repair: tolerate what repair mends (dirty, corrupt, refcount table) */
@@ -154,7 +176,13 @@ struct fmt_open_opts {
     bool discard_no_punch;                 /* freed clusters are not punched in the file */
     signed char lazy_refcounts;            /* 1: on, -1: off, 0: as the image says */
     const struct fmt_host *host;           /* used during the call only; NULL: images that need it are refused */
+    bool no_data;                          /* guest data is not read or written: an encrypted image needs no secret */
+    struct secret_set *secrets;            /* passphrases by id; used during the call only. NULL: none */
+    const char *key_secret;                /* id of the passphrase; NULL: none */
+    const char *encrypt_format;            /* what the opener says it is ("luks", "aes"); NULL: nothing */
 };
+
+struct fmt_encrypt { char *format, *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg, *key_secret; uint64_t iter_time_ms; bool legacy; };
 
 /* Creation options: one struct for every format, filled from the option rows (fmt_create_rows) by base/opt. */
 struct fmt_create_opts {
@@ -164,7 +192,9 @@ struct fmt_create_opts {
     unsigned version;                      /* qcow2: 2 or 3 */
     unsigned refcount_bits;
     bool lazy_refcounts, extended_l2, data_file_raw, nocow;
-    char *data_file, *compression_type, *encrypt_format;
+    char *data_file, *compression_type;
+    struct fmt_encrypt encrypt;
+    struct secret_set *secrets;            /* for encrypt.key_secret; not owned */
     const struct fmt_host *host;           /* open_data: makes data_file, empty and open for writing */
     enum fmt_prealloc prealloc;
     uint64_t extent_size_hint, table_size;
@@ -221,6 +251,8 @@ struct fmt_ops {
     int (*close)(struct co *co, struct fmt_image *im);
     /* Writes a fresh image into an empty store (length 0 or a device). store NULL: only says whether the options will do. */
     int (*create)(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);
+    /* Adds and erases key slots. Home loop. NULL: the format has none. */
+    int (*amend_keys)(struct co *co, struct fmt_image *im, const struct fmt_keys_amend *o, struct byre_err *err);
     /* Sizes for `o` when data_bytes of guest data (in whole clusters, counted by the caller) are written. */
     int (*measure)(const struct fmt_create_opts *o, uint64_t data_clusters_bytes, struct fmt_measure *ret, struct byre_err *err);
 };
@@ -229,7 +261,7 @@ struct fmt_ops {
 struct fmt_image {
     const struct fmt_ops *ops;
     struct stor *store;                    /* the image's own file: metadata */
-    struct stor *data;                     /* where plain guest data lies: `store`, or an external data file */
+    struct stor *data;                     /* where plain guest data lies: `store`, a store that decrypts what is in it, or an external data file */
     struct rt_loop *home;
     struct epoch *epoch;
     _Atomic uint64_t size;                 /* virtual size in bytes; changes only in resize */
@@ -238,13 +270,15 @@ struct fmt_image {
     uint32_t encode_bytes;                 /* what encode() takes: a cluster; 0: this image does not hold compressed clusters */
     bool read_only;
     bool data_raw;                         /* the external data file is a raw image of its own, and stays one */
+    bool encrypted;                        /* host offsets say nothing to others; `data` decrypts */
+    bool weak_cipher;                      /* the user should be warned (legacy AES) */
     bool has_backing;                      /* a backing name is recorded (graph sets below_zero when it is not opened) */
     /* Set by graph before the first write: nothing below can supply non-zero bytes at or behind this guest
      * offset (0: no backing image at all; UINT64_MAX: unknown). Lets allocations skip copy-on-write. */
     _Atomic uint64_t below_zero_from;
 };
 
-extern const struct fmt_ops fmt_raw_ops, fmt_qcow2_ops;
+extern const struct fmt_ops fmt_raw_ops, fmt_qcow2_ops, fmt_luks_ops;
 /* NULL when unknown. fmt_nth: iterates, NULL at the end. */
 const struct fmt_ops *fmt_by_name(const char *name);
 const struct fmt_ops *fmt_nth(unsigned i);

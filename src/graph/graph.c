@@ -30,6 +30,7 @@ int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **r
     g->opener = o->opener ? *o->opener : graph_file_opener;
     g->policy = o->policy;
     g->max_depth = o->max_depth ? o->max_depth : GRAPH_DEPTH_DEFAULT;
+    g->secrets = o->secrets;
     g->warn = o->warn;
     g->warn_arg = o->warn_arg;
     list_init(&g->nodes);
@@ -95,6 +96,7 @@ void node_free(struct graph_node *n)
     free(n->filename);
     free(n->backing_filename);
     free(n->data_filename);
+    free(n->key_secret);
     free(n);
 }
 

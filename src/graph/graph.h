@@ -43,6 +43,7 @@ struct graph_opts {
     const struct graph_opener *opener;      /* NULL = files */
     enum graph_policy policy;
     unsigned max_depth;                     /* 0 = GRAPH_DEPTH_DEFAULT */
+    struct secret_set *secrets;             /* passphrases of encrypted images; not owned, outlives the graph. NULL: none */
     void (*warn)(void *arg, const char *text);   /* warnings (missing backing format, ...); may be NULL */
     void *warn_arg;
 };
@@ -62,6 +63,7 @@ struct graph_open_opts {
     bool direct, no_flush, writethrough;    /* cache modes (FEATURES 3.066) */
     bool discard;                           /* discard=unmap: punch freed space */
     bool refuse_probed_raw;                 /* serve: a disk probed as raw is never opened read-write */
+    const char *key_secret;                 /* id of the passphrase of the top image; NULL: what the name says */
     unsigned deny;                          /* STOR_PERM_* that other processes may not have while a raw image is open (sources of
                                                convert: WRITE|RESIZE; exports: RESIZE). Formats with metadata always deny both */
     struct fmt_open_opts fmt;               /* cache sizes, check_mode, snapshot, ... (read_only is taken from above) */

@@ -37,6 +37,7 @@ struct graph {
     struct graph_opener opener;
     enum graph_policy policy;
     unsigned max_depth;
+    struct secret_set *secrets;
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
     struct list nodes;
@@ -54,6 +55,7 @@ struct graph_node {
     struct graph *g;
     char name[GRAPH_NAME_MAX + 1];
     char *filename;                     /* path as the opener takes it */
+    char *key_secret;                   /* id of the passphrase that opened it; NULL: none */
     char *backing_filename;             /* resolved name of the recorded backing file; NULL: none */
     char *data_filename;                /* of the external data file, as it was opened; NULL: none */
     struct fmt_image *im;
@@ -96,6 +98,9 @@ int node_unref(struct co *co, struct graph_node *n);
 
 /* ---- names.c ---- */
 enum name_tri { NAME_UNSET, NAME_NO, NAME_YES };
+/* What a name says of the encryption of one layer. */
+struct name_crypt { char *key_secret, *format; bool nested; /* written "encrypt.key-secret", not "key-secret" */ };
+#define NAME_CRYPT_MAX 8
 /* What a name says. Owned strings; name_ref_fini frees. */
 struct name_ref {
     char *path;                 /* for the opener */
@@ -105,6 +110,7 @@ struct name_ref {
     bool as_file;               /* the bare file was asked for: raw, not guessed */
     bool no_backing;            /* "backing": null */
     enum name_tri read_only, direct, no_flush, discard, locking, force_share;
+    struct name_crypt crypt[NAME_CRYPT_MAX];   /* of this layer, of the one below it, ... */
 };
 void name_ref_fini(struct name_ref *ref);
 /* text: as the user or an overlay's header gives it. overlay: path that relative names are relative to, NULL for

@@ -137,6 +137,27 @@ static int data_option(struct fields *f, const char *key, const char *leaf, cons
     return no_such(key, err);
 }
 
+/* "key-secret", "encrypt.key-secret", "encrypt.format", with "backing." in front for each layer further down. 1: it was none. */
+static int crypt_option(struct fields *f, const char *key, const json_t *v, struct byre_err *err)
+{
+    unsigned depth = 0;
+    const char *leaf = key;
+    for (; !strncmp(leaf, "backing.", 8); leaf += 8)
+        depth++;
+    bool plain = !strcmp(leaf, "key-secret"), nested = !strcmp(leaf, "encrypt.key-secret"), format = !strcmp(leaf, "encrypt.format");
+    if (!plain && !nested && !format)
+        return 1;
+    if (depth >= NAME_CRYPT_MAX)
+        return byre_fail(err, LIMIT, "json: '%s' names a layer that is more than %d layers down", key, NAME_CRYPT_MAX - 1);
+    struct name_crypt *c = &f->ref->crypt[depth];
+    if (format)
+        return get_copy(key, v, &c->format, err);
+    if (c->key_secret)
+        return byre_fail(err, BAD_OPTION, "json: '%s' is given twice", key);
+    c->nested = nested;
+    return get_copy(key, v, &c->key_secret, err);
+}
+
 static int top_option(struct fields *f, const char *key, const json_t *v, struct byre_err *err)
 {
     if (!strncmp(key, "file.", 5))
@@ -153,6 +174,9 @@ static int top_option(struct fields *f, const char *key, const json_t *v, struct
         f->backing_null = true;
         return 0;
     }
+    int r = crypt_option(f, key, v, err);
+    if (r <= 0)
+        return r;
     if ((!strcmp(key, "file") || !strcmp(key, "data-file")) && json_is_string(v))
         return byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", key);
     return common_option(f, key, key, v, err);

@@ -39,13 +39,14 @@ struct opening {
     const struct graph_open_opts *o;
     struct graph_node *top, *last;      /* linked by `backing`, each holding one reference of the next */
     unsigned layers;
+    struct name_crypt crypt[NAME_CRYPT_MAX];      /* said by names further up: of the next layer, of the one below it, ... owned */
 };
 
 /* One layer in the making. */
 struct layer {
-    const struct name_ref *ref;
+    struct name_ref *ref;
     const char *format;                 /* NULL: to be guessed */
-    bool is_top;
+    bool is_top, any_key;               /* any_key: the secret was given by the caller, not by a name */
     struct graph_node *n;
     struct stor *store;                 /* until the image takes it */
     const struct fmt_ops *ops;
@@ -156,10 +157,31 @@ static int loop_error(const struct graph_node *n, struct byre_err *err)
     return byre_fail(err, BACKING_LOOP, "%s: is in its own backing chain", n->filename);
 }
 
+/* "key-secret" belongs to luks, "encrypt.key-secret" to qcow2; other formats have no encryption. */
+static int check_crypt(const struct opening *op, const struct layer *l, struct byre_err *err)
+{
+    const struct name_crypt *c = &op->crypt[0];
+    bool luks = l->ops == &fmt_luks_ops, none = l->ops == &fmt_raw_ops;
+    if (l->n->key_secret && c->nested == luks && !l->any_key)
+        return byre_fail(err, BAD_OPTION, "%s: a %s image takes '%s'", l->n->filename, l->ops->name, luks ? "key-secret" : "encrypt.key-secret");
+    if ((l->n->key_secret && none) || (c->format && (luks || none)))
+        return byre_fail(err, BAD_OPTION, "%s: a %s image takes no options of encryption", l->n->filename, l->ops->name);
+    return 0;
+}
+
+static void warn_weak(struct graph *g, const struct graph_node *n)
+{
+    char text[400];
+    if (!g->warn || !n->im->weak_cipher)
+        return;
+    snprintf(text, sizeof text, "%s: is encrypted in an old way that is easy to break; convert it to an image with LUKS encryption", n->filename);
+    g->warn(g->warn_arg, text);
+}
+
 static int open_image(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
     struct graph_node *n = l->n;
-    struct fmt_open_opts fo = { .cache_bytes = op->o->fmt.cache_bytes, .info_only = op->o->fmt.info_only };
+    struct fmt_open_opts fo = { .cache_bytes = op->o->fmt.cache_bytes, .info_only = op->o->fmt.info_only, .no_data = op->o->fmt.no_data };
     if (l->is_top)
         fo = op->o->fmt;
     struct data_ask ask = { .n = n, .top = op->top, .o = op->o, .path = l->ref->data_path ? l->ref->data_path : l->is_top ? op->o->data_file : NULL,
@@ -167,6 +189,9 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     struct fmt_host host = { .open_data = data_open, .arg = &ask };
     fo.host = &host;
     fo.read_only = n->read_only;
+    fo.secrets = op->g->secrets;
+    fo.key_secret = n->key_secret;
+    fo.encrypt_format = op->crypt[0].format;
     n->is_raw = l->ops == &fmt_raw_ops;
     n->is_view = fmt_snapshot_picks(&fo.snapshot);
     if (n->is_view && !l->ops->snapshot)
@@ -177,11 +202,15 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     locks_of(n, l->is_top ? op->o->deny : 0);
     int r = n->no_lock ? 0 : stor_lock(co, l->store, n->lock_perm, n->lock_shared, err);
     if (!r)
+        r = check_crypt(op, l, err);
+    if (!r)
         r = l->ops->open(co, l->store, &fo, &n->im, err);
     if (!r)
         l->store = NULL;
     if (!r && ask.path && !n->data_filename && !fo.info_only)
         r = byre_fail(err, BAD_OPTION, "%s: 'data-file' is given, but this image has no external data file", n->filename);
+    if (!r)
+        warn_weak(op->g, n);
     return r;
 }
 
@@ -198,13 +227,19 @@ static void node_options(struct opening *op, struct layer *l)
     atomic_store(&n->recurse, RECURSE_UNKNOWN);
 }
 
+/* Who shares a node must know the same secret. */
+static bool same_key(const struct graph_node *a, const struct graph_node *b)
+{
+    return !a->key_secret == !b->key_secret && (!a->key_secret || !strcmp(a->key_secret, b->key_secret));
+}
+
 /* A complete read-only chain that begins with the same file in the same format. */
 static struct graph_node *find_shared(struct opening *op, const struct layer *l)
 {
     LIST_FOR(at, &op->g->nodes) {
         struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
         bool fits = n != l->n && !l->ref->data_path && n->ready && n->refs && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
-        if (fits && n->force_share == l->n->force_share && same_file(n, l->n))
+        if (fits && n->force_share == l->n->force_share && same_file(n, l->n) && same_key(n, l->n))
             return n;
     }
     return NULL;
@@ -251,12 +286,41 @@ static int layer_node(struct opening *op, struct layer *l, struct byre_err *err)
         return r;
     l->n->filename = strdup(l->ref->path);
     node_options(op, l);
-    return l->n->filename ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
+    l->any_key = l->is_top && op->o->key_secret;
+    const char *key = l->any_key ? op->o->key_secret : op->crypt[0].key_secret;
+    l->n->key_secret = key ? strdup(key) : NULL;
+    return l->n->filename && (l->n->key_secret || !key) ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
+}
+
+static void crypt_free(struct name_crypt *c)
+{
+    free(c->key_secret);
+    free(c->format);
+    *c = (struct name_crypt){ 0 };
+}
+
+/* What the layer's name says of encryption joins what names further up have said, which holds. */
+static void crypt_join(struct opening *op, struct name_ref *ref)
+{
+    for (unsigned i = 0; i < NAME_CRYPT_MAX; i++)
+        if (!op->crypt[i].key_secret && !op->crypt[i].format) {
+            op->crypt[i] = ref->crypt[i];
+            ref->crypt[i] = (struct name_crypt){ 0 };
+        }
+}
+
+/* On to the next layer. */
+static void crypt_next(struct opening *op)
+{
+    crypt_free(&op->crypt[0]);
+    memmove(&op->crypt[0], &op->crypt[1], (NAME_CRYPT_MAX - 1) * sizeof op->crypt[0]);
+    op->crypt[NAME_CRYPT_MAX - 1] = (struct name_crypt){ 0 };
 }
 
 /* Opens the layer and hangs it under the last one. */
 static int open_layer(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
+    crypt_join(op, l->ref);
     if (op->layers >= op->g->max_depth)
         return byre_fail(err, BACKING_DEPTH, "%s: the backing chain has more than %u images", op->top->filename, op->g->max_depth);
     int r = layer_node(op, l, err);
@@ -274,6 +338,7 @@ static int open_layer(struct co *co, struct opening *op, struct layer *l, struct
         op->top = l->n;
     op->last = l->n;
     op->layers++;
+    crypt_next(op);
     return 0;
 }
 
@@ -433,6 +498,8 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
         r = open_chain(co, &op, err);
     if (!r)
         r = finish(&op, err);
+    for (unsigned i = 0; i < NAME_CRYPT_MAX; i++)
+        crypt_free(&op.crypt[i]);
     if (r) {
         if (op.top)
             (void)node_unref(co, op.top);

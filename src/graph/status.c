@@ -80,8 +80,10 @@ static bool host_is_hole(struct co *co, struct status_walk *w, struct graph_node
 static void status_of_data(struct co *co, struct status_walk *w, const struct piece *p, struct graph_status *st)
 {
     st->data = true;
-    st->has_offset = true;
+    st->has_offset = !p->layer->im->encrypted;          /* what lies there means nothing to others (FEATURES 1.075) */
     st->offset = p->e.host;
+    if (p->layer->im->encrypted)
+        return;
     if (p->layer->is_raw) {
         st->zero = host_is_hole(co, w, p->layer, st);
         st->data = !st->zero;
@@ -115,11 +117,11 @@ static int status_first(struct co *co, struct status_walk *w, uint64_t off, stru
         break;
     case FMT_ENCODED:
         st->data = true;
-        st->compressed = true;
+        st->compressed = !p.e.encrypted;
         break;
     case FMT_ZERO:
         st->zero = true;
-        st->has_offset = p.e.has_host;
+        st->has_offset = p.e.has_host && !p.layer->im->encrypted;
         st->offset = p.e.host;
         break;
     case FMT_ABSENT:

@@ -250,6 +250,7 @@ static int create_co(struct co *co, void *arg)
 {
     struct create *c = arg;
     int r = 0;
+    c->fo.secrets = c->ctx->secrets;
     if (c->fo.backing_file && !(c->o.flags & BYRE_CREATE_NO_BACKING_CHECK))
         r = size_from_backing(co, c);
     if (r)

@@ -22,6 +22,16 @@ static const struct opt_enum raw_prealloc_names[] = {
 
 #define AT(field) OPT_AT(struct fmt_create_opts, field)
 
+/* Options of LUKS; p: what stands in front of their names. */
+#define CRYPT_ROWS(p, h)                                                                                                    \
+    { p "cipher-alg", 0, OPT_STR, AT(encrypt.cipher_alg), .help = h "cipher and bits of its key [aes-256]" },               \
+    { p "cipher-mode", 0, OPT_STR, AT(encrypt.cipher_mode), .help = h "mode of the cipher (xts, cbc, ctr, ecb) [xts]" },    \
+    { p "hash-alg", 0, OPT_STR, AT(encrypt.hash_alg), .help = h "hash for passphrases [sha256]" },                          \
+    { p "iter-time", 0, OPT_UINT, AT(encrypt.iter_time_ms), .def = "2000", .max = 3600000, .help = h "milliseconds of work that a passphrase costs" }, \
+    { p "ivgen-alg", 0, OPT_STR, AT(encrypt.ivgen_alg), .help = h "generator of initial vectors (plain, plain64, essiv) [plain64]" }, \
+    { p "ivgen-hash-alg", 0, OPT_STR, AT(encrypt.ivgen_hash_alg), .help = h "hash of the generator essiv [sha256]" },       \
+    { p "key-secret", 0, OPT_STR, AT(encrypt.key_secret), .help = h "id of the secret that holds the passphrase" },
+
 #define QCOW2_ROWS                                                                                                          \
     { "backing_file", 0, OPT_STR, AT(backing_file), .help = "file name of the backing image" },                             \
     { "backing_fmt", 0, OPT_STR, AT(backing_fmt), .help = "format of the backing image" },                                  \
@@ -30,15 +40,9 @@ static const struct opt_enum raw_prealloc_names[] = {
     { "compression_type", 0, OPT_STR, AT(compression_type), .def = "zlib", .help = "how compressed clusters are packed, zlib or zstd" }, \
     { "data_file", 0, OPT_STR, AT(data_file), .help = "external file for the guest's data; it is made, or emptied" },        \
     { "data_file_raw", 0, OPT_BOOL, AT(data_file_raw), .help = "the external data file is a raw image of its own" },        \
-    { "encrypt.cipher-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: cipher" },                                 \
-    { "encrypt.cipher-mode", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: mode of the cipher" },                    \
-    { "encrypt.format", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: aes or luks" },                                \
-    { "encrypt.hash-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: hash" },                                     \
-    { "encrypt.iter-time", 0, OPT_UINT, .flags = OPT_LATER, .help = "encryption: milliseconds to spend on the key" },       \
-    { "encrypt.ivgen-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: generator of initial vectors" },            \
-    { "encrypt.ivgen-hash-alg", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: hash of that generator" },             \
-    { "encrypt.key-secret", 0, OPT_STR, .flags = OPT_LATER, .help = "encryption: id of the secret" },                       \
-    { "encryption", 0, OPT_BOOL, .flags = OPT_LATER, .help = "encryption: old spelling of encrypt.format=aes" },            \
+    CRYPT_ROWS("encrypt.", "encryption: ")                                                                                  \
+    { "encrypt.format", 0, OPT_STR, AT(encrypt.format), .help = "encryption: luks" },                                       \
+    { "encryption", 0, OPT_BOOL, AT(encrypt.legacy), .help = "old spelling of encrypt.format=aes, which is refused" },            \
     { "extended_l2", 0, OPT_BOOL, AT(extended_l2), .help = "tables with 32 subclusters per cluster (cluster_size 16k or more)" }
 
 #define FILE_ROWS                                                                                                           \
@@ -78,9 +82,23 @@ static const struct opt_row raw_file_rows[] = {
     OPT_END
 };
 
+static const struct opt_row luks_rows[] = {
+    CRYPT_ROWS("", "")
+    { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" },
+    OPT_END
+};
+static const struct opt_row luks_file_rows[] = {
+    CRYPT_ROWS("", "")
+    FILE_ROWS,
+    { "preallocation", 0, OPT_ENUM, AT(prealloc), .names = raw_prealloc_names, .help = "what to allocate at once" },
+    { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" },
+    OPT_END
+};
+
 static const struct { const char *format; const struct opt_row *plain, *with_file; } tables[] = {
     { "qcow2", qcow2_rows, qcow2_file_rows },
     { "raw", raw_rows, raw_file_rows },
+    { "luks", luks_rows, luks_file_rows },
 };
 
 const struct opt_row *create_rows(const char *format, bool with_file_options)
@@ -96,5 +114,7 @@ const struct opt_row *amend_rows(const char *format)
     return strcmp(format, "qcow2") == 0 ? qcow2_amend_rows : NULL;
 }
 
-const char *const create_order[] = { "cluster_size", "extended_l2", "preallocation", "compression_type", "size", "compat", "backing_file",
-                                     "backing_fmt", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "nocow", "extent_size_hint", NULL };
+const char *const create_order[] = { "encryption", "encrypt.format", "encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",
+                                     "encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time", "cluster_size", "extended_l2", "preallocation", "compression_type", "size", "compat", "backing_file",
+                                     "backing_fmt", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "nocow", "extent_size_hint", "key-secret", "cipher-alg",
+                                     "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg", "iter-time", NULL };

@@ -211,14 +211,15 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
     ctx->policy = o.policy == BYRE_POLICY_STRICT ? GRAPH_STRICT : GRAPH_ECOSYSTEM;
     ctx->loops = o.loops ? o.loops : 1;
     struct rt_opts ro = { .loops = ctx->loops, .backend = (enum rt_backend_kind)o.backend, .manual = ctx->caller_runs };
-    r = rt_new(&ro, &ctx->rt, err);
+    r = secret_set_new(&ctx->secrets) ? byre_fail(err, NOMEM, "no memory for a context") : rt_new(&ro, &ctx->rt, err);
     if (!r) {
         struct making m = { .ctx = ctx, .err = err,
-                            .opts = { .policy = ctx->policy, .max_depth = o.max_depth, .warn = o.warn, .warn_arg = o.warn_arg } };
+                            .opts = { .policy = ctx->policy, .max_depth = o.max_depth, .secrets = ctx->secrets, .warn = o.warn, .warn_arg = o.warn_arg } };
         r = lib_call(ctx, lib_home(ctx), make_graph, &m);
     }
     if (r) {
         rt_free(ctx->rt);
+        secret_set_free(ctx->secrets);
         free(ctx);
         return r;
     }
@@ -233,6 +234,7 @@ void byre_ctx_free(struct byre_ctx *ctx)
     ASSERT(atomic_load(&ctx->users) == 0);
     (void)byre_ctx_call(ctx, free_graph, ctx);
     rt_free(ctx->rt);
+    secret_set_free(ctx->secrets);
     free(ctx);
 }
 

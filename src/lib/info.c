@@ -18,6 +18,7 @@ struct info {
     char *filename, *full_backing;
     struct byre_snapshot_info *snapshots;
     const struct byre_snapshot_info **snapshot_list;
+    struct byre_crypt_info crypt;
     struct byre_bitmap_info *bitmaps;
     const struct byre_bitmap_info **bitmap_list;
 };
@@ -97,6 +98,20 @@ static void take_scalars(struct info *in, struct graph_node *n)
     p->data_file = f->data_file;
 }
 
+static void take_crypt(struct info *in)
+{
+    const struct fmt_crypt_info *c = in->fmt.crypt;
+    if (!c)
+        return;
+    in->crypt = (struct byre_crypt_info){
+        .format = c->format, .cipher_alg = c->cipher_alg, .cipher_mode = c->cipher_mode, .ivgen_alg = c->ivgen_alg,
+        .ivgen_hash_alg = c->ivgen_hash_alg, .hash_alg = c->hash_alg, .uuid = c->uuid, .payload_offset = c->payload_offset,
+        .master_key_iters = c->master_key_iters };
+    for (unsigned i = 0; i < 8; i++)
+        in->crypt.slots[i] = (struct byre_key_slot){ c->slots[i].active, c->slots[i].iters, c->slots[i].key_offset, c->slots[i].stripes };
+    in->pub.crypt = &in->crypt;
+}
+
 static int dup_name(char **to, const char *from)
 {
     *to = from ? strdup(from) : NULL;
@@ -133,6 +148,7 @@ int byre_info_get(struct byre_image *image, struct byre_info **ret_info, struct 
         return r;
     }
     take_scalars(in, image->node);
+    take_crypt(in);
     *ret_info = &in->pub;
     return 0;
 }

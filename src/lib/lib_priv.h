@@ -26,6 +26,7 @@
 struct byre_ctx {
     struct rt *rt;
     struct graph *graph;
+    struct secret_set *secrets;
     bool caller_runs;
     bool inside;                     /* caller_runs: a bridge is running the loop (no nesting) */
     enum graph_policy policy;

@@ -227,8 +227,7 @@ def test_locks(tmp_path):
     run.qemu_img("check", tmp_path / "t")
 
 
-@pytest.mark.parametrize("words", [["--bitmaps", "-O", "qcow2"], ["-O", "qcow2", "-o", "encrypt.format=luks"],
-                                   ["--object", "secret,id=s,data=x"]], ids=lambda w: " ".join(w))
+@pytest.mark.parametrize("words", [["--bitmaps", "-O", "qcow2"]], ids=lambda w: " ".join(w))
 def test_later_options_say_so(tmp_path, words):
     """FEATURES 5.042"""
     run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)

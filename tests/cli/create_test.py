@@ -129,21 +129,8 @@ def test_option_help(twin):
         assert names[1] <= names[0], names[1] - names[0]
 
 
-LATER = ["encrypt.format=luks", "encrypt.key-secret=s", "encryption=on"]
-
-
-@pytest.mark.parametrize("option", LATER)
-def test_later_options_say_so(tmp_path, option):
-    """FEATURES 1.134: options whose machinery is not there yet are answered, not ignored"""
-    done = run.byre("create", "-f", "qcow2", "-o", option, tmp_path / "x", "1M", code=1)
-    assert f"'{option.split('=')[0]}' is not supported yet" in done.err
-    assert not (tmp_path / "x").exists()
-
-
-def test_later_options_may_be_off(tmp_path):
+def test_legacy_encryption_may_be_off(tmp_path):
     run.byre("create", "-q", "-f", "qcow2", "-o", "encryption=off", tmp_path / "x", "1M")
-    done = run.byre("create", "--object", "secret,id=s,data=x", "-f", "qcow2", tmp_path / "x", "1M", code=1)
-    assert "'--object' is not supported yet" in done.err
 
 
 def test_relative_backing_name(tmp_path):

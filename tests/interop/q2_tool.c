@@ -79,7 +79,7 @@ static int parse_option(struct fmt_create_opts *o, uint64_t *data, char *arg)
     else if (!strcmp(arg, "data_file_raw"))
         o->data_file_raw = on(v);
     else if (!strcmp(arg, "encrypt.format"))
-        o->encrypt_format = v;
+        o->encrypt.format = v;
     else if (!strcmp(arg, "backing_file"))
         o->backing_file = v;
     else if (!strcmp(arg, "backing_fmt"))

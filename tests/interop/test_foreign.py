@@ -272,15 +272,3 @@ def test_unknown_harmless_bits(written, tmp_path):
     with qcow2ref.Image(image) as reader:
         assert reader.header.compatible & 1 << 20 and not reader.header.autoclear & 1 << 30
     disk.judge(image, tmp_path)
-
-
-@pytest.mark.parametrize("options,word", [("encrypt.format=aes,encrypt.key-secret=s", "encrypt")])
-def test_later_features_are_refused_clearly(tmp_path, options, word):
-    """Encryption: refused with a clear message, never misread."""
-    image = tmp_path / "disk.qcow2"
-    run.qemu_img("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", options, image, "1M", cwd=tmp_path)
-    for args in (["io", "-r", "-c", "read 0 512"], ["io", "-c", "write 0 512"]):
-        done = run.byre(*args, image, code=1)
-        assert re.search(word, done.err + done.out, re.I), done
-    done = run.byre("convert", "-O", "raw", image, tmp_path / "out.raw", code=1)
-    assert re.search(word, done.err + done.out, re.I), done

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fmt/qcow2/q2_crypt.h"
 #include "fmt/qcow2/q2_plan.h"
 
 #define CHUNK_BYTES (1u << 20)
@@ -22,6 +23,7 @@
 
 struct writer {
     const struct q2_plan *p;
+    const struct fmt_create_opts *o;
     struct stor *store, *data;  /* data: NULL without an external data file */
     uint8_t *buf;
     uint64_t buf_clusters;
@@ -180,6 +182,8 @@ static int write_image(struct co *co, struct writer *w, const struct fmt_create_
         rc = set_length(co, w);
     if (!rc)
         rc = write_tables(co, w);
+    if (!rc && w->p->crypt)
+        rc = q2_crypt_write(co, w->store, w->p->h.crypto_off, w->p->crypt, w->o, w->err);
     if (!rc)
         rc = w->data ? make_data_file(co, w) : make_data(co, w);
     if (!rc)
@@ -194,10 +198,14 @@ int q2_create(struct co *co, struct stor *store, const struct fmt_create_opts *o
     int rc = q2_plan_make(o, false, &p, err);
     if (rc)
         return rc;
-    struct writer w = { .p = &p, .store = store, .err = err };
+    struct writer w = { .p = &p, .o = o, .store = store, .err = err };
     w.buf_clusters = max_u64(CHUNK_BYTES >> p.g.cluster_bits, 1);
     w.buf = malloc(w.buf_clusters << p.g.cluster_bits);
-    if (w.buf)
+    if (p.crypt)                      /* no byte is written without its secret */
+        rc = q2_crypt_write(co, NULL, 0, p.crypt, o, err);
+    if (rc)
+        ;
+    else if (w.buf)
         rc = store ? write_image(co, &w, o) : emit_header(&w);
     else
         rc = byre_fail(err, NOMEM, "no memory to create the image");

@@ -79,7 +79,7 @@ static bool punch_later(struct q2_image *q, uint64_t off, uint64_t len)
 /* The changed clusters of a slice that begins at `guest`, run by run. Bits: one for each cluster. */
 void q2_data_punch(struct co *co, struct q2_image *q, uint64_t guest, const uint64_t *bits, uint32_t n)
 {
-    struct stor *s = q->im.data;
+    struct stor *s = q2_data_below(q);
     uint64_t size = atomic_load_explicit(&q->im.size, memory_order_relaxed), cs = q->g.cluster_size;
     if (q->opts.discard_no_punch || !s->discard_ok)
         return;
@@ -139,7 +139,7 @@ int q2_data_raw_discard(struct co *co, struct q2_image *q, uint64_t off, uint64_
 /* Before the new size is said anywhere. What a longer file holds behind the old end goes. */
 int q2_data_grow(struct co *co, struct q2_image *q, uint64_t old, uint64_t size)
 {
-    struct stor *s = q->im.data;
+    struct stor *s = q2_data_below(q);
     uint64_t have;
     if (!q->g.data_file)
         return 0;
@@ -155,8 +155,9 @@ int q2_data_grow(struct co *co, struct q2_image *q, uint64_t old, uint64_t size)
 int q2_data_shrink(struct co *co, struct q2_image *q, uint64_t size)
 {
     uint64_t have;
-    if (!q->g.data_file || !q->im.data->traits.regular)
+    struct stor *s = q2_data_below(q);
+    if (!q->g.data_file || !s->traits.regular)
         return 0;
-    int r = stor_length(co, q->im.data, &have);
-    return r == 0 && have > size ? stor_truncate(co, q->im.data, size) : r;
+    int r = stor_length(co, s, &have);
+    return r == 0 && have > size ? stor_truncate(co, s, size) : r;
 }

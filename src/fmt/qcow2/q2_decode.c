@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "fmt/qcow2/q2_crypt.h"
 #include "fmt/qcow2/q2_image.h"
 
 #define KEPT_BYTES (1u << 20)
@@ -161,6 +162,8 @@ static int read_apart(struct co *co, struct q2_image *q, const struct fmt_extent
 int q2_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v)
 {
     struct q2_image *q = q2_of(im);
+    if (e->encrypted)
+        return q2_crypt_read_legacy(co, q, e, off, v);
     uint64_t in_cluster = off - e->enc_guest, round = atomic_load(&q->pack_round);
     ASSERT(range_inside(in_cluster, v.len_bytes, q->g.cluster_size));
     bool whole = v.len_bytes == q->g.cluster_size;

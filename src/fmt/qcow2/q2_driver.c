@@ -21,6 +21,7 @@
 
 #include "base/assert.h"
 #include "base/mutant.h"
+#include "fmt/qcow2/q2_crypt.h"
 #include "fmt/qcow2/q2_image.h"
 
 #define CACHE_BYTES_DEFAULT (32ull << 20)
@@ -289,7 +290,7 @@ static int make_cache(struct q2_image *q, struct byre_err *err)
     q2_slices_set(q, (uint32_t)min_u64(q->g.cluster_size, SLICE_BYTES_MAX));
     q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
     q->kind_ref = (struct meta_kind){ .name = "refcount", .rank = META_COUNTS };
-    struct meta_opts mo = { .store = q->im.store, .data = q->im.data != q->im.store ? q->im.data : NULL, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = q->slice_bytes,
+    struct meta_opts mo = { .store = q->im.store, .data = q->g.data_file && q->im.data != q->im.store ? q->im.data : NULL, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = q->slice_bytes,
         .budget_bytes = q->opts.cache_bytes ? q->opts.cache_bytes : CACHE_BYTES_DEFAULT, .read_only = q->im.read_only,
         .before_freeze = before_freeze, .arg = q };
     int r = meta_new(&mo, &q->meta);
@@ -418,6 +419,7 @@ static void dismantle(struct co *co, struct q2_image *q)
     free(q->rt);
     q2_snapshots_free(q->snapshots, q->snapshot_count);
     q2_bitmaps_free(q->bitmaps, q->bitmap_count);
+    q2_crypt_close(co, q);
     if (q->im.data != q->im.store)
         stor_close(co, q->im.data);
     q2_header_fini(&q->h);
@@ -452,6 +454,8 @@ static int open_parts(struct co *co, struct q2_image *q, struct byre_err *err)
     if ((q->h.incompat & Q2_INCOMPAT_CORRUPT) && !q->im.read_only && !q->check_mode)       /* V3 */
         return byre_fail(err, Q2_MARKED_CORRUPT, "%s: the image is marked corrupt; it can be opened read-only, or repaired by check -r all", q->name);
     r = q2_data_open(co, q, err);
+    if (r == 0)
+        r = q2_crypt_open(co, q, err);           /* a wrong passphrase is found before anything is written */
     if (r == 0)
         r = make_cache(q, err);
     if (r == 0 && !q->info_only)
@@ -567,6 +571,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .info = q2_info,
     .check = q2_check,
     .close = q2_close,
+    .amend_keys = q2_crypt_amend,
     .create = q2_create,
     .measure = q2_measure,
 };

@@ -409,8 +409,6 @@ int q2_header_parse(const uint8_t *buf, size_t len, uint64_t file_bytes, bool ch
 
 int q2_header_supported(const struct q2_header *h, const char *name, struct byre_err *err)
 {
-    if (h->crypt_method)
-        return byre_fail(err, NOT_SUPPORTED, "%s: encrypted images (%s) are not supported yet", name, h->crypt_method == 1 ? "AES" : "LUKS");
     if (h->incompat & Q2_INCOMPAT_DATA_FILE && h->nb_snapshots)
         return byre_fail(err, Q2_SNAPSHOTS, "%s: %" PRIu32 " internal snapshots in an image with an external data file, which cannot have any", name, h->nb_snapshots);
     return 0;

@@ -37,8 +37,7 @@ struct q2_header {
  * name: for messages. check_mode: accept what a repair can mend (refcount table missing or outside). */
 MUST_USE int q2_header_parse(const uint8_t *buf, size_t len, uint64_t file_bytes, bool check_mode, const char *name, struct q2_header *ret, struct byre_err *err);
 void q2_header_fini(struct q2_header *h);
-/* Can the image be read and written (not only reported)? -ENOTSUP names what is missing: encryption, external data
- * file. Pure. */
+/* Can the image be read and written (not only reported)? Pure. */
 MUST_USE int q2_header_supported(const struct q2_header *h, const char *name, struct byre_err *err);
 /* Is a name stored in an image acceptable as text: no NUL, no control bytes? Pure. */
 bool q2_name_ok(const uint8_t *p, size_t len);

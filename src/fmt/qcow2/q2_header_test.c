@@ -261,9 +261,8 @@ static void supported(void **state)
     assert_int_equal(q2_header_supported(&h, "img", &err), -EINVAL);
     h.nb_snapshots = 0;
     h.incompat = 0;
-    h.crypt_method = 1;
-    assert_int_equal(q2_header_supported(&h, "img", &err), -ENOTSUP);
-    assert_non_null(strstr(err.text, "AES"));
+    h.crypt_method = 1;                  /* that a secret is needed is q2_crypt.c's matter */
+    assert_int_equal(q2_header_supported(&h, "img", &err), 0);
 }
 
 /* emit and parse: what is known, unknown extensions, unknown header fields (1.002, 1.022). */

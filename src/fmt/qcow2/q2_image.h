@@ -39,6 +39,9 @@ struct q2_l1 {
 };
 
 struct q2_alloc;                        /* q2_alloc.c */
+struct q2_crypt;                        /* q2_crypt.c */
+
+#define Q2_FIXED 5u
 
 struct q2_image {
     struct fmt_image im;                /* first */
@@ -50,7 +53,7 @@ struct q2_image {
     uint32_t slice_entries;             /* L2 entries in it, */
     uint64_t slice_span;                /* and the guest bytes that they map */
     _Atomic(struct q2_l1 *) l1;
-    struct { _Atomic uint64_t off, len; } fixed[4];   /* L1, refcount and snapshot table, bitmap directory: for q2_hits_metadata on any loop */
+    struct { _Atomic uint64_t off, len; } fixed[Q2_FIXED];   /* L1, refcount and snapshot table, bitmap directory, LUKS header: for q2_hits_metadata on any loop */
     struct meta_region l1_region;
     uint64_t *l1_dirty;                 /* for the region */
     /* refcount table: whole in memory, home loop only */
@@ -65,6 +68,8 @@ struct q2_image {
     struct q2_snapshot *snapshots; uint32_t snapshot_count;
     struct q2_bitmap *bitmaps; uint32_t bitmap_count; bool bitmaps_broken;
     bool bitmaps_marked;                /* Q16 has been done for this opening */
+    struct q2_crypt *crypt;             /* NULL: not encrypted */
+    struct stor *crypt_below;           /* what im.data decrypts; NULL: im.data is no store of ours */
     bool check_mode, info_only;
     _Atomic bool failed;                /* corruption was found, every request is refused (1.113) */
     uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
@@ -76,6 +81,8 @@ struct q2_image {
     char *name;
 };
 static inline struct q2_image *q2_of(struct fmt_image *im) { return (struct q2_image *)im; }
+/* The file that guest data lies in, as it lies there. */
+static inline struct stor *q2_data_below(const struct q2_image *q) { return q->crypt_below ? q->crypt_below : q->im.data; }
 static inline void q2_slices_set(struct q2_image *q, uint32_t slice_bytes)
 {
     q->slice_bytes = slice_bytes;

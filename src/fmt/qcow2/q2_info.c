@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fmt/qcow2/q2_crypt.h"
 #include "fmt/qcow2/q2_snapshot.h"
 
 static bool dup_to(char **ret, const char *s)
@@ -100,6 +101,8 @@ int q2_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, stru
     int rc = ok ? fill_snapshots(co, q, &i) : -ENOMEM;
     if (!rc)
         rc = fill_bitmaps(co, q, &i);
+    if (!rc)
+        rc = q2_crypt_info(q, &i.crypt);
     if (rc) {
         fmt_info_fini(&i);
         return byre_fail_code(err, IO, rc, "%s: cannot be described: %s", q->name, strerror(-rc));

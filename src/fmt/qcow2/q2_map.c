@@ -8,7 +8,7 @@
  * Invariants  M1  A lookup on another loop reads each entry once, as a whole (one atomic word, or a pair under the slice's
  *                 count), and decodes that.
  *             M2  `writable` is said only of COPIED standard clusters that lie outside header, L1, refcount and snapshot
- *                 table and bitmap directory (1.045, 1.048), through a table that is COPIED too: else the table could be
+ *                 table, bitmap directory and LUKS header (1.045, 1.048), through a table that is COPIED too: else the table could be
  *                 copied, flags cleared, and the cluster after it, while somebody still writes into it in place.
  *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
  *             M4  A pinned slice stays the one that the L1 entry names: after each suspension the entry is compared.
@@ -26,7 +26,7 @@
 
 #include "base/assert.h"
 #include "base/mutant.h"
-#include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_crypt.h"
 
 /* ---- places ---- */
 
@@ -53,7 +53,7 @@ bool q2_hits_metadata(const struct q2_image *q, uint64_t host)
     uint64_t cs = q->g.cluster_size;
     if (host < cs)
         return true;
-    for (unsigned i = 0; i < 4; i++) {
+    for (unsigned i = 0; i < Q2_FIXED; i++) {
         uint64_t off = atomic_load_explicit(&q->fixed[i].off, memory_order_relaxed);
         uint64_t len = atomic_load_explicit(&q->fixed[i].len, memory_order_relaxed);
         if (overlaps(host, cs, off, len))
@@ -74,6 +74,7 @@ void q2_fixed_update(struct q2_image *q)
     fixed_set(q, 0, q->h.l1_off, (uint64_t)q->h.l1_size * 8);
     fixed_set(q, 1, q->h.rt_off, (uint64_t)q->h.rt_clusters << q->g.cluster_bits);
     fixed_set(q, 2, q->h.snapshots_off, q->h.nb_snapshots * sizeof(struct q2_disk_snapshot));        /* at least */
+    fixed_set(q, 4, q->h.crypto_off, q->h.has_crypto ? q->h.crypto_len : 0);
     fixed_set(q, 3, bitmaps ? q->h.bitmap_dir_off : 0, bitmaps ? q->h.bitmap_dir_bytes : 0);
 }
 
@@ -120,6 +121,12 @@ static void extent_of(const struct q2_image *q, const struct q2_l2e *e, uint64_t
         x->has_host = true;
         x->host = e->host + in;
         x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || !q2_hits_metadata(q, e->host));
+        if (UNLIKELY(q->im.weak_cipher)) {               /* legacy AES goes by guest offset */
+            x->kind = FMT_ENCODED;
+            x->encrypted = true;
+            x->host = e->host;
+            x->enc_guest = off - in;
+        }
         break;
     case Q2_COMPRESSED:
         x->kind = FMT_ENCODED;

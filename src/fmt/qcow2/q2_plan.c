@@ -11,6 +11,7 @@
  * Failure      One sentence that names option and value; *ret untouched.
  * Tests        q2_plan_test.c (golden bytes, structure), tests/interop/test_q2_create.py, test_q2_measure.py
  */
+#include "fmt/qcow2/q2_crypt.h"
 #include "fmt/qcow2/q2_plan.h"
 
 #include <inttypes.h>
@@ -23,6 +24,8 @@
 void q2_plan_fini(struct q2_plan *p)
 {
     q2_header_fini(&p->h);
+    free(p->crypt);
+    p->crypt = NULL;
 }
 
 /* ---- layout ---- */
@@ -38,7 +41,7 @@ void q2_plan_layout(struct q2_plan *p, uint64_t virtual_size, bool preallocate)
     p->blocks_count = p->rt_count = 0;
     /* Counts need space that needs counts: grows to a fixed point in a few steps. */
     for (;;) {
-        p->clusters = 1 + p->rt_count + p->blocks_count + p->l1_count + p->l2_count + p->data_count;
+        p->clusters = 1 + p->rt_count + p->blocks_count + p->l1_count + p->crypt_count + p->l2_count + p->data_count;
         uint64_t blocks = div_up(p->clusters, 1ull << g->block_bits), rt = div_up(blocks * 8, g->cluster_size);
         if (blocks == p->blocks_count && rt == p->rt_count)
             break;
@@ -48,7 +51,8 @@ void q2_plan_layout(struct q2_plan *p, uint64_t virtual_size, bool preallocate)
     p->rt_first = 1;
     p->blocks_first = p->rt_first + p->rt_count;
     p->l1_first = p->blocks_first + p->blocks_count;
-    p->l2_first = p->l1_first + p->l1_count;
+    p->crypt_first = p->l1_first + p->l1_count;
+    p->l2_first = p->crypt_first + p->crypt_count;
     p->data_first = p->l2_first + p->l2_count;
 }
 
@@ -88,13 +92,11 @@ static int check_features(const struct fmt_create_opts *o, struct byre_err *err)
 {
     if (o->compression_type && strcmp(o->compression_type, "zlib") && strcmp(o->compression_type, "zstd"))
         return byre_fail(err, BAD_OPTION, "compression_type: '%s' is not known (zlib and zstd are)", o->compression_type);
-    if (o->encrypt_format)
-        return byre_fail(err, NOT_SUPPORTED, "encrypt.format: '%s' is not supported yet", o->encrypt_format);
     if (o->data_file_raw && !o->data_file)
         return byre_fail(err, BAD_OPTION, "data_file_raw: needs data_file");
     if (o->data_file_raw && o->backing_file)
         return byre_fail(err, BAD_OPTION, "data_file_raw: not possible with backing_file '%s'", o->backing_file);
-    if (o->data_file && o->encrypt_format)
+    if (o->data_file && o->encrypt.format)
         return byre_fail(err, NOT_SUPPORTED, "encrypt.format: not possible with data_file '%s' yet", o->data_file);
     if (o->backing_file && o->prealloc != FMT_PREALLOC_OFF && !o->extended_l2)
         return byre_fail(err, BAD_OPTION, "preallocation: not possible with backing_file '%s'", o->backing_file);
@@ -152,6 +154,12 @@ static int fill_header(const struct fmt_create_opts *o, struct q2_plan *p, uint6
         .compat = o->lazy_refcounts ? Q2_COMPAT_LAZY : 0,
         .compression_type = zstd,
     };
+    if (p->crypt) {
+        p->h.crypt_method = 2;
+        p->h.has_crypto = true;
+        p->h.crypto_off = p->crypt_first << p->g.cluster_bits;
+        p->h.crypto_len = p->crypt->payload_off;
+    }
     p->h.backing_name = dup_or_null(o->backing_file, &failed);
     p->h.backing_format = dup_or_null(o->backing_fmt, &failed);
     p->h.data_file = dup_or_null(o->data_file, &failed);
@@ -183,13 +191,22 @@ int q2_plan_make(const struct fmt_create_opts *o, bool sizes_only, struct q2_pla
     rc = check_size(&p, o->size, err);
     if (rc)
         return rc;
+    rc = q2_crypt_plan(o, &p.crypt, err);
+    if (rc)
+        return rc;
+    if (p.crypt)
+        p.crypt_count = div_up(p.crypt->payload_off, cluster);
     uint64_t size = round_up(o->size, 512);
     q2_plan_layout(&p, size, p.prealloc != FMT_PREALLOC_OFF);
-    if (p.rt_count << p.g.cluster_bits > Q2_RT_BYTES_MAX)
+    if (p.rt_count << p.g.cluster_bits > Q2_RT_BYTES_MAX) {
+        q2_plan_fini(&p);
         return byre_fail(err, BAD_SIZE, "size: %" PRIu64 " bytes preallocated need a refcount table above 8 MiB; use a larger cluster_size or fewer refcount_bits", o->size);
+    }
     rc = fill_header(o, &p, size, err);
     if (!rc)
         *ret = p;
+    else
+        q2_plan_fini(&p);
     return rc;
 }
 
@@ -225,7 +242,9 @@ static void fill_l2(const struct q2_plan *p, uint64_t index, uint8_t *buf)
     be64 *e = (be64 *)buf;
     bool raw = p->h.autoclear & Q2_AUTOCLEAR_RAW_DATA;
     for (uint64_t i = 0, c = index * per; i < per && c < p->mapped; i++, c++) {
-        struct q2_l2e entry = { .kind = Q2_NORMAL, .copied = true, .host = (p->g.data_file ? c : p->data_first + c) << p->g.cluster_bits };
+        bool zero = p->crypt && !p->g.ext_l2;    /* what lies there are no encrypted zeros (q2_crypt.c K3) */
+        uint64_t at = p->g.data_file ? c : p->data_first + c;
+        struct q2_l2e entry = { .kind = zero ? Q2_ZERO_ALLOC : Q2_NORMAL, .copied = true, .host = at << p->g.cluster_bits };
         if (!p->g.ext_l2) {
             be64_put(&e[i], q2_l2e_encode(&p->g, &entry));
             continue;

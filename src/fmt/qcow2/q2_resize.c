@@ -166,8 +166,8 @@ static int prepare_host(struct co *co, struct q2_image *q, struct fmt_write *w, 
         q2_write_reserve(w);
     if (mode == FMT_PREALLOC_FULL)
         return write_zeros(co, q, w->host, w->len);
-    bool zero = q->g.data_file || q->g.ext_l2 || q2_write_known_zero(w);       /* q2_data_grow has seen to it */
-    int r = zero ? 0 : stor_zero(co, q->im.store, w->host, w->len, 0);
+    bool zero = (q->g.data_file && !q->im.encrypted) || q->g.ext_l2 || q2_write_known_zero(w);       /* q2_data_grow has seen to it */
+    int r = zero ? 0 : stor_zero(co, q->im.data, w->host, w->len, 0);
     return r < 0 || mode == FMT_PREALLOC_METADATA ? r : stor_preallocate(co, q->im.data, w->host, w->len);
 }
 

@@ -15,6 +15,7 @@
  *                 each cluster (with subclusters: each one that changes hands) read as zeros before.
  *             W4  A kept zero cluster or subcluster, or any cluster of an external data file, is filled only after every request
  *                 that could still write into it in place has left (zero_stamp, D3).
+ *             W5  In an encrypted image no space is known to be zero: its zeros are no ciphertext of zeros (D4, Q23).
  * Order       Q1, Q2, Q4, Q11, Q23. Old clusters are dropped after the entry was set (Q9).
  * Concurrency begin, commit and abort do their work on the home loop (rt_call), the caller's data I/O stays on its own.
  * Failure     begin: -ENOSPC, -EIO, -ENOMEM with nothing held. abort gives the clusters back.
@@ -87,6 +88,8 @@ static int reserve(struct co *co, struct q2_image *q, struct write_txn *t, struc
         r = q2_alloc_take(co, q, p.n, &t->run);
         if (r < 0)
             return r;
+        if (q->im.encrypted)
+            t->run.known_zero = false;                              /* W5 */
         t->host = t->run.cluster << q->g.cluster_bits;
         t->n = (uint32_t)t->run.count;
         r = replan(q, t, s, &p);

@@ -168,11 +168,12 @@ static void test_formats(void **state)
     uint8_t buf[512] = { 0 };
     assert_ptr_equal(fmt_by_name("raw"), &fmt_raw_ops);
     assert_ptr_equal(fmt_by_name("qcow2"), &fmt_qcow2_ops);
+    assert_ptr_equal(fmt_by_name("luks"), &fmt_luks_ops);
     assert_null(fmt_by_name("vmdk"));
     unsigned n = 0;
     while (fmt_nth(n))
         n++;
-    assert_int_equal(n, 2);
+    assert_int_equal(n, 3);
     assert_ptr_equal(fmt_probe(buf, sizeof buf), &fmt_raw_ops);
     assert_ptr_equal(fmt_probe(buf, 0), &fmt_raw_ops);
     assert_null(fmt_signature(buf, sizeof buf));
@@ -183,6 +184,9 @@ static void test_formats(void **state)
     buf[7] = 9;
     assert_ptr_equal(fmt_probe(buf, sizeof buf), &fmt_raw_ops);
     assert_null(fmt_signature(buf, sizeof buf));
+    memcpy(buf, "LUKS\xba\xbe\0\1", 8);
+    assert_ptr_equal(fmt_probe(buf, sizeof buf), &fmt_luks_ops);
+    assert_string_equal(fmt_signature(buf, sizeof buf), "luks");
     memcpy(buf, "KDMV", 4);
     assert_string_equal(fmt_signature(buf, sizeof buf), "vmdk");
     memset(buf, 0, 8);

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lk.h: LUKS1 as the formats use it: make, open, change key slots; and a store that encrypts what passes through it.
+ */
+#ifndef LK_H
+#define LK_H
+
+#include "fmt/fmt.h"
+#include "fmt/luks/lk_header.h"
+#include "stor/stor.h"
+
+/* Where a header lies: in `store` from byte `base` on, `len` bytes with its key slots (0: up to the payload that it names).
+ * flush makes what was written to it durable, in the way of the format. */
+struct lk_area {
+    struct stor *store;
+    uint64_t base, len;
+    int (*flush)(struct co *co, void *arg);
+    void *arg;
+    const char *name;                        /* for messages */
+};
+
+#define LK_ITER_TIME_MS 2000u               /* when nothing is said */
+
+/* ---- lk_slots.c ---- */
+/* Reads and checks the header. */
+MUST_USE int lk_load(struct co *co, const struct lk_area *a, struct lk_header *ret, struct byre_err *err);
+/* The key that `pass` opens, h->key_bytes in secret memory. -EACCES: it opens no slot. only: this slot, -1: any. Suspends for
+ * as long as the key derivation takes. */
+MUST_USE int lk_unlock(struct co *co, const struct lk_area *a, const struct lk_header *h, const struct secret *pass, int only,
+                       uint8_t **ret_key, unsigned *ret_slot, struct byre_err *err);
+/* Makes a header with a new key and one slot. Everything but the header is written and flushed before the header is; it is
+ * not flushed. *ret_key (may be NULL): the key. */
+MUST_USE int lk_format(struct co *co, const struct lk_area *a, struct lk_header *h, const struct secret *pass, uint64_t iter_time_ms,
+                       uint8_t **ret_key, struct byre_err *err);
+/* fmt_ops.amend_keys for a header that lies at a. h is brought up to date. */
+MUST_USE int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const struct fmt_keys_amend *o, struct byre_err *err);
+
+/* ---- lk_options.c ---- */
+/* What the options of creation say, the layout included; prefix: "encrypt." or "". */
+MUST_USE int lk_options(const struct fmt_encrypt *o, const char *prefix, struct lk_header *ret, struct byre_err *err);
+/* The secret of that id, or a sentence. option: "encrypt.key-secret"; name: of the image, NULL: it is to be made. */
+MUST_USE int lk_secret(struct secret_set *set, const char *id, const char *option, const char *name, struct secret **ret, struct byre_err *err);
+/* For fmt_info: a copy on the heap. */
+MUST_USE int lk_describe(const struct lk_header *h, struct fmt_crypt_info **ret);
+
+/* ---- lk_store.c ---- */
+/* A store that shows what lies in `below` from `base` on, decrypted. x NULL: the key is missing, every request fails with
+ * -EACCES. Neither below nor x is owned: they outlive the store. sector 0 of the initial vectors is at byte iv_base of below. */
+struct lk_store_opts { struct stor *below; const struct lk_xform *x; uint64_t base, iv_base; };
+MUST_USE int lk_store_new(const struct lk_store_opts *o, struct stor **ret_s);
+
+#endif

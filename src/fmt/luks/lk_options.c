@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * lk_options.c: from words to a suite, and from a header to what info shows.
+ *
+ * Purpose      The options of creation, with their defaults; named secrets.
+ * Owns         Nothing.
+ * Invariants   I1  A header made from options has a suite that fits together.
+ * Order        None: no I/O.
+ * Concurrency  Pure, but for the list of secrets, which has its own lock.
+ * Failure      One sentence that names option and value.
+ * Tests        luks_test.c, tests/interop/test_luks.py
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "fmt/luks/lk.h"
+
+static int unknown(const char *prefix, const char *option, const char *value, struct byre_err *err)
+{
+    return byre_fail(err, BAD_OPTION, "%s%s: '%s' is not supported", prefix, option, value);
+}
+
+int lk_options(const struct fmt_encrypt *o, const char *prefix, struct lk_header *ret, struct byre_err *err)
+{
+    struct lk_header h = { .key_bytes = 0 };
+    const char *cipher = o->cipher_alg ? o->cipher_alg : "aes-256", *mode = o->cipher_mode ? o->cipher_mode : "xts";
+    const char *ivgen = o->ivgen_alg ? o->ivgen_alg : "plain64", *hash = o->hash_alg ? o->hash_alg : "sha256";
+    const char *iv_hash = o->ivgen_hash_alg ? o->ivgen_hash_alg : "sha256", *why = NULL;
+    h.suite.cipher = lk_cipher_by_option(cipher);
+    h.hash = lk_hash_by_name(hash);
+    if (!h.suite.cipher)
+        return unknown(prefix, "cipher-alg", cipher, err);
+    if (lk_mode_parse(mode, &h.suite.mode))
+        return unknown(prefix, "cipher-mode", mode, err);
+    if (lk_ivgen_parse(ivgen, &h.suite.ivgen))
+        return unknown(prefix, "ivgen-alg", ivgen, err);
+    if (!h.hash)
+        return unknown(prefix, "hash-alg", hash, err);
+    if (h.suite.ivgen == LK_IV_ESSIV || o->ivgen_hash_alg) {
+        h.suite.iv_hash = lk_hash_by_name(iv_hash);
+        if (!h.suite.iv_hash)
+            return unknown(prefix, "ivgen-hash-alg", iv_hash, err);
+    }
+    if (lk_suite_check(&h.suite, &why))
+        return byre_fail(err, BAD_OPTION, "%scipher-alg=%s, %scipher-mode=%s, %sivgen-alg=%s: %s", prefix, cipher, prefix, mode, prefix, ivgen, why);
+    h.key_bytes = lk_suite_key_bytes(&h.suite);
+    lk_header_lay_out(&h);
+    *ret = h;
+    return 0;
+}
+
+int lk_secret(struct secret_set *set, const char *id, const char *option, const char *name, struct secret **ret, struct byre_err *err)
+{
+    if (!id && !name)
+        return byre_fail(err, NO_SECRET, "%s: must name the secret that will open the image", option);
+    if (!id)
+        return byre_fail(err, NO_SECRET, "%s: is encrypted; '%s' must name the secret that opens it", name, option);
+    *ret = secret_get(set, id);
+    return *ret ? 0 : byre_fail(err, NO_SECRET, "%s%s%s: there is no secret with the id '%s'", name ? name : "", name ? ": " : "", option, id);
+}
+
+int lk_describe(const struct lk_header *h, struct fmt_crypt_info **ret)
+{
+    struct fmt_crypt_info *i = calloc(1, sizeof *i);
+    if (!i)
+        return -ENOMEM;
+    *i = (struct fmt_crypt_info){
+        .format = "luks", .cipher_alg = lk_cipher_option(h->suite.cipher), .cipher_mode = lk_mode_name(h->suite.mode),
+        .ivgen_alg = lk_ivgen_name(h->suite.ivgen), .ivgen_hash_alg = h->suite.iv_hash ? lk_hash_name(h->suite.iv_hash) : NULL,
+        .hash_alg = lk_hash_name(h->hash), .payload_offset = h->payload_off, .master_key_iters = h->digest_iterations,
+    };
+    memcpy(i->uuid, h->uuid, sizeof i->uuid);
+    for (unsigned k = 0; k < LK_SLOTS; k++) {
+        i->slots[k].active = h->slot[k].active;
+        i->slots[k].iters = h->slot[k].iterations;
+        i->slots[k].key_offset = h->slot[k].off;
+        i->slots[k].stripes = h->slot[k].stripes;
+    }
+    *ret = i;
+    return 0;
+}

@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * luks.c: the format luks: a LUKS1 header and behind it the encrypted disk, nothing else (FEATURES 3.062).
+ *
+ * Purpose      Opens and makes such files. Guest offset and payload offset are the same number; lk_store.c does the rest.
+ * Owns         struct luks_image: header, key, the store that decrypts, the secret that opened it.
+ * Invariants   I1  size is what lies behind the payload offset, rounded up to a sector.
+ *              I2  im->data exists always; without a key every request to it fails (-EACCES).
+ * Order        A flush is the store's flush. Creation: key material, flush, header, flush.
+ * Concurrency  map, zero, discard, flush: any loop. open, resize, close, amend_keys: home loop.
+ * Failure      open: nothing stays open. A failed creation leaves no header.
+ * Tests        luks_test.c, tests/interop/test_luks.py
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "fmt/luks/lk.h"
+
+struct luks_image {
+    struct fmt_image im;                     /* first */
+    struct lk_header h;
+    struct lk_xform *x;
+    struct secret *pass;
+};
+
+static struct luks_image *of(struct fmt_image *im) { return (struct luks_image *)im; }
+
+static int area_flush(struct co *co, void *arg)
+{
+    return stor_flush(co, arg);
+}
+
+static struct lk_area area_of(struct stor *s)
+{
+    return (struct lk_area){ .store = s, .flush = area_flush, .arg = s, .name = s->name };
+}
+
+/* ---- opening ---- */
+
+static int set_size(struct co *co, struct luks_image *l, struct byre_err *err)
+{
+    uint64_t len;
+    int r = stor_length(co, l->im.store, &len);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot get the length", l->im.store->name);
+    if (len < l->h.payload_off)
+        return byre_fail(err, BAD_FORMAT, "%s: the payload begins at %" PRIu64 ", the file ends at %" PRIu64, l->im.store->name, l->h.payload_off, len);
+    l->im.size = round_up(len - l->h.payload_off, LK_SECTOR);
+    return 0;
+}
+
+static int unlock(struct co *co, struct luks_image *l, const struct fmt_open_opts *o, struct byre_err *err)
+{
+    struct lk_area a = area_of(l->im.store);
+    uint8_t *key;
+    unsigned slot;
+    if (o->no_data && !o->key_secret)
+        return 0;
+    int r = lk_secret(o->secrets, o->key_secret, "key-secret", a.name, &l->pass, err);
+    if (r)
+        return o->no_data ? 0 : r;
+    r = lk_unlock(co, &a, &l->h, l->pass, -1, &key, &slot, err);
+    if (r)
+        return r;
+    r = lk_xform_new(&l->h.suite, key, &l->x);
+    secret_free(key);
+    return r ? byre_fail(err, NOMEM, "%s: no memory for keys", a.name) : 0;
+}
+
+static int open_parts(struct co *co, struct luks_image *l, const struct fmt_open_opts *o, struct byre_err *err)
+{
+    struct lk_area a = area_of(l->im.store);
+    int r = lk_load(co, &a, &l->h, err);
+    if (!r)
+        r = set_size(co, l, err);
+    if (!r && !o->info_only)
+        r = unlock(co, l, o, err);
+    if (r)
+        return r;
+    struct lk_store_opts so = { .below = l->im.store, .x = l->x, .base = l->h.payload_off, .iv_base = l->h.payload_off };
+    if (lk_store_new(&so, &l->im.data) || epoch_new(co_loop(co), &l->im.epoch))
+        return byre_fail(err, NOMEM, "%s: no memory to open the image", a.name);
+    return 0;
+}
+
+static void dismantle(struct co *co, struct luks_image *l)
+{
+    if (l->im.epoch) {
+        epoch_drain(co, l->im.epoch);
+        epoch_free(l->im.epoch);
+    }
+    stor_close(co, l->im.data);
+    lk_xform_free(l->x);
+    secret_put(l->pass);
+    free(l);
+}
+
+static int luks_open(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err)
+{
+    struct luks_image *l = calloc(1, sizeof *l);
+    if (!l)
+        return byre_fail(err, NOMEM, "%s: no memory to open the image", store->name);
+    l->im.ops = &fmt_luks_ops;
+    l->im.store = store;
+    l->im.home = co_loop(co);
+    l->im.granule = LK_SECTOR;
+    l->im.read_only = o->read_only;
+    l->im.encrypted = true;
+    int r = open_parts(co, l, o, err);
+    if (r) {
+        dismantle(co, l);
+        return r;
+    }
+    *ret_im = &l->im;
+    return 0;
+}
+
+static int luks_close(struct co *co, struct fmt_image *im)
+{
+    struct stor *store = im->store;
+    int r = im->read_only ? 0 : stor_flush(co, store);
+    dismantle(co, of(im));
+    stor_close(co, store);
+    return r;
+}
+
+/* ---- requests ---- */
+
+static int luks_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
+{
+    *ret_e = (struct fmt_extent){ .kind = FMT_DATA, .writable = !im->read_only, .has_host = true, .len = len, .host = off };
+    return 0;
+}
+
+static int luks_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v)
+{
+    return -EIO;                             /* map() never says ENCODED */
+}
+
+/* Every range is writable in place already. */
+static int luks_write_begin(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w)
+{
+    *w = (struct fmt_write){ .off = off };
+    return 0;
+}
+
+static int luks_write_commit(struct co *co, struct fmt_image *im, struct fmt_write *w)
+{
+    return 0;
+}
+
+static void luks_write_abort(struct co *co, struct fmt_image *im, struct fmt_write *w)
+{
+}
+
+/* Zeros are their ciphertext: bytes must be written. */
+static int luks_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags)
+{
+    return -ENOTSUP;
+}
+
+static int luks_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
+{
+    return -ENOTSUP;
+}
+
+static int luks_flush(struct co *co, struct fmt_image *im)
+{
+    return stor_flush(co, im->store);
+}
+
+/* Writes encrypted zeros over a range of the payload. */
+static int fill(struct co *co, struct stor *data, uint64_t off, uint64_t end, enum fmt_prealloc prealloc)
+{
+    if (off >= end || prealloc == FMT_PREALLOC_OFF)
+        return 0;
+    int r = prealloc == FMT_PREALLOC_FALLOC ? stor_preallocate(co, data, off, end - off) : 0;
+    return r == 0 || r == -ENOTSUP ? stor_zero(co, data, off, end - off, 0) : r;
+}
+
+static int luks_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+{
+    struct luks_image *l = of(im);
+    uint64_t old = im->size, whole;
+    if (prealloc == FMT_PREALLOC_METADATA)
+        return byre_fail(err, BAD_OPTION, "%s: preallocation mode 'metadata' does not exist for luks images", im->store->name);
+    if (!im->store->traits.regular)
+        return byre_fail(err, NOT_SUPPORTED, "%s: is no file, so its size cannot be changed", im->store->name);
+    if (add_overflows(size, l->h.payload_off, &whole) || whole > INT64_MAX)
+        return byre_fail(err, BAD_SIZE, "%s: a size of %" PRIu64 " bytes is too large", im->store->name, size);
+    int r = stor_truncate(co, im->store, whole);
+    if (!r && size > old)
+        r = fill(co, im->data, old, size, prealloc);
+    if (r) {
+        if (size > old)
+            (void)!stor_truncate(co, im->store, l->h.payload_off + old);     /* the error told is the first one */
+        return byre_fail_code(err, IO, r, "%s: cannot set the size to %" PRIu64, im->store->name, size);
+    }
+    im->size = size;
+    return 0;
+}
+
+static int luks_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err)
+{
+    struct fmt_info i = { .virtual_size = im->size, .encrypted = true };
+    if (lk_describe(&of(im)->h, &i.crypt))
+        return byre_fail(err, NOMEM, "%s: no memory for a description", im->store->name);
+    *ret_info = i;
+    return 0;
+}
+
+static int luks_amend_keys(struct co *co, struct fmt_image *im, const struct fmt_keys_amend *o, struct byre_err *err)
+{
+    struct luks_image *l = of(im);
+    struct lk_area a = area_of(im->store);
+    struct fmt_keys_amend with = *o;
+    if (im->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", a.name);
+    with.open_secret = l->pass;
+    return lk_amend(co, &a, &l->h, &with, err);
+}
+
+/* ---- making ---- */
+
+/* A device only must be large enough; what it held before is not a header any more. */
+static int make_room(struct co *co, struct stor *s, uint64_t bytes, struct byre_err *err)
+{
+    uint64_t have;
+    int r = s->traits.regular ? stor_truncate(co, s, 0) : stor_length(co, s, &have);
+    if (!r && !s->traits.regular && have < bytes)
+        return byre_fail(err, NO_SPACE, "%s: has %" PRIu64 " bytes, the image needs %" PRIu64, s->name, have, bytes);
+    if (!r)
+        r = s->traits.regular ? stor_truncate(co, s, bytes) : stor_zero(co, s, 0, LK_HEAD_BYTES, 0);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot make room for %" PRIu64 " bytes", s->name, bytes) : 0;
+}
+
+static int prefill(struct co *co, struct stor *s, const struct lk_header *h, const uint8_t *key, const struct fmt_create_opts *o)
+{
+    struct lk_xform *x = NULL;
+    struct stor *data = NULL;
+    int r = lk_xform_new(&h->suite, key, &x);
+    struct lk_store_opts so = { .below = s, .x = x, .base = h->payload_off, .iv_base = h->payload_off };
+    if (!r)
+        r = lk_store_new(&so, &data);
+    if (!r)
+        r = fill(co, data, 0, o->size, o->prealloc);
+    stor_close(co, data);
+    lk_xform_free(x);
+    return r;
+}
+
+static int create_with(struct co *co, struct stor *s, struct lk_header *h, const struct secret *pass, const struct fmt_create_opts *o, struct byre_err *err)
+{
+    struct lk_area a = area_of(s);
+    uint8_t *key = NULL;
+    int r = make_room(co, s, h->payload_off + o->size, err);
+    if (!r)
+        r = lk_format(co, &a, h, pass, o->encrypt.iter_time_ms, &key, err);
+    if (r)
+        return r;
+    if (o->prealloc != FMT_PREALLOC_OFF)
+        r = prefill(co, s, h, key, o);
+    secret_free(key);
+    if (!r)
+        r = stor_flush(co, s);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot write the image", s->name) : 0;
+}
+
+static int luks_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err)
+{
+    struct lk_header h;
+    struct secret *pass;
+    uint64_t whole;
+    int r = lk_options(&o->encrypt, "", &h, err);
+    if (r)
+        return r;
+    if (o->prealloc == FMT_PREALLOC_METADATA)
+        return byre_fail(err, BAD_OPTION, "preallocation: 'metadata' does not exist for luks images");
+    if (o->backing_file)
+        return byre_fail(err, BAD_OPTION, "luks images cannot have a backing file");
+    if (add_overflows(o->size, h.payload_off, &whole) || whole > INT64_MAX)
+        return byre_fail(err, BAD_SIZE, "a size of %" PRIu64 " bytes is too large", o->size);
+    r = lk_secret(o->secrets, o->encrypt.key_secret, "key-secret", NULL, &pass, err);
+    if (r)
+        return r;
+    if (store)
+        r = create_with(co, store, &h, pass, o, err);
+    secret_put(pass);
+    return r;
+}
+
+static int luks_measure(const struct fmt_create_opts *o, uint64_t data_bytes, struct fmt_measure *ret, struct byre_err *err)
+{
+    struct lk_header h;
+    uint64_t whole;
+    int r = lk_options(&o->encrypt, "", &h, err);
+    if (r)
+        return r;
+    if (add_overflows(o->size, h.payload_off, &whole))
+        return byre_fail(err, BAD_SIZE, "size: %" PRIu64 " bytes are too large", o->size);
+    *ret = (struct fmt_measure){ .required = whole, .fully_allocated = whole };
+    return 0;
+}
+
+const struct fmt_ops fmt_luks_ops = {
+    .name = "luks",
+    .probe = lk_probe,
+    .open = luks_open,
+    .map = luks_map,
+    .read_encoded = luks_read_encoded,
+    .write_begin = luks_write_begin,
+    .write_commit = luks_write_commit,
+    .write_abort = luks_write_abort,
+    .zero = luks_zero,
+    .discard = luks_discard,
+    .flush = luks_flush,
+    .resize = luks_resize,
+    .info = luks_info,
+    .close = luks_close,
+    .create = luks_create,
+    .amend_keys = luks_amend_keys,
+    .measure = luks_measure,
+};
