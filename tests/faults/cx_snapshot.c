@@ -10,6 +10,9 @@
  * Failure      UINT64_MAX: something points outside the file.
  * Tests        the mutants SHARED_IN_PLACE and L2_COPY_IN_PLACE must be caught through it.
  */
+#include <limits.h>
+#include <string.h>
+
 #include "base/checked.h"
 #include "base/endian.h"
 #include "cx_snapshot.h"
@@ -60,25 +63,41 @@ static bool digest_l2(const struct cx_bytes *f, uint64_t l2, unsigned bits, uint
     return true;
 }
 
-uint64_t cx_snapshots_digest(const struct cx_bytes *f)
+static uint64_t digest_l1(const struct cx_bytes *f, uint64_t l1, uint64_t entries)
 {
-    uint64_t h = 0, n = be(f, 60, 4), at = be(f, 64, 8);
     unsigned bits = (unsigned)be(f, 20, 4);
-    for (uint64_t s = 0; s < n && s < 16; s++) {
-        if (!range_inside(at, 40, f->len))
+    uint64_t h = entries;
+    if (!range_inside(l1, entries * 8, f->len))
+        return UINT64_MAX;
+    for (uint64_t i = 0; i < entries; i++) {
+        uint64_t l2 = be(f, l1 + i * 8, 8) & 0x00fffffffffffe00ull;
+        h = mix(h, i);
+        if (l2 && !digest_l2(f, l2, bits, &h))
             return UINT64_MAX;
-        uint64_t l1 = be(f, at, 8), entries = be(f, at + 8, 4);
-        if (!range_inside(l1, entries * 8, f->len))
-            return UINT64_MAX;
-        for (uint64_t i = 0; i < entries; i++) {
-            uint64_t l2 = be(f, l1 + i * 8, 8) & 0x00fffffffffffe00ull;
-            h = mix(h, i);
-            if (l2 && !digest_l2(f, l2, bits, &h))
-                return UINT64_MAX;
-        }
-        at += round_up(40 + be(f, at + 36, 4) + be(f, at + 12, 2) + be(f, at + 14, 2), 8);
     }
     return h;
+}
+
+uint64_t cx_disk_digest(const struct cx_bytes *f)
+{
+    uint64_t span = 1ull << (2 * be(f, 20, 4) - 3);
+    return digest_l1(f, be(f, 40, 8), min_u64(be(f, 36, 4), div_up(be(f, 24, 8), span)));
+}
+
+unsigned cx_snapshots(const struct cx_bytes *f, struct cx_snap list[CX_SNAPS_MAX])
+{
+    uint64_t n = be(f, 60, 4), at = be(f, 64, 8);
+    for (uint64_t s = 0; s < n; s++) {
+        if (s == CX_SNAPS_MAX || !range_inside(at, 40, f->len))
+            return UINT_MAX;
+        uint64_t text = at + 40 + be(f, at + 36, 4) + be(f, at + 12, 2), len = be(f, at + 14, 2);
+        if (!range_inside(text, len, f->len))
+            return UINT_MAX;
+        list[s] = (struct cx_snap){ .digest = digest_l1(f, be(f, at, 8), be(f, at + 8, 4)) };
+        memcpy(list[s].name, f->data + text, min_u64(len, sizeof list[s].name - 1));
+        at += round_up(text + len - at, 8);
+    }
+    return (unsigned)n;
 }
 
 /* The offset of the bitmaps extension's data, 0: none. */

@@ -20,7 +20,7 @@
 /* ---- scenarios (fx_scenes.c) ---- */
 
 enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_FLUSH, FX_GROW, FX_SHRINK, FX_AMEND, FX_CHECK, FX_REPAIR,
-             FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
+             FX_KEEP, FX_APPLY, FX_DROP /* snapshot number `at`: made, applied, deleted */, FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
 struct fx_step {
     enum fx_do what;
     unsigned at, at_sectors, len, len_sectors;   /* clusters and sectors; cut to the disk. GROW: len sixteenths of the size more; SHRINK: to len.
@@ -42,7 +42,11 @@ extern const char *const fx_do_names[FX_DO_KINDS];
 /* ---- what may be there (fx_model.c): sets of versions, one bit each. Bit 0 zeros, bit 1 from the beginning ---- */
 
 struct fx_flush { struct fx_flush *next; uint64_t now[FX_SECTORS], sizes; };      /* a flush on its way */
+/* A snapshot: what it must hold, and whether it may be there: bits FX_ABSENT, FX_THERE. */
+enum { FX_ABSENT = 1u, FX_THERE = 2u };
+struct fx_snap { struct cx_snap s; unsigned now, crash, ever; uint64_t holds[FX_SECTORS]; };
 struct fx_model {
+    struct fx_snap snap[CX_SNAPS_MAX]; unsigned snap_count;
     uint64_t now[FX_SECTORS];            /* what a read may show */
     uint64_t crash[FX_SECTORS];          /* what may be there after a power cut */
     uint64_t ever[FX_SECTORS];           /* all that was ever there or asked for */
@@ -69,7 +73,7 @@ struct fx_case {
     struct cx_bytes start;               /* the file */
     struct cx_model *values;             /* names the content of sectors */
     struct fx_model first;
-    uint64_t size, snapshots, seed;      /* seed: of the scheduler */
+    uint64_t size, seed;                 /* seed: of the scheduler */
     unsigned lies;                       /* of the store (cx_world.h): the loops must notice */
 };
 
@@ -85,6 +89,7 @@ struct fx_run {
     unsigned steps_failed;
     bool closed_well;                    /* nothing is open, and the last close said 0 */
     bool created;
+    bool snap_cut;                       /* an operation on a snapshot failed, and what it had done could not be taken back */
     bool mended;                         /* the last repair said that nothing is left to do */
     bool bad;
     char why[400];

@@ -28,8 +28,9 @@ struct fill { struct cx_world *w; const struct fx_case *c; int e; };
 static void fill_co(struct co *co, void *arg)
 {
     struct fill *f = arg;
-    struct fx_run r = { .w = f->w, .c = (struct fx_case *)(uintptr_t)f->c };
+    static struct fx_run r;              /* too large for a coroutine */
     struct byre_err err;
+    r = (struct fx_run){ .w = f->w, .c = (struct fx_case *)(uintptr_t)f->c };
     uint64_t cs = f->c->g.cluster;
     f->e = cx_open(co, f->w, false, false, &err);
     if (f->e < 0)
@@ -113,7 +114,10 @@ bool fx_case_make(struct fx_case *c, struct cx_world *w, const struct fx_scene *
     damage(w, c);
     if (!cx_run(w, values_co, &f) || f.e)
         return false;
-    c->snapshots = cx_snapshots_digest(&w->image);
+    struct cx_snap list[CX_SNAPS_MAX];
+    c->first.snap_count = cx_snapshots(&w->image, list);
+    for (unsigned i = 0; i < c->first.snap_count; i++)
+        c->first.snap[i] = (struct fx_snap){ .s = list[i], .now = FX_THERE, .crash = FX_THERE, .ever = FX_THERE };
     if (s->steps[1].what == FX_CREATE)
         w->image.len = 0;
     c->start = (struct cx_bytes){ malloc(CX_FILE_MAX), w->image.len };

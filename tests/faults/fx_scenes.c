@@ -10,6 +10,7 @@
 
 #define K4 " c4k c4k-back "
 #define PLAIN " c4k c4k-back c512 c512-v2-back c64k "
+#define SNAPS " c4k c4k-back c512-v2-back c64k c512-wide lazy compressed snapshot holes "
 #define FILES " snapshot compressed holes garbage "
 #define TOO , .together = true
 
@@ -28,7 +29,7 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "" },
 };
 
-const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "close", "faults" };
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "keep", "apply", "drop", "close", "faults" };
 
 const struct fx_scene fx_scenes[] = {
     { "create", PLAIN "c512-wide ", 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
@@ -69,5 +70,12 @@ const struct fx_scene fx_scenes[] = {
     { "pack-at-once", K4 "c512 c512-v2-back compressed ", 4, false, 0, { { FX_OPEN_RW }, { FX_PACK, 10, 0, 4, 0 }, { FX_FAULTS }, { FX_PACK, 10, 0, 2, 0 }, { FX_PACK, 12, 0, 1, 0 TOO }, { FX_WRITE, 13, 0, 1, 0 TOO },
         { FX_FLUSH TOO }, { FX_PACK, 16, 0, 2, 0 TOO }, { FX_DISCARD, 0, 0, 2, 0 TOO }, { FX_FLUSH TOO }, { FX_PACK, 0, 0, 1, 0 }, { FX_FLUSH TOO }, { FX_FLUSH } } },
     { "many-tables", " c512-wide garbage c512 ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 0, 100, 0 }, { FX_FLUSH }, { FX_WRITE, 150, 0, 120, 0 }, { FX_FLUSH } } },
+    { "snap-create", SNAPS, 8, true, 0,
+      { { FX_OPEN_RW }, { FX_WRITE, 3, 0, 2, 0 }, { FX_FLUSH }, { FX_FAULTS }, { FX_KEEP }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FLUSH } } },
+    { "snap-apply", SNAPS, 8, true, 0,
+      { { FX_OPEN_RW }, { FX_FLUSH }, { FX_KEEP }, { FX_WRITE, 2, 0, 3, 0 }, { FX_WRITE, 12, 0, 1, 0 }, { FX_FLUSH }, { FX_FAULTS }, { FX_APPLY }, { FX_WRITE, 4, 0, 0, 1 }, { FX_FLUSH } } },
+    { "snap-delete", SNAPS, 8, true, 0,
+      { { FX_OPEN_RW }, { FX_FLUSH }, { FX_KEEP }, { FX_WRITE, 2, 0, 3, 0 }, { FX_DISCARD, 6, 0, 1, 0 }, { FX_FLUSH }, { FX_FAULTS }, { FX_DROP }, { FX_WRITE, 0, 0, 1, 0 }, { FX_FLUSH } } },
+    { "snap-delete-old", " snapshot ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_DROP, 1, 0, 0, 0 }, { FX_WRITE, 0, 0, 3, 0 }, { FX_FLUSH } } },
     { NULL, NULL, 0, false, 0, { { FX_END } } },
 };

@@ -174,6 +174,70 @@ static int amend(struct co *co, struct fx_run *r, const struct fx_step *s, struc
     return refused ? 0 : e;        /* what the image cannot become */
 }
 
+/* ---- snapshots ---- */
+
+static const char *const snap_names[] = { "k", "before" };
+
+static struct fx_snap *snap_named(struct fx_run *r, const char *name)
+{
+    for (unsigned i = 0; i < r->m.snap_count; i++)
+        if (strcmp(r->m.snap[i].s.name, name) == 0)
+            return &r->m.snap[i];
+    return NULL;
+}
+
+/* The one that is to be made. Everything that was written is in the file. */
+static struct fx_snap *snap_new(struct fx_run *r, const char *name)
+{
+    struct fx_snap *n = &r->m.snap[r->m.snap_count++];
+    *n = (struct fx_snap){ .s.digest = cx_disk_digest(&r->w->image), .now = FX_ABSENT, .crash = FX_ABSENT, .ever = FX_ABSENT };
+    snprintf(n->s.name, sizeof n->s.name, "%s", name);
+    memcpy(n->holds, r->m.now, sizeof n->holds);
+    return n;
+}
+
+static void snap_issue(struct fx_model *m, struct fx_snap *n, enum fx_do what)
+{
+    unsigned bit = what == FX_KEEP ? FX_THERE : what == FX_DROP ? FX_ABSENT : 0;
+    n->now |= bit;
+    n->crash |= bit;
+    n->ever |= bit;
+    for (unsigned i = 0; what == FX_APPLY && i < FX_SECTORS; i++) {
+        m->now[i] |= n->holds[i];
+        m->crash[i] |= n->holds[i];
+        m->ever[i] |= n->holds[i];
+    }
+}
+
+/* What an operation that succeeded has done is durable, with all that came before. */
+static void snap_done(struct fx_model *m, struct fx_snap *n, enum fx_do what)
+{
+    if (what == FX_APPLY)
+        memcpy(m->now, n->holds, sizeof m->now);
+    else
+        n->now = n->crash = what == FX_KEEP ? FX_THERE : FX_ABSENT;
+    memcpy(m->crash, m->now, sizeof m->crash);
+}
+
+static int snapshot(struct co *co, struct fx_run *r, const struct fx_step *s, struct byre_err *err)
+{
+    const char *name = snap_names[s->at];
+    struct fx_snap *n = snap_named(r, name);
+    if (s->what == FX_KEEP ? n != NULL : !n || n->now != FX_THERE)
+        return 0;                        /* an earlier step has failed */
+    if (!n)
+        n = snap_new(r, name);
+    struct fmt_snapshot_req rq = { .op = s->what == FX_KEEP ? FMT_SNAPSHOT_CREATE : s->what == FX_APPLY ? FMT_SNAPSHOT_APPLY : FMT_SNAPSHOT_DELETE,
+                                   .name = name, .unique = true, .pick = { .name = name } };
+    snap_issue(&r->m, n, s->what);
+    int e = graph_snapshot(co, r->w->node, &rq, NULL, err);
+    if (e == 0)
+        snap_done(&r->m, n, s->what);
+    else if (r->fault.forever || r->fault.kind == CX_F_FLUSH || s->what == FX_DROP)      /* a snapshot that is gone does not come back */
+        r->snap_cut = true;
+    return e;
+}
+
 /* ---- operations on the image as a whole ---- */
 
 int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, struct byre_err *err)
@@ -279,6 +343,11 @@ static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, u
         break;
     case FX_CLOSE:
         answered(r, s->what, open ? fx_close(co, r) : 0, NULL);
+        break;
+    case FX_KEEP:
+    case FX_APPLY:
+    case FX_DROP:
+        answered(r, s->what, open ? snapshot(co, r, s, &err) : 0, &err);
         break;
     case FX_GROW:
     case FX_SHRINK:

@@ -98,7 +98,8 @@ static void read_slot(struct co *co, void *arg)
     struct slot *s = arg;
     struct ring *r = s->ring;
     struct iovec v;
-    s->p.rc = stor_read(co, r->store, iov_one(&v, s->p.data, s->p.len), s->p.off);
+    s->p.rc = r->ops->exact ? stor_read_exact(co, r->store, s->p.data, s->p.len, s->p.off)
+                            : stor_read(co, r->store, iov_one(&v, s->p.data, s->p.len), s->p.off);
     if (s->p.rc)
         memset(s->p.data, 0, s->p.len);
     if (s->p.rc || !r->workers) {

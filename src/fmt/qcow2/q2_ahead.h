@@ -18,7 +18,7 @@
 #define Q2_AHEAD_BYTES (1u << 20)            /* a piece is at most this or one cluster, whichever is larger */
 
 struct q2_piece {
-    uint64_t off, len;                       /* bytes of the store; what lies behind its end reads as zeros */
+    uint64_t off, len;                       /* bytes of the store; what lies behind its end reads as zeros, or is an error (exact) */
     uint64_t tag;                            /* the caller's */
     uint8_t *data;                           /* valid during use(); the caller may change it */
     int rc;                                  /* 0, or why it could not be read (data is zeros then) */
@@ -36,6 +36,7 @@ struct q2_ahead_ops {
     int (*work)(void *arg, unsigned worker, struct q2_piece *p);
     /* May be NULL. After each work(), on the loop, before that worker number is used again. As work(). */
     int (*worked)(void *arg, unsigned worker);
+    bool exact;                              /* a piece that the store does not have whole cannot be read: -EIO */
 };
 
 /* Runs until next() says false. max_bytes: longest piece. -ENOMEM, or what a callback returned. Suspends. */

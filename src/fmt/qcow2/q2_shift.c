@@ -214,7 +214,7 @@ static int use_piece(struct co *co, void *arg, struct q2_piece *x)
 
 static int run(struct co *co, struct pass *p)
 {
-    static const struct q2_ahead_ops ops = { next_piece, use_piece };
+    static const struct q2_ahead_ops ops = { .next = next_piece, .use = use_piece, .exact = true };
     if (p->mode == UP && posix_memalign((void **)&p->old, 4096, round_up(p->max, 4096)))
         return -ENOMEM;
     int r = q2_ahead_run(co, p->s->q->im.store, p->max, &ops, p);

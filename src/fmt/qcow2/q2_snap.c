@@ -96,12 +96,11 @@ int q2_snap_read_l1(struct co *co, const struct q2_snap *s, uint64_t *words, uin
 {
     const struct q2_snapshot *it = s->it;
     uint64_t bytes = min_u64(n, it->l1_size) * 8;
-    struct iovec v;
     if (!bytes)
         return 0;
     if (!it->l1_ok || q2_outside(&s->q->g, s->file_bytes, it->l1_off, (uint64_t)it->l1_size * 8))
         return -EUCLEAN;
-    return stor_read(co, s->q->im.store, iov_one(&v, words, bytes), it->l1_off);
+    return stor_read_exact(co, s->q->im.store, words, bytes, it->l1_off);
 }
 
 /* A cluster whose count was lost looks free, and may have been taken for the new tables: it stays out of reach. */

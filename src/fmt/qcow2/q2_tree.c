@@ -130,7 +130,7 @@ static int use_piece(struct co *co, void *arg, struct q2_piece *p)
 
 static int run(struct co *co, struct pass *p)
 {
-    static const struct q2_ahead_ops ops = { next_piece, use_piece };
+    static const struct q2_ahead_ops ops = { .next = next_piece, .use = use_piece, .exact = true };
     p->max = max_u64(Q2_AHEAD_BYTES, p->q->g.cluster_size);
     return q2_ahead_run(co, p->q->im.store, p->max, &ops, p);
 }
