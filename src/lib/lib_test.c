@@ -541,6 +541,80 @@ static int remove_folder(void **state)
     return system(cmd);
 }
 
+/* ---- snapshots (FEATURES 1.086 to 1.091) ---- */
+
+static void opens_as(struct byre_ctx *ctx, const char *name, const struct byre_open_opts *o, uint64_t size, uint8_t fill)
+{
+    struct byre_image *image = NULL;
+    struct byre_err err;
+    uint8_t buf[4096];
+    if (byre_open(ctx, path_of(name), o, &image, &err))
+        fail_msg("%s", err.text);
+    assert_true(byre_size(image) == size);
+    assert_int_equal(byre_read(image, buf, sizeof buf, 0), 0);
+    assert_true(buf[0] == fill && memcmp(buf, buf + 1, sizeof buf - 1) == 0);
+    assert_int_equal(byre_close(image), 0);
+}
+
+static void snapshots(unsigned loops)
+{
+    struct byre_ctx *ctx = ctx_new(loops);
+    struct byre_image *image = make(ctx, loops ? "snap2" : "snap0", "qcow2", 1 << 20), *other;
+    const char *name = loops ? "snap2" : "snap0";
+    struct byre_err err;
+    struct byre_snapshot_opts so = byre_snapshot_opts_init();
+    struct byre_snapshot_pick p = byre_snapshot_pick_init();
+    uint8_t buf[4096];
+    for (unsigned i = 1; i <= 2; i++) {
+        memset(buf, (int)i, sizeof buf);
+        assert_int_equal(byre_write(image, buf, sizeof buf, 0, 0), 0);
+        so.name = i == 1 ? "one" : "1";
+        so.date_sec = 1000 * i;
+        assert_int_equal(byre_snapshot_create(image, &so, &err), 0);
+        assert_int_equal(byre_resize(image, (1 + i) << 20, BYRE_PREALLOC_OFF, &err), 0);
+    }
+    so.flags = BYRE_SNAPSHOT_UNIQUE;
+    assert_int_equal(byre_snapshot_create(image, &so, &err), -EEXIST);
+    so.flags = 1u << 9;
+    assert_int_equal(byre_snapshot_create(image, &so, &err), -EINVAL);
+    assert_int_equal(byre_snapshot_delete(image, &p, &err), -EINVAL);             /* which one? */
+    p.any = "nobody";
+    assert_int_equal(byre_snapshot_apply(image, &p, &err), -ENOENT);
+    p.any = "1";                                                                /* the id: snapshot "one" */
+    assert_int_equal(byre_snapshot_apply(image, &p, &err), 0);
+    assert_true(byre_size(image) == 1 << 20);
+    assert_int_equal(byre_read(image, buf, sizeof buf, 0), 0);
+    assert_true(buf[0] == 1);
+    assert_int_equal(byre_close(image), 0);
+    struct byre_open_opts o = byre_open_opts_init();
+    o.format = "qcow2";
+    o.snapshot = "one";
+    assert_int_equal(byre_open(ctx, path_of(name), &o, &other, &err), -EINVAL);      /* for reading only */
+    o.flags = BYRE_OPEN_READ_ONLY;
+    opens_as(ctx, name, &o, 1 << 20, 1);
+    o.snapshot = NULL;
+    o.snapshot_id = "2";
+    o.snapshot_name = "1";
+    opens_as(ctx, name, &o, 2 << 20, 2);
+    o.snapshot = "one";
+    assert_int_equal(byre_open(ctx, path_of(name), &o, &other, &err), -EINVAL);      /* picked twice */
+    o = byre_open_opts_init();
+    o.format = "qcow2";
+    assert_int_equal(byre_open(ctx, path_of(name), &o, &image, &err), 0);
+    p.name_first = 1;
+    assert_int_equal(byre_snapshot_delete(image, &p, &err), 0);                   /* the name: id 2 */
+    struct byre_info *info;
+    assert_int_equal(byre_info_get(image, &info, &err), 0);
+    assert_true(info->snapshot_count == 1 && info->snapshots[0]->date_sec == 1000);
+    assert_string_equal(info->snapshots[0]->name, "one");
+    byre_info_free(info);
+    assert_int_equal(byre_close(image), 0);
+    byre_ctx_free(ctx);
+}
+
+static void snapshots_with_threads(void **state) { snapshots(2); }
+static void snapshots_in_the_callers_thread(void **state) { snapshots(0); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -549,7 +623,7 @@ int main(void)
         cmocka_unit_test(blocking_with_threads), cmocka_unit_test(blocking_in_the_callers_thread), cmocka_unit_test(several_threads),
         cmocka_unit_test(queue_with_threads), cmocka_unit_test(queue_in_the_callers_thread), cmocka_unit_test(queue_descriptor),
         cmocka_unit_test(queues_in_parallel), cmocka_unit_test(jobs_with_threads), cmocka_unit_test(jobs_in_the_callers_thread),
-        cmocka_unit_test(failed_creation),
+        cmocka_unit_test(failed_creation), cmocka_unit_test(snapshots_with_threads), cmocka_unit_test(snapshots_in_the_callers_thread),
     };
     return cmocka_run_group_tests_name("lib", tests, make_folder, remove_folder);
 }

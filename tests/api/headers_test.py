@@ -23,7 +23,9 @@ int main(void)
     struct byre_nbd_opts g = byre_nbd_opts_init();
     struct byre_extent h = byre_extent_init();
     struct byre_amend_opts i = byre_amend_opts_init();
-    return i.struct_size && a.struct_size && b.struct_size && c.struct_size && d.struct_size && e.struct_size && f.struct_size && g.struct_size && h.struct_size &&
+    struct byre_snapshot_opts j = byre_snapshot_opts_init();
+    struct byre_snapshot_pick k = byre_snapshot_pick_init();
+    return i.struct_size && j.struct_size && k.struct_size && a.struct_size && b.struct_size && c.struct_size && d.struct_size && e.struct_size && f.struct_size && g.struct_size && h.struct_size &&
            BYRE_VERSION_MAJOR >= 0 ? 0 : 1;
 }
 """
