@@ -7,6 +7,7 @@
 
 #include "byre/base.h"
 #include "byre/amend.h"
+#include "byre/bitmap.h"
 #include "byre/check.h"
 #include "byre/convert.h"
 #include "byre/create.h"

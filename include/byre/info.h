@@ -46,7 +46,8 @@ struct byre_info {
     int lazy_refcounts, extended_l2, has_data_file, data_file_raw;
     unsigned refcount_bits;
     const char *compression, *data_file;
-    const struct byre_bitmap_info *const *bitmaps; size_t bitmap_count;
+    const struct byre_bitmap_info *const *bitmaps; size_t bitmap_count;    /* without damaged ones */
+    size_t bitmaps_damaged;
     const struct byre_crypt_info *crypt;     /* any format; NULL: not encrypted */
 };
 

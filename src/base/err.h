@@ -50,6 +50,8 @@
     X(Q2_MARKED_CORRUPT, EACCES, "the image is marked corrupt")                             \
     X(Q2_REFCOUNT_RANGE, EINVAL, "a refcount does not fit its width")                       \
     X(Q2_BITMAPS, EINVAL, "the bitmap directory is malformed")                              \
+    X(BITMAP_BUSY, EBUSY, "a bitmap is in use by a job or an export")                       \
+    X(BITMAP_INCONSISTENT, EINVAL, "a bitmap was not stored when it was last in use")       \
     X(Q2_SNAPSHOTS, EINVAL, "the snapshot table is malformed")                              \
     X(NO_SECRET, EINVAL, "an encrypted image needs a secret that was not given")            \
     X(WRONG_SECRET, EACCES, "a passphrase opens no key slot")                               \

@@ -59,7 +59,14 @@
     X(DATA_FILE_LATE, "Q21", "an external data file is not flushed before the tables that name it (H5)") \
     X(DATA_FILE_UNFLUSHED, "Q21", "a guest flush does not flush the external data file")                \
     X(DATA_FILE_PUNCH_LATE, "Q9 Q21", "a punch in the data file does not hold off a rewrite of its clusters") \
-    X(AMEND_WIDTH_LATE, "Q20", "the width of the counts is switched behind the table that has it")
+    X(AMEND_WIDTH_LATE, "Q20", "the width of the counts is switched behind the table that has it")      \
+    X(BITMAP_BITS_LATE, "P4", "a guest write does not wait for the bits that cover it")                 \
+    X(BITMAP_NO_BITS, "P4", "bits are not written ahead, the claim is made all the same")               \
+    X(BITMAP_TABLE_EARLY, "Q17", "a bitmap's table names a new cluster that is not yet durable")        \
+    X(BITMAP_FLAG_EARLY, "Q17", "a bitmap is no longer in use before its exact bits are durable")       \
+    X(BITMAP_SWITCH_EARLY, "Q17", "the extension names a directory that is not yet durable")            \
+    X(BITMAP_AUTOCLEAR_EARLY, "Q17", "an extension across two sectors is rewritten while it counts")    \
+    X(EXT_AT_ONCE, "Q18", "a header extension is added in one write of several sectors")
 
 enum byre_mutant_id {
     MUT_NONE = 0,

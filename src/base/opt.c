@@ -143,9 +143,26 @@ static int set_string(const struct opt_row *row, void *base, const char *value, 
 }
 
 /* Stores one value. value NULL: none was given (only a BOOL takes that). */
+/* Does it want a value on the command line? */
+static bool wants_value(const struct opt_row *row)
+{
+    return row->type != OPT_BOOL && !(row->type == OPT_ACTION && !row->arg);
+}
+
+static int add_action(const struct opt_row *row, void *base, const char *value, struct byre_err *err)
+{
+    size_t bytes = strlen(row->name) + (value ? strlen(value) : 0) + 2;
+    char *item = malloc(bytes);
+    if (item)
+        snprintf(item, bytes, "%s%s%s", row->name, value ? "=" : "", value ? value : "");
+    int r = !item || opt_list_add(field_of(row, base), item) ? byre_fail(err, NOMEM, "no memory for an option") : 0;
+    free(item);
+    return r;
+}
+
 static int set_value(const struct opt_row *row, void *base, struct spelled s, const char *value, struct byre_err *err)
 {
-    if (!value && row->type != OPT_BOOL)
+    if (!value && wants_value(row))
         return byre_fail(err, BAD_OPTION, "option '%s%.*s' needs a value", s.dash, s.len, s.name);
     switch ((enum opt_type)row->type) {
     case OPT_BOOL:
@@ -161,6 +178,8 @@ static int set_value(const struct opt_row *row, void *base, struct spelled s, co
         if (opt_list_add(field_of(row, base), value))
             return byre_fail(err, NOMEM, "no memory for an option");
         return 0;
+    case OPT_ACTION:
+        return add_action(row, base, value, err);
     }
     UNREACHABLE();
 }
@@ -199,7 +218,7 @@ void opt_fini(const struct opt_row *rows, void *base)
             char **slot = field_of(row, base);
             free(*slot);
             *slot = NULL;
-        } else if (row->type == OPT_LIST && row->width) {
+        } else if ((row->type == OPT_LIST || row->type == OPT_ACTION) && row->width) {
             opt_list_fini(field_of(row, base));
         }
     }
@@ -250,9 +269,9 @@ static int take_long(struct walk *w, const char *word, struct byre_err *err)
     if (ambiguous)
         return byre_fail(err, BAD_OPTION, "option '--%.*s' is ambiguous", (int)len, name);
     const char *value = eq ? eq + 1 : NULL;
-    if (row->type == OPT_BOOL && value)
+    if (!wants_value(row) && value)
         return byre_fail(err, BAD_OPTION, "option '--%s' takes no value", row->name);
-    if (row->type != OPT_BOOL && !value && w->at < w->argc)
+    if (wants_value(row) && !value && w->at < w->argc)
         value = w->argv[w->at++];
     w->ret->seen |= UINT64_C(1) << (row - w->rows);
     return user_value(row, w->base, s, value, err);
@@ -267,14 +286,14 @@ static int take_shorts(struct walk *w, const char *word, struct byre_err *err)
         struct spelled s = { "-", c, 1 };
         w->ret->seen |= UINT64_C(1) << (row - w->rows);
         const char *value = NULL;
-        if (row->type != OPT_BOOL) {
+        if (wants_value(row)) {
             if (c[1])
                 value = c + 1;
             else if (w->at < w->argc)
                 value = w->argv[w->at++];
         }
         int r = user_value(row, w->base, s, value, err);
-        if (r || row->type != OPT_BOOL)
+        if (r || wants_value(row))
             return r;
     }
     return 0;
@@ -415,6 +434,7 @@ const char *opt_text(const struct opt_row *row, const void *base, char buf[OPT_T
                 return e->name;
         return NULL;
     case OPT_LIST:
+    case OPT_ACTION:
         return NULL;
     }
     UNREACHABLE();

@@ -36,6 +36,7 @@ enum opt_type {
     OPT_UINT,      /* uint64_t or uint32_t: decimal, or hexadecimal behind 0x */
     OPT_ENUM,      /* int or unsigned: value of one of the names */
     OPT_LIST,      /* struct opt_list: strings, the option may be repeated */
+    OPT_ACTION,    /* struct opt_list, shared by several rows: "name" or "name=value" in the order given. Takes a value if `arg` is set */
 };
 
 enum {

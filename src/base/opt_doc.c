@@ -39,7 +39,8 @@ static const char *placeholder(const struct opt_row *row)
     if (row->arg)
         return row->arg;
     switch ((enum opt_type)row->type) {
-    case OPT_BOOL: return "";
+    case OPT_BOOL:
+    case OPT_ACTION: return "";
     case OPT_SIZE: return "SIZE";
     case OPT_UINT: return "N";
     case OPT_ENUM: return "WORD";
@@ -104,7 +105,8 @@ void opt_doc_help(const struct opt_row *rows, const struct opt_out *out)
 void opt_doc_keys(const struct opt_row *rows, const struct opt_out *out)
 {
     static const char *const kinds[] = { [OPT_BOOL] = "<bool (on/off)>", [OPT_STR] = "<str>", [OPT_SIZE] = "<size>",
-                                         [OPT_UINT] = "<num>", [OPT_ENUM] = "<str>", [OPT_LIST] = "<str>" };
+                                         [OPT_UINT] = "<num>", [OPT_ENUM] = "<str>", [OPT_LIST] = "<str>",
+                                         [OPT_ACTION] = "" };
     for (const struct opt_row *row = rows; !row_is_end(row); row++) {
         char left[96];
         if ((row->flags & OPT_HIDDEN) || !row->name)
@@ -214,7 +216,7 @@ void opt_doc_words(const struct opt_row *rows, const struct opt_out *out)
             put(out, k ? "--" : sh);
             if (k)
                 put(out, row->name);
-            if (row->type != OPT_BOOL) {
+            if (row->type != OPT_BOOL && !(row->type == OPT_ACTION && !row->arg)) {
                 put(out, " ");
                 if (row->type == OPT_ENUM)
                     put_names(row, out, " ");

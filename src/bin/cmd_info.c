@@ -412,6 +412,9 @@ static int cmd_run(struct run *r)
     if (json < 0 || !run_ctx(r, 0, BYRE_BACKEND_AUTO))
         return 1;
     int code = add_chain(&w);
+    for (size_t i = 0; !code && i < w.count; i++)
+        if (w.infos[i]->bitmaps_damaged)
+            run_warn(r, "%s: damage in the bitmap directory (%zu entries); 'check' tells more", w.infos[i]->filename, w.infos[i]->bitmaps_damaged);
     if (!code && json)
         code = emit_json(&w);
     else if (!code)

@@ -25,9 +25,11 @@
 #ifndef FMT_FMT_H
 #define FMT_FMT_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/dirty.h"
 #include "base/err.h"
 #include "base/iov.h"
 #include "fmt/secret.h"
@@ -123,7 +125,8 @@ struct fmt_info {
     const char *compression;               /* "zlib", "zstd" */
     char *data_file;
     struct fmt_snapshot_info *snapshots; size_t snapshot_count;
-    struct fmt_bitmap_info *bitmaps; size_t bitmap_count;
+    struct fmt_bitmap_info *bitmaps; size_t bitmap_count;    /* without the damaged ones: */
+    size_t bitmaps_damaged;
     struct fmt_crypt_info *crypt;          /* owned; NULL: not encrypted */
 };
 void fmt_info_fini(struct fmt_info *info);
@@ -166,6 +169,32 @@ struct fmt_keys_amend {
     bool force;                            /* an active slot may be overwritten, the last one erased */
 };
 
+/* A named dirty bitmap of a disk: in memory only, or kept in the image (persistent). The lists belong to the node that has
+ * the image; all of it is the home loop's, but for the bits of `bits`, which requests set from any loop. */
+struct fmt_bitmap {
+    struct fmt_bitmap *next;
+    char *name;
+    unsigned granularity_bits;
+    bool persistent;
+    bool enabled;                          /* records changes */
+    bool inconsistent;                     /* in use by somebody who did not end well: what it says is worth nothing */
+    const char *bad;                       /* its entry in the image is damaged: why; NULL: it is sound */
+    bool changed;                          /* content differs from what the image holds, other than by recording */
+    uint32_t slot;                         /* the format's */
+    unsigned busy;                         /* users that nobody may disturb: jobs, exports */
+    struct dirty *bits;                    /* NULL: not loaded */
+};
+
+/* Regions of the disk that may be changed at once; before another is changed, the format is asked (bitmap_enter). */
+struct fmt_ahead { unsigned region_bits; uint64_t regions; _Atomic uint64_t entered[]; };
+static inline bool fmt_ahead_entered(const struct fmt_ahead *a, uint64_t off, uint64_t len)
+{
+    for (uint64_t r = off >> a->region_bits; len && r <= (off + len - 1) >> a->region_bits && r < a->regions; r++)
+        if (!(atomic_load_explicit(&a->entered[r / 64], memory_order_acquire) >> (r % 64) & 1))
+            return false;
+    return true;
+}
+
 struct fmt_open_opts {
     bool read_only;
     bool check_mode;                       /* opened for check/repair: tolerate what repair mends (dirty, corrupt, refcount table) */
@@ -180,6 +209,7 @@ struct fmt_open_opts {
     struct secret_set *secrets;            /* passphrases by id; used during the call only. NULL: none */
     const char *key_secret;                /* id of the passphrase; NULL: none */
     const char *encrypt_format;            /* what the opener says it is ("luks", "aes"); NULL: nothing */
+    uint64_t bitmap_region_bytes;          /* what a write marks ahead in persistent bitmaps, a power of two; 0 = default */
 };
 
 struct fmt_encrypt { char *format, *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg, *key_secret; uint64_t iter_time_ms; bool legacy; };
@@ -253,6 +283,20 @@ struct fmt_ops {
     int (*create)(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);
     /* Adds and erases key slots. Home loop. NULL: the format has none. */
     int (*amend_keys)(struct co *co, struct fmt_image *im, const struct fmt_keys_amend *o, struct byre_err *err);
+    /* ---- persistent bitmaps (all NULL: the format keeps none). Home loop, but bitmap_enter. ---- */
+    /* The bitmaps that the image holds, as a list that the caller owns from now on (im->bitmaps). Once, right after open. When
+     * the image is writable, those that record are loaded and im->ahead is set. */
+    int (*bitmaps_open)(struct co *co, struct fmt_image *im, struct byre_err *err);
+    /* Reads the content of one (b->bits). */
+    int (*bitmap_load)(struct co *co, struct fmt_image *im, struct fmt_bitmap *b, struct byre_err *err);
+    /* Drained. Makes the persistent ones of im->bitmaps, and nothing else, what the image holds: durable when it returns 0,
+     * as before when not. What is no longer in the list must stay allocated until it has returned. */
+    int (*bitmaps_sync)(struct co *co, struct fmt_image *im, struct byre_err *err);
+    /* Drained, before a resize: should it not end well, no bitmap claims to fit. bitmaps_sync must follow. */
+    int (*bitmaps_resizing)(struct co *co, struct fmt_image *im, struct byre_err *err);
+    /* Any loop, outside epoch sections of the image: returns when [off, off+len) may be changed, because whatever happens
+     * the bitmaps will not have missed it. */
+    int (*bitmap_enter)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
     /* Sizes for `o` when data_bytes of guest data (in whole clusters, counted by the caller) are written. */
     int (*measure)(const struct fmt_create_opts *o, uint64_t data_clusters_bytes, struct fmt_measure *ret, struct byre_err *err);
 };
@@ -272,6 +316,8 @@ struct fmt_image {
     bool data_raw;                         /* the external data file is a raw image of its own, and stays one */
     bool encrypted;                        /* host offsets say nothing to others; `data` decrypts */
     bool weak_cipher;                      /* the user should be warned (legacy AES) */
+    struct fmt_bitmap *bitmaps;            /* home loop; closing the image stores the persistent ones, and leaves the list alone */
+    _Atomic(struct fmt_ahead *) ahead;     /* NULL: every region may be changed. Replaced only when drained */
     bool has_backing;                      /* a backing name is recorded (graph sets below_zero when it is not opened) */
     /* Set by graph before the first write: nothing below can supply non-zero bytes at or behind this guest
      * offset (0: no backing image at all; UINT64_MAX: unknown). Lets allocations skip copy-on-write. */

@@ -179,11 +179,13 @@ int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_
 {
     ASSERT(off >= e->off && range_inside(off - e->off, v.len_bytes, e->len));
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
-    int r = change_check(n, off, v.len_bytes);
-    if (!r)
+    int r = change_begin(co, n, off, v.len_bytes);
+    if (!r) {
         r = range_check(n, off, v.len_bytes);  /* again: the size may be another one now */
-    if (!r)
-        r = put_encoded(co, n, e, v, off);
+        if (!r)
+            r = put_encoded(co, n, e, v, off);
+        change_end(n, off, v.len_bytes);
+    }
     if (!r && n->writethrough)
         r = n->im->ops->flush(co, n->im);
     gate_leave(co, n, t);

@@ -13,6 +13,7 @@
  * Tests       graph_test.c, open_test.c
  */
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -109,8 +110,10 @@ int node_unref(struct co *co, struct graph_node *n)
             break;
         gate_empty(co, n);
         if (n->im) {
+            struct fmt_bitmap *bitmaps = n->im->bitmaps;
             int r = n->im->ops->close(co, n->im);
             n->im = NULL;
+            bitmaps_free(n, bitmaps);
             if (!first)
                 first = r;
         }
@@ -128,6 +131,18 @@ int graph_close(struct co *co, struct graph_node *n)
 {
     ASSERT_LOOP(n->g->home);
     return node_unref(co, n);
+}
+
+void graph_warn(const struct graph_node *n, const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+    if (!n->g->warn)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    n->g->warn(n->g->warn_arg, text);
 }
 
 /* ---- description ---- */
@@ -201,7 +216,12 @@ int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_pr
     if (r)
         return r;
     graph_drain_begin(co, n);
-    r = resize_drained(co, n, size, prealloc, err);
+    struct bitmaps_resize *z;
+    r = bitmaps_resize_begin(co, n, size, &z, err);
+    if (!r) {
+        r = resize_drained(co, n, size, prealloc, err);
+        bitmaps_resize_end(co, n, z, graph_length(n) == round_up(size, SECTOR));
+    }
     graph_drain_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was resized, but its lock cannot be lowered again", n->filename);

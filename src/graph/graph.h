@@ -138,6 +138,33 @@ MUST_USE int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_o
 void graph_drain_begin(struct co *co, struct graph_node *n);
 void graph_drain_end(struct graph_node *n);
 
+/* ---- dirty bitmaps (FEATURES 9.076): home loop. Changes drain the node; those of persistent bitmaps are durable when the
+ * call returns 0, and have not happened when it fails. ---- */
+struct graph_bitmap_spec { const char *name; uint64_t granularity; bool persistent, disabled; };   /* granularity: bytes, 0 = default */
+MUST_USE int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bitmap_spec *s, struct byre_err *err);
+MUST_USE int graph_bitmap_remove(struct co *co, struct graph_node *n, const char *name, struct byre_err *err);
+MUST_USE int graph_bitmap_clear(struct co *co, struct graph_node *n, const char *name, struct byre_err *err);
+MUST_USE int graph_bitmap_enable(struct co *co, struct graph_node *n, const char *name, bool on, struct byre_err *err);
+/* Adds what the sources hold, all of them or none. Their nodes may be others, of the same size. */
+struct graph_bitmap_ref { struct graph_node *node; const char *name; };
+MUST_USE int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, const struct graph_bitmap_ref *src, unsigned count, struct byre_err *err);
+/* Everything is dirty, in all that record: the disk was replaced under them (a snapshot was applied). Drained. */
+MUST_USE int graph_bitmaps_all_dirty(struct co *co, struct graph_node *n, struct byre_err *err);
+/* Between the two nothing is stored; then everything at once. */
+void graph_bitmap_batch_begin(struct graph_node *n);
+MUST_USE int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err *err);
+/* *ret_b NULL: there is none of that name. Valid while nobody removes it: hold it to be sure. */
+MUST_USE int graph_bitmap_find(struct co *co, struct graph_node *n, const char *name, struct fmt_bitmap **ret_b, struct byre_err *err);
+/* The list (ret_b->next goes on). */
+MUST_USE int graph_bitmaps(struct co *co, struct graph_node *n, struct fmt_bitmap **ret_b, struct byre_err *err);
+/* b->bits is there when it returns 0. */
+MUST_USE int graph_bitmap_load(struct co *co, struct graph_node *n, struct fmt_bitmap *b, struct byre_err *err);
+static inline void graph_bitmap_hold(struct fmt_bitmap *b) { b->busy++; }
+static inline void graph_bitmap_release(struct fmt_bitmap *b) { b->busy--; }
+
+/* Tells the graph's user (graph_opts.warn). */
+PRINTF_LIKE(2, 3) void graph_warn(const struct graph_node *n, const char *fmt, ...);
+
 /* ---- permissions (FEATURES 11.002): who uses a node, for what, and what it lets others do ---- */
 struct graph_user { struct graph_user *next; const char *who; unsigned perm, shared; struct graph_node *node; };
 MUST_USE int graph_user_add(struct graph_node *n, struct graph_user *u, struct byre_err *err);   /* refused: names both users */

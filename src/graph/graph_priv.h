@@ -15,6 +15,7 @@
  *   status.c   block status
  *   data.c     the external data file of an image
  *   drain.c    the gate that requests pass, and closing it
+ *   bitmap.c   dirty bitmaps
  *   perm.c     users of a node and their conflicts
  */
 #ifndef GRAPH_PRIV_H
@@ -49,6 +50,9 @@ enum { RECURSE_UNKNOWN, RECURSE_NO, RECURSE_YES };
 
 struct gate_waiter;
 
+/* Bitmaps that record. Replaced as a whole, when drained (bitmap.c). */
+struct tracked { unsigned count; struct dirty *bits[]; };
+
 struct graph_node {
     /* constant while open */
     struct list_node link;
@@ -76,7 +80,11 @@ struct graph_node {
     /* gate (drain.c) */
     struct epoch *gate;                 /* a section = a request inside */
     _Atomic bool gated;
+    _Atomic(struct tracked *) tracked;  /* bitmap.c; NULL: none records */
     /* home loop only */
+    bool bitmaps_listed;                /* im->bitmaps holds those of the image */
+    struct dirty_budget bitmap_budget;  /* of those made here */
+    unsigned bitmap_batch;              /* > 0: changes of persistent bitmaps are not stored yet */
     unsigned refs;                      /* openers and overlays */
     unsigned drains, drain_round;
     struct gate_waiter *waiters;
@@ -214,8 +222,15 @@ MUST_USE int piece_done(struct co *co, struct graph_node *n, struct write_piece 
 MUST_USE int chain_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);
 /* Writes zero bytes over a range. */
 MUST_USE int chain_write_zeros(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
-/* 0, or why a change of [off, off+len) is not let in; 1: nothing to do. */
-MUST_USE int change_check(const struct graph_node *n, uint64_t off, uint64_t len);
+/* 0, or why a change of [off, off+len) is not let in; 1: nothing to do. After 0 whatever changes guest data is followed by
+ * change_end, also when it failed: a part of it may have been done. */
+MUST_USE int change_begin(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
+static inline void change_end(struct graph_node *n, uint64_t off, uint64_t len)
+{
+    const struct tracked *t = atomic_load_explicit(&n->tracked, memory_order_acquire);
+    for (unsigned i = 0; UNLIKELY(t != NULL) && i < t->count; i++)
+        dirty_set(t->bits[i], off, len);
+}
 
 /* Runs a change that touches the first sector of a guarded node alone: what(arg) is called when the sector that
  * would result is harmless, else -EPERM. v: the bytes that would be written at off < 512. */
@@ -233,6 +248,16 @@ MUST_USE int fill_write(struct co *co, struct graph_node *n, const struct fmt_wr
 /* ---- zero.c ---- */
 /* The same as graph_zero without checks, gate, guard and flush. flags: GRAPH_UNMAP, GRAPH_NO_FALLBACK. */
 MUST_USE int zero_range(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);
+
+/* ---- bitmap.c ---- */
+/* After the image was opened: those of a writable one begin to record. */
+MUST_USE int bitmaps_attach(struct co *co, struct graph_node *n, struct byre_err *err);
+/* Nobody is inside, the image is closed; list: what im->bitmaps was. */
+void bitmaps_free(struct graph_node *n, struct fmt_bitmap *list);
+/* Drained. Every bitmap for a disk of another size, prepared first; then one of the two. */
+struct bitmaps_resize;
+MUST_USE int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct bitmaps_resize **ret, struct byre_err *err);
+void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resize *z, bool done);
 
 /* ---- perm.c ---- */
 /* Would an action that needs `perm` conflict with a user of n other than `self` (may be NULL)? */

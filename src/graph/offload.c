@@ -64,18 +64,19 @@ static int64_t copy_inside(struct co *co, struct graph_node *dst, uint64_t dst_o
 {
     struct chain_memo memo = { { 0 } };
     struct piece from;
-    int64_t n = change_check(dst, dst_off, len);
-    if (n)
-        return n < 0 ? n : -EINVAL;
     if (!range_inside(src_off, len, graph_length(src)))
         return -EIO;
     if (dst->writethrough || (dst->guard_first && dst_off < SECTOR))
         return -ENOTSUP;
+    int64_t n = change_begin(co, dst, dst_off, len);
+    if (n)
+        return n < 0 ? n : -EINVAL;
     n = chain_find(co, src, NULL, src_off, src_off + len, &memo, &from);
     if (n)
         return n;
     n = from.e.kind == FMT_DATA && from.layer != dst ? copy_piece(co, dst, dst_off, &from) : -ENOTSUP;
     piece_release(co, &from);
+    change_end(dst, dst_off, len);
     return n;
 }
 

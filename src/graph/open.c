@@ -211,6 +211,8 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
         r = byre_fail(err, BAD_OPTION, "%s: 'data-file' is given, but this image has no external data file", n->filename);
     if (!r)
         warn_weak(op->g, n);
+    if (!r && !fo.check_mode && !fo.info_only && !n->read_only)
+        r = bitmaps_attach(co, n, err);
     return r;
 }
 

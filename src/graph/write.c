@@ -192,13 +192,18 @@ int guard_first_sector(struct co *co, struct guarded *gd)
 
 /* ---- the request ---- */
 
-int change_check(const struct graph_node *n, uint64_t off, uint64_t len)
+int change_begin(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
 {
     if (UNLIKELY(n->read_only))
         return -EPERM;
     if (UNLIKELY(!range_inside(off, len, graph_length(n))))
         return -EIO;
-    return len ? 0 : 1;
+    if (UNLIKELY(!len))
+        return 1;
+    const struct fmt_ahead *a = atomic_load_explicit(&n->im->ahead, memory_order_acquire);
+    if (LIKELY(!a) || fmt_ahead_entered(a, off, len))
+        return 0;
+    return n->im->ops->bitmap_enter(co, n->im, off, len);
 }
 
 struct write_req { struct graph_node *n; struct iov v; uint64_t off; unsigned flags; };
@@ -222,11 +227,14 @@ int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off,
 {
     bool fua = (flags & GRAPH_FUA) || n->writethrough;
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
-    int r = change_check(n, off, v.len_bytes);
-    if (UNLIKELY(!r && flags & GRAPH_COMPRESS))
-        r = chain_write_compressed(co, n, v, off);
-    else if (LIKELY(!r))
-        r = write_inside(co, n, v, off, fua && n->is_raw ? STOR_FUA : 0);
+    int r = change_begin(co, n, off, v.len_bytes);
+    if (LIKELY(!r)) {
+        if (UNLIKELY(flags & GRAPH_COMPRESS))
+            r = chain_write_compressed(co, n, v, off);
+        else
+            r = write_inside(co, n, v, off, fua && n->is_raw ? STOR_FUA : 0);
+        change_end(n, off, v.len_bytes);
+    }
     if (UNLIKELY(!r && fua && !n->is_raw))
         r = n->im->ops->flush(co, n->im);
     gate_leave(co, n, t);

@@ -108,9 +108,11 @@ static int zero_inside(struct co *co, struct graph_node *n, uint64_t off, uint64
 int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
 {
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
-    int r = change_check(n, off, len);
-    if (!r)
+    int r = change_begin(co, n, off, len);
+    if (!r) {
         r = zero_inside(co, n, off, len, flags);
+        change_end(n, off, len);
+    }
     if (!r && (flags & GRAPH_FUA || n->writethrough))
         r = n->im->ops->flush(co, n->im);
     gate_leave(co, n, t);
@@ -134,9 +136,11 @@ static int discard_inside(struct co *co, struct graph_node *n, uint64_t off, uin
 int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
 {
     epoch_token t = gate_enter(co, n);
-    int r = change_check(n, off, len);
-    if (!r && n->discard)
+    int r = change_begin(co, n, off, n->discard ? len : 0);
+    if (!r) {
         r = discard_inside(co, n, off, len);
+        change_end(n, off, len);
+    }
     gate_leave(co, n, t);
     return r < 0 ? r : 0;
 }

@@ -69,6 +69,7 @@ static int take_bitmaps(struct info *in)
     }
     in->pub.bitmaps = in->bitmap_list;
     in->pub.bitmap_count = n;
+    in->pub.bitmaps_damaged = in->fmt.bitmaps_damaged;
     return 0;
 }
 

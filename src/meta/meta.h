@@ -59,6 +59,8 @@ enum meta_barrier {              /* every barrier has a name; mutants drop them 
     META_B_SNAP_APPLY,           /* counts, flags and the new L1 before the header names it (Q14) */
     META_B_SNAP_DELETE,          /* the shorter snapshot table before the header names it (Q15) */
     META_B_SNAP_SWITCHED,        /* the header before anything of the old is given up (Q13, Q14, Q15) */
+    META_B_BITMAPS,              /* bits of persistent bitmaps before the guest write that they cover, and before the table or flag that
+                                    makes them count (Q16, Q17) */
     META_B_COUNT
 };
 

@@ -20,6 +20,7 @@
 
 #include "base/checked.h"
 #include "base/endian.h"
+#include "sim/bitmaps.h"
 #include "sim/image.h"
 #include "sim/mem.h"
 #include "sim/model.h"
@@ -261,13 +262,11 @@ static void bitmaps(struct audit *a)
         count_bytes(a, dir, bytes, "bitmap directory");
     for (uint32_t i = 0; valid && i < u32(a, ext) && range_inside(at, 24, a->d->len); i++) {
         uint64_t table = u64(a, at);
-        uint32_t entries = u32(a, at + 8), flags = u32(a, at + 12);
+        uint32_t entries = u32(a, at + 8);
         count_bytes(a, table, (uint64_t)entries * 8, "bitmap table");
         for (uint32_t k = 0; k < entries; k++)
             if (u64(a, table + k * 8) & OFF_MASK)
                 count_bytes(a, u64(a, table + k * 8) & OFF_MASK, a->cs, "bitmap cluster");
-        if (!(flags & 1))
-            a->r->bitmap_trusted = true;
         at += round_up(24 + (uint64_t)u32(a, at + 20) + (u32(a, at + 16) & 0xffff), 8);
     }
 }
@@ -426,4 +425,60 @@ uint32_t sim_audit_snapshots(const struct sim_disk *d)
     struct audit a;
     struct sim_audit r;
     return begin(&a, d, &r) ? u32(&a, 60) : 0;
+}
+
+/* ---- bitmaps ---- */
+
+static void read_bits(const struct audit *a, uint64_t at, uint64_t size, struct sim_found *f)
+{
+    uint64_t table = u64(a, at), entries = u32(a, at + 8), per = a->cs * 8;
+    f->bit_count = div_up(size, 1ull << f->granularity_bits);
+    f->bits = sim_mem_alloc(div_up(f->bit_count, 8) + 1);
+    bool fits = entries == div_up(f->bit_count, per);
+    f->broken |= !fits && !f->in_use;
+    for (uint64_t i = 0; i < f->bit_count; i++) {
+        uint64_t k = i / per, e = k < entries ? u64(a, table + k * 8) : 1, byte = (e & OFF_MASK) + i % per / 8;
+        bool set = e & OFF_MASK ? byte < a->d->len && a->d->data[byte] >> (i % 8) & 1 : e & 1;
+        f->bits[i / 8] |= (uint8_t)(set << (i % 8));
+    }
+}
+
+void sim_audit_bitmaps(const struct sim_disk *d, struct sim_found found[SIM_BITMAPS])
+{
+    struct audit a;
+    struct sim_audit r;
+    memset(found, 0, SIM_BITMAPS * sizeof *found);
+    if (!begin(&a, d, &r) || a.version < 3 || !(u64(&a, 88) & 1))
+        return;
+    uint64_t ext = extension(&a, 0x23852875u), claim = extension(&a, 0x62797262u), at = ext ? u64(&a, ext + 16) : 0;
+    uint32_t claimed = claim && u64(&a, 88) >> 61 & 1 ? u32(&a, claim) : 0;
+    for (uint32_t i = 0; ext && i < u32(&a, ext) && range_inside(at, 24, d->len); i++) {
+        uint32_t name = u32(&a, at + 16) & 0xffff;
+        for (unsigned k = 0; k < SIM_BITMAPS; k++) {
+            if (strlen(sim_bitmap_name[k]) != name || !range_inside(at + 24, name, d->len) || memcmp(d->data + at + 24, sim_bitmap_name[k], name))
+                continue;
+            struct sim_found *f = &found[k];
+            f->broken = f->there;                        /* twice the same name */
+            f->there = true;
+            f->in_use = u32(&a, at + 12) & 1;
+            f->enabled = u32(&a, at + 12) >> 1 & 1;
+            f->claimed = i < claimed;
+            f->granularity_bits = d->data[at + 17];
+            sim_mem_free(f->bits);
+            read_bits(&a, at, u64(&a, 24), f);
+        }
+        at += round_up(24 + (uint64_t)u32(&a, at + 20) + name, 8);
+    }
+}
+
+void sim_found_free(struct sim_found found[SIM_BITMAPS])
+{
+    for (unsigned i = 0; i < SIM_BITMAPS; i++)
+        sim_mem_free(found[i].bits);
+}
+
+bool sim_found_dirty(const struct sim_found *f, uint64_t sector)
+{
+    uint64_t bit = sector * SIM_SECTOR >> f->granularity_bits;
+    return bit < f->bit_count && f->bits[bit / 8] >> (bit % 8) & 1;
 }

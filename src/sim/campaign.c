@@ -156,6 +156,7 @@ static int walk(struct work *w, struct sim_world *from, const struct sim_trace *
     sim_model_start(&m, w->v.im->g->size, w->v.im->gens);
     if (w->v.im->snap)
         sim_model_has(&m, 0, w->v.im->snap_size, w->v.im->snap);
+    sim_bitmaps_start(&m, &sim_world_find(states, SIM_DISK_NAME)->disk);
     int r = w->c->state[0] && !w->counting ? sim_explore_one(&x, w->c->state) : sim_explore(&x);
     if (w->counting || (w->c->state[0] && r == 0))
         w->k->tally.made += x.made;
@@ -200,7 +201,8 @@ static void print_stamp(const char *what, uint64_t stamp)
 static void print_trace(const struct sim_trace *t)
 {
     static const char *const kinds[] = { "write", "zero", "punch", "length", "flush" };
-    static const char *const notes[] = { "write", "zero", "discard", "ack", "fail", "seen", "flush", "flush ack", "resize", "resize ack", "resize fail" };
+    static const char *const notes[] = { "write", "zero", "discard", "ack", "fail", "seen", "flush", "flush ack", "resize", "resize ack", "resize fail",
+        "bitmap action", "bitmap ack", "bitmap fail" };
     for (size_t i = 0, n = 0; i < t->op_count || n < t->note_count;) {
         if (n < t->note_count && (i == t->op_count || t->notes[n].stamp < t->ops[i]->issued)) {
             const struct sim_note *x = &t->notes[n++];

@@ -58,7 +58,17 @@ static const struct sim_geom geoms[] = {
     { .name = "c64k-zstd", .version = 3, .cluster_bits = 16, .refcount_order = 4, .size = 1 * M, .size_max = 1280 * K,
       .window = { { 0, 1280 * K } }, .windows = 1, .compressed = true, .packs = true, .zstd = true, .frontier = 256 * K, .no_holes = true, .floor = 7500 },
     { .name = "c4k-bitmap", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
-      .window = { { 0, 256 * K } }, .windows = 1, .bitmap = true, .zeros = true, .frontier = 32 * K, .one_write_space = true, .floor = 7500 },
+      .window = { { 0, 256 * K } }, .windows = 1, .bitmap = true, .bitmaps = true, .bitmap_region = 32 * K, .zeros = true, .frontier = 32 * K,
+      .one_write_space = true, .floor = 7500 },
+    { .name = "c4k-first", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .bitmaps = true, .bitmap_region = 64 * K, .other_ext = 344, .frontier = 16 * K, .no_holes = true,
+      .floor = 7500 },
+    { .name = "c4k-across", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .bitmap = true, .bitmaps = true, .bitmap_region = 32 * K, .header_tail = 376, .frontier = 32 * K,
+      .one_write_space = true, .floor = 4000 },
+    { .name = "c512-bitmap", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 2 * M + 60 * K, .size_max = 4 * M + 64 * K,
+      .window = { { 0, 64 * K }, { 2 * M - 32 * K, 96 * K }, { 4 * M - 32 * K, 96 * K } }, .windows = 3, .bitmap = true, .bitmaps = true,
+      .bitmap_region = 32 * K, .zeros = true, .frontier = 6 * K, .floor = 7500 },
     { .name = "c64k-v2", .version = 2, .cluster_bits = 16, .refcount_order = 4, .size = 1 * M, .size_max = 1280 * K,
       .window = { { 0, 1280 * K } }, .windows = 1, .backing = 512 * K, .frontier = 256 * K, .floor = 7500 },
     { .name = "c64k-rc64", .version = 3, .cluster_bits = 16, .refcount_order = 6, .size = 1 * M, .size_max = 1280 * K,
@@ -481,7 +491,8 @@ static uint64_t snapshot(struct build *b, struct tables *t)
 
 static void bitmap(struct build *b, struct q2_header *h)
 {
-    uint64_t data = take(b, 1), table = take(b, 1), dir = take(b, 1);
+    unsigned granularity = b->g->cluster_bits == 9 ? 9 : 12;
+    uint64_t entries = div_up(div_up(b->g->size, 1ull << granularity), b->cs * 8), data = take(b, 1), table = take(b, 1), dir = take(b, 1);
     uint8_t bits[SIM_SECTOR] = { 1 }, name[8] = "bitmap";
     struct q2_disk_bitmap_entry e = { 0 };
     ref(b, data);
@@ -490,10 +501,10 @@ static void bitmap(struct build *b, struct q2_header *h)
     put(b, data * b->cs, bits, sizeof bits);
     put64(b, table * b->cs, data * b->cs);
     be64_put(&e.table_off, table * b->cs);
-    be32_put(&e.table_entries, 1);
+    be32_put(&e.table_entries, (uint32_t)entries);
     be32_put(&e.flags, Q2_BITMAP_AUTO);
     e.type = 1;
-    e.granularity_bits = 12;
+    e.granularity_bits = (uint8_t)granularity;
     be16_put(&e.name_len, 6);
     put(b, dir * b->cs, &e, sizeof e);
     put(b, dir * b->cs + sizeof e, name, sizeof name);
@@ -549,6 +560,17 @@ static uint64_t lay_out(struct build *b, uint64_t blocks)
     struct q2_header h = { .version = g->version, .cluster_bits = g->cluster_bits, .refcount_order = g->version == 2 ? 4 : g->refcount_order,
         .header_len = g->version == 2 ? 72 : 112, .size = g->size };
     struct tables t;
+    static uint8_t other[512];
+    struct q2_unknown_ext ext = { 0x12345678u, g->other_ext, other };
+    if (g->header_tail) {
+        h.tail_bytes = other;
+        h.tail_len = g->header_tail;
+        h.header_len += g->header_tail;
+    }
+    if (g->other_ext) {
+        h.unknown = &ext;
+        h.unknown_count = 1;
+    }
     b->next = 1;
     ref(b, 0);
     uint64_t rt = take(b, 1), at = take(b, blocks);

@@ -32,6 +32,11 @@ struct sim_geom {
     bool data_file, data_raw;            /* guest data lies in SIM_DATA_NAME; which is a raw image of its own */
     bool packs, zstd;                    /* workloads write compressed clusters too; their method */
     bool sub;                            /* extended L2: 32 subclusters per cluster */
+    bool bitmaps;                        /* actions on bitmaps are part of the workloads */
+    uint64_t bitmap_region;              /* bytes, fmt_open_opts.bitmap_region_bytes */
+    uint32_t header_tail;                /* bytes of header fields that we do not know; so that the bitmaps extension lies across two sectors,
+                                            and an action that is cut short may lose all bitmaps (Q17) */
+    uint32_t other_ext;                  /* bytes of an extension of another program in the header; 0: there is none */
     uint64_t frontier;                   /* bytes, fmt_open_opts.frontier_bytes */
     uint64_t fill_to;                    /* clusters of the snapshot alone fill the file up to here (growth of the refcount table) */
     uint32_t block;                      /* request alignment of the store; 0: 1 */
@@ -71,7 +76,6 @@ struct sim_audit {
     uint64_t leaks;                      /* sum of counts above the references */
     uint64_t copied_wrong;               /* COPIED set where there is more than one reference */
     uint64_t outside;                    /* references behind the end of the file */
-    bool bitmap_trusted;                 /* a bitmap that is not in use, under a set autoclear bit */
     char text[160];                      /* the first fault */
 };
 /* copied_strict: COPIED must also be set where the count is 1 (not required by the promise; for tests of the audit). */

@@ -68,10 +68,12 @@ void sim_model_init(struct sim_model *m, uint64_t sectors, const uint32_t *below
 {
     *m = (struct sim_model){ .sectors = sectors, .below = below };
     m->cells = sim_mem_alloc(sectors * sizeof *m->cells);
+    sim_bitmaps_init(m);
 }
 
 void sim_model_fini(struct sim_model *m)
 {
+    sim_bitmaps_fini(m);
     for (uint64_t s = 0; s < m->sectors; s++)
         sim_mem_free(m->cells[s].v);
     sim_mem_free(m->cells);
@@ -282,6 +284,7 @@ static void on_snap(struct sim_model *m, const struct sim_note *n)
 
 void sim_model_apply(struct sim_model *m, const struct sim_note *n)
 {
+    sim_bitmaps_note(m, n);
     switch (n->kind) {
     case SIM_N_WRITE:
     case SIM_N_ZERO:
@@ -317,6 +320,12 @@ void sim_model_apply(struct sim_model *m, const struct sim_note *n)
     case SIM_N_SNAP_ACK:
     case SIM_N_SNAP_FAIL:
         on_snap(m, n);
+        break;
+    case SIM_N_BITMAP:
+    case SIM_N_BITMAP_ACK:
+        fold(m, (3ull << 60) + n->off * 4096 + m->req_count * 16 + (n->kind == SIM_N_BITMAP_ACK), n->gen);
+        break;
+    case SIM_N_BITMAP_FAIL:              /* both stay possible */
         break;
     }
 }

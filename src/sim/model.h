@@ -24,6 +24,7 @@
 #include <stdint.h>
 
 #include "base/hash.h"
+#include "sim/bitmaps.h"
 #include "sim/trace.h"
 
 #define SIM_GEN_NONE UINT32_MAX          /* not a legal content at all */
@@ -56,6 +57,7 @@ struct sim_model {
     bool snapped;                        /* an operation on snapshots was begun */
     bool loose;                          /* counts and COPIED flags may still be those of an operation that was cut short */
     const uint32_t *below;               /* generations of the backing image; NULL: none */
+    struct sim_bm bm[SIM_BITMAPS];
     struct hash128 sum;                  /* of all sets */
     uint64_t unflushed, settling;        /* bytes of requests that no acknowledged flush covers, or only the last one (leak bound) */
 };

@@ -55,6 +55,7 @@ static const struct row rows[] = {
     { MUT_BARRIER(META_B_SWITCH_BEFORE), "BARRIER_SWITCH_BEFORE", "Q7 Q8", "no barrier before a header switch" },
     { MUT_BARRIER(META_B_SWITCH_AFTER), "BARRIER_SWITCH_AFTER", "Q7 Q8", "no barrier behind a header switch" },
     { MUT_BARRIER(META_B_HEADER), "BARRIER_HEADER", "Q16 Q19 Q22", "no barrier behind a header sector" },
+    { MUT_BARRIER(META_B_BITMAPS), "BARRIER_BITMAPS", "Q16 Q17 P4", "no barrier behind bits, tables and flags of bitmaps" },
         { MUT_BARRIER(META_B_REPAIR), "BARRIER_REPAIR", "P5", "no barrier between steps of repair" },
     { MUT_BARRIER(META_B_SNAP_CREATE), "BARRIER_SNAP_CREATE", "Q13", "no barrier before a header that names a new snapshot" },
     { MUT_BARRIER(META_B_SNAP_APPLY), "BARRIER_SNAP_APPLY", "Q14", "no barrier before a header that names an applied L1 table" },

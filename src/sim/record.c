@@ -42,7 +42,7 @@ int sim_graph_new(struct sim_world *w, struct co *co, struct graph **ret_g, stru
 int sim_disk_open(struct co *co, struct graph *g, const struct sim_geom *geom, bool read_only, bool check_mode, struct graph_node **ret_n, struct byre_err *err)
 {
     struct graph_open_opts o = { .filename = SIM_DISK_NAME, .format = "qcow2", .read_only = read_only, .discard = true,
-        .no_backing = check_mode, .fmt = { .check_mode = check_mode, .frontier_bytes = geom->frontier } };
+        .no_backing = check_mode, .fmt = { .check_mode = check_mode, .frontier_bytes = geom->frontier, .bitmap_region_bytes = geom->bitmap_region } };
     return graph_open(co, g, &o, ret_n, err);
 }
 
@@ -254,7 +254,7 @@ static int do_snap(struct co *co, struct run *u, const struct sim_wop *o)
     struct byre_err err = { 0 };
     char name[8];
     int rc = 0;
-    if (!snap_ready(u, o))
+    if (!snap_ready(u, o) || (o->kind == 'a' && sim_bitmaps_any(&u->model)))      /* refused while there are bitmaps */
         return 0;
     snap_name(name, sizeof name, o->len);
     struct fmt_snapshot_req rq = { .op = o->kind == 'k' ? FMT_SNAPSHOT_CREATE : o->kind == 'a' ? FMT_SNAPSHOT_APPLY : FMT_SNAPSHOT_DELETE,
@@ -278,6 +278,37 @@ static int do_snap(struct co *co, struct run *u, const struct sim_wop *o)
     if (!u->r->first_error)
         u->r->first_error = r;
     return u->r->may_fail ? 0 : wrong(u, "snapshot operation '%c %u' failed: %s", o->kind, o->len, err.text);
+}
+
+/* An action that makes no sense now is left out. */
+static int do_bitmap(struct co *co, struct run *u, const struct sim_wop *o)
+{
+    const char *name = sim_bitmap_name[o->off], *from = sim_bitmap_name[o->kind == 'M' ? o->len : 0];
+    struct byre_err err = { 0 };
+    if (!sim_bitmap_can(&u->model, o->kind, o->off, o->kind == 'M' ? o->len : 0))
+        return 0;
+    uint32_t id = u->r->next_id++;
+    struct sim_note *n = note(u, SIM_N_BITMAP, id);
+    n->gen = (uint32_t)o->kind;
+    n->off = o->off;
+    n->len = o->len;
+    tell(u, n);
+    struct graph_bitmap_spec spec = { name, 1024, true, false };
+    struct graph_bitmap_ref src = { u->n, from };
+    int r = o->kind == 'A' ? graph_bitmap_add(co, u->n, &spec, &err) : o->kind == 'X' ? graph_bitmap_remove(co, u->n, name, &err)
+          : o->kind == 'C' ? graph_bitmap_clear(co, u->n, name, &err) : o->kind == 'M' ? graph_bitmap_merge(co, u->n, name, &src, 1, &err)
+                           : graph_bitmap_enable(co, u->n, name, o->kind == 'E', &err);
+    n = note(u, r < 0 ? SIM_N_BITMAP_FAIL : SIM_N_BITMAP_ACK, id);
+    n->gen = (uint32_t)o->kind;
+    n->off = o->off;
+    n->len = o->len;
+    tell(u, n);
+    if (r < 0) {
+        u->r->errors++;
+        if (!u->r->first_error)
+            u->r->first_error = r;
+    }
+    return r < 0 && !u->r->may_fail ? wrong(u, "bitmap action %c failed: %s", o->kind, err.text) : 0;
 }
 
 static int do_close(struct co *co, struct run *u)
@@ -372,6 +403,12 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'z':
     case 'u':
     case 'd': return do_clear(co, u, o, alone);
+    case 'A':
+    case 'X':
+    case 'C':
+    case 'E':
+    case 'H':
+    case 'M': return do_bitmap(co, u, o);
     case 'f': return do_flush(co, u);
     case 't': return co_sleep(co, 2000000);
     case 'v': return do_amend(co, u, o);
@@ -492,7 +529,10 @@ static int run_ops(struct co *co, struct run *u)
     if (r == 0)
         r = read_all(co, u);
     int r2 = do_close(co, u);
-    return r == -EAGAIN ? r2 : r < 0 ? r : r2;
+    r = r == -EAGAIN ? r2 : r < 0 ? r : r2;
+    if (r == 0 && !u->r->errors && sim_bitmaps_judge_exact(&u->model, &sim_world_find(u->r->w, SIM_DISK_NAME)->disk, u->r->why, sizeof u->r->why) < 0)
+        r = -1;
+    return r;
 }
 
 static int run_main(struct co *co, void *arg)
@@ -520,6 +560,7 @@ int sim_record_run(struct sim_record *r)
     sim_model_start(&u.model, r->im->g->size, r->im->gens);
     if (r->im->snap)
         sim_model_has(&u.model, 0, r->im->snap_size, r->im->snap);
+    sim_bitmaps_start(&u.model, &sim_world_find(r->w, SIM_DISK_NAME)->disk);
     int rc = sim_run(r->w, run_main, &u, 0);
     sim_model_fini(&u.model);
     r->w->trace = NULL;

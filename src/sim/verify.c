@@ -239,7 +239,7 @@ static int judge_snap(struct sim_verify *v, const char *when, unsigned number, u
     return 0;
 }
 
-static int judge_rest(struct sim_verify *v, const char *when, const struct sim_audit *a, bool changed)
+static int judge_rest(struct sim_verify *v, const char *when)
 {
     uint32_t there = 0, all = sim_audit_snapshots(disk(v));
     for (unsigned i = 0; i < SIM_SNAPS_MAX; i++) {
@@ -249,8 +249,15 @@ static int judge_rest(struct sim_verify *v, const char *when, const struct sim_a
     }
     if (there != all)
         return wrong(v, "%s: the header speaks of %u snapshots, there are %u", when, all, there);
-    if (v->im->g->bitmap && changed && a->bitmap_trusted)
-        return wrong(v, "%s: the guest has written, and the bitmap claims to know", when);
+    return 0;
+}
+
+/* (e): v->expect is what the sectors hold. */
+static int judge_bitmaps(struct sim_verify *v, const char *when, bool closed)
+{
+    char why[160];
+    if (sim_bitmaps_judge(v->m, disk(v), v->expect, v->size, closed, v->im->g->header_tail, why, sizeof why) < 0)
+        return wrong(v, "%s: %s", when, why);
     return 0;
 }
 
@@ -265,14 +272,6 @@ static int judge_raw_file(struct sim_verify *v, const char *when)
             return wrong(v, "%s: sector %" PRIu64 " of the raw data file holds %d, the guest reads %u", when, s, (int)sim_sector_gen(sector, s), v->got[s]);
     }
     return 0;
-}
-
-static bool guest_changed(const struct sim_verify *v, const uint32_t *now)
-{
-    for (uint64_t s = 0; s < v->size / SIM_SECTOR; s++)
-        if (in_window(v->im->g, s) && now[s] != (s * SIM_SECTOR < v->im->g->size ? v->im->gens[s] : 0))
-            return true;
-    return false;
 }
 
 /* ---- opening ---- */
@@ -392,9 +391,10 @@ static int look(struct co *co, struct sim_verify *v, struct graph *g)
     if (r < 0)
         return r;
     memcpy(v->expect, v->got, v->im->sectors * sizeof *v->expect);
-    if (prng_one_in(&v->rng, 4))
+    r = judge_bitmaps(v, when, false);
+    if (r == 0 && prng_one_in(&v->rng, 4))
         r = view_snaps(co, v, g, when);
-    return r < 0 ? r : judge_rest(v, when, &a, guest_changed(v, v->expect));
+    return r < 0 ? r : judge_rest(v, when);
 }
 
 /* ---- (f): the guest goes on ---- */
@@ -542,6 +542,8 @@ static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
         r = flush(co, v, n);
     if (r == 0)
         r = audit(v, when, &a);          /* the engine's own check wants a quiet image; it comes behind the close */
+    if (r == 0)
+        r = judge_bitmaps(v, when, false);
     if (r == 0 && bigger)
         r = grow(co, v, n);
     if (r == 0)
@@ -555,7 +557,9 @@ static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
         r = audit(v, when, &a);
     if (r == 0 && is_late(v, &a))
         r = wrong(v, "%s: the image is still dirty after a close", when);
-    return r < 0 ? r : judge_rest(v, when, &a, true);
+    if (r == 0)
+        r = judge_bitmaps(v, when, true);
+    return r < 0 ? r : judge_rest(v, when);
 }
 
 /* What was written must be there for those who open it next. */
@@ -617,7 +621,9 @@ static int after_repair(struct co *co, struct sim_verify *v, struct graph *g)
     if (r == 0)
         r = judge_same(v, when);
     r = close_disk(co, v, n, when, r);
-    return r < 0 ? r : judge_rest(v, when, &a, guest_changed(v, v->expect));
+    if (r == 0)
+        r = judge_bitmaps(v, when, false);
+    return r < 0 ? r : judge_rest(v, when);
 }
 
 /* ---- marks over all files (V1) ---- */
@@ -676,6 +682,7 @@ static int second_crash(struct sim_verify *v, step_fn *fn)
                 m.snap[i] = keep.m->snap[i];
         m.snapped = keep.m->snapped;
         m.loose = sim_model_loose(keep.m);
+        sim_bitmaps_start(&m, disk(v));
         struct sim_explorer x = { .w = v->w, .t = &t, .m = &m, .seed = prng_u64(&v->rng), .visit = inner_visit, .arg = v, .nested = true };
         m.resized = v->m->resized;
         v->depth++;
@@ -747,6 +754,8 @@ static uint64_t in_flight(const struct sim_verify *v, const struct sim_explorer 
     uint64_t cs = 1ull << g->cluster_bits, n = 2 * ((x->m->unflushed + x->m->settling) / cs) + 4;
     for (uint32_t p = 0; p < x->pending_count; p++)
         n += 2 + (x->pending[p]->kind == SIM_WRITE || x->pending[p]->kind == SIM_PUNCH ? div_up(x->pending[p]->count, cs / SIM_SECTOR) : 0);
+    if (g->bitmaps)                      /* directories, tables and data of sets that came or went */
+        n += 40;
     if (x->m->resized || g->amend)           /* zero clusters are filled, and all counts written anew */
         n += 2 * (g->size_max / cs) + 8;
     return n;

@@ -2,7 +2,8 @@
  *
  * verify.h: is this crash state one that a guest may meet? The steps of RELIABILITY 3.6.5:
  *   (a) it opens read-only   (b) the check finds leaks at most, a second opinion (audit.c) agrees, leaks are bounded
- *   (c) every guest sector is legal   (d) each snapshot is there or not, as it may, and untouched   (e) a bitmap is not trusted after a change
+ *   (c) every guest sector is legal   (d) each snapshot is there or not, as it may, and untouched   (e) bitmaps are there and hold
+ *       what they must (bitmaps.h)
  *   (f) it opens for writing; now and then a snapshot is made; writes (unallocated, in the range of the last request, anywhere,
  *       where a snapshot shares), a flush, and (b) to (e) again; after a resize also growing to the full size, which shows zeros
  *   (g) repair leaves no leak, changes no guest byte, and has nothing to do a second time

@@ -24,6 +24,7 @@ static bool has_range(char kind) { return strchr("wczudp", kind) != NULL; }
 
 static bool has_number(char kind) { return strchr("skax", kind) != NULL; }
 static bool is_snap(char kind) { return strchr("kax", kind) != NULL; }
+static bool is_bitmap(char kind) { return strchr("AXCEHM", kind) != NULL; }
 
 static int parse_op(const char *s, struct sim_wop *op)
 {
@@ -34,13 +35,17 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorptkaxv", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorptkaxvAXCEHM", kind))
         return -EINVAL;
     s += n;
     n = 0;
     if ((has_range(kind) || kind == 'v') && (sscanf(s, "%u %u%n", &off, &len, &n) != 2 || !len))
         return -EINVAL;
     if (has_number(kind) && sscanf(s, "%u%n", &len, &n) != 1)
+        return -EINVAL;
+    if (is_bitmap(kind) && (kind == 'M' ? sscanf(s, "%u %u%n", &off, &len, &n) != 2 : sscanf(s, "%u%n", &off, &n) != 1))
+        return -EINVAL;
+    if (is_bitmap(kind) && (off >= SIM_BITMAPS || len >= SIM_BITMAPS))
         return -EINVAL;
     s += n;
     if (s[strspn(s, " \n")])
@@ -80,6 +85,8 @@ void sim_workload_text(const struct sim_workload *l, char *buf, size_t bytes)
         at += (size_t)snprintf(buf + at, bytes - at, "%s%s%c", i ? "; " : "", o->beside ? "& " : o->behind ? "~ " : "", o->kind);
         if (has_range(o->kind) || o->kind == 'v')
             at += (size_t)snprintf(buf + at, bytes - at, " %u %u", o->off, o->len);
+        if (is_bitmap(o->kind))
+            at += (size_t)snprintf(buf + at, bytes - at, o->kind == 'M' ? " %u %u" : " %u", o->off, o->len);
         if (has_number(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, " %u", o->len);
     }
@@ -233,6 +240,13 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 'v', 1, 16);
         letter(&a, 'v', 1, 64);
     }
+    if (g->bitmaps) {
+        letter(&a, 'A', 1, 0);
+        letter(&a, 'X', 0, 0);
+        letter(&a, 'C', 0, 0);
+        letter(&a, 'H', 0, 0);
+        letter(&a, 'M', 1, 0);
+    }
     if (!g->one_write_space) {
         letter(&a, 's', 0, g->size_max / SIM_SECTOR);
         letter(&a, 's', 0, g->size / SIM_SECTOR + 3);
@@ -304,6 +318,21 @@ static const char *const templates[] = {
     "x 0; w a; f; t; w b; w c; f",
 };
 
+/* The same with bitmaps: every action beside writes, closes and crashes in between. */
+static const char *const bitmap_templates[] = {
+    "w a; A 1; w b; f; H 1; w c; f; o; w a",
+    "A 1; ~ w a; C 0; w b; f; o",
+    "w a; o; w b; f; C 0; w a; f",
+    "~ w a; ~ w b; A 1; w c; f; X 0; w a; o",
+    "A 1; A 2; w a; H 2; M 2 0; w b; o; X 1; w c; f",
+    "H 0; w a; f; E 0; w b; f; o; w c",
+    "X 0; w a; A 0; w b; f; o; C 0; w c",
+    "~ w a; H 0; ~ w b; E 0; ~ w c; M 1 0; f",
+    "A 1; X 0; X 1; A 2; w a; o; w b; f",
+    "w a; w b; w c; f; o; d a; f; z b; f; o",
+    "A 1; M 1 0; w a; f; r; w b; f; C 1; o",
+};
+
 static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
 {
     uint64_t c = (1ull << g->cluster_bits) / SIM_SECTOR, half = g->window[0].len / 2 / SIM_SECTOR;
@@ -322,7 +351,8 @@ static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
 
 static void any_template(const struct sim_geom *g, struct prng *p, unsigned count, struct sim_workload *l)
 {
-    const char *t = templates[prng_below(p, count)];
+    const char *t = g->bitmaps && prng_one_in(p, 2) ? bitmap_templates[prng_below(p, sizeof bitmap_templates / sizeof bitmap_templates[0])]
+                                                    : templates[prng_below(p, count)];
     struct sim_wop a = place(g, p, 'a'), b = place(g, p, 'b'), c = place(g, p, 'c');
     l->count = 0;
     for (; *t; t += strcspn(t, ";") + (t[strcspn(t, ";")] == ';')) {
@@ -331,7 +361,10 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
         op.behind = *t == '~';
         t += strspn(t, "~ ");
         char kind = *t, name = t[1] == ' ' ? t[2] : 0;
-        if (name)
+        if (is_bitmap(kind)) {
+            op.off = (uint32_t)(name - '0');
+            op.len = kind == 'M' ? (uint32_t)(t[4] - '0') : 0;
+        } else if (name)
             op = (struct sim_wop){ .behind = op.behind, .off = name == 'a' ? a.off : name == 'b' ? b.off : c.off, .len = name == 'a' ? a.len : name == 'b' ? b.len : c.len };
         if (is_snap(kind))
             op = (struct sim_wop){ .len = (uint32_t)(name - '0') };

@@ -43,7 +43,7 @@ def test_later_global_options():
     assert "not supported yet" in run.byre("-T", "enable=x", "info", "y", code=1).err
 
 
-@pytest.mark.parametrize("name", ["bitmap", "commit", "rebase"])
+@pytest.mark.parametrize("name", ["commit", "rebase"])
 def test_later_commands(links, name):
     """Subcommands of the peer's whose machinery comes later say so, and do nothing"""
     for program in (run.BYRE, links / "qemu-img"):

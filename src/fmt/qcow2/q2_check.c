@@ -234,6 +234,18 @@ static bool is_bitmap(const struct q2_ref *r)
     return r->kind == Q2_REF_BITMAP_DIR || r->kind == Q2_REF_BITMAP_TABLE || r->kind == Q2_REF_BITMAP_DATA;
 }
 
+/* Something is wrong with a bitmap: with one of them, or with the directory and so with all. */
+static void lost_bitmap(struct q2_checker *k, const struct q2_ref *r)
+{
+    k->unsure = true;
+    if (r->kind == Q2_REF_BITMAP_DIR || r->index >= k->bitmap_count) {
+        k->bitmaps_broken = true;
+        return;
+    }
+    k->bitmaps[r->index].bad = "its table or its data is damaged";
+    k->bitmap_faults += r->weight;
+}
+
 static void lost_l1(struct q2_checker *k, const struct q2_ref *r)
 {
     k->unsure = true;
@@ -255,7 +267,7 @@ static void ref_outside(struct q2_checker *k, const struct q2_ref *r)
     if (r->kind == Q2_REF_L1)
         lost_l1(k, r);
     if (is_bitmap(r))
-        k->bitmaps_broken = k->unsure = true;
+        lost_bitmap(k, r);
     if (r->kind == Q2_REF_CRYPTO)
         k->leftover = min_u64(k->leftover, r->off);
     q2_finding(k, false, "Q2_OUTSIDE", "%s at %#" PRIx64 " of %" PRIu64 " bytes is outside the file (entry at %#" PRIx64 ")",
@@ -307,7 +319,7 @@ static void fault_reserved(struct q2_checker *k, const struct q2_ref *r)
     } else if (is_mapping(r)) {
         k->bad_entries++;
     } else if (is_bitmap(r)) {
-        k->bitmaps_broken = k->unsure = true;
+        lost_bitmap(k, r);
     }
     q2_finding(k, false, "Q2_RESERVED", "%s: reserved bits are set in the entry %#" PRIx64 " at %#" PRIx64, q2_ref_name(r->kind), r->raw, r->entry_off);
 }
@@ -321,7 +333,7 @@ static void fault_unaligned(struct q2_checker *k, const struct q2_ref *r)
     } else if (r->kind == Q2_REF_ZERO) {
         k->bad_entries++;
     } else if (is_bitmap(r)) {
-        k->bitmaps_broken = k->unsure = true;
+        lost_bitmap(k, r);
     }
     q2_finding(k, false, "Q2_UNALIGNED", "%s at %#" PRIx64 " is not aligned to a cluster (entry at %#" PRIx64 ")", q2_ref_name(r->kind), r->off, r->entry_off);
 }
@@ -478,12 +490,29 @@ static int load_snapshots(struct co *co, struct q2_checker *k)
     return 0;
 }
 
+static void judge_bitmap(struct q2_checker *k, uint32_t i)
+{
+    struct q2_bitmap *b = &k->bitmaps[i];
+    uint64_t need = div_up(div_up(k->q->h.size, 1ull << (b->granularity_bits & 63)), k->g->cluster_size * 8);
+    if (!b->bad && !(b->flags & Q2_BITMAP_IN_USE) && b->table_entries != need)
+        b->bad = "its table does not fit the size of the disk";
+    if (!b->bad)
+        return;
+    k->res.corruptions++;
+    k->bitmap_faults++;
+    k->unsure |= !b->table_entries;              /* what it holds is not found */
+    q2_finding(k, false, "Q2_BITMAPS", "bitmap directory entry %" PRIu32 "%s%s%s is refused: %s", i, b->name ? " ('" : "", b->name ? b->name : "",
+               b->name ? "')" : "", b->bad);
+}
+
 static int load_bitmaps(struct co *co, struct q2_checker *k)
 {
     struct byre_err why = { 0 };
     const struct q2_header *h = &k->q->h;
     k->bitmaps_valid = h->has_bitmaps && h->autoclear & Q2_AUTOCLEAR_BITMAPS;
     int rc = q2_bitmaps_load(co, k->store, k->g, h, &k->bitmaps, &k->bitmap_count, &why);
+    for (uint32_t i = 0; !rc && i < k->bitmap_count; i++)
+        judge_bitmap(k, i);
     if (!rc || rc == -ENOMEM)
         return rc;
     k->bitmaps_valid = false;
@@ -547,14 +576,11 @@ void q2_checker_init(struct q2_checker *k, struct q2_image *q, const struct fmt_
     *k = (struct q2_checker){ .q = q, .store = q->im.store, .g = &q->g, .o = o, .quiet = quiet, .leftover = UINT64_MAX };
 }
 
-/* One round of repair, then the state that it has led to. */
-static int fix_round(struct co *co, struct q2_checker *k, bool *ret_changed, struct byre_err *err)
+/* What a step of repair, which returned rc, has led to. */
+static int gather_anew(struct co *co, struct q2_checker *k, int rc, struct byre_err *err)
 {
     struct q2_image *q = k->q;
     const struct fmt_check_opts *o = k->o;
-    int rc = q2_repair(co, k, ret_changed, err);
-    if (!*ret_changed)
-        return rc;
     uint64_t corruptions_fixed = k->res.corruptions_fixed, leaks_fixed = k->res.leaks_fixed;
     findings_end(k);
     int reloaded = q2_reload(co, q, rc ? NULL : err);
@@ -568,9 +594,36 @@ static int fix_round(struct co *co, struct q2_checker *k, bool *ret_changed, str
     return rc;
 }
 
+/* Bad bitmaps leave the directory when nothing else is wrong any more, because a new one needs space (G.015). */
+static int drop_bitmaps(struct co *co, struct q2_checker *k, bool *ret_dropped, struct byre_err *err)
+{
+    *ret_dropped = false;
+    if (!k->bitmap_faults || k->res.corruptions != k->bitmap_faults || k->res.check_errors || k->rebuild || k->bitmaps_broken || !(k->o->fix & FMT_FIX_ERRORS))
+        return 0;
+    int rc = q2_bms_drop_bad(co, k->q, k->bitmaps, k->bitmap_count, err);
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < k->bitmap_count; i++)
+        if (k->bitmaps[i].bad)
+            q2_finding(k, true, "Q2_BITMAPS", "bitmap directory entry %" PRIu32 "%s%s%s is dropped", i, k->bitmaps[i].name ? " ('" : "",
+                       k->bitmaps[i].name ? k->bitmaps[i].name : "", k->bitmaps[i].name ? "')" : "");
+    k->res.corruptions_fixed += k->bitmap_faults;
+    *ret_dropped = true;
+    return gather_anew(co, k, 0, err);
+}
+
+/* One round of repair, then the state that it has led to. */
+static int fix_round(struct co *co, struct q2_checker *k, bool *ret_changed, struct byre_err *err)
+{
+    int rc = q2_repair(co, k, ret_changed, err);
+    if (!*ret_changed)
+        return rc;
+    return gather_anew(co, k, rc, err);
+}
+
 /* Mending one thing can bring another into reach (tables that overlapped are apart after a rebuild): goes on while
  * there is progress. */
-static int fix(struct co *co, struct q2_checker *k, struct byre_err *err)
+static int fix_rounds(struct co *co, struct q2_checker *k, struct byre_err *err)
 {
     for (unsigned round = 0; round < FIX_ROUNDS && (k->res.corruptions || k->res.leaks || k->rebuild); round++) {
         uint64_t corruptions = k->res.corruptions, leaks = k->res.leaks;
@@ -581,7 +634,18 @@ static int fix(struct co *co, struct q2_checker *k, struct byre_err *err)
         if (!changed || (k->res.corruptions == corruptions && k->res.leaks == leaks))
             break;
     }
-    return q2_repair_finish(co, k, err);
+    return 0;
+}
+
+static int fix(struct co *co, struct q2_checker *k, struct byre_err *err)
+{
+    bool dropped = false;
+    int rc = fix_rounds(co, k, err);
+    if (!rc)
+        rc = drop_bitmaps(co, k, &dropped, err);
+    if (!rc && dropped)
+        rc = fix_rounds(co, k, err);             /* what they held is leaked now */
+    return rc ? rc : q2_repair_finish(co, k, err);
 }
 
 int q2_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err)

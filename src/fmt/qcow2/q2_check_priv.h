@@ -37,6 +37,7 @@ struct q2_checker {
     struct q2_snapshot_scan snapshots;
     struct q2_bitmap *bitmaps; uint32_t bitmap_count;
     bool bitmaps_valid, bitmaps_broken;
+    uint64_t bitmap_faults;             /* corruptions that go with the bitmaps marked bad */
     uint64_t next_contiguous;
     /* for repair */
     bool incomplete;                    /* some references could not be counted: nothing may be freed */

@@ -7,8 +7,8 @@
  * Owns        struct q2_image; the header on disk (changed sector by sector, Q18).
  * Invariants  V1  A refused or failed open leaves the file byte for byte as it was, unless repair of a dirty image
  *                 was under way.
- *             V2  Writable opening: unknown autoclear bits are cleared and persistent bitmaps marked in use, durably,
- *                 before the first guest write can be accepted (1.033, Q16).
+ *             V2  Writable opening: unknown autoclear bits are cleared, durably, before the first guest write can be
+ *                 accepted (1.033); persistent bitmaps are followed by q2_bms.h (Q16).
  *             V3  An image marked corrupt is never opened for writing, except to check it (1.024).
  * Order       Header fields: memory, one sector, barrier; both are rolled back when that fails (Q18, Q22).
  * Concurrency Home loop; flush from any.
@@ -54,13 +54,12 @@ static void header_bytes(const struct q2_header *h, struct q2_disk_header *d)
     be32_put(&d->refcount_order, h->refcount_order);
 }
 
-struct patch { uint32_t from, len; const void *bytes; };
 
-/* A write of the first sector failed: it may be old or new there (stor.h). Whoever asked takes the change back in memory
+/* A write of a sector of the header failed: it may be old or new there (stor.h). Whoever asked takes the change back in memory
  * and goes on with the old tables, so the old sector must be back, durably, before that; else nothing is written any more. */
-static void header_back(struct co *co, struct q2_image *q, const void *sector, int error)
+static void header_back(struct co *co, struct q2_image *q, const void *sector, uint32_t at, int error)
 {
-    int r = meta_write_now(co, q->meta, sector, 512, 0);
+    int r = meta_write_now(co, q->meta, sector, 512, at);
     if (r == 0)
         r = meta_barrier(co, q->meta, META_B_HEADER);
     if (r < 0)
@@ -72,7 +71,7 @@ static int put_first(struct co *co, struct q2_image *q, const uint8_t *sector, c
 {
     int r = meta_write_now(co, q->meta, sector, 512, 0);
     if (r < 0)
-        header_back(co, q, old, r);
+        header_back(co, q, old, 0, r);
     return r;
 }
 
@@ -84,22 +83,27 @@ int q2_header_put_first(struct co *co, struct q2_image *q, const uint8_t *sector
     return r < 0 ? r : meta_barrier(co, q->meta, which);
 }
 
-/* Changes bytes of the first sector, all in one write. Others who change it wait. */
-static int patch_header(struct co *co, struct q2_image *q, const struct patch *p, unsigned n)
+/* Changes bytes of one sector of the first cluster, all in one write. Others who change it wait. */
+static int patch_header(struct co *co, struct q2_image *q, const struct q2_patch *p, unsigned n)
 {
     uint8_t *buf = NULL, *old;
     if (posix_memalign((void **)&buf, 4096, 1024))
         return -ENOMEM;
     old = buf + 512;
+    uint32_t base = (uint32_t)round_down(p[0].from, 512);
+    struct iovec slot;
     co_lock(co, &q->header_mx);
-    int r = stor_read_exact(co, q->im.store, old, 512, 0);
+    int r = stor_read(co, q->im.store, iov_one(&slot, old, 512), base);
     memcpy(buf, old, 512);
     for (unsigned i = 0; i < n; i++) {
-        ASSERT(p[i].from + p[i].len <= 512);
-        memcpy(buf + p[i].from, p[i].bytes, p[i].len);
+        ASSERT(p[i].from >= base && p[i].from + p[i].len <= base + 512);
+        memcpy(buf + (p[i].from - base), p[i].bytes, p[i].len);
     }
-    if (r == 0)
-        r = put_first(co, q, buf, old);
+    if (r == 0) {
+        r = meta_write_now(co, q->meta, buf, 512, base);
+        if (r < 0)
+            header_back(co, q, old, base, r);
+    }
     co_unlock(&q->header_mx);
     free(buf);
     return r;
@@ -110,7 +114,7 @@ int q2_header_sync(struct co *co, struct q2_image *q, uint32_t from, uint32_t to
     ASSERT((from >= 24 && to <= Q2_HEADER_V2_BYTES) || (from >= Q2_HEADER_V2_BYTES && to <= 100));
     struct q2_disk_header d;
     header_bytes(&q->h, &d);
-    struct patch p = { from, to - from, (const uint8_t *)&d + from };
+    struct q2_patch p = { from, to - from, (const uint8_t *)&d + from };
     int r = patch_header(co, q, &p, 1);
     return r < 0 ? r : meta_barrier(co, q->meta, which);
 }
@@ -119,7 +123,7 @@ int q2_header_sync_counts(struct co *co, struct q2_image *q)
 {
     struct q2_disk_header d;
     header_bytes(&q->h, &d);
-    struct patch p[2] = { { 48, 72 - 48, (const uint8_t *)&d + 48 }, { 96, 4, (const uint8_t *)&d + 96 } };
+    struct q2_patch p[2] = { { 48, 72 - 48, (const uint8_t *)&d + 48 }, { 96, 4, (const uint8_t *)&d + 96 } };
     int r = patch_header(co, q, p, q->g.version >= 3 && !MUTANT(MUT_AMEND_WIDTH_LATE) ? 2 : 1);
     if (r == 0)
         r = meta_barrier(co, q->meta, META_B_SWITCH_AFTER);
@@ -128,13 +132,19 @@ int q2_header_sync_counts(struct co *co, struct q2_image *q)
     return r;
 }
 
+int q2_header_patch(struct co *co, struct q2_image *q, const struct q2_patch *p, unsigned n)
+{
+    int r = patch_header(co, q, p, n);
+    return r < 0 ? r : meta_barrier(co, q->meta, META_B_HEADER);
+}
+
 int q2_header_record_frontier(struct co *co, struct q2_image *q)
 {
     be64 autoclear, range[2];
     be64_put(&autoclear, q->h.autoclear);
     be64_put(&range[0], q->h.frontier_start);
     be64_put(&range[1], q->h.frontier_end);
-    struct patch p[2] = { { 88, sizeof autoclear, &autoclear }, { q->h.frontier_ext_off, sizeof range, range } };
+    struct q2_patch p[2] = { { 88, sizeof autoclear, &autoclear }, { q->h.frontier_ext_off, sizeof range, range } };
     return patch_header(co, q, p, 2);
 }
 
@@ -312,51 +322,6 @@ static int clear_autoclear(struct co *co, struct q2_image *q, uint64_t keep, str
     return 0;
 }
 
-/* Sets IN_USE in one directory entry, in place. */
-static int mark_in_use(struct co *co, struct q2_image *q, uint8_t *dir)
-{
-    uint64_t at = 0;
-    for (uint32_t i = 0; i < q->h.bitmap_count; i++) {
-        if (!range_inside(at, sizeof(struct q2_disk_bitmap_entry), q->h.bitmap_dir_bytes))
-            return -EINVAL;
-        struct q2_disk_bitmap_entry *e = (struct q2_disk_bitmap_entry *)(dir + at);
-        be32_put(&e->flags, be32_get(&e->flags) | Q2_BITMAP_IN_USE);
-        at += round_up(sizeof *e + (uint64_t)be32_get(&e->extra_len) + be16_get(&e->name_len), 8);
-    }
-    return meta_write_now(co, q->meta, dir, q->h.bitmap_dir_bytes, q->h.bitmap_dir_off);
-}
-
-/* Q16: autoclear off | IN_USE in the directory | autoclear on. Until bitmaps are maintained they stay in use. */
-static int mark_bitmaps(struct co *co, struct q2_image *q, struct byre_err *err)
-{
-    if (q->g.version < 3 || !(q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) || !q->h.has_bitmaps || MUTANT(MUT_BITMAP_MARK_LATE))
-        return 0;
-    struct q2_bitmap *list = NULL;
-    uint32_t count = 0;
-    uint64_t old = q->h.autoclear;
-    bool good = q2_bitmaps_load(co, q->im.store, &q->g, &q->h, &list, &count, NULL) == 0;
-    q2_bitmaps_free(list, count);
-    uint8_t *dir = good ? malloc(q->h.bitmap_dir_bytes ? q->h.bitmap_dir_bytes : 1) : NULL;
-    if (good && !dir)
-        return byre_fail(err, NOMEM, "%s: bitmap directory", q->name);
-    int r = good ? stor_read_exact(co, q->im.store, dir, q->h.bitmap_dir_bytes, q->h.bitmap_dir_off) : 0;
-    q->h.autoclear &= ~Q2_AUTOCLEAR_BITMAPS;
-    if (r == 0)
-        r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
-    if (r == 0 && good) {                        /* a broken directory is left alone, and no longer trusted (G.015) */
-        r = mark_in_use(co, q, dir);
-        if (r == 0)
-            r = meta_barrier(co, q->meta, META_B_HEADER);
-        q->h.autoclear = old;
-        if (r == 0)
-            r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
-    }
-    free(dir);
-    q->bitmaps_broken = !good;
-    q->bitmaps_marked = true;
-    return r < 0 ? byre_fail_code(err, IO, r, "%s: persistent bitmaps cannot be marked in use", q->name) : 0;
-}
-
 static int repair_dirty(struct co *co, struct q2_image *q, struct byre_err *err)
 {
     struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS | FMT_FIX_ERRORS };
@@ -387,9 +352,8 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
     if (r == 0 && !q->alloc)
         r = make_alloc(co, q, err);
     if (r == 0)
-        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->im.data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0) | (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0), err);
-    if (r == 0)
-        r = mark_bitmaps(co, q, err);
+        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->im.data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0) |
+                            (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0) | (q->h.has_supersets ? Q2_AUTOCLEAR_SUPERSETS : 0), err);
     q2_fixed_update(q);                          /* it is known now which bitmaps count */
     if (r == 0)
         q2_reclaim_start(q);
@@ -418,7 +382,7 @@ static void dismantle(struct co *co, struct q2_image *q)
     free(q->l1_dirty);
     free(q->rt);
     q2_snapshots_free(q->snapshots, q->snapshot_count);
-    q2_bitmaps_free(q->bitmaps, q->bitmap_count);
+    q2_bms_free(q);
     q2_crypt_close(co, q);
     if (q->im.data != q->im.store)
         stor_close(co, q->im.data);
@@ -537,9 +501,12 @@ static int q2_close(struct co *co, struct fmt_image *im)
 {
     struct q2_image *q = q2_of(im);
     struct stor *store = im->store;
-    int r = 0;
+    int r = 0, stored = 0;
     if (!im->read_only && !q->info_only) {
-        r = q2_rest(co, q);
+        r = meta_flush(co, q->meta);
+        stored = r == 0 ? q2_bms_close(co, q) : 0;       /* Q17: with all that the guest wrote durable */
+        int rested = q2_rest(co, q);
+        r = r < 0 ? r : rested;
         if (r < 0) {
             meta_abandon(co, q->meta);           /* what could not be written is given up: a leak at worst */
             q2_alloc_quiesce(co, q);             /* a pass that ran behind may have released batches all the same */
@@ -547,7 +514,7 @@ static int q2_close(struct co *co, struct fmt_image *im)
     }
     dismantle(co, q);
     stor_close(co, store);
-    return r;
+    return r < 0 ? r : stored;
 }
 
 const struct fmt_ops fmt_qcow2_ops = {
@@ -574,4 +541,9 @@ const struct fmt_ops fmt_qcow2_ops = {
     .amend_keys = q2_crypt_amend,
     .create = q2_create,
     .measure = q2_measure,
+    .bitmaps_open = q2_bms_open,
+    .bitmap_load = q2_bms_load,
+    .bitmaps_sync = q2_bms_sync,
+    .bitmaps_resizing = q2_bms_resizing,
+    .bitmap_enter = q2_bms_enter,
 };

@@ -27,6 +27,7 @@
 #define BACKING_FORMAT_MAX 15u
 #define HEADER_KNOWN 112u
 #define FRONTIER_BYTES 16u
+#define SUPERSETS_BYTES 8u
 
 struct parser {
     const uint8_t *buf;
@@ -44,7 +45,7 @@ struct parser {
     size_t names_bytes;
 };
 
-enum { SEEN_BACKING_FORMAT = 1, SEEN_NAMES = 2, SEEN_BITMAPS = 4, SEEN_CRYPTO = 8, SEEN_DATA_FILE = 16, SEEN_FRONTIER = 32 };
+enum { SEEN_BACKING_FORMAT = 1, SEEN_NAMES = 2, SEEN_BITMAPS = 4, SEEN_CRYPTO = 8, SEEN_DATA_FILE = 16, SEEN_FRONTIER = 32, SEEN_SUPERSETS = 64 };
 
 void q2_header_fini(struct q2_header *h)
 {
@@ -170,10 +171,11 @@ static int ext_bad(struct parser *p, const char *what, uint32_t len)
 static int ext_bitmaps(struct parser *p, struct q2_header *h, const uint8_t *data, uint32_t len)
 {
     h->has_bitmaps = true;
+    h->bitmaps_ext_off = (uint32_t)(data - p->buf);
+    h->bitmaps_ext_len = len;
     if (len != sizeof(struct q2_disk_bitmaps_ext))
         return 0;                                      /* I4: count 0 is refused by the loader */
     const struct q2_disk_bitmaps_ext *d = (const struct q2_disk_bitmaps_ext *)data;
-    h->bitmaps_ext_off = (uint32_t)(data - p->buf);
     h->bitmap_count = be32_get(&d->reserved) ? 0 : be32_get(&d->count);
     h->bitmap_dir_bytes = be64_get(&d->dir_bytes);
     h->bitmap_dir_off = be64_get(&d->dir_off);
@@ -226,6 +228,15 @@ static int ext_frontier(struct parser *p, struct q2_header *h, const uint8_t *da
     return 0;
 }
 
+static int ext_supersets(struct parser *p, struct q2_header *h, const uint8_t *data, uint32_t len)
+{
+    struct rcur c = rcur_of(data, len);
+    h->has_supersets = true;
+    h->superset_ext_off = (uint32_t)(data - p->buf);
+    h->superset_count = rcur_be32(&c);
+    return 0;
+}
+
 static int seen_once(struct parser *p, uint32_t bit, const char *what)
 {
     if (p->seen & bit)
@@ -268,6 +279,14 @@ static int ext_one(struct parser *p, struct q2_header *h, uint32_t type, const u
         if ((rc = seen_once(p, SEEN_FRONTIER, "frontier")))
             return rc;
         return ext_frontier(p, h, data, len);
+    case Q2_EXT_SUPERSETS:
+        if (len != SUPERSETS_BYTES || h->version < 3)
+            return ext_keep(p, h, type, data, len);
+        if ((rc = seen_once(p, SEEN_SUPERSETS, "supersets")))
+            return rc;
+        return ext_supersets(p, h, data, len);
+    case Q2_EXT_PADDING:
+        return 0;                                      /* room, nothing else: not worth keeping when a header is laid out anew */
     default:
         return ext_keep(p, h, type, data, len);
     }
@@ -425,6 +444,7 @@ static const struct { uint8_t type, bit; const char *name; } feature_names[] = {
     { 1, 0, "lazy refcounts" },
     { 2, 0, "bitmaps" },
     { 2, 1, "raw external data" },
+    { 2, 61, "byre bitmap supersets" },
     { 2, 62, "byre frontier" },
 };
 #define FEATURE_NAME_COUNT (sizeof feature_names / sizeof feature_names[0])
@@ -502,6 +522,13 @@ static void emit_extensions(struct wcur *c, const struct q2_header *h, const str
     }
     if (h->version >= 3 && l->frontier)
         emit_pair(c, Q2_EXT_FRONTIER, h->frontier_start, h->frontier_end);
+    if (h->version >= 3 && h->has_supersets) {
+        uint8_t data[SUPERSETS_BYTES];
+        struct wcur w = wcur_of(data, sizeof data);
+        wcur_be32(&w, h->superset_count);
+        wcur_be32(&w, 0);
+        emit_ext(c, Q2_EXT_SUPERSETS, data, sizeof data);
+    }
     for (size_t i = 0; i < h->unknown_count; i++)
         emit_ext(c, h->unknown[i].type, h->unknown[i].data, h->unknown[i].len);
     if (h->version >= 3 && l->names && h->cluster_bits >= 12)

@@ -25,9 +25,10 @@ struct q2_header {
     char *backing_name, *backing_format, *data_file;       /* NULL = absent */
     bool has_bitmaps;                         /* the extension is there (trust it only with the autoclear bit) */
     uint32_t bitmap_count; uint64_t bitmap_dir_off, bitmap_dir_bytes;
-    uint32_t bitmaps_ext_off;                 /* byte offset of the extension's data in the file; 0 = none */
+    uint32_t bitmaps_ext_off, bitmaps_ext_len;   /* byte offset of the extension's data in the file, 0 = none; its length as found */
     bool has_crypto; uint64_t crypto_off, crypto_len;
     bool has_frontier; uint64_t frontier_start, frontier_end; uint32_t frontier_ext_off;   /* ours; valid only with its autoclear bit */
+    bool has_supersets; uint32_t superset_count, superset_ext_off;   /* ours; valid only with its autoclear bit */
     struct q2_unknown_ext *unknown; size_t unknown_count;
     uint8_t *tail_bytes; uint32_t tail_len;   /* header bytes past the fields we know (1.002) */
     char *unknown_feature;                    /* name (from the table) of the first unknown incompatible bit, if any */

@@ -25,9 +25,12 @@ struct q2_snapshot {                    /* one entry of the snapshot table, pars
     bool l1_ok;                         /* l1_off and l1_size passed q2_table_ok; else they must not be used */
 };
 struct q2_bitmap {                      /* one entry of the bitmap directory, parsed */
-    char *name;
+    char *name;                         /* NULL only of bad ones */
     uint64_t table_off; uint32_t table_entries, flags;
     uint8_t granularity_bits;
+    uint64_t pos;                       /* of the entry in the directory */
+    const char *bad;                    /* why it cannot be used (a constant string); NULL: it can */
+    uint8_t *raw; uint32_t raw_len;     /* bad ones: all bytes of the entry; NULL: they cannot be told from those behind */
 };
 
 /* The L1 table as other loops see it. Replaced as a whole by growth; the old one is freed after a grace period. */
@@ -39,6 +42,7 @@ struct q2_l1 {
 };
 
 struct q2_alloc;                        /* q2_alloc.c */
+struct q2_bms;                          /* q2_bms.c */
 struct q2_crypt;                        /* q2_crypt.c */
 
 #define Q2_FIXED 5u
@@ -66,8 +70,7 @@ struct q2_image {
     struct co_mutex l2_mx;              /* making or copying an L2 table (q2_map.c) */
     struct co_range_locks locks;        /* guest clusters being allocated, zeroed or discarded (byte offsets) */
     struct q2_snapshot *snapshots; uint32_t snapshot_count;
-    struct q2_bitmap *bitmaps; uint32_t bitmap_count; bool bitmaps_broken;
-    bool bitmaps_marked;                /* Q16 has been done for this opening */
+    struct q2_bms *bms;                 /* bitmaps of a writable image (q2_bms.h); NULL: none was ever there */
     struct q2_crypt *crypt;             /* NULL: not encrypted */
     struct stor *crypt_below;           /* what im.data decrypts; NULL: im.data is no store of ours */
     bool check_mode, info_only;
@@ -118,6 +121,18 @@ void q2_snapshots_free(struct q2_snapshot *s, uint32_t count);
 MUST_USE int q2_bitmaps_load(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_bitmap **ret, uint32_t *ret_count, struct byre_err *err);
 void q2_bitmaps_free(struct q2_bitmap *b, uint32_t count);
 
+/* ---- q2_bms*.c: persistent bitmaps (q2_bms.h) ---- */
+int q2_bms_open(struct co *co, struct fmt_image *im, struct byre_err *err);
+int q2_bms_load(struct co *co, struct fmt_image *im, struct fmt_bitmap *b, struct byre_err *err);
+int q2_bms_sync(struct co *co, struct fmt_image *im, struct byre_err *err);
+int q2_bms_resizing(struct co *co, struct fmt_image *im, struct byre_err *err);
+int q2_bms_enter(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
+/* Exact bits in place of supersets. The guest is gone, everything else is flushed. */
+MUST_USE int q2_bms_close(struct co *co, struct q2_image *q);
+void q2_bms_free(struct q2_image *q);
+/* For repair: a directory without the entries that are marked bad in this list of them all; what they held leaks. */
+MUST_USE int q2_bms_drop_bad(struct co *co, struct q2_image *q, const struct q2_bitmap *list, uint32_t count, struct byre_err *err);
+
 /* ---- q2_codec.c: one cluster; any thread, for the CPU pool. k keeps the libraries' states for the next call; may be NULL ---- */
 struct q2_codecs;
 MUST_USE int q2_codecs_new(struct q2_codecs **ret);
@@ -158,6 +173,9 @@ MUST_USE int q2_rest(struct co *co, struct q2_image *q);
 MUST_USE int q2_header_rewrite(struct co *co, struct q2_image *q, const struct q2_header *h, struct byre_err *err);
 /* Writes the frontier extension and the autoclear bits (both in the first sector). No barrier. */
 MUST_USE int q2_header_record_frontier(struct co *co, struct q2_image *q);
+/* Writes bytes of the first cluster that all lie in one sector of it, with a barrier; q->h is the caller's. */
+struct q2_patch { uint32_t from, len; const void *bytes; };
+MUST_USE int q2_header_patch(struct co *co, struct q2_image *q, const struct q2_patch *p, unsigned n);
 /* Metadata was found to be wrong while in use: sets the corrupt bit (v3, Q22), refuses everything from now on. Returns -EIO. */
 int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off);
 /* Inside this folder -EUCLEAN says that what the image holds cannot be right, -EIO that a request failed: the next one may

@@ -55,14 +55,19 @@ static int fill_bitmaps(struct co *co, const struct q2_image *q, struct fmt_info
     struct q2_bitmap *list = NULL;
     uint32_t count = 0;
     int rc = q2_bitmaps_load(co, q->im.store, &q->g, &q->h, &list, &count, NULL);
-    if (rc == -EINVAL)
+    if (rc == -EINVAL) {
+        i->bitmaps_damaged = 1;
         return 0;
+    }
     if (rc || !count)
         return rc;
     i->bitmaps = calloc(count, sizeof *i->bitmaps);
     rc = i->bitmaps ? 0 : -ENOMEM;
-    while (!rc && i->bitmap_count < count) {
-        const struct q2_bitmap *b = &list[i->bitmap_count];
+    for (uint32_t k = 0; !rc && k < count; k++) {
+        const struct q2_bitmap *b = &list[k];
+        i->bitmaps_damaged += b->bad != NULL;
+        if (b->bad)
+            continue;
         struct fmt_bitmap_info *r = &i->bitmaps[i->bitmap_count++];
         *r = (struct fmt_bitmap_info){
             .granularity = 1u << b->granularity_bits, .in_use = b->flags & Q2_BITMAP_IN_USE, .auto_on = b->flags & Q2_BITMAP_AUTO,

@@ -272,8 +272,6 @@ int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_preal
         return byre_fail(err, Q2_CORRUPT, "%s: the image is corrupt", q->name);
     if (!is_aligned(size, 512))
         return byre_fail(err, BAD_SIZE, "%s: size %" PRIu64 " is no multiple of 512", q->name, size);
-    if ((q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) && q->h.has_bitmaps && size != q->h.size)
-        return byre_fail(err, NOT_SUPPORTED, "%s: an image with %" PRIu32 " persistent bitmaps cannot be resized yet", q->name, q->h.bitmap_count);
     if (size == q->h.size)
         return 0;
     int r = size > q->h.size ? grow(co, q, size, prealloc, err) : shrink(co, q, size, err);

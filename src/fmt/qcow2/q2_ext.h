@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_ext.h: adding a header extension to an image that exists, so that the image opens at every tear (Q18, H2).
+ */
+#ifndef Q2_EXT_H
+#define Q2_EXT_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+
+struct co;
+
+struct q2_ext { uint32_t type, len; const void *data; };
+
+/* Writes the 512-byte sectors [from, to) of buf (bytes of the first cluster) and makes them durable. May suspend. */
+typedef int q2_ext_put(struct co *co, void *arg, const uint8_t *buf, uint32_t from, uint32_t to);
+
+/* Adds e, which must not be there yet, to the header in buf: `bytes` of the first cluster as they are on the disk (a
+ * multiple of 512), accepted by q2_header_parse. Whatever part of a put() reaches the disk, the header says the same as
+ * before or the new extension as well; the table of feature names may be missing. -ENOSPC: no room, nothing was changed;
+ * else what put() returned, and buf is unspecified. */
+MUST_USE int q2_ext_add(struct co *co, uint8_t *buf, uint32_t bytes, const struct q2_ext *e, q2_ext_put *put, void *arg);
+
+#endif

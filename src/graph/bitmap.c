@@ -1,0 +1,478 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bitmap.c: dirty bitmaps of a node.
+ *
+ * Purpose      Adds, removes, clears, enables, disables and merges them; says which of them requests record in.
+ * Owns         im->bitmaps (the list and what it holds) and node->tracked.
+ * Invariants   I1  tracked names exactly the bits of the bitmaps that are enabled and sound.
+ *              I2  A request that has changed guest data sets its bits before it is answered, whether it succeeded or not
+ *                  (change_end); a bitmap that begins to record therefore knows of everything that was not answered before.
+ *              I3  A change here happens as a whole or not at all; a persistent one is durable first (fmt.h, bitmaps_sync).
+ * Order        None here; the format's.
+ * Concurrency  Home loop, drained: nobody is between change_begin and change_end while tracked or im->ahead change.
+ * Failure      As graph.h says.
+ * Tests        bitmap_test.c, tests/interop/test_bitmaps.py, tests/crash
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/graph_priv.h"
+
+#define NAME_MAX_BYTES 1023u
+#define BUDGET_BYTES (256ull << 20)
+
+/* ---- the list ---- */
+
+static int list_open(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    if (n->bitmaps_listed || !n->im->ops->bitmaps_open)
+        return 0;
+    int r = n->im->ops->bitmaps_open(co, n->im, err);
+    n->bitmaps_listed = r == 0;
+    return r;
+}
+
+int graph_bitmaps(struct co *co, struct graph_node *n, struct fmt_bitmap **ret_b, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    int r = list_open(co, n, err);
+    *ret_b = r ? NULL : n->im->bitmaps;
+    return r;
+}
+
+int graph_bitmap_find(struct co *co, struct graph_node *n, const char *name, struct fmt_bitmap **ret_b, struct byre_err *err)
+{
+    int r = graph_bitmaps(co, n, ret_b, err);
+    while (!r && *ret_b && strcmp((*ret_b)->name, name))
+        *ret_b = (*ret_b)->next;
+    return r;
+}
+
+static int find_existing(struct co *co, struct graph_node *n, const char *name, struct fmt_bitmap **ret_b, struct byre_err *err)
+{
+    int r = graph_bitmap_find(co, n, name, ret_b, err);
+    if (r || *ret_b)
+        return r;
+    return byre_fail(err, NOT_FOUND, "%s: there is no bitmap '%s'", n->filename, name);
+}
+
+int graph_bitmap_load(struct co *co, struct graph_node *n, struct fmt_bitmap *b, struct byre_err *err)
+{
+    if (b->bad)
+        return byre_fail(err, Q2_BITMAPS, "%s: bitmap '%s' is damaged: %s", n->filename, b->name, b->bad);
+    if (b->inconsistent)
+        return byre_fail(err, BITMAP_INCONSISTENT, "%s: bitmap '%s' is inconsistent: it was in use when somebody ended badly; it can only be removed", n->filename, b->name);
+    return b->bits ? 0 : n->im->ops->bitmap_load(co, n->im, b, err);
+}
+
+static void bitmap_free(struct fmt_bitmap *b)
+{
+    if (!b)
+        return;
+    free(b->name);
+    dirty_free(b->bits);
+    free(b);
+}
+
+void bitmaps_free(struct graph_node *n, struct fmt_bitmap *list)
+{
+    for (struct fmt_bitmap *b = list, *next; b; b = next) {
+        next = b->next;
+        bitmap_free(b);
+    }
+    free(atomic_load(&n->tracked));
+    atomic_store(&n->tracked, NULL);
+}
+
+static struct fmt_bitmap **place_of(struct graph_node *n, const struct fmt_bitmap *b)
+{
+    struct fmt_bitmap **at = &n->im->bitmaps;
+    while (*at != b)
+        at = &(*at)->next;
+    return at;
+}
+
+/* ---- who records ---- */
+
+static bool records(const struct fmt_bitmap *b) { return b->enabled && !b->inconsistent && !b->bad && b->bits; }
+
+/* Room for `more` recording bitmaps than there are bitmaps now. NULL: no memory. */
+static struct tracked *tracked_room(const struct graph_node *n, unsigned more)
+{
+    for (const struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+        more++;
+    return malloc(sizeof(struct tracked) + (more + 1) * sizeof(struct dirty *));
+}
+
+/* I1. t: from tracked_room. Drained, so the old one has no readers. */
+static void publish(struct graph_node *n, struct tracked *t)
+{
+    t->count = 0;
+    for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+        if (records(b))
+            t->bits[t->count++] = b->bits;
+    struct tracked *old = atomic_load(&n->tracked);
+    if (!t->count) {
+        free(t);
+        t = NULL;
+    }
+    atomic_store_explicit(&n->tracked, t, memory_order_release);
+    free(old);
+}
+
+int bitmaps_attach(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    int r = list_open(co, n, err);
+    if (r || !n->im->bitmaps)
+        return r;
+    struct tracked *t = tracked_room(n, 0);
+    if (!t)
+        return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
+    publish(n, t);
+    return 0;
+}
+
+/* ---- changes ---- */
+
+struct change {
+    struct graph_node *n;
+    struct tracked *t;
+    struct byre_err *err;
+};
+
+/* Drains. On failure nothing is to be undone. */
+static int change_start(struct co *co, struct graph_node *n, struct change *c, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    *c = (struct change){ .n = n, .err = err, .t = tracked_room(n, 1) };
+    if (!c->t)
+        return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
+    graph_drain_begin(co, n);
+    return 0;
+}
+
+/* Makes persistent changes durable, unless something failed already (r). Returns whether the change stands. */
+static int change_store(struct co *co, struct change *c, int r, bool persistent)
+{
+    if (r == 0 && persistent && !c->n->bitmap_batch)
+        r = c->n->im->ops->bitmaps_sync(co, c->n->im, c->err);
+    return r;
+}
+
+static void change_finish(struct change *c)
+{
+    publish(c->n, c->t);
+    graph_drain_end(c->n);
+}
+
+static int may_change(struct graph_node *n, const struct fmt_bitmap *b, struct byre_err *err)
+{
+    if (b->persistent && n->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only, bitmap '%s' cannot be changed", n->filename, b->name);
+    if (b->busy)
+        return byre_fail(err, BITMAP_BUSY, "%s: bitmap '%s' is in use by a job or an export", n->filename, b->name);
+    return 0;
+}
+
+static uint64_t default_granularity(const struct graph_node *n)
+{
+    uint64_t g = n->im->cluster;
+    return g < 512 ? 65536 : max_u64(4096, min_u64(g, 65536));
+}
+
+static int check_spec(struct graph_node *n, const struct graph_bitmap_spec *s, uint64_t granularity, struct byre_err *err)
+{
+    size_t len = strlen(s->name);
+    if (!len || len > NAME_MAX_BYTES)
+        return byre_fail(err, BAD_ARGUMENT, "%s: the name of a bitmap has 1 to %u bytes", n->filename, NAME_MAX_BYTES);
+    for (size_t i = 0; i < len; i++)
+        if ((unsigned char)s->name[i] < 0x20 || s->name[i] == 0x7f)
+            return byre_fail(err, BAD_ARGUMENT, "%s: the name of a bitmap holds no control characters", n->filename);
+    if (!is_pow2(granularity) || granularity < 512 || granularity > UINT64_C(1) << 31)
+        return byre_fail(err, BAD_ARGUMENT, "%s: granularity %" PRIu64 " is no power of two from 512 to 2 GiB", n->filename, granularity);
+    if (s->persistent && !n->im->ops->bitmaps_sync)
+        return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot keep bitmaps", n->filename, n->im->ops->name);
+    if (s->persistent && n->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only, no bitmap can be kept in it", n->filename);
+    return 0;
+}
+
+static int bitmap_new(struct graph_node *n, const struct graph_bitmap_spec *s, uint64_t granularity, struct fmt_bitmap **ret_b, struct byre_err *err)
+{
+    struct fmt_bitmap *b = calloc(1, sizeof *b);
+    if (!b || !(b->name = strdup(s->name))) {
+        bitmap_free(b);
+        return byre_fail(err, NOMEM, "%s: bitmap", n->filename);
+    }
+    b->granularity_bits = (unsigned)__builtin_ctzll(granularity);
+    b->persistent = s->persistent;
+    b->enabled = !s->disabled;
+    n->bitmap_budget.limit = BUDGET_BYTES;
+    int r = dirty_new(atomic_load(&n->im->size), b->granularity_bits, &n->bitmap_budget, &b->bits);
+    if (r) {
+        bitmap_free(b);
+        return r == -E2BIG ? byre_fail(err, LIMIT, "%s: the disk has too many granules of %" PRIu64 " bytes; a larger granularity is needed", n->filename, granularity)
+                           : byre_fail(err, NOMEM, "%s: bitmap", n->filename);
+    }
+    *ret_b = b;
+    return 0;
+}
+
+int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bitmap_spec *s, struct byre_err *err)
+{
+    uint64_t granularity = s->granularity ? s->granularity : default_granularity(n);
+    struct fmt_bitmap *b;
+    struct change c;
+    int r = check_spec(n, s, granularity, err);
+    if (!r)
+        r = graph_bitmap_find(co, n, s->name, &b, err);
+    if (!r && b)
+        r = byre_fail(err, EXISTS, "%s: there is a bitmap '%s' already", n->filename, s->name);
+    if (!r)
+        r = bitmap_new(n, s, granularity, &b, err);
+    if (r)
+        return r;
+    r = change_start(co, n, &c, err);
+    if (r) {
+        bitmap_free(b);
+        return r;
+    }
+    struct fmt_bitmap **tail = place_of(n, NULL);
+    *tail = b;
+    r = change_store(co, &c, 0, b->persistent);
+    if (r) {
+        *tail = NULL;
+        bitmap_free(b);
+    }
+    change_finish(&c);
+    return r;
+}
+
+int graph_bitmap_remove(struct co *co, struct graph_node *n, const char *name, struct byre_err *err)
+{
+    struct fmt_bitmap *b;
+    struct change c;
+    int r = find_existing(co, n, name, &b, err);
+    if (!r)
+        r = may_change(n, b, err);
+    if (!r)
+        r = change_start(co, n, &c, err);
+    if (r)
+        return r;
+    struct fmt_bitmap **at = place_of(n, b);
+    *at = b->next;
+    r = change_store(co, &c, 0, b->persistent);
+    if (r)
+        *at = b;
+    change_finish(&c);
+    if (!r)
+        bitmap_free(b);
+    return r;
+}
+
+/* Gives b other content; new: taken over. */
+static int replace_bits(struct co *co, struct graph_node *n, struct fmt_bitmap *b, struct dirty *new, struct byre_err *err)
+{
+    struct change c;
+    int r = change_start(co, n, &c, err);
+    if (r) {
+        dirty_free(new);
+        return r;
+    }
+    struct dirty *old = b->bits;
+    bool changed = b->changed;
+    b->bits = new;
+    b->changed = b->persistent;
+    r = change_store(co, &c, 0, b->persistent);
+    if (r) {
+        b->bits = old;
+        b->changed = changed;
+        old = new;
+    }
+    change_finish(&c);
+    dirty_free(old);
+    return r;
+}
+
+int graph_bitmap_clear(struct co *co, struct graph_node *n, const char *name, struct byre_err *err)
+{
+    struct fmt_bitmap *b;
+    struct dirty *new;
+    int r = find_existing(co, n, name, &b, err);
+    if (!r)
+        r = may_change(n, b, err);
+    if (!r)
+        r = graph_bitmap_load(co, n, b, err);
+    if (r)
+        return r;
+    if (dirty_new(b->bits->size, b->granularity_bits, b->bits->budget, &new))
+        return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, name);
+    return replace_bits(co, n, b, new, err);
+}
+
+int graph_bitmap_enable(struct co *co, struct graph_node *n, const char *name, bool on, struct byre_err *err)
+{
+    struct fmt_bitmap *b;
+    struct change c;
+    int r = find_existing(co, n, name, &b, err);
+    if (!r)
+        r = may_change(n, b, err);
+    if (!r)
+        r = graph_bitmap_load(co, n, b, err);
+    if (r || b->enabled == on)
+        return r;
+    r = change_start(co, n, &c, err);
+    if (r)
+        return r;
+    b->enabled = on;
+    r = change_store(co, &c, 0, b->persistent);
+    if (r)
+        b->enabled = !on;
+    change_finish(&c);
+    return r;
+}
+
+/* ---- merge ---- */
+
+static int source_bits(struct co *co, struct graph_node *n, const struct graph_bitmap_ref *src, struct dirty *into, struct byre_err *err)
+{
+    struct fmt_bitmap *b;
+    int r = find_existing(co, src->node, src->name, &b, err);
+    if (!r && b->busy)
+        r = byre_fail(err, BITMAP_BUSY, "%s: bitmap '%s' is in use by a job or an export", src->node->filename, b->name);
+    if (!r)
+        r = graph_bitmap_load(co, src->node, b, err);
+    if (r)
+        return r;
+    if (round_up(b->bits->size, SECTOR) != round_up(into->size, SECTOR))
+        return byre_fail(err, BAD_ARGUMENT, "%s: bitmap '%s' is of a disk of %" PRIu64 " bytes, %s has %" PRIu64, src->node->filename, b->name, b->bits->size,
+                         n->filename, into->size);
+    dirty_merge(into, b->bits);
+    return 0;
+}
+
+int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, const struct graph_bitmap_ref *src, unsigned count, struct byre_err *err)
+{
+    struct fmt_bitmap *b;
+    struct dirty *new;
+    int r = find_existing(co, n, name, &b, err);
+    if (!r)
+        r = may_change(n, b, err);
+    if (!r)
+        r = graph_bitmap_load(co, n, b, err);
+    if (r)
+        return r;
+    graph_drain_begin(co, n);            /* what is recorded from here on must not get lost with the old bits */
+    if (dirty_copy(b->bits, b->bits->size, &new))
+        r = byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, name);
+    for (unsigned i = 0; !r && i < count; i++)
+        r = source_bits(co, n, &src[i], new, err);
+    if (!r)
+        r = replace_bits(co, n, b, new, err);
+    else
+        dirty_free(new);
+    graph_drain_end(n);
+    return r;
+}
+
+int graph_bitmaps_all_dirty(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    bool persistent = false;
+    for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+        if (records(b)) {
+            dirty_set(b->bits, 0, UINT64_MAX);
+            b->changed = b->persistent;
+            persistent |= b->persistent;
+        }
+    return persistent ? n->im->ops->bitmaps_sync(co, n->im, err) : 0;
+}
+
+void graph_bitmap_batch_begin(struct graph_node *n) { n->bitmap_batch++; }
+
+int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    ASSERT(n->bitmap_batch > 0);
+    if (--n->bitmap_batch || !n->im->ops->bitmaps_sync)
+        return 0;
+    graph_drain_begin(co, n);
+    int r = n->im->ops->bitmaps_sync(co, n->im, err);
+    graph_drain_end(n);
+    return r;
+}
+
+/* ---- resize ---- */
+
+struct bitmaps_resize { struct tracked *t; unsigned count; bool persistent; struct { struct fmt_bitmap *b; struct dirty *bits; } of[]; };
+
+static void resize_free(struct bitmaps_resize *z)
+{
+    for (unsigned i = 0; i < z->count; i++)
+        dirty_free(z->of[i].bits);
+    free(z->t);
+    free(z);
+}
+
+/* Content of another size for every sound bitmap. */
+static int resize_copies(struct co *co, struct graph_node *n, uint64_t size, struct bitmaps_resize *z, struct byre_err *err)
+{
+    for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next) {
+        if (b->busy)
+            return byre_fail(err, BITMAP_BUSY, "%s: cannot be resized: bitmap '%s' is in use by a job or an export", n->filename, b->name);
+        int r = b->bad || b->inconsistent ? 0 : graph_bitmap_load(co, n, b, b->bits ? NULL : err);
+        if (b->bad)
+            r = 0;                           /* found damaged just now */
+        if (r)
+            return r;
+        if (b->bad || b->inconsistent)
+            continue;
+        if (dirty_copy(b->bits, size, &z->of[z->count].bits))
+            return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
+        z->of[z->count++].b = b;
+        z->persistent |= b->persistent;
+    }
+    return 0;
+}
+
+int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct bitmaps_resize **ret, struct byre_err *err)
+{
+    int r = list_open(co, n, err);
+    unsigned count = 0;
+    *ret = NULL;
+    for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+        count++;
+    if (r || !count)
+        return r;
+    struct bitmaps_resize *z = calloc(1, sizeof *z + count * sizeof z->of[0]);
+    if (!z || !(z->t = tracked_room(n, 0))) {
+        free(z);
+        return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
+    }
+    r = resize_copies(co, n, size, z, err);
+    if (!r && z->persistent)
+        r = n->im->ops->bitmaps_resizing(co, n->im, err);
+    if (r) {
+        resize_free(z);
+        return r;
+    }
+    *ret = z;
+    return 0;
+}
+
+void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resize *z, bool done)
+{
+    struct byre_err why = { 0 };
+    if (!z)
+        return;
+    for (unsigned i = 0; done && i < z->count; i++) {
+        struct dirty *old = z->of[i].b->bits;
+        z->of[i].b->bits = z->of[i].bits;
+        z->of[i].bits = old;
+    }
+    /* On failure they are in use on the disk, and closing tries again. */
+    if (z->persistent && n->im->ops->bitmaps_sync(co, n->im, &why))
+        graph_warn(n, "%s", why.text);
+    publish(n, z->t);
+    z->t = NULL;
+    resize_free(z);
+}
