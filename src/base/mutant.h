@@ -40,6 +40,9 @@
     X(L2_COPY_IN_PLACE, "Q5", "a shared L2 table is changed in place")                                  \
     X(L2_OLD_FREED_EARLY, "Q5", "the old L2 table is freed before its replacement is linked")           \
     X(SHARED_IN_PLACE, "Q4", "a shared cluster is overwritten in place")                                \
+    X(SUB_LEFT_BEHIND, "Q2 Q4", "a new cluster does not take along the subclusters that the old one held") \
+    X(SUB_UNORDERED, "Q1 Q2", "subclusters of a cluster that is kept count as independent data")         \
+    X(SUB_LOCK_NARROW, "D2", "a new host cluster is linked under a lock of the touched subclusters alone") \
     X(GROW_KEEP_TABLES, "Q19", "growing: tables left by an interrupted shrink are not dropped")         \
     X(SHRINK_FREE_FIRST, "Q19", "shrinking: tables are freed before the size is durable")               \
     X(ZERO_NO_STAMP, "D3", "a kept zero cluster is filled while an old in-place writer is inside")     \

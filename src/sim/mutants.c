@@ -34,7 +34,7 @@ struct row { int id; const char *name, *rule, *text; };
 static bool is_race(int id)
 {
     static const int ids[] = { MUT_FREE_SKIP_DURABLE, MUT_FREE_SKIP_GRACE, MUT_FREE_SKIP_PUNCH, MUT_FREEZE_NOTHING, MUT_FLUSH_IGNORES_DIRT, MUT_ZERO_NO_STAMP,
-        MUT_DATA_FILE_PUNCH_LATE, MUT_PACK_NOT_HELD };
+        MUT_DATA_FILE_PUNCH_LATE, MUT_PACK_NOT_HELD, MUT_SUB_LOCK_NARROW };
     for (unsigned i = 0; i < sizeof ids / sizeof ids[0]; i++)
         if (ids[i] == id)
             return true;
@@ -43,6 +43,9 @@ static bool is_race(int id)
 
 /* Those that live in an external data file only. */
 static bool is_data(int id) { return id == MUT_DATA_FILE_LATE || id == MUT_DATA_FILE_UNFLUSHED || id == MUT_DATA_FILE_PUNCH_LATE; }
+
+/* Those that live among subclusters; the others are looked for elsewhere. */
+static bool is_sub(int id) { return id == MUT_SUB_LEFT_BEHIND || id == MUT_SUB_UNORDERED || id == MUT_SUB_LOCK_NARROW; }
 
 static bool is_amend(int id) { return id == MUT_AMEND_WIDTH_LATE; }
 
@@ -136,7 +139,8 @@ static void child(unsigned r, double until, uint64_t tries)
     for (uint64_t i = 0; now() < until && atomic_load(&mine->workloads) < tries; i++) {
         const struct sim_geom *g = sim_geom_nth((unsigned)(i % geoms));
         bool race = is_race(rows[r].id);
-        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend))
+        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) ||
+            is_sub(rows[r].id) != g->sub)
             continue;
         struct sim_campaign k = { .per_workload = race ? 24 : 120, .states_max = 100000, .on_state = on_state, .worth = worth,
             .nested_one_in = i / geoms % 2 ? 3 : 16 };

@@ -375,8 +375,30 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
     }
 }
 
+/* Requests that meet in a cluster, in other subclusters each. */
+static void in_one_cluster(const struct sim_geom *g, struct prng *p, struct sim_workload *l)
+{
+    uint32_t c = (1u << g->cluster_bits) / SIM_SECTOR, u = c / 32, base = (uint32_t)prng_below(p, 8) * c;
+    if (prng_one_in(p, 2))
+        base += (uint32_t)(g->window[0].len / 2 / SIM_SECTOR);
+    l->count = 0;
+    for (unsigned i = 0, n = 2 + (unsigned)prng_below(p, 3); i < n; i++) {
+        struct sim_wop op = { .kind = prng_one_in(p, 6) ? 'd' : prng_one_in(p, 5) ? 'z' : 'w', .beside = i > 0 };
+        op.off = base + i * (c / n) / u * u + (uint32_t)prng_below(p, u);
+        op.len = op.kind == 'w' ? 1 + (uint32_t)prng_below(p, c / n - 2 * u) : u * (1 + (uint32_t)prng_below(p, 3));
+        push(l, op);
+    }
+    push(l, flush_op);
+    push(l, (struct sim_wop){ .kind = 'p', .off = base, .len = c });
+}
+
 static void from_template(const struct sim_geom *g, struct prng *p, struct sim_workload *l)
 {
+    if (g->sub && prng_one_in(p, 3)) {
+        in_one_cluster(g, p, l);
+        if (sim_workload_fits(l, g))
+            return;
+    }
     do {
         any_template(g, p, TEMPLATES, l);
     } while (!sim_workload_fits(l, g));

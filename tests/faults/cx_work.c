@@ -164,7 +164,7 @@ struct prep { struct cx_world *w; struct cx_model *m; const struct cx_work *k; b
 static int make_fresh(struct co *co, struct cx_world *w, const struct cx_geometry *g, struct byre_err *err)
 {
     struct stor *s;
-    struct fmt_create_opts o = { .size = g->size, .cluster_size = g->cluster, .version = g->version, .refcount_bits = g->refcount_bits };
+    struct fmt_create_opts o = { .size = g->size, .cluster_size = g->cluster, .version = g->version, .refcount_bits = g->refcount_bits, .extended_l2 = g->sub };
     char base[] = "base", raw[] = "raw";
     if (g->backing) {
         o.backing_file = base;

@@ -22,6 +22,7 @@ struct cx_geometry {
     uint64_t cluster, size;
     unsigned refcount_bits, version;
     bool backing;
+    bool sub;                            /* extended L2 */
     bool lazy;                           /* lazy refcounts: counts are judged when the dirty bit is away */
     uint64_t frontier;
     char image[512];                     /* file to start from instead of a fresh image; "" = fresh */

@@ -9,7 +9,7 @@
 #include "fx.h"
 
 #define K4 " c4k c4k-back "
-#define PLAIN " c4k c4k-back c512 c512-v2-back c64k "
+#define PLAIN " c4k c4k-back c512 c512-v2-back c64k sub-back "
 #define SNAPS " c4k c4k-back c512-v2-back c64k c512-wide lazy compressed snapshot holes "
 #define FILES " snapshot compressed holes garbage "
 #define TOO , .together = true
@@ -21,6 +21,7 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "c512-v2-back", .cluster = 512, .size = 65536, .refcount_bits = 16, .version = 2, .backing = true, .frontier = 2048 },
     { .name = "c64k", .cluster = 65536, .size = 196608, .refcount_bits = 16, .version = 3, .frontier = 65536 },
     { .name = "c512-wide", .cluster = 512, .size = 196608, .refcount_bits = 64, .version = 3, .frontier = 512 },
+    { .name = "sub-back", .cluster = 32768, .size = 262144, .refcount_bits = 16, .version = 3, .backing = true, .sub = true, .frontier = 65536 },
     { .name = "lazy", .cluster = 512, .size = 65536, .refcount_bits = 16, .version = 3, .lazy = true, .frontier = 1024 },
     { .name = "snapshot", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "snapshot.qcow2" },
     { .name = "compressed", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "compressed.qcow2" },
@@ -38,7 +39,7 @@ const struct fx_scene fx_scenes[] = {
     { "read", PLAIN FILES, 6, true, 0, { { FX_OPEN_RO }, { FX_FAULTS }, { FX_READ }, { FX_READ } } },
     { "write-alloc", PLAIN "c512-wide holes ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 5, 0, 1, 0 }, { FX_WRITE, 9, 1, 0, 2 }, { FX_FLUSH }, { FX_WRITE, 12, 0, 3, 0 }, { FX_FLUSH } } },
     { "write-reused", " holes garbage c4k ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 1, 3, 0 }, { FX_WRITE, 26, 0, 1, 0 }, { FX_FLUSH } } },
-    { "copy-on-write", " c4k-back c512-v2-back compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 2, 1, 0, 1 }, { FX_WRITE, 3, 3, 2, 1 }, { FX_WRITE, 2, 0, 0, 1 }, { FX_FLUSH } } },
+    { "copy-on-write", " c4k-back c512-v2-back sub-back compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 2, 1, 0, 1 }, { FX_WRITE, 3, 3, 2, 1 }, { FX_WRITE, 2, 0, 0, 1 }, { FX_FLUSH } } },
     { "write-in-place", PLAIN, 6, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 1, 0, 1, 0 }, { FX_WRITE, 0, 0, 0, 1 }, { FX_FLUSH } } },
     { "write-shared", " snapshot compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 0, 1, 0 }, { FX_WRITE, 4, 1, 0, 1 }, { FX_FLUSH }, { FX_DISCARD, 16, 0, 2, 0 }, { FX_FLUSH } } },
     { "zero", PLAIN FILES, 8, true, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_ZERO, 0, 0, 2, 0 }, { FX_UNMAP, 3, 0, 2, 0 }, { FX_ZERO, 6, 1, 1, 0 }, { FX_FLUSH } } },

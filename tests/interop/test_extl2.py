@@ -195,6 +195,22 @@ def test_convert(tmp_path, to):
     assert run.byre(*options).json == run.qemu_img(*options).json
 
 
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("cluster_size", [1 << 14, 1 << 16])
+def test_external_data_file(tmp_path, cluster_size, raw):
+    """Subclusters whose bytes lie in a second file; byre and the peer in turns. A raw data file is the disk."""
+    image, data = tmp_path / "disk.qcow2", tmp_path / "data.raw"
+    disk = Sub(seed_of("data", cluster_size, raw), guest.disk_size(cluster_size), cluster_size)
+    create("byre", image, disk.size, cluster_size, data_file=data, **({"data_file_raw": True} if raw else {}))
+    for turn in range(4):
+        disk.run(guest.TOOLS[turn & 1] if not raw else "byre", image, operations=30, batch=30)
+        images.peer_check(image)
+        run.byre("check", image)
+    disk.judge(image, tmp_path)
+    if raw:
+        assert data.read_bytes() == disk.shadow
+
+
 def test_small_writes_do_not_read_below(tmp_path):
     """FEATURES 1.041: with 128 KiB clusters a 4 KiB write over a backing file reads nothing of it, and 4 KiB are written."""
     peers.need("strace")

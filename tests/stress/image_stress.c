@@ -7,9 +7,10 @@
  * carry its own offset, and never anything else (founding discussion 3). Afterwards the image is closed, opened again,
  * compared, and checked by the engine's own check; the caller (tests/interop) asks qemu-img too when it is there.
  *
- * With "packed", half of the writes are compressed ones, of whole clusters.
+ * With "packed", half of the writes are compressed ones, of whole clusters. With "sub" the image has subclusters: writers meet
+ * inside clusters, and parts of clusters are discarded.
  *
- *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd]]
+ *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [sub]]
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +29,7 @@ struct stress {
     uint64_t cluster, seed;
     unsigned operations;
     char *packed;                            /* method; NULL: none */
+    bool sub;
     struct rt *rt;
     struct graph_node *node;
     uint8_t *model;
@@ -102,8 +104,16 @@ static int own_step(struct co *co, struct worker *w, struct prng *p, uint8_t *bu
         memset(s->model + off, 0, len);
         return graph_zero(co, s->node, off, len, prng_below(p, 2) ? GRAPH_UNMAP : 0);
     case 4:
-        off -= off % s->cluster;             /* whole clusters: what a discard does to parts of one is not said */
-        len = s->cluster < AREA ? s->cluster : AREA;
+        if (s->packed || !s->sub || prng_below(p, 4) == 0) {
+            off -= off % s->cluster;         /* whole clusters: what a discard does to parts of one is not said */
+            len = s->cluster < AREA ? s->cluster : AREA;
+        } else {
+            uint64_t end = off + len, unit = s->cluster / 32;
+            off = (off + unit - 1) / unit * unit;
+            if (off >= end - end % unit)
+                return 0;
+            len = end - end % unit - off;
+        }
         memset(s->model + off, 0, len);
         return graph_discard(co, s->node, off, len);
     case 5:
@@ -199,7 +209,7 @@ static void create_image(struct co *co, struct stress *s)
     struct stor *st;
     struct stor_file_opts fo = { .create = true, .truncate_to_zero = true };
     struct fmt_create_opts co_ = { .size = DISK, .cluster_size = s->cluster, .version = 3, .refcount_bits = 16,
-                                   .compression_type = s->packed };
+                                   .compression_type = s->packed, .extended_l2 = s->sub };
     REQUIRE(stor_file_open(co, s->path, &fo, &st, &err) == 0, "%s", err.text);
     REQUIRE(fmt_qcow2_ops.create(co, st, &co_, &err) == 0, "%s", err.text);
     stor_close(co, st);
@@ -250,11 +260,12 @@ static void main_co(struct co *co, void *arg)
 
 int main(int argc, char **argv)
 {
-    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd]]");
+    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [sub]]");
     struct stress s = { .path = argv[1], .cluster = strtoull(argv[2], NULL, 0), .seed = strtoull(argv[3], NULL, 0), .operations = (unsigned)strtoul(argv[4], NULL, 0) };
     struct rt_opts o = { .loops = 2, .backend = argc < 6 ? RT_BACKEND_AUTO : strcmp(argv[5], "threads") ? RT_BACKEND_URING : RT_BACKEND_THREADS };
     struct byre_err err;
     s.packed = argc > 7 && strcmp(argv[6], "packed") == 0 ? argv[7] : NULL;
+    s.sub = argc > 6 && strcmp(argv[argc - 1], "sub") == 0;
     s.model = calloc(1, DISK);
     REQUIRE(s.model && rt_new(&o, &s.rt, &err) == 0, "cannot start");
     REQUIRE(rt_spawn_on(rt_loop_at(s.rt, 0), main_co, &s) == 0, "no coroutine");

@@ -88,7 +88,7 @@ static void look_sub(const struct q2_image *q, const struct q2_l2e *e, uint64_t 
         ret->stale = touched & e->zero;
         around = partly & ~alloc;
     } else {
-        around = partly | (alloc & ~touched);                /* P2 */
+        around = partly | (MUTANT(MUT_SUB_LEFT_BEHIND) ? 0 : alloc & ~touched);              /* P2 */
     }
     uint32_t before = around & bits(0, first), behind = around & bits(last, Q2_SUBCLUSTERS - 1);
     if (before)

@@ -64,7 +64,7 @@ static void fill_in(const struct q2_image *q, struct write_txn *t, const struct 
         w->fill = FMT_FILL_READ;
     else
         w->fill = known ? FMT_FILL_NONE : FMT_FILL_ZERO;
-    t->independent = q2_run_independent(q, &t->run) && p->zero_all && w->fill == FMT_FILL_NONE;      /* W3 */
+    t->independent = (q2_run_independent(q, &t->run) || (!t->run.count && MUTANT(MUT_SUB_UNORDERED))) && p->zero_all && w->fill == FMT_FILL_NONE;      /* W3 */
     w->priv = t;
 }
 
@@ -132,7 +132,7 @@ static int enter(struct co *co, struct q2_image *q, struct write_txn *t, struct 
     uint64_t unit = 1ull << q->g.sub_bits, cs = q->g.cluster_size, end = s->off + s->len;
     co_range_lock(co, &q->locks, &t->lock, round_down(s->off, unit), round_up(end, unit));
     int r = pin(co, q, t, s);
-    if (unit == cs || r < 0 || q2_write_keeps(q, s))
+    if (unit == cs || r < 0 || q2_write_keeps(q, s) || MUTANT(MUT_SUB_LOCK_NARROW))
         return r;
     if (t->block)
         meta_put(q->meta, t->block);
