@@ -500,6 +500,17 @@ static void prepare_packing(struct copying *c)
     c->w.piece_bytes = (uint32_t)max_u64(c->w.piece_bytes, c->place.unit);
 }
 
+/* What is written now is flushed at the end: the disk may begin. */
+static void stream(const struct copying *c, bool on)
+{
+    const struct fmt_image *im = graph_image(c->job->target);
+    if (c->job->flags & COPY_NO_FLUSH)
+        return;
+    stor_stream(im->store, on);
+    if (im->data != im->store)
+        stor_stream(im->data, on);
+}
+
 static int run_checked(struct co *co, struct copying *c, struct byre_err *err)
 {
     static const struct window_ops ops = { next_piece, copy_piece, piece_over };
@@ -511,9 +522,11 @@ static int run_checked(struct co *co, struct copying *c, struct byre_err *err)
     if (job->flags & COPY_COMPRESS)
         prepare_packing(c);
     prepare_target(co, c);
+    stream(c, true);
     if (job->progress)
         job->progress(job->arg, 0, c->total);
     r = window_run(co, &c->w, err);
+    stream(c, false);
     if (r)
         return c->w.error ? tell_failure(c, r, err) : r;
     if (job->flags & COPY_NO_FLUSH)

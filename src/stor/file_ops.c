@@ -77,6 +77,30 @@ static int64_t write_then_flush(struct co *co, struct file_stor *f, const struct
     return r < 0 ? r : n;
 }
 
+/* So many bytes are gathered in the page cache before the disk is told to begin. */
+#define WRITE_OUT_BYTES (8u << 20)
+
+static void file_stream(struct stor *s, bool on)
+{
+    atomic_store_explicit(&file_of(s)->streams, on && !s->traits.direct && !s->no_flush, memory_order_relaxed);
+}
+
+static int64_t start_write_out(void *arg)
+{
+    const struct file_stor *f = arg;
+    return sync_file_range(f->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
+/* Starts, does not wait, and looks at no error: the flush does that. */
+static void write_out(struct co *co, struct file_stor *f, uint64_t n)
+{
+    uint64_t before = atomic_fetch_add(&f->streamed, n);
+    if ((before + n) / WRITE_OUT_BYTES == before / WRITE_OUT_BYTES)
+        return;
+    int64_t r = rt_blocking(co, start_write_out, f);
+    (void)r;
+}
+
 static int64_t file_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
 {
     struct file_stor *f = file_of(s);
@@ -92,6 +116,8 @@ static int64_t file_pwritev(struct co *co, struct stor *s, struct iov v, uint64_
         n = write_then_flush(co, f, &x, off);
     }
     free(x.heap);
+    if (n > 0 && atomic_load_explicit(&f->streams, memory_order_relaxed))
+        write_out(co, f, (uint64_t)n);
     return n;
 }
 
@@ -322,6 +348,7 @@ const struct stor_ops file_ops = {
     .name = "file",
     .preadv = file_preadv,
     .pwritev = file_pwritev,
+    .stream = file_stream,
     .flush = file_flush,
     .zero = file_zero,
     .discard = file_discard,

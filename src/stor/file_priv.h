@@ -47,6 +47,8 @@ struct file_stor {
     uint64_t dev, ino;                    /* identity */
     enum stor_locking locking;
     _Atomic unsigned lacks;               /* FILE_NO_x */
+    _Atomic bool streams;                 /* stor_stream */
+    _Atomic uint64_t streamed;            /* bytes written since */
     struct file_extent_cache extent;
     pthread_mutex_t lock_mutex;           /* orders calls that change the locks; held on workers only */
     unsigned held, unshared;              /* guarded by lock_mutex: bytes 100+n and 200+n that we hold */

@@ -231,6 +231,12 @@ int stor_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len)
     return r;
 }
 
+void stor_stream(struct stor *s, bool on)
+{
+    if (s->ops->stream)
+        s->ops->stream(s, on);
+}
+
 int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes)
 {
     return s->ops->allocated ? s->ops->allocated(co, s, ret_bytes) : -ENOTSUP;

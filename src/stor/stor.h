@@ -70,6 +70,7 @@ struct stor_ops {
     int64_t (*copy_from)(struct co *co, struct stor *s, uint64_t off, struct stor *src, uint64_t src_off, uint64_t len);
     int (*lock)(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
     int (*allocated)(struct co *co, struct stor *s, uint64_t *ret_bytes);                       /* occupied on disk */
+    void (*stream)(struct stor *s, bool on);                                                    /* see stor_stream; may be NULL */
     void (*close)(struct co *co, struct stor *s);                                               /* frees s */
 };
 
@@ -106,6 +107,8 @@ MUST_USE int stor_extents(struct co *co, struct stor *s, uint64_t off, uint64_t 
 /* In-kernel copy; bytes copied, 0 or -ENOTSUP: use read and write. */
 MUST_USE int64_t stor_copy(struct co *co, struct stor *dst, uint64_t dst_off, struct stor *src, uint64_t src_off, uint64_t len);
 MUST_USE int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes);
+/* While on: much is written once and flushed at the end, so the disk may begin early. A hint; any loop, does not suspend. */
+void stor_stream(struct stor *s, bool on);
 bool stor_flush_latched(const struct stor *s);
 void stor_close(struct co *co, struct stor *s);                       /* NULL ok */
 
