@@ -85,7 +85,7 @@ void __wrap_free(void *p)
 #define SECTORS (SIZE / SECTOR)
 static uint8_t model[SIZE];              /* what the top holds */
 static bool uncertain[SECTORS];          /* a failed write left this sector old or new */
-static char base[512], mid[512], top[512], out[512];
+static char base[512], mid[512], top[512], out[512], packed[512];
 
 static void create(struct co *co, const char *name, const char *fmt, const char *backing, const char *backing_fmt)
 {
@@ -109,8 +109,9 @@ static int open_node(struct co *co, struct graph *g, const char *name, const cha
 static void change(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, uint8_t byte)
 {
     static uint8_t buf[200000];
+    bool whole = off % 65536 == 0 && len % 65536 == 0;           /* compressed */
     memset(buf, byte, len);
-    int r = byte ? t_write(co, n, buf, len, off, 0) : graph_zero(co, n, off, len, GRAPH_UNMAP);
+    int r = byte ? t_write(co, n, buf, len, off, whole ? GRAPH_COMPRESS : 0) : graph_zero(co, n, off, len, GRAPH_UNMAP);
     if (!r)
         memset(model + off, byte, len);
     for (uint64_t s = off / SECTOR; s < div_up(off + len, SECTOR); s++)
@@ -126,6 +127,9 @@ static void requests(struct co *co, struct graph_node *n)
     change(co, n, 60 << 10, 150000, 0x22);
     change(co, n, 100 << 10, 65536, 0);
     change(co, n, 512, 512, 0x33);
+    change(co, n, 384 << 10, 131072, 0x44);
+    change(co, n, 384 << 10, 65536, 0x55);
+    change(co, n, 450 << 10, 512, 0x66);
     (void)!t_read(co, n, buf, SIZE, 0);
     (void)!graph_status(co, n, NULL, 0, SIZE, &st);
     (void)!graph_discard(co, n, 1 << 20, 65536);
@@ -150,6 +154,15 @@ static void scenario(struct co *co, void *arg)
                 struct compare_result res;
                 int r = copy_run(co, &job, NULL, &err);
                 if (!r && !compare_run(co, &cmp, &res, &err))
+                    CHECK_EQ(res.verdict, COMPARE_SAME);
+                (void)!graph_close(co, o);
+            }
+            if (!open_node(co, g, packed, "qcow2", false, &o)) {
+                struct copy_part part = { n, 0, SIZE };
+                struct copy_job job = { .parts = &part, .part_count = 1, .target = o, .min_sparse = 4096, .flags = COPY_NO_SPREAD | COPY_COMPRESS };
+                struct compare_job cmp = { .a = n, .b = o, .flags = COPY_NO_SPREAD };
+                struct compare_result res;
+                if (!copy_run(co, &job, NULL, &err) && !compare_run(co, &cmp, &res, &err))
                     CHECK_EQ(res.verdict, COMPARE_SAME);
                 (void)!graph_close(co, o);
             }
@@ -190,6 +203,8 @@ static void make_files(struct co *co, void *arg)
     create(co, mid, "qcow2", base, "raw");
     create(co, top, "qcow2", mid, "qcow2");
     create(co, out, "raw", NULL, NULL);
+    snprintf(packed, sizeof packed, "%s", t_path("n-packed"));
+    create(co, packed, "qcow2", NULL, NULL);
     memset(model, 0, SIZE);
 }
 

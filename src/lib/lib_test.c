@@ -204,6 +204,14 @@ static void blocking(unsigned loops)
         assert_int_equal(in[i], i < 100 ? 0 : 0x5a);
     assert_int_equal(byre_writev(image, v, 2, 8 * MIB - 300, BYRE_FUA), 0);
     assert_int_equal(byre_discard(image, 0, MIB), 0);
+    assert_int_equal(byre_write(image, out, sizeof out, 0, BYRE_COMPRESS), -EINVAL);       /* not whole clusters */
+    char *cluster = calloc(1, 65536);
+    memcpy(cluster, out, sizeof out);
+    assert_int_equal(byre_write(image, cluster, 65536, 128 * 1024, BYRE_COMPRESS | BYRE_FUA), 0);
+    assert_int_equal(byre_write(image, cluster, 65536, 128 * 1024, BYRE_COMPRESS | BYRE_UNMAP), -EINVAL);
+    assert_int_equal(byre_read(image, in, sizeof in, 128 * 1024), 0);
+    assert_memory_equal(in, out, sizeof in);
+    free(cluster);
     assert_int_equal(byre_flush(image), 0);
     assert_int_equal(byre_read(image, in, 10, 8 * MIB - 9), -EIO);          /* one byte too many */
     assert_int_equal(byre_write(image, in, 10, UINT64_MAX - 3, 0), -EIO);
