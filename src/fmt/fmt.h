@@ -203,6 +203,9 @@ struct fmt_open_opts {
     uint64_t frontier_bytes;               /* step of the zeroed frontier (D4); 0 = default, UINT64_MAX = off */
     struct fmt_snapshot_pick snapshot;     /* show this internal snapshot, with its size; read-only. All NULL: the disk itself */
     bool discard_no_punch;                 /* freed clusters are not punched in the file */
+    bool tables_no_punch;                  /* nor freed tables (pass-discard-other) */
+    bool discard_no_unref;                 /* discard gives back the bytes of a cluster, and keeps the cluster (1.129) */
+    uint32_t l2_entry_bytes;               /* unit in which mapping tables are cached: a power of two; 0 = default */
     signed char lazy_refcounts;            /* 1: on, -1: off, 0: as the image says */
     const struct fmt_host *host;           /* used during the call only; NULL: images that need it are refused */
     bool no_data;                          /* guest data is not read or written: an encrypted image needs no secret */

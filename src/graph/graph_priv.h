@@ -5,6 +5,7 @@
  *   graph.c    the graph, the list of nodes, node life, resize
  *   open.c     opening an image and its chain; probing; locks; policy
  *   names.c    what a file name means: plain, file:, json:{}; names relative to an overlay
+ *   names_run.c options that only qcow2 knows
  *   chain.c    which layer answers for this offset?
  *   read.c     reads, and pieces in flight at the same time
  *   write.c    writes: in place or begin, fill, write, commit
@@ -109,6 +110,13 @@ enum name_tri { NAME_UNSET, NAME_NO, NAME_YES };
 /* What a name says of the encryption of one layer. */
 struct name_crypt { char *key_secret, *format; bool nested; /* written "encrypt.key-secret", not "key-secret" */ };
 #define NAME_CRYPT_MAX 8
+/* What it says about the opening of a qcow2 image (names_run.c). */
+struct name_runtime {
+    unsigned seen;              /* which of the sizes */
+    uint64_t total, l2, counts, interval;
+    uint32_t l2_entry;          /* bytes; 0: not said */
+    enum name_tri pass_request, pass_snapshot, pass_other, no_unref, lazy;
+};
 /* What a name says. Owned strings; name_ref_fini frees. */
 struct name_ref {
     char *path;                 /* for the opener */
@@ -119,11 +127,18 @@ struct name_ref {
     bool no_backing;            /* "backing": null */
     enum name_tri read_only, direct, no_flush, discard, locking, force_share;
     struct name_crypt crypt[NAME_CRYPT_MAX];   /* of this layer, of the one below it, ... */
+    struct name_runtime run;
 };
 void name_ref_fini(struct name_ref *ref);
 /* text: as the user or an overlay's header gives it. overlay: path that relative names are relative to, NULL for
  * the working directory. Strict policy takes the user's text literally, and of an overlay only plain paths. */
 MUST_USE int name_parse(enum graph_policy policy, const char *text, const char *overlay, struct name_ref *ret, struct byre_err *err);
+struct json_t;
+/* 1: the option is one of these, and taken; 0: it is none. */
+MUST_USE int name_runtime_option(struct name_runtime *run, const char *key, const struct json_t *v, struct byre_err *err);
+/* Do they fit together? */
+MUST_USE int name_runtime_settle(const struct name_runtime *run, struct byre_err *err);
+void name_runtime_apply(const struct name_runtime *run, struct fmt_open_opts *fo);
 /* The part of name_parse for json:{...}. */
 MUST_USE int name_parse_json(const char *text, struct name_ref *ret, struct byre_err *err);
 

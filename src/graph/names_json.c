@@ -179,7 +179,8 @@ static int top_option(struct fields *f, const char *key, const json_t *v, struct
         return r;
     if ((!strcmp(key, "file") || !strcmp(key, "data-file")) && json_is_string(v))
         return byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", key);
-    return common_option(f, key, key, v, err);
+    r = name_runtime_option(&f->ref->run, key, v, err);
+    return r ? (r > 0 ? 0 : r) : common_option(f, key, key, v, err);
 }
 
 /* Every leaf of the object by its dotted name. The walk keeps its own stack: JSON_NEST_MAX objects at most. */
@@ -245,6 +246,9 @@ static int judge(struct fields *f, struct byre_err *err)
         return byre_fail(err, BAD_OPTION, "json: 'data-file' names no file");
     if (f->data_filename && !(f->ref->data_path = strdup(f->data_filename)))
         return byre_fail(err, NOMEM, "no memory for a file name");
+    int r = name_runtime_settle(&f->ref->run, err);
+    if (r)
+        return r;
     f->ref->no_backing = f->backing_null;
     f->ref->path = strdup(filename);
     if (f->driver && !f->ref->as_file)

@@ -188,6 +188,9 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
                             .direct = wants(l->ref->direct, op->o->direct), .no_flush = wants(l->ref->no_flush, op->o->no_flush) };
     struct fmt_host host = { .open_data = data_open, .arg = &ask };
     fo.host = &host;
+    if (l->is_top && n->discard)             /* pass-discard-request follows discard=unmap */
+        fo.discard_no_punch = false;
+    name_runtime_apply(&l->ref->run, &fo);
     fo.read_only = n->read_only;
     fo.secrets = op->g->secrets;
     fo.key_secret = n->key_secret;

@@ -88,6 +88,8 @@ static const struct sim_geom geoms[] = {
     { .name = "amend-c4k-v2", .version = 2, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
       .window = { { 0, 256 * K } }, .windows = 1, .backing = 256 * K, .snapshot = true, .frontier = 16 * K, .amend = true, .one_write_space = true,
       .floor = 3000 },
+    { .name = "c4k-keep", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .backing = 200 * K, .zeros = true, .frontier = 16 * K, .keep = true, .floor = 3000 },
     { .name = "c512-data", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .data_file = true, .zeros = true, .frontier = 4 * K, .floor = 5000 },
     { .name = "c4k-data", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K + 1536, .size_max = 384 * K,

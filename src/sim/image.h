@@ -43,6 +43,7 @@ struct sim_geom {
     bool no_holes;                       /* no free clusters: the file grows at once */
     bool beyond;                         /* clusters mapped behind the end, as an interrupted shrink leaves them */
     bool hurt;                           /* counts and COPIED flags are damaged (by the seed): only repair is run on it */
+    bool keep;                           /* opened with discard-no-unref */
     bool amend;                          /* version and width of the counts change in the workloads */
     bool lazy;                           /* lazy refcounts: while the dirty bit is set counts may be anything */
     bool no_zero_growth, no_punch, no_zero;

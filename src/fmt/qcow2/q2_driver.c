@@ -297,7 +297,8 @@ static void before_freeze(void *arg) { q2_drop_freeze(arg); }
 
 static int make_cache(struct q2_image *q, struct byre_err *err)
 {
-    q2_slices_set(q, (uint32_t)min_u64(q->g.cluster_size, SLICE_BYTES_MAX));
+    uint64_t unit = q->opts.l2_entry_bytes ? q->opts.l2_entry_bytes : SLICE_BYTES_MAX;
+    q2_slices_set(q, (uint32_t)min_u64(q->g.cluster_size, min_u64(unit, SLICE_BYTES_MAX)));
     q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
     q->kind_ref = (struct meta_kind){ .name = "refcount", .rank = META_COUNTS };
     struct meta_opts mo = { .store = q->im.store, .data = q->g.data_file && q->im.data != q->im.store ? q->im.data : NULL, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = q->slice_bytes,
@@ -415,6 +416,10 @@ static int open_parts(struct co *co, struct q2_image *q, struct byre_err *err)
         if (r < 0)
             return r;
     }
+    if (q->opts.discard_no_unref && q->g.version < 3)
+        return byre_fail(err, BAD_OPTION, "%s: discard-no-unref needs version 3 (compat=1.1) of the format", q->name);
+    if (q->opts.l2_entry_bytes > q->g.cluster_size)
+        return byre_fail(err, BAD_OPTION, "%s: l2-cache-entry-size: %u is larger than a cluster of %" PRIu64, q->name, q->opts.l2_entry_bytes, q->g.cluster_size);
     if ((q->h.incompat & Q2_INCOMPAT_CORRUPT) && !q->im.read_only && !q->check_mode)       /* V3 */
         return byre_fail(err, Q2_MARKED_CORRUPT, "%s: the image is marked corrupt; it can be opened read-only, or repaired by check -r all", q->name);
     r = q2_data_open(co, q, err);

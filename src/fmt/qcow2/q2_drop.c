@@ -161,9 +161,10 @@ static int owners_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t en
     return 0;
 }
 
-static void punch(struct co *co, struct q2_image *q, uint64_t c, uint64_t n)
+static void punch(struct co *co, struct q2_image *q, uint64_t c, uint64_t n, uint32_t tag)
 {
-    if (q->opts.discard_no_punch || !q->im.store->discard_ok)
+    bool no = tag == TAG_TABLE ? q->opts.tables_no_punch : q->opts.discard_no_punch;
+    if (no || !q->im.store->discard_ok)
         return;
     int r = stor_discard(co, q->im.store, c << q->g.cluster_bits, n << q->g.cluster_bits);
     (void)r;                                     /* advisory: the clusters are free all the same */
@@ -185,7 +186,7 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
             return;
         }
         if (last && !MUTANT(MUT_FREE_SKIP_PUNCH))
-            punch(co, q, c, stop - c);
+            punch(co, q, c, stop - c, tag);
         co_lock(co, &a->mx);
         if (last && tag == TAG_TABLE && !meta_forget(q->meta, c << q->g.cluster_bits, (stop - c) << q->g.cluster_bits))
             r = -EUCLEAN;                        /* a second owner that nobody counted works on it */
@@ -196,7 +197,7 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
         co_unlock(&a->mx);
         (void)q2_judge(co, q, r, "refcount", c << q->g.cluster_bits);       /* a->lost tells it already */
         if (last && MUTANT(MUT_FREE_SKIP_PUNCH))
-            punch(co, q, c, stop - c);
+            punch(co, q, c, stop - c, tag);
         c = stop;
     }
 }

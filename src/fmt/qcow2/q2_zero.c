@@ -24,7 +24,12 @@
 
 enum mode { MODE_DISCARD, MODE_ZERO_UNMAP, MODE_ZERO_KEEP };
 
-struct call { struct q2_image *q; uint64_t off, end; enum mode mode; };
+struct call {
+    struct q2_image *q;
+    uint64_t off, end;
+    enum mode mode;
+    bool empty;                          /* the clusters that are kept give back their bytes (discard-no-unref) */
+};
 
 /* What becomes of an entry. Pure. false: it stays. below: a layer below could show through. */
 static bool after(const struct q2_geom *g, const struct q2_l2e *e, enum mode mode, bool below, struct q2_l2e *ret)
@@ -132,10 +137,26 @@ static void change_slice(struct q2_image *q, const struct call *c, struct meta_b
             q->zero_stamp = epoch_stamp(q->im.epoch);                /* Z4 */
             q->zero_stamped = true;
         }
+        if (new.kind == Q2_ZERO_ALLOC)
+            gone[i / 64] |= (uint64_t)c->empty << (i % 64);
         if (new.kind != Q2_ZERO_ALLOC) {
             q2_drop_entry(q, &old);
             gone[i / 64] |= (uint64_t)(old.kind == Q2_NORMAL || old.kind == Q2_ZERO_ALLOC) << (i % 64);
         }
+    }
+}
+
+/* Punches the clusters behind the entries of a pinned slice that have just turned zero and keep their place. Inside their range
+ * lock: whoever fills them again comes later. A crash may show the punch without the entry: zeros either way. */
+static void empty_kept(struct co *co, struct q2_image *q, struct meta_block *b, uint32_t index, const uint64_t *gone, uint32_t n)
+{
+    struct stor *s = q->im.data;
+    for (uint32_t i = 0; i < n && !q->opts.discard_no_punch && s->discard_ok; i++) {
+        struct q2_l2e e;
+        if (!(gone[i / 64] >> (i % 64) & 1) || !q2_entry_get(q, b, index + i, &e) || e.kind != Q2_ZERO_ALLOC)
+            continue;
+        if (q->g.data_file || !q2_hits_metadata(q, e.host))
+            (void)!stor_discard(co, s, e.host, q->g.cluster_size);       /* advisory */
     }
 }
 
@@ -164,6 +185,8 @@ static int work_slice(struct co *co, const struct call *c, uint64_t *off)
                 r = change_slice_sub(q, &part, b, index, first, gone);
             else
                 change_slice(q, &part, b, index, first, gone);
+            if (c->empty)
+                empty_kept(co, q, b, index, gone, (uint32_t)div_up(end - first, q->g.cluster_size));
             meta_put(q->meta, b);
             if (q->g.data_file && c->mode != MODE_ZERO_KEEP)
                 q2_data_punch(co, q, first, gone, (uint32_t)div_up(end - first, q->g.cluster_size));
@@ -191,7 +214,8 @@ static int run(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, en
 {
     if (!q->g.zero_clusters && off < atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed))
         return -ENOTSUP;                     /* version 2 over a backing image cannot say "zero" */
-    struct call c = { q, off, off + len, mode };
+    bool keep = q->opts.discard_no_unref && mode != MODE_ZERO_KEEP;
+    struct call c = { q, off, off + len, keep ? MODE_ZERO_KEEP : mode, keep };
     return rt_call(co, q->im.home, work_home, &c);
 }
 
