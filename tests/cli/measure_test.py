@@ -6,11 +6,12 @@ from lib import run
 
 OPTIONS = ["", "cluster_size=512", "cluster_size=4k", "cluster_size=2M", "refcount_bits=1", "refcount_bits=64", "compat=0.10",
            "preallocation=metadata", "preallocation=falloc", "preallocation=full", "lazy_refcounts=on", "compression_type=zstd",
-           "cluster_size=4k,refcount_bits=64,preallocation=full"]
+           "cluster_size=4k,refcount_bits=64,preallocation=full", "extended_l2=on", "data_file=d", "data_file=d,data_file_raw=on",
+           "preallocation=metadata,backing_file=b,backing_fmt=raw", "cluster_size=512,refcount_bits=64,preallocation=falloc", "extended_l2=on,cluster_size=16k,preallocation=metadata"]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("size", ["0", "1", "512", "1M", "1G", "3333333333", "20G"])
+@pytest.mark.parametrize("size", ["0", "1", "512", "1M", "1G", "3333333333", "20G", "100G"])
 def test_size(twin, size, option):
     """FEATURES 5.055, 5.056: numbers equal the peer's over options and sizes"""
     words = ["measure", "-O", "qcow2", "--size", size] + (["-o", option] if option else [])

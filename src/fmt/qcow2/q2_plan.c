@@ -88,7 +88,7 @@ static int check_v2(const struct fmt_create_opts *o, struct byre_err *err)
     return 0;
 }
 
-static int check_features(const struct fmt_create_opts *o, struct byre_err *err)
+static int check_features(const struct fmt_create_opts *o, bool sizes_only, struct byre_err *err)
 {
     if (o->compression_type && strcmp(o->compression_type, "zlib") && strcmp(o->compression_type, "zstd"))
         return byre_fail(err, BAD_OPTION, "compression_type: '%s' is not known (zlib and zstd are)", o->compression_type);
@@ -98,7 +98,7 @@ static int check_features(const struct fmt_create_opts *o, struct byre_err *err)
         return byre_fail(err, BAD_OPTION, "data_file_raw: not possible with backing_file '%s'", o->backing_file);
     if (o->data_file && o->encrypt.format)
         return byre_fail(err, NOT_SUPPORTED, "encrypt.format: not possible with data_file '%s' yet", o->data_file);
-    if (o->backing_file && o->prealloc != FMT_PREALLOC_OFF && !o->extended_l2)
+    if (!sizes_only && o->backing_file && o->prealloc != FMT_PREALLOC_OFF && !o->extended_l2)
         return byre_fail(err, BAD_OPTION, "preallocation: not possible with backing_file '%s'", o->backing_file);
     return 0;
 }
@@ -177,7 +177,7 @@ int q2_plan_make(const struct fmt_create_opts *o, bool sizes_only, struct q2_pla
     if (!rc && version == 2)
         rc = check_v2(o, err);
     if (!rc)
-        rc = check_features(o, err);
+        rc = check_features(o, sizes_only, err);
     if (!rc && !sizes_only)
         rc = check_names(o, err);
     if (rc)
@@ -185,7 +185,7 @@ int q2_plan_make(const struct fmt_create_opts *o, bool sizes_only, struct q2_pla
     uint64_t cluster = o->cluster_size ? o->cluster_size : CLUSTER_DEFAULT;
     struct q2_plan p = { .prealloc = o->prealloc };
     p.g = q2_geom_make(version, (uint32_t)__builtin_ctzll(cluster), (uint32_t)__builtin_ctz(bits), o->extended_l2);
-    p.g.data_file = o->data_file;
+    p.g.data_file = o->data_file && !sizes_only;         /* measured as if it were one file, as the peer does */
     if (o->data_file_raw && p.prealloc == FMT_PREALLOC_OFF)      /* the file is the guest's disk: every cluster says so (1.081) */
         p.prealloc = FMT_PREALLOC_METADATA;
     rc = check_size(&p, o->size, err);
@@ -198,7 +198,7 @@ int q2_plan_make(const struct fmt_create_opts *o, bool sizes_only, struct q2_pla
         p.crypt_count = div_up(p.crypt->payload_off, cluster);
     uint64_t size = round_up(o->size, 512);
     q2_plan_layout(&p, size, p.prealloc != FMT_PREALLOC_OFF);
-    if (p.rt_count << p.g.cluster_bits > Q2_RT_BYTES_MAX) {
+    if (!sizes_only && p.rt_count << p.g.cluster_bits > Q2_RT_BYTES_MAX) {
         q2_plan_fini(&p);
         return byre_fail(err, BAD_SIZE, "size: %" PRIu64 " bytes preallocated need a refcount table above 8 MiB; use a larger cluster_size or fewer refcount_bits", o->size);
     }
