@@ -38,6 +38,7 @@ enum {
     BYRE_OPEN_CHECK = 1u << 6,           /* for byre_check_start: tolerate what a repair mends */
     BYRE_OPEN_INFO = 1u << 7,            /* for byre_info_get only: load no tables */
     BYRE_OPEN_IMAGE_OPTS = 1u << 8,      /* the name is a list of node options: "driver=qcow2,file.filename=x" */
+    BYRE_OPEN_SERVE_UNCLEAN = 1u << 11,  /* an image that was not closed cleanly opens at once; a scrub follows behind */
     BYRE_OPEN_STABLE = 1u << 9,          /* no other process may write or resize while the image is open, raw or not */
     BYRE_OPEN_NO_DATA = 1u << 10,        /* guest data will not be read or written: no secret is needed for an encrypted image */
 };

@@ -29,6 +29,7 @@
     X(READ_ONLY, EROFS, "the image is open read-only")                                      \
     X(LOCKED, EAGAIN, "another process holds a lock on the image")                          \
     X(NO_SPACE, ENOSPC, "no space left")                                                    \
+    X(BUSY, EBUSY, "something else is being done with it")                                  \
     X(NOT_FOUND, ENOENT, "no such file or object")                                          \
     X(EXISTS, EEXIST, "the name is taken")                                                  \
     X(BAD_FORMAT, EINVAL, "the file is not of the stated format")                           \

@@ -22,6 +22,10 @@
 /* X(name, rule, what the mutant does) */
 #define BYRE_MUTANT_ROWS(X)                                                                             \
     X(NEED_DATA_BARRIER, "Q1 Q2", "a table entry does not ask for the barrier behind data and counts")  \
+    X(SCRUB_CLEAN_EARLY, "Q12", "a scrub takes the dirty bit away before the counts are durable")       \
+    X(SCRUB_BLIND, "G.001", "a scrub judges clusters that changed while it looked")                     \
+    X(SCRUB_FORGETS_QUARANTINE, "Q9 G.001", "a scrub frees clusters that wait in quarantine")           \
+    X(UNCLEAN_USED_EARLY, "Q12", "old clusters of an unclean image are used before trust is back")      \
     X(LAZY_DATA_TOO, "Q12 H7", "lazy refcounts drop the barrier behind data too")                       \
     X(LAZY_DIRTY_LATE, "Q12", "lazy refcounts begin before the dirty bit is durable")                   \
     X(LAZY_CLEAN_EARLY, "Q12", "the dirty bit is taken away before the counts are durable")             \

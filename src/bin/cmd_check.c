@@ -11,10 +11,12 @@
  */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/json_out.h"
 #include "bin/bin.h"
+#include "bin/check_online.h"
 #include "bin/commands.h"
 #include "bin/progress.h"
 
@@ -22,7 +24,7 @@
 
 struct opts {
     struct common common;
-    char *format, *output, *repair, *cache;
+    char *format, *output, *repair, *cache, *control;
     bool image_opts, force_share, quiet, progress_on;
     int progress;
 };
@@ -34,6 +36,7 @@ static const struct opt_row rows[] = {
     ROW_FORMAT(struct opts),
     ROW_OUTPUT(struct opts),
     { "repair", 'r', OPT_STR, OPT_AT(struct opts, repair), .arg = "leaks|all", .help = "repair what is found: leaked clusters only, or everything" },
+    { "control", 0, OPT_STR, OPT_AT(struct opts, control), .arg = "PATH", .help = "check a disk that byre serve has in use, through its control socket; FILE is then the name of a node, or left out" },
     ROW_SRC_CACHE(struct opts, cache),
     ROW_FORCE_SHARE(struct opts),
     ROW_QUIET(struct opts),
@@ -46,7 +49,7 @@ static void on_finding(void *arg, int fixed, const char *id, const char *text)
     fprintf(stderr, "%s%s\n", fixed ? "Repaired: " : "", text);
 }
 
-static void print_json(const struct byre_check_result *c, struct byre_image *image)
+static void print_json(const struct byre_check_result *c, const char *filename, const char *format)
 {
     const struct { const char *key; uint64_t v; } rest[] = {
         { "corruptions-fixed", c->corruptions_fixed }, { "corruptions", c->corruptions }, { "leaks-fixed", c->leaks_fixed }, { "leaks", c->leaks },
@@ -62,8 +65,8 @@ static void print_json(const struct byre_check_result *c, struct byre_image *ima
     for (size_t i = 0; i < sizeof rest / sizeof rest[0]; i++)
         if (rest[i].v)
             jo_u64(&j, rest[i].key, rest[i].v);
-    jo_str(&j, "filename", byre_filename(image));
-    jo_str(&j, "format", byre_format(image));
+    jo_str(&j, "filename", filename);
+    jo_str(&j, "format", format);
     jo_close(&j);
     if (!json_out_error(&j))
         printf("%s\n", j.text);
@@ -110,17 +113,46 @@ static int check_once(struct pass *p, unsigned flags, struct byre_check_result *
     return rc ? run_fail(p->r, "Check failed: %s", RUN_TEXT(&err)) : 0;
 }
 
-static int report(struct pass *p, bool json, struct byre_check_result *c)
+static int report_as(struct pass *p, bool json, const struct byre_check_result *c, const char *filename, const char *format)
 {
     if (p->o->quiet && !json)
         ;
     else if (json)
-        print_json(c, p->image);
+        print_json(c, filename, format);
     else
         print_human(c);
     if (c->check_errors)
         return run_fail(p->r, "Check failed");
     return c->corruptions ? 2 : c->leaks ? 3 : 0;
+}
+
+static int report(struct pass *p, bool json, const struct byre_check_result *c)
+{
+    return report_as(p, json, c, byre_filename(p->image), byre_format(p->image));
+}
+
+/* A disk in use: errors are only told there. */
+static int check_served(struct run *r, unsigned fix, bool json)
+{
+    const struct opts *o = r->opts;
+    struct pass p = { r, o, NULL };
+    struct byre_check_result res;
+    char *filename = NULL, *format = NULL;
+    struct check_online c = { .path = o->control, .node = r->argc ? r->argv[0] : NULL, .fix_leaks = fix,
+                              .progress = { o->progress_on && !o->quiet, o->quiet ? 0 : o->progress, "bytes" } };
+    if (fix & BYRE_FIX_ERRORS)
+        return run_usage(r, "-r all needs the image for itself; with --control only leaks can be repaired");
+    if (o->format || o->image_opts || o->cache || o->force_share)
+        return run_usage(r, "with --control the server has opened the image: options of opening mean nothing");
+    int code = check_online(r, &c, &res, &filename, &format);
+    if (!code && (res.corruptions_fixed || res.leaks_fixed) && !json && !o->quiet)
+        printf("The following inconsistencies were found and repaired:\n\n    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions\n\n",
+               res.leaks_fixed, res.corruptions_fixed);
+    if (!code)
+        code = report_as(&p, json, &res, filename, format);
+    free(filename);
+    free(format);
+    return code;
 }
 
 static int check_image(struct pass *p, unsigned fix, bool json)
@@ -154,6 +186,10 @@ static int cmd_run(struct run *r)
         fix = BYRE_FIX_LEAKS | BYRE_FIX_ERRORS;
     else if (o->repair)
         return run_usage(r, "-r takes 'leaks' or 'all', not '%s'", o->repair);
+    if (o->control) {
+        int form = run_output(r, o->output);
+        return form < 0 ? 1 : r->argc > 1 ? run_usage(r, "at most one node can be named") : check_served(r, fix, form);
+    }
     if (r->argc != 1)
         return run_usage(r, "exactly one image is needed");
     int json = run_output(r, o->output);

@@ -175,7 +175,8 @@ static int open_disk(struct serve *s)
         return run_fail(s->r, "Invalid discard option: %s", o->discard);
     bool unmap = strcmp(o->discard, "unmap") == 0 || strcmp(o->discard, "on") == 0;
     oo.flags = (o->read_only ? BYRE_OPEN_READ_ONLY : BYRE_OPEN_REFUSE_GUESSED_RAW) | (o->image_opts ? BYRE_OPEN_IMAGE_OPTS : 0) |
-               (o->force_share ? BYRE_OPEN_FORCE_SHARE : 0) | (unmap ? BYRE_OPEN_DISCARD : 0);
+               (o->force_share ? BYRE_OPEN_FORCE_SHARE : 0) | (unmap ? BYRE_OPEN_DISCARD : 0) |
+               (o->read_only ? 0 : BYRE_OPEN_SERVE_UNCLEAN);
     oo.cache = s->cache;
     oo.format = o->format;
     oo.node_name = o->name;
@@ -245,12 +246,25 @@ static int shutdown_co(struct co *co, void *arg)
     return 0;
 }
 
+/* Jobs end while clients can still be told. */
 static int stop_ctl_co(struct co *co, void *arg)
 {
     struct serve *s = arg;
-    ctl_stop(co, s->ctl);
+    byre_ctx_jobs_stop(co, s->r->ctx);
+    if (s->ctl)
+        ctl_stop(co, s->ctl);
     ctl_free(s->ctl);
     return 0;
+}
+
+/* An image that was not closed cleanly is served already; now it is looked through. */
+static int scrub_co(struct co *co, void *arg)
+{
+    struct starting *st = arg;
+    struct serve *s = st->s;
+    char id[128];
+    snprintf(id, sizeof id, "scrub-%s", s->o->name);
+    return byre_image_scrub(s->image, id, &st->err);
 }
 
 /* Waits for a signal or for `quit`; tells why. */
@@ -277,13 +291,15 @@ static int serve(struct serve *s, int signal_fd, const sigset_t *set)
         code = start_control(s);
     if (!code) {
         announce(s);
+        struct starting st = { .s = s };
+        if (byre_ctx_call(s->r->ctx, scrub_co, &st))
+            run_warn(s->r, "%s", st.err.text);       /* it is served with care until somebody starts one */
         struct farewell f = { s, wait_for_end(s, signal_fd) };
         arm_second_signal(set);
         (void)byre_ctx_call(s->r->ctx, shutdown_co, &f);
     }
     byre_export_stop(s->export);
-    if (s->ctl)
-        (void)byre_ctx_call(s->r->ctx, stop_ctl_co, s);
+    (void)byre_ctx_call(s->r->ctx, stop_ctl_co, s);
     run_close(s->r, s->image, &code);
     return code;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_job.c: query-jobs, job-pause, job-resume, job-cancel, job-complete, job-finalize, job-dismiss (FEATURES 8.015),
+ * cmd_job.c: x-byre-scrub, query-jobs, job-pause, job-resume, job-cancel, job-complete, job-finalize, job-dismiss (FEATURES 8.015),
  * and the event JOB_STATUS_CHANGE (8.024).
  *
  * Purpose      The verbs of jobs, by their ids.
@@ -14,6 +14,7 @@
 
 #include "ctl/ctl_priv.h"
 #include "job/job.h"
+#include "job/scrub.h"
 
 /* ---- events ---- */
 void ctl_job_changed(void *arg, const struct job *job)
@@ -25,14 +26,34 @@ void ctl_job_changed(void *arg, const struct job *job)
 }
 
 /* ---- query-jobs ---- */
+/* What a scrub has found: the words of the peer's ImageCheck, and ours for the findings. */
+static int add_scrub(json_t *o, const struct job_scrub_result *r)
+{
+    const struct fmt_check_result *c = &r->counts;
+    json_t *list = json_array();
+    for (unsigned i = 0; list && i < r->listed; i++)
+        if (json_array_append_new(list, json_pack("{s:s,s:s,s:b}", "id", r->list[i].id, "text", r->list[i].text, "fixed", r->list[i].fixed)))
+            return -1;
+    return json_object_set_new(o, "x-byre-check", json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o}",
+        "check-errors", (json_int_t)c->check_errors, "corruptions", (json_int_t)c->corruptions, "leaks", (json_int_t)c->leaks,
+        "corruptions-fixed", (json_int_t)c->corruptions_fixed, "leaks-fixed", (json_int_t)c->leaks_fixed,
+        "total-clusters", (json_int_t)c->total_clusters, "allocated-clusters", (json_int_t)c->allocated_clusters,
+        "fragmented-clusters", (json_int_t)c->fragmented_clusters, "compressed-clusters", (json_int_t)c->compressed_clusters,
+        "image-end-offset", (json_int_t)c->image_end_offset, "findings-total", (json_int_t)r->findings, "findings", list));
+}
+
 static json_t *job_json(const struct job *job)
 {
     uint64_t current, total;
     job_progress_get(job, &current, &total);
     json_t *o = json_pack("{s:I,s:s,s:I,s:s,s:s}", "current-progress", (json_int_t)current, "status", job_status_name(job->status),
                           "total-progress", (json_int_t)total, "type", job->kind->type, "id", job->id);
-    if (o && job->status == JOB_CONCLUDED && job->result < 0 && job->result != -ECANCELED &&
+    if (o && job->status == JOB_CONCLUDED && job->result < 0 &&
         json_object_set_new(o, "error", json_string(job->err.text[0] ? job->err.text : strerror(-job->result)))) {
+        json_decref(o);
+        return NULL;
+    }
+    if (o && job->status == JOB_CONCLUDED && job->kind == &job_scrub_kind && add_scrub(o, job_scrub_result(job))) {
         json_decref(o);
         return NULL;
     }
@@ -71,4 +92,56 @@ VERB(pause, JOB_PAUSE)
 VERB(resume, JOB_RESUME)
 #undef VERB
 
+/* ---- x-byre-scrub ---- */
+struct scrub_args {
+    const char *device, *node_name, *job_id, *fix;
+    int64_t speed;
+    bool auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
+};
+static const struct ctl_arg scrub_rows[] = {
+    { "device", CTL_STR, false, CTL_AT(struct scrub_args, device) },
+    { "node-name", CTL_STR, false, CTL_AT(struct scrub_args, node_name) },
+    { "job-id", CTL_STR, false, CTL_AT(struct scrub_args, job_id) },
+    { "fix", CTL_STR, false, CTL_AT(struct scrub_args, fix) },
+    { "speed", CTL_INT, false, CTL_AT(struct scrub_args, speed) },
+    { "auto-finalize", CTL_BOOL, false, CTL_AT_HAS(struct scrub_args, auto_finalize) },
+    { "auto-dismiss", CTL_BOOL, false, CTL_AT_HAS(struct scrub_args, auto_dismiss) },
+    CTL_ARGS_END
+};
+
+static struct graph_node *scrub_node(struct ctl_call *call, const struct scrub_args *a)
+{
+    const struct ctl_env *e = &call->c->env;
+    if (a->node_name)
+        return graph_find(e->graph, a->node_name);
+    for (size_t i = 0; i < e->device_count; i++)
+        if (strcmp(e->devices[i].name, a->device) == 0)
+            return e->devices[i].node;
+    return NULL;
+}
+
+static int run_x_byre_scrub(struct co *co, struct ctl_call *call)
+{
+    const struct scrub_args *a = call->args;
+    if (!a->device == !a->node_name)
+        return byre_fail(&call->err, BAD_ARGUMENT, "one of 'device' and 'node-name' must be given, and not both");
+    struct graph_node *n = scrub_node(call, a);
+    if (!n) {
+        call->error_class = a->device ? "DeviceNotFound" : NULL;
+        return byre_fail(&call->err, NOT_FOUND, "there is no %s '%s'", a->device ? "device" : "node", a->device ? a->device : a->node_name);
+    }
+    if (a->fix && strcmp(a->fix, "none") && strcmp(a->fix, "leaks"))
+        return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'fix' is 'none' or 'leaks', not '%s'; errors are repaired when the disk is not in use", a->fix);
+    if (a->speed < 0)
+        return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'speed' must not be negative");
+    if (!call->c->env.jobs)
+        return byre_fail(&call->err, NOT_SUPPORTED, "there are no jobs here");
+    struct job_scrub_opts o = { .node = n, .fix_leaks = !a->fix || strcmp(a->fix, "none"),
+        .job = { .id = a->job_id ? a->job_id : graph_node_name(n), .speed = (uint64_t)a->speed,
+                 .keep_pending = a->has_auto_finalize && !a->auto_finalize, .keep_concluded = a->has_auto_dismiss && !a->auto_dismiss } };
+    struct job *job;
+    return job_scrub_start(call->c->env.jobs, &o, &job, &call->err);
+}
+
+const struct ctl_command ctl_cmd_x_byre_scrub = { "x-byre-scrub", scrub_rows, sizeof(struct scrub_args), run_x_byre_scrub, false };
 const struct ctl_command ctl_cmd_query_jobs = { "query-jobs", NULL, 0, run_query_jobs, false };

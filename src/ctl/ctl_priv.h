@@ -106,7 +106,7 @@ extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_n
 extern const struct ctl_command ctl_cmd_snapshot_create, ctl_cmd_snapshot_delete;
 extern const struct ctl_command ctl_cmd_query_block_exports;
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
-    ctl_cmd_job_resume, ctl_cmd_query_jobs;
+    ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_scrub;
 
 /* ctl.c: an event for every client that has negotiated. Takes data over (NULL: memory ran out, nothing is sent). */
 void ctl_send_event(struct ctl *c, const char *name, json_t *data);

@@ -148,6 +148,8 @@ struct fmt_check_opts {
     unsigned fix;                          /* FMT_FIX_* */
     fmt_finding_fn *finding; void *arg;    /* may be NULL */
     void (*progress)(void *arg, uint64_t done, uint64_t total);   /* may be NULL */
+    /* scrub only: between steps of a few milliseconds. May suspend as long as it likes. < 0: it ends with that. May be NULL */
+    int (*step)(struct co *co, void *arg);
 };
 
 /* What an image may ask of whoever opens it. */
@@ -206,6 +208,8 @@ struct fmt_open_opts {
     bool tables_no_punch;                  /* nor freed tables (pass-discard-other) */
     bool discard_no_unref;                 /* discard gives back the bytes of a cluster, and keeps the cluster (1.129) */
     uint32_t l2_entry_bytes;               /* unit in which mapping tables are cached: a power of two; 0 = default */
+    bool unclean_ok;                       /* an image that was not closed cleanly may be served at once: the caller then runs
+                                            * ops->scrub. Else it is repaired before open returns */
     signed char lazy_refcounts;            /* 1: on, -1: off, 0: as the image says */
     const struct fmt_host *host;           /* used during the call only; NULL: images that need it are refused */
     bool no_data;                          /* guest data is not read or written: an encrypted image needs no secret */
@@ -280,6 +284,10 @@ struct fmt_ops {
     int (*amend)(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a, struct byre_err *err);
     int (*info)(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
     int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+    /* Check of an image that is in use, on the home loop, beside requests; NULL: the format has none. fix: FMT_FIX_LEAKS or 0;
+     * an unclean image is made clean whatever fix says. Damage is counted in ret and left as it is. One at a time, and
+     * over before close; resize is refused meanwhile. -EBUSY: one runs. */
+    int (*scrub)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
     /* Flushes, ends cleanly, frees im and closes the store. The first error is returned; the image is gone all the same. */
     int (*close)(struct co *co, struct fmt_image *im);
     /* Writes a fresh image into an empty store (length 0 or a device). store NULL: only says whether the options will do. */
@@ -321,6 +329,7 @@ struct fmt_image {
     bool weak_cipher;                      /* the user should be warned (legacy AES) */
     struct fmt_bitmap *bitmaps;            /* home loop; closing the image stores the persistent ones, and leaves the list alone */
     _Atomic(struct fmt_ahead *) ahead;     /* NULL: every region may be changed. Replaced only when drained */
+    _Atomic bool unclean;                  /* not closed cleanly, and not looked through yet: run ops->scrub */
     bool has_backing;                      /* a backing name is recorded (graph sets below_zero when it is not opened) */
     /* Set by graph before the first write: nothing below can supply non-zero bytes at or behind this guest
      * offset (0: no backing image at all; UINT64_MAX: unknown). Lets allocations skip copy-on-write. */

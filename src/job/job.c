@@ -118,7 +118,11 @@ int job_spend(struct co *co, struct job *job, uint64_t units)
     return r;
 }
 
-void job_hold(struct job *job) { job->pauses++; }
+void job_hold(struct job *job)
+{
+    job->pauses++;
+    co_wake_all(&job->wake);             /* one that waits because of its speed stands still at once */
+}
 
 void job_unhold(struct job *job)
 {

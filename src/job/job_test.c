@@ -388,6 +388,11 @@ static int speeds(struct co *co, struct world *w)
     start = rt_now(w->js.home);
     (void)co_sleep(co, 50000000);
     assert_int_equal(job->status, JOB_RUNNING);
+    assert_int_equal(job_do(job, JOB_PAUSE, &err), 0);            /* also in the middle of such a wait */
+    until(co, job, JOB_PAUSED);
+    assert_true(rt_now(w->js.home) - start < 1000000000);
+    assert_int_equal(job_do(job, JOB_RESUME, &err), 0);
+    until(co, job, JOB_RUNNING);
     assert_int_equal(job_set_speed(job, 0, &err), 0);
     until(co, job, JOB_CONCLUDED);
     assert_true(rt_now(w->js.home) - start < 1000000000);

@@ -31,7 +31,7 @@ static int open_co(struct co *co, void *arg)
 
 static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts *go, struct byre_err *err)
 {
-    unsigned known = (BYRE_OPEN_NO_DATA << 1) - 1;
+    unsigned known = (BYRE_OPEN_SERVE_UNCLEAN << 1) - 1;
     if ((o->flags & ~known) || o->cache < 0 || o->cache > BYRE_CACHE_UNSAFE || o->lazy_refcounts < 0 ||
         o->lazy_refcounts > BYRE_LAZY_OFF)
         return byre_fail(err, BAD_ARGUMENT, "an option of opening is out of range");
@@ -48,7 +48,7 @@ static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts 
         .fmt = { .check_mode = o->flags & BYRE_OPEN_CHECK, .info_only = o->flags & BYRE_OPEN_INFO,
                  .no_data = o->flags & (BYRE_OPEN_CHECK | BYRE_OPEN_INFO | BYRE_OPEN_NO_DATA),
                  .cache_bytes = o->cache_bytes, .frontier_bytes = o->frontier_bytes,
-                 .discard_no_punch = !(o->flags & BYRE_OPEN_DISCARD),
+                 .discard_no_punch = !(o->flags & BYRE_OPEN_DISCARD), .unclean_ok = o->flags & BYRE_OPEN_SERVE_UNCLEAN,
                  .lazy_refcounts = o->lazy_refcounts == BYRE_LAZY_ON ? 1 : o->lazy_refcounts == BYRE_LAZY_OFF ? -1 : 0,
                  .snapshot = { .any = o->snapshot, .id = o->snapshot_id, .name = o->snapshot_name } },
     };

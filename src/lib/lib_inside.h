@@ -16,6 +16,12 @@ struct nbd_server;
 struct graph *byre_ctx_graph(struct byre_ctx *ctx);
 struct jobs;
 struct jobs *byre_ctx_jobs(struct byre_ctx *ctx);
+/* On the home loop: cancels all jobs and waits for them; no new one starts. */
+struct co;
+void byre_ctx_jobs_stop(struct co *co, struct byre_ctx *ctx);
+/* On the home loop: starts the job `id` that makes an unclean image clean; 0 too when it is clean. */
+struct byre_err;
+int byre_image_scrub(struct byre_image *image, const char *id, struct byre_err *err);
 /* Runs fn(co, arg) on the home loop and waits; never fails for want of memory (it waits for some). Returns fn's result. */
 struct co;
 int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg);

@@ -108,6 +108,20 @@ static const struct sim_geom geoms[] = {
     { .name = "c16k-sub-l1", .version = 3, .cluster_bits = 14, .refcount_order = 4, .size = 16 * M - 32 * K, .size_max = 16 * M + 128 * K, .sub = true,
       .window = { { 0, 256 * K }, { 16 * M - 192 * K, 320 * K } }, .windows = 2, .zeros = true, .frontier = 64 * K, .block = 512,
       .floor = 2000 },
+    { .name = "scrub-c512", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 128 * K,
+      .window = { { 0, 128 * K } }, .windows = 1, .zeros = true, .frontier = 4 * K, .one_write_space = true, .scrub = true, .lazy = true, .floor = 5000 },
+    { .name = "scrub-c4k", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .backing = 200 * K, .snapshot = true, .compressed = true, .zeros = true, .frontier = 16 * K,
+      .one_write_space = true, .scrub = true, .floor = 5000 },
+    { .name = "unclean-c512", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 128 * K,
+      .window = { { 0, 128 * K } }, .windows = 1, .zeros = true, .frontier = 4 * K, .one_write_space = true, .scrub = true, .unclean = true, .lazy = true,
+      .floor = 5000 },
+    { .name = "unclean-c4k", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .backing = 200 * K, .snapshot = true, .zeros = true, .frontier = 16 * K, .one_write_space = true,
+      .scrub = true, .unclean = true, .floor = 5000 },
+    { .name = "scrub-c32k-sub", .version = 3, .cluster_bits = 15, .refcount_order = 4, .size = 512 * K, .size_max = 512 * K, .sub = true,
+      .window = { { 0, 512 * K } }, .windows = 1, .backing = 300 * K, .zeros = true, .compressed = true, .frontier = 128 * K, .one_write_space = true,
+      .scrub = true, .lazy = true, .floor = 3000 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 7500 },
@@ -601,7 +615,7 @@ static uint64_t lay_out(struct build *b, uint64_t blocks)
     h.backing_name = g->backing ? (char *)SIM_BASE_NAME : NULL;
     h.backing_format = g->backing ? (char *)"raw" : NULL;
     h.compat = g->lazy ? Q2_COMPAT_LAZY : 0;
-    if (g->hurt && g->version == 3)
+    if ((g->hurt || g->unclean) && g->version == 3)
         h.incompat = Q2_INCOMPAT_DIRTY;
     if (g->data_file) {
         h.data_file = (char *)SIM_DATA_NAME;
@@ -719,7 +733,7 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t see
         start_gens(im);
         sim_disk_reset(&f->disk);
         need = lay_out(&b, blocks);
-        if (need == blocks && g->hurt)
+        if (need == blocks && (g->hurt || g->unclean))
             hurt(&b, seed, blocks);
         sim_mem_free(b.refs);
         if (need == blocks)

@@ -45,6 +45,8 @@ struct sim_geom {
     bool hurt;                           /* counts and COPIED flags are damaged (by the seed): only repair is run on it */
     bool keep;                           /* opened with discard-no-unref */
     bool amend;                          /* version and width of the counts change in the workloads */
+    bool scrub;                          /* opened at once also when dirty; scrubs run beside the requests */
+    bool unclean;                        /* with scrub: dirty and damaged (by the seed) in the beginning, as `hurt` */
     bool lazy;                           /* lazy refcounts: while the dirty bit is set counts may be anything */
     bool no_zero_growth, no_punch, no_zero;
     bool one_write_space;                /* resize is left out of the workloads (snapshots, version 2) */
@@ -52,7 +54,7 @@ struct sim_geom {
 };
 
 /* May snapshots be made on it? Counts of one bit, and a data file, allow none. */
-static inline bool sim_geom_snaps(const struct sim_geom *g) { return g->refcount_order && !g->hurt && !g->data_file; }
+static inline bool sim_geom_snaps(const struct sim_geom *g) { return !g->scrub && g->refcount_order && !g->hurt && !g->data_file; }
 
 const struct sim_geom *sim_geom_find(const char *name);
 const struct sim_geom *sim_geom_nth(unsigned i);       /* NULL at the end */

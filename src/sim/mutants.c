@@ -34,7 +34,7 @@ struct row { int id; const char *name, *rule, *text; };
 static bool is_race(int id)
 {
     static const int ids[] = { MUT_FREE_SKIP_DURABLE, MUT_FREE_SKIP_GRACE, MUT_FREE_SKIP_PUNCH, MUT_FREEZE_NOTHING, MUT_FLUSH_IGNORES_DIRT, MUT_ZERO_NO_STAMP,
-        MUT_DATA_FILE_PUNCH_LATE, MUT_PACK_NOT_HELD, MUT_SUB_LOCK_NARROW };
+        MUT_DATA_FILE_PUNCH_LATE, MUT_PACK_NOT_HELD, MUT_SUB_LOCK_NARROW, MUT_UNCLEAN_USED_EARLY, MUT_SCRUB_BLIND };
     for (unsigned i = 0; i < sizeof ids / sizeof ids[0]; i++)
         if (ids[i] == id)
             return true;

@@ -12,6 +12,7 @@
  * Tests        tests/crash
  */
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +43,7 @@ int sim_graph_new(struct sim_world *w, struct co *co, struct graph **ret_g, stru
 int sim_disk_open(struct co *co, struct graph *g, const struct sim_geom *geom, bool read_only, bool check_mode, struct graph_node **ret_n, struct byre_err *err)
 {
     struct graph_open_opts o = { .filename = SIM_DISK_NAME, .format = "qcow2", .read_only = read_only, .discard = true,
-        .no_backing = check_mode, .fmt = { .check_mode = check_mode, .discard_no_unref = geom->keep && !check_mode, .frontier_bytes = geom->frontier, .bitmap_region_bytes = geom->bitmap_region } };
+        .no_backing = check_mode, .fmt = { .check_mode = check_mode, .discard_no_unref = geom->keep && !check_mode, .frontier_bytes = geom->frontier, .bitmap_region_bytes = geom->bitmap_region, .unclean_ok = geom->scrub } };
     return graph_open(co, g, &o, ret_n, err);
 }
 
@@ -385,6 +386,34 @@ static int do_amend(struct co *co, struct run *u, const struct sim_wop *o)
     return u->r->may_fail ? 0 : wrong(u, "amend failed: %s", err.text);
 }
 
+struct scrub { struct run *u; struct byre_err err; };
+
+static int scrub_home(struct co *co, void *arg)
+{
+    struct scrub *s = arg;
+    struct run *u = s->u;
+    struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS };
+    struct fmt_check_result res = { 0 };
+    struct fmt_image *im = graph_image(u->n);
+    int r = graph_format(u->n)->scrub(co, im, &o, &res, &s->err);
+    if (r == -EBUSY || r == 0) {
+        if (r == 0 && (res.corruptions || res.check_errors || atomic_load(&im->unclean)) && !u->r->may_fail)
+            return wrong(u, "a scrub finds %llu corruptions, %llu errors", (unsigned long long)res.corruptions, (unsigned long long)res.check_errors);
+        return 0;
+    }
+    u->r->errors++;
+    if (!u->r->first_error)
+        u->r->first_error = r;
+    return u->r->may_fail ? 0 : wrong(u, "a scrub failed: %s", s->err.text);
+}
+
+/* Requests of other loops run meanwhile. */
+static int do_scrub(struct co *co, struct run *u)
+{
+    struct scrub s = { .u = u };
+    return rt_call(co, graph_image(u->n)->home, scrub_home, &s);
+}
+
 static int join(struct co *co, struct run *u);
 
 static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
@@ -410,6 +439,7 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'H':
     case 'M': return do_bitmap(co, u, o);
     case 'f': return do_flush(co, u);
+    case 'i': return do_scrub(co, u);
     case 't': return co_sleep(co, 2000000);
     case 'v': return do_amend(co, u, o);
     case 's': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR);

@@ -25,6 +25,8 @@ static bool has_range(char kind) { return strchr("wczudp", kind) != NULL; }
 static bool has_number(char kind) { return strchr("skax", kind) != NULL; }
 static bool is_snap(char kind) { return strchr("kax", kind) != NULL; }
 static bool is_bitmap(char kind) { return strchr("AXCEHM", kind) != NULL; }
+/* May it run beside others? 'i' is a scrub. */
+static bool is_request(char kind) { return has_range(kind) || kind == 'f' || kind == 'i'; }
 
 static int parse_op(const char *s, struct sim_wop *op)
 {
@@ -35,7 +37,7 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorptkaxvAXCEHM", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorptkaxvAXCEHMi", kind))
         return -EINVAL;
     s += n;
     n = 0;
@@ -139,10 +141,12 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
         uint32_t c = (uint32_t)((1ull << g->cluster_bits) / SIM_SECTOR);
         if (o->kind == 'c' && (o->off % c || (o->len % c && o->off + o->len != size)))
             return false;
-        bool request = has_range(o->kind) || o->kind == 'f';
+        bool request = is_request(o->kind);
+        if (o->kind == 'i' && !g->scrub)
+            return false;
         if ((o->beside || o->behind) && !request)
             return false;
-        if (o->beside && (i == 0 || l->op[i - 1].behind || !(has_range(l->op[i - 1].kind) || l->op[i - 1].kind == 'f')))
+        if (o->beside && (i == 0 || l->op[i - 1].behind || !is_request(l->op[i - 1].kind)))
             return false;
         if (o->kind == 'v' && !g->amend)
             return false;
@@ -231,6 +235,8 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 'c', end - c, c);
     }
     letter(&a, 'f', 0, 0);
+    if (g->scrub)
+        letter(&a, 'i', 0, 0);
     letter(&a, 'o', 0, 0);
     letter(&a, 'r', 0, 0);
     if (g->amend) {
@@ -355,6 +361,8 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
                                                     : templates[prng_below(p, count)];
     struct sim_wop a = place(g, p, 'a'), b = place(g, p, 'b'), c = place(g, p, 'c');
     l->count = 0;
+    if (g->scrub && prng_one_in(p, 2))
+        push(l, (struct sim_wop){ .kind = 'i', .behind = true });
     for (; *t; t += strcspn(t, ";") + (t[strcspn(t, ";")] == ';')) {
         struct sim_wop op = { 0 };
         t += strspn(t, " ");
@@ -441,9 +449,9 @@ static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *a
             struct sim_wop op = any_op(g, &p, abc, letters);
             if (prng_one_in(&p, 8))
                 op = (struct sim_wop){ .kind = 't' };
-            if (i && (has_range(op.kind) || op.kind == 'f') && prng_one_in(&p, 2))
-                op.beside = !l->op[l->count - 1].behind && (has_range(l->op[l->count - 1].kind) || l->op[l->count - 1].kind == 'f');
-            if (!op.beside && (has_range(op.kind) || op.kind == 'f') && prng_one_in(&p, 5))
+            if (i && is_request(op.kind) && prng_one_in(&p, 2))
+                op.beside = !l->op[l->count - 1].behind && is_request(l->op[l->count - 1].kind);
+            if (!op.beside && is_request(op.kind) && prng_one_in(&p, op.kind == 'i' ? 2 : 5))
                 op.behind = true;
             push(l, op);
             if (op.beside && has_range(op.kind) && prng_one_in(&p, 2)) {      /* meet in the same place */

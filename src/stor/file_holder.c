@@ -85,6 +85,91 @@ static bool process_holds(const char *pid, struct search *q)
     return found;
 }
 
+/* ---- the control socket of a server: named on its command line, or "control" in its private folder ---- */
+
+enum { CONTROL_MAX = 108, WORDS_MAX = 8192 };
+
+/* The value of --control among the words of a command line. */
+static const char *control_word(const char *words, size_t len)
+{
+    for (const char *w = words; w < words + len; w += strlen(w) + 1) {
+        const char *next = w + strlen(w) + 1;
+        if (strncmp(w, "--control=", 10) == 0)
+            return w + 10;
+        if (strcmp(w, "--control") == 0 && next < words + len)
+            return next;
+    }
+    return NULL;
+}
+
+static bool control_of_words(const char *pid, char out[CONTROL_MAX])
+{
+    char path[64], words[WORDS_MAX], cwd[CONTROL_MAX];
+    snprintf(path, sizeof path, "/proc/%.20s/cmdline", pid);
+    FILE *in = fopen(path, "re");
+    size_t len = in ? fread(words, 1, sizeof words - 1, in) : 0;
+    if (in)
+        fclose(in);
+    words[len] = 0;
+    const char *w = control_word(words, len);
+    if (!w)
+        return false;
+    if (strncmp(w, "unix:", 5) == 0)
+        w += 5;
+    snprintf(path, sizeof path, "/proc/%.20s/cwd", pid);
+    ssize_t n = *w == '/' ? 0 : readlink(path, cwd, sizeof cwd - 1);
+    if (n < 0)
+        return false;
+    cwd[n] = 0;
+    return snprintf(out, CONTROL_MAX, "%s%s%s", cwd, n ? "/" : "", w) < CONTROL_MAX;
+}
+
+/* Has the process a descriptor of this socket? */
+static bool has_socket(const char *pid, const char *inode)
+{
+    char path[64], want[48], link[48];
+    snprintf(path, sizeof path, "/proc/%.20s/fd", pid);
+    snprintf(want, sizeof want, "socket:[%s]", inode);
+    DIR *dir = opendir(path);
+    bool found = false;
+    struct dirent *e;
+    for (unsigned i = 0; dir && !found && i < 4096 && (e = readdir(dir)); i++) {
+        ssize_t n = readlinkat(dirfd(dir), e->d_name, link, sizeof link - 1);
+        if (n > 0) {
+            link[n] = 0;
+            found = strcmp(link, want) == 0;
+        }
+    }
+    if (dir)
+        closedir(dir);
+    return found;
+}
+
+/* A socket that somebody listens on is "... 00010000 ... INODE PATH" in the list of the network namespace. */
+static bool control_of_sockets(const char *pid, char out[CONTROL_MAX])
+{
+    char line[512], flags[16], inode[24], path[CONTROL_MAX];
+    snprintf(line, sizeof line, "/proc/%.20s/net/unix", pid);
+    FILE *in = fopen(line, "re");
+    bool found = false;
+    while (in && !found && fgets(line, sizeof line, in)) {
+        if (sscanf(line, "%*s %*s %*s %15s %*s %*s %23s %107s", flags, inode, path) != 3 || strcmp(flags, "00010000"))
+            continue;
+        const char *base = strrchr(path, '/');
+        found = base && strcmp(base, "/control") == 0 && has_socket(pid, inode);
+    }
+    if (in)
+        fclose(in);
+    if (found)
+        snprintf(out, CONTROL_MAX, "%s", path);
+    return found;
+}
+
+static bool find_control(const char *pid, char out[CONTROL_MAX])
+{
+    return control_of_words(pid, out) || control_of_sockets(pid, out);
+}
+
 static void describe(const char *pid, char *buf, size_t size)
 {
     char path[64], name[64] = "";
@@ -95,7 +180,10 @@ static void describe(const char *pid, char *buf, size_t size)
     if (in)
         fclose(in);
     bool own = number(pid) == getpid();
-    snprintf(buf, size, "process %.20s (%s)%s", pid, name[0] ? name : "?", own ? ", which is this one" : "");
+    int n = snprintf(buf, size, "process %.20s (%s)%s", pid, name[0] ? name : "?", own ? ", which is this one" : "");
+    char control[CONTROL_MAX];
+    if (!own && strcmp(name, "byre") == 0 && find_control(pid, control) && n > 0 && (size_t)n < size)
+        snprintf(buf + n, size - (size_t)n, ", control socket %s", control);
 }
 
 bool file_holder(const struct stat *st, int own_fd, uint64_t byte, char *buf, size_t size)

@@ -81,7 +81,7 @@ static int find_conflict(int fd, unsigned base, unsigned mask)
 
 static int refuse(struct file_stor *f, unsigned byte, bool *ret_nobody, struct byre_err *err)
 {
-    char who[128];
+    char who[256];
     struct stat st;
     bool unshared = byte >= BYTE_UNSHARED;
     const char *perm = perm_name[byte - (unsigned)(unshared ? BYTE_UNSHARED : BYTE_HELD)];

@@ -13,43 +13,13 @@ import time
 import pytest
 
 from lib import peers, run
+from qmp_client import Qmp
 from twin import Holder
 
 
 def disk(tmp_path, name="d.qcow2", size="64M"):
     run.byre("create", "-q", "-f", "qcow2", tmp_path / name, size)
     return tmp_path / name
-
-
-class Qmp:
-    """A client of the control socket that speaks the protocol itself."""
-
-    def __init__(self, path, negotiate=True):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(10)
-        self.socket.connect(path)
-        self.file = self.socket.makefile("rb")
-        self.greeting = self.receive()
-        if negotiate:
-            assert self.ask("qmp_capabilities") == {"return": {}}
-
-    def receive(self):
-        line = self.file.readline()
-        return json.loads(line) if line else None
-
-    def send(self, text):
-        self.socket.sendall(text if isinstance(text, bytes) else text.encode())
-
-    def ask(self, command, **arguments):
-        message = {"execute": command}
-        if arguments:
-            message["arguments"] = {k.replace("_", "-"): v for k, v in arguments.items()}
-        self.send(json.dumps(message) + "\n")
-        return self.receive()
-
-    def close(self):
-        self.file.close()
-        self.socket.close()
 
 
 def test_serves_and_ends_cleanly(tmp_path, byre_serve):

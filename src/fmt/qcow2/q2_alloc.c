@@ -22,6 +22,7 @@
 
 #include "base/assert.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_unclean.h"
 
 #define SCAN_SLICES_PER_TAKE 2u
 
@@ -40,12 +41,13 @@ int q2_alloc_new(struct co *co, struct q2_image *q)
     rset_init(&a->counted);
     rset_init(&a->ready);
     rset_init(&a->dropping);
+    list_init(&a->batches);
     a->end = div_up(len, q->g.cluster_size);
     uint64_t used;
     if (!q->im.store->traits.regular && q2_refs_end(co, q, &used) == 0)
         a->end = min_u64(a->end, used);  /* a device: the frontier grows behind what is used, as far as the device goes */
     a->zero_from = a->end;
-    a->scan_end = a->end;
+    a->scan_end = q2_counts_in_memory(q) ? 0 : a->end;       /* later: q2_recount.c */
     a->settled_to = a->end;
     a->step_max = UINT64_MAX;
     q->alloc = a;
@@ -61,6 +63,7 @@ void q2_alloc_free(struct q2_image *q)
     rset_fini(&a->counted);
     rset_fini(&a->ready);
     rset_fini(&a->dropping);
+    q2_marks_fini(&a->given);
     free(a->extra);
     free(a);
     q->alloc = NULL;
@@ -118,6 +121,19 @@ static int scan_slice(struct co *co, struct q2_image *q)
         return -EUCLEAN;
     }
     return r;
+}
+
+int q2_alloc_freed(struct q2_image *q, uint64_t c, uint64_t end)
+{
+    if (q->unclean && !MUTANT(MUT_UNCLEAN_USED_EARLY))
+        c = max_u64(c, q->unclean->first);       /* q2_unclean.c U1; the scan finds them when it begins */
+    return c < end ? rset_add(&q->alloc->ready, c, end, 0) : 0;
+}
+
+void q2_alloc_scan_again(struct q2_image *q, uint64_t end)
+{
+    q->alloc->scan_next = 0;
+    q->alloc->scan_end = end;
 }
 
 /* ---- take ---- */
@@ -206,8 +222,10 @@ int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_ru
     for (bool settled = false;;) {
         int r = take_present(co, q, want, slices, ret);
         if (r != -ENOENT) {
-            if (r == 0)
+            if (r == 0) {
+                q2_marks_add(&a->given, ret->cluster, ret->count);
                 q2_frontier_watch(q);
+            }
             return r;
         }
         r = q2_frontier_grow(co, q, 1);
@@ -239,8 +257,10 @@ int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run 
         struct rset_range x;
         if (rset_fit(&a->frontier, 0, n, &x) && q2_frontier_settled(q, x.start + n)) {
             int r = rset_remove(&a->frontier, x.start, x.start + n);
-            if (r == 0)
+            if (r == 0) {
                 *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = x.tag == 1, .settled = true };
+                q2_marks_add(&a->given, ret->cluster, n);
+            }
             return r;
         }
         int r = q2_frontier_grow(co, q, n);

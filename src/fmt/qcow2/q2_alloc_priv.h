@@ -6,7 +6,9 @@
 #define Q2_ALLOC_PRIV_H
 
 #include "base/mutant.h"
+#include "base/list.h"
 #include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_marks.h"
 
 /* Every cluster below `end` is in exactly one of these states (I1 of q2_alloc.c):
  *   used       counted, something points to it or a caller holds it; the cluster that q2_pack.c fills is counted once more
@@ -43,6 +45,7 @@ struct q2_alloc {
     struct q2_drop_extra { uint64_t cluster, count; } *extra;   /* further references of clusters in `dropping` */
     size_t extra_count, extra_cap;
     uint64_t quarantined;            /* clusters on their way */
+    struct list batches;             /* every batch that is on its way */
     struct co_group drops;           /* releases that run */
     uint64_t lost;                   /* clusters leaked because memory ran out */
     struct co_waitq freed;           /* something became ready */
@@ -50,6 +53,7 @@ struct q2_alloc {
     /* clusters that an earlier run may have left counted (q2_reclaim.c) */
     struct reclaim *reclaim;         /* NULL: none runs */
     uint64_t reclaim_start, reclaim_end;
+    struct q2_marks given;           /* clusters handed out in this opening: not for a scrub to judge */
     bool reclaim_unfinished;         /* failed or cut short: the record stays for the next opening */
 };
 
@@ -65,7 +69,11 @@ void q2_frontier_watch(struct q2_image *q);
 MUST_USE int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor);
 /* q2_reclaim.c: starts freeing what an earlier run recorded; a drop inside the range is told while it runs. */
 void q2_reclaim_saw(struct q2_alloc *a, uint64_t cluster, uint64_t n);
+/* q2_alloc.c: clusters [c, end) have become free: their counts are 0. Old ones of an unclean image are not used before its end. */
+MUST_USE int q2_alloc_freed(struct q2_image *q, uint64_t c, uint64_t end);
 /* q2_drop.c */
+/* Every cluster that has lost a reference and is still counted. */
+void q2_drop_each(const struct q2_alloc *a, void (*fn)(void *arg, uint64_t first, uint64_t n), void *arg);
 MUST_USE int q2_drop_settle(struct co *co, struct q2_image *q);
 
 #endif

@@ -310,12 +310,18 @@ int q2_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a
         m.version = a->o->version;
     if (given(&m, "refcount_bits"))
         m.bits = a->o->refcount_bits;
-    int r = check_all(co, &m);
+    int r = q2_scrub_excludes(q, "amended", err);
+    if (r < 0)
+        return r;
+    q->changing = true;                          /* no scrub begins */
+    r = check_all(co, &m);
     if (r == 0)
         r = up(co, &m);
     if (r == 0)
         r = fields(co, &m);
     if (r == 0 && given(&m, "size") && a->o->size != q->h.size)
         r = a->resize(co, a->resize_arg, a->o->size, err);
-    return r ? r : down(co, &m);
+    r = r ? r : down(co, &m);
+    q->changing = false;
+    return r;
 }

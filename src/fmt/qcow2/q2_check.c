@@ -72,7 +72,7 @@ struct q2_walk q2_checker_walk(struct q2_checker *k, unsigned parts, const struc
     return (struct q2_walk){
         .store = k->store, .g = k->g, .h = &k->q->h, .file_bytes = k->file_bytes, .snapshots = &k->snapshots,
         .bitmaps = k->bitmaps, .bitmap_count = k->bitmap_count, .bitmaps_valid = k->bitmaps_valid,
-        .parts = parts, .workers = k->g->data_file ? 0 : k->workers, .v = v, .arg = arg,
+        .parts = parts, .open_ended = k->live, .workers = k->g->data_file ? 0 : k->workers, .v = v, .arg = arg,
     };
 }
 
@@ -198,7 +198,7 @@ static int load_stored(struct co *co, struct q2_checker *k)
 static void check_copied(struct co *co, struct q2_checker *k, const struct q2_ref *r)
 {
     uint64_t cluster = r->off >> k->g->cluster_bits, stored = q2_counts_get(&k->stored, cluster);
-    if (!q2_stored_known(k, cluster))
+    if (!q2_stored_known(k, cluster) || (k->live && k->live->counting))
         return;
     if (cluster >= k->clusters && k->far_lookups++ < FAR_LOOKUPS_MAX && q2_stored_exact(co, k, cluster, &stored))
         return;
@@ -207,6 +207,8 @@ static void check_copied(struct co *co, struct q2_checker *k, const struct q2_re
         return;
     k->res.corruptions++;
     k->flags++;
+    if (k->live)
+        q2_live_fault(k, r, true);
     q2_finding(k, false, "Q2_COPIED", "%s at %#" PRIx64 ", guest offset %#" PRIx64 ": COPIED is %s but its refcount is %" PRIu64,
                q2_ref_name(r->kind), r->off, r->index, one ? "clear" : "set", stored);
 }
@@ -279,6 +281,9 @@ static int on_ref(struct co *co, void *arg, const struct q2_ref *r)
     struct q2_checker *k = arg;
     if (r->active && r->kind >= Q2_REF_DATA && r->kind <= Q2_REF_COMPRESSED)
         count_stats(k, r);
+    int live = k->live ? q2_live_ref(co, k, r) : 0;
+    if (live)
+        return live < 0 ? live : 0;
     if (r->active && (r->kind == Q2_REF_L2 || r->kind == Q2_REF_DATA || r->kind == Q2_REF_ZERO))
         check_copied(co, k, r);
     if (r->outside) {
@@ -287,7 +292,7 @@ static int on_ref(struct co *co, void *arg, const struct q2_ref *r)
     }
     uint64_t first = r->off >> k->g->cluster_bits, last = (r->off + r->bytes - 1) >> k->g->cluster_bits;
     for (uint64_t c = first; c <= last; c++)
-        if (q2_counts_add(&k->refs, c, r->weight))
+        if (!(k->live && q2_live_skips(k, c)) && q2_counts_add(&k->refs, c, r->weight))
             return -ENOMEM;
     if (r->kind == Q2_REF_L2 && is_aligned(r->off, k->g->cluster_size) && q2_counts_add(&k->l2_uses, first, r->weight))
         return -ENOMEM;
@@ -306,7 +311,7 @@ static void on_table(void *arg, const struct q2_ref *t)
     if (!t->active)
         return;
     k->next_contiguous = 0;
-    if (k->o->progress && !k->quiet)
+    if (k->o->progress && (!k->quiet || k->live))
         k->o->progress(k->o->arg, min_u64(t->index, k->q->h.size), k->q->h.size);
 }
 
@@ -341,6 +346,8 @@ static void fault_unaligned(struct q2_checker *k, const struct q2_ref *r)
 static void on_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *r, int rc)
 {
     struct q2_checker *k = arg;
+    if (k->live)
+        q2_live_fault(k, r, false);
     switch (f) {
     case Q2_WALK_RESERVED:
         fault_reserved(k, r);
@@ -437,12 +444,15 @@ static int compare(struct co *co, struct q2_checker *k)
             count = q2_counts_next(&k->stored, next);
             continue;
         }
+        int wait = k->live && c % 2048 == 0 ? q2_live_breathe(co, k) : 0;
+        if (wait)
+            return wait;
         chunk = c / Q2_COUNTS_CHUNK;
         if (ref == c)
             ref = q2_counts_next(&k->refs, c + 1);
         if (count == c)
             count = q2_counts_next(&k->stored, c + 1);
-        if (!q2_stored_known(k, c))
+        if (!q2_stored_known(k, c) || (k->live && q2_live_skips(k, c)))
             continue;
         uint64_t stored = q2_counts_get(&k->stored, c);
         int rc = stored >= Q2_STORED_LARGE && k->g->refcount_bits > 16 ? q2_stored_exact(co, k, c, &stored) : 0;
@@ -553,14 +563,14 @@ static int gather_all(struct co *co, struct q2_checker *k)
     if (!rc)
         rc = q2_counts_init(&k->l2_uses, k->clusters + 1);
     if (!rc)
-        rc = load_stored(co, k);
+        rc = k->live && k->live->counting ? load_rt(co, k) : load_stored(co, k);
     if (!rc)
         rc = load_snapshots(co, k);
     if (!rc)
         rc = load_bitmaps(co, k);
     if (!rc)
         rc = count_references(co, k);
-    return rc ? rc : compare(co, k);
+    return rc || (k->live && k->live->counting) ? rc : compare(co, k);
 }
 
 int q2_gather(struct co *co, struct q2_checker *k, struct byre_err *err)

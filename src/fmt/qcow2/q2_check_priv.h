@@ -7,11 +7,27 @@
 
 #include "fmt/qcow2/q2_ahead.h"
 #include "fmt/qcow2/q2_counts.h"
+#include "fmt/qcow2/q2_marks.h"
 #include "fmt/qcow2/q2_walk.h"
 
 #define Q2_STORED_LARGE 65535u          /* stored counts at or above this are kept as this; see q2_stored_exact */
 
 #define Q2_STORED_PAGE 512u
+
+/* A scrub (q2_scrub.c): a check beside requests. The checker asks it about what may have changed since the round began. */
+struct q2_scrubbing {
+    struct q2_image *q;
+    const struct fmt_check_opts *o;      /* the caller's */
+    struct q2_marks touched;             /* clusters whose references may have changed since the round began */
+    bool counting;                       /* the image is unclean: references are counted, not compared */
+    bool mends_flags;
+    bool walking; struct co_waitq walked;
+    struct q2_scrub_fix { uint64_t guest; bool l1; } *fixes; size_t fix_count, fix_room;     /* entries to be mended */
+    bool fix_lost;                       /* there are more */
+    uint64_t base, total;                /* progress */
+    unsigned since_step;
+    struct fmt_check_result fixed;       /* of all rounds */
+};
 
 /* What one worker of the CPU pool has counted so far. */
 struct q2_bulk { struct q2_counts refs; uint64_t allocated, fragmented, compressed; };
@@ -32,6 +48,7 @@ struct q2_checker {
     uint8_t page[Q2_STORED_PAGE]; uint64_t page_off;   /* part of a block that q2_stored_exact read last; page_off 0: none */
     uint32_t far_lookups;               /* refcounts looked up for references outside the file; limited */
     uint64_t *rt_bad;                   /* bitmap: the block of this entry cannot be read or found */
+    struct q2_scrubbing *live;           /* NULL: nothing changes while this check runs */
     struct q2_bulk *bulk; unsigned workers;            /* workers 0: everything is looked at entry by entry */
     bool one_by_one;                    /* for tests: so it shall be */
     struct q2_snapshot_scan snapshots;
@@ -61,10 +78,21 @@ static inline uint64_t q2_refs_wanted(const struct q2_checker *k, uint64_t clust
 {
     return min_u64(q2_counts_get(&k->refs, cluster), k->g->refcount_max);
 }
+void q2_checker_init(struct q2_checker *k, struct q2_image *q, const struct fmt_check_opts *o, bool quiet);
 /* Reads and counts everything; fills res. -ENOMEM, -EIO (length). */
 MUST_USE int q2_gather(struct co *co, struct q2_checker *k, struct byre_err *err);
 void q2_checker_init(struct q2_checker *k, struct q2_image *q, const struct fmt_check_opts *o, bool quiet);
 void q2_checker_fini(struct q2_checker *k);
+
+/* q2_scrub.c: for a checker with k->live. 1: the reference is not to be judged or counted; < 0 ends the walk. Suspends. */
+MUST_USE int q2_live_ref(struct co *co, struct q2_checker *k, const struct q2_ref *r);
+/* Between steps of less than a millisecond: lets requests run. < 0: end now. */
+MUST_USE int q2_live_breathe(struct co *co, struct q2_checker *k);
+bool q2_live_skips(const struct q2_checker *k, uint64_t cluster);
+void q2_live_fault(struct q2_checker *k, const struct q2_ref *r, bool flag);
+/* q2_recount.c: writes the counts of an unclean image, as counted by k and as kept in memory, durably; from then on they are
+ * counts like all others. Requests may run. -ENOSPC, -EIO, -ERANGE: nothing has changed, the image is as unclean as before. */
+MUST_USE int q2_recount(struct co *co, struct q2_checker *k);
 
 /* q2_check_bulk.c: all cores look at whole tables, as long as there is nothing to be found in them. */
 /* Before the walk, when the stored counts are loaded. -ENOMEM. */

@@ -36,6 +36,24 @@ int q2_counts_init(struct q2_counts *c, uint64_t n)
     return c->chunks ? 0 : -ENOMEM;
 }
 
+int q2_counts_grow(struct q2_counts *c, uint64_t n)
+{
+    uint64_t have = chunk_count(c) + 1, want = div_up(n, CHUNK) + 1;
+    if (n <= c->n)
+        return 0;
+    if (n / CHUNK > SIZE_MAX / sizeof *c->chunks / 2)
+        return -ENOMEM;
+    if (want > have) {
+        void *p = realloc(c->chunks, want * sizeof *c->chunks);
+        if (!p)
+            return -ENOMEM;
+        c->chunks = p;
+        memset(c->chunks + have, 0, (want - have) * sizeof *c->chunks);
+    }
+    c->n = n;
+    return 0;
+}
+
 void q2_counts_fini(struct q2_counts *c)
 {
     if (c->chunks)

@@ -24,6 +24,8 @@ struct q2_counts {
 
 /* n may be 0. -ENOMEM. */
 MUST_USE int q2_counts_init(struct q2_counts *c, uint64_t n);
+/* Makes the array longer; the new numbers are 0. -ENOMEM: unchanged. */
+MUST_USE int q2_counts_grow(struct q2_counts *c, uint64_t n);
 void q2_counts_fini(struct q2_counts *c);
 uint64_t q2_counts_get(const struct q2_counts *c, uint64_t i);      /* 0 for i >= n */
 MUST_USE int q2_counts_set(struct q2_counts *c, uint64_t i, uint64_t value);

@@ -22,7 +22,7 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "fmt/qcow2/q2_crypt.h"
-#include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_unclean.h"
 
 #define CACHE_BYTES_DEFAULT (32ull << 20)
 #define SLICE_BYTES_MAX 4096u
@@ -152,7 +152,7 @@ int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off
 {
     (void)what;
     (void)off;
-    if (q->im.read_only || q->failed || q->check_mode)
+    if (q->im.read_only || q->failed || q->check_mode || q->unclean)       /* unclean: the scrub tells and mends */
         return -EIO;
     q->failed = true;
     if (q->g.version >= 3) {                     /* Q22: durable before writes are refused to anybody who asks the disk */
@@ -281,6 +281,7 @@ static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
     q->h = h;
     q->g = q2_geom_make(h.version, h.cluster_bits, h.refcount_order, h.incompat & Q2_INCOMPAT_EXT_L2);
     q->g.data_file = h.incompat & Q2_INCOMPAT_DATA_FILE;
+    q->file_bytes_at_open = len;
     q->file_end_at_open = round_up(len, q->g.cluster_size);
     atomic_store(&q->im.size, h.size);
     q->im.granule = 1u << q->g.sub_bits;
@@ -348,7 +349,9 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
     if (q->check_mode)
         return make_alloc(co, q, err);
     int r = q2_lazy_init(q, err);
-    if (r == 0 && q->h.incompat & Q2_INCOMPAT_DIRTY)
+    if (r == 0 && q2_unclean_wanted(q))
+        r = q2_unclean_begin(q, err);
+    else if (r == 0 && q->h.incompat & Q2_INCOMPAT_DIRTY)
         r = repair_dirty(co, q, err);
     if (r == 0 && !q->alloc)
         r = make_alloc(co, q, err);
@@ -356,7 +359,7 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
         r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->im.data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0) |
                             (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0) | (q->h.has_supersets ? Q2_AUTOCLEAR_SUPERSETS : 0), err);
     q2_fixed_update(q);                          /* it is known now which bitmaps count */
-    if (r == 0)
+    if (r == 0 && !q->unclean)                   /* else the scrub finds what was left */
         q2_reclaim_start(q);
     return r;
 }
@@ -373,6 +376,7 @@ static int load_tables(struct co *co, struct q2_image *q, struct byre_err *err)
 static void dismantle(struct co *co, struct q2_image *q)
 {
     q2_alloc_free(q);
+    q2_unclean_free(q);
     if (q->meta)
         meta_free_all(co, q->meta);
     if (q->im.epoch) {
@@ -494,7 +498,7 @@ int q2_rest(struct co *co, struct q2_image *q)
     int r = meta_flush(co, q->meta);
     if (r == 0)
         r = q2_alloc_close(co, q);
-    if (r == 0 && !q2_reclaim_unfinished(q))
+    if (r == 0 && !q2_reclaim_unfinished(q) && !q->unclean)
         r = clear_autoclear(co, q, ~Q2_AUTOCLEAR_FRONTIER, NULL);
     if (r == 0)
         r = q2_lazy_leave(co, q);
@@ -507,6 +511,7 @@ static int q2_close(struct co *co, struct fmt_image *im)
     struct q2_image *q = q2_of(im);
     struct stor *store = im->store;
     int r = 0, stored = 0;
+    ASSERT(!q->scrubbing);                       /* whoever runs it has waited for its end */
     if (!im->read_only && !q->info_only) {
         r = meta_flush(co, q->meta);
         stored = r == 0 ? q2_bms_close(co, q) : 0;       /* Q17: with all that the guest wrote durable */
@@ -542,6 +547,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .amend = q2_amend,
     .info = q2_info,
     .check = q2_check,
+    .scrub = q2_scrub,
     .close = q2_close,
     .amend_keys = q2_crypt_amend,
     .create = q2_create,

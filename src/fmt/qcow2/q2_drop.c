@@ -22,6 +22,7 @@
 
 #include "base/assert.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_unclean.h"
 
 #define Q2_QUARANTINE_MAX (1u << 16)     /* clusters in `dropping` that start a pass */
 
@@ -33,10 +34,18 @@ struct batch {
     struct rset set;
     struct q2_drop_extra *extra;
     size_t extra_count;
-    bool spawned;
+    struct list_node link;               /* a->batches */
 };
 
 static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t end, uint32_t tag);
+
+static void batch_free(struct batch *b)
+{
+    list_remove(&b->link);
+    rset_fini(&b->set);
+    free(b->extra);
+    free(b);
+}
 
 static bool remember_extra(struct q2_alloc *a, uint64_t cluster)
 {
@@ -112,6 +121,13 @@ static void drop(struct q2_image *q, uint64_t cluster, uint64_t n, uint32_t tag)
     }
     if (a->reclaim)
         q2_reclaim_saw(a, cluster, n);
+    q2_scrub_touch(q, cluster, n);
+    while (n && q2_unclean_is_old(q, cluster) && q->unclean->in_memory) {       /* q2_unclean.c U4 */
+        cluster++;
+        n--;
+    }
+    if (!n)
+        return;
     drop_one_run(a, cluster, n, tag);
     a->quarantined += a->dropping.total - before;
     if (before < Q2_QUARANTINE_MAX && a->dropping.total >= Q2_QUARANTINE_MAX) {
@@ -192,7 +208,7 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
             r = -EUCLEAN;                        /* a second owner that nobody counted works on it */
         if (r == 0)
             r = q2_refs_add(co, q, c, stop - c, -1);
-        if (r < 0 || (last && rset_add(&a->ready, c, stop, 0) < 0))
+        if (r < 0 || (last && q2_alloc_freed(q, c, stop) < 0))
             a->lost += stop - c;
         co_unlock(&a->mx);
         (void)q2_judge(co, q, r, "refcount", c << q->g.cluster_bits);       /* a->lost tells it already */
@@ -200,6 +216,15 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
             punch(co, q, c, stop - c, tag);
         c = stop;
     }
+}
+
+static bool has_tables(const struct rset *s)
+{
+    struct rset_range x;
+    for (uint64_t at = 0; rset_next(s, at, &x); at = x.end)
+        if (x.tag == TAG_TABLE)
+            return true;
+    return false;
 }
 
 static void batch_work(struct co *co, struct batch *b)
@@ -211,12 +236,12 @@ static void batch_work(struct co *co, struct batch *b)
             if (q2_refs_add(co, q, b->extra[i].cluster, 1, -1) < 0)
                 a->lost++;
     struct rset_range x;
+    if (has_tables(&b->set))
+        q2_scrub_wait_walk(co, q);               /* one that is being walked is neither punched nor used again */
     for (uint64_t at = 0; rset_next(&b->set, at, &x); at = x.end)
         release_run(co, q, max_u64(x.start, at), x.end, x.tag);
     a->quarantined -= min_u64(a->quarantined, b->set.total);
-    rset_fini(&b->set);
-    free(b->extra);
-    free(b);
+    batch_free(b);
     co_wake_all(&a->freed);
 }
 
@@ -235,9 +260,7 @@ static void batch_release(struct meta_free *f)
     co_group_enter(&a->drops);
     if (rt_spawn(b->q->im.home, batch_co, b) < 0) {      /* no memory: the clusters leak, counted */
         a->lost += b->set.total;
-        rset_fini(&b->set);
-        free(b->extra);
-        free(b);
+        batch_free(b);
         co_group_leave(&a->drops);
     }
 }
@@ -246,9 +269,19 @@ static void batch_abandon(struct meta_free *f)
 {
     struct batch *b = (struct batch *)f;
     b->q->alloc->lost += b->set.total;
-    rset_fini(&b->set);
-    free(b->extra);
-    free(b);
+    batch_free(b);
+}
+
+void q2_drop_each(const struct q2_alloc *a, void (*fn)(void *arg, uint64_t first, uint64_t n), void *arg)
+{
+    struct rset_range x;
+    for (uint64_t at = 0; rset_next(&a->dropping, at, &x); at = x.end)
+        fn(arg, x.start, x.end - x.start);
+    LIST_FOR(l, &((struct q2_alloc *)(uintptr_t)a)->batches) {
+        const struct batch *b = CONTAINER_OF(l, struct batch, link);
+        for (uint64_t at = 0; rset_next(&b->set, at, &x); at = x.end)
+            fn(arg, x.start, x.end - x.start);
+    }
 }
 
 void q2_drop_freeze(struct q2_image *q)
@@ -260,6 +293,7 @@ void q2_drop_freeze(struct q2_image *q)
     if (!b)
         return;                                  /* stays in `dropping`: a later freeze tries again */
     b->q = q;
+    list_push_back(&a->batches, &b->link);
     b->set = a->dropping;
     rset_init(&a->dropping);
     b->extra = a->extra;

@@ -27,6 +27,7 @@
 
 #include "base/assert.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_unclean.h"
 
 #define STEP_BYTES_MIN (32ull << 20)
 /* A growth begins when half a step is left: together they stay below what P1 allows, 64 MiB or 1 % of the file. */
@@ -353,8 +354,10 @@ static int count_with_blocks(struct co *co, struct q2_image *q, struct growth *p
     if (shared)
         co_unlock(&a->mx);
     if (r < 0) {
-        if (p->named)
+        if (p->named) {
             a->end = p->first + p->total;  /* F4 */
+            q2_marks_add(&a->given, p->first, p->total);
+        }
         return r;
     }
     free(old_rt);
@@ -363,11 +366,41 @@ static int count_with_blocks(struct co *co, struct q2_image *q, struct growth *p
     return 0;
 }
 
+/* While counts are in memory only the length must be durable (Q6, Q12): the dirty bit says that nobody may rely on counts.
+ * 1: they have reached the image meanwhile. */
+static int grow_unclean(struct co *co, struct q2_image *q, uint64_t step)
+{
+    struct q2_alloc *a = q->alloc;
+    struct growth p = { .first = a->end, .total = step, .usable = a->end };
+    uint64_t end = p.first + p.total;
+    if (end > (1ull << 55) / q->g.cluster_size || ((end >> q->g.block_bits) + 1) * 8 > Q2_RT_BYTES_MAX)
+        return -EFBIG;
+    int r = rset_reserve(&a->frontier, 2);
+    if (r == 0)
+        r = q2_unclean_room(q, end);
+    if (r == 0)
+        r = lengthen(co, q, &p);
+    if (r == 0)
+        r = record(co, q, p.first << q->g.cluster_bits, end << q->g.cluster_bits);
+    if (r == 0)
+        r = q2_counts_in_memory(q) ? q2_unclean_add(co, q, p.first, p.total, 1) : 1;
+    if (r)
+        return r;
+    a->end = end;
+    settles_later(q, end);
+    r = rset_add(&a->frontier, p.usable, a->end, p.zero ? 1 : 0);
+    INV(F1, r == 0);
+    return 0;
+}
+
 static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
 {
     struct q2_alloc *a = q->alloc;
     struct growth p;
-    int r = plan_free(co, q, step, &p);
+    int r = q2_counts_in_memory(q) ? grow_unclean(co, q, step) : 1;
+    if (r <= 0)
+        return r;
+    r = plan_free(co, q, step, &p);
     if (r == 0)
         r = rset_reserve(&a->frontier, 2);
     if (r == 0)

@@ -43,6 +43,8 @@ struct q2_l1 {
 
 struct q2_alloc;                        /* q2_alloc.c */
 struct q2_bms;                          /* q2_bms.c */
+struct q2_unclean;                      /* q2_unclean.c */
+struct q2_scrubbing;                    /* q2_scrub.c */
 struct q2_crypt;                        /* q2_crypt.c */
 
 #define Q2_FIXED 5u
@@ -63,6 +65,11 @@ struct q2_image {
     /* refcount table: whole in memory, home loop only */
     uint64_t *rt; uint64_t rt_entries;  /* host order offsets of blocks */
     struct q2_alloc *alloc;
+    struct q2_unclean *unclean;         /* home; NULL: counts and flags are what they should be */
+    _Atomic uint64_t distrust_end;      /* host bytes in front of this are old clusters of an unclean image; 0: none */
+    _Atomic(_Atomic uint64_t *) l1_bad; /* while unclean: bit per L1 entry that must not be followed; NULL: none */
+    struct q2_scrubbing *scrubbing;     /* home; NULL: no scrub runs */
+    bool changing;                      /* home: tables are changed as a whole, no scrub begins */
     bool lazy;                          /* lazy refcounts are wanted (q2_lazy.c) */
     bool lazy_on;                       /* the dirty bit is durable, counts may be late */
     struct co_mutex lazy_mx;
@@ -76,6 +83,7 @@ struct q2_image {
     bool check_mode, info_only;
     _Atomic bool failed;                /* corruption was found, every request is refused (1.113) */
     uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
+    uint64_t file_bytes_at_open;        /* the same, exact */
     uint64_t zero_stamp; bool zero_stamped;   /* grace period before a kept zero cluster may be written (q2_write.c) */
     struct q2_codecs *codecs;
     struct q2_decoded *decoded;
@@ -94,14 +102,20 @@ static inline void q2_slices_set(struct q2_image *q, uint32_t slice_bytes)
 }
 
 /* ---- L2 entries of a slice, of either size. Whoever reads or changes one by its index goes through these. ---- */
+/* What an entry is worth while old clusters, those in front of distrust_end, are not to be trusted (q2_unclean.c). */
+bool q2_distrusted_entry(const struct q2_image *q, uint64_t distrust_end, uint64_t slice_off, struct q2_l2e *e);
 /* Any loop. false: it cannot be right. */
 static inline bool q2_entry_get(const struct q2_image *q, const struct meta_block *b, uint32_t index, struct q2_l2e *ret)
 {
-    uint64_t raw, bits;
-    if (LIKELY(!q->g.ext_l2))
-        return q2_l2e_decode(&q->g, meta_word(b, index), ret);
-    meta_pair(b, 2 * index, &raw, &bits);
-    return q2_l2x_decode(&q->g, raw, bits, ret);
+    uint64_t raw, bits, distrust = atomic_load_explicit(&q->distrust_end, memory_order_acquire);
+    bool ok;
+    if (LIKELY(!q->g.ext_l2)) {
+        ok = q2_l2e_decode(&q->g, meta_word(b, index), ret);
+    } else {
+        meta_pair(b, 2 * index, &raw, &bits);
+        ok = q2_l2x_decode(&q->g, raw, bits, ret);
+    }
+    return LIKELY(!distrust) ? ok : ok && q2_distrusted_entry(q, distrust, b->off, ret);
 }
 /* Home. */
 static inline void q2_entry_set(struct q2_image *q, struct meta_block *b, uint32_t index, const struct q2_l2e *e)
@@ -190,8 +204,19 @@ static inline int q2_judge(struct co *co, struct q2_image *q, int r, const char 
 MUST_USE int q2_lazy_init(struct q2_image *q, struct byre_err *err);
 /* Before the first allocation: the dirty bit, durable; nothing when that is done. Suspends. */
 MUST_USE int q2_lazy_enter(struct co *co, struct q2_image *q);
+/* The end of being unclean: counts are in time and right; the dirty bit away, durable. Suspends. */
+MUST_USE int q2_clean_mark(struct co *co, struct q2_image *q);
 /* Counts, durable, then the dirty bit away, durable. Requests may run. Suspends. */
 MUST_USE int q2_lazy_leave(struct co *co, struct q2_image *q);
+
+/* ---- q2_scrub.c: the online check. Home loop; suspends; may run while requests do ---- */
+int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+/* References of these clusters are about to change, or may have: a scrub that runs does not judge them. */
+void q2_scrub_touch(struct q2_image *q, uint64_t cluster, uint64_t n);
+/* Waits until no scrub follows pointers. Suspends. */
+void q2_scrub_wait_walk(struct co *co, struct q2_image *q);
+/* -EBUSY: a scrub runs, or the image is unclean: no snapshot, no resize. */
+MUST_USE int q2_scrub_excludes(const struct q2_image *q, const char *what, struct byre_err *err);
 
 /* ---- q2_map.c ---- */
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
@@ -240,6 +265,8 @@ bool q2_reclaim_unfinished(const struct q2_image *q);
 MUST_USE int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret);
 /* Exactly n contiguous clusters. */
 MUST_USE int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run *ret);
+/* Free clusters below `end` may be used now: they are looked for, from the beginning. */
+void q2_alloc_scan_again(struct q2_image *q, uint64_t end);
 /* Takes back clusters that nothing ever pointed to; nothing in flight on them. Cannot fail. */
 void q2_alloc_return(struct q2_image *q, const struct q2_run *r);
 /* n clusters have lost one reference each in memory (L2, L1 or header change already made): dropped, punched and

@@ -37,7 +37,7 @@ static int mark(struct co *co, struct q2_image *q, bool dirty)
 
 int q2_lazy_enter(struct co *co, struct q2_image *q)
 {
-    if (!q->lazy || q->lazy_on)
+    if (!q->lazy || q->lazy_on || q->unclean)        /* unclean: the bit is there, and q2_scrub.c takes it away */
         return 0;
     co_lock(co, &q->lazy_mx);
     int r = 0;
@@ -47,6 +47,16 @@ int q2_lazy_enter(struct co *co, struct q2_image *q)
         if (r == 0)
             meta_set_lazy_counts(q->meta, true);                 /* Z1 */
     }
+    co_unlock(&q->lazy_mx);
+    return r;
+}
+
+int q2_clean_mark(struct co *co, struct q2_image *q)
+{
+    co_lock(co, &q->lazy_mx);
+    int r = q->lazy_on ? -EINVAL : meta_flush(co, q->meta);
+    if (r == 0)
+        r = mark(co, q, false);
     co_unlock(&q->lazy_mx);
     return r;
 }

@@ -27,6 +27,8 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "fmt/qcow2/q2_crypt.h"
+#include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_unclean.h"
 
 /* ---- places ---- */
 
@@ -87,7 +89,12 @@ static int l1_entry(const struct q2_image *q, uint64_t guest, struct q2_l1e *ret
         return 0;
     }
     uint64_t raw = be64_word(atomic_load_explicit(&l1->words[i], memory_order_acquire));
-    return q2_l1e_decode(&q->g, raw, ret) ? 0 : -EUCLEAN;
+    uint64_t distrust = atomic_load_explicit(&q->distrust_end, memory_order_acquire);
+    if (!q2_l1e_decode(&q->g, raw, ret) || (UNLIKELY(distrust) && q2_unclean_l1_bad(q, i)))
+        return -EUCLEAN;
+    if (UNLIKELY(ret->l2_off < distrust))
+        ret->copied = false;                 /* q2_unclean.c U2 */
+    return 0;
 }
 
 static bool table_is_own(const struct q2_l1e *e) { return e->copied || MUTANT(MUT_L2_COPY_IN_PLACE); }
@@ -198,13 +205,13 @@ static int map_slice(const struct q2_image *q, const struct meta_block *b, uint6
     len = min_u64(len, left_in_slice(q, off));
     struct q2_l2e e;
     uint32_t i = slice_index(q, off);
-    if (!q2_l2e_decode(&q->g, meta_word(b, i), &e) || !q2_entry_fits(q, &e, off))
+    if (!q2_entry_get(q, b, i, &e) || !q2_entry_fits(q, &e, off))
         return -EUCLEAN;
     struct fmt_extent x;
     extent_of(q, &e, off, &x);
     while (x.len < len) {
         struct fmt_extent next;
-        if (!q2_l2e_decode(&q->g, meta_word(b, ++i), &e) || !q2_entry_fits(q, &e, off + x.len))
+        if (!q2_entry_get(q, b, ++i, &e) || !q2_entry_fits(q, &e, off + x.len))
             break;
         extent_of(q, &e, off + x.len, &next);
         if (!extends(&x, &next))
@@ -314,7 +321,7 @@ int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_
 
 /* Fills the new table's cluster: zeros, or the old table without its COPIED flags (which the second half of an extended
  * entry does not have). */
-static int fill_table(struct co *co, struct q2_image *q, uint64_t old_off, uint64_t new_off, bool known_zero)
+static int fill_table(struct co *co, struct q2_image *q, uint64_t old_off, uint64_t new_off, bool known_zero, bool keep_copied)
 {
     uint64_t cs = q->g.cluster_size;
     if (!old_off)
@@ -325,7 +332,9 @@ static int fill_table(struct co *co, struct q2_image *q, uint64_t old_off, uint6
     int r = stor_read_exact(co, q->im.store, buf, cs, old_off);
     if (r == 0) {
         uint64_t *w = buf;
-        for (uint64_t i = 0; i < cs / 8; i += q->g.l2_entry_bytes / 8)
+        if (q2_unclean_is_old(q, old_off >> q->g.cluster_bits))
+            q2_unclean_sanitise(q, w);
+        for (uint64_t i = 0; !keep_copied && i < cs / 8; i += q->g.l2_entry_bytes / 8)
             w[i] = be64_word(be64_word(w[i]) & ~Q2_E_COPIED);
         r = meta_write_now(co, q->meta, buf, cs, new_off);
     }
@@ -343,7 +352,10 @@ static int table_own(struct co *co, struct q2_image *q, uint64_t guest, const st
     uint64_t off = run.cluster << q->g.cluster_bits;
     if (!meta_forget(q->meta, off, q->g.cluster_size))
         return -EUCLEAN;                     /* in use, whatever its count said: it stays out of reach */
-    r = fill_table(co, q, old->l2_off, off, run.known_zero);
+    /* a table of an unclean image has one owner as far as its flag says so: those of its clusters stay as they are (U2) */
+    const struct q2_l1 *l1 = atomic_load_explicit(&q->l1, memory_order_relaxed);
+    bool alone = be64_word(atomic_load_explicit(&l1->words[q2_l1_index(&q->g, guest)], memory_order_relaxed)) & Q2_E_COPIED;
+    r = fill_table(co, q, old->l2_off, off, run.known_zero, alone && old->l2_off);
     if (r < 0) {
         q2_alloc_return(q, &run);
         return r;

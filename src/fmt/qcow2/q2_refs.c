@@ -17,6 +17,7 @@
 
 #include "base/assert.h"
 #include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_unclean.h"
 
 int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_err *err)
 {
@@ -34,7 +35,7 @@ int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_err *err)
     for (uint64_t i = 0; i < bytes / 8; i++) {
         uint64_t off;
         if (!q2_rte_decode(&q->g, be64_word(rt[i]), &off)) {
-            if (!q->check_mode && !q->im.read_only) {
+            if (!q->check_mode && !q->im.read_only && !q2_unclean_wanted(q)) {
                 uint64_t bad = be64_word(rt[i]);
                 free(rt);
                 return byre_fail(err, Q2_TABLE, "%s: refcount table entry %" PRIu64 " is %#" PRIx64 "; run check -r all", q->name, i, bad);
@@ -68,6 +69,8 @@ static int place_of(const struct q2_image *q, uint64_t cluster, struct place *re
 int q2_refs_get(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t *ret_count)
 {
     struct place p;
+    if (q2_counts_in_memory(q))
+        return q2_unclean_get(q, cluster, ret_count);
     if (place_of(q, cluster, &p) < 0) {
         *ret_count = 0;
         return 0;
@@ -174,6 +177,10 @@ static int64_t add_some(struct co *co, struct q2_image *q, uint64_t cluster, uin
 int q2_refs_add(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, int64_t delta)
 {
     uint64_t done = 0;
+    int early = q2_counts_in_memory(q) ? q2_unclean_add(co, q, cluster, n, delta) : 1;
+    if (early <= 0)
+        return early;
+    q2_scrub_touch(q, cluster, n);
     while (done < n) {
         int64_t r = add_some(co, q, cluster + done, n - done, delta);
         if (r < 0) {
@@ -188,5 +195,6 @@ int q2_refs_add(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n,
         }
         done += (uint64_t)r;
     }
+    q2_scrub_touch(q, cluster, n);               /* again: one may have begun while a slice was read */
     return 0;
 }

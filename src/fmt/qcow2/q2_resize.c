@@ -274,6 +274,9 @@ int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_preal
         return byre_fail(err, BAD_SIZE, "%s: size %" PRIu64 " is no multiple of 512", q->name, size);
     if (size == q->h.size)
         return 0;
+    int busy = q2_scrub_excludes(q, "resized", err);
+    if (busy)
+        return busy;
     int r = size > q->h.size ? grow(co, q, size, prealloc, err) : shrink(co, q, size, err);
     return q2_judge(co, q, r, "resize", 0);
 }

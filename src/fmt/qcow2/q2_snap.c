@@ -317,7 +317,11 @@ int q2_snapshot_op(struct co *co, struct fmt_image *im, const struct fmt_snapsho
     ASSERT_LOOP(im->home);
     struct q2_snap s = { .q = q2_of(im), .rq = rq, .err = err };
     struct fmt_snapshot_info info = { 0 };
-    int r = plan(co, &s);
+    int r = q2_scrub_excludes(s.q, "given, taken or set back to a snapshot", err);
+    if (r < 0)
+        return r;
+    s.q->changing = true;                        /* no scrub begins */
+    r = plan(co, &s);
     if (r == 0)
         r = describe(s.it, ret ? &info : NULL, err);
     if (r == 0)
@@ -327,6 +331,7 @@ int q2_snapshot_op(struct co *co, struct fmt_image *im, const struct fmt_snapsho
     if (r == 0)
         r = act(co, &s);
     give_runs_back(&s);
+    s.q->changing = false;
     fini(&s);
     if (r < 0)
         fmt_snapshot_fini(&info);

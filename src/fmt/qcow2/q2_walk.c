@@ -202,6 +202,11 @@ static bool l2_readable(const struct walker *k, uint64_t raw)
     return off && off < k->w->file_bytes;
 }
 
+static bool active_readable(const struct walker *k, uint64_t raw)
+{
+    return l2_readable(k, raw) || (k->w->open_ended && raw & Q2_L1E_OFF);
+}
+
 /* Tells one L1 entry; what it points to is read later. */
 static int l1_entry(struct co *co, struct walker *k, struct q2_ref *r)
 {
@@ -228,7 +233,7 @@ static bool next_active_l2(void *arg, struct q2_piece *p)
     for (; k->at < k->l1_entries; k->at++) {
         uint64_t raw = be64_get(&k->l1[k->at]);
         struct q2_ref r = { .kind = Q2_REF_L2, .off = raw & Q2_L1E_OFF, .bytes = size, .raw = raw, .active = true, .weight = 1 };
-        if (l2_readable(k, raw) && afford(k, size, &r))
+        if (active_readable(k, raw) && afford(k, size, &r))
             break;
     }
     if (k->at == k->l1_entries)
@@ -238,7 +243,7 @@ static bool next_active_l2(void *arg, struct q2_piece *p)
     p->len = size;
     while (k->at < k->l1_entries && p->len + size <= k->piece_max && k->budget >= size) {
         uint64_t raw = be64_get(&k->l1[k->at]);
-        if (!l2_readable(k, raw) || (raw & Q2_L1E_OFF) != p->off + p->len)
+        if (!active_readable(k, raw) || (raw & Q2_L1E_OFF) != p->off + p->len)
             break;
         p->len += size;
         k->budget -= size;

@@ -1,0 +1,499 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_scrub.c: the check of an image that is in use (FEATURES G.001), and the end of being unclean (q2_unclean.c).
+ *
+ * Purpose      Runs the offline check's own rules (q2_check.c) beside requests, by leaving out what may have changed; frees
+ *              leaks; of an unclean image makes the counts anew, mends what a repair would mend, and gives trust back.
+ * Owns         q->scrubbing
+ * Invariants   L1 A cluster is judged only if this opening has never handed it out, and nothing dropped, counted or uncounted
+ *                 it since the round began, and it waited in no queue then: its references and its count stood still
+ *                 while the round read them, whatever moment they were read at.
+ *              L2 A table that the round may still read keeps its place and is not used for anything else: dropped tables
+ *                 wait (q2_drop.c) until it has ended.
+ *              L3 Leaks are freed only when every reference could be followed, and only after what was read is durable.
+ *              L4 Damage is reported and left; but of an unclean image that is mended which nobody can miss: entries that
+ *                 name nothing, flags against counts.
+ *              L5 An entry is changed only under the lock of its guest range.
+ *              L6 An image that is not proved sound stays unclean and goes on serving as such.
+ * Order        What was dropped before the round is durable before it reads. Unclean: counts durable (q2_recount.c) | flags,
+ *              verified by a round | dirty bit off | trust.
+ * Concurrency  Home loop, any requests beside it; lets others run every few thousand references. Snapshots, resize: excluded.
+ * Failure      The round is given up, nothing half done.
+ * Memory       As check: a few bytes per cluster of the file; one bit per cluster touched.
+ * Tests        q2_scrub_test.c, crash explorer (lazy-*, *-hurt), tests/interop/test_q2_scrub.py
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/mutant.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_check_priv.h"
+#include "fmt/qcow2/q2_unclean.h"
+
+#define REFS_PER_STEP 512u              /* some 50 microseconds: a request that has to pass the home loop a few times notices little */
+#define FIXES_MAX 65536u
+#define ROUNDS_MAX 5u
+
+/* ---- what others ask and tell ---- */
+
+void q2_scrub_touch(struct q2_image *q, uint64_t cluster, uint64_t n)
+{
+    if (q->scrubbing && !MUTANT(MUT_SCRUB_BLIND))
+        q2_marks_add(&q->scrubbing->touched, cluster, n);
+}
+
+void q2_scrub_wait_walk(struct co *co, struct q2_image *q)
+{
+    while (q->scrubbing && q->scrubbing->walking)
+        co_wait(co, &q->scrubbing->walked);
+}
+
+int q2_scrub_excludes(const struct q2_image *q, const char *what, struct byre_err *err)
+{
+    if (q->scrubbing)
+        return byre_fail(err, BUSY, "%s: cannot be %s while its scrub runs; wait for the job, or cancel it", q->name, what);
+    if (q->unclean)
+        return byre_fail(err, BUSY, "%s: was not closed cleanly and cannot be %s before a scrub has looked it through", q->name, what);
+    return 0;
+}
+
+/* ---- hooks of the checker ---- */
+
+bool q2_live_skips(const struct q2_checker *k, uint64_t cluster)
+{
+    const struct q2_scrubbing *s = k->live;
+    if (s->counting)
+        return cluster >= s->q->unclean->first;
+    return q2_marks_has(&s->q->alloc->given, cluster) || q2_marks_has(&s->touched, cluster);
+}
+
+static void add_fix(struct q2_scrubbing *s, uint64_t guest, bool l1)
+{
+    if (s->fix_count == s->fix_room) {
+        size_t room = s->fix_room ? 2 * s->fix_room : 64;
+        void *p = room <= FIXES_MAX ? realloc(s->fixes, room * sizeof *s->fixes) : NULL;
+        if (!p) {
+            s->fix_lost = true;
+            return;
+        }
+        s->fixes = p;
+        s->fix_room = room;
+    }
+    s->fixes[s->fix_count++] = (struct q2_scrub_fix){ guest, l1 };
+}
+
+void q2_live_fault(struct q2_checker *k, const struct q2_ref *r, bool flag)
+{
+    if (r->active && (flag ? k->live->mends_flags : k->live->counting && r->kind != Q2_REF_L2 && r->kind != Q2_REF_L1))
+        add_fix(k->live, r->index, r->kind == Q2_REF_L2);
+}
+
+/* An old table names a place that did not exist when the image was opened. */
+static void stale_ref(struct q2_checker *k, const struct q2_ref *r)
+{
+    k->res.corruptions += r->weight;
+    k->bad_entries++;
+    q2_finding(k, false, "Q2_OUTSIDE", "%s at %#" PRIx64 " of %" PRIu64 " bytes is outside the file (entry at %#" PRIx64 ")",
+               q2_ref_name(r->kind), r->off, r->bytes, r->entry_off);
+    if (r->active)
+        add_fix(k->live, r->index, false);
+    else
+        k->unsure = true;                        /* a snapshot's: not to be changed beside requests */
+}
+
+int q2_live_breathe(struct co *co, struct q2_checker *k)
+{
+    struct q2_scrubbing *s = k->live;
+    co_yield(co);
+    if (s->q->failed)
+        return -EIO;
+    return s->o->step ? s->o->step(co, s->o->arg) : 0;
+}
+
+int q2_live_ref(struct co *co, struct q2_checker *k, const struct q2_ref *r)
+{
+    struct q2_scrubbing *s = k->live;
+    uint32_t bits = k->g->cluster_bits;
+    int rc = ++s->since_step % REFS_PER_STEP ? 0 : q2_live_breathe(co, k);
+    if (rc)
+        return rc;
+    if (!s->counting)
+        return q2_live_skips(k, r->off >> bits);
+    uint64_t end = s->q->unclean->first << bits;
+    if (r->off < end && end - r->off >= r->bytes)
+        return 0;
+    if (r->kind == Q2_REF_RT || r->kind == Q2_REF_RB)
+        return 1;                                /* q2_recount.c makes them anew */
+    bool ours = r->entry_off >= end || (r->active && r->kind == Q2_REF_L2);        /* of the L1 table: bad ones are mended first */
+    if (ours || !r->entry_off)
+        return !r->outside;
+    stale_ref(k, r);
+    return 1;
+}
+
+/* ---- a round ---- */
+
+static void on_progress(void *arg, uint64_t done, uint64_t total)
+{
+    struct q2_scrubbing *s = arg;
+    s->total = max_u64(s->total, s->base + total);
+    if (s->o->progress)
+        s->o->progress(s->o->arg, s->base + done, s->total);
+}
+
+static void on_finding(void *arg, bool fixed, const char *id, const char *text)
+{
+    struct q2_scrubbing *s = arg;
+    if (s->o->finding)
+        s->o->finding(s->o->arg, fixed, id, text);
+}
+
+static void touch(void *arg, uint64_t first, uint64_t n) { q2_marks_add(arg, first, n); }
+
+static void touch_set(struct q2_scrubbing *s, const struct rset *set)
+{
+    struct rset_range x;
+    for (uint64_t at = 0; rset_next(set, at, &x); at = x.end)
+        q2_marks_add(&s->touched, x.start, x.end - x.start);
+}
+
+/* Everything durable, counts that are late included. */
+static int flush_all(struct co *co, struct q2_image *q)
+{
+    co_lock(co, &q->lazy_mx);
+    meta_set_lazy_counts(q->meta, false);
+    int r = meta_flush(co, q->meta);
+    meta_set_lazy_counts(q->meta, q->lazy_on);
+    co_unlock(&q->lazy_mx);
+    return r;
+}
+
+/* L1, L2 */
+static int begin_round(struct co *co, struct q2_scrubbing *s)
+{
+    struct q2_alloc *a = s->q->alloc;
+    co_lock(co, &a->grow_mx);                    /* nothing is on its way between a count and a set */
+    co_lock(co, &a->mx);
+    q2_marks_fini(&s->touched);
+    s->fix_count = 0;
+    s->fix_lost = false;
+    s->walking = true;
+    touch_set(s, &a->frontier);
+    touch_set(s, &a->counted);
+    if (!MUTANT(MUT_SCRUB_FORGETS_QUARANTINE))
+        q2_drop_each(a, touch, &s->touched);
+    co_unlock(&a->mx);
+    co_unlock(&a->grow_mx);
+    return flush_all(co, s->q);
+}
+
+static void end_round(struct q2_scrubbing *s)
+{
+    s->walking = false;
+    co_wake_all(&s->walked);
+    s->base += s->q->h.size;
+}
+
+static int round_of(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, bool quiet, struct byre_err *err)
+{
+    q2_checker_init(k, s->q, o, quiet);
+    k->live = s;
+    k->one_by_one = true;
+    int r = begin_round(co, s);
+    if (r < 0)
+        r = byre_fail_code(err, IO, r, "%s: cached changes cannot be written: %s", s->q->name, strerror(-r));
+    else
+        r = q2_gather(co, k, err);
+    if (s->q->h.has_bitmaps && (!k->bitmaps_valid || !s->q->unclean))
+        k->unsure = true;                        /* their tables may move while we look: nothing is freed */
+    end_round(s);
+    return r;
+}
+
+/* ---- leaks ---- */
+
+/* L1, L3: nothing names the cluster, or fewer than are counted, and that has not changed while we waited. */
+static int free_one(struct co *co, struct q2_checker *k, uint64_t c, uint64_t stored, uint64_t refs)
+{
+    struct q2_image *q = k->q;
+    struct q2_alloc *a = q->alloc;
+    uint64_t n = 0;
+    co_lock(co, &a->mx);
+    int r = q2_refs_get(co, q, c, &n);
+    bool same = r == 0 && n == stored && !q2_live_skips(k, c) && (refs || meta_forget(q->meta, c << k->g->cluster_bits, k->g->cluster_size));
+    if (same)
+        r = q2_refs_add(co, q, c, 1, -(int64_t)(stored - refs));
+    if (r == 0 && same) {
+        k->res.leaks_fixed++;
+        k->res.leaks--;
+        q2_finding(k, true, "Q2_LEAK", "cluster %" PRIu64 ": refcount %" PRIu64 " set to %" PRIu64, c, stored, refs);
+        if (!refs && !q2_hits_metadata(q, c << k->g->cluster_bits))
+            r = q2_alloc_freed(q, c, c + 1);
+    }
+    co_unlock(&a->mx);
+    return r;
+}
+
+static int free_leaks(struct co *co, struct q2_checker *k)
+{
+    if (!k->res.leaks)
+        return 0;
+    if (k->incomplete || k->unsure || k->rebuild) {
+        q2_finding(k, false, "Q2_NOT_FREED", "nothing is freed: some references cannot be followed, or the refcount structure is damaged");
+        return 0;
+    }
+    int r = meta_flush(co, k->q->meta);          /* L3 */
+    unsigned n = 0;
+    for (uint64_t c = q2_counts_next(&k->stored, 0); r == 0 && c != Q2_COUNTS_NONE; c = q2_counts_next(&k->stored, c + 1)) {
+        uint64_t stored = q2_counts_get(&k->stored, c), refs = q2_counts_get(&k->refs, c);
+        if (stored > refs && stored < Q2_STORED_LARGE && q2_stored_known(k, c) && !q2_live_skips(k, c))
+            r = free_one(co, k, c, stored, refs);
+        if (r == 0 && ++n % 1024 == 0)
+            r = q2_live_breathe(co, k);
+    }
+    return r;
+}
+
+/* ---- entries (L5) ---- */
+
+static int mend_entry(struct co *co, struct q2_image *q, uint64_t guest)
+{
+    struct meta_block *b;
+    uint32_t i;
+    int r = q2_slice_own(co, q, guest, &b, &i);  /* copies an old table, and sanitises it on the way */
+    if (r < 0)
+        return r;
+    uint32_t word = i * (q->g.l2_entry_bytes / 8);
+    uint64_t raw = meta_word(b, word);
+    struct q2_ref e = { .raw = raw };
+    e.kind = raw & Q2_E_COMPRESSED ? Q2_REF_COMPRESSED : raw & Q2_E_ZERO && !q->g.ext_l2 ? Q2_REF_ZERO : Q2_REF_DATA;
+    e.off = raw & Q2_E_COMPRESSED ? raw & q->g.coff_mask : raw & Q2_L2E_OFF;
+    e.bits = q->g.ext_l2 ? meta_word(b, word + 1) : 0;
+    if (q->g.ext_l2 && !(raw & Q2_E_COMPRESSED) && !(uint32_t)e.bits)
+        e.kind = Q2_REF_ZERO;
+    struct q2_mended new = q2_mend_entry(&q->g, &e, !q->h.backing_name);
+    if (new.raw != raw || new.bits != e.bits) {
+        if (q->g.ext_l2)
+            meta_set_pair(q->meta, b, word, new.raw, new.bits);
+        else
+            meta_set_word(q->meta, b, word, new.raw);
+        q->unclean->mended++;
+    }
+    meta_put(q->meta, b);
+    return 0;
+}
+
+static int mend_flag(struct co *co, struct q2_image *q, uint64_t guest)
+{
+    struct meta_block *b;
+    uint32_t i;
+    int r = q2_slice_own(co, q, guest, &b, &i);
+    if (r < 0)
+        return r;
+    uint32_t word = i * (q->g.l2_entry_bytes / 8);
+    uint64_t raw = meta_word(b, word), n;
+    if (!(raw & Q2_E_COMPRESSED) && raw & Q2_L2E_OFF) {
+        r = q2_refs_get(co, q, (raw & Q2_L2E_OFF) >> q->g.cluster_bits, &n);
+        uint64_t new = n == 1 ? raw | Q2_E_COPIED : raw & ~Q2_E_COPIED;
+        if (r == 0 && new != raw) {
+            meta_set_word(q->meta, b, word, new);
+            q->unclean->mended++;
+        }
+    }
+    meta_put(q->meta, b);
+    return r;
+}
+
+static int mend_l1_flag(struct co *co, struct q2_image *q, uint64_t guest)
+{
+    const struct q2_l1 *l1 = atomic_load(&q->l1);
+    uint64_t i = q2_l1_index(&q->g, guest), n;
+    if (i >= l1->entries)
+        return 0;
+    co_lock(co, &q->l2_mx);
+    uint64_t raw = be64_word(atomic_load(&l1->words[i]));
+    int r = raw & Q2_L1E_OFF ? q2_refs_get(co, q, (raw & Q2_L1E_OFF) >> q->g.cluster_bits, &n) : 1;
+    if (r == 0 && (n == 1) != !!(raw & Q2_E_COPIED)) {
+        meta_region_set(q->meta, &q->l1_region, i, raw ^ Q2_E_COPIED);
+        q->unclean->mended++;
+    }
+    co_unlock(&q->l2_mx);
+    return r < 0 ? r : 0;
+}
+
+static int mend_all(struct co *co, struct q2_scrubbing *s, struct q2_checker *k)
+{
+    struct q2_image *q = s->q;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < s->fix_count; i++) {
+        struct co_range lock;
+        struct q2_scrub_fix f = s->fixes[i];
+        uint64_t at = round_down(f.guest, q->g.cluster_size);
+        co_range_lock(co, &q->locks, &lock, at, at + q->g.cluster_size);
+        if (s->counting)
+            r = mend_entry(co, q, at);
+        else
+            r = f.l1 ? mend_l1_flag(co, q, at) : mend_flag(co, q, at);
+        co_range_unlock(&q->locks, &lock);
+        if (r == 0)
+            r = q2_live_breathe(co, k);
+    }
+    return r;
+}
+
+/* Entries of the L1 table with bits that mean nothing lose them, as in a repair. */
+static void mend_l1(struct q2_image *q)
+{
+    const struct q2_l1 *l1 = atomic_load(&q->l1);
+    for (uint64_t i = 0; i < l1->entries; i++)
+        if (q2_unclean_l1_bad(q, i)) {
+            struct q2_ref e = { .kind = Q2_REF_L2, .raw = be64_word(atomic_load(&l1->words[i])) };
+            e.off = e.raw & Q2_L1E_OFF;
+            uint64_t new = q2_mend_entry(&q->g, &e, false).raw;
+            if (new && (!is_aligned(e.off, q->g.cluster_size) || q2_hits_metadata(q, e.off)))
+                continue;                        /* there may be a table, or not: that is not ours to decide */
+            meta_region_set(q->meta, &q->l1_region, i, new);
+            q2_unclean_l1_mended(q, i);
+        }
+}
+
+/* ---- an unclean image ---- */
+
+/* 1: damage that nothing here can mend. */
+static int damaged(const struct q2_checker *k, const struct q2_scrubbing *s)
+{
+    uint64_t mendable = s->counting ? k->bad_entries : k->flags;
+    return k->incomplete || k->unsure || k->res.check_errors || s->fix_lost || k->res.corruptions > mendable ||
+           (!s->counting && k->rebuild);
+}
+
+static int count_round(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, bool first, struct byre_err *err)
+{
+    mend_l1(s->q);
+    s->counting = true;
+    int r = round_of(co, s, k, o, !first, err);
+    if (r == 0 && k->rebuild && !k->incomplete) {        /* a structure that is misplaced or missing is made anew anyway */
+        k->res.corruptions -= min_u64(k->res.corruptions, k->structure_faults);
+        k->rebuild = false;
+    }
+    return r;
+}
+
+/* Counts all references, until there is nothing to mend; then writes the counts. */
+static int make_counts(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, struct byre_err *err)
+{
+    for (unsigned round = 0;; round++) {
+        int r = count_round(co, s, k, o, round == 0, err);
+        if (r < 0 || (r = damaged(k, s)))
+            return r;
+        if (!s->fix_count) {
+            r = q2_recount(co, k);
+            return r < 0 ? byre_fail_code(err, IO, r, "%s: the counts cannot be written: %s", s->q->name, strerror(-r)) : 0;
+        }
+        if (round == ROUNDS_MAX)
+            return 1;
+        r = mend_all(co, s, k);
+        if (r < 0)
+            return byre_fail_code(err, IO, r, "%s: entries cannot be mended: %s", s->q->name, strerror(-r));
+        q2_checker_fini(k);
+    }
+}
+
+/* Compares, frees what was dropped meanwhile, sets flags right, until there is nothing left to do. */
+static int prove(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, struct byre_err *err)
+{
+    s->counting = false;
+    s->mends_flags = true;
+    for (unsigned round = 0;; round++) {
+        int r = round_of(co, s, k, o, true, err);
+        if (r < 0 || (r = damaged(k, s)))
+            return r;
+        bool done = !k->res.leaks && !s->fix_count;
+        if (!done)
+            r = free_leaks(co, k);
+        s->fixed.leaks_fixed += k->res.leaks_fixed;
+        if (r == 0 && !done)
+            r = mend_all(co, s, k);
+        if (r < 0)
+            return byre_fail_code(err, IO, r, "%s: leaks cannot be freed: %s", s->q->name, strerror(-r));
+        k->res.leaks_fixed = 0;
+        if (done || (round == ROUNDS_MAX && !s->fix_count))      /* clusters that are dropped without end: leaks, told so */
+            return 0;
+        if (round > ROUNDS_MAX)
+            return 1;
+        q2_checker_fini(k);
+    }
+}
+
+static int unclean(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, struct byre_err *err)
+{
+    struct q2_image *q = s->q;
+    int r = 0;
+    s->total = 2 * q->h.size;
+    if (MUTANT(MUT_SCRUB_CLEAN_EARLY))
+        r = q2_clean_mark(co, q);
+    if (r == 0 && q->unclean->in_memory)
+        r = make_counts(co, s, k, o, err);
+    if (r == 0)
+        q2_checker_fini(k);
+    if (r == 0)
+        r = prove(co, s, k, o, err);
+    if (r)
+        return r < 0 ? r : 0;                            /* L6 */
+    r = q2_clean_mark(co, q);
+    if (r < 0)
+        return byre_fail_code(err, IO, r, "%s: the header cannot be written: %s", q->name, strerror(-r));
+    s->fixed.corruptions_fixed += q->unclean->mended;
+    q2_unclean_end(co, q);
+    on_finding(s, true, "Q2_RECOUNTED", "the image was not closed cleanly; its reference counts are made anew");
+    return 0;
+}
+
+/* ---- entry ---- */
+
+static int clean(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, struct byre_err *err)
+{
+    int r = round_of(co, s, k, o, false, err);
+    if (r == 0 && o->fix & FMT_FIX_LEAKS) {
+        r = free_leaks(co, k);
+        if (r < 0)
+            r = byre_fail_code(err, IO, r, "%s: leaks cannot be freed: %s", s->q->name, strerror(-r));
+    }
+    return r;
+}
+
+int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err)
+{
+    struct q2_image *q = q2_of(im);
+    ASSERT_LOOP(im->home);
+    if (im->read_only || q->check_mode)
+        return byre_fail(err, READ_ONLY, "%s: a scrub is for an image that is open for writing; check it instead", q->name);
+    if (q->scrubbing || q->changing)
+        return byre_fail(err, BUSY, q->changing ? "%s: its snapshots are being changed" : "%s: its scrub runs already", q->name);
+    struct q2_checker *k = calloc(1, sizeof *k);
+    struct q2_scrubbing *s = calloc(1, sizeof *s);
+    int r = -ENOMEM;
+    if (k && s) {
+        *s = (struct q2_scrubbing){ .q = q, .o = o };
+        struct fmt_check_opts inner = { .fix = o->fix, .finding = on_finding, .arg = s, .progress = on_progress };
+        q->scrubbing = s;
+        r = q->unclean ? unclean(co, s, k, &inner, err) : clean(co, s, k, &inner, err);
+        q->scrubbing = NULL;
+        *ret = k->res;
+        ret->corruptions_fixed += s->fixed.corruptions_fixed;
+        ret->leaks_fixed += s->fixed.leaks_fixed;
+        s->total = max_u64(s->total, s->base);
+        if (r == 0)
+            on_progress(s, s->total - s->base, 0);
+        q2_checker_fini(k);
+        q2_marks_fini(&s->touched);
+        free(s->fixes);
+    } else {
+        r = byre_fail(err, NOMEM, "%s: no memory for a scrub", q->name);
+    }
+    free(k);
+    free(s);
+    return r;
+}

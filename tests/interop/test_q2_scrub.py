@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""Images that were not closed cleanly are served at once and become clean behind (FEATURES 1.023, 1.114); the check of a disk
+in use (G.001) says of damaged images what the offline check says, and makes nothing worse."""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import q2_damage
+from lib import corrupt, images, peers, run
+
+CS = 65536
+
+
+def is_dirty(path):
+    with open(path, "rb") as f:
+        f.seek(72)
+        return bool(int.from_bytes(f.read(8), "big") & 1)
+
+
+def connect(server):
+    handle = peers.need_module("nbd").NBD()
+    handle.connect_uri(server.uri)
+    return handle
+
+
+def jobs(server):
+    return json.loads(run.byre("ctl", server.control, "query-jobs").out)
+
+
+def wait_gone(server, job_id, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = [j for j in jobs(server) if j["id"] == job_id]
+        if not found or found[0]["status"] == "concluded":
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{job_id} does not end: {jobs(server)}")
+
+
+def kill(server):
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+
+
+def test_killed_at_1_tib(tmp_path, byre_serve):
+    """DESIGN section 6: kill -9 during writes to a lazy image of 1 TiB; the next server answers within 20 ms, whatever it does
+    behind; the scrub ends, the image is clean for the peer, everything flushed is there"""
+    path = tmp_path / "a.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "1T")
+    server = byre_serve(path)
+    handle = connect(server)
+    rng = random.Random(1)
+    places = rng.sample(range((1 << 40) // CS), 400)
+    for i, p in enumerate(places):
+        handle.pwrite(bytes([i % 251 + 1]) * CS, p * CS)
+    handle.flush()
+    for i in range(100):
+        handle.aio_pwrite(peers.need_module("nbd").Buffer.from_bytearray(bytearray(CS)), rng.randrange((1 << 40) // CS) * CS)
+    kill(server)
+    assert is_dirty(path)
+    server = byre_serve(path)
+    handle = connect(server)
+    times = []
+    for what in (lambda: handle.pread(CS, places[0] * CS), lambda: handle.pwrite(b"\xee" * 4096, places[1] * CS),
+                 lambda: handle.pwrite(b"\xef" * CS, 123 * CS)):
+        begin = time.monotonic()
+        what()
+        times.append(time.monotonic() - begin)
+    assert handle.pread(CS, places[0] * CS) == b"\x01" * CS
+    assert min(times) < 0.02 and max(times) < 1, times             # the machine may be busy; bench measures
+    assert wait_gone(server, "scrub-disk0") == []
+    for i, p in enumerate(places[2:], 2):
+        if p != 123:
+            assert handle.pread(4096, p * CS) == bytes([i % 251 + 1]) * 4096
+    handle.shutdown()
+    assert server.stop() == 0
+    assert not is_dirty(path)
+    run.qemu_img("check", path)
+    run.qemu_io(path, f"read -P 0xee {places[1] * CS} 4k", f"read -P 2 {places[1] * CS + 4096} 60k", f"read -P 0xef {123 * CS} {CS}")
+
+
+def test_the_peers_dirty_image(tmp_path, byre_serve):
+    """FEATURES 1.023: left dirty by the peer, with a snapshot; served at once, clean behind, the snapshot as it was"""
+    path = tmp_path / "a.qcow2"
+    images.create(path, 256 << 20, lazy_refcounts="on", cluster_size=4096)
+    run.qemu_io(path, "write -P 1 0 8M", "write -P 2 64M 1M", "discard 4M 3M")
+    run.qemu_img("snapshot", "-c", "s", path)
+    args = [peers.need("qemu-io"), "-f", "qcow2"]
+    for c in ("write -P 3 1M 64k", "write -P 4 100M 2M", "discard 64M 512k", "flush", "write -P 5 101M 64k", "abort"):
+        args += ["-c", c]
+    assert subprocess.run([*args, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+    assert is_dirty(path)
+    shutil.copy(path, tmp_path / "repaired.qcow2")
+    run.qemu_img("check", "-r", "all", tmp_path / "repaired.qcow2", code=(0, 2, 3))
+    server = byre_serve(path)
+    handle = connect(server)
+    assert handle.pread(65536, 1 << 20) == b"\x03" * 65536 and handle.pread(65536, 100 << 20) == b"\x04" * 65536
+    assert wait_gone(server, "scrub-disk0") == []
+    assert server.stop() == 0
+    run.qemu_img("check", path)
+    run.qemu_img("compare", path, tmp_path / "repaired.qcow2")
+    for p in (path, tmp_path / "repaired.qcow2"):
+        run.qemu_img("convert", "-l", "s", "-O", "raw", p, f"{p}.s")
+    assert open(f"{path}.s", "rb").read() == open(f"{tmp_path / 'repaired.qcow2'}.s", "rb").read()
+
+
+def test_killed_again_and_again(tmp_path, byre_serve):
+    """Ten servers, each killed while it writes and perhaps scrubs: nothing flushed is lost"""
+    path = tmp_path / "a.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on,cluster_size=4096", path, "64M")
+    rng = random.Random(5)
+    content = {}
+    for n in range(10):
+        server = byre_serve(path)
+        handle = connect(server)
+        for p, v in content.items():
+            assert handle.pread(4096, p) == bytes([v]) * 4096, (n, p)
+        for _ in range(rng.randrange(20, 200)):
+            p, v = rng.randrange(4096) * 4096, rng.randrange(1, 256)
+            if rng.randrange(4):
+                handle.pwrite(bytes([v]) * 4096, p)
+            else:
+                handle.trim(4096, p)
+                v = 0
+            content[p] = v
+        handle.flush()
+        if n % 3 == 2:
+            wait_gone(server, "scrub-disk0")
+        kill(server)
+    server = byre_serve(path)
+    wait_gone(server, "scrub-disk0")
+    assert server.stop() == 0
+    run.qemu_img("check", path)
+    run.qemu_io(path, *[f"read -P {v} {p} 4k" for p, v in content.items()])
+
+
+# Where the online check sees a different image on purpose: an opening for writing refuses, or has changed, what was wrong.
+def damages():
+    return [n for n in q2_damage.DAMAGES if not n.startswith(("narrow", "bitmap"))]
+
+
+@pytest.mark.parametrize("name", damages())
+def test_damage_as_the_offline_check(tmp_path, tmp_path_factory, byre_serve, name):
+    """G.001: the same corruptions and leaks as offline, not a byte worse; images that cannot be opened for writing are left out"""
+    base, fn = q2_damage.DAMAGES[name]
+    path = tmp_path / "a.qcow2"
+    q2_damage.BASES[base](path)
+    with corrupt.Editor(path) as editor:
+        fn(editor)
+    run.byre("io", "-r", "-c", "read 0 512", path, code=None)
+    if run.byre("io", "-c", "read 0 512", path, code=None).code:
+        return                                                    # refused for writing: cannot be in use
+    offline = json.loads(run.byre("check", "--output=json", path, code=None).out)
+    before = path.read_bytes()
+    server = byre_serve(path)
+    online = json.loads(run.byre("check", "--control", server.control, "--output=json", code=None).out)
+    for key in ("corruptions", "leaks", "check-errors"):
+        assert online.get(key, 0) == offline.get(key, 0), (key, online, offline)
+    assert server.stop() == 0
+    after = path.read_bytes()
+    assert after[512:len(before)] == before[512:] and len(after) == len(before)
