@@ -67,6 +67,8 @@ static int open_recorded(struct co *co, const struct data_ask *ask, const char *
     if (!name)
         return byre_fail(err, BAD_OPTION, "%s: records no external data file; 'data-file' is required for this image", n->filename);
     int r = name_parse(GRAPH_STRICT, name, n->filename, &ref, NULL);
+    if (r == -ENOMEM)
+        return byre_fail(err, NOMEM, "no memory for a file name");
     if (r)
         return byre_fail(err, REFUSED_REFERENCE, "%s: the name of its external data file, '%s', is not a plain path", n->filename, name);
     bool here = n->g->policy != GRAPH_STRICT;

@@ -161,6 +161,14 @@ bool cx_work_read(struct cx_work *w, FILE *f)
 
 struct prep { struct cx_world *w; struct cx_model *m; const struct cx_work *k; bool ok; };
 
+/* The external data file of a fresh image. */
+int cx_open_data(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err)
+{
+    (void)co;
+    int e = cx_store_open(arg, name, false, ret_s);
+    return e < 0 ? byre_fail(err, NOMEM, "%s", name) : 0;
+}
+
 static int make_fresh(struct co *co, struct cx_world *w, const struct cx_geometry *g, struct byre_err *err)
 {
     struct stor *s;
@@ -170,8 +178,16 @@ static int make_fresh(struct co *co, struct cx_world *w, const struct cx_geometr
         o.backing_file = base;
         o.backing_fmt = raw;
     }
+    char data[] = "data";
+    struct fmt_host host = { .open_data = cx_open_data, .arg = w };
+    if (g->data_file) {
+        o.data_file = data;
+        o.host = &host;
+    }
     memset(w->image.data, 0, CX_FILE_MAX);
     w->image.len = 0;
+    memset(w->data.data, 0, CX_FILE_MAX);
+    w->data.len = 0;
     int r = cx_store_open(w, "img", false, &s);
     if (r < 0)
         return r;

@@ -22,6 +22,7 @@ struct cx_geometry {
     uint64_t cluster, size;
     unsigned refcount_bits, version;
     bool backing;
+    bool data_file;                      /* guest data lies in file "data" */
     bool sub;                            /* extended L2 */
     bool lazy;                           /* lazy refcounts: counts are judged when the dirty bit is away */
     uint64_t frontier;
@@ -48,6 +49,8 @@ void cx_work_fini(struct cx_work *w);
 bool cx_work_prepare(struct cx_world *w, struct cx_model *m, const struct cx_work *k);
 /* Runs it all, recorded. false: an operation failed or nothing could run. */
 bool cx_work_run(struct cx_world *w, struct cx_model *m, const struct cx_work *k);
+/* fmt_host.open_data while an image is made; arg: the world. */
+int cx_open_data(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err);
 /* Reads the whole disk of the open node into out (CX_SECTORS_MAX sectors). */
 MUST_USE int cx_read_all(struct co *co, struct cx_world *w, uint8_t *out);
 

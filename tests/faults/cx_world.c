@@ -61,7 +61,7 @@ static const struct rt_backend_ops backend = { "sim", b_init, b_fini, b_submit, 
 
 /* ---- store ---- */
 
-struct cx_stor { struct stor s; struct cx_world *w; struct cx_bytes *b; bool image; };
+struct cx_stor { struct stor s; struct cx_world *w; struct cx_bytes *b; bool image, data; };
 static struct cx_stor *of(struct stor *s) { return (struct cx_stor *)s; }
 
 static void pause_some(struct co *co, struct cx_world *w)
@@ -77,13 +77,13 @@ static void pause_some(struct co *co, struct cx_world *w)
 static struct cx_op *record(struct cx_stor *s, enum cx_op_kind kind, uint64_t off, uint64_t len)
 {
     struct cx_world *w = s->w;
-    if (!w->recording || !s->image)
+    if (!w->recording || !(s->image || s->data))
         return NULL;
     if (w->log_count == w->log_cap) {
         w->log_cap = w->log_cap ? w->log_cap * 2 : 256;
         w->log = must(realloc(w->log, w->log_cap * sizeof *w->log));
     }
-    w->log[w->log_count] = (struct cx_op){ .kind = kind, .off = off, .len = len, .issued = w->now++ };
+    w->log[w->log_count] = (struct cx_op){ .kind = kind, .in_data = s->data, .off = off, .len = len, .issued = w->now++ };
     w->trace = (w->trace ^ (kind + off * 31 + len * 131)) * 0x9fb21c651e98df25ull;
     return &w->log[w->log_count++];
 }
@@ -287,7 +287,8 @@ int cx_store_open(struct cx_world *w, const char *name, bool read_only, struct s
     s->w = w;
     w->open_stores++;
     s->image = strcmp(name, "img") == 0;
-    s->b = s->image ? &w->image : &w->backing;
+    s->data = strcmp(name, "data") == 0;
+    s->b = s->image ? &w->image : s->data ? &w->data : &w->backing;
     s->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = CX_SECTOR };
     s->s.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .can_punch = true, .can_zero = true };
     s->s.read_only = read_only;
@@ -299,7 +300,7 @@ int cx_store_open(struct cx_world *w, const char *name, bool read_only, struct s
 static int open_file(struct co *co, void *arg, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err)
 {
     (void)co;
-    if (strcmp(name, "img") && strcmp(name, "base"))
+    if (strcmp(name, "img") && strcmp(name, "base") && strcmp(name, "data"))
         return byre_fail(err, NOT_FOUND, "%s: no such file", name);
     int f = fault_world(arg, CX_F_OPEN);
     if (f < 0)
@@ -312,7 +313,7 @@ static bool identity(void *arg, const struct stor *s, uint64_t *ret_a, uint64_t 
 {
     (void)arg;
     *ret_a = 1;
-    *ret_b = ((const struct cx_stor *)s)->image;
+    *ret_b = ((const struct cx_stor *)s)->image + 2u * ((const struct cx_stor *)s)->data;
     return true;
 }
 
@@ -323,6 +324,7 @@ void cx_world_init(struct cx_world *w)
     *w = (struct cx_world){ .punch = true };
     w->image.data = must(calloc(1, CX_FILE_MAX));
     w->backing.data = must(calloc(1, CX_FILE_MAX));
+    w->data.data = must(calloc(1, CX_FILE_MAX));
     if (rt_new_sim(&backend, w, 1, &w->rt) < 0)
         must(NULL);
     w->loop = rt_loop_at(w->rt, 0);
@@ -336,6 +338,7 @@ void cx_world_fini(struct cx_world *w)
     rt_free(w->rt);
     free(w->image.data);
     free(w->backing.data);
+    free(w->data.data);
 }
 
 void cx_world_seed(struct cx_world *w, uint64_t seed)
@@ -434,33 +437,45 @@ void cx_apply(struct cx_bytes *b, const struct cx_op *o, uint64_t from, uint64_t
         memset(b->data + o->off + from, 0, to - from);
 }
 
-uint64_t cx_durable_stamp(const struct cx_world *w, uint64_t cut)
+uint64_t cx_durable_stamp(const struct cx_world *w, uint64_t cut, bool in_data)
 {
     uint64_t f = 0;
     for (size_t i = 0; i < w->log_count; i++) {
         const struct cx_op *o = &w->log[i];
-        if (o->kind == CX_FLUSH && o->completed && o->completed < cut && o->issued > f)
+        if (o->kind == CX_FLUSH && o->in_data == in_data && o->completed && o->completed < cut && o->issued > f)
             f = o->issued;
     }
     return f;
 }
 
+void cx_data_back(struct cx_world *w)
+{
+    static const struct cx_bytes nothing = { NULL, 0 };
+    const struct cx_bytes *from = w->data_from ? w->data_from : &nothing;
+    if (from->len)
+        cx_bytes_copy(&w->data, from);
+    else
+        memset(w->data.data, 0, w->data.len);
+    w->data.len = from->len;
+}
+
 void cx_state_random(struct cx_world *w, const struct cx_bytes *from, uint64_t cut, struct prng *p)
 {
-    uint64_t durable = cx_durable_stamp(w, cut);
+    uint64_t durable[2] = { cx_durable_stamp(w, cut, false), cx_durable_stamp(w, cut, true) };
     cx_bytes_copy(&w->image, from);
+    cx_data_back(w);
     for (size_t i = 0; i < w->log_count; i++) {
         const struct cx_op *o = &w->log[i];
         if (o->kind == CX_FLUSH || o->issued >= cut || (o->kind == CX_WRITE && !o->data))
             continue;
         uint64_t to = o->len;
-        if (!(o->completed && o->completed < durable)) {
+        if (!(o->completed && o->completed < durable[o->in_data])) {
             uint64_t dice = prng_below(p, 4);
             if (dice < 2)
                 continue;
             if (dice == 2 && o->kind == CX_WRITE && o->len > CX_SECTOR)
                 to = CX_SECTOR * (1 + prng_below(p, o->len / CX_SECTOR));
         }
-        cx_apply(&w->image, o, 0, min_u64(to, o->len));
+        cx_apply(o->in_data ? &w->data : &w->image, o, 0, min_u64(to, o->len));
     }
 }

@@ -27,6 +27,7 @@
 enum cx_op_kind { CX_WRITE, CX_ZERO, CX_TRUNCATE, CX_FLUSH };
 struct cx_op {
     enum cx_op_kind kind;
+    bool in_data;                        /* of file "data", not "img": each is made durable by its own flushes */
     uint64_t off, len;                   /* TRUNCATE: len is the new length */
     uint8_t *data;                       /* WRITE: what landed; owned by the log */
     uint64_t issued, completed;          /* stamps; completed 0: never did */
@@ -52,7 +53,8 @@ struct cx_world {
     struct prng sched;                   /* who runs next, when bytes are taken */
     uint64_t clock_ns;
     uint64_t now;                        /* stamp counter: oracle events take stamps too */
-    struct cx_bytes image, backing;     /* files "img" and "base" */
+    struct cx_bytes image, backing, data;       /* files "img", "base" and "data" */
+    const struct cx_bytes *data_from;    /* what "data" held before what is in the log; NULL: nothing */
     bool recording, jitter;              /* jitter: operations suspend a seeded number of times */
     bool punch;                          /* discard=unmap */
     struct cx_op *log;
@@ -82,8 +84,10 @@ MUST_USE int cx_close(struct co *co, struct cx_world *w);
 /* Puts a random state of a crash at stamp `cut` of the log into the image: `from` with what is durable, and some of the
  * rest, some of it torn. */
 void cx_state_random(struct cx_world *w, const struct cx_bytes *from, uint64_t cut, struct prng *p);
-/* Stamp before which everything completed is durable at `cut`. */
-uint64_t cx_durable_stamp(const struct cx_world *w, uint64_t cut);
+/* Stamp before which everything completed is durable at `cut`, in "img" or in "data". */
+uint64_t cx_durable_stamp(const struct cx_world *w, uint64_t cut, bool in_data);
+/* "data" as it was before what is in the log. */
+void cx_data_back(struct cx_world *w);
 /* A store over one of the files (for creating an image). */
 MUST_USE int cx_store_open(struct cx_world *w, const char *name, bool read_only, struct stor **ret_s);
 /* Both keep I1 (bytes behind len are zero); the cost follows the lengths. */

@@ -70,7 +70,7 @@ struct fx_fault { unsigned kind; enum fx_how how; int error; bool forever; uint6
 struct fx_case {
     const struct fx_scene *scene;
     struct cx_geometry g;
-    struct cx_bytes start;               /* the file */
+    struct cx_bytes start, start_data;   /* the file, and "data" */
     struct cx_model *values;             /* names the content of sectors */
     struct fx_model first;
     uint64_t size, seed;                 /* seed: of the scheduler */

@@ -125,6 +125,12 @@ bool fx_case_make(struct fx_case *c, struct cx_world *w, const struct fx_scene *
         abort();
     memset(c->start.data, 0, CX_FILE_MAX);
     memcpy(c->start.data, w->image.data, w->image.len);
+    if (s->steps[1].what == FX_CREATE)
+        w->data.len = 0;
+    c->start_data = (struct cx_bytes){ malloc(w->data.len + 1), w->data.len };
+    if (!c->start_data.data)
+        abort();
+    memcpy(c->start_data.data, w->data.data, w->data.len);
     return true;
 }
 
@@ -133,6 +139,7 @@ void fx_case_free(struct fx_case *c)
     cx_model_fini(c->values);
     free(c->values);
     free(c->start.data);
+    free(c->start_data.data);
 }
 
 /* ---- one run ---- */
@@ -193,6 +200,8 @@ bool fx_run_one(struct fx_run *r, struct cx_world *w, struct fx_case *c, const s
     memset(w->image.data, 0, CX_FILE_MAX);
     memcpy(w->image.data, c->start.data, c->start.len);
     w->image.len = c->start.len;
+    w->data_from = &c->start_data;
+    cx_data_back(w);
     w->frontier_bytes = c->g.frontier;
     w->cache_bytes = 4096;
     memset(&w->faults, 0, sizeof w->faults);

@@ -9,7 +9,7 @@
 #include "fx.h"
 
 #define K4 " c4k c4k-back "
-#define PLAIN " c4k c4k-back c512 c512-v2-back c64k sub-back "
+#define PLAIN " c4k c4k-back c4k-data c512 c512-v2-back c64k sub-back "
 #define SNAPS " c4k c4k-back c512-v2-back c64k c512-wide lazy compressed snapshot holes "
 #define FILES " snapshot compressed holes garbage "
 #define TOO , .together = true
@@ -17,6 +17,7 @@
 const struct cx_geometry fx_geometries[] = {
     { .name = "c4k", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 16384 },
     { .name = "c4k-back", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .backing = true, .frontier = 16384 },
+    { .name = "c4k-data", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .backing = true, .data_file = true, .frontier = 16384 },
     { .name = "c512", .cluster = 512, .size = 65536, .refcount_bits = 1, .version = 3, .frontier = 2048 },
     { .name = "c512-v2-back", .cluster = 512, .size = 65536, .refcount_bits = 16, .version = 2, .backing = true, .frontier = 2048 },
     { .name = "c64k", .cluster = 65536, .size = 196608, .refcount_bits = 16, .version = 3, .frontier = 65536 },
@@ -59,12 +60,12 @@ const struct fx_scene fx_scenes[] = {
     { "repair-sound", K4 "c512 snapshot ", 8, true, 0, { { FX_FAULTS }, { FX_REPAIR } } },
     { "open-dirty", K4, 8, true, FX_DIRTY, { { FX_FAULTS }, { FX_OPEN_RW }, { FX_WRITE, 20, 0, 1, 0 }, { FX_CLOSE } } },
     { "reopen", PLAIN "snapshot ", 2, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 4, 0, 1, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_WRITE, 6, 1, 0, 3 }, { FX_DISCARD, 0, 0, 1, 0 }, { FX_CLOSE } } },
-    { "at-once", K4 "c512 c512-v2-back c512-wide snapshot holes ", 6, true, 0,
+    { "at-once", K4 "c4k-data c512 c512-v2-back c512-wide snapshot holes ", 6, true, 0,
       { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 10, 0, 1, 0 }, { FX_WRITE, 11, 1, 0, 2 TOO }, { FX_WRITE, 0, 0, 1, 0 TOO }, { FX_DISCARD, 2, 0, 1, 0 TOO }, { FX_FLUSH TOO }, { FX_WRITE, 14, 0, 2, 0 TOO },
         { FX_FLUSH TOO }, { FX_UNMAP, 4, 0, 1, 0 TOO }, { FX_WRITE, 2, 0, 1, 0 }, { FX_FLUSH TOO }, { FX_FLUSH } } },
-    { "same-cluster", K4 "c64k snapshot ", 0, false, 0,
+    { "same-cluster", K4 "c4k-data c64k snapshot ", 0, false, 0,
       { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 1, 0, 0, 1 }, { FX_WRITE, 1, 1, 0, 2 TOO }, { FX_WRITE, 1, 4, 0, 1 TOO }, { FX_FLUSH TOO }, { FX_FLUSH } } },
-    { "pack", PLAIN "compressed holes snapshot ", 4, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_PACK, 6, 0, 3, 0 }, { FX_PACK, 1, 0, 2, 0 }, { FX_FLUSH }, { FX_PACK, 7, 0, 3, 0 },
+    { "pack", " c4k c4k-back c512 c512-v2-back c64k " "compressed holes snapshot ", 4, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_PACK, 6, 0, 3, 0 }, { FX_PACK, 1, 0, 2, 0 }, { FX_FLUSH }, { FX_PACK, 7, 0, 3, 0 },
         { FX_WRITE, 8, 1, 0, 1 }, { FX_FLUSH }, { FX_DISCARD, 6, 0, 1, 0 }, { FX_READ }, { FX_PACK, 20, 0, 4, 0 }, { FX_FLUSH } } },
     { "pack-reopen", K4 "c512 compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_PACK, 2, 0, 6, 0 }, { FX_FLUSH }, { FX_FAULTS }, { FX_PACK, 3, 0, 2, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_READ },
         { FX_PACK, 2, 0, 3, 0 }, { FX_ZERO, 5, 1, 0, 1 }, { FX_CLOSE } } },

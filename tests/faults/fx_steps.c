@@ -250,6 +250,12 @@ int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, st
         o.backing_file = base;
         o.backing_fmt = raw;
     }
+    char data[] = "data";
+    struct fmt_host host = { .open_data = cx_open_data, .arg = w };
+    if (g->data_file) {
+        o.data_file = data;
+        o.host = &host;
+    }
     int e = cx_store_open(w, "img", false, &s);
     if (e < 0)
         return byre_fail(err, NOMEM, "img");

@@ -182,12 +182,13 @@ static void put(struct cx_world *w, const struct cx_bytes *from)
 static void durable_only(struct fx_run *r)
 {
     struct cx_world *w = r->w;
-    uint64_t stamp = cx_durable_stamp(w, w->now);
+    uint64_t stamp[2] = { cx_durable_stamp(w, w->now, false), cx_durable_stamp(w, w->now, true) };
     put(w, &r->c->start);
+    cx_data_back(w);
     for (size_t i = 0; i < w->log_count; i++) {
         const struct cx_op *o = &w->log[i];
-        if (o->kind != CX_FLUSH && o->completed && o->completed < stamp)
-            cx_apply(&w->image, o, 0, o->len);
+        if (o->kind != CX_FLUSH && o->completed && o->completed < stamp[o->in_data])
+            cx_apply(o->in_data ? &w->data : &w->image, o, 0, o->len);
     }
 }
 

@@ -105,6 +105,14 @@ static int check_all(struct co *co, const struct amend *m)
 
 typedef int step_fn(struct co *co, struct amend *m);
 
+static int reload(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    int r = -EIO;
+    for (unsigned i = 0; i < RELOADS && r < 0; i++)
+        r = q2_reload(co, q, err);
+    return r;
+}
+
 static int step(struct co *co, struct amend *m, step_fn *fn)
 {
     struct q2_image *q = m->q;
@@ -118,9 +126,11 @@ static int step(struct co *co, struct amend *m, step_fn *fn)
         q2_alloc_resume(q);
         return r;
     }
-    int again = -EIO;
-    for (unsigned i = 0; i < RELOADS && again < 0; i++)
-        again = q2_reload(co, q, r ? NULL : m->err);
+    /* When not even the old header could be written back, which one is on the disk is not known: not a byte of the file may change,
+     * not its length either, because either may be true. */
+    int again = r < 0 ? meta_barrier(co, q->meta, META_B_HEADER) : 0;
+    if (again == 0)
+        again = reload(co, q, r ? NULL : m->err);
     if (again < 0)
         q->failed = true;                /* what is on the disk is sound; what is in memory may not be */
     else if (r == 0)

@@ -110,7 +110,9 @@ static int make_data_file(struct co *co, struct writer *w)
 {
     struct stor *s = w->data;
     uint64_t size = w->p->h.size, have = 0;
-    int rc = s->traits.regular ? stor_truncate(co, s, size) : stor_length(co, s, &have);
+    int rc = s->traits.regular ? stor_truncate(co, s, 0) : stor_length(co, s, &have);
+    if (!rc && s->traits.regular)
+        rc = stor_truncate(co, s, size);
     if (!rc && !s->traits.regular && have < size)
         return byre_fail(w->err, NO_SPACE, "%s: has %" PRIu64 " bytes, the disk needs %" PRIu64, s->name, have, size);
     if (!rc && !s->traits.regular && w->p->prealloc != FMT_PREALLOC_OFF)
