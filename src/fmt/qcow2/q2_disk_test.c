@@ -158,7 +158,7 @@ void img_make(struct co *co, const struct make *m)
     disk_reset();
     struct stor *s = disk_open(false);
     struct fmt_create_opts o = { .size = m->size, .cluster_size = m->cluster_size, .version = m->version, .refcount_bits = m->refcount_bits,
-        .lazy_refcounts = m->lazy };
+        .lazy_refcounts = m->lazy, .extended_l2 = m->sub };
     struct byre_err err = { 0 };
     if (!CHECK_EQ(fmt_qcow2_ops.create(co, s, &o, &err), 0))
         fprintf(stderr, "%s\n", err.text);

@@ -33,7 +33,7 @@ struct stor *disk_open(bool read_only);  /* a store over the disk, to be taken o
 be64 *disk_be64(uint64_t off);           /* the word at `off` of the bytes */
 
 /* ---- images ---- */
-struct make { uint32_t version, refcount_bits; uint64_t cluster_size, size; bool lazy; };
+struct make { uint32_t version, refcount_bits; uint64_t cluster_size, size; bool lazy, sub; };
 void img_make(struct co *co, const struct make *m);
 struct opening { bool read_only, check, no_punch; uint64_t frontier_bytes, cache_bytes; signed char lazy; bool unclean; };
 int img_try_open(struct co *co, const struct opening *o, struct fmt_image **ret);
