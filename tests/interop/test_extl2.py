@@ -211,6 +211,26 @@ def test_external_data_file(tmp_path, cluster_size, raw):
         assert data.read_bytes() == disk.shadow
 
 
+@pytest.mark.parametrize("backed", [False, True])
+def test_encrypted(tmp_path, backed):
+    """LUKS and subclusters: what surrounds a write in its subclusters is encrypted with it; the peer reads what byre wrote."""
+    size, image, content, options = (2 << 20) + 512, tmp_path / "disk.qcow2", None, []
+    if backed:
+        below, content = base_layer(tmp_path, "raw", size - 100 * 1024, 9)
+        options = ["-b", below, "-F", "raw"]
+    secret = ["--object", "secret,id=s,data=abc"]
+    where = ["--image-opts", f"driver=qcow2,file.filename={image},encrypt.key-secret=s,discard=unmap"]
+    run.byre("create", "-q", "-f", "qcow2", *secret, *options, "-o",
+             "extended_l2=on,encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", image, size)
+    disk = Sub(seed_of("luks", backed), size, 65536, backing=content, weights={"discard": 0})
+    for commands in disk.batches(90, 30):
+        run.byre("io", *secret, *where, *[arg for c in commands for arg in ("-c", c)])
+    run.qemu_img("check", *secret, *where)
+    run.byre("check", image)
+    run.qemu_img("convert", *secret, "--image-opts", where[1], "-O", "raw", tmp_path / "out.raw")
+    assert (tmp_path / "out.raw").read_bytes() == disk.shadow
+
+
 def test_small_writes_do_not_read_below(tmp_path):
     """FEATURES 1.041: with 128 KiB clusters a 4 KiB write over a backing file reads nothing of it, and 4 KiB are written."""
     peers.need("strace")
