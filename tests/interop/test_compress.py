@@ -390,3 +390,33 @@ def test_external_data_file(sources, tmp_path):
     assert "Operation not supported" in done.out + done.err
     run.byre("convert", "-c", "-O", "qcow2", "-o", f"data_file={tmp_path}/e", "raw", tmp_path / "y", cwd=sources, code=1)
     images.peer_check(tmp_path / "x")
+
+
+def test_bitmap_records_compressed_writes(tmp_path):
+    """FEATURES 1.104: a persistent bitmap knows of compressed writes, through io and through convert"""
+    import qcow2ref
+    image, unit = tmp_path / "x", 65536
+    run.byre("create", "-q", "-f", "qcow2", image, 64 * unit)
+    run.byre("bitmap", "--add", image, "b")
+    run.byre("io", "-c", f"write -q -c -P 1 {3 * unit} {2 * unit}", image)
+    (tmp_path / "raw").write_bytes(bytes(20 * unit) + b"\7" * unit)
+    run.byre("convert", "-n", "--target-is-zero", "-c", "-f", "raw", "-O", "qcow2", tmp_path / "raw", image)
+    with qcow2ref.open_image(image, fmt="qcow2") as q:
+        dirty = {at // unit for start, length in q.bitmap_ranges("b") for at in range(start, start + length, unit)}
+    assert {3, 4, 20} <= dirty and not dirty & set(range(30, 64))
+    images.peer_check(image)
+
+
+def test_encrypted_is_refused(tmp_path):
+    """FEATURES 1.077: not together with encryption, and nothing is written"""
+    image, secret = tmp_path / "x", ["--object", "secret,id=s,data=hunter2"]
+    run.byre("create", "-q", "-f", "qcow2", *secret, "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", image, "1M")
+    before = image.read_bytes()
+    opts = f"driver=qcow2,file.filename={image},encrypt.key-secret=s"
+    done = run.byre("io", *secret, "--image-opts", "-c", "write -c 0 64k", opts, code=1)
+    assert "Operation not supported" in done.out + done.err
+    assert image.read_bytes() == before
+    (tmp_path / "raw").write_bytes(b"\1" * 65536)
+    run.byre("convert", *secret, "-c", "-f", "raw", "-O", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", tmp_path / "raw",
+             tmp_path / "y", code=1)
+    assert not (tmp_path / "y").exists()
