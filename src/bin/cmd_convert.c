@@ -31,7 +31,7 @@ struct opts {
     struct common common;
     char *format, *target_format, *cache, *src_cache, *backing, *backing_format, *sparse, *rate, *parallel, *snapshot, *compress_level, *compress_window;
     struct opt_list options;
-    bool image_opts, target_image_opts, target_is_zero, force_share, offload, compress, quiet, no_create, out_of_order, salvage, progress_on;
+    bool image_opts, target_image_opts, target_is_zero, force_share, offload, compress, quiet, no_create, out_of_order, salvage, progress_on, bitmaps, skip_broken;
     int progress;
 };
 
@@ -57,8 +57,8 @@ static const struct opt_row rows[] = {
     { "rate-limit", 'r', OPT_STR, OPT_AT(struct opts, rate), .arg = "SIZE", .help = "bytes per second" },
     { "salvage", 0, OPT_BOOL, OPT_AT(struct opts, salvage), .help = "what cannot be read becomes zeros, with a warning" },
     ROW_SNAPSHOT(struct opts, "copy an internal snapshot of the source"),
-    { "bitmaps", 0, OPT_BOOL, .flags = OPT_LATER, .help = "copy the persistent bitmaps too" },
-    { "skip-broken-bitmaps", 0, OPT_BOOL, .flags = OPT_LATER, .help = "leave out bitmaps that are not consistent" },
+    { "bitmaps", 0, OPT_BOOL, OPT_AT(struct opts, bitmaps), .help = "copy the persistent bitmaps too" },
+    { "skip-broken-bitmaps", 0, OPT_BOOL, OPT_AT(struct opts, skip_broken), .help = "with --bitmaps: leave out those that are inconsistent or damaged" },
     ROW_CACHE(struct opts, cache, "cache mode of the target; the target is flushed at the end but for unsafe [writeback]"),
     ROW_SRC_CACHE(struct opts, src_cache),
     { "force-share", 'U', OPT_BOOL, OPT_AT(struct opts, force_share), .help = "open the sources even though another program writes to them" },
@@ -149,6 +149,17 @@ static int check_target_options(struct convert *c)
     return 0;
 }
 
+static int check_bitmaps(struct convert *c)
+{
+    if (c->o->skip_broken && !c->o->bitmaps)
+        return run_fail(c->r, "Use of --skip-broken-bitmaps requires --bitmaps");
+    if (c->o->bitmaps && c->source_count > 1)
+        return run_fail(c->r, "Copying bitmaps only possible with single source");
+    if (c->o->bitmaps && c->o->snapshot)
+        return run_fail(c->r, "--bitmaps and -l exclude one another: bitmaps tell nothing of a snapshot");
+    return 0;
+}
+
 static bool lists_backing(const struct opt_list *l)
 {
     for (size_t i = 0; i < l->count; i++) {
@@ -169,6 +180,8 @@ static int check(struct convert *c)
         code = check_compress(c);
     if (!code)
         code = check_target_options(c);
+    if (!code)
+        code = check_bitmaps(c);
     return code;
 }
 
@@ -188,6 +201,38 @@ static int open_sources(struct convert *c)
             return run_fail(c->r, "The sources together are too large");
     }
     return 0;
+}
+
+/* Before anything is made: can the bitmaps be copied? */
+static int look_at_bitmaps(struct convert *c)
+{
+    struct byre_err err;
+    struct byre_info *info;
+    const char *format = c->o->target_format ? c->o->target_format : "raw";
+    int code = 0;
+    if (strcmp(byre_format(c->sources[0]), "qcow2") != 0)
+        return run_fail(c->r, "Source lacks bitmap support");
+    if (!c->o->no_create && strcmp(format, "qcow2") != 0)
+        return run_fail(c->r, "Format driver '%s' does not support bitmaps", format);
+    if (byre_info_get(c->sources[0], &info, &err))
+        return run_fail_err(c->r, &err);
+    if (info->bitmaps_damaged && !c->o->skip_broken)
+        code = run_fail(c->r, "%s: the bitmap directory is damaged; try --skip-broken-bitmaps", byre_filename(c->sources[0]));
+    for (size_t i = 0; !code && !c->o->skip_broken && i < info->bitmap_count; i++) {
+        struct byre_bitmap_status s = byre_bitmap_status_init();
+        if (byre_bitmap_get(c->sources[0], info->bitmaps[i]->name, &s, &err))
+            code = run_fail_err(c->r, &err);
+        else if (s.flags & (BYRE_BITMAP_INCONSISTENT | BYRE_BITMAP_DAMAGED))
+            code = run_fail(c->r, "Cannot copy inconsistent bitmap '%s'; try --skip-broken-bitmaps", info->bitmaps[i]->name);
+    }
+    byre_info_free(info);
+    return code;
+}
+
+static int copy_bitmaps(struct convert *c)
+{
+    struct byre_err err;
+    return byre_bitmap_copy_all(c->target.image, c->sources[0], c->o->skip_broken, &err) ? run_fail_err(c->r, &err) : 0;
 }
 
 static int open_target(struct convert *c)
@@ -245,10 +290,14 @@ static int copy(struct convert *c)
 static int convert(struct convert *c)
 {
     int code = open_sources(c);
+    if (!code && c->o->bitmaps)
+        code = look_at_bitmaps(c);
     if (!code)
         code = open_target(c);
     if (!code)
         code = copy(c);
+    if (!code && c->o->bitmaps)
+        code = copy_bitmaps(c);
     code = target_close(c->r, &c->target, code);
     for (unsigned i = 0; c->sources && i < c->source_count; i++)
         run_close(c->r, c->sources[i], &code);

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lib import peers, run
+from lib import bitmaps, peers, run
 from twin import Holder
 
 
@@ -227,12 +227,40 @@ def test_locks(tmp_path):
     run.qemu_img("check", tmp_path / "t")
 
 
-@pytest.mark.parametrize("words", [["--bitmaps", "-O", "qcow2"]], ids=lambda w: " ".join(w))
-def test_later_options_say_so(tmp_path, words):
-    """FEATURES 5.042"""
-    run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
-    done = run.byre("convert", *words, "r", "x", cwd=tmp_path, code=1)
-    assert "not supported yet" in done.err and not (tmp_path / "x").exists()
+def test_bitmaps(twin):
+    """FEATURES 5.042, 1.110: the same bitmaps, with the same content, as with the peer"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "q", "8M"], ["qemu-img", "bitmap", "--add", "-g", "4096", "q", "b0"],
+              ["qemu-io", "-c", "write 1M 64k", "q"], ["qemu-img", "bitmap", "--add", "q", "b1"], ["qemu-img", "bitmap", "--merge", "b0", "--disable", "q", "b1"],
+              ["qemu-io", "-c", "write 3M 64k", "q"])
+    twin.same_code("convert", "--bitmaps", "-f", "qcow2", "-O", "qcow2", "q", "x")
+    for folder in (twin.ours, twin.theirs):
+        assert bitmaps.listed(f"{folder}/x", run.qemu_img) == [("b0", 4096, ["auto"]), ("b1", 65536, [])]
+        assert bitmaps.peer_map(f"{folder}/x", "b0", folder) == [(1 << 20, (1 << 20) + 65536), (3 << 20, (3 << 20) + 65536)]
+        assert bitmaps.peer_map(f"{folder}/x", "b1", folder) == [(1 << 20, (1 << 20) + 65536)]
+    run.qemu_img("check", f"{twin.ours}/x")
+    run.qemu_img("compare", f"{twin.ours}/x", f"{twin.ours}/q")
+
+
+@pytest.mark.parametrize("words", [["--bitmaps", "-O", "raw", "q", "x"], ["--bitmaps", "-O", "qcow2", "r", "x"], ["--bitmaps", "-O", "qcow2", "q", "q", "x"],
+                                   ["--skip-broken-bitmaps", "-O", "qcow2", "q", "x"], ["--bitmaps", "-O", "qcow2", "-o", "compat=0.10", "q", "x"],
+                                   ["--bitmaps", "-O", "qcow2", "broken", "x"], ["--bitmaps", "--skip-broken-bitmaps", "-O", "qcow2", "broken", "x"],
+                                   ["--bitmaps", "-n", "-O", "qcow2", "q", "has"], ["--bitmaps", "-n", "-O", "qcow2", "q", "empty"]], ids=" ".join)
+def test_bitmaps_that_cannot_be_copied(twin, words):
+    """FEATURES 5.042, 1.110"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "q", "8M"], ["qemu-img", "bitmap", "--add", "q", "b0"], ["cp", "q", "broken"],
+              ["qemu-img", "create", "-q", "-f", "raw", "r", "8M"], ["cp", "q", "has"], ["qemu-img", "create", "-q", "-f", "qcow2", "empty", "8M"],
+              ["qemu-img", "bitmap", "--add", "broken", "sound"])
+    for folder in (twin.ours, twin.theirs):
+        with open(f"{folder}/broken", "r+b") as f:
+            at = f.read().index(b"b0\0\0\0\0\0\0") - 24
+            f.seek(at + 15)
+            f.write(b"\x03")
+    twin.same_code("convert", *words)
+    for name in ("x", "has", "empty"):
+        there = [os.path.exists(f"{folder}/{name}") and "qcow2" in words and name in words and
+                 bitmaps.listed(f"{folder}/{name}", run.qemu_img) for folder in (twin.ours, twin.theirs)]
+        if there[0] and there[1]:
+            assert there[0] == there[1]
 
 
 @pytest.mark.serial
