@@ -355,7 +355,7 @@ static int source_bits(struct co *co, struct graph_node *n, const struct graph_b
 int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, const struct graph_bitmap_ref *src, unsigned count, struct byre_err *err)
 {
     struct fmt_bitmap *b;
-    struct dirty *new;
+    struct dirty *new = NULL;
     int r = find_existing(co, n, name, &b, err);
     if (!r)
         r = may_change(n, b, err);

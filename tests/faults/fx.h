@@ -20,7 +20,7 @@
 /* ---- scenarios (fx_scenes.c) ---- */
 
 enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_FLUSH, FX_GROW, FX_SHRINK, FX_AMEND, FX_CHECK, FX_REPAIR,
-             FX_KEEP, FX_APPLY, FX_DROP /* snapshot number `at`: made, applied, deleted */, FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
+             FX_KEEP, FX_APPLY, FX_DROP /* snapshot number `at`: made, applied, deleted */, FX_BITMAP /* action `at` of fx_steps.c on bitmaps */, FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
 struct fx_step {
     enum fx_do what;
     unsigned at, at_sectors, len, len_sectors;   /* clusters and sectors; cut to the disk. GROW: len sixteenths of the size more; SHRINK: to len.
@@ -91,6 +91,7 @@ struct fx_run {
     bool created;
     bool snap_cut;                       /* an operation on a snapshot failed, and what it had done could not be taken back */
     bool mended;                         /* the last repair said that nothing is left to do */
+    bool bitmap_reset;                   /* "b0" was removed, cleared or disabled, or may have been */
     bool bad;
     char why[400];
 };
@@ -100,6 +101,8 @@ void fx_steps_run(struct co *co, struct fx_run *r);
 uint64_t fx_hits(const struct fx_run *r);
 MUST_USE int fx_write_version(struct co *co, struct fx_run *r, uint64_t off, uint64_t len, unsigned version);
 void fx_read_judged(struct co *co, struct fx_run *r, const uint64_t *set, const char *when);
+/* P4: a bitmap that claims to know misses nothing that was written. The image is open. */
+void fx_bitmaps_judged(struct co *co, struct fx_run *r, const char *when);
 MUST_USE int fx_close(struct co *co, struct fx_run *r);
 MUST_USE int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, struct byre_err *err);
 void fx_bad(struct fx_run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);

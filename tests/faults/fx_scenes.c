@@ -28,10 +28,11 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "compressed", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "compressed.qcow2" },
     { .name = "holes", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .image = "holes.qcow2" },
     { .name = "garbage", .cluster = 512, .size = 262144, .refcount_bits = 16, .version = 3, .frontier = 512, .image = "garbage.qcow2" },
+    { .name = "bitmap", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .image = "bitmap.qcow2" },
     { .name = "" },
 };
 
-const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "keep", "apply", "drop", "close", "faults" };
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "keep", "apply", "drop", "bitmap", "close", "faults" };
 
 const struct fx_scene fx_scenes[] = {
     { "create", PLAIN "c512-wide ", 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
@@ -79,5 +80,15 @@ const struct fx_scene fx_scenes[] = {
     { "snap-delete", SNAPS, 8, true, 0,
       { { FX_OPEN_RW }, { FX_FLUSH }, { FX_KEEP }, { FX_WRITE, 2, 0, 3, 0 }, { FX_DISCARD, 6, 0, 1, 0 }, { FX_FLUSH }, { FX_FAULTS }, { FX_DROP }, { FX_WRITE, 0, 0, 1, 0 }, { FX_FLUSH } } },
     { "snap-delete-old", " snapshot ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_DROP, 1, 0, 0, 0 }, { FX_WRITE, 0, 0, 3, 0 }, { FX_FLUSH } } },
+    { "bitmap-write", " bitmap c4k ", 0, false, 0, { { FX_FAULTS }, { FX_OPEN_RW }, { FX_WRITE, 10, 0, 1, 0 }, { FX_ZERO, 1, 0, 2, 0 }, { FX_FLUSH }, { FX_CLOSE },
+        { FX_OPEN_RW }, { FX_WRITE, 20, 1, 0, 2 }, { FX_DISCARD, 2, 0, 2, 0 TOO }, { FX_CLOSE } } },
+    { "bitmap-add", " bitmap c4k c512 c4k-back ", 0, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FAULTS }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 6, 0, 1, 0 }, { FX_FLUSH },
+        { FX_BITMAP, 1, 0, 0, 0 }, { FX_BITMAP, 2, 0, 0, 0 }, { FX_WRITE, 9, 0, 1, 0 }, { FX_CLOSE } } },
+    { "bitmap-change", " bitmap c4k ", 0, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_FAULTS }, { FX_WRITE, 3, 0, 1, 0 }, { FX_BITMAP, 3, 0, 0, 0 }, { FX_BITMAP, 4, 0, 0, 0 },
+        { FX_WRITE, 6, 0, 1, 0 }, { FX_BITMAP, 5, 0, 0, 0 }, { FX_FLUSH }, { FX_BITMAP, 6, 0, 0, 0 }, { FX_CLOSE } } },
+    { "bitmap-resize", " bitmap c4k ", 8, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FAULTS }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 },
+        { FX_FLUSH }, { FX_CLOSE } } },
+    { "bitmap-remove", " bitmap c4k ", 0, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FAULTS }, { FX_BITMAP, 7, 0, 0, 0 }, { FX_BITMAP, 1, 0, 0, 0 },
+        { FX_WRITE, 1, 0, 1, 0 }, { FX_CLOSE } } },
     { NULL, NULL, 0, false, 0, { { FX_END } } },
 };

@@ -100,6 +100,62 @@ void fx_read_judged(struct co *co, struct fx_run *r, const uint64_t *set, const 
     free(out);
 }
 
+void fx_bitmaps_judged(struct co *co, struct fx_run *r, const char *when)
+{
+    uint64_t len = graph_length(r->w->node);
+    struct fmt_bitmap *b;
+    struct byre_err err = { .text = "" };
+    int e = graph_bitmap_find(co, r->w->node, "b0", &b, &err);
+    bool had = !strcmp(r->c->g.image, "bitmap.qcow2");
+    if (e < 0 || r->bitmap_reset || !had)
+        return;
+    if (!b) {
+        fx_bad(r, "%s: bitmap b0 is gone", when);
+        return;
+    }
+    if (b->inconsistent)
+        return;
+    e = graph_bitmap_load(co, r->w->node, b, &err);
+    if (e < 0 || !b->enabled) {
+        fx_bad(r, "%s: bitmap b0 %s: %s", when, e < 0 ? "cannot be read" : "does not record", err.text);
+        return;
+    }
+    uint8_t *out = malloc(CX_SECTORS_MAX * CX_SECTOR);
+    if (!out)
+        abort();
+    e = cx_read_all(co, r->w, out);
+    for (uint64_t i = 0; e == 0 && i < len / CX_SECTOR && !r->bad; i++) {
+        uint32_t v = cx_version_of(r->c->values, out + i * CX_SECTOR, i);
+        if (v >= 2 && v < 64 && !dirty_test(b->bits, i * CX_SECTOR))
+            fx_bad(r, "%s: bitmap b0 misses sector %" PRIu64 ", which holds version %u", when, i, v);
+    }
+    free(out);
+}
+
+static int bitmap_action(struct co *co, struct fx_run *r, unsigned action, struct byre_err *err)
+{
+    struct graph_node *n = r->w->node;
+    struct graph_bitmap_ref src = { n, "b0" };
+    r->bitmap_reset |= action >= 3;
+    switch (action) {
+    case 0: return graph_bitmap_add(co, n, &(struct graph_bitmap_spec){ .name = "n", .persistent = true, .granularity = 512 }, err);
+    case 1: return graph_bitmap_remove(co, n, "n", err);
+    case 2: return graph_bitmap_add(co, n, &(struct graph_bitmap_spec){ .name = "m", .persistent = true, .disabled = true }, err);
+    case 3: return graph_bitmap_enable(co, n, "n", false, err);
+    case 4: return graph_bitmap_merge(co, n, "n", &src, 1, err);
+    case 5: return graph_bitmap_enable(co, n, "n", true, err);
+    case 6: return graph_bitmap_clear(co, n, "b0", err);
+    default: return graph_bitmap_remove(co, n, "b0", err);
+    }
+}
+
+/* Actions on what is not there, because an earlier step has failed, are no faults of theirs. */
+static int bitmap(struct co *co, struct fx_run *r, unsigned action, struct byre_err *err)
+{
+    int e = bitmap_action(co, r, action, err);
+    return e == -ENOENT || e == -EEXIST ? 0 : e;
+}
+
 static bool place(const struct fx_run *r, const struct fx_step *s, uint64_t *ret_off, uint64_t *ret_len)
 {
     uint64_t cs = r->c->g.cluster, size = graph_length(r->w->node);
@@ -358,6 +414,9 @@ static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, u
     case FX_GROW:
     case FX_SHRINK:
         answered(r, s->what, open ? resize(co, r, s, &err) : 0, &err);
+        break;
+    case FX_BITMAP:
+        answered(r, s->what, open ? bitmap(co, r, s->at, &err) : 0, &err);
         break;
     case FX_AMEND:
         answered(r, s->what, open ? amend(co, r, s, &err) : 0, &err);

@@ -103,6 +103,7 @@ static void content(struct co *co, struct ver *v)
     if (!known)
         fx_bad(r, "%s: size %" PRIu64, v->when, size);
     fx_read_judged(co, r, v->set, v->when);
+    fx_bitmaps_judged(co, r, v->when);
     if (cx_close(co, r->w) < 0)
         fx_bad(r, "%s: close", v->when);
     snapshots(v);

@@ -195,55 +195,58 @@ uint32_t q2_bms_claimable(const struct q2_bms *m)
     return n;
 }
 
-struct ext_put { struct q2_image *q; };
+struct ext_put { struct q2_image *q; uint8_t *disk; };      /* disk: what the first cluster holds */
 
+/* A write that fails may have landed all the same: the old bytes must be back, or the next attempt would find a header that is
+ * not the one it knows. */
 static int put_sectors(struct co *co, void *arg, const uint8_t *buf, uint32_t from, uint32_t to)
 {
-    struct q2_image *q = ((struct ext_put *)arg)->q;
-    int r = meta_write_now(co, q->meta, buf + from, to - from, from);
-    return r < 0 ? r : meta_barrier(co, q->meta, META_B_HEADER);
+    struct ext_put *p = arg;
+    struct meta *meta = p->q->meta;
+    int r = meta_write_now(co, meta, buf + from, to - from, from);
+    if (r == 0) {
+        memcpy(p->disk + from, buf + from, to - from);
+        return meta_barrier(co, meta, META_B_HEADER);
+    }
+    int back = meta_write_now(co, meta, p->disk + from, to - from, from);
+    if (back == 0)
+        back = meta_barrier(co, meta, META_B_HEADER);
+    if (back < 0)
+        meta_stop(meta, r);
+    return r;
 }
 
-/* Where extensions are now, and which others there are. */
-static void take_places(struct q2_header *h, struct q2_header *now)
+/* Behind a change that is durable nothing may fail: the place is all that memory needs. */
+static void take_place(struct q2_header *h, uint32_t type, uint32_t off, uint32_t len)
 {
-    struct q2_unknown_ext *unknown = h->unknown;
-    size_t count = h->unknown_count;
-    h->unknown = now->unknown;
-    h->unknown_count = now->unknown_count;
-    now->unknown = unknown;
-    now->unknown_count = count;
-    h->has_bitmaps = now->has_bitmaps;
-    h->bitmaps_ext_off = now->bitmaps_ext_off;
-    h->bitmaps_ext_len = now->bitmaps_ext_len;
-    h->has_supersets = now->has_supersets;
-    h->superset_count = now->superset_count;
-    h->superset_ext_off = now->superset_ext_off;
+    if (type == Q2_EXT_BITMAPS) {
+        h->has_bitmaps = true;
+        h->bitmaps_ext_off = off;
+        h->bitmaps_ext_len = len;
+    } else {
+        h->has_supersets = true;
+        h->superset_ext_off = off;
+    }
 }
 
 int q2_bms_add_ext(struct co *co, struct q2_image *q, uint32_t type, const void *data, uint32_t len)
 {
     uint8_t *buf = NULL;
-    uint64_t cs = q->g.cluster_size, file;
-    struct q2_header now;
+    uint64_t cs = q->g.cluster_size;
+    uint32_t off;
     struct iovec slot;
-    if (posix_memalign((void **)&buf, 4096, cs))
+    if (posix_memalign((void **)&buf, 4096, 2 * cs))
         return -ENOMEM;
-    struct ext_put p = { q };
+    struct ext_put p = { q, buf + cs };
     struct q2_ext e = { type, len, data };
     co_lock(co, &q->header_mx);
-    int r = stor_length(co, q->im.store, &file);
+    int r = stor_read(co, q->im.store, iov_one(&slot, buf, cs), 0);
+    memcpy(p.disk, buf, cs);
     if (r == 0)
-        r = stor_read(co, q->im.store, iov_one(&slot, buf, cs), 0);
-    if (r == 0)
-        r = q2_ext_add(co, buf, (uint32_t)cs, &e, put_sectors, &p);
+        r = q2_ext_add(co, buf, (uint32_t)cs, &e, put_sectors, &p, &off);
     co_unlock(&q->header_mx);
     if (r == 0)
-        r = q2_header_parse(buf, cs, max_u64(file, cs), true, q->name, &now, NULL);
-    if (r == 0) {
-        take_places(&q->h, &now);
-        q2_header_fini(&now);
-    }
+        take_place(&q->h, type, off, len);
     free(buf);
     return r;
 }

@@ -15,6 +15,7 @@
  */
 #include "fmt/qcow2/q2_ext.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -32,13 +33,14 @@ struct shape {
     uint32_t used;                       /* end of all that is parsed now */
     uint32_t padding;                    /* room of exactly the right length; 0: none */
     uint32_t backing, backing_len;
+    bool there;
 };
 
 struct work { struct co *co; uint8_t *buf; uint32_t bytes; q2_ext_put *put; void *arg; struct shape s; };
 
 static uint32_t get32(const uint8_t *buf, uint32_t at) { return be32_get((const be32 *)(buf + at)); }
 
-static void look(struct work *w, uint32_t len)
+static void look(struct work *w, const struct q2_ext *e)
 {
     const struct q2_disk_header *d = (const struct q2_disk_header *)w->buf;
     struct shape *s = &w->s;
@@ -51,7 +53,8 @@ static void look(struct work *w, uint32_t len)
             break;
         s->names = type == Q2_EXT_FEATURE_NAMES ? pos : 0;
         s->names_len = n;
-        if (type == Q2_EXT_PADDING && n == len)
+        s->there |= type == e->type;
+        if (type == Q2_EXT_PADDING && n == e->len)
             s->padding = pos;
         pos += HEAD + (uint32_t)round_up(n, 8);
     }
@@ -127,11 +130,14 @@ static uint32_t compose(struct work *w, const struct q2_ext *e, const uint8_t *n
     return stop;
 }
 
-int q2_ext_add(struct co *co, uint8_t *buf, uint32_t bytes, const struct q2_ext *e, q2_ext_put *fn, void *arg)
+int q2_ext_add(struct co *co, uint8_t *buf, uint32_t bytes, const struct q2_ext *e, q2_ext_put *fn, void *arg, uint32_t *ret_off)
 {
     struct work w = { .co = co, .buf = buf, .bytes = bytes, .put = fn, .arg = arg };
-    look(&w, e->len);
+    look(&w, e);
     struct shape *s = &w.s;
+    if (s->there)
+        return -EEXIST;
+    *ret_off = s->padding + HEAD;
     if (s->padding)
         return reuse_padding(&w, e);
     s->start = in_one_sector(s->at, e->len);
@@ -156,6 +162,7 @@ int q2_ext_add(struct co *co, uint8_t *buf, uint32_t bytes, const struct q2_ext 
         r = put(&w, s->at, s->at + HEAD);
     }
     uint32_t stop = compose(&w, e, names);
+    *ret_off = s->start + HEAD;
     if (MUTANT(MUT_EXT_AT_ONCE))
         return put(&w, s->at, stop);
     if (r == 0)

@@ -18,8 +18,8 @@ typedef int q2_ext_put(struct co *co, void *arg, const uint8_t *buf, uint32_t fr
 
 /* Adds e, which must not be there yet, to the header in buf: `bytes` of the first cluster as they are on the disk (a
  * multiple of 512), accepted by q2_header_parse. Whatever part of a put() reaches the disk, the header says the same as
- * before or the new extension as well; the table of feature names may be missing. -ENOSPC: no room, nothing was changed;
- * else what put() returned, and buf is unspecified. */
-MUST_USE int q2_ext_add(struct co *co, uint8_t *buf, uint32_t bytes, const struct q2_ext *e, q2_ext_put *put, void *arg);
+ * before or the new extension as well; the table of feature names may be missing. *ret_off: where its data lies. -ENOSPC: no
+ * room, -EEXIST: it is there; nothing was changed. Else what put() returned, and buf is unspecified. */
+MUST_USE int q2_ext_add(struct co *co, uint8_t *buf, uint32_t bytes, const struct q2_ext *e, q2_ext_put *put, void *arg, uint32_t *ret_off);
 
 #endif

@@ -143,11 +143,15 @@ static int try(const struct shape *s)
             fail_msg("%s", err.text);
         struct disk d = { .durable = malloc(bytes), .bytes = bytes, .was = &was };
         memcpy(d.durable, buf, bytes);
-        r = q2_ext_add(NULL, buf, bytes, &e, put, &d);
+        uint32_t off = 0;
+        r = q2_ext_add(NULL, buf, bytes, &e, put, &d, &off);
         assert_int_equal(judge(&d, d.durable), r == 0);
-        if (r == 0)
+        if (r == 0) {
             assert_memory_equal(d.durable, buf, bytes);
-        else
+            assert_memory_equal(buf + off, data, sizeof data);
+            assert_int_equal(q2_ext_add(NULL, buf, bytes, &e, put, &d, &off), -EEXIST);
+        }
+        if (r)
             assert_int_equal(d.puts, 0);
         all_states += d.states;
         free(d.durable);
@@ -191,11 +195,11 @@ static void padding(void **state)
     uint8_t buf[4096], data[24] = { 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0x23, 0, 0, 0, 0, 0, 3, 0, 0 };
     struct q2_ext e = { Q2_EXT_BITMAPS, sizeof data, data };
     struct q2_header was, now;
-    uint32_t used = lay_out(buf, sizeof buf, &s);
+    uint32_t off, used = lay_out(buf, sizeof buf, &s);
     assert_int_equal(q2_header_parse(buf, sizeof buf, FILE_BYTES, false, "p", &was, NULL), 0);
     struct disk d = { .durable = malloc(sizeof buf), .bytes = sizeof buf, .was = &was };
     memcpy(d.durable, buf, sizeof buf);
-    assert_int_equal(q2_ext_add(NULL, buf, sizeof buf, &e, put, &d), 0);
+    assert_int_equal(q2_ext_add(NULL, buf, sizeof buf, &e, put, &d, &off), 0);
     assert_int_equal(q2_header_parse(buf, sizeof buf, FILE_BYTES, false, "p", &now, NULL), 0);
     uint32_t at = now.bitmaps_ext_off - 8;
     q2_header_fini(&now);
@@ -203,7 +207,7 @@ static void padding(void **state)
     memcpy(d.durable, buf, sizeof buf);
     assert_false(judge(&d, buf));
     d.puts = 0;
-    assert_int_equal(q2_ext_add(NULL, buf, sizeof buf, &e, put, &d), 0);
+    assert_int_equal(q2_ext_add(NULL, buf, sizeof buf, &e, put, &d, &off), 0);
     assert_true(d.puts <= 2 && used);
     assert_int_equal(q2_header_parse(d.durable, sizeof buf, FILE_BYTES, false, "p", &now, NULL), 0);
     assert_int_equal(now.bitmaps_ext_off, at + 8);
