@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bitmap_test.c: dirty bitmaps of a node: names and rules, what records, two loops that write while bitmaps change.
+ * FEATURES 9.076, 9.077, 9.078, 9.079, 1.104, 1.105
+ */
+#include "graph/toyfmt_test.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/graph_priv.h"
+
+#define CLUSTER 8192u
+#define SIZE (64u * CLUSTER)
+#define GRANULARITY 512u
+#define WRITERS 6u
+
+static int add(struct co *co, struct graph_node *n, const char *name, uint64_t granularity, bool persistent, struct byre_err *err)
+{
+    return graph_bitmap_add(co, n, &(struct graph_bitmap_spec){ .name = name, .granularity = granularity, .persistent = persistent }, err);
+}
+
+static struct fmt_bitmap *find(struct co *co, struct graph_node *n, const char *name)
+{
+    struct fmt_bitmap *b;
+    CHECK_EQ(graph_bitmap_find(co, n, name, &b, NULL), 0);
+    return b;
+}
+
+static void rules(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+    struct graph_node *n = toy_node(g, &f->im, NULL);
+    struct byre_err err = { 0 };
+    char name[1025];
+    uint8_t buf[1024] = { 1 };
+    memset(name, 'n', sizeof name - 1);
+    name[1024] = 0;
+    CHECK_EQ(add(co, n, "", 0, false, &err), -EINVAL);
+    CHECK_EQ(add(co, n, name, 0, false, &err), -EINVAL);
+    CHECK_EQ(add(co, n, "a\tb", 0, false, &err), -EINVAL);
+    CHECK_EQ(add(co, n, "a", 3000, false, &err), -EINVAL);
+    CHECK_EQ(add(co, n, "a", 256, false, &err), -EINVAL);
+    CHECK_EQ(add(co, n, "a", 1ull << 32, false, &err), -EINVAL);
+    CHECK_EQ(add(co, n, "a", 0, true, &err), -ENOTSUP);
+    CHECK_EQ(add(co, n, name + 1, 0, false, &err), 0);
+    CHECK_EQ(add(co, n, "a", 512, false, &err), 0);
+    CHECK_EQ(add(co, n, "a", 512, false, &err), -EEXIST);
+    CHECK_EQ(graph_bitmap_remove(co, n, "b", &err), -ENOENT);
+    struct fmt_bitmap *a = find(co, n, "a"), *big = find(co, n, name + 1);
+    CHECK_EQ(1u << big->granularity_bits, 8192);
+    CHECK_EQ(t_write(co, n, buf, 1024, 100 * 512 + 17 - 17, 0), 0);
+    CHECK_EQ(dirty_count(a->bits), 1024);
+    CHECK_EQ(graph_zero(co, n, 0, 1, 0), 0);                          /* one byte marks its granule */
+    CHECK(dirty_test(a->bits, 0));
+    CHECK_EQ(dirty_count(big->bits), 2 * 8192);
+    graph_bitmap_hold(a);
+    CHECK_EQ(graph_bitmap_clear(co, n, "a", &err), -EBUSY);
+    CHECK_EQ(graph_bitmap_remove(co, n, "a", &err), -EBUSY);
+    CHECK_EQ(graph_bitmap_enable(co, n, "a", false, &err), -EBUSY);
+    CHECK_EQ(graph_resize(co, n, SIZE / 2, FMT_PREALLOC_OFF, &err), -EBUSY);
+    graph_bitmap_release(a);
+    CHECK_EQ(graph_bitmap_enable(co, n, "a", false, &err), 0);
+    CHECK_EQ(t_write(co, n, buf, 512, 5000 * 8, 0), 0);
+    CHECK_EQ(dirty_count(a->bits), 1024 + 512);
+    CHECK_EQ(graph_bitmap_merge(co, n, "a", &(struct graph_bitmap_ref){ n, name + 1 }, 1, &err), 0);
+    CHECK_EQ(dirty_count(a->bits), 3 * 8192);
+    struct graph_bitmap_ref two[2] = { { n, "a" }, { n, "none" } };
+    CHECK_EQ(graph_bitmap_clear(co, n, name + 1, &err), 0);
+    CHECK_EQ(graph_bitmap_merge(co, n, name + 1, two, 2, &err), -ENOENT);
+    CHECK_EQ(dirty_count(big->bits), 0);                              /* all of them or none */
+    CHECK_EQ(graph_discard(co, n, 3 * CLUSTER, CLUSTER), 0);
+    CHECK_EQ(dirty_count(big->bits), n->discard ? CLUSTER : 0);
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
+/* ---- two loops ---- */
+
+struct stress { struct graph_node *n; _Atomic unsigned running, era; _Atomic uint64_t checked; unsigned rounds; };
+struct writer { struct stress *s; unsigned id; };
+
+/* Is it dirty in the first bitmap that records? true also when none does. */
+static bool is_dirty(struct co *co, struct graph_node *n, uint64_t off)
+{
+    epoch_token t = gate_enter(co, n);
+    const struct tracked *tr = atomic_load(&n->tracked);
+    bool dirty = !tr || dirty_test(tr->bits[0], off);
+    gate_leave(co, n, t);
+    return dirty;
+}
+
+static void writer_main(struct co *co, void *arg)
+{
+    struct writer *w = arg;
+    struct stress *s = w->s;
+    struct prng rng;
+    uint8_t buf[GRANULARITY];
+    prng_init(&rng, w->id);
+    memset(buf, (int)w->id + 1, sizeof buf);
+    for (unsigned i = 0; i < s->rounds; i++) {
+        uint64_t off = prng_below(&rng, SIZE / GRANULARITY) * GRANULARITY;
+        unsigned era = atomic_load(&s->era);
+        CHECK_EQ(prng_one_in(&rng, 4) ? graph_zero(co, s->n, off, GRANULARITY, 0) : t_write(co, s->n, buf, sizeof buf, off, 0), 0);
+        bool dirty = is_dirty(co, s->n, off);
+        if (era % 2 || atomic_load(&s->era) != era)
+            continue;                        /* a change of the bitmaps came in between */
+        CHECK(dirty);
+        atomic_fetch_add(&s->checked, 1);
+    }
+    atomic_fetch_sub(&s->running, 1);
+}
+
+static void stress(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+    struct stress s = { .n = toy_node(g, &f->im, NULL), .running = WRITERS, .rounds = 3000 };
+    struct writer w[WRITERS];
+    CHECK_EQ(add(co, s.n, "always", GRANULARITY, false, NULL), 0);
+    for (unsigned i = 0; i < WRITERS; i++) {
+        w[i] = (struct writer){ &s, i };
+        CHECK_EQ(rt_spawn_on(rt_loop_at(t_rt, i % 2), writer_main, &w[i]), 0);
+    }
+    for (unsigned i = 0; atomic_load(&s.running); i++) {
+        atomic_fetch_add(&s.era, 1);
+        switch (i % 4) {
+        case 0: CHECK_EQ(graph_bitmap_clear(co, s.n, "always", NULL), 0); break;
+        case 1: CHECK_EQ(add(co, s.n, "other", 4096, false, NULL), 0); break;
+        case 2: CHECK_EQ(graph_bitmap_merge(co, s.n, "other", &(struct graph_bitmap_ref){ s.n, "always" }, 1, NULL), 0); break;
+        default: CHECK_EQ(graph_bitmap_remove(co, s.n, "other", NULL), 0);
+        }
+        atomic_fetch_add(&s.era, 1);
+        (void)co_sleep(co, 300000);
+    }
+    CHECK(s.checked > 1000);
+    CHECK_EQ(graph_close(co, s.n), 0);
+    graph_free(g);
+}
+
+static void test_rules(void **state) { t_run(0, rules, NULL); }
+static void test_stress(void **state) { t_run(0, stress, NULL); }
+
+int main(void)
+{
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rules), cmocka_unit_test(test_stress) };
+    return T_MAIN("bitmap", tests);
+}
