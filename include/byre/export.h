@@ -22,7 +22,10 @@ struct byre_nbd_opts {
     unsigned max_clients;        /* 0: default (100) */
     unsigned handshake_seconds;  /* 0: default (10) */
     unsigned stop_grace_ms;      /* how long byre_export_stop answers "shutting down" before it stops reading; 0: default (100) */
+    const char *const *bitmaps; unsigned bitmap_count;      /* at most 14 names */
 };
+/* bitmaps: dirty bitmaps offered as contexts qemu:dirty-bitmap:NAME, of the image or, where it has none of that name, of the
+ * nearest image below; nobody may change them while the export exists. */
 BYRE_DEFINE_INIT(byre_nbd_opts)
 
 /* Listens and serves the image over NBD until byre_export_stop. */

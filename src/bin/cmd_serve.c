@@ -33,6 +33,7 @@ struct opts {
     char *nbd, *control, *name, *format, *cache, *aio, *discard, *description;
     uint64_t threads, max_clients;
     bool read_only, image_opts, force_share, quiet;
+    struct opt_list bitmaps;
 };
 
 static const struct opt_row rows[] = {
@@ -42,6 +43,7 @@ static const struct opt_row rows[] = {
     { "control", 0, OPT_STR, OPT_AT(struct opts, control), .arg = "PATH", .help = "control socket [in a private folder]" },
     { "name", 'x', OPT_STR, OPT_AT(struct opts, name), .arg = "NAME", .def = "disk0", .help = "name of the node and of the export" },
     { "description", 'D', OPT_STR, OPT_AT(struct opts, description), .arg = "TEXT", .help = "description of the export" },
+    { "bitmap", 'B', OPT_LIST, OPT_AT(struct opts, bitmaps), .arg = "NAME", .help = "dirty bitmap to offer as a context; may be repeated" },
     { "read-only", 'r', OPT_BOOL, OPT_AT(struct opts, read_only), .help = "open the image read-only and refuse writes" },
     { "threads", 0, OPT_UINT, OPT_AT(struct opts, threads), .arg = "N", .max = 64, .help = "threads that serve clients, 0 for one per processor up to 4" },
     { "max-clients", 'e', OPT_UINT, OPT_AT(struct opts, max_clients), .arg = "N", .def = "100", .min = 1, .max = 10000, .help = "NBD connections at the same time" },
@@ -195,6 +197,8 @@ static int start_export(struct serve *s)
     no.name = s->o->name;
     no.description = s->o->description;
     no.max_clients = (unsigned)s->o->max_clients;
+    no.bitmaps = (const char *const *)s->o->bitmaps.items;
+    no.bitmap_count = (unsigned)s->o->bitmaps.count;
     return byre_export_nbd(s->image, &no, &s->export, &err) ? run_fail_err(s->r, &err) : 0;
 }
 

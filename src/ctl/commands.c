@@ -14,6 +14,7 @@
 #include "ctl/ctl_priv.h"
 
 const struct ctl_command *const ctl_commands[] = {
+    &ctl_cmd_bitmap_add, &ctl_cmd_bitmap_clear, &ctl_cmd_bitmap_disable, &ctl_cmd_bitmap_enable, &ctl_cmd_bitmap_merge, &ctl_cmd_bitmap_remove,
     &ctl_cmd_block_resize, &ctl_cmd_snapshot_delete, &ctl_cmd_snapshot_create, &ctl_cmd_job_cancel, &ctl_cmd_job_complete,
     &ctl_cmd_job_dismiss, &ctl_cmd_job_finalize, &ctl_cmd_job_pause,
     &ctl_cmd_job_resume, &ctl_cmd_qmp_capabilities, &ctl_cmd_query_block, &ctl_cmd_query_block_exports, &ctl_cmd_query_commands,

@@ -7,6 +7,7 @@
  *   args.c        arguments of a command by a table
  *   commands.c    the table of commands
  *   cmd_base.c    qmp_capabilities query-version query-commands quit
+ *   cmd_bitmap.c  block-dirty-bitmap-*
  *   cmd_block.c   query-block query-named-block-nodes block_resize
  *   cmd_export.c  query-block-exports
  *   cmd_job.c     query-jobs and the verbs of jobs
@@ -104,6 +105,8 @@ MUST_USE int ctl_decode_args(const struct ctl_arg *rows, json_t *arguments, void
 extern const struct ctl_command ctl_cmd_qmp_capabilities, ctl_cmd_query_version, ctl_cmd_query_commands, ctl_cmd_quit;
 extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_nodes, ctl_cmd_block_resize;
 extern const struct ctl_command ctl_cmd_snapshot_create, ctl_cmd_snapshot_delete;
+extern const struct ctl_command ctl_cmd_bitmap_add, ctl_cmd_bitmap_clear, ctl_cmd_bitmap_disable, ctl_cmd_bitmap_enable, ctl_cmd_bitmap_merge,
+    ctl_cmd_bitmap_remove;
 extern const struct ctl_command ctl_cmd_query_block_exports;
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
     ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_scrub;

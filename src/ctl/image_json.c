@@ -177,6 +177,24 @@ static json_t *first_writes_json(const struct graph_node *n)
                      "x-write-mib-ns", (json_int_t)atomic_load(&c->mib_ns), "x-merged", (json_int_t)atomic_load(&c->merged), "x-zeroed", (json_int_t)atomic_load(&c->split));
 }
 
+/* FEATURES 1.106. What cannot be read counts nothing. */
+static json_t *dirty_bitmaps_json(struct co *co, struct graph_node *n)
+{
+    struct fmt_bitmap *b;
+    if (graph_bitmaps(co, n, &b, NULL) || !b)
+        return NULL;
+    json_t *all = json_array();
+    for (; b; b = b->next) {
+        bool sound = graph_bitmap_load(co, n, b, NULL) == 0;
+        json_t *o = json_pack("{s:s,s:b,s:b,s:I,s:b,s:I}", "name", b->name, "recording", sound && b->enabled, "persistent", b->persistent,
+                              "count", sound ? (json_int_t)dirty_count(b->bits) : (json_int_t)0, "busy", b->busy != 0, "granularity", (json_int_t)1 << b->granularity_bits);
+        if (!sound)
+            set(&o, "inconsistent", json_true());
+        json_array_append_new(all, o);
+    }
+    return all;
+}
+
 json_t *device_json(struct co *co, const struct device_json *d, struct byre_err *err)
 {
     json_int_t depth = 0;
@@ -194,6 +212,9 @@ json_t *device_json(struct co *co, const struct device_json *d, struct byre_err 
     if (!graph_read_only(d->node))
         set(&o, "x-first-writes", first_writes_json(d->node));
     set_common(&o, d->node, d->writethrough);
+    json_t *bitmaps = dirty_bitmaps_json(co, d->node);
+    if (bitmaps)
+        set(&o, "dirty-bitmaps", bitmaps);
     return o;
 }
 

@@ -123,7 +123,7 @@ static int get_co(struct co *co, void *arg)
     int r = find(co, c, &b);
     if (!r && !b->bad && !b->inconsistent)
         r = graph_bitmap_load(co, c->image->node, b, b->bits ? NULL : c->err);
-    if (r && !b->bad)
+    if (r && (!b || !b->bad))
         return r;
     c->status.granularity = UINT64_C(1) << b->granularity_bits;
     c->status.dirty = b->bits ? dirty_count(b->bits) : 0;

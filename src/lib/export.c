@@ -19,6 +19,8 @@ struct byre_export {
     struct nbd_server *server;
     struct nbd_export *export;
     char *uri;
+    struct nbd_graph_disk disk;      /* with bitmaps */
+    unsigned bitmap_count;
 };
 
 struct nbd_server *byre_export_server(struct byre_export *e)
@@ -107,12 +109,61 @@ static char *make_uri(const struct address *a, const char *name)
 /* ---- start and stop ---- */
 struct starting { struct byre_export *e; const struct byre_nbd_opts *o; struct address *a; struct byre_err *err; };
 
+static void release_bitmaps(struct byre_export *e)
+{
+    for (unsigned i = 0; i < e->bitmap_count; i++)
+        graph_bitmap_release(e->disk.bitmaps[i]);
+    e->bitmap_count = 0;
+}
+
+/* Finds one in the chain, loads and holds it. */
+static int take_bitmap(struct co *co, struct starting *s, const char *name)
+{
+    struct byre_export *e = s->e;
+    struct fmt_bitmap *b = NULL;
+    struct graph_node *n = e->image->node;
+    int r = 0;
+    while (n && !r && !b) {
+        r = graph_bitmap_find(co, n, name, &b, s->err);
+        n = b || r ? n : graph_backing(n);
+    }
+    if (!r && !b)
+        r = byre_fail(s->err, NOT_FOUND, "there is no bitmap '%s' in the chain of %s", name, graph_filename(e->image->node));
+    if (!r)
+        r = graph_bitmap_load(co, n, b, s->err);
+    if (!r && b->busy)
+        r = byre_fail(s->err, BITMAP_BUSY, "%s: bitmap '%s' is in use by a job or an export", graph_filename(n), name);
+    if (!r && b->enabled && !graph_read_only(n) && s->o->flags & BYRE_EXPORT_READ_ONLY)
+        r = byre_fail(s->err, BAD_ARGUMENT, "%s: bitmap '%s' records, a read-only export needs one that does not", graph_filename(n), name);
+    if (r)
+        return r;
+    graph_bitmap_hold(b);
+    e->disk.bitmaps[e->bitmap_count++] = b;
+    return 0;
+}
+
+static int take_bitmaps(struct co *co, struct starting *s)
+{
+    int r = s->o->bitmap_count > 14 ? byre_fail(s->err, LIMIT, "an export offers at most 14 bitmaps") : 0;
+    for (unsigned i = 0; !r && i < s->o->bitmap_count; i++)
+        r = take_bitmap(co, s, s->o->bitmaps[i]);
+    return r;
+}
+
 static int add_and_listen(struct co *co, struct starting *s)
 {
     struct byre_export *e = s->e;
+    e->disk.node = e->image->node;
+    int taken = take_bitmaps(co, s);
+    if (taken)
+        return taken;
     struct nbd_export_opts xo = { .name = s->o->name ? s->o->name : "", .description = s->o->description, .ops = &nbd_graph_ops,
-        .disk = e->image->node, .writable = !(s->o->flags & BYRE_EXPORT_READ_ONLY) && !graph_read_only(e->image->node),
+        .disk = e->image->node, .bitmaps = s->o->bitmaps, .bitmap_count = s->o->bitmap_count, .writable = !(s->o->flags & BYRE_EXPORT_READ_ONLY) && !graph_read_only(e->image->node),
         .is_default = !(s->o->flags & BYRE_EXPORT_NOT_DEFAULT), .allocation_depth = true };
+    if (e->bitmap_count) {
+        xo.ops = &nbd_graph_bitmap_ops;
+        xo.disk = &e->disk;
+    }
     int r = nbd_server_add(e->server, &xo, &e->export, s->err);
     if (!r && s->a->is_unix)
         return nbd_server_listen_unix(co, e->server, s->a->path, s->err);
@@ -138,6 +189,7 @@ static int start_co(struct co *co, void *arg)
     if (r) {
         nbd_server_stop(co, s->e->server);
         nbd_server_free(s->e->server);
+        release_bitmaps(s->e);
     }
     return r;
 }
@@ -147,6 +199,7 @@ static int stop_co(struct co *co, void *arg)
     struct byre_export *e = arg;
     nbd_server_stop(co, e->server);
     nbd_server_free(e->server);
+    release_bitmaps(e);
     return 0;
 }
 

@@ -537,6 +537,52 @@ static void failed_creation(void **state)
     byre_ctx_free(ctx);
 }
 
+/* ---- bitmaps (FEATURES 1.104, 1.110) ---- */
+static void bitmaps_in(unsigned loops)
+{
+    struct byre_ctx *ctx = ctx_new(loops);
+    struct byre_image *a = make(ctx, "bm-a", "qcow2", 8 * MIB), *b = make(ctx, "bm-b", "qcow2", 8 * MIB), *raw = make(ctx, "bm-r", "raw", 8 * MIB);
+    struct byre_bitmap_opts o = byre_bitmap_opts_init();
+    struct byre_bitmap_status st = byre_bitmap_status_init();
+    struct byre_err err;
+    uint64_t len;
+    uint8_t buf[4096] = { 1 };
+    o.flags = BYRE_BITMAP_PERSISTENT;
+    o.granularity = 4096;
+    assert_int_equal(byre_bitmap_add(raw, "x", &o, &err), -ENOTSUP);
+    assert_int_equal(byre_bitmap_add(a, "x", &o, &err), 0);
+    assert_int_equal(byre_bitmap_add(a, "x", &o, &err), -EEXIST);
+    o.flags = 1u << 30;
+    assert_int_equal(byre_bitmap_add(a, "y", &o, &err), -EINVAL);
+    assert_int_equal(byre_write(a, buf, sizeof buf, MIB + 1, 0), 0);
+    assert_int_equal(byre_bitmap_get(a, "x", &st, &err), 0);
+    assert_true(st.granularity == 4096 && st.dirty == 8192 && st.flags == BYRE_BITMAP_PERSISTENT);
+    assert_int_equal(byre_bitmap_run(a, "x", 0, 8 * MIB, &len, &err), 0);
+    assert_int_equal(len, MIB);
+    assert_int_equal(byre_bitmap_run(a, "x", MIB, 7 * MIB, &len, &err), 1);
+    assert_int_equal(len, 8192);
+    assert_int_equal(byre_bitmap_run(a, "x", 8 * MIB, 1, &len, &err), -EINVAL);
+    assert_int_equal(byre_bitmap_copy_all(b, a, 0, &err), 0);
+    assert_int_equal(byre_bitmap_copy_all(b, a, 0, &err), -EEXIST);
+    assert_int_equal(byre_bitmap_get(b, "x", &st, &err), 0);
+    assert_int_equal(st.dirty, 8192);
+    assert_int_equal(byre_bitmap_disable(b, "x", &err), 0);
+    assert_int_equal(byre_write(b, buf, sizeof buf, 5 * MIB, 0), 0);
+    assert_int_equal(byre_bitmap_enable(b, "x", &err), 0);
+    assert_int_equal(byre_bitmap_clear(a, "x", &err), 0);
+    assert_int_equal(byre_bitmap_merge(a, "x", b, "x", &err), 0);
+    assert_int_equal(byre_bitmap_get(a, "x", &st, &err), 0);
+    assert_int_equal(st.dirty, 8192);
+    assert_int_equal(byre_bitmap_remove(a, "x", &err), 0);
+    assert_int_equal(byre_bitmap_get(a, "x", &st, &err), -ENOENT);
+    assert_int_equal(byre_close(a), 0);
+    assert_int_equal(byre_close(b), 0);
+    assert_int_equal(byre_close(raw), 0);
+    byre_ctx_free(ctx);
+}
+static void bitmaps_with_threads(void **state) { bitmaps_in(2); }
+static void bitmaps_in_the_callers_thread(void **state) { bitmaps_in(0); }
+
 static int make_folder(void **state)
 {
     return mkdtemp(folder) ? 0 : -1;
@@ -631,7 +677,7 @@ int main(void)
         cmocka_unit_test(blocking_with_threads), cmocka_unit_test(blocking_in_the_callers_thread), cmocka_unit_test(several_threads),
         cmocka_unit_test(queue_with_threads), cmocka_unit_test(queue_in_the_callers_thread), cmocka_unit_test(queue_descriptor),
         cmocka_unit_test(queues_in_parallel), cmocka_unit_test(jobs_with_threads), cmocka_unit_test(jobs_in_the_callers_thread),
-        cmocka_unit_test(failed_creation), cmocka_unit_test(snapshots_with_threads), cmocka_unit_test(snapshots_in_the_callers_thread),
+        cmocka_unit_test(failed_creation), cmocka_unit_test(bitmaps_with_threads), cmocka_unit_test(bitmaps_in_the_callers_thread), cmocka_unit_test(snapshots_with_threads), cmocka_unit_test(snapshots_in_the_callers_thread),
     };
     return cmocka_run_group_tests_name("lib", tests, make_folder, remove_folder);
 }

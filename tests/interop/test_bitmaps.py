@@ -316,6 +316,26 @@ def test_bad_entry(tmp_path, what):
     assert peer_map(copy, "last", tmp_path) == [(MIB, MIB + 65536)]
 
 
+def test_bad_entry_of_a_dirty_image(tmp_path):
+    """FEATURES 1.109, G.015: an image that was left dirty is repaired when it is opened; a bad bitmap does not keep it from that"""
+    image = tmp_path / "d.qcow2"
+    images.create(image, 8 * MIB, tool="byre", lazy_refcounts=True)
+    for name in ("first", "bad", "last"):
+        run.byre("bitmap", "--add", image, name)
+    off, length = directory(image)
+    with open(image, "r+b") as f:
+        data = bytearray(os.pread(f.fileno(), length, off))
+        data[data.index(b"bad") - 24 + 16] = 9                 # type
+        f.seek(off)
+        f.write(data)
+        f.seek(79)
+        f.write(b"\x01")                                       # dirty
+    io("byre", image, ["write 1M 64k"])
+    assert [n for n, _, _ in listed(image)] == ["first", "last"]
+    images.assert_sound(image)
+    assert peer_map(image, "last", tmp_path) == [(MIB, MIB + 65536)]
+
+
 @pytest.mark.parametrize("what", ["ends inside", "longer"])
 def test_torn_directory(tmp_path, what):
     """FEATURES 1.109: entries that cannot be told apart; those in front stay"""

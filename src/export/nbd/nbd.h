@@ -46,6 +46,10 @@ struct nbd_disk_ops {
 
 struct graph_node;
 extern const struct nbd_disk_ops nbd_graph_ops;   /* disk = struct graph_node * */
+/* The same with dirty bitmaps: held while the export exists, so that they stay what they are. */
+struct fmt_bitmap;
+struct nbd_graph_disk { struct graph_node *node; struct fmt_bitmap *bitmaps[14]; };
+extern const struct nbd_disk_ops nbd_graph_bitmap_ops;   /* disk = struct nbd_graph_disk * */
 
 /* ---- server ---- */
 

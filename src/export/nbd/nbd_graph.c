@@ -61,3 +61,39 @@ const struct nbd_disk_ops nbd_graph_ops = {
     .flush = disk_flush,
     .status = disk_status,
 };
+
+/* ---- with bitmaps ---- */
+
+static struct graph_node *node_of(void *disk) { return ((struct nbd_graph_disk *)disk)->node; }
+
+static uint64_t bm_length(void *disk) { return disk_length(node_of(disk)); }
+static int bm_read(struct co *co, void *disk, struct iov v, uint64_t off) { return disk_read(co, node_of(disk), v, off); }
+static int bm_write(struct co *co, void *disk, struct iov v, uint64_t off, unsigned flags) { return disk_write(co, node_of(disk), v, off, flags); }
+static int bm_zero(struct co *co, void *disk, uint64_t off, uint64_t len, unsigned flags) { return disk_zero(co, node_of(disk), off, len, flags); }
+static int bm_discard(struct co *co, void *disk, uint64_t off, uint64_t len) { return disk_discard(co, node_of(disk), off, len); }
+static int bm_flush(struct co *co, void *disk) { return disk_flush(co, node_of(disk)); }
+static int bm_status(struct co *co, void *disk, uint64_t off, uint64_t len, struct nbd_disk_status *ret) { return disk_status(co, node_of(disk), off, len, ret); }
+
+static int bm_dirty(struct co *co, void *disk, unsigned i, uint64_t off, uint64_t len, struct nbd_disk_status *ret)
+{
+    const struct dirty *d = ((struct nbd_graph_disk *)disk)->bitmaps[i]->bits;
+    uint64_t end;
+    if (off >= d->size) {                /* the rounded-up end of the last sector */
+        *ret = (struct nbd_disk_status){ .len = len, .data = d->size && dirty_test(d, d->size - 1) };
+        return 0;
+    }
+    bool dirty = dirty_run(d, off, off + len, &end);
+    *ret = (struct nbd_disk_status){ .len = end - off, .data = dirty };
+    return 0;
+}
+
+const struct nbd_disk_ops nbd_graph_bitmap_ops = {
+    .length = bm_length,
+    .read = bm_read,
+    .write = bm_write,
+    .zero = bm_zero,
+    .discard = bm_discard,
+    .flush = bm_flush,
+    .status = bm_status,
+    .dirty = bm_dirty,
+};

@@ -561,9 +561,11 @@ int q2_bms_drop_bad(struct co *co, struct q2_image *q, const struct q2_bitmap *l
 {
     struct plan p = { .q = q, .verbatim = true };
     uint64_t frontier = q->opts.frontier_bytes;
-    ASSERT(q->check_mode && !q->bms);
+    ASSERT(!q->bms);                     /* repair, before the bitmaps are opened */
     q->bms = calloc(1, sizeof *q->bms);
     int r = q->bms ? verbatim_sets(&p, list, count) : -ENOMEM;
+    if (r == 0 && !q->alloc)             /* repair of an image that was left dirty */
+        r = q2_alloc_new(co, q);
     q->opts.frontier_bytes = 1;          /* no more than is needed */
     if (r == 0)
         r = write_set(co, &p);

@@ -74,6 +74,8 @@ static int walk(struct co *co, struct reclaim *r)
         rc = -EIO;
     if (rc == 0 && with_bitmaps)
         rc = q2_bitmaps_load(co, q->im.store, &q->g, &q->h, &bitmaps, &bitmap_count, NULL);
+    for (uint32_t i = 0; rc == 0 && i < bitmap_count; i++)
+        rc = bitmaps[i].bad ? -EIO : 0;          /* C4: what it names may not be found */
     uint64_t len = 0;
     if (rc == 0)
         rc = stor_length(co, q->im.store, &len);
