@@ -327,6 +327,7 @@ struct fmt_image {
     bool data_raw;                         /* the external data file is a raw image of its own, and stays one */
     bool encrypted;                        /* host offsets say nothing to others; `data` decrypts */
     bool weak_cipher;                      /* the user should be warned (legacy AES) */
+    struct dirty_budget *bitmap_budget;    /* of the bits loaded for the owner, who keeps it longer than the image; NULL: no limit */
     struct fmt_bitmap *bitmaps;            /* home loop; closing the image stores the persistent ones, and leaves the list alone */
     _Atomic(struct fmt_ahead *) ahead;     /* NULL: every region may be changed. Replaced only when drained */
     _Atomic bool unclean;                  /* not closed cleanly, and not looked through yet: run ops->scrub */

@@ -20,12 +20,14 @@
 #include "graph/graph_priv.h"
 
 #define NAME_MAX_BYTES 1023u
-#define BUDGET_BYTES (256ull << 20)
+#define BUDGET_BYTES (256ull << 20)        /* memory for the bits of all bitmaps of a node; beyond it more counts as dirty */
 
 /* ---- the list ---- */
 
 static int list_open(struct co *co, struct graph_node *n, struct byre_err *err)
 {
+    n->bitmap_budget.limit = BUDGET_BYTES;
+    n->im->bitmap_budget = &n->bitmap_budget;
     if (n->bitmaps_listed || !n->im->ops->bitmaps_open)
         return 0;
     int r = n->im->ops->bitmaps_open(co, n->im, err);
@@ -208,7 +210,6 @@ static int bitmap_new(struct graph_node *n, const struct graph_bitmap_spec *s, u
     b->granularity_bits = (unsigned)__builtin_ctzll(granularity);
     b->persistent = s->persistent;
     b->enabled = !s->disabled;
-    n->bitmap_budget.limit = BUDGET_BYTES;
     int r = dirty_new(atomic_load(&n->im->size), b->granularity_bits, &n->bitmap_budget, &b->bits);
     if (r) {
         bitmap_free(b);

@@ -39,7 +39,6 @@ struct q2_bm {                          /* one entry of the directory, in its or
 struct q2_bms {
     struct co_mutex mx;                 /* entering */
     struct q2_bm *list; uint32_t count;
-    struct dirty_budget budget;
     bool marked;                        /* every kept one is IN_USE on the disk */
     bool claims;                        /* regions are entered; else they only count as entered */
     uint64_t *wanted, *round;           /* bit per region: somebody waits for it; it is being entered */
@@ -52,7 +51,6 @@ static inline uint64_t q2_bm_entries(const struct q2_image *q, uint64_t size, un
     return div_up(div_up(size, 1ull << granularity_bits), q2_bm_per_cluster(q));
 }
 #define Q2_BITMAP_BYTES_MAX (512ull << 20)
-#define Q2_BITMAPS_BUDGET (256ull << 20)      /* memory for the bits of all bitmaps of an image; beyond it more counts as dirty */
 
 /* q2_bms.c */
 /* What belongs on the disk from bit `first` on (a multiple of 8): the exact bits, with `ahead` also those of the

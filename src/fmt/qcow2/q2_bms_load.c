@@ -101,7 +101,7 @@ int q2_bm_load_content(struct co *co, struct q2_image *q, struct q2_bm *bm)
         return -EUCLEAN;
     int r = q2_bm_read_table(co, q, bm);
     if (r == 0)
-        r = dirty_new(size, bm->d.granularity_bits, &q->bms->budget, &d);
+        r = dirty_new(size, bm->d.granularity_bits, q->im.bitmap_budget, &d);
     if (r < 0)
         return r;
     r = read_bits(co, q, bm, d);
@@ -168,7 +168,6 @@ static int make_list(struct co *co, struct q2_image *q, struct byre_err *err)
         q2_bitmaps_free(list, count);
         return -ENOMEM;
     }
-    m->budget.limit = Q2_BITMAPS_BUDGET;
     m->count = count;
     q->bms = m;
     struct fmt_bitmap **tail = &q->im.bitmaps;

@@ -521,7 +521,6 @@ int q2_bms_sync(struct co *co, struct fmt_image *im, struct byre_err *err)
         q->bms = calloc(1, sizeof *q->bms);
         if (!q->bms)
             return byre_fail(err, NOMEM, "%s: bitmaps", q->name);
-        q->bms->budget.limit = Q2_BITMAPS_BUDGET;
     }
     struct byre_err why = { 0 };
     struct plan p = { .q = q, .err = &why };
