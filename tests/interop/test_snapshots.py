@@ -89,6 +89,39 @@ def test_random(tmp_path, cluster_size, version, bits, turns):
     disk.judge(image, tmp_path)
 
 
+@pytest.mark.parametrize("cluster_size", [16384, 65536, 1 << 20])
+def test_extended(tmp_path, cluster_size):
+    """FEATURES 1.040, 1.086: entries with subclusters: writes of parts of a cluster, between snapshots"""
+    seed, image = seed_of("extended", cluster_size), tmp_path / "disk.qcow2"
+    disk = Kept(seed, guest.disk_size(cluster_size), cluster_size)
+    disk.grain = cluster_size // 32                                   # what a discard may clear
+    guest.create("byre", image, disk.size, cluster_size=cluster_size, extended_l2=True)
+    for turn in range(10):
+        disk.run("byre", image, operations=20, batch=20)
+        disk.any_step(guest.TOOLS[turn & 1], image)
+        images.peer_check(image)
+        run.byre("check", image)
+        if turn % 3 == 2:
+            disk.judge_snapshots(image, tmp_path)
+    disk.judge_snapshots(image, tmp_path)
+
+
+@pytest.mark.parametrize("tool", guest.TOOLS)
+def test_compressed_by_byre(tmp_path, tool):
+    """FEATURES 1.086, 1.039: compressed clusters that share host clusters, written between snapshots; the host cluster that is being filled
+    belongs to several trees"""
+    image = tmp_path / "disk.qcow2"
+    disk = Kept(79, 3 << 20, 65536, weights={"compressed": 25, "write": 3, "rewrite": 2})
+    guest.create("byre", image, disk.size)
+    for turn in range(10):
+        disk.run("byre", image, operations=15, batch=15)
+        disk.any_step(tool if turn & 1 else "byre", image)
+        images.peer_check(image)
+        run.byre("check", image)
+    disk.judge_snapshots(image, tmp_path)
+    disk.judge(image, tmp_path)
+
+
 @pytest.mark.parametrize("cluster_size", [4096, 65536])
 def test_sizes(tmp_path, cluster_size):
     """FEATURES 1.088, 1.091, G.006, G.008: the disk grows and shrinks between snapshots; a snapshot keeps its own size, and gives it back"""
