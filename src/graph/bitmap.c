@@ -157,8 +157,11 @@ static int change_start(struct co *co, struct graph_node *n, struct change *c, s
 /* Makes persistent changes durable, unless something failed already (r). Returns whether the change stands. */
 static int change_store(struct co *co, struct change *c, int r, bool persistent)
 {
-    if (r == 0 && persistent && !c->n->bitmap_batch)
+    if (r == 0 && persistent && !c->n->bitmap_batch) {
+        co_lock(co, &c->n->whole);
         r = c->n->im->ops->bitmaps_sync(co, c->n->im, c->err);
+        co_unlock(&c->n->whole);
+    }
     return r;
 }
 
@@ -397,7 +400,9 @@ int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err 
     if (--n->bitmap_batch || !n->im->ops->bitmaps_sync)
         return 0;
     graph_drain_begin(co, n);
+    co_lock(co, &n->whole);
     int r = n->im->ops->bitmaps_sync(co, n->im, err);
+    co_unlock(&n->whole);
     graph_drain_end(n);
     return r;
 }

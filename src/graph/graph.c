@@ -216,12 +216,14 @@ int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_pr
     if (r)
         return r;
     graph_drain_begin(co, n);
+    co_lock(co, &n->whole);
     struct bitmaps_resize *z;
     r = bitmaps_resize_begin(co, n, size, &z, err);
     if (!r) {
         r = resize_drained(co, n, size, prealloc, err);
         bitmaps_resize_end(co, n, z, graph_length(n) == round_up(size, SECTOR));
     }
+    co_unlock(&n->whole);
     graph_drain_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was resized, but its lock cannot be lowered again", n->filename);
@@ -241,7 +243,12 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
     if (r)
         return r;
     graph_drain_begin(co, n);
-    r = n->im->ops->snapshot(co, n->im, rq, ret, err);
+    co_lock(co, &n->whole);
+    if (rq->op == FMT_SNAPSHOT_APPLY && n->im->bitmaps)
+        r = byre_fail(err, NOT_SUPPORTED, "%s: a snapshot cannot be applied to a disk with dirty bitmaps; remove them first", n->filename);
+    else
+        r = n->im->ops->snapshot(co, n->im, rq, ret, err);
+    co_unlock(&n->whole);
     graph_drain_end(n);
     return r;
 }
@@ -268,7 +275,9 @@ int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, s
     if (r)
         return r;
     graph_drain_begin(co, n);
+    co_lock(co, &n->whole);
     r = n->im->ops->amend(co, n->im, a, err);
+    co_unlock(&n->whole);
     graph_drain_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was amended, but its lock cannot be lowered again", n->filename);

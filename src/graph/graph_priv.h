@@ -90,6 +90,7 @@ struct graph_node {
     unsigned drains, drain_round;
     struct gate_waiter *waiters;
     struct graph_user *users;
+    struct co_mutex whole;              /* drained as well: one change of the image's structure at a time (size, options, snapshots, bitmaps) */
     struct co_mutex first_sector;       /* writes to the first sector of a guarded node */
     struct fill_costs fill;             /* fill.c */
     _Atomic int recurse;                /* status.c: does the file know more than the format? */

@@ -127,6 +127,38 @@ def test_commands(byre_serve, tmp_path):
     images.assert_sound(image)
 
 
+def test_at_the_same_time(byre_serve, tmp_path):
+    """Several control clients change the image as a whole at once: sizes and snapshots come one after the other"""
+    image = tmp_path / "disk.qcow2"
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", image, "4M")
+    run.byre("io", "-c", "write -P 3 0 4M", image)
+    server = byre_serve(image, "-f", "qcow2", "--threads", "2")
+    failed = []
+
+    def client(number):
+        for i in range(6):
+            try:
+                server.qmp("blockdev-snapshot-internal-sync", device="disk0", name=f"c{number}-{i}")
+                server.qmp("block_resize", device="disk0", size=(4 << 20) + (number * 6 + i + 1) * 65536)
+                if i % 2:
+                    server.qmp("blockdev-snapshot-delete-internal-sync", device="disk0", name=f"c{number}-{i - 1}")
+            except Exception as e:                # told in the main thread
+                failed.append(str(e))
+
+    clients = [threading.Thread(target=client, args=(n,)) for n in range(4)]
+    for c in clients:
+        c.start()
+    for c in clients:
+        c.join(60)
+    assert not failed, failed
+    assert server.stop() == 0, server.output
+    images.assert_sound(image)
+    for n in range(4):
+        for i in (1, 3, 5):
+            content = view(image, f"c{n}-{i}", tmp_path, run.byre)
+            assert content[:4 << 20] == bytes([3]) * (4 << 20) and not any(content[4 << 20:])
+
+
 def test_refused_nodes(byre_serve, tmp_path):
     """Raw and read-only disks have none to make"""
     raw, image = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
