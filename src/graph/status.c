@@ -121,7 +121,7 @@ static int status_first(struct co *co, struct status_walk *w, uint64_t off, stru
         break;
     case FMT_ZERO:
         st->zero = true;
-        st->has_offset = p.layer && p.e.has_host && !p.layer->im->encrypted;
+        st->has_offset = p.e.has_host && !st->node->im->encrypted;      /* no layer has it: the lowest may keep space for it */
         st->offset = p.e.host;
         break;
     case FMT_ABSENT:
