@@ -160,7 +160,6 @@ struct fmt_host {
     void *arg;
 };
 
-/* Change of key slots (FEATURES 1.074). */
 enum fmt_key_state { FMT_KEY_UNSET, FMT_KEY_ACTIVE, FMT_KEY_INACTIVE };
 struct fmt_keys_amend {
     enum fmt_key_state state;
@@ -219,7 +218,15 @@ struct fmt_open_opts {
     uint64_t bitmap_region_bytes;          /* what a write marks ahead in persistent bitmaps, a power of two; 0 = default */
 };
 
-struct fmt_encrypt { char *format, *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg, *key_secret; uint64_t iter_time_ms; bool legacy; };
+struct fmt_encrypt {
+    char *format, *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg, *key_secret;
+    uint64_t iter_time_ms;
+    bool legacy;
+    /* for amend: key slots (FEATURES 1.074) */
+    enum fmt_key_state state;
+    uint32_t keyslot;
+    char *new_secret, *old_secret;         /* ids */
+};
 
 /* Creation options: one struct for every format, filled from the option rows (fmt_create_rows) by base/opt. */
 struct fmt_create_opts {
@@ -292,8 +299,6 @@ struct fmt_ops {
     int (*close)(struct co *co, struct fmt_image *im);
     /* Writes a fresh image into an empty store (length 0 or a device). store NULL: only says whether the options will do. */
     int (*create)(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);
-    /* Adds and erases key slots. Home loop. NULL: the format has none. */
-    int (*amend_keys)(struct co *co, struct fmt_image *im, const struct fmt_keys_amend *o, struct byre_err *err);
     /* ---- persistent bitmaps (all NULL: the format keeps none). Home loop, but bitmap_enter. ---- */
     /* The bitmaps that the image holds, as a list that the caller owns from now on (im->bitmaps). Once, right after open. When
      * the image is writable, those that record are loaded and im->ahead is set. */

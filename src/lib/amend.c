@@ -98,6 +98,7 @@ int byre_amend_start(struct byre_image *image, const struct byre_amend_opts *opt
     a->image = image;
     a->rows = rows;
     a->force = o.flags & BYRE_AMEND_FORCE;
+    a->fo.secrets = image->ctx->secrets;
     r = parse(a, &o, err);
     if (r) {
         opt_fini(rows, &a->fo);

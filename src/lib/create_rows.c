@@ -59,7 +59,18 @@ static const struct opt_row qcow2_rows[] = { QCOW2_ROWS, QCOW2_TAIL, OPT_END };
 static const struct opt_row qcow2_file_rows[] = { QCOW2_ROWS, FILE_ROWS, QCOW2_TAIL, OPT_END };
 
 /* Options that an image may get later (FEATURES 1.138..1.141). */
+static const struct opt_enum key_states[] = { { "active", FMT_KEY_ACTIVE }, { "inactive", FMT_KEY_INACTIVE }, { NULL, 0 } };
+/* Options of key slots. */
+#define KEY_ROWS(p)                                                                                                         \
+    { p "iter-time", 0, OPT_UINT, AT(encrypt.iter_time_ms), .max = 3600000, .help = "milliseconds of work that the new passphrase costs [2000]" }, \
+    { p "keyslot", 0, OPT_UINT, AT(encrypt.keyslot), .help = "the key slot that changes, 0 to 7" },                         \
+    { p "new-secret", 0, OPT_STR, AT(encrypt.new_secret), .help = "id of the secret that a key slot is given" },            \
+    { p "old-secret", 0, OPT_STR, AT(encrypt.old_secret), .help = "id of the secret whose key slots are erased" },          \
+    { p "state", 0, OPT_ENUM, AT(encrypt.state), .names = key_states, .help = "active: a key slot gets a secret, inactive: key slots are erased" }
+
+static const struct opt_row luks_amend_rows[] = { KEY_ROWS(""), OPT_END };
 static const struct opt_row qcow2_amend_rows[] = {
+    KEY_ROWS("encrypt."),
     { "backing_file", 0, OPT_STR, AT(backing_file), .help = "refused: the backing image is changed by rebase" },
     { "backing_fmt", 0, OPT_STR, AT(backing_fmt), .help = "refused: the backing image is changed by rebase" },
     { "compat", 0, OPT_ENUM, AT(version), .names = compat_names, .help = "version of the format" },
@@ -111,7 +122,7 @@ const struct opt_row *create_rows(const char *format, bool with_file_options)
 
 const struct opt_row *amend_rows(const char *format)
 {
-    return strcmp(format, "qcow2") == 0 ? qcow2_amend_rows : NULL;
+    return strcmp(format, "qcow2") == 0 ? qcow2_amend_rows : strcmp(format, "luks") == 0 ? luks_amend_rows : NULL;
 }
 
 const char *const create_order[] = { "encryption", "encrypt.format", "encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",

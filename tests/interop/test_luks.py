@@ -291,3 +291,69 @@ def test_external_data_file(tmp_path):
     io("qemu", opts(path), "read -P 2 1M 70000", "read -P 3 50k 100", "read -P 0 200k 100k")
     assert raw_of("byre", opts(path), tmp_path) == raw_of("qemu", opts(path), tmp_path)
     assert b"\1" * 64 not in (tmp_path / "x.data").read_bytes()
+
+
+def keys(fmt, words):
+    return ",".join(("encrypt." if fmt == "qcow2" else "") + w for w in words.split(","))
+
+
+THREE = SECRET + ["--object", "secret,id=n,data=new one", "--object", "secret,id=w,data=wrong"]
+
+
+def active_slots(path):
+    data = run.byre("info", "--output=json", path).json["format-specific"]["data"]
+    return [i for i, s in enumerate(data.get("encrypt", data)["slots"]) if s["active"]]
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "luks"])
+def test_amend_key_slots(tmp_path, fmt):
+    """FEATURES 1.074, 1.141: added and erased as the peer does it, with its refusals; each tool opens with the other's slots"""
+    path = create("byre", tmp_path / "x.img", "1M", fmt)
+    io("byre", opts(path, fmt), "write -P 5 0 1M")
+    new = opts(path, fmt, secret="n")
+
+    def amend(words, *options, tool="byre", code=0):
+        return img(tool, "amend", *options, "-o", keys(fmt, words), "--image-opts", opts(path, fmt), secrets=THREE, code=code)
+
+    for tool, time in (("byre", 10), ("qemu", 100)):
+        amend(f"state=active,new-secret=n,iter-time={time}", tool=tool)
+    assert active_slots(path) == [0, 1, 2]
+    for tool in ("byre", "qemu"):
+        io(tool, new, "read -P 5 0 1M", secrets=THREE)
+    amend("state=active,new-secret=n,keyslot=6,iter-time=10")
+    assert active_slots(path) == [0, 1, 2, 6]
+    refused = ["state=active,new-secret=n,keyslot=6,iter-time=100", "state=active", "state=inactive", "state=inactive,new-secret=n", "new-secret=n", "state=foo",
+               "state=inactive,iter-time=5,keyslot=1", "state=inactive,keyslot=9", "state=inactive,keyslot=3", "state=inactive,old-secret=w", "keyslot=1",
+               "state=inactive,old-secret=n,keyslot=0", "state=active,old-secret=s,new-secret=n,iter-time=100", "state=active,new-secret=nobody", "iter-time=100"]
+    before = path.read_bytes()
+    for words in refused:
+        for tool in ("byre", "qemu"):
+            done = amend(words, tool=tool, code=1)
+            assert done.err and "new one" not in done.err
+    assert path.read_bytes() == before
+    amend("state=active,new-secret=w,keyslot=6,iter-time=10", "--force")
+    io("qemu", opts(path, fmt, secret="w"), "read -P 5 0 1M", secrets=THREE)
+    amend("state=inactive,old-secret=n")
+    amend("state=inactive,keyslot=6", tool="qemu")
+    assert active_slots(path) == [0]
+    img("byre", "io", "-c", "read 0 512", "--image-opts", new, secrets=THREE, code=1)
+    for words in ("state=inactive,keyslot=0", "state=inactive,old-secret=s"):
+        assert "lost" in amend(words, code=1).err
+    assert active_slots(path) == [0]
+    io("qemu", opts(path, fmt), "read -P 5 0 1M")
+    amend("state=inactive,keyslot=0", "--force")
+    assert active_slots(path) == []
+    img("byre", "io", "-c", "read 0 512", "--image-opts", opts(path, fmt), code=1)
+    if fmt == "qcow2":
+        run.byre("check", path)
+
+
+def test_amend_help_and_plain_images(tmp_path):
+    """FEATURES 1.074: the options are those of the peer; an image without encryption has no key slots"""
+    for fmt in ("qcow2", "luks"):
+        ours, theirs = ({line.split("=")[0].strip() for line in p("amend", "-f", fmt, "-o", "help").out.splitlines() if "=" in line}
+                        for p in (run.byre, run.qemu_img))
+        assert ours == theirs
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "x", "1M")
+    done = img("byre", "amend", "-f", "qcow2", "-o", "encrypt.state=active,encrypt.new-secret=s", tmp_path / "x", code=1)
+    assert "not encrypted" in done.err

@@ -32,14 +32,27 @@ MUST_USE int lk_unlock(struct co *co, const struct lk_area *a, const struct lk_h
  * not flushed. *ret_key (may be NULL): the key. */
 MUST_USE int lk_format(struct co *co, const struct lk_area *a, struct lk_header *h, const struct secret *pass, uint64_t iter_time_ms,
                        uint8_t **ret_key, struct byre_err *err);
-/* fmt_ops.amend_keys for a header that lies at a. h is brought up to date. */
-MUST_USE int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const struct fmt_keys_amend *o, struct byre_err *err);
+/* One change of key slots (FEATURES 1.074). */
+struct lk_change {
+    enum fmt_key_state state;
+    int keyslot;                             /* -1: not stated */
+    struct secret *new_secret, *old_secret;  /* NULL: not stated */
+    const struct secret *open_secret;        /* what the image was opened with */
+    uint64_t iter_time_ms; bool has_iter_time;
+    bool force;                              /* an active slot may be overwritten, the last one erased */
+};
+/* h is brought up to date. */
+MUST_USE int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err);
 
 /* ---- lk_options.c ---- */
 /* What the options of creation say, the layout included; prefix: "encrypt." or "". */
 MUST_USE int lk_options(const struct fmt_encrypt *o, const char *prefix, struct lk_header *ret, struct byre_err *err);
 /* The secret of that id, or a sentence. option: "encrypt.key-secret"; name: of the image, NULL: it is to be made. */
 MUST_USE int lk_secret(struct secret_set *set, const char *id, const char *option, const char *name, struct secret **ret, struct byre_err *err);
+/* The part of an amend that changes key slots, as an operation of its own; nothing when no option of it was stated. prefix:
+ * "encrypt." or "". check_only: says whether the options make sense, changes nothing. */
+struct lk_amending { const struct fmt_amend_opts *a; const char *prefix; const struct secret *open_secret; bool check_only; };
+MUST_USE int lk_amend_options(struct co *co, const struct lk_area *area, struct lk_header *h, const struct lk_amending *m, struct byre_err *err);
 /* For fmt_info: a copy on the heap. */
 MUST_USE int lk_describe(const struct lk_header *h, struct fmt_crypt_info **ret);
 

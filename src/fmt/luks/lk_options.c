@@ -10,6 +10,7 @@
  * Failure      One sentence that names option and value.
  * Tests        luks_test.c, tests/interop/test_luks.py
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,6 +58,42 @@ int lk_secret(struct secret_set *set, const char *id, const char *option, const 
         return byre_fail(err, NO_SECRET, "%s: is encrypted; '%s' must name the secret that opens it", name, option);
     *ret = secret_get(set, id);
     return *ret ? 0 : byre_fail(err, NO_SECRET, "%s%s%s: there is no secret with the id '%s'", name ? name : "", name ? ": " : "", option, id);
+}
+
+/* ---- amend ---- */
+
+static bool stated(const struct lk_amending *m, const char *name)
+{
+    char whole[64];
+    snprintf(whole, sizeof whole, "%s%s", m->prefix, name);
+    return m->a->given(m->a->arg, whole);
+}
+
+static int secret_of(const struct lk_amending *m, const char *option, const char *id, const char *name, struct secret **ret, struct byre_err *err)
+{
+    char whole[64];
+    snprintf(whole, sizeof whole, "%s%s", m->prefix, option);
+    return id ? lk_secret(m->a->o->secrets, id, whole, name, ret, err) : 0;
+}
+
+int lk_amend_options(struct co *co, const struct lk_area *area, struct lk_header *h, const struct lk_amending *m, struct byre_err *err)
+{
+    const struct fmt_encrypt *e = &m->a->o->encrypt;
+    bool slot = stated(m, "keyslot"), time = stated(m, "iter-time");
+    if (!e->state && !slot && !time && !e->new_secret && !e->old_secret)
+        return 0;
+    struct lk_change c = { .state = e->state, .keyslot = slot ? (int)e->keyslot : -1, .open_secret = m->open_secret, .iter_time_ms = e->iter_time_ms,
+                           .has_iter_time = time, .force = m->a->force };
+    int r = secret_of(m, "new-secret", e->new_secret, area->name, &c.new_secret, err);
+    if (r == 0)
+        r = secret_of(m, "old-secret", e->old_secret, area->name, &c.old_secret, err);
+    if (r == 0 && !m->check_only)
+        r = lk_amend(co, area, h, &c, err);
+    else if (r == 0 && !c.state)
+        r = byre_fail(err, BAD_OPTION, "%s: %sstate must be given to change key slots (active or inactive)", area->name, m->prefix);
+    secret_put(c.new_secret);
+    secret_put(c.old_secret);
+    return r;
 }
 
 int lk_describe(const struct lk_header *h, struct fmt_crypt_info **ret)

@@ -278,7 +278,7 @@ static int free_slot(const struct lk_header *h, int but)
 }
 
 /* The slot that a new key goes to, or a refusal. */
-static int choose_slot(const struct lk_area *a, const struct lk_header *h, const struct fmt_keys_amend *o, struct byre_err *err)
+static int choose_slot(const struct lk_area *a, const struct lk_header *h, const struct lk_change *o, struct byre_err *err)
 {
     int i = o->keyslot >= 0 ? o->keyslot : free_slot(h, -1);
     if (i < 0)
@@ -290,7 +290,7 @@ static int choose_slot(const struct lk_area *a, const struct lk_header *h, const
     return i;
 }
 
-static int write_key(struct co *co, const struct lk_area *a, struct lk_header *h, const struct fmt_keys_amend *o, unsigned i, const uint8_t *key)
+static int write_key(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, unsigned i, const uint8_t *key)
 {
     uint64_t ms = o->has_iter_time ? o->iter_time_ms : LK_ITER_TIME_MS;
     if (!h->slot[i].active)
@@ -306,7 +306,7 @@ static int write_key(struct co *co, const struct lk_area *a, struct lk_header *h
     return r;
 }
 
-static int activate(struct co *co, const struct lk_area *a, struct lk_header *h, const struct fmt_keys_amend *o, struct byre_err *err)
+static int activate(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err)
 {
     uint8_t *key;
     unsigned from;
@@ -345,7 +345,7 @@ static int matching_slots(struct co *co, const struct lk_area *a, const struct l
 }
 
 /* Which slots are to be erased: a mask in *ret, or a refusal. */
-static int choose_erased(struct co *co, const struct lk_area *a, const struct lk_header *h, const struct fmt_keys_amend *o, unsigned *ret, struct byre_err *err)
+static int choose_erased(struct co *co, const struct lk_area *a, const struct lk_header *h, const struct lk_change *o, unsigned *ret, struct byre_err *err)
 {
     unsigned mask = o->keyslot >= 0 ? 1u << o->keyslot : 0, opened = 0;
     if (o->keyslot >= 0 && !h->slot[o->keyslot].active)
@@ -365,7 +365,7 @@ static int choose_erased(struct co *co, const struct lk_area *a, const struct lk
     return 0;
 }
 
-static int deactivate(struct co *co, const struct lk_area *a, struct lk_header *h, const struct fmt_keys_amend *o, struct byre_err *err)
+static int deactivate(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err)
 {
     unsigned mask = 0;
     if (o->new_secret || o->has_iter_time)
@@ -383,7 +383,7 @@ static int deactivate(struct co *co, const struct lk_area *a, struct lk_header *
     return r;
 }
 
-int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const struct fmt_keys_amend *o, struct byre_err *err)
+int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err)
 {
     if (o->state == FMT_KEY_UNSET)
         return byre_fail(err, BAD_OPTION, "%s: state=active or state=inactive is needed to change key slots", a->name);

@@ -7,7 +7,7 @@
  * Invariants   I1  size is what lies behind the payload offset, rounded up to a sector.
  *              I2  im->data exists always; without a key every request to it fails (-EACCES).
  * Order        A flush is the store's flush. Creation: key material, flush, header, flush.
- * Concurrency  map, zero, discard, flush: any loop. open, resize, close, amend_keys: home loop.
+ * Concurrency  map, zero, discard, flush: any loop. open, resize, close, amend: home loop.
  * Failure      open: nothing stays open. A failed creation leaves no header.
  * Tests        luks_test.c, tests/interop/test_luks.py
  */
@@ -211,15 +211,14 @@ static int luks_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_i
     return 0;
 }
 
-static int luks_amend_keys(struct co *co, struct fmt_image *im, const struct fmt_keys_amend *o, struct byre_err *err)
+static int luks_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *o, struct byre_err *err)
 {
     struct luks_image *l = of(im);
     struct lk_area a = area_of(im->store);
-    struct fmt_keys_amend with = *o;
-    if (im->read_only)
-        return byre_fail(err, READ_ONLY, "%s: is open read-only", a.name);
-    with.open_secret = l->pass;
-    return lk_amend(co, &a, &l->h, &with, err);
+    struct lk_amending m = { .a = o, .prefix = "", .open_secret = l->pass };
+    if (im->read_only || !l->pass)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only, or without its secret", a.name);
+    return lk_amend_options(co, &a, &l->h, &m, err);
 }
 
 /* ---- making ---- */
@@ -320,6 +319,6 @@ const struct fmt_ops fmt_luks_ops = {
     .info = luks_info,
     .close = luks_close,
     .create = luks_create,
-    .amend_keys = luks_amend_keys,
+    .amend = luks_amend,
     .measure = luks_measure,
 };

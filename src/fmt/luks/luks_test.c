@@ -351,7 +351,7 @@ static int amend(struct co *co, struct toy *t, enum fmt_key_state state, int slo
     struct lk_header h;
     struct lk_area a = area_of(t);
     struct secret n = pass_of(new ? new : ""), o = pass_of(old ? old : ""), one = pass_of("one");
-    struct fmt_keys_amend k = { .state = state, .keyslot = slot, .new_secret = new ? &n : NULL, .old_secret = old ? &o : NULL,
+    struct lk_change k = { .state = state, .keyslot = slot, .new_secret = new ? &n : NULL, .old_secret = old ? &o : NULL,
                                 .open_secret = &one, .has_iter_time = state == FMT_KEY_ACTIVE, .force = force };
     int r = lk_load(co, &a, &h, NULL);
     return r ? r : lk_amend(co, &a, &h, &k, NULL);

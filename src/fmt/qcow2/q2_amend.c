@@ -20,6 +20,7 @@
 #include "base/assert.h"
 #include "fmt/qcow2/q2_amend_priv.h"
 #include "fmt/qcow2/q2_check_priv.h"
+#include "fmt/qcow2/q2_crypt.h"
 
 #define RELOADS 3u                       /* attempts to read an image again that has been changed */
 
@@ -98,6 +99,8 @@ static int check_all(struct co *co, const struct amend *m)
         r = check_data_file(m);
     if (r == 0)
         r = check_size(m);
+    if (r == 0)
+        r = q2_crypt_amend(co, m->q, m->a, true, m->err);
     return r ? r : check_version(co, m);
 }
 
@@ -325,6 +328,8 @@ int q2_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a
         return r;
     q->changing = true;                          /* no scrub begins */
     r = check_all(co, &m);
+    if (r == 0)
+        r = q2_crypt_amend(co, q, a, false, err);    /* what may be refused for a passphrase comes first */
     if (r == 0)
         r = up(co, &m);
     if (r == 0)

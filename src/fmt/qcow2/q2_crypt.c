@@ -171,20 +171,17 @@ int q2_crypt_info(const struct q2_image *q, struct fmt_crypt_info **ret)
     return *ret ? 0 : -ENOMEM;
 }
 
-int q2_crypt_amend(struct co *co, struct fmt_image *im, const struct fmt_keys_amend *o, struct byre_err *err)
+int q2_crypt_amend(struct co *co, struct q2_image *q, const struct fmt_amend_opts *a, bool check_only, struct byre_err *err)
 {
-    struct q2_image *q = q2_of(im);
-    struct fmt_keys_amend with = *o;
-    ASSERT_LOOP(im->home);
-    if (!q->crypt || q->crypt->legacy)
+    struct lk_area none = { .name = q->name }, area = q->crypt ? area_of(q) : none;
+    struct lk_amending m = { .a = a, .prefix = "encrypt.", .open_secret = q->crypt ? q->crypt->pass : NULL, .check_only = true };
+    int r = lk_amend_options(co, &area, NULL, &m, err);
+    if (r < 0 || !a->o->encrypt.state)
+        return r;
+    if (!q->crypt || q->crypt->legacy || !q->crypt->pass)
         return byre_fail(err, NOT_SUPPORTED, "%s: has no key slots, it is %s", q->name, q->crypt ? "encrypted with AES of the old kind" : "not encrypted");
-    if (im->read_only)
-        return byre_fail(err, READ_ONLY, "%s: is open read-only", q->name);
-    if (q->failed || !q->crypt->pass)
-        return byre_fail(err, Q2_CORRUPT, "%s: its key slots cannot be changed in this state", q->name);
-    struct lk_area a = area_of(q);
-    with.open_secret = q->crypt->pass;
-    return lk_amend(co, &a, &q->crypt->h, &with, err);
+    m.check_only = check_only;
+    return check_only ? 0 : lk_amend_options(co, &area, &q->crypt->h, &m, err);
 }
 
 /* ---- creation ---- */

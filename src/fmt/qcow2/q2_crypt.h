@@ -23,7 +23,8 @@ void q2_crypt_close(struct co *co, struct q2_image *q);
 MUST_USE int q2_crypt_read_legacy(struct co *co, struct q2_image *q, const struct fmt_extent *e, uint64_t off, struct iov v);
 /* For info; NULL when not encrypted. -ENOMEM. */
 MUST_USE int q2_crypt_info(const struct q2_image *q, struct fmt_crypt_info **ret);
-int q2_crypt_amend(struct co *co, struct fmt_image *im, const struct fmt_keys_amend *o, struct byre_err *err);
+/* The part of amend that changes key slots; check_only: changes nothing. */
+MUST_USE int q2_crypt_amend(struct co *co, struct q2_image *q, const struct fmt_amend_opts *a, bool check_only, struct byre_err *err);
 
 /* ---- creation ---- */
 /* The header that the options ask for, on the heap; NULL: no encryption. Refuses what cannot be made. */

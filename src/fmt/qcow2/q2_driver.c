@@ -549,7 +549,6 @@ const struct fmt_ops fmt_qcow2_ops = {
     .check = q2_check,
     .scrub = q2_scrub,
     .close = q2_close,
-    .amend_keys = q2_crypt_amend,
     .create = q2_create,
     .measure = q2_measure,
     .bitmaps_open = q2_bms_open,
