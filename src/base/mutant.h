@@ -62,6 +62,7 @@
     X(COMPRESSED_UNORDERED, "Q11 Q2", "compressed clusters count as independent data")                  \
     X(PACK_NOT_COUNTED, "Q11 Q1", "a further compressed cluster in a host cluster is not counted")      \
     X(PACK_NOT_HELD, "Q11", "a host cluster that is being filled is not held for that")                 \
+    X(CRYPT_KNOWN_ZERO, "Q23 D4", "fresh space of an encrypted image counts as known zero")              \
     X(BITMAP_MARK_LATE, "Q16", "bitmaps are marked in use after the first write")                       \
     X(DATA_FILE_LATE, "Q21", "an external data file is not flushed before the tables that name it (H5)") \
     X(DATA_FILE_UNFLUSHED, "Q21", "a guest flush does not flush the external data file")                \

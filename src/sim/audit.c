@@ -271,6 +271,13 @@ static void bitmaps(struct audit *a)
     }
 }
 
+static void luks_header(struct audit *a)
+{
+    uint64_t ext = extension(a, 0x0537be77u);
+    if (ext)
+        count_bytes(a, u64(a, ext), u64(a, ext + 8), "LUKS header");
+}
+
 static void compare(struct audit *a)
 {
     for (uint64_t c = 0; c < a->clusters; c++) {
@@ -330,6 +337,7 @@ void sim_audit(const struct sim_disk *d, struct sim_audit *r)
         snapshots(&a, snapshot_refs);
     }
     bitmaps(&a);
+    luks_header(&a);
     compare(&a);
     walk(&a, l1, entries, check_flag, a.data_file ? ignore_flag : check_flag, NULL);
     sim_mem_free(a.refs);

@@ -21,6 +21,7 @@
 #include "base/assert.h"
 #include "base/checked.h"
 #include "fmt/qcow2/q2_header.h"
+#include "sim/luks.h"
 #include "sim/mem.h"
 #include "sim/model.h"
 
@@ -73,6 +74,10 @@ static const struct sim_geom geoms[] = {
       .window = { { 0, 1280 * K } }, .windows = 1, .backing = 512 * K, .frontier = 256 * K, .floor = 7500 },
     { .name = "c64k-rc64", .version = 3, .cluster_bits = 16, .refcount_order = 6, .size = 1 * M, .size_max = 1280 * K,
       .window = { { 0, 1280 * K } }, .windows = 1, .zeros = true, .frontier = 256 * K, .no_punch = true, .no_holes = true, .floor = 7500 },
+    { .name = "c4k-luks", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .backing = 200 * K, .zeros = true, .luks = true, .frontier = 32 * K, .floor = 7500 },
+    { .name = "c512-luks", .version = 2, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .luks = true, .frontier = 4 * K, .block = 4096, .floor = 4000 },
     { .name = "c512-hurt", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 128 * K,
       .window = { { 0, 128 * K } }, .windows = 1, .zeros = true, .frontier = 4 * K, .one_write_space = true, .hurt = true, .floor = 1500 },
     { .name = "c4k-hurt", .version = 2, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
@@ -146,6 +151,7 @@ struct build {
     uint64_t cs, next;                   /* bytes of a cluster; next free host cluster */
     uint32_t *refs;
     uint64_t refs_cap;
+    struct lk_xform *x;                  /* NULL: not encrypted */
     uint64_t placed;                     /* data clusters so far, to sprinkle holes */
     uint64_t comp_at, comp_end;          /* where the next compressed bytes go */
 };
@@ -245,6 +251,8 @@ static uint64_t data_cluster(struct build *b, uint64_t guest, uint32_t gen)
     ref(b, c);
     for (uint64_t i = 0; i < b->cs; i += SIM_SECTOR) {
         sim_sector_fill(sector, gen, (guest + i) / SIM_SECTOR);
+        if (b->x)
+            lk_encrypt(b->x, sector, sizeof sector, (c * b->cs + i) / SIM_SECTOR);
         put(b, c * b->cs + i, sector, sizeof sector);
     }
     return c * b->cs;
@@ -570,6 +578,20 @@ static void header(struct build *b, const struct q2_header *h)
 }
 
 /* Enough blocks for the file as it will be, found by trying. */
+static void luks_area(struct build *b, struct q2_header *h)
+{
+    uint8_t area[SIM_LUKS_BYTES];
+    uint64_t first = take(b, div_up(sizeof area, b->cs));
+    sim_luks_area(area);
+    put(b, first * b->cs, area, sizeof area);
+    for (uint64_t c = first; c < b->next; c++)
+        ref(b, c);
+    h->crypt_method = 2;
+    h->has_crypto = true;
+    h->crypto_off = first * b->cs;
+    h->crypto_len = sizeof area;
+}
+
 static uint64_t lay_out(struct build *b, uint64_t blocks)
 {
     const struct sim_geom *g = b->g;
@@ -592,6 +614,8 @@ static uint64_t lay_out(struct build *b, uint64_t blocks)
     uint64_t rt = take(b, 1), at = take(b, blocks);
     for (uint64_t c = rt; c < b->next; c++)
         ref(b, c);
+    if (g->luks)
+        luks_area(b, &h);
     active_tables(b, &t);
     if (g->snapshot) {
         h.snapshots_off = snapshot(b, &t);
@@ -732,7 +756,10 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t see
         struct build b = { .g = g, .d = &f->disk, .data = data ? &data->disk : NULL, .im = im, .cs = 1ull << g->cluster_bits };
         start_gens(im);
         sim_disk_reset(&f->disk);
+        if (g->luks)
+            b.x = sim_luks_key();
         need = lay_out(&b, blocks);
+        lk_xform_free(b.x);
         if (need == blocks && (g->hurt || g->unclean))
             hurt(&b, seed, blocks);
         sim_mem_free(b.refs);

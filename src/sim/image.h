@@ -44,6 +44,7 @@ struct sim_geom {
     bool beyond;                         /* clusters mapped behind the end, as an interrupted shrink leaves them */
     bool hurt;                           /* counts and COPIED flags are damaged (by the seed): only repair is run on it */
     bool keep;                           /* opened with discard-no-unref */
+    bool luks;                           /* guest data is encrypted (sim/luks.h) */
     bool amend;                          /* version and width of the counts change in the workloads */
     bool scrub;                          /* opened at once also when dirty; scrubs run beside the requests */
     bool unclean;                        /* with scrub: dirty and damaged (by the seed) in the beginning, as `hurt` */
@@ -53,8 +54,8 @@ struct sim_geom {
     unsigned floor;                      /* distinct states that `make check` must reach */
 };
 
-/* May snapshots be made on it? Counts of one bit, and a data file, allow none. */
-static inline bool sim_geom_snaps(const struct sim_geom *g) { return !g->scrub && g->refcount_order && !g->hurt && !g->data_file; }
+/* May snapshots be made on it? Counts of one bit, and a data file, allow none; the audit reads no ciphertext. */
+static inline bool sim_geom_snaps(const struct sim_geom *g) { return !g->scrub && g->refcount_order && !g->hurt && !g->data_file && !g->luks; }
 
 const struct sim_geom *sim_geom_find(const char *name);
 const struct sim_geom *sim_geom_nth(unsigned i);       /* NULL at the end */

@@ -20,6 +20,7 @@
 #include "base/checked.h"
 #include "rt/backend.h"
 #include "rt/sync.h"
+#include "sim/luks.h"
 #include "sim/mem.h"
 #include "sim/workload.h"
 
@@ -36,7 +37,7 @@ struct run {
 
 int sim_graph_new(struct sim_world *w, struct co *co, struct graph **ret_g, struct byre_err *err)
 {
-    struct graph_opts o = { .opener = &w->opener };
+    struct graph_opts o = { .opener = &w->opener, .secrets = sim_luks_secrets() };
     return graph_new(co_loop(co), &o, ret_g, err);
 }
 
@@ -44,6 +45,8 @@ int sim_disk_open(struct co *co, struct graph *g, const struct sim_geom *geom, b
 {
     struct graph_open_opts o = { .filename = SIM_DISK_NAME, .format = "qcow2", .read_only = read_only, .discard = true,
         .no_backing = check_mode, .fmt = { .check_mode = check_mode, .discard_no_unref = geom->keep && !check_mode, .frontier_bytes = geom->frontier, .bitmap_region_bytes = geom->bitmap_region, .unclean_ok = geom->scrub } };
+    if (geom->luks)
+        o.key_secret = SIM_LUKS_SECRET;
     return graph_open(co, g, &o, ret_n, err);
 }
 

@@ -105,7 +105,7 @@ def suite_options(suite):
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda s: "-".join(map(str, s)))
 def test_suites_both_ways(tmp_path, suite):
-    """FEATURES 1.005, 1.020, 1.070, 1.071, 3.062: each tool makes an image, the other writes to it, both read the same"""
+    """FEATURES 1.005, 1.020, 1.070, 1.071, 1.075, 3.062: each tool makes an image, the other writes to it, both read the same"""
     turn = SUITES.index(suite) % 2
     for maker, other, fmt in (("byre", "qemu", ("qcow2", "luks")[turn]), ("qemu", "byre", ("luks", "qcow2")[turn])):
         path = create(maker, tmp_path / f"{maker}.img", "2M", fmt, **suite_options(suite))
@@ -201,7 +201,7 @@ def test_mixed_chain(tmp_path):
 
 
 def test_convert_in_and_out(tmp_path):
-    """FEATURES 1.070, 3.062, 5.032: between plain, luks and qcow2 with LUKS; compressed and encrypted exclude each other"""
+    """FEATURES 1.070, 1.077, 3.062, 5.032: between plain, luks and qcow2 with LUKS; compressed and encrypted exclude each other"""
     data = random.Random(3).randbytes(700000)
     images.raw_file(tmp_path / "a.raw", 3 * MIB, [(0, data), (2 * MIB, b"x" * 5000)])
     key = ["-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"]
@@ -218,7 +218,7 @@ def test_convert_in_and_out(tmp_path):
 
 
 def test_legacy_aes_is_read(tmp_path):
-    """FEATURES 1.005, 1.069: AES of the old kind is read with a warning, never written"""
+    """FEATURES 1.005, 1.069, G.083: AES of the old kind is read with a warning, never written"""
     path = tmp_path / "old.qcow2"
     img("qemu", "create", "-q", "-f", "qcow2", "-o", "encrypt.format=aes,encrypt.key-secret=s,cluster_size=4k", path, "1M")
     io("qemu", opts(path), "write -P 1 0 10000", "write -P 2 500k 65k", "write -P 3 1000k 24k")

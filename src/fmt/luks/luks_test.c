@@ -328,6 +328,7 @@ static struct toy *formatted(struct co *co, struct lk_header *h)
     CHECK_EQ(lk_options(&o, "", h, NULL), 0);
     a.len = h->payload_off;
     CHECK_EQ(lk_format(co, &a, h, &one, 0, NULL, NULL), 0);
+    CHECK_EQ(stor_truncate(co, &t->s, a.base + h->payload_off), 0);      /* room for all slots, so that its length stays */
     return t;
 }
 

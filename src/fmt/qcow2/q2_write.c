@@ -88,7 +88,7 @@ static int reserve(struct co *co, struct q2_image *q, struct write_txn *t, struc
         r = q2_alloc_take(co, q, p.n, &t->run);
         if (r < 0)
             return r;
-        if (q->im.encrypted)
+        if (q->im.encrypted && !MUTANT(MUT_CRYPT_KNOWN_ZERO))
             t->run.known_zero = false;                              /* W5 */
         t->host = t->run.cluster << q->g.cluster_bits;
         t->n = (uint32_t)t->run.count;
