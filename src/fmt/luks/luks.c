@@ -105,7 +105,7 @@ static int luks_open(struct co *co, struct stor *store, const struct fmt_open_op
     l->im.ops = &fmt_luks_ops;
     l->im.store = store;
     l->im.home = co_loop(co);
-    l->im.granule = LK_SECTOR;
+    l->im.granule = l->im.cluster = LK_SECTOR;
     l->im.read_only = o->read_only;
     l->im.encrypted = true;
     int r = open_parts(co, l, o, err);
