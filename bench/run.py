@@ -200,14 +200,14 @@ class Bench:
             self.row("scattered 4K %s of allocated clusters, depth 64, direct" % what, "s", False, cs)
         self.drop("rnd.raw")
 
-    def fio(self, tool, image, fmt, cache, rw, bs, depth, seconds=4):
+    def fio(self, tool, image, fmt, cache, rw, bs, depth, seconds=4, size=DISK):
         sock = self.path("nbd.sock")
         self.drop("nbd.sock")
         p = tool.serve(self.path(image), fmt, sock, cache)
         try:
             c0 = cpu_seconds(p.pid)
             out = run(["fio", "--name=b", "--ioengine=nbd", "--uri=nbd+unix:///?socket=" + sock, "--rw=" + rw, "--bs=" + bs, "--iodepth=%d" % depth,
-                       "--time_based", "--runtime=%d" % seconds, "--output-format=json", "--randseed=7", "--size=%d" % DISK])
+                       "--time_based", "--runtime=%d" % seconds, "--output-format=json", "--randseed=7", "--size=%d" % size])
             cpu = cpu_seconds(p.pid) - c0
         finally:
             p.send_signal(signal.SIGTERM)
@@ -285,7 +285,20 @@ class Bench:
                      [(t.name, lambda t=t: one(t, self.path("check.qcow2"))) for t in self.tools])
         self.drop("check.qcow2")
 
-    ROWS = {"first-writes": first_writes, "first-writes-backed": first_writes_backed, "random": random_io, "nbd": nbd, "convert": convert, "compress": compress, "check": check}
+    def chain(self):
+        size, unit = 1 << 30, 65536
+        for depth in (1, 8, 64):
+            names = ["chain%d.qcow2" % i for i in range(depth)]
+            owner = [i * 40503 % 65521 % depth for i in range(size // unit)]      # each cluster lies in one layer, scattered
+            for i, name in enumerate(names):
+                run(["qemu-img", "create", "-q", "-f", "qcow2"] + (["-b", names[i - 1], "-F", "qcow2"] if i else []) + [self.path(name), str(size)])
+                writes = "".join("write -q -P %d %d %d\n" % (i + 1, k * unit, unit) for k, o in enumerate(owner) if o == i)
+                subprocess.run(["qemu-io", "-f", "qcow2", self.path(name)], input=writes.encode(), stdout=subprocess.DEVNULL, check=True)
+            cs = [(t.name, lambda t=t: self.fio(t, names[-1], "qcow2", "writeback", "randread", "4k", 64, size=size)) for t in self.tools]
+            self.row("NBD randread 4k, depth 64, a chain of %d" % depth, "k/s", True, cs)
+            self.drop(*names)
+
+    ROWS = {"first-writes": first_writes, "first-writes-backed": first_writes_backed, "random": random_io, "nbd": nbd, "convert": convert, "compress": compress, "check": check, "chain": chain}
 
 
 def report(b, out_dir, machine):

@@ -2,7 +2,8 @@
  *
  * chain.c: which layer answers for this offset?
  *
- * Purpose     Walks from the top of a chain down, one map() per layer, until a layer has the bytes.
+ * Purpose     Walks from the top of a chain down, one map() per layer, until a layer has the bytes, or one has an index of
+ *             itself and all below it (index.c).
  * Owns        Nothing; the epoch section of a held piece belongs to the caller.
  * Invariants  I1  Each step narrows the range to what the layer above said nothing about, so the answer holds for
  *                 all of it.
@@ -39,41 +40,87 @@ static int found_nothing(struct piece *p, struct graph_node *last, uint64_t end,
     return 0;
 }
 
+/* Asks layer l, which lies below `above`, at p->pos. 0: it answers, or it ends here; 1: it has nothing up to *end, which is
+ * narrowed; -errno. */
+static int ask_layer(struct co *co, struct graph_node *l, const struct graph_node *above, uint64_t *end, unsigned depth, struct piece *p)
+{
+    uint64_t size = atomic_load_explicit(&l->im->size, memory_order_acquire);
+    if (p->pos >= size)
+        return found_zero(p, l, above, *end, depth);
+    *end = min_u64(*end, size);
+    p->tok = epoch_enter(l->im->epoch, co_loop(co));
+    p->layer = l;
+    p->held = true;
+    int r = l->im->ops->map(co, l->im, p->pos, *end - p->pos, &p->e);
+    if (r) {
+        piece_release(co, p);
+        return r;
+    }
+    ASSERT(p->e.len > 0 && p->e.len <= *end - p->pos);
+    *end = p->pos + p->e.len;
+    p->len = p->e.len;
+    p->depth = depth;
+    if (p->e.kind == FMT_ABSENT || p->e.kind == FMT_ZERO)
+        piece_release(co, p);
+    return p->e.kind == FMT_ABSENT;
+}
+
+int chain_walk(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t pos, uint64_t end, struct piece *p)
+{
+    *p = (struct piece){ .pos = pos };
+    struct graph_node *above = NULL;
+    unsigned depth = 0;
+    for (struct graph_node *l = n; l && l != bottom; above = l, l = l->backing, depth++) {
+        int r = ask_layer(co, l, above, &end, depth, p);
+        if (r <= 0)
+            return r;
+    }
+    return found_nothing(p, above, end, depth ? depth - 1 : 0, true);
+}
+
+/* Is it worth, and right, to ask the index that begins at l? Large ranges are cheaper to walk than to remember. */
+static struct chain_index *index_for(const struct graph_node *l, const struct graph_node *bottom, uint64_t pos, uint64_t end)
+{
+    struct chain_index *ix = atomic_load_explicit(&l->index, memory_order_acquire);
+    bool whole = ix && (!bottom || bottom == index_below(ix));
+    return whole && end - pos <= CHAIN_WIDE && pos < atomic_load_explicit(&l->im->size, memory_order_acquire) ? ix : NULL;
+}
+
 int chain_find(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t pos, uint64_t end,
                struct chain_memo *memo, struct piece *p)
 {
     *p = (struct piece){ .pos = pos };
     struct graph_node *above = NULL;
     unsigned depth = 0;
-    for (struct graph_node *l = n; l && l != bottom; above = l, l = l->backing, depth++) {
+    for (struct graph_node *l = n; l && l != bottom;) {
         if (depth < CHAIN_MEMO && pos < memo->absent_to[depth]) {
             end = min_u64(end, memo->absent_to[depth]);
+            above = l;
+            l = l->backing;
+            depth++;
             continue;
         }
-        uint64_t size = atomic_load_explicit(&l->im->size, memory_order_acquire);
-        if (pos >= size)
-            return found_zero(p, l, above, end, depth);
-        end = min_u64(end, size);
-        p->tok = epoch_enter(l->im->epoch, co_loop(co));
-        p->layer = l;
-        p->held = true;
-        int r = l->im->ops->map(co, l->im, pos, end - pos, &p->e);
-        if (r) {
-            piece_release(co, p);
+        struct chain_index *ix = index_for(l, bottom, pos, end);
+        int r = ix ? index_find(co, ix, end, p) : ask_layer(co, l, above, &end, depth, p);
+        if (r < 0)
             return r;
+        if (ix) {
+            p->depth += depth;
+            end = pos + p->len;
+            if (p->e.kind != FMT_ABSENT)
+                return 0;
+            above = index_last(ix);
+            l = index_below(ix);
+            depth += index_layers(ix);
+            continue;
         }
-        ASSERT(p->e.len > 0 && p->e.len <= end - pos);
-        end = pos + p->e.len;
-        if (p->e.kind != FMT_ABSENT) {
-            p->len = p->e.len;
-            p->depth = depth;
-            if (p->e.kind == FMT_ZERO)
-                piece_release(co, p);
+        if (!r)
             return 0;
-        }
-        piece_release(co, p);
         if (depth < CHAIN_MEMO)
             memo->absent_to[depth] = end;
+        above = l;
+        l = l->backing;
+        depth++;
     }
     return found_nothing(p, above, end, depth ? depth - 1 : 0, bottom != NULL);
 }

@@ -34,6 +34,7 @@ int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **r
     g->secrets = o->secrets;
     g->warn = o->warn;
     g->warn_arg = o->warn_arg;
+    g->index_limit = index_limit_of(o->index_bytes);
     list_init(&g->nodes);
     *ret_g = g;
     return 0;
@@ -109,6 +110,7 @@ int node_unref(struct co *co, struct graph_node *n)
         if (--n->refs)
             break;
         gate_empty(co, n);
+        index_detach(co, n);
         if (n->im) {
             struct fmt_bitmap *bitmaps = n->im->bitmaps;
             int r = n->im->ops->close(co, n->im);

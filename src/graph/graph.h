@@ -46,6 +46,7 @@ struct graph_opts {
     struct secret_set *secrets;             /* passphrases of encrypted images; not owned, outlives the graph. NULL: none */
     void (*warn)(void *arg, const char *text);   /* warnings (missing backing format, ...); may be NULL */
     void *warn_arg;
+    uint64_t index_bytes;                   /* memory for what is remembered of immutable layers (D6); 0 = 32 MiB, UINT64_MAX = none */
 };
 MUST_USE int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **ret_g, struct byre_err *err);
 void graph_free(struct graph *g);           /* all nodes closed */
@@ -164,6 +165,12 @@ static inline void graph_bitmap_release(struct fmt_bitmap *b) { b->busy--; }
 
 /* Tells the graph's user (graph_opts.warn). */
 PRINTF_LIKE(2, 3) void graph_warn(const struct graph_node *n, const char *fmt, ...);
+
+/* Around a change of where the bytes of [off, off + len) of n are, while others may lie over n (D6): after begin no new
+ * request goes by the old mapping, and those that do are inside a section of n's image; what is read between the two is
+ * not remembered. Nests. Never inside a section; the space that the old mapping names is to be freed as ever. Home loop. */
+void graph_mapping_change_begin(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
+void graph_mapping_change_end(struct graph_node *n);
 
 /* ---- permissions (FEATURES 11.002): who uses a node, for what, and what it lets others do ---- */
 struct graph_user { struct graph_user *next; const char *who; unsigned perm, shared; struct graph_node *node; };

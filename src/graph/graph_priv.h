@@ -7,6 +7,7 @@
  *   names.c    what a file name means: plain, file:, json:{}; names relative to an overlay
  *   names_run.c options that only qcow2 knows
  *   chain.c    which layer answers for this offset?
+ *   index.c    the same for immutable layers, remembered
  *   read.c     reads, and pieces in flight at the same time
  *   write.c    writes: in place or begin, fill, write, commit
  *   encode.c   compressed writes
@@ -45,6 +46,9 @@ struct graph {
     struct list nodes;
     unsigned next_name;
     unsigned drain_round;
+    struct co_mutex index_mx;           /* of the nodes' index_next */
+    uint64_t index_limit;               /* bytes that all indexes may take; 0: there are none */
+    _Atomic uint64_t index_bytes;
 };
 
 enum { RECURSE_UNKNOWN, RECURSE_NO, RECURSE_YES };
@@ -93,6 +97,9 @@ struct graph_node {
     struct co_mutex whole;              /* drained as well: one change of the image's structure at a time (size, options, snapshots, bitmaps) */
     struct co_mutex first_sector;       /* writes to the first sector of a guarded node */
     struct fill_costs fill;             /* fill.c */
+    _Atomic(struct chain_index *) index;        /* of this node and those below it; NULL: none */
+    unsigned index_fences;              /* home: changes of this node's mapping in progress */
+    struct graph_node *index_next;      /* home: list of those whom a change concerns */
     _Atomic int recurse;                /* status.c: does the file know more than the format? */
 };
 
@@ -202,6 +209,10 @@ struct chain_memo { uint64_t absent_to[CHAIN_MEMO]; };
  * given, "no layer has it" comes back as kind ABSENT. The piece is held when it is DATA or ENCODED. Suspends. */
 MUST_USE int chain_find(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t pos, uint64_t end,
                         struct chain_memo *memo, struct piece *p);
+/* The plain walk, which chain_find and index.c go by: no memo, no index; "no layer has it" is kind ABSENT. */
+MUST_USE int chain_walk(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t pos, uint64_t end, struct piece *p);
+/* Longer ranges are walked, whatever indexes there are. */
+#define CHAIN_WIDE (64ull << 20)
 static inline void piece_release(struct co *co, struct piece *p)
 {
     if (p->held) {
@@ -209,6 +220,21 @@ static inline void piece_release(struct co *co, struct piece *p)
         epoch_leave(p->layer->im->epoch, co_loop(co), p->tok);
     }
 }
+
+/* ---- index.c ---- */
+struct chain_index;
+/* Makes an index of n and the fixed layers below it, if there are two or more and there is memory. Home. */
+void index_attach(struct graph_node *n);
+void index_detach(struct co *co, struct graph_node *n);          /* nobody is inside; home */
+/* Which covered layer answers for [p->pos, end), as chain_walk would say it; depth counts from the index's own node on.
+ * p->pos: inside that node's size. The piece is held when it is DATA or ENCODED. Suspends. */
+MUST_USE int index_find(struct co *co, struct chain_index *ix, uint64_t end, struct piece *p);
+struct graph_node *index_below(const struct chain_index *ix);    /* first layer that is not covered; NULL: none */
+struct graph_node *index_last(const struct chain_index *ix);
+unsigned index_layers(const struct chain_index *ix);
+struct index_stats { unsigned layers; uint64_t fills, bytes; };  /* for tests. layers 0: no index; bytes: of the whole graph */
+struct index_stats index_stats(const struct graph_node *n);
+uint64_t index_limit_of(uint64_t asked);
 
 /* ---- read.c ---- */
 /* The same as graph_read without checks and without passing the gate. Bytes past the end of n are zeros. */

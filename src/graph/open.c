@@ -472,6 +472,8 @@ static int finish(struct opening *op, struct byre_err *err)
     }
     for (struct graph_node *n = op->top; n && !n->ready; n = n->backing)
         n->ready = true;
+    if (op->top->backing)
+        index_attach(op->top->backing);
     gates_update(op->g);
     return 0;
 }

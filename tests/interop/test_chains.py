@@ -72,6 +72,28 @@ def test_chain(tmp_path, depth, relation, base):
     assert {path: digest(path) for path in kept} == kept, "a layer below was written to"
 
 
+@pytest.mark.parametrize("base", ["raw", "qcow2"])
+def test_deep_chain(tmp_path, base):
+    """FEATURES 1.036 5.053: 24 layers of other sizes and cluster sizes: what they hold together is the same for byre, which
+    remembers which of them answers (DESIGN D6), and for the peer, which walks; and so is the map, file by file."""
+    size = (1 << 20) + 1024
+    below, content = base_layer(tmp_path, base, size, seed_of("deep", base))
+    fmt = base
+    for layer in range(1, 25):
+        size = max(700 << 10, size + [40 << 10, -(50 << 10) + 512, 0, 3 << 10][layer % 4])
+        image = os.path.join(tmp_path, f"layer{layer}.qcow2")
+        cluster_size = [4096, 512, 65536][layer % 3]
+        disk = Guest(seed_of("deep", base, layer), size, cluster_size, backing=content)
+        guest.create("byre", image, size, backing=os.path.basename(below), backing_fmt=fmt, cluster_size=cluster_size)
+        disk.run("byre", image, operations=6, batch=6)
+        below, fmt, content = image, "qcow2", bytes(disk.shadow)
+    disk.run("byre", image, operations=40, batch=20)
+    disk.judge(image, tmp_path)
+    guest.assert_read_by_byre(disk, image, tmp_path)
+    ours = run.byre("map", "--output=json", "-f", "qcow2", image).json
+    assert ours == run.qemu_img("map", "--output=json", "-f", "qcow2", image).json
+
+
 @pytest.mark.parametrize("tool", guest.TOOLS)
 @pytest.mark.parametrize("cluster_size", [512, 65536])
 @pytest.mark.parametrize("version", [2, 3])
