@@ -9,7 +9,7 @@
  * Invariants  F1  Every cluster in `frontier` is counted once and lies inside the file; below a->settled_to both are
  *                 durable. A growth that needs no new block waits for no barrier: its counts are dirty and go with the
  *                 next pass, and until that has ended well an entry that points there needs the data barrier (Q1).
- *             F2  tag 1 only for space that reads zero until it is first written (q2_alloc.c I5).
+ *             F2  tag 1 only for space that reads zero until it is first written, and after a crash too (q2_alloc.c I5).
  *             F3  A refcount block is found through the table only when it is durable itself (Q6).
  *             F4  Space that a failed write may have named on the disk (a failed write can have landed) is never used
  *                 again: it stays counted and behind a->end, a leak.
@@ -110,7 +110,7 @@ static int lengthen(struct co *co, struct q2_image *q, struct growth *p)
     if (r < 0)
         return r;
     const struct stor_traits *t = &q->im.store->traits;
-    p->zero = t->regular && p->first >= q->alloc->zero_from && len <= p->first << q->g.cluster_bits && q->opts.frontier_bytes != UINT64_MAX;
+    p->zero = t->regular && t->zero_growth && p->first >= q->alloc->zero_from && len <= p->first << q->g.cluster_bits && q->opts.frontier_bytes != UINT64_MAX;
     if (len >= want)
         return 0;
     return t->regular ? extend_file(co, q->im.store, len, want) : -ENOSPC;
