@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """byre convert against qemu-img convert (FEATURES 5f)."""
 import os
+import pathlib
 import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -29,7 +31,7 @@ def sources(twin):
                          ids=lambda t: " ".join(t) or "default")
 @pytest.mark.parametrize("source", ["r", "q", "o", "c", "zs", "odd"])
 def test_content(twin, source, target):
-    """FEATURES 5.030, 5.039, 5.048: every source into every kind of target"""
+    """FEATURES 3.025, 5.030, 5.039, 5.048: every source into every kind of target"""
     sources(twin)
     run.byre("convert", *target, source, "x", cwd=twin.ours)
     fmt = target[target.index("-O") + 1] if "-O" in target else "raw"
@@ -138,7 +140,7 @@ def strace(tmp_path, *words):
 
 
 def test_final_flush(tmp_path):
-    """FEATURES 5.045 DESIGN D8: success means durable: the default flushes at the end, only -t unsafe does not"""
+    """FEATURES 5.045, G.022; DESIGN D8: success means durable: the default flushes at the end, only -t unsafe does not"""
     run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
     run.byre("io", "-f", "raw", "-c", "write 0 1M", "r", cwd=tmp_path)
     for words, flushes in (([], True), (["-t", "writeback"], True), (["-t", "none"], True), (["-t", "unsafe"], False)):
@@ -155,6 +157,23 @@ def test_offload(tmp_path):
     trace = strace(tmp_path, "convert", "-C", "-f", "raw", "-O", "raw", "r", "t")
     assert "copy_file_range(" in trace
     assert (tmp_path / "t").read_bytes() == (tmp_path / "r").read_bytes()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["compressed", "other file system"])
+def test_offload_that_cannot_be(tmp_path, elsewhere):
+    """FEATURES 3.015: where the kernel cannot copy, -C reads and writes"""
+    folder = pathlib.Path(tempfile.mkdtemp(dir="/dev/shm")) if elsewhere else tmp_path
+    try:
+        (tmp_path / "r").write_bytes(os.urandom(1 << 20) + bytes(1 << 20) + b"t" * 1000448)
+        if elsewhere:
+            run.byre("convert", "-C", "-f", "raw", "-O", "raw", "r", folder / "t", cwd=tmp_path)
+        else:
+            run.qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", "r", "c", cwd=tmp_path)
+            run.byre("convert", "-C", "-f", "qcow2", "-O", "raw", "c", "t", cwd=tmp_path)
+        assert (folder / "t").read_bytes() == (tmp_path / "r").read_bytes()
+    finally:
+        if elsewhere:
+            shutil.rmtree(folder)
 
 
 def broken_compressed(tmp_path):

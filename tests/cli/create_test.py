@@ -133,6 +133,31 @@ def test_legacy_encryption_may_be_off(tmp_path):
     run.byre("create", "-q", "-f", "qcow2", "-o", "encryption=off", tmp_path / "x", "1M")
 
 
+def test_default_version(tmp_path):
+    """FEATURES G.085: version 3 unless the old one is asked for"""
+    for options, version in (([], 3), (["-o", "compat=1.1"], 3), (["-o", "compat=v3"], 3), (["-o", "compat=0.10"], 2), (["-o", "compat=v2"], 2)):
+        run.byre("create", "-q", "-f", "qcow2", *options, tmp_path / "x", "1M")
+        assert struct.unpack(">I", (tmp_path / "x").read_bytes()[4:8])[0] == version
+
+
+def test_chain_that_was_moved(tmp_path):
+    """FEATURES 11.007: relative names go with the folder, names of all forms stay as they were given"""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    run.byre("create", "-q", "-f", "raw", old / "base", "1M")
+    run.byre("io", "-f", "raw", "-c", "write -P 4 0 1M", old / "base")
+    run.byre("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", old / "mid")
+    run.byre("create", "-q", "-f", "qcow2", "-b", "mid", "-F", "qcow2", old / "top")
+    old.rename(new)
+    run.byre("io", "-c", "read -P 4 0 1M", new / "top")
+    info = run.byre("info", "--output=json", new / "top").json
+    assert (info["backing-filename"], info["full-backing-filename"]) == ("mid", str(new / "mid"))
+    name = 'json:{"driver":"raw","file":{"driver":"file","filename":"%s"}}' % (new / "base")
+    run.byre("create", "-q", "-f", "qcow2", "-b", name, "-F", "raw", new / "other")
+    run.byre("io", "-c", "read -P 4 0 1M", new / "other")
+    run.qemu_io(new / "other", "read -P 4 0 1M")
+
+
 def test_relative_backing_name(tmp_path):
     """FEATURES 11.007: a backing name is relative to the new image's folder"""
     (tmp_path / "sub").mkdir()

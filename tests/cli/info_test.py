@@ -80,6 +80,27 @@ def test_names(twin, words):
     twin.same_json("info", "--output=json", *words)
 
 
+@pytest.mark.parametrize("words", [["./a:b"], ["file:a:b"], ["a:b"], ["json:{\"file.filename\":\"a:b\"}"], ["json:{\"file\":{\"driver\":\"file\",\"filename\":\"a:b\"}}"],
+                                   ["json:{\"driver\":\"qcow2\",\"file.filename\":\"a:b\"}"], ["--image-opts", "driver=qcow2,file.filename=a:b"],
+                                   ["--image-opts", "file.driver=file,file.filename=a:b"], ["nosuch:a"]], ids=lambda w: w[-1])
+def test_colons(twin, words):
+    """FEATURES 3.070: a colon in a name, the format given or probed: understood or refused as by the peer"""
+    twin.share(["qemu-img", "create", "-q", "-f", "qcow2", "./a:b", "1M"])
+    ours, theirs = twin.same_code("info", "--output=json", *words)
+    assert ours.code == (1 if words[-1] in ("a:b", "nosuch:a") else 0)
+    if not ours.code:
+        for key in ("virtual-size", "format", "format-specific"):
+            assert ours.json[key] == theirs.json[key]
+
+
+def test_no_backing_image_is_null(twin):
+    """FEATURES G.080: null, and not an empty text, opens an overlay without what is below it"""
+    chain(twin)
+    run.byre("io", "-r", "-c", "read -P 0 1M 64k", 'json:{"driver":"qcow2","backing":null,"file.filename":"top.qcow2"}', cwd=twin.ours)
+    done = run.byre("info", 'json:{"driver":"qcow2","backing":"","file.filename":"top.qcow2"}', cwd=twin.ours, code=1)
+    assert "backing" in done.err
+
+
 @pytest.mark.parametrize("words", [
     [], ["a", "b"], ["missing"], ["-f", "qcow2", "base.raw"], ["-f", "nope", "base.raw"], ["--output=xml", "base.raw"], ["--bogus", "base.raw"],
     ["--image-opts", "-f", "raw", "driver=raw,file.filename=base.raw"], ["--image-opts", "driver=qcow2,foo=bar,file.filename=mid.qcow2"],

@@ -56,7 +56,7 @@ GOOD = [["write -P 0xaa 0x1000 4k", "read -P 0xaa 4k 4k"], ["write 1M 1M", "read
 
 @pytest.mark.parametrize("commands", GOOD, ids=lambda c: "; ".join(c))
 def test_same_output(disk, commands):
-    """FEATURES 6.002 .. 6.013: output, exit code and content equal the peer's"""
+    """FEATURES 6.002 .. 6.013, 11.034: output, exit code and content equal the peer's"""
     both(disk, *commands)
     run.qemu_img("compare", f"{disk.ours}/x", f"{disk.theirs}/x")
     run.qemu_img("check", f"{disk.ours}/x")
@@ -73,7 +73,7 @@ BAD = [["read -P 0x11 0 4k"], ["read -P 0x11 -s 512 -l 512 0 4k"], ["readv -P 0x
 
 @pytest.mark.parametrize("commands", BAD, ids=lambda c: "; ".join(c))
 def test_same_failure(disk, commands):
-    """FEATURES 6.002: one failed command makes the exit code 1; the image is unharmed"""
+    """FEATURES 6.002, 11.034: one failed command makes the exit code 1; the image is unharmed"""
     ours, _ = both(disk, *commands, same=False)
     assert ours.code == 1 and (ours.err or ours.out)
     run.qemu_img("compare", f"{disk.ours}/x", f"{disk.theirs}/x")
@@ -92,7 +92,7 @@ def test_failed_lines(disk):
 
 
 def test_options(disk):
-    """FEATURES 6.001, 6.019: the program's own options"""
+    """FEATURES 6.001, 6.019, 3.004: the program's own options"""
     both(disk, "read -P 0xaa 0 4k", options=["-r"])
     both(disk, "write 0 4k", options=["-r"], same=False)
     both(disk, "read -P 0xaa 0 4k", options=["-n"])
@@ -273,3 +273,41 @@ def test_writer_excludes_writer(tmp_path):
     finally:
         ours.stdin.close()
         ours.wait(20)
+
+
+def system_calls(disk, names, *words):
+    """The calls of those names that `byre io` makes with worker threads, one a line."""
+    peers.need("strace")
+    run.run("strace", "-f", "-o", "calls", "-e", f"trace={names}", run.BYRE, "io", *words, cwd=disk.ours)
+    return open(f"{disk.ours}/calls").read()
+
+
+@pytest.mark.parametrize("direct", [[], ["-n"]], ids=["buffered", "direct"])
+def test_ring(disk, direct):
+    """FEATURES 3.003: the requests of -i io_uring go through a ring, buffered and direct; those of -i threads do not"""
+    words = ["-f", "raw", "-c", "write -P 3 4k 4k", "-c", "read -P 3 4k 4k", "r"]
+    for mode, ring in (("io_uring", True), ("threads", False)):
+        text = system_calls(disk, "io_uring_enter,pwritev2,pwritev,pwrite64", *direct, "-i", mode, *words)
+        assert ("io_uring_enter(" in text) == ring and ("pwrite" in text) != ring, text
+
+
+@pytest.mark.parametrize("direct", [[], ["-n"]], ids=["buffered", "direct"])
+def test_durable_write(disk, direct):
+    """FEATURES 3.011, 11.027, G.059: one durable write, not a write and a flush"""
+    words = ["-f", "raw", "-i", "threads", *direct]
+    durable = system_calls(disk, "pwritev2,pwritev,pwrite64,fdatasync,fsync", *words, "-c", "write -f 0 4k", "-c", "write -f 8k 4k", "r")
+    plain = system_calls(disk, "pwritev2,pwritev,pwrite64,fdatasync,fsync", *words, "-c", "write 0 4k", "-c", "write 8k 4k", "r")
+    assert durable.count("RWF_DSYNC") == 2 and plain.count("RWF_DSYNC") == 0
+    assert durable.count("sync(") == plain.count("sync(")             # the one of closing
+
+
+def test_zeros_without_buffers(disk):
+    """FEATURES 3.012, 11.024: a gigabyte of zeros is one call; -u gives the space back, but only where discards are allowed"""
+    run.byre("create", "-q", "-f", "raw", "d", "1G", cwd=disk.ours)
+    for flags, call in (("", "FALLOC_FL_ZERO_RANGE, 0, 1073741824"), ("-u", "FALLOC_FL_PUNCH_HOLE, 0, 1073741824")):
+        text = system_calls(disk, "fallocate,pwritev2,pwritev,pwrite64", "-f", "raw", "-i", "threads", "-c", f"write -z {flags} 0 1G", "d")
+        assert call in text and "pwrite" not in text, text
+    for mode, kept in (("ignore", True), ("unmap", False)):
+        run.byre("io", "-f", "raw", "-d", mode, "-c", "write 0 8M", "-c", "flush", "-c", "write -z -u 0 8M", "-c", "read -P 0 0 8M", "d", cwd=disk.ours)
+        assert (sum(e["length"] for e in run.qemu_img("map", "-f", "raw", "--output=json", "d", cwd=disk.ours).json if e["data"]) > 0
+                or os.stat(f"{disk.ours}/d").st_blocks * 512 > 4 << 20) == kept

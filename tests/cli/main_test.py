@@ -116,7 +116,7 @@ MODES = {"none": (True, True, False), "writeback": (False, True, False), "writet
 
 @pytest.mark.parametrize("mode", MODES)
 def test_cache_modes(tmp_path, mode):
-    """FEATURES 5.006, 3.066: direct I/O, flushes and durable writes, as the mode says"""
+    """FEATURES 5.006, 3.004, 3.066, 11.026: direct I/O, flushes and durable writes, as the mode says"""
     direct, flushes, durable = MODES[mode]
     peers.need("strace")
     run.byre("create", "-q", "-f", "raw", "x", "1M", cwd=tmp_path)

@@ -24,7 +24,7 @@ IMAGES = ["base.raw", "mid.qcow2", "top.qcow2", "short.qcow2", "prealloc.qcow2"]
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_same_map(twin, image):
-    """FEATURES 5.053: JSON and text equal the peer's, byte for byte"""
+    """FEATURES 3.016, 5.053, 11.008, 11.009: JSON and text equal the peer's, byte for byte"""
     corpus(twin)
     twin.same_output("map", "--output=json", image)
     twin.same_output("map", image)

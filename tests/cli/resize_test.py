@@ -65,13 +65,14 @@ def test_new_part_reads_zero(tmp_path):
 
 @pytest.mark.serial
 def test_block_device(tmp_path):
-    """FEATURES 1.144: a device does not grow; a size that fits is exact"""
+    """FEATURES 1.144, 3.017: a device does not grow and does not shrink; a size that fits is exact"""
     with open(tmp_path / "back", "wb") as f:
         f.truncate(64 << 20)
     device, detach = run.loop_device(tmp_path / "back")
     try:
         run.byre("resize", "-f", "raw", device, "128M", code=1)
         run.byre("resize", "-f", "raw", device, "64M")
+        run.byre("resize", "-f", "raw", "--shrink", device, "32M", code=1)
     finally:
         detach()
 
@@ -82,3 +83,23 @@ def test_usage(twin, words):
     """FEATURES 5.009"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "8M"])
     twin.same_code("resize", *words)
+
+
+@pytest.mark.parametrize("below", [1, 4, 9], ids=lambda n: f"backing of {n} MiB")
+@pytest.mark.parametrize("cluster", ["4k", "64k"])
+def test_grow_and_shrink_over_a_backing_file(tmp_path, below, cluster):
+    """FEATURES 11.009, 11.032: after every size the content is that of a plain file that was treated alike"""
+    model = bytearray(b"\5" * (below << 20))
+    (tmp_path / "base").write_bytes(model)
+    run.byre("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", "-b", "base", "-F", "raw", tmp_path / "top", "3M")
+    model = model[:3 << 20] + bytes(max(0, (3 << 20) - len(model)))
+    for step, size in enumerate([5 << 20, (2 << 20) + 512, 6 << 20, 1 << 19, 10 << 20]):
+        run.byre("resize", "--shrink", tmp_path / "top", str(size))
+        model = model[:size] + bytes(max(0, size - len(model)))
+        at = size // 2 & ~511
+        run.byre("io", "-c", f"write -P {step + 10} {at} 5000", tmp_path / "top")
+        model[at:at + 5000] = bytes([step + 10]) * 5000
+        (tmp_path / "model").write_bytes(model)
+        run.qemu_img("compare", "-f", "qcow2", "-F", "raw", tmp_path / "top", tmp_path / "model")
+        run.byre("compare", "-f", "qcow2", "-F", "raw", tmp_path / "top", tmp_path / "model")
+        run.qemu_img("check", tmp_path / "top")

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from lib import peers, run
+from lib import bitmaps, peers, run
 from qmp_client import Qmp
 from twin import Holder
 
@@ -55,6 +55,34 @@ def test_signals(tmp_path, byre_serve, sig):
     assert set(event["timestamp"]) == {"seconds", "microseconds"}
     assert client.receive() is None
     client.close()
+
+
+def test_broken_pipes_do_not_end_it(tmp_path, byre_serve):
+    """FEATURES 8.006: SIGPIPE is ignored"""
+    server = byre_serve(disk(tmp_path))
+    server.process.send_signal(signal.SIGPIPE)
+    assert "package" in server.qmp("query-version")
+    assert server.stop() == 0
+
+
+def test_end_under_load_with_a_bitmap(tmp_path, byre_serve):
+    """FEATURES 8.007: with writers and a job at work, SIGTERM leaves a clean image, a bitmap that knows every write, and no lock"""
+    image = disk(tmp_path)
+    run.qemu_img("bitmap", "--add", "-g", "64k", image, "b0")
+    server = byre_serve(image)
+    assert server.qmp("x-byre-scrub", **{"node-name": "disk0", "job-id": "s0", "speed": 65536}) == {}
+    handle = peers.need_module("nbd").NBD()
+    handle.connect_uri(server.uri)
+    for i in range(0, 1024, 2):
+        handle.pwrite(b"\x77" * 65536, i % 1024 * 65536)
+    for i in range(0, 1024, 8):
+        handle.aio_pwrite(bytearray(b"\x78" * 4096), i * 65536)          # nobody waits for these
+    assert server.stop() == 0
+    run.qemu_img("check", image)
+    data = run.qemu_img("info", "--output=json", image).json["format-specific"]["data"]
+    assert data["bitmaps"] == [{"name": "b0", "granularity": 65536, "flags": ["auto"]}]
+    found = bitmaps.peer_map(image, "b0", str(tmp_path))
+    assert [(a, b) for a, b in found if a < 64 << 20] == [(i * 65536, (i + 1) * 65536) for i in range(0, 1024, 2)]
 
 
 def test_second_signal_is_faster(tmp_path, byre_serve):

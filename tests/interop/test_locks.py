@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """byre and the peer exclude each other: all pairs of {byre, peer} x {read-write, read-only} on one image, in both orders."""
+import fcntl
+import os
 import re
+import struct
 
 import guest
 import pytest
@@ -106,3 +109,37 @@ def test_serve_is_a_writer(tmp_path, byre_serve):
     with hold("qemu", "rw", path):
         done = run.byre("serve", path, "--nbd", f"unix:{tmp_path}/s", "--control", tmp_path / "c", code=1)
         assert_locked(done)
+
+
+def locked_bytes(path):
+    """Which of the bytes 100 to 103 (used) and 200 to 203 (not shared) has another program locked?"""
+    found = []
+    with open(path, "r+b") as f:
+        for at in [*range(100, 104), *range(200, 204)]:
+            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+            if struct.unpack("hhqqi4x", fcntl.fcntl(f, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK:
+                found.append(at)
+    return found
+
+
+def test_reopen_follows_the_locks(tmp_path):
+    """FEATURES 11.004, 11.006: read-only lets the write lock go and stores everything, bitmaps too; read-write takes it again"""
+    image = tmp_path / "x"
+    images.create(image, "4M")
+    run.qemu_img("bitmap", "--add", image, "b0")
+
+    def in_use():
+        bitmap = run.qemu_img("info", "-U", "--output=json", image).json["format-specific"]["data"]["bitmaps"][0]
+        return "in-use" in bitmap["flags"]
+
+    with guest.Session("byre", image) as session:
+        session.do("write -P 9 1M 64k")
+        assert {101, 103} <= set(locked_bytes(image)) and in_use()
+        session.do("reopen -r")
+        assert not {101, 103} & set(locked_bytes(image)) and not in_use()
+        run.run(peers.need("qemu-io"), "-r", "-c", "read -P 9 1M 64k", image)
+        session.do("reopen -w")
+        assert {101, 103} <= set(locked_bytes(image))
+        session.do("write -P 8 2M 64k")
+    run.qemu_img("check", image)
+    run.qemu_io(image, "read -P 9 1M 64k", "read -P 8 2M 64k")

@@ -231,7 +231,8 @@ def test_legacy_aes_is_read(tmp_path):
     assert run.byre("info", path).out == run.qemu_img("info", path).out
     run.byre("check", path)
     for option in ("encrypt.format=aes,encrypt.key-secret=s", "encryption=on,encrypt.key-secret=s"):
-        run.byre("create", *SECRET, "-f", "qcow2", "-o", option, tmp_path / "new", "1M", code=1)
+        done = run.byre("create", *SECRET, "-f", "qcow2", "-o", option, tmp_path / "new", "1M", code=1)     # FEATURES G.083
+        assert "use 'luks'" in done.err
     assert not (tmp_path / "new").exists()
 
 

@@ -161,7 +161,7 @@ def test_backing_and_compressed(tmp_path):
 
 
 def test_with_bitmaps(tmp_path):
-    """FEATURES 1.088, 1.086: creating and deleting leave persistent bitmaps alone; applying is refused while there are any"""
+    """FEATURES 1.088, 1.086, G.007: creating and deleting leave persistent bitmaps alone; applying is refused while there are any"""
     image = tmp_path / "disk.qcow2"
     disk = Kept(78, 3 << 20, 65536)
     guest.create("qemu", image, disk.size)

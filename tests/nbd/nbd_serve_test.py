@@ -138,6 +138,7 @@ def test_extended_headers_on_a_large_disk(serve, fmt):
 
 @pytest.mark.timeout(180)
 def test_fio_on_four_connections(serve, fmt, tmp_path):
+    """FEATURES G.075: the connections of one disk are served by two threads"""
     server, image = serve(64 * MIB, "--threads", "2")
     job = tmp_path / "job.fio"
     parts = "".join(f"[j{i}]\noffset={i * 16}m\nsize=16m\n" for i in range(4))
@@ -210,7 +211,7 @@ def test_extents_of_a_chain(byre_serve, backend, tmp_path):
 
 
 def test_a_new_client_sees_the_new_size(serve, fmt):
-    """FEATURES 10.029"""
+    """FEATURES 10.029, G.043"""
     server, image = serve(16 * MIB)
     with raw.Client(server.socket).enter() as old:
         assert old.size == 16 * MIB

@@ -135,7 +135,7 @@ def test_forced_removal_waits_for_the_disk(server):
 
 
 def test_loops(start):
-    """Connections are spread; each works on one disk with the others."""
+    """FEATURES G.075: connections are spread; each works on one disk with the others."""
     server = start("--loops", 4)
     clients = [raw.Client(server.socket).enter("disk0", "structured") for _ in range(12)]
     for i, c in enumerate(clients):
