@@ -96,7 +96,7 @@ static void drain(struct co *co, void *arg)
     free(d);
 }
 
-/* ---- permissions ---- */
+/* ---- permissions (FEATURES 11.002) ---- */
 
 enum { R = STOR_PERM_READ, W = STOR_PERM_WRITE, U = STOR_PERM_WRITE_UNCHANGED, Z = STOR_PERM_RESIZE, ALL = STOR_PERM_ALL };
 

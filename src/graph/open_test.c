@@ -173,7 +173,7 @@ static void policies(struct co *co, void *arg)
     graph_free(eco);
 }
 
-/* ---- chains ---- */
+/* ---- chains (FEATURES 11.007) ---- */
 
 static void chains(struct co *co, void *arg)
 {

@@ -371,6 +371,7 @@ static void fua(struct co *co, void *arg)
 
 /* ---- zero and discard ---- */
 
+/* FEATURES 11.023, 11.024 */
 static void zero_rules(struct co *co, void *arg)
 {
     struct graph *g = toy_graph(co);

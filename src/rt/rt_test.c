@@ -135,7 +135,7 @@ static void check_refused(int code)
 
 static void uring_eperm(void)
 {
-    refuse_syscall(SYS_io_uring_setup, EPERM);
+    refuse_syscall(SYS_io_uring_setup, EPERM);           /* FEATURES 3.003 */
     check_refused(EPERM);
 }
 

@@ -254,6 +254,7 @@ static void stress_uring(void **state)
     test_run_threaded(&(struct rt_opts){ .loops = LOOPS, .backend = RT_BACKEND_URING }, stress);
 }
 
+/* FEATURES G.058: far more requests than the ring has places. */
 static void stress_tiny_ring(void **state)
 {
     test_run_threaded(&(struct rt_opts){ .loops = LOOPS, .backend = RT_BACKEND_URING, .ring_entries = 2 }, stress);

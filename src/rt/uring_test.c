@@ -162,6 +162,7 @@ static void works_through_refusals(struct co *co)
     close(file);
 }
 
+/* FEATURES G.058 */
 static void refused_submissions(void **state)
 {
     for (uint64_t seed = 0; seed < 12; seed++) {
@@ -321,6 +322,7 @@ static void durable_writes(struct co *co)
     close(file);
 }
 
+/* FEATURES G.059 */
 static void durable_writes_say_so(void **state)
 {
     dsync_seen = writes_seen = 0;

@@ -5,7 +5,7 @@
  * Purpose      Sub-block writes, zeroing, discarding and the length of devices; a flush that the kernel itself fails;
  *              traits on file systems that are made for the test. Needs root and loop devices: without them the tests
  *              fail when CI=true and are skipped otherwise.
- * Tests        file_ops.c (devices), file_probe.c
+ * Tests        file_ops.c (devices), file_probe.c. FEATURES 3.005, 3.010, 3.012, 3.017, 11.018
  */
 #include "stor/stor_test.h"
 

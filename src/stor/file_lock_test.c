@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_lock_test.c: who may open what beside whom (FEATURES 3.007 to 3.009, RG21).
+ * file_lock_test.c: who may open what beside whom (FEATURES 3.007, 3.008, 3.009; RG21).
  *
  * Purpose      The verdicts are the peer's: each pair of modes is tried with qemu-io against qemu-io, and then with us
  *              in the place of the first and of the second.

@@ -3,7 +3,7 @@
  * file_space_test.c: zeroing, discarding, allocating, copying and finding data in regular files.
  *
  * Purpose      Facts are taken from the file itself (stat, SEEK_HOLE, bytes), not from the store under test.
- * Tests        file_ops.c, file_extent.c
+ * Tests        file_ops.c, file_extent.c. FEATURES 3.012, 3.016, 11.024
  */
 #include "stor/stor_test.h"
 

@@ -3,7 +3,7 @@
  * stor_gate_test.c: what every store gets from the gate, shown on a toy store with strict limits.
  *
  * Purpose      Ranges, splitting, short transfers, ends of stores, bouncing, zeroing, discards, extents.
- * Tests        stor.c, stor_write.c
+ * Tests        stor.c, stor_write.c. FEATURES 3.012, 11.023, 11.024, G.060
  */
 #include "stor/stor_test.h"
 
@@ -198,6 +198,7 @@ static int fail_extent(struct co *co, struct toy *t, enum toy_op op, uint64_t of
     return op == TOY_EXTENT ? -EIO : op == TOY_DISCARD ? *(int *)t->hook_arg : 0;
 }
 
+/* FEATURES 11.023 */
 static void discards(struct co *co, void *arg)
 {
     struct toy *t = toy_new(SIZE, 512, 1);

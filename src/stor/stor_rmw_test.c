@@ -13,7 +13,7 @@
 
 enum { BLOCK = 4096, SECTOR = 512, BLOCKS = 4, WRITERS = 24, ROUNDS = 60 };
 
-/* Each writer owns the sectors whose number is its own modulo WRITERS, and nobody else writes them. */
+/* FEATURES 11.018. Each writer owns the sectors whose number is its own modulo WRITERS, and nobody else writes them. */
 struct writer {
     struct toy *t;
     unsigned id;

@@ -4,7 +4,7 @@
  *
  * Purpose      A toy store plays the kernel that reports a loss once and to whoever asks first; nobody else may be told
  *              that all is well.
- * Tests        stor_sync.c
+ * Tests        stor_sync.c. FEATURES 3.010, 11.026
  */
 #include "stor/stor_test.h"
 

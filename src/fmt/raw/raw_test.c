@@ -8,7 +8,7 @@
  * Invariants   None.
  * Concurrency  One loop at a time.
  * Failure      A failed check fails the test.
- * Tests        This is one.
+ * Tests        This is one. FEATURES 3.006, 3.017, 3.025, 3.028
  */
 #include "stor/stor_test.h"
 
