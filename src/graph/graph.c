@@ -205,6 +205,18 @@ static int resize_drained(struct co *co, struct graph_node *n, uint64_t size, en
     return z ? byre_fail_code(err, IO, z, "%s: the new part cannot be cleared; the size is still %" PRIu64, n->filename, old) : r;
 }
 
+/* The same, and its bitmaps follow. */
+static int resize_all(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+{
+    struct bitmaps_resize *z;
+    int r = bitmaps_resize_begin(co, n, size, &z, err);
+    if (r)
+        return r;
+    r = resize_drained(co, n, size, prealloc, err);
+    bitmaps_resize_end(co, n, z, graph_length(n) == round_up(size, SECTOR));
+    return r;
+}
+
 int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
@@ -219,12 +231,7 @@ int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_pr
         return r;
     graph_drain_begin(co, n);
     co_lock(co, &n->whole);
-    struct bitmaps_resize *z;
-    r = bitmaps_resize_begin(co, n, size, &z, err);
-    if (!r) {
-        r = resize_drained(co, n, size, prealloc, err);
-        bitmaps_resize_end(co, n, z, graph_length(n) == round_up(size, SECTOR));
-    }
+    r = resize_all(co, n, size, prealloc, err);
     co_unlock(&n->whole);
     graph_drain_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
@@ -259,7 +266,7 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
 
 static int amend_resize(struct co *co, void *arg, uint64_t size, struct byre_err *err)
 {
-    return resize_drained(co, arg, size, FMT_PREALLOC_OFF, err);
+    return resize_all(co, arg, size, FMT_PREALLOC_OFF, err);
 }
 
 int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, struct byre_err *err)

@@ -143,6 +143,22 @@ def test_resize(tmp_path, tool):
     assert [n for n, _, _ in listed(image)] == ["b", "frozen"]
 
 
+@pytest.mark.parametrize("tool", ["byre", "qemu"])
+def test_resized_by_amend(tmp_path, tool):
+    """FEATURES 1.107, 1.141: a size that amend sets is followed as well, together with another width of the counts"""
+    image = tmp_path / "d.qcow2"
+    images.create(image, 16 * MIB, tool="qemu-img", cluster_size=512)
+    program(tool)("bitmap", "--add", "-g", 512, image, "b")
+    io("byre", image, ["write 15M 1M", "write 0 512"])
+    run.byre("amend", "-f", "qcow2", "-o", f"size={40 * MIB},refcount_bits=32", image)
+    images.assert_sound(image)
+    io("byre", image, ["write 39M 4k"])
+    assert peer_map(image, "b", tmp_path) == [(0, 512), (15 * MIB, 16 * MIB), (39 * MIB, 39 * MIB + 4096)]
+    run.byre("amend", "-f", "qcow2", "-o", f"size={15 * MIB + 1024}", image)
+    images.assert_sound(image)
+    assert peer_map(image, "b", tmp_path) == [(0, 512), (15 * MIB, 15 * MIB + 1024)]
+
+
 def test_version_2(tmp_path):
     """FEATURES 1.108: refused, and nothing is changed"""
     image = tmp_path / "v2.qcow2"
