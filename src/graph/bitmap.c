@@ -380,18 +380,6 @@ int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, co
     return r;
 }
 
-int graph_bitmaps_all_dirty(struct co *co, struct graph_node *n, struct byre_err *err)
-{
-    bool persistent = false;
-    for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
-        if (records(b)) {
-            dirty_set(b->bits, 0, UINT64_MAX);
-            b->changed = b->persistent;
-            persistent |= b->persistent;
-        }
-    return persistent ? n->im->ops->bitmaps_sync(co, n->im, err) : 0;
-}
-
 void graph_bitmap_batch_begin(struct graph_node *n) { n->bitmap_batch++; }
 
 int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err *err)

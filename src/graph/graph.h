@@ -149,8 +149,6 @@ MUST_USE int graph_bitmap_enable(struct co *co, struct graph_node *n, const char
 /* Adds what the sources hold, all of them or none. Their nodes may be others, of the same size. */
 struct graph_bitmap_ref { struct graph_node *node; const char *name; };
 MUST_USE int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, const struct graph_bitmap_ref *src, unsigned count, struct byre_err *err);
-/* Everything is dirty, in all that record: the disk was replaced under them (a snapshot was applied). Drained. */
-MUST_USE int graph_bitmaps_all_dirty(struct co *co, struct graph_node *n, struct byre_err *err);
 /* Between the two nothing is stored; then everything at once. */
 void graph_bitmap_batch_begin(struct graph_node *n);
 MUST_USE int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err *err);

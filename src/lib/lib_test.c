@@ -635,6 +635,14 @@ static void snapshots(unsigned loops)
     p.any = "nobody";
     assert_int_equal(byre_snapshot_apply(image, &p, &err), -ENOENT);
     p.any = "1";                                                                /* the id: snapshot "one" */
+    struct byre_bitmap_opts bo = byre_bitmap_opts_init();
+    for (unsigned i = 0; i < 2; i++) {                                          /* a bitmap would know nothing of the change */
+        bo.flags = i ? BYRE_BITMAP_PERSISTENT : 0;
+        assert_int_equal(byre_bitmap_add(image, "b", &bo, &err), 0);
+        assert_int_equal(byre_snapshot_apply(image, &p, &err), -ENOTSUP);
+        assert_true(byre_size(image) == 3 << 20);
+        assert_int_equal(byre_bitmap_remove(image, "b", &err), 0);
+    }
     assert_int_equal(byre_snapshot_apply(image, &p, &err), 0);
     assert_true(byre_size(image) == 1 << 20);
     assert_int_equal(byre_read(image, buf, sizeof buf, 0), 0);
