@@ -123,7 +123,7 @@ def locked_bytes(path):
 
 
 def test_reopen_follows_the_locks(tmp_path):
-    """FEATURES 11.004, 11.006: read-only lets the write lock go and stores everything, bitmaps too; read-write takes it again"""
+    """FEATURES 6.014: read-only lets the write lock go and stores everything, bitmaps too; read-write takes it again"""
     image = tmp_path / "x"
     images.create(image, "4M")
     run.qemu_img("bitmap", "--add", image, "b0")
