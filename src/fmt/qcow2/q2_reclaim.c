@@ -7,7 +7,8 @@
  * Invariants  C1  A cluster is given back only if no table named it at the start of this opening, and this opening
  *                 never handed it out: it was counted from the start, and the allocator takes only what is not counted
  *                 in the range while this runs (scan) or what lies behind the file as it was opened (growth).
- *             C2  A reference that is dropped while the walk runs counts as seen: the drop lowers that count, not we.
+ *             C2  A reference that is dropped while the walk runs counts as seen: the drop lowers that count, not we. So does a
+ *                 cluster that a scrub frees meanwhile: it may be in use again before the walk ends.
  *             C3  The walk stays inside one epoch section: no table that it may still read is freed and reused.
  *             C4  A walk that met any fault gives nothing back.
  * Order       What a killed process wrote and never made durable looks, to us, like the rest: a barrier makes the tables

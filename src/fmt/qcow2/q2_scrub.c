@@ -229,6 +229,8 @@ static int free_one(struct co *co, struct q2_checker *k, uint64_t c, uint64_t st
         k->res.leaks_fixed++;
         k->res.leaks--;
         q2_finding(k, true, "Q2_LEAK", "cluster %" PRIu64 ": refcount %" PRIu64 " set to %" PRIu64, c, stored, refs);
+        if (!refs && a->reclaim)
+            q2_reclaim_saw(a, c, 1);             /* it is ours to give back; soon somebody may have it */
         if (!refs && !q2_hits_metadata(q, c << k->g->cluster_bits))
             r = q2_alloc_freed(q, c, c + 1);
     }

@@ -544,6 +544,55 @@ static void waiting_body(struct co *co, void *arg)
 
 static void test_waiting(void **state) { t_run(0, waiting_body, NULL); }
 
+/* ---- beside the walk over a recorded frontier (q2_reclaim.c) ---- */
+
+static struct { struct co *me, *held; bool go; } walk_of_other;
+
+static int hold_other(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    if (what != 'R' || co == walk_of_other.me || (walk_of_other.held && walk_of_other.held != co))
+        return 0;
+    walk_of_other.held = co;
+    while (!walk_of_other.go)
+        co_yield(co);
+    return 0;
+}
+
+/* What the scrub has freed is in use again when the walk ends: it is not given back a second time. */
+static void reclaim_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, CS, 16 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 64 * CS });
+    CHECK_EQ(g_write(co, q, 0, CS, 0x11), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    img_kill(co, q);
+    q = img_open(co, &(struct opening){ .frontier_bytes = CS });
+    memset(&walk_of_other, 0, sizeof walk_of_other);
+    walk_of_other.me = co;
+    disk.hook = hold_other;
+    for (unsigned i = 0; i < 100 && !walk_of_other.held; i++)
+        co_yield(co);
+    CHECK(walk_of_other.held && q->alloc->reclaim);
+    CHECK(scrub(co, q, FMT_FIX_LEAKS, 0).leaks_fixed > 40);
+    CHECK(q->alloc->reclaim);
+    for (unsigned i = 1; i < 20; i++)
+        CHECK_EQ(g_write(co, q, i * CS, CS, (uint8_t)(0x40 + i)), 0);
+    walk_of_other.go = true;
+    while (q->alloc->reclaim)
+        co_yield(co);
+    disk.hook = NULL;
+    CHECK(states_ok(co, q));
+    for (unsigned i = 20; i < 60; i++)
+        CHECK_EQ(g_write(co, q, i * CS, CS, (uint8_t)(0x40 + i)), 0);
+    for (unsigned i = 1; i < 60; i++)
+        CHECK(g_holds(co, q, i * CS, CS, (uint8_t)(0x40 + i)));
+    CHECK_EQ(img_close(co, q), 0);
+    no_faults(co);
+}
+
+static void test_reclaim(void **state) { t_run(0, reclaim_body, NULL); }
+
 /* ---- failures ---- */
 
 static unsigned fail_at, calls;
@@ -608,7 +657,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_marks), cmocka_unit_test(test_killed), cmocka_unit_test(test_power), cmocka_unit_test(test_again),
         cmocka_unit_test(test_beside), cmocka_unit_test(test_cancel), cmocka_unit_test(test_under_way), cmocka_unit_test(test_stale), cmocka_unit_test(test_two_owners),
-        cmocka_unit_test(test_structure), cmocka_unit_test(test_hopeless), cmocka_unit_test(test_leaks), cmocka_unit_test(test_waiting),
+        cmocka_unit_test(test_structure), cmocka_unit_test(test_hopeless), cmocka_unit_test(test_leaks), cmocka_unit_test(test_waiting), cmocka_unit_test(test_reclaim),
         cmocka_unit_test(test_failing),
     };
     ASSERT(disk_setup(NULL) == 0);
