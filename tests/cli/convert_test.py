@@ -222,7 +222,9 @@ def test_rate_limit(tmp_path):
 def test_cancel(tmp_path, sig):
     """A signal ends the conversion soon, and the target does not stay"""
     (tmp_path / "r").write_bytes(os.urandom(4 << 20))
-    process = subprocess.Popen([run.BYRE, "convert", "-r", "100k", "-f", "raw", "-O", "raw", "r", "x"], cwd=tmp_path)
+    # a shell starts what runs in the background with SIGINT ignored, which byre, as it should, leaves so
+    process = subprocess.Popen([run.BYRE, "convert", "-r", "100k", "-f", "raw", "-O", "raw", "r", "x"], cwd=tmp_path,
+                               preexec_fn=lambda: signal.signal(sig, signal.SIG_DFL))
     for _ in range(200):
         if (tmp_path / "x").exists() and (tmp_path / "x").stat().st_size:
             break
