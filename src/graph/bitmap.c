@@ -26,8 +26,10 @@
 
 static int list_open(struct co *co, struct graph_node *n, struct byre_err *err)
 {
-    n->bitmap_budget.limit = BUDGET_BYTES;
-    n->im->bitmap_budget = &n->bitmap_budget;
+    if (!n->im->bitmap_budget) {             /* once, before there is a bitmap: those who record read the limit on any loop */
+        n->bitmap_budget.limit = BUDGET_BYTES;
+        n->im->bitmap_budget = &n->bitmap_budget;
+    }
     if (n->bitmaps_listed || !n->im->ops->bitmaps_open)
         return 0;
     int r = n->im->ops->bitmaps_open(co, n->im, err);

@@ -95,4 +95,8 @@ void cx_bytes_copy(struct cx_bytes *to, const struct cx_bytes *from);
 /* Applies an operation, or the part [from, to) of its bytes, to a file's bytes. */
 void cx_apply(struct cx_bytes *b, const struct cx_op *o, uint64_t from, uint64_t to);
 
+/* Who opens a file anew reads what a failed call left in it, and cannot know that it failed: from here on that counts as
+ * done, so that the next flush makes it durable. */
+void cx_believe(struct cx_world *w);
+
 #endif

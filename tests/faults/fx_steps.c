@@ -390,6 +390,8 @@ static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, u
         break;
     case FX_OPEN_RO:
     case FX_OPEN_RW:
+        if (!open)
+            cx_believe(r->w);
         answered(r, s->what, open ? 0 : open_image(co, r, s->what == FX_OPEN_RO, false, &err), &err);
         break;
     case FX_CHECK:
