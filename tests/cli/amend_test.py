@@ -3,11 +3,11 @@
 import itertools
 import os
 import re
-import subprocess
 
 import pytest
 
-from lib import images, peers, run
+from lib import images, run
+from twin import Holder
 
 MIB = 1 << 20
 
@@ -314,15 +314,8 @@ def test_locked_image(tmp_path):
     """FEATURES 1.122: not while somebody writes"""
     image = tmp_path / "x.qcow2"
     images.create(image, "1M")
-    holder = subprocess.Popen([peers.need("qemu-io"), "-f", "qcow2", image], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        holder.stdin.write(b"read 0 512\n")
-        holder.stdin.flush()
-        while run.qemu_img("info", image, code=None).code == 0:
-            pass
+    with Holder(image, "-f", "qcow2"):
         assert "lock" in amend(image, "refcount_bits=64", 1).err
-    finally:
-        holder.communicate(b"quit\n")
     images.assert_sound(image)
 
 
