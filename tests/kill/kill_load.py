@@ -163,6 +163,7 @@ class Writer(threading.Thread):
         self.kinds = {**KINDS, **(kinds or {})}
         self.flying, self.recent = [], []
         self.quiet, self.broken, self.faults = threading.Event(), None, []
+        self.refused = False                     # the server answered that it is about to end
         self.handle = self.nbd.NBD()
         self.handle.connect_uri(uri)
         assert self.handle.can_multi_conn() and self.handle.can_trim() and self.handle.can_zero() and self.handle.can_fua()
@@ -198,7 +199,9 @@ class Writer(threading.Thread):
             self.flying.remove(op)
             if error.value == 0:
                 self.record.ack(op)
-            elif error.value not in GONE:
+            elif error.value in GONE:
+                self.refused = True
+            else:
                 self.faults.append(f"{op.kind} of {op.count} sectors at {op.first}: error {error.value}")
             return 1
 
