@@ -174,8 +174,9 @@ static void on_action_ack(struct sim_model *m, const struct sim_note *n)
             if (changes(&m->reqs[i]) && m->reqs[i].ended > b->issued)
                 mark(m, b->may, &m->reqs[i]);
     }
-    for (uint64_t s = 0; action == 'M' && s < m->sectors; s++)
-        b->may[s] |= m->bm[n->len].may[s];
+    for (uint64_t s = 0; action == 'M' && s < m->sectors; s++)      /* a bit of the other one stands for up to 8 sectors */
+        for (uint64_t i = round_down(s, 8); i < min_u64(round_down(s, 8) + 8, m->sectors); i++)
+            b->may[s] |= m->bm[n->len].may[i];
 }
 
 static void on_request(struct sim_model *m, const struct sim_note *n)

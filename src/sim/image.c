@@ -127,6 +127,15 @@ static const struct sim_geom geoms[] = {
     { .name = "scrub-c32k-sub", .version = 3, .cluster_bits = 15, .refcount_order = 4, .size = 512 * K, .size_max = 512 * K, .sub = true,
       .window = { { 0, 512 * K } }, .windows = 1, .backing = 300 * K, .zeros = true, .compressed = true, .frontier = 128 * K, .one_write_space = true,
       .scrub = true, .lazy = true, .floor = 3000 },
+    { .name = "scrub-c4k-bitmap", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .bitmap = true, .bitmaps = true, .bitmap_region = 32 * K, .zeros = true, .frontier = 32 * K,
+      .one_write_space = true, .scrub = true, .lazy = true, .floor = 3000 },
+    { .name = "unclean-c512-bitmap", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 128 * K,
+      .window = { { 0, 128 * K } }, .windows = 1, .bitmap = true, .bitmaps = true, .bitmap_region = 32 * K, .zeros = true, .frontier = 6 * K,
+      .one_write_space = true, .scrub = true, .unclean = true, .lazy = true, .floor = 3000 },
+    { .name = "unclean-c512-data", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 128 * K,
+      .window = { { 0, 128 * K } }, .windows = 1, .data_file = true, .zeros = true, .frontier = 4 * K, .one_write_space = true, .scrub = true,
+      .unclean = true, .lazy = true, .floor = 3000 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 7500 },
@@ -694,7 +703,7 @@ static uint64_t some_entry(struct build *b, struct prng *p)
 
 static void hurt_one(struct build *b, struct prng *p, uint64_t blocks)
 {
-    uint64_t per = b->cs * 8 >> b->g->refcount_order, blocks_at = 2, entry = some_entry(b, p), c = (get64(b, entry) & 0x00fffffffffffe00ull) / b->cs;
+    uint64_t per = b->cs * 8 >> b->g->refcount_order, blocks_at = 2, entry = some_entry(b, p), c = b->data ? prng_below(p, b->next) : (get64(b, entry) & 0x00fffffffffffe00ull) / b->cs;
     uint64_t count_at = (blocks_at + c / per) * b->cs + c % per * 2, spare = (blocks_at + prng_below(p, blocks)) * b->cs + prng_below(p, per) * 2;
     uint8_t v[2] = { 0, 0 };
     if (!entry)
@@ -716,7 +725,8 @@ static void hurt_one(struct build *b, struct prng *p, uint64_t blocks)
             put(b, spare, v, 2);
         break;
     case 4:                              /* COPIED is missing */
-        put64(b, entry, get64(b, entry) & ~COPIED);
+        if (!b->data)                    /* there the flag is a part of what an entry says */
+            put64(b, entry, get64(b, entry) & ~COPIED);
         break;
     case 5:                              /* a refcount block is not found */
         put64(b, b->cs + prng_below(p, blocks) * 8, 0);

@@ -309,8 +309,13 @@ static int run_step(struct sim_verify *v, step_fn *fn)
 static int open_disk(struct co *co, struct sim_verify *v, struct graph *g, const char *when, bool read_only, bool check_mode, struct graph_node **ret_n)
 {
     struct byre_err err = { 0 };
+    struct sim_audit a = { 0 };
+    if (v->im->g->scrub && !read_only && !check_mode)
+        sim_audit(disk(v), &a);
     int r = sim_disk_open(co, g, v->im->g, read_only, check_mode, ret_n, &err);
-    return r < 0 ? wrong(v, "%s: opening failed: %s", when, err.text) : 0;
+    if (r < 0)
+        return wrong(v, "%s: opening failed: %s", when, err.text);
+    return a.marked && !atomic_load(&graph_image(*ret_n)->unclean) ? wrong(v, "%s: a dirty image was repaired before it opened", when) : 0;
 }
 
 static int close_disk(struct co *co, struct sim_verify *v, struct graph_node *n, const char *when, int r)

@@ -58,6 +58,41 @@ def test_finds_and_frees_leaks(tmp_path, byre_serve):
     run.qemu_img("check", path)
 
 
+def test_frees_leaks_beside_bitmaps(tmp_path, byre_serve):
+    """G.001: clusters of bitmaps are counted, and leaks are freed also where there are bitmaps; while bitmaps come and go nothing of
+    theirs is taken for one"""
+    path = leaky(tmp_path)
+    run.byre("bitmap", "--add", "-g", 65536, path, "b0")
+    run.byre("io", "-c", "write -P 9 2M 192k", path)
+    server = byre_serve(path)
+    stop, broken = threading.Event(), []
+
+    def actions():
+        client = Qmp(server.control)
+        n = 0
+        while not stop.is_set():
+            for command in ("block-dirty-bitmap-add", "block-dirty-bitmap-remove"):
+                more = {"persistent": True} if command.endswith("add") else {}
+                answer = client.ask(command, node="disk0", name=f"c{n % 3}", **more)
+                if "return" not in answer:
+                    broken.append(answer)
+            n += 1
+
+    acting = threading.Thread(target=actions)
+    acting.start()
+    try:
+        assert check(server, "-r", "leaks").err.count("Repaired: ") == 2
+        for _ in range(10):
+            assert "No errors were found" in check(server, "-r", "leaks").out
+    finally:
+        stop.set()
+        acting.join()
+    assert not broken
+    assert server.stop() == 0
+    run.qemu_img("check", path)
+    assert [b["name"] for b in json.loads(run.qemu_img("info", "--output=json", path).out)["format-specific"]["data"]["bitmaps"]] == ["b0"]
+
+
 def test_under_writes(tmp_path, byre_serve):
     """G.001: a disk that is written, discarded and zeroed without pause is found sound each time"""
     path = disk(tmp_path, size="256M", options="cluster_size=4096")

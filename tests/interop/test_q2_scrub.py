@@ -11,7 +11,7 @@ import time
 
 import pytest
 import q2_damage
-from lib import corrupt, images, peers, run
+from lib import bitmaps, corrupt, images, peers, run
 
 CS = 65536
 
@@ -82,6 +82,47 @@ def test_killed_at_1_tib(tmp_path, byre_serve):
     assert not is_dirty(path)
     run.qemu_img("check", path)
     run.qemu_io(path, f"read -P 0xee {places[1] * CS} 4k", f"read -P 2 {places[1] * CS + 4096} 60k", f"read -P 0xef {123 * CS} {CS}")
+
+
+@pytest.mark.parametrize("with_bitmap", [False, True])
+@pytest.mark.parametrize("data_file", [False, True])
+def test_killed_with_a_data_file_or_a_bitmap(tmp_path, byre_serve, data_file, with_bitmap):
+    """As above with guest data in a file of its own, and with a bitmap: both serve at once too; the bitmap misses nothing (G.014)"""
+    path = tmp_path / "a.qcow2"
+    options = "lazy_refcounts=on" + (f",data_file={tmp_path}/a.raw" if data_file else "")
+    run.byre("create", "-q", "-f", "qcow2", "-o", options, path, "64G")
+    if with_bitmap:
+        run.byre("bitmap", "--add", "-g", 65536, path, "b0")
+    rng = random.Random(3)
+    places = [p * CS for p in rng.sample(range((64 << 30) // CS), 300)]
+    server = byre_serve(path)
+    handle = connect(server)
+    for i, p in enumerate(places[:200]):
+        handle.pwrite(bytes([i % 251 + 1]) * CS, p)
+    handle.flush()
+    kill(server)
+    assert is_dirty(path)
+    server = byre_serve(path)
+    handle = connect(server)
+    times = []
+    for what in (lambda: handle.pread(CS, places[0]), lambda: handle.pwrite(b"\xee" * 4096, places[1]), lambda: handle.pwrite(b"\xef" * CS, places[250])):
+        begin = time.monotonic()
+        what()
+        times.append(time.monotonic() - begin)
+    assert min(times) < 0.02 and max(times) < 1, times
+    assert wait_gone(server, "scrub-disk0") == []
+    handle.pwrite(b"\xed" * 4096, places[2])
+    for i, p in enumerate(places[3:200], 3):
+        assert handle.pread(4096, p) == bytes([i % 251 + 1]) * 4096
+    handle.shutdown()
+    assert server.stop() == 0
+    assert not is_dirty(path)
+    run.qemu_img("check", path)
+    run.qemu_io(path, f"read -P 0xee {places[1]} 4k", f"read -P 2 {places[1] + 4096} 60k", f"read -P 0xed {places[2]} 4k", f"read -P 0xef {places[250]} {CS}")
+    if with_bitmap:
+        dirty = bitmaps.peer_map(path, "b0", tmp_path)
+        for p in places[:200] + [places[250]]:
+            assert any(a <= p and p + CS <= a + n for a, n in dirty), p
 
 
 def test_the_peers_dirty_image(tmp_path, byre_serve):

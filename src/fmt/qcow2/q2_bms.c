@@ -44,6 +44,14 @@ void q2_bms_free(struct q2_image *q)
     q->bms = NULL;
 }
 
+bool q2_bms_has_table(const struct q2_image *q, uint64_t off)
+{
+    for (uint32_t i = 0; q->bms && i < q->bms->count; i++)
+        if (q->bms->list[i].table && q->bms->list[i].d.table_off == off)
+            return true;
+    return false;
+}
+
 /* ---- regions ---- */
 
 #define REGION_BITS_MIN 25u              /* 32 MiB */
@@ -405,9 +413,13 @@ int q2_bms_close(struct co *co, struct q2_image *q)
     struct closing c = { .q = q };
     if (!m || q->check_mode)
         return 0;
+    if (q->unclean && m->waits)
+        return 0;                        /* nothing was changed, and what lies there is what it was */
     bool changed = false;
     for (struct fmt_bitmap *b = q->im.bitmaps; b; b = b->next)
         changed |= b->persistent && b->changed;
+    for (uint32_t i = 0; m->waits && i < m->count; i++)
+        changed |= m->list[i].kept && m->list[i].in_use;     /* exact bits are due, and not in place (B4) */
     int r = changed ? q2_bms_sync(co, &q->im, NULL) : 0;     /* an earlier one has failed */
     uint64_t **words = calloc((size_t)m->count + 1, sizeof *words);
     if (r == 0 && (!words || posix_memalign((void **)&c.buf, 4096, q->g.cluster_size)))

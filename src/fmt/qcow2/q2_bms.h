@@ -18,7 +18,8 @@
  *       not in use, or in use and a superset of the truth.
  *   B2  A bit of `entered` is set only when every kept bitmap has all its bits of that region durably on the disk.
  *   B3  Content on the disk is overwritten in place only while its entry is IN_USE there.
- *   B4  A cluster is written in place only when it lies where no metadata lies and has one owner.
+ *   B4  A cluster is written in place only when it lies where no metadata lies and has one owner. Of an image that is unclean
+ *       nobody knows that: what it has (`old`) is written anew as a whole before the first change of the disk.
  */
 #ifndef Q2_BMS_H
 #define Q2_BMS_H
@@ -33,6 +34,8 @@ struct q2_bm {                          /* one entry of the directory, in its or
     bool kept;                          /* records, and is loaded: the disk follows */
     bool in_use;                        /* the flag on the disk */
     bool lost;                          /* in use, and not a superset any more: not to be claimed */
+    bool old;                           /* what it has lies in old clusters of an image that was unclean when it was opened: nothing of that is
+                                           written in place (q2_unclean.c U7) */
     bool differs;                       /* the disk may hold more bits than `pub->bits` anywhere, not only in entered regions */
 };
 
@@ -40,6 +43,7 @@ struct q2_bms {
     struct co_mutex mx;                 /* entering */
     struct q2_bm *list; uint32_t count;
     bool marked;                        /* every kept one is IN_USE on the disk */
+    bool waits;                         /* the set is to be written anew before anything is marked */
     bool claims;                        /* regions are entered; else they only count as entered */
     uint64_t *wanted, *round;           /* bit per region: somebody waits for it; it is being entered */
 };
@@ -75,6 +79,10 @@ struct q2_ahead { struct fmt_ahead *a; uint64_t *wanted, *round; };
 MUST_USE int q2_ahead_make(const struct q2_image *q, struct q2_ahead *ret);
 void q2_ahead_free(struct q2_ahead *n);
 void q2_ahead_install(struct q2_image *q, struct q2_ahead *n);
+
+/* q2_bms_sync.c: the whole set anew, in the order that claims need; bits as they are in memory. No region is entered, and nobody
+ * changes bitmaps. Failure: the old set stands. */
+MUST_USE int q2_bms_renew(struct co *co, struct q2_image *q);
 
 /* q2_bms_load.c */
 MUST_USE int q2_bm_load_content(struct co *co, struct q2_image *q, struct q2_bm *bm);

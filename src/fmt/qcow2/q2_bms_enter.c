@@ -5,7 +5,7 @@
  * Purpose      Makes what is on the disk a superset of what is about to happen (G.014).
  * Owns         im->ahead's bits.
  * Invariants   B1, B2, B4 of q2_bms.h
- * Order        First change of all: claim, IN_USE | META_B_BITMAPS (Q16). Each region: bits, new clusters, counts |
+ * Order        First change of all: of an unclean image the set anew (U7 of q2_unclean.c); claim, IN_USE | META_B_BITMAPS (Q16). Each region: bits, new clusters, counts |
  *              META_B_BITMAPS, if a table must name new clusters | tables | META_B_BITMAPS | the guest's write. A new cluster
  *              that reads zero and is settled needs no barrier in front of its entry: the entry replaces one that
  *              says zeros (Q23).
@@ -39,10 +39,26 @@ static bool wants_mark(const struct q2_image *q, const struct q2_bm *bm)
     return bm->in_use || bm->kept || bm->d.bad;
 }
 
+/* U7 of q2_unclean.c. Nothing is entered, so nothing is being changed. When it fails what lies on the disk cannot be followed: the
+ * next attempt is made when the image is closed. */
+static bool renew(struct co *co, struct q2_image *q)
+{
+    struct q2_bms *m = q->bms;
+    if (!m->waits)
+        return true;
+    int r = q2_bms_renew(co, q);
+    for (uint32_t i = 0; r < 0 && i < m->count; i++)
+        if (m->list[i].pub && m->list[i].pub->bits)
+            m->list[i].pub->changed = true;
+    m->waits = false;
+    return r == 0;
+}
+
 static int mark(struct co *co, struct q2_image *q)
 {
     struct q2_bms *m = q->bms;
-    uint32_t n = q2_bms_claimable(m);
+    bool renewed = renew(co, q);
+    uint32_t n = renewed ? q2_bms_claimable(m) : 0;
     int r = n ? q2_bms_claim(co, q, n) : -ENOSPC;
     m->claims = r == 0;
     if (r < 0)

@@ -18,7 +18,9 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
 #include "fmt/qcow2/q2_bms.h"
+#include "fmt/qcow2/q2_unclean.h"
 
 /* B4. For reading it only must lie in the file. */
 static int judge_place(struct co *co, struct q2_image *q, uint64_t off, uint64_t bytes, uint64_t file)
@@ -31,7 +33,9 @@ static int judge_place(struct co *co, struct q2_image *q, uint64_t off, uint64_t
     for (uint64_t at = off; at < off + bytes; at += q->g.cluster_size) {
         if (q2_hits_metadata(q, at) || meta_cached(q->meta, at, q->g.cluster_size))
             return -EUCLEAN;
-        if (q->h.incompat & Q2_INCOMPAT_DIRTY)
+        if (q->unclean && !q2_unclean_is_old(q, at >> q->g.cluster_bits) && !q2_marks_has(&q->alloc->given, at >> q->g.cluster_bits))
+            return -EUCLEAN;             /* behind the old end, and not ours (U3) */
+        if (q->unclean)
             continue;                    /* counts say nothing yet */
         int r = q2_refs_get(co, q, at >> q->g.cluster_bits, &n);
         if (r < 0 || n != 1)
@@ -176,6 +180,7 @@ static int make_list(struct co *co, struct q2_image *q, struct byre_err *err)
         struct q2_bm *bm = &m->list[i];
         bm->d = list[i];
         bm->in_use = bm->d.flags & Q2_BITMAP_IN_USE;
+        bm->old = q->unclean;
         if (r == 0)
             r = make_public(q, bm, i, claim && i < q->h.superset_count, &tail);
     }
@@ -233,7 +238,9 @@ static void do_without(struct q2_image *q)
 static int begin_recording(struct co *co, struct q2_image *q)
 {
     int r = load_recording(co, q);
-    if (r == 0 && needs_order(q->bms)) {
+    if (q->unclean) {
+        q->bms->waits = true;            /* nothing is taken, and nothing written, before somebody wants to change something */
+    } else if (r == 0 && needs_order(q->bms)) {
         r = q2_bms_sync(co, &q->im, NULL);
         if (r == 0 || r == -ENOMEM)
             return r;

@@ -12,7 +12,7 @@
  *              S3  Memory changes when the new set is durable, not before.
  * Order        Data, tables, directory, counts | META_B_SWITCH_BEFORE | extension (with the claim),
  *              autoclear bit | META_B_HEADER. Old clusters are dropped behind that (Q9).
- * Concurrency  Home loop, drained.
+ * Concurrency  Home loop, drained; a renewal: before any region is entered.
  * Failure      -ENOSPC, -EIO, -ENOMEM, -E2BIG: the old set stands. Only a header sector that cannot be put back stops all
  *              writing (meta_stop).
  * Tests        tests/crash, tests/interop/test_bitmaps.py, faults
@@ -161,6 +161,8 @@ static bool stays(const struct q2_image *q, const struct fmt_bitmap *b, const st
         return false;
     if (b->bad || b->inconsistent)
         return true;
+    if (old->old && b->bits)
+        return false;                    /* it may come to be written in place */
     if (old->d.table_entries != q2_bm_entries(q, atomic_load(&q->im.size), b->granularity_bits))
         return false;
     return !old->in_use || (old->kept && b->enabled && !old->lost);
@@ -399,8 +401,8 @@ static void drop_table(struct q2_image *q, const struct q2_bm *bm)
     for (uint64_t k = 0; bm->table && k < bm->d.table_entries; k++)
         if (bm->table[k] & Q2_BME_OFF)
             q2_alloc_drop(q, (bm->table[k] & Q2_BME_OFF) >> bits, 1);
-    if (bm->table && bm->d.table_entries)
-        q2_alloc_drop(q, bm->d.table_off >> bits, div_up(8ull * bm->d.table_entries, q->g.cluster_size));
+    if (bm->table && bm->d.table_entries)        /* as a table: a scrub may be reading it */
+        q2_alloc_drop_table(q, bm->d.table_off >> bits, div_up(8ull * bm->d.table_entries, q->g.cluster_size));
 }
 
 static void commit(struct plan *p)
@@ -413,7 +415,7 @@ static void commit(struct plan *p)
     q->h.bitmap_dir_bytes = p->dir_bytes;
     q2_fixed_update(q);
     if (m->count && !p->verbatim)
-        q2_alloc_drop(q, old_off >> q->g.cluster_bits, div_up(old_bytes, cs));
+        q2_alloc_drop_table(q, old_off >> q->g.cluster_bits, div_up(old_bytes, cs));
     for (uint32_t i = 0; i < m->count; i++) {
         if (!p->lives[i] && !p->verbatim)
             drop_table(q, &m->list[i]);
@@ -422,6 +424,7 @@ static void commit(struct plan *p)
     free(m->list);
     m->list = p->list;
     m->count = p->count;
+    m->waits = false;
     p->list = NULL;
     p->count = 0;
     for (uint32_t i = 0; i < m->count; i++)
@@ -489,6 +492,16 @@ static void failed(struct co *co, struct q2_image *q)
         m->claims = false;
     if (r < 0)
         meta_stop(q->meta, r);
+}
+
+int q2_bms_renew(struct co *co, struct q2_image *q)
+{
+    struct plan p = { .q = q };
+    int r = posix_memalign((void **)&p.buf, 4096, q->g.cluster_size) ? -ENOMEM : write_all(co, &p);
+    if (r == 0)
+        commit(&p);
+    plan_fini(&p);
+    return r;
 }
 
 static int sync_with(struct co *co, struct plan *p)

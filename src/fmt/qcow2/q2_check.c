@@ -401,6 +401,7 @@ static void on_data(void *arg, const struct q2_ref *r)
         count_stats(arg, r);
 }
 
+static const struct q2_visitor live_data_visitor = { .ref = on_ref, .fault = on_fault, .data = on_data, .table = on_table, .entry = q2_live_entry };
 static const struct q2_visitor count_visitor = { .ref = on_ref, .fault = on_fault, .data = on_data, .table = on_table, .bulk = q2_bulk_table, .bulked = q2_bulk_worked };
 
 /* ---- comparison ---- */
@@ -518,9 +519,9 @@ static void judge_bitmap(struct q2_checker *k, uint32_t i)
 static int load_bitmaps(struct co *co, struct q2_checker *k)
 {
     struct byre_err why = { 0 };
-    const struct q2_header *h = &k->q->h;
-    k->bitmaps_valid = h->has_bitmaps && h->autoclear & Q2_AUTOCLEAR_BITMAPS;
-    int rc = q2_bitmaps_load(co, k->store, k->g, h, &k->bitmaps, &k->bitmap_count, &why);
+    const struct q2_header h = k->q->h;              /* a scrub: another set may be switched to while this one is read */
+    k->bitmaps_valid = h.has_bitmaps && h.autoclear & Q2_AUTOCLEAR_BITMAPS;
+    int rc = q2_bitmaps_load(co, k->store, k->g, &h, &k->bitmaps, &k->bitmap_count, &why);
     for (uint32_t i = 0; !rc && i < k->bitmap_count; i++)
         judge_bitmap(k, i);
     if (!rc || rc == -ENOMEM)
@@ -541,7 +542,8 @@ static int load_bitmaps(struct co *co, struct q2_checker *k)
 static int count_references(struct co *co, struct q2_checker *k)
 {
     int rc = q2_bulk_begin(k, cores(co));
-    struct q2_walk w = q2_checker_walk(k, Q2_WALK_MAPPING | Q2_WALK_SNAPSHOTS, &count_visitor, k);
+    const struct q2_visitor *v = k->live && k->g->data_file ? &live_data_visitor : &count_visitor;
+    struct q2_walk w = q2_checker_walk(k, Q2_WALK_MAPPING | Q2_WALK_SNAPSHOTS, v, k);
     if (!rc)
         rc = q2_walk(co, &w);
     if (!rc)

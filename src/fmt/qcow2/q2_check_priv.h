@@ -86,6 +86,8 @@ void q2_checker_fini(struct q2_checker *k);
 
 /* q2_scrub.c: for a checker with k->live. 1: the reference is not to be judged or counted; < 0 ends the walk. Suspends. */
 MUST_USE int q2_live_ref(struct co *co, struct q2_checker *k, const struct q2_ref *r);
+/* entry() of the walk where most entries are no reference (external data file): lets requests run. */
+MUST_USE int q2_live_entry(struct co *co, void *arg, const struct q2_ref *r);
 /* Between steps of less than a millisecond: lets requests run. < 0: end now. */
 MUST_USE int q2_live_breathe(struct co *co, struct q2_checker *k);
 bool q2_live_skips(const struct q2_checker *k, uint64_t cluster);

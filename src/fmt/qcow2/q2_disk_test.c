@@ -169,7 +169,7 @@ void img_make(struct co *co, const struct make *m)
 int img_try_open(struct co *co, const struct opening *o, struct fmt_image **ret)
 {
     struct fmt_open_opts fo = { .read_only = o->read_only, .check_mode = o->check, .frontier_bytes = o->frontier_bytes, .cache_bytes = o->cache_bytes,
-        .discard_no_punch = o->no_punch, .lazy_refcounts = o->lazy, .unclean_ok = o->unclean };
+        .discard_no_punch = o->no_punch, .lazy_refcounts = o->lazy, .unclean_ok = o->unclean, .bitmap_region_bytes = o->bitmap_region };
     struct stor *s = disk_open(o->read_only);
     struct byre_err err = { 0 };
     int r = fmt_qcow2_ops.open(co, s, &fo, ret, &err);

@@ -17,7 +17,9 @@
  *              L6 An image that is not proved sound stays unclean and goes on serving as such.
  * Order        What was dropped before the round is durable before it reads. Unclean: counts durable (q2_recount.c) | flags,
  *              verified by a round | dirty bit off | trust.
- * Concurrency  Home loop, any requests beside it; lets others run every few thousand references. Snapshots, resize: excluded.
+ * Concurrency  Home loop, any requests beside it; lets others run every few hundred references. Snapshots, resize: excluded.
+ *              Actions on bitmaps may run: what a new set takes was handed out in this opening, what the old one had is dropped (L1),
+ *              its directory and tables as tables (L2).
  * Failure      The round is given up, nothing half done.
  * Memory       As check: a few bytes per cluster of the file; one bit per cluster touched.
  * Tests        q2_scrub_test.c, crash explorer (lazy-*, *-hurt), tests/interop/test_q2_scrub.py
@@ -112,6 +114,13 @@ int q2_live_breathe(struct co *co, struct q2_checker *k)
     return s->o->step ? s->o->step(co, s->o->arg) : 0;
 }
 
+int q2_live_entry(struct co *co, void *arg, const struct q2_ref *r)
+{
+    struct q2_checker *k = arg;
+    (void)r;
+    return ++k->live->since_step % REFS_PER_STEP ? 0 : q2_live_breathe(co, k);
+}
+
 int q2_live_ref(struct co *co, struct q2_checker *k, const struct q2_ref *r)
 {
     struct q2_scrubbing *s = k->live;
@@ -127,8 +136,10 @@ int q2_live_ref(struct co *co, struct q2_checker *k, const struct q2_ref *r)
     if (r->kind == Q2_REF_RT || r->kind == Q2_REF_RB)
         return 1;                                /* q2_recount.c makes them anew */
     bool ours = r->entry_off >= end || (r->active && r->kind == Q2_REF_L2);        /* of the L1 table: bad ones are mended first */
-    if (ours || !r->entry_off)
-        return !r->outside;
+    if (r->kind == Q2_REF_BITMAP_TABLE)
+        ours = q2_bms_has_table(s->q, r->off);
+    if (ours || (!r->entry_off && r->kind != Q2_REF_BITMAP_TABLE))
+        return !r->outside || q2_marks_has(&s->q->alloc->given, r->off >> bits);     /* the file has grown since the round began */
     stale_ref(k, r);
     return 1;
 }
@@ -206,8 +217,6 @@ static int round_of(struct co *co, struct q2_scrubbing *s, struct q2_checker *k,
         r = byre_fail_code(err, IO, r, "%s: cached changes cannot be written: %s", s->q->name, strerror(-r));
     else
         r = q2_gather(co, k, err);
-    if (s->q->h.has_bitmaps && (!k->bitmaps_valid || !s->q->unclean))
-        k->unsure = true;                        /* their tables may move while we look: nothing is freed */
     end_round(s);
     return r;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fmt/qcow2/q2_bms.h"
 #include "fmt/qcow2/q2_disk_test.h"
 #include "fmt/qcow2/q2_unclean.h"
 
@@ -15,7 +16,7 @@
 #define CS 4096ull
 
 static const struct make lazy = { 3, 16, CS, 16 * MIB, true };
-static const struct opening at_once = { .unclean = true, .frontier_bytes = 8 * CS };
+static const struct opening at_once = { .unclean = true, .frontier_bytes = 8 * CS, .bitmap_region = MIB };
 
 static bool marked(void) { return disk.bytes[79] & 1; }
 
@@ -339,6 +340,118 @@ static void under_way_body(struct co *co, void *arg)
 
 static void test_under_way(void **state) { t_run(0, under_way_body, NULL); }
 
+/* ---- bitmaps of an unclean image (U7) ---- */
+
+static bool dirty_any(const struct dirty *d, uint64_t off, uint64_t len)
+{
+    uint64_t from, to;
+    return dirty_next(d, off, off + len, &from, &to);
+}
+
+static struct q2_bm *only_bitmap(struct q2_image *q)
+{
+    CHECK(q->bms && q->bms->count == 1);
+    return &q->bms->list[0];
+}
+
+static void bitmap_free(struct q2_image *q, struct fmt_bitmap *b)
+{
+    q->im.bitmaps = NULL;
+    dirty_free(b->bits);
+    free(b->name);
+    free(b);
+}
+
+/* The image of make_killed with a bitmap that was in use. */
+static void make_killed_bitmap(struct co *co)
+{
+    make_killed(co, &lazy, false);
+    struct q2_image *q = img_open(co, &at_once);
+    scrub(co, q, 0, 0);
+    struct fmt_bitmap *b = calloc(1, sizeof *b);
+    struct byre_err err = { 0 };
+    *b = (struct fmt_bitmap){ .name = strdup("b"), .granularity_bits = 12, .persistent = true, .enabled = true };
+    CHECK_EQ(dirty_new(lazy.size, 12, NULL, &b->bits), 0);
+    dirty_set(b->bits, 5 * MIB, 64 * KIB);
+    q->im.bitmaps = b;
+    CHECK_EQ(q2_bms_sync(co, &q->im, &err), 0);
+    CHECK_EQ(q2_bms_enter(co, &q->im, 0, CS), 0);
+    CHECK_EQ(g_write(co, q, 0, CS, 1), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    img_kill(co, q);
+    bitmap_free(q, b);
+    CHECK(marked());
+}
+
+/* Bitmaps that nobody counts stay where they are and as they are, until there is something to write: then all is in new clusters. */
+static void bitmaps_body(struct co *co, void *arg)
+{
+    struct byre_err err = { 0 };
+    bool early = arg;
+    make_killed_bitmap(co);
+    requests = 0;
+    disk.hook = count_requests;
+    struct q2_image *q = img_open(co, &at_once);
+    CHECK_EQ(q2_bms_open(co, &q->im, &err), 0);
+    CHECK(requests < 40);
+    disk.hook = NULL;
+    CHECK(q->unclean);
+    struct q2_bm *bm = only_bitmap(q);
+    struct fmt_bitmap *b = bm->pub;
+    CHECK(bm->kept && !b->inconsistent && dirty_any(b->bits, 5 * MIB, 64 * KIB) && dirty_any(b->bits, 0, CS));
+    uint64_t end = q->unclean->first * CS, table = bm->d.table_off, data = bm->table[0] & Q2_BME_OFF;
+    CHECK(table && data && table < end && data < end);
+    uint8_t before[2][CS];
+    memcpy(before[0], disk.bytes + table, CS);
+    memcpy(before[1], disk.bytes + data, CS);
+    if (!early)
+        scrub(co, q, FMT_FIX_LEAKS, 0);              /* trust is back, and yet nobody has looked whose these clusters were */
+    CHECK_EQ(q2_bms_enter(co, &q->im, 9 * MIB, CS), 0);
+    CHECK_EQ(g_write(co, q, 9 * MIB, CS, 0x99), 0);
+    dirty_set(b->bits, 9 * MIB, CS);
+    bm = only_bitmap(q);
+    CHECK(bm->d.table_off != table && (bm->table[0] & Q2_BME_OFF) != data && bm->in_use);
+    CHECK(!early || (bm->d.table_off >= end && (bm->table[0] & Q2_BME_OFF) >= end && q->h.bitmap_dir_off >= end));
+    CHECK(memcmp(before[0], disk.bytes + table, CS) == 0 && memcmp(before[1], disk.bytes + data, CS) == 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    if (early) {
+        struct fmt_check_result res = scrub(co, q, FMT_FIX_LEAKS, 0);
+        CHECK(!res.corruptions && !res.leaks && !q->unclean);
+    }
+    CHECK(states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    bitmap_free(q, b);
+    no_faults(co);
+    q = img_open(co, &(struct opening){ 0 });
+    CHECK_EQ(q2_bms_open(co, &q->im, &err), 0);
+    b = only_bitmap(q)->pub;
+    CHECK(!b->inconsistent && !only_bitmap(q)->in_use && dirty_any(b->bits, 9 * MIB, CS) && dirty_any(b->bits, 5 * MIB, 64 * KIB) && !dirty_any(b->bits, 2 * MIB, MIB));
+    CHECK_EQ(img_close(co, q), 0);
+    bitmap_free(q, b);
+}
+
+static void test_bitmaps_early(void **state) { t_run(0, bitmaps_body, (void *)1); }
+static void test_bitmaps_late(void **state) { t_run(0, bitmaps_body, NULL); }
+
+/* Closed before anything was written: the bitmap is in use as it was, and not a byte of it has changed. */
+static void bitmaps_idle_body(struct co *co, void *arg)
+{
+    struct byre_err err = { 0 };
+    make_killed_bitmap(co);
+    uint8_t *before = malloc(disk.len);
+    uint64_t len = disk.len;
+    memcpy(before, disk.bytes, len);
+    struct q2_image *q = img_open(co, &at_once);
+    CHECK_EQ(q2_bms_open(co, &q->im, &err), 0);
+    struct fmt_bitmap *b = only_bitmap(q)->pub;
+    CHECK_EQ(img_close(co, q), 0);
+    bitmap_free(q, b);
+    CHECK(disk.len == len && memcmp(before, disk.bytes, len) == 0);
+    free(before);
+}
+
+static void test_bitmaps_idle(void **state) { t_run(0, bitmaps_idle_body, NULL); }
+
 /* ---- damage of an unclean image ---- */
 
 static void set_be64(uint64_t off, uint64_t v)
@@ -658,7 +771,7 @@ int main(void)
         cmocka_unit_test(test_marks), cmocka_unit_test(test_killed), cmocka_unit_test(test_power), cmocka_unit_test(test_again),
         cmocka_unit_test(test_beside), cmocka_unit_test(test_cancel), cmocka_unit_test(test_under_way), cmocka_unit_test(test_stale), cmocka_unit_test(test_two_owners),
         cmocka_unit_test(test_structure), cmocka_unit_test(test_hopeless), cmocka_unit_test(test_leaks), cmocka_unit_test(test_waiting), cmocka_unit_test(test_reclaim),
-        cmocka_unit_test(test_failing),
+        cmocka_unit_test(test_failing), cmocka_unit_test(test_bitmaps_early), cmocka_unit_test(test_bitmaps_late), cmocka_unit_test(test_bitmaps_idle),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 scrub", tests);

@@ -15,6 +15,11 @@
  *                 counted in memory, and freed and used again as always.
  *             U5  Trust comes back in one step, while no request holds a cluster (else a write in place could overlap the
  *                 copy of the same cluster).
+ *             U6  With an external data file the image itself holds tables alone, and U1 to U5 speak of those. A cluster of
+ *                 the data file can belong to nothing but the guest cluster at its own offset (q2_data.c), whatever happened: it
+ *                 is written in place as always, once its table is one of ours.
+ *             U7  Persistent bitmaps are read, and go on lying where they lie, until something wants to write in place what is old
+ *                 of them: then the set is written anew as a whole (q2_bms_renew), and that is ours.
  * Order       The dirty bit stays until the counts are durable (q2_scrub.c). Only the length of the file must be durable before
  *             a table points there (q2_frontier.c).
  * Concurrency Home loop; distrust_end and l1_bad are read on any.
@@ -30,8 +35,7 @@
 
 bool q2_unclean_wanted(const struct q2_image *q)
 {
-    return q->h.incompat & Q2_INCOMPAT_DIRTY && q->opts.unclean_ok && !q->im.read_only && !q->check_mode && q->im.store->traits.regular &&
-           !(q->h.incompat & Q2_INCOMPAT_DATA_FILE) && !q->h.has_bitmaps;        /* their clusters are written in place (q2_bms.c) */
+    return q->h.incompat & Q2_INCOMPAT_DIRTY && q->opts.unclean_ok && !q->im.read_only && !q->check_mode && q->im.store->traits.regular;
 }
 
 /* ---- the L1 table ---- */
@@ -133,7 +137,7 @@ static bool stale(const struct q2_image *q, uint64_t end, const struct q2_l2e *e
 
 bool q2_distrusted_entry(const struct q2_image *q, uint64_t distrust_end, uint64_t slice_off, struct q2_l2e *e)
 {
-    if (e->kind == Q2_UNALLOCATED || e->kind == Q2_ZERO_PLAIN)
+    if (e->kind == Q2_UNALLOCATED || e->kind == Q2_ZERO_PLAIN || q->g.data_file)        /* U6 */
         return true;
     if (slice_off < distrust_end && stale(q, distrust_end, e)) {             /* U3: it reads as it will when it is mended */
         uint32_t zero = e->kind == Q2_COMPRESSED ? Q2_SUB_ALL : e->zero | e->alloc;
@@ -152,6 +156,8 @@ void q2_unclean_sanitise(struct q2_image *q, uint64_t *words)
     const struct q2_geom *g = &q->g;
     uint64_t end = q->unclean->first << g->cluster_bits;
     unsigned step = g->l2_entry_bytes / 8;
+    if (g->data_file)                        /* U6 */
+        return;
     for (uint64_t i = 0; i < g->cluster_size / 8; i += step) {
         uint64_t raw = be64_word(words[i]);
         struct q2_l2e e;
