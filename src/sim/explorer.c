@@ -188,7 +188,7 @@ static void old_bytes(struct sim_explorer *x)
     for (unsigned kind = 0; kind < 2; kind++)            /* lengths first, then what lies inside */
         for (uint32_t p = 0; p < x->pending_count; p++) {
             const struct sim_op *op = x->pending[p];
-            if (x->w->files[op->file]->traits.zero_growth)
+            if (x->w->files[op->file]->traits.zero_crash)
                 continue;
             if (kind == 0 && op->kind == SIM_LEN && x->choice[p].how != SIM_DROP)
                 put_len(x, op);

@@ -11,7 +11,7 @@
  *   order        what lies in a sector follows the order of effects; of two operations that overlap in time and place
  *                either may come last
  *   length       the length changes of a file land in their order; what is written behind the length is not there
- *   growth       on a store that promises nothing for space gained (traits.zero_growth), a sector that was written there and
+ *   growth       on a store that promises nothing for space gained (traits.zero_crash), a sector that was written there and
  *                has not landed holds old bytes of somebody else
  *
  * A state is made in the files of the world by difference and taken back; its key is the incremental hash of all

@@ -754,7 +754,7 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t see
         f->lim.block = f->lim.mem_align = g->block;
         f->traits.direct = true;                     /* only direct I/O has blocks: space ahead is then preallocated */
     }
-    f->traits.zero_growth = !g->no_zero_growth;
+    f->traits.zero_growth = f->traits.zero_crash = !g->no_zero_growth;
     f->traits.can_punch = !g->no_punch;
     f->traits.can_zero = !g->no_zero;
     if (g->backing)

@@ -437,7 +437,7 @@ struct sim_file *sim_world_file(struct sim_world *w, const char *name)
     f->index = w->file_count;
     sim_disk_init(&f->disk, f->index);
     f->lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = 512 };
-    f->traits = (struct stor_traits){ .regular = true, .zero_growth = true, .can_punch = true, .can_zero = true };
+    f->traits = (struct stor_traits){ .regular = true, .zero_growth = true, .zero_crash = true, .can_punch = true, .can_zero = true };
     w->files[w->file_count++] = f;
     return f;
 }

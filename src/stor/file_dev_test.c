@@ -341,17 +341,18 @@ static void test_kernel_flush_failure(void **state)
 
 static const struct fs_row {
     const char *name, *make, *mount;
-    bool regular_growth;                  /* zero_growth */
+    bool buffered, direct, crash;         /* zero_growth, opened buffered and direct; zero_crash, direct */
 } fs_rows[] = {
-    { "ext4", "mkfs.ext4 -qF", "", true },
-    { "ext4, data=journal", "mkfs.ext4 -qF", "-o data=journal", true },
-    { "ext4, data=writeback", "mkfs.ext4 -qF", "-o data=writeback", false },
-    { "ext4, writeback by default", "f(){ mkfs.ext4 -qF \"$1\" && tune2fs -o journal_data_writeback \"$1\" >/dev/null; }; f", "", false },
-    { "ext4 without journal", "mkfs.ext4 -qF -O ^has_journal", "", false },
-    { "ext2", "mkfs.ext2 -qF", "-t ext2", false },
-    { "xfs", "mkfs.xfs -qf", "", true },
-    { "btrfs", "mkfs.btrfs -qf", "", true },
-    { "tmpfs", NULL, "-t tmpfs", true },
+    { "ext4", "mkfs.ext4 -qF", "", true, true, true },
+    { "ext4, data=journal", "mkfs.ext4 -qF", "-o data=journal", true, true, true },
+    { "ext4, data=writeback", "mkfs.ext4 -qF", "-o data=writeback", false, true, true },
+    { "ext4, writeback by default", "f(){ mkfs.ext4 -qF \"$1\" && tune2fs -o journal_data_writeback \"$1\" >/dev/null; }; f", "", false, true, true },
+    { "ext4 without journal", "mkfs.ext4 -qF -O ^has_journal", "", false, true, false },
+    { "ext4, a file without extents", "mkfs.ext4 -qF -O ^extents,^64bit,^has_journal", "", false, false, false },
+    { "ext2", "mkfs.ext2 -qF", "-t ext2", false, false, false },
+    { "xfs", "mkfs.xfs -qf", "", true, true, true },
+    { "btrfs", "mkfs.btrfs -qf", "", true, true, true },
+    { "tmpfs", NULL, "-t tmpfs", true, true, true },
 };
 
 static void check_traits(struct co *co, void *arg)
@@ -364,7 +365,7 @@ static void check_traits(struct co *co, void *arg)
         snprintf(path, sizeof path, "%s/file", mount_point);
         if (!CHECK_EQ(stor_file_open(co, path, &opts, &s, NULL), 0))
             return;
-        if (!CHECK_EQ(s->traits.zero_growth, row->regular_growth))
+        if (!CHECK_EQ(s->traits.zero_growth, direct ? row->direct : row->buffered) || !CHECK_EQ(s->traits.zero_crash, direct ? row->crash : row->buffered))
             fprintf(stderr, "on %s\n", row->name);
         CHECK(s->traits.regular && s->traits.can_punch && s->traits.can_zero && s->traits.enospc_early);
         CHECK(!s->traits.serial_growth);
@@ -410,37 +411,43 @@ static void test_file_systems(void **state)
 
 static void test_probe_tables(void **state)
 {
-    static const struct { uint64_t magic; bool ordered; const char *release; bool zero, zero_direct, serial, early, bytes; } row[] = {
-        { 0xEF53, true, "6.1.0", true, true, false, true },
-        { 0xEF53, false, "6.1.0", false, false, false, true },
-        { 0x58465342, false, "6.1.0-25-amd64", true, true, false, true },
-        { 0x58465342, false, "5.7.19", false, true, false, true },
-        { 0x58465342, false, "5.5.0", false, true, false, true },
-        { 0x58465342, false, "5.4.99", false, true, true, true },
-        { 0x58465342, false, "4.19", false, true, true, true },
-        { 0x58465342, false, "", false, true, true, true },
-        { 0x9123683E, false, "4.19", true, true, false, true },
-        { 0x01021994, false, "4.19", true, true, false, true },
-        { 0x6969, false, "6.1", false, false, false, false, true },       /* NFS */
-        { 0x65735546, false, "6.1", false, false, false, false },   /* FUSE */
-        { 0x794c7630, true, "6.1", false, false, false, false },    /* overlay */
+    static const struct { uint64_t magic; struct probe_ext4 ext4; const char *release; bool zero, zero_direct, crash_direct, serial, early, bytes; } row[] = {
+        { 0xEF53, { PROBE_EXT4_ORDERED, true }, "6.1.0", true, true, true, false, true },
+        { 0xEF53, { PROBE_EXT4_ORDERED, false }, "6.1.0", true, true, true, false, true },
+        { 0xEF53, { PROBE_EXT4_WRITEBACK, true }, "6.1.0", false, true, true, false, true },
+        { 0xEF53, { PROBE_EXT4_WRITEBACK, false }, "6.1.0", false, false, false, false, true },
+        { 0xEF53, { PROBE_EXT4_UNKNOWN, true }, "6.1.0", false, true, false, false, true },
+        { 0xEF53, { PROBE_EXT4_UNKNOWN, false }, "6.1.0", false, false, false, false, true },
+        { 0x58465342, { 0 }, "6.1.0-25-amd64", true, true, true, false, true },
+        { 0x58465342, { 0 }, "5.7.19", false, true, true, false, true },
+        { 0x58465342, { 0 }, "5.5.0", false, true, true, false, true },
+        { 0x58465342, { 0 }, "5.4.99", false, true, true, true, true },
+        { 0x58465342, { 0 }, "4.19", false, true, true, true, true },
+        { 0x58465342, { 0 }, "", false, true, true, true, true },
+        { 0x9123683E, { 0 }, "4.19", true, true, true, false, true },
+        { 0x01021994, { 0 }, "4.19", true, true, true, false, true },
+        { 0x6969, { 0 }, "6.1", false, false, false, false, false, true },       /* NFS */
+        { 0x65735546, { 0 }, "6.1", false, false, false, false, false },   /* FUSE */
+        { 0x794c7630, { PROBE_EXT4_ORDERED, true }, "6.1", false, false, false, false, false },    /* overlay */
     };
     for (unsigned i = 0; i < sizeof row / sizeof row[0]; i++) {
         struct probe_fs fs;
-        probe_fs(row[i].magic, row[i].ordered, row[i].release, &fs);
-        assert_int_equal(fs.zero_growth, row[i].zero);
-        assert_int_equal(fs.zero_growth_direct, row[i].zero_direct);
+        probe_fs(row[i].magic, row[i].ext4, row[i].release, &fs);
+        assert_int_equal(fs.buffered.growth, row[i].zero);
+        assert_int_equal(fs.buffered.crash, row[i].zero);
+        assert_int_equal(fs.direct.growth, row[i].zero_direct);
+        assert_int_equal(fs.direct.crash, row[i].crash_direct);
         assert_int_equal(fs.serial_growth, row[i].serial);
         assert_int_equal(fs.enospc_early, row[i].early);
         assert_int_equal(fs.byte_direct, row[i].bytes);
     }
-    assert_true(probe_ext4_options_promise("rw\nbarrier\ndata=ordered\ninode_readahead_blks=32\n"));
-    assert_true(probe_ext4_options_promise("data=journal\n"));
-    assert_false(probe_ext4_options_promise("rw\ndata=writeback\n"));
-    assert_false(probe_ext4_options_promise("rw\nbarrier\n"));
-    assert_false(probe_ext4_options_promise("rw\nxdata=ordered\n"));
-    assert_false(probe_ext4_options_promise("data=ordered"));        /* cut short: unknown */
-    assert_false(probe_ext4_options_promise(""));
+    assert_int_equal(probe_ext4_options("rw\nbarrier\ndata=ordered\ninode_readahead_blks=32\n"), PROBE_EXT4_ORDERED);
+    assert_int_equal(probe_ext4_options("data=journal\n"), PROBE_EXT4_ORDERED);
+    assert_int_equal(probe_ext4_options("rw\ndata=writeback\n"), PROBE_EXT4_WRITEBACK);
+    assert_int_equal(probe_ext4_options("rw\nbarrier\n"), PROBE_EXT4_UNKNOWN);
+    assert_int_equal(probe_ext4_options("rw\nxdata=ordered\n"), PROBE_EXT4_UNKNOWN);
+    assert_int_equal(probe_ext4_options("data=ordered"), PROBE_EXT4_UNKNOWN);        /* cut short: unknown */
+    assert_int_equal(probe_ext4_options(""), PROBE_EXT4_UNKNOWN);
 }
 
 int main(void)

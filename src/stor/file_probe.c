@@ -6,13 +6,17 @@
  * Owns         Nothing.
  * Invariants   I1  An answer that is not known for certain is the safe one: the larger alignment, the missing promise.
  *              I2  Probing changes nothing: it reads, asks, and punches only behind the end of a regular file.
- * Order        zero_growth says: bytes that a file gained by growing read as zeros until they are written, also after
- *              a crash in the middle of writing them. Growing itself adds a hole; the danger is a block that is
+ * Order        zero_crash says: bytes that a file gained by growing read as zeros until they are written, also after
+ *              a crash in the middle of writing them. zero_growth says the same without the last part. Growing itself adds a hole; the danger is a block that is
  *              linked into the file before its data is on disk, for then a crash shows what the disk held before.
  *                ext4   with a journal in ordered or journal mode, data is on disk before the commit that links the
  *                       block. Not without a journal, and not with data=writeback. The mount options in mountinfo do
  *                       not show a mode that comes from the superblock's defaults (tune2fs -o), nor the lack of a
- *                       journal; /proc/fs/ext4/DEVICE/options shows both, so only that file is believed.
+ *                       journal; /proc/fs/ext4/DEVICE/options shows both, so only that file is believed. The
+ *                       blocks that a direct write takes in front of the file's end are "unwritten" until it is complete,
+ *                       if the file has extents (FS_EXTENT_FL, which ext2 files never have); a commit makes the data
+ *                       durable before that change. Without a journal nothing does: such a hole is worth as much as
+ *                       one that fallocate zeroed there (zero_growth), and no more (zero_crash).
  *                xfs    new blocks inside the file are "unwritten" until their I/O is complete; for buffered writes
  *                       since Linux 5.8, for direct ones always.
  *                btrfs  an extent is linked only when its data is on disk (also for files without copy on write: the
@@ -191,17 +195,21 @@ static void probe_device(struct file_stor *f, const struct stat *st)
 
 /* ---- file systems ---- */
 
-bool probe_ext4_options_promise(const char *options)
+enum probe_ext4_mode probe_ext4_options(const char *options)
 {
     /* One option per line. Without a journal there is no data= line at all. */
-    for (const char *p = options; (p = strstr(p, "data=")); p++)
-        if (p == options || p[-1] == '\n')
-            return !strncmp(p, "data=ordered\n", 13) || !strncmp(p, "data=journal\n", 13);
-    return false;
+    for (const char *p = options; (p = strstr(p, "data=")); p++) {
+        if (p != options && p[-1] != '\n')
+            continue;
+        if (!strncmp(p, "data=ordered\n", 13) || !strncmp(p, "data=journal\n", 13))
+            return PROBE_EXT4_ORDERED;
+        return strncmp(p, "data=writeback\n", 15) ? PROBE_EXT4_UNKNOWN : PROBE_EXT4_WRITEBACK;
+    }
+    return PROBE_EXT4_UNKNOWN;
 }
 
 /* ext2, ext3 and ext4 share a magic number; only the driver ext4 has a file of this name. */
-static bool ext4_promises(dev_t dev)
+static enum probe_ext4_mode ext4_mode(dev_t dev)
 {
     enum { OPTIONS_BYTES = 4096 };
     char link[64], target[192], path[96];
@@ -214,30 +222,39 @@ static bool ext4_promises(dev_t dev)
     }
     char *options = name ? malloc(OPTIONS_BYTES) : NULL;
     if (!options)
-        return false;
+        return PROBE_EXT4_UNKNOWN;
     snprintf(path, sizeof path, "/proc/fs/ext4%.48s/options", name);
-    bool yes = read_text(path, options, OPTIONS_BYTES) && probe_ext4_options_promise(options);
+    enum probe_ext4_mode mode = read_text(path, options, OPTIONS_BYTES) ? probe_ext4_options(options) : PROBE_EXT4_UNKNOWN;
     free(options);
-    return yes;
+    return mode;
 }
 
-void probe_fs(uint64_t magic, bool ext4_ordered, const char *release, struct probe_fs *ret)
+/* Files that were made under ext2 or ext3 keep their block lists, in which nothing can be marked unwritten. */
+static bool has_extents(int fd)
+{
+    int flags = 0;
+    return ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0 && (flags & FS_EXTENT_FL);
+}
+
+void probe_fs(uint64_t magic, struct probe_ext4 ext4, const char *release, struct probe_fs *ret)
 {
     *ret = (struct probe_fs){ .local = true };
     switch (magic) {
     case EXT4_SUPER_MAGIC:
-        ret->zero_growth = ext4_ordered;
+        ret->buffered.growth = ret->buffered.crash = ext4.mode == PROBE_EXT4_ORDERED;
+        ret->direct.growth = ext4.extents;
+        ret->direct.crash = ext4.extents && ext4.mode == PROBE_EXT4_WRITEBACK;
         ret->enospc_early = true;
         break;
     case XFS_SUPER_MAGIC:
-        ret->zero_growth_direct = true;
-        ret->zero_growth = probe_kernel_at_least(release, 5, 8);
+        ret->direct.growth = ret->direct.crash = true;
+        ret->buffered.growth = ret->buffered.crash = probe_kernel_at_least(release, 5, 8);
         ret->serial_growth = !probe_kernel_at_least(release, 5, 5);
         ret->enospc_early = true;
         break;
     case BTRFS_SUPER_MAGIC:
     case TMPFS_MAGIC:
-        ret->zero_growth = true;
+        ret->buffered.growth = ret->buffered.crash = true;
         ret->enospc_early = true;
         break;
     case NFS_SUPER_MAGIC:                 /* direct requests go to the server as they are */
@@ -247,7 +264,8 @@ void probe_fs(uint64_t magic, bool ext4_ordered, const char *release, struct pro
     default:
         ret->local = false;
     }
-    ret->zero_growth_direct |= ret->zero_growth;
+    ret->direct.growth |= ret->buffered.growth;
+    ret->direct.crash |= ret->buffered.crash;
 }
 
 static void ask_fs(const struct file_stor *f, const struct stat *st, struct probe_fs *ret)
@@ -259,14 +277,18 @@ static void ask_fs(const struct file_stor *f, const struct stat *st, struct prob
     if (f->device || fstatfs(f->fd, &sfs) < 0)
         return;
     uint64_t magic = (uint64_t)(unsigned long)sfs.f_type;
-    probe_fs(magic, magic == EXT4_SUPER_MAGIC && ext4_promises(st->st_dev), un.release, ret);
+    struct probe_ext4 ext4 = { 0 };
+    if (magic == EXT4_SUPER_MAGIC)
+        ext4 = (struct probe_ext4){ .mode = ext4_mode(st->st_dev), .extents = has_extents(f->fd) };
+    probe_fs(magic, ext4, un.release, ret);
 }
 
 static void probe_regular(struct file_stor *f, const struct stat *st, const struct probe_fs *fs)
 {
     struct stor_traits *t = &f->s.traits;
     t->regular = true;
-    t->zero_growth = t->direct ? fs->zero_growth_direct : fs->zero_growth;
+    t->zero_growth = t->direct ? fs->direct.growth : fs->buffered.growth;
+    t->zero_crash = t->direct ? fs->direct.crash : fs->buffered.crash;
     t->serial_growth = fs->serial_growth;
     t->enospc_early = fs->enospc_early;
     t->can_copy = true;

@@ -285,7 +285,7 @@ int stor_mem_new(struct co *co, const char *name, uint64_t len, struct stor **re
     m->buckets = buckets;
     m->bucket_cnt = BUCKETS_MIN;
     m->s.discard_ok = true;
-    m->s.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .can_punch = true, .can_zero = true,
+    m->s.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .zero_crash = true, .can_punch = true, .can_zero = true,
                                         .enospc_early = true };
     *ret_s = &m->s;
     return 0;

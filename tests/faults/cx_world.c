@@ -297,7 +297,7 @@ int cx_store_open(struct cx_world *w, const char *name, bool read_only, struct s
     s->data = strcmp(name, "data") == 0;
     s->b = s->image ? &w->image : s->data ? &w->data : &w->backing;
     s->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = CX_SECTOR };
-    s->s.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .can_punch = true, .can_zero = true };
+    s->s.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .zero_crash = true, .can_punch = true, .can_zero = true };
     s->s.read_only = read_only;
     s->s.discard_ok = w->punch;
     *ret_s = &s->s;

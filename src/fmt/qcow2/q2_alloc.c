@@ -10,9 +10,9 @@
  *             I3  A dropped cluster comes to `ready` only by q2_drop.c, after Q9 and D3.
  *             I4  The sets may miss free clusters, never hold used ones.
  *             I5  known_zero is told only of frontier clusters gained by growing a regular file in this run, past the length
- *                 found at open (D4), on a store that promises zeros there after a crash too (traits.zero_growth).
- *                 Elsewhere new clusters are filled: a later write in place into what was left a hole could show
- *                 somebody's old bytes after a crash.
+ *                 found at open (D4), on a store where a hole is as good as zeros (traits.zero_growth). Elsewhere new
+ *                 clusters are filled: a later write in place into what was left a hole could show somebody's old bytes
+ *                 after a crash.
  * Order       Counts rise here, before any pointer (rank META_COUNTS, or settled by q2_frontier.c).
  * Concurrency Home loop. take suspends (counts to load, growth); mx keeps scan, take and release apart.
  * Failure     take fails whole: -ENOSPC after the whole scan and one round of settling frees, -EIO; nothing changed.

@@ -120,7 +120,7 @@ struct stor *disk_open(bool read_only)
     struct stor *s = calloc(1, sizeof *s);
     ASSERT(s && stor_init(s, &disk_ops, "disk") == 0);
     s->lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = 512 };
-    s->traits = (struct stor_traits){ .regular = !disk.fixed_length, .zero_growth = true, .can_punch = true, .can_zero = true };
+    s->traits = (struct stor_traits){ .regular = !disk.fixed_length, .zero_growth = true, .zero_crash = true, .can_punch = true, .can_zero = true };
     s->discard_ok = true;
     s->read_only = read_only;
     return s;

@@ -250,10 +250,10 @@ MUST_USE int q2_refs_add(struct co *co, struct q2_image *q, uint64_t cluster, ui
 /* known_zero: reads zero as long as nobody writes it. settled: count and length are durable already. */
 struct q2_run { uint64_t cluster, count; bool known_zero, settled; };
 /* May an entry that points to r go without the barrier behind data and counts, if the guest had zeros there (Q23)? It
- * must read zero also after a crash: the store promises that of grown space, or it does not (stor_traits). */
+ * must read zero also after a crash that lost the data: not every store that promises zeros promises that (stor_traits). */
 static inline bool q2_run_independent(const struct q2_image *q, const struct q2_run *r)
 {
-    return r->count && r->known_zero && r->settled && q->im.store->traits.zero_growth;
+    return r->count && r->known_zero && r->settled && q->im.store->traits.zero_crash;
 }
 MUST_USE int q2_alloc_new(struct co *co, struct q2_image *q);
 /* Gives back counts and length of the unused frontier (D4), processes frees. Before meta goes. */

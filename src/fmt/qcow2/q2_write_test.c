@@ -28,7 +28,7 @@ static void setup(uint64_t below_zero_from)
     image = (struct q2_image){ .g = q2_geom_make(3, 16, 4, false) };
     q2_slices_set(&image, 512);
     image.im.store = image.im.data = &store;
-    store.traits = (struct stor_traits){ .regular = true, .zero_growth = true };
+    store.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .zero_crash = true };
     atomic_store(&image.im.below_zero_from, below_zero_from);
     image.h.l1_off = METADATA;
     image.h.l1_size = 100;
@@ -209,7 +209,7 @@ static void test_fill(void **state)
         struct write_txn t = { .n = f->n, .host = HOST };
         struct fmt_write w = { 0 };
         setup(0);
-        store.traits.zero_growth = f->what & CRASH_ZERO;
+        store.traits.zero_crash = f->what & CRASH_ZERO;
         if (!(f->what & KEPT))
             t.run = (struct q2_run){ .cluster = HOST / CLUSTER, .count = f->n, .known_zero = f->what & NEW_ZERO, .settled = f->what & NEW_SETTLED };
         fill_in(&image, &t, &p, guest + f->off, f->len, &w);

@@ -43,7 +43,7 @@ static void setup(void)
     image = (struct q2_image){ .g = q2_geom_make(3, BITS, 4, true) };
     q2_slices_set(&image, 512);
     image.im.store = image.im.data = &store;
-    store.traits = (struct stor_traits){ .regular = true, .zero_growth = true };
+    store.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .zero_crash = true };
     atomic_store(&image.im.below_zero_from, GUEST0 + now.below);
     for (unsigned i = 0; i < ENTRIES; i++) {
         uint64_t bits, raw = q2_l2x_encode(&image.g, &now.e[i], &bits);
