@@ -159,11 +159,14 @@ bool run_size(struct run *r, const char *word, const char *what, uint64_t *ret)
     return false;
 }
 
-static void warn_guessed_raw(struct run *r, const char *name)
+void run_warn_guessed_raw(const struct byre_image *image)
 {
+    if (!byre_is_probed(image) || byre_is_read_only(image) || strcmp(byre_format(image), "raw") != 0)
+        return;
     fflush(stdout);
     fprintf(stderr, "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
-                    "         Writes that would make its first block look like a format are refused. Give -f raw to allow them.\n", name);
+                    "         Writes that would make its first block look like a format are refused. Give -f raw to allow them.\n",
+            byre_filename(image));
 }
 
 /* What -l names. The two strings are owned. */
@@ -224,8 +227,8 @@ struct byre_image *run_open(struct run *r, const struct open_args *a)
     free(p.name);
     if (code)
         return NULL;
-    if (a->warn_raw && !a->quiet && byre_is_probed(image) && !byre_is_read_only(image) && strcmp(byre_format(image), "raw") == 0)
-        warn_guessed_raw(r, byre_filename(image));
+    if (a->warn_raw && !a->quiet)
+        run_warn_guessed_raw(image);
     return image;
 }
 

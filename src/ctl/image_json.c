@@ -151,13 +151,14 @@ static json_t *chain_json(struct co *co, struct graph_node *top, bool flat, stru
 
 static void set_common(json_t **o, struct graph_node *n, bool writethrough)
 {
+    static const char *const detect[] = { [GRAPH_DETECT_OFF] = "off", [GRAPH_DETECT_ON] = "on", [GRAPH_DETECT_UNMAP] = "unmap" };
     static const char *const zeros[] = { "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr", "write_threshold" };
     const struct stor *s = graph_store(n);
     for (size_t i = 0; i < sizeof zeros / sizeof zeros[0]; i++)
         set(o, zeros[i], json_integer(0));
     set(o, "ro", json_boolean(graph_read_only(n)));
     set(o, "encrypted", json_false());
-    set(o, "detect_zeroes", json_string("off"));
+    set(o, "detect_zeroes", json_string(detect[graph_detect_zeroes(n)]));
     set(o, "active", json_true());
     set(o, "cache", json_pack("{s:b,s:b,s:b}", "no-flush", s->no_flush, "direct", s->traits.direct, "writeback", !writethrough));
     set_str(o, "file", graph_filename(n));
@@ -236,12 +237,16 @@ json_t *file_node_json(struct co *co, const struct device_json *d, struct byre_e
     set(&image, "dirty-flag", json_false());
     if (stor_allocated(co, s, &bytes) == 0)
         set(&image, "actual-size", json_integer((json_int_t)bytes));
-    snprintf(name, sizeof name, "%s-file", graph_node_name(d->node));
+    if (graph_file_node_name(d->node))
+        snprintf(name, sizeof name, "%s", graph_file_node_name(d->node));
+    else
+        snprintf(name, sizeof name, "%s-file", graph_node_name(d->node));
     json_t *o = json_object();
     set(&o, "image", image);
     set_str(&o, "node-name", name);
     set_str(&o, "drv", drv);
     set(&o, "backing_file_depth", json_integer(0));
     set_common(&o, d->node, d->writethrough);
+    set_str(&o, "detect_zeroes", "off");         /* that is the image's matter */
     return o;
 }

@@ -52,8 +52,6 @@ const struct fmt_ops *fmt_probe(const uint8_t *buf, size_t len)
 
 /* What other programs recognise by its first 512 bytes. All from published descriptions of the formats. */
 static const struct signature { const char *format; uint16_t off; uint8_t len; const char *bytes; } signatures[] = {
-    { "qcow2", 0, 8, "QFI\xfb\0\0\0\2" },
-    { "qcow2", 0, 8, "QFI\xfb\0\0\0\3" },
     { "qcow", 0, 8, "QFI\xfb\0\0\0\1" },
     { "qed", 0, 4, "QED\0" },
     { "luks", 0, 6, "LUKS\xba\xbe" },
@@ -71,6 +69,8 @@ static const struct signature { const char *format; uint16_t off; uint8_t len; c
 
 const char *fmt_signature(const uint8_t *buf, size_t len)
 {
+    if (fmt_qcow2_ops.probe(buf, len) > 0)        /* every version from 2 on */
+        return fmt_qcow2_ops.name;
     for (size_t i = 0; i < sizeof signatures / sizeof signatures[0]; i++) {
         const struct signature *s = &signatures[i];
         if (len >= (size_t)s->off + s->len && !memcmp(buf + s->off, s->bytes, s->len))

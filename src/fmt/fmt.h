@@ -196,6 +196,14 @@ static inline bool fmt_ahead_entered(const struct fmt_ahead *a, uint64_t off, ui
     return true;
 }
 
+/* The part of its file that a raw image shows (FEATURES 3.026). */
+struct fmt_window {
+    bool on;
+    uint64_t off;                          /* where it begins */
+    bool fixed;                            /* it has `size` bytes, a multiple of 512, and keeps them; else it goes to the end */
+    uint64_t size;
+};
+
 struct fmt_open_opts {
     bool read_only;
     bool check_mode;                       /* opened for check/repair: tolerate what repair mends (dirty, corrupt, refcount table) */
@@ -215,6 +223,7 @@ struct fmt_open_opts {
     struct secret_set *secrets;            /* passphrases by id; used during the call only. NULL: none */
     const char *key_secret;                /* id of the passphrase; NULL: none */
     const char *encrypt_format;            /* what the opener says it is ("luks", "aes"); NULL: nothing */
+    struct fmt_window window;              /* raw only; others ignore it */
     uint64_t bitmap_region_bytes;          /* what a write marks ahead in persistent bitmaps, a power of two; 0 = default */
 };
 

@@ -51,7 +51,7 @@ void graph_free(struct graph *g)
 /* ---- nodes ---- */
 
 /* Letters, digits, '-', '.', '_'; a letter first: what the ecosystem takes as a name. */
-static bool name_is_good(const char *name)
+bool node_name_is_good(const char *name)
 {
     size_t len = strlen(name);
     if (len > GRAPH_NAME_MAX)
@@ -66,11 +66,37 @@ static bool name_is_good(const char *name)
     return len > 0;
 }
 
+/* A node has it, or the file of one. */
+static bool name_taken(struct graph *g, const char *name)
+{
+    LIST_FOR(l, &g->nodes) {
+        const struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
+        if (!strcmp(n->name, name) || !strcmp(n->file_name, name) || !strcmp(n->data_name, name))
+            return true;
+    }
+    return false;
+}
+
+static int name_file(struct graph_node *n, char to[GRAPH_NAME_MAX + 1], const char *name, struct byre_err *err)
+{
+    if (name && name_taken(n->g, name))
+        return byre_fail(err, EXISTS, "there is a node '%s' already", name);
+    if (name)
+        snprintf(to, GRAPH_NAME_MAX + 1, "%s", name);
+    return 0;
+}
+
+int node_name_files(struct graph_node *n, const char *file, const char *data, struct byre_err *err)
+{
+    int r = name_file(n, n->file_name, file, err);
+    return r ? r : name_file(n, n->data_name, data, err);
+}
+
 int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struct byre_err *err)
 {
-    if (name && !name_is_good(name))
+    if (name && !node_name_is_good(name))
         return byre_fail(err, BAD_ARGUMENT, "'%s' is no acceptable node name (a letter, then at most %d letters, digits, '-', '.', '_')", name, GRAPH_NAME_MAX - 1);
-    if (name && graph_find(g, name))
+    if (name && name_taken(g, name))
         return byre_fail(err, EXISTS, "there is a node '%s' already", name);
     struct graph_node *n = calloc(1, sizeof *n);
     if (!n)
@@ -150,6 +176,8 @@ void graph_warn(const struct graph_node *n, const char *fmt, ...)
 /* ---- description ---- */
 
 const char *graph_node_name(const struct graph_node *n) { return n->name; }
+const char *graph_file_node_name(const struct graph_node *n) { return n->file_name[0] ? n->file_name : NULL; }
+enum graph_detect graph_detect_zeroes(const struct graph_node *n) { return n->detect; }
 const char *graph_filename(const struct graph_node *n) { return n->filename; }
 const struct fmt_ops *graph_format(const struct graph_node *n) { return n->im->ops; }
 struct fmt_image *graph_image(struct graph_node *n) { return n->im; }

@@ -51,6 +51,8 @@ struct graph_opts {
 MUST_USE int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **ret_g, struct byre_err *err);
 void graph_free(struct graph *g);           /* all nodes closed */
 
+enum graph_detect { GRAPH_DETECT_OFF, GRAPH_DETECT_ON, GRAPH_DETECT_UNMAP };      /* detect-zeroes (FEATURES 3.067) */
+
 struct graph_open_opts {
     const char *filename;                   /* plain path, file:PATH, or json:{...} as the peer accepts (ecosystem policy) */
     const char *format;                     /* NULL = probe */
@@ -76,6 +78,7 @@ int graph_close(struct co *co, struct graph_node *n);
 
 /* ---- description (any loop; constant while open unless stated) ---- */
 const char *graph_node_name(const struct graph_node *n);
+const char *graph_file_node_name(const struct graph_node *n);  /* of the node of its file, as it was given; NULL: it was not */
 const char *graph_filename(const struct graph_node *n);
 const struct fmt_ops *graph_format(const struct graph_node *n);
 struct fmt_image *graph_image(struct graph_node *n);          /* for check, info and tests */
@@ -86,6 +89,7 @@ const char *graph_backing_filename(const struct graph_node *n); /* resolved full
 struct fill_costs;
 const struct fill_costs *graph_fill_costs(const struct graph_node *n);   /* what first writes cost on this disk (fill.h); changes all the time */
 bool graph_read_only(const struct graph_node *n);
+enum graph_detect graph_detect_zeroes(const struct graph_node *n);
 bool graph_probed(const struct graph_node *n);                 /* the format was guessed */
 uint64_t graph_length(const struct graph_node *n);             /* bytes, rounded up to 512; changes by resize */
 struct graph_node *graph_find(struct graph *g, const char *node_name);

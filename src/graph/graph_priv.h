@@ -6,6 +6,7 @@
  *   open.c     opening an image and its chain; probing; locks; policy
  *   names.c    what a file name means: plain, file:, json:{}; names relative to an overlay
  *   names_run.c options that only qcow2 knows
+ *   names_node.c options of nodes of any format, and of raw ones
  *   chain.c    which layer answers for this offset?
  *   index.c    the same for immutable layers, remembered
  *   read.c     reads, and pieces in flight at the same time
@@ -63,6 +64,7 @@ struct graph_node {
     struct list_node link;
     struct graph *g;
     char name[GRAPH_NAME_MAX + 1];
+    char file_name[GRAPH_NAME_MAX + 1], data_name[GRAPH_NAME_MAX + 1];      /* of the nodes of its files, "": not named */
     char *filename;                     /* path as the opener takes it */
     char *key_secret;                   /* id of the passphrase that opened it; NULL: none */
     char *backing_filename;             /* resolved name of the recorded backing file; NULL: none */
@@ -70,9 +72,10 @@ struct graph_node {
     struct fmt_image *im;
     struct graph_node *backing;         /* changes only under drain */
     bool is_raw, read_only, probed;
-    bool is_view;                       /* shows an internal snapshot of its file, not the disk: never shared as a backing layer */
+    bool is_view;                       /* shows an internal snapshot or a part of its file, not the disk: never shared as a backing layer */
     bool guard_first;                   /* probed raw, writable: the first sector must not become a format's (FEATURES 3.027) */
     bool writethrough, discard, force_share, no_backing;
+    enum graph_detect detect;           /* writes of nothing but zeros become requests for zeros */
     bool has_identity;
     bool ready;                         /* its whole chain is open: others may share it */
     uint64_t id_a, id_b;
@@ -108,6 +111,9 @@ extern const uint8_t graph_zero_page[ZERO_PAGE_BYTES];
 /* ---- graph.c ---- */
 /* A node with a free name ("" is made up), in the list, without image. */
 MUST_USE int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struct byre_err *err);
+bool node_name_is_good(const char *name);
+/* Names the files of n (NULL: not named). */
+MUST_USE int node_name_files(struct graph_node *n, const char *file, const char *data, struct byre_err *err);
 /* Takes n out of the list and frees it; its image is closed and its backing link cut. */
 void node_free(struct graph_node *n);
 /* Drops one reference of n and, while they become unused, of the nodes below it. First error of closing. */
@@ -125,6 +131,14 @@ struct name_runtime {
     uint32_t l2_entry;          /* bytes; 0: not said */
     enum name_tri pass_request, pass_snapshot, pass_other, no_unref, lazy;
 };
+/* What it says about the node, its file and, when it is raw, which part of the file it shows (names_node.c). */
+struct name_node {
+    char *file_name, *data_name;        /* names of the nodes of the files; owned. NULL: not said */
+    const char *file_only;              /* an option that only a file has stands at the format; NULL: none does */
+    bool native_aio;
+    enum graph_detect detect;
+    struct fmt_window window;
+};
 /* What a name says. Owned strings; name_ref_fini frees. */
 struct name_ref {
     char *path;                 /* for the opener */
@@ -136,6 +150,7 @@ struct name_ref {
     enum name_tri read_only, direct, no_flush, discard, locking, force_share;
     struct name_crypt crypt[NAME_CRYPT_MAX];   /* of this layer, of the one below it, ... */
     struct name_runtime run;
+    struct name_node node;
 };
 void name_ref_fini(struct name_ref *ref);
 /* text: as the user or an overlay's header gives it. overlay: path that relative names are relative to, NULL for
@@ -147,6 +162,10 @@ MUST_USE int name_runtime_option(struct name_runtime *run, const char *key, cons
 /* Do they fit together? */
 MUST_USE int name_runtime_settle(const struct name_runtime *run, struct byre_err *err);
 void name_runtime_apply(const struct name_runtime *run, struct fmt_open_opts *fo);
+void name_node_fini(struct name_node *o);
+/* 1: the option is one of these, and taken; 0: it is none. */
+MUST_USE int name_node_option(struct name_node *o, const char *key, const struct json_t *v, struct byre_err *err);
+MUST_USE int name_node_settle(const struct name_node *o, bool bare_file, struct byre_err *err);
 /* The part of name_parse for json:{...}. */
 MUST_USE int name_parse_json(const char *text, struct name_ref *ret, struct byre_err *err);
 

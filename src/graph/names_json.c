@@ -73,19 +73,38 @@ static int get_copy(const char *key, const json_t *v, char **ret, struct byre_er
     return *ret ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
 }
 
+static bool is_one_of(const char *s, const char *const *words)
+{
+    for (; *words; words++)
+        if (!strcmp(s, *words))
+            return true;
+    return false;
+}
+
 /* true/false, or the words that the ecosystem writes for them. */
 static int get_tri(const char *key, const json_t *v, enum name_tri *ret, struct byre_err *err)
 {
+    static const char *const yes[] = { "on", "true", "yes", "y", NULL }, *const no[] = { "off", "false", "no", "n", NULL };
     const char *s = json_is_string(v) ? json_string_value(v) : "";
-    if (json_is_true(v) || !strcmp(s, "on") || !strcmp(s, "true") || !strcmp(s, "unmap"))
+    if (json_is_true(v) || is_one_of(s, yes))
         *ret = NAME_YES;
-    else if (json_is_false(v) || !strcmp(s, "off") || !strcmp(s, "false") || !strcmp(s, "ignore"))
+    else if (json_is_false(v) || is_one_of(s, no))
         *ret = NAME_NO;
-    else if (!strcmp(s, "auto"))
-        *ret = NAME_UNSET;
     else
-        return byre_fail(err, BAD_OPTION, "json: the value of '%s' is not acceptable", key);
+        return byre_fail(err, BAD_OPTION, "json: the value of '%s' is not acceptable: on or off", key);
     return 0;
+}
+
+/* Words that stand for yes and no, and a third for "as is best" (NULL: there is none). */
+static int get_words(const char *key, const json_t *v, const char *const words[5], enum name_tri *ret, struct byre_err *err)
+{
+    const char *s = json_is_string(v) ? json_string_value(v) : json_is_true(v) ? "on" : json_is_false(v) ? "off" : "";
+    for (int i = 0; i < 5; i++)
+        if (words[i] && !strcmp(s, words[i])) {
+            *ret = i < 2 ? NAME_YES : i < 4 ? NAME_NO : NAME_UNSET;
+            return 0;
+        }
+    return byre_fail(err, BAD_OPTION, "json: the value of '%s' is not acceptable", key);
 }
 
 static int no_such(const char *key, struct byre_err *err)
@@ -96,44 +115,47 @@ static int no_such(const char *key, struct byre_err *err)
 /* Options that a node has, whether format or file. */
 static int common_option(struct fields *f, const char *key, const char *leaf, const json_t *v, struct byre_err *err)
 {
+    static const char *const discard[5] = { "unmap", "on", "ignore", "off", NULL };
     struct { const char *name; enum name_tri *to; } tri[] = {
         { "read-only", &f->ref->read_only }, { "cache.direct", &f->ref->direct }, { "cache.no-flush", &f->ref->no_flush },
-        { "discard", &f->ref->discard }, { "force-share", &f->ref->force_share }, { "locking", &f->ref->locking },
+        { "force-share", &f->ref->force_share },
     };
     for (size_t i = 0; i < sizeof tri / sizeof tri[0]; i++)
         if (!strcmp(leaf, tri[i].name))
             return get_tri(key, v, tri[i].to, err);
     enum name_tri ignored;
-    if (!strcmp(leaf, "auto-read-only"))
+    if (!strcmp(leaf, "discard"))
+        return get_words(key, v, discard, &f->ref->discard, err);
+    if (!strcmp(leaf, "auto-read-only"))      /* a matter of nodes that nobody writes to yet: here it is known from the start */
         return get_tri(key, v, &ignored, err);
-    if (!strcmp(leaf, "aio") && json_is_string(v))
-        return 0;
     return no_such(key, err);
+}
+
+static int locking_option(struct fields *f, const char *key, const json_t *v, struct byre_err *err)
+{
+    static const char *const locking[5] = { "on", "on", "off", "off", "auto" };
+    return get_words(key, v, locking, &f->ref->locking, err);
 }
 
 static int file_option(struct fields *f, const char *key, const char *leaf, const json_t *v, struct byre_err *err)
 {
-    const char *ignored;
     f->nested_file = true;
     if (!strcmp(leaf, "driver"))
         return get_string(key, v, &f->file_driver, err);
     if (!strcmp(leaf, "filename"))
         return get_string(key, v, &f->file_filename, err);
-    if (!strcmp(leaf, "node-name"))
-        return get_string(key, v, &ignored, err);
+    if (!strcmp(leaf, "locking"))
+        return locking_option(f, key, v, err);
     return common_option(f, key, leaf, v, err);
 }
 
 /* The external data file is a plain file, opened as the image is. */
 static int data_option(struct fields *f, const char *key, const char *leaf, const json_t *v, struct byre_err *err)
 {
-    const char *ignored;
     if (!strcmp(leaf, "driver"))
         return get_string(key, v, &f->data_driver, err);
     if (!strcmp(leaf, "filename"))
         return get_string(key, v, &f->data_filename, err);
-    if (!strcmp(leaf, "node-name"))
-        return get_string(key, v, &ignored, err);
     return no_such(key, err);
 }
 
@@ -160,6 +182,10 @@ static int crypt_option(struct fields *f, const char *key, const json_t *v, stru
 
 static int top_option(struct fields *f, const char *key, const json_t *v, struct byre_err *err)
 {
+    int r = name_node_option(&f->ref->node, key, v, err);
+    f->nested_file |= r && !strncmp(key, "file.", 5);
+    if (r)
+        return r > 0 ? 0 : r;
     if (!strncmp(key, "file.", 5))
         return file_option(f, key, key + 5, v, err);
     if (!strncmp(key, "data-file.", 10))
@@ -174,7 +200,11 @@ static int top_option(struct fields *f, const char *key, const json_t *v, struct
         f->backing_null = true;
         return 0;
     }
-    int r = crypt_option(f, key, v, err);
+    if (!strcmp(key, "locking")) {
+        f->ref->node.file_only = "locking";
+        return locking_option(f, key, v, err);
+    }
+    r = crypt_option(f, key, v, err);
     if (r <= 0)
         return r;
     if ((!strcmp(key, "file") || !strcmp(key, "data-file")) && json_is_string(v))
@@ -247,6 +277,8 @@ static int judge(struct fields *f, struct byre_err *err)
     if (f->data_filename && !(f->ref->data_path = strdup(f->data_filename)))
         return byre_fail(err, NOMEM, "no memory for a file name");
     int r = name_runtime_settle(&f->ref->run, err);
+    if (!r)
+        r = name_node_settle(&f->ref->node, f->ref->as_file, err);
     if (r)
         return r;
     f->ref->no_backing = f->backing_null;

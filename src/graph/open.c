@@ -132,6 +132,8 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
         .discard = n->discard,
         .locking = n->no_lock ? STOR_LOCK_OFF : STOR_LOCK_AUTO,
     };
+    if (l->ref->node.native_aio && !so.direct)
+        return byre_fail(err, BAD_OPTION, "%s: aio=native needs direct I/O (cache.direct=on)", n->filename);
     int r = op->g->opener.open(co, op->g->opener.arg, n->filename, &so, &l->store, err);
     if (r)
         return r;
@@ -178,6 +180,21 @@ static void warn_weak(struct graph *g, const struct graph_node *n)
     g->warn(g->warn_arg, text);
 }
 
+/* A part of the file instead of all of it (FEATURES 3.026). Where the format was guessed, its first sector must stay what it is. */
+static int open_window(const struct layer *l, struct fmt_open_opts *fo, struct byre_err *err)
+{
+    struct graph_node *n = l->n;
+    fo->window = l->ref->node.window;
+    if (!fo->window.on)
+        return 0;
+    if (!n->is_raw)
+        return byre_fail(err, BAD_OPTION, "%s: 'offset' and 'size' are options of raw images, and this one is %s", n->filename, l->ops->name);
+    if (n->guard_first && fo->window.off && fo->window.off < SECTOR)
+        return byre_fail(err, PROBED_RAW, "%s: the format was guessed as raw; state it to write behind an offset of %" PRIu64, n->filename, fo->window.off);
+    n->is_view = true;
+    return 0;
+}
+
 static int open_image(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
     struct graph_node *n = l->n;
@@ -202,8 +219,11 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     if (n->is_view && !n->read_only)
         return byre_fail(err, BAD_ARGUMENT, "%s: an internal snapshot can be opened for reading only", n->filename);
     n->guard_first = n->is_raw && n->probed && !n->read_only;
+    int r = open_window(l, &fo, err);
+    if (r)
+        return r;
     locks_of(n, l->is_top ? op->o->deny : 0);
-    int r = n->no_lock ? 0 : stor_lock(co, l->store, n->lock_perm, n->lock_shared, err);
+    r = n->no_lock ? 0 : stor_lock(co, l->store, n->lock_perm, n->lock_shared, err);
     if (!r)
         r = check_crypt(op, l, err);
     if (!r)
@@ -219,7 +239,7 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     return r;
 }
 
-static void node_options(struct opening *op, struct layer *l)
+static int node_options(struct opening *op, struct layer *l, struct byre_err *err)
 {
     const struct graph_open_opts *o = op->o;
     struct graph_node *n = l->n;
@@ -229,7 +249,11 @@ static void node_options(struct opening *op, struct layer *l)
     n->no_backing = (l->is_top && o->no_backing) || l->ref->no_backing;
     n->discard = l->is_top && wants(l->ref->discard, o->discard);
     n->writethrough = l->is_top && o->writethrough;
+    n->detect = l->is_top ? l->ref->node.detect : GRAPH_DETECT_OFF;
     atomic_store(&n->recurse, RECURSE_UNKNOWN);
+    if (n->detect == GRAPH_DETECT_UNMAP && !n->discard)
+        return byre_fail(err, BAD_OPTION, "%s: detect-zeroes=unmap needs discard=unmap", n->filename);
+    return node_name_files(n, l->ref->node.file_name, l->ref->node.data_name, err);
 }
 
 /* Who shares a node must know the same secret. */
@@ -290,11 +314,15 @@ static int layer_node(struct opening *op, struct layer *l, struct byre_err *err)
     if (r)
         return r;
     l->n->filename = strdup(l->ref->path);
-    node_options(op, l);
+    if (!l->n->filename)
+        return byre_fail(err, NOMEM, "no memory for a file name");
+    r = node_options(op, l, err);
+    if (r)
+        return r;
     l->any_key = l->is_top && op->o->key_secret;
     const char *key = l->any_key ? op->o->key_secret : op->crypt[0].key_secret;
     l->n->key_secret = key ? strdup(key) : NULL;
-    return l->n->filename && (l->n->key_secret || !key) ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
+    return l->n->key_secret || !key ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
 }
 
 static void crypt_free(struct name_crypt *c)
@@ -485,6 +513,8 @@ static int open_top(struct co *co, struct opening *op, struct name_ref *ref, str
         return byre_fail(err, BAD_OPTION, "%s: both format '%s' and driver '%s' are given", ref->path, o->format, ref->format);
     if (ref->as_file && o->format && strcmp(o->format, "raw"))
         return byre_fail(err, BAD_OPTION, "%s: the bare file is named, it cannot have the format '%s'", ref->path, o->format);
+    if (ref->read_only == NAME_YES && !o->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is to be opened for writing, and 'read-only' is on", ref->path);
     struct layer l = { .ref = ref, .format = o->format ? o->format : ref->format, .is_top = true };
     return open_layer(co, op, &l, err);
 }

@@ -226,6 +226,8 @@ static int write_inside(struct co *co, struct graph_node *n, struct iov v, uint6
 int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
 {
     bool fua = (flags & GRAPH_FUA) || n->writethrough;
+    if (UNLIKELY(n->detect != GRAPH_DETECT_OFF) && !(flags & GRAPH_COMPRESS) && iov_is_zero(v))
+        return graph_zero(co, n, off, v.len_bytes, (flags & GRAPH_FUA) | (n->detect == GRAPH_DETECT_UNMAP ? GRAPH_UNMAP : 0));
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
     int r = change_begin(co, n, off, v.len_bytes);
     if (LIKELY(!r)) {

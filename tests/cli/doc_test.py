@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What is documented is what there is: man pages, help, completion, all from the option tables (DESIGN 7)."""
+import json
 import pathlib
 import re
 import subprocess
@@ -94,6 +95,69 @@ def test_create_page_lists_the_keys():
     page = (BUILD / "byre-create.1").read_text()
     for line in run.byre("create", "-f", "qcow2", "-o", "help", "x").out.splitlines()[1:]:
         assert f"\n{line.split('=')[0].strip()}=" in page.replace("\\-", "-")
+
+
+NODE = {"driver": "qcow2", "node-name": "a", "file.filename": "x", "file.driver": "file", "file.node-name": "b", "read-only": "off",
+        "auto-read-only": "on", "force-share": "off", "cache.direct": "off", "cache.no-flush": "off", "discard": "unmap", "detect-zeroes": "on",
+        "file.locking": "auto", "file.aio": "threads", "offset": "512", "size": "1M", "backing": None, "data-file.filename": "d",
+        "data-file.driver": "file", "data-file.node-name": "c", "cache-size": "1M", "l2-cache-size": "1M", "refcount-cache-size": "256k",
+        "l2-cache-entry-size": "4k", "cache-clean-interval": "60", "lazy-refcounts": "off", "pass-discard-request": "on",
+        "pass-discard-snapshot": "on", "pass-discard-other": "on", "discard-no-unref": "off", "overlap-check": "all", "encrypt.format": "luks",
+        "encrypt.key-secret": "s", "key-secret": "s"}
+
+
+def test_node_options_are_taken(tmp_path):
+    """Each option of a node that the page lists, with a value of its kind; and no other is taken"""
+    page = (BUILD / "byre.1").read_text()
+    section = page[page.index(".Sh NODE OPTIONS"):page.index(".Sh SECRETS")].replace("\\-", "-")
+    listed = sum((line[len(".It Cm "):].split(" , ") for line in section.splitlines() if line.startswith(".It Cm ")), [])
+    assert sorted(listed) == sorted(NODE)
+    run.byre("create", "-q", "-f", "qcow2", "x", "4M", cwd=tmp_path)
+    run.byre("create", "-q", "-f", "raw", "r", "4M", cwd=tmp_path)
+    run.byre("create", "-q", "-f", "qcow2", "-o", "data_file=d", "y", "4M", cwd=tmp_path)
+    secret = ["--object", "secret,id=s,data=a"]
+    run.byre("create", "-q", *secret, "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "e", "4M", cwd=tmp_path)
+    run.byre("create", "-q", *secret, "-f", "luks", "-o", "key-secret=s,iter-time=10", "l", "4M", cwd=tmp_path)
+    needs = {"offset": {"driver": "raw", "file.filename": "r"}, "key-secret": {"driver": "luks", "file.filename": "l"},
+             "data-file.driver": {"data-file.filename": "d", "file.filename": "y"}, "data-file.filename": {"file.filename": "y"},
+             "data-file.node-name": {"file.filename": "y"}, "encrypt.key-secret": {"file.filename": "e"},
+             "encrypt.format": {"file.filename": "e", "encrypt.key-secret": "s"}}
+    needs["size"] = needs["offset"]
+    for key in listed:
+        opts = {"driver": "qcow2", "file.driver": "file", "file.filename": "x", key: NODE[key], **needs.get(key, {})}
+        done = run.byre("io", *secret, "-c", "read 0 512", f"json:{json.dumps(opts)}", cwd=tmp_path)
+        assert "read 512/512" in done.out, key
+    assert "'bogus' is not supported" in run.byre("io", "-c", "length", 'json:{"driver":"raw","file.filename":"r","bogus":"1"}', cwd=tmp_path, code=1).err
+
+
+IO_SPELLINGS = re.compile(r"-(\w+)")
+
+
+def test_io_commands_say_what_they_take():
+    """Help of each command of the io shell: the line of its arguments names the options that its list explains"""
+    names = [line.split()[0] for line in run.byre("io", "-c", "help").out.splitlines() if " -- " in line]
+    for name in names:
+        first, *rest = run.byre("io", "-c", f"help {name}").out.splitlines()
+        usage = first.split(" -- ")[0]
+        said = {c for group in IO_SPELLINGS.findall(usage) for c in group}
+        explained = {m.group(1) for m in (re.match(r"  -(\w)\b(?!.*not supported yet)", line) for line in rest) if m}
+        assert said == explained, (usage, rest)
+
+
+def test_pages_name_only_options_that_are():
+    """Options in the text of a page, outside its generated list, are options of this command, or of one named beside them"""
+    known = {c: options_of_help(c) for c in COMMANDS}
+    for line in run.byre("io", "-c", "help").out.splitlines():
+        known["io"] |= {f"-{c}" for group in IO_SPELLINGS.findall(line.split(" -- ")[0]) for c in group}
+    for command in COMMANDS:
+        text = (BUILD / f"byre-{command}.1").read_text()
+        text = text[:text.index(".Sh OPTIONS")] + text[text.index(".El", text.index(".Sh OPTIONS")):]
+        lines = text.splitlines()
+        for i, line in enumerate(lines):
+            near = [command] + re.findall(r"byre-(\w+) 1", " ".join(lines[max(0, i - 3):i + 4]))
+            for word in [] if line.startswith(".It Fl") else re.findall(r"\bFl (Fl [\w-]+|\w)\b", line):
+                spelling = f"--{word[3:]}" if word.startswith("Fl ") else f"-{word}"
+                assert any(spelling in known.get(c, ()) for c in near), (command, line)
 
 
 def complete(*words):

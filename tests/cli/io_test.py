@@ -148,6 +148,22 @@ def test_guessed_raw_is_protected(disk):
     run.byre("io", "-f", "raw", "-c", "write -s magic 0 512", "r", cwd=disk.ours)
 
 
+@pytest.mark.parametrize("options", [[], ["-n"], ["-n", "-m"], ["-i", "threads"]], ids=" ".join)
+def test_many_buffers(disk, options):
+    """FEATURES 11.019: more buffers than the kernel takes at once; the peer refuses them"""
+    run.byre("create", "-q", "-f", "raw", "d", "2M", cwd=disk.ours)
+    lengths = " ".join(["512"] * 2000)
+    for verb, byte, more in (("writev", 7, []), ("aio_write", 8, ["-c", "aio_flush"])):
+        run.byre("io", "-f", "raw", *options, "-c", f"{verb} -q -P {byte} 1000 {lengths}", *more, "d", cwd=disk.ours)
+        data = open(f"{disk.ours}/d", "rb").read()
+        assert data == bytes(1000) + bytes([byte]) * 1024000 + bytes((2 << 20) - 1025000)
+        run.byre("io", "-f", "raw", *options, "-c", f"readv -q -P {byte} 1000 {lengths}", "d", cwd=disk.ours)
+    done = run.byre("io", *options, "-c", f"writev -q -P 9 64k {lengths}", "-c", f"readv -P 9 64k {lengths}", "x", cwd=disk.ours)
+    assert "read 1024000/1024000 bytes at offset 65536" in done.out
+    run.qemu_img("check", f"{disk.ours}/x")
+    run.qemu_io(f"{disk.ours}/x", "read -P 9 64k 1024000", "read -P 0xaa 0 64k")
+
+
 def test_pattern_file(disk):
     """FEATURES 6.006: -s repeats the file"""
     for folder in (disk.ours, disk.theirs):

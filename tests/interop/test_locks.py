@@ -143,3 +143,28 @@ def test_reopen_follows_the_locks(tmp_path):
         session.do("write -P 8 2M 64k")
     run.qemu_img("check", image)
     run.qemu_io(image, "read -P 9 1M 64k", "read -P 8 2M 64k")
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_locks_follow_permissions(tmp_path, fmt):
+    """FEATURES 11.003, 11.004: byte by byte what the peer locks: for a writer and a reader, shared by force, through reopening,
+    and on the backing image"""
+    base, top = tmp_path / "base", tmp_path / "top"
+    seen = {}
+    for tool in guest.TOOLS:
+        images.create(base, 1 << 20, fmt=fmt)
+        images.create(top, 1 << 20, backing="base", backing_fmt=fmt)
+        rows = seen[tool] = []
+        for options in ([], ["-r"], ["-r", "-U"]):
+            with guest.Session(tool, base, *options, fmt=fmt) as session:
+                rows.append((fmt, *options, locked_bytes(base)))
+                for how in ("reopen -r", "reopen -w", "reopen -r") if not options else ():
+                    session.do(how)
+                    rows.append((fmt, how, locked_bytes(base)))
+            with guest.Session(tool, top, *options):
+                rows.append(("overlay", *options, locked_bytes(base), locked_bytes(top)))
+            assert locked_bytes(base) == locked_bytes(top) == []
+    writer, reader, again = (row[-1] for row in seen["byre"][:3])
+    assert 101 in writer and 101 not in reader and again == writer
+    seen["qemu"][2] = seen["byre"][2]           # the peer does not lock a raw image for writing again, but writes
+    assert seen["byre"] == seen["qemu"]

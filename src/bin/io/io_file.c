@@ -35,6 +35,21 @@ bool io_open_copy(struct io_open *to, const struct io_open *from)
     return false;
 }
 
+int io_backend(struct run *r, const char *aio, int cache)
+{
+    if (!aio || strcmp(aio, "io_uring") == 0)
+        return BYRE_BACKEND_AUTO;
+    if (strcmp(aio, "threads") == 0)
+        return BYRE_BACKEND_THREADS;
+    if (strcmp(aio, "native") != 0)
+        run_fail(r, "Invalid aio option: %s", aio);
+    else if (cache != BYRE_CACHE_NONE && cache != BYRE_CACHE_DIRECTSYNC)
+        run_fail(r, "aio=native needs direct I/O (-t none)");
+    else
+        return BYRE_BACKEND_AUTO;
+    return -1;
+}
+
 int io_image_open(struct io_shell *s, const struct io_open *how)
 {
     struct byre_err err;
@@ -50,6 +65,7 @@ int io_image_open(struct io_shell *s, const struct io_open *how)
         io_open_fini(&copy);
         return run_fail(s->r, "can't open device %s: %s", how->name, RUN_TEXT(&err));
     }
+    run_warn_guessed_raw(s->image);
     io_open_fini(&s->how);
     s->how = copy;
     return 0;
@@ -80,8 +96,8 @@ static const struct opt_row open_rows[] = {
     { .short_name = 'C', .type = OPT_BOOL, .flags = OPT_LATER, .help = "copy on read" },
     { .short_name = 'n', .type = OPT_BOOL, OPT_AT(struct open_opts, nocache), .help = "short for -t none" },
     { .short_name = 'U', .type = OPT_BOOL, OPT_AT(struct open_opts, force_share), .help = "even though another program writes to it (read-only)" },
-    { .short_name = 'k', .type = OPT_BOOL, OPT_AT(struct open_opts, native), .help = "accepted, no effect" },
-    { .short_name = 'i', .type = OPT_STR, OPT_AT(struct open_opts, aio), .arg = "MODE", .help = "accepted, no effect" },
+    { .short_name = 'k', .type = OPT_BOOL, OPT_AT(struct open_opts, native), .help = "same as -i native" },
+    { .short_name = 'i', .type = OPT_STR, OPT_AT(struct open_opts, aio), .arg = "MODE", .help = "threads, native (needs -n) or io_uring; the program's own -i decides" },
     { .short_name = 't', .type = OPT_STR, OPT_AT(struct open_opts, cache), .arg = "MODE", .help = "cache mode" },
     { .short_name = 'd', .type = OPT_STR, OPT_AT(struct open_opts, discard), .arg = "MODE", .help = "ignore (off) or unmap (on) [unmap]" },
     { .short_name = 'o', .type = OPT_LIST, OPT_AT(struct open_opts, options), .arg = "OPTIONS", .help = "node options: driver=qcow2,file.filename=x" },
@@ -132,7 +148,7 @@ static int run_open_cmd(struct io_shell *s, const void *opts, int argc, char **a
     if (s->image)
         return run_fail(s->r, "file open already, try 'help close'");
     how.cache = run_cache(s->r, o->cache, o->nocache ? BYRE_CACHE_NONE : BYRE_CACHE_WRITEBACK, "cache");
-    if (how.cache < 0 || parse_discard(s, o->discard, &how.discard))
+    if (how.cache < 0 || io_backend(s->r, o->aio ? o->aio : o->native ? "native" : NULL, how.cache) < 0 || parse_discard(s, o->discard, &how.discard))
         return 1;
     if (!argc && !o->options.count)
         return run_fail(s->r, "a path or -o is needed");
@@ -183,6 +199,22 @@ static int add_options(struct io_shell *s, const struct opt_list *l, struct io_o
     return 0;
 }
 
+/* "read-only" among the options of -o decides as -r and -w do. */
+static bool options_read_only(const struct opt_list *l, bool before)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        const char *text = l->items[i];
+        char *key, *value;
+        while (opt_list_next(&text, &key, &value) > 0) {
+            if (strcmp(key, "read-only") == 0)
+                before = !value || strcmp(value, "on") == 0;
+            free(key);
+            free(value);
+        }
+    }
+    return before;
+}
+
 static int reopen(struct io_shell *s, const struct io_open *next)
 {
     struct io_open old;
@@ -209,7 +241,7 @@ static int run_reopen(struct io_shell *s, const void *opts, int argc, char **arg
     if (!io_open_copy(&next, &s->how))
         return run_fail(s->r, "no memory");
     next.cache = cache;
-    next.read_only = o->read_only || (!o->writable && s->how.read_only);
+    next.read_only = options_read_only(&o->options, o->read_only || (!o->writable && s->how.read_only));
     int code = add_options(s, &o->options, &next);
     if (!code)
         code = reopen(s, &next);
@@ -217,7 +249,7 @@ static int run_reopen(struct io_shell *s, const void *opts, int argc, char **arg
     return code;
 }
 
-const struct io_cmd io_cmd_open = { "open", "o", "[-rnkU] [-t cache] [-d discard] [-o options] [path]", "open an image",
+const struct io_cmd io_cmd_open = { "open", "o", "[-rnkU] [-t cache] [-d discard] [-i aio] [-o options] [path]", "open an image",
     "Example: 'open -n -o driver=raw /tmp/data' opens a raw file without the host's cache.", open_rows, sizeof(struct open_opts), 0, 1, IO_NO_FILE, run_open_cmd };
 const struct io_cmd io_cmd_close = { "close", "c", "", "close the image", NULL, NULL, 0, 0, 0, 0, run_close_cmd };
 const struct io_cmd io_cmd_reopen = { "reopen", NULL, "[-r|-w] [-c cache] [-o options]", "open the image again, with other options",

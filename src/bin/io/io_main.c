@@ -38,7 +38,7 @@ static const struct opt_row rows[] = {
     { "copy-on-read", 'C', OPT_BOOL, .flags = OPT_LATER, .help = "keep what is read from the backing image" },
     { "misalign", 'm', OPT_BOOL, OPT_AT(struct opts, misalign), .help = "use buffers that are not aligned for direct I/O" },
     { "native-aio", 'k', OPT_BOOL, OPT_AT(struct opts, native), .help = "same as -i native" },
-    { "aio", 'i', OPT_STR, OPT_AT(struct opts, aio), .arg = "MODE", .help = "threads, native or io_uring [io_uring]" },
+    { "aio", 'i', OPT_STR, OPT_AT(struct opts, aio), .arg = "MODE", .help = "threads, io_uring, or native: io_uring with direct I/O [io_uring]" },
     ROW_CACHE(struct opts, cache, "cache mode"),
     { "discard", 'd', OPT_STR, OPT_AT(struct opts, discard), .arg = "MODE", .help = "ignore (off) discards, or unmap (on) what they cover [unmap]" },
     { "trace", 'T', OPT_STR, .flags = OPT_LATER, .arg = "PATTERN", .help = "trace points" },
@@ -127,22 +127,6 @@ static int session(struct io_shell *s, const struct opts *o)
     return code;
 }
 
-static int backend_of(struct run *r, const struct opts *o, int cache)
-{
-    const char *aio = o->aio ? o->aio : o->native ? "native" : NULL;
-    if (!aio || strcmp(aio, "io_uring") == 0)
-        return BYRE_BACKEND_AUTO;
-    if (strcmp(aio, "threads") == 0)
-        return BYRE_BACKEND_THREADS;
-    if (strcmp(aio, "native") != 0)
-        run_fail(r, "Invalid aio option: %s", aio);
-    else if (cache != BYRE_CACHE_NONE && cache != BYRE_CACHE_DIRECTSYNC)
-        run_fail(r, "aio=native needs direct I/O (-t none)");
-    else
-        return BYRE_BACKEND_AUTO;
-    return -1;
-}
-
 static int parse(struct run *r, const struct opts *o, struct io_open *how)
 {
     how->cache = run_cache(r, o->cache, o->nocache ? BYRE_CACHE_NONE : BYRE_CACHE_WRITEBACK, "cache");
@@ -161,7 +145,7 @@ static int parse(struct run *r, const struct opts *o, struct io_open *how)
         run_fail(r, "-U is possible with -r only");
         return -1;
     }
-    return backend_of(r, o, how->cache);
+    return io_backend(r, o->aio ? o->aio : o->native ? "native" : NULL, how->cache);
 }
 
 static int cmd_run(struct run *r)

@@ -16,8 +16,6 @@
 #include "base/cleanup.h"
 #include "bin/io/io.h"
 
-#define WORDS_MAX 1024
-
 const struct io_cmd *const io_commands[] = {
     &io_cmd_abort, &io_cmd_aio_flush, &io_cmd_aio_read, &io_cmd_aio_write, &io_cmd_alloc, &io_cmd_close, &io_cmd_discard, &io_cmd_flush,
     &io_cmd_help, &io_cmd_info, &io_cmd_length, &io_cmd_map, &io_cmd_open, &io_cmd_quit, &io_cmd_read, &io_cmd_readv, &io_cmd_reopen,
@@ -117,16 +115,13 @@ static bool is_later(const char *name)
 int io_run_line(struct io_shell *s, const char *line)
 {
     AUTOFREE char *copy = strdup(line);
-    AUTOFREE char **words = calloc(WORDS_MAX, sizeof *words);
+    AUTOFREE char **words = calloc(strlen(line) / 2 + 1, sizeof *words);      /* a word and a blank are two bytes at least */
     char *save = NULL;
     int n = 0;
     if (!copy || !words)
         return run_fail(s->r, "no memory");
-    for (char *w = strtok_r(copy, " \t\r\n", &save); w; w = strtok_r(NULL, " \t\r\n", &save)) {
-        if (n == WORDS_MAX)
-            return run_fail(s->r, "a command of more than %d words", WORDS_MAX);
+    for (char *w = strtok_r(copy, " \t\r\n", &save); w; w = strtok_r(NULL, " \t\r\n", &save))
         words[n++] = w;
-    }
     if (!n)
         return 0;
     const struct io_cmd *c = find(words[0]);

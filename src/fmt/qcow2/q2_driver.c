@@ -31,8 +31,7 @@ static int q2_probe(const uint8_t *buf, size_t len)
 {
     if (len < 8 || be32_get((const be32 *)buf) != Q2_MAGIC)
         return 0;
-    uint32_t version = be32_get((const be32 *)(buf + 4));
-    return version == 2 || version == 3 ? 100 : 0;
+    return be32_get((const be32 *)(buf + 4)) >= 2 ? 100 : 0;      /* later versions too: they are refused by name, never raw */
 }
 
 /* ---- header on disk ---- */

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * raw.c: the format without metadata. Guest offset and host offset are the same number.
+ * raw.c: the format without metadata. Guest offset and host offset are the same number, but for where a window begins.
  *
  * Purpose     Answers every mapping question with "data, writable, right here"; hands zero, discard, flush and
  *             resize to the store.
  * Owns        One epoch per image, because the interface has one; nothing in it ever waits for it but close.
  * Invariants  I1  size is the length of the file rounded up to 512. What lies between the two reads zeros (the
  *                 store sees to that) and a write there makes the file longer.
+ *                 With a window (FEATURES 3.026) the same holds of its part of the file; one with a size never changes it.
  *             I2  map() never fails and never suspends: the read path costs nothing, holes are the store's matter.
  * Order       None: a flush is the store's flush.
  * Concurrency map, zero, discard, flush: any loop. open, resize, close: home loop, the last two drained.
@@ -20,17 +21,44 @@
 #include "base/assert.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/list.h"
 #include "fmt/fmt.h"
 
 #define SECTOR 512u
-/* Largest virtual size: what a file offset can name, rounded down to a sector. */
-#define RAW_SIZE_MAX ((uint64_t)INT64_MAX & ~(uint64_t)(SECTOR - 1))
+/* Largest virtual size: what a file offset can name, rounded down to a GiB, as all the ecosystem has it (FEATURES 11.021). */
+#define RAW_SIZE_MAX ((uint64_t)INT64_MAX & ~((UINT64_C(1) << 30) - 1))
 /* The first block is written at creation, so that the alignment of direct I/O can be probed later (FEATURES 3.006). */
 #define RAW_FIRST_BLOCK 4096u
+
+struct raw_image {
+    struct fmt_image im;
+    uint64_t base;                         /* where the disk begins in the file */
+    bool fixed;                            /* its size is given, not the file's */
+};
+
+static struct raw_image *raw_of(struct fmt_image *im)
+{
+    return CONTAINER_OF(im, struct raw_image, im);
+}
 
 static int raw_probe(const uint8_t *buf, size_t len)
 {
     return 1;
+}
+
+/* Does the window lie inside a file of len bytes? */
+static int check_window(const struct fmt_window *w, const struct stor *s, uint64_t len, struct byre_err *err)
+{
+    if (!w->on)
+        return 0;
+    if (w->off > len)
+        return byre_fail(err, BAD_OPTION, "%s: the offset %" PRIu64 " is behind the end of the file, which has %" PRIu64 " bytes", s->name, w->off, len);
+    if (w->fixed && !is_aligned(w->size, SECTOR))
+        return byre_fail(err, BAD_OPTION, "%s: the size %" PRIu64 " is no multiple of %u", s->name, w->size, SECTOR);
+    if (w->fixed && w->size > len - w->off)
+        return byre_fail(err, BAD_OPTION, "%s: %" PRIu64 " bytes from %" PRIu64 " on reach behind the end of the file, which has %" PRIu64 " bytes",
+                         s->name, w->size, w->off, len);
+    return 0;
 }
 
 static int raw_open(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err)
@@ -41,18 +69,24 @@ static int raw_open(struct co *co, struct stor *store, const struct fmt_open_opt
         return byre_fail_code(err, IO, r, "%s: cannot get the length", store->name);
     if (len > RAW_SIZE_MAX)
         return byre_fail(err, BAD_SIZE, "%s: a length of %" PRIu64 " bytes is too large", store->name, len);
-    struct fmt_image *im = calloc(1, sizeof *im);
-    if (!im)
+    r = check_window(&o->window, store, len, err);
+    if (r)
+        return r;
+    struct raw_image *w = calloc(1, sizeof *w);
+    if (!w)
         return byre_fail(err, NOMEM, "%s: no memory to open the image", store->name);
+    struct fmt_image *im = &w->im;
     r = epoch_new(co_loop(co), &im->epoch);
     if (r) {
-        free(im);
+        free(w);
         return byre_fail(err, NOMEM, "%s: no memory to open the image", store->name);
     }
+    w->base = o->window.on ? o->window.off : 0;
+    w->fixed = o->window.on && o->window.fixed;
     im->ops = &fmt_raw_ops;
     im->store = im->data = store;
     im->home = co_loop(co);
-    im->size = round_up(len, SECTOR);
+    im->size = w->fixed ? o->window.size : round_up(len - w->base, SECTOR);
     im->granule = im->cluster = 1;
     im->read_only = o->read_only;
     im->below_zero_from = 0;
@@ -62,7 +96,7 @@ static int raw_open(struct co *co, struct stor *store, const struct fmt_open_opt
 
 static int raw_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
 {
-    *ret_e = (struct fmt_extent){ .kind = FMT_DATA, .writable = !im->read_only, .has_host = true, .len = len, .host = off };
+    *ret_e = (struct fmt_extent){ .kind = FMT_DATA, .writable = !im->read_only, .has_host = true, .len = len, .host = raw_of(im)->base + off };
     return 0;
 }
 
@@ -89,12 +123,12 @@ static void raw_write_abort(struct co *co, struct fmt_image *im, struct fmt_writ
 
 static int raw_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags)
 {
-    return stor_zero(co, im->store, off, len, STOR_NO_FALLBACK | (flags & FMT_ZERO_UNMAP ? STOR_UNMAP : 0));
+    return stor_zero(co, im->store, raw_of(im)->base + off, len, STOR_NO_FALLBACK | (flags & FMT_ZERO_UNMAP ? STOR_UNMAP : 0));
 }
 
 static int raw_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
 {
-    return stor_discard(co, im->store, off, len);
+    return stor_discard(co, im->store, raw_of(im)->base + off, len);
 }
 
 static int raw_flush(struct co *co, struct fmt_image *im)
@@ -142,13 +176,15 @@ static int raw_set_length(struct co *co, struct stor *s, uint64_t old, uint64_t 
 static int raw_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
 {
     ASSERT_LOOP(im->home);
-    uint64_t len;
-    if (!is_aligned(size, SECTOR) || size > RAW_SIZE_MAX)
+    uint64_t len, base = raw_of(im)->base;
+    if (raw_of(im)->fixed)
+        return byre_fail(err, NOT_SUPPORTED, "%s: the size was given when the image was opened; it cannot be changed", im->store->name);
+    if (!is_aligned(size, SECTOR) || size > RAW_SIZE_MAX - base)
         return byre_fail(err, BAD_SIZE, "%s: the new size must be a multiple of %u and at most %" PRIu64, im->store->name, SECTOR, RAW_SIZE_MAX);
     int r = stor_length(co, im->store, &len);
     if (r)
         return byre_fail_code(err, IO, r, "%s: cannot get the length", im->store->name);
-    r = raw_set_length(co, im->store, len, size, prealloc, err);
+    r = raw_set_length(co, im->store, len, base + size, prealloc, err);
     if (!r)
         im->size = size;
     return r;
@@ -166,7 +202,7 @@ static int raw_close(struct co *co, struct fmt_image *im)
     epoch_drain(co, im->epoch);
     epoch_free(im->epoch);
     stor_close(co, im->store);
-    free(im);
+    free(raw_of(im));
     return r;
 }
 

@@ -182,6 +182,13 @@ static void test_formats(void **state)
     assert_string_equal(fmt_signature(buf, sizeof buf), "qcow2");
     assert_null(fmt_signature(buf, 7));
     buf[7] = 9;
+    buf[4] = 0x80;                              /* a version that nobody has made yet is no raw image either */
+    assert_ptr_equal(fmt_probe(buf, sizeof buf), &fmt_qcow2_ops);
+    assert_string_equal(fmt_signature(buf, sizeof buf), "qcow2");
+    memcpy(buf, "QFI\xfb\0\0\0\1", 8);
+    assert_ptr_equal(fmt_probe(buf, sizeof buf), &fmt_raw_ops);
+    assert_string_equal(fmt_signature(buf, sizeof buf), "qcow");
+    buf[7] = 0;
     assert_ptr_equal(fmt_probe(buf, sizeof buf), &fmt_raw_ops);
     assert_null(fmt_signature(buf, sizeof buf));
     memcpy(buf, "LUKS\xba\xbe\0\1", 8);

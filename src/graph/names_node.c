@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * names_node.c: options of an opening that belong to nodes of any format, or to raw ones.
+ *
+ * Purpose     Names of the nodes of files (FEATURES 3.065), how their requests are made (3.002), the window of a raw image (3.026),
+ *             writes of zeros (3.067), as a json: name gives them.
+ * Owns        Nothing; the strings of what it fills belong to struct name_node.
+ * Invariants  N1  An option stands where it belongs: what only files have is refused at the format, and the other way round.
+ * Order       None.
+ * Concurrency Pure.
+ * Failure     Names the option.
+ * Tests       names_test.c, tests/cli/node_test.py
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "base/size.h"
+#include "graph/graph_priv.h"
+
+void name_node_fini(struct name_node *o)
+{
+    free(o->file_name);
+    free(o->data_name);
+    *o = (struct name_node){ 0 };
+}
+
+static int take_name(const char *key, const json_t *v, char **ret, struct byre_err *err)
+{
+    const char *s = json_string_value(v);
+    if (!s || !node_name_is_good(s))
+        return byre_fail(err, BAD_OPTION, "json: '%s': '%s' is no acceptable node name", key, s ? s : "");
+    free(*ret);
+    *ret = strdup(s);
+    return *ret ? 0 : byre_fail(err, NOMEM, "no memory for a node name");
+}
+
+static int take_bytes(const char *key, const json_t *v, uint64_t *ret, struct byre_err *err)
+{
+    int r = -EINVAL;
+    if (json_is_string(v))
+        r = size_parse(json_string_value(v), ret);
+    if (json_is_integer(v) && json_integer_value(v) >= 0) {
+        *ret = (uint64_t)json_integer_value(v);
+        r = 0;
+    }
+    return r < 0 ? byre_fail(err, BAD_OPTION, "json: '%s' must be a size", key) : 0;
+}
+
+static int take_word(const char *key, const json_t *v, const char *const *words, unsigned *ret, struct byre_err *err)
+{
+    const char *s = json_is_string(v) ? json_string_value(v) : "";
+    for (unsigned i = 0; words[i]; i++)
+        if (!strcmp(s, words[i])) {
+            *ret = i;
+            return 0;
+        }
+    return byre_fail(err, BAD_OPTION, "json: '%s' cannot be '%s'", key, s);
+}
+
+static int take_aio(struct name_node *o, const char *key, const json_t *v, struct byre_err *err)
+{
+    static const char *const words[] = { "threads", "native", "io_uring", NULL };
+    unsigned mode = 0;
+    int r = take_word(key, v, words, &mode, err);
+    if (!r)
+        o->native_aio = mode == 1;
+    return r;
+}
+
+static int take_detect(struct name_node *o, const char *key, const json_t *v, struct byre_err *err)
+{
+    static const char *const words[] = { [GRAPH_DETECT_OFF] = "off", [GRAPH_DETECT_ON] = "on", [GRAPH_DETECT_UNMAP] = "unmap", NULL };
+    unsigned mode = 0;
+    int r = take_word(key, v, words, &mode, err);
+    if (!r)
+        o->detect = (enum graph_detect)mode;
+    return r;
+}
+
+int name_node_option(struct name_node *o, const char *key, const json_t *v, struct byre_err *err)
+{
+    int r;
+    if (!strcmp(key, "file.node-name"))
+        r = take_name(key, v, &o->file_name, err);
+    else if (!strcmp(key, "data-file.node-name"))
+        r = take_name(key, v, &o->data_name, err);
+    else if (!strcmp(key, "file.aio") || !strcmp(key, "data-file.aio") || !strcmp(key, "aio"))
+        r = take_aio(o, key, v, err);
+    else if (!strcmp(key, "detect-zeroes"))
+        r = take_detect(o, key, v, err);
+    else if (!strcmp(key, "offset")) {
+        o->window.on = true;
+        r = take_bytes(key, v, &o->window.off, err);
+    } else if (!strcmp(key, "size")) {
+        o->window.on = o->window.fixed = true;
+        r = take_bytes(key, v, &o->window.size, err);
+    } else {
+        return 0;
+    }
+    if (!r && !strcmp(key, "aio"))
+        o->file_only = "aio";
+    return r ? r : 1;
+}
+
+int name_node_settle(const struct name_node *o, bool bare_file, struct byre_err *err)
+{
+    if (o->file_only && !bare_file)
+        return byre_fail(err, BAD_OPTION, "json: '%s' belongs into 'file'", o->file_only);
+    if (o->window.on && bare_file)
+        return byre_fail(err, BAD_OPTION, "json: a file takes no '%s'; a raw image over it does", o->window.fixed ? "size" : "offset");
+    return 0;
+}
