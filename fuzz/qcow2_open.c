@@ -6,7 +6,7 @@
  * Input        The bytes of an image, at most 4 MiB.
  * Invariants   I1 Nothing but repair writes; a check tells the same numbers twice.
  *              I2 Repair ends, makes nothing worse, and a second repair changes nothing (P5).
- *              I3 The file grows by the size of its own tables at most (RELIABILITY 5.1), never by what it claims.
+ *              I3 The file grows by the size of its own tables at most (SECURITY.md), never by what it claims.
  * Tests        built with -fsanitize=fuzzer for fuzzing, with replay_main.c for `make check` (corpus/qcow2_open)
  */
 #include <stdlib.h>

@@ -11,7 +11,7 @@
 _Noreturn void base_assert_fail(const char *what, const char *cond, const char *file, int line);
 
 #define ASSERT(c) ((c) ? (void)0 : base_assert_fail("assertion", #c, __FILE__, __LINE__))
-/* INV(I3, cond): cites the invariant of the module header. */
+/* INV(I1, cond): cites an invariant of the head of the file or of the module's header. */
 #define INV(id, c) ((c) ? (void)0 : base_assert_fail("invariant " #id, #c, __FILE__, __LINE__))
 #define UNREACHABLE() base_assert_fail("unreachable", "", __FILE__, __LINE__)
 

@@ -9,7 +9,7 @@
  *              I2 the result depends on the bytes and the seed only, not on how calls split them
  * Concurrency  any thread, one owner per stream
  * Failure      none
- * Tests        hash_test.c
+ * Tests        util_test.c
  */
 #include <string.h>
 

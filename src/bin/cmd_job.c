@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_job.c: byre job (DESIGN section 5).
+ * cmd_job.c: byre job.
  *
  * Purpose      Shows, follows and steers the jobs of a running server.
  * Owns         the connection

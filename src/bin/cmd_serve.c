@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_serve.c: byre serve (DESIGN section 5).
+ * cmd_serve.c: byre serve.
  *
  * Purpose      Opens an image, offers it over NBD, listens on a control socket, ends cleanly on a signal or `quit`.
  * Owns         image, export, control server, and a private folder for sockets that were not named

@@ -8,7 +8,7 @@
  * Order       None.
  * Concurrency Pure.
  * Failure     None.
- * Tests       copy_unit_test.c
+ * Tests       copy_test.c
  */
 #include "base/iov.h"
 #include "copy/copy_priv.h"

@@ -6,7 +6,7 @@
  *
  * Concurrency  Everything on the home loop of the environment.
  * Security     The socket is made with mode 0600; a peer whose uid (SO_PEERCRED) is neither ours nor root's is closed
- *              before a byte of it is read (RELIABILITY 5.1).
+ *              before a byte of it is read (SECURITY.md).
  * Limits       CTL_CLIENTS_MAX clients, messages as proto/qmp/qmp.h, CTL_OUT_MAX bytes that a client has not taken yet.
  */
 #ifndef CTL_CTL_H

@@ -237,7 +237,7 @@ struct fmt_encrypt {
     char *new_secret, *old_secret;         /* ids */
 };
 
-/* Creation options: one struct for every format, filled from the option rows (fmt_create_rows) by base/opt. */
+/* Creation options: one struct for every format, filled from the option rows of lib/create_rows.c by base/opt. */
 struct fmt_create_opts {
     uint64_t size;                         /* virtual size in bytes, already rounded up to 512 */
     char *backing_file, *backing_fmt;

@@ -13,7 +13,7 @@
  * Concurrency Any loop. A remembered ABSENT may be older than a write that runs at the same time: the request then
  *             sees the state before that write, as it may.
  * Failure     The error of map(); nothing is held then.
- * Tests       read_test.c
+ * Tests       request_test.c
  */
 #include "graph/graph_priv.h"
 

@@ -21,7 +21,7 @@ static void measured(struct fill_costs *c, uint64_t zero_ns, uint64_t write_ns, 
     fill_saw_write(c, M, write_ns + mib_ns);
 }
 
-/* DESIGN 2.1: the ratio of data to the area around it, and the absolute size of that area, decide. */
+/* DESIGN D4: the ratio of data to the area around it, and the absolute size of that area, decide. */
 static void test_choice(void **state)
 {
     (void)state;

@@ -22,7 +22,7 @@
  * Order       None.
  * Concurrency Find and fill: any loop, no lock. Attach, detach, changes: home loop.
  * Failure     The error of a layer's map(), which is not remembered.
- * Tests       index_test.c (every read against the plain walk; changes on two loops), tests/interop/test_q2_chain.py
+ * Tests       index_test.c (every read against the plain walk; changes on two loops), tests/interop/test_chains.py
  */
 #include <stdalign.h>
 #include <stdlib.h>

@@ -12,7 +12,7 @@
  *             loop of the request.
  * Failure     The first error of a piece; the buffers then hold anything. Without memory for coroutines pieces run one
  *             by one; without memory for the list of pieces, -ENOMEM.
- * Tests       read_test.c
+ * Tests       request_test.c
  */
 #include <stdlib.h>
 

@@ -10,7 +10,7 @@
  * Order       None.
  * Concurrency Any loop. The answer may be out of date when it arrives, like any status of a live disk.
  * Failure     An error of the first extent; when the file cannot be asked, its bytes count as data.
- * Tests       status_test.c, and against `qemu-img map` in tests/
+ * Tests       request_test.c, open_test.c; against `qemu-img map`: tests/cli/map_test.py
  */
 #include "graph/graph_priv.h"
 

@@ -15,7 +15,7 @@
  *             offset, and a piece in flight waits for no other, so two requests cannot wait for each other.
  *             Writes to the first sector of a guarded node run one at a time on the home loop.
  * Failure     The first error; a piece that failed is aborted and its old mapping stands.
- * Tests       write_test.c
+ * Tests       request_test.c
  */
 #include <stdlib.h>
 

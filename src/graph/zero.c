@@ -12,7 +12,7 @@
  * Concurrency Any loop. Long ranges go in steps, so that other requests wait for one step only.
  * Failure     The first error; a part of the range may be zero then. A discard that the store cannot do is no error
  *             (FEATURES 11.023).
- * Tests       zero_test.c
+ * Tests       request_test.c
  */
 #include "graph/graph_priv.h"
 

@@ -12,7 +12,7 @@
  * Invariants
  *   I1  The state changes in one place, which asserts that the table allows the move, and tells the watcher.
  *   I2  A verb acts only in a state that the table names; else it is refused with the names of both.
- *   I3  A job concludes well only after kind->commit has made everything durable that it promises (RELIABILITY J5).
+ *   I3  A job concludes well only after kind->commit has made everything durable that it promises.
  *   I4  A job that is freed has concluded, and its coroutine has left it.
  * Order       none of its own
  * Concurrency everything on the home loop; job_progress_get and job_cancelled from any thread

@@ -7,7 +7,7 @@
  * Invariants   I1 the image stays open while an export of it exists (byre_image.users)
  * Concurrency  start and stop: one foreign thread; the server lives on the home loop
  * Failure      start leaves nothing behind, no socket file either
- * Tests        examples/serve.c, tests/cli/serve_test.py
+ * Tests        examples/serve_disk.c, tests/cli/serve_test.py
  */
 #include <stdio.h>
 

@@ -11,11 +11,11 @@
  *             C3  A pass pins what it writes, so a block whose write is in flight is never evicted and re-read.
  *             C4  What was read from space that was forgotten during the read never comes into the cache, and whoever
  *                 waited for it does not read there again: the space belongs to somebody else.
- * Order       None here: pass.c decides.
+ * Order       None here: pass.c decides. Both halves of a pair change in one sector, without a pause (I8, Q10).
  * Concurrency Home loop; meta_peek anywhere. meta_get suspends (loads).
  * Failure     A block that cannot be read or is refused is not cached; everybody who waited reads again and
  *             gets the error of their own attempt.
- * Tests       meta_test.c (toy tables over stor_mem and a failing store); crash explorer.
+ * Tests       meta_test.c (toy tables over memory and a failing store); crash explorer.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -299,7 +299,7 @@ static void failure_body(struct co *co, struct fix *f)
     for (int i = 0; i < 10; i++)
         co_yield(co);
     assert_false(a.out);
-    assert_int_equal(meta_flush(co, f->m), 0);         /* the next one writes it all, with the barrier that it owes (P2) */
+    assert_int_equal(meta_flush(co, f->m), 0);         /* the next one writes it all, with the barrier that it owes (F2) */
     expect_log(f->r, "W16384 F W8192 F");
     assert_int_equal(meta_settle(co, f->m), 0);
     assert_true(a.out);
@@ -357,7 +357,7 @@ static void share_body(struct co *co, struct fix *f)
     }
     for (int i = 0; i < 20; i++)
         assert_int_equal(w[i].r, 0);
-    assert_true(meta_barriers(f->m, META_B_FINAL) <= 2);     /* 20 flushes share passes (P3) */
+    assert_true(meta_barriers(f->m, META_B_FINAL) <= 2);     /* 20 flushes share passes (F3) */
 }
 
 static void test_share(void **state) { (void)state; run(share_body); }
@@ -464,7 +464,7 @@ static void late_body(struct co *co, struct fix *f)
     while (!l.w.done)
         co_yield(co);
     assert_int_equal(l.w.r, 0);
-    assert_int_equal(be64_get((be64 *)(f->r->bytes + 8192 + 48)), 77);      /* P3: a later pass answered it */
+    assert_int_equal(be64_get((be64 *)(f->r->bytes + 8192 + 48)), 77);      /* F3: a later pass answered it */
     assert_int_equal(meta_flush(co, f->m), 0);
 }
 

@@ -5,14 +5,14 @@
  * Purpose     Freezes the dirty state and writes it rank by rank (meta.h, "Model"); issues every barrier.
  * Owns        The order lock, the list of those who wait for a flush, the two dependency flags.
  * Invariants  I2, I6, I7 of meta.h. Further:
- *             P1  One pass at a time; a structural change excludes passes (order lock).
- *             P2  The dependency flags are taken at the freeze together with the dirt they belong to, and given
+ *             F1  One pass at a time; a structural change excludes passes (order lock).
+ *             F2  The dependency flags are taken at the freeze together with the dirt they belong to, and given
  *                 back with it when the pass fails.
- *             P3  A waiter is answered by a pass that froze after the waiter asked.
+ *             F3  A waiter is answered by a pass that froze after the waiter asked.
  * Order       With a second store for data (Q21) META_B_DATA_TABLES and META_B_FINAL flush that one first.
  *             counts | META_B_DATA_TABLES if some entry needs data or counts | tables | META_B_TABLES_ROOTS if some
  *             root needs a table | roots | META_B_FINAL. Data that an entry relies on was completed before the
- *             entry was set (fmt.h), so the first barrier behind the freeze covers it (Q1, Q4, Q5, Q9, Q11).
+ *             entry was set (fmt.h), so the first barrier behind the freeze covers it (Q1, Q2, Q4, Q5, Q9, Q11).
  *             Counts are only ever raised before and lowered after (frees.c), so a crash anywhere can only leak.
  * Concurrency Home loop; suspends for I/O. Blocks may change while a pass writes: it writes its copies (D5: frozen).
  *             Lazy counts (Q12) leave the first step out, and nothing else.
@@ -185,13 +185,13 @@ static int freeze(struct meta *m, struct frozen *z)
         }
         for (struct meta_region *r = m->regions; r; r = r->next)
             freeze_region(z, r, &at);
-        INV(P1, z->count == items);
+        INV(F1, z->count == items);
         qsort(z->items, z->count, sizeof *z->items, item_cmp);
     }
     m->data_done = false;
     z->need_data = m->need_data && !(m->lazy && MUTANT(MUT_LAZY_DATA_TOO));
     z->need_table = m->need_table;
-    m->need_data = m->need_table = false;                     /* P2 */
+    m->need_data = m->need_table = false;                     /* F2 */
     z->frees = meta_frees_take_(m);
     return 0;
 }

@@ -9,7 +9,7 @@
  *              I2 while items wait, every idle worker has been signalled, or all workers are busy
  * Concurrency  rt_pool_push: any thread; init and fini: the thread that makes and frees the runtime
  * Failure      rt_pool_push: -ENOMEM only when the pool has no thread at all and cannot start one
- * Tests        pool_test.c
+ * Tests        loop_test.c
  *
  * Workers take no signals: those belong to the program's own threads.
  */

@@ -9,7 +9,7 @@
  *
  * Purpose      Spreads workloads over processes, prints totals and floors, stores what it finds.
  * Owns         Shared memory for counters, the processes it starts.
- * Invariants   D1  A worker that dies or hangs is a finding like any other: what it was doing lies in shared memory.
+ * Invariants   I1  A worker that dies or hangs is a finding like any other: what it was doing lies in shared memory.
  * Order        None.
  * Concurrency  One process per job.
  * Failure      Exit 1: something was found, or a floor was not reached. Exit 2: usage.
@@ -74,7 +74,7 @@ static void on_state(void *arg, const struct sim_explorer *x)
     atomic_fetch_add_explicit(&sh->beat[my_job], 1, memory_order_relaxed);
 }
 
-/* D1 */
+/* I1 */
 static void on_death(int sig)
 {
     struct sim_case *c = &sh->current[my_job];

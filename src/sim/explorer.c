@@ -10,7 +10,7 @@
  * Order        The storage model of trace.h and explorer.h.
  * Concurrency  One thread.
  * Failure      What visit answers ends the walk.
- * Tests        explorer_test.c: sets counted by hand; tests/crash/toy_test.c: planted faults are found
+ * Tests        explorer_test.c: sets counted by hand; toy_test.c: planted faults are found
  */
 #include "sim/explorer.h"
 

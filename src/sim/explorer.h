@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * explorer.h: every state that a power cut may leave behind, made from one recorded run (RELIABILITY 3.6).
+ * explorer.h: every state that a power cut may leave behind, made from one recorded run.
  *
  *   cut points   after the issue of every operation; before a flush makes something durable; after every promise
  *                that makes the set of legal contents smaller

@@ -9,7 +9,7 @@
  * Order        None.
  * Concurrency  Any thread.
  * Failure      Asserts.
- * Tests        every geometry with LUKS
+ * Tests        crash explorer (geometry c512-luks)
  */
 #include <pthread.h>
 #include <string.h>

@@ -9,7 +9,7 @@
  * Order        None.
  * Concurrency  Any thread.
  * Failure      abort().
- * Tests        used by all simulator tests; faults-alloc proves that its calls are not counted
+ * Tests        tests/faults/test_faults.py and all tests of the simulator; faults-alloc proves that its calls are not counted
  */
 #include "sim/mem.h"
 

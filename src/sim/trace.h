@@ -3,7 +3,7 @@
  * trace.h: what happened in one recorded run: every operation that changed a simulated file, and every promise made to
  * the guest, on one clock of stamps.
  *
- * Storage model (RELIABILITY 3.1)
+ * Storage model
  *   An operation is PENDING from its issue until a flush makes it durable. A flush makes durable only what had
  *   completed before the flush was issued, and only when it ends well; a failed flush leaves what it covered pending
  *   for ever. Length changes, also those implied by a write past the end, are operations of their own.

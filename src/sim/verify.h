@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * verify.h: is this crash state one that a guest may meet? The steps of RELIABILITY 3.6.5:
+ * verify.h: is this crash state one that a guest may meet? The steps:
  *   (a) it opens read-only   (b) the check finds leaks at most, a second opinion (audit.c) agrees, leaks are bounded
  *   (c) every guest sector is legal   (d) each snapshot is there or not, as it may, and untouched   (e) bitmaps are there and hold
  *       what they must (bitmaps.h)

@@ -2,13 +2,13 @@
  *
  * workload.c: lists of guest operations: text, enumeration.
  *
- * Purpose      Small workloads, exhaustively for length 1 and 2, seeded beyond (RELIABILITY 3.6.6).
+ * Purpose      Small workloads, exhaustively for length 1 and 2, seeded beyond.
  * Owns         Nothing.
  * Invariants   W1  Workload n of a geometry is the same for ever: it depends on the table of geometries and n alone.
  * Order        None.
  * Concurrency  Pure.
  * Failure      -EINVAL for text.
- * Tests        workload_test.c
+ * Tests        explorer_test.c
  */
 #include "sim/workload.h"
 

@@ -24,10 +24,10 @@
  *                tmpfs  nothing survives a crash; in a running system new pages are zero.
  *                others (ext2, ext3, vfat, network, FUSE, overlay, unknown): not promised.
  *              serial_growth: XFS before Linux 5.5 can lose the length that a direct write behind the end of file
- *              set when fallocate extends the file at the same time (DESIGN 2.1).
+ *              set when fallocate extends the file at the same time.
  * Concurrency  Worker threads only: every call may block.
  * Failure      None; I1.
- * Tests        file_probe_test.c
+ * Tests        file_dev_test.c
  */
 #include <fcntl.h>
 #include <linux/falloc.h>

@@ -48,7 +48,7 @@ struct stor_traits {
     bool regular;              /* a file that can grow and shrink by truncate */
     bool zero_growth;          /* space gained by growing reads zero until it is written, as surely as zeroed space (DESIGN D4) */
     bool zero_crash;           /* with it: nor does a crash in the middle of a first write there show what the disk held before (Q23) */
-    bool serial_growth;        /* kernel where zeroing past the end races with writes: serialise (DESIGN 2.1) */
+    bool serial_growth;        /* kernel where zeroing past the end races with writes: serialise */
     bool can_punch, can_zero, can_copy;
     bool direct;               /* O_DIRECT: data never waits in the page cache */
     bool enospc_early;         /* lack of space shows in the write itself, never in a later flush (see stor_sync.c) */

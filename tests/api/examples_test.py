@@ -83,7 +83,7 @@ def test_pkg_config(tmp_path):
 
 
 def test_command_uses_the_public_interface_only():
-    """DESIGN 7: the objects of the command, but for serve, find all they need in libbyre and the leaf library"""
+    """LAYERS: the objects of the command, but for serve, find all they need in libbyre and the leaf library"""
     peers.need("nm")
     objects = [p for p in (BUILD / "src/bin").rglob("*.o") if "serve" not in p.name]
     assert len(objects) > 20

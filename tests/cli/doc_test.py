@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is documented is what there is: man pages, help, completion, all from the option tables (DESIGN 7)."""
+"""What is documented is what there is: man pages, help, completion, all from the option tables."""
 import json
 import pathlib
 import re

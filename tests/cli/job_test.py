@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""byre job (DESIGN section 5; FEATURES 8.015)."""
+"""byre job (FEATURES 8.015)."""
 import json
 
 import pytest

@@ -215,7 +215,7 @@ def test_job_verbs(tmp_path, byre_serve):
 
 
 def test_wait_shows_progress(tmp_path, byre_serve):
-    """DESIGN section 5: wait follows a job, as NDJSON on request, and says how it ended"""
+    """wait follows a job, as NDJSON on request, and says how it ended"""
     server = byre_serve(filled(tmp_path))
     client = Qmp(server.control)
     assert client.ask("x-byre-scrub", node_name="disk0", job_id="s1", speed=512 << 20, auto_dismiss=False) == {"return": {}}

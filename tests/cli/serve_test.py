@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""byre serve and byre ctl (DESIGN section 5; FEATURES 8.009, 8.011, 8.017, 8.019; RELIABILITY 5.1, 5.2)."""
+"""byre serve and byre ctl (FEATURES 8.009, 8.011, 8.017, 8.019; the control socket of SECURITY.md)."""
 import json
 import os
 import pathlib
@@ -307,7 +307,7 @@ def test_resize(tmp_path, byre_serve):
 
 
 def test_limits(tmp_path, byre_serve):
-    """RELIABILITY 5.2: message size, nesting, clients; other clients go on"""
+    """Message size, nesting, clients; other clients go on"""
     server = byre_serve(disk(tmp_path))
     watcher = Qmp(server.control)
     for bomb in (b'{"execute": "' + b"x" * (2 << 20), b"[" * 100, b'{"execute": "query-version", "id": [' + b"1," * 70000):
@@ -353,13 +353,13 @@ def test_client_that_does_not_read(tmp_path, byre_serve):
 
 
 def test_mode_of_the_socket(tmp_path, byre_serve):
-    """RELIABILITY 5.1"""
+    """SECURITY.md: it belongs to one user"""
     server = byre_serve(disk(tmp_path))
     assert stat.S_IMODE(os.stat(server.control).st_mode) == 0o600
 
 
 def test_foreign_user_is_refused(tmp_path, byre_serve):
-    """RELIABILITY 5.1: by SO_PEERCRED, before the first byte, even where the mode of the socket was opened"""
+    """SECURITY.md: by SO_PEERCRED, before the first byte, even where the mode of the socket was opened"""
     peers.need_root()
     peers.need("setpriv")
     server = byre_serve(disk(tmp_path))

@@ -69,7 +69,7 @@ def test_ours_is_listed(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 256, "a\nb", "\x7f", b"\xff\xfe"])
 def test_bad_names(tmp_path, name):
-    """RELIABILITY 5.2: a name that could not be read back is refused"""
+    """A name that could not be read back is refused"""
     run.byre("create", "-q", "-f", "qcow2", tmp_path / "x", "1M")
     before = (tmp_path / "x").read_bytes()
     name = name if isinstance(name, bytes) else name.encode()

@@ -8,7 +8,7 @@
  *              itself acknowledged before the issue of a flush that had ended by the cut. Everything else that was
  *              issued by then is legal.
  * Order, Concurrency, Failure  None: it only watches.
- * Tests        cx_model_test.c
+ * Tests        test_faults.py
  */
 #include "cx_model.h"
 

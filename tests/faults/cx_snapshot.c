@@ -8,7 +8,7 @@
  *              by the bytes they name, zero and absent clusters by their kind.
  * Order, Concurrency  None.
  * Failure      UINT64_MAX: something points outside the file.
- * Tests        the mutants SHARED_IN_PLACE and L2_COPY_IN_PLACE must be caught through it.
+ * Tests        test_faults.py (scenarios snap-*, and images that hold snapshots)
  */
 #include <limits.h>
 #include <string.h>

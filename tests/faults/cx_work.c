@@ -8,7 +8,7 @@
  * Order        Stamps of the model come from the same counter as those of the store's operations.
  * Concurrency  Coroutines of the world's one loop.
  * Failure      Said on stderr.
- * Tests        the explorer itself; regressions/ are replayed by make check.
+ * Tests        test_faults.py: it makes the image of every scenario, and reads it back.
  */
 #include "cx_work.h"
 

@@ -9,7 +9,7 @@
  * Order        None of its own: it shows what order the engine asked for.
  * Concurrency  One thread; operations suspend a seeded number of times.
  * Failure      Faults are injected at the store's edge; the simulator itself ends the program when memory runs out.
- * Tests        tests/crash (the explorer with its mutants), tests/faults.
+ * Tests        test_faults.py
  */
 #include "cx_world.h"
 

@@ -3,7 +3,7 @@
  * cx_world.h: the engine in one thread over memory: a seeded scheduler with a virtual clock, and a store that records
  * every operation, so that any moment of a run can be cut and continued in every way a power cut allows.
  *
- * Storage model (RELIABILITY 3.1): 512-byte sectors are atomic; what completed before a flush was issued is durable when
+ * Storage model: 512-byte sectors are atomic; what completed before a flush was issued is durable when
  * the flush has completed; everything else may land or not, in any order, whole or torn; length changes and
  * zeroing are operations of their own. The bytes of a write are taken at a seeded moment between its issue and its
  * completion, so a buffer that changes while it is written shows (D5).

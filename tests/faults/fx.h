@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * fx.h: fault loops (RELIABILITY 4, RG7, RG8). A scenario is a list of steps; the last of them run while the n-th call
+ * fx.h: fault loops (RG7, RG8). A scenario is a list of steps; the last of them run while the n-th call
  * of one kind fails, or the n-th allocation. Afterwards the fault is gone, and the image, what was acknowledged, and the
  * memory are looked at.
  *

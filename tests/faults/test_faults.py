@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every n-th I/O error and every n-th failed allocation over the basic scenarios: RELIABILITY 4, goals RG7, RG8, RG27."""
+"""Every n-th I/O error and every n-th failed allocation over the basic scenarios: goals RG7, RG8, RG27."""
 import os
 import re
 import subprocess

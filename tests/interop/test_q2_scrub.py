@@ -48,7 +48,7 @@ def kill(server):
 
 
 def test_killed_at_1_tib(tmp_path, byre_serve):
-    """DESIGN section 6: kill -9 during writes to a lazy image of 1 TiB; the next server answers within 20 ms, whatever it does
+    """kill -9 during writes to a lazy image of 1 TiB; the next server answers within 20 ms, whatever it does
     behind; the scrub ends, the image is clean for the peer, everything flushed is there"""
     path = tmp_path / "a.qcow2"
     run.byre("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "1T")

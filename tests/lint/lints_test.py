@@ -9,6 +9,9 @@ import pytest
 TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 LAYERS = "base -\nrt base\nstor base rt\nmeta base rt stor\nlib base rt stor meta\nbin base lib\nsim *\n"
 SPDX = "/* SPDX-License-Identifier: MIT */\n"
+ORDERING = "| # | rule | obeyed in |\n| Q1 | first | `src/meta/meta.c` |\n"
+MUTANTS = '#define ROWS(X) \\\n    X(DROP_FIRST, "Q1", "drops")\n'
+MODULE = "/* SPDX-License-Identifier: MIT\n *\n * x.c: x.\n *\n * Purpose     a\n * Invariants  %s\n * Order       None.\n * Tests       %s\n */\n"
 
 
 def tree(root, **changes):
@@ -37,7 +40,7 @@ def lint(name, root):
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("name", ["layers", "banned", "funclen", "spdx", "words", "doclinks"])
+@pytest.mark.parametrize("name", ["layers", "banned", "funclen", "spdx", "words", "doclinks", "refs"])
 def test_clean_tree_passes(tmp_path, name):
     code, text = lint(name, tree(tmp_path))
     assert code == 0, text
@@ -73,6 +76,23 @@ FAULTS = {
     "words-host": ("words", {"tools/x.sh": "curl https://pypi-pro" + "xy.example.com/simple\n"}, "a host of one place"),
     "doclinks-file": ("doclinks", {"docs/x.md": "[a](../src/none.c)\n"}, "no such file"),
     "doclinks-anchor": ("doclinks", {"docs/x.md": "[a](../README.md#none)\n"}, "no such heading"),
+    "refs-file": ("refs", {"src/rt/x.c": SPDX + "/* see gone.c */\n"}, "'gone.c' does not exist"),
+    "refs-folder": ("refs", {"src/rt/x.c": SPDX + "/* see meta/co.c */\n"}, "'meta/co.c' does not exist"),
+    "refs-function": ("refs", {"src/rt/x.c": SPDX + "/* waits like co_gone() */\n"}, "'co_gone' occurs in no code"),
+    "refs-tests": ("refs", {"src/rt/x.c": MODULE % ("", "all of them")}, "names no test that exists"),
+    "refs-tests-file": ("refs", {"src/rt/x.c": MODULE % ("", "co.c")}, "names no test that exists"),
+    "refs-document": ("refs", {"ARCHITECTURE.md": "It is in `gone.c`.\n"}, "'gone.c' does not exist"),
+    "refs-rule": ("refs", {"docs/internals/ordering.md": ORDERING, "src/meta/x.c": SPDX + "/* Q7 */\n"}, "Q7 is not in"),
+    "refs-rule-not-quoted": ("refs", {"docs/internals/ordering.md": ORDERING.replace("meta.c", "co.c").replace("meta/", "rt/")}, "does not quote Q1"),
+    "refs-goal": ("refs", {"docs/internals/goals.md": "| RG1 | a |\n", "src/rt/x.c": SPDX + "/* RG9 */\n"}, "RG9 is not in"),
+    "refs-decision": ("refs", {"ARCHITECTURE.md": "- **D1 A.** b\n", "src/rt/x.c": SPDX + "/* DESIGN D2 */\n"}, "DESIGN names no decision"),
+    "refs-no-decision": ("refs", {"src/rt/x.c": SPDX + "/* DESIGN 2.1 */\n"}, "DESIGN names no decision"),
+    "refs-absent-document": ("refs", {"src/rt/x.c": SPDX + "/* RELIA" + "BILITY 3.1 */\n"}, "is no document of this tree"),
+    "refs-mutant": ("refs", {"src/base/mutant.h": SPDX + MUTANTS, "src/rt/x.c": SPDX + "/* mutant DROP_NONE */\n"}, "no mutant DROP_NONE"),
+    "refs-mutants": ("refs", {"src/base/mutant.h": SPDX + MUTANTS, "src/rt/x.c": SPDX + "/* MUT_KEEP_* */\n"}, "no mutant KEEP_*"),
+    "refs-invariant": ("refs", {"src/rt/x.c": MODULE % ("I1  a", "co_test.c"), "src/rt/y.c": SPDX + "/* I1 */\n"}, "I1 is defined neither here"),
+    "refs-invariant-twice": ("refs", {"src/rt/x.c": MODULE % ("I1  a\n *             I1  b", "tests/rt")}, "defines I1 twice"),
+    "refs-invariant-global": ("refs", {"src/rt/x.c": MODULE % ("D3  a", "tests/rt")}, "numbers of the whole project"),
     "doclinks-named": ("doclinks", {"docs/x.md": "Look at `src/rt/gone.c`.\n"}, "'src/rt/gone.c' does not exist"),
 }
 
@@ -102,6 +122,18 @@ def test_exception_is_honoured(tmp_path):
 def test_tests_may_include_sim(tmp_path):
     files = {"src/meta/meta_test.c": SPDX + '#include "sim/sim.h"\n', "src/sim/sim.h": SPDX}
     code, out = lint("layers", tree(tmp_path, files=files))
+    assert code == 0, out
+
+
+@pytest.mark.parametrize("text", [
+    '/* cmd_NAME.c, *_ondisk.h, <sys/stat.h>, err.h, rt/co.c, ../base/err.h, co_go(), co_* */\n',
+    'const char *s = "see gone.c, co_gone()";\n', "/* MUT_DROP_FIRST, the mutants MUT_DROP_*, Q1, DESIGN D1, I2 of co.c, co.c I2 */\n",
+    MODULE % ("I1  a", "tests/rt, co_test.c") + "/* I1 */\n", MODULE % ("I1 a; I2 b", "crash explorer") + "/* I2 */\n"])
+def test_refs_that_are_right(tmp_path, text):
+    files = {"src/rt/x.c": text if text.startswith("/* SPDX") else SPDX + text, "src/base/mutant.h": SPDX + MUTANTS,
+             "docs/internals/ordering.md": ORDERING, "ARCHITECTURE.md": "- **D1 A.** b\n", "src/rt/co_test.c": SPDX,
+             "src/meta/meta.c": SPDX + "/* Q1 */\n"}
+    code, out = lint("refs", tree(tmp_path, files=files))
     assert code == 0, out
 
 

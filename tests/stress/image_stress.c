@@ -4,7 +4,7 @@
  *
  * Workers on both loops write, read, zero and discard. Each has an area of its own, whose content it knows exactly, and
  * all share one area in which discard, zero and rewrite of the same clusters race: there every sector must be zero or
- * carry its own offset, and never anything else (founding discussion 3). Afterwards the image is closed, opened again,
+ * carry its own offset, and never anything else (Q9). Afterwards the image is closed, opened again,
  * compared, and checked by the engine's own check; the caller (tests/interop) asks qemu-img too when it is there.
  *
  * With "packed", half of the writes are compressed ones, of whole clusters. With "sub" the image has subclusters: writers meet

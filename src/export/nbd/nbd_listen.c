@@ -8,7 +8,7 @@
  *              I2 accepting goes on whatever a client or a shortage of descriptors does.
  * Concurrency  home loop; blocking calls (name lookup, unlink, bind to a path) run on the blocking pool.
  * Failure      byre_err names the address.
- * Tests        tests/nbd/listen_test.py
+ * Tests        tests/nbd/nbd_listen_test.py
  */
 #include <fcntl.h>
 #include <inttypes.h>

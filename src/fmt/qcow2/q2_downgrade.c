@@ -4,9 +4,9 @@
  *
  * Purpose     Says what version 2 has no words for; turns what reads zero by a flag into what reads zero without one.
  * Owns        Nothing beyond the call; the image is drained.
- * Invariants  D1  No guest byte changes. Where nothing shows from below, an entry becomes unallocated; else the cluster is filled
+ * Invariants  I1  No guest byte changes. Where nothing shows from below, an entry becomes unallocated; else the cluster is filled
  *                 with zeros, as by a guest's write.
- *             D2  Until the header says version 2 the image is a sound one of version 3.
+ *             I2  Until the header says version 2 the image is a sound one of version 3.
  * Order       As for discards and writes: q2_resize.c (cut), q2_write.c.
  * Concurrency Home loop, drained. Suspends.
  * Failure     What was done stays.

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_drop.c: quarantine. How a cluster that lost a pointer becomes free again (founding discussion 3, D3, Q9).
+ * q2_drop.c: quarantine. How a cluster that lost a pointer becomes free again (D3, Q9).
  *
  * Purpose     Collects dropped references, and after the pass that makes the unlinking durable and a grace period,
  *             punches what nobody owns any more, lowers the counts, and offers the clusters for use.
  * Owns        a->dropping and a->extra (dropped since the last freeze), one batch per pass behind that.
- * Invariants  D1  A reference dropped before a freeze is in the batch of that freeze, so its table change is in
+ * Invariants  I1  A reference dropped before a freeze is in the batch of that freeze, so its table change is in
  *                 the same pass (meta I5).
- *             D2  Between drop and the end of its batch the cluster stays counted: it cannot be found by the scan.
- *             D3  A punch has completed before the count falls to 0 and the cluster is offered.
- *             D4  What other tables name as metadata, or what nothing counts, is never punched or freed: the image is damaged.
- * Order       table durable (pass) -> grace period -> punch -> count lowered in memory -> ready. The lowered count
+ *             I2  Between drop and the end of its batch the cluster stays counted: it cannot be found by the scan.
+ *             I3  A punch has completed before the count falls to 0 and the cluster is offered.
+ *             I4  What other tables name as metadata, or what nothing counts, is never punched or freed: the image is damaged.
+ * Order       Q9, Q11: table durable (pass) -> grace period -> punch -> count lowered in memory -> ready. The lowered count
  *             reaches the disk with a later pass; a crash before that leaks.
  * Concurrency Home loop; a batch is worked off by a coroutine of its own. Bounded: past Q2_QUARANTINE_MAX clusters
  *             a pass is started at once.

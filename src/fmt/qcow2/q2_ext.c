@@ -7,7 +7,7 @@
  * Owns         Nothing.
  * Invariants   X1 Between two put() the disk holds a header that says the same as before, but for feature names.
  *              X2 Each put() changes either one sector, or only bytes that no reader looks at.
- * Order        The backing name, when it is in the way: its copy | its new place (sector 0). Then: the feature names are cut
+ * Order        Q18. The backing name, when it is in the way: its copy | its new place (sector 0). Then: the feature names are cut
  *              off, when the new extension takes their place | everything behind the sector of the old end | that sector.
  * Concurrency  None: bytes and a callback.
  * Failure      q2_ext.h

@@ -12,7 +12,7 @@
 #include "base/checked.h"
 #include "fmt/qcow2/q2_ondisk.h"
 
-/* Limits (RELIABILITY 5.2) */
+/* Limits: a file beyond them is refused (SECURITY.md) */
 #define Q2_CLUSTER_BITS_MIN 9u
 #define Q2_CLUSTER_BITS_MAX 21u
 #define Q2_L1_BYTES_MAX (32u << 20)

@@ -9,7 +9,7 @@
  *                 count), and decodes that.
  *             M2  `writable` is said only of COPIED standard clusters that lie outside header, L1, refcount and snapshot
  *                 table, bitmap directory and LUKS header (1.045, 1.048), through a table that is COPIED too: else the table could be
- *                 copied, flags cleared, and the cluster after it, while somebody still writes into it in place.
+ *                 copied, flags cleared, and the cluster after it, while somebody still writes into it in place (Q4).
  *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
  *             M4  A pinned slice stays the one that the L1 entry names: after each suspension the entry is compared.
  * Order       A new table's zeros, or the copy of a shared one, are written before the L1 entry is set, so the data barrier

@@ -9,7 +9,7 @@
  * Order        None: no I/O.
  * Concurrency  Pure functions.
  * Failure      One sentence that names option and value; *ret untouched.
- * Tests        q2_plan_test.c (golden bytes, structure), tests/interop/test_q2_create.py, test_q2_measure.py
+ * Tests        q2_plan_test.c (golden bytes, structure), tests/interop/test_q2_create.py, tests/cli/measure_test.py
  */
 #include "fmt/qcow2/q2_crypt.h"
 #include "fmt/qcow2/q2_plan.h"

@@ -9,7 +9,8 @@
  *             S2  Until the header says the new size, memory may already be larger (im->size), so that the graph can
  *                 write zeros where a longer backing image would show (fmt.h, resize_commit).
  * Order       Q8: counts, new L1 | META_B_SWITCH_BEFORE | header bytes 36..47 | META_B_SWITCH_AFTER | old L1 dropped.
- *             Q19 grow: everything flushed, then bytes 24..31. Shrink: bytes 24..31 first, then tables and clusters.
+ *             Q19 grow: everything flushed, then bytes 24..31. Shrink: bytes 24..31 first, then tables and clusters. Q21: an external
+ *             data file grows before the size, and shrinks behind it.
  * Concurrency Home loop, drained: no request is inside. Suspends.
  * Failure     Grow: old size, at most space leaked until close. Shrink: new size, what was not freed yet is freed by
  *             the next grow (entries behind the end are dropped before they are exposed).

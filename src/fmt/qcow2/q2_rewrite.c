@@ -8,7 +8,7 @@
  *                 afterwards: behind the first sector no byte means something else to the one than to the other.
  *             X2  Of all layouts the first that allows this is taken. If it leaves out the table of feature names, a second
  *                 step adds it where the first has made room.
- * Order       Q18: sectors behind the first | META_B_SWITCH_BEFORE | first sector | META_B_SWITCH_AFTER.
+ * Order       Q18, Q20: sectors behind the first | META_B_SWITCH_BEFORE | first sector | META_B_SWITCH_AFTER.
  * Concurrency Home loop, at rest (q2_rest).
  * Failure     -ENOSPC, -ENOMEM: nothing is changed. -EIO: old or new; q2_reload tells which.
  * Tests       tests/cli/amend_test.py, crash explorer (amend), tests/faults

@@ -4,8 +4,8 @@
  *
  * Purpose      A snapshot table without it; then everything that it named loses one owner.
  * Owns         Nothing beyond the call.
- * Invariants   D1  A crash shows the snapshot as it was, or none, with leaks (P3).
- *              D2  COPIED is set in the active disk only for clusters whose count fell to 1 here: nobody else names them.
+ * Invariants   I1  A crash shows the snapshot as it was, or none, with leaks (P3).
+ *              I2  COPIED is set in the active disk only for clusters whose count fell to 1 here: nobody else names them.
  * Order        Q15: new snapshot table | META_B_SNAP_DELETE | header bytes 60..71 | META_B_SNAP_SWITCHED | counts down, COPIED set
  *              (in any order: it depends on how many references there are, and those are gone; a count on the disk that is
  *              still higher is a leak) | META_B_FINAL.

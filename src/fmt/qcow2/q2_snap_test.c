@@ -99,7 +99,7 @@ static void plain_entries(void **state)
     assert_true(taken > 20000);
 }
 
-/* What may be written is what can be read back (RELIABILITY 5.2). */
+/* What may be written is what can be read back. */
 static void names(void **state)
 {
     char text[300];

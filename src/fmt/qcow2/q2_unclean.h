@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_unclean.h: an image that was not closed cleanly serves at once (DESIGN 2.4, section 6). Neither its counts nor its COPIED
+ * q2_unclean.h: an image that was not closed cleanly serves at once (Q12). Neither its counts nor its COPIED
  * flags can be trusted before q2_scrub.c has counted all references; q2_unclean.c says what is done in the meantime.
  */
 #ifndef Q2_UNCLEAN_H

@@ -5,11 +5,11 @@
  * Purpose     Looks at the entries that a guest range touches and says how far one kind of change reaches, and which bytes
  *             around the data must be right on the host before the entries are set.
  * Owns        Nothing.
- * Invariants  P1  Short entries: whole clusters change hands, so all of the first and of the last must be right.
- *             P2  Extended entries: subclusters change hands. In a cluster of the image's own only those that the data
+ * Invariants  I1  Short entries: whole clusters change hands, so all of the first and of the last must be right.
+ *             I2  Extended entries: subclusters change hands. In a cluster of the image's own only those that the data
  *                 touches; in a new cluster also those that the old one held (they move with it).
- *             P3  What is neither touched nor held stays as it was: zero or absent.
- * Order       None: pure. W3 of q2_write.c and Q23 rest on zero_all.
+ *             I3  What is neither touched nor held stays as it was: zero or absent.
+ * Order       None: pure. What it says must be filled is what Q2 asks for; W3 of q2_write.c and Q23 rest on zero_all.
  * Concurrency Pure functions of entries and of below_zero_from.
  * Failure     -EUCLEAN for a first entry that cannot be right.
  * Tests       q2_write_test.c, q2_wsub_test.c
@@ -88,7 +88,7 @@ static void look_sub(const struct q2_image *q, const struct q2_l2e *e, uint64_t 
         ret->stale = touched & e->zero;
         around = partly & ~alloc;
     } else {
-        around = partly | (MUTANT(MUT_SUB_LEFT_BEHIND) ? 0 : alloc & ~touched);              /* P2 */
+        around = partly | (MUTANT(MUT_SUB_LEFT_BEHIND) ? 0 : alloc & ~touched);              /* I2 */
     }
     uint32_t before = around & bits(0, first), behind = around & bits(last, Q2_SUBCLUSTERS - 1);
     if (before)

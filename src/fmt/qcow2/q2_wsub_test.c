@@ -4,7 +4,7 @@
  *
  * Purpose      Plans a write over every kind of entry, state of the subclusters around, alignment and layer below; then does to
  *              a model of the bytes what graph/ would do, sets the entries, and compares what the guest reads with what it
- *              must read. Also: no more is filled than P2 of q2_wplan.c asks, and Q23 is claimed only where it holds.
+ *              must read. Also: no more is filled than I2 of q2_wplan.c asks, and Q23 is claimed only where it holds.
  * Owns         A slice in memory, a model of guest and host sectors; no image is open.
  * Invariants   None.
  * Concurrency  Pure.
@@ -114,7 +114,7 @@ static void judge(const struct write_txn *t, const struct fmt_write *w, const st
         }
 }
 
-/* P2: is there a reason for the length of head and tail, and for reading? */
+/* I2: is there a reason for the length of head and tail, and for reading? */
 static void frugal(const struct write_txn *t, const struct fmt_write *w, const struct q2_wplan *p)
 {
     const struct q2_l2e *a = &now.e[t->index], *z = &now.e[t->index + t->n - 1];

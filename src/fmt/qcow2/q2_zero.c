@@ -8,7 +8,7 @@
  *             Z2  A cluster never shows backing data after a discard (1.054).
  *             Z3  Space is kept (zero with a host offset) only for a cluster that is the image's own (COPIED).
  *             Z4  When space is kept, zero_stamp is set, so that no later fill meets an old in-place writer (D3). In an external
- *                 data file the place is the same for ever: the stamp is set always, and the punch is over before the lock goes.
+ *                 data file the place is the same for ever: the stamp is set always, and the punch is over before the lock goes (Q21).
  *             Z5  Whole clusters are locked, also where only subclusters change: the last one takes the host cluster away
  *                 from under all of them.
  * Order       Entries rely on nothing new: no barrier before the tables. Q9, Q10.

@@ -19,7 +19,7 @@
  *              I4 dst is set exactly while a payload is expected (PAYLOAD).
  * Concurrency  one owner; never suspends.
  * Failure      a client that breaks the protocol ends in CLOSED with a reason; memory shortage does too.
- * Tests        nbd_codec_test.c, fuzz/nbd_server.c
+ * Tests        nbd_option_test.c, nbd_context_test.c, nbd_request_test.c, fuzz/nbd_server.c
  */
 #include <stdlib.h>
 #include <string.h>

@@ -11,7 +11,7 @@
  *              I4 without TLS, when TLS is required, nothing of an export is shown or opened.
  * Concurrency  one owner; never suspends.
  * Failure      malformed data: an error reply and the next option; see nbd_codec.c for what closes.
- * Tests        nbd_codec_test.c, fuzz/nbd_server.c
+ * Tests        nbd_option_test.c, nbd_context_test.c, fuzz/nbd_server.c
  */
 #include <string.h>
 

@@ -9,7 +9,7 @@
  *                 NBDP_STATUS_BYTES_MAX bytes in all, and exactly one with REQ_ONE.
  * Concurrency  any thread.
  * Failure      none
- * Tests        nbd_codec_test.c, fuzz/nbd_server.c
+ * Tests        nbd_request_test.c, fuzz/nbd_server.c
  */
 #include <string.h>
 

@@ -13,7 +13,7 @@
  * Order        command, flags, rights, range, size, alignment: the first rule that is broken gives the error.
  * Concurrency  one owner; never suspends.
  * Failure      a bad magic or an absurd payload length closes, since the stream cannot be followed any more.
- * Tests        nbd_codec_test.c, fuzz/nbd_server.c
+ * Tests        nbd_request_test.c, fuzz/nbd_server.c
  */
 #include <errno.h>
 #include <string.h>
