@@ -250,11 +250,17 @@ static int shutdown_co(struct co *co, void *arg)
     return 0;
 }
 
-/* Jobs end while clients can still be told. */
-static int stop_ctl_co(struct co *co, void *arg)
+/* Jobs end while clients can still be told, and before the exports: a request may be waiting for a scrub that is paused. */
+static int stop_jobs_co(struct co *co, void *arg)
 {
     struct serve *s = arg;
     byre_ctx_jobs_stop(co, s->r->ctx);
+    return 0;
+}
+
+static int stop_ctl_co(struct co *co, void *arg)
+{
+    struct serve *s = arg;
     if (s->ctl)
         ctl_stop(co, s->ctl);
     ctl_free(s->ctl);
@@ -297,11 +303,12 @@ static int serve(struct serve *s, int signal_fd, const sigset_t *set)
         announce(s);
         struct starting st = { .s = s };
         if (byre_ctx_call(s->r->ctx, scrub_co, &st))
-            run_warn(s->r, "%s", st.err.text);       /* it is served with care until somebody starts one */
-        struct farewell f = { s, wait_for_end(s, signal_fd) };
+            code = run_fail_err(s->r, &st.err);      /* requests may wait for it */
+        struct farewell f = { s, code ? "host-error" : wait_for_end(s, signal_fd) };
         arm_second_signal(set);
         (void)byre_ctx_call(s->r->ctx, shutdown_co, &f);
     }
+    (void)byre_ctx_call(s->r->ctx, stop_jobs_co, s);
     byre_export_stop(s->export);
     (void)byre_ctx_call(s->r->ctx, stop_ctl_co, s);
     run_close(s->r, s->image, &code);

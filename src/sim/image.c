@@ -136,6 +136,12 @@ static const struct sim_geom geoms[] = {
     { .name = "unclean-c512-data", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 128 * K,
       .window = { { 0, 128 * K } }, .windows = 1, .data_file = true, .zeros = true, .frontier = 4 * K, .one_write_space = true, .scrub = true,
       .unclean = true, .lazy = true, .floor = 3000 },
+    { .name = "unclean-c512-device", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 128 * K,
+      .window = { { 0, 128 * K } }, .windows = 1, .zeros = true, .frontier = 4 * K, .one_write_space = true, .scrub = true, .unclean = true, .lazy = true,
+      .device = 512 * K, .floor = 3000 },
+    { .name = "scrub-c4k-device", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .backing = 200 * K, .snapshot = true, .compressed = true, .bitmap = true, .bitmap_region = 32 * K, .zeros = true,
+      .frontier = 16 * K, .one_write_space = true, .scrub = true, .lazy = true, .device = 2 * M, .floor = 3000 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 7500 },
@@ -745,6 +751,17 @@ static void hurt(struct build *b, uint64_t seed, uint64_t blocks)
         hurt_one(b, &p, blocks);
 }
 
+/* Somebody else's old bytes, of which none is zero. */
+static void rest_of_device(struct build *b)
+{
+    uint8_t sector[SIM_SECTOR];
+    ASSERT(!b->g->device || b->next * b->cs <= b->g->device / 2);
+    for (uint64_t at = b->next * b->cs; at < b->g->device; at += SIM_SECTOR) {
+        sim_sector_fill(sector, SIM_GEN_JUNK, 100000 + at / SIM_SECTOR);
+        put(b, at, sector, sizeof sector);
+    }
+}
+
 void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t seed, struct sim_image *im)
 {
     struct sim_file *f = sim_world_file(w, SIM_DISK_NAME);
@@ -754,7 +771,8 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t see
         f->lim.block = f->lim.mem_align = g->block;
         f->traits.direct = true;                     /* only direct I/O has blocks: space ahead is then preallocated */
     }
-    f->traits.zero_growth = f->traits.zero_crash = !g->no_zero_growth;
+    f->traits.regular = !g->device;
+    f->traits.zero_growth = f->traits.zero_crash = !g->no_zero_growth && !g->device;
     f->traits.can_punch = !g->no_punch;
     f->traits.can_zero = !g->no_zero;
     if (g->backing)
@@ -772,6 +790,8 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t see
         lk_xform_free(b.x);
         if (need == blocks && (g->hurt || g->unclean))
             hurt(&b, seed, blocks);
+        if (need == blocks)
+            rest_of_device(&b);
         sim_mem_free(b.refs);
         if (need == blocks)
             break;

@@ -50,6 +50,7 @@ struct sim_geom {
     bool unclean;                        /* with scrub: dirty and damaged (by the seed) in the beginning, as `hurt` */
     bool lazy;                           /* lazy refcounts: while the dirty bit is set counts may be anything */
     bool no_zero_growth, no_punch, no_zero;
+    uint64_t device;                     /* bytes of the device that it lies on, old bytes behind its end; 0: a file */
     bool one_write_space;                /* resize is left out of the workloads (snapshots, version 2) */
     unsigned floor;                      /* distinct states that `make check` must reach */
 };

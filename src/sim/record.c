@@ -333,12 +333,16 @@ static int do_close(struct co *co, struct run *u)
     return 0;
 }
 
+static int start_behind(struct co *co, struct run *u, const struct sim_wop *o, unsigned i);
+
+/* On a device requests wait for a scrub, which whoever opens it at once starts. */
 static int do_open(struct co *co, struct run *u)
 {
+    static const struct sim_wop scrub_op = { .kind = 'i' };
     struct byre_err err = { 0 };
     int r = sim_disk_open(co, u->g, u->r->im->g, false, false, &u->n, &err);
     if (r == 0)
-        return 0;
+        return u->r->im->g->device && atomic_load(&graph_image(u->n)->unclean) ? start_behind(co, u, &scrub_op, 0) : 0;
     u->r->errors++;
     if (!u->r->first_error)
         u->r->first_error = r;

@@ -270,6 +270,8 @@ static int64_t sim_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t
     f.result = fault < 0 ? fault : (int64_t)(fault == SIM_SHORT ? cut_short(s, v.len_bytes) : v.len_bytes);
     if (x->w->faults.space && f.result > 0 && occupied(x->w) + (uint64_t)f.result > x->w->faults.space)
         f.result = -ENOSPC;
+    if (!x->f->traits.regular && off + v.len_bytes > x->f->disk.len)
+        return -ENOSPC;
     if (f.result < 0)                    /* S3 */
         f.part = round_down(prng_below(&x->w->rng, v.len_bytes + 1), SIM_SECTOR);
     fly(co, &f);
@@ -281,6 +283,8 @@ static int simple(struct co *co, struct stor *s, unsigned call, enum sim_op_kind
     struct sim_stor *x = sim_of(s);
     int fault = fault_of(x->w, call);
     struct flight f = { .w = x->w, .f = x->f, .kind = kind, .off = off, .len = len, .result = fault < 0 ? fault : 0 };
+    if (!x->f->traits.regular && (kind == SIM_LEN || (kind == SIM_ZERO && off + len > x->f->disk.len)))
+        return -ENOSPC;
     fly(co, &f);
     return (int)f.result;
 }

@@ -592,6 +592,8 @@ static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
         bigger = false;
     }
     unsigned where = v->im->g->scrub ? (unsigned)prng_below(&v->rng, 4) : 3;
+    if (v->im->g->device && where >= 2)  /* there requests wait for it */
+        where -= 2;
     bool stays = where == 3 && atomic_load(&graph_image(n)->unclean);
     if (r == 0)
         r = make_snap(co, v, n);

@@ -125,6 +125,68 @@ def test_killed_with_a_data_file_or_a_bitmap(tmp_path, byre_serve, data_file, wi
             assert any(a <= p and p + CS <= a + n for a, n in dirty), p
 
 
+@pytest.mark.serial
+def test_killed_on_a_device(tmp_path, byre_serve):
+    """DESIGN section 6 on a block device: reads at once; what needs clusters waits until it is known where the used part ends"""
+    with open(tmp_path / "back", "wb") as f:
+        f.truncate(1 << 30)
+    path, detach = run.loop_device(tmp_path / "back")
+    try:
+        run.byre("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "64G")
+        run.byre("bitmap", "--add", "-g", 65536, path, "b0")
+        rng = random.Random(4)
+        places = [p * CS for p in rng.sample(range((64 << 30) // CS), 300)]
+        for turn in range(2):
+            server = byre_serve(path)
+            handle = connect(server)
+            for i, p in enumerate(places[:200]):
+                handle.pwrite(bytes([(i + turn) % 251 + 1]) * CS, p)
+            handle.flush()
+            handle.pwrite(b"\xaa" * CS, places[290 + turn])             # something new each time
+            handle.aio_pwrite(peers.need_module("nbd").Buffer.from_bytearray(bytearray(CS)), places[299])
+            kill(server)
+            assert is_dirty(path)
+        server = byre_serve(path)
+        handle = connect(server)
+        times = []
+        for what in (lambda: handle.pread(CS, places[0]), lambda: handle.pwrite(b"\xee" * 4096, places[1]), lambda: handle.pwrite(b"\xef" * CS, places[250])):
+            begin = time.monotonic()
+            what()
+            times.append(time.monotonic() - begin)
+        assert times[0] < 1 and max(times) < 2, times              # the machine may be busy; bench measures
+        assert wait_gone(server, "scrub-disk0") == []
+        for i, p in enumerate(places[2:200], 2):
+            assert handle.pread(4096, p) == bytes([(i + 1) % 251 + 1]) * 4096
+        handle.shutdown()
+        assert server.stop() == 0
+        assert not is_dirty(path)
+        run.qemu_img("check", path)
+        run.qemu_io(path, f"read -P 0xee {places[1]} 4k", f"read -P 3 {places[1] + 4096} 60k", f"read -P 0xef {places[250]} {CS}")
+        dirty = bitmaps.peer_map(path, "b0", tmp_path)
+        assert all(any(a <= p and p + CS <= z for a, z in dirty) for p in places[:200])
+    finally:
+        detach()
+
+
+@pytest.mark.serial
+def test_a_device_is_repaired_behind_what_it_holds(tmp_path):
+    """FEATURES 1.117: a new refcount structure finds its place on a device, which has no end to write behind"""
+    with open(tmp_path / "back", "wb") as f:
+        f.truncate(256 << 20)
+    path, detach = run.loop_device(tmp_path / "back")
+    try:
+        run.byre("create", "-q", "-f", "qcow2", path, "1G")
+        run.byre("io", "-c", "write -P 7 0 8M", path)
+        with corrupt.Editor(path) as editor:
+            editor.be64(editor.get_be64(48), 0)
+        assert run.byre("check", path, code=2)
+        run.byre("check", "-r", "all", path)
+        run.qemu_img("check", path)
+        run.qemu_io(path, "read -P 7 0 8M")
+    finally:
+        detach()
+
+
 def test_the_peers_dirty_image(tmp_path, byre_serve):
     """FEATURES 1.023: left dirty by the peer, with a snapshot; served at once, clean behind, the snapshot as it was"""
     path = tmp_path / "a.qcow2"

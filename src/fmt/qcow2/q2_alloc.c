@@ -45,7 +45,7 @@ int q2_alloc_new(struct co *co, struct q2_image *q)
     list_init(&a->batches);
     a->end = div_up(len, q->g.cluster_size);
     uint64_t used;
-    if (!q->im.store->traits.regular && q2_refs_end(co, q, &used) == 0)
+    if (!q->im.store->traits.regular && !q2_counts_in_memory(q) && q2_refs_end(co, q, &used) == 0)
         a->end = min_u64(a->end, used);  /* a device: the frontier grows behind what is used, as far as the device goes */
     a->zero_from = a->end;
     a->scan_end = q2_counts_in_memory(q) ? 0 : a->end;       /* later: q2_recount.c */
@@ -217,7 +217,9 @@ int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_ru
     ASSERT_LOOP(q->im.home);
     struct q2_alloc *a = q->alloc;
     unsigned slices = SCAN_SLICES_PER_TAKE;
-    int lazy = q2_lazy_enter(co, q);
+    int lazy = q2_unclean_await(co, q);
+    if (lazy == 0)
+        lazy = q2_lazy_enter(co, q);
     if (lazy < 0)
         return lazy;
     for (bool settled = false;;) {
@@ -251,7 +253,9 @@ int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run 
     struct q2_alloc *a = q->alloc;
     if (n == 1)
         return q2_alloc_take(co, q, 1, ret);
-    int lazy = q2_lazy_enter(co, q);
+    int lazy = q2_unclean_await(co, q);
+    if (lazy == 0)
+        lazy = q2_lazy_enter(co, q);
     if (lazy < 0)
         return lazy;
     for (unsigned tries = 0; tries < 16; tries++) {

@@ -21,6 +21,7 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_unclean.h"
 
 /* ---- compressing ---- */
 
@@ -88,6 +89,7 @@ static int begin_home(struct co *co, void *arg)
     struct q2_image *q = t->q;
     if (q->failed)
         return -EIO;
+    q2_unclean_room_wait(co, q);
     co_range_lock(co, &q->locks, &t->lock, t->off, t->off + t->n * q->g.cluster_size);       /* E1 */
     int r = q2_slice_own(co, q, t->off, &t->block, &t->index);
     if (r == 0)

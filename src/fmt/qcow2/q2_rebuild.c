@@ -4,8 +4,9 @@
  *
  * Purpose      Replaces a refcount table or blocks that are missing, misplaced or shared with something else, and
  *              with them a snapshot table that has to be written anew.
- * Owns         A layout of new clusters behind the end of the file, while it runs.
- * Invariants   I1 Every new cluster lies behind the end of the file and behind every reference that touches it.
+ * Owns         A layout of new clusters behind the end of what is used, while it runs.
+ * Invariants   I1 Every new cluster lies behind the end of the file and behind every reference that touches it. On a device, which
+ *                 cannot grow: behind every reference, when all of them could be followed.
  *              I2 There is a block exactly where a count is not zero: the size follows from what is used, never
  *                 from the virtual size.
  *              I3 Until the header sector is switched the old structure is untouched.
@@ -155,15 +156,29 @@ static int switch_header(struct co *co, struct layout *l, bool new_snapshots)
     return q2_header_sync_counts(co, l->k->q);
 }
 
+/* I1. The old structure counts too. */
+static int find_base(struct co *co, struct q2_checker *k, uint64_t *ret)
+{
+    *ret = k->clusters + (q2_counts_get(&k->refs, k->clusters) != 0);
+    if (k->store->traits.regular || k->incomplete || k->unsure)
+        return 0;
+    *ret = 0;
+    for (uint64_t c = q2_counts_next(&k->refs, 0); c != Q2_COUNTS_NONE; c = q2_counts_next(&k->refs, *ret))
+        *ret = q2_counts_last(&k->refs, c) + 1;
+    return meta_barrier(co, k->q->meta, META_B_REPAIR);      /* what names nothing there is durable before something lies there (Q9) */
+}
+
 int q2_rebuild(struct co *co, struct q2_checker *k, bool new_snapshots, struct byre_err *err)
 {
     static const struct q2_visitor v = { .ref = forget_old, .fault = ignore_fault };
     struct forget f = { k, new_snapshots };
     struct q2_walk w = q2_checker_walk(k, Q2_WALK_REST, &v, &f);
-    int rc = q2_walk(co, &w);
+    struct layout l = { .k = k };
+    int rc = find_base(co, k, &l.base);
+    if (!rc)
+        rc = q2_walk(co, &w);
     if (rc)
         return rc;
-    struct layout l = { .k = k, .base = k->clusters + (q2_counts_get(&k->refs, k->clusters) != 0) };
     if (new_snapshots)
         l.snapshots = div_up(q2_snapshots_emit(&k->snapshots, k->g, NULL), k->g->cluster_size);
     lay_out(&l);

@@ -9,26 +9,28 @@
  *                 in the range while this runs (scan) or what lies behind the file as it was opened (growth).
  *             C2  A reference that is dropped while the walk runs counts as seen: the drop lowers that count, not we. So does a
  *                 cluster that a scrub frees meanwhile: it may be in use again before the walk ends.
- *             C3  The walk stays inside one epoch section: no table that it may still read is freed and reused.
+ *             C3  All is read inside one epoch section (q2_survey.c): no table that it may still read is freed and reused.
  *             C4  A walk that met any fault gives nothing back.
  * Order       What a killed process wrote and never made durable looks, to us, like the rest: a barrier makes the tables
  *             that were walked durable before anything is given back (Q9). Then counts only fall.
  * Concurrency Home loop, one coroutine of a->drops; stops early when the image closes.
  * Failure     Nothing is given back; the autoclear bit stays for the next opening.
- * Tests       crash explorer (leak bound over repeated crashes), interop kill tests.
+ *             It is no scrub of a range: a scrub compares with the stored counts of the whole image, leaves out what was touched and
+ *             tells what is wrong, in memory that follows the file. This asks one bit of each cluster of one range, whose clusters
+ *             nobody else can take meanwhile (C1), so it needs no counts, no marks and no second look. What they share, the
+ *             walk over an image in use, is q2_survey.c.
+ * Tests       crash explorer (leak bound over repeated crashes), interop kill tests, q2_scrub_test.c
  */
 #include <stdlib.h>
 
 #include "base/assert.h"
-#include "base/bitmap.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
-#include "fmt/qcow2/q2_walk.h"
+#include "fmt/qcow2/q2_survey.h"
 
 struct reclaim {
     struct q2_image *q;
     uint64_t start, end;                 /* clusters */
     uint64_t *seen;                      /* bit per cluster of the range */
-    bool fault;
 };
 
 static void mark(struct reclaim *r, uint64_t from, uint64_t to)
@@ -54,44 +56,6 @@ static int see(struct co *co, void *arg, const struct q2_ref *ref)
     return 0;
 }
 
-static void on_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *ref, int rc)
-{
-    (void)f;
-    (void)ref;
-    (void)rc;
-    ((struct reclaim *)arg)->fault = true;       /* C4 */
-}
-
-static int walk(struct co *co, struct reclaim *r)
-{
-    struct q2_image *q = r->q;
-    static const struct q2_visitor v = { .ref = see, .fault = on_fault };
-    struct q2_snapshot_scan snaps = { 0 };
-    struct q2_bitmap *bitmaps = NULL;
-    uint32_t bitmap_count = 0;
-    bool with_bitmaps = (q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) && q->h.has_bitmaps;
-    int rc = q2_snapshots_scan(co, q->im.store, &q->g, &q->h, &snaps);
-    if (rc == 0 && snaps.faults)
-        rc = -EIO;
-    if (rc == 0 && with_bitmaps)
-        rc = q2_bitmaps_load(co, q->im.store, &q->g, &q->h, &bitmaps, &bitmap_count, NULL);
-    for (uint32_t i = 0; rc == 0 && i < bitmap_count; i++)
-        rc = bitmaps[i].bad ? -EIO : 0;          /* C4: what it names may not be found */
-    uint64_t len = 0;
-    if (rc == 0)
-        rc = stor_length(co, q->im.store, &len);
-    struct q2_walk w = { .store = q->im.store, .g = &q->g, .h = &q->h, .file_bytes = len, .snapshots = &snaps, .bitmaps = bitmaps,
-        .bitmap_count = bitmap_count, .bitmaps_valid = with_bitmaps, .parts = Q2_WALK_ALL, .v = &v, .arg = r };
-    if (rc == 0) {
-        epoch_token t = epoch_enter(q->im.epoch, co_loop(co));        /* C3 */
-        rc = q2_walk(co, &w);
-        epoch_leave(q->im.epoch, co_loop(co), t);
-    }
-    q2_snapshots_free(snaps.snapshots, snaps.count);
-    q2_bitmaps_free(bitmaps, bitmap_count);
-    return rc == 0 && r->fault ? -EIO : rc;
-}
-
 /* One cluster that nothing names: counted it is given back, not counted it may be used. It is counted more than once when it was being
  * filled with compressed clusters (q2_pack.c). */
 static int give_back(struct co *co, struct q2_image *q, uint64_t c)
@@ -112,7 +76,8 @@ static void reclaim_co(struct co *co, void *arg)
     struct reclaim *r = arg;
     struct q2_image *q = r->q;
     struct q2_alloc *a = q->alloc;
-    int rc = walk(co, r);
+    struct q2_survey survey = { .q = q, .ref = see, .strict = true, .arg = r };
+    int rc = q2_survey(co, &survey);             /* C3, C4 */
     if (rc == 0)
         rc = meta_flush(co, q->meta);
     co_lock(co, &a->mx);

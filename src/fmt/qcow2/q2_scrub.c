@@ -438,10 +438,25 @@ static int prove(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, co
     }
 }
 
-static int unclean(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, struct byre_err *err)
+/* Of a device: where does its used part end? Without an answer the rounds tell why. */
+static int find_edge(struct co *co, struct q2_scrubbing *s, struct byre_err *err)
 {
     struct q2_image *q = s->q;
-    int r = 0;
+    uint64_t first;
+    if (q->unclean->edge == Q2_EDGE_KNOWN)
+        return 0;
+    int r = q2_edge_find(co, q, &first);
+    if (r == 0)
+        q2_unclean_found(q, first);
+    else if (r == -EIO)
+        q2_unclean_scrub(q, false);
+    return r == -EIO || r == 0 ? 0 : byre_fail_code(err, IO, r, "%s: the end of its used part cannot be found: %s", q->name, strerror(-r));
+}
+
+static int make_clean(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, struct byre_err *err)
+{
+    struct q2_image *q = s->q;
+    int r = find_edge(co, s, err);
     s->total = 2 * q->h.size;
     if (MUTANT(MUT_SCRUB_CLEAN_EARLY))
         r = q2_clean_mark(co, q);
@@ -460,6 +475,15 @@ static int unclean(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, 
     q2_unclean_end(co, q);
     on_finding(s, true, "Q2_RECOUNTED", "the image was not closed cleanly; its reference counts are made anew");
     return 0;
+}
+
+static int unclean(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, struct byre_err *err)
+{
+    q2_unclean_scrub(s->q, true);
+    int r = make_clean(co, s, k, o, err);
+    if (s->q->unclean)
+        q2_unclean_scrub(s->q, false);
+    return r;
 }
 
 /* ---- entry ---- */

@@ -64,10 +64,24 @@ static struct fmt_check_result scrub(struct co *co, struct q2_image *q, unsigned
 
 /* ---- an image with everything in it, killed ---- */
 
+static uint64_t device_bytes;            /* 0: a file */
+
+/* The image lies on a device, with old bytes behind it. */
+static void to_device(void)
+{
+    if (!device_bytes)
+        return;
+    memset(disk.bytes + disk.len, 0xee, device_bytes - disk.len);
+    memset(disk.durable + disk.len, 0xee, device_bytes - disk.len);
+    disk.len = disk.durable_len = device_bytes;
+    disk.fixed_length = true;
+}
+
 /* Guest cluster i holds i + 1 where i % 3 is 0, for i < 120; free clusters lie between. */
 static void make_killed(struct co *co, const struct make *m, bool power)
 {
     img_make(co, m);
+    to_device();
     struct q2_image *q = img_open(co, &(struct opening){ 0 });
     for (uint64_t i = 0; i < 60; i++)
         CHECK_EQ(g_write(co, q, 8 * MIB + i * CS, CS, 0x77), 0);
@@ -340,6 +354,161 @@ static void under_way_body(struct co *co, void *arg)
 
 static void test_under_way(void **state) { t_run(0, under_way_body, NULL); }
 
+/* ---- a device ---- */
+
+static void set_be64(uint64_t off, uint64_t v)
+{
+    be64_put(disk_be64(off), v);
+    memcpy(disk.durable + off, disk.bytes + off, 8);
+}
+
+struct writer { struct q2_image *q; uint64_t off, len; uint8_t fill; int result; bool over; };
+
+static void writer_co(struct co *co, void *arg)
+{
+    struct writer *w = arg;
+    w->result = g_write(co, w->q, w->off, w->len, w->fill);
+    w->over = true;
+}
+
+static struct { uint64_t behind; bool flushed; unsigned early; } order;
+
+/* Nothing is written behind the edge before what was read is durable. */
+static int flush_first(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    order.flushed |= what == 'F';
+    order.early += what == 'W' && off >= order.behind && !order.flushed;
+    return 0;
+}
+
+/* Reads at once; what needs clusters waits until it is known where the used part ends. */
+static void device_body(struct co *co, void *arg)
+{
+    device_bytes = 8 * MIB;
+    make_killed(co, &lazy, arg != NULL);
+    requests = 0;
+    disk.hook = count_requests;
+    struct q2_image *q = img_open(co, &at_once);
+    CHECK(requests < 20);
+    disk.hook = NULL;
+    CHECK(q->unclean && q->unclean->edge == Q2_EDGE_SOUGHT);
+    CHECK(old_content(co, q, 0));
+    struct writer w[3] = { { q, 0, CS, 0xa0 }, { q, 3 * CS + 512, 512, 0xa1 }, { q, 12 * MIB, 3 * CS, 0xa2 } };
+    for (unsigned i = 0; i < 3; i++)
+        CHECK_EQ(rt_spawn(q->im.home, writer_co, &w[i]), 0);
+    for (int i = 0; i < 200; i++)
+        co_yield(co);
+    CHECK(!w[0].over && !w[1].over && !w[2].over && old_content(co, q, 0));
+    order.behind = 4 * MIB;
+    order.flushed = false;
+    for (uint64_t at = 0; at < device_bytes; at += CS)                  /* the last cluster of the image */
+        if (disk.bytes[at] != 0xee || memcmp(disk.bytes + at, disk.bytes + at + 1, CS - 1))
+            order.behind = at + CS;
+    disk.hook = flush_first;
+    struct fmt_check_result res = scrub(co, q, FMT_FIX_LEAKS, 0);
+    disk.hook = NULL;
+    CHECK_EQ(order.early, 0);
+    for (int i = 0; i < 2000 && !(w[0].over && w[1].over && w[2].over); i++)
+        co_yield(co);
+    CHECK(w[0].over && w[1].over && w[2].over && !w[0].result && !w[1].result && !w[2].result);
+    CHECK(!res.corruptions && !res.check_errors && !q->unclean);
+    CHECK(old_content(co, q, 4) && g_holds(co, q, 0, CS, 0xa0) && g_holds(co, q, 3 * CS + 512, 512, 0xa1) && g_holds(co, q, 3 * CS, 512, 4));
+    CHECK(g_holds(co, q, 12 * MIB, 3 * CS, 0xa2));
+    CHECK_EQ(g_write(co, q, 14 * MIB, 30 * CS, 0xa5), 0);
+    CHECK(states_ok(co, q));
+    scrub(co, q, FMT_FIX_LEAKS, 0);
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK(disk.len == device_bytes && !marked());
+    no_faults(co);
+    device_bytes = 0;
+}
+
+static void test_device(void **state) { t_run(0, device_body, NULL); }
+static void test_device_power(void **state) { t_run(0, device_body, (void *)1); }
+
+static uint64_t bad_at;
+static int read_fails(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    return what == 'R' && off <= bad_at && bad_at < off + len ? -EIO : 0;
+}
+
+/* A table cannot be read: nothing is known to be free, so nothing is taken; reads go on. The next scrub tries again. */
+static void device_unreadable_body(struct co *co, void *arg)
+{
+    device_bytes = 8 * MIB;
+    make_killed(co, &lazy, false);
+    bad_at = img_l2_at(8 * MIB);
+    struct q2_image *q = img_open(co, &at_once);
+    struct writer w = { q, 0, CS, 0xa0 };
+    CHECK_EQ(rt_spawn(q->im.home, writer_co, &w), 0);
+    disk.hook = read_fails;
+    struct fmt_check_result res = scrub(co, q, 0, 0);
+    disk.hook = NULL;
+    CHECK(res.check_errors && q->unclean && q->unclean->edge == Q2_EDGE_NONE);
+    while (!w.over)
+        co_yield(co);
+    CHECK_EQ(w.result, -EIO);
+    CHECK_EQ(g_write(co, q, 3 * CS, CS, 0xa1), -EIO);
+    CHECK(old_content(co, q, 0) && marked());
+    scrub(co, q, 0, 0);
+    CHECK(!q->unclean && !marked());
+    CHECK_EQ(g_write(co, q, 3 * CS, CS, 0xa1), 0);
+    CHECK(g_holds(co, q, 3 * CS, CS, 0xa1) && g_holds(co, q, 0, CS, 1));
+    CHECK_EQ(img_close(co, q), 0);
+    no_faults(co);
+    device_bytes = 0;
+}
+
+static void test_device_unreadable(void **state) { t_run(0, device_unreadable_body, NULL); }
+
+/* Hardly any room behind the used part: writes wait for the end of the scrub, then go in place, and none fails. */
+static void device_tight_body(struct co *co, void *arg)
+{
+    device_bytes = 8 * MIB;
+    make_killed(co, &lazy, false);
+    uint64_t end = 0;
+    for (uint64_t at = 0; at < device_bytes; at += CS)
+        if (disk.bytes[at] != 0xee || memcmp(disk.bytes + at, disk.bytes + at + 1, CS - 1))
+            end = at + CS;
+    memset(disk.bytes + end, 0, disk.len - end);
+    memset(disk.durable + end, 0, disk.len - end);
+    disk.len = disk.durable_len = end + 6 * CS;
+    struct q2_image *q = img_open(co, &at_once);
+    struct writer w[40];
+    for (uint64_t i = 0; i < 40; i++) {
+        w[i] = (struct writer){ q, 3 * i * CS, CS, (uint8_t)(0x40 + i) };
+        CHECK_EQ(rt_spawn(q->im.home, writer_co, &w[i]), 0);
+    }
+    scrub(co, q, FMT_FIX_LEAKS, 0);
+    CHECK(!q->unclean);
+    for (unsigned i = 0; i < 40; i++) {
+        while (!w[i].over)
+            co_yield(co);
+        CHECK_EQ(w[i].result, 0);
+        CHECK(g_holds(co, q, w[i].off, CS, w[i].fill));
+    }
+    CHECK_EQ(img_close(co, q), 0);
+    no_faults(co);
+    device_bytes = 0;
+}
+
+static void test_device_tight(void **state) { t_run(0, device_tight_body, NULL); }
+
+/* The refcount structure of an image on a device is made anew behind what is used (Q2_REFCOUNT_TABLE): there is no end of the file. */
+static void device_rebuild_body(struct co *co, void *arg)
+{
+    device_bytes = 8 * MIB;
+    make_killed(co, &lazy, false);
+    set_be64(be64_get(disk_be64(48)), 0);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });         /* repairs first */
+    CHECK(!q->unclean && !marked() && old_content(co, q, 0));
+    CHECK_EQ(img_close(co, q), 0);
+    no_faults(co);
+    device_bytes = 0;
+}
+
+static void test_device_rebuild(void **state) { t_run(0, device_rebuild_body, NULL); }
+
 /* ---- bitmaps of an unclean image (U7) ---- */
 
 static bool dirty_any(const struct dirty *d, uint64_t off, uint64_t len)
@@ -453,12 +622,6 @@ static void bitmaps_idle_body(struct co *co, void *arg)
 static void test_bitmaps_idle(void **state) { t_run(0, bitmaps_idle_body, NULL); }
 
 /* ---- damage of an unclean image ---- */
-
-static void set_be64(uint64_t off, uint64_t v)
-{
-    be64_put(disk_be64(off), v);
-    memcpy(disk.durable + off, disk.bytes + off, 8);
-}
 
 /* U3: a pointer behind the end is never followed and never taken for one of ours, however the file grows. */
 static void stale_body(struct co *co, void *arg)
@@ -771,7 +934,8 @@ int main(void)
         cmocka_unit_test(test_marks), cmocka_unit_test(test_killed), cmocka_unit_test(test_power), cmocka_unit_test(test_again),
         cmocka_unit_test(test_beside), cmocka_unit_test(test_cancel), cmocka_unit_test(test_under_way), cmocka_unit_test(test_stale), cmocka_unit_test(test_two_owners),
         cmocka_unit_test(test_structure), cmocka_unit_test(test_hopeless), cmocka_unit_test(test_leaks), cmocka_unit_test(test_waiting), cmocka_unit_test(test_reclaim),
-        cmocka_unit_test(test_failing), cmocka_unit_test(test_bitmaps_early), cmocka_unit_test(test_bitmaps_late), cmocka_unit_test(test_bitmaps_idle),
+        cmocka_unit_test(test_failing), cmocka_unit_test(test_device), cmocka_unit_test(test_device_power), cmocka_unit_test(test_device_unreadable),
+        cmocka_unit_test(test_device_tight), cmocka_unit_test(test_device_rebuild), cmocka_unit_test(test_bitmaps_early), cmocka_unit_test(test_bitmaps_late), cmocka_unit_test(test_bitmaps_idle),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 scrub", tests);

@@ -6,7 +6,8 @@
  *             the tables believed.
  * Owns        q->unclean, q->distrust_end, q->l1_bad.
  * Invariants  U1  Allocations come from behind the end of the file as it was found. So a cluster there is ours, and no old
- *                 cluster gains a reference while the image is unclean.
+ *                 cluster gains a reference while the image is unclean. A device has no such end: they wait until it is known
+ *                 where its used part ends (q2_edge.c), and that is the end from then on. Before, every cluster is old.
  *             U2  No old cluster is written, be it data or a table: COPIED counts for nothing there, a write takes a new cluster.
  *                 Two owners that a crash has left are told apart by the scrub before either is written.
  *             U3  An old table that names a place at or behind the old end names nothing: it is never followed, never taken for
@@ -20,6 +21,8 @@
  *                 is written in place as always, once its table is one of ours.
  *             U7  Persistent bitmaps are read, and go on lying where they lie, until something wants to write in place what is old
  *                 of them: then the set is written anew as a whole (q2_bms_renew), and that is ours.
+ *             U8  Nothing waits for the scrub while it holds what the scrub, or its end, waits for: requests wait before they
+ *                 take a lock (q2_unclean_room_wait). The scrub itself waits for nobody to get clusters.
  * Order       The dirty bit stays until the counts are durable (q2_scrub.c). Only the length of the file must be durable before
  *             a table points there (q2_frontier.c).
  * Concurrency Home loop; distrust_end and l1_bad are read on any.
@@ -31,11 +34,12 @@
 #include <stdlib.h>
 
 #include "base/assert.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
 #include "fmt/qcow2/q2_check_priv.h"
 
 bool q2_unclean_wanted(const struct q2_image *q)
 {
-    return q->h.incompat & Q2_INCOMPAT_DIRTY && q->opts.unclean_ok && !q->im.read_only && !q->check_mode && q->im.store->traits.regular;
+    return q->h.incompat & Q2_INCOMPAT_DIRTY && q->opts.unclean_ok && !q->im.read_only && !q->check_mode;
 }
 
 /* ---- the L1 table ---- */
@@ -96,6 +100,7 @@ int q2_unclean_begin(struct q2_image *q, struct byre_err *err)
     u->file_bytes = q->file_bytes_at_open;
     u->first = div_up(u->file_bytes, q->g.cluster_size);
     u->in_memory = true;
+    u->edge = q->im.store->traits.regular ? Q2_EDGE_KNOWN : Q2_EDGE_SOUGHT;
     q->unclean = u;
     q2_fixed_update(q);
     if (q2_counts_init(&u->counts, 0) || find_bad_l1(q))
@@ -112,10 +117,59 @@ void q2_unclean_end(struct co *co, struct q2_image *q)
     atomic_store_explicit(&q->distrust_end, 0, memory_order_release);
     q2_alloc_scan_again(q, q->unclean->first);
     co_range_unlock(&q->locks, &all);
-    q2_counts_fini(&q->unclean->counts);
-    free(q->unclean);
+    struct q2_unclean *u = q->unclean;
     q->unclean = NULL;
     atomic_store(&q->im.unclean, false);
+    co_wake_all(&u->changed);
+    q2_counts_fini(&u->counts);
+    free(u);
+}
+
+/* ---- a device ---- */
+
+int q2_unclean_await(struct co *co, struct q2_image *q)
+{
+    while (q->unclean && q->unclean->edge == Q2_EDGE_SOUGHT)
+        co_wait(co, &q->unclean->changed);
+    return q->unclean && q->unclean->edge == Q2_EDGE_NONE ? -EIO : 0;
+}
+
+/* What requests leave to the scrub, and to one another's last steps. */
+#define ROOM_BYTES (64ull << 20)
+#define ROOM_CLUSTERS_MIN 64u
+
+static bool little_room(const struct q2_image *q)
+{
+    const struct q2_alloc *a = q->alloc;
+    uint64_t end = q->unclean->file_bytes >> q->g.cluster_bits, behind = end > a->end ? end - a->end : 0;
+    return behind + a->frontier.total + a->counted.total + a->ready.total < max_u64(ROOM_BYTES >> q->g.cluster_bits, ROOM_CLUSTERS_MIN);
+}
+
+void q2_unclean_room_wait(struct co *co, struct q2_image *q)
+{
+    while (q->unclean && !q->im.store->traits.regular && !q->unclean->given_up && (q->unclean->edge == Q2_EDGE_SOUGHT || little_room(q)))
+        co_wait(co, &q->unclean->changed);
+}
+
+void q2_unclean_scrub(struct q2_image *q, bool begins)
+{
+    struct q2_unclean *u = q->unclean;
+    u->given_up = !begins;
+    if (u->edge != Q2_EDGE_KNOWN)
+        u->edge = begins ? Q2_EDGE_SOUGHT : Q2_EDGE_NONE;
+    co_wake_all(&u->changed);
+}
+
+void q2_unclean_found(struct q2_image *q, uint64_t first)
+{
+    struct q2_unclean *u = q->unclean;
+    struct q2_alloc *a = q->alloc;
+    INV(U1, !a->frontier.total && !a->counted.total && !a->ready.total && !u->counts.n && first <= a->end);
+    u->first = a->end = a->zero_from = a->settled_to = first;
+    a->unsettled_count = 0;
+    atomic_store_explicit(&q->distrust_end, first << q->g.cluster_bits, memory_order_release);
+    u->edge = Q2_EDGE_KNOWN;
+    co_wake_all(&u->changed);
 }
 
 void q2_unclean_free(struct q2_image *q)

@@ -11,9 +11,17 @@
 #include "fmt/qcow2/q2_marks.h"
 
 /* While q->unclean is there: clusters from `first` on are ours, all others are old. */
+enum q2_edge {
+    Q2_EDGE_KNOWN,
+    Q2_EDGE_SOUGHT,                      /* a device: not known yet where its used part ends; nothing can be handed out */
+    Q2_EDGE_NONE,                        /* and it could not be found out */
+};
 struct q2_unclean {
     uint64_t file_bytes;                 /* length of the file as it was found */
-    uint64_t first;                      /* that in clusters, rounded up */
+    uint64_t first;                      /* that in clusters, rounded up; a device: behind the last cluster that anything names */
+    enum q2_edge edge;
+    bool given_up;                       /* a scrub has ended without success: what waits for one goes on as it can */
+    struct co_waitq changed;             /* edge, given_up; or the image is not unclean any more */
     bool in_memory;                      /* counts are in `counts`, not in the image (until q2_recount) */
     struct q2_counts counts;             /* of cluster first + i */
     bool frozen;                         /* q2_recount is about to write them: whoever would change one waits */
@@ -28,6 +36,18 @@ MUST_USE int q2_unclean_begin(struct q2_image *q, struct byre_err *err);
 /* Everything has been proved: flags and counts are trusted again. Suspends: no write of a cluster may be under way. */
 void q2_unclean_end(struct co *co, struct q2_image *q);
 void q2_unclean_free(struct q2_image *q);
+
+/* Before clusters are taken: waits while the edge is sought. -EIO: it is not known. Suspends. */
+MUST_USE int q2_unclean_await(struct co *co, struct q2_image *q);
+/* Before a request of the guest that may need clusters, with nothing held: waits while the edge is sought, and while an unclean
+ * device has little room behind it, for the end of the scrub: then what is old may be used. Suspends. */
+void q2_unclean_room_wait(struct co *co, struct q2_image *q);
+/* A scrub begins, or ends with the image as unclean as it was. Those who wait are woken. */
+void q2_unclean_scrub(struct q2_image *q, bool begins);
+/* The edge was found. */
+void q2_unclean_found(struct q2_image *q, uint64_t first);
+/* q2_edge.c. -EIO: something could not be followed. -ENOMEM. Suspends. */
+MUST_USE int q2_edge_find(struct co *co, struct q2_image *q, uint64_t *ret_first);
 
 static inline bool q2_unclean_is_old(const struct q2_image *q, uint64_t cluster) { return q->unclean && cluster < q->unclean->first; }
 static inline bool q2_counts_in_memory(const struct q2_image *q) { return q->unclean && q->unclean->in_memory; }

@@ -25,6 +25,7 @@
 
 #include "base/assert.h"
 #include "base/mutant.h"
+#include "fmt/qcow2/q2_unclean.h"
 #include "fmt/qcow2/q2_wplan.h"
 
 struct write_txn {
@@ -166,6 +167,7 @@ static int begin_home(struct co *co, void *arg)
     struct q2_wspan s = { .max = (uint32_t)((round_up(end, q->g.cluster_size) - c0) >> q->g.cluster_bits), .off = c->off, .len = end - c->off };
     if (q->failed)
         return -EIO;
+    q2_unclean_room_wait(co, q);
     if (wait_in_place(co, q, s) > 0) {                      /* W1; an error shows again below */
         c->w->len = 0;
         return 0;

@@ -19,6 +19,7 @@
  */
 #include "base/assert.h"
 #include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_unclean.h"
 
 #define SLICE_WORDS_MAX 512u
 
@@ -205,8 +206,10 @@ static int work_home(struct co *co, void *arg)
         return -EIO;
     uint64_t off = c->off;
     int r = 0;
-    while (r == 0 && off < c->end)
+    while (r == 0 && off < c->end) {
+        q2_unclean_room_wait(co, c->q);
         r = work_slice(co, c, &off);
+    }
     return r;
 }
 
