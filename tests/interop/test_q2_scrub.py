@@ -127,7 +127,7 @@ def test_killed_with_a_data_file_or_a_bitmap(tmp_path, byre_serve, data_file, wi
 
 @pytest.mark.serial
 def test_killed_on_a_device(tmp_path, byre_serve):
-    """DESIGN section 6 on a block device: reads at once; what needs clusters waits until it is known where the used part ends"""
+    """As above on a block device: reads at once; what needs clusters waits until it is known where the used part ends"""
     with open(tmp_path / "back", "wb") as f:
         f.truncate(1 << 30)
     path, detach = run.loop_device(tmp_path / "back")
