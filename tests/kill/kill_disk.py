@@ -18,16 +18,18 @@ GEOMETRIES = {
 
 
 class Disk:
-    def __init__(self, folder, name):
-        create, self.options, backing, self.snapshot, self.second = GEOMETRIES[name]
+    size = SIZE
+
+    def __init__(self, folder, name, geometries=None):
+        create, self.options, backing, self.snapshot, self.second = (geometries or GEOMETRIES)[name]
         self.folder, self.image, self.sockets = folder, folder / "disk.qcow2", folder / "s"
         self.cluster_size = create.get("cluster_size", 65536)
         self.base = self.server = None
         if backing:
-            self.base = images.pattern_bytes(4, SIZE // 2) + bytes(SIZE // 2)
-            images.raw_file(folder / "base.raw", SIZE // 2, [(0, self.base[:SIZE // 2])])
+            self.base = images.pattern_bytes(4, self.size // 2) + bytes(self.size // 2)
+            images.raw_file(folder / "base.raw", self.size // 2, [(0, self.base[:self.size // 2])])
             create = {**create, "backing": "base.raw", "backing_fmt": "raw"}
-        images.create(self.image, SIZE, tool="byre", **create)
+        images.create(self.image, self.size, tool="byre", **create)
         if self.snapshot:
             run.qemu_io(self.image, *[f"write -P {17 + i} {i << 20} 800k" for i in range(0, 60, 3)])
             run.qemu_img("snapshot", "-c", "before", self.image)
@@ -91,4 +93,4 @@ class Disk:
         """read(off, length) over NBD."""
         handle = peers.need_module("nbd").NBD()
         handle.connect_uri(self.server.uri)
-        return lambda off, length: bytes(handle.pread(min(length, SIZE - off), off))
+        return lambda off, length: bytes(handle.pread(min(length, self.size - off), off))
