@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "fx_luks.h"
 #include "rt/sync.h"
 
 static const char *const names[CX_O_KINDS] = { "write", "zero", "unmap", "discard", "flush", "grow", "shrink", "reopen", "repair" };
@@ -178,6 +179,8 @@ static int make_fresh(struct co *co, struct cx_world *w, const struct cx_geometr
         o.backing_file = base;
         o.backing_fmt = raw;
     }
+    if (g->luks)
+        fx_luks_options(&o);
     char data[] = "data";
     struct fmt_host host = { .open_data = cx_open_data, .arg = w };
     if (g->data_file) {
@@ -241,6 +244,7 @@ bool cx_work_prepare(struct cx_world *w, struct cx_model *m, const struct cx_wor
     w->recording = w->jitter = false;
     w->frontier_bytes = g->frontier;
     w->cache_bytes = 4096;
+    w->keys = g->luks ? FX_KEY_A | FX_KEY_B : 0;
     w->backing.len = g->backing ? round_down(g->size * 3 / 4, CX_SECTOR) : 0;
     for (uint64_t i = 0; i < w->backing.len; i++)
         w->backing.data[i] = (uint8_t)((i >> 9) * 7 + 1);

@@ -24,6 +24,7 @@ struct cx_geometry {
     bool backing;
     bool data_file;                      /* guest data lies in file "data" */
     bool sub;                            /* extended L2 */
+    bool luks;                           /* encrypted, passphrases of fx_luks.h */
     bool lazy;                           /* lazy refcounts: counts are judged when the dirty bit is away */
     uint64_t frontier;
     char image[512];                     /* file to start from instead of a fresh image; "" = fresh */

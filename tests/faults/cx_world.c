@@ -19,6 +19,7 @@
 
 #include "base/assert.h"
 #include "base/checked.h"
+#include "fx_luks.h"
 #include "rt/backend.h"
 
 static void *must(void *p)
@@ -398,12 +399,18 @@ bool cx_run(struct cx_world *w, cx_body *body, void *arg)
 int cx_open(struct co *co, struct cx_world *w, bool read_only, bool check_mode, struct byre_err *err)
 {
     struct graph_opener opener = { open_file, identity, w };
-    int r = graph_new(w->loop, &(struct graph_opts){ .opener = &opener }, &w->graph, err);
+    struct graph_opts go = { .opener = &opener, .secrets = w->keys ? fx_secrets() : NULL };
+    int r = graph_new(w->loop, &go, &w->graph, err);
     if (r < 0)
         return r;
     struct graph_open_opts o = { .filename = "img", .format = "qcow2", .read_only = read_only, .discard = w->punch };
     o.fmt = (struct fmt_open_opts){ .check_mode = check_mode, .frontier_bytes = w->frontier_bytes, .cache_bytes = w->cache_bytes };
-    r = graph_open(co, w->graph, &o, &w->node, err);
+    unsigned left = w->keys;
+    do {
+        o.key_secret = left ? fx_key_names[left & FX_KEY_A ? 0 : 1] : NULL;
+        left &= left - 1;
+        r = graph_open(co, w->graph, &o, &w->node, err);
+    } while (r < 0 && left && !strcmp(err->reason, "WRONG_SECRET"));
     if (r < 0) {
         graph_free(w->graph);
         w->graph = NULL;

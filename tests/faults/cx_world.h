@@ -66,6 +66,7 @@ struct cx_world {
     struct graph *graph;
     struct graph_node *node;             /* open image, or NULL */
     uint64_t frontier_bytes, cache_bytes;
+    unsigned keys;                       /* passphrases that cx_open tries, in this order: FX_KEY_A, FX_KEY_B (fx_luks.h); 0: none */
 };
 
 void cx_world_init(struct cx_world *w);

@@ -12,6 +12,7 @@
 #include "cx_snapshot.h"
 #include "cx_work.h"
 #include "fx_alloc.h"
+#include "fx_luks.h"
 #include "rt/sync.h"
 
 #define FX_SECTORS 1024u
@@ -20,7 +21,7 @@
 /* ---- scenarios (fx_scenes.c) ---- */
 
 enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_FLUSH, FX_GROW, FX_SHRINK, FX_AMEND, FX_CHECK, FX_REPAIR,
-             FX_KEEP, FX_APPLY, FX_DROP /* snapshot number `at`: made, applied, deleted */, FX_BITMAP /* action `at` of fx_steps.c on bitmaps */, FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
+             FX_KEEP, FX_APPLY, FX_DROP /* snapshot number `at`: made, applied, deleted */, FX_BITMAP /* action `at` of fx_steps.c on bitmaps */, FX_KEY /* change `at` of key slots, fx_steps.c */, FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
 struct fx_step {
     enum fx_do what;
     unsigned at, at_sectors, len, len_sectors;   /* clusters and sectors; cut to the disk. GROW: len sixteenths of the size more; SHRINK: to len.
@@ -52,12 +53,15 @@ struct fx_model {
     uint64_t ever[FX_SECTORS];           /* all that was ever there or asked for */
     uint64_t size[8]; unsigned size_count;
     uint64_t now_sizes, crash_sizes;     /* sets of indices into size */
+    unsigned keys_now, keys_crash, keys_ever;   /* sets of what opens the image: bit 1 << FX_KEY_A, FX_KEY_B, or both */
     struct fx_flush *flushes;
 };
 void fx_issue(struct fx_model *m, uint64_t off, uint64_t len, unsigned version);
 void fx_done(struct fx_model *m, uint64_t off, uint64_t len, unsigned version);
 void fx_flush_begin(struct fx_model *m, struct fx_flush *f);
 void fx_flush_end(struct fx_model *m, struct fx_flush *f, bool good);
+void fx_keys_issue(struct fx_model *m, unsigned on_the_way);     /* bits: each may be seen from now on */
+void fx_keys_done(struct fx_model *m, unsigned keys);
 unsigned fx_size_issue(struct fx_model *m, uint64_t bytes);
 void fx_size_done(struct fx_model *m, unsigned id);
 

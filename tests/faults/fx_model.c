@@ -52,6 +52,19 @@ void fx_flush_end(struct fx_model *m, struct fx_flush *f, bool good)
     m->crash_sizes = f->sizes;
 }
 
+void fx_keys_issue(struct fx_model *m, unsigned on_the_way)
+{
+    m->keys_now |= on_the_way;
+    m->keys_crash |= on_the_way;
+    m->keys_ever |= on_the_way;
+}
+
+/* A change of keys is durable when it has succeeded. */
+void fx_keys_done(struct fx_model *m, unsigned keys)
+{
+    m->keys_now = m->keys_crash = 1u << keys;
+}
+
 unsigned fx_size_issue(struct fx_model *m, uint64_t bytes)
 {
     unsigned id = m->size_count++;

@@ -96,6 +96,7 @@ static void values_co(struct co *co, void *arg)
     c->first.size[0] = c->size;
     c->first.size_count = 1;
     c->first.now_sizes = c->first.crash_sizes = 1;
+    c->first.keys_now = c->first.keys_crash = c->first.keys_ever = 1u << FX_KEY_A;
     free(guest);
     int e = cx_close(co, f->w);
     f->e = f->e ? f->e : e;
@@ -194,7 +195,7 @@ static void body(struct co *co, void *arg)
 
 bool fx_run_one(struct fx_run *r, struct cx_world *w, struct fx_case *c, const struct fx_fault *f)
 {
-    long live = fx_alloc.live;
+    long live = fx_alloc.live, keys = fx_key_memory;
     *r = (struct fx_run){ .w = w, .c = c, .fault = *f, .m = c->first, .closed_well = true };
     cx_world_seed(w, c->seed);
     memset(w->image.data, 0, CX_FILE_MAX);
@@ -204,6 +205,7 @@ bool fx_run_one(struct fx_run *r, struct cx_world *w, struct fx_case *c, const s
     cx_data_back(w);
     w->frontier_bytes = c->g.frontier;
     w->cache_bytes = 4096;
+    w->keys = c->g.luks ? FX_KEY_A | FX_KEY_B : 0;
     memset(&w->faults, 0, sizeof w->faults);
     fx_alloc.hits = 0;
     w->recording = w->jitter = true;
@@ -218,6 +220,8 @@ bool fx_run_one(struct fx_run *r, struct cx_world *w, struct fx_case *c, const s
     }
     if (fx_alloc.live != live)
         fx_bad(r, "%ld blocks are still allocated", fx_alloc.live - live);
+    if (fx_key_memory != keys)
+        fx_bad(r, "%ld pieces of key memory are still in use", fx_key_memory - keys);
     if (w->open_stores)
         fx_bad(r, "%d files are still open", w->open_stores);
     if (!f->nth && r->steps_failed)

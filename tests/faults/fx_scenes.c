@@ -11,6 +11,7 @@
 #define K4 " c4k c4k-back "
 #define PLAIN " c4k c4k-back c4k-data c512 c512-v2-back c64k sub-back "
 #define SNAPS " c4k c4k-back c512-v2-back c64k c512-wide lazy compressed snapshot holes "
+#define LUKS "luks luks-back "
 #define FILES " snapshot compressed holes garbage "
 #define TOO , .together = true
 
@@ -29,27 +30,30 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "compressed", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 8192, .image = "compressed.qcow2" },
     { .name = "holes", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .image = "holes.qcow2" },
     { .name = "garbage", .cluster = 512, .size = 262144, .refcount_bits = 16, .version = 3, .frontier = 512, .image = "garbage.qcow2" },
+    { .name = "luks", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .luks = true, .frontier = 16384 },
+    { .name = "luks-back", .cluster = 512, .size = 65536, .refcount_bits = 16, .version = 3, .luks = true, .backing = true, .frontier = 2048 },
+    { .name = "luks-sub", .cluster = 16384, .size = 131072, .refcount_bits = 16, .version = 3, .luks = true, .sub = true, .frontier = 16384 },
     { .name = "bitmap", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .image = "bitmap.qcow2" },
     { .name = "" },
 };
 
-const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "keep", "apply", "drop", "bitmap", "close", "faults" };
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "keep", "apply", "drop", "bitmap", "key", "close", "faults" };
 
 const struct fx_scene fx_scenes[] = {
-    { "create", PLAIN "c512-wide ", 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
-    { "open-ro", PLAIN FILES, 4, false, 0, { { FX_FAULTS }, { FX_OPEN_RO }, { FX_CLOSE } } },
-    { "open-rw", PLAIN FILES, 4, false, 0, { { FX_FAULTS }, { FX_OPEN_RW }, { FX_CLOSE } } },
+    { "create", PLAIN "c512-wide " LUKS, 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
+    { "open-ro", PLAIN FILES LUKS, 4, false, 0, { { FX_FAULTS }, { FX_OPEN_RO }, { FX_CLOSE } } },
+    { "open-rw", PLAIN FILES LUKS, 4, false, 0, { { FX_FAULTS }, { FX_OPEN_RW }, { FX_CLOSE } } },
     { "read", PLAIN FILES, 6, true, 0, { { FX_OPEN_RO }, { FX_FAULTS }, { FX_READ }, { FX_READ } } },
-    { "write-alloc", PLAIN "c512-wide holes ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 5, 0, 1, 0 }, { FX_WRITE, 9, 1, 0, 2 }, { FX_FLUSH }, { FX_WRITE, 12, 0, 3, 0 }, { FX_FLUSH } } },
+    { "write-alloc", PLAIN "c512-wide holes " LUKS "luks-sub ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 5, 0, 1, 0 }, { FX_WRITE, 9, 1, 0, 2 }, { FX_FLUSH }, { FX_WRITE, 12, 0, 3, 0 }, { FX_FLUSH } } },
     { "write-reused", " holes garbage c4k ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 1, 3, 0 }, { FX_WRITE, 26, 0, 1, 0 }, { FX_FLUSH } } },
-    { "copy-on-write", " c4k-back c512-v2-back sub-back compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 2, 1, 0, 1 }, { FX_WRITE, 3, 3, 2, 1 }, { FX_WRITE, 2, 0, 0, 1 }, { FX_FLUSH } } },
-    { "write-in-place", PLAIN, 6, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 1, 0, 1, 0 }, { FX_WRITE, 0, 0, 0, 1 }, { FX_FLUSH } } },
+    { "copy-on-write", " c4k-back c512-v2-back sub-back compressed luks luks-back luks-sub ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 2, 1, 0, 1 }, { FX_WRITE, 3, 3, 2, 1 }, { FX_WRITE, 2, 0, 0, 1 }, { FX_FLUSH } } },
+    { "write-in-place", PLAIN LUKS, 6, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 1, 0, 1, 0 }, { FX_WRITE, 0, 0, 0, 1 }, { FX_FLUSH } } },
     { "write-shared", " snapshot compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 0, 1, 0 }, { FX_WRITE, 4, 1, 0, 1 }, { FX_FLUSH }, { FX_DISCARD, 16, 0, 2, 0 }, { FX_FLUSH } } },
-    { "zero", PLAIN FILES, 8, true, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_ZERO, 0, 0, 2, 0 }, { FX_UNMAP, 3, 0, 2, 0 }, { FX_ZERO, 6, 1, 1, 0 }, { FX_FLUSH } } },
-    { "discard-rewrite", PLAIN FILES, 8, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_DISCARD, 0, 0, 3, 0 }, { FX_FLUSH }, { FX_WRITE, 0, 0, 2, 0 }, { FX_DISCARD, 5, 0, 1, 0 }, { FX_WRITE, 5, 0, 1, 0 }, { FX_FLUSH } } },
+    { "zero", PLAIN FILES LUKS, 8, true, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_ZERO, 0, 0, 2, 0 }, { FX_UNMAP, 3, 0, 2, 0 }, { FX_ZERO, 6, 1, 1, 0 }, { FX_FLUSH } } },
+    { "discard-rewrite", PLAIN FILES LUKS, 8, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_DISCARD, 0, 0, 3, 0 }, { FX_FLUSH }, { FX_WRITE, 0, 0, 2, 0 }, { FX_DISCARD, 5, 0, 1, 0 }, { FX_WRITE, 5, 0, 1, 0 }, { FX_FLUSH } } },
     { "lazy", " lazy lazy-4k c64k ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 5, 0, 1, 0 }, { FX_WRITE, 9, 1, 0, 2 }, { FX_FLUSH }, { FX_DISCARD, 5, 0, 1, 0 }, { FX_FLUSH }, { FX_WRITE, 12, 0, 2, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_WRITE, 5, 0, 1, 0 }, { FX_FLUSH } } },
     { "flush", PLAIN "snapshot ", 2, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 0, 0, 1, 0 }, { FX_WRITE, 8, 0, 2, 0 }, { FX_FAULTS }, { FX_FLUSH }, { FX_FLUSH }, { FX_WRITE, 12, 0, 1, 0 }, { FX_FLUSH } } },
-    { "grow", PLAIN "c512-wide snapshot holes ", 4, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH } } },
+    { "grow", PLAIN "c512-wide snapshot holes " LUKS, 4, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH } } },
     { "shrink", PLAIN "holes ", 30, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_SHRINK, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH } } },
     { "amend-width", " c4k c4k-back c512-v2-back c512-wide snapshot holes ", 6, true, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_AMEND, 1, 0, 32, 0 }, { FX_WRITE, 9, 0, 1, 0 }, { FX_FLUSH } } },
     { "amend-version", " c4k c4k-back c64k c512-v2-back holes ", 6, true, 0,
@@ -61,7 +65,7 @@ const struct fx_scene fx_scenes[] = {
     { "repair-low-count", K4 "c512-v2-back ", 8, true, FX_LOW_COUNT, { { FX_FAULTS }, { FX_REPAIR } } },
     { "repair-sound", K4 "c512 snapshot ", 8, true, 0, { { FX_FAULTS }, { FX_REPAIR } } },
     { "open-dirty", K4, 8, true, FX_DIRTY, { { FX_FAULTS }, { FX_OPEN_RW }, { FX_WRITE, 20, 0, 1, 0 }, { FX_CLOSE } } },
-    { "reopen", PLAIN "snapshot ", 2, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 4, 0, 1, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_WRITE, 6, 1, 0, 3 }, { FX_DISCARD, 0, 0, 1, 0 }, { FX_CLOSE } } },
+    { "reopen", PLAIN "snapshot " LUKS, 2, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 4, 0, 1, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_WRITE, 6, 1, 0, 3 }, { FX_DISCARD, 0, 0, 1, 0 }, { FX_CLOSE } } },
     { "at-once", K4 "c4k-data c512 c512-v2-back c512-wide snapshot holes ", 6, true, 0,
       { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 10, 0, 1, 0 }, { FX_WRITE, 11, 1, 0, 2 TOO }, { FX_WRITE, 0, 0, 1, 0 TOO }, { FX_DISCARD, 2, 0, 1, 0 TOO }, { FX_FLUSH TOO }, { FX_WRITE, 14, 0, 2, 0 TOO },
         { FX_FLUSH TOO }, { FX_UNMAP, 4, 0, 1, 0 TOO }, { FX_WRITE, 2, 0, 1, 0 }, { FX_FLUSH TOO }, { FX_FLUSH } } },
@@ -91,5 +95,10 @@ const struct fx_scene fx_scenes[] = {
         { FX_FLUSH }, { FX_CLOSE } } },
     { "bitmap-remove", " bitmap c4k ", 0, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FAULTS }, { FX_BITMAP, 7, 0, 0, 0 }, { FX_BITMAP, 1, 0, 0, 0 },
         { FX_WRITE, 1, 0, 1, 0 }, { FX_CLOSE } } },
+    { "key-add", " luks luks-back luks-sub ", 4, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 5, 0, 1, 0 }, { FX_FAULTS }, { FX_KEY }, { FX_WRITE, 1, 1, 0, 2 }, { FX_FLUSH }, { FX_CLOSE }, { FX_OPEN_RW } } },
+    { "key-erase", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_KEY }, { FX_FAULTS }, { FX_KEY, 1, 0, 0, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_READ } } },
+    { "key-replace", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_KEY, 2, 0, 0, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_READ } } },
+    { "key-two-sectors", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_KEY, 3, 0, 0, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_KEY, 4, 0, 0, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_READ } } },
+    { "key-snapshot", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_FLUSH }, { FX_KEEP }, { FX_FAULTS }, { FX_KEY }, { FX_WRITE, 1, 0, 2, 0 }, { FX_KEY, 1, 0, 0, 0 }, { FX_FLUSH }, { FX_APPLY }, { FX_WRITE, 2, 0, 0, 1 }, { FX_FLUSH } } },
     { NULL, NULL, 0, false, 0, { { FX_END } } },
 };

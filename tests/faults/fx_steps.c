@@ -42,6 +42,8 @@ static bool errno_fits(const struct fx_run *r, enum fx_do what, int e)
         return true;
     if (f->kind == FX_K_ALLOC)
         return e == -ENOMEM;
+    if (e == -EIO && r->c->g.luks && f->kind == CX_F_READ)     /* of a key slot: "no access" is kept for passphrases */
+        return true;
     if (e == -EINVAL && f->kind == CX_F_READ && f->how == FX_NOTHING)
         return what == FX_OPEN_RO || what == FX_OPEN_RW || what == FX_CHECK || what == FX_REPAIR;
     return (f->how != FX_NOTHING && e == -f->error) || (e == -EIO && (f->kind == CX_F_FLUSH || f->how == FX_NOTHING));
@@ -230,6 +232,47 @@ static int amend(struct co *co, struct fx_run *r, const struct fx_step *s, struc
     return refused ? 0 : e;        /* what the image cannot become */
 }
 
+/* ---- key slots ---- */
+
+/* 0: a slot for "b"; 1: that of "a" is erased; 2: the first one, which may be the only one, gets "b" instead; 3, 4: the one
+ * whose entry lies in both sectors of the header gets "b", and is erased. way: what may open the image meanwhile; from: 0, or
+ * what must open it (an earlier step may have failed). */
+#define BOTH (FX_KEY_A | FX_KEY_B)
+static const struct { enum fmt_key_state state; const char *given[3]; uint32_t slot; bool force; unsigned from, way, end; } key_changes[] = {
+    { FMT_KEY_ACTIVE, { "encrypt.state", "encrypt.new-secret", "encrypt.iter-time" }, 0, false, 0, 1u << BOTH, BOTH },
+    { FMT_KEY_INACTIVE, { "encrypt.state", "encrypt.old-secret", "" }, 0, false, BOTH, 1u << FX_KEY_B, FX_KEY_B },
+    { FMT_KEY_ACTIVE, { "encrypt.state", "encrypt.new-secret", "encrypt.keyslot" }, 0, true, 0, 1u << BOTH | 1u << FX_KEY_B, FX_KEY_B },
+    { FMT_KEY_ACTIVE, { "encrypt.state", "encrypt.new-secret", "encrypt.keyslot" }, 6, false, 0, 1u << BOTH, BOTH },
+    { FMT_KEY_INACTIVE, { "encrypt.state", "encrypt.keyslot", "" }, 6, false, BOTH, 1u << FX_KEY_A, FX_KEY_A },
+};
+
+static bool key_given(void *arg, const char *option)
+{
+    const unsigned *change = arg;
+    for (unsigned i = 0; i < 3; i++)
+        if (!strcmp(option, key_changes[*change].given[i]))
+            return true;
+    return false;
+}
+
+static int change_keys(struct co *co, struct fx_run *r, unsigned change, struct byre_err *err)
+{
+    static char a[] = "a", b[] = "b";
+    struct fmt_create_opts fo = { .secrets = fx_secrets(), .encrypt = { .state = key_changes[change].state, .keyslot = key_changes[change].slot, .iter_time_ms = 10 } };
+    if (change == 1)
+        fo.encrypt.old_secret = a;
+    else if (key_changes[change].state == FMT_KEY_ACTIVE)
+        fo.encrypt.new_secret = b;
+    struct fmt_amend_opts o = { .o = &fo, .given = key_given, .arg = &change, .force = key_changes[change].force };
+    if (key_changes[change].from && r->m.keys_now != 1u << key_changes[change].from)
+        return 0;
+    fx_keys_issue(&r->m, key_changes[change].way);
+    int e = graph_amend(co, r->w->node, &o, err);
+    if (e == 0)
+        fx_keys_done(&r->m, key_changes[change].end);
+    return e;
+}
+
 /* ---- snapshots ---- */
 
 static const char *const snap_names[] = { "k", "before" };
@@ -306,6 +349,8 @@ int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, st
         o.backing_file = base;
         o.backing_fmt = raw;
     }
+    if (g->luks)
+        fx_luks_options(&o);
     char data[] = "data";
     struct fmt_host host = { .open_data = cx_open_data, .arg = w };
     if (g->data_file) {
@@ -419,6 +464,9 @@ static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, u
         break;
     case FX_BITMAP:
         answered(r, s->what, open ? bitmap(co, r, s->at, &err) : 0, &err);
+        break;
+    case FX_KEY:
+        answered(r, s->what, open ? change_keys(co, r, s->at, &err) : 0, &err);
         break;
     case FX_AMEND:
         answered(r, s->what, open ? amend(co, r, s, &err) : 0, &err);

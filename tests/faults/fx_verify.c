@@ -18,7 +18,7 @@
 #include "base/checked.h"
 #include "fx.h"
 
-struct ver { struct fx_run *r; const char *when; uint64_t set[FX_SECTORS], sizes, flags; bool deep, mended, loose; int era; /* 0 now, 1 crash, 2 ever */ };
+struct ver { struct fx_run *r; const char *when; uint64_t set[FX_SECTORS], sizes, flags; unsigned keys; bool deep, mended, loose; int era; /* 0 now, 1 crash, 2 ever */ };
 
 static void on_finding(void *arg, bool fixed, const char *id, const char *text)
 {
@@ -86,6 +86,29 @@ static void snapshots(struct ver *v)
         fx_bad(r, "%s: %u snapshots, %u of them known", v->when, n, found);
 }
 
+/* Which passphrases open it? At least one always does, and none that is gone; and no active slot is a false promise. */
+static void keys(struct co *co, struct ver *v)
+{
+    struct fx_run *r = v->r;
+    struct stor *s;
+    struct fx_keys k;
+    if (!r->w->keys || r->bad)
+        return;
+    uint64_t base = fx_luks_find(r->w->image.data, r->w->image.len, r->c->g.cluster);
+    if (cx_store_open(r->w, "img", true, &s) < 0)
+        abort();
+    int e = fx_luks_look(co, s, base, &k);
+    stor_close(co, s);
+    if (e < 0)
+        fx_bad(r, "%s: key slots cannot be tried: %d", v->when, e);
+    else if (k.dead)
+        fx_bad(r, "%s: %u active key slots that nothing opens", v->when, k.dead);
+    else if (!(v->keys >> k.opens & 1))
+        fx_bad(r, "%s: passphrases %u open it; allowed sets: %x", v->when, k.opens, v->keys);
+    else if (v->keys == 1u << FX_KEY_B && !memcmp(r->c->start.data + base + FX_LUKS_MATERIAL, r->w->image.data + base + FX_LUKS_MATERIAL, CX_SECTOR))
+        fx_bad(r, "%s: the key of the erased slot is still there", v->when);
+}
+
 static void content(struct co *co, struct ver *v)
 {
     struct fx_run *r = v->r;
@@ -141,6 +164,7 @@ static void verify_co(struct co *co, void *arg)
         check(co, v, FMT_FIX_LEAKS | FMT_FIX_ERRORS, true);
     check(co, v, 0, !v->mended);
     content(co, v);
+    keys(co, v);
     if (!v->deep)
         return;
     use(co, v);
@@ -167,6 +191,7 @@ static void look(struct fx_run *r, const char *when, const uint64_t *set, uint64
     *v = (struct ver){ .r = r, .when = when, .sizes = sizes, .deep = deep, .mended = r->mended && set == r->m.now,
         .era = set == r->m.now ? 0 : set == r->m.crash ? 1 : 2, .loose = has_snaps(r->c->scene) && (set != r->m.now || r->snap_cut) };
     memcpy(v->set, set, sizeof v->set);
+    v->keys = v->era == 0 ? r->m.keys_now : v->era == 1 ? r->m.keys_crash : r->m.keys_ever;
     if (!r->bad && !cx_run(r->w, verify_co, v))
         fx_bad(r, "%s: deadlock", when);
     free(v);

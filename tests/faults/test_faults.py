@@ -20,8 +20,8 @@ SOAK = bool(os.environ.get("SOAK"))
 STRIDE = 5 if SANITIZED else 1                   # under a sanitizer every fifth n
 SEEDS = range(1, 21) if SOAK else (7,)           # of the scheduler
 PARTS = 2
-FLOOR = {"read": 9600, "write": 19500, "flush": 3500, "truncate": 2900, "discard": 400, "length": 1150, "open": 270, "alloc": 11000}
-FLOOR_SUM, FLOOR_CASES, FLOOR_SCENES = 48000, 157, 27
+FLOOR = {"read": 19000, "write": 28000, "flush": 5200, "truncate": 4000, "discard": 1050, "length": 1850, "open": 500, "alloc": 19500}
+FLOOR_SUM, FLOOR_CASES, FLOOR_SCENES = 78000, 277, 45
 TOTAL = re.compile(r"^total: (\d+) cases, (.*), runs (\d+), struck (\d+), bad (\d+)$", re.M)
 
 

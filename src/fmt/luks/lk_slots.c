@@ -125,6 +125,8 @@ static int try_slot(struct co *co, const struct lk_area *a, const struct lk_head
     uint8_t digest[LK_DIGEST_BYTES];
     w.material = secret_new(w.bytes);
     int r = w.material ? stor_read_exact(co, a->store, w.material, w.bytes, a->base + s->off) : -ENOMEM;
+    if (r == -EACCES)                        /* of the file: that is no answer about the passphrase */
+        r = -EIO;
     if (r == 0)
         r = slot_xform(co, h, i, pass, &w.x);
     if (r == 0)
@@ -389,7 +391,10 @@ int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const 
         return byre_fail(err, BAD_OPTION, "%s: state=active or state=inactive is needed to change key slots", a->name);
     if (o->keyslot >= (int)LK_SLOTS)
         return byre_fail(err, BAD_OPTION, "%s: key slot %d does not exist, they are numbered 0 to %u", a->name, o->keyslot, LK_SLOTS - 1);
-    int r = o->state == FMT_KEY_ACTIVE ? activate(co, a, h, o, err) : deactivate(co, a, h, o, err);
+    int r = lk_load(co, a, h, err);          /* a failure of before may have left something else in memory */
+    if (r < 0)
+        return r;
+    r = o->state == FMT_KEY_ACTIVE ? activate(co, a, h, o, err) : deactivate(co, a, h, o, err);
     struct lk_header now;
     if (lk_load(co, a, &now, NULL) == 0)     /* what is true after a failure is what the disk says */
         *h = now;
