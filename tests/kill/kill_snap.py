@@ -78,7 +78,7 @@ class Snapped:
                     f"snapshot {name}: sector {s} holds {record.describe(data[where], s)}; allowed: {sorted(tags)}"
                 rest[where] = self.base[where]
             assert rest == self.base, f"snapshot {name}: bytes that nobody had written have changed"
-            self.digest = digest
+            self.digest, self.base, self.may, self.window = digest, None, None, []
         assert self.digest == digest, f"snapshot {name} is not what it was"
 
 
