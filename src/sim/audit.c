@@ -22,6 +22,7 @@
 #include "base/endian.h"
 #include "sim/bitmaps.h"
 #include "sim/image.h"
+#include "sim/luks.h"
 #include "sim/mem.h"
 #include "sim/model.h"
 
@@ -373,6 +374,18 @@ static bool decompress(const struct audit *a, struct comp z, uint8_t *out)
     return ok;
 }
 
+/* Bytes of a cluster that is not compressed; those of an encrypted image are encrypted by their place in the file. */
+static void read_plain(const struct audit *a, uint64_t off, uint8_t *buf)
+{
+    static struct lk_xform *key;             /* one for all images, for the life of the process */
+    sim_disk_read(a->d, off, buf, a->cs);
+    if (u32(a, 32) == 0)
+        return;
+    if (!key)
+        key = sim_luks_key();
+    lk_decrypt(key, buf, a->cs, off / SIM_SECTOR);
+}
+
 static void read_entry(struct audit *a, uint64_t e, uint64_t index, uint64_t at, void *arg)
 {
     struct content *c = arg;
@@ -384,7 +397,7 @@ static void read_entry(struct audit *a, uint64_t e, uint64_t index, uint64_t at,
     if (e >> 62 & 1) {
         ok = decompress(a, comp_of(a, e), buf);
     } else if (a->entry_bytes == 16 ? (e & OFF_MASK) != 0 : !(e & 1)) {
-        sim_disk_read(a->d, e & OFF_MASK, buf, a->cs);
+        read_plain(a, e & OFF_MASK, buf);
     }
     uint64_t bits = a->entry_bytes == 16 && !(e >> 62 & 1) ? u64(a, at + 8) : 0xffffffff;
     for (uint64_t s = 0; s < per && first + s < c->sectors; s++) {

@@ -315,7 +315,7 @@ static bool without(const struct sim_campaign *k, struct sim_case *c, unsigned i
 static bool shorter(const struct sim_campaign *k, struct sim_case *c, unsigned i)
 {
     struct sim_case t = *c;
-    if (t.workload.op[i].len < 2 || t.workload.op[i].kind == 's')
+    if (t.workload.op[i].len < 2 || t.workload.op[i].kind == 's' || t.workload.op[i].kind == 'g')
         return false;
     t.workload.op[i].len /= 2;
     t.state[0] = 0;

@@ -199,14 +199,14 @@ static int do_flush(struct co *co, struct run *u)
     return 0;
 }
 
-static int do_resize(struct co *co, struct run *u, uint64_t size)
+static int do_resize(struct co *co, struct run *u, uint64_t size, enum fmt_prealloc prealloc)
 {
     uint32_t id = u->r->next_id++;
     struct byre_err err = { 0 };
     struct sim_note *n = note(u, SIM_N_RESIZE, id);
     n->len = size;
     tell(u, n);
-    int r = graph_resize(co, u->n, size, FMT_PREALLOC_OFF, &err);
+    int r = graph_resize(co, u->n, size, prealloc, &err);
     n = note(u, r < 0 ? SIM_N_RESIZE_FAIL : SIM_N_RESIZE_ACK, id);
     n->len = size;
     if (r < 0 && u->r->may_fail && graph_length(u->n) == size) {      /* done, but not tidied up */
@@ -449,7 +449,8 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'i': return do_scrub(co, u);
     case 't': return co_sleep(co, 2000000);
     case 'v': return do_amend(co, u, o);
-    case 's': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR);
+    case 's':
+    case 'g': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR, o->kind == 's' ? FMT_PREALLOC_OFF : (enum fmt_prealloc)o->off);
     case 'k':
     case 'a':
     case 'x': return do_snap(co, u, o);

@@ -24,6 +24,7 @@
 #include "base/checked.h"
 #include "rt/backend.h"
 #include "rt/sync.h"
+#include "sim/luks.h"
 #include "sim/mem.h"
 #include "sim/workload.h"
 
@@ -332,7 +333,8 @@ static int view_one(struct co *co, struct sim_verify *v, struct graph *g, const 
     struct byre_err err = { 0 };
     struct graph_node *n;
     char name[8];
-    struct graph_open_opts o = { .filename = SIM_DISK_NAME, .format = "qcow2", .read_only = true, .fmt.snapshot.name = snap_name(name, sizeof name, number) };
+    struct graph_open_opts o = { .filename = SIM_DISK_NAME, .format = "qcow2", .read_only = true, .fmt.snapshot.name = snap_name(name, sizeof name, number),
+        .key_secret = v->im->g->luks ? SIM_LUKS_SECRET : NULL };
     int r = graph_open(co, g, &o, &n, &err);
     if (r < 0)
         return wrong(v, "%s: snapshot %s cannot be opened: %s", when, name, err.text);

@@ -37,11 +37,11 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsorptkaxvAXCEHMi", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMi", kind))
         return -EINVAL;
     s += n;
     n = 0;
-    if ((has_range(kind) || kind == 'v') && (sscanf(s, "%u %u%n", &off, &len, &n) != 2 || !len))
+    if ((has_range(kind) || kind == 'v' || kind == 'g') && (sscanf(s, "%u %u%n", &off, &len, &n) != 2 || !len))
         return -EINVAL;
     if (has_number(kind) && sscanf(s, "%u%n", &len, &n) != 1)
         return -EINVAL;
@@ -85,7 +85,7 @@ void sim_workload_text(const struct sim_workload *l, char *buf, size_t bytes)
     for (unsigned i = 0; i < l->count && at + 40 < bytes; i++) {
         const struct sim_wop *o = &l->op[i];
         at += (size_t)snprintf(buf + at, bytes - at, "%s%s%c", i ? "; " : "", o->beside ? "& " : o->behind ? "~ " : "", o->kind);
-        if (has_range(o->kind) || o->kind == 'v')
+        if (has_range(o->kind) || o->kind == 'v' || o->kind == 'g')
             at += (size_t)snprintf(buf + at, bytes - at, " %u %u", o->off, o->len);
         if (is_bitmap(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, o->kind == 'M' ? " %u %u" : " %u", o->off, o->len);
@@ -150,7 +150,9 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
             return false;
         if (o->kind == 'v' && !g->amend)
             return false;
-        if (o->kind == 's') {
+        if (o->kind == 'g' && (g->backing || o->off < 1 || o->off > 3 || o->len <= size))
+            return false;
+        if (o->kind == 's' || o->kind == 'g') {
             if (g->one_write_space || o->len > g->size_max / SIM_SECTOR || !o->len)
                 return false;
             size = o->len;
@@ -259,6 +261,8 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 's', 0, half);
         letter(&a, 's', 0, 5 * c + tail + 1);
         letter(&a, 's', 0, g->size / SIM_SECTOR - c - tail);
+        for (unsigned mode = 1; mode <= 3 && !g->backing; mode++)      /* metadata, falloc, full */
+            letter(&a, 'g', mode, min_u64(g->size / SIM_SECTOR + (mode == 2 ? 3 : 16) * c, g->size_max / SIM_SECTOR));
     }
     if (sim_geom_snaps(g)) {
         letter(&a, 'k', 0, 1);
