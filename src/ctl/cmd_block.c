@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_block.c: query-block, query-named-block-nodes, block_resize (FEATURES 8.011, 8.017).
+ * cmd_block.c: query-block, query-named-block-nodes, block_resize (FEATURES 8.011, 8.017), and the event
+ * BLOCK_IMAGE_CORRUPTED (1.113).
  *
  * Purpose      What is open, and how large it shall be.
  * Owns         nothing
@@ -68,6 +69,23 @@ static int run_query_named_block_nodes(struct co *co, struct ctl_call *call)
             r = append(call, file_node_json(co, &d, &call->err));
     }
     return r;
+}
+
+/* ---- BLOCK_IMAGE_CORRUPTED (1.113) ---- */
+void ctl_image_corrupted(void *arg, const struct graph_node *n, const struct fmt_corruption *c)
+{
+    struct ctl *ctl = arg;
+    const char *device = "";
+    for (size_t i = 0; i < ctl->env.device_count; i++)
+        if (ctl->env.devices[i].node == n)
+            device = ctl->env.devices[i].name;
+    json_t *data = json_pack("{s:s,s:s,s:s,s:b}", "device", device, "node-name", graph_node_name(n), "msg", c->text, "fatal", c->fatal);
+    if (data && c->has_place && (json_object_set_new(data, "offset", json_integer((json_int_t)c->off)) ||
+                                 json_object_set_new(data, "size", json_integer((json_int_t)c->bytes)))) {
+        json_decref(data);
+        data = NULL;
+    }
+    ctl_send_event(ctl, "BLOCK_IMAGE_CORRUPTED", data);
 }
 
 /* ---- block_resize ---- */

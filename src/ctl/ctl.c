@@ -190,6 +190,8 @@ int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl **ret_c,
         env->jobs->status_changed = ctl_job_changed;
         env->jobs->arg = c;
     }
+    if (env->graph)
+        graph_watch_corruption(env->graph, ctl_image_corrupted, c);
     *ret_c = c;
     return 0;
 }
@@ -216,6 +218,8 @@ void ctl_stop(struct co *co, struct ctl *c)
     c->stopping = true;
     if (c->env.jobs)
         c->env.jobs->status_changed = NULL;
+    if (c->env.graph)
+        graph_watch_corruption(c->env.graph, NULL, NULL);
     if (c->has_acceptor) {
         rt_cancel(&c->acceptor);
         rt_task_join(co, &c->acceptor);

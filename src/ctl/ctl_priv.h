@@ -113,6 +113,8 @@ extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cm
 
 /* ctl.c: an event for every client that has negotiated. Takes data over (NULL: memory ran out, nothing is sent). */
 void ctl_send_event(struct ctl *c, const char *name, json_t *data);
+/* cmd_block.c: of graph_watch_corruption; arg is the struct ctl. */
+void ctl_image_corrupted(void *arg, const struct graph_node *n, const struct fmt_corruption *c);
 /* cmd_job.c: struct jobs' status_changed; arg is the struct ctl. */
 struct job;
 void ctl_job_changed(void *arg, const struct job *job);

@@ -152,6 +152,20 @@ struct fmt_check_opts {
     int (*step)(struct co *co, void *arg);
 };
 
+/* Damage that was met in use. fatal: every request is refused from now on, and the image is marked where its format has a mark. */
+struct fmt_corruption { const char *text; uint64_t off, bytes; bool has_place, fatal; };     /* host bytes that it is about */
+
+/* Kinds of metadata that guest writes are kept away from (FEATURES 1.111), as bits of fmt_open_opts.overlap_check. */
+enum {
+    FMT_OVERLAP_HEADER = 1u << 0, FMT_OVERLAP_ACTIVE_L1 = 1u << 1, FMT_OVERLAP_ACTIVE_L2 = 1u << 2, FMT_OVERLAP_REFCOUNT_TABLE = 1u << 3,
+    FMT_OVERLAP_REFCOUNT_BLOCK = 1u << 4, FMT_OVERLAP_SNAPSHOT_TABLE = 1u << 5, FMT_OVERLAP_INACTIVE_L1 = 1u << 6, FMT_OVERLAP_INACTIVE_L2 = 1u << 7,
+    FMT_OVERLAP_BITMAP_DIRECTORY = 1u << 8,
+    FMT_OVERLAP_CONSTANT = FMT_OVERLAP_HEADER | FMT_OVERLAP_ACTIVE_L1 | FMT_OVERLAP_REFCOUNT_TABLE | FMT_OVERLAP_SNAPSHOT_TABLE | FMT_OVERLAP_BITMAP_DIRECTORY,
+    FMT_OVERLAP_CACHED = FMT_OVERLAP_CONSTANT | FMT_OVERLAP_ACTIVE_L2 | FMT_OVERLAP_REFCOUNT_BLOCK | FMT_OVERLAP_INACTIVE_L1,
+    FMT_OVERLAP_ALL = FMT_OVERLAP_CACHED | FMT_OVERLAP_INACTIVE_L2,
+    FMT_OVERLAP_GIVEN = 1u << 31,          /* else the default, CACHED */
+};
+
 /* What an image may ask of whoever opens it. */
 struct fmt_host {
     /* The external data file: `name` as the image records it, NULL when it records none; the opener's own choice wins. It comes
@@ -224,6 +238,9 @@ struct fmt_open_opts {
     const char *key_secret;                /* id of the passphrase; NULL: none */
     const char *encrypt_format;            /* what the opener says it is ("luks", "aes"); NULL: nothing */
     struct fmt_window window;              /* raw only; others ignore it */
+    unsigned overlap_check;                /* FMT_OVERLAP_* with _GIVEN; 0 = default */
+    /* Home loop, must not suspend: damage was met. At most once. May be NULL */
+    void (*corrupted)(void *arg, const struct fmt_corruption *c); void *corrupted_arg;
     uint64_t bitmap_region_bytes;          /* what a write marks ahead in persistent bitmaps, a power of two; 0 = default */
 };
 

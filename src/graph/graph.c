@@ -173,6 +173,13 @@ void graph_warn(const struct graph_node *n, const char *fmt, ...)
     n->g->warn(n->g->warn_arg, text);
 }
 
+void graph_watch_corruption(struct graph *g, graph_corrupted_fn *fn, void *arg)
+{
+    ASSERT_LOOP(g->home);
+    g->corrupted = fn;
+    g->corrupted_arg = arg;
+}
+
 /* ---- description ---- */
 
 const char *graph_node_name(const struct graph_node *n) { return n->name; }

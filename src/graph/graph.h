@@ -165,6 +165,9 @@ MUST_USE int graph_bitmap_load(struct co *co, struct graph_node *n, struct fmt_b
 static inline void graph_bitmap_hold(struct fmt_bitmap *b) { b->busy++; }
 static inline void graph_bitmap_release(struct fmt_bitmap *b) { b->busy--; }
 
+/* Who is told of damage that images of the graph meet (beside graph_opts.warn): on the home loop, must not suspend. NULL: nobody. */
+typedef void graph_corrupted_fn(void *arg, const struct graph_node *n, const struct fmt_corruption *c);
+void graph_watch_corruption(struct graph *g, graph_corrupted_fn *fn, void *arg);
 /* Tells the graph's user (graph_opts.warn). */
 PRINTF_LIKE(2, 3) void graph_warn(const struct graph_node *n, const char *fmt, ...);
 

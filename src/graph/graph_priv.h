@@ -44,6 +44,8 @@ struct graph {
     struct secret_set *secrets;
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
+    graph_corrupted_fn *corrupted;      /* NULL: nobody wants to know */
+    void *corrupted_arg;
     struct list nodes;
     unsigned next_name;
     unsigned drain_round;
@@ -130,6 +132,7 @@ struct name_runtime {
     uint64_t total, l2, counts, interval;
     uint32_t l2_entry;          /* bytes; 0: not said */
     enum name_tri pass_request, pass_snapshot, pass_other, no_unref, lazy;
+    unsigned overlap_set, overlap_on, overlap_off;       /* FMT_OVERLAP_*: of the word (0: none was given), of single checks */
 };
 /* What it says about the node, its file and, when it is raw, which part of the file it shows (names_node.c). */
 struct name_node {

@@ -9,7 +9,7 @@
  * Order       None.
  * Concurrency Pure.
  * Failure     Names the option.
- * Tests       tests/cli/runtime_test.py
+ * Tests       tests/cli/runtime_test.py, tests/interop/test_overlap.py
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -57,22 +57,41 @@ static int take_entry(const char *key, const json_t *v, struct name_runtime *run
     return r;
 }
 
-/* "overlap-check": a word, or an object whose members come as dotted names. Every check that byre knows is always on. */
-static int overlap(const char *key, const json_t *v, struct byre_err *err)
+static int overlap_word(struct name_runtime *run, const char *key, const json_t *v, struct byre_err *err)
 {
-    static const char *const words[] = { "none", "constant", "cached", "all" };
-    static const char *const parts[] = { "main-header", "active-l1", "active-l2", "refcount-table", "refcount-block", "snapshot-table", "inactive-l1", "inactive-l2", "bitmap-directory" };
-    enum name_tri ignored;
-    const char *leaf = strchr(key, '.'), *s = json_is_string(v) ? json_string_value(v) : "";
-    if (!leaf || !strcmp(leaf, ".template")) {
-        for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
-            if (!strcmp(s, words[i]))
-                return 0;
-        return byre_fail(err, BAD_OPTION, "json: '%s' must be none, constant, cached or all", key);
+    static const struct { const char *name; unsigned set; } words[] = {
+        { "none", 0 }, { "constant", FMT_OVERLAP_CONSTANT }, { "cached", FMT_OVERLAP_CACHED }, { "all", FMT_OVERLAP_ALL },
+    };
+    const char *s = json_is_string(v) ? json_string_value(v) : "";
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        if (strcmp(s, words[i].name))
+            continue;
+        if (run->overlap_set && run->overlap_set != (words[i].set | FMT_OVERLAP_GIVEN))
+            return byre_fail(err, BAD_OPTION, "json: overlap-check and overlap-check.template ask for different things");
+        run->overlap_set = words[i].set | FMT_OVERLAP_GIVEN;
+        return 0;
     }
-    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
-        if (!strcmp(leaf + 1, parts[i]))
-            return take_bool(key, v, &ignored, err);
+    return byre_fail(err, BAD_OPTION, "json: '%s' must be none, constant, cached or all", key);
+}
+
+/* "overlap-check": a word, or an object whose members come as dotted names: a word ("template") and single checks, which go over it. */
+static int overlap(struct name_runtime *run, const char *key, const json_t *v, struct byre_err *err)
+{
+    static const char *const parts[] = { "main-header", "active-l1", "active-l2", "refcount-table", "refcount-block", "snapshot-table", "inactive-l1",
+                                         "inactive-l2", "bitmap-directory" };       /* in the order of FMT_OVERLAP_* */
+    const char *leaf = strchr(key, '.');
+    if (!leaf || !strcmp(leaf, ".template"))
+        return overlap_word(run, key, v, err);
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        enum name_tri on;
+        if (strcmp(leaf + 1, parts[i]))
+            continue;
+        int r = take_bool(key, v, &on, err);
+        if (r)
+            return r;
+        *(on == NAME_YES ? &run->overlap_on : &run->overlap_off) |= 1u << i;
+        return 0;
+    }
     return byre_fail(err, BAD_OPTION, "json: there is no overlap check '%s'", leaf + 1);
 }
 
@@ -98,7 +117,7 @@ int name_runtime_option(struct name_runtime *run, const char *key, const json_t 
     if (!strcmp(key, "l2-cache-entry-size"))
         return (r = take_entry(key, v, run, err)) ? r : 1;
     if (!strcmp(key, "overlap-check") || !strncmp(key, "overlap-check.", 14))
-        return (r = overlap(key, v, err)) ? r : 1;
+        return (r = overlap(run, key, v, err)) ? r : 1;
     return 0;
 }
 
@@ -124,4 +143,6 @@ void name_runtime_apply(const struct name_runtime *run, struct fmt_open_opts *fo
     if (run->pass_other != NAME_UNSET)
         fo->tables_no_punch = run->pass_other == NAME_NO;
     fo->discard_no_unref = run->no_unref == NAME_YES;
+    if (run->overlap_set || run->overlap_on || run->overlap_off)
+        fo->overlap_check = (((run->overlap_set ? run->overlap_set : FMT_OVERLAP_CACHED) | run->overlap_on) & ~run->overlap_off) | FMT_OVERLAP_GIVEN;
 }

@@ -195,6 +195,16 @@ static int open_window(const struct layer *l, struct fmt_open_opts *fo, struct b
     return 0;
 }
 
+/* fmt_open_opts.corrupted of every image. */
+static void tell_corruption(void *arg, const struct fmt_corruption *c)
+{
+    const struct graph_node *n = arg;
+    graph_warn(n, c->fatal ? "%s: the image is corrupt and cannot be used any more: %s" : "%s: the image is damaged: %s; further damage is not told of",
+               n->filename, c->text);
+    if (n->g->corrupted)
+        n->g->corrupted(n->g->corrupted_arg, n, c);
+}
+
 static int open_image(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
     struct graph_node *n = l->n;
@@ -205,6 +215,8 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
                             .direct = wants(l->ref->direct, op->o->direct), .no_flush = wants(l->ref->no_flush, op->o->no_flush) };
     struct fmt_host host = { .open_data = data_open, .arg = &ask };
     fo.host = &host;
+    fo.corrupted = tell_corruption;
+    fo.corrupted_arg = n;
     if (l->is_top && n->discard)             /* pass-discard-request follows discard=unmap */
         fo.discard_no_punch = false;
     name_runtime_apply(&l->ref->run, &fo);

@@ -225,28 +225,6 @@ def test_corrupt_counts(written, tmp_path):
     disk.judge(image, tmp_path)
 
 
-@pytest.mark.parametrize("where", ["l1", "reftable"])
-def test_write_into_metadata_is_stopped(tmp_path, where):
-    """FEATURES 1.048, 1.112 (constant set): a mapping that points into metadata; no guest write lands there, the image is marked
-    corrupt. L2 tables and refcount blocks (the cached set) come with the overlap-check modes."""
-    image = tmp_path / "disk.qcow2"
-    guest.create("qemu", image, 4 << 20)
-    run.qemu_io(image, "write -P 1 0 128k", "write -P 2 1M 64k")
-    with corrupt.Editor(image) as editor:
-        header = editor.image.header
-        victim = {"l1": header.l1_off, "l2": editor.l2_entry(0) // 65536 * 65536, "reftable": header.reftable_off,
-                  "refblock": editor.get_be64(header.reftable_off)}[where]
-        editor.patch_l2(1 << 20, lambda old: victim | qcow2ref.COPIED)
-        kept = os.pread(editor.fd, 65536, victim)
-    done = run.byre("io", "-f", "qcow2", "-c", "write -P 9 1M 4k", image, code=None)
-    with open(image, "rb") as f:
-        f.seek(victim)
-        assert f.read(65536) == kept, f"the write went into the metadata\n{done}"
-    assert done.code == 1 and "wrote" not in done.out, done
-    refuses_to_write(image)
-    assert run.qemu_img("info", "--output=json", image).json["format-specific"]["data"]["corrupt"] is True
-
-
 def test_unknown_incompatible_bit(written):
     """FEATURES 1.028: no tool opens it, reading included; the text names the feature when the image does."""
     image, _ = written

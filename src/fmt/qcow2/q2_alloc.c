@@ -9,6 +9,7 @@
  *                 already; else the caller needs the data barrier before an entry (Q1).
  *             I3  A dropped cluster comes to `ready` only by q2_drop.c, after Q9 and D3.
  *             I4  The sets may miss free clusters, never hold used ones.
+ *             I6  What L1 and refcount table name is not handed out, whatever its count says (q2_guard.h).
  *             I5  known_zero is told only of frontier clusters gained by growing a regular file in this run, past the length
  *                 found at open (D4), on a store where a hole is as good as zeros (traits.zero_growth). Elsewhere new
  *                 clusters are filled: a later write in place into what was left a hole could show somebody's old bytes
@@ -23,6 +24,7 @@
 
 #include "base/assert.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
 #define SCAN_SLICES_PER_TAKE 2u
@@ -72,22 +74,6 @@ void q2_alloc_free(struct q2_image *q)
 
 /* ---- scan: finds free clusters that earlier runs left behind ---- */
 
-/* Does the L1 or the refcount table name something that `ready` holds? Then a count is wrong (1.111). */
-static bool ready_has_tables(const struct q2_image *q)
-{
-    const struct rset *ready = &q->alloc->ready;
-    const struct q2_l1 *l1 = atomic_load_explicit(&q->l1, memory_order_relaxed);
-    bool found = false;
-    for (uint64_t i = 0; i < q->rt_entries && !found; i++)
-        found = rset_contains(ready, q->rt[i] >> q->g.cluster_bits, (q->rt[i] >> q->g.cluster_bits) + 1);
-    for (uint64_t i = 0; i < l1->entries && !found; i++) {
-        struct q2_l1e e;
-        if (q2_l1e_decode(&q->g, be64_word(atomic_load_explicit(&l1->words[i], memory_order_relaxed)), &e))
-            found = rset_contains(ready, e.l2_off >> q->g.cluster_bits, (e.l2_off >> q->g.cluster_bits) + 1);
-    }
-    return found;
-}
-
 static int scan_slice(struct co *co, struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
@@ -116,11 +102,6 @@ static int scan_slice(struct co *co, struct q2_image *q)
             r = rset_add(&a->ready, c, c + 1, 0);
     }
     meta_put(q->meta, b);
-    if (r == 0 && a->ready.total && ready_has_tables(q)) {
-        rset_fini(&a->ready);            /* was empty before: all of it comes from this slice */
-        rset_init(&a->ready);
-        return -EUCLEAN;
-    }
     return r;
 }
 
@@ -225,6 +206,8 @@ int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_ru
     for (bool settled = false;;) {
         int r = take_present(co, q, want, slices, ret);
         if (r != -ENOENT) {
+            if (r == 0)
+                r = q2_guard_may_take(co, q, ret->cluster, ret->count);      /* if not, it stays out of reach */
             if (r == 0) {
                 q2_marks_add(&a->given, ret->cluster, ret->count);
                 q2_frontier_watch(q);
@@ -262,6 +245,8 @@ int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run 
         struct rset_range x;
         if (rset_fit(&a->frontier, 0, n, &x) && q2_frontier_settled(q, x.start + n)) {
             int r = rset_remove(&a->frontier, x.start, x.start + n);
+            if (r == 0)
+                r = q2_guard_may_take(co, q, x.start, n);
             if (r == 0) {
                 *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = x.tag == 1, .settled = true };
                 q2_marks_add(&a->given, ret->cluster, n);

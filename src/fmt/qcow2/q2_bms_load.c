@@ -20,6 +20,7 @@
 #include "base/assert.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
 #include "fmt/qcow2/q2_bms.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
 /* B4. For reading it only must lie in the file. */
@@ -30,8 +31,11 @@ static int judge_place(struct co *co, struct q2_image *q, uint64_t off, uint64_t
         return -EUCLEAN;
     if (q->im.read_only || q->check_mode)
         return 0;
+    int need = q2_guard_need(co, q);
+    if (need < 0)
+        return need;
     for (uint64_t at = off; at < off + bytes; at += q->g.cluster_size) {
-        if (q2_hits_metadata(q, at) || meta_cached(q->meta, at, q->g.cluster_size))
+        if (!q2_guard_clear(q, at) || meta_cached(q->meta, at, q->g.cluster_size))
             return -EUCLEAN;
         if (q->unclean && !q2_unclean_is_old(q, at >> q->g.cluster_bits) && !q2_marks_has(&q->alloc->given, at >> q->g.cluster_bits))
             return -EUCLEAN;             /* behind the old end, and not ours (U3) */

@@ -11,6 +11,8 @@
  */
 #include "fmt/qcow2/q2_disk_test.h"
 
+#include "fmt/qcow2/q2_guard.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -169,7 +171,7 @@ void img_make(struct co *co, const struct make *m)
 int img_try_open(struct co *co, const struct opening *o, struct fmt_image **ret)
 {
     struct fmt_open_opts fo = { .read_only = o->read_only, .check_mode = o->check, .frontier_bytes = o->frontier_bytes, .cache_bytes = o->cache_bytes,
-        .discard_no_punch = o->no_punch, .lazy_refcounts = o->lazy, .unclean_ok = o->unclean, .bitmap_region_bytes = o->bitmap_region };
+        .discard_no_punch = o->no_punch, .lazy_refcounts = o->lazy, .unclean_ok = o->unclean, .bitmap_region_bytes = o->bitmap_region, .overlap_check = o->overlap, .corrupted = o->corrupted };
     struct stor *s = disk_open(o->read_only);
     struct byre_err err = { 0 };
     int r = fmt_qcow2_ops.open(co, s, &fo, ret, &err);
@@ -396,6 +398,8 @@ static bool bad_state(const char *what, uint64_t c, uint64_t count)
 bool states_ok(struct co *co, struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
+    if (!q2_guard_is_right(q))
+        return bad_state("the guard does not say what the tables say", 0, 0);
     struct rset *const sets[] = { &a->frontier, &a->counted, &a->ready, &a->dropping };
     for (unsigned i = 0; i < 4; i++)
         rset_check(sets[i]);

@@ -22,6 +22,7 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "fmt/qcow2/q2_crypt.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
 #define CACHE_BYTES_DEFAULT (32ull << 20)
@@ -147,22 +148,6 @@ int q2_header_record_frontier(struct co *co, struct q2_image *q)
     return patch_header(co, q, p, 2);
 }
 
-int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off)
-{
-    (void)what;
-    (void)off;
-    if (q->im.read_only || q->failed || q->check_mode || q->unclean)       /* unclean: the scrub tells and mends */
-        return -EIO;
-    q->failed = true;
-    if (q->g.version >= 3) {                     /* Q22: durable before writes are refused to anybody who asks the disk */
-        q->h.incompat |= Q2_INCOMPAT_CORRUPT;
-        int r = q2_header_sync(co, q, 72, 80, META_B_HEADER);
-        (void)r;                                 /* refused in memory all the same */
-    }
-    meta_stop(q->meta, -EIO);                    /* Q22: no other metadata is written behind it */
-    return -EIO;
-}
-
 /* ---- tables ---- */
 
 static void l1_free(struct q2_l1 *l1)
@@ -204,6 +189,7 @@ static void l1_install(struct q2_image *q, struct q2_l1 *l1, uint64_t *dirty)
     q->l1_region = (struct meta_region){ .rank = META_ROOTS, .off = q->h.l1_off, .words = l1->words, .bytes = l1->alloc_bytes, .dirty = dirty };
     meta_region_add(q->meta, &q->l1_region);
     q2_fixed_update(q);
+    q2_guard_drop(q);
     if (old)
         epoch_defer(q->im.epoch, &old->reclaim, l1_reclaim);
 }
@@ -382,6 +368,7 @@ static void dismantle(struct co *co, struct q2_image *q)
         epoch_drain(co, q->im.epoch);
         epoch_free(q->im.epoch);
     }
+    q2_guard_free(q);
     l1_free(atomic_load(&q->l1));
     free(q->l1_dirty);
     free(q->rt);
@@ -451,6 +438,7 @@ static int q2_open(struct co *co, struct stor *store, const struct fmt_open_opts
     q->check_mode = o->check_mode;
     q->info_only = o->info_only;
     q->opts = *o;
+    q->overlap = (o->overlap_check & FMT_OVERLAP_GIVEN ? o->overlap_check & FMT_OVERLAP_ALL : FMT_OVERLAP_CACHED) | 1u << Q2_K_LUKS;
     atomic_store(&q->im.below_zero_from, UINT64_MAX);
     int r = open_parts(co, q, err);
     if (r < 0) {

@@ -18,10 +18,12 @@
  *             early. A failed punch does not keep a cluster from reuse: it only keeps its blocks on the disk.
  * Tests       crash explorer: discard racing with rewrite; mutants MUT_FREE_*.
  */
+#include <inttypes.h>
 #include <stdlib.h>
 
 #include "base/assert.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
 #define Q2_QUARANTINE_MAX (1u << 16)     /* clusters in `dropping` that start a pass */
@@ -150,12 +152,18 @@ void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n) { dro
 /* ---- a batch that has become safe ---- */
 
 /* Does a table of a damaged image name metadata as data? That is neither punched nor freed (1.111). */
-static bool is_metadata(const struct q2_image *q, uint64_t c, uint64_t end, uint32_t tag)
+static int refuse_metadata(struct co *co, struct q2_image *q, uint64_t c, uint64_t end, uint32_t tag)
 {
-    bool fixed = false;
-    for (uint64_t i = c; i < end && !fixed; i++)
-        fixed = q2_hits_metadata(q, i << q->g.cluster_bits);
-    return fixed || (tag != TAG_TABLE && meta_cached(q->meta, c << q->g.cluster_bits, (end - c) << q->g.cluster_bits));
+    uint32_t bits = q->g.cluster_bits;
+    int r = q2_guard_need(co, q);
+    if (r < 0)
+        return r;
+    for (uint64_t i = c; i < end; i++)
+        if (!q2_guard_clear(q, i << bits)) {
+            q2_note(q, i << bits, q->g.cluster_size, "the last reference to the cluster at %#" PRIx64 " was dropped, but metadata lies there", i << bits);
+            return -EUCLEAN;
+        }
+    return tag != TAG_TABLE && meta_cached(q->meta, c << bits, (end - c) << bits) ? -EUCLEAN : 0;
 }
 
 /* Length of the run of clusters from c on that have exactly one owner left, or more than one (*ret_last). -EUCLEAN: none. */
@@ -194,11 +202,11 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
         uint64_t stop = end;
         bool last = false;
         int r = q->failed ? -EIO : owners_run(co, q, c, end, &stop, &last);
-        if (r == 0 && last && is_metadata(q, c, stop, tag))
-            r = -EUCLEAN;
+        if (r == 0 && last)
+            r = refuse_metadata(co, q, c, stop, tag);
         if (r < 0) {
             a->lost += end - c;
-            (void)q2_judge(co, q, r, "refcount", c << q->g.cluster_bits);   /* nobody waits for this; later requests are told */
+            (void)q2_judge(co, q, r, "the refcount of the cluster at", c << q->g.cluster_bits);   /* nobody waits for this; later requests are told */
             return;
         }
         if (last && !MUTANT(MUT_FREE_SKIP_PUNCH))
@@ -211,7 +219,7 @@ static void release_run(struct co *co, struct q2_image *q, uint64_t c, uint64_t 
         if (r < 0 || (last && q2_alloc_freed(q, c, stop) < 0))
             a->lost += stop - c;
         co_unlock(&a->mx);
-        (void)q2_judge(co, q, r, "refcount", c << q->g.cluster_bits);       /* a->lost tells it already */
+        (void)q2_judge(co, q, r, "the refcount of the cluster at", c << q->g.cluster_bits);       /* a->lost tells it already */
         if (last && MUTANT(MUT_FREE_SKIP_PUNCH))
             punch(co, q, c, stop - c, tag);
         c = stop;

@@ -96,7 +96,7 @@ static int begin_home(struct co *co, void *arg)
         r = look(t);
     if (r == 0)
         r = q2_pack_take(co, q, t->enc, t->n, t->host);
-    r = q2_judge(co, q, r, "L2 table", t->off);
+    r = q2_judge(co, q, r, "the L2 table of guest offset", t->off);
     if (r < 0)
         txn_end(t);
     return r;

@@ -27,6 +27,7 @@
 
 #include "base/assert.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
 #define STEP_BYTES_MIN (32ull << 20)
@@ -133,7 +134,7 @@ static void enter_blocks(struct q2_image *q, uint64_t *rt, const struct growth *
     for (uint64_t i = 0; i < p->blocks; t++) {
         if (enter ? rt[t] != 0 : rt[t] != at)
             continue;
-        rt[t] = enter ? at : 0;
+        q2_rt_set(q, rt, t, enter ? at : 0);
         at += q->g.cluster_size;
         i++;
     }
@@ -312,12 +313,11 @@ static void take_back(struct q2_image *q, const struct growth *p, uint64_t *old_
 {
     bool gone = meta_forget(q->meta, p->first << q->g.cluster_bits, p->blocks << q->g.cluster_bits);
     ASSERT(gone);                        /* blocks of counts are pinned only between two suspensions */
+    enter_blocks(q, q->rt, p, false);
     if (old_rt) {
         free(q->rt);
         q->rt = old_rt;
         q->rt_entries = old_entries;
-    } else {
-        enter_blocks(q, q->rt, p, false);
     }
 }
 
@@ -401,6 +401,8 @@ static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
     if (r <= 0)
         return r;
     r = plan_free(co, q, step, &p);
+    if (r == 0)
+        r = q2_guard_may_take(co, q, p.first, p.blocks + p.rt_clusters);
     if (r == 0)
         r = rset_reserve(&a->frontier, 2);
     if (r == 0)

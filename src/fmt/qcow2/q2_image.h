@@ -46,6 +46,7 @@ struct q2_bms;                          /* q2_bms.c */
 struct q2_unclean;                      /* q2_unclean.c */
 struct q2_scrubbing;                    /* q2_scrub.c */
 struct q2_crypt;                        /* q2_crypt.c */
+struct q2_guard;                        /* q2_guard.c */
 
 #define Q2_FIXED 5u
 
@@ -60,6 +61,12 @@ struct q2_image {
     uint64_t slice_span;                /* and the guest bytes that they map */
     _Atomic(struct q2_l1 *) l1;
     struct { _Atomic uint64_t off, len; } fixed[Q2_FIXED];   /* L1, refcount and snapshot table, bitmap directory, LUKS header: for q2_hits_metadata on any loop */
+    uint64_t snapshots_bytes, snapshots_at;                  /* how long the snapshot table at snapshots_at is, once that is known */
+    unsigned overlap;                   /* kinds of metadata (q2_guard.h) that no guest write may hit in place */
+    _Atomic(struct q2_guard *) guard;   /* NULL: not made, or dropped */
+    /* home */
+    struct q2_guard *guard_making; uint64_t guard_round; struct co_mutex guard_mx;
+    struct { char text[200]; uint64_t off, bytes; } why;     /* what makes the next -EUCLEAN; text "": nothing was noted */
     struct meta_region l1_region;
     uint64_t *l1_dirty;                 /* for the region */
     /* refcount table: whole in memory, home loop only */
@@ -82,6 +89,7 @@ struct q2_image {
     struct stor *crypt_below;           /* what im.data decrypts; NULL: im.data is no store of ours */
     bool check_mode, info_only;
     _Atomic bool failed;                /* corruption was found, every request is refused (1.113) */
+    bool told;                          /* and somebody was told */
     uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
     uint64_t file_bytes_at_open;        /* the same, exact */
     uint64_t zero_stamp; bool zero_stamped;   /* grace period before a kept zero cluster may be written (q2_write.c) */
@@ -192,8 +200,14 @@ MUST_USE int q2_header_record_frontier(struct co *co, struct q2_image *q);
 /* Writes bytes of the first cluster that all lie in one sector of it, with a barrier; q->h is the caller's. */
 struct q2_patch { uint32_t from, len; const void *bytes; };
 MUST_USE int q2_header_patch(struct co *co, struct q2_image *q, const struct q2_patch *p, unsigned n);
-/* Metadata was found to be wrong while in use: sets the corrupt bit (v3, Q22), refuses everything from now on. Returns -EIO. */
+/* ---- q2_corrupt.c: metadata was found to be wrong while in use (Q22, 1.113). Home loop. ---- */
+/* Refuses everything from now on and sets the corrupt bit (v3); of a read-only image only tells, once. Returns -EIO. Suspends; outside
+ * struct sections. what: "the L2 entry of guest offset"; says it unless something was noted. */
 int q2_corrupt(struct co *co, struct q2_image *q, const char *what, uint64_t off);
+/* The same inside a struct section. */
+int q2_corrupt_locked(struct co *co, struct q2_image *q, const char *what, uint64_t off);
+/* What makes the -EUCLEAN that follows, and which host bytes it concerns. The first one stays. */
+PRINTF_LIKE(4, 5) void q2_note(struct q2_image *q, uint64_t off, uint64_t bytes, const char *fmt, ...);
 /* Inside this folder -EUCLEAN says that what the image holds cannot be right, -EIO that a request failed: the next one may
  * succeed. At the edge the former marks the image and becomes -EIO. */
 static inline int q2_judge(struct co *co, struct q2_image *q, int r, const char *what, uint64_t off)
@@ -222,11 +236,14 @@ MUST_USE int q2_scrub_excludes(const struct q2_image *q, const char *what, struc
 
 /* ---- q2_map.c ---- */
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
-/* M2: would a cluster at `host` overlap header, L1, refcount or snapshot table, or the bitmap directory? The constant part
- * of the overlap check (1.111, 1.112). */
+/* Would a cluster at `host` overlap what the header names: header, L1, refcount or snapshot table, bitmap directory, LUKS header? The
+ * rest is in q2_guard.h. */
 bool q2_hits_metadata(const struct q2_image *q, uint64_t host);
-/* Home: header fields that it looks at have changed. */
+/* Which of them, as bits 1 << kind (q2_guard.h). */
+unsigned q2_fixed_kinds(const struct q2_image *q, uint64_t host);
+/* Home: header fields that it looks at have changed; the length of the snapshot table is known. */
 void q2_fixed_update(struct q2_image *q);
+void q2_fixed_snapshots(struct q2_image *q, uint64_t bytes);
 /* Home: meta_get; a block that ends behind the end of the file is -EUCLEAN. */
 MUST_USE int q2_block_get(struct co *co, struct q2_image *q, const struct meta_kind *k, uint64_t off, struct meta_block **ret_b);
 /* Home: the pinned L2 slice that holds `guest` and the index of its entry in it. ret_b NULL: no L2 table. */

@@ -7,9 +7,9 @@
  * Owns        q->l2_mx. The tables belong to meta/ and to q->l1.
  * Invariants  M1  A lookup on another loop reads each entry once, as a whole (one atomic word, or a pair under the slice's
  *                 count), and decodes that.
- *             M2  `writable` is said only of COPIED standard clusters that lie outside header, L1, refcount and snapshot
- *                 table, bitmap directory and LUKS header (1.045, 1.048), through a table that is COPIED too: else the table could be
- *                 copied, flags cleared, and the cluster after it, while somebody still writes into it in place (Q4).
+ *             M2  `writable` is said only of COPIED standard clusters that hold no metadata (1.045, 1.048; q2_guard.h), through a table
+ *                 that is COPIED too: else the table could be copied, flags cleared, and the cluster after it, while somebody still
+ *                 writes into it in place (Q4).
  *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
  *             M4  A pinned slice stays the one that the L1 entry names: after each suspension the entry is compared.
  * Order       A new table's zeros, or the copy of a shared one, are written before the L1 entry is set, so the data barrier
@@ -27,7 +27,7 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "fmt/qcow2/q2_crypt.h"
-#include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
 /* ---- places ---- */
@@ -50,19 +50,21 @@ static uint64_t left_in_slice(const struct q2_image *q, uint64_t guest)
 
 static bool overlaps(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen) { return a < b + blen && b < a + alen; }
 
-bool q2_hits_metadata(const struct q2_image *q, uint64_t host)
+unsigned q2_fixed_kinds(const struct q2_image *q, uint64_t host)
 {
+    static const uint8_t kind[Q2_FIXED] = { Q2_K_L1, Q2_K_TABLE, Q2_K_SNAPSHOTS, Q2_K_BITMAPS, Q2_K_LUKS };
     uint64_t cs = q->g.cluster_size;
-    if (host < cs)
-        return true;
+    unsigned kinds = host < cs ? 1u << Q2_K_HEADER : 0;
     for (unsigned i = 0; i < Q2_FIXED; i++) {
         uint64_t off = atomic_load_explicit(&q->fixed[i].off, memory_order_relaxed);
         uint64_t len = atomic_load_explicit(&q->fixed[i].len, memory_order_relaxed);
-        if (overlaps(host, cs, off, len))
-            return true;
+        if (UNLIKELY(overlaps(host, cs, off, len)))
+            kinds |= 1u << kind[i];
     }
-    return false;
+    return kinds;
 }
+
+bool q2_hits_metadata(const struct q2_image *q, uint64_t host) { return q2_fixed_kinds(q, host) != 0; }
 
 static void fixed_set(struct q2_image *q, unsigned i, uint64_t off, uint64_t len)
 {
@@ -75,9 +77,18 @@ void q2_fixed_update(struct q2_image *q)
     bool bitmaps = q->h.has_bitmaps && q->h.autoclear & Q2_AUTOCLEAR_BITMAPS;        /* else its space may be anybody's */
     fixed_set(q, 0, q->h.l1_off, (uint64_t)q->h.l1_size * 8);
     fixed_set(q, 1, q->h.rt_off, (uint64_t)q->h.rt_clusters << q->g.cluster_bits);
-    fixed_set(q, 2, q->h.snapshots_off, q->h.nb_snapshots * sizeof(struct q2_disk_snapshot));        /* at least */
+    uint64_t least = (uint64_t)q->h.nb_snapshots * sizeof(struct q2_disk_snapshot);
+    bool known = q->h.nb_snapshots && q->snapshots_at == q->h.snapshots_off;
+    fixed_set(q, 2, q->h.snapshots_off, known ? max_u64(least, q->snapshots_bytes) : least);
     fixed_set(q, 4, q->h.crypto_off, q->h.has_crypto ? q->h.crypto_len : 0);
     fixed_set(q, 3, bitmaps ? q->h.bitmap_dir_off : 0, bitmaps ? q->h.bitmap_dir_bytes : 0);
+}
+
+void q2_fixed_snapshots(struct q2_image *q, uint64_t bytes)
+{
+    q->snapshots_at = q->h.snapshots_off;
+    q->snapshots_bytes = bytes;
+    q2_fixed_update(q);
 }
 
 static int l1_entry(const struct q2_image *q, uint64_t guest, struct q2_l1e *ret)
@@ -127,7 +138,7 @@ static void extent_of(const struct q2_image *q, const struct q2_l2e *e, uint64_t
         x->kind = FMT_DATA;
         x->has_host = true;
         x->host = e->host + in;
-        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || !q2_hits_metadata(q, e->host));
+        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host));
         if (UNLIKELY(q->im.weak_cipher)) {               /* legacy AES goes by guest offset */
             x->kind = FMT_ENCODED;
             x->encrypted = true;
@@ -170,7 +181,7 @@ static void extent_of_sub(const struct q2_image *q, const struct q2_l2e *e, uint
         break;
     case Q2_SUB_DATA:
         x->kind = FMT_DATA;
-        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || !q2_hits_metadata(q, e->host));
+        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host));
         break;
     }
     x->len = run * unit - in % unit;
@@ -246,7 +257,7 @@ static int map_home(struct co *co, void *arg)
     uint32_t i;
     int r = q2_slice_get(co, c->q, c->off, &b, &i);
     if (r < 0)
-        return q2_judge(co, c->q, r, "L2 table", c->off);
+        return q2_judge(co, c->q, r, "the L2 table of guest offset", c->off);
     if (!b) {
         map_hole(c->q, c->off, c->len, c->ret);
         return 0;
@@ -255,7 +266,7 @@ static int map_home(struct co *co, void *arg)
     if (r == 0)
         c->ret->writable &= q2_slice_is_own(c->q, c->off);
     meta_put(c->q->meta, b);
-    return q2_judge(co, c->q, r, "L2 entry", c->off);
+    return q2_judge(co, c->q, r, "the L2 entry of guest offset", c->off);
 }
 
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
@@ -362,7 +373,7 @@ static int table_own(struct co *co, struct q2_image *q, uint64_t guest, const st
     }
     if (!q2_run_independent(q, &run) || old->l2_off)
         meta_need_data_barrier(q->meta);                     /* Q5; else Q23 */
-    meta_region_set(q->meta, &q->l1_region, q2_l1_index(&q->g, guest), q2_l1e_encode(off, true));
+    q2_l1_set(q, q2_l1_index(&q->g, guest), q2_l1e_encode(off, true));
     if (old->l2_off)
         q2_alloc_drop_table(q, old->l2_off >> q->g.cluster_bits, 1);
     return 0;
@@ -377,6 +388,8 @@ int q2_slice_own(struct co *co, struct q2_image *q, uint64_t guest, struct meta_
             return r;
         if (e.l2_off && q2_hits_metadata(q, e.l2_off))
             return -EUCLEAN;                                                   /* M2, for tables */
+        if (e.l2_off && table_is_own(&e) && (r = q2_guard_may_change(co, q, e.l2_off, Q2_K_L2)) < 0)
+            return r;
         if (!e.l2_off || !table_is_own(&e)) {                                  /* M3 */
             co_lock(co, &q->l2_mx);
             r = l1_entry(q, guest, &e);

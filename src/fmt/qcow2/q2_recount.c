@@ -22,6 +22,7 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_check_priv.h"
 #include "fmt/qcow2/q2_unclean.h"
 
@@ -249,6 +250,7 @@ static void install(struct recount *c)
     free(q->rt);
     q->rt = c->rt;
     q->rt_entries = c->entries;
+    q2_guard_drop(q);
     c->rt = NULL;
     c->u->in_memory = false;
     if (MUTANT(MUT_UNCLEAN_USED_EARLY))

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 
 #include "base/assert.h"
-#include "fmt/qcow2/q2_image.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
 int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_err *err)
@@ -47,6 +47,7 @@ int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_err *err)
     free(q->rt);
     q->rt = rt;
     q->rt_entries = bytes / 8;
+    q2_guard_drop(q);
     return 0;
 }
 
@@ -160,6 +161,8 @@ static int64_t add_some(struct co *co, struct q2_image *q, uint64_t cluster, uin
 {
     struct place p;
     int r = place_of(q, cluster, &p);
+    if (r == 0)
+        r = q2_guard_may_change(co, q, q->rt[cluster >> q->g.block_bits], Q2_K_BLOCK);
     if (r < 0)
         return r;
     struct meta_block *b;

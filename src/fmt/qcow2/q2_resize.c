@@ -22,6 +22,7 @@
 
 #include "base/assert.h"
 #include "base/mutant.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_image.h"
 
 /* ---- L1 ---- */
@@ -132,7 +133,7 @@ static int cut_range(struct co *co, struct q2_image *q, uint64_t from, uint64_t 
             struct q2_l1e e;
             const struct q2_l1 *l1 = atomic_load(&q->l1);
             if (q2_l1e_decode(&q->g, be64_word(atomic_load(&l1->words[i])), &e) && e.l2_off) {
-                meta_region_set(q->meta, &q->l1_region, i, 0);
+                q2_l1_set(q, i, 0);
                 q2_alloc_drop_table(q, e.l2_off >> q->g.cluster_bits, 1);
             }
         }
@@ -279,7 +280,7 @@ int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_preal
     if (busy)
         return busy;
     int r = size > q->h.size ? grow(co, q, size, prealloc, err) : shrink(co, q, size, err);
-    return q2_judge(co, q, r, "resize", 0);
+    return q2_judge(co, q, r, "what a resize met behind guest offset", 0);
 }
 
 int q2_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byre_err *err)

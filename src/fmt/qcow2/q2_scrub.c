@@ -31,6 +31,7 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_check_priv.h"
 #include "fmt/qcow2/q2_unclean.h"
 
@@ -327,7 +328,7 @@ static int mend_l1_flag(struct co *co, struct q2_image *q, uint64_t guest)
     uint64_t raw = be64_word(atomic_load(&l1->words[i]));
     int r = raw & Q2_L1E_OFF ? q2_refs_get(co, q, (raw & Q2_L1E_OFF) >> q->g.cluster_bits, &n) : 1;
     if (r == 0 && (n == 1) != !!(raw & Q2_E_COPIED)) {
-        meta_region_set(q->meta, &q->l1_region, i, raw ^ Q2_E_COPIED);
+        q2_l1_set(q, i, raw ^ Q2_E_COPIED);
         q->unclean->mended++;
     }
     co_unlock(&q->l2_mx);
@@ -365,7 +366,7 @@ static void mend_l1(struct q2_image *q)
             uint64_t new = q2_mend_entry(&q->g, &e, false).raw;
             if (new && (!is_aligned(e.off, q->g.cluster_size) || q2_hits_metadata(q, e.off)))
                 continue;                        /* there may be a table, or not: that is not ours to decide */
-            meta_region_set(q->meta, &q->l1_region, i, new);
+            q2_l1_set(q, i, new);
             q2_unclean_l1_mended(q, i);
         }
 }

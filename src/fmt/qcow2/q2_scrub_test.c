@@ -347,6 +347,10 @@ static void under_way_body(struct co *co, void *arg)
         co_yield(co);
     CHECK(!q->unclean);
     CHECK_EQ(q2_map(co, &q->im, 3 * CS, 512, &e), 0);
+    CHECK(!e.writable);                              /* there are other tables now: the first write finds out where */
+    CHECK_EQ(q2_write_begin(co, &q->im, 3 * CS, 512, &w), 0);
+    CHECK_EQ(w.len, 0);
+    CHECK_EQ(q2_map(co, &q->im, 3 * CS, 512, &e), 0);
     CHECK(e.writable);
     CHECK_EQ(img_close(co, q), 0);
     no_faults(co);

@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_snap_priv.h"
 #include "fmt/qcow2/q2_walk.h"
 
@@ -157,6 +158,7 @@ int q2_snap_switch_table(struct co *co, struct q2_snap *s, uint32_t count)
     }
     s->switched = true;
     q2_fixed_update(s->q);
+    q2_guard_drop(s->q);
     if (old_count)
         q2_alloc_drop(s->q, old_off >> s->q->g.cluster_bits, div_up(s->old.table_bytes, s->q->g.cluster_size));
     return 0;
@@ -173,7 +175,7 @@ static void flag_l1(struct q2_snap *s)
         struct q2_l1e e;
         uint64_t raw = be64_word(atomic_load_explicit(&l1->words[i], memory_order_relaxed));
         if (q2_l1e_decode(&q->g, raw, &e) && e.l2_off && !e.copied && q2_counts_get(&s->shift.state, e.l2_off >> q->g.cluster_bits) == Q2_LEFT_ONE)
-            meta_region_set(q->meta, &q->l1_region, i, q2_l1e_encode(e.l2_off, true));
+            q2_l1_set(q, i, q2_l1e_encode(e.l2_off, true));
     }
 }
 

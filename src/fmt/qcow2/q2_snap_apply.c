@@ -163,6 +163,6 @@ int q2_snap_apply(struct co *co, struct q2_snap *s)
     else if (r == 0)
         meta_forget_all(q->meta);
     if (r == -EUCLEAN)
-        r = q2_corrupt(co, q, "refcount", 0);
+        r = q2_corrupt_locked(co, q, "what is left of the refcounts behind", 0);
     return r < 0 ? byre_fail_code(s->err, IO, r, "%s: the snapshot is applied, but not all of the old space was given back: %s; check -r leaks frees it", q->name, strerror(-r)) : 0;
 }

@@ -93,6 +93,6 @@ int q2_snap_delete(struct co *co, struct q2_snap *s)
     if (r == 0)
         r = q2_snap_settle(co, s, true, s->it->l1_off, (uint64_t)s->it->l1_size * 8);
     if (r == -EUCLEAN)
-        r = q2_corrupt(co, q, "refcount", 0);
+        r = q2_corrupt_locked(co, q, "what is left of the refcounts behind", 0);
     return r < 0 ? byre_fail_code(s->err, IO, r, "%s: the snapshot is deleted, but not all of its space was given back: %s; check -r leaks frees it", q->name, strerror(-r)) : 0;
 }

@@ -29,6 +29,7 @@
  * Failure     A request that meets damage is -EIO; the image is not marked corrupt for it, the scrub reports and mends.
  * Tests       q2_scrub_test.c, crash explorer (lazy-*, *-hurt), tests/interop/test_q2_scrub.py
  */
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
 #include <stdlib.h>
@@ -62,7 +63,7 @@ static int find_bad_l1(struct q2_image *q)
     for (uint64_t i = 0; i < l1->entries; i++) {
         uint64_t raw = be64_word(atomic_load_explicit(&l1->words[i], memory_order_relaxed));
         if (l1_is_outside(q, raw)) {
-            meta_region_set(q->meta, &q->l1_region, i, 0);
+            q2_l1_set(q, i, 0);
             q->unclean->mended++;
             continue;
         }

@@ -18,6 +18,7 @@
 
 #include "base/assert.h"
 #include "base/mutant.h"
+#include "fmt/qcow2/q2_guard.h"
 
 /* One entry. head_from, tail_to: where what must be right begins and ends, bytes in the cluster. */
 struct look {
@@ -101,7 +102,7 @@ static void look_sub(const struct q2_image *q, const struct q2_l2e *e, uint64_t 
 
 /* ---- a span of them ---- */
 
-/* Entry i of the span. false: it cannot be right, or names header, L1 or refcount table as the image's own data (M2). */
+/* Entry i of the span. false: it cannot be right, or names metadata as the image's own data (M2). */
 static bool look_at(const struct q2_image *q, const struct q2_wspan *s, uint32_t i, struct q2_l2e *e, struct look *ret)
 {
     uint64_t cs = q->g.cluster_size, guest = round_down(s->off, cs) + (uint64_t)i * cs;
@@ -111,7 +112,7 @@ static bool look_at(const struct q2_image *q, const struct q2_wspan *s, uint32_t
         look_sub(q, e, guest, max_u64(s->off, guest) - guest, min_u64(s->off + s->len, guest + cs) - guest, ret);
     else
         look_whole(q, e, guest, ret);
-    return ret->need == Q2_NEED_CLUSTER || q->g.data_file || !q2_hits_metadata(q, e->host);
+    return ret->need == Q2_NEED_CLUSTER || q->g.data_file || q2_guard_kind(q, e->host, q->overlap) == Q2_K_NONE;
 }
 
 int q2_write_plan(const struct q2_image *q, const struct q2_wspan *s, struct q2_wplan *ret)
@@ -149,7 +150,7 @@ bool q2_write_in_place(const struct q2_image *q, const struct q2_wspan *s)
 {
     struct q2_l2e e;
     struct look l;
-    return s->b && look_at(q, s, 0, &e, &l) && l.need == Q2_NEED_NOTHING;
+    return s->b && look_at(q, s, 0, &e, &l) && l.need == Q2_NEED_NOTHING && (q->g.data_file || q2_guard_passes(q, e.host));
 }
 
 bool q2_write_keeps(const struct q2_image *q, const struct q2_wspan *s)

@@ -25,6 +25,7 @@
 
 #include "base/assert.h"
 #include "base/mutant.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 #include "fmt/qcow2/q2_wplan.h"
 
@@ -69,13 +70,27 @@ static void fill_in(const struct q2_image *q, struct write_txn *t, const struct 
     w->priv = t;
 }
 
+/* The first entry of the span is refused: is it because of what lies where it points? */
+static void note_hit(struct q2_image *q, const struct q2_wspan *s)
+{
+    struct q2_l2e e;
+    uint64_t in = q2_in_cluster(&q->g, s->off);
+    if (q2_entry_get(q, s->b, s->index, &e) && !q->g.data_file && e.host && e.kind != Q2_COMPRESSED)
+        (void)q2_guard_judge(q, e.host + in, min_u64(s->len, q->g.cluster_size - in));       /* notes it */
+}
+
 /* The slice is pinned, the range locked. Sets w->len = 0 and holds nothing when the range can be written in place. */
 static int reserve(struct co *co, struct q2_image *q, struct write_txn *t, struct q2_wspan *s, struct fmt_write *w)
 {
     struct q2_wplan p;
-    int r = q2_write_plan(q, s, &p);
+    int r = q2_guard_need(co, q);
     if (r < 0)
-        return q2_corrupt(co, q, "L2 entry", s->off);
+        return r;
+    r = q2_write_plan(q, s, &p);
+    if (r < 0) {
+        note_hit(q, s);
+        return q2_corrupt(co, q, "the L2 entry of guest offset", s->off);
+    }
     if (p.need == Q2_NEED_NOTHING) {
         w->len = 0;
         return 0;
@@ -179,7 +194,7 @@ static int begin_home(struct co *co, void *arg)
     c->w->len = s.len;
     if (r == 0)
         r = reserve(co, q, t, &s, c->w);
-    r = q2_judge(co, q, r, "L2 table", c0);
+    r = q2_judge(co, q, r, "the L2 table of guest offset", c0);
     if (r < 0 || c->w->len == 0)
         txn_end(q, t);
     return r;

@@ -25,7 +25,7 @@ static struct meta_block block = { .words = words };
 
 static void setup(uint64_t below_zero_from)
 {
-    image = (struct q2_image){ .g = q2_geom_make(3, 16, 4, false) };
+    image = (struct q2_image){ .g = q2_geom_make(3, 16, 4, false), .overlap = FMT_OVERLAP_CONSTANT };
     q2_slices_set(&image, 512);
     image.im.store = image.im.data = &store;
     store.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .zero_crash = true };

@@ -40,7 +40,7 @@ static unsigned host_old[ENTRIES][PER], host_new[ENTRIES][PER];
 
 static void setup(void)
 {
-    image = (struct q2_image){ .g = q2_geom_make(3, BITS, 4, true) };
+    image = (struct q2_image){ .g = q2_geom_make(3, BITS, 4, true), .overlap = FMT_OVERLAP_CONSTANT };
     q2_slices_set(&image, 512);
     image.im.store = image.im.data = &store;
     store.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .zero_crash = true };

@@ -18,6 +18,7 @@
  * Tests       plan tables in q2_zero_test.c, crash explorer, interop.
  */
 #include "base/assert.h"
+#include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_image.h"
 #include "fmt/qcow2/q2_unclean.h"
 
@@ -156,7 +157,7 @@ static void empty_kept(struct co *co, struct q2_image *q, struct meta_block *b, 
         struct q2_l2e e;
         if (!(gone[i / 64] >> (i % 64) & 1) || !q2_entry_get(q, b, index + i, &e) || e.kind != Q2_ZERO_ALLOC)
             continue;
-        if (q->g.data_file || !q2_hits_metadata(q, e.host))
+        if (q->g.data_file || q2_guard_clear(q, e.host))
             (void)!stor_discard(co, s, e.host, q->g.cluster_size);       /* advisory */
     }
 }
@@ -194,7 +195,7 @@ static int work_slice(struct co *co, const struct call *c, uint64_t *off)
         }
     }
     co_range_unlock(&q->locks, &lock);
-    r = q2_judge(co, q, r, "L2 table", *off);
+    r = q2_judge(co, q, r, "the L2 table of guest offset", *off);
     *off = end;
     return r;
 }
