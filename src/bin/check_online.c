@@ -18,14 +18,6 @@
 
 #define POLL_US 50000
 
-static uint64_t number_of(const json_t *o, const char *key) { return (uint64_t)json_integer_value(json_object_get(o, key)); }
-
-static const char *text_of(const json_t *o, const char *key)
-{
-    const char *s = json_string_value(json_object_get(o, key));
-    return s ? s : "";
-}
-
 /* The node to be checked, and what it is. Borrowed from *ret_list. NULL: told already. */
 static const json_t *find_node(struct run *r, struct qmp_link *l, const char *name, json_t **ret_list)
 {
@@ -34,21 +26,11 @@ static const json_t *find_node(struct run *r, struct qmp_link *l, const char *na
     *ret_list = qmp_link_do(l, "query-block", NULL);
     json_array_foreach(*ret_list, i, dev) {
         json_t *in = json_object_get(dev, "inserted");
-        if (in && (!name || strcmp(text_of(in, "node-name"), name) == 0 || strcmp(text_of(dev, "device"), name) == 0))
+        if (in && (!name || strcmp(qmp_link_text(in, "node-name"), name) == 0 || strcmp(qmp_link_text(dev, "device"), name) == 0))
             return in;
     }
     if (*ret_list)
         run_fail(r, name ? "the server has no disk '%s'" : "the server has no disk", name);
-    return NULL;
-}
-
-static json_t *find_job(json_t *list, const char *id)
-{
-    size_t i;
-    json_t *job;
-    json_array_foreach(list, i, job)
-        if (strcmp(text_of(job, "id"), id) == 0)
-            return job;
     return NULL;
 }
 
@@ -67,11 +49,11 @@ static json_t *follow(struct run *r, struct qmp_link *l, const char *id, const s
     progress_begin(&v, r, po);
     progress_catch_signals();
     for (;;) {
-        json_t *list = qmp_link_do(l, "query-jobs", NULL), *job = list ? json_incref(find_job(list, id)) : NULL;
+        json_t *list = qmp_link_do(l, "query-jobs", NULL), *job = list ? json_incref(qmp_link_find_job(list, id)) : NULL;
         json_decref(list);
-        bool over = job && strcmp(text_of(job, "status"), "concluded") == 0;
+        bool over = job && strcmp(qmp_link_text(job, "status"), "concluded") == 0;
         if (job) {
-            struct byre_progress p = { number_of(job, "current-progress"), number_of(job, "total-progress") };
+            struct byre_progress p = { qmp_link_number(job, "current-progress"), qmp_link_number(job, "total-progress") };
             progress_show(&v, &p, over, over);
         }
         if (!job || over) {
@@ -97,33 +79,33 @@ static void tell_findings(const json_t *check)
     size_t i;
     json_t *f, *list = json_object_get(check, "findings");
     json_array_foreach(list, i, f)
-        fprintf(stderr, "%s%s\n", json_is_true(json_object_get(f, "fixed")) ? "Repaired: " : "", text_of(f, "text"));
-    if (number_of(check, "findings-total") > json_array_size(list))
-        fprintf(stderr, "%llu more findings are counted only\n", (unsigned long long)(number_of(check, "findings-total") - json_array_size(list)));
+        fprintf(stderr, "%s%s\n", json_is_true(json_object_get(f, "fixed")) ? "Repaired: " : "", qmp_link_text(f, "text"));
+    if (qmp_link_number(check, "findings-total") > json_array_size(list))
+        fprintf(stderr, "%llu more findings are counted only\n", (unsigned long long)(qmp_link_number(check, "findings-total") - json_array_size(list)));
 }
 
 static int take_result(struct run *r, const json_t *job, struct byre_check_result *ret)
 {
     const json_t *c = json_object_get(job, "x-byre-check");
-    const char *error = text_of(job, "error");
-    bool found = number_of(c, "corruptions") || number_of(c, "check-errors");
+    const char *error = qmp_link_text(job, "error");
+    bool found = qmp_link_number(c, "corruptions") || qmp_link_number(c, "check-errors");
     if (!c || (*error && !found))
         return run_fail(r, "Check failed: %s", *error ? error : "the server gives no result");
-    if (!number_of(c, "total-clusters"))
+    if (!qmp_link_number(c, "total-clusters"))
         return run_fail(r, "Check failed: the job was cancelled");
     tell_findings(c);
     *ret = byre_check_result_init();
-    ret->corruptions = number_of(c, "corruptions");
-    ret->leaks = number_of(c, "leaks");
-    ret->check_errors = number_of(c, "check-errors");
-    ret->corruptions_fixed = number_of(c, "corruptions-fixed");
-    ret->leaks_fixed = number_of(c, "leaks-fixed");
+    ret->corruptions = qmp_link_number(c, "corruptions");
+    ret->leaks = qmp_link_number(c, "leaks");
+    ret->check_errors = qmp_link_number(c, "check-errors");
+    ret->corruptions_fixed = qmp_link_number(c, "corruptions-fixed");
+    ret->leaks_fixed = qmp_link_number(c, "leaks-fixed");
     ret->has_stats = 1;
-    ret->total_clusters = number_of(c, "total-clusters");
-    ret->allocated_clusters = number_of(c, "allocated-clusters");
-    ret->fragmented_clusters = number_of(c, "fragmented-clusters");
-    ret->compressed_clusters = number_of(c, "compressed-clusters");
-    ret->image_end_offset = number_of(c, "image-end-offset");
+    ret->total_clusters = qmp_link_number(c, "total-clusters");
+    ret->allocated_clusters = qmp_link_number(c, "allocated-clusters");
+    ret->fragmented_clusters = qmp_link_number(c, "fragmented-clusters");
+    ret->compressed_clusters = qmp_link_number(c, "compressed-clusters");
+    ret->image_end_offset = qmp_link_number(c, "image-end-offset");
     return 0;
 }
 
@@ -152,10 +134,10 @@ int check_online(struct run *r, const struct check_online *c, struct byre_check_
         code = qmp_link_negotiate(&l);
     const json_t *node = code ? NULL : find_node(r, &l, c->node, &list);
     if (!code)
-        code = node ? run_job(r, &l, c, text_of(node, "node-name"), ret) : 1;
+        code = node ? run_job(r, &l, c, qmp_link_text(node, "node-name"), ret) : 1;
     if (!code) {
-        *ret_filename = strdup(text_of(node, "file"));
-        *ret_format = strdup(text_of(node, "drv"));
+        *ret_filename = strdup(qmp_link_text(node, "file"));
+        *ret_format = strdup(qmp_link_text(node, "drv"));
         if (!*ret_filename || !*ret_format)
             code = run_fail(r, "no memory");
     }

@@ -48,28 +48,6 @@ static void on_event(void *arg, json_t *event)
         (void)json_object_set_new(c->failed, id, json_true());
 }
 
-static const char *text_of(const json_t *job, const char *key)
-{
-    const char *s = json_string_value(json_object_get(job, key));
-    return s ? s : "";
-}
-
-static uint64_t number_of(const json_t *job, const char *key)
-{
-    return (uint64_t)json_integer_value(json_object_get(job, key));
-}
-
-/* The job of that id in what query-jobs returned; NULL: none. Borrowed. */
-static json_t *find(json_t *list, const char *id)
-{
-    size_t i;
-    json_t *job;
-    json_array_foreach(list, i, job)
-        if (strcmp(text_of(job, "id"), id) == 0)
-            return job;
-    return NULL;
-}
-
 static int print_value(struct run *r, const json_t *v, size_t flags)
 {
     char *text = json_dumps(v, flags | JSON_ENCODE_ANY);
@@ -92,8 +70,8 @@ static int list_jobs(struct jobctl *c)
         printf("%-20s %-14s %-10s %20s %20s  %s\n", "ID", "TYPE", "STATUS", "DONE", "TOTAL", "ERROR");
     json_array_foreach(list, i, job)
         if (!c->json)
-            printf("%-20s %-14s %-10s %20" PRIu64 " %20" PRIu64 "  %s\n", text_of(job, "id"), text_of(job, "type"), text_of(job, "status"),
-                   number_of(job, "current-progress"), number_of(job, "total-progress"), text_of(job, "error"));
+            printf("%-20s %-14s %-10s %20" PRIu64 " %20" PRIu64 "  %s\n", qmp_link_text(job, "id"), qmp_link_text(job, "type"), qmp_link_text(job, "status"),
+                   qmp_link_number(job, "current-progress"), qmp_link_number(job, "total-progress"), qmp_link_text(job, "error"));
     json_decref(list);
     return code;
 }
@@ -104,9 +82,9 @@ static char *target(struct jobctl *c)
     json_t *list = qmp_link_do(&c->link, "query-jobs", NULL);
     char *id = NULL;
     if (list && c->id)
-        id = find(list, c->id) ? strdup(c->id) : NULL;
+        id = qmp_link_find_job(list, c->id) ? strdup(c->id) : NULL;
     else if (list && json_array_size(list) == 1)
-        id = strdup(text_of(json_array_get(list, 0), "id"));
+        id = strdup(qmp_link_text(json_array_get(list, 0), "id"));
     if (list && !id)
         run_fail(c->r, c->id ? "there is no job '%s'" : json_array_size(list) ? "there are several jobs: say which" : "there is no job", c->id);
     json_decref(list);
@@ -130,8 +108,8 @@ static int one_verb(struct jobctl *c, const char *verb)
 /* ---- wait ---- */
 static int tell_end(struct jobctl *c, const char *id, const json_t *job)
 {
-    bool failed = json_object_get(c->failed, id) || *text_of(job, "error");
-    const char *error = text_of(job, "error");
+    bool failed = json_object_get(c->failed, id) || *qmp_link_text(job, "error");
+    const char *error = qmp_link_text(job, "error");
     if (c->json) {
         json_t *o = json_pack("{s:s,s:b}", "id", id, "success", !failed);
         if (o && *error)
@@ -146,7 +124,7 @@ static int tell_end(struct jobctl *c, const char *id, const json_t *job)
 
 static void show(const struct opts *o, struct progress_view *v, const json_t *job, bool end)
 {
-    struct byre_progress p = { number_of(job, "current-progress"), number_of(job, "total-progress") };
+    struct byre_progress p = { qmp_link_number(job, "current-progress"), qmp_link_number(job, "total-progress") };
     if (!o->quiet)
         progress_show(v, &p, end, end);
 }
@@ -159,8 +137,8 @@ static int wait_for(struct jobctl *c, const char *id)
     progress_begin(&v, c->r, &po);
     int code = -1;
     while (code < 0) {
-        json_t *list = qmp_link_do(&c->link, "query-jobs", NULL), *job = list ? find(list, id) : NULL;
-        bool concluded = job && strcmp(text_of(job, "status"), "concluded") == 0;
+        json_t *list = qmp_link_do(&c->link, "query-jobs", NULL), *job = list ? qmp_link_find_job(list, id) : NULL;
+        bool concluded = job && strcmp(qmp_link_text(job, "status"), "concluded") == 0;
         if (job)
             show(o, &v, job, concluded);
         if (!list || !job || concluded)
@@ -188,7 +166,7 @@ static int wait_all(struct jobctl *c)
     json_t *job, *list = qmp_link_do(&c->link, "query-jobs", NULL);
     int code = list ? 0 : 1;
     json_array_foreach(list, i, job)
-        code |= wait_for(c, text_of(job, "id"));
+        code |= wait_for(c, qmp_link_text(job, "id"));
     json_decref(list);
     return code;
 }

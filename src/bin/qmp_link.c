@@ -128,3 +128,24 @@ json_t *qmp_link_do(struct qmp_link *l, const char *command, json_t *args)
     json_decref(msg);
     return answer ? qmp_link_value(l, answer) : NULL;
 }
+
+const char *qmp_link_text(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+uint64_t qmp_link_number(const json_t *o, const char *key)
+{
+    return (uint64_t)json_integer_value(json_object_get(o, key));
+}
+
+json_t *qmp_link_find_job(json_t *list, const char *id)
+{
+    size_t i;
+    json_t *job;
+    json_array_foreach(list, i, job)
+        if (strcmp(qmp_link_text(job, "id"), id) == 0)
+            return job;
+    return NULL;
+}

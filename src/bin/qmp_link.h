@@ -29,6 +29,11 @@ json_t *qmp_link_receive(struct qmp_link *l, bool needed);
 json_t *qmp_link_exchange(struct qmp_link *l, const json_t *msg);
 /* What an answer (taken over) returns. NULL: it is an error, told already. */
 json_t *qmp_link_value(struct qmp_link *l, json_t *answer);
+/* Members of an answer: "" and 0 where there is none. Borrowed. */
+const char *qmp_link_text(const json_t *o, const char *key);
+uint64_t qmp_link_number(const json_t *o, const char *key);
+/* The job of that id in what query-jobs returned; NULL: none. Borrowed. */
+json_t *qmp_link_find_job(json_t *list, const char *id);
 /* Sends a command (args are taken over, NULL: none) and gives what it returns. NULL: told already. */
 json_t *qmp_link_do(struct qmp_link *l, const char *command, json_t *args);
 

@@ -15,19 +15,6 @@
 
 #include "ctl/ctl_priv.h"
 
-/* A node or a device. NULL: told. */
-static struct graph_node *find_node(struct ctl_call *call, const char *name)
-{
-    const struct ctl_env *e = &call->c->env;
-    struct graph_node *n = graph_find(e->graph, name);
-    for (size_t i = 0; !n && i < e->device_count; i++)
-        if (strcmp(e->devices[i].name, name) == 0)
-            n = e->devices[i].node;
-    if (!n)
-        (void)byre_fail(&call->err, NOT_FOUND, "Cannot find device='%s' nor node-name='%s'", name, name);
-    return n;
-}
-
 struct add_args { const char *node, *name; int64_t granularity; bool persistent, disabled; };
 static const struct ctl_arg add_rows[] = {
     { "node", CTL_STR, true, CTL_AT(struct add_args, node) },
@@ -41,7 +28,7 @@ static const struct ctl_arg add_rows[] = {
 static int run_add(struct co *co, struct ctl_call *call)
 {
     const struct add_args *a = call->args;
-    struct graph_node *n = find_node(call, a->node);
+    struct graph_node *n = ctl_named(call, a->node);
     if (n && a->granularity < 0)
         return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'granularity' must not be negative (%" PRId64 ")", a->granularity);
     struct graph_bitmap_spec s = { a->name, (uint64_t)a->granularity, a->persistent, a->disabled };
@@ -58,28 +45,28 @@ static const struct ctl_arg one_rows[] = {
 static int run_remove(struct co *co, struct ctl_call *call)
 {
     const struct one_args *a = call->args;
-    struct graph_node *n = find_node(call, a->node);
+    struct graph_node *n = ctl_named(call, a->node);
     return n ? graph_bitmap_remove(co, n, a->name, &call->err) : call->err.code;
 }
 
 static int run_clear(struct co *co, struct ctl_call *call)
 {
     const struct one_args *a = call->args;
-    struct graph_node *n = find_node(call, a->node);
+    struct graph_node *n = ctl_named(call, a->node);
     return n ? graph_bitmap_clear(co, n, a->name, &call->err) : call->err.code;
 }
 
 static int run_enable(struct co *co, struct ctl_call *call)
 {
     const struct one_args *a = call->args;
-    struct graph_node *n = find_node(call, a->node);
+    struct graph_node *n = ctl_named(call, a->node);
     return n ? graph_bitmap_enable(co, n, a->name, true, &call->err) : call->err.code;
 }
 
 static int run_disable(struct co *co, struct ctl_call *call)
 {
     const struct one_args *a = call->args;
-    struct graph_node *n = find_node(call, a->node);
+    struct graph_node *n = ctl_named(call, a->node);
     return n ? graph_bitmap_enable(co, n, a->name, false, &call->err) : call->err.code;
 }
 
@@ -103,14 +90,14 @@ static int source_of(struct ctl_call *call, struct graph_node *n, json_t *v, str
     if (json_unpack_ex(v, NULL, JSON_STRICT, "{s:s,s:s}", "node", &node, "name", &name))
         return byre_fail(&call->err, BAD_ARGUMENT, "Invalid parameter type for 'bitmaps', expected: names, or objects with 'node' and 'name'");
     ret->name = name;
-    ret->node = find_node(call, node);
+    ret->node = ctl_named(call, node);
     return ret->node ? 0 : call->err.code;
 }
 
 static int run_merge(struct co *co, struct ctl_call *call)
 {
     const struct merge_args *a = call->args;
-    struct graph_node *n = find_node(call, a->node);
+    struct graph_node *n = ctl_named(call, a->node);
     if (!n)
         return call->err.code;
     if (!json_is_array(a->bitmaps))

@@ -11,7 +11,6 @@
  * Tests        ctl_test.c, tests/cli/serve_test.py
  */
 #include <inttypes.h>
-#include <string.h>
 
 #include "ctl/ctl_priv.h"
 
@@ -97,27 +96,13 @@ static const struct ctl_arg resize_rows[] = {
     CTL_ARGS_END
 };
 
-static struct graph_node *find_target(struct ctl_call *call, const struct resize_args *a)
-{
-    const struct ctl_env *e = &call->c->env;
-    if (a->node_name)
-        return graph_find(e->graph, a->node_name);
-    for (size_t i = 0; i < e->device_count; i++)
-        if (strcmp(e->devices[i].name, a->device) == 0)
-            return e->devices[i].node;
-    return NULL;
-}
-
 static int run_block_resize(struct co *co, struct ctl_call *call)
 {
     const struct resize_args *a = call->args;
-    if (!a->device == !a->node_name)
-        return byre_fail(&call->err, BAD_ARGUMENT, "one of 'device' and 'node-name' must be given, and not both");
-    struct graph_node *n = find_target(call, a);
-    if (!n) {
-        call->error_class = a->device ? "DeviceNotFound" : NULL;
-        return byre_fail(&call->err, NOT_FOUND, "there is no %s '%s'", a->device ? "device" : "node", a->device ? a->device : a->node_name);
-    }
+    struct graph_node *n;
+    int r = ctl_target(call, a->device, a->node_name, &n);
+    if (r)
+        return r;
     if (a->size < 0)
         return byre_fail(&call->err, BAD_SIZE, "Parameter 'size' must not be negative (%" PRId64 ")", a->size);
     if (graph_read_only(n))

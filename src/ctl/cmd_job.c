@@ -109,27 +109,13 @@ static const struct ctl_arg scrub_rows[] = {
     CTL_ARGS_END
 };
 
-static struct graph_node *scrub_node(struct ctl_call *call, const struct scrub_args *a)
-{
-    const struct ctl_env *e = &call->c->env;
-    if (a->node_name)
-        return graph_find(e->graph, a->node_name);
-    for (size_t i = 0; i < e->device_count; i++)
-        if (strcmp(e->devices[i].name, a->device) == 0)
-            return e->devices[i].node;
-    return NULL;
-}
-
 static int run_x_byre_scrub(struct co *co, struct ctl_call *call)
 {
     const struct scrub_args *a = call->args;
-    if (!a->device == !a->node_name)
-        return byre_fail(&call->err, BAD_ARGUMENT, "one of 'device' and 'node-name' must be given, and not both");
-    struct graph_node *n = scrub_node(call, a);
-    if (!n) {
-        call->error_class = a->device ? "DeviceNotFound" : NULL;
-        return byre_fail(&call->err, NOT_FOUND, "there is no %s '%s'", a->device ? "device" : "node", a->device ? a->device : a->node_name);
-    }
+    struct graph_node *n;
+    int r = ctl_target(call, a->device, a->node_name, &n);
+    if (r)
+        return r;
     if (a->fix && strcmp(a->fix, "none") && strcmp(a->fix, "leaks"))
         return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'fix' is 'none' or 'leaks', not '%s'; errors are repaired when the disk is not in use", a->fix);
     if (a->speed < 0)

@@ -9,23 +9,9 @@
  * Failure      as ctl_priv.h
  * Tests        ctl_test.c, tests/nbd/nbd_snapshot_test.py
  */
-#include <string.h>
 #include <time.h>
 
 #include "ctl/ctl_priv.h"
-
-/* A device by its name, or a node by its. */
-static struct graph_node *find_node(struct ctl_call *call, const char *name)
-{
-    const struct ctl_env *e = &call->c->env;
-    for (size_t i = 0; i < e->device_count; i++)
-        if (strcmp(e->devices[i].name, name) == 0)
-            return e->devices[i].node;
-    struct graph_node *n = graph_find(e->graph, name);
-    if (!n)
-        (void)byre_fail(&call->err, NOT_FOUND, "Cannot find device='%s' nor node-name='%s'", name, name);
-    return n;
-}
 
 /* ---- create ---- */
 struct create_args { const char *device, *name; };
@@ -39,7 +25,7 @@ static int run_create(struct co *co, struct ctl_call *call)
 {
     const struct create_args *a = call->args;
     struct timespec now = { 0, 0 };
-    struct graph_node *n = find_node(call, a->device);
+    struct graph_node *n = ctl_named(call, a->device);
     if (!n)
         return call->err.code;
     (void)clock_gettime(CLOCK_REALTIME, &now);       /* fails for unknown clocks only */
@@ -73,7 +59,7 @@ static int run_delete(struct co *co, struct ctl_call *call)
 {
     const struct delete_args *a = call->args;
     struct fmt_snapshot_info gone = { 0 };
-    struct graph_node *n = find_node(call, a->device);
+    struct graph_node *n = ctl_named(call, a->device);
     if (!n)
         return call->err.code;
     if (!a->id && !a->name)

@@ -111,6 +111,12 @@ extern const struct ctl_command ctl_cmd_query_block_exports;
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
     ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_scrub;
 
+/* ---- target.c ---- */
+/* A device by that name, or a node by it. NULL: told in call->err. */
+struct graph_node *ctl_named(struct ctl_call *call, const char *name);
+/* The node of the device or the node of that name: exactly one of the two is given. */
+MUST_USE int ctl_target(struct ctl_call *call, const char *device, const char *node_name, struct graph_node **ret_n);
+
 /* ctl.c: an event for every client that has negotiated. Takes data over (NULL: memory ran out, nothing is sent). */
 void ctl_send_event(struct ctl *c, const char *name, json_t *data);
 /* cmd_block.c: of graph_watch_corruption; arg is the struct ctl. */

@@ -301,15 +301,20 @@ static int replace_bits(struct co *co, struct graph_node *n, struct fmt_bitmap *
     return r;
 }
 
+/* One that is there, may be changed, and has its bits. */
+static int find_loaded(struct co *co, struct graph_node *n, const char *name, struct fmt_bitmap **ret_b, struct byre_err *err)
+{
+    int r = find_existing(co, n, name, ret_b, err);
+    if (!r)
+        r = may_change(n, *ret_b, err);
+    return r ? r : graph_bitmap_load(co, n, *ret_b, err);
+}
+
 int graph_bitmap_clear(struct co *co, struct graph_node *n, const char *name, struct byre_err *err)
 {
     struct fmt_bitmap *b;
     struct dirty *new;
-    int r = find_existing(co, n, name, &b, err);
-    if (!r)
-        r = may_change(n, b, err);
-    if (!r)
-        r = graph_bitmap_load(co, n, b, err);
+    int r = find_loaded(co, n, name, &b, err);
     if (r)
         return r;
     if (dirty_new(b->bits->size, b->granularity_bits, b->bits->budget, &new))
@@ -321,11 +326,7 @@ int graph_bitmap_enable(struct co *co, struct graph_node *n, const char *name, b
 {
     struct fmt_bitmap *b;
     struct change c;
-    int r = find_existing(co, n, name, &b, err);
-    if (!r)
-        r = may_change(n, b, err);
-    if (!r)
-        r = graph_bitmap_load(co, n, b, err);
+    int r = find_loaded(co, n, name, &b, err);
     if (r || b->enabled == on)
         return r;
     r = change_start(co, n, &c, err);
@@ -362,11 +363,7 @@ int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, co
 {
     struct fmt_bitmap *b;
     struct dirty *new = NULL;
-    int r = find_existing(co, n, name, &b, err);
-    if (!r)
-        r = may_change(n, b, err);
-    if (!r)
-        r = graph_bitmap_load(co, n, b, err);
+    int r = find_loaded(co, n, name, &b, err);
     if (r)
         return r;
     graph_drain_begin(co, n);            /* what is recorded from here on must not get lost with the old bits */

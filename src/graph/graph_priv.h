@@ -160,6 +160,7 @@ void name_ref_fini(struct name_ref *ref);
  * the working directory. Strict policy takes the user's text literally, and of an overlay only plain paths. */
 MUST_USE int name_parse(enum graph_policy policy, const char *text, const char *overlay, struct name_ref *ret, struct byre_err *err);
 struct json_t;
+MUST_USE int name_take_size(const char *key, const struct json_t *v, uint64_t *ret, struct byre_err *err);
 /* 1: the option is one of these, and taken; 0: it is none. */
 MUST_USE int name_runtime_option(struct name_runtime *run, const char *key, const struct json_t *v, struct byre_err *err);
 /* Do they fit together? */

@@ -11,13 +11,11 @@
  * Failure     Names the option.
  * Tests       names_test.c, tests/cli/node_test.py
  */
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <jansson.h>
 
-#include "base/size.h"
 #include "graph/graph_priv.h"
 
 void name_node_fini(struct name_node *o)
@@ -35,18 +33,6 @@ static int take_name(const char *key, const json_t *v, char **ret, struct byre_e
     free(*ret);
     *ret = strdup(s);
     return *ret ? 0 : byre_fail(err, NOMEM, "no memory for a node name");
-}
-
-static int take_bytes(const char *key, const json_t *v, uint64_t *ret, struct byre_err *err)
-{
-    int r = -EINVAL;
-    if (json_is_string(v))
-        r = size_parse(json_string_value(v), ret);
-    if (json_is_integer(v) && json_integer_value(v) >= 0) {
-        *ret = (uint64_t)json_integer_value(v);
-        r = 0;
-    }
-    return r < 0 ? byre_fail(err, BAD_OPTION, "json: '%s' must be a size", key) : 0;
 }
 
 static int take_word(const char *key, const json_t *v, const char *const *words, unsigned *ret, struct byre_err *err)
@@ -93,10 +79,10 @@ int name_node_option(struct name_node *o, const char *key, const json_t *v, stru
         r = take_detect(o, key, v, err);
     else if (!strcmp(key, "offset")) {
         o->window.on = true;
-        r = take_bytes(key, v, &o->window.off, err);
+        r = name_take_size(key, v, &o->window.off, err);
     } else if (!strcmp(key, "size")) {
         o->window.on = o->window.fixed = true;
-        r = take_bytes(key, v, &o->window.size, err);
+        r = name_take_size(key, v, &o->window.size, err);
     } else {
         return 0;
     }

@@ -24,7 +24,7 @@
 
 enum { SEEN_TOTAL = 1, SEEN_L2 = 2, SEEN_COUNTS = 4 };
 
-static int take_size(const char *key, const json_t *v, uint64_t *ret, struct byre_err *err)
+int name_take_size(const char *key, const json_t *v, uint64_t *ret, struct byre_err *err)
 {
     int r = -EINVAL;
     if (json_is_string(v))
@@ -49,7 +49,7 @@ static int take_bool(const char *key, const json_t *v, enum name_tri *ret, struc
 static int take_entry(const char *key, const json_t *v, struct name_runtime *run, struct byre_err *err)
 {
     uint64_t n;
-    int r = take_size(key, v, &n, err);
+    int r = name_take_size(key, v, &n, err);
     if (!r && (!is_pow2(n) || n < L2_ENTRY_MIN || n > 2u << 20))
         r = byre_fail(err, BAD_OPTION, "json: '%s': %" PRIu64 " is not a power of two from %u to the cluster size", key, n, L2_ENTRY_MIN);
     if (!r)
@@ -112,7 +112,7 @@ int name_runtime_option(struct name_runtime *run, const char *key, const json_t 
     for (size_t i = 0; i < sizeof size / sizeof size[0]; i++)
         if (!strcmp(key, size[i].name)) {
             run->seen |= size[i].seen;
-            return (r = take_size(key, v, size[i].to, err)) ? r : 1;
+            return (r = name_take_size(key, v, size[i].to, err)) ? r : 1;
         }
     if (!strcmp(key, "l2-cache-entry-size"))
         return (r = take_entry(key, v, run, err)) ? r : 1;
