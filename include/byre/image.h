@@ -97,7 +97,7 @@ BYRE_EXPORT BYRE_MUST_USE int byre_flush(struct byre_image *image);
 enum byre_prealloc { BYRE_PREALLOC_OFF = 0, BYRE_PREALLOC_METADATA = 1, BYRE_PREALLOC_FALLOC = 2, BYRE_PREALLOC_FULL = 3 };
 /* "off", "metadata", "falloc", "full" to enum byre_prealloc; -EINVAL for any other word. */
 BYRE_EXPORT int byre_prealloc_parse(const char *word);
-/* Sets the size in bytes (a multiple of 512). Shrinking discards what lies behind. */
+/* Sets the size in bytes (a multiple of 512, but for raw images). Shrinking discards what lies behind. */
 BYRE_EXPORT BYRE_MUST_USE int byre_resize(struct byre_image *image, uint64_t size, int prealloc, struct byre_err *err);
 
 #ifdef __cplusplus

@@ -48,7 +48,6 @@ static int parse_change(struct run *r, const char *word, struct change *c)
     return 0;
 }
 
-/* The new size; raw images count whole sectors. */
 static int new_size(struct run *r, const struct change *c, struct byre_image *image, uint64_t *ret)
 {
     uint64_t old = byre_size(image), size = c->bytes;
@@ -56,8 +55,6 @@ static int new_size(struct run *r, const struct change *c, struct byre_image *im
         return run_fail(r, "The new size is too large");
     if (c->sign == '-')
         size = c->bytes < old ? old - c->bytes : 0;
-    if (strcmp(byre_format(image), "raw") == 0 && size < UINT64_C(1) << 63)
-        size = round_up(size, 512);
     if (!size)
         return run_fail(r, "The new size must be positive");
     if (size >= UINT64_C(1) << 63)
@@ -81,7 +78,9 @@ static int resize(struct run *r, const struct opts *o, const struct change *c, s
     }
     if (byre_resize(image, size, c->prealloc, &err))
         return run_fail_err(r, &err);
-    if (byre_size(image) != size)
+    /* The file of a raw image has any length; the disk that it shows, whole sectors. */
+    bool raw = strcmp(byre_format(image), "raw") == 0;
+    if (byre_size(image) != (raw ? round_up(size, 512) : size))
         return run_fail(r, "%s: the size became %" PRIu64 " bytes instead of %" PRIu64, byre_filename(image), byre_size(image), size);
     return 0;
 }

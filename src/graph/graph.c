@@ -244,7 +244,7 @@ static int resize_drained(struct co *co, struct graph_node *n, uint64_t size, en
 static int resize_all(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
 {
     struct bitmaps_resize *z;
-    int r = bitmaps_resize_begin(co, n, size, &z, err);
+    int r = bitmaps_resize_begin(co, n, round_up(size, SECTOR), &z, err);
     if (r)
         return r;
     r = resize_drained(co, n, size, prealloc, err);

@@ -26,12 +26,15 @@ def test_qcow2(twin, words):
     run.qemu_img("compare", f"{twin.ours}/x", f"{twin.theirs}/x")
 
 
-@pytest.mark.parametrize("words", [["2k"], ["1k"], ["--shrink", "512"], ["+512"], ["--preallocation=full", "+1M"]], ids=lambda w: " ".join(w))
+@pytest.mark.parametrize("words", [["2k"], ["1k"], ["--shrink", "512"], ["+512"], ["--preallocation=full", "+1M"], ["2000"], ["--shrink", "700"],
+                                   ["+100"], ["--shrink", "1"], ["--preallocation=falloc", "5001"]], ids=lambda w: " ".join(w))
 def test_raw(twin, words):
-    """FEATURES 5.064, 3.028"""
+    """FEATURES 5.064, 5.065, 3.028: the file gets exactly the length that was asked for"""
     twin.give(["qemu-img", "create", "-q", "-f", "raw", "x", "1k"])
     ours, theirs = twin.same_code("resize", "-f", "raw", *words[:-1], "x", words[-1])
     assert os.stat(f"{twin.ours}/x").st_size == os.stat(f"{twin.theirs}/x").st_size
+    sizes = [run.qemu_img("info", "-f", "raw", "--output=json", f"{folder}/x").json["virtual-size"] for folder in (twin.ours, twin.theirs)]
+    assert sizes[0] == sizes[1] == run.byre("info", "-f", "raw", "--output=json", f"{twin.ours}/x").json["virtual-size"]
 
 
 def test_guessed_raw_warns(tmp_path):

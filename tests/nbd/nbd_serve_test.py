@@ -2,11 +2,15 @@
 """The same server in front of real images: `byre serve` with raw and qcow2, on each backend of the runtime."""
 import json
 import os
+import re
+import struct
+import subprocess
+import time
 
 import pytest
 import rawnbd as raw
 from lib import peers
-from lib.run import run
+from lib.run import loop_device, run
 
 nbd = peers.need_module("nbd")
 MIB = 1 << 20
@@ -134,6 +138,81 @@ def test_extended_headers_on_a_large_disk(serve, fmt):
         assert c.disconnect()
     assert server.stop() == 0
     check(image, fmt)
+
+
+def test_zero_flags_on_disk(byre_serve, backend, tmp_path):
+    """FEATURES 10.015: NO_HOLE keeps the space of the file, without it the space goes; FAST_ZERO too; a trim goes by whole blocks"""
+    image = tmp_path / "d"
+    image.write_bytes(b"z" * (8 * MIB))
+    os.sync()
+    server = byre_serve(image, "-f", "raw", env={"BYRE_BACKEND": backend})
+    h = nbd.NBD()
+    h.connect_uri(server.uri)
+
+    def taken():
+        h.flush()
+        return os.stat(image).st_blocks * 512
+
+    full = taken()
+    h.zero(4 * MIB, 0, nbd.CMD_FLAG_NO_HOLE)
+    assert taken() >= full - 65536 and h.pread(4 * MIB, 0) == bytes(4 * MIB)
+    h.zero(2 * MIB, 0)
+    assert abs(taken() - (full - 2 * MIB)) <= 65536
+    h.zero(MIB, 2 * MIB, nbd.CMD_FLAG_FAST_ZERO)
+    assert abs(taken() - (full - 3 * MIB)) <= 65536
+    h.trim(MIB + 100, 6 * MIB - 50)
+    got = h.pread(MIB + 100, 6 * MIB - 50)
+    assert got[50:-50] == bytes(MIB) and abs(taken() - (full - 4 * MIB)) <= 65536
+    assert h.pread(4096, 5 * MIB) == h.pread(4096, 7 * MIB + 4096) == b"z" * 4096
+    h.shutdown()
+
+
+def test_cache_reads_ahead(byre_serve, tmp_path):
+    """FEATURES 10.016: CACHE reads what it names into the host's cache, and sends no data"""
+    peers.need("strace")
+    image, trace = tmp_path / "d", tmp_path / "trace"
+    image.write_bytes(b"c" * (8 * MIB))
+    server = byre_serve(image, "-f", "raw", "-r", "-i", "threads")
+    with subprocess.Popen(["strace", "-f", "-o", trace, "-e", "trace=pread64,preadv,preadv2,readahead,fadvise64", "-p", str(server.process.pid)],
+                          stderr=subprocess.PIPE, text=True) as tracer:
+        while "attached" not in tracer.stderr.readline():
+            assert tracer.poll() is None
+        h = nbd.NBD()
+        h.connect_uri(server.uri)
+        h.cache(MIB, 3 * MIB)
+        h.shutdown()
+        tracer.terminate()
+    spans = [(int(m[2]), int(m[2]) + int(m[3])) for m in re.finditer(r"(pread\w*)\(.*?(?:, |\], 1, )(\d+)(?:, 0)?\) += (\d+)$", trace.read_text(), re.M)]
+    assert sum(min(b, 4 * MIB) - max(a, 3 * MIB) for a, b in spans if a < 4 * MIB and b > 3 * MIB) >= MIB, trace.read_text()
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("sector,cache", [(512, "writeback"), (4096, "writeback"), (4096, "none")])
+def test_block_sizes(byre_serve, tmp_path, sector, cache):
+    """FEATURES 10.008: minimum, preferred and largest block of an export, on a device of 4 KiB sectors too, are the peer's"""
+    (tmp_path / "back").write_bytes(b"b" * (4 * MIB))
+    device, detach = loop_device(tmp_path / "back", sector)
+    try:
+        server = byre_serve(device, "-f", "raw", "--cache", cache)
+        ours = block_sizes(server.socket)
+        assert server.stop() == 0
+        with subprocess.Popen([peers.need("qemu-nbd"), "-f", "raw", f"--cache={cache}", "-k", tmp_path / "peer", device]) as peer:
+            while not (tmp_path / "peer").exists():
+                assert peer.poll() is None
+                time.sleep(0.01)
+            theirs = block_sizes(str(tmp_path / "peer"))
+            peer.wait(30)
+        assert ours == theirs == (1, 4096, 32 * MIB)
+    finally:
+        detach()
+
+
+def block_sizes(socket):
+    with raw.Client(socket) as c:
+        c.greet()
+        found, kind = c.info(raw.GO, "", [3])
+        assert kind == raw.REP_ACK
+        return struct.unpack(">III", found[3])
 
 
 @pytest.mark.timeout(180)

@@ -179,14 +179,14 @@ static int raw_resize(struct co *co, struct fmt_image *im, uint64_t size, enum f
     uint64_t len, base = raw_of(im)->base;
     if (raw_of(im)->fixed)
         return byre_fail(err, NOT_SUPPORTED, "%s: the size was given when the image was opened; it cannot be changed", im->store->name);
-    if (!is_aligned(size, SECTOR) || size > RAW_SIZE_MAX - base)
-        return byre_fail(err, BAD_SIZE, "%s: the new size must be a multiple of %u and at most %" PRIu64, im->store->name, SECTOR, RAW_SIZE_MAX);
+    if (size > RAW_SIZE_MAX - base)
+        return byre_fail(err, BAD_SIZE, "%s: a size of %" PRIu64 " bytes is too large, the limit is %" PRIu64, im->store->name, size, RAW_SIZE_MAX - base);
     int r = stor_length(co, im->store, &len);
     if (r)
         return byre_fail_code(err, IO, r, "%s: cannot get the length", im->store->name);
     r = raw_set_length(co, im->store, len, base + size, prealloc, err);
     if (!r)
-        im->size = size;
+        im->size = round_up(size, SECTOR);
     return r;
 }
 

@@ -105,10 +105,14 @@ static void resizing(struct co *co, void *arg)
     CHECK_EQ(im->ops->resize(co, im, 6 << 20, FMT_PREALLOC_METADATA, &err), -EINVAL);
     CHECK(!strcmp(err.reason, "BAD_OPTION"));
     CHECK_EQ(im->ops->resize(co, im, 1 << 20, FMT_PREALLOC_FULL, &err), -EINVAL);
-    CHECK_EQ(im->ops->resize(co, im, 1000, FMT_PREALLOC_OFF, &err), -EINVAL);
+    CHECK_EQ(im->ops->resize(co, im, UINT64_MAX / 2, FMT_PREALLOC_OFF, &err), -EINVAL);
     CHECK_EQ(im->size, 5 << 20);
-    CHECK_EQ(im->ops->resize(co, im, 512, FMT_PREALLOC_OFF, &err), 0);
     uint64_t len;
+    CHECK_EQ(im->ops->resize(co, im, 1000, FMT_PREALLOC_OFF, &err), 0);      /* the file's length; the disk has whole sectors */
+    CHECK_EQ(im->size, 1024);
+    CHECK_EQ(stor_length(co, im->store, &len), 0);
+    CHECK_EQ(len, 1000);
+    CHECK_EQ(im->ops->resize(co, im, 512, FMT_PREALLOC_OFF, &err), 0);
     CHECK_EQ(stor_length(co, im->store, &len), 0);
     CHECK_EQ(len, 512);
     CHECK_EQ(im->ops->close(co, im), 0);
