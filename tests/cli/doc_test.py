@@ -91,6 +91,33 @@ def test_io_page_lists_the_io_commands():
     assert names == listed
 
 
+def words_behind(page, label):
+    """The words of the .Cm lines that follow a line of a page."""
+    lines = page[page.index(f"\n{label}\n") + len(label) + 2:].replace("\\-", "-").splitlines()
+    words = []
+    for line in lines:
+        if not line.startswith(".Cm "):
+            return words
+        words += [w for w in line[len(".Cm "):].split() if w not in (",", ".")]
+
+
+def test_serve_page_lists_the_control_commands(tmp_path, byre_serve):
+    page = (BUILD / "byre-serve.1").read_text()
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "a", "1M")
+    server = byre_serve(tmp_path / "a")
+    have = [c["name"] for c in run.byre("ctl", server.control, "query-commands").json]
+    assert words_behind(page, "Commands:") == sorted(have)
+
+
+def test_serve_page_lists_the_events():
+    """Events are named where they are sent, as a string in capitals in front of their data"""
+    page = (BUILD / "byre-serve.1").read_text()
+    sent = set()
+    for path in (TOP / "src").glob("*/*.c"):
+        sent |= set(re.findall(r'ctl_send_event\([^"\n]*"([A-Z_]+)"', path.read_text()))
+    assert set(words_behind(page, "Events:")) == sent
+
+
 def test_create_page_lists_the_keys():
     page = (BUILD / "byre-create.1").read_text()
     for line in run.byre("create", "-f", "qcow2", "-o", "help", "x").out.splitlines()[1:]:
