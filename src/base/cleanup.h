@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cleanup.h: release at the end of a scope (STYLE.md A.3).
+ * cleanup.h: release at the end of a scope (STYLE.md).
  *
  *     AUTOFREE char *name = strdup(s);              freed when the scope ends
  *     CLEANUP(thing_freep) struct thing *t = ...;   thing_freep(&t) when the scope ends

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * err.h: reasons and the one expression that reports them (STYLE.md A.3).
+ * err.h: reasons and the one expression that reports them (STYLE.md, Errors).
  *
  *     return byre_fail(err, Q2_L2_UNALIGNED, "%s: L1[%u] points to %#" PRIx64, name, i, off);   -> -EIO
  *

@@ -88,6 +88,7 @@ FAULTS = {
     "refs-decision": ("refs", {"ARCHITECTURE.md": "- **D1 A.** b\n", "src/rt/x.c": SPDX + "/* DESIGN D2 */\n"}, "DESIGN names no decision"),
     "refs-no-decision": ("refs", {"src/rt/x.c": SPDX + "/* DESIGN 2.1 */\n"}, "DESIGN names no decision"),
     "refs-absent-document": ("refs", {"src/rt/x.c": SPDX + "/* RELIA" + "BILITY 3.1 */\n"}, "is no document of this tree"),
+    "refs-style": ("refs", {"src/rt/x.c": SPDX + "/* STYLE A" + ".3 */\n"}, "no numbered sections"),
     "refs-mutant": ("refs", {"src/base/mutant.h": SPDX + MUTANTS, "src/rt/x.c": SPDX + "/* mutant DROP_NONE */\n"}, "no mutant DROP_NONE"),
     "refs-mutants": ("refs", {"src/base/mutant.h": SPDX + MUTANTS, "src/rt/x.c": SPDX + "/* MUT_KEEP_* */\n"}, "no mutant KEEP_*"),
     "refs-invariant": ("refs", {"src/rt/x.c": MODULE % ("I1  a", "co_test.c"), "src/rt/y.c": SPDX + "/* I1 */\n"}, "I1 is defined neither here"),

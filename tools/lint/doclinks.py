@@ -8,6 +8,7 @@ from common import Lint, files, line_of, read
 
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)|^\[[^\]\n]+\]:\s*(\S+)", re.M)
 NAMED = re.compile(r"`((?:src|include|tests|tools|docs|fuzz|bench|examples|\.ci)/[\w./-]*\w/?)`")
+PLACEHOLDER = re.compile(r"(?<![A-Z])(?:NAME|TARGET)(?![A-Z])")
 FENCE = re.compile(r"^```.*?^```", re.M | re.S)
 
 
@@ -53,7 +54,7 @@ def main():
         for match in LINK.finditer(text):
             check_link(lint, path, line_of(text, match.start()), match.group(1) or match.group(2))
         for match in NAMED.finditer(text):
-            if match.group(1) in layers or match.group(1).startswith(output):
+            if match.group(1) in layers or match.group(1).startswith(output) or PLACEHOLDER.search(match.group(1)):
                 continue
             if not os.path.exists(os.path.join(lint.root, match.group(1))) and not lint.is_allowed(f"{path}:{match.group(1)}"):
                 lint.finding(path, line_of(text, match.start()), f"'{match.group(1)}' does not exist")

@@ -98,6 +98,8 @@ def check_numbers(lint, rows, path, text):
                 lint.finding(path, line_of(text, match.start()), f"{match.group(0)} is not in docs/internals/{where}")
     for match in re.finditer(r"\bRELIABILITY\b", text):
         lint.finding(path, line_of(text, match.start()), "RELIABILITY is no document of this tree")
+    for match in re.finditer(r"\bSTYLE(?:\.md)? A\.\d", text):
+        lint.finding(path, line_of(text, match.start()), "STYLE.md has no numbered sections")
     for match in re.finditer(r"\bDESIGN\b(?!\s+\(?(D\d+))|\bDESIGN\s+(D\d+)", text):
         if not match.group(2) or (rows["D"] and match.group(2) not in rows["D"]):
             lint.finding(path, line_of(text, match.start()), "DESIGN names no decision (D1, D2, ...) of ARCHITECTURE.md")
@@ -106,6 +108,8 @@ def check_numbers(lint, rows, path, text):
 def check_mutants(lint, mutants, path, text, comment, at):
     for match in re.finditer(r"\bMUT_([A-Z0-9_]+)\b(?!\()(\*?)|\bmutants?\s+`?(?!MUT_)([A-Z0-9]+_[A-Z0-9_]+)(\*?)", comment):
         name, star = match.group(1) or match.group(3), match.group(2) or match.group(4) or ""
+        if name == "NAME":
+            continue
         known = any(m.startswith(name) for m in mutants) if star or name.endswith("_") else name in mutants
         if mutants and not known:
             lint.finding(path, line_of(text, at + match.start()), f"there is no mutant {name}{star}")

@@ -6,7 +6,7 @@
  *             caller has written the data. Overwrites in place never come here.
  * Owns        One struct write_txn per allocating write: its guest-range lock, its pinned slice, its host run.
  * Invariants  W1  The range lock is taken before anything is decided, and held until commit or abort: nobody restarts
- *                 (STYLE A.7). With subclusters it covers those alone that are touched, until it is seen that
+ *                 (STYLE.md, Functions and files). With subclusters it covers those alone that are touched, until it is seen that
  *                 the host cluster must be another one; then it is taken again over whole clusters, once. Who finds the
  *                 range taken looks again when the holder is done, and takes no lock when the place has become
  *                 writable: neighbouring small writes then go out together.
