@@ -57,6 +57,7 @@ struct cx_world {
     const struct cx_bytes *data_from;    /* what "data" held before what is in the log; NULL: nothing */
     bool recording, jitter;              /* jitter: operations suspend a seeded number of times */
     bool punch;                          /* discard=unmap */
+    bool unclean_ok;                     /* for the next opening */
     struct cx_op *log;
     size_t log_count, log_cap;
     uint64_t trace;                      /* hash of every recorded operation: the same seed gives the same trace */

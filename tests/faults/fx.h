@@ -20,15 +20,15 @@
 
 /* ---- scenarios (fx_scenes.c) ---- */
 
-enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_FLUSH, FX_GROW, FX_SHRINK, FX_AMEND, FX_CHECK, FX_REPAIR,
+enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_FLUSH, FX_GROW, FX_SHRINK, FX_AMEND, FX_CHECK, FX_REPAIR, FX_SCRUB /* beside what runs together with it */,
              FX_KEEP, FX_APPLY, FX_DROP /* snapshot number `at`: made, applied, deleted */, FX_BITMAP /* action `at` of fx_steps.c on bitmaps */, FX_KEY /* change `at` of key slots, fx_steps.c */, FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
 struct fx_step {
     enum fx_do what;
     unsigned at, at_sectors, len, len_sectors;   /* clusters and sectors; cut to the disk. GROW: len sixteenths of the size more; SHRINK: to len.
-                                                    AMEND: at 0: version len; at 1: reference counts of len bits */
+                                                    AMEND: at 0: version len; at 1: reference counts of len bits. OPEN_RW: at 1: at once, also when it was not closed cleanly */
     bool together;                                /* runs at the same time as the step before; must not touch its sectors */
 };
-enum fx_damage { FX_SOUND, FX_LEAKY, FX_LOW_COUNT, FX_DIRTY };
+enum fx_damage { FX_SOUND, FX_LEAKY, FX_LOW_COUNT, FX_DIRTY, FX_UNCLEAN /* dirty, and a count too low */ };
 struct fx_scene {
     const char *name, *on;               /* names of geometries, one blank between two and at both ends */
     unsigned filled;                     /* clusters written before, from cluster 0 on (every second one: half) */

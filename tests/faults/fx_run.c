@@ -69,6 +69,10 @@ static void damage(struct cx_world *w, const struct fx_case *c)
     case FX_LOW_COUNT:
         set_count(w, (be(w, l2) & 0x00fffffffffffe00ull) / cs, 0);
         break;
+    case FX_UNCLEAN:
+        set_count(w, (be(w, l2) & 0x00fffffffffffe00ull) / cs, 0);
+        w->image.data[79] |= 1;
+        break;
     case FX_DIRTY:
         w->image.data[79] |= 1;
         break;

@@ -37,7 +37,7 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "" },
 };
 
-const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "keep", "apply", "drop", "bitmap", "key", "close", "faults" };
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "scrub", "keep", "apply", "drop", "bitmap", "key", "close", "faults" };
 
 const struct fx_scene fx_scenes[] = {
     { "create", PLAIN "c512-wide " LUKS, 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
@@ -100,5 +100,14 @@ const struct fx_scene fx_scenes[] = {
     { "key-replace", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_KEY, 2, 0, 0, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_READ } } },
     { "key-two-sectors", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_KEY, 3, 0, 0, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_KEY, 4, 0, 0, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_READ } } },
     { "key-snapshot", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_FLUSH }, { FX_KEEP }, { FX_FAULTS }, { FX_KEY }, { FX_WRITE, 1, 0, 2, 0 }, { FX_KEY, 1, 0, 0, 0 }, { FX_FLUSH }, { FX_APPLY }, { FX_WRITE, 2, 0, 0, 1 }, { FX_FLUSH } } },
+    { "scrub-leaky", K4 "c512-v2-back ", 8, true, FX_LEAKY,
+      { { FX_OPEN_RW }, { FX_FAULTS }, { FX_SCRUB }, { FX_WRITE, 3, 0, 1, 0 TOO }, { FX_DISCARD, 0, 0, 1, 0 TOO }, { FX_WRITE, 20, 1, 0, 2 TOO }, { FX_FLUSH TOO }, { FX_WRITE, 24, 0, 1, 0 }, { FX_FLUSH } } },
+    { "scrub", " c512 c4k-data snapshot compressed bitmap lazy-4k ", 6, true, 0,
+      { { FX_OPEN_RW }, { FX_WRITE, 9, 0, 2, 0 }, { FX_FAULTS }, { FX_SCRUB }, { FX_WRITE, 3, 0, 1, 0 TOO }, { FX_DISCARD, 9, 0, 1, 0 TOO }, { FX_FLUSH TOO }, { FX_SCRUB }, { FX_CLOSE } } },
+    { "unclean", K4 "c4k-data lazy-4k ", 8, true, FX_UNCLEAN,
+      { { FX_FAULTS }, { FX_OPEN_RW, 1, 0, 0, 0 }, { FX_SCRUB }, { FX_WRITE, 0, 1, 0, 2 TOO }, { FX_WRITE, 20, 0, 1, 0 TOO }, { FX_DISCARD, 2, 0, 1, 0 TOO }, { FX_FLUSH TOO }, { FX_WRITE, 4, 0, 1, 0 }, { FX_FLUSH },
+        { FX_SCRUB }, { FX_CLOSE } } },
+    { "unclean-bitmap", " bitmap c4k ", 4, false, FX_UNCLEAN,
+      { { FX_OPEN_RW, 1, 0, 0, 0 }, { FX_FAULTS }, { FX_WRITE, 3, 0, 1, 0 }, { FX_SCRUB TOO }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 9, 0, 1, 0 }, { FX_FLUSH }, { FX_SCRUB }, { FX_CLOSE } } },
     { NULL, NULL, 0, false, 0, { { FX_END } } },
 };

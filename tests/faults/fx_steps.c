@@ -418,6 +418,28 @@ static int check(struct co *co, struct fx_run *r, bool repair, struct byre_err *
     return e < 0 ? e : c;
 }
 
+static void scrub_finding(void *arg, bool fixed, const char *id, const char *text)
+{
+    char *first = arg;
+    if (!fixed && !first[0])
+        snprintf(first, 200, "%s: %s", id, text);
+}
+
+static int scrub(struct co *co, struct fx_run *r, struct byre_err *err)
+{
+    char first[200] = "";
+    struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS, .finding = scrub_finding, .arg = first };
+    struct fmt_check_result res = { 0 };
+    struct fmt_image *im = graph_image(r->w->node);
+    uint64_t before = fx_hits(r);
+    int e = im->ops->scrub(co, im, &o, &res, err);
+    if (e == 0 && fx_hits(r) == 0 && (res.corruptions || res.check_errors || atomic_load(&im->unclean)))
+        fx_bad(r, "a scrub sees %" PRIu64 " corruptions and %" PRIu64 " errors: %s", res.corruptions, res.check_errors, first);
+    if (e == 0 && r->fault.kind == CX_F_READ && r->fault.how == FX_ERROR && fx_hits(r) > before && r->fault.forever && !res.check_errors && atomic_load(&im->unclean))
+        fx_bad(r, "a scrub could not read everything and does not say so");
+    return e;
+}
+
 /* ---- the list ---- */
 
 struct one { struct fx_run *r; const struct fx_step *s; unsigned version; };
@@ -437,7 +459,12 @@ static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, u
     case FX_OPEN_RW:
         if (!open)
             cx_believe(r->w);
+        r->w->unclean_ok = s->what == FX_OPEN_RW && s->at;
         answered(r, s->what, open ? 0 : open_image(co, r, s->what == FX_OPEN_RO, false, &err), &err);
+        r->w->unclean_ok = false;
+        break;
+    case FX_SCRUB:
+        answered(r, s->what, open ? scrub(co, r, &err) : 0, &err);
         break;
     case FX_CHECK:
     case FX_REPAIR:

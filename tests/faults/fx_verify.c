@@ -58,7 +58,7 @@ static void check(struct co *co, struct ver *v, unsigned fix, bool leaks_allowed
         res.corruptions -= min_u64(res.corruptions, v->flags);
     v->flags = 0;
     v->loose &= !fix;
-    if (!fix && r->c->g.lazy && r->w->image.data[79] & 1)        /* Q12 */
+    if (!fix && (r->c->g.lazy || r->c->scene->damage == FX_UNCLEAN) && r->w->image.data[79] & 1)        /* Q12 */
         return;
     if (!fix && (res.corruptions || res.check_errors || (res.leaks && !leaks_allowed)))
         fx_bad(r, "%s: %" PRIu64 " corruptions, %" PRIu64 " check errors, %" PRIu64 " leaks", v->when, res.corruptions, res.check_errors, res.leaks);
