@@ -226,6 +226,7 @@ struct fmt_open_opts {
     uint64_t frontier_bytes;               /* step of the zeroed frontier (D4); 0 = default, UINT64_MAX = off */
     struct fmt_snapshot_pick snapshot;     /* show this internal snapshot, with its size; read-only. All NULL: the disk itself */
     bool discard_no_punch;                 /* freed clusters are not punched in the file */
+    bool snapshots_no_punch;               /* nor what a snapshot gives up that is deleted or set back to (pass-discard-snapshot) */
     bool tables_no_punch;                  /* nor freed tables (pass-discard-other) */
     bool discard_no_unref;                 /* discard gives back the bytes of a cluster, and keeps the cluster (1.129) */
     uint32_t l2_entry_bytes;               /* unit in which mapping tables are cached: a power of two; 0 = default */

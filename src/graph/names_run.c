@@ -140,6 +140,8 @@ void name_runtime_apply(const struct name_runtime *run, struct fmt_open_opts *fo
         fo->lazy_refcounts = run->lazy == NAME_YES ? 1 : -1;
     if (run->pass_request != NAME_UNSET)
         fo->discard_no_punch = run->pass_request == NAME_NO;
+    if (run->pass_snapshot != NAME_UNSET)
+        fo->snapshots_no_punch = run->pass_snapshot == NAME_NO;
     if (run->pass_other != NAME_UNSET)
         fo->tables_no_punch = run->pass_other == NAME_NO;
     fo->discard_no_unref = run->no_unref == NAME_YES;

@@ -107,7 +107,7 @@ def test_marked_corrupt(twin):
                                    ["-T", "bogus", "x"], ["-T", "none", "x"], ["--output=xml", "x"], ["-f", "nope", "x"],
                                    ["--image-opts", "driver=qcow2,file.filename=x"], ["-U", "x"], ["-q", "x"]])
 def test_usage(twin, words):
-    """FEATURES 5.009, 5.019, 5.020: 63 for a format without a check"""
+    """FEATURES 1.120, 5.009, 5.019, 5.020: 63 for a format without a check"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "1M"], ["qemu-img", "create", "-q", "-f", "raw", "r", "1M"])
     ours, theirs = twin.same_code("check", *words)
     if words and words[-1] == "r":

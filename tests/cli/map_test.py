@@ -24,7 +24,7 @@ IMAGES = ["base.raw", "mid.qcow2", "top.qcow2", "short.qcow2", "prealloc.qcow2"]
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_same_map(twin, image):
-    """FEATURES 3.016, 5.053, 11.008, 11.009: JSON and text equal the peer's, byte for byte"""
+    """FEATURES 1.056, 3.016, 5.053, 11.008, 11.009: JSON and text equal the peer's, byte for byte"""
     corpus(twin)
     twin.same_output("map", "--output=json", image)
     twin.same_output("map", image)
@@ -42,7 +42,7 @@ def test_ranges(twin, words):
 
 
 def test_random_images(twin):
-    """FEATURES 5.053: random writes and zeros over a chain"""
+    """FEATURES 1.056, 5.053: random writes and zeros over a chain"""
     rng = random.Random(5053)
     steps = [["qemu-img", "create", "-q", "-f", "qcow2", "i0", "8M"]]
     for i in range(4):

@@ -39,7 +39,7 @@ def assert_locked(done):
 @pytest.mark.parametrize("second", MODES, ids="-".join)
 @pytest.mark.parametrize("first", MODES, ids="-".join)
 def test_pair(image, first, second):
-    """The verdict is the one of the peer with itself; on qcow2 readers share and a writer is alone. A refusal says why."""
+    """FEATURES 1.122: the verdict is the one of the peer with itself; on qcow2 readers share and a writer is alone. A refusal says why."""
     path, fmt = image
     with hold("qemu", first[1], path, fmt):
         allowed = try_open("qemu", second[1], path, fmt).code == 0
@@ -58,7 +58,7 @@ def test_pair(image, first, second):
 @pytest.mark.parametrize("reader", guest.TOOLS)
 @pytest.mark.parametrize("writer", guest.TOOLS)
 def test_force_share(image, writer, reader):
-    """-U reads beside a writer, and only reads."""
+    """FEATURES 1.122: -U reads beside a writer, and only reads."""
     path, fmt = image
     with hold(writer, "rw", path, fmt):
         done = try_open(reader, "ro", path, fmt, "-U")

@@ -60,6 +60,7 @@ def test_healthy_bases(bases, base):
 
 @pytest.mark.parametrize("name", q2_damage.DAMAGES)
 def test_damaged(bases, tmp_path, name):
+    """FEATURES 1.013, 1.115, 1.119: the same numbers and exit codes; the image is not touched"""
     path = damaged(bases, name, tmp_path / "x.qcow2")
     before = path.read_bytes()
     ours = q2tool.check(path)
@@ -73,6 +74,7 @@ def test_damaged(bases, tmp_path, name):
 
 @pytest.mark.parametrize("name", q2_damage.DAMAGES)
 def test_repair_all(bases, tmp_path, name):
+    """FEATURES 1.117, 1.118, 1.007: everything that can be mended, for the peer too; the marks go, a second repair has nothing to do"""
     path = damaged(bases, name, tmp_path / "x.qcow2")
     content = guest_content(path, tmp_path)
     ours = q2tool.check(path, "all")
@@ -95,6 +97,7 @@ def test_repair_all(bases, tmp_path, name):
 
 @pytest.mark.parametrize("name", q2_damage.DAMAGES)
 def test_repair_leaks(bases, tmp_path, name):
+    """FEATURES 1.116: leaks go, and nothing else changes"""
     path = damaged(bases, name, tmp_path / "x.qcow2")
     content = guest_content(path, tmp_path)
     before = q2tool.numbers(q2tool.check(path).out)
@@ -145,7 +148,7 @@ def test_repair_of_snapshots_and_bitmaps_together(tmp_path):
 
 
 def test_snapshot_table_is_written_anew(bases, tmp_path):
-    """What is whole in a snapshot table survives its repair: all of the first entry, dates and content of the second."""
+    """FEATURES 1.118: what is whole in a snapshot table survives its repair: all of the first entry, dates and content of the second."""
     path = damaged(bases, "snapshot_extra_none@rich", tmp_path / "x.qcow2")
     q2tool.check(path, "all", code=0)
     old, new = (q2tool.tool("info", p).json["snapshots"] for p in (bases["rich"], path))

@@ -184,7 +184,7 @@ static void give_back(struct co *co, struct q2_snap *s)
 {
     struct q2_image *q = s->q;
     const struct q2_counts *state = &s->shift.state;
-    bool punch = !q->opts.discard_no_punch && q->im.store->discard_ok;
+    bool punch = !q->opts.snapshots_no_punch && q->im.store->discard_ok;
     uint64_t c = s->shift.freed ? q2_counts_find(state, s->shift.freed_from, Q2_LEFT_NONE) : Q2_COUNTS_NONE;
     while (c != Q2_COUNTS_NONE) {
         uint64_t end = c + 1;
