@@ -187,9 +187,9 @@ static int make_fresh(struct co *co, struct cx_world *w, const struct cx_geometr
         o.data_file = data;
         o.host = &host;
     }
-    memset(w->image.data, 0, CX_FILE_MAX);
+    memset(w->image.data, 0, w->image.len);
     w->image.len = 0;
-    memset(w->data.data, 0, CX_FILE_MAX);
+    memset(w->data.data, 0, w->data.len);
     w->data.len = 0;
     int r = cx_store_open(w, "img", false, &s);
     if (r < 0)

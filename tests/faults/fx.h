@@ -89,7 +89,7 @@ struct fx_run {
     bool amend_failed;
     struct co_group group;
     uint64_t calls[FX_K_KINDS];
-    uint64_t hits, session_hits;         /* of the fault; when the image was opened */
+    uint64_t hits, opening_hits, session_hits;       /* of the fault; before and when the image was opened */
     unsigned steps_failed;
     bool closed_well;                    /* nothing is open, and the last close said 0 */
     bool created;

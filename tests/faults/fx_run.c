@@ -123,15 +123,18 @@ bool fx_case_make(struct fx_case *c, struct cx_world *w, const struct fx_scene *
     c->first.snap_count = cx_snapshots(&w->image, list);
     for (unsigned i = 0; i < c->first.snap_count; i++)
         c->first.snap[i] = (struct fx_snap){ .s = list[i], .now = FX_THERE, .crash = FX_THERE, .ever = FX_THERE };
-    if (s->steps[1].what == FX_CREATE)
+    if (s->steps[1].what == FX_CREATE) {
+        memset(w->image.data, 0, w->image.len);
         w->image.len = 0;
-    c->start = (struct cx_bytes){ malloc(CX_FILE_MAX), w->image.len };
+    }
+    c->start = (struct cx_bytes){ calloc(1, CX_FILE_MAX), w->image.len };
     if (!c->start.data)
         abort();
-    memset(c->start.data, 0, CX_FILE_MAX);
     memcpy(c->start.data, w->image.data, w->image.len);
-    if (s->steps[1].what == FX_CREATE)
+    if (s->steps[1].what == FX_CREATE) {
+        memset(w->data.data, 0, w->data.len);
         w->data.len = 0;
+    }
     c->start_data = (struct cx_bytes){ malloc(w->data.len + 1), w->data.len };
     if (!c->start_data.data)
         abort();
@@ -156,6 +159,8 @@ static bool stopped(const struct fx_run *r, bool *ret_must)
     bool writes = r->w->node && !graph_read_only(r->w->node);
     *ret_must = writes && r->fault.kind == CX_F_FLUSH && fx_hits(r) > r->session_hits;
     if (writes && r->amend_failed && r->fault.forever)       /* changed, and could not be read again while the fault lasted */
+        return true;
+    if (writes && r->fault.kind == CX_F_FLUSH && fx_hits(r) > r->opening_hits)       /* of work that opening began */
         return true;
     return *ret_must || (writes && r->fault.kind == CX_F_WRITE && r->fault.forever && fx_hits(r) > r->session_hits + 1);
 }
@@ -202,9 +207,7 @@ bool fx_run_one(struct fx_run *r, struct cx_world *w, struct fx_case *c, const s
     long live = fx_alloc.live, keys = fx_key_memory;
     *r = (struct fx_run){ .w = w, .c = c, .fault = *f, .m = c->first, .closed_well = true };
     cx_world_seed(w, c->seed);
-    memset(w->image.data, 0, CX_FILE_MAX);
-    memcpy(w->image.data, c->start.data, c->start.len);
-    w->image.len = c->start.len;
+    cx_bytes_copy(&w->image, &c->start);
     w->data_from = &c->start_data;
     cx_data_back(w);
     w->frontier_bytes = c->g.frontier;

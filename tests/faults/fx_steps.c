@@ -322,7 +322,7 @@ static int snapshot(struct co *co, struct fx_run *r, const struct fx_step *s, st
 {
     const char *name = snap_names[s->at];
     struct fx_snap *n = snap_named(r, name);
-    if (s->what == FX_KEEP ? n != NULL : !n || n->now != FX_THERE)
+    if (s->what == FX_KEEP ? n || r->steps_failed : !n || n->now != FX_THERE)
         return 0;                        /* an earlier step has failed */
     if (!n)
         n = snap_new(r, name);
@@ -387,6 +387,8 @@ int fx_close(struct co *co, struct fx_run *r)
 
 static int open_image(struct co *co, struct fx_run *r, bool read_only, bool check_mode, struct byre_err *err)
 {
+    r->opening_hits = fx_hits(r);
+    r->mended &= read_only;
     int e = cx_open(co, r->w, read_only, check_mode, err);
     r->session_hits = fx_hits(r);
     return e;

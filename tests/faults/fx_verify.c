@@ -197,19 +197,12 @@ static void look(struct fx_run *r, const char *when, const uint64_t *set, uint64
     free(v);
 }
 
-static void put(struct cx_world *w, const struct cx_bytes *from)
-{
-    memset(w->image.data, 0, CX_FILE_MAX);
-    memcpy(w->image.data, from->data, from->len);
-    w->image.len = from->len;
-}
-
 /* What is certain to be there after a power cut, and nothing else. */
 static void durable_only(struct fx_run *r)
 {
     struct cx_world *w = r->w;
     uint64_t stamp[2] = { cx_durable_stamp(w, w->now, false), cx_durable_stamp(w, w->now, true) };
-    put(w, &r->c->start);
+    cx_bytes_copy(&w->image, &r->c->start);
     cx_data_back(w);
     for (size_t i = 0; i < w->log_count; i++) {
         const struct cx_op *o = &w->log[i];
@@ -224,8 +217,8 @@ void fx_verify(struct fx_run *r)
     bool creating = r->c->scene->steps[1].what == FX_CREATE;
     r->w->faults.nth = 0;
     if (creating && !r->created) {
+        memset(r->w->image.data, 0, r->w->image.len);
         r->w->image.len = 0;
-        memset(r->w->image.data, 0, CX_FILE_MAX);
         if (!cx_run(r->w, recreate_co, r))
             fx_bad(r, "create: deadlock");
         look(r, "created again", r->m.now, r->m.now_sizes, true);
