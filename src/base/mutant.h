@@ -74,6 +74,12 @@
     X(BITMAP_FLAG_EARLY, "Q17", "a bitmap is no longer in use before its exact bits are durable")       \
     X(BITMAP_SWITCH_EARLY, "Q17", "the extension names a directory that is not yet durable")            \
     X(BITMAP_AUTOCLEAR_EARLY, "Q17", "an extension across two sectors is rewritten while it counts")    \
+    X(MOVE_NO_GRACE, "D3", "a cluster is moved while an old in-place writer is inside")                 \
+    X(MOVE_USERS, "D3 D2", "writes in place begin again while a held cluster is being replaced")        \
+    X(MOVED_FREED_EARLY, "Q9", "the old place of a moved cluster is freed before the new one is linked durably") \
+    X(MOVE_UNORDERED, "Q2", "the entry of a moved cluster does not ask for the data barrier")           \
+    X(MOVE_TABLE_STALE, "Q5", "a moved L2 table is copied from the disk, without changes in memory")    \
+    X(FOLD_SHOWS_BELOW, "1.054", "a cluster of zeros is unmapped although a backing image shows through") \
     X(EXT_AT_ONCE, "Q18", "a header extension is added in one write of several sectors")
 
 enum byre_mutant_id {

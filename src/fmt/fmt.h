@@ -166,6 +166,21 @@ enum {
     FMT_OVERLAP_GIVEN = 1u << 31,          /* else the default, CACHED */
 };
 
+/* Compaction of an image that is in use. */
+struct fmt_compact_opts {
+    bool look_for_zeros;                   /* all data is read: clusters that hold zeros alone give their space up */
+    void *arg;
+    void (*progress)(void *arg, uint64_t done, uint64_t total);      /* bytes; may be NULL */
+    /* Between steps of a few milliseconds: `bytes` were read or moved. May suspend as long as it likes. < 0: it ends with that,
+     * and what was moved stays moved. May be NULL. */
+    int (*step)(struct co *co, void *arg, uint64_t bytes);
+};
+struct fmt_compact_result {
+    uint64_t moved, zeroed;                /* bytes of clusters */
+    uint64_t length_before, length_after;  /* bytes of the file, */
+    uint64_t allocated_before, allocated_after;    /* and what it occupies */
+};
+
 /* What an image may ask of whoever opens it. */
 struct fmt_host {
     /* The external data file: `name` as the image records it, NULL when it records none; the opener's own choice wins. It comes
@@ -322,6 +337,9 @@ struct fmt_ops {
      * an unclean image is made clean whatever fix says. Damage is counted in ret and left as it is. One at a time, and
      * over before close; resize is refused meanwhile. -EBUSY: one runs. */
     int (*scrub)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+    /* Moves data from the end of the file into its holes and gives the rest back to the host, on the home loop, beside requests; NULL:
+     * the format has none. One at a time, over before close; no scrub, snapshot, resize or amend meanwhile. ret: also when it fails. */
+    int (*compact)(struct co *co, struct fmt_image *im, const struct fmt_compact_opts *o, struct fmt_compact_result *ret, struct byre_err *err);
     /* Flushes, ends cleanly, frees im and closes the store. The first error is returned; the image is gone all the same. */
     int (*close)(struct co *co, struct fmt_image *im);
     /* Writes a fresh image into an empty store (length 0 or a device). store NULL: only says whether the options will do. */

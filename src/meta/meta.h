@@ -61,6 +61,7 @@ enum meta_barrier {              /* every barrier has a name; mutants drop them 
     META_B_SNAP_SWITCHED,        /* the header before anything of the old is given up (Q13, Q14, Q15) */
     META_B_BITMAPS,              /* bits of persistent bitmaps before the guest write that they cover, and before the table or flag that
                                     makes them count (Q16, Q17) */
+    META_B_CUT,                  /* refcount table entries are gone before the blocks that they named are cut off (Q24) */
     META_B_COUNT
 };
 

@@ -142,6 +142,17 @@ static const struct sim_geom geoms[] = {
     { .name = "scrub-c4k-device", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
       .window = { { 0, 256 * K } }, .windows = 1, .backing = 200 * K, .snapshot = true, .compressed = true, .bitmap = true, .bitmap_region = 32 * K, .zeros = true,
       .frontier = 16 * K, .one_write_space = true, .scrub = true, .lazy = true, .device = 2 * M, .floor = 3000 },
+    { .name = "compact-c512", .version = 3, .cluster_bits = 9, .refcount_order = 6, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .backing = 64 * K, .zeros = true, .frontier = 4 * K, .compact = true, .floor = 4000 },
+    { .name = "compact-c4k-comp", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .snapshot = true, .compressed = true, .packs = true, .zeros = true, .frontier = 16 * K,
+      .one_write_space = true, .compact = true, .floor = 4000 },
+    { .name = "compact-c4k-luks", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .zeros = true, .luks = true, .frontier = 16 * K, .compact = true, .lazy = true, .floor = 3000 },
+    { .name = "compact-c512-v2", .version = 2, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 192 * K,
+      .window = { { 0, 192 * K } }, .windows = 1, .backing = 96 * K, .frontier = 4 * K, .compact = true, .floor = 3000 },
+    { .name = "compact-c32k-sub", .version = 3, .cluster_bits = 15, .refcount_order = 4, .size = 640 * K, .size_max = 768 * K, .sub = true,
+      .window = { { 0, 768 * K } }, .windows = 1, .backing = 300 * K, .zeros = true, .frontier = 128 * K, .compact = true, .floor = 3000 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 7500 },
@@ -338,6 +349,11 @@ static uint64_t entry_of(struct build *b, uint64_t guest, uint32_t gen)
         break;
     default:
         none = true;
+    }
+    if (none && g->compact && i % 5 == 1) {      /* zeros, written out */
+        none = false;
+        e = data_cluster(b, guest, 0) | COPIED;
+        holds = 0;
     }
     if (none && g->data_raw) {           /* a raw image of its own: every cluster is mapped */
         none = false;

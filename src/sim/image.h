@@ -47,6 +47,7 @@ struct sim_geom {
     bool luks;                           /* guest data is encrypted (sim/luks.h) */
     bool amend;                          /* version and width of the counts change in the workloads */
     bool scrub;                          /* opened at once also when dirty; scrubs run beside the requests */
+    bool compact;                        /* compactions run beside the requests; holes at first, and clusters of zeros */
     bool unclean;                        /* with scrub: dirty and damaged (by the seed) in the beginning, as `hurt` */
     bool lazy;                           /* lazy refcounts: while the dirty bit is set counts may be anything */
     bool no_zero_growth, no_punch, no_zero;

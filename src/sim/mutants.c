@@ -34,7 +34,7 @@ struct row { int id; const char *name, *rule, *text; };
 static bool is_race(int id)
 {
     static const int ids[] = { MUT_FREE_SKIP_DURABLE, MUT_FREE_SKIP_GRACE, MUT_FREE_SKIP_PUNCH, MUT_FREEZE_NOTHING, MUT_FLUSH_IGNORES_DIRT, MUT_ZERO_NO_STAMP,
-        MUT_DATA_FILE_PUNCH_LATE, MUT_PACK_NOT_HELD, MUT_SUB_LOCK_NARROW, MUT_UNCLEAN_USED_EARLY, MUT_SCRUB_BLIND };
+        MUT_DATA_FILE_PUNCH_LATE, MUT_PACK_NOT_HELD, MUT_SUB_LOCK_NARROW, MUT_UNCLEAN_USED_EARLY, MUT_SCRUB_BLIND, MUT_MOVE_NO_GRACE, MUT_MOVE_USERS, MUT_MOVED_FREED_EARLY };
     for (unsigned i = 0; i < sizeof ids / sizeof ids[0]; i++)
         if (ids[i] == id)
             return true;
@@ -46,6 +46,17 @@ static bool is_data(int id) { return id == MUT_DATA_FILE_LATE || id == MUT_DATA_
 
 /* Those that live among subclusters; the others are looked for elsewhere. */
 static bool is_sub(int id) { return id == MUT_SUB_LEFT_BEHIND || id == MUT_SUB_UNORDERED || id == MUT_SUB_LOCK_NARROW; }
+
+/* Those that live in a compaction. */
+static bool is_move(int id)
+{
+    static const int ids[] = { MUT_MOVE_NO_GRACE, MUT_MOVE_USERS, MUT_MOVED_FREED_EARLY, MUT_MOVE_UNORDERED, MUT_MOVE_TABLE_STALE, MUT_FOLD_SHOWS_BELOW,
+        MUT_BARRIER(META_B_CUT) };
+    for (unsigned i = 0; i < sizeof ids / sizeof ids[0]; i++)
+        if (ids[i] == id)
+            return true;
+    return false;
+}
 
 static bool is_amend(int id) { return id == MUT_AMEND_WIDTH_LATE; }
 
@@ -64,6 +75,7 @@ static const struct row rows[] = {
     { MUT_BARRIER(META_B_SNAP_APPLY), "BARRIER_SNAP_APPLY", "Q14", "no barrier before a header that names an applied L1 table" },
     { MUT_BARRIER(META_B_SNAP_DELETE), "BARRIER_SNAP_DELETE", "Q15", "no barrier before a header that names fewer snapshots" },
     { MUT_BARRIER(META_B_SNAP_SWITCHED), "BARRIER_SNAP_SWITCHED", "Q13 Q14 Q15", "no barrier behind a header switched for snapshots" },
+    { MUT_BARRIER(META_B_CUT), "BARRIER_CUT", "Q24", "no barrier between refcount table entries that go and the end of the file" },
 #define X(name, rule, text) { MUT_##name, #name, rule, text },
     BYRE_MUTANT_ROWS(X)
 #undef X
@@ -139,7 +151,7 @@ static void child(unsigned r, double until, uint64_t tries)
     for (uint64_t i = 0; now() < until && atomic_load(&mine->workloads) < tries; i++) {
         const struct sim_geom *g = sim_geom_nth((unsigned)(i % geoms));
         bool race = is_race(rows[r].id);
-        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) ||
+        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) || (is_move(rows[r].id) && !g->compact) ||
             is_sub(rows[r].id) != g->sub)
             continue;
         struct sim_campaign k = { .per_workload = race ? 24 : 120, .states_max = 100000, .on_state = on_state, .worth = worth,

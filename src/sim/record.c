@@ -421,6 +421,27 @@ static int do_scrub(struct co *co, struct run *u)
     return rt_call(co, graph_image(u->n)->home, scrub_home, &s);
 }
 
+static int compact_home(struct co *co, void *arg)
+{
+    struct scrub *s = arg;
+    struct run *u = s->u;
+    struct fmt_compact_opts o = { .look_for_zeros = true };
+    struct fmt_compact_result res = { 0 };
+    int r = graph_format(u->n)->compact(co, graph_image(u->n), &o, &res, &s->err);
+    if (r == -EBUSY || r == 0)
+        return 0;
+    u->r->errors++;
+    if (!u->r->first_error)
+        u->r->first_error = r;
+    return u->r->may_fail ? 0 : wrong(u, "a compaction failed: %s", s->err.text);
+}
+
+static int do_compact(struct co *co, struct run *u)
+{
+    struct scrub s = { .u = u };
+    return rt_call(co, graph_image(u->n)->home, compact_home, &s);
+}
+
 static int join(struct co *co, struct run *u);
 
 static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
@@ -447,6 +468,7 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'M': return do_bitmap(co, u, o);
     case 'f': return do_flush(co, u);
     case 'i': return do_scrub(co, u);
+    case 'y': return do_compact(co, u);
     case 't': return co_sleep(co, 2000000);
     case 'v': return do_amend(co, u, o);
     case 's':

@@ -68,7 +68,8 @@ static uint64_t leak_bound(const struct sim_verify *v)
     const struct sim_geom *g = v->im->g;
     uint64_t cs = 1ull << g->cluster_bits;
     uint64_t snaps = sim_model_loose(v->m) ? (SIM_SNAPS_MAX + 1) * (disk(v)->len / cs) : v->m->snapped || v->made.state ? 2 * div_up(g->size_max / cs / 8, cs / 8) + 8 : 0;
-    return v->in_flight + 2 * (g->frontier / cs) + 4 + snaps;
+    uint64_t moved = g->compact ? disk(v)->len / cs : 0;         /* its copies, and the places that they came from */
+    return v->in_flight + 2 * (g->frontier / cs) + 4 + snaps + moved;
 }
 
 /* Q12: with lazy refcounts counts are judged when the dirty bit is away. Everything else holds all the time. */

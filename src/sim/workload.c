@@ -25,8 +25,8 @@ static bool has_range(char kind) { return strchr("wczudp", kind) != NULL; }
 static bool has_number(char kind) { return strchr("skax", kind) != NULL; }
 static bool is_snap(char kind) { return strchr("kax", kind) != NULL; }
 static bool is_bitmap(char kind) { return strchr("AXCEHM", kind) != NULL; }
-/* May it run beside others? 'i' is a scrub. */
-static bool is_request(char kind) { return has_range(kind) || kind == 'f' || kind == 'i'; }
+/* May it run beside others? 'i' is a scrub, 'y' a compaction. */
+static bool is_request(char kind) { return has_range(kind) || kind == 'f' || kind == 'i' || kind == 'y'; }
 
 static int parse_op(const char *s, struct sim_wop *op)
 {
@@ -37,7 +37,7 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMi", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMiy", kind))
         return -EINVAL;
     s += n;
     n = 0;
@@ -142,7 +142,7 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
         if (o->kind == 'c' && (o->off % c || (o->len % c && o->off + o->len != size)))
             return false;
         bool request = is_request(o->kind);
-        if (o->kind == 'i' && !g->scrub)
+        if ((o->kind == 'i' && !g->scrub) || (o->kind == 'y' && !g->compact))
             return false;
         if ((o->beside || o->behind) && !request)
             return false;
@@ -239,6 +239,8 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
     letter(&a, 'f', 0, 0);
     if (g->scrub)
         letter(&a, 'i', 0, 0);
+    if (g->compact)
+        letter(&a, 'y', 0, 0);
     letter(&a, 'o', 0, 0);
     letter(&a, 'r', 0, 0);
     if (g->amend) {
@@ -367,6 +369,8 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
     l->count = 0;
     if (g->scrub && prng_one_in(p, 2))
         push(l, (struct sim_wop){ .kind = 'i', .behind = true });
+    if (g->compact && prng_one_in(p, 2))
+        push(l, (struct sim_wop){ .kind = 'y', .behind = true });
     for (; *t; t += strcspn(t, ";") + (t[strcspn(t, ";")] == ';')) {
         struct sim_wop op = { 0 };
         t += strspn(t, " ");
@@ -404,10 +408,49 @@ static void in_one_cluster(const struct sim_geom *g, struct prng *p, struct sim_
     push(l, (struct sim_wop){ .kind = 'p', .off = base, .len = c });
 }
 
+/* A compaction under way, and requests in what it moves: the end of what is mapped. Before that the file may grow, and lose most of
+ * it again. */
+static void in_the_tail(const struct sim_geom *g, struct prng *p, struct sim_workload *l)
+{
+    uint32_t c = (1u << g->cluster_bits) / SIM_SECTOR, end = (uint32_t)(min_u64(g->window[0].len, g->size) / SIM_SECTOR / c * c);
+    uint32_t base = end - c * (1 + (uint32_t)prng_below(p, 12)), room = c * (1 + (uint32_t)prng_below(p, 4));
+    l->count = 0;
+    room = (uint32_t)min_u64(room, end - base);
+    if (prng_one_in(p, 4)) {
+        push(l, (struct sim_wop){ .kind = 'w', .off = 0, .len = end });
+        push(l, (struct sim_wop){ .kind = 'd', .off = c * (uint32_t)prng_below(p, 16), .len = end / 2 });
+        if (prng_one_in(p, 2))
+            push(l, flush_op);
+        if (prng_one_in(p, 2)) {
+            push(l, (struct sim_wop){ .kind = 'y' });
+            return;
+        }
+    } else if (prng_one_in(p, 4)) {
+        push(l, (struct sim_wop){ .kind = 'd', .off = 0, .len = 8 * c });
+    }
+    push(l, (struct sim_wop){ .kind = 'y', .behind = true });
+    for (unsigned i = 0, n = 4 + (unsigned)prng_below(p, 11); i < n; i++) {
+        struct sim_wop op = { .kind = prng_one_in(p, 12) ? 'd' : prng_one_in(p, 4) ? 't' : prng_one_in(p, 12) ? 'f' : 'w' };
+        if (has_range(op.kind)) {
+            op.behind = !prng_one_in(p, 4);
+            op.off = base + (uint32_t)prng_below(p, room);
+            op.len = 1 + (uint32_t)prng_below(p, prng_one_in(p, 2) ? 1 : base + room - op.off);
+        }
+        push(l, op);
+    }
+    push(l, (struct sim_wop){ .kind = 'o' });            /* waits for all of them */
+    push(l, (struct sim_wop){ .kind = 'p', .off = base, .len = room });
+}
+
 static void from_template(const struct sim_geom *g, struct prng *p, struct sim_workload *l)
 {
     if (g->sub && prng_one_in(p, 3)) {
         in_one_cluster(g, p, l);
+        if (sim_workload_fits(l, g))
+            return;
+    }
+    if (g->compact && prng_one_in(p, 2)) {
+        in_the_tail(g, p, l);
         if (sim_workload_fits(l, g))
             return;
     }
@@ -435,7 +478,10 @@ void sim_workload_meeting(const struct sim_geom *g, uint64_t n, struct sim_workl
 {
     struct prng p;
     prng_init(&p, hash_mix64(n) ^ 0x99);
-    any_template(g, &p, TEMPLATES - SNAP_TEMPLATES, l);
+    if (g->compact && prng_one_in(&p, 2))
+        in_the_tail(g, &p, l);
+    else
+        any_template(g, &p, TEMPLATES - SNAP_TEMPLATES, l);
 }
 
 static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *abc, unsigned letters, struct sim_workload *l)
@@ -455,7 +501,7 @@ static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *a
                 op = (struct sim_wop){ .kind = 't' };
             if (i && is_request(op.kind) && prng_one_in(&p, 2))
                 op.beside = !l->op[l->count - 1].behind && is_request(l->op[l->count - 1].kind);
-            if (!op.beside && is_request(op.kind) && prng_one_in(&p, op.kind == 'i' ? 2 : 5))
+            if (!op.beside && is_request(op.kind) && prng_one_in(&p, op.kind == 'i' || op.kind == 'y' ? 2 : 5))
                 op.behind = true;
             push(l, op);
             if (op.beside && has_range(op.kind) && prng_one_in(&p, 2)) {      /* meet in the same place */

@@ -10,7 +10,7 @@
  *   g MODE SIZE  grows, space allocated: MODE 1 metadata, 2 falloc, 3 full (enum fmt_prealloc)
  *   v WHAT N     amend: WHAT 0, version N; 1, reference counts of N bits
  *   A N  X N  C N  E N  H N   bitmap N is added, removed, cleared, enabled, disabled ("halted")   M N K   K is merged into N
- *   i            scrub (geometries that have it)
+ *   i            scrub (geometries that have it)                  y            compaction, beside the requests (likewise)
  *   "& " in front: at the same time as the operation before it. "~ " in front: nobody waits for it before the end, or
  *   before the next s, g, o, r, k, a, x or v. Offsets, lengths and sizes in sectors of 512 bytes.
  *   Operations are separated by ';'.

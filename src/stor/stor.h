@@ -99,6 +99,7 @@ MUST_USE int stor_write_buf(struct co *co, struct stor *s, const void *buf, uint
 MUST_USE int stor_flush(struct co *co, struct stor *s);              /* in an image: only meta/ may call this (D5) */
 MUST_USE int stor_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, unsigned flags);
 MUST_USE int stor_discard(struct co *co, struct stor *s, uint64_t off, uint64_t len);       /* advisory; 0 when unsupported */
+MUST_USE int stor_punch(struct co *co, struct stor *s, uint64_t off, uint64_t len);         /* the same whatever the discard policy */
 MUST_USE int stor_truncate(struct co *co, struct stor *s, uint64_t len);
 MUST_USE int stor_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len);
 MUST_USE int stor_length(struct co *co, struct stor *s, uint64_t *ret_len);

@@ -261,13 +261,18 @@ int stor_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, unsigne
 
 int stor_discard(struct co *co, struct stor *s, uint64_t off, uint64_t len)
 {
+    return s->discard_ok || s->read_only ? stor_punch(co, s, off, len) : stor_check_range(off, len);
+}
+
+int stor_punch(struct co *co, struct stor *s, uint64_t off, uint64_t len)
+{
     int r = stor_check_range(off, len);
     if (r < 0)
         return r;
     if (s->read_only)
         return -EROFS;
     uint64_t first = round_up(off, zero_unit(s)), last = round_down(off + len, zero_unit(s));
-    if (!s->discard_ok || !s->ops->discard || first >= last)
+    if (!s->ops->discard || first >= last)
         return 0;
     if (!stor_is_ordered(s)) {
         r = s->ops->discard(co, s, first, last - first);

@@ -173,6 +173,78 @@ static int take_counted(struct q2_alloc *a, uint64_t want, struct q2_run *ret)
     return r;
 }
 
+/* ---- compaction: space in front of a cluster ---- */
+
+static int take_below(struct rset *s, uint64_t want, uint64_t end, struct rset_range *ret)
+{
+    struct rset_range x;
+    bool fits = rset_fit(s, 0, want, &x) && x.start + want <= end;
+    if (!fits && !(rset_next(s, 0, &x) && x.start < end))
+        return -ENOENT;
+    x.end = min_u64(min_u64(x.end, x.start + want), end);
+    int r = rset_remove(s, x.start, x.end);
+    if (r == 0)
+        *ret = x;
+    return r;
+}
+
+/* Under mx. */
+static int take_low(struct co *co, struct q2_image *q, uint64_t want, uint64_t end, struct q2_run *ret)
+{
+    struct q2_alloc *a = q->alloc;
+    struct rset_range x;
+    int r = take_below(&a->counted, want, end, &x);
+    if (r == -ENOENT) {
+        r = take_below(&a->ready, want, end, &x);
+        if (r == 0)
+            r = q2_refs_add(co, q, x.start, x.end - x.start, 1);     /* on failure it stays out of `ready` (I4) */
+    }
+    if (r == 0)
+        *ret = (struct q2_run){ .cluster = x.start, .count = x.end - x.start };
+    return r;
+}
+
+int q2_alloc_take_low(struct co *co, struct q2_image *q, uint64_t want, uint64_t end, struct q2_run *ret)
+{
+    struct q2_alloc *a = q->alloc;
+    int r = q2_lazy_enter(co, q);
+    if (r < 0)
+        return r;
+    co_lock(co, &a->mx);
+    r = take_low(co, q, want, end, ret);
+    co_unlock(&a->mx);
+    if (r == 0)
+        r = q2_guard_may_take(co, q, ret->cluster, ret->count);
+    if (r == 0)
+        q2_marks_add(&a->given, ret->cluster, ret->count);
+    return r == -ENOENT ? -ENOSPC : r;
+}
+
+bool q2_alloc_low_has(const struct q2_image *q, uint64_t want, uint64_t end)
+{
+    struct rset_range x;
+    uint64_t have = 0;
+    for (uint64_t at = 0; have < want && rset_next(&q->alloc->ready, at, &x) && x.start < end; at = x.end)
+        have += min_u64(x.end, end) - x.start;
+    return have >= want;
+}
+
+void q2_alloc_prefer(struct q2_image *q, uint64_t end) { q->alloc->low_end = end; }
+
+int q2_alloc_scan_all(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    int r = 0;
+    while (r != -EUCLEAN && r != -ENOMEM && a->scan_next < a->scan_end) {
+        co_lock(co, &a->mx);
+        if (a->scan_next < a->scan_end)
+            r = scan_slice(co, q);               /* one that cannot be read is passed over: its clusters are only missed */
+        co_unlock(&a->mx);
+        co_yield(co);
+    }
+    return r == -EUCLEAN || r == -ENOMEM ? r : 0;
+}
+
 /* From what there is, without growing. -ENOENT: nothing. */
 static int take_present(struct co *co, struct q2_image *q, uint64_t want, unsigned slices, struct q2_run *ret)
 {
@@ -182,6 +254,8 @@ static int take_present(struct co *co, struct q2_image *q, uint64_t want, unsign
     for (unsigned i = 0; i < slices && r == 0 && a->scan_next < a->scan_end && !a->ready.total; i++)
         r = scan_slice(co, q);
     if (r != -EUCLEAN)
+        r = a->low_end ? take_low(co, q, want, a->low_end, ret) : -ENOENT;
+    if (r == -ENOENT || r == -EIO)
         r = take_counted(a, want, ret);
     if (r == -ENOENT)
         r = take_ready(co, q, want, ret);

@@ -25,6 +25,7 @@ struct q2_alloc {
     uint64_t zero_from;              /* clusters at or behind this read as zeros when first taken from the frontier */
     uint64_t scan_next, scan_end;    /* clusters whose counts were not looked at yet */
     uint64_t hint;                   /* where the next search of `ready` starts */
+    uint64_t low_end;                /* what lies in front of it is taken first (q2_compact.c); 0: as it comes */
     /* growth (q2_frontier.c) */
     struct co_mutex grow_mx;
     uint64_t settled_to;             /* clusters of the frontier below this are durable in count and length (F1) */
@@ -67,6 +68,8 @@ MUST_USE int q2_frontier_settle(struct co *co, struct q2_image *q);
 void q2_frontier_watch(struct q2_image *q);
 /* Uncounts what nothing points to and cuts the file behind the last used cluster, never below `floor` (clusters). */
 MUST_USE int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor);
+/* Under grow_mx and mx: cuts the file to `end` clusters, all behind which is in `ready`, or was no longer counted, durably. */
+MUST_USE int q2_frontier_cut_at(struct co *co, struct q2_image *q, uint64_t end);
 /* q2_reclaim.c: starts freeing what an earlier run recorded; a drop inside the range is told while it runs. */
 void q2_reclaim_saw(struct q2_alloc *a, uint64_t cluster, uint64_t n);
 /* q2_alloc.c: clusters [c, end) have become free: their counts are 0. Old ones of an unclean image are not used before its end. */

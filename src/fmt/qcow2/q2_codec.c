@@ -115,7 +115,7 @@ static void codec_give(struct q2_codecs *k, struct q2_codec *c)
 
 /* ---- reading ---- */
 
-static int decompress_deflate(struct q2_codec *c, const uint8_t *in, size_t in_bytes, uint8_t *out, size_t cluster_bytes)
+static int decompress_deflate(struct q2_codec *c, const uint8_t *in, size_t in_bytes, uint8_t *out, size_t cluster_bytes, size_t *ret_used)
 {
     if (!c->inflate)
         c->inflate = libdeflate_alloc_decompressor();
@@ -123,8 +123,10 @@ static int decompress_deflate(struct q2_codec *c, const uint8_t *in, size_t in_b
         return -ENOMEM;
     size_t used, made;
     enum libdeflate_result rc = libdeflate_deflate_decompress_ex(c->inflate, in, in_bytes, out, cluster_bytes, &used, &made);
-    if (rc == LIBDEFLATE_SUCCESS)
+    if (rc == LIBDEFLATE_SUCCESS) {
+        *ret_used = used;
         return made == cluster_bytes ? 0 : -EIO;
+    }
     return inflate_slow(in, in_bytes, out, cluster_bytes);
 }
 
@@ -146,7 +148,7 @@ static int unzstd_slow(ZSTD_DCtx *d, const void *in, size_t in_bytes, void *out,
     return 0;
 }
 
-static int decompress_zstd(struct q2_codec *c, const uint8_t *in, size_t in_bytes, uint8_t *out, size_t cluster_bytes)
+static int decompress_zstd(struct q2_codec *c, const uint8_t *in, size_t in_bytes, uint8_t *out, size_t cluster_bytes, size_t *ret_used)
 {
     if (!c->unzstd)
         c->unzstd = ZSTD_createDCtx();
@@ -164,19 +166,28 @@ static int decompress_zstd(struct q2_codec *c, const uint8_t *in, size_t in_byte
         from += frame;
         made += n;
     }
+    if (made == cluster_bytes)
+        *ret_used = from;
     return made == cluster_bytes ? 0 : unzstd_slow(c->unzstd, in, in_bytes, out, cluster_bytes);
 }
 
-int q2_decompress(struct q2_codecs *k, uint8_t type, const void *in, size_t in_bytes, void *out, size_t cluster_bytes)
+int q2_decompress_used(struct q2_codecs *k, uint8_t type, const void *in, size_t in_bytes, void *out, size_t cluster_bytes, size_t *ret_used)
 {
     if (!in_bytes)
         return -EIO;
     struct q2_codec *c = codec_take(k);
     if (!c)
         return -ENOMEM;
-    int r = (type ? decompress_zstd : decompress_deflate)(c, in, in_bytes, out, cluster_bytes);
+    *ret_used = in_bytes;
+    int r = (type ? decompress_zstd : decompress_deflate)(c, in, in_bytes, out, cluster_bytes, ret_used);
     codec_give(k, c);
     return r;
+}
+
+int q2_decompress(struct q2_codecs *k, uint8_t type, const void *in, size_t in_bytes, void *out, size_t cluster_bytes)
+{
+    size_t used;
+    return q2_decompress_used(k, type, in, in_bytes, out, cluster_bytes, &used);
 }
 
 /* ---- writing ---- */

@@ -498,7 +498,7 @@ static int q2_close(struct co *co, struct fmt_image *im)
     struct q2_image *q = q2_of(im);
     struct stor *store = im->store;
     int r = 0, stored = 0;
-    ASSERT(!q->scrubbing);                       /* whoever runs it has waited for its end */
+    ASSERT(!q->scrubbing && !q->compacting);     /* whoever runs it has waited for its end */
     if (!im->read_only && !q->info_only) {
         r = meta_flush(co, q->meta);
         stored = r == 0 ? q2_bms_close(co, q) : 0;       /* Q17: with all that the guest wrote durable */
@@ -535,6 +535,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .info = q2_info,
     .check = q2_check,
     .scrub = q2_scrub,
+    .compact = q2_compact,
     .close = q2_close,
     .create = q2_create,
     .measure = q2_measure,

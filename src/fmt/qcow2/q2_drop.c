@@ -147,6 +147,13 @@ void q2_alloc_drop_packed(struct q2_image *q, uint64_t cluster, uint64_t n)
     else
         drop(q, cluster, n, 0);
 }
+void q2_alloc_drop_moved(struct q2_image *q, uint64_t cluster, uint64_t n)
+{
+    if (MUTANT(MUT_MOVED_FREED_EARLY))
+        drop_at_once(q, cluster, n);
+    else
+        drop(q, cluster, n, 0);
+}
 void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n) { drop(q, cluster, n, TAG_TABLE); }
 
 /* ---- a batch that has become safe ---- */

@@ -466,10 +466,12 @@ void q2_frontier_watch(struct q2_image *q)
 }
 
 /* Lowers the counts of everything in s and hands it to `ready`. */
-static int uncount(struct co *co, struct q2_image *q, struct rset *s)
+static int uncount(struct co *co, struct q2_image *q, struct rset *from)
 {
     struct rset_range x;
     int first = 0;
+    struct rset set = *from, *s = &set;      /* nobody else takes of it while counts are read */
+    rset_init(from);
     for (uint64_t at = 0; rset_next(s, at, &x); at = x.end) {
         int r = q2_refs_add(co, q, x.start, x.end - x.start, -1);
         if (r == 0)
@@ -478,8 +480,21 @@ static int uncount(struct co *co, struct q2_image *q, struct rset *s)
             first = r;
     }
     rset_fini(s);
-    rset_init(s);
     return first;
+}
+
+int q2_frontier_cut_at(struct co *co, struct q2_image *q, uint64_t end)
+{
+    struct q2_alloc *a = q->alloc;
+    int r = rset_remove(&a->ready, end, a->end);
+    if (r < 0)
+        return r;
+    a->end = end;
+    a->scan_end = min_u64(a->scan_end, end);
+    a->zero_from = min_u64(a->zero_from, end);
+    all_settled(a);                        /* the pass above; space gained anew at the same place starts unsettled */
+    q->file_end_at_open = min_u64(q->file_end_at_open, end << q->g.cluster_bits);
+    return stor_truncate(co, q->im.store, end << q->g.cluster_bits);
 }
 
 int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor)
@@ -497,13 +512,5 @@ int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor)
             end = max_u64(x.start, floor);
     if (end == a->end || !q->im.store->traits.regular)
         return 0;
-    r = rset_remove(&a->ready, end, a->end);
-    if (r < 0)
-        return r;
-    a->end = end;
-    a->scan_end = min_u64(a->scan_end, end);
-    a->zero_from = min_u64(a->zero_from, end);
-    all_settled(a);                        /* the pass above; space gained anew at the same place starts unsettled */
-    q->file_end_at_open = min_u64(q->file_end_at_open, end << q->g.cluster_bits);
-    return stor_truncate(co, q->im.store, end << q->g.cluster_bits);
+    return q2_frontier_cut_at(co, q, end);
 }

@@ -74,9 +74,13 @@ struct q2_image {
     struct q2_alloc *alloc;
     struct q2_unclean *unclean;         /* home; NULL: counts and flags are what they should be */
     _Atomic uint64_t distrust_end;      /* host bytes in front of this are old clusters of an unclean image; 0: none */
+    _Atomic uint64_t hold_from, hold_end; /* host bytes in which no write begins in place (q2_move.c); end 0: none */
     _Atomic(_Atomic uint64_t *) l1_bad; /* while unclean: bit per L1 entry that must not be followed; NULL: none */
     struct q2_scrubbing *scrubbing;     /* home; NULL: no scrub runs */
     bool changing;                      /* home: tables are changed as a whole, no scrub begins */
+    bool resizing;                      /* home: from resize to resize_commit, nor does one then */
+    bool compacting;                    /* home: clusters are being moved, nor does one then */
+    uint64_t hold_stamp; unsigned hold_users; struct co_waitq hold_left;     /* home: since when [hold_from, hold_end); writes that replace clusters of it */
     bool lazy;                          /* lazy refcounts are wanted (q2_lazy.c) */
     bool lazy_on;                       /* the dirty bit is durable, counts may be late */
     struct co_mutex lazy_mx;
@@ -107,6 +111,13 @@ static inline void q2_slices_set(struct q2_image *q, uint32_t slice_bytes)
     q->slice_bytes = slice_bytes;
     q->slice_entries = slice_bytes / q->g.l2_entry_bytes;
     q->slice_span = (uint64_t)q->slice_entries << q->g.cluster_bits;
+}
+
+/* Is the cluster at `host` about to be moved, so that nobody begins to write into it? Any loop, in an epoch section or at home. */
+static inline bool q2_held(const struct q2_image *q, uint64_t host)
+{
+    uint64_t end = atomic_load_explicit(&q->hold_end, memory_order_acquire);
+    return UNLIKELY(end) && host < end && host >= atomic_load_explicit(&q->hold_from, memory_order_acquire);
 }
 
 /* ---- L2 entries of a slice, of either size. Whoever reads or changes one by its index goes through these. ---- */
@@ -163,6 +174,8 @@ MUST_USE int q2_codecs_new(struct q2_codecs **ret);
 void q2_codecs_free(struct q2_codecs *k);
 /* Exactly one cluster. -EIO: bytes are not a cluster. */
 MUST_USE int q2_decompress(struct q2_codecs *k, uint8_t type, const void *in, size_t in_bytes, void *out, size_t cluster_bytes);
+/* The same; *ret_used: how many bytes it takes (as far as that can be told: else all). */
+MUST_USE int q2_decompress_used(struct q2_codecs *k, uint8_t type, const void *in, size_t in_bytes, void *out, size_t cluster_bytes, size_t *ret_used);
 /* Bytes made of one cluster; 0: they do not fit into `room`; -ENOMEM. */
 MUST_USE int64_t q2_compress(struct q2_codecs *k, uint8_t type, const struct fmt_encoding *how, const void *in, size_t n, void *out, size_t room);
 
@@ -231,8 +244,15 @@ int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o
 void q2_scrub_touch(struct q2_image *q, uint64_t cluster, uint64_t n);
 /* Waits until no scrub follows pointers. Suspends. */
 void q2_scrub_wait_walk(struct co *co, struct q2_image *q);
-/* -EBUSY: a scrub runs, or the image is unclean: no snapshot, no resize. */
+/* -EBUSY: a scrub or a compaction runs, or the image is unclean: no snapshot, no resize. */
 MUST_USE int q2_scrub_excludes(const struct q2_image *q, const char *what, struct byre_err *err);
+
+/* ---- q2_compact.c: data from the end of the file into its holes. Home loop; suspends; may run while requests do ---- */
+int q2_compact(struct co *co, struct fmt_image *im, const struct fmt_compact_opts *o, struct fmt_compact_result *ret, struct byre_err *err);
+/* q2_shorten.c: cuts the file behind the last cluster in use, also over refcount blocks that count nothing else any more. */
+MUST_USE int q2_shorten(struct co *co, struct q2_image *q);
+/* Gives the blocks of all free clusters back to the host, whatever the discard policy. */
+MUST_USE int q2_punch_free(struct co *co, struct q2_image *q, int (*step)(struct co *co, void *arg, uint64_t bytes), void *arg);
 
 /* ---- q2_map.c ---- */
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
@@ -282,6 +302,14 @@ void q2_reclaim_start(struct q2_image *q);
 bool q2_reclaim_unfinished(const struct q2_image *q);
 /* 1..want contiguous clusters, counted (refcount 1). -ENOSPC: nothing changed. May suspend. */
 MUST_USE int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret);
+/* The same, all of them in front of cluster `end`. -ENOSPC: there is no hole that is known. */
+MUST_USE int q2_alloc_take_low(struct co *co, struct q2_image *q, uint64_t want, uint64_t end, struct q2_run *ret);
+/* Are there as many free clusters in front of `end`? */
+bool q2_alloc_low_has(const struct q2_image *q, uint64_t want, uint64_t end);
+/* Others take what lies in front of `end` first; 0: as it comes. */
+void q2_alloc_prefer(struct q2_image *q, uint64_t end);
+/* Looks at all counts, so that every free cluster is known. Requests may run. */
+MUST_USE int q2_alloc_scan_all(struct co *co, struct q2_image *q);
 /* Exactly n contiguous clusters. */
 MUST_USE int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run *ret);
 /* Free clusters below `end` may be used now: they are looked for, from the beginning. */
@@ -293,7 +321,8 @@ void q2_alloc_return(struct q2_image *q, const struct q2_run *r);
 void q2_alloc_drop(struct q2_image *q, uint64_t cluster, uint64_t n);
 void q2_alloc_drop_packed(struct q2_image *q, uint64_t cluster, uint64_t n);  /* the same for what a compressed cluster touched */
 void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n);   /* the same for clusters that the cache may hold */
-/* Gives unused space at the end of the file back (after a shrink). Drained. */
+void q2_alloc_drop_moved(struct q2_image *q, uint64_t cluster, uint64_t n);   /* the same for the old place of what was moved */
+/* Gives unused space at the end of the file back (after a shrink). Requests may run. */
 MUST_USE int q2_alloc_trim(struct co *co, struct q2_image *q);
 /* Drained: waits until nothing works behind any more (frees, a growth, reclaim), so that counts may be changed on the disk
  * itself; nothing is started before q2_alloc_stir. On failure nothing has to be ended. */

@@ -9,7 +9,7 @@
  *                 count), and decodes that.
  *             M2  `writable` is said only of COPIED standard clusters that hold no metadata (1.045, 1.048; q2_guard.h), through a table
  *                 that is COPIED too: else the table could be copied, flags cleared, and the cluster after it, while somebody still
- *                 writes into it in place (Q4).
+ *                 writes into it in place (Q4). Nor is it said of clusters that are about to be moved (q2_move.c).
  *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
  *             M4  A pinned slice stays the one that the L1 entry names: after each suspension the entry is compared.
  * Order       A new table's zeros, or the copy of a shared one, are written before the L1 entry is set, so the data barrier
@@ -138,7 +138,7 @@ static void extent_of(const struct q2_image *q, const struct q2_l2e *e, uint64_t
         x->kind = FMT_DATA;
         x->has_host = true;
         x->host = e->host + in;
-        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host));
+        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host)) && !q2_held(q, e->host);
         if (UNLIKELY(q->im.weak_cipher)) {               /* legacy AES goes by guest offset */
             x->kind = FMT_ENCODED;
             x->encrypted = true;
@@ -181,7 +181,7 @@ static void extent_of_sub(const struct q2_image *q, const struct q2_l2e *e, uint
         break;
     case Q2_SUB_DATA:
         x->kind = FMT_DATA;
-        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host));
+        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host)) && !q2_held(q, e->host);
         break;
     }
     x->len = run * unit - in % unit;

@@ -279,7 +279,10 @@ int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_preal
     int busy = q2_scrub_excludes(q, "resized", err);
     if (busy)
         return busy;
-    int r = size > q->h.size ? grow(co, q, size, prealloc, err) : shrink(co, q, size, err);
+    q->resizing = true;
+    bool grows = size > q->h.size;
+    int r = grows ? grow(co, q, size, prealloc, err) : shrink(co, q, size, err);
+    q->resizing = grows && r == 0;               /* else there is no commit */
     return q2_judge(co, q, r, "what a resize met behind guest offset", 0);
 }
 
@@ -287,6 +290,7 @@ int q2_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byre
 {
     struct q2_image *q = q2_of(im);
     uint64_t size = atomic_load(&im->size);
+    q->resizing = false;
     if (size == q->h.size)
         return 0;
     if (!keep) {

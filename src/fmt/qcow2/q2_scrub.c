@@ -57,6 +57,8 @@ int q2_scrub_excludes(const struct q2_image *q, const char *what, struct byre_er
 {
     if (q->scrubbing)
         return byre_fail(err, BUSY, "%s: cannot be %s while its scrub runs; wait for the job, or cancel it", q->name, what);
+    if (q->compacting)
+        return byre_fail(err, BUSY, "%s: cannot be %s while it is being compacted; wait for the job, or cancel it", q->name, what);
     if (q->unclean)
         return byre_fail(err, BUSY, "%s: was not closed cleanly and cannot be %s before a scrub has looked it through", q->name, what);
     return 0;
@@ -517,8 +519,8 @@ int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o
     ASSERT_LOOP(im->home);
     if (im->read_only || q->check_mode)
         return byre_fail(err, READ_ONLY, "%s: a scrub is for an image that is open for writing; check it instead", q->name);
-    if (q->scrubbing || q->changing)
-        return byre_fail(err, BUSY, q->changing ? "%s: its snapshots are being changed" : "%s: its scrub runs already", q->name);
+    if (q->scrubbing || q->changing || q->compacting || q->resizing)
+        return byre_fail(err, BUSY, q->resizing ? "%s: it is being resized" : q->changing ? "%s: its snapshots are being changed" : q->compacting ? "%s: it is being compacted" : "%s: its scrub runs already", q->name);
     struct q2_checker *k = calloc(1, sizeof *k);
     struct q2_scrubbing *s = calloc(1, sizeof *s);
     int r = -ENOMEM;

@@ -24,10 +24,15 @@
 struct look {
     enum q2_need need;
     uint64_t head_from, tail_to;
-    bool zero_head, zero_tail, zero_all, stale;
+    bool zero_head, zero_tail, zero_all, stale, held;
 };
 
-static bool own(const struct q2_l2e *e) { return e->kind == Q2_NORMAL && (e->copied || MUTANT(MUT_SHARED_IN_PLACE)); }
+static bool held(const struct q2_image *q, const struct q2_l2e *e) { return e->kind == Q2_NORMAL && e->copied && q2_held(q, e->host); }
+
+static bool own(const struct q2_image *q, const struct q2_l2e *e)
+{
+    return e->kind == Q2_NORMAL && (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && !q2_held(q, e->host);
+}
 
 /* From which guest offset on do unallocated places read zeros? */
 static uint64_t below_from(const struct q2_image *q)
@@ -37,9 +42,9 @@ static uint64_t below_from(const struct q2_image *q)
 
 /* ---- short entries ---- */
 
-static enum q2_need need_of(const struct q2_l2e *e)
+static enum q2_need need_of(const struct q2_image *q, const struct q2_l2e *e)
 {
-    if (own(e))
+    if (own(q, e))
         return Q2_NEED_NOTHING;
     if (e->kind == Q2_ZERO_ALLOC && e->copied)
         return Q2_NEED_KEPT;
@@ -57,7 +62,7 @@ static bool reads_zero(const struct q2_image *q, const struct q2_l2e *e, uint64_
 static void look_whole(const struct q2_image *q, const struct q2_l2e *e, uint64_t guest, struct look *ret)
 {
     bool zero = reads_zero(q, e, guest);
-    *ret = (struct look){ .need = need_of(e), .tail_to = q->g.cluster_size, .zero_head = zero, .zero_tail = zero, .zero_all = zero, .stale = true };
+    *ret = (struct look){ .need = need_of(q, e), .held = held(q, e), .tail_to = q->g.cluster_size, .zero_head = zero, .zero_tail = zero, .zero_all = zero, .stale = true };
 }
 
 /* ---- extended entries ---- */
@@ -83,8 +88,8 @@ static void look_sub(const struct q2_image *q, const struct q2_l2e *e, uint64_t 
     uint32_t first = (uint32_t)(from >> q->g.sub_bits), last = (uint32_t)((to - 1) >> q->g.sub_bits);
     uint32_t touched = bits(first, last), alloc = e->kind == Q2_COMPRESSED ? Q2_SUB_ALL : e->alloc;
     uint32_t zero = ~alloc & (e->zero | ~shows_below(q, guest)), partly = touched & ~q2_sub_inside(&q->g, from, to), around;
-    *ret = (struct look){ .need = Q2_NEED_CLUSTER, .head_from = from, .tail_to = to, .zero_all = !((touched | alloc) & ~zero) };
-    if (own(e)) {
+    *ret = (struct look){ .need = Q2_NEED_CLUSTER, .held = held(q, e), .head_from = from, .tail_to = to, .zero_all = !((touched | alloc) & ~zero) };
+    if (own(q, e)) {
         ret->need = alloc >> first & 1 ? Q2_NEED_NOTHING : Q2_NEED_KEPT;
         ret->stale = touched & e->zero;
         around = partly & ~alloc;
@@ -141,6 +146,7 @@ int q2_write_plan(const struct q2_image *q, const struct q2_wspan *s, struct q2_
         p.zero_last = l.zero_tail;
         p.zero_all &= l.zero_all;
         p.stale |= l.stale;
+        p.held |= l.held;
     }
     *ret = p;
     return 0;
@@ -156,7 +162,7 @@ bool q2_write_in_place(const struct q2_image *q, const struct q2_wspan *s)
 bool q2_write_keeps(const struct q2_image *q, const struct q2_wspan *s)
 {
     struct q2_l2e e;
-    return s->b && q2_entry_get(q, s->b, s->index, &e) && own(&e);
+    return s->b && q2_entry_get(q, s->b, s->index, &e) && own(q, &e);
 }
 
 struct q2_l2e q2_write_after(const struct q2_image *q, const struct q2_l2e *old, uint64_t host, uint32_t touched)

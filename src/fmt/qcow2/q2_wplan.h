@@ -24,6 +24,7 @@ struct q2_wplan {
     bool zero_first, zero_last;          /* [start, off) and [off + len, stop) read zeros */
     bool zero_all;                       /* all that changes hands reads zeros */
     bool stale;                          /* KEPT: somebody may still write there in place what he mapped before it was made zero (W4) */
+    bool held;                           /* CLUSTER: some of them are the image's own, and only about to be moved (q2_move.c B2) */
     uint64_t host;                       /* KEPT: the first host cluster */
 };
 /* -EUCLEAN: the first entry cannot be right, or names metadata as data to write into (M2). */

@@ -15,6 +15,8 @@
  *                 each cluster (with subclusters: each one that changes hands) read as zeros before.
  *             W4  A kept zero cluster or subcluster, or any cluster of an external data file, is filled only after every request
  *                 that could still write into it in place has left (zero_stamp, D3).
+ *             W6  A cluster that is only about to be moved is replaced after every request that could still write into it in place has
+ *                 left, and is not given back to such requests before commit or abort (q2_move.c B2).
  *             W5  In an encrypted image no space is known to be zero: its zeros are no ciphertext of zeros (D4, Q23).
  * Order       Q1, Q2, Q4, Q11, Q23. Old clusters are dropped after the entry was set (Q9).
  * Concurrency begin, commit and abort do their work on the home loop (rt_call), the caller's data I/O stays on its own.
@@ -37,6 +39,7 @@ struct write_txn {
     uint64_t host;                       /* of the first cluster */
     bool independent;                    /* Q23 */
     bool reserve;                        /* q2_write_reserve */
+    bool holds;                          /* counted in hold_users (W6) */
 };
 
 /* The plan must speak of the clusters that were really given. */
@@ -91,9 +94,16 @@ static int reserve(struct co *co, struct q2_image *q, struct write_txn *t, struc
         note_hit(q, s);
         return q2_corrupt(co, q, "the L2 entry of guest offset", s->off);
     }
-    if (p.need == Q2_NEED_NOTHING) {
+    bool whole = !((t->lock.start | t->lock.end) & (q->g.cluster_size - 1)) || MUTANT(MUT_SUB_LOCK_NARROW);
+    if (p.need == Q2_NEED_NOTHING || (p.need == Q2_NEED_CLUSTER && !whole)) {      /* held since it was locked (W1): begin again */
         w->len = 0;
         return 0;
+    }
+    if (p.held) {                                                   /* W6 */
+        q->hold_users++;
+        t->holds = true;
+        if (!MUTANT(MUT_MOVE_NO_GRACE))
+            epoch_wait_stamp(co, q->im.epoch, q->hold_stamp);
     }
     if (p.need == Q2_NEED_KEPT || q->g.data_file) {
         if ((p.stale || q->g.data_file) && q->zero_stamped && !MUTANT(MUT_ZERO_NO_STAMP))
@@ -120,6 +130,8 @@ static void txn_end(struct q2_image *q, struct write_txn *t)
     if (t->block)
         meta_put(q->meta, t->block);
     co_range_unlock(&q->locks, &t->lock);
+    if (t->holds && --q->hold_users == 0)
+        co_wake_all(&q->hold_left);
     free(t);
 }
 
