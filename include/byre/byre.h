@@ -9,6 +9,7 @@
 #include "byre/amend.h"
 #include "byre/bitmap.h"
 #include "byre/check.h"
+#include "byre/compact.h"
 #include "byre/convert.h"
 #include "byre/create.h"
 #include "byre/ctx.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_job.c: x-byre-scrub, query-jobs, job-pause, job-resume, job-cancel, job-complete, job-finalize, job-dismiss (FEATURES 8.015),
+ * cmd_job.c: x-byre-scrub, x-byre-compact, query-jobs, job-pause, job-resume, job-cancel, job-complete, job-finalize, job-dismiss (FEATURES 8.015),
  * and the event JOB_STATUS_CHANGE (8.024).
  *
  * Purpose      The verbs of jobs, by their ids.
@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "ctl/ctl_priv.h"
+#include "job/compact.h"
 #include "job/job.h"
 #include "job/scrub.h"
 
@@ -42,6 +43,13 @@ static int add_scrub(json_t *o, const struct job_scrub_result *r)
         "image-end-offset", (json_int_t)c->image_end_offset, "findings-total", (json_int_t)r->findings, "findings", list));
 }
 
+static int add_compact(json_t *o, const struct fmt_compact_result *r)
+{
+    return json_object_set_new(o, "x-byre-compact", json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "bytes-moved", (json_int_t)r->moved, "bytes-zeroed", (json_int_t)r->zeroed,
+        "length-before", (json_int_t)r->length_before, "length-after", (json_int_t)r->length_after,
+        "allocated-before", (json_int_t)r->allocated_before, "allocated-after", (json_int_t)r->allocated_after));
+}
+
 static json_t *job_json(const struct job *job)
 {
     uint64_t current, total;
@@ -53,7 +61,8 @@ static json_t *job_json(const struct job *job)
         json_decref(o);
         return NULL;
     }
-    if (o && job->status == JOB_CONCLUDED && job->kind == &job_scrub_kind && add_scrub(o, job_scrub_result(job))) {
+    if (o && job->status == JOB_CONCLUDED && ((job->kind == &job_scrub_kind && add_scrub(o, job_scrub_result(job))) ||
+                                              (job->kind == &job_compact_kind && add_compact(o, job_compact_result(job))))) {
         json_decref(o);
         return NULL;
     }
@@ -130,4 +139,41 @@ static int run_x_byre_scrub(struct co *co, struct ctl_call *call)
 }
 
 const struct ctl_command ctl_cmd_x_byre_scrub = { "x-byre-scrub", scrub_rows, sizeof(struct scrub_args), run_x_byre_scrub, false };
+
+/* ---- x-byre-compact ---- */
+struct compact_args {
+    const char *device, *node_name, *job_id;
+    int64_t speed;
+    bool zeros, has_zeros, auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
+};
+static const struct ctl_arg compact_rows[] = {
+    { "device", CTL_STR, false, CTL_AT(struct compact_args, device) },
+    { "node-name", CTL_STR, false, CTL_AT(struct compact_args, node_name) },
+    { "job-id", CTL_STR, false, CTL_AT(struct compact_args, job_id) },
+    { "zeros", CTL_BOOL, false, CTL_AT_HAS(struct compact_args, zeros) },
+    { "speed", CTL_INT, false, CTL_AT(struct compact_args, speed) },
+    { "auto-finalize", CTL_BOOL, false, CTL_AT_HAS(struct compact_args, auto_finalize) },
+    { "auto-dismiss", CTL_BOOL, false, CTL_AT_HAS(struct compact_args, auto_dismiss) },
+    CTL_ARGS_END
+};
+
+static int run_x_byre_compact(struct co *co, struct ctl_call *call)
+{
+    const struct compact_args *a = call->args;
+    struct graph_node *n;
+    struct job *job;
+    int r = ctl_target(call, a->device, a->node_name, &n);
+    if (r)
+        return r;
+    if (a->speed < 0)
+        return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'speed' must not be negative");
+    if (!call->c->env.jobs)
+        return byre_fail(&call->err, NOT_SUPPORTED, "there are no jobs here");
+    struct job_compact_opts o = { .node = n, .look_for_zeros = !a->has_zeros || a->zeros,
+        .job = { .id = a->job_id ? a->job_id : graph_node_name(n), .speed = (uint64_t)a->speed,
+                 .keep_pending = a->has_auto_finalize && !a->auto_finalize, .keep_concluded = a->has_auto_dismiss && !a->auto_dismiss } };
+    return job_compact_start(call->c->env.jobs, &o, &job, &call->err);
+}
+
+const struct ctl_command ctl_cmd_x_byre_compact = { "x-byre-compact", compact_rows, sizeof(struct compact_args), run_x_byre_compact, false };
 const struct ctl_command ctl_cmd_query_jobs = { "query-jobs", NULL, 0, run_query_jobs, false };

@@ -109,7 +109,7 @@ extern const struct ctl_command ctl_cmd_bitmap_add, ctl_cmd_bitmap_clear, ctl_cm
     ctl_cmd_bitmap_remove;
 extern const struct ctl_command ctl_cmd_query_block_exports;
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
-    ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_scrub;
+    ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_compact, ctl_cmd_x_byre_scrub;
 
 /* ---- target.c ---- */
 /* A device by that name, or a node by it. NULL: told in call->err. */
