@@ -14,7 +14,7 @@
  *                 the cache, where the last changes are.
  *              B6 A cluster of zeros is folded only if the guest then still reads zeros: zero flag, or nothing below.
  *              B7 A compressed cluster is moved by its exact length, which decoding tells; what cannot be decoded stays.
- * Order        Copy, then the entry with the data barrier (Q2, Q5, Q11), then the old place goes the way of Q9. Folding needs no
+ * Order        Q24: copy, then the entry with the data barrier (Q2, Q5, Q11), then the old place goes the way of Q9. Folding needs no
  *              barrier (Q10).
  * Concurrency  Home loop, beside any requests. A writer waits for one lock, for as long as Q2_MOVE_BYTES or one cluster take.
  * Failure      The old entry stands, the new place is given back.
