@@ -42,7 +42,6 @@ enum {
 
 #define COPY_WORKERS_DEFAULT 8
 #define COPY_WORKERS_MAX 16
-#define COPY_SPARSE_DEFAULT 4096u
 #define COPY_PIECE_DEFAULT (1u << 20)
 #define COPY_PIECE_MAX (2u << 20)
 

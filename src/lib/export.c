@@ -23,11 +23,6 @@ struct byre_export {
     unsigned bitmap_count;
 };
 
-struct nbd_server *byre_export_server(struct byre_export *e)
-{
-    return e->server;
-}
-
 /* ---- addresses ---- */
 struct address { bool is_unix; char *host; const char *path; uint16_t port; };
 

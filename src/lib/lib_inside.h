@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * lib_inside.h: what the parts of the command that also drive ctl/ (serve, daemon) need of the library's objects.
+ * lib_inside.h: what the parts of the command that also drive ctl/ (serve) need of the library's objects.
  * Not installed, not exported.
  */
 #ifndef LIB_INSIDE_H
@@ -11,8 +11,6 @@ struct byre_image;
 struct graph;
 struct graph_node;
 
-struct byre_export;
-struct nbd_server;
 struct graph *byre_ctx_graph(struct byre_ctx *ctx);
 struct jobs;
 struct jobs *byre_ctx_jobs(struct byre_ctx *ctx);
@@ -23,11 +21,9 @@ void byre_ctx_jobs_stop(struct co *co, struct byre_ctx *ctx);
 struct byre_err;
 int byre_image_scrub(struct byre_image *image, const char *id, struct byre_err *err);
 /* Runs fn(co, arg) on the home loop and waits; never fails for want of memory (it waits for some). Returns fn's result. */
-struct co;
 int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg);
 struct rt_loop;
 struct rt_loop *byre_ctx_home(struct byre_ctx *ctx);
 struct graph_node *byre_image_node(struct byre_image *image);
-struct nbd_server *byre_export_server(struct byre_export *e);
 
 #endif

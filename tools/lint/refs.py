@@ -21,7 +21,7 @@ from common import Lint, bare_c, files, is_test, line_of, read
 
 FILE = re.compile(r"(?<![\w./<*-])((?:\.{1,2}/)*(?:[\w.-]+/)*[\w-]+\.(?:c|h|S|py|sh|md|tsv|map|case|1\.in|build))\b(?![>\w*])")
 QUOTED = re.compile(r"`([^`\n]+)`")
-PLACEHOLDER = re.compile(r"[A-Z]{3,}(?=[._-])|^x_test\.|\*")
+PLACEHOLDER = re.compile(r"[A-Z]{3,}(?=[._-])|^x_test\.|^test_x\.|\*")
 COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
 PREFIXED = re.compile(r"(?<![\w./-])((?:byre|co|rt|stor|meta|fmt|q2|graph|copy|job|nbdp?|ctl|lk|luks|qmp|sim|cx|fx|epoch)_\w*[a-z0-9])\b(?!\*|_|\.)")
 WORD = re.compile(r"[A-Za-z_]\w*")
