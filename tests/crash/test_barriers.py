@@ -35,7 +35,7 @@ def test_compact_test_passes_without_a_mutant():
     assert r.returncode == 0, r.stdout
 
 
-@pytest.mark.parametrize("name", ["MOVE_NO_GRACE", "MOVE_USERS"])
+@pytest.mark.parametrize("name", ["MOVE_NO_GRACE", "MOVE_USERS", "BARRIER_CUT"])
 def test_compact_test_notices(name):
     """Races of a few turns, which the explorer meets too seldom"""
     r = call(COMPACT_TEST, env=dict(os.environ, BYRE_MUTANT=name))
