@@ -9,10 +9,14 @@
  * Failure      Nothing is added.
  * Tests        lib_test.c, tests/cli/secret_test.py
  */
+#include <errno.h>
 #include <jansson.h>
+#include <linux/keyctl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/opt.h"
@@ -44,10 +48,11 @@ int byre_secret_remove(struct byre_ctx *ctx, const char *id)
 
 /* ---- definitions ---- */
 
-struct words { char *type, *id, *data, *file, *format, *keyid, *iv; };
+struct words { char *type, *id, *data, *file, *format, *keyid, *iv, *serial; };
 #define ROW(name, field) { name, 0, OPT_STR, OPT_AT(struct words, field), .help = name }
 static const struct opt_row word_rows[] = {
-    ROW("qom-type", type), ROW("id", id), ROW("data", data), ROW("file", file), ROW("format", format), ROW("keyid", keyid), ROW("iv", iv), OPT_END
+    ROW("qom-type", type), ROW("id", id), ROW("data", data), ROW("file", file), ROW("format", format), ROW("keyid", keyid), ROW("iv", iv),
+    ROW("serial", serial), OPT_END
 };
 
 static void words_fini(struct words *w)
@@ -75,13 +80,21 @@ static int parse_json(struct words *w, const char *text, struct byre_err *err)
     const char *key;
     int r = json_is_object(root) ? 0 : byre_fail(err, BAD_ARGUMENT, "the definition of an object is no JSON object (column %d)", where.column);
     json_object_foreach(root, key, v) {
-        if (!r && !json_is_string(v))
+        char number[24];
+        bool serial = json_is_integer(v) && strcmp(key, "serial") == 0;
+        snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, serial ? json_integer_value(v) : 0);
+        if (!r && !serial && !json_is_string(v))
             r = byre_fail(err, BAD_OPTION, "'%s' of an object must be a string", key);
         if (!r)
-            r = opt_set(word_rows, w, key, json_string_value(v), NULL, err);
+            r = opt_set(word_rows, w, key, serial ? number : json_string_value(v), NULL, err);
     }
     json_decref(root);
     return r;
+}
+
+static bool in_keyring(const struct words *w)
+{
+    return w->type && strcmp(w->type, "secret_keyring") == 0;
 }
 
 static bool id_is_good(const char *id)
@@ -95,16 +108,30 @@ static bool id_is_good(const char *id)
     return id[0];
 }
 
+/* Where the bytes come from: exactly one place, which the type decides. */
+static int check_source(const struct words *w, struct byre_err *err)
+{
+    if (in_keyring(w)) {
+        if (!w->serial || w->data || w->file)
+            return byre_fail(err, BAD_OPTION, "the secret '%s' is a key of the kernel: it needs 'serial', and neither 'data' nor 'file'", w->id);
+        return 0;
+    }
+    if (!w->data == !w->file || w->serial)
+        return byre_fail(err, BAD_OPTION, "the secret '%s' needs either 'data' or 'file'", w->id);
+    return 0;
+}
+
 static int check_words(const struct words *w, struct byre_err *err)
 {
-    if (!w->type || strcmp(w->type, "secret"))
-        return byre_fail(err, NOT_SUPPORTED, "objects of the type '%s' are not supported (secret is)", w->type ? w->type : "");
+    if (!w->type || (strcmp(w->type, "secret") && !in_keyring(w)))
+        return byre_fail(err, NOT_SUPPORTED, "objects of the type '%s' are not supported (secret and secret_keyring are)", w->type ? w->type : "");
     if (!w->id)
         return byre_fail(err, BAD_OPTION, "an object needs an 'id'");
     if (!id_is_good(w->id))
         return byre_fail(err, BAD_OPTION, "'%s' is no id: a letter, then letters, digits, '-', '.' and '_'", w->id);
-    if (!w->data == !w->file)
-        return byre_fail(err, BAD_OPTION, "the secret '%s' needs either 'data' or 'file'", w->id);
+    int r = check_source(w, err);
+    if (r)
+        return r;
     if (w->format && strcmp(w->format, "raw") && strcmp(w->format, "base64"))
         return byre_fail(err, BAD_OPTION, "the format '%s' of the secret '%s' is not known (raw and base64 are)", w->format, w->id);
     if (!w->keyid != !w->iv)
@@ -147,6 +174,31 @@ static int read_file(const char *path, const char *id, struct bytes *ret, struct
         return byre_fail_code(err, SYSTEM, r, "%s: cannot be read for the secret '%s': %s", path, id, strerror(-r));
     }
     *ret = (struct bytes){ p, len };
+    return 0;
+}
+
+/* The payload of a key of the kernel's keyrings. */
+static int read_key(const struct words *w, struct bytes *ret, struct byre_err *err)
+{
+    char *end;
+    errno = 0;
+    long serial = strtol(w->serial, &end, 0);
+    if (errno || end == w->serial || *end || serial < INT32_MIN || serial > INT32_MAX)
+        return byre_fail(err, BAD_OPTION, "the secret '%s': '%s' is no serial number of a key", w->id, w->serial);
+    long len = syscall(SYS_keyctl, KEYCTL_READ, (int32_t)serial, NULL, 0ul);
+    if (len < 0)
+        return byre_fail_code(err, SYSTEM, -errno, "the secret '%s': key %ld cannot be read: %s", w->id, serial, strerror(errno));
+    uint8_t *p = len <= SECRET_BYTES_MAX ? secret_new((size_t)len + 1) : NULL;
+    if (!p)
+        return len > SECRET_BYTES_MAX ? byre_fail(err, LIMIT, "the secret '%s': key %ld has %ld bytes, at most %u are taken", w->id, serial, len, SECRET_BYTES_MAX)
+                                      : -ENOMEM;
+    long got = syscall(SYS_keyctl, KEYCTL_READ, (int32_t)serial, p, (size_t)len);
+    if (got != len) {                        /* somebody changed or revoked it in between */
+        int r = got < 0 ? -errno : -EAGAIN;
+        secret_free(p);
+        return byre_fail_code(err, SYSTEM, r, "the secret '%s': key %ld cannot be read: %s", w->id, serial, strerror(-r));
+    }
+    *ret = (struct bytes){ p, (size_t)len };
     return 0;
 }
 
@@ -231,7 +283,7 @@ static int decrypt(struct byre_ctx *ctx, const struct words *w, struct bytes *b,
 static int add_words(struct byre_ctx *ctx, const struct words *w, struct byre_err *err)
 {
     struct bytes b = { 0 };
-    int r = w->file ? read_file(w->file, w->id, &b, err) : take_bytes(w->data, &b);
+    int r = in_keyring(w) ? read_key(w, &b, err) : w->file ? read_file(w->file, w->id, &b, err) : take_bytes(w->data, &b);
     if (r == -ENOMEM)
         r = byre_fail(err, NOMEM, "no memory for the secret '%s'", w->id);
     if (!r && w->format && !strcmp(w->format, "base64") && !base64_decode(&b))

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """--object secret: every way to give one, and what is refused."""
 import base64
+import ctypes
+import json
 import os
+import platform
 import subprocess
 
 import pytest
@@ -50,6 +53,35 @@ def test_encrypted_by_a_secret(image):
     opened(image, master, f"secret,id=s,data={sealed(b'hunter2')},format=base64,keyid=m,iv={iv}")
     wrong = "secret,id=m,data=" + base64.b64encode(bytes(32)).decode() + ",format=base64"
     opened(image, wrong, f"secret,id=s,data={sealed(b'hunter2')},format=base64,keyid=m,iv={iv}", code=1)
+
+
+def key_of_the_kernel(data):
+    """Adds a key to the session keyring, which children share; returns its serial number."""
+    libc, add_key = ctypes.CDLL(None, use_errno=True), 248
+    serial = libc.syscall(add_key, b"user", b"byre-test", data, ctypes.c_size_t(len(data)), ctypes.c_int(-3))
+    if serial < 0:
+        peers.missing(f"add_key ({os.strerror(ctypes.get_errno())})")
+    return serial
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of the system call")
+def test_keyring(image):
+    """FEATURES 1.072, 3.072: a key of the kernel, raw, in base64, and encrypted; one that is not there"""
+    master, iv = "secret,id=m,file=key", base64.b64encode(IV).decode()
+    serial = key_of_the_kernel(b"hunter2")
+    for words in (f"secret_keyring,id=s,serial={serial}", f"qom-type=secret_keyring,id=s,serial={serial}",
+                  json.dumps({"qom-type": "secret_keyring", "id": "s", "serial": serial})):
+        opened(image, words)
+    # the peer looks for the end of such text behind the key, and finds none when it happens so
+    ours = ["-r", "-c", "read 0 512", "--image-opts", "driver=luks,key-secret=s,file.filename=x.luks"]
+    serial = key_of_the_kernel(base64.b64encode(b"hunter2"))
+    run.byre("io", "--object", f"secret_keyring,id=s,serial={serial},format=base64", *ours, cwd=image)
+    serial = key_of_the_kernel(sealed(b"hunter2").encode())
+    run.byre("io", "--object", master, "--object", f"secret_keyring,id=s,serial={serial},format=base64,keyid=m,iv={iv}", *ours, cwd=image)
+    opened(image, f"secret_keyring,id=s,serial={key_of_the_kernel(b'hunter3')}", code=1)
+    for words in ("secret_keyring,id=s", "secret_keyring,id=s,serial=x", "secret_keyring,id=s,serial=99999999999", "secret_keyring,id=s,serial=2147483646",
+                  f"secret_keyring,id=s,serial={serial},data=x", f"secret,id=s,data=x,serial={serial}"):
+        assert "hunter" not in opened(image, words, code=1).err
 
 
 REFUSED = ["secret,id=s", "secret,id=s,data=x,file=y", "secret,data=x", "secret,id=s,data=x,format=hex", "secret,id=s,data=!!,format=base64", "secret,id=s,data=abc,format=base64",
