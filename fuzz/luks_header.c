@@ -15,7 +15,7 @@
 
 #include "base/checked.h"
 #include "fmt/luks/lk.h"
-#include "rt/loop.h"
+#include "one_run.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -97,8 +97,6 @@ static void open_and_add(struct co *co, struct stor *s)
     secret_free(key);
 }
 
-static bool done;
-
 static void run(struct co *co, void *arg)
 {
     struct stor s;
@@ -106,30 +104,21 @@ static void run(struct co *co, void *arg)
     s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = 512 };
     open_and_add(co, &s);
     stor_fini(&s);
-    done = true;
 }
-
-static bool stop(void *arg) { return done; }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static struct rt *rt;
-    struct rt_opts o = { .loops = 1, .manual = true, .cpu_workers = 1, .backend = RT_BACKEND_THREADS };
     if (size > INPUT_MAX)
         return 0;
-    if (!rt) {
-        ASSERT(!rt_new(&o, &rt, NULL));
+    if (!disk)
         disk = malloc(DISK);
-        ASSERT(disk);
-    }
+    ASSERT(disk);
     ASSERT(lk_probe(data, size) >= 0);
     parse_only(data, size, 0);
     parse_only(data, size, DISK);
     parse_only(data, size, 4096);
     memset(disk, 0, DISK);
     memcpy(disk, data, size);
-    done = false;
-    ASSERT(!rt_spawn_on(rt_loop_at(rt, 0), run, NULL));
-    rt_loop_run(rt_loop_at(rt, 0), stop, NULL);
+    one_run(run, NULL);
     return 0;
 }

@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "fmt/qcow2/q2_image.h"
-#include "rt/loop.h"
+#include "one_run.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -176,36 +176,25 @@ static void check_and_repair(struct co *co, uint64_t size)
     free(copy);
 }
 
-static bool done;
-
 static void run(struct co *co, void *arg)
 {
     uint64_t size = disk.len;
     look(co);
     check_and_repair(co, size);
     look(co);
-    done = true;
 }
-
-static bool stop(void *arg) { return done; }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static struct rt *rt;
-    struct rt_opts o = { .loops = 1, .manual = true, .cpu_workers = 1, .backend = RT_BACKEND_THREADS };
     if (size > INPUT_MAX)
         return 0;
-    if (!rt) {
-        ASSERT(!rt_new(&o, &rt, NULL));
+    if (!disk.bytes)
         disk.bytes = calloc(1, CAP);
-        ASSERT(disk.bytes);
-    }
+    ASSERT(disk.bytes);
     parse_only(data, size);
     memset(disk.bytes, 0, disk.len);
     memcpy(disk.bytes, data, size);
     disk.len = size;
-    done = false;
-    ASSERT(!rt_spawn_on(rt_loop_at(rt, 0), run, NULL));
-    rt_loop_run(rt_loop_at(rt, 0), stop, NULL);
+    one_run(run, NULL);
     return 0;
 }

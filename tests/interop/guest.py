@@ -7,10 +7,12 @@ judgement of the peer and of the independent reader on the image they leave.
     disk.resize("byre", image)
     disk.judge(image, tmp_path)
 """
+import hashlib
 import os
 import select
 import subprocess
 import time
+import zlib
 
 from lib import images, peers, run
 from lib.workload import Workload
@@ -73,6 +75,31 @@ class Guest(Workload):
             with qcow2ref.open_image(image, fmt=fmt) as reader:
                 self.verify(reader.read)           # says which commands touched the place that differs
         assert done.code == 0, done
+
+
+def seed_of(*parts):
+    """The same number for the same parts in every run."""
+    return zlib.crc32(repr(parts).encode())
+
+
+def digest(path):
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def base_layer(folder, fmt, size, seed):
+    """A written base image of either format; returns (path, content)."""
+    path = os.path.join(folder, "base." + fmt)
+    disk = Guest(seed, size, 65536, grain=512 if fmt == "raw" else None)
+    if fmt == "raw":
+        images.raw_file(path, size)
+        for commands in disk.batches(25, 25):
+            io("byre", path, *commands, fmt="raw")
+    else:
+        create("qemu", path, size)
+        disk.run("qemu", path, operations=25)
+    disk.judge(path, folder, fmt=fmt)
+    return path, bytes(disk.shadow)
 
 
 def program(tool):

@@ -1,44 +1,17 @@
 # SPDX-License-Identifier: MIT
 """byre writes to overlays, to compressed images, to images with internal snapshots and with bitmaps; the peer finds
 everything as it must be, the layers below and the snapshots unchanged."""
-import hashlib
 import os
 import shutil
-import zlib
 
 import guest
 import pytest
-from guest import Guest
+from guest import Guest, seed_of
 from lib import images, run
 
 import qcow2ref
 
 CLUSTERS = [512, 4096, 65536, 8192, 1 << 18]
-
-
-def seed_of(*parts):
-    return zlib.crc32(repr(parts).encode())
-
-
-def digest(path):
-    with open(path, "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()
-
-
-def base_layer(folder, fmt, size, seed):
-    """A written base image of either format; returns (path, content)."""
-    path = os.path.join(folder, "base." + fmt)
-    disk = Guest(seed, size, 65536, grain=512 if fmt == "raw" else None)
-    if fmt == "raw":
-        images.raw_file(path, size)
-        for commands in disk.batches(25, 25):
-            guest.io("byre", path, *commands, fmt="raw")
-        disk.judge(path, folder, fmt="raw")
-    else:
-        guest.create("qemu", path, size)
-        disk.run("qemu", path, operations=25)
-        disk.judge(path, folder)
-    return path, bytes(disk.shadow)
 
 
 def next_size(size, relation):
@@ -52,10 +25,10 @@ def next_size(size, relation):
 def test_chain(tmp_path, depth, relation, base):
     """Every layer has a cluster size, a version and a kind of backing name of its own, and is written by byre or the peer."""
     seed, size = seed_of(depth, relation, base), (2 << 20) + 1024
-    below, content = base_layer(tmp_path, base, size, seed)
+    below, content = guest.base_layer(tmp_path, base, size, seed)
     fmt, kept = base, {}
     for layer in range(1, depth + 1):
-        kept[below] = digest(below)
+        kept[below] = guest.digest(below)
         size = next_size(size, relation)
         image = os.path.join(tmp_path, f"layer{layer}.qcow2")
         cluster_size, version = CLUSTERS[(seed + layer) % len(CLUSTERS)], 3 - (seed >> layer & 1)
@@ -69,7 +42,7 @@ def test_chain(tmp_path, depth, relation, base):
     disk.run("byre", image, operations=30, batch=30)
     disk.judge(image, tmp_path)
     guest.assert_read_by_byre(disk, image, tmp_path)
-    assert {path: digest(path) for path in kept} == kept, "a layer below was written to"
+    assert {path: guest.digest(path) for path in kept} == kept, "a layer below was written to"
 
 
 @pytest.mark.parametrize("base", ["raw", "qcow2"])
@@ -77,7 +50,7 @@ def test_deep_chain(tmp_path, base):
     """FEATURES 1.036 5.053: 24 layers of other sizes and cluster sizes: what they hold together is the same for byre, which
     remembers which of them answers (DESIGN D6), and for the peer, which walks; and so is the map, file by file."""
     size = (1 << 20) + 1024
-    below, content = base_layer(tmp_path, base, size, seed_of("deep", base))
+    below, content = guest.base_layer(tmp_path, base, size, seed_of("deep", base))
     fmt = base
     for layer in range(1, 25):
         size = max(700 << 10, size + [40 << 10, -(50 << 10) + 512, 0, 3 << 10][layer % 4])
@@ -196,11 +169,11 @@ def test_bitmaps_are_kept(tmp_path, cluster_size):
     run.qemu_img("bitmap", "--add", "-g", "65536", image, "two")
     run.qemu_img("bitmap", "--disable", image, "two")
     disk.run("qemu", image, operations=30)
-    before, bytes_before = bitmaps_of(image), digest(image)
+    before, bytes_before = bitmaps_of(image), guest.digest(image)
     assert set(before) == {"one", "two"} and not any("in-use" in b["flags"] for b in before.values())
     guest.assert_read_by_byre(disk, image, tmp_path)
     run.byre("info", image)
-    assert digest(image) == bytes_before
+    assert guest.digest(image) == bytes_before
     disk.run("byre", image, operations=30, batch=15)
     after = bitmaps_of(image)
     assert {n: b["granularity"] for n, b in after.items()} == {n: b["granularity"] for n, b in before.items()}

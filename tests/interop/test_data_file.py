@@ -2,11 +2,10 @@
 """Guest data in an external data file: byre and the peer on each other's images, where it lies, what is refused."""
 import json
 import os
-import zlib
 
 import guest
 import pytest
-from guest import Guest
+from guest import Guest, seed_of
 from test_extl2 import Sub
 from lib import images, run
 
@@ -18,10 +17,6 @@ def make(tool, folder, size, name="disk", **options):
     image, data = folder / f"{name}.qcow2", folder / f"{name}.data"
     guest.create(tool, image, size, data_file=data, **options)
     return image, data
-
-
-def seed_of(*parts):
-    return zlib.crc32(repr(parts).encode())
 
 
 def raw_content(image, folder):

@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Extended L2 entries: byre and the peer write to images with subclusters, alone and in turns; both checkers and the
 independent reader find them right (FEATURES 1.027, 1.040, 1.041, 1.053, 1.054, 1.068, 1.137)."""
-import hashlib
 import os
 import re
 import shutil
-import zlib
 
 import guest
 import pytest
 import q2tool
-from guest import Guest
+from guest import Guest, seed_of
 from lib import corrupt, images, peers, run
 
 CLUSTERS = [1 << n for n in range(14, 22)]
 ZERO_BIT, ALL, ALL_ZERO = 1 << 32, 0xFFFFFFFF, 0xFFFFFFFF << 32
-
-
-def seed_of(*parts):
-    return zlib.crc32(repr(parts).encode())
 
 
 class Sub(Guest):
@@ -41,24 +35,6 @@ class Sub(Guest):
 
 def create(tool, path, size, cluster_size, **options):
     return guest.create(tool, path, size, cluster_size=cluster_size, extended_l2=True, **options)
-
-
-def digest(path):
-    with open(path, "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()
-
-
-def base_layer(folder, fmt, size, seed):
-    path = os.path.join(folder, "base." + fmt)
-    disk = Guest(seed, size, 65536, grain=512 if fmt == "raw" else None)
-    if fmt == "raw":
-        images.raw_file(path, size)
-        for commands in disk.batches(25, 25):
-            guest.io("byre", path, *commands, fmt="raw")
-    else:
-        guest.create("qemu", path, size)
-        disk.run("qemu", path, operations=25)
-    return path, bytes(disk.shadow)
 
 
 @pytest.mark.parametrize("bits", [1, 16, 64])
@@ -93,8 +69,8 @@ def test_turns(tmp_path, cluster_size, base):
     seed, image = seed_of("turns", cluster_size, base), tmp_path / "disk.qcow2"
     size, content, options = guest.disk_size(cluster_size), None, {}
     if base:
-        below, content = base_layer(tmp_path, base, size - 100 * 1024, seed)
-        options, kept = {"backing": below, "backing_fmt": base}, digest(below)
+        below, content = guest.base_layer(tmp_path, base, size - 100 * 1024, seed)
+        options, kept = {"backing": below, "backing_fmt": base}, guest.digest(below)
     disk = Sub(seed, size, cluster_size, backing=content)
     create(guest.TOOLS[seed & 1], image, disk.size, cluster_size, **options)
     for turn in range(6):
@@ -106,14 +82,14 @@ def test_turns(tmp_path, cluster_size, base):
             disk.resize("byre", image)          # the peer shows what an earlier shrink has cut off when it grows such an image
     disk.judge(image, tmp_path)
     guest.assert_same_map(image, disk)
-    assert not base or digest(below) == kept
+    assert not base or guest.digest(below) == kept
 
 
 @pytest.mark.parametrize("cluster_size", [1 << 14, 1 << 16, 1 << 20])
 def test_snapshots_of_the_peer(tmp_path, cluster_size):
     """Clusters and tables that a snapshot shares are copied, with all that the subclusters hold; the snapshot never changes."""
     seed, image = seed_of("snapshot", cluster_size), tmp_path / "disk.qcow2"
-    below, content = base_layer(tmp_path, "raw", guest.disk_size(cluster_size) - 70 * 1024, seed)
+    below, content = guest.base_layer(tmp_path, "raw", guest.disk_size(cluster_size) - 70 * 1024, seed)
     disk = Sub(seed, guest.disk_size(cluster_size), cluster_size, backing=content)
     create("qemu", image, disk.size, cluster_size, backing=below, backing_fmt="raw")
     kept = {}
@@ -160,7 +136,7 @@ def test_preallocated(tmp_path, mode, backed):
     """FEATURES 1.137: with subclusters also over a backing file, at create and at resize; the maps equal those of the peer."""
     size, cluster, content, options = (2 << 20) + 512, 65536, None, {}
     if backed:
-        below, content = base_layer(tmp_path, "raw", size + 300000 // 512 * 512, 5)
+        below, content = guest.base_layer(tmp_path, "raw", size + 300000 // 512 * 512, 5)
         options = {"backing": below, "backing_fmt": "raw"}
     maps = {}
     for tool in ("byre", "qemu"):
@@ -216,7 +192,7 @@ def test_encrypted(tmp_path, backed):
     """LUKS and subclusters: what surrounds a write in its subclusters is encrypted with it; the peer reads what byre wrote."""
     size, image, content, options = (2 << 20) + 512, tmp_path / "disk.qcow2", None, []
     if backed:
-        below, content = base_layer(tmp_path, "raw", size - 100 * 1024, 9)
+        below, content = guest.base_layer(tmp_path, "raw", size - 100 * 1024, 9)
         options = ["-b", below, "-F", "raw"]
     secret = ["--object", "secret,id=s,data=abc"]
     where = ["--image-opts", f"driver=qcow2,file.filename={image},encrypt.key-secret=s,discard=unmap"]

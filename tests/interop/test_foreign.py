@@ -3,20 +3,15 @@
 import os
 import re
 import shutil
-import zlib
 
 import guest
 import pytest
-from guest import Guest
+from guest import Guest, seed_of
 from lib import corrupt, images, run
 
 import qcow2ref
 
 GEOMETRIES = [(2, 16)] + [(3, bits) for bits in images.REFCOUNT_BITS]
-
-
-def seed_of(*parts):
-    return zlib.crc32(repr(parts).encode())
 
 
 @pytest.mark.parametrize("cluster_size", images.CLUSTER_SIZES)

@@ -2,10 +2,9 @@
 """Encrypted images: byre and the peer on each other's, over ciphers, generators, hashes and cluster sizes."""
 import os
 import random
-import zlib
 
 import pytest
-from guest import Guest
+from guest import Guest, seed_of
 from lib import images, peers, run
 
 SECRET = ["--object", "secret,id=s,data=hunter2"]
@@ -76,10 +75,6 @@ def judge(disk, path, folder, fmt="qcow2", **more):
     if fmt == "qcow2":
         img("qemu", "check", "--image-opts", image)
         run.byre("check", path)                  # metadata needs no secret
-
-
-def seed_of(*parts):
-    return zlib.crc32(repr(parts).encode())
 
 
 # cipher, mode, generator, its hash, hash. What the peer cannot do (keys of 192 bits but for aes-xts, 64-bit blocks in xts) is left out.

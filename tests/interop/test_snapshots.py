@@ -3,16 +3,11 @@
 what the disk held, to the byte (FEATURES 1.085 to 1.095, 1.043, 1.045)."""
 import os
 import struct
-import zlib
 
 import guest
 import pytest
-from guest import Guest
+from guest import Guest, seed_of
 from lib import images, run
-
-
-def seed_of(*parts):
-    return zlib.crc32(repr(parts).encode())
 
 
 class Kept(Guest):

@@ -2,18 +2,13 @@
 """Random guest workloads that byre writes, over all geometries: the peer finds the image clean and the content right, and
 so does the independent reader."""
 import random
-import zlib
 
 import guest
 import pytest
-from guest import Guest
+from guest import Guest, seed_of
 from lib import images, run
 
 GEOMETRIES = [(2, 16)] + [(3, bits) for bits in images.REFCOUNT_BITS]
-
-
-def seed_of(*parts):
-    return zlib.crc32(repr(parts).encode())
 
 
 @pytest.mark.parametrize("version,bits", GEOMETRIES)
