@@ -10,8 +10,12 @@
  * With "packed", half of the writes are compressed ones, of whole clusters. With "sub" the image has subclusters: writers meet
  * inside clusters, and parts of clusters are discarded.
  *
- *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [sub]]
+ * With "scrub" it is all done twice, with a scrub that frees leaks running all the time; the second time the image begins as one
+ * that was not closed cleanly.
+ *
+ *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [sub|scrub]]
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,11 +33,13 @@ struct stress {
     uint64_t cluster, seed;
     unsigned operations;
     char *packed;                            /* method; NULL: none */
-    bool sub;
+    bool sub, scrub;
+    unsigned scrubs;
+    bool written;                            /* the workers have ended */
     struct rt *rt;
     struct graph_node *node;
     uint8_t *model;
-    struct co_group group;
+    struct co_group group, *scrub_group;
     bool done;
 };
 
@@ -195,10 +201,37 @@ static void send_worker(struct co *co, void *arg)
     co_group_leave(&w->s->group);
 }
 
+/* One after another, beside the workers. The last one begins when they have ended, so it finds all that there is. */
+static void scrub_co(struct co *co, void *arg)
+{
+    struct stress *s = arg;
+    struct fmt_image *im = graph_image(s->node);
+    for (bool last = false; !last; s->scrubs++) {
+        struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS };
+        struct fmt_check_result res = { 0 };
+        struct byre_err err;
+        last = s->written;
+        REQUIRE(im->ops->scrub(co, im, &o, &res, &err) == 0, "scrub: %s", err.text);
+        REQUIRE(!res.corruptions && !res.check_errors && !res.leaks, "scrub %u: %llu corruptions, %llu leaks", s->scrubs, (unsigned long long)res.corruptions, (unsigned long long)res.leaks);
+        REQUIRE(!atomic_load(&im->unclean), "still unclean after scrub %u", s->scrubs);
+    }
+    co_group_leave(s->scrub_group);
+}
+
+/* As a killed process leaves an image with lazy reference counts. */
+static void mark_dirty(const struct stress *s)
+{
+    uint8_t byte;
+    int fd = open(s->path, O_RDWR);
+    REQUIRE(fd >= 0 && pread(fd, &byte, 1, 79) == 1, "%s", s->path);
+    byte |= 1;
+    REQUIRE(pwrite(fd, &byte, 1, 79) == 1 && close(fd) == 0, "%s", s->path);
+}
+
 static void open_image(struct co *co, struct stress *s, struct graph **ret_g)
 {
     struct byre_err err;
-    struct graph_open_opts o = { .filename = s->path, .format = "qcow2", .discard = true, .fmt = { .cache_bytes = 64 * 1024 } };
+    struct graph_open_opts o = { .filename = s->path, .format = "qcow2", .discard = true, .fmt = { .cache_bytes = 64 * 1024, .unclean_ok = s->scrub } };
     REQUIRE(graph_new(co_loop(co), &(struct graph_opts){ 0 }, ret_g, &err) == 0, "%s", err.text);
     REQUIRE(graph_open(co, *ret_g, &o, &s->node, &err) == 0, "%s", err.text);
 }
@@ -231,22 +264,43 @@ static void verify(struct co *co, struct stress *s)
     free(buf);
 }
 
+static void work(struct co *co, struct stress *s, struct worker *w, unsigned round)
+{
+    struct co_group scrubs = { 0 };
+    s->written = false;
+    s->seed += round;
+    for (unsigned i = 0; i < WORKERS; i++) {
+        w[i] = (struct worker){ s, i };
+        co_group_enter(&s->group);
+        REQUIRE(rt_spawn(co_loop(co), send_worker, &w[i]) == 0, "no coroutine");
+    }
+    s->scrub_group = &scrubs;
+    if (s->scrub) {
+        co_group_enter(&scrubs);
+        REQUIRE(rt_spawn(co_loop(co), scrub_co, s) == 0, "no coroutine");
+    }
+    co_group_wait(co, &s->group);
+    s->written = true;
+    co_group_wait(co, &scrubs);
+}
+
 static void main_co(struct co *co, void *arg)
 {
     struct stress *s = arg;
     struct graph *g;
     struct worker w[WORKERS];
     create_image(co, s);
-    open_image(co, s, &g);
-    for (unsigned i = 0; i < WORKERS; i++) {
-        w[i] = (struct worker){ s, i };
-        co_group_enter(&s->group);
-        REQUIRE(rt_spawn(co_loop(co), send_worker, &w[i]) == 0, "no coroutine");
+    for (unsigned round = 0; round < (s->scrub ? 2 : 1); round++) {
+        if (round)
+            mark_dirty(s);
+        open_image(co, s, &g);
+        REQUIRE(atomic_load(&graph_image(s->node)->unclean) == (round > 0), "not opened at once");
+        work(co, s, w, round);
+        verify(co, s);
+        REQUIRE(graph_close(co, s->node) == 0, "close failed");
+        graph_free(g);
     }
-    co_group_wait(co, &s->group);
-    verify(co, s);
-    REQUIRE(graph_close(co, s->node) == 0, "close failed");
-    graph_free(g);
+    REQUIRE(!s->scrub || s->scrubs > 6, "only %u scrubs", s->scrubs);
     open_image(co, s, &g);
     verify(co, s);
     struct fmt_check_result res = { 0 };
@@ -260,11 +314,12 @@ static void main_co(struct co *co, void *arg)
 
 int main(int argc, char **argv)
 {
-    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [sub]]");
+    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [sub|scrub]]");
     struct stress s = { .path = argv[1], .cluster = strtoull(argv[2], NULL, 0), .seed = strtoull(argv[3], NULL, 0), .operations = (unsigned)strtoul(argv[4], NULL, 0) };
     struct rt_opts o = { .loops = 2, .backend = argc < 6 ? RT_BACKEND_AUTO : strcmp(argv[5], "threads") ? RT_BACKEND_URING : RT_BACKEND_THREADS };
     struct byre_err err;
     s.packed = argc > 7 && strcmp(argv[6], "packed") == 0 ? argv[7] : NULL;
+    s.scrub = argc > 6 && strcmp(argv[argc - 1], "scrub") == 0;
     s.sub = argc > 6 && strcmp(argv[argc - 1], "sub") == 0;
     s.model = calloc(1, DISK);
     REQUIRE(s.model && rt_new(&o, &s.rt, &err) == 0, "cannot start");

@@ -10,7 +10,8 @@
  *                 while the round read them, whatever moment they were read at.
  *              L2 A table that the round may still read keeps its place and is not used for anything else: dropped tables
  *                 wait (q2_drop.c) until it has ended.
- *              L3 Leaks are freed only when every reference could be followed, and only after what was read is durable.
+ *              L3 Leaks are freed only when every reference could be followed, and only after what was read is durable and a grace
+ *                 period has gone by.
  *              L4 Damage is reported and left; but of an unclean image that is mended which nobody can miss: entries that
  *                 name nothing, flags against counts.
  *              L5 An entry is changed only under the lock of its guest range.
@@ -270,6 +271,8 @@ static int free_leaks(struct co *co, struct q2_checker *k)
         return 0;
     }
     int r = meta_flush(co, k->q->meta);          /* L3 */
+    /* D3: a drop that found no memory for its quarantine looks like any leak; requests may still have seen the old mapping */
+    epoch_wait_stamp(co, k->q->im.epoch, epoch_stamp(k->q->im.epoch));
     unsigned n = 0;
     for (uint64_t c = q2_counts_next(&k->stored, 0); r == 0 && c != Q2_COUNTS_NONE; c = q2_counts_next(&k->stored, c + 1)) {
         uint64_t stored = q2_counts_get(&k->stored, c), refs = q2_counts_get(&k->refs, c);
