@@ -39,6 +39,13 @@ BYRE_DEFINE_INIT(byre_check_result)
 BYRE_EXPORT BYRE_MUST_USE int byre_check_start(struct byre_image *image, const struct byre_check_opts *opts, struct byre_check_result *result,
                                                struct byre_job **ret_job, struct byre_err *err);
 
+/* Checks an image that is open for writing, beside its requests: with BYRE_FIX_LEAKS frees what nothing names (BYRE_FIX_ERRORS is
+ * refused: damage is counted and left). Makes an image clean that was opened with BYRE_OPEN_SERVE_UNCLEAN, whatever the flags
+ * say; with damage that it cannot mend the job succeeds, the counts tell, and byre_is_unclean stays true. One at a time: -EBUSY. While
+ * it runs snapshots and a resize are refused. -ENOTSUP: the format has no such check. */
+BYRE_EXPORT BYRE_MUST_USE int byre_scrub_start(struct byre_image *image, const struct byre_check_opts *opts, struct byre_check_result *result,
+                                               struct byre_job **ret_job, struct byre_err *err);
+
 #ifdef __cplusplus
 }
 #endif

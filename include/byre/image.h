@@ -38,7 +38,10 @@ enum {
     BYRE_OPEN_CHECK = 1u << 6,           /* for byre_check_start: tolerate what a repair mends */
     BYRE_OPEN_INFO = 1u << 7,            /* for byre_info_get only: load no tables */
     BYRE_OPEN_IMAGE_OPTS = 1u << 8,      /* the name is a list of node options: "driver=qcow2,file.filename=x" */
-    BYRE_OPEN_SERVE_UNCLEAN = 1u << 11,  /* an image that was not closed cleanly opens at once; a scrub follows behind */
+    /* An image that was not closed cleanly opens at once, whatever its size; whoever asks for that then calls byre_scrub_start. Until
+     * the scrub has ended nothing that was there is written in place, and on a block device writes wait for it. Without
+     * the flag such an image is repaired before byre_open returns, unless it is opened read-only: then it is shown as it is. */
+    BYRE_OPEN_SERVE_UNCLEAN = 1u << 11,
     BYRE_OPEN_STABLE = 1u << 9,          /* no other process may write or resize while the image is open, raw or not */
     BYRE_OPEN_NO_DATA = 1u << 10,        /* guest data will not be read or written: no secret is needed for an encrypted image */
 };
@@ -76,6 +79,8 @@ BYRE_EXPORT const char *byre_format(const struct byre_image *image);       /* "q
 BYRE_EXPORT const char *byre_filename(const struct byre_image *image);     /* as opened, valid until byre_close */
 BYRE_EXPORT int byre_is_probed(const struct byre_image *image);            /* 1: the format was guessed */
 BYRE_EXPORT int byre_is_read_only(const struct byre_image *image);
+/* Opened with BYRE_OPEN_SERVE_UNCLEAN, and no scrub has made it clean yet. */
+BYRE_EXPORT int byre_is_unclean(const struct byre_image *image);
 
 /* ---- requests ---- */
 enum {

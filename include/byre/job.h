@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * job.h: something long that runs in the background: convert, compare, check.
+ * job.h: something long that runs in the background: convert, compare, check, scrub.
  *
  * The functions that start a job are in convert.h and check.h. Images that a job uses stay open until it is freed.
  */

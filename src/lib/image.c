@@ -123,6 +123,11 @@ int byre_is_probed(const struct byre_image *image)
     return graph_probed(image->node);
 }
 
+int byre_is_unclean(const struct byre_image *image)
+{
+    return atomic_load(&graph_image(image->node)->unclean);
+}
+
 int byre_is_read_only(const struct byre_image *image)
 {
     return graph_read_only(image->node);

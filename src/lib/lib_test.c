@@ -3,6 +3,7 @@
  * lib_test.c: the public interface in one process: option structs of other ages, contexts with and without threads, blocking
  * calls from several threads, queues, jobs, policies.
  */
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -509,6 +510,75 @@ static void jobs(unsigned loops)
 static void jobs_with_threads(void **state) { jobs(2); }
 static void jobs_in_the_callers_thread(void **state) { jobs(0); }
 
+/* ---- an image that was not closed cleanly (FEATURES 1.023): repaired first, or at once with a scrub behind ---- */
+static void mark_dirty(const char *path)
+{
+    uint8_t byte;
+    int fd = open(path, O_RDWR);
+    assert_true(fd >= 0 && pread(fd, &byte, 1, 79) == 1);
+    byte |= 1;
+    assert_int_equal(pwrite(fd, &byte, 1, 79), 1);
+    close(fd);
+}
+
+static bool is_dirty(const char *path)
+{
+    uint8_t byte = 0;
+    int fd = open(path, O_RDONLY);
+    assert_true(fd >= 0 && pread(fd, &byte, 1, 79) == 1);
+    close(fd);
+    return byte & 1;
+}
+
+static void unclean(void **state)
+{
+    struct byre_ctx *ctx = ctx_new(1);
+    struct byre_err err;
+    struct byre_image *a;
+    struct byre_job *job;
+    struct byre_check_result res = byre_check_result_init();
+    struct byre_check_opts co_ = byre_check_opts_init();
+    struct byre_open_opts o = byre_open_opts_init();
+    o.format = "qcow2";
+    a = make(ctx, "unclean.qcow2", "qcow2", 8 * MIB);
+    assert_int_equal(byre_write(a, "hello", 5, MIB, 0), 0);
+    assert_int_equal(byre_close(a), 0);
+    /* read-only: as it is, and not a word is written */
+    mark_dirty(path_of("unclean.qcow2"));
+    o.flags = BYRE_OPEN_READ_ONLY | BYRE_OPEN_SERVE_UNCLEAN;
+    assert_int_equal(byre_open(ctx, path_of("unclean.qcow2"), &o, &a, &err), 0);
+    assert_int_equal(byre_is_unclean(a), 0);
+    assert_int_equal(byre_scrub_start(a, NULL, &res, &job, &err), -EROFS);
+    assert_int_equal(byre_close(a), 0);
+    assert_true(is_dirty(path_of("unclean.qcow2")));
+    /* at once: dirty until the scrub has ended */
+    o.flags = BYRE_OPEN_SERVE_UNCLEAN;
+    assert_int_equal(byre_open(ctx, path_of("unclean.qcow2"), &o, &a, &err), 0);
+    assert_true(byre_is_unclean(a) && is_dirty(path_of("unclean.qcow2")));
+    char buf[5];
+    assert_int_equal(byre_read(a, buf, 5, MIB), 0);
+    assert_memory_equal(buf, "hello", 5);
+    assert_int_equal(byre_write(a, "J", 1, MIB, 0), 0);
+    assert_int_equal(byre_resize(a, 9 * MIB, 0, &err), -EBUSY);
+    co_.flags = BYRE_FIX_ERRORS;
+    assert_int_equal(byre_scrub_start(a, &co_, &res, &job, &err), -EINVAL);
+    co_.flags = BYRE_FIX_LEAKS;
+    assert_int_equal(byre_scrub_start(a, &co_, &res, &job, &err), 0);
+    assert_int_equal(byre_job_wait(job, -1, &err), 0);
+    byre_job_free(job);
+    assert_true(!byre_is_unclean(a) && !is_dirty(path_of("unclean.qcow2")) && !res.corruptions && !res.leaks);
+    assert_int_equal(byre_close(a), 0);
+    /* without the flag: repaired before it opens */
+    mark_dirty(path_of("unclean.qcow2"));
+    o.flags = 0;
+    assert_int_equal(byre_open(ctx, path_of("unclean.qcow2"), &o, &a, &err), 0);
+    assert_true(!byre_is_unclean(a) && !is_dirty(path_of("unclean.qcow2")));
+    assert_int_equal(byre_read(a, buf, 5, MIB), 0);
+    assert_memory_equal(buf, "Jello", 5);
+    assert_int_equal(byre_close(a), 0);
+    byre_ctx_free(ctx);
+}
+
 /* ---- creation leaves nothing behind ---- */
 static void failed_creation(void **state)
 {
@@ -685,7 +755,7 @@ int main(void)
         cmocka_unit_test(blocking_with_threads), cmocka_unit_test(blocking_in_the_callers_thread), cmocka_unit_test(several_threads),
         cmocka_unit_test(queue_with_threads), cmocka_unit_test(queue_in_the_callers_thread), cmocka_unit_test(queue_descriptor),
         cmocka_unit_test(queues_in_parallel), cmocka_unit_test(jobs_with_threads), cmocka_unit_test(jobs_in_the_callers_thread),
-        cmocka_unit_test(failed_creation), cmocka_unit_test(bitmaps_with_threads), cmocka_unit_test(bitmaps_in_the_callers_thread), cmocka_unit_test(snapshots_with_threads), cmocka_unit_test(snapshots_in_the_callers_thread),
+        cmocka_unit_test(unclean), cmocka_unit_test(failed_creation), cmocka_unit_test(bitmaps_with_threads), cmocka_unit_test(bitmaps_in_the_callers_thread), cmocka_unit_test(snapshots_with_threads), cmocka_unit_test(snapshots_in_the_callers_thread),
     };
     return cmocka_run_group_tests_name("lib", tests, make_folder, remove_folder);
 }
