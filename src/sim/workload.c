@@ -18,6 +18,9 @@
 #include "base/assert.h"
 #include "base/checked.h"
 
+/* Clusters that are allocated by one growth at most: each is a write and a table entry of the trace. */
+#define GROWN_MAX 16u
+
 /* ---- text ---- */
 
 static bool has_range(char kind) { return strchr("wczudp", kind) != NULL; }
@@ -103,6 +106,13 @@ static bool in_window(const struct sim_geom *g, const struct sim_wop *o)
     return false;
 }
 
+/* What is allocated reads zeros without saying so, and only windows are read: the new part lies in one. */
+static bool grows_well(const struct sim_geom *g, uint32_t from, uint32_t to)
+{
+    const struct sim_wop part = { .off = from, .len = to - from };
+    return to - from <= GROWN_MAX * ((1ull << g->cluster_bits) / SIM_SECTOR) && in_window(g, &part);
+}
+
 /* Which snapshots there would be, and how large (sectors; 0: not there). */
 struct kept { uint64_t size[SIM_SNAPS_MAX]; bool any; };
 
@@ -150,7 +160,7 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
             return false;
         if (o->kind == 'v' && !g->amend)
             return false;
-        if (o->kind == 'g' && (g->backing || o->off < 1 || o->off > 3 || o->len <= size))
+        if (o->kind == 'g' && (g->backing || o->off < 1 || o->off > 3 || o->len <= size || !grows_well(g, (uint32_t)size, o->len)))
             return false;
         if (o->kind == 's' || o->kind == 'g') {
             if (g->one_write_space || o->len > g->size_max / SIM_SECTOR || !o->len)
@@ -263,8 +273,12 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 's', 0, half);
         letter(&a, 's', 0, 5 * c + tail + 1);
         letter(&a, 's', 0, g->size / SIM_SECTOR - c - tail);
+        uint64_t grown = min_u64(g->size / SIM_SECTOR + GROWN_MAX * c, g->size_max / SIM_SECTOR);
+        for (unsigned i = 0; i < g->windows; i++)
+            if (g->window[i].off <= g->size && g->window[i].off + g->window[i].len > g->size)
+                grown = min_u64(grown, (g->window[i].off + g->window[i].len) / SIM_SECTOR);
         for (unsigned mode = 1; mode <= 3 && !g->backing; mode++)      /* metadata, falloc, full */
-            letter(&a, 'g', mode, min_u64(g->size / SIM_SECTOR + (mode == 2 ? 3 : 16) * c, g->size_max / SIM_SECTOR));
+            letter(&a, 'g', mode, mode == 2 ? min_u64(g->size / SIM_SECTOR + 3 * c, grown) : grown);
     }
     if (sim_geom_snaps(g)) {
         letter(&a, 'k', 0, 1);
