@@ -262,6 +262,22 @@ static void tables_body(struct co *co, void *arg)
         put_word(p.table, at[i]);
         expect_corrupt(co, 3 * SPAN, at[i]);
     }
+    for (unsigned i = 0; i < 5; i++) {               /* counts are not changed there */
+        struct places p = damaged_base(co);
+        const uint64_t at[] = { p.l1, p.l2, p.table, p.old_l1, p.snapshots };
+        uint8_t before[CS];
+        if (at[i] != p.table)
+            memset(disk.bytes + at[i] + 64, 1, 64);  /* counts that can be changed, as far as they go */
+        memcpy(before, disk.bytes + at[i], CS);
+        put_word(p.table, at[i]);
+        struct q2_image *q = img_open(co, &(struct opening){ .no_punch = true });
+        if (at[i] == p.table)
+            memcpy(before, disk.bytes + at[i], CS);
+        CHECK_EQ(q2_refs_add(co, q, 40, 2, 1), -EUCLEAN);
+        (void)!g_flush(co, q);
+        img_kill(co, q);
+        CHECK(!memcmp(before, disk.bytes + at[i], CS));
+    }
     for (unsigned i = 0; i < 4; i++) {               /* tables that nothing counts: their clusters look free */
         struct places p = damaged_base(co);
         const uint64_t at[] = { p.l2, p.block, p.old_l1, p.l2 };
