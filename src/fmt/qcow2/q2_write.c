@@ -17,6 +17,8 @@
  *                 that could still write into it in place has left (zero_stamp, D3).
  *             W6  A cluster that is only about to be moved is replaced after every request that could still write into it in place has
  *                 left, and is not given back to such requests before commit or abort (q2_move.c B2).
+ *             W7  Where small requests follow one another the rest of a new cluster is written with the first of them, although it reads
+ *                 zero: the others then overwrite blocks, which costs a file system less than to fill a hole piece by piece.
  *             W5  In an encrypted image no space is known to be zero: its zeros are no ciphertext of zeros (D4, Q23).
  * Order       Q1, Q2, Q4, Q11, Q23. Old clusters are dropped after the entry was set (Q9).
  * Concurrency begin, commit and abort do their work on the home loop (rt_call), the caller's data I/O stays on its own.
@@ -39,6 +41,7 @@ struct write_txn {
     uint64_t host;                       /* of the first cluster */
     bool independent;                    /* Q23 */
     bool reserve;                        /* q2_write_reserve */
+    bool streamed;                       /* W7 */
     bool holds;                          /* counted in hold_users (W6) */
 };
 
@@ -68,7 +71,7 @@ static void fill_in(const struct q2_image *q, struct write_txn *t, const struct 
     else if (read)
         w->fill = FMT_FILL_READ;
     else
-        w->fill = known ? FMT_FILL_NONE : FMT_FILL_ZERO;
+        w->fill = known && !t->streamed ? FMT_FILL_NONE : FMT_FILL_ZERO;     /* W7 */
     t->independent = (q2_run_independent(q, &t->run) || (!t->run.count && MUTANT(MUT_SUB_UNORDERED))) && p->zero_all && w->fill == FMT_FILL_NONE;      /* W3 */
     w->priv = t;
 }
@@ -137,6 +140,21 @@ static void txn_end(struct q2_image *q, struct write_txn *t)
 
 struct call { struct q2_image *q; uint64_t off, len; struct fmt_write *w; };
 
+/* Requests of up to this part of a cluster are small (W7). */
+#define STREAM_PART 8u
+
+/* Does the request go on where a recent one ended? Remembers where it ends itself. */
+static bool streams(struct q2_image *q, uint64_t off, uint64_t end)
+{
+    for (unsigned i = 0; i < Q2_STREAMS; i++)
+        if (q->stream_end[i] == off && off) {
+            q->stream_end[i] = end;
+            return true;
+        }
+    q->stream_end[q->stream_next++ % Q2_STREAMS] = end;
+    return false;
+}
+
 /* Pins the slice of s->off. */
 static int pin(struct co *co, struct q2_image *q, struct write_txn *t, struct q2_wspan *s)
 {
@@ -194,6 +212,7 @@ static int begin_home(struct co *co, void *arg)
     struct q2_wspan s = { .max = (uint32_t)((round_up(end, q->g.cluster_size) - c0) >> q->g.cluster_bits), .off = c->off, .len = end - c->off };
     if (q->failed)
         return -EIO;
+    bool streamed = streams(q, c->off, c->off + c->len);
     q2_unclean_room_wait(co, q);
     if (wait_in_place(co, q, s) > 0) {                      /* W1; an error shows again below */
         c->w->len = 0;
@@ -202,6 +221,7 @@ static int begin_home(struct co *co, void *arg)
     struct write_txn *t = calloc(1, sizeof *t);
     if (!t)
         return -ENOMEM;
+    t->streamed = streamed && c->len <= q->g.cluster_size / STREAM_PART;
     int r = enter(co, q, t, &s);
     c->w->len = s.len;
     if (r == 0)

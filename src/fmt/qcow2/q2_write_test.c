@@ -171,7 +171,7 @@ static void test_places(void **state)
 
 /* ---- what is filled, and what may go without the barrier ---- */
 
-enum { NEW_ZERO = 1, NEW_SETTLED = 2, KEPT = 4, CRASH_ZERO = 8 };
+enum { NEW_ZERO = 1, NEW_SETTLED = 2, KEPT = 4, CRASH_ZERO = 8, STREAMED = 16 };
 struct fill_row { unsigned what; bool zero_first, zero_last, zero_all; uint64_t off, len; uint32_t n; enum fmt_fill fill; bool independent; };
 #define GOOD (NEW_ZERO | NEW_SETTLED | CRASH_ZERO)
 static const struct fill_row fills[] = {
@@ -186,6 +186,8 @@ static const struct fill_row fills[] = {
     { GOOD,                   true,  true,  true,  4096, 512, 1, FMT_FILL_NONE, true },
     { NEW_ZERO | NEW_SETTLED, true,  true,  true,  4096, 512, 1, FMT_FILL_NONE, false },
     { 0,                      true,  true,  true,  4096, 512, 1, FMT_FILL_ZERO, false },
+    { GOOD | STREAMED,        true,  true,  true,  4096, 512, 1, FMT_FILL_ZERO, false },         /* others follow at once (W7) */
+    { GOOD | STREAMED,        true,  true,  true,  0, CLUSTER, 1, FMT_FILL_NONE, true },
     { KEPT,                   true,  true,  true,  4096, 512, 1, FMT_FILL_ZERO, false },
     { GOOD,                   false, false, false, 4096, 512, 1, FMT_FILL_READ, false },
     { 0,                      false, false, false, 4096, 512, 1, FMT_FILL_READ, false },
@@ -206,7 +208,7 @@ static void test_fill(void **state)
         const uint64_t guest = 10 * CLUSTER;
         struct q2_wplan p = { .need = f->what & KEPT ? Q2_NEED_KEPT : Q2_NEED_CLUSTER, .n = f->n, .zero_first = f->zero_first, .zero_last = f->zero_last, .zero_all = f->zero_all,
             .start = guest, .stop = guest + f->n * CLUSTER };
-        struct write_txn t = { .n = f->n, .host = HOST };
+        struct write_txn t = { .n = f->n, .host = HOST, .streamed = f->what & STREAMED };
         struct fmt_write w = { 0 };
         setup(0);
         store.traits.zero_crash = f->what & CRASH_ZERO;
@@ -223,10 +225,25 @@ static void test_fill(void **state)
     }
 }
 
+static void test_streams(void **state)
+{
+    (void)state;
+    setup(0);
+    assert_false(streams(&image, 0, 4096));              /* nothing was there before */
+    assert_true(streams(&image, 4096, 8192));
+    assert_false(streams(&image, 4096, 8192));           /* not where one ended any more */
+    for (uint64_t i = 1; i < Q2_STREAMS; i++)
+        assert_false(streams(&image, i << 30, (i << 30) + 512));
+    for (uint64_t i = 1; i < Q2_STREAMS; i++)            /* as many at once as are remembered */
+        assert_true(streams(&image, (i << 30) + 512, (i << 30) + 1024));
+    for (uint64_t off = 1 << 20; off < 2 << 20; off += 65536)
+        assert_false(streams(&image, off, off + 4096));  /* strides are none */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one), cmocka_unit_test(test_border), cmocka_unit_test(test_two), cmocka_unit_test(test_damage), cmocka_unit_test(test_places), cmocka_unit_test(test_fill),
+        cmocka_unit_test(test_one), cmocka_unit_test(test_border), cmocka_unit_test(test_two), cmocka_unit_test(test_damage), cmocka_unit_test(test_places), cmocka_unit_test(test_fill), cmocka_unit_test(test_streams),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
