@@ -37,7 +37,7 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "" },
 };
 
-const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "scrub", "keep", "apply", "drop", "bitmap", "key", "close", "faults" };
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "scrub", "compact", "keep", "apply", "drop", "bitmap", "key", "close", "faults" };
 
 const struct fx_scene fx_scenes[] = {
     { "create", PLAIN "c512-wide " LUKS, 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
@@ -104,6 +104,9 @@ const struct fx_scene fx_scenes[] = {
       { { FX_OPEN_RW }, { FX_FAULTS }, { FX_SCRUB }, { FX_WRITE, 3, 0, 1, 0 TOO }, { FX_DISCARD, 0, 0, 1, 0 TOO }, { FX_WRITE, 20, 1, 0, 2 TOO }, { FX_FLUSH TOO }, { FX_WRITE, 24, 0, 1, 0 }, { FX_FLUSH } } },
     { "scrub", " c512 c4k-data snapshot compressed bitmap lazy-4k ", 6, true, 0,
       { { FX_OPEN_RW }, { FX_WRITE, 9, 0, 2, 0 }, { FX_FAULTS }, { FX_SCRUB }, { FX_WRITE, 3, 0, 1, 0 TOO }, { FX_DISCARD, 9, 0, 1, 0 TOO }, { FX_FLUSH TOO }, { FX_SCRUB }, { FX_CLOSE } } },
+    { "compact", K4 "c512 c512-v2-back c512-wide holes snapshot compressed luks luks-sub ", 6, true, 0,
+      { { FX_OPEN_RW }, { FX_WRITE, 9, 0, 4, 0 }, { FX_DISCARD, 0, 0, 4, 0 }, { FX_FLUSH }, { FX_FAULTS }, { FX_COMPACT }, { FX_WRITE, 10, 1, 0, 2 }, { FX_WRITE, 3, 0, 1, 0 },
+        { FX_DISCARD, 7, 0, 1, 0 }, { FX_FLUSH }, { FX_WRITE, 12, 0, 1, 0 }, { FX_FLUSH }, { FX_CLOSE } } },
     { "unclean", K4 "c4k-data lazy-4k ", 8, true, FX_UNCLEAN,
       { { FX_FAULTS }, { FX_OPEN_RW, 1, 0, 0, 0 }, { FX_SCRUB }, { FX_WRITE, 0, 1, 0, 2 TOO }, { FX_WRITE, 20, 0, 1, 0 TOO }, { FX_DISCARD, 2, 0, 1, 0 TOO }, { FX_FLUSH TOO }, { FX_WRITE, 4, 0, 1, 0 }, { FX_FLUSH },
         { FX_SCRUB }, { FX_CLOSE } } },

@@ -35,6 +35,8 @@ uint64_t fx_hits(const struct fx_run *r) { return r->fault.kind == FX_K_ALLOC ? 
  * that is not there makes it no image. */
 static bool errno_fits(const struct fx_run *r, enum fx_do what, int e)
 {
+    if (what == FX_COMPACT && e == -EIO && r->fault.kind == CX_F_READ)
+        return true;                             /* its scrub counts the places that cannot be read */
     const struct fx_fault *f = &r->fault;
     if (!f->nth || !fx_hits(r) || f->how == FX_SHORT)
         return false;
@@ -442,6 +444,14 @@ static int scrub(struct co *co, struct fx_run *r, struct byre_err *err)
     return e;
 }
 
+static int compact(struct co *co, struct fx_run *r, struct byre_err *err)
+{
+    struct fmt_compact_opts o = { .look_for_zeros = true };
+    struct fmt_compact_result res = { 0 };
+    struct fmt_image *im = graph_image(r->w->node);
+    return im->ops->compact(co, im, &o, &res, err);
+}
+
 /* ---- the list ---- */
 
 struct one { struct fx_run *r; const struct fx_step *s; unsigned version; };
@@ -464,6 +474,9 @@ static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, u
         r->w->unclean_ok = s->what == FX_OPEN_RW && s->at;
         answered(r, s->what, open ? 0 : open_image(co, r, s->what == FX_OPEN_RO, false, &err), &err);
         r->w->unclean_ok = false;
+        break;
+    case FX_COMPACT:
+        answered(r, s->what, open ? compact(co, r, &err) : 0, &err);
         break;
     case FX_SCRUB:
         answered(r, s->what, open ? scrub(co, r, &err) : 0, &err);
