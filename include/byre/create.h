@@ -18,6 +18,7 @@ enum {
     BYRE_CREATE_SIZE = 1u << 2,              /* `size` is given */
     BYRE_CREATE_KEEP_FILE = 1u << 3,         /* format the file or device that is there (it is neither made nor cut off) */
     BYRE_CREATE_SIZE_WINS = 1u << 4,         /* a size in `options` is overridden by `size` instead of being an error */
+    BYRE_CREATE_WRITABLE = 1u << 5,          /* the image will be written: a format that can only be read is refused, and no file is touched */
 };
 
 struct byre_create_opts {

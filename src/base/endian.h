@@ -42,5 +42,6 @@ BASE_DEF(le64, uint64_t, BASE_LE64)
 
 /* A table entry that was loaded as one word in disk order (DESIGN D2). */
 static inline uint64_t be64_word(uint64_t disk_word) { return BASE_BE64(disk_word); }
+static inline uint64_t le64_word(uint64_t disk_word) { return BASE_LE64(disk_word); }
 
 #endif

@@ -54,6 +54,8 @@
     X(BITMAP_BUSY, EBUSY, "a bitmap is in use by a job or an export")                       \
     X(BITMAP_INCONSISTENT, EINVAL, "a bitmap was not stored when it was last in use")       \
     X(Q2_SNAPSHOTS, EINVAL, "the snapshot table is malformed")                              \
+    X(QED_HEADER, EINVAL, "a header field of a QED image is out of range")                  \
+    X(QED_FEATURE, ENOTSUP, "a feature of a QED image is not supported")                    \
     X(NO_SECRET, EINVAL, "an encrypted image needs a secret that was not given")            \
     X(WRONG_SECRET, EACCES, "a passphrase opens no key slot")                               \
     X(PROTOCOL, EPROTO, "the peer broke the protocol")                                      \

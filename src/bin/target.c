@@ -52,7 +52,7 @@ static int make(struct run *r, const struct target_opts *o, struct target *t)
     struct byre_err err;
     struct byre_create_opts c = byre_create_opts_init();
     const char *path = strncmp(o->name, "file:", 5) == 0 ? o->name + 5 : o->name;
-    c.flags = BYRE_CREATE_SIZE | BYRE_CREATE_SIZE_WINS;
+    c.flags = BYRE_CREATE_SIZE | BYRE_CREATE_SIZE_WINS | BYRE_CREATE_WRITABLE;
     c.format = o->format;
     c.size = o->size;
     c.options = o->options ? (const char *const *)o->options->items : NULL;

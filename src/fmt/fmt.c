@@ -19,6 +19,7 @@
 static const struct fmt_ops *const formats[] = {
     &fmt_qcow2_ops,
     &fmt_luks_ops,
+    &fmt_qed_ops,
     &fmt_raw_ops,
 };
 #define FORMAT_COUNT (sizeof formats / sizeof formats[0])

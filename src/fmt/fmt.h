@@ -312,6 +312,7 @@ struct fmt_ops {
     /* Makes the n clusters from `off` on (aligned) what enc[i] decodes to, whatever they were. All of it: allocation, data
      * and entries. -EFBIG: cannot be said in a compressed entry, nothing was done; write the clusters plain. */
     int (*write_encoded)(struct co *co, struct fmt_image *im, uint64_t off, const struct iovec *enc, unsigned n);
+    /* NULL, with all that changes an image: the format can only be read; open() refuses to open for writing. */
     int (*write_begin)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w);
     int (*write_commit)(struct co *co, struct fmt_image *im, struct fmt_write *w);   /* consumes w, success or not */
     void (*write_abort)(struct co *co, struct fmt_image *im, struct fmt_write *w);
@@ -387,7 +388,7 @@ struct fmt_image {
     _Atomic uint64_t below_zero_from;
 };
 
-extern const struct fmt_ops fmt_raw_ops, fmt_qcow2_ops, fmt_luks_ops;
+extern const struct fmt_ops fmt_raw_ops, fmt_qcow2_ops, fmt_luks_ops, fmt_qed_ops;
 /* NULL when unknown. fmt_nth: iterates, NULL at the end. */
 const struct fmt_ops *fmt_by_name(const char *name);
 const struct fmt_ops *fmt_nth(unsigned i);

@@ -163,7 +163,7 @@ static int loop_error(const struct graph_node *n, struct byre_err *err)
 static int check_crypt(const struct opening *op, const struct layer *l, struct byre_err *err)
 {
     const struct name_crypt *c = &op->crypt[0];
-    bool luks = l->ops == &fmt_luks_ops, none = l->ops == &fmt_raw_ops;
+    bool luks = l->ops == &fmt_luks_ops, none = l->ops == &fmt_raw_ops || l->ops == &fmt_qed_ops;
     if (l->n->key_secret && c->nested == luks && !l->any_key)
         return byre_fail(err, BAD_OPTION, "%s: a %s image takes '%s'", l->n->filename, l->ops->name, luks ? "key-secret" : "encrypt.key-secret");
     if ((l->n->key_secret && none) || (c->format && (luks || none)))

@@ -82,6 +82,8 @@ int create_settle(struct create *c, struct byre_err *err)
     c->rows = create_rows(format, true);
     if (!c->ops || !c->rows)
         return byre_fail(err, UNKNOWN_FORMAT, "the format '%s' is not known", format);
+    if ((c->o.flags & BYRE_CREATE_WRITABLE) && !c->ops->write_begin)
+        return byre_fail(err, NOT_SUPPORTED, "images of the format %s can be made and read, but not written yet", format);
     int r = parse_lists(c, err);
     if (!r)
         r = settle_backing(c, err);
@@ -154,7 +156,7 @@ static int tell(struct create *c)
     if (!f)
         return -ENOMEM;
     fprintf(f, "fmt=%s", c->ops->name);
-    for (const char *const *name = create_order; *name; name++) {
+    for (const char *const *name = create_order(c->ops->name); *name; name++) {
         const struct opt_row *row = opt_find(c->rows, *name);
         if (!row || !is_told(c, *name))
             continue;

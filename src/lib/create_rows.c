@@ -106,10 +106,21 @@ static const struct opt_row luks_file_rows[] = {
     OPT_END
 };
 
+#define QED_ROWS                                                                                                            \
+    { "backing_file", 0, OPT_STR, AT(backing_file), .help = "file name of the backing image" },                             \
+    { "backing_fmt", 0, OPT_STR, AT(backing_fmt), .help = "format of the backing image; only raw is recorded" },            \
+    { "cluster_size", 0, OPT_SIZE, AT(cluster_size), .def = "65536", .min = 4096, .max = 64u << 20, .help = "unit of allocation, a power of two from 4k to 64M" }
+#define QED_TAIL                                                                                                            \
+    { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" },                                                  \
+    { "table_size", 0, OPT_SIZE, AT(table_size), .def = "4", .min = 1, .max = 16, .help = "clusters of the L1 table and of each L2 table, a power of two from 1 to 16" }
+static const struct opt_row qed_rows[] = { QED_ROWS, QED_TAIL, OPT_END };
+static const struct opt_row qed_file_rows[] = { QED_ROWS, FILE_ROWS, QED_TAIL, OPT_END };
+
 static const struct { const char *format; const struct opt_row *plain, *with_file; } tables[] = {
     { "qcow2", qcow2_rows, qcow2_file_rows },
     { "raw", raw_rows, raw_file_rows },
     { "luks", luks_rows, luks_file_rows },
+    { "qed", qed_rows, qed_file_rows },
 };
 
 const struct opt_row *create_rows(const char *format, bool with_file_options)
@@ -125,7 +136,12 @@ const struct opt_row *amend_rows(const char *format)
     return strcmp(format, "qcow2") == 0 ? qcow2_amend_rows : strcmp(format, "luks") == 0 ? luks_amend_rows : NULL;
 }
 
-const char *const create_order[] = { "encryption", "encrypt.format", "encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",
+static const char *const usual_order[] = { "encryption", "encrypt.format", "encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",
                                      "encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time", "cluster_size", "extended_l2", "preallocation", "compression_type", "size", "compat", "backing_file",
                                      "backing_fmt", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "nocow", "extent_size_hint", "key-secret", "cipher-alg",
                                      "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg", "iter-time", NULL };
+
+/* The peer tells the options of each format in the order of its table. */
+static const char *const qed_order[] = { "size", "backing_file", "backing_fmt", "cluster_size", "table_size", "nocow", "extent_size_hint", NULL };
+
+const char *const *create_order(const char *format) { return strcmp(format, "qed") == 0 ? qed_order : usual_order; }

@@ -82,6 +82,6 @@ const struct opt_row *create_rows(const char *format, bool with_file_options);
 /* The same for options that can be changed later. */
 const struct opt_row *amend_rows(const char *format);
 /* Names in the order of the line that is told before creation; ends with NULL. */
-extern const char *const create_order[];
+const char *const *create_order(const char *format);
 
 #endif

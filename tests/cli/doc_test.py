@@ -202,7 +202,7 @@ def test_completion_works():
     assert complete("byre", "con") == ["convert"]
     assert set(complete("byre", "")) >= set(COMMANDS)
     assert complete("byre", "convert", "--targ") == ["--target-image-opts", "--target-format", "--target-is-zero"]
-    assert set(complete("byre", "convert", "-O", "")) == {"raw", "qcow2", "luks"}
+    assert set(complete("byre", "convert", "-O", "")) == {"raw", "qcow2", "luks", "qed"}
     assert "writeback" in complete("byre", "convert", "-t", "w")
     assert complete("byre", "info", "--output", "=", "j") == ["json"]
 

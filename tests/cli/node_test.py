@@ -291,7 +291,7 @@ def test_probe(tmp_path, fmt):
     (run.byre if secret else run.qemu_img)("create", "-q", "-f", fmt, *secret, image, "4M")
     theirs = run.qemu_img("info", "--output=json", image).json["format"]
     done = run.byre("info", "--output=json", image, code=None)
-    if fmt in ("raw", "qcow2", "luks"):
+    if fmt in ("raw", "qcow2", "luks", "qed"):
         assert done.json["format"] == theirs == fmt
     else:
         assert done.code == 1 and f"looks like a {theirs} image" in done.err, done

@@ -173,11 +173,12 @@ static void test_formats(void **state)
     assert_ptr_equal(fmt_by_name("raw"), &fmt_raw_ops);
     assert_ptr_equal(fmt_by_name("qcow2"), &fmt_qcow2_ops);
     assert_ptr_equal(fmt_by_name("luks"), &fmt_luks_ops);
+    assert_ptr_equal(fmt_by_name("qed"), &fmt_qed_ops);
     assert_null(fmt_by_name("vmdk"));
     unsigned n = 0;
     while (fmt_nth(n))
         n++;
-    assert_int_equal(n, 3);
+    assert_int_equal(n, 4);
     assert_ptr_equal(fmt_probe(buf, sizeof buf), &fmt_raw_ops);
     assert_ptr_equal(fmt_probe(buf, 0), &fmt_raw_ops);
     assert_null(fmt_signature(buf, sizeof buf));

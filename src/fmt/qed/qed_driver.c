@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * qed_driver.c: opening, describing and closing a QED image.
+ *
+ * Purpose      Header, L1 table and cache; the row of the table of formats.
+ * Owns         struct qed_image.
+ * Invariants   V1  Nothing is ever written: an opening for writing is refused before anything is read.
+ *              V2  An image with the need-check mark is read as it is: no pointer of its tables is trusted (qed_map.c M1).
+ * Order        None.
+ * Concurrency  Home loop; map from any.
+ * Failure      open: nothing stays open and the store stays the caller's.
+ * Tests        qed_read_test.c, tests/interop/test_qed.py, tests/cli/qed_test.py
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fmt/qed/qed_image.h"
+
+#define CACHE_BYTES_DEFAULT (32ull << 20)
+
+static int probe(const uint8_t *buf, size_t len)
+{
+    return len >= sizeof(struct qed_disk_header) && le32_get((const le32 *)buf) == QED_MAGIC ? 100 : 0;
+}
+
+/* ---- opening ---- */
+
+static int read_name(struct co *co, struct qed_image *q, struct byre_err *err)
+{
+    uint8_t buf[QED_NAME_MAX];
+    int r = stor_read_exact(co, q->im.store, buf, q->h.backing_len, q->h.backing_off);
+    if (r < 0)
+        return byre_fail_code(err, IO, r, "%s: the name of the backing file cannot be read", q->name);
+    return qed_header_take_name(&q->h, buf, q->name, err);
+}
+
+static int read_header(struct co *co, struct qed_image *q, struct byre_err *err)
+{
+    uint8_t first[sizeof(struct qed_disk_header)] = { 0 };
+    struct iovec slot;
+    uint64_t len;
+    int r = stor_length(co, q->im.store, &len);
+    if (r < 0)
+        return byre_fail_code(err, IO, r, "%s: its length cannot be read", q->name);
+    r = stor_read(co, q->im.store, iov_one(&slot, first, sizeof first), 0);
+    if (r < 0)
+        return byre_fail_code(err, IO, r, "%s: the header cannot be read", q->name);
+    r = qed_header_parse(first, sizeof first, len, q->name, &q->h, err);
+    if (r < 0)
+        return r;
+    if (q->h.features & QED_F_BACKING) {
+        r = read_name(co, q, err);
+        if (r < 0)
+            return r;
+    }
+    q->g = qed_header_geom(&q->h);
+    atomic_store(&q->file_end, qed_file_end(&q->g, len));
+    atomic_store(&q->im.size, q->h.size);
+    q->im.granule = q->im.cluster = q->h.cluster_size;
+    q->im.has_backing = q->h.backing_name && q->h.backing_name[0];
+    return 0;
+}
+
+static int load_l1(struct co *co, struct qed_image *q, struct byre_err *err)
+{
+    void *words = NULL;
+    q->l1_entries = qed_l1_used(&q->g, q->h.size);
+    uint64_t bytes = round_up(max_u64(q->l1_entries * 8, 1), 512);
+    if (posix_memalign(&words, 4096, bytes))
+        return byre_fail(err, NOMEM, "%s: L1 table of %" PRIu64 " entries", q->name, q->l1_entries);
+    q->l1 = words;
+    int r = stor_read_exact(co, q->im.store, words, bytes, q->h.l1_off);
+    return r < 0 ? byre_fail_code(err, IO, r, "%s: the L1 table at %#" PRIx64 " cannot be read", q->name, q->h.l1_off) : 0;
+}
+
+static int open_parts(struct co *co, struct qed_image *q, const struct fmt_open_opts *o, struct byre_err *err)
+{
+    int r = read_header(co, q, err);
+    if (r < 0)
+        return r;
+    if (epoch_new(q->im.home, &q->im.epoch) < 0)
+        return byre_fail(err, NOMEM, "%s: epochs", q->name);
+    q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
+    struct meta_opts mo = { .store = q->im.store, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = QED_SLICE_BYTES,
+                            .budget_bytes = o->cache_bytes ? o->cache_bytes : CACHE_BYTES_DEFAULT, .read_only = true };
+    if (meta_new(&mo, &q->meta) < 0)
+        return byre_fail(err, NOMEM, "%s: metadata cache", q->name);
+    return o->info_only ? 0 : load_l1(co, q, err);
+}
+
+/* Gives back everything but the store. */
+static void dismantle(struct co *co, struct qed_image *q)
+{
+    if (q->meta)
+        meta_free_all(co, q->meta);
+    if (q->im.epoch) {
+        epoch_drain(co, q->im.epoch);
+        epoch_free(q->im.epoch);
+    }
+    qed_header_fini(&q->h);
+    free((void *)q->l1);
+    free(q->name);
+    free(q);
+}
+
+static int qed_open(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err)
+{
+    const char *name = store->name ? store->name : "image";
+    if (!o->read_only && !o->info_only)                                              /* V1 */
+        return byre_fail(err, NOT_SUPPORTED, o->check_mode ? "%s: images of the format qed can be checked, but not repaired yet" :
+                         "%s: images of the format qed can be opened for reading only", name);
+    struct qed_image *q = calloc(1, sizeof *q);
+    if (!q || !(q->name = strdup(name))) {
+        free(q);
+        return byre_fail(err, NOMEM, "image");
+    }
+    q->im.ops = &fmt_qed_ops;
+    q->im.store = q->im.data = store;
+    q->im.home = co_loop(co);
+    q->im.read_only = true;
+    int r = open_parts(co, q, o, err);
+    if (r < 0) {
+        dismantle(co, q);
+        return r;
+    }
+    atomic_store(&q->im.below_zero_from, q->im.has_backing ? UINT64_MAX : 0);
+    *ret_im = &q->im;
+    return 0;
+}
+
+/* ---- the rest ---- */
+
+static int qed_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err)
+{
+    const struct qed_image *q = qed_of(im);
+    struct fmt_info i = { .virtual_size = q->h.size, .cluster_size = q->g.cluster_size, .dirty = q->h.features & QED_F_NEED_CHECK };
+    bool raw = q->im.has_backing && q->h.features & QED_F_BACKING_RAW;
+    i.backing_name = q->im.has_backing ? strdup(q->h.backing_name) : NULL;
+    i.backing_format = raw ? strdup("raw") : NULL;
+    if ((q->im.has_backing && !i.backing_name) || (raw && !i.backing_format)) {
+        fmt_info_fini(&i);
+        return byre_fail(err, NOMEM, "%s: no memory to describe it", q->name);
+    }
+    *ret_info = i;
+    return 0;
+}
+
+static int qed_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v)
+{
+    return -EIO;                                  /* map() never says ENCODED */
+}
+
+static int qed_flush(struct co *co, struct fmt_image *im) { return 0; }
+
+static int qed_close(struct co *co, struct fmt_image *im)
+{
+    struct stor *store = im->store;
+    dismantle(co, qed_of(im));
+    stor_close(co, store);
+    return 0;
+}
+
+const struct fmt_ops fmt_qed_ops = {
+    .name = "qed",
+    .probe = probe,
+    .open = qed_open,
+    .map = qed_map,
+    .read_encoded = qed_read_encoded,
+    .flush = qed_flush,
+    .info = qed_info,
+    .check = qed_check,
+    .close = qed_close,
+    .create = qed_create,
+};

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""Every hostile QED file: refused or safe, in bounded time and memory, unchanged, and nothing else is opened."""
+import os
+import re
+import subprocess
+
+import pytest
+import seeds_qed
+from cve_qcow2_test import assert_bounded, limited
+from lib import peers, run
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeds")
+    for name, write in seeds_qed.SEEDS.items():
+        write(folder / name)
+    return folder
+
+
+def head_of(path):
+    with open(path, "rb") as f:
+        return f.read(1 << 20), os.fstat(f.fileno()).st_size
+
+
+@pytest.mark.parametrize("name", seeds_qed.SEEDS)
+def test_seed(files, tmp_path, name):
+    """FEATURES 2.001, 2.009, 2.020."""
+    path = files / name
+    before = head_of(path)
+    for command in (["info"], ["info", "--output=json"], ["check"], ["check", "--output=json"], ["io", "-r", "-c", "read 0 64k"], ["map"]):
+        if command[0] == "map" and os.path.getsize(path) > 1 << 40:
+            continue                                  # a row for each of a million tables: long, and no harm
+        used = limited(tmp_path, *command, "-f", "qed", path)
+        assert_bounded(used, " ".join(command))
+        assert len(used.out) < 1 << 20 and head_of(path) == before
+    assert run.byre("check", "-r", "all", "-f", "qed", path, code=1).err and head_of(path) == before
+
+
+@pytest.mark.parametrize("name", seeds_qed.SEEDS)
+def test_nothing_else_is_opened(files, tmp_path, name):
+    """info and check look at the one file; what it names is printed and not followed."""
+    peers.need("strace")
+    log = tmp_path / "trace"
+    for command in ("info", "check"):
+        subprocess.run(["strace", "-f", "-qq", "-o", log, "-e", "trace=open,openat,openat2,creat", run.BYRE, command, "-f", "qed", files / name],
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60, check=False)
+        opened = re.findall(r'"((?:[^"\\]|\\.)*)"', log.read_text())
+        foreign = [p for p in opened if not p.startswith(("/lib", "/usr/lib", "/etc/ld.so", "/etc/localtime", "/usr/share/zoneinfo", "/proc/", "/sys/", "/dev/"))
+                   and p != str(files / name)]
+        assert not foreign, f"{command} opened {foreign}"
+
+
+def test_names(files, tmp_path):
+    assert "/etc/shadow" in run.byre("info", "-f", "qed", files / "a_name_that_is_a_host_file").out
+    done = run.byre("convert", "-f", "qed", "-O", "raw", files / "its_own_backing_file", tmp_path / "o", code=1)
+    assert "its own backing chain" in done.err and not (tmp_path / "o").exists()
+
+
+def test_leaks_of_a_long_file_are_one_line(files):
+    done = run.byre("check", "-f", "qed", files / "a_file_of_sixteen_tebibytes", code=3)
+    assert done.err.count("\n") == 1 and "4294967286 clusters" in done.err
