@@ -11,10 +11,11 @@
  * inside clusters, and parts of clusters are discarded.
  *
  * With "scrub" it is all done twice, with a scrub that frees leaks running all the time; the second time the image begins as one
- * that was not closed cleanly.
+ * that was not closed cleanly. With "compact" the image is compacted again and again beside the workers.
  *
- *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [sub|scrub]]
+ *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [sub|scrub]]
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,13 +34,13 @@ struct stress {
     uint64_t cluster, seed;
     unsigned operations;
     char *packed;                            /* method; NULL: none */
-    bool sub, scrub;
-    unsigned scrubs;
+    bool sub, scrub, compact;
+    unsigned scrubs, compacted;
     bool written;                            /* the workers have ended */
     struct rt *rt;
     struct graph_node *node;
     uint8_t *model;
-    struct co_group group, *scrub_group;
+    struct co_group group, *beside;
     bool done;
 };
 
@@ -215,7 +216,30 @@ static void scrub_co(struct co *co, void *arg)
         REQUIRE(!res.corruptions && !res.check_errors && !res.leaks, "scrub %u: %llu corruptions, %llu leaks", s->scrubs, (unsigned long long)res.corruptions, (unsigned long long)res.leaks);
         REQUIRE(!atomic_load(&im->unclean), "still unclean after scrub %u", s->scrubs);
     }
-    co_group_leave(s->scrub_group);
+    co_group_leave(s->beside);
+}
+
+static int until_written(struct co *co, void *arg, uint64_t bytes)
+{
+    (void)co;
+    (void)bytes;
+    return ((struct stress *)arg)->written ? -ECANCELED : 0;
+}
+
+/* One after another; every second one looks for zeros too. The one that is under way when the workers have ended is given up. */
+static void compact_co(struct co *co, void *arg)
+{
+    struct stress *s = arg;
+    struct fmt_image *im = graph_image(s->node);
+    while (!s->written) {
+        struct byre_err err = { 0 };
+        struct fmt_compact_result res;
+        struct fmt_compact_opts o = { .look_for_zeros = s->compacted % 2, .step = until_written, .arg = s };
+        int r = im->ops->compact(co, im, &o, &res, &err);
+        REQUIRE(r == 0 || r == -ECANCELED, "compaction: %s", err.text);
+        s->compacted += r == 0;
+    }
+    co_group_leave(s->beside);
 }
 
 /* As a killed process leaves an image with lazy reference counts. */
@@ -266,7 +290,7 @@ static void verify(struct co *co, struct stress *s)
 
 static void work(struct co *co, struct stress *s, struct worker *w, unsigned round)
 {
-    struct co_group scrubs = { 0 };
+    struct co_group beside = { 0 };
     s->written = false;
     s->seed += round;
     for (unsigned i = 0; i < WORKERS; i++) {
@@ -274,14 +298,14 @@ static void work(struct co *co, struct stress *s, struct worker *w, unsigned rou
         co_group_enter(&s->group);
         REQUIRE(rt_spawn(co_loop(co), send_worker, &w[i]) == 0, "no coroutine");
     }
-    s->scrub_group = &scrubs;
-    if (s->scrub) {
-        co_group_enter(&scrubs);
-        REQUIRE(rt_spawn(co_loop(co), scrub_co, s) == 0, "no coroutine");
+    s->beside = &beside;
+    if (s->scrub || s->compact) {        /* they exclude one another */
+        co_group_enter(&beside);
+        REQUIRE(rt_spawn(co_loop(co), s->scrub ? scrub_co : compact_co, s) == 0, "no coroutine");
     }
     co_group_wait(co, &s->group);
     s->written = true;
-    co_group_wait(co, &scrubs);
+    co_group_wait(co, &beside);
 }
 
 static void main_co(struct co *co, void *arg)
@@ -301,6 +325,7 @@ static void main_co(struct co *co, void *arg)
         graph_free(g);
     }
     REQUIRE(!s->scrub || s->scrubs > 6, "only %u scrubs", s->scrubs);
+    REQUIRE(!s->compact || s->compacted, "no compaction has ended");
     open_image(co, s, &g);
     verify(co, s);
     struct fmt_check_result res = { 0 };
@@ -314,12 +339,15 @@ static void main_co(struct co *co, void *arg)
 
 int main(int argc, char **argv)
 {
-    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [sub|scrub]]");
+    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [sub|scrub]]");
     struct stress s = { .path = argv[1], .cluster = strtoull(argv[2], NULL, 0), .seed = strtoull(argv[3], NULL, 0), .operations = (unsigned)strtoul(argv[4], NULL, 0) };
     struct rt_opts o = { .loops = 2, .backend = argc < 6 ? RT_BACKEND_AUTO : strcmp(argv[5], "threads") ? RT_BACKEND_URING : RT_BACKEND_THREADS };
     struct byre_err err;
     s.packed = argc > 7 && strcmp(argv[6], "packed") == 0 ? argv[7] : NULL;
     s.scrub = argc > 6 && strcmp(argv[argc - 1], "scrub") == 0;
+    for (int i = 6; i < argc; i++)
+        s.compact |= strcmp(argv[i], "compact") == 0;
+    REQUIRE(!s.compact || !s.scrub, "a scrub and a compaction exclude one another");
     s.sub = argc > 6 && strcmp(argv[argc - 1], "sub") == 0;
     s.model = calloc(1, DISK);
     REQUIRE(s.model && rt_new(&o, &s.rt, &err) == 0, "cannot start");
