@@ -513,7 +513,7 @@ static void jobs_in_the_callers_thread(void **state) { jobs(0); }
 /* ---- an image that was not closed cleanly (FEATURES 1.023): repaired first, or at once with a scrub behind ---- */
 static void mark_dirty(const char *path)
 {
-    uint8_t byte;
+    uint8_t byte = 0;
     int fd = open(path, O_RDWR);
     assert_true(fd >= 0 && pread(fd, &byte, 1, 79) == 1);
     byte |= 1;

@@ -136,9 +136,13 @@ static void checking(struct co *co, void *arg)
         struct fmt_check_opts o = { .finding = count, .arg = &told };
         struct fmt_check_result r = { 0 };
         CHECK_EQ(im->ops->check(co, im, &o, &r, NULL), 0);
-        bool ok = CHECK_EQ(r.corruptions, rows[i].corruptions) & CHECK_EQ(r.leaks, rows[i].leaks) & CHECK_EQ(r.allocated_clusters, rows[i].allocated) &
-                  CHECK_EQ(r.fragmented_clusters, rows[i].fragmented) & CHECK_EQ(r.check_errors, 0) & CHECK_EQ(r.total_clusters, 4096) &
-                  CHECK_EQ(told > 0, r.corruptions || r.leaks);
+        bool ok = CHECK_EQ(r.corruptions, rows[i].corruptions);
+        ok &= CHECK_EQ(r.leaks, rows[i].leaks);
+        ok &= CHECK_EQ(r.allocated_clusters, rows[i].allocated);
+        ok &= CHECK_EQ(r.fragmented_clusters, rows[i].fragmented);
+        ok &= CHECK_EQ(r.check_errors, 0);
+        ok &= CHECK_EQ(r.total_clusters, 4096);
+        ok &= CHECK_EQ(told > 0, r.corruptions || r.leaks);
         if (!ok)
             fprintf(stderr, "row %zu\n", i);
         o.fix = FMT_FIX_LEAKS;
