@@ -13,12 +13,14 @@
  *              G3  A number of names is kept for each cluster and kind: it stays as long as one is left. 4095 stay for ever; the next
  *                  making corrects that.
  *              G4  While it is made (in steps; others run between them), entries in front of `l1_done` and `rt_done` are followed.
+ *              G5  While counts are in memory (q2_unclean.c) no refcount block is in it: nobody uses those of the disk, the table may name
+ *                  anything, and what it names behind the old end is handed out. q2_recount.c, which ends that, drops it.
  * Order        None: memory only.
  * Concurrency  Home loop; q2_guard_kind and q2_guard_passes on any loop, without a lock: a slot is one word. What is replaced goes after
  *              a grace period.
  * Failure      -ENOMEM, -EIO (snapshot table) leave it unmade: writes in place wait with the error of whoever tried. No memory for one
  *              more table: it is dropped, and made again by the next write.
- * Tests        q2_guard_test.c, q2_core_test.c, q2_chaos_test.c (states_ok), tests/interop/test_overlap.py
+ * Tests        q2_guard_test.c, q2_scrub_test.c, q2_core_test.c, q2_chaos_test.c (states_ok), tests/interop/test_overlap.py
  */
 #include "fmt/qcow2/q2_guard.h"
 
@@ -328,7 +330,7 @@ static void find_roots(struct co *co, struct q2_image *q, uint64_t round)
         if (i % STEP == STEP - 1)
             co_yield(co);
     }
-    for (uint64_t i = 0; q->guard_round == round && i < q->rt_entries; i++) {
+    for (uint64_t i = 0; q->guard_round == round && !q2_counts_in_memory(q) && i < q->rt_entries; i++) {      /* G5 */
         q->guard_making->rt_done = i + 1;
         if (q->rt[i])
             add_in_making(q, q->rt[i] >> q->g.cluster_bits, Q2_K_BLOCK);
@@ -411,15 +413,11 @@ enum q2_what q2_guard_kind(const struct q2_image *q, uint64_t host, unsigned wan
 
 #define IN_GUARD (1u << Q2_K_L2 | 1u << Q2_K_BLOCK | 1u << Q2_K_OLD_L1 | 1u << Q2_K_OLD_L2)
 
-/* Every kind. While counts are in memory nobody uses the refcount blocks of the disk, and their table may be damaged (q2_recount.c). */
-static unsigned all_kinds(const struct q2_image *q)
-{
-    return ((1u << Q2_K_COUNT) - 1) & ~(q2_counts_in_memory(q) ? 1u << Q2_K_BLOCK : 0);
-}
+#define ALL_KINDS ((1u << Q2_K_COUNT) - 1)
 
 bool q2_guard_clear(const struct q2_image *q, uint64_t host)
 {
-    return q2_guard_ready(q) && q2_guard_kind(q, host, all_kinds(q)) == Q2_K_NONE;
+    return q2_guard_ready(q) && q2_guard_kind(q, host, ALL_KINDS) == Q2_K_NONE;
 }
 
 bool q2_guard_passes(const struct q2_image *q, uint64_t host)
@@ -442,7 +440,7 @@ int q2_guard_may_take(struct co *co, struct q2_image *q, uint64_t cluster, uint6
 {
     int r = q2_guard_need(co, q);
     for (uint64_t c = cluster; r == 0 && c < cluster + n; c++) {
-        enum q2_what k = q2_guard_kind(q, c << q->g.cluster_bits, all_kinds(q));
+        enum q2_what k = q2_guard_kind(q, c << q->g.cluster_bits, ALL_KINDS);
         if (k == Q2_K_NONE)
             continue;
         q2_note(q, c << q->g.cluster_bits, q->g.cluster_size, "cluster %#" PRIx64 " is free by its refcount, but the %s lies there", c << q->g.cluster_bits,
@@ -457,7 +455,7 @@ int q2_guard_may_change(struct co *co, struct q2_image *q, uint64_t off, enum q2
     int r = q2_guard_need(co, q);
     if (r < 0)
         return r;
-    enum q2_what k = q2_guard_kind(q, off, all_kinds(q) & ~(1u << as) & ~(as == Q2_K_L2 ? 1u << Q2_K_OLD_L2 : 0u));
+    enum q2_what k = q2_guard_kind(q, off, ALL_KINDS & ~(1u << as) & ~(as == Q2_K_L2 ? 1u << Q2_K_OLD_L2 : 0u));
     const struct q2_guard *g = atomic_load_explicit(&q->guard, memory_order_relaxed);
     if (k == Q2_K_NONE && names_of(g, off >> q->g.cluster_bits, as) <= 1)
         return 0;
@@ -487,7 +485,7 @@ bool q2_guard_is_right(const struct q2_image *q)
         if (off && !names_of(g, off >> q->g.cluster_bits, Q2_K_L2))
             return false;
     }
-    for (uint64_t i = 0; i < q->rt_entries; i++) {
+    for (uint64_t i = 0; !q2_counts_in_memory(q) && i < q->rt_entries; i++) {
         want += q->rt[i] != 0;
         if (q->rt[i] && !names_of(g, q->rt[i] >> q->g.cluster_bits, Q2_K_BLOCK))
             return false;

@@ -709,6 +709,26 @@ static void structure_body(struct co *co, void *arg)
 
 static void test_structure(void **state) { t_run(0, structure_body, NULL); }
 
+/* The refcount table names a place that did not exist when the image was opened: data that comes to lie there is data. */
+static void block_outside_body(struct co *co, void *arg)
+{
+    make_killed(co, &lazy, false);
+    set_be64(be64_get(disk_be64(48)), round_up(disk.len, CS) + 16 * CS);
+    struct q2_image *q = img_open(co, &at_once);
+    for (unsigned round = 0; round < 2; round++)                           /* new clusters, then in place */
+        for (uint64_t i = 0; i < 64; i++)
+            CHECK_EQ(g_write(co, q, 12 * MIB + i * CS, CS, (uint8_t)(0x40 + i + round)), 0);
+    struct fmt_check_result res = scrub(co, q, 0, 0);
+    CHECK(!res.corruptions && !q->unclean && !marked());
+    for (uint64_t i = 0; i < 64; i++)
+        CHECK(g_holds(co, q, 12 * MIB + i * CS, CS, (uint8_t)(0x41 + i)));
+    CHECK(old_content(co, q, 0) && states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    no_faults(co);
+}
+
+static void test_block_outside(void **state) { t_run(0, block_outside_body, NULL); }
+
 /* L6: what cannot be mended here is told, and the image goes on as it was, for as long as it takes. */
 static void hopeless_body(struct co *co, void *arg)
 {
@@ -1028,7 +1048,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_marks), cmocka_unit_test(test_killed), cmocka_unit_test(test_power), cmocka_unit_test(test_again),
         cmocka_unit_test(test_beside), cmocka_unit_test(test_cancel), cmocka_unit_test(test_under_way), cmocka_unit_test(test_stale), cmocka_unit_test(test_two_owners),
-        cmocka_unit_test(test_structure), cmocka_unit_test(test_hopeless), cmocka_unit_test(test_leaks), cmocka_unit_test(test_waiting), cmocka_unit_test(test_reclaim),
+        cmocka_unit_test(test_structure), cmocka_unit_test(test_block_outside), cmocka_unit_test(test_hopeless), cmocka_unit_test(test_leaks), cmocka_unit_test(test_waiting), cmocka_unit_test(test_reclaim),
         cmocka_unit_test(test_failing), cmocka_unit_test(test_reclaim_bitmaps), cmocka_unit_test(test_lost), cmocka_unit_test(test_device), cmocka_unit_test(test_device_power), cmocka_unit_test(test_device_unreadable),
         cmocka_unit_test(test_device_tight), cmocka_unit_test(test_device_rebuild), cmocka_unit_test(test_bitmaps_early), cmocka_unit_test(test_bitmaps_late), cmocka_unit_test(test_bitmaps_idle),
     };
