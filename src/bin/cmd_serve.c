@@ -250,11 +250,14 @@ static int shutdown_co(struct co *co, void *arg)
     return 0;
 }
 
-/* Jobs end while clients can still be told, and before the exports: a request may be waiting for a scrub that is paused. */
+/* Jobs end while clients can still be told, and before the exports: a request may be waiting for a scrub that is paused, or
+ * that was never started. */
 static int stop_jobs_co(struct co *co, void *arg)
 {
     struct serve *s = arg;
     byre_ctx_jobs_stop(co, s->r->ctx);
+    if (s->image)
+        byre_image_no_scrub(s->image);
     return 0;
 }
 

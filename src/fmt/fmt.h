@@ -338,6 +338,8 @@ struct fmt_ops {
      * an unclean image is made clean whatever fix says. Damage is counted in ret and left as it is. One at a time, and
      * over before close; resize is refused meanwhile. -EBUSY: one runs. */
     int (*scrub)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+    /* Home: nobody runs a scrub that requests may be waiting for; they go on as they can, or fail. NULL: none ever waits. */
+    void (*no_scrub)(struct fmt_image *im);
     /* Moves data from the end of the file into its holes and gives the rest back to the host, on the home loop, beside requests; NULL:
      * the format has none. One at a time, over before close; no scrub, snapshot, resize or amend meanwhile. ret: also when it fails. */
     int (*compact)(struct co *co, struct fmt_image *im, const struct fmt_compact_opts *o, struct fmt_compact_result *ret, struct byre_err *err);

@@ -69,6 +69,15 @@ static int scrub_run(struct co *co, struct job *job, struct byre_err *err)
     return r;
 }
 
+/* Also of one that was cancelled before it ran: requests may have been waiting for it. */
+static void scrub_abort(struct co *co, struct job *job)
+{
+    (void)co;
+    struct fmt_image *im = graph_image(((struct scrub *)job->opaque)->node);
+    if (im->ops->no_scrub)
+        im->ops->no_scrub(im);
+}
+
 static void scrub_fini(struct job *job)
 {
     struct scrub *s = job->opaque;
@@ -76,7 +85,7 @@ static void scrub_fini(struct job *job)
     free(s);
 }
 
-const struct job_kind job_scrub_kind = { .type = "x-byre-scrub", .run = scrub_run, .has_speed = true, .fini = scrub_fini };
+const struct job_kind job_scrub_kind = { .type = "x-byre-scrub", .run = scrub_run, .abort = scrub_abort, .has_speed = true, .fini = scrub_fini };
 
 int job_scrub_start(struct jobs *js, const struct job_scrub_opts *o, struct job **ret_job, struct byre_err *err)
 {

@@ -20,6 +20,8 @@ void byre_ctx_jobs_stop(struct co *co, struct byre_ctx *ctx);
 /* On the home loop: starts the job `id` that makes an unclean image clean; 0 too when it is clean. */
 struct byre_err;
 int byre_image_scrub(struct byre_image *image, const char *id, struct byre_err *err);
+/* On the home loop: no scrub of the image will come. Requests that wait for one go on as they can, or fail. */
+void byre_image_no_scrub(struct byre_image *image);
 /* Runs fn(co, arg) on the home loop and waits; never fails for want of memory (it waits for some). Returns fn's result. */
 int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg);
 struct rt_loop;

@@ -21,6 +21,13 @@ int byre_image_scrub(struct byre_image *image, const char *id, struct byre_err *
     return job_scrub_start(&image->ctx->jobs, &o, &job, err);
 }
 
+void byre_image_no_scrub(struct byre_image *image)
+{
+    struct fmt_image *im = graph_image(image->node);
+    if (im->ops->no_scrub)
+        im->ops->no_scrub(im);
+}
+
 void byre_ctx_jobs_stop(struct co *co, struct byre_ctx *ctx)
 {
     jobs_stop(co, &ctx->jobs);

@@ -169,6 +169,46 @@ def test_killed_on_a_device(tmp_path, byre_serve):
 
 
 @pytest.mark.serial
+def test_a_scrub_that_never_comes_holds_nobody_up(tmp_path, byre_serve):
+    """A server that fails between its export and its scrub ends, although a write waits for the scrub"""
+    peers.need("strace")
+    with open(tmp_path / "back", "wb") as f:
+        f.truncate(1 << 28)
+    path, detach = run.loop_device(tmp_path / "back")
+    try:
+        run.byre("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "4G")
+        server = byre_serve(path)
+        handle = connect(server)
+        handle.pwrite(b"\x11" * CS, 0)
+        handle.flush()
+        kill(server)
+        assert is_dirty(path)
+        socket = tmp_path / "late"
+        late = subprocess.Popen(["strace", "-f", "-qq", "-o", "/dev/null", "-e", "inject=bind:delay_enter=2000000", run.BYRE, "serve", "--nbd", f"unix:{socket}",
+                                 "--control", str(tmp_path / "none" / "control"), path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            end = time.monotonic() + 30
+            while not socket.exists() and time.monotonic() < end:
+                time.sleep(0.02)
+            nbd = peers.need_module("nbd")
+            handle = nbd.NBD()
+            handle.connect_unix(str(socket))
+            assert handle.pread(CS, 0) == b"\x11" * CS
+            with pytest.raises(nbd.Error):
+                handle.pwrite(b"\x22" * CS, 1 << 20)
+            assert late.wait(30) == 1 and "cannot listen" in late.stderr.read()
+        finally:
+            subprocess.run(["pkill", "-9", "-P", str(late.pid)], check=False)
+            late.kill()
+            late.wait()
+        assert is_dirty(path)
+        run.byre("check", "-r", "all", path)
+        run.qemu_io(path, f"read -P 0x11 0 {CS}", f"read -P 0 {1 << 20} {CS}")
+    finally:
+        detach()
+
+
+@pytest.mark.serial
 def test_a_device_is_repaired_behind_what_it_holds(tmp_path):
     """FEATURES 1.117: a new refcount structure finds its place on a device, which has no end to write behind"""
     with open(tmp_path / "back", "wb") as f:

@@ -535,6 +535,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .info = q2_info,
     .check = q2_check,
     .scrub = q2_scrub,
+    .no_scrub = q2_no_scrub,
     .compact = q2_compact,
     .close = q2_close,
     .create = q2_create,

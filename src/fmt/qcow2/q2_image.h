@@ -243,6 +243,8 @@ MUST_USE int q2_lazy_leave(struct co *co, struct q2_image *q);
 
 /* ---- q2_scrub.c: the online check. Home loop; suspends; may run while requests do ---- */
 int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+/* Nobody runs one: what waits for it goes on as it can. */
+void q2_no_scrub(struct fmt_image *im);
 /* References of these clusters are about to change, or may have: a scrub that runs does not judge them. */
 void q2_scrub_touch(struct q2_image *q, uint64_t cluster, uint64_t n);
 /* Waits until no scrub follows pointers. Suspends. */

@@ -516,6 +516,14 @@ static int clean(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, co
     return r;
 }
 
+void q2_no_scrub(struct fmt_image *im)
+{
+    struct q2_image *q = q2_of(im);
+    ASSERT_LOOP(im->home);
+    if (q->unclean && !q->scrubbing)
+        q2_unclean_scrub(q, false);
+}
+
 int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err)
 {
     struct q2_image *q = q2_of(im);
@@ -543,6 +551,7 @@ int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o
         q2_marks_fini(&s->touched);
         free(s->fixes);
     } else {
+        q2_no_scrub(im);
         r = byre_fail(err, NOMEM, "%s: no memory for a scrub", q->name);
     }
     free(k);

@@ -463,6 +463,33 @@ static void device_unreadable_body(struct co *co, void *arg)
     device_bytes = 0;
 }
 
+/* A scrub that never comes holds nobody up for ever: what needs clusters fails, and goes on when one has come after all. */
+static void device_alone_body(struct co *co, void *arg)
+{
+    device_bytes = 8 * MIB;
+    make_killed(co, &lazy, false);
+    struct q2_image *q = img_open(co, &at_once);
+    struct writer w = { q, 0, CS, 0xa0 };
+    CHECK_EQ(rt_spawn(q->im.home, writer_co, &w), 0);
+    for (int i = 0; i < 200; i++)
+        co_yield(co);
+    CHECK(!w.over);
+    q->im.ops->no_scrub(&q->im);
+    for (int i = 0; i < 200 && !w.over; i++)
+        co_yield(co);
+    CHECK(w.over && w.result == -EIO && q->unclean && old_content(co, q, 0));
+    scrub(co, q, 0, 0);
+    q->im.ops->no_scrub(&q->im);
+    CHECK(!q->unclean && !marked());
+    CHECK_EQ(g_write(co, q, 0, CS, 0xa1), 0);
+    CHECK(g_holds(co, q, 0, CS, 0xa1));
+    CHECK_EQ(img_close(co, q), 0);
+    no_faults(co);
+    device_bytes = 0;
+}
+
+static void test_device_alone(void **state) { t_run(0, device_alone_body, NULL); }
+
 static void test_device_unreadable(void **state) { t_run(0, device_unreadable_body, NULL); }
 
 /* Hardly any room behind the used part: writes wait for the end of the scrub, then go in place, and none fails. */
@@ -1049,7 +1076,7 @@ int main(void)
         cmocka_unit_test(test_marks), cmocka_unit_test(test_killed), cmocka_unit_test(test_power), cmocka_unit_test(test_again),
         cmocka_unit_test(test_beside), cmocka_unit_test(test_cancel), cmocka_unit_test(test_under_way), cmocka_unit_test(test_stale), cmocka_unit_test(test_two_owners),
         cmocka_unit_test(test_structure), cmocka_unit_test(test_block_outside), cmocka_unit_test(test_hopeless), cmocka_unit_test(test_leaks), cmocka_unit_test(test_waiting), cmocka_unit_test(test_reclaim),
-        cmocka_unit_test(test_failing), cmocka_unit_test(test_reclaim_bitmaps), cmocka_unit_test(test_lost), cmocka_unit_test(test_device), cmocka_unit_test(test_device_power), cmocka_unit_test(test_device_unreadable),
+        cmocka_unit_test(test_failing), cmocka_unit_test(test_reclaim_bitmaps), cmocka_unit_test(test_lost), cmocka_unit_test(test_device), cmocka_unit_test(test_device_power), cmocka_unit_test(test_device_unreadable), cmocka_unit_test(test_device_alone),
         cmocka_unit_test(test_device_tight), cmocka_unit_test(test_device_rebuild), cmocka_unit_test(test_bitmaps_early), cmocka_unit_test(test_bitmaps_late), cmocka_unit_test(test_bitmaps_idle),
     };
     ASSERT(disk_setup(NULL) == 0);
