@@ -565,12 +565,68 @@ static void users_body(struct co *co, void *arg)
 
 static void test_users(void **state) { t_run(0, users_body, NULL); }
 
+/* Where a map has read an entry, on another loop as it were, and has not said yet what it makes of it. */
+static struct { struct q2_image *q; struct meta_block *b; uint32_t index; uint64_t to; } paused;
+void q2_map_pause(void);
+void q2_map_pause(void)
+{
+    struct q2_image *q = paused.q;
+    struct q2_l2e old, new;
+    if (!q)
+        return;
+    paused.q = NULL;
+    CHECK(q2_entry_get(q, paused.b, paused.index, &old));
+    new = old;
+    new.host = paused.to;
+    q2_entry_set(q, paused.b, paused.index, &new);
+    q2_alloc_drop_moved(q, old.host >> q->g.cluster_bits, 1);
+    meta_need_data_barrier(q->meta);
+    atomic_store(&q->hold_end, 0);
+}
+
+/* B1: an entry is read, the cluster is moved and the hold ends before the map looks whether it is held. */
+static void late_look_body(struct co *co, void *arg)
+{
+    static const struct make makes[] = { { 3, 16, CS, 16 * MIB }, { .version = 3, .refcount_bits = 16, .cluster_size = 64 * KIB, .size = 16 * MIB, .sub = true } };
+    for (unsigned i = 0; i < 2; i++) {
+        img_make(co, &makes[i]);
+        struct q2_image *q = img_open(co, &small);
+        uint64_t cs = q->g.cluster_size;
+        struct fmt_extent e;
+        struct q2_run run;
+        CHECK_EQ(g_write(co, q, 0, cs, 7), 0);
+        uint64_t host = g_host(co, q, 0);
+        CHECK_EQ(q2_alloc_take(co, q, 1, &run), 0);
+        paused.to = run.cluster * cs;
+        uint8_t *buf = malloc(cs);
+        memset(buf, 7, cs);
+        CHECK_EQ(stor_write_buf(co, q->im.data, buf, cs, paused.to, 0), 0);
+        free(buf);
+        CHECK_EQ(q2_slice_get(co, q, 0, &paused.b, &paused.index), 0);
+        q2_hold(co, q, host, host + cs);
+        epoch_token t = epoch_enter(q->im.epoch, co_loop(co));
+        paused.q = q;
+        CHECK_EQ(q2_map(co, &q->im, 0, cs, &e), 0);
+        CHECK(!paused.q && e.kind == FMT_DATA);
+        CHECK(!e.writable || e.host == run.cluster * cs);
+        CHECK_EQ(q2_map(co, &q->im, 0, cs, &e), 0);
+        CHECK(e.writable && e.host == run.cluster * cs);
+        epoch_leave(q->im.epoch, co_loop(co), t);
+        meta_put(q->meta, paused.b);
+        CHECK(g_holds(co, q, 0, cs, 7));
+        CHECK_EQ(img_close(co, q), 0);
+        no_faults(co);
+    }
+}
+
+static void test_late_look(void **state) { t_run(0, late_look_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shape), cmocka_unit_test(test_shrinks), cmocka_unit_test(test_cut), cmocka_unit_test(test_subclusters), cmocka_unit_test(test_zeros), cmocka_unit_test(test_packed),
         cmocka_unit_test(test_snapshot), cmocka_unit_test(test_device), cmocka_unit_test(test_refused), cmocka_unit_test(test_damaged),
-        cmocka_unit_test(test_cancel), cmocka_unit_test(test_failing), cmocka_unit_test(test_inside), cmocka_unit_test(test_users),
+        cmocka_unit_test(test_cancel), cmocka_unit_test(test_failing), cmocka_unit_test(test_inside), cmocka_unit_test(test_users), cmocka_unit_test(test_late_look),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 compact", tests);

@@ -116,11 +116,26 @@ static inline void q2_slices_set(struct q2_image *q, uint32_t slice_bytes)
     q->slice_span = (uint64_t)q->slice_entries << q->g.cluster_bits;
 }
 
-/* Is the cluster at `host` about to be moved, so that nobody begins to write into it? Any loop, in an epoch section or at home. */
+/* Host bytes in which no write begins in place, as they were at one moment; end 0: none. */
+struct q2_held { uint64_t from, end; };
+
+/* Any loop, in an epoch section and in front of the look at entries: an entry that is read behind an empty answer is the one that was
+ * there before a hold, which then waits for this section, or the one that was put in its place. At home: whenever. */
+static inline struct q2_held q2_held_now(const struct q2_image *q)
+{
+    struct q2_held h = { .end = atomic_load_explicit(&q->hold_end, memory_order_acquire) };
+    if (UNLIKELY(h.end))
+        h.from = atomic_load_explicit(&q->hold_from, memory_order_acquire);
+    return h;
+}
+
+static inline bool q2_held_has(const struct q2_held *h, uint64_t host) { return UNLIKELY(h->end) && host < h->end && host >= h->from; }
+
+/* Is the cluster at `host` about to be moved, so that nobody begins to write into it? Home loop. */
 static inline bool q2_held(const struct q2_image *q, uint64_t host)
 {
-    uint64_t end = atomic_load_explicit(&q->hold_end, memory_order_acquire);
-    return UNLIKELY(end) && host < end && host >= atomic_load_explicit(&q->hold_from, memory_order_acquire);
+    struct q2_held h = q2_held_now(q);
+    return q2_held_has(&h, host);
 }
 
 /* ---- L2 entries of a slice, of either size. Whoever reads or changes one by its index goes through these. ---- */

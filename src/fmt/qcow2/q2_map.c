@@ -12,6 +12,8 @@
  *                 writes into it in place (Q4). Nor is it said of clusters that are about to be moved (q2_move.c).
  *             M3  An L2 table is changed only when its L1 entry is COPIED (Q5); q2_slice_own sees to it.
  *             M4  A pinned slice stays the one that the L1 entry names: after each suspension the entry is compared.
+ *             M5  What is held is looked at in front of the entries: behind them it could be over already, and an entry that was read
+ *                 before its cluster was moved would be written in place, where nobody looks any more.
  * Order       A new table's zeros, or the copy of a shared one, are written before the L1 entry is set, so the data barrier
  *             covers them (Q5); a crash that keeps the L1 entry and loses what the same pass writes into the table finds
  *             the old mappings there. No barrier is needed between L2 and L1. In known-zero, settled space not even the
@@ -116,9 +118,16 @@ bool q2_slice_is_own(const struct q2_image *q, uint64_t guest)
     return l1_entry(q, guest, &e) == 0 && e.l2_off && table_is_own(&e);
 }
 
+#ifdef Q2_MAP_TEST                            /* a moment in which the home loop may go on, for tests */
+void q2_map_pause(void);
+#define MAP_PAUSE() q2_map_pause()
+#else
+#define MAP_PAUSE() (void)0
+#endif
+
 /* ---- mapping of entries ---- */
 
-static void extent_of(const struct q2_image *q, const struct q2_l2e *e, uint64_t off, struct fmt_extent *x)
+static void extent_of(const struct q2_image *q, const struct q2_held *held, const struct q2_l2e *e, uint64_t off, struct fmt_extent *x)
 {
     uint64_t in = q2_in_cluster(&q->g, off);
     *x = (struct fmt_extent){ .len = q->g.cluster_size - in };
@@ -138,7 +147,7 @@ static void extent_of(const struct q2_image *q, const struct q2_l2e *e, uint64_t
         x->kind = FMT_DATA;
         x->has_host = true;
         x->host = e->host + in;
-        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host)) && !q2_held(q, e->host);
+        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host)) && !q2_held_has(held, e->host);
         if (UNLIKELY(q->im.weak_cipher)) {               /* legacy AES goes by guest offset */
             x->kind = FMT_ENCODED;
             x->encrypted = true;
@@ -163,11 +172,11 @@ static bool extends(const struct fmt_extent *x, const struct fmt_extent *next)
 }
 
 /* The same with subclusters: the run of those that are in the same state. */
-static void extent_of_sub(const struct q2_image *q, const struct q2_l2e *e, uint64_t off, struct fmt_extent *x)
+static void extent_of_sub(const struct q2_image *q, const struct q2_held *held, const struct q2_l2e *e, uint64_t off, struct fmt_extent *x)
 {
     uint64_t in = q2_in_cluster(&q->g, off), unit = 1ull << q->g.sub_bits;
     if (e->kind == Q2_COMPRESSED) {
-        extent_of(q, e, off, x);
+        extent_of(q, held, e, off, x);
         return;
     }
     uint32_t first = (uint32_t)(in >> q->g.sub_bits), run;
@@ -181,7 +190,7 @@ static void extent_of_sub(const struct q2_image *q, const struct q2_l2e *e, uint
         break;
     case Q2_SUB_DATA:
         x->kind = FMT_DATA;
-        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host)) && !q2_held(q, e->host);
+        x->writable = (e->copied || MUTANT(MUT_SHARED_IN_PLACE)) && (q->g.data_file || q2_guard_passes(q, e->host)) && !q2_held_has(held, e->host);
         break;
     }
     x->len = run * unit - in % unit;
@@ -190,15 +199,17 @@ static void extent_of_sub(const struct q2_image *q, const struct q2_l2e *e, uint
 static int map_slice_sub(const struct q2_image *q, const struct meta_block *b, uint64_t off, uint64_t len, struct fmt_extent *ret)
 {
     len = min_u64(len, left_in_slice(q, off));
+    struct q2_held held = q2_held_now(q);                        /* M5 */
     struct q2_l2e e;
     if (!q2_entry_get(q, b, slice_index(q, off), &e) || !q2_entry_fits(q, &e, off))
         return -EUCLEAN;
     struct fmt_extent x, next;
-    extent_of_sub(q, &e, off, &x);
+    MAP_PAUSE();
+    extent_of_sub(q, &held, &e, off, &x);
     while (x.len < len && q2_in_cluster(&q->g, off + x.len) == 0) {     /* inside a cluster a run ends where the state changes */
         if (!q2_entry_get(q, b, slice_index(q, off + x.len), &e) || !q2_entry_fits(q, &e, off + x.len))
             break;
-        extent_of_sub(q, &e, off + x.len, &next);
+        extent_of_sub(q, &held, &e, off + x.len, &next);
         if (!extends(&x, &next))
             break;
         x.len += next.len;
@@ -214,17 +225,19 @@ static int map_slice(const struct q2_image *q, const struct meta_block *b, uint6
     if (UNLIKELY(q->g.ext_l2))
         return map_slice_sub(q, b, off, len, ret);
     len = min_u64(len, left_in_slice(q, off));
+    struct q2_held held = q2_held_now(q);                        /* M5 */
     struct q2_l2e e;
     uint32_t i = slice_index(q, off);
     if (!q2_entry_get(q, b, i, &e) || !q2_entry_fits(q, &e, off))
         return -EUCLEAN;
     struct fmt_extent x;
-    extent_of(q, &e, off, &x);
+    MAP_PAUSE();
+    extent_of(q, &held, &e, off, &x);
     while (x.len < len) {
         struct fmt_extent next;
         if (!q2_entry_get(q, b, ++i, &e) || !q2_entry_fits(q, &e, off + x.len))
             break;
-        extent_of(q, &e, off + x.len, &next);
+        extent_of(q, &held, &e, off + x.len, &next);
         if (!extends(&x, &next))
             break;
         x.len += next.len;
