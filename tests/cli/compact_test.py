@@ -243,8 +243,13 @@ def test_a_signal(tmp_path, byre_serve, served):
     kept = holes(path)
     server = byre_serve(path) if served else None
     args = ["--control", str(server.control), "--speed=256k"] if served else [str(path)]
-    p = subprocess.Popen([str(run.BYRE), "compact", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.3 if served else 0.02)
+    # a shell starts what runs in the background with SIGINT ignored
+    p = subprocess.Popen([str(run.BYRE), "compact", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    until = time.monotonic() + 30
+    while served and not json.loads(run.byre("job", "--output=json", server.control, "list").out):
+        assert time.monotonic() < until
+    time.sleep(0.02)
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)
     assert p.returncode in ((1,) if served else (0, 1, -signal.SIGINT)), (out, err)
