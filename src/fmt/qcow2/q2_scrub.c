@@ -238,7 +238,7 @@ static int round_of(struct co *co, struct q2_scrubbing *s, struct q2_checker *k,
 
 /* ---- leaks ---- */
 
-/* L1, L3: nothing names the cluster, or fewer than are counted, and that has not changed while we waited. */
+/* L1, L3: nothing names the cluster, or fewer than are counted, and that has not changed while we waited. 1: freed. */
 static int free_one(struct co *co, struct q2_checker *k, uint64_t c, uint64_t stored, uint64_t refs)
 {
     struct q2_image *q = k->q;
@@ -251,7 +251,6 @@ static int free_one(struct co *co, struct q2_checker *k, uint64_t c, uint64_t st
         r = q2_refs_add(co, q, c, 1, -(int64_t)(stored - refs));
     if (r == 0 && same) {
         k->res.leaks_fixed++;
-        k->res.leaks--;
         q2_finding(k, true, "Q2_LEAK", "cluster %" PRIu64 ": refcount %" PRIu64 " set to %" PRIu64, c, stored, refs);
         if (!refs && a->reclaim)
             q2_reclaim_saw(a, c, 1);             /* it is ours to give back; soon somebody may have it */
@@ -259,9 +258,10 @@ static int free_one(struct co *co, struct q2_checker *k, uint64_t c, uint64_t st
             r = q2_alloc_freed(q, c, c + 1);
     }
     co_unlock(&a->mx);
-    return r;
+    return r < 0 ? r : same;
 }
 
+/* What somebody has used or dropped while we waited is no leak that is left: the next scrub judges it. */
 static int free_leaks(struct co *co, struct q2_checker *k)
 {
     if (!k->res.leaks)
@@ -274,13 +274,18 @@ static int free_leaks(struct co *co, struct q2_checker *k)
     /* D3: a drop that found no memory for its quarantine looks like any leak; requests may still have seen the old mapping */
     epoch_wait_stamp(co, k->q->im.epoch, epoch_stamp(k->q->im.epoch));
     unsigned n = 0;
+    uint64_t left = 0;
     for (uint64_t c = q2_counts_next(&k->stored, 0); r == 0 && c != Q2_COUNTS_NONE; c = q2_counts_next(&k->stored, c + 1)) {
         uint64_t stored = q2_counts_get(&k->stored, c), refs = q2_counts_get(&k->refs, c);
-        if (stored > refs && stored < Q2_STORED_LARGE && q2_stored_known(k, c) && !q2_live_skips(k, c))
+        bool leak = stored > refs && q2_stored_known(k, c) && !q2_live_skips(k, c);
+        if (leak && stored < Q2_STORED_LARGE)
             r = free_one(co, k, c, stored, refs);
+        left += leak && r <= 0 && !q2_live_skips(k, c);
+        r = r < 0 ? r : 0;
         if (r == 0 && ++n % 1024 == 0)
             r = q2_live_breathe(co, k);
     }
+    k->res.leaks = r == 0 ? left : k->res.leaks;
     return r;
 }
 
