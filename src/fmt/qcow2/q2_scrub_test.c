@@ -554,9 +554,9 @@ static struct q2_bm *only_bitmap(struct q2_image *q)
     return &q->bms->list[0];
 }
 
-static void bitmap_free(struct q2_image *q, struct fmt_bitmap *b)
+/* Its image is closed. */
+static void bitmap_free(struct fmt_bitmap *b)
 {
-    q->im.bitmaps = NULL;
     dirty_free(b->bits);
     free(b->name);
     free(b);
@@ -579,7 +579,7 @@ static void make_killed_bitmap(struct co *co)
     CHECK_EQ(g_write(co, q, 0, CS, 1), 0);
     CHECK_EQ(g_flush(co, q), 0);
     img_kill(co, q);
-    bitmap_free(q, b);
+    bitmap_free(b);
     CHECK(marked());
 }
 
@@ -620,14 +620,14 @@ static void bitmaps_body(struct co *co, void *arg)
     }
     CHECK(states_ok(co, q));
     CHECK_EQ(img_close(co, q), 0);
-    bitmap_free(q, b);
+    bitmap_free(b);
     no_faults(co);
     q = img_open(co, &(struct opening){ 0 });
     CHECK_EQ(q2_bms_open(co, &q->im, &err), 0);
     b = only_bitmap(q)->pub;
     CHECK(!b->inconsistent && !only_bitmap(q)->in_use && dirty_any(b->bits, 9 * MIB, CS) && dirty_any(b->bits, 5 * MIB, 64 * KIB) && !dirty_any(b->bits, 2 * MIB, MIB));
     CHECK_EQ(img_close(co, q), 0);
-    bitmap_free(q, b);
+    bitmap_free(b);
 }
 
 static void test_bitmaps_early(void **state) { t_run(0, bitmaps_body, (void *)1); }
@@ -645,7 +645,7 @@ static void bitmaps_idle_body(struct co *co, void *arg)
     CHECK_EQ(q2_bms_open(co, &q->im, &err), 0);
     struct fmt_bitmap *b = only_bitmap(q)->pub;
     CHECK_EQ(img_close(co, q), 0);
-    bitmap_free(q, b);
+    bitmap_free(b);
     CHECK(disk.len == len && memcmp(before, disk.bytes, len) == 0);
     free(before);
 }
@@ -948,7 +948,7 @@ static void reclaim_bitmaps_body(struct co *co, void *arg)
     CHECK_EQ(g_write(co, q, 0, CS, 0x11), 0);
     CHECK_EQ(g_flush(co, q), 0);
     img_kill(co, q);
-    bitmap_free(q, b);
+    bitmap_free(b);
     memset(&walk_of_other, 0, sizeof walk_of_other);
     walk_of_other.me = co;
     disk.hook = hold_other;
@@ -971,7 +971,7 @@ static void reclaim_bitmaps_body(struct co *co, void *arg)
     disk.hook = NULL;
     b = q->im.bitmaps;
     CHECK_EQ(img_close(co, q), 0);
-    bitmap_free(q, b);
+    bitmap_free(b);
     no_faults(co);
 }
 
