@@ -55,9 +55,10 @@ static int put_sector(struct co *co, const struct lk_area *a, const uint8_t *old
 /* Brings slot i of h to the disk: S1, S2. */
 static int put_slot(struct co *co, const struct lk_area *a, const struct lk_header *h, unsigned i)
 {
-    uint8_t *old = malloc(2 * LK_HEAD_BYTES), *new = old + LK_HEAD_BYTES;
+    uint8_t *old = malloc(2 * LK_HEAD_BYTES);
     if (!old)
         return -ENOMEM;
+    uint8_t *new = old + LK_HEAD_BYTES;
     struct iovec slot;
     unsigned state = (unsigned)((offsetof(struct lk_disk_header, slot) + i * sizeof(struct lk_disk_slot)) / LK_SECTOR);
     int r = stor_read(co, a->store, iov_one(&slot, old, LK_HEAD_BYTES), a->base);
