@@ -31,8 +31,7 @@ static bool is_given(void *arg, const char *option)
 static void on_progress(void *arg, uint64_t done, uint64_t total)
 {
     struct amend_job *a = arg;
-    atomic_store_explicit(&a->job.done_units, done, memory_order_relaxed);
-    atomic_store_explicit(&a->job.total_units, total, memory_order_relaxed);
+    lib_job_progress(&a->job, done, total);
 }
 
 static int amend_run(struct co *co, struct byre_job *job, struct byre_err *err)

@@ -29,8 +29,7 @@ static void on_finding(void *arg, bool fixed, const char *id, const char *text)
 static void on_progress(void *arg, uint64_t done, uint64_t total)
 {
     struct check_job *c = arg;
-    atomic_store_explicit(&c->job.done_units, done, memory_order_relaxed);
-    atomic_store_explicit(&c->job.total_units, total, memory_order_relaxed);
+    lib_job_progress(&c->job, done, total);
 }
 
 static void give_result(struct check_job *c, const struct fmt_check_result *r)

@@ -23,8 +23,7 @@ struct compact_job {
 static void on_progress(void *arg, uint64_t done, uint64_t total)
 {
     struct compact_job *c = arg;
-    atomic_store_explicit(&c->job.done_units, done, memory_order_relaxed);
-    atomic_store_explicit(&c->job.total_units, total, memory_order_relaxed);
+    lib_job_progress(&c->job, done, total);
 }
 
 static int on_step(struct co *co, void *arg, uint64_t bytes)

@@ -27,16 +27,9 @@ struct convert_job {
     struct copy_part *parts;
 };
 
-static void on_progress(void *arg, uint64_t done, uint64_t total)
-{
-    struct byre_job *job = arg;
-    atomic_store_explicit(&job->done_units, done, memory_order_relaxed);
-    atomic_store_explicit(&job->total_units, total, memory_order_relaxed);
-}
-
 static void convert_progress(void *arg, uint64_t done, uint64_t total)
 {
-    on_progress(&((struct convert_job *)arg)->job, done, total);
+    lib_job_progress(&((struct convert_job *)arg)->job, done, total);
 }
 
 static void convert_salvaged(void *arg, uint64_t off, uint64_t len, int error)
@@ -164,7 +157,7 @@ struct comparing {
 
 static void compare_progress(void *arg, uint64_t done, uint64_t total)
 {
-    on_progress(&((struct comparing *)arg)->job, done, total);
+    lib_job_progress(&((struct comparing *)arg)->job, done, total);
 }
 
 static int comparing_run(struct co *co, struct byre_job *job, struct byre_err *err)

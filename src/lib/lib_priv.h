@@ -72,6 +72,11 @@ struct byre_job {
     int result;
     struct byre_err err;
 };
+static inline void lib_job_progress(struct byre_job *job, uint64_t done, uint64_t total)
+{
+    atomic_store_explicit(&job->done_units, done, memory_order_relaxed);
+    atomic_store_explicit(&job->total_units, total, memory_order_relaxed);
+}
 /* Starts job->run on the home loop. On failure the job is finished and freed. */
 MUST_USE int lib_job_start(struct byre_job *job, struct byre_ctx *ctx, struct byre_job **ret_job, struct byre_err *err);
 
