@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdatomic.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -268,6 +269,44 @@ static void recv_all(struct co *co, int fd, char *buf, size_t len)
 
 enum { STREAM = 1 << 20 };
 static char stream_out[STREAM], stream_in[STREAM];
+
+/* A long burst reaches the kernel in parts, before the loop is asked for completions. */
+static unsigned begun;
+
+static void send_one_byte(struct co *co, void *arg)
+{
+    begun++;
+    ASSERT(send_bytes(co, *(int *)arg, "x", 1) == 1);
+}
+
+static void look_at_burst(struct co *co, void *arg)
+{
+    int arrived;
+    (void)co;
+    OK(ioctl(*(int *)arg, FIONREAD, &arrived));
+    ASSERT(begun == 100 && arrived >= 95);      /* of 96, for the wakeup poll may be among them */
+}
+
+static void burst(struct co *co)
+{
+    struct rt_task t[100], look;
+    int fd[2];
+    begun = 0;
+    socket_pair(fd);
+    for (unsigned i = 0; i < 100; i++)
+        OK(rt_task_start(co_loop(co), &t[i], send_one_byte, &fd[0]));
+    OK(rt_task_start(co_loop(co), &look, look_at_burst, &fd[1]));
+    rt_task_join(co, &look);
+    for (unsigned i = 0; i < 100; i++)
+        rt_task_join(co, &t[i]);
+    close(fd[0]);
+    close(fd[1]);
+}
+
+static void burst_in_parts(void **state)
+{
+    test_run(RT_BACKEND_URING, burst);
+}
 
 static void stream_writer(struct co *co, void *arg)
 {
@@ -684,7 +723,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         BOTH(read_write), BOTH(file_errors), BOTH(more_pieces_than_the_kernel_takes), BOTH(many_requests),
-        cmocka_unit_test(files_in_memory), BOTH(cold_and_warm_reads), cmocka_unit_test(many_requests_tiny_ring), BOTH(completions_overflow),
+        cmocka_unit_test(files_in_memory), BOTH(cold_and_warm_reads), cmocka_unit_test(many_requests_tiny_ring), cmocka_unit_test(burst_in_parts), BOTH(completions_overflow),
         cmocka_unit_test(completions_overflow_tiny_ring), BOTH(stream), BOTH(both_ways), BOTH(tcp), BOTH(unix_stream),
         BOTH(full_backlog), BOTH(cancel_sockets), BOTH(deadline_sockets), BOTH(cancel_races_data),
         BOTH(cancelled_files), BOTH(two_waiters), BOTH(others_get_their_turn),

@@ -7,6 +7,9 @@
  * Invariants   I1 a request is in exactly one place: the deferred list, the ring (user_data points to it), or done
  *              I2 done() is called once per request, from wait or submit, on the loop
  *              I3 the wakeup poll is armed, or its entry waits to be placed (wake_wanted)
+ *              I4 the kernel has an entry at the latest when BATCH more follow it: a device works on the first part of a
+ *                 long burst while the loop still prepares the rest, and neighbours in it are merged into requests
+ *                 that overlap, not into a single one that all must wait for
  * Concurrency  wakeup: any thread. All else: the loop's thread (the ring is made for a single issuer).
  * Failure      init: -errno when the kernel refuses rings (EPERM, ENOSYS, ENOMEM) or is older than 5.13. A full
  *              submission queue is flushed; what the kernel does not take yet (EAGAIN, EBUSY while completions
@@ -33,6 +36,7 @@
 
 #define ENTRIES_DEFAULT 256u
 #define CQ_FACTOR 16u
+#define BATCH 32u
 #define TAG_IGNORE 1u           /* user_data of cancel entries; requests are aligned, so never 1 or 2 */
 #define TAG_WAKE 2u
 #define NEEDED_FEATURES (IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL | IORING_FEAT_EXT_ARG | IORING_FEAT_RSRC_TAGS)
@@ -75,6 +79,8 @@ static void set_cancel(struct rt_req *r, enum cancel c)
 
 static struct io_uring_sqe *get_sqe(struct uring *u)
 {
+    if (io_uring_sq_ready(&u->ring) >= BATCH)               /* I4; what it refuses stays queued */
+        (void)io_uring_submit(&u->ring);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
     if (sqe || io_uring_submit(&u->ring) <= 0)
         return sqe;
