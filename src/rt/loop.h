@@ -78,6 +78,12 @@ void rt_task_join(struct co *co, struct rt_task *t);         /* suspends until d
  * hashing. Suspends. Returns fn's result; -ENOMEM when it could not be queued. */
 MUST_USE int64_t rt_blocking(struct co *co, int64_t (*fn)(void *arg), void *arg);
 MUST_USE int64_t rt_cpu(struct co *co, int64_t (*fn)(void *arg), void *arg);
+/* fn(arg, i) for every i below n, each once, in any order, on up to RT_SPLIT_MAX threads of the CPU pool at the same time;
+ * returns when all are done. Takes no memory. Suspends. 0; -ENOMEM: no worker to be had, nothing was run. */
+#define RT_SPLIT_MAX 8u
+MUST_USE int rt_cpu_split(struct co *co, void (*fn)(void *arg, unsigned i), void *arg, unsigned n);
+/* Work that waits for a thread of the CPU pool now. Any thread; of interest to tests. */
+unsigned rt_cpu_waiting(struct rt *rt);
 unsigned rt_cpu_workers(const struct rt *rt);                /* how many threads the CPU pool may have, >= 1 */
 
 #endif

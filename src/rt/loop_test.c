@@ -333,6 +333,58 @@ static void pools_test(void **state)
         test_run_opts(&(struct rt_opts){ .backend = (enum rt_backend_kind)kind, .manual = true, .cpu_workers = 3 }, both_pools);
 }
 
+/* Several workers on one call: they meet in it, and each index is done once. */
+static atomic_uint index_seen[40];
+
+static void slow_index(void *arg, unsigned i)
+{
+    int v = 1;
+    (void)slow(&v);
+    atomic_fetch_add(&index_seen[i], 1);
+}
+
+static void open_gate_when(struct co *co, void *arg)
+{
+    int limit = *(int *)arg;
+    while (atomic_load(&running) < limit)
+        OK(co_sleep(co, 1 * MS));           /* the loop itself is free meanwhile */
+    OK(co_sleep(co, 5 * MS));
+    ASSERT(atomic_load(&running) == limit && rt_cpu_waiting(rt_of(co_loop(co))) == 0);
+    atomic_store(&gate_open, true);
+}
+
+static void split_in(struct co *co, unsigned n, int limit)
+{
+    struct rt_task t;
+    for (unsigned i = 0; i < 40; i++)
+        atomic_store(&index_seen[i], 0);
+    atomic_store(&peak, 0);
+    atomic_store(&gate_open, false);
+    OK(rt_task_start(co_loop(co), &t, open_gate_when, &limit));
+    OK(rt_cpu_split(co, slow_index, NULL, n));
+    rt_task_join(co, &t);
+    ASSERT(atomic_load(&peak) == limit && atomic_load(&running) == 0);
+    for (unsigned i = 0; i < 40; i++)
+        ASSERT(atomic_load(&index_seen[i]) == (i < n));
+}
+
+static void splits(struct co *co)
+{
+    int workers = (int)rt_cpu_workers(rt_of(co_loop(co))), most = workers < (int)RT_SPLIT_MAX ? workers : (int)RT_SPLIT_MAX;
+    split_in(co, 40, most);
+    split_in(co, 2, most < 2 ? most : 2);
+    split_in(co, 1, 1);
+    split_in(co, 0, 0);
+}
+
+static void split_test(void **state)
+{
+    static const unsigned workers[] = { 1, 3, 12 };
+    for (int kind = RT_BACKEND_URING; kind <= RT_BACKEND_THREADS; kind++)
+        for (unsigned i = 0; i < 3; i++)
+            test_run_opts(&(struct rt_opts){ .backend = (enum rt_backend_kind)kind, .manual = true, .cpu_workers = workers[i] }, splits);
+}
+
 /* Threads cannot be had: -ENOMEM; as soon as there is one, work only waits. */
 static int thread_budget = -1;
 int __real_pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*fn)(void *), void *arg);
@@ -353,6 +405,7 @@ static void no_threads(struct co *co)
     thread_budget = 0;
     ASSERT(rt_blocking(co, slow, &v) == -ENOMEM);
     ASSERT(rt_cpu(co, slow, &v) == -ENOMEM);
+    ASSERT(rt_cpu_split(co, slow_index, NULL, 3) == -ENOMEM);
     thread_budget = 1;
     ASSERT(rt_blocking(co, slow, &v) == INT64_C(10000000000));
     ASSERT(thread_budget == 0);
@@ -362,6 +415,11 @@ static void no_threads(struct co *co)
         OK(rt_task_start(co_loop(co), &t[i], use_worker, &u[i]));
     for (int i = 0; i < 3; i++)
         rt_task_join(co, &t[i]);
+    thread_budget = 1;                      /* one thread does the work of all */
+    atomic_store(&index_seen[0], 0);
+    atomic_store(&index_seen[1], 0);
+    OK(rt_cpu_split(co, slow_index, NULL, 2));
+    ASSERT(thread_budget == 0 && atomic_load(&index_seen[0]) == 1 && atomic_load(&index_seen[1]) == 1);
     thread_budget = -1;
 }
 ON_BOTH(no_threads)
@@ -372,7 +430,7 @@ int main(void)
         BOTH(messages_keep_order), BOTH(every_message_wakes), cmocka_unit_test(call_test),
         cmocka_unit_test(spawn_elsewhere_test), cmocka_unit_test(call_without_memory_test),
         cmocka_unit_test(kick_ends_the_run), cmocka_unit_test(no_kick_is_lost),
-        cmocka_unit_test(kick_in_the_worst_moment), cmocka_unit_test(pools_test), BOTH(no_threads),
+        cmocka_unit_test(kick_in_the_worst_moment), cmocka_unit_test(pools_test), cmocka_unit_test(split_test), BOTH(no_threads),
     };
     return cmocka_run_group_tests_name("rt-loop", tests, NULL, NULL);
 }

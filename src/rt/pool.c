@@ -3,13 +3,14 @@
  * pool.c: worker threads for what cannot be done on a loop.
  *
  * Purpose      A bounded pool, started lazily, that runs work items in the order they were queued; and the calls
- *              rt_blocking and rt_cpu that wait for one.
+ *              rt_blocking and rt_cpu that wait for one, rt_cpu_split that waits for several.
  * Owns         its threads, the queue links of waiting items
  * Invariants   I1 an item that was accepted runs exactly once
  *              I2 while items wait, every idle worker has been signalled, or all workers are busy
+ *              I3 struct split lies in the frame of the caller: who takes the last share of `left` is the last to touch it
  * Concurrency  rt_pool_push: any thread; init and fini: the thread that makes and frees the runtime
  * Failure      rt_pool_push: -ENOMEM only when the pool has no thread at all and cannot start one
- * Tests        loop_test.c
+ * Tests        loop_test.c, stress_test.c
  *
  * Workers take no signals: those belong to the program's own threads.
  */
@@ -165,4 +166,70 @@ int64_t rt_blocking(struct co *co, int64_t (*fn)(void *arg), void *arg)
 int64_t rt_cpu(struct co *co, int64_t (*fn)(void *arg), void *arg)
 {
     return run_in(co, &co->loop->rt->cpu, fn, arg);
+}
+
+/* ---- rt_cpu_split ---- */
+
+struct split {
+    void (*fn)(void *arg, unsigned i);
+    void *arg;
+    unsigned n;
+    atomic_uint next;               /* the first i that nobody has taken */
+    atomic_uint left;               /* workers that are not done, and the caller while it queues them */
+    struct rt_msg msg;
+    struct co *co;
+};
+
+struct share { struct rt_work work; struct split *s; };
+
+static void split_done(struct rt_msg *m)
+{
+    co_ready(CONTAINER_OF(m, struct split, msg)->co);
+}
+
+static void share_run(struct rt_work *w)
+{
+    struct split *s = CONTAINER_OF(w, struct share, work)->s;
+    struct rt_loop *loop = s->co->loop;
+    for (unsigned i; (i = atomic_fetch_add(&s->next, 1)) < s->n; )
+        s->fn(s->arg, i);
+    if (atomic_fetch_sub(&s->left, 1) == 1)          /* I3 */
+        rt_post(loop, &s->msg);
+}
+
+int rt_cpu_split(struct co *co, void (*fn)(void *arg, unsigned i), void *arg, unsigned n)
+{
+    struct rt *rt = co->loop->rt;
+    if (rt->sim) {
+        for (unsigned i = 0; i < n; i++) {
+            co_yield(co);
+            fn(arg, i);
+        }
+        co_yield(co);
+        return 0;
+    }
+    struct split s = { .fn = fn, .arg = arg, .n = n, .msg.fn = split_done, .co = co };
+    struct share share[RT_SPLIT_MAX];
+    unsigned width = rt_cpu_workers(rt), queued = 0;
+    width = width < RT_SPLIT_MAX ? width : RT_SPLIT_MAX;
+    width = width < n ? width : n;
+    atomic_init(&s.left, width + 1);
+    int r = 0;
+    for (; queued < width && r == 0; queued += r == 0) {
+        share[queued] = (struct share){ .work.run = share_run, .s = &s };
+        r = rt_pool_push(&rt->cpu, &share[queued].work);
+    }
+    if (queued || !n)
+        r = 0;                                       /* those who came in do the work of all */
+    if (atomic_fetch_sub(&s.left, 1 + width - queued) != 1 + width - queued)
+        co_suspend(co);
+    return r;
+}
+
+unsigned rt_cpu_waiting(struct rt *rt)
+{
+    pthread_mutex_lock(&rt->cpu.lock);
+    unsigned n = rt->cpu.queued;
+    pthread_mutex_unlock(&rt->cpu.lock);
+    return n;
 }

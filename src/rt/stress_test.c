@@ -192,18 +192,36 @@ static void cancel_something(struct co *co, struct actor *a)
     rt_task_join(co, &t);
 }
 
+static void mix_part(void *arg, unsigned i)
+{
+    uint64_t *v = arg;
+    v[i] = hash_mix64(v[i]);
+}
+
+static void mix_parts(struct co *co, struct actor *a)
+{
+    uint64_t v[16], was[16];
+    unsigned n = (unsigned)prng_below(&a->rng, 17);
+    for (unsigned i = 0; i < 16; i++)
+        was[i] = v[i] = prng_u64(&a->rng);
+    OK(rt_cpu_split(co, mix_part, v, n));
+    for (unsigned i = 0; i < 16; i++)
+        ASSERT(v[i] == (i < n ? hash_mix64(was[i]) : was[i]));
+}
+
 static void actor(struct co *co, void *arg)
 {
     struct actor *a = arg;
     for (int i = 0; i < ROUNDS; i++) {
         uint64_t q = prng_u64(&a->rng);
-        switch (prng_below(&a->rng, 9)) {
+        switch (prng_below(&a->rng, 10)) {
         case 0: case 1: update_somewhere(co, a); break;
         case 2: case 3: use_table(co, a); break;
         case 4: OK(rt_call(co, rt_loop_at(a->s->rt, 0), replace_table, a->s)); break;
         case 5: ping(co, a); break;
         case 6: ASSERT(rt_cpu(co, mix_on_worker, &q) == (int64_t)(hash_mix64(q) >> 1)); break;
         case 7: cancel_something(co, a); break;
+        case 8: mix_parts(co, a); break;
         default: OK(co_sleep(co, prng_below(&a->rng, 200000))); break;
         }
     }
