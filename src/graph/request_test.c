@@ -316,6 +316,47 @@ static void costs(struct co *co, void *arg)
     chain_close(co, c);
 }
 
+/* Pieces of one request meet in the store, eight of them and no more (FEATURES 1.060). */
+struct meeting { unsigned inside, most; bool met; };
+
+static int meet(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    struct meeting *m = t->hook_arg;
+    m->inside++;
+    m->most = m->inside > m->most ? m->inside : m->most;
+    m->met |= m->inside == FAN_WIDTH;
+    for (unsigned i = 0; i < 1000 && !m->met; i++)
+        co_yield(co);
+    for (unsigned i = 0; i < 20; i++)
+        co_yield(co);                                /* room for a ninth */
+    m->inside--;
+    return 0;
+}
+
+static void pieces_meet(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+    struct meeting m = { 0 };
+    uint8_t *buf = malloc(SIZE);
+    for (uint32_t i = CLUSTERS; i-- > 0; )           /* no two neighbours lie side by side in the store */
+        toyfmt_set(f, i, i % 3 ? FMT_DATA : FMT_ENCODED, false, (uint8_t)(i + 1));
+    struct graph_node *n = toy_node(g, &f->im, NULL);
+    f->t->hook = meet;
+    f->t->hook_arg = &m;
+    CHECK_EQ(t_read(co, n, buf, SIZE, 0), 0);
+    CHECK_EQ(m.most, 8);
+    for (uint32_t i = 0; i < CLUSTERS; i++)
+        CHECK_EQ(buf[i * CLUSTER], i + 1);
+    m = (struct meeting){ 0 };
+    CHECK_EQ(t_write(co, n, buf, SIZE, 0, 0), 0);
+    CHECK_EQ(m.most, 8);
+    f->t->hook = NULL;
+    free(buf);
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
 static void bounds(struct co *co, void *arg)
 {
     struct chain *c = calloc(1, sizeof *c);
@@ -565,6 +606,7 @@ RUN(changes, 1)
 RUN(large_clusters, 0)
 RUN(faults, 0)
 RUN(costs, 1)
+RUN(pieces_meet, 0)
 RUN(bounds, 0)
 RUN(fua, 0)
 RUN(zero_rules, 1)
@@ -578,7 +620,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reads), cmocka_unit_test(test_changes), cmocka_unit_test(test_large_clusters),
-        cmocka_unit_test(test_faults), cmocka_unit_test(test_costs), cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_faults), cmocka_unit_test(test_costs), cmocka_unit_test(test_pieces_meet), cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_fua), cmocka_unit_test(test_zero_rules), cmocka_unit_test(test_status),
         cmocka_unit_test(test_status_raw), cmocka_unit_test(test_guard), cmocka_unit_test(test_grow),
         cmocka_unit_test(test_raw_tail),

@@ -10,8 +10,11 @@
  *              I3  Nothing here promises zeros: a hole below is no zeros above, space gained is not known to be zero, and zeros
  *                  are written as their ciphertext.
  *              I4  No copy goes around the cipher: the store has no copy_from, and is none that others could copy from.
+ *              I5  A request is ciphered in any number of pieces of whole sectors at once: none depends on another (lk_cipher.c I2).
+ *                  Ciphertext goes down only when all of its piece of PIECE_BYTES is made, plain text up when all of the request is.
  * Order        None; FUA and flush are handed down.
- * Concurrency  Any loop. No lock is held while sectors are transformed; large ones are on the CPU pool.
+ * Concurrency  Any loop. No lock is held while sectors are transformed; large ones are on the
+ *              CPU pool, the largest on several of its threads (FEATURES 1.060).
  * Failure      -errno of the store below, -ENOMEM, -EACCES without a key.
  * Tests        luks_test.c, crash explorer (geometry c512-luks), tests/interop/test_luks.py
  */
@@ -25,6 +28,9 @@
 
 /* Above this many bytes a transformation goes to the CPU pool: the way there and back costs about as much as 16 KiB. */
 #define INLINE_BYTES (16u << 10)
+/* Above this many, to several threads of it, in shares of SHARE_BYTES: a share takes longer than waking a thread. */
+#define SPLIT_BYTES (128u << 10)
+#define SHARE_BYTES (64u << 10)
 /* Bytes that are bounced at a time. */
 #define PIECE_BYTES (1u << 20)
 
@@ -68,11 +74,24 @@ static int64_t run_work(void *arg)
     return 0;
 }
 
-static int transform(struct co *co, struct work *w)
+/* I5 */
+static void run_share(void *arg, unsigned i)
 {
-    if (w->v.len_bytes <= INLINE_BYTES || rt_cpu(co, run_work, w) < 0)
-        (void)run_work(w);                   /* no memory to hand it over: it is done here */
-    return 0;
+    const struct work *w = arg;
+    uint64_t at = (uint64_t)i * SHARE_BYTES, n = min_u64(SHARE_BYTES, w->v.len_bytes - at);
+    struct work share = { .x = w->x, .v = iov_slice(w->v, at, n), .buf = w->buf ? w->buf + at : NULL, .sector = w->sector + at / LK_SECTOR };
+    (void)run_work(&share);
+}
+
+static void transform(struct co *co, struct work *w)
+{
+    int r = -ENOMEM;
+    if (w->v.len_bytes > SPLIT_BYTES)
+        r = rt_cpu_split(co, run_share, w, (unsigned)div_up(w->v.len_bytes, SHARE_BYTES));
+    else if (w->v.len_bytes > INLINE_BYTES)
+        r = (int)rt_cpu(co, run_work, w);
+    if (r < 0)
+        (void)run_work(w);                   /* it is small, or there is no memory to hand it over: it is done here */
 }
 
 static uint64_t sector_of(const struct lk_store *k, uint64_t off)
@@ -91,8 +110,8 @@ static int64_t lk_preadv(struct co *co, struct stor *s, struct iov v, uint64_t o
     if (r < 0)
         return r;
     struct work w = { .x = k->o.x, .v = v, .sector = sector_of(k, off) };
-    r = transform(co, &w);
-    return r < 0 ? r : (int64_t)v.len_bytes;
+    transform(co, &w);
+    return (int64_t)v.len_bytes;
 }
 
 static int64_t lk_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
@@ -108,9 +127,8 @@ static int64_t lk_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t 
     for (uint64_t done = 0; done < v.len_bytes && !r; done += step) {
         uint64_t n = min_u64(step, v.len_bytes - done);
         struct work w = { .x = k->o.x, .v = iov_slice(v, done, n), .buf = buf, .sector = sector_of(k, off + done) };
-        r = transform(co, &w);
-        if (!r)
-            r = stor_write_buf(co, k->o.below, buf, n, k->o.base + off + done, flags & STOR_FUA);
+        transform(co, &w);
+        r = stor_write_buf(co, k->o.below, buf, n, k->o.base + off + done, flags & STOR_FUA);
     }
     free(buf);
     return r < 0 ? r : (int64_t)v.len_bytes;

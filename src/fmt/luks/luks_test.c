@@ -14,6 +14,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "fmt/luks/lk.h"
@@ -669,6 +670,132 @@ static void beside(void **state)
     t_run(0, beside_end, NULL);
 }
 
+/* Large requests are ciphered by several workers at once (FEATURES 1.060). All workers are held up: what waits for one behind
+ * them is what the request was split into. */
+#define LARGE (4u << 20)
+#define WORKERS_MAX 12u
+
+static struct { atomic_uint held; atomic_bool go; unsigned ended, workers; } fan;
+
+static int64_t hold_worker(void *arg)
+{
+    atomic_fetch_add(&fan.held, 1);
+    while (!atomic_load(&fan.go))
+        usleep(100);
+    return 0;
+}
+
+static void holder(struct co *co, void *arg)
+{
+    CHECK_EQ(rt_cpu(co, hold_worker, NULL), 0);
+    fan.ended++;
+}
+
+struct large { struct stor *s; struct iov v; bool write; int result; bool done; };
+
+static void large_request(struct co *co, void *arg)
+{
+    struct large *l = arg;
+    l->result = l->write ? stor_write(co, l->s, l->v, 512, 0) : stor_read(co, l->s, l->v, 512);
+    l->done = true;
+}
+
+/* One request while all workers are busy. ret_most: how many shares of it waited at the same time. */
+static void held_up(struct co *co, struct large *l, unsigned *ret_most)
+{
+    fan.ended = 0;
+    atomic_store(&fan.held, 0);
+    atomic_store(&fan.go, false);
+    for (unsigned i = 0; i < fan.workers; i++)
+        CHECK_EQ(rt_spawn(co_loop(co), holder, NULL), 0);
+    while (atomic_load(&fan.held) < fan.workers)
+        (void)co_sleep(co, 100000);
+    CHECK_EQ(rt_spawn(co_loop(co), large_request, l), 0);
+    while (!(*ret_most = rt_cpu_waiting(rt_of(co_loop(co)))))
+        (void)co_sleep(co, 100000);
+    CHECK(!l->done);
+    atomic_store(&fan.go, true);
+    while (!l->done || fan.ended < fan.workers)
+        (void)co_sleep(co, 100000);
+    CHECK_EQ(l->result, 0);
+}
+
+static void fan_out_of(struct co *co, struct mirror *m, uint64_t len, unsigned want_read, unsigned want_write)
+{
+    static const uint64_t odd = 3 * LK_SECTOR;
+    uint8_t *plain = malloc(len), *buf = malloc(len + 1), *cipher = malloc(len);
+    struct iovec v[2] = { { buf, odd }, { buf + odd + 1, len - odd } };
+    unsigned most;
+    for (uint64_t i = 0; i < len; i++)
+        plain[i] = (uint8_t)(i * 7 + i / 4093);
+    iov_from_buf(iov_of(v, 2), plain, len);
+    struct large w = { m->data, iov_of(v, 2), true, 0, false }, r = { m->data, iov_of(v, 2), false, 0, false };
+    held_up(co, &w, &most);
+    CHECK_EQ(most, want_write);
+    memcpy(cipher, plain, len);
+    lk_encrypt(m->x, cipher, len, 1);
+    CHECK(!memcmp(cipher, m->below->bytes + 512, len));
+    memset(buf, 0, len + 1);
+    held_up(co, &r, &most);
+    CHECK_EQ(most, want_read);
+    iov_to_buf(iov_of(v, 2), cipher, len);
+    CHECK(!memcmp(cipher, plain, len));
+    free(plain);
+    free(buf);
+    free(cipher);
+}
+
+static void fan_out(struct co *co, void *arg)
+{
+    struct mirror m;
+    unsigned most = (unsigned)min_u64(fan.workers, RT_SPLIT_MAX);
+    mirror_init(&m, 1, 0);
+    fan_out_of(co, &m, 17 << 10, 1, 1);
+    fan_out_of(co, &m, 128 << 10, 1, 1);
+    fan_out_of(co, &m, (128 << 10) + 512, (unsigned)min_u64(most, 3), (unsigned)min_u64(most, 3));
+    fan_out_of(co, &m, LARGE - 1536, most, most);
+    mirror_fini(co, &m);
+}
+
+static void fan_outs(void **state)
+{
+    static const unsigned workers[] = { 1, 2, 6, WORKERS_MAX };
+    struct rt *usual = t_rt;
+    for (unsigned i = 0; i < 4; i++) {
+        fan.workers = workers[i];
+        assert_int_equal(rt_new(&(struct rt_opts){ .loops = 1, .cpu_workers = workers[i] }, &t_rt, NULL), 0);
+        t_run(0, fan_out, NULL);
+        rt_free(t_rt);
+        t_rt = usual;
+    }
+}
+
+/* A large write goes down in order, and ends at the first error: what lies behind it is not tried. */
+static int second_fails(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    return (op == TOY_WRITE || op == TOY_FUA) && off == 1u << 20 ? -EIO : 0;
+}
+
+static void large_fails(struct co *co, void *arg)
+{
+    struct mirror m;
+    uint8_t *buf = malloc(LARGE), *cipher = malloc(1u << 20);
+    mirror_init(&m, 512, 0);
+    memset(buf, 0x5a, LARGE);
+    m.below->hook = second_fails;
+    CHECK_EQ(stor_write_buf(co, m.data, buf, LARGE, 0, STOR_FUA), -EIO);
+    memcpy(cipher, buf, 1u << 20);
+    lk_encrypt(m.x, cipher, 1u << 20, 0);
+    CHECK(!memcmp(m.below->bytes, cipher, 1u << 20));
+    CHECK_EQ(m.below->len, 1u << 20);
+    CHECK_EQ(atomic_load(&m.below->count[TOY_FUA]), 2);          /* the second is the one that failed */
+    CHECK_EQ(atomic_load(&m.below->count[TOY_WRITE]), 0);
+    m.below->hook = NULL;
+    free(buf);
+    free(cipher);
+    mirror_fini(co, &m);
+}
+
 static void no_key(struct co *co, void *arg)
 {
     struct toy *t = toy_new(4096, 1, 1);
@@ -726,6 +853,7 @@ RUN(torn)
 RUN(erased)
 RUN(unreadable)
 RUN(any_size)
+RUN(large_fails)
 RUN(no_key)
 
 int main(void)
@@ -735,7 +863,7 @@ int main(void)
         cmocka_unit_test(test_all_suites), cmocka_unit_test(test_pbkdf2), cmocka_unit_test(test_splitter),
         cmocka_unit_test(test_header_round_trip), cmocka_unit_test(test_hostile_headers), cmocka_unit_test(test_slots),
         cmocka_unit_test(test_torn), cmocka_unit_test(test_erased), cmocka_unit_test(test_unreadable),
-        cmocka_unit_test(test_any_size), cmocka_unit_test(beside), cmocka_unit_test(test_no_key), cmocka_unit_test(secrets),
+        cmocka_unit_test(test_any_size), cmocka_unit_test(fan_outs), cmocka_unit_test(test_large_fails), cmocka_unit_test(beside), cmocka_unit_test(test_no_key), cmocka_unit_test(secrets),
     };
     return T_MAIN("luks", tests);
 }
