@@ -26,9 +26,6 @@
 
 #define META_MIN_BLOCKS 8u
 
-/* Buffers that direct I/O takes as they are. */
-static size_t o_align(uint32_t block_bytes) { return block_bytes < 4096 ? 512 : 4096; }
-
 static uint64_t bucket_of(const struct meta *m, uint64_t off)
 {
     uint64_t k = off / m->o.block_bytes;
@@ -54,31 +51,20 @@ int meta_new(const struct meta_opts *o, struct meta **ret_m)
         free(m);
         return -ENOMEM;
     }
+    meta_slab_init(&m->slab, o->block_bytes);
     m->frees_new_tail = &m->frees_new;
     atomic_store(&m->clean, true);
     *ret_m = m;
     return 0;
 }
 
-static void block_free(struct meta_block *b)
-{
-    if (!b)
-        return;
-    free((void *)b->words);
-    free(b);
-}
-
 static struct meta_block *block_new(struct meta *m, const struct meta_kind *k, uint64_t off)
 {
-    struct meta_block *b = calloc(1, sizeof *b);
-    void *words = NULL;
-    if (!b || posix_memalign(&words, o_align(m->o.block_bytes), m->o.block_bytes)) {
-        free(b);
+    struct meta_block *b = meta_slab_take(&m->slab);
+    if (!b)
         return NULL;
-    }
     b->off = off;
     b->kind = k;
-    b->words = words;
     b->owner = m;
     return b;
 }
@@ -142,8 +128,9 @@ static void hash_remove(struct meta *m, struct meta_block *b)
 static void reclaim(struct epoch_cb *cb)
 {
     struct meta_block *b = (struct meta_block *)((char *)cb - offsetof(struct meta_block, reclaim));
-    b->owner->reclaiming--;
-    block_free(b);
+    struct meta *m = b->owner;
+    m->reclaiming--;
+    meta_slab_give(&m->slab, b);
 }
 
 static void block_retire(struct meta *m, struct meta_block *b)
@@ -232,7 +219,7 @@ static int load_new(struct co *co, struct meta *m, const struct meta_kind *k, st
     if (r == 0 && !l->forgotten)
         hash_insert(m, b);
     else
-        block_free(b);
+        meta_slab_give(&m->slab, b);
     return r;
 }
 
@@ -457,6 +444,7 @@ void meta_free_all(struct co *co, struct meta *m)
     meta_forget_all(m);
     epoch_drain(co, m->o.epoch);
     ASSERT(m->reclaiming == 0 && m->frees_waiting == 0);
+    meta_slab_fini(&m->slab);
     free(m->buckets);
     free(m);
 }

@@ -86,6 +86,7 @@ struct meta_block {
     struct meta_block *dirty_next, *dirty_prev, *all_next, *all_prev;
     struct epoch_cb reclaim;
     struct meta *owner;
+    struct meta_chunk *chunk;                /* where its memory lies (slab.h) */
 };
 
 /* A table that is whole in memory. The owner embeds it. */

@@ -8,6 +8,7 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "meta/meta.h"
+#include "meta/slab.h"
 
 struct meta_load {                       /* somebody who wants a block that is not cached; only one of them reads it */
     uint64_t off;
@@ -32,6 +33,7 @@ struct meta {
     uint64_t bucket_mask;
     _Atomic(struct meta_block *) *buckets;
     /* cache, home loop */
+    struct meta_slab slab;               /* memory of the blocks */
     struct meta_block *all, *hand;       /* ring of every block */
     uint64_t blocks;
     struct meta_block *dirty_head, *dirty_tail;
