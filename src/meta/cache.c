@@ -387,9 +387,9 @@ void meta_dirty(struct meta *m, struct meta_block *b, uint32_t from, uint32_t to
     meta_block_redirty_(m, b, mask);
 }
 
-void meta_set_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t value)
+void meta_put_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t disk_word)
 {
-    atomic_store_explicit(&b->words[i], be64_word(value), memory_order_release);
+    atomic_store_explicit(&b->words[i], disk_word, memory_order_release);
     meta_dirty(m, b, i * 8, i * 8 + 8);
 }
 
@@ -423,10 +423,10 @@ void meta_region_remove(struct meta *m, struct meta_region *r)
     meta_update_clean_(m);
 }
 
-void meta_region_set(struct meta *m, struct meta_region *r, uint64_t i, uint64_t value)
+void meta_region_put(struct meta *m, struct meta_region *r, uint64_t i, uint64_t disk_word)
 {
     ASSERT(i * 8 < r->bytes && !m->o.read_only);
-    atomic_store_explicit(&r->words[i], be64_word(value), memory_order_release);
+    atomic_store_explicit(&r->words[i], disk_word, memory_order_release);
     uint64_t bit = i * 8 / 512;
     if (!(r->dirty[bit / 64] & (1ull << (bit % 64)))) {
         r->dirty[bit / 64] |= 1ull << (bit % 64);

@@ -146,8 +146,10 @@ MUST_USE bool meta_forget(struct meta *m, uint64_t off, uint64_t len);
 void meta_forget_all(struct meta *m);
 
 static inline uint64_t meta_word(const struct meta_block *b, uint32_t i) { return be64_word(atomic_load_explicit(&b->words[i], memory_order_acquire)); }
-/* Sets word i (host order) and marks its sector dirty. Home. */
-void meta_set_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t value);
+/* Sets word i, given as it lies on disk, and marks its sector dirty. Home. */
+void meta_put_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t disk_word);
+/* The same of a big-endian word in host order. */
+static inline void meta_set_word(struct meta *m, struct meta_block *b, uint32_t i, uint64_t value) { meta_put_word(m, b, i, be64_word(value)); }
 /* Words i and i + 1, i even, as one entry. Any loop. */
 static inline void meta_pair(const struct meta_block *b, uint32_t i, uint64_t *ret_a, uint64_t *ret_b)
 {
@@ -169,7 +171,8 @@ void meta_dirty(struct meta *m, struct meta_block *b, uint32_t from, uint32_t to
 
 void meta_region_add(struct meta *m, struct meta_region *r);            /* r->dirty allocated by the caller: bytes/512/64 words, zeroed */
 void meta_region_remove(struct meta *m, struct meta_region *r);         /* its dirt is dropped */
-void meta_region_set(struct meta *m, struct meta_region *r, uint64_t i, uint64_t value);
+void meta_region_put(struct meta *m, struct meta_region *r, uint64_t i, uint64_t disk_word);
+static inline void meta_region_set(struct meta *m, struct meta_region *r, uint64_t i, uint64_t value) { meta_region_put(m, r, i, be64_word(value)); }
 
 /* Lazy counts (Q12): while on, passes leave blocks of rank META_COUNTS in memory, unless the cache is full of them; a crash
  * leaves any of them old. For the time in which the disk says durably that counts are not to be trusted. Nothing else

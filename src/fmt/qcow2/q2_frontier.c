@@ -26,28 +26,15 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "fmt/frontier.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
-#define STEP_BYTES_MIN (32ull << 20)
-/* A growth begins when half a step is left: together they stay below what P1 allows, 64 MiB or 1 % of the file. */
-#define STEP_BYTES_MAX (40ull << 20)
-#define STEP_FILE_PART 160u
-#define STEP_CLUSTERS_MIN 16u
-#define STEP_CLUSTERS_MAX 8192u
-
 static uint64_t step_clusters(const struct q2_image *q)
 {
     const struct q2_alloc *a = q->alloc;
-    uint64_t cs = q->g.cluster_size, step;
-    if (q->opts.frontier_bytes && q->opts.frontier_bytes != UINT64_MAX) {
-        step = max_u64(q->opts.frontier_bytes / cs, 1);
-    } else {
-        uint64_t file = a->end * cs, bytes = max_u64(max_u64(STEP_BYTES_MIN, min_u64(file, STEP_BYTES_MAX)), file / STEP_FILE_PART);
-        step = min_u64(max_u64(bytes / cs, STEP_CLUSTERS_MIN), STEP_CLUSTERS_MAX);
-    }
-    return min_u64(step, a->step_max);
+    return min_u64(frontier_step(q->opts.frontier_bytes, a->end * q->g.cluster_size, q->g.cluster_size), a->step_max);
 }
 
 struct growth {
@@ -96,14 +83,6 @@ static int plan(const struct q2_image *q, uint64_t step, struct growth *ret)
     return -EFBIG;
 }
 
-/* Direct writes into a hole cost a file system an allocation each, which it does one after the other and waits for;
- * into space that is allocated and unwritten they start at once and are merged. Buffered writes gain nothing. */
-static int extend_file(struct co *co, struct stor *s, uint64_t len, uint64_t want)
-{
-    int r = s->traits.direct ? stor_preallocate(co, s, len, want - len) : -ENOTSUP;
-    return r == -ENOTSUP || r == -ENOSPC || r == -EDQUOT ? stor_truncate(co, s, want) : r;
-}
-
 static int lengthen(struct co *co, struct q2_image *q, struct growth *p)
 {
     uint64_t want = (p->first + p->total) << q->g.cluster_bits, len;
@@ -114,7 +93,7 @@ static int lengthen(struct co *co, struct q2_image *q, struct growth *p)
     p->zero = t->regular && t->zero_growth && p->first >= q->alloc->zero_from && len <= p->first << q->g.cluster_bits && q->opts.frontier_bytes != UINT64_MAX;
     if (len >= want)
         return 0;
-    return t->regular ? extend_file(co, q->im.store, len, want) : -ENOSPC;
+    return t->regular ? frontier_extend(co, q->im.store, len, want) : -ENOSPC;
 }
 
 /* New blocks and the new table must read zero before they are filled. */

@@ -9,6 +9,7 @@
 
 #include "base/rset.h"
 #include "fmt/fmt.h"
+#include "fmt/streams.h"
 #include "fmt/qcow2/q2_geom.h"
 #include "fmt/qcow2/q2_header.h"
 #include "meta/meta.h"
@@ -49,7 +50,6 @@ struct q2_crypt;                        /* q2_crypt.c */
 struct q2_guard;                        /* q2_guard.c */
 
 #define Q2_FIXED 5u
-#define Q2_STREAMS 4u
 
 struct q2_image {
     struct fmt_image im;                /* first */
@@ -61,8 +61,7 @@ struct q2_image {
     uint32_t slice_entries;             /* L2 entries in it, */
     uint64_t slice_span;                /* and the guest bytes that they map */
     _Atomic(struct q2_l1 *) l1;
-    uint64_t stream_end[Q2_STREAMS];    /* home: where recent requests that began a write ended (q2_write.c W7) */
-    unsigned stream_next;
+    struct fmt_streams streams;         /* home: of requests that began a write (q2_write.c W7) */
     struct { _Atomic uint64_t off, len; } fixed[Q2_FIXED];   /* L1, refcount and snapshot table, bitmap directory, LUKS header: for q2_hits_metadata on any loop */
     uint64_t snapshots_bytes, snapshots_at;                  /* how long the snapshot table at snapshots_at is, once that is known */
     unsigned overlap;                   /* kinds of metadata (q2_guard.h) that no guest write may hit in place */

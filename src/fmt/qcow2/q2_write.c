@@ -140,21 +140,6 @@ static void txn_end(struct q2_image *q, struct write_txn *t)
 
 struct call { struct q2_image *q; uint64_t off, len; struct fmt_write *w; };
 
-/* Requests of up to this part of a cluster are small (W7). */
-#define STREAM_PART 8u
-
-/* Does the request go on where a recent one ended? Remembers where it ends itself. */
-static bool streams(struct q2_image *q, uint64_t off, uint64_t end)
-{
-    for (unsigned i = 0; i < Q2_STREAMS; i++)
-        if (q->stream_end[i] == off && off) {
-            q->stream_end[i] = end;
-            return true;
-        }
-    q->stream_end[q->stream_next++ % Q2_STREAMS] = end;
-    return false;
-}
-
 /* Pins the slice of s->off. */
 static int pin(struct co *co, struct q2_image *q, struct write_txn *t, struct q2_wspan *s)
 {
@@ -212,7 +197,7 @@ static int begin_home(struct co *co, void *arg)
     struct q2_wspan s = { .max = (uint32_t)((round_up(end, q->g.cluster_size) - c0) >> q->g.cluster_bits), .off = c->off, .len = end - c->off };
     if (q->failed)
         return -EIO;
-    bool streamed = streams(q, c->off, c->off + c->len);
+    bool streamed = fmt_streams_go_on(&q->streams, c->off, c->off + c->len);
     q2_unclean_room_wait(co, q);
     if (wait_in_place(co, q, s) > 0) {                      /* W1; an error shows again below */
         c->w->len = 0;
@@ -221,7 +206,7 @@ static int begin_home(struct co *co, void *arg)
     struct write_txn *t = calloc(1, sizeof *t);
     if (!t)
         return -ENOMEM;
-    t->streamed = streamed && c->len <= q->g.cluster_size / STREAM_PART;
+    t->streamed = streamed && c->len <= q->g.cluster_size / FMT_STREAM_PART;
     int r = enter(co, q, t, &s);
     c->w->len = s.len;
     if (r == 0)

@@ -229,15 +229,15 @@ static void test_streams(void **state)
 {
     (void)state;
     setup(0);
-    assert_false(streams(&image, 0, 4096));              /* nothing was there before */
-    assert_true(streams(&image, 4096, 8192));
-    assert_false(streams(&image, 4096, 8192));           /* not where one ended any more */
-    for (uint64_t i = 1; i < Q2_STREAMS; i++)
-        assert_false(streams(&image, i << 30, (i << 30) + 512));
-    for (uint64_t i = 1; i < Q2_STREAMS; i++)            /* as many at once as are remembered */
-        assert_true(streams(&image, (i << 30) + 512, (i << 30) + 1024));
+    assert_false(fmt_streams_go_on(&image.streams, 0, 4096));              /* nothing was there before */
+    assert_true(fmt_streams_go_on(&image.streams, 4096, 8192));
+    assert_false(fmt_streams_go_on(&image.streams, 4096, 8192));           /* not where one ended any more */
+    for (uint64_t i = 1; i < FMT_STREAMS; i++)
+        assert_false(fmt_streams_go_on(&image.streams, i << 30, (i << 30) + 512));
+    for (uint64_t i = 1; i < FMT_STREAMS; i++)            /* as many at once as are remembered */
+        assert_true(fmt_streams_go_on(&image.streams, (i << 30) + 512, (i << 30) + 1024));
     for (uint64_t off = 1 << 20; off < 2 << 20; off += 65536)
-        assert_false(streams(&image, off, off + 4096));  /* strides are none */
+        assert_false(fmt_streams_go_on(&image.streams, off, off + 4096));  /* strides are none */
 }
 
 int main(void)
