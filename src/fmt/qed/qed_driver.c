@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: MIT
  *
- * qed_driver.c: opening, describing and closing a QED image.
+ * qed_driver.c: opening, describing, flushing and closing a QED image.
  *
  * Purpose      Header, L1 table and cache; the row of the table of formats.
  * Owns         struct qed_image.
- * Invariants   V1  Nothing is ever written: an opening for writing is refused before anything is read.
+ * Invariants   V1  A refused or failed opening leaves the file as it was.
  *              V2  An image with the need-check mark is read as it is: no pointer of its tables is trusted (qed_map.c M1).
- * Order        None.
- * Concurrency  Home loop; map from any.
- * Failure      open: nothing stays open and the store stays the caller's.
- * Tests        qed_read_test.c, tests/interop/test_qed.py, tests/cli/qed_test.py
+ *              V3  Opening for writing clears the autoclear bits, durably, before a write can be accepted (2.008).
+ * Order        close: all durable, the unused end cut off, the mark away (qed_mark.c).
+ * Concurrency  Home loop; map, write, zero, discard, flush: from any.
+ * Failure      open: nothing stays open and the store stays the caller's. close: everything is given back, the first error is returned.
+ * Tests        qed_read_test.c, qed_write_test.c, tests/interop/test_qed.py, tests/interop/test_qed_write.py, tests/cli/qed_test.py
  */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/assert.h"
 #include "fmt/qed/qed_image.h"
 
 #define CACHE_BYTES_DEFAULT (32ull << 20)
@@ -55,6 +57,7 @@ static int read_header(struct co *co, struct qed_image *q, struct byre_err *err)
             return r;
     }
     q->g = qed_header_geom(&q->h);
+    qed_alloc_init(q, len);
     atomic_store(&q->file_end, qed_file_end(&q->g, len));
     atomic_store(&q->im.size, q->h.size);
     q->im.granule = q->im.cluster = q->h.cluster_size;
@@ -64,14 +67,23 @@ static int read_header(struct co *co, struct qed_image *q, struct byre_err *err)
 
 static int load_l1(struct co *co, struct qed_image *q, struct byre_err *err)
 {
-    void *words = NULL;
-    q->l1_entries = qed_l1_used(&q->g, q->h.size);
-    uint64_t bytes = round_up(max_u64(q->l1_entries * 8, 1), 512);
-    if (posix_memalign(&words, 4096, bytes))
-        return byre_fail(err, NOMEM, "%s: L1 table of %" PRIu64 " entries", q->name, q->l1_entries);
-    q->l1 = words;
-    int r = stor_read_exact(co, q->im.store, words, bytes, q->h.l1_off);
-    return r < 0 ? byre_fail_code(err, IO, r, "%s: the L1 table at %#" PRIx64 " cannot be read", q->name, q->h.l1_off) : 0;
+    _Atomic uint64_t *l1;
+    uint64_t *dirty;
+    int r = qed_l1_read(co, q, q->h.size, &l1, &dirty);
+    if (r == -ENOMEM)
+        return byre_fail(err, NOMEM, "%s: L1 table of %" PRIu64 " entries", q->name, qed_l1_used(&q->g, q->h.size));
+    if (r < 0)
+        return byre_fail_code(err, IO, r, "%s: the L1 table at %#" PRIx64 " cannot be read", q->name, q->h.l1_off);
+    qed_l1_install(q, q->h.size, l1, dirty);
+    return 0;
+}
+
+static int prepare_writing(struct co *co, struct qed_image *q, struct byre_err *err)
+{
+    if (q->h.features & QED_F_NEED_CHECK)
+        return byre_fail(err, NOT_SUPPORTED, "%s: the image was not closed cleanly: it can be opened for reading only", q->name);
+    int r = qed_clear_autoclear(co, q);
+    return r < 0 ? byre_fail_code(err, IO, r, "%s: the header cannot be written", q->name) : 0;
 }
 
 static int open_parts(struct co *co, struct qed_image *q, const struct fmt_open_opts *o, struct byre_err *err)
@@ -83,10 +95,11 @@ static int open_parts(struct co *co, struct qed_image *q, const struct fmt_open_
         return byre_fail(err, NOMEM, "%s: epochs", q->name);
     q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
     struct meta_opts mo = { .store = q->im.store, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = QED_SLICE_BYTES,
-                            .budget_bytes = o->cache_bytes ? o->cache_bytes : CACHE_BYTES_DEFAULT, .read_only = true };
+                            .budget_bytes = o->cache_bytes ? o->cache_bytes : CACHE_BYTES_DEFAULT, .read_only = q->im.read_only };
     if (meta_new(&mo, &q->meta) < 0)
         return byre_fail(err, NOMEM, "%s: metadata cache", q->name);
-    return o->info_only ? 0 : load_l1(co, q, err);
+    r = o->info_only ? 0 : load_l1(co, q, err);
+    return r == 0 && qed_writable(q) ? prepare_writing(co, q, err) : r;
 }
 
 /* Gives back everything but the store. */
@@ -98,8 +111,10 @@ static void dismantle(struct co *co, struct qed_image *q)
         epoch_drain(co, q->im.epoch);
         epoch_free(q->im.epoch);
     }
+    qed_alloc_fini(q);
     qed_header_fini(&q->h);
-    free((void *)q->l1);
+    free((void *)atomic_load(&q->l1));
+    free(q->l1_dirty);
     free(q->name);
     free(q);
 }
@@ -107,9 +122,8 @@ static void dismantle(struct co *co, struct qed_image *q)
 static int qed_open(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err)
 {
     const char *name = store->name ? store->name : "image";
-    if (!o->read_only && !o->info_only)                                              /* V1 */
-        return byre_fail(err, NOT_SUPPORTED, o->check_mode ? "%s: images of the format qed can be checked, but not repaired yet" :
-                         "%s: images of the format qed can be opened for reading only", name);
+    if (!o->read_only && o->check_mode)
+        return byre_fail(err, NOT_SUPPORTED, "%s: images of the format qed can be checked, but not repaired yet", name);
     struct qed_image *q = calloc(1, sizeof *q);
     if (!q || !(q->name = strdup(name))) {
         free(q);
@@ -118,7 +132,9 @@ static int qed_open(struct co *co, struct stor *store, const struct fmt_open_opt
     q->im.ops = &fmt_qed_ops;
     q->im.store = q->im.data = store;
     q->im.home = co_loop(co);
-    q->im.read_only = true;
+    q->im.read_only = o->read_only || o->info_only;
+    q->info_only = o->info_only;
+    q->frontier_bytes = o->frontier_bytes;
     int r = open_parts(co, q, o, err);
     if (r < 0) {
         dismantle(co, q);
@@ -151,14 +167,35 @@ static int qed_read_encoded(struct co *co, struct fmt_image *im, const struct fm
     return -EIO;                                  /* map() never says ENCODED */
 }
 
-static int qed_flush(struct co *co, struct fmt_image *im) { return 0; }
+static int flush_home(struct co *co, void *arg)
+{
+    struct qed_image *q = arg;
+    return meta_flush(co, q->meta);
+}
+
+static int qed_flush(struct co *co, struct fmt_image *im) { return im->read_only ? 0 : rt_call(co, im->home, flush_home, qed_of(im)); }
+
+static int end_writing(struct co *co, struct qed_image *q)
+{
+    qed_alloc_stop(co, q);
+    qed_mark_stop(co, q);
+    int r = meta_flush(co, q->meta);
+    int left = qed_mark_leave(co, q);
+    ASSERT(left <= 0);                            /* no request is inside */
+    r = r < 0 ? r : left;
+    if (r < 0)
+        meta_abandon(co, q->meta);                /* what could not be written is given up: the mark says so */
+    return r;
+}
 
 static int qed_close(struct co *co, struct fmt_image *im)
 {
+    struct qed_image *q = qed_of(im);
     struct stor *store = im->store;
-    dismantle(co, qed_of(im));
+    int r = qed_writable(q) ? end_writing(co, q) : 0;
+    dismantle(co, q);
     stor_close(co, store);
-    return 0;
+    return r;
 }
 
 const struct fmt_ops fmt_qed_ops = {
@@ -167,7 +204,14 @@ const struct fmt_ops fmt_qed_ops = {
     .open = qed_open,
     .map = qed_map,
     .read_encoded = qed_read_encoded,
+    .write_begin = qed_write_begin,
+    .write_commit = qed_write_commit,
+    .write_abort = qed_write_abort,
+    .zero = qed_zero,
+    .discard = qed_discard,
     .flush = qed_flush,
+    .resize = qed_resize,
+    .resize_commit = qed_resize_commit,
     .info = qed_info,
     .check = qed_check,
     .close = qed_close,

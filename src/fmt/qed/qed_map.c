@@ -2,26 +2,30 @@
  *
  * qed_map.c: where is this guest range?
  *
- * Purpose      L1 in memory, L2 in slices of the metadata cache; a range as far as one slice answers it.
- * Owns         Nothing.
- * Invariants   M1 No pointer is followed that is not aligned, points into the header or does not lie in the file as a whole:
- *                 whoever meets it gets -EIO, everybody else his data.
- *              M2 A zero cluster is said to be zero, to its last byte; it is never absent (2.010, G.019).
- * Order        None: nothing is written.
- * Concurrency  qed_map: any loop, inside an epoch section.
- * Failure      -EIO a bad entry, or a table that cannot be read.
- * Tests        qed_read_test.c, tests/interop/test_qed.py, fuzz/qed_open.c
+ * Purpose      L1 in memory, L2 in slices of the metadata cache; a range as far as one slice answers it. Makes missing L2 tables.
+ * Owns         The L1 table in memory.
+ * Invariants   M1  No pointer is followed that is not aligned, points into the header or does not lie in the file as a whole:
+ *                  whoever meets it gets -EIO, everybody else his data.
+ *              M2  A zero cluster is said to be zero, to its last byte; it is never absent (2.010, G.019).
+ *              M3  An entry that names a cluster never changes again: what map() said stays true, and a cluster may be written in place
+ *                  whenever it is there.
+ *              M4  A hole of the file says what a table holds only when nothing of it waits in the cache.
+ * Order        A new table's zeros are written before its L1 entry is set, and its entries go in front of that: the barrier between
+ *              tables and roots covers both, and the length of the file (E2, E3).
+ * Concurrency  qed_map: any loop, inside an epoch section. The rest: home loop.
+ * Failure      -EIO a bad entry, or a table that cannot be read. Inside the folder a bad entry is -EUCLEAN.
+ * Tests        qed_read_test.c, qed_write_test.c, tests/interop/test_qed.py, fuzz/qed_open.c
  */
+#include "base/assert.h"
 #include "fmt/qed/qed_image.h"
 
 #define HOLE_LOOK_MAX 4096u                       /* L1 entries looked at for one answer */
 
 static uint64_t l1_entry(const struct qed_image *q, uint64_t guest)
 {
-    return le64_word(atomic_load_explicit(&q->l1[qed_l1_index(&q->g, guest)], memory_order_acquire));
+    const _Atomic uint64_t *l1 = atomic_load_explicit(&q->l1, memory_order_acquire);
+    return le64_word(atomic_load_explicit(&l1[qed_l1_index(&q->g, guest)], memory_order_acquire));
 }
-
-static uint64_t l2_entry(const struct meta_block *b, uint64_t i) { return le64_word(atomic_load_explicit(&b->words[i], memory_order_acquire)); }
 
 static uint64_t slice_off(const struct qed_image *q, uint64_t table, uint64_t guest)
 {
@@ -33,6 +37,7 @@ static void extent_of(const struct qed_image *q, enum qed_entry kind, uint64_t v
     uint64_t in = qed_in_cluster(&q->g, off);
     *x = (struct fmt_extent){ .kind = kind == QED_POINTER ? FMT_DATA : kind == QED_ZERO ? FMT_ZERO : FMT_ABSENT, .len = q->g.cluster_size - in };
     x->has_host = kind == QED_POINTER;
+    x->writable = x->has_host && !q->im.read_only;
     x->host = x->has_host ? v + in : 0;
 }
 
@@ -40,14 +45,14 @@ static void extent_of(const struct qed_image *q, enum qed_entry kind, uint64_t v
 static int map_slice(const struct qed_image *q, const struct meta_block *b, uint64_t off, uint64_t len, struct fmt_extent *ret)
 {
     uint64_t end = atomic_load_explicit(&q->file_end, memory_order_relaxed), i = qed_l2_index(&q->g, off) % QED_SLICE_ENTRIES;
-    uint64_t v = l2_entry(b, i);
+    uint64_t v = qed_entry(b, i);
     enum qed_entry kind = qed_entry_kind(&q->g, v, end);
     struct fmt_extent x;
     if (kind == QED_BAD)
         return -EUCLEAN;
     extent_of(q, kind, v, off, &x);
     while (x.len < len && ++i < QED_SLICE_ENTRIES) {
-        v = l2_entry(b, i);
+        v = qed_entry(b, i);
         if (qed_entry_kind(&q->g, v, end) != kind || (x.has_host && v != x.host + x.len))
             break;
         x.len += q->g.cluster_size;
@@ -65,6 +70,56 @@ static void map_hole(const struct qed_image *q, uint64_t off, uint64_t len, stru
         end += q->g.l2_span;
     *ret = (struct fmt_extent){ .kind = FMT_ABSENT, .len = min_u64(end - off, len) };
 }
+
+/* ---- slices ---- */
+
+int qed_slice_get(struct co *co, struct qed_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index)
+{
+    uint64_t table = l1_entry(q, guest);
+    enum qed_entry kind = qed_table_kind(&q->g, table, atomic_load(&q->file_end));
+    *ret_b = NULL;
+    *ret_index = qed_l2_index(&q->g, guest) % QED_SLICE_ENTRIES;
+    if (kind == QED_ABSENT)
+        return 0;
+    return kind == QED_POINTER ? meta_get(co, q->meta, &q->kind_l2, slice_off(q, table, guest), ret_b) : -EUCLEAN;
+}
+
+/* A table of zeros for the L1 entry of `guest`. Its index is locked. */
+static int make_table(struct co *co, struct qed_image *q, uint64_t guest)
+{
+    struct qed_run run;
+    int r = qed_alloc_take(co, q, q->g.table_clusters, true, &run);
+    if (r < 0)
+        return r;
+    if (!run.known_zero) {
+        r = meta_forget(q->meta, run.off, q->g.table_bytes) ? stor_zero(co, q->im.store, run.off, q->g.table_bytes, 0) : -EUCLEAN;
+        if (r < 0) {
+            qed_alloc_return(q, &run);
+            return r;
+        }
+    }
+    meta_region_put(q->meta, &q->l1_region, qed_l1_index(&q->g, guest), le64_word(run.off));
+    meta_need_table_barrier(q->meta);
+    return 0;
+}
+
+int qed_slice_own(struct co *co, struct qed_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index)
+{
+    if (!l1_entry(q, guest)) {
+        struct co_range lock;
+        uint64_t i = qed_l1_index(&q->g, guest);
+        co_range_lock(co, &q->l1_locks, &lock, i, i + 1);
+        int r = l1_entry(q, guest) ? 0 : make_table(co, q, guest);
+        co_range_unlock(&q->l1_locks, &lock);
+        if (r < 0)
+            return r;
+    }
+    int r = qed_slice_get(co, q, guest, ret_b, ret_index);
+    ASSERT(r < 0 || *ret_b);
+    return r;
+}
+
+void qed_entry_set(struct qed_image *q, struct meta_block *b, uint32_t i, uint64_t v) { meta_put_word(q->meta, b, i, le64_word(v)); }
 
 /* ---- the home loop's part: load, then map ---- */
 
@@ -87,8 +142,8 @@ static void extend_by_hole(struct co *co, struct map_call *c, uint64_t table)
     const struct qed_geom *g = &c->q->g;
     uint64_t next = c->off + c->ret->len, in_table = qed_l2_index(g, next) * 8;
     struct stor_extent x;
-    if (c->ret->kind != FMT_ABSENT || c->ret->len == c->len || in_table % QED_SLICE_BYTES || !in_table)
-        return;
+    if (c->ret->kind != FMT_ABSENT || c->ret->len == c->len || in_table % QED_SLICE_BYTES || !in_table || !meta_is_clean(c->q->meta))
+        return;                                   /* M4 */
     if (stor_extent(co, c->q->im.store, table + in_table, g->table_bytes - in_table, &x) || x.content != STOR_HOLE)
         return;
     uint64_t end = min_u64(x.off + x.len, table + g->table_bytes);
@@ -100,19 +155,18 @@ static int map_loaded(struct co *co, struct map_call *c)
 {
     struct qed_image *q = c->q;
     struct meta_block *b;
-    uint64_t table = l1_entry(q, c->off);
-    enum qed_entry kind = qed_table_kind(&q->g, table, atomic_load(&q->file_end));
-    if (kind == QED_ABSENT)
-        map_hole(q, c->off, c->len, c->ret);
-    if (kind != QED_POINTER)
-        return kind == QED_BAD ? -EUCLEAN : 0;
-    int r = meta_get(co, q->meta, &q->kind_l2, slice_off(q, table, c->off), &b);
+    uint32_t index;
+    int r = qed_slice_get(co, q, c->off, &b, &index);
     if (r < 0)
         return r;
+    if (!b) {
+        map_hole(q, c->off, c->len, c->ret);
+        return 0;
+    }
     r = map_slice(q, b, c->off, c->len, c->ret);
     meta_put(q->meta, b);
     if (r == 0)
-        extend_by_hole(co, c, table);
+        extend_by_hole(co, c, l1_entry(q, c->off));
     return r;
 }
 
@@ -120,7 +174,7 @@ static int map_home(struct co *co, void *arg)
 {
     struct map_call *c = arg;
     int r = map_loaded(co, c);
-    if (r == -EUCLEAN && file_has_grown(co, c->q))
+    if (r == -EUCLEAN && c->q->im.read_only && file_has_grown(co, c->q))
         r = map_loaded(co, c);
     return r == -EUCLEAN || r == -ESTALE ? -EIO : r;
 }

@@ -151,15 +151,16 @@ static void checking(struct co *co, void *arg)
     }
 }
 
-/* Nothing is written, whoever asks. */
+/* Repair, and writing to an image that was not closed cleanly, are refused so far; nothing is written. */
 static void writing_refused(struct co *co, void *arg)
 {
     make(co, &(struct fmt_create_opts){ .size = 1 << 20 });
-    CHECK(!open_with(co, &(struct fmt_open_opts){ 0 }, -ENOTSUP));
     CHECK(!open_with(co, &(struct fmt_open_opts){ .check_mode = true }, -ENOTSUP));
     struct fmt_image *im = open_with(co, &(struct fmt_open_opts){ .read_only = true, .check_mode = true }, 0);
     CHECK_EQ(im->ops->flush(co, im), 0);
     CHECK_EQ(im->ops->close(co, im), 0);
+    poke(co, &(struct word){ 16, QED_F_NEED_CHECK }, 1, 0);
+    CHECK(!open_with(co, &(struct fmt_open_opts){ 0 }, -ENOTSUP));
 }
 
 /* FEATURES 2.005, 2.006, 2.007, 2.022: what an image says of itself. */

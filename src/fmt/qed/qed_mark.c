@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * qed_mark.c: the header while the image is open, and the need-check mark in it (FEATURES 2.006, 2.008, 2.012).
+ *
+ * Purpose      Says on the disk that clusters may be lost, as long as they may; changes the header, one sector at a time.
+ * Owns         q->mark; the header on disk.
+ * Invariants   K1  While an allocating change is under way, or may not be durable yet, the mark is set, durably (E1).
+ *              K2  It goes away only when all tables are durable and the file ends where what is in use ends (E4): an image without
+ *                  it has no cluster that this opening has lost.
+ *              K3  What the header says in memory is what it says on the disk, or nothing is written any more.
+ * Order        mark | META_B_HEADER | first growth of the file, first changed entry.
+ *              cut, tables | META_B_FINAL | mark away | META_B_HEADER.
+ * Concurrency  Home loop. Setting and clearing exclude one another (mark.mx); requests run beside both.
+ * Failure      enter: nothing is changed by the caller. leave: the mark stays, which is always right.
+ * Tests        qed_write_test.c, tests/interop/test_qed_write.py
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/cleanup.h"
+#include "fmt/qed/qed_image.h"
+
+#define SECTOR_BYTES 512u
+#define IDLE_NS 5000000000ull                     /* without an allocating change, before the mark goes away */
+
+/* ---- the header ---- */
+
+/* A write of the sector failed: it may be old or new there. Back to the old one, durably; else nothing is written any more (K3). */
+static void header_back(struct co *co, struct qed_image *q, const void *sector, int error)
+{
+    int r = meta_write_now(co, q->meta, sector, SECTOR_BYTES, 0);
+    if (r == 0)
+        r = meta_barrier(co, q->meta, META_B_HEADER);
+    if (r < 0)
+        meta_stop(q->meta, error);
+}
+
+/* Writes the fields of h, durably. The bytes around them stay. */
+static int header_put(struct co *co, struct qed_image *q, const struct qed_header *h)
+{
+    AUTOFREE uint8_t *old = aligned_alloc(SECTOR_BYTES, 2 * SECTOR_BYTES);
+    if (!old)
+        return -ENOMEM;
+    uint8_t *new = old + SECTOR_BYTES;
+    co_lock(co, &q->header_mx);
+    int r = stor_read_exact(co, q->im.store, old, SECTOR_BYTES, 0);
+    if (r == 0) {
+        memcpy(new, old, SECTOR_BYTES);
+        qed_header_emit(h, (struct qed_disk_header *)new);
+        r = meta_write_now(co, q->meta, new, SECTOR_BYTES, 0);
+        if (r < 0)
+            header_back(co, q, old, r);
+    }
+    co_unlock(&q->header_mx);
+    return r < 0 ? r : meta_barrier(co, q->meta, META_B_HEADER);
+}
+
+static int put_mark(struct co *co, struct qed_image *q, bool set)
+{
+    struct qed_header h = q->h;
+    h.features = set ? h.features | QED_F_NEED_CHECK : h.features & ~QED_F_NEED_CHECK;
+    int r = header_put(co, q, &h);
+    if (r == 0)
+        q->h.features = h.features;
+    return r;
+}
+
+int qed_clear_autoclear(struct co *co, struct qed_image *q)
+{
+    struct qed_header h = q->h;
+    if (!h.autoclear)
+        return 0;
+    h.autoclear = 0;
+    int r = header_put(co, q, &h);
+    if (r == 0)
+        q->h.autoclear = 0;
+    return r;
+}
+
+int qed_set_size(struct co *co, struct qed_image *q, uint64_t size)
+{
+    struct qed_header h = q->h;
+    h.size = size;
+    int r = header_put(co, q, &h);
+    if (r == 0)
+        q->h.size = size;
+    return r;
+}
+
+/* ---- the mark ---- */
+
+static void idle_co(struct co *co, void *arg)
+{
+    struct qed_image *q = arg;
+    struct qed_mark *k = &q->mark;
+    uint64_t seen = k->count;
+    while (k->set && co_sleep(co, IDLE_NS) != -ECANCELED) {
+        if (k->count == seen && qed_mark_leave(co, q) < 0)
+            break;                                /* it stays set; closing tries again */
+        seen = k->count;
+    }
+    k->idle_runs = false;
+}
+
+static void watch(struct qed_image *q)
+{
+    struct qed_mark *k = &q->mark;
+    if (k->idle_runs || q->a.closing)
+        return;
+    k->idle_runs = true;
+    if (rt_task_start(q->im.home, &k->idle, idle_co, q) < 0)
+        k->idle_runs = false;                     /* then closing does it */
+}
+
+int qed_mark_enter(struct co *co, struct qed_image *q)
+{
+    struct qed_mark *k = &q->mark;
+    int r = 0;
+    k->changers++;                                /* first: who is about to clear the mark leaves it, or clears it and we set it again */
+    k->count++;
+    if (!k->set) {
+        co_lock(co, &k->mx);
+        if (!k->set) {
+            r = put_mark(co, q, true);
+            k->set = r == 0;
+        }
+        co_unlock(&k->mx);
+    }
+    if (r < 0)
+        k->changers--;
+    else
+        watch(q);
+    return r;
+}
+
+void qed_mark_exit(struct qed_image *q)
+{
+    INV(K1, q->mark.changers > 0 && q->mark.set);
+    q->mark.changers--;
+}
+
+int qed_mark_leave(struct co *co, struct qed_image *q)
+{
+    struct qed_mark *k = &q->mark;
+    co_lock(co, &k->mx);
+    int r = k->changers ? 1 : 0;
+    if (r == 0 && k->set) {
+        k->set = false;                           /* who wants it from here on waits for mx */
+        r = qed_alloc_cut(co, q);
+        if (r == 0)
+            r = meta_flush(co, q->meta);
+        if (r == 0)
+            r = put_mark(co, q, false);
+        k->set = r < 0;
+    }
+    co_unlock(&k->mx);
+    return r;
+}
+
+void qed_mark_stop(struct co *co, struct qed_image *q)
+{
+    ASSERT(q->a.closing);
+    if (!q->mark.idle_runs)
+        return;
+    rt_cancel(&q->mark.idle);
+    rt_task_join(co, &q->mark.idle);
+}

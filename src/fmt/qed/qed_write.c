@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * qed_write.c: make this guest range writable.
+ *
+ * Purpose      Reserves clusters for a guest range that has none, says what must be filled around the data, and links them when the caller
+ *              has written it. Overwrites in place never come here.
+ * Owns         One struct write_txn for each allocating write: its range lock, its pinned slice, its clusters.
+ * Invariants   W1  The range lock is taken before anything is decided, and held until commit or abort. Several writes allocate at once
+ *                  (2.013). Who finds the range taken looks again when the holder is done, and takes no lock when the place has become
+ *                  writable.
+ *              W2  commit only sets words of a pinned slice: it cannot fail (fmt.h I3).
+ *              W3  An entry goes without the data barrier only where the new clusters are known to read zero, in space that is settled,
+ *                  and the guest read zeros there before (Q23).
+ *              W4  The rest of a zero cluster is zeros, whatever the backing image holds there (2.010, G.019).
+ *              W5  A bad entry is never replaced by a write: the check shall see it.
+ * Order        The mark before (E1), data before its entry (the data barrier of a pass), a new table before its root (qed_map.c).
+ * Concurrency  begin, commit and abort do their work on the home loop (rt_call); the caller's data I/O stays on its own.
+ * Failure      begin: -ENOSPC, -EIO, -ENOMEM with nothing held. abort gives the clusters back.
+ * Tests        qed_write_test.c, tests/interop/test_qed_write.py
+ */
+#include <stdlib.h>
+
+#include "base/assert.h"
+#include "fmt/qed/qed_image.h"
+
+struct write_txn {
+    struct co_range lock;
+    struct meta_block *block;
+    uint32_t index;                               /* of the first entry in the slice */
+    struct qed_run run;
+    bool independent, streamed;
+};
+
+/* Does the guest read zeros in the cluster at `guest`, whatever lies below? */
+static bool reads_zero(const struct qed_image *q, uint64_t v, uint64_t guest)
+{
+    return v == 1 || guest >= atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed);
+}
+
+/* How many of the next `max` clusters have none, at most? *ret_zero: bit 0, 1, 2: the first, the last, all of them read zeros. */
+static uint32_t plan(const struct qed_image *q, const struct meta_block *b, uint32_t index, uint64_t guest, uint32_t max, unsigned *ret_zero)
+{
+    uint32_t n = 0;
+    unsigned zero = 7;
+    for (; n < max; n++, guest += q->g.cluster_size) {
+        uint64_t v = qed_entry(b, index + n);
+        if (v > 1)
+            break;
+        bool z = reads_zero(q, v, guest);
+        zero = (n ? zero & 1 : z) | (unsigned)z << 1 | (z ? zero & 4 : 0);
+    }
+    *ret_zero = zero;
+    return n;
+}
+
+static void fill_in(const struct qed_image *q, struct write_txn *t, unsigned zero, struct fmt_write *w)
+{
+    uint64_t cs = q->g.cluster_size, c0 = round_down(w->off, cs), end = c0 + t->run.count * cs;
+    w->len = min_u64(w->len, end - w->off);
+    w->host = t->run.off + (w->off - c0);
+    w->head = w->off - c0;
+    w->tail = end - (w->off + w->len);
+    if (!w->head && !w->tail)
+        w->fill = FMT_FILL_NONE;
+    else if ((w->head && !(zero & 1)) || (w->tail && !(zero & 2)))
+        w->fill = FMT_FILL_READ;
+    else
+        w->fill = t->run.known_zero && !t->streamed ? FMT_FILL_NONE : FMT_FILL_ZERO;        /* W4 */
+    t->independent = qed_run_independent(q, &t->run) && zero & 4 && w->fill == FMT_FILL_NONE;     /* W3 */
+    w->priv = t;
+}
+
+/* The range is locked. Sets w->len = 0 when it can be written in place. */
+static int reserve(struct co *co, struct qed_image *q, struct write_txn *t, struct fmt_write *w)
+{
+    uint64_t cs = q->g.cluster_size, c0 = round_down(w->off, cs);
+    unsigned zero;
+    int r = qed_slice_own(co, q, c0, &t->block, &t->index);
+    if (r < 0)
+        return r;
+    uint32_t n = plan(q, t->block, t->index, c0, (uint32_t)((round_up(w->off + w->len, cs) - c0) >> q->g.cluster_bits), &zero);
+    if (!n) {
+        w->len = 0;
+        return qed_kind(q, qed_entry(t->block, t->index)) == QED_POINTER ? 0 : -EUCLEAN;         /* W5 */
+    }
+    r = qed_alloc_take(co, q, n, false, &t->run);
+    if (r < 0)
+        return r;
+    (void)plan(q, t->block, t->index, c0, (uint32_t)t->run.count, &zero);        /* of those that were really given */
+    fill_in(q, t, zero, w);
+    return 0;
+}
+
+static void txn_end(struct qed_image *q, struct write_txn *t)
+{
+    if (t->block)
+        meta_put(q->meta, t->block);
+    co_range_unlock(&q->locks, &t->lock);
+    qed_mark_exit(q);
+    free(t);
+}
+
+/* Waits while somebody works on the beginning of the range. 1: it may be written in place now; 0: the lock is needed. */
+static int wait_in_place(struct co *co, struct qed_image *q, uint64_t off)
+{
+    uint64_t from = round_down(off, q->g.cluster_size);
+    struct meta_block *b;
+    uint32_t index;
+    if (!co_range_wait(co, &q->locks, from, from + q->g.cluster_size))
+        return 0;
+    int r = qed_slice_get(co, q, off, &b, &index);
+    if (r < 0 || !b)
+        return 0;                                 /* an error shows again when the lock is held */
+    r = qed_kind(q, qed_entry(b, index)) == QED_POINTER;
+    meta_put(q->meta, b);
+    return r;
+}
+
+struct call { struct qed_image *q; struct fmt_write *w; };
+
+static int begin_home(struct co *co, void *arg)
+{
+    struct call *c = arg;
+    struct qed_image *q = c->q;
+    struct fmt_write *w = c->w;
+    uint64_t cs = q->g.cluster_size, span = qed_slice_span(q), whole = w->len;
+    bool streamed = fmt_streams_go_on(&q->streams, w->off, w->off + whole);
+    if (wait_in_place(co, q, w->off)) {                     /* W1 */
+        w->len = 0;
+        return 0;
+    }
+    struct write_txn *t = calloc(1, sizeof *t);
+    if (!t)
+        return -ENOMEM;
+    int r = qed_mark_enter(co, q);
+    if (r < 0) {
+        free(t);
+        return r;
+    }
+    t->streamed = streamed && whole <= cs / FMT_STREAM_PART;
+    w->len = min_u64(whole, round_down(w->off, span) + span - w->off);
+    co_range_lock(co, &q->locks, &t->lock, round_down(w->off, cs), round_up(w->off + w->len, cs));
+    r = reserve(co, q, t, w);
+    if (r < 0 || w->len == 0)
+        txn_end(q, t);
+    return r == -EUCLEAN || r == -ESTALE ? -EIO : r;
+}
+
+int qed_write_begin(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_write *w)
+{
+    struct call c = { qed_of(im), w };
+    *w = (struct fmt_write){ .off = off, .len = len };
+    return rt_call(co, im->home, begin_home, &c);
+}
+
+static int commit_home(struct co *co, void *arg)
+{
+    struct call *c = arg;
+    struct qed_image *q = c->q;
+    struct write_txn *t = c->w->priv;
+    CO_ATOMIC(co) {                                          /* W2 */
+        for (uint32_t i = 0; i < t->run.count; i++)
+            qed_entry_set(q, t->block, t->index + i, t->run.off + i * q->g.cluster_size);
+        if (!t->independent)
+            meta_need_data_barrier(q->meta);
+    }
+    txn_end(q, t);
+    return 0;
+}
+
+static int abort_home(struct co *co, void *arg)
+{
+    (void)co;
+    struct call *c = arg;
+    struct write_txn *t = c->w->priv;
+    qed_alloc_return(c->q, &t->run);
+    txn_end(c->q, t);
+    return 0;
+}
+
+/* Without a coroutine for the way home: tries until there is one, for what is begun must end. */
+static void end_at_home(struct co *co, struct fmt_image *im, struct fmt_write *w, int (*fn)(struct co *co, void *arg))
+{
+    struct call c = { qed_of(im), w };
+    while (rt_call(co, im->home, fn, &c) == -ENOMEM)
+        co_yield(co);
+}
+
+int qed_write_commit(struct co *co, struct fmt_image *im, struct fmt_write *w)
+{
+    end_at_home(co, im, w, commit_home);
+    return 0;
+}
+
+void qed_write_abort(struct co *co, struct fmt_image *im, struct fmt_write *w) { end_at_home(co, im, w, abort_home); }

@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * qed_write_test.c: the write side of QED over a disk with a volatile cache: the order of what reaches it, several writes at once, what
+ * failures leave.
+ *
+ * Purpose      Rules E1 to E4 of the module one by one; the crash explorer drives them together.
+ * Owns         The disk of q2_disk_test.c.
+ * Invariants   None.
+ * Concurrency  One loop.
+ * Failure      A failed check fails the test.
+ * Tests        This is one. FEATURES 2.006, 2.008, 2.010, 2.011, 2.012, 2.013, 2.015, 2.016, 2.017, 2.021, G.019, G.020
+ */
+#include "fmt/qcow2/q2_disk_test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fmt/qed/qed_image.h"
+
+#define C 4096ull
+#define T 2u
+#define SPAN (1024 * C)
+#define SIZE (4 * SPAN)
+#define BASE 7u                                   /* what a backing image would show */
+
+static bool marked(const uint8_t *bytes) { return bytes[16] & QED_F_NEED_CHECK; }
+
+static void make(struct co *co, const char *backing)
+{
+    disk_reset();
+    struct stor *s = disk_open(false);
+    struct fmt_create_opts o = { .size = SIZE, .cluster_size = C, .table_size = T, .backing_file = (char *)backing };
+    CHECK_EQ(fmt_qed_ops.create(co, s, &o, NULL), 0);
+    stor_close(co, s);
+}
+
+static struct qed_image *reopen(struct co *co, bool read_only)
+{
+    struct stor *s = disk_open(read_only);
+    struct fmt_image *im = NULL;
+    struct byre_err err = { 0 };
+    int r = fmt_qed_ops.open(co, s, &(struct fmt_open_opts){ .read_only = read_only, .frontier_bytes = 32 * C }, &im, &err);
+    if (r < 0)
+        fprintf(stderr, "%s\n", err.text);
+    ASSERT(r == 0);
+    disk_mark();
+    return qed_of(im);
+}
+
+static int shut(struct co *co, struct qed_image *q) { return fmt_qed_ops.close(co, &q->im); }
+
+/* The process and the power are gone; what was flushed stays. */
+static void crash(struct co *co, struct qed_image *q)
+{
+    uint64_t len = disk.durable_len;
+    uint8_t *bytes = malloc(len);
+    memcpy(bytes, disk.durable, len);
+    (void)shut(co, q);
+    memset(disk.bytes, 0, max_u64(disk.len, len));
+    memset(disk.durable, 0, max_u64(disk.durable_len, len));
+    memcpy(disk.bytes, bytes, len);
+    memcpy(disk.durable, bytes, len);
+    disk.len = disk.durable_len = len;
+    disk.hook = NULL;
+    free(bytes);
+}
+
+static struct fmt_check_result checked(struct co *co)
+{
+    struct qed_image *q = reopen(co, true);
+    struct fmt_check_result res = { 0 };
+    CHECK_EQ(q->im.ops->check(co, &q->im, &(struct fmt_check_opts){ 0 }, &res, NULL), 0);
+    CHECK_EQ(shut(co, q), 0);
+    return res;
+}
+
+static bool sound(struct co *co)
+{
+    struct fmt_check_result r = checked(co);
+    return CHECK_EQ(r.corruptions, 0) & CHECK_EQ(r.leaks, 0) & CHECK_EQ(r.check_errors, 0) & !marked(disk.bytes);
+}
+
+/* ---- a guest ---- */
+
+static int put(struct co *co, struct qed_image *q, uint64_t host, uint64_t len, uint8_t fill)
+{
+    if (!len)
+        return 0;
+    uint8_t *buf = malloc(len);
+    memset(buf, fill, len);
+    int r = stor_write_buf(co, q->im.store, buf, len, host, 0);
+    free(buf);
+    return r;
+}
+
+static int write_new(struct co *co, struct qed_image *q, struct fmt_write *w, uint8_t fill)
+{
+    uint8_t around = w->fill == FMT_FILL_READ ? BASE : 0;         /* every test has one kind of bytes there */
+    int r = 0;
+    if (w->fill != FMT_FILL_NONE)
+        r = put(co, q, w->host - w->head, w->head, around) | put(co, q, w->host + w->len, w->tail, around);
+    if (r == 0)
+        r = put(co, q, w->host, w->len, fill);
+    if (r == 0)
+        return q->im.ops->write_commit(co, &q->im, w);
+    q->im.ops->write_abort(co, &q->im, w);
+    return r;
+}
+
+static int g_put(struct co *co, struct qed_image *q, uint64_t off, uint64_t len, uint8_t fill)
+{
+    int r = 0;
+    for (uint64_t end = off + len, n; r == 0 && off < end; off += n) {
+        struct fmt_extent e;
+        struct fmt_write w;
+        epoch_token t = epoch_enter(q->im.epoch, co_loop(co));
+        r = q->im.ops->map(co, &q->im, off, end - off, &e);
+        n = r == 0 ? e.len : 0;
+        bool in_place = r == 0 && e.kind == FMT_DATA && e.writable;
+        if (in_place)
+            r = put(co, q, e.host, e.len, fill);
+        epoch_leave(q->im.epoch, co_loop(co), t);
+        if (r < 0 || in_place)
+            continue;
+        r = q->im.ops->write_begin(co, &q->im, off, end - off, &w);
+        n = r == 0 ? w.len : 0;
+        if (n)
+            r = write_new(co, q, &w, fill);
+    }
+    return r;
+}
+
+static bool holds(struct co *co, struct qed_image *q, uint64_t off, uint64_t len, uint8_t fill)
+{
+    uint8_t *buf = malloc(len), want = fill;
+    bool ok = true;
+    struct fmt_extent e;
+    struct iovec slot;
+    for (uint64_t end = off + len; ok && off < end; off += e.len) {
+        epoch_token t = epoch_enter(q->im.epoch, co_loop(co));
+        ok = q->im.ops->map(co, &q->im, off, end - off, &e) == 0;
+        if (ok && e.kind == FMT_DATA)
+            ok = stor_read(co, q->im.store, iov_one(&slot, buf, e.len), e.host) == 0;
+        else if (ok)
+            memset(buf, e.kind == FMT_ABSENT && q->im.has_backing ? BASE : 0, e.len);
+        epoch_leave(q->im.epoch, co_loop(co), t);
+        for (uint64_t i = 0; ok && i < e.len; i++)
+            ok = buf[i] == want;
+    }
+    free(buf);
+    return ok;
+}
+
+static enum fmt_kind kind_at(struct co *co, struct qed_image *q, uint64_t off, uint64_t *ret_host)
+{
+    struct fmt_extent e = { 0 };
+    epoch_token t = epoch_enter(q->im.epoch, co_loop(co));
+    CHECK_EQ(q->im.ops->map(co, &q->im, off, 512, &e), 0);
+    epoch_leave(q->im.epoch, co_loop(co), t);
+    if (ret_host)
+        *ret_host = e.host;
+    return e.kind;
+}
+
+static int flush(struct co *co, struct qed_image *q) { return q->im.ops->flush(co, &q->im); }
+
+/* ---- the mark (E1, E4) ---- */
+
+static struct { unsigned unmarked, grown, tables; } seen;
+static int watch(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    bool table = what == 'W' && off >= C && off < C + T * C;
+    seen.grown += what == 'T';
+    seen.tables += table;
+    seen.unmarked += (what == 'T' || table) && !marked(disk.durable);
+    return 0;
+}
+
+static void mark(struct co *co, void *arg)
+{
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    memset(&seen, 0, sizeof seen);
+    disk.hook = watch;
+    CHECK(holds(co, q, 0, C, 0) && !marked(disk.bytes));
+    CHECK_EQ(flush(co, q), 0);
+    CHECK(!marked(disk.bytes));                   /* opening, reading and flushing are no reason */
+    CHECK_EQ(q->im.ops->discard(co, &q->im, 0, SIZE), 0);
+    CHECK_EQ(q->im.ops->zero(co, &q->im, 0, SIZE, 0), 0);
+    CHECK(!marked(disk.bytes));                   /* nor is what reads zero already */
+    CHECK_EQ(g_put(co, q, 100 * C, C, 1), 0);
+    CHECK(marked(disk.durable));
+    CHECK_EQ(flush(co, q), 0);
+    CHECK(seen.tables == 1 && seen.grown == 1 && seen.unmarked == 0);
+    disk.hook = NULL;
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+    q = reopen(co, false);
+    CHECK_EQ(g_put(co, q, 100 * C, C, 2), 0);
+    CHECK_EQ(flush(co, q), 0);
+    CHECK(!marked(disk.bytes));                   /* in place */
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(disk.len == (1 + 2 * T + 1) * C);
+}
+
+/* E2, E3: a table points nowhere that is not durable, whatever the moment; what was flushed is there. */
+static unsigned crash_at;
+static int until(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf) { return crash_at-- == 0 || crash_at > UINT32_MAX / 2 ? -EIO : 0; }
+
+static void crashes(struct co *co, void *arg)
+{
+    bool done = false;
+    for (unsigned i = 0; !done; i++) {
+        make(co, NULL);
+        struct qed_image *q = reopen(co, false);
+        crash_at = i;
+        disk.hook = until;
+        int r = g_put(co, q, 3 * C + 512, 2 * C, 1);
+        int f = r == 0 ? flush(co, q) : r;
+        int r2 = g_put(co, q, SPAN, C, 2);
+        int f2 = r2 == 0 ? flush(co, q) : r2;
+        done = crash_at < UINT32_MAX / 2;
+        crash(co, q);
+        struct fmt_check_result res = checked(co);
+        CHECK_EQ(res.corruptions, 0);
+        CHECK(!res.leaks || marked(disk.bytes));  /* E1 */
+        q = reopen(co, true);
+        CHECK(f < 0 || holds(co, q, 3 * C + 512, 2 * C, 1));
+        CHECK(f2 < 0 || holds(co, q, SPAN, C, 2));
+        CHECK_EQ(shut(co, q), 0);
+    }
+}
+
+/* A write of the header that fails: no mark, no allocation. One that cannot be taken away stays. */
+static unsigned fail_left;
+static int fail_header(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf) { return what == 'W' && off == 0 && fail_left && fail_left-- ? -EIO : 0; }
+
+static void failing_header(struct co *co, void *arg)
+{
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    uint64_t len = disk.len;
+    disk.hook = fail_header;
+    fail_left = 1;
+    CHECK_EQ(g_put(co, q, 0, C, 1), -EIO);
+    CHECK(!marked(disk.bytes) && disk.len == len);
+    CHECK_EQ(g_put(co, q, 0, C, 1), 0);
+    CHECK(marked(disk.bytes));
+    fail_left = 2;                                /* the way back fails, too: nothing is written any more */
+    CHECK_EQ(shut(co, q), -EIO);
+    CHECK(marked(disk.bytes));
+    disk.hook = NULL;
+    struct fmt_check_result res = checked(co);
+    CHECK(!res.corruptions);
+}
+
+/* ---- several at once (2.013) ---- */
+
+static void together(struct co *co, void *arg)
+{
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    struct fmt_write w[4];
+    for (unsigned i = 0; i < 4; i++) {            /* all of them under way */
+        CHECK_EQ(q->im.ops->write_begin(co, &q->im, i * C, C, &w[i]), 0);
+        CHECK(w[i].len == C && w[i].host % C == 0);
+        for (unsigned j = 0; j < i; j++)
+            CHECK(w[i].host != w[j].host);
+    }
+    CHECK_EQ(write_new(co, q, &w[2], 3), 0);
+    CHECK_EQ(write_new(co, q, &w[0], 1), 0);
+    CHECK(kind_at(co, q, C, NULL) == FMT_ABSENT);                  /* fmt.h I2 */
+    q->im.ops->write_abort(co, &q->im, &w[1]);
+    CHECK_EQ(write_new(co, q, &w[3], 4), 0);
+    CHECK(holds(co, q, 0, C, 1) && holds(co, q, C, C, 0) && holds(co, q, 2 * C, C, 3) && holds(co, q, 3 * C, C, 4));
+    struct fmt_write again;
+    CHECK_EQ(q->im.ops->write_begin(co, &q->im, 9 * C, 512, &again), 0);
+    CHECK(again.host == w[1].host && again.fill == FMT_FILL_ZERO);                   /* used again, and not known to be zero */
+    CHECK_EQ(write_new(co, q, &again, 9), 0);
+    CHECK(holds(co, q, 9 * C, 512, 9) && holds(co, q, 9 * C + 512, C - 512, 0));
+    CHECK_EQ(q->im.ops->write_begin(co, &q->im, 20 * C, C, &w[0]), 0);
+    q->im.ops->write_abort(co, &q->im, &w[0]);
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));                             /* what was given back at the end is cut off */
+}
+
+/* D4, Q23: in settled space a first write costs its data, and one barrier when it is flushed. */
+static void costs(struct co *co, void *arg)
+{
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    CHECK_EQ(g_put(co, q, 0, C, 1), 0);
+    CHECK_EQ(flush(co, q), 0);
+    disk_mark();
+    CHECK_EQ(g_put(co, q, 5 * C + 512, 512, 2), 0);
+    CHECK(disk.writes == 1 && disk.flushes == 0);
+    CHECK_EQ(flush(co, q), 0);
+    CHECK(disk.writes == 2 && disk.flushes == 1);
+    disk_mark();
+    for (unsigned i = 0; i < 60; i++)             /* across a growth */
+        CHECK_EQ(g_put(co, q, (10 + i) * C, C, 3), 0);
+    CHECK(disk.writes == 60);
+    CHECK_EQ(flush(co, q), 0);
+    CHECK(disk.flushes == 2);                     /* the growth was not settled */
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+}
+
+/* ---- zero clusters and backing data ---- */
+
+/* FEATURES 2.010, 2.015, 2.016, G.019. */
+static void zeros(struct co *co, void *arg)
+{
+    make(co, "base");
+    struct qed_image *q = reopen(co, false);
+    uint64_t host, same;
+    CHECK(holds(co, q, 0, SIZE, BASE));
+    CHECK_EQ(g_put(co, q, C + 512, 512, 1), 0);
+    CHECK(holds(co, q, C, 512, BASE) && holds(co, q, C + 512, 512, 1) && holds(co, q, C + 1024, C - 1024, BASE));
+    CHECK_EQ(q->im.ops->zero(co, &q->im, 4 * C, 4 * C, 0), 0);
+    CHECK(kind_at(co, q, 5 * C, NULL) == FMT_ZERO);
+    CHECK_EQ(g_put(co, q, 5 * C + 512, 512, 2), 0);
+    CHECK(holds(co, q, 4 * C, C + 512, 0) && holds(co, q, 5 * C + 512, 512, 2) && holds(co, q, 5 * C + 1024, 3 * C - 1024, 0));
+    CHECK(kind_at(co, q, C, &host) == FMT_DATA);
+    CHECK_EQ(q->im.ops->discard(co, &q->im, 0, 3 * C), 0);
+    CHECK(kind_at(co, q, C, &same) == FMT_DATA && same == host);  /* in place */
+    CHECK(holds(co, q, 0, 3 * C, 0) && holds(co, q, 3 * C, C, BASE));
+    CHECK_EQ(q->im.ops->zero(co, &q->im, SPAN - C, 2 * C, FMT_ZERO_UNMAP), 0);       /* two tables */
+    CHECK(holds(co, q, SPAN - C, 2 * C, 0) && holds(co, q, SPAN + C, C, BASE));
+    atomic_store(&q->im.below_zero_from, SPAN + 2 * C);           /* the backing image ends there */
+    CHECK_EQ(q->im.ops->zero(co, &q->im, SPAN, SIZE - SPAN, 0), 0);
+    CHECK(kind_at(co, q, SPAN + C, NULL) == FMT_ZERO && kind_at(co, q, SPAN + 2 * C, NULL) == FMT_ABSENT);
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+}
+
+/* FEATURES 2.008, 2.021: autoclear bits; a last part of a cluster holds anything. */
+static void found(struct co *co, void *arg)
+{
+    make(co, NULL);
+    disk.bytes[32] = 0x20;
+    memset(disk.bytes + disk.len, 0xee, 100);
+    disk.len += 100;
+    struct qed_image *q = reopen(co, true);
+    CHECK_EQ(shut(co, q), 0);
+    CHECK_EQ(disk.bytes[32], 0x20);
+    q = reopen(co, false);
+    CHECK(disk.bytes[32] == 0 && disk.durable[32] == 0);
+    CHECK_EQ(g_put(co, q, 0, C, 1), 0);           /* the table takes that place */
+    CHECK(holds(co, q, C, 200 * C, 0));
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+}
+
+/* FEATURES 2.017, 2.018. */
+static void sizes(struct co *co, void *arg)
+{
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    CHECK_EQ(g_put(co, q, SIZE - C, C, 1), 0);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, SIZE - 512, FMT_PREALLOC_OFF, NULL), -ENOTSUP);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, 2 * SIZE, FMT_PREALLOC_FULL, NULL), -ENOTSUP);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, q->g.size_max + 512, FMT_PREALLOC_OFF, NULL), -EINVAL);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, q->g.size_max, FMT_PREALLOC_OFF, NULL), 0);
+    CHECK_EQ(q->im.ops->resize_commit(co, &q->im, false, NULL), 0);
+    CHECK(q->im.size == SIZE);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, q->g.size_max, FMT_PREALLOC_OFF, NULL), 0);
+    CHECK_EQ(q->im.ops->resize_commit(co, &q->im, true, NULL), 0);
+    CHECK_EQ(g_put(co, q, q->g.size_max - C, C, 2), 0);
+    CHECK(holds(co, q, SIZE - C, C, 1) && holds(co, q, SIZE, C, 0) && holds(co, q, q->im.size - C, C, 2));
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+    q = reopen(co, true);
+    CHECK(q->im.size == q->g.size_max && holds(co, q, q->im.size - C, C, 2));
+    CHECK_EQ(shut(co, q), 0);
+}
+
+#define RUN(name) static void test_##name(void **state) { t_run(0, name, NULL); }
+RUN(mark)
+RUN(crashes)
+RUN(failing_header)
+RUN(together)
+RUN(costs)
+RUN(zeros)
+RUN(found)
+RUN(sizes)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mark), cmocka_unit_test(test_crashes), cmocka_unit_test(test_failing_header), cmocka_unit_test(test_together),
+        cmocka_unit_test(test_costs), cmocka_unit_test(test_zeros), cmocka_unit_test(test_found), cmocka_unit_test(test_sizes),
+    };
+    ASSERT(disk_setup(NULL) == 0);
+    int failed = T_MAIN("qed-write", tests);
+    disk_teardown(NULL);
+    return failed;
+}
