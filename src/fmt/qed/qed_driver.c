@@ -99,7 +99,7 @@ static int open_parts(struct co *co, struct qed_image *q, const struct fmt_open_
     if (meta_new(&mo, &q->meta) < 0)
         return byre_fail(err, NOMEM, "%s: metadata cache", q->name);
     r = o->info_only ? 0 : load_l1(co, q, err);
-    return r == 0 && qed_writable(q) ? prepare_writing(co, q, err) : r;
+    return r == 0 && qed_writable(q) && !o->check_mode ? prepare_writing(co, q, err) : r;
 }
 
 /* Gives back everything but the store. */
@@ -122,8 +122,6 @@ static void dismantle(struct co *co, struct qed_image *q)
 static int qed_open(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err)
 {
     const char *name = store->name ? store->name : "image";
-    if (!o->read_only && o->check_mode)
-        return byre_fail(err, NOT_SUPPORTED, "%s: images of the format qed can be checked, but not repaired yet", name);
     struct qed_image *q = calloc(1, sizeof *q);
     if (!q || !(q->name = strdup(name))) {
         free(q);

@@ -11,7 +11,10 @@
  *   qed_write.c    make this guest range writable
  *   qed_zero.c     zero and discard
  *   qed_resize.c   another size
+ *   qed_walk.c     all entries of all tables, read ahead
+ *   qed_owned.c    which clusters have an owner?
  *   qed_check.c    which rules does an image break?
+ *   qed_repair.c   what makes it sound again?   qed_edit.c: how that is written   qed_shorten.c: no clusters without an owner
  *   qed_create.c   writing a fresh image
  */
 #ifndef QED_IMAGE_H
@@ -101,6 +104,8 @@ MUST_USE int qed_mark_leave(struct co *co, struct qed_image *q);
 void qed_mark_stop(struct co *co, struct qed_image *q);
 /* Clears autoclear bits, all of which are unknown (2.008). */
 MUST_USE int qed_clear_autoclear(struct co *co, struct qed_image *q);
+/* The header gets these fields, durably. On failure the old ones, or nothing is written any more. The caller keeps q->h in step. */
+MUST_USE int qed_header_put(struct co *co, struct qed_image *q, const struct qed_header *h);
 /* The header gets this size, durably. On failure the old one. */
 MUST_USE int qed_set_size(struct co *co, struct qed_image *q, uint64_t size);
 

@@ -36,8 +36,8 @@ static void header_back(struct co *co, struct qed_image *q, const void *sector, 
         meta_stop(q->meta, error);
 }
 
-/* Writes the fields of h, durably. The bytes around them stay. */
-static int header_put(struct co *co, struct qed_image *q, const struct qed_header *h)
+/* The bytes around the fields stay. */
+int qed_header_put(struct co *co, struct qed_image *q, const struct qed_header *h)
 {
     AUTOFREE uint8_t *old = aligned_alloc(SECTOR_BYTES, 2 * SECTOR_BYTES);
     if (!old)
@@ -60,7 +60,7 @@ static int put_mark(struct co *co, struct qed_image *q, bool set)
 {
     struct qed_header h = q->h;
     h.features = set ? h.features | QED_F_NEED_CHECK : h.features & ~QED_F_NEED_CHECK;
-    int r = header_put(co, q, &h);
+    int r = qed_header_put(co, q, &h);
     if (r == 0)
         q->h.features = h.features;
     return r;
@@ -72,7 +72,7 @@ int qed_clear_autoclear(struct co *co, struct qed_image *q)
     if (!h.autoclear)
         return 0;
     h.autoclear = 0;
-    int r = header_put(co, q, &h);
+    int r = qed_header_put(co, q, &h);
     if (r == 0)
         q->h.autoclear = 0;
     return r;
@@ -82,7 +82,7 @@ int qed_set_size(struct co *co, struct qed_image *q, uint64_t size)
 {
     struct qed_header h = q->h;
     h.size = size;
-    int r = header_put(co, q, &h);
+    int r = qed_header_put(co, q, &h);
     if (r == 0)
         q->h.size = size;
     return r;

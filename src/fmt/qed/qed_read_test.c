@@ -155,7 +155,6 @@ static void checking(struct co *co, void *arg)
 static void writing_refused(struct co *co, void *arg)
 {
     make(co, &(struct fmt_create_opts){ .size = 1 << 20 });
-    CHECK(!open_with(co, &(struct fmt_open_opts){ .check_mode = true }, -ENOTSUP));
     struct fmt_image *im = open_with(co, &(struct fmt_open_opts){ .read_only = true, .check_mode = true }, 0);
     CHECK_EQ(im->ops->flush(co, im), 0);
     CHECK_EQ(im->ops->close(co, im), 0);
@@ -280,23 +279,33 @@ static void failing_reads(struct co *co, void *arg)
     }
 }
 
-/* Tables that cannot be read are counted, and nothing is called a leak. */
+/* Everything from here on cannot be read. */
+static uint64_t bad_from, bad_to;
+static int failing_there(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    return op == TOY_READ && off < bad_to && off + len > bad_from ? -EIO : 0;
+}
+
+/* Tables that cannot be read are counted, nothing is called a leak, and nothing is repaired. */
 static void failing_check(struct co *co, void *arg)
 {
     for (int i = 0; i < 2; i++) {
         struct toy *t = toy_new(8 * C, 1, 1);
-        struct qed_header h = { .cluster_size = C, .table_size = T, .header_clusters = 1, .l1_off = C, .size = SPAN };
+        struct qed_header h = { .cluster_size = C, .table_size = T, .header_clusters = 1, .l1_off = C, .size = SPAN, .features = QED_F_NEED_CHECK };
         qed_header_emit(&h, (struct qed_disk_header *)t->bytes);
         le64_put((le64 *)(t->bytes + C), L2);
         le64_put((le64 *)(t->bytes + L2), 1);                   /* else it would be a hole, and not read */
         struct fmt_image *im = NULL;
         struct fmt_check_result r = { 0 };
-        CHECK_EQ(fmt_qed_ops.open(co, &t->s, &(struct fmt_open_opts){ .read_only = true, .check_mode = true }, &im, NULL), 0);
-        fail_at = i;
-        t->hook = failing;
-        CHECK_EQ(im->ops->check(co, im, &(struct fmt_check_opts){ 0 }, &r, NULL), 0);
+        CHECK_EQ(fmt_qed_ops.open(co, &t->s, &(struct fmt_open_opts){ .check_mode = true }, &im, NULL), 0);
+        bad_from = i ? L2 : C;
+        bad_to = bad_from + T * C;
+        t->hook = failing_there;
+        CHECK_EQ(im->ops->check(co, im, &(struct fmt_check_opts){ .fix = FMT_FIX_LEAKS | FMT_FIX_ERRORS }, &r, NULL), 0);
         CHECK_EQ(r.check_errors, 1);
-        CHECK(!r.leaks && !r.corruptions);
+        CHECK(!r.leaks && !r.corruptions && !r.leaks_fixed);
+        CHECK(t->count[TOY_WRITE] == 0 && t->count[TOY_TRUNCATE] == 0);
+        t->hook = NULL;
         CHECK_EQ(im->ops->close(co, im), 0);
     }
 }
