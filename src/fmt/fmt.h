@@ -102,6 +102,11 @@ struct fmt_snapshot_req {
     const char *name;                      /* CREATE; may be empty, may be there already unless `unique` */
     bool unique;
     uint32_t date_sec, date_nsec;          /* CREATE */
+    /* APPLY: called when it is known what is applied, and before anything changes; size: of the disk afterwards. Without it an
+     * image with persistent bitmaps is refused. *touched (may be NULL): the disk may have become the snapshot, whatever is returned. */
+    int (*before)(struct co *co, void *arg, uint64_t size, struct byre_err *err);
+    void *arg;
+    bool *touched;
 };
 /* What info shows of an encrypted image. Strings are constants. */
 struct fmt_crypt_info {
@@ -356,6 +361,8 @@ struct fmt_ops {
     /* Drained. Makes the persistent ones of im->bitmaps, and nothing else, what the image holds: durable when it returns 0,
      * as before when not. What is no longer in the list must stay allocated until it has returned. */
     int (*bitmaps_sync)(struct co *co, struct fmt_image *im, struct byre_err *err);
+    /* Could all persistent ones that are sound be kept on a disk of `size` bytes? NULL: whenever they are. -E2BIG */
+    int (*bitmaps_fit)(struct fmt_image *im, uint64_t size, struct byre_err *err);
     /* Drained, before a resize: should it not end well, no bitmap claims to fit. bitmaps_sync must follow. */
     int (*bitmaps_resizing)(struct co *co, struct fmt_image *im, struct byre_err *err);
     /* Any loop, outside epoch sections of the image: returns when [off, off+len) may be changed, because whatever happens

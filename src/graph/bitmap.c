@@ -24,7 +24,7 @@
 
 /* ---- the list ---- */
 
-static int list_open(struct co *co, struct graph_node *n, struct byre_err *err)
+int bitmaps_list(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     if (!n->im->bitmap_budget) {             /* once, before there is a bitmap: those who record read the limit on any loop */
         n->bitmap_budget.limit = BUDGET_BYTES;
@@ -40,7 +40,7 @@ static int list_open(struct co *co, struct graph_node *n, struct byre_err *err)
 int graph_bitmaps(struct co *co, struct graph_node *n, struct fmt_bitmap **ret_b, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
-    int r = list_open(co, n, err);
+    int r = bitmaps_list(co, n, err);
     *ret_b = r ? NULL : n->im->bitmaps;
     return r;
 }
@@ -101,16 +101,15 @@ static struct fmt_bitmap **place_of(struct graph_node *n, const struct fmt_bitma
 
 static bool records(const struct fmt_bitmap *b) { return b->enabled && !b->inconsistent && !b->bad && b->bits; }
 
-/* Room for `more` recording bitmaps than there are bitmaps now. NULL: no memory. */
-static struct tracked *tracked_room(const struct graph_node *n, unsigned more)
+struct tracked *bitmaps_tracked(const struct graph_node *n, unsigned more)
 {
     for (const struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
         more++;
     return malloc(sizeof(struct tracked) + (more + 1) * sizeof(struct dirty *));
 }
 
-/* I1. t: from tracked_room. Drained, so the old one has no readers. */
-static void publish(struct graph_node *n, struct tracked *t)
+/* I1 */
+void bitmaps_publish(struct graph_node *n, struct tracked *t)
 {
     t->count = 0;
     for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
@@ -127,13 +126,13 @@ static void publish(struct graph_node *n, struct tracked *t)
 
 int bitmaps_attach(struct co *co, struct graph_node *n, struct byre_err *err)
 {
-    int r = list_open(co, n, err);
+    int r = bitmaps_list(co, n, err);
     if (r || !n->im->bitmaps)
         return r;
-    struct tracked *t = tracked_room(n, 0);
+    struct tracked *t = bitmaps_tracked(n, 0);
     if (!t)
         return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
-    publish(n, t);
+    bitmaps_publish(n, t);
     return 0;
 }
 
@@ -149,7 +148,7 @@ struct change {
 static int change_start(struct co *co, struct graph_node *n, struct change *c, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
-    *c = (struct change){ .n = n, .err = err, .t = tracked_room(n, 1) };
+    *c = (struct change){ .n = n, .err = err, .t = bitmaps_tracked(n, 1) };
     if (!c->t)
         return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
     graph_drain_begin(co, n);
@@ -169,7 +168,7 @@ static int change_store(struct co *co, struct change *c, int r, bool persistent)
 
 static void change_finish(struct change *c)
 {
-    publish(c->n, c->t);
+    bitmaps_publish(c->n, c->t);
     graph_drain_end(c->n);
 }
 
@@ -419,17 +418,20 @@ static int resize_copies(struct co *co, struct graph_node *n, uint64_t size, str
             return r;
         if (b->bad || b->inconsistent)
             continue;
-        if (dirty_copy(b->bits, size, &z->of[z->count].bits))
+        r = dirty_copy(b->bits, size, &z->of[z->count].bits);
+        if (r == -E2BIG)
+            return byre_fail(err, LIMIT, "%s: a disk of %" PRIu64 " bytes has too many granules for bitmap '%s'", n->filename, size, b->name);
+        if (r)
             return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
         z->of[z->count++].b = b;
         z->persistent |= b->persistent;
     }
-    return 0;
+    return z->persistent && n->im->ops->bitmaps_fit ? n->im->ops->bitmaps_fit(n->im, size, err) : 0;
 }
 
 int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct bitmaps_resize **ret, struct byre_err *err)
 {
-    int r = list_open(co, n, err);
+    int r = bitmaps_list(co, n, err);
     unsigned count = 0;
     *ret = NULL;
     for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
@@ -437,7 +439,7 @@ int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, str
     if (r || !count)
         return r;
     struct bitmaps_resize *z = calloc(1, sizeof *z + count * sizeof z->of[0]);
-    if (!z || !(z->t = tracked_room(n, 0))) {
+    if (!z || !(z->t = bitmaps_tracked(n, 0))) {
         free(z);
         return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
     }
@@ -465,7 +467,7 @@ void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resi
     /* On failure they are in use on the disk, and closing tries again. */
     if (z->persistent && n->im->ops->bitmaps_sync(co, n->im, &why))
         graph_warn(n, "%s", why.text);
-    publish(n, z->t);
+    bitmaps_publish(n, z->t);
     z->t = NULL;
     resize_free(z);
 }

@@ -276,6 +276,27 @@ int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_pr
 
 /* ---- internal snapshots ---- */
 
+struct applying { struct graph_node *n; struct bitmaps_revert *z; };
+
+static int before_apply(struct co *co, void *arg, uint64_t size, struct byre_err *err)
+{
+    struct applying *a = arg;
+    return bitmaps_revert_begin(co, a->n, size, &a->z, err);
+}
+
+static int apply_drained(struct co *co, struct graph_node *n, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err)
+{
+    struct applying a = { .n = n };
+    struct fmt_snapshot_req with = *rq;
+    bool touched = false;
+    with.before = before_apply;
+    with.arg = &a;
+    with.touched = &touched;
+    int r = n->im->ops->snapshot(co, n->im, &with, ret, err);
+    bitmaps_revert_end(co, n, a.z, touched);
+    return r;
+}
+
 int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
@@ -288,10 +309,7 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
         return r;
     graph_drain_begin(co, n);
     co_lock(co, &n->whole);
-    if (rq->op == FMT_SNAPSHOT_APPLY && n->im->bitmaps)
-        r = byre_fail(err, NOT_SUPPORTED, "%s: a snapshot cannot be applied to a disk with dirty bitmaps; remove them first", n->filename);
-    else
-        r = n->im->ops->snapshot(co, n->im, rq, ret, err);
+    r = rq->op == FMT_SNAPSHOT_APPLY ? apply_drained(co, n, rq, ret, err) : n->im->ops->snapshot(co, n->im, rq, ret, err);
     co_unlock(&n->whole);
     graph_drain_end(n);
     return r;

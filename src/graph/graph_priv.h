@@ -323,6 +323,19 @@ void bitmaps_free(struct graph_node *n, struct fmt_bitmap *list);
 struct bitmaps_resize;
 MUST_USE int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct bitmaps_resize **ret, struct byre_err *err);
 void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resize *z, bool done);
+/* im->bitmaps is the whole list from now on. */
+MUST_USE int bitmaps_list(struct co *co, struct graph_node *n, struct byre_err *err);
+/* Room for `more` recording bitmaps than there are bitmaps now (NULL: no memory); then, drained, those that record are what requests
+ * set bits in. Publishing takes t over. */
+struct tracked *bitmaps_tracked(const struct graph_node *n, unsigned more);
+void bitmaps_publish(struct graph_node *n, struct tracked *t);
+
+/* ---- bitmap_revert.c ---- */
+/* Drained, around a change of all that the disk holds, which becomes `size` bytes long: every bitmap, whether it records or not, is
+ * all dirty, durably, before it; afterwards too, or, when nothing was touched, as it was. *ret NULL: there are none. */
+struct bitmaps_revert;
+MUST_USE int bitmaps_revert_begin(struct co *co, struct graph_node *n, uint64_t size, struct bitmaps_revert **ret, struct byre_err *err);
+void bitmaps_revert_end(struct co *co, struct graph_node *n, struct bitmaps_revert *z, bool touched);
 
 /* ---- perm.c ---- */
 /* Would an action that needs `perm` conflict with a user of n other than `self` (may be NULL)? */

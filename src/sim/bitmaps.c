@@ -35,6 +35,7 @@ static void state_init(struct sim_bm_state *s, uint64_t sectors)
 
 void sim_bitmaps_init(struct sim_model *m)
 {
+    m->gone = sim_mem_alloc(m->sectors * sizeof *m->gone);
     for (unsigned i = 0; i < SIM_BITMAPS; i++) {
         state_init(&m->bm[i].now, m->sectors);
         state_init(&m->bm[i].alt, m->sectors);
@@ -44,6 +45,7 @@ void sim_bitmaps_init(struct sim_model *m)
 
 void sim_bitmaps_fini(struct sim_model *m)
 {
+    sim_mem_free(m->gone);
     for (unsigned i = 0; i < SIM_BITMAPS; i++) {
         sim_mem_free(m->bm[i].now.must);
         sim_mem_free(m->bm[i].now.had_zero);
@@ -101,14 +103,6 @@ bool sim_bitmap_can(const struct sim_model *m, char action, unsigned slot, unsig
     return b->now.there;
 }
 
-bool sim_bitmaps_any(const struct sim_model *m)
-{
-    for (unsigned i = 0; i < SIM_BITMAPS; i++)
-        if (m->bm[i].now.there || m->bm[i].open)
-            return true;
-    return false;
-}
-
 static bool changes(const struct sim_req *r) { return r->kind == SIM_N_WRITE || r->kind == SIM_N_ZERO || r->kind == SIM_N_DISCARD; }
 
 static void mark(const struct sim_model *m, bool *set, const struct sim_req *r)
@@ -117,12 +111,13 @@ static void mark(const struct sim_model *m, bool *set, const struct sim_req *r)
         set[s] = true;
 }
 
-/* What is recorded for certain: issued while it recorded, ended before `until`. */
+/* What is recorded for certain: issued while it recorded, ended before `until`, and not cut off since. */
 static void settle(const struct sim_model *m, const struct sim_bm_state *s, uint64_t until, bool *must)
 {
     for (uint32_t i = 1; s->there && s->enabled && i < m->req_count; i++)
         if (changes(&m->reqs[i]) && m->reqs[i].ok && m->reqs[i].issued > s->since && m->reqs[i].ended < until)
-            mark(m, must, &m->reqs[i]);
+            for (uint64_t x = m->reqs[i].off / SIM_SECTOR; x < min_u64((m->reqs[i].off + m->reqs[i].len) / SIM_SECTOR, m->sectors); x++)
+                must[x] |= m->gone[x] < m->reqs[i].issued;
 }
 
 static void on_action(struct sim_model *m, const struct sim_note *n)
@@ -187,13 +182,41 @@ static void on_request(struct sim_model *m, const struct sim_note *n)
 }
 
 /* What lies behind a new end is gone, and reads zeros when it comes back. */
-static void on_resize(struct sim_model *m, uint64_t size)
+static void on_resize(struct sim_model *m, uint64_t size, uint64_t stamp)
 {
+    for (uint64_t s = min_u64(size, m->size) / SIM_SECTOR; s < m->sectors; s++)
+        m->gone[s] = stamp;
     for (unsigned i = 0; i < SIM_BITMAPS; i++)
         for (uint64_t s = min_u64(size, m->size) / SIM_SECTOR; s < m->sectors; s++) {
             m->bm[i].now.must[s] = m->bm[i].alt.must[s] = false;
             m->bm[i].now.had_zero[s] = m->bm[i].alt.had_zero[s] = true;
         }
+}
+
+/* A snapshot is applied: all dirty, before the disk changes (G.007). */
+static void on_apply(struct sim_model *m, const struct sim_note *n)
+{
+    for (unsigned i = 0; i < SIM_BITMAPS; i++) {
+        struct sim_bm *b = &m->bm[i];
+        copy_state(m, &b->alt, &b->now);
+        b->open = true;
+        b->issued = n->stamp;
+        memset(b->may, 1, m->sectors);
+        for (uint64_t s = 0; s < m->sectors; s++) {      /* behind the snapshot's end as on_resize */
+            b->alt.must[s] = s < m->snap[n->id].size / SIM_SECTOR;
+            b->alt.had_zero[s] |= !b->alt.must[s];
+        }
+    }
+}
+
+static void on_applied(struct sim_model *m, uint64_t stamp)
+{
+    for (uint64_t s = m->applying->size / SIM_SECTOR; s < m->sectors; s++)
+        m->gone[s] = stamp;
+    for (unsigned i = 0; i < SIM_BITMAPS; i++) {
+        copy_state(m, &m->bm[i].now, &m->bm[i].alt);
+        m->bm[i].open = false;
+    }
 }
 
 void sim_bitmaps_note(struct sim_model *m, const struct sim_note *n)
@@ -210,8 +233,15 @@ void sim_bitmaps_note(struct sim_model *m, const struct sim_note *n)
     case SIM_N_DISCARD:
         on_request(m, n);
         break;
+    case SIM_N_SNAP_APPLY:
+        on_apply(m, n);
+        break;
+    case SIM_N_SNAP_ACK:
+        if (m->applying)
+            on_applied(m, n->stamp);
+        break;
     case SIM_N_RESIZE:
-        on_resize(m, n->len);
+        on_resize(m, n->len, n->stamp);
         break;
     default:
         break;
@@ -268,7 +298,10 @@ static int judge_one(const struct sim_model *m, unsigned i, const struct sim_fou
         return wrong(why, bytes, sim_bitmap_name[i], "is in use and not claimed: it is lost", 0);
     if (f->there && f->in_use && closed)
         return wrong(why, bytes, sim_bitmap_name[i], "is in use after a close", 0);
-    if (fits(m, &b->now, f, got, size, &missing) || (b->open && fits(m, &b->alt, f, got, size, &missing)))
+    bool was = false;                    /* it can only be what the snapshot holds */
+    for (uint64_t s = 0; m->applying && s < size / SIM_SECTOR && !was; s++)
+        was = got[s] && got[s] < PROBE_GEN && got[s] == m->applying->gens[s] && !sim_model_allows(m, s, got[s]);
+    if ((!was && fits(m, &b->now, f, got, size, &missing)) || (b->open && fits(m, &b->alt, f, got, size, &missing)))
         return 0;
     if (missing == SIM_NEVER)
         return wrong(why, bytes, sim_bitmap_name[i], !f->there ? "is gone" : !b->now.there ? "is back" : f->enabled ? "records" : "does not record", 0);

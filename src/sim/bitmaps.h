@@ -40,7 +40,6 @@ void sim_bitmaps_fini(struct sim_model *m);
 void sim_bitmaps_start(struct sim_model *m, const struct sim_disk *d);
 /* Is this action possible now? (slot, other slot of a merge) */
 bool sim_bitmap_can(const struct sim_model *m, char action, unsigned slot, unsigned from);
-bool sim_bitmaps_any(const struct sim_model *m);
 /* Called by sim_model_apply: actions, and requests. */
 void sim_bitmaps_note(struct sim_model *m, const struct sim_note *n);
 

@@ -58,6 +58,7 @@ struct sim_model {
     bool loose;                          /* counts and COPIED flags may still be those of an operation that was cut short */
     const uint32_t *below;               /* generations of the backing image; NULL: none */
     struct sim_bm bm[SIM_BITMAPS];
+    uint64_t *gone;                      /* by sector: when it was last cut off; 0: never */
     struct hash128 sum;                  /* of all sets */
     uint64_t unflushed, settling;        /* bytes of requests that no acknowledged flush covers, or only the last one (leak bound) */
 };

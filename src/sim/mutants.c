@@ -58,6 +58,7 @@ static bool is_move(int id)
     return false;
 }
 
+static bool is_revert(int id) { return id == MUT_SNAP_BITMAPS_LATE; }
 static bool is_amend(int id) { return id == MUT_AMEND_WIDTH_LATE; }
 
 static const struct row rows[] = {
@@ -151,7 +152,8 @@ static void child(unsigned r, double until, uint64_t tries)
     for (uint64_t i = 0; now() < until && atomic_load(&mine->workloads) < tries; i++) {
         const struct sim_geom *g = sim_geom_nth((unsigned)(i % geoms));
         bool race = is_race(rows[r].id);
-        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) || (is_move(rows[r].id) && !g->compact) ||
+        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) ||
+            (is_revert(rows[r].id) && !(g->bitmaps && sim_geom_snaps(g))) || (is_move(rows[r].id) && !g->compact) ||
             is_sub(rows[r].id) != g->sub)
             continue;
         struct sim_campaign k = { .per_workload = race ? 24 : 120, .states_max = 100000, .on_state = on_state, .worth = worth,

@@ -258,7 +258,7 @@ static int do_snap(struct co *co, struct run *u, const struct sim_wop *o)
     struct byre_err err = { 0 };
     char name[8];
     int rc = 0;
-    if (!snap_ready(u, o) || (o->kind == 'a' && sim_bitmaps_any(&u->model)))      /* refused while there are bitmaps */
+    if (!snap_ready(u, o))
         return 0;
     snap_name(name, sizeof name, o->len);
     struct fmt_snapshot_req rq = { .op = o->kind == 'k' ? FMT_SNAPSHOT_CREATE : o->kind == 'a' ? FMT_SNAPSHOT_APPLY : FMT_SNAPSHOT_DELETE,

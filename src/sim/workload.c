@@ -130,7 +130,7 @@ static bool snap_fits(const struct sim_geom *g, const struct sim_wop *o, struct 
         return false;
     } else if (o->kind == 'x') {
         *its = 0;
-    } else if (g->bitmap || (g->fill_to && !o->len)) {
+    } else if (g->fill_to && !o->len) {
         return false;
     } else {
         *size = *its;
@@ -282,8 +282,7 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
     }
     if (sim_geom_snaps(g)) {
         letter(&a, 'k', 0, 1);
-        if (!g->bitmap)
-            letter(&a, 'a', 0, !g->snapshot || g->fill_to);
+        letter(&a, 'a', 0, !g->snapshot || g->fill_to);
         letter(&a, 'x', 0, !g->snapshot);
     }
     if (g->sub)
@@ -357,6 +356,10 @@ static const char *const bitmap_templates[] = {
     "A 1; X 0; X 1; A 2; w a; o; w b; f",
     "w a; w b; w c; f; o; d a; f; z b; f; o",
     "A 1; M 1 0; w a; f; r; w b; f; C 1; o",
+    "k 1; w a; f; a 1; w b; f; o",
+    "k 1; w a; H 0; A 1; C 1; f; a 1; w c; f; a 1; x 1; f",
+    "k 1; w a; s +; w c; f; C 0; a 1; w b; f; o",        /* with another size, s: the largest, or a small one */
+    "s +; k 1; w a; f; s -; H 0; w b; f; a 1; w c; f; A 1",
 };
 
 static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
@@ -396,6 +399,8 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
             op.len = kind == 'M' ? (uint32_t)(t[4] - '0') : 0;
         } else if (name)
             op = (struct sim_wop){ .behind = op.behind, .off = name == 'a' ? a.off : name == 'b' ? b.off : c.off, .len = name == 'a' ? a.len : name == 'b' ? b.len : c.len };
+        if (kind == 's')
+            op = (struct sim_wop){ .len = (uint32_t)((name == '+' ? g->size_max : min_u64(g->window[0].len, g->size - (1ull << g->cluster_bits))) / SIM_SECTOR) };
         if (is_snap(kind))
             op = (struct sim_wop){ .len = (uint32_t)(name - '0') };
         op.kind = kind == 'c' && !g->packs ? 'w' : kind;

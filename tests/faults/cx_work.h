@@ -26,7 +26,7 @@ struct cx_geometry {
     bool sub;                            /* extended L2 */
     bool luks;                           /* encrypted, passphrases of fx_luks.h */
     bool lazy;                           /* lazy refcounts: counts are judged when the dirty bit is away */
-    uint64_t frontier;
+    uint64_t frontier, bitmap_region;
     char image[512];                     /* file to start from instead of a fresh image; "" = fresh */
     bool resize;                         /* grow and shrink are drawn too */
     bool big;                            /* long requests, so that much is allocated in a few steps */

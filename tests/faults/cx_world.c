@@ -404,7 +404,7 @@ int cx_open(struct co *co, struct cx_world *w, bool read_only, bool check_mode, 
     if (r < 0)
         return r;
     struct graph_open_opts o = { .filename = "img", .format = "qcow2", .read_only = read_only, .discard = w->punch };
-    o.fmt = (struct fmt_open_opts){ .check_mode = check_mode, .frontier_bytes = w->frontier_bytes, .cache_bytes = w->cache_bytes, .unclean_ok = w->unclean_ok };
+    o.fmt = (struct fmt_open_opts){ .check_mode = check_mode, .frontier_bytes = w->frontier_bytes, .cache_bytes = w->cache_bytes, .unclean_ok = w->unclean_ok, .bitmap_region_bytes = w->bitmap_region };
     unsigned left = w->keys;
     do {
         o.key_secret = left ? fx_key_names[left & FX_KEY_A ? 0 : 1] : NULL;

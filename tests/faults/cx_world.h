@@ -66,7 +66,7 @@ struct cx_world {
     int open_stores;                     /* opened and not closed */
     struct graph *graph;
     struct graph_node *node;             /* open image, or NULL */
-    uint64_t frontier_bytes, cache_bytes;
+    uint64_t frontier_bytes, cache_bytes, bitmap_region;
     unsigned keys;                       /* passphrases that cx_open tries, in this order: FX_KEY_A, FX_KEY_B (fx_luks.h); 0: none */
 };
 

@@ -17,6 +17,7 @@
 
 #define FX_SECTORS 1024u
 #define FX_STEPS 24u
+#define FX_BITMAPS 2u
 
 /* ---- scenarios (fx_scenes.c) ---- */
 
@@ -45,14 +46,14 @@ extern const char *const fx_do_names[FX_DO_KINDS];
 struct fx_flush { struct fx_flush *next; uint64_t now[FX_SECTORS], sizes; };      /* a flush on its way */
 /* A snapshot: what it must hold, and whether it may be there: bits FX_ABSENT, FX_THERE. */
 enum { FX_ABSENT = 1u, FX_THERE = 2u };
-struct fx_snap { struct cx_snap s; unsigned now, crash, ever; uint64_t holds[FX_SECTORS]; };
+struct fx_snap { struct cx_snap s; unsigned now, crash, ever; uint64_t holds[FX_SECTORS], sizes; };
 struct fx_model {
     struct fx_snap snap[CX_SNAPS_MAX]; unsigned snap_count;
     uint64_t now[FX_SECTORS];            /* what a read may show */
     uint64_t crash[FX_SECTORS];          /* what may be there after a power cut */
     uint64_t ever[FX_SECTORS];           /* all that was ever there or asked for */
     uint64_t size[8]; unsigned size_count;
-    uint64_t now_sizes, crash_sizes;     /* sets of indices into size */
+    uint64_t now_sizes, crash_sizes, ever_sizes;     /* sets of indices into size */
     unsigned keys_now, keys_crash, keys_ever;   /* sets of what opens the image: bit 1 << FX_KEY_A, FX_KEY_B, or both */
     struct fx_flush *flushes;
 };
@@ -95,7 +96,8 @@ struct fx_run {
     bool created;
     bool snap_cut;                       /* an operation on a snapshot failed, and what it had done could not be taken back */
     bool mended;                         /* the last repair said that nothing is left to do */
-    bool bitmap_reset;                   /* "b0" was removed, cleared or disabled, or may have been */
+    struct { bool known; uint64_t base[FX_SECTORS]; } bitmap[FX_BITMAPS];      /* records since sectors held what is in base (sets of versions) */
+    bool applied;                        /* a snapshot was */
     bool bad;
     char why[400];
 };
@@ -105,8 +107,11 @@ void fx_steps_run(struct co *co, struct fx_run *r);
 uint64_t fx_hits(const struct fx_run *r);
 MUST_USE int fx_write_version(struct co *co, struct fx_run *r, uint64_t off, uint64_t len, unsigned version);
 void fx_read_judged(struct co *co, struct fx_run *r, const uint64_t *set, const char *when);
-/* P4: a bitmap that claims to know misses nothing that was written. The image is open. */
-void fx_bitmaps_judged(struct co *co, struct fx_run *r, const char *when);
+/* fx_bitmap.c. P4: a bitmap that claims to know misses nothing that has changed; now: the file is what the run has left. The image is
+ * open. */
+void fx_bitmaps_start(struct fx_run *r);
+MUST_USE int fx_bitmap_do(struct co *co, struct fx_run *r, unsigned action, struct byre_err *err);
+void fx_bitmaps_judged(struct co *co, struct fx_run *r, bool now, const char *when);
 MUST_USE int fx_close(struct co *co, struct fx_run *r);
 MUST_USE int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, struct byre_err *err);
 void fx_bad(struct fx_run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);

@@ -73,6 +73,7 @@ unsigned fx_size_issue(struct fx_model *m, uint64_t bytes)
     m->size[id] = bytes;
     m->now_sizes |= 1ull << id;
     m->crash_sizes |= 1ull << id;
+    m->ever_sizes |= 1ull << id;
     for (uint64_t i = old / CX_SECTOR; i < bytes / CX_SECTOR; i++)
         m->now[i] = m->crash[i] = m->ever[i] = 1;     /* what is gained reads zero */
     return id;

@@ -206,11 +206,13 @@ bool fx_run_one(struct fx_run *r, struct cx_world *w, struct fx_case *c, const s
 {
     long live = fx_alloc.live, keys = fx_key_memory;
     *r = (struct fx_run){ .w = w, .c = c, .fault = *f, .m = c->first, .closed_well = true };
+    fx_bitmaps_start(r);
     cx_world_seed(w, c->seed);
     cx_bytes_copy(&w->image, &c->start);
     w->data_from = &c->start_data;
     cx_data_back(w);
     w->frontier_bytes = c->g.frontier;
+    w->bitmap_region = c->g.bitmap_region;
     w->cache_bytes = 4096;
     w->keys = c->g.luks ? FX_KEY_A | FX_KEY_B : 0;
     memset(&w->faults, 0, sizeof w->faults);

@@ -33,7 +33,7 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "luks", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .luks = true, .frontier = 16384 },
     { .name = "luks-back", .cluster = 512, .size = 65536, .refcount_bits = 16, .version = 3, .luks = true, .backing = true, .frontier = 2048 },
     { .name = "luks-sub", .cluster = 16384, .size = 131072, .refcount_bits = 16, .version = 3, .luks = true, .sub = true, .frontier = 16384 },
-    { .name = "bitmap", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .image = "bitmap.qcow2" },
+    { .name = "bitmap", .cluster = 4096, .size = 131072, .refcount_bits = 16, .version = 3, .frontier = 4096, .bitmap_region = 16384, .image = "bitmap.qcow2" },
     { .name = "" },
 };
 
@@ -93,6 +93,10 @@ const struct fx_scene fx_scenes[] = {
         { FX_WRITE, 6, 0, 1, 0 }, { FX_BITMAP, 5, 0, 0, 0 }, { FX_FLUSH }, { FX_BITMAP, 6, 0, 0, 0 }, { FX_CLOSE } } },
     { "bitmap-resize", " bitmap c4k ", 8, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FAULTS }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 },
         { FX_FLUSH }, { FX_CLOSE } } },
+    { "bitmap-apply", " bitmap c4k c64k ", 8, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 3, 0, 1, 0 }, { FX_BITMAP, 2, 0, 0, 0 }, { FX_FLUSH }, { FX_KEEP }, { FX_WRITE, 3, 0, 1, 0 }, { FX_WRITE, 6, 0, 2, 0 },
+        { FX_FLUSH }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_BITMAP, 6, 0, 0, 0 }, { FX_FAULTS }, { FX_APPLY }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH }, { FX_CLOSE } } },
+    { "bitmap-apply-size", " bitmap c4k ", 8, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 2, 0, 0, 0 }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FLUSH }, { FX_KEEP }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 3, 0, 1, 0 },
+        { FX_WRITE, 35, 0, 2, 0 }, { FX_FLUSH }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_BITMAP, 6, 0, 0, 0 }, { FX_FAULTS }, { FX_APPLY }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH }, { FX_CLOSE } } },
     { "bitmap-remove", " bitmap c4k ", 0, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FAULTS }, { FX_BITMAP, 7, 0, 0, 0 }, { FX_BITMAP, 1, 0, 0, 0 },
         { FX_WRITE, 1, 0, 1, 0 }, { FX_CLOSE } } },
     { "key-add", " luks luks-back luks-sub ", 4, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 5, 0, 1, 0 }, { FX_FAULTS }, { FX_KEY }, { FX_WRITE, 1, 1, 0, 2 }, { FX_FLUSH }, { FX_CLOSE }, { FX_OPEN_RW } } },

@@ -104,62 +104,6 @@ void fx_read_judged(struct co *co, struct fx_run *r, const uint64_t *set, const 
     free(out);
 }
 
-void fx_bitmaps_judged(struct co *co, struct fx_run *r, const char *when)
-{
-    uint64_t len = graph_length(r->w->node);
-    struct fmt_bitmap *b;
-    struct byre_err err = { .text = "" };
-    int e = graph_bitmap_find(co, r->w->node, "b0", &b, &err);
-    bool had = !strcmp(r->c->g.image, "bitmap.qcow2");
-    if (e < 0 || r->bitmap_reset || !had)
-        return;
-    if (!b) {
-        fx_bad(r, "%s: bitmap b0 is gone", when);
-        return;
-    }
-    if (b->inconsistent)
-        return;
-    e = graph_bitmap_load(co, r->w->node, b, &err);
-    if (e < 0 || !b->enabled) {
-        fx_bad(r, "%s: bitmap b0 %s: %s", when, e < 0 ? "cannot be read" : "does not record", err.text);
-        return;
-    }
-    uint8_t *out = malloc(CX_SECTORS_MAX * CX_SECTOR);
-    if (!out)
-        abort();
-    e = cx_read_all(co, r->w, out);
-    for (uint64_t i = 0; e == 0 && i < len / CX_SECTOR && !r->bad; i++) {
-        uint32_t v = cx_version_of(r->c->values, out + i * CX_SECTOR, i);
-        if (v >= 2 && v < 64 && !dirty_test(b->bits, i * CX_SECTOR))
-            fx_bad(r, "%s: bitmap b0 misses sector %" PRIu64 ", which holds version %u", when, i, v);
-    }
-    free(out);
-}
-
-static int bitmap_action(struct co *co, struct fx_run *r, unsigned action, struct byre_err *err)
-{
-    struct graph_node *n = r->w->node;
-    struct graph_bitmap_ref src = { n, "b0" };
-    r->bitmap_reset |= action >= 3;
-    switch (action) {
-    case 0: return graph_bitmap_add(co, n, &(struct graph_bitmap_spec){ .name = "n", .persistent = true, .granularity = 512 }, err);
-    case 1: return graph_bitmap_remove(co, n, "n", err);
-    case 2: return graph_bitmap_add(co, n, &(struct graph_bitmap_spec){ .name = "m", .persistent = true, .disabled = true }, err);
-    case 3: return graph_bitmap_enable(co, n, "n", false, err);
-    case 4: return graph_bitmap_merge(co, n, "n", &src, 1, err);
-    case 5: return graph_bitmap_enable(co, n, "n", true, err);
-    case 6: return graph_bitmap_clear(co, n, "b0", err);
-    default: return graph_bitmap_remove(co, n, "b0", err);
-    }
-}
-
-/* Actions on what is not there, because an earlier step has failed, are no faults of theirs. */
-static int bitmap(struct co *co, struct fx_run *r, unsigned action, struct byre_err *err)
-{
-    int e = bitmap_action(co, r, action, err);
-    return e == -ENOENT || e == -EEXIST ? 0 : e;
-}
-
 static bool place(const struct fx_run *r, const struct fx_step *s, uint64_t *ret_off, uint64_t *ret_len)
 {
     uint64_t cs = r->c->g.cluster, size = graph_length(r->w->node);
@@ -294,6 +238,7 @@ static struct fx_snap *snap_new(struct fx_run *r, const char *name)
     *n = (struct fx_snap){ .s.digest = cx_disk_digest(&r->w->image), .now = FX_ABSENT, .crash = FX_ABSENT, .ever = FX_ABSENT };
     snprintf(n->s.name, sizeof n->s.name, "%s", name);
     memcpy(n->holds, r->m.now, sizeof n->holds);
+    n->sizes = r->m.now_sizes;
     return n;
 }
 
@@ -303,6 +248,10 @@ static void snap_issue(struct fx_model *m, struct fx_snap *n, enum fx_do what)
     n->now |= bit;
     n->crash |= bit;
     n->ever |= bit;
+    if (what == FX_APPLY) {
+        m->now_sizes |= n->sizes;
+        m->crash_sizes |= n->sizes;
+    }
     for (unsigned i = 0; what == FX_APPLY && i < FX_SECTORS; i++) {
         m->now[i] |= n->holds[i];
         m->crash[i] |= n->holds[i];
@@ -313,9 +262,10 @@ static void snap_issue(struct fx_model *m, struct fx_snap *n, enum fx_do what)
 /* What an operation that succeeded has done is durable, with all that came before. */
 static void snap_done(struct fx_model *m, struct fx_snap *n, enum fx_do what)
 {
-    if (what == FX_APPLY)
+    if (what == FX_APPLY) {
         memcpy(m->now, n->holds, sizeof m->now);
-    else
+        m->now_sizes = m->crash_sizes = n->sizes;
+    } else
         n->now = n->crash = what == FX_KEEP ? FX_THERE : FX_ABSENT;
     memcpy(m->crash, m->now, sizeof m->crash);
 }
@@ -336,6 +286,7 @@ static int snapshot(struct co *co, struct fx_run *r, const struct fx_step *s, st
         snap_done(&r->m, n, s->what);
     else if (r->fault.forever || r->fault.kind == CX_F_FLUSH || s->what == FX_DROP)      /* a snapshot that is gone does not come back */
         r->snap_cut = true;
+    r->applied |= e == 0 && s->what == FX_APPLY;
     return e;
 }
 
@@ -505,7 +456,7 @@ static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, u
         answered(r, s->what, open ? resize(co, r, s, &err) : 0, &err);
         break;
     case FX_BITMAP:
-        answered(r, s->what, open ? bitmap(co, r, s->at, &err) : 0, &err);
+        answered(r, s->what, open ? fx_bitmap_do(co, r, s->at, &err) : 0, &err);
         break;
     case FX_KEY:
         answered(r, s->what, open ? change_keys(co, r, s->at, &err) : 0, &err);

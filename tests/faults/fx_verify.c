@@ -126,7 +126,7 @@ static void content(struct co *co, struct ver *v)
     if (!known)
         fx_bad(r, "%s: size %" PRIu64, v->when, size);
     fx_read_judged(co, r, v->set, v->when);
-    fx_bitmaps_judged(co, r, v->when);
+    fx_bitmaps_judged(co, r, v->era == 0, v->when);
     if (cx_close(co, r->w) < 0)
         fx_bad(r, "%s: close", v->when);
     snapshots(v);
@@ -235,5 +235,5 @@ void fx_verify(struct fx_run *r)
     if (r->fault.how == FX_SHORT)        /* halves of sectors: a cut between them is not of our world */
         return;
     cx_state_random(r->w, &r->c->start, 1 + prng_below(&p, r->w->now), &p);
-    look(r, "an earlier crash state", r->m.ever, r->m.crash_sizes | r->m.now_sizes | 1, false);
+    look(r, "an earlier crash state", r->m.ever, r->m.ever_sizes | 1, false);
 }

@@ -7,7 +7,7 @@ import struct
 import guest
 import pytest
 from guest import Guest, seed_of
-from lib import images, run
+from lib import bitmaps, images, run
 
 
 class Kept(Guest):
@@ -156,24 +156,49 @@ def test_backing_and_compressed(tmp_path):
 
 
 def test_with_bitmaps(tmp_path):
-    """FEATURES 1.088, 1.086, G.007: creating and deleting leave persistent bitmaps alone; applying is refused while there are any"""
+    """FEATURES 1.088, 1.086, G.007: creating and deleting leave persistent bitmaps alone; applying makes all of them dirty"""
     image = tmp_path / "disk.qcow2"
     disk = Kept(78, 3 << 20, 65536)
     guest.create("qemu", image, disk.size)
     disk.run("qemu", image, operations=10, batch=10)
     disk.make("byre", image, "before")
     run.qemu_img("bitmap", "--add", "-f", "qcow2", image, "b0")
+    run.qemu_img("bitmap", "--add", "--disable", "-f", "qcow2", image, "b1")
     disk.run("qemu", image, operations=10, batch=10)
     disk.make("byre", image, "after")
     images.peer_check(image)
-    before = image.read_bytes()
-    done = run.byre("snapshot", "-a", "before", image, code=1)
-    assert "bitmap" in done.err
-    assert len(image.read_bytes()) == len(before)
+    run.byre("resize", image, "4M")
+    disk.apply("byre", image, "before")
+    images.peer_check(image)
+    for name in ("b0", "b1"):
+        with bitmaps.qemu_nbd(image, name, tmp_path) as handle:
+            assert bitmaps.dirty_of(handle, name, 3 << 20) == [(0, 3 << 20)], name
     disk.delete("byre", image, "before")
-    assert [b["name"] for b in run.qemu_img("info", "--output=json", image).json["format-specific"]["data"]["bitmaps"]] == ["b0"]
+    assert [b["name"] for b in run.qemu_img("info", "--output=json", image).json["format-specific"]["data"]["bitmaps"]] == ["b0", "b1"]
     disk.judge_snapshots(image, tmp_path)
     disk.judge(image, tmp_path)
+
+
+def test_bitmap_that_cannot_follow(tmp_path):
+    """FEATURES 1.107, G.007, G.016: a disk of a size that a bitmap cannot have is refused before anything changes, by apply and by resize"""
+    image = tmp_path / "disk.qcow2"
+    guest.create("byre", image, "3T")
+    run.byre("snapshot", "-c", "large", image)
+    run.byre("resize", "--shrink", image, "1M")
+    guest.io("byre", image, "write -P 7 0 64k")
+    run.byre("bitmap", "--add", "-g", "512", image, "fine")
+    before = image.read_bytes()
+    done = run.byre("snapshot", "-a", "large", image, code=1)
+    assert "'fine'" in done.err and str(3 << 40) in done.err
+    assert "'fine'" in run.byre("resize", image, "3T", code=1).err
+    assert image.read_bytes() == before
+    images.peer_check(image)
+    with bitmaps.qemu_nbd(image, "fine", tmp_path) as handle:
+        assert bitmaps.dirty_of(handle, "fine", 1 << 20) == []
+    run.byre("bitmap", "--remove", image, "fine")
+    run.byre("snapshot", "-a", "large", image)
+    assert run.qemu_img("info", "--output=json", image).json["virtual-size"] == 3 << 40
+    images.peer_check(image)
 
 
 @pytest.mark.parametrize("bits,fit", [(1, 0), (2, 2), (4, 14)])

@@ -122,12 +122,19 @@ static int write_table(struct co *co, struct plan *p, struct q2_bm *bm)
     return r;
 }
 
+static int fits(const struct q2_image *q, const struct fmt_bitmap *b, uint64_t size, struct byre_err *err)
+{
+    if (q2_bm_entries(q, size, b->granularity_bits) <= div_up(Q2_BITMAP_BYTES_MAX, q->g.cluster_size))
+        return 0;
+    return byre_fail(err, LIMIT, "%s: bitmap '%s' would have more than %llu bytes on a disk of %" PRIu64 "; a larger granularity is needed", q->name, b->name, Q2_BITMAP_BYTES_MAX, size);
+}
+
 /* A fresh table and fresh data for what is in memory. */
 static int write_content(struct co *co, struct plan *p, struct q2_bm *bm)
 {
-    uint64_t n = q2_bm_entries(p->q, atomic_load(&p->q->im.size), bm->pub->granularity_bits);
-    if (n > div_up(Q2_BITMAP_BYTES_MAX, p->q->g.cluster_size))
-        return byre_fail(p->err, LIMIT, "%s: bitmap '%s' would have more than %llu bytes; a larger granularity is needed", p->q->name, bm->pub->name, Q2_BITMAP_BYTES_MAX);
+    uint64_t size = atomic_load(&p->q->im.size), n = q2_bm_entries(p->q, size, bm->pub->granularity_bits);
+    if (fits(p->q, bm->pub, size, p->err))
+        return -E2BIG;
     bm->table = calloc(max_u64(n, 1), sizeof *bm->table);
     if (!bm->table)
         return -ENOMEM;
@@ -595,6 +602,15 @@ static bool wants_all(const struct q2_image *q, const struct q2_bm *bm)
 {
     (void)q;
     return bm->in_use || bm->d.raw || bm->d.name;
+}
+
+int q2_bms_fit(struct fmt_image *im, uint64_t size, struct byre_err *err)
+{
+    int r = 0;
+    for (const struct fmt_bitmap *b = im->bitmaps; r == 0 && b; b = b->next)
+        if (b->persistent && !b->bad && !b->inconsistent)
+            r = fits(q2_of(im), b, size, err);
+    return r;
 }
 
 int q2_bms_resizing(struct co *co, struct fmt_image *im, struct byre_err *err)

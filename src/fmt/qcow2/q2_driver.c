@@ -543,6 +543,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .bitmaps_open = q2_bms_open,
     .bitmap_load = q2_bms_load,
     .bitmaps_sync = q2_bms_sync,
+    .bitmaps_fit = q2_bms_fit,
     .bitmaps_resizing = q2_bms_resizing,
     .bitmap_enter = q2_bms_enter,
 };

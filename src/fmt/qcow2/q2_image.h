@@ -175,6 +175,7 @@ void q2_bitmaps_free(struct q2_bitmap *b, uint32_t count);
 int q2_bms_open(struct co *co, struct fmt_image *im, struct byre_err *err);
 int q2_bms_load(struct co *co, struct fmt_image *im, struct fmt_bitmap *b, struct byre_err *err);
 int q2_bms_sync(struct co *co, struct fmt_image *im, struct byre_err *err);
+int q2_bms_fit(struct fmt_image *im, uint64_t size, struct byre_err *err);
 int q2_bms_resizing(struct co *co, struct fmt_image *im, struct byre_err *err);
 int q2_bms_enter(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
 /* Exact bits in place of supersets. The guest is gone, everything else is flushed. */

@@ -324,6 +324,8 @@ int q2_snapshot_op(struct co *co, struct fmt_image *im, const struct fmt_snapsho
         return r;
     s.q->changing = true;                        /* no scrub begins */
     r = plan(co, &s);
+    if (r == 0 && rq->op == FMT_SNAPSHOT_APPLY && rq->before)
+        r = rq->before(co, rq->arg, s.it->disk_size, err);
     if (r == 0)
         r = describe(s.it, ret ? &info : NULL, err);
     if (r == 0)
@@ -333,6 +335,8 @@ int q2_snapshot_op(struct co *co, struct fmt_image *im, const struct fmt_snapsho
     if (r == 0)
         r = act(co, &s);
     give_runs_back(&s);
+    if (rq->touched)
+        *rq->touched = s.named;
     s.q->changing = false;
     fini(&s);
     if (r < 0)

@@ -27,7 +27,7 @@ int q2_snap_apply_plan(struct co *co, struct q2_snap *s)
     const struct q2_image *q = s->q;
     const struct q2_snapshot *it = s->it;
     (void)co;
-    if ((q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) && q->h.has_bitmaps && q->h.bitmap_count)
+    if (!s->rq->before && (q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) && q->h.has_bitmaps && q->h.bitmap_count)
         return byre_fail(s->err, NOT_SUPPORTED, "%s: a snapshot cannot be applied to an image with %" PRIu32 " dirty bitmaps; remove them first", q->name, q->h.bitmap_count);
     s->entries = q2_l1_entries(&q->g, it->disk_size);
     if (!is_aligned(it->disk_size, 512) || s->entries > Q2_L1_BYTES_MAX / 8)
