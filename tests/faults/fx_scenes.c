@@ -92,7 +92,7 @@ const struct fx_scene fx_scenes[] = {
     { "bitmap-change", " bitmap c4k ", 0, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_FAULTS }, { FX_WRITE, 3, 0, 1, 0 }, { FX_BITMAP, 3, 0, 0, 0 }, { FX_BITMAP, 4, 0, 0, 0 },
         { FX_WRITE, 6, 0, 1, 0 }, { FX_BITMAP, 5, 0, 0, 0 }, { FX_FLUSH }, { FX_BITMAP, 6, 0, 0, 0 }, { FX_CLOSE } } },
     { "bitmap-resize", " bitmap c4k ", 8, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FAULTS }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 },
-        { FX_FLUSH }, { FX_CLOSE } } },
+        { FX_WRITE, 37, 0, 2, 0 }, { FX_FLUSH }, { FX_CLOSE } } },
     { "bitmap-apply", " bitmap c4k c64k ", 8, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 3, 0, 1, 0 }, { FX_BITMAP, 2, 0, 0, 0 }, { FX_FLUSH }, { FX_KEEP }, { FX_WRITE, 3, 0, 1, 0 }, { FX_WRITE, 6, 0, 2, 0 },
         { FX_FLUSH }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_BITMAP, 6, 0, 0, 0 }, { FX_FAULTS }, { FX_APPLY }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH }, { FX_CLOSE } } },
     { "bitmap-apply-size", " bitmap c4k ", 8, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 2, 0, 0, 0 }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FLUSH }, { FX_KEEP }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 3, 0, 1, 0 },

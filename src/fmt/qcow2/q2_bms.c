@@ -91,6 +91,7 @@ void q2_ahead_install(struct q2_image *q, struct q2_ahead *n)
     atomic_store_explicit(&q->im.ahead, n->a, memory_order_release);
     m->wanted = n->wanted;
     m->round = n->round;
+    m->ahead_size = atomic_load(&q->im.size);
     *n = (struct q2_ahead){ 0 };
     q2_ahead_free(&old);
 }

@@ -46,6 +46,7 @@ struct q2_bms {
     bool waits;                         /* the set is to be written anew before anything is marked */
     bool claims;                        /* regions are entered; else they only count as entered */
     uint64_t *wanted, *round;           /* bit per region: somebody waits for it; it is being entered */
+    uint64_t ahead_size;                /* of the disk for which regions are entered: the last one ends there */
 };
 
 static inline uint64_t q2_bm_per_cluster(const struct q2_image *q) { return q->g.cluster_size * 8; }

@@ -482,14 +482,16 @@ static bool any_records(const struct q2_image *q)
     return false;
 }
 
-/* The old set stands, and the disk may have another size than it: such bitmaps can no longer be followed. */
+/* The old set stands, and the disk may have another size than it, or be longer than what was entered stands for: such bitmaps can no
+ * longer be followed. */
 static void failed(struct co *co, struct q2_image *q)
 {
     struct q2_bms *m = q->bms;
-    bool lost = false;
+    uint64_t size = atomic_load(&q->im.size);
+    bool lost = false, longer = size > m->ahead_size;
     for (uint32_t i = 0; i < m->count; i++) {
         struct q2_bm *bm = &m->list[i];
-        if (!bm->kept || bm->d.table_entries == q2_bm_entries(q, atomic_load(&q->im.size), bm->d.granularity_bits))
+        if (!bm->kept || (!longer && bm->d.table_entries == q2_bm_entries(q, size, bm->d.granularity_bits)))
             continue;
         lost = bm->pub->changed = true;
         bm->kept = false;
