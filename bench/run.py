@@ -46,18 +46,18 @@ class Tool:
     def __init__(self, name, img, nbd):
         self.name, self.img, self.nbd = name, img, nbd
 
-    def serve(self, image, fmt, sock, cache):
+    def serve(self, image, fmt, sock, cache, poll=0.025):
         if self.name == "byre":
             cmd = self.nbd + ["--nbd", "unix:" + sock, "-f", fmt, "-t", cache, image]
         else:
             cmd = self.nbd + ["-t", "-e", "0", "-k", sock, "-f", fmt, "--cache=" + cache, "--aio=io_uring", image]
         p = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for _ in range(400):
+        for _ in range(int(10 / poll)):
             if os.path.exists(sock):
                 return p
             if p.poll() is not None:
                 raise Fail("%s: %s" % (" ".join(cmd), p.stderr.read().decode()[-300:]))
-            time.sleep(0.025)
+            time.sleep(poll)
         p.kill()
         raise Fail("%s: no socket after 10 s" % " ".join(cmd))
 
@@ -298,7 +298,65 @@ class Bench:
             self.row("NBD randread 4k, depth 64, a chain of %d" % depth, "k/s", True, cs)
             self.drop(*names)
 
-    ROWS = {"first-writes": first_writes, "first-writes-backed": first_writes_backed, "random": random_io, "nbd": nbd, "convert": convert, "compress": compress, "check": check, "chain": chain}
+    # ---- from the start of a server to its first answers ----
+
+    def unclean(self, fmt, name):
+        """Sets the mark that a program leaves which was killed: qcow2's dirty bit, QED's need-check bit."""
+        with open(self.path(name), "r+b") as f:
+            f.seek(79 if fmt == "qcow2" else 16)
+            bits = f.read(1)[0] | (1 if fmt == "qcow2" else 2)
+            f.seek(79 if fmt == "qcow2" else 16)
+            f.write(bytes([bits]))
+
+    def answers(self, tool, fmt, name, place, dirty):
+        import nbd
+        if dirty:
+            self.unclean(fmt, name)
+        self.drop("nbd.sock")
+        begin = time.monotonic()
+        p = tool.serve(self.path(name), fmt, self.path("nbd.sock"), "writeback", 0.0005)
+        try:
+            h = nbd.NBD()
+            while time.monotonic() < begin + 60:
+                try:
+                    h.connect_unix(self.path("nbd.sock"))
+                    break
+                except nbd.Error:               # the socket is there and nobody listens yet
+                    h = nbd.NBD()
+                    time.sleep(0.0005)
+                if p.poll() is not None:
+                    raise Fail("%s: %s" % (tool.name, p.stderr.read().decode()[-300:]))
+            up = time.monotonic()
+            h.pread(4096, 0)
+            read = time.monotonic()
+            h.pwrite(b"\x5a" * 4096, place)
+            wrote = time.monotonic()
+            h.shutdown()
+        finally:
+            p.send_signal(signal.SIGKILL if dirty else signal.SIGTERM)
+            p.wait(600)
+        return (wrote - begin) * 1000, {"up_ms": (up - begin) * 1000, "read_ms": (read - up) * 1000, "write_ms": (wrote - read) * 1000}
+
+    def open_time(self):
+        """The image has tables for its whole disk up to 1 TiB; the write goes to a place that has no cluster."""
+        for fmt, size, tables, options in (("qcow2", 1 << 30, True, "lazy_refcounts=on"), ("qcow2", 1 << 40, True, "lazy_refcounts=on"),
+                                           ("qcow2", 64 << 40, False, "lazy_refcounts=on,cluster_size=2M"), ("qed", 64 << 40, False, "")):
+            self.drop("open.img")
+            words = ["-o", ",".join(w for w in (options, "preallocation=metadata" if tables else "") if w)] if options else []
+            run(["qemu-img", "create", "-q", "-f", fmt] + words + [self.path("open.img"), str(size)])
+            if tables:
+                run(["qemu-img", "resize", "-q", self.path("open.img"), "+1G"])
+            place = [size if tables else size // 2]
+            human = "%d GiB" % (size >> 30) if size < 1 << 40 else "%d TiB" % (size >> 40)
+            for dirty in (False, True):
+                def one(t, fmt=fmt, dirty=dirty):
+                    place[0] += 4 << 20         # never written before
+                    return self.answers(t, fmt, "open.img", place[0], dirty)
+                self.row("start to first new cluster written, %s of %s, %s" % (fmt, human, "unclean" if dirty else "clean"), "ms", False,
+                         [(t.name, lambda t=t: one(t)) for t in self.tools])
+        self.drop("open.img", "nbd.sock")
+
+    ROWS = {"first-writes": first_writes, "first-writes-backed": first_writes_backed, "random": random_io, "nbd": nbd, "convert": convert, "compress": compress, "check": check, "chain": chain, "open": open_time}
 
 
 def report(b, out_dir, machine):
