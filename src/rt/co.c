@@ -338,6 +338,23 @@ void co_yield(struct co *co)
     switch_out(co, false);
 }
 
+#define BUSY_NS 1000000u
+#define REST_NS 100000u
+void co_breathe(struct co *co)
+{
+    struct rt_loop *loop = co->loop;
+    uint64_t now = rt_now(loop);
+    bool slept = loop->busy_sleeps != loop->sleeps;
+    if (slept) {
+        loop->busy_sleeps = loop->sleeps;
+        loop->busy_since = now;
+    }
+    if (slept || loop->rt->sim || now - loop->busy_since < BUSY_NS)
+        co_yield(co);
+    else
+        (void)co_sleep(co, REST_NS);     /* one that is cancelled finds out by itself */
+}
+
 struct rt_loop *co_loop(const struct co *co)
 {
     return co->loop;

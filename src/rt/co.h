@@ -26,6 +26,9 @@ typedef void co_fn(struct co *co, void *arg);
 struct rt_loop *co_loop(const struct co *co);
 /* Lets everything that is ready run, then goes on. Suspends. */
 void co_yield(struct co *co);
+/* For long work between its steps: as co_yield; and when the loop has not slept for 1 ms, sleeps 0.1 ms, so that the threads
+ * which share the core with this one get their turn at once and not at the end of a time slice. Suspends. */
+void co_breathe(struct co *co);
 /* Sleeps at least ns. Suspends. 0, or -ECANCELED when the coroutine was cancelled. */
 int co_sleep(struct co *co, uint64_t ns);
 /* Was this coroutine cancelled (rt_cancel), or has its deadline passed? A cancelled coroutine sees

@@ -167,6 +167,23 @@ static void memory_refused(struct co *co)
 }
 ON_BOTH(memory_refused)
 
+/* Long work lets the core go about once a millisecond; work after a sleep begins anew; a cancelled one goes on. */
+static void long_work_rests(struct co *co)
+{
+    struct rt_loop *loop = co_loop(co);
+    OK(co_sleep(co, 2 * MS));
+    uint64_t sleeps = loop->sleeps, begin = rt_now(loop), steps = 0;
+    co_breathe(co);
+    ASSERT(loop->sleeps == sleeps);
+    while (rt_now(loop) - begin < 20 * MS) {
+        co_breathe(co);
+        steps++;
+    }
+    uint64_t rests = loop->sleeps - sleeps;
+    ASSERT(rests >= 1 && rests < steps);          /* fewer where the machine is busy */
+}
+ON_BOTH(long_work_rests)
+
 /* ---- cancellation and deadlines ---- */
 
 struct sleeper { uint64_t ns, deadline_in; int result, again; bool cancelled; };
@@ -342,7 +359,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         BOTH(order), BOTH(stacks_are_apart), BOTH(registers_survive), BOTH(pool_is_reused), BOTH(many_at_once),
-        BOTH(memory_refused), BOTH(cancel_sleep), BOTH(cancel_before_start), BOTH(deadline_is_not_inherited), BOTH(cancel_when_due),
+        BOTH(memory_refused), BOTH(long_work_rests), BOTH(cancel_sleep), BOTH(cancel_before_start), BOTH(deadline_is_not_inherited), BOTH(cancel_when_due),
         BOTH(deadline_ends_sleep), BOTH(join_late_and_many), cmocka_unit_test(violations_are_caught),
     };
     return cmocka_run_group_tests_name("rt-co", tests, NULL, NULL);

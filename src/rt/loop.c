@@ -115,6 +115,7 @@ static void wait_below(struct rt_loop *loop, uint64_t max_wait_ns)
         timeout = 0;
     loop->attention = false;
     if (timeout) {
+        loop->sleeps++;
         atomic_store(&loop->sleeping, true);
         if (atomic_load(&loop->inbox) || atomic_load(&loop->kicked))
             timeout = 0;

@@ -26,6 +26,7 @@ struct q2_scrubbing {
     bool fix_lost;                       /* there are more */
     uint64_t base, total;                /* progress */
     unsigned since_step;
+    uint64_t step_began;                 /* rt_now */
     struct fmt_check_result fixed;       /* of all rounds */
 };
 

@@ -40,7 +40,7 @@ static int step(struct co *co, struct q2_compact *c, uint64_t bytes)
     c->total = max_u64(c->total, c->done);
     if (c->o->progress)
         c->o->progress(c->o->arg, c->done, c->total);
-    co_yield(co);
+    co_breathe(co);
     if (c->q->failed)
         return -EIO;
     return c->o->step ? c->o->step(co, c->o->arg, bytes) : 0;

@@ -37,6 +37,8 @@
 #include "fmt/qcow2/q2_unclean.h"
 
 #define REFS_PER_STEP 512u              /* some 50 microseconds: a request that has to pass the home loop a few times notices little */
+#define REFS_PER_LOOK 16u               /* those that take memory for new counts cost more: the clock is looked at as well */
+#define STEP_NS 50000u
 #define FIXES_MAX 65536u
 #define ROUNDS_MAX 5u
 
@@ -112,10 +114,20 @@ static void stale_ref(struct q2_checker *k, const struct q2_ref *r)
 int q2_live_breathe(struct co *co, struct q2_checker *k)
 {
     struct q2_scrubbing *s = k->live;
-    co_yield(co);
+    co_breathe(co);
     if (s->q->failed)
         return -EIO;
+    s->step_began = rt_now(co_loop(co));
     return s->o->step ? s->o->step(co, s->o->arg) : 0;
+}
+
+/* One more entry was looked at: is the step over? */
+static int another(struct co *co, struct q2_checker *k)
+{
+    struct q2_scrubbing *s = k->live;
+    unsigned n = ++s->since_step;
+    bool over = n % REFS_PER_STEP == 0 || (n % REFS_PER_LOOK == 0 && rt_now(co_loop(co)) - s->step_began > STEP_NS);
+    return over ? q2_live_breathe(co, k) : 0;
 }
 
 /* A reference to several clusters (a table, a compressed cluster that goes on in the next) is left out for those that are, and counts
@@ -131,16 +143,15 @@ static bool skips_ref(const struct q2_checker *k, const struct q2_ref *r)
 
 int q2_live_entry(struct co *co, void *arg, const struct q2_ref *r)
 {
-    struct q2_checker *k = arg;
     (void)r;
-    return ++k->live->since_step % REFS_PER_STEP ? 0 : q2_live_breathe(co, k);
+    return another(co, arg);
 }
 
 int q2_live_ref(struct co *co, struct q2_checker *k, const struct q2_ref *r)
 {
     struct q2_scrubbing *s = k->live;
     uint32_t bits = k->g->cluster_bits;
-    int rc = ++s->since_step % REFS_PER_STEP ? 0 : q2_live_breathe(co, k);
+    int rc = another(co, k);
     if (rc)
         return rc;
     if (!s->counting)
