@@ -59,7 +59,8 @@
     X(NO_SECRET, EINVAL, "an encrypted image needs a secret that was not given")            \
     X(WRONG_SECRET, EACCES, "a passphrase opens no key slot")                               \
     X(PROTOCOL, EPROTO, "the peer broke the protocol")                                      \
-    X(LIMIT, E2BIG, "a limit was reached")
+    X(LIMIT, E2BIG, "a limit was reached")                                                  \
+    X(QED_CORRUPT, EIO, "structures of a QED image contradict each other")
 
 enum byre_reason {
 #define X(name, code, text) BYRE_R_##name,

@@ -23,6 +23,7 @@
 
 #include "fmt/qed/qed_check_priv.h"
 
+#define ENTRIES_PER_STEP 512u
 #define FINDINGS_MAX 100000u                      /* told one by one; all are counted */
 
 void qed_finding(struct qed_checker *k, bool fixed, const char *id, const char *fmt, ...)
@@ -38,7 +39,7 @@ void qed_finding(struct qed_checker *k, bool fixed, const char *id, const char *
 }
 
 /* How many were not told. */
-static void findings_end(struct qed_checker *k)
+void qed_findings_end(struct qed_checker *k)
 {
     char text[80];
     if (!k->o->finding || k->told <= FINDINGS_MAX)
@@ -86,12 +87,27 @@ static void count_neighbours(struct qed_checker *k, const struct qed_ref *r)
     k->last_table = r->table;
 }
 
+/* A scrub: handed out in this opening, behind the edge that it looks up to. */
+static bool is_new(const struct qed_checker *k, uint64_t v) { return k->live && v >= k->file_end && qed_kind(k->q, v) == QED_POINTER; }
+
+/* A scrub lets others run now and then. < 0: it ends. */
+static int breathe(struct co *co, struct qed_checker *k, unsigned entries)
+{
+    k->since_step += entries;
+    if (!k->o->step || k->since_step < ENTRIES_PER_STEP)
+        return 0;
+    k->since_step = 0;
+    co_yield(co);
+    return k->o->step(co, k->o->arg);
+}
+
 /* One pointer to data. */
 static int check_entry(struct co *co, void *arg, const struct qed_ref *r)
 {
     struct qed_checker *k = arg;
-    if (r->v == 1)
-        return 0;
+    int b = breathe(co, k, 1);
+    if (b < 0 || r->v == 1 || is_new(k, r->v))
+        return b < 0 ? b : 0;
     count_neighbours(k, r);
     if (qed_entry_kind(k->g, r->v, k->file_end) != QED_POINTER) {
         k->res.corruptions++;
@@ -111,6 +127,9 @@ static int check_entry(struct co *co, void *arg, const struct qed_ref *r)
 static int check_table(struct co *co, void *arg, const struct qed_ref *r)
 {
     struct qed_checker *k = arg;
+    int b = breathe(co, k, ENTRIES_PER_STEP / 4);
+    if (b < 0 || is_new(k, r->v))
+        return b < 0 ? b : 0;
     if (k->o->progress && !k->quiet)
         k->o->progress(k->o->arg, r->i + 1, k->g->entries);
     if (qed_table_kind(k->g, r->v, k->file_end) != QED_POINTER) {
@@ -151,7 +170,7 @@ static int look_at_piece(void *arg, unsigned worker, uint64_t guest, const le64 
     for (uint64_t i = 0, m; i < n; i += m) {
         uint64_t v = le64_get(&w[i]);
         m = 1;
-        if (v <= 1)
+        if (v <= 1 || is_new(k, v))
             continue;
         m = sound_run(k, w, i, n);
         int64_t twice = m ? qed_owned_take(&k->owned, v >> k->g->cluster_bits, m) : 1;
@@ -181,6 +200,9 @@ static void add_piece(void *arg, uint64_t guest, const uint64_t sum[4])
 static int take_table(struct co *co, void *arg, const struct qed_ref *r)
 {
     struct qed_checker *k = arg;
+    int b = breathe(co, k, ENTRIES_PER_STEP / 4);
+    if (b < 0 || is_new(k, r->v))
+        return b < 0 ? b : 0;
     if (k->o->progress && !k->quiet)
         k->o->progress(k->o->arg, r->i + 1, k->g->entries);
     if (qed_table_kind(k->g, r->v, k->file_end) != QED_POINTER)
@@ -268,7 +290,7 @@ int qed_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *
         r = qed_check_gather(co, &k, false, err);
     if (r == 0 && o->fix)
         r = qed_repair(co, &k, err);
-    findings_end(&k);
+    qed_findings_end(&k);
     if (r == 0)
         *ret = k.res;
     qed_checker_fini(&k);

@@ -15,6 +15,8 @@ struct qed_checker {
     uint64_t length, file_end, clusters;          /* bytes of the file; whole clusters of it */
     struct qed_owned owned;
     struct qed_owned shared;                      /* repair only: clusters with more than one owner */
+    bool live;                                    /* the image is in use: what lies behind file_end is not for this check to judge */
+    unsigned since_step;                          /* entries since others ran */
     uint64_t last, last_table;                    /* pointer before, and its table: is this one its neighbour? */
     bool quiet;                                   /* findings were told before */
     uint64_t told;
@@ -23,6 +25,8 @@ struct qed_checker {
 };
 
 PRINTF_LIKE(4, 5) void qed_finding(struct qed_checker *k, bool fixed, const char *id, const char *fmt, ...);
+/* How many findings were not told. */
+void qed_findings_end(struct qed_checker *k);
 /* The file as it is now; forgets all that was found. sharing: k->shared is wanted. -ENOMEM, -EIO. Suspends. */
 MUST_USE int qed_check_begin(struct co *co, struct qed_checker *k, bool sharing, struct byre_err *err);
 /* Looks at everything: k->res without what is fixed. in_order: as the peer does; else on all cores, as long as nothing is wrong. */

@@ -5,7 +5,8 @@
  * Purpose      Header, L1 table and cache; the row of the table of formats.
  * Owns         struct qed_image.
  * Invariants   V1  A refused or failed opening leaves the file as it was.
- *              V2  An image with the need-check mark is read as it is: no pointer of its tables is trusted (qed_map.c M1).
+ *              V2  An image with the need-check mark is read as it is: no pointer of its tables is trusted (qed_map.c M1). Opened for
+ *                  writing it is repaired first, or at once looked through behind (qed_scrub.c).
  *              V3  Opening for writing clears the autoclear bits, durably, before a write can be accepted (2.008).
  * Order        close: all durable, the unused end cut off, the mark away (qed_mark.c).
  * Concurrency  Home loop; map, write, zero, discard, flush: from any.
@@ -78,10 +79,27 @@ static int load_l1(struct co *co, struct qed_image *q, struct byre_err *err)
     return 0;
 }
 
+/* Of an image that was not closed cleanly, when nobody looks it through behind: before anything of it is in memory. */
+static int repair(struct co *co, struct qed_image *q, struct byre_err *err)
+{
+    struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS | FMT_FIX_ERRORS };
+    struct fmt_check_result res = { 0 };
+    int r = qed_check(co, &q->im, &o, &res, err);
+    if (r < 0)
+        return r;
+    if (res.check_errors || res.corruptions)
+        return byre_fail(err, QED_CORRUPT, "%s: the image was not closed cleanly and its repair left %" PRIu64 " errors; run check -r all", q->name, res.corruptions + res.check_errors);
+    qed_alloc_fini(q);
+    qed_header_fini(&q->h);
+    return read_header(co, q, err);
+}
+
 static int prepare_writing(struct co *co, struct qed_image *q, struct byre_err *err)
 {
-    if (q->h.features & QED_F_NEED_CHECK)
-        return byre_fail(err, NOT_SUPPORTED, "%s: the image was not closed cleanly: it can be opened for reading only", q->name);
+    if (q->h.features & QED_F_NEED_CHECK) {
+        q->unclean = q->mark.set = true;
+        atomic_store(&q->im.unclean, true);
+    }
     int r = qed_clear_autoclear(co, q);
     return r < 0 ? byre_fail_code(err, IO, r, "%s: the header cannot be written", q->name) : 0;
 }
@@ -98,6 +116,11 @@ static int open_parts(struct co *co, struct qed_image *q, const struct fmt_open_
                             .budget_bytes = o->cache_bytes ? o->cache_bytes : CACHE_BYTES_DEFAULT, .read_only = q->im.read_only };
     if (meta_new(&mo, &q->meta) < 0)
         return byre_fail(err, NOMEM, "%s: metadata cache", q->name);
+    if (q->h.features & QED_F_NEED_CHECK && qed_writable(q) && !o->check_mode && !o->unclean_ok) {
+        r = repair(co, q, err);
+        if (r < 0)
+            return r;
+    }
     r = o->info_only ? 0 : load_l1(co, q, err);
     return r == 0 && qed_writable(q) && !o->check_mode ? prepare_writing(co, q, err) : r;
 }
@@ -212,6 +235,8 @@ const struct fmt_ops fmt_qed_ops = {
     .resize_commit = qed_resize_commit,
     .info = qed_info,
     .check = qed_check,
+    .scrub = qed_scrub,
+    .no_scrub = qed_no_scrub,
     .close = qed_close,
     .create = qed_create,
 };

@@ -11,6 +11,7 @@
  *   qed_write.c    make this guest range writable
  *   qed_zero.c     zero and discard
  *   qed_resize.c   another size
+ *   qed_scrub.c    the check of an image that is in use
  *   qed_walk.c     all entries of all tables, read ahead
  *   qed_owned.c    which clusters have an owner?
  *   qed_check.c    which rules does an image break?
@@ -54,6 +55,7 @@ struct qed_mark {
     struct co_mutex mx;
     struct rt_task idle;                          /* takes it away after a while */
     bool idle_runs;
+    bool keep;                                    /* damage was found that stays: so does the mark */
 };
 
 struct qed_image {
@@ -77,6 +79,11 @@ struct qed_image {
     struct qed_mark mark;
     struct qed_alloc a;
     struct fmt_streams streams;
+    /* qed_scrub.c */
+    bool unclean;                                 /* not looked through yet: no table changes (im.unclean) */
+    bool given_up;                                /* with it: nobody does that */
+    bool scrubbing, resizing;
+    struct co_waitq held;                         /* who waits for the end of being unclean */
 };
 
 static inline struct qed_image *qed_of(struct fmt_image *im) { return (struct qed_image *)im; }
@@ -98,8 +105,10 @@ static inline enum qed_entry qed_kind(const struct qed_image *q, uint64_t v) { r
 /* Before a change that may allocate: the mark, durable (E1). Each success is followed by one qed_mark_exit. Suspends. */
 MUST_USE int qed_mark_enter(struct co *co, struct qed_image *q);
 void qed_mark_exit(struct qed_image *q);
-/* Tables durable, the unused end of the file cut off, then the mark away (E4). 1: somebody relies on it. Suspends. */
+/* Tables durable, the unused end of the file cut off, then the mark away (E4). 1: somebody relies on it, or a scrub runs. Suspends. */
 MUST_USE int qed_mark_leave(struct co *co, struct qed_image *q);
+/* The mark is there: it is taken away when nothing relies on it for a while. */
+void qed_mark_watch(struct qed_image *q);
 /* The idle watch ends; afterwards none is started. */
 void qed_mark_stop(struct co *co, struct qed_image *q);
 /* Clears autoclear bits, all of which are unknown (2.008). */
@@ -140,6 +149,14 @@ int qed_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byr
 MUST_USE int qed_l1_read(struct co *co, struct qed_image *q, uint64_t size, _Atomic uint64_t **ret_l1, uint64_t **ret_dirty);
 /* Puts it in place of the old one; drained. */
 void qed_l1_install(struct qed_image *q, uint64_t size, _Atomic uint64_t *l1, uint64_t *dirty);
+
+/* ---- qed_scrub.c. Home loop. ---- */
+int qed_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+void qed_no_scrub(struct fmt_image *im);
+/* Waits while the image is unclean and somebody will look it through. -EIO: nobody does. Suspends. */
+MUST_USE int qed_unclean_wait(struct co *co, struct qed_image *q);
+/* -EBUSY: a scrub runs, or the image is unclean. */
+MUST_USE int qed_scrub_excludes(const struct qed_image *q, const char *what, struct byre_err *err);
 
 int qed_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
 int qed_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);

@@ -32,6 +32,12 @@ static uint64_t slice_off(const struct qed_image *q, uint64_t table, uint64_t gu
     return table + round_down(qed_l2_index(&q->g, guest) * 8, QED_SLICE_BYTES);
 }
 
+/* What names nothing in an unclean image reads as its scrub will leave it. */
+static enum qed_entry seen(const struct qed_image *q, enum qed_entry kind)
+{
+    return kind == QED_BAD && atomic_load_explicit(&q->im.unclean, memory_order_relaxed) ? QED_ABSENT : kind;
+}
+
 static void extent_of(const struct qed_image *q, enum qed_entry kind, uint64_t v, uint64_t off, struct fmt_extent *x)
 {
     uint64_t in = qed_in_cluster(&q->g, off);
@@ -46,14 +52,14 @@ static int map_slice(const struct qed_image *q, const struct meta_block *b, uint
 {
     uint64_t end = atomic_load_explicit(&q->file_end, memory_order_relaxed), i = qed_l2_index(&q->g, off) % QED_SLICE_ENTRIES;
     uint64_t v = qed_entry(b, i);
-    enum qed_entry kind = qed_entry_kind(&q->g, v, end);
+    enum qed_entry kind = seen(q, qed_entry_kind(&q->g, v, end));
     struct fmt_extent x;
     if (kind == QED_BAD)
         return -EUCLEAN;
     extent_of(q, kind, v, off, &x);
     while (x.len < len && ++i < QED_SLICE_ENTRIES) {
         v = qed_entry(b, i);
-        if (qed_entry_kind(&q->g, v, end) != kind || (x.has_host && v != x.host + x.len))
+        if (seen(q, qed_entry_kind(&q->g, v, end)) != kind || (x.has_host && v != x.host + x.len))
             break;
         x.len += q->g.cluster_size;
     }
@@ -76,7 +82,7 @@ static void map_hole(const struct qed_image *q, uint64_t off, uint64_t len, stru
 int qed_slice_get(struct co *co, struct qed_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index)
 {
     uint64_t table = l1_entry(q, guest);
-    enum qed_entry kind = qed_table_kind(&q->g, table, atomic_load(&q->file_end));
+    enum qed_entry kind = seen(q, qed_table_kind(&q->g, table, atomic_load(&q->file_end)));
     *ret_b = NULL;
     *ret_index = qed_l2_index(&q->g, guest) % QED_SLICE_ENTRIES;
     if (kind == QED_ABSENT)

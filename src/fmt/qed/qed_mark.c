@@ -7,6 +7,7 @@
  * Invariants   K1  While an allocating change is under way, or may not be durable yet, the mark is set, durably (E1).
  *              K2  It goes away only when all tables are durable and the file ends where what is in use ends (E4): an image without
  *                  it has no cluster that this opening has lost.
+ *              K4  The mark of an image that is not proved sound stays (qed_scrub.c L4).
  *              K3  What the header says in memory is what it says on the disk, or nothing is written any more.
  * Order        mark | META_B_HEADER | first growth of the file, first changed entry.
  *              cut, tables | META_B_FINAL | mark away | META_B_HEADER.
@@ -95,7 +96,7 @@ static void idle_co(struct co *co, void *arg)
     struct qed_image *q = arg;
     struct qed_mark *k = &q->mark;
     uint64_t seen = k->count;
-    while (k->set && co_sleep(co, IDLE_NS) != -ECANCELED) {
+    while (k->set && !k->keep && co_sleep(co, IDLE_NS) != -ECANCELED) {
         if (k->count == seen && qed_mark_leave(co, q) < 0)
             break;                                /* it stays set; closing tries again */
         seen = k->count;
@@ -103,7 +104,7 @@ static void idle_co(struct co *co, void *arg)
     k->idle_runs = false;
 }
 
-static void watch(struct qed_image *q)
+void qed_mark_watch(struct qed_image *q)
 {
     struct qed_mark *k = &q->mark;
     if (k->idle_runs || q->a.closing)
@@ -116,7 +117,9 @@ static void watch(struct qed_image *q)
 int qed_mark_enter(struct co *co, struct qed_image *q)
 {
     struct qed_mark *k = &q->mark;
-    int r = 0;
+    int r = qed_unclean_wait(co, q);
+    if (r < 0)
+        return r;
     k->changers++;                                /* first: who is about to clear the mark leaves it, or clears it and we set it again */
     k->count++;
     if (!k->set) {
@@ -130,7 +133,7 @@ int qed_mark_enter(struct co *co, struct qed_image *q)
     if (r < 0)
         k->changers--;
     else
-        watch(q);
+        qed_mark_watch(q);
     return r;
 }
 
@@ -144,15 +147,15 @@ int qed_mark_leave(struct co *co, struct qed_image *q)
 {
     struct qed_mark *k = &q->mark;
     co_lock(co, &k->mx);
-    int r = k->changers ? 1 : 0;
-    if (r == 0 && k->set) {
+    int r = k->changers || q->scrubbing ? 1 : 0;
+    if (r == 0 && k->set && !q->unclean) {
         k->set = false;                           /* who wants it from here on waits for mx */
         r = qed_alloc_cut(co, q);
         if (r == 0)
             r = meta_flush(co, q->meta);
-        if (r == 0)
+        if (r == 0 && !k->keep)
             r = put_mark(co, q, false);
-        k->set = r < 0;
+        k->set = r < 0 || k->keep;
     }
     co_unlock(&k->mx);
     return r;

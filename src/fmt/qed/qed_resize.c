@@ -58,6 +58,14 @@ void qed_l1_install(struct qed_image *q, uint64_t size, _Atomic uint64_t *l1, ui
 
 /* ---- growing ---- */
 
+/* The L1 entries that the new size begins to use, and nobody should have set. What they name is a leak afterwards. */
+static void clear_l1(struct qed_image *q, uint64_t from)
+{
+    for (uint64_t i = from; i < q->l1_entries; i++)
+        if (atomic_load_explicit(&q->l1_region.words[i], memory_order_relaxed))
+            meta_region_put(q->meta, &q->l1_region, i, 0);
+}
+
 /* Entries of one slice behind the old end, which nobody should have set: they would show bytes in the new space. What they name is a
  * leak afterwards. */
 static int clear_slice(struct co *co, struct qed_image *q, uint64_t off, uint64_t end)
@@ -74,16 +82,14 @@ static int clear_slice(struct co *co, struct qed_image *q, uint64_t off, uint64_
     return 0;
 }
 
+/* The same in the last table that the old size uses. */
 static int clear_behind(struct co *co, struct qed_image *q, uint64_t from, uint64_t to)
 {
     uint64_t span = qed_slice_span(q), end;
     int r = 0;
     for (uint64_t off = round_up(from, q->g.cluster_size); r == 0 && off < to; off = end) {
-        const _Atomic uint64_t *l1 = atomic_load(&q->l1);
-        bool table = atomic_load(&l1[qed_l1_index(&q->g, off)]) != 0;
-        end = min_u64(to, round_down(off, table ? span : q->g.l2_span) + (table ? span : q->g.l2_span));
-        if (table)
-            r = clear_slice(co, q, off, end);
+        end = min_u64(to, round_down(off, span) + span);
+        r = clear_slice(co, q, off, end);
     }
     return r;
 }
@@ -100,7 +106,8 @@ static int grow(struct co *co, struct qed_image *q, uint64_t size)
         r = qed_l1_read(co, q, size, &l1, &dirty);
     if (r == 0) {
         qed_l1_install(q, size, l1, dirty);
-        r = clear_behind(co, q, old, round_up(size, q->g.cluster_size));
+        clear_l1(q, qed_l1_used(&q->g, old));
+        r = clear_behind(co, q, old, min_u64(round_up(size, q->g.cluster_size), qed_l1_used(&q->g, old) * q->g.l2_span));
     }
     if (r == 0)
         atomic_store(&q->im.size, size);          /* S2 */
@@ -120,7 +127,12 @@ int qed_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prea
         return byre_fail(err, NOT_SUPPORTED, "%s: images of the format qed cannot shrink", q->name);
     if (size == q->h.size)
         return 0;
-    int r = grow(co, q, size);
+    int r = qed_scrub_excludes(q, "resized", err);
+    if (r < 0)
+        return r;
+    q->resizing = true;
+    r = grow(co, q, size);
+    q->resizing = r == 0;                         /* else there is no commit */
     return r < 0 ? byre_fail_code(err, IO, r, "%s: the table for the new space cannot be prepared", q->name) : 0;
 }
 
@@ -128,6 +140,7 @@ int qed_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byr
 {
     struct qed_image *q = qed_of(im);
     uint64_t size = atomic_load(&im->size);
+    q->resizing = false;
     if (size == q->h.size)
         return 0;
     int r = keep ? meta_flush(co, q->meta) : 0;

@@ -35,18 +35,20 @@ static void make(struct co *co, const char *backing)
     stor_close(co, s);
 }
 
-static struct qed_image *reopen(struct co *co, bool read_only)
+static struct qed_image *reopen_as(struct co *co, bool read_only, bool unclean_ok)
 {
     struct stor *s = disk_open(read_only);
     struct fmt_image *im = NULL;
     struct byre_err err = { 0 };
-    int r = fmt_qed_ops.open(co, s, &(struct fmt_open_opts){ .read_only = read_only, .frontier_bytes = 32 * C }, &im, &err);
+    int r = fmt_qed_ops.open(co, s, &(struct fmt_open_opts){ .read_only = read_only, .frontier_bytes = 32 * C, .unclean_ok = unclean_ok }, &im, &err);
     if (r < 0)
         fprintf(stderr, "%s\n", err.text);
     ASSERT(r == 0);
     disk_mark();
     return qed_of(im);
 }
+
+static struct qed_image *reopen(struct co *co, bool read_only) { return reopen_as(co, read_only, false); }
 
 static int shut(struct co *co, struct qed_image *q) { return fmt_qed_ops.close(co, &q->im); }
 
@@ -376,6 +378,121 @@ static void sizes(struct co *co, void *arg)
     CHECK_EQ(shut(co, q), 0);
 }
 
+/* ---- not closed cleanly ---- */
+
+/* Guest clusters 0 and 1 are there; the entry of cluster 2 points behind the end of the file; the mark is set. */
+static void make_unclean(struct co *co)
+{
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    CHECK_EQ(g_put(co, q, 0, 2 * C, 1), 0);
+    CHECK_EQ(shut(co, q), 0);
+    le64_put((le64 *)(disk.bytes + (1 + T) * C + 2 * 8), disk.len);
+    disk.bytes[16] |= QED_F_NEED_CHECK;
+    memcpy(disk.durable, disk.bytes, disk.len);
+    disk.durable_len = disk.len;
+}
+
+static struct { struct qed_image *q; int result; bool done, before; struct co_group group; } late;
+static void late_write(struct co *co, void *arg)
+{
+    late.result = g_put(co, late.q, 100 * C, C, 9);
+    late.done = true;
+    co_group_leave(&late.group);
+}
+
+static void start_late(struct co *co, struct qed_image *q)
+{
+    memset(&late, 0, sizeof late);
+    late.q = q;
+    co_group_enter(&late.group);
+    CHECK_EQ(rt_spawn(co_loop(co), late_write, NULL), 0);
+    for (unsigned i = 0; i < 50; i++)
+        co_yield(co);
+}
+
+/* Did the bad entry go, durably, before the file grew? */
+static int watch_growth(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    late.before |= what == 'T' && le64_get((const le64 *)(disk.durable + (1 + T) * C + 2 * 8)) != 0;
+    return 0;
+}
+
+static int scrub(struct co *co, struct qed_image *q, unsigned fix, struct fmt_check_result *ret)
+{
+    return q->im.ops->scrub(co, &q->im, &(struct fmt_check_opts){ .fix = fix }, ret, NULL);
+}
+
+/* qed_scrub.c L1: clusters that are there may be used; what needs one waits until no pointer can name it. */
+static void unclean(struct co *co, void *arg)
+{
+    struct fmt_check_result res = { 0 };
+    make_unclean(co);
+    struct qed_image *q = reopen_as(co, false, true);
+    uint64_t len = disk.len;
+    CHECK(q->im.unclean && holds(co, q, 0, 2 * C, 1));
+    CHECK(kind_at(co, q, 2 * C, NULL) == FMT_ABSENT);             /* never followed */
+    CHECK_EQ(g_put(co, q, C, 512, 5), 0);
+    disk.hook = watch_growth;
+    start_late(co, q);
+    CHECK(!late.done && disk.len == len);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, 2 * SIZE, FMT_PREALLOC_OFF, NULL), -EBUSY);
+    CHECK_EQ(scrub(co, q, 0, &res), 0);
+    CHECK(res.corruptions_fixed == 1 && !res.corruptions && !q->im.unclean);
+    co_group_wait(co, &late.group);
+    CHECK(late.result == 0 && !late.before);
+    disk.hook = NULL;
+    CHECK(holds(co, q, 100 * C, C, 9) && holds(co, q, 2 * C, C, 0) && holds(co, q, C, 512, 5));
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+}
+
+/* Nobody scrubs: what waits fails, and the mark stays. A later scrub makes it good. */
+static void no_scrub(struct co *co, void *arg)
+{
+    struct fmt_check_result res = { 0 };
+    make_unclean(co);
+    struct qed_image *q = reopen_as(co, false, true);
+    start_late(co, q);
+    q->im.ops->no_scrub(&q->im);
+    co_group_wait(co, &late.group);
+    CHECK_EQ(late.result, -EIO);
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(marked(disk.bytes));
+    q = reopen_as(co, false, true);
+    q->im.ops->no_scrub(&q->im);
+    CHECK_EQ(scrub(co, q, 0, &res), 0);
+    CHECK_EQ(g_put(co, q, 100 * C, C, 9), 0);
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+}
+
+/* L2: of an image in use; leaks are used again, what was handed out meanwhile is nobody's fault. */
+static void scrubbed(struct co *co, void *arg)
+{
+    struct fmt_check_result res = { 0 };
+    struct fmt_write w, w2;
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    CHECK_EQ(g_put(co, q, 0, 4 * C, 1), 0);
+    CHECK_EQ(shut(co, q), 0);
+    le64_put((le64 *)(disk.bytes + (1 + T) * C + 8), 0);
+    q = reopen(co, false);
+    CHECK_EQ(q->im.ops->write_begin(co, &q->im, SPAN, C, &w), 0);
+    q->im.ops->write_abort(co, &q->im, &w);
+    CHECK_EQ(scrub(co, q, 0, &res), 0);
+    CHECK(res.leaks == 2 && !res.corruptions);    /* what was given back counts, too */
+    CHECK_EQ(scrub(co, q, FMT_FIX_LEAKS, &res), 0);
+    CHECK(!res.corruptions);
+    CHECK_EQ(q->im.ops->write_begin(co, &q->im, 10 * C, C, &w), 0);
+    CHECK_EQ(q->im.ops->write_begin(co, &q->im, 11 * C, C, &w2), 0);
+    CHECK(w.host == (1 + 2 * T + 1) * C && w.host < w2.host);     /* the leak is used first */
+    CHECK(write_new(co, q, &w, 3) == 0 && write_new(co, q, &w2, 4) == 0);
+    CHECK(holds(co, q, 10 * C, C, 3) && holds(co, q, 0, C, 1) && holds(co, q, 2 * C, 2 * C, 1));
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+}
+
 #define RUN(name) static void test_##name(void **state) { t_run(0, name, NULL); }
 RUN(mark)
 RUN(crashes)
@@ -385,12 +502,16 @@ RUN(costs)
 RUN(zeros)
 RUN(found)
 RUN(sizes)
+RUN(unclean)
+RUN(no_scrub)
+RUN(scrubbed)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mark), cmocka_unit_test(test_crashes), cmocka_unit_test(test_failing_header), cmocka_unit_test(test_together),
         cmocka_unit_test(test_costs), cmocka_unit_test(test_zeros), cmocka_unit_test(test_found), cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_unclean), cmocka_unit_test(test_no_scrub), cmocka_unit_test(test_scrubbed),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qed-write", tests);
