@@ -67,6 +67,17 @@ struct rt_msg {
 };
 void rt_post(struct rt_loop *to, struct rt_msg *m);
 
+/* A timer: intrusive, no allocation, in memory that lives until it has fired or was stopped. On its loop only. fire runs there, outside
+ * any coroutine, once; it must not block, and may start the timer again. A timer keeps no loop from ending. */
+struct rt_timer {
+    struct rt_timer *child, *next, *prev;   /* prev: left sibling, or the parent of a first child */
+    uint64_t at_ns, seq;
+    void (*fire)(struct rt_timer *t);       /* the timer is disarmed when this is called */
+    bool armed;
+};
+void rt_timer_start(struct rt_loop *loop, struct rt_timer *t, uint64_t at_ns, void (*fire)(struct rt_timer *t));    /* at_ns: as rt_now. It is not running */
+void rt_timer_stop(struct rt_loop *loop, struct rt_timer *t);       /* harmless when it does not run */
+
 /* A cancellable coroutine: handle lives in the caller's struct, valid until the coroutine has ended. */
 struct rt_task { struct co *co; void *waiters; bool done; };
 MUST_USE int rt_task_start(struct rt_loop *loop, struct rt_task *t, co_fn *fn, void *arg);

@@ -46,13 +46,6 @@
 
 /* ---- timers (timer.c): a pairing heap of intrusive nodes, first due first, equal times in arming order ---- */
 
-struct rt_timer {
-    struct rt_timer *child, *next, *prev;   /* prev: left sibling, or the parent of a first child */
-    uint64_t at_ns, seq;
-    void (*fire)(struct rt_timer *t);       /* the timer is disarmed when this is called */
-    bool armed;
-};
-
 struct rt_timers { struct rt_timer *root; uint64_t seq; };
 
 void rt_timer_arm(struct rt_timers *h, struct rt_timer *t, uint64_t at_ns, void (*fire)(struct rt_timer *t));

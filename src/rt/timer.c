@@ -93,3 +93,18 @@ struct rt_timer *rt_timer_take_due(struct rt_timers *h, uint64_t now_ns)
     rt_timer_disarm(h, t);
     return t;
 }
+
+/* ---- for the layers above ---- */
+
+void rt_timer_start(struct rt_loop *loop, struct rt_timer *t, uint64_t at_ns, void (*fire)(struct rt_timer *t))
+{
+    ASSERT_LOOP(loop);
+    ASSERT(!t->armed);
+    rt_timer_arm(&loop->timers, t, at_ns, fire);
+}
+
+void rt_timer_stop(struct rt_loop *loop, struct rt_timer *t)
+{
+    ASSERT_LOOP(loop);
+    rt_timer_disarm(&loop->timers, t);
+}
