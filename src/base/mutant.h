@@ -76,6 +76,7 @@
     X(BITMAP_SWITCH_EARLY, "Q17", "the extension names a directory that is not yet durable")            \
     X(BITMAP_AUTOCLEAR_EARLY, "Q17", "an extension across two sectors is rewritten while it counts")    \
     X(MOVE_NO_GRACE, "D3", "a cluster is moved while an old in-place writer is inside")                 \
+    X(CLEAN_DIRTY, "Q1 Q2", "the sweep of the cache drops what is not on the disk yet")                 \
     X(MOVE_USERS, "D3 D2", "writes in place begin again while a held cluster is being replaced")        \
     X(MOVED_FREED_EARLY, "Q9", "the old place of a moved cluster is freed before the new one is linked durably") \
     X(MOVE_UNORDERED, "Q2", "the entry of a moved cluster does not ask for the data barrier")           \

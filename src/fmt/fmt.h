@@ -242,7 +242,9 @@ struct fmt_open_opts {
     bool read_only;
     bool check_mode;                       /* opened for check/repair: tolerate what repair mends (dirty, corrupt, refcount table) */
     bool info_only;                        /* metadata is only reported: nothing that info does not print is loaded */
-    uint64_t cache_bytes;                  /* metadata cache budget; 0 = default */
+    uint64_t cache_bytes;                  /* metadata cache budget; 0 = default: small, and larger where it is seen to be too small */
+    uint64_t cache_clean_ms;               /* cached tables that were not used for so long are dropped; 0 = never (1.127) */
+    bool below;                            /* a layer below another one */
     uint64_t frontier_bytes;               /* step of the zeroed frontier (D4); 0 = default, UINT64_MAX = off */
     struct fmt_snapshot_pick snapshot;     /* show this internal snapshot, with its size; read-only. All NULL: the disk itself */
     bool discard_no_punch;                 /* freed clusters are not punched in the file */

@@ -129,7 +129,8 @@ struct name_crypt { char *key_secret, *format; bool nested; /* written "encrypt.
 /* What it says about the opening of a qcow2 image (names_run.c). */
 struct name_runtime {
     unsigned seen;              /* which of the sizes */
-    uint64_t total, l2, counts, interval;
+    uint64_t total, l2, counts;
+    uint64_t interval; bool interval_said;
     uint32_t l2_entry;          /* bytes; 0: not said */
     enum name_tri pass_request, pass_snapshot, pass_other, no_unref, lazy;
     unsigned overlap_set, overlap_on, overlap_off;       /* FMT_OVERLAP_*: of the word (0: none was given), of single checks */

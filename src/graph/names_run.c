@@ -112,6 +112,7 @@ int name_runtime_option(struct name_runtime *run, const char *key, const json_t 
     for (size_t i = 0; i < sizeof size / sizeof size[0]; i++)
         if (!strcmp(key, size[i].name)) {
             run->seen |= size[i].seen;
+            run->interval_said |= size[i].to == &run->interval;
             return (r = name_take_size(key, v, size[i].to, err)) ? r : 1;
         }
     if (!strcmp(key, "l2-cache-entry-size"))
@@ -127,6 +128,8 @@ int name_runtime_settle(const struct name_runtime *run, struct byre_err *err)
         return byre_fail(err, BAD_OPTION, "json: only two of cache-size, l2-cache-size and refcount-cache-size can be given");
     if (run->seen & SEEN_TOTAL && (run->l2 > run->total || run->counts > run->total))
         return byre_fail(err, BAD_OPTION, "json: cache-size is smaller than one of its parts");
+    if (run->interval > UINT32_MAX)
+        return byre_fail(err, BAD_OPTION, "json: 'cache-clean-interval': %" PRIu64 " seconds are more than %" PRIu32, run->interval, UINT32_MAX);
     return 0;
 }
 
@@ -134,6 +137,8 @@ void name_runtime_apply(const struct name_runtime *run, struct fmt_open_opts *fo
 {
     if (run->seen)
         fo->cache_bytes = run->seen & SEEN_TOTAL ? run->total : run->l2 + run->counts;
+    if (run->interval_said)
+        fo->cache_clean_ms = run->interval * 1000;
     if (run->l2_entry)
         fo->l2_entry_bytes = run->l2_entry;
     if (run->lazy != NAME_UNSET)

@@ -208,12 +208,13 @@ static void tell_corruption(void *arg, const struct fmt_corruption *c)
 static int open_image(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
     struct graph_node *n = l->n;
-    struct fmt_open_opts fo = { .cache_bytes = op->o->fmt.cache_bytes, .info_only = op->o->fmt.info_only, .no_data = op->o->fmt.no_data };
+    struct fmt_open_opts fo = { .cache_bytes = op->o->fmt.cache_bytes, .cache_clean_ms = op->o->fmt.cache_clean_ms, .info_only = op->o->fmt.info_only, .no_data = op->o->fmt.no_data };
     if (l->is_top)
         fo = op->o->fmt;
     struct data_ask ask = { .n = n, .top = op->top, .o = op->o, .path = l->ref->data_path ? l->ref->data_path : l->is_top ? op->o->data_file : NULL,
                             .direct = wants(l->ref->direct, op->o->direct), .no_flush = wants(l->ref->no_flush, op->o->no_flush) };
     struct fmt_host host = { .open_data = data_open, .arg = &ask };
+    fo.below = !l->is_top;
     fo.host = &host;
     fo.corrupted = tell_corruption;
     fo.corrupted_arg = n;

@@ -21,6 +21,8 @@ struct graph_node *byre_image_node(struct byre_image *image)
 }
 
 /* ---- open and close ---- */
+#define CACHE_CLEAN_MS 600000u   /* cache-clean-interval, unless it is said (FEATURES 1.127) */
+
 struct opening { struct byre_image *image; struct graph_open_opts go; struct byre_err *err; };
 
 static int open_co(struct co *co, void *arg)
@@ -47,7 +49,7 @@ static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts 
         .deny = o->flags & BYRE_OPEN_STABLE ? STOR_PERM_WRITE | STOR_PERM_RESIZE : 0,
         .fmt = { .check_mode = o->flags & BYRE_OPEN_CHECK, .info_only = o->flags & BYRE_OPEN_INFO,
                  .no_data = o->flags & (BYRE_OPEN_CHECK | BYRE_OPEN_INFO | BYRE_OPEN_NO_DATA),
-                 .cache_bytes = o->cache_bytes, .frontier_bytes = o->frontier_bytes,
+                 .cache_bytes = o->cache_bytes, .cache_clean_ms = CACHE_CLEAN_MS, .frontier_bytes = o->frontier_bytes,
                  .discard_no_punch = !(o->flags & BYRE_OPEN_DISCARD), .unclean_ok = o->flags & BYRE_OPEN_SERVE_UNCLEAN,
                  .lazy_refcounts = o->lazy_refcounts == BYRE_LAZY_ON ? 1 : o->lazy_refcounts == BYRE_LAZY_OFF ? -1 : 0,
                  .snapshot = { .any = o->snapshot, .id = o->snapshot_id, .name = o->snapshot_name } },

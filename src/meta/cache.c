@@ -41,9 +41,11 @@ int meta_new(const struct meta_opts *o, struct meta **ret_m)
         return -ENOMEM;
     m->o = *o;
     m->dirty_unit = o->block_bytes / 64 > 512 ? o->block_bytes / 64 : 512;
-    m->max_blocks = max_u64(o->budget_bytes / o->block_bytes, META_MIN_BLOCKS);
+    m->limit = m->limit_min = max_u64(o->budget_bytes / o->block_bytes, META_MIN_BLOCKS);
+    m->limit_max = max_u64(o->budget_max_bytes / o->block_bytes, m->limit_min);
+    m->dirty_max = m->limit_min / 2;
     uint64_t n = 64;
-    while (n < m->max_blocks / 4 && n < (1u << 20))     /* a chain of 256 layers must stay small (RG22) */
+    while (n < m->limit_max / 4 && n < (1u << 20))     /* a chain of 256 layers must stay small (RG22) */
         n *= 2;
     m->bucket_mask = n - 1;
     m->buckets = calloc(n, sizeof *m->buckets);
@@ -82,8 +84,8 @@ static struct meta_block *hash_find(const struct meta *m, uint64_t off)
 struct meta_block *meta_peek(struct meta *m, uint64_t off)
 {
     struct meta_block *b = hash_find(m, off);
-    if (b && !atomic_load_explicit(&b->used, memory_order_relaxed))
-        atomic_store_explicit(&b->used, 1, memory_order_relaxed);
+    if (b && atomic_load_explicit(&b->used, memory_order_relaxed) != META_USED)
+        atomic_store_explicit(&b->used, META_USED, memory_order_relaxed);
     return b;
 }
 
@@ -102,6 +104,7 @@ static void hash_insert(struct meta *m, struct meta_block *b)
         m->all = b;
     }
     m->blocks++;
+    meta_clean_want_(m);
 }
 
 static void hash_remove(struct meta *m, struct meta_block *b)
@@ -118,6 +121,8 @@ static void hash_remove(struct meta *m, struct meta_block *b)
     atomic_store_explicit(at, atomic_load_explicit(&b->hash_next, memory_order_relaxed), memory_order_release);
     if (m->hand == b)
         m->hand = b->all_next == b ? NULL : b->all_next;
+    if (m->sweep == b)
+        m->sweep = b->all_next == b ? NULL : b->all_next;
     if (m->all == b)
         m->all = b->all_next == b ? NULL : b->all_next;
     b->all_prev->all_next = b->all_next;
@@ -140,6 +145,12 @@ static void block_retire(struct meta *m, struct meta_block *b)
     epoch_defer(m->o.epoch, &b->reclaim, reclaim);
 }
 
+void meta_evict_(struct meta *m, struct meta_block *b)
+{
+    hash_remove(m, b);
+    block_retire(m, b);
+}
+
 /* One clean, unpinned block leaves. false: every block is pinned or dirty. */
 static bool evict_one(struct meta *m)
 {
@@ -149,11 +160,12 @@ static bool evict_one(struct meta *m)
     for (uint64_t i = 0; i < 2 * m->blocks; i++, b = b->all_next) {
         if (b->pins || b->dirty_sectors)
             continue;
-        if (atomic_exchange_explicit(&b->used, 0, memory_order_relaxed))
+        if (atomic_fetch_and_explicit(&b->used, (uint8_t)~META_USED_CLOCK, memory_order_relaxed) & META_USED_CLOCK)
             continue;
         m->hand = b->all_next;
-        hash_remove(m, b);
-        block_retire(m, b);
+        meta_mark_evicted_(m, b->off);
+        meta_evict_(m, b);
+        m->stats.evicted++;
         return true;
     }
     m->hand = b;
@@ -163,7 +175,7 @@ static bool evict_one(struct meta *m)
 /* Keeps the cache in its budget where that is possible without waiting; dirt beyond half of it starts a pass. */
 static void make_room(struct meta *m)
 {
-    while (m->blocks >= m->max_blocks && evict_one(m))
+    while (m->blocks >= m->limit && evict_one(m))
         ;
 }
 
@@ -208,12 +220,16 @@ static int pin_found(struct meta_block *b, const struct meta_kind *k, struct met
 /* Reads a block that nobody has and nobody reads, into the cache unless its space was forgotten meanwhile. */
 static int load_new(struct co *co, struct meta *m, const struct meta_kind *k, struct meta_load *l)
 {
+    meta_grow_for_(m, l->off);
     make_room(m);
+    m->stats.loads++;
     struct meta_block *b = block_new(m, k, l->off);
     if (!b)
         return -ENOMEM;
     l->reading = true;
+    m->loading++;
     int r = load(co, m, b);
+    m->loading--;
     l->reading = false;
     co_wake_all(&l->q);
     if (r == 0 && !l->forgotten)
@@ -246,9 +262,9 @@ int meta_get(struct co *co, struct meta *m, const struct meta_kind *k, uint64_t 
 
 void meta_put(struct meta *m, struct meta_block *b)
 {
-    (void)m;
     ASSERT(b->pins > 0);
     b->pins--;
+    meta_clean_want_(m);
 }
 
 bool meta_cached(const struct meta *m, uint64_t off, uint64_t len)
@@ -334,6 +350,7 @@ void meta_block_clean_(struct meta *m, struct meta_block *b)
     b->dirty_next = b->dirty_prev = NULL;
     m->dirty_blocks--;
     m->dirty_counts -= b->kind->rank == META_COUNTS;
+    meta_clean_want_(m);
 }
 
 static void background_pass(struct co *co, void *arg)
@@ -367,7 +384,7 @@ void meta_block_redirty_(struct meta *m, struct meta_block *b, uint64_t sectors)
         m->dirty_counts += b->kind->rank == META_COUNTS;
         if (!m->lazy || b->kind->rank != META_COUNTS)
             atomic_store_explicit(&m->clean, false, memory_order_release);
-        if (m->dirty_blocks > m->max_blocks / 2)
+        if (m->dirty_blocks > m->dirty_max)
             kick(m);
     }
     b->dirty_sectors |= sectors;
@@ -435,6 +452,15 @@ void meta_region_put(struct meta *m, struct meta_region *r, uint64_t i, uint64_t
     }
 }
 
+struct meta_stats meta_stats(const struct meta *m)
+{
+    struct meta_stats s = m->stats;
+    s.blocks = m->blocks;
+    s.limit = m->limit;
+    s.bytes = meta_slab_bytes(&m->slab);
+    return s;
+}
+
 void meta_free_all(struct co *co, struct meta *m)
 {
     if (!m)
@@ -442,9 +468,11 @@ void meta_free_all(struct co *co, struct meta *m)
     while (m->kicked || m->runner)
         co_yield(co);
     meta_forget_all(m);
+    meta_clean_stop_(m);
     epoch_drain(co, m->o.epoch);
     ASSERT(m->reclaiming == 0 && m->frees_waiting == 0);
     meta_slab_fini(&m->slab);
+    free(m->marks);
     free(m->buckets);
     free(m);
 }

@@ -73,12 +73,14 @@ struct meta_kind {
     void *arg;
 };
 
+enum { META_USED_CLOCK = 1, META_USED_CLEAN = 2, META_USED = 3 };       /* taken away by who looks for room, and by the sweep (clean.c) */
+
 struct meta_block {
     _Atomic(struct meta_block *) hash_next;
     uint64_t off;                            /* host offset */
     const struct meta_kind *kind;
     _Atomic uint64_t *words;                 /* block_bytes/8 words in disk order */
-    _Atomic uint8_t used;                    /* clock bit, set by readers */
+    _Atomic uint8_t used;                    /* META_USED_*, set by readers */
     /* home loop only */
     _Atomic uint32_t seq;                    /* odd while a pair changes; readers of pairs look at it twice */
     uint32_t pins;
@@ -117,6 +119,8 @@ struct meta_opts {
     struct epoch *epoch;
     uint32_t block_bytes;                    /* 512..65536, power of two */
     uint64_t budget_bytes;                   /* clean + dirty blocks; at least 8 blocks are kept */
+    uint64_t budget_max_bytes;               /* how far that may grow by itself (clean.c); below budget_bytes: not at all */
+    uint64_t clean_ns;                       /* what was not used for so long is dropped; 0: nothing is */
     bool read_only;
     /* Runs on the home loop at the start of every pass, before the freeze (not allowed to suspend). May be NULL. */
     void (*before_freeze)(void *arg); void *arg;
@@ -141,6 +145,10 @@ bool meta_cached(const struct meta *m, uint64_t off, uint64_t len);
 /* Forget the cached blocks of freed space; their dirt is dropped. false: one of them is pinned, so something uses the
  * space all the same (corruption); nothing was forgotten. */
 MUST_USE bool meta_forget(struct meta *m, uint64_t off, uint64_t len);
+
+/* For tests and figures. Home. bytes: memory of blocks, those included that wait for their grace period or to be used again. */
+struct meta_stats { uint64_t blocks, limit, bytes, loads, evicted, cleaned; };
+struct meta_stats meta_stats(const struct meta *m);
 
 /* Forget every block, dirt included (nothing pinned, no pass running): what is on disk is the truth again. */
 void meta_forget_all(struct meta *m);

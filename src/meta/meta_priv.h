@@ -6,6 +6,7 @@
 #define META_PRIV_H
 
 #include "base/assert.h"
+#include "base/list.h"
 #include "base/mutant.h"
 #include "meta/meta.h"
 #include "meta/slab.h"
@@ -29,19 +30,31 @@ struct meta {
     /* constant */
     struct meta_opts o;
     uint32_t dirty_unit;                 /* bytes per bit of dirty_sectors: 512, more for blocks over 32 KiB */
-    uint64_t max_blocks;
+    uint64_t limit_min, limit_max;       /* blocks: of the budget, and as far as it may grow */
+    uint64_t dirty_max;                  /* more dirty blocks than this start a pass; a cache that grows holds no more dirt */
     uint64_t bucket_mask;
     _Atomic(struct meta_block *) *buckets;
     /* cache, home loop */
     struct meta_slab slab;               /* memory of the blocks */
     struct meta_block *all, *hand;       /* ring of every block */
-    uint64_t blocks;
+    uint64_t blocks, limit;              /* limit: from limit_min to limit_max */
+    struct meta_stats stats;             /* loads, evicted, cleaned */
     struct meta_block *dirty_head, *dirty_tail;
     uint64_t dirty_blocks, dirty_counts; /* of them of rank META_COUNTS */
     bool lazy;                           /* counts need not be durable */
     struct meta_region *regions;
     struct meta_load *loads;
+    uint64_t loading;                    /* blocks that are being read */
     uint64_t reclaiming;                 /* blocks that wait for their grace period */
+    /* clean.c */
+    struct rt_timer clean_timer;
+    int clean_state;
+    bool clean_again;                    /* there is something for the next interval */
+    struct meta_block *sweep;            /* the next to look at */
+    uint64_t sweep_left, trim_left;
+    unsigned grace_tries;
+    uint32_t *marks;                     /* of evicted blocks; NULL: none yet */
+    uint64_t marks_mask;
     /* passes */
     struct co_mutex order;               /* a pass or a structural change holds it */
     uint64_t pass_started;               /* number of the newest pass that froze */
@@ -64,6 +77,12 @@ struct meta {
 void meta_block_clean_(struct meta *m, struct meta_block *b);             /* takes b off the dirty list */
 void meta_block_redirty_(struct meta *m, struct meta_block *b, uint64_t sectors);
 void meta_update_clean_(struct meta *m);
+void meta_evict_(struct meta *m, struct meta_block *b);                   /* clean, not pinned */
+/* clean.c */
+void meta_clean_want_(struct meta *m);                                    /* there is something that may come to be dropped */
+void meta_clean_stop_(struct meta *m);
+void meta_mark_evicted_(struct meta *m, uint64_t off);                    /* for lack of room */
+void meta_grow_for_(struct meta *m, uint64_t off);                        /* it is about to be read */
 /* frees.c */
 struct meta_free *meta_frees_take_(struct meta *m);                       /* at the freeze */
 void meta_frees_durable_(struct meta *m, struct meta_free *list);         /* the pass ended well */

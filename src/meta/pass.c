@@ -166,7 +166,7 @@ static int freeze(struct meta *m, struct frozen *z)
 {
     size_t items;
     uint64_t bytes;
-    bool left = m->lazy && m->dirty_blocks <= m->max_blocks / 4;         /* Q12; a cache full of counts must become smaller */
+    bool left = m->lazy && m->dirty_blocks <= m->limit_min / 4;         /* Q12; a cache full of counts must become smaller */
     freeze_size(m, left, &items, &bytes);
     *z = (struct frozen){ 0 };
     if (items) {

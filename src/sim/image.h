@@ -49,6 +49,7 @@ struct sim_geom {
     bool scrub;                          /* opened at once also when dirty; scrubs run beside the requests */
     bool compact;                        /* compactions run beside the requests; holes at first, and clusters of zeros */
     bool unclean;                        /* with scrub: dirty and damaged (by the seed) in the beginning, as `hurt` */
+    bool clean;                          /* cached tables are dropped a millisecond after their last use */
     bool lazy;                           /* lazy refcounts: while the dirty bit is set counts may be anything */
     bool no_zero_growth, no_punch, no_zero;
     uint64_t device;                     /* bytes of the device that it lies on, old bytes behind its end; 0: a file */

@@ -46,7 +46,7 @@ def test_accepted(image, options):
     ({"cache-size": "8M", "l2-cache-size": "1M", "refcount-cache-size": "64k"}, "cache-size"), ({"cache-size": "1M", "l2-cache-size": "2M"}, "cache-size"),
     ({"l2-cache-entry-size": 1000}, "l2-cache-entry-size"), ({"l2-cache-entry-size": 256}, "l2-cache-entry-size"), ({"l2-cache-entry-size": 131072}, "l2-cache-entry-size"),
     ({"l2-cache-size": "x"}, "l2-cache-size"), ({"discard-no-unref": "maybe"}, "discard-no-unref"), ({"overlap-check": "some"}, "overlap-check"),
-    ({"overlap-check": {"l3": True}}, "l3"), ({"cache-clean-interval": -1}, "cache-clean-interval")])
+    ({"overlap-check": {"l3": True}}, "l3"), ({"cache-clean-interval": -1}, "cache-clean-interval"), ({"cache-clean-interval": 1 << 32}, "cache-clean-interval")])
 def test_refused(image, options, word):
     """FEATURES 1.124, 1.126: wrong values and combinations name the option; the image is not touched"""
     before = image.read_bytes()

@@ -255,7 +255,7 @@ static void mark_dirty(const struct stress *s)
 static void open_image(struct co *co, struct stress *s, struct graph **ret_g)
 {
     struct byre_err err;
-    struct graph_open_opts o = { .filename = s->path, .format = "qcow2", .discard = true, .fmt = { .cache_bytes = 64 * 1024, .unclean_ok = s->scrub } };
+    struct graph_open_opts o = { .filename = s->path, .format = "qcow2", .discard = true, .fmt = { .cache_bytes = 64 * 1024, .cache_clean_ms = 2, .unclean_ok = s->scrub } };
     REQUIRE(graph_new(co_loop(co), &(struct graph_opts){ 0 }, ret_g, &err) == 0, "%s", err.text);
     REQUIRE(graph_open(co, *ret_g, &o, &s->node, &err) == 0, "%s", err.text);
 }

@@ -25,7 +25,12 @@
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
+/* Unless the user says a size: what the cache begins with, and how far it grows where tables are read again that it had to give
+ * up. 128 MiB are the tables of 1 TiB with clusters of 64 KiB; with what else an opening takes, a hostile image stays below
+ * 256 MiB (RG14). Layers below the top do not grow: the index of the chain remembers their mappings (D6), and there may be
+ * hundreds of them. docs/adr/0003-adaptive-cache.md */
 #define CACHE_BYTES_DEFAULT (32ull << 20)
+#define CACHE_BYTES_MAX (128ull << 20)
 #define SLICE_BYTES_MAX 4096u
 
 static int q2_probe(const uint8_t *buf, size_t len)
@@ -288,7 +293,8 @@ static int make_cache(struct q2_image *q, struct byre_err *err)
     q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
     q->kind_ref = (struct meta_kind){ .name = "refcount", .rank = META_COUNTS };
     struct meta_opts mo = { .store = q->im.store, .data = q->g.data_file && q->im.data != q->im.store ? q->im.data : NULL, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = q->slice_bytes,
-        .budget_bytes = q->opts.cache_bytes ? q->opts.cache_bytes : CACHE_BYTES_DEFAULT, .read_only = q->im.read_only,
+        .budget_bytes = q->opts.cache_bytes ? q->opts.cache_bytes : CACHE_BYTES_DEFAULT,
+        .budget_max_bytes = q->opts.cache_bytes || q->opts.below ? 0 : CACHE_BYTES_MAX, .clean_ns = q->opts.cache_clean_ms * 1000000, .read_only = q->im.read_only,
         .before_freeze = before_freeze, .arg = q };
     int r = meta_new(&mo, &q->meta);
     return r < 0 ? byre_fail(err, NOMEM, "%s: metadata cache", q->name) : 0;
