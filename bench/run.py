@@ -335,6 +335,7 @@ class Bench:
         finally:
             p.send_signal(signal.SIGKILL if dirty else signal.SIGTERM)
             p.wait(600)
+            time.sleep(0.1)                     # the kernel ends the requests of a killed program, and its locks, a little later
         return (wrote - begin) * 1000, {"up_ms": (up - begin) * 1000, "read_ms": (read - up) * 1000, "write_ms": (wrote - read) * 1000}
 
     def open_time(self):
