@@ -50,6 +50,8 @@
     X(GROW_KEEP_TABLES, "Q19", "growing: tables left by an interrupted shrink are not dropped")         \
     X(SHRINK_FREE_FIRST, "Q19", "shrinking: tables are freed before the size is durable")               \
     X(ZERO_NO_STAMP, "D3", "a kept zero cluster is filled while an old in-place writer is inside")     \
+    X(COMMIT_EMPTY_EARLY, "J2", "commit empties the image before the one below is durable")              \
+    X(REBASE_ZERO_BELOW, "J3", "rebase leaves out zeros that only the old chain supplies")               \
     X(SNAP_COUNT_LATE, "Q13", "creating a snapshot: counts are raised after the header names it")         \
     X(SNAP_KEEP_COPIED, "Q13", "creating a snapshot: L2 entries keep their COPIED flags")               \
     X(SNAP_L1_COPIED, "Q13", "creating a snapshot: L1 entries keep their COPIED flags")                 \

@@ -300,6 +300,7 @@ struct fmt_amend_opts {
     const struct fmt_create_opts *o;
     bool (*given)(void *arg, const char *option); void *arg;      /* was the option of this name stated? */
     bool force;                            /* what may lose something is wanted all the same */
+    bool rebase;                           /* backing_file and backing_fmt (NULL: none) may be changed, and nothing else is */
     void (*progress)(void *arg, uint64_t done, uint64_t total); void *progress_arg;   /* may be NULL */
     /* Sets another size: the graph's part of it included. */
     int (*resize)(struct co *co, void *arg, uint64_t size, struct byre_err *err); void *resize_arg;
@@ -339,6 +340,9 @@ struct fmt_ops {
     /* Home, drained. NULL: nothing can be changed. All that can be known before is refused before anything is changed; each change is
      * whole or not there, whatever happens. */
     int (*amend)(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a, struct byre_err *err);
+    /* Home, drained: every guest byte becomes ABSENT, and the space is given back; bitmaps do not notice. Durable when it returns 0. A
+     * crash leaves any part of it. NULL: the format cannot, or has no backing image. */
+    int (*make_empty)(struct co *co, struct fmt_image *im, struct byre_err *err);
     int (*info)(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
     int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
     /* Check of an image that is in use, on the home loop, beside requests; NULL: the format has none. fix: FMT_FIX_LEAKS or 0;

@@ -125,6 +125,7 @@ void node_free(struct graph_node *n)
     free(n->backing_filename);
     free(n->data_filename);
     free(n->key_secret);
+    node_how_free(n->how);
     free(n);
 }
 

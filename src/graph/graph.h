@@ -55,6 +55,7 @@ enum graph_detect { GRAPH_DETECT_OFF, GRAPH_DETECT_ON, GRAPH_DETECT_UNMAP };    
 
 struct graph_open_opts {
     const char *filename;                   /* plain path, file:PATH, or json:{...} as the peer accepts (ecosystem policy) */
+    const char *overlay;                    /* a relative name is seen from this image; NULL: from the working directory */
     const char *format;                     /* NULL = probe */
     const char *node_name;                  /* NULL = made up ("#block0") */
     const char *data_file;                  /* path of the external data file; NULL = what the image records */
@@ -63,6 +64,7 @@ struct graph_open_opts {
     bool force_share;                       /* -U: no lock against writers (read-only) */
     bool no_backing;                        /* do not open the backing chain: absent ranges read zero */
     bool no_lock;
+    bool share;                             /* read_only: a layer of another chain that shows the same image is taken, not opened again */
     bool direct, no_flush, writethrough;    /* cache modes (FEATURES 3.066) */
     bool discard;                           /* discard=unmap: punch freed space */
     bool refuse_probed_raw;                 /* serve: a disk probed as raw is never opened read-write */
@@ -138,6 +140,22 @@ MUST_USE int graph_resize(struct co *co, struct graph_node *n, uint64_t size, en
 MUST_USE int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);
 /* Changes options of an image that is open for writing (fmt.h); `a` without resize. Home loop. */
 MUST_USE int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, struct byre_err *err);
+
+/* ---- changes of a chain (reopen.c): home loop; each drains ---- */
+/* Opens the backing node n of `overlay` for writing: others of this graph must allow it, and then nobody else opens it. It stays so
+ * until it is closed. What is written to it must not show through `overlay`, or be what it shows there anyway. */
+MUST_USE int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err);
+/* The image records another backing file (NULL: none), and `backing` (NULL: none) is what lies below n from now on, whatever it holds; it
+ * gets a reference of its own. Durable when it returns 0. */
+struct graph_name { const char *file, *format; };
+MUST_USE int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err);
+/* on: what is written to n is to hide whatever comes to lie below it, zeros too. Until graph_rebase has succeeded, or off. */
+void graph_stand_alone(struct graph_node *n, bool on);
+/* The layer below `top` that this name means: as recorded in the layer above it, as seen from there, or of the same file. NULL: none. */
+struct graph_node *graph_layer(struct co *co, struct graph_node *top, const char *name);
+/* Nothing is in this layer any more, and the space is given back: for an image whose content lies below as well. Durable when it
+ * returns 0; a part may have gone when it fails. */
+MUST_USE int graph_make_empty(struct co *co, struct graph_node *n, struct byre_err *err);
 
 /* No new request is let in, those inside have ended when it returns. Nests. Home loop. */
 void graph_drain_begin(struct co *co, struct graph_node *n);

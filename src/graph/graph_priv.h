@@ -4,6 +4,7 @@
  *
  *   graph.c    the graph, the list of nodes, node life, resize
  *   open.c     opening an image and its chain; probing; locks; policy
+ *   reopen.c   a node of a chain for writing, and back; another backing chain
  *   names.c    what a file name means: plain, file:, json:{}; names relative to an overlay
  *   names_run.c options that only qcow2 knows
  *   names_node.c options of nodes of any format, and of raw ones
@@ -106,6 +107,8 @@ struct graph_node {
     unsigned index_fences;              /* home: changes of this node's mapping in progress */
     struct graph_node *index_next;      /* home: list of those whom a change concerns */
     _Atomic int recurse;                /* status.c: does the file know more than the format? */
+    _Atomic bool alone;                 /* what is written is to hide whatever comes to lie below: zeros too (zero.c) */
+    struct node_how *how;               /* what opened it (reopen.c); NULL until it is open */
 };
 
 extern const uint8_t graph_zero_page[ZERO_PAGE_BYTES];
@@ -175,6 +178,15 @@ MUST_USE int name_node_settle(const struct name_node *o, bool bare_file, struct 
 MUST_USE int name_parse_json(const char *text, struct name_ref *ret, struct byre_err *err);
 
 /* ---- open.c ---- */
+/* How a node was opened, beside what the node itself says: its name, what names further up have said of its encryption, cache mode. */
+struct node_how { struct name_ref ref; char *encrypt_format; bool direct, no_flush; uint64_t cache_bytes; };
+void node_how_free(struct node_how *how);
+/* Opens store and image of n again, as n->read_only says: n->im is the new one, or, on failure, as it was. */
+MUST_USE int node_open_again(struct co *co, struct graph_node *n, const struct fmt_ops *ops, struct byre_err *err);
+/* What lies below n changes: first writes of n count on nothing but what is there now. */
+void node_set_below(struct graph_node *n);
+/* n begins to use n->backing. */
+MUST_USE int node_use_backing(struct graph_node *n, struct byre_err *err);
 extern const struct graph_opener graph_file_opener;
 /* Bytes of a file that are looked at to guess its format. */
 #define PROBE_BYTES 512u

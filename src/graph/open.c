@@ -311,7 +311,7 @@ static int open_layer_parts(struct co *co, struct opening *op, struct layer *l, 
     r = choose_format(co, op, l, err);
     if (r)
         return r;
-    struct graph_node *shared = l->is_top ? NULL : find_shared(op, l);
+    struct graph_node *shared = l->is_top && !op->o->share ? NULL : find_shared(op, l);
     return shared ? share(co, op, l, shared, err) : open_image(co, op, l, err);
 }
 
@@ -336,6 +336,47 @@ static int layer_node(struct opening *op, struct layer *l, struct byre_err *err)
     const char *key = l->any_key ? op->o->key_secret : op->crypt[0].key_secret;
     l->n->key_secret = key ? strdup(key) : NULL;
     return l->n->key_secret || !key ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
+}
+
+void node_how_free(struct node_how *how)
+{
+    if (!how)
+        return;
+    name_ref_fini(&how->ref);
+    free(how->encrypt_format);
+    free(how);
+}
+
+/* Keeps what opened the layer, its name included. */
+static int keep_how(struct opening *op, struct layer *l, struct byre_err *err)
+{
+    const char *format = op->crypt[0].format;
+    struct node_how *how = calloc(1, sizeof *how);
+    if (!how || (format && !(how->encrypt_format = strdup(format)))) {
+        free(how);
+        return byre_fail(err, NOMEM, "no memory for a file name");
+    }
+    how->direct = wants(l->ref->direct, op->o->direct);
+    how->no_flush = wants(l->ref->no_flush, op->o->no_flush);
+    how->cache_bytes = op->o->fmt.cache_bytes;
+    how->ref = *l->ref;
+    *l->ref = (struct name_ref){ 0 };
+    l->n->how = how;
+    return 0;
+}
+
+int node_open_again(struct co *co, struct graph_node *n, const struct fmt_ops *ops, struct byre_err *err)
+{
+    struct node_how *how = n->how;
+    const struct graph_open_opts o = { .direct = how->direct, .no_flush = how->no_flush, .fmt.cache_bytes = how->cache_bytes,
+                                       .deny = STOR_PERM_WRITE | STOR_PERM_RESIZE };
+    struct opening op = { .g = n->g, .o = &o, .top = n, .crypt[0] = { .format = how->encrypt_format } };
+    struct layer l = { .ref = &how->ref, .is_top = true, .any_key = true, .n = n, .ops = ops };
+    int r = open_store(co, &op, &l, err);
+    if (!r)
+        r = open_image(co, &op, &l, err);
+    stor_close(co, l.store);                     /* the image has taken it, or it could not be opened */
+    return r;
 }
 
 static void crypt_free(struct name_crypt *c)
@@ -372,6 +413,8 @@ static int open_layer(struct co *co, struct opening *op, struct layer *l, struct
     int r = layer_node(op, l, err);
     if (!r)
         r = open_layer_parts(co, op, l, err);
+    if (!r && !l->n->how)                        /* else it is shared */
+        r = keep_how(op, l, err);
     if (r) {
         stor_close(co, l->store);
         if (l->n)
@@ -487,7 +530,7 @@ static int open_chain(struct co *co, struct opening *op, struct byre_err *err)
 
 /* ---- the whole ---- */
 
-static int use_backing(struct graph_node *n, struct byre_err *err)
+int node_use_backing(struct graph_node *n, struct byre_err *err)
 {
     if (!n->backing || n->backing_use.node)
         return 0;
@@ -495,7 +538,7 @@ static int use_backing(struct graph_node *n, struct byre_err *err)
     return graph_user_add(n->backing, &n->backing_use, err);
 }
 
-static void set_below(struct graph_node *n)
+void node_set_below(struct graph_node *n)
 {
     uint64_t from = n->im->has_backing ? UINT64_MAX : 0;
     if (n->backing)
@@ -506,10 +549,10 @@ static void set_below(struct graph_node *n)
 static int finish(struct opening *op, struct byre_err *err)
 {
     for (struct graph_node *n = op->top; n && !n->ready; n = n->backing) {
-        int r = use_backing(n, err);
+        int r = node_use_backing(n, err);
         if (r)
             return r;
-        set_below(n);
+        node_set_below(n);
     }
     for (struct graph_node *n = op->top; n && !n->ready; n = n->backing)
         n->ready = true;
@@ -539,7 +582,7 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
     struct name_ref ref;
     if (o->force_share && !o->read_only)
         return byre_fail(err, BAD_OPTION, "%s: sharing can be forced for read-only images only", o->filename);
-    int r = name_parse(g->policy, o->filename, NULL, &ref, err);
+    int r = name_parse(g->policy, o->filename, o->overlay, &ref, err);
     if (r)
         return r;
     r = open_top(co, &op, &ref, err);

@@ -14,6 +14,7 @@
  *             (FEATURES 11.023).
  * Tests       request_test.c
  */
+#include "base/mutant.h"
 #include "graph/graph_priv.h"
 
 /* Bytes of one call of the format; a multiple of every cluster. */
@@ -35,6 +36,13 @@ static struct parts parts_of(const struct graph_node *n, uint64_t off, uint64_t 
     return p;
 }
 
+/* Does the piece read zero whatever comes to lie below n? */
+static bool is_zero(const struct graph_node *n, const struct piece *p)
+{
+    bool own = p->layer == n && !p->past_end;
+    return p->e.kind == FMT_ZERO && (own || !atomic_load_explicit(&n->alone, memory_order_acquire) || MUTANT(MUT_REBASE_ZERO_BELOW));
+}
+
 /* Makes [off, end) zero by writing bytes where the formats do not know it to be zero. */
 static int zero_by_writing(struct co *co, struct graph_node *n, uint64_t off, uint64_t end, unsigned flags)
 {
@@ -45,7 +53,7 @@ static int zero_by_writing(struct co *co, struct graph_node *n, uint64_t off, ui
         if (r)
             return r;
         piece_release(co, &p);
-        if (p.e.kind != FMT_ZERO)
+        if (!is_zero(n, &p))
             r = flags & GRAPH_NO_FALLBACK ? -ENOTSUP : chain_write_zeros(co, n, off, p.len);
         if (r)
             return r;

@@ -2,7 +2,8 @@
  *
  * q2_amend.c: options of an image that exists.
  *
- * Purpose     Version, width of the counts, lazy refcounts, name of the data file, its raw bit, size (FEATURES 1.138..1.141).
+ * Purpose     Version, width of the counts, lazy refcounts, name of the data file, its raw bit, size (FEATURES 1.138..1.141); the name of the
+ *             backing file, for rebase (2.019).
  * Owns        Nothing beyond the call; the image is drained.
  * Invariants  A1  What can be known before is refused before anything is changed.
  *             A2  Every step leads from a sound image to a sound image, and is whole or not there at a crash. Version up comes first,
@@ -40,7 +41,7 @@ static int check_fixed(const struct amend *m)
 {
     static const char *const fixed[] = { "backing_file", "backing_fmt" };
     for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++)
-        if (given(m, fixed[i]))
+        if (given(m, fixed[i]) && !m->a->rebase)
             return byre_fail(m->err, NOT_SUPPORTED, "%s: %s: the backing file is changed by rebase, not by amend", m->q->name, fixed[i]);
     return 0;
 }
@@ -56,6 +57,25 @@ static int check_data_file(const struct amend *m)
         return byre_fail(m->err, BAD_OPTION, "%s: data_file: the name cannot be stored (up to %u bytes, no control characters)", q->name, Q2_NAME_MAX);
     if (given(m, "data_file_raw") && o->data_file_raw && !q->im.data_raw)
         return byre_fail(m->err, BAD_OPTION, "%s: data_file_raw: cannot be set for an image that exists", q->name);
+    return 0;
+}
+
+/* For rebase (2.019). */
+static int check_backing(const struct amend *m)
+{
+    const struct q2_image *q = m->q;
+    const char *file = m->a->o->backing_file, *format = m->a->o->backing_fmt;
+    uint64_t unknown = q->h.compat & ~Q2_COMPAT_KNOWN;
+    if (!m->a->rebase)
+        return 0;
+    if (unknown)
+        return byre_fail(m->err, NOT_SUPPORTED, "%s: has compatible features %#" PRIx64 " that are not known here, so its backing file is not changed", q->name, unknown);
+    if (file && q->im.data_raw)
+        return byre_fail(m->err, NOT_SUPPORTED, "%s: its external data file is a raw image of its own, so it cannot have a backing file", q->name);
+    if ((file && !q2_name_ok((const uint8_t *)file, strlen(file))) || (format && !q2_name_ok((const uint8_t *)format, strlen(format))))
+        return byre_fail(m->err, BAD_OPTION, "%s: a name with control characters cannot be stored", q->name);
+    if (file && strlen(file) > Q2_NAME_MAX)
+        return byre_fail(m->err, NO_SPACE, "%s: the name of the new backing file has %zu bytes; a header has room for %u", q->name, strlen(file), Q2_NAME_MAX);
     return 0;
 }
 
@@ -95,6 +115,8 @@ static int check_all(struct co *co, const struct amend *m)
     if (m->q->failed)
         return byre_fail(m->err, Q2_CORRUPT, "%s: the image is corrupt", m->q->name);
     int r = check_fixed(m);
+    if (r == 0)
+        r = check_backing(m);
     if (r == 0)
         r = check_data_file(m);
     if (r == 0)
@@ -168,6 +190,14 @@ static int set_data_file(struct co *co, struct amend *m)
 {
     struct q2_header h = m->q->h;
     h.data_file = m->a->o->data_file && *m->a->o->data_file ? m->a->o->data_file : NULL;
+    return rewrite(co, m, &h);
+}
+
+static int set_backing(struct co *co, struct amend *m)
+{
+    struct q2_header h = m->q->h;
+    h.backing_name = m->a->o->backing_file;
+    h.backing_format = h.backing_name ? m->a->o->backing_fmt : NULL;
     return rewrite(co, m, &h);
 }
 
@@ -311,6 +341,8 @@ static int fields(struct co *co, struct amend *m)
         r = q2_lazy_init(q, m->err);
     if (r == 0 && given(m, "data_file"))
         r = step(co, m, set_data_file);
+    if (r == 0 && m->a->rebase)
+        r = step(co, m, set_backing);
     return r;
 }
 

@@ -538,6 +538,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .resize_commit = q2_resize_commit,
     .snapshot = q2_snapshot_op,
     .amend = q2_amend,
+    .make_empty = q2_make_empty,
     .info = q2_info,
     .check = q2_check,
     .scrub = q2_scrub,

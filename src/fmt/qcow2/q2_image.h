@@ -402,6 +402,8 @@ int q2_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byre
 int q2_snapshot_op(struct co *co, struct fmt_image *im, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);
 /* The header of a read-only image names from now on what the picked snapshot holds. Before tables are loaded. */
 MUST_USE int q2_snapshot_view(struct co *co, struct q2_image *q, const struct fmt_snapshot_pick *pick, struct byre_err *err);
+/* q2_empty.c */
+int q2_make_empty(struct co *co, struct fmt_image *im, struct byre_err *err);
 int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
 
 #endif

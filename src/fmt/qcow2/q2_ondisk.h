@@ -49,6 +49,7 @@ DISK_OFF(struct q2_disk_header, compression_type, 104);
 #define Q2_INCOMPAT_EXT_L2 (1ull << 4)
 #define Q2_INCOMPAT_KNOWN 0x1full
 #define Q2_COMPAT_LAZY (1ull << 0)
+#define Q2_COMPAT_KNOWN 0x1ull
 #define Q2_AUTOCLEAR_BITMAPS (1ull << 0)
 #define Q2_AUTOCLEAR_RAW_DATA (1ull << 1)
 #define Q2_AUTOCLEAR_SUPERSETS (1ull << 61)      /* ours: extension Q2_EXT_SUPERSETS is true (D9) */

@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * reopen.c: changes of a chain that is open: a layer for writing, another backing chain, a layer without content.
+ *
+ * Purpose     What commit and rebase do to the nodes around the copying.
+ * Owns        Nothing beyond the calls.
+ * Invariants  R1  A node is never without an image: the new one is open before the old one is closed. Both hold their locks at the same
+ *                 time, so what the old one denies others is lowered first; whoever takes the chance makes the call fail.
+ *             R2  Indexes (D6) that remember the node's old image are gone before the image is.
+ *             R3  While a layer may be written, first writes above it know nothing of what it holds (below_zero_from).
+ *             R4  The name in the header changes before the edge does; when either fails, both are as before.
+ * Order       graph_rebase: the caller has made durable what the new chain does not supply (J3). The name: Q18, in the format.
+ * Concurrency Home loop, drained.
+ * Failure     As it was, but for a lock that cannot be taken back, which is told.
+ * Tests       tests/interop/test_commit.py, tests/interop/test_rebase.py, tests/cli/commit_test.py
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/graph_priv.h"
+
+static bool lies_above(const struct graph_node *m, const struct graph_node *n)
+{
+    for (; m; m = m->backing)
+        if (m == n)
+            return true;
+    return false;
+}
+
+/* Takes the indexes away that cover n. Nobody is inside. */
+static void drop_indexes(struct co *co, struct graph_node *n)
+{
+    for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
+        if (lies_above(m, n) && atomic_load(&m->index))
+            index_detach(co, m);
+}
+
+static void make_indexes(struct graph_node *n)
+{
+    for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
+        if (m->ready && !m->read_only && m->backing && lies_above(m, n))
+            index_attach(m->backing);
+}
+
+static void forget_below(struct graph_node *n)
+{
+    for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
+        if (m->backing && lies_above(m->backing, n))
+            atomic_store(&m->im->below_zero_from, UINT64_MAX);        /* R3 */
+}
+
+/* What is the image's, and not the node's. */
+struct kept {
+    struct fmt_image *im;
+    unsigned lock_perm, lock_shared, data_perm, data_shared;
+    char *data_filename;
+    bool has_data_identity, guard_first, discard, listed;
+    uint64_t data_a, data_b;
+};
+
+static struct kept keep(const struct graph_node *n)
+{
+    return (struct kept){ n->im, n->lock_perm, n->lock_shared, n->data_perm, n->data_shared, n->data_filename, n->has_data_identity, n->guard_first,
+                          n->discard, n->bitmaps_listed, n->data_a, n->data_b };
+}
+
+static void put_back(struct graph_node *n, const struct kept *k)
+{
+    if (n->data_filename != k->data_filename)
+        free(n->data_filename);
+    n->im = k->im;
+    n->lock_perm = k->lock_perm;
+    n->lock_shared = k->lock_shared;
+    n->data_perm = k->data_perm;
+    n->data_shared = k->data_shared;
+    n->data_filename = k->data_filename;
+    n->has_data_identity = k->has_data_identity;
+    n->guard_first = k->guard_first;
+    n->discard = k->discard;
+    n->bitmaps_listed = k->listed;
+    n->data_a = k->data_a;
+    n->data_b = k->data_b;
+    n->read_only = true;
+}
+
+static int open_writable(struct co *co, struct graph_node *n, const struct kept *k, struct byre_err *err)
+{
+    n->lock_shared = n->data_shared = STOR_PERM_ALL;
+    int r = node_lock(co, n, 0, err);
+    if (r)
+        return r;
+    n->read_only = false;
+    n->discard = true;                           /* zeros that are written down to it stay holes */
+    n->data_filename = NULL;
+    n->bitmaps_listed = false;
+    return node_open_again(co, n, k->im->ops, err);
+}
+
+static int reopen_drained(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    struct kept k = keep(n);
+    int r = open_writable(co, n, &k, err);
+    if (r) {
+        put_back(n, &k);
+        if (node_lock(co, n, 0, NULL))
+            graph_warn(n, "%s: could not be opened for writing, and its lock cannot be taken again", n->filename);
+        return r;
+    }
+    int c = k.im->ops->close(co, k.im);
+    (void)c;                                     /* it was open for reading: nothing is lost */
+    free(k.data_filename);
+    node_set_below(n);
+    forget_below(n);
+    return 0;
+}
+
+static int check_reopen(struct graph_node *n, const struct graph_node *overlay, struct byre_err *err)
+{
+    if (n->is_view || n->force_share)
+        return byre_fail(err, READ_ONLY, "%s: shows a part of an image, or an image that others write to, and cannot be written", n->filename);
+    if (!n->im->ops->write_begin)
+        return byre_fail(err, READ_ONLY, "%s: %s images can only be read", n->filename, n->im->ops->name);
+    if (n->bitmaps_listed && n->im->bitmaps)
+        return byre_fail(err, PERMISSION, "%s: its bitmaps are in use", n->filename);
+    return perm_check(n, &overlay->backing_use, STOR_PERM_WRITE | STOR_PERM_RESIZE, "open for writing", err);
+}
+
+int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    ASSERT(overlay->backing == n);
+    if (!n->read_only)
+        return 0;
+    int r = check_reopen(n, overlay, err);
+    if (r)
+        return r;
+    graph_drain_begin(co, n);
+    drop_indexes(co, n);
+    r = reopen_drained(co, n, err);
+    if (!r)
+        overlay->backing_use.shared |= STOR_PERM_WRITE | STOR_PERM_RESIZE;
+    make_indexes(n);
+    graph_drain_end(n);
+    return r;
+}
+
+/* ---- another backing chain ---- */
+
+static bool is_changed(void *arg, const char *option)
+{
+    return !strcmp(option, "backing_file") || !strcmp(option, "backing_fmt");
+}
+
+static int set_name(struct co *co, struct graph_node *n, const char *file, const char *format, struct byre_err *err)
+{
+    struct fmt_create_opts o = { .backing_file = (char *)(uintptr_t)file, .backing_fmt = (char *)(uintptr_t)format };
+    struct fmt_amend_opts a = { .o = &o, .given = is_changed, .rebase = true };
+    if (!n->im->ops->amend)
+        return byre_fail(err, NOT_SUPPORTED, "%s: the backing file of %s images cannot be changed", n->filename, n->im->ops->name);
+    return n->im->ops->amend(co, n->im, &a, err);
+}
+
+static int full_name(const struct graph_node *n, const char *file, char **ret, struct byre_err *err)
+{
+    struct name_ref ref;
+    *ret = NULL;
+    if (!file)
+        return 0;
+    int r = name_parse(n->g->policy, file, n->filename, &ref, NULL);
+    *ret = strdup(r ? file : ref.path);          /* a name that nobody can open may be recorded, too */
+    if (!r)
+        name_ref_fini(&ref);
+    return *ret ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
+}
+
+static void change_edge(struct graph_node *n, struct graph_node *backing, struct graph_user *use)
+{
+    graph_user_remove(use);
+    if (n->backing)
+        graph_user_remove(&n->backing_use);
+    n->backing = backing;
+    if (!backing)
+        return;
+    int r = node_use_backing(n, NULL);
+    ASSERT(r == 0);                              /* R4: `use` was let in, and it was the same */
+    backing->refs++;
+}
+
+static int rebase_drained(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err)
+{
+    struct graph_user use = { .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+    char *name;
+    int r = full_name(n, to->file, &name, err);
+    if (!r && backing)
+        r = graph_user_add(backing, &use, err);
+    if (!r)
+        r = set_name(co, n, to->file, to->format, err);
+    if (r) {
+        graph_user_remove(&use);
+        free(name);
+        return r;
+    }
+    struct graph_node *old = n->backing;
+    free(n->backing_filename);
+    n->backing_filename = name;
+    drop_indexes(co, n);
+    change_edge(n, backing, &use);
+    n->im->has_backing = to->file != NULL;
+    graph_stand_alone(n, false);
+    if (backing)
+        index_attach(backing);
+    gates_update(n->g);
+    (void)node_unref(co, old);                   /* read only: closing it loses nothing */
+    return 0;
+}
+
+/* graph.h I1 */
+static int check_chain(const struct graph_node *n, const struct graph_node *backing, struct byre_err *err)
+{
+    unsigned depth = 1;
+    for (const struct graph_node *m = backing; m; m = m->backing, depth++)
+        if (m == n || (m->has_identity && n->has_identity && m->id_a == n->id_a && m->id_b == n->id_b))
+            return byre_fail(err, BACKING_LOOP, "%s: would be in its own backing chain", n->filename);
+    if (depth > n->g->max_depth)
+        return byre_fail(err, BACKING_DEPTH, "%s: its backing chain would have more than %u images", n->filename, n->g->max_depth);
+    return 0;
+}
+
+int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    if (n->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
+    int fits = check_chain(n, backing, err);
+    if (fits)
+        return fits;
+    graph_drain_begin(co, n);
+    co_lock(co, &n->whole);
+    int r = rebase_drained(co, n, backing, to, err);
+    co_unlock(&n->whole);
+    graph_drain_end(n);
+    return r;
+}
+
+void graph_stand_alone(struct graph_node *n, bool on)
+{
+    atomic_store(&n->alone, on);
+    if (on)
+        atomic_store(&n->im->below_zero_from, UINT64_MAX);
+    else
+        node_set_below(n);
+}
+
+static bool is_named(const struct graph_node *overlay, const char *name)
+{
+    struct name_ref ref;
+    if (!strcmp(overlay->backing->filename, name))
+        return true;
+    if (name_parse(overlay->g->policy, name, overlay->filename, &ref, NULL))
+        return false;
+    bool same = !strcmp(overlay->backing->filename, ref.path);
+    name_ref_fini(&ref);
+    return same;
+}
+
+struct graph_node *graph_layer(struct co *co, struct graph_node *top, const char *name)
+{
+    for (struct graph_node *m = top; m->backing; m = m->backing)
+        if (is_named(m, name))
+            return m->backing;
+    const struct graph_opener *op = &top->g->opener;
+    struct stor_file_opts so = { .read_only = true, .locking = STOR_LOCK_OFF };
+    struct name_ref ref;
+    struct stor *s;
+    uint64_t a, b;
+    if (!op->identity || name_parse(top->g->policy, name, NULL, &ref, NULL))
+        return NULL;
+    int r = op->open(co, op->arg, ref.path, &so, &s, NULL);
+    name_ref_fini(&ref);
+    if (r)
+        return NULL;
+    bool has = op->identity(op->arg, s, &a, &b);
+    stor_close(co, s);
+    for (struct graph_node *m = top->backing; m && has; m = m->backing)
+        if (m->has_identity && m->id_a == a && m->id_b == b)
+            return m;
+    return NULL;
+}
+
+/* ---- without content ---- */
+
+int graph_make_empty(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    if (n->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
+    if (!n->im->ops->make_empty)
+        return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot be emptied", n->filename, n->im->ops->name);
+    graph_drain_begin(co, n);
+    co_lock(co, &n->whole);
+    int r = n->im->ops->make_empty(co, n->im, err);
+    co_unlock(&n->whole);
+    graph_drain_end(n);
+    return r;
+}
