@@ -30,7 +30,7 @@ struct copying {
     struct reader rd;
     struct window w;
     struct graph_node **bottom;          /* per part: the layer that is the target's backing node, or NULL */
-    struct status_ahead *ahead;
+    struct status_ahead *ahead;          /* of what is copied, and of what is held above it (COPY_BELOW) */
     bool target_zero;
     uint64_t min_sparse;
     struct pack_place place;             /* unit 0: nothing is compressed */
@@ -78,6 +78,22 @@ static bool find_wanted(struct copying *c)
     return c->pos < c->total;
 }
 
+/* The disk that supplies what is left out (COPY_BACKED). */
+static struct graph_node *supplier(const struct copying *c)
+{
+    return c->job->against ? c->job->against : c->job->target;
+}
+
+/* What it has at `at`, at most len bytes; zeros behind its end. */
+static int look_at_supplier(struct co *co, const struct copying *c, uint64_t at, uint64_t len, struct graph_status *st)
+{
+    uint64_t end = graph_length(supplier(c));
+    if (at < end)
+        return graph_status(co, supplier(c), NULL, at, min_u64(len, end - at), st);
+    *st = (struct graph_status){ .len = len, .zero = true };
+    return 0;
+}
+
 /* The source reads zeros for *len bytes at pos: what has the target there? May shorten *len. */
 static int look_at_target(struct co *co, struct copying *c, uint64_t *len)
 {
@@ -85,7 +101,7 @@ static int look_at_target(struct co *co, struct copying *c, uint64_t *len)
     c->ext_skip = c->target_zero;
     if (c->target_zero || !(c->job->flags & COPY_BACKED))
         return 0;
-    int r = graph_status(co, c->job->target, NULL, c->job->target_off + c->pos, *len, &st);
+    int r = look_at_supplier(co, c, c->job->target_off + c->pos, *len, &st);
     if (r)
         return r;
     *len = st.len;
@@ -107,22 +123,41 @@ static uint64_t fit_clusters(struct copying *c, uint64_t len)
     return min_u64(len, c->total - c->pos);
 }
 
+/* COPY_BELOW: is what the source has at off held by a layer above? *len: for how many bytes that holds. */
+static int held_above(struct co *co, struct copying *c, struct graph_node *n, uint64_t off, uint64_t *len, bool *ret_held)
+{
+    struct graph_status st;
+    *ret_held = false;
+    if (!(c->job->flags & COPY_BELOW))
+        return 0;
+    int r = status_at(co, c->ahead + 1, n, c->job->below, off, *len, &st);
+    if (r)
+        return r;
+    *len = st.len;
+    *ret_held = st.present;
+    return 0;
+}
+
 /* Learns what the source has at pos. */
 static int find_extent(struct co *co, struct copying *c)
 {
     uint64_t off, len;
+    bool held;
     const struct copy_part *part = reader_at(&c->rd, c->pos, &off, &len);
     struct graph_node *bottom = c->bottom[part - c->rd.parts];
     struct graph_status st;
-    int r = status_at(co, c->ahead, part->node, bottom, off, min_u64(len, RANGE_MAX), &st);
+    len = min_u64(len, RANGE_MAX);
+    int r = held_above(co, c, part->node, off, &len, &held);
+    if (!r)
+        r = status_at(co, c->ahead, part->node, bottom, off, len, &st);
     if (r && c->job->flags & COPY_SALVAGE)
         st = (struct graph_status){ .len = min_u64(len, PIECE_MIN), .data = true };
     else if (r)
         return r;
     c->ext_kind = st.zero ? KIND_ZERO : KIND_DATA;
-    c->ext_skip = bottom && !st.present && !st.past_end && !st.zero && !r;
+    c->ext_skip = held || (bottom && !st.present && !st.past_end && !st.zero && !r);
     len = st.len;
-    if (c->ext_kind == KIND_ZERO && c->min_sparse) {
+    if (c->ext_kind == KIND_ZERO && c->min_sparse && !held) {
         r = look_at_target(co, c, &len);
         if (r)
             return r;
@@ -272,12 +307,20 @@ static int put_range(struct co *co, struct copying *c, struct worker *wk, uint64
     return 0;
 }
 
-/* Writes what differs from what the target reads as now. */
-static int put_differences(struct co *co, struct copying *c, struct worker *wk)
+/* What the supplier has for the piece. */
+static int read_supplier(struct co *co, const struct copying *c, uint8_t *buf, uint64_t at, uint64_t len)
 {
     struct iovec slot;
+    uint64_t end = graph_length(supplier(c)), have = at < end ? min_u64(len, end - at) : 0;
+    memset(buf + have, 0, len - have);
+    return have ? graph_read(co, supplier(c), iov_one(&slot, buf, have), at) : 0;
+}
+
+/* Writes what differs from what the supplier has. */
+static int put_differences(struct co *co, struct copying *c, struct worker *wk)
+{
     uint64_t len = wk->piece.len, at = c->job->target_off + wk->piece.pos, granule = max_u64(graph_image(c->job->target)->granule, max_u64(SECTOR, c->place.unit));
-    int r = graph_read(co, c->job->target, iov_one(&slot, wk->buf[1], len), at);
+    int r = read_supplier(co, c, wk->buf[1], at, len);
     uint64_t from = 0, pos = 0;          /* [from, pos) differs and is not written yet */
     while (!r && pos < len) {
         uint64_t part = min_u64(granule - (at + pos) % granule, len - pos);
@@ -448,10 +491,12 @@ static int prepare_walk(struct copying *c, struct byre_err *err)
 {
     const struct copy_job *job = c->job;
     c->bottom = calloc(job->part_count + 1, sizeof *c->bottom);
-    c->ahead = calloc(1, sizeof *c->ahead);
+    c->ahead = calloc(2, sizeof *c->ahead);
     if (!c->bottom || !c->ahead)
         return byre_fail(err, NOMEM, "no memory for %u sources", job->part_count);
-    struct graph_node *base = job->flags & COPY_BACKED ? graph_backing(job->target) : NULL;
+    struct graph_node *base = job->against ? job->against : job->flags & COPY_BACKED ? graph_backing(job->target) : NULL;
+    for (unsigned i = 0; i < job->part_count && job->above; i++)
+        c->bottom[i] = job->above;
     for (unsigned i = 0; i < job->part_count && base; i++)
         for (struct graph_node *n = graph_backing(job->parts[i].node); n; n = graph_backing(n))
             if (n == base && job->parts[i].off == job->target_off + c->rd.start[i])
@@ -465,6 +510,8 @@ static int check_job(const struct copying *c, struct byre_err *err)
     uint64_t have = graph_length(job->target);
     if (job->min_sparse % SECTOR)
         return byre_fail(err, BAD_ARGUMENT, "%" PRIu64 ": the shortest run of zeros must be a multiple of %u", job->min_sparse, SECTOR);
+    if ((job->against && !(job->flags & COPY_BACKED)) || (job->above && job->flags & COPY_BACKED))
+        return byre_fail(err, BAD_ARGUMENT, "%s: these ways to choose what is copied exclude one another", graph_filename(job->target));
     if (job->flags & COPY_BACKED && job->flags & COPY_TARGET_ZERO)
         return byre_fail(err, BAD_ARGUMENT, "%s: cannot both hide a backing image and be all zeros", graph_filename(job->target));
     if (job->flags & COPY_COMPRESS && job->flags & COPY_OFFLOAD)

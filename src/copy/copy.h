@@ -38,6 +38,7 @@ enum {
     COPY_NO_FLUSH = 1u << 6,          /* the caller flushes */
     COPY_NO_SPREAD = 1u << 7,         /* all pieces on the job's loop */
     COPY_COMPRESS = 1u << 8,          /* clusters are stored compressed; what does not fill one is written plain (convert -c) */
+    COPY_BELOW = 1u << 9,             /* only what no layer above `below` answers for is copied (rebase) */
 };
 
 #define COPY_WORKERS_DEFAULT 8
@@ -58,6 +59,11 @@ struct copy_job {
      * Called with rising `from`; ranges must rise too. NULL: everything. */
     bool (*select)(void *select_arg, uint64_t from, uint64_t *ret_start, uint64_t *ret_end);
     void *select_arg;
+    /* Selection by layers of the sources (each NULL: none). It is the status that decides, so pieces may hold more with COPY_COMPRESS. */
+    struct graph_node *above;         /* only what a layer above this one answers for, or hides because it ends, is copied (commit) */
+    struct graph_node *below;         /* COPY_BELOW: only what the layers from this one down answer for, or nobody does */
+    struct graph_node *against;       /* COPY_BACKED: what this disk supplies already is left out, and not what the target does; what lies
+                                         behind its end is zeros (rebase: the backing image that is to come) */
     /* how */
     unsigned flags;
     unsigned workers;                 /* pieces in flight, 1..COPY_WORKERS_MAX; 0 = default */
