@@ -8,6 +8,7 @@
 #include "byre/base.h"
 #include "byre/amend.h"
 #include "byre/bitmap.h"
+#include "byre/chain.h"
 #include "byre/check.h"
 #include "byre/compact.h"
 #include "byre/convert.h"

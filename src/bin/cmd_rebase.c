@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cmd_rebase.c: byre rebase (FEATURES 5.058..5.063, 2.019).
+ *
+ * Purpose      Gives an image another backing file.
+ * Owns         nothing
+ * Invariants   I1 exit 0 means: the image reads as before (but for -u), and durably so (but for -t unsafe)
+ * Concurrency  main thread; the copy runs on the threads of the context
+ * Failure      exit 1; 128 + signal when cancelled. The image reads as before, through its old backing file
+ * Tests        tests/cli/commit_test.py
+ */
+#include <stdio.h>
+
+#include "bin/bin.h"
+#include "bin/commands.h"
+#include "bin/progress.h"
+
+struct opts {
+    struct common common;
+    char *format, *cache, *src_cache, *backing, *backing_format;
+    bool image_opts, quiet, unsafe, compress, force_share, progress_on;
+    int progress;
+};
+
+static const struct opt_row rows[] = {
+    ROW_HELP,
+    ROW_OBJECT,
+    ROW_IMAGE_OPTS(struct opts),
+    ROW_FORMAT(struct opts),
+    { "backing", 'b', OPT_STR, OPT_AT(struct opts, backing), .arg = "FILE", .help = "the new backing file, as seen from the image; \"\" for none" },
+    { "backing-format", 'F', OPT_STR, OPT_AT(struct opts, backing_format), .arg = "FMT", .help = "format of the new backing file" },
+    { "backing-unsafe", 'u', OPT_BOOL, OPT_AT(struct opts, unsafe), .help = "change the name only: the new backing file is said to hold the same" },
+    { "compress", 'c', OPT_BOOL, OPT_AT(struct opts, compress), .help = "store what is copied compressed" },
+    ROW_CACHE(struct opts, cache, "cache mode of the image; it is flushed before the name changes but for unsafe [writeback]"),
+    ROW_SRC_CACHE(struct opts, src_cache),
+    { "force-share", 'U', OPT_BOOL, OPT_AT(struct opts, force_share), .help = "accepted, and of no effect: an image that another program writes to cannot be changed" },
+    ROW_QUIET(struct opts),
+    ROW_PROGRESS(struct opts),
+    OPT_END
+};
+
+static int rebase(struct run *r, struct byre_image *image, int src_cache)
+{
+    const struct opts *o = r->opts;
+    struct byre_err err;
+    struct byre_job *job;
+    struct byre_rebase_opts ro = byre_rebase_opts_init();
+    struct progress_opts po = { o->progress_on && !o->quiet, o->quiet ? 0 : o->progress, "bytes" };
+    ro.flags = (o->unsafe ? BYRE_REBASE_UNSAFE : 0) | (o->compress ? BYRE_REBASE_COMPRESS : 0);
+    ro.backing_file = o->backing;
+    ro.backing_format = o->backing_format;
+    ro.cache = src_cache;
+    if (byre_rebase_start(image, &ro, &job, &err))
+        return run_fail_err(r, &err);
+    int rc = progress_wait(r, job, &po, &err);
+    byre_job_free(job);
+    if (rc && progress_signal()) {
+        (void)run_fail(r, "the rebase was cancelled; '%s' reads as before", byre_filename(image));    /* the code is the signal */
+        return 128 + progress_signal();
+    }
+    return rc ? run_fail_err(r, &err) : 0;
+}
+
+static int cmd_run(struct run *r)
+{
+    const struct opts *o = r->opts;
+    struct open_args a = { .format = o->format, .image_opts = o->image_opts, .quiet = o->quiet, .flags = o->unsafe ? BYRE_OPEN_NO_BACKING : 0 };
+    if (r->argc != 1)
+        return run_usage(r, "exactly one image is needed");
+    if (!o->backing && !o->unsafe)
+        return run_usage(r, "Must specify backing file (-b) or use unsafe mode (-u)");
+    a.name = r->argv[0];
+    a.cache = run_cache(r, o->cache, BYRE_CACHE_WRITEBACK, "cache");
+    int src_cache = a.cache < 0 ? -1 : run_cache(r, o->src_cache, BYRE_CACHE_WRITEBACK, "source cache");
+    if (src_cache < 0 || !run_ctx(r, 0, BYRE_BACKEND_AUTO))
+        return 1;
+    struct byre_image *image = run_open(r, &a);
+    if (!image)
+        return 1;
+    int code = rebase(r, image, src_cache);
+    run_close(r, image, &code);
+    return code;
+}
+
+const struct cmd cmd_rebase = { "rebase", "FILE", "Give an image another backing file", rows, sizeof(struct opts), cmd_run, .flags = 0 };

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * commit.c: commit and rebase of a chain that is not in use (FEATURES 5d, 5h).
+ *
+ * Purpose     Rows over the copy engine: what is selected, where it goes, what follows.
+ * Owns        Nothing beyond the calls.
+ * Invariants  commit.h. Further: C1  A commit writes to the base only what a layer above it hides: no write to it can be seen from the top.
+ *             C2  A rebase writes to the image what it shows already, read through the old chain, in whole clusters or subclusters:
+ *                 what surrounds a write in its cluster comes from the old chain as well.
+ * Order       commit: copy | flush of the base | empty, durable. rebase: copy | flush of the image | name in one sector (Q18).
+ * Concurrency commit.h.
+ * Failure     commit.h.
+ * Tests       tests/interop/test_commit.py, tests/interop/test_rebase.py, tests/kill/test_kill_chain.py
+ */
+#include <inttypes.h>
+
+#include "base/checked.h"
+#include "base/mutant.h"
+#include "job/commit.h"
+
+#define SPARSE_MIN 4096u
+#define SPARSE_MAX 65536u
+
+static struct copy_job copy_of(const struct job_copy_how *how, struct graph_node *target)
+{
+    uint64_t granule = graph_image(target)->granule;
+    return (struct copy_job){
+        .target = target, .flags = COPY_OUT_OF_ORDER, .workers = how->workers, .min_sparse = min_u64(max_u64(granule, SPARSE_MIN), SPARSE_MAX),
+        .rate = how->rate, .progress = how->progress, .arg = how->arg, .cancel = how->cancel };
+}
+
+/* ---- commit ---- */
+
+static struct graph_node *overlay_of(struct graph_node *top, const struct graph_node *base)
+{
+    while (graph_backing(top) != base)
+        top = graph_backing(top);
+    return top;
+}
+
+static int find_base(struct co *co, const struct commit_job *job, struct graph_node **ret, struct byre_err *err)
+{
+    const char *name = graph_filename(job->top);
+    *ret = graph_backing(job->top);
+    if (!*ret)
+        return byre_fail(err, NOT_FOUND, "%s: Image does not have a backing file", name);
+    if (job->base)
+        *ret = graph_layer(co, job->top, job->base);
+    return *ret ? 0 : byre_fail(err, NOT_FOUND, "Did not find '%s' in the backing chain of '%s'", job->base, name);
+}
+
+static int can_empty(const struct commit_job *job, struct byre_err *err)
+{
+    const char *name = graph_filename(job->top);
+    if (job->keep)
+        return 0;
+    if (!graph_image(job->top)->ops->make_empty)
+        return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot be emptied; -d leaves the image as it is", name, graph_format(job->top)->name);
+    return graph_read_only(job->top) ? byre_fail(err, READ_ONLY, "%s: is open read-only and cannot be emptied", name) : 0;
+}
+
+static int grow_base(struct co *co, struct graph_node *base, uint64_t size, struct byre_err *err)
+{
+    return graph_length(base) < size ? graph_resize(co, base, size, FMT_PREALLOC_OFF, err) : 0;
+}
+
+static int commit_into(struct co *co, const struct commit_job *job, struct graph_node *base, struct copy_result *ret, struct byre_err *err)
+{
+    struct copy_part part = { job->top, 0, graph_length(job->top) };
+    struct copy_job cj = copy_of(&job->how, base);
+    cj.parts = &part;
+    cj.part_count = 1;
+    cj.above = base;
+    if (MUTANT(MUT_COMMIT_EMPTY_EARLY))
+        cj.flags |= COPY_NO_FLUSH;
+    int r = copy_run(co, &cj, ret, err);
+    if (!r && !job->keep)
+        r = graph_make_empty(co, job->top, err);
+    return r;
+}
+
+int commit_run(struct co *co, const struct commit_job *job, struct graph_node **ret_base, struct copy_result *ret, struct byre_err *err)
+{
+    struct graph_node *base;
+    int r = find_base(co, job, &base, err);
+    if (!r)
+        r = can_empty(job, err);
+    if (!r)
+        r = graph_make_writable(co, base, overlay_of(job->top, base), err);
+    if (!r && ret_base)
+        *ret_base = base;
+    if (!r)
+        r = grow_base(co, base, graph_length(job->top), err);
+    return r ? r : commit_into(co, job, base, ret, err);
+}
+
+/* ---- rebase ---- */
+
+static int copy_difference(struct co *co, const struct rebase_job *job, struct copy_result *ret, struct byre_err *err)
+{
+    struct copy_part part = { job->top, 0, graph_length(job->top) };
+    struct copy_job cj = copy_of(&job->how, job->top);
+    cj.parts = &part;
+    cj.part_count = 1;
+    cj.below = graph_backing(job->top);
+    cj.against = job->backing;
+    cj.flags |= COPY_BELOW | (job->backing ? COPY_BACKED : COPY_TARGET_ZERO) | (job->compress ? COPY_COMPRESS : 0);
+    return copy_run(co, &cj, ret, err);
+}
+
+int rebase_run(struct co *co, const struct rebase_job *job, struct copy_result *ret, struct byre_err *err)
+{
+    if (graph_read_only(job->top))
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", graph_filename(job->top));
+    if (job->unsafe)
+        return graph_rebase(co, job->top, job->backing, &job->to, err);
+    graph_stand_alone(job->top, true);
+    int r = copy_difference(co, job, ret, err);
+    if (!r)
+        r = graph_rebase(co, job->top, job->backing, &job->to, err);
+    if (r)
+        graph_stand_alone(job->top, false);
+    return r;
+}
