@@ -60,6 +60,7 @@
     X(SNAP_STALE_COPIED, "Q14", "applying a snapshot: flags of the snapshot's tables are kept")         \
     X(SNAP_APPLY_FREE_FIRST, "Q14", "applying a snapshot: the old tree loses its owners before the switch") \
     X(SNAP_BITMAPS_LATE, "Q14 P4", "applying a snapshot: bitmaps become dirty after the switch")         \
+    X(EXPAND_FREE_FIRST, "Q25", "zero clusters of snapshots: what they kept loses its owners before the tables")   \
     X(SNAP_FREE_FIRST, "Q15", "deleting a snapshot: its tree loses its owners before the switch")       \
     X(COMPRESSED_FREED_EARLY, "Q11 Q9", "a compressed cluster is freed before its replacement is linked durably (H3)") \
     X(COMPRESSED_UNORDERED, "Q11 Q2", "compressed clusters count as independent data")                  \

@@ -62,6 +62,8 @@ enum meta_barrier {              /* every barrier has a name; mutants drop them 
     META_B_BITMAPS,              /* bits of persistent bitmaps before the guest write that they cover, and before the table or flag that
                                     makes them count (Q16, Q17) */
     META_B_CUT,                  /* refcount table entries are gone before the blocks that they named are cut off (Q24) */
+    META_B_EXPAND,               /* clusters of zeros and their counts before tables of snapshots name them (Q25) */
+    META_B_EXPANDED,             /* those tables before what they named loses its owners (Q25) */
     META_B_COUNT
 };
 

@@ -224,6 +224,7 @@ static void fold_snaps(struct sim_model *m)
 {
     for (unsigned i = 0; i < SIM_SNAPS_MAX; i++)
         fold(m, (1ull << 62) + i, (uint64_t)m->snap[i].state << 56 ^ m->snap[i].size);
+    fold(m, 1ull << 58, m->loose);
     fold(m, 1ull << 59, m->applying ? (uint64_t)(m->applying - m->snap) + 1 : 0);
 }
 
@@ -240,6 +241,16 @@ bool sim_model_loose(const struct sim_model *m)
     for (unsigned i = 0; i < SIM_SNAPS_MAX; i++)
         loose |= m->snap[i].state == SIM_SNAP_COMING || m->snap[i].state == SIM_SNAP_GOING;
     return loose;
+}
+
+/* Tables of snapshots are changed: as an operation on them (Q25). */
+static void on_amend(struct sim_model *m, bool begins)
+{
+    fold_snaps(m);
+    m->loose = false;
+    for (unsigned i = 0; begins && i < SIM_SNAPS_MAX; i++)
+        m->loose |= m->snap[i].state != SIM_SNAP_NONE;
+    fold_snaps(m);
 }
 
 static void snap_applied(struct sim_model *m)
@@ -295,6 +306,10 @@ void sim_model_apply(struct sim_model *m, const struct sim_note *n)
     case SIM_N_FAIL:
         req(m, n->id)->ended = n->stamp;
         req(m, n->id)->ok = n->kind == SIM_N_ACK;
+        break;
+    case SIM_N_AMEND:
+    case SIM_N_AMEND_END:
+        on_amend(m, n->kind == SIM_N_AMEND);
         break;
     case SIM_N_SEEN:
         on_seen(m, n);

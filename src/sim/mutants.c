@@ -59,7 +59,10 @@ static bool is_move(int id)
 }
 
 static bool is_revert(int id) { return id == MUT_SNAP_BITMAPS_LATE; }
-static bool is_amend(int id) { return id == MUT_AMEND_WIDTH_LATE; }
+static bool is_amend(int id)
+{
+    return id == MUT_AMEND_WIDTH_LATE || id == MUT_EXPAND_FREE_FIRST || id == MUT_BARRIER(META_B_EXPAND) || id == MUT_BARRIER(META_B_EXPANDED);
+}
 
 static const struct row rows[] = {
     { MUT_BARRIER(META_B_DATA_TABLES), "BARRIER_DATA_TABLES", "Q1 Q4 Q5", "no barrier between data and tables" },
@@ -77,6 +80,8 @@ static const struct row rows[] = {
     { MUT_BARRIER(META_B_SNAP_DELETE), "BARRIER_SNAP_DELETE", "Q15", "no barrier before a header that names fewer snapshots" },
     { MUT_BARRIER(META_B_SNAP_SWITCHED), "BARRIER_SNAP_SWITCHED", "Q13 Q14 Q15", "no barrier behind a header switched for snapshots" },
     { MUT_BARRIER(META_B_CUT), "BARRIER_CUT", "Q24", "no barrier between refcount table entries that go and the end of the file" },
+    { MUT_BARRIER(META_B_EXPAND), "BARRIER_EXPAND", "Q25", "no barrier before tables of snapshots that name new clusters of zeros" },
+    { MUT_BARRIER(META_B_EXPANDED), "BARRIER_EXPANDED", "Q25", "no barrier behind changed tables of snapshots" },
 #define X(name, rule, text) { MUT_##name, #name, rule, text },
     BYRE_MUTANT_ROWS(X)
 #undef X

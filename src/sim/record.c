@@ -384,7 +384,10 @@ static int do_amend(struct co *co, struct run *u, const struct sim_wop *o)
     struct sim_wop what = *o;
     struct fmt_create_opts fo = { .version = o->len, .refcount_bits = o->len };
     struct fmt_amend_opts a = { .o = &fo, .given = amend_given, .arg = &what };
+    tell(u, note(u, SIM_N_AMEND, 0));
     int r = graph_amend(co, u->n, &a, &err);
+    if (r == 0 || !u->r->may_fail)
+        tell(u, note(u, SIM_N_AMEND_END, 0));
     if (r == 0 || r == -EINVAL || r == -ENOTSUP || r == -ERANGE)
         return 0;
     u->r->errors++;

@@ -45,6 +45,7 @@ enum sim_note_kind {
     SIM_N_RESIZE, SIM_N_RESIZE_ACK, SIM_N_RESIZE_FAIL,   /* id; len = new size in bytes */
     SIM_N_SNAP_CREATE, SIM_N_SNAP_APPLY, SIM_N_SNAP_DELETE,   /* id = number of the snapshot; CREATE: gens and len = what it holds */
     SIM_N_SNAP_ACK, SIM_N_SNAP_FAIL,             /* the operation on id ended */
+    SIM_N_AMEND, SIM_N_AMEND_END,                /* options are changed, which may change tables of snapshots */
     SIM_N_BITMAP, SIM_N_BITMAP_ACK, SIM_N_BITMAP_FAIL,   /* id; gen = letter of the action, off = slot, len = slot of the source */
 };
 

@@ -362,6 +362,15 @@ static const char *const bitmap_templates[] = {
     "s +; k 1; w a; f; s -; H 0; w b; f; a 1; w c; f; A 1",
 };
 
+/* The same where the version changes. */
+static const char *const amend_templates[] = {
+    "k 1; z a; w b; f; v 2; w a; f; a 1; w c; f",        /* zero clusters of a snapshot alone, and shared ones */
+    "z a; w b; k 1; v 2; w a; f; x 1; t; w c; f",
+    "w a; f; z a; k 1; w a; k 2; v 2; d a; f; x 1; w b; f; a 2; w a",
+    "w a; z b; k 1; w b; v 2; v 3; z a; k 2; v 2; x 1; f; w c; f",
+    "w a; f; k 1; z a; k 2; x 1; w a; f; v 2; w b; w c; f; x 2; t; w c; f",
+};
+
 static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
 {
     uint64_t c = (1ull << g->cluster_bits) / SIM_SECTOR, half = g->window[0].len / 2 / SIM_SECTOR;
@@ -382,6 +391,8 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
 {
     const char *t = g->bitmaps && prng_one_in(p, 2) ? bitmap_templates[prng_below(p, sizeof bitmap_templates / sizeof bitmap_templates[0])]
                                                     : templates[prng_below(p, count)];
+    if (g->amend && prng_one_in(p, 2))
+        t = amend_templates[prng_below(p, sizeof amend_templates / sizeof amend_templates[0])];
     struct sim_wop a = place(g, p, 'a'), b = place(g, p, 'b'), c = place(g, p, 'c');
     l->count = 0;
     if (g->scrub && prng_one_in(p, 2))
@@ -401,7 +412,7 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
             op = (struct sim_wop){ .behind = op.behind, .off = name == 'a' ? a.off : name == 'b' ? b.off : c.off, .len = name == 'a' ? a.len : name == 'b' ? b.len : c.len };
         if (kind == 's')
             op = (struct sim_wop){ .len = (uint32_t)((name == '+' ? g->size_max : min_u64(g->window[0].len, g->size - (1ull << g->cluster_bits))) / SIM_SECTOR) };
-        if (is_snap(kind))
+        if (is_snap(kind) || kind == 'v')
             op = (struct sim_wop){ .len = (uint32_t)(name - '0') };
         op.kind = kind == 'c' && !g->packs ? 'w' : kind;
         if (kind == 'w' && prng_one_in(p, 4))

@@ -193,6 +193,41 @@ def refused(image, options, *words):
     return done
 
 
+@pytest.mark.parametrize("backing", [False, True])
+def test_zero_clusters_of_snapshots(tmp_path, backing):
+    """FEATURES 1.139: zero clusters of snapshots, alone and shared, become real or go; no snapshot and no disk changes, nothing leaks.
+    (The peer writes its zeros into clusters that a snapshot shares, and so changes the snapshot.)"""
+    image, base = tmp_path / "x.qcow2", tmp_path / "base.raw"
+    if backing:
+        base.write_bytes(b"\x05" * MIB)
+    images.create(image, "1M", backing=base if backing else None, backing_fmt="raw", cluster_size=4096)
+    fill(image, "write -P 1 0 256k", "write -z 64k 64k", "write -z 512k 64k", "write -z -u 40k 12k")
+    run.qemu_img("snapshot", "-c", "one", image)
+    fill(image, "write -P 2 0 64k", "write -z 128k 64k", "write -P 3 80k 4k", "write -z 600k 10k")
+    run.byre("snapshot", "-c", "two", image)
+    fill(image, "write -P 4 512k 8k", "discard 128k 16k")
+    def content():
+        out = []
+        for name in (None, "one", "two"):
+            raw = tmp_path / "out.raw"
+            run.qemu_img("convert", "-O", "raw", *(["-l", f"snapshot.name={name}"] if name else []), image, raw)
+            out.append(raw.read_bytes())
+        return out
+    before = content()
+    amend(image, "compat=0.10")
+    assert specific(image)["compat"] == "0.10"
+    assert content() == before
+    images.peer_check(image)
+    images.assert_sound(image)
+    fill(image, "write -P 9 64k 4k", "write -P 9 130k 1k")
+    assert content()[1:] == before[1:]
+    run.byre("snapshot", "-d", "one", image)
+    images.peer_check(image)
+    run.qemu_img("snapshot", "-d", "two", image)
+    images.peer_check(image)
+    images.assert_sound(image)
+
+
 def test_what_version_2_cannot_say(tmp_path):
     """FEATURES 1.139, 1.014: each restriction is named; the image is as it was, byte for byte"""
     image = tmp_path / "x.qcow2"

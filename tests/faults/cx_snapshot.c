@@ -40,6 +40,17 @@ static bool digest_bytes(const struct cx_bytes *f, uint64_t off, uint64_t len, u
     return true;
 }
 
+static bool all_zero(const struct cx_bytes *f, uint64_t off, uint64_t len)
+{
+    if (!range_inside(off, 1, f->len))
+        return false;
+    for (uint64_t i = off; i < min_u64(off + len, CX_FILE_MAX); i++)
+        if (f->data[i])
+            return false;
+    return true;
+}
+
+/* By content: zeros are zeros, whether a flag says so, or bytes, or nothing with no image below. */
 static bool digest_l2(const struct cx_bytes *f, uint64_t l2, unsigned bits, uint64_t *h)
 {
     uint64_t cs = 1ull << bits;
@@ -54,8 +65,8 @@ static bool digest_l2(const struct cx_bytes *f, uint64_t l2, unsigned bits, uint
             *h = mix(*h, 3);
             if (!digest_bytes(f, off / 8 * 8, min_u64(len, f->len - min_u64(off, f->len)), h))
                 return false;
-        } else if (e & 1 || !host) {
-            *h = mix(*h, e & 1);
+        } else if (e & 1 || !host || all_zero(f, host, cs)) {
+            *h = mix(*h, e & 1 || host || !be(f, 8, 8));
         } else if (!digest_bytes(f, host, cs, h)) {
             return false;
         }

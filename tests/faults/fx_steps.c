@@ -175,6 +175,7 @@ static int amend(struct co *co, struct fx_run *r, const struct fx_step *s, struc
     int e = graph_amend(co, r->w->node, &a, err);
     bool refused = e == -EINVAL || e == -ENOTSUP || e == -ERANGE;
     r->amend_failed |= e && !refused;
+    r->snap_cut |= e && !refused && r->m.snap_count;          /* Q25 */
     return refused ? 0 : e;        /* what the image cannot become */
 }
 

@@ -11,5 +11,7 @@
 MUST_USE int q2_downgrade_check(struct co *co, struct q2_image *q, uint64_t new_size, struct byre_err *err);
 /* Gets rid of everything that says "reads zero" in the tables: no guest byte changes. Drained. */
 MUST_USE int q2_downgrade_zeros(struct co *co, struct q2_image *q, struct byre_err *err);
+/* q2_expand.c: the same in the tables of snapshots. */
+MUST_USE int q2_expand_snapshots(struct co *co, struct q2_image *q, struct byre_err *err);
 
 #endif

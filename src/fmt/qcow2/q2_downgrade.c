@@ -7,7 +7,7 @@
  * Invariants  I1  No guest byte changes. Where nothing shows from below, an entry becomes unallocated; else the cluster is filled
  *                 with zeros, as by a guest's write.
  *             I2  Until the header says version 2 the image is a sound one of version 3.
- * Order       As for discards and writes: q2_resize.c (cut), q2_write.c.
+ * Order       As for discards and writes: q2_resize.c (cut), q2_write.c; snapshots first, whose tables the disk may share: q2_expand.c.
  * Concurrency Home loop, drained. Suspends.
  * Failure     What was done stays.
  * Tests       tests/cli/amend_test.py, crash explorer (amend)
@@ -17,35 +17,13 @@
 #include <string.h>
 
 #include "fmt/qcow2/q2_amend_priv.h"
-#include "fmt/qcow2/q2_walk.h"
+#include "fmt/qcow2/q2_snapshot.h"
 
 /* ---- may it be? ---- */
-
-struct find { bool zeros; };
-
-static int on_ref(struct co *co, void *arg, const struct q2_ref *r) { return 0; }
-static void on_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *r, int rc) { }
-
-static int on_entry(struct co *co, void *arg, const struct q2_ref *r)
-{
-    struct find *f = arg;
-    f->zeros |= r->kind == Q2_REF_ZERO;
-    return 0;
-}
-
-static int find_zeros(struct co *co, struct q2_image *q, const struct q2_snapshot_scan *scan, struct find *f)
-{
-    static const struct q2_visitor v = { .ref = on_ref, .fault = on_fault, .entry = on_entry };
-    uint64_t len = 0;
-    int r = stor_length(co, q->im.store, &len);
-    struct q2_walk w = { .store = q->im.store, .g = &q->g, .h = &q->h, .file_bytes = len, .snapshots = scan, .parts = Q2_WALK_SNAPSHOTS, .v = &v, .arg = f };
-    return r ? r : q2_walk(co, &w);
-}
 
 static int check_snapshots(struct co *co, struct q2_image *q, uint64_t new_size, struct byre_err *err)
 {
     struct q2_snapshot_scan scan;
-    struct find f = { false };
     if (!q->h.nb_snapshots)
         return 0;
     int r = q2_snapshots_scan(co, q->im.store, &q->g, &q->h, &scan);
@@ -58,14 +36,7 @@ static int check_snapshots(struct co *co, struct q2_image *q, uint64_t new_size,
         else if (s->vm_state_size > UINT32_MAX)
             r = byre_fail(err, NOT_SUPPORTED, "%s: compat=0.10: the VM state of snapshot '%s' is larger than 4 GiB", q->name, s->name);
     }
-    if (r == 0) {
-        r = find_zeros(co, q, &scan, &f);
-        if (r < 0)
-            r = byre_fail_code(err, IO, r, "%s: its snapshots cannot be read: %s", q->name, strerror(-r));
-    }
     q2_snapshots_free(scan.snapshots, scan.count);
-    if (r == 0 && f.zeros)
-        r = byre_fail(err, NOT_SUPPORTED, "%s: compat=0.10: snapshots hold zero clusters; delete them, or convert the image", q->name);
     return r;
 }
 
@@ -121,7 +92,9 @@ static int clear(struct co *co, struct q2_image *q, uint64_t off, uint64_t len)
 int q2_downgrade_zeros(struct co *co, struct q2_image *q, struct byre_err *err)
 {
     uint64_t end = q->h.l1_size * q2_l2_span(&q->g);         /* behind the size too: what lies there is the VM's, or nobody's */
-    int r = 0;
+    int r = q2_expand_snapshots(co, q, err);
+    if (r < 0)
+        return r;
     for (uint64_t off = 0; r == 0 && off < end;) {
         struct fmt_extent e = { 0 };
         epoch_token t = epoch_enter(q->im.epoch, co_loop(co));

@@ -112,7 +112,8 @@ static int refuse(struct q2_shift *s, uint64_t cluster, uint64_t count, int erro
 
 static int check_one(struct q2_shift *s, uint64_t c, uint64_t v, uint64_t gain, uint64_t loss)
 {
-    if (v < gain || v - gain < loss)
+    uint64_t known = s->fresh ? gain > 0 : gain;         /* references that are there already */
+    if (v < known || v - known < loss || (s->fresh && gain && (v > 1 || loss)))
         return refuse(s, c, v, -EUCLEAN);
     return gain > loss && s->q->g.refcount_max - v < gain - loss ? refuse(s, c, v, -ERANGE) : 0;
 }

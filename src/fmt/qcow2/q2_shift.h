@@ -14,6 +14,7 @@
 struct q2_shift {
     struct q2_image *q;
     struct q2_counts gain, loss;
+    bool fresh;                        /* what gains is counted once, by who took it, and nothing names it yet */
     struct q2_counts state;            /* Q2_LEFT_*: filled by down, look */
     uint64_t raised;                   /* refcount table entries below this one were raised */
     uint64_t freed, freed_from, freed_to;   /* down: clusters without an owner now, and where they lie */

@@ -6,7 +6,7 @@
  * Owns         The list of tables; the ring of pieces while a pass runs.
  * Invariants   T1  Each table is read once per pass, in the order of the file, whatever the L1 table says.
  *              T2  A pass that finds an entry which cannot be right ends with -EUCLEAN; counting passes write nothing.
- *              T3  Only COPIED flags are ever changed, and a piece without a change is not written.
+ *              T3  Only COPIED flags are ever changed here (callers of q2_tree_each answer for theirs), and a piece without a change is not written.
  * Order        None of its own: the caller puts barriers around passes (Q13..Q15).
  * Concurrency  Home loop, image drained, cache clean and forgotten afterwards (what is changed here is not seen there).
  * Failure      -EIO of the store: flags may be changed in some tables. -ENOMEM before anything.
@@ -253,4 +253,20 @@ int q2_tree_flag(struct co *co, struct q2_image *q, const struct q2_tree *t, con
 {
     struct pass p = { .q = q, .t = t, .table = flag_table, .state = state };
     return run(co, &p);
+}
+
+/* ---- others' passes ---- */
+
+struct each { struct pass p; q2_tree_fn *fn; void *arg; };
+
+static int each_table(struct pass *p, const struct q2_tree_table *t, uint64_t *words, bool *changed)
+{
+    struct each *e = (struct each *)p;
+    return e->fn(e->arg, t, words, changed);
+}
+
+int q2_tree_each(struct co *co, struct q2_image *q, const struct q2_tree *t, q2_tree_fn *fn, void *arg)
+{
+    struct each e = { .p = { .q = q, .t = t, .table = each_table }, .fn = fn, .arg = arg };
+    return run(co, &e.p);
 }

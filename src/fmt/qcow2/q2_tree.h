@@ -22,6 +22,10 @@ void q2_tree_fini(struct q2_tree *t);
 void q2_tree_subtract(struct q2_tree *a, struct q2_tree *b);
 /* Adds every reference, those to the tables included. -EUCLEAN: an entry that cannot be right or leads out of c; -EIO. */
 MUST_USE int q2_tree_count(struct co *co, struct q2_image *q, const struct q2_tree *t, struct q2_counts *c);
+/* Calls fn for each table: its words in disk order, which it may change (*changed, which is never reset: it stands for the tables read
+ * together). Must not suspend; < 0: it ends with that. */
+typedef int q2_tree_fn(void *arg, const struct q2_tree_table *t, uint64_t *words, bool *changed);
+MUST_USE int q2_tree_each(struct co *co, struct q2_image *q, const struct q2_tree *t, q2_tree_fn *fn, void *arg);
 /* Clears COPIED in every entry. */
 MUST_USE int q2_tree_unflag(struct co *co, struct q2_image *q, const struct q2_tree *t);
 /* Sets COPIED in entries whose cluster is marked Q2_LEFT_ONE. -EUCLEAN: one is marked Q2_LEFT_NONE. */
