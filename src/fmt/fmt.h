@@ -291,6 +291,7 @@ struct fmt_create_opts {
     const struct fmt_host *host;           /* open_data: makes data_file, empty and open for writing */
     enum fmt_prealloc prealloc;
     uint64_t extent_size_hint, table_size;
+    char *format;                          /* amend: the format that the image becomes */
 };
 
 struct fmt_measure { uint64_t required, fully_allocated, bitmaps; bool has_bitmaps; };

@@ -116,6 +116,13 @@ static const struct opt_row luks_file_rows[] = {
 static const struct opt_row qed_rows[] = { QED_ROWS, QED_TAIL, OPT_END };
 static const struct opt_row qed_file_rows[] = { QED_ROWS, FILE_ROWS, QED_TAIL, OPT_END };
 
+/* An upgrade in place. */
+static const struct opt_row qed_amend_rows[] = {
+    { "backing_fmt", 0, OPT_STR, AT(backing_fmt), .help = "format of the backing image, where it is not recorded" },
+    { "format", 0, OPT_STR, AT(format), .help = "what the image becomes: qcow2" },
+    OPT_END
+};
+
 static const struct { const char *format; const struct opt_row *plain, *with_file; } tables[] = {
     { "qcow2", qcow2_rows, qcow2_file_rows },
     { "raw", raw_rows, raw_file_rows },
@@ -133,7 +140,8 @@ const struct opt_row *create_rows(const char *format, bool with_file_options)
 
 const struct opt_row *amend_rows(const char *format)
 {
-    return strcmp(format, "qcow2") == 0 ? qcow2_amend_rows : strcmp(format, "luks") == 0 ? luks_amend_rows : NULL;
+    return strcmp(format, "qcow2") == 0 ? qcow2_amend_rows : strcmp(format, "luks") == 0 ? luks_amend_rows
+         : strcmp(format, "qed") == 0 ? qed_amend_rows : NULL;
 }
 
 static const char *const usual_order[] = { "encryption", "encrypt.format", "encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",

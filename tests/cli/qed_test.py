@@ -94,7 +94,7 @@ def test_check_tells(tmp_path):
 
 # What the format has not: refused, and no file is made, emptied or changed.
 REFUSED = [
-    (["amend", "-f", "qed", "-o", "size=1G", "a.qed"], "qed"), (["bitmap", "--add", "a.qed", "b"], "qed"), (["snapshot", "-c", "s", "a.qed"], "qed"),
+    (["amend", "-f", "qed", "-o", "size=1G", "a.qed"], "not changed later"), (["bitmap", "--add", "a.qed", "b"], "qed"), (["snapshot", "-c", "s", "a.qed"], "qed"),
     (["resize", "--shrink", "a.qed", "32M"], "cannot shrink"), (["resize", "--preallocation=full", "a.qed", "128M"], "preallocation"),
     (["resize", "a.qed", "1P"], "at most"), (["convert", "-c", "-O", "qed", "base.raw", "t"], "Compression"),
 ]

@@ -233,6 +233,7 @@ const struct fmt_ops fmt_qed_ops = {
     .flush = qed_flush,
     .resize = qed_resize,
     .resize_commit = qed_resize_commit,
+    .amend = qed_amend,
     .info = qed_info,
     .check = qed_check,
     .scrub = qed_scrub,

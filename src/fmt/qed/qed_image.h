@@ -16,6 +16,7 @@
  *   qed_owned.c    which clusters have an owner?
  *   qed_check.c    which rules does an image break?
  *   qed_repair.c   what makes it sound again?   qed_edit.c: how that is written   qed_shorten.c: no clusters without an owner
+ *   qed_upgrade.c  a qcow2 image in its place
  *   qed_create.c   writing a fresh image
  */
 #ifndef QED_IMAGE_H
@@ -159,6 +160,8 @@ MUST_USE int qed_unclean_wait(struct co *co, struct qed_image *q);
 MUST_USE int qed_scrub_excludes(const struct qed_image *q, const char *what, struct byre_err *err);
 
 int qed_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+/* qed_upgrade.c: becomes a qcow2 image; close it then. */
+int qed_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a, struct byre_err *err);
 int qed_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);
 
 #endif

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "fmt/qcow2/q2_header.h"
 
 #define C MADE_C
 #define GUEST_MAX 2048u
@@ -172,6 +173,45 @@ bool made_same(const struct made *m, const uint8_t *bytes, uint64_t len, const s
     while (i < n && (!before[i].known || (before[i].kind == now[i].kind && !memcmp(before[i].bytes, now[i].bytes, C))))
         i++;
     free(now);
+    *ret_at = i;
+    return i == n;
+}
+
+/* ---- qcow2, as far as an upgrade makes it ---- */
+
+static uint64_t big(const uint8_t *bytes, uint64_t len, uint64_t off) { return range_inside(off, 8, len) ? be64_get((const be64 *)(bytes + off)) : 0; }
+
+/* Entry of a guest cluster. */
+static uint64_t entry_of(const struct q2_header *h, const uint8_t *bytes, uint64_t len, uint64_t i)
+{
+    uint64_t per = C / 8, l2 = i / per < h->l1_size ? big(bytes, len, h->l1_off + i / per * 8) & Q2_L1E_OFF : 0;
+    return l2 ? big(bytes, len, l2 + i % per * 8) : 0;
+}
+
+static bool counted_once(const struct q2_header *h, const uint8_t *bytes, uint64_t len, uint64_t off)
+{
+    uint64_t c = off / C, block = big(bytes, len, h->rt_off + c / (C / 2) * 8);
+    return block && range_inside(block, C, len) && bytes[block + c % (C / 2) * 2] == 0 && bytes[block + c % (C / 2) * 2 + 1] == 1;
+}
+
+static bool same_cluster(const struct q2_header *h, const uint8_t *bytes, uint64_t len, uint64_t e, const struct made_guest *want)
+{
+    uint64_t off = e & Q2_L2E_OFF;
+    if (want->kind < 2)
+        return e == want->kind;
+    return off && e == (off | Q2_E_COPIED) && range_inside(off, C, len) && counted_once(h, bytes, len, off) && !memcmp(bytes + off, want->bytes, C);
+}
+
+bool made_same_qcow2(const struct made *m, const uint8_t *bytes, uint64_t len, const struct made_guest *before, uint64_t *ret_at)
+{
+    struct q2_header h = { 0 };
+    *ret_at = 0;
+    if (len < C || q2_header_parse(bytes, C, len, false, "made", &h, NULL))
+        return false;
+    uint64_t entries = m->table * C / 8, per = min_u64(entries, GUEST_MAX / m->tables), n = m->tables * per, i = 0;
+    while (i < n && (i / per * entries + i % per >= h.size / C || same_cluster(&h, bytes, len, entry_of(&h, bytes, len, i / per * entries + i % per), &before[i])))
+        i++;
+    q2_header_fini(&h);
     *ret_at = i;
     return i == n;
 }

@@ -28,6 +28,9 @@ struct made_guest *made_read(const struct made *m, const uint8_t *bytes, uint64_
 /* Does the guest read what it read before? *ret_at: the first cluster that differs. */
 bool made_same(const struct made *m, const uint8_t *bytes, uint64_t len, const struct made_guest *before, uint64_t *ret_at);
 
+/* The same of an image that has become qcow2, by its own tables. Each cluster is in use once. */
+bool made_same_qcow2(const struct made *m, const uint8_t *bytes, uint64_t len, const struct made_guest *before, uint64_t *ret_at);
+
 struct qed_header made_header(const uint8_t *bytes, uint64_t len);
 /* Entry of a guest cluster; 0 where a pointer leads nowhere. */
 uint64_t made_entry(const uint8_t *bytes, uint64_t len, uint64_t cluster);
