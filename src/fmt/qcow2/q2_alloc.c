@@ -14,6 +14,8 @@
  *                 found at open (D4), on a store where a hole is as good as zeros (traits.zero_growth). Elsewhere new
  *                 clusters are filled: a later write in place into what was left a hole could show somebody's old bytes
  *                 after a crash.
+ *             I7  What leaves the sets is in `given` in the same moment: a scrub that begins in between must not find a counted
+ *                 cluster without an owner.
  * Order       Counts rise here, before any pointer (rank META_COUNTS, or settled by q2_frontier.c).
  * Concurrency Home loop. take suspends (counts to load, growth); mx keeps scan, take and release apart.
  * Failure     take fails whole: -ENOSPC after the whole scan and one round of settling frees, -EIO; nothing changed.
@@ -212,11 +214,11 @@ int q2_alloc_take_low(struct co *co, struct q2_image *q, uint64_t want, uint64_t
         return r;
     co_lock(co, &a->mx);
     r = take_low(co, q, want, end, ret);
+    if (r == 0)
+        q2_marks_add(&a->given, ret->cluster, ret->count);   /* I7 */
     co_unlock(&a->mx);
     if (r == 0)
         r = q2_guard_may_take(co, q, ret->cluster, ret->count);
-    if (r == 0)
-        q2_marks_add(&a->given, ret->cluster, ret->count);
     return r == -ENOENT ? -ENOSPC : r;
 }
 
@@ -261,6 +263,8 @@ static int take_present(struct co *co, struct q2_image *q, uint64_t want, unsign
         r = take_ready(co, q, want, ret);
     if (r == -ENOENT || r == -EIO)
         r = take_frontier(q, want, ret);
+    if (r == 0)
+        q2_marks_add(&a->given, ret->cluster, ret->count);   /* I7 */
     co_unlock(&a->mx);
     return r;
 }
@@ -282,10 +286,8 @@ int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_ru
         if (r != -ENOENT) {
             if (r == 0)
                 r = q2_guard_may_take(co, q, ret->cluster, ret->count);      /* if not, it stays out of reach */
-            if (r == 0) {
-                q2_marks_add(&a->given, ret->cluster, ret->count);
+            if (r == 0)
                 q2_frontier_watch(q);
-            }
             return r;
         }
         r = q2_frontier_grow(co, q, 1);
@@ -319,11 +321,10 @@ int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run 
         struct rset_range x;
         if (rset_fit(&a->frontier, 0, n, &x) && q2_frontier_settled(q, x.start + n)) {
             int r = rset_remove(&a->frontier, x.start, x.start + n);
-            if (r == 0)
-                r = q2_guard_may_take(co, q, x.start, n);
             if (r == 0) {
                 *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = x.tag == 1, .settled = true };
-                q2_marks_add(&a->given, ret->cluster, n);
+                q2_marks_add(&a->given, x.start, n);         /* I7 */
+                r = q2_guard_may_take(co, q, x.start, n);
             }
             return r;
         }
