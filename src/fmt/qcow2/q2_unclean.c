@@ -15,7 +15,8 @@
  *             U4  Old clusters are not used again before the end: one that loses a reference is found by the scrub. Ours are
  *                 counted in memory, and freed and used again as always.
  *             U5  Trust comes back in one step, while no request holds a cluster (else a write in place could overlap the
- *                 copy of the same cluster).
+ *                 copy of the same cluster), and a grace period after the last old cluster has lost its count without one (U4):
+ *                 somebody may be reading it still (D3).
  *             U6  With an external data file the image itself holds tables alone, and U1 to U5 speak of those. A cluster of
  *                 the data file can belong to nothing but the guest cluster at its own offset (q2_data.c), whatever happened: it
  *                 is written in place as always, once its table is one of ours.
@@ -27,7 +28,7 @@
  *             a table points there (q2_frontier.c).
  * Concurrency Home loop; distrust_end and l1_bad are read on any.
  * Failure     A request that meets damage is -EIO; the image is not marked corrupt for it, the scrub reports and mends.
- * Tests       q2_scrub_test.c, crash explorer (lazy-*, *-hurt), tests/interop/test_q2_scrub.py
+ * Tests       q2_scrub_test.c, q2_beside_test.c, crash explorer (lazy-*, *-hurt), tests/interop/test_q2_scrub.py
  */
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
@@ -114,7 +115,8 @@ int q2_unclean_begin(struct q2_image *q, struct byre_err *err)
 void q2_unclean_end(struct co *co, struct q2_image *q)
 {
     struct co_range all;
-    co_range_lock(co, &q->locks, &all, 0, UINT64_MAX);           /* U5 */
+    epoch_wait_stamp(co, q->im.epoch, epoch_stamp(q->im.epoch));             /* U5; without the lock, for which somebody inside may wait */
+    co_range_lock(co, &q->locks, &all, 0, UINT64_MAX);
     atomic_store_explicit(&q->distrust_end, 0, memory_order_release);
     q2_alloc_scan_again(q, q->unclean->first);
     co_range_unlock(&q->locks, &all);
