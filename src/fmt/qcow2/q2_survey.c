@@ -6,14 +6,18 @@
  * Owns        Nothing beyond the call.
  * Invariants  Y1  All that is read, directories included, is read inside one epoch section: what is dropped meanwhile keeps its
  *                 bytes until the survey has ended.
- *             Y2  The header is taken at one moment: a set of bitmaps that is switched to meanwhile is not mixed with the old one.
+ *             Y2  The header is taken at one moment, when nobody is about to switch it: a set of bitmaps that is switched to meanwhile is
+ *                 not mixed with the old one, nor missed while the header names none. The length is read behind that, and active
+ *                 tables are followed beyond it: one that has moved there names what its old place named.
  *             Y3  0 is returned only when every reference that was there from the beginning to the end has been told.
  * Order       Reads only.
  * Concurrency Home loop, any requests beside it.
  * Failure     -EIO, and nobody is told which references are missing.
- * Tests       q2_scrub_test.c, crash explorer
+ * Tests       q2_scrub_test.c, q2_beside_test.c, crash explorer
  */
 #include "fmt/qcow2/q2_survey.h"
+
+#include "fmt/qcow2/q2_bms.h"
 
 static int on_ref(struct co *co, void *arg, const struct q2_ref *r)
 {
@@ -47,11 +51,14 @@ static int inside(struct co *co, struct q2_survey *s)
 {
     static const struct q2_visitor told = { .ref = on_ref, .fault = on_fault }, whole = { .ref = on_ref, .fault = on_fault, .bulk = on_bulk };
     struct q2_image *q = s->q;
-    const struct q2_header h = q->h;                             /* Y2 */
+    meta_struct_begin(co, q->meta);                              /* Y2 */
+    const struct q2_header h = q->h;
+    meta_struct_end(q->meta);
     struct q2_snapshot_scan snaps = { 0 };
     struct q2_bitmap *bitmaps = NULL;
     uint32_t count = 0;
     uint64_t len = 0;
+    s->missed = q->bms && q->bms->count && !(h.has_bitmaps && h.autoclear & Q2_AUTOCLEAR_BITMAPS);      /* as in q2_live_begin */
     int r = q2_snapshots_scan(co, q->im.store, &q->g, &h, &snaps);
     s->missed |= r == 0 && snaps.faults & (s->strict ? ~0u : Q2_SNAP_CUT | Q2_SNAP_COUNT | Q2_SNAP_ENDED | Q2_SNAP_OUTSIDE);
     if (r == 0)
@@ -59,7 +66,7 @@ static int inside(struct co *co, struct q2_survey *s)
     if (r == 0)
         r = stor_length(co, q->im.store, &len);
     struct q2_walk w = { .store = q->im.store, .g = &q->g, .h = &h, .file_bytes = len, .snapshots = &snaps, .bitmaps = bitmaps, .bitmap_count = count,
-        .bitmaps_valid = h.autoclear & Q2_AUTOCLEAR_BITMAPS && h.has_bitmaps, .parts = Q2_WALK_ALL, .workers = s->bulk ? s->workers : 0,
+        .bitmaps_valid = h.autoclear & Q2_AUTOCLEAR_BITMAPS && h.has_bitmaps, .parts = Q2_WALK_ALL, .open_ended = s->strict, .workers = s->bulk ? s->workers : 0,
         .v = s->bulk ? &whole : &told, .arg = s };
     if (r == 0 && !s->missed)
         r = q2_walk(co, &w);
