@@ -44,12 +44,19 @@ void q2_bms_free(struct q2_image *q)
     q->bms = NULL;
 }
 
-bool q2_bms_has_table(const struct q2_image *q, uint64_t off)
+int q2_bms_tables(const struct q2_image *q, uint64_t **ret, size_t *ret_count)
 {
-    for (uint32_t i = 0; q->bms && i < q->bms->count; i++)
-        if (q->bms->list[i].table && q->bms->list[i].d.table_off == off)
-            return true;
-    return false;
+    const struct q2_bms *m = q->bms;
+    uint64_t *list = malloc((m ? (size_t)m->count : 0) * sizeof *list + 1);
+    size_t n = 0;
+    if (!list)
+        return -ENOMEM;
+    for (uint32_t i = 0; m && i < m->count; i++)
+        if (m->list[i].table)
+            list[n++] = m->list[i].d.table_off;
+    *ret = list;
+    *ret_count = n;
+    return 0;
 }
 
 /* ---- regions ---- */

@@ -8,6 +8,8 @@
  * Invariants   I1 Memory is at most a few bytes per cluster of the file plus 64 MiB, never by the virtual size.
  *              I2 A broken table is a finding; what can be read besides it is checked all the same (G.015).
  *              I3 Without fix nothing is written.
+ *              I4 What the header names is what it named at one moment, and the length of the file is read behind that: so all of it lies
+ *                 inside. In the header of later the refcount table may have moved behind that length, with everything it names.
  * Order        Cached changes are flushed first. Repair orders its own writes (q2_repair.c).
  * Concurrency  Home loop; the image is drained, or read-only.
  * Failure      -ENOMEM, -EIO for want of the file's length, -EROFS for repair of a read-only image.
@@ -70,7 +72,7 @@ void q2_checker_fini(struct q2_checker *k)
 struct q2_walk q2_checker_walk(struct q2_checker *k, unsigned parts, const struct q2_visitor *v, void *arg)
 {
     return (struct q2_walk){
-        .store = k->store, .g = k->g, .h = &k->q->h, .file_bytes = k->file_bytes, .snapshots = &k->snapshots,
+        .store = k->store, .g = k->g, .h = &k->h, .file_bytes = k->file_bytes, .snapshots = &k->snapshots,
         .bitmaps = k->bitmaps, .bitmap_count = k->bitmap_count, .bitmaps_valid = k->bitmaps_valid,
         .parts = parts, .open_ended = k->live, .workers = k->g->data_file ? 0 : k->workers, .v = v, .arg = arg,
     };
@@ -110,7 +112,7 @@ int q2_stored_exact(struct co *co, struct q2_checker *k, uint64_t cluster, uint6
 
 static int load_rt(struct co *co, struct q2_checker *k)
 {
-    const struct q2_header *h = &k->q->h;
+    const struct q2_header *h = &k->h;
     uint64_t inside = h->rt_off < k->file_bytes ? div_up(k->file_bytes - h->rt_off, 8) : 0;     /* what is not in the file is zeros */
     k->rt_all = min_u64((uint64_t)h->rt_clusters << k->g->cluster_bits >> 3, inside);
     k->rt_entries = min_u64(k->rt_all, div_up(k->clusters, 1ull << k->g->block_bits));
@@ -473,7 +475,7 @@ static int compare(struct co *co, struct q2_checker *k)
 
 static int load_snapshots(struct co *co, struct q2_checker *k)
 {
-    int rc = q2_snapshots_scan(co, k->store, k->g, &k->q->h, &k->snapshots);
+    int rc = q2_snapshots_scan(co, k->store, k->g, &k->h, &k->snapshots);
     if (rc == -ENOMEM)
         return rc;
     unsigned faults = k->snapshots.faults;
@@ -519,9 +521,8 @@ static void judge_bitmap(struct q2_checker *k, uint32_t i)
 static int load_bitmaps(struct co *co, struct q2_checker *k)
 {
     struct byre_err why = { 0 };
-    const struct q2_header h = k->q->h;              /* a scrub: another set may be switched to while this one is read */
-    k->bitmaps_valid = h.has_bitmaps && h.autoclear & Q2_AUTOCLEAR_BITMAPS;
-    int rc = q2_bitmaps_load(co, k->store, k->g, &h, &k->bitmaps, &k->bitmap_count, &why);
+    k->bitmaps_valid = k->h.has_bitmaps && k->h.autoclear & Q2_AUTOCLEAR_BITMAPS;
+    int rc = q2_bitmaps_load(co, k->store, k->g, &k->h, &k->bitmaps, &k->bitmap_count, &why);
     for (uint32_t i = 0; !rc && i < k->bitmap_count; i++)
         judge_bitmap(k, i);
     if (!rc || rc == -ENOMEM)
@@ -554,7 +555,13 @@ static int count_references(struct co *co, struct q2_checker *k)
 
 static int gather_all(struct co *co, struct q2_checker *k)
 {
-    int rc = stor_length(co, k->store, &k->file_bytes);
+    int rc = 0;
+    if (k->live)
+        rc = q2_live_begin(co, k);
+    else
+        k->h = k->q->h;
+    if (!rc)
+        rc = stor_length(co, k->store, &k->file_bytes);      /* I4 */
     k->clusters = div_up(k->file_bytes, k->g->cluster_size);
     k->res.total_clusters = div_up(k->q->h.size, k->g->cluster_size);
     k->res.has_stats = true;

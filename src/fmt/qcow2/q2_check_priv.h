@@ -27,6 +27,7 @@ struct q2_scrubbing {
     uint64_t base, total;                /* progress */
     unsigned since_step;
     uint64_t step_began;                 /* rt_now */
+    uint64_t *tables; size_t table_count;        /* host offsets: bitmaps that we have read or written have them when the round begins */
     struct fmt_check_result fixed;       /* of all rounds */
 };
 
@@ -38,6 +39,7 @@ struct q2_checker {
     struct stor *store;
     const struct q2_geom *g;
     const struct fmt_check_opts *o;
+    struct q2_header h;                 /* as it was when the references began to be counted: beside requests it changes */
     struct fmt_check_result res;
     uint64_t told;                      /* findings told so far, and those beyond the limit */
     bool quiet;                         /* findings are not told (second pass after repair) */
@@ -93,6 +95,8 @@ MUST_USE int q2_live_entry(struct co *co, void *arg, const struct q2_ref *r);
 MUST_USE int q2_live_breathe(struct co *co, struct q2_checker *k);
 bool q2_live_skips(const struct q2_checker *k, uint64_t cluster);
 void q2_live_fault(struct q2_checker *k, const struct q2_ref *r, bool flag);
+/* Makes k->h, at a moment when nobody is about to switch the header. -ENOMEM. Suspends. */
+MUST_USE int q2_live_begin(struct co *co, struct q2_checker *k);
 /* q2_recount.c: writes the counts of an unclean image, as counted by k and as kept in memory, durably; from then on they are
  * counts like all others. Requests may run. -ENOSPC, -EIO, -ERANGE: nothing has changed, the image is as unclean as before. */
 MUST_USE int q2_recount(struct co *co, struct q2_checker *k);

@@ -155,7 +155,7 @@ static int switch_table(struct co *co, struct q2_image *q, const struct growth *
         return r;
     }
     q2_fixed_update(q);
-    q2_alloc_drop(q, old_off >> q->g.cluster_bits, old_clusters);
+    q2_alloc_drop_table(q, old_off >> q->g.cluster_bits, old_clusters);      /* a scrub may be reading it */
     return 0;
 }
 

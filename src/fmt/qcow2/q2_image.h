@@ -181,8 +181,8 @@ int q2_bms_enter(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len
 /* Exact bits in place of supersets. The guest is gone, everything else is flushed. */
 MUST_USE int q2_bms_close(struct co *co, struct q2_image *q);
 void q2_bms_free(struct q2_image *q);
-/* Does a bitmap have the table at this host offset, as this opening has read or written it? */
-bool q2_bms_has_table(const struct q2_image *q, uint64_t off);
+/* Host offsets of the tables of bitmaps that this opening has read or written. -ENOMEM. */
+MUST_USE int q2_bms_tables(const struct q2_image *q, uint64_t **ret, size_t *ret_count);
 /* For repair: a directory without the entries that are marked bad in this list of them all; what they held leaks. */
 MUST_USE int q2_bms_drop_bad(struct co *co, struct q2_image *q, const struct q2_bitmap *list, uint32_t count, struct byre_err *err);
 

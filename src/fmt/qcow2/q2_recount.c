@@ -13,7 +13,7 @@
  * Order        Blocks and new table | one header sector if the table has moved (Q7).
  * Concurrency  Home loop; requests run. Whoever changes a count in the last phase waits for it: a few blocks and two barriers.
  * Failure      Nothing has changed but blocks of counts that nobody may rely on; clusters that were taken are given back.
- * Tests        q2_scrub_test.c, crash explorer (lazy-*, *-hurt)
+ * Tests        q2_scrub_test.c, q2_beside_test.c, crash explorer (lazy-*, *-hurt)
  */
 #include <inttypes.h>
 #include <stdlib.h>

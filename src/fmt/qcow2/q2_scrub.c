@@ -8,10 +8,11 @@
  * Invariants   L1 A cluster is judged only if this opening has never handed it out, and nothing dropped, counted or uncounted
  *                 it since the round began, and it waited in no queue then: its references and its count stood still
  *                 while the round read them, whatever moment they were read at.
- *              L2 A table that the round may still read keeps its place and is not used for anything else: dropped tables
- *                 wait (q2_drop.c) until it has ended.
+ *              L2 A table that the round may still read keeps its place and is not used for anything else: dropped tables, that of
+ *                 the refcounts too, wait (q2_drop.c) until it has ended. What names them, the header, is taken once, while
+ *                 nobody is about to switch it: mixed with a later one, or with one half written, it would hide what stays.
  *              L3 Leaks are freed only when every reference could be followed, and only after what was read is durable and a grace
- *                 period has gone by.
+ *                 period has gone by. Nothing is freed that the tables in memory name: then the walk has missed something.
  *              L4 Damage is reported and left; but of an unclean image that is mended which nobody can miss: entries that
  *                 name nothing, flags against counts.
  *              L5 An entry is changed only under the lock of its guest range.
@@ -23,7 +24,7 @@
  *              its directory and tables as tables (L2).
  * Failure      The round is given up, nothing half done.
  * Memory       As check: a few bytes per cluster of the file; one bit per cluster touched.
- * Tests        q2_scrub_test.c, crash explorer (lazy-*, *-hurt), tests/interop/test_q2_scrub.py
+ * Tests        q2_scrub_test.c, q2_beside_test.c, crash explorer (lazy-*, *-hurt), tests/interop/test_q2_scrub.py
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -32,6 +33,7 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_bms.h"
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_check_priv.h"
 #include "fmt/qcow2/q2_unclean.h"
@@ -130,6 +132,30 @@ static int another(struct co *co, struct q2_checker *k)
     return over ? q2_live_breathe(co, k) : 0;
 }
 
+int q2_live_begin(struct co *co, struct q2_checker *k)
+{
+    struct q2_scrubbing *s = k->live;
+    struct q2_image *q = s->q;
+    free(s->tables);
+    s->tables = NULL;
+    s->table_count = 0;
+    meta_struct_begin(co, q->meta);              /* L2 */
+    k->h = q->h;
+    bool found = k->h.has_bitmaps && k->h.autoclear & Q2_AUTOCLEAR_BITMAPS;
+    k->unsure |= q->bms && q->bms->count && !found;          /* a switch has failed half way: the set that we use is named nowhere */
+    int r = s->counting ? q2_bms_tables(q, &s->tables, &s->table_count) : 0;
+    meta_struct_end(q->meta);
+    return r;
+}
+
+static bool has_table(const struct q2_scrubbing *s, uint64_t off)
+{
+    size_t i = 0;
+    while (i < s->table_count && s->tables[i] != off)
+        i++;
+    return i < s->table_count;
+}
+
 /* A reference to several clusters (a table, a compressed cluster that goes on in the next) is left out for those that are, and counts
  * for the others. Outside the file as the round found it: the file may have grown. */
 static bool skips_ref(const struct q2_checker *k, const struct q2_ref *r)
@@ -163,7 +189,7 @@ int q2_live_ref(struct co *co, struct q2_checker *k, const struct q2_ref *r)
         return 1;                                /* q2_recount.c makes them anew */
     bool ours = r->entry_off >= end || (r->active && r->kind == Q2_REF_L2);        /* of the L1 table: bad ones are mended first */
     if (r->kind == Q2_REF_BITMAP_TABLE)
-        ours = q2_bms_has_table(s->q, r->off);
+        ours = has_table(s, r->off);
     if (ours || (!r->entry_off && r->kind != Q2_REF_BITMAP_TABLE))
         return !r->outside || q2_marks_has(&s->q->alloc->given, r->off >> bits);     /* the file has grown since the round began */
     stale_ref(k, r);
@@ -249,6 +275,20 @@ static int round_of(struct co *co, struct q2_scrubbing *s, struct q2_checker *k,
 
 /* ---- leaks ---- */
 
+/* L3: is that a leak which the image in memory has in use? Then something hid its references from the walk; nothing more is freed. */
+static int is_missed(struct co *co, struct q2_checker *k, uint64_t c, uint64_t refs)
+{
+    uint64_t host = c << k->g->cluster_bits;
+    int r = refs ? 0 : q2_guard_need(co, k->q);
+    enum q2_what what = r == 0 && !refs ? q2_guard_kind(k->q, host, ~0u) : Q2_K_NONE;
+    if (r < 0 || what == Q2_K_NONE || q2_live_skips(k, c))
+        return r;
+    k->unsure = true;
+    k->res.check_errors++;
+    q2_finding(k, false, "Q2_NOT_FREED", "cluster %" PRIu64 " was found without a reference, but the %s lies there; nothing more is freed", c, q2_what_name(what));
+    return 1;
+}
+
 /* L1, L3: nothing names the cluster, or fewer than are counted, and that has not changed while we waited. 1: freed. */
 static int free_one(struct co *co, struct q2_checker *k, uint64_t c, uint64_t stored, uint64_t refs)
 {
@@ -290,7 +330,13 @@ static int free_leaks(struct co *co, struct q2_checker *k)
         uint64_t stored = q2_counts_get(&k->stored, c), refs = q2_counts_get(&k->refs, c);
         bool leak = stored > refs && q2_stored_known(k, c) && !q2_live_skips(k, c);
         if (leak && stored < Q2_STORED_LARGE)
+            r = is_missed(co, k, c, refs);
+        if (r == 0 && leak && stored < Q2_STORED_LARGE)
             r = free_one(co, k, c, stored, refs);
+        if (k->unsure) {
+            k->res.leaks -= min_u64(k->res.leaks, k->res.leaks_fixed);
+            return 0;
+        }
         left += leak && r <= 0 && !q2_live_skips(k, c);
         r = r < 0 ? r : 0;
         if (r == 0 && ++n % 1024 == 0)
@@ -463,6 +509,8 @@ static int prove(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, co
         if (r < 0)
             return byre_fail_code(err, IO, r, "%s: leaks cannot be freed: %s", s->q->name, strerror(-r));
         k->res.leaks_fixed = 0;
+        if (k->unsure)
+            return 1;
         if (done || (round == ROUNDS_MAX && !s->fix_count))      /* clusters that are dropped without end: leaks, told so */
             return 0;
         if (round > ROUNDS_MAX)
@@ -566,6 +614,7 @@ int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o
         q2_checker_fini(k);
         q2_marks_fini(&s->touched);
         free(s->fixes);
+        free(s->tables);
     } else {
         q2_no_scrub(im);
         r = byre_fail(err, NOMEM, "%s: no memory for a scrub", q->name);
