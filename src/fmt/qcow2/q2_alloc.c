@@ -100,7 +100,9 @@ static int scan_slice(struct co *co, struct q2_image *q)
     for (; c < stop && r == 0; c++) {
         if (a->reclaim && c >= a->reclaim_start && c < a->reclaim_end)
             continue;                    /* q2_reclaim.c C1: it offers them itself when it ends */
-        if (q2_refcount_get(g, (const void *)b->words, c % per_slice) == 0 && !q2_hits_metadata(q, c << g->cluster_bits))
+        if (q2_refcount_get(g, (const void *)b->words, c % per_slice) || q2_hits_metadata(q, c << g->cluster_bits))
+            continue;
+        if (!a->scan_forgets || meta_forget(q->meta, c << g->cluster_bits, g->cluster_size))
             r = rset_add(&a->ready, c, c + 1, 0);
     }
     meta_put(q->meta, b);
@@ -116,6 +118,7 @@ int q2_alloc_freed(struct q2_image *q, uint64_t c, uint64_t end)
 
 void q2_alloc_scan_again(struct q2_image *q, uint64_t end)
 {
+    q->alloc->scan_forgets = true;
     q->alloc->scan_next = 0;
     q->alloc->scan_end = end;
 }

@@ -24,6 +24,7 @@ struct q2_alloc {
     uint64_t end;                    /* clusters from here on have never been used or reserved */
     uint64_t zero_from;              /* clusters at or behind this read as zeros when first taken from the frontier */
     uint64_t scan_next, scan_end;    /* clusters whose counts were not looked at yet */
+    bool scan_forgets;               /* what it finds may be cached: tables that were dropped while counts were in memory (q2_unclean.c U4) */
     uint64_t hint;                   /* where the next search of `ready` starts */
     uint64_t low_end;                /* what lies in front of it is taken first (q2_compact.c); 0: as it comes */
     /* growth (q2_frontier.c) */
