@@ -81,20 +81,22 @@ void meta_frees_back_(struct meta *m, struct meta_free *list)
 
 uint64_t meta_frees_waiting(const struct meta *m) { return m->frees_waiting; }
 
+int meta_settle_step(struct co *co, struct meta *m)
+{
+    if (!m->frees_waiting)
+        return 0;
+    if (m->frees_new)
+        return meta_flush(co, m);
+    co_wait(co, &m->frees_q);
+    return m->failed && m->frees_new ? m->failed : 0;
+}
+
 int meta_settle(struct co *co, struct meta *m)
 {
-    while (m->frees_waiting) {
-        if (m->frees_new) {
-            int r = meta_flush(co, m);
-            if (r < 0)
-                return r;
-            continue;
-        }
-        co_wait(co, &m->frees_q);
-        if (m->failed && m->frees_new)
-            return m->failed;
-    }
-    return 0;
+    int r = 0;
+    while (r == 0 && m->frees_waiting)
+        r = meta_settle_step(co, m);
+    return r;
 }
 
 void meta_abandon(struct co *co, struct meta *m)

@@ -205,6 +205,8 @@ bool meta_pass_durable(const struct meta *m, uint64_t number);
 bool meta_is_clean(const struct meta *m);       /* any loop: nothing dirty, no pass running: data alone may be made durable */
 /* Waits until every deferred free queued so far was released, running passes as needed. Suspends; outside epoch sections. */
 MUST_USE int meta_settle(struct co *co, struct meta *m);
+/* One step of the same: a pass if some free waits for one, else waits until one moves on. Suspends; outside epoch sections. */
+MUST_USE int meta_settle_step(struct co *co, struct meta *m);
 /* Number of frees that wait; barriers issued so far by name (for tests, bench and limits). */
 uint64_t meta_frees_waiting(const struct meta *m);
 uint64_t meta_barriers(const struct meta *m, enum meta_barrier b);

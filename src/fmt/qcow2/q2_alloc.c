@@ -354,7 +354,7 @@ int q2_alloc_still(struct co *co, struct q2_image *q)
     struct q2_alloc *a = q->alloc;
     a->still = true;
     for (unsigned i = 0; i < STILL_ROUNDS; i++) {
-        int r = q2_drop_settle(co, q);
+        int r = q2_drop_settle_all(co, q);
         if (r < 0) {
             a->still = false;
             return r;
@@ -422,7 +422,7 @@ int q2_alloc_close(struct co *co, struct q2_image *q)
     co_lock(co, &a->grow_mx);            /* a growth behind ends first */
     co_unlock(&a->grow_mx);
     int r = q2_pack_close(co, q);
-    int r2 = q2_drop_settle(co, q);
+    int r2 = q2_drop_settle_all(co, q);
     int r3 = q2_frontier_cut(co, q, q->file_end_at_open >> q->g.cluster_bits);
     return r < 0 ? r : r2 < 0 ? r2 : r3;
 }

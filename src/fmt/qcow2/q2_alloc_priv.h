@@ -47,7 +47,8 @@ struct q2_alloc {
     struct q2_drop_extra { uint64_t cluster, count; } *extra;   /* further references of clusters in `dropping` */
     size_t extra_count, extra_cap;
     uint64_t quarantined;            /* clusters on their way */
-    struct list batches;             /* every batch that is on its way */
+    struct list batches;             /* every batch that is on its way, the oldest first */
+    uint64_t batch_number;           /* of the newest */
     struct co_group drops;           /* releases that run */
     uint64_t lost;                   /* clusters leaked because memory ran out */
     struct co_waitq freed;           /* something became ready */
@@ -78,6 +79,9 @@ MUST_USE int q2_alloc_freed(struct q2_image *q, uint64_t c, uint64_t end);
 /* q2_drop.c */
 /* Every cluster that has lost a reference and is still counted. */
 void q2_drop_each(const struct q2_alloc *a, void (*fn)(void *arg, uint64_t first, uint64_t n), void *arg);
+/* Waits until what was dropped before the call has been released, however much is dropped meanwhile. */
 MUST_USE int q2_drop_settle(struct co *co, struct q2_image *q);
+/* Until nothing is on its way any more: for whoever has stopped requests. */
+MUST_USE int q2_drop_settle_all(struct co *co, struct q2_image *q);
 
 #endif

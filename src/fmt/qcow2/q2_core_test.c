@@ -26,6 +26,57 @@ static void settle(struct co *co, struct q2_image *q)
     (void)r;                             /* the tests look at what came of it */
 }
 
+/* Waiting for what was dropped ends however much is dropped meanwhile. */
+#define DROPPERS 8u
+#define DROPS_MOST 3000u
+static struct { struct q2_image *q; unsigned drops, running; bool stop; } stream;
+
+static void dropper(struct co *co, void *arg)
+{
+    while (!stream.stop && stream.drops < DROPS_MOST) {
+        struct q2_run run;
+        if (q2_alloc_take(co, stream.q, 1, &run) < 0)
+            break;
+        q2_alloc_drop(stream.q, run.cluster, run.count);
+        stream.drops++;
+        CHECK_EQ(meta_flush(co, stream.q->meta), 0);
+    }
+    stream.running--;
+}
+
+static void endless_body(struct co *co, void *arg)
+{
+    static const struct make plain = { 3, 16, 4096, 8 * MIB };
+    img_make(co, &plain);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 65536 });
+    struct q2_run run;
+    stream.q = q;
+    stream.drops = 0;
+    stream.stop = false;
+    CHECK_EQ(q2_alloc_take(co, q, 5, &run), 0);
+    for (stream.running = 0; stream.running < DROPPERS; stream.running++)
+        CHECK_EQ(rt_spawn(co_loop(co), dropper, NULL), 0);
+    while (stream.drops < 50)
+        co_yield(co);
+    q2_alloc_drop(q, run.cluster, run.count);
+    unsigned before = stream.drops;
+    CHECK_EQ(q2_drop_settle(co, q), 0);
+    CHECK(stream.running == DROPPERS && stream.drops < before + 500);
+    for (uint64_t c = run.cluster; c < run.cluster + run.count; c++) {
+        uint64_t n = 1;
+        bool taken = !rset_overlaps(&q->alloc->ready, c, c + 1);
+        CHECK(taken || (q2_refs_get(co, q, c, &n) == 0 && n == 0));      /* free, or somebody has taken it since */
+    }
+    stream.stop = true;
+    while (stream.running)
+        co_yield(co);
+    CHECK_EQ(q2_drop_settle_all(co, q), 0);
+    CHECK(states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+}
+
+static void test_endless(void **state) { t_run(0, endless_body, NULL); }
+
 /* ---- states of the allocator (I1) ---- */
 
 /* Takes until the disk has `clusters`, in odd portions; gives some back. */
@@ -740,7 +791,7 @@ static void test_scan_all(void **state) { t_run(0, scan_all_body, NULL); }
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_growth),
+        cmocka_unit_test(test_endless), cmocka_unit_test(test_growth),
         cmocka_unit_test(test_origin),
         cmocka_unit_test(test_quarantine),
         cmocka_unit_test(test_reclaim_barrier),

@@ -36,6 +36,8 @@ struct batch {
     struct rset set;
     struct q2_drop_extra *extra;
     size_t extra_count;
+    uint64_t number;
+    bool released;                       /* it has left meta: it is being worked off */
     struct list_node link;               /* a->batches */
 };
 
@@ -46,6 +48,7 @@ static void batch_free(struct batch *b)
     list_remove(&b->link);
     rset_fini(&b->set);
     free(b->extra);
+    co_wake_all(&b->q->alloc->freed);
     free(b);
 }
 
@@ -257,7 +260,6 @@ static void batch_work(struct co *co, struct batch *b)
         release_run(co, q, max_u64(x.start, at), x.end, x.tag);
     a->quarantined -= min_u64(a->quarantined, b->set.total);
     batch_free(b);
-    co_wake_all(&a->freed);
 }
 
 static void batch_co(struct co *co, void *arg)
@@ -272,6 +274,7 @@ static void batch_release(struct meta_free *f)
 {
     struct batch *b = (struct batch *)f;
     struct q2_alloc *a = b->q->alloc;
+    b->released = true;
     co_group_enter(&a->drops);
     if (rt_spawn(b->q->im.home, batch_co, b) < 0) {      /* no memory: the clusters leak, counted */
         a->lost += b->set.total;
@@ -308,6 +311,7 @@ void q2_drop_freeze(struct q2_image *q)
     if (!b)
         return;                                  /* stays in `dropping`: a later freeze tries again */
     b->q = q;
+    b->number = ++a->batch_number;
     list_push_back(&a->batches, &b->link);
     b->set = a->dropping;
     rset_init(&a->dropping);
@@ -318,7 +322,28 @@ void q2_drop_freeze(struct q2_image *q)
     meta_defer_free(q->meta, &b->f, batch_release, batch_abandon);
 }
 
+static const struct batch *oldest(const struct q2_alloc *a)
+{
+    const struct list_node *first = list_first(&a->batches);
+    return first ? CONTAINER_OF(first, const struct batch, link) : NULL;
+}
+
 int q2_drop_settle(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    const struct batch *b;
+    int r = a->dropping.count ? meta_flush(co, q->meta) : 0;     /* freezes it (I1) */
+    uint64_t last = a->batch_number;
+    while (r == 0 && (b = oldest(a)) && b->number <= last) {
+        if (b->released)
+            co_wait(co, &a->freed);
+        else
+            r = meta_settle_step(co, q->meta);
+    }
+    return r;
+}
+
+int q2_drop_settle_all(struct co *co, struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
     for (unsigned i = 0; i < 3 && (a->dropping.count || meta_frees_waiting(q->meta) || a->drops.n); i++) {

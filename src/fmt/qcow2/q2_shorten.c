@@ -138,30 +138,41 @@ static int take_entries(struct co *co, struct q2_image *q, uint64_t first, uint6
     return 0;
 }
 
-/* The clusters of blocks that have gone, and that blocks which stay count. */
-static int uncount_blocks(struct co *co, struct q2_image *q, const struct q2_block_at *blocks, size_t n, uint64_t first, uint64_t end)
+/* The clusters of blocks that have gone, and that blocks which stay count. One behind the cut that cannot be uncounted has to stay in the
+ * file: it is dropped like any other (tried once more when it is released, then told as lost), and the cut goes behind it. Whatever is
+ * in front of that is still counted by blocks which stay. */
+static void uncount_blocks(struct co *co, struct q2_image *q, const struct q2_block_at *blocks, size_t n, uint64_t first, uint64_t *end)
 {
-    int r = 0;
-    for (size_t i = 0; r == 0 && i < n; i++) {
+    uint64_t kept = *end;
+    for (size_t i = 0; i < n; i++) {                 /* in rising order of clusters */
         uint64_t c = blocks[i].cluster;
         if (blocks[i].covers >> q->g.block_bits < first || c >> q->g.block_bits >= first)
             continue;
-        if (c < end)
-            q2_alloc_drop(q, c, 1);
-        else
-            r = q2_refs_add(co, q, c, 1, -1);
+        if (c >= *end && q2_refs_add(co, q, c, 1, -1) == 0)
+            continue;
+        q2_alloc_drop(q, c, 1);
+        kept = max_u64(kept, c + 1);
     }
-    return r;
+    for (size_t i = 0; i < n; i++) {                 /* those that were uncounted all the same are free clusters of the file */
+        uint64_t c = blocks[i].cluster, refs = 0;
+        if (blocks[i].covers >> q->g.block_bits < first || c < *end || c >= kept)
+            continue;
+        if (q2_refs_get(co, q, c, &refs) < 0 || (!refs && q2_alloc_freed(q, c, c + 1) < 0))
+            q->alloc->lost++;
+    }
+    *end = kept;
 }
 
-/* Under grow_mx, mx and the structural lock of meta. */
-static int cut_blocks(struct co *co, struct q2_image *q, const struct q2_block_at *blocks, size_t n, uint64_t end)
+/* Under grow_mx, mx and the structural lock of meta. *end: may come to lie further behind. */
+static int cut_blocks(struct co *co, struct q2_image *q, const struct q2_block_at *blocks, size_t n, uint64_t *end)
 {
-    uint64_t first = div_up(end, 1ull << q->g.block_bits), last = first;
+    uint64_t first = div_up(*end, 1ull << q->g.block_bits), last = first;
     for (uint64_t i = first; i < q->rt_entries; i++)
         last = q->rt[i] ? i + 1 : last;
     int r = last > first ? take_entries(co, q, first, last) : 0;
-    return r < 0 || last == first ? r : uncount_blocks(co, q, blocks, n, first, end);
+    if (r == 0 && last > first)
+        uncount_blocks(co, q, blocks, n, first, end);
+    return r;
 }
 
 /* Is there a block behind the cut, of what is in front of it? Then S1 does not hold; cannot be, by the shape. */
@@ -187,7 +198,7 @@ static int shorten_to(struct co *co, struct q2_image *q, const struct q2_block_a
     free(list);
     if (*ret_end < a->end && !sound(q, *ret_end))
         *ret_end = a->end;
-    return cut_blocks(co, q, blocks, block_count, *ret_end);
+    return cut_blocks(co, q, blocks, block_count, ret_end);
 }
 
 static int shorten_locked(struct co *co, struct q2_image *q)
