@@ -21,8 +21,8 @@
  *              the slots; all four are sequentially consistent. If the writer loaded false, its load, and so its
  *              increment, came before the store, so the exclusive one sees the increment and waits for it. If it
  *              loaded true, it takes its increment back and goes through the lists, where the exclusive one is found.
- *              Who takes a count back and then sees `slow` looks whether the drain is complete, under the lock, so
- *              the last one wakes the waiter. After CALM_MAX shared holds without an exclusive one the mode is FAST
+ *              Who takes a count back and then sees `slow` looks whether the drain is complete, under the lock. The
+ *              first who finds it complete, that or another exclusive one, wakes all who may go. After CALM_MAX shared holds without an exclusive one the mode is FAST
  *              again; shared holds that are still in the list stay there and later exclusive ones find them.
  *              Waiters sleep on a co_xevent of their own loop.
  * Failure      None.
@@ -165,7 +165,7 @@ void order_enter(struct co *co, struct stor_order *o, struct order_hold *h, bool
             atomic_store(&o->slow, true);
         }
         if (!o->drained)
-            o->drained = slots_empty(o);
+            kick(o, NULL);               /* the last fast writer may be behind us for the lock: it finds the drain complete and wakes nobody */
     }
     h->waiting = !grantable(o, NULL, h);
     if (h->waiting) {

@@ -199,6 +199,47 @@ static void no_passing(struct co *co, void *arg)
     order_fini(&order);
 }
 
+/* The last fast writer has taken its count back and is about to look whether it has to wake somebody, when a second exclusive hold
+ * arrives and finds the drain complete. */
+static unsigned granted;
+
+static void take_all(struct co *co, void *arg)
+{
+    struct order_hold h = { .start = 0, .end = 10 };
+    order_enter(co, &order, &h, true);
+    granted++;
+    order_leave(co, &order, &h);
+    co_group_leave(&turn_group);
+}
+
+static void drain_seen(struct co *co, void *arg)
+{
+    struct order_hold fast = { .start = 0, .end = 1 };
+    order_init(&order);
+    granted = 0;
+    order_enter(co, &order, &fast, false);
+    CHECK(fast.fast);
+    struct order_slot *slot = &order.slot[rt_loop_index(co_loop(co))];
+    co_group_enter(&turn_group);
+    CHECK_EQ(rt_spawn(co_loop(co), take_all, NULL), 0);
+    co_yield(co);
+    CHECK(is_slow() && !order.drained);
+    atomic_fetch_sub(&slot->writers, 1);             /* the first half of its leaving, */
+    co_group_enter(&turn_group);
+    CHECK_EQ(rt_spawn(co_loop(co), take_all, NULL), 0);
+    co_yield(co);
+    atomic_fetch_add(&slot->writers, 1);
+    order_leave(co, &order, &fast);                  /* and the second */
+    for (unsigned i = 0; i < 100 && granted < 2; i++)
+        co_yield(co);
+    if (!CHECK_EQ(granted, 2))
+        abort();                         /* they would wait for ever */
+    co_group_wait(co, &turn_group);
+    order_check(&order);
+    order_fini(&order);
+}
+
+static void test_drain_seen(void **state) { t_run(0, drain_seen, NULL); }
 static void test_no_passing(void **state) { t_run(0, no_passing, NULL); }
 static void test_modes(void **state) { t_run(1, modes, NULL); }
 
@@ -206,7 +247,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_modes), cmocka_unit_test(test_mixed), cmocka_unit_test(test_rare),
-        cmocka_unit_test(test_mode_race), cmocka_unit_test(test_no_passing),
+        cmocka_unit_test(test_mode_race), cmocka_unit_test(test_no_passing), cmocka_unit_test(test_drain_seen),
     };
     return T_MAIN("order", tests);
 }
