@@ -16,7 +16,7 @@
  *              (qed_shorten.c) | mark off. A barrier between any two (P5, E1, E2, E4).
  * Concurrency  Home loop, image drained, inside meta_struct_begin.
  * Failure      The first failed write ends it; what was done stays and is sound in itself.
- * Tests        qed_fix_test.c, tests/interop/test_qed_repair.py, tests/crash/qed_crash.c
+ * Tests        qed_fix_test.c, tests/interop/test_qed_repair.py, tests/crash/qed_crash.c, fuzz/qed_fix.c
  */
 #include <inttypes.h>
 #include <stdlib.h>
