@@ -371,7 +371,7 @@ int qed_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *
     struct upgrade u = { .q = qed_of(im), .a = a };
     int r = check_options(&u, err);
     if (r == 0)
-        r = qed_scrub_excludes(u.q, "an upgrade", err);
+        r = qed_scrub_excludes(u.q, "upgraded", err);
     if (r == 0)
         r = check_sound(co, &u, err);
     if (r == 0)
