@@ -57,8 +57,8 @@ struct sim_geom {
     unsigned floor;                      /* distinct states that `make check` must reach */
 };
 
-/* May snapshots be made on it? Counts of one bit, and a data file, allow none; the audit reads no ciphertext. */
-static inline bool sim_geom_snaps(const struct sim_geom *g) { return !g->scrub && g->refcount_order && !g->hurt && !g->data_file; }
+/* May snapshots be made on it? Counts of one bit, and a data file, allow none, nor does an image while it is unclean. */
+static inline bool sim_geom_snaps(const struct sim_geom *g) { return (!g->scrub || (!g->unclean && !g->lazy)) && g->refcount_order && !g->hurt && !g->data_file; }
 
 const struct sim_geom *sim_geom_find(const char *name);
 const struct sim_geom *sim_geom_nth(unsigned i);       /* NULL at the end */

@@ -374,7 +374,8 @@ static int do_repair(struct co *co, struct run *u)
 static bool amend_given(void *arg, const char *option)
 {
     const struct sim_wop *o = arg;
-    return !strcmp(option, o->off ? "refcount_bits" : "compat");
+    static const char *const names[] = { "compat", "refcount_bits", "lazy_refcounts", "data_file_raw" };
+    return o->off < 4 && !strcmp(option, names[o->off]);
 }
 
 /* What the image cannot become is refused, and that is well. */
@@ -382,7 +383,7 @@ static int do_amend(struct co *co, struct run *u, const struct sim_wop *o)
 {
     struct byre_err err = { 0 };
     struct sim_wop what = *o;
-    struct fmt_create_opts fo = { .version = o->len, .refcount_bits = o->len };
+    struct fmt_create_opts fo = { .version = o->len, .refcount_bits = o->len, .lazy_refcounts = o->len == 2 };
     struct fmt_amend_opts a = { .o = &fo, .given = amend_given, .arg = &what };
     tell(u, note(u, SIM_N_AMEND, 0));
     int r = graph_amend(co, u->n, &a, &err);
@@ -450,7 +451,7 @@ static int join(struct co *co, struct run *u);
 static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
 {
     int r;
-    if (strchr("sorkaxv", o->kind)) {
+    if (strchr("sgorkaxv", o->kind)) {
         r = join(co, u);
         if (r < 0)
             return r;

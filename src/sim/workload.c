@@ -138,6 +138,12 @@ static bool snap_fits(const struct sim_geom *g, const struct sim_wop *o, struct 
     return true;
 }
 
+/* What an amend changes: 0 the version, 1 the width of the counts, 2 lazy refcounts (1: off, 2: on), 3 the raw bit (off). */
+static bool may_amend(const struct sim_geom *g, uint32_t what)
+{
+    return what < 2 ? g->amend : what == 2 ? g->lazy && !g->scrub : what == 3 && g->data_raw;
+}
+
 bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
 {
     uint64_t size = g->size / SIM_SECTOR;
@@ -158,7 +164,7 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
             return false;
         if (o->beside && (i == 0 || l->op[i - 1].behind || !is_request(l->op[i - 1].kind)))
             return false;
-        if (o->kind == 'v' && !g->amend)
+        if (o->kind == 'v' && !may_amend(g, o->off))
             return false;
         if (o->kind == 'g' && (g->backing || o->off < 1 || o->off > 3 || o->len <= size || !grows_well(g, (uint32_t)size, o->len)))
             return false;
@@ -260,6 +266,12 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 'v', 1, 16);
         letter(&a, 'v', 1, 64);
     }
+    if (may_amend(g, 2)) {
+        letter(&a, 'v', 2, 1);
+        letter(&a, 'v', 2, 2);
+    }
+    if (may_amend(g, 3))
+        letter(&a, 'v', 3, 1);
     if (g->bitmaps) {
         letter(&a, 'A', 1, 0);
         letter(&a, 'X', 0, 0);

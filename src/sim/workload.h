@@ -8,7 +8,7 @@
  *   c OFF LEN    compressed write of whole clusters            t            time passes
  *   k N          snapshot N (1 to 3) is made   a N         applied      x N         deleted. N 0: the one of the initial image
  *   g MODE SIZE  grows, space allocated: MODE 1 metadata, 2 falloc, 3 full (enum fmt_prealloc)
- *   v WHAT N     amend: WHAT 0, version N; 1, reference counts of N bits
+ *   v WHAT N     amend: WHAT 0, version N; 1, reference counts of N bits; 2, lazy refcounts, N 1 off, 2 on; 3, the raw bit off
  *   A N  X N  C N  E N  H N   bitmap N is added, removed, cleared, enabled, disabled ("halted")   M N K   K is merged into N
  *   i            scrub (geometries that have it)                  y            compaction, beside the requests (likewise)
  *   "& " in front: at the same time as the operation before it. "~ " in front: nobody waits for it before the end, or
