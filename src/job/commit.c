@@ -10,7 +10,7 @@
  * Order       commit: copy | flush of the base | empty, durable. rebase: copy | flush of the image | name in one sector (Q18).
  * Concurrency commit.h.
  * Failure     commit.h.
- * Tests       tests/interop/test_commit.py, tests/interop/test_rebase.py, tests/kill/test_kill_chain.py
+ * Tests       tests/interop/test_commit.py, tests/interop/test_rebase.py, crash explorer (chain-*), tests/kill/test_kill_chain.py
  */
 #include <inttypes.h>
 

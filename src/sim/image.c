@@ -168,6 +168,12 @@ static const struct sim_geom geoms[] = {
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 7500 },
+    { .name = "chain-c512", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 128 * K, .size_max = 128 * K,
+      .window = { { 0, 128 * K } }, .windows = 1, .backing = 96 * K, .zeros = true, .frontier = 4 * K, .one_write_space = true, .chain = true, .floor = 3000 },
+    { .name = "chain-c4k-v2", .version = 2, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .backing = 200 * K, .compressed = true, .frontier = 16 * K, .one_write_space = true, .chain = true, .floor = 3000 },
+    { .name = "chain-c32k-sub", .version = 3, .cluster_bits = 15, .refcount_order = 4, .size = 512 * K, .size_max = 512 * K, .sub = true,
+      .window = { { 0, 512 * K } }, .windows = 1, .backing = 300 * K, .zeros = true, .frontier = 128 * K, .one_write_space = true, .chain = true, .floor = 2000 },
 };
 
 const struct sim_geom *sim_geom_nth(unsigned i) { return i < sizeof geoms / sizeof geoms[0] ? &geoms[i] : NULL; }
@@ -714,6 +720,19 @@ static void build_below(struct sim_world *w, const struct sim_geom *g, struct si
     }
 }
 
+/* The same as the backing image here, zeros there, and longer or shorter. */
+static void build_other(struct sim_world *w, const struct sim_geom *g, const struct sim_image *im)
+{
+    struct sim_file *f = sim_world_file(w, SIM_OTHER_NAME);
+    uint8_t sector[SIM_SECTOR];
+    for (uint64_t s = 0; s < g->size / SIM_SECTOR - 21; s++) {
+        uint32_t gen = s / 13 % 3 == 0 ? im->below[s] : s / 13 % 3 == 1 ? SIM_GEN_OTHER : 0;
+        sim_sector_fill(sector, gen, s);
+        int r = sim_disk_write(&f->disk, s * SIM_SECTOR, sector, sizeof sector);
+        ASSERT(r == 0);
+    }
+}
+
 static void start_gens(struct sim_image *im)
 {
     for (uint64_t s = 0; s < im->sectors; s++)
@@ -805,6 +824,8 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t see
     f->traits.can_zero = !g->no_zero;
     if (g->backing)
         build_below(w, g, im);
+    if (g->chain)
+        build_other(w, g, im);
     struct sim_file *data = g->data_file ? sim_world_file(w, SIM_DATA_NAME) : NULL;
     if (data && sim_disk_set_len(&data->disk, g->size) < 0)
         abort();

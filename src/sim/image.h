@@ -15,9 +15,10 @@
 #define SIM_DISK_NAME "disk.qcow2"
 #define SIM_BASE_NAME "base.raw"
 #define SIM_DATA_NAME "data.raw"
+#define SIM_OTHER_NAME "other.raw"
 #define SIM_WINDOWS_MAX 3u
 
-enum { SIM_GEN_FIRST = 1, SIM_GEN_BELOW = 2, SIM_GEN_SNAPSHOT = 3, SIM_GEN_JUNK = 4, SIM_GEN_USER = 16 };
+enum { SIM_GEN_FIRST = 1, SIM_GEN_BELOW = 2, SIM_GEN_SNAPSHOT = 3, SIM_GEN_JUNK = 4, SIM_GEN_OTHER = 5, SIM_GEN_USER = 16 };
 
 struct sim_window { uint64_t off, len; };
 
@@ -50,6 +51,8 @@ struct sim_geom {
     bool compact;                        /* compactions run beside the requests; holes at first, and clusters of zeros */
     bool unclean;                        /* with scrub: dirty and damaged (by the seed) in the beginning, as `hurt` */
     bool clean;                          /* cached tables are dropped a millisecond after their last use */
+    bool chain;                          /* it is committed into its backing image, and rebased to SIM_OTHER_NAME and back, in the workloads. No
+                                            discards: what they show depends on what lies below */
     bool lazy;                           /* lazy refcounts: while the dirty bit is set counts may be anything */
     bool no_zero_growth, no_punch, no_zero;
     uint64_t device;                     /* bytes of the device that it lies on, old bytes behind its end; 0: a file */
@@ -57,8 +60,12 @@ struct sim_geom {
     unsigned floor;                      /* distinct states that `make check` must reach */
 };
 
-/* May snapshots be made on it? Counts of one bit, and a data file, allow none, nor does an image while it is unclean. */
-static inline bool sim_geom_snaps(const struct sim_geom *g) { return (!g->scrub || (!g->unclean && !g->lazy)) && g->refcount_order && !g->hurt && !g->data_file; }
+/* May snapshots be made on it? Counts of one bit, and a data file, allow none, nor does an image while it is unclean; the audit knows the
+ * backing image as it was at first alone. */
+static inline bool sim_geom_snaps(const struct sim_geom *g)
+{
+    return (!g->scrub || (!g->unclean && !g->lazy)) && g->refcount_order && !g->hurt && !g->data_file && !g->chain;
+}
 
 const struct sim_geom *sim_geom_find(const char *name);
 const struct sim_geom *sim_geom_nth(unsigned i);       /* NULL at the end */
@@ -71,7 +78,7 @@ struct sim_image {
     uint64_t snap_size;                  /* bytes of the disk as the snapshot has it */
 };
 
-/* Makes the files SIM_DISK_NAME, SIM_BASE_NAME and SIM_DATA_NAME of w (which must not exist yet) and tells what they hold. seed: which damage. */
+/* Makes the files SIM_DISK_NAME, SIM_BASE_NAME, SIM_DATA_NAME and SIM_OTHER_NAME of w (which must not exist yet) and tells what they hold. seed: which damage. */
 void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t seed, struct sim_image *ret);
 void sim_image_fini(struct sim_image *im);
 

@@ -63,6 +63,7 @@ static bool is_amend(int id)
 {
     return id == MUT_AMEND_WIDTH_LATE || id == MUT_EXPAND_FREE_FIRST || id == MUT_BARRIER(META_B_EXPAND) || id == MUT_BARRIER(META_B_EXPANDED);
 }
+static bool is_chain(int id) { return id == MUT_COMMIT_EMPTY_EARLY || id == MUT_REBASE_ZERO_BELOW; }
 
 static const struct row rows[] = {
     { MUT_BARRIER(META_B_DATA_TABLES), "BARRIER_DATA_TABLES", "Q1 Q4 Q5", "no barrier between data and tables" },
@@ -151,7 +152,7 @@ static void child(unsigned r, double until, uint64_t tries)
     unsigned geoms = 0;
     mine = &all[r];
     alive = rows[r].id;
-    while (sim_geom_nth(geoms))
+    while (sim_geom_nth(geoms) && (is_chain(alive) || !sim_geom_nth(geoms)->chain))      /* those are the last ones */
         geoms++;
     double t0 = now();
     for (uint64_t i = 0; now() < until && atomic_load(&mine->workloads) < tries; i++) {
@@ -159,7 +160,7 @@ static void child(unsigned r, double until, uint64_t tries)
         bool race = is_race(rows[r].id);
         if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) ||
             (is_revert(rows[r].id) && !(g->bitmaps && sim_geom_snaps(g))) || (is_move(rows[r].id) && !g->compact) ||
-            is_sub(rows[r].id) != g->sub)
+            (is_chain(rows[r].id) && !g->chain) || (is_sub(rows[r].id) != g->sub && !(is_chain(rows[r].id) && g->sub)))
             continue;
         struct sim_campaign k = { .per_workload = race ? 24 : 120, .states_max = 100000, .on_state = on_state, .worth = worth,
             .nested_one_in = i / geoms % 2 ? 3 : 16 };

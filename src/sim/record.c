@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "job/commit.h"
 #include "rt/backend.h"
 #include "rt/sync.h"
 #include "sim/luks.h"
@@ -397,6 +398,43 @@ static int do_amend(struct co *co, struct run *u, const struct sim_wop *o)
     return u->r->may_fail ? 0 : wrong(u, "amend failed: %s", err.text);
 }
 
+/* ---- chains ---- */
+
+#define CHAIN_WORKERS 2u
+
+static int rebase_away(struct co *co, struct run *u, struct byre_err *err)
+{
+    const char *now = graph_backing_filename(u->n), *to = now && !strcmp(now, SIM_BASE_NAME) ? SIM_OTHER_NAME : SIM_BASE_NAME;
+    struct graph_open_opts go = { .filename = to, .format = "raw", .read_only = true, .share = true };
+    struct rebase_job job = { .top = u->n, .to = { to, "raw" }, .how.workers = CHAIN_WORKERS };
+    int r = graph_open(co, u->g, &go, &job.backing, err);
+    if (r == 0) {
+        r = rebase_run(co, &job, NULL, err);
+        int c = graph_close(co, job.backing);
+        r = r < 0 ? r : c;
+    }
+    return r;
+}
+
+/* Both change no guest byte, and make durable what was acknowledged before. */
+static int do_chain(struct co *co, struct run *u, char kind)
+{
+    struct byre_err err = { 0 };
+    struct commit_job job = { .top = u->n, .how.workers = CHAIN_WORKERS };
+    uint32_t flush = u->r->next_id++;
+    tell(u, note(u, SIM_N_FLUSH, flush));
+    int r = kind == 'n' ? commit_run(co, &job, NULL, NULL, &err) : rebase_away(co, u, &err);
+    if (r == 0) {
+        tell(u, note(u, SIM_N_FLUSH_ACK, flush));
+        u->r->flushed = true;
+        return 0;
+    }
+    u->r->errors++;
+    if (!u->r->first_error)
+        u->r->first_error = r;
+    return u->r->may_fail ? 0 : wrong(u, "%s failed: %s", kind == 'n' ? "commit" : "rebase", err.text);
+}
+
 struct scrub { struct run *u; struct byre_err err; };
 
 static int scrub_home(struct co *co, void *arg)
@@ -451,7 +489,7 @@ static int join(struct co *co, struct run *u);
 static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
 {
     int r;
-    if (strchr("sgorkaxv", o->kind)) {
+    if (strchr("sgorkaxvnj", o->kind)) {
         r = join(co, u);
         if (r < 0)
             return r;
@@ -475,6 +513,8 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'y': return do_compact(co, u);
     case 't': return co_sleep(co, 2000000);
     case 'v': return do_amend(co, u, o);
+    case 'n':
+    case 'j': return do_chain(co, u, o->kind);
     case 's':
     case 'g': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR, o->kind == 's' ? FMT_PREALLOC_OFF : (enum fmt_prealloc)o->off);
     case 'k':

@@ -69,7 +69,7 @@ static uint64_t leak_bound(const struct sim_verify *v)
     const struct sim_geom *g = v->im->g;
     uint64_t cs = 1ull << g->cluster_bits;
     uint64_t snaps = sim_model_loose(v->m) ? (SIM_SNAPS_MAX + 1) * (disk(v)->len / cs) : v->m->snapped || v->made.state ? 2 * div_up(g->size_max / cs / 8, cs / 8) + 8 : 0;
-    uint64_t moved = g->compact ? disk(v)->len / cs : 0;         /* its copies, and the places that they came from */
+    uint64_t moved = g->compact || g->chain ? disk(v)->len / cs : 0;         /* its copies, and the places that they came from; all that was emptied */
     return v->in_flight + 2 * (g->frontier / cs) + 4 + snaps + moved;
 }
 

@@ -40,7 +40,7 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMiy", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMiynj", kind))
         return -EINVAL;
     s += n;
     n = 0;
@@ -164,7 +164,7 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
             return false;
         if (o->beside && (i == 0 || l->op[i - 1].behind || !is_request(l->op[i - 1].kind)))
             return false;
-        if (o->kind == 'v' && !may_amend(g, o->off))
+        if ((o->kind == 'v' && !may_amend(g, o->off)) || (strchr("nj", o->kind) && !g->chain) || (o->kind == 'd' && g->chain))
             return false;
         if (o->kind == 'g' && (g->backing || o->off < 1 || o->off > 3 || o->len <= size || !grows_well(g, (uint32_t)size, o->len)))
             return false;
@@ -181,10 +181,12 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
 
 /* ---- alphabet ---- */
 
-struct letters { struct sim_wop *op; unsigned n, max; };
+struct letters { struct sim_wop *op; unsigned n, max; bool no_discards; };
 
 static void letter(struct letters *a, char kind, uint64_t off, uint64_t len)
 {
+    if (kind == 'd' && a->no_discards)
+        return;
     if (a->op && a->n < a->max)
         a->op[a->n] = (struct sim_wop){ .kind = kind, .off = (uint32_t)off, .len = (uint32_t)len };
     a->n++;
@@ -211,7 +213,7 @@ static void sub_letters(struct letters *a, uint64_t c)
 
 unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max)
 {
-    struct letters a = { op, 0, max };
+    struct letters a = { op, 0, max, g->chain };
     uint64_t c = (1ull << g->cluster_bits) / SIM_SECTOR;                  /* sectors of a cluster */
     uint64_t half = g->window[0].len / 2 / SIM_SECTOR, end = min_u64(g->window[0].len, g->size) / SIM_SECTOR;
     half = min_u64(half, end - 6 * c);
@@ -257,6 +259,10 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 'i', 0, 0);
     if (g->compact)
         letter(&a, 'y', 0, 0);
+    if (g->chain) {
+        letter(&a, 'n', 0, 0);                   /* commit */
+        letter(&a, 'j', 0, 0);                   /* rebase to the other backing image */
+    }
     letter(&a, 'o', 0, 0);
     letter(&a, 'r', 0, 0);
     if (g->amend) {
@@ -383,6 +389,12 @@ static const char *const amend_templates[] = {
     "w a; f; k 1; z a; k 2; x 1; w a; f; v 2; w b; w c; f; x 2; t; w c; f",
 };
 
+/* Commit and rebase between writes, closes and crashes. */
+static const char *const chain_templates[] = {
+    "n; w a; f; n; o", "j; w a; f; j; f; w b", "w b; f; n; w b; f; w c; n; f", "u a; z b; f; j; n; w a; f", "w c; n; j; w c; f; n; j; f",
+    "u b; n; z c; n; w a; f; j", "w a; n; n; j; j; w b; f; o", "j; n; w a; w b; o; n; w c; f", "w b; w c; f; r; j; f; r; n; f", "z a; u b; j; f; z c; n; f; w b",
+};
+
 static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
 {
     uint64_t c = (1ull << g->cluster_bits) / SIM_SECTOR, half = g->window[0].len / 2 / SIM_SECTOR;
@@ -405,6 +417,8 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
                                                     : templates[prng_below(p, count)];
     if (g->amend && prng_one_in(p, 2))
         t = amend_templates[prng_below(p, sizeof amend_templates / sizeof amend_templates[0])];
+    if (g->chain)
+        t = chain_templates[prng_below(p, sizeof chain_templates / sizeof chain_templates[0])];
     struct sim_wop a = place(g, p, 'a'), b = place(g, p, 'b'), c = place(g, p, 'c');
     l->count = 0;
     if (g->scrub && prng_one_in(p, 2))

@@ -11,7 +11,7 @@
  * Order       The pass, as ever. An external data file is punched behind the pass (Q21): an entry never names a hole that was data.
  * Concurrency Home loop, drained. Suspends.
  * Failure     Some of it is gone, the disk reads the same.
- * Tests       tests/interop/test_commit.py, tests/kill/test_kill_chain.py
+ * Tests       tests/interop/test_commit.py, crash explorer (chain-*), tests/kill/test_kill_chain.py
  */
 #include <inttypes.h>
 #include <string.h>
