@@ -28,7 +28,7 @@ static const struct opening soon = { .frontier_bytes = 64 * CS }, at_once = { .u
 static struct {
     struct q2_image *q;
     struct co *changer;                  /* its own reads do not count */
-    unsigned nth, seen;
+    unsigned nth, seen, patience;
     bool begun, over;
     int (*change)(struct co *co, struct q2_image *q);
 } other;
@@ -47,7 +47,7 @@ static int in_front(struct co *co, char what, uint64_t off, uint64_t len, const 
         return 0;
     other.begun = true;
     CHECK_EQ(rt_spawn(other.q->im.home, change_co, NULL), 0);
-    for (unsigned i = 0; i < PATIENCE && !other.over; i++)
+    for (unsigned i = 0; i < other.patience && !other.over; i++)
         co_yield(co);
     return 0;
 }
@@ -57,6 +57,7 @@ static void arm(struct q2_image *q, unsigned nth, int (*change)(struct co *co, s
     memset(&other, 0, sizeof other);
     other.q = q;
     other.nth = nth;
+    other.patience = PATIENCE;
     other.change = change;
     disk.hook = in_front;
 }
@@ -262,9 +263,12 @@ static void switch_body(struct co *co, void *arg)
     free_bitmaps(list);
     q = img_open(co, &soon);                         /* so that nothing of it was handed out in this opening */
     CHECK_EQ(q2_bms_open(co, &q->im, &err), 0);
+    const struct q2_bm *bm = &q->bms->list[0];
+    CHECK(bm->d.table_off && !q2_marks_has(&q->alloc->given, bm->d.table_off / CS) && !q2_marks_has(&q->alloc->given, q->h.bitmap_dir_off / CS));
     for (bool more = true; more && n < 400; n++) {
         CHECK_EQ(g_write(co, q, MIB + n * CS, CS, 0x32), 0);           /* something to be flushed */
         arm(q, n, half_a_switch);
+        other.patience = 2;              /* the read goes on while it is half done */
         struct fmt_check_result res = scrub(co, q);
         more = disarm(co);
         if (!CHECK(!res.corruptions && !res.check_errors && !res.leaks && !res.leaks_fixed))
