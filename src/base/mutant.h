@@ -85,6 +85,10 @@
     X(MOVE_UNORDERED, "Q2", "the entry of a moved cluster does not ask for the data barrier")           \
     X(MOVE_TABLE_STALE, "Q5", "a moved L2 table is copied from the disk, without changes in memory")    \
     X(FOLD_SHOWS_BELOW, "1.054", "a cluster of zeros is unmapped although a backing image shows through") \
+    X(QED_MARK_UNORDERED, "E1 H4", "the need-check mark is set without a barrier")                       \
+    X(QED_CLEAN_EARLY, "E4", "the need-check mark goes before the tables are durable and the end is cut")  \
+    X(QED_LENGTH_LATE, "E3", "space counts as settled before the length of the file is durable")         \
+    X(QED_SPARE_ZERO, "Q23 D4", "clusters that were given back count as known zero")                     \
     X(QED_COPY_LATE, "E1 E2 G.021", "repair: an entry is changed before the copy that it names is durable") \
     X(QED_REUSE_EARLY, "E1", "repair: the old place of what was moved is used before the new one is linked durably") \
     X(QED_MARK_EARLY, "E4", "the need-check mark goes before everything is repaired")                    \

@@ -322,7 +322,7 @@ static bool begin(struct audit *a, const struct sim_disk *d, struct sim_audit *r
 void sim_audit(const struct sim_disk *d, struct sim_audit *r)
 {
     struct audit a;
-    if (!begin(&a, d, r))
+    if (sim_qed_audit(d, r) || !begin(&a, d, r))
         return;
     a.refs = sim_mem_alloc((a.clusters + 1) * sizeof *a.refs);
     uint64_t l1 = u64(&a, 40), entries = u32(&a, 36);

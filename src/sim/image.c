@@ -174,6 +174,24 @@ static const struct sim_geom geoms[] = {
       .window = { { 0, 256 * K } }, .windows = 1, .backing = 200 * K, .compressed = true, .frontier = 16 * K, .one_write_space = true, .chain = true, .floor = 3000 },
     { .name = "chain-c32k-sub", .version = 3, .cluster_bits = 15, .refcount_order = 4, .size = 512 * K, .size_max = 512 * K, .sub = true,
       .window = { { 0, 512 * K } }, .windows = 1, .backing = 300 * K, .zeros = true, .frontier = 128 * K, .one_write_space = true, .chain = true, .floor = 2000 },
+    { .name = "qed-4k", .table = 2, .cluster_bits = 12, .size = 4 * M + 128 * K, .size_max = 8 * M + 64 * K,
+      .window = { { 0, 128 * K }, { 4 * M - 32 * K, 96 * K }, { 8 * M - 32 * K, 96 * K } }, .windows = 3, .zeros = true, .frontier = 32 * K, .floor = 3000 },
+    { .name = "qed-4k-backing", .table = 1, .cluster_bits = 12, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .backing = 200 * K, .zeros = true, .frontier = 16 * K, .no_zero_growth = true, .one_write_space = true,
+      .floor = 3000 },
+    { .name = "qed-8k-t16", .table = 16, .cluster_bits = 13, .size = 128 * M + 64 * K, .size_max = 128 * M + 64 * K,
+      .window = { { 0, 256 * K }, { 128 * M - 64 * K, 128 * K } }, .windows = 2, .backing = 100 * K, .zeros = true, .frontier = 64 * K, .block = 512,
+      .one_write_space = true, .floor = 500 },
+    { .name = "qed-64k", .table = 4, .cluster_bits = 16, .size = 1 * M, .size_max = 1280 * K,
+      .window = { { 0, 1280 * K } }, .windows = 1, .frontier = 256 * K, .floor = 3000 },
+    { .name = "qed-2m", .table = 1, .cluster_bits = 21, .size = 16 * M, .size_max = 16 * M,
+      .window = { { 0, 16 * M } }, .windows = 1, .zeros = true, .frontier = 4 * M, .one_write_space = true, .floor = 100 },
+    { .name = "qed-scrub", .table = 2, .cluster_bits = 12, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .backing = 200 * K, .zeros = true, .frontier = 16 * K, .one_write_space = true, .scrub = true,
+      .floor = 2000 },
+    { .name = "qed-unclean", .table = 1, .cluster_bits = 12, .size = 256 * K, .size_max = 256 * K,
+      .window = { { 0, 256 * K } }, .windows = 1, .zeros = true, .frontier = 16 * K, .one_write_space = true, .scrub = true, .unclean = true,
+      .floor = 2000 },
 };
 
 const struct sim_geom *sim_geom_nth(unsigned i) { return i < sizeof geoms / sizeof geoms[0] ? &geoms[i] : NULL; }
@@ -826,6 +844,12 @@ void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t see
         build_below(w, g, im);
     if (g->chain)
         build_other(w, g, im);
+    if (g->table) {
+        start_gens(im);
+        sim_disk_reset(&f->disk);
+        sim_qed_build(&f->disk, im);
+        return;
+    }
     struct sim_file *data = g->data_file ? sim_world_file(w, SIM_DATA_NAME) : NULL;
     if (data && sim_disk_set_len(&data->disk, g->size) < 0)
         abort();

@@ -25,6 +25,7 @@ struct sim_window { uint64_t off, len; };
 struct sim_geom {
     const char *name;
     unsigned version, cluster_bits, refcount_order;
+    unsigned table;                      /* clusters of a table: the image is QED (qed.c), not qcow2; 0: qcow2 */
     uint64_t size, size_max;             /* guest bytes at first; most that a resize makes of it */
     struct sim_window window[SIM_WINDOWS_MAX];   /* where the workloads write; the rest of the guest is never touched */
     unsigned windows;
@@ -64,7 +65,7 @@ struct sim_geom {
  * backing image as it was at first alone. */
 static inline bool sim_geom_snaps(const struct sim_geom *g)
 {
-    return (!g->scrub || (!g->unclean && !g->lazy)) && g->refcount_order && !g->hurt && !g->data_file && !g->chain;
+    return (!g->scrub || (!g->unclean && !g->lazy)) && !g->table && g->refcount_order && !g->hurt && !g->data_file && !g->chain;
 }
 
 const struct sim_geom *sim_geom_find(const char *name);
@@ -82,11 +83,18 @@ struct sim_image {
 void sim_image_build(struct sim_world *w, const struct sim_geom *g, uint64_t seed, struct sim_image *ret);
 void sim_image_fini(struct sim_image *im);
 
+/* ---- qed.c: the same for QED ---- */
+void sim_qed_build(struct sim_disk *d, struct sim_image *im);
+struct sim_audit;
+/* false: no QED file. */
+bool sim_qed_audit(const struct sim_disk *d, struct sim_audit *ret);
+static inline const char *sim_geom_format(const struct sim_geom *g) { return g->table ? "qed" : "qcow2"; }
+
 /* ---- audit.c: reads the bytes of a qcow2 file on its own, knows nothing of the engine ---- */
 struct sim_audit {
     bool broken;                         /* a table cannot be followed */
     bool marked;                         /* the dirty or the corrupt bit is set */
-    uint64_t low;                        /* counts below the references: corruption */
+    uint64_t low;                        /* counts below the references: corruption. QED: clusters with two owners */
     uint64_t leaks;                      /* sum of counts above the references */
     uint64_t copied_wrong;               /* COPIED set where there is more than one reference */
     uint64_t outside;                    /* references behind the end of the file */

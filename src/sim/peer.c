@@ -80,13 +80,15 @@ int sim_peer_agrees(const struct sim_world *w, const char *dir, const uint32_t *
             snprintf(why, bytes, "cannot write into %s", dir);
             return -1;
         }
-    char *const check[] = { "qemu-img", "check", "-f", "qcow2", image, NULL };
+    struct sim_audit a;
+    char *format = sim_qed_audit(&sim_world_find((struct sim_world *)(uintptr_t)w, SIM_DISK_NAME)->disk, &a) ? "qed" : "qcow2";
+    char *const check[] = { "qemu-img", "check", "-f", format, image, NULL };
     int code = run(dir, check);
     if (code != (int)verdict) {
         snprintf(why, bytes, "qemu-img check answers %d, expected %d", code, (int)verdict);
         return -1;
     }
-    char *const convert[] = { "qemu-img", "convert", "-t", "unsafe", "-f", "qcow2", "-O", "raw", image, made, NULL };
+    char *const convert[] = { "qemu-img", "convert", "-t", "unsafe", "-f", format, "-O", "raw", image, made, NULL };
     code = run(dir, convert);
     if (code) {
         snprintf(why, bytes, "qemu-img convert answers %d", code);

@@ -44,7 +44,7 @@ int sim_graph_new(struct sim_world *w, struct co *co, struct graph **ret_g, stru
 
 int sim_disk_open(struct co *co, struct graph *g, const struct sim_geom *geom, bool read_only, bool check_mode, struct graph_node **ret_n, struct byre_err *err)
 {
-    struct graph_open_opts o = { .filename = SIM_DISK_NAME, .format = "qcow2", .read_only = read_only, .discard = true,
+    struct graph_open_opts o = { .filename = SIM_DISK_NAME, .format = sim_geom_format(geom), .read_only = read_only, .discard = true,
         .no_backing = check_mode, .fmt = { .check_mode = check_mode, .discard_no_unref = geom->keep && !check_mode, .frontier_bytes = geom->frontier, .bitmap_region_bytes = geom->bitmap_region, .unclean_ok = geom->scrub, .cache_clean_ms = geom->clean } };
     if (geom->luks)
         o.key_secret = SIM_LUKS_SECRET;
@@ -343,7 +343,7 @@ static int do_open(struct co *co, struct run *u)
     struct byre_err err = { 0 };
     int r = sim_disk_open(co, u->g, u->r->im->g, false, false, &u->n, &err);
     if (r == 0)
-        return u->r->im->g->device && atomic_load(&graph_image(u->n)->unclean) ? start_behind(co, u, &scrub_op, 0) : 0;
+        return (u->r->im->g->device || u->r->im->g->table) && atomic_load(&graph_image(u->n)->unclean) ? start_behind(co, u, &scrub_op, 0) : 0;
     u->r->errors++;
     if (!u->r->first_error)
         u->r->first_error = r;

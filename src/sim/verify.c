@@ -70,11 +70,20 @@ static uint64_t leak_bound(const struct sim_verify *v)
     uint64_t cs = 1ull << g->cluster_bits;
     uint64_t snaps = sim_model_loose(v->m) ? (SIM_SNAPS_MAX + 1) * (disk(v)->len / cs) : v->m->snapped || v->made.state ? 2 * div_up(g->size_max / cs / 8, cs / 8) + 8 : 0;
     uint64_t moved = g->compact || g->chain ? disk(v)->len / cs : 0;         /* its copies, and the places that they came from; all that was emptied */
-    return v->in_flight + 2 * (g->frontier / cs) + 4 + snaps + moved;
+    uint64_t tables = 3 * g->table + (g->unclean ? 3 : 0);       /* QED: each may be of several clusters; what was lost in the beginning */
+    return v->in_flight + 2 * (g->frontier / cs) + 4 + snaps + moved + tables;
 }
 
 /* Q12: with lazy refcounts counts are judged when the dirty bit is away. Everything else holds all the time. */
-static bool is_late(const struct sim_verify *v, const struct sim_audit *a) { return (v->im->g->lazy || v->im->g->scrub) && a->marked; }
+static bool is_late(const struct sim_verify *v, const struct sim_audit *a) { return !v->im->g->table && (v->im->g->lazy || v->im->g->scrub) && a->marked; }
+
+/* E1: clusters are lost under the mark only. A scrub beside requests leaves those that it can use itself. */
+static int judge_mark(struct sim_verify *v, const char *when, const struct sim_audit *a)
+{
+    if (v->im->g->table && !v->im->g->scrub && a->leaks && !a->marked)
+        return wrong(v, "%s: %" PRIu64 " clusters are lost, and there is no mark", when, a->leaks);
+    return 0;
+}
 
 static int audit(struct sim_verify *v, const char *when, struct sim_audit *a)
 {
@@ -87,7 +96,7 @@ static int audit(struct sim_verify *v, const char *when, struct sim_audit *a)
         return wrong(v, "%s: %" PRIu64 " counts are too low, %" PRIu64 " references outside: %s", when, a->low, a->outside, a->text);
     if (a->copied_wrong)
         return wrong(v, "%s: COPIED is set wrongly %" PRIu64 " times: %s", when, a->copied_wrong, a->text);
-    return 0;
+    return v->im->g->table ? judge_mark(v, when, a) : 0;
 }
 
 struct findings { char first[160]; uint64_t flags; };
@@ -606,7 +615,7 @@ static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
         bigger = false;
     }
     unsigned where = v->im->g->scrub ? (unsigned)prng_below(&v->rng, 4) : 3;
-    if (v->im->g->device && where >= 2)  /* there requests wait for it */
+    if ((v->im->g->device || v->im->g->table) && where >= 2)     /* there requests wait for it */
         where -= 2;
     bool stays = where == 3 && atomic_load(&graph_image(n)->unclean);
     if (r == 0)
@@ -628,7 +637,7 @@ static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
     r = close_disk(co, v, n, when, r);
     if (r == 0)
         r = audit(v, when, &a);
-    if (r == 0 && is_late(v, &a) && !stays)
+    if (r == 0 && (is_late(v, &a) || (v->im->g->table && a.marked)) && !stays)
         r = wrong(v, "%s: the image is still dirty after a close", when);
     if (r == 0)
         r = judge_bitmaps(v, when, true);
@@ -804,7 +813,7 @@ static int judge(struct sim_verify *v)
     for (unsigned i = 0; r == 0 && i < v->w->file_count; i++)
         if (v->w->files[i]->disk.undo_count != m[i])
             r = wrong(v, "opening read-only has changed a file");
-    if (r == 0 && v->peer_dir && !v->im->g->hurt && prng_one_in(&v->rng, v->peer_one_in)) {
+    if (r == 0 && v->peer_dir && !v->im->g->hurt && v->im->g->table != 1 && prng_one_in(&v->rng, v->peer_one_in)) {
         struct sim_audit a;
         sim_audit(disk(v), &a);
         v->peers += !is_late(v, &a);

@@ -166,6 +166,8 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
             return false;
         if ((o->kind == 'v' && !may_amend(g, o->off)) || (strchr("nj", o->kind) && !g->chain) || (o->kind == 'd' && g->chain))
             return false;
+        if (g->table && (o->kind == 'g' || (o->kind == 's' && o->len < size)))
+            return false;                        /* never shrinks, knows no preallocation */
         if (o->kind == 'g' && (g->backing || o->off < 1 || o->off > 3 || o->len <= size || !grows_well(g, (uint32_t)size, o->len)))
             return false;
         if (o->kind == 's' || o->kind == 'g') {
@@ -285,8 +287,9 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 'H', 0, 0);
         letter(&a, 'M', 1, 0);
     }
-    if (!g->one_write_space) {
+    if (!g->one_write_space)
         letter(&a, 's', 0, g->size_max / SIM_SECTOR);
+    if (!g->one_write_space && !g->table) {      /* QED grows only */
         letter(&a, 's', 0, g->size / SIM_SECTOR + 3);
         letter(&a, 's', 0, half);
         letter(&a, 's', 0, 5 * c + tail + 1);

@@ -16,6 +16,7 @@
  * Tests        qed_write_test.c, tests/interop/test_qed_write.py
  */
 #include "base/assert.h"
+#include "base/mutant.h"
 #include "fmt/frontier.h"
 #include "fmt/qed/qed_image.h"
 
@@ -38,7 +39,7 @@ static bool settled(struct qed_image *q, uint64_t end)
         a->settled_to = max_u64(a->settled_to, a->unsettled.end);
         a->unsettled.end = 0;
     }
-    return end <= a->settled_to;
+    return end <= a->settled_to || MUTANT(MUT_QED_LENGTH_LATE);
 }
 
 /* ---- growth ---- */
@@ -127,7 +128,7 @@ static bool take_spare(struct qed_image *q, uint64_t want, bool whole, struct qe
     uint64_t n = min_u64(x.end - x.start, want);
     if (rset_remove(&a->spare, x.start, x.start + n) < 0)
         return false;
-    *ret = (struct qed_run){ .off = x.start << q->g.cluster_bits, .count = n, .settled = settled(q, x.start + n) };
+    *ret = (struct qed_run){ .off = x.start << q->g.cluster_bits, .count = n, .settled = settled(q, x.start + n), .known_zero = MUTANT(MUT_QED_SPARE_ZERO) };
     return true;
 }
 

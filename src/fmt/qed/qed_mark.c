@@ -20,6 +20,7 @@
 
 #include "base/assert.h"
 #include "base/cleanup.h"
+#include "base/mutant.h"
 #include "fmt/qed/qed_image.h"
 
 #define SECTOR_BYTES 512u
@@ -54,6 +55,8 @@ int qed_header_put(struct co *co, struct qed_image *q, const struct qed_header *
             header_back(co, q, old, r);
     }
     co_unlock(&q->header_mx);
+    if (MUTANT(MUT_QED_MARK_UNORDERED) && h->features & QED_F_NEED_CHECK)
+        return r;
     return r < 0 ? r : meta_barrier(co, q->meta, META_B_HEADER);
 }
 
@@ -150,7 +153,9 @@ int qed_mark_leave(struct co *co, struct qed_image *q)
     int r = k->changers || q->scrubbing ? 1 : 0;
     if (r == 0 && k->set && !q->unclean) {
         k->set = false;                           /* who wants it from here on waits for mx */
-        r = qed_alloc_cut(co, q);
+        r = MUTANT(MUT_QED_CLEAN_EARLY) ? put_mark(co, q, false) : 0;
+        if (r == 0)
+            r = qed_alloc_cut(co, q);
         if (r == 0)
             r = meta_flush(co, q->meta);
         if (r == 0 && !k->keep)

@@ -159,11 +159,17 @@ static int unclean(struct co *co, struct qed_image *q, struct qed_checker *k, st
         return r;                                /* L4 */
     reuse(q, k);
     q->mark.keep = k->twice > 0;
-    q->unclean = q->scrubbing = false;
+    q->unclean = false;
     atomic_store(&q->im.unclean, false);
     co_wake_all(&q->held);
+    return 0;
+}
+
+/* Now, or when nothing relies on it any more. */
+static int clean_mark(struct co *co, struct qed_image *q, struct byre_err *err)
+{
     qed_mark_watch(q);
-    r = qed_mark_leave(co, q);
+    int r = qed_mark_leave(co, q);
     return r < 0 ? byre_fail_code(err, IO, r, "%s: the mark cannot be taken away", q->name) : 0;
 }
 
@@ -202,10 +208,13 @@ int qed_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *
     if (q->scrubbing || q->resizing)
         return byre_fail(err, BUSY, q->resizing ? "%s: it is being resized" : "%s: its scrub runs already", q->name);
     q->scrubbing = true;
-    int r = q->unclean ? unclean(co, q, &k, err) : clean(co, q, &k, err);
-    q->scrubbing = false;
+    bool was = q->unclean;
+    int r = was ? unclean(co, q, &k, err) : clean(co, q, &k, err);
+    q->scrubbing = false;                         /* from here on another one may run */
     if (q->unclean)
         give_up(q);
+    else if (was && r == 0)
+        r = clean_mark(co, q, err);
     qed_findings_end(&k);
     *ret = k.res;
     qed_checker_fini(&k);
