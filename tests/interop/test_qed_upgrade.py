@@ -94,6 +94,16 @@ def test_longest_name(tmp_path):
     assert upgraded(path)["backing-filename"] == "base.raw"
 
 
+def test_no_bytes(tmp_path):
+    """A disk of size 0 gets its first bytes later."""
+    path = tmp_path / "x.qed"
+    run.byre("create", "-q", "-f", "qed", path, "0")
+    assert upgraded(path)["virtual-size"] == 0
+    run.qemu_img("resize", "-f", "qcow2", path, "1M")
+    run.qemu_io(path, "write -P 1 0 1M", "read -P 1 0 1M", fmt="qcow2")
+    run.qemu_img("check", path)
+
+
 def test_64_tebibytes(tmp_path):
     """FEATURES 2.004: only metadata is read and written."""
     path = tmp_path / "x.qed"

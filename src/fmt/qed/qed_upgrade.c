@@ -85,7 +85,7 @@ static int plan(struct co *co, struct upgrade *u, struct byre_err *err)
     uint32_t bits = (uint32_t)min_u64(q->g.cluster_bits, Q2_CLUSTER_BITS_MAX);
     u->cs = 1ull << bits;
     u->ratio = q->g.cluster_size / u->cs;
-    uint64_t entries = div_up(q->h.size, u->cs * (u->cs / 8));
+    uint64_t entries = max_u64(div_up(q->h.size, u->cs * (u->cs / 8)), 1);          /* a disk of no bytes has a table, too */
     if (entries * 8 > Q2_L1_BYTES_MAX)
         return byre_fail(err, BAD_SIZE, "%s: a disk of %" PRIu64 " bytes is too large for qcow2 with clusters of %" PRIu64, q->name, q->h.size, u->cs);
     int r = stor_length(co, q->im.store, &u->length);
@@ -102,7 +102,7 @@ static int plan(struct co *co, struct upgrade *u, struct byre_err *err)
     u->h.l1_size = (uint32_t)entries;
     u->l2_at = NONE;
     u->out_room = max_u64(OUT_BYTES, u->cs);
-    u->l1 = calloc(round_up(max_u64(entries * 8, 1), u->cs), 1);
+    u->l1 = calloc(round_up(entries * 8, u->cs), 1);
     u->l2 = malloc(u->cs);
     void *out;
     if (posix_memalign(&out, 4096, u->out_room) == 0)
@@ -200,7 +200,7 @@ static int emit_mapping(struct co *co, struct upgrade *u)
     if (r == 0)
         r = end_l2(co, u);
     u->h.l1_off = u->next;
-    return r < 0 ? r : emit(co, u, u->l1, round_up(max_u64(u->h.l1_size * 8ull, 1), u->cs));
+    return r < 0 ? r : emit(co, u, u->l1, round_up(u->h.l1_size * 8ull, u->cs));
 }
 
 /* ---- counts ---- */
