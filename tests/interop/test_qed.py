@@ -219,15 +219,18 @@ def test_damaged(tmp_path, name):
 
 
 def test_need_check(tmp_path):
-    """FEATURES 2.006: an image that was not closed cleanly is read as it is and left as it is, and says that it is so."""
+    """FEATURES 2.006: an image that was not closed cleanly is read as it is and left as it is, and says that it is so; opened for writing it is
+    made clean first."""
     path = Builder(features=qedref.NEED_CHECK).write(tmp_path / "x.qed")
     before = path.read_bytes()
     assert content(path, tmp_path)[:4096] == b"\1" * 4096
     assert run.byre("info", "--output=json", path).json["dirty-flag"] is True      # the peer says false of any QED image
     assert "cleanly shut down: no" in run.byre("info", path).out
     assert path.read_bytes() == before
-    done = run.byre("io", "-c", "write 0 4k", path, code=1)
-    assert "reading only" in done.err and path.read_bytes() == before
+    run.byre("io", "-c", "write -P 9 0 4k", path)
+    assert run.byre("info", "--output=json", path).json["dirty-flag"] is False
+    assert content(path, tmp_path)[:8192] == b"\x09" * 4096 + b"\2" * 4096
+    run.qemu_img("check", "-f", "qed", path)
 
 
 def test_feature_bits(tmp_path):
