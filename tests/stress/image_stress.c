@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * image_stress.c: two loops on one qcow2 image.
+ * image_stress.c: two loops on one image, qcow2 or QED.
  *
  * Workers on both loops write, read, zero and discard. Each has an area of its own, whose content it knows exactly, and
  * all share one area in which discard, zero and rewrite of the same clusters race: there every sector must be zero or
@@ -34,7 +34,7 @@ struct stress {
     uint64_t cluster, seed;
     unsigned operations;
     char *packed;                            /* method; NULL: none */
-    bool sub, scrub, compact;
+    bool sub, qed, scrub, compact;
     unsigned scrubs, compacted;
     bool written;                            /* the workers have ended */
     struct rt *rt;
@@ -246,16 +246,17 @@ static void compact_co(struct co *co, void *arg)
 static void mark_dirty(const struct stress *s)
 {
     uint8_t byte;
+    off_t at = s->qed ? 16 : 79;
     int fd = open(s->path, O_RDWR);
-    REQUIRE(fd >= 0 && pread(fd, &byte, 1, 79) == 1, "%s", s->path);
-    byte |= 1;
-    REQUIRE(pwrite(fd, &byte, 1, 79) == 1 && close(fd) == 0, "%s", s->path);
+    REQUIRE(fd >= 0 && pread(fd, &byte, 1, at) == 1, "%s", s->path);
+    byte |= s->qed ? 2 : 1;
+    REQUIRE(pwrite(fd, &byte, 1, at) == 1 && close(fd) == 0, "%s", s->path);
 }
 
 static void open_image(struct co *co, struct stress *s, struct graph **ret_g)
 {
     struct byre_err err;
-    struct graph_open_opts o = { .filename = s->path, .format = "qcow2", .discard = true, .fmt = { .cache_bytes = 64 * 1024, .cache_clean_ms = 2, .unclean_ok = s->scrub } };
+    struct graph_open_opts o = { .filename = s->path, .format = s->qed ? "qed" : "qcow2", .discard = true, .fmt = { .cache_bytes = 64 * 1024, .cache_clean_ms = 2, .unclean_ok = s->scrub } };
     REQUIRE(graph_new(co_loop(co), &(struct graph_opts){ 0 }, ret_g, &err) == 0, "%s", err.text);
     REQUIRE(graph_open(co, *ret_g, &o, &s->node, &err) == 0, "%s", err.text);
 }
@@ -268,7 +269,7 @@ static void create_image(struct co *co, struct stress *s)
     struct fmt_create_opts co_ = { .size = DISK, .cluster_size = s->cluster, .version = 3, .refcount_bits = 16,
                                    .compression_type = s->packed, .extended_l2 = s->sub };
     REQUIRE(stor_file_open(co, s->path, &fo, &st, &err) == 0, "%s", err.text);
-    REQUIRE(fmt_qcow2_ops.create(co, st, &co_, &err) == 0, "%s", err.text);
+    REQUIRE((s->qed ? &fmt_qed_ops : &fmt_qcow2_ops)->create(co, st, &co_, &err) == 0, "%s", err.text);
     stor_close(co, st);
 }
 
@@ -349,6 +350,8 @@ int main(int argc, char **argv)
         s.compact |= strcmp(argv[i], "compact") == 0;
     REQUIRE(!s.compact || !s.scrub, "a scrub and a compaction exclude one another");
     s.sub = argc > 6 && strcmp(argv[argc - 1], "sub") == 0;
+    for (int i = 6; i < argc; i++)
+        s.qed |= strcmp(argv[i], "qed") == 0;
     s.model = calloc(1, DISK);
     REQUIRE(s.model && rt_new(&o, &s.rt, &err) == 0, "cannot start");
     REQUIRE(rt_spawn_on(rt_loop_at(s.rt, 0), main_co, &s) == 0, "no coroutine");
