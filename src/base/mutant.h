@@ -26,7 +26,7 @@
     X(SCRUB_BLIND, "G.001", "a scrub judges clusters that changed while it looked")                     \
     X(SCRUB_FORGETS_QUARANTINE, "Q9 G.001", "a scrub frees clusters that wait in quarantine")           \
     X(UNCLEAN_USED_EARLY, "Q12", "old clusters of an unclean image are used before trust is back")      \
-    X(LAZY_DATA_TOO, "Q12 H7", "lazy refcounts drop the barrier behind data too")                       \
+    X(LAZY_DATA_TOO, "Q12", "lazy refcounts drop the barrier behind data too")                       \
     X(LAZY_DIRTY_LATE, "Q12", "lazy refcounts begin before the dirty bit is durable")                   \
     X(LAZY_CLEAN_EARLY, "Q12", "the dirty bit is taken away before the counts are durable")             \
     X(NEED_TABLE_BARRIER, "Q5", "a root entry does not ask for the barrier behind tables")              \
@@ -56,19 +56,19 @@
     X(SNAP_KEEP_COPIED, "Q13", "creating a snapshot: L2 entries keep their COPIED flags")               \
     X(SNAP_L1_COPIED, "Q13", "creating a snapshot: L1 entries keep their COPIED flags")                 \
     X(SNAP_CACHE_STAYS, "Q13 D2", "cached tables outlive a change of the tables on the disk")           \
-    X(SNAP_APPLY_IN_PLACE, "Q14 H1", "applying a snapshot: the L1 table is overwritten, with stale flags") \
+    X(SNAP_APPLY_IN_PLACE, "Q14", "applying a snapshot: the L1 table is overwritten, with stale flags") \
     X(SNAP_STALE_COPIED, "Q14", "applying a snapshot: flags of the snapshot's tables are kept")         \
     X(SNAP_APPLY_FREE_FIRST, "Q14", "applying a snapshot: the old tree loses its owners before the switch") \
     X(SNAP_BITMAPS_LATE, "Q14 P4", "applying a snapshot: bitmaps become dirty after the switch")         \
     X(EXPAND_FREE_FIRST, "Q25", "zero clusters of snapshots: what they kept loses its owners before the tables")   \
     X(SNAP_FREE_FIRST, "Q15", "deleting a snapshot: its tree loses its owners before the switch")       \
-    X(COMPRESSED_FREED_EARLY, "Q11 Q9", "a compressed cluster is freed before its replacement is linked durably (H3)") \
+    X(COMPRESSED_FREED_EARLY, "Q11 Q9", "a compressed cluster is freed before its replacement is linked durably") \
     X(COMPRESSED_UNORDERED, "Q11 Q2", "compressed clusters count as independent data")                  \
     X(PACK_NOT_COUNTED, "Q11 Q1", "a further compressed cluster in a host cluster is not counted")      \
     X(PACK_NOT_HELD, "Q11", "a host cluster that is being filled is not held for that")                 \
     X(CRYPT_KNOWN_ZERO, "Q23 D4", "fresh space of an encrypted image counts as known zero")              \
     X(BITMAP_MARK_LATE, "Q16", "bitmaps are marked in use after the first write")                       \
-    X(DATA_FILE_LATE, "Q21", "an external data file is not flushed before the tables that name it (H5)") \
+    X(DATA_FILE_LATE, "Q21", "an external data file is not flushed before the tables that name it") \
     X(DATA_FILE_UNFLUSHED, "Q21", "a guest flush does not flush the external data file")                \
     X(DATA_FILE_PUNCH_LATE, "Q9 Q21", "a punch in the data file does not hold off a rewrite of its clusters") \
     X(AMEND_WIDTH_LATE, "Q20", "the width of the counts is switched behind the table that has it")      \
@@ -85,7 +85,7 @@
     X(MOVE_UNORDERED, "Q2", "the entry of a moved cluster does not ask for the data barrier")           \
     X(MOVE_TABLE_STALE, "Q5", "a moved L2 table is copied from the disk, without changes in memory")    \
     X(FOLD_SHOWS_BELOW, "1.054", "a cluster of zeros is unmapped although a backing image shows through") \
-    X(QED_MARK_UNORDERED, "E1 H4", "the need-check mark is set without a barrier")                       \
+    X(QED_MARK_UNORDERED, "E1", "the need-check mark is set without a barrier")                       \
     X(QED_CLEAN_EARLY, "E4", "the need-check mark goes before the tables are durable and the end is cut")  \
     X(QED_LENGTH_LATE, "E3", "space counts as settled before the length of the file is durable")         \
     X(QED_SPARE_ZERO, "Q23 D4", "clusters that were given back count as known zero")                     \

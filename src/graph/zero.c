@@ -36,7 +36,7 @@ static struct parts parts_of(const struct graph_node *n, uint64_t off, uint64_t 
     return p;
 }
 
-/* Does the piece read zero whatever comes to lie below n? */
+/* Does the piece read zero whatever comes to lie below n? Else a rebase writes zeros too (J3). */
 static bool is_zero(const struct graph_node *n, const struct piece *p)
 {
     bool own = p->layer == n && !p->past_end;

@@ -7,7 +7,7 @@
  * Invariants  commit.h. Further: C1  A commit writes to the base only what a layer above it hides: no write to it can be seen from the top.
  *             C2  A rebase writes to the image what it shows already, read through the old chain, in whole clusters or subclusters:
  *                 what surrounds a write in its cluster comes from the old chain as well.
- * Order       commit: copy | flush of the base | empty, durable. rebase: copy | flush of the image | name in one sector (Q18).
+ * Order       commit: copy | flush of the base | empty, durable (J2). rebase: copy | flush of the image | name in one sector (J3, Q18).
  * Concurrency commit.h.
  * Failure     commit.h.
  * Tests       tests/interop/test_commit.py, tests/interop/test_rebase.py, crash explorer (chain-*), tests/kill/test_kill_chain.py

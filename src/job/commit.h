@@ -2,8 +2,8 @@
  *
  * commit.h: what an image holds goes into one below it; an image gets another backing file. Offline: nobody else uses the chain.
  *
- * Invariants  J2  commit: copy, the base durable, only then the image is emptied. At every moment the image reads as before.
- *             J3  rebase: what the new chain does not supply is in the image, durably, before its header names the new chain.
+ * Invariants  I1  commit (J2): copy, the base durable, only then the image is emptied. At every moment the image reads as before.
+ *             I2  rebase (J3): what the new chain does not supply is in the image, durably, before its header names the new chain.
  *                 At every moment it reads as before, through the chain that the header names.
  * Concurrency Home loop of the graph; suspends. The copy runs on all loops. progress comes on the home loop and must not suspend.
  * Failure     What was copied so far stays; the chain reads as before. A second run ends the work.

@@ -12,7 +12,7 @@
  * Order       With a second store for data (Q21) META_B_DATA_TABLES and META_B_FINAL flush that one first.
  *             counts | META_B_DATA_TABLES if some entry needs data or counts | tables | META_B_TABLES_ROOTS if some
  *             root needs a table | roots | META_B_FINAL. Data that an entry relies on was completed before the
- *             entry was set (fmt.h), so the first barrier behind the freeze covers it (Q1, Q2, Q4, Q5, Q9, Q11).
+ *             entry was set (fmt.h), so the first barrier behind the freeze covers it (Q1, Q2, Q4, Q5, Q9, Q11, E1, E2, E3).
  *             Counts are only ever raised before and lowered after (frees.c), so a crash anywhere can only leak.
  * Concurrency Home loop; suspends for I/O. Blocks may change while a pass writes: it writes its copies (D5: frozen).
  *             Lazy counts (Q12) leave the first step out, and nothing else.

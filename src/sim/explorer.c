@@ -4,9 +4,9 @@
  *
  * Purpose      Cut points, subsets, tears; each as a difference over what is durable at the cut.
  * Owns         The order of operations, what is durable already, per-sector stamps of it.
- * Invariants   E1  At a cut the files hold exactly the operations whose `durable` is not behind it.
- *              E2  An operation is a member of the pending set from its issue until it is durable.
- *              E3  Every state is taken back before the next one is made.
+ * Invariants   X1  At a cut the files hold exactly the operations whose `durable` is not behind it.
+ *              X2  An operation is a member of the pending set from its issue until it is durable.
+ *              X3  Every state is taken back before the next one is made.
  * Order        The storage model of trace.h and explorer.h.
  * Concurrency  One thread.
  * Failure      What visit answers ends the walk.
@@ -97,7 +97,7 @@ static void put_sector(struct sim_explorer *x, const struct sim_op *op, uint32_t
         sim_disk_put(d, op->first + i, op->data ? op->data + (size_t)i * SIM_SECTOR : NULL, op->hash[i]);
 }
 
-/* E1 */
+/* X1 */
 static void advance_base(struct sim_explorer *x, uint64_t cut)
 {
     for (size_t k = 0; k < x->t->op_count; k++) {
@@ -117,7 +117,7 @@ static void advance_base(struct sim_explorer *x, uint64_t cut)
         sim_disk_commit(&x->w->files[i]->disk);
 }
 
-/* E2 */
+/* X2 */
 static void collect(struct sim_explorer *x, uint64_t cut)
 {
     x->cut = cut;

@@ -343,7 +343,7 @@ static const char *const templates[] = {
     "w a; w b; f; d a; d b; t; f; w c; w a; f",
     "w b; d a; f; t; w c; f; r; w a; f",
     /* compressed clusters; plain writes where there are none */
-    "c a; f; c a; w b; w c; f",                          /* H3: rewritten, and the old place wanted at once */
+    "c a; f; c a; w b; w c; f",                          /* rewritten, and the old place wanted at once */
     "c a; f; c a; t; w b; ~ f; w c; f; t",
     "c b; c c; f; w b; d c; t; w a; f; t; w b; f",
     "c b; d b; f; t; w c; f; c b; f",                    /* all pieces go while their cluster is being filled */

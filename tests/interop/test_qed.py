@@ -65,7 +65,7 @@ def size_of(cluster_size):
 @pytest.mark.parametrize("cluster_size,table_size", GEOMETRIES)
 def test_created_by_byre(tmp_path, cluster_size, table_size):
     """FEATURES 2.001, 2.002, 2.003, 2.022, 2.023: the bytes are those that the peer writes; the peer uses the image. (With
-    table_size 1 the peer makes images that it cannot open; byre opens them: rule E5.)"""
+    table_size 1 the peer makes images that it cannot open; byre opens them.)"""
     ours, theirs, size = tmp_path / "ours.qed", tmp_path / "theirs.qed", size_of(cluster_size)
     for tool, path in (("byre", ours), ("qemu-img", theirs)):
         images.create(path, size, fmt="qed", tool=tool, cluster_size=cluster_size, table_size=table_size)
@@ -124,7 +124,7 @@ def test_written_by_peer(tmp_path, cluster_size, table_size, seed):
 
 @pytest.mark.parametrize("table_size", [1, 2])
 def test_built_by_hand(tmp_path, table_size):
-    """FEATURES 2.003, 2.009, 2.010: also with the tables of one cluster that the peer refuses (rule E5)."""
+    """FEATURES 2.003, 2.009, 2.010: also with the tables of one cluster that the peer refuses."""
     b = Builder(table_size=table_size, size=4 << 20, data=6)
     b.word(b.l2 + 8 * 7, 1).word(b.l2 + 8 * 8, 1)
     path = b.write(tmp_path / "x.qed")

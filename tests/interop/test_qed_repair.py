@@ -145,7 +145,7 @@ def test_peer_was_killed(tmp_path, cluster_size):
 
 
 def test_table_size_one(tmp_path):
-    """FEATURES 2.003: also where the peer refuses the image (rule E5)."""
+    """FEATURES 2.003: also where the peer refuses the image."""
     b = Builder(table_size=1, size=4 << 20, data=6)
     b.word(b.l2 + 8, b.data).word(b.l2 + 16, 1 << 40).word(b.l1 + 8, b.l2)
     path = b.write(tmp_path / "x.qed")

@@ -8,10 +8,10 @@ Rules
   - a function or struct that a comment names (by a module's prefix) occurs in code
   - the line Tests of an opening comment in src/ names a test: a file, a folder of tests/, the crash explorer; or says that the
     file is one
-  - Q1 and RG1 are rows of docs/internals/ordering.md and goals.md; DESIGN is followed by a decision D1 of ARCHITECTURE.md
+  - Q1, E1, J1 and RG1 are rows of docs/internals/ordering.md and goals.md; DESIGN is followed by a decision D1 of ARCHITECTURE.md
   - a file that ordering.md lists for a rule quotes that rule
   - a mutant that a comment or document names is a row of src/base/mutant.h
-  - numbers of invariants are given once in a head, are none of the project's (D, P, Q, RG), and a bare I1 is defined in the head
+  - numbers of invariants are given once in a head, are none of the project's (D, E, J, P, Q, RG), and a bare I1 is defined in the head
     of the file or of a header beside it
 """
 import os
@@ -92,8 +92,8 @@ def check_tests(lint, tree, path, text):
 
 
 def check_numbers(lint, rows, path, text):
-    for kind, where in (("Q", "ordering.md"), ("RG", "goals.md")):
-        for match in re.finditer(rf"(?<![\w.]){kind}\d+(?!\w|->|\.)", text):
+    for kind, where in (("Q", "ordering.md"), ("E", "ordering.md"), ("J", "ordering.md"), ("RG", "goals.md")):
+        for match in re.finditer(rf"(?<![\w.])(?<!noqa: ){kind}\d+(?!\w|->)(?!\.\w)", text):
             if rows[kind] and match.group(0) not in rows[kind]:
                 lint.finding(path, line_of(text, match.start()), f"{match.group(0)} is not in docs/internals/{where}")
     for match in re.finditer(r"\bRELIABILITY\b", text):
@@ -127,8 +127,8 @@ def check_invariants(lint, tree, path, text):
     for number in sorted({n for n in own if own.count(n) > 1}):
         lint.finding(path, 1, f"the head defines {number} twice")
     for number in own:
-        if re.match(r"(?:D|P|Q|RG)\d", number):
-            lint.finding(path, 1, f"the head defines {number}: D, P, Q and RG are numbers of the whole project")
+        if re.match(r"(?:D|E|J|P|Q|RG)\d", number):
+            lint.finding(path, 1, f"the head defines {number}: D, E, J, P, Q and RG are numbers of the whole project")
     folder = os.path.dirname(path)
     known = set(re.findall(r"\bI\d+\b", head))
     for other, t in tree.text.items():
@@ -147,9 +147,9 @@ def check_invariants(lint, tree, path, text):
 def check_ordering(lint, tree):
     path = "docs/internals/ordering.md"
     text = tree.text.get(path, "")
-    for match in re.finditer(r"^\| (Q\d+) \|.*\| ([^|\n]*) \|$", text, re.M):
+    for match in re.finditer(r"^\| ([QEJ]\d+) \|.*\| ([^|\n]*) \|$", text, re.M):
         for name in QUOTED.findall(match.group(2)):
-            full = name if "/" in name else "src/fmt/qcow2/" + name
+            full = name if "/" in name else ("src/fmt/qed/" if name.startswith("qed_") else "src/fmt/qcow2/") + name
             if full in tree.text and not re.search(rf"\b{match.group(1)}\b", tree.text[full]):
                 lint.finding(path, line_of(text, match.start()), f"{full} does not quote {match.group(1)}")
 
@@ -164,8 +164,9 @@ def check_document(lint, tree, path, text):
 def main():
     lint = Lint("refs", __doc__.split("\n")[0])
     tree = Tree(lint.root)
-    rows = {"Q": tree.numbers("docs/internals/ordering.md", r"^\| (Q\d+) \|"), "RG": tree.numbers("docs/internals/goals.md", r"^\| (RG\d+) \|"),
-            "D": tree.numbers("ARCHITECTURE.md", r"^- \*\*(D\d+) ")}
+    rows = {kind: tree.numbers("docs/internals/ordering.md", rf"^\| ({kind}\d+) \|") for kind in "QEJ"} | {
+        "RG": tree.numbers("docs/internals/goals.md", r"^\| (RG\d+) \|"),
+        "D": tree.numbers("ARCHITECTURE.md", r"^- \*\*(D\d+) ")}
     mutants = tree.numbers("src/base/mutant.h", r"^\s*X\((\w+), \"") | {
         "BARRIER_" + b for b in tree.numbers("src/meta/meta.h", r"^\s*META_B_(\w+),")}
     for path, text in tree.text.items():

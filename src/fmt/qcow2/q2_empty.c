@@ -5,7 +5,7 @@
  * Purpose     Unallocates every cluster and every L2 table of the disk, and makes the file as short as that allows. Internal snapshots
  *             and bitmaps keep what is theirs.
  * Owns        Nothing beyond the call; the image is drained.
- * Invariants  E1  The caller says that the layers below hold the content, durably. So any mix of entries that are gone and entries
+ * Invariants  I1  The caller says that the layers below hold the content, durably (J2). So any mix of entries that are gone and entries
  *                 that are not reads the same, and their order does not matter; only space must not be used again before its
  *                 entry is gone (Q9).
  * Order       The pass, as ever. An external data file is punched behind the pass (Q21): an entry never names a hole that was data.

@@ -5,10 +5,10 @@
  * Purpose     Compresses clusters on the CPU pool; places, writes and links what was made of them. Any cluster may become a
  *             compressed one, whatever it was before, compressed too.
  * Owns        One struct encoded_txn per part of a write that lies in one L2 slice: its guest-range lock, its pinned slice, its pieces.
- * Invariants  E1  The range lock is taken before anything is looked up, and held until commit or abort (fmt.h I2).
- *             E2  commit only sets words of a pinned slice: it cannot fail.
- *             E3  Compressing holds no lock and looks at nothing that changes.
- *             E4  A compressed entry never carries COPIED (1.039): nobody overwrites it in place.
+ * Invariants  C1  The range lock is taken before anything is looked up, and held until commit or abort (fmt.h I2).
+ *             C2  commit only sets words of a pinned slice: it cannot fail.
+ *             C3  Compressing holds no lock and looks at nothing that changes.
+ *             C4  A compressed entry never carries COPIED (1.039): nobody overwrites it in place.
  * Order       Q11: counts and data before the entry (always with the data barrier, Q23 does not hold for compressed clusters); the
  *             references of the replaced entries are dropped behind it (Q9).
  * Concurrency begin, commit and abort on the home loop (rt_call); compressing on worker threads; the data I/O on the caller's loop.
@@ -48,7 +48,7 @@ int q2_encode(struct co *co, struct fmt_image *im, const struct fmt_encoding *ho
     struct q2_image *q = q2_of(im);
     ASSERT(im->encode_bytes);
     struct encode_job j = { q, how, e };
-    return (int)rt_cpu(co, encode_job, &j);      /* E3 */
+    return (int)rt_cpu(co, encode_job, &j);      /* C3 */
 }
 
 /* ---- writing ---- */
@@ -90,7 +90,7 @@ static int begin_home(struct co *co, void *arg)
     if (q->failed)
         return -EIO;
     q2_unclean_room_wait(co, q);
-    co_range_lock(co, &q->locks, &t->lock, t->off, t->off + t->n * q->g.cluster_size);       /* E1 */
+    co_range_lock(co, &q->locks, &t->lock, t->off, t->off + t->n * q->g.cluster_size);       /* C1 */
     int r = q2_slice_own(co, q, t->off, &t->block, &t->index);
     if (r == 0)
         r = look(t);
@@ -104,14 +104,14 @@ static int begin_home(struct co *co, void *arg)
 
 static struct q2_l2e entry_of(const struct encoded_txn *t, unsigned i)
 {
-    return (struct q2_l2e){ .kind = Q2_COMPRESSED, .host = t->host[i], .comp_bytes = t->enc[i].iov_len };     /* E4 */
+    return (struct q2_l2e){ .kind = Q2_COMPRESSED, .host = t->host[i], .comp_bytes = t->enc[i].iov_len };     /* C4 */
 }
 
 static int commit_home(struct co *co, void *arg)
 {
     struct encoded_txn *t = arg;
     struct q2_image *q = t->q;
-    CO_ATOMIC(co) {                                          /* E2 */
+    CO_ATOMIC(co) {                                          /* C2 */
         for (unsigned i = 0; i < t->n; i++) {
             struct q2_l2e old, new = entry_of(t, i);
             bool ok = q2_entry_get(q, t->block, t->index + i, &old);

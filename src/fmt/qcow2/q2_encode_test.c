@@ -2,7 +2,7 @@
  *
  * q2_encode_test.c: compressed clusters: packing, counting, rewriting, failure, kept decoded clusters.
  *
- * Purpose      K1..K6 of q2_pack.c, E1..E4 of q2_encode.c, U1..U4 of q2_decode.c, over cluster sizes and widths of counts.
+ * Purpose      K1..K6 of q2_pack.c, C1..C4 of q2_encode.c, U1..U4 of q2_decode.c, over cluster sizes and widths of counts.
  * Owns         One disk (q2_disk_test.h).
  * Invariants   None.
  * Concurrency  One loop at a time.
@@ -76,7 +76,7 @@ static void geometry(struct co *co, const struct make *m)
     CHECK(reads(co, q, 0, n * cs, bytes));
     for (uint64_t i = 0; i < n; i++) {
         struct q2_l2e e = entry(co, q, i * cs);
-        CHECK(e.kind == Q2_COMPRESSED && !e.copied && e.comp_bytes <= cs + 512);      /* E4 */
+        CHECK(e.kind == Q2_COMPRESSED && !e.copied && e.comp_bytes <= cs + 512);      /* C4 */
     }
     for (uint64_t i = 0; i < n; i += 3)                                  /* one by one, over what is there */
         CHECK_EQ(g_compress(co, q, i * cs, cs, (uint8_t)(1 + i)), 0);
@@ -182,7 +182,7 @@ static void full_count_body(struct co *co, void *arg)
 
 static void test_full_count(void **state) { t_run(0, full_count_body, NULL); }
 
-/* H3: rewritten and not flushed, the old place is nobody's. */
+/* Rewritten and not flushed, the old place is nobody's. */
 static void rewrite_body(struct co *co, void *arg)
 {
     const struct make m = { 3, 16, 4096, 4 * MIB };

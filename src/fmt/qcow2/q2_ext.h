@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_ext.h: adding a header extension to an image that exists, so that the image opens at every tear (Q18, H2).
+ * q2_ext.h: adding a header extension to an image that exists, so that the image opens at every tear (Q18).
  */
 #ifndef Q2_EXT_H
 #define Q2_EXT_H

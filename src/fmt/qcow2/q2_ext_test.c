@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_ext_test.c: adding a header extension, torn at every place: the image always opens and says the same (H2, Q18).
+ * q2_ext_test.c: adding a header extension, torn at every place: the image always opens and says the same (Q18).
  * FEATURES 1.015, 1.016, 1.019, 1.022
  */
 #include <stdlib.h>

@@ -6,7 +6,7 @@
  * Owns        q->lazy, q->lazy_on
  * Invariants  Z1  Counts are late only while the dirty bit is durable (Q12).
  *             Z2  The bit goes away only when every count is durable, and counts are written in time again from before that.
- *             Z3  Data before its entry is no matter of counts: that barrier stays (hole H7 of others).
+ *             Z3  Data before its entry is no matter of counts: that barrier stays.
  * Order       dirty bit | first table that relies on a late count.   all counts | dirty bit away. Both META_B_HEADER.
  * Concurrency Home loop; one at a time by lazy_mx. Allocations may run during leave: their counts are in time from its start.
  * Failure     enter: no allocation is made. leave: the image stays dirty, which is always right.

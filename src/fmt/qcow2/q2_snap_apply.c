@@ -105,7 +105,7 @@ static int switch_header(struct co *co, struct q2_snap *s, uint64_t l1_off)
     return r;
 }
 
-/* H1, as a deliberate fault: the L1 table is overwritten where it stands, with the flags that the snapshot has kept; the flags
+/* A deliberate fault: the L1 table is overwritten where it stands, with the flags that the snapshot has kept; the flags
  * are mended at the end. */
 static int in_place(struct co *co, struct q2_snap *s)
 {

@@ -16,7 +16,7 @@
 
 bool qed_cluster_size_ok(uint64_t v) { return is_pow2(v) && v >= 1ull << QED_CLUSTER_BITS_MIN && v <= 1ull << QED_CLUSTER_BITS_MAX; }
 
-bool qed_table_size_ok(uint64_t v) { return is_pow2(v) && v <= QED_TABLE_SIZE_MAX; }        /* 1 is fine (E5) */
+bool qed_table_size_ok(uint64_t v) { return is_pow2(v) && v <= QED_TABLE_SIZE_MAX; }        /* 1 is fine, although the peer refuses it */
 
 struct qed_geom qed_geom_make(uint64_t cluster_size, uint32_t table_size, uint32_t header_clusters)
 {
