@@ -375,6 +375,9 @@ struct fmt_ops {
     /* Any loop, outside epoch sections of the image: returns when [off, off+len) may be changed, because whatever happens
      * the bitmaps will not have missed it. */
     int (*bitmap_enter)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
+    /* Any loop: where the VM state begins, in the guest's address space: behind all that the disk can use of its tables. map and read_encoded
+     * answer there too (absent: zeros, whatever lies below). NULL: the format keeps none. */
+    uint64_t (*state_at)(const struct fmt_image *im);
     /* Sizes for `o` when data_bytes of guest data (in whole clusters, counted by the caller) are written. */
     int (*measure)(const struct fmt_create_opts *o, uint64_t data_clusters_bytes, struct fmt_measure *ret, struct byre_err *err);
 };

@@ -143,3 +143,37 @@ int graph_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
     gate_leave(co, n, t);
     return r;
 }
+
+/* ---- VM state ---- */
+
+/* Piece by piece: it is read once, in large requests. */
+static int state_read(struct co *co, struct graph_node *n, struct iov v, uint64_t pos)
+{
+    uint64_t start = pos, end = pos + v.len_bytes;
+    int r = 0;
+    while (pos < end && r == 0) {
+        struct piece p = { .pos = pos, .layer = n, .held = true, .tok = epoch_enter(n->im->epoch, co_loop(co)) };
+        r = n->im->ops->map(co, n->im, pos, end - pos, &p.e);
+        if (r) {
+            piece_release(co, &p);
+            break;
+        }
+        ASSERT(p.e.len > 0 && p.e.len <= end - pos);
+        p.len = p.e.len;
+        r = piece_read(co, &p, iov_slice(v, pos - start, p.len));
+        pos += p.len;
+    }
+    return r;
+}
+
+int graph_read_state(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
+{
+    epoch_token t = gate_enter(co, n);
+    int r = -ENOTSUP;
+    if (n->im->ops->state_at) {
+        uint64_t at = n->im->ops->state_at(n->im);
+        r = at <= INT64_MAX && range_inside(off, v.len_bytes, INT64_MAX - at) ? state_read(co, n, v, at + off) : -EIO;
+    }
+    gate_leave(co, n, t);
+    return r;
+}

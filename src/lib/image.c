@@ -154,6 +154,12 @@ static int read_co(struct co *co, void *arg)
     return graph_read(co, io->node, io->v, io->off);
 }
 
+static int read_state_co(struct co *co, void *arg)
+{
+    struct io *io = arg;
+    return graph_read_state(co, io->node, io->v, io->off);
+}
+
 static int write_co(struct co *co, void *arg)
 {
     struct io *io = arg;
@@ -200,6 +206,13 @@ int byre_read(struct byre_image *image, void *buf, size_t len, uint64_t off)
 {
     struct iovec slot;
     return transfer(image, iov_one(&slot, buf, len), off, 0, read_co);
+}
+
+int byre_read_state(struct byre_image *image, void *buf, size_t len, uint64_t off)
+{
+    struct iovec slot;
+    struct io io = { .v = iov_one(&slot, buf, len), .off = off };
+    return run_io(image, read_state_co, &io);
 }
 
 int byre_readv(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off)

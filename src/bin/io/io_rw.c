@@ -59,7 +59,7 @@ static struct timespec now(void)
 }
 
 /* ---- reading ---- */
-struct read_opts { bool compat_a, compat_p, machine, quiet, dump, registered; char *pattern, *from, *len; };
+struct read_opts { bool compat_a, compat_p, machine, quiet, dump, registered, state; char *pattern, *from, *len; };
 
 #define READ_COMMON                                                                                                          \
     { .short_name = 'C', .type = OPT_BOOL, OPT_AT(struct read_opts, machine), .help = "report in a form for programs" },     \
@@ -74,7 +74,7 @@ static const struct opt_row read_rows[] = {
     { .short_name = 'l', .type = OPT_STR, OPT_AT(struct read_opts, len), .arg = "LEN", .help = "with -P: verify so many bytes" },
     { .short_name = 'a', .type = OPT_BOOL, OPT_AT(struct read_opts, compat_a), .flags = OPT_HIDDEN, .help = "no effect" },
     { .short_name = 'p', .type = OPT_BOOL, OPT_AT(struct read_opts, compat_p), .flags = OPT_HIDDEN, .help = "no effect" },
-    { .short_name = 'b', .type = OPT_BOOL, .flags = OPT_LATER, .help = "read from the VM state" },
+    { .short_name = 'b', .type = OPT_BOOL, OPT_AT(struct read_opts, state), .help = "read the VM state, which begins at 0; sectors of 512 bytes" },
     OPT_END
 };
 static const struct opt_row readv_rows[] = { READ_COMMON, OPT_END };
@@ -111,16 +111,25 @@ static int finish_read(const struct read_opts *o, const struct verify *v, const 
     return !same;
 }
 
+/* The VM state is addressed in whole sectors. */
+static bool whole_sectors(uint64_t n, const char *what)
+{
+    if (n % 512)
+        printf("%" PRIu64 " is not a sector-aligned value for '%s'\n", n, what);
+    return n % 512 == 0;
+}
+
 static int run_read(struct io_shell *s, const void *opts, int argc, char **argv)
 {
     const struct read_opts *o = opts;
     uint64_t off, len;
     struct verify v;
     struct io_buf b;
-    if (!io_number(argv[0], &off) || !io_length(argv[1], &len) || !parse_verify(o, len, &v) || !io_buf_new(s, len, FILL_READ, &b))
+    if (!io_number(argv[0], &off) || !io_length(argv[1], &len) || !parse_verify(o, len, &v) ||
+        (o->state && !(whole_sectors(off, "offset") && whole_sectors(len, "count"))) || !io_buf_new(s, len, FILL_READ, &b))
         return 1;
     struct timespec t = now();
-    int rc = byre_read(s->image, b.data, len, off);
+    int rc = o->state ? byre_read_state(s->image, b.data, len, off) : byre_read(s->image, b.data, len, off);
     int code = rc < 0 ? io_failed("read", rc) : finish_read(o, &v, &b, off, &t);
     io_buf_fini(&b);
     return code;
@@ -253,7 +262,7 @@ static int run_writev(struct io_shell *s, const void *opts, int argc, char **arg
     return code;
 }
 
-const struct io_cmd io_cmd_read = { "read", "r", "[-Cqrv] [-P pattern [-s off] [-l len]] off len", "read bytes at an offset",
+const struct io_cmd io_cmd_read = { "read", "r", "[-bCqrv] [-P pattern [-s off] [-l len]] off len", "read bytes at an offset",
     "Example: 'read -v 512 1k' dumps one kilobyte from offset 512.", read_rows, sizeof(struct read_opts), 2, 2, 0, run_read };
 const struct io_cmd io_cmd_readv = { "readv", NULL, "[-Cqrv] [-P pattern] off len [len..]", "read bytes into several buffers",
     "Example: 'readv -v 512 1k 1k' dumps two kilobytes read into two buffers.", readv_rows, sizeof(struct read_opts), 2, -1, 0, run_readv };

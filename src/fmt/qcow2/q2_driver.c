@@ -520,6 +520,12 @@ static int q2_close(struct co *co, struct fmt_image *im)
     return r < 0 ? r : stored;
 }
 
+static uint64_t q2_state_at(const struct fmt_image *im)
+{
+    const struct q2_image *q = (const struct q2_image *)im;      /* it is the first member */
+    return q2_l1_entries(&q->g, atomic_load_explicit(&im->size, memory_order_acquire)) * q2_l2_span(&q->g);
+}
+
 const struct fmt_ops fmt_qcow2_ops = {
     .name = "qcow2",
     .probe = q2_probe,
@@ -546,6 +552,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .compact = q2_compact,
     .close = q2_close,
     .create = q2_create,
+    .state_at = q2_state_at,
     .measure = q2_measure,
     .bitmaps_open = q2_bms_open,
     .bitmap_load = q2_bms_load,

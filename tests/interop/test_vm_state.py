@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""The VM state behind the disk of a qcow2 image: what the peer saves there is read back."""
+import re
+
+import pytest
+from lib import peers, run
+
+KIB, MIB = 1 << 10, 1 << 20
+
+SHAPES = {"512": ("1000k", "cluster_size=512"), "4k": ("1000k", "cluster_size=4k"), "64k": ("8M", "cluster_size=64k"), "none": ("0", "cluster_size=4k"),
+          "whole": ("2M", "cluster_size=4k"), "v2": ("1000k", "compat=0.10,cluster_size=4k"), "subclusters": ("3M", "extended_l2=on,cluster_size=16k")}
+
+
+def timeless(text):
+    """The report without the times."""
+    return re.sub(r"ops; .*", "ops;", text)
+
+
+def both(path, *commands, before=(), code=0):
+    """The same commands in both; the output may differ in times only. Returns it."""
+    words = [word for command in commands for word in ("-c", command)]
+    theirs = run.run(peers.need("qemu-io"), *before, *words, path, code=code)
+    ours = run.byre("io", *before, *words, path, code=code)
+    assert timeless(ours.out) == timeless(theirs.out)
+    return ours.out
+
+
+def create(path, size="1000k", options="cluster_size=4k", *more):
+    run.run(peers.need("qemu-img"), "create", "-q", "-f", "qcow2", "-o", options, *more, path, size)
+
+
+def save(path, *commands, before=()):
+    words = [word for command in commands for word in ("-c", command)]
+    run.run(peers.need("qemu-io"), *before, *words, path)
+
+
+def test_report(tmp_path):
+    """FEATURES 6.004: the forms of the report and what is refused, as the peer says it"""
+    path = tmp_path / "x"
+    create(path)
+    save(path, "write -b -P 0x5a 0 20k")
+    both(path, "read -b 0 20k", "read -bq 0 4k", "read -b -v 512 1k", "read -b -P 0x5a 0 20k", "read -b -P 0x5a -s 512 -l 512 0 4k", "read -b 0 0")
+    assert "not a sector-aligned value for 'offset'" in both(path, "read -b 3 512", code=1)
+    assert "not a sector-aligned value for 'count'" in both(path, "read -b 0 700", code=1)
+    assert "Pattern verification failed" in both(path, "read -b -P 0x5b 0 20k", code=1)
+    assert run.byre("io", "-c", "read -bC 0 4k", path).out.startswith("4096,1,")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_saved_by_the_peer(tmp_path, shape):
+    """FEATURES 1.058, 6.004: the area is addressed from 0, over several tables, with holes that are zeros; the disk has its size and bytes"""
+    path, (size, options) = tmp_path / "x", SHAPES[shape]
+    create(path, size, options)
+    if size != "0":
+        save(path, "write -P 0x11 0 1000k")
+    save(path, "write -b -P 0x21 0 100k", "write -b -P 0x22 100k 200k", "write -b -P 0x23 5M 1M", "write -b -P 0x24 20992 512")
+    both(path, "read -b -P 0x21 0 20k", "read -b -P 0x24 20992 512", "read -b -P 0x21 21504 80896", "read -b -P 0x22 100k 200k",
+         "read -b -P 0 300k 4820k", "read -b -P 0x23 5M 1M", "read -b -P 0 6M 2M", "read -b -P 0 1G 64k", "read -b -v 20480 2k")
+    assert run.byre("info", "--output=json", path).json["virtual-size"] == run.run(peers.need("qemu-img"), "info", "--output=json", path).json["virtual-size"]
+    if size != "0":
+        run.byre("io", "-c", "read -P 0x11 0 1000k", "-c", "write -P 0x12 0 64k", path)
+    run.byre("check", path)
+    both(path, "read -b -P 0x22 100k 200k")
+
+
+def test_not_of_the_layers_below(tmp_path):
+    """FEATURES 1.058: a hole is zeros, though the backing image has bytes at that place of its disk, and though it has a state of its own"""
+    base, top = tmp_path / "base", tmp_path / "top"
+    create(base, "16M")
+    save(base, "write -P 0x31 0 16M", "write -b -P 0x32 0 64k")
+    create(top, "1M", "cluster_size=4k", "-b", "base", "-F", "qcow2")
+    save(top, "write -b -P 0x33 64k 4k")
+    run.byre("io", "-c", "read -b -P 0 0 64k", "-c", "read -b -P 0x33 64k 4k", "-c", "read -b -P 0 68k 1M", "-c", "read -P 0x31 0 1M", top)
+
+
+def test_encrypted(tmp_path):
+    """FEATURES 1.058: the state of an encrypted disk is encrypted, too"""
+    path = tmp_path / "x"
+    before = ("--object", "secret,id=s,data=geheim")
+    run.run(peers.need("qemu-img"), "create", "-q", *before, "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "4M")
+    options = f"driver=qcow2,encrypt.key-secret=s,file.filename={path}"
+    save(options, "write -b -P 0x41 0 192k", before=(*before, "--image-opts"))
+    assert bytes([0x41]) * 512 not in path.read_bytes()
+    both(options, "read -b -P 0x41 0 192k", "read -b -P 0 192k 64k", before=(*before, "--image-opts"))
+
+
+def test_growing_does_not_show_it(tmp_path):
+    """FEATURES 1.058: where the disk grows over the state, it reads zeros; the area begins behind the new end"""
+    path = tmp_path / "x"
+    create(path, "2M")
+    save(path, "write -b -P 0x51 0 3M")
+    run.byre("resize", path, "8M")
+    run.byre("io", "-c", "read -P 0 0 8M", "-c", "read -b -P 0 0 3M", path)
+    run.byre("check", path)
+    run.run(peers.need("qemu-img"), "check", path)
+
+
+def test_snapshots_leave_it(tmp_path):
+    """FEATURES 1.058: our snapshots are of the disk alone; making one, and setting back to it, leaves the image sound"""
+    path = tmp_path / "x"
+    create(path)
+    save(path, "write -P 0x61 0 1000k", "write -b -P 0x62 0 300k")
+    run.byre("snapshot", "-c", "one", path)
+    assert run.byre("info", "--output=json", path).json["snapshots"][0]["vm-state-size"] == 0
+    both(path, "read -b -P 0x62 0 300k", "read -P 0x61 0 1000k")
+    run.byre("check", path)
+    run.byre("snapshot", "-a", "one", path)
+    run.byre("io", "-c", "read -P 0x61 0 1000k", path)
+    run.byre("check", path)
+    run.run(peers.need("qemu-img"), "check", path)
+
+
+@pytest.mark.parametrize("kind", ["raw", "qed"])
+def test_formats_without(tmp_path, kind):
+    """FEATURES 1.058, 6.004: a format that keeps no VM state says so"""
+    path = tmp_path / "x"
+    run.run(peers.need("qemu-img"), "create", "-q", "-f", kind, path, "1M")
+    assert both(path, "read -b 0 4k", before=("-f", kind), code=1) == "read failed: Operation not supported\n"
