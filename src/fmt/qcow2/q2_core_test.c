@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define KIB 1024ull
 #define MIB (1024 * KIB)
@@ -788,6 +789,51 @@ static void scan_all_body(struct co *co, void *arg)
 
 static void test_scan_all(void **state) { t_run(0, scan_all_body, NULL); }
 
+/* FEATURES G.003: a lookup in tables that are cached takes no lock and asks no other loop: it is answered on its own loop while the home
+ * loop stands still with every lock of the tables and of the allocator in its hands. */
+static struct { struct q2_image *q; uint64_t end; _Atomic int state; } lookups;      /* state: 1 begun, 2 all answered */
+
+static void look_up_all(struct co *co, void *arg)
+{
+    atomic_store(&lookups.state, 1);
+    epoch_token t = epoch_enter(lookups.q->im.epoch, co_loop(co));
+    for (uint64_t off = 0; off < lookups.end; off += 64 * KIB) {
+        struct fmt_extent e;
+        CHECK_EQ(q2_map(co, &lookups.q->im, off, 64 * KIB, &e), 0);
+        CHECK(e.kind == (off % (128 * KIB) ? FMT_ABSENT : FMT_DATA));
+    }
+    epoch_leave(lookups.q->im.epoch, co_loop(co), t);
+    atomic_store(&lookups.state, 2);
+}
+
+static void lookups_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 64 * KIB, 16 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    lookups.q = q;
+    lookups.end = 16 * MIB;
+    for (uint64_t off = 0; off < lookups.end; off += 128 * KIB)
+        CHECK_EQ(g_write(co, q, off, 64 * KIB, 0x41), 0);
+    CHECK(q->im.home == co_loop(co));
+    co_lock(co, &q->l2_mx);
+    co_lock(co, &q->alloc->mx);
+    atomic_store(&lookups.state, 0);
+    CHECK_EQ(rt_spawn_on(rt_loop_at(t_rt, 1), look_up_all, NULL), 0);
+    time_t begun = time(NULL);
+    while (atomic_load(&lookups.state) != 2 && time(NULL) - begun < 20)
+        continue;                            /* on purpose: this loop serves nobody */
+    CHECK_EQ(atomic_load(&lookups.state), 2);
+    co_unlock(&q->alloc->mx);
+    co_unlock(&q->l2_mx);
+    while (atomic_load(&lookups.state) != 2)
+        (void)co_sleep(co, 1000000);
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_lookups(void **state) { t_run(0, lookups_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -809,6 +855,7 @@ int main(void)
         cmocka_unit_test(test_close_after_failure),
         cmocka_unit_test(test_device),
         cmocka_unit_test(test_scan_all),
+        cmocka_unit_test(test_lookups),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 core", tests);
