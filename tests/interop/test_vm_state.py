@@ -77,7 +77,7 @@ def test_encrypted(tmp_path):
     """FEATURES 1.058: the state of an encrypted disk is encrypted, too"""
     path = tmp_path / "x"
     before = ("--object", "secret,id=s,data=geheim")
-    run.run(peers.need("qemu-img"), "create", "-q", *before, "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "4M")
+    run.byre("create", "-q", *before, "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "4M")
     options = f"driver=qcow2,encrypt.key-secret=s,file.filename={path}"
     save(options, "write -b -P 0x41 0 192k", before=(*before, "--image-opts"))
     assert bytes([0x41]) * 512 not in path.read_bytes()
