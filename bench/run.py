@@ -155,20 +155,20 @@ class Bench:
             raise Fail("no figure in: " + out)
         return float(m.group(1))
 
-    def first_writes(self):
+    def first_writes(self, qed=False):
         for cluster in ("64K", "1M"):
             for step in ("4K", "64K", "1M"):
                 size = max(FIRST_WRITES * {"4K": 4096, "64K": 65536, "1M": 1 << 20}[step], 1 << 20)
 
-                def fresh(tool, fmt, cluster=cluster, step=step, size=size):
+                def fresh(tool, fmt, cluster=cluster, step=step, size=size, more=""):
                     self.drop("fw.img")
-                    opts = ["-o", "cluster_size=" + cluster] if fmt == "qcow2" else []
+                    opts = ["-o", "cluster_size=" + cluster + more] if fmt != "raw" else []
                     run(tool.img + ["create", "-q", "-f", fmt] + opts + [self.path("fw.img"), str(size)])
                     return self.bench_cmd(tool, fmt, ["-c", str(FIRST_WRITES), "-s", "4K", "-S", step, "-w", self.path("fw.img")])
 
-                cs = [(t.name, lambda t=t: fresh(t, "qcow2")) for t in self.tools]
-                cs.append(("raw file", lambda: fresh(self.tools[0], "raw")))
-                self.row("first writes: clusters %s, step %s" % (cluster, step), "s", False, cs)
+                cs = [(t.name, lambda t=t: fresh(t, "qed" if qed else "qcow2")) for t in self.tools]
+                cs.append(("byre qcow2", lambda: fresh(self.tools[0], "qcow2", more=",lazy_refcounts=on")) if qed else ("raw file", lambda: fresh(self.tools[0], "raw")))
+                self.row("QED, " * qed + "first writes: clusters %s, step %s" % (cluster, step), "s", False, cs)
         self.drop("fw.img")
 
     def first_writes_backed(self):
@@ -189,6 +189,21 @@ class Bench:
         self.drop(name)
         run(["qemu-img", "create", "-q", "-f", fmt, self.path(name), str(DISK)])
         run(["qemu-io", "-n", "-f", fmt] + sum((["-c", "write -P 85 %d %d" % (o, 64 << 20)] for o in range(0, DISK, 64 << 20)), []) + [self.path(name)])
+
+    def qed(self):
+        """QED by byre, by the peers, and byre's own qcow2 with lazy refcounts."""
+        self.first_writes(qed=True)
+        self.fill("qed", "rnd.qed")
+        self.fill("qcow2", "rnd.qcow2")
+        run(["qemu-img", "amend", "-f", "qcow2", "-o", "lazy_refcounts=on", self.path("rnd.qcow2")])
+        all_of = [(t.name, t, "qed") for t in self.tools] + [("byre qcow2", self.tools[0], "qcow2")]
+        for what, w in (("read", []), ("write", ["-w"])):
+            self.row("QED, scattered 4K %s of allocated clusters, depth 64, direct" % what, "s", False,
+                     [(n, lambda t=t, f=f, w=w: self.bench_cmd(t, f, ["-c", "60000", "-s", "4K", "-S", str(4096 * 100003)] + w + [self.path("rnd." + f)])) for n, t, f in all_of])
+        for rw, bs, depth in (("randread", "4k", 64), ("randwrite", "4k", 64), ("read", "1M", 8), ("write", "1M", 8)):
+            self.row("QED, NBD %s %s, depth %d, one connection, cache=none" % (rw, bs, depth), "MB/s" if bs == "1M" else "k/s", True,
+                     [(n, lambda t=t, f=f, rw=rw, bs=bs, depth=depth: self.fio(t, "rnd." + f, f, "none", rw, bs, depth)) for n, t, f in all_of])
+        self.drop("rnd.qed", "rnd.qcow2", "nbd.sock")
 
     def random_io(self):
         self.fill("qcow2", "rnd.qcow2")
@@ -357,7 +372,7 @@ class Bench:
                          [(t.name, lambda t=t: one(t)) for t in self.tools])
         self.drop("open.img", "nbd.sock")
 
-    ROWS = {"first-writes": first_writes, "first-writes-backed": first_writes_backed, "random": random_io, "nbd": nbd, "convert": convert, "compress": compress, "check": check, "chain": chain, "open": open_time}
+    ROWS = {"first-writes": first_writes, "first-writes-backed": first_writes_backed, "random": random_io, "nbd": nbd, "convert": convert, "compress": compress, "check": check, "chain": chain, "qed": qed, "open": open_time}
 
 
 def report(b, out_dir, machine):
