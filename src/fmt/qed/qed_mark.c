@@ -8,6 +8,7 @@
  *              K2  It goes away only when all tables are durable and the file ends where what is in use ends (E4): an image without
  *                  it has no cluster that this opening has lost.
  *              K4  The mark of an image that is not proved sound stays (qed_scrub.c L4).
+ *              K5  A change of the header begins with what the header says in memory and ends there; no other comes between.
  *              K3  What the header says in memory is what it says on the disk, or nothing is written any more.
  * Order        mark | META_B_HEADER | first growth of the file, first changed entry.
  *              cut, tables | META_B_FINAL | mark away | META_B_HEADER.
@@ -38,14 +39,13 @@ static void header_back(struct co *co, struct qed_image *q, const void *sector, 
         meta_stop(q->meta, error);
 }
 
-/* The bytes around the fields stay. */
-int qed_header_put(struct co *co, struct qed_image *q, const struct qed_header *h)
+/* Under header_mx. The bytes around the fields stay. */
+static int put_held(struct co *co, struct qed_image *q, const struct qed_header *h)
 {
     AUTOFREE uint8_t *old = aligned_alloc(SECTOR_BYTES, 2 * SECTOR_BYTES);
     if (!old)
         return -ENOMEM;
     uint8_t *new = old + SECTOR_BYTES;
-    co_lock(co, &q->header_mx);
     int r = stor_read_exact(co, q->im.store, old, SECTOR_BYTES, 0);
     if (r == 0) {
         memcpy(new, old, SECTOR_BYTES);
@@ -54,41 +54,55 @@ int qed_header_put(struct co *co, struct qed_image *q, const struct qed_header *
         if (r < 0)
             header_back(co, q, old, r);
     }
-    co_unlock(&q->header_mx);
     if (MUTANT(MUT_QED_MARK_UNORDERED) && h->features & QED_F_NEED_CHECK)
         return r;
     return r < 0 ? r : meta_barrier(co, q->meta, META_B_HEADER);
 }
 
+int qed_header_put(struct co *co, struct qed_image *q, const struct qed_header *h)
+{
+    co_lock(co, &q->header_mx);
+    int r = put_held(co, q, h);
+    co_unlock(&q->header_mx);
+    return r;
+}
+
+/* The header in memory becomes *h when the disk has it. Under header_mx since h was copied from it (K5). */
+static int change_held(struct co *co, struct qed_image *q, const struct qed_header *h)
+{
+    int r = put_held(co, q, h);
+    if (r == 0)
+        q->h = *h;
+    return r;
+}
+
 static int put_mark(struct co *co, struct qed_image *q, bool set)
 {
+    co_lock(co, &q->header_mx);
     struct qed_header h = q->h;
     h.features = set ? h.features | QED_F_NEED_CHECK : h.features & ~QED_F_NEED_CHECK;
-    int r = qed_header_put(co, q, &h);
-    if (r == 0)
-        q->h.features = h.features;
+    int r = change_held(co, q, &h);
+    co_unlock(&q->header_mx);
     return r;
 }
 
 int qed_clear_autoclear(struct co *co, struct qed_image *q)
 {
+    co_lock(co, &q->header_mx);
     struct qed_header h = q->h;
-    if (!h.autoclear)
-        return 0;
     h.autoclear = 0;
-    int r = qed_header_put(co, q, &h);
-    if (r == 0)
-        q->h.autoclear = 0;
+    int r = q->h.autoclear ? change_held(co, q, &h) : 0;
+    co_unlock(&q->header_mx);
     return r;
 }
 
 int qed_set_size(struct co *co, struct qed_image *q, uint64_t size)
 {
+    co_lock(co, &q->header_mx);
     struct qed_header h = q->h;
     h.size = size;
-    int r = qed_header_put(co, q, &h);
-    if (r == 0)
-        q->h.size = size;
+    int r = change_held(co, q, &h);
+    co_unlock(&q->header_mx);
     return r;
 }
 

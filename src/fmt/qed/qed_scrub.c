@@ -147,7 +147,10 @@ static int unclean(struct co *co, struct qed_image *q, struct qed_checker *k, st
 {
     bool all = true;
     q->given_up = false;
-    int r = qed_check_begin(co, k, true, err);
+    int r = meta_flush(co, q->meta);             /* L1: what a killed process took away may be in the page cache only */
+    if (r < 0)
+        return byre_fail_code(err, IO, r, "%s: cannot be made durable", q->name);
+    r = qed_check_begin(co, k, true, err);
     if (r == 0)
         r = qed_check_gather(co, k, false, err);
     if (r == 0 && k->res.corruptions) {
@@ -190,6 +193,10 @@ static int clean(struct co *co, struct qed_image *q, struct qed_checker *k, stru
         r = qed_check_gather(co, k, false, err);
     if (r < 0 || !(k->o->fix & FMT_FIX_LEAKS) || !k->res.leaks)
         return r;
+    if (k->res.corruptions || k->res.check_errors) {             /* L3: a table that was not looked into owns what it names */
+        qed_finding(k, false, "QED_NOT_FREED", "nothing is freed as long as there are errors");
+        return 0;
+    }
     r = qed_mark_enter(co, q);                                   /* the file may be cut when the mark goes */
     if (r < 0)
         return byre_fail_code(err, IO, r, "%s: the mark cannot be set", q->name);

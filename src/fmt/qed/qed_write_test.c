@@ -493,6 +493,80 @@ static void scrubbed(struct co *co, void *arg)
     CHECK(sound(co));
 }
 
+/* L3: a table that shares a cluster is not looked into; what it names is no leak. */
+static void scrubbed_shared(struct co *co, void *arg)
+{
+    struct fmt_check_result res = { 0 };
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    CHECK_EQ(g_put(co, q, 0, 4 * C, 1), 0);
+    CHECK_EQ(g_put(co, q, SPAN, 8 * C, 2), 0);
+    CHECK_EQ(shut(co, q), 0);
+    le64_put((le64 *)(disk.bytes + (1 + T) * C + 5 * 8), le64_get((const le64 *)(disk.bytes + C + 8)));
+    q = reopen(co, false);
+    CHECK_EQ(scrub(co, q, FMT_FIX_LEAKS, &res), 0);
+    CHECK(res.corruptions && !res.leaks_fixed);
+    CHECK_EQ(g_put(co, q, 10 * C, 20 * C, 3), 0);
+    CHECK(holds(co, q, SPAN, 8 * C, 2) && holds(co, q, 10 * C, 20 * C, 3));
+    CHECK_EQ(shut(co, q), 0);
+}
+
+/* What a killed process took away may be in the page cache only: it is durable before the file grows. */
+static void unclean_cached(struct co *co, void *arg)
+{
+    struct fmt_check_result res = { 0 };
+    make_unclean(co);
+    le64_put((le64 *)(disk.bytes + (1 + T) * C + 2 * 8), 0);
+    struct qed_image *q = reopen_as(co, false, true);
+    start_late(co, q);
+    CHECK(!late.done);
+    disk.hook = watch_growth;
+    CHECK_EQ(scrub(co, q, 0, &res), 0);
+    co_group_wait(co, &late.group);
+    CHECK(late.result == 0 && !late.before);
+    disk.hook = NULL;
+    CHECK_EQ(shut(co, q), 0);
+}
+
+static void leave_co(struct co *co, void *arg)
+{
+    CHECK_EQ(qed_mark_leave(co, late.q), 0);
+    co_group_leave(&late.group);
+}
+
+/* The mark goes while the header gets another size. */
+static int leave_beside(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    if (what != 'W' || off != 0 || late.done)
+        return 0;
+    late.done = true;
+    co_group_enter(&late.group);
+    CHECK_EQ(rt_spawn(co_loop(co), leave_co, NULL), 0);
+    for (unsigned i = 0; i < 200; i++)
+        co_yield(co);
+    return 0;
+}
+
+static void header_shared(struct co *co, void *arg)
+{
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    CHECK_EQ(g_put(co, q, 0, C, 1), 0);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, 2 * SIZE, FMT_PREALLOC_OFF, NULL), 0);
+    memset(&late, 0, sizeof late);
+    late.q = q;
+    disk.hook = leave_beside;
+    CHECK_EQ(q->im.ops->resize_commit(co, &q->im, true, NULL), 0);
+    co_group_wait(co, &late.group);
+    disk.hook = NULL;
+    CHECK(late.done && marked(disk.bytes) == q->mark.set);
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+    q = reopen(co, true);
+    CHECK_EQ(q->im.size, 2 * SIZE);
+    CHECK_EQ(shut(co, q), 0);
+}
+
 #define RUN(name) static void test_##name(void **state) { t_run(0, name, NULL); }
 RUN(mark)
 RUN(crashes)
@@ -505,6 +579,9 @@ RUN(sizes)
 RUN(unclean)
 RUN(no_scrub)
 RUN(scrubbed)
+RUN(scrubbed_shared)
+RUN(unclean_cached)
+RUN(header_shared)
 
 int main(void)
 {
@@ -512,6 +589,7 @@ int main(void)
         cmocka_unit_test(test_mark), cmocka_unit_test(test_crashes), cmocka_unit_test(test_failing_header), cmocka_unit_test(test_together),
         cmocka_unit_test(test_costs), cmocka_unit_test(test_zeros), cmocka_unit_test(test_found), cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_unclean), cmocka_unit_test(test_no_scrub), cmocka_unit_test(test_scrubbed),
+        cmocka_unit_test(test_scrubbed_shared), cmocka_unit_test(test_unclean_cached), cmocka_unit_test(test_header_shared),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qed-write", tests);
