@@ -139,13 +139,17 @@ void meta_mark_evicted_(struct meta *m, uint64_t off)
             return;
         m->marks_mask = n - 1;
     }
-    *mark_of(m, off, &mark) = mark;
+    uint32_t *at = mark_of(m, off, &mark);
+    *at = mark;
 }
 
 void meta_grow_for_(struct meta *m, uint64_t off)
 {
     uint32_t mark, *at;
-    if (!m->marks || *(at = mark_of(m, off, &mark)) != mark)
+    if (!m->marks)
+        return;
+    at = mark_of(m, off, &mark);
+    if (*at != mark)
         return;
     *at = 0;
     m->limit += m->blocks + m->loading >= m->limit && m->limit < m->limit_max;

@@ -80,7 +80,8 @@ static struct fmt_check_result checked(struct co *co)
 static bool sound(struct co *co)
 {
     struct fmt_check_result r = checked(co);
-    return CHECK_EQ(r.corruptions, 0) & CHECK_EQ(r.leaks, 0) & CHECK_EQ(r.check_errors, 0) & !marked(disk.bytes);
+    bool none = CHECK_EQ(r.corruptions, 0), lost = !CHECK_EQ(r.leaks, 0), failed = !CHECK_EQ(r.check_errors, 0);
+    return none && !lost && !failed && !marked(disk.bytes);
 }
 
 /* ---- a guest ---- */
