@@ -43,7 +43,7 @@ MUST_USE int qed_repair(struct co *co, struct qed_checker *k, struct byre_err *e
 
 /* Entries to be changed: written sector by sector. All zeros: empty. */
 struct qed_edit { uint64_t off, v; };
-struct qed_edits { struct qed_edit *list; size_t count, room; };
+struct qed_edits { struct qed_edit *list; size_t count, room; bool begun; };      /* begun: a write of entries was tried */
 void qed_edits_fini(struct qed_edits *e);
 MUST_USE int qed_edits_add(struct qed_edits *e, uint64_t off, uint64_t v);         /* off: a multiple of 8. -ENOMEM */
 MUST_USE int qed_edits_apply(struct co *co, struct qed_edits *e, struct qed_image *q);      /* no barrier; e is empty then */

@@ -52,7 +52,7 @@ static int by_offset(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static int apply_span(struct co *co, struct qed_image *q, const struct qed_edit *from, const struct qed_edit *to, uint8_t *buf)
+static int apply_span(struct co *co, struct qed_image *q, struct qed_edits *in, const struct qed_edit *from, const struct qed_edit *to, uint8_t *buf)
 {
     uint64_t start = round_down(from->off, 512), len = round_up((to - 1)->off + 8, 512) - start;
     int r = stor_read_exact(co, q->im.store, buf, len, start);
@@ -60,6 +60,7 @@ static int apply_span(struct co *co, struct qed_image *q, const struct qed_edit 
         return r;
     for (const struct qed_edit *e = from; e < to; e++)
         le64_put((le64 *)(buf + (e->off - start)), e->v);
+    in->begun = true;
     return meta_write_now(co, q->meta, buf, len, start);
 }
 
@@ -78,7 +79,7 @@ int qed_edits_apply(struct co *co, struct qed_edits *e, struct qed_image *q)
         for (n = i + 1; n < e->count; n++)
             if (e->list[n].off - e->list[n - 1].off > GAP_MAX || e->list[n].off - e->list[i].off > SPAN_MAX - 512)
                 break;
-        r = apply_span(co, q, &e->list[i], &e->list[n], buf);
+        r = apply_span(co, q, e, &e->list[i], &e->list[n], buf);
     }
     e->count = 0;
     return r;

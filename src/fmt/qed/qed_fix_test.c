@@ -117,13 +117,14 @@ static void leaks_only(struct co *co, void *arg)
 }
 
 /* Every request fails in turn: then the image is as good as it was, and the next repair ends well. */
-struct turn { enum toy_op op; unsigned left; bool fired; };
+struct turn { enum toy_op op; unsigned left; bool fired; uint64_t off; };
 static int failing(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
 {
     struct turn *f = t->hook_arg;
     if (op != f->op || f->fired || f->left--)
         return 0;
     f->fired = true;
+    f->off = off;
     return op == TOY_WRITE ? -ENOSPC : -EIO;
 }
 
@@ -194,32 +195,71 @@ static void tables_in_the_way(struct co *co, void *arg)
     }
 }
 
-/* A cluster of data that an entry of the L1 table calls a table, too: its bytes stay, whichever entry comes first; in the table that it
- * is said to be pointers behind the end lead nowhere, also when the file grows (repair I1, I2). */
+/* A cluster of data that an entry of the L1 table calls a table, too. Entry `first` of that table calls a table what names the data. */
+static struct toy *data_or_table(unsigned first, uint8_t data[C])
+{
+    struct toy *t = toy_new(64 * C, 1, 1);
+    struct qed_header h = { .cluster_size = C, .table_size = 1, .header_clusters = 1, .l1_off = C, .size = 2 * 512 * C };
+    qed_header_emit(&h, (struct qed_disk_header *)t->bytes);
+    put(t, C + first * 8, 2 * C);
+    put(t, C + !first * 8, 3 * C);
+    put(t, 2 * C, 3 * C);
+    for (unsigned i = 0; i < 512; i++)
+        put(t, 3 * C + i * 8, i < 8 ? (4 + i) * C : i % 2 ? 0xda7a0001u + i : 0);
+    t->len = 4 * C;
+    memcpy(data, t->bytes + 3 * C, C);
+    return t;
+}
+
+static void both_are_right(struct toy *t, unsigned first, const uint8_t data[C])
+{
+    uint64_t v = made_entry(t->bytes, t->len, first * 512);
+    CHECK(v > 1 && !memcmp(t->bytes + v, data, C));
+    for (unsigned i = 0; i < 512; i++)
+        CHECK_EQ(made_entry(t->bytes, t->len, !first * 512 + i), 0);
+}
+
+/* Its bytes stay, whichever entry comes first; in the table that it is said to be pointers behind the end lead nowhere, also when the
+ * file grows (repair I1, I2). */
 static void data_called_a_table(struct co *co, void *arg)
 {
     for (unsigned first = 0; first < 2; first++) {
-        struct toy *t = toy_new(64 * C, 1, 1);
-        struct qed_header h = { .cluster_size = C, .table_size = 1, .header_clusters = 1, .l1_off = C, .size = 2 * 512 * C };
         struct fmt_check_result r;
         uint8_t data[C];
-        qed_header_emit(&h, (struct qed_disk_header *)t->bytes);
-        put(t, C + first * 8, 2 * C);
-        put(t, C + !first * 8, 3 * C);
-        put(t, 2 * C, 3 * C);
-        for (unsigned i = 0; i < 512; i++)
-            put(t, 3 * C + i * 8, i < 8 ? (4 + i) * C : i % 2 ? 0xda7a0001u + i : 0);
-        t->len = 4 * C;
-        memcpy(data, t->bytes + 3 * C, C);
+        struct toy *t = data_or_table(first, data);
         CHECK_EQ(run_check(co, t, FMT_FIX_LEAKS | FMT_FIX_ERRORS, &r), 0);
         CHECK_EQ(run_check(co, t, 0, &r), 0);
         CHECK(!r.corruptions && !r.leaks && !r.check_errors);
-        uint64_t v = made_entry(t->bytes, t->len, first * 512);
-        CHECK(v > 1 && !memcmp(t->bytes + v, data, C));
-        for (unsigned i = 0; i < 512; i++)
-            CHECK_EQ(made_entry(t->bytes, t->len, !first * 512 + i), 0);
+        both_are_right(t, first, data);
         toy_free(t);
     }
+}
+
+/* The same when a request of the first repair fails: the next one must not take what the file has grown over for clusters. */
+static void data_called_a_table_fails(struct co *co, void *arg)
+{
+    static const enum toy_op ops[] = { TOY_READ, TOY_WRITE, TOY_TRUNCATE, TOY_ZERO };
+    unsigned fired = 0;
+    for (unsigned first = 0; first < 2; first++)
+        for (unsigned o = 0; o < 4; o++)
+            for (unsigned i = 0, more = 1; more && !t_failures; i++) {
+                struct turn f = { .op = ops[o], .left = i };
+                struct fmt_check_result r;
+                uint8_t data[C];
+                struct toy *t = data_or_table(first, data);
+                t->hook = failing;
+                t->hook_arg = &f;
+                (void)run_check(co, t, FMT_FIX_LEAKS | FMT_FIX_ERRORS, &r);
+                more = f.fired;
+                fired += f.fired;
+                t->hook = NULL;
+                bool entry = ops[o] == TOY_WRITE && f.off < 2 * C;            /* may have landed: nothing is cut */
+                CHECK_EQ(run_check(co, t, FMT_FIX_LEAKS | FMT_FIX_ERRORS, &r), 0);
+                if (!entry)
+                    both_are_right(t, first, data);
+                toy_free(t);
+            }
+    CHECK(fired > 20);
 }
 
 #define RUN(name) static void test_##name(void **state) { t_run(0, name, NULL); }
@@ -228,12 +268,13 @@ RUN(leaks_only)
 RUN(failures)
 RUN(tables_in_the_way)
 RUN(data_called_a_table)
+RUN(data_called_a_table_fails)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_images), cmocka_unit_test(test_leaks_only), cmocka_unit_test(test_failures), cmocka_unit_test(test_tables_in_the_way),
-        cmocka_unit_test(test_data_called_a_table),
+        cmocka_unit_test(test_data_called_a_table), cmocka_unit_test(test_data_called_a_table_fails),
     };
     return T_MAIN("qed-fix", tests);
 }

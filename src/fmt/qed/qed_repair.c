@@ -8,7 +8,8 @@
  * Invariants   I1 No guest byte changes that could be read before. A table that shares a cluster may be somebody's data: its entries are
  *                 mended in a copy, never in place.
  *              I2 The file grows only when no pointer is left behind its end: else such a pointer would name what is new. (A table
- *                 that shares clusters may hold some; until its copy is linked they name copies of tables.)
+ *                 that shares clusters may hold some; until its copy is linked they name copies of tables. A failure cuts the
+ *                 file back, but not when the write of an entry failed, which may have landed; a crash in between leaves them.)
  *              I3 Nothing is written while a table cannot be read: what it names is not known.
  *              I4 Running it again after a crash anywhere leads to the same end.
  *              I5 The mark goes when nothing is wrong, and not before.
@@ -119,8 +120,14 @@ static int copy_tables(struct co *co, struct mend *m)
 {
     static const struct qed_visitor v = { .table = copy_table, .unreadable = nothing_unreadable };
     struct qed_walk w = { .q = m->k->q, .v = &v, .arg = m, .strict = true };
+    m->edits.begun = false;
     int r = qed_walk(co, &w);
-    return r < 0 ? r : qed_edits_settle(co, &m->edits, m->k->q);
+    if (r == 0)
+        r = qed_edits_settle(co, &m->edits, m->k->q);
+    if (r == 0 || m->edits.begun)
+        return r;
+    int cut = stor_truncate(co, m->k->q->im.store, m->k->file_end);                  /* I2: nothing is linked, so it ends again where it did */
+    return cut < 0 ? cut : r;
 }
 
 static int own_table(struct co *co, void *arg, const struct qed_ref *r)
