@@ -18,18 +18,18 @@ GEOMETRIES = {
 
 
 class Disk:
-    size = SIZE
+    size, fmt = SIZE, "qcow2"
 
     def __init__(self, folder, name, geometries=None):
         create, self.options, backing, self.snapshot, self.second = (geometries or GEOMETRIES)[name]
-        self.folder, self.image, self.sockets = folder, folder / "disk.qcow2", folder / "s"
+        self.folder, self.image, self.sockets = folder, folder / f"disk.{self.fmt}", folder / "s"
         self.cluster_size = create.get("cluster_size", 65536)
         self.base = self.server = None
         if backing:
             self.base = images.pattern_bytes(4, self.size // 2) + bytes(self.size // 2)
             images.raw_file(folder / "base.raw", self.size // 2, [(0, self.base[:self.size // 2])])
             create = {**create, "backing": "base.raw", "backing_fmt": "raw"}
-        images.create(self.image, self.size, tool="byre", **create)
+        images.create(self.image, self.size, fmt=self.fmt, tool="byre", **create)
         if self.snapshot:
             run.qemu_io(self.image, *[f"write -P {17 + i} {i << 20} 800k" for i in range(0, 60, 3)])
             run.qemu_img("snapshot", "-c", "before", self.image)
@@ -72,7 +72,7 @@ class Disk:
     def content(self, *args):
         """The guest's bytes as the peer reads them."""
         out = self.folder / "content.raw"
-        run.qemu_img("convert", "-f", "qcow2", *args, "-O", "raw", self.image, out)
+        run.qemu_img("convert", "-f", self.fmt, *args, "-O", "raw", self.image, out)
         data = out.read_bytes()
         out.unlink()
         return data
@@ -85,7 +85,7 @@ class Disk:
 
     def leaked(self):
         """Bytes that are counted and not referenced; nothing worse may be found."""
-        found = run.qemu_img("check", "--output=json", "-f", "qcow2", self.image, code=(0, 3)).json
+        found = run.qemu_img("check", "--output=json", "-f", self.fmt, self.image, code=(0, 3)).json
         assert found.get("corruptions", 0) == 0 and found["check-errors"] == 0, found
         return found.get("leaks", 0) * self.cluster_size
 

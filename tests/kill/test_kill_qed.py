@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""FEATURES 2.006: kill -9 of `byre serve` on a QED image under load, again and again: it opens at once, the next server's scrub ends
+and takes the mark away, nothing but leaks is left, every sector holds its last flushed value or a later one.
+
+10 kills in all; with SOAK=1 in the environment 50.
+"""
+import os
+import random
+import time
+import zlib
+
+import kill_disk
+import pytest
+from lib import peers, run
+from test_kill import kill_under_load
+
+KILLS = 25 if os.environ.get("SOAK") else 5         # of each of the two geometries
+NEED_CHECK = 2
+GEOMETRIES = {
+    "64k": ({}, [], False, False, "writer"),
+    "4k-backing": ({"cluster_size": 4096, "table_size": 2}, ["--threads", "2"], True, False, "writer"),
+}
+
+
+class Disk(kill_disk.Disk):
+    fmt = "qed"
+
+    def __init__(self, folder, name):
+        super().__init__(folder, name, GEOMETRIES)
+
+    def marked(self):
+        with open(self.image, "rb") as f:
+            return bool(f.read(24)[16] & NEED_CHECK)
+
+
+@pytest.fixture
+def make_qed_disk(tmp_path):
+    for program in ("qemu-img", "qemu-io"):
+        peers.need(program)
+    disks = []
+
+    def make(name):
+        disks.append(Disk(tmp_path, name))
+        return disks[-1]
+
+    yield make
+    for disk in disks:
+        if disk.server:
+            disk.server.close()
+
+
+def wait_clean(disk, server):
+    """The scrub that looks behind ends, and then nothing relies on the mark."""
+    end = time.monotonic() + 10
+    while disk.marked():
+        assert server.process.poll() is None, server.output
+        assert time.monotonic() < end, "the scrub does not end"
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(60 + 25 * KILLS)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_killed_servers(make_qed_disk, name):
+    disk, rng = make_qed_disk(name), random.Random(zlib.crc32(name.encode()))
+    marks = 0
+    for _ in range(KILLS):
+        kill_under_load(disk, rng)
+        disk.wait_unlocked()
+        marks += disk.marked()
+        disk.leaked()
+        run.byre("check", "-f", "qed", disk.image, code=(0, 3))
+        content = disk.content()
+        disk.record.verify(lambda off, length: content[off:off + length])
+        disk.record.take_stock(lambda off, length: content[off:off + length])
+        server = disk.serve()
+        assert server.ready_after < 2.5, "RG9: a restart takes two seconds at most"
+        disk.record.verify(disk.reader())
+        wait_clean(disk, server)
+        server.kill()
+        disk.wait_unlocked()
+        assert not disk.marked()
+        disk.leaked()
+        assert disk.content() == content, "the scrub changed the disk"
+    assert marks, "no kill came while anything was allocated: they test nothing"
+    server = disk.serve()
+    assert server.stop() == 0, server.output
+    run.byre("check", "-f", "qed", "-r", "leaks", disk.image)            # what lies inside the file is used again, not cut off
+    run.byre("check", "-f", "qed", disk.image)
+    disk.leaked()                        # the peer counts some that are not there when the file is large
+    assert disk.content() == content
