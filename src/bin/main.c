@@ -51,7 +51,7 @@ static const struct cmd *find_command(const struct run *r, const char *name)
 /* Subcommands that people know, and whose machinery is not there yet. */
 static bool is_later(const char *name)
 {
-    static const char *const later[] = { "commit", "rebase", "nbd", "daemon" };
+    static const char *const later[] = { "nbd", "daemon" };
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
         if (strcmp(later[i], name) == 0)
             return true;

@@ -89,7 +89,8 @@ def test_cancelled(chain, command):
     if command[0] == "rebase":
         images.create(chain / "deep.qcow2", "64M", backing="top.qcow2", unchecked=True)
         top = f"{chain}/deep.qcow2"
-    job = subprocess.Popen([run.BYRE, *command, top], stderr=subprocess.PIPE)
+    job = subprocess.Popen([run.BYRE, *command, top], stderr=subprocess.PIPE,        # it may be ignored here
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     time.sleep(0.05 if command[0] == "rebase" else 0.7)
     job.send_signal(signal.SIGINT)
     err = job.communicate(timeout=30)[1].decode()
