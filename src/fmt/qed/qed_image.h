@@ -112,12 +112,12 @@ MUST_USE int qed_mark_leave(struct co *co, struct qed_image *q);
 void qed_mark_watch(struct qed_image *q);
 /* The idle watch ends; afterwards none is started. */
 void qed_mark_stop(struct co *co, struct qed_image *q);
-/* Clears autoclear bits, all of which are unknown (2.008). */
+/* One field of the header, on the disk, durably, and then in q->h (K5). On failure the old one in both, or nothing is written any more.
+ * The mark: for a repair of the whole; requests enter and leave. Autoclear bits: all of them are unknown (2.008). */
+MUST_USE int qed_put_mark(struct co *co, struct qed_image *q, bool set);
 MUST_USE int qed_clear_autoclear(struct co *co, struct qed_image *q);
-/* The header gets these fields, durably. On failure the old ones, or nothing is written any more. The caller keeps q->h in step. */
-MUST_USE int qed_header_put(struct co *co, struct qed_image *q, const struct qed_header *h);
-/* The header gets this size, durably. On failure the old one. */
 MUST_USE int qed_set_size(struct co *co, struct qed_image *q, uint64_t size);
+MUST_USE int qed_set_l1(struct co *co, struct qed_image *q, uint64_t off);
 
 /* ---- qed_alloc.c. Home loop. ---- */
 /* known_zero: reads zero as long as nobody writes it. settled: the length of the file is durable. */

@@ -39,8 +39,8 @@ static void header_back(struct co *co, struct qed_image *q, const void *sector, 
         meta_stop(q->meta, error);
 }
 
-/* Under header_mx. The bytes around the fields stay. */
-static int put_held(struct co *co, struct qed_image *q, const struct qed_header *h)
+/* The sector with *h in it. The bytes around the fields stay. */
+static int write_header(struct co *co, struct qed_image *q, const struct qed_header *h)
 {
     AUTOFREE uint8_t *old = aligned_alloc(SECTOR_BYTES, 2 * SECTOR_BYTES);
     if (!old)
@@ -59,51 +59,50 @@ static int put_held(struct co *co, struct qed_image *q, const struct qed_header 
     return r < 0 ? r : meta_barrier(co, q->meta, META_B_HEADER);
 }
 
-int qed_header_put(struct co *co, struct qed_image *q, const struct qed_header *h)
+/* K5: a copy to change, until header_give. */
+static struct qed_header header_take(struct co *co, struct qed_image *q)
 {
     co_lock(co, &q->header_mx);
-    int r = put_held(co, q, h);
-    co_unlock(&q->header_mx);
-    return r;
+    return q->h;
 }
 
-/* The header in memory becomes *h when the disk has it. Under header_mx since h was copied from it (K5). */
-static int change_held(struct co *co, struct qed_image *q, const struct qed_header *h)
+static int header_give(struct co *co, struct qed_image *q, const struct qed_header *h)
 {
-    int r = put_held(co, q, h);
+    int r = write_header(co, q, h);
     if (r == 0)
         q->h = *h;
+    co_unlock(&q->header_mx);
     return r;
 }
 
-static int put_mark(struct co *co, struct qed_image *q, bool set)
+int qed_put_mark(struct co *co, struct qed_image *q, bool set)
 {
-    co_lock(co, &q->header_mx);
-    struct qed_header h = q->h;
+    struct qed_header h = header_take(co, q);
     h.features = set ? h.features | QED_F_NEED_CHECK : h.features & ~QED_F_NEED_CHECK;
-    int r = change_held(co, q, &h);
-    co_unlock(&q->header_mx);
-    return r;
+    return header_give(co, q, &h);
 }
 
 int qed_clear_autoclear(struct co *co, struct qed_image *q)
 {
-    co_lock(co, &q->header_mx);
-    struct qed_header h = q->h;
+    if (!q->h.autoclear)
+        return 0;
+    struct qed_header h = header_take(co, q);
     h.autoclear = 0;
-    int r = q->h.autoclear ? change_held(co, q, &h) : 0;
-    co_unlock(&q->header_mx);
-    return r;
+    return header_give(co, q, &h);
 }
 
 int qed_set_size(struct co *co, struct qed_image *q, uint64_t size)
 {
-    co_lock(co, &q->header_mx);
-    struct qed_header h = q->h;
+    struct qed_header h = header_take(co, q);
     h.size = size;
-    int r = change_held(co, q, &h);
-    co_unlock(&q->header_mx);
-    return r;
+    return header_give(co, q, &h);
+}
+
+int qed_set_l1(struct co *co, struct qed_image *q, uint64_t off)
+{
+    struct qed_header h = header_take(co, q);
+    h.l1_off = off;
+    return header_give(co, q, &h);
 }
 
 /* ---- the mark ---- */
@@ -142,7 +141,7 @@ int qed_mark_enter(struct co *co, struct qed_image *q)
     if (!k->set) {
         co_lock(co, &k->mx);
         if (!k->set) {
-            r = put_mark(co, q, true);
+            r = qed_put_mark(co, q, true);
             k->set = r == 0;
         }
         co_unlock(&k->mx);
@@ -167,13 +166,13 @@ int qed_mark_leave(struct co *co, struct qed_image *q)
     int r = k->changers || q->scrubbing ? 1 : 0;
     if (r == 0 && k->set && !q->unclean) {
         k->set = false;                           /* who wants it from here on waits for mx */
-        r = MUTANT(MUT_QED_CLEAN_EARLY) ? put_mark(co, q, false) : 0;
+        r = MUTANT(MUT_QED_CLEAN_EARLY) ? qed_put_mark(co, q, false) : 0;
         if (r == 0)
             r = qed_alloc_cut(co, q);
         if (r == 0)
             r = meta_flush(co, q->meta);
         if (r == 0 && !k->keep)
-            r = put_mark(co, q, false);
+            r = qed_put_mark(co, q, false);
         k->set = r < 0 || k->keep;
     }
     co_unlock(&k->mx);

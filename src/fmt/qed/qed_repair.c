@@ -237,13 +237,7 @@ static int free_leaks(struct co *co, struct qed_checker *k, struct byre_err *err
 /* E4: every step before has ended with a barrier. */
 static int mark_off(struct co *co, struct qed_checker *k, struct byre_err *err)
 {
-    struct qed_header h = k->q->h;
-    if (!(h.features & QED_F_NEED_CHECK))
-        return 0;
-    h.features &= ~QED_F_NEED_CHECK;
-    int r = qed_header_put(co, k->q, &h);
-    if (r == 0)
-        k->q->h.features = h.features;
+    int r = k->q->h.features & QED_F_NEED_CHECK ? qed_put_mark(co, k->q, false) : 0;
     return r < 0 ? failed(k, r, err) : 0;
 }
 

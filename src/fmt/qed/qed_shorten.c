@@ -145,14 +145,8 @@ static int copy_to(struct co *co, struct shorten *s, uint64_t from, uint64_t to,
 static int move_l1(struct co *co, struct shorten *s, uint64_t to)
 {
     struct qed_image *q = s->k->q;
-    struct qed_header h = q->h;
-    h.l1_off = to << s->g->cluster_bits;
     int r = qed_barrier(co, q);
-    if (r == 0)
-        r = qed_header_put(co, q, &h);
-    if (r == 0)
-        q->h.l1_off = h.l1_off;
-    return r;
+    return r < 0 ? r : qed_set_l1(co, q, to << s->g->cluster_bits);
 }
 
 static int move_table(struct co *co, struct shorten *s, struct place *t, uint64_t to)
