@@ -25,6 +25,7 @@
 #include <stdlib.h>
 
 #include "base/assert.h"
+#include "fmt/frontier.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
@@ -272,8 +273,6 @@ static int take_present(struct co *co, struct q2_image *q, uint64_t want, unsign
     return r;
 }
 
-static bool no_space(int r) { return r == -ENOSPC || r == -EFBIG || r == -EDQUOT; }
-
 int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret)
 {
     ASSERT_LOOP(q->im.home);
@@ -296,7 +295,7 @@ int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_ru
         r = q2_frontier_grow(co, q, 1);
         if (r == 0)
             continue;
-        if (!no_space(r))
+        if (!frontier_no_space(r))
             return r;
         if (a->scan_next < a->scan_end) {
             slices = UINT_MAX;           /* before giving up: every count is looked at, */

@@ -411,7 +411,7 @@ int q2_frontier_grow(struct co *co, struct q2_image *q, uint64_t want)
             meta_struct_begin(co, q->meta);
             r = grow_locked(co, q, step);
             meta_struct_end(q->meta);
-            if ((r != -ENOSPC && r != -EFBIG && r != -EDQUOT) || step <= max_u64(want, 1))
+            if (!frontier_no_space(r) || step <= max_u64(want, 1))
                 break;
             step = max_u64(step / 4, max_u64(want, 1));      /* near the end of space the step shrinks (D4) */
             a->step_max = step;

@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "fmt/frontier.h"
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_snap_priv.h"
 #include "fmt/qcow2/q2_walk.h"
@@ -42,7 +43,7 @@ int q2_snap_fail(struct q2_snap *s, int r, const char *what)
         return byre_fail(s->err, Q2_CORRUPT, "%s: refcount %" PRIu64 " of cluster %" PRIu64 " is not what the tables say; run check -r all", name, h->bad_count, h->bad_cluster);
     if (r == -EUCLEAN)
         return byre_fail(s->err, Q2_CORRUPT, "%s: an L1 or L2 table holds an entry that cannot be right; run check -r all", name);
-    if (r == -ENOSPC || r == -EFBIG || r == -EDQUOT)
+    if (frontier_no_space(r))
         return byre_fail_code(s->err, NO_SPACE, r, "%s: no space while %s: %s", name, what, strerror(-r));
     return byre_fail_code(s->err, IO, r, "%s: error while %s: %s", name, what, strerror(-r));
 }
