@@ -97,8 +97,19 @@ static int breathe(struct co *co, struct qed_checker *k, unsigned entries)
     if (!k->o->step || k->since_step < ENTRIES_PER_STEP)
         return 0;
     k->since_step = 0;
-    co_yield(co);
+    co_breathe(co);
     return k->o->step(co, k->o->arg);
+}
+
+/* The walk has come to an L2 table. 1: look at it; 0: no; < 0: the check ends. */
+static int begin_table(struct co *co, struct qed_checker *k, const struct qed_ref *r)
+{
+    int b = breathe(co, k, ENTRIES_PER_STEP / 4);
+    if (b < 0 || is_new(k, r->v))
+        return b < 0 ? b : 0;
+    if (k->o->progress && !k->quiet)
+        k->o->progress(k->o->arg, r->i + 1, k->g->entries);
+    return 1;
 }
 
 /* One pointer to data. */
@@ -127,11 +138,9 @@ static int check_entry(struct co *co, void *arg, const struct qed_ref *r)
 static int check_table(struct co *co, void *arg, const struct qed_ref *r)
 {
     struct qed_checker *k = arg;
-    int b = breathe(co, k, ENTRIES_PER_STEP / 4);
-    if (b < 0 || is_new(k, r->v))
-        return b < 0 ? b : 0;
-    if (k->o->progress && !k->quiet)
-        k->o->progress(k->o->arg, r->i + 1, k->g->entries);
+    int b = begin_table(co, k, r);
+    if (b <= 0)
+        return b;
     if (qed_table_kind(k->g, r->v, k->file_end) != QED_POINTER) {
         k->res.corruptions++;
         k->bad++;
@@ -200,11 +209,9 @@ static void add_piece(void *arg, uint64_t guest, const uint64_t sum[4])
 static int take_table(struct co *co, void *arg, const struct qed_ref *r)
 {
     struct qed_checker *k = arg;
-    int b = breathe(co, k, ENTRIES_PER_STEP / 4);
-    if (b < 0 || is_new(k, r->v))
-        return b < 0 ? b : 0;
-    if (k->o->progress && !k->quiet)
-        k->o->progress(k->o->arg, r->i + 1, k->g->entries);
+    int b = begin_table(co, k, r);
+    if (b <= 0)
+        return b;
     if (qed_table_kind(k->g, r->v, k->file_end) != QED_POINTER)
         return -EUCLEAN;
     int64_t twice = qed_owned_take(&k->owned, r->v >> k->g->cluster_bits, k->g->table_clusters);
