@@ -66,13 +66,7 @@ static int commit(struct run *r, struct byre_image *image, uint64_t rate, struct
     co.rate_bytes = rate;
     if (byre_commit_start(image, &co, ret, &job, &err))
         return run_fail_err(r, &err);
-    int rc = progress_wait(r, job, &po, &err);
-    byre_job_free(job);
-    if (rc && progress_signal()) {
-        (void)run_fail(r, "the commit was cancelled; '%s' reads as before", byre_filename(image));    /* the code is the signal */
-        return 128 + progress_signal();
-    }
-    return rc ? run_fail_err(r, &err) : 0;
+    return progress_finish(r, job, &po, "commit", image);
 }
 
 static int cmd_run(struct run *r)

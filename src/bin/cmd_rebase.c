@@ -52,13 +52,7 @@ static int rebase(struct run *r, struct byre_image *image, int src_cache)
     ro.cache = src_cache;
     if (byre_rebase_start(image, &ro, &job, &err))
         return run_fail_err(r, &err);
-    int rc = progress_wait(r, job, &po, &err);
-    byre_job_free(job);
-    if (rc && progress_signal()) {
-        (void)run_fail(r, "the rebase was cancelled; '%s' reads as before", byre_filename(image));    /* the code is the signal */
-        return 128 + progress_signal();
-    }
-    return rc ? run_fail_err(r, &err) : 0;
+    return progress_finish(r, job, &po, "rebase", image);
 }
 
 static int cmd_run(struct run *r)

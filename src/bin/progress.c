@@ -199,3 +199,15 @@ int progress_wait(struct run *r, struct byre_job *job, const struct progress_opt
     progress_close(&v);
     return rc;
 }
+
+int progress_finish(struct run *r, struct byre_job *job, const struct progress_opts *o, const char *what, struct byre_image *image)
+{
+    struct byre_err err;
+    int rc = progress_wait(r, job, o, &err);
+    byre_job_free(job);
+    if (rc && progress_signal()) {
+        (void)run_fail(r, "the %s was cancelled; '%s' reads as before", what, byre_filename(image));     /* the code is the signal */
+        return 128 + progress_signal();
+    }
+    return rc ? run_fail_err(r, &err) : 0;
+}

@@ -37,6 +37,9 @@ void progress_close(struct progress_view *v);
 /* Waits for the job, showing progress as asked; SIGUSR1 prints a line without being asked. SIGINT, SIGTERM and SIGHUP
  * cancel the job; progress_signal then tells which. Returns the job's result. */
 int progress_wait(struct run *r, struct byre_job *job, const struct progress_opts *o, struct byre_err *err);
+/* The same to the end, for a job that leaves an image readable when it is cancelled: frees the job, tells. what: "commit". Returns the
+ * exit code: 0, 1, or 128 + the signal. */
+int progress_finish(struct run *r, struct byre_job *job, const struct progress_opts *o, const char *what, struct byre_image *image);
 /* Signal that cancelled a job, 0: none. */
 int progress_signal(void);
 /* From here on those signals only set progress_signal (before anything is made that would have to be removed). */
