@@ -53,13 +53,13 @@ static uint32_t u32(const struct audit *a, uint64_t off)
     return be32_get(&x);
 }
 
-__attribute__((format(printf, 2, 3))) static void note(struct audit *a, const char *fmt, ...)
+void sim_audit_note(struct sim_audit *r, const char *fmt, ...)
 {
     va_list ap;
-    if (a->r->text[0])
+    if (r->text[0])
         return;
     va_start(ap, fmt);
-    vsnprintf(a->r->text, sizeof a->r->text, fmt, ap);
+    vsnprintf(r->text, sizeof r->text, fmt, ap);
     va_end(ap);
 }
 
@@ -70,7 +70,7 @@ static void count_bytes(struct audit *a, uint64_t off, uint64_t len, const char 
         return;
     if (off > end || len > end - off) {
         a->r->outside++;
-        note(a, "%s at %#llx lies outside the file", what, (unsigned long long)off);
+        sim_audit_note(a->r, "%s at %#llx lies outside the file", what, (unsigned long long)off);
         return;
     }
     for (uint64_t c = off >> a->bits; c <= (off + len - 1) >> a->bits; c++)
@@ -120,7 +120,7 @@ static void count_entry(struct audit *a, uint64_t e)
         count_bytes(a, e & OFF_MASK, a->cs, "cluster");
     if ((e & OFF_MASK) % a->cs) {
         a->r->broken = true;
-        note(a, "entry %#llx is not aligned", (unsigned long long)e);
+        sim_audit_note(a->r, "entry %#llx is not aligned", (unsigned long long)e);
     }
 }
 
@@ -137,7 +137,7 @@ static void walk(struct audit *a, uint64_t l1, uint64_t entries, entry_fn *table
         table(a, e, k, l1 + k * 8, arg);
         if (!range_inside(l2, a->cs, round_up(a->d->len, a->cs)) || l2 % a->cs) {
             a->r->broken = true;
-            note(a, "L1 entry %#llx cannot be followed", (unsigned long long)e);
+            sim_audit_note(a->r, "L1 entry %#llx cannot be followed", (unsigned long long)e);
             continue;
         }
         uint64_t n = a->cs / a->entry_bytes;
@@ -164,7 +164,7 @@ static void judge_bits(struct audit *a, uint64_t e, uint64_t index, uint64_t bit
     if (!wrong)
         return;
     a->r->broken = true;
-    note(a, "entry %#llx (%llu) has subclusters %#llx", (unsigned long long)e, (unsigned long long)index, (unsigned long long)bits);
+    sim_audit_note(a->r, "entry %#llx (%llu) has subclusters %#llx", (unsigned long long)e, (unsigned long long)index, (unsigned long long)bits);
 }
 
 static void count_mapping(struct audit *a, uint64_t e, uint64_t index, uint64_t at, void *arg)
@@ -176,7 +176,7 @@ static void count_mapping(struct audit *a, uint64_t e, uint64_t index, uint64_t 
     bool placed = e & OFF_MASK || e & COPIED;
     if (a->data_file && ((e >> 62 & 1) || (placed && ((e & OFF_MASK) != index * a->cs || !(e & COPIED))))) {
         a->r->broken = true;
-        note(a, "entry %#llx (%llu) is not at its place in the data file", (unsigned long long)e, (unsigned long long)index);
+        sim_audit_note(a->r, "entry %#llx (%llu) is not at its place in the data file", (unsigned long long)e, (unsigned long long)index);
     }
 }
 
@@ -198,7 +198,7 @@ static void check_flag(struct audit *a, uint64_t e, uint64_t index, uint64_t at,
         return;
     if (c >= a->clusters || a->refs[c] != 1) {
         a->r->copied_wrong++;
-        note(a, "entry %#llx (%llu) says that its cluster has one owner", (unsigned long long)e, (unsigned long long)index);
+        sim_audit_note(a->r, "entry %#llx (%llu) says that its cluster has one owner", (unsigned long long)e, (unsigned long long)index);
     }
 }
 
@@ -210,7 +210,7 @@ static void snapshots(struct audit *a, void (*fn)(struct audit *a, uint64_t l1, 
     for (uint32_t i = 0; i < n; i++) {
         if (!range_inside(at, 40, a->d->len)) {
             a->r->broken = true;
-            note(a, "snapshot %u lies outside the file", i);
+            sim_audit_note(a->r, "snapshot %u lies outside the file", i);
             return;
         }
         fn(a, u64(a, at), u32(a, at + 8));
@@ -287,7 +287,7 @@ static void compare(struct audit *a)
             a->r->leaks += s - a->refs[c];
         if (s < a->refs[c]) {
             a->r->low++;
-            note(a, "cluster %llu: count %llu, references %u", (unsigned long long)c, (unsigned long long)s, a->refs[c]);
+            sim_audit_note(a->r, "cluster %llu: count %llu, references %u", (unsigned long long)c, (unsigned long long)s, a->refs[c]);
         }
     }
 }
@@ -300,7 +300,7 @@ static bool begin(struct audit *a, const struct sim_disk *d, struct sim_audit *r
     a->bits = u32(a, 20);
     if (d->len < 104 || u32(a, 0) != 0x514649fbu || a->version < 2 || a->version > 3 || a->bits < 9 || a->bits > 21) {
         r->broken = true;
-        note(a, "no header");
+        sim_audit_note(a->r, "no header");
         return false;
     }
     a->cs = 1ull << a->bits;
@@ -310,7 +310,7 @@ static bool begin(struct audit *a, const struct sim_disk *d, struct sim_audit *r
     a->order = a->version == 2 ? 4 : u32(a, 96);
     if (a->order > 6 || !range_inside(a->rt_off, a->rt_entries * 8, round_up(d->len, a->cs))) {
         r->broken = true;
-        note(a, "the refcount table lies outside the file");
+        sim_audit_note(a->r, "the refcount table lies outside the file");
         return false;
     }
     a->entry_bytes = a->version == 3 && u64(a, 72) >> 4 & 1 ? 16 : 8;

@@ -102,6 +102,8 @@ struct sim_audit {
 };
 /* copied_strict: COPIED must also be set where the count is 1 (not required by the promise; for tests of the audit). */
 void sim_audit(const struct sim_disk *d, struct sim_audit *ret);
+/* What was found first is what is told. */
+__attribute__((format(printf, 2, 3))) void sim_audit_note(struct sim_audit *r, const char *fmt, ...);
 /* Generations of a snapshot's sectors into gens[0..sectors), by its name; SIM_GEN_NONE: unreadable. *ret_size: bytes of its disk.
  * false: there is no snapshot of that name. */
 bool sim_audit_snapshot(const struct sim_disk *d, const char *name, const uint32_t *below, uint32_t *gens, uint64_t sectors, uint64_t *ret_size);

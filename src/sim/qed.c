@@ -11,7 +11,6 @@
  * Tests        tests/crash: mutants
  */
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -153,28 +152,18 @@ static uint64_t u64(const struct audit *a, uint64_t off)
 
 static uint64_t u32(const struct audit *a, uint64_t off) { return u64(a, off) & UINT32_MAX; }
 
-__attribute__((format(printf, 2, 3))) static void note(struct audit *a, const char *fmt, ...)
-{
-    va_list ap;
-    if (a->r->text[0])
-        return;
-    va_start(ap, fmt);
-    vsnprintf(a->r->text, sizeof a->r->text, fmt, ap);
-    va_end(ap);
-}
-
 /* n clusters from byte off on have an owner. false: they are not in the file. */
 static bool own(struct audit *a, uint64_t off, uint64_t n, const char *what)
 {
     uint64_t first = off / a->cs;
     if (off % a->cs || !first || first > a->clusters || n > a->clusters - first) {
         a->r->outside++;
-        note(a, "%s at %#" PRIx64 " lies outside the file, or not on a cluster", what, off);
+        sim_audit_note(a->r, "%s at %#" PRIx64 " lies outside the file, or not on a cluster", what, off);
         return false;
     }
     for (uint64_t c = first; c < first + n; c++) {
         if (a->owned[c])
-            note(a, "%s at %#" PRIx64 " is in use already", what, off);
+            sim_audit_note(a->r, "%s at %#" PRIx64 " is in use already", what, off);
         a->r->low += a->owned[c];                /* two references where one may be */
         a->owned[c] = 1;
     }
@@ -210,7 +199,7 @@ bool sim_qed_audit(const struct sim_disk *d, struct sim_audit *r)
     r->marked = u64(&a, 16) & F_NEED_CHECK;
     r->broken = !a.cs || !a.table || a.cs > 1u << 26 || a.table > 16;
     if (r->broken) {
-        note(&a, "no header");
+        sim_audit_note(r, "no header");
         return true;
     }
     a.clusters = d->len / a.cs;
