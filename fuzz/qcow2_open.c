@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "fmt/qcow2/q2_image.h"
+#include "memory.h"
 #include "one_run.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -20,84 +21,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define INPUT_MAX (4u << 20)
 #define CAP (32u << 20)
 
-/* ---- a store in memory that outlives its image ---- */
-
-static struct { uint8_t *bytes; uint64_t len, writes; } disk;
-
-static int64_t disk_preadv(struct co *co, struct stor *s, struct iov v, uint64_t off)
-{
-    uint64_t n = off < disk.len ? min_u64(v.len_bytes, disk.len - off) : 0;
-    if (n)
-        iov_from_buf(v, disk.bytes + off, n);
-    return (int64_t)n;
-}
-
-static int64_t disk_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
-{
-    disk.writes++;
-    if (!range_inside(off, v.len_bytes, CAP))
-        return -ENOSPC;
-    iov_to_buf(v, disk.bytes + off, v.len_bytes);
-    disk.len = max_u64(disk.len, off + v.len_bytes);
-    return (int64_t)v.len_bytes;
-}
-
-static int disk_truncate(struct co *co, struct stor *s, uint64_t len)
-{
-    disk.writes++;
-    if (len > CAP)
-        return -ENOSPC;
-    if (len < disk.len)
-        memset(disk.bytes + len, 0, disk.len - len);
-    disk.len = len;
-    return 0;
-}
-
-static int disk_length(struct co *co, struct stor *s, uint64_t *ret_len)
-{
-    *ret_len = disk.len;
-    return 0;
-}
-
+/* Nothing is known of holes. */
 static int disk_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e)
 {
     *ret_e = (struct stor_extent){ STOR_DATA, off, len };
     return 0;
 }
 
-static int disk_flush(struct co *co, struct stor *s) { return 0; }
-static int disk_discard(struct co *co, struct stor *s, uint64_t off, uint64_t len) { return -ENOTSUP; }
-static int disk_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, unsigned flags) { return -ENOTSUP; }
-
-static void disk_close(struct co *co, struct stor *s)
-{
-    stor_fini(s);
-    free(s);
-}
-
 static const struct stor_ops disk_ops = {
-    .name = "memory", .preadv = disk_preadv, .pwritev = disk_pwritev, .flush = disk_flush, .zero = disk_zero, .discard = disk_discard,
-    .truncate = disk_truncate, .length = disk_length, .extent = disk_extent, .close = disk_close,
+    .name = "memory", .preadv = memory_preadv, .pwritev = memory_pwritev, .flush = memory_flush, .truncate = memory_truncate, .length = memory_length,
+    .extent = disk_extent, .close = memory_close,
 };
 
-static struct stor *disk_open(void)
-{
-    struct stor *s = calloc(1, sizeof *s);
-    ASSERT(s && !stor_init(s, &disk_ops, "fuzz"));
-    s->lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = 512 };
-    s->traits.regular = true;
-    return s;
-}
-
-static struct fmt_image *open_image(struct co *co, const struct fmt_open_opts *o)
-{
-    struct stor *s = disk_open();
-    struct fmt_image *im;
-    if (!fmt_qcow2_ops.open(co, s, o, &im, NULL))
-        return im;
-    disk_close(co, s);
-    return NULL;
-}
+static struct fmt_image *open_image(struct co *co, const struct fmt_open_opts *o) { return memory_open(co, &disk_ops, &fmt_qcow2_ops, o); }
 
 /* ---- what is done with the input ---- */
 
@@ -157,10 +93,10 @@ static bool run_check(struct co *co, unsigned fix, struct fmt_check_result *ret)
 static void check_and_repair(struct co *co, uint64_t size)
 {
     struct fmt_check_result before = { 0 }, again = { 0 }, after = { 0 }, last = { 0 };
-    disk.writes = 0;
+    disk.changes = 0;
     bool ok = run_check(co, 0, &before);
     ASSERT(run_check(co, 0, &again) == ok && !memcmp(&before, &again, sizeof before));     /* I1 */
-    ASSERT(!disk.writes);
+    ASSERT(!disk.changes);
     if (!ok || !run_check(co, FMT_FIX_LEAKS | FMT_FIX_ERRORS, &after))
         return;
     ASSERT(after.check_errors <= before.check_errors);
@@ -188,13 +124,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size > INPUT_MAX)
         return 0;
-    if (!disk.bytes)
-        disk.bytes = calloc(1, CAP);
-    ASSERT(disk.bytes);
     parse_only(data, size);
-    memset(disk.bytes, 0, disk.len);
-    memcpy(disk.bytes, data, size);
-    disk.len = size;
+    memory_load(data, size, CAP);
     one_run(run, NULL);
     return 0;
 }

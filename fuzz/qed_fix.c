@@ -13,43 +13,13 @@
 #include <string.h>
 
 #include "fmt/qed/qed_image.h"
-#include "rt/loop.h"
+#include "memory.h"
+#include "one_run.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define INPUT_MAX (1u << 20)
 #define DISK_MAX (8u << 20)
-
-static struct { uint8_t bytes[DISK_MAX]; uint64_t len, changes; } disk;
-
-static int64_t disk_preadv(struct co *co, struct stor *s, struct iov v, uint64_t off)
-{
-    uint64_t n = off < disk.len ? min_u64(v.len_bytes, disk.len - off) : 0;
-    if (n)
-        iov_from_buf(v, disk.bytes + off, n);
-    return (int64_t)n;
-}
-
-static int64_t disk_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
-{
-    if (!range_inside(off, v.len_bytes, DISK_MAX))                                   /* I3 */
-        return -ENOSPC;
-    iov_to_buf(v, disk.bytes + off, v.len_bytes);
-    disk.len = max_u64(disk.len, off + v.len_bytes);
-    disk.changes++;
-    return (int64_t)v.len_bytes;
-}
-
-static int disk_truncate(struct co *co, struct stor *s, uint64_t len)
-{
-    if (len > DISK_MAX)
-        return -ENOSPC;
-    if (len < disk.len)
-        memset(disk.bytes + len, 0, disk.len - len);
-    disk.len = len;
-    disk.changes++;
-    return 0;
-}
 
 static int disk_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, unsigned flags)
 {
@@ -59,45 +29,14 @@ static int disk_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, 
     return 0;
 }
 
-static int disk_length(struct co *co, struct stor *s, uint64_t *ret_len)
-{
-    *ret_len = disk.len;
-    return 0;
-}
-
-static int disk_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e)
-{
-    uint64_t end = off;
-    while (end < off + len && (end >= disk.len || mem_is_zero(disk.bytes + end, min_u64(512, disk.len - end))))
-        end += 512;
-    *ret_e = end > off ? (struct stor_extent){ STOR_HOLE, off, min_u64(end - off, len) } : (struct stor_extent){ STOR_DATA, off, min_u64(512, len) };
-    return 0;
-}
-
-static int disk_flush(struct co *co, struct stor *s) { return 0; }
-
-static void disk_close(struct co *co, struct stor *s)
-{
-    stor_fini(s);
-    free(s);
-}
-
 static const struct stor_ops disk_ops = {
-    .name = "memory", .preadv = disk_preadv, .pwritev = disk_pwritev, .flush = disk_flush, .truncate = disk_truncate, .length = disk_length,
-    .zero = disk_zero, .extent = disk_extent, .close = disk_close,
+    .name = "memory", .preadv = memory_preadv, .pwritev = memory_pwritev, .flush = memory_flush, .truncate = memory_truncate, .length = memory_length,
+    .zero = disk_zero, .extent = memory_extent, .close = memory_close,
 };
 
 static struct fmt_image *open_image(struct co *co, const struct fmt_ops *ops, bool check_mode)
 {
-    struct stor *s = calloc(1, sizeof *s);
-    struct fmt_image *im;
-    ASSERT(s && !stor_init(s, &disk_ops, "fuzz"));
-    s->lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = 512 };
-    s->traits.regular = s->traits.can_zero = true;
-    if (!ops->open(co, s, &(struct fmt_open_opts){ .check_mode = check_mode }, &im, NULL))
-        return im;
-    disk_close(co, s);
-    return NULL;
+    return memory_open(co, &disk_ops, ops, &(struct fmt_open_opts){ .check_mode = check_mode });
 }
 
 static int run_check(struct co *co, const struct fmt_ops *ops, unsigned fix, struct fmt_check_result *ret)
@@ -127,8 +66,6 @@ static int upgrade(struct co *co)
     return r < 0 ? r : closed;
 }
 
-static bool done;
-
 static void run(struct co *co, void *arg)
 {
     const unsigned all = FMT_FIX_LEAKS | FMT_FIX_ERRORS;
@@ -142,25 +79,13 @@ static void run(struct co *co, void *arg)
         if (r == 0)                                                                                               /* I2 */
             ASSERT(run_check(co, &fmt_qcow2_ops, 0, &res) == 0 && !res.corruptions && !res.leaks && !res.check_errors);
     }
-    done = true;
 }
-
-static bool stop(void *arg) { return done; }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static struct rt *rt;
-    struct rt_opts o = { .loops = 1, .manual = true, .cpu_workers = 1, .backend = RT_BACKEND_THREADS };
     if (size > INPUT_MAX)
         return 0;
-    if (!rt)
-        ASSERT(!rt_new(&o, &rt, NULL));
-    memset(disk.bytes, 0, disk.len);
-    memcpy(disk.bytes, data, size);
-    disk.len = size;
-    disk.changes = 0;
-    done = false;
-    ASSERT(!rt_spawn_on(rt_loop_at(rt, 0), run, NULL));
-    rt_loop_run(rt_loop_at(rt, 0), stop, NULL);
+    memory_load(data, size, DISK_MAX);
+    one_run(run, NULL);
     return 0;
 }

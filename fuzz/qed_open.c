@@ -12,66 +12,23 @@
 #include <string.h>
 
 #include "fmt/qed/qed_image.h"
-#include "rt/loop.h"
+#include "memory.h"
+#include "one_run.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define INPUT_MAX (4u << 20)
 
-static struct { const uint8_t *bytes; uint64_t len; } disk;
-
-static int64_t disk_preadv(struct co *co, struct stor *s, struct iov v, uint64_t off)
-{
-    uint64_t n = off < disk.len ? min_u64(v.len_bytes, disk.len - off) : 0;
-    if (n)
-        iov_from_buf(v, disk.bytes + off, n);
-    return (int64_t)n;
-}
-
 static int64_t disk_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags) { ASSERT(!"I1"); }
 static int disk_truncate(struct co *co, struct stor *s, uint64_t len) { ASSERT(!"I1"); }
-
-static int disk_length(struct co *co, struct stor *s, uint64_t *ret_len)
-{
-    *ret_len = disk.len;
-    return 0;
-}
-
-/* Zeros of whole 512-byte blocks are a hole: the check may then skip them. */
-static int disk_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e)
-{
-    uint64_t end = off;
-    while (end < off + len && (end >= disk.len || mem_is_zero(disk.bytes + end, min_u64(512, disk.len - end))))
-        end += 512;
-    *ret_e = end > off ? (struct stor_extent){ STOR_HOLE, off, min_u64(end - off, len) } : (struct stor_extent){ STOR_DATA, off, min_u64(512, len) };
-    return 0;
-}
-
 static int disk_flush(struct co *co, struct stor *s) { ASSERT(!"I1"); }
 
-static void disk_close(struct co *co, struct stor *s)
-{
-    stor_fini(s);
-    free(s);
-}
-
 static const struct stor_ops disk_ops = {
-    .name = "memory", .preadv = disk_preadv, .pwritev = disk_pwritev, .flush = disk_flush, .truncate = disk_truncate, .length = disk_length,
-    .extent = disk_extent, .close = disk_close,
+    .name = "memory", .preadv = memory_preadv, .pwritev = disk_pwritev, .flush = disk_flush, .truncate = disk_truncate, .length = memory_length,
+    .extent = memory_extent, .close = memory_close,
 };
 
-static struct fmt_image *open_image(struct co *co, const struct fmt_open_opts *o)
-{
-    struct stor *s = calloc(1, sizeof *s);
-    struct fmt_image *im;
-    ASSERT(s && !stor_init(s, &disk_ops, "fuzz"));
-    s->lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = 512 };
-    s->traits.regular = true;
-    if (!fmt_qed_ops.open(co, s, o, &im, NULL))
-        return im;
-    disk_close(co, s);
-    return NULL;
-}
+static struct fmt_image *open_image(struct co *co, const struct fmt_open_opts *o) { return memory_open(co, &disk_ops, &fmt_qed_ops, o); }
 
 static void parse_only(const uint8_t *data, size_t size)
 {
@@ -129,8 +86,6 @@ static bool run_check(struct co *co, struct fmt_check_result *ret)
     return !r;
 }
 
-static bool done;
-
 static void run(struct co *co, void *arg)
 {
     struct fmt_check_result first = { 0 }, again = { 0 };
@@ -138,24 +93,14 @@ static void run(struct co *co, void *arg)
     map_all(co);
     bool ok = run_check(co, &first);
     ASSERT(run_check(co, &again) == ok && !memcmp(&first, &again, sizeof first));                          /* I1 */
-    done = true;
 }
-
-static bool stop(void *arg) { return done; }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static struct rt *rt;
-    struct rt_opts o = { .loops = 1, .manual = true, .cpu_workers = 1, .backend = RT_BACKEND_THREADS };
     if (size > INPUT_MAX)
         return 0;
-    if (!rt)
-        ASSERT(!rt_new(&o, &rt, NULL));
     parse_only(data, size);
-    disk.bytes = data;
-    disk.len = size;
-    done = false;
-    ASSERT(!rt_spawn_on(rt_loop_at(rt, 0), run, NULL));
-    rt_loop_run(rt_loop_at(rt, 0), stop, NULL);
+    memory_load(data, size, INPUT_MAX);
+    one_run(run, NULL);
     return 0;
 }
