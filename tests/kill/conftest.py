@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Images whose servers are killed or stopped."""
 import kill_disk
+import kill_qed
 import kill_snap
 import pytest
 from lib import peers
@@ -31,3 +32,9 @@ def make_disk(tmp_path):
 def make_snap_disk(tmp_path):
     """The same, of which snapshots are taken (kill_snap.GEOMETRIES)."""
     yield from made(tmp_path, kill_snap.Disk)
+
+
+@pytest.fixture
+def make_qed_disk(tmp_path):
+    """The same, of QED (kill_qed.GEOMETRIES)."""
+    yield from made(tmp_path, kill_qed.Disk)

@@ -9,44 +9,12 @@ import random
 import time
 import zlib
 
-import kill_disk
 import pytest
-from lib import peers, run
+from kill_qed import GEOMETRIES
+from lib import run
 from test_kill import kill_under_load
 
 KILLS = 25 if os.environ.get("SOAK") else 5         # of each of the two geometries
-NEED_CHECK = 2
-GEOMETRIES = {
-    "64k": ({}, [], False, False, "writer"),
-    "4k-backing": ({"cluster_size": 4096, "table_size": 2}, ["--threads", "2"], True, False, "writer"),
-}
-
-
-class Disk(kill_disk.Disk):
-    fmt = "qed"
-
-    def __init__(self, folder, name):
-        super().__init__(folder, name, GEOMETRIES)
-
-    def marked(self):
-        with open(self.image, "rb") as f:
-            return bool(f.read(24)[16] & NEED_CHECK)
-
-
-@pytest.fixture
-def make_qed_disk(tmp_path):
-    for program in ("qemu-img", "qemu-io"):
-        peers.need(program)
-    disks = []
-
-    def make(name):
-        disks.append(Disk(tmp_path, name))
-        return disks[-1]
-
-    yield make
-    for disk in disks:
-        if disk.server:
-            disk.server.close()
 
 
 def wait_clean(disk, server):
@@ -69,9 +37,7 @@ def test_killed_servers(make_qed_disk, name):
         marks += disk.marked()
         disk.leaked()
         run.byre("check", "-f", "qed", disk.image, code=(0, 3))
-        content = disk.content()
-        disk.record.verify(lambda off, length: content[off:off + length])
-        disk.record.take_stock(lambda off, length: content[off:off + length])
+        content = disk.judged()
         server = disk.serve()
         assert server.ready_after < 2.5, "RG9: a restart takes two seconds at most"
         disk.record.verify(disk.reader())
