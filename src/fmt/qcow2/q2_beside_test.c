@@ -359,6 +359,27 @@ static void cached_body(struct co *co, void *arg)
 
 static void test_cached(void **state) { t_run(0, cached_body, NULL); }
 
+/* A crash left one cluster to a guest's table and to the counts. The guest's is replaced before the scrub begins: the counts
+ * keep the cluster, and nothing of the table (N1 of q2_recount.c). */
+static void two_owners_body(struct co *co, void *arg)
+{
+    half_full(co, &tight_lazy);
+    uint64_t span = CS / 8 * CS, table = be64_get(disk_be64(img_l1_at(0))) & Q2_L1E_OFF;
+    be64_put(disk_be64(be64_get(disk_be64(48))), table);           /* the first entry of the refcount table */
+    struct q2_image *q = img_open(co, &at_once);
+    CHECK(g_holds(co, q, 0, span, 0x31) && meta_cached(q->meta, table, CS));
+    CHECK_EQ(g_write(co, q, 0, span, 0x32), 0);
+    struct fmt_check_result res = scrub(co, q);
+    CHECK(!res.corruptions && !res.leaks && !q->unclean && q->rt[0] == table);
+    CHECK_EQ(q2_alloc_scan_all(co, q), 0);           /* reads all counts */
+    CHECK_EQ(q2_discard(co, &q->im, 64 * KIB, 64 * KIB), 0);
+    CHECK(g_holds(co, q, 0, span, 0x32) && !q->failed && states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    nothing_wrong(co);
+}
+
+static void test_two_owners(void **state) { t_run(0, two_owners_body, NULL); }
+
 /* ---- between a count and a reference (I7 of q2_alloc.c) ---- */
 
 static struct { struct q2_image *q; struct co *co; bool let, over; struct q2_run run; uint64_t want; } taker;
@@ -474,7 +495,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table), cmocka_unit_test(test_table_unclean), cmocka_unit_test(test_bitmaps), cmocka_unit_test(test_reader),
-        cmocka_unit_test(test_cached), cmocka_unit_test(test_switch), cmocka_unit_test(test_taker), cmocka_unit_test(test_walk),
+        cmocka_unit_test(test_cached), cmocka_unit_test(test_two_owners), cmocka_unit_test(test_switch), cmocka_unit_test(test_taker), cmocka_unit_test(test_walk),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 beside", tests);

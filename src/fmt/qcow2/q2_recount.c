@@ -5,7 +5,8 @@
  * Purpose      Writes what was counted of old clusters, and what is kept in memory of ours, into refcount blocks: the present
  *              ones where they are sound and nobody else's, new ones where not. Then counts are in the image.
  * Owns         A new refcount table in memory until it is installed.
- * Invariants   N1 A block or table that is not referenced exactly once, from the refcount table, is not written.
+ * Invariants   N1 A block or table that is not referenced exactly once, from the refcount table, is not written. A guest's table that
+ *                 a crash had left in the same cluster may have been replaced since: what is cached of it is forgotten.
  *              N2 An old cluster that lost a reference while it was counted gets at least one: whether it is free says a later
  *                 round, when the loss is durable (Q9).
  *              N3 Counts of ours stand still from the moment they are copied until the image has them (frozen).
@@ -67,11 +68,12 @@ static bool is_needed(const struct recount *c, uint64_t i)
 static bool only_old(const struct recount *c, uint64_t i) { return (i + 1) * per_block(c) <= c->u->first; }
 
 /* N1 */
-static bool is_own(const struct recount *c, uint64_t off)
+static bool becomes_own(const struct recount *c, uint64_t off)
 {
     const struct q2_geom *g = &c->q->g;
     return off && is_aligned(off, g->cluster_size) && off >> g->cluster_bits < c->u->first &&
-           q2_counts_get(&c->k->refs, off >> g->cluster_bits) == 1 && !q2_marks_has(&c->k->live->touched, off >> g->cluster_bits);
+           q2_counts_get(&c->k->refs, off >> g->cluster_bits) == 1 && !q2_marks_has(&c->k->live->touched, off >> g->cluster_bits) &&
+           meta_forget(c->q->meta, off, g->cluster_size);
 }
 
 static int no_count_overflows(struct co *co, const struct recount *c)
@@ -86,11 +88,11 @@ static int no_count_overflows(struct co *co, const struct recount *c)
     return r;
 }
 
-static bool table_is_own(const struct recount *c)
+static bool table_becomes_own(const struct recount *c)
 {
     const struct q2_header *h = &c->q->h;
     for (uint64_t i = 0; i < h->rt_clusters; i++)
-        if (!is_own(c, h->rt_off + (i << c->q->g.cluster_bits)))
+        if (!becomes_own(c, h->rt_off + (i << c->q->g.cluster_bits)))
             return false;
     return h->rt_clusters > 0;
 }
@@ -305,7 +307,7 @@ static int begin(struct co *co, struct recount *c)
     }
     c->buf = a;
     c->old = b;
-    bool own = table_is_own(c);
+    bool own = table_becomes_own(c);
     c->rt_cluster = c->q->h.rt_off >> g->cluster_bits;
     c->rt_clusters = own ? c->q->h.rt_clusters : 0;
     c->entries = own ? (c->rt_clusters << g->cluster_bits) / 8 : 0;
@@ -316,7 +318,7 @@ static int begin(struct co *co, struct recount *c)
         r = larger_table(co, c, max_u64(c->k->rt_entries, 1));
     c->kept = min_u64(c->entries, c->k->rt_all);
     for (uint64_t i = 0; r == 0 && i < c->kept; i++)
-        c->rt[i] = is_own(c, c->k->rt[i]) ? c->k->rt[i] : 0;
+        c->rt[i] = becomes_own(c, c->k->rt[i]) ? c->k->rt[i] : 0;
     return r;
 }
 
