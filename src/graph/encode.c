@@ -175,6 +175,20 @@ static int put_encoded(struct co *co, struct graph_node *n, const struct graph_e
     return r;
 }
 
+struct encoded_req { struct graph_node *n; const struct graph_encoded *e; struct iov v; uint64_t off; };
+
+static int watched_encoded(struct co *co, void *arg)
+{
+    const struct encoded_req *q = arg;
+    return put_encoded(co, q->n, q->e, q->v, q->off);
+}
+
+static int encoded_watched(struct co *co, struct encoded_req *q)
+{
+    struct graph_change ch = { .node = q->n, .kind = GRAPH_CHANGE_WRITE, .off = q->off, .len = q->v.len_bytes, .v = &q->v, .flags = GRAPH_COMPRESS };
+    return watch_run(co, &ch, watched_encoded, q);
+}
+
 int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v, uint64_t off)
 {
     ASSERT(off >= e->off && range_inside(off - e->off, v.len_bytes, e->len));
@@ -182,8 +196,9 @@ int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_
     int r = change_begin(co, n, off, v.len_bytes);
     if (!r) {
         r = range_check(n, off, v.len_bytes);  /* again: the size may be another one now */
+        struct encoded_req q = { n, e, v, off };
         if (!r)
-            r = put_encoded(co, n, e, v, off);
+            r = is_watched(n) ? encoded_watched(co, &q) : put_encoded(co, n, e, v, off);
         change_end(n, off, v.len_bytes);
     }
     if (!r && n->writethrough)

@@ -118,7 +118,7 @@ int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struc
 
 void node_free(struct graph_node *n)
 {
-    ASSERT(!n->im && !n->backing && !n->users && !n->drains);
+    ASSERT(!n->im && !n->backing && !n->users && !n->drains && !atomic_load(&n->watches));
     list_remove(&n->link);
     gate_fini(n);
     free(n->filename);

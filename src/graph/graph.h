@@ -16,6 +16,7 @@
 #ifndef GRAPH_GRAPH_H
 #define GRAPH_GRAPH_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -191,6 +192,38 @@ typedef void graph_corrupted_fn(void *arg, const struct graph_node *n, const str
 void graph_watch_corruption(struct graph *g, graph_corrupted_fn *fn, void *arg);
 /* Tells the graph's user (graph_opts.warn). */
 PRINTF_LIKE(2, 3) void graph_warn(const struct graph_node *n, const char *fmt, ...);
+
+/* ---- watching the changes of a disk (watch.c) ----
+ * A watcher stands around every write, zero and discard of one node, on the loop of the request: it may do something before the
+ * change, wait, refuse it, and do something after it with its result. It calls graph_change_go exactly once, unless it refuses.
+ * While nobody watches it costs one load; never memory. Several watchers stand around one another, the latest outermost.
+ * A request that waits in a watcher holds up whoever drains the node, adds or removes a watcher: those who wait long must look at
+ * graph_draining. Structural changes (size, snapshots, make_empty) are not seen: keep them out by a graph_user. */
+enum graph_change_kind { GRAPH_CHANGE_WRITE, GRAPH_CHANGE_ZERO, GRAPH_CHANGE_DISCARD };
+struct graph_watch;
+struct graph_change {
+    struct graph_node *node;
+    enum graph_change_kind kind;
+    uint64_t off, len;                      /* inside the disk, len > 0. A discard may touch less */
+    const struct iov *v;                    /* of a write: its bytes, until the outermost watcher has returned; else NULL */
+    unsigned flags;                         /* GRAPH_* of the request */
+    struct graph_watch *next;               /* watch.c, as what follows */
+    int (*run)(struct co *co, void *arg);
+    void *arg;
+};
+struct graph_watch {
+    int (*change)(struct co *co, struct graph_watch *w, struct graph_change *ch);   /* 0 or -errno: what the request answers */
+    struct graph_node *node;                /* watch.c, as what follows */
+    _Atomic(struct graph_watch *) link;
+};
+/* The change itself, seen by the watchers further in. When it failed, a part of it may have been done. */
+MUST_USE int graph_change_go(struct co *co, struct graph_change *ch);
+/* Home loop, never inside a request. When add returns, every change that is not seen by w has ended; until remove returns w
+ * may be called. Neither drains: requests go on. */
+void graph_watch_add(struct co *co, struct graph_node *n, struct graph_watch *w);
+void graph_watch_remove(struct co *co, struct graph_watch *w);
+/* Does somebody wait for the requests inside n to end? Any loop; who sleeps in a watcher asks again and again. */
+bool graph_draining(const struct graph_node *n);
 
 /* Around a change of where the bytes of [off, off + len) of n are, while others may lie over n (D6): after begin no new
  * request goes by the old mapping, and those that do are inside a section of n's image; what is read between the two is

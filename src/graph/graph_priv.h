@@ -19,6 +19,7 @@
  *   status.c   block status
  *   data.c     the external data file of an image
  *   drain.c    the gate that requests pass, and closing it
+ *   watch.c    who sees the changes of a disk
  *   bitmap.c   dirty bitmaps
  *   perm.c     users of a node and their conflicts
  */
@@ -92,6 +93,7 @@ struct graph_node {
     struct epoch *gate;                 /* a section = a request inside */
     _Atomic bool gated;
     _Atomic(struct tracked *) tracked;  /* bitmap.c; NULL: none records */
+    _Atomic(struct graph_watch *) watches;      /* watch.c; NULL: nobody watches */
     /* home loop only */
     bool bitmaps_listed;                /* im->bitmaps holds those of the image */
     struct dirty_budget bitmap_budget;  /* of those made here */
@@ -224,6 +226,14 @@ static inline void gate_leave(struct co *co, struct graph_node *n, epoch_token t
 {
     epoch_leave(n->gate, co_loop(co), t);
 }
+
+/* ---- watch.c ---- */
+/* Does somebody watch n? Asked inside the gate; if so, the change goes by watch_run: ch as the watchers see it. */
+static inline bool is_watched(const struct graph_node *n)
+{
+    return UNLIKELY(atomic_load_explicit(&n->watches, memory_order_acquire) != NULL);
+}
+MUST_USE int watch_run(struct co *co, struct graph_change *ch, int (*run)(struct co *co, void *arg), void *arg);
 
 /* ---- chain.c ---- */
 /* One piece of a request and what answers it. While `held`, an epoch section of layer->im is open. */

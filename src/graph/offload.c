@@ -66,7 +66,7 @@ static int64_t copy_inside(struct co *co, struct graph_node *dst, uint64_t dst_o
     struct piece from;
     if (!range_inside(src_off, len, graph_length(src)))
         return -EIO;
-    if (dst->writethrough || (dst->guard_first && dst_off < SECTOR))
+    if (dst->writethrough || is_watched(dst) || (dst->guard_first && dst_off < SECTOR))
         return -ENOTSUP;
     int64_t n = change_begin(co, dst, dst_off, len);
     if (n)

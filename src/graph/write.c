@@ -214,13 +214,31 @@ static int write_call(struct co *co, void *arg)
     return chain_write(co, q->n, q->v, q->off, q->flags);
 }
 
-static int write_inside(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
+/* fua: STOR_FUA, for raw images. */
+static int write_inside(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags, bool fua)
 {
+    unsigned how = fua && n->is_raw ? STOR_FUA : 0;
+    if (UNLIKELY(flags & GRAPH_COMPRESS))
+        return chain_write_compressed(co, n, v, off);
     if (LIKELY(!n->guard_first || off >= SECTOR))
-        return chain_write(co, n, v, off, flags);
-    struct write_req q = { n, v, off, flags };
+        return chain_write(co, n, v, off, how);
+    struct write_req q = { n, v, off, how };
     struct guarded gd = { n, v, off, write_call, &q };
     return guard_first_sector(co, &gd);
+}
+
+struct watched_write { struct graph_change ch; struct iov v; bool fua; };
+
+static int watched_write(struct co *co, void *arg)
+{
+    const struct watched_write *q = arg;
+    return write_inside(co, q->ch.node, q->v, q->ch.off, q->ch.flags, q->fua);
+}
+
+static int write_watched(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags, bool fua)
+{
+    struct watched_write q = { { .node = n, .kind = GRAPH_CHANGE_WRITE, .off = off, .len = v.len_bytes, .v = &v, .flags = flags }, v, fua };
+    return watch_run(co, &q.ch, watched_write, &q);
 }
 
 int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
@@ -231,10 +249,7 @@ int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off,
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
     int r = change_begin(co, n, off, v.len_bytes);
     if (LIKELY(!r)) {
-        if (UNLIKELY(flags & GRAPH_COMPRESS))
-            r = chain_write_compressed(co, n, v, off);
-        else
-            r = write_inside(co, n, v, off, fua && n->is_raw ? STOR_FUA : 0);
+        r = is_watched(n) ? write_watched(co, n, v, off, flags, fua) : write_inside(co, n, v, off, flags, fua);
         change_end(n, off, v.len_bytes);
     }
     if (UNLIKELY(!r && fua && !n->is_raw))

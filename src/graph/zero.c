@@ -113,12 +113,25 @@ static int zero_inside(struct co *co, struct graph_node *n, uint64_t off, uint64
     return guard_first_sector(co, &gd);
 }
 
+static int watched_zero(struct co *co, void *arg)
+{
+    const struct zero_req *q = arg;
+    return zero_inside(co, q->n, q->off, q->len, q->flags);
+}
+
+static int zero_watched(struct co *co, struct zero_req *q)
+{
+    struct graph_change ch = { .node = q->n, .kind = GRAPH_CHANGE_ZERO, .off = q->off, .len = q->len, .flags = q->flags };
+    return watch_run(co, &ch, watched_zero, q);
+}
+
 int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
 {
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
     int r = change_begin(co, n, off, len);
     if (!r) {
-        r = zero_inside(co, n, off, len, flags);
+        struct zero_req q = { n, off, len, flags };
+        r = is_watched(n) ? zero_watched(co, &q) : zero_inside(co, n, off, len, flags);
         change_end(n, off, len);
     }
     if (!r && (flags & GRAPH_FUA || n->writethrough))
@@ -141,12 +154,25 @@ static int discard_inside(struct co *co, struct graph_node *n, uint64_t off, uin
     return 0;
 }
 
+static int watched_discard(struct co *co, void *arg)
+{
+    const struct zero_req *q = arg;
+    return discard_inside(co, q->n, q->off, q->len);
+}
+
+static int discard_watched(struct co *co, struct zero_req *q)
+{
+    struct graph_change ch = { .node = q->n, .kind = GRAPH_CHANGE_DISCARD, .off = q->off, .len = q->len };
+    return watch_run(co, &ch, watched_discard, q);
+}
+
 int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
 {
     epoch_token t = gate_enter(co, n);
     int r = change_begin(co, n, off, n->discard ? len : 0);
     if (!r) {
-        r = discard_inside(co, n, off, len);
+        struct zero_req q = { n, off, len, 0 };
+        r = is_watched(n) ? discard_watched(co, &q) : discard_inside(co, n, off, len);
         change_end(n, off, len);
     }
     gate_leave(co, n, t);

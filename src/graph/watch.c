@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * watch.c: who sees the changes of a disk.
+ *
+ * Purpose     Lets jobs stand around every write, zero and discard of a node: dirty tracking, write-blocking mirrors, copies
+ *             before writes, thresholds.
+ * Owns        node->watches, the links of watchers that are in it
+ * Invariants  I1  A request sees the watchers that were there when it looked, each once, from the latest to the first, and all of
+ *                 them until it ends.
+ *             I2  A watcher that graph_watch_remove has returned for is inside no request.
+ * Order       none
+ * Concurrency Requests look inside a section of the node's gate and follow the links without a lock. A watcher is linked and
+ *             unlinked on the home loop and waits for one grace period: whoever may hold a link to it is in a section that is
+ *             open then. A watcher that is unlinked keeps its own link, so those who stand in it go on to the next one, which
+ *             cannot go away before they have left either.
+ * Failure     none of this can fail
+ * Tests       watch_test.c
+ */
+#include "graph/graph_priv.h"
+
+int graph_change_go(struct co *co, struct graph_change *ch)
+{
+    struct graph_watch *w = ch->next;
+    ASSERT(ch->run);
+    if (w) {
+        ch->next = atomic_load_explicit(&w->link, memory_order_acquire);
+        return w->change(co, w, ch);
+    }
+    int (*run)(struct co *co, void *arg) = ch->run;
+    ch->run = NULL;                      /* at most once */
+    return run(co, ch->arg);
+}
+
+int watch_run(struct co *co, struct graph_change *ch, int (*run)(struct co *co, void *arg), void *arg)
+{
+    ch->next = atomic_load_explicit(&ch->node->watches, memory_order_acquire);
+    ch->run = run;
+    ch->arg = arg;
+    int r = graph_change_go(co, ch);
+    ASSERT(r < 0 || !ch->run);           /* nobody answers for a change that was not made */
+    return r;
+}
+
+void graph_watch_add(struct co *co, struct graph_node *n, struct graph_watch *w)
+{
+    ASSERT_LOOP(n->g->home);
+    ASSERT(!w->node && w->change);
+    w->node = n;
+    atomic_store(&w->link, atomic_load(&n->watches));
+    atomic_store(&n->watches, w);
+    gate_empty(co, n);
+}
+
+void graph_watch_remove(struct co *co, struct graph_watch *w)
+{
+    struct graph_node *n = w->node;
+    ASSERT_LOOP(n->g->home);
+    _Atomic(struct graph_watch *) *at = &n->watches;
+    while (atomic_load(at) != w)
+        at = &atomic_load(at)->link;
+    atomic_store(at, atomic_load(&w->link));
+    gate_empty(co, n);
+    w->node = NULL;
+}
+
+bool graph_draining(const struct graph_node *n)
+{
+    return atomic_load_explicit(&n->gated, memory_order_acquire);
+}
