@@ -302,6 +302,7 @@ struct fmt_amend_opts {
     bool (*given)(void *arg, const char *option); void *arg;      /* was the option of this name stated? */
     bool force;                            /* what may lose something is wanted all the same */
     bool rebase;                           /* backing_file and backing_fmt (NULL: none) may be changed, and nothing else is */
+    bool dry_run;                          /* with rebase: only says whether they could be */
     void (*progress)(void *arg, uint64_t done, uint64_t total); void *progress_arg;   /* may be NULL */
     /* Sets another size: the graph's part of it included. */
     int (*resize)(struct co *co, void *arg, uint64_t size, struct byre_err *err); void *resize_arg;

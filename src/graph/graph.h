@@ -153,6 +153,8 @@ MUST_USE int graph_make_writable(struct co *co, struct graph_node *n, struct gra
  * gets a reference of its own. Durable when it returns 0. */
 struct graph_name { const char *file, *format; };
 MUST_USE int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err);
+/* Says what graph_rebase would refuse, before anything is done for it. */
+MUST_USE int graph_rebase_check(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err);
 /* on: what is written to n is to hide whatever comes to lie below it, zeros too. Until graph_rebase has succeeded, or off. */
 void graph_stand_alone(struct graph_node *n, bool on);
 /* The layer below `top` that this name means: as recorded in the layer above it, as seen from there, or of the same file. NULL: none. */

@@ -151,10 +151,10 @@ static bool is_changed(void *arg, const char *option)
     return !strcmp(option, "backing_file") || !strcmp(option, "backing_fmt");
 }
 
-static int set_name(struct co *co, struct graph_node *n, const char *file, const char *format, struct byre_err *err)
+static int set_name(struct co *co, struct graph_node *n, const struct graph_name *to, bool dry_run, struct byre_err *err)
 {
-    struct fmt_create_opts o = { .backing_file = (char *)(uintptr_t)file, .backing_fmt = (char *)(uintptr_t)format };
-    struct fmt_amend_opts a = { .o = &o, .given = is_changed, .rebase = true };
+    struct fmt_create_opts o = { .backing_file = (char *)(uintptr_t)to->file, .backing_fmt = (char *)(uintptr_t)to->format };
+    struct fmt_amend_opts a = { .o = &o, .given = is_changed, .rebase = true, .dry_run = dry_run };
     if (!n->im->ops->amend)
         return byre_fail(err, NOT_SUPPORTED, "%s: the backing file of %s images cannot be changed", n->filename, n->im->ops->name);
     return n->im->ops->amend(co, n->im, &a, err);
@@ -194,7 +194,7 @@ static int rebase_drained(struct co *co, struct graph_node *n, struct graph_node
     if (!r && backing)
         r = graph_user_add(backing, &use, err);
     if (!r)
-        r = set_name(co, n, to->file, to->format, err);
+        r = set_name(co, n, to, false, err);
     if (r) {
         graph_user_remove(&use);
         free(name);
@@ -226,14 +226,30 @@ static int check_chain(const struct graph_node *n, const struct graph_node *back
     return 0;
 }
 
-int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err)
+static int may_rebase(const struct graph_node *n, const struct graph_node *backing, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
-    if (n->read_only)
-        return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
-    int fits = check_chain(n, backing, err);
-    if (fits)
-        return fits;
+    return n->read_only ? byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename) : check_chain(n, backing, err);
+}
+
+int graph_rebase_check(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err)
+{
+    int may = may_rebase(n, backing, err);
+    if (may)
+        return may;
+    graph_drain_begin(co, n);
+    co_lock(co, &n->whole);
+    int r = set_name(co, n, to, true, err);
+    co_unlock(&n->whole);
+    graph_drain_end(n);
+    return r;
+}
+
+int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err)
+{
+    int may = may_rebase(n, backing, err);
+    if (may)
+        return may;
     graph_drain_begin(co, n);
     co_lock(co, &n->whole);
     int r = rebase_drained(co, n, backing, to, err);

@@ -114,8 +114,11 @@ int rebase_run(struct co *co, const struct rebase_job *job, struct copy_result *
         return byre_fail(err, READ_ONLY, "%s: is open read-only", graph_filename(job->top));
     if (job->unsafe)
         return graph_rebase(co, job->top, job->backing, &job->to, err);
+    int r = graph_rebase_check(co, job->top, job->backing, &job->to, err);
+    if (r)
+        return r;
     graph_stand_alone(job->top, true);
-    int r = copy_difference(co, job, ret, err);
+    r = copy_difference(co, job, ret, err);
     if (!r)
         r = graph_rebase(co, job->top, job->backing, &job->to, err);
     if (r)

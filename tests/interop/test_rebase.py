@@ -136,6 +136,21 @@ def test_name_that_does_not_fit(tmp_path):
         assert open(path, "rb").read() == before
 
 
+def test_refused_before_anything_is_copied(tmp_path):
+    """A name that can never be recorded costs no byte: not even what the new chain does not supply is copied."""
+    images.create(tmp_path / "base.raw", 1 << 20, fmt="raw")
+    images.create(tmp_path / "new.raw", 1 << 20, fmt="raw")
+    run.qemu_io(str(tmp_path / "base.raw"), "write -P 7 0 512k", fmt="raw")
+    for name, fmt, options in (("small.qcow2", "qcow2", {"cluster_size": 512}), ("top.qed", "qed", {})):
+        path = tmp_path / name
+        images.create(path, 1 << 20, fmt, backing="base.raw", backing_fmt="raw", unchecked=True, **options)
+        before = open(path, "rb").read()
+        new = "./" * 300 + "new.raw"
+        done = run.byre("rebase", "-f", fmt, "-b", new, "-F", "raw", path, code=1)
+        assert name in done.err, done
+        assert open(path, "rb").read() == before, done
+
+
 def test_unknown_compatible_bits(tmp_path):
     """FEATURES 2.019: refused; the bit may say something about the chain."""
     path = tmp_path / "top.qcow2"

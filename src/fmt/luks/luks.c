@@ -216,6 +216,8 @@ static int luks_amend(struct co *co, struct fmt_image *im, const struct fmt_amen
     struct luks_image *l = of(im);
     struct lk_area a = area_of(im->store);
     struct lk_amending m = { .a = o, .prefix = "", .open_secret = l->pass };
+    if (o->rebase)
+        return byre_fail(err, NOT_SUPPORTED, "%s: luks images have no backing file", a.name);
     if (im->read_only || !l->pass)
         return byre_fail(err, READ_ONLY, "%s: is open read-only, or without its secret", a.name);
     return lk_amend_options(co, &a, &l->h, &m, err);

@@ -193,12 +193,25 @@ static int set_data_file(struct co *co, struct amend *m)
     return rewrite(co, m, &h);
 }
 
-static int set_backing(struct co *co, struct amend *m)
+/* Whose strings are the caller's. */
+static struct q2_header with_backing(const struct amend *m)
 {
     struct q2_header h = m->q->h;
     h.backing_name = m->a->o->backing_file;
     h.backing_format = h.backing_name ? m->a->o->backing_fmt : NULL;
+    return h;
+}
+
+static int set_backing(struct co *co, struct amend *m)
+{
+    struct q2_header h = with_backing(m);
     return rewrite(co, m, &h);
+}
+
+static int try_backing(struct co *co, const struct amend *m)
+{
+    struct q2_header h = with_backing(m);
+    return q2_header_fits(co, m->q, &h, m->err);
 }
 
 /* ---- counts ---- */
@@ -360,6 +373,11 @@ int q2_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a
         return r;
     q->changing = true;                          /* no scrub begins */
     r = check_all(co, &m);
+    if (a->dry_run) {
+        r = r ? r : try_backing(co, &m);
+        q->changing = false;
+        return r;
+    }
     if (r == 0)
         r = q2_crypt_amend(co, q, a, false, err);    /* what may be refused for a passphrase comes first */
     if (r == 0)

@@ -226,6 +226,8 @@ MUST_USE int q2_rest(struct co *co, struct q2_image *q);
 /* q2_rewrite.c: the header cluster becomes that of h, extensions and names included: old or new at any crash (Q18). Afterwards
  * q2_reload. -ENOSPC: it does not fit, or cannot be switched to in one sector; nothing is changed. */
 MUST_USE int q2_header_rewrite(struct co *co, struct q2_image *q, const struct q2_header *h, struct byre_err *err);
+/* Would it be refused with -ENOSPC? Nothing is changed. */
+MUST_USE int q2_header_fits(struct co *co, const struct q2_image *q, const struct q2_header *h, struct byre_err *err);
 /* Writes the frontier extension and the autoclear bits (both in the first sector). No barrier. */
 MUST_USE int q2_header_record_frontier(struct co *co, struct q2_image *q);
 /* Writes bytes of the first cluster that all lie in one sector of it, with a barrier; q->h is the caller's. */

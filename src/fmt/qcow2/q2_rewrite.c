@@ -91,26 +91,46 @@ static int switch_to(struct co *co, struct q2_image *q, uint8_t *old, const uint
     return r;
 }
 
-int q2_header_rewrite(struct co *co, struct q2_image *q, const struct q2_header *h, struct byre_err *err)
+/* Three headers in one piece of memory, which `old` owns: there now, to be there, between the two. */
+struct plan { uint8_t *old, *new, *mid; bool names; };
+
+static int make_plan(struct co *co, const struct q2_image *q, const struct q2_header *h, struct plan *p, struct byre_err *err)
 {
     uint64_t bytes = q->g.cluster_size;
-    uint8_t *old = NULL, *new, *mid;
     struct iovec slot;
-    bool names = false;
-    if (posix_memalign((void **)&old, 4096, max_u64(3 * bytes, 4096)))
+    *p = (struct plan){ 0 };
+    if (posix_memalign((void **)&p->old, 4096, max_u64(3 * bytes, 4096)))
         return byre_fail(err, NOMEM, "%s: no memory for the header", q->name);
-    new = old + bytes;
-    mid = new + bytes;
-    int r = stor_read(co, q->im.store, iov_one(&slot, old, bytes), 0);
-    if (r == 0 && !choose(h, old, new, mid, bytes, false, &names)) {
+    p->new = p->old + bytes;
+    p->mid = p->new + bytes;
+    int r = stor_read(co, q->im.store, iov_one(&slot, p->old, bytes), 0);
+    if (r < 0)
+        r = byre_fail_code(err, IO, r, "%s: the header cannot be read: %s", q->name, strerror(-r));
+    else if (!choose(h, p->old, p->new, p->mid, bytes, false, &p->names))
         r = byre_fail(err, NO_SPACE, "%s: the new header does not fit its cluster of %" PRIu64 " bytes, or cannot be switched to in one step; shorten the names in it", q->name, bytes);
-        free(old);
-        return r;
-    }
+    if (r < 0)
+        free(p->old);
+    return r;
+}
+
+int q2_header_fits(struct co *co, const struct q2_image *q, const struct q2_header *h, struct byre_err *err)
+{
+    struct plan p;
+    int r = make_plan(co, q, h, &p, err);
     if (r == 0)
-        r = switch_to(co, q, old, new, mid);
-    if (r == 0 && !names && h->version >= 3 && choose(h, old, new, mid, bytes, true, &names))
-        r = switch_to(co, q, old, new, mid);                      /* X2 */
-    free(old);
+        free(p.old);
+    return r;
+}
+
+int q2_header_rewrite(struct co *co, struct q2_image *q, const struct q2_header *h, struct byre_err *err)
+{
+    struct plan p;
+    int r = make_plan(co, q, h, &p, err);
+    if (r < 0)
+        return r;
+    r = switch_to(co, q, p.old, p.new, p.mid);
+    if (r == 0 && !p.names && h->version >= 3 && choose(h, p.old, p.new, p.mid, q->g.cluster_size, true, &p.names))
+        r = switch_to(co, q, p.old, p.new, p.mid);                /* X2 */
+    free(p.old);
     return r < 0 ? byre_fail_code(err, IO, r, "%s: the header cannot be written: %s", q->name, strerror(-r)) : 0;
 }

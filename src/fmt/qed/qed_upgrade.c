@@ -65,6 +65,8 @@ static int check_options(struct upgrade *u, struct byre_err *err)
 {
     const struct qed_image *q = u->q;
     const char *format;
+    if (u->a->rebase)
+        return byre_fail(err, NOT_SUPPORTED, "%s: the backing file of qed images cannot be changed; an image of the format qcow2 can (amend -o format=qcow2)", q->name);
     if (!u->a->given(u->a->arg, "format"))
         return byre_fail(err, BAD_OPTION, "%s: of an image of the format qed only the format can be changed (format=qcow2)", q->name);
     if (strcmp(u->a->o->format, "qcow2"))
