@@ -44,7 +44,7 @@ struct copying {
     bool failed, fail_read;
     uint64_t fail_off;
     /* any loop */
-    _Atomic uint64_t read, written, zeroed, skipped, offloaded, unreadable;
+    _Atomic uint64_t read, written, zeroed, skipped, offloaded, unreadable, left_out;
 };
 
 /* ---- which pieces there are (job's loop) ---- */
@@ -180,8 +180,9 @@ static uint64_t piece_len(const struct copying *c)
     uint64_t len = min_u64(c->ext_end, c->want_end) - c->pos, most = RANGE_MAX;
     if (is_data(c))
         most = c->w.piece_bytes - ((c->job->target_off + c->pos) & (c->w.piece_bytes - 1));
-    if (c->job->rate && is_data(c))
-        most = min_u64(most, round_up(max_u64(c->job->rate / 8, SECTOR), max_u64(SECTOR, c->place.unit)));
+    uint64_t rate = c->job->hooks.speed ? c->job->hooks.speed(c->job->hooks.arg) : c->job->rate;
+    if (rate && is_data(c))
+        most = min_u64(most, round_up(max_u64(rate / 8, SECTOR), max_u64(SECTOR, c->place.unit)));
     return min_u64(len, most);
 }
 
@@ -189,6 +190,8 @@ static uint64_t piece_len(const struct copying *c)
 static int pace(struct co *co, struct copying *c, uint64_t len)
 {
     uint64_t now = rt_now(co_loop(co));
+    if (c->job->hooks.step)
+        return c->job->hooks.step(co, c->job->hooks.arg, len);
     if (!c->job->rate)
         return 0;
     if (c->rate_next_ns < now)
@@ -196,6 +199,30 @@ static int pace(struct co *co, struct copying *c, uint64_t len)
     uint64_t wait = c->rate_next_ns - now;
     c->rate_next_ns += (uint64_t)((unsigned __int128)len * 1000000000u / c->job->rate);
     return wait ? co_sleep(co, wait) : 0;
+}
+
+/* As far as errors go that somebody wants to be asked about. */
+static int learn_extent(struct co *co, struct copying *c)
+{
+    int r = find_extent(co, c);
+    while (r < 0) {
+        uint64_t off, left;
+        (void)reader_at(&c->rd, c->pos, &off, &left);
+        struct copy_failure f = { r, true, c->pos, min_u64(min_u64(left, c->want_end - c->pos), PIECE_MIN - off % PIECE_MIN) };
+        if (c->job->hooks.failed)
+            r = c->job->hooks.failed(co, c->job->hooks.arg, &f);
+        if (r == COPY_LEAVE) {
+            c->ext_end = c->pos + f.len;
+            c->ext_skip = true;
+            atomic_fetch_add(&c->left_out, f.len);
+            return 0;
+        }
+        if (r == 0)
+            r = find_extent(co, c);
+        else
+            break;
+    }
+    return r;
 }
 
 static int next_piece(struct co *co, void *ctx, struct work_piece *p)
@@ -208,7 +235,7 @@ static int next_piece(struct co *co, void *ctx, struct work_piece *p)
             tell_progress(c);
             return 0;
         }
-        int r = c->pos >= c->ext_end ? find_extent(co, c) : 0;
+        int r = c->pos >= c->ext_end ? learn_extent(co, c) : 0;
         if (r) {
             c->fail_off = c->pos;
             c->fail_read = c->failed = true;
@@ -218,9 +245,12 @@ static int next_piece(struct co *co, void *ctx, struct work_piece *p)
         if (!c->ext_skip) {
             *p = (struct work_piece){ .pos = c->pos, .len = len, .kind = c->ext_kind, .fail_off = c->pos };
             c->pos += len;
-            r = is_data(c) ? pace(co, c, len) : 0;
+            r = is_data(c) ? pace(co, c, len) : c->job->hooks.step ? pace(co, c, 0) : 0;
             return r ? r : 1;
         }
+        r = c->job->hooks.step ? pace(co, c, 0) : 0;
+        if (r)
+            return r;
         len = min_u64(c->ext_end, c->want_end) - c->pos;
         atomic_fetch_add(&c->skipped, len);
         c->done += len;
@@ -449,14 +479,42 @@ static int put_blank(struct co *co, struct copying *c, struct worker *wk)
     return put_data(co, c, wk, wk->buf[0], wk->piece.pos, wk->piece.len);
 }
 
-static int copy_piece(struct co *co, void *ctx, struct worker *wk)
+static int try_piece(struct co *co, struct copying *c, struct worker *wk)
 {
-    struct copying *c = ctx;
     if (wk->piece.kind == KIND_ZERO && c->min_sparse)
         return put_zeros(co, c, wk, wk->piece.pos, wk->piece.len);
     wk->packed = (struct packed){ .e = NULL };
     int r = wk->piece.kind == KIND_DATA ? copy_data(co, c, wk) : put_blank(co, c, wk);
     packed_fini(&wk->packed);
+    return r;
+}
+
+struct asking { const struct copying *c; struct copy_failure f; };
+
+static int ask_failed(struct co *co, void *arg)
+{
+    const struct asking *a = arg;
+    return a->c->job->hooks.failed(co, a->c->job->hooks.arg, &a->f);
+}
+
+static int copy_piece(struct co *co, void *ctx, struct worker *wk)
+{
+    struct copying *c = ctx;
+    struct work_piece *p = &wk->piece;
+    int r = try_piece(co, c, wk);
+    while (r < 0 && r != -ECANCELED && c->job->hooks.failed) {
+        struct asking a = { c, { r, p->fail_read, p->fail_off, p->len } };
+        r = rt_call(co, c->w.home, ask_failed, &a);
+        if (r == COPY_LEAVE) {
+            count(&c->left_out, p->len);
+            return 0;
+        }
+        if (r)
+            return r;
+        p->fail_read = false;
+        p->fail_off = p->pos;
+        r = try_piece(co, c, wk);
+    }
     return r;
 }
 
@@ -588,7 +646,7 @@ static void fill_result(const struct copying *c, struct copy_result *ret)
         return;
     *ret = (struct copy_result){
         .read = c->read, .written = c->written, .zeroed = c->zeroed, .skipped = c->skipped, .offloaded = c->offloaded,
-        .unreadable = c->unreadable, .fail_off = c->fail_off, .fail_read = c->fail_read,
+        .unreadable = c->unreadable, .left_out = c->left_out, .fail_off = c->fail_off, .fail_read = c->fail_read,
     };
 }
 

@@ -49,6 +49,10 @@ enum {
 /* A range of a source. Parts follow one another in the target without a gap. */
 struct copy_part { struct graph_node *node; uint64_t off, len; };
 
+/* off: as in select */
+struct copy_failure { int error; bool read; uint64_t off, len; };
+enum { COPY_LEAVE = 1 };
+
 struct copy_job {
     /* what (constant while the job runs) */
     const struct copy_part *parts;
@@ -76,6 +80,16 @@ struct copy_job {
     void (*salvaged)(void *arg, uint64_t off, uint64_t len, int error);   /* this range could not be read; off as in select */
     void *arg;
     const _Atomic bool *cancel;       /* becomes true: stop soon, -ECANCELED */
+    /* For live jobs, each may be NULL; on the job's loop; these may suspend as long as they like. */
+    struct copy_hooks {
+        /* Before a piece is begun; bytes of data, 0 when it is none. < 0: the copy ends with that. */
+        int (*step)(struct co *co, void *arg, uint64_t bytes);
+        /* A piece failed, or the status of what follows. 0: again; COPY_LEAVE: it is left out; < 0: the copy ends with that. */
+        int (*failed)(struct co *co, void *arg, const struct copy_failure *f);
+        /* Instead of `rate`, which may change: pieces are no longer than an eighth of what it says. Must not suspend. */
+        uint64_t (*speed)(void *arg);
+        void *arg;
+    } hooks;
 };
 
 struct copy_result {
@@ -83,6 +97,7 @@ struct copy_result {
     uint64_t zeroed, skipped;         /* bytes made zero by request; bytes that needed nothing */
     uint64_t offloaded;               /* of `written`: bytes that the kernel copied */
     uint64_t unreadable;              /* bytes replaced by zeros (COPY_SALVAGE) */
+    uint64_t left_out;                /* bytes of pieces that were given up (COPY_LEAVE) */
     uint64_t fail_off;                /* on failure: where, in bytes from the start of the first part */
     bool fail_read;                   /* on failure: the source, not the target */
 };

@@ -440,6 +440,73 @@ static void rate(struct co *co, void *arg)
     pair_close(co, &p);
 }
 
+/* ---- hooks ---- */
+
+struct hooked { unsigned steps, asked, busy; uint64_t bytes, off; bool read, leave; };
+
+static int on_step(struct co *co, void *arg, uint64_t bytes)
+{
+    struct hooked *h = arg;
+    CHECK_EQ(h->busy, 0);                        /* one at a time, though it suspends */
+    h->busy = 1;
+    co_yield(co);
+    h->busy = 0;
+    h->steps++;
+    h->bytes += bytes;
+    return 0;
+}
+
+static int on_failed(struct co *co, void *arg, const struct copy_failure *f)
+{
+    struct hooked *h = arg;
+    co_yield(co);
+    h->asked++;
+    h->read = f->read;
+    h->off = f->off;
+    return h->leave ? COPY_LEAVE : h->asked < 3 ? 0 : f->error;
+}
+
+static uint64_t small_pieces(void *arg) { return 64 << 10; }
+
+static int fail_again(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    return op == *(enum toy_op *)t->hook_arg && atomic_fetch_sub(&faults_left, 1) > 0 ? -EIO : 0;
+}
+
+/* A request that fails is made again, or its piece is left out, or it is the end: as the hook says. */
+static void hooks(struct co *co, void *arg)
+{
+    static const struct { enum toy_op op; bool leave; int faults, result; } cases[] = {
+        { TOY_READ, false, 2, 0 }, { TOY_WRITE, false, 2, 0 }, { TOY_READ, false, 99, -EIO }, { TOY_WRITE, false, 99, -EIO }, { TOY_READ, true, 1, 0 },
+        { TOY_READ, false, 0, 0 },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct pair p;
+        struct copy_result res;
+        struct hooked h = { .leave = cases[i].leave };
+        struct byre_err err = { 0 };
+        pair_make(co, &p, 50 + i, true, 3);
+        enum toy_op op = cases[i].op;
+        struct toy *t = op == TOY_READ ? p.low->t : p.t;
+        struct copy_part part = { p.from, 0, SIZE };
+        struct copy_job job = { .parts = &part, .part_count = 1, .target = p.to, .min_sparse = 4096, .flags = COPY_OUT_OF_ORDER,
+                                .hooks = { .step = on_step, .failed = on_failed, .speed = small_pieces, .arg = &h } };
+        t->hook_arg = &op;
+        faults_left = cases[i].faults;
+        t->hook = fail_again;
+        CHECK_EQ(copy_run(co, &job, &res, &err), cases[i].result);
+        t->hook = NULL;
+        CHECK(h.steps > 0 && h.bytes > 0);
+        CHECK_EQ(h.asked > 0, cases[i].faults > 0);
+        CHECK(!h.asked || h.read == (op == TOY_READ));
+        CHECK_EQ(res.left_out > 0, cases[i].leave);
+        CHECK(res.left_out <= 8 << 10);          /* an eighth of the speed */
+        if (!cases[i].result && !cases[i].leave)
+            expect_bytes(co, p.to, p.model, SIZE);
+        pair_close(co, &p);
+    }
+}
+
 /* ---- a target with a backing image ---- */
 
 static void backed(struct co *co, void *arg)
@@ -568,6 +635,7 @@ RUN(salvage, 0)
 RUN(cancelled, 0)
 RUN(rate, 0)
 RUN(backed, 1)
+RUN(hooks, 1)
 RUN(files, 0)
 RUN(offload_in_part, 0)
 
@@ -576,7 +644,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sparse), cmocka_unit_test(test_matrix), cmocka_unit_test(test_parts), cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_order), cmocka_unit_test(test_faults), cmocka_unit_test(test_salvage), cmocka_unit_test(test_cancelled),
-        cmocka_unit_test(test_rate), cmocka_unit_test(test_backed), cmocka_unit_test(test_files), cmocka_unit_test(test_offload_in_part),
+        cmocka_unit_test(test_rate), cmocka_unit_test(test_backed), cmocka_unit_test(test_files), cmocka_unit_test(test_offload_in_part), cmocka_unit_test(test_hooks),
     };
     return T_MAIN("copy", tests);
 }
