@@ -90,12 +90,10 @@ void gates_update(struct graph *g)
     }
 }
 
-void graph_drain_begin(struct co *co, struct graph_node *n)
+void gates_empty(struct co *co, struct graph_node *n)
 {
-    ASSERT_LOOP(n->g->home);
-    n->drains++;
-    gates_update(n->g);
     unsigned round = ++n->g->drain_round;
+    atomic_fetch_add(&n->g->waiting, 1);
     struct graph_node *m = graph_next(n->g, NULL);
     while (m) {
         if (m->drain_round == round || !chain_has(m, n)) {
@@ -109,6 +107,15 @@ void graph_drain_begin(struct co *co, struct graph_node *n)
         (void)node_unref(co, m);        /* 0 unless closing; then there is nobody left to tell */
         m = graph_next(n->g, closing ? NULL : m);
     }
+    atomic_fetch_sub(&n->g->waiting, 1);
+}
+
+void graph_drain_begin(struct co *co, struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    n->drains++;
+    gates_update(n->g);
+    gates_empty(co, n);
 }
 
 void graph_drain_end(struct graph_node *n)

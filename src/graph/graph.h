@@ -224,7 +224,7 @@ MUST_USE int graph_change_go(struct co *co, struct graph_change *ch);
  * may be called. Neither drains: requests go on. */
 void graph_watch_add(struct co *co, struct graph_node *n, struct graph_watch *w);
 void graph_watch_remove(struct co *co, struct graph_watch *w);
-/* Does somebody wait for the requests inside n to end? Any loop; who sleeps in a watcher asks again and again. */
+/* Does somebody wait for requests to end, perhaps for those inside n? Any loop; who sleeps in a watcher asks again and again. */
 bool graph_draining(const struct graph_node *n);
 
 /* Around a change of where the bytes of [off, off + len) of n are, while others may lie over n (D6): after begin no new

@@ -51,6 +51,7 @@ struct graph {
     struct list nodes;
     unsigned next_name;
     unsigned drain_round;
+    _Atomic unsigned waiting;           /* somebody waits for requests to end (watch.c) */
     struct co_mutex index_mx;           /* of the nodes' index_next */
     uint64_t index_limit;               /* bytes that all indexes may take; 0: there are none */
     _Atomic uint64_t index_bytes;
@@ -209,6 +210,7 @@ MUST_USE int gate_init(struct graph_node *n);
 void gate_fini(struct graph_node *n);                       /* nobody inside */
 void gate_wait_open(struct co *co, struct graph_node *n);   /* slow path of gate_enter */
 void gate_empty(struct co *co, struct graph_node *n);       /* waits until nobody is inside; home */
+void gates_empty(struct co *co, struct graph_node *n);      /* until nobody of now is inside n or a node above it; home */
 void gates_update(struct graph *g);                         /* after a change of drains or of edges; home */
 
 static inline epoch_token gate_enter(struct co *co, struct graph_node *n)

@@ -9,7 +9,7 @@
  *                 them until it ends.
  *             I2  A watcher that graph_watch_remove has returned for is inside no request.
  * Order       none
- * Concurrency Requests look inside a section of the node's gate and follow the links without a lock. A watcher is linked and
+ * Concurrency Requests look inside a section of the gate of the node, or of one above it, and follow the links without a lock. A watcher is linked and
  *             unlinked on the home loop and waits for one grace period: whoever may hold a link to it is in a section that is
  *             open then. A watcher that is unlinked keeps its own link, so those who stand in it go on to the next one, which
  *             cannot go away before they have left either.
@@ -48,7 +48,7 @@ void graph_watch_add(struct co *co, struct graph_node *n, struct graph_watch *w)
     w->node = n;
     atomic_store(&w->link, atomic_load(&n->watches));
     atomic_store(&n->watches, w);
-    gate_empty(co, n);
+    gates_empty(co, n);
 }
 
 void graph_watch_remove(struct co *co, struct graph_watch *w)
@@ -59,11 +59,11 @@ void graph_watch_remove(struct co *co, struct graph_watch *w)
     while (atomic_load(at) != w)
         at = &atomic_load(at)->link;
     atomic_store(at, atomic_load(&w->link));
-    gate_empty(co, n);
+    gates_empty(co, n);
     w->node = NULL;
 }
 
 bool graph_draining(const struct graph_node *n)
 {
-    return atomic_load_explicit(&n->gated, memory_order_acquire);
+    return atomic_load_explicit(&n->g->waiting, memory_order_acquire) != 0;
 }
