@@ -92,6 +92,10 @@
     X(QED_COPY_LATE, "E1 E2 G.021", "repair: an entry is changed before the copy that it names is durable") \
     X(QED_REUSE_EARLY, "E1", "repair: the old place of what was moved is used before the new one is linked durably") \
     X(QED_MARK_EARLY, "E4", "the need-check mark goes before everything is repaired")                    \
+    X(QED_MOVE_UNORDERED, "E1", "filling holes: the entry of a moved cluster does not ask for the data barrier")  \
+    X(QED_MOVED_REUSED, "E1 D3", "filling holes: the old place is used again before the new one is linked durably") \
+    X(QED_MOVE_TABLE_STALE, "E2", "filling holes: a table is copied without changes that are in memory alone") \
+    X(QED_MOVE_NO_GRACE, "D3", "filling holes: a cluster is moved while an old in-place writer is inside") \
     X(EXT_AT_ONCE, "Q18", "a header extension is added in one write of several sectors")
 
 enum byre_mutant_id {

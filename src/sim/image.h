@@ -50,6 +50,7 @@ struct sim_geom {
     bool amend;                          /* version and width of the counts change in the workloads */
     bool scrub;                          /* opened at once also when dirty; scrubs run beside the requests */
     bool compact;                        /* compactions run beside the requests; holes at first, and clusters of zeros */
+    bool tail;                           /* QED: holes everywhere at first, tables behind their data, the L1 table last */
     bool unclean;                        /* with scrub: dirty and damaged (by the seed) in the beginning, as `hurt` */
     bool clean;                          /* cached tables are dropped a millisecond after their last use */
     bool chain;                          /* it is committed into its backing image, and rebased to SIM_OTHER_NAME and back, in the workloads. No

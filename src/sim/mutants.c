@@ -62,7 +62,7 @@ static bool is_move(int id)
 static bool is_qed(int id)
 {
     static const int ids[] = { MUT_QED_MARK_UNORDERED, MUT_QED_CLEAN_EARLY, MUT_QED_LENGTH_LATE, MUT_QED_SPARE_ZERO, MUT_QED_COPY_LATE,
-        MUT_QED_REUSE_EARLY, MUT_QED_MARK_EARLY, MUT_BARRIER(META_B_TABLES_ROOTS), MUT_NEED_TABLE_BARRIER };
+        MUT_QED_REUSE_EARLY, MUT_QED_MARK_EARLY, MUT_QED_MOVE_UNORDERED, MUT_QED_MOVED_REUSED, MUT_QED_MOVE_TABLE_STALE, MUT_QED_MOVE_NO_GRACE, MUT_BARRIER(META_B_TABLES_ROOTS), MUT_NEED_TABLE_BARRIER };
     for (unsigned i = 0; i < sizeof ids / sizeof ids[0]; i++)
         if (ids[i] == id)
             return true;
@@ -163,7 +163,7 @@ static void child(unsigned r, double until, uint64_t tries)
     unsigned geoms = 0;
     mine = &all[r];
     alive = rows[r].id;
-    while (sim_geom_nth(geoms) && (is_chain(alive) || !sim_geom_nth(geoms)->chain))      /* those are the last ones */
+    while (sim_geom_nth(geoms) && (is_chain(alive) || is_qed(alive) || !sim_geom_nth(geoms)->chain))     /* chains and QED are the last ones */
         geoms++;
     double t0 = now();
     for (uint64_t i = 0; now() < until && atomic_load(&mine->workloads) < tries; i++) {

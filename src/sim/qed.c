@@ -4,7 +4,8 @@
  *
  * Purpose      The initial image of a geometry with tables of `table` clusters; what a crash has left of it.
  * Owns         Nothing.
- * Invariants   B1  Every kind of entry a workload may meet is there: data, zero, absent; nothing is lost unless the geometry is unclean.
+ * Invariants   B1  Every kind of entry a workload may meet is there: data, zero, absent; nothing is lost unless the geometry is unclean, or full of
+ *                  holes.
  * Order        None.
  * Concurrency  One thread.
  * Failure      Aborts: the simulated disk has room.
@@ -91,31 +92,57 @@ static uint64_t entry_of(struct build *b, uint64_t guest)
     return data ? data_cluster(b, guest) : zero;
 }
 
-/* The tables of the other windows are still to be made. */
-static bool populated(const struct sim_geom *g, uint64_t guest) { return guest >= g->window[0].off && guest < g->window[0].off + g->window[0].len / 2; }
-
-static void tables(struct build *b, uint64_t l1)
+/* The tables of the other windows are still to be made; of a geometry with `tail` they are there, too. */
+static bool populated(const struct sim_geom *g, uint64_t guest)
 {
-    uint64_t span = b->cs * (b->cs * b->g->table / 8), lost = 0;
-    for (uint64_t k = 0; k * span < b->g->size; k++) {
-        uint64_t l2 = 0;
-        for (uint64_t guest = k * span; guest < min_u64((k + 1) * span, b->g->size); guest += b->cs) {
-            if (!populated(b->g, guest))
-                continue;
-            if (!l2)
-                put64(b, l1 + k * 8, l2 = take(b, b->g->table));
-            put64(b, l2 + (guest - k * span) / b->cs * 8, entry_of(b, guest));
-            if (b->g->unclean && guest / b->cs % 5 == 1 && lost++ < 3)
-                lose(b);
-        }
+    for (unsigned i = 0; i < (g->tail ? g->windows : 1); i++)
+        if (guest >= g->window[i].off && guest < g->window[i].off + g->window[i].len / 2)
+            return true;
+    return false;
+}
+
+static bool loses(const struct sim_geom *g, uint64_t cluster) { return (g->unclean && cluster % 5 == 1) || (g->tail && cluster % 3 == 0); }
+
+/* One L2 table, at its data: in front of it, or behind. 0: it would be empty. */
+static uint64_t l2_table(struct build *b, uint64_t from, uint64_t end)
+{
+    uint64_t *entries = sim_mem_alloc((end - from) / b->cs * 8 + 8), l2 = 0, lost = 0;
+    for (uint64_t guest = from; guest < end; guest += b->cs) {
+        if (!populated(b->g, guest))
+            continue;
+        if (!l2)
+            l2 = b->g->tail ? 1 : take(b, b->g->table);
+        entries[(guest - from) / b->cs] = entry_of(b, guest);
+        if (loses(b->g, guest / b->cs) && lost++ < 3)
+            lose(b);
     }
+    if (l2 == 1)
+        l2 = take(b, b->g->table);
+    for (uint64_t i = 0; l2 && i < (end - from) / b->cs; i++)
+        if (entries[i])
+            put64(b, l2 + i * 8, entries[i]);
+    sim_mem_free(entries);
+    return l2;
+}
+
+static uint64_t tables(struct build *b)
+{
+    uint64_t span = b->cs * (b->cs * b->g->table / 8), l1 = b->g->tail ? 0 : take(b, b->g->table), l2[64];
+    ASSERT(b->g->size <= 64 * span);
+    for (uint64_t k = 0; k * span < b->g->size; k++)
+        l2[k] = l2_table(b, k * span, min_u64((k + 1) * span, b->g->size));
+    if (!l1)
+        l1 = take(b, b->g->table);
+    for (uint64_t k = 0; k * span < b->g->size; k++)
+        put64(b, l1 + k * 8, l2[k]);
+    return l1;
 }
 
 void sim_qed_build(struct sim_disk *d, struct sim_image *im)
 {
     const struct sim_geom *g = im->g;
     struct build b = { .g = g, .d = d, .im = im, .cs = 1ull << g->cluster_bits, .next = 1 };
-    uint64_t l1 = take(&b, g->table);
+    uint64_t l1 = tables(&b);
     put(&b, 0, "QED", 4);
     put32(&b, 4, 1u << g->cluster_bits);
     put32(&b, 8, g->table);
@@ -128,7 +155,6 @@ void sim_qed_build(struct sim_disk *d, struct sim_image *im)
         put32(&b, 60, (uint32_t)strlen(SIM_BASE_NAME));
         put(&b, 64, SIM_BASE_NAME, strlen(SIM_BASE_NAME));
     }
-    tables(&b, l1);
     if (sim_disk_set_len(d, b.next * b.cs) < 0)
         abort();
 }

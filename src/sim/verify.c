@@ -69,7 +69,7 @@ static uint64_t leak_bound(const struct sim_verify *v)
     const struct sim_geom *g = v->im->g;
     uint64_t cs = 1ull << g->cluster_bits;
     uint64_t snaps = sim_model_loose(v->m) ? (SIM_SNAPS_MAX + 1) * (disk(v)->len / cs) : v->m->snapped || v->made.state ? 2 * div_up(g->size_max / cs / 8, cs / 8) + 8 : 0;
-    uint64_t moved = g->compact || g->chain ? disk(v)->len / cs : 0;         /* its copies, and the places that they came from; all that was emptied */
+    uint64_t moved = g->compact || g->chain || g->tail ? disk(v)->len / cs : 0;         /* its copies, and the places that they came from; all that was emptied */
     uint64_t tables = 3 * g->table + (g->unclean ? 3 : 0);       /* QED: each may be of several clusters; what was lost in the beginning */
     return v->in_flight + 2 * (g->frontier / cs) + 4 + snaps + moved + tables;
 }
@@ -553,7 +553,7 @@ static int grow(struct co *co, struct sim_verify *v, struct graph_node *n)
 
 /* ---- a scrub, in front of the probes, beside them, behind them or not at all ---- */
 
-struct scrub { struct sim_verify *v; struct graph_node *n; const char *when; struct co_group running; int result; };
+struct scrub { struct sim_verify *v; struct graph_node *n; const char *when; bool alone; struct co_group running; int result; };
 
 static int scrub(struct co *co, struct scrub *s)
 {
@@ -569,6 +569,8 @@ static int scrub(struct co *co, struct scrub *s)
         res.corruptions -= min_u64(res.corruptions, f.flags);
     if (res.corruptions || res.check_errors || atomic_load(&im->unclean))
         return wrong(s->v, "%s: a scrub finds %" PRIu64 " corruptions, %" PRIu64 " errors: %s", s->when, res.corruptions, res.check_errors, f.first);
+    if (s->alone && s->v->im->g->table && res.leaks)         /* its holes are filled */
+        return wrong(s->v, "%s: a scrub leaves %" PRIu64 " clusters lost", s->when, res.leaks);
     return 0;
 }
 
@@ -581,7 +583,7 @@ static void scrub_co(struct co *co, void *arg)
 
 static int scrub_and_probe(struct co *co, struct sim_verify *v, struct graph_node *n, const char *when, unsigned where)
 {
-    struct scrub s = { v, n, when };
+    struct scrub s = { v, n, when, where != 1 };
     int r = where == 0 ? scrub(co, &s) : 0;
     if (r == 0 && where == 1) {
         co_group_enter(&s.running);

@@ -10,6 +10,7 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent.parent
 BUILD = Path(os.environ.get("BYRE_BUILD") or TOP / "build")
 META_TEST = BUILD / "tests" / "crash" / "meta-test-mutants"
+FILL_TEST = BUILD / "tests" / "crash" / "qed-fill-test-mutants"
 COMPACT_TEST = BUILD / "tests" / "crash" / "q2-compact-test-mutants"
 sys.path.insert(0, str(TOP / "tests" / "lib"))
 from peers import need  # noqa: E402
@@ -40,6 +41,17 @@ def test_compact_test_notices(name):
     """Races of a few turns, which the explorer meets too seldom"""
     r = call(COMPACT_TEST, env=dict(os.environ, BYRE_MUTANT=name))
     assert r.returncode != 0, "q2_compact_test does not notice %s" % name
+
+
+def test_fill_test_passes_without_a_mutant():
+    r = call(FILL_TEST)
+    assert r.returncode == 0, r.stdout
+
+
+@pytest.mark.parametrize("name", ["QED_MOVE_NO_GRACE", "QED_MOVE_TABLE_STALE", "QED_MOVED_REUSED"])
+def test_fill_test_notices(name):
+    r = call(FILL_TEST, env=dict(os.environ, BYRE_MUTANT=name))
+    assert r.returncode != 0, "qed_fill_test does not notice %s" % name
 
 
 def count_barriers(tmp_path, writes):

@@ -18,7 +18,7 @@ GEOMETRIES = {
 
 
 class Disk:
-    size, fmt = SIZE, "qcow2"
+    size, area, fmt = SIZE, AREA, "qcow2"
 
     def __init__(self, folder, name, geometries=None):
         create, self.options, backing, self.snapshot, self.second = (geometries or GEOMETRIES)[name]
@@ -47,10 +47,10 @@ class Disk:
     def load(self, seed):
         """Starts a writer and the second load of the geometry; returns (writers, fio or None)."""
         uri = self.server.uri
-        writers = [kill_load.Writer(uri, self.record, seed, 1 << 20, AREA, self.cluster_size)]
+        writers = [kill_load.Writer(uri, self.record, seed, 1 << 20, self.area, self.cluster_size)]
         if self.second == "fio":
             return writers, kill_load.fio(uri, 64 << 20, 100 << 20)
-        writers.append(kill_load.Writer(uri, self.record, seed + 1, 40 << 20, AREA, self.cluster_size, depth=3, kinds={"flush": 0}))
+        writers.append(kill_load.Writer(uri, self.record, seed + 1, 40 << 20, self.area, self.cluster_size, depth=3, kinds={"flush": 0}))
         return writers, None
 
     def wait_for_progress(self, other=None, requests=150, flushes=3):

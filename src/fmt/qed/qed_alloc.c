@@ -121,7 +121,7 @@ static bool take_spare(struct qed_image *q, uint64_t want, bool whole, struct qe
 {
     struct qed_alloc *a = &q->a;
     struct rset_range x;
-    if (q->scrubbing)
+    if (q->scrubbing && !q->filling)
         return false;                            /* qed_scrub.c L2 */
     if (!rset_fit(&a->spare, 0, want, &x) && (whole || !rset_next(&a->spare, 0, &x)))
         return false;

@@ -11,7 +11,7 @@
  *   qed_write.c    make this guest range writable
  *   qed_zero.c     zero and discard
  *   qed_resize.c   another size
- *   qed_scrub.c    the check of an image that is in use
+ *   qed_scrub.c    the check of an image that is in use   qed_fill.c: its holes are filled
  *   qed_walk.c     all entries of all tables, read ahead
  *   qed_owned.c    which clusters have an owner?
  *   qed_check.c    which rules does an image break?
@@ -85,6 +85,10 @@ struct qed_image {
     bool given_up;                                /* with it: nobody does that */
     bool scrubbing, resizing;
     struct co_waitq held;                         /* who waits for the end of being unclean */
+    /* qed_fill.c */
+    bool filling;
+    _Atomic uint64_t hold_from, hold_end;         /* bytes of the file in which no write begins in place; end 0: none */
+    struct co_waitq unheld;                       /* who waits for the end of that */
 };
 
 static inline struct qed_image *qed_of(struct fmt_image *im) { return (struct qed_image *)im; }
@@ -99,6 +103,17 @@ MUST_USE int qed_slice_own(struct co *co, struct qed_image *q, uint64_t guest, s
 static inline uint64_t qed_entry(const struct meta_block *b, uint64_t i) { return le64_word(atomic_load_explicit(&b->words[i], memory_order_acquire)); }
 /* Home: sets an entry of a pinned slice. */
 void qed_entry_set(struct qed_image *q, struct meta_block *b, uint32_t i, uint64_t v);
+/* Any loop, in an epoch section and in front of the look at entries: an entry that is read behind an empty answer is the one that was there
+ * before a hold, which then waits for this section, or the one that was put in its place. At home: whenever. */
+struct qed_held { uint64_t from, end; };
+static inline struct qed_held qed_held_now(const struct qed_image *q)
+{
+    struct qed_held h = { .end = atomic_load_explicit(&q->hold_end, memory_order_acquire) };
+    if (h.end)
+        h.from = atomic_load_explicit(&q->hold_from, memory_order_acquire);
+    return h;
+}
+static inline bool qed_held_has(const struct qed_held *h, uint64_t host) { return host < h->end && host >= h->from; }
 static inline uint64_t qed_slice_span(const struct qed_image *q) { return (uint64_t)QED_SLICE_ENTRIES << q->g.cluster_bits; }
 static inline enum qed_entry qed_kind(const struct qed_image *q, uint64_t v) { return qed_entry_kind(&q->g, v, atomic_load_explicit(&q->file_end, memory_order_relaxed)); }
 
@@ -158,6 +173,13 @@ void qed_no_scrub(struct fmt_image *im);
 MUST_USE int qed_unclean_wait(struct co *co, struct qed_image *q);
 /* -EBUSY: a scrub runs, or the image is unclean. */
 MUST_USE int qed_scrub_excludes(const struct qed_image *q, const char *what, struct byre_err *err);
+
+/* ---- qed_fill.c. Home loop. ---- */
+/* Clusters of the file that a scrub may use and that do not lie at its end. */
+uint64_t qed_holes(const struct qed_image *q);
+/* What lies at the end of the file moves into the holes, beside requests. A scrub runs, and has found no error. o->step: as there. -errno: what was
+ * moved stays moved. */
+MUST_USE int qed_fill(struct co *co, struct qed_image *q, const struct fmt_check_opts *o);
 
 int qed_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
 /* qed_upgrade.c: becomes a qcow2 image; close it then. */

@@ -7,8 +7,8 @@
  * Invariants   M1  No pointer is followed that is not aligned, points into the header or does not lie in the file as a whole:
  *                  whoever meets it gets -EIO, everybody else his data.
  *              M2  A zero cluster is said to be zero, to its last byte; it is never absent (2.010, G.019).
- *              M3  An entry that names a cluster never changes again: what map() said stays true, and a cluster may be written in place
- *                  whenever it is there.
+ *              M3  An entry that names a cluster changes only when the cluster moves (qed_fill.c): what map() said stays true, and a cluster
+ *                  may be written in place whenever it is there and not held for that.
  *              M4  A hole of the file says what a table holds only when nothing of it waits in the cache.
  * Order        A new table's zeros are written before its L1 entry is set, and its entries go in front of that: the barrier between
  *              tables and roots covers both, and the length of the file (E2, E3).
@@ -38,28 +38,30 @@ static enum qed_entry seen(const struct qed_image *q, enum qed_entry kind)
     return kind == QED_BAD && atomic_load_explicit(&q->im.unclean, memory_order_relaxed) ? QED_ABSENT : kind;
 }
 
-static void extent_of(const struct qed_image *q, enum qed_entry kind, uint64_t v, uint64_t off, struct fmt_extent *x)
+static void extent_of(const struct qed_image *q, bool held, enum qed_entry kind, uint64_t v, uint64_t off, struct fmt_extent *x)
 {
     uint64_t in = qed_in_cluster(&q->g, off);
     *x = (struct fmt_extent){ .kind = kind == QED_POINTER ? FMT_DATA : kind == QED_ZERO ? FMT_ZERO : FMT_ABSENT, .len = q->g.cluster_size - in };
     x->has_host = kind == QED_POINTER;
-    x->writable = x->has_host && !q->im.read_only;
+    x->writable = x->has_host && !q->im.read_only && !held;
     x->host = x->has_host ? v + in : 0;
 }
 
 /* Maps [off, off+len) as far as the slice answers it. -EUCLEAN: its first entry is bad. */
 static int map_slice(const struct qed_image *q, const struct meta_block *b, uint64_t off, uint64_t len, struct fmt_extent *ret)
 {
+    struct qed_held h = qed_held_now(q);
     uint64_t end = atomic_load_explicit(&q->file_end, memory_order_relaxed), i = qed_l2_index(&q->g, off) % QED_SLICE_ENTRIES;
     uint64_t v = qed_entry(b, i);
     enum qed_entry kind = seen(q, qed_entry_kind(&q->g, v, end));
+    bool held = qed_held_has(&h, v);
     struct fmt_extent x;
     if (kind == QED_BAD)
         return -EUCLEAN;
-    extent_of(q, kind, v, off, &x);
+    extent_of(q, held, kind, v, off, &x);
     while (x.len < len && ++i < QED_SLICE_ENTRIES) {
         v = qed_entry(b, i);
-        if (seen(q, qed_entry_kind(&q->g, v, end)) != kind || (x.has_host && v != x.host + x.len))
+        if (seen(q, qed_entry_kind(&q->g, v, end)) != kind || (x.has_host && (v != x.host + x.len || qed_held_has(&h, v) != held)))
             break;
         x.len += q->g.cluster_size;
     }

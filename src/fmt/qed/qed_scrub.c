@@ -3,7 +3,7 @@
  * qed_scrub.c: the check of an image that is in use, and the end of being unclean.
  *
  * Purpose      Runs the offline check's own walk beside requests. Of an image that was not closed cleanly it takes away the pointers that
- *              name nothing; whatever has no owner is used again, or cut off.
+ *              name nothing; whatever has no owner is used again, filled from the end of the file (qed_fill.c), or cut off.
  * Owns         q->unclean, q->given_up, q->scrubbing
  * Invariants   L1  While an image is unclean no table changes but by the scrub, and the file does not grow: a pointer behind its end
  *                  would name what is new, in this opening or after another crash. Reads and writes of clusters that are there go on.
@@ -16,9 +16,10 @@
  * Order        pointers taken away, durable | anything is allocated | mark off (qed_mark.c).
  * Concurrency  Home loop, any requests beside it; the walk uses all cores as long as nothing is wrong. No resize.
  * Failure      The scrub is given up, nothing half done; an unclean image stays unclean.
- * Tests        qed_write_test.c, tests/interop/test_qed_scrub.py
+ * Tests        qed_write_test.c, qed_fill_test.c, tests/interop/test_qed_scrub.py
  */
 #include <inttypes.h>
+#include <string.h>
 
 #include "base/assert.h"
 #include "fmt/qed/qed_check_priv.h"
@@ -134,11 +135,19 @@ static void reuse(struct qed_image *q, struct qed_checker *k)
         end = min_u64(qed_owned_next(&k->owned, c, k->clusters, true), k->clusters);
         if (rset_add(&a->spare, c, end, 0) < 0)
             return;                              /* the rest stays lost until the next check */
-        if (end == a->next) {
-            k->res.leaks_fixed += end - c;
-            k->res.leaks -= min_u64(k->res.leaks, end - c);
-        }
     }
+}
+
+/* The holes are filled from the end of the file (qed_fill.c). What lies at the end then goes with the mark. */
+static int fill(struct co *co, struct qed_image *q, struct qed_checker *k, struct byre_err *err)
+{
+    uint64_t leaks = k->res.leaks;
+    int r = k->o->fix & FMT_FIX_LEAKS && !k->res.corruptions ? qed_fill(co, q, k->o) : 0;
+    k->res.leaks = min_u64(qed_holes(q), leaks);
+    k->res.leaks_fixed += leaks - k->res.leaks;
+    if (r == 0 && leaks > k->res.leaks)
+        qed_finding(k, true, "QED_LEAK", "%" PRIu64 " clusters that were not in use are given back", leaks - k->res.leaks);
+    return r < 0 && r != -ECANCELED ? byre_fail_code(err, IO, r, "%s: the holes of the file cannot be filled: %s", q->name, strerror(-r)) : r;
 }
 
 /* ---- the two kinds ---- */
@@ -165,13 +174,15 @@ static int unclean(struct co *co, struct qed_image *q, struct qed_checker *k, st
     q->unclean = false;
     atomic_store(&q->im.unclean, false);
     co_wake_all(&q->held);
-    return 0;
+    return fill(co, q, k, err);
 }
 
 /* Now, or when nothing relies on it any more. */
-static int clean_mark(struct co *co, struct qed_image *q, struct byre_err *err)
+static int clean_mark(struct co *co, struct qed_image *q, int result, struct byre_err *err)
 {
     qed_mark_watch(q);
+    if (result < 0)
+        return result;
     int r = qed_mark_leave(co, q);
     return r < 0 ? byre_fail_code(err, IO, r, "%s: the mark cannot be taken away", q->name) : 0;
 }
@@ -201,8 +212,9 @@ static int clean(struct co *co, struct qed_image *q, struct qed_checker *k, stru
     if (r < 0)
         return byre_fail_code(err, IO, r, "%s: the mark cannot be set", q->name);
     reuse(q, k);
+    r = fill(co, q, k, err);
     qed_mark_exit(q);
-    return 0;
+    return r;
 }
 
 int qed_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err)
@@ -220,8 +232,8 @@ int qed_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *
     q->scrubbing = false;                         /* from here on another one may run */
     if (q->unclean)
         give_up(q);
-    else if (was && r == 0)
-        r = clean_mark(co, q, err);
+    else if (was || k.res.leaks_fixed)
+        r = clean_mark(co, q, r, err);
     qed_findings_end(&k);
     *ret = k.res;
     qed_checker_fini(&k);

@@ -7,7 +7,7 @@
  * Owns         One struct write_txn for each allocating write: its range lock, its pinned slice, its clusters.
  * Invariants   W1  The range lock is taken before anything is decided, and held until commit or abort. Several writes allocate at once
  *                  (2.013). Who finds the range taken looks again when the holder is done, and takes no lock when the place has become
- *                  writable.
+ *                  writable. Who finds it about to move waits for that, without a lock.
  *              W2  commit only sets words of a pinned slice: it cannot fail (fmt.h I3).
  *              W3  An entry goes without the data barrier only where the new clusters are known to read zero, in space that is settled,
  *                  and the guest read zeros there before (Q23).
@@ -100,20 +100,36 @@ static void txn_end(struct qed_image *q, struct write_txn *t)
     free(t);
 }
 
-/* Waits while somebody works on the beginning of the range. 1: it may be written in place now; 0: the lock is needed. */
+/* Is the cluster at `off` there? *ret_held: it is about to move. */
+static bool is_there(struct co *co, struct qed_image *q, uint64_t off, bool *ret_held)
+{
+    struct meta_block *b;
+    uint32_t index;
+    *ret_held = false;
+    if (qed_slice_get(co, q, off, &b, &index) < 0 || !b)
+        return false;                             /* an error shows again when the lock is held */
+    uint64_t v = qed_entry(b, index);
+    meta_put(q->meta, b);
+    struct qed_held h = qed_held_now(q);
+    *ret_held = qed_held_has(&h, v);
+    return qed_kind(q, v) == QED_POINTER;
+}
+
+/* Waits while somebody works on the beginning of the range, or it is about to move. 1: it may be written in place now; 0: the lock is
+ * needed. */
 static int wait_in_place(struct co *co, struct qed_image *q, uint64_t off)
 {
     uint64_t from = round_down(off, q->g.cluster_size);
-    struct meta_block *b;
-    uint32_t index;
-    if (!co_range_wait(co, &q->locks, from, from + q->g.cluster_size))
+    bool waited = co_range_wait(co, &q->locks, from, from + q->g.cluster_size), held = false;
+    if (!waited && !atomic_load(&q->hold_end))
         return 0;
-    int r = qed_slice_get(co, q, off, &b, &index);
-    if (r < 0 || !b)
-        return 0;                                 /* an error shows again when the lock is held */
-    r = qed_kind(q, qed_entry(b, index)) == QED_POINTER;
-    meta_put(q->meta, b);
-    return r;
+    bool there = is_there(co, q, off, &held);
+    while (there && held) {                       /* qed_fill.c F3 */
+        co_wait(co, &q->unheld);
+        waited = true;
+        there = is_there(co, q, off, &held);
+    }
+    return there && waited;
 }
 
 struct call { struct qed_image *q; struct fmt_write *w; };
