@@ -16,14 +16,16 @@
 #include "bin/bin.h"
 #include "bin/commands.h"
 #include "bin/io/io.h"
+#include "ctl/ctl.h"
 
-struct opts { struct common common; char *man_options, *man_keys; bool list, man_io; };
+struct opts { struct common common; char *man_options, *man_keys; bool list, man_io, man_qmp; };
 
 static const struct opt_row rows[] = {
     ROW_HELP,
     { "list", 0, OPT_BOOL, OPT_AT(struct opts, list), .help = "names of the commands, one a line" },
     { "man-options", 0, OPT_STR, OPT_AT(struct opts, man_options), .arg = "COMMAND", .help = "options of a command as items of an mdoc list" },
     { "man-io", 0, OPT_BOOL, OPT_AT(struct opts, man_io), .help = "commands of 'byre io' as items of an mdoc list" },
+    { "man-qmp", 0, OPT_BOOL, OPT_AT(struct opts, man_qmp), .help = "commands and events of the control socket as sections of an mdoc page" },
     { "man-keys", 0, OPT_STR, OPT_AT(struct opts, man_keys), .arg = "FMT", .help = "creation options of a format, one a line" },
     OPT_END
 };
@@ -93,6 +95,10 @@ static int cmd_run(struct run *r)
         return list();
     if (o->man_io)
         return io_items();
+    if (o->man_qmp) {
+        ctl_document(&run_stdout);
+        return 0;
+    }
     if (o->man_keys)
         return byre_create_help(o->man_keys, 1, run_stdout.put, run_stdout.arg) ? run_fail(r, "Unknown file format '%s'", o->man_keys) : 0;
     const char *name = o->man_options ? o->man_options : r->argc ? r->argv[0] : "help";

@@ -109,7 +109,6 @@ static int refuse(struct ctl_call *call, const char *fmt, const char *name)
 
 static int run_command(struct co *co, struct ctl_client *cl, const struct qmp_command *cmd, struct ctl_call *call)
 {
-    _Alignas(16) char args[CTL_ARGS_BYTES_MAX] = { 0 };
     const struct ctl_command *c = ctl_find_command(cmd->name);
     if (!cl->negotiated && (!c || !c->before_capabilities))
         return refuse(call, "Expecting capabilities negotiation with 'qmp_capabilities' before '%s'", cmd->name);
@@ -119,9 +118,9 @@ static int run_command(struct co *co, struct ctl_client *cl, const struct qmp_co
         return refuse(call, "The command %s has not been found", cmd->name);
     if (cl->negotiated && c->before_capabilities)
         return refuse(call, "Capabilities negotiation is already complete, command '%s' ignored", cmd->name);
-    ASSERT(c->args_bytes <= sizeof args);
-    int r = ctl_decode_args(c->args, cmd->arguments, args, &call->err);
-    call->args = args;
+    const struct ctl_shape shape = { .rows = c->args, .bytes = c->args_bytes, .tag = c->tag, .cases = c->cases };
+    int r = ctl_decode(&shape, cmd->arguments, &call->arena, &call->args, &call->err);
+    call->arguments = cmd->arguments;
     return r ? r : c->run(co, call);
 }
 
@@ -136,6 +135,7 @@ static void handle_text(struct co *co, struct ctl_client *cl)
         r = run_command(co, cl, &cmd, &call);
     put_reply(cl, &call, r, cmd.id);
     json_decref(call.ret);
+    ctl_arena_free(&call.arena);
     qmp_command_fini(&cmd);
 }
 

@@ -9,18 +9,15 @@
  * Failure      as ctl_priv.h
  * Tests        ctl_test.c, tests/nbd/nbd_bitmap_test.py
  */
-#include <inttypes.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "ctl/ctl_priv.h"
 
-struct add_args { const char *node, *name; int64_t granularity; bool persistent, disabled; };
+struct add_args { const char *node, *name; uint64_t granularity; bool persistent, disabled; };
 static const struct ctl_arg add_rows[] = {
     { "node", CTL_STR, true, CTL_AT(struct add_args, node) },
     { "name", CTL_STR, true, CTL_AT(struct add_args, name) },
-    { "granularity", CTL_INT, false, CTL_AT(struct add_args, granularity) },
-    { "persistent", CTL_BOOL, false, CTL_AT(struct add_args, persistent) },
+    { "granularity", CTL_SIZE, false, CTL_AT(struct add_args, granularity), .doc = "Bytes for one bit, a power of two; 0 is the default of the format." },
+    { "persistent", CTL_BOOL, false, CTL_AT(struct add_args, persistent), .doc = "Stored in the image, now and when it is closed." },
     { "disabled", CTL_BOOL, false, CTL_AT(struct add_args, disabled) },
     CTL_ARGS_END
 };
@@ -29,9 +26,7 @@ static int run_add(struct co *co, struct ctl_call *call)
 {
     const struct add_args *a = call->args;
     struct graph_node *n = ctl_named(call, a->node);
-    if (n && a->granularity < 0)
-        return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'granularity' must not be negative (%" PRId64 ")", a->granularity);
-    struct graph_bitmap_spec s = { a->name, (uint64_t)a->granularity, a->persistent, a->disabled };
+    struct graph_bitmap_spec s = { a->name, a->granularity, a->persistent, a->disabled };
     return n ? graph_bitmap_add(co, n, &s, &call->err) : call->err.code;
 }
 
@@ -72,50 +67,64 @@ static int run_disable(struct co *co, struct ctl_call *call)
 
 /* ---- merge ---- */
 
-struct merge_args { const char *node, *target; json_t *bitmaps; };
+struct bitmap_ref { const char *node, *name; };
+static const struct ctl_arg ref_rows[] = {
+    { "node", CTL_STR, true, CTL_AT(struct bitmap_ref, node) },
+    { "name", CTL_STR, true, CTL_AT(struct bitmap_ref, name) },
+    CTL_ARGS_END
+};
+static const struct ctl_shape ref_shape = { .name = "BlockDirtyBitmap", .rows = ref_rows, .bytes = sizeof(struct bitmap_ref) };
+
+/* A name, or an object of a node and a name. */
+struct source { const char *local; const struct bitmap_ref *external; };
+static const struct ctl_arg source_rows[] = {
+    { "local", CTL_STR, false, CTL_AT(struct source, local) },
+    { "external", CTL_STRUCT, false, CTL_AT(struct source, external), .of = &ref_shape },
+    CTL_ARGS_END
+};
+static const struct ctl_shape source_shape = { .name = "name, or object with 'node' and 'name'", .rows = source_rows, .bytes = sizeof(struct source) };
+
+struct merge_args { const char *node, *target; struct ctl_list bitmaps; };
 static const struct ctl_arg merge_rows[] = {
     { "node", CTL_STR, true, CTL_AT(struct merge_args, node) },
     { "target", CTL_STR, true, CTL_AT(struct merge_args, target) },
-    { "bitmaps", CTL_ANY, true, CTL_AT(struct merge_args, bitmaps) },
+    { "bitmaps", CTL_ALT, true, CTL_AT(struct merge_args, bitmaps), .of = &source_shape, .list = true },
     CTL_ARGS_END
 };
 
-/* A name, or an object of a node and a name. */
-static int source_of(struct ctl_call *call, struct graph_node *n, json_t *v, struct graph_bitmap_ref *ret)
+static int source_of(struct ctl_call *call, struct graph_node *n, const struct source *from, struct graph_bitmap_ref *ret)
 {
-    const char *node = NULL, *name = NULL;
-    *ret = (struct graph_bitmap_ref){ n, json_string_value(v) };
-    if (json_is_string(v))
+    *ret = (struct graph_bitmap_ref){ n, from->local };
+    if (from->local)
         return 0;
-    if (json_unpack_ex(v, NULL, JSON_STRICT, "{s:s,s:s}", "node", &node, "name", &name))
-        return byre_fail(&call->err, BAD_ARGUMENT, "Invalid parameter type for 'bitmaps', expected: names, or objects with 'node' and 'name'");
-    ret->name = name;
-    ret->node = ctl_named(call, node);
+    ret->name = from->external->name;
+    ret->node = ctl_named(call, from->external->node);
     return ret->node ? 0 : call->err.code;
 }
 
 static int run_merge(struct co *co, struct ctl_call *call)
 {
     const struct merge_args *a = call->args;
+    const struct source *from = a->bitmaps.items;
     struct graph_node *n = ctl_named(call, a->node);
     if (!n)
         return call->err.code;
-    if (!json_is_array(a->bitmaps))
-        return byre_fail(&call->err, BAD_ARGUMENT, "Invalid parameter type for 'bitmaps', expected: array");
-    size_t count = json_array_size(a->bitmaps);
-    struct graph_bitmap_ref *src = calloc(count + 1, sizeof *src);
+    struct graph_bitmap_ref *src = ctl_arena_get(&call->arena, (a->bitmaps.count + 1) * sizeof *src);
     int r = src ? 0 : byre_fail(&call->err, NOMEM, "no memory for a list of bitmaps");
-    for (size_t i = 0; !r && i < count; i++)
-        r = source_of(call, n, json_array_get(a->bitmaps, i), &src[i]);
-    if (!r)
-        r = graph_bitmap_merge(co, n, a->target, src, (unsigned)count, &call->err);
-    free(src);
-    return r;
+    for (size_t i = 0; !r && i < a->bitmaps.count; i++)
+        r = source_of(call, n, &from[i], &src[i]);
+    return r ? r : graph_bitmap_merge(co, n, a->target, src, (unsigned)a->bitmaps.count, &call->err);
 }
 
-const struct ctl_command ctl_cmd_bitmap_add = { "block-dirty-bitmap-add", add_rows, sizeof(struct add_args), run_add, false };
-const struct ctl_command ctl_cmd_bitmap_remove = { "block-dirty-bitmap-remove", one_rows, sizeof(struct one_args), run_remove, false };
-const struct ctl_command ctl_cmd_bitmap_clear = { "block-dirty-bitmap-clear", one_rows, sizeof(struct one_args), run_clear, false };
-const struct ctl_command ctl_cmd_bitmap_enable = { "block-dirty-bitmap-enable", one_rows, sizeof(struct one_args), run_enable, false };
-const struct ctl_command ctl_cmd_bitmap_disable = { "block-dirty-bitmap-disable", one_rows, sizeof(struct one_args), run_disable, false };
-const struct ctl_command ctl_cmd_bitmap_merge = { "block-dirty-bitmap-merge", merge_rows, sizeof(struct merge_args), run_merge, false };
+const struct ctl_command ctl_cmd_bitmap_add = { "block-dirty-bitmap-add", add_rows, sizeof(struct add_args), run_add,
+    .doc = "Begins a dirty bitmap: what is written from now on is marked." };
+const struct ctl_command ctl_cmd_bitmap_remove = { "block-dirty-bitmap-remove", one_rows, sizeof(struct one_args), run_remove,
+    .doc = "Deletes a dirty bitmap." };
+const struct ctl_command ctl_cmd_bitmap_clear = { "block-dirty-bitmap-clear", one_rows, sizeof(struct one_args), run_clear,
+    .doc = "Forgets what is marked in a dirty bitmap." };
+const struct ctl_command ctl_cmd_bitmap_enable = { "block-dirty-bitmap-enable", one_rows, sizeof(struct one_args), run_enable,
+    .doc = "Lets a dirty bitmap record again." };
+const struct ctl_command ctl_cmd_bitmap_disable = { "block-dirty-bitmap-disable", one_rows, sizeof(struct one_args), run_disable,
+    .doc = "Keeps a dirty bitmap as it is, whatever is written." };
+const struct ctl_command ctl_cmd_bitmap_merge = { "block-dirty-bitmap-merge", merge_rows, sizeof(struct merge_args), run_merge,
+    .doc = "Adds to a dirty bitmap what others hold, of this node or of others of the same size: all of them, or none." };

@@ -10,8 +10,6 @@
  * Failure      as ctl_priv.h; DeviceNotFound for names of nothing
  * Tests        ctl_test.c, tests/cli/serve_test.py
  */
-#include <inttypes.h>
-
 #include "ctl/ctl_priv.h"
 
 static int no_memory(struct ctl_call *call)
@@ -52,7 +50,7 @@ static int run_query_block(struct co *co, struct ctl_call *call)
 }
 
 struct nodes_args { bool flat; };
-static const struct ctl_arg nodes_rows[] = { { "flat", CTL_BOOL, false, CTL_AT(struct nodes_args, flat) }, CTL_ARGS_END };
+static const struct ctl_arg nodes_rows[] = { { "flat", CTL_BOOL, false, CTL_AT(struct nodes_args, flat), .doc = "Without what lies below each image." }, CTL_ARGS_END };
 
 static int run_query_named_block_nodes(struct co *co, struct ctl_call *call)
 {
@@ -88,11 +86,11 @@ void ctl_image_corrupted(void *arg, const struct graph_node *n, const struct fmt
 }
 
 /* ---- block_resize ---- */
-struct resize_args { const char *device, *node_name; int64_t size; };
+struct resize_args { const char *device, *node_name; uint64_t size; };
 static const struct ctl_arg resize_rows[] = {
     { "device", CTL_STR, false, CTL_AT(struct resize_args, device) },
     { "node-name", CTL_STR, false, CTL_AT(struct resize_args, node_name) },
-    { "size", CTL_INT, true, CTL_AT(struct resize_args, size) },
+    { "size", CTL_SIZE, true, CTL_AT(struct resize_args, size), .doc = "Bytes." },
     CTL_ARGS_END
 };
 
@@ -103,13 +101,13 @@ static int run_block_resize(struct co *co, struct ctl_call *call)
     int r = ctl_target(call, a->device, a->node_name, &n);
     if (r)
         return r;
-    if (a->size < 0)
-        return byre_fail(&call->err, BAD_SIZE, "Parameter 'size' must not be negative (%" PRId64 ")", a->size);
     if (graph_read_only(n))
         return byre_fail(&call->err, READ_ONLY, "node '%s' is read-only", graph_node_name(n));
-    return graph_resize(co, n, (uint64_t)a->size, FMT_PREALLOC_OFF, &call->err);
+    return graph_resize(co, n, a->size, FMT_PREALLOC_OFF, &call->err);
 }
 
-const struct ctl_command ctl_cmd_query_block = { "query-block", NULL, 0, run_query_block, false };
-const struct ctl_command ctl_cmd_query_named_block_nodes = { "query-named-block-nodes", nodes_rows, sizeof(struct nodes_args), run_query_named_block_nodes, false };
-const struct ctl_command ctl_cmd_block_resize = { "block_resize", resize_rows, sizeof(struct resize_args), run_block_resize, false };
+const struct ctl_command ctl_cmd_query_block = { "query-block", NULL, 0, run_query_block, .ret = &ctl_ret_any, .doc = "Lists devices and the images in them." };
+const struct ctl_command ctl_cmd_query_named_block_nodes = { "query-named-block-nodes", nodes_rows, sizeof(struct nodes_args), run_query_named_block_nodes,
+    .ret = &ctl_ret_any, .doc = "Lists nodes with their images." };
+const struct ctl_command ctl_cmd_block_resize = { "block_resize", resize_rows, sizeof(struct resize_args), run_block_resize,
+    .doc = "Changes the size of a disk that is in use." };

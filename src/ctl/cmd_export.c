@@ -24,4 +24,5 @@ static int run_query_block_exports(struct co *co, struct ctl_call *call)
     return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
 }
 
-const struct ctl_command ctl_cmd_query_block_exports = { "query-block-exports", NULL, 0, run_query_block_exports, false };
+const struct ctl_command ctl_cmd_query_block_exports = { "query-block-exports", NULL, 0, run_query_block_exports,
+    .ret = &ctl_ret_any, .doc = "Lists what is offered to clients." };

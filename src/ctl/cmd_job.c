@@ -90,21 +90,21 @@ static int verb(struct ctl_call *call, enum job_verb v)
     return job ? job_do(job, v, &call->err) : byre_fail(&call->err, NOT_FOUND, "Job not found: '%s'", a->id);
 }
 
-#define VERB(name, NAME)                                                                                                           \
+#define VERB(name, NAME, text)                                                                                                           \
     static int run_job_##name(struct co *co, struct ctl_call *call) { return verb(call, NAME); }                                   \
-    const struct ctl_command ctl_cmd_job_##name = { "job-" #name, id_rows, sizeof(struct id_args), run_job_##name, false };
-VERB(cancel, JOB_CANCEL)
-VERB(complete, JOB_COMPLETE)
-VERB(dismiss, JOB_DISMISS)
-VERB(finalize, JOB_FINALIZE)
-VERB(pause, JOB_PAUSE)
-VERB(resume, JOB_RESUME)
+    const struct ctl_command ctl_cmd_job_##name = { "job-" #name, id_rows, sizeof(struct id_args), run_job_##name, .doc = text };
+VERB(cancel, JOB_CANCEL, "Ends a job without its result. What it changed so far stays readable.")
+VERB(complete, JOB_COMPLETE, "Lets a job that is ready do its last step.")
+VERB(dismiss, JOB_DISMISS, "Forgets a job that has ended.")
+VERB(finalize, JOB_FINALIZE, "Lets a job that is pending take effect.")
+VERB(pause, JOB_PAUSE, "Lets a job rest at its next pause point.")
+VERB(resume, JOB_RESUME, "Lets a job that was paused go on.")
 #undef VERB
 
 /* ---- x-byre-scrub ---- */
 struct scrub_args {
     const char *device, *node_name, *job_id, *fix;
-    int64_t speed;
+    uint64_t speed;
     bool auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
 };
 static const struct ctl_arg scrub_rows[] = {
@@ -112,7 +112,7 @@ static const struct ctl_arg scrub_rows[] = {
     { "node-name", CTL_STR, false, CTL_AT(struct scrub_args, node_name) },
     { "job-id", CTL_STR, false, CTL_AT(struct scrub_args, job_id) },
     { "fix", CTL_STR, false, CTL_AT(struct scrub_args, fix) },
-    { "speed", CTL_INT, false, CTL_AT(struct scrub_args, speed) },
+    { "speed", CTL_SIZE, false, CTL_AT(struct scrub_args, speed) },
     { "auto-finalize", CTL_BOOL, false, CTL_AT_HAS(struct scrub_args, auto_finalize) },
     { "auto-dismiss", CTL_BOOL, false, CTL_AT_HAS(struct scrub_args, auto_dismiss) },
     CTL_ARGS_END
@@ -127,23 +127,22 @@ static int run_x_byre_scrub(struct co *co, struct ctl_call *call)
         return r;
     if (a->fix && strcmp(a->fix, "none") && strcmp(a->fix, "leaks"))
         return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'fix' is 'none' or 'leaks', not '%s'; errors are repaired when the disk is not in use", a->fix);
-    if (a->speed < 0)
-        return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'speed' must not be negative");
     if (!call->c->env.jobs)
         return byre_fail(&call->err, NOT_SUPPORTED, "there are no jobs here");
     struct job_scrub_opts o = { .node = n, .fix_leaks = !a->fix || strcmp(a->fix, "none"),
-        .job = { .id = a->job_id ? a->job_id : graph_node_name(n), .speed = (uint64_t)a->speed,
+        .job = { .id = a->job_id ? a->job_id : graph_node_name(n), .speed = a->speed,
                  .keep_pending = a->has_auto_finalize && !a->auto_finalize, .keep_concluded = a->has_auto_dismiss && !a->auto_dismiss } };
     struct job *job;
     return job_scrub_start(call->c->env.jobs, &o, &job, &call->err);
 }
 
-const struct ctl_command ctl_cmd_x_byre_scrub = { "x-byre-scrub", scrub_rows, sizeof(struct scrub_args), run_x_byre_scrub, false };
+const struct ctl_command ctl_cmd_x_byre_scrub = { "x-byre-scrub", scrub_rows, sizeof(struct scrub_args), run_x_byre_scrub,
+    .doc = "Checks an image while it is in use, and gives back what nothing refers to." };
 
 /* ---- x-byre-compact ---- */
 struct compact_args {
     const char *device, *node_name, *job_id;
-    int64_t speed;
+    uint64_t speed;
     bool zeros, has_zeros, auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
 };
 static const struct ctl_arg compact_rows[] = {
@@ -151,7 +150,7 @@ static const struct ctl_arg compact_rows[] = {
     { "node-name", CTL_STR, false, CTL_AT(struct compact_args, node_name) },
     { "job-id", CTL_STR, false, CTL_AT(struct compact_args, job_id) },
     { "zeros", CTL_BOOL, false, CTL_AT_HAS(struct compact_args, zeros) },
-    { "speed", CTL_INT, false, CTL_AT(struct compact_args, speed) },
+    { "speed", CTL_SIZE, false, CTL_AT(struct compact_args, speed) },
     { "auto-finalize", CTL_BOOL, false, CTL_AT_HAS(struct compact_args, auto_finalize) },
     { "auto-dismiss", CTL_BOOL, false, CTL_AT_HAS(struct compact_args, auto_dismiss) },
     CTL_ARGS_END
@@ -165,15 +164,14 @@ static int run_x_byre_compact(struct co *co, struct ctl_call *call)
     int r = ctl_target(call, a->device, a->node_name, &n);
     if (r)
         return r;
-    if (a->speed < 0)
-        return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'speed' must not be negative");
     if (!call->c->env.jobs)
         return byre_fail(&call->err, NOT_SUPPORTED, "there are no jobs here");
     struct job_compact_opts o = { .node = n, .look_for_zeros = !a->has_zeros || a->zeros,
-        .job = { .id = a->job_id ? a->job_id : graph_node_name(n), .speed = (uint64_t)a->speed,
+        .job = { .id = a->job_id ? a->job_id : graph_node_name(n), .speed = a->speed,
                  .keep_pending = a->has_auto_finalize && !a->auto_finalize, .keep_concluded = a->has_auto_dismiss && !a->auto_dismiss } };
     return job_compact_start(call->c->env.jobs, &o, &job, &call->err);
 }
 
-const struct ctl_command ctl_cmd_x_byre_compact = { "x-byre-compact", compact_rows, sizeof(struct compact_args), run_x_byre_compact, false };
-const struct ctl_command ctl_cmd_query_jobs = { "query-jobs", NULL, 0, run_query_jobs, false };
+const struct ctl_command ctl_cmd_x_byre_compact = { "x-byre-compact", compact_rows, sizeof(struct compact_args), run_x_byre_compact,
+    .doc = "Moves clusters to the front of an image while it is in use, and cuts it." };
+const struct ctl_command ctl_cmd_query_jobs = { "query-jobs", NULL, 0, run_query_jobs, .ret = &ctl_ret_any, .doc = "Lists jobs with their states." };

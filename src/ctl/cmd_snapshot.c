@@ -73,5 +73,7 @@ static int run_delete(struct co *co, struct ctl_call *call)
     return call->ret ? 0 : byre_fail(&call->err, NOMEM, "the snapshot is deleted, but there is no memory for a reply");
 }
 
-const struct ctl_command ctl_cmd_snapshot_create = { "blockdev-snapshot-internal-sync", create_rows, sizeof(struct create_args), run_create, false };
-const struct ctl_command ctl_cmd_snapshot_delete = { "blockdev-snapshot-delete-internal-sync", delete_rows, sizeof(struct delete_args), run_delete, false };
+const struct ctl_command ctl_cmd_snapshot_create = { "blockdev-snapshot-internal-sync", create_rows, sizeof(struct create_args), run_create,
+    .doc = "Keeps the disk as it is at this moment inside its image." };
+const struct ctl_command ctl_cmd_snapshot_delete = { "blockdev-snapshot-delete-internal-sync", delete_rows, sizeof(struct delete_args), run_delete,
+    .ret = &ctl_ret_any, .doc = "Deletes a snapshot inside an image, and tells what it was." };

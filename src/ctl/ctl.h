@@ -41,6 +41,10 @@ struct ctl_env {
     void *arg;
 };
 
+/* The reference of commands and events: sections of an mdoc page. */
+struct opt_out;
+void ctl_document(const struct opt_out *out);
+
 struct ctl;
 MUST_USE int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl **ret_c, struct byre_err *err);
 /* A path of at most 107 bytes. A socket that nobody listens on is replaced; anything else in the way is an error. The path is

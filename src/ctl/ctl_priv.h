@@ -4,17 +4,34 @@
  *
  *   ctl.c         server: socket, clients coming and going, events
  *   client.c      one client: reading, dispatch, output
- *   args.c        arguments of a command by a table
+ *   schema.h      rows: what commands take and give, what events hold; read its head before you write a row
+ *   args.c        decodes arguments by them
+ *   introspect.c  query-qmp-schema from them
+ *   document.c    the page byre-qmp(7) from them
  *   commands.c    the table of commands
- *   cmd_base.c    qmp_capabilities query-version query-commands quit
+ *   events.c      the table of events
+ *   cmd_base.c    qmp_capabilities query-version query-commands query-qmp-schema quit
  *   cmd_bitmap.c  block-dirty-bitmap-*
  *   cmd_block.c   query-block query-named-block-nodes block_resize
  *   cmd_export.c  query-block-exports
  *   cmd_job.c     query-jobs and the verbs of jobs
  *   image_json.c  ImageInfo and BlockDeviceInfo
  *
- * A command is one row: name, argument table, function. The function gets its arguments decoded, makes one call
- * into the layers below, and fills the reply.
+ * A command is one row and one function: name, argument rows, `doc`, `ret`. The function gets its arguments decoded, makes
+ * one call into the layers below, and fills the reply. To add one:
+ *
+ *     struct x_args { const char *node; uint64_t size; };
+ *     static const struct ctl_arg x_rows[] = {
+ *         { "node-name", CTL_STR, true, CTL_AT(struct x_args, node) },
+ *         { "size", CTL_SIZE, false, CTL_AT(struct x_args, size), .doc = "Bytes; 0 means all." },
+ *         CTL_ARGS_END
+ *     };
+ *     static int run_x(struct co *co, struct ctl_call *call) { const struct x_args *a = call->args; ... }
+ *     const struct ctl_command ctl_cmd_NAME = { "x", x_rows, sizeof(struct x_args), run_x, .doc = "Does x to a node." };
+ *
+ * and its name below and in commands.c. A function that fails fills call->err and returns its code; the class of the error is
+ * GenericError unless it sets call->error_class (CommandNotFound, DeviceNotFound, DeviceNotActive, as the peer's). Enums, lists, nested
+ * structs and unions: schema.h; cmd_export.c has all of them.
  */
 #ifndef CTL_PRIV_H
 #define CTL_PRIV_H
@@ -24,6 +41,7 @@
 #include "base/assert.h"
 #include "base/list.h"
 #include "ctl/ctl.h"
+#include "ctl/schema.h"
 #include "graph/graph.h"
 #include "proto/qmp/qmp.h"
 #include "rt/sync.h"
@@ -68,22 +86,12 @@ bool client_is_silent(const struct ctl_client *cl);         /* nothing waits to 
 #define CTL_LAST_WORDS_NS UINT64_C(1000000000)
 
 /* ---- commands ---- */
-enum ctl_type { CTL_STR, CTL_INT, CTL_BOOL, CTL_ANY };
-struct ctl_arg {
-    const char *name;
-    enum ctl_type type;
-    bool required;
-    size_t off;                          /* STR: const char *; INT: int64_t; BOOL: bool; ANY: json_t * (all borrowed) */
-    size_t has_off;                      /* a bool that tells whether it was given; SIZE_MAX: none */
-};
-#define CTL_AT(T, field) .off = offsetof(T, field), .has_off = SIZE_MAX
-#define CTL_AT_HAS(T, field) .off = offsetof(T, field), .has_off = offsetof(T, has_##field)
-#define CTL_ARGS_END { .name = NULL }
-
 struct ctl_call {
     struct ctl *c;
     struct ctl_client *client;
-    const void *args;
+    const void *args;                    /* decoded: a struct as the rows say */
+    json_t *arguments;                   /* as they came; NULL: none */
+    struct ctl_arena arena;              /* for whatever else lives as long as the call */
     json_t *ret;                         /* set by the command; NULL: {} */
     const char *error_class;             /* NULL: GenericError */
     struct byre_err err;                 /* filled when the command fails */
@@ -95,14 +103,18 @@ struct ctl_command {
     size_t args_bytes;
     int (*run)(struct co *co, struct ctl_call *call);
     bool before_capabilities;            /* allowed (only) before negotiation */
+    const char *doc;                     /* what it does, in one to three sentences: the reference page */
+    const struct ctl_arg *ret;           /* one row that says what it answers; NULL: {} */
+    const char *tag;                     /* arguments that are a union (schema.h) */
+    const struct ctl_case *cases;
+    bool oob;                            /* may be executed out of band: never suspends, never waits */
 };
-#define CTL_ARGS_BYTES_MAX 128
 extern const struct ctl_command *const ctl_commands[];       /* ends with NULL */
 const struct ctl_command *ctl_find_command(const char *name);
-/* Decodes `arguments` (NULL: none) into `to` (zeroed). */
-MUST_USE int ctl_decode_args(const struct ctl_arg *rows, json_t *arguments, void *to, struct byre_err *err);
+extern const struct ctl_arg ctl_ret_any;                     /* for `ret`: something that no rows describe yet */
 
-extern const struct ctl_command ctl_cmd_qmp_capabilities, ctl_cmd_query_version, ctl_cmd_query_commands, ctl_cmd_quit;
+extern const struct ctl_command ctl_cmd_qmp_capabilities, ctl_cmd_query_version, ctl_cmd_query_commands,
+    ctl_cmd_query_qmp_schema, ctl_cmd_quit;
 extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_nodes, ctl_cmd_block_resize;
 extern const struct ctl_command ctl_cmd_snapshot_create, ctl_cmd_snapshot_delete;
 extern const struct ctl_command ctl_cmd_bitmap_add, ctl_cmd_bitmap_clear, ctl_cmd_bitmap_disable, ctl_cmd_bitmap_enable, ctl_cmd_bitmap_merge,

@@ -15,58 +15,188 @@
 #include "job/job.h"
 
 /* ---- arguments ---- */
-struct box { const char *text; int64_t number; bool flag, has_number; json_t *any; };
+static const char *const words[] = { "red", "green", NULL };
+static const struct ctl_shape word_shape = { .name = "Colour", .words = words };
+struct inner { const char *key; uint64_t size; };
+static const struct ctl_arg inner_rows[] = {
+    { "key", CTL_STR, true, CTL_AT(struct inner, key) }, { "size", CTL_SIZE, false, CTL_AT(struct inner, size), .max = 100 }, CTL_ARGS_END
+};
+static const struct ctl_shape inner_shape = { .name = "Inner", .rows = inner_rows, .bytes = sizeof(struct inner) };
+struct either { const char *name; const struct inner *inner; bool none; struct ctl_list many; };
+static const struct ctl_arg either_rows[] = {
+    { "name", CTL_STR, false, CTL_AT(struct either, name) }, { "inner", CTL_STRUCT, false, CTL_AT(struct either, inner), .of = &inner_shape },
+    { "none", CTL_NULL, false, CTL_AT(struct either, none) }, { "many", CTL_INT, false, CTL_AT(struct either, many), .list = true }, CTL_ARGS_END
+};
+static const struct ctl_shape either_shape = { .name = "name, Inner, null or list", .rows = either_rows, .bytes = sizeof(struct either) };
+
+struct box {
+    const char *text; int64_t number; bool flag, has_number; json_t *any, *checked;
+    int colour;
+    const struct inner *inner;
+    struct ctl_list names, inners, eithers;
+    const struct either *either;
+    int64_t of_green;
+};
 
 static const struct ctl_arg rows[] = {
     { "text", CTL_STR, true, CTL_AT(struct box, text) },
     { "number", CTL_INT, false, CTL_AT_HAS(struct box, number) },
     { "flag", CTL_BOOL, false, CTL_AT(struct box, flag) },
     { "any", CTL_ANY, false, CTL_AT(struct box, any) },
+    { "checked", CTL_ANY, false, CTL_AT(struct box, checked), .of = &inner_shape },
+    { "colour", CTL_ENUM, false, CTL_AT(struct box, colour), .of = &word_shape },
+    { "inner", CTL_STRUCT, false, CTL_AT(struct box, inner), .of = &inner_shape },
+    { "names", CTL_STR, false, CTL_AT(struct box, names), .list = true },
+    { "inners", CTL_STRUCT, false, CTL_AT(struct box, inners), .of = &inner_shape, .list = true },
+    { "either", CTL_ALT, false, CTL_AT(struct box, either), .of = &either_shape },
+    { "eithers", CTL_ALT, false, CTL_AT(struct box, eithers), .of = &either_shape, .list = true },
+    { "seen", CTL_BOOL, false, CTL_AT_NONE },
     CTL_ARGS_END
 };
+static const struct ctl_arg green_rows[] = { { "of-green", CTL_INT, true, CTL_AT(struct box, of_green) }, CTL_ARGS_END };
+static const struct ctl_case cases[] = { { "green", green_rows }, { NULL, NULL } };
+static const struct ctl_shape box_shape = { .name = "Box", .rows = rows, .bytes = sizeof(struct box), .tag = "colour", .cases = cases };
 
-static int decode(const char *text, struct box *b, struct byre_err *err, json_t **keep)
+/* The struct lives until the next call. */
+static const struct box *decode(const char *text, struct byre_err *err)
 {
-    memset(b, 0, sizeof *b);
-    *keep = *text ? json_loads(text, 0, NULL) : NULL;
-    return ctl_decode_args(rows, *keep, b, err);
+    static struct ctl_arena arena;
+    static json_t *keep;
+    const void *b = NULL;
+    ctl_arena_free(&arena);
+    json_decref(keep);
+    keep = text && *text ? json_loads(text, JSON_ALLOW_NUL, NULL) : NULL;
+    assert_true(!text || !*text || keep);
+    int r = ctl_decode(&box_shape, keep, &arena, &b, err);
+    assert_true(r == 0 || r == -EINVAL);
+    return r ? NULL : b;
 }
 
 static void arguments(void **state)
 {
-    struct box b;
     struct byre_err err;
-    json_t *keep;
-    assert_int_equal(decode("{\"text\": \"a\", \"number\": -5, \"flag\": true, \"any\": [1]}", &b, &err, &keep), 0);
-    assert_string_equal(b.text, "a");
-    assert_int_equal(b.number, -5);
-    assert_true(b.has_number && b.flag && json_is_array(b.any));
-    json_decref(keep);
-    assert_int_equal(decode("{\"text\": \"\"}", &b, &err, &keep), 0);
-    assert_true(!b.has_number && !b.flag && !b.any);
-    json_decref(keep);
+    const struct box *b = decode("{\"text\": \"a\", \"number\": -5, \"flag\": true, \"any\": [1]}", &err);
+    assert_string_equal(b->text, "a");
+    assert_int_equal(b->number, -5);
+    assert_true(b->has_number && b->flag && json_is_array(b->any) && !b->inner && !b->either);
+    b = decode("{\"text\": \"\", \"seen\": true}", &err);
+    assert_true(!b->has_number && !b->flag && !b->any && !b->names.count);
+    b = decode("{\"text\": \"\", \"colour\": \"green\", \"of-green\": 9, \"inner\": {\"key\": \"k\", \"size\": 100}}", &err);
+    assert_true(b->colour == 1 && b->of_green == 9 && b->inner->size == 100 && !strcmp(b->inner->key, "k"));
+    b = decode("{\"text\": \"\", \"names\": [\"x\", \"y\"], \"inners\": [{\"key\": \"1\"}, {\"key\": \"2\", \"size\": 7}], \"checked\": {\"key\": \"\"}}", &err);
+    assert_true(b->names.count == 2 && b->inners.count == 2 && json_is_object(b->checked));
+    assert_string_equal(((const char *const *)b->names.items)[1], "y");
+    assert_int_equal(((const struct inner *)b->inners.items)[1].size, 7);
+    b = decode("{\"text\": \"\", \"either\": null, \"eithers\": [\"n\", {\"key\": \"3\"}, null, [4, 5]]}", &err);
+    const struct either *e = b->eithers.items;
+    assert_true(b->either->none && b->eithers.count == 4 && !strcmp(e[0].name, "n") && !strcmp(e[1].inner->key, "3") && e[2].none);
+    assert_int_equal(((const int64_t *)e[3].many.items)[1], 5);
+    (void)decode("{\"text\": \"a\"}", &err);
+}
+
+static void arguments_refused(void **state)
+{
+    struct byre_err err;
     static const struct { const char *text, *part; } bad[] = {
         { "", "'text' is missing" }, { "{}", "'text' is missing" }, { "{\"text\": 1}", "'text', expected: string" },
         { "{\"text\": \"a\", \"number\": \"1\"}", "'number', expected: integer" }, { "{\"text\": \"a\", \"number\": 1.5}", "integer" },
         { "{\"text\": \"a\", \"flag\": 1}", "'flag', expected: boolean" }, { "{\"text\": \"a\", \"other\": 1}", "'other' is unexpected" },
+        { "{\"text\": \"a\", \"colour\": \"blue\"}", "'colour' does not accept value 'blue'" }, { "{\"text\": \"a\", \"colour\": 1}", "'colour', expected: string" },
+        { "{\"text\": \"a\", \"colour\": \"green\"}", "'of-green' is missing" }, { "{\"text\": \"a\", \"colour\": \"red\", \"of-green\": 1}", "'of-green' is unexpected" },
+        { "{\"text\": \"a\", \"of-green\": 1}", "'of-green' is unexpected" }, { "{\"text\": \"a\", \"inner\": []}", "'inner', expected: object" },
+        { "{\"text\": \"a\", \"inner\": {}}", "'inner.key' is missing" }, { "{\"text\": \"a\", \"inner\": {\"key\": \"\", \"size\": -1}}", "'inner.size' must not be negative (-1)" },
+        { "{\"text\": \"a\", \"inner\": {\"key\": \"\", \"size\": 101}}", "'inner.size' is at most 100 (101)" },
+        { "{\"text\": \"a\", \"names\": \"x\"}", "'names', expected: array" }, { "{\"text\": \"a\", \"names\": [\"x\", 1]}", "'names[1]', expected: string" },
+        { "{\"text\": \"a\", \"inners\": [{\"key\": \"\"}, {\"key\": \"\", \"kez\": 1}]}", "'inners[1].kez' is unexpected" },
+        { "{\"text\": \"a\", \"inners\": [1]}", "'inners[0]', expected: object" }, { "{\"text\": \"a\", \"checked\": {\"size\": 1}}", "'checked.key' is missing" },
+        { "{\"text\": \"a\", \"either\": true}", "'either', expected: name" }, { "{\"text\": \"a\", \"eithers\": [[\"x\"]]}", "'eithers[0]', expected: integer" },
+        { "{\"text\": \"a\\u0000b\"}", "'text', expected: string" },
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        assert_int_equal(decode(bad[i].text, &b, &err, &keep), -EINVAL);
-        if (!strstr(err.text, bad[i].part))
+        memset(&err, 0, sizeof err);
+        if (decode(bad[i].text, &err) || !strstr(err.text, bad[i].part))
             fail_msg("%s: %s", bad[i].text, err.text);
-        json_decref(keep);
     }
+    (void)decode("{\"text\": \"a\"}", &err);
 }
 
+/* A message as deep as messages may be needs no stack, and its path is cut at its front. */
+static void arguments_deep(void **state)
+{
+    static struct ctl_arg deep_rows[2] = { { "next", CTL_STRUCT, false, CTL_AT_NONE }, CTL_ARGS_END };
+    static struct ctl_shape deep = { .name = "Deep", .rows = deep_rows };
+    struct ctl_arena arena = { 0 };
+    struct byre_err err = { 0 };
+    const void *to;
+    deep_rows[0].of = &deep;
+    json_t *v = json_pack("{s:i}", "wrong", 1);
+    for (unsigned i = 0; i < QMP_DEPTH_MAX; i++)
+        v = json_pack("{s:o}", "next", v);
+    assert_int_equal(ctl_decode(&deep, v, &arena, &to, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "next.next.wrong' is unexpected"));
+    ctl_arena_free(&arena);
+    json_decref(v);
+}
+
+/* ---- tables ---- */
 static void table_is_in_order(void **state)
 {
     for (const struct ctl_command *const *c = ctl_commands; *c; c++) {
         assert_ptr_equal(ctl_find_command((*c)->name), *c);
-        assert_true((*c)->args_bytes <= CTL_ARGS_BYTES_MAX);
+        if (!(*c)->doc)
+            fail_msg("%s: .doc is missing, the sentence for the reference page (ctl_priv.h)", (*c)->name);
         if (c[1])
             assert_true(strcmp((*c)->name, c[1]->name) < 0);
     }
     assert_null(ctl_find_command("nothing"));
+    for (const struct ctl_event *e = ctl_events; e->name; e++)
+        assert_true(e->doc && (!e[1].name || strcmp(e->name, e[1].name) < 0));
+}
+
+static json_t *entry_of(json_t *schema, const char *name)
+{
+    size_t i;
+    json_t *e;
+    json_array_foreach(schema, i, e)
+        if (strcmp(json_string_value(json_object_get(e, "name")), name) == 0)
+            return e;
+    fail_msg("the schema names %s and does not describe it", name);
+    return NULL;
+}
+
+/* Every type that is named is described, once. */
+static void check_names(json_t *schema, json_t *v)
+{
+    static const char *const named[] = { "arg-type", "ret-type", "element-type", "type" };
+    for (size_t k = 0; k < sizeof named / sizeof named[0]; k++)
+        if (json_object_get(v, named[k]))
+            (void)entry_of(schema, json_string_value(json_object_get(v, named[k])));
+}
+
+static void introspection(void **state)
+{
+    json_t *schema = ctl_schema_json(), *seen = json_object(), *e, *m;
+    size_t i, j;
+    assert_true(json_array_size(schema) > 50);
+    json_array_foreach(schema, i, e) {
+        const char *name = json_string_value(json_object_get(e, "name"));
+        assert_null(json_object_get(seen, name));
+        json_object_set_new(seen, name, json_true());
+        check_names(schema, e);
+        json_array_foreach(json_object_get(e, "members"), j, m)
+            check_names(schema, m);
+        json_array_foreach(json_object_get(e, "variants"), j, m)
+            check_names(schema, m);
+    }
+    e = entry_of(schema, json_string_value(json_object_get(entry_of(schema, "block_resize"), "arg-type")));
+    m = json_array_get(json_object_get(e, "members"), 0);
+    assert_true(json_is_null(json_object_get(m, "default")));
+    assert_string_equal(json_string_value(json_object_get(m, "name")), "device");
+    m = json_array_get(json_object_get(e, "members"), 2);
+    assert_null(json_object_get(m, "default"));
+    assert_string_equal(json_string_value(json_object_get(m, "type")), "int");
+    json_decref(seen);
+    json_decref(schema);
 }
 
 /* ---- a server ---- */
@@ -396,7 +526,8 @@ static void path_of_somebody_else(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(arguments), cmocka_unit_test(table_is_in_order), cmocka_unit_test(session), cmocka_unit_test(jobs),
+        cmocka_unit_test(arguments), cmocka_unit_test(arguments_refused), cmocka_unit_test(arguments_deep), cmocka_unit_test(introspection),
+        cmocka_unit_test(table_is_in_order), cmocka_unit_test(session), cmocka_unit_test(jobs),
         cmocka_unit_test(job_events), cmocka_unit_test(events_only_after_negotiation), cmocka_unit_test(path_in_use), cmocka_unit_test(path_of_somebody_else),
     };
     return cmocka_run_group_tests_name("ctl", tests, NULL, NULL);

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * events.c: the table of events.
+ *
+ * Purpose      What each event holds, for introspection and the reference page; who sends it says so in its own file.
+ * Owns         constant table
+ * Invariants   I1 names are in alphabetical order and unique; whatever is sent is here, with these members
+ * Concurrency  any
+ * Failure      none
+ * Tests        ctl_test.c, tests/cli/doc_test.py
+ */
+#include "ctl/ctl_priv.h"
+
+static const char *const status_words[] = { "undefined", "created", "running", "paused", "ready", "standby", "waiting", "pending", "aborting",
+    "concluded", "null", NULL };
+static const struct ctl_shape job_status = { .name = "JobStatus", .words = status_words };
+
+static const struct ctl_arg corrupted_rows[] = {
+    { "device", CTL_STR, true, CTL_AT_NONE, .doc = "Device that the node is; empty for nodes below one." },
+    { "node-name", CTL_STR, false, CTL_AT_NONE },
+    { "msg", CTL_STR, true, CTL_AT_NONE, .doc = "What was found, for people." },
+    { "offset", CTL_SIZE, false, CTL_AT_NONE, .doc = "Where in the file." },
+    { "size", CTL_SIZE, false, CTL_AT_NONE },
+    { "fatal", CTL_BOOL, true, CTL_AT_NONE, .doc = "The image takes no more writes." },
+    CTL_ARGS_END
+};
+
+static const struct ctl_arg job_status_rows[] = {
+    { "id", CTL_STR, true, CTL_AT_NONE },
+    { "status", CTL_ENUM, true, CTL_AT_NONE, .of = &job_status },
+    CTL_ARGS_END
+};
+
+static const struct ctl_arg shutdown_rows[] = {
+    { "guest", CTL_BOOL, true, CTL_AT_NONE, .doc = "False: there is no guest here." },
+    { "reason", CTL_STR, true, CTL_AT_NONE, .doc = "host-signal, host-qmp-quit or host-error." },
+    CTL_ARGS_END
+};
+
+const struct ctl_event ctl_events[] = {
+    { "BLOCK_IMAGE_CORRUPTED", corrupted_rows, "Damage was met in an image. It is reported once; the image does not use what is damaged." },
+    { "JOB_STATUS_CHANGE", job_status_rows, "A job is in another state. Success is told after what it promises is durable." },
+    { "SHUTDOWN", shutdown_rows, "The server ends. Requests in flight are answered, images are closed." },
+    { NULL, NULL, NULL }
+};
