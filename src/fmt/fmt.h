@@ -264,6 +264,8 @@ struct fmt_open_opts {
     unsigned overlap_check;                /* FMT_OVERLAP_* with _GIVEN; 0 = default */
     /* Home loop, must not suspend: damage was met. At most once. May be NULL */
     void (*corrupted)(void *arg, const struct fmt_corruption *c); void *corrupted_arg;
+    /* The same, at a close that succeeds: space that nothing uses is still counted, and found by the next check. May be NULL */
+    void (*leaked)(void *arg, uint64_t bytes);     /* arg: corrupted_arg */
     uint64_t bitmap_region_bytes;          /* what a write marks ahead in persistent bitmaps, a power of two; 0 = default */
 };
 

@@ -205,6 +205,13 @@ static void tell_corruption(void *arg, const struct fmt_corruption *c)
         n->g->corrupted(n->g->corrupted_arg, n, c);
 }
 
+/* fmt_open_opts.leaked of every image. */
+static void tell_leak(void *arg, uint64_t bytes)
+{
+    const struct graph_node *n = arg;
+    graph_warn(n, "%s: %" PRIu64 " bytes that nothing uses could not be given back, because memory or storage failed; check -r leaks frees them", n->filename, bytes);
+}
+
 static int open_image(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
     struct graph_node *n = l->n;
@@ -218,6 +225,7 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     fo.host = &host;
     fo.corrupted = tell_corruption;
     fo.corrupted_arg = n;
+    fo.leaked = tell_leak;
     if (l->is_top && n->discard)             /* pass-discard-request follows discard=unmap */
         fo.discard_no_punch = false;
     name_runtime_apply(&l->ref->run, &fo);

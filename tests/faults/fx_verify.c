@@ -18,7 +18,7 @@
 #include "base/checked.h"
 #include "fx.h"
 
-struct ver { struct fx_run *r; const char *when; uint64_t set[FX_SECTORS], sizes, flags; unsigned keys; bool deep, mended, loose; int era; /* 0 now, 1 crash, 2 ever */ };
+struct ver { struct fx_run *r; const char *when; uint64_t set[FX_SECTORS], sizes, flags; unsigned keys; bool deep, mended, loose, tight; int era; /* 0 now, 1 crash, 2 ever */ };
 
 static void on_finding(void *arg, bool fixed, const char *id, const char *text)
 {
@@ -162,7 +162,7 @@ static void verify_co(struct co *co, void *arg)
     struct ver *v = arg;
     if (v->r->c->scene->damage == FX_LOW_COUNT && !v->mended)
         check(co, v, FMT_FIX_LEAKS | FMT_FIX_ERRORS, true);
-    check(co, v, 0, !v->mended);
+    check(co, v, 0, !v->mended && !v->tight);
     content(co, v);
     keys(co, v);
     if (!v->deep)
@@ -183,6 +183,18 @@ static void recreate_co(struct co *co, void *arg)
         fx_bad(r, "after the fault: create answers %d: %s", e, err.text);
 }
 
+/* FEATURES G.005: what failed once and works again leaves no leak, if every step and the close have succeeded. Operations on the image as
+ * a whole (snapshots, amending, bitmaps) say themselves what they could not give back. */
+static bool tight(const struct fx_run *r)
+{
+    bool whole = r->c->scene->damage != FX_SOUND;
+    for (unsigned i = 0; i < FX_STEPS; i++) {
+        enum fx_do what = r->c->scene->steps[i].what;
+        whole |= what == FX_KEEP || what == FX_APPLY || what == FX_DROP || what == FX_AMEND || what == FX_BITMAP;
+    }
+    return !whole && r->closed_well && !r->fault.forever && r->steps_failed == 0;
+}
+
 static void look(struct fx_run *r, const char *when, const uint64_t *set, uint64_t sizes, bool deep)
 {
     struct ver *v = malloc(sizeof *v);
@@ -190,6 +202,7 @@ static void look(struct fx_run *r, const char *when, const uint64_t *set, uint64
         abort();
     *v = (struct ver){ .r = r, .when = when, .sizes = sizes, .deep = deep, .mended = r->mended && set == r->m.now,
         .era = set == r->m.now ? 0 : set == r->m.crash ? 1 : 2, .loose = has_snaps(r->c->scene) && (set != r->m.now || r->snap_cut) };
+    v->tight = v->era == 0 && tight(r);
     memcpy(v->set, set, sizeof v->set);
     v->keys = v->era == 0 ? r->m.keys_now : v->era == 1 ? r->m.keys_crash : r->m.keys_ever;
     if (!r->bad && !cx_run(r->w, verify_co, v))

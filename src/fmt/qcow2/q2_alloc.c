@@ -48,6 +48,7 @@ int q2_alloc_new(struct co *co, struct q2_image *q)
     rset_init(&a->ready);
     rset_init(&a->dropping);
     list_init(&a->batches);
+    list_init(&a->kept);
     a->end = div_up(len, q->g.cluster_size);
     uint64_t used;
     if (!q->im.store->traits.regular && !q2_counts_in_memory(q) && q2_refs_end(co, q, &used) == 0)
@@ -68,9 +69,9 @@ void q2_alloc_free(struct q2_image *q)
     rset_fini(&a->frontier);
     rset_fini(&a->counted);
     rset_fini(&a->ready);
-    rset_fini(&a->dropping);
     q2_marks_fini(&a->given);
-    free(a->extra);
+    q->leaked += a->lost + q2_drop_left(a);
+    q2_drop_fini(a);
     free(a);
     q->alloc = NULL;
 }
@@ -343,7 +344,7 @@ void q2_alloc_return(struct q2_image *q, const struct q2_run *r)
 {
     struct q2_alloc *a = q->alloc;
     if (rset_add(&a->counted, r->cluster, r->cluster + r->count, 0) < 0)
-        a->lost += r->count;
+        q2_alloc_drop(q, r->cluster, r->count);  /* a reference that nobody has: freed in its time */
 }
 
 #define STILL_ROUNDS 16u
@@ -359,7 +360,7 @@ int q2_alloc_still(struct co *co, struct q2_image *q)
             return r;
         }
         co_group_wait(co, &a->drops);
-        if (!a->dropping.count && !meta_frees_waiting(q->meta) && !a->drops.n)
+        if (!a->dropping.count && !a->spare_count && !meta_frees_waiting(q->meta) && !a->drops.n)
             return 0;
     }
     a->still = false;
@@ -375,7 +376,7 @@ void q2_alloc_offer(struct q2_image *q, uint64_t from, uint64_t to)
         a->scan_next = min_u64(a->scan_next, from);      /* found again when `ready` is empty: no memory is needed for them */
     from = max_u64(from, a->scan_end);
     if (from < to && rset_add(&a->ready, from, to, 0) < 0)
-        a->lost += to - from;
+        a->missed += to - from;
 }
 
 void q2_alloc_quiesce(struct co *co, struct q2_image *q)
@@ -421,7 +422,11 @@ int q2_alloc_close(struct co *co, struct q2_image *q)
     co_lock(co, &a->grow_mx);            /* a growth behind ends first */
     co_unlock(&a->grow_mx);
     int r = q2_pack_close(co, q);
-    int r2 = q2_drop_settle_all(co, q);
-    int r3 = q2_frontier_cut(co, q, q->file_end_at_open >> q->g.cluster_bits);
+    r = r == -EUCLEAN ? r : 0;           /* else what it could not give back is dropped, */
+    int r2 = q2_drop_settle_all(co, q);  /* and released here */
+    uint64_t floor = q->file_end_at_open >> q->g.cluster_bits;
+    int r3 = q2_frontier_cut(co, q, floor);
+    if (r3 == -ENOMEM || r3 == -EIO)
+        r3 = q2_frontier_cut(co, q, floor);      /* what could not be uncounted once (G.005) */
     return r < 0 ? r : r2 < 0 ? r2 : r3;
 }

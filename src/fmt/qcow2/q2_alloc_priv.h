@@ -10,6 +10,8 @@
 #include "fmt/qcow2/q2_image.h"
 #include "fmt/qcow2/q2_marks.h"
 
+#define Q2_DROP_SPARE 32u
+
 /* Every cluster below `end` is in exactly one of these states (I1 of q2_alloc.c):
  *   used       counted, something points to it or a caller holds it; the cluster that q2_pack.c fills is counted once more
  *              than something points to it
@@ -46,11 +48,17 @@ struct q2_alloc {
     struct rset dropping;            /* unlinked since the last freeze */
     struct q2_drop_extra { uint64_t cluster, count; } *extra;   /* further references of clusters in `dropping` */
     size_t extra_count, extra_cap;
+    struct q2_drop_spare { uint64_t cluster, n; uint32_t tag; } spare[Q2_DROP_SPARE];  /* the same as dropping, where there was no memory */
+    unsigned spare_count;
     uint64_t quarantined;            /* clusters on their way */
     struct list batches;             /* every batch that is on its way, the oldest first */
+    struct list kept;                /* batches that are tried again: memory or storage failed */
+    uint64_t kept_ranges;            /* bounds them */
+    bool retrying;
     uint64_t batch_number;           /* of the newest */
     struct co_group drops;           /* releases that run */
-    uint64_t lost;                   /* clusters leaked because memory ran out */
+    uint64_t lost;                   /* clusters leaked: counted, and nobody will lower that */
+    uint64_t missed;                 /* free clusters that are not in `ready` for want of memory: of no use in this opening */
     struct co_waitq freed;           /* something became ready */
     bool closing;
     /* clusters that an earlier run may have left counted (q2_reclaim.c) */
@@ -79,7 +87,10 @@ MUST_USE int q2_alloc_freed(struct q2_image *q, uint64_t c, uint64_t end);
 /* q2_drop.c */
 /* Every cluster that has lost a reference and is still counted. */
 void q2_drop_each(const struct q2_alloc *a, void (*fn)(void *arg, uint64_t first, uint64_t n), void *arg);
-/* Waits until what was dropped before the call has been released, however much is dropped meanwhile. */
+/* Clusters that have lost a reference and are not on their way: what cannot be released. */
+uint64_t q2_drop_left(const struct q2_alloc *a);
+void q2_drop_fini(struct q2_alloc *a);
+/* Waits until what was dropped before the call has been released, or failed, however much is dropped meanwhile. */
 MUST_USE int q2_drop_settle(struct co *co, struct q2_image *q);
 /* Until nothing is on its way any more: for whoever has stopped requests. */
 MUST_USE int q2_drop_settle_all(struct co *co, struct q2_image *q);

@@ -21,6 +21,7 @@
 
 #include "base/assert.h"
 #include "base/mutant.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
 #include "fmt/qcow2/q2_crypt.h"
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
@@ -499,6 +500,14 @@ int q2_rest(struct co *co, struct q2_image *q)
     return r;
 }
 
+/* Memory or storage failed at every try (q2_drop.c). */
+static void tell_leaks(const struct q2_image *q)
+{
+    uint64_t n = q->leaked + (q->alloc ? q->alloc->lost + q2_drop_left(q->alloc) : 0);
+    if (n && q->opts.leaked && !q->check_mode)
+        q->opts.leaked(q->opts.corrupted_arg, n << q->g.cluster_bits);
+}
+
 static int q2_close(struct co *co, struct fmt_image *im)
 {
     struct q2_image *q = q2_of(im);
@@ -513,6 +522,8 @@ static int q2_close(struct co *co, struct fmt_image *im)
         if (r < 0) {
             meta_abandon(co, q->meta);           /* what could not be written is given up: a leak at worst */
             q2_alloc_quiesce(co, q);             /* a pass that ran behind may have released batches all the same */
+        } else {
+            tell_leaks(q);
         }
     }
     dismantle(co, q);

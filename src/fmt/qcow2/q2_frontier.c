@@ -444,21 +444,40 @@ void q2_frontier_watch(struct q2_image *q)
     }
 }
 
-/* Lowers the counts of everything in s and hands it to `ready`. */
-static int uncount(struct co *co, struct q2_image *q, struct rset *from)
+/* What could not be uncounted is still nobody's. */
+static void put_back(struct q2_alloc *a, struct rset *to, struct rset *left)
 {
     struct rset_range x;
-    int first = 0;
-    struct rset set = *from, *s = &set;      /* nobody else takes of it while counts are read */
-    rset_init(from);
-    for (uint64_t at = 0; rset_next(s, at, &x); at = x.end) {
-        int r = q2_refs_add(co, q, x.start, x.end - x.start, -1);
-        if (r == 0)
-            r = rset_add(&q->alloc->ready, x.start, x.end, 0);
-        if (r < 0 && first == 0)
-            first = r;
+    if (!to->count) {
+        *to = *left;
+        return;
     }
-    rset_fini(s);
+    for (uint64_t at = 0; rset_next(left, at, &x); at = x.end)
+        if (rset_add(to, x.start, x.end, x.tag) < 0)
+            a->lost += x.end - x.start;
+    rset_fini(left);
+}
+
+/* Lowers the counts of everything in `from` and hands it to `ready`; what fails stays there. */
+static int uncount(struct co *co, struct q2_image *q, struct rset *from)
+{
+    struct q2_alloc *a = q->alloc;
+    struct rset_range x;
+    int first = 0;
+    struct rset set = *from;                 /* nobody else takes of it while counts are read */
+    rset_init(from);
+    for (uint64_t at = 0; rset_next(&set, at, &x); at = x.end) {
+        x.start = max_u64(x.start, at);
+        x.end = min_u64(x.end, q2_refs_slice_end(q, x.start));
+        int r = q2_refs_add(co, q, x.start, x.end - x.start, -1);
+        if (r == 0) {
+            if (rset_add(&a->ready, x.start, x.end, 0) < 0)
+                a->missed += x.end - x.start;
+            r = rset_remove(&set, x.start, x.end);
+        }
+        first = r < 0 && first == 0 ? r : first;
+    }
+    put_back(a, from, &set);
     return first;
 }
 

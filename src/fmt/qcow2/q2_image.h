@@ -96,6 +96,7 @@ struct q2_image {
     bool check_mode, info_only;
     _Atomic bool failed;                /* corruption was found, every request is refused (1.113) */
     bool told;                          /* and somebody was told */
+    uint64_t leaked;                    /* clusters that the allocators of this opening could not give back */
     uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
     uint64_t file_bytes_at_open;        /* the same, exact */
     uint64_t zero_stamp; bool zero_stamped;   /* grace period before a kept zero cluster may be written (q2_write.c) */
@@ -302,6 +303,8 @@ MUST_USE int q2_refs_get(struct co *co, struct q2_image *q, uint64_t cluster, ui
 MUST_USE int q2_refs_first_used(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, uint64_t *ret_cluster);
 /* The cluster behind the last one whose count is not 0. */
 MUST_USE int q2_refs_end(struct co *co, struct q2_image *q, uint64_t *ret_end);
+/* The end of what q2_refs_add changes whole or not at all, from `cluster` on: beyond it, what cannot be undone stays. */
+uint64_t q2_refs_slice_end(const struct q2_image *q, uint64_t cluster);
 /* Adds delta to each of n clusters. -ERANGE: width; -EUCLEAN: below zero. On failure nothing is changed. */
 MUST_USE int q2_refs_add(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t n, int64_t delta);
 

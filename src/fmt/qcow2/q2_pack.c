@@ -176,8 +176,8 @@ static int let_go(struct co *co, struct q2_image *q, uint64_t cluster)
     int r = q2_refs_get(co, q, cluster, &n);
     if (r == 0)
         r = q2_refs_add(co, q, cluster, 1, -1);
-    if (r == 0 && n == 1)
-        r = rset_add(&a->ready, cluster, cluster + 1, 0);
+    if (r == 0 && n == 1 && rset_add(&a->ready, cluster, cluster + 1, 0) < 0)
+        a->missed++;
     co_unlock(&a->mx);
     return r;
 }
@@ -192,7 +192,7 @@ int q2_pack_close(struct co *co, struct q2_image *q)
     if (p->pos % cs) {
         r = let_go(co, q, cluster_of(q, p->pos));
         if (r < 0)
-            q->alloc->lost++;
+            q2_alloc_drop_packed(q, cluster_of(q, p->pos), 1);   /* later, like any other reference (G.005) */
         p->pos = round_up(p->pos, cs);
         p->pieces = 0;
     }

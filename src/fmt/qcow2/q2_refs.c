@@ -67,6 +67,12 @@ static int place_of(const struct q2_image *q, uint64_t cluster, struct place *re
     return 0;
 }
 
+uint64_t q2_refs_slice_end(const struct q2_image *q, uint64_t cluster)
+{
+    uint64_t per_slice = (uint64_t)q->slice_bytes * 8 / q->g.refcount_bits;
+    return (cluster / per_slice + 1) * per_slice;
+}
+
 int q2_refs_get(struct co *co, struct q2_image *q, uint64_t cluster, uint64_t *ret_count)
 {
     struct place p;

@@ -254,7 +254,7 @@ int q2_punch_free(struct co *co, struct q2_image *q, int (*step)(struct co *co, 
         int punched = stor_punch(co, q->im.store, x.start << q->g.cluster_bits, (x.end - x.start) << q->g.cluster_bits);
         (void)punched;                               /* advisory: they are free all the same */
         if (rset_add(&a->ready, x.start, x.end, 0) < 0)
-            a->lost += x.end - x.start;
+            a->missed += x.end - x.start;
         at = x.end;
         r = step ? step(co, arg, 0) : 0;
     }
