@@ -19,34 +19,6 @@
 
 #include "copy/copy_priv.h"
 
-enum kind {
-    KIND_DATA,
-    KIND_ZERO,           /* reads zeros */
-    KIND_BLANK,          /* reads zeros, the target perhaps does not: compare before anything is written (COPY_BACKED) */
-};
-
-struct copying {
-    const struct copy_job *job;
-    struct reader rd;
-    struct window w;
-    struct graph_node **bottom;          /* per part: the layer that is the target's backing node, or NULL */
-    struct status_ahead *ahead;          /* of what is copied, and of what is held above it (COPY_BELOW) */
-    bool target_zero;
-    uint64_t min_sparse;
-    struct pack_place place;             /* unit 0: nothing is compressed */
-    struct fmt_encoding encoding;
-    uint64_t pos, total, done, done_told;
-    /* the wanted range and the status extent that pos is in */
-    uint64_t want_start, want_end, ext_end;
-    enum kind ext_kind;
-    bool ext_skip;
-    uint64_t rate_next_ns;
-    bool failed, fail_read;
-    uint64_t fail_off;
-    /* any loop */
-    _Atomic uint64_t read, written, zeroed, skipped, offloaded, unreadable, left_out;
-};
-
 /* ---- which pieces there are (job's loop) ---- */
 
 static void tell_progress(struct copying *c)
@@ -302,7 +274,7 @@ static int put_data(struct co *co, struct copying *c, struct worker *wk, const u
     return r;
 }
 
-static int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64_t pos, uint64_t len)
+int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64_t pos, uint64_t len)
 {
     if (c->target_zero) {
         count(&c->skipped, len);
@@ -310,14 +282,14 @@ static int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64
     }
     int r = take_turn(co, c, wk);
     if (!r)
-        r = graph_zero(co, c->job->target, c->job->target_off + pos, len, GRAPH_UNMAP);
+        r = graph_zero(co, c->job->target, c->job->target_off + pos, len, c->keep_space ? 0 : GRAPH_UNMAP);
     if (!r)
         count(&c->zeroed, len);
     return r;
 }
 
 /* Writes [from, to) of the worker's buffer: data as data, long runs of zeros as zeros. */
-static int put_range(struct co *co, struct copying *c, struct worker *wk, uint64_t from, uint64_t to)
+int put_range(struct co *co, struct copying *c, struct worker *wk, uint64_t from, uint64_t to)
 {
     while (from < to) {
         const uint8_t *buf = wk->buf[0] + from;
@@ -378,7 +350,7 @@ static int tell_salvaged(struct co *co, void *arg)
 }
 
 /* With COPY_COMPRESS a cluster may hold the end of one source and the beginning of the next. */
-static int read_part(struct co *co, struct copying *c, uint8_t *buf, uint64_t pos, uint64_t len)
+int read_part(struct co *co, struct copying *c, uint8_t *buf, uint64_t pos, uint64_t len)
 {
     int r = 0;
     for (uint64_t n; len && !r; buf += n, pos += n, len -= n) {

@@ -8,6 +8,8 @@
  *   pack.c     whole clusters of a target that is written compressed
  *   copy.c     the copy: which pieces there are, and what is done with each
  *   compare.c  the comparison
+ *   live.c     the copy of a disk that goes on being written: its pieces are what is dirty
+ *   live_watch.c  what happens to the guest's changes meanwhile
  */
 #ifndef COPY_PRIV_H
 #define COPY_PRIV_H
@@ -52,6 +54,8 @@ struct work_piece {
     bool turned;               /* it is this piece's turn to write */
     bool fail_read;            /* it failed at the source ... */
     uint64_t fail_off;         /* ... or the target: where, on failure */
+    int failed;                /* live.c: its error; the window goes on ... */
+    unsigned lock;             /* ... and which of the locks of pieces it holds */
 };
 
 struct worker {
@@ -121,6 +125,40 @@ struct status_ahead {
 /* The status at off, at most len bytes. *ret is the caller's to change. Job's loop, one caller at a time. */
 MUST_USE int status_at(struct co *co, struct status_ahead *a, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
                        struct graph_status *ret);
+
+/* ---- copy.c ---- */
+enum kind {
+    KIND_DATA,
+    KIND_ZERO,           /* reads zeros */
+    KIND_BLANK,          /* reads zeros, the target perhaps does not: compare before anything is written (COPY_BACKED) */
+};
+
+struct copying {
+    const struct copy_job *job;
+    struct reader rd;
+    struct window w;
+    struct graph_node **bottom;          /* per part: the layer that is the target's backing node, or NULL */
+    struct status_ahead *ahead;          /* of what is copied, and of what is held above it (COPY_BELOW) */
+    bool target_zero;
+    bool keep_space;                     /* zeros are to keep their place */
+    uint64_t min_sparse;
+    struct pack_place place;             /* unit 0: nothing is compressed */
+    struct fmt_encoding encoding;
+    uint64_t pos, total, done, done_told;
+    /* the wanted range and the status extent that pos is in */
+    uint64_t want_start, want_end, ext_end;
+    enum kind ext_kind;
+    bool ext_skip;
+    uint64_t rate_next_ns;
+    bool failed, fail_read;
+    uint64_t fail_off;
+    /* any loop */
+    _Atomic uint64_t read, written, zeroed, skipped, offloaded, unreadable, left_out;
+};
+/* Writes [from, to) of the worker's buffer: data as data, long runs of zeros as zeros. Worker's loop, as the next two. */
+MUST_USE int put_range(struct co *co, struct copying *c, struct worker *wk, uint64_t from, uint64_t to);
+MUST_USE int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64_t pos, uint64_t len);
+MUST_USE int read_part(struct co *co, struct copying *c, uint8_t *buf, uint64_t pos, uint64_t len);
 
 /* ---- sparse.c ---- */
 

@@ -226,6 +226,10 @@ void graph_watch_add(struct co *co, struct graph_node *n, struct graph_watch *w)
 void graph_watch_remove(struct co *co, struct graph_watch *w);
 /* Does somebody wait for requests to end, perhaps for those inside n? Any loop; who sleeps in a watcher asks again and again. */
 bool graph_draining(const struct graph_node *n);
+/* Is n drained, or a node below it: do new requests for it wait? Any loop. */
+bool graph_is_gated(const struct graph_node *n);
+/* One more opener of n: graph_close gives it back. Home loop. */
+void graph_ref(struct graph_node *n);
 
 /* Around a change of where the bytes of [off, off + len) of n are, while others may lie over n (D6): after begin no new
  * request goes by the old mapping, and those that do are inside a section of n's image; what is read between the two is

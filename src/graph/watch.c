@@ -67,3 +67,14 @@ bool graph_draining(const struct graph_node *n)
 {
     return atomic_load_explicit(&n->g->waiting, memory_order_acquire) != 0;
 }
+
+bool graph_is_gated(const struct graph_node *n)
+{
+    return atomic_load_explicit(&n->gated, memory_order_acquire);
+}
+
+void graph_ref(struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    n->refs++;
+}

@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * live.c: the copy of a disk that goes on being written.
+ *
+ * Purpose     The engine of copy.c with dirty pieces in place of a walk: which is next, what is done with it, and what follows
+ *             from its failure. What the guest's changes do meanwhile stands in live_watch.c.
+ * Owns        struct copy_live, from copy_live_start until its last request has ended (live_main).
+ * Invariants  live.h L1 to L5. Further:
+ *             M1  A piece is locked, then its bits are cleared, then it is read: a change that the read may have missed ends after the
+ *                 bits were cleared, and sets them again.
+ *             M2  idle is set before the bitmap is looked through, and the bitmap is set before idle is read (live_touched): one of the two
+ *                 sees the other, so no change stays unnoticed.
+ * Order       none here: the owner flushes
+ * Concurrency live.h. Home: all but live_work, which runs on its worker's loop.
+ * Failure     live.h
+ * Tests       live_test.c
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "copy/live_priv.h"
+
+#define BUF_DEFAULT (UINT64_C(16) << 20)
+#define PIECES_MAX 16u
+
+/* ---- waking ---- */
+
+void live_tell(struct copy_live *l)
+{
+    ASSERT_LOOP(l->home);
+    co_wake_all(&l->work);
+    co_wake_all(&l->moved);
+    if (!l->owner_gone && l->o.wake)
+        l->o.wake(l->o.arg);
+}
+
+static void kicked(struct rt_msg *m)
+{
+    struct copy_live *l = CONTAINER_OF(m, struct copy_live, kick);
+    atomic_store(&l->kicked, false);
+    live_tell(l);
+}
+
+void live_touched(struct copy_live *l, uint64_t off, uint64_t len)
+{
+    dirty_set(l->dirty, off, len);
+    atomic_fetch_add(&l->marks, 1);      /* a full barrier: M2 */
+    if (atomic_load(&l->idle) && !atomic_exchange(&l->kicked, true))
+        rt_post(l->home, &l->kick);
+}
+
+void live_failed(struct copy_live *l, int error, bool read, uint64_t off)
+{
+    if (l->error)
+        return;
+    l->error = error;
+    l->error_read = read;
+    l->error_off = off;
+}
+
+/* ---- which piece is next (home) ---- */
+
+static uint64_t granule(const struct copy_live *l) { return UINT64_C(1) << l->o.granularity_bits; }
+
+/* A dirty range in [from, to) that nobody holds, locked for lock number i. */
+static bool find_piece(struct copy_live *l, uint64_t from, uint64_t to, unsigned i, struct work_piece *p)
+{
+    uint64_t start, end, longest = max_u64(granule(l), l->c.w.piece_bytes);
+    for (; from < to && dirty_next(l->dirty, from, to, &start, &end); from = start + granule(l)) {
+        start = round_down(start, granule(l));
+        end = min_u64(min_u64(round_up(end, granule(l)), l->size), start + longest);
+        if (!co_range_trylock(&l->busy, &l->piece_locks[i], start, end)) {
+            end = min_u64(start + granule(l), l->size);          /* perhaps the beginning of it */
+            if (!co_range_trylock(&l->busy, &l->piece_locks[i], start, end))
+                continue;
+        }
+        *p = (struct work_piece){ .pos = start, .len = end - start, .lock = i, .fail_off = start };
+        return true;
+    }
+    return false;
+}
+
+static bool take_piece(struct copy_live *l, struct work_piece *p)
+{
+    unsigned i = (unsigned)__builtin_ctz(l->piece_locks_free);
+    if (!find_piece(l, l->cursor, l->size, i, p) && !find_piece(l, 0, l->cursor, i, p))
+        return false;
+    l->piece_locks_free &= ~(1u << i);
+    l->cursor = p->pos + p->len;
+    l->pieces++;
+    l->pieces_bytes += p->len;
+    return true;
+}
+
+static void give_piece(struct copy_live *l, const struct work_piece *p)
+{
+    co_range_unlock(&l->busy, &l->piece_locks[p->lock]);
+    l->piece_locks_free |= 1u << p->lock;
+    l->pieces--;
+    l->pieces_bytes -= p->len;
+}
+
+static bool may_copy(const struct copy_live *l)
+{
+    return !atomic_load(&l->paused) && !l->pieces_held && !l->error;
+}
+
+/* Until the rate allows another piece, or something has changed. */
+static bool pace(struct co *co, struct copy_live *l)
+{
+    uint64_t now = rt_now(l->home);
+    if (!l->rate || l->rate_next_ns <= now)
+        return true;
+    uint64_t old = co_set_deadline(co, l->rate_next_ns);
+    (void)co_wait_cancellable(co, &l->work);
+    (void)co_set_deadline(co, old);
+    return false;
+}
+
+static void spend(struct copy_live *l, uint64_t bytes)
+{
+    if (l->rate)
+        l->rate_next_ns = max_u64(l->rate_next_ns, rt_now(l->home)) + (uint64_t)((double)bytes * 1e9 / (double)l->rate);
+}
+
+static int live_next(struct co *co, void *ctx, struct work_piece *p)
+{
+    struct copy_live *l = CONTAINER_OF((struct copying *)ctx, struct copy_live, c);
+    while (!atomic_load(&l->stop)) {
+        if (may_copy(l) && !pace(co, l))
+            continue;
+        atomic_store(&l->idle, true);    /* M2 */
+        if (may_copy(l) && !atomic_load(&l->stop) && take_piece(l, p)) {
+            atomic_store(&l->idle, false);
+            if (dirty_clear(l->dirty, p->pos, p->len)) {
+                live_failed(l, -ENOMEM, false, p->pos);
+                give_piece(l, p);
+                continue;
+            }
+            spend(l, p->len);
+            return 1;
+        }
+        if (!l->owner_gone && l->o.wake)
+            l->o.wake(l->o.arg);         /* it may be clean now */
+        co_wait(co, &l->work);
+    }
+    return 0;
+}
+
+static void live_done(void *ctx, const struct work_piece *p, int r)
+{
+    struct copy_live *l = CONTAINER_OF((struct copying *)ctx, struct copy_live, c);
+    int error = p->failed ? p->failed : r;
+    if (error && error != -ECANCELED)
+        live_failed(l, error, p->fail_read, p->fail_off);
+    if (error)
+        dirty_set(l->dirty, p->pos, p->len);
+    l->copied += error ? 0 : p->len;
+    give_piece(l, p);
+    live_tell(l);
+}
+
+/* ---- what is done with it (the worker's loop) ---- */
+
+static int copy_zeros(struct co *co, struct copy_live *l, struct worker *wk, uint64_t pos, uint64_t len)
+{
+    while (len) {
+        struct graph_status st = { .len = len };
+        int r = l->o.keep_space ? 0 : graph_status(co, l->o.target, NULL, pos, len, &st);
+        if (!r && !st.zero)
+            r = put_zeros(co, &l->c, wk, pos, st.len);
+        if (r)
+            return r;
+        pos += st.len;
+        len -= st.len;
+    }
+    return 0;
+}
+
+static int copy_bytes(struct co *co, struct copy_live *l, struct worker *wk, uint64_t pos, uint64_t len)
+{
+    while (len && !atomic_load(&l->stop)) {
+        uint64_t n = min_u64(len, l->c.w.piece_bytes);
+        wk->piece.pos = pos;             /* of buf[0] */
+        int r = read_part(co, &l->c, wk->buf[0], pos, n);
+        wk->piece.fail_read = r != 0;
+        if (!r)
+            r = put_range(co, &l->c, wk, 0, n);
+        if (r)
+            return r;
+        pos += n;
+        len -= n;
+    }
+    return len ? -ECANCELED : 0;
+}
+
+static int copy_extents(struct co *co, struct copy_live *l, struct worker *wk, uint64_t pos, uint64_t end)
+{
+    while (pos < end) {
+        struct graph_status st;
+        wk->piece.fail_off = pos;
+        int r = atomic_load(&l->stop) ? -ECANCELED : graph_status(co, l->o.source, l->o.above, pos, end - pos, &st);
+        if (r) {
+            wk->piece.fail_read = true;
+            return r;
+        }
+        bool wanted = !l->o.above || st.present || st.past_end || st.zero;
+        if (wanted)
+            r = st.zero ? copy_zeros(co, l, wk, pos, st.len) : copy_bytes(co, l, wk, pos, st.len);
+        if (r)
+            return r;
+        pos += st.len;
+    }
+    return 0;
+}
+
+static int live_work(struct co *co, void *ctx, struct worker *wk)
+{
+    struct copy_live *l = CONTAINER_OF((struct copying *)ctx, struct copy_live, c);
+    struct work_piece *p = &wk->piece;
+    uint64_t pos = p->pos;
+    wk->packed = (struct packed){ .e = NULL };
+    p->fail_read = false;
+    p->failed = copy_extents(co, l, wk, pos, pos + p->len);
+    p->pos = pos;
+    return 0;
+}
+
+/* ---- life ---- */
+
+static void live_free(struct copy_live *l)
+{
+    reader_fini(&l->c.rd);
+    dirty_free(l->dirty);
+    free(l->piece_locks);
+    free(l);
+}
+
+/* The engine: its coroutine is the last one that touches l. */
+static void live_main(struct co *co, void *arg)
+{
+    struct copy_live *l = arg;
+    struct byre_err err = { 0 };
+    int r = window_run(co, &l->c.w, &err);
+    if (r)
+        live_failed(l, r, false, 0);
+    live_tell(l);
+    while (!l->owner_gone || l->holds || atomic_load(&l->kicked))
+        co_wait(co, &l->moved);
+    struct co_group *alive = l->o.alive;
+    struct graph_node *source = l->o.source, *target = l->o.target;
+    live_free(l);
+    (void)graph_close(co, target);       /* whoever promised durability has flushed */
+    (void)graph_close(co, source);
+    if (alive)
+        co_group_leave(alive);
+}
+
+static uint32_t pow2_below(uint64_t n)
+{
+    uint32_t p = PIECE_MIN;
+    while (p * 2 <= n && p < LIVE_SEGMENT_MAX)
+        p *= 2;
+    return p;
+}
+
+static int live_prepare(struct copy_live *l, struct byre_err *err)
+{
+    static const struct window_ops ops = { live_next, live_work, live_done };
+    uint64_t half = (l->o.buf_bytes ? l->o.buf_bytes : BUF_DEFAULT) / 2;
+    uint32_t piece = pow2_below(half / PIECES_MAX);
+    unsigned workers = (unsigned)min_u64(max_u64(half / piece, 1), PIECES_MAX);
+    l->c.job = &l->job;
+    l->c.min_sparse = l->o.min_sparse;
+    l->c.keep_space = l->o.keep_space;
+    l->job = (struct copy_job){ .target = l->o.target, .flags = COPY_OUT_OF_ORDER | COPY_NO_FLUSH };
+    l->part = (struct copy_part){ l->o.source, 0, l->size };
+    l->c.w = (struct window){ .ops = &ops, .ctx = &l->c, .spread = true };
+    l->carry_limit = half;
+    l->segment = (uint32_t)min_u64(LIVE_SEGMENT_MAX, max_u64(half / 4, PIECE_MIN));
+    l->piece_locks = calloc(PIECES_MAX, sizeof *l->piece_locks);
+    l->piece_locks_free = (1u << PIECES_MAX) - 1;
+    int r = window_init(&l->c.w, workers, piece, err);
+    if (!r)
+        r = reader_init(&l->c.rd, &l->part, 1, err);
+    if (!r)
+        r = dirty_new(l->size, l->o.granularity_bits, NULL, &l->dirty);
+    if (!r && !l->piece_locks)
+        r = -ENOMEM;
+    return r ? byre_fail_code(err, NOMEM, r, "%s: no memory for a copy", graph_filename(l->o.source)) : 0;
+}
+
+int copy_live_start(struct co *co, const struct copy_live_opts *o, struct copy_live **ret_l, struct byre_err *err)
+{
+    if (graph_length(o->target) < graph_length(o->source))
+        return byre_fail(err, NO_SPACE, "%s: has %" PRIu64 " bytes, %s has %" PRIu64, graph_filename(o->target), graph_length(o->target),
+                         graph_filename(o->source), graph_length(o->source));
+    if (graph_read_only(o->target))
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", graph_filename(o->target));
+    struct copy_live *l = calloc(1, sizeof *l);
+    if (!l)
+        return byre_fail(err, NOMEM, "no memory for a copy");
+    l->o = *o;
+    l->home = co_loop(co);
+    l->size = graph_length(o->source);
+    l->rate = o->rate;
+    l->watch.change = live_change;
+    l->kick.fn = kicked;
+    atomic_init(&l->blocking, o->blocking);
+    int r = live_prepare(l, err);
+    if (!r && rt_spawn(l->home, live_main, l))
+        r = byre_fail(err, NOMEM, "no memory for a copy");
+    if (r) {
+        live_free(l);
+        return r;
+    }
+    if (o->alive)
+        co_group_enter(o->alive);
+    graph_ref(o->source);
+    graph_ref(o->target);
+    graph_watch_add(co, o->source, &l->watch);
+    *ret_l = l;
+    return 0;
+}
+
+void copy_live_stop(struct co *co, struct copy_live *l)
+{
+    atomic_store(&l->stop, true);
+    live_tell(l);
+    graph_watch_remove(co, &l->watch);
+    l->owner_gone = true;
+    live_tell(l);
+}
+
+/* ---- what has to be copied at the beginning ---- */
+
+/* The source has `st` at off: what of it, at most st->len, is on the target already? Marks the rest. */
+static int scan_extent(struct co *co, struct copy_live *l, uint64_t off, struct graph_status *st)
+{
+    bool wanted = !l->o.above || st->present || st->past_end || st->zero;
+    struct graph_status ts = { .len = st->len };
+    if (wanted && st->zero && !l->o.keep_space) {
+        int r = graph_status(co, l->o.target, NULL, off, st->len, &ts);
+        if (r)
+            return r;
+        st->len = ts.len;
+        wanted = !ts.zero;
+    }
+    if (wanted)
+        live_touched(l, off, st->len);
+    return 0;
+}
+
+int copy_live_scan(struct co *co, struct copy_live *l, uint64_t off, uint64_t len, uint64_t *ret_len)
+{
+    struct graph_status st;
+    int r = graph_status(co, l->o.source, l->o.above, off, min_u64(len, RANGE_MAX), &st);
+    if (!r)
+        r = scan_extent(co, l, off, &st);
+    *ret_len = r ? 0 : st.len;
+    return r;
+}
+
+void copy_live_mark(struct copy_live *l, uint64_t off, uint64_t len) { live_touched(l, off, len); }
+
+/* ---- steering ---- */
+
+void copy_live_pause(struct copy_live *l, bool on)
+{
+    atomic_store(&l->paused, on);
+    live_tell(l);
+}
+
+void copy_live_hold_pieces(struct copy_live *l, bool on)
+{
+    l->pieces_held = on;
+    live_tell(l);
+}
+
+void copy_live_set_rate(struct copy_live *l, uint64_t rate)
+{
+    if (rate == l->rate)
+        return;
+    l->rate = rate;
+    l->rate_next_ns = 0;
+    live_tell(l);
+}
+
+void copy_live_set_blocking(struct copy_live *l, bool on)
+{
+    atomic_store(&l->blocking, on);
+    live_tell(l);
+}
+
+bool copy_live_is_blocking(const struct copy_live *l) { return atomic_load(&((struct copy_live *)(uintptr_t)l)->blocking); }
+
+void copy_live_set_brake(struct copy_live *l, uint64_t guest_rate) { atomic_store(&l->brake, guest_rate); }
+
+void copy_live_look(struct copy_live *l, struct copy_live_state *ret)
+{
+    uint64_t start, end;
+    bool dirty = dirty_next(l->dirty, 0, l->size, &start, &end);
+    *ret = (struct copy_live_state){
+        .clean = !dirty && !l->pieces && !l->holds && !l->error, .dirty = dirty ? min_u64(dirty_count(l->dirty), l->size) : 0,
+        .in_flight = l->pieces_bytes, .copied = l->copied, .carried = atomic_load(&l->carried), .guest = atomic_load(&l->guest),
+        .longest_hold_ns = atomic_exchange(&l->longest_hold_ns, 0), .error = l->error, .error_read = l->error_read, .error_off = l->error_off };
+}
+
+void copy_live_retry(struct copy_live *l)
+{
+    l->error = 0;
+    live_tell(l);
+}

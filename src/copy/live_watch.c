@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * live_watch.c: what a guest's change does while its disk is copied.
+ *
+ * Purpose     Background: it is noted when it has ended. Blocking: what is clean is written to the target as well before the guest
+ *             is answered. The brake: the guest is slowed down to a rate.
+ * Owns        struct hold: the lock of one change, which may outlive its request; struct send: a part of it on its way to the target,
+ *             with a copy of the bytes, because the guest may be answered before the target is (L5).
+ * Invariants  W1  A change that is not under a lock marks its range after it has ended. So does one under a lock, before the lock is given
+ *                 back, for whatever did not reach the target or was not tried (L1, L2).
+ *             W2  Nobody here waits while the target is gated, for a lock while anybody waits for requests to end, or after stop: the one
+ *                 who closes gates may wait for us.
+ * Order       source first, then the target
+ * Concurrency On the loop of the request; locks are taken and given back on the home loop.
+ * Failure     The source's error is the guest's. The target's is the owner's: the range is dirty, and the error stands (live.h).
+ * Tests       live_test.c
+ */
+#include <stdlib.h>
+
+#include "copy/live_priv.h"
+
+struct hold {
+    struct copy_live *l;
+    struct co_range range;
+    uint64_t until;                        /* time at which the guest waits no longer */
+    uint64_t bytes;                        /* memory that is taken for it */
+    unsigned refs;                         /* the request, and each send; on its loop */
+    int error; uint64_t error_off;
+    struct rt_msg msg;
+};
+
+struct send {
+    struct hold *h;
+    enum graph_change_kind kind;
+    uint64_t off, len;
+    unsigned flags;
+    uint8_t *buf;
+    int result;
+    bool done, left;                       /* left: the guest waits no longer, the send frees itself */
+    struct co_waitq q;
+};
+
+/* ---- the lock ---- */
+
+static void give_back(struct rt_msg *m)
+{
+    struct hold *h = CONTAINER_OF(m, struct hold, msg);
+    struct copy_live *l = h->l;
+    if (h->error)
+        live_failed(l, h->error, false, h->error_off);
+    co_range_unlock(&l->busy, &h->range);
+    l->carry_bytes -= h->bytes;
+    l->holds--;
+    free(h);
+    live_tell(l);
+}
+
+static void hold_put(struct hold *h)
+{
+    if (--h->refs == 0)
+        rt_post(h->l->home, &h->msg);
+}
+
+static bool carries(struct copy_live *l)
+{
+    return atomic_load(&l->blocking) && !atomic_load(&l->paused) && !atomic_load(&l->stop);
+}
+
+/* A little, or until q is woken. false: no longer (W2). */
+static bool wait_a_little(struct co *co, struct co_waitq *q, uint64_t until)
+{
+    uint64_t now = rt_now(co_loop(co));
+    if (now >= until)
+        return false;
+    uint64_t old = co_set_deadline(co, min_u64(until, now + LIVE_SLICE_NS));
+    int r = co_wait_cancellable(co, q);
+    (void)co_set_deadline(co, old);
+    return r != -ECANCELED;
+}
+
+static int take_on_home(struct co *co, void *arg)
+{
+    struct hold *h = arg;
+    struct copy_live *l = h->l;
+    uint64_t start = h->range.start, end = h->range.end;
+    for (;;) {
+        if (!carries(l))
+            return -EAGAIN;
+        bool room = !l->carry_bytes || l->carry_bytes + h->bytes <= l->carry_limit;
+        if (room && co_range_trylock(&l->busy, &h->range, start, end))
+            break;
+        if (graph_draining(l->o.source) || !wait_a_little(co, &l->moved, h->until))
+            return -EAGAIN;
+        h->range.start = start;
+        h->range.end = end;
+    }
+    l->carry_bytes += h->bytes;
+    l->holds++;
+    return 0;
+}
+
+/* NULL: the change goes without. */
+static struct hold *hold_take(struct co *co, struct copy_live *l, const struct graph_change *ch, uint64_t since)
+{
+    uint64_t granule = UINT64_C(1) << l->o.granularity_bits;
+    struct hold *h = malloc(sizeof *h);
+    if (!h)
+        return NULL;
+    *h = (struct hold){ .l = l, .until = l->o.hold_ns ? since + l->o.hold_ns : UINT64_MAX, .refs = 1, .msg.fn = give_back,
+                        .bytes = ch->kind == GRAPH_CHANGE_WRITE ? min_u64(ch->len, l->segment) : 0 };
+    h->range.start = round_down(ch->off, granule);
+    h->range.end = round_up(ch->off + ch->len, granule);
+    if (rt_call(co, l->home, take_on_home, h) == 0)
+        return h;
+    free(h);
+    return NULL;
+}
+
+/* ---- to the target ---- */
+
+static void send_main(struct co *co, void *arg)
+{
+    struct send *s = arg;
+    struct hold *h = s->h;
+    struct copy_live *l = h->l;
+    struct iovec slot;
+    if (s->kind == GRAPH_CHANGE_WRITE)
+        s->result = graph_write(co, l->o.target, iov_one(&slot, s->buf, s->len), s->off, 0);
+    else
+        s->result = graph_zero(co, l->o.target, s->off, s->len, s->flags);
+    if (s->result && !h->error) {
+        h->error = s->result;
+        h->error_off = s->off;
+    }
+    if (s->result)
+        live_touched(l, s->off, s->len);
+    else
+        atomic_fetch_add(&l->carried, s->len);
+    s->done = true;
+    if (!s->left) {
+        co_wake_all(&s->q);
+        return;
+    }
+    free(s->buf);
+    free(s);
+    hold_put(h);
+}
+
+static struct send *send_new(struct hold *h, const struct graph_change *ch, uint64_t off, uint64_t len)
+{
+    struct send *s = calloc(1, sizeof *s);
+    if (!s)
+        return NULL;
+    *s = (struct send){ .h = h, .kind = ch->kind, .off = off, .len = len,
+                        .flags = ch->flags & GRAPH_UNMAP && !h->l->o.keep_space ? GRAPH_UNMAP : 0 };
+    if (ch->kind == GRAPH_CHANGE_WRITE) {
+        s->buf = aligned_alloc(BUF_ALIGN, round_up(len, BUF_ALIGN));
+        if (!s->buf) {
+            free(s);
+            return NULL;
+        }
+        iov_to_buf(iov_slice(*ch->v, off - ch->off, len), s->buf, len);
+    }
+    return s;
+}
+
+/* 0: the target has it. Else it is not waited for any longer, or failed. */
+static int send_part(struct co *co, struct hold *h, const struct graph_change *ch, uint64_t off, uint64_t len)
+{
+    struct copy_live *l = h->l;
+    struct send *s = send_new(h, ch, off, len);
+    if (!s)
+        return -ENOMEM;
+    if (rt_spawn(co_loop(co), send_main, s)) {
+        free(s->buf);
+        free(s);
+        return -ENOMEM;
+    }
+    while (!s->done) {
+        bool go_on = !atomic_load(&l->stop) && !atomic_load(&l->paused) && !graph_is_gated(l->o.target);
+        if (go_on && wait_a_little(co, &s->q, h->until))
+            continue;
+        if (s->done)
+            break;
+        s->left = true;
+        h->refs++;
+        return -ETIMEDOUT;
+    }
+    int r = s->result;
+    free(s->buf);
+    free(s);
+    return r;
+}
+
+/* Carries over what is clean of [off, end); the rest stays dirty (L3). */
+static void carry(struct co *co, struct hold *h, const struct graph_change *ch)
+{
+    struct copy_live *l = h->l;
+    uint64_t off = ch->off, end = ch->off + ch->len, stop;
+    while (off < end) {
+        bool dirty = dirty_run(l->dirty, off, end, &stop);
+        stop = min_u64(stop, end);
+        if (ch->kind == GRAPH_CHANGE_WRITE)
+            stop = min_u64(stop, off + l->segment);
+        if (!dirty && send_part(co, h, ch, off, stop - off)) {
+            live_touched(l, off, end - off);                 /* W1 */
+            return;
+        }
+        off = stop;
+    }
+}
+
+static int change_both(struct co *co, struct copy_live *l, struct graph_change *ch, uint64_t since)
+{
+    struct hold *h = ch->kind == GRAPH_CHANGE_DISCARD ? NULL : hold_take(co, l, ch, since);
+    int r = graph_change_go(co, ch);
+    if (!h || r)
+        live_touched(l, ch->off, ch->len);
+    else
+        carry(co, h, ch);
+    if (h)
+        hold_put(h);
+    return r;
+}
+
+/* ---- the brake ---- */
+
+static uint64_t cost_of(const struct graph_change *ch)
+{
+    return ch->kind == GRAPH_CHANGE_WRITE ? ch->len : min_u64(ch->len, PIECE_MIN);
+}
+
+/* This change's turn, if changes go by at `rate`; whoever comes later is sent further back. */
+static uint64_t turn_of(struct copy_live *l, uint64_t now, uint64_t rate, uint64_t bytes)
+{
+    uint64_t cost = (uint64_t)((double)bytes * 1e9 / (double)rate), next = atomic_load(&l->brake_next_ns), at;
+    do
+        at = max_u64(next, now);
+    while (!atomic_compare_exchange_weak(&l->brake_next_ns, &next, at + cost));
+    return at;
+}
+
+static void brake(struct co *co, struct copy_live *l, const struct graph_change *ch, uint64_t since)
+{
+    uint64_t rate = atomic_load(&l->brake);
+    if (!rate)
+        return;
+    struct co_waitq nobody = { NULL, NULL };
+    uint64_t at = turn_of(l, since, rate, cost_of(ch));
+    if (l->o.hold_ns)
+        at = min_u64(at, since + l->o.hold_ns / 2);          /* the other half is for the target */
+    while (!atomic_load(&l->stop) && atomic_load(&l->brake) && !graph_draining(l->o.source) && wait_a_little(co, &nobody, at))
+        ;
+}
+
+int live_change(struct co *co, struct graph_watch *w, struct graph_change *ch)
+{
+    struct copy_live *l = CONTAINER_OF(w, struct copy_live, watch);
+    if (atomic_load(&l->stop))
+        return graph_change_go(co, ch);
+    uint64_t since = rt_now(co_loop(co));
+    brake(co, l, ch, since);
+    atomic_fetch_add_explicit(&l->guest, cost_of(ch), memory_order_relaxed);
+    int r;
+    if (carries(l)) {
+        r = change_both(co, l, ch, since);
+    } else {
+        r = graph_change_go(co, ch);
+        live_touched(l, ch->off, ch->len);
+    }
+    uint64_t held = rt_now(co_loop(co)) - since, longest = atomic_load(&l->longest_hold_ns);
+    while (held > longest && !atomic_compare_exchange_weak(&l->longest_hold_ns, &longest, held))
+        ;
+    return r;
+}
