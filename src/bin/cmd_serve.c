@@ -217,16 +217,19 @@ static int start_ctl_co(struct co *co, void *arg)
     struct ctl_env env = {
         .graph = byre_ctx_graph(s->r->ctx), .jobs = byre_ctx_jobs(s->r->ctx), .devices = &s->device, .device_count = 1, .exports = s->exports, .export_count = 1,
         .major = BYRE_VERSION_MAJOR, .minor = BYRE_VERSION_MINOR, .micro = BYRE_VERSION_MICRO, .package = "byre " BYRE_VERSION, .quit = on_quit, .arg = s };
-    int r = ctl_new(byre_ctx_home(s->r->ctx), &env, &s->ctl, &st->err);
+    int r = byre_image_attach(s->image, &s->device.node, &st->err);
+    if (r)
+        return r;
+    s->exports[0].node = s->device.node;
+    r = ctl_new(byre_ctx_home(s->r->ctx), &env, &s->ctl, &st->err);
     return r ? r : ctl_listen(co, s->ctl, s->control, &st->err);
 }
 
 static int start_control(struct serve *s)
 {
     struct starting st = { .s = s };
-    struct graph_node *n = byre_image_node(s->image);
-    s->device = (struct ctl_device){ s->o->name, n, s->cache == BYRE_CACHE_WRITETHROUGH || s->cache == BYRE_CACHE_DIRECTSYNC };
-    s->exports[0] = (struct ctl_export){ s->o->name, "nbd", n, false };
+    s->device = (struct ctl_device){ s->o->name, NULL, s->cache == BYRE_CACHE_WRITETHROUGH || s->cache == BYRE_CACHE_DIRECTSYNC };
+    s->exports[0] = (struct ctl_export){ s->o->name, "nbd", NULL, false };
     return byre_ctx_call(s->r->ctx, start_ctl_co, &st) ? run_fail_err(s->r, &st.err) : 0;
 }
 
@@ -267,6 +270,8 @@ static int stop_ctl_co(struct co *co, void *arg)
     if (s->ctl)
         ctl_stop(co, s->ctl);
     ctl_free(s->ctl);
+    if (s->device.node)
+        byre_image_detach(co, s->device.node);
     return 0;
 }
 

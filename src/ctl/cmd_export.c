@@ -10,6 +10,7 @@
  * Tests        ctl_test.c, tests/cli/serve_test.py
  */
 #include "ctl/ctl_priv.h"
+#include "graph/runtime.h"
 
 static int run_query_block_exports(struct co *co, struct ctl_call *call)
 {
@@ -17,7 +18,7 @@ static int run_query_block_exports(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     for (size_t i = 0; i < e->export_count; i++) {
         const struct ctl_export *x = &e->exports[i];
-        json_t *o = json_pack("{s:s,s:b,s:s,s:s}", "node-name", graph_node_name(x->node), "shutting-down", x->shutting_down, "type", x->type, "id", x->id);
+        json_t *o = json_pack("{s:s,s:b,s:s,s:s}", "node-name", graph_node_name(graph_attached(x->node)), "shutting-down", x->shutting_down, "type", x->type, "id", x->id);
         if (!call->ret || json_array_append_new(call->ret, o))
             return byre_fail(&call->err, NOMEM, "no memory for a reply");
     }

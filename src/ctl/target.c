@@ -12,13 +12,14 @@
 #include <string.h>
 
 #include "ctl/ctl_priv.h"
+#include "graph/runtime.h"
 
 static struct graph_node *device_node(const struct ctl_call *call, const char *device)
 {
     const struct ctl_env *e = &call->c->env;
     for (size_t i = 0; i < e->device_count; i++)
         if (strcmp(e->devices[i].name, device) == 0)
-            return e->devices[i].node;
+            return graph_attached(e->devices[i].node);
     return NULL;
 }
 

@@ -15,7 +15,7 @@
  * Failure     The error of map(); nothing is held then.
  * Tests       request_test.c
  */
-#include "graph/graph_priv.h"
+#include "graph/filter.h"
 
 /* `above` is the lowest layer that was asked; it may keep space for what it does not have. */
 static int found_zero(struct piece *p, struct graph_node *layer, const struct graph_node *above, uint64_t end, unsigned depth)
@@ -38,6 +38,21 @@ static int found_nothing(struct piece *p, struct graph_node *last, uint64_t end,
     else
         p->layer = NULL;
     return 0;
+}
+
+/* Does the filter l answer a read itself? As what is encoded: bytes only through read_encoded, which asks the filter. */
+static bool ask_filter(struct co *co, struct graph_node *l, uint64_t end, unsigned depth, struct piece *p)
+{
+    uint64_t size = atomic_load_explicit(&l->im->size, memory_order_acquire);
+    if (!l->flt->read || p->pos >= size)
+        return false;
+    p->layer = l;
+    p->len = min_u64(end, size) - p->pos;
+    p->e = (struct fmt_extent){ .kind = FMT_ENCODED, .len = p->len };
+    p->depth = depth;
+    p->held = true;
+    p->tok = epoch_enter(l->im->epoch, co_loop(co));
+    return true;
 }
 
 /* Asks layer l, which lies below `above`, at p->pos. 0: it answers, or it ends here; 1: it has nothing up to *end, which is
@@ -70,7 +85,7 @@ int chain_walk(struct co *co, struct graph_node *n, struct graph_node *bottom, u
     *p = (struct piece){ .pos = pos };
     struct graph_node *above = NULL;
     unsigned depth = 0;
-    for (struct graph_node *l = n; l && l != bottom; above = l, l = l->backing, depth++) {
+    for (struct graph_node *l = n; l && l != bottom; depth += !l->flt, above = l, l = l->backing) {
         int r = ask_layer(co, l, above, &end, depth, p);
         if (r <= 0)
             return r;
@@ -91,15 +106,17 @@ int chain_find(struct co *co, struct graph_node *n, struct graph_node *bottom, u
 {
     *p = (struct piece){ .pos = pos };
     struct graph_node *above = NULL;
-    unsigned depth = 0;
+    unsigned depth = 0, step = 0;                /* filters are no depth, but steps */
     for (struct graph_node *l = n; l && l != bottom;) {
-        if (depth < CHAIN_MEMO && pos < memo->absent_to[depth]) {
-            end = min_u64(end, memo->absent_to[depth]);
+        if (step < CHAIN_MEMO && pos < memo->absent_to[step]) {
+            end = min_u64(end, memo->absent_to[step++]);
+            depth += !l->flt;
             above = l;
             l = l->backing;
-            depth++;
             continue;
         }
+        if (UNLIKELY(l->flt != NULL) && memo->reading && ask_filter(co, l, end, depth, p))
+            return 0;
         struct chain_index *ix = index_for(l, bottom, pos, end);
         int r = ix ? index_find(co, ix, end, p) : ask_layer(co, l, above, &end, depth, p);
         if (r < 0)
@@ -112,15 +129,17 @@ int chain_find(struct co *co, struct graph_node *n, struct graph_node *bottom, u
             above = index_last(ix);
             l = index_below(ix);
             depth += index_layers(ix);
+            step += index_layers(ix);
             continue;
         }
         if (!r)
             return 0;
-        if (depth < CHAIN_MEMO)
-            memo->absent_to[depth] = end;
+        if (step < CHAIN_MEMO)
+            memo->absent_to[step] = end;
+        step++;
+        depth += !l->flt;
         above = l;
         l = l->backing;
-        depth++;
     }
     return found_nothing(p, above, end, depth ? depth - 1 : 0, bottom != NULL);
 }

@@ -94,10 +94,10 @@ void gates_empty(struct co *co, struct graph_node *n)
 {
     unsigned round = ++n->g->drain_round;
     atomic_fetch_add(&n->g->waiting, 1);
-    struct graph_node *m = graph_next(n->g, NULL);
+    struct graph_node *m = node_next(n->g, NULL);
     while (m) {
         if (m->drain_round == round || !chain_has(m, n)) {
-            m = graph_next(n->g, m);
+            m = node_next(n->g, m);
             continue;
         }
         m->drain_round = round;
@@ -105,7 +105,7 @@ void gates_empty(struct co *co, struct graph_node *n)
         gate_empty(co, m);
         bool closing = m->refs == 1;    /* its last user went away meanwhile */
         (void)node_unref(co, m);        /* 0 unless closing; then there is nobody left to tell */
-        m = graph_next(n->g, closing ? NULL : m);
+        m = node_next(n->g, closing ? NULL : m);
     }
     atomic_fetch_sub(&n->g->waiting, 1);
 }

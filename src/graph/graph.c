@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "graph/graph_priv.h"
+#include "graph/filter.h"
 
 const uint8_t graph_zero_page[ZERO_PAGE_BYTES] __attribute__((aligned(4096)));
 
@@ -206,16 +206,24 @@ struct graph_node *graph_find(struct graph *g, const char *node_name)
 {
     LIST_FOR(l, &g->nodes) {
         struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
-        if (!strcmp(n->name, node_name))
+        if (!strcmp(n->name, node_name) && !node_is_hidden(n))
             return n;
     }
     return NULL;
 }
 
-struct graph_node *graph_next(struct graph *g, struct graph_node *prev)
+struct graph_node *node_next(struct graph *g, struct graph_node *prev)
 {
     struct list_node *l = prev ? list_next(&g->nodes, &prev->link) : list_first(&g->nodes);
     return l ? CONTAINER_OF(l, struct graph_node, link) : NULL;
+}
+
+struct graph_node *graph_next(struct graph *g, struct graph_node *prev)
+{
+    do
+        prev = node_next(g, prev);
+    while (prev && node_is_hidden(prev));
+    return prev;
 }
 
 /* ---- resize ---- */
@@ -269,6 +277,7 @@ int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_pr
     co_lock(co, &n->whole);
     r = resize_all(co, n, size, prealloc, err);
     co_unlock(&n->whole);
+    filters_refresh(n->g);
     graph_drain_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was resized, but its lock cannot be lowered again", n->filename);
@@ -312,6 +321,7 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
     co_lock(co, &n->whole);
     r = rq->op == FMT_SNAPSHOT_APPLY ? apply_drained(co, n, rq, ret, err) : n->im->ops->snapshot(co, n->im, rq, ret, err);
     co_unlock(&n->whole);
+    filters_refresh(n->g);
     graph_drain_end(n);
     return r;
 }
@@ -341,6 +351,7 @@ int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, s
     co_lock(co, &n->whole);
     r = n->im->ops->amend(co, n->im, a, err);
     co_unlock(&n->whole);
+    filters_refresh(n->g);
     graph_drain_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was amended, but its lock cannot be lowered again", n->filename);

@@ -22,6 +22,8 @@
  *   watch.c    who sees the changes of a disk
  *   bitmap.c   dirty bitmaps
  *   perm.c     users of a node and their conflicts
+ *   filter.c   filters and attachments: nodes that pass requests on
+ *   runtime.c  other nodes under the same users, while they use them
  */
 #ifndef GRAPH_PRIV_H
 #define GRAPH_PRIV_H
@@ -51,8 +53,9 @@ struct graph {
     struct list nodes;
     unsigned next_name;
     unsigned drain_round;
+    struct co_mutex index_mx;           /* of the nodes' index_next, and whose holder's indexes nobody takes away */
+    struct co_mutex edges_mx;           /* one change of edges at a time */
     _Atomic unsigned waiting;           /* somebody waits for requests to end (watch.c) */
-    struct co_mutex index_mx;           /* of the nodes' index_next */
     uint64_t index_limit;               /* bytes that all indexes may take; 0: there are none */
     _Atomic uint64_t index_bytes;
 };
@@ -112,6 +115,10 @@ struct graph_node {
     _Atomic int recurse;                /* status.c: does the file know more than the format? */
     _Atomic bool alone;                 /* what is written is to hide whatever comes to lie below: zeros too (zero.c) */
     struct node_how *how;               /* what opened it (reopen.c); NULL until it is open */
+    /* runtime.h */
+    const struct filter_ops *flt;       /* NULL: an image. Constant */
+    void *flt_arg;
+    unsigned frozen;                    /* home: the edge to `backing` must stay */
 };
 
 extern const uint8_t graph_zero_page[ZERO_PAGE_BYTES];
@@ -126,6 +133,16 @@ MUST_USE int node_name_files(struct graph_node *n, const char *file, const char 
 void node_free(struct graph_node *n);
 /* Drops one reference of n and, while they become unused, of the nodes below it. First error of closing. */
 int node_unref(struct co *co, struct graph_node *n);
+/* Iterates all nodes, attachments too. */
+struct graph_node *node_next(struct graph *g, struct graph_node *prev);
+/* ---- filter.c ---- */
+bool node_is_hidden(const struct graph_node *n);
+/* ---- requests inside a section of a gate at or above n: as graph_*, whatever n is ---- */
+MUST_USE int node_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
+MUST_USE int node_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);       /* write.c */
+MUST_USE int node_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);        /* zero.c */
+MUST_USE int node_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);                     /* zero.c */
+MUST_USE int node_flush(struct co *co, struct graph_node *n);                                                   /* write.c */
 
 /* ---- names.c ---- */
 enum name_tri { NAME_UNSET, NAME_NO, NAME_YES };
@@ -251,7 +268,10 @@ struct piece {
 
 /* Layers that are known to be absent up to an offset: spares asking them again for the next piece. */
 #define CHAIN_MEMO 24
-struct chain_memo { uint64_t absent_to[CHAIN_MEMO]; };
+struct chain_memo {
+    uint64_t absent_to[CHAIN_MEMO];
+    bool reading;                 /* bytes are wanted: a filter that wants to see reads answers for what lies below it */
+};
 
 /* Finds what answers from pos on, at most up to end, in the layers from n down to (excluding) bottom. With bottom
  * given, "no layer has it" comes back as kind ABSENT. The piece is held when it is DATA or ENCODED. Suspends. */
@@ -365,5 +385,17 @@ void bitmaps_revert_end(struct co *co, struct graph_node *n, struct bitmaps_reve
 /* ---- perm.c ---- */
 /* Would an action that needs `perm` conflict with a user of n other than `self` (may be NULL)? */
 MUST_USE int perm_check(struct graph_node *n, const struct graph_user *self, unsigned perm, const char *who, struct byre_err *err);
+/* Could u use n, beside all its users but `leaving` (may be NULL)? */
+MUST_USE int users_fit(struct graph_node *n, const struct graph_user *u, const struct graph_user *leaving, struct byre_err *err);
+void user_link(struct graph_node *n, struct graph_user *u);      /* it does */
+void users_settle(struct graph_node *n);                         /* n's users are others: what filters ask for below */
+/* ---- reopen.c ---- */
+/* Takes the indexes away that begin at n or above. Nobody is inside; when it returns, and until the caller suspends, there is none. */
+void indexes_drop(struct co *co, struct graph_node *n);
+/* Makes those that pay, below writable nodes above n. */
+void indexes_make(struct graph_node *n);
+bool lies_above(const struct graph_node *m, const struct graph_node *n);       /* or is n */
+/* Could `backing` lie below n (graph.h I1)? */
+MUST_USE int check_chain(const struct graph_node *n, const struct graph_node *backing, struct byre_err *err);
 
 #endif

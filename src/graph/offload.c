@@ -13,7 +13,7 @@
  * Failure     -ENOTSUP before anything was changed, or the error of the copy; a begun write is aborted.
  * Tests       ../copy/copy_test.c, on files
  */
-#include "graph/graph_priv.h"
+#include "graph/filter.h"
 
 /* Copies p->len bytes; short answers of the kernel are continued. */
 static int copy_all(struct co *co, struct stor *dst, uint64_t dst_host, struct stor *src, uint64_t src_host, uint64_t len)
@@ -62,8 +62,10 @@ static void enter_both(struct co *co, struct graph_node *dst, struct graph_node 
 
 static int64_t copy_inside(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len)
 {
-    struct chain_memo memo = { { 0 } };
+    struct chain_memo memo = { .reading = true };
     struct piece from;
+    if (dst->flt)                              /* it may want to see the bytes */
+        return -ENOTSUP;
     if (!range_inside(src_off, len, graph_length(src)))
         return -EIO;
     if (dst->writethrough || is_watched(dst) || (dst->guard_first && dst_off < SECTOR))

@@ -35,31 +35,60 @@ int perm_check(struct graph_node *n, const struct graph_user *self, unsigned per
     return 0;
 }
 
+/* I1 at n and, since a filter hands on what it is asked, at what it filters. Skips u itself and `leaving` (may be NULL). */
+int users_fit(struct graph_node *n, const struct graph_user *u, const struct graph_user *leaving, struct byre_err *err)
+{
+    const struct graph_user *self = u;
+    for (struct graph_node *m = n; m; self = &m->backing_use, m = m->flt ? m->backing : NULL)
+        for (const struct graph_user *o = m->users; o; o = o->next) {
+            unsigned bad = u->perm & ~o->shared, denied = o->perm & ~u->shared;
+            if (o == self || o == u || o == leaving || !(bad | denied))
+                continue;
+            if (bad)
+                return byre_fail(err, PERMISSION, "node '%s': '%s' would %s, which '%s' does not allow", m->name, u->who, perm_name(bad), o->who);
+            return byre_fail(err, PERMISSION, "node '%s': '%s' may %s, which '%s' would not allow", m->name, o->who, perm_name(denied), u->who);
+        }
+    return 0;
+}
+
+void users_settle(struct graph_node *n)
+{
+    for (; n && n->flt && n->backing; n = n->backing) {
+        n->backing_use.perm = 0;
+        n->backing_use.shared = STOR_PERM_ALL;
+        for (const struct graph_user *o = n->users; o; o = o->next) {
+            n->backing_use.perm |= o->perm;
+            n->backing_use.shared &= o->shared;
+        }
+    }
+}
+
+void user_link(struct graph_node *n, struct graph_user *u)
+{
+    u->node = n;
+    u->next = n->users;
+    n->users = u;
+    users_settle(n);
+}
+
 int graph_user_add(struct graph_node *n, struct graph_user *u, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
     if (n->read_only && (u->perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE)))
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, '%s' would %s", n->name, u->who, perm_name(u->perm & ~STOR_PERM_READ));
-    int r = perm_check(n, NULL, u->perm, u->who, err);
-    if (r)
-        return r;
-    for (const struct graph_user *o = n->users; o; o = o->next) {
-        unsigned bad = o->perm & ~u->shared;
-        if (bad)
-            return byre_fail(err, PERMISSION, "node '%s': '%s' may %s, which '%s' would not allow", n->name, o->who, perm_name(bad), u->who);
-    }
-    u->node = n;
-    u->next = n->users;
-    n->users = u;
-    return 0;
+    int r = users_fit(n, u, NULL, err);
+    if (!r)
+        user_link(n, u);
+    return r;
 }
 
 void graph_user_remove(struct graph_user *u)
 {
-    if (!u->node)
+    struct graph_node *n = u->node;
+    if (!n)
         return;
-    ASSERT_LOOP(u->node->g->home);
-    for (struct graph_user **at = &u->node->users; *at; at = &(*at)->next) {
+    ASSERT_LOOP(n->g->home);
+    for (struct graph_user **at = &n->users; *at; at = &(*at)->next) {
         if (*at == u) {
             *at = u->next;
             break;
@@ -67,4 +96,5 @@ void graph_user_remove(struct graph_user *u)
     }
     u->node = NULL;
     u->next = NULL;
+    users_settle(n);
 }

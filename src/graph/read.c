@@ -16,7 +16,7 @@
  */
 #include <stdlib.h>
 
-#include "graph/graph_priv.h"
+#include "graph/filter.h"
 
 /* ---- pieces in flight ---- */
 
@@ -95,7 +95,7 @@ static int read_pieces(struct co *co, struct graph_node *n, struct iov v, uint64
         return -ENOMEM;
     }
     fan_init(&rd->fan);
-    rd->memo = (struct chain_memo){ { 0 } };
+    rd->memo = (struct chain_memo){ .reading = true };
     uint64_t pos = off, end = off + v.len_bytes;
     bool have = true;
     while (pos < end && !rd->fan.error) {
@@ -125,7 +125,7 @@ static int read_pieces(struct co *co, struct graph_node *n, struct iov v, uint64
 int chain_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 {
     struct piece p;
-    struct chain_memo memo = { { 0 } };
+    struct chain_memo memo = { .reading = true };
     if (!v.len_bytes)
         return 0;
     int r = chain_find(co, n, NULL, off, off + v.len_bytes, &memo, &p);
@@ -139,7 +139,7 @@ int chain_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 int graph_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 {
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
-    int r = LIKELY(range_inside(off, v.len_bytes, graph_length(n))) ? chain_read(co, n, v, off) : -EIO;
+    int r = LIKELY(range_inside(off, v.len_bytes, graph_length(n))) ? node_read(co, n, v, off) : -EIO;
     gate_leave(co, n, t);
     return r;
 }
@@ -169,10 +169,11 @@ static int state_read(struct co *co, struct graph_node *n, struct iov v, uint64_
 int graph_read_state(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 {
     epoch_token t = gate_enter(co, n);
+    struct graph_node *own = graph_skip_filters(n);
     int r = -ENOTSUP;
-    if (n->im->ops->state_at) {
-        uint64_t at = n->im->ops->state_at(n->im);
-        r = at <= INT64_MAX && range_inside(off, v.len_bytes, INT64_MAX - at) ? state_read(co, n, v, at + off) : -EIO;
+    if (own && own->im->ops->state_at) {
+        uint64_t at = own->im->ops->state_at(own->im);
+        r = at <= INT64_MAX && range_inside(off, v.len_bytes, INT64_MAX - at) ? state_read(co, own, v, at + off) : -EIO;
     }
     gate_leave(co, n, t);
     return r;

@@ -12,14 +12,14 @@
  * Order       graph_rebase: the caller has made durable what the new chain does not supply (J3). The name: Q18, in the format.
  * Concurrency Home loop, drained.
  * Failure     As it was, but for a lock that cannot be taken back, which is told.
- * Tests       tests/interop/test_commit.py, tests/interop/test_rebase.py, tests/cli/commit_test.py
+ * Tests       runtime_test.c, tests/interop/test_commit.py, tests/interop/test_rebase.py, tests/cli/commit_test.py
  */
 #include <stdlib.h>
 #include <string.h>
 
-#include "graph/graph_priv.h"
+#include "graph/filter.h"
 
-static bool lies_above(const struct graph_node *m, const struct graph_node *n)
+bool lies_above(const struct graph_node *m, const struct graph_node *n)
 {
     for (; m; m = m->backing)
         if (m == n)
@@ -27,18 +27,39 @@ static bool lies_above(const struct graph_node *m, const struct graph_node *n)
     return false;
 }
 
-/* Takes the indexes away that cover n. Nobody is inside. */
-static void drop_indexes(struct co *co, struct graph_node *n)
+static struct graph_node *indexed_above(struct graph_node *n)
 {
     for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
-        if (lies_above(m, n) && atomic_load(&m->index))
-            index_detach(co, m);
+        if (atomic_load(&m->index) && lies_above(m, n))
+            return m;
+    return NULL;
 }
 
-static void make_indexes(struct graph_node *n)
+/* From the beginning each time: others may change the list while one goes. */
+void indexes_drop(struct co *co, struct graph_node *n)
+{
+    struct graph_node *m;
+    while ((m = indexed_above(n))) {
+        m->refs++;
+        co_lock(co, &n->g->index_mx);            /* nobody waits for its sections */
+        index_detach(co, m);
+        co_unlock(&n->g->index_mx);
+        (void)node_unref(co, m);                 /* 0 unless its last user went meanwhile; then there is nobody left to tell */
+    }
+}
+
+static bool is_top(const struct graph_node *n)
 {
     for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
-        if (m->ready && !m->read_only && m->backing && lies_above(m, n))
+        if (m->backing == n)
+            return false;
+    return true;
+}
+
+void indexes_make(struct graph_node *n)
+{
+    for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
+        if (m->ready && m->backing && lies_above(m, n) && (!m->read_only || is_top(m)))
             index_attach(m->backing);
 }
 
@@ -135,11 +156,12 @@ int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *
     if (r)
         return r;
     graph_drain_begin(co, n);
-    drop_indexes(co, n);
+    indexes_drop(co, n);
     r = reopen_drained(co, n, err);
     if (!r)
         overlay->backing_use.shared |= STOR_PERM_WRITE | STOR_PERM_RESIZE;
-    make_indexes(n);
+    filters_refresh(n->g);
+    indexes_make(n);
     graph_drain_end(n);
     return r;
 }
@@ -203,22 +225,23 @@ static int rebase_drained(struct co *co, struct graph_node *n, struct graph_node
     struct graph_node *old = n->backing;
     free(n->backing_filename);
     n->backing_filename = name;
-    drop_indexes(co, n);
+    indexes_drop(co, n);
     change_edge(n, backing, &use);
     n->im->has_backing = to->file != NULL;
     graph_stand_alone(n, false);
     if (backing)
         index_attach(backing);
+    filters_refresh(n->g);
     gates_update(n->g);
     (void)node_unref(co, old);                   /* read only: closing it loses nothing */
     return 0;
 }
 
 /* graph.h I1 */
-static int check_chain(const struct graph_node *n, const struct graph_node *backing, struct byre_err *err)
+int check_chain(const struct graph_node *n, const struct graph_node *backing, struct byre_err *err)
 {
     unsigned depth = 1;
-    for (const struct graph_node *m = backing; m; m = m->backing, depth++)
+    for (const struct graph_node *m = backing; m; depth += !m->flt, m = m->backing)
         if (m == n || (m->has_identity && n->has_identity && m->id_a == n->id_a && m->id_b == n->id_b))
             return byre_fail(err, BACKING_LOOP, "%s: would be in its own backing chain", n->filename);
     if (depth > n->g->max_depth)
@@ -229,6 +252,8 @@ static int check_chain(const struct graph_node *n, const struct graph_node *back
 static int may_rebase(const struct graph_node *n, const struct graph_node *backing, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
+    if (n->frozen)
+        return byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name);
     return n->read_only ? byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename) : check_chain(n, backing, err);
 }
 
@@ -247,12 +272,38 @@ int graph_rebase_check(struct co *co, struct graph_node *n, struct graph_node *b
 
 int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err)
 {
-    int may = may_rebase(n, backing, err);
-    if (may)
-        return may;
+    co_lock(co, &n->g->edges_mx);
+    int r = may_rebase(n, backing, err);
+    if (!r) {
+        graph_drain_begin(co, n);
+        co_lock(co, &n->whole);
+        r = rebase_drained(co, n, backing, to, err);
+        co_unlock(&n->whole);
+        graph_drain_end(n);
+    }
+    co_unlock(&n->g->edges_mx);
+    return r;
+}
+
+int graph_record_backing(struct co *co, struct graph_node *n, const struct graph_name *to, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    char *name;
+    if (n->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
+    int r = full_name(n, to->file, &name, err);
+    if (r)
+        return r;
     graph_drain_begin(co, n);
     co_lock(co, &n->whole);
-    int r = rebase_drained(co, n, backing, to, err);
+    r = set_name(co, n, to, false, err);
+    if (!r) {
+        free(n->backing_filename);
+        n->backing_filename = name;
+        n->im->has_backing = to->file != NULL;
+    } else {
+        free(name);
+    }
     co_unlock(&n->whole);
     graph_drain_end(n);
     return r;

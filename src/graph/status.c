@@ -12,7 +12,7 @@
  * Failure     An error of the first extent; when the file cannot be asked, its bytes count as data.
  * Tests       request_test.c, open_test.c; against `qemu-img map`: tests/cli/map_test.py
  */
-#include "graph/graph_priv.h"
+#include "graph/filter.h"
 
 /* A file that has clearly less space on disk than its clusters need was preallocated without space, or punched: then
  * its holes are worth asking for. Otherwise a cluster of data counts as data. The limit (a ninth of what is there, two
@@ -94,8 +94,8 @@ static void status_of_data(struct co *co, struct status_walk *w, const struct pi
 
 static struct graph_node *layer_above(struct graph_node *n, unsigned depth)
 {
-    while (depth--)
-        n = n->backing;
+    for (n = graph_skip_filters(n); depth--;)
+        n = graph_skip_filters(n->backing);
     return n;
 }
 

@@ -19,7 +19,7 @@
  */
 #include <stdlib.h>
 
-#include "graph/graph_priv.h"
+#include "graph/filter.h"
 
 static int write_new(struct co *co, struct graph_node *n, struct fmt_write *w, struct iov v)
 {
@@ -241,12 +241,14 @@ static int write_watched(struct co *co, struct graph_node *n, struct iov v, uint
     return watch_run(co, &q.ch, watched_write, &q);
 }
 
-int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
+int node_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
 {
+    for (; UNLIKELY(n->flt != NULL); n = n->backing)
+        if (n->flt->write)
+            return n->flt->write(co, n, v, off, flags);
     bool fua = (flags & GRAPH_FUA) || n->writethrough;
     if (UNLIKELY(n->detect != GRAPH_DETECT_OFF) && !(flags & GRAPH_COMPRESS) && iov_is_zero(v))
-        return graph_zero(co, n, off, v.len_bytes, (flags & GRAPH_FUA) | (n->detect == GRAPH_DETECT_UNMAP ? GRAPH_UNMAP : 0));
-    epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
+        return node_zero(co, n, off, v.len_bytes, (flags & GRAPH_FUA) | (n->detect == GRAPH_DETECT_UNMAP ? GRAPH_UNMAP : 0));
     int r = change_begin(co, n, off, v.len_bytes);
     if (LIKELY(!r)) {
         r = is_watched(n) ? write_watched(co, n, v, off, flags, fua) : write_inside(co, n, v, off, flags, fua);
@@ -254,16 +256,29 @@ int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off,
     }
     if (UNLIKELY(!r && fua && !n->is_raw))
         r = n->im->ops->flush(co, n->im);
-    gate_leave(co, n, t);
     return r < 0 ? r : 0;
+}
+
+int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
+{
+    epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
+    int r = LIKELY(!n->read_only) ? node_write(co, n, v, off, flags) : -EPERM;
+    gate_leave(co, n, t);
+    return r;
+}
+
+int node_flush(struct co *co, struct graph_node *n)
+{
+    for (; UNLIKELY(n->flt != NULL); n = n->backing)
+        if (n->flt->flush)
+            return n->flt->flush(co, n);
+    return n->read_only ? 0 : n->im->ops->flush(co, n->im);
 }
 
 int graph_flush(struct co *co, struct graph_node *n)
 {
-    if (n->read_only)
-        return 0;
     epoch_token t = gate_enter(co, n);
-    int r = n->im->ops->flush(co, n->im);
+    int r = n->read_only ? 0 : node_flush(co, n);
     gate_leave(co, n, t);
     return r;
 }

@@ -15,7 +15,7 @@
  * Tests       request_test.c
  */
 #include "base/mutant.h"
-#include "graph/graph_priv.h"
+#include "graph/filter.h"
 
 /* Bytes of one call of the format; a multiple of every cluster. */
 #define STEP_BYTES (1ull << 30)
@@ -125,9 +125,11 @@ static int zero_watched(struct co *co, struct zero_req *q)
     return watch_run(co, &ch, watched_zero, q);
 }
 
-int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
+int node_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
 {
-    epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
+    for (; UNLIKELY(n->flt != NULL); n = n->backing)
+        if (n->flt->zero)
+            return n->flt->zero(co, n, off, len, flags);
     int r = change_begin(co, n, off, len);
     if (!r) {
         struct zero_req q = { n, off, len, flags };
@@ -136,8 +138,15 @@ int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, 
     }
     if (!r && (flags & GRAPH_FUA || n->writethrough))
         r = n->im->ops->flush(co, n->im);
-    gate_leave(co, n, t);
     return r < 0 ? r : 0;
+}
+
+int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+    epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
+    int r = n->read_only ? -EPERM : node_zero(co, n, off, len, flags);
+    gate_leave(co, n, t);
+    return r;
 }
 
 static int discard_inside(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
@@ -166,15 +175,24 @@ static int discard_watched(struct co *co, struct zero_req *q)
     return watch_run(co, &ch, watched_discard, q);
 }
 
-int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
+int node_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
 {
-    epoch_token t = gate_enter(co, n);
+    for (; UNLIKELY(n->flt != NULL); n = n->backing)
+        if (n->flt->discard)
+            return n->flt->discard(co, n, off, len);
     int r = change_begin(co, n, off, n->discard ? len : 0);
     if (!r) {
         struct zero_req q = { n, off, len, 0 };
         r = is_watched(n) ? discard_watched(co, &q) : discard_inside(co, n, off, len);
         change_end(n, off, len);
     }
-    gate_leave(co, n, t);
     return r < 0 ? r : 0;
+}
+
+int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
+{
+    epoch_token t = gate_enter(co, n);
+    int r = n->read_only ? -EPERM : node_discard(co, n, off, len);
+    gate_leave(co, n, t);
+    return r;
 }

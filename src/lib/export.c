@@ -12,6 +12,7 @@
 #include <stdio.h>
 
 #include "export/nbd/nbd.h"
+#include "graph/runtime.h"
 #include "lib/lib_priv.h"
 
 struct byre_export {
@@ -104,11 +105,15 @@ static char *make_uri(const struct address *a, const char *name)
 /* ---- start and stop ---- */
 struct starting { struct byre_export *e; const struct byre_nbd_opts *o; struct address *a; struct byre_err *err; };
 
-static void release_bitmaps(struct byre_export *e)
+/* Nobody makes requests any more. */
+static void release(struct co *co, struct byre_export *e)
 {
     for (unsigned i = 0; i < e->bitmap_count; i++)
         graph_bitmap_release(e->disk.bitmaps[i]);
     e->bitmap_count = 0;
+    if (e->disk.node)
+        (void)graph_detach(co, e->disk.node);    /* the image's own handle is closed after this, and tells */
+    e->disk.node = NULL;
 }
 
 /* Finds one in the chain, loads and holds it. */
@@ -148,12 +153,17 @@ static int take_bitmaps(struct co *co, struct starting *s)
 static int add_and_listen(struct co *co, struct starting *s)
 {
     struct byre_export *e = s->e;
-    e->disk.node = e->image->node;
-    int taken = take_bitmaps(co, s);
+    bool writable = !(s->o->flags & BYRE_EXPORT_READ_ONLY) && !graph_read_only(e->image->node);
+    char who[64];
+    snprintf(who, sizeof who, "export '%s'", s->o->name ? s->o->name : "");
+    struct graph_attach_opts ao = { who, STOR_PERM_READ | (writable ? STOR_PERM_WRITE : 0), STOR_PERM_ALL };
+    int taken = graph_attach(e->image->node, &ao, &e->disk.node, s->err);
+    if (!taken)
+        taken = take_bitmaps(co, s);
     if (taken)
         return taken;
     struct nbd_export_opts xo = { .name = s->o->name ? s->o->name : "", .description = s->o->description, .ops = &nbd_graph_ops,
-        .disk = e->image->node, .bitmaps = s->o->bitmaps, .bitmap_count = s->o->bitmap_count, .writable = !(s->o->flags & BYRE_EXPORT_READ_ONLY) && !graph_read_only(e->image->node),
+        .disk = e->disk.node, .bitmaps = s->o->bitmaps, .bitmap_count = s->o->bitmap_count, .writable = writable,
         .is_default = !(s->o->flags & BYRE_EXPORT_NOT_DEFAULT), .allocation_depth = true };
     if (e->bitmap_count) {
         xo.ops = &nbd_graph_bitmap_ops;
@@ -184,7 +194,7 @@ static int start_co(struct co *co, void *arg)
     if (r) {
         nbd_server_stop(co, s->e->server);
         nbd_server_free(s->e->server);
-        release_bitmaps(s->e);
+        release(co, s->e);
     }
     return r;
 }
@@ -194,7 +204,7 @@ static int stop_co(struct co *co, void *arg)
     struct byre_export *e = arg;
     nbd_server_stop(co, e->server);
     nbd_server_free(e->server);
-    release_bitmaps(e);
+    release(co, e);
     return 0;
 }
 

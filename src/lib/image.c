@@ -10,6 +10,7 @@
  * Failure      open leaves nothing behind; close returns the first error, the image is gone all the same
  * Tests        lib_test.c, tests/lib
  */
+#include "graph/runtime.h"
 #include "lib/lib_priv.h"
 
 #include "base/checked.h"
@@ -18,6 +19,16 @@
 struct graph_node *byre_image_node(struct byre_image *image)
 {
     return image->node;
+}
+
+int byre_image_attach(struct byre_image *image, struct graph_node **ret_a, struct byre_err *err)
+{
+    return graph_attach(image->node, &(struct graph_attach_opts){ "the device", 0, STOR_PERM_ALL }, ret_a, err);
+}
+
+void byre_image_detach(struct co *co, struct graph_node *a)
+{
+    (void)graph_detach(co, a);                   /* the image's own handle is closed after this, and tells */
 }
 
 /* ---- open and close ---- */

@@ -27,5 +27,8 @@ int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), voi
 struct rt_loop;
 struct rt_loop *byre_ctx_home(struct byre_ctx *ctx);
 struct graph_node *byre_image_node(struct byre_image *image);
+/* On the home loop: an attachment (graph/runtime.h), which is the disk whatever node that becomes; and its end, before the image is closed. */
+int byre_image_attach(struct byre_image *image, struct graph_node **ret_a, struct byre_err *err);
+void byre_image_detach(struct co *co, struct graph_node *a);
 
 #endif

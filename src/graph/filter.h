@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * filter.h: nodes that see the requests for another node. Private to graph/.
+ *
+ * A filter is a row, struct filter_ops. What a row leaves out is passed on. A filter has an image of its own, in which there is nothing
+ * (every range is absent), so that all that walks chains and describes nodes need not know of it.
+ */
+#ifndef GRAPH_FILTER_H
+#define GRAPH_FILTER_H
+
+#include "graph/graph_priv.h"
+#include "graph/runtime.h"
+
+/* Filters on the way of one request: each takes a bit of the coroutine's stack. */
+#define FILTERS_MAX 32u
+
+/* Called inside a section of a gate at or above n, on any loop; they go on with node_*(co, n->backing, ...). NULL: passed on. */
+struct filter_ops {
+    const char *name;                     /* the driver; NULL: an attachment */
+    int (*read)(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
+    int (*write)(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);
+    int (*zero)(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);
+    int (*discard)(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
+    int (*flush)(struct co *co, struct graph_node *n);
+    /* Drained. n->backing has become another one, or its length another. May be NULL. */
+    void (*moved)(struct graph_node *n);
+    /* The node ends; nobody is inside. May be NULL. */
+    void (*free)(struct co *co, struct graph_node *n);
+};
+
+/* A filter over `below` (NULL: over nothing yet), in the graph, with one reference. On failure `arg` stays the caller's. Home. */
+struct filter_new { const struct filter_ops *ops; void *arg; const char *node_name; struct graph_node *below; };
+MUST_USE int filter_new(struct graph *g, const struct filter_new *f, struct graph_node **ret_n, struct byre_err *err);
+/* After a change of edges, of a length or of an image: filters are as long as what they filter, and so on. Home. */
+void filters_refresh(struct graph *g);
+
+#endif

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * runtime.h: changes of the graph while it is used: who is attached to which node, other nodes under the same users, filters.
+ *
+ * Edges and their roles (FEATURES 11.001). An overlay has an edge "backing" to what lies below it; a filter has an edge "filtered" to the
+ * node whose requests it sees. Both are graph_backing(). What is attached from outside the graph (an export, a device) has an edge
+ * as well: the attachment, a node that is in no list and only passes requests on, so that the pointer its owner holds stays what
+ * it is while the node below it is another one.
+ *
+ * Invariants
+ *   R1  An edge changes only while every node above it is drained: a request goes by the old edges or by the new ones, all the way.
+ *   R2  A change is checked as a whole first: chains, sizes, permissions, frozen edges. Then it cannot fail.
+ *   R3  An index of fixed layers (D6) covers no edge that changes: it is gone before, and made anew afterwards.
+ *   R4  A filter is a layer that has nothing of its own: depths, statuses and "allocated above" do not count it.
+ * Concurrency  Home loop, unless stated.
+ */
+#ifndef GRAPH_RUNTIME_H
+#define GRAPH_RUNTIME_H
+
+#include "graph/graph.h"
+
+/* ---- attachments ---- */
+/* `who` (copied) uses n for `perm` and lets others do `shared`. Requests, graph_length and graph_drain_* may be made with *ret_a, on any loop;
+ * everything else wants the node: graph_attached. Takes a reference of n. */
+struct graph_attach_opts { const char *who; unsigned perm, shared; };
+MUST_USE int graph_attach(struct graph_node *n, const struct graph_attach_opts *o, struct graph_node **ret_a, struct byre_err *err);
+/* No request is made with it any more. As graph_close of the node when it was its last user. */
+int graph_detach(struct co *co, struct graph_node *a);
+/* The node that it is attached to now; n itself when it is no attachment. */
+struct graph_node *graph_attached(struct graph_node *n);
+
+/* ---- other nodes under the same users ---- */
+/* All edges that lead to `from`, but those of `to` and of what lies below it, lead to `to` from now on, all or none. The two have
+ * the same length. Users that are no edges (graph_user_add) stay where they are. References move along: the caller needs one of his own
+ * if `from` is to stay open. Suspends. */
+MUST_USE int graph_replace_node(struct co *co, struct graph_node *from, struct graph_node *to, struct byre_err *err);
+/* The same, and `to`, which has nothing below it, gets `from` as what lies below it: a new overlay, or a filter made with graph_filter_new. */
+MUST_USE int graph_insert_above(struct co *co, struct graph_node *from, struct graph_node *to, struct byre_err *err);
+/* Takes the filter f out: its users use what it filtered. The caller keeps his reference of f, which filters nothing then. */
+MUST_USE int graph_remove_filter(struct co *co, struct graph_node *f, struct byre_err *err);
+/* Takes the overlay n out that was put there by graph_insert_above: its users use what lies below it, and what was written to n is not
+ * theirs any more. n has nothing below it then. */
+MUST_USE int graph_undo_insert(struct co *co, struct graph_node *n, struct byre_err *err);
+/* What lies below n is `backing` (NULL: nothing) from now on; the image's own words stay as they are. Content that n shows through must be
+ * the same, or be wanted to change. Suspends. */
+MUST_USE int graph_set_backing(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err);
+/* The image says that its backing file is this one (NULL: none), durably; the graph stays as it is. An image that is open for
+ * reading is opened for writing meanwhile. Suspends. */
+MUST_USE int graph_record_backing(struct co *co, struct graph_node *n, const struct graph_name *to, struct byre_err *err);
+/* Edges from `top` down to what lies above `base` (NULL: to the end of the chain) are not changed until they are thawed (FEATURES 11.012). Nests. */
+MUST_USE int graph_freeze(struct graph_node *top, const struct graph_node *base, struct byre_err *err);
+void graph_thaw(struct graph_node *top, const struct graph_node *base);
+
+/* ---- filters ---- */
+bool graph_is_filter(const struct graph_node *n);
+/* The first node at or below n that is no filter. NULL: a filter that filters nothing. */
+struct graph_node *graph_skip_filters(struct graph_node *n);
+/* Walks the edges for a picture of the graph: the attachments too. */
+struct graph_edge { struct graph_node *parent, *child; const char *role, *who; bool outside; unsigned perm, shared; };
+/* Calls fn for every edge. */
+void graph_each_edge(struct graph *g, void (*fn)(void *arg, const struct graph_edge *e), void *arg);
+
+#endif
