@@ -46,8 +46,7 @@ static int make_fresh(struct co *co, struct cx_world *w, const struct cx_geometr
         o.data_file = data;
         o.host = &host;
     }
-    memset(w->image.data, 0, w->image.len);
-    w->image.len = 0;
+    cx_image_blank(w);
     memset(w->data.data, 0, w->data.len);
     w->data.len = 0;
     int r = cx_store_open(w, "img", false, &s);
@@ -102,6 +101,7 @@ bool cx_work_prepare(struct cx_world *w, struct cx_model *m, const struct cx_wor
     cx_world_seed(w, k->seed * 31 + 7);
     w->recording = w->jitter = false;
     w->frontier_bytes = g->frontier;
+    w->device = g->device;
     w->cache_bytes = 4096;
     w->keys = g->luks ? FX_KEY_A | FX_KEY_B : 0;
     w->backing.len = g->backing ? round_down(g->size * 3 / 4, CX_SECTOR) : 0;

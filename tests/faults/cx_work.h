@@ -19,6 +19,7 @@ struct cx_geometry {
     bool sub;                            /* extended L2 */
     bool luks;                           /* encrypted, passphrases of fx_luks.h */
     bool lazy;                           /* lazy refcounts: counts are judged when the dirty bit is away */
+    uint64_t device;                     /* bytes of the block device that it lies on, full of old bytes, with no promise of zeros; 0: a file */
     uint64_t frontier, bitmap_region;
     char image[512];                     /* file to start from instead of a fresh image; "" = fresh */
 };

@@ -21,6 +21,7 @@
 #include "base/checked.h"
 #include "fx_luks.h"
 #include "rt/backend.h"
+#include "rt/rt_priv.h"
 
 static void *must(void *p)
 {
@@ -62,7 +63,7 @@ static const struct rt_backend_ops backend = { "sim", b_init, b_fini, b_submit, 
 
 /* ---- store ---- */
 
-struct cx_stor { struct stor s; struct cx_world *w; struct cx_bytes *b; bool image, data; };
+struct cx_stor { struct stor s; struct cx_world *w; struct cx_bytes *b; bool image, data, device; };
 static struct cx_stor *of(struct stor *s) { return (struct cx_stor *)s; }
 
 static void pause_some(struct co *co, struct cx_world *w)
@@ -128,6 +129,9 @@ static struct iov cut_short(const struct cx_world *w, struct iov v)
     return w->faults.nothing ? iov_slice(v, 0, 0) : v.len_bytes > 1 ? iov_slice(v, 0, v.len_bytes / 2) : v;
 }
 
+/* Where a write must end. A device does not grow. */
+static uint64_t room(const struct cx_stor *s) { return s->device ? s->b->len : CX_FILE_MAX; }
+
 static int64_t s_preadv(struct co *co, struct stor *st, struct iov v, uint64_t off)
 {
     struct cx_stor *s = of(st);
@@ -157,7 +161,7 @@ static int64_t s_pwritev(struct co *co, struct stor *st, struct iov v, uint64_t 
         return 0;
     if (s->w->lies >> CX_F_WRITE & 1)
         return (int64_t)v.len_bytes;
-    if (!range_inside(off, v.len_bytes, CX_FILE_MAX))
+    if (!range_inside(off, v.len_bytes, room(s)))
         return -ENOSPC;
     size_t at = place(s->w, record(s, CX_WRITE, off, v.len_bytes));
     pause_some(co, s->w);
@@ -207,7 +211,9 @@ static int s_zero(struct co *co, struct stor *st, uint64_t off, uint64_t len, un
     int late, f = fault_late(s, CX_F_ZERO, &late);
     if (f)
         return f < 0 ? f : -EIO;
-    return range_inside(off, len, CX_FILE_MAX) ? zero_range(co, s, off, len, late) : -ENOSPC;
+    if (!s->s.traits.can_zero)
+        return -ENOTSUP;
+    return range_inside(off, len, room(s)) ? zero_range(co, s, off, len, late) : -ENOSPC;
 }
 
 static int s_discard(struct co *co, struct stor *st, uint64_t off, uint64_t len)
@@ -216,8 +222,8 @@ static int s_discard(struct co *co, struct stor *st, uint64_t off, uint64_t len)
     int late, f = fault_late(s, CX_F_DISCARD, &late);
     if (f)
         return f < 0 ? f : -EIO;
-    if (off >= s->b->len)
-        return 0;
+    if (off >= s->b->len || s->device)           /* a device may leave there what it held */
+        return late;
     return zero_range(co, s, off, min_u64(len, s->b->len - off), late);
 }
 
@@ -227,7 +233,7 @@ static int s_truncate(struct co *co, struct stor *st, uint64_t len)
     int late, f = fault_late(s, CX_F_TRUNCATE, &late);
     if (f)
         return f < 0 ? f : -EIO;
-    if (len > CX_FILE_MAX)
+    if (s->device || len > CX_FILE_MAX)
         return -ENOSPC;
     size_t at = place(s->w, record(s, CX_TRUNCATE, 0, len));
     pause_some(co, s->w);
@@ -298,7 +304,9 @@ int cx_store_open(struct cx_world *w, const char *name, bool read_only, struct s
     s->data = strcmp(name, "data") == 0;
     s->b = s->image ? &w->image : s->data ? &w->data : &w->backing;
     s->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = CX_SECTOR };
-    s->s.traits = (struct stor_traits){ .regular = true, .zero_growth = true, .zero_crash = true, .can_punch = true, .can_zero = true };
+    s->device = s->image && w->device;
+    s->s.traits = s->device ? (struct stor_traits){ .can_punch = true }
+                            : (struct stor_traits){ .regular = true, .zero_growth = true, .zero_crash = true, .can_punch = true, .can_zero = true };
     s->s.read_only = read_only;
     s->s.discard_ok = w->punch;
     *ret_s = &s->s;
@@ -352,6 +360,7 @@ void cx_world_fini(struct cx_world *w)
 void cx_world_seed(struct cx_world *w, uint64_t seed)
 {
     prng_init(&w->sched, seed);
+    co_pool_fini(w->loop);
     cx_log_clear(w);
     w->now = 1;
     w->trace = seed;
@@ -426,6 +435,14 @@ int cx_close(struct co *co, struct cx_world *w)
     w->node = NULL;
     w->graph = NULL;
     return r;
+}
+
+void cx_image_blank(struct cx_world *w)
+{
+    memset(w->image.data, w->device ? 0xa5 : 0, max_u64(w->image.len, w->device));
+    if (w->image.len > w->device)                /* I1 */
+        memset(w->image.data + w->device, 0, w->image.len - w->device);
+    w->image.len = w->device;
 }
 
 void cx_bytes_copy(struct cx_bytes *to, const struct cx_bytes *from)

@@ -55,6 +55,7 @@ struct cx_world {
     uint64_t now;                        /* stamp counter: oracle events take stamps too */
     struct cx_bytes image, backing, data;       /* files "img", "base" and "data" */
     const struct cx_bytes *data_from;    /* what "data" held before what is in the log; NULL: nothing */
+    uint64_t device;                     /* "img" is a block device of so many bytes; 0: a file */
     bool recording, jitter;              /* jitter: operations suspend a seeded number of times */
     bool punch;                          /* discard=unmap */
     bool unclean_ok;                     /* for the next opening */
@@ -72,7 +73,7 @@ struct cx_world {
 
 void cx_world_init(struct cx_world *w);
 void cx_world_fini(struct cx_world *w);
-/* Starts over with this seed; keeps the bytes of both files. */
+/* Starts over with this seed; keeps the bytes of both files. No coroutine is kept from before: as many are made as in any other run. */
 void cx_world_seed(struct cx_world *w, uint64_t seed);
 void cx_log_clear(struct cx_world *w);
 
@@ -92,6 +93,8 @@ uint64_t cx_durable_stamp(const struct cx_world *w, uint64_t cut, bool in_data);
 void cx_data_back(struct cx_world *w);
 /* A store over one of the files (for creating an image). */
 MUST_USE int cx_store_open(struct cx_world *w, const char *name, bool read_only, struct stor **ret_s);
+/* "img" as it is before an image is made there: an empty file, or a device full of old bytes. */
+void cx_image_blank(struct cx_world *w);
 /* Both keep I1 (bytes behind len are zero); the cost follows the lengths. */
 void cx_bytes_copy(struct cx_bytes *to, const struct cx_bytes *from);
 /* Applies an operation, or the part [from, to) of its bytes, to a file's bytes. */

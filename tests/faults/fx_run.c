@@ -123,10 +123,8 @@ bool fx_case_make(struct fx_case *c, struct cx_world *w, const struct fx_scene *
     c->first.snap_count = cx_snapshots(&w->image, list);
     for (unsigned i = 0; i < c->first.snap_count; i++)
         c->first.snap[i] = (struct fx_snap){ .s = list[i], .now = FX_THERE, .crash = FX_THERE, .ever = FX_THERE };
-    if (s->steps[1].what == FX_CREATE) {
-        memset(w->image.data, 0, w->image.len);
-        w->image.len = 0;
-    }
+    if (s->steps[1].what == FX_CREATE)
+        cx_image_blank(w);
     c->start = (struct cx_bytes){ calloc(1, CX_FILE_MAX), w->image.len };
     if (!c->start.data)
         abort();

@@ -40,6 +40,8 @@ static bool errno_fits(const struct fx_run *r, enum fx_do what, int e)
     const struct fx_fault *f = &r->fault;
     if (!f->nth || !fx_hits(r) || f->how == FX_SHORT)
         return false;
+    if (e == -EIO && r->c->g.device && r->c->scene->damage == FX_UNCLEAN)       /* it waited for a scrub, and that has failed */
+        return true;
     if (r->amend_failed && e == -EIO && (f->kind == CX_F_READ || f->forever))       /* its check says EIO; changed, and cannot be read again */
         return true;
     if (f->kind == FX_K_ALLOC)

@@ -230,8 +230,7 @@ void fx_verify(struct fx_run *r)
     bool creating = r->c->scene->steps[1].what == FX_CREATE;
     r->w->faults.nth = 0;
     if (creating && !r->created) {
-        memset(r->w->image.data, 0, r->w->image.len);
-        r->w->image.len = 0;
+        cx_image_blank(r->w);
         if (!cx_run(r->w, recreate_co, r))
             fx_bad(r, "create: deadlock");
         look(r, "created again", r->m.now, r->m.now_sizes, true);
