@@ -74,6 +74,7 @@ static bool is_amend(int id)
 {
     return id == MUT_AMEND_WIDTH_LATE || id == MUT_EXPAND_FREE_FIRST || id == MUT_BARRIER(META_B_EXPAND) || id == MUT_BARRIER(META_B_EXPANDED);
 }
+static bool is_bitmap(int id) { return id == MUT_EXT_AT_ONCE; }
 static bool is_chain(int id) { return id == MUT_COMMIT_EMPTY_EARLY || id == MUT_REBASE_ZERO_BELOW; }
 
 static const struct row rows[] = {
@@ -163,15 +164,15 @@ static void child(unsigned r, double until, uint64_t tries)
     unsigned geoms = 0;
     mine = &all[r];
     alive = rows[r].id;
-    while (sim_geom_nth(geoms) && (is_chain(alive) || is_qed(alive) || !sim_geom_nth(geoms)->chain))     /* chains and QED are the last ones */
+    while (sim_geom_nth(geoms))
         geoms++;
     double t0 = now();
     for (uint64_t i = 0; now() < until && atomic_load(&mine->workloads) < tries; i++) {
         const struct sim_geom *g = sim_geom_nth((unsigned)(i % geoms));
         bool race = is_race(rows[r].id);
-        if ((race && g->hurt) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) ||
+        if ((race && g->hurt) || (is_bitmap(rows[r].id) && !g->bitmaps) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) ||
             (is_revert(rows[r].id) && !(g->bitmaps && sim_geom_snaps(g))) || (is_move(rows[r].id) && !g->compact) ||
-            (is_chain(rows[r].id) && !g->chain) || (is_sub(rows[r].id) != g->sub && !(is_chain(rows[r].id) && g->sub)) || is_qed(rows[r].id) != (g->table > 0))
+            is_chain(rows[r].id) != g->chain || (is_sub(rows[r].id) != g->sub && !(is_chain(rows[r].id) && g->sub)) || is_qed(rows[r].id) != (g->table > 0))
             continue;
         struct sim_campaign k = { .per_workload = race ? 24 : 120, .states_max = 100000, .on_state = on_state, .worth = worth,
             .nested_one_in = i / geoms % 2 ? 3 : 16 };

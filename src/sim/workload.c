@@ -537,10 +537,12 @@ void sim_workload_meeting(const struct sim_geom *g, uint64_t n, struct sim_workl
 {
     struct prng p;
     prng_init(&p, hash_mix64(n) ^ 0x99);
-    if (g->compact && prng_one_in(&p, 2))
-        in_the_tail(g, &p, l);
-    else
-        any_template(g, &p, TEMPLATES - SNAP_TEMPLATES, l);
+    do {
+        if (g->compact && prng_one_in(&p, 2))
+            in_the_tail(g, &p, l);
+        else
+            any_template(g, &p, TEMPLATES - SNAP_TEMPLATES, l);
+    } while (!sim_workload_fits(l, g));
 }
 
 static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *abc, unsigned letters, struct sim_workload *l)

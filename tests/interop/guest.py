@@ -194,14 +194,6 @@ def reads(disk, count=24):
     return commands or ["read 0 512"]
 
 
-def wait_unlocked(image, timeout=10.0):
-    """After a kill the kernel ends what was under way, and then gives up the locks; the peer does not wait for that."""
-    end = time.monotonic() + timeout
-    while run.qemu_img("info", image, code=None).code and time.monotonic() < end:
-        time.sleep(0.01)
-    run.qemu_img("info", image)
-
-
 class Session:
     """An interactive `io` of either tool that has an image open: leave() ends it well, kill() as a crash does."""
 
@@ -232,7 +224,7 @@ class Session:
         """The image can be opened afterwards: until then requests of the dead may be under way in the kernel."""
         self.process.kill()
         self.process.communicate()
-        wait_unlocked(self.process.args[-1])
+        images.wait_unlocked(self.process.args[-1])
 
     def leave(self):
         self.process.communicate(b"quit\n", timeout=20)

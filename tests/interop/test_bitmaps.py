@@ -222,6 +222,7 @@ def killed_while_writing(image, commands, env=None):
         out += p.stdout.readline()
     p.send_signal(signal.SIGKILL)
     p.wait()
+    images.wait_unlocked(image)
     return out
 
 

@@ -46,6 +46,7 @@ def killed_server(byre_serve, path, write):
     assert is_dirty(path)
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
+    images.wait_unlocked(path)
     assert is_dirty(path)
 
 

@@ -85,10 +85,7 @@ class Disk:
         return data
 
     def wait_unlocked(self):
-        """The kernel ends what a killed process had under way, and then gives up its locks."""
-        end = time.monotonic() + 10
-        while run.qemu_img("info", self.image, code=None).code and time.monotonic() < end:
-            time.sleep(0.01)
+        images.wait_unlocked(self.image)
 
     def leaked(self):
         """Bytes that are counted and not referenced; nothing worse may be found."""

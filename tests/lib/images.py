@@ -2,6 +2,7 @@
 """Builds images to test with, by the peer's tools or by byre's own."""
 import os
 import random
+import time
 
 from lib import peers, run
 
@@ -20,6 +21,14 @@ def create(path, size, fmt="qcow2", tool="qemu-img", backing=None, backing_fmt=N
     args += [os.fspath(path)] + ([str(size)] if size is not None else [])
     (run.qemu_img if tool == "qemu-img" else run.byre)(*args)
     return path
+
+
+def wait_unlocked(image, timeout=10.0):
+    """After a kill the kernel ends what was under way, and then gives up the locks; the peer does not wait for that."""
+    end = time.monotonic() + timeout
+    while run.qemu_img("info", image, code=None).code and time.monotonic() < end:
+        time.sleep(0.01)
+    run.qemu_img("info", image)
 
 
 def value(v):
