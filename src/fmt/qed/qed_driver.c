@@ -100,6 +100,8 @@ static int prepare_writing(struct co *co, struct qed_image *q, struct byre_err *
         q->unclean = q->mark.set = true;
         atomic_store(&q->im.unclean, true);
     }
+    if (qed_tables_note(co, q) < 0)
+        return byre_fail(err, NOMEM, "%s: no memory for the places of its tables", q->name);
     int r = qed_clear_autoclear(co, q);
     return r < 0 ? byre_fail_code(err, IO, r, "%s: the header cannot be written", q->name) : 0;
 }
@@ -136,6 +138,7 @@ static void dismantle(struct co *co, struct qed_image *q)
     }
     qed_alloc_fini(q);
     qed_header_fini(&q->h);
+    qed_tables_fini(q);
     free((void *)atomic_load(&q->l1));
     free(q->l1_dirty);
     free(q->name);
@@ -156,6 +159,8 @@ static int qed_open(struct co *co, struct stor *store, const struct fmt_open_opt
     q->im.read_only = o->read_only || o->info_only;
     q->info_only = o->info_only;
     q->frontier_bytes = o->frontier_bytes;
+    q->corrupted = o->corrupted;
+    q->corrupted_arg = o->corrupted_arg;
     int r = open_parts(co, q, o, err);
     if (r < 0) {
         dismantle(co, q);

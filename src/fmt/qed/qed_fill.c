@@ -48,6 +48,7 @@ struct fill {
     struct rset away;                             /* F4 */
     uint64_t unsettled;                           /* bytes moved since the last flush */
     uint64_t moves;
+    bool tables_moved;
     unsigned entries;
 };
 
@@ -103,6 +104,7 @@ static void moved_away(struct fill *f, uint64_t first, uint64_t n, uint32_t tag)
 {
     (void)!rset_add(&f->away, first, first + n, tag);
     f->moves++;
+    f->tables_moved |= tag == AWAY_TABLE;
     f->unsettled += n << f->g->cluster_bits;
 }
 
@@ -121,6 +123,9 @@ static int settle(struct co *co, struct fill *f)
         if (r == 0)
             epoch_wait(co, q->im.epoch);
     }
+    if (r == 0 && f->tables_moved)
+        r = qed_tables_note(co, q);               /* qed_tables.c B2 */
+    f->tables_moved &= r < 0;
     for (uint64_t at = 0; r == 0 && rset_next(&f->away, at, &x); at = x.end)
         if (x.tag != AWAY_TABLE || meta_forget(q->meta, x.start << bits, (x.end - x.start) << bits))
             give_back(f, x.start, x.end - x.start);

@@ -6,6 +6,7 @@
  *   qed_header.c   the header, parsed and checked
  *   qed_driver.c   opening, describing, flushing and closing
  *   qed_map.c      where is this guest range?
+ *   qed_tables.c   where do tables lie?
  *   qed_mark.c     the header while the image is open; the need-check mark
  *   qed_alloc.c    which clusters may I have?
  *   qed_write.c    make this guest range writable
@@ -56,8 +57,10 @@ struct qed_mark {
     struct co_mutex mx;
     struct rt_task idle;                          /* takes it away after a while */
     bool idle_runs;
-    bool keep;                                    /* damage was found that stays: so does the mark */
+    bool keep;                                    /* damage was found, or clusters were lost: the mark stays until a scrub finds nothing wrong */
 };
+
+struct qed_tables;
 
 struct qed_image {
     struct fmt_image im;                          /* first */
@@ -85,6 +88,11 @@ struct qed_image {
     bool given_up;                                /* with it: nobody does that */
     bool scrubbing, resizing;
     struct co_waitq held;                         /* who waits for the end of being unclean */
+    /* qed_tables.c */
+    _Atomic(struct qed_tables *) tables;          /* NULL: not opened for writing */
+    void (*corrupted)(void *arg, const struct fmt_corruption *c);
+    void *corrupted_arg;
+    bool told;
     /* qed_fill.c */
     bool filling;
     _Atomic uint64_t hold_from, hold_end;         /* bytes of the file in which no write begins in place; end 0: none */
@@ -116,6 +124,24 @@ static inline struct qed_held qed_held_now(const struct qed_image *q)
 static inline bool qed_held_has(const struct qed_held *h, uint64_t host) { return host < h->end && host >= h->from; }
 static inline uint64_t qed_slice_span(const struct qed_image *q) { return (uint64_t)QED_SLICE_ENTRIES << q->g.cluster_bits; }
 static inline enum qed_entry qed_kind(const struct qed_image *q, uint64_t v) { return qed_entry_kind(&q->g, v, atomic_load_explicit(&q->file_end, memory_order_relaxed)); }
+
+/* ---- qed_tables.c ---- */
+/* Makes the list from the L1 table in memory. Home, outside epoch sections. -ENOMEM: the old one stays. Suspends. */
+MUST_USE int qed_tables_note(struct co *co, struct qed_image *q);
+void qed_tables_fini(struct qed_image *q);
+/* Does a table lie at byte `host` of the file? *len bytes from there on are looked at, and cut to those of which the answer holds. Any loop,
+ * inside an epoch section, or at home. */
+bool qed_hits_table(const struct qed_image *q, uint64_t host, uint64_t *len);
+static inline bool qed_names_table(const struct qed_image *q, uint64_t v)
+{
+    uint64_t len = q->g.cluster_size;
+    bool at = qed_hits_table(q, v, &len);
+    return at || len < q->g.cluster_size;
+}
+/* Home: does another table share clusters with the one at off? */
+bool qed_table_shared(const struct qed_image *q, uint64_t off);
+/* Home: damage was met by a request that changes something. Told once. */
+void qed_tell(struct qed_image *q, uint64_t host, uint64_t bytes, const char *what);
 
 /* ---- qed_mark.c. Home loop. ---- */
 /* Before a change that may allocate: the mark, durable (E1). Each success is followed by one qed_mark_exit. Suspends. */

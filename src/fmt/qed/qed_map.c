@@ -10,6 +10,7 @@
  *              M3  An entry that names a cluster changes only when the cluster moves (qed_fill.c): what map() said stays true, and a cluster
  *                  may be written in place whenever it is there and not held for that.
  *              M4  A hole of the file says what a table holds only when nothing of it waits in the cache.
+ *              M5  What names a table as data is read, and never written.
  * Order        A new table's zeros are written before its L1 entry is set, and its entries go in front of that: the barrier between
  *              tables and roots covers both, and the length of the file (E2, E3).
  * Concurrency  qed_map: any loop, inside an epoch section. The rest: home loop.
@@ -66,6 +67,8 @@ static int map_slice(const struct qed_image *q, const struct meta_block *b, uint
         x.len += q->g.cluster_size;
     }
     x.len = min_u64(x.len, len);
+    if (x.writable && qed_hits_table(q, x.host, &x.len))          /* M5 */
+        x.writable = false;
     *ret = x;
     return 0;
 }
@@ -92,19 +95,28 @@ int qed_slice_get(struct co *co, struct qed_image *q, uint64_t guest, struct met
     return kind == QED_POINTER ? meta_get(co, q->meta, &q->kind_l2, slice_off(q, table, guest), ret_b) : -EUCLEAN;
 }
 
+/* Clusters for a table. What somebody uses as a table all the same, although no table names it, is out of reach until a check. */
+static int take_for_table(struct co *co, struct qed_image *q, struct qed_run *ret)
+{
+    for (;;) {
+        int r = qed_alloc_take(co, q, q->g.table_clusters, true, ret);
+        if (r < 0 || meta_forget(q->meta, ret->off, q->g.table_bytes))
+            return r;
+        q->mark.keep = true;
+    }
+}
+
 /* A table of zeros for the L1 entry of `guest`. Its index is locked. */
 static int make_table(struct co *co, struct qed_image *q, uint64_t guest)
 {
     struct qed_run run;
-    int r = qed_alloc_take(co, q, q->g.table_clusters, true, &run);
+    int r = take_for_table(co, q, &run);
     if (r < 0)
         return r;
-    if (!run.known_zero) {
-        r = meta_forget(q->meta, run.off, q->g.table_bytes) ? stor_zero(co, q->im.store, run.off, q->g.table_bytes, 0) : -EUCLEAN;
-        if (r < 0) {
-            qed_alloc_return(q, &run);
-            return r;
-        }
+    r = run.known_zero ? 0 : stor_zero(co, q->im.store, run.off, q->g.table_bytes, 0);
+    if (r < 0) {
+        qed_alloc_return(q, &run);
+        return r;
     }
     meta_region_put(q->meta, &q->l1_region, qed_l1_index(&q->g, guest), le64_word(run.off));
     meta_need_table_barrier(q->meta);
@@ -121,6 +133,10 @@ int qed_slice_own(struct co *co, struct qed_image *q, uint64_t guest, struct met
         co_range_unlock(&q->l1_locks, &lock);
         if (r < 0)
             return r;
+    }
+    if (qed_table_shared(q, l1_entry(q, guest))) {
+        qed_tell(q, l1_entry(q, guest), q->g.table_bytes, "two tables share clusters");
+        return -EUCLEAN;
     }
     int r = qed_slice_get(co, q, guest, ret_b, ret_index);
     ASSERT(r < 0 || *ret_b);

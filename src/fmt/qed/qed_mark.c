@@ -7,7 +7,7 @@
  * Invariants   K1  While an allocating change is under way, or may not be durable yet, the mark is set, durably (E1).
  *              K2  It goes away only when all tables are durable and the file ends where what is in use ends (E4): an image without
  *                  it has no cluster that this opening has lost.
- *              K4  The mark of an image that is not proved sound stays (qed_scrub.c L4).
+ *              K4  The mark of an image that is not proved sound stays (qed_scrub.c L4), as long as nobody has looked through it.
  *              K5  A change of the header begins with what the header says in memory and ends there; no other comes between.
  *              K3  What the header says in memory is what it says on the disk, or nothing is written any more.
  * Order        mark | META_B_HEADER | first growth of the file, first changed entry.

@@ -7,9 +7,10 @@
  * Owns         Nothing beyond a call.
  * Invariants   I1 No guest byte changes that could be read before. A table that shares a cluster may be somebody's data: its entries are
  *                 mended in a copy, never in place.
- *              I2 The file grows only when no pointer is left behind its end: else such a pointer would name what is new. (A table
- *                 that shares clusters may hold some; until its copy is linked they name copies of tables. A failure cuts the
- *                 file back, but not when the write of an entry failed, which may have landed; a crash in between leaves them.)
+ *              I2 The file grows only when no pointer is left behind its end: else such a pointer would name what is new. A table
+ *                 that shares clusters may hold some, until its copy is linked: no copy goes to a place that one of them names. A
+ *                 failure cuts the file back, but not when the write of an entry failed, which may have landed; then, as after a crash in
+ *                 between, such a pointer names a cluster of zeros that is nobody else's.
  *              I3 Nothing is written while a table cannot be read: what it names is not known.
  *              I4 Running it again after a crash anywhere leads to the same end.
  *              I5 The mark goes when nothing is wrong, and not before.
@@ -34,6 +35,9 @@
 struct mend {
     struct qed_checker *k;
     struct qed_edits edits;
+    uint64_t *named;                              /* clusters behind the end that pointers in shared tables name, in order */
+    size_t named_count, named_room, named_next;
+    struct qed_owned seen;                        /* tables whose pointers are in that list, by their first cluster */
     uint64_t end;                                 /* of the file, with what was copied */
     uint64_t copied;                              /* bytes since the last barrier */
     uint64_t fixed;
@@ -88,10 +92,73 @@ static int mend_pointers(struct co *co, struct mend *m)
 
 /* ---- several owners ---- */
 
+static int see_shared(struct co *co, void *arg, const struct qed_ref *r)
+{
+    struct mend *m = arg;
+    if (qed_table_kind(m->k->g, r->v, m->k->file_end) != QED_POINTER || !is_shared(m->k, r->v))
+        return 0;
+    int64_t twice = qed_owned_take(&m->seen, r->v >> m->k->g->cluster_bits, 1);
+    return twice < 0 ? -ENOMEM : !twice;
+}
+
+static int see_named(struct co *co, void *arg, const struct qed_ref *r)
+{
+    struct mend *m = arg;
+    if (r->v < m->k->file_end || !is_aligned(r->v, m->k->g->cluster_size))
+        return 0;
+    if (m->named_count == m->named_room) {
+        size_t room = m->named_room ? m->named_room * 2 : 64;
+        uint64_t *list = realloc(m->named, room * sizeof *list);
+        if (!list)
+            return -ENOMEM;
+        m->named = list;
+        m->named_room = room;
+    }
+    m->named[m->named_count++] = r->v;
+    return 0;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* I2: which places behind the end do pointers name that cannot be taken away yet? */
+static int find_named(struct co *co, struct mend *m)
+{
+    static const struct qed_visitor v = { .table = see_shared, .entry = see_named, .unreadable = nothing_unreadable };
+    struct qed_walk w = { .q = m->k->q, .v = &v, .arg = m };
+    int r = qed_owned_init(&m->seen, m->k->clusters);
+    if (r == 0)
+        r = qed_walk(co, &w);
+    if (r == 0 && m->named_count)
+        qsort(m->named, m->named_count, sizeof *m->named, by_value);
+    return r;
+}
+
+/* len bytes behind what was copied. */
+static uint64_t place_for(struct mend *m, uint64_t len)
+{
+    for (; m->named_next < m->named_count && m->named[m->named_next] < m->end + len; m->named_next++)
+        if (m->named[m->named_next] >= m->end)
+            m->end = m->named[m->named_next] + m->k->g->cluster_size;
+    return m->end;
+}
+
+static void mend_fini(struct mend *m)
+{
+    qed_edits_fini(&m->edits);
+    qed_owned_fini(&m->seen);
+    free(m->named);
+}
+
 /* Copies `n` clusters to the end of the file and changes the entry. */
 static int own_copy(struct co *co, struct mend *m, const struct qed_ref *r, uint64_t n, uint64_t table_end)
 {
     const struct qed_geom *g = m->k->g;
+    if (place_for(m, n << g->cluster_bits) > INT64_MAX)
+        return -EFBIG;
     struct qed_copy c = { .from = r->v, .to = m->end, .len = n << g->cluster_bits, .table_end = table_end };
     if (c.len > (uint64_t)INT64_MAX - c.to)
         return -EFBIG;
@@ -121,7 +188,9 @@ static int copy_tables(struct co *co, struct mend *m)
     static const struct qed_visitor v = { .table = copy_table, .unreadable = nothing_unreadable };
     struct qed_walk w = { .q = m->k->q, .v = &v, .arg = m, .strict = true };
     m->edits.begun = false;
-    int r = qed_walk(co, &w);
+    int r = find_named(co, m);
+    if (r == 0)
+        r = qed_walk(co, &w);
     if (r == 0)
         r = qed_edits_settle(co, &m->edits, m->k->q);
     if (r == 0 || m->edits.begun)
@@ -204,7 +273,7 @@ static int mend_round(struct co *co, struct qed_checker *k, uint64_t *ret_fixed,
         r = copy_tables(co, &m);
     if (r == 0 && m.fixed == pointers && k->twice)
         r = copy_data(co, &m);
-    qed_edits_fini(&m.edits);
+    mend_fini(&m);
     k->res.corruptions_fixed += m.fixed;
     *ret_fixed = m.fixed;
     return r < 0 ? failed(k, r, err) : 0;

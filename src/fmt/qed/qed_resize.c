@@ -6,6 +6,7 @@
  * Owns         Nothing beyond the call; the image is drained.
  * Invariants   S1  A crash shows the old or the new size; what growing uncovers reads zero.
  *              S2  Until the header says the new size, im->size may be larger already, so that the graph can write zeros (fmt.h).
+ *              S3  What stale entries named may belong to others, too: only a look at all tables can tell. The mark stays until then.
  * Order        Entries behind the old end, and all that the guest wrote, durable | the size | META_B_HEADER (Q19).
  * Concurrency  Home loop, drained. Suspends.
  * Failure      The old size.
@@ -58,16 +59,17 @@ void qed_l1_install(struct qed_image *q, uint64_t size, _Atomic uint64_t *l1, ui
 
 /* ---- growing ---- */
 
-/* The L1 entries that the new size begins to use, and nobody should have set. What they name is a leak afterwards. */
+/* The L1 entries that the new size begins to use, and nobody should have set. S3 */
 static void clear_l1(struct qed_image *q, uint64_t from)
 {
     for (uint64_t i = from; i < q->l1_entries; i++)
-        if (atomic_load_explicit(&q->l1_region.words[i], memory_order_relaxed))
+        if (atomic_load_explicit(&q->l1_region.words[i], memory_order_relaxed)) {
             meta_region_put(q->meta, &q->l1_region, i, 0);
+            q->mark.keep = true;
+        }
 }
 
-/* Entries of one slice behind the old end, which nobody should have set: they would show bytes in the new space. What they name is a
- * leak afterwards. */
+/* Entries of one slice behind the old end, which nobody should have set: they would show bytes in the new space. S3 */
 static int clear_slice(struct co *co, struct qed_image *q, uint64_t off, uint64_t end)
 {
     struct meta_block *b;
@@ -76,8 +78,10 @@ static int clear_slice(struct co *co, struct qed_image *q, uint64_t off, uint64_
     if (r < 0 || !b)
         return r;
     for (uint64_t at = off; at < end; at += q->g.cluster_size, i++)
-        if (qed_entry(b, i))
+        if (qed_entry(b, i)) {
+            q->mark.keep |= qed_entry(b, i) != 1;
             qed_entry_set(q, b, i, 0);
+        }
     meta_put(q->meta, b);
     return 0;
 }

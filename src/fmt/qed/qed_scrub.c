@@ -202,6 +202,8 @@ static int clean(struct co *co, struct qed_image *q, struct qed_checker *k, stru
     k->file_end = edge << q->g.cluster_bits;
     if (r == 0)
         r = qed_check_gather(co, k, false, err);
+    if (r == 0 && !k->res.corruptions && !k->res.check_errors && (!k->res.leaks || k->o->fix & FMT_FIX_LEAKS))
+        q->mark.keep = false;
     if (r < 0 || !(k->o->fix & FMT_FIX_LEAKS) || !k->res.leaks)
         return r;
     if (k->res.corruptions || k->res.check_errors) {             /* L3: a table that was not looked into owns what it names */
@@ -227,12 +229,12 @@ int qed_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *
     if (q->scrubbing || q->resizing)
         return byre_fail(err, BUSY, q->resizing ? "%s: it is being resized" : "%s: its scrub runs already", q->name);
     q->scrubbing = true;
-    bool was = q->unclean;
+    bool was = q->unclean, kept = q->mark.keep;
     int r = was ? unclean(co, q, &k, err) : clean(co, q, &k, err);
     q->scrubbing = false;                         /* from here on another one may run */
     if (q->unclean)
         give_up(q);
-    else if (was || k.res.leaks_fixed)
+    else if (was || k.res.leaks_fixed || (kept && !q->mark.keep))
         r = clean_mark(co, q, r, err);
     qed_findings_end(&k);
     *ret = k.res;

@@ -12,7 +12,7 @@
  *              W3  An entry goes without the data barrier only where the new clusters are known to read zero, in space that is settled,
  *                  and the guest read zeros there before (Q23).
  *              W4  The rest of a zero cluster is zeros, whatever the backing image holds there (2.010, G.019).
- *              W5  A bad entry is never replaced by a write: the check shall see it.
+ *              W5  A bad entry is never replaced by a write: the check shall see it. One that names a table is bad, too.
  * Order        The mark before (E1), data before its entry (the data barrier of a pass), a new table before its root (qed_map.c).
  * Concurrency  begin, commit and abort do their work on the home loop (rt_call); the caller's data I/O stays on its own.
  * Failure      begin: -ENOSPC, -EIO, -ENOMEM with nothing held. abort gives the clusters back.
@@ -70,6 +70,15 @@ static void fill_in(const struct qed_image *q, struct write_txn *t, unsigned zer
     w->priv = t;
 }
 
+/* W5: may what is there be written in place? */
+static int judge(struct qed_image *q, uint64_t v)
+{
+    if (qed_kind(q, v) == QED_POINTER && !qed_names_table(q, v))
+        return 0;
+    qed_tell(q, v, q->g.cluster_size, qed_kind(q, v) == QED_POINTER ? "a table is named as data" : "an entry names what is no cluster of the file,");
+    return -EUCLEAN;
+}
+
 /* The range is locked. Sets w->len = 0 when it can be written in place. */
 static int reserve(struct co *co, struct qed_image *q, struct write_txn *t, struct fmt_write *w)
 {
@@ -81,7 +90,7 @@ static int reserve(struct co *co, struct qed_image *q, struct write_txn *t, stru
     uint32_t n = plan(q, t->block, t->index, c0, (uint32_t)((round_up(w->off + w->len, cs) - c0) >> q->g.cluster_bits), &zero);
     if (!n) {
         w->len = 0;
-        return qed_kind(q, qed_entry(t->block, t->index)) == QED_POINTER ? 0 : -EUCLEAN;         /* W5 */
+        return judge(q, qed_entry(t->block, t->index));
     }
     r = qed_alloc_take(co, q, n, false, &t->run);
     if (r < 0)
@@ -112,7 +121,7 @@ static bool is_there(struct co *co, struct qed_image *q, uint64_t off, bool *ret
     meta_put(q->meta, b);
     struct qed_held h = qed_held_now(q);
     *ret_held = qed_held_has(&h, v);
-    return qed_kind(q, v) == QED_POINTER;
+    return qed_kind(q, v) == QED_POINTER && !qed_names_table(q, v);
 }
 
 /* Waits while somebody works on the beginning of the range, or it is about to move. 1: it may be written in place now; 0: the lock is

@@ -8,7 +8,7 @@
  * Invariants   None.
  * Concurrency  One loop.
  * Failure      A failed check fails the test.
- * Tests        This is one. FEATURES 2.006, 2.008, 2.010, 2.011, 2.012, 2.013, 2.015, 2.016, 2.017, 2.021, G.019, G.020
+ * Tests        This is one. FEATURES 2.006, 2.008, 2.009, 2.010, 2.011, 2.012, 2.013, 2.015, 2.016, 2.017, 2.021, G.019, G.020
  */
 #include "fmt/qed/qed_disk_test.h"
 
@@ -373,6 +373,182 @@ static void unclean_cached(struct co *co, void *arg)
     CHECK_EQ(shut(co, q), 0);
 }
 
+/* ---- tables that are named as data (qed_tables.c) ---- */
+
+static struct { unsigned count; bool fatal; uint64_t off; } told;
+static void on_corrupted(void *arg, const struct fmt_corruption *c)
+{
+    told.count++;
+    told.fatal = c->fatal;
+    told.off = c->off;
+}
+
+static struct qed_image *reopen_told(struct co *co)
+{
+    struct fmt_image *im = NULL;
+    memset(&told, 0, sizeof told);
+    int r = fmt_qed_ops.open(co, disk_open(false), &(struct fmt_open_opts){ .frontier_bytes = 32 * C, .corrupted = on_corrupted }, &im, NULL);
+    ASSERT(r == 0);
+    return qed_of(im);
+}
+
+static void make_two_tables(struct co *co)
+{
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    CHECK_EQ(g_put(co, q, 0, 3 * C, 1), 0);
+    CHECK_EQ(g_put(co, q, SPAN, C, 2), 0);
+    CHECK_EQ(shut(co, q), 0);
+}
+
+static void named_tables(struct co *co, void *arg)
+{
+    make_two_tables(co);
+    le64 *l1 = (le64 *)(disk.bytes + C), *l2 = (le64 *)(disk.bytes + le64_get(&l1[0]));
+    uint64_t names[] = { C, 2 * C, le64_get(&l1[0]), le64_get(&l1[1]) + C };         /* the L1 table and its second cluster, both L2 tables */
+    for (unsigned i = 0; i < 4; i++)
+        le64_put(&l2[10 + i], names[i]);
+    uint64_t len = disk.len;
+    uint8_t *before = malloc(len);
+    memcpy(before, disk.bytes, len);
+    for (unsigned i = 0; i < 4; i++) {
+        struct qed_image *q = reopen_told(co);
+        uint64_t off = (10 + i) * C, host = 0;
+        CHECK(kind_at(co, q, off, &host) == FMT_DATA && host == names[i]);            /* read it may be */
+        CHECK_EQ(g_put(co, q, off + 512, 512, 9), -EIO);
+        CHECK(told.count == 1 && !told.fatal && told.off == names[i]);
+        CHECK_EQ(g_put(co, q, off, C, 9), -EIO);
+        CHECK_EQ(q->im.ops->zero(co, &q->im, off, C, 0), -EIO);
+        CHECK_EQ(q->im.ops->discard(co, &q->im, off, C), 0);
+        CHECK(told.count == 1 && !memcmp(before + C, disk.bytes + C, len - C));
+        CHECK_EQ(g_put(co, q, C, C, 1), 0);       /* the others go on */
+        CHECK_EQ(shut(co, q), 0);
+    }
+    free(before);
+}
+
+static void shared_tables(struct co *co, void *arg)
+{
+    make_two_tables(co);
+    le64 *l1 = (le64 *)(disk.bytes + C);
+    le64_put(&l1[2], le64_get(&l1[1]));
+    struct qed_image *q = reopen_told(co);
+    CHECK_EQ(g_put(co, q, SPAN, C, 3), 0);        /* in place */
+    CHECK(!told.count);
+    CHECK_EQ(g_put(co, q, SPAN + 4 * C, C, 3), -EIO);
+    CHECK_EQ(g_put(co, q, 2 * SPAN + 700 * C, C, 3), -EIO);
+    CHECK_EQ(told.count, 1);
+    CHECK_EQ(g_put(co, q, 8 * C, C, 3), 0);
+    CHECK(holds(co, q, 8 * C, C, 3) && holds(co, q, SPAN, C, 3));
+    CHECK_EQ(shut(co, q), 0);
+}
+
+/* What a table uses is no place for another, whatever the allocator says. */
+static void refused_spare(struct co *co, void *arg)
+{
+    make_two_tables(co);
+    struct qed_image *q = reopen(co, false);
+    struct meta_block *b;
+    uint32_t index;
+    CHECK(qed_slice_get(co, q, 0, &b, &index) == 0 && b);
+    CHECK_EQ(rset_add(&q->a.spare, b->off / C, b->off / C + T, 0), 0);
+    CHECK_EQ(g_put(co, q, 2 * SPAN, C, 4), 0);
+    CHECK_EQ(g_put(co, q, 3 * SPAN, C, 5), 0);
+    CHECK(holds(co, q, 0, 3 * C, 1) && holds(co, q, 2 * SPAN, C, 4) && holds(co, q, 3 * SPAN, C, 5));
+    meta_put(q->meta, b);
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(marked(disk.bytes));                    /* a check shall look */
+    struct fmt_check_result res = checked(co);
+    CHECK(!res.corruptions && !res.leaks);
+}
+
+/* ---- what a resize takes away (qed_resize.c S3) ---- */
+
+static void stale(struct co *co, void *arg)
+{
+    struct fmt_check_result res = { 0 };
+    make_two_tables(co);
+    le64 *l1 = (le64 *)(disk.bytes + C);
+    uint64_t at = disk.len;
+    le64_put(&l1[5], at);                         /* a table behind the size, with data; and data behind the size in the last table */
+    le64_put((le64 *)(disk.bytes + at), at + T * C);
+    disk.len = at + (T + 1) * C;
+    memset(disk.bytes + at + T * C, 7, C);
+    struct qed_image *q = reopen(co, false);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, 8 * SPAN, FMT_PREALLOC_OFF, NULL), 0);
+    CHECK_EQ(q->im.ops->resize_commit(co, &q->im, true, NULL), 0);
+    CHECK(holds(co, q, 5 * SPAN, C, 0));
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(marked(disk.bytes));
+    res = checked(co);
+    CHECK(!res.corruptions && res.leaks == T + 1);
+    q = reopen_as(co, false, true);
+    CHECK_EQ(scrub(co, q, FMT_FIX_LEAKS, &res), 0);
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co) && disk.len == at);
+    q = reopen(co, false);                        /* data behind the size, in the last table of it */
+    CHECK_EQ(q->im.ops->resize(co, &q->im, 9 * SPAN - 100 * C, FMT_PREALLOC_OFF, NULL), 0);
+    CHECK_EQ(q->im.ops->resize_commit(co, &q->im, true, NULL), 0);
+    CHECK_EQ(g_put(co, q, 8 * SPAN, C, 3), 0);
+    CHECK_EQ(shut(co, q), 0);
+    le64 *last = (le64 *)(disk.bytes + le64_get((le64 *)(disk.bytes + C) + 8));
+    le64_put(&last[1000], disk.len);
+    disk.len += C;
+    q = reopen(co, false);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, 9 * SPAN, FMT_PREALLOC_OFF, NULL), 0);
+    CHECK_EQ(q->im.ops->resize_commit(co, &q->im, true, NULL), 0);
+    CHECK(q->mark.keep);
+    CHECK_EQ(scrub(co, q, FMT_FIX_LEAKS, &res), 0);
+    CHECK(res.leaks_fixed == 1 && !q->mark.keep);
+    CHECK_EQ(shut(co, q), 0);
+    le64_put((le64 *)(disk.bytes + C) + 9, le64_get((le64 *)(disk.bytes + C)));      /* what it named has another owner */
+    q = reopen(co, false);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, 16 * SPAN, FMT_PREALLOC_OFF, NULL), 0);
+    CHECK_EQ(q->im.ops->resize_commit(co, &q->im, true, NULL), 0);
+    CHECK(q->mark.keep);
+    CHECK_EQ(scrub(co, q, 0, &res), 0);           /* the same opening can prove it */
+    CHECK(!q->mark.keep && !marked(disk.bytes));
+    CHECK(holds(co, q, 0, 3 * C, 1) && holds(co, q, 9 * SPAN, C, 0));
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+}
+
+/* ---- qed_zero.c Z4 ---- */
+
+static bool late_discard;
+static void late_zero(struct co *co, void *arg)
+{
+    late.result = late_discard ? late.q->im.ops->discard(co, &late.q->im, 0, 8 * C) : late.q->im.ops->zero(co, &late.q->im, 0, 8 * C, 0);
+    late.done = true;
+    co_group_leave(&late.group);
+}
+
+static void unclean_zero(struct co *co, void *arg)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        struct fmt_check_result res = { 0 };
+        make_unclean(co);
+        struct qed_image *q = reopen_as(co, false, true);
+        memset(&late, 0, sizeof late);
+        late.q = q;
+        late_discard = i & 1;
+        atomic_store(&q->im.below_zero_from, UINT64_MAX);         /* something may show through */
+        co_group_enter(&late.group);
+        CHECK_EQ(rt_spawn(co_loop(co), late_zero, NULL), 0);
+        for (unsigned k = 0; k < 50; k++)
+            co_yield(co);
+        CHECK(!late.done);
+        if (i < 2)
+            CHECK_EQ(scrub(co, q, 0, &res), 0);
+        else
+            q->im.ops->no_scrub(&q->im);
+        co_group_wait(co, &late.group);
+        CHECK_EQ(late.result, i < 2 ? 0 : -EIO);
+        CHECK(i >= 2 || (kind_at(co, q, 2 * C, NULL) == FMT_ZERO && holds(co, q, 0, 8 * C, 0)));
+        CHECK_EQ(shut(co, q), 0);
+    }
+}
+
 static void leave_co(struct co *co, void *arg)
 {
     CHECK_EQ(qed_mark_leave(co, late.q), 0);
@@ -427,6 +603,11 @@ RUN(scrubbed)
 RUN(scrubbed_shared)
 RUN(unclean_cached)
 RUN(header_shared)
+RUN(named_tables)
+RUN(shared_tables)
+RUN(refused_spare)
+RUN(stale)
+RUN(unclean_zero)
 
 int main(void)
 {
@@ -435,6 +616,8 @@ int main(void)
         cmocka_unit_test(test_costs), cmocka_unit_test(test_zeros), cmocka_unit_test(test_found), cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_unclean), cmocka_unit_test(test_no_scrub), cmocka_unit_test(test_scrubbed),
         cmocka_unit_test(test_scrubbed_shared), cmocka_unit_test(test_unclean_cached), cmocka_unit_test(test_header_shared),
+        cmocka_unit_test(test_named_tables), cmocka_unit_test(test_shared_tables), cmocka_unit_test(test_refused_spare), cmocka_unit_test(test_stale),
+        cmocka_unit_test(test_unclean_zero),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qed-write", tests);

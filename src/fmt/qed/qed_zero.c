@@ -8,6 +8,7 @@
  * Invariants   Z1  The range lock is held while entries of the range change (fmt.h I2).
  *              Z2  Nothing shows backing data after a discard (1.054).
  *              Z3  A bad entry stays for the check to see: what it covers cannot be zeroed.
+ *              Z4  In an unclean image a bad entry reads as absent: before it is zeroed, the scrub takes it away or leaves it.
  * Order        The mark before (E1). A zero entry relies on nothing: no barrier in front of it.
  * Concurrency  Works on the home loop, slice by slice. Clusters are zeroed beside requests: whoever writes there in place at the same time
  *              may come first or last.
@@ -39,9 +40,12 @@ static int zero_clusters(struct co *co, const struct call *c, const struct meta_
     for (uint32_t i = 0; i < n && r == 0; i++) {
         uint64_t v = qed_entry(b, index + i);
         enum qed_entry kind = qed_kind(q, v);
-        if (kind == QED_BAD && !c->advisory)
+        bool bad = kind == QED_BAD || (kind == QED_POINTER && qed_names_table(q, v));
+        if (bad && !c->advisory) {
+            qed_tell(q, v, q->g.cluster_size, kind == QED_BAD ? "an entry names what is no cluster of the file," : "a table is named as data");
             return -EUCLEAN;                      /* Z3 */
-        if (kind != QED_POINTER)
+        }
+        if (bad || kind != QED_POINTER)
             continue;
         if (!len || v != host + len) {
             r = zero_host(co, c, host, len);
@@ -80,6 +84,25 @@ static int set_zeros(struct co *co, struct qed_image *q, uint64_t off, uint32_t 
     return r;
 }
 
+static bool has_bad(const struct qed_image *q, const struct meta_block *b, uint32_t index, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (qed_kind(q, qed_entry(b, index + i)) == QED_BAD)
+            return true;
+    return false;
+}
+
+/* The slice of off, locked. Z4: not before a bad entry of an image that nobody has looked through was judged. */
+static int judged_slice(struct co *co, struct qed_image *q, uint64_t off, uint32_t n, struct meta_block **ret_b, uint32_t *ret_index)
+{
+    int r = qed_slice_get(co, q, off, ret_b, ret_index);
+    if (r < 0 || !*ret_b || !q->unclean || !has_bad(q, *ret_b, *ret_index, n))
+        return r;
+    meta_put(q->meta, *ret_b);
+    r = qed_unclean_wait(co, q);
+    return r < 0 ? r : qed_slice_get(co, q, off, ret_b, ret_index);
+}
+
 /* Clusters [off, end) of one slice, locked. *ret_end: the end of the table when there is none and nothing to do. */
 static int work_locked(struct co *co, const struct call *c, uint64_t off, uint64_t end, uint64_t *ret_end)
 {
@@ -87,7 +110,7 @@ static int work_locked(struct co *co, const struct call *c, uint64_t off, uint64
     uint64_t cs = q->g.cluster_size, below = atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed);
     uint32_t index, n = (uint32_t)((end - off) >> q->g.cluster_bits), covered = off < below ? (uint32_t)min_u64(n, div_up(below - off, cs)) : 0;
     struct meta_block *b;
-    int r = qed_slice_get(co, q, off, &b, &index);
+    int r = judged_slice(co, q, off, n, &b, &index);
     if (r < 0)
         return r;
     bool lacks = covered && (!b || lacks_zeros(b, index, covered));
