@@ -93,6 +93,9 @@ enum {
 BYRE_EXPORT BYRE_MUST_USE int byre_read(struct byre_image *image, void *buf, size_t len, uint64_t off);
 /* Reads the VM state that lies behind the disk, addressed from 0; what was never saved is zeros. -ENOTSUP: the format keeps none. */
 BYRE_EXPORT BYRE_MUST_USE int byre_read_state(struct byre_image *image, void *buf, size_t len, uint64_t off);
+/* Writes it; all other requests wait meanwhile. -EFBIG: past what the format can address; -EBUSY: a scrub or a compaction runs; -ENOTSUP
+ * also for an image with an external data file. */
+BYRE_EXPORT BYRE_MUST_USE int byre_write_state(struct byre_image *image, const void *buf, size_t len, uint64_t off);
 BYRE_EXPORT BYRE_MUST_USE int byre_readv(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off);
 BYRE_EXPORT BYRE_MUST_USE int byre_write(struct byre_image *image, const void *buf, size_t len, uint64_t off, unsigned flags);
 BYRE_EXPORT BYRE_MUST_USE int byre_writev(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off, unsigned flags);

@@ -155,6 +155,8 @@ struct fmt_check_opts {
     void (*progress)(void *arg, uint64_t done, uint64_t total);   /* may be NULL */
     /* scrub only: between steps of a few milliseconds. May suspend as long as it likes. < 0: it ends with that. May be NULL */
     int (*step)(struct co *co, void *arg);
+    /* scrub only: does `step` stand still for nobody knows how long, because somebody has paused it? May be NULL: never */
+    bool (*stands)(void *arg);
 };
 
 /* Damage that was met in use. fatal: every request is refused from now on, and the image is marked where its format has a mark. */
@@ -381,6 +383,9 @@ struct fmt_ops {
     /* Any loop: where the VM state begins, in the guest's address space: behind all that the disk can use of its tables. map and read_encoded
      * answer there too (absent: zeros, whatever lies below). NULL: the format keeps none. */
     uint64_t (*state_at)(const struct fmt_image *im);
+    /* Home, drained: mappings up to `end`, which lies behind the disk, can be made from now on; NULL: the state is only read. -EFBIG, -EBUSY,
+     * -ENOTSUP: not in this image. */
+    int (*state_room)(struct co *co, struct fmt_image *im, uint64_t end);
     /* Sizes for `o` when data_bytes of guest data (in whole clusters, counted by the caller) are written. */
     int (*measure)(const struct fmt_create_opts *o, uint64_t data_clusters_bytes, struct fmt_measure *ret, struct byre_err *err);
 };

@@ -104,6 +104,8 @@ MUST_USE int graph_read(struct co *co, struct graph_node *n, struct iov v, uint6
 /* Reads the VM state of n's own image, addressed from 0; what was never saved is zeros, whatever the layers below hold. -ENOTSUP: the
  * format keeps none; -EIO: past what can be addressed. */
 MUST_USE int graph_read_state(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
+/* Writes it. No request runs meanwhile. -EFBIG: past what the format can address; -EBUSY: not now (a scrub runs); -EPERM: read-only. */
+MUST_USE int graph_write_state(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
 /* With GRAPH_COMPRESS: whole clusters (the last one of the disk may be short), else -EINVAL; -ENOTSUP: the format or the
  * image does not compress. What does not become smaller is stored plain. */
 MUST_USE int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);

@@ -296,6 +296,8 @@ void index_attach(struct graph_node *n);
 void index_detach(struct co *co, struct graph_node *n);          /* nobody is inside; home */
 /* Which covered layer answers for [p->pos, end), as chain_walk would say it; depth counts from the index's own node on.
  * p->pos: inside that node's size. The piece is held when it is DATA or ENCODED. Suspends. */
+/* read.c: from the mapping of n alone, at any offset of it; what is not there is zeros. */
+MUST_USE int state_read(struct co *co, struct graph_node *n, struct iov v, uint64_t pos);
 MUST_USE int index_find(struct co *co, struct chain_index *ix, uint64_t end, struct piece *p);
 struct graph_node *index_below(const struct chain_index *ix);    /* first layer that is not covered; NULL: none */
 struct graph_node *index_last(const struct chain_index *ix);

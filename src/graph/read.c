@@ -147,7 +147,7 @@ int graph_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 /* ---- VM state ---- */
 
 /* Piece by piece: it is read once, in large requests. */
-static int state_read(struct co *co, struct graph_node *n, struct iov v, uint64_t pos)
+int state_read(struct co *co, struct graph_node *n, struct iov v, uint64_t pos)
 {
     uint64_t start = pos, end = pos + v.len_bytes;
     int r = 0;

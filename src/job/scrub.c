@@ -53,11 +53,13 @@ static int on_step(struct co *co, void *arg)
     return job_spend(co, s->job, units);
 }
 
+static bool on_stands(void *arg) { return ((struct scrub *)arg)->job->status == JOB_PAUSED; }
+
 static int scrub_run(struct co *co, struct job *job, struct byre_err *err)
 {
     struct scrub *s = job->opaque;
     struct fmt_image *im = graph_image(s->node);
-    struct fmt_check_opts o = { .fix = s->fix_leaks ? FMT_FIX_LEAKS : 0, .finding = on_finding, .progress = on_progress, .step = on_step, .arg = s };
+    struct fmt_check_opts o = { .fix = s->fix_leaks ? FMT_FIX_LEAKS : 0, .finding = on_finding, .progress = on_progress, .step = on_step, .stands = on_stands, .arg = s };
     struct fmt_check_result *c = &s->result.counts;
     s->job = job;
     int r = im->ops->scrub(co, im, &o, c, err);

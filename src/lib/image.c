@@ -171,6 +171,12 @@ static int read_state_co(struct co *co, void *arg)
     return graph_read_state(co, io->node, io->v, io->off);
 }
 
+static int write_state_co(struct co *co, void *arg)
+{
+    struct io *io = arg;
+    return graph_write_state(co, io->node, io->v, io->off);
+}
+
 static int write_co(struct co *co, void *arg)
 {
     struct io *io = arg;
@@ -224,6 +230,13 @@ int byre_read_state(struct byre_image *image, void *buf, size_t len, uint64_t of
     struct iovec slot;
     struct io io = { .v = iov_one(&slot, buf, len), .off = off };
     return run_io(image, read_state_co, &io);
+}
+
+int byre_write_state(struct byre_image *image, const void *buf, size_t len, uint64_t off)
+{
+    struct iovec slot;
+    struct io io = { .v = iov_one(&slot, buf, len), .off = off };
+    return run_io(image, write_state_co, &io);
 }
 
 int byre_readv(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off)

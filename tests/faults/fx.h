@@ -22,7 +22,7 @@
 /* ---- scenarios (fx_scenes.c) ---- */
 
 enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_FLUSH, FX_GROW, FX_SHRINK, FX_AMEND, FX_CHECK, FX_REPAIR, FX_SCRUB /* beside what runs together with it */, FX_COMPACT,
-             FX_KEEP, FX_APPLY, FX_DROP /* snapshot number `at`: made, applied, deleted */, FX_BITMAP /* action `at` of fx_steps.c on bitmaps */, FX_KEY /* change `at` of key slots, fx_steps.c */, FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
+             FX_KEEP, FX_APPLY, FX_DROP /* snapshot number `at`: made, applied, deleted */, FX_BITMAP /* action `at` of fx_steps.c on bitmaps */, FX_KEY /* change `at` of key slots, fx_steps.c */, FX_STATE /* the VM state is written */, FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
 struct fx_step {
     enum fx_do what;
     unsigned at, at_sectors, len, len_sectors;   /* clusters and sectors; cut to the disk. GROW: len sixteenths of the size more; SHRINK: to len.

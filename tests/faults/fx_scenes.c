@@ -39,7 +39,7 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "" },
 };
 
-const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "scrub", "compact", "keep", "apply", "drop", "bitmap", "key", "close", "faults" };
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "scrub", "compact", "keep", "apply", "drop", "bitmap", "key", "write state", "close", "faults" };
 
 const struct fx_scene fx_scenes[] = {
     { "create", PLAIN "device-back c512-wide " LUKS, 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
@@ -109,6 +109,8 @@ const struct fx_scene fx_scenes[] = {
     { "key-replace", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_KEY, 2, 0, 0, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_READ } } },
     { "key-two-sectors", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_KEY, 3, 0, 0, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_KEY, 4, 0, 0, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_READ } } },
     { "key-snapshot", " luks luks-back ", 4, false, 0, { { FX_OPEN_RW }, { FX_FLUSH }, { FX_KEEP }, { FX_FAULTS }, { FX_KEY }, { FX_WRITE, 1, 0, 2, 0 }, { FX_KEY, 1, 0, 0, 0 }, { FX_FLUSH }, { FX_APPLY }, { FX_WRITE, 2, 0, 0, 1 }, { FX_FLUSH } } },
+    { "vm-state", K4 "c512 c512-v2-back sub-back luks snapshot holes device ", 4, false, 0,
+      { { FX_OPEN_RW }, { FX_FAULTS }, { FX_STATE, 0, 1, 2, 1 }, { FX_WRITE, 7, 0, 1, 0 }, { FX_STATE, 70, 0, 1, 0 }, { FX_FLUSH }, { FX_STATE, 1, 0, 0, 3 }, { FX_FLUSH } } },
     { "scrub-leaky", K4 "c512-v2-back ", 8, true, FX_LEAKY,
       { { FX_OPEN_RW }, { FX_FAULTS }, { FX_SCRUB }, { FX_WRITE, 3, 0, 1, 0 TOO }, { FX_DISCARD, 0, 0, 1, 0 TOO }, { FX_WRITE, 20, 1, 0, 2 TOO }, { FX_FLUSH TOO }, { FX_WRITE, 24, 0, 1, 0 }, { FX_FLUSH } } },
     { "scrub", " c512 device c4k-data snapshot compressed bitmap lazy-4k ", 6, true, 0,

@@ -181,6 +181,40 @@ static int amend(struct co *co, struct fx_run *r, const struct fx_step *s, struc
     return refused ? 0 : e;        /* what the image cannot become */
 }
 
+/* The disk is as it was, whatever comes of it. */
+static int write_state(struct co *co, struct fx_run *r, const struct fx_step *s)
+{
+    uint64_t cs = r->c->g.cluster, len = s->len * cs + s->len_sectors * CX_SECTOR;
+    uint8_t *buf = malloc(len);
+    if (!buf)
+        abort();
+    memset(buf, 0xe7, len);
+    struct iovec slot;
+    int e = graph_write_state(co, r->w->node, iov_one(&slot, buf, len), s->at * cs + s->at_sectors * CX_SECTOR);
+    free(buf);
+    if (e)
+        return e;
+    uint8_t *back = malloc(len);
+    if (!back)
+        abort();
+    struct cx_faults keep = r->w->faults;        /* what was answered well is there: looked at without faults, and uncounted */
+    bool armed = fx_alloc.armed;
+    r->w->faults.nth = 0;
+    fx_alloc.armed = false;
+    e = graph_read_state(co, r->w->node, iov_one(&slot, back, len), s->at * cs + s->at_sectors * CX_SECTOR);
+    for (uint64_t i = 0; e == 0 && i < len; i++)
+        if (back[i] != 0xe7) {
+            fx_bad(r, "the VM state does not hold what was written");
+            break;
+        }
+    if (e)
+        fx_bad(r, "the VM state cannot be read back: %d", e);
+    r->w->faults = keep;
+    fx_alloc.armed = armed;
+    free(back);
+    return 0;
+}
+
 /* ---- key slots ---- */
 
 /* 0: a slot for "b"; 1: that of "a" is erased; 2: the first one, which may be the only one, gets "b" instead; 3, 4: the one
@@ -460,6 +494,9 @@ static void one_step(struct co *co, struct fx_run *r, const struct fx_step *s, u
         break;
     case FX_BITMAP:
         answered(r, s->what, open ? fx_bitmap_do(co, r, s->at, &err) : 0, &err);
+        break;
+    case FX_STATE:
+        answered(r, s->what, open ? write_state(co, r, s) : 0, NULL);
         break;
     case FX_KEY:
         answered(r, s->what, open ? change_keys(co, r, s->at, &err) : 0, &err);

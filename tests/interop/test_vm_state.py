@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The VM state behind the disk of a qcow2 image: what the peer saves there is read back."""
+"""The VM state behind the disk of a qcow2 image: what one saves there the other reads back."""
 import re
 
 import pytest
@@ -95,19 +95,116 @@ def test_growing_does_not_show_it(tmp_path):
     run.run(peers.need("qemu-img"), "check", path)
 
 
-def test_snapshots_leave_it(tmp_path):
-    """FEATURES 1.058: our snapshots are of the disk alone; making one, and setting back to it, leaves the image sound"""
+@pytest.mark.parametrize("maker", ["ours", "theirs"])
+def test_snapshots_keep_it(tmp_path, maker):
+    """FEATURES 1.058: a snapshot holds the state of its time, and setting back to it brings it back, whoever makes it and sets back"""
     path = tmp_path / "x"
     create(path)
+    snap = (lambda *a: run.byre("snapshot", *a, path)) if maker == "ours" else lambda *a: run.run(peers.need("qemu-img"), "snapshot", *a, path)
     save(path, "write -P 0x61 0 1000k", "write -b -P 0x62 0 300k")
-    run.byre("snapshot", "-c", "one", path)
+    snap("-c", "one")
     assert run.byre("info", "--output=json", path).json["snapshots"][0]["vm-state-size"] == 0
     both(path, "read -b -P 0x62 0 300k", "read -P 0x61 0 1000k")
-    run.byre("check", path)
-    run.byre("snapshot", "-a", "one", path)
-    run.byre("io", "-c", "read -P 0x61 0 1000k", path)
+    run.byre("io", "-c", "write -b -P 0x63 0 100k", "-c", "write -b -P 0x64 9M 64k", "-c", "write -P 0x65 0 4k", path)
+    snap("-c", "two")
+    check_both(path)
+    for setter in (lambda name: run.byre("snapshot", "-a", name, path), lambda name: run.run(peers.need("qemu-img"), "snapshot", "-a", name, path)):
+        setter("one")
+        both(path, "read -P 0x61 0 1000k", "read -b -P 0x62 0 300k", "read -b -P 0 300k 10M")
+        check_both(path)
+        setter("two")
+        both(path, "read -P 0x65 0 4k", "read -b -P 0x63 0 100k", "read -b -P 0x62 100k 200k", "read -b -P 0x64 9M 64k")
+        check_both(path)
+    snap("-d", "one")
+    snap("-d", "two")
+    both(path, "read -b -P 0x63 0 100k")
+    check_both(path)
+
+
+def check_both(path):
     run.byre("check", path)
     run.run(peers.need("qemu-img"), "check", path)
+
+
+def saved_by_us(path, *commands, before=()):
+    run.byre("io", *before, *[word for command in commands for word in ("-c", command)], path)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_saved_by_us(tmp_path, shape):
+    """FEATURES 1.058: what we write there the peer reads: over several tables, into clusters that hold some, far behind, and the disk is as it was"""
+    path, (size, options) = tmp_path / "x", SHAPES[shape]
+    create(path, size, options)
+    if size != "0":
+        save(path, "write -P 0x11 0 1000k")
+    saved_by_us(path, "write -b -P 0x21 0 100k", "write -b -P 0x22 100k 200k", "write -b -P 0x23 5M 1M", "write -b -P 0x24 20992 512", "write -b 0 0",
+                "write -b -P 0x25 40G 1536")
+    both(path, "read -b -P 0x21 0 20k", "read -b -P 0x24 20992 512", "read -b -P 0x21 21504 80896", "read -b -P 0x22 100k 200k", "read -b -P 0 300k 4820k",
+         "read -b -P 0x23 5M 1M", "read -b -P 0 6M 2M", "read -b -P 0x25 40G 1536", "read -b -P 0 42949674496 64k")
+    if size != "0":
+        both(path, "read -P 0x11 0 1000k", "read -P 0 1000k 0")
+    check_both(path)
+    save(path, "write -b -P 0x26 50k 100k")          # and the peer goes on with it, then we again
+    saved_by_us(path, "write -b -P 0x27 75k 1k")
+    both(path, "read -b -P 0x26 50k 25k", "read -b -P 0x27 75k 1k", "read -b -P 0x26 76k 74k", "read -b -P 0x21 21504 29696")
+    check_both(path)
+
+
+def test_written_over_a_backing_image(tmp_path):
+    """FEATURES 1.058: what is around it in its cluster is zeros, not what the backing image has at that place of its disk"""
+    base, top = tmp_path / "base", tmp_path / "top"
+    create(base, "16M")
+    save(base, "write -P 0x31 0 16M", "write -b -P 0x32 0 64k")
+    for options in ("cluster_size=64k", "cluster_size=64k,extended_l2=on"):
+        create(top, "1M", options, "-b", "base", "-F", "qcow2")
+        saved_by_us(top, "write -b -P 0x33 1536 512", "write -b -P 0x34 200k 100k")
+        both(top, "read -b -P 0 0 1536", "read -b -P 0x33 1536 512", "read -b -P 0 2k 198k", "read -b -P 0x34 200k 100k", "read -b -P 0 300k 200k", "read -P 0x31 0 1M")
+        check_both(top)
+        top.unlink()
+
+
+def test_written_encrypted(tmp_path):
+    """FEATURES 1.058: our state of an encrypted disk is encrypted"""
+    path = tmp_path / "x"
+    before = ("--object", "secret,id=s,data=geheim")
+    run.byre("create", "-q", *before, "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "4M")
+    options = f"driver=qcow2,encrypt.key-secret=s,file.filename={path}"
+    saved_by_us(options, "write -b -P 0x41 512 192k", before=(*before, "--image-opts"))
+    assert bytes([0x41]) * 512 not in path.read_bytes()
+    both(options, "read -b -P 0x41 512 192k", "read -b -P 0 0 512", "read -b -P 0 197120 64k", before=(*before, "--image-opts"))
+
+
+def test_write_report(tmp_path):
+    """FEATURES 6.004: the forms of `write -b`, and what is refused, as the peer says it"""
+    path = tmp_path / "x"
+    create(path)
+    both(path, "write -b 0 20k", "write -bq 0 4k", "write -b 0 0", "write -b -s /dev/zero 0 4k", "write -b 1T 4k", "write -b -c 0 4k", "read -b -P 0xcd 4k 16k")
+    for refused in ("write -b 3 512", "write -b 0 700", "write -b -z 0 4k", "write -bzu 0 4k", "write -b -f 0 4k", "write -b -u 0 4k", "write -b -n 0 4k", "write -b 100T 4k",
+                    "write -b -P 7 -s /dev/null 0 4k", "write -b 0 8E"):
+        both(path, refused, code=1)
+    check_both(path)
+    run.byre("io", "-r", "-c", "write -b 0 4k", path, code=1)
+    raw = tmp_path / "raw"
+    run.run(peers.need("qemu-img"), "create", "-q", "-f", "raw", raw, "1M")
+    both(raw, "write -b 0 4k", before=("-f", "raw"), code=1)
+
+
+def test_growing_over_ours(tmp_path):
+    """FEATURES 1.058: a disk that grows over it reads zeros there"""
+    path = tmp_path / "x"
+    create(path, "2M")
+    saved_by_us(path, "write -b -P 0x51 0 3M")
+    run.byre("resize", path, "8M")
+    both(path, "read -P 0 0 8M", "read -b -P 0 0 3M")
+    check_both(path)
+
+
+def test_data_file_is_refused(tmp_path):
+    """FEATURES 1.058: the state would lie behind the disk in the data file: refused, and nothing changes"""
+    path = tmp_path / "x"
+    create(path, "1M", f"data_file={tmp_path / 'data'}")
+    assert "Operation not supported" in run.byre("io", "-c", "write -b 0 4k", path, code=1).out
+    check_both(path)
 
 
 @pytest.mark.parametrize("kind", ["raw", "qed"])

@@ -155,7 +155,7 @@ static int run_readv(struct io_shell *s, const void *opts, int argc, char **argv
 }
 
 /* ---- writing ---- */
-struct write_opts { bool machine, quiet, fua, no_fallback, unmap, zero, registered, compat_p, compress; char *pattern, *source; };
+struct write_opts { bool machine, quiet, fua, no_fallback, unmap, zero, registered, compat_p, compress, state; char *pattern, *source; };
 
 #define WRITE_COMMON                                                                                                         \
     { .short_name = 'C', .type = OPT_BOOL, OPT_AT(struct write_opts, machine), .help = "report in a form for programs" },    \
@@ -171,7 +171,7 @@ static const struct opt_row write_rows[] = {
     { .short_name = 'u', .type = OPT_BOOL, OPT_AT(struct write_opts, unmap), .help = "with -z: space may be given back" },
     { .short_name = 'n', .type = OPT_BOOL, OPT_AT(struct write_opts, no_fallback), .help = "with -z: fail rather than write zeros" },
     { .short_name = 'p', .type = OPT_BOOL, OPT_AT(struct write_opts, compat_p), .flags = OPT_HIDDEN, .help = "no effect" },
-    { .short_name = 'b', .type = OPT_BOOL, .flags = OPT_LATER, .help = "write to the VM state" },
+    { .short_name = 'b', .type = OPT_BOOL, OPT_AT(struct write_opts, state), .help = "write the VM state" },
     { .short_name = 'c', .type = OPT_BOOL, OPT_AT(struct write_opts, compress), .help = "store whole clusters compressed" },
     OPT_END
 };
@@ -179,7 +179,9 @@ static const struct opt_row writev_rows[] = { WRITE_COMMON, OPT_END };
 
 static bool check_write(const struct write_opts *o)
 {
-    if (o->fua && o->compress)
+    if (o->state && o->zero)
+        printf("-b and -z cannot be specified at the same time\n");
+    else if (o->fua && (o->state || o->compress))
         printf("-f and -b or -c cannot be specified at the same time\n");
     else if (o->unmap && !o->zero)
         printf("-u requires -z to be specified\n");
@@ -220,6 +222,15 @@ static int run_zero(struct io_shell *s, const struct write_opts *o, char **argv)
     return finish_write(o, "write", rc, &(struct io_report){ .off = off, .done = len }, &t);
 }
 
+static int write_buf(struct io_shell *s, const struct write_opts *o, const void *data, uint64_t len, uint64_t off)
+{
+    if (byre_is_read_only(s->image))
+        return -EPERM;
+    if (o->state)
+        return byre_write_state(s->image, data, len, off);
+    return byre_write(s->image, data, len, off, (o->fua ? BYRE_FUA : 0) | (o->compress ? BYRE_COMPRESS : 0));
+}
+
 static int run_write(struct io_shell *s, const void *opts, int argc, char **argv)
 {
     const struct write_opts *o = opts;
@@ -230,12 +241,13 @@ static int run_write(struct io_shell *s, const void *opts, int argc, char **argv
         return 1;
     if (o->zero)
         return run_zero(s, o, argv);
-    if (!io_number(argv[0], &off) || !io_length(argv[1], &len) || !io_buf_new(s, len, pattern, &b))
+    if (!io_number(argv[0], &off) || !io_length(argv[1], &len) || (o->state && !(whole_sectors(off, "offset") && whole_sectors(len, "count"))) ||
+        !io_buf_new(s, len, pattern, &b))
         return 1;
     int code = 1;
     if (!o->source || io_buf_from_file(&b, o->source)) {
         struct timespec t = now();
-        int rc = byre_is_read_only(s->image) ? -EPERM : byre_write(s->image, b.data, len, off, (o->fua ? BYRE_FUA : 0) | (o->compress ? BYRE_COMPRESS : 0));
+        int rc = write_buf(s, o, b.data, len, off);
         code = finish_write(o, "write", rc, &(struct io_report){ .off = off, .done = len }, &t);
     }
     io_buf_fini(&b);

@@ -22,6 +22,9 @@ struct q2_scrubbing {
     bool counting;                       /* the image is unclean: references are counted, not compared */
     bool mends_flags;
     bool walking; struct co_waitq walked;
+    /* q2_stand.c: in the caller's step; tables went their way meanwhile; so the round begins again; and has begun again */
+    bool stepping, overrun, again, rounds_again;
+    uint64_t *told; size_t told_count;   /* hashes of findings */
     struct q2_scrub_fix { uint64_t guest; bool l1; } *fixes; size_t fix_count, fix_room;     /* entries to be mended */
     bool fix_lost;                       /* there are more */
     uint64_t base, total;                /* progress */

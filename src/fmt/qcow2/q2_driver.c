@@ -564,6 +564,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .close = q2_close,
     .create = q2_create,
     .state_at = q2_state_at,
+    .state_room = q2_state_room,
     .measure = q2_measure,
     .bitmaps_open = q2_bms_open,
     .bitmap_load = q2_bms_load,

@@ -88,6 +88,24 @@ static int grow_l1(struct co *co, struct q2_image *q, uint64_t entries, struct b
     return 0;
 }
 
+/* The VM state is mapped behind the disk, by the entries of the L1 table that the disk does not need (FEATURES 1.058). */
+int q2_state_room(struct co *co, struct fmt_image *im, uint64_t end)
+{
+    struct q2_image *q = q2_of(im);
+    ASSERT_LOOP(im->home);
+    if (q->failed)
+        return -EIO;
+    if (q->g.data_file)                  /* it would lie behind the disk in that file */
+        return -ENOTSUP;
+    int r = q2_scrub_excludes(q, "given a VM state", NULL);
+    if (r < 0)
+        return r;
+    q->changing = true;                  /* no scrub begins */
+    r = grow_l1(co, q, div_up(end, q2_l2_span(&q->g)), NULL);
+    q->changing = false;
+    return r;
+}
+
 /* ---- cutting ---- */
 
 /* Unallocates the entries of [off, end) inside one slice. */

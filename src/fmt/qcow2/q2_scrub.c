@@ -9,7 +9,7 @@
  *                 it since the round began, and it waited in no queue then: its references and its count stood still
  *                 while the round read them, whatever moment they were read at.
  *              L2 A table that the round may still read keeps its place and is not used for anything else: dropped tables, that of
- *                 the refcounts too, wait (q2_drop.c) until it has ended. What names them, the header, is taken once, while
+ *                 the refcounts too, wait (q2_drop.c) until it has ended, or stands still and begins again (q2_stand.c). What names them, the header, is taken once, while
  *                 nobody is about to switch it: mixed with a later one, or with one half written, it would hide what stays.
  *              L3 Leaks are freed only when every reference could be followed, and only after what was read is durable and a grace
  *                 period has gone by. Nothing is freed that the tables in memory name: then the walk has missed something.
@@ -36,6 +36,7 @@
 #include "fmt/qcow2/q2_bms.h"
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_check_priv.h"
+#include "fmt/qcow2/q2_stand.h"
 #include "fmt/qcow2/q2_unclean.h"
 
 #define REFS_PER_STEP 512u              /* some 50 microseconds: a request that has to pass the home loop a few times notices little */
@@ -50,12 +51,6 @@ void q2_scrub_touch(struct q2_image *q, uint64_t cluster, uint64_t n)
 {
     if (q->scrubbing && !MUTANT(MUT_SCRUB_BLIND))
         q2_marks_add(&q->scrubbing->touched, cluster, n);
-}
-
-void q2_scrub_wait_walk(struct co *co, struct q2_image *q)
-{
-    while (q->scrubbing && q->scrubbing->walking)
-        co_wait(co, &q->scrubbing->walked);
 }
 
 int q2_scrub_excludes(const struct q2_image *q, const char *what, struct byre_err *err)
@@ -120,7 +115,7 @@ int q2_live_breathe(struct co *co, struct q2_checker *k)
     if (s->q->failed)
         return -EIO;
     s->step_began = rt_now(co_loop(co));
-    return s->o->step ? s->o->step(co, s->o->arg) : 0;
+    return s->o->step ? q2_stand_step(co, s) : 0;
 }
 
 /* One more entry was looked at: is the step over? */
@@ -209,7 +204,7 @@ static void on_progress(void *arg, uint64_t done, uint64_t total)
 static void on_finding(void *arg, bool fixed, const char *id, const char *text)
 {
     struct q2_scrubbing *s = arg;
-    if (s->o->finding)
+    if (s->o->finding && q2_stand_tells(s, id, text))
         s->o->finding(s->o->arg, fixed, id, text);
 }
 
@@ -242,6 +237,7 @@ static int begin_round(struct co *co, struct q2_scrubbing *s)
     q2_marks_fini(&s->touched);
     s->fix_count = 0;
     s->fix_lost = false;
+    s->overrun = s->again = false;
     s->walking = true;
     touch_set(s, &a->frontier);
     touch_set(s, &a->counted);
@@ -259,7 +255,7 @@ static void end_round(struct q2_scrubbing *s)
     s->base += s->q->h.size;
 }
 
-static int round_of(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, bool quiet, struct byre_err *err)
+static int one_round(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, bool quiet, struct byre_err *err)
 {
     q2_checker_init(k, s->q, o, quiet);
     k->live = s;
@@ -270,6 +266,21 @@ static int round_of(struct co *co, struct q2_scrubbing *s, struct q2_checker *k,
     else
         r = q2_gather(co, k, err);
     end_round(s);
+    return r;
+}
+
+/* Until one has gone through that nobody paused for so long that tables were given away (q2_stand.c). */
+static int round_of(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, bool quiet, struct byre_err *err)
+{
+    int r = one_round(co, s, k, o, quiet, err);
+    while (s->again) {
+        if (err)
+            *err = (struct byre_err){ 0 };
+        s->rounds_again = true;
+        q2_checker_fini(k);
+        r = one_round(co, s, k, o, quiet, err);
+    }
+    s->rounds_again = false;
     return r;
 }
 
@@ -614,6 +625,7 @@ int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o
         q2_checker_fini(k);
         q2_marks_fini(&s->touched);
         free(s->fixes);
+        free(s->told);
         free(s->tables);
     } else {
         q2_no_scrub(im);

@@ -29,7 +29,7 @@ int q2_snap_apply_plan(struct co *co, struct q2_snap *s)
     (void)co;
     if (!s->rq->before && (q->h.autoclear & Q2_AUTOCLEAR_BITMAPS) && q->h.has_bitmaps && q->h.bitmap_count)
         return byre_fail(s->err, NOT_SUPPORTED, "%s: a snapshot cannot be applied to an image with %" PRIu32 " dirty bitmaps; remove them first", q->name, q->h.bitmap_count);
-    s->entries = q2_l1_entries(&q->g, it->disk_size);
+    s->entries = max_u64(q2_l1_entries(&q->g, it->disk_size), it->l1_size);      /* with the VM state behind its disk (FEATURES 1.058) */
     if (!is_aligned(it->disk_size, 512) || s->entries > Q2_L1_BYTES_MAX / 8)
         return byre_fail(s->err, Q2_SNAPSHOTS, "%s: snapshot '%s': %" PRIu64 " bytes are no size that a disk can have", q->name, it->name, it->disk_size);
     s->l1_bytes = s->entries * 8;

@@ -64,6 +64,16 @@ static int check_name(const struct q2_snap *s)
     return 0;
 }
 
+/* L1 entries of the disk, and behind it those of the VM state as far as there is one (FEATURES 1.058). */
+static uint64_t entries_of(const struct q2_image *q)
+{
+    const struct q2_l1 *l1 = atomic_load_explicit(&q->l1, memory_order_relaxed);
+    uint64_t disk = min_u64(q->h.l1_size, q2_l1_entries(&q->g, q->h.size)), n = min_u64(q->h.l1_size, l1->entries);
+    while (n > disk && !atomic_load_explicit(&l1->words[n - 1], memory_order_relaxed))
+        n--;
+    return max_u64(n, disk);
+}
+
 int q2_snap_create_plan(struct co *co, struct q2_snap *s)
 {
     struct q2_image *q = s->q;
@@ -74,7 +84,7 @@ int q2_snap_create_plan(struct co *co, struct q2_snap *s)
         return r;
     if (s->old.count >= Q2_SNAPSHOTS_MAX)
         return byre_fail(s->err, LIMIT, "%s: there are %" PRIu32 " snapshots already, as many as an image can have", q->name, s->old.count);
-    s->entries = min_u64(q->h.l1_size, q2_l1_entries(&q->g, q->h.size));
+    s->entries = entries_of(q);
     s->made = (struct q2_snapshot){ .l1_size = (uint32_t)s->entries, .id = next_id(&s->old), .name = strdup(s->rq->name), .date_sec = s->rq->date_sec,
         .date_nsec = s->rq->date_nsec, .disk_size = q->h.size, .has_disk_size = true };
     s->it = &s->made;
