@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "copy/copy_priv.h"
+#include "graph/live.h"
 
 /* ---- which pieces there are (job's loop) ---- */
 
@@ -267,11 +268,28 @@ static int put_data(struct co *co, struct copying *c, struct worker *wk, const u
     int r = take_turn(co, c, wk);
     if (!r && c->place.unit)
         r = pack_write(co, &c->place, &wk->packed, &b);
+    else if (!r && c->job->flags & COPY_ABSENT)
+        r = graph_write_absent(co, c->job->target, iov_one(&slot, buf, len), b.at);
     else if (!r)
         r = graph_write(co, c->job->target, iov_one(&slot, buf, len), b.at, 0);
     if (!r)
         count(&c->written, len);
     return r;
+}
+
+/* Where the format cannot say zero. The buffer is not in use: zeros are pieces of their own, or parts of it. */
+static int put_absent_zeros(struct co *co, const struct copying *c, uint64_t at, uint64_t len)
+{
+    static const uint8_t zeros[PIECE_MIN] __attribute__((aligned(BUF_ALIGN)));
+    int r = graph_zero_absent(co, c->job->target, at, len);
+    for (uint64_t n, end = at + len; r == -ENOTSUP && at < end; at += n) {
+        struct iovec slot;
+        n = min_u64(end - at, PIECE_MIN - at % PIECE_MIN);
+        int w = graph_write_absent(co, c->job->target, iov_one(&slot, zeros, n), at);
+        if (w)
+            return w;
+    }
+    return r == -ENOTSUP ? 0 : r;
 }
 
 int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64_t pos, uint64_t len)
@@ -281,7 +299,9 @@ int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64_t pos,
         return 0;
     }
     int r = take_turn(co, c, wk);
-    if (!r)
+    if (!r && c->job->flags & COPY_ABSENT)
+        r = put_absent_zeros(co, c, c->job->target_off + pos, len);
+    else if (!r)
         r = graph_zero(co, c->job->target, c->job->target_off + pos, len, c->keep_space ? 0 : GRAPH_UNMAP);
     if (!r)
         count(&c->zeroed, len);
@@ -542,6 +562,8 @@ static int check_job(const struct copying *c, struct byre_err *err)
         return byre_fail(err, BAD_ARGUMENT, "%" PRIu64 ": the shortest run of zeros must be a multiple of %u", job->min_sparse, SECTOR);
     if ((job->against && !(job->flags & COPY_BACKED)) || (job->above && job->flags & COPY_BACKED))
         return byre_fail(err, BAD_ARGUMENT, "%s: these ways to choose what is copied exclude one another", graph_filename(job->target));
+    if (job->flags & COPY_ABSENT && job->flags & (COPY_BACKED | COPY_COMPRESS | COPY_OFFLOAD))
+        return byre_fail(err, BAD_ARGUMENT, "%s: what is absent can only be written plainly", graph_filename(job->target));
     if (job->flags & COPY_BACKED && job->flags & COPY_TARGET_ZERO)
         return byre_fail(err, BAD_ARGUMENT, "%s: cannot both hide a backing image and be all zeros", graph_filename(job->target));
     if (job->flags & COPY_COMPRESS && job->flags & COPY_OFFLOAD)

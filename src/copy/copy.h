@@ -39,6 +39,7 @@ enum {
     COPY_NO_SPREAD = 1u << 7,         /* all pieces on the job's loop */
     COPY_COMPRESS = 1u << 8,          /* clusters are stored compressed; what does not fill one is written plain (convert -c) */
     COPY_BELOW = 1u << 9,             /* only what no layer above `below` answers for is copied (rebase) */
+    COPY_ABSENT = 1u << 10,           /* only what the target itself does not have is written, whatever others write to it meanwhile (stream) */
 };
 
 #define COPY_WORKERS_DEFAULT 8

@@ -22,6 +22,7 @@ void ctl_job_changed(void *arg, const struct job *job)
 {
     if (!job->id)
         return;                              /* I1 */
+    ctl_block_job_changed(arg, job);
     json_t *data = json_pack("{s:s,s:s}", "status", job_status_name(job->status), "id", job->id);
     ctl_send_event(arg, "JOB_STATUS_CHANGE", data);
 }

@@ -14,10 +14,13 @@
 #include "ctl/ctl_priv.h"
 
 const struct ctl_command *const ctl_commands[] = {
+    &ctl_cmd_block_commit,
     &ctl_cmd_bitmap_add, &ctl_cmd_bitmap_clear, &ctl_cmd_bitmap_disable, &ctl_cmd_bitmap_enable, &ctl_cmd_bitmap_merge, &ctl_cmd_bitmap_remove,
+    &ctl_cmd_block_job_cancel, &ctl_cmd_block_job_complete, &ctl_cmd_block_job_dismiss, &ctl_cmd_block_job_finalize,
+    &ctl_cmd_block_job_pause, &ctl_cmd_block_job_resume, &ctl_cmd_block_job_set_speed, &ctl_cmd_block_stream,
     &ctl_cmd_block_resize, &ctl_cmd_snapshot_delete, &ctl_cmd_snapshot_create, &ctl_cmd_job_cancel, &ctl_cmd_job_complete,
     &ctl_cmd_job_dismiss, &ctl_cmd_job_finalize, &ctl_cmd_job_pause,
-    &ctl_cmd_job_resume, &ctl_cmd_qmp_capabilities, &ctl_cmd_query_block, &ctl_cmd_query_block_exports, &ctl_cmd_query_commands,
+    &ctl_cmd_job_resume, &ctl_cmd_qmp_capabilities, &ctl_cmd_query_block, &ctl_cmd_query_block_exports, &ctl_cmd_query_block_jobs, &ctl_cmd_query_commands,
     &ctl_cmd_query_jobs, &ctl_cmd_query_named_block_nodes, &ctl_cmd_query_qmp_schema, &ctl_cmd_query_version, &ctl_cmd_quit, &ctl_cmd_x_byre_compact, &ctl_cmd_x_byre_scrub, NULL
 };
 

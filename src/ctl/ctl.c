@@ -188,6 +188,7 @@ int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl **ret_c,
     list_init(&c->clients);
     if (env->jobs) {
         env->jobs->status_changed = ctl_job_changed;
+        env->jobs->io_error = ctl_job_io_error;
         env->jobs->arg = c;
     }
     if (env->graph)
@@ -216,8 +217,10 @@ void ctl_stop(struct co *co, struct ctl *c)
     if (c->stopping)
         return;
     c->stopping = true;
-    if (c->env.jobs)
+    if (c->env.jobs) {
         c->env.jobs->status_changed = NULL;
+        c->env.jobs->io_error = NULL;
+    }
     if (c->env.graph)
         graph_watch_corruption(c->env.graph, NULL, NULL);
     if (c->has_acceptor) {

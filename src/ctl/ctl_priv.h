@@ -13,6 +13,8 @@
  *   cmd_base.c    qmp_capabilities query-version query-commands query-qmp-schema quit
  *   cmd_bitmap.c  block-dirty-bitmap-*
  *   cmd_block.c   query-block query-named-block-nodes block_resize
+ *   cmd_block_job.c  query-block-jobs, block-job-*
+ *   cmd_chain.c   block-commit, block-stream
  *   cmd_export.c  query-block-exports
  *   cmd_job.c     query-jobs and the verbs of jobs
  *   image_json.c  ImageInfo and BlockDeviceInfo
@@ -120,6 +122,9 @@ extern const struct ctl_command ctl_cmd_snapshot_create, ctl_cmd_snapshot_delete
 extern const struct ctl_command ctl_cmd_bitmap_add, ctl_cmd_bitmap_clear, ctl_cmd_bitmap_disable, ctl_cmd_bitmap_enable, ctl_cmd_bitmap_merge,
     ctl_cmd_bitmap_remove;
 extern const struct ctl_command ctl_cmd_query_block_exports;
+extern const struct ctl_command ctl_cmd_block_job_cancel, ctl_cmd_block_job_complete, ctl_cmd_block_job_dismiss, ctl_cmd_block_job_finalize,
+    ctl_cmd_block_job_pause, ctl_cmd_block_job_resume, ctl_cmd_block_job_set_speed, ctl_cmd_query_block_jobs;
+extern const struct ctl_command ctl_cmd_block_commit, ctl_cmd_block_stream;
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
     ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_compact, ctl_cmd_x_byre_scrub;
 
@@ -136,6 +141,9 @@ void ctl_image_corrupted(void *arg, const struct graph_node *n, const struct fmt
 /* cmd_job.c: struct jobs' status_changed; arg is the struct ctl. */
 struct job;
 void ctl_job_changed(void *arg, const struct job *job);
+/* cmd_block_job.c: the same for block jobs, in the older words; struct jobs' io_error. */
+void ctl_block_job_changed(struct ctl *c, const struct job *job);
+void ctl_job_io_error(void *arg, const struct job *job, bool read, const char *action);
 
 /* ---- image_json.c: owned by the caller, NULL: out of memory or *err ---- */
 struct device_json { struct graph_node *node; bool flat, writethrough; };

@@ -25,6 +25,33 @@ static const struct ctl_arg corrupted_rows[] = {
     CTL_ARGS_END
 };
 
+static const struct ctl_arg ended_rows[] = {
+    { "device", CTL_STR, true, CTL_AT_NONE, .doc = "Id of the job." },
+    { "type", CTL_STR, true, CTL_AT_NONE, .doc = "commit, stream, ..." },
+    { "len", CTL_SIZE, true, CTL_AT_NONE, .doc = "All that there was to do." },
+    { "offset", CTL_SIZE, true, CTL_AT_NONE, .doc = "What was done of it." },
+    { "speed", CTL_SIZE, true, CTL_AT_NONE },
+    { "error", CTL_STR, false, CTL_AT_NONE, .doc = "Why it failed; missing when it did not." },
+    CTL_ARGS_END
+};
+
+static const char *const operation_words[] = { "read", "write", NULL };
+static const struct ctl_shape operation = { .name = "IoOperationType", .words = operation_words };
+static const char *const action_words[] = { "ignore", "report", "stop", NULL };
+static const struct ctl_shape action = { .name = "BlockErrorAction", .words = action_words };
+static const struct ctl_arg job_error_rows[] = {
+    { "device", CTL_STR, true, CTL_AT_NONE, .doc = "Id of the job." },
+    { "operation", CTL_ENUM, true, CTL_AT_NONE, .of = &operation },
+    { "action", CTL_ENUM, true, CTL_AT_NONE, .of = &action },
+    CTL_ARGS_END
+};
+
+static const struct ctl_arg job_pending_rows[] = {
+    { "type", CTL_STR, true, CTL_AT_NONE },
+    { "id", CTL_STR, true, CTL_AT_NONE },
+    CTL_ARGS_END
+};
+
 static const struct ctl_arg job_status_rows[] = {
     { "id", CTL_STR, true, CTL_AT_NONE },
     { "status", CTL_ENUM, true, CTL_AT_NONE, .of = &job_status },
@@ -39,6 +66,11 @@ static const struct ctl_arg shutdown_rows[] = {
 
 const struct ctl_event ctl_events[] = {
     { "BLOCK_IMAGE_CORRUPTED", corrupted_rows, "Damage was met in an image. It is reported once; the image does not use what is damaged." },
+    { "BLOCK_JOB_CANCELLED", ended_rows, "A block job ended because somebody wanted it to." },
+    { "BLOCK_JOB_COMPLETED", ended_rows, "A block job ended. Without an error, everything that it promises is durable." },
+    { "BLOCK_JOB_ERROR", job_error_rows, "A request of a block job failed." },
+    { "BLOCK_JOB_PENDING", job_pending_rows, "A block job waits to be finalized." },
+    { "BLOCK_JOB_READY", ended_rows, "A block job can be completed." },
     { "JOB_STATUS_CHANGE", job_status_rows, "A job is in another state. Success is told after what it promises is durable." },
     { "SHUTDOWN", shutdown_rows, "The server ends. Requests in flight are answered, images are closed." },
     { NULL, NULL, NULL }

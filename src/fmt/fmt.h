@@ -82,7 +82,7 @@ struct fmt_encoding {
 /* count clusters of `encode_bytes` at `in`. Cluster i becomes len[i] bytes at out + i * encode_bytes; 0: it does not become smaller. */
 struct fmt_encode { const void *in; void *out; uint32_t *len; unsigned count; };
 
-enum { FMT_ZERO_UNMAP = 1u << 0 };
+enum { FMT_ZERO_UNMAP = 1u << 0, FMT_ZERO_ABSENT = 1u << 1 /* only what is ABSENT; raw formats have nothing of that kind */ };
 
 enum fmt_prealloc { FMT_PREALLOC_OFF, FMT_PREALLOC_METADATA, FMT_PREALLOC_FALLOC, FMT_PREALLOC_FULL };
 
@@ -349,6 +349,9 @@ struct fmt_ops {
     /* Home, drained: every guest byte becomes ABSENT, and the space is given back; bitmaps do not notice. Durable when it returns 0. A
      * crash leaves any part of it. NULL: the format cannot, or has no backing image. */
     int (*make_empty)(struct co *co, struct fmt_image *im, struct byre_err *err);
+    /* off and off + len as for zero. All that is whole in the range becomes ABSENT and gives its space back, beside reads; nobody writes to
+     * the image meanwhile. Bitmaps do not notice. Durable when it returns 0, and a crash leaves any part of it. NULL: the format cannot. */
+    int (*forget)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
     int (*info)(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
     int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
     /* Check of an image that is in use, on the home loop, beside requests; NULL: the format has none. fix: FMT_FIX_LEAKS or 0;

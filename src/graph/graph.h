@@ -151,9 +151,16 @@ MUST_USE int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_o
 /* Opens the backing node n of `overlay` for writing: others of this graph must allow it, and then nobody else opens it. It stays so
  * until it is closed. What is written to it must not show through `overlay`, or be what it shows there anyway. */
 MUST_USE int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err);
+/* The same, to change nothing but what the image says of itself. */
+MUST_USE int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_err *err);
+/* And back: nobody writes to it. It stays open for writing when this fails, unless that was at the very end. */
+MUST_USE int graph_make_read_only(struct co *co, struct graph_node *n, struct byre_err *err);
 /* The image records another backing file (NULL: none), and `backing` (NULL: none) is what lies below n from now on, whatever it holds; it
  * gets a reference of its own. Durable when it returns 0. */
-struct graph_name { const char *file, *format; };
+struct graph_name {
+    const char *file, *format;
+    uint64_t longest;                       /* not 0: refused (BUSY, -EBUSY) when the image has become longer than this */
+};
 MUST_USE int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err);
 /* Says what graph_rebase would refuse, before anything is done for it. */
 MUST_USE int graph_rebase_check(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err);

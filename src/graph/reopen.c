@@ -75,14 +75,14 @@ struct kept {
     struct fmt_image *im;
     unsigned lock_perm, lock_shared, data_perm, data_shared;
     char *data_filename;
-    bool has_data_identity, guard_first, discard, listed;
+    bool has_data_identity, guard_first, discard, listed, read_only;
     uint64_t data_a, data_b;
 };
 
 static struct kept keep(const struct graph_node *n)
 {
     return (struct kept){ n->im, n->lock_perm, n->lock_shared, n->data_perm, n->data_shared, n->data_filename, n->has_data_identity, n->guard_first,
-                          n->discard, n->bitmaps_listed, n->data_a, n->data_b };
+                          n->discard, n->bitmaps_listed, n->read_only, n->data_a, n->data_b };
 }
 
 static void put_back(struct graph_node *n, const struct kept *k)
@@ -101,7 +101,7 @@ static void put_back(struct graph_node *n, const struct kept *k)
     n->bitmaps_listed = k->listed;
     n->data_a = k->data_a;
     n->data_b = k->data_b;
-    n->read_only = true;
+    n->read_only = k->read_only;
 }
 
 static int open_writable(struct co *co, struct graph_node *n, const struct kept *k, struct byre_err *err)
@@ -135,7 +135,7 @@ static int reopen_drained(struct co *co, struct graph_node *n, struct byre_err *
     return 0;
 }
 
-static int check_reopen(struct graph_node *n, const struct graph_node *overlay, struct byre_err *err)
+static int check_reopen(struct graph_node *n, const struct graph_user *self, unsigned perm, struct byre_err *err)
 {
     if (n->is_view || n->force_share)
         return byre_fail(err, READ_ONLY, "%s: shows a part of an image, or an image that others write to, and cannot be written", n->filename);
@@ -143,7 +143,18 @@ static int check_reopen(struct graph_node *n, const struct graph_node *overlay, 
         return byre_fail(err, READ_ONLY, "%s: %s images can only be read", n->filename, n->im->ops->name);
     if (n->bitmaps_listed && n->im->bitmaps)
         return byre_fail(err, PERMISSION, "%s: its bitmaps are in use", n->filename);
-    return perm_check(n, &overlay->backing_use, STOR_PERM_WRITE | STOR_PERM_RESIZE, "open for writing", err);
+    return perm_check(n, self, perm, "open for writing", err);
+}
+
+static int make_writable(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    graph_drain_begin(co, n);
+    indexes_drop(co, n);
+    int r = reopen_drained(co, n, err);
+    filters_refresh(n->g);
+    indexes_make(n);
+    graph_drain_end(n);
+    return r;
 }
 
 int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err)
@@ -152,16 +163,105 @@ int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *
     ASSERT(overlay->backing == n);
     if (!n->read_only)
         return 0;
-    int r = check_reopen(n, overlay, err);
-    if (r)
-        return r;
-    graph_drain_begin(co, n);
-    indexes_drop(co, n);
-    r = reopen_drained(co, n, err);
+    int r = check_reopen(n, &overlay->backing_use, STOR_PERM_WRITE | STOR_PERM_RESIZE, err);
+    if (!r)
+        r = make_writable(co, n, err);
     if (!r)
         overlay->backing_use.shared |= STOR_PERM_WRITE | STOR_PERM_RESIZE;
-    filters_refresh(n->g);
+    return r;
+}
+
+int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    const struct graph_user nobody = { .who = "" };
+    if (!n->read_only)
+        return 0;
+    int r = check_reopen(n, &nobody, STOR_PERM_WRITE_UNCHANGED, err);
+    return r ? r : make_writable(co, n, err);
+}
+
+/* ---- and back ---- */
+
+static int open_reading(struct co *co, struct graph_node *n, const struct kept *k, struct byre_err *err)
+{
+    n->lock_perm = n->data_perm = STOR_PERM_READ;
+    n->lock_shared = n->data_shared = STOR_PERM_ALL;
+    int r = node_lock(co, n, 0, err);
+    if (r)
+        return r;
+    n->read_only = true;
+    n->discard = false;
+    n->data_filename = NULL;
+    n->bitmaps_listed = false;
+    return node_open_again(co, n, k->im->ops, err);
+}
+
+/* Opens n for reading, beside k, which is not closed. */
+static int open_beside(struct co *co, struct graph_node *n, const struct kept *k, struct byre_err *err)
+{
+    int r = open_reading(co, n, k, err);
+    if (r) {
+        put_back(n, k);
+        if (node_lock(co, n, 0, NULL))
+            graph_warn(n, "%s: could not be opened for reading, and its lock cannot be taken again", n->filename);
+    }
+    return r;
+}
+
+/* Closing what was open for writing may change the file once more, so what is opened before, because a node needs an image (R1), is only
+ * there in case that nothing can be opened behind it. */
+static int close_writing(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    struct kept writing = keep(n);
+    int r = n->im->ops->flush(co, n->im);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot be made durable: %s", n->filename, strerror(-r));
+    r = open_beside(co, n, &writing, err);
+    if (r)
+        return r;
+    struct fmt_bitmap *bitmaps = writing.im->bitmaps;
+    int closed = writing.im->ops->close(co, writing.im);
+    bitmaps_free(n, bitmaps);
+    free(writing.data_filename);
+    struct kept between = keep(n);
+    if (open_beside(co, n, &between, NULL) == 0) {
+        int c = between.im->ops->close(co, between.im);
+        (void)c;                                 /* it was open for reading: nothing is lost */
+        free(between.data_filename);
+    }
+    return closed ? byre_fail_code(err, IO, closed, "%s: was not closed well: %s", n->filename, strerror(-closed)) : 0;
+}
+
+static bool has_bitmaps_of_ours(const struct graph_node *n)
+{
+    for (const struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+        if (b->busy || !b->persistent)
+            return true;
+    return false;
+}
+
+int graph_make_read_only(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    if (n->read_only)
+        return 0;
+    for (const struct graph_user *u = n->users; u; u = u->next)
+        if (u->perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE))
+            return byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, u->who);
+    if (has_bitmaps_of_ours(n))
+        return byre_fail(err, BUSY, "%s: its bitmaps are in use", n->filename);
+    graph_drain_begin(co, n);
+    indexes_drop(co, n);
+    int r = close_writing(co, n, err);
+    node_set_below(n);
+    for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
+        if (m->backing == n && !m->flt) {
+            m->backing_use.shared &= ~(unsigned)(STOR_PERM_WRITE | STOR_PERM_RESIZE);
+            node_set_below(m);
+        }
     indexes_make(n);
+    filters_refresh(n->g);
     graph_drain_end(n);
     return r;
 }
@@ -212,6 +312,8 @@ static int rebase_drained(struct co *co, struct graph_node *n, struct graph_node
 {
     struct graph_user use = { .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
     char *name;
+    if (to->longest && graph_length(n) > to->longest)
+        return byre_fail(err, BUSY, "%s: has become longer", n->filename);
     int r = full_name(n, to->file, &name, err);
     if (!r && backing)
         r = graph_user_add(backing, &use, err);

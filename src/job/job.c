@@ -5,7 +5,7 @@
  * Purpose      Runs a kind's work in a coroutine of its own, from created to concluded, and lets users steer it.
  * Owns         struct job from job_start to its dismissal; struct jobs' list
  * Invariants   I1 to I4 of job.h
- * Order        none of its own: kind->commit makes things durable before the job concludes
+ * Order        none of its own: kind->commit makes things durable before the job concludes (J5)
  * Concurrency  home loop; current, total and cancelled are atomic for readers elsewhere
  * Failure      a job that fails keeps its first error until it is dismissed
  * Tests        job_test.c
@@ -116,6 +116,16 @@ int job_spend(struct co *co, struct job *job, uint64_t units)
         r = job_point(co, job);
     }
     return r;
+}
+
+int job_stop_for(struct co *co, struct job *job, int error)
+{
+    job->io_error = error;
+    if (!job->user_paused) {
+        job->user_paused = true;
+        job_hold(job);
+    }
+    return job_point(co, job);
 }
 
 void job_hold(struct job *job)
@@ -295,6 +305,7 @@ static int resume_job(struct job *job, struct byre_err *err)
     if (!job->user_paused)
         return byre_fail(err, BAD_ARGUMENT, "Job '%s' cannot be resumed: nobody has paused it", job->id);
     job->user_paused = false;
+    job->io_error = 0;
     job_unhold(job);
     return 0;
 }

@@ -57,6 +57,7 @@ struct job_kind {
     bool has_speed;                      /* run spends by job_spend() */
     /* Gives back what the job's opaque owns. After it the job does not touch opaque. NULL: nothing. */
     void (*fini)(struct job *job);
+    bool block_job;                      /* also shown in the older words (query-block-jobs, BLOCK_JOB_COMPLETED) */
 };
 
 struct jobs;
@@ -73,6 +74,7 @@ struct job {
     _Atomic uint64_t current, total;
     uint64_t speed, spent_until;         /* units per second, 0: no limit; time up to which the budget is used */
     int result;                          /* when concluded */
+    int io_error;                        /* it stands still because of this error of a request; 0: it does not */
     struct byre_err err;
     struct co_waitq wake;                /* the coroutine: pause, speed or cancel has changed, finalize */
 };
@@ -85,6 +87,8 @@ struct jobs {
     uint64_t next_number;
     bool stopping;
     void (*status_changed)(void *arg, const struct job *job);
+    /* A request of a job failed, and this is done: "report", "ignore", "stop". NULL: nobody wants to know */
+    void (*io_error)(void *arg, const struct job *job, bool read, const char *action);
     void *arg;
 };
 void jobs_init(struct jobs *js, struct rt_loop *home);
@@ -117,6 +121,8 @@ void job_unhold(struct job *job);
 MUST_USE int job_point(struct co *co, struct job *job);
 /* The same, and keeps the rate when `units` were done. Suspends. */
 MUST_USE int job_spend(struct co *co, struct job *job, uint64_t units);
+/* Stands still because a request failed, until somebody resumes it. -ECANCELED. Suspends. */
+MUST_USE int job_stop_for(struct co *co, struct job *job, int error);
 void job_progress(struct job *job, uint64_t current, uint64_t total);
 /* Everything is copied; from here on it only follows. Waits for complete or cancel with job_point. */
 void job_ready(struct job *job);

@@ -556,6 +556,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .snapshot = q2_snapshot_op,
     .amend = q2_amend,
     .make_empty = q2_make_empty,
+    .forget = q2_forget,
     .info = q2_info,
     .check = q2_check,
     .scrub = q2_scrub,

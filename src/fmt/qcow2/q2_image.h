@@ -396,6 +396,7 @@ void q2_write_abort(struct co *co, struct fmt_image *im, struct fmt_write *w);
 void q2_drop_entry(struct q2_image *q, const struct q2_l2e *e);
 int q2_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags);
 int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
+int q2_forget(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
 /* Between begin and commit, extended L2: the clusters are kept for the guest range, but no subcluster is allocated in them. */
 void q2_write_reserve(struct fmt_write *w);
 /* Between begin and end: do the host clusters read zero already? */

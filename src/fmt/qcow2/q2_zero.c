@@ -24,7 +24,7 @@
 
 #define SLICE_WORDS_MAX 512u
 
-enum mode { MODE_DISCARD, MODE_ZERO_UNMAP, MODE_ZERO_KEEP };
+enum mode { MODE_DISCARD, MODE_ZERO_UNMAP, MODE_ZERO_KEEP, MODE_ZERO_ABSENT /* only what is not there */, MODE_FORGET /* becomes what is not there */ };
 
 struct call {
     struct q2_image *q;
@@ -36,7 +36,11 @@ struct call {
 /* What becomes of an entry. Pure. false: it stays. below: a layer below could show through. */
 static bool after(const struct q2_geom *g, const struct q2_l2e *e, enum mode mode, bool below, struct q2_l2e *ret)
 {
-    *ret = (struct q2_l2e){ .kind = g->zero_clusters ? Q2_ZERO_PLAIN : Q2_UNALLOCATED };
+    *ret = (struct q2_l2e){ .kind = g->zero_clusters && mode != MODE_FORGET ? Q2_ZERO_PLAIN : Q2_UNALLOCATED };
+    if (mode == MODE_FORGET)
+        return e->kind != Q2_UNALLOCATED;
+    if (mode == MODE_ZERO_ABSENT && e->kind != Q2_UNALLOCATED)
+        return false;
     switch (e->kind) {
     case Q2_UNALLOCATED:
         return below && g->zero_clusters;
@@ -54,13 +58,35 @@ static bool after(const struct q2_geom *g, const struct q2_l2e *e, enum mode mod
     return false;
 }
 
+/* MODE_FORGET: only a whole compressed cluster can go. */
+static bool forget_sub(const struct q2_l2e *e, uint32_t mask, struct q2_l2e *ret)
+{
+    *ret = (struct q2_l2e){ .kind = Q2_UNALLOCATED };
+    if (e->kind == Q2_COMPRESSED || mask == Q2_SUB_ALL)
+        return mask == Q2_SUB_ALL && (e->kind != Q2_UNALLOCATED || e->zero);
+    bool left = e->alloc & ~mask;
+    if (left || e->kind != Q2_NORMAL)
+        *ret = *e;
+    ret->alloc = e->alloc & ~mask;
+    ret->zero = e->zero & ~mask;
+    return mask & (e->alloc | e->zero);
+}
+
 /* The same for subclusters `mask` of an extended entry. below: those in which a layer below could show through. */
 static bool after_sub(const struct q2_l2e *e, enum mode mode, uint32_t mask, uint32_t below, struct q2_l2e *ret)
 {
     static const struct q2_l2e all_zero = { .kind = Q2_UNALLOCATED, .zero = Q2_SUB_ALL };
+    if (mode == MODE_FORGET)
+        return forget_sub(e, mask, ret);
     *ret = all_zero;
     if (e->kind == Q2_COMPRESSED)
-        return mask == Q2_SUB_ALL;
+        return mask == Q2_SUB_ALL && mode != MODE_ZERO_ABSENT;
+    if (mode == MODE_ZERO_ABSENT) {
+        uint32_t absent = mask & below & ~(e->alloc | e->zero);
+        *ret = *e;
+        ret->zero |= absent;
+        return absent;
+    }
     uint32_t change = mask & (e->alloc | (below & ~e->zero));
     bool host = e->kind == Q2_NORMAL, kept = host && mode == MODE_ZERO_KEEP && e->copied;         /* Z3 */
     bool gone = host && !kept && !(e->alloc & ~mask) && (e->alloc || mask == Q2_SUB_ALL);        /* nothing of it is left */
@@ -98,7 +124,7 @@ static int change_sub(struct q2_image *q, const struct call *c, struct meta_bloc
     if (!mask || !q2_entry_get(q, b, index, &old) || !q2_entry_fits(q, &old, guest))
         return 0;
     if (old.kind == Q2_COMPRESSED && mask != Q2_SUB_ALL)
-        return c->mode == MODE_DISCARD ? 0 : -ENOTSUP;
+        return c->mode == MODE_ZERO_UNMAP || c->mode == MODE_ZERO_KEEP ? -ENOTSUP : 0;
     if (!after_sub(&old, c->mode, mask, below_of(q, guest, atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed)), &new))
         return 0;
     q2_entry_set(q, b, index, &new);
@@ -173,7 +199,7 @@ static int work_slice(struct co *co, const struct call *c, uint64_t *off)
     uint32_t index = 0;
     co_range_lock(co, &q->locks, &lock, first, round_up(end, q->g.cluster_size));      /* Z1, Z5 */
     int r = q2_slice_get(co, q, *off, &b, &index);
-    if (r == 0 && !b && !below) {
+    if (r == 0 && !b && (!below || c->mode == MODE_FORGET)) {
         end = min_u64(c->end, round_down(*off, q2_l2_span(&q->g)) + q2_l2_span(&q->g));
     } else if (r == 0) {
         if (b)
@@ -190,7 +216,7 @@ static int work_slice(struct co *co, const struct call *c, uint64_t *off)
             if (c->empty)
                 empty_kept(co, q, b, index, gone, (uint32_t)div_up(end - first, q->g.cluster_size));
             meta_put(q->meta, b);
-            if (q->g.data_file && c->mode != MODE_ZERO_KEEP)
+            if (q->g.data_file && (c->mode == MODE_DISCARD || c->mode == MODE_ZERO_UNMAP))
                 q2_data_punch(co, q, first, gone, (uint32_t)div_up(end - first, q->g.cluster_size));
         }
     }
@@ -216,15 +242,17 @@ static int work_home(struct co *co, void *arg)
 
 static int run(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, enum mode mode)
 {
-    if (!q->g.zero_clusters && off < atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed))
+    if (!q->g.zero_clusters && mode != MODE_FORGET && off < atomic_load_explicit(&q->im.below_zero_from, memory_order_relaxed))
         return -ENOTSUP;                     /* version 2 over a backing image cannot say "zero" */
-    bool keep = q->opts.discard_no_unref && mode != MODE_ZERO_KEEP;
+    bool keep = q->opts.discard_no_unref && (mode == MODE_DISCARD || mode == MODE_ZERO_UNMAP);
     struct call c = { q, off, off + len, keep ? MODE_ZERO_KEEP : mode, keep };
     return rt_call(co, q->im.home, work_home, &c);
 }
 
 int q2_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags)
 {
+    if (flags & FMT_ZERO_ABSENT)
+        return im->data_raw ? 0 : run(co, q2_of(im), off, len, MODE_ZERO_ABSENT);
     if (im->data_raw)
         return q2_data_raw_zero(co, q2_of(im), off, len, flags);
     return run(co, q2_of(im), off, len, flags & FMT_ZERO_UNMAP ? MODE_ZERO_UNMAP : MODE_ZERO_KEEP);
@@ -235,4 +263,18 @@ int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
     if (im->data_raw)
         return q2_data_raw_discard(co, q2_of(im), off, len);
     return run(co, q2_of(im), off, len, MODE_DISCARD);
+}
+
+/* An external data file is punched behind the pass, as in q2_empty.c. */
+int q2_forget(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
+{
+    struct q2_image *q = q2_of(im);
+    if (im->data_raw)
+        return -ENOTSUP;
+    int r = run(co, q, off, len, MODE_FORGET);
+    if (r == 0)
+        r = im->ops->flush(co, im);
+    if (r == 0 && q->g.data_file && !q->opts.discard_no_punch && q->im.data->discard_ok)
+        (void)!stor_discard(co, q->im.data, off, round_up(len, 512));        /* advisory: no entry names it */
+    return r;
 }

@@ -23,6 +23,7 @@ struct call {
     uint64_t off, end;
     unsigned flags;                               /* STOR_* */
     bool advisory;                                /* a discard */
+    bool absent;                                  /* clusters that are there stay as they are */
 };
 
 static int zero_host(struct co *co, const struct call *c, uint64_t host, uint64_t len)
@@ -115,7 +116,7 @@ static int work_locked(struct co *co, const struct call *c, uint64_t off, uint64
         return r;
     bool lacks = covered && (!b || lacks_zeros(b, index, covered));
     if (b) {
-        r = zero_clusters(co, c, b, index, n);
+        r = c->absent ? 0 : zero_clusters(co, c, b, index, n);
         meta_put(q->meta, b);
     } else if (!covered) {
         *ret_end = round_down(off, q->g.l2_span) + q->g.l2_span;
@@ -140,15 +141,20 @@ static int work_home(struct co *co, void *arg)
 }
 
 /* The short last cluster of an image counts as whole (1.054). */
-static int run(struct co *co, struct qed_image *q, uint64_t off, uint64_t len, unsigned flags, bool advisory)
+static int run(struct co *co, struct call *c)
 {
-    struct call c = { q, off, round_up(off + len, q->g.cluster_size), flags, advisory };
-    return rt_call(co, q->im.home, work_home, &c);
+    c->end = round_up(c->end, c->q->g.cluster_size);
+    return rt_call(co, c->q->im.home, work_home, c);
 }
 
 int qed_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags)
 {
-    return run(co, qed_of(im), off, len, flags & FMT_ZERO_UNMAP ? STOR_UNMAP : 0, false);
+    struct call c = { .q = qed_of(im), .off = off, .end = off + len, .flags = flags & FMT_ZERO_UNMAP ? STOR_UNMAP : 0, .absent = flags & FMT_ZERO_ABSENT };
+    return run(co, &c);
 }
 
-int qed_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len) { return run(co, qed_of(im), off, len, STOR_UNMAP, true); }
+int qed_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
+{
+    struct call c = { .q = qed_of(im), .off = off, .end = off + len, .flags = STOR_UNMAP, .advisory = true };
+    return run(co, &c);
+}

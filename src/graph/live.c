@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * live.c: layers of a chain that a job changes while the disk above is in use.
+ *
+ * Purpose     Keeps others away from layers whose content changes below their feet, and lets the lowest of them be written.
+ * Owns        struct graph_claim; a reference of each of its layers.
+ * Invariants  live.h. Further: a layer's own overlay is the only one that reads it while it is claimed.
+ * Order       None.
+ * Concurrency Home loop.
+ * Failure     graph_claim_layers leaves nothing behind but, perhaps, a longer base.
+ * Tests       tests/cli/live_commit_test.py
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/graph_priv.h"
+#include "graph/live.h"
+#include "graph/runtime.h"
+
+#define CHANGES (STOR_PERM_WRITE | STOR_PERM_RESIZE)
+
+struct claimed { struct graph_node *n; struct graph_user use; unsigned overlay_shared; };
+
+struct graph_claim {
+    char *who;
+    bool made_writable, frozen, relaxed;
+    unsigned count;                      /* all[0] is the top, all[count - 1] the base */
+    struct claimed all[];
+};
+
+struct graph *graph_of(const struct graph_node *n) { return n->g; }
+
+struct graph_node *graph_overlay_in(struct graph_node *top, const struct graph_node *n)
+{
+    while (top && top->backing != n)
+        top = top->backing;
+    return top;
+}
+
+bool graph_lies_below(const struct graph_node *top, const struct graph_node *n)
+{
+    return graph_overlay_in((struct graph_node *)(uintptr_t)top, n) != NULL;
+}
+
+/* ---- claims ---- */
+
+static struct graph_claim *claim_new(struct graph_node *top, const struct graph_node *base, const char *who)
+{
+    unsigned count = 1;
+    for (const struct graph_node *n = top; n != base; n = n->backing)
+        count++;
+    struct graph_claim *c = calloc(1, sizeof *c + count * sizeof c->all[0]);
+    if (!c || !(c->who = strdup(who))) {
+        free(c);
+        return NULL;
+    }
+    c->count = count;
+    for (unsigned i = 0; i < count; i++, top = top->backing) {
+        c->all[i].n = top;
+        graph_ref(top);
+    }
+    return c;
+}
+
+/* Layers below the top: their overlays put up with changes, everybody else must not be there. */
+static int take(struct graph_claim *c, unsigned i, struct byre_err *err)
+{
+    struct claimed *l = &c->all[i];
+    struct graph_user *above = i ? &c->all[i - 1].n->backing_use : NULL;
+    unsigned perm = i ? CHANGES : STOR_PERM_READ;
+    l->use = (struct graph_user){ .who = c->who, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+    int r = perm_check(l->n, above, perm, c->who, err);
+    if (!r && above) {
+        l->overlay_shared = above->shared;
+        above->shared |= CHANGES;
+    }
+    if (!r)
+        r = graph_user_add(l->n, &l->use, err);
+    if (!r)
+        l->use.perm = perm;              /* what is seen through it changes, whether or not it is written itself */
+    return r;
+}
+
+static void give(struct graph_claim *c, unsigned i)
+{
+    struct claimed *l = &c->all[i];
+    if (!l->use.node)
+        return;
+    graph_user_remove(&l->use);
+    if (i && c->all[i - 1].n->backing == l->n)
+        c->all[i - 1].n->backing_use.shared = l->overlay_shared;
+}
+
+static int make_long(struct co *co, struct graph_node *base, uint64_t size, struct byre_err *err)
+{
+    return graph_length(base) < size ? graph_resize(co, base, size, FMT_PREALLOC_OFF, err) : 0;
+}
+
+int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err)
+{
+    ASSERT_LOOP(top->g->home);
+    ASSERT(graph_lies_below(top, base));
+    struct graph_claim *c = claim_new(top, base, who);
+    if (!c)
+        return byre_fail(err, NOMEM, "no memory to use a chain");
+    struct graph_node *overlay = c->all[c->count - 2].n;
+    bool was_read_only = base->read_only;
+    int r = graph_make_writable(co, base, overlay, err);
+    c->made_writable = !r && was_read_only;
+    if (!r)
+        r = make_long(co, base, graph_length(top), err);
+    for (unsigned i = 0; !r && i < c->count; i++)
+        r = take(c, i, err);
+    if (!r)
+        r = graph_freeze(top, base, err);
+    c->frozen = !r;
+    if (r) {
+        graph_claim_end(co, c);
+        return r;
+    }
+    *ret = c;
+    return 0;
+}
+
+void graph_claim_relax(struct graph_claim *c)
+{
+    if (c->frozen)
+        graph_thaw(c->all[0].n, c->all[c->count - 1].n);
+    c->frozen = false;
+    for (unsigned i = 0; i < c->count && !c->relaxed; i++)
+        give(c, i);
+    c->relaxed = true;
+}
+
+void graph_claim_end(struct co *co, struct graph_claim *c)
+{
+    struct byre_err why = { 0 };
+    if (!c)
+        return;
+    graph_claim_relax(c);
+    struct graph_node *base = c->all[c->count - 1].n;
+    if (c->made_writable && base->refs > 1 && graph_make_read_only(co, base, &why))
+        graph_warn(base, "%s", why.text);
+    for (unsigned i = 0; i < c->count; i++) {
+        struct graph_node *n = c->all[i].n;
+        bool writable = !n->read_only && n->refs == 1;
+        int r = node_unref(co, n);
+        if (r && writable)
+            graph_warn(c->all[c->count - 1].n, "a layer of the chain was not closed well: %s", strerror(-r));
+    }
+    free(c->who);
+    free(c);
+}
+
+/* ---- names ---- */
+
+static bool means(const struct graph_node *overlay, const char *name, const struct graph_node *base)
+{
+    struct name_ref ref;
+    if (name_parse(overlay->g->policy, name, overlay->filename, &ref, NULL))
+        return false;
+    bool same = !ref.data_path && !strcmp(ref.path, base->filename);
+    name_ref_fini(&ref);
+    return same;
+}
+
+int graph_name_of(struct co *co, const struct graph_node *overlay, struct graph_node *like, char **ret_name, struct byre_err *err)
+{
+    const struct graph_node *base = like->backing;
+    struct fmt_info info = { 0 };
+    int r = like->im->ops->info(co, like->im, &info, err);
+    if (r)
+        return r;
+    bool fits = info.backing_name && means(overlay, info.backing_name, base);
+    *ret_name = fits ? strdup(info.backing_name) : realpath(base->filename, NULL);
+    if (!*ret_name)
+        *ret_name = strdup(base->filename);
+    fmt_info_fini(&info);
+    return *ret_name ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
+}

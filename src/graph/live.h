@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * live.h: what jobs need that change layers of a chain while the disk above is in use (commit, stream).
+ *
+ * Invariants
+ *   L1  While layers are claimed, what the claim's top shows stays, and what is seen through any layer below it may change: nobody else
+ *       uses those.
+ *   L2  A claim changes nothing that lasts, but the length of the base.
+ * Concurrency  Home loop; suspends.
+ */
+#ifndef GRAPH_LIVE_H
+#define GRAPH_LIVE_H
+
+#include "graph/graph.h"
+
+struct graph_claim;
+/* Claims the layers below `top` down to `base`, for `who`: others of the graph must allow it, base is opened for writing and made as long as
+ * `top`. All layers from top to base stay open. */
+MUST_USE int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err);
+/* Others may use the layers again, the base still is open for writing. */
+void graph_claim_relax(struct graph_claim *c);
+/* Base is opened for reading again, and what nobody else uses is closed. What could not be done is warned of. NULL: nothing. */
+void graph_claim_end(struct co *co, struct graph_claim *c);
+
+/* Writes, or makes zero, only where n itself has nothing, whatever guests do meanwhile: what n shows must be what is written. So bitmaps and
+ * watchers are not told. Any loop. -ENOTSUP: the format cannot say zero there, write zeros. */
+MUST_USE int graph_write_absent(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
+MUST_USE int graph_zero_absent(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
+/* Nothing that is whole in the range is in n any more, durably; what lies below shows the same. Nobody writes to n meanwhile. Any loop. */
+MUST_USE int graph_forget(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
+
+struct graph *graph_of(const struct graph_node *n);
+/* Does `n` lie below `top`? */
+bool graph_lies_below(const struct graph_node *top, const struct graph_node *n);
+/* The layer of the chain of `top` that lies right above n. NULL: none */
+struct graph_node *graph_overlay_in(struct graph_node *top, const struct graph_node *n);
+/* The name by which `overlay` may record `base`: as `like`, whose backing node it is, does, where that means the same file there, else its
+ * full path. Owned. */
+MUST_USE int graph_name_of(struct co *co, const struct graph_node *overlay, struct graph_node *like, char **ret_name, struct byre_err *err);
+
+#endif

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * copying.c: what jobs that copy have in common.
+ *
+ * Purpose      The hooks of the copy engine in terms of a job.
+ * Owns         nothing
+ * Invariants   I1 a job's state moves by one hand at a time, however many pieces are in flight
+ * Order        none
+ * Concurrency  home loop
+ * Failure      -ECANCELED when the job is
+ * Tests        tests/cli/live_commit_test.py
+ */
+#include "job/copying.h"
+
+#define RETRY_NS UINT64_C(100000000)
+
+static int on_step(struct co *co, void *arg, uint64_t bytes)
+{
+    struct job_copying *c = arg;
+    co_lock(co, &c->one);
+    int r = bytes ? job_spend(co, c->job, bytes) : job_point(co, c->job);
+    co_unlock(&c->one);
+    return r;
+}
+
+static enum job_on_error decide(const struct job_copying *c, const struct copy_failure *f)
+{
+    enum job_on_error e = f->read ? c->on_read : c->on_write;
+    if (e == JOB_ON_ERROR_ENOSPC)
+        return f->error == -ENOSPC ? JOB_ON_ERROR_STOP : JOB_ON_ERROR_REPORT;
+    return e;
+}
+
+static void tell(const struct job_copying *c, bool read, const char *action)
+{
+    struct jobs *js = c->job->jobs;
+    if (js->io_error)
+        js->io_error(js->arg, c->job, read, action);
+}
+
+static int ignore(struct co *co, const struct job_copying *c, const struct copy_failure *f)
+{
+    tell(c, f->read, "ignore");
+    if (c->leave && f->read)
+        return COPY_LEAVE;
+    int r = co_sleep(co, RETRY_NS);
+    return r ? r : job_point(co, c->job);
+}
+
+static int on_failed(struct co *co, void *arg, const struct copy_failure *f)
+{
+    struct job_copying *c = arg;
+    int r = f->error;
+    unsigned resumed = c->resumed;
+    co_lock(co, &c->one);
+    if (job_cancelled(c->job)) {
+        r = -ECANCELED;
+    } else if (c->resumed != resumed) {
+        r = 0;                           /* it failed before the job was resumed: again */
+    } else if (decide(c, f) == JOB_ON_ERROR_IGNORE) {
+        r = ignore(co, c, f);
+    } else if (decide(c, f) == JOB_ON_ERROR_STOP) {
+        tell(c, f->read, "stop");
+        r = job_stop_for(co, c->job, f->error);
+        c->resumed++;
+    } else {
+        tell(c, f->read, "report");
+    }
+    co_unlock(&c->one);
+    return r;
+}
+
+static uint64_t speed_now(void *arg) { return ((struct job_copying *)arg)->job->speed; }
+
+struct copy_hooks job_copying_hooks(struct job_copying *c)
+{
+    return (struct copy_hooks){ .step = on_step, .failed = on_failed, .speed = speed_now, .arg = c };
+}
+
+void job_copying_progress(void *arg, uint64_t done, uint64_t total) { job_progress(arg, done, total); }

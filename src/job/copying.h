@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * copying.h: what jobs that copy have in common: pauses, a speed that changes, cancelling, progress, and what becomes of errors.
+ *
+ * Concurrency  Home loop. The hooks are called by copy_run.
+ */
+#ifndef JOB_COPYING_H
+#define JOB_COPYING_H
+
+#include "copy/copy.h"
+#include "job/job.h"
+
+/* What is done when a request fails (FEATURES 9.009, 9.010). ENOSPC: STOP when there is no space, else REPORT. */
+enum job_on_error { JOB_ON_ERROR_REPORT, JOB_ON_ERROR_IGNORE, JOB_ON_ERROR_ENOSPC, JOB_ON_ERROR_STOP };
+
+struct job_copying {
+    struct job *job;
+    enum job_on_error on_read, on_write;
+    bool leave;                          /* what cannot be read, and is ignored, is left out; else it is tried again and again */
+    struct co_mutex one;                 /* one at a time asks, waits or stands still */
+    unsigned resumed;                    /* how often it stood still because of an error, and went on */
+};
+/* To be put into copy_job.hooks; c lives as long as copy_run. */
+struct copy_hooks job_copying_hooks(struct job_copying *c);
+/* copy_job.progress, with arg = the job. */
+void job_copying_progress(void *arg, uint64_t done, uint64_t total);
+
+#endif
