@@ -85,6 +85,9 @@
     X(MOVE_UNORDERED, "Q2", "the entry of a moved cluster does not ask for the data barrier")           \
     X(MOVE_TABLE_STALE, "Q5", "a moved L2 table is copied from the disk, without changes in memory")    \
     X(FOLD_SHOWS_BELOW, "1.054", "a cluster of zeros is unmapped although a backing image shows through") \
+    X(LIVE_COMMIT_UNFLUSHED, "J2 J5", "live commit: images name the base before it is durable")          \
+    X(FORGET_TOP_FIRST, "J2", "live commit: the top gives a range up before the layers between do")      \
+    X(ABSENT_BLIND, "J3", "stream: a write of what is absent does not look again when it may begin")    \
     X(QED_MARK_UNORDERED, "E1", "the need-check mark is set without a barrier")                       \
     X(QED_CLEAN_EARLY, "E4", "the need-check mark goes before the tables are durable and the end is cut")  \
     X(QED_LENGTH_LATE, "E3", "space counts as settled before the length of the file is durable")         \

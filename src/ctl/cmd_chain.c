@@ -20,7 +20,7 @@ struct chain_args {
     const char *job_id, *device, *base, *base_node, *top, *top_node, *bottom, *backing_file, *filter_node_name;
     uint64_t speed;
     int on_error;
-    bool has_on_error, backing_mask_protocol, auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
+    bool has_on_error, backing_mask_protocol, drop_source, auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
 };
 
 static const char *const on_error_words[] = { "report", "ignore", "enospc", "stop", "auto", NULL };
@@ -42,6 +42,8 @@ static const struct ctl_arg commit_rows[] = {
     { "device", CTL_STR, true, CTL_AT(struct chain_args, device), .doc = "The disk, by device or node." },
     { "top-node", CTL_STR, false, CTL_AT(struct chain_args, top_node), .doc = "Node of the layer that goes down." },
     { "top", CTL_STR, false, CTL_AT(struct chain_args, top), .doc = "The same by the name of its file. Node names are better." },
+    { "drop-source", CTL_BOOL, false, CTL_AT(struct chain_args, drop_source), .doc = "The layers above the base give their space back as it goes. Those "
+      "between top and base are no disks any more from the beginning." },
     COMMON_ROWS,
     CTL_ARGS_END
 };
@@ -102,7 +104,7 @@ static int begin(struct ctl_call *call, const struct chain_args *a, struct graph
 static int run_block_commit(struct co *co, struct ctl_call *call)
 {
     const struct chain_args *a = call->args;
-    struct job_live_commit_opts o = { .backing_file = a->backing_file, .on_error = on_error_of(a), .job = opts_of(a) };
+    struct job_live_commit_opts o = { .backing_file = a->backing_file, .on_error = on_error_of(a), .drop_source = a->drop_source, .job = opts_of(a) };
     struct job *job;
     int r = begin(call, a, &o.disk);
     if (!r)

@@ -307,6 +307,8 @@ struct fmt_amend_opts {
     bool force;                            /* what may lose something is wanted all the same */
     bool rebase;                           /* backing_file and backing_fmt (NULL: none) may be changed, and nothing else is */
     bool dry_run;                          /* with rebase: only says whether they could be */
+    const char *partial;                   /* with rebase: nothing is changed but that the image says of itself that it makes sense through this one
+                                            * only (fmt_image.partial). NULL: it is not about that */
     void (*progress)(void *arg, uint64_t done, uint64_t total); void *progress_arg;   /* may be NULL */
     /* Sets another size: the graph's part of it included. */
     int (*resize)(struct co *co, void *arg, uint64_t size, struct byre_err *err); void *resize_arg;
@@ -412,6 +414,8 @@ struct fmt_image {
     struct fmt_bitmap *bitmaps;            /* home loop; closing the image stores the persistent ones, and leaves the list alone */
     _Atomic(struct fmt_ahead *) ahead;     /* NULL: every region may be changed. Replaced only when drained */
     _Atomic bool unclean;                  /* not closed cleanly, and not looked through yet: run ops->scrub */
+    char *partial;                         /* what lies below it has been replaced by what this image shows: it must not be opened as a disk of
+                                            * its own, but is what it was below this image. NULL: it is whole */
     bool has_backing;                      /* a backing name is recorded (graph sets below_zero when it is not opened) */
     /* Set by graph before the first write: nothing below can supply non-zero bytes at or behind this guest
      * offset (0: no backing image at all; UINT64_MAX: unknown). Lets allocations skip copy-on-write. */

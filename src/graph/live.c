@@ -5,25 +5,27 @@
  * Purpose     Keeps others away from layers whose content changes below their feet, and lets the lowest of them be written.
  * Owns        struct graph_claim; a reference of each of its layers.
  * Invariants  live.h. Further: a layer's own overlay is the only one that reads it while it is claimed.
- * Order       None.
+ * Order       Giving up content: from the lowest layer to the top, each durable before the next (J2).
  * Concurrency Home loop.
  * Failure     graph_claim_layers leaves nothing behind but, perhaps, a longer base.
- * Tests       tests/cli/live_commit_test.py
+ * Tests       tests/cli/live_commit_test.py, tests/crash/test_chain_crash.py
  */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mutant.h"
 #include "graph/graph_priv.h"
 #include "graph/live.h"
 #include "graph/runtime.h"
 
 #define CHANGES (STOR_PERM_WRITE | STOR_PERM_RESIZE)
 
-struct claimed { struct graph_node *n; struct graph_user use; unsigned overlay_shared; };
+struct claimed { struct graph_node *n; struct graph_user use; unsigned overlay_shared; bool made_writable; };
 
 struct graph_claim {
     char *who;
-    bool made_writable, frozen, relaxed;
+    bool frozen, relaxed;
     unsigned count;                      /* all[0] is the top, all[count - 1] the base */
     struct claimed all[];
 };
@@ -106,7 +108,7 @@ int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node 
     struct graph_node *overlay = c->all[c->count - 2].n;
     bool was_read_only = base->read_only;
     int r = graph_make_writable(co, base, overlay, err);
-    c->made_writable = !r && was_read_only;
+    c->all[c->count - 1].made_writable = !r && was_read_only;
     if (!r)
         r = make_long(co, base, graph_length(top), err);
     for (unsigned i = 0; !r && i < c->count; i++)
@@ -134,13 +136,15 @@ void graph_claim_relax(struct graph_claim *c)
 
 void graph_claim_end(struct co *co, struct graph_claim *c)
 {
-    struct byre_err why = { 0 };
     if (!c)
         return;
     graph_claim_relax(c);
-    struct graph_node *base = c->all[c->count - 1].n;
-    if (c->made_writable && base->refs > 1 && graph_make_read_only(co, base, &why))
-        graph_warn(base, "%s", why.text);
+    for (unsigned i = c->count; i-- > 0;) {
+        struct byre_err why = { 0 };
+        struct claimed *l = &c->all[i];
+        if (l->made_writable && l->n->refs > 1 && graph_make_read_only(co, l->n, &why))
+            graph_warn(l->n, "%s", why.text);
+    }
     for (unsigned i = 0; i < c->count; i++) {
         struct graph_node *n = c->all[i].n;
         bool writable = !n->read_only && n->refs == 1;
@@ -150,6 +154,47 @@ void graph_claim_end(struct co *co, struct graph_claim *c)
     }
     free(c->who);
     free(c);
+}
+
+/* ---- what is between top and base gives its content up ---- */
+
+int graph_claim_open_all(struct co *co, struct graph_claim *c, struct byre_err *err)
+{
+    for (unsigned i = 0; i + 1 < c->count; i++) {
+        struct claimed *l = &c->all[i];
+        bool was_read_only = l->n->read_only;
+        if (!l->n->im->ops->forget || l->n->im->data_raw)
+            return byre_fail(err, NOT_SUPPORTED, "%s: cannot give up a part of its content", l->n->filename);
+        int r = graph_make_header_writable(co, l->n, err);
+        if (r)
+            return r;
+        l->made_writable = was_read_only;
+        l->n->discard = true;                    /* that is what it is for */
+    }
+    return 0;
+}
+
+/* Whatever a layer goes on hiding, those above it must go on showing: they forget no more than it has forgotten, and no more than it is long. */
+int graph_claim_forget(struct co *co, const struct graph_claim *c, uint64_t off, uint64_t end, struct byre_err *err)
+{
+    for (unsigned k = c->count - 1; k-- > 0 && off < end;) {
+        unsigned i = MUTANT(MUT_FORGET_TOP_FIRST) ? c->count - 2 - k : k;
+        struct graph_node *n = c->all[i].n;
+        uint64_t size = atomic_load_explicit(&n->im->size, memory_order_acquire);
+        end = end >= size ? size : round_down(end, n->im->cluster);
+        int r = end > off ? graph_forget(co, n, off, end - off) : 0;
+        if (r)
+            return byre_fail_code(err, IO, r, "%s: cannot give up its content at offset %" PRIu64 ": %s", n->filename, off, strerror(-r));
+    }
+    return 0;
+}
+
+int graph_claim_mark(struct co *co, const struct graph_claim *c, struct byre_err *err)
+{
+    int r = 0;
+    for (unsigned i = 1; i + 1 < c->count && !r; i++)
+        r = graph_mark_partial(co, c->all[i].n, c->all[0].n->filename, err);
+    return r;
 }
 
 /* ---- names ---- */

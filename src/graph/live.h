@@ -17,6 +17,13 @@ struct graph_claim;
 /* Claims the layers below `top` down to `base`, for `who`: others of the graph must allow it, base is opened for writing and made as long as
  * `top`. All layers from top to base stay open. */
 MUST_USE int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err);
+/* Those between are opened for writing as well, so that they can be emptied (graph_forget); all must be able to. */
+MUST_USE int graph_claim_open_all(struct co *co, struct graph_claim *c, struct byre_err *err);
+/* Nothing that the base has in [off, end) is held by a layer above it any more, from the lowest up to the top, each durably before the next
+ * (end: at most the top's length; off: a multiple of 2 MiB, or of all clusters). The base has it durably. What a short layer would hide then stays. */
+MUST_USE int graph_claim_forget(struct co *co, const struct graph_claim *c, uint64_t off, uint64_t end, struct byre_err *err);
+/* All but the top say of themselves that they make sense below the top only. */
+MUST_USE int graph_claim_mark(struct co *co, const struct graph_claim *c, struct byre_err *err);
 /* Others may use the layers again, the base still is open for writing. */
 void graph_claim_relax(struct graph_claim *c);
 /* Base is opened for reading again, and what nobody else uses is closed. What could not be done is warned of. NULL: nothing. */
@@ -28,6 +35,8 @@ MUST_USE int graph_write_absent(struct co *co, struct graph_node *n, struct iov 
 MUST_USE int graph_zero_absent(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
 /* Nothing that is whole in the range is in n any more, durably; what lies below shows the same. Nobody writes to n meanwhile. Any loop. */
 MUST_USE int graph_forget(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
+/* The image says of itself that it makes sense only as a layer below the one of this name: it is not opened as a disk any more. Durable. */
+MUST_USE int graph_mark_partial(struct co *co, struct graph_node *n, const char *through, struct byre_err *err);
 
 struct graph *graph_of(const struct graph_node *n);
 /* Does `n` lie below `top`? */

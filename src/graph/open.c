@@ -580,7 +580,10 @@ static int open_top(struct co *co, struct opening *op, struct name_ref *ref, str
     if (ref->read_only == NAME_YES && !o->read_only)
         return byre_fail(err, READ_ONLY, "%s: is to be opened for writing, and 'read-only' is on", ref->path);
     struct layer l = { .ref = ref, .format = o->format ? o->format : ref->format, .is_top = true };
-    return open_layer(co, op, &l, err);
+    int r = open_layer(co, op, &l, err);
+    if (!r && op->top->im->partial && !o->fmt.check_mode && !o->fmt.info_only && !o->fmt.no_data)
+        r = byre_fail(err, NOT_SUPPORTED, "%s: a commit has replaced what lies below it, so that it makes sense only as a layer below '%s'", op->top->filename, op->top->im->partial);
+    return r;
 }
 
 int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err)

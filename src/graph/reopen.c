@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "graph/filter.h"
+#include "graph/live.h"
 
 bool lies_above(const struct graph_node *m, const struct graph_node *n)
 {
@@ -280,6 +281,21 @@ static int set_name(struct co *co, struct graph_node *n, const struct graph_name
     if (!n->im->ops->amend)
         return byre_fail(err, NOT_SUPPORTED, "%s: the backing file of %s images cannot be changed", n->filename, n->im->ops->name);
     return n->im->ops->amend(co, n->im, &a, err);
+}
+
+int graph_mark_partial(struct co *co, struct graph_node *n, const char *through, struct byre_err *err)
+{
+    struct fmt_create_opts o = { 0 };
+    struct fmt_amend_opts a = { .o = &o, .given = is_changed, .rebase = true, .partial = through };
+    ASSERT_LOOP(n->g->home);
+    if (!n->im->ops->amend)
+        return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot say of themselves that they are parts", n->filename, n->im->ops->name);
+    graph_drain_begin(co, n);
+    co_lock(co, &n->whole);
+    int r = n->im->ops->amend(co, n->im, &a, err);
+    co_unlock(&n->whole);
+    graph_drain_end(n);
+    return r;
 }
 
 static int full_name(const struct graph_node *n, const char *file, char **ret, struct byre_err *err)

@@ -7,10 +7,12 @@
  * Invariants  live_commit.h. Further: C1  Only what a layer above the base hides is written to it.
  *             C2  Behind the end of `top` an overlay reads zeros: where the base is longer than top, and an overlay too, the base is
  *                 cleared there before the overlay lies right above it.
+ *             C3  With drop_source a layer gives a range up after the base has it durably, and after every layer between it and the base has
+ *                 given it up, durably; so no older layer ever shows through. Layers between are marked first.
  * Order       copy, clear | flush of the base | backing names: the committed top, then its overlays, each durable | event (J2, J5).
  * Concurrency Home loop; the copy on all loops.
  * Failure     The chain is as before, a part of the data is in the base as well; a new commit does the rest.
- * Tests       tests/cli/live_commit_test.py, tests/kill/test_kill_jobs.py
+ * Tests       tests/cli/live_commit_test.py, tests/kill/test_kill_jobs.py, tests/crash/test_chain_crash.py
  */
 #include "job/live_commit.h"
 
@@ -19,11 +21,13 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/mutant.h"
 #include "job/relink.h"
 
 #define SPARSE_MIN 4096u
 #define SPARSE_MAX 65536u
 #define STEP_BYTES (1ull << 30)
+#define WINDOW_DEFAULT (64ull << 20)     /* a multiple of every cluster */
 
 struct live_commit {
     struct job_copying how;
@@ -31,20 +35,45 @@ struct live_commit {
     struct graph_claim *claim;
     char *backing_file;                  /* NULL: made up */
     unsigned workers;
+    bool drop_source;
+    uint64_t window, before, total;      /* bytes of the disk that are done, and all of them */
     uint64_t cleared;                    /* behind the end of top the base reads zeros up to here */
 };
 
 /* ---- the work ---- */
 
-static int copy_down(struct co *co, struct live_commit *c, struct byre_err *err)
+static void on_progress(void *arg, uint64_t done, uint64_t total)
 {
-    struct copy_part part = { c->top, 0, graph_length(c->top) };
+    const struct live_commit *c = arg;
+    (void)total;
+    job_progress(c->how.job, c->before + done, c->total);
+}
+
+static int copy_part_down(struct co *co, struct live_commit *c, uint64_t off, uint64_t len, struct byre_err *err)
+{
+    struct copy_part part = { c->top, off, len };
     uint64_t granule = graph_image(c->base)->granule;
     struct copy_job cj = {
-        .parts = &part, .part_count = 1, .target = c->base, .above = c->base, .flags = COPY_OUT_OF_ORDER, .workers = c->workers,
-        .min_sparse = min_u64(max_u64(granule, SPARSE_MIN), SPARSE_MAX), .progress = job_copying_progress, .arg = c->how.job,
-        .hooks = job_copying_hooks(&c->how) };
+        .parts = &part, .part_count = 1, .target = c->base, .target_off = off, .above = c->base, .flags = COPY_OUT_OF_ORDER, .workers = c->workers,
+        .min_sparse = min_u64(max_u64(granule, SPARSE_MIN), SPARSE_MAX), .progress = on_progress, .arg = c, .hooks = job_copying_hooks(&c->how) };
+    if (MUTANT(MUT_LIVE_COMMIT_UNFLUSHED))
+        cj.flags |= COPY_NO_FLUSH;
     return copy_run(co, &cj, NULL, err);
+}
+
+/* C3. Window by window: whatever is cut short, a layer has given up only what the base has durably. */
+static int copy_down(struct co *co, struct live_commit *c, struct byre_err *err)
+{
+    int r = c->drop_source ? graph_claim_mark(co, c->claim, err) : 0;
+    c->total = graph_length(c->top);
+    for (c->before = 0; !r && c->before < c->total;) {
+        uint64_t len = c->drop_source ? min_u64(c->window, c->total - c->before) : c->total;
+        r = copy_part_down(co, c, c->before, len, err);
+        if (!r && c->drop_source)
+            r = graph_claim_forget(co, c->claim, c->before, c->before + len, err);
+        c->before += len;
+    }
+    return r;
 }
 
 /* C2. How far an overlay shows what the base has behind the end of top. */
@@ -72,7 +101,7 @@ static int clear_behind(struct co *co, struct live_commit *c, struct byre_err *e
             r = job_point(co, c->how.job);
     }
     if (!r)
-        r = graph_flush(co, c->base);
+        r = MUTANT(MUT_LIVE_COMMIT_UNFLUSHED) ? 0 : graph_flush(co, c->base);
     return r ? byre_fail_code(err, IO, r, "%s: cannot be cleared behind offset %" PRIu64 ": %s", graph_filename(c->base), c->cleared, strerror(-r)) : 0;
 }
 
@@ -193,7 +222,11 @@ static int begin(struct co *co, const struct job_live_commit_opts *o, struct liv
     if (o->backing_file && !(c->backing_file = strdup(o->backing_file)))
         return byre_fail(err, NOMEM, "no memory for a file name");
     int r = try_links(co, c, err);
-    return r ? r : graph_claim_layers(co, c->top, c->base, o->job.id ? o->job.id : "commit", &c->claim, err);
+    if (!r)
+        r = graph_claim_layers(co, c->top, c->base, o->job.id ? o->job.id : "commit", &c->claim, err);
+    if (!r && c->drop_source)
+        r = graph_claim_open_all(co, c->claim, err);
+    return r;
 }
 
 int job_live_commit_start(struct co *co, struct jobs *js, const struct job_live_commit_opts *o, struct job **ret_job, struct byre_err *err)
@@ -209,7 +242,8 @@ int job_live_commit_start(struct co *co, struct jobs *js, const struct job_live_
     if (!c)
         return byre_fail(err, NOMEM, "no memory for a commit");
     *c = (struct live_commit){ .how = { .on_read = o->on_error, .on_write = o->on_error }, .top = o->top, .base = base,
-                               .above_base = graph_overlay_in(o->top, base), .workers = o->workers };
+                               .above_base = graph_overlay_in(o->top, base), .workers = o->workers, .drop_source = o->drop_source,
+                               .window = o->window ? o->window : WINDOW_DEFAULT };
     jo.opaque = c;
     r = begin(co, o, c, err);
     if (!r)

@@ -16,6 +16,8 @@ struct job_live_commit_opts {
     const char *backing_file;            /* what the overlay of top records; NULL: the name of base */
     enum job_on_error on_error;
     unsigned workers;                    /* 0: default */
+    bool drop_source;                    /* what the base has durably is given up by the layers above it, as it goes */
+    uint64_t window;                     /* with it: so many bytes at once, a multiple of all clusters; 0: default */
     struct job_opts job;                 /* opaque is not looked at; speed: bytes of data per second */
 };
 extern const struct job_kind job_live_commit_kind;

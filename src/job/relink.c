@@ -8,7 +8,7 @@
  * Order       none of its own: graph_rebase is durable when it returns (Q18); what it relies on is before (J2, J3)
  * Concurrency home loop
  * Failure     As before, or, when an image cannot be set back, it names the new chain, which is warned of.
- * Tests       tests/cli/live_commit_test.py
+ * Tests       tests/cli/live_commit_test.py, tests/crash/test_chain_crash.py
  */
 #include "job/relink.h"
 

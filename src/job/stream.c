@@ -9,7 +9,7 @@
  * Order       copy | flush of the image | backing name in one sector | event (J3, J5).
  * Concurrency Home loop; the copy on all loops, beside guests' requests (graph/absent.c).
  * Failure     What was taken up stays; the image shows what it showed.
- * Tests       tests/cli/live_commit_test.py, tests/kill/test_kill_jobs.py
+ * Tests       tests/cli/live_commit_test.py, tests/kill/test_kill_jobs.py, tests/crash/test_chain_crash.py
  */
 #include "job/stream.h"
 

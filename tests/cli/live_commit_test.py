@@ -267,6 +267,56 @@ def test_write_access_only_while_it_runs(three, serve):
     assert modes() == {"base.qcow2": {os.O_RDONLY}, "top.qcow2": {os.O_RDONLY}, "disk.qcow2": {os.O_RDWR}}
 
 
+def test_drop_source(three, serve):
+    """What is committed leaves the layers above the base, whose files shrink; the one between is no disk any more, the top still is."""
+    server, client = serve(three / "disk.qcow2")
+    before = [os.stat(three / f"{name}.qcow2").st_blocks for name in ("mid", "top")]
+    assert "error" not in client.job("block-commit", device="disk0", top=str(three / "top.qcow2"), base="base.qcow2", drop_source=True)["data"]
+    assert client.files() == ["disk.qcow2", "base.qcow2"]
+    assert server.stop() == 0 and not server.lines[3:], server.output
+    for name in ("base", "top", "disk"):
+        run.qemu_io(str(three / f"{name}.qcow2"), *PATTERNS)
+        images.assert_sound(three / f"{name}.qcow2")
+    images.assert_sound(three / "mid.qcow2")
+    assert os.stat(three / "mid.qcow2").st_blocks < before[0] - 2000
+    assert not [e for e in run.qemu_img("map", "--output=json", three / "top.qcow2").json if e["depth"] == 0]
+    for words in (("convert", "-O", "raw", three / "mid.qcow2", three / "x"), ("serve", three / "mid.qcow2"), ("io", "-c", "read 0 512", three / "mid.qcow2")):
+        done = run.byre(*words, code=1)
+        assert "mid.qcow2" in done.err and "top.qcow2" in done.err, done
+    run.byre("check", three / "mid.qcow2")
+    run.byre("info", three / "mid.qcow2")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("seed", range(6))
+def test_drop_source_restarts(tmp_path, serve, seed):
+    """Random chains; the job is cancelled and begun again, by a new server too. Copied is what had not been dropped."""
+    rng = chains.seeded("drop", seed)
+    chain = sound_chain(tmp_path, rng, rng.choice([3, 4]))
+    disk, top, base = chain[-1], chain[-2], chain[0]
+    for _ in range(3):
+        server, client = serve(disk.path)
+        done = len(client.files()) == 2
+        if not done:
+            words = {"device": "disk0", "job_id": "c", "top_node": client.nodes()[top.name], "drop_source": True}
+            assert client.ask("block-commit", speed=rng.choice([1 << 20, 2 << 20]), **words) == {"return": {}}
+            time.sleep(rng.uniform(0, 0.5))
+            client.ask("block-job-cancel", device="c")
+            client.ended()
+        server.stop()
+        chains.assert_reads(disk.path, disk.content)
+    server, client = serve(disk.path)
+    if len(client.files()) > 2:
+        assert "error" not in client.job("block-commit", device="disk0", job_id="c", top_node=client.nodes()[top.name], drop_source=True)["data"]
+    assert client.files() == [disk.name, base.name]
+    server.stop()
+    chains.assert_reads(disk.path, disk.content)
+    chains.assert_reads(top.path, top.content)
+    for layer in chain:
+        if layer.fmt == "qcow2":
+            images.assert_sound(layer.path)
+
+
 def test_introspection(three, serve):
     server, client = serve(three / "disk.qcow2")
     schema = {e["name"]: e for e in client.ask("query-qmp-schema")["return"] if "name" in e}

@@ -31,7 +31,8 @@ def fill(path, rng, fmt):
 class Chain:
     """base <- mid <- top <- disk; their first state is kept, and comes back by renew()."""
 
-    def __init__(self, folder, rng, options, fmt="qcow2"):
+    def __init__(self, folder, rng, options, fmt="qcow2", drop=False):
+        self.drop = drop
         self.work, self.first, self.folder, self.fmt = folder / "work", folder / "first", folder, fmt
         self.first.mkdir()
         images.create(self.first / "base", SIZE, fmt=fmt)

@@ -16,6 +16,7 @@ KILLS = 50 if os.environ.get("SOAK") else 10
 CASES = {
     "commit": ("block-commit", {"top": "top"}, ["disk", "base"], {"cluster_size": 4096}, "qcow2"),
     "commit-raw": ("block-commit", {"top": "top"}, ["disk", "base"], {"cluster_size": 65536}, "raw"),
+    "commit-drop": ("block-commit", {"top": "top"}, ["disk", "base"], {"cluster_size": 16384}, "raw"),
     "commit-part": ("block-commit", {"top": "top", "base": "mid"}, ["disk", "mid", "base"], {"cluster_size": 65536, "extended_l2": True}, "qcow2"),
     "stream": ("block-stream", {}, ["disk"], {"cluster_size": 65536}, "qcow2"),
     "stream-base": ("block-stream", {"base": "base"}, ["disk", "base"], {"cluster_size": 65536, "extended_l2": True}, "qcow2"),
@@ -25,6 +26,8 @@ CASES = {
 
 def job(chain, command, layers, **more):
     nodes = chain.nodes()
+    if chain.drop:
+        more["drop_source"] = True
     chain.start(command, **{f"{role}_node": nodes[name] for role, name in layers.items()}, **more)
 
 
@@ -51,7 +54,7 @@ def finish(chain, rng, command, layers, files):
 def test_killed(tmp_path, name):
     command, layers, files, options, fmt = CASES[name]
     rng = random.Random(zlib.crc32(name.encode()))
-    chain = kill_jobs.Chain(tmp_path, rng, options, fmt)
+    chain = kill_jobs.Chain(tmp_path, rng, options, fmt, drop=name == "commit-drop")
     completed = 0
     for round_number in range(KILLS):
         chain.renew()

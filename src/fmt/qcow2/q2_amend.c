@@ -208,6 +208,23 @@ static int set_backing(struct co *co, struct amend *m)
     return rewrite(co, m, &h);
 }
 
+/* Added to those that are kept as they are. */
+static int set_partial(struct co *co, struct amend *m)
+{
+    struct q2_header h = m->q->h;
+    size_t len = strlen(m->a->partial);
+    struct q2_unknown_ext *all = calloc(h.unknown_count + 1, sizeof *all);
+    if (!all)
+        return byre_fail(m->err, NOMEM, "%s: no memory for a header", m->q->name);
+    for (size_t i = 0; i < h.unknown_count; i++)
+        all[i] = h.unknown[i];
+    all[h.unknown_count++] = (struct q2_unknown_ext){ Q2_EXT_PARTIAL, (uint32_t)len, (uint8_t *)(uintptr_t)m->a->partial };
+    h.unknown = all;
+    int r = rewrite(co, m, &h);
+    free(all);
+    return r;
+}
+
 static int try_backing(struct co *co, const struct amend *m)
 {
     struct q2_header h = with_backing(m);
@@ -373,8 +390,9 @@ int q2_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a
         return r;
     q->changing = true;                          /* no scrub begins */
     r = check_all(co, &m);
-    if (a->dry_run) {
-        r = r ? r : try_backing(co, &m);
+    if (a->dry_run || a->partial) {
+        if (r == 0)
+            r = a->dry_run ? try_backing(co, &m) : im->partial ? 0 : step(co, &m, set_partial);
         q->changing = false;
         return r;
     }

@@ -278,6 +278,8 @@ static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
     q->im.granule = 1u << q->g.sub_bits;
     q->im.cluster = (uint32_t)q->g.cluster_size;
     q->im.has_backing = h.backing_name != NULL;
+    if (q2_header_partial(&h, &q->im.partial) < 0)
+        return byre_fail(err, NOMEM, "%s: no memory for a file name", q->name);
     bool encodes = !h.crypt_method && !(h.incompat & Q2_INCOMPAT_DATA_FILE);        /* 1.077, 1.082 */
     q->im.encode_bytes = encodes ? (uint32_t)q->g.cluster_size : 0;
     return 0;
@@ -385,6 +387,7 @@ static void dismantle(struct co *co, struct q2_image *q)
     if (q->im.data != q->im.store)
         stor_close(co, q->im.data);
     q2_header_fini(&q->h);
+    free(q->im.partial);
     q2_decoded_free(q);
     q2_codecs_free(q->codecs);
     free(q->name);

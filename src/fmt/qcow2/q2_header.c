@@ -583,3 +583,19 @@ struct q2_header_use q2_header_used(const uint8_t *buf, size_t buf_bytes)
     u.ext_end = min_u64(at, buf_bytes);
     return u;
 }
+
+int q2_header_partial(const struct q2_header *h, char **name)
+{
+    free(*name);
+    *name = NULL;
+    for (size_t i = 0; i < h->unknown_count && !*name; i++) {
+        const struct q2_unknown_ext *e = &h->unknown[i];
+        if (e->type != Q2_EXT_PARTIAL)
+            continue;
+        bool text = e->len && q2_name_ok(e->data, e->len);
+        *name = text ? strndup((const char *)e->data, e->len) : strdup("another image");
+        if (!*name)
+            return -ENOMEM;
+    }
+    return 0;
+}

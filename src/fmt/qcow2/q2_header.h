@@ -49,6 +49,8 @@ MUST_USE int q2_header_emit(const struct q2_header *h, bool reserve_frontier, ui
 /* The same with a choice. name_off: where the backing name goes, behind the extensions; 0: right there. */
 struct q2_header_layout { bool frontier, names; uint32_t name_off; };
 MUST_USE int q2_header_emit_as(const struct q2_header *h, const struct q2_header_layout *l, uint8_t *buf, size_t buf_bytes, struct byre_err *err);
+/* What the extension Q2_EXT_PARTIAL names, in the place of *name (owned; NULL: there is none). */
+MUST_USE int q2_header_partial(const struct q2_header *h, char **name);
 /* Which bytes of a first cluster mean something: [0, ext_end) and the backing name. Pure; survives every value. */
 struct q2_header_use { uint64_t ext_end, name_off, name_end; };
 struct q2_header_use q2_header_used(const uint8_t *buf, size_t buf_bytes);
