@@ -11,7 +11,9 @@
 extern "C" {
 #endif
 
-enum { BYRE_EXPORT_READ_ONLY = 1u << 0, BYRE_EXPORT_NOT_DEFAULT = 1u << 1 /* only under its name, not as the default export */ };
+enum { BYRE_EXPORT_READ_ONLY = 1u << 0, BYRE_EXPORT_NOT_DEFAULT = 1u << 1 /* only under its name, not as the default export */,
+       BYRE_EXPORT_NO_DEPTH = 1u << 2 /* no context qemu:allocation-depth */, BYRE_EXPORT_UNLIMITED = 1u << 3 /* any number of clients */,
+       BYRE_EXPORT_PATIENT = 1u << 4 /* no limit to the time of a handshake */ };
 
 struct byre_nbd_opts {
     size_t struct_size;
@@ -23,6 +25,10 @@ struct byre_nbd_opts {
     unsigned handshake_seconds;  /* 0: default (10) */
     unsigned stop_grace_ms;      /* how long byre_export_stop answers "shutting down" before it stops reading; 0: default (100) */
     const char *const *bitmaps; unsigned bitmap_count;      /* at most 14 names */
+    uint64_t offset;             /* the export begins there */
+    int listen_fd;               /* > 0: a listening socket, instead of an address; owned from then on, also on failure */
+    /* A client that used the export is gone, so many are left. Called on a thread of the library, must not block. NULL: nobody is told */
+    void (*client_gone)(void *arg, unsigned left); void *client_gone_arg;
 };
 /* bitmaps: dirty bitmaps offered as contexts qemu:dirty-bitmap:NAME, of the image or, where it has none of that name, of the
  * nearest image below; nobody may change them while the export exists. */

@@ -44,6 +44,8 @@ enum {
     BYRE_OPEN_SERVE_UNCLEAN = 1u << 11,
     BYRE_OPEN_STABLE = 1u << 9,          /* no other process may write or resize while the image is open, raw or not */
     BYRE_OPEN_NO_DATA = 1u << 10,        /* guest data will not be read or written: no secret is needed for an encrypted image */
+    BYRE_OPEN_DETECT_ZEROES = 1u << 12,  /* writes of nothing but zeros are stored as zeros */
+    BYRE_OPEN_DETECT_UNMAP = 1u << 13,   /* the same, and give space back; needs DISCARD */
 };
 
 enum byre_lazy { BYRE_LAZY_AS_CREATED, BYRE_LAZY_ON, BYRE_LAZY_OFF };

@@ -107,6 +107,8 @@ struct open_args {
 };
 /* Opens; NULL: told already. */
 struct byre_image *run_open(struct run *r, const struct open_args *a);
+/* overlay.c: makes a temporary overlay of the image; its name is owned by the caller. NULL: told already. */
+char *overlay_make(struct run *r, const struct open_args *base);
 /* Tells when the image can be written to and its format was guessed as raw. */
 void run_warn_guessed_raw(const struct byre_image *image);
 /* Closes; a failure is told and makes *code at least 1. */

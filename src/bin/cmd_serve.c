@@ -3,29 +3,23 @@
  * cmd_serve.c: byre serve.
  *
  * Purpose      Opens an image, offers it over NBD, listens on a control socket, ends cleanly on a signal or `quit`.
- * Owns         image, export, control server, and a private folder for sockets that were not named
+ * Owns         image, export, and a private folder for sockets that were not named; the rest is server.h
  * Invariants   I1 the lines on standard output are printed when clients can connect, not before
- *              I2 after the first signal: clients are answered and closed, the image is flushed and closed, sockets are removed
- *              I3 after a second signal the process ends at once (what was flushed is durable; the sockets are removed)
- * Concurrency  main thread waits for signals; everything else runs on the threads of the context
+ * Concurrency  main thread
  * Failure      exit 1; 128 + signal after a second signal
  * Tests        tests/cli/serve_test.py
  */
 #include <inttypes.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "bin/bin.h"
 #include "bin/commands.h"
-#include "ctl/ctl.h"
+#include "bin/server.h"
 #include "lib/lib_inside.h"
 
 struct opts {
@@ -66,35 +60,8 @@ struct serve {
     struct byre_image *image;
     struct byre_export *export;
     struct ctl_device device;
-    struct ctl_export exports[1];
-    struct ctl *ctl;
-    int quit_fd;
+    struct server server;
 };
-
-/* ---- a second signal ---- */
-static char hard_paths[3][108];          /* two sockets and the folder */
-
-static void on_second_signal(int sig)
-{
-    (void)!unlink(hard_paths[0]);
-    (void)!unlink(hard_paths[1]);
-    (void)!rmdir(hard_paths[2]);
-    _exit(128 + sig);
-}
-
-static void remember_path(int i, const char *path)
-{
-    if (path)
-        snprintf(hard_paths[i], sizeof hard_paths[i], "%s", path);
-}
-
-static void arm_second_signal(const sigset_t *set)
-{
-    static const int signals[] = { SIGINT, SIGTERM, SIGHUP };
-    for (int i = 0; i < 3; i++)
-        signal(signals[i], on_second_signal);
-    sigprocmask(SIG_UNBLOCK, set, NULL);
-}
 
 /* ---- addresses ---- */
 static int private_folder(struct serve *s)
@@ -145,9 +112,9 @@ static int choose_addresses(struct serve *s)
         n |= asprintf(&s->control, "%s/control", s->folder);
     if (n < 0 || !s->control)
         return run_fail(s->r, "no memory");
-    remember_path(0, strncmp(s->nbd, "unix:", 5) == 0 ? s->nbd + 5 : NULL);
-    remember_path(1, s->control);
-    remember_path(2, s->folder);
+    server_remember_path(strncmp(s->nbd, "unix:", 5) == 0 ? s->nbd + 5 : NULL);
+    server_remember_path(s->control);
+    server_remember_path(s->folder);
     return 0;
 }
 
@@ -202,35 +169,30 @@ static int start_export(struct serve *s)
     return byre_export_nbd(s->image, &no, &s->export, &err) ? run_fail_err(s->r, &err) : 0;
 }
 
-static void on_quit(void *arg)
+struct attaching { struct serve *s; struct byre_err err; };
+
+static int attach_co(struct co *co, void *arg)
 {
-    uint64_t one = 1;
-    (void)!write(((struct serve *)arg)->quit_fd, &one, sizeof one);
+    struct attaching *a = arg;
+    return byre_image_attach(a->s->image, &a->s->device.node, &a->err);
 }
 
-struct starting { struct serve *s; struct byre_err err; };
-
-static int start_ctl_co(struct co *co, void *arg)
+static int detach_co(struct co *co, void *arg)
 {
-    struct starting *st = arg;
-    struct serve *s = st->s;
-    struct ctl_env env = {
-        .graph = byre_ctx_graph(s->r->ctx), .jobs = byre_ctx_jobs(s->r->ctx), .devices = &s->device, .device_count = 1, .exports = s->exports, .export_count = 1,
-        .major = BYRE_VERSION_MAJOR, .minor = BYRE_VERSION_MINOR, .micro = BYRE_VERSION_MICRO, .package = "byre " BYRE_VERSION, .quit = on_quit, .arg = s };
-    int r = byre_image_attach(s->image, &s->device.node, &st->err);
-    if (r)
-        return r;
-    s->exports[0].node = s->device.node;
-    r = ctl_new(byre_ctx_home(s->r->ctx), &env, &s->ctl, &st->err);
-    return r ? r : ctl_listen(co, s->ctl, s->control, &st->err);
+    byre_image_detach(co, arg);
+    return 0;
 }
 
 static int start_control(struct serve *s)
 {
-    struct starting st = { .s = s };
+    struct attaching a = { .s = s };
     s->device = (struct ctl_device){ s->o->name, NULL, s->cache == BYRE_CACHE_WRITETHROUGH || s->cache == BYRE_CACHE_DIRECTSYNC };
-    s->exports[0] = (struct ctl_export){ s->o->name, "nbd", NULL, false };
-    return byre_ctx_call(s->r->ctx, start_ctl_co, &st) ? run_fail_err(s->r, &st.err) : 0;
+    if (byre_ctx_call(s->r->ctx, attach_co, &a))
+        return run_fail_err(s->r, &a.err);
+    s->server.exports = byre_export_set(s->export);
+    if (server_control(&s->server, &s->device, 1))
+        return 1;
+    return server_monitor(&s->server, &(struct ctl_monitor){ .way = CTL_WAY_LISTEN, .path = s->control, .fd = -1 }, NULL);
 }
 
 /* ---- the run ---- */
@@ -243,65 +205,21 @@ static void announce(const struct serve *s)
     fflush(stdout);
 }
 
-struct farewell { struct serve *s; const char *reason; };
-
-static int shutdown_co(struct co *co, void *arg)
-{
-    struct farewell *f = arg;
-    f->s->exports[0].shutting_down = true;
-    ctl_send_shutdown(f->s->ctl, f->reason);
-    return 0;
-}
-
-/* Jobs end while clients can still be told, and before the exports: a request may be waiting for a scrub that is paused, or
- * that was never started. */
-static int stop_jobs_co(struct co *co, void *arg)
-{
-    struct serve *s = arg;
-    byre_ctx_jobs_stop(co, s->r->ctx);
-    if (s->image)
-        byre_image_no_scrub(s->image);
-    return 0;
-}
-
-static int stop_ctl_co(struct co *co, void *arg)
-{
-    struct serve *s = arg;
-    if (s->ctl)
-        ctl_stop(co, s->ctl);
-    ctl_free(s->ctl);
-    if (s->device.node)
-        byre_image_detach(co, s->device.node);
-    return 0;
-}
+struct scrubbing { struct serve *s; struct byre_err err; };
 
 /* An image that was not closed cleanly is served already; now it is looked through. */
 static int scrub_co(struct co *co, void *arg)
 {
-    struct starting *st = arg;
+    struct scrubbing *st = arg;
     struct serve *s = st->s;
     char id[128];
     snprintf(id, sizeof id, "scrub-%s", s->o->name);
     return byre_image_scrub(s->image, id, &st->err);
 }
 
-/* Waits for a signal or for `quit`; tells why. */
-static const char *wait_for_end(struct serve *s, int signal_fd)
+static int serve(struct serve *s)
 {
-    for (;;) {
-        struct pollfd p[2] = { { .fd = signal_fd, .events = POLLIN }, { .fd = s->quit_fd, .events = POLLIN } };
-        if (poll(p, 2, -1) < 0)
-            continue;
-        struct signalfd_siginfo taken;      /* else the signal stays pending and counts as the second one */
-        if (p[0].revents && read(signal_fd, &taken, sizeof taken) == sizeof taken)
-            return "host-signal";
-        if (p[1].revents)
-            return "host-qmp-quit";
-    }
-}
-
-static int serve(struct serve *s, int signal_fd, const sigset_t *set)
-{
+    const char *why = NULL;
     int code = open_disk(s);
     if (!code)
         code = start_export(s);
@@ -309,49 +227,29 @@ static int serve(struct serve *s, int signal_fd, const sigset_t *set)
         code = start_control(s);
     if (!code) {
         announce(s);
-        struct starting st = { .s = s };
+        struct scrubbing st = { .s = s };
         if (byre_ctx_call(s->r->ctx, scrub_co, &st))
             code = run_fail_err(s->r, &st.err);      /* requests may wait for it */
-        struct farewell f = { s, code ? "host-error" : wait_for_end(s, signal_fd) };
-        arm_second_signal(set);
-        (void)byre_ctx_call(s->r->ctx, shutdown_co, &f);
+        why = code ? "host-error" : server_wait(&s->server);
     }
-    (void)byre_ctx_call(s->r->ctx, stop_jobs_co, s);
+    server_end(&s->server, why);
     byre_export_stop(s->export);
-    (void)byre_ctx_call(s->r->ctx, stop_ctl_co, s);
+    if (s->device.node)
+        (void)byre_ctx_call(s->r->ctx, detach_co, s->device.node);
     run_close(s->r, s->image, &code);
     return code;
 }
 
-static unsigned thread_count(const struct opts *o)
-{
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    if (o->threads)
-        return (unsigned)o->threads;
-    return cores > 4 ? 4 : cores > 1 ? (unsigned)cores : 1;
-}
-
 static int with_signals(struct serve *s)
 {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    int signal_fd = signalfd(-1, &set, SFD_CLOEXEC), code = 1;
-    int backend = backend_of(s);
-    s->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (signal_fd < 0 || s->quit_fd < 0)
-        run_fail(s->r, "no descriptor left: %s", strerror(errno));
-    else if (backend >= 0 && choose_addresses(s) == 0 && run_ctx(s->r, thread_count(s->o), backend))
-        code = serve(s, signal_fd, &set);
+    int code = 1, backend = backend_of(s);
+    if (!server_begin(&s->server, s->r))
+        return 1;
+    if (backend >= 0 && choose_addresses(s) == 0 && run_ctx(s->r, server_threads(s->o->threads), backend))
+        code = serve(s);
     if (s->folder)
         (void)!rmdir(s->folder);
-    if (signal_fd >= 0)
-        close(signal_fd);
-    if (s->quit_fd >= 0)
-        close(s->quit_fd);
+    server_fini(&s->server);
     return code;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * main.c: the command byre; also qemu-img and qemu-io when called by those names.
+ * main.c: the command byre; also qemu-img, qemu-io, qemu-nbd and qemu-storage-daemon when called by those names.
  *
  * Purpose      Finds program and subcommand, parses the options by their table, runs, exits.
  * Owns         the options struct of the subcommand
@@ -46,16 +46,6 @@ static const struct cmd *find_command(const struct run *r, const char *name)
         if (strcmp((*c)->name, name) == 0 && known_here(r, *c))
             return *c;
     return NULL;
-}
-
-/* Subcommands that people know, and whose machinery is not there yet. */
-static bool is_later(const char *name)
-{
-    static const char *const later[] = { "nbd", "daemon" };
-    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
-        if (strcmp(later[i], name) == 0)
-            return true;
-    return false;
 }
 
 static void print_version(const struct run *r)
@@ -158,8 +148,6 @@ static int main_commands(struct run *r, int argc, char **argv)
     if (n >= argc)
         return run_usage(r, "a command is needed");
     r->cmd = find_command(r, argv[n]);
-    if (!r->cmd && is_later(argv[n]))
-        return run_fail(r, "command '%s' is not supported yet", argv[n]);
     if (!r->cmd)
         return run_usage(r, "Command not found: %s", argv[n]);
     return run_command(r, argc - n - 1, argv + n + 1);
@@ -171,10 +159,14 @@ int main(int argc, char **argv)
     const char *base = argc > 0 ? strrchr(argv[0], '/') : NULL;
     base = base ? base + 1 : argc > 0 ? argv[0] : "byre";
     signal(SIGPIPE, SIG_IGN);
-    if (strcmp(base, "qemu-io") == 0) {
+    static const struct { const char *name; const struct cmd *cmd; } programs[] = {
+        { "qemu-io", &cmd_io }, { "qemu-nbd", &cmd_nbd }, { "qemu-storage-daemon", &cmd_daemon } };
+    for (size_t i = 0; i < sizeof programs / sizeof programs[0]; i++) {
+        if (strcmp(base, programs[i].name))
+            continue;
         r.prog = base;
         r.peer = true;
-        r.cmd = &cmd_io;
+        r.cmd = programs[i].cmd;
         return run_command(&r, argc - 1, argv + 1);
     }
     if (strcmp(base, "qemu-img") == 0) {

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/size.h"
 #include "ctl/schema.h"
 
 /* ---- memory ---- */
@@ -53,7 +54,7 @@ struct item {
     char *to;
 };
 
-struct decoder { struct ctl_arena *arena; struct item *first, *last; struct byre_err *err; };
+struct decoder { struct ctl_arena *arena; bool words; struct item *first, *last; struct byre_err *err; };
 
 #define PATH_MAX_BYTES 200
 struct path { char text[PATH_MAX_BYTES]; };
@@ -128,6 +129,29 @@ static int take_size(struct decoder *d, const struct where *w, const struct ctl_
     return 0;
 }
 
+/* A scalar as the command line writes it. */
+static int take_word(struct decoder *d, const struct where *w, const struct ctl_arg *row, const char *text, char *to)
+{
+    struct path p;
+    uint64_t n = 0;
+    if (row->type == CTL_BOOL) {
+        bool on = strcmp(text, "on") == 0 || strcmp(text, "yes") == 0 || strcmp(text, "true") == 0 || strcmp(text, "y") == 0;
+        bool off = strcmp(text, "off") == 0 || strcmp(text, "no") == 0 || strcmp(text, "false") == 0 || strcmp(text, "n") == 0;
+        *(bool *)(void *)to = on;
+        return on || off ? 0 : byre_fail(d->err, BAD_ARGUMENT, "Parameter '%s' expects 'on' or 'off'", path_of(w->in, w->name, w->index, &p));
+    }
+    bool minus = row->type == CTL_INT && *text == '-';
+    if (size_parse(minus ? text + 1 : text, &n) || n > INT64_MAX)
+        return byre_fail(d->err, BAD_ARGUMENT, "Parameter '%s' expects a number", path_of(w->in, w->name, w->index, &p));
+    if (row->type == CTL_SIZE && row->max && n > row->max)
+        return byre_fail(d->err, BAD_ARGUMENT, "Parameter '%s' is at most %" PRIu64 " (%s)", path_of(w->in, w->name, w->index, &p), row->max, text);
+    if (row->type == CTL_SIZE)
+        *(uint64_t *)(void *)to = n;
+    else
+        *(int64_t *)(void *)to = minus ? -(int64_t)n : (int64_t)n;
+    return 0;
+}
+
 /* An object that is decoded later into `to`. */
 static int put_item(struct decoder *d, const struct where *w, const struct ctl_shape *shape, json_t *v, char *to)
 {
@@ -195,6 +219,8 @@ static int choose(struct decoder *d, const struct where *w, const struct ctl_sha
 static int store_one(struct decoder *d, const struct where *w, const struct ctl_arg *row, json_t *v, char *to)
 {
     char *sub = NULL;
+    if (d->words && json_is_string(v) && (row->type == CTL_INT || row->type == CTL_SIZE || row->type == CTL_BOOL))
+        return take_word(d, w, row, json_string_value(v), to);
     if (!is_kind(row->type, false, v))
         return bad_type(d, w, kind_name(row->type));
     switch (row->type) {
@@ -322,9 +348,10 @@ static int decode_object(struct decoder *d, const struct item *in)
     return 0;
 }
 
-int ctl_decode(const struct ctl_shape *s, json_t *arguments, struct ctl_arena *a, const void **ret_args, struct byre_err *err)
+int ctl_decode(const struct ctl_shape *s, json_t *arguments, const struct ctl_decoding *how, const void **ret_args, struct byre_err *err)
 {
-    struct decoder d = { .arena = a, .err = err };
+    struct ctl_arena *a = how->arena;
+    struct decoder d = { .arena = a, .words = how->words, .err = err };
     struct where top = { NULL, NULL, SIZE_MAX };
     char *to = ctl_arena_get(a, s->bytes + 1);
     int r = to ? put_item(&d, &top, s, arguments, to) : no_memory(&d);

@@ -11,6 +11,7 @@
  * Failure      a socket that fails ends the client, nobody else
  * Tests        ctl_test.c, tests/cli/serve_test.py
  */
+#include <poll.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,17 @@
 
 #define READ_BYTES 4096
 #define LAST_WORDS_NS CTL_LAST_WORDS_NS
+
+static bool is_socket(const struct ctl_client *cl)
+{
+    return cl->fd == cl->out_fd;
+}
+
+static void cut_off(struct ctl_client *cl)
+{
+    if (is_socket(cl))
+        shutdown(cl->fd, SHUT_RDWR);
+}
 
 /* ---- output ---- */
 static void out_add(struct ctl_client *cl, const char *text, size_t len)
@@ -38,7 +50,7 @@ static void out_add(struct ctl_client *cl, const char *text, size_t len)
         char *more = cl->out_len + len <= CTL_OUT_MAX ? realloc(cl->out, cap) : NULL;
         if (!more) {
             cl->dead = true;                 /* it takes nothing, or memory ran out: it would miss a reply */
-            shutdown(cl->fd, SHUT_RDWR);
+            cut_off(cl);
             (void)co_wake_all(&cl->out_q);
             return;
         }
@@ -55,15 +67,39 @@ void client_put(struct ctl_client *cl, const struct qmp_text *t)
     out_add(cl, t->text, t->len);
 }
 
+/* Standard input and output keep the mode that others who share them expect: they are waited for, and then block no more. What cannot be
+ * waited for is a file, and never blocks long. */
+static int64_t ready(struct co *co, int fd, short events)
+{
+    int r = rt_poll(co, fd, events);
+    return r == -EPERM ? 1 : r;
+}
+
+static int64_t send_bytes(struct co *co, struct ctl_client *cl, void *data, size_t len)
+{
+    struct iovec v = { data, len };
+    struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
+    if (is_socket(cl))
+        return rt_sendmsg(co, cl->fd, &m);
+    int64_t r = ready(co, cl->out_fd, POLLOUT);
+    return r < 0 ? r : write(cl->out_fd, data, len);
+}
+
+static int64_t receive_bytes(struct co *co, struct ctl_client *cl, void *data, size_t len)
+{
+    if (is_socket(cl))
+        return rt_recv(co, cl->fd, data, len);
+    int64_t r = ready(co, cl->fd, POLLIN);
+    return r < 0 ? r : read(cl->fd, data, len);
+}
+
 static void send_some(struct co *co, struct ctl_client *cl)
 {
     /* The buffer may move while we wait: what is being sent is kept aside. */
     char chunk[1024];
     size_t n = cl->out_len - cl->out_at < sizeof chunk ? cl->out_len - cl->out_at : sizeof chunk;
     memcpy(chunk, cl->out + cl->out_at, n);
-    struct iovec v = { chunk, n };
-    struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
-    int64_t sent = rt_sendmsg(co, cl->fd, &m);
+    int64_t sent = send_bytes(co, cl, chunk, n);
     if (sent <= 0)
         cl->dead = true;
     else
@@ -80,7 +116,7 @@ static void writer_co(struct co *co, void *arg)
             send_some(co, cl);
     }
     if (cl->dead)
-        shutdown(cl->fd, SHUT_RDWR);
+        cut_off(cl);
 }
 
 /* ---- commands ---- */
@@ -88,10 +124,10 @@ static void put_reply(struct ctl_client *cl, struct ctl_call *call, int result, 
 {
     struct qmp_text t;
     struct qmp_error e = { call->error_class, call->err.text };
-    int r = result < 0 ? qmp_make_error(&e, id, false, &t) : qmp_make_return(call->ret, id, false, &t);
+    int r = result < 0 ? qmp_make_error(&e, id, cl->pretty, &t) : qmp_make_return(call->ret, id, cl->pretty, &t);
     if (r == -EINVAL) {
         e.desc = "the reply cannot be written as JSON";
-        r = qmp_make_error(&e, id, false, &t);
+        r = qmp_make_error(&e, id, cl->pretty, &t);
     }
     if (r) {
         cl->dead = true;
@@ -107,6 +143,14 @@ static int refuse(struct ctl_call *call, const char *fmt, const char *name)
     return byre_fail(&call->err, NOT_FOUND, fmt, name);
 }
 
+int ctl_run(struct co *co, struct ctl_call *call, const struct ctl_command *c, bool words)
+{
+    const struct ctl_shape shape = { .rows = c->args, .bytes = c->args_bytes, .tag = c->tag, .cases = c->cases };
+    struct ctl_decoding d = { &call->arena, words };
+    int r = ctl_decode(&shape, call->arguments, &d, &call->args, &call->err);
+    return r ? r : c->run(co, call);
+}
+
 static int run_command(struct co *co, struct ctl_client *cl, const struct qmp_command *cmd, struct ctl_call *call)
 {
     const struct ctl_command *c = ctl_find_command(cmd->name);
@@ -118,10 +162,8 @@ static int run_command(struct co *co, struct ctl_client *cl, const struct qmp_co
         return refuse(call, "The command %s has not been found", cmd->name);
     if (cl->negotiated && c->before_capabilities)
         return refuse(call, "Capabilities negotiation is already complete, command '%s' ignored", cmd->name);
-    const struct ctl_shape shape = { .rows = c->args, .bytes = c->args_bytes, .tag = c->tag, .cases = c->cases };
-    int r = ctl_decode(&shape, cmd->arguments, &call->arena, &call->args, &call->err);
     call->arguments = cmd->arguments;
-    return r ? r : c->run(co, call);
+    return ctl_run(co, call, c, false);
 }
 
 static void handle_text(struct co *co, struct ctl_client *cl)
@@ -170,7 +212,7 @@ static int put_greeting(struct ctl_client *cl)
     const struct ctl_env *e = &cl->c->env;
     struct qmp_version v = { e->major, e->minor, e->micro, e->package ? e->package : "" };
     struct qmp_text t;
-    int r = qmp_make_greeting(&v, false, false, &t);
+    int r = qmp_make_greeting(&v, false, cl->pretty, &t);
     if (!r) {
         client_put(cl, &t);
         free(t.text);
@@ -195,7 +237,8 @@ static void client_free(struct ctl_client *cl)
 {
     list_remove(&cl->link);
     cl->c->client_count--;
-    close(cl->fd);
+    if (is_socket(cl))
+        close(cl->fd);
     qmp_split_free(cl->split);
     free(cl->out);
     free(cl);
@@ -205,7 +248,7 @@ static void read_all(struct co *co, struct ctl_client *cl)
 {
     char *buf = malloc(READ_BYTES);
     while (buf && !cl->closing && !cl->dead) {
-        int64_t n = rt_recv(co, cl->fd, buf, READ_BYTES);
+        int64_t n = receive_bytes(co, cl, buf, READ_BYTES);
         if (n <= 0 || !handle_bytes(co, cl, buf, (size_t)n))
             break;
     }
@@ -224,7 +267,7 @@ static void last_words(struct co *co, struct ctl_client *cl)
     cl->dead = true;
     rt_cancel(&cl->writer);
     (void)co_wake_all(&cl->out_q);
-    shutdown(cl->fd, SHUT_RDWR);
+    cut_off(cl);
     rt_task_join(co, &cl->writer);
 }
 
@@ -252,16 +295,19 @@ static void reader_co(struct co *co, void *arg)
     rt_post(c->home, &cl->bye);
 }
 
-void client_start(struct ctl *c, int fd)
+void client_start(struct ctl *c, const struct ctl_end *end)
 {
     struct ctl_client *cl = calloc(1, sizeof *cl);
     if (!cl || qmp_split_new(NULL, &cl->split)) {
         free(cl);
-        close(fd);
+        if (end->fd == end->out_fd)
+            close(end->fd);
         return;
     }
     cl->c = c;
-    cl->fd = fd;
+    cl->fd = end->fd;
+    cl->out_fd = end->out_fd;
+    cl->pretty = end->pretty;
     list_push_back(&c->clients, &cl->link);
     c->client_count++;
     co_group_enter(&c->alive);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * ctl.h: the control socket: QMP over a unix socket.
+ * ctl.h: control: QMP over unix sockets and standard input and output, and the same commands for the command line.
  *
- *     ctl_new -> ctl_listen -> (clients come and go; commands act on struct ctl_env) -> ctl_stop -> ctl_free
+ *     ctl_new -> ctl_execute, ctl_listen ... -> (clients come and go; commands act on struct ctl_env) -> ctl_stop -> ctl_free
  *
  * Concurrency  Everything on the home loop of the environment.
  * Security     The socket is made with mode 0600; a peer whose uid (SO_PEERCRED) is neither ours nor root's is closed
@@ -14,6 +14,8 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+
+#include <jansson.h>
 
 #include "base/err.h"
 #include "rt/co.h"
@@ -27,17 +29,19 @@ struct graph_node;
 struct jobs;
 
 struct ctl_device { const char *name; struct graph_node *node; bool writethrough; };
-struct ctl_export { const char *id, *type; struct graph_node *node; bool shutting_down; };
+struct exports;
 
 /* What the commands act on. Owned by the caller; constant, or changed on the home loop only. */
 struct ctl_env {
     struct graph *graph;
     const struct ctl_device *devices; size_t device_count;
-    const struct ctl_export *exports; size_t export_count;
+    struct exports *exports;             /* the server watches them until ctl_stop; NULL: there are none */
     struct jobs *jobs;                   /* the server watches it until ctl_stop; NULL: none */
     int major, minor, micro;             /* version of the program */
     const char *package;
     void (*quit)(void *arg);             /* the command quit; called once, on the home loop, must not suspend */
+    int (*object_add)(void *arg, const char *definition, struct byre_err *err);      /* of a thread that may block; NULL: there are no objects */
+    int (*object_del)(void *arg, const char *id);                                    /* must not suspend */
     void *arg;
 };
 
@@ -50,10 +54,31 @@ MUST_USE int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl
 /* A path of at most 107 bytes. A socket that nobody listens on is replaced; anything else in the way is an error. The path is
  * removed by ctl_stop. Suspends. */
 MUST_USE int ctl_listen(struct co *co, struct ctl *c, const char *path, struct byre_err *err);
+/* A monitor: one more way in. */
+enum ctl_way { CTL_WAY_LISTEN, CTL_WAY_CONNECT, CTL_WAY_STDIO };
+struct ctl_monitor {
+    enum ctl_way way;
+    const char *path;                    /* of the socket; NULL: fd */
+    int fd;                              /* a socket that was handed over: owned from now on, also on failure */
+    bool pretty;                         /* answers over several lines */
+};
+MUST_USE int ctl_monitor_add(struct co *co, struct ctl *c, const struct ctl_monitor *m, struct byre_err *err);
+uint64_t ctl_arrivals(const struct ctl *c);      /* clients that have come so far */
+
+/* Executes a command as a client would, with arguments that are borrowed (NULL: none). words: scalars are strings, as the command line
+ * has them ("on", "64k"). *ret_value (may be NULL) is owned by the caller. Suspends. */
+struct ctl_request { const char *command; json_t *arguments; bool words; };
+MUST_USE int ctl_execute(struct co *co, struct ctl *c, const struct ctl_request *rq, json_t **ret_value, struct byre_err *err);
+/* Options of the command line in the peer's grammar: a JSON object, or key=value,... with dots for levels ("addr.type=unix") and numbers for
+ * lists ("bitmaps.0=a"); a first word alone is the value of `implied` (NULL: that is refused). flags:
+ * later words alone are on ("server"), and off behind "no" ("nowait"). *ret_words: not JSON. */
+struct ctl_words { const char *implied; bool flags; };
+MUST_USE int ctl_parse_words(const char *text, const struct ctl_words *how, json_t **ret_object, bool *ret_words, struct byre_err *err);
 /* Sends the event SHUTDOWN ("host-signal", "host-qmp-quit") to all clients. */
 void ctl_send_shutdown(struct ctl *c, const char *reason);
 /* Lets nobody in any more, gives clients a moment to take their last messages, closes all. Suspends. Idempotent. */
 void ctl_stop(struct co *co, struct ctl *c);
+bool ctl_closed_badly(const struct ctl *c);      /* stopped: an image that the command line defined could not be closed cleanly */
 void ctl_free(struct ctl *c);            /* stopped; NULL ok */
 
 #endif

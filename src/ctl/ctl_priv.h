@@ -2,8 +2,11 @@
  *
  * ctl_priv.h: the inside of ctl/.
  *
- *   ctl.c         server: socket, clients coming and going, events
+ *   ctl.c         server: life, events, commands of the command line
+ *   listen.c      monitors: sockets, clients coming and going
  *   client.c      one client: reading, dispatch, output
+ *   nodes.c       nodes that the command line defines
+ *   words.c       options of the command line as JSON
  *   schema.h      rows: what commands take and give, what events hold; read its head before you write a row
  *   args.c        decodes arguments by them
  *   introspect.c  query-qmp-schema from them
@@ -15,7 +18,8 @@
  *   cmd_block.c   query-block query-named-block-nodes block_resize
  *   cmd_block_job.c  query-block-jobs, block-job-*
  *   cmd_chain.c   block-commit, block-stream
- *   cmd_export.c  query-block-exports
+ *   cmd_export.c  nbd-server-*, block-export-*, query-block-exports
+ *   cmd_object.c  object-add object-del
  *   cmd_job.c     query-jobs and the verbs of jobs
  *   image_json.c  ImageInfo and BlockDeviceInfo
  *
@@ -51,21 +55,34 @@
 struct ctl {
     struct rt_loop *home;
     struct ctl_env env;
-    int listen_fd;                       /* -1: none */
-    char *path;
     bool stopping;
-    uint64_t path_dev, path_ino;         /* the socket that was made: only that is removed */
-    struct rt_task acceptor;
-    bool has_acceptor;
+    uint64_t arrivals;
+    struct list listeners;
     struct list clients;
     unsigned client_count;
     struct co_group alive;               /* clients that have not ended */
+    json_t *files;                       /* nodes.c: definitions by name */
+    struct graph_node **nodes; size_t node_count;
+    bool close_failed;
 };
 
-struct ctl_client {
+struct ctl_listener {
     struct list_node link;
     struct ctl *c;
     int fd;
+    char *path;                          /* NULL: the socket was handed over */
+    uint64_t path_dev, path_ino;         /* the socket that was made: only that is removed */
+    struct rt_task acceptor;
+    bool pretty;
+};
+
+/* A connection. fd = out_fd is a socket; otherwise the two are standard input and output, which are not ours to close. */
+struct ctl_end { int fd, out_fd; bool pretty; };
+struct ctl_client {
+    struct list_node link;
+    struct ctl *c;
+    int fd, out_fd;
+    bool pretty;
     bool negotiated;                     /* after qmp_capabilities */
     bool closing;                        /* no more input is taken; output still goes out */
     bool dead;                           /* the socket failed, or the client takes nothing */
@@ -78,14 +95,22 @@ struct ctl_client {
     struct co_waitq out_q;               /* the writer, for more output */
 };
 
+/* ---- listen.c ---- */
+void listeners_quiet(struct co *co, struct ctl *c);          /* nobody gets in any more */
+void listeners_free(struct co *co, struct ctl *c);           /* paths are removed */
+
 /* ---- client.c ---- */
-/* Takes fd over. */
-void client_start(struct ctl *c, int fd);
+/* Takes a socket over. */
+void client_start(struct ctl *c, const struct ctl_end *end);
 void client_put(struct ctl_client *cl, const struct qmp_text *t);
 /* No more input; the client ends when its output is out. now: whether or not it is. */
 void client_close(struct ctl_client *cl, bool now);
 bool client_is_silent(const struct ctl_client *cl);         /* nothing waits to be sent */
 #define CTL_LAST_WORDS_NS UINT64_C(1000000000)
+
+/* ---- nodes.c ---- */
+MUST_USE int ctl_node_open(struct co *co, struct ctl *c, json_t *options, struct byre_err *err);
+void ctl_nodes_close(struct co *co, struct ctl *c);
 
 /* ---- commands ---- */
 struct ctl_call {
@@ -121,10 +146,12 @@ extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_n
 extern const struct ctl_command ctl_cmd_snapshot_create, ctl_cmd_snapshot_delete;
 extern const struct ctl_command ctl_cmd_bitmap_add, ctl_cmd_bitmap_clear, ctl_cmd_bitmap_disable, ctl_cmd_bitmap_enable, ctl_cmd_bitmap_merge,
     ctl_cmd_bitmap_remove;
-extern const struct ctl_command ctl_cmd_query_block_exports;
 extern const struct ctl_command ctl_cmd_block_job_cancel, ctl_cmd_block_job_complete, ctl_cmd_block_job_dismiss, ctl_cmd_block_job_finalize,
     ctl_cmd_block_job_pause, ctl_cmd_block_job_resume, ctl_cmd_block_job_set_speed, ctl_cmd_query_block_jobs;
 extern const struct ctl_command ctl_cmd_block_commit, ctl_cmd_block_stream;
+extern const struct ctl_command ctl_cmd_block_export_add, ctl_cmd_block_export_del, ctl_cmd_nbd_server_add, ctl_cmd_nbd_server_remove, ctl_cmd_nbd_server_start,
+    ctl_cmd_nbd_server_stop, ctl_cmd_query_block_exports;
+extern const struct ctl_command ctl_cmd_object_add, ctl_cmd_object_del;
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
     ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_compact, ctl_cmd_x_byre_scrub;
 
@@ -134,10 +161,15 @@ struct graph_node *ctl_named(struct ctl_call *call, const char *name);
 /* The node of the device or the node of that name: exactly one of the two is given. */
 MUST_USE int ctl_target(struct ctl_call *call, const char *device, const char *node_name, struct graph_node **ret_n);
 
+/* client.c: as a client of `from` (NULL: the command line) */
+MUST_USE int ctl_run(struct co *co, struct ctl_call *call, const struct ctl_command *c, bool words);
+
 /* ctl.c: an event for every client that has negotiated. Takes data over (NULL: memory ran out, nothing is sent). */
 void ctl_send_event(struct ctl *c, const char *name, json_t *data);
 /* cmd_block.c: of graph_watch_corruption; arg is the struct ctl. */
 void ctl_image_corrupted(void *arg, const struct graph_node *n, const struct fmt_corruption *c);
+/* cmd_export.c: of exports_watch; arg is the struct ctl. */
+void ctl_export_gone(void *arg, const char *id);
 /* cmd_job.c: struct jobs' status_changed; arg is the struct ctl. */
 struct job;
 void ctl_job_changed(void *arg, const struct job *job);

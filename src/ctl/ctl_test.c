@@ -67,7 +67,7 @@ static const struct box *decode(const char *text, struct byre_err *err)
     json_decref(keep);
     keep = text && *text ? json_loads(text, JSON_ALLOW_NUL, NULL) : NULL;
     assert_true(!text || !*text || keep);
-    int r = ctl_decode(&box_shape, keep, &arena, &b, err);
+    int r = ctl_decode(&box_shape, keep, &(struct ctl_decoding){ &arena, false }, &b, err);
     assert_true(r == 0 || r == -EINVAL);
     return r ? NULL : b;
 }
@@ -132,10 +132,62 @@ static void arguments_deep(void **state)
     json_t *v = json_pack("{s:i}", "wrong", 1);
     for (unsigned i = 0; i < QMP_DEPTH_MAX; i++)
         v = json_pack("{s:o}", "next", v);
-    assert_int_equal(ctl_decode(&deep, v, &arena, &to, &err), -EINVAL);
+    assert_int_equal(ctl_decode(&deep, v, &(struct ctl_decoding){ &arena, false }, &to, &err), -EINVAL);
     assert_non_null(strstr(err.text, "next.next.wrong' is unexpected"));
     ctl_arena_free(&arena);
     json_decref(v);
+}
+
+/* FEATURES 8.001: the words of the command line */
+static void words_of_the_command_line(void **state)
+{
+    static const struct { const char *text, *implied, *want; bool flags; } good[] = {
+        { "a=1,b=x", NULL, "{\"a\": \"1\", \"b\": \"x\"}" }, { "nbd,id=e", "type", "{\"type\": \"nbd\", \"id\": \"e\"}" },
+        { "addr.type=unix,addr.path=/a,,b", NULL, "{\"addr\": {\"type\": \"unix\", \"path\": \"/a,b\"}}" },
+        { "b.0=x,b.1.node=n,b.1.name=m", NULL, "{\"b\": [\"x\", {\"node\": \"n\", \"name\": \"m\"}]}" }, { "{\"a\": 1}", NULL, "{\"a\": 1}" },
+        { "socket,server,nowait", "backend", "{\"backend\": \"socket\", \"server\": \"on\", \"wait\": \"off\"}", true }, { "", NULL, "{}" },
+    };
+    static const char *const bad[] = { "a", "a=1,a=2", "a.b=1,a=2", "a=2,a.b=1", "b.1=x", "b.0=x,b.c=y", "b.0=x,b.2=y", "=x", ".=x", "a..b=x", "{", "{} x",
+        "a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.q.r=1" };
+    struct byre_err err;
+    json_t *v;
+    bool plain;
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        json_t *want = json_loads(good[i].want, 0, NULL);
+        assert_int_equal(ctl_parse_words(good[i].text, &(struct ctl_words){ good[i].implied, good[i].flags }, &v, &plain, &err), 0);
+        if (!json_equal(v, want))
+            fail_msg("%s: %s", good[i].text, json_dumps(v, 0));
+        assert_true(plain == (good[i].text[0] != '{'));
+        json_decref(v);
+        json_decref(want);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        if (!ctl_parse_words(bad[i], &(struct ctl_words){ NULL, false }, &v, &plain, &err))
+            fail_msg("%s was taken", bad[i]);
+}
+
+/* Scalars as words, only where words are allowed. */
+static void scalars_as_words(void **state)
+{
+    static const struct { const char *text; bool good; int64_t number; uint64_t size; bool flag; } lines[] = {
+        { "{\"text\": \"a\", \"number\": \"-5\", \"flag\": \"on\", \"inner\": {\"key\": \"\", \"size\": \"0x40\"}}", true, -5, 64, true },
+        { "{\"text\": \"a\", \"number\": \"1k\", \"flag\": \"off\", \"inner\": {\"key\": \"\", \"size\": 7}}", true, 1024, 7, false },
+        { "{\"text\": \"a\", \"flag\": \"perhaps\"}" }, { "{\"text\": \"a\", \"number\": \"many\"}" },
+        { "{\"text\": \"a\", \"inner\": {\"key\": \"\", \"size\": \"101\"}}" }, { "{\"text\": \"a\", \"inner\": {\"key\": \"\", \"size\": \"-1\"}}" },
+    };
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
+        struct ctl_arena arena = { 0 };
+        struct byre_err err;
+        const void *to;
+        json_t *v = json_loads(lines[i].text, 0, NULL);
+        assert_int_equal(ctl_decode(&box_shape, v, &(struct ctl_decoding){ &arena, true }, &to, &err), lines[i].good ? 0 : -EINVAL);
+        const struct box *b = lines[i].good ? to : NULL;
+        assert_true(!b || (b->number == lines[i].number && b->inner->size == lines[i].size && b->flag == lines[i].flag));
+        if (i < 2)
+            assert_int_equal(ctl_decode(&box_shape, v, &(struct ctl_decoding){ &arena, false }, &to, &err), -EINVAL);
+        ctl_arena_free(&arena);
+        json_decref(v);
+    }
 }
 
 /* ---- tables ---- */
@@ -527,6 +579,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arguments), cmocka_unit_test(arguments_refused), cmocka_unit_test(arguments_deep), cmocka_unit_test(introspection),
+        cmocka_unit_test(words_of_the_command_line), cmocka_unit_test(scalars_as_words),
         cmocka_unit_test(table_is_in_order), cmocka_unit_test(session), cmocka_unit_test(jobs),
         cmocka_unit_test(job_events), cmocka_unit_test(events_only_after_negotiation), cmocka_unit_test(path_in_use), cmocka_unit_test(path_of_somebody_else),
     };

@@ -15,6 +15,8 @@ static const char *const status_words[] = { "undefined", "created", "running", "
     "concluded", "null", NULL };
 static const struct ctl_shape job_status = { .name = "JobStatus", .words = status_words };
 
+static const struct ctl_arg export_rows[] = { { "id", CTL_STR, true, CTL_AT_NONE }, CTL_ARGS_END };
+
 static const struct ctl_arg corrupted_rows[] = {
     { "device", CTL_STR, true, CTL_AT_NONE, .doc = "Device that the node is; empty for nodes below one." },
     { "node-name", CTL_STR, false, CTL_AT_NONE },
@@ -65,6 +67,7 @@ static const struct ctl_arg shutdown_rows[] = {
 };
 
 const struct ctl_event ctl_events[] = {
+    { "BLOCK_EXPORT_DELETED", export_rows, "An export is gone: its id, its name and its node are free." },
     { "BLOCK_IMAGE_CORRUPTED", corrupted_rows, "Damage was met in an image. It is reported once; the image does not use what is damaged." },
     { "BLOCK_JOB_CANCELLED", ended_rows, "A block job ended because somebody wanted it to." },
     { "BLOCK_JOB_COMPLETED", ended_rows, "A block job ended. Without an error, everything that it promises is durable." },

@@ -77,7 +77,8 @@ void *ctl_arena_get(struct ctl_arena *a, size_t bytes);      /* zeroed; NULL: no
 void ctl_arena_free(struct ctl_arena *a);
 
 /* Decodes `arguments` (NULL: none) by the shape. BAD_ARGUMENT names the member with its path ('actions[1].data.node'). */
-MUST_USE int ctl_decode(const struct ctl_shape *s, json_t *arguments, struct ctl_arena *a, const void **ret_args, struct byre_err *err);
+struct ctl_decoding { struct ctl_arena *arena; bool words; };      /* words: scalars may be strings, as a command line has them ("on", "64k") */
+MUST_USE int ctl_decode(const struct ctl_shape *s, json_t *arguments, const struct ctl_decoding *how, const void **ret_args, struct byre_err *err);
 
 /* An event that is sent. */
 struct ctl_event { const char *name; const struct ctl_arg *rows; const char *doc; };

@@ -270,7 +270,7 @@ static int node_options(struct opening *op, struct layer *l, struct byre_err *er
     n->no_backing = (l->is_top && o->no_backing) || l->ref->no_backing;
     n->discard = l->is_top && wants(l->ref->discard, o->discard);
     n->writethrough = l->is_top && o->writethrough;
-    n->detect = l->is_top ? l->ref->node.detect : GRAPH_DETECT_OFF;
+    n->detect = !l->is_top ? GRAPH_DETECT_OFF : l->ref->node.detect ? l->ref->node.detect : o->detect;
     atomic_store(&n->recurse, RECURSE_UNKNOWN);
     if (n->detect == GRAPH_DETECT_UNMAP && !n->discard)
         return byre_fail(err, BAD_OPTION, "%s: detect-zeroes=unmap needs discard=unmap", n->filename);

@@ -3,26 +3,45 @@
  * export.c: an image offered over NBD.
  *
  * Purpose      One server with one export per handle; address in, URI out.
- * Owns         struct byre_export, its server
+ * Owns         struct byre_export, its set of exports
  * Invariants   I1 the image stays open while an export of it exists (byre_image.users)
  * Concurrency  start and stop: one foreign thread; the server lives on the home loop
  * Failure      start leaves nothing behind, no socket file either
  * Tests        examples/serve_disk.c, tests/cli/serve_test.py
  */
 #include <stdio.h>
+#include <unistd.h>
 
-#include "export/nbd/nbd.h"
-#include "graph/runtime.h"
+#include "export/exports.h"
 #include "lib/lib_priv.h"
 
 struct byre_export {
     struct byre_image *image;
-    struct nbd_server *server;
-    struct nbd_export *export;
+    struct exports *set;             /* the export, and on a served image whatever the control socket adds */
     char *uri;
-    struct nbd_graph_disk disk;      /* with bitmaps */
-    unsigned bitmap_count;
 };
+
+struct exports *byre_export_set(struct byre_export *e)
+{
+    return e->set;
+}
+
+struct exports *byre_exports_new(struct byre_ctx *ctx)
+{
+    struct exports *x = NULL;
+    struct byre_err err;
+    return exports_new(lib_home(ctx), &x, &err) ? NULL : x;
+}
+
+void byre_exports_stop(struct co *co, struct exports *x)
+{
+    exports_stop(co, x);
+}
+
+void byre_exports_free(struct exports *x)
+{
+    exports_free(x);
+}
 
 /* ---- addresses ---- */
 struct address { bool is_unix; char *host; const char *path; uint16_t port; };
@@ -84,7 +103,10 @@ static char *make_uri(const struct address *a, const char *name)
     FILE *f = open_memstream(&text, &len);
     if (!f)
         return NULL;
-    if (a->is_unix) {
+    if (!a->is_unix && !a->host) {           /* a socket that was handed over */
+        fputs("nbd:///", f);
+        put_escaped(f, name);
+    } else if (a->is_unix) {
         fputs("nbd+unix:///", f);
         put_escaped(f, name);
         fputs("?socket=", f);
@@ -103,78 +125,35 @@ static char *make_uri(const struct address *a, const char *name)
 }
 
 /* ---- start and stop ---- */
-struct starting { struct byre_export *e; const struct byre_nbd_opts *o; struct address *a; struct byre_err *err; };
+struct starting { struct byre_export *e; const struct byre_nbd_opts *o; struct address *a; struct byre_err *err; bool fd_taken; };
 
-/* Nobody makes requests any more. */
-static void release(struct co *co, struct byre_export *e)
+static int listen_on(struct co *co, struct starting *s)
 {
-    for (unsigned i = 0; i < e->bitmap_count; i++)
-        graph_bitmap_release(e->disk.bitmaps[i]);
-    e->bitmap_count = 0;
-    if (e->disk.node)
-        (void)graph_detach(co, e->disk.node);    /* the image's own handle is closed after this, and tells */
-    e->disk.node = NULL;
+    struct nbd_server *server = exports_server(s->e->set);
+    nbd_server_watch(server, s->o->client_gone, s->o->client_gone_arg);
+    s->fd_taken = s->o->listen_fd > 0;
+    if (s->fd_taken)
+        return nbd_server_listen_fd(co, server, s->o->listen_fd, s->err);
+    if (s->a->is_unix)
+        return nbd_server_listen_unix(co, server, s->a->path, s->err);
+    return nbd_server_listen_tcp(co, server, &(struct nbd_tcp_addr){ s->a->host, s->a->port }, &s->a->port, s->err);
 }
 
-/* Finds one in the chain, loads and holds it. */
-static int take_bitmap(struct co *co, struct starting *s, const char *name)
+static int add_export(struct co *co, struct starting *s)
 {
-    struct byre_export *e = s->e;
-    struct fmt_bitmap *b = NULL;
-    struct graph_node *n = e->image->node;
-    int r = 0;
-    while (n && !r && !b) {
-        r = graph_bitmap_find(co, n, name, &b, s->err);
-        n = b || r ? n : graph_backing(n);
-    }
-    if (!r && !b)
-        r = byre_fail(s->err, NOT_FOUND, "there is no bitmap '%s' in the chain of %s", name, graph_filename(e->image->node));
-    if (!r)
-        r = graph_bitmap_load(co, n, b, s->err);
-    if (!r && b->busy)
-        r = byre_fail(s->err, BITMAP_BUSY, "%s: bitmap '%s' is in use by a job or an export", graph_filename(n), name);
-    if (!r && b->enabled && !graph_read_only(n) && s->o->flags & BYRE_EXPORT_READ_ONLY)
-        r = byre_fail(s->err, BAD_ARGUMENT, "%s: bitmap '%s' records, a read-only export needs one that does not", graph_filename(n), name);
-    if (r)
-        return r;
-    graph_bitmap_hold(b);
-    e->disk.bitmaps[e->bitmap_count++] = b;
-    return 0;
-}
-
-static int take_bitmaps(struct co *co, struct starting *s)
-{
-    int r = s->o->bitmap_count > 14 ? byre_fail(s->err, LIMIT, "an export offers at most 14 bitmaps") : 0;
-    for (unsigned i = 0; !r && i < s->o->bitmap_count; i++)
-        r = take_bitmap(co, s, s->o->bitmaps[i]);
-    return r;
-}
-
-static int add_and_listen(struct co *co, struct starting *s)
-{
-    struct byre_export *e = s->e;
-    bool writable = !(s->o->flags & BYRE_EXPORT_READ_ONLY) && !graph_read_only(e->image->node);
-    char who[64];
-    snprintf(who, sizeof who, "export '%s'", s->o->name ? s->o->name : "");
-    struct graph_attach_opts ao = { who, STOR_PERM_READ | (writable ? STOR_PERM_WRITE : 0), STOR_PERM_ALL };
-    int taken = graph_attach(e->image->node, &ao, &e->disk.node, s->err);
-    if (!taken)
-        taken = take_bitmaps(co, s);
-    if (taken)
-        return taken;
-    struct nbd_export_opts xo = { .name = s->o->name ? s->o->name : "", .description = s->o->description, .ops = &nbd_graph_ops,
-        .disk = e->disk.node, .bitmaps = s->o->bitmaps, .bitmap_count = s->o->bitmap_count, .writable = writable,
-        .is_default = !(s->o->flags & BYRE_EXPORT_NOT_DEFAULT), .allocation_depth = true };
-    if (e->bitmap_count) {
-        xo.ops = &nbd_graph_bitmap_ops;
-        xo.disk = &e->disk;
-    }
-    int r = nbd_server_add(e->server, &xo, &e->export, s->err);
-    if (!r && s->a->is_unix)
-        return nbd_server_listen_unix(co, e->server, s->a->path, s->err);
-    if (!r)
-        r = nbd_server_listen_tcp(co, e->server, &(struct nbd_tcp_addr){ s->a->host, s->a->port }, &s->a->port, s->err);
-    return r;
+    const struct byre_nbd_opts *o = s->o;
+    struct graph_node *n = s->e->image->node;
+    struct export_bitmap bitmaps[EXPORT_BITMAPS_MAX];
+    struct export *e;
+    if (o->bitmap_count > EXPORT_BITMAPS_MAX)
+        return byre_fail(s->err, LIMIT, "an export offers at most %u bitmaps", EXPORT_BITMAPS_MAX);
+    for (unsigned i = 0; i < o->bitmap_count; i++)
+        bitmaps[i] = (struct export_bitmap){ NULL, o->bitmaps[i] };
+    const char *name = o->name ? o->name : "";
+    struct export_opts xo = { .id = *name ? name : graph_node_name(n), .node = n, .name = name, .description = o->description,
+        .writable = !(o->flags & BYRE_EXPORT_READ_ONLY) && !graph_read_only(n), .is_default = !(o->flags & BYRE_EXPORT_NOT_DEFAULT),
+        .allocation_depth = !(o->flags & BYRE_EXPORT_NO_DEPTH), .offset = o->offset, .bitmaps = bitmaps, .bitmap_count = o->bitmap_count };
+    return exports_add(co, s->e->set, &xo, &e, s->err);
 }
 
 static int start_co(struct co *co, void *arg)
@@ -185,16 +164,22 @@ static int start_co(struct co *co, void *arg)
         so.connections_max = s->o->max_clients;
     if (s->o->handshake_seconds)
         so.handshake_ms = s->o->handshake_seconds > 86400 ? 86400000 : s->o->handshake_seconds * 1000;
+    if (s->o->flags & BYRE_EXPORT_UNLIMITED)
+        so.connections_max = 0;
+    if (s->o->flags & BYRE_EXPORT_PATIENT)
+        so.handshake_ms = 0;
     if (s->o->stop_grace_ms)
         so.stop_grace_ms = s->o->stop_grace_ms;
-    int r = nbd_server_new(co_loop(co), &so, &s->e->server, s->err);
-    if (r)
-        return r;
-    r = add_and_listen(co, s);
-    if (r) {
-        nbd_server_stop(co, s->e->server);
-        nbd_server_free(s->e->server);
-        release(co, s->e);
+    int r = exports_new(co_loop(co), &s->e->set, s->err);
+    if (!r)
+        r = exports_server_start(s->e->set, &so, s->err);
+    if (!r)
+        r = add_export(co, s);
+    if (!r)
+        r = listen_on(co, s);
+    if (r && s->e->set) {
+        exports_stop(co, s->e->set);
+        exports_free(s->e->set);
     }
     return r;
 }
@@ -202,9 +187,8 @@ static int start_co(struct co *co, void *arg)
 static int stop_co(struct co *co, void *arg)
 {
     struct byre_export *e = arg;
-    nbd_server_stop(co, e->server);
-    nbd_server_free(e->server);
-    release(co, e);
+    exports_stop(co, e->set);
+    exports_free(e->set);
     return 0;
 }
 
@@ -226,9 +210,10 @@ int byre_export_nbd(struct byre_image *image, const struct byre_nbd_opts *opts, 
     int r = lib_take_opts(&o, sizeof o, opts, err);
     if (r)
         return r;
-    if (o.flags & ~(unsigned)(BYRE_EXPORT_READ_ONLY | BYRE_EXPORT_NOT_DEFAULT))
+    if (o.flags & ~(unsigned)((BYRE_EXPORT_PATIENT << 1) - 1))
         return byre_fail(err, BAD_ARGUMENT, "an export flag is not known");
-    r = parse_address(o.address, &a, err);
+    a = (struct address){ 0 };
+    r = o.listen_fd > 0 ? 0 : parse_address(o.address, &a, err);
     if (r)
         return r;
     struct byre_export *e = calloc(1, sizeof *e);
@@ -238,6 +223,8 @@ int byre_export_nbd(struct byre_image *image, const struct byre_nbd_opts *opts, 
         r = lib_call(image->ctx, lib_home(image->ctx), start_co, &s);
     }
     if (!e || r) {
+        if (o.listen_fd > 0 && !s.fd_taken)
+            close(o.listen_fd);
         free(a.host);
         free(e);
         return e ? r : byre_fail(err, NOMEM, "no memory for an export");
@@ -260,7 +247,8 @@ const char *byre_export_uri(const struct byre_export *e)
 
 static int clients_co(struct co *co, void *arg)
 {
-    return (int)nbd_server_connections(((struct byre_export *)arg)->server);
+    struct nbd_server *s = exports_server(((struct byre_export *)arg)->set);
+    return s ? (int)nbd_server_connections(s) : 0;
 }
 
 unsigned byre_export_clients(struct byre_export *e)

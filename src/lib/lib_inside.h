@@ -20,8 +20,6 @@ void byre_ctx_jobs_stop(struct co *co, struct byre_ctx *ctx);
 /* On the home loop: starts the job `id` that makes an unclean image clean; 0 too when it is clean. */
 struct byre_err;
 int byre_image_scrub(struct byre_image *image, const char *id, struct byre_err *err);
-/* On the home loop: no scrub of the image will come. Requests that wait for one go on as they can, or fail. */
-void byre_image_no_scrub(struct byre_image *image);
 /* Runs fn(co, arg) on the home loop and waits; never fails for want of memory (it waits for some). Returns fn's result. */
 int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg);
 struct rt_loop;
@@ -30,5 +28,15 @@ struct graph_node *byre_image_node(struct byre_image *image);
 /* On the home loop: an attachment (graph/runtime.h), which is the disk whatever node that becomes; and its end, before the image is closed. */
 int byre_image_attach(struct byre_image *image, struct graph_node **ret_a, struct byre_err *err);
 void byre_image_detach(struct co *co, struct graph_node *a);
+/* On the home loop: no scrub of an image will come. Requests that wait for one go on as they can, or fail. */
+void byre_ctx_no_scrubs(struct byre_ctx *ctx);
+/* A set of exports without a server; NULL: no memory. Stopped on the home loop, and freed when nobody names it any more. */
+struct exports;
+struct exports *byre_exports_new(struct byre_ctx *ctx);
+void byre_exports_stop(struct co *co, struct exports *x);
+void byre_exports_free(struct exports *x);
+/* The exports of the server that this one started. */
+struct byre_export;
+struct exports *byre_export_set(struct byre_export *e);
 
 #endif

@@ -21,11 +21,13 @@ int byre_image_scrub(struct byre_image *image, const char *id, struct byre_err *
     return job_scrub_start(&image->ctx->jobs, &o, &job, err);
 }
 
-void byre_image_no_scrub(struct byre_image *image)
+void byre_ctx_no_scrubs(struct byre_ctx *ctx)
 {
-    struct fmt_image *im = graph_image(image->node);
-    if (im->ops->no_scrub)
-        im->ops->no_scrub(im);
+    for (struct graph_node *n = graph_next(ctx->graph, NULL); n; n = graph_next(ctx->graph, n)) {
+        struct fmt_image *im = graph_image(n);
+        if (im && im->ops->no_scrub)
+            im->ops->no_scrub(im);
+    }
 }
 
 void byre_ctx_jobs_stop(struct co *co, struct byre_ctx *ctx)

@@ -43,12 +43,6 @@ def test_later_global_options():
     assert "not supported yet" in run.byre("-T", "enable=x", "info", "y", code=1).err
 
 
-@pytest.mark.parametrize("name", ["nbd", "daemon"])
-def test_later_commands(name):
-    """Subcommands whose machinery comes later say so, and do nothing"""
-    assert f"'{name}' is not supported yet" in run.byre(name, "x", code=1).err
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_each_command(name):
     """FEATURES 5.001: --help and -h, exit 0, every option with a text"""

@@ -53,6 +53,7 @@ def test_signals(tmp_path, byre_serve, sig):
     event = client.receive()
     assert event["event"] == "SHUTDOWN" and event["data"] == {"guest": False, "reason": "host-signal"}
     assert set(event["timestamp"]) == {"seconds", "microseconds"}
+    assert client.receive()["data"] == {"id": "disk0"}               # BLOCK_EXPORT_DELETED
     assert client.receive() is None
     client.close()
 
@@ -112,6 +113,7 @@ def test_quit(tmp_path, byre_serve):
     assert client.ask("quit") == {"return": {}}
     for c in (client, watcher):
         assert c.receive()["data"]["reason"] == "host-qmp-quit"
+        assert c.receive()["event"] == "BLOCK_EXPORT_DELETED"
         assert c.receive() is None
         c.close()
     assert server.wait() == 0
@@ -399,7 +401,7 @@ def test_ctl_watch(tmp_path, byre_serve):
     watch = subprocess.Popen([run.BYRE, "ctl", server.control, "watch"], stdout=subprocess.PIPE, text=True)
     time.sleep(0.3)
     run.byre("ctl", server.control, "quit")
-    assert json.loads(watch.stdout.readline())["event"] == "SHUTDOWN"
+    assert [json.loads(watch.stdout.readline())["event"] for _ in range(2)] == ["SHUTDOWN", "BLOCK_EXPORT_DELETED"]
     assert watch.stdout.readline() == "" and watch.wait(10) == 0
     watch.stdout.close()
     assert server.wait() == 0

@@ -47,47 +47,10 @@ static const struct opt_row rows[] = {
 };
 
 /* ---- an overlay that nobody else sees ---- */
-/* Makes a temporary overlay of the image; its name is owned by the caller. NULL: told already. */
-static char *make_overlay(struct io_shell *s, const struct io_open *base)
-{
-    struct byre_err err;
-    struct byre_create_opts c = byre_create_opts_init();
-    const char *dir = getenv("TMPDIR");
-    char *path = NULL, *below = realpath(base->name, NULL);
-    struct byre_image *image = NULL;
-    int fd = -1;
-    struct open_args a = { .name = base->name, .format = base->format, .flags = BYRE_OPEN_READ_ONLY };
-    if (below && !base->image_opts && (image = run_open(s->r, &a)))
-        fd = asprintf(&path, "%s/byre.XXXXXX", dir && *dir ? dir : "/tmp") < 0 ? -1 : mkstemp(path);
-    if (fd < 0) {
-        if (!below || image)
-            run_fail(s->r, "can't make a temporary overlay of %s", base->name);
-        free(below);
-        free(path);
-        (void)byre_close(image);
-        return NULL;
-    }
-    close(fd);
-    c.format = "qcow2";
-    c.backing_file = below;
-    c.backing_format = byre_format(image);
-    c.size = byre_size(image);
-    c.flags = BYRE_CREATE_SIZE;
-    int rc = byre_create(s->r->ctx, path, &c, &err);
-    (void)byre_close(image);
-    free(below);
-    if (rc) {
-        run_fail_err(s->r, &err);
-        (void)!unlink(path);
-        free(path);
-        return NULL;
-    }
-    return path;
-}
-
 static int open_snapshot(struct io_shell *s, const struct io_open *base)
 {
-    AUTOFREE char *path = make_overlay(s, base);
+    struct open_args below = { .name = base->name, .format = base->format, .image_opts = base->image_opts };
+    AUTOFREE char *path = overlay_make(s->r, &below);
     char qcow2[] = "qcow2";
     struct io_open how = { .name = path, .format = qcow2, .cache = BYRE_CACHE_UNSAFE };
     if (!path)

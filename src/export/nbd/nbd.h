@@ -46,9 +46,15 @@ struct nbd_disk_ops {
 
 struct graph_node;
 extern const struct nbd_disk_ops nbd_graph_ops;   /* disk = struct graph_node * */
-/* The same with dirty bitmaps: held while the export exists, so that they stay what they are. */
+/* The same with dirty bitmaps, held while the export exists, so that they stay what they are; with a part of the disk; with writes that
+ * are durable when they are answered. */
 struct fmt_bitmap;
-struct nbd_graph_disk { struct graph_node *node; struct fmt_bitmap *bitmaps[14]; };
+struct nbd_graph_disk {
+    struct graph_node *node;
+    struct fmt_bitmap *bitmaps[14];
+    uint64_t offset, length;     /* the part that is shown; length 0: to the end */
+    bool writethrough;
+};
 extern const struct nbd_disk_ops nbd_graph_bitmap_ops;   /* disk = struct nbd_graph_disk * */
 
 /* ---- server ---- */
@@ -84,6 +90,9 @@ MUST_USE int nbd_server_listen_fd(struct co *co, struct nbd_server *s, int fd, s
  * removes all exports. Takes at most stop_grace_ms + linger_ms plus the disk's own time. Suspends; idempotent. */
 void nbd_server_stop(struct co *co, struct nbd_server *s);
 unsigned nbd_server_connections(const struct nbd_server *s);
+/* Who is told that a connection which used an export is gone, and how many are left: home loop, must not suspend. */
+typedef void nbd_gone_fn(void *arg, unsigned left);
+void nbd_server_watch(struct nbd_server *s, nbd_gone_fn *fn, void *arg);
 
 /* ---- exports ---- */
 

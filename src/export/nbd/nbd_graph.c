@@ -62,22 +62,62 @@ const struct nbd_disk_ops nbd_graph_ops = {
     .status = disk_status,
 };
 
-/* ---- with bitmaps ---- */
+/* ---- with bitmaps, a part of the disk, or write-through ---- */
 
-static struct graph_node *node_of(void *disk) { return ((struct nbd_graph_disk *)disk)->node; }
+static uint64_t bm_length(void *disk)
+{
+    const struct nbd_graph_disk *d = disk;
+    uint64_t all = graph_length(d->node), rest = all > d->offset ? all - d->offset : 0;
+    return d->length && d->length < rest ? d->length : rest;
+}
 
-static uint64_t bm_length(void *disk) { return disk_length(node_of(disk)); }
-static int bm_read(struct co *co, void *disk, struct iov v, uint64_t off) { return disk_read(co, node_of(disk), v, off); }
-static int bm_write(struct co *co, void *disk, struct iov v, uint64_t off, unsigned flags) { return disk_write(co, node_of(disk), v, off, flags); }
-static int bm_zero(struct co *co, void *disk, uint64_t off, uint64_t len, unsigned flags) { return disk_zero(co, node_of(disk), off, len, flags); }
-static int bm_discard(struct co *co, void *disk, uint64_t off, uint64_t len) { return disk_discard(co, node_of(disk), off, len); }
-static int bm_flush(struct co *co, void *disk) { return disk_flush(co, node_of(disk)); }
-static int bm_status(struct co *co, void *disk, uint64_t off, uint64_t len, struct nbd_disk_status *ret) { return disk_status(co, node_of(disk), off, len, ret); }
+static unsigned through(const struct nbd_graph_disk *d, unsigned flags)
+{
+    return d->writethrough ? flags | NBD_DISK_FUA : flags;
+}
+
+static int bm_read(struct co *co, void *disk, struct iov v, uint64_t off)
+{
+    const struct nbd_graph_disk *d = disk;
+    return disk_read(co, d->node, v, d->offset + off);
+}
+
+static int bm_write(struct co *co, void *disk, struct iov v, uint64_t off, unsigned flags)
+{
+    const struct nbd_graph_disk *d = disk;
+    return disk_write(co, d->node, v, d->offset + off, through(d, flags));
+}
+
+static int bm_zero(struct co *co, void *disk, uint64_t off, uint64_t len, unsigned flags)
+{
+    const struct nbd_graph_disk *d = disk;
+    return disk_zero(co, d->node, d->offset + off, len, through(d, flags));
+}
+
+static int bm_discard(struct co *co, void *disk, uint64_t off, uint64_t len)
+{
+    const struct nbd_graph_disk *d = disk;
+    int r = disk_discard(co, d->node, d->offset + off, len);
+    return r || !d->writethrough ? r : disk_flush(co, d->node);
+}
+
+static int bm_flush(struct co *co, void *disk)
+{
+    return disk_flush(co, ((struct nbd_graph_disk *)disk)->node);
+}
+
+static int bm_status(struct co *co, void *disk, uint64_t off, uint64_t len, struct nbd_disk_status *ret)
+{
+    const struct nbd_graph_disk *d = disk;
+    return disk_status(co, d->node, d->offset + off, len, ret);
+}
 
 static int bm_dirty(struct co *co, void *disk, unsigned i, uint64_t off, uint64_t len, struct nbd_disk_status *ret)
 {
-    const struct dirty *d = ((struct nbd_graph_disk *)disk)->bitmaps[i]->bits;
+    const struct nbd_graph_disk *part = disk;
+    const struct dirty *d = part->bitmaps[i]->bits;
     uint64_t end;
+    off += part->offset;
     if (off >= d->size) {                /* the rounded-up end of the last sector */
         *ret = (struct nbd_disk_status){ .len = len, .data = d->size && dirty_test(d, d->size - 1) };
         return 0;

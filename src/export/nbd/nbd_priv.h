@@ -61,6 +61,8 @@ struct nbd_server {
     unsigned *per_loop;              /* connections on each loop */
     bool stopping;
     struct co_waitq changed;         /* woken when a connection has gone */
+    nbd_gone_fn *gone;
+    void *gone_arg;
 };
 
 /* ---- one connection ---- */

@@ -54,6 +54,12 @@ void nbd_server_free(struct nbd_server *s)
     free(s);
 }
 
+void nbd_server_watch(struct nbd_server *s, nbd_gone_fn *fn, void *arg)
+{
+    s->gone = fn;
+    s->gone_arg = arg;
+}
+
 unsigned nbd_server_connections(const struct nbd_server *s)
 {
     return s->n_conns;
@@ -261,9 +267,12 @@ static void free_if_gone(struct nbd_conn *c)
     struct nbd_server *s = c->server;
     if (!c->gone_seen || (c->stop_posted && !c->stop_acked))
         return;      /* I1 */
+    bool used = c->x != NULL;
     release_export(c);
     forget(c);
     co_wake_all(&s->changed);
+    if (used && s->gone)
+        s->gone(s->gone_arg, s->n_conns);
 }
 
 void nbd_conn_gone_msg(struct rt_msg *m)

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * server.c: a process that serves until a signal or `quit`.
+ *
+ * Purpose      Signals, control, and the order of the end, once for serve, daemon and nbd.
+ * Owns         descriptors of signals and of `quit`; the control server
+ * Invariants   I1 after the first signal: clients are answered and closed, images are flushed and closed, sockets are removed
+ *              I2 after a second signal the process ends at once (what was flushed is durable; the sockets are removed)
+ *              I3 exports live as long as the control server: its commands name them
+ * Order        jobs, exports, control; whoever opened images closes them behind it
+ * Concurrency  main thread waits for signals; everything else runs on the threads of the context
+ * Failure      told on standard error
+ * Tests        tests/cli/serve_test.py, tests/daemon
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "bin/server.h"
+#include "lib/lib_inside.h"
+
+/* ---- a second signal ---- */
+#define PATHS_MAX 64
+#define WAIT_CLIENT_MS 20
+static char paths[PATHS_MAX][256];
+static volatile sig_atomic_t path_count;
+
+static void on_second_signal(int sig)
+{
+    for (int i = 0; i < path_count; i++)
+        if (unlink(paths[i]))
+            (void)!rmdir(paths[i]);
+    _exit(128 + sig);
+}
+
+void server_remember_path(const char *path)
+{
+    if (!path || path_count == PATHS_MAX || strlen(path) >= sizeof paths[0])
+        return;
+    memcpy(paths[path_count], path, strlen(path) + 1);
+    path_count++;
+}
+
+static void arm_second_signal(const sigset_t *set)
+{
+    static const int signals[] = { SIGINT, SIGTERM, SIGHUP };
+    for (int i = 0; i < 3; i++)
+        signal(signals[i], on_second_signal);
+    sigprocmask(SIG_UNBLOCK, set, NULL);
+}
+
+/* ---- life ---- */
+bool server_begin(struct server *s, struct run *r)
+{
+    *s = (struct server){ .r = r, .signal_fd = -1, .quit_fd = -1 };
+    sigemptyset(&s->set);
+    sigaddset(&s->set, SIGINT);
+    sigaddset(&s->set, SIGTERM);
+    sigaddset(&s->set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &s->set, NULL);
+    s->signal_fd = signalfd(-1, &s->set, SFD_CLOEXEC);
+    s->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (s->signal_fd >= 0 && s->quit_fd >= 0)
+        return true;
+    run_fail(r, "no descriptor left: %s", strerror(errno));
+    server_fini(s);
+    return false;
+}
+
+void server_fini(struct server *s)
+{
+    if (s->signal_fd >= 0)
+        close(s->signal_fd);
+    if (s->quit_fd >= 0)
+        close(s->quit_fd);
+    s->signal_fd = s->quit_fd = -1;
+}
+
+unsigned server_threads(uint64_t wanted)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (wanted)
+        return (unsigned)wanted;
+    return cores > 4 ? 4 : cores > 1 ? (unsigned)cores : 1;
+}
+
+/* ---- control ---- */
+void server_quit(struct server *s)
+{
+    uint64_t one = 1;
+    (void)!write(s->quit_fd, &one, sizeof one);
+}
+
+static void on_quit(void *arg)
+{
+    server_quit(arg);
+}
+
+static int on_object_add(void *arg, const char *definition, struct byre_err *err)
+{
+    return byre_object_add(((struct server *)arg)->r->ctx, definition, err);
+}
+
+static int on_object_del(void *arg, const char *id)
+{
+    return byre_secret_remove(((struct server *)arg)->r->ctx, id);
+}
+
+struct starting { struct server *s; const struct ctl_device *devices; size_t count; struct byre_err err; };
+
+static int control_co(struct co *co, void *arg)
+{
+    struct starting *st = arg;
+    struct server *s = st->s;
+    struct ctl_env env = { .graph = byre_ctx_graph(s->r->ctx), .jobs = byre_ctx_jobs(s->r->ctx), .devices = st->devices, .device_count = st->count,
+        .exports = s->exports, .major = BYRE_VERSION_MAJOR, .minor = BYRE_VERSION_MINOR, .micro = BYRE_VERSION_MICRO, .package = "byre " BYRE_VERSION,
+        .quit = on_quit, .object_add = on_object_add, .object_del = on_object_del, .arg = s };
+    return ctl_new(byre_ctx_home(s->r->ctx), &env, &s->ctl, &st->err);
+}
+
+int server_control(struct server *s, const struct ctl_device *devices, size_t count)
+{
+    struct starting st = { .s = s, .devices = devices, .count = count };
+    return byre_ctx_call(s->r->ctx, control_co, &st) ? run_fail_err(s->r, &st.err) : 0;
+}
+
+static int tell(struct server *s, const char *what, const struct byre_err *err)
+{
+    return what ? run_fail(s->r, "%s: %s", what, RUN_TEXT(err)) : run_fail_err(s->r, err);
+}
+
+struct executing { struct server *s; struct ctl_request rq; struct byre_err err; };
+
+static int execute_co(struct co *co, void *arg)
+{
+    struct executing *e = arg;
+    return ctl_execute(co, e->s->ctl, &e->rq, NULL, &e->err);
+}
+
+int server_execute(struct server *s, const struct server_call *call, json_t *arguments)
+{
+    struct executing e = { .s = s, .rq = { call->command, arguments, call->words } };
+    int r = byre_ctx_call(s->r->ctx, execute_co, &e);
+    json_decref(arguments);
+    return r ? tell(s, call->what, &e.err) : 0;
+}
+
+/* ---- monitors ---- */
+struct monitoring { struct server *s; const struct ctl_monitor *m; struct byre_err err; };
+
+static int monitor_co(struct co *co, void *arg)
+{
+    struct monitoring *m = arg;
+    return ctl_monitor_add(co, m->s->ctl, m->m, &m->err);
+}
+
+int server_monitor(struct server *s, const struct ctl_monitor *m, const char *what)
+{
+    struct monitoring mo = { .s = s, .m = m };
+    if (m->way == CTL_WAY_LISTEN)
+        server_remember_path(m->path);
+    return byre_ctx_call(s->r->ctx, monitor_co, &mo) ? tell(s, what, &mo.err) : 0;
+}
+
+struct asking { struct server *s; uint64_t arrivals; };
+
+static int arrivals_co(struct co *co, void *arg)
+{
+    struct asking *a = arg;
+    a->arrivals = ctl_arrivals(a->s->ctl);
+    return 0;
+}
+
+bool server_wait_client(struct server *s)
+{
+    struct asking a = { s, 0 };
+    for (;;) {
+        struct pollfd p[2] = { { .fd = s->signal_fd, .events = POLLIN }, { .fd = s->quit_fd, .events = POLLIN } };
+        (void)byre_ctx_call(s->r->ctx, arrivals_co, &a);
+        if (a.arrivals)
+            return true;
+        if (poll(p, 2, WAIT_CLIENT_MS) > 0)
+            return false;                    /* server_wait takes it */
+    }
+}
+
+/* ---- the end ---- */
+const char *server_wait(struct server *s)
+{
+    for (;;) {
+        struct pollfd p[2] = { { .fd = s->signal_fd, .events = POLLIN }, { .fd = s->quit_fd, .events = POLLIN } };
+        if (poll(p, 2, -1) < 0)
+            continue;
+        struct signalfd_siginfo taken;      /* else the signal stays pending and counts as the second one */
+        if (p[0].revents && read(s->signal_fd, &taken, sizeof taken) == sizeof taken)
+            return "host-signal";
+        if (p[1].revents)
+            return "host-qmp-quit";
+    }
+}
+
+struct farewell { struct server *s; const char *event; };
+
+static int end_co(struct co *co, void *arg)
+{
+    struct farewell *f = arg;
+    struct server *s = f->s;
+    if (s->ctl && f->event)
+        ctl_send_shutdown(s->ctl, f->event);
+    /* Jobs end while clients can still be told, and before the exports: a request may be waiting for a scrub that is paused, or
+     * that was never started. */
+    byre_ctx_jobs_stop(co, s->r->ctx);
+    byre_ctx_no_scrubs(s->r->ctx);
+    if (s->exports)
+        byre_exports_stop(co, s->exports);
+    if (s->ctl)
+        ctl_stop(co, s->ctl);
+    s->close_failed = s->ctl && ctl_closed_badly(s->ctl);
+    ctl_free(s->ctl);
+    s->ctl = NULL;
+    return 0;
+}
+
+void server_end(struct server *s, const char *event)
+{
+    struct farewell f = { s, event };
+    arm_second_signal(&s->set);
+    (void)byre_ctx_call(s->r->ctx, end_co, &f);
+}

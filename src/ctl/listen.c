@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * listen.c: monitors: how clients of the control socket get in.
+ *
+ * Purpose      Listens, lets clients of the right user in, connects to sockets, takes standard input and output.
+ * Owns         listeners: sockets, paths
+ * Invariants   I1 nobody can connect before the socket has mode 0600 (bind, chmod, then listen)
+ *              I2 no byte of a peer of another user is read
+ *              I3 a path is removed only if it is still the socket that was made here
+ * Concurrency  home loop; path operations run on the blocking pool
+ * Failure      byre_err names the path
+ * Tests        ctl_test.c, tests/cli/serve_test.py, tests/daemon
+ */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ctl/ctl_priv.h"
+#include "rt/io.h"
+
+#define BACKLOG 16
+#define ACCEPT_PAUSE_NS UINT64_C(100000000)
+#define STALE_TRIES 20                   /* a killed process may listen a moment longer than it lives */
+#define STALE_PAUSE_NS 50000000
+
+/* ---- listening ---- */
+struct bind_job { struct sockaddr_un sa; int fd; uint64_t dev, ino; };
+
+static bool refuses_clients(const struct sockaddr_un *sa)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return false;
+    bool refused = connect(fd, (const struct sockaddr *)sa, sizeof *sa) && errno == ECONNREFUSED;
+    close(fd);
+    return refused;
+}
+
+static bool is_stale(const struct sockaddr_un *sa)
+{
+    struct stat st;
+    if (lstat(sa->sun_path, &st) || !S_ISSOCK(st.st_mode))
+        return false;
+    for (int i = 0; i < STALE_TRIES; i++) {
+        struct timespec pause = { 0, STALE_PAUSE_NS };
+        if (refuses_clients(sa))
+            return true;
+        nanosleep(&pause, NULL);
+    }
+    return false;
+}
+
+static int try_bind(struct bind_job *j)
+{
+    const struct sockaddr *sa = (const struct sockaddr *)&j->sa;
+    if (bind(j->fd, sa, sizeof j->sa) == 0)
+        return 0;
+    if (errno != EADDRINUSE)
+        return -errno;
+    if (!is_stale(&j->sa))
+        return -EADDRINUSE;
+    if (unlink(j->sa.sun_path) && errno != ENOENT)
+        return -errno;
+    return bind(j->fd, sa, sizeof j->sa) ? -errno : 0;
+}
+
+static int64_t bind_blocking(void *arg)
+{
+    struct bind_job *j = arg;
+    struct stat st;
+    int r = try_bind(j);
+    if (r)
+        return r;
+    if (chmod(j->sa.sun_path, 0600) || lstat(j->sa.sun_path, &st) || listen(j->fd, BACKLOG)) {
+        r = -errno;
+        (void)unlink(j->sa.sun_path);
+        return r;
+    }
+    j->dev = st.st_dev;
+    j->ino = st.st_ino;
+    return 0;
+}
+
+static int64_t unlink_blocking(void *arg)
+{
+    struct ctl_listener *l = arg;
+    struct stat st;
+    if (l->path && lstat(l->path, &st) == 0 && st.st_dev == l->path_dev && st.st_ino == l->path_ino)
+        (void)unlink(l->path);
+    return 0;
+}
+
+/* ---- accepting ---- */
+static bool is_allowed(int fd)
+{
+    struct ucred who;
+    socklen_t len = sizeof who;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len))
+        return false;
+    return who.uid == geteuid() || who.uid == 0;
+}
+
+static void acceptor_co(struct co *co, void *arg)
+{
+    struct ctl_listener *l = arg;
+    struct ctl *c = l->c;
+    while (!co_cancelled(co)) {
+        int fd = rt_accept(co, l->fd);
+        if (fd == -ECONNABORTED || fd == -EINTR)
+            continue;
+        if (fd < 0) {
+            (void)co_sleep(co, ACCEPT_PAUSE_NS);
+            continue;
+        }
+        if (c->stopping || c->client_count >= CTL_CLIENTS_MAX || !is_allowed(fd)) {
+            close(fd);
+            continue;
+        }
+        client_start(c, &(struct ctl_end){ fd, fd, l->pretty });
+        c->arrivals++;
+    }
+}
+
+/* ---- listeners ---- */
+static void listener_free(struct ctl_listener *l)
+{
+    if (l->fd >= 0)
+        close(l->fd);
+    free(l->path);
+    free(l);
+}
+
+/* Takes fd and, on success, the memory of l. */
+static int listener_start(struct ctl *c, struct ctl_listener *l, struct byre_err *err)
+{
+    l->c = c;
+    if (rt_task_start(c->home, &l->acceptor, acceptor_co, l))
+        return byre_fail(err, NOMEM, "no memory for a control socket");
+    list_push_back(&c->listeners, &l->link);
+    return 0;
+}
+
+static int bind_path(struct co *co, struct ctl_listener *l, const char *path, struct byre_err *err)
+{
+    struct bind_job j = { .sa = { .sun_family = AF_UNIX } };
+    if (!*path || strlen(path) >= sizeof j.sa.sun_path)
+        return byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket has 1 to %zu bytes", path, sizeof j.sa.sun_path - 1);
+    memcpy(j.sa.sun_path, path, strlen(path));
+    l->path = strdup(path);
+    l->fd = j.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (!l->path || j.fd < 0)
+        return byre_fail(err, NOMEM, "%s: no memory or descriptor for a control socket", path);
+    int64_t r = rt_blocking(co, bind_blocking, &j);
+    l->path_dev = j.dev;
+    l->path_ino = j.ino;
+    if (r == -EADDRINUSE)
+        return byre_fail_code(err, EXISTS, (int)r, "%s: something is there already that is no forgotten socket", path);
+    return r ? byre_fail_code(err, SYSTEM, (int)r, "%s: cannot listen: %s", path, strerror((int)-r)) : 0;
+}
+
+static int take_fd(struct ctl_listener *l, int fd, struct byre_err *err)
+{
+    int listens = 0;
+    socklen_t n = sizeof listens;
+    l->fd = fd;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &n) || !listens)
+        return byre_fail(err, BAD_ARGUMENT, "descriptor %d is no listening socket", fd);
+    (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+    (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    return 0;
+}
+
+static int listen_on(struct co *co, struct ctl *c, const struct ctl_monitor *m, struct byre_err *err)
+{
+    struct ctl_listener *l = calloc(1, sizeof *l);
+    if (!l) {
+        if (!m->path)
+            close(m->fd);
+        return byre_fail(err, NOMEM, "no memory for a control socket");
+    }
+    l->fd = -1;
+    l->pretty = m->pretty;
+    int r = m->path ? bind_path(co, l, m->path, err) : take_fd(l, m->fd, err);
+    if (!r)
+        r = listener_start(c, l, err);
+    if (r) {
+        if (l->path_ino && rt_blocking(co, unlink_blocking, l) < 0)
+            (void)unlink_blocking(l);
+        listener_free(l);
+        return r;
+    }
+    return 0;
+}
+
+uint64_t ctl_arrivals(const struct ctl *c)
+{
+    return c->arrivals;
+}
+
+/* ---- sockets of others ---- */
+static int connect_to(struct co *co, struct ctl *c, const struct ctl_monitor *m, struct byre_err *err)
+{
+    struct sockaddr_un sa = { .sun_family = AF_UNIX };
+    int fd = m->fd, r = 0;
+    if (m->path && (!*m->path || strlen(m->path) >= sizeof sa.sun_path))
+        return byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket has 1 to %zu bytes", m->path, sizeof sa.sun_path - 1);
+    if (m->path) {
+        memcpy(sa.sun_path, m->path, strlen(m->path));
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        r = fd < 0 ? -errno : rt_connect(co, fd, (const struct sockaddr *)&sa, sizeof sa);
+    } else {
+        r = fcntl(fd, F_SETFD, FD_CLOEXEC) || fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) ? -errno : 0;
+    }
+    if (!r && !is_allowed(fd))
+        r = -EACCES;
+    if (!r) {
+        client_start(c, &(struct ctl_end){ fd, fd, m->pretty });
+        return 0;
+    }
+    if (fd >= 0)
+        close(fd);
+    return byre_fail_code(err, SYSTEM, r, "%s: cannot connect: %s", m->path ? m->path : "the descriptor of a monitor", strerror(-r));
+}
+
+int ctl_monitor_add(struct co *co, struct ctl *c, const struct ctl_monitor *m, struct byre_err *err)
+{
+    ASSERT_LOOP(c->home);
+    switch (m->way) {
+    case CTL_WAY_LISTEN: return listen_on(co, c, m, err);
+    case CTL_WAY_CONNECT: return connect_to(co, c, m, err);
+    case CTL_WAY_STDIO: client_start(c, &(struct ctl_end){ 0, 1, m->pretty }); return 0;
+    }
+    return -EINVAL;
+}
+
+int ctl_listen(struct co *co, struct ctl *c, const char *path, struct byre_err *err)
+{
+    return ctl_monitor_add(co, c, &(struct ctl_monitor){ .way = CTL_WAY_LISTEN, .path = path, .fd = -1 }, err);
+}
+
+/* ---- the end ---- */
+void listeners_quiet(struct co *co, struct ctl *c)
+{
+    LIST_FOR(at, &c->listeners) {
+        struct ctl_listener *l = CONTAINER_OF(at, struct ctl_listener, link);
+        rt_cancel(&l->acceptor);
+        rt_task_join(co, &l->acceptor);
+    }
+}
+
+void listeners_free(struct co *co, struct ctl *c)
+{
+    while (!list_empty(&c->listeners)) {
+        struct ctl_listener *l = CONTAINER_OF(list_first(&c->listeners), struct ctl_listener, link);
+        list_remove(&l->link);
+        if (rt_blocking(co, unlink_blocking, l) < 0)
+            (void)unlink_blocking(l);
+        listener_free(l);
+    }
+}

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * exports.c: what is offered to clients, by ids (FEATURES 8.019).
+ *
+ * Purpose      Exports over one NBD server, that come and go while it runs.
+ * Owns         exports, their bitmaps' holds and their uses of nodes; the server
+ * Invariants   I1 an export is attached to its node as long as the server may touch it: the node may become another one below it, and is not closed
+ *              I2 the watcher is told once for each export, after the last touch of its node
+ * Order        server first, then bitmaps and the attachment, then the watcher
+ * Concurrency  home loop; a removal runs as a coroutine of its own, and exports_stop waits for all
+ * Failure      an export that could not be added has left nothing
+ * Tests        tests/daemon, tests/cli/serve_test.py
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/checked.h"
+#include "export/exports.h"
+#include "graph/runtime.h"
+#include "rt/loop.h"
+
+struct exports {
+    struct rt_loop *home;
+    struct list list;
+    struct nbd_server *server;
+    bool stopping;                       /* for good */
+    struct co_mutex changing;            /* one addition, or the end of the server, at a time */
+    exports_gone_fn *gone;
+    void *gone_arg;
+    struct co_group removals;
+};
+
+/* ---- life ---- */
+int exports_new(struct rt_loop *home, struct exports **ret_x, struct byre_err *err)
+{
+    struct exports *x = calloc(1, sizeof *x);
+    if (!x)
+        return byre_fail(err, NOMEM, "no memory for exports");
+    x->home = home;
+    list_init(&x->list);
+    *ret_x = x;
+    return 0;
+}
+
+void exports_free(struct exports *x)
+{
+    if (!x)
+        return;
+    ASSERT(list_empty(&x->list) && !x->server);
+    free(x);
+}
+
+void exports_watch(struct exports *x, exports_gone_fn *fn, void *arg)
+{
+    x->gone = fn;
+    x->gone_arg = arg;
+}
+
+struct export *exports_next(struct exports *x, struct export *prev)
+{
+    struct list_node *n = prev ? list_next(&x->list, &prev->link) : list_first(&x->list);
+    return n ? CONTAINER_OF(n, struct export, link) : NULL;
+}
+
+struct export *exports_find(struct exports *x, const char *id)
+{
+    struct export *e = exports_next(x, NULL);
+    while (e && strcmp(e->id, id))
+        e = exports_next(x, e);
+    return e;
+}
+
+/* ---- the server ---- */
+int exports_server_start(struct exports *x, const struct nbd_server_opts *o, struct byre_err *err)
+{
+    ASSERT_LOOP(x->home);
+    if (x->server || x->stopping)
+        return byre_fail(err, EXISTS, "NBD server already running");
+    return nbd_server_new(x->home, o, &x->server, err);
+}
+
+struct nbd_server *exports_server(const struct exports *x)
+{
+    return x->server;
+}
+
+/* ---- one export ---- */
+static void release_bitmaps(struct export *e)
+{
+    while (e->bitmap_count)
+        graph_bitmap_release(e->disk.bitmaps[--e->bitmap_count]);
+}
+
+static void export_end(struct co *co, struct export *e)
+{
+    release_bitmaps(e);
+    if (e->node)
+        (void)graph_detach(co, e->node);     /* whoever opened the node closes it, and tells */
+    free(e->id);
+    free(e);
+}
+
+/* Finds one in the chain (or at its node), loads and holds it. */
+static int take_bitmap(struct co *co, struct export *e, const struct export_opts *o, const struct export_bitmap *want, struct byre_err *err)
+{
+    struct fmt_bitmap *b = NULL;
+    struct graph_node *n = want->node ? want->node : o->node;
+    int r = 0;
+    while (n && !r && !b) {
+        r = graph_bitmap_find(co, n, want->name, &b, err);
+        n = b || r ? n : want->node ? NULL : graph_backing(n);
+    }
+    if (!r && !b)
+        r = byre_fail(err, NOT_FOUND, "there is no bitmap '%s' in the chain of %s", want->name, graph_filename(o->node));
+    if (!r)
+        r = graph_bitmap_load(co, n, b, err);
+    if (!r && b->busy)
+        r = byre_fail(err, BITMAP_BUSY, "%s: bitmap '%s' is in use by a job or an export", graph_filename(n), want->name);
+    if (!r && b->enabled && !graph_read_only(n) && !o->writable)
+        r = byre_fail(err, BAD_ARGUMENT, "%s: bitmap '%s' records, a read-only export needs one that does not", graph_filename(n), want->name);
+    if (r)
+        return r;
+    graph_bitmap_hold(b);
+    e->disk.bitmaps[e->bitmap_count++] = b;
+    return 0;
+}
+
+static int take_bitmaps(struct co *co, struct export *e, const struct export_opts *o, struct byre_err *err)
+{
+    int r = o->bitmap_count > EXPORT_BITMAPS_MAX ? byre_fail(err, LIMIT, "an export offers at most %u bitmaps", EXPORT_BITMAPS_MAX) : 0;
+    for (unsigned i = 0; !r && i < o->bitmap_count; i++)
+        r = take_bitmap(co, e, o, &o->bitmaps[i], err);
+    return r;
+}
+
+static int set_range(struct export *e, const struct export_opts *o, struct byre_err *err)
+{
+    uint64_t have = graph_length(e->node);
+    if (o->offset > have || (o->length && !range_inside(o->offset, o->length, have)))
+        return byre_fail(err, BAD_ARGUMENT, "export '%s': %" PRIu64 " bytes at offset %" PRIu64 " are not inside the disk, which has %" PRIu64, o->id,
+                         o->length, o->offset, have);
+    e->disk.offset = o->offset;
+    e->disk.length = o->length;
+    e->disk.writethrough = o->writethrough;
+    return 0;
+}
+
+static int offer(struct exports *x, struct export *e, const struct export_opts *o, struct byre_err *err)
+{
+    const char *names[EXPORT_BITMAPS_MAX];
+    bool plain = !o->bitmap_count && !o->offset && !o->length && !o->writethrough;
+    for (unsigned i = 0; i < o->bitmap_count; i++)
+        names[i] = o->bitmaps[i].name;
+    struct nbd_export_opts xo = { .name = o->name ? o->name : graph_node_name(o->node), .description = o->description,
+        .ops = plain ? &nbd_graph_ops : &nbd_graph_bitmap_ops, .disk = plain ? (void *)e->node : (void *)&e->disk, .writable = o->writable,
+        .is_default = o->is_default, .allocation_depth = o->allocation_depth, .bitmaps = names, .bitmap_count = o->bitmap_count };
+    return nbd_server_add(x->server, &xo, &e->nbd, err);
+}
+
+static int fill(struct co *co, struct exports *x, struct export *e, const struct export_opts *o, struct byre_err *err)
+{
+    e->owner = x;
+    e->id = strdup(o->id);
+    if (!e->id)
+        return byre_fail(err, NOMEM, "no memory for an export");
+    if (o->writable && graph_read_only(o->node))
+        return byre_fail(err, READ_ONLY, "node '%s' is read-only, an export of it cannot be writable", graph_node_name(o->node));
+    char who[64];
+    snprintf(who, sizeof who, "export '%s'", o->id);
+    struct graph_attach_opts ao = { who, STOR_PERM_READ | (o->writable ? STOR_PERM_WRITE : 0), STOR_PERM_ALL };
+    int r = graph_attach(o->node, &ao, &e->node, err);
+    e->disk.node = e->node;
+    if (!r)
+        r = set_range(e, o, err);
+    if (!r)
+        r = take_bitmaps(co, e, o, err);
+    return r ? r : offer(x, e, o, err);
+}
+
+static int add_locked(struct co *co, struct exports *x, const struct export_opts *o, struct export **ret_e, struct byre_err *err)
+{
+    if (!x->server || x->stopping)
+        return byre_fail(err, NOT_FOUND, "NBD server not running");
+    if (exports_find(x, o->id))
+        return byre_fail(err, EXISTS, "Block export id '%s' is already in use", o->id);
+    struct export *e = calloc(1, sizeof *e);
+    if (!e)
+        return byre_fail(err, NOMEM, "no memory for an export");
+    int r = fill(co, x, e, o, err);
+    if (r) {
+        export_end(co, e);
+        return r;
+    }
+    list_push_back(&x->list, &e->link);
+    *ret_e = e;
+    return 0;
+}
+
+int exports_add(struct co *co, struct exports *x, const struct export_opts *o, struct export **ret_e, struct byre_err *err)
+{
+    ASSERT_LOOP(x->home);
+    co_lock(co, &x->changing);
+    int r = add_locked(co, x, o, ret_e, err);
+    co_unlock(&x->changing);
+    return r;
+}
+
+/* ---- removal ---- */
+static void tell_gone(struct co *co, struct exports *x, struct export *e)
+{
+    list_remove(&e->link);
+    char *id = e->id;
+    e->id = NULL;
+    export_end(co, e);                   /* I2 */
+    if (x->gone)
+        x->gone(x->gone_arg, id);
+    free(id);
+}
+
+static void removal_co(struct co *co, void *arg)
+{
+    struct export *e = arg;
+    struct exports *x = e->owner;
+    if (nbd_server_remove(co, x->server, e->nbd, true, NULL))
+        UNREACHABLE();                   /* with force it cannot fail */
+    tell_gone(co, x, e);
+    co_group_leave(&x->removals);
+}
+
+int exports_del(struct exports *x, struct export *e, bool force, struct byre_err *err)
+{
+    ASSERT_LOOP(x->home);
+    if (e->shutting_down)
+        return byre_fail(err, EXISTS, "Export '%s' is already shutting down", e->id);
+    if (!force && nbd_export_users(e->nbd))
+        return byre_fail(err, PERMISSION, "export '%s' still in use by %u clients; mode 'hard' cuts them off", e->id, nbd_export_users(e->nbd));
+    e->shutting_down = true;
+    co_group_enter(&x->removals);
+    int r = rt_spawn(x->home, removal_co, e);
+    if (r) {
+        e->shutting_down = false;
+        co_group_leave(&x->removals);
+        return byre_fail(err, NOMEM, "no memory to remove an export");
+    }
+    return 0;
+}
+
+/* Removals that were begun need the server: they end first. */
+static int stop_locked(struct co *co, struct exports *x, struct byre_err *err)
+{
+    if (!x->server)
+        return byre_fail(err, NOT_FOUND, "NBD server not running");
+    for (struct export *e = exports_next(x, NULL); e; e = exports_next(x, e))
+        e->shutting_down = true;
+    co_group_wait(co, &x->removals);
+    nbd_server_stop(co, x->server);
+    while (!list_empty(&x->list))
+        tell_gone(co, x, exports_next(x, NULL));
+    nbd_server_free(x->server);
+    x->server = NULL;
+    return 0;
+}
+
+int exports_server_stop(struct co *co, struct exports *x, struct byre_err *err)
+{
+    ASSERT_LOOP(x->home);
+    co_lock(co, &x->changing);
+    int r = stop_locked(co, x, err);
+    co_unlock(&x->changing);
+    return r;
+}
+
+void exports_stop(struct co *co, struct exports *x)
+{
+    struct byre_err none_runs;
+    x->stopping = true;
+    if (exports_server_stop(co, x, &none_runs))
+        return;
+}

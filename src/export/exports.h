@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * exports.h: what is offered to clients, by ids, and the NBD server that offers it.
+ *
+ *     exports_new -> exports_server_start, listeners on exports_server -> exports_add ... exports_del ... -> exports_stop -> exports_free
+ *
+ * Concurrency  Every call on the home loop. One change at a time of what has the same id.
+ */
+#ifndef EXPORT_EXPORTS_H
+#define EXPORT_EXPORTS_H
+
+#include "base/err.h"
+#include "base/list.h"
+#include "export/nbd/nbd.h"
+#include "graph/graph.h"
+#include "rt/sync.h"
+
+#define EXPORT_BITMAPS_MAX 14u
+
+/* A dirty bitmap that is offered: of this node, or (node NULL) of the nearest one of the chain that has it. */
+struct export_bitmap { struct graph_node *node; const char *name; };
+
+struct export_opts {
+    const char *id;                      /* unique */
+    struct graph_node *node;
+    const char *name;                    /* NULL: the name of the node */
+    const char *description;             /* NULL: none */
+    bool writable, writethrough, allocation_depth;
+    bool is_default;                     /* also under the empty name */
+    const struct export_bitmap *bitmaps; unsigned bitmap_count;
+    uint64_t offset;                     /* the export begins there */
+    uint64_t length;                     /* and has so many bytes; 0: to the end */
+};
+
+struct export {
+    struct list_node link;
+    struct exports *owner;
+    char *id;
+    struct graph_node *node;             /* an attachment: graph_attached says which node that is now */
+    bool shutting_down;
+    /* inside */
+    struct nbd_export *nbd;
+    struct nbd_graph_disk disk;
+    unsigned bitmap_count;
+};
+
+struct exports;
+MUST_USE int exports_new(struct rt_loop *home, struct exports **ret_x, struct byre_err *err);
+void exports_free(struct exports *x);                                    /* stopped; NULL ok */
+/* Who is told that an export is gone: on the home loop, must not suspend. fn NULL: nobody. */
+typedef void exports_gone_fn(void *arg, const char *id);
+void exports_watch(struct exports *x, exports_gone_fn *fn, void *arg);
+
+/* EXISTS: there is one already. */
+MUST_USE int exports_server_start(struct exports *x, const struct nbd_server_opts *o, struct byre_err *err);
+struct nbd_server *exports_server(const struct exports *x);              /* NULL: none runs */
+/* Removes all exports and closes all connections. NOT_FOUND: none runs. Suspends. */
+MUST_USE int exports_server_stop(struct co *co, struct exports *x, struct byre_err *err);
+
+/* Needs a server. EXISTS: the id or the name is taken; READ_ONLY, PERMISSION: the node does not allow it. Suspends. */
+MUST_USE int exports_add(struct co *co, struct exports *x, const struct export_opts *o, struct export **ret_e, struct byre_err *err);
+struct export *exports_find(struct exports *x, const char *id);          /* NULL: none */
+struct export *exports_next(struct exports *x, struct export *prev);     /* iterate; prev NULL: the first */
+/* Begins to remove it: it is gone when the watcher was told. force: its clients are cut off; otherwise PERMISSION while it has some. */
+MUST_USE int exports_del(struct exports *x, struct export *e, bool force, struct byre_err *err);
+/* All of it, server and exports; no new ones come. Suspends; idempotent. */
+void exports_stop(struct co *co, struct exports *x);
+
+#endif

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""Daemons, ours and the peer's, started with the same words and asked by the same client."""
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lib import peers, run
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "cli"))
+from qmp_client import Qmp  # noqa: E402
+
+
+class Daemon:
+    """A server in its folder; `control` is its control socket if it was given monitor=True."""
+
+    def __init__(self, program, words, folder, monitor, env=None):
+        self.folder, self.control = folder, os.path.join(folder, "c.sock")
+        extra = ["--chardev", "socket,id=c,path=c.sock,server=on,wait=off", "--monitor", "chardev=c"] if monitor else []
+        self.args = [*program, *map(str, words), *extra]
+        self.process = subprocess.Popen(self.args, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                        env={**os.environ, **(env or {})})
+        if monitor:
+            self.wait_for(self.control)
+
+    def wait_for(self, path, timeout=20):
+        end = time.monotonic() + timeout
+        while not os.path.exists(os.path.join(self.folder, path)):
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise run.Failed(f"$ {' '.join(self.args)}\n{path} did not appear\n{self.stop()[1]}")
+            time.sleep(0.02)
+        time.sleep(0.05)
+
+    def qmp(self, **kwargs):
+        return Qmp(self.control, **kwargs)
+
+    def stop(self, number=signal.SIGTERM, timeout=20):
+        """Exit code and output."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        out = self.process.communicate(timeout=timeout)[0]
+        return self.process.returncode, out
+
+    def wait(self, timeout=20):
+        out = self.process.communicate(timeout=timeout)[0]
+        return self.process.returncode, out
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+PROGRAMS = {"daemon": ([run.BYRE, "daemon"], "qemu-storage-daemon"), "nbd": ([run.BYRE, "nbd"], "qemu-nbd")}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start("daemon", word..., peer=False, monitor=True): FOLDER in a word is where it runs, with links to the files of the test."""
+    started = []
+
+    def start_one(what, *words, peer=False, monitor=None, env=None):
+        ours, theirs = PROGRAMS[what]
+        program = [peers.need(theirs)] if peer else ours
+        folder = tmp_path / f"{'peer' if peer else 'byre'}{len(started)}"
+        folder.mkdir()
+        for f in tmp_path.iterdir():
+            if f.is_file():
+                os.symlink(f, folder / f.name)
+        words = [str(w).replace("FOLDER", str(folder)) for w in words]
+        started.append(Daemon(program, words, str(folder), what == "daemon" if monitor is None else monitor, env))
+        return started[-1]
+
+    yield start_one
+    for d in started:
+        d.close()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """8 MiB of qcow2, its first 64 KiB written."""
+    path = tmp_path / "a.qcow2"
+    run.qemu_img("create", "-q", "-f", "qcow2", path, "8M")
+    run.qemu_io(path, "write -P 0x11 0 64k")
+    return path

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: MIT
+"""byre daemon: the words, answers and events of qemu-storage-daemon."""
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lib import peers, run
+from qmp_client import Qmp
+
+NODES = ["--blockdev", "driver=file,node-name=f,filename=a.qcow2", "--blockdev", "driver=qcow2,node-name=q,file=f"]
+SERVER = ["--nbd-server", "addr.type=unix,addr.path=n.sock"]
+EXPORT = ["--export", "type=nbd,id=e,node-name=q,writable=on"]
+UNIX = {"type": "unix", "data": {"path": "n2.sock"}}
+
+BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
+
+
+def said(client, command, **arguments):
+    """What was answered in words that both have: a return, or the class of an error; and the events in front of it."""
+    client.events.clear()
+    answer = client.ask(command, **arguments)
+    return (answer.get("return", {}) if "return" in answer else answer["error"]["class"]), [(e["event"], e["data"]) for e in client.events]
+
+
+STORY = [
+    ("query-block", {}), ("query-block-exports", {}), ("query-jobs", {}), ("nothing", {}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node_name": "q"}),             # no server yet
+    ("nbd-server-start", {"addr": UNIX}), ("nbd-server-start", {"addr": UNIX}),
+    ("block-export-add", {"type": "nbd", "id": "e", "node_name": "q"}), ("block-export-add", {"type": "nbd", "id": "e", "node_name": "q"}),
+    ("block-export-add", {"type": "nbd", "id": "e2", "node_name": "q"}),            # the name is taken
+    ("block-export-add", {"type": "nbd", "id": "e2", "node_name": "zz", "name": "n"}), ("block-export-add", {"type": "odd", "id": "e2", "node_name": "q"}),
+    ("block-export-add", {"type": "nbd", "id": "0", "node_name": "q", "name": "n"}), ("block-export-add", {"type": "nbd", "id": "e3", "node_name": "q", "odd": 1}),
+    ("block-export-add", {"type": "nbd", "id": "e3", "node_name": "q", "bitmaps": ["nothing"], "name": "n"}), ("query-block-exports", {}),
+    ("block-export-del", {"id": "nothing"}), ("nbd-server-remove", {"name": "nothing"}), ("nbd-server-stop", {}), ("nbd-server-stop", {}), ("query-block-exports", {}),
+    ("nbd-server-start", {"addr": {"type": "unix"}}), ("nbd-server-start", {"addr": {"type": "unix", "data": {"path": "no/such/folder"}}}),
+    ("nbd-server-start", {"addr": {"type": "odd", "data": {}}}), ("nbd-server-start", {"addr": UNIX, "max_connections": "1"}),
+    ("object-add", {"qom_type": "secret", "id": "s", "data": "x"}), ("object-add", {"qom_type": "secret", "id": "s", "data": "x"}),
+    ("object-add", {"qom_type": "odd", "id": "t"}), ("object-add", {"qom_type": "secret", "id": "t"}), ("object-del", {"id": "s"}), ("object-del", {"id": "s"}),
+    ("qmp_capabilities", {}), ("query-jobs", {"odd": 1}), ("block-dirty-bitmap-add", {"node": "q", "name": "b"}), ("block-dirty-bitmap-add", {"node": "q", "name": "b"}),
+    ("block-dirty-bitmap-merge", {"node": "q", "target": "b", "bitmaps": [1]}),
+]
+
+
+def test_same_story(start, disk):
+    """FEATURES 8.001, 8.002, 8.004, 8.009, 8.019, 8.021, 10.026: one list of commands, the same answers and events"""
+    told = []
+    for peer in (False, True):
+        daemon = start("daemon", *NODES, peer=peer)
+        client = daemon.qmp()
+        told.append([said(client, command, **arguments) for command, arguments in STORY])
+        assert client.ask("quit") == {"return": {}}
+        assert daemon.wait()[0] == 0
+    for (command, arguments), ours, theirs in zip(STORY, *told):
+        assert ours == theirs, (command, arguments)
+
+
+@BOTH
+def test_exports_come_and_go(start, disk, peer):
+    """FEATURES 8.019, 8.024, 10.023, G.044, G.078: safe refuses while there are clients, hard cuts them off, an event tells when it is gone"""
+    nbd = peers.need_module("nbd")
+    daemon = start("daemon", *NODES, *SERVER, *EXPORT, peer=peer)
+    client = daemon.qmp()
+    uri = f"nbd+unix:///q?socket={daemon.folder}/n.sock"
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    assert handle.pread(4096, 0) == b"\x11" * 4096
+    handle.pwrite(b"\x22" * 4096, 4096)
+    assert client.ask("block-export-del", id="e")["error"]["class"] == "GenericError"
+    assert client.ask("block-export-del", id="e", mode="safe")["error"]["class"] == "GenericError"
+    assert client.ask("query-block-exports")["return"] == [{"id": "e", "type": "nbd", "node-name": "q", "shutting-down": False}]
+    assert client.ask("block-export-del", id="e", mode="hard") == {"return": {}}
+    event = client.events[-1] if client.events else client.receive()
+    assert event["event"] == "BLOCK_EXPORT_DELETED" and event["data"] == {"id": "e"}
+    with pytest.raises(nbd.Error):
+        handle.pread(4096, 0)
+    assert client.ask("block-export-add", type="nbd", id="e", node_name="q", name="again") == {"return": {}}
+    handle = nbd.NBD()
+    handle.connect_uri(uri.replace("/q?", "/again?"))
+    assert handle.is_read_only() and handle.pread(4096, 4096) == b"\x22" * 4096
+    handle.shutdown()
+    assert client.ask("nbd-server-add", device="q", name="old", writable=True) == {"return": {}}
+    assert client.ask("nbd-server-remove", name="old") == {"return": {}}
+    assert daemon.stop()[0] == 0
+    run.qemu_img("check", disk)
+    run.qemu_io(disk, "read -P 0x22 4096 4096")
+
+
+def test_gone_is_gone(start, disk):
+    """FEATURES 10.023: behind the event, id, name and bitmap are free; a second removal of one that is going is refused"""
+    daemon = start("daemon", *NODES, *SERVER)
+    client = daemon.qmp()
+    client.ask("block-dirty-bitmap-add", node="q", name="b")
+    for i in range(20):
+        assert client.ask("block-export-add", type="nbd", id="e", node_name="q", writable=True, bitmaps=["b"] if i % 2 else [{"node": "q", "name": "b"}]) == {"return": {}}
+        assert client.ask("block-dirty-bitmap-remove", node="q", name="b")["error"]          # FEATURES 10.021
+        client.events.clear()
+        client.send('{"execute": "block-export-del", "arguments": {"id": "e"}}\n{"execute": "block-export-del", "arguments": {"id": "e", "mode": "hard"}}\n')
+        answers = [client.receive() for _ in range(3)]
+        assert [a for a in answers if "event" in a][0]["data"] == {"id": "e"}
+        assert "error" in answers[-1] or "error" in answers[1]
+    assert client.ask("block-dirty-bitmap-remove", node="q", name="b") == {"return": {}}
+    assert client.ask("nbd-server-stop") == {"return": {}}
+    assert daemon.stop()[0] == 0
+
+
+@pytest.mark.parametrize("words", [
+    EXPORT + NODES + SERVER, NODES + EXPORT, ["--blockdev", "driver=odd,node-name=x"], ["--blockdev", "driver=qcow2,file=zz,node-name=x"], ["--odd"], ["word"],
+    SERVER + SERVER, ["--nbd-server", "addr.type=unix,addr.path=n.sock,odd=1"], ["--nbd-server", "addr.type=unix"], ["--object", "secret,id=s"],
+    ["--object", "odd,id=s"], ["--monitor", "chardev=zz"], ["--chardev", "odd,id=x"], ["--chardev", "socket,path=x"], NODES + NODES,
+    NODES + SERVER + ["--export", "type=nbd,id=e,node-name=q,odd=1"], NODES + SERVER + ["--export", "type=nbd,id=e,node-name=q,writable=perhaps"],
+    ["--blockdev", "{"], ["--pidfile", "no/such/folder"]], ids=lambda w: " ".join(w)[-40:])
+def test_wrong_words(start, disk, words):
+    """FEATURES 8.001: what one refuses the other refuses, with 1, before it serves anything, and leaves nothing behind"""
+    for peer in (False, True):
+        daemon = start("daemon", *words, peer=peer, monitor=False)
+        code, out = daemon.wait()
+        assert code == 1 and out, (peer, words)
+        left = [f for f in os.listdir(daemon.folder) if not f.endswith(".qcow2")]
+        assert peer or left == [], left
+    run.qemu_io(disk, "write -P 0x33 0 4k")                                     # no lock is left
+
+
+@BOTH
+def test_pidfile_and_daemonize(start, disk, peer):
+    """FEATURES 8.005: the parent ends with 0 when clients can connect; one daemon per pidfile; nothing is left"""
+    words = [*NODES, *SERVER, *EXPORT, "--pidfile", "pid", "--daemonize"]
+    parent = start("daemon", *words, peer=peer, monitor=False)
+    assert parent.wait()[0] == 0
+    folder = parent.folder
+    pid = int(open(f"{folder}/pid").read())
+    try:
+        done = run.run("nbdinfo", "--size", f"nbd+unix:///q?socket={folder}/n.sock")
+        assert int(done.out) == 8 << 20
+        again = subprocess.run([parent.args[0], *(["daemon"] if not peer else []), "--pidfile", f"{folder}/pid"], capture_output=True, text=True, timeout=20, check=False)
+        assert again.returncode == 1 and "pid" in again.stderr
+        assert os.path.exists(f"{folder}/pid")
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + 10
+    while os.path.exists(f"{folder}/pid") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not os.path.exists(f"{folder}/pid")
+    run.qemu_img("check", disk)
+
+
+def test_daemonize_that_fails(start, disk):
+    """FEATURES 8.005: the parent of one that cannot start ends with 1 and tells why"""
+    code, out = start("daemon", "--daemonize", "--blockdev", "driver=qcow2,node-name=q,file.driver=file,file.filename=none", monitor=False).wait()
+    assert code == 1 and "none" in out
+
+
+def test_monitors(start, disk):
+    """FEATURES 8.003: several, one of them with room in its answers; events reach all"""
+    daemon = start("daemon", *NODES, *SERVER, *EXPORT, "--chardev", "socket,id=p,path=p.sock,server,nowait", "--monitor", "p,mode=control,pretty=on")
+    plain = daemon.qmp()
+    pretty = Qmp.__new__(Qmp)
+    import socket
+    pretty.socket = socket.socket(socket.AF_UNIX)
+    pretty.socket.settimeout(10)
+    pretty.socket.connect(f"{daemon.folder}/p.sock")
+    time.sleep(0.2)
+    text = pretty.socket.recv(65536).decode()
+    assert json.loads(text)["QMP"] and text.count("\n") > 5
+    pretty.socket.sendall(b'{"execute": "qmp_capabilities"}')
+    time.sleep(0.2)
+    assert json.loads(pretty.socket.recv(65536)) == {"return": {}}
+    assert plain.ask("block-export-del", id="e") == {"return": {}}
+    time.sleep(0.2)
+    assert json.loads(pretty.socket.recv(65536))["event"] == "BLOCK_EXPORT_DELETED"
+    pretty.socket.close()
+    for mode in (os.stat(daemon.control), os.stat(f"{daemon.folder}/p.sock")):
+        assert mode.st_mode & 0o777 == 0o600
+    assert daemon.stop()[0] == 0 and not os.path.exists(daemon.control)
+
+
+@BOTH
+def test_monitor_on_standard_input(tmp_path, disk, peer):
+    """FEATURES 8.003: stdio; the end of the input ends that monitor only"""
+    program = [peers.need("qemu-storage-daemon")] if peer else [run.BYRE, "daemon"]
+    p = subprocess.Popen([*program, "--chardev", "stdio,id=s", "--monitor", "s"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert "QMP" in json.loads(p.stdout.readline())
+    p.stdin.write('{"execute": "qmp_capabilities"}\n{"execute": "query-jobs", "id": [1]}\n')
+    p.stdin.flush()
+    assert json.loads(p.stdout.readline()) == {"return": {}} and json.loads(p.stdout.readline()) == {"return": [], "id": [1]}
+    p.stdin.close()
+    time.sleep(0.3)
+    assert p.poll() is None
+    p.send_signal(signal.SIGTERM)
+    assert p.wait(10) == 0
+    p.stdout.close()
+
+
+@BOTH
+def test_monitor_that_waits(start, disk, peer):
+    """FEATURES 8.003: server=on waits for its first client before the options behind it; a signal ends the wait"""
+    words = ["--chardev", "socket,id=w,path=w.sock,server=on", "--monitor", "w", *NODES, *SERVER]
+    daemon = start("daemon", *words, peer=peer, monitor=False)
+    daemon.wait_for("w.sock")
+    time.sleep(0.3)
+    assert not os.path.exists(f"{daemon.folder}/n.sock")
+    client = Qmp(f"{daemon.folder}/w.sock")
+    daemon.wait_for("n.sock")
+    client.close()
+    assert daemon.stop()[0] == 0
+
+
+def test_wait_ends_with_a_signal(start, disk):
+    daemon = start("daemon", "--chardev", "socket,id=w,path=w.sock,server=on", "--monitor", "w", *NODES, monitor=False)
+    daemon.wait_for("w.sock")
+    assert daemon.stop()[0] == 0 and not os.path.exists(f"{daemon.folder}/w.sock")
+
+
+def test_secrets(start, tmp_path):
+    """FEATURES 8.021, 8.023: an object of the command line opens an encrypted image; JSON and words mean the same"""
+    run.qemu_img("create", "-q", "--object", "secret,id=s,data=abc", "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+                 tmp_path / "l.qcow2", "4M")
+    node = {"driver": "qcow2", "node-name": "q", "encrypt": {"format": "luks", "key-secret": "s"}, "file": {"driver": "file", "filename": "l.qcow2"}}
+    daemon = start("daemon", "--object", '{"qom-type": "secret", "id": "s", "data": "abc"}', "--blockdev", json.dumps(node), *SERVER,
+                   "--export", '{"type": "nbd", "id": "e", "node-name": "q", "writable": true}')
+    run.run("nbdcopy", "--", f"nbd+unix:///q?socket={daemon.folder}/n.sock", "null:")
+    words = daemon.args
+    assert "abc" in " ".join(words)              # ours to hide is only what we print
+    assert daemon.stop() == (0, "")
+    wrong = start("daemon", "--object", "secret,id=s,data=wrong", "--blockdev", json.dumps(node), monitor=False)
+    code, out = wrong.wait()
+    assert code == 1 and "wrong" not in out
+
+
+def resolve(schema, name, depth=3):
+    """A type as a comparable thing."""
+    if name.startswith("["):
+        return ["list", resolve(schema, name[1:-1], depth)]
+    e = schema[name]
+    kind = e["meta-type"]
+    if kind == "builtin":
+        return e["json-type"]
+    if kind == "enum":
+        return {"enum": set(e["values"])}
+    if kind == "array":
+        return ["list", resolve(schema, e["element-type"], depth)]
+    if kind == "alternate":
+        return {"either": [resolve(schema, m["type"], depth - 1) for m in e["members"]]}
+    if depth == 0:
+        return "deep"
+    out = {"members": {m["name"]: ("default" in m, resolve(schema, m["type"], depth - 1)) for m in e["members"]}}
+    if "variants" in e:
+        out["tag"] = e["tag"]
+        out["variants"] = {v["case"]: resolve(schema, v["type"], depth - 1) for v in e["variants"]}
+    return out
+
+
+def fits(ours, theirs, where):
+    """Ours is a part of theirs: what a client may send to us it may send to them, with the same meaning."""
+    if ours == "deep" or theirs == "deep" or "any" in (ours, theirs) or ours == "value":
+        return
+    if isinstance(ours, list) or isinstance(ours, str):
+        assert type(ours) is type(theirs), (where, ours, theirs)
+        if isinstance(ours, list):
+            fits(ours[1], theirs[1], where + "[]")
+        else:
+            assert ours == theirs, (where, ours, theirs)
+        return
+    if "enum" in ours:
+        assert ours["enum"] <= theirs["enum"], where
+    elif "either" in ours:
+        assert len(ours["either"]) <= len(theirs["either"]), where
+    else:
+        assert ours.get("tag") == theirs.get("tag"), where
+        for name, (optional, kind) in ours["members"].items():
+            if name.startswith("x-byre-") or (name in NEWER and name not in theirs["members"]):
+                continue
+            assert name in theirs["members"], (where, name)
+            assert optional == theirs["members"][name][0], (where, name, "optional")
+            fits(kind, theirs["members"][name][1], f"{where}.{name}")
+        for name, must in theirs["members"].items():
+            assert must[0] or name in ours["members"], (where, name, "is required there")
+        for case, kind in ours.get("variants", {}).items():
+            fits(kind, theirs["variants"][case], f"{where}:{case}")
+
+
+# Only of the peer's system emulator; newer than the oldest of its versions that is compared with.
+NOT_THERE = {"SHUTDOWN"}
+NEWER = {"handshake-max-seconds"}
+
+
+def test_schema(start):
+    """FEATURES 8.009: query-qmp-schema: every command and event that both have takes and gives what the peer's does"""
+    schemas = []
+    for peer in (False, True):
+        daemon = start("daemon", peer=peer)
+        client = daemon.qmp()
+        answer = client.ask("query-qmp-schema")["return"]
+        schemas.append({e["name"]: e for e in answer})
+        names = {c["name"] for c in client.ask("query-commands")["return"]}
+        assert {e["name"] for e in answer if e["meta-type"] == "command"} == names
+        client.close()
+    ours, theirs = schemas
+    compared = 0
+    for name, e in ours.items():
+        if e["meta-type"] not in ("command", "event") or name.startswith("x-byre-") or name in NOT_THERE or name not in theirs:
+            continue
+        fits(resolve(ours, e["arg-type"]), resolve(theirs, theirs[name]["arg-type"]), name)
+        if e["meta-type"] == "command":
+            fits(resolve(ours, e["ret-type"]), resolve(theirs, theirs[name]["ret-type"]), name + " ->")
+        compared += 1
+    assert compared >= 30
+
+
+def test_hostile_arguments(start, disk):
+    """Arguments as large and as deep as a message may be: an answer, and the next client is served"""
+    daemon = start("daemon", *NODES)
+    for bomb in ({"addr": {"type": "unix", "data": {"path": "x" * 900000}}}, {"enable": ["oob"] * 60000},
+                 {"bitmaps": [{"node": "q", "name": "b"}] * 12000, "node": "q", "target": "b"}):
+        for command in ("nbd-server-start", "block-dirty-bitmap-merge", "block-export-add", "query-jobs"):
+            client = daemon.qmp()
+            client.send(json.dumps({"execute": command, "arguments": bomb}))
+            answer = client.receive()
+            assert answer is None or "error" in answer
+            client.close()
+    deep = "[" * 60 + "]" * 60
+    client = daemon.qmp()
+    client.send('{"execute": "block-export-add", "arguments": {"bitmaps": %s}}' % deep)
+    assert "error" in client.receive()
+    client.close()
+    assert daemon.stop()[0] == 0
+
+
+def test_clean_end_under_load(start, disk):
+    """FEATURES 8.006, 8.007: SIGTERM while clients write leaves a clean image and no sockets"""
+    nbd = peers.need_module("nbd")
+    daemon = start("daemon", *NODES, *SERVER, *EXPORT)
+    handle = nbd.NBD()
+    handle.connect_uri(f"nbd+unix:///q?socket={daemon.folder}/n.sock")
+    handle.pwrite(b"\x44" * 65536, 1 << 20)
+    handle.flush()
+    for i in range(64):
+        handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"\x55" * 65536)), (2 << 20) + i * 65536)
+    assert daemon.stop()[0] == 0
+    assert not os.path.exists(f"{daemon.folder}/n.sock") and not os.path.exists(daemon.control)
+    run.qemu_img("check", disk)
+    run.qemu_io(disk, "read -P 0x44 1M 64k")
+
+
+def test_called_by_the_peers_name(tmp_path):
+    """FEATURES 8.008"""
+    os.symlink(os.path.abspath(run.BYRE), tmp_path / "qemu-storage-daemon")
+    done = run.run(tmp_path / "qemu-storage-daemon", "-V")
+    assert done.out.startswith("qemu-storage-daemon version ")
+    assert "--nbd-server" in run.run(tmp_path / "qemu-storage-daemon", "--help").out
+    assert run.run(tmp_path / "qemu-storage-daemon", "x", code=1).err.startswith("qemu-storage-daemon: x: ")
+    assert "not supported yet" in run.byre("daemon", "--trace", "x", code=1).err
