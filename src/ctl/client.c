@@ -3,11 +3,12 @@
  * client.c: one client of the control socket.
  *
  * Purpose      Cuts its bytes into messages, runs the commands one after the other, sends replies and events.
- * Owns         struct ctl_client: socket, splitter, output buffer, two coroutines (reader and writer)
- * Invariants   I1 replies come in the order of the commands
+ * Owns         struct ctl_client: socket, splitter, queue, output buffer, three coroutines (reader, worker, writer)
+ * Invariants   I1 replies come in the order of the commands, but for those that are executed out of band: they pass the others
  *              I2 before qmp_capabilities no other command runs, and no event is sent
  *              I3 at most CTL_OUT_MAX bytes wait for a client; one that takes none of them is closed
- * Concurrency  home loop; reader and writer meet in the output buffer only
+              I4 at most QUEUE_MAX commands wait; then the client is not read from
+ * Concurrency  home loop; the reader puts commands into the queue, the worker takes them; both put into the output buffer, the writer sends
  * Failure      a socket that fails ends the client, nobody else
  * Tests        ctl_test.c, tests/cli/serve_test.py
  */
@@ -22,6 +23,7 @@
 #include "rt/io.h"
 
 #define READ_BYTES 4096
+#define QUEUE_MAX 8u
 #define LAST_WORDS_NS CTL_LAST_WORDS_NS
 
 static bool is_socket(const struct ctl_client *cl)
@@ -145,7 +147,7 @@ static int refuse(struct ctl_call *call, const char *fmt, const char *name)
 
 int ctl_run(struct co *co, struct ctl_call *call, const struct ctl_command *c, bool words)
 {
-    const struct ctl_shape shape = { .rows = c->args, .bytes = c->args_bytes, .tag = c->tag, .cases = c->cases };
+    const struct ctl_shape shape = { .rows = c->args, .bytes = c->args_bytes, .tag = c->tag, .cases = c->cases, .open = c->open };
     struct ctl_decoding d = { &call->arena, words };
     int r = ctl_decode(&shape, call->arguments, &d, &call->args, &call->err);
     return r ? r : c->run(co, call);
@@ -156,36 +158,92 @@ static int run_command(struct co *co, struct ctl_client *cl, const struct qmp_co
     const struct ctl_command *c = ctl_find_command(cmd->name);
     if (!cl->negotiated && (!c || !c->before_capabilities))
         return refuse(call, "Expecting capabilities negotiation with 'qmp_capabilities' before '%s'", cmd->name);
-    if (cmd->oob)
-        return byre_fail(&call->err, NOT_SUPPORTED, "out-of-band execution is not possible");
+    if (cmd->oob && !cl->oob)
+        return byre_fail(&call->err, NOT_SUPPORTED, "'exec-oob' needs the capability 'oob', which was not enabled");
     if (!c)
         return refuse(call, "The command %s has not been found", cmd->name);
+    if (cmd->oob && !c->oob)
+        return byre_fail(&call->err, NOT_SUPPORTED, "The command %s does not support OOB", cmd->name);
     if (cl->negotiated && c->before_capabilities)
         return refuse(call, "Capabilities negotiation is already complete, command '%s' ignored", cmd->name);
     call->arguments = cmd->arguments;
     return ctl_run(co, call, c, false);
 }
 
-static void handle_text(struct co *co, struct ctl_client *cl)
+/* A message that was taken apart, or cannot be. */
+struct pending { struct list_node link; struct qmp_command cmd; struct byre_err err; };
+
+static void pending_free(struct pending *p)
 {
-    struct ctl_call call = { .c = cl->c, .client = cl };
-    struct qmp_command cmd;
-    size_t len;
-    const char *text = qmp_split_text(cl->split, &len);
-    int r = qmp_command_parse(text, len, &cmd, &call.err);
-    if (!r)
-        r = run_command(co, cl, &cmd, &call);
-    put_reply(cl, &call, r, cmd.id);
-    json_decref(call.ret);
-    ctl_arena_free(&call.arena);
-    qmp_command_fini(&cmd);
+    qmp_command_fini(&p->cmd);
+    free(p);
 }
 
-static void handle_bad(struct ctl_client *cl)
+/* Runs it, answers, and frees it. */
+static void execute(struct co *co, struct ctl_client *cl, struct pending *p)
 {
-    struct ctl_call call = { .c = cl->c, .client = cl };
-    (void)byre_fail(&call.err, PROTOCOL, "JSON parse error: %s", qmp_split_why(cl->split));
-    put_reply(cl, &call, call.err.code, NULL);
+    struct ctl_call call = { .c = cl->c, .client = cl, .err = p->err };
+    int r = p->err.code ? p->err.code : run_command(co, cl, &p->cmd, &call);
+    put_reply(cl, &call, r, p->cmd.id);
+    json_decref(call.ret);
+    ctl_arena_free(&call.arena);
+    pending_free(p);
+}
+
+static void worker_co(struct co *co, void *arg)
+{
+    struct ctl_client *cl = arg;
+    while (!cl->no_more || !list_empty(&cl->queue)) {
+        if (list_empty(&cl->queue)) {
+            co_wait(co, &cl->queue_q);
+            continue;
+        }
+        struct pending *p = CONTAINER_OF(list_first(&cl->queue), struct pending, link);
+        list_remove(&p->link);
+        if (cl->closing || cl->dead)
+            pending_free(p);
+        else
+            execute(co, cl, p);
+        cl->queued--;
+        (void)co_wake_all(&cl->queue_q);
+    }
+}
+
+/* Takes p over. */
+static void enqueue(struct co *co, struct ctl_client *cl, struct pending *p)
+{
+    list_push_back(&cl->queue, &p->link);
+    cl->queued++;
+    (void)co_wake_all(&cl->queue_q);
+    while (cl->queued >= QUEUE_MAX && !cl->closing && !cl->dead)
+        co_wait(co, &cl->queue_q);           /* I4 */
+}
+
+static void handle_text(struct co *co, struct ctl_client *cl)
+{
+    struct pending *p = calloc(1, sizeof *p);
+    size_t len;
+    const char *text = qmp_split_text(cl->split, &len);
+    if (!p) {
+        cl->dead = true;                     /* it would miss a reply */
+        return;
+    }
+    int r = qmp_command_parse(text, len, &p->cmd, &p->err);
+    if (!r && p->cmd.oob && cl->oob)
+        execute(co, cl, p);
+    else
+        enqueue(co, cl, p);
+}
+
+static void handle_bad(struct co *co, struct ctl_client *cl)
+{
+    struct pending *p = calloc(1, sizeof *p);
+    if (!p) {
+        cl->dead = true;
+        return;
+    }
+    (void)byre_fail(&p->err, PROTOCOL, "JSON parse error: %s", qmp_split_why(cl->split));
+    enqueue(co, cl, p);
 }
 
 /* false: the client is to be closed. */
@@ -199,7 +257,7 @@ static bool handle_bytes(struct co *co, struct ctl_client *cl, const char *data,
         if (item == QMP_TEXT)
             handle_text(co, cl);
         else if (item == QMP_BAD || item == QMP_LIMIT)
-            handle_bad(cl);
+            handle_bad(co, cl);
         if (item == QMP_LIMIT)
             return false;
     }
@@ -212,7 +270,7 @@ static int put_greeting(struct ctl_client *cl)
     const struct ctl_env *e = &cl->c->env;
     struct qmp_version v = { e->major, e->minor, e->micro, e->package ? e->package : "" };
     struct qmp_text t;
-    int r = qmp_make_greeting(&v, false, cl->pretty, &t);
+    int r = qmp_make_greeting(&v, true, cl->pretty, &t);
     if (!r) {
         client_put(cl, &t);
         free(t.text);
@@ -224,8 +282,11 @@ void client_close(struct ctl_client *cl, bool now)
 {
     cl->closing = true;
     (void)co_wake_all(&cl->out_q);
-    if (now)
+    (void)co_wake_all(&cl->queue_q);
+    if (now) {
         rt_cancel(&cl->reader);
+        rt_cancel(&cl->worker);
+    }
 }
 
 bool client_is_silent(const struct ctl_client *cl)
@@ -285,8 +346,12 @@ static void reader_co(struct co *co, void *arg)
     struct ctl_client *cl = arg;
     struct ctl *c = cl->c;
     bool writes = put_greeting(cl) == 0 && rt_task_start(c->home, &cl->writer, writer_co, cl) == 0;
-    if (writes)
+    if (writes && rt_task_start(c->home, &cl->worker, worker_co, cl) == 0) {
         read_all(co, cl);
+        cl->no_more = true;
+        (void)co_wake_all(&cl->queue_q);
+        rt_task_join(co, &cl->worker);
+    }
     cl->closing = true;
     (void)co_wake_all(&cl->out_q);
     if (writes)
@@ -308,6 +373,7 @@ void client_start(struct ctl *c, const struct ctl_end *end)
     cl->fd = end->fd;
     cl->out_fd = end->out_fd;
     cl->pretty = end->pretty;
+    list_init(&cl->queue);
     list_push_back(&c->clients, &cl->link);
     c->client_count++;
     co_group_enter(&c->alive);

@@ -22,8 +22,9 @@ static const struct ctl_arg capabilities_rows[] = {
 static int run_capabilities(struct co *co, struct ctl_call *call)
 {
     const struct capabilities_args *a = call->args;
-    if (a->enable.count)
-        return byre_fail(&call->err, NOT_SUPPORTED, "no capability can be enabled");
+    if (!call->client)
+        return byre_fail(&call->err, NOT_SUPPORTED, "there is no connection to negotiate for");
+    call->client->oob = a->enable.count;     /* the only one there is */
     call->client->negotiated = true;
     return 0;
 }
@@ -73,7 +74,7 @@ static const struct ctl_arg ret_version = { "version", CTL_STRUCT, true, CTL_AT_
 
 const struct ctl_command ctl_cmd_qmp_capabilities = { "qmp_capabilities", capabilities_rows, sizeof(struct capabilities_args), run_capabilities, true,
     .doc = "Ends the negotiation that a connection begins with. Before it no other command runs and no event is sent." };
-const struct ctl_command ctl_cmd_query_version = { "query-version", NULL, 0, run_query_version, .ret = &ret_version, .doc = "Tells the version of the program." };
+const struct ctl_command ctl_cmd_query_version = { "query-version", NULL, 0, run_query_version, .ret = &ret_version, .oob = true, .doc = "Tells the version of the program." };
 const struct ctl_command ctl_cmd_query_commands = { "query-commands", NULL, 0, run_query_commands, .ret = &ret_names, .doc = "Lists the commands." };
 const struct ctl_command ctl_cmd_query_qmp_schema = { "query-qmp-schema", NULL, 0, run_query_qmp_schema, .ret = &ctl_ret_any,
     .doc = "Describes commands, events and their members in a form for programs." };

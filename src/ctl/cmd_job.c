@@ -93,7 +93,7 @@ static int verb(struct ctl_call *call, enum job_verb v)
 
 #define VERB(name, NAME, text)                                                                                                           \
     static int run_job_##name(struct co *co, struct ctl_call *call) { return verb(call, NAME); }                                   \
-    const struct ctl_command ctl_cmd_job_##name = { "job-" #name, id_rows, sizeof(struct id_args), run_job_##name, .doc = text };
+    const struct ctl_command ctl_cmd_job_##name = { "job-" #name, id_rows, sizeof(struct id_args), run_job_##name, .doc = text, .oob = true };
 VERB(cancel, JOB_CANCEL, "Ends a job without its result. What it changed so far stays readable.")
 VERB(complete, JOB_COMPLETE, "Lets a job that is ready do its last step.")
 VERB(dismiss, JOB_DISMISS, "Forgets a job that has ended.")
@@ -175,4 +175,4 @@ static int run_x_byre_compact(struct co *co, struct ctl_call *call)
 
 const struct ctl_command ctl_cmd_x_byre_compact = { "x-byre-compact", compact_rows, sizeof(struct compact_args), run_x_byre_compact,
     .doc = "Moves clusters to the front of an image while it is in use, and cuts it." };
-const struct ctl_command ctl_cmd_query_jobs = { "query-jobs", NULL, 0, run_query_jobs, .ret = &ctl_ret_any, .doc = "Lists jobs with their states." };
+const struct ctl_command ctl_cmd_query_jobs = { "query-jobs", NULL, 0, run_query_jobs, .ret = &ctl_ret_any, .doc = "Lists jobs with their states.", .oob = true };

@@ -84,10 +84,16 @@ struct ctl_client {
     int fd, out_fd;
     bool pretty;
     bool negotiated;                     /* after qmp_capabilities */
+    bool oob;                            /* the client may execute out of band */
     bool closing;                        /* no more input is taken; output still goes out */
     bool dead;                           /* the socket failed, or the client takes nothing */
     struct qmp_split *split;
-    struct rt_task reader, writer;
+    struct rt_task reader, writer, worker;
+    /* commands that wait for their turn: the reader puts, the worker takes */
+    struct list queue;
+    unsigned queued;
+    bool no_more;                        /* the reader has ended */
+    struct co_waitq queue_q;
     struct rt_msg bye;                   /* posted by the reader as its last act */
     /* output: [out_at, out_len) waits */
     char *out;
@@ -134,6 +140,7 @@ struct ctl_command {
     const struct ctl_arg *ret;           /* one row that says what it answers; NULL: {} */
     const char *tag;                     /* arguments that are a union (schema.h) */
     const struct ctl_case *cases;
+    bool open;                           /* members that no row names are let through: the command looks at call->arguments */
     bool oob;                            /* may be executed out of band: never suspends, never waits */
 };
 extern const struct ctl_command *const ctl_commands[];       /* ends with NULL */

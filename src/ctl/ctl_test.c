@@ -372,7 +372,7 @@ static void session(void **state)
     assert_string_equal(class_of(m), "CommandNotFound");              /* not before the negotiation */
     assert_false(f.quit);
     json_decref(m);
-    m = ask(fd, "{\"execute\": \"qmp_capabilities\", \"arguments\": {\"enable\": [\"oob\"]}}");
+    m = ask(fd, "{\"execute\": \"qmp_capabilities\", \"arguments\": {\"enable\": [\"odd\"]}}");
     assert_string_equal(class_of(m), "GenericError");
     json_decref(m);
     m = ask(fd, "{\"execute\": \"qmp_capabilities\"}");

@@ -310,6 +310,46 @@ def test_schema(start):
     assert compared >= 30
 
 
+@BOTH
+def test_out_of_band(start, disk, peer):
+    """FEATURES 8.009: with the capability, exec-oob passes commands that are still at work; without it, and of commands that cannot, it is refused"""
+    nbd = peers.need_module("nbd")
+    daemon = start("daemon", *NODES, *SERVER, *EXPORT, peer=peer)
+    client = daemon.qmp(negotiate=False)
+    assert client.greeting["QMP"]["capabilities"] == ["oob"]
+    assert "error" in client.ask("qmp_capabilities", enable=["odd"])
+    assert client.ask("qmp_capabilities", enable=["oob"]) == {"return": {}}
+    client.send('{"exec-oob": "nbd-server-stop", "id": 1}')
+    answer = client.receive()
+    assert answer["id"] == 1 and answer["error"]["class"] == "GenericError" and "OOB" in answer["error"]["desc"]
+    client.send('{"exec-oob": "nothing", "id": 2}')
+    assert client.receive()["error"]["class"] == "CommandNotFound"
+    if peer:
+        return                               # none of its daemon's commands can, and one client at a time is let in
+    plain = daemon.qmp()
+    plain.send('{"exec-oob": "query-version"}')
+    assert plain.receive()["error"]["class"] == "GenericError"
+    handle = nbd.NBD()
+    handle.connect_uri(f"nbd+unix:///q?socket={daemon.folder}/n.sock")
+    client.send('{"execute": "nbd-server-stop", "id": "slow"}{"execute": "query-commands", "id": "next"}{"exec-oob": "query-version", "id": "fast"}')
+    order = [m["id"] for m in (client.receive() for _ in range(4)) if "id" in m]
+    assert order == ["fast", "slow", "next"]
+    assert client.ask("query-block-exports") == {"return": []}
+
+
+def test_many_commands_at_once(start):
+    """More than the queue holds, written in one piece: all are answered, in order, those that are wrong too"""
+    daemon = start("daemon")
+    client = daemon.qmp()
+    text = "".join(f'{{"execute": "{"query-jobs" if i % 3 else "odd"}", "id": {i}}}' + ("\nxx\n" if i % 10 == 9 else "") for i in range(300))
+    client.send(text)
+    answers = [client.receive() for _ in range(330)]
+    assert [a["id"] for a in answers if "id" in a] == list(range(300))
+    assert [("error" in a) for a in answers if "id" in a] == [i % 3 == 0 for i in range(300)]
+    assert all("error" in answers[i] and "id" not in answers[i] for i in range(10, 330, 11))
+    assert client.ask("quit") == {"return": {}} and daemon.wait()[0] == 0
+
+
 def test_hostile_arguments(start, disk):
     """Arguments as large and as deep as a message may be: an answer, and the next client is served"""
     daemon = start("daemon", *NODES)
@@ -317,9 +357,12 @@ def test_hostile_arguments(start, disk):
                  {"bitmaps": [{"node": "q", "name": "b"}] * 12000, "node": "q", "target": "b"}):
         for command in ("nbd-server-start", "block-dirty-bitmap-merge", "block-export-add", "query-jobs"):
             client = daemon.qmp()
-            client.send(json.dumps({"execute": command, "arguments": bomb}))
-            answer = client.receive()
-            assert answer is None or "error" in answer
+            try:
+                client.send(json.dumps({"execute": command, "arguments": bomb}))
+                answer = client.receive()
+                assert answer is None or "error" in answer
+            except (BrokenPipeError, ConnectionResetError):
+                pass                         # more tokens than a message may have
             client.close()
     deep = "[" * 60 + "]" * 60
     client = daemon.qmp()
