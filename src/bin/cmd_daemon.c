@@ -117,14 +117,19 @@ static int as_command(struct daemon *d, const struct option *op, const char *com
     struct server_call call = { .command = command, .what = op->what };
     if (parse(d, op, &(struct ctl_words){ .implied = implied }, &a, &call.words))
         return 1;
+    AUTOFREE char *path = NULL;
     if (strcmp(op->name, "nbd-server") == 0) {
-        server_remember_path(text_of(json_object_get(a, "addr"), "path"));
-        if (!nest_address(a)) {
+        const char *text = text_of(json_object_get(a, "addr"), "path");
+        path = text ? strdup(text) : NULL;
+        if ((text && !path) || !nest_address(a)) {
             json_decref(a);
             return run_fail(d->s.r, "no memory");
         }
     }
-    return server_execute(&d->s, &call, a);
+    int code = server_execute(&d->s, &call, a);
+    if (!code)
+        server_remember_path(path);
+    return code;
 }
 
 /* ---- monitors ---- */

@@ -210,8 +210,10 @@ static int start_export(struct nbd *n)
     no.listen_fd = n->fd;
     no.client_gone = on_client_gone;
     no.client_gone_arg = n;
+    if (byre_export_nbd(n->image, &no, &n->export, &err))
+        return run_fail_err(n->r, &err);
     server_remember_path(o->socket);
-    return byre_export_nbd(n->image, &no, &n->export, &err) ? run_fail_err(n->r, &err) : 0;
+    return 0;
 }
 
 /* ---- the run ---- */

@@ -112,9 +112,6 @@ static int choose_addresses(struct serve *s)
         n |= asprintf(&s->control, "%s/control", s->folder);
     if (n < 0 || !s->control)
         return run_fail(s->r, "no memory");
-    server_remember_path(strncmp(s->nbd, "unix:", 5) == 0 ? s->nbd + 5 : NULL);
-    server_remember_path(s->control);
-    server_remember_path(s->folder);
     return 0;
 }
 
@@ -166,7 +163,10 @@ static int start_export(struct serve *s)
     no.max_clients = (unsigned)s->o->max_clients;
     no.bitmaps = (const char *const *)s->o->bitmaps.items;
     no.bitmap_count = (unsigned)s->o->bitmaps.count;
-    return byre_export_nbd(s->image, &no, &s->export, &err) ? run_fail_err(s->r, &err) : 0;
+    if (byre_export_nbd(s->image, &no, &s->export, &err))
+        return run_fail_err(s->r, &err);
+    server_remember_path(strncmp(s->nbd, "unix:", 5) == 0 ? s->nbd + 5 : NULL);
+    return 0;
 }
 
 struct attaching { struct serve *s; struct byre_err err; };
@@ -226,6 +226,7 @@ static int serve(struct serve *s)
     if (!code)
         code = start_control(s);
     if (!code) {
+        server_remember_path(s->folder);     /* behind what is in it */
         announce(s);
         struct scrubbing st = { .s = s };
         if (byre_ctx_call(s->r->ctx, scrub_co, &st))

@@ -5,7 +5,7 @@
  * Purpose      Signals, control, and the order of the end, once for serve, daemon and nbd.
  * Owns         descriptors of signals and of `quit`; the control server
  * Invariants   I1 after the first signal: clients are answered and closed, images are flushed and closed, sockets are removed
- *              I2 after a second signal the process ends at once (what was flushed is durable; the sockets are removed)
+ *              I2 after a second signal the process ends at once (what was flushed is durable; the sockets that were made here are removed)
  *              I3 exports live as long as the control server: its commands name them
  * Order        jobs, exports, control; whoever opened images closes them behind it
  * Concurrency  main thread waits for signals; everything else runs on the threads of the context
@@ -19,31 +19,40 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "bin/server.h"
 #include "lib/lib_inside.h"
 
 /* ---- a second signal ---- */
 #define PATHS_MAX 64
 #define WAIT_CLIENT_MS 20
-static char paths[PATHS_MAX][256];
-static volatile sig_atomic_t path_count;
+static struct made { char path[256]; dev_t dev; ino_t ino; } made[PATHS_MAX];
+static volatile sig_atomic_t made_count;
 
+/* Only what is still what was made here. */
 static void on_second_signal(int sig)
 {
-    for (int i = 0; i < path_count; i++)
-        if (unlink(paths[i]))
-            (void)!rmdir(paths[i]);
+    struct stat st;
+    for (int i = 0; i < made_count; i++)
+        if (lstat(made[i].path, &st) == 0 && st.st_dev == made[i].dev && st.st_ino == made[i].ino && unlink(made[i].path))
+            (void)!rmdir(made[i].path);
     _exit(128 + sig);
 }
 
 void server_remember_path(const char *path)
 {
-    if (!path || path_count == PATHS_MAX || strlen(path) >= sizeof paths[0])
+    AUTOFREE char *full = path ? realpath(path, NULL) : NULL;    /* the folder may be left (--daemonize) */
+    struct stat st;
+    if (!full || made_count == PATHS_MAX || strlen(full) >= sizeof made[0].path || lstat(full, &st))
         return;
-    memcpy(paths[path_count], path, strlen(path) + 1);
-    path_count++;
+    struct made *m = &made[made_count];
+    memcpy(m->path, full, strlen(full) + 1);
+    m->dev = st.st_dev;
+    m->ino = st.st_ino;
+    made_count++;
 }
 
 static void arm_second_signal(const sigset_t *set)
@@ -162,9 +171,11 @@ static int monitor_co(struct co *co, void *arg)
 int server_monitor(struct server *s, const struct ctl_monitor *m, const char *what)
 {
     struct monitoring mo = { .s = s, .m = m };
+    if (byre_ctx_call(s->r->ctx, monitor_co, &mo))
+        return tell(s, what, &mo.err);
     if (m->way == CTL_WAY_LISTEN)
         server_remember_path(m->path);
-    return byre_ctx_call(s->r->ctx, monitor_co, &mo) ? tell(s, what, &mo.err) : 0;
+    return 0;
 }
 
 struct asking { struct server *s; uint64_t arrivals; };

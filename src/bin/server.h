@@ -28,7 +28,7 @@ struct server {
 /* Signals wait from now on, in all threads that are started later. false: told already. */
 bool server_begin(struct server *s, struct run *r);
 void server_fini(struct server *s);
-/* Removed by a second signal, which ends the process at once. */
+/* What was made here: removed by a second signal, which ends the process at once. */
 void server_remember_path(const char *path);
 
 /* Makes s->ctl over these devices (borrowed) and s->exports. 1: told already. */

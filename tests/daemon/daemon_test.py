@@ -396,3 +396,22 @@ def test_called_by_the_peers_name(tmp_path):
     assert "--nbd-server" in run.run(tmp_path / "qemu-storage-daemon", "--help").out
     assert run.run(tmp_path / "qemu-storage-daemon", "x", code=1).err.startswith("qemu-storage-daemon: x: ")
     assert "not supported yet" in run.byre("daemon", "--trace", "x", code=1).err
+
+
+def test_second_signal(start, disk):
+    """A second signal ends it at once and removes what it made, and nothing that somebody else has put there since"""
+    nbd = peers.need_module("nbd")
+    daemon = start("daemon", *NODES, *SERVER, *EXPORT, "--pidfile", "pid")
+    daemon.wait_for("pid")
+    handle = nbd.NBD()
+    handle.connect_uri(f"nbd+unix:///q?socket={daemon.folder}/n.sock")
+    os.unlink(daemon.control)
+    with open(daemon.control, "w", encoding="ascii") as f:
+        f.write("mine")
+    daemon.process.send_signal(signal.SIGTERM)
+    time.sleep(0.03)
+    daemon.process.send_signal(signal.SIGTERM)
+    code, _ = daemon.wait(5)
+    assert code in (0, 128 + signal.SIGTERM)
+    assert not os.path.exists(f"{daemon.folder}/n.sock") and not os.path.exists(f"{daemon.folder}/pid")
+    assert open(daemon.control, encoding="ascii").read() == "mine"
