@@ -257,6 +257,8 @@ def fits(ours, theirs, where):
     """Ours is a part of theirs: what a client may send to us it may send to them, with the same meaning."""
     if ours == "deep" or theirs == "deep" or "any" in (ours, theirs) or ours == "value":
         return
+    if ours == "string" and "enum" in theirs:
+        return                               # words of ours among them (x-byre-scrub)
     if isinstance(ours, list) or isinstance(ours, str):
         assert type(ours) is type(theirs), (where, ours, theirs)
         if isinstance(ours, list):
@@ -271,7 +273,7 @@ def fits(ours, theirs, where):
     else:
         assert ours.get("tag") == theirs.get("tag"), where
         for name, (optional, kind) in ours["members"].items():
-            if name.startswith("x-byre-") or (name in NEWER and name not in theirs["members"]):
+            if name.startswith("x-byre-") or name in OURS or f"{where}.{name}" in SHARED or (name in NEWER and name not in theirs["members"]):
                 continue
             assert name in theirs["members"], (where, name)
             assert optional == theirs["members"][name][0], (where, name, "optional")
@@ -284,7 +286,11 @@ def fits(ours, theirs, where):
 
 # Only of the peer's system emulator; newer than the oldest of its versions that is compared with.
 NOT_THERE = {"SHUTDOWN"}
-NEWER = {"handshake-max-seconds"}
+NEWER = {"handshake-max-seconds", "backing-mask-protocol"}
+# Members that byre adds to commands of the peer's.
+OURS = {"drop-source", "converge", "deadline", "max-slowdown", "max-hold-ms"}
+# Members that the rows of events have in common, and that some of them never hold.
+SHARED = {"BLOCK_JOB_CANCELLED.error", "BLOCK_JOB_READY.error"}
 
 
 def test_schema(start):
