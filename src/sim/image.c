@@ -165,6 +165,8 @@ static const struct sim_geom geoms[] = {
       .window = { { 0, 192 * K } }, .windows = 1, .backing = 96 * K, .frontier = 4 * K, .compact = true, .floor = 3000 },
     { .name = "compact-c32k-sub", .version = 3, .cluster_bits = 15, .refcount_order = 4, .size = 640 * K, .size_max = 768 * K, .sub = true,
       .window = { { 0, 768 * K } }, .windows = 1, .backing = 300 * K, .zeros = true, .frontier = 128 * K, .compact = true, .floor = 3000 },
+    { .name = "state-c512", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 64 * K, .size_max = 96 * K,
+      .window = { { 0, 96 * K } }, .windows = 1, .backing = 96 * K, .zeros = true, .frontier = 4 * K, .state = true, .floor = 3000 },
     { .name = "c512-4kblock", .version = 3, .cluster_bits = 9, .refcount_order = 5, .size = 128 * K, .size_max = 192 * K,
       .window = { { 0, 192 * K } }, .windows = 1, .zeros = true, .frontier = 8 * K, .block = 4096, .no_zero_growth = true, .no_zero = true,
       .floor = 7500 },

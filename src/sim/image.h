@@ -55,6 +55,7 @@ struct sim_geom {
     bool clean;                          /* cached tables are dropped a millisecond after their last use */
     bool chain;                          /* it is committed into its backing image, and rebased to SIM_OTHER_NAME and back, in the workloads. No
                                             discards: what they show depends on what lies below */
+    bool state;                          /* the VM state behind the disk is written in the workloads */
     bool lazy;                           /* lazy refcounts: while the dirty bit is set counts may be anything */
     bool no_zero_growth, no_punch, no_zero;
     uint64_t device;                     /* bytes of the device that it lies on, old bytes behind its end; 0: a file */

@@ -69,7 +69,8 @@ static uint64_t leak_bound(const struct sim_verify *v)
     const struct sim_geom *g = v->im->g;
     uint64_t cs = 1ull << g->cluster_bits;
     uint64_t snaps = sim_model_loose(v->m) ? (SIM_SNAPS_MAX + 1) * (disk(v)->len / cs) : v->m->snapped || v->made.state ? 2 * div_up(g->size_max / cs / 8, cs / 8) + 8 : 0;
-    uint64_t moved = g->compact || g->chain || g->tail ? disk(v)->len / cs : 0;         /* its copies, and the places that they came from; all that was emptied */
+    bool unknown = g->compact || g->chain || g->tail || g->state;      /* copies, and the places that they came from; all that was emptied; VM state on its way */
+    uint64_t moved = unknown ? disk(v)->len / cs : 0;
     uint64_t tables = 3 * g->table + (g->unclean ? 3 : 0);       /* QED: each may be of several clusters; what was lost in the beginning */
     return v->in_flight + 2 * (g->frontier / cs) + 4 + snaps + moved + tables;
 }

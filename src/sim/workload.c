@@ -26,6 +26,7 @@
 static bool has_range(char kind) { return strchr("wczudp", kind) != NULL; }
 
 static bool has_number(char kind) { return strchr("skax", kind) != NULL; }
+static bool has_two(char kind) { return has_range(kind) || strchr("vgb", kind); }
 static bool is_snap(char kind) { return strchr("kax", kind) != NULL; }
 static bool is_bitmap(char kind) { return strchr("AXCEHM", kind) != NULL; }
 /* May it run beside others? 'i' is a scrub, 'y' a compaction. */
@@ -40,11 +41,11 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMiynj", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMiynjb", kind))
         return -EINVAL;
     s += n;
     n = 0;
-    if ((has_range(kind) || kind == 'v' || kind == 'g') && (sscanf(s, "%u %u%n", &off, &len, &n) != 2 || !len))
+    if (has_two(kind) && (sscanf(s, "%u %u%n", &off, &len, &n) != 2 || !len))
         return -EINVAL;
     if (has_number(kind) && sscanf(s, "%u%n", &len, &n) != 1)
         return -EINVAL;
@@ -88,7 +89,7 @@ void sim_workload_text(const struct sim_workload *l, char *buf, size_t bytes)
     for (unsigned i = 0; i < l->count && at + 40 < bytes; i++) {
         const struct sim_wop *o = &l->op[i];
         at += (size_t)snprintf(buf + at, bytes - at, "%s%s%c", i ? "; " : "", o->beside ? "& " : o->behind ? "~ " : "", o->kind);
-        if (has_range(o->kind) || o->kind == 'v' || o->kind == 'g')
+        if (has_two(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, " %u %u", o->off, o->len);
         if (is_bitmap(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, o->kind == 'M' ? " %u %u" : " %u", o->off, o->len);
@@ -165,6 +166,8 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
         if (o->beside && (i == 0 || l->op[i - 1].behind || !is_request(l->op[i - 1].kind)))
             return false;
         if ((o->kind == 'v' && !may_amend(g, o->off)) || (strchr("nj", o->kind) && !g->chain) || (o->kind == 'd' && g->chain))
+            return false;
+        if (o->kind == 'b' && !g->state)
             return false;
         if (g->table && (o->kind == 'g' || (o->kind == 's' && o->len < size)))
             return false;                        /* never shrinks, knows no preallocation */
@@ -280,6 +283,11 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
     }
     if (may_amend(g, 3))
         letter(&a, 'v', 3, 1);
+    if (g->state) {
+        letter(&a, 'b', 1, 1);                   /* a part of the first clusters */
+        letter(&a, 'b', (span - 2) * c, 4 * c);  /* across two tables */
+        letter(&a, 'b', 70 * span * c, 3);       /* a longer L1 table */
+    }
     if (g->bitmaps) {
         letter(&a, 'A', 1, 0);
         letter(&a, 'X', 0, 0);
@@ -392,6 +400,12 @@ static const char *const amend_templates[] = {
     "w a; f; k 1; z a; k 2; x 1; w a; f; v 2; w b; w c; f; x 2; t; w c; f",
 };
 
+/* The VM state between writes, resizes over it, snapshots and closes. */
+static const char *const state_templates[] = {
+    "b; w a; f; s +; w b; f", "w a; b; f; b; d a; f; t; w c; f", "b; k 1; b; w a; f; a 1; b; f; x 1; t; w b; f", "k 1; b; f; a 1; w a; f; s +; f",
+    "b; ~ w b; ~ w c; b; f; o; b; s -; f; s +; w c; f", "~ w a; b; ~ f; b; w b; f; r; b; f", "w b; s -; b; f; s +; f; b; w a; o; w c; f",
+};
+
 /* Commit and rebase between writes, closes and crashes. */
 static const char *const chain_templates[] = {
     "n; w a; f; n; o", "j; w a; f; j; f; w b", "w b; f; n; w b; f; w c; n; f", "u a; z b; f; j; n; w a; f", "w c; n; j; w c; f; n; j; f",
@@ -420,6 +434,8 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
                                                     : templates[prng_below(p, count)];
     if (g->amend && prng_one_in(p, 2))
         t = amend_templates[prng_below(p, sizeof amend_templates / sizeof amend_templates[0])];
+    if (g->state && !prng_one_in(p, 3))
+        t = state_templates[prng_below(p, sizeof state_templates / sizeof state_templates[0])];
     if (g->chain)
         t = chain_templates[prng_below(p, sizeof chain_templates / sizeof chain_templates[0])];
     struct sim_wop a = place(g, p, 'a'), b = place(g, p, 'b'), c = place(g, p, 'c');
@@ -441,6 +457,8 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
             op = (struct sim_wop){ .behind = op.behind, .off = name == 'a' ? a.off : name == 'b' ? b.off : c.off, .len = name == 'a' ? a.len : name == 'b' ? b.len : c.len };
         if (kind == 's')
             op = (struct sim_wop){ .len = (uint32_t)((name == '+' ? g->size_max : min_u64(g->window[0].len, g->size - (1ull << g->cluster_bits))) / SIM_SECTOR) };
+        if (kind == 'b')
+            op = (struct sim_wop){ .off = (uint32_t)prng_below(p, prng_one_in(p, 3) ? 9000 : 140), .len = 1 + (uint32_t)prng_below(p, 70) };
         if (is_snap(kind) || kind == 'v')
             op = (struct sim_wop){ .len = (uint32_t)(name - '0') };
         op.kind = kind == 'c' && !g->packs ? 'w' : kind;

@@ -10,10 +10,11 @@
  *   g MODE SIZE  grows, space allocated: MODE 1 metadata, 2 falloc, 3 full (enum fmt_prealloc)
  *   v WHAT N     amend: WHAT 0, version N; 1, reference counts of N bits; 2, lazy refcounts, N 1 off, 2 on; 3, the raw bit off
  *   A N  X N  C N  E N  H N   bitmap N is added, removed, cleared, enabled, disabled ("halted")   M N K   K is merged into N
+ *   b OFF LEN    VM state is written (geometries that have it), from the beginning of its area on
  *   i            scrub (geometries that have it)                  y            compaction, beside the requests (likewise)
  *   n            commit into the backing image (likewise)         j            rebase to the other backing image, or back (likewise)
  *   "& " in front: at the same time as the operation before it. "~ " in front: nobody waits for it before the end, or
- *   before the next s, g, o, r, k, a, x, v, n or j. Offsets, lengths and sizes in sectors of 512 bytes.
+ *   before the next s, g, o, r, k, a, x, v, n, j or b. Offsets, lengths and sizes in sectors of 512 bytes.
  *   Operations are separated by ';'.
  */
 #ifndef SIM_WORKLOAD_H
