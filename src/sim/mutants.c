@@ -74,6 +74,9 @@ static bool is_amend(int id)
 {
     return id == MUT_AMEND_WIDTH_LATE || id == MUT_EXPAND_FREE_FIRST || id == MUT_BARRIER(META_B_EXPAND) || id == MUT_BARRIER(META_B_EXPANDED);
 }
+/* Those for which nothing matters but clusters that are dropped and used again: the plain images have them most. */
+static bool is_plain(const struct sim_geom *g) { return !g->scrub && !g->bitmaps && !g->amend && !g->data_file && !g->compact && !g->lazy; }
+static bool is_reuse(int id) { return id == MUT_FREE_SKIP_GRACE || id == MUT_FREE_SKIP_PUNCH || id == MUT_FREE_SKIP_DURABLE; }
 static bool is_bitmap(int id) { return id == MUT_EXT_AT_ONCE; }
 static bool is_chain(int id) { return id == MUT_COMMIT_EMPTY_EARLY || id == MUT_REBASE_ZERO_BELOW; }
 
@@ -170,7 +173,7 @@ static void child(unsigned r, double until, uint64_t tries)
     for (uint64_t i = 0; now() < until && atomic_load(&mine->workloads) < tries; i++) {
         const struct sim_geom *g = sim_geom_nth((unsigned)(i % geoms));
         bool race = is_race(rows[r].id);
-        if ((race && g->hurt) || (is_bitmap(rows[r].id) && !g->bitmaps) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) ||
+        if ((race && g->hurt) || (is_bitmap(rows[r].id) && !g->bitmaps) || (is_reuse(rows[r].id) && !is_plain(g)) || (is_data(rows[r].id) && !g->data_file) || (is_amend(rows[r].id) && !g->amend) ||
             (is_revert(rows[r].id) && !(g->bitmaps && sim_geom_snaps(g))) || (is_move(rows[r].id) && !g->compact) ||
             is_chain(rows[r].id) != g->chain || (is_sub(rows[r].id) != g->sub && !(is_chain(rows[r].id) && g->sub)) || is_qed(rows[r].id) != (g->table > 0))
             continue;

@@ -149,6 +149,7 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
 {
     uint64_t size = g->size / SIM_SECTOR;
     struct kept kept = { .size = { g->snapshot ? size : 0 } };
+    bool v2 = g->version == 2;
     for (unsigned i = 0; i < l->count; i++) {
         const struct sim_wop *o = &l->op[i];
         if (is_snap(o->kind) && !snap_fits(g, o, &kept, &size))
@@ -178,7 +179,8 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
                 return false;
             size = o->len;
         }
-        if (o->kind == 's' && kept.any && g->version == 2)       /* has to be refused when it shrinks */
+        v2 |= o->kind == 'v' && o->off == 0;
+        if (o->kind == 's' && kept.any && v2)        /* has to be refused when it shrinks */
             return false;
     }
     return l->count > 0;
