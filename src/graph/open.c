@@ -512,6 +512,23 @@ static int open_backing(struct co *co, struct opening *op, struct name_ref *ref,
     return r ? backing_error(overlay, ref->path, &why, err) : 0;
 }
 
+/* A layer that makes sense only below a certain image: is that one above it here? By the file's own name: folders may be moved. */
+static int check_parts(const struct graph_node *top, struct byre_err *err)
+{
+    for (const struct graph_node *n = top->backing; n; n = n->backing) {
+        const char *through = n->im->partial, *slash = through ? strrchr(through, '/') : NULL;
+        const struct graph_node *m = top;
+        for (bool same = !through; !same && m != n; m = same ? m : m->backing) {
+            const char *own = strrchr(m->filename, '/');
+            same = !strcmp(own ? own + 1 : m->filename, slash ? slash + 1 : through);
+        }
+        if (through && m == n)
+            return byre_fail(err, NOT_SUPPORTED, "%s: lies above '%s', in which a commit has replaced what lies below, so that it makes sense only below '%s'",
+                             top->filename, n->filename, through);
+    }
+    return 0;
+}
+
 /* Hangs the backing layers under the top, one by one, until one has none or its own are open already. */
 static int open_chain(struct co *co, struct opening *op, struct byre_err *err)
 {
@@ -600,6 +617,8 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
     name_ref_fini(&ref);
     if (!r)
         r = open_chain(co, &op, err);
+    if (!r && !o->fmt.check_mode && !o->fmt.info_only && !o->fmt.no_data)
+        r = check_parts(op.top, err);
     if (!r)
         r = finish(&op, err);
     for (unsigned i = 0; i < NAME_CRYPT_MAX; i++)

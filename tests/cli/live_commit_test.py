@@ -283,6 +283,9 @@ def test_drop_source(three, serve):
     for words in (("convert", "-O", "raw", three / "mid.qcow2", three / "x"), ("serve", three / "mid.qcow2"), ("io", "-c", "read 0 512", three / "mid.qcow2")):
         done = run.byre(*words, code=1)
         assert "mid.qcow2" in done.err and "top.qcow2" in done.err, done
+    images.create(three / "other.qcow2", "4M", backing="mid.qcow2", unchecked=True)
+    done = run.byre("convert", "-O", "raw", three / "other.qcow2", three / "x", code=1)
+    assert "mid.qcow2" in done.err and "top.qcow2" in done.err, done
     run.byre("check", three / "mid.qcow2")
     run.byre("info", three / "mid.qcow2")
 

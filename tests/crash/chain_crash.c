@@ -9,7 +9,8 @@
  *              With `faults` instead every n-th call of each kind fails, once or from then on: the job or the guest may fail; afterwards the
  *              disk shows what it showed, and the job can be done again.
  *              With `runs` there are no power cuts: the guest finds what it wrote.
- * Usage        chain-crash [faults|runs] commit|drop|stream|stream-base [FIRST [LAST]]: seeds. With BYRE_MUTANT=NAME, built with mutants, that one is alive in
+ *              offline-commit and rebase: of the same chain, with nobody else there.
+ * Usage        chain-crash [faults|runs] commit|drop|stream|stream-base|offline-commit|rebase [FIRST [LAST]]: seeds. With BYRE_MUTANT=NAME, built with mutants, that one is alive in
  *              what is recorded.
  * Owns         A simulated machine with four files.
  * Invariants   None.
@@ -25,6 +26,7 @@
 #include "base/assert.h"
 #include "base/checked.h"
 #include "base/mutant.h"
+#include "job/commit.h"
 #include "job/live_commit.h"
 #include "job/stream.h"
 #include "meta/meta.h"
@@ -39,7 +41,7 @@
 #define AGAIN_ONE_IN 97u
 
 static const char *const names[FILES] = { "base", "mid", "top", "disk" };
-enum { COMMIT, STREAM, STREAM_BASE, DROP };
+enum { COMMIT, STREAM, STREAM_BASE, DROP, OFFLINE_COMMIT, REBASE };
 
 struct crash {
     struct sim_world *w;
@@ -201,7 +203,28 @@ static int wait_job(struct co *co, struct crash *c, struct job *job)
 static bool is_short(const struct crash *c, struct graph_node *n)
 {
     const struct graph_node *below = graph_backing(n);
+    if (c->what == OFFLINE_COMMIT)
+        return false;
     return c->what == STREAM ? !below : below && !graph_backing(below);
+}
+
+/* commit and rebase of a chain that nobody uses. */
+static int run_offline(struct co *co, struct crash *c, struct graph *g, struct graph_node *n)
+{
+    struct byre_err err = { 0 };
+    struct commit_job cj = { .top = n, .how.workers = 2 };
+    struct rebase_job rj = { .top = n, .to = { "base", format(c, 0)->name, 0 }, .how.workers = 2 };
+    const struct graph_open_opts go = { .filename = "base", .format = format(c, 0)->name, .read_only = true, .share = true };
+    if (c->what == OFFLINE_COMMIT) {
+        int r = commit_run(co, &cj, NULL, NULL, &err);
+        return r < 0 ? wrong(c, "the commit fails: %s", err.text) : 0;
+    }
+    int r = graph_open(co, g, &go, &rj.backing, &err);
+    if (r == 0) {
+        r = rebase_run(co, &rj, NULL, &err);
+        (void)!graph_close(co, rj.backing);
+    }
+    return r < 0 ? wrong(c, "the rebase fails: %s", err.text) : 0;
 }
 
 static int run_job(struct co *co, struct crash *c, struct graph_node *n, bool guest)
@@ -250,7 +273,7 @@ static int record(struct co *co, void *arg)
         r = open_layer(co, c, g, 3, false, &n);
     if (r == 0) {
         memset(c->last, 0, sizeof c->last);
-        r = run_job(co, c, n, true);
+        r = c->what < OFFLINE_COMMIT ? run_job(co, c, n, true) : run_offline(co, c, g, n);
         if (r == 0)
             r = guest_finds(co, c, n);
         int closed = graph_close(co, n);
@@ -331,7 +354,7 @@ static int again(struct co *co, void *arg)
     if (r == 0)
         r = open_layer(co, c, g, 3, false, &n);
     if (r == 0) {
-        r = is_short(c, n) ? 0 : run_job(co, c, n, false);
+        r = is_short(c, n) ? 0 : c->what < OFFLINE_COMMIT ? run_job(co, c, n, false) : run_offline(co, c, g, n);
         if (r == 0)
             r = read_disk(co, c, n, c->got);
         if (r == 0)
@@ -522,7 +545,7 @@ static int one_seed(unsigned what, uint64_t seed, uint64_t *ret_states)
     if (!only_runs)
         r = explore(&c, seed, &trace);
     *ret_states += only_runs ? 1 : c.states;
-    if (r == 0 && !only_runs && (c.named_short == 0 || c.named_short == c.states))
+    if (r == 0 && !only_runs && what != OFFLINE_COMMIT && (c.named_short == 0 || c.named_short == c.states))
         r = 2;
     sim_trace_fini(&trace);
     end(&c);
@@ -531,17 +554,17 @@ static int one_seed(unsigned what, uint64_t seed, uint64_t *ret_states)
 
 int main(int argc, char **argv)
 {
-    static const char *const words[] = { "commit", "stream", "stream-base", "drop" };
+    static const char *const words[] = { "commit", "stream", "stream-base", "drop", "offline-commit", "rebase" };
     bool faulty = argc > 1 && !strcmp(argv[1], "faults");
     only_runs = argc > 1 && !strcmp(argv[1], "runs");
     argc -= faulty || only_runs;
     argv += faulty || only_runs;
     uint64_t first = argc > 2 ? strtoull(argv[2], NULL, 0) : 1, last = argc > 3 ? strtoull(argv[3], NULL, 0) : first, states = 0;
     unsigned what = 0;
-    while (what < 4 && (argc < 2 || strcmp(argv[1], words[what])))
+    while (what < 6 && (argc < 2 || strcmp(argv[1], words[what])))
         what++;
-    if (what == 4) {
-        fprintf(stderr, "usage: chain-crash [faults|runs] commit|drop|stream|stream-base [FIRST [LAST]]\n");
+    if (what == 6) {
+        fprintf(stderr, "usage: chain-crash [faults|runs] commit|drop|stream|stream-base|offline-commit|rebase [FIRST [LAST]]\n");
         return 2;
     }
     for (uint64_t seed = first; seed <= last; seed++) {

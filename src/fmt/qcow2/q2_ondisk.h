@@ -63,7 +63,7 @@ struct q2_disk_ext { be32 type, len; };           /* "Header extensions": data f
 #define Q2_EXT_CRYPTO 0x0537be77u
 #define Q2_EXT_DATA_FILE 0x44415441u
 #define Q2_EXT_FRONTIER 0x62797265u               /* ours ("byre"): be64 start, be64 end of the frontier, bytes */
-#define Q2_EXT_PARTIAL 0x62797270u                /* ours ("byrp"): name of the image through which alone this one makes sense (commit) */
+#define Q2_EXT_PARTIAL 0x6279726fu                /* ours ("byro"): name of the image through which alone this one makes sense (commit) */
 #define Q2_EXT_SUPERSETS 0x62797262u              /* ours ("byrb"): be32 count, be32 0. Of the first `count` entries of the bitmap
                                                      directory those in use hold at least the bits that they should */
 #define Q2_EXT_PADDING 0x62797270u                /* ours ("byrp"): room that another extension has left behind */
