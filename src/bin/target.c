@@ -4,8 +4,8 @@
  *
  * Purpose      Create, open, close; and no half-written file that looks complete.
  * Owns         struct target
- * Invariants   I1 after a failure a file made here is removed, a file that was there before has length 0, a device and a
- *                 target that was not made here are left as they are
+ * Invariants   I1 after a failure a file made here is removed, a file that was there before has length 0, a device, an
+ *                 export of a server and a target that was not made here are left as they are
  * Concurrency  main thread
  * Failure      told on standard error
  * Tests        tests/cli/convert_test.py, dd_test.py
@@ -62,12 +62,13 @@ static int make(struct run *r, const struct target_opts *o, struct target *t)
     t->path = strdup(path);
     if (!t->path)
         return run_fail(r, "no memory");
+    t->fixed = is_device(path) || byre_name_is_remote(r->ctx, o->name);
     t->existed = access(path, F_OK) == 0;
     if (byre_create(r->ctx, o->name, &c, &err))
         return run_fail(r, "%s: error while %s: %s", o->name, o->what, RUN_TEXT(&err));
     t->made = true;
     const char *format = o->format ? o->format : "raw";
-    t->reads_zero = strcmp(format, "luks") != 0 && (!is_device(path) || strcmp(format, "raw") != 0);
+    t->reads_zero = strcmp(format, "luks") != 0 && (!t->fixed || strcmp(format, "raw") != 0);
     return 0;
 }
 
@@ -97,7 +98,7 @@ int target_open(struct run *r, const struct target_opts *o, struct target *t)
 int target_close(struct run *r, struct target *t, int code)
 {
     run_close(r, t->image, &code);
-    if (code && t->made && t->path && !is_device(t->path)) {
+    if (code && t->made && t->path && !t->fixed) {
         int rc = t->existed ? truncate(t->path, 0) : unlink(t->path);
         if (rc)
             run_fail(r, "%s: holds an incomplete image and cannot be %s", t->path, t->existed ? "cut" : "removed");

@@ -11,6 +11,7 @@ struct target {
     struct byre_image *image;
     char *path;                 /* file to clean up on failure; NULL: none */
     bool made, existed;         /* byre_create succeeded here; the file was there before */
+    bool fixed;                 /* a device, or an export of a server: it is there and stays, whatever was in it */
     bool reads_zero;            /* fresh and without old content */
 };
 

@@ -14,6 +14,7 @@
 
 #include "ctl/ctl_priv.h"
 #include "graph/fill.h"
+#include "stor/nbd.h"
 
 /* Sets a member; v is taken over. A failure is remembered by dropping the object. */
 static void set(json_t **o, const char *key, json_t *v)
@@ -229,7 +230,7 @@ json_t *file_node_json(struct co *co, const struct device_json *d, struct byre_e
         (void)byre_fail_code(err, IO, r, "%s: cannot get the length", graph_filename(d->node));
         return NULL;
     }
-    const char *drv = s->traits.regular ? "file" : "host_device";
+    const char *drv = stor_is_nbd(s) ? "nbd" : s->traits.regular ? "file" : "host_device";
     json_t *image = json_object();
     set(&image, "virtual-size", json_integer((json_int_t)len));
     set_str(&image, "filename", graph_filename(d->node));

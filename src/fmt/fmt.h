@@ -82,7 +82,11 @@ struct fmt_encoding {
 /* count clusters of `encode_bytes` at `in`. Cluster i becomes len[i] bytes at out + i * encode_bytes; 0: it does not become smaller. */
 struct fmt_encode { const void *in; void *out; uint32_t *len; unsigned count; };
 
-enum { FMT_ZERO_UNMAP = 1u << 0, FMT_ZERO_ABSENT = 1u << 1 /* only what is ABSENT; raw formats have nothing of that kind */ };
+enum {
+    FMT_ZERO_UNMAP = 1u << 0,
+    FMT_ZERO_ABSENT = 1u << 1,             /* only what is ABSENT; raw formats have nothing of that kind */
+    FMT_ZERO_SLOW = 1u << 2,               /* better than to write zeros: see STOR_SLOW */
+};
 
 enum fmt_prealloc { FMT_PREALLOC_OFF, FMT_PREALLOC_METADATA, FMT_PREALLOC_FALLOC, FMT_PREALLOC_FULL };
 

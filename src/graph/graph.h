@@ -77,6 +77,10 @@ struct graph_open_opts {
 };
 /* Opens an image and its backing chain. On failure nothing is left open. Suspends; home loop. */
 MUST_USE int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err);
+/* The store alone that a name of the user means, for those who make images there. */
+MUST_USE int graph_store_open(struct co *co, struct graph *g, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err);
+/* Does the name, under this policy, mean an export of a server rather than a file of this machine? */
+bool graph_name_is_remote(enum graph_policy policy, const char *name);
 /* Flushes and closes the node and every backing node that nobody else uses. Returns the first error; gone all the same. */
 int graph_close(struct co *co, struct graph_node *n);
 

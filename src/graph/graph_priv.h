@@ -7,6 +7,7 @@
  *   reopen.c   a node of a chain for writing, and back; another backing chain
  *   names.c    what a file name means: plain, file:, json:{}; names relative to an overlay
  *   names_run.c options that only qcow2 knows
+ *   names_nbd.c disks of NBD servers
  *   names_node.c options of nodes of any format, and of raw ones
  *   chain.c    which layer answers for this offset?
  *   index.c    the same for immutable layers, remembered
@@ -169,6 +170,7 @@ struct name_node {
 /* What a name says. Owned strings; name_ref_fini frees. */
 struct name_ref {
     char *path;                 /* for the opener */
+    struct name_nbd *nbd;       /* it is an export of an NBD server, and path its URI; NULL: it is a file */
     char *format;               /* NULL: the name does not say */
     char *data_path;            /* external data file that is to be used; NULL: the one that the image records */
     char *node_name;            /* NULL: the name does not say */
@@ -190,6 +192,16 @@ MUST_USE int name_runtime_option(struct name_runtime *run, const char *key, cons
 /* Do they fit together? */
 MUST_USE int name_runtime_settle(const struct name_runtime *run, struct byre_err *err);
 void name_runtime_apply(const struct name_runtime *run, struct fmt_open_opts *fo);
+/* ---- names_nbd.c: disks of NBD servers ---- */
+/* Where it is; NULL: it is a file. */
+const struct stor_nbd_opts *name_nbd(const struct name_ref *ref);
+/* The name is one of PROTOCOL:... that stor_nbd_is_name knows. */
+MUST_USE int name_nbd_parse(const char *text, struct name_ref *ret, struct byre_err *err);
+/* 1: the option (without "file.") is one of these, and taken; 0: it is none. */
+MUST_USE int name_nbd_option(struct name_nbd **nbd, const char *key, const char *leaf, const struct json_t *v, struct byre_err *err);
+/* All options are there: they become ref->path. filename: a URI beside them; NULL: none. */
+MUST_USE int name_nbd_settle(struct name_ref *ref, const char *filename, struct byre_err *err);
+void name_nbd_free(struct name_nbd *nbd);
 void name_node_fini(struct name_node *o);
 /* 1: the option is one of these, and taken; 0: it is none. */
 MUST_USE int name_node_option(struct name_node *o, const char *key, const struct json_t *v, struct byre_err *err);

@@ -19,10 +19,12 @@
 #include <string.h>
 
 #include "graph/graph_priv.h"
+#include "stor/nbd.h"
 
 void name_ref_fini(struct name_ref *ref)
 {
     free(ref->path);
+    name_nbd_free(ref->nbd);
     free(ref->format);
     free(ref->data_path);
     free(ref->node_name);
@@ -49,6 +51,8 @@ static bool is_protocol(const char *text, const char *protocol)
 
 static int set_path(struct name_ref *ret, const char *dir_of, const char *path, struct byre_err *err)
 {
+    if (dir_of && path[0] != '/' && stor_nbd_is_name(dir_of))      /* nobody knows the folders there */
+        return byre_fail(err, REFUSED_REFERENCE, "%s: '%s' is a relative name, and the image is no file of this machine", dir_of, path);
     const char *slash = dir_of && path[0] != '/' ? strrchr(dir_of, '/') : NULL;
     size_t dir_len = slash ? (size_t)(slash + 1 - dir_of) : 0, len = strlen(path);
     ret->path = malloc(dir_len + len + 1);
@@ -69,12 +73,14 @@ static int parse_strict(const char *text, const char *overlay, struct name_ref *
 
 static int parse_protocol(const char *text, struct name_ref *ret, struct byre_err *err)
 {
-    static const char *const later[] = { "nbd", "nbd+unix", "nbds", "nbds+unix", "http", "https", "ftp", "ftps", "ssh", "iscsi", "rbd", "nfs", "gluster", "host_device", "fat" };
+    static const char *const later[] = { "http", "https", "ftp", "ftps", "ssh", "iscsi", "rbd", "nfs", "gluster", "host_device", "fat" };
     size_t n = protocol_len(text);
     if (is_protocol(text, "file"))
         return set_path(ret, NULL, text + n + 1, err);
     if (is_protocol(text, "json"))
         return name_parse_json(text, ret, err);
+    if (stor_nbd_is_name(text))
+        return name_nbd_parse(text, ret, err);
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
         if (is_protocol(text, later[i]))
             return byre_fail(err, NOT_SUPPORTED, "'%s': the protocol '%s' is not supported yet", text, later[i]);

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "graph/graph_priv.h"
+#include "stor/nbd.h"
 
 #define JSON_TEXT_MAX 65536u
 #define JSON_NEST_MAX 8
@@ -29,6 +30,7 @@ struct fields {
     const char *file_driver, *file_filename;          /* of "file" */
     const char *data_driver, *data_filename;          /* of "data-file" */
     bool nested_file, backing_null;
+    bool top_nbd;                                     /* options of driver "nbd" beside those of the top object */
     struct name_ref *ref;
 };
 
@@ -146,7 +148,8 @@ static int file_option(struct fields *f, const char *key, const char *leaf, cons
         return get_string(key, v, &f->file_filename, err);
     if (!strcmp(leaf, "locking"))
         return locking_option(f, key, v, err);
-    return common_option(f, key, leaf, v, err);
+    int r = name_nbd_option(&f->ref->nbd, key, leaf, v, err);
+    return r ? (r > 0 ? 0 : r) : common_option(f, key, leaf, v, err);
 }
 
 /* The external data file is a plain file, opened as the image is. */
@@ -210,6 +213,10 @@ static int top_option(struct fields *f, const char *key, const json_t *v, struct
     if ((!strcmp(key, "file") || !strcmp(key, "data-file")) && json_is_string(v))
         return byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", key);
     r = name_runtime_option(&f->ref->run, key, v, err);
+    if (!r) {
+        r = name_nbd_option(&f->ref->nbd, key, key, v, err);
+        f->top_nbd |= r;
+    }
     return r ? (r > 0 ? 0 : r) : common_option(f, key, key, v, err);
 }
 
@@ -255,37 +262,59 @@ static bool is_file_driver(const char *driver)
     return !strcmp(driver, "file") || !strcmp(driver, "host_device");
 }
 
+/* Is the file an export of an NBD server? By the word of its driver, or by a file name without one. */
+static bool is_nbd(const char *driver, const char *filename)
+{
+    return driver ? !strcmp(driver, "nbd") : filename && stor_nbd_is_name(filename);
+}
+
+/* Where the file is: a path of this machine, or of another. */
+static int judge_place(struct fields *f, const char *driver, const char *filename, struct byre_err *err)
+{
+    if (is_nbd(driver, filename))
+        return name_nbd_settle(f->ref, filename, err);
+    if (f->ref->nbd)
+        return byre_fail(err, BAD_OPTION, "json: options of the driver 'nbd' are given, and the file is none of an NBD server");
+    if (!filename)
+        return byre_fail(err, BAD_OPTION, "json: no file name is given");
+    f->ref->path = strdup(filename);
+    return f->ref->path ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
+}
+
 static int judge(struct fields *f, struct byre_err *err)
 {
-    const char *filename = f->file_filename;
-    if (f->driver && is_file_driver(f->driver)) {
+    const char *filename = f->file_filename, *driver = f->file_driver;
+    if (f->driver && (is_file_driver(f->driver) || !strcmp(f->driver, "nbd"))) {
+        driver = f->driver;
         if (f->nested_file)
             return byre_fail(err, BAD_OPTION, "json: driver '%s' has no 'file' below it", f->driver);
         f->ref->as_file = true;
         filename = f->filename;
     } else if (f->filename) {
         return byre_fail(err, BAD_OPTION, "json: 'filename' belongs into 'file'");
-    } else if (f->file_driver && !is_file_driver(f->file_driver)) {
+    } else if (f->top_nbd) {
+        return byre_fail(err, BAD_OPTION, "json: options of the driver 'nbd' belong into 'file'");
+    } else if (driver && !is_file_driver(driver) && strcmp(driver, "nbd")) {
         return byre_fail(err, NOT_SUPPORTED, "json: the driver '%s' of 'file' is not supported", f->file_driver);
     }
-    if (!filename)
-        return byre_fail(err, BAD_OPTION, "json: no file name is given");
+    int r = judge_place(f, driver, filename, err);
+    if (r)
+        return r;
     if (f->data_driver && !is_file_driver(f->data_driver))
         return byre_fail(err, NOT_SUPPORTED, "json: the driver '%s' of 'data-file' is not supported", f->data_driver);
     if (f->data_driver && !f->data_filename)
         return byre_fail(err, BAD_OPTION, "json: 'data-file' names no file");
     if (f->data_filename && !(f->ref->data_path = strdup(f->data_filename)))
         return byre_fail(err, NOMEM, "no memory for a file name");
-    int r = name_runtime_settle(&f->ref->run, err);
+    r = name_runtime_settle(&f->ref->run, err);
     if (!r)
         r = name_node_settle(&f->ref->node, f->ref->as_file, err);
     if (r)
         return r;
     f->ref->no_backing = f->backing_null;
-    f->ref->path = strdup(filename);
     if (f->driver && !f->ref->as_file)
         f->ref->format = strdup(f->driver);
-    if (!f->ref->path || (f->driver && !f->ref->as_file && !f->ref->format))
+    if (f->driver && !f->ref->as_file && !f->ref->format)
         return byre_fail(err, NOMEM, "no memory for a file name");
     return 0;
 }

@@ -40,8 +40,29 @@ static const struct row rows[] = {
     { E, "file:", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
     { E, "", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
     { E, "a:b", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
-    { E, "nbd:localhost:10809", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
-    { E, "nbd+unix:///x?socket=y", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "nbd:localhost:10809", NULL, 0, "nbd://localhost:10809", NULL, false, false },
+    { E, "nbd+unix:///x?socket=y", NULL, 0, "nbd+unix:///x?socket=y", NULL, false, false },
+    { E, "nbd:unix:/a b:exportname=x", "/x/top", 0, "nbd+unix:///x?socket=/a%20b", NULL, false, false },
+    { E, "nbds://x", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "nbd:x", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "a", "nbd://x/y", -EPERM, "REFUSED_REFERENCE", NULL, false, false },
+    { E, "/a", "nbd://x/y", 0, "/a", NULL, false, false },
+    { S, "nbd://x", NULL, 0, "nbd://x", NULL, false, false },
+    { E, "json:{\"driver\":\"nbd\",\"server.type\":\"inet\",\"server.host\":\"h\",\"server.port\":\"1\",\"export\":\"e\"}", NULL, 0, "nbd://h:1/e", NULL, true, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"nbd\",\"server\":{\"type\":\"unix\",\"path\":\"/s\"},\"reconnect-delay\":5}}", NULL, 0, "nbd+unix://?socket=/s", "qcow2", false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file.filename\":\"nbd://h/e\"}", NULL, 0, "nbd://h/e", "qcow2", false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file.driver\":\"file\",\"file.filename\":\"nbd://h/e\"}", NULL, 0, "nbd://h/e", "qcow2", false, false },
+    { E, "json:{\"driver\":\"nbd\",\"path\":\"/s\"}", NULL, 0, "nbd+unix://?socket=/s", NULL, true, false },
+    { E, "json:{\"driver\":\"nbd\",\"host\":\"::1\",\"port\":10809}", NULL, 0, "nbd://[::1]:10809", NULL, true, false },
+    { E, "json:{\"driver\":\"nbd\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "json:{\"driver\":\"nbd\",\"server.type\":\"inet\",\"server.host\":\"h\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "json:{\"driver\":\"nbd\",\"server.type\":\"unix\",\"server.path\":\"/s\",\"server.host\":\"h\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "json:{\"driver\":\"nbd\",\"server.type\":\"fd\",\"server.path\":\"3\"}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "json:{\"driver\":\"nbd\",\"path\":\"/s\",\"tls-creds\":\"t\"}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "json:{\"driver\":\"nbd\",\"filename\":\"nbd://h/e\",\"export\":\"f\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "json:{\"driver\":\"nbd\",\"path\":\"/s\",\"connections\":17}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "json:{\"driver\":\"raw\",\"export\":\"e\",\"file.filename\":\"a\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "json:{\"driver\":\"raw\",\"file.export\":\"e\",\"file.filename\":\"a\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "https://x/y", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
     { S, "a:b", NULL, 0, "a:b", NULL, false, false },
     { S, "json:{}", NULL, 0, "json:{}", NULL, false, false },
@@ -61,7 +82,7 @@ static const struct row rows[] = {
     { E, "json:{\"driver\":\"qcow2\",\"file.filename\":1}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "json:{\"driver\":\"qcow2\",\"file.filename\":\"\"}", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
     { E, "json:{\"driver\":\"qcow2\",\"file.filename\":\"a\",\"foo\":1}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
-    { E, "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"nbd\",\"filename\":\"a\"}}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"nbd\",\"filename\":\"a\"}}", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
     { E, "json:{\"driver\":\"raw\",\"driver\":\"raw\",\"file.filename\":\"a\"}", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
     { E, "json:[1]", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
     { E, "json:{", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
@@ -83,7 +104,7 @@ static void test_rows(void **state)
         if (!r)
             ok = ok && same(ref.path, t->path) && same(ref.format, t->format) && ref.as_file == t->as_file && ref.no_backing == t->no_backing;
         else
-            ok = ok && same(err.reason, t->path) && !ref.path && !ref.format && !ref.node_name;
+            ok = ok && same(err.reason, t->path) && !ref.path && !ref.nbd && !ref.format && !ref.node_name;
         if (!ok)
             print_error("row %zu, '%s': %d, path %s, %s: %s\n", i, t->text, r, r ? "" : ref.path, r ? err.reason : "", r ? err.text : "");
         assert_true(ok);

@@ -20,15 +20,16 @@
 #include <string.h>
 
 #include "graph/graph_priv.h"
+#include "stor/nbd.h"
 
 static int file_open(struct co *co, void *arg, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err)
 {
-    return stor_file_open(co, name, o, ret_s, err);
+    return o->nbd ? stor_nbd_open(co, o->nbd, o, ret_s, err) : stor_file_open(co, name, o, ret_s, err);
 }
 
 static bool file_identity(void *arg, const struct stor *s, uint64_t *ret_a, uint64_t *ret_b)
 {
-    return stor_file_identity(s, ret_a, ret_b);
+    return stor_file_identity(s, ret_a, ret_b) || stor_nbd_identity(s, ret_a, ret_b);
 }
 
 const struct graph_opener graph_file_opener = { .open = file_open, .identity = file_identity };
@@ -131,6 +132,7 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
         .no_flush = wants(l->ref->no_flush, o->no_flush),
         .discard = n->discard,
         .locking = n->no_lock ? STOR_LOCK_OFF : STOR_LOCK_AUTO,
+        .nbd = name_nbd(l->ref),
     };
     if (l->ref->node.native_aio && !so.direct)
         return byre_fail(err, BAD_OPTION, "%s: aio=native needs direct I/O (cache.direct=on)", n->filename);
@@ -630,4 +632,26 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
     }
     *ret_n = op.top;
     return 0;
+}
+
+/* ---- the store alone ---- */
+
+bool graph_name_is_remote(enum graph_policy policy, const char *name)
+{
+    return policy != GRAPH_STRICT && stor_nbd_is_name(name);
+}
+
+int graph_store_open(struct co *co, struct graph *g, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err)
+{
+    struct name_ref ref = { 0 };
+    struct stor_file_opts so = *o;
+    if (!graph_name_is_remote(g->policy, name))
+        return g->opener.open(co, g->opener.arg, name, &so, ret_s, err);
+    int r = name_parse(g->policy, name, NULL, &ref, err);
+    if (r)
+        return r;
+    so.nbd = name_nbd(&ref);
+    r = g->opener.open(co, g->opener.arg, ref.path, &so, ret_s, err);
+    name_ref_fini(&ref);
+    return r;
 }

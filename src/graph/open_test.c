@@ -162,10 +162,10 @@ static void policies(struct co *co, void *arg)
     CHECK_EQ(graph_close(co, n), 0);
     o.filename = "s-nbd.qcow2";
     open_fails(co, strict, &o, "REFUSED_REFERENCE");
-    open_fails(co, eco, &o, "NOT_SUPPORTED");
+    open_fails(co, eco, &o, "BACKING_OPEN");
     o.no_backing = true;
     n = open_ok(co, eco, &o);
-    CHECK(!graph_backing(n) && !strcmp(graph_backing_filename(n), "nbd:localhost:1"));
+    CHECK(!graph_backing(n) && !strcmp(graph_backing_filename(n), "nbd://localhost:1"));
     CHECK_EQ(graph_close(co, n), 0);
     o = (struct graph_open_opts){ .filename = "s-what.qcow2", .format = "qcow2" };
     open_fails(co, eco, &o, "BACKING_OPEN");

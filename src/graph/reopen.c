@@ -460,6 +460,7 @@ struct graph_node *graph_layer(struct co *co, struct graph_node *top, const char
     uint64_t a, b;
     if (!op->identity || name_parse(top->g->policy, name, NULL, &ref, NULL))
         return NULL;
+    so.nbd = name_nbd(&ref);
     int r = op->open(co, op->arg, ref.path, &so, &s, NULL);
     name_ref_fini(&ref);
     if (r)

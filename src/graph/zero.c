@@ -73,7 +73,7 @@ static uint64_t zero_part(const struct graph_node *n, uint64_t off, uint64_t end
 
 static int zero_middle(struct co *co, struct graph_node *n, uint64_t off, uint64_t end, unsigned flags)
 {
-    unsigned how = flags & GRAPH_UNMAP && n->discard ? FMT_ZERO_UNMAP : 0;
+    unsigned how = (flags & GRAPH_UNMAP && n->discard ? FMT_ZERO_UNMAP : 0) | (flags & GRAPH_NO_FALLBACK ? 0 : FMT_ZERO_SLOW);
     while (off < end) {
         uint64_t part = zero_part(n, off, end);
         int r = n->im->ops->zero(co, n->im, off, part, how);

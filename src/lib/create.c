@@ -55,6 +55,8 @@ static int settle_backing(struct create *c, struct byre_err *err)
     const char *name = c->fo.backing_file;
     if (name && !*name)
         return byre_fail(err, BAD_ARGUMENT, "%s: the name of the backing file is empty", c->filename);
+    if (name && c->remote && name[0] != '/' && name[strcspn(name, ":/")] != ':')
+        return byre_fail(err, BAD_ARGUMENT, "%s: the image is to lie on a server; a backing file with a relative name is not found from there", c->filename);
     if (name && strcmp(name, c->filename) == 0)
         return byre_fail(err, BAD_ARGUMENT, "%s: an image cannot be its own backing file", c->filename);
     if (name && !c->fo.backing_fmt)
@@ -102,7 +104,7 @@ void create_fini(struct create *c)
 /* The name as seen from the working directory: plain relative names are relative to the new image's directory. */
 static char *backing_path(const struct create *c)
 {
-    const char *name = c->fo.backing_file, *slash = strrchr(c->filename, '/');
+    const char *name = c->fo.backing_file, *slash = c->remote ? NULL : strrchr(c->filename, '/');
     size_t proto = strcspn(name, ":/");
     if (name[0] == '/' || name[proto] == ':' || !slash)
         return strdup(name);
@@ -176,12 +178,14 @@ static int open_file(struct co *co, struct create *c, struct stor **ret)
 {
     struct stor_file_opts so = { .create = !(c->o.flags & BYRE_CREATE_KEEP_FILE), .exclusive = true };
     struct byre_err why;
-    int r = stor_file_open(co, c->filename, &so, ret, &why);
-    c->made_file = !r && so.create;
+    if (c->remote && (c->o.flags & BYRE_CREATE_EXCLUSIVE))
+        return byre_fail(c->err, EXISTS, "%s: the export is there already, as it must be", c->filename);
+    int r = graph_store_open(co, c->ctx->graph, c->filename, &so, ret, &why);
+    c->made_file = !r && so.create && !c->remote;
     if (r == -EEXIST && !(c->o.flags & BYRE_CREATE_EXCLUSIVE)) {
         so.exclusive = false;
         so.truncate_to_zero = true;
-        r = stor_file_open(co, c->filename, &so, ret, &why);
+        r = graph_store_open(co, c->ctx->graph, c->filename, &so, ret, &why);
     }
     if (r && c->err)
         *c->err = why;
@@ -214,6 +218,8 @@ static int open_data(struct co *co, void *arg, const char *name, struct stor **r
 {
     struct create *c = arg;
     struct stor_file_opts so = { .create = true, .exclusive = true };
+    if (graph_name_is_remote(c->ctx->policy, name))
+        return byre_fail(err, NOT_SUPPORTED, "%s: an external data file must be a file of this machine, and '%s' is none", c->filename, name);
     int r = stor_file_open(co, name, &so, ret, err);
     c->made_data = !r;
     if (r == -EEXIST) {
@@ -276,6 +282,7 @@ int byre_create(struct byre_ctx *ctx, const char *filename, const struct byre_cr
 {
     struct create c = { .ctx = ctx, .err = err };
     c.filename = ctx->policy == GRAPH_STRICT ? filename : plain_filename(filename);
+    c.remote = graph_name_is_remote(ctx->policy, filename);
     int r = lib_take_opts(&c.o, sizeof c.o, opts, err);
     if (!r)
         r = create_settle(&c, err);
@@ -298,4 +305,9 @@ int byre_format_backing(const char *format)
 {
     const struct opt_row *rows = create_rows(format, false);
     return !rows ? -ENOENT : opt_find(rows, "backing_file") ? 0 : -ENOTSUP;
+}
+
+int byre_name_is_remote(const struct byre_ctx *ctx, const char *name)
+{
+    return graph_name_is_remote(ctx->policy, name);
 }

@@ -14,6 +14,7 @@ struct create {
     const struct fmt_ops *ops;
     const struct opt_row *rows;
     uint64_t seen;                   /* rows given in lists */
+    bool remote;                     /* filename is an export of a server */
     bool has_size, made_file, made_data;
     struct fmt_create_opts fo;       /* create_fini frees its strings */
     struct byre_err *err;

@@ -277,10 +277,25 @@ int stor_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struc
     return 0;
 }
 
+/* How many of the n extents can be told as they are. A border inside a block makes its neighbours overlap: the first one is then rounded,
+ * others are left for the next question. */
+static int aligned_extents(const struct stor *s, struct stor_extent *list, int n, uint64_t req_end)
+{
+    for (int i = 0; i < n; i++) {
+        uint64_t end = list[i].off + list[i].len;
+        if (end == req_end || is_aligned(end, s->lim.block))
+            continue;
+        if (i)
+            return i;
+        round_extent(s, &list[0], req_end);
+        return 1;
+    }
+    return n;
+}
+
 int stor_extents(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *list, unsigned max)
 {
-    /* Borders inside a block make neighbours overlap: then one at a time, rounded. */
-    if (!s->ops->extents || max < 2 || s->lim.block > 1 || stor_check_range(off, len) < 0 || !len) {
+    if (!s->ops->extents || max < 2 || stor_check_range(off, len) < 0 || !len) {
         int r = stor_extent(co, s, off, len, &list[0]);
         return r < 0 ? r : 1;
     }
@@ -290,7 +305,7 @@ int stor_extents(struct co *co, struct stor *s, uint64_t off, uint64_t len, stru
         return 1;
     }
     ASSERT(n > 0 && (unsigned)n <= max && list[0].off == off);
-    return n;
+    return aligned_extents(s, list, n, off + len);
 }
 
 /* ---- copy, locks, close ---- */

@@ -31,6 +31,7 @@ enum {                                    /* flags of write and zero */
     STOR_FUA = 1u << 0,                   /* durable when the call returns */
     STOR_UNMAP = 1u << 1,                 /* zero: may deallocate */
     STOR_NO_FALLBACK = 1u << 2,           /* zero: -ENOTSUP rather than write zeros */
+    STOR_SLOW = 1u << 3,                  /* with it: the device may write them if it can do so without us */
 };
 
 enum stor_content { STOR_DATA, STOR_HOLE };          /* a hole reads as zeros and occupies no space */
@@ -122,6 +123,7 @@ enum { STOR_PERM_READ = 1u << 0, STOR_PERM_WRITE = 1u << 1, STOR_PERM_WRITE_UNCH
 MUST_USE int stor_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
 
 /* ---- drivers ---- */
+struct stor_nbd_opts;
 enum stor_locking { STOR_LOCK_AUTO, STOR_LOCK_ON, STOR_LOCK_OFF };
 struct stor_file_opts {
     bool read_only;
@@ -132,6 +134,7 @@ struct stor_file_opts {
     bool create;                 /* O_CREAT; with truncate_to_zero the content goes */
     bool truncate_to_zero;       /* after the lock is held */
     bool exclusive;              /* O_EXCL */
+    const struct stor_nbd_opts *nbd;     /* for those who open stores of any kind: it is an export of an NBD server (stor/nbd.h) */
 };
 /* Regular file or block device. Locks are NOT taken here except when creating; call stor_lock. When creating, the
  * new file is held with WRITE and RESIZE, shared by nobody who wants either, until stor_lock or close. */

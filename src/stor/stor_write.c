@@ -233,7 +233,7 @@ static int zero_any(struct co *co, struct stor *s, uint64_t off, uint64_t len, u
 {
     uint64_t unit = zero_unit(s), end = off + len;
     uint64_t first = round_up(off, unit), last = round_down(end, unit);
-    int r = first < last ? zero_driver(co, s, first, last - first, flags & (STOR_UNMAP | STOR_NO_FALLBACK)) : -ENOTSUP;
+    int r = first < last ? zero_driver(co, s, first, last - first, flags & (STOR_UNMAP | STOR_NO_FALLBACK | STOR_SLOW)) : -ENOTSUP;
     if (r == -ENOTSUP && !(flags & STOR_NO_FALLBACK))
         return write_zeros(co, s, off, len);
     if (r == 0 && off < first)

@@ -132,7 +132,7 @@ NODE = {"driver": "qcow2", "node-name": "a", "file.filename": "x", "file.driver"
 def test_node_options_are_taken(tmp_path):
     """Each option of a node that the page lists, with a value of its kind; and no other is taken"""
     page = (BUILD / "byre.1").read_text()
-    section = page[page.index(".Sh NODE OPTIONS"):page.index(".Sh SECRETS")].replace("\\-", "-")
+    section = page[page.index(".Sh NODE OPTIONS"):page.index(".Sh NBD SERVERS")].replace("\\-", "-")
     listed = sum((line[len(".It Cm "):].split(" , ") for line in section.splitlines() if line.startswith(".It Cm ")), [])
     assert sorted(listed) == sorted(NODE)
     run.byre("create", "-q", "-f", "qcow2", "x", "4M", cwd=tmp_path)

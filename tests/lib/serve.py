@@ -40,9 +40,9 @@ class Server:
     def _read(self):
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
-            found = re.search(r"\bnbds?(?:\+unix)?://\S+", line)
+            found = re.match(r"nbd: (nbds?(?:\+unix)?://\S+)", line)         # the disk itself may have such a name
             if found and self.uri is None:
-                self.uri = found.group(0)
+                self.uri = found.group(1)
                 self._ready.set()
         self._ready.set()
 

@@ -105,7 +105,7 @@ static int raw_piece(struct co *co, struct fmt_image *im, const struct fmt_exten
     if (e->kind != FMT_DATA)
         return e->kind == FMT_ZERO || e->kind == FMT_ABSENT ? 0 : -EIO;
     if (flags & PIECE_ZERO)
-        return stor_zero(co, im->data, e->host, e->len, STOR_NO_FALLBACK | (flags & FMT_ZERO_UNMAP ? STOR_UNMAP : 0));
+        return stor_zero(co, im->data, e->host, e->len, STOR_NO_FALLBACK | (flags & FMT_ZERO_UNMAP ? STOR_UNMAP : 0) | (flags & FMT_ZERO_SLOW ? STOR_SLOW : 0));
     return stor_discard(co, im->data, e->host, e->len);
 }
 
@@ -126,7 +126,7 @@ static int raw_range(struct co *co, struct fmt_image *im, uint64_t off, uint64_t
 
 int q2_data_raw_zero(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, unsigned flags)
 {
-    return raw_range(co, &q->im, off, len, (flags & FMT_ZERO_UNMAP) | PIECE_ZERO);
+    return raw_range(co, &q->im, off, len, (flags & (FMT_ZERO_UNMAP | FMT_ZERO_SLOW)) | PIECE_ZERO);
 }
 
 int q2_data_raw_discard(struct co *co, struct q2_image *q, uint64_t off, uint64_t len)

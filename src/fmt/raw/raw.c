@@ -123,7 +123,7 @@ static void raw_write_abort(struct co *co, struct fmt_image *im, struct fmt_writ
 
 static int raw_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags)
 {
-    return stor_zero(co, im->store, raw_of(im)->base + off, len, STOR_NO_FALLBACK | (flags & FMT_ZERO_UNMAP ? STOR_UNMAP : 0));
+    return stor_zero(co, im->store, raw_of(im)->base + off, len, STOR_NO_FALLBACK | (flags & FMT_ZERO_UNMAP ? STOR_UNMAP : 0) | (flags & FMT_ZERO_SLOW ? STOR_SLOW : 0));
 }
 
 static int raw_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nbd.h: a disk that an NBD server exports, as a byte store, and the names of such disks.
+ *
+ * Invariants
+ *   I1  A change that the server has acknowledged is never silently lost with a connection: it is repeated before anything else is
+ *       asked of the new one, or the store fails from then on (nbd_set.c).
+ *   I2  The length of the export does not change while the store is open: a server that comes back with another one is refused.
+ * Concurrency  Opened and closed on one loop; requests from any loop. Connections live on the loops that use them.
+ * Failure      A server that breaks the protocol loses its connection, as one that goes away.
+ */
+#ifndef STOR_NBD_H
+#define STOR_NBD_H
+
+#include "stor/stor.h"
+
+enum stor_nbd_where { STOR_NBD_UNIX, STOR_NBD_INET, STOR_NBD_VSOCK };
+enum stor_nbd_tri { STOR_NBD_UNSAID, STOR_NBD_OFF, STOR_NBD_ON };
+
+/* Where the server is, and what is wanted of it. Strings are owned; stor_nbd_opts_fini frees them. */
+struct stor_nbd_opts {
+    enum stor_nbd_where where;
+    char *path;                       /* unix */
+    bool abstract, padded;            /* unix: a name in the abstract namespace; filled up with zeros */
+    char *host, *port;                /* inet: names or numbers; vsock: numbers. port NULL: 10809 */
+    enum stor_nbd_tri ipv4, ipv6;     /* inet: as the peer has them */
+    bool keep_alive;                  /* inet */
+    char *export;                     /* NULL: "", the default export */
+    uint64_t reconnect_s;             /* reconnect-delay: how long requests wait for a server that went away */
+    uint64_t open_timeout_s;          /* open-timeout: for how long opening tries again; 0: once */
+    uint64_t connections;             /* at most, if the server allows several; 0: STOR_NBD_CONNECTIONS */
+};
+#define STOR_NBD_CONNECTIONS 4
+#define STOR_NBD_CONNECTIONS_MAX 16
+void stor_nbd_opts_fini(struct stor_nbd_opts *o);
+MUST_USE int stor_nbd_opts_copy(const struct stor_nbd_opts *from, struct stor_nbd_opts *ret);
+
+/* ---- names (nbd_name.c): pure ---- */
+/* Reads a URI (nbd://, nbd+tcp://, nbd+unix://, nbd+vsock://) or the old form nbd:HOST:PORT[:exportname=NAME], nbd:unix:PATH[:...]. */
+MUST_USE int stor_nbd_parse(const char *text, struct stor_nbd_opts *ret, struct byre_err *err);
+/* Does the text begin with the name of one of these protocols and a colon? */
+bool stor_nbd_is_name(const char *text);
+/* The URI of what o describes; its connections and times are not part of it. Owned by the caller; NULL: no memory. */
+char *stor_nbd_text(const struct stor_nbd_opts *o);
+/* Options that fit together? Sets nothing. */
+MUST_USE int stor_nbd_check(const struct stor_nbd_opts *o, struct byre_err *err);
+
+/* ---- the store ---- */
+/* Of `so` counts: read_only, no_flush, discard. What is created must be there already: an export is not made here. Suspends. */
+MUST_USE int stor_nbd_open(struct co *co, const struct stor_nbd_opts *o, const struct stor_file_opts *so, struct stor **ret_s, struct byre_err *err);
+/* Identity for loop detection, as stor_file_identity: the same server under the same name, and the same export. */
+bool stor_nbd_identity(const struct stor *s, uint64_t *ret_a, uint64_t *ret_b);
+bool stor_is_nbd(const struct stor *s);
+/* How often a lost connection has come back. For tests and statistics. */
+unsigned stor_nbd_reconnects(const struct stor *s);
+
+#endif

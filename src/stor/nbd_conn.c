@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nbd_conn.c: one connection to an NBD server.
+ *
+ * Purpose      Drives a handle of libnbd from a loop: two coroutines wait until the socket can be read or written and tell the handle.
+ *              Requests of other loops come as messages.
+ * Owns         The handle, its socket, and the requests between their sending and their answer.
+ * Invariants   I1  Everything of a connection, its handle included, is touched by its own loop only. libnbd's lock is never waited for.
+ *              I2  A request ends once: with the server's answer, or with NBDC_LOST when the connection ended before that.
+ *              I3  An answer is in the log (nbd_log.c) before the end of its connection is told to anybody.
+ *              I4  Memory of a request is not touched any more when it ends: the handle has answered, or is closed.
+ * Order        None: what is acknowledged may be volatile. See nbd_set.c.
+ * Concurrency  See I1. libnbd keeps its error text for each thread: it is read before anything can suspend.
+ * Failure      A connection that failed stays until nbdc_conn_stop; requests given to it end with NBDC_LOST.
+ * Tests        tests/interop/test_nbd_client.py
+ */
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/assert.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "rt/io.h"
+#include "stor/nbd_priv.h"
+
+enum { ANSWERS_MAX = 16 };                /* taken at once before others on the loop get their turn */
+
+const char *nbdc_why(void)
+{
+    const char *text = nbd_get_error(), *colon = text ? strstr(text, ": ") : NULL;
+    return colon ? colon + 2 : text ? text : "the connection ended";
+}
+
+static int why_code(void)
+{
+    int e = nbd_get_errno();
+    return e > 0 ? -e : -EIO;
+}
+
+/* ---- the handshake ---- */
+
+int nbdc_step(struct co *co, struct nbd_handle *h)
+{
+    unsigned dir = nbd_aio_get_direction(h);
+    short events = (short)((dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) | (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
+    if (!events)
+        return -EPROTO;
+    int r = rt_poll(co, nbd_aio_get_fd(h), events);
+    if (r < 0)
+        return r;
+    if ((r & ~POLLOUT) && (dir & LIBNBD_AIO_DIRECTION_READ))
+        r = nbd_aio_notify_read(h);
+    else
+        r = nbd_aio_notify_write(h);
+    return r < 0 ? why_code() : 0;
+}
+
+static int flag(int answer) { return answer > 0; }
+static uint64_t positive(int64_t answer) { return answer > 0 ? (uint64_t)answer : 0; }
+
+static int read_info(struct nbd_handle *h, struct nbdc_info *ret, struct byre_err *err)
+{
+    int64_t size = nbd_get_size(h);
+    if (size < 0)
+        return byre_fail(err, PROTOCOL, "the NBD server tells no acceptable size: %s", nbdc_why());
+    *ret = (struct nbdc_info){
+        .size = (uint64_t)size,
+        .min_block = positive(nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM)),
+        .opt_block = positive(nbd_get_block_size(h, LIBNBD_SIZE_PREFERRED)),
+        .max_block = positive(nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM)),
+        .read_only = flag(nbd_is_read_only(h)), .can_flush = flag(nbd_can_flush(h)), .can_fua = flag(nbd_can_fua(h)),
+        .can_trim = flag(nbd_can_trim(h)), .can_zero = flag(nbd_can_zero(h)), .can_fast_zero = flag(nbd_can_fast_zero(h)),
+        .can_multi = flag(nbd_can_multi_conn(h)), .has_status = flag(nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION)),
+    };
+    return 0;
+}
+
+/* Until the handle is ready. The text of a failure is told by the call that fails. */
+static int negotiate(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct byre_err *err)
+{
+    const char *export = o->export ? o->export : "";
+    while (nbd_aio_is_connecting(h)) {
+        int r = nbdc_step(co, h);
+        if (r == -ECANCELED)
+            return r;
+        if (r == -ETIMEDOUT)
+            return byre_fail_code(err, SYSTEM, r, "export '%s': the NBD server does not answer", export);
+        if (r < 0)
+            return byre_fail_code(err, SYSTEM, r, "export '%s': the NBD server refuses: %s", export, nbdc_why());
+    }
+    return nbd_aio_is_ready(h) ? 0 : byre_fail(err, PROTOCOL, "export '%s': the NBD server closed the connection before anything was agreed on", export);
+}
+
+static int begin(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct byre_err *err)
+{
+    int fd;
+    int r = nbdc_dial(co, o, &fd, err);
+    if (r)
+        return r;
+    if (nbd_set_export_name(h, o->export ? o->export : "") < 0 || nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0) {
+        close(fd);
+        return byre_fail_code(err, SYSTEM, why_code(), "NBD: %s", nbdc_why());
+    }
+    if (nbd_aio_connect_socket(h, fd) < 0)       /* the socket is the handle's from here on */
+        return byre_fail_code(err, SYSTEM, why_code(), "NBD: %s", nbdc_why());
+    return 0;
+}
+
+int nbdc_handshake(struct co *co, const struct stor_nbd_opts *o, uint64_t at_ns, struct nbd_handle **ret_h, struct nbdc_info *ret_info, struct byre_err *err)
+{
+    struct nbd_handle *h = nbd_create();
+    if (!h)
+        return byre_fail(err, NOMEM, "no memory for an NBD connection");
+    uint64_t old = co_set_deadline(co, at_ns);
+    int r = begin(co, o, h, err);
+    if (!r)
+        r = negotiate(co, o, h, err);
+    (void)co_set_deadline(co, old);
+    if (!r)
+        r = read_info(h, ret_info, err);
+    if (r)
+        nbd_close(h);
+    else
+        *ret_h = h;
+    return r;
+}
+
+/* ---- answers ---- */
+
+/* The connection is not touched after this, if it has ended (see nbdc_conn_free). */
+static void finish(struct nbdc_conn *c, struct nbdc_req *r, int result)
+{
+    r->result = result;
+    if (result != NBDC_LOST)
+        nbdc_log_ended(&c->set->log, r);         /* I3 */
+    atomic_fetch_sub(&c->load, 1);
+    co_xevent_set(&r->done);
+}
+
+/* Ends what was answered; takes note of the end of the connection. After every call of the handle that can change something. */
+static void look(struct nbdc_conn *c)
+{
+    bool over = nbd_aio_is_dead(c->h) > 0 || nbd_aio_is_closed(c->h) > 0;
+    struct list_node *at;
+    while ((at = list_pop_front(&c->ended))) {
+        struct nbdc_req *r = CONTAINER_OF(at, struct nbdc_req, link);
+        bool going = r->error == ESHUTDOWN;      /* the server ends, and says so first */
+        over |= going;
+        finish(c, r, r->error ? (over ? NBDC_LOST : -r->error) : 0);
+    }
+    if (over && !c->dead) {
+        c->dead = true;
+        nbdc_set_lost(c->set);
+    }
+    if (!c->dead && (nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_WRITE))
+        co_wake_one(&c->want_write);
+}
+
+/* Inside a call of libnbd: no call of libnbd may be made here. */
+static int on_answer(void *arg, int *error)
+{
+    struct nbdc_req *r = arg;
+    ASSERT(!r->ended);                           /* I2 */
+    r->ended = true;
+    r->error = *error;
+    list_remove(&r->link);
+    list_push_back(&r->conn->ended, &r->link);
+    return 1;                                    /* libnbd may forget it */
+}
+
+/* What the server says of its blocks is taken only as far as it makes sense: lengths may be anything. */
+static int on_extents(void *arg, const char *context, uint64_t off, uint32_t *entries, size_t count, int *error)
+{
+    enum { HOLE = 1, ZERO = 2 };
+    struct nbdc_req *r = arg;
+    uint64_t pos = off, end = r->off + r->len;
+    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) || off != r->off || *error)
+        return 0;
+    for (size_t i = 0; i + 1 < count && pos < end; i += 2) {
+        uint64_t len = min_u64(entries[i], end - pos);
+        enum stor_content what = entries[i + 1] & ZERO ? STOR_HOLE : STOR_DATA;
+        struct stor_extent *last = r->got ? &r->list[r->got - 1] : NULL;
+        if (last && last->content == what)
+            last->len += len;
+        else if (len && r->got < r->max)
+            r->list[r->got++] = (struct stor_extent){ what, pos, len };
+        else if (len)
+            break;
+        pos += len;
+    }
+    return 0;
+}
+
+/* ---- requests ---- */
+
+static int64_t issue(struct nbd_handle *h, struct nbdc_req *r)
+{
+    nbd_completion_callback answer = { .callback = on_answer, .user_data = r };
+    nbd_extent_callback extents = { .callback = on_extents, .user_data = r };
+    switch (r->what) {
+    case NBDC_READ: return nbd_aio_pread(h, r->buf, r->len, r->off, answer, r->flags);
+    case NBDC_WRITE: return nbd_aio_pwrite(h, r->buf, r->len, r->off, answer, r->flags);
+    case NBDC_FLUSH: return nbd_aio_flush(h, answer, r->flags);
+    case NBDC_ZERO: return nbd_aio_zero(h, r->len, r->off, answer, r->flags);
+    case NBDC_TRIM: return nbd_aio_trim(h, r->len, r->off, answer, r->flags);
+    default: r->got = 0; return nbd_aio_block_status(h, r->len, r->off, extents, answer, r->flags);
+    }
+}
+
+static void submit(struct nbdc_conn *c, struct nbdc_req *r)
+{
+    ASSERT_LOOP(c->loop);
+    if (c->dead) {
+        finish(c, r, NBDC_LOST);
+        return;
+    }
+    r->conn = c;
+    r->ended = false;
+    list_push_back(&c->sent, &r->link);
+    if (issue(c->h, r) < 0 && !r->ended) {       /* it was not sent: the handle is at its end, or finds fault with it */
+        r->ended = true;
+        r->error = -why_code();
+        list_remove(&r->link);
+        list_push_back(&c->ended, &r->link);
+    }
+    look(c);
+}
+
+static void submit_message(struct rt_msg *m)
+{
+    struct nbdc_req *r = CONTAINER_OF(m, struct nbdc_req, msg);
+    submit(r->conn, r);
+}
+
+void nbdc_conn_do(struct co *co, struct nbdc_conn *c, struct nbdc_req *r)
+{
+    co_xevent_init(&r->done, co_loop(co));
+    r->conn = c;
+    r->msg.fn = submit_message;
+    if (co_loop(co) == c->loop)
+        submit(c, r);
+    else
+        rt_post(c->loop, &r->msg);
+    co_xevent_wait(co, &r->done);
+}
+
+/* ---- the two coroutines ---- */
+
+static bool readable(int fd)
+{
+    struct pollfd p = { .fd = fd, .events = POLLIN };
+    return poll(&p, 1, 0) > 0;                   /* does not wait */
+}
+
+/* Something has arrived: takes up to ANSWERS_MAX answers. A handle that is told of bytes which are not there waits for them, and sends
+ * nothing meanwhile: therefore the look before each further one. */
+static void receive(struct nbdc_conn *c)
+{
+    for (int i = 0; i < ANSWERS_MAX && !c->dead; i++) {
+        if (!(nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_READ) || (i && !readable(c->fd)))
+            return;
+        (void)nbd_aio_notify_read(c->h);         /* a failure is the end of the handle, which `look` sees */
+        look(c);
+    }
+}
+
+static void reader_co(struct co *co, void *arg)
+{
+    struct nbdc_conn *c = arg;
+    while (!c->dead) {
+        int r = rt_poll(co, c->fd, POLLIN);
+        if (r == -ECANCELED || c->dead)
+            return;
+        receive(c);
+        if (!c->dead && !(nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_READ))
+            (void)co_sleep(co, 1000000);         /* it has to write first; a cancelled poll follows at once */
+    }
+}
+
+static void writer_co(struct co *co, void *arg)
+{
+    struct nbdc_conn *c = arg;
+    while (!c->dead) {
+        if (!(nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_WRITE)) {
+            if (co_wait_cancellable(co, &c->want_write))
+                return;
+            continue;
+        }
+        int r = rt_poll(co, c->fd, POLLOUT);
+        if (r == -ECANCELED || c->dead)
+            return;
+        if (nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_WRITE)
+            (void)nbd_aio_notify_write(c->h);
+        look(c);
+    }
+}
+
+static int start_on_loop(struct co *co, void *arg)
+{
+    struct nbdc_conn *c = arg;
+    int r = rt_task_start(c->loop, &c->reader, reader_co, c);
+    if (r)
+        return r;
+    r = rt_task_start(c->loop, &c->writer, writer_co, c);
+    if (r) {
+        c->dead = true;
+        rt_cancel(&c->reader);
+        rt_task_join(co, &c->reader);
+    }
+    c->started = !r;
+    return r;
+}
+
+int nbdc_conn_new(struct co *co, struct nbdc *set, struct rt_loop *loop, struct nbd_handle *h, struct nbdc_conn **ret_c)
+{
+    struct nbdc_conn *c = calloc(1, sizeof *c);
+    if (!c) {
+        nbd_close(h);
+        return -ENOMEM;
+    }
+    *c = (struct nbdc_conn){ .set = set, .loop = loop, .h = h, .fd = nbd_aio_get_fd(h) };
+    list_init(&c->sent);
+    list_init(&c->ended);
+    int r = rt_call(co, loop, start_on_loop, c);
+    if (r) {
+        nbd_close(h);
+        free(c);
+        return r;
+    }
+    *ret_c = c;
+    return 0;
+}
+
+static int stop_on_loop(struct co *co, void *arg)
+{
+    struct nbdc_conn *c = arg;
+    struct list_node *at;
+    if (!c->h)
+        return 0;
+    if (!c->dead && list_empty(&c->sent))
+        (void)nbd_aio_disconnect(c->h, 0);       /* a farewell; the server need not have heard it */
+    c->dead = true;
+    if (c->started) {
+        rt_cancel(&c->reader);
+        rt_cancel(&c->writer);
+        rt_task_join(co, &c->reader);
+        rt_task_join(co, &c->writer);
+    }
+    if (!c->h)
+        return 0;                                /* somebody else has stopped it meanwhile */
+    nbd_close(TAKE(c->h));
+    list_splice_back(&c->sent, &c->ended);
+    while ((at = list_pop_front(&c->sent)))
+        finish(c, CONTAINER_OF(at, struct nbdc_req, link), NBDC_LOST);
+    return 0;
+}
+
+void nbdc_conn_stop(struct co *co, struct nbdc_conn *c)
+{
+    while (rt_call(co, c->loop, stop_on_loop, c) == -ENOMEM)
+        co_breathe(co);
+}
+
+void nbdc_conn_free(struct co *co, struct nbdc_conn *c)
+{
+    while (atomic_load(&c->load))                /* given to it before it stopped, and still under way */
+        co_breathe(co);
+    free(c);
+}
