@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * nbd.h: a disk that an NBD server exports, as a byte store, and the names of such disks.
+ * nbd.h: a disk that an NBD server exports, as a byte store; the names of such disks; what a server offers.
  *
  * Invariants
  *   I1  A change that the server has acknowledged is never silently lost with a connection: it is repeated before anything else is
@@ -53,5 +53,21 @@ bool stor_nbd_identity(const struct stor *s, uint64_t *ret_a, uint64_t *ret_b);
 bool stor_is_nbd(const struct stor *s);
 /* How often a lost connection has come back. For tests and statistics. */
 unsigned stor_nbd_reconnects(const struct stor *s);
+
+/* ---- what a server offers (nbd_list.c) ---- */
+struct stor_nbd_export {
+    char *name, *description;         /* description: NULL if there is none */
+    bool known;                       /* the server told what follows; else `why` says why not */
+    uint64_t size;
+    bool read_only, can_flush, can_fua, can_trim, can_zero, can_fast_zero, can_multi_conn, can_cache, can_df, rotational;
+    uint64_t min_block, opt_block, max_block;          /* 0: not told */
+    char **contexts;                  /* meta contexts */
+    unsigned context_count;
+    char *why;
+};
+struct stor_nbd_list { struct stor_nbd_export *exports; unsigned count; bool structured; };
+/* Asks the server at o (its export does not matter) for its exports, with their meta contexts. Suspends. */
+MUST_USE int stor_nbd_list(struct co *co, const struct stor_nbd_opts *o, struct stor_nbd_list *ret, struct byre_err *err);
+void stor_nbd_list_fini(struct stor_nbd_list *l);
 
 #endif

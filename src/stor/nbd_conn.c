@@ -12,7 +12,7 @@
  * Order        None: what is acknowledged may be volatile. See nbd_set.c.
  * Concurrency  See I1. libnbd keeps its error text for each thread: it is read before anything can suspend.
  * Failure      A connection that failed stays until nbdc_conn_stop; requests given to it end with NBDC_LOST.
- * Tests        tests/interop/test_nbd_client.py
+ * Tests        tests/interop/test_nbd_client.py, test_nbd_client_return.py
  */
 #include <poll.h>
 #include <stdlib.h>

@@ -15,7 +15,7 @@
  * Order        "Acknowledged" is not durable; only a flush is.
  * Concurrency  Any loop; `lock` is held for list work only, never while something is copied, sent or freed.
  * Failure      No memory for a copy makes a gap: what was lost then is lost for good (NBDC_FOR_GOOD).
- * Tests        tests/interop/test_nbd_client.py
+ * Tests        tests/interop/test_nbd_client.py, test_nbd_client_return.py
  */
 #include <stdlib.h>
 #include <string.h>

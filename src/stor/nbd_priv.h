@@ -8,6 +8,7 @@
  *   nbd_set.c    the connections of a store: who takes a request, loss and return
  *   nbd_log.c    what the server has acknowledged and not yet made durable
  *   nbd_ops.c    the store
+ *   nbd_list.c   what a server offers
  */
 #ifndef STOR_NBD_PRIV_H
 #define STOR_NBD_PRIV_H

@@ -19,7 +19,7 @@
  *              One thing cannot be seen from here: a server that lives on may still be busy with requests of a connection that broke.
  *              It would do them after their repetition. NBD knows no way to ask; the manual says so.
  * Failure      While the server is away, and reconnect-delay has passed: -ENOTCONN. Broken: -EIO.
- * Tests        tests/interop/test_nbd_client.py
+ * Tests        tests/interop/test_nbd_client.py, test_nbd_client_return.py
  */
 #include <stdlib.h>
 #include <string.h>

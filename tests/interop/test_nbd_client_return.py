@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""An NBD server that goes away, and comes back (FEATURES 3.033): what was acknowledged is not lost, and what was lost is told.
+
+The server is nbdkit with a cache that a kill empties: whatever was not flushed is gone, as after a power cut."""
+import json
+import os
+import subprocess
+import time
+
+import pytest
+from lib import nbdserver, peers, serve
+from lib.run import BYRE, byre
+
+MIB = 1 << 20
+DISK = 48 * MIB
+
+
+@pytest.fixture(params=["uring", "threads"])
+def backend(request, monkeypatch):
+    monkeypatch.setenv("BYRE_BACKEND", request.param)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    path = tmp_path / "disk"
+    with open(path, "wb") as f:
+        f.truncate(DISK)
+    return path
+
+
+@pytest.fixture
+def volatile(disk):
+    """A server whose kill loses what was not flushed."""
+    server = nbdserver.nbdkit("--filter=cache", "--filter=delay", "file", disk, "cache=writeback", "wdelay=10ms")
+    yield server.start()
+    server.close()
+
+
+@pytest.fixture
+def noise(tmp_path):
+    path = tmp_path / "noise"
+    path.write_bytes(os.urandom(DISK))
+    return path
+
+
+def name_of(server, **options):
+    file = {"driver": "nbd", "server": {"type": "unix", "path": server.socket}, **options}
+    return f"json:{json.dumps({'driver': 'raw', 'file': file})}"
+
+
+def kill_and_restart(server, times, pause, away):
+    for _ in range(times):
+        time.sleep(pause)
+        server.kill()
+        time.sleep(away)
+        server.start()
+
+
+@pytest.mark.parametrize("order", [[], ["-W"]], ids=["in-order", "any-order"])
+def test_a_copy_goes_on(volatile, disk, noise, order, backend):
+    """Killed and restarted in the middle of a copy, three times: the copy ends, and every byte is there, durably"""
+    args = [BYRE, "convert", "-n", *order, "-f", "raw", noise, name_of(volatile, **{"reconnect-delay": 30})]
+    copy = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+    try:
+        kill_and_restart(volatile, 3, 0.12, 0.1)
+        err = copy.communicate(timeout=60)[1]
+    finally:
+        copy.kill()
+    assert copy.returncode == 0, err
+    volatile.kill()                                   # all of it was flushed: nothing is in the cache
+    assert disk.read_bytes() == noise.read_bytes()
+
+
+def test_a_copy_without_patience_fails(volatile, disk, noise, backend):
+    """Without reconnect-delay: a copy whose server was restarted does not end as if nothing had happened"""
+    copy = subprocess.Popen([BYRE, "convert", "-n", "-f", "raw", noise, name_of(volatile)], stderr=subprocess.PIPE, text=True)
+    try:
+        kill_and_restart(volatile, 1, 0.2, 0)
+        err = copy.communicate(timeout=60)[1]
+    finally:
+        copy.kill()
+    assert copy.returncode == 1 and volatile.socket in err, err
+    assert "Input/output error" in err or "not connected" in err or "onnection" in err
+
+
+class Guest:
+    """A disk over byre serve over the server: what a guest would see."""
+
+    def __init__(self, server, workdir, **options):
+        self.serve = serve.Server(name_of(server, **options), workdir=workdir)
+        self.serve.wait_ready()
+        self.nbd = peers.need_module("nbd")
+        self.h = self.nbd.NBD()
+        self.h.connect_uri(self.serve.uri)
+
+    def fails(self, what, *args):
+        with pytest.raises(self.nbd.Error):
+            what(*args)
+
+    def close(self):
+        del self.h
+        self.serve.close()
+
+
+@pytest.fixture
+def guest(tmp_path):
+    made = []
+
+    def make(server, **options):
+        made.append(Guest(server, tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for g in made:
+        g.close()
+
+
+def until(what, within=30):
+    end = time.monotonic() + within
+    while True:
+        try:
+            return what()
+        except Exception:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_unflushed_writes_end_the_disk(volatile, guest, backend):
+    """What was acknowledged and may be lost is not replaced by old data: the disk fails, and says so to flushes and reads, for ever"""
+    g = guest(volatile)
+    g.h.pwrite(b"a" * 4096, 0)
+    g.h.flush()
+    g.h.pwrite(b"b" * 4096, 0)
+    volatile.kill()
+    volatile.start()
+    time.sleep(2.5)                                   # it would be back by now
+    g.fails(g.h.pread, 4096, 0)
+    g.fails(g.h.flush)
+    g.fails(g.h.pwrite, b"c" * 4096, 0)
+
+
+def test_flushed_writes_are_no_obstacle(volatile, disk, guest, backend):
+    """Everything was flushed, or written durably: the disk comes back by itself, also without reconnect-delay"""
+    g = guest(volatile)
+    g.h.pwrite(b"a" * 4096, 0)
+    g.h.flush()
+    g.h.pwrite(b"b" * 4096, 8192, g.nbd.CMD_FLAG_FUA)
+    volatile.kill()
+    g.fails(g.h.pread, 4096, 0)
+    volatile.start()
+    assert until(lambda: g.h.pread(4096, 0)) == b"a" * 4096
+    assert g.h.pread(4096, 8192) == b"b" * 4096
+    g.h.pwrite(b"c" * 4096, 0)
+    g.h.flush()
+    volatile.kill()
+    with open(disk, "rb") as f:
+        assert f.read(4096) == b"c" * 4096
+
+
+def test_order_of_repetition(volatile, disk, guest, backend):
+    """Overlapping writes, zeros, durable and plain: after the return the latest counts"""
+    g = guest(volatile, **{"reconnect-delay": 30})
+    g.h.pwrite(b"0" * 65536, 0)
+    g.h.pwrite(b"1" * 4096, 0)
+    g.h.pwrite(b"2" * 4096, 0, g.nbd.CMD_FLAG_FUA)    # durable on the server: the repetition of the older one must not undo it
+    g.h.pwrite(b"3" * 4096, 8192)
+    g.h.zero(4096, 12288)
+    g.h.pwrite(b"4" * 1024, 9216)
+    want = bytearray(b"0" * 65536)
+    want[0:4096] = b"2" * 4096
+    want[8192:12288] = b"3" * 4096
+    want[9216:10240] = b"4" * 1024
+    want[12288:16384] = bytes(4096)
+    for _ in range(3):
+        volatile.kill()
+        volatile.start()
+        assert g.h.pread(65536, 0) == bytes(want)
+    g.h.flush()
+    volatile.kill()
+    with open(disk, "rb") as f:
+        assert f.read(65536) == bytes(want)
+
+
+def test_requests_wait_for_a_while(volatile, guest, backend):
+    """reconnect-delay: a request is held that long, no longer; later ones fail at once, until the server is back"""
+    g = guest(volatile, **{"reconnect-delay": 2})
+    volatile.kill()
+    begin = time.monotonic()
+    g.fails(g.h.pread, 512, 0)
+    held = time.monotonic() - begin
+    assert 1.5 < held < 6, held
+    begin = time.monotonic()
+    g.fails(g.h.pread, 512, 0)
+    assert time.monotonic() - begin < 1
+    volatile.start()
+    assert until(lambda: g.h.pread(512, 0)) == bytes(512)
+    assert g.serve.stop() == 0
+
+
+def test_another_disk_is_refused(volatile, guest, tmp_path, backend):
+    """A server that comes back with another size is not the one that went"""
+    g = guest(volatile, **{"reconnect-delay": 3})
+    volatile.kill()
+    other = tmp_path / "other"
+    with open(other, "wb") as f:
+        f.truncate(DISK * 2)
+    volatile.command, real = (lambda sock: [peers.need("nbdkit"), "-f", "-U", sock, "file", other]), volatile.command
+    volatile.start()
+    g.fails(g.h.pread, 512, 0)
+    volatile.kill()
+    volatile.command = real
+    volatile.start()
+    time.sleep(1.5)
+    g.fails(g.h.pread, 512, 0)
+
+
+def test_opening_waits(volatile, tmp_path, backend):
+    """open-timeout"""
+    volatile.kill()
+    begin = time.monotonic()
+    assert byre("info", name_of(volatile), code=1).err
+    assert time.monotonic() - begin < 2
+    args = [BYRE, "info", "--output=json", name_of(volatile, **{"open-timeout": 20})]
+    info = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    volatile.start()
+    out, err = info.communicate(timeout=30)
+    assert info.returncode == 0 and json.loads(out)["virtual-size"] == DISK, err
+    volatile.kill()
+    begin = time.monotonic()
+    byre("info", name_of(volatile, **{"open-timeout": 2}), code=1)
+    assert 1 < time.monotonic() - begin < 6
+
+
+def test_closing_does_not_wait(volatile, guest, backend):
+    """A server that is away, and waited for, keeps nobody from ending"""
+    g = guest(volatile, **{"reconnect-delay": 300})
+    volatile.kill()
+    time.sleep(0.3)
+    begin = time.monotonic()
+    assert g.serve.stop() is not None
+    assert time.monotonic() - begin < 5
