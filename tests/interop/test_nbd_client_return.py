@@ -59,7 +59,7 @@ def kill_and_restart(server, times, pause, away):
 @pytest.mark.parametrize("order", [[], ["-W"]], ids=["in-order", "any-order"])
 def test_a_copy_goes_on(volatile, disk, noise, order, backend):
     """Killed and restarted in the middle of a copy, three times: the copy ends, and every byte is there, durably"""
-    args = [BYRE, "convert", "-n", *order, "-f", "raw", noise, name_of(volatile, **{"reconnect-delay": 30})]
+    args = [BYRE, "convert", "-n", *order, "-f", "raw", noise, name_of(volatile, **{"reconnect-delay": 30, "open-timeout": 30})]
     copy = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
     try:
         kill_and_restart(volatile, 3, 0.12, 0.1)
