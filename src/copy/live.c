@@ -26,13 +26,26 @@
 
 /* ---- waking ---- */
 
+static void tell_owner(struct copy_live *l)
+{
+    if (!l->owner_gone && l->o.wake && (l->error || (l->awaited && !l->pieces && !l->holds)))
+        l->o.wake(l->o.arg);
+}
+
 void live_tell(struct copy_live *l)
 {
     ASSERT_LOOP(l->home);
     co_wake_all(&l->work);
     co_wake_all(&l->moved);
-    if (!l->owner_gone && l->o.wake)
-        l->o.wake(l->o.arg);
+    tell_owner(l);
+}
+
+void live_unlocked(struct copy_live *l)
+{
+    co_wake_all(&l->moved);
+    if (l->conflict)
+        co_wake_all(&l->work);
+    tell_owner(l);
 }
 
 static void kicked(struct rt_msg *m)
@@ -72,8 +85,10 @@ static bool find_piece(struct copy_live *l, uint64_t from, uint64_t to, unsigned
         end = min_u64(min_u64(round_up(end, granule(l)), l->size), start + longest);
         if (!co_range_trylock(&l->busy, &l->piece_locks[i], start, end)) {
             end = min_u64(start + granule(l), l->size);          /* perhaps the beginning of it */
-            if (!co_range_trylock(&l->busy, &l->piece_locks[i], start, end))
+            if (!co_range_trylock(&l->busy, &l->piece_locks[i], start, end)) {
+                l->conflict = true;
                 continue;
+            }
         }
         *p = (struct work_piece){ .pos = start, .len = end - start, .lock = i, .fail_off = start };
         return true;
@@ -131,6 +146,7 @@ static int live_next(struct co *co, void *ctx, struct work_piece *p)
         if (may_copy(l) && !pace(co, l))
             continue;
         atomic_store(&l->idle, true);    /* M2 */
+        l->conflict = false;
         if (may_copy(l) && !atomic_load(&l->stop) && take_piece(l, p)) {
             atomic_store(&l->idle, false);
             if (dirty_clear(l->dirty, p->pos, p->len)) {
@@ -141,8 +157,7 @@ static int live_next(struct co *co, void *ctx, struct work_piece *p)
             spend(l, p->len);
             return 1;
         }
-        if (!l->owner_gone && l->o.wake)
-            l->o.wake(l->o.arg);         /* it may be clean now */
+        tell_owner(l);                   /* it may be clean now */
         co_wait(co, &l->work);
     }
     return 0;
@@ -158,7 +173,7 @@ static void live_done(void *ctx, const struct work_piece *p, int r)
         dirty_set(l->dirty, p->pos, p->len);
     l->copied += error ? 0 : p->len;
     give_piece(l, p);
-    live_tell(l);
+    live_unlocked(l);
 }
 
 /* ---- what is done with it (the worker's loop) ---- */
@@ -307,7 +322,6 @@ int copy_live_start(struct co *co, const struct copy_live_opts *o, struct copy_l
     l->rate = o->rate;
     l->watch.change = live_change;
     l->kick.fn = kicked;
-    atomic_init(&l->blocking, o->blocking);
     int r = live_prepare(l, err);
     if (!r && rt_spawn(l->home, live_main, l))
         r = byre_fail(err, NOMEM, "no memory for a copy");
@@ -320,6 +334,7 @@ int copy_live_start(struct co *co, const struct copy_live_opts *o, struct copy_l
     graph_ref(o->source);
     graph_ref(o->target);
     graph_watch_add(co, o->source, &l->watch);
+    atomic_store(&l->blocking, o->blocking);                 /* not before: a change that waited for the target would keep add from returning */
     *ret_l = l;
     return 0;
 }
@@ -406,6 +421,8 @@ void copy_live_look(struct copy_live *l, struct copy_live_state *ret)
         .in_flight = l->pieces_bytes, .copied = l->copied, .carried = atomic_load(&l->carried), .guest = atomic_load(&l->guest),
         .longest_hold_ns = atomic_exchange(&l->longest_hold_ns, 0), .error = l->error, .error_read = l->error_read, .error_off = l->error_off };
 }
+
+void copy_live_await(struct copy_live *l, bool on) { l->awaited = on; }
 
 void copy_live_retry(struct copy_live *l)
 {

@@ -36,7 +36,7 @@ struct copy_live_opts {
     uint64_t hold_ns;                       /* L5 */
     bool keep_space;                        /* zeros take their place on the target */
     bool blocking;
-    void (*wake)(void *arg);                /* home loop: the state may be another one. Must not suspend */
+    void (*wake)(void *arg);                /* home loop: there is an error, or (copy_live_await) it may be clean. Must not suspend */
     void *arg;
     struct co_group *alive;                 /* left when everything has ended and is freed, which may be long after copy_live_stop */
 };
@@ -52,6 +52,7 @@ void copy_live_stop(struct co *co, struct copy_live *l);
 MUST_USE int copy_live_scan(struct co *co, struct copy_live *l, uint64_t off, uint64_t len, uint64_t *ret_len);
 void copy_live_mark(struct copy_live *l, uint64_t off, uint64_t len);
 
+void copy_live_await(struct copy_live *l, bool on);         /* the owner wants to know when it is clean */
 void copy_live_pause(struct copy_live *l, bool on);         /* no new piece, and changes are not carried over */
 void copy_live_hold_pieces(struct copy_live *l, bool on);   /* no new piece */
 void copy_live_set_rate(struct copy_live *l, uint64_t rate);

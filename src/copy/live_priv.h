@@ -26,7 +26,8 @@ struct copy_live {
     uint64_t pieces_bytes;                 /* in pieces that are under way */
     unsigned pieces;
     uint64_t rate, rate_next_ns;
-    bool pieces_held, owner_gone;
+    bool pieces_held, owner_gone, awaited;
+    bool conflict;                         /* something dirty is locked */
     uint64_t copied;
     int error; bool error_read; uint64_t error_off;
     struct co_waitq work;                  /* next(): something is dirty, or may go on */
@@ -50,5 +51,6 @@ void live_failed(struct copy_live *l, int error, bool read, uint64_t off);
 /* Any loop. Marks; the engine learns of it. */
 void live_touched(struct copy_live *l, uint64_t off, uint64_t len);
 void live_tell(struct copy_live *l);       /* home: everybody who waits looks again */
+void live_unlocked(struct copy_live *l);   /* home: a lock has been given back */
 
 #endif

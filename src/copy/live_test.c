@@ -40,7 +40,7 @@ struct world {
     struct co_waitq woken;
     struct co_group alive;
     uint64_t longest_ns;
-    uint32_t gen[SECTORS];
+    _Atomic uint32_t gen[SECTORS];
 };
 struct guest { struct world *w; unsigned id; unsigned pause_ns; uint64_t longest_ns; bool small; unsigned count; };
 
@@ -147,13 +147,13 @@ static void guest_step(struct co *co, struct guest *gu, struct prng *rng)
     uint64_t off = (uint64_t)first * SECTOR, len = (uint64_t)n * SECTOR;
     unsigned what = (unsigned)prng_below(rng, 12);
     uint64_t t0 = rt_now(co_loop(co));
+    for (uint32_t i = 0; i < n; i++)
+        w->gen[first + i] = UNKNOWN;      /* until it has ended: behind a gate it may have ended without us knowing */
     if (what == 0) {
         CHECK_EQ(graph_zero(co, w->from, off, len, prng_one_in(rng, 2) ? GRAPH_UNMAP : 0), 0);
         for (uint32_t i = 0; i < n; i++)
             w->gen[first + i] = 0;
     } else if (what == 1) {
-        for (uint32_t i = 0; i < n; i++)
-            w->gen[first + i] = UNKNOWN;
         CHECK_EQ(graph_discard(co, w->from, off, len), 0);
     } else {
         uint8_t *buf = malloc(len);
@@ -449,6 +449,7 @@ static void braked(struct co *co, void *arg)
     struct guest gu[GUESTS];
     world_open(co, w, 0);
     struct copy_live *l = begin(co, w, (struct copy_live_opts){ .blocking = false });
+    scan_all(co, l);
     guests_start(w, gu, 0);
     (void)co_sleep(co, 50000000);
     copy_live_set_brake(l, 1000000);

@@ -19,6 +19,9 @@
 
 #include "copy/live_priv.h"
 
+/* A longer discard is read again by the pieces, which know what is not there. */
+#define DISCARD_MAX (UINT64_C(8) << 20)
+
 struct hold {
     struct copy_live *l;
     struct co_range range;
@@ -52,7 +55,7 @@ static void give_back(struct rt_msg *m)
     l->carry_bytes -= h->bytes;
     l->holds--;
     free(h);
-    live_tell(l);
+    live_unlocked(l);
 }
 
 static void hold_put(struct hold *h)
@@ -107,7 +110,7 @@ static struct hold *hold_take(struct co *co, struct copy_live *l, const struct g
     if (!h)
         return NULL;
     *h = (struct hold){ .l = l, .until = l->o.hold_ns ? since + l->o.hold_ns : UINT64_MAX, .refs = 1, .msg.fn = give_back,
-                        .bytes = ch->kind == GRAPH_CHANGE_WRITE ? min_u64(ch->len, l->segment) : 0 };
+                        .bytes = ch->kind != GRAPH_CHANGE_ZERO ? min_u64(ch->len, l->segment) : 0 };
     h->range.start = round_down(ch->off, granule);
     h->range.end = round_up(ch->off + ch->len, granule);
     if (rt_call(co, l->home, take_on_home, h) == 0)
@@ -146,29 +149,42 @@ static void send_main(struct co *co, void *arg)
     hold_put(h);
 }
 
-static struct send *send_new(struct hold *h, const struct graph_change *ch, uint64_t off, uint64_t len)
+/* What a discard has left is asked of the source. */
+static int fill_send(struct co *co, struct send *s, const struct graph_change *ch)
+{
+    struct iovec slot;
+    if (s->kind == GRAPH_CHANGE_WRITE) {
+        iov_to_buf(iov_slice(*ch->v, s->off - ch->off, s->len), s->buf, s->len);
+        return 0;
+    }
+    int r = graph_change_read(co, ch, iov_one(&slot, s->buf, s->len), s->off);
+    bool zeros = !r && mem_is_zero(s->buf, s->len);
+    s->kind = zeros ? GRAPH_CHANGE_ZERO : GRAPH_CHANGE_WRITE;
+    return r;
+}
+
+static struct send *send_new(struct co *co, struct hold *h, const struct graph_change *ch, uint64_t off, uint64_t len)
 {
     struct send *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
     *s = (struct send){ .h = h, .kind = ch->kind, .off = off, .len = len,
-                        .flags = ch->flags & GRAPH_UNMAP && !h->l->o.keep_space ? GRAPH_UNMAP : 0 };
-    if (ch->kind == GRAPH_CHANGE_WRITE) {
-        s->buf = aligned_alloc(BUF_ALIGN, round_up(len, BUF_ALIGN));
-        if (!s->buf) {
-            free(s);
-            return NULL;
-        }
-        iov_to_buf(iov_slice(*ch->v, off - ch->off, len), s->buf, len);
-    }
-    return s;
+                        .flags = (ch->flags & GRAPH_UNMAP || ch->kind == GRAPH_CHANGE_DISCARD) && !h->l->o.keep_space ? GRAPH_UNMAP : 0 };
+    if (ch->kind == GRAPH_CHANGE_ZERO)
+        return s;
+    s->buf = aligned_alloc(BUF_ALIGN, round_up(len, BUF_ALIGN));
+    if (s->buf && !fill_send(co, s, ch))
+        return s;
+    free(s->buf);
+    free(s);
+    return NULL;
 }
 
 /* 0: the target has it. Else it is not waited for any longer, or failed. */
 static int send_part(struct co *co, struct hold *h, const struct graph_change *ch, uint64_t off, uint64_t len)
 {
     struct copy_live *l = h->l;
-    struct send *s = send_new(h, ch, off, len);
+    struct send *s = send_new(co, h, ch, off, len);
     if (!s)
         return -ENOMEM;
     if (rt_spawn(co_loop(co), send_main, s)) {
@@ -200,7 +216,7 @@ static void carry(struct co *co, struct hold *h, const struct graph_change *ch)
     while (off < end) {
         bool dirty = dirty_run(l->dirty, off, end, &stop);
         stop = min_u64(stop, end);
-        if (ch->kind == GRAPH_CHANGE_WRITE)
+        if (ch->kind != GRAPH_CHANGE_ZERO)
             stop = min_u64(stop, off + l->segment);
         if (!dirty && send_part(co, h, ch, off, stop - off)) {
             live_touched(l, off, end - off);                 /* W1 */
@@ -212,7 +228,8 @@ static void carry(struct co *co, struct hold *h, const struct graph_change *ch)
 
 static int change_both(struct co *co, struct copy_live *l, struct graph_change *ch, uint64_t since)
 {
-    struct hold *h = ch->kind == GRAPH_CHANGE_DISCARD ? NULL : hold_take(co, l, ch, since);
+    bool long_discard = ch->kind == GRAPH_CHANGE_DISCARD && ch->len > DISCARD_MAX;
+    struct hold *h = long_discard ? NULL : hold_take(co, l, ch, since);
     int r = graph_change_go(co, ch);
     if (!h || r)
         live_touched(l, ch->off, ch->len);

@@ -234,6 +234,8 @@ struct graph_watch {
 };
 /* The change itself, seen by the watchers further in. When it failed, a part of it may have been done. */
 MUST_USE int graph_change_go(struct co *co, struct graph_change *ch);
+/* Reads from ch->node, inside the disk, for a watcher: a request of its own would wait for a gate that waits for this one. */
+MUST_USE int graph_change_read(struct co *co, const struct graph_change *ch, struct iov v, uint64_t off);
 /* Home loop, never inside a request. When add returns, every change that is not seen by w has ended; until remove returns w
  * may be called. Neither drains: requests go on. */
 void graph_watch_add(struct co *co, struct graph_node *n, struct graph_watch *w);

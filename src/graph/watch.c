@@ -31,6 +31,11 @@ int graph_change_go(struct co *co, struct graph_change *ch)
     return run(co, ch->arg);
 }
 
+int graph_change_read(struct co *co, const struct graph_change *ch, struct iov v, uint64_t off)
+{
+    return chain_read(co, ch->node, v, off);
+}
+
 int watch_run(struct co *co, struct graph_change *ch, int (*run)(struct co *co, void *arg), void *arg)
 {
     ch->next = atomic_load_explicit(&ch->node->watches, memory_order_acquire);
