@@ -12,7 +12,7 @@
  */
 #include <string.h>
 
-#include "ctl/ctl_priv.h"
+#include "ctl/cmd_mirror.h"
 #include "job/job.h"
 
 /* ---- events ---- */
@@ -70,6 +70,10 @@ static json_t *block_job_json(const struct job *job)
         json_decref(o);
         return NULL;
     }
+    if (o && job_is_mirror(job) && ctl_mirror_json(job, o)) {
+        json_decref(o);
+        return NULL;
+    }
     return o;
 }
 
@@ -117,7 +121,7 @@ VERB(resume, device_rows, JOB_RESUME, "Lets a job go on that was paused, or that
 
 static const struct ctl_arg cancel_rows[] = {
     { "device", CTL_STR, true, CTL_AT(struct device_args, device), .doc = "Id of the job." },
-    { "force", CTL_BOOL, false, CTL_AT(struct device_args, force), .doc = "Also when it is paused." },
+    { "force", CTL_BOOL, false, CTL_AT(struct device_args, force), .doc = "Also when it is paused; and a mirror that is ready does not end well." },
     CTL_ARGS_END
 };
 
@@ -129,6 +133,8 @@ static int run_cancel(struct co *co, struct ctl_call *call)
         return call->err.code;
     if (job->user_paused && !a->force)
         return byre_fail(&call->err, BAD_ARGUMENT, "The block job '%s' is paused: resume it first, or use force", a->device);
+    if (job_is_mirror(job) && !a->force && (job->status == JOB_READY || job->status == JOB_STANDBY))
+        return job_mirror_leave(job, &call->err);            /* FEATURES 9.011 */
     return job_do(job, JOB_CANCEL, &call->err);
 }
 

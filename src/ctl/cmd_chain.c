@@ -14,6 +14,7 @@
 #include "ctl/ctl_priv.h"
 #include "graph/live.h"
 #include "job/live_commit.h"
+#include "job/mirror.h"
 #include "job/stream.h"
 
 struct chain_args {
@@ -101,6 +102,21 @@ static int begin(struct ctl_call *call, const struct chain_args *a, struct graph
 
 /* ---- commands ---- */
 
+/* The active layer: as a mirror, which is completed by block-job-complete (FEATURES 9.043). */
+static int commit_active(struct co *co, struct ctl_call *call, const struct chain_args *a, const struct job_live_commit_opts *c)
+{
+    struct job_mirror_opts o = { .source = c->disk, .target = c->base, .active_commit = true, .on_source_error = c->on_error, .on_target_error = c->on_error,
+                                 .job = c->job };
+    struct job *job;
+    if (a->backing_file)
+        return byre_fail(&call->err, BAD_ARGUMENT, "'backing-file' is not possible when '%s' itself is committed: no image names it", a->device);
+    for (struct graph_node *n = graph_backing(o.source); !c->base && n; n = graph_backing(n))
+        o.target = n;
+    if (!o.target)
+        return byre_fail(&call->err, BAD_ARGUMENT, "'%s' has no backing image that it could be committed into", a->device);
+    return job_mirror_start(co, call->c->env.jobs, &o, &job, &call->err);
+}
+
 static int run_block_commit(struct co *co, struct ctl_call *call)
 {
     const struct chain_args *a = call->args;
@@ -114,7 +130,7 @@ static int run_block_commit(struct co *co, struct ctl_call *call)
     if (r)
         return r;
     if (!o.top || o.top == o.disk)
-        return byre_fail(&call->err, NOT_SUPPORTED, "'%s' is the active layer; only layers below it can be committed while it is in use", a->device);
+        return commit_active(co, call, a, &o);
     return job_live_commit_start(co, call->c->env.jobs, &o, &job, &call->err);
 }
 

@@ -18,6 +18,7 @@
  *   cmd_block.c   query-block query-named-block-nodes block_resize
  *   cmd_block_job.c  query-block-jobs, block-job-*
  *   cmd_chain.c   block-commit, block-stream
+ *   cmd_mirror.c  blockdev-mirror, drive-mirror, block-job-change
  *   cmd_export.c  nbd-server-*, block-export-*, query-block-exports
  *   cmd_object.c  object-add object-del
  *   cmd_job.c     query-jobs and the verbs of jobs
@@ -161,6 +162,8 @@ extern const struct ctl_command ctl_cmd_block_export_add, ctl_cmd_block_export_d
 extern const struct ctl_command ctl_cmd_object_add, ctl_cmd_object_del;
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
     ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_compact, ctl_cmd_x_byre_scrub;
+
+extern const struct ctl_command ctl_cmd_blockdev_mirror, ctl_cmd_drive_mirror, ctl_cmd_block_job_change;
 
 /* ---- target.c ---- */
 /* A device by that name, or a node by it. NULL: told in call->err. */

@@ -300,7 +300,7 @@ static int go_over(struct co *co, struct mirror *m, struct byre_err *err)
     struct graph_node *from = m->o.replaces ? m->o.replaces : m->o.source;
     graph_user_remove(&m->on_target);
     graph_user_remove(&m->on_source);
-    return graph_replace_node(co, from, m->o.target, err);
+    return m->o.over_source ? graph_insert_above(co, from, m->o.target, err) : graph_replace_node(co, from, m->o.target, err);
 }
 
 /* 1: somebody wrote; again. */

@@ -22,6 +22,7 @@ enum job_mirror_sync { JOB_MIRROR_FULL, JOB_MIRROR_TOP, JOB_MIRROR_NONE };
 struct job_mirror_opts {
     struct graph_node *source, *target;  /* the same length, or active: a target that is not shorter. The job takes references */
     struct graph_node *replaces;         /* whose users go to the target; NULL: the source's */
+    bool over_source;                    /* the target, which has nothing below it, lies above the source at the end (sync none) */
     bool active_commit;                  /* target: a layer below the source, which takes up what those above it hold */
     enum job_mirror_sync sync;
     bool blocking;                       /* copy-mode=write-blocking */
