@@ -7,6 +7,7 @@
  * Owns        struct mirror, from job_mirror_start to fini; the copy until the job has concluded
  * Invariants  mirror.h I1 to I3. Further: M1  The source is drained for as long as it takes to end what is inside, one flush of a target that was
  *             flushed just before, and the change of edges. What is not clean then is copied with the gate open, and it is tried again.
+ *             M2  Users that are on the target are let go when the job has concluded, so nothing is acknowledged there before the event.
  * Order       copy | flush | ready | ... | drain, clean | flush | users go over | concluded (J1)
  * Concurrency Home loop. A flush runs in a coroutine of its own, so that cancelling does not wait for a target that stands still.
  * Failure     mirror.h
@@ -41,7 +42,7 @@ struct mirror {
     struct converge conv;
     uint64_t next_tick_ns, longest_hold_ns, pause_ns;
     struct copy_live_state st;           /* of the last look */
-    bool scanned, completing, leaving, ended;
+    bool scanned, completing, leaving, over, ended;
     bool wants_blocking;                 /* copy-mode, as the user has it */
 };
 
@@ -317,9 +318,24 @@ static int try_to_end(struct co *co, struct mirror *m, struct byre_err *err)
     }
     if (!r && !m->leaving)
         r = go_over(co, m, err);
-    graph_drain_end(m->o.source);
+    m->over = !r && !m->leaving;
+    if (!m->over)
+        graph_drain_end(m->o.source);
     m->pause_ns = rt_now(co_loop(co)) - t0;
     return r;
+}
+
+/* The users may go on, on the target. Runs when the job has said that it is over: what a guest is told from now on is not on the source. */
+struct opening { struct graph_node *source, *target; struct jobs *jobs; };
+
+static void open_gate(struct co *co, void *arg)
+{
+    struct opening *o = arg;
+    graph_drain_end(o->source);
+    (void)graph_close(co, o->target);    /* it was flushed */
+    (void)graph_close(co, o->source);
+    co_group_leave(&o->jobs->alive);
+    free(o);
 }
 
 static void end_copy(struct co *co, struct mirror *m)
@@ -331,26 +347,49 @@ static void end_copy(struct co *co, struct mirror *m)
     m->live = NULL;
     graph_user_remove(&m->on_source);
     graph_user_remove(&m->on_target);
+    m->ended = true;
+}
+
+static void close_nodes(struct co *co, struct mirror *m)
+{
     (void)graph_close(co, m->o.target);  /* it was flushed when that was promised */
     (void)graph_close(co, m->o.source);
-    m->ended = true;
 }
 
 static int mirror_commit(struct co *co, struct job *job, struct byre_err *err)
 {
     struct mirror *m = job->opaque;
-    int r;
-    do {
+    struct opening *o = calloc(1, sizeof *o);
+    int r = o ? 0 : byre_fail(err, NOMEM, "no memory for the end of a mirror");
+    bool again = !r;
+    while (again) {
         r = settle(co, m, err);
         if (!r)
             r = try_to_end(co, m, err);
-    } while (r > 0);
-    if (!r)
-        end_copy(co, m);
-    return r;
+        again = r > 0;
+    }
+    if (r) {
+        free(o);
+        return r;
+    }
+    end_copy(co, m);
+    if (!m->over) {
+        close_nodes(co, m);
+        free(o);
+        return 0;
+    }
+    *o = (struct opening){ m->o.source, m->o.target, job->jobs };
+    co_group_enter(&o->jobs->alive);
+    if (rt_spawn(co_loop(co), open_gate, o))                 /* it runs when this coroutine has told the end: nothing suspends until then */
+        open_gate(co, o);                /* no memory: a moment early */
+    return 0;
 }
 
-static void mirror_abort(struct co *co, struct job *job) { end_copy(co, job->opaque); }
+static void mirror_abort(struct co *co, struct job *job)
+{
+    end_copy(co, job->opaque);
+    close_nodes(co, job->opaque);
+}
 
 static void mirror_complete(struct job *job) { ((struct mirror *)job->opaque)->completing = true; }
 
