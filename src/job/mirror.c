@@ -33,6 +33,14 @@
 #define HOLD_DEFAULT_MS 1000u
 #define STEP_BYTES (UINT64_C(1) << 30)
 
+#ifdef MIRROR_TEST
+extern int mirror_fault;                 /* of the test in sim/, which must find them */
+#define FAULT(n) (mirror_fault == (n))
+#else
+#define FAULT(n) 0
+#endif
+enum { FAULT_NO_FLUSH = 1, FAULT_NOT_CLEAN, FAULT_LATE_EVENT };
+
 struct mirror {
     struct job *job;
     struct job_mirror_opts o;
@@ -288,11 +296,11 @@ static int settle(struct co *co, struct mirror *m, struct byre_err *err)
         look(co, m);
         if (m->st.error)
             return say_failed(m, err);
-        if (m->st.clean)
+        if (m->st.clean || FAULT(FAULT_NOT_CLEAN))
             break;
         wait(co, m);
     }
-    int r = flush_target(co, m);
+    int r = FAULT(FAULT_NO_FLUSH) ? 0 : flush_target(co, m);
     return r && r != -ECANCELED ? byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r)) : r;
 }
 
@@ -310,8 +318,8 @@ static int try_to_end(struct co *co, struct mirror *m, struct byre_err *err)
     uint64_t t0 = rt_now(co_loop(co));
     graph_drain_begin(co, m->o.source);
     copy_live_look(m->live, &m->st);
-    int r = !m->st.clean;
-    if (!r) {
+    int r = !m->st.clean && !FAULT(FAULT_NOT_CLEAN);
+    if (!r && !FAULT(FAULT_NO_FLUSH)) {
         r = flush_target(co, m);
         if (r && r != -ECANCELED)
             r = byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r));
@@ -380,8 +388,10 @@ static int mirror_commit(struct co *co, struct job *job, struct byre_err *err)
     }
     *o = (struct opening){ m->o.source, m->o.target, job->jobs };
     co_group_enter(&o->jobs->alive);
-    if (rt_spawn(co_loop(co), open_gate, o))                 /* it runs when this coroutine has told the end: nothing suspends until then */
+    if (FAULT(FAULT_LATE_EVENT) || rt_spawn(co_loop(co), open_gate, o))                 /* it runs when this coroutine has told the end: nothing suspends until then */
         open_gate(co, o);                /* no memory: a moment early */
+    if (FAULT(FAULT_LATE_EVENT))
+        (void)co_sleep(co, 20000000);
     return 0;
 }
 
