@@ -137,9 +137,6 @@ static int make_file(struct co *co, const char *file, const struct fmt_ops *ops,
         r = stor_file_open(co, file, &so, &s, err);
     if (!r) {
         r = ops->create(co, s, &how, err);
-        int f = r ? 0 : stor_flush(co, s);
-        if (f)
-            r = byre_fail_code(err, IO, f, "%s: cannot be made durable", file);
         stor_close(co, s);
         if (r)
             (void)unlink(file);

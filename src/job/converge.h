@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * converge.h: will a mirror be ready, and when; what is to be done about it (DESIGN 2.2).
+ * converge.h: will a mirror be ready, and when; what is to be done about it.
  *
  * Pure: samples in, decisions out. The job measures and obeys (mirror.c).
  */

@@ -504,7 +504,7 @@ static void active(struct co *co, void *arg)
 }
 static void test_active(void **state) { t_run(0, active, NULL); }
 
-/* DESIGN 2.2: the target takes a tenth of what the guests write, who rewrite the same place, or write everywhere, for ever. */
+/* The target takes a tenth of what the guests write, who rewrite the same place, or write everywhere, for ever. */
 static void founding(struct co *co, void *arg)
 {
     for (unsigned hot = 0; hot < 2; hot++) {
