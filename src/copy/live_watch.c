@@ -10,7 +10,7 @@
  *                 back, for whatever did not reach the target or was not tried (L1, L2).
  *             W2  Nobody here waits while the target is gated, for a lock while anybody waits for requests to end, or after stop: the one
  *                 who closes gates may wait for us.
- * Order       source first, then the target
+ * Order       source first, then the target; the guest is answered behind both (J1)
  * Concurrency On the loop of the request; locks are taken and given back on the home loop.
  * Failure     The source's error is the guest's. The target's is the owner's: the range is dirty, and the error stands (live.h).
  * Tests       live_test.c

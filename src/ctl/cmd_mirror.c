@@ -250,7 +250,9 @@ int ctl_mirror_json(const struct job *job, json_t *o)
 }
 
 const struct ctl_command ctl_cmd_blockdev_mirror = { "blockdev-mirror", blockdev_rows, sizeof(struct mirror_args), run_blockdev_mirror,
-    .doc = "Makes another node the same as a disk in use, keeps it so, and lets it take the disk's place when block-job-complete says so." };
+    .doc = "Makes another node the same as a disk in use, keeps it so, and lets it take the disk's place when block-job-complete says so; from then on, however "
+           "busy the disk is, it ends. In x-byre-converge query-block-jobs tells rates in bytes per second, when it will be ready (-1: never, as things are), what is "
+           "done about it, which limit forbids more, and how long users stood still when they went over." };
 const struct ctl_command ctl_cmd_drive_mirror = { "drive-mirror", drive_rows, sizeof(struct mirror_args), run_drive_mirror,
     .doc = "The same for a file, which is made unless mode is existing." };
 const struct ctl_command ctl_cmd_block_job_change = { "block-job-change", change_rows, sizeof(struct change_args), run_change,

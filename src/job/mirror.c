@@ -8,7 +8,7 @@
  * Invariants  mirror.h I1 to I3. Further: M1  The source is drained for as long as it takes to end what is inside, one flush of a target that was
  *             flushed just before, and the change of edges. What is not clean then is copied with the gate open, and it is tried again.
  *             M2  Users that are on the target are let go when the job has concluded, so nothing is acknowledged there before the event.
- * Order       copy | flush | ready | ... | drain, clean | flush | users go over | concluded (J1)
+ * Order       copy | flush | ready | ... | drain, clean | flush | users go over | concluded (J1, J5)
  * Concurrency Home loop. A flush runs in a coroutine of its own, so that cancelling does not wait for a target that stands still.
  * Failure     mirror.h
  * Tests       mirror_test.c, tests/cli/mirror_test.py, tests/kill/test_kill_mirror.py
