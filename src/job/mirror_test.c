@@ -155,7 +155,8 @@ static void do_ok(struct job *job, enum job_verb v)
 }
 
 /* ---- guests ---- */
-struct guest { struct world *w; unsigned id; uint64_t pause_ns; bool hot; };
+enum manner { ALL_KINDS, WRITES, ONE_PLACE };
+struct guest { struct world *w; unsigned id; uint64_t pause_ns; enum manner manner; };
 
 static void fill_sector(uint8_t *buf, uint32_t sector, uint32_t gen)
 {
@@ -167,10 +168,10 @@ static void fill_sector(uint8_t *buf, uint32_t sector, uint32_t gen)
 static void guest_step(struct co *co, struct guest *gu, struct prng *rng)
 {
     struct world *w = gu->w;
-    uint32_t stretch = SECTORS / GUESTS, first = gu->id * stretch + (gu->hot ? 0 : (uint32_t)prng_below(rng, stretch - 8)), n = gu->hot ? 2 : 8;
+    uint32_t stretch = SECTORS / GUESTS, first = gu->id * stretch + (gu->manner == ONE_PLACE ? 0 : (uint32_t)prng_below(rng, stretch - 8)), n = gu->manner == ONE_PLACE ? 2 : 8;
     uint8_t buf[8 * SECTOR];
     uint32_t gen = 1 + (uint32_t)prng_below(rng, 1u << 30);
-    unsigned what = gu->hot ? 9 : (unsigned)prng_below(rng, 20);
+    unsigned what = gu->manner != ALL_KINDS ? 9 : (unsigned)prng_below(rng, 20);
     uint64_t t0 = rt_now(co_loop(co));
     for (uint32_t i = 0; i < n; i++) {
         fill_sector(buf + i * SECTOR, first + i, gen);
@@ -207,12 +208,12 @@ static void guest_main(struct co *co, void *arg)
     atomic_fetch_sub(&gu->w->running, 1);
 }
 
-static void guests_start(struct world *w, struct guest *gu, unsigned n, uint64_t pause_ns, bool hot)
+static void guests_start(struct world *w, struct guest *gu, unsigned n, uint64_t pause_ns, enum manner manner)
 {
     w->stop = false;
     w->running = n;
     for (unsigned i = 0; i < n; i++) {
-        gu[i] = (struct guest){ w, i, pause_ns, hot };
+        gu[i] = (struct guest){ w, i, pause_ns, manner };
         CHECK_EQ(rt_spawn_on(rt_loop_at(t_rt, i % 2), guest_main, &gu[i]), 0);
     }
 }
@@ -259,7 +260,7 @@ static void pivot(struct co *co, void *arg)
         struct guest gu[GUESTS];
         struct job_mirror_state st;
         w->to.delay_ns = 200000;
-        guests_start(w, gu, GUESTS, 300000, false);
+        guests_start(w, gu, GUESTS, 300000, ALL_KINDS);
         struct job *job = start(co, w, (struct job_mirror_opts){ .blocking = i % 2, .granularity = i / 2 ? 65536 : 4096 });
         struct byre_err err;
         if (!(i % 2))                     /* so many guests keep a background copy from its end */
@@ -292,7 +293,7 @@ static void switching(struct co *co, void *arg)
     struct guest gu[GUESTS];
     struct byre_err err;
     w->to.delay_ns = 100000;
-    guests_start(w, gu, GUESTS, 200000, false);
+    guests_start(w, gu, GUESTS, 200000, ALL_KINDS);
     struct job *job = start(co, w, (struct job_mirror_opts){ .granularity = 4096 });
     for (unsigned i = 0; i < 100; i++) {
         CHECK_EQ(job_mirror_set_blocking(job, i % 2 == 0, &err), 0);
@@ -382,7 +383,7 @@ static void cancelling(struct co *co, void *arg)
             atomic_store(&w->to.stalled, true);
         }
         if (where != 2)
-            guests_start(w, gu, GUESTS, 1000000, false);
+            guests_start(w, gu, GUESTS, 1000000, ALL_KINDS);
         else
             do_ok(job, JOB_COMPLETE);     /* stands in its flush */
         (void)co_sleep(co, 50000000);
@@ -448,7 +449,7 @@ static void pausing(struct co *co, void *arg)
     struct guest gu[GUESTS];
     uint64_t a, b, total;
     struct job *job = start(co, w, (struct job_mirror_opts){ .blocking = true, .job.speed = 400000 });
-    guests_start(w, gu, GUESTS, 1000000, false);
+    guests_start(w, gu, GUESTS, 1000000, ALL_KINDS);
     (void)co_sleep(co, 600000000);
     job_progress_get(job, &a, &total);
     CHECK(a > 0 && a < total && a < 1000000);
@@ -487,7 +488,7 @@ static void active(struct co *co, void *arg)
         toyfmt_set(mid, i, i % 2 ? FMT_ZERO : FMT_DATA, false, 77);
     m->read_only = true;
     attach(w, t);
-    guests_start(w, gu, GUESTS, 300000, false);
+    guests_start(w, gu, GUESTS, 300000, ALL_KINDS);
     struct job_mirror_opts o = { .source = t, .target = w->from, .active_commit = true, .blocking = true, .job = { .id = "c", .keep_concluded = true } };
     CHECK_EQ(job_mirror_start(co, &w->js, &o, &job, &err), 0);
     CHECK(reaches(co, job, JOB_READY, 20 * SEC));
@@ -512,7 +513,7 @@ static void founding(struct co *co, void *arg)
         struct guest gu[GUESTS];
         struct job_mirror_state st;
         w->to.delay_ns = 3000000;         /* one after the other, each guest's write takes about ten times as long */
-        guests_start(w, gu, GUESTS, 300000, hot);
+        guests_start(w, gu, GUESTS, 300000, hot ? ONE_PLACE : WRITES);
         (void)co_sleep(co, 300000000);
         uint64_t before = atomic_load(&w->bytes);
         (void)co_sleep(co, SEC / 2);

@@ -35,7 +35,9 @@ struct world {
     struct jobs js;
     struct co_group guests;
     uint64_t seed, over;                  /* stamp of the event */
-    bool ready, stop, blocking;
+    bool ended;
+    int result;                           /* of the job */
+    struct sim_faults faults;             /* for the run, once the disks are open */
     uint32_t id, gen;
     uint64_t states, bad;
     char first[400];
@@ -80,7 +82,7 @@ static void guest_main(struct co *co, void *arg)
     struct world *t = gu->t;
     struct prng rng;
     prng_init(&rng, t->seed * 7 + gu->id);
-    for (unsigned after = 0; after < 4; after += t->over != 0) {
+    for (unsigned after = 0; after < 4; after += t->ended) {
         if (prng_one_in(&rng, 4))
             guest_flush(co, t);
         else
@@ -93,7 +95,11 @@ static void guest_main(struct co *co, void *arg)
 static void on_status(void *arg, const struct job *job)
 {
     struct world *t = arg;
-    if (job->status == JOB_CONCLUDED && job->result == 0)
+    if (job->status != JOB_CONCLUDED)
+        return;
+    t->ended = true;
+    t->result = job->result;
+    if (job->result == 0)
         t->over = sim_stamp(t->w);
 }
 
@@ -121,6 +127,7 @@ static int run(struct co *co, void *arg)
     struct guest gu[GUESTS];
     struct job *job;
     open_disks(co, t);
+    t->w->faults = t->faults;
     for (unsigned i = 0; i < GUESTS; i++) {
         gu[i] = (struct guest){ t, i };
         co_group_enter(&t->guests);
@@ -129,13 +136,14 @@ static int run(struct co *co, void *arg)
     const struct job_mirror_opts o = { .source = t->from, .target = t->to, .granularity = 4096, .buf_bytes = 1 << 20, .blocking = t->seed % 2,
                                        .job = { .id = "m", .keep_concluded = true } };
     assert_int_equal(job_mirror_start(co, &t->js, &o, &job, &err), 0);
-    while (job->status != JOB_READY)
+    while (job->status != JOB_READY && !t->ended)
         (void)co_sleep(co, 1000000);
     (void)co_sleep(co, 5000000);
-    assert_int_equal(job_do(job, JOB_COMPLETE, &err), 0);
-    while (job->status != JOB_CONCLUDED)
+    if (!t->ended)
+        assert_int_equal(job_do(job, JOB_COMPLETE, &err), 0);
+    while (!t->ended)
         (void)co_sleep(co, 1000000);
-    assert_int_equal(job->result, 0);
+    assert_ptr_equal(graph_attached(t->disk), t->result ? t->from : t->to);
     co_group_wait(co, &t->guests);
     jobs_stop(co, &t->js);
     (void)graph_detach(co, t->disk);
@@ -180,12 +188,31 @@ static int visit(void *arg, struct sim_explorer *x, struct hash128 content)
     return t->bad > 3;
 }
 
-static struct hash128 explore(struct world *t, uint64_t seed, bool look)
+/* What guests were told is on the disk, wherever it is now. */
+static void check_now(struct world *t, struct sim_model *m)
+{
+    uint8_t buf[SIM_SECTOR];
+    const struct sim_disk *d = &t->w->files[t->over ? 1 : 0]->disk;
+    for (size_t i = 0; i < t->trace->note_count; i++)
+        sim_model_apply(m, &t->trace->notes[i]);
+    for (uint32_t s = 0; s < SECTORS; s++) {
+        sim_disk_read(d, s * SIM_SECTOR, buf, sizeof buf);
+        if (!sim_model_allows(m, s, sim_sector_gen(buf, s)))
+            print_error("seed %llu, fault %llu of kinds %x: sector %u is wrong\n", (unsigned long long)t->seed, (unsigned long long)t->faults.nth, t->faults.kinds, s);
+        assert_true(sim_model_allows(m, s, sim_sector_gen(buf, s)));
+    }
+}
+
+enum look { LOOK_NOT, LOOK_CUTS, LOOK_NOW };
+
+static struct hash128 explore(struct world *t, uint64_t seed, enum look look, const struct sim_faults *faults)
 {
     uint32_t gens[SECTORS];
     struct sim_trace trace;
     struct sim_model m;
     *t = (struct world){ .seed = seed, .trace = &trace };
+    if (faults)
+        t->faults = *faults;
     sim_trace_init(&trace);
     assert_int_equal(sim_world_new(seed, 2, &t->w), 0);
     (void)sim_world_file(t->w, "source");
@@ -194,19 +221,22 @@ static struct hash128 explore(struct world *t, uint64_t seed, bool look)
     t->w->trace = &trace;
     assert_int_equal(sim_run(t->w, run, t, 0), 0);
     t->w->trace = NULL;
-    assert_true(t->over > 0);
+    assert_true(t->over > 0 || t->w->faults.fired);
     struct hash128 h = sim_trace_hash(&trace);
-    if (look) {
+    for (uint32_t s = 0; s < SECTORS; s++)
+        gens[s] = 1;
+    sim_model_init(&m, SECTORS, NULL);
+    sim_model_start(&m, SIZE, gens);
+    if (look == LOOK_NOW) {
+        check_now(t, &m);
+    } else if (look == LOOK_CUTS) {
         fill_files(t);
-        for (uint32_t s = 0; s < SECTORS; s++)
-            gens[s] = 1;
-        sim_model_init(&m, SECTORS, NULL);
-        sim_model_start(&m, SIZE, gens);
         struct sim_explorer x = { .w = t->w, .t = &trace, .m = &m, .seed = seed, .visit = visit, .arg = t };
         int r = sim_explore(&x);
         assert_true(r == 0 || t->bad);
-        sim_model_fini(&m);
     }
+    t->faults = t->w->faults;
+    sim_model_fini(&m);
     sim_trace_fini(&trace);
     sim_world_free(t->w);
     return h;
@@ -219,7 +249,7 @@ static void test_right(void **state)
     struct world t;
     mirror_fault = 0;
     for (uint64_t seed = 1; seed <= seeds; seed++) {
-        explore(&t, seed, true);
+        explore(&t, seed, LOOK_CUTS, NULL);
         if (t.bad)
             print_error("seed %llu: %s\n", (unsigned long long)seed, t.first);
         assert_int_equal(t.bad, 0);
@@ -234,9 +264,31 @@ static void test_same_trace(void **state)
     struct world t;
     mirror_fault = 0;
     for (uint64_t seed = 1; seed < 20; seed++) {
-        struct hash128 a = explore(&t, seed, false), b = explore(&t, seed, false);
+        struct hash128 a = explore(&t, seed, LOOK_NOT, NULL), b = explore(&t, seed, LOOK_NOT, NULL);
         assert_memory_equal(&a, &b, sizeof a);
     }
+}
+
+/* The n-th call fails, or all from there on: nothing hangs, the users are where the job says, and what they were told is there. */
+static void test_calls_that_fail(void **state)
+{
+    static const unsigned kinds[] = { SIM_C_WRITE, SIM_C_FLUSH, SIM_C_READ, SIM_C_ZERO | SIM_C_DISCARD | SIM_C_EXTENT };
+    unsigned runs = 0, failed = 0;
+    mirror_fault = 0;
+    for (unsigned i = 0; i < 4 * 2; i++) {
+        struct world t;
+        uint64_t nth = 1, step = 1;
+        do {
+            const struct sim_faults f = { .kinds = kinds[i / 2], .nth = nth, .forever = i % 2, .what = i % 3 ? -EIO : -ENOSPC };
+            explore(&t, 1 + nth % 5, LOOK_NOW, &f);
+            runs++;
+            failed += t.result != 0;
+            nth += step;
+            step += nth > 60;
+        } while (t.faults.fired && nth < 2000);
+    }
+    print_message("%u runs, in %u the job failed\n", runs, failed);
+    assert_true(runs > 120 && failed > 60);
 }
 
 /* 1: the event comes before the flush of the target (H6). 2: before everything is copied. 3: guests are let go before the event. */
@@ -246,7 +298,7 @@ static void test_faults(void **state)
         struct world t;
         unsigned found = 0;
         for (uint64_t seed = 1; seed <= 40 && !found; seed++) {
-            explore(&t, seed, true);
+            explore(&t, seed, LOOK_CUTS, NULL);
             found += t.bad > 0;
         }
         if (!found)
@@ -258,6 +310,6 @@ static void test_faults(void **state)
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_same_trace), cmocka_unit_test(test_right), cmocka_unit_test(test_faults) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_same_trace), cmocka_unit_test(test_right), cmocka_unit_test(test_calls_that_fail), cmocka_unit_test(test_faults) };
     return cmocka_run_group_tests_name("sim-mirror", tests, NULL, NULL);
 }
