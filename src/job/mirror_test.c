@@ -28,7 +28,7 @@
 #define UNKNOWN UINT32_MAX
 #define SEC UINT64_C(1000000000)
 
-struct target { struct toy *t; struct graph_node *n; _Atomic int delay_ns, fail, fail_flush; _Atomic bool stalled, unflushed; _Atomic unsigned writes; };
+struct target { struct toy *t; struct graph_node *n; _Atomic int delay_ns, fail, fail_flush; _Atomic uint64_t rate, next_ns; _Atomic bool stalled, unflushed; _Atomic unsigned writes; };
 struct world {
     struct graph *g;
     struct toyfmt *src;
@@ -61,6 +61,13 @@ static int target_hook(struct co *co, struct toy *t, enum toy_op op, uint64_t of
     }
     if (atomic_load(&to->delay_ns))
         (void)co_sleep(co, (uint64_t)atomic_load(&to->delay_ns));
+    if (atomic_load(&to->rate)) {         /* bytes per second, one after the other */
+        uint64_t now = rt_now(co_loop(co)), next = atomic_load(&to->next_ns), at, cost = len * SEC / atomic_load(&to->rate);
+        do
+            at = (next > now ? next : now) + cost;
+        while (!atomic_compare_exchange_weak(&to->next_ns, &next, at));
+        (void)co_sleep(co, at - now);
+    }
     atomic_store(&to->unflushed, true);
     atomic_fetch_add(&to->writes, 1);
     return atomic_load(&to->fail);
@@ -512,13 +519,13 @@ static void founding(struct co *co, void *arg)
         struct world *w = world_open(co);
         struct guest gu[GUESTS];
         struct job_mirror_state st;
-        w->to.delay_ns = 3000000;         /* one after the other, each guest's write takes about ten times as long */
         guests_start(w, gu, GUESTS, 300000, hot ? ONE_PLACE : WRITES);
         (void)co_sleep(co, 300000000);
         uint64_t before = atomic_load(&w->bytes);
         (void)co_sleep(co, SEC / 2);
         double rate = (double)(atomic_load(&w->bytes) - before) * 2, slowest = 1e18;
         atomic_store(&w->longest_ns, 0);
+        atomic_store(&w->to.rate, (uint64_t)(rate / 10));
         struct job *job = start(co, w, (struct job_mirror_opts){ .converge = CONVERGE_AUTO, .deadline_s = 20, .granularity = 65536 });
         uint64_t t0 = rt_now(co_loop(co));
         while (job->status == JOB_CREATED || job->status == JOB_RUNNING) {
