@@ -7,6 +7,7 @@
  * Owns        nothing
  * Invariants  I1  brake, when it is not 0, is never below guest_before / max_slowdown.
  *             I2  Decisions go one way at a time and are given time to show: SETTLE_NS between two.
+ *             I4  The guest's share of the target comes before the deadline: pieces step back for it.
  *             I3  Once it is ready the guest is not slowed down any more, and blocking stays.
  * Order       none
  * Concurrency pure
@@ -24,6 +25,8 @@
 #define NO_DEADLINE 1e9
 #define SMALL_S 0.3                        /* less than this is left, by the rates: then the last of it should be gone soon */
 #define BRAKE_MIN 4096.0
+#define COPY_MIN 65536.0
+#define SPARE 1.6                          /* so far above what it may become the guest is protected already */
 
 const char *converge_mode_name(enum converge_mode m)
 {
@@ -66,6 +69,7 @@ static void measure(struct converge *c, const struct converge_sample *s)
     double dt = (double)(s->now_ns - c->last.now_ns) / 1e9;
     double copied = (double)(s->copied - c->last.copied), guest = (double)(s->guest - c->last.guest);
     double dirtied = (double)s->dirty + copied - (double)c->last.dirty;
+    c->guest_now = guest / dt;
     follow(&c->guest_rate, guest / dt, dt);
     follow(&c->dirty_rate, dirtied > 0 ? dirtied / dt : 0, dt);
     if (s->dirty || copied > 0)
@@ -143,6 +147,18 @@ static void act(struct converge *c, const struct converge_sample *s, double left
     c->changed_ns = s->now_ns;
 }
 
+/* Changes that go to both sides share the target with the pieces: those step back before the guest is slower than it may become. */
+static void protect_guest(struct converge *c, const struct converge_sample *s)
+{
+    double limit = (double)c->copy_limit;
+    if (c->blocking && c->mode != CONVERGE_OFF && s->held && c->guest_now < c->guest_before / c->max_slowdown * SPARE) {
+        limit = (limit > 0 ? limit : c->copy_rate) * 0.6;
+        c->copy_limit = limit > COPY_MIN ? (uint64_t)limit : (uint64_t)COPY_MIN;
+    } else if (limit > 0) {
+        c->copy_limit = s->ready || limit > c->copy_rate * 4 ? 0 : (uint64_t)(limit * 1.1);
+    }
+}
+
 /* Even a target that has all its time for this needs longer. Said at once, whatever is tried. */
 static bool is_hopeless(const struct converge *c, const struct converge_sample *s, double left)
 {
@@ -157,6 +173,7 @@ void converge_step(struct converge *c, const struct converge_sample *s)
     measure(c, s);
     bool stuck = is_stuck(c, s);
     predict(c, s, stuck);
+    protect_guest(c, s);
     c->last = *s;
     double left = converge_time_left(c, s->now_ns);
     if (s->ready) {

@@ -17,7 +17,7 @@ enum converge_limit { CONVERGE_NONE, CONVERGE_LIMIT_DEADLINE, CONVERGE_LIMIT_SLO
 const char *converge_mode_name(enum converge_mode m);
 const char *converge_limit_name(enum converge_limit l);      /* "none", "deadline", "max-slowdown", "mode" */
 
-struct converge_sample { uint64_t now_ns, dirty, copied, guest; bool clean, ready; };
+struct converge_sample { uint64_t now_ns, dirty, copied, guest; bool clean, ready, held; };   /* held: a request has waited for the target since the last one */
 
 struct converge {
     /* set by the owner */
@@ -27,13 +27,14 @@ struct converge {
     bool blocking;                       /* decided; the owner may begin with true */
     /* decided */
     uint64_t brake;                      /* bytes per second that the guest may change; 0: no limit */
+    uint64_t copy_limit;                 /* bytes per second that pieces may take, so that changes get their part of the target; 0: no limit */
     enum converge_limit limit;
     /* measured: bytes per second */
     double dirty_rate, copy_rate, guest_rate, guest_before;
     double left_s;                       /* predicted time until it is ready; < 0: never, as things are */
     /* inside */
     uint64_t start_ns, changed_ns, stuck_ns, free_ns;
-    double free_bytes;
+    double free_bytes, guest_now;
     struct converge_sample last;
     bool begun;
 };

@@ -17,20 +17,25 @@
 
 /* A target takes `target` bytes per second in all. The guest would write `guest`, in `hot` bytes of the disk, and each write makes
  * `spread` times its size dirty. */
-struct world { double target, guest, hot, spread, size, deadline; enum converge_mode mode; unsigned max_slowdown; };
+struct world { double target, guest, hot, spread, size, deadline, share; enum converge_mode mode; unsigned max_slowdown; };
 struct outcome { double ready_s, slowest, blocking_s; enum converge_limit limit; bool braked; double limit_s; };
 
 static struct outcome run(const struct world *w)
 {
     struct outcome o = { .ready_s = -1, .slowest = 1e18, .blocking_s = -1, .limit_s = -1 };
     struct converge c = { .mode = w->mode, .deadline_ns = (uint64_t)(w->deadline * 1e9), .max_slowdown = w->max_slowdown };
-    double dirty = w->size, copied = 0, guest = 0, dt = 0.1, t = 0;
+    double dirty = w->size, copied = 0, guest = 0, dt = 0.1, t = 0, second = 0;
+    unsigned ticks = 0;
     struct converge_sample s = { .now_ns = 1, .dirty = (uint64_t)dirty };
     converge_begin(&c, &s);
     for (; t < 300 && o.ready_s < 0; t += dt) {
         double want = c.brake && (double)c.brake < w->guest ? (double)c.brake : w->guest, room = w->target * dt, done = want * dt;
         if (c.blocking) {                  /* what is clean goes to the target first, as far as that is able; half of it is the copy's */
-            double clean = 1 - dirty / (w->hot > w->size ? w->hot : w->size), both = done * clean, most = dirty > 0 ? room * 0.7 : room;
+            double clean = 1 - dirty / (w->hot > w->size ? w->hot : w->size), both = done * clean, share = w->share > 0 ? w->share : 0.7;
+            double pieces = room * (1 - share);              /* what the copy takes, if it may */
+            if (c.copy_limit && (double)c.copy_limit * dt < pieces)
+                pieces = (double)c.copy_limit * dt;
+            double most = dirty > 0 ? room - pieces : room;
             if (both > most) {
                 done *= most / both;
                 both = most;
@@ -48,10 +53,13 @@ static struct outcome run(const struct world *w)
         copied += n;
         if (!c.blocking && w->guest > 0 && w->hot < w->size && dirty < w->hot && copied >= w->size)
             dirty = w->hot;                /* rewritten before it was seen clean */
-        if (done / dt < o.slowest)
-            o.slowest = done / dt;
+        second += done;
+        if (++ticks % 10 == 0) {
+            o.slowest = second < o.slowest ? second : o.slowest;
+            second = 0;
+        }
         s = (struct converge_sample){ .now_ns = (uint64_t)((t + dt) * 1e9) + 1, .dirty = (uint64_t)dirty, .copied = (uint64_t)copied, .guest = (uint64_t)guest,
-                                      .clean = dirty < 1, .ready = dirty < 1 };
+                                      .clean = dirty < 1, .ready = dirty < 1, .held = c.blocking };
         converge_step(&c, &s);
         if (dirty < 1)
             o.ready_s = t + dt;
@@ -100,6 +108,9 @@ static void test_all_over(void **state)
     struct outcome o = run(&w);
     assert_true(o.ready_s > 0 && o.ready_s < 90 && o.blocking_s >= 0);
     assert_true(o.slowest >= w.guest / 20 * 0.99);
+    w.share = 0.2;                         /* the pieces take nearly all of the target, unless they step back */
+    o = run(&w);
+    assert_true(o.slowest >= w.guest / 20 * 0.99 && o.ready_s > 0);
     w.mode = CONVERGE_OFF;
     o = run(&w);
     assert_true(o.ready_s < 0 && o.limit == CONVERGE_LIMIT_MODE && o.limit_s < 5);

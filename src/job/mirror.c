@@ -31,6 +31,7 @@
 #define SPARSE_MAX 65536u
 #define SLOWDOWN_DEFAULT 20u
 #define HOLD_DEFAULT_MS 1000u
+#define HELD_NS UINT64_C(5000000)         /* a change that takes so long waits for the target */
 #define STEP_BYTES (UINT64_C(1) << 30)
 
 #ifdef MIRROR_TEST
@@ -47,8 +48,9 @@ struct mirror {
     struct copy_live *live;              /* NULL: not begun, or ended */
     struct graph_user on_source, on_target;
     char *who;
+    struct graph_node *frozen;           /* edges above it are */
     struct converge conv;
-    uint64_t next_tick_ns, longest_hold_ns, pause_ns;
+    uint64_t next_tick_ns, longest_hold_ns, held_ns, pause_ns;
     struct copy_live_state st;           /* of the last look */
     bool scanned, completing, leaving, over, ended;
     bool wants_blocking;                 /* copy-mode, as the user has it */
@@ -119,7 +121,8 @@ static void obey(struct mirror *m)
         copy_live_set_blocking(m->live, on);
     copy_live_set_brake(m->live, m->conv.brake);
     copy_live_await(m->live, !is_ready(m) || m->completing);
-    copy_live_set_rate(m->live, m->job->speed);
+    uint64_t speed = m->job->speed, limit = m->conv.copy_limit;
+    copy_live_set_rate(m->live, !speed || (limit && limit < speed) ? limit : speed);
 }
 
 static void steer(struct co *co, struct mirror *m)
@@ -128,7 +131,8 @@ static void steer(struct co *co, struct mirror *m)
     if (now >= m->next_tick_ns) {
         m->next_tick_ns = now + TICK_NS;
         struct converge_sample s = { .now_ns = now, .dirty = m->st.dirty + m->st.in_flight, .copied = m->st.copied, .guest = m->st.guest,
-                                     .clean = m->st.clean, .ready = is_ready(m) };
+                                     .clean = m->st.clean, .ready = is_ready(m), .held = m->held_ns > HELD_NS };
+        m->held_ns = 0;
         converge_step(&m->conv, &s);
     }
     obey(m);
@@ -138,6 +142,7 @@ static void look(struct co *co, struct mirror *m)
 {
     copy_live_look(m->live, &m->st);
     m->longest_hold_ns = max_u64(m->longest_hold_ns, m->st.longest_hold_ns);
+    m->held_ns = max_u64(m->held_ns, m->st.longest_hold_ns);
     tell_progress(m);
     if (m->scanned)
         steer(co, m);
@@ -304,9 +309,27 @@ static int settle(struct co *co, struct mirror *m, struct byre_err *err)
     return r && r != -ECANCELED ? byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r)) : r;
 }
 
+/* Layers that the selection of what is copied names stay where they are. */
+static int freeze(struct mirror *m, struct byre_err *err)
+{
+    const struct job_mirror_opts *o = &m->o;
+    struct graph_node *base = o->active_commit ? o->target : o->sync == JOB_MIRROR_TOP ? graph_backing(o->source) : NULL;
+    int r = base ? graph_freeze(o->source, base, err) : 0;
+    m->frozen = r ? NULL : base;
+    return r;
+}
+
+static void thaw(struct mirror *m)
+{
+    if (m->frozen)
+        graph_thaw(m->o.source, m->frozen);
+    m->frozen = NULL;
+}
+
 static int go_over(struct co *co, struct mirror *m, struct byre_err *err)
 {
     struct graph_node *from = m->o.replaces ? m->o.replaces : m->o.source;
+    thaw(m);
     graph_user_remove(&m->on_target);
     graph_user_remove(&m->on_source);
     return m->o.over_source ? graph_insert_above(co, from, m->o.target, err) : graph_replace_node(co, from, m->o.target, err);
@@ -353,6 +376,7 @@ static void end_copy(struct co *co, struct mirror *m)
         copy_live_stop(co, m->live);
     }
     m->live = NULL;
+    thaw(m);
     graph_user_remove(&m->on_source);
     graph_user_remove(&m->on_target);
     m->ended = true;
@@ -517,7 +541,9 @@ int job_mirror_start(struct co *co, struct jobs *js, const struct job_mirror_opt
         m->o.granularity = granularity_for(o->target);
     struct job_opts jo = o->job;
     jo.opaque = m;
-    r = take_nodes(m, err);
+    r = freeze(m, err);
+    if (!r)
+        r = take_nodes(m, err);
     if (!r) {
         r = job_start(js, o->active_commit ? &job_active_commit_kind : &job_mirror_kind, &jo, &m->job, err);
         if (r) {
@@ -526,6 +552,7 @@ int job_mirror_start(struct co *co, struct jobs *js, const struct job_mirror_opt
         }
     }
     if (r) {
+        thaw(m);
         free(m->who);
         free(m);
         return r;
