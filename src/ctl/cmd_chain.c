@@ -108,6 +108,8 @@ static int commit_active(struct co *co, struct ctl_call *call, const struct chai
     struct job_mirror_opts o = { .source = c->disk, .target = c->base, .active_commit = true, .on_source_error = c->on_error, .on_target_error = c->on_error,
                                  .job = c->job };
     struct job *job;
+    if (a->drop_source)
+        return byre_fail(&call->err, NOT_SUPPORTED, "'drop-source' is for layers below the disk; '%s' itself is written while it is committed", a->device);
     if (a->backing_file)
         return byre_fail(&call->err, BAD_ARGUMENT, "'backing-file' is not possible when '%s' itself is committed: no image names it", a->device);
     for (struct graph_node *n = graph_backing(o.source); !c->base && n; n = graph_backing(n))

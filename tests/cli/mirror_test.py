@@ -229,6 +229,7 @@ def test_refused(tmp_path, serve):
     copy.unlink()
     client.mirror(copy)
     client.wait("BLOCK_JOB_READY")
+    assert "drop-source" in client.refused("block-commit", device="disk0", job_id="c", drop_source=True)
     assert "resize" in client.refused("block_resize", device="disk0", size=2 * SIZE)
     client.ok("block-job-cancel", device="j", force=True)
 
