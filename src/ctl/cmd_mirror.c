@@ -22,7 +22,7 @@ struct mirror_args {
     uint64_t speed, granularity, buf_size, deadline, max_slowdown, max_hold_ms;
     int sync, mode, copy_mode, on_source_error, on_target_error, converge;
     bool has_mode, has_on_source_error, has_on_target_error, has_max_hold_ms;
-    bool unmap, has_unmap, auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss, target_is_zero;
+    bool unmap, has_unmap, auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
 };
 
 static const char *const sync_words[] = { "top", "full", "none", "incremental", "bitmap", NULL };
@@ -59,7 +59,6 @@ static const struct ctl_shape converge_shape = { .name = "ConvergeMode", .words 
 static const struct ctl_arg blockdev_rows[] = {
     { "target", CTL_STR, true, CTL_AT(struct mirror_args, target), .doc = "Node that becomes the copy." },
     { "filter-node-name", CTL_STR, false, CTL_AT(struct mirror_args, filter_node_name), .doc = "Must be free. No filter is needed, and none appears." },
-    { "target-is-zero", CTL_BOOL, false, CTL_AT(struct mirror_args, target_is_zero), .doc = "Taken and not needed: the target is asked what it holds." },
     COMMON_ROWS,
     CTL_ARGS_END
 };
@@ -204,9 +203,13 @@ static const struct ctl_shape type_shape = { .name = "JobType", .words = type_wo
 static const struct ctl_arg change_rows[] = {
     { "id", CTL_STR, true, CTL_AT(struct change_args, id), .doc = "Id of the job." },
     { "type", CTL_ENUM, true, CTL_AT(struct change_args, type), .of = &type_shape },
+    CTL_ARGS_END
+};
+static const struct ctl_arg change_mirror_rows[] = {
     { "copy-mode", CTL_ENUM, true, CTL_AT(struct change_args, copy_mode), .of = &copy_mode_shape, .doc = "From now on; both ways, as often as you like." },
     CTL_ARGS_END
 };
+static const struct ctl_case change_cases[] = { { "mirror", change_mirror_rows }, { NULL, NULL } };
 
 static int run_change(struct co *co, struct ctl_call *call)
 {
@@ -255,5 +258,5 @@ const struct ctl_command ctl_cmd_blockdev_mirror = { "blockdev-mirror", blockdev
            "done about it, which limit forbids more, and how long users stood still when they went over." };
 const struct ctl_command ctl_cmd_drive_mirror = { "drive-mirror", drive_rows, sizeof(struct mirror_args), run_drive_mirror,
     .doc = "The same for a file, which is made unless mode is existing." };
-const struct ctl_command ctl_cmd_block_job_change = { "block-job-change", change_rows, sizeof(struct change_args), run_change,
+const struct ctl_command ctl_cmd_block_job_change = { "block-job-change", change_rows, sizeof(struct change_args), run_change, .tag = "type", .cases = change_cases,
     .doc = "Changes how a mirror handles what is written meanwhile." };
