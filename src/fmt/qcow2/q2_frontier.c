@@ -469,7 +469,9 @@ static int uncount(struct co *co, struct q2_image *q, struct rset *from)
     for (uint64_t at = 0; rset_next(&set, at, &x); at = x.end) {
         x.start = max_u64(x.start, at);
         x.end = min_u64(x.end, q2_refs_slice_end(q, x.start));
-        int r = q2_refs_add(co, q, x.start, x.end - x.start, -1);
+        int r = rset_reserve(&set, 1);           /* what has been lowered leaves it, also from the middle of a range */
+        if (r == 0)
+            r = q2_refs_add(co, q, x.start, x.end - x.start, -1);
         if (r == 0) {
             if (rset_add(&a->ready, x.start, x.end, 0) < 0)
                 a->missed += x.end - x.start;

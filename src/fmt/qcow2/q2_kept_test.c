@@ -7,7 +7,7 @@
  * Invariants   None.
  * Concurrency  One loop at a time.
  * Failure      A failed check fails the test.
- * Tests        q2_drop.c, and what the close tells (q2_driver.c).
+ * Tests        q2_drop.c, q2_frontier.c, and what the close tells (q2_driver.c).
  */
 #include "fmt/qcow2/q2_disk_test.h"
 
@@ -205,6 +205,53 @@ static void is_told(struct co *co, void *arg)
 
 static void test_is_told(void **state) { t_run(0, is_told, NULL); }
 
+/* ---- what is uncounted when the file is cut ---- */
+
+static bool no_memory;
+void *__real_malloc(size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_malloc(size_t n) { return no_memory && n < 128 ? NULL : __real_malloc(n); }      /* small things: ranges */
+
+static int and_no_memory(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    if (what != 'R' || off != dead_block || !bad.times)
+        return 0;
+    bad.times--;
+    bad.struck++;
+    no_memory = true;
+    return -EIO;
+}
+
+/* The counts of the second block of a long range cannot be read, and there is no memory to split it when those of the third have been
+ * lowered: nothing is handed out twice, or uncounted twice. */
+static void in_the_middle(struct co *co, void *arg)
+{
+    img_make(co, &wide);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 256 * KIB, .cache_bytes = 4096 });
+    CHECK_EQ(g_write(co, q, 0, wide.size, 0xaa), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    struct q2_run run;
+    CHECK_EQ(q2_alloc_exact(co, q, 300, &run), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    q2_alloc_return(q, &run);
+    for (uint64_t c = 0, n; c < 1024; c += 32)       /* the blocks of other clusters fill the cache */
+        CHECK_EQ(q2_refs_get(co, q, c, &n), 0);
+    memset(&bad, 0, sizeof bad);
+    bad.times = 1;
+    dead_block = q->rt[(run.cluster >> q->g.block_bits) + 1];
+    disk.hook = and_no_memory;
+    int r = q2_alloc_trim(co, q);
+    no_memory = false;
+    CHECK(r < 0 && bad.struck == 1);
+    CHECK(states_ok(co, q));
+    CHECK_EQ(q2_alloc_trim(co, q), 0);
+    CHECK(states_ok(co, q) && g_holds(co, q, 0, wide.size, 0xaa));
+    CHECK_EQ(img_close(co, q), 0);
+    nothing_left(co);
+}
+
+static void test_in_the_middle(void **state) { t_run(0, in_the_middle, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -213,6 +260,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_is_held, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_when_short, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_is_told, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_in_the_middle, disk_setup, disk_teardown),
     };
     return T_MAIN("q2_kept", tests);
 }
