@@ -159,11 +159,13 @@ int qed_alloc_take(struct co *co, struct qed_image *q, uint64_t want, bool whole
     }
 }
 
-void qed_alloc_return(struct qed_image *q, const struct qed_run *r)
+void qed_alloc_offer(struct qed_image *q, uint64_t first, uint64_t n)
 {
-    uint64_t first = r->off >> q->g.cluster_bits;
-    (void)!rset_add(&q->a.spare, first, first + r->count, 0);          /* without memory they are leaks, which a check finds */
+    if (rset_add(&q->a.spare, first, first + n, 0) < 0)
+        q->mark.keep = true;                     /* qed_mark.c K2 */
 }
+
+void qed_alloc_return(struct qed_image *q, const struct qed_run *r) { qed_alloc_offer(q, r->off >> q->g.cluster_bits, r->count); }
 
 /* ---- the end ---- */
 

@@ -16,7 +16,8 @@
  *              F6  Each round makes progress: data comes down, then tables fit; else each table slides down by way of the end.
  * Order        copy | entry (E1, E2: the barriers of a pass) | the old place is used again.
  * Concurrency  Home loop, beside any requests. They take holes, too, from the lowest on.
- * Failure      What was moved stays moved; the rest stays where it is. Nothing to go back to.
+ * Failure      What was moved stays moved; the rest stays where it is. Nothing to go back to. Places that cannot be given back are lost until
+ *              the next scrub, and the mark says so.
  * Memory       16 bytes for each table, and for up to twice MOVES_MAX clusters.
  * Tests        qed_fill_test.c, tests/kill/test_kill_qed.py, crash explorer (qed-fill, mutants QED_MOVE*)
  */
@@ -97,12 +98,11 @@ static bool take_hole(struct fill *f, uint64_t n, uint64_t end, uint64_t *ret)
     return true;
 }
 
-/* Clusters that nothing names. Without memory they are leaks, which a check finds. */
-static void give_back(struct fill *f, uint64_t first, uint64_t n) { (void)!rset_add(&f->q->a.spare, first, first + n, 0); }
+static void give_back(struct fill *f, uint64_t first, uint64_t n) { qed_alloc_offer(f->q, first, n); }
 
 static void moved_away(struct fill *f, uint64_t first, uint64_t n, uint32_t tag)
 {
-    (void)!rset_add(&f->away, first, first + n, tag);
+    f->q->mark.keep |= rset_add(&f->away, first, first + n, tag) < 0;
     f->moves++;
     f->tables_moved |= tag == AWAY_TABLE;
     f->unsettled += n << f->g->cluster_bits;
@@ -129,6 +129,9 @@ static int settle(struct co *co, struct fill *f)
     for (uint64_t at = 0; r == 0 && rset_next(&f->away, at, &x); at = x.end)
         if (x.tag != AWAY_TABLE || meta_forget(q->meta, x.start << bits, (x.end - x.start) << bits))
             give_back(f, x.start, x.end - x.start);
+        else
+            q->mark.keep = true;
+    q->mark.keep |= r < 0;                        /* lost until the next scrub */
     rset_fini(&f->away);
     rset_init(&f->away);
     return r;
@@ -345,6 +348,8 @@ static int move_l1(struct co *co, struct fill *f, const struct place *t, uint64_
         r = qed_set_l1(co, q, to << f->g->cluster_bits);
     if (r == 0)
         q->l1_region.off = q->h.l1_off;
+    else
+        q->mark.keep = true;
     meta_struct_end(q->meta);
     return r < 0 ? r : 1;
 }
@@ -352,8 +357,10 @@ static int move_l1(struct co *co, struct fill *f, const struct place *t, uint64_
 /* To clusters that nothing names. */
 static int move_table(struct co *co, struct fill *f, struct place *t, uint64_t to)
 {
-    if (!meta_forget(f->q->meta, to << f->g->cluster_bits, f->g->table_bytes))
+    if (!meta_forget(f->q->meta, to << f->g->cluster_bits, f->g->table_bytes)) {
+        f->q->mark.keep = true;
         return -EUCLEAN;                          /* in use, whatever was found: it stays out of reach */
+    }
     int r = t->at == L1_ITSELF ? move_l1(co, f, t, to) : move_l2(co, f, t, to);
     if (r <= 0)
         return r;

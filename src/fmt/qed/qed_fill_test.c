@@ -320,6 +320,59 @@ static void failures(struct co *co, void *arg)
     }
 }
 
+/* The entries of what was moved cannot be written once: where it was is lost, which the mark says; and before the next scrub uses it
+ * again, whoever may have seen the old entries has left. */
+static uint64_t table;
+static int fail_table(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    return what == 'W' && off >= table && off < table + T * C && left-- == 0 ? -EIO : 0;
+}
+
+static void late_co(struct co *co, void *arg)
+{
+    struct qed_image *q = slow.q;
+    epoch_token t = epoch_enter(q->im.epoch, co_loop(co));
+    slow.inside = true;
+    for (unsigned i = 0; i < 3000; i++)
+        co_yield(co);
+    CHECK(q->scrubbing && !q->a.spare.total);
+    epoch_leave(q->im.epoch, co_loop(co), t);
+    co_group_leave(&slow.group);
+}
+
+static void lost(struct co *co, void *arg)
+{
+    static const struct lay l = { 1, first_ones, false, 0 };
+    for (unsigned again = 0; again < 2; again++) {
+        struct fmt_check_result res = { 0 };
+        lay_out(co, &l);
+        memset(&slow, 0, sizeof slow);
+        struct qed_image *q = slow.q = reopen_as(co, false, true);
+        table = peek(l1_at());
+        left = 0;
+        disk.hook = fail_table;
+        CHECK(scrub(co, q, FMT_FIX_LEAKS, &res) < 0 && left == UINT32_MAX);
+        disk.hook = NULL;
+        CHECK(as_laid(co, q, &l) && !q->a.spare.total);
+        if (again) {
+            co_group_enter(&slow.group);
+            CHECK_EQ(rt_spawn(co_loop(co), late_co, NULL), 0);
+            while (!slow.inside)
+                co_yield(co);
+            CHECK_EQ(scrub(co, q, FMT_FIX_LEAKS, &res), 0);
+            co_group_wait(co, &slow.group);
+        }
+        CHECK_EQ(shut(co, q), 0);
+        CHECK(marked(disk.bytes) == !again);
+        q = reopen_as(co, false, true);
+        if (!again)
+            CHECK_EQ(scrub(co, q, FMT_FIX_LEAKS, &res), 0);
+        CHECK(as_laid(co, q, &l));
+        CHECK_EQ(shut(co, q), 0);
+        CHECK(sound(co) && disk.len == least(&l));
+    }
+}
+
 /* A job that is cancelled between two steps leaves what is done. */
 static int enough(struct co *co, void *arg) { return left-- == 0 ? -ECANCELED : 0; }
 
@@ -349,13 +402,14 @@ RUN(beside)
 RUN(grace)
 RUN(crashes)
 RUN(failures)
+RUN(lost)
 RUN(cancelled)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fills), cmocka_unit_test(test_slides), cmocka_unit_test(test_beside), cmocka_unit_test(test_grace),
-        cmocka_unit_test(test_crashes), cmocka_unit_test(test_failures), cmocka_unit_test(test_cancelled),
+        cmocka_unit_test(test_crashes), cmocka_unit_test(test_failures), cmocka_unit_test(test_lost), cmocka_unit_test(test_cancelled),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qed-fill", tests);

@@ -174,6 +174,8 @@ void qed_alloc_fini(struct qed_image *q);
 MUST_USE int qed_alloc_take(struct co *co, struct qed_image *q, uint64_t want, bool whole, struct qed_run *ret);
 /* Takes back what nothing ever named, with nothing in flight on it. */
 void qed_alloc_return(struct qed_image *q, const struct qed_run *r);
+/* Clusters that nothing names, nor did in any epoch section that is still open, may be used. Without memory they are lost, and the mark stays. */
+void qed_alloc_offer(struct qed_image *q, uint64_t first, uint64_t n);
 /* Cuts off the file behind what is in use. No write holds clusters. No barrier. Suspends. */
 MUST_USE int qed_alloc_cut(struct co *co, struct qed_image *q);
 /* Waits for what works behind, and starts nothing any more. */

@@ -13,7 +13,7 @@
  *              L3  A cluster is used again only when every table could be read, and none shares clusters with something else.
  *              L4  Damage beyond that is reported and left. An image in which an unreadable or a shared table may hold such pointers
  *                  stays unclean: what needs a cluster fails. One with clusters that have two owners keeps its mark.
- * Order        pointers taken away, durable | anything is allocated | mark off (qed_mark.c).
+ * Order        pointers taken away, durable | anything is allocated | mark off (qed_mark.c). What was changed before, durable | grace period | reuse.
  * Concurrency  Home loop, any requests beside it; the walk uses all cores as long as nothing is wrong. No resize.
  * Failure      The scrub is given up, nothing half done; an unclean image stays unclean.
  * Tests        qed_write_test.c, qed_fill_test.c, tests/interop/test_qed_scrub.py
@@ -133,8 +133,10 @@ static void reuse(struct qed_image *q, struct qed_checker *k)
     uint64_t c = 0, end;
     for (; (c = qed_owned_next(&k->owned, c, k->clusters, false)) != QED_OWNED_NONE; c = end) {
         end = min_u64(qed_owned_next(&k->owned, c, k->clusters, true), k->clusters);
-        if (rset_add(&a->spare, c, end, 0) < 0)
+        if (rset_add(&a->spare, c, end, 0) < 0) {
+            q->mark.keep = true;
             return;                              /* the rest stays lost until the next check */
+        }
     }
 }
 
@@ -169,8 +171,8 @@ static int unclean(struct co *co, struct qed_image *q, struct qed_checker *k, st
     }
     if (r < 0 || !all || k->res.check_errors)
         return r;                                /* L4 */
-    reuse(q, k);
     q->mark.keep = k->twice > 0;
+    reuse(q, k);
     q->unclean = false;
     atomic_store(&q->im.unclean, false);
     co_wake_all(&q->held);
@@ -196,6 +198,7 @@ static int clean(struct co *co, struct qed_image *q, struct qed_checker *k, stru
     co_range_unlock(&q->locks, &whole);
     if (r < 0)
         return byre_fail_code(err, IO, r, "%s: cached changes cannot be written", q->name);
+    epoch_wait(co, q->im.epoch);                 /* D3: what an earlier scrub has lost may just have been moved away from */
     r = qed_check_begin(co, k, false, err);
     k->live = true;
     k->clusters = edge;
