@@ -220,7 +220,7 @@ static void compare(struct co *co, struct world *w)
         fill_sector(want, s, w->gen[s]);
         bool same = !memcmp(a + s * SECTOR, b + s * SECTOR, SECTOR);
         bool right = w->gen[s] == UNKNOWN || !memcmp(b + s * SECTOR, want, SECTOR);
-        if (!CHECK(same) | !CHECK(right)) {
+        if (!CHECK(same) || !CHECK(right)) {
             fprintf(stderr, "sector %u\n", s);
             break;
         }

@@ -303,13 +303,14 @@ static void failures(struct co *co, void *arg)
         left = i;
         one_more = 0;
         disk.hook = fail_one;
-        int r = scrub(co, q, FMT_FIX_LEAKS, &res);
+        (void)scrub(co, q, FMT_FIX_LEAKS, &res);
         disk.hook = NULL;
         CHECK(as_laid(co, q, &l));
+        int r = 0;
         for (unsigned k = 0; k < 10; k++)
             r |= g_put(co, q, 3 * SPAN + k * C, C, 55);
         int f = flush(co, q);
-        bool kept = f == 0 && holds(co, q, 3 * SPAN, C, 55);
+        bool kept = r == 0 && f == 0 && holds(co, q, 3 * SPAN, C, 55);
         (void)shut(co, q);
         res = checked(co);
         CHECK(!res.corruptions && !res.check_errors);
