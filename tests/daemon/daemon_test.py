@@ -421,3 +421,27 @@ def test_second_signal(start, disk):
     assert code in (0, 128 + signal.SIGTERM)
     assert not os.path.exists(f"{daemon.folder}/n.sock") and not os.path.exists(f"{daemon.folder}/pid")
     assert open(daemon.control, encoding="ascii").read() == "mine"
+
+
+def test_a_client_that_sends_without_end(start, disk):
+    """While a command is at work few others are taken from a client; all are answered in the end"""
+    nbd = peers.need_module("nbd")
+    daemon = start("daemon", *NODES, *SERVER, *EXPORT)
+    handle = nbd.NBD()
+    handle.connect_uri(f"nbd+unix:///q?socket={daemon.folder}/n.sock")
+    client = daemon.qmp()
+    client.send('{"execute": "nbd-server-stop"}')
+    client.socket.setblocking(False)
+    message, sent = b'{"execute": "query-jobs", "id": "' + b"x" * 100000 + b'"}', 0
+    end = time.monotonic() + 0.07            # the command takes 0.1 s at least, since there is a client
+    while sent < 100 * len(message) and time.monotonic() < end:
+        try:
+            sent += client.socket.send(message[sent % len(message):])
+        except BlockingIOError:
+            time.sleep(0.001)
+    assert sent < 2 << 20
+    client.socket.settimeout(20)
+    client.send(message[sent % len(message):])
+    answers = [client.receive() for _ in range(sent // len(message) + 3)]
+    assert [a for a in answers if "event" in a] and all("error" not in a for a in answers)
+    assert daemon.stop()[0] == 0

@@ -278,7 +278,7 @@ const struct io_cmd io_cmd_read = { "read", "r", "[-bCqrv] [-P pattern [-s off] 
     "Example: 'read -v 512 1k' dumps one kilobyte from offset 512.", read_rows, sizeof(struct read_opts), 2, 2, 0, run_read };
 const struct io_cmd io_cmd_readv = { "readv", NULL, "[-Cqrv] [-P pattern] off len [len..]", "read bytes into several buffers",
     "Example: 'readv -v 512 1k 1k' dumps two kilobytes read into two buffers.", readv_rows, sizeof(struct read_opts), 2, -1, 0, run_readv };
-const struct io_cmd io_cmd_write = { "write", "w", "[-Ccfnqruz] [-P pattern | -s source_file] off len", "write bytes at an offset",
+const struct io_cmd io_cmd_write = { "write", "w", "[-bCcfnqruz] [-P pattern | -s source_file] off len", "write bytes at an offset",
     "Example: 'write -P 0xaa 512 1k' writes one kilobyte of 0xaa at offset 512.", write_rows, sizeof(struct write_opts), 2, 2, 0, run_write };
 const struct io_cmd io_cmd_writev = { "writev", NULL, "[-Cfqr] [-P pattern] off len [len..]", "write bytes from several buffers",
     "Example: 'writev 512 1k 1k' writes two kilobytes from two buffers.", writev_rows, sizeof(struct write_opts), 2, -1, 0, run_writev };
