@@ -243,8 +243,7 @@ static int run_daemon(struct daemon *d, struct daemonizer *dz)
     if (!code)
         (void)server_wait(&d->s);
     server_end(&d->s, NULL);             /* the peer's daemon sends no SHUTDOWN */
-    if (d->s.close_failed && !code)
-        code = run_fail(d->s.r, "an image could not be closed cleanly");
+    code |= server_close_nodes(&d->s);
     byre_exports_free(d->s.exports);
     pidfile_remove(&d->pidfile);
     return code;

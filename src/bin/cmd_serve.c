@@ -237,6 +237,7 @@ static int serve(struct serve *s)
     byre_export_stop(s->export);
     if (s->device.node)
         (void)byre_ctx_call(s->r->ctx, detach_co, s->device.node);
+    code |= server_close_nodes(&s->server);
     run_close(s->r, s->image, &code);
     return code;
 }

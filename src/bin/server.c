@@ -231,7 +231,6 @@ static int end_co(struct co *co, void *arg)
         byre_exports_stop(co, s->exports);
     if (s->ctl)
         ctl_stop(co, s->ctl);
-    s->close_failed = s->ctl && ctl_closed_badly(s->ctl);
     ctl_free(s->ctl);
     s->ctl = NULL;
     return 0;
@@ -242,4 +241,15 @@ void server_end(struct server *s, const char *event)
     struct farewell f = { s, event };
     arm_second_signal(&s->set);
     (void)byre_ctx_call(s->r->ctx, end_co, &f);
+}
+
+static int close_nodes_co(struct co *co, void *arg)
+{
+    return byre_ctx_close_nodes(co, ((struct server *)arg)->r->ctx);
+}
+
+int server_close_nodes(struct server *s)
+{
+    int r = byre_ctx_call(s->r->ctx, close_nodes_co, s);
+    return r ? run_fail(s->r, "a node could not be closed: %s; not everything that was written may be on the disk", strerror(-r)) : 0;
 }

@@ -22,7 +22,6 @@ struct server {
     sigset_t set;
     struct ctl *ctl;
     struct exports *exports;
-    bool close_failed;                   /* behind server_end */
 };
 
 /* Signals wait from now on, in all threads that are started later. false: told already. */
@@ -44,6 +43,8 @@ bool server_wait_client(struct server *s);
 const char *server_wait(struct server *s);
 /* Jobs end, exports are removed, clients get their last messages; images stay open. event: SHUTDOWN is sent with this reason (NULL: none). */
 void server_end(struct server *s, const char *event);
+/* Behind it, when nobody uses them any more: closes the nodes that commands have opened. 1: told already, one could not be closed cleanly. */
+int server_close_nodes(struct server *s);
 /* Wakes server_wait; from any thread. */
 void server_quit(struct server *s);
 

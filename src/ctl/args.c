@@ -114,6 +114,9 @@ static int word_index(struct decoder *d, const struct where *w, const struct ctl
             *ret = i;
             return 0;
         }
+    *ret = -1;
+    if (row->of->open && strlen(text) == json_string_length(v))
+        return 0;
     return byre_fail(d->err, BAD_ARGUMENT, "Parameter '%s' does not accept value '%.100s'", path_of(w->in, w->name, w->index, &p), text);
 }
 
@@ -129,6 +132,16 @@ static int take_size(struct decoder *d, const struct where *w, const struct ctl_
     return 0;
 }
 
+/* The value that was a word, for whoever reads the arguments as JSON. Members of lists stay words. */
+static int retype(struct decoder *d, const struct where *w, json_t *typed)
+{
+    if (w->index != SIZE_MAX) {
+        json_decref(typed);
+        return 0;
+    }
+    return json_object_set_new(w->in->value, w->name, typed) ? no_memory(d) : 0;
+}
+
 /* A scalar as the command line writes it. */
 static int take_word(struct decoder *d, const struct where *w, const struct ctl_arg *row, const char *text, char *to)
 {
@@ -138,7 +151,9 @@ static int take_word(struct decoder *d, const struct where *w, const struct ctl_
         bool on = strcmp(text, "on") == 0 || strcmp(text, "yes") == 0 || strcmp(text, "true") == 0 || strcmp(text, "y") == 0;
         bool off = strcmp(text, "off") == 0 || strcmp(text, "no") == 0 || strcmp(text, "false") == 0 || strcmp(text, "n") == 0;
         *(bool *)(void *)to = on;
-        return on || off ? 0 : byre_fail(d->err, BAD_ARGUMENT, "Parameter '%s' expects 'on' or 'off'", path_of(w->in, w->name, w->index, &p));
+        if (!on && !off)
+            return byre_fail(d->err, BAD_ARGUMENT, "Parameter '%s' expects 'on' or 'off'", path_of(w->in, w->name, w->index, &p));
+        return retype(d, w, json_boolean(on));
     }
     bool minus = row->type == CTL_INT && *text == '-';
     if (size_parse(minus ? text + 1 : text, &n) || n > INT64_MAX)
@@ -149,7 +164,7 @@ static int take_word(struct decoder *d, const struct where *w, const struct ctl_
         *(uint64_t *)(void *)to = n;
     else
         *(int64_t *)(void *)to = minus ? -(int64_t)n : (int64_t)n;
-    return 0;
+    return retype(d, w, json_integer(minus ? -(json_int_t)n : (json_int_t)n));
 }
 
 /* An object that is decoded later into `to`. */
@@ -210,7 +225,8 @@ static int choose(struct decoder *d, const struct where *w, const struct ctl_sha
         if (!is_kind(row->type, row->list, v))
             continue;
         INV(I2, row->type != CTL_ALT);       /* so store_row is entered at most twice */
-        return store_row(d, w, row, v, to + row->off);
+        _Alignas(16) char nowhere[16];
+        return store_row(d, w, row, v, row->off == SIZE_MAX ? nowhere : to + row->off);
     }
     return bad_type(d, w, alt->name);
 }

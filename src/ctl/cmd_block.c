@@ -62,8 +62,10 @@ static int run_query_named_block_nodes(struct co *co, struct ctl_call *call)
         return no_memory(call);
     for (struct graph_node *n = graph_next(call->c->env.graph, NULL); n && !r; n = graph_next(call->c->env.graph, n)) {
         struct device_json d = { n, a->flat, writethrough_of(call->c, n) };
+        if (!graph_skip_filters(n))
+            continue;                            /* a filter that filters nothing yet */
         r = append(call, device_json(co, &d, &call->err));
-        if (!r)
+        if (!r && !graph_is_filter(n) && !graph_is_bare_file(n) && !graph_file(n))
             r = append(call, file_node_json(co, &d, &call->err));
     }
     return r;

@@ -33,9 +33,14 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_block_job_set_speed,
     &ctl_cmd_block_stream,
     &ctl_cmd_block_resize,
+    &ctl_cmd_blockdev_add,
+    &ctl_cmd_blockdev_del,
     &ctl_cmd_blockdev_mirror,
+    &ctl_cmd_blockdev_snapshot,
     &ctl_cmd_snapshot_delete,
     &ctl_cmd_snapshot_create,
+    &ctl_cmd_blockdev_snapshot_sync,
+    &ctl_cmd_change_backing_file,
     &ctl_cmd_drive_mirror,
     &ctl_cmd_job_cancel,
     &ctl_cmd_job_complete,
@@ -61,6 +66,7 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_quit,
     &ctl_cmd_x_byre_compact,
     &ctl_cmd_x_byre_scrub,
+    &ctl_cmd_block_graph,
     NULL
 };
 

@@ -48,8 +48,6 @@ int ctl_execute(struct co *co, struct ctl *c, const struct ctl_request *rq, json
     int r;
     if (cmd)
         r = ctl_run(co, &call, cmd, rq->words);
-    else if (strcmp(rq->command, "blockdev-add") == 0)
-        r = ctl_node_open(co, c, rq->arguments, &call.err);
     else
         r = byre_fail(&call.err, NOT_FOUND, "The command %s has not been found", rq->command);
     ctl_arena_free(&call.arena);
@@ -120,12 +118,6 @@ void ctl_stop(struct co *co, struct ctl *c)
     close_clients(c, true);
     co_group_wait(co, &c->alive);
     listeners_free(co, c);
-    ctl_nodes_close(co, c);
-}
-
-bool ctl_closed_badly(const struct ctl *c)
-{
-    return c->close_failed;
 }
 
 void ctl_free(struct ctl *c)

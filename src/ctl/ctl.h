@@ -66,7 +66,7 @@ MUST_USE int ctl_monitor_add(struct co *co, struct ctl *c, const struct ctl_moni
 uint64_t ctl_arrivals(const struct ctl *c);      /* clients that have come so far */
 
 /* Executes a command as a client would, with arguments that are borrowed (NULL: none). words: scalars are strings, as the command line
- * has them ("on", "64k"). *ret_value (may be NULL) is owned by the caller. Suspends. */
+ * has them ("on", "64k"); they become what they mean. *ret_value (may be NULL) is owned by the caller. Suspends. */
 struct ctl_request { const char *command; json_t *arguments; bool words; };
 MUST_USE int ctl_execute(struct co *co, struct ctl *c, const struct ctl_request *rq, json_t **ret_value, struct byre_err *err);
 /* Options of the command line in the peer's grammar: a JSON object, or key=value,... with dots for levels ("addr.type=unix") and numbers for
@@ -78,7 +78,6 @@ MUST_USE int ctl_parse_words(const char *text, const struct ctl_words *how, json
 void ctl_send_shutdown(struct ctl *c, const char *reason);
 /* Lets nobody in any more, gives clients a moment to take their last messages, closes all. Suspends. Idempotent. */
 void ctl_stop(struct co *co, struct ctl *c);
-bool ctl_closed_badly(const struct ctl *c);      /* stopped: an image that the command line defined could not be closed cleanly */
 void ctl_free(struct ctl *c);            /* stopped; NULL ok */
 
 #endif

@@ -5,16 +5,17 @@
  *   ctl.c         server: life, events, commands of the command line
  *   listen.c      monitors: sockets, clients coming and going
  *   client.c      one client: reading, dispatch, output
- *   nodes.c       nodes that the command line defines
  *   words.c       options of the command line as JSON
  *   schema.h      rows: what commands take and give, what events hold; read its head before you write a row
  *   args.c        decodes arguments by them
  *   introspect.c  query-qmp-schema from them
  *   document.c    the page byre-qmp(7) from them
+ *   blockdev_rows.c  the options of nodes
  *   commands.c    the table of commands
  *   events.c      the table of events
  *   cmd_base.c    qmp_capabilities query-version query-commands query-qmp-schema quit
  *   cmd_bitmap.c  block-dirty-bitmap-*
+ *   cmd_blockdev.c  blockdev-add, blockdev-del, blockdev-snapshot, blockdev-snapshot-sync, change-backing-file, x-debug-query-block-graph
  *   cmd_block.c   query-block query-named-block-nodes block_resize
  *   cmd_block_job.c  query-block-jobs, block-job-*
  *   cmd_chain.c   block-commit, block-stream
@@ -62,9 +63,6 @@ struct ctl {
     struct list clients;
     unsigned client_count;
     struct co_group alive;               /* clients that have not ended */
-    json_t *files;                       /* nodes.c: definitions by name */
-    struct graph_node **nodes; size_t node_count;
-    bool close_failed;
 };
 
 struct ctl_listener {
@@ -115,10 +113,6 @@ void client_close(struct ctl_client *cl, bool now);
 bool client_is_silent(const struct ctl_client *cl);         /* nothing waits to be sent */
 #define CTL_LAST_WORDS_NS UINT64_C(1000000000)
 
-/* ---- nodes.c ---- */
-MUST_USE int ctl_node_open(struct co *co, struct ctl *c, json_t *options, struct byre_err *err);
-void ctl_nodes_close(struct co *co, struct ctl *c);
-
 /* ---- commands ---- */
 struct ctl_call {
     struct ctl *c;
@@ -146,11 +140,16 @@ struct ctl_command {
 };
 extern const struct ctl_command *const ctl_commands[];       /* ends with NULL */
 const struct ctl_command *ctl_find_command(const char *name);
+/* blockdev_rows.c: options of a node, for every command that takes them; what they mean is decided in graph/ */
+extern const struct ctl_arg ctl_blockdev_rows[];
+extern const struct ctl_case ctl_blockdev_cases[];
 extern const struct ctl_arg ctl_ret_any;                     /* for `ret`: something that no rows describe yet */
 
 extern const struct ctl_command ctl_cmd_qmp_capabilities, ctl_cmd_query_version, ctl_cmd_query_commands,
     ctl_cmd_query_qmp_schema, ctl_cmd_quit;
 extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_nodes, ctl_cmd_block_resize;
+extern const struct ctl_command ctl_cmd_blockdev_add, ctl_cmd_blockdev_del, ctl_cmd_blockdev_snapshot, ctl_cmd_blockdev_snapshot_sync, ctl_cmd_change_backing_file,
+    ctl_cmd_block_graph;
 extern const struct ctl_command ctl_cmd_snapshot_create, ctl_cmd_snapshot_delete;
 extern const struct ctl_command ctl_cmd_bitmap_add, ctl_cmd_bitmap_clear, ctl_cmd_bitmap_disable, ctl_cmd_bitmap_enable, ctl_cmd_bitmap_merge,
     ctl_cmd_bitmap_remove;

@@ -14,6 +14,7 @@
 
 #include "ctl/ctl_priv.h"
 #include "graph/fill.h"
+#include "graph/runtime.h"
 #include "stor/nbd.h"
 
 /* Sets a member; v is taken over. A failure is remembered by dropping the object. */
@@ -99,6 +100,12 @@ static json_t *qcow2_json(const struct fmt_info *f)
     return json_pack("{s:s,s:o}", "type", "qcow2", "data", d);
 }
 
+static const char *file_driver(struct graph_node *n)
+{
+    const struct stor *s = graph_store(n);
+    return !strcmp(s->ops->name, "null") ? "null-co" : stor_is_nbd(s) ? "nbd" : s->traits.regular ? "file" : "host_device";
+}
+
 /* ImageInfo of one layer, without its backing image. */
 static json_t *image_json(struct co *co, struct graph_node *n, struct byre_err *err)
 {
@@ -110,7 +117,7 @@ static json_t *image_json(struct co *co, struct graph_node *n, struct byre_err *
     json_t *o = json_object();
     set(&o, "virtual-size", json_integer((json_int_t)graph_length(n)));
     set_str(&o, "filename", graph_filename(n));
-    set_str(&o, "format", graph_format(n)->name);
+    set_str(&o, "format", graph_is_bare_file(n) ? file_driver(n) : graph_format(n)->name);
     if (stor_allocated(co, graph_store(n), &bytes) == 0)
         set(&o, "actual-size", json_integer((json_int_t)bytes));
     if (f.cluster_size)
@@ -200,7 +207,7 @@ static json_t *dirty_bitmaps_json(struct co *co, struct graph_node *n)
 json_t *device_json(struct co *co, const struct device_json *d, struct byre_err *err)
 {
     json_int_t depth = 0;
-    for (struct graph_node *n = graph_backing(d->node); n; n = graph_backing(n))
+    for (struct graph_node *n = graph_skip_filters(d->node); n && graph_backing(n); n = graph_skip_filters(graph_backing(n)))
         depth++;
     json_t *image = chain_json(co, d->node, d->flat, err);
     if (!image)
@@ -208,10 +215,10 @@ json_t *device_json(struct co *co, const struct device_json *d, struct byre_err 
     json_t *o = json_object();
     set(&o, "image", image);
     set_str(&o, "node-name", graph_node_name(d->node));
-    set_str(&o, "drv", graph_format(d->node)->name);
+    set_str(&o, "drv", graph_is_bare_file(d->node) ? file_driver(d->node) : graph_format(d->node)->name);
     set_str(&o, "backing_file", graph_backing_filename(d->node));
     set(&o, "backing_file_depth", json_integer(depth));
-    if (!graph_read_only(d->node))
+    if (!graph_read_only(d->node) && !graph_is_filter(d->node))
         set(&o, "x-first-writes", first_writes_json(d->node));
     set_common(&o, d->node, d->writethrough);
     json_t *bitmaps = dirty_bitmaps_json(co, d->node);
@@ -230,7 +237,7 @@ json_t *file_node_json(struct co *co, const struct device_json *d, struct byre_e
         (void)byre_fail_code(err, IO, r, "%s: cannot get the length", graph_filename(d->node));
         return NULL;
     }
-    const char *drv = stor_is_nbd(s) ? "nbd" : s->traits.regular ? "file" : "host_device";
+    const char *drv = file_driver(d->node);
     json_t *image = json_object();
     set(&image, "virtual-size", json_integer((json_int_t)len));
     set_str(&image, "filename", graph_filename(d->node));

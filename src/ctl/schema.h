@@ -68,7 +68,7 @@ struct ctl_shape {
     size_t bytes;                        /* sizeof T */
     const char *tag;
     const struct ctl_case *cases;
-    bool open;                           /* members that no row names are let through: somebody else checks them */
+    bool open;                           /* members that no row names (ENUM: words that are not listed) are let through: somebody else checks them */
 };
 
 /* Memory of one call. */
@@ -77,7 +77,8 @@ void *ctl_arena_get(struct ctl_arena *a, size_t bytes);      /* zeroed; NULL: no
 void ctl_arena_free(struct ctl_arena *a);
 
 /* Decodes `arguments` (NULL: none) by the shape. BAD_ARGUMENT names the member with its path ('actions[1].data.node'). */
-struct ctl_decoding { struct ctl_arena *arena; bool words; };      /* words: scalars may be strings, as a command line has them ("on", "64k") */
+struct ctl_decoding { struct ctl_arena *arena; bool words; };      /* words: scalars may be strings, as a command line has them
+                                                                      * ("on", "64k"); in the arguments they become what they mean */
 MUST_USE int ctl_decode(const struct ctl_shape *s, json_t *arguments, const struct ctl_decoding *how, const void **ret_args, struct byre_err *err);
 
 /* An event that is sent. */

@@ -196,6 +196,9 @@ struct graph_node *graph_attached(struct graph_node *n) { return is_attachment(n
 
 bool graph_is_filter(const struct graph_node *n) { return n->flt && !is_attachment(n); }
 
+bool graph_is_bare_file(const struct graph_node *n) { return n->is_file; }
+struct graph_node *graph_file(const struct graph_node *n) { return n->file; }
+
 struct graph_node *graph_skip_filters(struct graph_node *n)
 {
     while (n && n->flt)

@@ -129,28 +129,54 @@ void node_free(struct graph_node *n)
     free(n);
 }
 
+/* n ends. *ret_below, *ret_file: what it held a reference of; NULL: nothing. */
+static int node_end(struct co *co, struct graph_node *n, struct graph_node **ret_below, struct graph_node **ret_file)
+{
+    int r = 0;
+    gate_empty(co, n);
+    index_detach(co, n);
+    if (n->im) {
+        struct fmt_bitmap *bitmaps = n->im->bitmaps;
+        r = n->im->ops->close(co, n->im);
+        n->im = NULL;
+        bitmaps_free(n, bitmaps);
+    }
+    if (n->backing)
+        graph_user_remove(&n->backing_use);
+    *ret_below = n->backing;
+    n->backing = NULL;
+    graph_user_remove(&n->file_use);
+    *ret_file = n->file;
+    node_free(n);
+    return r;
+}
+
+/* A node over the bare file f has ended: what it held of locks is not wanted any more. */
+static int leave_file(struct co *co, struct graph_node *f)
+{
+    struct graph_node *below, *file;
+    if (--f->refs == 0) {
+        int r = node_end(co, f, &below, &file);
+        ASSERT(!below && !file);
+        return r;
+    }
+    if (node_lock(co, f, 0, NULL))
+        graph_warn(f, "%s: its lock cannot be lowered again", f->filename);
+    return 0;
+}
+
 int node_unref(struct co *co, struct graph_node *n)
 {
     int first = 0;
     while (n) {
+        struct graph_node *below, *file;
         ASSERT(n->refs > 0);
         if (--n->refs)
             break;
-        gate_empty(co, n);
-        index_detach(co, n);
-        if (n->im) {
-            struct fmt_bitmap *bitmaps = n->im->bitmaps;
-            int r = n->im->ops->close(co, n->im);
-            n->im = NULL;
-            bitmaps_free(n, bitmaps);
-            if (!first)
-                first = r;
-        }
-        struct graph_node *below = n->backing;
-        if (below)
-            graph_user_remove(&n->backing_use);
-        n->backing = NULL;
-        node_free(n);
+        int r = node_end(co, n, &below, &file);
+        int f = file ? leave_file(co, file) : 0;
+        if (!first)
+            first = r ? r : f;
         n = below;
     }
     return first;
@@ -277,6 +303,8 @@ int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_pr
     co_lock(co, &n->whole);
     r = resize_all(co, n, size, prealloc, err);
     co_unlock(&n->whole);
+    if (n->file && n->is_raw && n->file->im->size < n->im->size)
+        atomic_store(&n->file->im->size, n->im->size);      /* it is the same file */
     filters_refresh(n->g);
     graph_drain_end(n);
     if (node_lock(co, n, 0, NULL) && !r)

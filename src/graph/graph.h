@@ -68,6 +68,7 @@ struct graph_open_opts {
     bool share;                             /* read_only: a layer of another chain that shows the same image is taken, not opened again */
     bool direct, no_flush, writethrough;    /* cache modes (FEATURES 3.066) */
     bool discard;                           /* discard=unmap: punch freed space */
+    bool node_refs;                         /* the name comes from the user, and its "file" may be the name of a node (blockdev.h) */
     enum graph_detect detect;               /* of the top image, unless its name says it */
     bool refuse_probed_raw;                 /* serve: a disk probed as raw is never opened read-write */
     const char *key_secret;                 /* id of the passphrase of the top image; NULL: what the name says */

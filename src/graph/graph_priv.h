@@ -120,6 +120,10 @@ struct graph_node {
     const struct filter_ops *flt;       /* NULL: an image. Constant */
     void *flt_arg;
     unsigned frozen;                    /* home: the edge to `backing` must stay */
+    bool owned;                         /* home: the user's, until blockdev-del */
+    bool is_file;                       /* a bare file or device: a format may lie over it */
+    struct graph_node *file;            /* the bare file whose store it shares; NULL: it has a store of its own. Constant while open */
+    struct graph_user file_use;
 };
 
 extern const uint8_t graph_zero_page[ZERO_PAGE_BYTES];
@@ -176,6 +180,7 @@ struct name_ref {
     char *node_name;            /* NULL: the name does not say */
     bool as_file;               /* the bare file was asked for: raw, not guessed */
     bool no_backing;            /* "backing": null */
+    char *file_ref;             /* "file" is the name of a node; NULL: it is not */
     enum name_tri read_only, direct, no_flush, discard, locking, force_share;
     struct name_crypt crypt[NAME_CRYPT_MAX];   /* of this layer, of the one below it, ... */
     struct name_runtime run;

@@ -28,6 +28,7 @@ void name_ref_fini(struct name_ref *ref)
     free(ref->format);
     free(ref->data_path);
     free(ref->node_name);
+    free(ref->file_ref);
     name_node_fini(&ref->node);
     for (unsigned i = 0; i < NAME_CRYPT_MAX; i++) {
         free(ref->crypt[i].key_secret);

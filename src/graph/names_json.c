@@ -210,7 +210,9 @@ static int top_option(struct fields *f, const char *key, const json_t *v, struct
     r = crypt_option(f, key, v, err);
     if (r <= 0)
         return r;
-    if ((!strcmp(key, "file") || !strcmp(key, "data-file")) && json_is_string(v))
+    if (!strcmp(key, "file") && json_is_string(v))
+        return get_copy(key, v, &f->ref->file_ref, err);
+    if (!strcmp(key, "data-file") && json_is_string(v))
         return byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", key);
     r = name_runtime_option(&f->ref->run, key, v, err);
     if (!r) {
@@ -297,6 +299,10 @@ static int judge(struct fields *f, struct byre_err *err)
     } else if (driver && !is_file_driver(driver) && strcmp(driver, "nbd")) {
         return byre_fail(err, NOT_SUPPORTED, "json: the driver '%s' of 'file' is not supported", f->file_driver);
     }
+    if (f->ref->file_ref && (filename || f->nested_file || !f->driver))
+        return byre_fail(err, BAD_OPTION, "json: 'file' names a node; then there is no file name beside it, and the driver must be stated");
+    if (f->ref->file_ref)
+        filename = f->ref->file_ref;
     int r = judge_place(f, driver, filename, err);
     if (r)
         return r;

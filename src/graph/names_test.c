@@ -78,7 +78,6 @@ static const struct row rows[] = {
     { E, "json:{\"driver\":\"raw\",\"file.filename\":\"a:b\",\"read-only\":\"on\",\"file.locking\":\"off\"}", NULL, 0, "a:b", "raw", false, false },
     { E, "json:{\"filename\":\"a\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "json:{\"driver\":\"qcow2\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
-    { E, "json:{\"driver\":\"qcow2\",\"file\":\"a\"}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
     { E, "json:{\"driver\":\"qcow2\",\"file.filename\":1}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "json:{\"driver\":\"qcow2\",\"file.filename\":\"\"}", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
     { E, "json:{\"driver\":\"qcow2\",\"file.filename\":\"a\",\"foo\":1}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },

@@ -122,10 +122,56 @@ static bool wants(enum name_tri said, bool asked)
     return said == NAME_UNSET ? asked : said == NAME_YES;
 }
 
+/* ---- over the node of a bare file ---- */
+
+static int check_file_node(const struct layer *l, const struct graph_node *file, struct byre_err *err)
+{
+    const char *name = l->ref->file_ref;
+    if (!file)
+        return byre_fail(err, NOT_FOUND, "there is no node '%s' that could be 'file'", name);
+    if (!file->is_file)
+        return byre_fail(err, NOT_SUPPORTED, "node '%s' is no bare file or device: an image cannot lie over it", name);
+    return file->read_only && !l->n->read_only ? byre_fail(err, READ_ONLY, "node '%s' is read-only, and the image over it is to be written", name) : 0;
+}
+
+/* The image shares the store of the file's node, and says so to others who use that. */
+static int share_store(struct opening *op, struct layer *l, struct byre_err *err)
+{
+    struct graph_node *n = l->n, *file = graph_find(op->g, l->ref->file_ref);
+    int r = check_file_node(l, file, err);
+    if (r)
+        return r;
+    if (!n->file) {
+        bool raw = l->format && !strcmp(l->format, "raw");
+        n->file_use = (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE),
+                                           .shared = raw ? STOR_PERM_ALL : STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+        r = graph_user_add(file, &n->file_use, err);
+        char *name = r ? NULL : strdup(file->filename);
+        if (!r && !name)
+            r = byre_fail(err, NOMEM, "no memory for a file name");
+        if (r) {
+            graph_user_remove(&n->file_use);
+            return r;
+        }
+        free(n->filename);
+        n->filename = name;
+        n->file = file;
+        file->refs++;
+    }
+    l->store = stor_share(file->im->store);
+    n->has_identity = file->has_identity;
+    n->id_a = file->id_a;
+    n->id_b = file->id_b;
+    n->no_lock |= file->no_lock;
+    return 0;
+}
+
 static int open_store(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
     const struct graph_open_opts *o = op->o;
     struct graph_node *n = l->n;
+    if (l->ref->file_ref)
+        return share_store(op, l, err);
     struct stor_file_opts so = {
         .read_only = n->read_only,
         .direct = wants(l->ref->direct, o->direct),
@@ -236,6 +282,7 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     fo.key_secret = n->key_secret;
     fo.encrypt_format = op->crypt[0].format;
     n->is_raw = l->ops == &fmt_raw_ops;
+    n->is_file = l->ref->as_file;
     n->is_view = fmt_snapshot_picks(&fo.snapshot);
     if (n->is_view && !l->ops->snapshot)
         return byre_fail(err, NOT_SUPPORTED, "%s: %s images have no internal snapshots", n->filename, l->ops->name);
@@ -457,6 +504,8 @@ static int next_reference(struct opening *op, struct graph_node *n, const struct
 {
     struct graph *g = op->g;
     int r = name_parse(g->policy, info->backing_name, n->filename, ref, err);
+    if (!r && ref->file_ref)
+        r = byre_fail(err, REFUSED_REFERENCE, "%s: its backing file name '%s' names a node of this process", n->filename, info->backing_name);
     if (r && !n->no_backing)
         return r;
     n->backing_filename = strdup(r ? info->backing_name : ref->path);
@@ -612,7 +661,11 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
     struct name_ref ref;
     if (o->force_share && !o->read_only)
         return byre_fail(err, BAD_OPTION, "%s: sharing can be forced for read-only images only", o->filename);
-    int r = name_parse(g->policy, o->filename, o->overlay, &ref, err);
+    int r = name_parse(o->node_refs ? GRAPH_ECOSYSTEM : g->policy, o->filename, o->overlay, &ref, err);
+    if (!r && ref.file_ref && !o->node_refs) {
+        name_ref_fini(&ref);
+        r = byre_fail(err, NOT_SUPPORTED, "json: 'file' names a node; give it as an object");
+    }
     if (r)
         return r;
     r = open_top(co, &op, &ref, err);

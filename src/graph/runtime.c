@@ -267,8 +267,11 @@ void graph_thaw(struct graph_node *top, const struct graph_node *base)
 void graph_each_edge(struct graph *g, void (*fn)(void *arg, const struct graph_edge *e), void *arg)
 {
     ASSERT_LOOP(g->home);
-    for (struct graph_node *m = node_next(g, NULL); m; m = node_next(g, m))
+    for (struct graph_node *m = node_next(g, NULL); m; m = node_next(g, m)) {
         if (m->backing)
-            fn(arg, &(struct graph_edge){ .parent = m, .child = m->backing, .role = node_is_hidden(m) ? "root" : m->flt ? "filtered" : "backing",
+            fn(arg, &(struct graph_edge){ .parent = m, .child = m->backing, .role = node_is_hidden(m) ? "root" : m->flt ? "file" : "backing",
                                           .who = m->backing_use.who, .outside = node_is_hidden(m), .perm = m->backing_use.perm, .shared = m->backing_use.shared });
+        if (m->file)
+            fn(arg, &(struct graph_edge){ .parent = m, .child = m->file, .role = "file", .who = m->name, .perm = m->file_use.perm, .shared = m->file_use.shared });
+    }
 }

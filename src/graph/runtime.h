@@ -53,6 +53,9 @@ void graph_thaw(struct graph_node *top, const struct graph_node *base);
 
 /* ---- filters ---- */
 bool graph_is_filter(const struct graph_node *n);
+/* A bare file or device, over which images may lie; and the one that n lies over (NULL: it has a file of its own). */
+bool graph_is_bare_file(const struct graph_node *n);
+struct graph_node *graph_file(const struct graph_node *n);
 /* The first node at or below n that is no filter. NULL: a filter that filters nothing. */
 struct graph_node *graph_skip_filters(struct graph_node *n);
 /* Walks the edges for a picture of the graph: the attachments too. */

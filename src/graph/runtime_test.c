@@ -319,16 +319,16 @@ static void load(struct co *co, void *arg)
     free(w);
 }
 
-/* ---- what is refused ---- */
+/* ---- what is refused (FEATURES 11.010, 11.012) ---- */
 
-struct counted { unsigned edges, roots, filtered, backing; };
+struct counted { unsigned edges, roots, files, backing; };
 
 static void count_edge(void *arg, const struct graph_edge *e)
 {
     struct counted *c = arg;
     c->edges++;
     c->roots += e->outside && !strcmp(e->role, "root");
-    c->filtered += !strcmp(e->role, "filtered");
+    c->files += !strcmp(e->role, "file");
     c->backing += !strcmp(e->role, "backing");
 }
 
@@ -388,7 +388,7 @@ static void through_filters(struct co *co, struct world *w)
     CHECK(strstr(err.text, "grower") && strstr(err.text, "resize"));
     struct counted e = { 0 };
     graph_each_edge(w->g, count_edge, &e);
-    CHECK(e.edges == 3 && e.roots == 2 && e.filtered == 1);
+    CHECK(e.edges == 3 && e.roots == 2 && e.files == 1);
     graph_user_remove(&shy);
     CHECK_EQ(graph_freeze(f, w->top, &err), 0);
     CHECK_EQ(graph_remove_filter(co, f, &err), -EPERM);

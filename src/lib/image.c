@@ -10,7 +10,7 @@
  * Failure      open leaves nothing behind; close returns the first error, the image is gone all the same
  * Tests        lib_test.c, tests/lib
  */
-#include "graph/runtime.h"
+#include "graph/blockdev.h"
 #include "lib/lib_priv.h"
 
 #include "base/checked.h"
@@ -26,9 +26,14 @@ int byre_image_attach(struct byre_image *image, struct graph_node **ret_a, struc
     return graph_attach(image->node, &(struct graph_attach_opts){ "the device", 0, STOR_PERM_ALL }, ret_a, err);
 }
 
+int byre_ctx_close_nodes(struct co *co, struct byre_ctx *ctx)
+{
+    return graph_blockdev_close_all(co, ctx->graph);
+}
+
 void byre_image_detach(struct co *co, struct graph_node *a)
 {
-    (void)graph_detach(co, a);                   /* the image's own handle is closed after this, and tells */
+    (void)graph_detach(co, a);                   /* whoever owns the node closes it after this, and tells */
 }
 
 /* ---- open and close ---- */

@@ -27,6 +27,8 @@ struct rt_loop *byre_ctx_home(struct byre_ctx *ctx);
 struct graph_node *byre_image_node(struct byre_image *image);
 /* On the home loop: an attachment (graph/runtime.h), which is the disk whatever node that becomes; and its end, before the image is closed. */
 int byre_image_attach(struct byre_image *image, struct graph_node **ret_a, struct byre_err *err);
+/* On the home loop, when nobody uses them any more: closes the nodes that the control socket has opened. The first error. */
+int byre_ctx_close_nodes(struct co *co, struct byre_ctx *ctx);
 void byre_image_detach(struct co *co, struct graph_node *a);
 /* On the home loop: no scrub of an image will come. Requests that wait for one go on as they can, or fail. */
 void byre_ctx_no_scrubs(struct byre_ctx *ctx);

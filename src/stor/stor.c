@@ -33,6 +33,7 @@ int stor_init(struct stor *s, const struct stor_ops *ops, const char *name)
     sync_init(&in->sync);
     order_init(&in->order);
     atomic_init(&in->known_len, 0);
+    atomic_init(&in->shares, 0);
     *s = (struct stor){ .ops = ops, .lim = { .block = 1, .mem_align = 1, .opt_block = 512 }, .name = copy, .internal = in };
     return 0;
 }
@@ -342,6 +343,16 @@ int stor_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, str
 
 void stor_close(struct co *co, struct stor *s)
 {
-    if (s)
+    if (!s)
+        return;
+    if (atomic_load(&s->internal->shares))
+        atomic_fetch_sub(&s->internal->shares, 1);
+    else
         s->ops->close(co, s);
+}
+
+struct stor *stor_share(struct stor *s)
+{
+    atomic_fetch_add(&s->internal->shares, 1);
+    return s;
 }

@@ -113,6 +113,8 @@ MUST_USE int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes);
 /* While on: much is written once and flushed at the end, so the disk may begin early. A hint; any loop, does not suspend. */
 void stor_stream(struct stor *s, bool on);
 bool stor_flush_latched(const struct stor *s);
+/* One owner more: the store is closed when each of them has called stor_close. Home of the owners. Returns s. */
+struct stor *stor_share(struct stor *s);
 void stor_close(struct co *co, struct stor *s);                       /* NULL ok */
 
 /* Locks by the peer's byte protocol: OFD read locks on byte 100+p for each permission held and on 200+p for each

@@ -85,6 +85,7 @@ MUST_USE int64_t sync_fua_write(struct co *co, struct stor *s, struct iov v, uin
 struct stor_internal {
     struct stor_sync sync;
     struct stor_order order;
+    _Atomic unsigned shares;              /* owners beside the first */
     _Atomic uint64_t known_len;           /* the store is at least this long (0: not known). Used when block > 1 */
 };
 

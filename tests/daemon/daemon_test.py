@@ -286,7 +286,7 @@ def fits(ours, theirs, where):
 
 # Only of the peer's system emulator; newer than the oldest of its versions that is compared with.
 NOT_THERE = {"SHUTDOWN"}
-NEWER = {"handshake-max-seconds", "backing-mask-protocol"}
+NEWER = {"handshake-max-seconds", "discard-no-unref", "backing-mask-protocol"}
 # Members that byre adds to commands of the peer's.
 OURS = {"drop-source", "converge", "deadline", "max-slowdown", "max-hold-ms"}
 # Members that the rows of events have in common, and that some of them never hold.

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * blockdev_rows.c: what the options of a node look like (FEATURES 8.002, 8.010).
+ *
+ * Purpose      Rows of blockdev-add: types, introspection, the reference page. What they mean is decided in graph/ alone.
+ * Owns         constant tables
+ * Invariants   I1 a driver or an option that is not here goes through as it is, for graph/ to take or to refuse: nothing is promised
+ *                 here that graph/ does not do, and nothing kept from it
+ * Concurrency  any
+ * Failure      none
+ * Tests        ctl_test.c, tests/daemon
+ */
+#include "ctl/ctl_priv.h"
+
+#define WORDS(name_, text, ...)                                                                                                 \
+    static const char *const name_##_words[] = { __VA_ARGS__, NULL };                                                            \
+    static const struct ctl_shape name_ = { .name = text, .words = name_##_words }
+WORDS(discard, "BlockdevDiscardOptions", "ignore", "unmap");
+WORDS(detect, "BlockdevDetectZeroesOptions", "off", "on", "unmap");
+WORDS(locking, "OnOffAuto", "on", "off", "auto");
+WORDS(aio, "BlockdevAioOptions", "threads", "native", "io_uring");
+WORDS(crypt, "BlockdevQcow2EncryptionFormat", "aes", "luks");
+
+static const char *const driver_words[] = { "file", "host_device", "luks", "null-aio", "null-co", "qcow2", "qed", "raw", NULL };
+static const struct ctl_shape driver = { .name = "BlockdevDriver", .words = driver_words, .open = true };
+
+#define BOOL(name_) { name_, CTL_BOOL, false, CTL_AT_NONE }
+#define SIZE(name_) { name_, CTL_SIZE, false, CTL_AT_NONE }
+#define ENUM(name_, shape) { name_, CTL_ENUM, false, CTL_AT_NONE, .of = &shape }
+
+static const struct ctl_arg cache_rows[] = { BOOL("direct"), BOOL("no-flush"), CTL_ARGS_END };
+static const struct ctl_shape cache = { .name = "BlockdevCacheOptions", .rows = cache_rows };
+
+const struct ctl_arg ctl_blockdev_rows[] = {
+    { "driver", CTL_ENUM, true, CTL_AT_NONE, .of = &driver },
+    { "node-name", CTL_STR, false, CTL_AT_NONE, .doc = "Must be given, but for nodes inside others." },
+    ENUM("discard", discard),
+    { "cache", CTL_STRUCT, false, CTL_AT_NONE, .of = &cache },
+    BOOL("read-only"), BOOL("auto-read-only"), BOOL("force-share"),
+    ENUM("detect-zeroes", detect),
+    CTL_ARGS_END
+};
+
+/* ---- nodes in nodes ---- */
+static const struct ctl_shape options = { .name = "BlockdevOptions", .rows = ctl_blockdev_rows, .tag = "driver", .cases = ctl_blockdev_cases, .open = true };
+#define REF_ROWS                                                                                                                 \
+    { "definition", CTL_STRUCT, false, CTL_AT_NONE, .of = &options, .doc = "Options of a node." },                                \
+    { "reference", CTL_STR, false, CTL_AT_NONE, .doc = "The name of one." }
+static const struct ctl_arg ref_rows[] = { REF_ROWS, CTL_ARGS_END };
+static const struct ctl_shape ref = { .name = "BlockdevRef", .rows = ref_rows };
+static const struct ctl_arg ref_or_null_rows[] = { REF_ROWS, { "null", CTL_NULL, false, CTL_AT_NONE, .doc = "Nothing." }, CTL_ARGS_END };
+static const struct ctl_shape ref_or_null = { .name = "BlockdevRefOrNull", .rows = ref_or_null_rows };
+#define FILE_ROW { "file", CTL_ALT, true, CTL_AT_NONE, .of = &ref }
+#define BACKING_ROW                                                                                                              \
+    { "backing", CTL_ALT, false, CTL_AT_NONE, .of = &ref_or_null, .doc = "What lies below; what the image records when it is not given." }
+
+/* ---- drivers ---- */
+static const struct ctl_arg file_rows[] = { { "filename", CTL_STR, true, CTL_AT_NONE }, ENUM("locking", locking), ENUM("aio", aio), CTL_ARGS_END };
+static const struct ctl_arg luks_rows[] = { FILE_ROW, { "key-secret", CTL_STR, false, CTL_AT_NONE }, CTL_ARGS_END };
+static const struct ctl_arg null_rows[] = { SIZE("size"), SIZE("latency-ns"), BOOL("read-zeroes"), CTL_ARGS_END };
+static const struct ctl_arg raw_rows[] = { FILE_ROW, SIZE("offset"), SIZE("size"), CTL_ARGS_END };
+static const struct ctl_arg qed_rows[] = { FILE_ROW, BACKING_ROW, CTL_ARGS_END };
+
+static const struct ctl_arg key_rows[] = { { "key-secret", CTL_STR, false, CTL_AT_NONE }, CTL_ARGS_END };
+static const struct ctl_case crypt_cases[] = { { "aes", key_rows }, { "luks", key_rows }, { NULL, NULL } };
+static const struct ctl_arg encrypt_rows[] = { { "format", CTL_ENUM, true, CTL_AT_NONE, .of = &crypt }, CTL_ARGS_END };
+static const struct ctl_shape encrypt = { .name = "BlockdevQcow2Encryption", .rows = encrypt_rows, .tag = "format", .cases = crypt_cases };
+
+static const struct ctl_arg qcow2_rows[] = {
+    FILE_ROW, BACKING_ROW,
+    { "data-file", CTL_ALT, false, CTL_AT_NONE, .of = &ref, .doc = "Where an external data file is, unless the image's own word is right." },
+    BOOL("lazy-refcounts"), BOOL("pass-discard-request"), BOOL("pass-discard-snapshot"), BOOL("pass-discard-other"), BOOL("discard-no-unref"),
+    SIZE("cache-size"), SIZE("l2-cache-size"), SIZE("l2-cache-entry-size"), SIZE("refcount-cache-size"), SIZE("cache-clean-interval"),
+    { "encrypt", CTL_STRUCT, false, CTL_AT_NONE, .of = &encrypt },
+    CTL_ARGS_END
+};
+
+const struct ctl_case ctl_blockdev_cases[] = {
+    { "file", file_rows }, { "host_device", file_rows }, { "luks", luks_rows }, { "null-aio", null_rows }, { "null-co", null_rows }, { "qcow2", qcow2_rows },
+    { "qed", qed_rows }, { "raw", raw_rows }, { NULL, NULL }
+};

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cmd_blockdev.c: nodes that come and go, external snapshots, the names of backing files, and a picture of the graph (FEATURES 8.010,
+ * 8.013, 9.073, 9.074, 11.001).
+ *
+ * Purpose      One call into graph/ per command.
+ * Owns         nothing: nodes belong to the graph
+ * Invariants   I1 a file that blockdev-snapshot-sync has made is removed again when the snapshot was not taken
+ * Concurrency  home loop; suspends
+ * Failure      as ctl_priv.h
+ * Tests        tests/cli/blockdev_test.py
+ */
+#include <string.h>
+#include <unistd.h>
+
+#include "ctl/ctl_priv.h"
+#include "graph/blockdev.h"
+
+static int find_node(struct ctl_call *call, const char *name, struct graph_node **ret_n)
+{
+    *ret_n = graph_find(call->c->env.graph, name);
+    return *ret_n ? 0 : byre_fail(&call->err, NOT_FOUND, "Cannot find device='' nor node-name='%s'", name);
+}
+
+/* ---- blockdev-add, blockdev-del ---- */
+
+static int run_add(struct co *co, struct ctl_call *call)
+{
+    struct graph_node *n;
+    const char *name = json_string_value(json_object_get(call->arguments, "node-name"));
+    if (!name)
+        return byre_fail(&call->err, BAD_ARGUMENT, "'node-name' must be specified for the root node");
+    return graph_blockdev_add(co, call->c->env.graph, call->arguments, &n, &call->err);
+}
+
+struct del_args { const char *node_name; };
+static const struct ctl_arg del_rows[] = { { "node-name", CTL_STR, true, CTL_AT(struct del_args, node_name) }, CTL_ARGS_END };
+
+static int run_del(struct co *co, struct ctl_call *call)
+{
+    struct graph_node *n;
+    int r = find_node(call, ((const struct del_args *)call->args)->node_name, &n);
+    return r ? r : graph_blockdev_del(co, n, &call->err);
+}
+
+/* ---- blockdev-snapshot ---- */
+
+struct snapshot_args { const char *node, *overlay; };
+static const struct ctl_arg snapshot_rows[] = {
+    { "node", CTL_STR, true, CTL_AT(struct snapshot_args, node), .doc = "What is kept as it is." },
+    { "overlay", CTL_STR, true, CTL_AT(struct snapshot_args, overlay), .doc = "Takes its place; opened with \"backing\": null and used by nobody." },
+    CTL_ARGS_END
+};
+
+static int run_snapshot(struct co *co, struct ctl_call *call)
+{
+    const struct snapshot_args *a = call->args;
+    struct graph_node *n = ctl_named(call, a->node), *overlay;
+    if (!n)
+        return call->err.code;
+    int r = find_node(call, a->overlay, &overlay);
+    return r ? r : graph_snapshot_above(co, n, overlay, &call->err);
+}
+
+/* ---- blockdev-snapshot-sync ---- */
+
+static const char *const mode_words[] = { "existing", "absolute-paths", NULL };
+static const struct ctl_shape mode_shape = { .name = "NewImageMode", .words = mode_words };
+enum { MODE_EXISTING, MODE_ABSOLUTE };
+struct sync_args { const char *device, *node_name, *file, *new_name, *format; int mode; bool has_mode; };
+static const struct ctl_arg sync_rows[] = {
+    { "device", CTL_STR, false, CTL_AT(struct sync_args, device) },
+    { "node-name", CTL_STR, false, CTL_AT(struct sync_args, node_name) },
+    { "snapshot-file", CTL_STR, true, CTL_AT(struct sync_args, file) },
+    { "snapshot-node-name", CTL_STR, false, CTL_AT(struct sync_args, new_name), .doc = "Name of the new node." },
+    { "format", CTL_STR, false, CTL_AT(struct sync_args, format), .doc = "Of the new image; qcow2 when it is not given." },
+    { "mode", CTL_ENUM, false, CTL_AT_HAS(struct sync_args, mode), .of = &mode_shape, .doc = "absolute-paths when it is not given: the image is made." },
+    CTL_ARGS_END
+};
+
+/* An absolute path is what the new image records. NULL: no memory. */
+static char *absolute(const char *path)
+{
+    char *text = NULL, *cwd = path[0] == '/' ? NULL : getcwd(NULL, 0);
+    int n = cwd ? asprintf(&text, "%s/%s", cwd, path) : asprintf(&text, "%s", path);
+    free(cwd);
+    return n < 0 ? NULL : text;
+}
+
+static int make_file(struct co *co, const struct sync_args *a, const struct fmt_ops *ops, struct graph_node *image, struct byre_err *err)
+{
+    struct stor *s;
+    char *below = absolute(graph_filename(image));
+    const struct fmt_create_opts co_ = { .size = graph_length(image), .backing_file = below, .backing_fmt = (char *)(uintptr_t)graph_format(image)->name, .version = 3,
+                                         .refcount_bits = 16 };
+    const struct stor_file_opts so = { .create = true, .truncate_to_zero = true };
+    int r = below ? ops->create(co, NULL, &co_, err) : byre_fail(err, NOMEM, "no memory for a file name");
+    if (!r)
+        r = stor_file_open(co, a->file, &so, &s, err);
+    if (!r) {
+        r = ops->create(co, s, &co_, err);           /* durable when it returns */
+        stor_close(co, s);
+        if (r)
+            (void)unlink(a->file);
+    }
+    free(below);
+    return r;
+}
+
+static int open_new(struct co *co, struct ctl_call *call, const struct sync_args *a, const char *format, struct graph_node **ret_n)
+{
+    json_t *o = json_pack("{s:s,s:n,s:{s:s,s:s}}", "driver", format, "backing", "file", "driver", "file", "filename", a->file);
+    if (o && a->new_name && json_object_set_new(o, "node-name", json_string(a->new_name))) {
+        json_decref(o);
+        o = NULL;
+    }
+    int r = o ? graph_blockdev_add(co, call->c->env.graph, o, ret_n, &call->err) : byre_fail(&call->err, NOMEM, "no memory for a node");
+    json_decref(o);
+    return r;
+}
+
+static int run_snapshot_sync(struct co *co, struct ctl_call *call)
+{
+    const struct sync_args *a = call->args;
+    const char *format = a->format ? a->format : "qcow2";
+    const struct fmt_ops *ops = fmt_by_name(format);
+    bool make = !a->has_mode || a->mode == MODE_ABSOLUTE;
+    struct graph_node *n, *overlay;
+    int r = ctl_target(call, a->device, a->node_name, &n);
+    if (r)
+        return r;
+    if (!ops || !ops->make_empty || !ops->create)
+        return byre_fail(&call->err, UNKNOWN_FORMAT, "the format '%s' is not known, or has no backing images", format);
+    if (a->new_name && graph_find(call->c->env.graph, a->new_name))
+        return byre_fail(&call->err, EXISTS, "New overlay node-name already in use: '%s'", a->new_name);
+    struct graph_node *image = graph_skip_filters(n);
+    if (make && graph_uses_file(co, call->c->env.graph, a->file))
+        return byre_fail(&call->err, EXISTS, "'%s' is the file of a node that is open; the snapshot needs a file of its own", a->file);
+    if (make)
+        r = make_file(co, a, ops, image, &call->err);
+    if (r)
+        return r;
+    r = open_new(co, call, a, format, &overlay);
+    if (!r && (r = graph_snapshot_above(co, n, overlay, &call->err)))
+        (void)!graph_blockdev_del(co, overlay, NULL);      /* nothing was written to it */
+    if (r && make)
+        (void)unlink(a->file);                   /* I1 */
+    return r;
+}
+
+/* ---- change-backing-file ---- */
+
+struct change_args { const char *device, *image, *file; };
+static const struct ctl_arg change_rows[] = {
+    { "device", CTL_STR, true, CTL_AT(struct change_args, device), .doc = "In whose chain the image is." },
+    { "image-node-name", CTL_STR, true, CTL_AT(struct change_args, image) },
+    { "backing-file", CTL_STR, true, CTL_AT(struct change_args, file), .doc = "What the image records from now on; nothing is opened." },
+    CTL_ARGS_END
+};
+
+static int run_change(struct co *co, struct ctl_call *call)
+{
+    const struct change_args *a = call->args;
+    struct graph_node *top = ctl_named(call, a->device), *n;
+    if (!top)
+        return call->err.code;
+    int r = find_node(call, a->image, &n);
+    if (r)
+        return r;
+    struct graph_node *at = top;
+    while (at && at != n)
+        at = graph_backing(at);
+    if (!at)
+        return byre_fail(&call->err, BAD_ARGUMENT, "'%s' and image file are not in the same chain", a->device);
+    struct graph_node *below = graph_skip_filters(graph_backing(n));
+    if (!below)
+        return byre_fail(&call->err, BAD_ARGUMENT, "not allowed to change backing_file of '%s': it has none", a->image);
+    const struct graph_name name = { a->file, graph_format(below)->name };
+    return graph_record_backing(co, n, &name, &call->err);
+}
+
+/* ---- x-debug-query-block-graph ---- */
+
+struct picture { json_t *nodes, *edges; bool failed; };
+
+/* Numbers for pointers: the index in `nodes`, + 1. */
+static json_int_t id_of(struct picture *p, const void *what, const char *type, const char *name)
+{
+    size_t i;
+    json_t *o;
+    json_array_foreach(p->nodes, i, o)
+        if (json_integer_value(json_object_get(o, "x-key")) == (json_int_t)(uintptr_t)what)
+            return (json_int_t)i + 1;
+    o = json_pack("{s:I,s:s,s:s,s:I}", "id", (json_int_t)json_array_size(p->nodes) + 1, "type", type, "name", name, "x-key", (json_int_t)(uintptr_t)what);
+    p->failed |= !o || json_array_append_new(p->nodes, o);
+    return (json_int_t)json_array_size(p->nodes);
+}
+
+static json_t *perms_json(unsigned perm)
+{
+    static const struct { unsigned bit; const char *name; } names[] = {
+        { STOR_PERM_READ, "consistent-read" }, { STOR_PERM_WRITE, "write" }, { STOR_PERM_WRITE_UNCHANGED, "write-unchanged" }, { STOR_PERM_RESIZE, "resize" } };
+    json_t *a = json_array();
+    for (size_t i = 0; a && i < sizeof names / sizeof names[0]; i++)
+        if (perm & names[i].bit)
+            json_array_append_new(a, json_string(names[i].name));
+    return a;
+}
+
+static void draw_edge(void *arg, const struct graph_edge *e)
+{
+    struct picture *p = arg;
+    json_int_t parent = id_of(p, e->parent, e->outside ? "block-backend" : "block-driver", e->outside ? e->who : graph_node_name(e->parent));
+    json_int_t child = id_of(p, e->child, "block-driver", graph_node_name(e->child));
+    json_t *o = json_pack("{s:I,s:I,s:s,s:o,s:o}", "parent", parent, "child", child, "name", e->role, "perm", perms_json(e->perm), "shared-perm", perms_json(e->shared));
+    p->failed |= !o || json_array_append_new(p->edges, o);
+}
+
+static int run_graph(struct co *co, struct ctl_call *call)
+{
+    struct picture p = { json_array(), json_array(), false };
+    struct graph *g = call->c->env.graph;
+    size_t i;
+    json_t *o;
+    for (struct graph_node *n = graph_next(g, NULL); n; n = graph_next(g, n))
+        (void)id_of(&p, n, "block-driver", graph_node_name(n));
+    graph_each_edge(g, draw_edge, &p);
+    json_array_foreach(p.nodes, i, o)
+        json_object_del(o, "x-key");
+    call->ret = json_pack("{s:o,s:o}", "nodes", p.nodes, "edges", p.edges);
+    return call->ret && !p.failed ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+}
+
+const struct ctl_command ctl_cmd_blockdev_add = { "blockdev-add", ctl_blockdev_rows, 0, run_add, .open = true, .tag = "driver", .cases = ctl_blockdev_cases,
+    .doc = "Opens a node, with all that its options nest." };
+const struct ctl_command ctl_cmd_blockdev_del = { "blockdev-del", del_rows, sizeof(struct del_args), run_del,
+    .doc = "Closes a node that blockdev-add has opened. It must not be in use." };
+const struct ctl_command ctl_cmd_blockdev_snapshot = { "blockdev-snapshot", snapshot_rows, sizeof(struct snapshot_args), run_snapshot,
+    .doc = "Keeps a disk as it is at this moment: an overlay takes its place under all who use it, while they use it." };
+const struct ctl_command ctl_cmd_blockdev_snapshot_sync = { "blockdev-snapshot-sync", sync_rows, sizeof(struct sync_args), run_snapshot_sync,
+    .doc = "The same with an overlay that is made and opened by the way." };
+const struct ctl_command ctl_cmd_change_backing_file = { "change-backing-file", change_rows, sizeof(struct change_args), run_change,
+    .doc = "Changes the name of the backing file that an image records. The open chain stays as it is." };
+const struct ctl_command ctl_cmd_block_graph = { "x-debug-query-block-graph", NULL, 0, run_graph, .ret = &ctl_ret_any,
+    .doc = "Nodes and edges of the graph, with what each edge wants and lets others do." };

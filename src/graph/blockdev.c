@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * blockdev.c: nodes by the options of the ecosystem, and external snapshots.
+ *
+ * Purpose     Takes nested options apart into nodes, from the innermost out, and opens each; keeps which nodes belong to the user.
+ * Owns        The nodes that nested options made, until their parents hold them.
+ * Invariants  B1  A child that is a node of its own is named in its parent's options before the parent is opened: nesting costs no recursion.
+ *             B2  Names of nodes are taken from the user's options only, never from what an image records.
+ * Order       A snapshot: the overlay's header names what will lie below it, durably, before any request goes to the overlay.
+ * Concurrency Home loop.
+ * Failure     What was opened by a failed call is closed again.
+ * Tests       tests/cli/blockdev_test.py
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/blockdev.h"
+#include "graph/filter.h"
+#include "graph/filters.h"
+
+#define NODES_MAX 64u                  /* that one object of options may nest */
+
+/* One call of graph_blockdev_add. */
+struct adding {
+    struct graph *g;
+    json_t *root;                      /* a copy, whose nested children become names */
+    struct graph_node *made[NODES_MAX];
+    unsigned made_count;
+};
+
+static const char *str_of(const json_t *o, const char *key)
+{
+    const json_t *v = json_object_get(o, key);
+    return json_is_string(v) ? json_string_value(v) : NULL;
+}
+
+static bool is_null_driver(const char *driver) { return driver && (!strcmp(driver, "null-co") || !strcmp(driver, "null-aio")); }
+static bool is_file_driver(const char *driver) { return driver && (!strcmp(driver, "file") || !strcmp(driver, "host_device") || !strcmp(driver, "nbd")); }
+
+/* Must the child be a node of its own? A plain file without a name is part of its format's node. */
+static bool needs_node(const json_t *parent, const char *key, const json_t *child)
+{
+    const char *driver = str_of(child, "driver");
+    if (!json_is_object(child))
+        return false;
+    bool plain = (!driver || is_file_driver(driver)) && !json_object_get(child, "file");
+    bool filter = str_of(parent, "driver") && filter_by_name(str_of(parent, "driver"));
+    return filter || strcmp(key, "file") || !plain || json_object_get(child, "node-name");
+}
+
+static json_t *nested_child(json_t *o, const char **ret_key)
+{
+    static const char *const keys[] = { "file", "backing", "target", NULL };
+    for (const char *const *k = keys; *k; k++) {
+        json_t *child = json_object_get(o, *k);
+        if (child && needs_node(o, *k, child)) {
+            *ret_key = *k;
+            return child;
+        }
+    }
+    return NULL;
+}
+
+/* ---- one node, whose children have names ---- */
+
+static int take_size(const json_t *o, const char *key, uint64_t def, uint64_t *ret, struct byre_err *err)
+{
+    const json_t *v = json_object_get(o, key);
+    *ret = def;
+    return v ? name_take_size(key, v, ret, err) : 0;
+}
+
+static int check_null(const json_t *o, struct byre_err *err)
+{
+    static const char *const known[] = { "driver", "node-name", "size", "latency-ns", "read-zeroes", "read-only", "auto-read-only", "force-share", "discard",
+                                         "cache", "detect-zeroes", NULL };
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)o, key, v) {
+        const char *const *k = known;
+        while (*k && strcmp(*k, key))
+            k++;
+        if (!*k)
+            return byre_fail(err, BAD_OPTION, "json: the option '%s' is not supported", key);
+    }
+    return 0;
+}
+
+static int null_open(struct co *co, struct graph_node *n, const struct stor_null_opts *so, struct byre_err *err)
+{
+    struct stor *s;
+    const struct fmt_open_opts fo = { .read_only = n->read_only };
+    n->filename = strdup("null-co://");
+    int r = n->filename ? stor_null_new(co, so, &s) : -ENOMEM;
+    if (r)
+        return byre_fail_code(err, NOMEM, r, "no memory for a node");
+    r = fmt_raw_ops.open(co, s, &fo, &n->im, err);
+    if (r) {
+        stor_close(co, s);
+        return r;
+    }
+    n->is_raw = n->no_lock = n->discard = n->is_file = n->ready = true;
+    gates_update(n->g);
+    return 0;
+}
+
+static int add_null(struct co *co, struct graph *g, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
+{
+    struct stor_null_opts so = { .read_zeroes = json_is_true(json_object_get(o, "read-zeroes")) };
+    struct graph_node *n;
+    int r = check_null(o, err);
+    if (!r)
+        r = take_size(o, "size", UINT64_C(1) << 30, &so.len, err);
+    if (!r)
+        r = take_size(o, "latency-ns", 0, &so.latency_ns, err);
+    if (!r)
+        r = node_new(g, str_of(o, "node-name"), &n, err);
+    if (r)
+        return r;
+    n->read_only = json_is_true(json_object_get(o, "read-only"));
+    r = null_open(co, n, &so, err);
+    if (r)
+        (void)node_unref(co, n);
+    else
+        *ret_n = n;
+    return r;
+}
+
+static int find_child(struct graph *g, const char *what, const char *name, struct graph_node **ret_n, struct byre_err *err)
+{
+    *ret_n = graph_find(g, name);
+    return *ret_n ? 0 : byre_fail(err, NOT_FOUND, "there is no node '%s' that could be '%s'", name, what);
+}
+
+/* For an image that has no backing node yet. */
+static int hang_below(struct co *co, struct graph_node *n, struct graph_node *below, struct byre_err *err)
+{
+    if (!n->im->ops->make_empty || n->im->data_raw)
+        return byre_fail(err, BAD_OPTION, "%s: '%s' images like this one have no 'backing'", n->filename, n->im->ops->name);
+    int r = graph_set_backing(co, n, below, err);
+    if (!r)
+        n->im->has_backing = true;
+    return r;
+}
+
+/* An image. `backing` is taken out of the options: its node is hung below when the image is open. */
+static int add_image(struct co *co, struct graph *g, json_t *o, struct graph_node **ret_n, struct byre_err *err)
+{
+    const json_t *backing = json_object_get(o, "backing");
+    struct graph_node *below = NULL;
+    int r = json_is_string(backing) ? find_child(g, "backing", json_string_value(backing), &below, err) : 0;
+    if (r)
+        return r;
+    if (below)
+        json_object_set_new(o, "backing", json_null());
+    char *text = json_dumps(o, JSON_COMPACT), *name = NULL;
+    if (!text || asprintf(&name, "json:%s", text) < 0) {
+        free(text);
+        return byre_fail(err, NOMEM, "no memory for a file name");
+    }
+    struct graph_open_opts go = { .filename = name, .read_only = json_is_true(json_object_get(o, "read-only")), .node_refs = true };
+    if (below)
+        below->refs++;
+    r = graph_open(co, g, &go, ret_n, err);
+    if ((r == -EACCES || r == -EROFS) && json_is_true(json_object_get(o, "auto-read-only"))) {
+        go.read_only = true;
+        r = graph_open(co, g, &go, ret_n, err);
+    }
+    free(name);
+    free(text);
+    if (!r && below) {
+        r = hang_below(co, *ret_n, below, err);
+        if (r)
+            (void)graph_close(co, *ret_n);
+    }
+    if (below)
+        (void)node_unref(co, below);
+    return r;
+}
+
+static int add_one(struct co *co, struct adding *ad, json_t *o, struct graph_node **ret_n, struct byre_err *err)
+{
+    const char *driver = str_of(o, "driver");
+    if (!driver)
+        return byre_fail(err, BAD_OPTION, "Parameter 'driver' is missing");
+    if (is_null_driver(driver))
+        return add_null(co, ad->g, o, ret_n, err);
+    const struct filter_driver *f = filter_by_name(driver);
+    return f ? filter_add(co, ad->g, f, o, ret_n, err) : add_image(co, ad->g, o, ret_n, err);
+}
+
+/* ---- the whole ---- */
+
+/* Opens the innermost child that needs a node, and names it in its parent. 1: there was none. B1 */
+static int add_innermost(struct co *co, struct adding *ad, struct byre_err *err)
+{
+    json_t *parent = NULL, *at = ad->root, *child;
+    const char *key = NULL, *next;
+    while ((child = nested_child(at, &next))) {
+        parent = at;
+        at = child;
+        key = next;
+    }
+    if (!parent)
+        return 1;
+    if (ad->made_count == NODES_MAX)
+        return byre_fail(err, LIMIT, "more than %u nodes are nested in one another", NODES_MAX);
+    struct graph_node *n;
+    int r = add_one(co, ad, at, &n, err);
+    if (r)
+        return r;
+    ad->made[ad->made_count++] = n;
+    return json_object_set_new(parent, key, json_string(n->name)) ? byre_fail(err, NOMEM, "no memory for a node") : 0;
+}
+
+int graph_blockdev_add(struct co *co, struct graph *g, const json_t *options, struct graph_node **ret_n, struct byre_err *err)
+{
+    ASSERT_LOOP(g->home);
+    struct adding ad = { .g = g, .root = json_deep_copy(options) };
+    int r = ad.root ? 0 : byre_fail(err, NOMEM, "no memory for a node");
+    while (!r)
+        r = add_innermost(co, &ad, err);
+    if (r > 0)
+        r = add_one(co, &ad, ad.root, ret_n, err);
+    while (ad.made_count)
+        (void)node_unref(co, ad.made[--ad.made_count]);      /* what opened holds what it needs */
+    json_decref(ad.root);
+    if (!r)
+        (*ret_n)->owned = true;
+    return r;
+}
+
+/* ---- whose a node is ---- */
+
+bool graph_blockdev_owned(const struct graph_node *n) { return n->owned; }
+
+void graph_blockdev_own(struct graph_node *n)
+{
+    ASSERT(!n->owned);
+    n->owned = true;
+}
+
+int graph_blockdev_del(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    if (!n->owned)
+        return byre_fail(err, PERMISSION, "node '%s' was not made by blockdev-add, and cannot be deleted", n->name);
+    if (n->users)
+        return byre_fail(err, PERMISSION, "node '%s' is in use by '%s'", n->name, n->users->who);
+    if (n->refs > 1)
+        return byre_fail(err, PERMISSION, "node '%s' is in use", n->name);
+    char name[GRAPH_NAME_MAX + 1];
+    memcpy(name, n->name, sizeof name);
+    n->owned = false;
+    int r = node_unref(co, n);
+    return r ? byre_fail_code(err, IO, r, "node '%s' was closed with an error: not everything that was written may be on the disk", name) : 0;
+}
+
+int graph_blockdev_close_all(struct co *co, struct graph *g)
+{
+    int first = 0;
+    for (struct graph_node *n = graph_next(g, NULL); n; n = graph_next(g, n)) {
+        if (!n->owned)
+            continue;
+        n->owned = false;
+        int r = node_unref(co, n);
+        if (!first)
+            first = r;
+        n = NULL;                      /* the list is another one */
+    }
+    return first;
+}
+
+bool graph_uses_file(struct co *co, struct graph *g, const char *path)
+{
+    const struct stor_file_opts so = { .read_only = true, .locking = STOR_LOCK_OFF };
+    struct stor *s;
+    uint64_t a, b;
+    bool used = false;
+    if (!g->opener.identity || g->opener.open(co, g->opener.arg, path, &so, &s, NULL))
+        return false;
+    bool has = g->opener.identity(g->opener.arg, s, &a, &b);
+    stor_close(co, s);
+    for (struct graph_node *n = graph_next(g, NULL); n && has && !used; n = graph_next(g, n))
+        used = (n->has_identity && n->id_a == a && n->id_b == b) || data_is(n, true, a, b);
+    return used;
+}
+
+/* ---- external snapshots ---- */
+
+static int may_be_overlay(const struct graph_node *n, const struct graph_node *overlay, struct byre_err *err)
+{
+    if (overlay == n)
+        return byre_fail(err, BAD_ARGUMENT, "node '%s' cannot be its own overlay", n->name);
+    if (overlay->backing)
+        return byre_fail(err, BAD_ARGUMENT, "The overlay already has a backing image: node '%s'", overlay->name);
+    if (overlay->users)
+        return byre_fail(err, PERMISSION, "The overlay is already in use: node '%s', by '%s'", overlay->name, overlay->users->who);
+    if (overlay->flt || !overlay->im->ops->make_empty || overlay->im->data_raw)
+        return byre_fail(err, NOT_SUPPORTED, "The overlay does not support backing images: node '%s'", overlay->name);
+    return overlay->read_only ? byre_fail(err, READ_ONLY, "node '%s' is read-only", overlay->name) : 0;
+}
+
+int graph_snapshot_above(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err)
+{
+    struct graph_name none = { NULL, NULL };
+    const struct graph_node *image = graph_skip_filters(n);
+    int r = may_be_overlay(n, overlay, err);
+    if (r)
+        return r;
+    bool named = overlay->im->has_backing || !image;
+    struct graph_name name = { image ? image->filename : NULL, image ? image->im->ops->name : NULL };
+    if (!named)
+        r = graph_record_backing(co, overlay, &name, err);
+    if (r)
+        return r;
+    r = graph_insert_above(co, n, overlay, err);
+    if (r && !named && graph_record_backing(co, overlay, &none, NULL))
+        graph_warn(overlay, "%s: records a backing file that it was to get, and did not", overlay->filename);
+    return r;
+}

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * filters.c: the table of filters that the user can make, and what their options have in common.
+ *
+ * Purpose     Finds the driver, checks the names of options, finds the child.
+ * Owns        constant table
+ * Invariants  F1  An option that neither all nodes nor the filter has is refused by name.
+ * Order       None.
+ * Concurrency Home loop.
+ * Failure     As graph.h.
+ * Tests       tests/cli/blockdev_test.py
+ */
+#include <string.h>
+
+#include "graph/filters.h"
+
+static const struct filter_driver *const drivers[] = { NULL };
+
+const struct filter_driver *filter_by_name(const char *name)
+{
+    for (const struct filter_driver *const *d = drivers; *d; d++)
+        if (!strcmp((*d)->name, name))
+            return *d;
+    return NULL;
+}
+
+static bool is_one_of(const char *key, const char *const *words)
+{
+    while (*words && strcmp(*words, key))
+        words++;
+    return *words;
+}
+
+static int check_names(const struct filter_driver *f, const json_t *o, struct byre_err *err)
+{
+    static const char *const common[] = { "driver", "node-name", "file", "read-only", "auto-read-only", "discard", "force-share", "cache", "detect-zeroes", NULL };
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)o, key, v)
+        if (!is_one_of(key, common) && !is_one_of(key, f->options))
+            return byre_fail(err, BAD_OPTION, "driver '%s' has no option '%s'", f->name, key);
+    return 0;
+}
+
+int filter_add(struct co *co, struct graph *g, const struct filter_driver *f, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
+{
+    const json_t *file = json_object_get(o, "file");
+    int r = check_names(f, o, err);
+    if (r)
+        return r;
+    if (!json_is_string(file))
+        return byre_fail(err, BAD_OPTION, "driver '%s' needs 'file': a node, or options of one", f->name);
+    struct graph_node *below = graph_find(g, json_string_value(file));
+    return below ? f->make(co, below, o, ret_n, err) : byre_fail(err, NOT_FOUND, "there is no node '%s' that could be 'file'", json_string_value(file));
+}
