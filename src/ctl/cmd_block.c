@@ -29,7 +29,7 @@ static int append(struct ctl_call *call, json_t *v)
 static bool writethrough_of(const struct ctl *c, const struct graph_node *n)
 {
     for (size_t i = 0; i < c->env.device_count; i++)
-        if (graph_attached(c->env.devices[i].node) == n)
+        if (graph_skip_implicit(graph_attached(c->env.devices[i].node)) == n)
             return c->env.devices[i].writethrough;
     return false;
 }
@@ -43,7 +43,7 @@ static int run_query_block(struct co *co, struct ctl_call *call)
         return no_memory(call);
     for (size_t i = 0; i < e->device_count && !r; i++) {
         const struct ctl_device *d = &e->devices[i];
-        json_t *inserted = device_json(co, &(struct device_json){ graph_attached(d->node), false, d->writethrough }, &call->err);
+        json_t *inserted = device_json(co, &(struct device_json){ graph_skip_implicit(graph_attached(d->node)), false, d->writethrough }, &call->err);
         json_t *o = inserted ? json_pack("{s:s,s:b,s:b,s:o,s:s}", "device", d->name, "locked", 0, "removable", 0, "inserted", inserted, "type", "unknown") : NULL;
         r = append(call, o);
     }
@@ -77,7 +77,7 @@ void ctl_image_corrupted(void *arg, const struct graph_node *n, const struct fmt
     struct ctl *ctl = arg;
     const char *device = "";
     for (size_t i = 0; i < ctl->env.device_count; i++)
-        if (graph_attached(ctl->env.devices[i].node) == n)
+        if (graph_skip_implicit(graph_attached(ctl->env.devices[i].node)) == n)
             device = ctl->env.devices[i].name;
     json_t *data = json_pack("{s:s,s:s,s:s,s:b}", "device", device, "node-name", graph_node_name(n), "msg", c->text, "fatal", c->fatal);
     if (data && c->has_place && (json_object_set_new(data, "offset", json_integer((json_int_t)c->off)) ||

@@ -283,7 +283,7 @@ static int run_query_block_exports(struct co *co, struct ctl_call *call)
     struct exports *x = call->c->env.exports;
     call->ret = json_array();
     for (struct export *e = x ? exports_next(x, NULL) : NULL; e; e = exports_next(x, e)) {
-        json_t *o = json_pack("{s:s,s:b,s:s,s:s}", "node-name", graph_node_name(graph_attached(e->node)), "shutting-down", e->shutting_down, "type", "nbd", "id", e->id);
+        json_t *o = json_pack("{s:s,s:b,s:s,s:s}", "node-name", graph_node_name(graph_skip_implicit(graph_attached(e->node))), "shutting-down", e->shutting_down, "type", "nbd", "id", e->id);
         if (!call->ret || json_array_append_new(call->ret, o))
             return byre_fail(&call->err, NOMEM, "no memory for a reply");
     }

@@ -15,6 +15,7 @@
 
 #include "ctl/ctl_priv.h"
 #include "export/exports.h"
+#include "graph/runtime.h"
 #include "job/job.h"
 
 /* ---- events ---- */
@@ -60,6 +61,13 @@ int ctl_execute(struct co *co, struct ctl *c, const struct ctl_request *rq, json
 }
 
 /* ---- life ---- */
+/* c NULL: no more. */
+static void watch_graph(struct graph *g, struct ctl *c)
+{
+    graph_watch_corruption(g, c ? ctl_image_corrupted : NULL, c);
+    graph_watch_threshold(g, c ? ctl_write_threshold : NULL, c);
+}
+
 int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl **ret_c, struct byre_err *err)
 {
     struct ctl *c = calloc(1, sizeof *c);
@@ -75,7 +83,7 @@ int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl **ret_c,
         env->jobs->arg = c;
     }
     if (env->graph)
-        graph_watch_corruption(env->graph, ctl_image_corrupted, c);
+        watch_graph(env->graph, c);
     if (env->exports)
         exports_watch(env->exports, ctl_export_gone, c);
     *ret_c = c;
@@ -107,7 +115,7 @@ void ctl_stop(struct co *co, struct ctl *c)
         c->env.jobs->io_error = NULL;
     }
     if (c->env.graph)
-        graph_watch_corruption(c->env.graph, NULL, NULL);
+        watch_graph(c->env.graph, NULL);
     if (c->env.exports)
         exports_watch(c->env.exports, NULL, NULL);
     listeners_quiet(co, c);

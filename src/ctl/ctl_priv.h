@@ -16,6 +16,7 @@
  *   cmd_base.c    qmp_capabilities query-version query-commands query-qmp-schema quit
  *   cmd_bitmap.c  block-dirty-bitmap-*
  *   cmd_blockdev.c  blockdev-add, blockdev-del, blockdev-snapshot, blockdev-snapshot-sync, change-backing-file, x-debug-query-block-graph
+ *   cmd_throttle.c  block_set_io_throttle block-set-write-threshold
  *   cmd_block.c   query-block query-named-block-nodes block_resize
  *   cmd_block_job.c  query-block-jobs, block-job-*
  *   cmd_chain.c   block-commit, block-stream
@@ -149,7 +150,7 @@ extern const struct ctl_command ctl_cmd_qmp_capabilities, ctl_cmd_query_version,
     ctl_cmd_query_qmp_schema, ctl_cmd_quit;
 extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_nodes, ctl_cmd_block_resize;
 extern const struct ctl_command ctl_cmd_blockdev_add, ctl_cmd_blockdev_del, ctl_cmd_blockdev_snapshot, ctl_cmd_blockdev_snapshot_sync, ctl_cmd_change_backing_file,
-    ctl_cmd_block_graph;
+    ctl_cmd_block_graph, ctl_cmd_io_throttle, ctl_cmd_write_threshold;
 extern const struct ctl_command ctl_cmd_snapshot_create, ctl_cmd_snapshot_delete;
 extern const struct ctl_command ctl_cmd_bitmap_add, ctl_cmd_bitmap_clear, ctl_cmd_bitmap_disable, ctl_cmd_bitmap_enable, ctl_cmd_bitmap_merge,
     ctl_cmd_bitmap_remove;
@@ -179,6 +180,8 @@ void ctl_send_event(struct ctl *c, const char *name, json_t *data);
 void ctl_image_corrupted(void *arg, const struct graph_node *n, const struct fmt_corruption *c);
 /* cmd_export.c: of exports_watch; arg is the struct ctl. */
 void ctl_export_gone(void *arg, const char *id);
+/* cmd_throttle.c: of graph_watch_threshold; arg is the struct ctl. */
+void ctl_write_threshold(void *arg, const struct graph_node *n, uint64_t exceeded, uint64_t threshold);
 /* cmd_job.c: struct jobs' status_changed; arg is the struct ctl. */
 struct job;
 void ctl_job_changed(void *arg, const struct job *job);

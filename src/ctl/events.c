@@ -66,6 +66,13 @@ static const struct ctl_arg shutdown_rows[] = {
     CTL_ARGS_END
 };
 
+static const struct ctl_arg threshold_rows[] = {
+    { "node-name", CTL_STR, true, CTL_AT_NONE },
+    { "amount-exceeded", CTL_SIZE, true, CTL_AT_NONE, .doc = "By how many bytes." },
+    { "write-threshold", CTL_SIZE, true, CTL_AT_NONE, .doc = "The offset that was asked for." },
+    CTL_ARGS_END
+};
+
 const struct ctl_event ctl_events[] = {
     { "BLOCK_EXPORT_DELETED", export_rows, "An export is gone: its id, its name and its node are free." },
     { "BLOCK_IMAGE_CORRUPTED", corrupted_rows, "Damage was met in an image. It is reported once; the image does not use what is damaged." },
@@ -74,6 +81,7 @@ const struct ctl_event ctl_events[] = {
     { "BLOCK_JOB_ERROR", job_error_rows, "A request of a block job failed." },
     { "BLOCK_JOB_PENDING", job_pending_rows, "A block job waits to be finalized." },
     { "BLOCK_JOB_READY", ended_rows, "A block job can be completed." },
+    { "BLOCK_WRITE_THRESHOLD", threshold_rows, "A node was written to behind the offset that block-set-write-threshold named. It comes once." },
     { "JOB_STATUS_CHANGE", job_status_rows, "A job is in another state. Success is told after what it promises is durable." },
     { "SHUTDOWN", shutdown_rows, "The server ends. Requests in flight are answered, images are closed." },
     { NULL, NULL, NULL }

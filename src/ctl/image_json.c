@@ -160,10 +160,11 @@ static json_t *chain_json(struct co *co, struct graph_node *top, bool flat, stru
 static void set_common(json_t **o, struct graph_node *n, bool writethrough)
 {
     static const char *const detect[] = { [GRAPH_DETECT_OFF] = "off", [GRAPH_DETECT_ON] = "on", [GRAPH_DETECT_UNMAP] = "unmap" };
-    static const char *const zeros[] = { "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr", "write_threshold" };
+    static const char *const zeros[] = { "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr" };
     const struct stor *s = graph_store(n);
     for (size_t i = 0; i < sizeof zeros / sizeof zeros[0]; i++)
         set(o, zeros[i], json_integer(0));
+    set(o, "write_threshold", json_integer((json_int_t)graph_write_threshold(n)));
     set(o, "ro", json_boolean(graph_read_only(n)));
     set(o, "encrypted", json_false());
     set(o, "detect_zeroes", json_string(detect[graph_detect_zeroes(n)]));

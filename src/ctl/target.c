@@ -19,7 +19,7 @@ static struct graph_node *device_node(const struct ctl_call *call, const char *d
     const struct ctl_env *e = &call->c->env;
     for (size_t i = 0; i < e->device_count; i++)
         if (strcmp(e->devices[i].name, device) == 0)
-            return graph_attached(e->devices[i].node);
+            return graph_skip_implicit(graph_attached(e->devices[i].node));
     return NULL;
 }
 

@@ -199,6 +199,15 @@ bool graph_is_filter(const struct graph_node *n) { return n->flt && !is_attachme
 bool graph_is_bare_file(const struct graph_node *n) { return n->is_file; }
 struct graph_node *graph_file(const struct graph_node *n) { return n->file; }
 
+void graph_set_implicit(struct graph_node *n) { n->implicit = true; }
+
+struct graph_node *graph_skip_implicit(struct graph_node *n)
+{
+    while (n && n->implicit)
+        n = n->backing;
+    return n;
+}
+
 struct graph_node *graph_skip_filters(struct graph_node *n)
 {
     while (n && n->flt)

@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "graph/filter.h"
+#include "graph/throttle.h"
 
 const uint8_t graph_zero_page[ZERO_PAGE_BYTES] __attribute__((aligned(4096)));
 
@@ -36,6 +37,7 @@ int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **r
     g->warn_arg = o->warn_arg;
     g->index_limit = index_limit_of(o->index_bytes);
     list_init(&g->nodes);
+    list_init(&g->throttles);
     *ret_g = g;
     return 0;
 }
@@ -45,6 +47,7 @@ void graph_free(struct graph *g)
     if (!g)
         return;
     ASSERT(list_empty(&g->nodes));
+    throttle_groups_free(g);
     free(g);
 }
 
@@ -134,6 +137,7 @@ static int node_end(struct co *co, struct graph_node *n, struct graph_node **ret
 {
     int r = 0;
     gate_empty(co, n);
+    threshold_free(co, n);
     index_detach(co, n);
     if (n->im) {
         struct fmt_bitmap *bitmaps = n->im->bitmaps;

@@ -36,6 +36,7 @@
 #include "base/list.h"
 #include "graph/fill.h"
 #include "graph/graph.h"
+#include "graph/runtime.h"
 #include "rt/sync.h"
 
 #define SECTOR 512u
@@ -52,6 +53,9 @@ struct graph {
     graph_corrupted_fn *corrupted;      /* NULL: nobody wants to know */
     void *corrupted_arg;
     struct list nodes;
+    struct list throttles;              /* throttle.c */
+    graph_threshold_fn *threshold_fn;   /* threshold.c; NULL: nobody wants to know */
+    void *threshold_arg;
     unsigned next_name;
     unsigned drain_round;
     struct co_mutex index_mx;           /* of the nodes' index_next, and whose holder's indexes nobody takes away */
@@ -120,6 +124,8 @@ struct graph_node {
     const struct filter_ops *flt;       /* NULL: an image. Constant */
     void *flt_arg;
     unsigned frozen;                    /* home: the edge to `backing` must stay */
+    struct threshold *threshold;        /* home: threshold.c; NULL: it never had one */
+    bool implicit;                      /* a filter that a command of another name has put there */
     bool owned;                         /* home: the user's, until blockdev-del */
     bool is_file;                       /* a bare file or device: a format may lie over it */
     struct graph_node *file;            /* the bare file whose store it shares; NULL: it has a store of its own. Constant while open */
@@ -377,6 +383,9 @@ MUST_USE int fill_write(struct co *co, struct graph_node *n, const struct fmt_wr
 /* ---- zero.c ---- */
 /* The same as graph_zero without checks, gate, guard and flush. flags: GRAPH_UNMAP, GRAPH_NO_FALLBACK. */
 MUST_USE int zero_range(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);
+
+/* ---- threshold.c ---- */
+void threshold_free(struct co *co, struct graph_node *n);        /* nobody is inside */
 
 /* ---- bitmap.c ---- */
 /* After the image was opened: those of a writable one begin to record. */

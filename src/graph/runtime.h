@@ -51,7 +51,18 @@ MUST_USE int graph_record_backing(struct co *co, struct graph_node *n, const str
 MUST_USE int graph_freeze(struct graph_node *top, const struct graph_node *base, struct byre_err *err);
 void graph_thaw(struct graph_node *top, const struct graph_node *base);
 
+/* ---- thresholds ---- */
+/* Tells the graph's watcher once that something was written behind `offset`, and then no more. 0: it does not. */
+MUST_USE int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offset, struct byre_err *err);
+uint64_t graph_write_threshold(const struct graph_node *n);      /* 0: none, or it has been told */
+/* exceeded: by how many bytes. On the home loop, must not suspend. fn NULL: nobody. */
+typedef void graph_threshold_fn(void *arg, const struct graph_node *n, uint64_t exceeded, uint64_t threshold);
+void graph_watch_threshold(struct graph *g, graph_threshold_fn *fn, void *arg);
+
 /* ---- filters ---- */
+/* The first node at or below n that is no filter which a command of another name (block_set_io_throttle) has put there. */
+void graph_set_implicit(struct graph_node *n);                   /* n is one */
+struct graph_node *graph_skip_implicit(struct graph_node *n);
 bool graph_is_filter(const struct graph_node *n);
 /* A bare file or device, over which images may lie; and the one that n lies over (NULL: it has a file of its own). */
 bool graph_is_bare_file(const struct graph_node *n);

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * threshold.c: tells once that a node was written to behind an offset (FEATURES 9.098).
+ *
+ * Purpose     A watcher of the node (watch.c) that looks at the ends of writes.
+ * Owns        node->threshold.
+ * Invariants  T1  The message is under way at most once: it is not posted again before it has arrived.
+ * Order       None.
+ * Concurrency Set on the home loop; looked at on any.
+ * Failure     Memory, when it is set.
+ * Tests       tests/cli/blockdev_test.py
+ */
+#include <stdlib.h>
+
+#include "graph/filter.h"
+
+struct threshold {
+    struct graph_watch w;
+    struct rt_msg msg;
+    struct graph_node *node;
+    _Atomic uint64_t offset;             /* 0: not armed */
+    atomic_bool posted;                  /* T1 */
+    uint64_t told_offset, told_end;      /* of the message */
+};
+
+static void arrived(struct rt_msg *m)
+{
+    struct threshold *t = CONTAINER_OF(m, struct threshold, msg);
+    struct graph *g = t->node->g;
+    if (g->threshold_fn)
+        g->threshold_fn(g->threshold_arg, t->node, t->told_end - t->told_offset, t->told_offset);
+    atomic_store(&t->posted, false);
+}
+
+static int look(struct co *co, struct graph_watch *w, struct graph_change *ch)
+{
+    struct threshold *t = CONTAINER_OF(w, struct threshold, w);
+    uint64_t offset = atomic_load(&t->offset), end = ch->off + ch->len;
+    bool over = offset && ch->kind != GRAPH_CHANGE_DISCARD && end > offset;
+    if (over && !atomic_exchange(&t->posted, true)) {
+        if (atomic_compare_exchange_strong(&t->offset, &offset, 0)) {
+            t->told_offset = offset;
+            t->told_end = end;
+            rt_post(t->node->g->home, &t->msg);
+        } else {
+            atomic_store(&t->posted, false);
+        }
+    }
+    return graph_change_go(co, ch);
+}
+
+int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offset, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    if (!n->threshold && !offset)
+        return 0;
+    if (!n->threshold) {
+        struct threshold *t = calloc(1, sizeof *t);
+        if (!t)
+            return byre_fail(err, NOMEM, "no memory for a threshold");
+        t->node = n;
+        t->w.change = look;
+        t->msg.fn = arrived;
+        n->threshold = t;
+        graph_watch_add(co, n, &t->w);
+    }
+    atomic_store(&n->threshold->offset, offset);
+    return 0;
+}
+
+uint64_t graph_write_threshold(const struct graph_node *n)
+{
+    return n->threshold ? atomic_load(&n->threshold->offset) : 0;
+}
+
+void graph_watch_threshold(struct graph *g, graph_threshold_fn *fn, void *arg)
+{
+    ASSERT_LOOP(g->home);
+    g->threshold_fn = fn;
+    g->threshold_arg = arg;
+}
+
+void threshold_free(struct co *co, struct graph_node *n)
+{
+    struct threshold *t = n->threshold;
+    if (!t)
+        return;
+    _Atomic(struct graph_watch *) *at = &n->watches;
+    while (atomic_load(at) != &t->w)
+        at = &atomic_load(at)->link;
+    atomic_store(at, atomic_load(&t->w.link));   /* nobody is inside: no grace period is needed */
+    while (atomic_load(&t->posted))              /* T1: it is on its way to this loop */
+        co_yield(co);
+    n->threshold = NULL;
+    free(t);
+}
