@@ -20,6 +20,7 @@
 struct compact {
     struct job *job;
     struct graph_node *node;
+    struct graph_user use;               /* of node, until the job has ended: it stays open, and nobody reopens it */
     bool look_for_zeros;
     struct fmt_compact_result result;
 };
@@ -41,12 +42,20 @@ static int compact_commit(struct co *co, struct job *job, struct byre_err *err)
 {
     struct compact *c = job->opaque;
     int r = graph_flush(co, c->node);
+    if (!r)
+        graph_user_remove(&c->use);
     return r ? byre_fail_code(err, IO, r, "%s: what was moved could not be made durable: %s", graph_filename(c->node), strerror(-r)) : 0;
 }
 
-static void compact_fini(struct job *job) { free(job->opaque); }
+static void compact_abort(struct co *co, struct job *job) { graph_user_remove(&((struct compact *)job->opaque)->use); }
 
-const struct job_kind job_compact_kind = { .type = "x-byre-compact", .run = compact_run, .commit = compact_commit, .has_speed = true, .fini = compact_fini };
+static void compact_fini(struct job *job)
+{
+    graph_user_remove(&((struct compact *)job->opaque)->use);
+    free(job->opaque);
+}
+
+const struct job_kind job_compact_kind = { .type = "x-byre-compact", .run = compact_run, .commit = compact_commit, .abort = compact_abort, .has_speed = true, .fini = compact_fini };
 
 int job_compact_start(struct jobs *js, const struct job_compact_opts *o, struct job **ret_job, struct byre_err *err)
 {
@@ -59,11 +68,16 @@ int job_compact_start(struct jobs *js, const struct job_compact_opts *o, struct 
         return byre_fail(err, NOMEM, "no memory for a compaction");
     c->node = o->node;
     c->look_for_zeros = o->look_for_zeros;
+    c->use = (struct graph_user){ .who = job_compact_kind.type, .perm = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED, .shared = STOR_PERM_ALL };
     struct job_opts jo = o->job;
     jo.opaque = c;
-    int r = job_start(js, &job_compact_kind, &jo, ret_job, err);
-    if (r < 0)
+    int r = graph_user_add(c->node, &c->use, err);
+    if (!r)
+        r = job_start(js, &job_compact_kind, &jo, ret_job, err);
+    if (r < 0) {
+        graph_user_remove(&c->use);
         free(c);
+    }
     return r;
 }
 

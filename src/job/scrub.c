@@ -21,6 +21,7 @@
 struct scrub {
     struct job *job;
     struct graph_node *node;
+    struct graph_user use;               /* of node, until the job has ended: it stays open, and nobody reopens it */
     bool fix_leaks, keep_failed;
     uint64_t spent;                      /* progress that was paid for */
     struct job_scrub_result result;
@@ -78,16 +79,24 @@ static void scrub_abort(struct co *co, struct job *job)
     struct fmt_image *im = graph_image(((struct scrub *)job->opaque)->node);
     if (im->ops->no_scrub)
         im->ops->no_scrub(im);
+    graph_user_remove(&((struct scrub *)job->opaque)->use);
+}
+
+static int scrub_commit(struct co *co, struct job *job, struct byre_err *err)
+{
+    graph_user_remove(&((struct scrub *)job->opaque)->use);
+    return 0;
 }
 
 static void scrub_fini(struct job *job)
 {
     struct scrub *s = job->opaque;
+    graph_user_remove(&s->use);
     free(s->result.list);
     free(s);
 }
 
-const struct job_kind job_scrub_kind = { .type = "x-byre-scrub", .run = scrub_run, .abort = scrub_abort, .has_speed = true, .fini = scrub_fini };
+const struct job_kind job_scrub_kind = { .type = "x-byre-scrub", .run = scrub_run, .commit = scrub_commit, .abort = scrub_abort, .has_speed = true, .fini = scrub_fini };
 
 int job_scrub_start(struct jobs *js, const struct job_scrub_opts *o, struct job **ret_job, struct byre_err *err)
 {
@@ -101,11 +110,16 @@ int job_scrub_start(struct jobs *js, const struct job_scrub_opts *o, struct job 
     s->node = o->node;
     s->fix_leaks = o->fix_leaks;
     s->keep_failed = o->keep_failed;
+    s->use = (struct graph_user){ .who = job_scrub_kind.type, .perm = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED, .shared = STOR_PERM_ALL };
     struct job_opts jo = o->job;
     jo.opaque = s;
-    int r = job_start(js, &job_scrub_kind, &jo, ret_job, err);
-    if (r < 0)
+    int r = graph_user_add(s->node, &s->use, err);
+    if (!r)
+        r = job_start(js, &job_scrub_kind, &jo, ret_job, err);
+    if (r < 0) {
+        graph_user_remove(&s->use);
         free(s);
+    }
     return r;
 }
 

@@ -243,3 +243,20 @@ def test_change_backing_file(tmp_path, byre_serve):
     info = json.loads(run.qemu_img("info", "--output=json", top).out)
     assert info["backing-filename"] == "base.qcow2" and info["backing-filename-format"] == "qcow2"
     run.qemu_io(top, "read -P 9 0 64k")
+
+
+def test_a_job_keeps_its_node(tmp_path, byre_serve):
+    """FEATURES 8.010: a node at which a job works is not deleted; afterwards it is"""
+    server = byre_serve(make(tmp_path / "d.qcow2"))
+    make(tmp_path / "a.qcow2", "64M")
+    run.qemu_io(tmp_path / "a.qcow2", "write 0 32M")
+    server.qmp("blockdev-add", driver="qcow2", **{"node-name": "a", "file": {"driver": "file", "filename": str(tmp_path / "a.qcow2")}})
+    server.qmp("x-byre-scrub", **{"node-name": "a", "job-id": "j", "auto-finalize": False})
+    assert "x-byre-scrub" in refused(server, "blockdev-del", **{"node-name": "a"})
+    while server.qmp("query-jobs")[0]["status"] != "pending":
+        pass
+    server.qmp("job-finalize", id="j")
+    while server.qmp("query-jobs"):
+        pass
+    server.qmp("blockdev-del", **{"node-name": "a"})
+    assert server.stop() == 0
