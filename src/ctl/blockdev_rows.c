@@ -21,7 +21,7 @@ WORDS(locking, "OnOffAuto", "on", "off", "auto");
 WORDS(aio, "BlockdevAioOptions", "threads", "native", "io_uring");
 WORDS(crypt, "BlockdevQcow2EncryptionFormat", "aes", "luks");
 
-static const char *const driver_words[] = { "blkdebug", "compress", "copy-on-read", "file", "host_device", "luks", "null-aio", "null-co", "qcow2", "qed", "raw",
+static const char *const driver_words[] = { "compress", "copy-on-read", "file", "host_device", "luks", "null-aio", "null-co", "qcow2", "qed", "raw",
     "throttle", NULL };
 static const struct ctl_shape driver = { .name = "BlockdevDriver", .words = driver_words, .open = true };
 
@@ -77,11 +77,6 @@ static const struct ctl_arg qcow2_rows[] = {
 };
 
 /* ---- filters ---- */
-static const struct ctl_arg blkdebug_rows[] = {
-    FILE_ROW,
-    { "inject-error", CTL_ANY, false, CTL_AT_NONE, .doc = "A list of rules: event, iotype, errno, sector, once, x-delay-ns." },
-    CTL_ARGS_END
-};
 static const struct ctl_arg compress_rows[] = { FILE_ROW, CTL_ARGS_END };
 static const struct ctl_arg cor_rows[] = {
     FILE_ROW, { "bottom", CTL_STR, false, CTL_AT_NONE, .doc = "The lowest node from which something is copied; the whole chain when it is not given." }, CTL_ARGS_END
@@ -89,7 +84,7 @@ static const struct ctl_arg cor_rows[] = {
 static const struct ctl_arg throttle_rows[] = { FILE_ROW, { "throttle-group", CTL_STR, true, CTL_AT_NONE, .doc = "Whose budget it shares." }, CTL_ARGS_END };
 
 const struct ctl_case ctl_blockdev_cases[] = {
-    { "blkdebug", blkdebug_rows }, { "compress", compress_rows }, { "copy-on-read", cor_rows }, { "throttle", throttle_rows },
+    { "compress", compress_rows }, { "copy-on-read", cor_rows }, { "throttle", throttle_rows },
     { "file", file_rows }, { "host_device", file_rows }, { "luks", luks_rows }, { "null-aio", null_rows }, { "null-co", null_rows }, { "qcow2", qcow2_rows },
     { "qed", qed_rows }, { "raw", raw_rows }, { NULL, NULL }
 };

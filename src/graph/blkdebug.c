@@ -170,4 +170,4 @@ static int debug_make(struct co *co, struct graph_node *below, const json_t *o, 
 }
 
 static const char *const debug_options[] = { "inject-error", NULL };
-const struct filter_driver filter_blkdebug = { "blkdebug", debug_options, debug_make };
+const struct filter_driver filter_blkdebug = { "blkdebug", "image", debug_options, debug_make };

@@ -50,7 +50,7 @@ static bool needs_node(const json_t *parent, const char *key, const json_t *chil
 
 static json_t *nested_child(json_t *o, const char **ret_key)
 {
-    static const char *const keys[] = { "file", "backing", "target", NULL };
+    static const char *const keys[] = { "file", "backing", "image", NULL };
     for (const char *const *k = keys; *k; k++) {
         json_t *child = json_object_get(o, *k);
         if (child && needs_node(o, *k, child)) {

@@ -38,4 +38,4 @@ static int compress_make(struct co *co, struct graph_node *below, const json_t *
 }
 
 static const char *const no_options[] = { NULL };
-const struct filter_driver filter_compress = { "compress", no_options, compress_make };
+const struct filter_driver filter_compress = { "compress", "file", no_options, compress_make };

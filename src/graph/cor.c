@@ -137,4 +137,4 @@ static int cor_make(struct co *co, struct graph_node *below, const json_t *o, st
 }
 
 static const char *const cor_options[] = { "bottom", NULL };
-const struct filter_driver filter_cor = { "copy-on-read", cor_options, cor_make };
+const struct filter_driver filter_cor = { "copy-on-read", "file", cor_options, cor_make };

@@ -33,23 +33,23 @@ static bool is_one_of(const char *key, const char *const *words)
 
 static int check_names(const struct filter_driver *f, const json_t *o, struct byre_err *err)
 {
-    static const char *const common[] = { "driver", "node-name", "file", "read-only", "auto-read-only", "discard", "force-share", "cache", "detect-zeroes", NULL };
+    static const char *const common[] = { "driver", "node-name", "read-only", "auto-read-only", "discard", "force-share", "cache", "detect-zeroes", NULL };
     const char *key;
     json_t *v;
     json_object_foreach((json_t *)(uintptr_t)o, key, v)
-        if (!is_one_of(key, common) && !is_one_of(key, f->options))
+        if (strcmp(key, f->child) && !is_one_of(key, common) && !is_one_of(key, f->options))
             return byre_fail(err, BAD_OPTION, "driver '%s' has no option '%s'", f->name, key);
     return 0;
 }
 
 int filter_add(struct co *co, struct graph *g, const struct filter_driver *f, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
 {
-    const json_t *file = json_object_get(o, "file");
+    const json_t *file = json_object_get(o, f->child);
     int r = check_names(f, o, err);
     if (r)
         return r;
     if (!json_is_string(file))
-        return byre_fail(err, BAD_OPTION, "driver '%s' needs 'file': a node, or options of one", f->name);
+        return byre_fail(err, BAD_OPTION, "driver '%s' needs '%s': a node, or options of one", f->name, f->child);
     struct graph_node *below = graph_find(g, json_string_value(file));
-    return below ? f->make(co, below, o, ret_n, err) : byre_fail(err, NOT_FOUND, "there is no node '%s' that could be 'file'", json_string_value(file));
+    return below ? f->make(co, below, o, ret_n, err) : byre_fail(err, NOT_FOUND, "there is no node '%s' that could be '%s'", json_string_value(file), f->child);
 }

@@ -315,4 +315,4 @@ static int throttle_make(struct co *co, struct graph_node *below, const json_t *
 }
 
 static const char *const throttle_options[] = { "throttle-group", NULL };
-const struct filter_driver filter_throttle = { "throttle", throttle_options, throttle_make };
+const struct filter_driver filter_throttle = { "throttle", "file", throttle_options, throttle_make };

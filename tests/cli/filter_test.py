@@ -97,7 +97,7 @@ def test_filters_by_name(tmp_path, byre_serve):
     """FEATURES 3.063, 8.010: filters over filters, nested or by name, with the image's size; what is used below them stays"""
     server = byre_serve(make(tmp_path / "d.qcow2"))
     image = make(tmp_path / "a.qcow2")
-    stack = {"driver": "blkdebug", "node-name": "f1", "file": {"driver": "compress", "file":
+    stack = {"driver": "blkdebug", "node-name": "f1", "image": {"driver": "compress", "file":
              {"driver": "copy-on-read", "node-name": "f3", "file": {"driver": "qcow2", "node-name": "a", "file": {"driver": "file", "filename": str(image)}}}}}
     server.qmp("blockdev-add", **stack)
     seen = nodes(server)
@@ -117,7 +117,7 @@ def test_filters_by_name(tmp_path, byre_serve):
 def test_filters_hand_on_permissions(tmp_path, byre_serve):
     """FEATURES 3.064, 11.002: an overlay cannot lie over a filter over a disk that others write to"""
     server = byre_serve(make(tmp_path / "d.qcow2"))
-    server.qmp("blockdev-add", driver="blkdebug", file="disk0", **{"node-name": "bd"})
+    server.qmp("blockdev-add", driver="blkdebug", image="disk0", **{"node-name": "bd"})
     make(tmp_path / "o.qcow2")
     text = refused(server, "blockdev-add", driver="qcow2", backing="bd", **{"node-name": "o", "file": {"driver": "file", "filename": str(tmp_path / "o.qcow2")}})
     assert "write" in text and "disk0" in text, text
@@ -132,7 +132,7 @@ def test_injected_errors(tmp_path, byre_serve):
     rules = [{"event": "write_aio", "errno": 28, "once": True}, {"event": "none", "iotype": "read", "sector": 9},
              {"event": "none", "iotype": "flush", "x-delay-ns": 200000000}]
     node = {"driver": "qcow2", "file": {"driver": "file", "filename": str(image)}}
-    server.qmp("blockdev-add", driver="blkdebug", file=node, **{"node-name": "bd", "inject-error": rules})
+    server.qmp("blockdev-add", driver="blkdebug", image=node, **{"node-name": "bd", "inject-error": rules})
     for bad in ({"event": "l1_grow"}, {"errno": 5}, {"event": "none", "iotype": "nothing"}, {"event": "none", "errno": -1}, {"event": "none", "foo": 1}):
-        assert "blkdebug" in refused(server, "blockdev-add", driver="blkdebug", file="bd", **{"node-name": "x", "inject-error": [bad]})
+        assert "blkdebug" in refused(server, "blockdev-add", driver="blkdebug", image="bd", **{"node-name": "x", "inject-error": [bad]})
     assert server.stop() == 0
