@@ -8,13 +8,15 @@
  * Invariants  R1 to R3 of runtime.h.
  *             V1  Between the last check and the last edge moved nothing suspends: what was checked is what is moved.
  *             V2  One change of edges at a time (edges_mx), and edges_mx before any drain.
- * Order       None: no image is written here but by graph_record_backing, whose order is the format's (Q18).
+ * Order       What comes to lie below is durable before it does: from then on a guest's flush goes to what is above it only (J5).
+ *             graph_record_backing: the format's (Q18).
  * Concurrency Home loop. Requests of all loops wait at the gates meanwhile.
  * Failure     A refused change has moved nothing.
  * Tests       runtime_test.c
  */
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "graph/filter.h"
 
@@ -141,6 +143,13 @@ static unsigned move_edges(const struct change *c)
     return moved;
 }
 
+/* n is to lie below `above`, which does not hand flushes on. Nobody writes to n meanwhile. */
+static int flush_below(struct co *co, struct graph_node *n, const struct graph_node *above, struct byre_err *err)
+{
+    int r = n->read_only || above->flt ? 0 : node_flush(co, n);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot be made durable, so nothing is put above it: %s", n->filename, strerror(-r)) : 0;
+}
+
 static int run_change(struct co *co, const struct change *c, struct byre_err *err)
 {
     struct graph *g = c->from->g;
@@ -153,7 +162,9 @@ static int run_change(struct co *co, const struct change *c, struct byre_err *er
     graph_drain_begin(co, c->from);
     graph_drain_begin(co, c->to);
     indexes_drop(co, c->from);                   /* R3 */
-    int r = check_change(c, err);
+    int r = c->insert ? flush_below(co, c->from, c->to, err) : 0;
+    if (!r)
+        r = check_change(c, err);
     if (!r)
         moved = move_edges(c);
     indexes_make(c->from);
@@ -206,7 +217,10 @@ static int set_backing_drained(struct co *co, struct graph_node *n, struct graph
 {
     const struct graph_user want = { .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
     indexes_drop(co, n);
-    int r = n->frozen ? byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name) : check_chain(n, backing, err);
+    int r = backing && backing != n->backing ? flush_below(co, backing, n, err) : 0;
+    if (r)
+        return r;
+    r = n->frozen ? byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name) : check_chain(n, backing, err);
     if (!r && backing)
         r = users_fit(backing, &want, n->backing == backing ? &n->backing_use : NULL, err);
     if (r)

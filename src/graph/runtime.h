@@ -34,7 +34,8 @@ struct graph_node *graph_attached(struct graph_node *n);
  * the same length. Users that are no edges (graph_user_add) stay where they are. References move along: the caller needs one of his own
  * if `from` is to stay open. Suspends. */
 MUST_USE int graph_replace_node(struct co *co, struct graph_node *from, struct graph_node *to, struct byre_err *err);
-/* The same, and `to`, which has nothing below it, gets `from` as what lies below it: a new overlay, or a filter made with graph_filter_new. */
+/* The same, and `to`, which has nothing below it, gets `from` as what lies below it: a new overlay, or a filter made with graph_filter_new.
+ * Below an overlay `from` is durable when it returns 0; no flush reaches it any more. */
 MUST_USE int graph_insert_above(struct co *co, struct graph_node *from, struct graph_node *to, struct byre_err *err);
 /* Takes the filter f out: its users use what it filtered. The caller keeps his reference of f, which filters nothing then. */
 MUST_USE int graph_remove_filter(struct co *co, struct graph_node *f, struct byre_err *err);

@@ -424,6 +424,79 @@ static void chains(struct co *co, struct world *w)
     w->top = n;
 }
 
+/* ---- what comes to lie below is durable (J5): a flush of the guest does not reach it any more ---- */
+
+struct volatile_store { unsigned unflushed; int fail; };
+
+static int note_flush(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    struct volatile_store *v = t->hook_arg;
+    if (op == TOY_WRITE || op == TOY_ZERO)
+        v->unflushed++;
+    if (op != TOY_FLUSH)
+        return 0;
+    if (!v->fail)
+        v->unflushed = 0;
+    return v->fail;
+}
+
+static struct graph_node *volatile_layer(struct co *co, struct world *w, struct volatile_store *v)
+{
+    struct graph_node *n = new_layer(co, w);
+    toy_of(n)->t->hook = note_flush;
+    toy_of(n)->t->hook_arg = v;
+    return n;
+}
+
+static void durable_below(struct co *co, void *arg)
+{
+    struct world *w = calloc(1, sizeof *w);
+    struct byre_err err = { 0 };
+    struct counting c = { 0 };
+    struct volatile_store low = { 0 }, mid = { 0 }, bad = { 0 };
+    uint8_t buf[SECTOR] = { 1 };
+    w->g = toy_graph(co);
+    struct graph_node *l = volatile_layer(co, w, &low), *m = volatile_layer(co, w, &mid), *u = new_layer(co, w), *f = counter(w->g, &c);
+    struct graph_node *a = attach(l, R | W, ALL & ~Z);
+    CHECK_EQ(t_write(co, a, buf, SECTOR, 0, 0), 0);
+    CHECK(low.unflushed > 0);
+    CHECK_EQ(graph_insert_above(co, l, m, &err), 0);
+    CHECK_EQ(low.unflushed, 0);
+    CHECK_EQ(t_write(co, a, buf, SECTOR, SECTOR, 0), 0);
+    CHECK_EQ(graph_insert_above(co, m, f, &err), 0);         /* a filter hands flushes on */
+    CHECK(mid.unflushed > 0);
+    CHECK_EQ(graph_insert_above(co, f, u, &err), 0);
+    CHECK(mid.unflushed == 0 && low.unflushed == 0);
+    CHECK_EQ(graph_close(co, u), 0);
+    CHECK_EQ(graph_detach(co, a), 0);
+    CHECK_EQ(graph_close(co, f), 0);
+    CHECK_EQ(graph_close(co, m), 0);
+    /* also where it is hung below */
+    u = new_layer(co, w);
+    CHECK_EQ(t_write(co, l, buf, SECTOR, 0, 0), 0);
+    CHECK(low.unflushed > 0);
+    CHECK_EQ(graph_set_backing(co, u, l, &err), 0);
+    CHECK_EQ(low.unflushed, 0);
+    CHECK_EQ(graph_close(co, u), 0);
+    /* and if it cannot be, nothing changes */
+    struct graph_node *b = volatile_layer(co, w, &bad);
+    u = new_layer(co, w);
+    a = attach(b, R | W, ALL & ~Z);
+    CHECK_EQ(t_write(co, a, buf, SECTOR, 0, 0), 0);
+    bad.fail = -EIO;
+    CHECK_EQ(graph_insert_above(co, b, u, &err), -EIO);
+    CHECK(strstr(err.text, "durable") && graph_attached(a) == b && !u->backing && !u->users);
+    CHECK(graph_set_backing(co, u, b, &err) < 0);            /* the store has given up (RG27) */
+    CHECK(!u->backing && !u->users);
+    CHECK_EQ(graph_detach(co, a), 0);
+    (void)!graph_close(co, b);
+    CHECK_EQ(graph_close(co, u), 0);
+    CHECK_EQ(graph_close(co, l), 0);
+    CHECK(list_empty(&w->g->nodes));
+    graph_free(w->g);
+    free(w);
+}
+
 static void refused(struct co *co, void *arg)
 {
     struct world *w = calloc(1, sizeof *w);
@@ -488,9 +561,10 @@ static void unseen(struct co *co, void *arg)
 static void test_load(void **state) { t_run(0, load, NULL); }
 static void test_refused(void **state) { t_run(0, refused, NULL); }
 static void test_unseen(void **state) { t_run(0, unseen, NULL); }
+static void test_durable_below(void **state) { t_run(0, durable_below, NULL); }
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_unseen), cmocka_unit_test(test_refused), cmocka_unit_test(test_load) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_unseen), cmocka_unit_test(test_durable_below), cmocka_unit_test(test_refused), cmocka_unit_test(test_load) };
     return T_MAIN("runtime", tests);
 }
