@@ -228,6 +228,8 @@ void node_how_free(struct node_how *how);
 MUST_USE int node_open_again(struct co *co, struct graph_node *n, const struct fmt_ops *ops, struct byre_err *err);
 /* What lies below n changes: first writes of n count on nothing but what is there now. */
 void node_set_below(struct graph_node *n);
+/* With `backing` below top, does every layer that makes sense only below a certain image lie below that? (fmt_image.partial) */
+MUST_USE int check_parts(const struct graph_node *top, const struct graph_node *backing, struct byre_err *err);
 /* n begins to use n->backing. */
 MUST_USE int node_use_backing(struct graph_node *n, struct byre_err *err);
 extern const struct graph_opener graph_file_opener;

@@ -563,20 +563,31 @@ static int open_backing(struct co *co, struct opening *op, struct name_ref *ref,
     return r ? backing_error(overlay, ref->path, &why, err) : 0;
 }
 
-/* A layer that makes sense only below a certain image: is that one above it here? By the file's own name: folders may be moved. */
-static int check_parts(const struct graph_node *top, struct byre_err *err)
+/* A layer that makes sense only below a certain image: is n that one? By the file's own name: folders may be moved. */
+static bool is_through(const struct graph_node *n, const char *through)
 {
-    for (const struct graph_node *n = top->backing; n; n = n->backing) {
-        const char *through = n->im->partial, *slash = through ? strrchr(through, '/') : NULL;
-        const struct graph_node *m = top;
-        for (bool same = !through; !same && m != n; m = same ? m : m->backing) {
-            const char *own = strrchr(m->filename, '/');
-            same = !strcmp(own ? own + 1 : m->filename, slash ? slash + 1 : through);
-        }
-        if (through && m == n)
-            return byre_fail(err, NOT_SUPPORTED, "%s: lies above '%s', in which a commit has replaced what lies below, so that it makes sense only below '%s'",
-                             top->filename, n->filename, through);
-    }
+    const char *slash = strrchr(through, '/'), *own = strrchr(n->filename, '/');
+    return !strcmp(own ? own + 1 : n->filename, slash ? slash + 1 : through);
+}
+
+/* With `backing` below top: does such an image lie above `part`, in this chain or above all of it? */
+static bool has_through(const struct graph_node *top, const struct graph_node *backing, const struct graph_node *part)
+{
+    for (const struct graph_node *m = backing; m != part; m = m->backing)
+        if (is_through(m, part->im->partial))
+            return true;
+    for (struct graph_node *m = node_next(top->g, NULL); m; m = node_next(top->g, m))
+        if (lies_above(m, top) && is_through(m, part->im->partial))
+            return true;
+    return false;
+}
+
+int check_parts(const struct graph_node *top, const struct graph_node *backing, struct byre_err *err)
+{
+    for (const struct graph_node *n = backing; n; n = n->backing)
+        if (n->im->partial && !has_through(top, backing, n))
+            return byre_fail(err, NOT_SUPPORTED, "%s: %s '%s', in which a commit has replaced what lies below, so that it makes sense only below '%s'",
+                             top->filename, top->backing == backing ? "lies above" : "would lie above", n->filename, n->im->partial);
     return 0;
 }
 
@@ -673,7 +684,7 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
     if (!r)
         r = open_chain(co, &op, err);
     if (!r && !o->fmt.check_mode && !o->fmt.info_only && !o->fmt.no_data)
-        r = check_parts(op.top, err);
+        r = check_parts(op.top, op.top->backing, err);
     if (!r)
         r = finish(&op, err);
     for (unsigned i = 0; i < NAME_CRYPT_MAX; i++)

@@ -372,7 +372,10 @@ static int may_rebase(const struct graph_node *n, const struct graph_node *backi
     ASSERT_LOOP(n->g->home);
     if (n->frozen)
         return byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name);
-    return n->read_only ? byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename) : check_chain(n, backing, err);
+    if (n->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
+    int r = check_chain(n, backing, err);
+    return r ? r : check_parts(n, backing, err);
 }
 
 int graph_rebase_check(struct co *co, struct graph_node *n, struct graph_node *backing, const struct graph_name *to, struct byre_err *err)

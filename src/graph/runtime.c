@@ -221,6 +221,8 @@ static int set_backing_drained(struct co *co, struct graph_node *n, struct graph
     if (r)
         return r;
     r = n->frozen ? byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name) : check_chain(n, backing, err);
+    if (!r)
+        r = check_parts(n, backing, err);
     if (!r && backing)
         r = users_fit(backing, &want, n->backing == backing ? &n->backing_use : NULL, err);
     if (r)

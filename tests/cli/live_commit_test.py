@@ -320,6 +320,27 @@ def test_drop_source_restarts(tmp_path, serve, seed):
             images.assert_sound(layer.path)
 
 
+def test_drop_source_elsewhere(three, serve):
+    """After a commit that was cancelled, the layer between makes sense only below its top: nothing takes that top out from above it, because
+    the disk could not be opened any more. The same commit, begun again, ends it."""
+    server, client = serve(three / "disk.qcow2")
+    assert client.ask("block-commit", device="disk0", job_id="c", top="top.qcow2", base="base.qcow2", drop_source=True, speed=65536) == {"return": {}}
+    client.ask("block-job-cancel", device="c")
+    client.ended()
+    nodes = client.nodes()
+    for command, words in (("block-commit", {"top": "top.qcow2", "base": "mid.qcow2"}), ("block-stream", {"base_node": nodes["mid.qcow2"]})):
+        answer = client.ask(command, device="disk0", job_id="d", **words)
+        assert "mid.qcow2" in answer["error"]["desc"] and "top.qcow2" in answer["error"]["desc"], answer
+    assert client.files() == ["disk.qcow2", "top.qcow2", "mid.qcow2", "base.qcow2"]
+    assert server.stop() == 0
+    run.qemu_io(str(three / "disk.qcow2"), *PATTERNS)
+    server, client = serve(three / "disk.qcow2")
+    assert "error" not in client.job("block-commit", device="disk0", top="top.qcow2", base="base.qcow2", drop_source=True)["data"]
+    assert client.files() == ["disk.qcow2", "base.qcow2"]
+    assert server.stop() == 0
+    run.qemu_io(str(three / "disk.qcow2"), *PATTERNS)
+
+
 def test_introspection(three, serve):
     server, client = serve(three / "disk.qcow2")
     schema = {e["name"]: e for e in client.ask("query-qmp-schema")["return"] if "name" in e}
