@@ -124,6 +124,18 @@ int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node 
     return 0;
 }
 
+int graph_claim_between(struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err)
+{
+    ASSERT_LOOP(top->g->home);
+    ASSERT(graph_lies_below(top, base));
+    struct graph_claim *c = claim_new(top, base, who);
+    int r = c ? 0 : byre_fail(err, NOMEM, "no memory to use a chain");
+    for (unsigned i = 1; !r && i + 1 < c->count; i++)
+        r = take(c, i, err);
+    *ret = c;
+    return r;
+}
+
 void graph_claim_relax(struct graph_claim *c)
 {
     if (c->frozen)

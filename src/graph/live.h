@@ -17,6 +17,8 @@ struct graph_claim;
 /* Claims the layers below `top` down to `base`, for `who`: others of the graph must allow it, base is opened for writing and made as long as
  * `top`. All layers from top to base stay open. */
 MUST_USE int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err);
+/* Only those between the two, of a disk that is in use, while its base is written: what is seen through them changes. The rest is the caller's. */
+MUST_USE int graph_claim_between(struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err);
 /* Those between are opened for writing as well, so that they can be emptied (graph_forget); all must be able to. */
 MUST_USE int graph_claim_open_all(struct co *co, struct graph_claim *c, struct byre_err *err);
 /* Nothing that the base has in [off, end) is held by a layer above it any more, from the lowest up to the top, each durably before the next

@@ -20,6 +20,7 @@
 #include "base/assert.h"
 #include "base/checked.h"
 #include "copy/live.h"
+#include "graph/live.h"
 #include "graph/runtime.h"
 #include "job/mirror.h"
 
@@ -49,6 +50,7 @@ struct mirror {
     struct graph_user on_source, on_target;
     char *who;
     struct graph_node *frozen;           /* edges above it are */
+    struct graph_claim *between;         /* active commit: nobody else sees the base through the layers that lie over it */
     struct converge conv;
     uint64_t next_tick_ns, longest_hold_ns, held_ns, pause_ns;
     struct copy_live_state st;           /* of the last look */
@@ -379,6 +381,8 @@ static void end_copy(struct co *co, struct mirror *m)
     thaw(m);
     graph_user_remove(&m->on_source);
     graph_user_remove(&m->on_target);
+    graph_claim_end(co, m->between);
+    m->between = NULL;
     m->ended = true;
 }
 
@@ -484,12 +488,13 @@ static int check(const struct job_mirror_opts *o, struct byre_err *err)
     return check_sizes(o, err);
 }
 
-static int open_base(struct co *co, const struct job_mirror_opts *o, struct byre_err *err)
+static int open_base(struct co *co, struct mirror *m, struct byre_err *err)
 {
-    struct graph_node *over = o->source;
-    while (graph_backing(over) != o->target)
-        over = graph_backing(over);
-    int r = graph_make_writable(co, o->target, over, err);
+    const struct job_mirror_opts *o = &m->o;
+    struct graph_node *over = graph_overlay_in(o->source, o->target);
+    int r = graph_claim_between(o->source, o->target, m->who, &m->between, err);
+    if (!r)
+        r = graph_make_writable(co, o->target, over, err);
     if (!r && graph_length(o->target) < graph_length(o->source))
         r = graph_resize(co, o->target, graph_length(o->source), FMT_PREALLOC_OFF, err);
     return r;
@@ -530,8 +535,6 @@ static struct mirror *mirror_new(const struct job_mirror_opts *o)
 int job_mirror_start(struct co *co, struct jobs *js, const struct job_mirror_opts *o, struct job **ret_job, struct byre_err *err)
 {
     int r = check(o, err);
-    if (!r && o->active_commit)
-        r = open_base(co, o, err);
     if (r)
         return r;
     struct mirror *m = mirror_new(o);
@@ -541,7 +544,10 @@ int job_mirror_start(struct co *co, struct jobs *js, const struct job_mirror_opt
         m->o.granularity = granularity_for(o->target);
     struct job_opts jo = o->job;
     jo.opaque = m;
-    r = freeze(m, err);
+    if (o->active_commit)
+        r = open_base(co, m, err);
+    if (!r)
+        r = freeze(m, err);
     if (!r)
         r = take_nodes(m, err);
     if (!r) {
@@ -553,6 +559,7 @@ int job_mirror_start(struct co *co, struct jobs *js, const struct job_mirror_opt
     }
     if (r) {
         thaw(m);
+        graph_claim_end(co, m->between);
         free(m->who);
         free(m);
         return r;

@@ -512,6 +512,36 @@ static void active(struct co *co, void *arg)
 }
 static void test_active(void **state) { t_run(0, active, NULL); }
 
+/* Another disk over a layer between would see the base change below it. */
+static void active_shared(struct co *co, void *arg)
+{
+    struct world *w = world_open(co);
+    struct byre_err err = { 0 };
+    struct job *job = NULL;
+    struct toyfmt *mid = toyfmt_new(co, SIZE, CLUSTER), *top = toyfmt_new(co, SIZE, CLUSTER), *other = toyfmt_new(co, SIZE, CLUSTER);
+    (void)graph_detach(co, w->disk);
+    struct graph_node *m = toy_node(w->g, &mid->im, w->from), *t = toy_node(w->g, &top->im, m), *another = toy_node(w->g, &other->im, NULL);
+    m->read_only = true;
+    attach(w, t);
+    CHECK_EQ(graph_set_backing(co, another, m, &err), 0);
+    struct job_mirror_opts o = { .source = t, .target = w->from, .active_commit = true, .job = { .id = "c", .keep_concluded = true } };
+    CHECK(job_mirror_start(co, &w->js, &o, &job, &err) < 0);
+    CHECK(strstr(err.text, m->name) && strstr(err.text, another->name));
+    CHECK_EQ(graph_set_backing(co, another, NULL, &err), 0);
+    CHECK_EQ(job_mirror_start(co, &w->js, &o, &job, &err), 0);
+    CHECK_EQ(graph_set_backing(co, another, m, &err), -EPERM);
+    CHECK(reaches(co, job, JOB_READY, 20 * SEC));
+    do_ok(job, JOB_CANCEL);
+    CHECK(reaches(co, job, JOB_CONCLUDED, 20 * SEC));
+    do_ok(job, JOB_DISMISS);
+    CHECK_EQ(graph_set_backing(co, another, m, &err), 0);    /* as before */
+    CHECK_EQ(graph_close(co, another), 0);
+    CHECK_EQ(graph_close(co, t), 0);
+    CHECK_EQ(graph_close(co, m), 0);
+    world_close(co, w);
+}
+static void test_active_shared(void **state) { t_run(0, active_shared, NULL); }
+
 /* The target takes a tenth of what the guests write, who rewrite the same place, or write everywhere, for ever. */
 static void founding(struct co *co, void *arg)
 {
@@ -583,7 +613,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refused),    cmocka_unit_test(test_flushes), cmocka_unit_test(test_policies), cmocka_unit_test(test_cancelling),
-        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active),   cmocka_unit_test(test_switching),
+        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active), cmocka_unit_test(test_active_shared),  cmocka_unit_test(test_switching),
         cmocka_unit_test(test_founding),
     };
     return T_MAIN("mirror", tests);
