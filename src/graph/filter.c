@@ -72,16 +72,20 @@ static bool refresh_one(struct graph_node *n)
     struct fmt_image *im = n->im;
     const struct graph_node *b = n->backing;
     uint64_t size = b ? atomic_load(&b->im->size) : 0;
-    bool same = im->size == size && n->read_only == (!b || b->read_only) && im->store == (b ? b->im->store : NULL);
+    bool read_only = !b || b->read_only;
+    struct stor *store = b ? b->im->store : NULL, *data = b ? b->im->data : NULL;
+    uint32_t granule = b ? b->im->granule : 1, cluster = b ? b->im->cluster : 1;
+    if (im->size == size && n->read_only == read_only && im->store == store && im->data == data && im->granule == granule && im->cluster == cluster)
+        return true;                             /* it may be in use: only what lies above the change is drained */
     atomic_store(&im->size, size);
-    n->read_only = im->read_only = !b || b->read_only;
-    im->store = b ? b->im->store : NULL;
-    im->data = b ? b->im->data : NULL;
-    im->granule = b ? b->im->granule : 1;
-    im->cluster = b ? b->im->cluster : 1;
-    if (!same && n->flt->moved)
+    n->read_only = im->read_only = read_only;
+    im->store = store;
+    im->data = data;
+    im->granule = granule;
+    im->cluster = cluster;
+    if (n->flt->moved)
         n->flt->moved(n);
-    return same;
+    return false;
 }
 
 void filters_refresh(struct graph *g)

@@ -116,12 +116,14 @@ static void copy_round(struct co *co, unsigned round)
     struct graph *g = toy_graph(co);
     struct world w = { .running = OWNERS, .round = round };
     struct toyfmt *lf = toyfmt_new(co, SIZE, CLUSTER), *tf = toyfmt_new(co, SIZE, CLUSTER);
-    struct prng delays;
+    struct prng delays[2];
     struct graph_node *low = toy_node(g, &lf->im, NULL), *top = toy_node(g, &tf->im, low);
     struct owner *o = calloc(OWNERS, sizeof *o);
     fill_low(co, low);
-    prng_init(&delays, 9);
-    lf->t->rng = tf->t->rng = &delays;
+    prng_init(&delays[0], 9);
+    prng_init(&delays[1], 10);
+    lf->t->rng = &delays[0];
+    tf->t->rng = &delays[1];
     lf->t->delay_ns = tf->t->delay_ns = 30000;
     struct graph_node *f = make(co, "copy-on-read", top, "{}", 0);
     w.a = attach(f);
