@@ -97,7 +97,8 @@ uint64_t cx_disk_digest(const struct cx_bytes *f)
 
 unsigned cx_snapshots(const struct cx_bytes *f, struct cx_snap list[CX_SNAPS_MAX])
 {
-    uint64_t n = be(f, 60, 4), at = be(f, 64, 8);
+    bool qed = be(f, 0, 4) == 0x51454400;         /* which knows none */
+    uint64_t n = qed ? 0 : be(f, 60, 4), at = be(f, 64, 8);
     for (uint64_t s = 0; s < n; s++) {
         if (s == CX_SNAPS_MAX || !range_inside(at, 40, f->len))
             return UINT_MAX;

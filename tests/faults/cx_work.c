@@ -32,7 +32,8 @@ int cx_open_data(struct co *co, void *arg, const char *name, struct stor **ret_s
 static int make_fresh(struct co *co, struct cx_world *w, const struct cx_geometry *g, struct byre_err *err)
 {
     struct stor *s;
-    struct fmt_create_opts o = { .size = g->size, .cluster_size = g->cluster, .version = g->version, .refcount_bits = g->refcount_bits, .extended_l2 = g->sub };
+    struct fmt_create_opts o = { .size = g->size, .cluster_size = g->cluster, .version = g->version, .refcount_bits = g->refcount_bits, .extended_l2 = g->sub,
+        .table_size = g->table };
     char base[] = "base", raw[] = "raw";
     if (g->backing) {
         o.backing_file = base;
@@ -52,7 +53,7 @@ static int make_fresh(struct co *co, struct cx_world *w, const struct cx_geometr
     int r = cx_store_open(w, "img", false, &s);
     if (r < 0)
         return r;
-    r = fmt_qcow2_ops.create(co, s, &o, err);
+    r = cx_format(g)->create(co, s, &o, err);
     stor_close(co, s);
     return r;
 }
@@ -102,6 +103,7 @@ bool cx_work_prepare(struct cx_world *w, struct cx_model *m, const struct cx_wor
     w->recording = w->jitter = false;
     w->frontier_bytes = g->frontier;
     w->device = g->device;
+    w->qed = g->table;
     w->cache_bytes = 4096;
     w->keys = g->luks ? FX_KEY_A | FX_KEY_B : 0;
     w->backing.len = g->backing ? round_down(g->size * 3 / 4, CX_SECTOR) : 0;

@@ -412,7 +412,7 @@ int cx_open(struct co *co, struct cx_world *w, bool read_only, bool check_mode, 
     int r = graph_new(w->loop, &go, &w->graph, err);
     if (r < 0)
         return r;
-    struct graph_open_opts o = { .filename = "img", .format = "qcow2", .read_only = read_only, .discard = w->punch };
+    struct graph_open_opts o = { .filename = "img", .format = w->qed ? "qed" : "qcow2", .read_only = read_only, .discard = w->punch };
     o.fmt = (struct fmt_open_opts){ .check_mode = check_mode, .frontier_bytes = w->frontier_bytes, .cache_bytes = w->cache_bytes, .unclean_ok = w->unclean_ok, .bitmap_region_bytes = w->bitmap_region };
     unsigned left = w->keys;
     do {

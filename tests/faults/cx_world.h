@@ -21,7 +21,7 @@
 #include "graph/graph.h"
 #include "rt/loop.h"
 
-#define CX_FILE_MAX (4u << 20)          /* a simulated file never grows past this: -ENOSPC */
+#define CX_FILE_MAX (24u << 20)         /* a simulated file never grows past this: -ENOSPC */
 #define CX_SECTOR 512u
 
 enum cx_op_kind { CX_WRITE, CX_ZERO, CX_TRUNCATE, CX_FLUSH };
@@ -59,6 +59,7 @@ struct cx_world {
     bool recording, jitter;              /* jitter: operations suspend a seeded number of times */
     bool punch;                          /* discard=unmap */
     bool unclean_ok;                     /* for the next opening */
+    bool qed;                            /* "img" is one */
     struct cx_op *log;
     size_t log_count, log_cap;
     uint64_t trace;                      /* hash of every recorded operation: the same seed gives the same trace */

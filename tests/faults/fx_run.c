@@ -58,8 +58,33 @@ static void set_count(struct cx_world *w, uint64_t cluster, uint8_t count)
     w->image.data[block + cluster * 2 + 1] = count;
 }
 
+static uint64_t le(const struct cx_world *w, uint64_t off) { return le64_get((const le64 *)(w->image.data + off)); }
+
+/* The first entry goes: there is a hole in the file, and a cluster more at its end. The mark. */
+static void damage_qed(struct cx_world *w, const struct fx_case *c)
+{
+    uint64_t cs = c->g.cluster, l2 = le(w, le(w, 40));
+    if (c->scene->damage == FX_LEAKY || c->scene->damage == FX_UNCLEAN) {
+        le64_put((le64 *)(w->image.data + l2), 0);
+        w->image.len = (div_up(w->image.len, cs) + 1) * cs;
+    }
+    if (c->scene->damage == FX_UNCLEAN || c->scene->damage == FX_DIRTY)
+        w->image.data[16] |= 2;
+}
+
+/* A pointer behind the end, which is no pointer: what it covers reads as if there were none. */
+static void lead_nowhere(struct cx_world *w, const struct fx_case *c)
+{
+    uint64_t l2 = le(w, le(w, 40));
+    le64_put((le64 *)(w->image.data + l2 + (c->g.size - 1) / c->g.cluster * 8), w->image.len + c->g.cluster);
+}
+
 static void damage(struct cx_world *w, const struct fx_case *c)
 {
+    if (c->g.table) {
+        damage_qed(w, c);
+        return;
+    }
     uint64_t cs = c->g.cluster, end = div_up(w->image.len, cs), l2 = be(w, be(w, 40)) & 0x00fffffffffffe00ull;
     switch (c->scene->damage) {
     case FX_LEAKY:
@@ -119,6 +144,8 @@ bool fx_case_make(struct fx_case *c, struct cx_world *w, const struct fx_scene *
     damage(w, c);
     if (!cx_run(w, values_co, &f) || f.e)
         return false;
+    if (g->table && s->damage == FX_UNCLEAN)
+        lead_nowhere(w, c);
     struct cx_snap list[CX_SNAPS_MAX];
     c->first.snap_count = cx_snapshots(&w->image, list);
     for (unsigned i = 0; i < c->first.snap_count; i++)
@@ -211,6 +238,7 @@ bool fx_run_one(struct fx_run *r, struct cx_world *w, struct fx_case *c, const s
     cx_data_back(w);
     w->frontier_bytes = c->g.frontier;
     w->bitmap_region = c->g.bitmap_region;
+    w->qed = c->g.table;
     w->cache_bytes = 4096;
     w->keys = c->g.luks ? FX_KEY_A | FX_KEY_B : 0;
     memset(&w->faults, 0, sizeof w->faults);

@@ -37,10 +37,12 @@ static bool errno_fits(const struct fx_run *r, enum fx_do what, int e)
 {
     if (what == FX_COMPACT && e == -EIO && r->fault.kind == CX_F_READ)
         return true;                             /* its scrub counts the places that cannot be read */
+    if (r->c->g.table && e == -EIO && fx_hits(r) && r->fault.kind == CX_F_READ && (what == FX_OPEN_RW || what == FX_REPAIR || what == FX_SCRUB))
+        return true;                             /* the same of the check of QED */
     const struct fx_fault *f = &r->fault;
     if (!f->nth || !fx_hits(r) || f->how == FX_SHORT)
         return false;
-    if (e == -EIO && r->c->g.device && r->c->scene->damage == FX_UNCLEAN)       /* it waited for a scrub, and that has failed */
+    if (e == -EIO && (r->c->g.device || r->c->g.table) && r->c->scene->damage == FX_UNCLEAN)       /* it waited for a scrub, and that has failed */
         return true;
     if (r->amend_failed && e == -EIO && (f->kind == CX_F_READ || f->forever))       /* its check says EIO; changed, and cannot be read again */
         return true;
@@ -118,6 +120,8 @@ static bool place(const struct fx_run *r, const struct fx_step *s, uint64_t *ret
 static bool sure(const struct fx_run *r, const struct fx_step *s, uint64_t off, uint64_t len)
 {
     const struct cx_geometry *g = &r->c->g;
+    if (g->table && r->fault.kind == CX_F_ZERO && r->fault.error == ENOTSUP)
+        return s->what != FX_DISCARD;            /* it cannot punch: then nothing happens */
     return s->what != FX_DISCARD || (off % g->cluster == 0 && len % g->cluster == 0 && g->version == 3 && !g->image[0]);
 }
 
@@ -334,7 +338,7 @@ int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, st
     struct stor *s;
     char base[] = "base", raw[] = "raw";
     struct fmt_create_opts o = { .size = g->size, .cluster_size = g->cluster, .version = g->version, .refcount_bits = g->refcount_bits,
-        .lazy_refcounts = g->lazy };
+        .lazy_refcounts = g->lazy, .table_size = g->table };
     if (g->backing) {
         o.backing_file = base;
         o.backing_fmt = raw;
@@ -350,7 +354,7 @@ int fx_create(struct co *co, struct cx_world *w, const struct cx_geometry *g, st
     int e = cx_store_open(w, "img", false, &s);
     if (e < 0)
         return byre_fail(err, NOMEM, "img");
-    e = fmt_qcow2_ops.create(co, s, &o, err);
+    e = cx_format(g)->create(co, s, &o, err);
     stor_close(co, s);
     return e;
 }
@@ -397,7 +401,7 @@ static int check(struct co *co, struct fx_run *r, bool repair, struct byre_err *
     e = im->ops->check(co, im, &o, &res, err);
     bool failed = e < 0 || res.check_errors;
     bool struck = fx_hits(r) > before && r->fault.kind == CX_F_READ && r->fault.how == FX_ERROR;
-    if (struck && !failed && !repair)
+    if (struck && !failed && !repair && (!r->c->g.table || r->fault.forever))        /* QED: what fails once is looked at again */
         fx_bad(r, "check could not read everything and does not say so");
     if (!failed && damage == FX_SOUND && res.corruptions)
         fx_bad(r, "check sees %" PRIu64 " corruptions", res.corruptions);

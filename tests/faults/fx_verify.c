@@ -58,7 +58,7 @@ static void check(struct co *co, struct ver *v, unsigned fix, bool leaks_allowed
         res.corruptions -= min_u64(res.corruptions, v->flags);
     v->flags = 0;
     v->loose &= !fix;
-    if (!fix && (r->c->g.lazy || r->c->scene->damage == FX_UNCLEAN) && r->w->image.data[79] & 1)        /* Q12 */
+    if (!fix && (r->c->g.lazy || r->c->scene->damage == FX_UNCLEAN) && cx_marked(&r->c->g, &r->w->image))        /* Q12 */
         return;
     if (!fix && (res.corruptions || res.check_errors || (res.leaks && !leaks_allowed)))
         fx_bad(r, "%s: %" PRIu64 " corruptions, %" PRIu64 " check errors, %" PRIu64 " leaks", v->when, res.corruptions, res.check_errors, res.leaks);
@@ -160,7 +160,8 @@ static void use(struct co *co, struct ver *v)
 static void verify_co(struct co *co, void *arg)
 {
     struct ver *v = arg;
-    if (v->r->c->scene->damage == FX_LOW_COUNT && !v->mended)
+    bool nowhere = v->r->c->g.table && v->r->c->scene->damage == FX_UNCLEAN && cx_marked(&v->r->c->g, &v->r->w->image);
+    if (nowhere || (v->r->c->scene->damage == FX_LOW_COUNT && !v->mended))
         check(co, v, FMT_FIX_LEAKS | FMT_FIX_ERRORS, true);
     check(co, v, 0, !v->mended && !v->tight);
     content(co, v);

@@ -21,7 +21,7 @@ STRIDE = 5 if SANITIZED else 1                   # under a sanitizer every fifth
 SEEDS = range(1, 21) if SOAK else (7,)           # of the scheduler
 PARTS = 2
 FLOOR = {"read": 24000, "write": 33500, "flush": 7200, "truncate": 4000, "discard": 1600, "length": 2300, "open": 500, "alloc": 26000}
-FLOOR_SUM, FLOOR_CASES, FLOOR_SCENES = 106000, 340, 53
+FLOOR_SUM, FLOOR_CASES, FLOOR_SCENES = 114000, 399, 53
 TOTAL = re.compile(r"^total: (\d+) cases, (.*), runs (\d+), struck (\d+), bad (\d+)$", re.M)
 
 
@@ -73,9 +73,10 @@ def test_every_fault(fixtures, seed):
         assert kinds[kind] >= floor // STRIDE * 4 // 5, "%s: %d runs" % (kind, kinds[kind])
 
 
+@pytest.mark.parametrize("geometry", ["c4k", "qed-4k"])
 @pytest.mark.parametrize("lie", ["flush", "write"])
-def test_the_loops_can_fail(fixtures, lie):
+def test_the_loops_can_fail(fixtures, lie, geometry):
     """A store that says a flush or a write was done and does nothing is found out, without any fault."""
-    job = run(fixtures, "only=reopen@c4k", "lie=%s" % lie)
+    job = run(fixtures, "only=reopen@" + geometry, "lie=%s" % lie)
     text = job.communicate()[0]
     assert job.returncode == 1 and "BAD" in text, text[-4000:]

@@ -60,8 +60,10 @@ static int lengthen(struct co *co, struct qed_image *q, uint64_t step)
     int r = stor_length(co, q->im.store, &len);
     if (r == 0 && len < end << q->g.cluster_bits)
         r = q->im.store->traits.regular ? frontier_extend(co, q->im.store, len, end << q->g.cluster_bits) : -ENOSPC;
-    if (r < 0)
+    if (r < 0) {
+        a->overlong = true;                      /* perhaps */
         return r;
+    }
     if (len > a->end << q->g.cluster_bits && a->zero_from != UINT64_MAX)
         a->zero_from = max_u64(a->zero_from, div_up(len, q->g.cluster_size));         /* A3: somebody else's bytes */
     (void)settled(q, 0);
@@ -179,12 +181,16 @@ int qed_alloc_cut(struct co *co, struct qed_image *q)
         r = rset_remove(&a->spare, x.start, x.end);
         a->next = r < 0 ? a->next : x.start;
     }
-    if (r == 0 && a->next < a->end) {
+    if (r == 0 && (a->next < a->end || a->overlong)) {
+        uint64_t old = a->end;
         a->end = a->next;
         a->settled_to = min_u64(a->settled_to, a->end);
         a->unsettled.end = 0;
         atomic_store_explicit(&q->file_end, a->end << q->g.cluster_bits, memory_order_release);
         r = stor_truncate(co, q->im.store, a->end << q->g.cluster_bits);
+        a->overlong = r < 0;
+        if (r < 0 && a->zero_from != UINT64_MAX)
+            a->zero_from = max_u64(a->zero_from, old);        /* A3: what lies there may come back */
     }
     co_unlock(&a->mx);
     return r;

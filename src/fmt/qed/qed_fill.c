@@ -198,7 +198,7 @@ static int see_data(struct co *co, void *arg, const struct qed_ref *r)
     return f->data_count == 2 * f->want ? keep_last(co, f) : 0;
 }
 
-static int unreadable(void *arg, bool l1, uint64_t off, int error) { return -EIO; }
+static int unreadable(void *arg, bool l1, uint64_t off, int error) { return error; }
 
 /* All tables, and the last f->want clusters of data from `from` on; both from the end of the file down. */
 static int look(struct co *co, struct fill *f, uint64_t from)

@@ -46,6 +46,7 @@ struct qed_alloc {
     struct co_mutex mx;                           /* over growth and cutting: they suspend */
     struct co_group behind;                       /* growths in the background */
     bool growing_behind, closing;
+    bool overlong;                                /* the file may reach behind `end`: a change of its length failed */
     int grow_error;
 };
 

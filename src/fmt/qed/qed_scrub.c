@@ -54,7 +54,7 @@ int qed_scrub_excludes(const struct qed_image *q, const char *what, struct byre_
 
 struct mend {
     struct qed_image *q;
-    const struct qed_checker *k;
+    struct qed_checker *k;
     struct qed_edits beyond;             /* of the L1 table behind what the size uses: not in memory */
     uint64_t fixed;
     bool blind;                          /* a table was not looked into */
@@ -97,7 +97,10 @@ static int mend_entry(struct co *co, void *arg, const struct qed_ref *r)
 
 static int mend_unreadable(void *arg, bool l1, uint64_t off, int error)
 {
-    ((struct mend *)arg)->blind = true;
+    struct mend *m = arg;
+    m->blind = true;
+    m->k->res.check_errors++;
+    qed_finding(m->k, false, "QED_READ", "the %s table at %#" PRIx64 " cannot be read again: %s", l1 ? "L1" : "L2", off, strerror(-error));
     return 0;
 }
 

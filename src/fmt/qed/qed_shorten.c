@@ -35,7 +35,7 @@ struct shorten {
     uint64_t lowest;                              /* data from this cluster on moves */
 };
 
-static int nothing_unreadable(void *arg, bool l1, uint64_t off, int error) { return -EIO; }
+static int nothing_unreadable(void *arg, bool l1, uint64_t off, int error) { return error; }
 
 static int by_cluster(const void *a, const void *b)
 {
@@ -288,7 +288,7 @@ static int run(struct co *co, struct shorten *s, struct byre_err *err)
         if (r < 0)
             return r;
         if (k->res.corruptions || k->res.check_errors)
-            return -EUCLEAN;
+            return k->res.check_errors ? -EIO : -EUCLEAN;
         if (!k->res.leaks)
             return 0;
         r = shorten_round(co, s);
