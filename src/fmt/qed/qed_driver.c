@@ -21,6 +21,7 @@
 #include "fmt/qed/qed_image.h"
 
 #define CACHE_BYTES_DEFAULT (32ull << 20)
+#define CACHE_BYTES_MAX (128ull << 20)           /* how far it grows where it is seen to be too small (2.014) */
 
 static int probe(const uint8_t *buf, size_t len)
 {
@@ -115,7 +116,8 @@ static int open_parts(struct co *co, struct qed_image *q, const struct fmt_open_
         return byre_fail(err, NOMEM, "%s: epochs", q->name);
     q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
     struct meta_opts mo = { .store = q->im.store, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = QED_SLICE_BYTES,
-                            .budget_bytes = o->cache_bytes ? o->cache_bytes : CACHE_BYTES_DEFAULT, .read_only = q->im.read_only };
+                            .budget_bytes = o->cache_bytes ? o->cache_bytes : CACHE_BYTES_DEFAULT,
+                            .budget_max_bytes = o->cache_bytes || o->below ? 0 : CACHE_BYTES_MAX, .clean_ns = o->cache_clean_ms * 1000000, .read_only = q->im.read_only };
     if (meta_new(&mo, &q->meta) < 0)
         return byre_fail(err, NOMEM, "%s: metadata cache", q->name);
     if (q->h.features & QED_F_NEED_CHECK && qed_writable(q) && !o->check_mode && !o->unclean_ok) {

@@ -8,7 +8,7 @@
  * Order        None.
  * Concurrency  One loop.
  * Failure      A failed check fails the test.
- * Tests        This is one. FEATURES 2.006, 2.011, 2.020
+ * Tests        This is one. FEATURES 2.006, 2.011, 2.020, G.020
  */
 #include "fmt/qed/qed_disk_test.h"
 

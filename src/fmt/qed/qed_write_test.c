@@ -8,7 +8,7 @@
  * Invariants   None.
  * Concurrency  One loop.
  * Failure      A failed check fails the test.
- * Tests        This is one. FEATURES 2.006, 2.008, 2.009, 2.010, 2.011, 2.012, 2.013, 2.015, 2.016, 2.017, 2.021, G.019, G.020
+ * Tests        This is one. FEATURES 2.006, 2.008, 2.009, 2.010, 2.011, 2.012, 2.013, 2.014, 2.015, 2.016, 2.017, 2.021, G.019, G.020
  */
 #include "fmt/qed/qed_disk_test.h"
 
@@ -588,6 +588,44 @@ static void header_shared(struct co *co, void *arg)
     CHECK_EQ(shut(co, q), 0);
 }
 
+/* ---- the cache of tables ---- */
+
+#define TABLES 40u
+static void read_all_over(struct co *co, struct qed_image *q)
+{
+    for (uint64_t i = 0; i < TABLES * 2; i++)     /* each slice of each table */
+        CHECK(holds(co, q, i * SPAN / 2, C, (uint8_t)(i + 1)));
+}
+
+/* FEATURES 2.014: tables are read once as long as they fit; more of them than the caller allows are never kept; what is not used goes. */
+static void cache(struct co *co, void *arg)
+{
+    make(co, NULL);
+    struct qed_image *q = reopen(co, false);
+    CHECK_EQ(q->im.ops->resize(co, &q->im, TABLES * SPAN, FMT_PREALLOC_OFF, NULL), 0);
+    CHECK_EQ(q->im.ops->resize_commit(co, &q->im, true, NULL), 0);
+    for (uint64_t i = 0; i < TABLES * 2; i++)
+        CHECK_EQ(g_put(co, q, i * SPAN / 2, C, (uint8_t)(i + 1)), 0);
+    CHECK_EQ(shut(co, q), 0);
+    for (unsigned k = 0; k < 3; k++) {            /* the default; a quarter of what there is; dropped after a while */
+        struct fmt_image *im = NULL;
+        struct fmt_open_opts o = { .cache_bytes = k == 1 ? TABLES / 2 * QED_SLICE_BYTES : 0, .cache_clean_ms = k == 2 ? 20 : 0 };
+        CHECK_EQ(fmt_qed_ops.open(co, disk_open(false), &o, &im, NULL), 0);
+        q = qed_of(im);
+        read_all_over(co, q);
+        CHECK_EQ(meta_stats(q->meta).loads, TABLES * 2);
+        if (k < 2)
+            read_all_over(co, q);
+        CHECK(k != 0 || meta_stats(q->meta).loads == TABLES * 2);
+        CHECK(k != 1 || (meta_stats(q->meta).loads > TABLES * 2 && meta_stats(q->meta).blocks <= TABLES / 2));
+        for (unsigned i = 0; k == 2 && i < 200 && meta_stats(q->meta).blocks; i++)
+            CHECK_EQ(co_sleep(co, 20000000), 0);
+        CHECK(k != 2 || !meta_stats(q->meta).blocks);
+        read_all_over(co, q);
+        CHECK_EQ(shut(co, q), 0);
+    }
+}
+
 #define RUN(name) static void test_##name(void **state) { t_run(0, name, NULL); }
 RUN(mark)
 RUN(crashes)
@@ -608,6 +646,7 @@ RUN(shared_tables)
 RUN(refused_spare)
 RUN(stale)
 RUN(unclean_zero)
+RUN(cache)
 
 int main(void)
 {
@@ -617,7 +656,7 @@ int main(void)
         cmocka_unit_test(test_unclean), cmocka_unit_test(test_no_scrub), cmocka_unit_test(test_scrubbed),
         cmocka_unit_test(test_scrubbed_shared), cmocka_unit_test(test_unclean_cached), cmocka_unit_test(test_header_shared),
         cmocka_unit_test(test_named_tables), cmocka_unit_test(test_shared_tables), cmocka_unit_test(test_refused_spare), cmocka_unit_test(test_stale),
-        cmocka_unit_test(test_unclean_zero),
+        cmocka_unit_test(test_unclean_zero), cmocka_unit_test(test_cache),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qed-write", tests);
