@@ -234,8 +234,9 @@ static void grace(struct co *co, void *arg)
     static const struct lay l = { 1, first_ones, false, 0 };
     struct fmt_check_result res = { 0 };
     lay_out(co, &l);
+    disk.bytes[16] |= QED_F_NEED_CHECK;           /* a scrub of any other image waits for a grace period of its own */
     memset(&slow, 0, sizeof slow);
-    slow.q = reopen(co, false);
+    slow.q = reopen_as(co, false, true);
     slow.guest = guest_of(CLUSTERS - 1);          /* the last cluster of the file */
     CHECK(holds(co, slow.q, slow.guest, C, fill_of(CLUSTERS - 1)));
     co_group_enter(&slow.group);
