@@ -6,6 +6,10 @@
  *   run.c           messages, contexts, opening images
  *   progress.c      -p, --progress, SIGUSR1, cancelling by signal
  *   cmd_NAME.c      one subcommand: its option rows and its function
+ *   server.c        what serve, daemon and nbd share: signals, control, the order of the end (server.h)
+ *   daemonize.c     going into the background; the pidfile
+ *   online.c        a job on a disk that a server has in use, from the client's side; qmp_link.c: the connection
+ *   overlay.c       -s: a temporary overlay; target.c: what convert and dd write to
  *   io/             byre io: the command language of qemu-io
  *
  * A subcommand is a row (struct cmd): name, option rows, function. The function gets its options already parsed

@@ -6,7 +6,7 @@
  *             pieces.
  * Owns        One struct copying per job, on the frame of its caller.
  * Invariants  copy.h I1 to I5. Further: what next() says of a range (data, zeros, nothing to do) is what status said of the
- *             source; a live source is the caller's matter (fences come with the jobs).
+ *             source; a source that changes meanwhile is the caller's matter (live.h).
  * Order       The flush of the target comes last.
  * Concurrency next and done on the job's loop; copy_piece on any loop, touching its worker and constant fields only,
  *             except the counters, which are atomic.

@@ -2,8 +2,8 @@
  *
  * copy.h: the copy engine (DESIGN D7) and the comparison that shares its walk.
  *
- * Purpose     Moves the guest content of one or several sources, one behind the other, into a target: convert and dd
- *             here; mirror, backup, stream, commit and rebase later, by other selectors and fences.
+ * Purpose     Moves the guest content of one or several sources, one behind the other, into a target: convert and dd, commit, rebase and
+ *             stream, by other selectors and flags. For a source whose changes are to be followed: live.h (mirror, commit of the active layer).
  * Invariants  I1  After copy_run returned 0 every selected byte of the target reads as the source did when it was
  *                 copied (with COPY_SALVAGE: or as zeros where a read error was reported), and, unless
  *                 COPY_NO_FLUSH, is durable (DESIGN D8).

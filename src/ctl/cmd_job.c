@@ -3,7 +3,7 @@
  * cmd_job.c: x-byre-scrub, x-byre-compact, query-jobs, job-pause, job-resume, job-cancel, job-complete, job-finalize, job-dismiss (FEATURES 8.015),
  * and the event JOB_STATUS_CHANGE (8.024).
  *
- * Purpose      The verbs of jobs, by their ids.
+ * Purpose      The verbs of jobs, by their ids; and the jobs that change nothing of what a disk consists of.
  * Owns         nothing
  * Invariants   I1 jobs without an id are neither shown nor told of
  * Concurrency  home loop

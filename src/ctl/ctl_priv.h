@@ -23,8 +23,10 @@
  *   cmd_mirror.c  blockdev-mirror, drive-mirror, block-job-change
  *   cmd_export.c  nbd-server-*, block-export-*, query-block-exports
  *   cmd_object.c  object-add object-del
- *   cmd_job.c     query-jobs and the verbs of jobs
+ *   cmd_snapshot.c  blockdev-snapshot-internal-sync, blockdev-snapshot-delete-internal-sync
+ *   cmd_job.c     query-jobs and the verbs of jobs; x-byre-scrub, x-byre-compact
  *   image_json.c  ImageInfo and BlockDeviceInfo
+ *   target.c      which node a command means
  *
  * A command is one row and one function: name, argument rows, `doc`, `ret`. The function gets its arguments decoded, makes
  * one call into the layers below, and fills the reply. To add one:

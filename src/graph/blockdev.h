@@ -3,7 +3,7 @@
  * blockdev.h: nodes by the options of the ecosystem (blockdev-add), and those that the user owns by name.
  *
  * Options are a JSON object as blockdev-add has them: {"driver": "qcow2", "node-name": "disk", "file": {...} or "name of a node", "backing": ...}.
- * Drivers: file, host_device, null-co, null-aio, the formats, and the filters of filters.c.
+ * Drivers: file, host_device, nbd, null-co, null-aio, the formats, and the filters of filters.c.
  *
  * Concurrency  Home loop; suspends.
  */

@@ -4,12 +4,13 @@
  *
  * A node is one image (a format over a store) with at most one backing node. A disk is its topmost node. Reads
  * walk the chain in a loop, never by recursion: each piece that a layer does not hold is asked of the next one.
+ * Nodes that are no images (filters, attachments), and edges that change while a disk is in use: runtime.h.
  *
  * Invariants
  *   I1  The chain below a node has no cycle and at most max_depth nodes (RG22).
  *   I2  What lies past the end of a shorter layer reads zeros, never the layers below it (FEATURES 11.008).
  *   I3  A request that was let in is finished or failed before graph_drain_begin returns.
- *   I4  Only a node opened for writing is ever written; its backing nodes are read-only.
+ *   I4  Only a node opened for writing is ever written; its backing nodes are read-only, but for those that a job has opened (live.h).
  * Concurrency  Requests from any loop. graph_open, graph_close, graph_resize and drain on the graph's home loop.
  * Failure      As fmt.h and stor.h; a failed request has changed at most the sectors it names.
  */
@@ -213,6 +214,7 @@ PRINTF_LIKE(2, 3) void graph_warn(const struct graph_node *n, const char *fmt, .
 /* ---- watching the changes of a disk (watch.c) ----
  * A watcher stands around every write, zero and discard of one node, on the loop of the request: it may do something before the
  * change, wait, refuse it, and do something after it with its result. It calls graph_change_go exactly once, unless it refuses.
+ * The node is an image: requests pass through filters and attachments without looking for watchers there.
  * While nobody watches it costs one load; never memory. Several watchers stand around one another, the latest outermost.
  * A request that waits in a watcher holds up whoever drains the node, adds or removes a watcher: those who wait long must look at
  * graph_draining. Structural changes (size, snapshots, make_empty) are not seen: keep them out by a graph_user. */

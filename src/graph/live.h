@@ -2,6 +2,10 @@
  *
  * live.h: what jobs need that change layers of a chain while the disk above is in use (commit, stream).
  *
+ *   live.c    claims, which keep others away from such layers
+ *   absent.c  requests that change what a layer holds and not what it shows, and graph_forget
+ *   reopen.c  graph_mark_partial, and what graph.h has for offline commit and rebase too: opening for writing, another backing file
+ *
  * Invariants
  *   L1  While layers are claimed, what the claim's top shows stays, and what is seen through any layer below it may change: nobody else
  *       uses those.
@@ -17,7 +21,8 @@ struct graph_claim;
 /* Claims the layers below `top` down to `base`, for `who`: others of the graph must allow it, base is opened for writing and made as long as
  * `top`. All layers from top to base stay open. */
 MUST_USE int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err);
-/* Only those between the two, of a disk that is in use, while its base is written: what is seen through them changes. The rest is the caller's. */
+/* Only those between the two, of a disk that is in use, while its base is written: what is seen through them changes. The rest is the caller's.
+ * *ret is set when it fails, too, and is to be ended. */
 MUST_USE int graph_claim_between(struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err);
 /* Those between are opened for writing as well, so that they can be emptied (graph_forget); all must be able to. */
 MUST_USE int graph_claim_open_all(struct co *co, struct graph_claim *c, struct byre_err *err);

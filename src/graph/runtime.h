@@ -7,6 +7,12 @@
  * as well: the attachment, a node that is in no list and only passes requests on, so that the pointer its owner holds stays what
  * it is while the node below it is another one.
  *
+ *   runtime.c    edges: replacing, inserting, removing, another backing node; freezing
+ *   reopen.c     what an image records of its backing file (graph_record_backing here; graph_rebase of graph.h, which changes the edge as well)
+ *   filter.c     attachments, and what all filters have in common; filters.c: the table of those that users can make
+ *   threshold.c  thresholds
+ *   live.h       layers whose content a job changes
+ *
  * Invariants
  *   R1  An edge changes only while every node above it is drained: a request goes by the old edges or by the new ones, all the way.
  *   R2  A change is checked as a whole first: chains, sizes, permissions, frozen edges. Then it cannot fail.
@@ -61,18 +67,19 @@ typedef void graph_threshold_fn(void *arg, const struct graph_node *n, uint64_t 
 void graph_watch_threshold(struct graph *g, graph_threshold_fn *fn, void *arg);
 
 /* ---- filters ---- */
-/* The first node at or below n that is no filter which a command of another name (block_set_io_throttle) has put there. */
-void graph_set_implicit(struct graph_node *n);                   /* n is one */
-struct graph_node *graph_skip_implicit(struct graph_node *n);
+/* n is a filter that a command of another name (block_set_io_throttle) has put there: users go on naming what lies below it. */
+void graph_set_implicit(struct graph_node *n);
+struct graph_node *graph_skip_implicit(struct graph_node *n);    /* the first node at or below n that is none of these */
 bool graph_is_filter(const struct graph_node *n);
 /* A bare file or device, over which images may lie; and the one that n lies over (NULL: it has a file of its own). */
 bool graph_is_bare_file(const struct graph_node *n);
 struct graph_node *graph_file(const struct graph_node *n);
 /* The first node at or below n that is no filter. NULL: a filter that filters nothing. */
 struct graph_node *graph_skip_filters(struct graph_node *n);
-/* Walks the edges for a picture of the graph: the attachments too. */
+/* ---- a picture ---- */
+/* outside: it begins at an attachment. */
 struct graph_edge { struct graph_node *parent, *child; const char *role, *who; bool outside; unsigned perm, shared; };
-/* Calls fn for every edge. */
+/* Calls fn for every edge, those of attachments too. */
 void graph_each_edge(struct graph *g, void (*fn)(void *arg, const struct graph_edge *e), void *arg);
 
 #endif

@@ -7,8 +7,8 @@
  * Owns        nothing
  * Invariants  I1  brake, when it is not 0, is never below guest_before / max_slowdown.
  *             I2  Decisions go one way at a time and are given time to show: SETTLE_NS between two.
- *             I4  The guest's share of the target comes before the deadline: pieces step back for it.
  *             I3  Once it is ready the guest is not slowed down any more, and blocking stays.
+ *             I4  The guest's share of the target comes before the deadline: pieces step back for it.
  * Order       none
  * Concurrency pure
  * Failure     none

@@ -2,6 +2,8 @@
  *
  * copying.h: what jobs that copy have in common: pauses, a speed that changes, cancelling, progress, and what becomes of errors.
  *
+ * A mirror, which goes by copy/live.h, has only enum job_on_error from here: its errors come by copy_live_look.
+ *
  * Concurrency  Home loop. The hooks are called by copy_run.
  */
 #ifndef JOB_COPYING_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * lib_inside.h: what the parts of the command that also drive ctl/ (serve) need of the library's objects.
+ * lib_inside.h: what the parts of the command that also drive ctl/ (server.c in src/bin, serve, daemon) need of the library's objects.
  * Not installed, not exported.
  */
 #ifndef LIB_INSIDE_H

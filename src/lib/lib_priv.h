@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * lib_priv.h: the inside of the public library. Private to lib/; serve (src/bin) also uses lib_inside.h.
+ * lib_priv.h: the inside of the public library. Private to lib/; the servers of src/bin use lib_inside.h.
  *
  *   ctx.c      context; the one bridge from blocking callers into the runtime
  *   image.c    images and blocking requests
