@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "graph/graph_priv.h"
+#include "graph/runtime.h"
 
 #define NAME_MAX_BYTES 1023u
 #define BUDGET_BYTES (256ull << 20)        /* memory for the bits of all bitmaps of a node; beyond it more counts as dirty */
@@ -226,10 +227,13 @@ static int bitmap_new(struct graph_node *n, const struct graph_bitmap_spec *s, u
 
 int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bitmap_spec *s, struct byre_err *err)
 {
-    uint64_t granularity = s->granularity ? s->granularity : default_granularity(n);
     struct fmt_bitmap *b;
     struct change c;
-    int r = check_spec(n, s, granularity, err);
+    int r = graph_need_image(n, "a bitmap", err);
+    if (r)
+        return r;
+    uint64_t granularity = s->granularity ? s->granularity : default_granularity(n);
+    r = check_spec(n, s, granularity, err);
     if (!r)
         r = graph_bitmap_find(co, n, s->name, &b, err);
     if (!r && b)

@@ -219,6 +219,15 @@ struct graph_node *graph_skip_filters(struct graph_node *n)
     return n;
 }
 
+int graph_need_image(const struct graph_node *n, const char *what, struct byre_err *err)
+{
+    if (!graph_is_filter(n))
+        return 0;
+    const struct graph_node *image = graph_skip_filters((struct graph_node *)(uintptr_t)n);
+    return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter: %s needs the image below it%s%s%s", graph_node_name(n), what, image ? ", '" : "",
+                     image ? graph_node_name(image) : "", image ? "'" : "");
+}
+
 /* ---- requests, inside a gate ---- */
 
 int node_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)

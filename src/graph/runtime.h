@@ -76,6 +76,8 @@ bool graph_is_bare_file(const struct graph_node *n);
 struct graph_node *graph_file(const struct graph_node *n);
 /* The first node at or below n that is no filter. NULL: a filter that filters nothing. */
 struct graph_node *graph_skip_filters(struct graph_node *n);
+/* Requests are watched, and recorded in bitmaps, at images: a filter hands them on before either. -EINVAL: n is a filter; what: "a mirror". */
+MUST_USE int graph_need_image(const struct graph_node *n, const char *what, struct byre_err *err);
 /* ---- a picture ---- */
 /* outside: it begins at an attachment. */
 struct graph_edge { struct graph_node *parent, *child; const char *role, *who; bool outside; unsigned perm, shared; };

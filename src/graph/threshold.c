@@ -52,8 +52,9 @@ static int look(struct co *co, struct graph_watch *w, struct graph_change *ch)
 int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offset, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
-    if (!n->threshold && !offset)
-        return 0;
+    int r = graph_need_image(n, "a threshold", err);
+    if (r || (!n->threshold && !offset))
+        return r;
     if (!n->threshold) {
         struct threshold *t = calloc(1, sizeof *t);
         if (!t)

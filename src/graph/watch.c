@@ -49,7 +49,7 @@ int watch_run(struct co *co, struct graph_change *ch, int (*run)(struct co *co, 
 void graph_watch_add(struct co *co, struct graph_node *n, struct graph_watch *w)
 {
     ASSERT_LOOP(n->g->home);
-    ASSERT(!w->node && w->change);
+    ASSERT(!w->node && w->change && !n->flt);        /* a filter hands requests on before anybody looks */
     w->node = n;
     atomic_store(&w->link, atomic_load(&n->watches));
     atomic_store(&n->watches, w);

@@ -475,6 +475,8 @@ static int check(const struct job_mirror_opts *o, struct byre_err *err)
 {
     if (o->source == o->target)
         return byre_fail(err, BAD_ARGUMENT, "Can't mirror node into itself");
+    if (graph_need_image(o->source, "a mirror", err))
+        return -EINVAL;
     if (o->granularity && (o->granularity < GRANULARITY_MIN || o->granularity > GRANULARITY_MAX))
         return byre_fail(err, BAD_ARGUMENT, "Parameter 'granularity' expects a value in range [512B, 64MB]");
     if (o->granularity && !is_pow2(o->granularity))

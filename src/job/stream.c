@@ -166,6 +166,9 @@ static int begin(struct co *co, const struct job_stream_opts *o, struct stream *
 
 static int check(const struct job_stream_opts *o, struct byre_err *err)
 {
+    int r = graph_need_image(o->node, "a stream", err);
+    if (r)
+        return r;
     if (o->node != o->disk && !graph_lies_below(o->disk, o->node))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", graph_node_name(o->node), graph_node_name(o->disk));
     if (o->base && !graph_lies_below(o->node, o->base))

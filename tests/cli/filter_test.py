@@ -114,6 +114,25 @@ def test_filters_by_name(tmp_path, byre_serve):
     assert server.stop() == 0
 
 
+def test_what_needs_the_image(tmp_path, byre_serve):
+    """A filter hands requests on before anybody watches or records them: jobs, bitmaps and thresholds name the image below it"""
+    server = byre_serve(make(tmp_path / "d.qcow2"))
+    server.qmp("blockdev-add", driver="compress", file="disk0", **{"node-name": "f"})
+    target = make(tmp_path / "t.qcow2")
+    server.qmp("blockdev-add", driver="qcow2", **{"node-name": "t", "file": {"driver": "file", "filename": str(target)}})
+    wanted = [("blockdev-mirror", {"job-id": "j", "device": "f", "target": "t", "sync": "full"}),
+              ("drive-mirror", {"job-id": "j", "device": "f", "target": str(tmp_path / "n.qcow2"), "sync": "full", "format": "qcow2"}),
+              ("block-stream", {"job-id": "j", "device": "f"}),
+              ("block-dirty-bitmap-add", {"node": "f", "name": "b"}),
+              ("block-set-write-threshold", {"node-name": "f", "write-threshold": 512})]
+    for command, arguments in wanted:
+        text = refused(server, command, **arguments)
+        assert "node 'f' is a filter" in text and "'disk0'" in text, (command, text)
+    assert server.qmp("query-block-jobs") == []
+    server.qmp("block-dirty-bitmap-add", node="disk0", name="b")
+    assert server.stop() == 0
+
+
 def test_filters_hand_on_permissions(tmp_path, byre_serve):
     """FEATURES 3.064, 11.002: an overlay cannot lie over a filter over a disk that others write to"""
     server = byre_serve(make(tmp_path / "d.qcow2"))

@@ -360,11 +360,11 @@ int q2_alloc_still(struct co *co, struct q2_image *q)
             return r;
         }
         co_group_wait(co, &a->drops);
-        if (!a->dropping.count && !a->spare_count && !meta_frees_waiting(q->meta) && !a->drops.n)
+        if (q2_drop_settled(q))
             return 0;
     }
     a->still = false;
-    return -ENOMEM;                      /* what was dropped finds no memory to be released with */
+    return list_empty(&a->kept) ? -ENOMEM : -EIO;    /* what was dropped finds no memory to be released with, or its counts fail */
 }
 
 void q2_alloc_stir(struct q2_image *q) { q->alloc->still = false; }

@@ -92,6 +92,8 @@ uint64_t q2_drop_left(const struct q2_alloc *a);
 void q2_drop_fini(struct q2_alloc *a);
 /* Waits until what was dropped before the call has been released, or failed, however much is dropped meanwhile. */
 MUST_USE int q2_drop_settle(struct co *co, struct q2_image *q);
+/* Nothing is on its way, or kept to be tried again. */
+bool q2_drop_settled(const struct q2_image *q);
 /* Until nothing is on its way any more: for whoever has stopped requests. */
 MUST_USE int q2_drop_settle_all(struct co *co, struct q2_image *q);
 

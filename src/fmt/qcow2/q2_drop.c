@@ -536,7 +536,7 @@ int q2_drop_settle(struct co *co, struct q2_image *q)
     return r;
 }
 
-static bool settled(const struct q2_image *q)
+bool q2_drop_settled(const struct q2_image *q)
 {
     const struct q2_alloc *a = q->alloc;
     return !a->dropping.count && !a->spare_count && !meta_frees_waiting(q->meta) && !a->drops.n && list_empty(&a->kept);
@@ -545,7 +545,7 @@ static bool settled(const struct q2_image *q)
 int q2_drop_settle_all(struct co *co, struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
-    for (unsigned i = 0; i < 3 && !settled(q); i++) {
+    for (unsigned i = 0; i < 3 && !q2_drop_settled(q); i++) {
         if (a->dropping.count || a->spare_count) {
             int r = meta_flush(co, q->meta);
             if (r < 0)

@@ -252,6 +252,26 @@ static void in_the_middle(struct co *co, void *arg)
 
 static void test_in_the_middle(void **state) { t_run(0, in_the_middle, NULL); }
 
+/* A snapshot takes the counts as they are: it waits for what is kept, or is refused. */
+static void holds_snapshots_up(struct co *co, void *arg)
+{
+    struct fmt_snapshot_req rq = { .op = FMT_SNAPSHOT_CREATE, .name = "s" };
+    struct byre_err err = { 0 };
+    struct q2_image *q = full(co, 0, 1u << 30);
+    CHECK_EQ(g_flush(co, q), 0);
+    CHECK_EQ(q2_drop_settle(co, q), 0);
+    CHECK(kept_clusters(q) > 0);
+    CHECK_EQ(q2_snapshot_op(co, &q->im, &rq, NULL, &err), -EIO);
+    CHECK(kept_clusters(q) > 0 && !q->failed);
+    bad.times = 0;
+    CHECK_EQ(q2_snapshot_op(co, &q->im, &rq, NULL, &err), 0);
+    CHECK_EQ(kept_clusters(q), 0);
+    CHECK_EQ(img_close(co, q), 0);
+    nothing_left(co);
+}
+
+static void test_holds_snapshots_up(void **state) { t_run(0, holds_snapshots_up, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -261,6 +281,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_when_short, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_is_told, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_in_the_middle, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_holds_snapshots_up, disk_setup, disk_teardown),
     };
     return T_MAIN("q2_kept", tests);
 }
