@@ -147,6 +147,7 @@ int stor_file_open(struct co *co, const char *path, const struct stor_file_opts 
 
 static int64_t close_blocking(void *arg)
 {
+    file_unlock_blocking(*(int *)arg);
     return close(*(int *)arg);
 }
 
@@ -158,7 +159,7 @@ void file_close(struct co *co, struct stor *s)
     /* On a worker: the last close of a file may write to a remote server. A failure has no use: who needs
      * durability has flushed. */
     if (rt_blocking(co, close_blocking, &fd) == -ENOMEM)
-        close(fd);
+        (void)close_blocking(&fd);
 }
 
 bool stor_file_identity(const struct stor *s, uint64_t *ret_dev, uint64_t *ret_ino)

@@ -11,6 +11,8 @@
  *              I3  A lock that no process is seen to hold is waited for, up to GHOST_WAIT_MS: a killed program's requests
  *                  keep its file open, and locked, until the kernel has ended them. They may still write, so to ignore
  *                  the lock would be wrong, and a restart after a kill must not fail.
+ *              I4  A store that is closed gives its locks up first: what io_uring still holds of the file after a request has been
+ *                  answered would keep them for a moment, and the next program would be refused.
  * Order        Nothing on disk.
  * Concurrency  Worker threads (fcntl may ask a server); lock_mutex orders calls on one store. The locks belong to the
  *              open file description: they end with the store, and two stores of one process exclude each other too.
@@ -57,6 +59,13 @@ static int set_bytes(int fd, short type, unsigned base, unsigned mask)
             return r;
     }
     return 0;
+}
+
+/* I4 */
+void file_unlock_blocking(int fd)
+{
+    struct flock l = { .l_type = F_UNLCK, .l_whence = SEEK_SET };    /* every byte */
+    (void)fcntl(fd, F_OFD_SETLK, &l);                                /* if it fails, closing does it */
 }
 
 /* 1: somebody else has a lock on the byte; 0: nobody; -errno. */

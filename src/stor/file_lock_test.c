@@ -240,6 +240,33 @@ static void own_holder(struct co *co, void *arg)
 
 static void test_own_holder(void **state) { t_run(0, own_holder, NULL); }
 
+/* ---- a holder that has closed ---- */
+
+/* I4: somebody goes on holding the open file itself, as the kernel does for a moment behind a request. */
+static void closed(struct co *co, void *arg)
+{
+    const char *path = t_path("closed");
+    struct stor_file_opts opts = { .create = true };
+    struct stor *a, *b;
+    struct byre_err err;
+    int next = dup(0), kept;
+    close(next);                                     /* the lowest one that is free: the file's */
+    CHECK_EQ(stor_file_open(co, path, &opts, &a, &err), 0);
+    CHECK_EQ(stor_lock(co, a, modes[0].perm, modes[0].shared, &err), 0);
+    char name[64], target[512] = "";
+    snprintf(name, sizeof name, "/proc/self/fd/%d", next);
+    CHECK(readlink(name, target, sizeof target - 1) > 0 && !strcmp(target, path));
+    kept = dup(next);
+    stor_close(co, a);
+    opts.create = false;
+    CHECK_EQ(stor_file_open(co, path, &opts, &b, &err), 0);
+    CHECK_EQ(stor_lock(co, b, modes[0].perm, modes[0].shared, &err), 0);
+    stor_close(co, b);
+    close(kept);
+}
+
+static void test_closed(void **state) { t_run(0, closed, NULL); }
+
 /* ---- a holder that is gone ---- */
 
 struct ghost { int sockets[2]; unsigned after_ms; };
@@ -490,7 +517,7 @@ static void test_without_locks(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_verdicts), cmocka_unit_test(test_text_names_the_holder), cmocka_unit_test(test_own_holder), cmocka_unit_test(test_dead_holder),
+        cmocka_unit_test(test_verdicts), cmocka_unit_test(test_text_names_the_holder), cmocka_unit_test(test_own_holder), cmocka_unit_test(test_closed), cmocka_unit_test(test_dead_holder),
         cmocka_unit_test(test_transitions), cmocka_unit_test(test_race), cmocka_unit_test(test_without_locks),
     };
     static const struct CMUnitTest child[] = { cmocka_unit_test(test_without_locks_child) };

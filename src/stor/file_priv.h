@@ -80,6 +80,8 @@ void file_probe(struct file_stor *f, const struct stat *st);
 int file_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
 /* The same on a worker thread, without waiting for a dead holder; blocks. */
 int file_lock_blocking(struct file_stor *f, unsigned perm, unsigned shared, struct byre_err *err);
+/* Gives all locks of an open file up, before it is closed; blocks. */
+void file_unlock_blocking(int fd);
 
 /* ---- file_holder.c: worker threads, blocks ---- */
 /* Describes who, other than our own file descriptor own_fd, holds a lock on `byte` of the file (st_dev, st_ino):
