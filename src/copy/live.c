@@ -416,8 +416,9 @@ void copy_live_look(struct copy_live *l, struct copy_live_state *ret)
 {
     uint64_t start, end;
     bool dirty = dirty_next(l->dirty, 0, l->size, &start, &end);
+    bool calm = !dirty && !l->pieces && !l->error;
     *ret = (struct copy_live_state){
-        .clean = !dirty && !l->pieces && !l->holds && !l->error, .dirty = dirty ? min_u64(dirty_count(l->dirty), l->size) : 0,
+        .calm = calm, .clean = calm && !l->holds, .dirty = dirty ? min_u64(dirty_count(l->dirty), l->size) : 0,
         .in_flight = l->pieces_bytes, .copied = l->copied, .carried = atomic_load(&l->carried), .guest = atomic_load(&l->guest),
         .longest_hold_ns = atomic_exchange(&l->longest_hold_ns, 0), .error = l->error, .error_read = l->error_read, .error_off = l->error_off };
 }

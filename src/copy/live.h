@@ -61,7 +61,9 @@ bool copy_live_is_blocking(const struct copy_live *l);
 void copy_live_set_brake(struct copy_live *l, uint64_t guest_rate);     /* bytes per second that the guest may change; 0: no limit */
 
 struct copy_live_state {
-    bool clean;                             /* nothing dirty, nothing under way */
+    bool calm;                              /* nothing dirty, no piece under way: at most changes that are going to both sides, of which there
+                                             * may be some at every moment while guests write */
+    bool clean;                             /* calm, and no change under way: lasts only while the source is drained */
     uint64_t dirty, in_flight, copied;      /* bytes: dirty, in pieces, copied in all */
     uint64_t carried;                       /* changes that went to both sides, bytes */
     uint64_t guest;                         /* bytes changed by the guest since the start */

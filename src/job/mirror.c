@@ -123,7 +123,7 @@ static void obey(struct mirror *m)
         copy_live_set_blocking(m->live, on);
     copy_live_set_brake(m->live, m->conv.brake);
     copy_live_await(m->live, !is_ready(m) || m->completing);
-    uint64_t speed = m->job->speed, limit = m->conv.copy_limit;
+    uint64_t speed = m->job->speed, limit = m->completing ? 0 : m->conv.copy_limit;      /* it is to end */
     copy_live_set_rate(m->live, !speed || (limit && limit < speed) ? limit : speed);
 }
 
@@ -133,7 +133,7 @@ static void steer(struct co *co, struct mirror *m)
     if (now >= m->next_tick_ns) {
         m->next_tick_ns = now + TICK_NS;
         struct converge_sample s = { .now_ns = now, .dirty = m->st.dirty + m->st.in_flight, .copied = m->st.copied, .guest = m->st.guest,
-                                     .clean = m->st.clean, .ready = is_ready(m), .held = m->held_ns > HELD_NS };
+                                     .clean = m->st.calm, .ready = is_ready(m), .held = m->held_ns > HELD_NS };
         m->held_ns = 0;
         converge_step(&m->conv, &s);
     }
@@ -282,9 +282,9 @@ static int mirror_run(struct co *co, struct job *job, struct byre_err *err)
         look(co, m);
         if (m->st.error)
             r = on_error(co, m, err);
-        else if (!is_ready(m) && m->st.clean)
+        else if (!is_ready(m) && m->st.calm)
             r = become_ready(co, m, err);
-        else if (m->completing && m->st.clean)
+        else if (m->completing && m->st.calm)
             return 0;
         else
             wait(co, m);
@@ -303,7 +303,7 @@ static int settle(struct co *co, struct mirror *m, struct byre_err *err)
         look(co, m);
         if (m->st.error)
             return say_failed(m, err);
-        if (m->st.clean || FAULT(FAULT_NOT_CLEAN))
+        if (m->st.calm || FAULT(FAULT_NOT_CLEAN))
             break;
         wait(co, m);
     }
@@ -608,7 +608,7 @@ void job_mirror_look(const struct job *job, struct job_mirror_state *ret)
         m->longest_hold_ns = max_u64(m->longest_hold_ns, m->st.longest_hold_ns);
         ret->blocking = copy_live_is_blocking(m->live);
     }
-    ret->actively_synced = ret->blocking && m->scanned && m->st.clean;
+    ret->actively_synced = ret->blocking && m->scanned && m->st.calm;
     ret->dirty = m->st.dirty + m->st.in_flight;
     ret->carried = m->st.carried;
     ret->longest_hold_ns = m->longest_hold_ns;
