@@ -70,8 +70,8 @@ static struct shadow *shadow_new(struct graph_node *n, const char *name)
 static bool refresh_one(struct graph_node *n)
 {
     struct fmt_image *im = n->im;
-    const struct graph_node *b = n->backing;
-    uint64_t size = b ? atomic_load(&b->im->size) : 0;
+    const struct graph_node *b = n->backing, *image = graph_skip_filters(n->backing);
+    uint64_t size = image ? atomic_load(&image->im->size) : 0;         /* at once, however many lie between: others look while this runs */
     bool read_only = !b || b->read_only;
     struct stor *store = b ? b->im->store : NULL, *data = b ? b->im->data : NULL;
     uint32_t granule = b ? b->im->granule : 1, cluster = b ? b->im->cluster : 1;
