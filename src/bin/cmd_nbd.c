@@ -130,28 +130,15 @@ static int check_options(struct nbd *n)
 /* BYRE_OPEN_* of --discard and --detect-zeroes; -1: told already. */
 static int zero_flags(const struct nbd *n)
 {
-    const char *discard = n->o->discard, *detect = n->o->detect;
-    int flags = strcmp(discard, "unmap") == 0 || strcmp(discard, "on") == 0 ? BYRE_OPEN_DISCARD : 0;
-    if (!flags && strcmp(discard, "ignore") && strcmp(discard, "off"))
-        return run_fail(n->r, "Invalid discard option: %s", discard), -1;
+    const char *detect = n->o->detect;
+    int flags = run_discard_mode(n->r, n->o->discard);
+    if (flags < 0)
+        return flags;
     if (strcmp(detect, "on") == 0)
         return flags | BYRE_OPEN_DETECT_ZEROES;
     if (strcmp(detect, "unmap") == 0)
         return flags && given(n, "discard") ? flags | BYRE_OPEN_DETECT_UNMAP : (run_fail(n->r, "detect-zeroes=unmap needs --discard=unmap"), -1);
     return strcmp(detect, "off") ? (run_fail(n->r, "Invalid detect-zeroes option: %s", detect), -1) : flags;
-}
-
-static int backend_of(const struct nbd *n)
-{
-    const char *aio = n->o->aio;
-    if (!aio || strcmp(aio, "io_uring") == 0)
-        return BYRE_BACKEND_AUTO;
-    if (strcmp(aio, "threads") == 0)
-        return BYRE_BACKEND_THREADS;
-    if (strcmp(aio, "native") == 0 && (n->cache == BYRE_CACHE_NONE || n->cache == BYRE_CACHE_DIRECTSYNC))
-        return BYRE_BACKEND_AUTO;
-    run_fail(n->r, strcmp(aio, "native") ? "Invalid aio option: %s" : "aio=%s needs direct I/O (--cache none)", aio);
-    return -1;
 }
 
 /* ---- the parts ---- */
@@ -252,7 +239,7 @@ static int cmd_run(struct run *r)
         return 1;
     if (r->argc != 1)
         return run_usage(r, "exactly one image is needed");
-    int backend = backend_of(&n), code = 1;
+    int backend = run_backend(r, o->aio, n.cache), code = 1;
     if (backend < 0 || (o->fork && !daemonize_begin(&dz, r)) || !server_begin(&n.s, r))
         return 1;
     if (run_ctx(r, server_threads(o->threads), backend))

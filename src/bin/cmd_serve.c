@@ -116,19 +116,6 @@ static int choose_addresses(struct serve *s)
 }
 
 /* ---- the parts ---- */
-static int backend_of(struct serve *s)
-{
-    const char *aio = s->o->aio;
-    if (!aio || strcmp(aio, "io_uring") == 0)
-        return BYRE_BACKEND_AUTO;
-    if (strcmp(aio, "threads") == 0)
-        return BYRE_BACKEND_THREADS;
-    if (strcmp(aio, "native") == 0 && (s->cache == BYRE_CACHE_NONE || s->cache == BYRE_CACHE_DIRECTSYNC))
-        return BYRE_BACKEND_AUTO;
-    run_fail(s->r, strcmp(aio, "native") ? "Invalid aio option: %s" : "aio=%s needs direct I/O (--cache none)", aio);
-    return -1;
-}
-
 static int open_disk(struct serve *s)
 {
     const struct opts *o = s->o;
@@ -137,11 +124,11 @@ static int open_disk(struct serve *s)
     AUTOFREE char *prefix = NULL;
     if (asprintf(&prefix, "%s-b", o->name) < 0)
         return run_fail(s->r, "no memory");
-    if (strcmp(o->discard, "unmap") && strcmp(o->discard, "on") && strcmp(o->discard, "ignore") && strcmp(o->discard, "off"))
-        return run_fail(s->r, "Invalid discard option: %s", o->discard);
-    bool unmap = strcmp(o->discard, "unmap") == 0 || strcmp(o->discard, "on") == 0;
+    int discard = run_discard_mode(s->r, o->discard);
+    if (discard < 0)
+        return 1;
     oo.flags = (o->read_only ? BYRE_OPEN_READ_ONLY : BYRE_OPEN_REFUSE_GUESSED_RAW) | (o->image_opts ? BYRE_OPEN_IMAGE_OPTS : 0) |
-               (o->force_share ? BYRE_OPEN_FORCE_SHARE : 0) | (unmap ? BYRE_OPEN_DISCARD : 0) |
+               (o->force_share ? BYRE_OPEN_FORCE_SHARE : 0) | (unsigned)discard |
                (o->read_only ? 0 : BYRE_OPEN_SERVE_UNCLEAN);
     oo.cache = s->cache;
     oo.format = o->format;
@@ -244,7 +231,7 @@ static int serve(struct serve *s)
 
 static int with_signals(struct serve *s)
 {
-    int code = 1, backend = backend_of(s);
+    int code = 1, backend = run_backend(s->r, s->o->aio, s->cache);
     if (!server_begin(&s->server, s->r))
         return 1;
     if (backend >= 0 && choose_addresses(s) == 0 && run_ctx(s->r, server_threads(s->o->threads), backend))

@@ -137,6 +137,25 @@ int run_cache(struct run *r, const char *word, int fallback, const char *what)
     return -1;
 }
 
+int run_backend(struct run *r, const char *aio, int cache)
+{
+    if (!aio || strcmp(aio, "io_uring") == 0)
+        return BYRE_BACKEND_AUTO;
+    if (strcmp(aio, "threads") == 0)
+        return BYRE_BACKEND_THREADS;
+    if (strcmp(aio, "native") == 0 && (cache == BYRE_CACHE_NONE || cache == BYRE_CACHE_DIRECTSYNC))
+        return BYRE_BACKEND_AUTO;
+    run_fail(r, strcmp(aio, "native") ? "Invalid aio option: %s" : "aio=%s needs direct I/O (--cache none)", aio);
+    return -1;
+}
+
+int run_discard_mode(struct run *r, const char *word)
+{
+    if (strcmp(word, "unmap") == 0 || strcmp(word, "on") == 0)
+        return BYRE_OPEN_DISCARD;
+    return strcmp(word, "ignore") && strcmp(word, "off") ? (run_fail(r, "Invalid discard option: %s", word), -1) : 0;
+}
+
 int run_output(struct run *r, const char *word)
 {
     if (!word || strcmp(word, "human") == 0)
