@@ -93,7 +93,7 @@ static void give(struct graph_claim *c, unsigned i)
         c->all[i - 1].n->backing_use.shared = l->overlay_shared;
 }
 
-static int make_long(struct co *co, struct graph_node *base, uint64_t size, struct byre_err *err)
+int graph_make_long(struct co *co, struct graph_node *base, uint64_t size, struct byre_err *err)
 {
     return graph_length(base) < size ? graph_resize(co, base, size, FMT_PREALLOC_OFF, err) : 0;
 }
@@ -110,7 +110,7 @@ int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node 
     int r = graph_make_writable(co, base, overlay, err);
     c->all[c->count - 1].made_writable = !r && was_read_only;
     if (!r)
-        r = make_long(co, base, graph_length(top), err);
+        r = graph_make_long(co, base, graph_length(top), err);
     for (unsigned i = 0; !r && i < c->count; i++)
         r = take(c, i, err);
     if (!r)

@@ -48,6 +48,8 @@ MUST_USE int graph_mark_partial(struct co *co, struct graph_node *n, const char 
 struct graph *graph_of(const struct graph_node *n);
 /* Does `n` lie below `top`? */
 bool graph_lies_below(const struct graph_node *top, const struct graph_node *n);
+/* The base of a commit has at least `size` bytes when it returns; open for writing. Suspends. */
+MUST_USE int graph_make_long(struct co *co, struct graph_node *base, uint64_t size, struct byre_err *err);
 /* The layer of the chain of `top` that lies right above n. NULL: none */
 struct graph_node *graph_overlay_in(struct graph_node *top, const struct graph_node *n);
 /* The name by which `overlay` may record `base`: as `like`, whose backing node it is, does, where that means the same file there, else its

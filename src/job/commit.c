@@ -16,27 +16,20 @@
 
 #include "base/checked.h"
 #include "base/mutant.h"
+#include "graph/live.h"
 #include "job/commit.h"
+#include "job/copying.h"
 
-#define SPARSE_MIN 4096u
-#define SPARSE_MAX 65536u
 
 static struct copy_job copy_of(const struct job_copy_how *how, struct graph_node *target)
 {
     uint64_t granule = graph_image(target)->granule;
     return (struct copy_job){
-        .target = target, .flags = COPY_OUT_OF_ORDER, .workers = how->workers, .min_sparse = min_u64(max_u64(granule, SPARSE_MIN), SPARSE_MAX),
+        .target = target, .flags = COPY_OUT_OF_ORDER, .workers = how->workers, .min_sparse = job_grain(granule),
         .rate = how->rate, .progress = how->progress, .arg = how->arg, .cancel = how->cancel };
 }
 
 /* ---- commit ---- */
-
-static struct graph_node *overlay_of(struct graph_node *top, const struct graph_node *base)
-{
-    while (graph_backing(top) != base)
-        top = graph_backing(top);
-    return top;
-}
 
 static int find_base(struct co *co, const struct commit_job *job, struct graph_node **ret, struct byre_err *err)
 {
@@ -57,11 +50,6 @@ static int can_empty(const struct commit_job *job, struct byre_err *err)
     if (!graph_image(job->top)->ops->make_empty)
         return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot be emptied; -d leaves the image as it is", name, graph_format(job->top)->name);
     return graph_read_only(job->top) ? byre_fail(err, READ_ONLY, "%s: is open read-only and cannot be emptied", name) : 0;
-}
-
-static int grow_base(struct co *co, struct graph_node *base, uint64_t size, struct byre_err *err)
-{
-    return graph_length(base) < size ? graph_resize(co, base, size, FMT_PREALLOC_OFF, err) : 0;
 }
 
 static int commit_into(struct co *co, const struct commit_job *job, struct graph_node *base, struct copy_result *ret, struct byre_err *err)
@@ -86,11 +74,11 @@ int commit_run(struct co *co, const struct commit_job *job, struct graph_node **
     if (!r)
         r = can_empty(job, err);
     if (!r)
-        r = graph_make_writable(co, base, overlay_of(job->top, base), err);
+        r = graph_make_writable(co, base, graph_overlay_in(job->top, base), err);
     if (!r && ret_base)
         *ret_base = base;
     if (!r)
-        r = grow_base(co, base, graph_length(job->top), err);
+        r = graph_make_long(co, base, graph_length(job->top), err);
     return r ? r : commit_into(co, job, base, ret, err);
 }
 

@@ -9,11 +9,15 @@
 #ifndef JOB_COPYING_H
 #define JOB_COPYING_H
 
+#include "base/checked.h"
 #include "copy/copy.h"
 #include "job/job.h"
 
 /* What is done when a request fails (FEATURES 9.009, 9.010). ENOSPC: STOP when there is no space, else REPORT. */
 enum job_on_error { JOB_ON_ERROR_REPORT, JOB_ON_ERROR_IGNORE, JOB_ON_ERROR_ENOSPC, JOB_ON_ERROR_STOP };
+
+/* The default grain of a copying job (runs of zeros that are left out, dirty bits): what the format says, from 4 KiB to 64 KiB. */
+static inline uint64_t job_grain(uint64_t bytes) { return min_u64(max_u64(bytes, 4096), 65536); }
 
 struct job_copying {
     struct job *job;

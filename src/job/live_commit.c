@@ -24,8 +24,6 @@
 #include "base/mutant.h"
 #include "job/relink.h"
 
-#define SPARSE_MIN 4096u
-#define SPARSE_MAX 65536u
 #define STEP_BYTES (1ull << 30)
 #define WINDOW_DEFAULT (64ull << 20)     /* a multiple of every cluster */
 
@@ -55,7 +53,7 @@ static int copy_part_down(struct co *co, struct live_commit *c, uint64_t off, ui
     uint64_t granule = graph_image(c->base)->granule;
     struct copy_job cj = {
         .parts = &part, .part_count = 1, .target = c->base, .target_off = off, .above = c->base, .flags = COPY_OUT_OF_ORDER, .workers = c->workers,
-        .min_sparse = min_u64(max_u64(granule, SPARSE_MIN), SPARSE_MAX), .progress = on_progress, .arg = c, .hooks = job_copying_hooks(&c->how) };
+        .min_sparse = job_grain(granule), .progress = on_progress, .arg = c, .hooks = job_copying_hooks(&c->how) };
     if (MUTANT(MUT_LIVE_COMMIT_UNFLUSHED))
         cj.flags |= COPY_NO_FLUSH;
     return copy_run(co, &cj, NULL, err);

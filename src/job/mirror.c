@@ -28,8 +28,6 @@
 #define RETRY_NS UINT64_C(100000000)
 #define GRANULARITY_MIN 512u
 #define GRANULARITY_MAX (UINT64_C(64) << 20)
-#define SPARSE_MIN 4096u
-#define SPARSE_MAX 65536u
 #define SLOWDOWN_DEFAULT 20u
 #define HOLD_DEFAULT_MS 1000u
 #define HELD_NS UINT64_C(5000000)         /* a change that takes so long waits for the target */
@@ -226,7 +224,7 @@ static int begin(struct co *co, struct mirror *m, struct byre_err *err)
     uint64_t granule = graph_image(o->target)->granule;
     struct copy_live_opts lo = {
         .source = o->source, .target = o->target, .granularity_bits = (unsigned)__builtin_ctzll(o->granularity), .buf_bytes = o->buf_bytes,
-        .rate = m->job->speed, .min_sparse = o->keep_space ? 0 : min_u64(max_u64(granule, SPARSE_MIN), SPARSE_MAX), .keep_space = o->keep_space,
+        .rate = m->job->speed, .min_sparse = o->keep_space ? 0 : job_grain(granule), .keep_space = o->keep_space,
         .hold_ns = o->max_hold_ms * 1000000, .blocking = m->wants_blocking, .wake = on_wake, .arg = m, .alive = &m->job->jobs->alive };
     if (o->active_commit)
         lo.above = o->target;
@@ -448,8 +446,7 @@ const struct job_kind job_active_commit_kind = { .type = "commit", .run = mirror
 static uint64_t granularity_for(const struct graph_node *target)
 {
     struct graph_node *n = (struct graph_node *)(uintptr_t)target;
-    uint64_t c = graph_format(n) == &fmt_raw_ops ? SPARSE_MAX : graph_image(n)->cluster;
-    return min_u64(max_u64(c, SPARSE_MIN), SPARSE_MAX);
+    return job_grain(graph_format(n) == &fmt_raw_ops ? UINT64_MAX : graph_image(n)->cluster);
 }
 
 static bool lies_below(const struct graph_node *top, const struct graph_node *n)
@@ -497,8 +494,8 @@ static int open_base(struct co *co, struct mirror *m, struct byre_err *err)
     int r = graph_claim_between(o->source, o->target, m->who, &m->between, err);
     if (!r)
         r = graph_make_writable(co, o->target, over, err);
-    if (!r && graph_length(o->target) < graph_length(o->source))
-        r = graph_resize(co, o->target, graph_length(o->source), FMT_PREALLOC_OFF, err);
+    if (!r)
+        r = graph_make_long(co, o->target, graph_length(o->source), err);
     return r;
 }
 

@@ -21,8 +21,6 @@
 #include "graph/runtime.h"
 #include "job/relink.h"
 
-#define SPARSE_MIN 4096u
-#define SPARSE_MAX 65536u
 
 struct stream {
     struct job_copying how;
@@ -45,7 +43,7 @@ static int take_up(struct co *co, struct stream *s, struct byre_err *err)
     struct copy_job cj = {
         .parts = &part, .part_count = 1, .target = s->node, .below = s->below, .above = s->base, .workers = s->workers,
         .flags = COPY_OUT_OF_ORDER | COPY_BELOW | COPY_ABSENT | (s->base ? 0 : COPY_TARGET_ZERO),
-        .min_sparse = min_u64(max_u64(granule, SPARSE_MIN), SPARSE_MAX), .progress = job_copying_progress, .arg = s->how.job,
+        .min_sparse = job_grain(granule), .progress = job_copying_progress, .arg = s->how.job,
         .hooks = job_copying_hooks(&s->how) };
     s->length = part.len;
     return copy_run(co, &cj, &s->result, err);
