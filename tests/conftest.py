@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What every pytest file under tests/ has at hand: the helpers of tests/lib (`from lib.images import ...`), the
 independent reader of tools/ref (`import qcow2ref`), and the fixtures below."""
+import os
 import pathlib
 import sys
 
@@ -12,6 +13,8 @@ for folder in (TESTS, TESTS.parent / "tools" / "ref"):
 import pytest  # noqa: E402
 
 from lib import serve  # noqa: E402
+
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -28,3 +31,19 @@ def byre_serve(tmp_path):
     yield start
     for server in started:
         server.close()
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """24 MiB with data, zeros and holes in it."""
+    path = tmp_path / "noise"
+    with open(path, "wb") as f:
+        for i in range(24):
+            if i % 3 == 0:
+                f.write(os.urandom(MIB))
+            elif i % 3 == 1:
+                f.write(bytes(MIB // 2) + os.urandom(MIB // 2))
+            else:
+                f.seek(MIB, 1)
+        f.truncate(24 * MIB)
+    return path

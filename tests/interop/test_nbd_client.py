@@ -33,22 +33,6 @@ def servers():
         server.close()
 
 
-@pytest.fixture
-def noise(tmp_path):
-    """24 MiB with data, zeros and holes in it."""
-    path = tmp_path / "noise"
-    with open(path, "wb") as f:
-        for i in range(24):
-            if i % 3 == 0:
-                f.write(os.urandom(MIB))
-            elif i % 3 == 1:
-                f.write(bytes(MIB // 2) + os.urandom(MIB // 2))
-            else:
-                f.seek(MIB, 1)
-        f.truncate(24 * MIB)
-    return path
-
-
 def there_and_back(uri, noise, tmp_path):
     byre("convert", "-f", "raw", "-O", "raw", noise, uri)
     byre("compare", "-f", "raw", "-F", "raw", noise, uri)

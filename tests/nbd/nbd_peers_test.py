@@ -1,29 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Other programs as clients: libnbd's tools, qemu-img, qemu-io, fio."""
 import json
-import os
 
 import pytest
 from lib import peers
 from lib.run import run
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def noise(tmp_path):
-    """24 MiB with data, zeros and holes in it."""
-    path = tmp_path / "noise"
-    with open(path, "wb") as f:
-        for i in range(24):
-            if i % 3 == 0:
-                f.write(os.urandom(MIB))
-            elif i % 3 == 1:
-                f.write(bytes(MIB // 2) + os.urandom(MIB // 2))
-            else:
-                f.seek(MIB, 1)
-        f.truncate(24 * MIB)
-    return path
 
 
 def test_nbdinfo(server):
