@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "ctl/cmd_mirror.h"
+#include "graph/blockdev.h"
 #include "graph/runtime.h"
 #include "stor/stor.h"
 
@@ -151,20 +152,6 @@ static int open_file(struct co *co, struct graph *g, const struct mirror_args *a
     return graph_open(co, g, &oo, &o->target, err);
 }
 
-/* The file is that of a node that is open. */
-static bool is_open(struct graph *g, const char *file)
-{
-    char *name = realpath(file, NULL), *other;
-    bool same = false;
-    for (struct graph_node *n = name ? graph_next(g, NULL) : NULL; n && !same; n = graph_next(g, n)) {
-        other = graph_filename(n) ? realpath(graph_filename(n), NULL) : NULL;
-        same = other && !strcmp(other, name);
-        free(other);
-    }
-    free(name);
-    return same;
-}
-
 static int run_drive_mirror(struct co *co, struct ctl_call *call)
 {
     const struct mirror_args *a = call->args;
@@ -180,7 +167,7 @@ static int run_drive_mirror(struct co *co, struct ctl_call *call)
         return byre_fail(&call->err, UNKNOWN_FORMAT, "Unknown driver '%s'", format);
     if (make && o.sync != JOB_MIRROR_FULL && !ops->make_empty)
         return byre_fail(&call->err, NOT_SUPPORTED, "%s images cannot have a backing file, which sync=%s needs", format, sync_words[a->sync]);
-    if (make && is_open(call->c->env.graph, a->target))
+    if (make && graph_uses_file(co, call->c->env.graph, a->target))
         return byre_fail(&call->err, EXISTS, "'%s' is the file of a node that is open; the copy needs a file of its own", a->target);
     r = make ? make_file(co, a->target, ops, &o, &call->err) : 0;
     if (r)
