@@ -4,8 +4,10 @@
 #   make [serve] [IMAGE=disk.qcow2]   install what is missing, build, serve the image (or a demo disk) over NBD
 #   make all                          build/byre and the libraries
 #   make check [SUITE=a,b] [TEST=substring]
-#   make bench [ROWS=a,b] [PEER_PREFIX=dir] [BENCH_DIR=dir]
-#   make soak [SOAK_SECONDS=n] | asan | tsan | coverage | install [PREFIX=dir] [DESTDIR=dir] | clean | deps
+#   make bench [ROWS=a,b] [PEER_PREFIX=dir] [BENCH_DIR=dir]   (and what bench/README.md lists)
+#   make guest | founding [SECONDS_ALONE=n] | kill-matrix [KILLS=n]   a real guest, a move to a slow target, kills of servers with jobs: their figures
+#   make soak [SOAK_SECONDS=n] | asan | tsan | coverage   (each with TEST=, coverage with SUITE= too)
+#   make install [PREFIX=dir] [DESTDIR=dir] | clean | deps
 #
 # CI=true turns warnings into errors and a missing peer program into a failure.
 
@@ -13,7 +15,7 @@ SHELL := /bin/bash
 PY := /usr/bin/python3
 PREFIX ?= /usr/local
 .DEFAULT_GOAL := serve
-.PHONY: all serve check bench soak asan tsan coverage install clean deps
+.PHONY: all serve check guest founding kill-matrix bench soak asan tsan coverage install clean deps
 .NOTPARALLEL:
 
 deps:
@@ -38,6 +40,15 @@ tsan: deps
 
 soak: deps
 	@exec env SOAK_SECONDS='$(SOAK_SECONDS)' $(PY) tools/check.py --suite soak --test '$(TEST)'
+
+guest: all
+	@exec $(PY) -B -m pytest -q -s tests/guest
+
+founding: all
+	@exec $(PY) -B tests/founding/founding.py $(if $(SECONDS_ALONE),--seconds '$(SECONDS_ALONE)')
+
+kill-matrix: all
+	@exec $(PY) -B tests/kill/matrix.py $(if $(KILLS),--kills '$(KILLS)')
 
 coverage: deps
 	@exec $(PY) tools/coverage.py --suite '$(SUITE)' --test '$(TEST)'

@@ -37,6 +37,22 @@ static struct fmt_image *open_image(struct co *co, const struct fmt_open_opts *o
 
 /* ---- what is done with the input ---- */
 
+/* From every beginning of it: the names that it tells of lie inside the file, and what it asks for is there. */
+static void peek(const uint8_t *data, size_t size)
+{
+    struct fmt_peek p;
+    for (size_t len = size; ; len = len / 2) {
+        int r = q2_peek(data, len, size, &p);
+        ASSERT(r <= 0 || ((size_t)r > len && (size_t)r <= size));
+        if (!r) {
+            ASSERT(p.name_off <= size && p.name_len <= size - p.name_off);
+            fmt_peek_fini(&p);
+        }
+        if (!len)
+            break;
+    }
+}
+
 static void parse_only(const uint8_t *data, size_t size)
 {
     for (int mode = 0; mode < 2; mode++) {
@@ -125,6 +141,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size > INPUT_MAX)
         return 0;
     parse_only(data, size);
+    peek(data, size);
     memory_load(data, size, CAP);
     one_run(run, NULL);
     return 0;

@@ -42,6 +42,20 @@ static void parse_only(const uint8_t *data, size_t size)
     ASSERT(!memcmp(&d, data, h.features & QED_F_BACKING ? 64 : 56));
 }
 
+/* From every beginning of it, the names that it tells of lie inside the file. */
+static void peek(const uint8_t *data, size_t size)
+{
+    struct fmt_peek p;
+    for (size_t len = size; ; len = len / 2) {
+        if (!qed_peek(data, len, size, &p)) {
+            ASSERT(p.name_len <= QED_NAME_MAX && p.name_off <= size && p.name_len <= size - p.name_off);
+            fmt_peek_fini(&p);
+        }
+        if (!len)
+            break;
+    }
+}
+
 static void describe(struct co *co)
 {
     struct fmt_image *im = open_image(co, &(struct fmt_open_opts){ .info_only = true });
@@ -100,6 +114,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size > INPUT_MAX)
         return 0;
     parse_only(data, size);
+    peek(data, size);
     memory_load(data, size, INPUT_MAX);
     one_run(run, NULL);
     return 0;

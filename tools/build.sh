@@ -20,7 +20,7 @@ opts=()
 case $kind in
     plain) dir=${dir:-build} ;;
     asan)
-        dir=${dir:-build-asan} compiler=clang
+        dir=${dir:-build-asan} compiler=clang werror=true
         opts+=("-Db_sanitize=address,undefined" "-Dc_args=-fno-sanitize-recover=all -fno-omit-frame-pointer") ;;
     tsan)
         dir=${dir:-build-tsan} compiler=clang

@@ -8,7 +8,7 @@ Special suites build in folders of their own:
   asan         the unit, sim, faults and fuzz-replay tests, and pytest tests marked `asan`, under AddressSanitizer and
                UBSan (build-asan/)
   tsan         the unit and threads tests, and pytest tests marked `tsan`, under ThreadSanitizer (build-tsan/)
-  build-clang  everything compiles with clang and -Werror (build-clang/)
+  build-clang  everything compiles with clang and -Werror (build-clang/); when asked for, since asan's build shows the same
   soak         long runs; only when asked for
 
 --suite takes several, separated by commas or spaces; --test selects by a part of the unit's name.
@@ -39,7 +39,7 @@ SLOWER = {"asan": 4.0, "tsan": 8.0}   # sanitizers take longer
 SANITIZED = {"asan": {"unit", "sim", "faults", "fuzz-replay"}, "tsan": {"unit", "threads"}}
 SANITIZER_OPTIONS = {
     "asan": {"ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"},
-    "tsan": {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"},
+    "tsan": {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1", "BYRE_TEST_SHARE": "7"},
 }
 ONLY_WHEN_ASKED = {"soak"}
 GRACE = float(os.environ.get("CHECK_GRACE", "60"))    # beyond that the process is killed
@@ -333,7 +333,7 @@ def run_units(units, report, build_dir, scratch, jobs):
             if u.node:
                 files[u.node.split("::")[0], u.label].append(u)
             else:
-                work.append((1, run_meson_unit, (u, report, build_dir)))
+                work.append((u.timeout / 10, run_meson_unit, (u, report, build_dir)))    # the long ones first
         for group in files.values():
             work.append((len(group), run_pytest_file, (group, report, build_dir, scratch)))
         work.sort(key=lambda w: -w[0])
@@ -362,7 +362,7 @@ def gather(args, suites, report, scratch):
             units += meson_units(folder[label], label, keep)
             built.add(label)
     units += [u for u in pytest_units(main, report, scratch, test_roots()) if u.label in built]
-    if extra and (not suites or "build-clang" in suites) and args.test in "build-clang/build":
+    if extra and "build-clang" in suites and args.test in "build-clang/build":
         build("clang", folder["clang"], report, "build-clang/build")
     return units
 

@@ -20,9 +20,11 @@
 #include "byre/info.h"
 #include "byre/job.h"
 #include "byre/map.h"
+#include "byre/nbd.h"
 #include "byre/queue.h"
 #include "byre/secret.h"
 #include "byre/snapshot.h"
+#include "byre/tree.h"
 #include "byre/version.h"
 
 #endif

@@ -41,6 +41,7 @@ BYRE_EXPORT BYRE_MUST_USE int byre_commit_start(struct byre_image *image, const 
 enum {
     BYRE_REBASE_UNSAFE = 1u << 0,        /* only the name changes; nothing is opened. The image was opened with BYRE_OPEN_NO_BACKING */
     BYRE_REBASE_COMPRESS = 1u << 1,      /* what is copied is stored compressed */
+    BYRE_REBASE_DROP_EQUAL = 1u << 2,    /* afterwards, whole clusters that the new chain holds as well are given up; not with UNSAFE */
 };
 
 struct byre_rebase_opts {

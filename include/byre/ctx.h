@@ -20,7 +20,11 @@ enum byre_backend { BYRE_BACKEND_AUTO = 0, BYRE_BACKEND_URING = 1, BYRE_BACKEND_
 
 /* byre_ctx_opts.flags. CALLER_RUNS: no I/O thread is made; I/O goes on only while one thread, always the same, is
  * inside a blocking call, byre_queue_reap or byre_job_wait. Cheapest for a program that does nothing else. */
-enum { BYRE_CTX_CALLER_RUNS = 1u << 0 };
+enum {
+    BYRE_CTX_CALLER_RUNS = 1u << 0,
+    BYRE_CTX_RECORD_OVERLAYS = 1u << 1,  /* an image that gets a backing file in another directory is recorded: in the registry, or in a file beside the
+                                          * backing file, NAME.byre-children. When that cannot be, it is a warning */
+};
 
 struct byre_ctx_opts {
     size_t struct_size;
@@ -31,6 +35,7 @@ struct byre_ctx_opts {
     unsigned max_depth;          /* images in a backing chain; 0 = 256 */
     void (*warn)(void *arg, const char *text);   /* called for warnings, from any thread of the library; may be NULL */
     void *warn_arg;
+    const char *registry;        /* a file that keeps the record of overlays of all images; NULL: each has its own beside it */
 };
 BYRE_DEFINE_INIT(byre_ctx_opts)
 

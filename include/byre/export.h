@@ -29,6 +29,8 @@ struct byre_nbd_opts {
     int listen_fd;               /* > 0: a listening socket, instead of an address; owned from then on, also on failure */
     /* A client that used the export is gone, so many are left. Called on a thread of the library, must not block. NULL: nobody is told */
     void (*client_gone)(void *arg, unsigned left); void *client_gone_arg;
+    const char *tls_creds;       /* id of credentials (byre_object_add) of the side that listens: clients must speak TLS. NULL: none does */
+    const char *tls_authz;       /* id of rules about who of those may connect, looked up for each; not there: nobody. NULL: everybody */
 };
 /* bitmaps: dirty bitmaps offered as contexts qemu:dirty-bitmap:NAME, of the image or, where it has none of that name, of the
  * nearest image below; nobody may change them while the export exists. */
@@ -36,7 +38,7 @@ BYRE_DEFINE_INIT(byre_nbd_opts)
 
 /* Listens and serves the image over NBD until byre_export_stop. */
 BYRE_EXPORT BYRE_MUST_USE int byre_export_nbd(struct byre_image *image, const struct byre_nbd_opts *opts, struct byre_export **ret_export, struct byre_err *err);
-/* "nbd+unix:///disk0?socket=/path" or "nbd://host:port/disk0"; valid until byre_export_stop. */
+/* "nbd+unix:///disk0?socket=/path" or "nbd://host:port/disk0", with TLS "nbds+unix:" and "nbds:"; valid until byre_export_stop. */
 BYRE_EXPORT const char *byre_export_uri(const struct byre_export *e);
 /* Lets no new client in, finishes and answers what is in flight, closes all connections and frees. A second or two at
  * most, plus what the disk takes. NULL is allowed. */

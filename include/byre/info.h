@@ -49,6 +49,9 @@ struct byre_info {
     const struct byre_bitmap_info *const *bitmaps; size_t bitmap_count;    /* without damaged ones */
     size_t bitmaps_damaged;
     const struct byre_crypt_info *crypt;     /* any format; NULL: not encrypted */
+    uint32_t generation;                     /* another one after each opening in which a bitmap has recorded something; 0: none */
+    int others_wrote;                        /* 1: since then a program has opened the image for writing that does not know of generations */
+    uint32_t bitmaps_outdated;               /* bitmaps that say nothing any more, because a program wrote the image that does not know of them */
 };
 
 BYRE_EXPORT BYRE_MUST_USE int byre_info_get(struct byre_image *image, struct byre_info **ret_info, struct byre_err *err);

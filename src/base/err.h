@@ -60,6 +60,7 @@
     X(WRONG_SECRET, EACCES, "a passphrase opens no key slot")                               \
     X(PROTOCOL, EPROTO, "the peer broke the protocol")                                      \
     X(LIMIT, E2BIG, "a limit was reached")                                                  \
+    X(DEPENDENTS, EBUSY, "other images depend on what is to be changed")                   \
     X(QED_CORRUPT, EIO, "structures of a QED image contradict each other")
 
 enum byre_reason {

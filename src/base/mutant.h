@@ -51,6 +51,7 @@
     X(SHRINK_FREE_FIRST, "Q19", "shrinking: tables are freed before the size is durable")               \
     X(ZERO_NO_STAMP, "D3", "a kept zero cluster is filled while an old in-place writer is inside")     \
     X(COMMIT_EMPTY_EARLY, "J2", "commit empties the image before the one below is durable")              \
+    X(REBASE_DROP_EARLY, "J3", "rebase drops what the new chain holds before the image names it")         \
     X(REBASE_ZERO_BELOW, "J3", "rebase leaves out zeros that only the old chain supplies")               \
     X(SNAP_COUNT_LATE, "Q13", "creating a snapshot: counts are raised after the header names it")         \
     X(SNAP_KEEP_COPIED, "Q13", "creating a snapshot: L2 entries keep their COPIED flags")               \
@@ -72,6 +73,14 @@
     X(DATA_FILE_UNFLUSHED, "Q21", "a guest flush does not flush the external data file")                \
     X(DATA_FILE_PUNCH_LATE, "Q9 Q21", "a punch in the data file does not hold off a rewrite of its clusters") \
     X(AMEND_WIDTH_LATE, "Q20", "the width of the counts is switched behind the table that has it")      \
+    X(AMEND_LAZY_AT_ONCE, "Q12 Q20", "amend: lazy refcounts begin without the dirty bit")                  \
+    X(AMEND_LAZY_LATE, "Q12 Q20", "amend: lazy refcounts end in the header before the counts are durable")  \
+    X(AMEND_RAW_LATE, "Q20 Q21", "amend: entries say zero before the raw bit of the data file is gone")     \
+    X(KEY_SLOT_EARLY, "Q26", "a key slot becomes active before its material is durable")                 \
+    X(KEY_ERASE_FIRST, "Q26", "the material of a key slot is overwritten while the slot is active")       \
+    X(KEY_NO_SPARE, "Q26", "the only key slot is written over without a second one")                     \
+    X(KEY_STATE_FIRST, "Q26", "the sector with the state of a key slot goes first when it becomes active")  \
+    X(GENERATION_STAYS, "Q16 G.018", "a change that a bitmap records leaves the generation as it was")  \
     X(BITMAP_BITS_LATE, "P4", "a guest write does not wait for the bits that cover it")                 \
     X(BITMAP_NO_BITS, "P4", "bits are not written ahead, the claim is made all the same")               \
     X(BITMAP_TABLE_EARLY, "Q17", "a bitmap's table names a new cluster that is not yet durable")        \
@@ -88,6 +97,11 @@
     X(LIVE_COMMIT_UNFLUSHED, "J2 J5", "live commit: images name the base before it is durable")          \
     X(FORGET_TOP_FIRST, "J2", "live commit: the top gives a range up before the layers between do")      \
     X(ABSENT_BLIND, "J3", "stream: a write of what is absent does not look again when it may begin")    \
+    X(RIDE_LEFT_BEHIND, "P2", "a copy leaves behind what others have written meanwhile")                  \
+    X(RIDE_TOLD_EARLY, "P2", "who goes along with a copy is answered before it is linked")                \
+    X(RIDE_FAILURE_HIDDEN, "P2", "who goes along with a copy that fails is answered as if it had not")     \
+    X(SNAPSHOT_UNFLUSHED, "J5", "an overlay is put above a layer that is not durable")                    \
+    X(SNAPSHOT_NAME_LATE, "J5", "an overlay names what lies below it after it is in use")                \
     X(QED_MARK_UNORDERED, "E1", "the need-check mark is set without a barrier")                       \
     X(QED_CLEAN_EARLY, "E4", "the need-check mark goes before the tables are durable and the end is cut")  \
     X(QED_LENGTH_LATE, "E3", "space counts as settled before the length of the file is durable")         \
@@ -98,6 +112,9 @@
     X(QED_MOVE_UNORDERED, "E1", "filling holes: the entry of a moved cluster does not ask for the data barrier")  \
     X(QED_MOVED_REUSED, "E1 D3", "filling holes: the old place is used again before the new one is linked durably") \
     X(QED_MOVE_TABLE_STALE, "E2", "filling holes: a table is copied without changes that are in memory alone") \
+    X(QED_HOLES_FORGOTTEN, "E4", "the need-check mark goes although clusters in front of the end are lost")  \
+    X(QED_NAME_LATE, "E6", "the header names another backing file before its name is durable")           \
+    X(QED_EMPTY_EARLY, "E7", "emptying: space is given back before the L1 table is durable without its tables") \
     X(QED_MOVE_NO_GRACE, "D3", "filling holes: a cluster is moved while an old in-place writer is inside") \
     X(EXT_AT_ONCE, "Q18", "a header extension is added in one write of several sectors")
 

@@ -8,6 +8,7 @@
 
 #include "base/cursor.h"
 #include "base/hash.h"
+#include "base/id.h"
 #include "base/list.h"
 #include "base/prng.h"
 #include "base/test.h"
@@ -226,13 +227,24 @@ static void cursor_writes(void **state)
     assert_memory_equal(buf, "\1\0\2\3\0\0\0\0abc\xee\xee\xee\xee\xee", 16);
 }
 
+static void ids(void **state)
+{
+    static const char *const good[] = { "a", "Z", "a-b.c_9", "disk0" }, *const bad[] = { "", "0", "-a", ".a", "_a", "a b", "a\n", "a/", "\xc3\xa4", "a\xc3" };
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++)
+        assert_true(id_is_good(good[i], SIZE_MAX));
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        assert_false(id_is_good(bad[i], SIZE_MAX));
+    assert_true(id_is_good("abc", 3));
+    assert_false(id_is_good("abcd", 3));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lists), cmocka_unit_test(prng_is_fixed), cmocka_unit_test(prng_is_even),
         cmocka_unit_test(hash_ignores_how_calls_split), cmocka_unit_test(hash_spreads),
         cmocka_unit_test(hash_tells_sparse_inputs_apart), cmocka_unit_test(cursor_reads),
-        cmocka_unit_test(cursor_error_sticks), cmocka_unit_test(cursor_writes),
+        cmocka_unit_test(cursor_error_sticks), cmocka_unit_test(cursor_writes), cmocka_unit_test(ids),
     };
     return cmocka_run_group_tests_name("base-util", tests, NULL, NULL);
 }

@@ -9,7 +9,9 @@
  *   server.c        what serve, daemon and nbd share: signals, control, the order of the end (server.h)
  *   daemonize.c     going into the background; the pidfile
  *   online.c        a job on a disk that a server has in use, from the client's side; qmp_link.c: the connection
+ *   guard.c         images must not change under others; tree_layout.c, tree_draw.c: byre tree
  *   overlay.c       -s: a temporary overlay; target.c: what convert and dd write to
+ *   nbd_exports.c   byre nbd --list
  *   io/             byre io: the command language of qemu-io
  *
  * A subcommand is a row (struct cmd): name, option rows, function. The function gets its options already parsed
@@ -21,6 +23,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/opt.h"
 #include "byre/byre.h"
@@ -48,7 +51,7 @@ struct cmd {
 /* Every options struct begins with this. */
 struct common { bool help; struct opt_list objects; };
 #define ROW_HELP { "help", 'h', OPT_BOOL, OPT_AT(struct common, help), .help = "show this help and exit" }
-#define ROW_OBJECT { "object", 0, OPT_LIST, OPT_AT(struct common, objects), .arg = "DEFINITION", .help = "an object that options refer to: secret,id=ID,data=TEXT or secret,id=ID,file=PATH; may be repeated" }
+#define ROW_OBJECT { "object", 0, OPT_LIST, OPT_AT(struct common, objects), .arg = "DEFINITION", .help = "an object that options refer to: secret,id=ID,data=TEXT, secret,id=ID,file=PATH, tls-creds-x509,id=ID,dir=PATH,...; may be repeated" }
 #define ROW_IMAGE_OPTS(T) { "image-opts", 0, OPT_BOOL, OPT_AT(T, image_opts), .help = "FILE is a list of node options (driver=qcow2,file.filename=x)" }
 #define ROW_FORMAT(T) { "format", 'f', OPT_STR, OPT_AT(T, format), .arg = "FMT", .help = "format of the image; probed when not given" }
 #define ROW_QUIET(T) { "quiet", 'q', OPT_BOOL, OPT_AT(T, quiet), .help = "print errors only" }
@@ -90,6 +93,8 @@ void run_warn(struct run *r, const char *fmt, ...) PRINTF_LIKE(2, 3);
 bool run_ctx(struct run *r, unsigned threads, int backend);
 void run_fini(struct run *r);
 
+/* A text of somebody else, with control characters as \xNN. */
+void run_put_text(FILE *f, const char *s);
 /* Flushes standard output; a write error there makes any exit code at least 1. */
 int run_finish_output(struct run *r, int code);
 
@@ -121,6 +126,16 @@ char *overlay_make(struct run *r, const struct open_args *base);
 void run_warn_guessed_raw(const struct byre_image *image);
 /* Closes; a failure is told and makes *code at least 1. */
 void run_close(struct run *r, struct byre_image *image, int *code);
+
+/* ---- guard.c ---- */
+/* Which file keeps the record of overlays (BYRE_REGISTRY of the environment); NULL: each image has its own. */
+const char *run_registry(void);
+/* Is one kept at all? */
+bool run_records(const struct run *r);
+/* Before an image changes under others: 0, or 1: told that one depends on it. what, base: as byre_guard_check. */
+struct run_guard { int what; const char *base; bool force; };
+int run_guard(struct run *r, struct byre_image *image, const struct run_guard *g);
+#define ROW_FORCE(T) { "force", 0, OPT_BOOL, OPT_AT(T, force), .help = "do it even though another image is known to depend on what changes" }
 
 /* stdout through the document functions of opt.h. */
 extern const struct opt_out run_stdout;

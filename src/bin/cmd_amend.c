@@ -11,7 +11,10 @@
  */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
+#include "base/size.h"
 #include "bin/bin.h"
 #include "bin/commands.h"
 #include "bin/progress.h"
@@ -32,7 +35,7 @@ static const struct opt_row rows[] = {
     ROW_FORMAT(struct opts),
     { "options", 'o', OPT_LIST, OPT_AT(struct opts, options), .arg = "KEY=VALUE,...", .help = "options to change; '-o help' lists them" },
     ROW_CACHE(struct opts, cache, "cache mode of the image"),
-    { "force", 0, OPT_BOOL, OPT_AT(struct opts, force), .help = "do also what may lose something, as erasing the last key" },
+    { "force", 0, OPT_BOOL, OPT_AT(struct opts, force), .help = "do also what may lose something, as erasing the last key, or what changes under another image that depends on it" },
     ROW_QUIET(struct opts),
     ROW_PROGRESS(struct opts),
     OPT_END
@@ -63,6 +66,26 @@ static int amend(struct run *r, const struct opts *o, struct byre_image *image)
     return rc ? run_fail_err(r, &err) : 0;
 }
 
+/* Do these options change what the image shows, or how it is read by others that name it? */
+static bool shows_otherwise(const struct opts *o, const struct byre_image *image)
+{
+    static const char *const keys[] = { "format", "data_file", "data_file_raw", "backing_file" };
+    bool yes = false;
+    for (size_t i = 0; i < o->options.count; i++) {
+        const char *text = o->options.items[i];
+        char *key, *value;
+        while (!yes && opt_list_next(&text, &key, &value) > 0) {
+            uint64_t size;
+            for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++)
+                yes |= !strcmp(key, keys[k]);
+            yes |= !strcmp(key, "size") && value && !size_parse(value, &size) && size < byre_size(image);
+            free(key);
+            free(value);
+        }
+    }
+    return yes;
+}
+
 static int cmd_run(struct run *r)
 {
     const struct opts *o = r->opts;
@@ -80,7 +103,10 @@ static int cmd_run(struct run *r)
     struct byre_image *image = run_open(r, &a);
     if (!image)
         return 1;
-    int code = target_wants_help(&o->options) ? help(r, byre_format(image)) : amend(r, o, image);
+    bool guarded = !target_wants_help(&o->options) && shows_otherwise(o, image);
+    int code = guarded ? run_guard(r, image, &(struct run_guard){ BYRE_GUARD_CONTENT, NULL, o->force }) : 0;
+    if (!code)
+        code = target_wants_help(&o->options) ? help(r, byre_format(image)) : amend(r, o, image);
     run_close(r, image, &code);
     return code;
 }

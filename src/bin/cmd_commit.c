@@ -20,7 +20,7 @@
 struct opts {
     struct common common;
     char *format, *cache, *base, *rate, *output;
-    bool image_opts, quiet, keep, progress_on;
+    bool image_opts, quiet, keep, force, progress_on;
     int progress;
 };
 
@@ -33,6 +33,7 @@ static const struct opt_row rows[] = {
     { "base", 'b', OPT_STR, OPT_AT(struct opts, base), .arg = "BASE", .help = "image of the backing chain that takes all that lies above it [the next one]; as -d, the images above stay as they are" },
     { "drop", 'd', OPT_BOOL, OPT_AT(struct opts, keep), .help = "do not empty the image, since it will be deleted" },
     { "rate", 'r', OPT_STR, OPT_AT(struct opts, rate), .arg = "SIZE", .help = "bytes per second" },
+    ROW_FORCE(struct opts),
     ROW_OUTPUT(struct opts),
     ROW_QUIET(struct opts),
     ROW_PROGRESS(struct opts),
@@ -89,7 +90,9 @@ static int cmd_run(struct run *r)
     struct byre_image *image = run_open(r, &a);
     if (!image)
         return 1;
-    int code = commit(r, image, rate, &res);
+    int code = run_guard(r, image, &(struct run_guard){ BYRE_GUARD_COMMIT, o->base, o->force });
+    if (!code)
+        code = commit(r, image, rate, &res);
     if (!code && json)
         print_json(&res, byre_filename(image));
     run_close(r, image, &code);

@@ -141,22 +141,32 @@ static int one_command(struct qmp_link *l, int argc, char **argv)
     return code;
 }
 
+/* The text as it is, for those who collect it. */
+static int show_metrics(struct qmp_link *l)
+{
+    json_t *value = qmp_link_do(l, "x-byre-metrics", NULL);
+    if (value)
+        fputs(qmp_link_text(value, "text"), stdout);
+    json_decref(value);
+    return value ? 0 : 1;
+}
+
 static int cmd_run(struct run *r)
 {
     struct qmp_link l;
     if (r->argc < 2)
         return run_usage(r, "the path of a control socket and a command are needed");
-    bool watching = strcmp(r->argv[1], "watch") == 0;
-    if (watching && r->argc > 2)
-        return run_usage(r, "watch takes no arguments");
+    bool watching = strcmp(r->argv[1], "watch") == 0, metrics = strcmp(r->argv[1], "metrics") == 0;
+    if ((watching || metrics) && r->argc > 2)
+        return run_usage(r, "%s takes no arguments", r->argv[1]);
     int code = qmp_link_open(r, r->argv[0], &l);
     if (!code)
         code = qmp_link_negotiate(&l);
     if (!code)
-        code = watching ? watch(&l) : one_command(&l, r->argc - 1, r->argv + 1);
+        code = watching ? watch(&l) : metrics ? show_metrics(&l) : one_command(&l, r->argc - 1, r->argv + 1);
     qmp_link_close(&l);
     return code;
 }
 
-const struct cmd cmd_ctl = { "ctl", "PATH COMMAND [KEY=VALUE... | JSON]", "Send a command to a running server, or watch its events", rows,
+const struct cmd cmd_ctl = { "ctl", "PATH COMMAND [KEY=VALUE... | JSON]", "Send a command to a running server, or watch its events or numbers", rows,
                              sizeof(struct opts), cmd_run, .flags = CMD_NOT_PEER };

@@ -3,7 +3,7 @@
  * cmd_daemon.c: byre daemon; called as qemu-storage-daemon it is that (FEATURES area 8a).
  *
  * Purpose      Serves what its options and its monitors define: the options are commands of the control socket in other words.
- * Owns         definitions of character devices, the pidfile
+ * Owns         which character devices wait for a client, the pidfile
  * Invariants   I1 options take effect in the order given; the first that fails ends the program, and nothing stays behind
  *              I2 the parent of --daemonize succeeds when everything is there, the pidfile too
  * Order        exports, nodes, control (server.h); then the pidfile
@@ -16,7 +16,6 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "base/size.h"
 #include "bin/bin.h"
 #include "bin/commands.h"
 #include "bin/server.h"
@@ -38,47 +37,19 @@ static const struct opt_row rows[] = {
     { "chardev", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "DEVICE", .help = "where a monitor is: socket,id=ID,path=PATH,server=on,wait=off or stdio,id=ID" },
     { "export", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "EXPORT", .help = "offer a node: type=nbd,id=ID,node-name=NODE,writable=on" },
     { "monitor", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "MONITOR", .help = "a control socket: chardev=ID,pretty=on" },
-    { "nbd-server", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "SERVER", .help = "the NBD server: addr.type=unix,addr.path=PATH or addr.type=inet,addr.host=HOST,addr.port=PORT" },
-    { "object", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "OBJECT", .help = "an object that nodes refer to: secret,id=ID,data=TEXT or secret,id=ID,file=PATH" },
+    { "nbd-server", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "SERVER", .help = "the NBD server: addr.type=unix,addr.path=PATH or addr.type=inet,addr.host=HOST,addr.port=PORT; tls-creds=ID; with x-byre-id=ID another one for the same exports" },
+    { "object", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "OBJECT", .help = "an object that nodes and servers refer to: secret,id=ID,data=TEXT; throttle-group,id=ID,limits.iops-total=N; tls-creds-x509,id=ID,endpoint=server,dir=PATH; authz-list-file,id=ID,filename=PATH" },
     { "daemonize", 0, OPT_BOOL, OPT_AT(struct opts, daemonize), .help = "go into the background as soon as everything is there" },
     { "pidfile", 0, OPT_STR, OPT_AT(struct opts, pidfile), .arg = "PATH", .help = "file for the number of the process" },
     { "threads", 0, OPT_UINT, OPT_AT(struct opts, threads), .arg = "N", .max = 64, .help = "threads that serve clients, 0 for one per processor up to 4" },
     OPT_END
 };
 
-struct daemon { struct server s; const struct opts *o; json_t *chardevs; struct pidfile pidfile; bool gone; };
+struct daemon { struct server s; const struct opts *o; json_t *waits; struct pidfile pidfile; bool gone; };
 
 static const char *text_of(json_t *o, const char *key)
 {
     return json_string_value(json_object_get(o, key));
-}
-
-/* on, off, true, false, or a fallback; -1 for anything else. */
-static int flag_of(json_t *o, const char *key, bool fallback)
-{
-    json_t *v = json_object_get(o, key);
-    const char *t = json_string_value(v);
-    if (!v)
-        return fallback;
-    if (json_is_boolean(v))
-        return json_is_true(v);
-    if (t && (strcmp(t, "on") == 0 || strcmp(t, "yes") == 0 || strcmp(t, "true") == 0))
-        return 1;
-    return t && (strcmp(t, "off") == 0 || strcmp(t, "no") == 0 || strcmp(t, "false") == 0) ? 0 : -1;
-}
-
-/* A member that none of the words (separated by blanks) is; NULL: there is none. */
-static const char *other_member(json_t *o, const char *words)
-{
-    const char *key;
-    json_t *v;
-    json_object_foreach(o, key, v) {
-        char padded[64];
-        snprintf(padded, sizeof padded, " %s ", key);
-        if (!strstr(words, padded))
-            return key;
-    }
-    return NULL;
 }
 
 /* ---- options that are commands ---- */
@@ -133,70 +104,75 @@ static int as_command(struct daemon *d, const struct option *op, const char *com
 }
 
 /* ---- monitors ---- */
+/* "socket,id=m,path=p,server=on,wait=off" as the arguments of chardev-add. Takes `a` over; NULL: no memory. */
+static json_t *chardev_arguments(json_t *a)
+{
+    json_t *kind = json_incref(json_object_get(a, "backend")), *id = json_incref(json_object_get(a, "id"));
+    json_t *path = json_incref(json_object_get(a, "path")), *fd = json_incref(json_object_get(a, "fd"));
+    static const char *const moved[] = { "backend", "id", "path", "fd" };
+    for (size_t i = 0; i < sizeof moved / sizeof moved[0]; i++)
+        (void)json_object_del(a, moved[i]);          /* what is left is data of the device */
+    bool socket = kind && strcmp(json_string_value(kind), "socket") == 0, good = true;
+    if (path)
+        good = json_object_set_new(a, "addr", json_pack("{s:s,s:{s:O}}", "type", "unix", "data", "path", path)) == 0;
+    else if (fd)
+        good = json_object_set_new(a, "addr", json_pack("{s:s,s:{s:O}}", "type", "fd", "data", "str", fd)) == 0;
+    if (socket && !json_object_get(a, "server"))
+        good &= json_object_set_new(a, "server", json_false()) == 0;
+    json_t *all = good ? json_pack("{s:{s:O*,s:O},s:O*}", "backend", "type", kind, "data", a, "id", id) : NULL;
+    json_decref(a);
+    json_decref(kind);
+    json_decref(id);
+    json_decref(path);
+    json_decref(fd);
+    return all;
+}
+
+static bool is_off(json_t *v)
+{
+    const char *t = json_string_value(v);
+    return json_is_false(v) || (t && (strcmp(t, "off") == 0 || strcmp(t, "no") == 0 || strcmp(t, "false") == 0));
+}
+
 static int add_chardev(struct daemon *d, const struct option *op)
 {
     json_t *a;
-    bool words;
-    if (parse(d, op, &(struct ctl_words){ .implied = "backend", .flags = true }, &a, &words))
+    struct server_call call = { .command = "chardev-add", .what = op->what };
+    if (parse(d, op, &(struct ctl_words){ .implied = "backend", .flags = true }, &a, &call.words))
         return 1;
-    const char *kind = text_of(a, "backend"), *id = text_of(a, "id"), *other;
-    int code = 0;
-    if (!kind || (strcmp(kind, "socket") && strcmp(kind, "stdio")))
-        code = run_fail(d->s.r, "%s: a character device is a socket or stdio, not '%s'", op->what, kind ? kind : "");
-    else if (!id)
-        code = run_fail(d->s.r, "%s: it needs an id", op->what);
-    else if ((other = other_member(a, strcmp(kind, "socket") ? " backend id signal " : " backend id path fd server wait ")))
-        code = run_fail(d->s.r, "%s: Parameter '%s' is unexpected", op->what, other);
-    else if (strcmp(kind, "socket") == 0 && !text_of(a, "path") == !text_of(a, "fd"))
-        code = run_fail(d->s.r, "%s: a socket has a path (a unix socket) or a fd", op->what);
-    else if (flag_of(a, "server", false) < 0 || flag_of(a, "wait", true) < 0)
-        code = run_fail(d->s.r, "%s: 'server' and 'wait' are on or off", op->what);
-    else if (json_object_get(d->chardevs, id))
-        code = run_fail(d->s.r, "%s: there is a character device '%s' already", op->what, id);
-    else if (json_object_set(d->chardevs, id, a))
-        code = run_fail(d->s.r, "no memory");
-    json_decref(a);
-    return code;
-}
-
-static int open_monitor(struct daemon *d, const struct option *op, json_t *dev, bool pretty)
-{
-    const char *fd = text_of(dev, "fd");
-    struct ctl_monitor m = { .way = CTL_WAY_STDIO, .fd = -1, .pretty = pretty };
-    if (strcmp(text_of(dev, "backend"), "socket") == 0) {
-        m.way = flag_of(dev, "server", false) ? CTL_WAY_LISTEN : CTL_WAY_CONNECT;
-        m.path = text_of(dev, "path");
-        uint64_t n = 0;
-        if (fd && (size_parse(fd, &n) || n < 3 || n > INT32_MAX))
-            return run_fail(d->s.r, "%s: '%s' is no descriptor", op->what, fd);
-        m.fd = fd ? (int)n : -1;
+    if (call.words && json_object_get(a, "path") && json_object_get(a, "fd")) {
+        json_decref(a);
+        return run_fail(d->s.r, "%s: a socket has a path (a unix socket) or a fd", op->what);
     }
-    int code = server_monitor(&d->s, &m, op->what);
-    if (!code && m.way == CTL_WAY_LISTEN && flag_of(dev, "wait", true))
-        d->gone = !server_wait_client(&d->s);
+    if (call.words)
+        a = chardev_arguments(a);
+    const char *id = a ? text_of(a, "id") : NULL;
+    json_t *data = json_object_get(json_object_get(a, "backend"), "data");
+    const char *kind = text_of(json_object_get(a, "backend"), "type"), *path = text_of(json_object_get(json_object_get(data, "addr"), "data"), "path");
+    bool server = kind && strcmp(kind, "socket") == 0 && !is_off(json_object_get(data, "server"));
+    bool waits = server && !is_off(json_object_get(data, "wait"));
+    if (!a || (id && waits && json_object_set_new(d->waits, id, json_true()))) {
+        json_decref(a);
+        return run_fail(d->s.r, "no memory");
+    }
+    AUTOFREE char *made = server && path ? strdup(path) : NULL;
+    int code = server_execute(&d->s, &call, a);
+    if (!code)
+        server_remember_path(made);
     return code;
 }
 
 static int add_monitor(struct daemon *d, const struct option *op)
 {
     json_t *a;
-    bool words;
-    if (parse(d, op, &(struct ctl_words){ .implied = "chardev" }, &a, &words))
+    struct server_call call = { .command = "x-byre-monitor-add", .what = op->what };
+    if (parse(d, op, &(struct ctl_words){ .implied = "chardev" }, &a, &call.words))
         return 1;
-    const char *chardev = text_of(a, "chardev"), *mode = text_of(a, "mode"), *other = other_member(a, " chardev id mode pretty ");
-    json_t *dev = chardev ? json_object_get(d->chardevs, chardev) : NULL;
-    int pretty = flag_of(a, "pretty", false), code;
-    if (other || !chardev)
-        code = run_fail(d->s.r, "%s: Parameter '%s' is %s", op->what, other ? other : "chardev", other ? "unexpected" : "missing");
-    else if ((mode && strcmp(mode, "control")) || pretty < 0)
-        code = run_fail(d->s.r, "%s: 'mode' is control, 'pretty' is on or off", op->what);
-    else if (!dev)
-        code = run_fail(d->s.r, "%s: chardev \"%s\" not found", op->what, chardev);
-    else if (json_object_get(dev, "used") || json_object_set_new(dev, "used", json_true()))
-        code = run_fail(d->s.r, "%s: chardev \"%s\" is in use by another monitor", op->what, chardev);
-    else
-        code = open_monitor(d, op, dev, pretty > 0);
-    json_decref(a);
+    const char *id = text_of(a, "chardev");
+    bool waits = id && json_object_get(d->waits, id);
+    int code = server_execute(&d->s, &call, a);
+    if (!code && waits)
+        d->gone = !server_wait_client(&d->s);
     return code;
 }
 
@@ -251,15 +227,15 @@ static int run_daemon(struct daemon *d, struct daemonizer *dz)
 
 static int with_context(struct run *r, struct daemonizer *dz)
 {
-    struct daemon d = { .o = r->opts, .chardevs = json_object() };
+    struct daemon d = { .o = r->opts, .waits = json_object() };
     int code = 1;
     if (!server_begin(&d.s, r))
         return 1;
     if (run_ctx(r, server_threads(d.o->threads), BYRE_BACKEND_AUTO)) {
         d.s.exports = byre_exports_new(r->ctx);
-        code = d.s.exports && d.chardevs ? run_daemon(&d, dz) : run_fail(r, "no memory");
+        code = d.s.exports && d.waits ? run_daemon(&d, dz) : run_fail(r, "no memory");
     }
-    json_decref(d.chardevs);
+    json_decref(d.waits);
     server_fini(&d.s);
     return code;
 }

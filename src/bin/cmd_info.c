@@ -146,6 +146,12 @@ static void json_qcow2(struct json_out *j, const struct byre_info *i)
             json_bitmaps(j, i);
         if (i->has_data_file)
             jo_bool(j, "data-file-raw", i->data_file_raw);
+        if (i->generation) {
+            jo_u64(j, "x-generation", i->generation);
+            jo_bool(j, "x-written-by-others", i->others_wrote);
+        }
+        if (i->bitmaps_outdated)
+            jo_u64(j, "x-bitmaps-outdated", i->bitmaps_outdated);
     }
     jo_u64(j, "refcount-bits", i->refcount_bits);
     if (i->crypt) {
@@ -274,6 +280,10 @@ void info_print_specific(const struct byre_info *i)
             print_bitmaps(i);
         if (i->has_data_file)
             printf("    data file raw: %s\n", yes_no(i->data_file_raw));
+        if (i->generation)
+            printf("    generation: %" PRIu32 "%s\n", i->generation, i->others_wrote ? " (written by another program since)" : "");
+        if (i->bitmaps_outdated)
+            printf("    outdated bitmaps: %" PRIu32 " (written by a program that does not know of bitmaps)\n", i->bitmaps_outdated);
     }
     printf("    refcount bits: %u\n", i->refcount_bits);
     if (i->crypt) {

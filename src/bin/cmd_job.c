@@ -106,9 +106,19 @@ static int one_verb(struct jobctl *c, const char *verb)
 }
 
 /* ---- wait ---- */
+
+/* How a job ended that is not listed any more. NULL: the server does not know it. */
+static json_t *end_of(struct jobctl *c, const char *id)
+{
+    json_t *msg = json_pack("{s:s,s:{s:s}}", "execute", "x-byre-query-job-end", "arguments", "id", id), *answer = msg ? qmp_link_exchange(&c->link, msg) : NULL;
+    json_t *end = json_incref(json_object_get(answer, "return"));
+    json_decref(msg);
+    json_decref(answer);
+    return end;
+}
 static int tell_end(struct jobctl *c, const char *id, const json_t *job)
 {
-    bool failed = json_object_get(c->failed, id) || *qmp_link_text(job, "error");
+    bool failed = json_object_get(c->failed, id) || json_is_false(json_object_get(job, "success")) || *qmp_link_text(job, "error");
     const char *error = qmp_link_text(job, "error");
     if (c->json) {
         json_t *o = json_pack("{s:s,s:b}", "id", id, "success", !failed);
@@ -129,7 +139,16 @@ static void show(const struct opts *o, struct progress_view *v, const json_t *jo
         progress_show(v, &p, end, end);
 }
 
-static int wait_for(struct jobctl *c, const char *id)
+/* seen: it was there a moment ago. */
+static int tell_gone(struct jobctl *c, const char *id, bool seen)
+{
+    json_t *end = end_of(c, id);
+    int code = end || seen ? tell_end(c, id, end) : run_fail(c->r, "there is no job '%s'", id);
+    json_decref(end);
+    return code;
+}
+
+static int wait_for(struct jobctl *c, const char *id, bool seen)
 {
     const struct opts *o = c->r->opts;
     struct progress_opts po = { o->progress_on || (o->progress == PROGRESS_NONE && isatty(STDOUT_FILENO) && !c->json), o->progress, "bytes" };
@@ -146,7 +165,8 @@ static int wait_for(struct jobctl *c, const char *id)
         if (!list)
             code = 1;
         else if (!job || concluded)
-            code = tell_end(c, id, job);
+            code = job ? tell_end(c, id, job) : tell_gone(c, id, seen);
+        seen |= job != NULL;
         json_decref(list);
         if (code < 0)
             usleep(POLL_US);
@@ -156,17 +176,13 @@ static int wait_for(struct jobctl *c, const char *id)
 
 static int wait_all(struct jobctl *c)
 {
-    if (c->id) {
-        char *id = target(c);
-        int code = id ? wait_for(c, id) : 1;
-        free(id);
-        return code;
-    }
+    if (c->id)
+        return wait_for(c, c->id, false);
     size_t i;
     json_t *job, *list = qmp_link_do(&c->link, "query-jobs", NULL);
     int code = list ? 0 : 1;
     json_array_foreach(list, i, job)
-        code |= wait_for(c, qmp_link_text(job, "id"));
+        code |= wait_for(c, qmp_link_text(job, "id"), true);
     json_decref(list);
     return code;
 }

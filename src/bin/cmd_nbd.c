@@ -20,6 +20,7 @@
 #include "base/cleanup.h"
 #include "bin/bin.h"
 #include "bin/commands.h"
+#include "bin/nbd_exports.h"
 #include "bin/server.h"
 
 #define PORT_DEFAULT 10809u
@@ -28,7 +29,7 @@
 struct opts {
     struct common common;
     bool version, persistent, verbose, depth, list, fork, connect, disconnect, read_only, snapshot, nocache, image_opts;
-    char *bind, *socket, *name, *description, *pidfile, *device, *format, *load_snapshot, *cache, *aio, *discard, *detect;
+    char *bind, *socket, *name, *description, *pidfile, *device, *format, *load_snapshot, *cache, *aio, *discard, *detect, *tls_creds, *tls_authz;
     uint64_t port, shared, offset, handshake, threads;
     struct opt_list bitmaps;
 };
@@ -47,9 +48,9 @@ static const struct opt_row rows[] = {
     { "offset", 'o', OPT_SIZE, OPT_AT(struct opts, offset), .arg = "OFFSET", .help = "the export begins at this byte of the disk" },
     { "allocation-depth", 'A', OPT_BOOL, OPT_AT(struct opts, depth), .help = "offer which image of the chain holds what" },
     { "bitmap", 'B', OPT_LIST, OPT_AT(struct opts, bitmaps), .arg = "NAME", .help = "dirty bitmap to offer as a context; may be repeated" },
-    { "list", 'L', OPT_BOOL, .flags = OPT_LATER, .help = "list the exports of another server" },
-    { "tls-creds", 0, OPT_STR, .flags = OPT_LATER, .arg = "ID", .help = "TLS" },
-    { "tls-authz", 0, OPT_STR, .flags = OPT_LATER, .arg = "ID", .help = "who may connect over TLS" },
+    { "list", 'L', OPT_BOOL, OPT_AT(struct opts, list), .help = "list the exports of the server at -k, or at -b and -p" },
+    { "tls-creds", 0, OPT_STR, OPT_AT(struct opts, tls_creds), .arg = "ID", .help = "speak TLS with these credentials (--object), and with nobody who does not" },
+    { "tls-authz", 0, OPT_STR, OPT_AT(struct opts, tls_authz), .arg = "ID", .help = "rules (--object) about who may connect over TLS" },
     { "tls-hostname", 0, OPT_STR, .flags = OPT_LATER, .arg = "HOST", .help = "name in the certificate of another server" },
     { "selinux-label", 0, OPT_STR, .flags = OPT_LATER, .arg = "LABEL", .help = "label of the socket" },
     { "trace", 'T', OPT_STR, .flags = OPT_LATER, .arg = "PATTERN", .help = "trace points" },
@@ -120,6 +121,8 @@ static int check_options(struct nbd *n)
         return run_fail(n->r, "socket path must be absolute: '%s'", o->socket);
     if (o->nocache && o->cache)
         return run_fail(n->r, "-n and --cache can only be specified once");
+    if (o->tls_authz && !o->tls_creds)
+        return run_fail(n->r, "--tls-authz needs --tls-creds");
     if (o->snapshot && o->load_snapshot)
         return run_fail(n->r, "--snapshot and --load-snapshot cannot be combined");
     n->fd = passed_fd(n);
@@ -195,6 +198,8 @@ static int start_export(struct nbd *n)
     no.bitmap_count = (unsigned)o->bitmaps.count;
     no.offset = o->offset;
     no.listen_fd = n->fd;
+    no.tls_creds = o->tls_creds;
+    no.tls_authz = o->tls_authz;
     no.client_gone = on_client_gone;
     no.client_gone_arg = n;
     if (byre_export_nbd(n->image, &no, &n->export, &err))
@@ -204,6 +209,21 @@ static int start_export(struct nbd *n)
 }
 
 /* ---- the run ---- */
+static int list_exports(struct nbd *n)
+{
+    /* Others say nothing here, as with the peer. */
+    static const char *const disk[] = { "export-name", "description", "offset", "allocation-depth", "bitmap", "format", "load-snapshot", "nocache", "cache", "aio",
+        "discard", "fork", "connect", "disconnect" };
+    if (n->r->argc)
+        return run_fail(n->r, "List mode is incompatible with a file name");
+    for (size_t i = 0; i < sizeof disk / sizeof disk[0]; i++)
+        if (given(n, disk[i]))
+            return run_fail(n->r, "List mode is incompatible with --%s", disk[i]);
+    if (n->o->tls_creds || n->o->tls_authz)
+        return run_fail(n->r, "the exports of a server behind TLS are not listed yet: open one of them by its name");
+    return nbd_exports_print(n->r, n->o->socket, n->o->bind, (unsigned)n->o->port);
+}
+
 static int serve(struct nbd *n, struct daemonizer *dz)
 {
     int code = open_disk(n);
@@ -235,6 +255,8 @@ static int cmd_run(struct run *r)
         printf("%s version %s (byre)\n", r->peer ? r->prog : "byre nbd", byre_version());
         return 0;
     }
+    if (o->list)
+        return list_exports(&n);
     if (check_options(&n))
         return 1;
     if (r->argc != 1)

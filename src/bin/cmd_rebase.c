@@ -10,6 +10,7 @@
  * Tests        tests/cli/commit_test.py
  */
 #include <stdio.h>
+#include <unistd.h>
 
 #include "bin/bin.h"
 #include "bin/commands.h"
@@ -18,7 +19,7 @@
 struct opts {
     struct common common;
     char *format, *cache, *src_cache, *backing, *backing_format;
-    bool image_opts, quiet, unsafe, compress, force_share, progress_on;
+    bool image_opts, quiet, unsafe, compress, drop_equal, force_share, force, progress_on;
     int progress;
 };
 
@@ -31,9 +32,11 @@ static const struct opt_row rows[] = {
     { "backing-format", 'F', OPT_STR, OPT_AT(struct opts, backing_format), .arg = "FMT", .help = "format of the new backing file" },
     { "backing-unsafe", 'u', OPT_BOOL, OPT_AT(struct opts, unsafe), .help = "change the name only: the new backing file is said to hold the same" },
     { "compress", 'c', OPT_BOOL, OPT_AT(struct opts, compress), .help = "store what is copied compressed" },
+    { "drop-equal", 0, OPT_BOOL, OPT_AT(struct opts, drop_equal), .help = "afterwards, drop clusters of the image that the new backing file holds as well" },
     ROW_CACHE(struct opts, cache, "cache mode of the image; it is flushed before the name changes but for unsafe [writeback]"),
     ROW_SRC_CACHE(struct opts, src_cache),
     { "force-share", 'U', OPT_BOOL, OPT_AT(struct opts, force_share), .help = "accepted, and of no effect: an image that another program writes to cannot be changed" },
+    ROW_FORCE(struct opts),
     ROW_QUIET(struct opts),
     ROW_PROGRESS(struct opts),
     OPT_END
@@ -46,7 +49,7 @@ static int rebase(struct run *r, struct byre_image *image, int src_cache)
     struct byre_job *job;
     struct byre_rebase_opts ro = byre_rebase_opts_init();
     struct progress_opts po = { o->progress_on && !o->quiet, o->quiet ? 0 : o->progress, "bytes" };
-    ro.flags = (o->unsafe ? BYRE_REBASE_UNSAFE : 0) | (o->compress ? BYRE_REBASE_COMPRESS : 0);
+    ro.flags = (o->unsafe ? BYRE_REBASE_UNSAFE : 0) | (o->compress ? BYRE_REBASE_COMPRESS : 0) | (o->drop_equal ? BYRE_REBASE_DROP_EQUAL : 0);
     ro.backing_file = o->backing;
     ro.backing_format = o->backing_format;
     ro.cache = src_cache;
@@ -55,10 +58,25 @@ static int rebase(struct run *r, struct byre_image *image, int src_cache)
     return progress_finish(r, job, &po, "rebase", image);
 }
 
+/* An unsafe rebase may change what the image shows. Where the old backing file is gone it shows nothing now, and this is the way out. */
+static int guard(struct run *r, struct byre_image *image)
+{
+    const struct opts *o = r->opts;
+    struct byre_err err;
+    struct byre_info *i;
+    if (!o->unsafe || o->force)
+        return 0;
+    if (byre_info_get(image, &i, &err))
+        return run_fail_err(r, &err);
+    bool works = !i->full_backing_filename || access(i->full_backing_filename, F_OK) == 0 || byre_name_is_remote(r->ctx, i->full_backing_filename);
+    byre_info_free(i);
+    return works ? run_guard(r, image, &(struct run_guard){ BYRE_GUARD_CONTENT, NULL, false }) : 0;
+}
+
 static int cmd_run(struct run *r)
 {
     const struct opts *o = r->opts;
-    struct open_args a = { .format = o->format, .image_opts = o->image_opts, .quiet = o->quiet, .flags = o->unsafe ? BYRE_OPEN_NO_BACKING : 0 };
+    struct open_args a = { .format = o->format, .image_opts = o->image_opts, .quiet = o->quiet, .flags = o->unsafe ? BYRE_OPEN_NO_BACKING : o->drop_equal ? BYRE_OPEN_DISCARD : 0 };
     if (r->argc != 1)
         return run_usage(r, "exactly one image is needed");
     if (!o->backing && !o->unsafe)
@@ -71,7 +89,9 @@ static int cmd_run(struct run *r)
     struct byre_image *image = run_open(r, &a);
     if (!image)
         return 1;
-    int code = rebase(r, image, src_cache);
+    int code = guard(r, image);
+    if (!code)
+        code = rebase(r, image, src_cache);
     run_close(r, image, &code);
     return code;
 }

@@ -22,7 +22,7 @@
 struct opts {
     struct common common;
     char *format, *preallocation;
-    bool image_opts, quiet, shrink;
+    bool image_opts, quiet, shrink, force;
 };
 
 static const struct opt_row rows[] = {
@@ -33,6 +33,7 @@ static const struct opt_row rows[] = {
     { "preallocation", 0, OPT_STR, OPT_AT(struct opts, preallocation), .arg = "MODE", .help = "what to allocate for the new part (off, metadata, falloc, full) [off]" },
     ROW_QUIET(struct opts),
     { "shrink", 0, OPT_BOOL, OPT_AT(struct opts, shrink), .help = "allow the image to become smaller; what lies behind the new end is lost" },
+    ROW_FORCE(struct opts),
     OPT_END
 };
 
@@ -76,6 +77,8 @@ static int resize(struct run *r, const struct opts *o, const struct change *c, s
         run_warn(r, "shrinking from %" PRIu64 " to %" PRIu64 " bytes deletes all data behind the new end", old, size);
         return 1;
     }
+    if (size < old && run_guard(r, image, &(struct run_guard){ BYRE_GUARD_CONTENT, NULL, o->force }))
+        return 1;
     if (byre_resize(image, size, c->prealloc, &err))
         return run_fail_err(r, &err);
     /* The file of a raw image has any length; the disk that it shows, whole sectors. */

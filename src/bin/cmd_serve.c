@@ -24,7 +24,7 @@
 
 struct opts {
     struct common common;
-    char *nbd, *control, *name, *format, *cache, *aio, *discard, *description;
+    char *nbd, *control, *name, *format, *cache, *aio, *discard, *description, *tls_creds, *tls_authz;
     uint64_t threads, max_clients;
     bool read_only, image_opts, force_share, quiet;
     struct opt_list bitmaps;
@@ -38,6 +38,8 @@ static const struct opt_row rows[] = {
     { "name", 'x', OPT_STR, OPT_AT(struct opts, name), .arg = "NAME", .def = "disk0", .help = "name of the node and of the export" },
     { "description", 'D', OPT_STR, OPT_AT(struct opts, description), .arg = "TEXT", .help = "description of the export" },
     { "bitmap", 'B', OPT_LIST, OPT_AT(struct opts, bitmaps), .arg = "NAME", .help = "dirty bitmap to offer as a context; may be repeated" },
+    { "tls-creds", 0, OPT_STR, OPT_AT(struct opts, tls_creds), .arg = "ID", .help = "speak TLS with these credentials (--object), and with nobody who does not" },
+    { "tls-authz", 0, OPT_STR, OPT_AT(struct opts, tls_authz), .arg = "ID", .help = "rules (--object) about who may connect over TLS" },
     { "read-only", 'r', OPT_BOOL, OPT_AT(struct opts, read_only), .help = "open the image read-only and refuse writes" },
     { "threads", 0, OPT_UINT, OPT_AT(struct opts, threads), .arg = "N", .max = 64, .help = "threads that serve clients, 0 for one per processor up to 4" },
     { "max-clients", 'e', OPT_UINT, OPT_AT(struct opts, max_clients), .arg = "N", .def = "100", .min = 1, .max = 10000, .help = "NBD connections at the same time" },
@@ -148,6 +150,8 @@ static int start_export(struct serve *s)
     no.name = s->o->name;
     no.description = s->o->description;
     no.max_clients = (unsigned)s->o->max_clients;
+    no.tls_creds = s->o->tls_creds;
+    no.tls_authz = s->o->tls_authz;
     no.bitmaps = (const char *const *)s->o->bitmaps.items;
     no.bitmap_count = (unsigned)s->o->bitmaps.count;
     if (byre_export_nbd(s->image, &no, &s->export, &err))
@@ -179,7 +183,7 @@ static int start_control(struct serve *s)
     s->server.exports = byre_export_set(s->export);
     if (server_control(&s->server, &s->device, 1))
         return 1;
-    return server_monitor(&s->server, &(struct ctl_monitor){ .way = CTL_WAY_LISTEN, .path = s->control, .fd = -1 }, NULL);
+    return server_listen(&s->server, s->control);
 }
 
 /* ---- the run ---- */

@@ -20,7 +20,7 @@
 struct opts {
     struct common common;
     char *format, *output, *create, *apply, *delete;
-    bool image_opts, force_share, quiet, list;
+    bool image_opts, force_share, quiet, list, force;
 };
 
 static const struct opt_row rows[] = {
@@ -32,6 +32,7 @@ static const struct opt_row rows[] = {
     { "create", 'c', OPT_STR, OPT_AT(struct opts, create), .arg = "NAME", .help = "make a snapshot of the disk as it is" },
     { "apply", 'a', OPT_STR, OPT_AT(struct opts, apply), .arg = "SNAPSHOT", .help = "make the disk what the snapshot holds (its id or name); what the disk holds now is lost" },
     { "delete", 'd', OPT_STR, OPT_AT(struct opts, delete), .arg = "SNAPSHOT", .help = "delete the snapshot (its name or id)" },
+    ROW_FORCE(struct opts),
     ROW_OUTPUT(struct opts),
     ROW_QUIET(struct opts),
     ROW_FORCE_SHARE(struct opts),
@@ -75,6 +76,8 @@ static int change(struct run *r, const struct opts *o, struct byre_image *image)
     }
     struct byre_snapshot_pick p = byre_snapshot_pick_init();
     if (o->apply) {
+        if (run_guard(r, image, &(struct run_guard){ BYRE_GUARD_CONTENT, NULL, o->force }))
+            return 1;
         p.any = o->apply;
         return byre_snapshot_apply(image, &p, &err) ? run_fail(r, "Could not apply snapshot '%s': %s", o->apply, RUN_TEXT(&err)) : 0;
     }

@@ -7,7 +7,7 @@
 
 #include "bin/bin.h"
 
-#define BIN_COMMANDS(X) X(create) X(info) X(check) X(compact) X(map) X(measure) X(convert) X(compare) X(resize) X(bitmap) X(amend) X(snapshot) X(commit) X(rebase) X(dd) X(bench) X(io) X(serve) X(nbd) X(daemon) X(ctl) X(job) X(help) X(completion)
+#define BIN_COMMANDS(X) X(create) X(info) X(check) X(compact) X(map) X(measure) X(convert) X(compare) X(resize) X(bitmap) X(amend) X(snapshot) X(commit) X(rebase) X(tree) X(dd) X(bench) X(io) X(serve) X(nbd) X(daemon) X(ctl) X(job) X(help) X(completion)
 
 #define X(name) extern const struct cmd cmd_##name;
 BIN_COMMANDS(X)

@@ -29,8 +29,18 @@ static const json_t *find_node(struct run *r, struct qmp_link *l, const char *na
         if (in && (!name || strcmp(qmp_link_text(in, "node-name"), name) == 0 || strcmp(qmp_link_text(dev, "device"), name) == 0))
             return in;
     }
+    if (!*ret_list || !name) {
+        if (*ret_list)
+            run_fail(r, "the server has no disk of its own: which of its nodes is meant?");
+        return NULL;
+    }
+    json_decref(*ret_list);
+    *ret_list = qmp_link_do(l, "query-named-block-nodes", json_pack("{s:b}", "flat", 1));
+    json_array_foreach(*ret_list, i, dev)
+        if (strcmp(qmp_link_text(dev, "node-name"), name) == 0)
+            return dev;
     if (*ret_list)
-        run_fail(r, name ? "the server has no disk '%s'" : "the server has no disk", name);
+        run_fail(r, "the server has no disk '%s' and no such node", name);
     return NULL;
 }
 

@@ -102,7 +102,8 @@ bool run_ctx(struct run *r, unsigned threads, int backend)
     struct byre_err err;
     struct byre_ctx_opts o = byre_ctx_opts_init();
     o.loops = threads;
-    o.flags = threads ? 0 : BYRE_CTX_CALLER_RUNS;
+    o.flags = (threads ? 0 : BYRE_CTX_CALLER_RUNS) | (run_records(r) ? BYRE_CTX_RECORD_OVERLAYS : 0);
+    o.registry = run_registry();
     o.backend = backend;
     o.policy = r->strict ? BYRE_POLICY_STRICT : BYRE_POLICY_ECOSYSTEM;
     o.warn = on_warning;
@@ -118,6 +119,15 @@ void run_fini(struct run *r)
 {
     byre_ctx_free(r->ctx);
     r->ctx = NULL;
+}
+
+void run_put_text(FILE *f, const char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s < ' ' || *s == 0x7f)
+            fprintf(f, "\\x%02x", (unsigned)(unsigned char)*s);
+        else
+            fputc(*s, f);
 }
 
 int run_finish_output(struct run *r, int code)

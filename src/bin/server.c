@@ -117,7 +117,12 @@ static int on_object_add(void *arg, const char *definition, struct byre_err *err
 
 static int on_object_del(void *arg, const char *id)
 {
-    return byre_secret_remove(((struct server *)arg)->r->ctx, id);
+    return byre_ctx_object_del(((struct server *)arg)->r->ctx, id);
+}
+
+static void on_guard_warning(void *arg, const char *text)
+{
+    run_warn(((struct server *)arg)->r, "%s", text);
 }
 
 struct starting { struct server *s; const struct ctl_device *devices; size_t count; struct byre_err err; };
@@ -128,7 +133,8 @@ static int control_co(struct co *co, void *arg)
     struct server *s = st->s;
     struct ctl_env env = { .graph = byre_ctx_graph(s->r->ctx), .jobs = byre_ctx_jobs(s->r->ctx), .devices = st->devices, .device_count = st->count,
         .exports = s->exports, .major = BYRE_VERSION_MAJOR, .minor = BYRE_VERSION_MINOR, .micro = BYRE_VERSION_MICRO, .package = "byre " BYRE_VERSION,
-        .quit = on_quit, .object_add = on_object_add, .object_del = on_object_del, .arg = s };
+        .quit = on_quit, .object_add = on_object_add, .object_del = on_object_del, .tls = byre_ctx_tls(s->r->ctx), .arg = s,
+        .tree = byre_ctx_tree(s->r->ctx), .guard_warning = s->r->peer ? on_guard_warning : NULL };
     return ctl_new(byre_ctx_home(s->r->ctx), &env, &s->ctl, &st->err);
 }
 
@@ -160,21 +166,20 @@ int server_execute(struct server *s, const struct server_call *call, json_t *arg
 }
 
 /* ---- monitors ---- */
-struct monitoring { struct server *s; const struct ctl_monitor *m; struct byre_err err; };
+struct listening { struct server *s; const char *path; struct byre_err err; };
 
-static int monitor_co(struct co *co, void *arg)
+static int listen_co(struct co *co, void *arg)
 {
-    struct monitoring *m = arg;
-    return ctl_monitor_add(co, m->s->ctl, m->m, &m->err);
+    struct listening *l = arg;
+    return ctl_listen(co, l->s->ctl, l->path, &l->err);
 }
 
-int server_monitor(struct server *s, const struct ctl_monitor *m, const char *what)
+int server_listen(struct server *s, const char *path)
 {
-    struct monitoring mo = { .s = s, .m = m };
-    if (byre_ctx_call(s->r->ctx, monitor_co, &mo))
-        return tell(s, what, &mo.err);
-    if (m->way == CTL_WAY_LISTEN)
-        server_remember_path(m->path);
+    struct listening l = { .s = s, .path = path };
+    if (byre_ctx_call(s->r->ctx, listen_co, &l))
+        return tell(s, NULL, &l.err);
+    server_remember_path(path);
     return 0;
 }
 

@@ -2,7 +2,7 @@
  *
  * server.h: what serve, daemon and nbd share: a process that serves until a signal or `quit`, and its orderly end.
  *
- *     server_begin -> (run_ctx) -> server_control -> server_execute, server_monitor ... -> server_wait -> server_end -> server_fini
+ *     server_begin -> (run_ctx) -> server_control -> server_listen, server_execute ... -> server_wait -> server_end -> server_fini
  *
  * Concurrency  main thread; what runs on the home loop goes through byre_ctx_call
  */
@@ -35,7 +35,7 @@ int server_control(struct server *s, const struct ctl_device *devices, size_t co
 /* Executes a command; arguments are taken over. 1: told already, as "prog: what: why" (what NULL: "prog: why"). */
 struct server_call { const char *command, *what; bool words; };
 int server_execute(struct server *s, const struct server_call *call, json_t *arguments);
-int server_monitor(struct server *s, const struct ctl_monitor *m, const char *what);
+int server_listen(struct server *s, const char *path);       /* a control socket there. 1: told already */
 /* Until one client has come. false: a signal or `quit` came first. */
 bool server_wait_client(struct server *s);
 

@@ -19,6 +19,10 @@
 
 #include "copy/copy_priv.h"
 #include "graph/live.h"
+#include "stor/nbd.h"
+
+/* Longest piece that keeps others from what they want to write. */
+#define CLAIM_MAX (UINT64_C(64) << 20)
 
 /* ---- which pieces there are (job's loop) ---- */
 
@@ -71,7 +75,7 @@ static int look_at_supplier(struct co *co, const struct copying *c, uint64_t at,
 static int look_at_target(struct co *co, struct copying *c, uint64_t *len)
 {
     struct graph_status st;
-    c->ext_skip = c->target_zero;
+    c->ext_skip = c->target_zero && !c->job->claims;      /* who wants it back must be told */
     if (c->target_zero || !(c->job->flags & COPY_BACKED))
         return 0;
     int r = look_at_supplier(co, c, c->job->target_off + c->pos, *len, &st);
@@ -88,7 +92,7 @@ static int look_at_target(struct co *co, struct copying *c, uint64_t *len)
 static uint64_t fit_clusters(struct copying *c, uint64_t len)
 {
     bool mixed;
-    len = pack_extent(&c->place, c->job->target_off + c->pos, len, c->ext_kind == KIND_DATA && !c->ext_skip, &mixed);
+    len = pack_extent(&c->whole, c->job->target_off + c->pos, len, c->ext_kind == KIND_DATA && !c->ext_skip, &mixed);
     if (mixed) {
         c->ext_kind = KIND_DATA;
         c->ext_skip = false;
@@ -135,7 +139,7 @@ static int find_extent(struct co *co, struct copying *c)
         if (r)
             return r;
     }
-    if (c->place.unit)
+    if (c->whole.unit)
         len = fit_clusters(c, len);
     c->ext_end = c->pos + len;
     return 0;
@@ -150,12 +154,12 @@ static bool is_data(const struct copying *c)
 /* Bytes of the piece at pos: data up to a border of piece_bytes in the target, zeros as far as they go. */
 static uint64_t piece_len(const struct copying *c)
 {
-    uint64_t len = min_u64(c->ext_end, c->want_end) - c->pos, most = RANGE_MAX;
+    uint64_t len = min_u64(c->ext_end, c->want_end) - c->pos, most = c->job->claims ? CLAIM_MAX : RANGE_MAX;
     if (is_data(c))
         most = c->w.piece_bytes - ((c->job->target_off + c->pos) & (c->w.piece_bytes - 1));
     uint64_t rate = c->job->hooks.speed ? c->job->hooks.speed(c->job->hooks.arg) : c->job->rate;
     if (rate && is_data(c))
-        most = min_u64(most, round_up(max_u64(rate / 8, SECTOR), max_u64(SECTOR, c->place.unit)));
+        most = min_u64(most, round_up(max_u64(rate / 8, SECTOR), max_u64(SECTOR, c->whole.unit)));
     return min_u64(len, most);
 }
 
@@ -232,9 +236,14 @@ static int next_piece(struct co *co, void *ctx, struct work_piece *p)
     }
 }
 
+static struct copy_taken taken(const struct work_piece *p) { return (struct copy_taken){ p->lock, p->pos, p->len }; }
+
 static void piece_over(void *ctx, const struct work_piece *p, int r)
 {
     struct copying *c = ctx;
+    const struct copy_taken t = taken(p);
+    if (p->claimed)
+        c->job->claims->give(c->job->claims->arg, &t, r == 0);
     if (r && !c->failed && r != -ECANCELED) {
         c->failed = true;
         c->fail_off = p->fail_off;
@@ -271,7 +280,7 @@ static int put_data(struct co *co, struct copying *c, struct worker *wk, const u
     else if (!r && c->job->flags & COPY_ABSENT)
         r = graph_write_absent(co, c->job->target, iov_one(&slot, buf, len), b.at);
     else if (!r)
-        r = graph_write(co, c->job->target, iov_one(&slot, buf, len), b.at, 0);
+        r = graph_write(co, c->out, iov_one(&slot, buf, len), b.at, 0);
     if (!r)
         count(&c->written, len);
     return r;
@@ -302,7 +311,7 @@ int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64_t pos,
     if (!r && c->job->flags & COPY_ABSENT)
         r = put_absent_zeros(co, c, c->job->target_off + pos, len);
     else if (!r)
-        r = graph_zero(co, c->job->target, c->job->target_off + pos, len, c->keep_space ? 0 : GRAPH_UNMAP);
+        r = graph_zero(co, c->out, c->job->target_off + pos, len, c->keep_space ? 0 : GRAPH_UNMAP);
     if (!r)
         count(&c->zeroed, len);
     return r;
@@ -471,8 +480,58 @@ static int put_blank(struct co *co, struct copying *c, struct worker *wk)
     return put_data(co, c, wk, wk->buf[0], wk->piece.pos, wk->piece.len);
 }
 
+/* ---- pieces of a source that others write ---- */
+
+struct taking { struct copying *c; struct worker *wk; };
+
+static int take_on_home(struct co *co, void *arg)
+{
+    struct taking *t = arg;
+    const struct copy_claims *cl = t->c->job->claims;
+    t->wk->piece.lock = (unsigned)(t->wk - t->c->w.all);
+    const struct copy_taken what = taken(&t->wk->piece);
+    int r = cl->take(co, cl->arg, &what);
+    t->wk->piece.claimed = r == 0;
+    return r;
+}
+
+/* What is wanted still. zeros: the buffer holds nothing. */
+static int put_wanted(struct co *co, struct copying *c, struct worker *wk, bool zeros)
+{
+    const struct copy_claims *cl = c->job->claims;
+    uint64_t pos = wk->piece.pos, end = pos + wk->piece.len, start, stop;
+    int r = 0;
+    for (uint64_t at = pos; !r && at < end && cl->wanted(cl->arg, at, &start, &stop) && start < end; at = stop) {
+        start = max_u64(start, at);
+        stop = min_u64(stop, end);
+        r = zeros ? put_zeros(co, c, wk, start, stop - start) : put_range(co, c, wk, start - pos, stop - pos);
+    }
+    return r;
+}
+
+static int claimed_piece(struct co *co, struct copying *c, struct worker *wk)
+{
+    bool zeros = wk->piece.kind == KIND_ZERO && c->min_sparse;
+    int r = 0;
+    if (!zeros && wk->piece.kind == KIND_DATA)
+        r = read_piece(co, c, wk);
+    else if (!zeros)
+        memset(wk->buf[0], 0, wk->piece.len);
+    if (!r && !zeros)
+        r = encode_piece(co, c, wk);
+    if (!r)
+        r = rt_call(co, c->w.home, take_on_home, &(struct taking){ c, wk });
+    return r ? r : put_wanted(co, c, wk, zeros);
+}
+
 static int try_piece(struct co *co, struct copying *c, struct worker *wk)
 {
+    if (c->job->claims) {
+        wk->packed = (struct packed){ .e = NULL };
+        int r = claimed_piece(co, c, wk);
+        packed_fini(&wk->packed);
+        return r;
+    }
     if (wk->piece.kind == KIND_ZERO && c->min_sparse)
         return put_zeros(co, c, wk, wk->piece.pos, wk->piece.len);
     wk->packed = (struct packed){ .e = NULL };
@@ -564,6 +623,8 @@ static int check_job(const struct copying *c, struct byre_err *err)
         return byre_fail(err, BAD_ARGUMENT, "%s: these ways to choose what is copied exclude one another", graph_filename(job->target));
     if (job->flags & COPY_ABSENT && job->flags & (COPY_BACKED | COPY_COMPRESS | COPY_OFFLOAD))
         return byre_fail(err, BAD_ARGUMENT, "%s: what is absent can only be written plainly", graph_filename(job->target));
+    if (job->claims && (job->flags & (COPY_BACKED | COPY_ABSENT | COPY_SALVAGE | COPY_OFFLOAD) || !(job->flags & COPY_OUT_OF_ORDER) || job->target_off))
+        return byre_fail(err, BAD_ARGUMENT, "%s: a source that others write is copied plainly, in any order", graph_filename(job->target));
     if (job->flags & COPY_BACKED && job->flags & COPY_TARGET_ZERO)
         return byre_fail(err, BAD_ARGUMENT, "%s: cannot both hide a backing image and be all zeros", graph_filename(job->target));
     if (job->flags & COPY_COMPRESS && job->flags & COPY_OFFLOAD)
@@ -593,33 +654,55 @@ static int tell_failure(const struct copying *c, int r, struct byre_err *err)
 
 static void prepare_packing(struct copying *c)
 {
-    c->place = (struct pack_place){ c->job->target, graph_image(c->job->target)->encode_bytes, graph_length(c->job->target) };
+    c->place = (struct pack_place){ c->job->target, graph_image(c->job->target)->encode_bytes, graph_length(c->job->target), c->out };
+    c->whole = c->place;
     c->encoding = c->job->encoding;
     c->encoding.leave_zeros = c->min_sparse != 0;
     c->w.piece_bytes = (uint32_t)max_u64(c->w.piece_bytes, c->place.unit);
 }
 
-/* What is written now is flushed at the end: the disk may begin. */
-static void stream(const struct copying *c, bool on)
+static void prepare_claims(struct copying *c)
 {
-    const struct fmt_image *im = graph_image(c->job->target);
-    if (c->job->flags & COPY_NO_FLUSH)
-        return;
+    const struct copy_claims *cl = c->job->claims;
+    c->whole = (struct pack_place){ .unit = max_u64(cl->unit, c->place.unit), .end = c->job->target_off + c->total };
+    c->w.piece_bytes = (uint32_t)max_u64(c->w.piece_bytes, c->whole.unit);
+}
+
+void tell_stream(struct graph_node *target, bool on)
+{
+    const struct fmt_image *im = graph_image(target);
     stor_stream(im->store, on);
     if (im->data != im->store)
         stor_stream(im->data, on);
+}
+
+static void stream(const struct copying *c, bool on)
+{
+    if (!(c->job->flags & COPY_NO_FLUSH))
+        tell_stream(c->job->target, on);
+}
+
+/* Where one loop has all the work there is: pieces that are written one at a time, each waiting for the last (what is compressed is so on the CPU
+ * pool, several at a time), and a server at the other end of a socket, which needs processors itself. Hand-overs between loops cost more there
+ * than a second thread that copies from the page cache gains. */
+static bool one_loop(const struct copying *c)
+{
+    bool in_turn = !(c->job->flags & (COPY_OUT_OF_ORDER | COPY_COMPRESS));
+    return c->job->flags & COPY_NO_SPREAD || in_turn || stor_is_nbd(graph_image(c->job->target)->data);
 }
 
 static int run_checked(struct co *co, struct copying *c, struct byre_err *err)
 {
     static const struct window_ops ops = { next_piece, copy_piece, piece_over };
     const struct copy_job *job = c->job;
-    c->w = (struct window){ .ops = &ops, .ctx = c, .two_buffers = job->flags & COPY_BACKED, .spread = !(job->flags & COPY_NO_SPREAD) };
+    c->w = (struct window){ .ops = &ops, .ctx = c, .two_buffers = job->flags & COPY_BACKED, .spread = !one_loop(c), .latency = job->hooks.latency };
     int r = window_init(&c->w, job->workers, job->piece_bytes, err);
     if (r)
         return r;
     if (job->flags & COPY_COMPRESS)
         prepare_packing(c);
+    if (job->claims)
+        prepare_claims(c);
     prepare_target(co, c);
     stream(c, true);
     if (job->progress)
@@ -646,7 +729,7 @@ static void fill_result(const struct copying *c, struct copy_result *ret)
 
 int copy_run(struct co *co, const struct copy_job *job, struct copy_result *ret, struct byre_err *err)
 {
-    struct copying c = { .job = job, .min_sparse = job->min_sparse };
+    struct copying c = { .job = job, .min_sparse = job->min_sparse, .out = job->claims ? job->claims->door : job->target };
     int r = reader_init(&c.rd, job->parts, job->part_count, err);
     if (r)
         return r;

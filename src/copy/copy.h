@@ -14,7 +14,7 @@
  *             I5  Nothing is written after a piece has failed or the job was cancelled, but what was in flight ends first.
  * Order       One flush of the target behind everything. Nothing else is ordered.
  * Concurrency copy_run and compare_run run on the calling coroutine's loop (the job's loop); pieces are worked on by
- *             coroutines spread over all loops of the runtime. Callbacks come on the job's loop and must not suspend.
+ *             coroutines spread over all loops of the runtime, where that helps. Callbacks come on the job's loop and must not suspend.
  * Failure     The first error in time; *err and the result say where. The target is then incomplete.
  */
 #ifndef COPY_COPY_H
@@ -42,10 +42,24 @@ enum {
     COPY_ABSENT = 1u << 10,           /* only what the target itself does not have is written, whatever others write to it meanwhile (stream) */
 };
 
+/* A source that others write while it is copied, and that is kept as it was (graph/cbw.h). A piece is read, then taken, and of it only what is
+ * wanted still is written: nobody copies that or changes it before the piece is given back. */
+struct copy_taken { unsigned slot; uint64_t pos, len; };     /* slot: below COPY_WORKERS_MAX, of no other piece that is taken */
+struct copy_latency;
+struct copy_claims {
+    uint64_t unit;                    /* pieces consist of such whole ones, a power of two; the last may be short */
+    struct graph_node *door;          /* writes go by this attachment of the target */
+    int (*take)(struct co *co, void *arg, const struct copy_taken *t);       /* job's loop; suspends */
+    bool (*wanted)(void *arg, uint64_t from, uint64_t *ret_start, uint64_t *ret_end);      /* any loop; as select */
+    void (*give)(void *arg, const struct copy_taken *t, bool written);       /* job's loop; must not suspend */
+    void *arg;
+};
+
 #define COPY_WORKERS_DEFAULT 8
-#define COPY_WORKERS_MAX 16
+#define COPY_WORKERS_MAX 64
+#define COPY_PARALLEL_MAX 16             /* that a user of the command line or the library may ask for */
 #define COPY_PIECE_DEFAULT (1u << 20)
-#define COPY_PIECE_MAX (2u << 20)
+#define COPY_PIECE_MAX (32u << 20)
 
 /* A range of a source. Parts follow one another in the target without a gap. */
 struct copy_part { struct graph_node *node; uint64_t off, len; };
@@ -81,6 +95,7 @@ struct copy_job {
     void (*salvaged)(void *arg, uint64_t off, uint64_t len, int error);   /* this range could not be read; off as in select */
     void *arg;
     const _Atomic bool *cancel;       /* becomes true: stop soon, -ECANCELED */
+    const struct copy_claims *claims; /* NULL: nobody writes the source. Not beside COPY_BACKED, _ABSENT and _SALVAGE, and out of order */
     /* For live jobs, each may be NULL; on the job's loop; these may suspend as long as they like. */
     struct copy_hooks {
         /* Before a piece is begun; bytes of data, 0 when it is none. < 0: the copy ends with that. */
@@ -90,6 +105,7 @@ struct copy_job {
         /* Instead of `rate`, which may change: pieces are no longer than an eighth of what it says. Must not suspend. */
         uint64_t (*speed)(void *arg);
         void *arg;
+        struct copy_latency *latency;     /* latency.h; stays until copy_run has returned */
     } hooks;
 };
 

@@ -10,6 +10,7 @@
  *   compare.c  the comparison
  *   live.c     the copy of a disk that goes on being written: its pieces are what is dirty
  *   live_watch.c  what happens to the guest's changes meanwhile
+ *   live_resize.c  the disk gets another length
  */
 #ifndef COPY_PRIV_H
 #define COPY_PRIV_H
@@ -18,6 +19,7 @@
 #include "base/checked.h"
 #include "base/list.h"
 #include "copy/copy.h"
+#include "copy/latency.h"
 #include "rt/loop.h"
 #include "rt/sync.h"
 
@@ -30,7 +32,8 @@
 /* ---- pack.c ---- */
 
 /* Where compressed clusters go. Offsets here are those of the target. */
-struct pack_place { struct graph_node *target; uint64_t unit, end; };      /* bytes of a cluster; length of the target */
+/* unit: bytes of a cluster; end: length of the target; out: an attachment of the target by which it is written; NULL: itself */
+struct pack_place { struct graph_node *target; uint64_t unit, end; struct graph_node *out; };
 struct pack_bytes { const uint8_t *buf; uint64_t at, len; };               /* len bytes at buf for offset `at` */
 struct packed { struct graph_encoded *e; uint64_t from, to; };             /* e NULL: no whole cluster */
 
@@ -56,6 +59,8 @@ struct work_piece {
     uint64_t fail_off;         /* ... or the target: where, on failure */
     int failed;                /* live.c: its error; the window goes on ... */
     unsigned lock;             /* ... and which of the locks of pieces it holds */
+    uint64_t begun_ns;         /* set by the window */
+    bool claimed;              /* copy.c: claims->take has succeeded */
 };
 
 struct worker {
@@ -82,6 +87,7 @@ struct window {
     unsigned workers;
     uint32_t piece_bytes;
     bool two_buffers, spread;
+    struct copy_latency *latency;      /* NULL: it is not counted */
     /* job's loop only */
     struct rt_loop *home;
     struct co_mutex next_lock;
@@ -143,6 +149,8 @@ struct copying {
     bool keep_space;                     /* zeros are to keep their place */
     uint64_t min_sparse;
     struct pack_place place;             /* unit 0: nothing is compressed */
+    struct pack_place whole;             /* what pieces consist of: clusters, or what claims want; unit 0: sectors */
+    struct graph_node *out;              /* the target, or what its writes go by */
     struct fmt_encoding encoding;
     uint64_t pos, total, done, done_told;
     /* the wanted range and the status extent that pos is in */
@@ -159,6 +167,8 @@ struct copying {
 MUST_USE int put_range(struct co *co, struct copying *c, struct worker *wk, uint64_t from, uint64_t to);
 MUST_USE int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64_t pos, uint64_t len);
 MUST_USE int read_part(struct co *co, struct copying *c, uint8_t *buf, uint64_t pos, uint64_t len);
+/* What is written to the target from now on is going to be flushed: the disk may begin with it. */
+void tell_stream(struct graph_node *target, bool on);
 
 /* ---- sparse.c ---- */
 

@@ -227,7 +227,7 @@ static void refusals(struct co *co, void *arg)
     pair_make(co, &p, 7, true, 3);
     struct copy_part part = { p.from, 0, SIZE };
     struct copy_job good = { .parts = &part, .part_count = 1, .target = p.to, .min_sparse = 4096 }, job = good;
-    job.workers = 17;
+    job.workers = COPY_WORKERS_MAX + 1;
     CHECK_EQ(copy_run(co, &job, NULL, &err), -EINVAL);
     job = good;
     job.min_sparse = 1000;

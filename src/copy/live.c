@@ -22,7 +22,10 @@
 #include "copy/live_priv.h"
 
 #define BUF_DEFAULT (UINT64_C(16) << 20)
-#define PIECES_MAX 16u
+#define PIECES_FIRST 16u                /* so many pieces; beyond LIVE_SEGMENT_MAX there are more of them, up to COPY_WORKERS_MAX, and then larger ones */
+#define FLIGHT_FIRST (UINT64_C(256) << 10)
+#define SOON_NS UINT64_C(1000000)
+#define LATE_NS UINT64_C(200000000)     /* pieces that take longer may have filled the queue of a slow target, where changes wait as well */
 
 /* ---- waking ---- */
 
@@ -76,10 +79,34 @@ void live_failed(struct copy_live *l, int error, bool read, uint64_t off)
 
 static uint64_t granule(const struct copy_live *l) { return UINT64_C(1) << l->o.granularity_bits; }
 
+/* Pieces are as large as keeps a target busy, and no larger: a change that goes to both sides waits behind them. */
+static uint64_t piece_max(const struct copy_live *l)
+{
+    uint64_t most = min_u64(l->c.w.piece_bytes, l->flight / 2);
+    if (l->rate)
+        most = min_u64(most, l->rate / 8);
+    return max_u64(granule(l), round_down(most, granule(l)));
+}
+
+static bool has_room(const struct copy_live *l) { return !l->pieces || l->pieces_bytes + piece_max(l) <= l->flight; }
+
+/* How long do pieces take? What is far away takes its time for the first as for the last; what is slow takes longer for each that waits. */
+static void learn(struct copy_live *l, const struct work_piece *p)
+{
+    const struct live_piece *b = &l->begun[p->lock];
+    uint64_t took = rt_now(l->home) - b->since_ns, known = l->fastest_ns;
+    if (took > SOON_NS)                  /* or there was nothing to send */
+        l->fastest_ns = known ? min_u64(known + known / 64, took) : took;
+    if (took > LATE_NS && took / 3 * 2 > l->fastest_ns)
+        l->flight = max_u64(l->flight / 2, granule(l));
+    else if (took < LATE_NS / 2 || (took / 5 * 4 < known && b->behind >= l->flight / 4))
+        l->flight = min_u64(l->flight + p->len, UINT64_C(2) * l->c.w.workers * l->c.w.piece_bytes);
+}
+
 /* A dirty range in [from, to) that nobody holds, locked for lock number i. */
 static bool find_piece(struct copy_live *l, uint64_t from, uint64_t to, unsigned i, struct work_piece *p)
 {
-    uint64_t start, end, longest = max_u64(granule(l), l->c.w.piece_bytes);
+    uint64_t start, end, longest = piece_max(l);
     for (; from < to && dirty_next(l->dirty, from, to, &start, &end); from = start + granule(l)) {
         start = round_down(start, granule(l));
         end = min_u64(min_u64(round_up(end, granule(l)), l->size), start + longest);
@@ -98,10 +125,11 @@ static bool find_piece(struct copy_live *l, uint64_t from, uint64_t to, unsigned
 
 static bool take_piece(struct copy_live *l, struct work_piece *p)
 {
-    unsigned i = (unsigned)__builtin_ctz(l->piece_locks_free);
+    unsigned i = (unsigned)__builtin_ctzll(l->piece_locks_free);
     if (!find_piece(l, l->cursor, l->size, i, p) && !find_piece(l, 0, l->cursor, i, p))
         return false;
-    l->piece_locks_free &= ~(1u << i);
+    l->piece_locks_free &= ~(UINT64_C(1) << i);
+    l->begun[i] = (struct live_piece){ rt_now(l->home), l->pieces_bytes };
     l->cursor = p->pos + p->len;
     l->pieces++;
     l->pieces_bytes += p->len;
@@ -111,14 +139,14 @@ static bool take_piece(struct copy_live *l, struct work_piece *p)
 static void give_piece(struct copy_live *l, const struct work_piece *p)
 {
     co_range_unlock(&l->busy, &l->piece_locks[p->lock]);
-    l->piece_locks_free |= 1u << p->lock;
+    l->piece_locks_free |= UINT64_C(1) << p->lock;
     l->pieces--;
     l->pieces_bytes -= p->len;
 }
 
 static bool may_copy(const struct copy_live *l)
 {
-    return !atomic_load(&l->paused) && !l->pieces_held && !l->error;
+    return !atomic_load(&l->paused) && !atomic_load(&l->resizing) && !l->pieces_held && !l->error;
 }
 
 /* Until the rate allows another piece, or something has changed. */
@@ -147,7 +175,7 @@ static int live_next(struct co *co, void *ctx, struct work_piece *p)
             continue;
         atomic_store(&l->idle, true);    /* M2 */
         l->conflict = false;
-        if (may_copy(l) && !atomic_load(&l->stop) && take_piece(l, p)) {
+        if (may_copy(l) && !atomic_load(&l->stop) && has_room(l) && take_piece(l, p)) {
             atomic_store(&l->idle, false);
             if (dirty_clear(l->dirty, p->pos, p->len)) {
                 live_failed(l, -ENOMEM, false, p->pos);
@@ -172,18 +200,22 @@ static void live_done(void *ctx, const struct work_piece *p, int r)
     if (error)
         dirty_set(l->dirty, p->pos, p->len);
     l->copied += error ? 0 : p->len;
+    learn(l, p);
     give_piece(l, p);
     live_unlocked(l);
+    co_wake_all(&l->work);               /* there is room again */
 }
 
 /* ---- what is done with it (the worker's loop) ---- */
+
+static bool is_zero_there(const struct copy_live *l, const struct graph_status *there) { return there->zero && (there->present || !l->o.part); }
 
 static int copy_zeros(struct co *co, struct copy_live *l, struct worker *wk, uint64_t pos, uint64_t len)
 {
     while (len) {
         struct graph_status st = { .len = len };
         int r = l->o.keep_space ? 0 : graph_status(co, l->o.target, NULL, pos, len, &st);
-        if (!r && !st.zero)
+        if (!r && !is_zero_there(l, &st))
             r = put_zeros(co, &l->c, wk, pos, st.len);
         if (r)
             return r;
@@ -246,9 +278,11 @@ static int live_work(struct co *co, void *ctx, struct worker *wk)
 
 static void live_free(struct copy_live *l)
 {
+    copy_latency_unref(l->o.latency);
     reader_fini(&l->c.rd);
     dirty_free(l->dirty);
     free(l->piece_locks);
+    free(l->begun);
     free(l);
 }
 
@@ -272,10 +306,10 @@ static void live_main(struct co *co, void *arg)
         co_group_leave(alive);
 }
 
-static uint32_t pow2_below(uint64_t n)
+static uint32_t pow2_below(uint64_t n, uint32_t most)
 {
     uint32_t p = PIECE_MIN;
-    while (p * 2 <= n && p < LIVE_SEGMENT_MAX)
+    while (p * 2 <= n && p < most)
         p *= 2;
     return p;
 }
@@ -284,24 +318,27 @@ static int live_prepare(struct copy_live *l, struct byre_err *err)
 {
     static const struct window_ops ops = { live_next, live_work, live_done };
     uint64_t half = (l->o.buf_bytes ? l->o.buf_bytes : BUF_DEFAULT) / 2;
-    uint32_t piece = pow2_below(half / PIECES_MAX);
-    unsigned workers = (unsigned)min_u64(max_u64(half / piece, 1), PIECES_MAX);
+    uint32_t piece = (uint32_t)max_u64(pow2_below(half / PIECES_FIRST, LIVE_SEGMENT_MAX), pow2_below(half / COPY_WORKERS_MAX, COPY_PIECE_MAX));
+    unsigned workers = (unsigned)min_u64(max_u64(half / piece, 1), COPY_WORKERS_MAX);
     l->c.job = &l->job;
+    l->c.out = l->o.target;
     l->c.min_sparse = l->o.min_sparse;
     l->c.keep_space = l->o.keep_space;
     l->job = (struct copy_job){ .target = l->o.target, .flags = COPY_OUT_OF_ORDER | COPY_NO_FLUSH };
     l->part = (struct copy_part){ l->o.source, 0, l->size };
-    l->c.w = (struct window){ .ops = &ops, .ctx = &l->c, .spread = true };
+    l->c.w = (struct window){ .ops = &ops, .ctx = &l->c, .spread = true, .latency = l->o.latency };
     l->carry_limit = half;
     l->segment = (uint32_t)min_u64(LIVE_SEGMENT_MAX, max_u64(half / 4, PIECE_MIN));
-    l->piece_locks = calloc(PIECES_MAX, sizeof *l->piece_locks);
-    l->piece_locks_free = (1u << PIECES_MAX) - 1;
+    l->piece_locks = calloc(workers, sizeof *l->piece_locks);
+    l->begun = calloc(workers, sizeof *l->begun);
+    l->piece_locks_free = workers < 64 ? (UINT64_C(1) << workers) - 1 : UINT64_MAX;
+    l->flight = FLIGHT_FIRST;
     int r = window_init(&l->c.w, workers, piece, err);
     if (!r)
         r = reader_init(&l->c.rd, &l->part, 1, err);
     if (!r)
         r = dirty_new(l->size, l->o.granularity_bits, NULL, &l->dirty);
-    if (!r && !l->piece_locks)
+    if (!r && (!l->piece_locks || !l->begun))
         r = -ENOMEM;
     return r ? byre_fail_code(err, NOMEM, r, "%s: no memory for a copy", graph_filename(l->o.source)) : 0;
 }
@@ -317,10 +354,12 @@ int copy_live_start(struct co *co, const struct copy_live_opts *o, struct copy_l
     if (!l)
         return byre_fail(err, NOMEM, "no memory for a copy");
     l->o = *o;
+    copy_latency_ref(o->latency);
     l->home = co_loop(co);
     l->size = graph_length(o->source);
     l->rate = o->rate;
     l->watch.change = live_change;
+    l->watch.follows = o->resize ? &live_follows : NULL;
     l->kick.fn = kicked;
     int r = live_prepare(l, err);
     if (!r && rt_spawn(l->home, live_main, l))
@@ -342,6 +381,7 @@ int copy_live_start(struct co *co, const struct copy_live_opts *o, struct copy_l
 void copy_live_stop(struct co *co, struct copy_live *l)
 {
     atomic_store(&l->stop, true);
+    copy_live_await(l, false);
     live_tell(l);
     graph_watch_remove(co, &l->watch);
     l->owner_gone = true;
@@ -360,7 +400,7 @@ static int scan_extent(struct co *co, struct copy_live *l, uint64_t off, struct 
         if (r)
             return r;
         st->len = ts.len;
-        wanted = !ts.zero;
+        wanted = !is_zero_there(l, &ts);
     }
     if (wanted)
         live_touched(l, off, st->len);
@@ -369,12 +409,25 @@ static int scan_extent(struct co *co, struct copy_live *l, uint64_t off, struct 
 
 int copy_live_scan(struct co *co, struct copy_live *l, uint64_t off, uint64_t len, uint64_t *ret_len)
 {
-    struct graph_status st;
-    int r = graph_status(co, l->o.source, l->o.above, off, min_u64(len, RANGE_MAX), &st);
-    if (!r)
+    struct graph_status st = { .len = len };
+    while (atomic_load(&l->resizing) && !atomic_load(&l->stop))
+        co_wait(co, &l->moved);
+    l->scans++;
+    int r = off < l->size ? graph_status(co, l->o.source, l->o.above, off, min_u64(min_u64(len, l->size - off), RANGE_MAX), &st) : 0;
+    if (!r && off < l->size)
         r = scan_extent(co, l, off, &st);
+    l->scans--;
+    if (atomic_load(&l->resizing))
+        live_tell(l);
     *ret_len = r ? 0 : st.len;
     return r;
+}
+
+void copy_live_left(const struct copy_live *l, struct dirty *d)
+{
+    dirty_merge(d, l->dirty);
+    for (const struct co_range *r = l->busy.head; r; r = r->next)
+        dirty_set(d, r->start, r->end - r->start);
 }
 
 void copy_live_mark(struct copy_live *l, uint64_t off, uint64_t len) { live_touched(l, off, len); }
@@ -423,7 +476,12 @@ void copy_live_look(struct copy_live *l, struct copy_live_state *ret)
         .longest_hold_ns = atomic_exchange(&l->longest_hold_ns, 0), .error = l->error, .error_read = l->error_read, .error_off = l->error_off };
 }
 
-void copy_live_await(struct copy_live *l, bool on) { l->awaited = on; }
+void copy_live_await(struct copy_live *l, bool on)
+{
+    if (on != l->awaited)
+        tell_stream(l->o.target, on);    /* the owner flushes when it is clean */
+    l->awaited = on;
+}
 
 void copy_live_retry(struct copy_live *l)
 {

@@ -21,10 +21,13 @@
 #ifndef COPY_LIVE_H
 #define COPY_LIVE_H
 
+#include <stdatomic.h>
+
 #include "copy/copy.h"
 #include "rt/sync.h"
 
 struct copy_live;
+struct dirty;
 
 struct copy_live_opts {
     struct graph_node *source, *target;     /* same length, or a longer target; each gets a reference of its own */
@@ -35,9 +38,15 @@ struct copy_live_opts {
     uint64_t min_sparse;                    /* as struct copy_job */
     uint64_t hold_ns;                       /* L5 */
     bool keep_space;                        /* zeros take their place on the target */
+    bool part;                              /* of what the target does not hold itself it is not known how it will read: zeros are written */
+    /* Gives the target this length, if it has another: the source is about to grow, or has shrunk. Home loop. NULL: the source keeps its length. */
+    int (*resize)(struct co *co, void *arg, uint64_t size, struct byre_err *err);
     bool blocking;
+    const atomic_bool *cancelled;           /* true: no change waits for the target any more, as after copy_live_stop; it may be a drain that keeps the owner
+                                             * from calling that. Valid until that has returned. NULL: never */
     void (*wake)(void *arg);                /* home loop: there is an error, or (copy_live_await) it may be clean. Must not suspend */
     void *arg;
+    struct copy_latency *latency;           /* latency.h: gets a reference of its own */
     struct co_group *alive;                 /* left when everything has ended and is freed, which may be long after copy_live_stop */
 };
 
@@ -51,6 +60,8 @@ void copy_live_stop(struct co *co, struct copy_live *l);
  * *ret_len: how far it came. Suspends. */
 MUST_USE int copy_live_scan(struct co *co, struct copy_live *l, uint64_t off, uint64_t len, uint64_t *ret_len);
 void copy_live_mark(struct copy_live *l, uint64_t off, uint64_t len);
+/* Adds to d what is not, or may not be, on the target as it is in the source. */
+void copy_live_left(const struct copy_live *l, struct dirty *d);
 
 void copy_live_await(struct copy_live *l, bool on);         /* the owner wants to know when it is clean */
 void copy_live_pause(struct copy_live *l, bool on);         /* no new piece, and changes are not carried over */

@@ -14,6 +14,7 @@
 #include "graph/toyfmt_test.h"
 
 #include <stdio.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,6 +37,7 @@ struct world {
     _Atomic int delay_ns;                 /* of the target's writes */
     _Atomic int fail_one_in;              /* ... which fail so often; 0: never */
     _Atomic bool stalled;
+    _Atomic uint64_t rate, next_ns;       /* bytes per second that the target takes, one request after the other; 0: any */
     _Atomic unsigned failures;
     struct co_waitq woken;
     struct co_group alive;
@@ -52,6 +54,13 @@ static int target_hook(struct co *co, struct toy *t, enum toy_op op, uint64_t of
     int delay = atomic_load(&w->delay_ns), one_in = atomic_load(&w->fail_one_in);
     if (delay)
         (void)co_sleep(co, (uint64_t)delay);
+    if (atomic_load(&w->rate)) {
+        uint64_t now = rt_now(co_loop(co)), next = atomic_load(&w->next_ns), at, cost = len * 1000000000 / atomic_load(&w->rate);
+        do
+            at = (next > now ? next : now) + cost;
+        while (!atomic_compare_exchange_weak(&w->next_ns, &next, at));
+        (void)co_sleep(co, at - now);
+    }
     while (atomic_load(&w->stalled))
         (void)co_sleep(co, 1000000);
     if (one_in && (t->count[op] * 2654435761u >> 8) % (unsigned)one_in == 0) {
@@ -250,6 +259,38 @@ static void quiet(struct co *co, void *arg)
     }
 }
 static void test_quiet(void **state) { t_run(0, quiet, NULL); }
+
+static int streaming;                     /* the last word about the target's store; -1: none */
+
+void __real_stor_stream(struct stor *s, bool on);
+void __wrap_stor_stream(struct stor *s, bool on);
+void __wrap_stor_stream(struct stor *s, bool on)
+{
+    streaming = on;
+    __real_stor_stream(s, on);
+}
+
+/* Who waits for the end, to flush then, lets the disk begin before. */
+static void streams(struct co *co, void *arg)
+{
+    (void)arg;
+    struct world *w = calloc(1, sizeof *w);
+    world_open(co, w, 0);
+    streaming = -1;
+    struct copy_live *l = begin(co, w, (struct copy_live_opts){ 0 });
+    CHECK_EQ(streaming, -1);
+    copy_live_await(l, true);
+    CHECK_EQ(streaming, 1);
+    copy_live_await(l, false);
+    CHECK_EQ(streaming, 0);
+    copy_live_await(l, true);
+    CHECK_EQ(streaming, 1);
+    copy_live_stop(co, l);
+    CHECK_EQ(streaming, 0);
+    world_close(co, w);
+}
+
+static void test_streams(void **state) { t_run(0, streams, NULL); }
 
 /* Modes change all the time; at some points the copy has to be right. */
 static void modes(struct co *co, void *arg)
@@ -467,14 +508,108 @@ static void braked(struct co *co, void *arg)
 }
 static void test_braked(void **state) { t_run(0, braked, NULL); }
 
+/* Pieces leave room in the queue of a slow target for changes that go there as well. */
+static void slow(struct co *co, void *arg)
+{
+    struct world *w = calloc(1, sizeof *w);
+    struct copy_live_state st;
+    uint64_t most = 0;
+    world_open(co, w, 0xaa);
+    for (uint32_t i = 0; i < CLUSTERS; i++)
+        toyfmt_set(w->src, i, FMT_DATA, false, (uint8_t)(i + 1));
+    atomic_store(&w->rate, 256 << 10);
+    struct copy_live *l = begin(co, w, (struct copy_live_opts){ .blocking = true });
+    scan_all(co, l);
+    (void)co_sleep(co, 1200000000);
+    for (;;) {
+        copy_live_look(l, &st);
+        most = st.in_flight > most ? st.in_flight : most;
+        if (st.clean)
+            break;
+        (void)co_sleep(co, 10000000);
+    }
+    if (!CHECK(most > 0 && most <= 128 << 10))
+        fprintf(stderr, "%" PRIu64 " bytes in flight\n", most);
+    copy_live_stop(co, l);
+    compare(co, w);
+    world_close(co, w);
+}
+static void test_slow(void **state) { t_run(0, slow, NULL); }
+
+/* Who waits for his requests one by one has what the brake allows, all the same. */
+static void credit(struct co *co, void *arg)
+{
+    struct world *w = calloc(1, sizeof *w);
+    uint8_t buf[1024] = { 1 };
+    struct iovec slot;
+    world_open(co, w, 0);
+    struct copy_live *l = begin(co, w, (struct copy_live_opts){ .blocking = true });
+    atomic_store(&w->delay_ns, 3000000);
+    copy_live_set_brake(l, 200 << 10);
+    uint64_t done = 0, end = rt_now(co_loop(co)) + 1000000000;
+    for (; rt_now(co_loop(co)) < end; done += sizeof buf)
+        CHECK_EQ(graph_write(co, w->from, iov_one(&slot, buf, sizeof buf), 0, 0), 0);
+    CHECK(done > 150 << 10 && done < 240 << 10);
+    copy_live_stop(co, l);
+    world_close(co, w);
+}
+static void test_credit(void **state) { t_run(0, credit, NULL); }
+
+/* Many write to one granule; whoever drains the disk when it is calm finds it clean. */
+static void crowd_main(struct co *co, void *arg)
+{
+    struct guest *gu = arg;
+    uint8_t buf[SECTOR] = { (uint8_t)gu->id };
+    struct iovec slot;
+    while (!atomic_load(&gu->w->stop))
+        CHECK_EQ(graph_write(co, gu->w->from, iov_one(&slot, buf, sizeof buf), gu->id * SECTOR, 0), 0);
+    atomic_fetch_sub(&gu->w->running, 1);
+}
+
+static void crowd(struct co *co, void *arg)
+{
+    struct world *w = calloc(1, sizeof *w);
+    struct guest gu[GUESTS];
+    struct copy_live_state st;
+    unsigned tries = 0, clean = 0;
+    world_open(co, w, 0);
+    struct copy_live *l = begin(co, w, (struct copy_live_opts){ .blocking = true });
+    atomic_store(&w->delay_ns, 3000000);
+    for (unsigned i = 0; i < GUESTS; i++) {
+        gu[i] = (struct guest){ .w = w, .id = i };
+        atomic_fetch_add(&w->running, 1);
+        CHECK_EQ(rt_spawn(co_loop(co), crowd_main, &gu[i]), 0);
+    }
+    for (uint64_t end = rt_now(co_loop(co)) + 5000000000; tries < 20 && rt_now(co_loop(co)) < end; (void)co_sleep(co, 7000000)) {
+        copy_live_look(l, &st);
+        if (!st.calm)
+            continue;
+        graph_drain_begin(co, w->from);
+        copy_live_look(l, &st);
+        tries++;
+        clean += st.clean;
+        graph_drain_end(w->from);
+    }
+    CHECK(tries == 20 && clean >= 19);
+    atomic_store(&w->stop, true);
+    while (atomic_load(&w->running))
+        (void)co_sleep(co, 1000000);
+    copy_live_stop(co, l);
+    world_close(co, w);
+}
+static void test_crowd(void **state) { t_run(0, crowd, NULL); }
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_quiet),
+        cmocka_unit_test(test_quiet), cmocka_unit_test(test_streams),
         cmocka_unit_test(test_above),
         cmocka_unit_test(test_failing),
         cmocka_unit_test(test_stalled),
         cmocka_unit_test(test_braked),
+        cmocka_unit_test(test_slow),
+        cmocka_unit_test(test_crowd),
+        cmocka_unit_test(test_credit),
         cmocka_unit_test(test_converges),
         cmocka_unit_test(test_modes),
     };

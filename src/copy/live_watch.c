@@ -8,8 +8,9 @@
  *             with a copy of the bytes, because the guest may be answered before the target is (L5).
  * Invariants  W1  A change that is not under a lock marks its range after it has ended. So does one under a lock, before the lock is given
  *                 back, for whatever did not reach the target or was not tried (L1, L2).
- *             W2  Nobody here waits while the target is gated, for a lock while anybody waits for requests to end, or after stop: the one
- *                 who closes gates may wait for us.
+ *             W2  Nobody here waits while the target is gated, for the lock of a piece while anybody waits for requests to end, or after
+ *                 stop or a cancel: the one who closes gates may wait for us. Changes do wait for one another then: whoever drains a disk that is calm
+ *                 finds it clean, however many write to the same place.
  * Order       source first, then the target; the guest is answered behind both (J1)
  * Concurrency On the loop of the request; locks are taken and given back on the home loop.
  * Failure     The source's error is the guest's. The target's is the owner's: the range is dirty, and the error stands (live.h).
@@ -21,6 +22,8 @@
 
 /* A longer discard is read again by the pieces, which know what is not there. */
 #define DISCARD_MAX (UINT64_C(8) << 20)
+/* Who comes late to his turn, because his last change took so long, may catch up with this much. */
+#define CREDIT_NS UINT64_C(100000000)
 
 struct hold {
     struct copy_live *l;
@@ -64,9 +67,15 @@ static void hold_put(struct hold *h)
         rt_post(h->l->home, &h->msg);
 }
 
+/* Inside a request, for which copy_live_stop waits. */
+static bool is_over(const struct copy_live *l)
+{
+    return atomic_load(&l->stop) || (l->o.cancelled && atomic_load(l->o.cancelled));
+}
+
 static bool carries(struct copy_live *l)
 {
-    return atomic_load(&l->blocking) && !atomic_load(&l->paused) && !atomic_load(&l->stop);
+    return atomic_load(&l->blocking) && !atomic_load(&l->paused) && !atomic_load(&l->resizing) && !is_over(l);
 }
 
 /* A little, or until q is woken. false: no longer (W2). */
@@ -81,6 +90,9 @@ static bool wait_a_little(struct co *co, struct co_waitq *q, uint64_t until)
     return r != -ECANCELED;
 }
 
+/* W2. A lock that another change has is given back when the target has answered it; a piece may have to read the source first. */
+static bool must_not_wait(const struct copy_live *l) { return l->pieces || graph_is_gated(l->o.target); }
+
 static int take_on_home(struct co *co, void *arg)
 {
     struct hold *h = arg;
@@ -92,7 +104,7 @@ static int take_on_home(struct co *co, void *arg)
         bool room = !l->carry_bytes || l->carry_bytes + h->bytes <= l->carry_limit;
         if (room && co_range_trylock(&l->busy, &h->range, start, end))
             break;
-        if (graph_draining(l->o.source) || !wait_a_little(co, &l->moved, h->until))
+        if ((graph_draining(l->o.source) && must_not_wait(l)) || !wait_a_little(co, &l->moved, h->until))
             return -EAGAIN;
         h->range.start = start;
         h->range.end = end;
@@ -193,7 +205,7 @@ static int send_part(struct co *co, struct hold *h, const struct graph_change *c
         return -ENOMEM;
     }
     while (!s->done) {
-        bool go_on = !atomic_load(&l->stop) && !atomic_load(&l->paused) && !graph_is_gated(l->o.target);
+        bool go_on = !is_over(l) && !atomic_load(&l->paused) && !graph_is_gated(l->o.target);
         if (go_on && wait_a_little(co, &s->q, h->until))
             continue;
         if (s->done)
@@ -252,7 +264,7 @@ static uint64_t turn_of(struct copy_live *l, uint64_t now, uint64_t rate, uint64
 {
     uint64_t cost = (uint64_t)((double)bytes * 1e9 / (double)rate), next = atomic_load(&l->brake_next_ns), at;
     do
-        at = max_u64(next, now);
+        at = max_u64(next, now - min_u64(now, CREDIT_NS));
     while (!atomic_compare_exchange_weak(&l->brake_next_ns, &next, at + cost));
     return at;
 }
@@ -266,7 +278,7 @@ static void brake(struct co *co, struct copy_live *l, const struct graph_change 
     uint64_t at = turn_of(l, since, rate, cost_of(ch));
     if (l->o.hold_ns)
         at = min_u64(at, since + l->o.hold_ns / 2);          /* the other half is for the target */
-    while (!atomic_load(&l->stop) && atomic_load(&l->brake) && !graph_draining(l->o.source) && wait_a_little(co, &nobody, at))
+    while (!is_over(l) && atomic_load(&l->brake) && !graph_draining(l->o.source) && wait_a_little(co, &nobody, at))
         ;
 }
 

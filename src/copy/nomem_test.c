@@ -137,6 +137,28 @@ static void requests(struct co *co, struct graph_node *n)
     (void)!graph_flush(co, n);
 }
 
+/* What records for a job ends with the job, whatever there is no memory for: the next one finds the bitmap as it was. */
+static void follow(struct co *co, struct graph_node *n)
+{
+    struct fmt_bitmap *b = NULL;
+    struct byre_err err;
+    if (graph_bitmap_add(co, n, &(struct graph_bitmap_spec){ .name = "b", .granularity = 65536 }, &err) || graph_bitmap_find(co, n, "b", &b, &err))
+        return;
+    graph_bitmap_hold(b);
+    for (unsigned i = 0; i < 2; i++) {
+        struct dirty *rest = NULL;
+        if (graph_bitmap_follow(co, n, b, &err))
+            continue;
+        change(co, n, 3 << 19, 512, 0x77);
+        if (i == 1 && !dirty_new(SIZE, b->granularity_bits, NULL, &rest) && !graph_bitmap_settle(co, n, b, rest, &err))
+            CHECK(dirty_test(b->bits, 3 << 19));
+        dirty_free(rest);
+        graph_bitmap_unfollow(co, n, b);
+        CHECK(!b->since);
+    }
+    graph_bitmap_release(b);
+}
+
 static void scenario(struct co *co, void *arg)
 {
     struct graph *g = NULL;
@@ -147,6 +169,7 @@ static void scenario(struct co *co, void *arg)
     if (!graph_new(co_loop(co), &go, &g, &err)) {
         if (!open_node(co, g, top, "qcow2", false, &n)) {
             requests(co, n);
+            follow(co, n);
             if (!open_node(co, g, out, "raw", false, &o)) {
                 struct copy_part part = { n, 0, SIZE };
                 struct copy_job job = { .parts = &part, .part_count = 1, .target = o, .min_sparse = 4096, .flags = COPY_NO_SPREAD };

@@ -60,7 +60,7 @@ int pack_encode(struct co *co, const struct pack_place *p, const struct fmt_enco
 static int write_plain(struct co *co, const struct pack_place *p, const struct pack_bytes *b, uint64_t from, uint64_t to)
 {
     struct iovec slot;
-    return from < to ? graph_write(co, p->target, iov_one(&slot, b->buf + (from - b->at), to - from), from, 0) : 0;
+    return from < to ? graph_write(co, p->out ? p->out : p->target, iov_one(&slot, b->buf + (from - b->at), to - from), from, 0) : 0;
 }
 
 int pack_write(struct co *co, const struct pack_place *p, const struct packed *k, const struct pack_bytes *b)
@@ -70,7 +70,7 @@ int pack_write(struct co *co, const struct pack_place *p, const struct packed *k
     struct iovec slot;
     int r = write_plain(co, p, b, b->at, from);
     if (!r && from < to)
-        r = graph_write_encoded(co, p->target, k->e, iov_one(&slot, b->buf + (from - b->at), to - from), from);
+        r = graph_write_encoded(co, p->out ? p->out : p->target, k->e, iov_one(&slot, b->buf + (from - b->at), to - from), from);
     return r ? r : write_plain(co, p, b, to, end);
 }
 

@@ -20,6 +20,7 @@
 
 /* Pieces that may be done or in hand beyond the first that is not done: bits of done_mask. */
 #define AHEAD_MAX 64
+_Static_assert(COPY_WORKERS_MAX <= AHEAD_MAX, "each worker may hold a piece");
 
 int window_init(struct window *w, unsigned workers, uint32_t piece_bytes, struct byre_err *err)
 {
@@ -53,6 +54,7 @@ static void piece_ended(struct window *w, struct worker *wk)
     if (wk->result)
         fail_with(w, wk->result);
     w->ops->done(w->ctx, &wk->piece, wk->result);
+    copy_latency_add(w->latency, rt_now(w->home) - wk->piece.begun_ns);
     wk->busy = false;
     co_wake_all(&w->turns);
 }
@@ -78,6 +80,7 @@ static int visit(struct co *co, void *arg)
         r = 0;                          /* also when it failed while next() was suspended */
     if (r > 0) {
         wk->piece.seq = w->issued++;
+        wk->piece.begun_ns = rt_now(w->home);
         wk->busy = true;
     }
     co_unlock(&w->next_lock);

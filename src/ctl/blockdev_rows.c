@@ -21,8 +21,10 @@ WORDS(locking, "OnOffAuto", "on", "off", "auto");
 WORDS(aio, "BlockdevAioOptions", "threads", "native", "io_uring");
 WORDS(crypt, "BlockdevQcow2EncryptionFormat", "aes", "luks");
 
-static const char *const driver_words[] = { "compress", "copy-on-read", "file", "host_device", "luks", "null-aio", "null-co", "qcow2", "qed", "raw",
-    "throttle", NULL };
+WORDS(cbw_error, "OnCbwError", "break-guest-write", "break-snapshot");
+
+static const char *const driver_words[] = { "blkdebug", "compress", "copy-before-write", "copy-on-read", "file", "host_device", "luks", "nbd", "null-aio", "null-co",
+    "qcow2", "qed", "raw", "snapshot-access", "throttle", NULL };
 static const struct ctl_shape driver = { .name = "BlockdevDriver", .words = driver_words, .open = true };
 
 #define BOOL(name_) { name_, CTL_BOOL, false, CTL_AT_NONE }
@@ -43,15 +45,15 @@ const struct ctl_arg ctl_blockdev_rows[] = {
 };
 
 /* ---- nodes in nodes ---- */
-static const struct ctl_shape options = { .name = "BlockdevOptions", .rows = ctl_blockdev_rows, .tag = "driver", .cases = ctl_blockdev_cases, .open = true };
+const struct ctl_shape ctl_blockdev_shape = { .name = "BlockdevOptions", .rows = ctl_blockdev_rows, .tag = "driver", .cases = ctl_blockdev_cases, .open = true };
 #define REF_ROWS                                                                                                                 \
-    { "definition", CTL_STRUCT, false, CTL_AT_NONE, .of = &options, .doc = "Options of a node." },                                \
+    { "definition", CTL_STRUCT, false, CTL_AT_NONE, .of = &ctl_blockdev_shape, .doc = "Options of a node." },                                \
     { "reference", CTL_STR, false, CTL_AT_NONE, .doc = "The name of one." }
 static const struct ctl_arg ref_rows[] = { REF_ROWS, CTL_ARGS_END };
-static const struct ctl_shape ref = { .name = "BlockdevRef", .rows = ref_rows };
+const struct ctl_shape ctl_ref_shape = { .name = "BlockdevRef", .rows = ref_rows };
 static const struct ctl_arg ref_or_null_rows[] = { REF_ROWS, { "null", CTL_NULL, false, CTL_AT_NONE, .doc = "Nothing." }, CTL_ARGS_END };
 static const struct ctl_shape ref_or_null = { .name = "BlockdevRefOrNull", .rows = ref_or_null_rows };
-#define FILE_ROW { "file", CTL_ALT, true, CTL_AT_NONE, .of = &ref }
+#define FILE_ROW { "file", CTL_ALT, true, CTL_AT_NONE, .of = &ctl_ref_shape }
 #define BACKING_ROW                                                                                                              \
     { "backing", CTL_ALT, false, CTL_AT_NONE, .of = &ref_or_null, .doc = "What lies below; what the image records when it is not given." }
 
@@ -69,22 +71,47 @@ static const struct ctl_shape encrypt = { .name = "BlockdevQcow2Encryption", .ro
 
 static const struct ctl_arg qcow2_rows[] = {
     FILE_ROW, BACKING_ROW,
-    { "data-file", CTL_ALT, false, CTL_AT_NONE, .of = &ref, .doc = "Where an external data file is, unless the image's own word is right." },
+    { "data-file", CTL_ALT, false, CTL_AT_NONE, .of = &ctl_ref_shape, .doc = "Where an external data file is, unless the image's own word is right." },
     BOOL("lazy-refcounts"), BOOL("pass-discard-request"), BOOL("pass-discard-snapshot"), BOOL("pass-discard-other"), BOOL("discard-no-unref"),
     SIZE("cache-size"), SIZE("l2-cache-size"), SIZE("l2-cache-entry-size"), SIZE("refcount-cache-size"), SIZE("cache-clean-interval"),
     { "encrypt", CTL_STRUCT, false, CTL_AT_NONE, .of = &encrypt },
     CTL_ARGS_END
 };
 
+/* "server" has members of its own, which graph/ knows. */
+static const struct ctl_arg nbd_rows[] = {
+    { "server", CTL_ANY, true, CTL_AT_NONE, .doc = "Where it listens, by 'type': inet with host and port, unix with path." },
+    { "export", CTL_STR, false, CTL_AT_NONE }, SIZE("reconnect-delay"), SIZE("open-timeout"),
+    { "tls-creds", CTL_STR, false, CTL_AT_NONE, .doc = "Credentials with endpoint=client: the server must speak TLS." },
+    { "tls-hostname", CTL_STR, false, CTL_AT_NONE, .doc = "Name in the certificate of the server; the host when it is not given." }, CTL_ARGS_END
+};
+
 /* ---- filters ---- */
+static const struct ctl_arg blkdebug_rows[] = {
+    { "image", CTL_ALT, true, CTL_AT_NONE, .of = &ctl_ref_shape },
+    { "inject-error", CTL_ANY, false, CTL_AT_NONE, .list = true, .doc = "What fails, and when." }, CTL_ARGS_END
+};
 static const struct ctl_arg compress_rows[] = { FILE_ROW, CTL_ARGS_END };
 static const struct ctl_arg cor_rows[] = {
     FILE_ROW, { "bottom", CTL_STR, false, CTL_AT_NONE, .doc = "The lowest node from which something is copied; the whole chain when it is not given." }, CTL_ARGS_END
 };
+static const struct ctl_arg bitmap_rows[] = { { "node", CTL_STR, true, CTL_AT_NONE }, { "name", CTL_STR, true, CTL_AT_NONE }, CTL_ARGS_END };
+static const struct ctl_shape bitmap = { .name = "BlockDirtyBitmap", .rows = bitmap_rows };
+static const struct ctl_arg cbw_rows[] = {
+    FILE_ROW,
+    { "target", CTL_ALT, true, CTL_AT_NONE, .of = &ctl_ref_shape, .doc = "Where what is about to be overwritten goes first." },
+    { "bitmap", CTL_STRUCT, false, CTL_AT_NONE, .of = &bitmap, .doc = "Only what it holds now is kept." },
+    { "on-cbw-error", CTL_ENUM, false, CTL_AT_NONE, .of = &cbw_error, .doc = "What becomes of it when the target fails; break-guest-write unless given: the write." },
+    { "cbw-timeout", CTL_SIZE, false, CTL_AT_NONE, .max = UINT32_MAX, .doc = "Seconds that a write may wait for the target, then it has failed; 0: no limit." },
+    { "min-cluster-size", CTL_SIZE, false, CTL_AT_NONE, .max = UINT32_MAX, .doc = "A power of two: no less is copied at once." },
+    CTL_ARGS_END
+};
+static const struct ctl_arg view_rows[] = { FILE_ROW, CTL_ARGS_END };
 static const struct ctl_arg throttle_rows[] = { FILE_ROW, { "throttle-group", CTL_STR, true, CTL_AT_NONE, .doc = "Whose budget it shares." }, CTL_ARGS_END };
 
 const struct ctl_case ctl_blockdev_cases[] = {
-    { "compress", compress_rows }, { "copy-on-read", cor_rows }, { "throttle", throttle_rows },
-    { "file", file_rows }, { "host_device", file_rows }, { "luks", luks_rows }, { "null-aio", null_rows }, { "null-co", null_rows }, { "qcow2", qcow2_rows },
+    { "blkdebug", blkdebug_rows }, { "compress", compress_rows }, { "copy-before-write", cbw_rows }, { "snapshot-access", view_rows }, { "copy-on-read", cor_rows },
+    { "throttle", throttle_rows }, { "file", file_rows }, { "host_device", file_rows }, { "luks", luks_rows }, { "nbd", nbd_rows }, { "null-aio", null_rows },
+    { "null-co", null_rows }, { "qcow2", qcow2_rows },
     { "qed", qed_rows }, { "raw", raw_rows }, { NULL, NULL }
 };

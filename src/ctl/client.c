@@ -7,7 +7,7 @@
  * Invariants   I1 replies come in the order of the commands, but for those that are executed out of band: they pass the others
  *              I2 before qmp_capabilities no other command runs, and no event is sent
  *              I3 at most CTL_OUT_MAX bytes wait for a client; one that takes none of them is closed
-              I4 at most QUEUE_MAX commands wait; then the client is not read from
+ *              I4 at most QUEUE_MAX commands wait; then the client is not read from
  * Concurrency  home loop; the reader puts commands into the queue, the worker takes them; both put into the output buffer, the writer sends
  * Failure      a socket that fails ends the client, nobody else
  * Tests        ctl_test.c, tests/cli/serve_test.py
@@ -186,7 +186,7 @@ static void execute(struct co *co, struct ctl_client *cl, struct pending *p)
     int r = p->err.code ? p->err.code : run_command(co, cl, &p->cmd, &call);
     put_reply(cl, &call, r, p->cmd.id);
     json_decref(call.ret);
-    ctl_arena_free(&call.arena);
+    ctl_call_end(co, &call);
     pending_free(p);
 }
 

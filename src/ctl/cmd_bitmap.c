@@ -10,7 +10,8 @@
  * Tests        ctl_test.c, tests/nbd/nbd_bitmap_test.py
  */
 
-#include "ctl/ctl_priv.h"
+#include "ctl/transaction.h"
+#include "graph/runtime.h"
 
 struct add_args { const char *node, *name; uint64_t granularity; bool persistent, disabled; };
 static const struct ctl_arg add_rows[] = {
@@ -22,13 +23,17 @@ static const struct ctl_arg add_rows[] = {
     CTL_ARGS_END
 };
 
-static int run_add(struct co *co, struct ctl_call *call)
+const struct ctl_shape ctl_shape_bitmap_add = { .name = "BlockDirtyBitmapAdd", .rows = add_rows, .bytes = sizeof(struct add_args) };
+
+static int do_add(struct co *co, struct ctl_call *call)
 {
     const struct add_args *a = call->args;
     struct graph_node *n = ctl_named(call, a->node);
     struct graph_bitmap_spec s = { a->name, a->granularity, a->persistent, a->disabled };
     return n ? graph_bitmap_add(co, n, &s, &call->err) : call->err.code;
 }
+
+static int run_add(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_add); }
 
 struct one_args { const char *node, *name; };
 static const struct ctl_arg one_rows[] = {
@@ -37,33 +42,43 @@ static const struct ctl_arg one_rows[] = {
     CTL_ARGS_END
 };
 
-static int run_remove(struct co *co, struct ctl_call *call)
+const struct ctl_shape ctl_shape_bitmap = { .name = "BlockDirtyBitmap", .rows = one_rows, .bytes = sizeof(struct one_args) };
+
+static int do_remove(struct co *co, struct ctl_call *call)
 {
     const struct one_args *a = call->args;
     struct graph_node *n = ctl_named(call, a->node);
     return n ? graph_bitmap_remove(co, n, a->name, &call->err) : call->err.code;
 }
 
-static int run_clear(struct co *co, struct ctl_call *call)
+static int run_remove(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_remove); }
+
+static int do_clear(struct co *co, struct ctl_call *call)
 {
     const struct one_args *a = call->args;
     struct graph_node *n = ctl_named(call, a->node);
     return n ? graph_bitmap_clear(co, n, a->name, &call->err) : call->err.code;
 }
 
-static int run_enable(struct co *co, struct ctl_call *call)
+static int run_clear(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_clear); }
+
+static int do_enable(struct co *co, struct ctl_call *call)
 {
     const struct one_args *a = call->args;
     struct graph_node *n = ctl_named(call, a->node);
     return n ? graph_bitmap_enable(co, n, a->name, true, &call->err) : call->err.code;
 }
 
-static int run_disable(struct co *co, struct ctl_call *call)
+static int run_enable(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_enable); }
+
+static int do_disable(struct co *co, struct ctl_call *call)
 {
     const struct one_args *a = call->args;
     struct graph_node *n = ctl_named(call, a->node);
     return n ? graph_bitmap_enable(co, n, a->name, false, &call->err) : call->err.code;
 }
+
+static int run_disable(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_disable); }
 
 /* ---- merge ---- */
 
@@ -92,6 +107,8 @@ static const struct ctl_arg merge_rows[] = {
     CTL_ARGS_END
 };
 
+const struct ctl_shape ctl_shape_bitmap_merge = { .name = "BlockDirtyBitmapMerge", .rows = merge_rows, .bytes = sizeof(struct merge_args) };
+
 static int source_of(struct ctl_call *call, struct graph_node *n, const struct source *from, struct graph_bitmap_ref *ret)
 {
     *ret = (struct graph_bitmap_ref){ n, from->local };
@@ -102,7 +119,7 @@ static int source_of(struct ctl_call *call, struct graph_node *n, const struct s
     return ret->node ? 0 : call->err.code;
 }
 
-static int run_merge(struct co *co, struct ctl_call *call)
+static int do_merge(struct co *co, struct ctl_call *call)
 {
     const struct merge_args *a = call->args;
     const struct source *from = a->bitmaps.items;
@@ -115,6 +132,8 @@ static int run_merge(struct co *co, struct ctl_call *call)
         r = source_of(call, n, &from[i], &src[i]);
     return r ? r : graph_bitmap_merge(co, n, a->target, src, (unsigned)a->bitmaps.count, &call->err);
 }
+
+static int run_merge(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_merge); }
 
 const struct ctl_command ctl_cmd_bitmap_add = { "block-dirty-bitmap-add", add_rows, sizeof(struct add_args), run_add,
     .doc = "Begins a dirty bitmap: what is written from now on is marked." };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_block.c: query-block, query-named-block-nodes, block_resize (FEATURES 8.011, 8.017), and the event
- * BLOCK_IMAGE_CORRUPTED (1.113).
+ * cmd_block.c: query-block, query-named-block-nodes, block_resize (FEATURES 8.011, 8.017), and the events
+ * BLOCK_IMAGE_CORRUPTED (1.113), BLOCK_IO_ERROR (8.024).
  *
  * Purpose      What is open, and how large it shall be.
  * Owns         nothing
@@ -10,8 +10,14 @@
  * Failure      as ctl_priv.h; DeviceNotFound for names of nothing
  * Tests        ctl_test.c, tests/cli/serve_test.py
  */
+#include <string.h>
+
 #include "ctl/ctl_priv.h"
+#include "ctl/guard.h"
+#include "export/exports.h"
+#include "graph/cbw.h"
 #include "graph/runtime.h"
+#include "graph/stats.h"
 
 static int no_memory(struct ctl_call *call)
 {
@@ -34,6 +40,13 @@ static bool writethrough_of(const struct ctl *c, const struct graph_node *n)
     return false;
 }
 
+/* Of the last request of each kind (FEATURES 9.101). */
+static const char *io_status(const struct graph_node *n)
+{
+    int error = graph_io_status(n);
+    return !error ? "ok" : error == -ENOSPC ? "nospace" : "failed";
+}
+
 static int run_query_block(struct co *co, struct ctl_call *call)
 {
     const struct ctl_env *e = &call->c->env;
@@ -43,8 +56,14 @@ static int run_query_block(struct co *co, struct ctl_call *call)
         return no_memory(call);
     for (size_t i = 0; i < e->device_count && !r; i++) {
         const struct ctl_device *d = &e->devices[i];
-        json_t *inserted = device_json(co, &(struct device_json){ graph_skip_implicit(graph_attached(d->node)), false, d->writethrough }, &call->err);
-        json_t *o = inserted ? json_pack("{s:s,s:b,s:b,s:o,s:s}", "device", d->name, "locked", 0, "removable", 0, "inserted", inserted, "type", "unknown") : NULL;
+        struct graph_node *n = graph_skip_implicit(graph_attached(d->node));
+        if (!graph_look_begin(n))
+            continue;
+        json_t *inserted = device_json(co, &(struct device_json){ n, false, d->writethrough }, &call->err);
+        const char *status = io_status(n);
+        graph_look_end(n);
+        json_t *o = inserted ? json_pack("{s:s,s:b,s:b,s:o,s:s,s:s}", "device", d->name, "locked", 0, "removable", 0, "inserted", inserted, "type", "unknown",
+                                         "io-status", status) : NULL;
         r = append(call, o);
     }
     return r;
@@ -53,20 +72,28 @@ static int run_query_block(struct co *co, struct ctl_call *call)
 struct nodes_args { bool flat; };
 static const struct ctl_arg nodes_rows[] = { { "flat", CTL_BOOL, false, CTL_AT(struct nodes_args, flat), .doc = "Without what lies below each image." }, CTL_ARGS_END };
 
+static int append_node(struct co *co, struct ctl_call *call, struct graph_node *n)
+{
+    struct device_json d = { n, ((const struct nodes_args *)call->args)->flat, writethrough_of(call->c, n) };
+    int r = append(call, device_json(co, &d, &call->err));
+    if (!r && !graph_is_filter(n) && !graph_is_bare_file(n) && !graph_file(n) && !graph_is_snapshot_access(n))
+        r = append(call, file_node_json(co, &d, &call->err));
+    return r;
+}
+
 static int run_query_named_block_nodes(struct co *co, struct ctl_call *call)
 {
-    const struct nodes_args *a = call->args;
     int r = 0;
     call->ret = json_array();
     if (!call->ret)
         return no_memory(call);
-    for (struct graph_node *n = graph_next(call->c->env.graph, NULL); n && !r; n = graph_next(call->c->env.graph, n)) {
-        struct device_json d = { n, a->flat, writethrough_of(call->c, n) };
-        if (!graph_skip_filters(n))
-            continue;                            /* a filter that filters nothing yet */
-        r = append(call, device_json(co, &d, &call->err));
-        if (!r && !graph_is_filter(n) && !graph_is_bare_file(n) && !graph_file(n))
-            r = append(call, file_node_json(co, &d, &call->err));
+    for (struct graph_node *n = graph_next(call->c->env.graph, NULL), *next; n && !r; n = next) {
+        bool looks = graph_skip_filters(n) && graph_look_begin(n);       /* not at a filter that filters nothing yet, or at what is being closed */
+        if (looks)
+            r = append_node(co, call, n);
+        next = graph_next(call->c->env.graph, n);
+        if (looks)
+            graph_look_end(n);
     }
     return r;
 }
@@ -88,16 +115,47 @@ void ctl_image_corrupted(void *arg, const struct graph_node *n, const struct fmt
     ctl_send_event(ctl, "BLOCK_IMAGE_CORRUPTED", data);
 }
 
+/* ---- BLOCK_IO_ERROR (FEATURES 8.024, 8.025) ---- */
+static const char *export_of(const struct ctl *c, const struct graph_node *n)
+{
+    struct exports *x = c->env.exports;
+    for (struct export *e = x ? exports_next(x, NULL) : NULL; e; e = exports_next(x, e))
+        if (e->node == n)
+            return e->id;
+    return NULL;
+}
+
+/* Only what came from outside. */
+void ctl_io_error(void *arg, struct graph_node *n, const struct graph_io_error *e)
+{
+    struct ctl *c = arg;
+    const char *device = NULL, *export = export_of(c, n);
+    for (size_t i = 0; i < c->env.device_count; i++)
+        if (c->env.devices[i].node == n || (export && graph_attached(c->env.devices[i].node) == graph_attached(n)))
+            device = c->env.devices[i].name;
+    if (!device && !export)
+        return;
+    json_t *data = json_pack("{s:s,s:s,s:s,s:s,s:s,s:b,s:s}", "device", device ? device : "", "qom-path", "", "node-name",
+                             graph_node_name(graph_skip_implicit(graph_attached(n))), "operation", e->op == GRAPH_STATS_READ ? "read" : "write", "action", "report",
+                             "nospace", e->error == -ENOSPC, "reason", strerror(-e->error));
+    if (data && export && json_object_set_new(data, "x-byre-export", json_string(export))) {
+        json_decref(data);
+        data = NULL;
+    }
+    ctl_send_event(c, "BLOCK_IO_ERROR", data);
+}
+
 /* ---- block_resize ---- */
-struct resize_args { const char *device, *node_name; uint64_t size; };
+struct resize_args { const char *device, *node_name; uint64_t size; bool force; };
 static const struct ctl_arg resize_rows[] = {
     { "device", CTL_STR, false, CTL_AT(struct resize_args, device) },
     { "node-name", CTL_STR, false, CTL_AT(struct resize_args, node_name) },
     { "size", CTL_SIZE, true, CTL_AT(struct resize_args, size), .doc = "Bytes." },
+    { "force", CTL_BOOL, false, CTL_AT(struct resize_args, force), .doc = "Make it smaller even though another image is known to depend on it." },
     CTL_ARGS_END
 };
 
-static int run_block_resize(struct co *co, struct ctl_call *call)
+static int resize_held(struct co *co, struct ctl_call *call)
 {
     const struct resize_args *a = call->args;
     struct graph_node *n;
@@ -106,7 +164,22 @@ static int run_block_resize(struct co *co, struct ctl_call *call)
         return r;
     if (graph_read_only(n))
         return byre_fail(&call->err, READ_ONLY, "node '%s' is read-only", graph_node_name(n));
-    return graph_resize(co, n, a->size, FMT_PREALLOC_OFF, &call->err);
+    if (a->size < graph_length(n)) {
+        r = ctl_guard(co, call, &(struct ctl_guard){ n, n, graph_skip_filters(n), a->force });
+        if (!r)
+            r = ctl_target(call, a->device, a->node_name, &n);
+    }
+    return r ? r : graph_resize(co, n, a->size, FMT_PREALLOC_OFF, &call->err);
+}
+
+/* A mirror that ends takes a disk to another node: what is resized is the one on which the disk lies when nobody moves it any more. */
+static int run_block_resize(struct co *co, struct ctl_call *call)
+{
+    struct graph *g = call->c->env.graph;
+    graph_edges_hold(co, g);
+    int r = resize_held(co, call);
+    graph_edges_let(co, g);
+    return r;
 }
 
 const struct ctl_command ctl_cmd_query_block = { "query-block", NULL, 0, run_query_block, .ret = &ctl_ret_any, .doc = "Lists devices and the images in them." };

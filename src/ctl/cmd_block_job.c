@@ -12,6 +12,7 @@
  */
 #include <string.h>
 
+#include "copy/latency.h"
 #include "ctl/cmd_mirror.h"
 #include "job/job.h"
 
@@ -56,6 +57,20 @@ void ctl_job_io_error(void *arg, const struct job *job, bool read, const char *a
 }
 
 /* ---- query-block-jobs ---- */
+/* FEATURES 9.100. NULL: no memory */
+static json_t *latency_json(const struct copy_latency *l)
+{
+    json_t *limits = json_array(), *bins = json_array();
+    bool ok = limits && bins;
+    for (unsigned i = 0; ok && i <= COPY_LATENCY_LIMITS; i++)
+        ok = !json_array_append_new(bins, json_integer((json_int_t)l->bins[i])) &&
+             (i == COPY_LATENCY_LIMITS || !json_array_append_new(limits, json_integer((json_int_t)copy_latency_limits[i])));
+    json_t *o = ok ? json_pack("{s:O,s:O}", "boundaries", limits, "bins", bins) : NULL;
+    json_decref(limits);
+    json_decref(bins);
+    return o;
+}
+
 static json_t *block_job_json(const struct job *job)
 {
     uint64_t done, total;
@@ -67,6 +82,10 @@ static json_t *block_job_json(const struct job *job)
                           "ready", job->status == JOB_READY || job->status == JOB_STANDBY, "status", job_status_name(job->status),
                           "auto-finalize", job->auto_finalize, "auto-dismiss", job->auto_dismiss);
     if (o && job->status == JOB_CONCLUDED && job->result < 0 && json_object_set_new(o, "error", json_string(error_of(job)))) {
+        json_decref(o);
+        return NULL;
+    }
+    if (o && job->latency && json_object_set_new(o, "x-byre-copy-latency", latency_json(job->latency))) {
         json_decref(o);
         return NULL;
     }
@@ -156,4 +175,4 @@ const struct ctl_command ctl_cmd_block_job_cancel = { "block-job-cancel", cancel
 const struct ctl_command ctl_cmd_block_job_set_speed = { "block-job-set-speed", speed_rows, sizeof(struct device_args), run_set_speed,
     .doc = "Limits how fast a job works, from now on." };
 const struct ctl_command ctl_cmd_query_block_jobs = { "query-block-jobs", NULL, 0, run_query_block_jobs, .ret = &ctl_ret_any,
-    .doc = "Lists block jobs with their progress." };
+    .doc = "Lists block jobs with their progress. In x-byre-copy-latency: how many pieces took how long, as a histogram of query-blockstats, in ns." };

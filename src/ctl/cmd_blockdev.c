@@ -10,17 +10,17 @@
  * Failure      as ctl_priv.h
  * Tests        tests/cli/blockdev_test.py
  */
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
+#include "base/id.h"
 #include "ctl/ctl_priv.h"
+#include "ctl/new_image.h"
+#include "ctl/transaction.h"
 #include "graph/blockdev.h"
-
-static int find_node(struct ctl_call *call, const char *name, struct graph_node **ret_n)
-{
-    *ret_n = graph_find(call->c->env.graph, name);
-    return *ret_n ? 0 : byre_fail(&call->err, NOT_FOUND, "Cannot find device='' nor node-name='%s'", name);
-}
 
 /* ---- blockdev-add, blockdev-del ---- */
 
@@ -38,9 +38,20 @@ static const struct ctl_arg del_rows[] = { { "node-name", CTL_STR, true, CTL_AT(
 
 static int run_del(struct co *co, struct ctl_call *call)
 {
-    struct graph_node *n;
-    int r = find_node(call, ((const struct del_args *)call->args)->node_name, &n);
-    return r ? r : graph_blockdev_del(co, n, &call->err);
+    const char *name = ((const struct del_args *)call->args)->node_name;
+    struct graph_node *n = graph_find(call->c->env.graph, name);         /* not kept: it is to go */
+    return n ? graph_blockdev_del(co, n, &call->err) : byre_fail(&call->err, NOT_FOUND, "Cannot find device='' nor node-name='%s'", name);
+}
+
+/* ---- blockdev-reopen ---- */
+
+static const struct ctl_arg reopen_rows[] = {
+    { "options", CTL_STRUCT, true, CTL_AT_NONE, .of = &ctl_blockdev_shape, .list = true, .doc = "Of each node all that is not to be its default." }, CTL_ARGS_END
+};
+
+static int run_reopen(struct co *co, struct ctl_call *call)
+{
+    return graph_blockdev_reopen(co, call->c->env.graph, json_object_get(call->arguments, "options"), &call->err);
 }
 
 /* ---- blockdev-snapshot ---- */
@@ -52,14 +63,59 @@ static const struct ctl_arg snapshot_rows[] = {
     CTL_ARGS_END
 };
 
+const struct ctl_shape ctl_shape_snapshot = { .name = "BlockdevSnapshot", .rows = snapshot_rows, .bytes = sizeof(struct snapshot_args) };
+
+/* Of a snapshot on its way. */
+struct taking { struct graph_node *overlay; bool named, made, put; char *below; };
+
+static int put(struct co *co, struct ctl_act *t)
+{
+    struct taking *s = t->state;
+    int r = graph_snapshot_put(co, t->node, s->overlay, &s->named, &t->call.err);
+    s->put = !r;
+    return r;
+}
+
+static int apply_snapshot(struct co *co, struct ctl_act *t)
+{
+    int r = ctl_act_same(t, ctl_named(&t->call, ((const struct snapshot_args *)t->call.args)->node));
+    return r ? r : put(co, t);
+}
+
+static void undo_snapshot(struct co *co, struct ctl_act *t)
+{
+    struct taking *s = t->state;
+    graph_snapshot_take_back(co, s->overlay, s->named);
+}
+
+static int open_snapshot(struct co *co, struct ctl_act *t)
+{
+    const struct snapshot_args *a = t->call.args;
+    struct taking *s = t->state = ctl_arena_get(&t->call.arena, sizeof *s);
+    t->node = ctl_named(&t->call, a->node);
+    if (!t->node || !s)
+        return s ? t->call.err.code : byre_fail(&t->call.err, NOMEM, "no memory for a snapshot");
+    s->overlay = ctl_node(&t->call, a->overlay);
+    if (!s->overlay)
+        return t->call.err.code;
+    graph_ref(s->overlay);
+    graph_ref(t->node);
+    return 0;
+}
+
+static void end_snapshot(struct co *co, struct ctl_act *t, bool good)
+{
+    struct taking *s = t->state;
+    if (good)
+        graph_snapshot_settle(co, t->node);
+    (void)!graph_close(co, s->overlay);          /* the user has it */
+}
+
+const struct ctl_action ctl_action_snapshot = { .open = open_snapshot, .apply = apply_snapshot, .undo = undo_snapshot, .end = end_snapshot };
+
 static int run_snapshot(struct co *co, struct ctl_call *call)
 {
-    const struct snapshot_args *a = call->args;
-    struct graph_node *n = ctl_named(call, a->node), *overlay;
-    if (!n)
-        return call->err.code;
-    int r = find_node(call, a->overlay, &overlay);
-    return r ? r : graph_snapshot_above(co, n, overlay, &call->err);
+    return ctl_act_alone(co, call, &ctl_action_snapshot);
 }
 
 /* ---- blockdev-snapshot-sync ---- */
@@ -78,35 +134,6 @@ static const struct ctl_arg sync_rows[] = {
     CTL_ARGS_END
 };
 
-/* An absolute path is what the new image records. NULL: no memory. */
-static char *absolute(const char *path)
-{
-    char *text = NULL, *cwd = path[0] == '/' ? NULL : getcwd(NULL, 0);
-    int n = cwd ? asprintf(&text, "%s/%s", cwd, path) : asprintf(&text, "%s", path);
-    free(cwd);
-    return n < 0 ? NULL : text;
-}
-
-static int make_file(struct co *co, const struct sync_args *a, const struct fmt_ops *ops, struct graph_node *image, struct byre_err *err)
-{
-    struct stor *s;
-    char *below = absolute(graph_filename(image));
-    const struct fmt_create_opts co_ = { .size = graph_length(image), .backing_file = below, .backing_fmt = (char *)(uintptr_t)graph_format(image)->name, .version = 3,
-                                         .refcount_bits = 16 };
-    const struct stor_file_opts so = { .create = true, .truncate_to_zero = true };
-    int r = below ? ops->create(co, NULL, &co_, err) : byre_fail(err, NOMEM, "no memory for a file name");
-    if (!r)
-        r = stor_file_open(co, a->file, &so, &s, err);
-    if (!r) {
-        r = ops->create(co, s, &co_, err);           /* durable when it returns */
-        stor_close(co, s);
-        if (r)
-            (void)unlink(a->file);
-    }
-    free(below);
-    return r;
-}
-
 static int open_new(struct co *co, struct ctl_call *call, const struct sync_args *a, const char *format, struct graph_node **ret_n)
 {
     json_t *o = json_pack("{s:s,s:n,s:{s:s,s:s}}", "driver", format, "backing", "file", "driver", "file", "filename", a->file);
@@ -119,33 +146,92 @@ static int open_new(struct co *co, struct ctl_call *call, const struct sync_args
     return r;
 }
 
-static int run_snapshot_sync(struct co *co, struct ctl_call *call)
+const struct ctl_shape ctl_shape_snapshot_sync = { .name = "BlockdevSnapshotSync", .rows = sync_rows, .bytes = sizeof(struct sync_args) };
+
+static int check_sync(struct co *co, struct ctl_call *call, const struct sync_args *a, const struct fmt_ops *ops)
 {
-    const struct sync_args *a = call->args;
-    const char *format = a->format ? a->format : "qcow2";
-    const struct fmt_ops *ops = fmt_by_name(format);
-    bool make = !a->has_mode || a->mode == MODE_ABSOLUTE;
-    struct graph_node *n, *overlay;
-    int r = ctl_target(call, a->device, a->node_name, &n);
-    if (r)
-        return r;
     if (!ops || !ops->make_empty || !ops->create)
-        return byre_fail(&call->err, UNKNOWN_FORMAT, "the format '%s' is not known, or has no backing images", format);
+        return byre_fail(&call->err, UNKNOWN_FORMAT, "the format '%s' is not known, or has no backing images", a->format ? a->format : "qcow2");
+    if (a->new_name && !id_is_good(a->new_name, GRAPH_NAME_MAX))     /* before a file that may be there is given up */
+        return byre_fail(&call->err, BAD_ARGUMENT, "'%s' is no acceptable node name (a letter, then at most %d letters, digits, '-', '.', '_')", a->new_name, GRAPH_NAME_MAX - 1);
     if (a->new_name && graph_find(call->c->env.graph, a->new_name))
         return byre_fail(&call->err, EXISTS, "New overlay node-name already in use: '%s'", a->new_name);
-    struct graph_node *image = graph_skip_filters(n);
-    if (make && graph_uses_file(co, call->c->env.graph, a->file))
-        return byre_fail(&call->err, EXISTS, "'%s' is the file of a node that is open; the snapshot needs a file of its own", a->file);
-    if (make)
-        r = make_file(co, a, ops, image, &call->err);
+    return 0;
+}
+
+static int make_overlay(struct co *co, struct ctl_act *t)
+{
+    const struct sync_args *a = t->call.args;
+    const char *format = a->format ? a->format : "qcow2";
+    const struct fmt_ops *ops = fmt_by_name(format);
+    struct taking *s = t->state;
+    bool make = !a->has_mode || a->mode == MODE_ABSOLUTE;
+    int r = check_sync(co, &t->call, a, ops);
     if (r)
         return r;
-    r = open_new(co, call, a, format, &overlay);
-    if (!r && (r = graph_snapshot_above(co, n, overlay, &call->err)))
-        (void)!graph_blockdev_del(co, overlay, NULL);      /* nothing was written to it */
-    if (r && make)
-        (void)unlink(a->file);                   /* I1 */
+    struct graph_node *image = graph_skip_filters(t->node);
+    if (!image)
+        return byre_fail(&t->call.err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing", graph_node_name(t->node));
+    if (make && graph_uses_file(co, t->call.c->env.graph, a->file))
+        return byre_fail(&t->call.err, EXISTS, "'%s' is the file of a node that is open; the snapshot needs a file of its own", a->file);
+    s->below = strdup(graph_filename(image));
+    if (make)
+        r = ctl_make_image(co, &(struct ctl_new_image){ a->file, ops, graph_length(image), image }, &t->call.err);
+    s->made = make && !r;
+    if (!r)
+        r = open_new(co, &t->call, a, format, &s->overlay);
+    if (r && s->made)
+        ctl_drop_image(a->file);                 /* I1 */
+    if (r)
+        free(s->below);
     return r;
+}
+
+static int open_sync(struct co *co, struct ctl_act *t)
+{
+    const struct sync_args *a = t->call.args;
+    t->state = ctl_arena_get(&t->call.arena, sizeof(struct taking));
+    int r = t->state ? ctl_target(&t->call, a->device, a->node_name, &t->node) : byre_fail(&t->call.err, NOMEM, "no memory for a snapshot");
+    if (r)
+        return r;
+    graph_ref(t->node);                          /* a job may take it out of its chain while a file is made */
+    r = make_overlay(co, t);
+    if (r)
+        (void)!graph_close(co, t->node);         /* somebody else has it, or it has lost its last user and nobody is there to be told */
+    return r;
+}
+
+static int apply_sync(struct co *co, struct ctl_act *t)
+{
+    const struct sync_args *a = t->call.args;
+    struct graph_node *now = NULL;
+    int r = ctl_target(&t->call, a->device, a->node_name, &now);
+    if (!r)
+        r = ctl_act_same(t, now);
+    return r ? r : put(co, t);
+}
+
+static void end_sync(struct co *co, struct ctl_act *t, bool good)
+{
+    const struct sync_args *a = t->call.args;
+    struct taking *s = t->state;
+    if (good)
+        graph_snapshot_settle(co, t->node);
+    int deleted = good ? 0 : graph_blockdev_del(co, s->overlay, NULL);       /* nothing was written to it */
+    if (!good && s->made && deleted != -EPERM)   /* else it could not be taken out, and is in use: told already */
+        ctl_drop_image(a->file);                 /* I1 */
+    if (good)
+        (void)graph_blockdev_disown(co, s->overlay);         /* a job that takes it out of the chain closes it; others hold it: nothing is closed here */
+    if (good && s->made)
+        graph_tell_linked(co, t->call.c->env.graph, a->file, s->below);
+    free(s->below);
+}
+
+const struct ctl_action ctl_action_snapshot_sync = { .open = open_sync, .apply = apply_sync, .undo = undo_snapshot, .end = end_sync };
+
+static int run_snapshot_sync(struct co *co, struct ctl_call *call)
+{
+    return ctl_act_alone(co, call, &ctl_action_snapshot_sync);
 }
 
 /* ---- change-backing-file ---- */
@@ -161,12 +247,9 @@ static const struct ctl_arg change_rows[] = {
 static int run_change(struct co *co, struct ctl_call *call)
 {
     const struct change_args *a = call->args;
-    struct graph_node *top = ctl_named(call, a->device), *n;
-    if (!top)
+    struct graph_node *top = ctl_named(call, a->device), *n = top ? ctl_node(call, a->image) : NULL;
+    if (!n)
         return call->err.code;
-    int r = find_node(call, a->image, &n);
-    if (r)
-        return r;
     struct graph_node *at = top;
     while (at && at != n)
         at = graph_backing(at);
@@ -235,6 +318,9 @@ const struct ctl_command ctl_cmd_blockdev_add = { "blockdev-add", ctl_blockdev_r
     .doc = "Opens a node, with all that its options nest." };
 const struct ctl_command ctl_cmd_blockdev_del = { "blockdev-del", del_rows, sizeof(struct del_args), run_del,
     .doc = "Closes a node that blockdev-add has opened. It must not be in use." };
+const struct ctl_command ctl_cmd_blockdev_reopen = { "blockdev-reopen", reopen_rows, 0, run_reopen,
+    .doc = "Gives nodes other options while they are used, and images other nodes below them: all of the list, or nothing. What is left out goes back to its "
+           "default. 'backing' must be said of an image that has one, by name, or null for nothing." };
 const struct ctl_command ctl_cmd_blockdev_snapshot = { "blockdev-snapshot", snapshot_rows, sizeof(struct snapshot_args), run_snapshot,
     .doc = "Keeps a disk as it is at this moment: an overlay takes its place under all who use it, while they use it." };
 const struct ctl_command ctl_cmd_blockdev_snapshot_sync = { "blockdev-snapshot-sync", sync_rows, sizeof(struct sync_args), run_snapshot_sync,

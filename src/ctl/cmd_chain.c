@@ -11,33 +11,31 @@
  */
 #include <string.h>
 
-#include "ctl/ctl_priv.h"
+#include "ctl/cmd_mirror.h"
+#include "ctl/guard.h"
+#include "ctl/job_args.h"
 #include "graph/live.h"
+#include "graph/runtime.h"
 #include "job/live_commit.h"
 #include "job/mirror.h"
 #include "job/stream.h"
 
 struct chain_args {
-    const char *job_id, *device, *base, *base_node, *top, *top_node, *bottom, *backing_file, *filter_node_name;
-    uint64_t speed;
-    int on_error;
-    bool has_on_error, backing_mask_protocol, drop_source, auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
+    struct ctl_job_args job;
+    const char *device, *base, *base_node, *top, *top_node, *bottom, *backing_file;
+    uint64_t deadline, max_slowdown, max_hold_ms;
+    int on_error, copy_mode, converge;
+    bool has_max_hold_ms, backing_mask_protocol, drop_source, force;
 };
 
-static const char *const on_error_words[] = { "report", "ignore", "enospc", "stop", "auto", NULL };
-static const struct ctl_shape on_error_shape = { .name = "BlockdevOnError", .words = on_error_words };
-
 #define COMMON_ROWS \
-    { "job-id", CTL_STR, false, CTL_AT(struct chain_args, job_id), .doc = "Name of the job; the device's unless given." }, \
     { "base-node", CTL_STR, false, CTL_AT(struct chain_args, base_node), .doc = "Node of the layer that stays." }, \
     { "base", CTL_STR, false, CTL_AT(struct chain_args, base), .doc = "The same by the name of its file. Node names are better." }, \
     { "backing-file", CTL_STR, false, CTL_AT(struct chain_args, backing_file), .doc = "What is recorded as the name of the backing file, as it stands." }, \
     { "backing-mask-protocol", CTL_BOOL, false, CTL_AT(struct chain_args, backing_mask_protocol), .doc = "A protocol is recorded as the format raw. It always is." }, \
-    { "speed", CTL_SIZE, false, CTL_AT(struct chain_args, speed), .doc = "Bytes of data per second; 0: no limit." }, \
-    { "on-error", CTL_ENUM, false, CTL_AT_HAS(struct chain_args, on_error), .of = &on_error_shape, .doc = "What becomes of the job when a request fails." }, \
-    { "filter-node-name", CTL_STR, false, CTL_AT(struct chain_args, filter_node_name), .doc = "Must be free. No filter is needed, and none appears." }, \
-    { "auto-finalize", CTL_BOOL, false, CTL_AT_HAS(struct chain_args, auto_finalize) }, \
-    { "auto-dismiss", CTL_BOOL, false, CTL_AT_HAS(struct chain_args, auto_dismiss) }
+    CTL_ON_ERROR_ROW("on-error", struct chain_args, on_error, .doc = "What becomes of the job when a request fails."), \
+    CTL_FILTER_NAME_ROW(struct chain_args), \
+    CTL_JOB_ROWS(struct chain_args)
 
 static const struct ctl_arg commit_rows[] = {
     { "device", CTL_STR, true, CTL_AT(struct chain_args, device), .doc = "The disk, by device or node." },
@@ -45,6 +43,9 @@ static const struct ctl_arg commit_rows[] = {
     { "top", CTL_STR, false, CTL_AT(struct chain_args, top), .doc = "The same by the name of its file. Node names are better." },
     { "drop-source", CTL_BOOL, false, CTL_AT(struct chain_args, drop_source), .doc = "The layers above the base give their space back as it goes. Those "
       "between top and base are no disks any more from the beginning." },
+    { "force", CTL_BOOL, false, CTL_AT(struct chain_args, force), .doc = "Do it even though an image outside the chain is known to depend on the base, or on a "
+      "layer between." },
+    CTL_CONVERGE_ROWS(struct chain_args),
     COMMON_ROWS,
     CTL_ARGS_END
 };
@@ -59,8 +60,8 @@ static const struct ctl_arg stream_rows[] = {
 
 static int node_of(struct ctl_call *call, const char *name, struct graph_node **ret)
 {
-    *ret = graph_find(call->c->env.graph, name);
-    return *ret ? 0 : byre_fail(&call->err, NOT_FOUND, "Cannot find device='' nor node-name='%s'", name);
+    *ret = ctl_node(call, name);
+    return *ret ? 0 : call->err.code;
 }
 
 /* By node or by file; NULL: neither is given. what: "base" */
@@ -74,28 +75,15 @@ static int layer_of(struct co *co, struct ctl_call *call, struct graph_node *dis
     if (!file)
         return 0;
     *ret = strcmp(file, graph_filename(disk)) ? graph_layer(co, disk, file) : disk;
-    return *ret ? 0 : byre_fail(&call->err, NOT_FOUND, "Can't find '%s' in the backing chain", file);
-}
-
-static struct job_opts opts_of(const struct chain_args *a)
-{
-    return (struct job_opts){ .id = a->job_id ? a->job_id : a->device, .speed = a->speed, .keep_pending = a->has_auto_finalize && !a->auto_finalize,
-                              .keep_concluded = a->has_auto_dismiss && !a->auto_dismiss };
-}
-
-static enum job_on_error on_error_of(const struct chain_args *a)
-{
-    static const enum job_on_error words[] = { JOB_ON_ERROR_REPORT, JOB_ON_ERROR_IGNORE, JOB_ON_ERROR_ENOSPC, JOB_ON_ERROR_STOP, JOB_ON_ERROR_REPORT };
-    return a->has_on_error ? words[a->on_error] : JOB_ON_ERROR_REPORT;
+    return *ret ? ctl_keep(call, *ret) : byre_fail(&call->err, NOT_FOUND, "Can't find '%s' in the backing chain", file);
 }
 
 /* The disk; what every such command refuses. */
 static int begin(struct ctl_call *call, const struct chain_args *a, struct graph_node **ret_disk)
 {
-    if (!call->c->env.jobs)
-        return byre_fail(&call->err, NOT_SUPPORTED, "there are no jobs here");
-    if (a->filter_node_name && graph_find(call->c->env.graph, a->filter_node_name))
-        return byre_fail(&call->err, EXISTS, "there is a node '%s' already", a->filter_node_name);
+    int r = ctl_job_may(call, &a->job);
+    if (r)
+        return r;
     *ret_disk = ctl_named(call, a->device);
     return *ret_disk ? 0 : call->err.code;
 }
@@ -106,7 +94,9 @@ static int begin(struct ctl_call *call, const struct chain_args *a, struct graph
 static int commit_active(struct co *co, struct ctl_call *call, const struct chain_args *a, const struct job_live_commit_opts *c)
 {
     struct job_mirror_opts o = { .source = c->disk, .target = c->base, .active_commit = true, .on_source_error = c->on_error, .on_target_error = c->on_error,
-                                 .job = c->job };
+                                 .blocking = a->copy_mode == 1, .converge = (enum converge_mode)a->converge, .deadline_s = a->deadline,
+                                 .max_slowdown = (unsigned)a->max_slowdown, .max_hold_ms = a->max_hold_ms, .has_max_hold = a->has_max_hold_ms,
+                                 .filter_node_name = a->job.filter_node_name, .job = c->job };
     struct job *job;
     if (a->drop_source)
         return byre_fail(&call->err, NOT_SUPPORTED, "'drop-source' is for layers below the disk; '%s' itself is written while it is committed", a->device);
@@ -119,27 +109,63 @@ static int commit_active(struct co *co, struct ctl_call *call, const struct chai
     return job_mirror_start(co, call->c->env.jobs, &o, &job, &call->err);
 }
 
+/* Which layers a commit is about: o->disk, o->top, o->base. */
+static int find_layers(struct co *co, struct ctl_call *call, const struct chain_args *a, struct job_live_commit_opts *o)
+{
+    int r = begin(call, a, &o->disk);
+    if (!r)
+        r = layer_of(co, call, o->disk, a->top, a->top_node, "top", &o->top);
+    if (!r)
+        r = layer_of(co, call, o->disk, a->base, a->base_node, "base", &o->base);
+    bool steered = a->copy_mode || a->converge || a->deadline || a->max_slowdown || a->has_max_hold_ms;
+    if (!r && steered && o->top && o->top != o->disk)
+        return byre_fail(&call->err, BAD_ARGUMENT, "'copy-mode', 'converge', 'deadline', 'max-slowdown' and 'max-hold-ms' are for a commit of the disk itself: "
+                         "nothing is written to '%s' meanwhile", graph_node_name(o->top));
+    return r;
+}
+
+/* Its images must not change under others. Those above the base are of no use afterwards. */
+static int guard_commit(struct co *co, struct ctl_call *call, const struct chain_args *a, const struct job_live_commit_opts *o)
+{
+    struct graph_node *top = graph_skip_filters(o->top ? o->top : o->disk), *last = o->base;
+    for (struct graph_node *n = top; !last && n; n = graph_skip_filters(graph_backing(n)))
+        if (!graph_skip_filters(graph_backing(n)))
+            last = n;                            /* down to the end of the chain */
+    struct ctl_guard g = { o->disk, a->drop_source ? top : graph_backing(top), last, a->force };
+    struct ctl_guard taken = { o->disk, top, last, false };
+    if (last == top || !g.from || !graph_lies_below(top, last))
+        return 0;                                /* the job says what is wrong */
+    ctl_guard_committing(co, call->c, &taken, ctl_job_opts(&a->job, a->device).id);
+    struct job_live_commit_opts again = { 0 };
+    int r = find_layers(co, call, a, &again);
+    if (!r && (again.disk != o->disk || again.top != o->top || again.base != o->base))
+        r = byre_fail(&call->err, BUSY, "the chain of '%s' has changed in this moment", a->device);
+    return r ? r : ctl_guard(co, call, &g);
+}
+
 static int run_block_commit(struct co *co, struct ctl_call *call)
 {
     const struct chain_args *a = call->args;
-    struct job_live_commit_opts o = { .backing_file = a->backing_file, .on_error = on_error_of(a), .drop_source = a->drop_source, .job = opts_of(a) };
+    struct job_live_commit_opts o = { .backing_file = a->backing_file, .on_error = ctl_on_error(a->on_error), .drop_source = a->drop_source,
+                                      .filter_node_name = a->job.filter_node_name, .job = ctl_job_opts(&a->job, a->device) };
     struct job *job;
-    int r = begin(call, a, &o.disk);
+    int r = find_layers(co, call, a, &o);
     if (!r)
-        r = layer_of(co, call, o.disk, a->top, a->top_node, "top", &o.top);
+        r = guard_commit(co, call, a, &o);
     if (!r)
-        r = layer_of(co, call, o.disk, a->base, a->base_node, "base", &o.base);
+        r = find_layers(co, call, a, &o);        /* time has passed */
+    if (!r)
+        r = !o.top || o.top == o.disk ? commit_active(co, call, a, &o) : job_live_commit_start(co, call->c->env.jobs, &o, &job, &call->err);
     if (r)
-        return r;
-    if (!o.top || o.top == o.disk)
-        return commit_active(co, call, a, &o);
-    return job_live_commit_start(co, call->c->env.jobs, &o, &job, &call->err);
+        ctl_guard_not_started(call->c, o.job.id);
+    return r;
 }
 
 static int run_block_stream(struct co *co, struct ctl_call *call)
 {
     const struct chain_args *a = call->args;
-    struct job_stream_opts o = { .backing_file = a->backing_file, .on_error = on_error_of(a), .job = opts_of(a) };
+    struct job_stream_opts o = { .backing_file = a->backing_file, .on_error = ctl_on_error(a->on_error), .filter_node_name = a->job.filter_node_name,
+                                 .job = ctl_job_opts(&a->job, a->device) };
     struct job *job;
     int r = begin(call, a, &o.node);
     o.disk = o.node;

@@ -1,21 +1,25 @@
 /* SPDX-License-Identifier: MIT
  *
  * cmd_export.c: nbd-server-start, nbd-server-stop, nbd-server-add, nbd-server-remove, block-export-add, block-export-del,
- * query-block-exports (FEATURES 8.019), and the event BLOCK_EXPORT_DELETED (8.024).
+ * query-block-exports, x-byre-query-nbd-servers (FEATURES 8.019), and the event BLOCK_EXPORT_DELETED (8.024).
  *
  * Purpose      What is offered to whom.
  * Owns         nothing; exports belong to export/exports.h
  * Invariants   none
  * Concurrency  home loop
  * Failure      as ctl_priv.h
- * Tests        ctl_test.c, tests/cli/serve_test.py, tests/daemon
+ * Tests        ctl_test.c, tests/cli/serve_test.py, tests/daemon/daemon_test.py, tests/daemon/tls_test.py (several servers)
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
+#include "base/id.h"
+#include "ctl/addr.h"
 #include "ctl/ctl_priv.h"
 #include "export/exports.h"
 #include "graph/runtime.h"
+#include "tls/objects.h"
 
 #define HANDSHAKE_SECONDS 10u
 #define CONNECTIONS 100u
@@ -27,40 +31,15 @@ static struct exports *exports_of(struct ctl_call *call)
     return call->c->env.exports;
 }
 
-/* ---- nbd-server-start: a union with its data one level below, as the peer has it ---- */
-struct inet_data { const char *host, *port; };
-struct unix_data { const char *path; };
-struct fd_data { const char *str; };
-static const struct ctl_arg inet_data_rows[] = {
-    { "host", CTL_STR, true, CTL_AT(struct inet_data, host), .doc = "Empty: all addresses." },
-    { "port", CTL_STR, true, CTL_AT(struct inet_data, port), .doc = "A number; 0 picks a free one." },
-    CTL_ARGS_END
-};
-static const struct ctl_arg unix_data_rows[] = { { "path", CTL_STR, true, CTL_AT(struct unix_data, path) }, CTL_ARGS_END };
-static const struct ctl_arg fd_data_rows[] = { { "str", CTL_STR, true, CTL_AT(struct fd_data, str), .doc = "Number of a listening socket of the process." }, CTL_ARGS_END };
-static const struct ctl_shape inet_shape = { .name = "InetSocketAddress", .rows = inet_data_rows, .bytes = sizeof(struct inet_data) };
-static const struct ctl_shape unix_shape = { .name = "UnixSocketAddress", .rows = unix_data_rows, .bytes = sizeof(struct unix_data) };
-static const struct ctl_shape fd_shape = { .name = "FdSocketAddress", .rows = fd_data_rows, .bytes = sizeof(struct fd_data) };
-
-enum addr_type { ADDR_INET, ADDR_UNIX, ADDR_FD };
-static const char *const addr_words[] = { [ADDR_INET] = "inet", [ADDR_UNIX] = "unix", [ADDR_FD] = "fd", NULL };
-static const struct ctl_shape addr_type_shape = { .name = "SocketAddressType", .words = addr_words };
-struct addr {
-    int type;
-    union { const struct inet_data *inet; const struct unix_data *un; const struct fd_data *fd; };
-};
-static const struct ctl_arg inet_rows[] = { { "data", CTL_STRUCT, true, CTL_AT(struct addr, inet), .of = &inet_shape }, CTL_ARGS_END };
-static const struct ctl_arg unix_rows[] = { { "data", CTL_STRUCT, true, CTL_AT(struct addr, un), .of = &unix_shape }, CTL_ARGS_END };
-static const struct ctl_arg fd_rows[] = { { "data", CTL_STRUCT, true, CTL_AT(struct addr, fd), .of = &fd_shape }, CTL_ARGS_END };
-static const struct ctl_case addr_cases[] = { { "inet", inet_rows }, { "unix", unix_rows }, { "fd", fd_rows }, { NULL, NULL } };
-static const struct ctl_arg addr_rows[] = { { "type", CTL_ENUM, true, CTL_AT(struct addr, type), .of = &addr_type_shape }, CTL_ARGS_END };
-static const struct ctl_shape addr_shape = { .name = "SocketAddressLegacy", .rows = addr_rows, .bytes = sizeof(struct addr), .tag = "type", .cases = addr_cases };
-
-struct start_args { const struct addr *addr; uint64_t handshake, connections; bool has_handshake, has_connections; };
+/* ---- nbd-server-start ---- */
+struct start_args { const struct ctl_addr *addr; uint64_t handshake, connections; bool has_handshake, has_connections; const char *id, *creds, *authz; };
 static const struct ctl_arg start_rows[] = {
-    { "addr", CTL_STRUCT, true, CTL_AT(struct start_args, addr), .of = &addr_shape },
+    { "addr", CTL_STRUCT, true, CTL_AT(struct start_args, addr), .of = &ctl_addr_shape },
     { "handshake-max-seconds", CTL_SIZE, false, CTL_AT_HAS(struct start_args, handshake), .max = 86400, .doc = "For a client to say what it wants; 0: for ever. 10 when it is not given." },
     { "max-connections", CTL_SIZE, false, CTL_AT_HAS(struct start_args, connections), .max = UINT32_MAX, .doc = "At the same time; 0: no limit. 100 when it is not given." },
+    { "tls-creds", CTL_STR, false, CTL_AT(struct start_args, creds), .doc = "Credentials with endpoint=server: clients must speak TLS." },
+    { "tls-authz", CTL_STR, false, CTL_AT(struct start_args, authz), .doc = "Rules about who may connect, looked up for each client; if they are not there, nobody may." },
+    { "x-byre-id", CTL_STR, false, CTL_AT(struct start_args, id), .doc = "Name of this listener. With one, further listeners may be started, which all offer the same exports." },
     CTL_ARGS_END
 };
 
@@ -76,45 +55,104 @@ static int number_of(struct ctl_call *call, const char *what, const char *text, 
     return 0;
 }
 
-static int listen_on(struct co *co, struct ctl_call *call, struct nbd_server *s, const struct addr *a)
+static int address_of(struct ctl_call *call, const struct ctl_addr *a, struct exports_address *ret)
 {
     unsigned v = 0;
-    uint16_t port;
-    int r;
-    switch ((enum addr_type)a->type) {
-    case ADDR_UNIX:
-        return nbd_server_listen_unix(co, s, a->un->path, &call->err);
-    case ADDR_INET:
+    int r = 0;
+    *ret = (struct exports_address){ .where = EXPORTS_UNIX };
+    switch ((enum ctl_addr_type)a->type) {
+    case CTL_ADDR_UNIX:
+        ret->path = a->un->path;
+        break;
+    case CTL_ADDR_INET:
         r = number_of(call, "addr.data.port", a->inet->port, 65535, &v);
-        return r ? r : nbd_server_listen_tcp(co, s, &(struct nbd_tcp_addr){ a->inet->host, (uint16_t)v }, &port, &call->err);
-    case ADDR_FD:
+        ret->where = EXPORTS_TCP;
+        ret->tcp = (struct nbd_tcp_addr){ a->inet->host, (uint16_t)v };
+        break;
+    case CTL_ADDR_FD:
         r = number_of(call, "addr.data.str", a->fd->str, 1u << 20, &v);
-        return r ? r : nbd_server_listen_fd(co, s, (int)v, &call->err);
+        ret->where = EXPORTS_FD;
+        ret->fd = (int)v;
+        break;
     }
-    return -EINVAL;
+    return r;
+}
+
+static int open_door(struct co *co, struct ctl_call *call, struct exports *x, const struct nbd_door_opts *o)
+{
+    const struct start_args *a = call->args;
+    struct exports_address at;
+    int r = address_of(call, a->addr, &at);
+    return r ? r : exports_open(co, x, o, &at, &call->err);
 }
 
 static int run_start(struct co *co, struct ctl_call *call)
 {
     const struct start_args *a = call->args;
     struct exports *x = exports_of(call);
-    struct nbd_server_opts o = NBD_SERVER_OPTS_DEFAULT;
-    o.handshake_ms = (unsigned)(a->has_handshake ? a->handshake : HANDSHAKE_SECONDS) * 1000;
-    o.connections_max = (unsigned)(a->has_connections ? a->connections : CONNECTIONS);
-    int r = x ? exports_server_start(x, &o, &call->err) : call->err.code;
-    if (r)
-        return r;
-    r = listen_on(co, call, exports_server(x), a->addr);
-    struct byre_err other;
-    if (r && exports_server_stop(co, x, &other))
-        return r;                            /* somebody stopped it in between */
+    struct nbd_door_opts o = { .id = a->id, .handshake_ms = (unsigned)(a->has_handshake ? a->handshake : HANDSHAKE_SECONDS) * 1000,
+        .connections_max = (unsigned)(a->has_connections ? a->connections : CONNECTIONS), .authz = a->authz, .objects = call->c->env.tls };
+    if (!x)
+        return call->err.code;
+    if (a->id && !id_is_good(a->id, SIZE_MAX))
+        return byre_fail(&call->err, BAD_ARGUMENT, "'%s' is no id: a letter, then letters, digits, '-', '.' and '_'", a->id);
+    int r = a->creds ? tls_set_creds(call->c->env.tls, a->creds, true, &o.creds, &call->err) : 0;
+    if (!r)
+        r = open_door(co, call, x, &o);
+    tls_creds_unref(o.creds);
     return r;
 }
+
+/* ---- nbd-server-stop ---- */
+struct stop_args { const char *id; };
+static const struct ctl_arg stop_rows[] = {
+    { "x-byre-id", CTL_STR, false, CTL_AT(struct stop_args, id), .doc = "Close this listener alone, with its connections; exports stay." },
+    CTL_ARGS_END
+};
 
 static int run_stop(struct co *co, struct ctl_call *call)
 {
     struct exports *x = exports_of(call);
-    return x ? exports_server_stop(co, x, &call->err) : call->err.code;
+    const struct stop_args *a = call->args;
+    if (!x)
+        return call->err.code;
+    return a->id ? exports_close_door(co, x, a->id, &call->err) : exports_server_stop(co, x, &call->err);
+}
+
+/* ---- x-byre-query-nbd-servers ---- */
+static const struct ctl_arg door_rows[] = {
+    { "id", CTL_STR, false, CTL_AT_NONE }, { "addresses", CTL_STR, true, CTL_AT_NONE, .list = true, .doc = "unix:PATH or HOST:PORT." },
+    { "connections", CTL_SIZE, true, CTL_AT_NONE }, { "max-connections", CTL_SIZE, true, CTL_AT_NONE, .doc = "0: no limit." },
+    { "tls-creds", CTL_STR, false, CTL_AT_NONE }, { "tls-authz", CTL_STR, false, CTL_AT_NONE },
+    CTL_ARGS_END
+};
+static const struct ctl_shape door_shape = { .name = "XByreNbdServer", .rows = door_rows };
+static const struct ctl_arg ret_doors = { "servers", CTL_STRUCT, true, CTL_AT_NONE, .of = &door_shape, .list = true };
+
+static json_t *door_json(const struct nbd_door *d)
+{
+    struct nbd_door_info i = nbd_door_get(d);
+    json_t *list = json_array();
+    for (unsigned n = 0; list && n < i.listeners; n++) {
+        AUTOFREE char *text = nbd_door_address(d, n);
+        if (json_array_append_new(list, text ? json_string(text) : NULL)) {
+            json_decref(list);
+            list = NULL;
+        }
+    }
+    return list ? json_pack("{s:s*,s:o,s:I,s:I,s:s*,s:s*}", "id", i.id, "addresses", list, "connections", (json_int_t)i.connections,
+                            "max-connections", (json_int_t)i.connections_max, "tls-creds", i.creds, "tls-authz", i.authz) : NULL;
+}
+
+static int run_query_servers(struct co *co, struct ctl_call *call)
+{
+    struct exports *x = call->c->env.exports;
+    struct nbd_server *s = x ? exports_server(x) : NULL;
+    call->ret = json_array();
+    for (struct nbd_door *d = s ? nbd_door_next(s, NULL) : NULL; call->ret && d; d = nbd_door_next(s, d))
+        if (nbd_door_get(d).listeners && json_array_append_new(call->ret, door_json(d)))
+            return byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
 }
 
 /* ---- block-export-add ---- */
@@ -155,25 +193,6 @@ static const struct ctl_arg nbd_rows[] = {
 };
 static const struct ctl_case add_cases[] = { { "nbd", nbd_rows }, { NULL, NULL } };
 
-static bool id_is_good(const char *id)
-{
-    for (size_t i = 0; id[i]; i++) {
-        char c = id[i];
-        bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-        if (!letter && (i == 0 || !((c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_')))
-            return false;
-    }
-    return id[0];
-}
-
-static struct graph_node *node_named(struct ctl_call *call, const char *name)
-{
-    struct graph_node *n = graph_find(call->c->env.graph, name);
-    if (!n)
-        (void)byre_fail(&call->err, NOT_FOUND, "Cannot find device='' nor node-name='%s'", name);
-    return n;
-}
-
 static int run_add(struct co *co, struct ctl_call *call)
 {
     const struct add_args *a = call->args;
@@ -181,11 +200,11 @@ static int run_add(struct co *co, struct ctl_call *call)
     struct exports *x = exports_of(call);
     struct export_bitmap bitmaps[EXPORT_BITMAPS_MAX];
     struct export *e;
-    if (x && !id_is_good(a->id))
+    if (x && !id_is_good(a->id, SIZE_MAX))
         return byre_fail(&call->err, BAD_ARGUMENT, "Invalid block export id: '%s' is not a letter, then letters, digits, '-', '.' and '_'", a->id);
     if (x && a->bitmaps.count > EXPORT_BITMAPS_MAX)
         return byre_fail(&call->err, LIMIT, "an export offers at most %u bitmaps", EXPORT_BITMAPS_MAX);
-    struct graph_node *n = x ? node_named(call, a->node_name) : NULL;
+    struct graph_node *n = x ? ctl_node(call, a->node_name) : NULL;
     for (size_t i = 0; n && i < a->bitmaps.count; i++) {
         bitmaps[i] = (struct export_bitmap){ NULL, from[i].local };
         if (from[i].external) {
@@ -237,6 +256,13 @@ static const struct ctl_arg old_add_rows[] = {
     CTL_ARGS_END
 };
 
+/* A mirror may take the disk to another node while this waits for it. */
+static struct graph_node *old_add_node(void *arg)
+{
+    struct ctl_call *call = arg;
+    return ctl_named(call, ((const struct old_add_args *)call->args)->device);
+}
+
 static int run_old_add(struct co *co, struct ctl_call *call)
 {
     const struct old_add_args *a = call->args;
@@ -248,7 +274,7 @@ static int run_old_add(struct co *co, struct ctl_call *call)
         return call->err.code;
     const char *name = a->name ? a->name : a->device;
     struct export_opts o = { .id = name, .node = n, .name = name, .description = a->description, .writable = a->writable && !graph_read_only(n),
-        .bitmaps = &b, .bitmap_count = a->bitmap ? 1 : 0 };
+        .bitmaps = &b, .bitmap_count = a->bitmap ? 1 : 0, .now = old_add_node, .now_arg = call };
     return exports_add(co, x, &o, &e, &call->err);
 }
 
@@ -292,8 +318,10 @@ static int run_query_block_exports(struct co *co, struct ctl_call *call)
 
 const struct ctl_command ctl_cmd_nbd_server_start = { "nbd-server-start", start_rows, sizeof(struct start_args), run_start,
     .doc = "Starts the NBD server, which offers what block-export-add adds." };
-const struct ctl_command ctl_cmd_nbd_server_stop = { "nbd-server-stop", NULL, 0, run_stop,
-    .doc = "Stops the NBD server: requests in flight are answered, clients cut off, exports removed." };
+const struct ctl_command ctl_cmd_nbd_server_stop = { "nbd-server-stop", stop_rows, sizeof(struct stop_args), run_stop,
+    .doc = "Stops the NBD server with all its listeners: requests in flight are answered, clients cut off, exports removed." };
+const struct ctl_command ctl_cmd_query_nbd_servers = { "x-byre-query-nbd-servers", NULL, 0, run_query_servers, .ret = &ret_doors,
+    .doc = "Lists where the NBD server listens, on which terms, and how many clients are there." };
 const struct ctl_command ctl_cmd_nbd_server_add = { "nbd-server-add", old_add_rows, sizeof(struct old_add_args), run_old_add,
     .doc = "The older form of block-export-add." };
 const struct ctl_command ctl_cmd_nbd_server_remove = { "nbd-server-remove", old_del_rows, sizeof(struct old_del_args), run_old_del,

@@ -13,6 +13,8 @@
 #include <string.h>
 
 #include "ctl/ctl_priv.h"
+#include "ctl/guard.h"
+#include "ctl/job_args.h"
 #include "job/compact.h"
 #include "job/job.h"
 #include "job/scrub.h"
@@ -22,6 +24,7 @@ void ctl_job_changed(void *arg, const struct job *job)
 {
     if (!job->id)
         return;                              /* I1 */
+    ctl_guard_job_changed(arg, job);
     ctl_block_job_changed(arg, job);
     json_t *data = json_pack("{s:s,s:s}", "status", job_status_name(job->status), "id", job->id);
     ctl_send_event(arg, "JOB_STATUS_CHANGE", data);
@@ -84,6 +87,24 @@ static int run_query_jobs(struct co *co, struct ctl_call *call)
 struct id_args { const char *id; };
 static const struct ctl_arg id_rows[] = { { "id", CTL_STR, true, CTL_AT(struct id_args, id) }, CTL_ARGS_END };
 
+/* ---- x-byre-query-job-end ---- */
+static int run_query_job_end(struct co *co, struct ctl_call *call)
+{
+    const char *id = ((const struct id_args *)call->args)->id;
+    const struct jobs *js = call->c->env.jobs;
+    const struct job_end *e = js && !job_find(js, id) ? job_end_find(js, id) : NULL;
+    if (!e)
+        return byre_fail(&call->err, NOT_FOUND, js && job_find(js, id) ? "job '%s' has not ended, or is kept: query-jobs tells" : "no job '%s' is known to have ended", id);
+    call->ret = json_pack("{s:s,s:s,s:b}", "id", e->id, "type", e->type, "success", e->result >= 0);
+    if (call->ret && e->result < 0 && json_object_set_new(call->ret, "error", json_string(e->error ? e->error : strerror(-e->result)))) {
+        json_decref(call->ret);
+        call->ret = NULL;
+    }
+    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+}
+const struct ctl_command ctl_cmd_x_byre_job_end = { "x-byre-query-job-end", id_rows, sizeof(struct id_args), run_query_job_end, .ret = &ctl_ret_any, .oob = true,
+    .doc = "Tells how a job ended that is not listed any more. The last 64 of them are remembered." };
+
 static int verb(struct ctl_call *call, enum job_verb v)
 {
     const struct id_args *a = call->args;
@@ -104,22 +125,18 @@ VERB(resume, JOB_RESUME, "Lets a job that was paused go on.")
 
 /* ---- x-byre-scrub ---- */
 struct scrub_args {
-    const char *device, *node_name, *job_id, *fix;
-    uint64_t speed;
-    bool auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
+    struct ctl_job_args job;
+    const char *device, *node_name, *fix;
 };
 static const struct ctl_arg scrub_rows[] = {
     { "device", CTL_STR, false, CTL_AT(struct scrub_args, device) },
     { "node-name", CTL_STR, false, CTL_AT(struct scrub_args, node_name) },
-    { "job-id", CTL_STR, false, CTL_AT(struct scrub_args, job_id) },
     { "fix", CTL_STR, false, CTL_AT(struct scrub_args, fix) },
-    { "speed", CTL_SIZE, false, CTL_AT(struct scrub_args, speed) },
-    { "auto-finalize", CTL_BOOL, false, CTL_AT_HAS(struct scrub_args, auto_finalize) },
-    { "auto-dismiss", CTL_BOOL, false, CTL_AT_HAS(struct scrub_args, auto_dismiss) },
+    CTL_JOB_ROWS(struct scrub_args),
     CTL_ARGS_END
 };
 
-static int run_x_byre_scrub(struct co *co, struct ctl_call *call)
+static int do_scrub(struct co *co, struct ctl_call *call)
 {
     const struct scrub_args *a = call->args;
     struct graph_node *n;
@@ -128,36 +145,35 @@ static int run_x_byre_scrub(struct co *co, struct ctl_call *call)
         return r;
     if (a->fix && strcmp(a->fix, "none") && strcmp(a->fix, "leaks"))
         return byre_fail(&call->err, BAD_ARGUMENT, "Parameter 'fix' is 'none' or 'leaks', not '%s'; errors are repaired when the disk is not in use", a->fix);
-    if (!call->c->env.jobs)
-        return byre_fail(&call->err, NOT_SUPPORTED, "there are no jobs here");
+    r = ctl_job_may(call, &a->job);
+    if (r)
+        return r;
     struct job_scrub_opts o = { .node = n, .fix_leaks = !a->fix || strcmp(a->fix, "none"),
-        .job = { .id = a->job_id ? a->job_id : graph_node_name(n), .speed = a->speed,
-                 .keep_pending = a->has_auto_finalize && !a->auto_finalize, .keep_concluded = a->has_auto_dismiss && !a->auto_dismiss } };
+        .job = ctl_job_opts(&a->job, graph_node_name(n)) };
     struct job *job;
     return job_scrub_start(call->c->env.jobs, &o, &job, &call->err);
 }
+
+static int run_x_byre_scrub(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_scrub); }
 
 const struct ctl_command ctl_cmd_x_byre_scrub = { "x-byre-scrub", scrub_rows, sizeof(struct scrub_args), run_x_byre_scrub,
     .doc = "Checks an image while it is in use, and gives back what nothing refers to." };
 
 /* ---- x-byre-compact ---- */
 struct compact_args {
-    const char *device, *node_name, *job_id;
-    uint64_t speed;
-    bool zeros, has_zeros, auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
+    struct ctl_job_args job;
+    const char *device, *node_name;
+    bool zeros, has_zeros;
 };
 static const struct ctl_arg compact_rows[] = {
     { "device", CTL_STR, false, CTL_AT(struct compact_args, device) },
     { "node-name", CTL_STR, false, CTL_AT(struct compact_args, node_name) },
-    { "job-id", CTL_STR, false, CTL_AT(struct compact_args, job_id) },
     { "zeros", CTL_BOOL, false, CTL_AT_HAS(struct compact_args, zeros) },
-    { "speed", CTL_SIZE, false, CTL_AT(struct compact_args, speed) },
-    { "auto-finalize", CTL_BOOL, false, CTL_AT_HAS(struct compact_args, auto_finalize) },
-    { "auto-dismiss", CTL_BOOL, false, CTL_AT_HAS(struct compact_args, auto_dismiss) },
+    CTL_JOB_ROWS(struct compact_args),
     CTL_ARGS_END
 };
 
-static int run_x_byre_compact(struct co *co, struct ctl_call *call)
+static int do_compact(struct co *co, struct ctl_call *call)
 {
     const struct compact_args *a = call->args;
     struct graph_node *n;
@@ -165,13 +181,15 @@ static int run_x_byre_compact(struct co *co, struct ctl_call *call)
     int r = ctl_target(call, a->device, a->node_name, &n);
     if (r)
         return r;
-    if (!call->c->env.jobs)
-        return byre_fail(&call->err, NOT_SUPPORTED, "there are no jobs here");
+    r = ctl_job_may(call, &a->job);
+    if (r)
+        return r;
     struct job_compact_opts o = { .node = n, .look_for_zeros = !a->has_zeros || a->zeros,
-        .job = { .id = a->job_id ? a->job_id : graph_node_name(n), .speed = a->speed,
-                 .keep_pending = a->has_auto_finalize && !a->auto_finalize, .keep_concluded = a->has_auto_dismiss && !a->auto_dismiss } };
+        .job = ctl_job_opts(&a->job, graph_node_name(n)) };
     return job_compact_start(call->c->env.jobs, &o, &job, &call->err);
 }
+
+static int run_x_byre_compact(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_compact); }
 
 const struct ctl_command ctl_cmd_x_byre_compact = { "x-byre-compact", compact_rows, sizeof(struct compact_args), run_x_byre_compact,
     .doc = "Moves clusters to the front of an image while it is in use, and cuts it." };

@@ -13,17 +13,21 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
+#include "base/id.h"
 #include "ctl/cmd_mirror.h"
+#include "ctl/job_args.h"
+#include "ctl/new_image.h"
 #include "graph/blockdev.h"
 #include "graph/runtime.h"
 #include "stor/stor.h"
 
 struct mirror_args {
-    const char *job_id, *device, *target, *format, *node_name, *replaces, *filter_node_name;
-    uint64_t speed, granularity, buf_size, deadline, max_slowdown, max_hold_ms;
-    int sync, mode, copy_mode, on_source_error, on_target_error, converge;
-    bool has_mode, has_on_source_error, has_on_target_error, has_max_hold_ms;
-    bool unmap, has_unmap, auto_finalize, has_auto_finalize, auto_dismiss, has_auto_dismiss;
+    struct ctl_job_args job;
+    const char *device, *target, *format, *node_name, *replaces, *bitmap;
+    uint64_t granularity, buf_size, deadline, max_slowdown, max_hold_ms;
+    int sync, mode, bitmap_mode, copy_mode, on_source_error, on_target_error, converge;
+    bool has_mode, has_bitmap_mode, has_max_hold_ms, unmap, has_unmap, carry_bitmaps;
 };
 
 static const char *const sync_words[] = { "top", "full", "none", "incremental", "bitmap", NULL };
@@ -31,35 +35,32 @@ static const struct ctl_shape sync_shape = { .name = "MirrorSyncMode", .words = 
 static const char *const mode_words[] = { "existing", "absolute-paths", NULL };
 static const struct ctl_shape mode_shape = { .name = "NewImageMode", .words = mode_words };
 static const char *const copy_mode_words[] = { "background", "write-blocking", NULL };
-static const struct ctl_shape copy_mode_shape = { .name = "MirrorCopyMode", .words = copy_mode_words };
-static const char *const on_error_words[] = { "report", "ignore", "enospc", "stop", "auto", NULL };
-static const struct ctl_shape on_error_shape = { .name = "BlockdevOnError", .words = on_error_words };
+const struct ctl_shape ctl_copy_mode_shape = { .name = "MirrorCopyMode", .words = copy_mode_words };
+static const char *const bitmap_mode_words[] = { "on-success", "never", "always", NULL };
+static const struct ctl_shape bitmap_mode_shape = { .name = "BitmapSyncMode", .words = bitmap_mode_words };
 static const char *const converge_words[] = { "off", "throttle", "write-blocking", "auto", NULL };
-static const struct ctl_shape converge_shape = { .name = "ConvergeMode", .words = converge_words };
+const struct ctl_shape ctl_converge_shape = { .name = "ConvergeMode", .words = converge_words };
 
 #define COMMON_ROWS \
-    { "job-id", CTL_STR, false, CTL_AT(struct mirror_args, job_id), .doc = "Name of the job; the device's unless given." }, \
     { "device", CTL_STR, true, CTL_AT(struct mirror_args, device), .doc = "The disk that is copied, by device or node." }, \
-    { "sync", CTL_ENUM, true, CTL_AT(struct mirror_args, sync), .of = &sync_shape, .doc = "All that can be read, what the top image holds, or only what is written from now on. Bitmaps are refused." }, \
+    { "sync", CTL_ENUM, true, CTL_AT(struct mirror_args, sync), .of = &sync_shape, .doc = "All that can be read, what the top image holds, or only what is written from now on; bitmap: what a dirty bitmap says, to a " \
+      "target that holds the rest; incremental: that, with bitmap-mode on-success." }, \
+    { "bitmap", CTL_STR, false, CTL_AT(struct mirror_args, bitmap), .doc = "Of the disk, for sync bitmap and incremental." }, \
+    { "bitmap-mode", CTL_ENUM, false, CTL_AT_HAS(struct mirror_args, bitmap_mode), .of = &bitmap_mode_shape, \
+      .doc = "on-success: cleared when the mirror has ended well; always: what has been copied is taken out in any case; never: it stays." }, \
     { "replaces", CTL_STR, false, CTL_AT(struct mirror_args, replaces), .doc = "Node whose users go to the target at the end; the source's unless given." }, \
-    { "speed", CTL_SIZE, false, CTL_AT(struct mirror_args, speed), .doc = "Bytes copied per second; 0: no limit." }, \
     { "granularity", CTL_SIZE, false, CTL_AT(struct mirror_args, granularity), .max = UINT32_MAX, .doc = "How much one changed byte makes dirty: a power of two, 512 to 64 MiB." }, \
-    { "buf-size", CTL_SIZE, false, CTL_AT(struct mirror_args, buf_size), .max = UINT32_MAX, .doc = "Memory for what is under way; 16 MiB unless given." }, \
-    { "on-source-error", CTL_ENUM, false, CTL_AT_HAS(struct mirror_args, on_source_error), .of = &on_error_shape }, \
-    { "on-target-error", CTL_ENUM, false, CTL_AT_HAS(struct mirror_args, on_target_error), .of = &on_error_shape }, \
-    { "copy-mode", CTL_ENUM, false, CTL_AT(struct mirror_args, copy_mode), .of = &copy_mode_shape, .doc = "write-blocking: changes go to both sides before they are answered." }, \
-    { "converge", CTL_ENUM, false, CTL_AT(struct mirror_args, converge), .of = &converge_shape, \
-      .doc = "What may be done so that the job becomes ready: slow the guest down, send changes to both sides, or whatever is needed." }, \
-    { "deadline", CTL_SIZE, false, CTL_AT(struct mirror_args, deadline), .max = UINT32_MAX, .doc = "Seconds in which it is to be ready; 0: none." }, \
-    { "max-slowdown", CTL_SIZE, false, CTL_AT(struct mirror_args, max_slowdown), .max = 1000000, .doc = "The guest keeps at least this part of its write throughput: 1/20 unless given." }, \
-    { "max-hold-ms", CTL_SIZE, false, CTL_AT_HAS(struct mirror_args, max_hold_ms), .max = 3600000, \
-      .doc = "No request is held longer; 0: no limit. 1000 unless given, and no limit without converge." }, \
-    { "auto-finalize", CTL_BOOL, false, CTL_AT_HAS(struct mirror_args, auto_finalize) }, \
-    { "auto-dismiss", CTL_BOOL, false, CTL_AT_HAS(struct mirror_args, auto_dismiss) }
+    { "buf-size", CTL_SIZE, false, CTL_AT(struct mirror_args, buf_size), .max = UINT32_MAX, .doc = "Memory for what is under way; 16 MiB unless given. With more, more is under way at once as long as the target keeps up." }, \
+    CTL_ON_ERROR_ROW("on-source-error", struct mirror_args, on_source_error), \
+    CTL_ON_ERROR_ROW("on-target-error", struct mirror_args, on_target_error), \
+    { "x-byre-carry-bitmaps", CTL_BOOL, false, CTL_AT(struct mirror_args, carry_bitmaps), \
+      .doc = "The target gets the disk's dirty bitmaps at the end, with what they say then. None of their names may be taken there." }, \
+    CTL_CONVERGE_ROWS(struct mirror_args), \
+    CTL_JOB_ROWS(struct mirror_args)
 
 static const struct ctl_arg blockdev_rows[] = {
     { "target", CTL_STR, true, CTL_AT(struct mirror_args, target), .doc = "Node that becomes the copy." },
-    { "filter-node-name", CTL_STR, false, CTL_AT(struct mirror_args, filter_node_name), .doc = "Must be free. No filter is needed, and none appears." },
+    CTL_FILTER_NAME_ROW(struct mirror_args),
     COMMON_ROWS,
     CTL_ARGS_END
 };
@@ -73,35 +74,50 @@ static const struct ctl_arg drive_rows[] = {
     CTL_ARGS_END
 };
 
-static enum job_on_error on_error(bool given, int word)
+/* What of the bitmap arguments goes together; the words of backups. */
+static int bitmap_of(struct ctl_call *call, const struct mirror_args *a, struct job_mirror_opts *o)
 {
-    static const enum job_on_error words[] = { JOB_ON_ERROR_REPORT, JOB_ON_ERROR_IGNORE, JOB_ON_ERROR_ENOSPC, JOB_ON_ERROR_STOP, JOB_ON_ERROR_REPORT };
-    return given ? words[word] : JOB_ON_ERROR_REPORT;
+    bool incremental = a->sync == 3, by_bitmap = incremental || a->sync == 4;
+    if (!by_bitmap && (a->bitmap || a->has_bitmap_mode))
+        return byre_fail(&call->err, BAD_ARGUMENT, "'bitmap' and 'bitmap-mode' go with sync=bitmap or sync=incremental, not with sync=%s", sync_words[a->sync]);
+    if (!by_bitmap)
+        return 0;
+    if (!a->bitmap)
+        return byre_fail(&call->err, BAD_ARGUMENT, "sync=%s needs a 'bitmap'", sync_words[a->sync]);
+    if (incremental && a->has_bitmap_mode && a->bitmap_mode != JOB_BITMAP_ON_SUCCESS)
+        return byre_fail(&call->err, BAD_ARGUMENT, "sync=incremental has bitmap-mode on-success; use sync=bitmap for another one");
+    if (!incremental && !a->has_bitmap_mode)
+        return byre_fail(&call->err, BAD_ARGUMENT, "sync=bitmap needs a 'bitmap-mode'");
+    o->bitmap = a->bitmap;
+    o->bitmap_mode = (enum job_bitmap_mode)a->bitmap_mode;
+    return 0;
 }
 
 static int fill_opts(struct ctl_call *call, const struct mirror_args *a, struct job_mirror_opts *o)
 {
-    static const enum job_mirror_sync syncs[] = { JOB_MIRROR_TOP, JOB_MIRROR_FULL, JOB_MIRROR_NONE };
-    if (!call->c->env.jobs)
-        return byre_fail(&call->err, NOT_SUPPORTED, "there are no jobs here");
-    if (a->sync >= (int)(sizeof syncs / sizeof *syncs))
-        return byre_fail(&call->err, NOT_SUPPORTED, "Sync mode '%s' not supported", sync_words[a->sync]);
-    if (a->filter_node_name && graph_find(call->c->env.graph, a->filter_node_name))
-        return byre_fail(&call->err, EXISTS, "there is a node '%s' already", a->filter_node_name);
+    static const enum job_mirror_sync syncs[] = { JOB_MIRROR_TOP, JOB_MIRROR_FULL, JOB_MIRROR_NONE, JOB_MIRROR_BITMAP, JOB_MIRROR_BITMAP };
+    int r = ctl_job_may(call, &a->job);
+    if (r)
+        return r;
     *o = (struct job_mirror_opts){
         .source = ctl_named(call, a->device), .sync = syncs[a->sync], .blocking = a->copy_mode == 1, .granularity = a->granularity, .buf_bytes = a->buf_size,
-        .keep_space = a->has_unmap && !a->unmap, .on_source_error = on_error(a->has_on_source_error, a->on_source_error),
-        .on_target_error = on_error(a->has_on_target_error, a->on_target_error), .converge = (enum converge_mode)a->converge, .deadline_s = a->deadline,
+        .keep_space = a->has_unmap && !a->unmap, .on_source_error = ctl_on_error(a->on_source_error),
+        .on_target_error = ctl_on_error(a->on_target_error), .converge = (enum converge_mode)a->converge, .deadline_s = a->deadline,
         .max_slowdown = (unsigned)a->max_slowdown, .max_hold_ms = a->max_hold_ms, .has_max_hold = a->has_max_hold_ms,
-        .job = { .id = a->job_id ? a->job_id : a->device, .speed = a->speed, .keep_pending = a->has_auto_finalize && !a->auto_finalize,
-                 .keep_concluded = a->has_auto_dismiss && !a->auto_dismiss } };
+        .carry_bitmaps = a->carry_bitmaps, .filter_node_name = a->job.filter_node_name, .job = ctl_job_opts(&a->job, a->device) };
     if (!o->source)
         return call->err.code;
-    if (o->sync == JOB_MIRROR_TOP && !graph_backing(o->source))
+    r = graph_need_image(o->source, "a mirror", &call->err);
+    if (r)
+        return r;
+    if (o->sync == JOB_MIRROR_TOP && !graph_backing(graph_skip_filters(o->source)))
         o->sync = JOB_MIRROR_FULL;           /* FEATURES 9.021 */
-    if (a->replaces && !(o->replaces = graph_find(call->c->env.graph, a->replaces)))
-        return byre_fail(&call->err, NOT_FOUND, "Cannot find device='' nor node-name='%s'", a->replaces);
-    return 0;
+    r = bitmap_of(call, a, o);
+    if (r)
+        return r;
+    if (a->replaces)
+        o->replaces = ctl_node(call, a->replaces);
+    return a->replaces && !o->replaces ? call->err.code : 0;
 }
 
 static int run_blockdev_mirror(struct co *co, struct ctl_call *call)
@@ -121,28 +137,10 @@ static int run_blockdev_mirror(struct co *co, struct ctl_call *call)
 /* What the new image names as its backing file. NULL: none. */
 static struct graph_node *backing_for(const struct job_mirror_opts *o)
 {
-    return o->sync == JOB_MIRROR_FULL ? NULL : o->sync == JOB_MIRROR_TOP ? graph_skip_filters(graph_backing(o->source)) : graph_skip_filters(o->source);
-}
-
-static int make_file(struct co *co, const char *file, const struct fmt_ops *ops, const struct job_mirror_opts *o, struct byre_err *err)
-{
-    struct graph_node *below = backing_for(o);
-    struct stor *s;
-    char *name = below ? realpath(graph_filename(below), NULL) : NULL;
-    const struct fmt_create_opts how = { .size = graph_length(o->source), .version = 3, .refcount_bits = 16, .backing_file = name,
-                                         .backing_fmt = below ? (char *)(uintptr_t)graph_format(below)->name : NULL };
-    const struct stor_file_opts so = { .create = true, .truncate_to_zero = true };
-    int r = below && !name ? byre_fail(err, NOT_SUPPORTED, "%s: is no plain file that another image could name", graph_filename(below)) : ops->create(co, NULL, &how, err);
-    if (!r)
-        r = stor_file_open(co, file, &so, &s, err);
-    if (!r) {
-        r = ops->create(co, s, &how, err);
-        stor_close(co, s);
-        if (r)
-            (void)unlink(file);
-    }
-    free(name);
-    return r;
+    struct graph_node *image = graph_skip_filters(o->source);
+    if (!image || o->sync == JOB_MIRROR_FULL)
+        return NULL;
+    return o->sync == JOB_MIRROR_TOP ? graph_skip_filters(graph_backing(image)) : image;
 }
 
 static int open_file(struct co *co, struct graph *g, const struct mirror_args *a, const char *format, struct job_mirror_opts *o, struct byre_err *err)
@@ -150,6 +148,14 @@ static int open_file(struct co *co, struct graph *g, const struct mirror_args *a
     o->over_source = o->sync == JOB_MIRROR_NONE;
     const struct graph_open_opts oo = { .filename = a->target, .format = format, .node_name = a->node_name, .discard = true, .no_backing = o->over_source };
     return graph_open(co, g, &oo, &o->target, err);
+}
+
+/* Of the node that the target becomes. */
+static int check_name(struct ctl_call *call, const char *name)
+{
+    if (name && !id_is_good(name, GRAPH_NAME_MAX))
+        return byre_fail(&call->err, BAD_ARGUMENT, "'%s' is no acceptable node name (a letter, then at most %d letters, digits, '-', '.', '_')", name, GRAPH_NAME_MAX - 1);
+    return name && graph_find(call->c->env.graph, name) ? byre_fail(&call->err, EXISTS, "there is a node '%s' already", name) : 0;
 }
 
 static int run_drive_mirror(struct co *co, struct ctl_call *call)
@@ -165,11 +171,22 @@ static int run_drive_mirror(struct co *co, struct ctl_call *call)
     const struct fmt_ops *ops = format ? fmt_by_name(format) : NULL;
     if (format && (!ops || !ops->create))
         return byre_fail(&call->err, UNKNOWN_FORMAT, "Unknown driver '%s'", format);
+    if (make && o.sync == JOB_MIRROR_BITMAP)
+        return byre_fail(&call->err, BAD_ARGUMENT, "sync=%s needs mode=existing: the target holds already what the bitmap does not say", sync_words[a->sync]);
     if (make && o.sync != JOB_MIRROR_FULL && !ops->make_empty)
         return byre_fail(&call->err, NOT_SUPPORTED, "%s images cannot have a backing file, which sync=%s needs", format, sync_words[a->sync]);
     if (make && graph_uses_file(co, call->c->env.graph, a->target))
         return byre_fail(&call->err, EXISTS, "'%s' is the file of a node that is open; the copy needs a file of its own", a->target);
-    r = make ? make_file(co, a->target, ops, &o, &call->err) : 0;
+    struct graph_node *below_node = make ? backing_for(&o) : NULL;
+    AUTOFREE char *below = below_node ? strdup(graph_filename(below_node)) : NULL;
+    r = ctl_keep(call, below_node);
+    if (!r && make)
+        r = job_mirror_could(co, call->c->env.jobs, &o, &(struct job_mirror_made){ ops, a->target }, &call->err);
+    if (!r)
+        r = check_name(call, a->node_name);
+    if (r)
+        return r;
+    r = make ? ctl_make_image(co, &(struct ctl_new_image){ a->target, ops, graph_length(o.source), below_node }, &call->err) : 0;
     if (r)
         return r;
     r = open_file(co, call->c->env.graph, a, format, &o, &call->err);
@@ -178,7 +195,9 @@ static int run_drive_mirror(struct co *co, struct ctl_call *call)
         (void)graph_close(co, o.target);     /* the job has a reference of its own */
     }
     if (r && make)
-        (void)unlink(a->target);             /* I1 */
+        ctl_drop_image(a->target);           /* I1 */
+    else if (!r)
+        graph_tell_linked(co, call->c->env.graph, a->target, below);
     return r;
 }
 
@@ -193,7 +212,7 @@ static const struct ctl_arg change_rows[] = {
     CTL_ARGS_END
 };
 static const struct ctl_arg change_mirror_rows[] = {
-    { "copy-mode", CTL_ENUM, true, CTL_AT(struct change_args, copy_mode), .of = &copy_mode_shape, .doc = "From now on; both ways, as often as you like." },
+    { "copy-mode", CTL_ENUM, true, CTL_AT(struct change_args, copy_mode), .of = &ctl_copy_mode_shape, .doc = "From now on; both ways, as often as you like." },
     CTL_ARGS_END
 };
 static const struct ctl_case change_cases[] = { { "mirror", change_mirror_rows }, { NULL, NULL } };

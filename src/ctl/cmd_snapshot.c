@@ -9,9 +9,10 @@
  * Failure      as ctl_priv.h
  * Tests        ctl_test.c, tests/nbd/nbd_snapshot_test.py
  */
+#include <string.h>
 #include <time.h>
 
-#include "ctl/ctl_priv.h"
+#include "ctl/transaction.h"
 
 /* ---- create ---- */
 struct create_args { const char *device, *name; };
@@ -21,18 +22,53 @@ static const struct ctl_arg create_rows[] = {
     CTL_ARGS_END
 };
 
-static int run_create(struct co *co, struct ctl_call *call)
+const struct ctl_shape ctl_shape_internal = { .name = "BlockdevSnapshotInternal", .rows = create_rows, .bytes = sizeof(struct create_args) };
+
+static int create(struct co *co, struct ctl_call *call, struct graph_node *n, struct fmt_snapshot_info *ret)
 {
     const struct create_args *a = call->args;
     struct timespec now = { 0, 0 };
-    struct graph_node *n = ctl_named(call, a->device);
-    if (!n)
-        return call->err.code;
     (void)clock_gettime(CLOCK_REALTIME, &now);       /* fails for unknown clocks only */
     const struct fmt_snapshot_req rq = { .op = FMT_SNAPSHOT_CREATE, .name = a->name, .unique = true, .date_sec = (uint32_t)now.tv_sec,
         .date_nsec = (uint32_t)now.tv_nsec };
-    return graph_snapshot(co, n, &rq, NULL, &call->err);
+    return graph_snapshot(co, n, &rq, ret, &call->err);
 }
+
+static int run_create(struct co *co, struct ctl_call *call)
+{
+    const struct create_args *a = call->args;
+    struct graph_node *n = ctl_named(call, a->device);
+    return n ? create(co, call, n, NULL) : call->err.code;
+}
+
+static int open_create(struct co *co, struct ctl_act *t)
+{
+    const struct create_args *a = t->call.args;
+    t->node = ctl_named(&t->call, a->device);
+    t->state = ctl_arena_get(&t->call.arena, sizeof(struct fmt_snapshot_info));
+    if (!t->node || !t->state)
+        return t->node ? byre_fail(&t->call.err, NOMEM, "no memory for a snapshot") : t->call.err.code;
+    graph_ref(t->node);
+    return 0;
+}
+
+static int apply_create(struct co *co, struct ctl_act *t)
+{
+    int r = ctl_act_same(t, ctl_named(&t->call, ((const struct create_args *)t->call.args)->device));
+    return r ? r : create(co, &t->call, t->node, t->state);
+}
+
+static void undo_create(struct co *co, struct ctl_act *t)
+{
+    struct byre_err why = { 0 };
+    const struct fmt_snapshot_info *s = t->state;
+    const struct fmt_snapshot_req rq = { .op = FMT_SNAPSHOT_DELETE, .pick = { .id = s->id } };
+    if (graph_snapshot(co, t->node, &rq, NULL, &why))
+        graph_warn(t->node, "%s: snapshot '%s' could not be taken back: %s", graph_filename(t->node), s->name, why.text);
+}
+
+static void end_create(struct co *co, struct ctl_act *t, bool good) { fmt_snapshot_fini(t->state); }
+const struct ctl_action ctl_action_internal = { .open = open_create, .apply = apply_create, .undo = undo_create, .end = end_create };
 
 /* ---- delete ---- */
 struct delete_args { const char *device, *id, *name; };

@@ -64,7 +64,7 @@ static int leave(struct co *co, struct graph_node *f, struct byre_err *err)
     int r = graph_remove_filter(co, f, err);     /* f ends: nobody but its users held it */
     if (r)
         return r;
-    if (!throttle_group_members(t))
+    if (!throttle_group_members(t) && !throttle_group_kept(t))
         return throttle_group_free(t, err);
     return 0;
 }
@@ -83,7 +83,7 @@ static int enter(struct co *co, struct ctl_call *call, struct graph_node *top, c
     r = graph_insert_above(co, top, f, &call->err);
     if (r) {
         (void)graph_close(co, f);
-        if (!throttle_group_members(t))
+        if (!throttle_group_members(t) && !throttle_group_kept(t))
             (void)!throttle_group_free(t, NULL);             /* I1 */
         return r;
     }
@@ -132,15 +132,13 @@ static const struct ctl_arg threshold_rows[] = {
 static int run_threshold(struct co *co, struct ctl_call *call)
 {
     const struct threshold_args *a = call->args;
-    struct graph_node *n = graph_find(call->c->env.graph, a->node_name);
-    if (!n)
-        return byre_fail(&call->err, NOT_FOUND, "Cannot find device='' nor node-name='%s'", a->node_name);
-    return graph_set_write_threshold(co, n, a->threshold, &call->err);
+    struct graph_node *n = ctl_node(call, a->node_name);
+    return n ? graph_set_write_threshold(co, n, a->threshold, &call->err) : call->err.code;
 }
 
-void ctl_write_threshold(void *arg, const struct graph_node *n, uint64_t exceeded, uint64_t threshold)
+void ctl_write_threshold(void *arg, const char *named, uint64_t exceeded, uint64_t threshold)
 {
-    ctl_send_event(arg, "BLOCK_WRITE_THRESHOLD", json_pack("{s:s,s:I,s:I}", "node-name", graph_node_name(n), "amount-exceeded", (json_int_t)exceeded,
+    ctl_send_event(arg, "BLOCK_WRITE_THRESHOLD", json_pack("{s:s,s:I,s:I}", "node-name", named, "amount-exceeded", (json_int_t)exceeded,
                                                            "write-threshold", (json_int_t)threshold));
 }
 

@@ -13,9 +13,12 @@
 #include <string.h>
 #include <time.h>
 
+#include "ctl/chardev.h"
 #include "ctl/ctl_priv.h"
+#include "ctl/guard.h"
 #include "export/exports.h"
 #include "graph/runtime.h"
+#include "graph/stats.h"
 #include "job/job.h"
 
 /* ---- events ---- */
@@ -51,7 +54,7 @@ int ctl_execute(struct co *co, struct ctl *c, const struct ctl_request *rq, json
         r = ctl_run(co, &call, cmd, rq->words);
     else
         r = byre_fail(&call.err, NOT_FOUND, "The command %s has not been found", rq->command);
-    ctl_arena_free(&call.arena);
+    ctl_call_end(co, &call);
     if (r)
         *err = call.err;
     else if (ret_value)
@@ -65,6 +68,7 @@ int ctl_execute(struct co *co, struct ctl *c, const struct ctl_request *rq, json
 static void watch_graph(struct graph *g, struct ctl *c)
 {
     graph_watch_corruption(g, c ? ctl_image_corrupted : NULL, c);
+    graph_watch_io_errors(g, c ? ctl_io_error : NULL, c);
     graph_watch_threshold(g, c ? ctl_write_threshold : NULL, c);
 }
 
@@ -77,6 +81,8 @@ int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl **ret_c,
     c->env = *env;
     list_init(&c->listeners);
     list_init(&c->clients);
+    list_init(&c->chardevs);
+    list_init(&c->left);
     if (env->jobs) {
         env->jobs->status_changed = ctl_job_changed;
         env->jobs->io_error = ctl_job_io_error;
@@ -126,12 +132,14 @@ void ctl_stop(struct co *co, struct ctl *c)
     close_clients(c, true);
     co_group_wait(co, &c->alive);
     listeners_free(co, c);
+    chardevs_free(co, c);
 }
 
 void ctl_free(struct ctl *c)
 {
     if (!c)
         return;
-    ASSERT(list_empty(&c->clients) && list_empty(&c->listeners));
+    ASSERT(list_empty(&c->clients) && list_empty(&c->listeners) && list_empty(&c->chardevs));
+    ctl_guard_free(c);
     free(c);
 }

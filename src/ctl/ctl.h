@@ -27,6 +27,8 @@
 struct graph;
 struct graph_node;
 struct jobs;
+struct tree_opts;
+struct tls_set;
 
 struct ctl_device { const char *name; struct graph_node *node; bool writethrough; };
 struct exports;
@@ -36,12 +38,16 @@ struct ctl_env {
     struct graph *graph;
     const struct ctl_device *devices; size_t device_count;
     struct exports *exports;             /* the server watches them until ctl_stop; NULL: there are none */
+    struct tls_set *tls;                 /* credentials and rules; NULL: there are none */
     struct jobs *jobs;                   /* the server watches it until ctl_stop; NULL: none */
     int major, minor, micro;             /* version of the program */
     const char *package;
     void (*quit)(void *arg);             /* the command quit; called once, on the home loop, must not suspend */
     int (*object_add)(void *arg, const char *definition, struct byre_err *err);      /* of a thread that may block; NULL: there are no objects */
     int (*object_del)(void *arg, const char *id);                                    /* must not suspend */
+    /* Images are not changed under others that depend on them (src/tree); NULL: they are. With a guard_warning it is only told */
+    const struct tree_opts *tree;
+    void (*guard_warning)(void *arg, const char *text);
     void *arg;
 };
 
@@ -54,15 +60,6 @@ MUST_USE int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl
 /* A path of at most 107 bytes. A socket that nobody listens on is replaced; anything else in the way is an error. The path is
  * removed by ctl_stop. Suspends. */
 MUST_USE int ctl_listen(struct co *co, struct ctl *c, const char *path, struct byre_err *err);
-/* A monitor: one more way in. */
-enum ctl_way { CTL_WAY_LISTEN, CTL_WAY_CONNECT, CTL_WAY_STDIO };
-struct ctl_monitor {
-    enum ctl_way way;
-    const char *path;                    /* of the socket; NULL: fd */
-    int fd;                              /* a socket that was handed over: owned from now on, also on failure */
-    bool pretty;                         /* answers over several lines */
-};
-MUST_USE int ctl_monitor_add(struct co *co, struct ctl *c, const struct ctl_monitor *m, struct byre_err *err);
 uint64_t ctl_arrivals(const struct ctl *c);      /* clients that have come so far */
 
 /* Executes a command as a client would, with arguments that are borrowed (NULL: none). words: scalars are strings, as the command line

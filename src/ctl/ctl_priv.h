@@ -13,19 +13,30 @@
  *   blockdev_rows.c  the options of nodes
  *   commands.c    the table of commands
  *   events.c      the table of events
+ *   cmd_backup.c  blockdev-backup, drive-backup
  *   cmd_base.c    qmp_capabilities query-version query-commands query-qmp-schema quit
  *   cmd_bitmap.c  block-dirty-bitmap-*
- *   cmd_blockdev.c  blockdev-add, blockdev-del, blockdev-snapshot, blockdev-snapshot-sync, change-backing-file, x-debug-query-block-graph
- *   cmd_throttle.c  block_set_io_throttle block-set-write-threshold
  *   cmd_block.c   query-block query-named-block-nodes block_resize
  *   cmd_block_job.c  query-block-jobs, block-job-*
+ *   cmd_blockdev.c  blockdev-add, blockdev-del, blockdev-reopen, blockdev-snapshot, blockdev-snapshot-sync, change-backing-file, x-debug-query-block-graph
  *   cmd_chain.c   block-commit, block-stream
+ *   cmd_chardev.c  chardev-*, query-chardev, query-chardev-backends, x-byre-monitor-add
+ *   cmd_create.c  blockdev-create, x-blockdev-amend
+ *   cmd_debug.c   x-blockdev-change, x-blockdev-set-iothread, x-debug-block-dirty-bitmap-sha256, qom-list-types
+ *   cmd_export.c  nbd-server-*, block-export-*, query-block-exports, x-byre-query-nbd-servers
+ *   cmd_job.c     query-jobs and the verbs of jobs; x-byre-scrub, x-byre-compact, x-byre-query-job-end
  *   cmd_mirror.c  blockdev-mirror, drive-mirror, block-job-change
- *   cmd_export.c  nbd-server-*, block-export-*, query-block-exports
  *   cmd_object.c  object-add object-del
+ *   cmd_qom.c     qom-get qom-set qom-list; throttle groups as objects
  *   cmd_snapshot.c  blockdev-snapshot-internal-sync, blockdev-snapshot-delete-internal-sync
- *   cmd_job.c     query-jobs and the verbs of jobs; x-byre-scrub, x-byre-compact
+ *   cmd_stats.c   query-blockstats, block-latency-histogram-set, x-byre-stats-intervals, x-byre-query-export-stats, x-byre-metrics
+ *   cmd_throttle.c  block_set_io_throttle block-set-write-threshold
+ *   cmd_transaction.c  transaction; transaction.h: what its entries are
  *   image_json.c  ImageInfo and BlockDeviceInfo
+ *   addr.c        addresses of sockets as arguments
+ *   chardev.c     character devices
+ *   guard.c       images are not changed under others
+ *   new_image.c   files that commands make by the way
  *   target.c      which node a command means
  *
  * A command is one row and one function: name, argument rows, `doc`, `ret`. The function gets its arguments decoded, makes
@@ -64,8 +75,10 @@ struct ctl {
     uint64_t arrivals;
     struct list listeners;
     struct list clients;
+    struct list chardevs;
     unsigned client_count;
     struct co_group alive;               /* clients that have not ended */
+    struct list left;                    /* guard.c */
 };
 
 struct ctl_listener {
@@ -104,6 +117,12 @@ struct ctl_client {
 };
 
 /* ---- listen.c ---- */
+/* A socket at a path, or (path NULL) a listening fd, owned from now on; clients wait until it is served. Suspends. */
+MUST_USE int listener_open(struct co *co, const char *path, int fd, struct ctl_listener **ret, struct byre_err *err);
+MUST_USE int listener_serve(struct ctl *c, struct ctl_listener *l, bool pretty, struct byre_err *err);      /* c has l, on success */
+void listener_drop(struct co *co, struct ctl_listener *l);   /* never served */
+/* Connected to a socket of our user: by path, or (path NULL) fd, owned from now on. Suspends. */
+MUST_USE int monitor_connect(struct co *co, const char *path, int fd, int *ret_fd, struct byre_err *err);
 void listeners_quiet(struct co *co, struct ctl *c);          /* nobody gets in any more */
 void listeners_free(struct co *co, struct ctl *c);           /* paths are removed */
 
@@ -117,12 +136,14 @@ bool client_is_silent(const struct ctl_client *cl);         /* nothing waits to 
 #define CTL_LAST_WORDS_NS UINT64_C(1000000000)
 
 /* ---- commands ---- */
+struct ctl_kept;
 struct ctl_call {
     struct ctl *c;
     struct ctl_client *client;
     const void *args;                    /* decoded: a struct as the rows say */
     json_t *arguments;                   /* as they came; NULL: none */
     struct ctl_arena arena;              /* for whatever else lives as long as the call */
+    struct ctl_kept *kept;               /* nodes: target.c */
     json_t *ret;                         /* set by the command; NULL: {} */
     const char *error_class;             /* NULL: GenericError */
     struct byre_err err;                 /* filled when the command fails */
@@ -144,6 +165,7 @@ struct ctl_command {
 extern const struct ctl_command *const ctl_commands[];       /* ends with NULL */
 const struct ctl_command *ctl_find_command(const char *name);
 /* blockdev_rows.c: options of a node, for every command that takes them; what they mean is decided in graph/ */
+extern const struct ctl_shape ctl_blockdev_shape, ctl_ref_shape;      /* the options; those, or the name of a node */
 extern const struct ctl_arg ctl_blockdev_rows[];
 extern const struct ctl_case ctl_blockdev_cases[];
 extern const struct ctl_arg ctl_ret_any;                     /* for `ret`: something that no rows describe yet */
@@ -151,25 +173,44 @@ extern const struct ctl_arg ctl_ret_any;                     /* for `ret`: somet
 extern const struct ctl_command ctl_cmd_qmp_capabilities, ctl_cmd_query_version, ctl_cmd_query_commands,
     ctl_cmd_query_qmp_schema, ctl_cmd_quit;
 extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_nodes, ctl_cmd_block_resize;
-extern const struct ctl_command ctl_cmd_blockdev_add, ctl_cmd_blockdev_del, ctl_cmd_blockdev_snapshot, ctl_cmd_blockdev_snapshot_sync, ctl_cmd_change_backing_file,
+extern const struct ctl_command ctl_cmd_blockdev_add, ctl_cmd_blockdev_del, ctl_cmd_blockdev_reopen, ctl_cmd_blockdev_snapshot, ctl_cmd_blockdev_snapshot_sync, ctl_cmd_change_backing_file,
     ctl_cmd_block_graph, ctl_cmd_io_throttle, ctl_cmd_write_threshold;
+extern const struct ctl_command ctl_cmd_chardev_add, ctl_cmd_chardev_change, ctl_cmd_chardev_remove, ctl_cmd_chardev_send_break, ctl_cmd_query_chardev,
+    ctl_cmd_query_chardev_backends, ctl_cmd_monitor_add;
+extern const struct ctl_command ctl_cmd_transaction;
 extern const struct ctl_command ctl_cmd_snapshot_create, ctl_cmd_snapshot_delete;
 extern const struct ctl_command ctl_cmd_bitmap_add, ctl_cmd_bitmap_clear, ctl_cmd_bitmap_disable, ctl_cmd_bitmap_enable, ctl_cmd_bitmap_merge,
     ctl_cmd_bitmap_remove;
 extern const struct ctl_command ctl_cmd_block_job_cancel, ctl_cmd_block_job_complete, ctl_cmd_block_job_dismiss, ctl_cmd_block_job_finalize,
     ctl_cmd_block_job_pause, ctl_cmd_block_job_resume, ctl_cmd_block_job_set_speed, ctl_cmd_query_block_jobs;
 extern const struct ctl_command ctl_cmd_block_commit, ctl_cmd_block_stream;
+extern const struct ctl_command ctl_cmd_blockdev_amend, ctl_cmd_blockdev_create;
 extern const struct ctl_command ctl_cmd_block_export_add, ctl_cmd_block_export_del, ctl_cmd_nbd_server_add, ctl_cmd_nbd_server_remove, ctl_cmd_nbd_server_start,
-    ctl_cmd_nbd_server_stop, ctl_cmd_query_block_exports;
-extern const struct ctl_command ctl_cmd_object_add, ctl_cmd_object_del;
+    ctl_cmd_nbd_server_stop, ctl_cmd_query_block_exports, ctl_cmd_query_nbd_servers;
+extern const struct ctl_command ctl_cmd_object_add, ctl_cmd_object_del, ctl_cmd_qom_get, ctl_cmd_qom_list, ctl_cmd_qom_set;
+extern const struct ctl_command ctl_cmd_latency_histogram, ctl_cmd_query_blockstats, ctl_cmd_stats_intervals, ctl_cmd_x_byre_export_stats, ctl_cmd_x_byre_job_end,
+    ctl_cmd_x_byre_metrics;
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
     ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_compact, ctl_cmd_x_byre_scrub;
 
+extern const struct ctl_command ctl_cmd_bitmap_sha256, ctl_cmd_blockdev_change, ctl_cmd_qom_list_types, ctl_cmd_set_iothread;
+extern const struct ctl_command ctl_cmd_blockdev_backup, ctl_cmd_drive_backup;
 extern const struct ctl_command ctl_cmd_blockdev_mirror, ctl_cmd_drive_mirror, ctl_cmd_block_job_change;
 
 /* ---- target.c ---- */
+/* What these find stays open until the call has ended, whatever other clients delete meanwhile. */
 /* A device by that name, or a node by it. NULL: told in call->err. */
 struct graph_node *ctl_named(struct ctl_call *call, const char *name);
+/* A node by its name alone. NULL: told in call->err. */
+struct graph_node *ctl_node(struct ctl_call *call, const char *name);
+/* The same for a node that was found otherwise. n NULL: nothing happens. */
+MUST_USE int ctl_keep(struct ctl_call *call, struct graph_node *n);
+/* Gives them back before. Suspends. */
+void ctl_let_nodes(struct co *co, struct ctl_call *call);
+/* Runs it while nobody is in the middle of a transaction, or opens an image in another way (graph_edges_hold). */
+MUST_USE int ctl_alone(struct co *co, struct ctl_call *call, int (*run)(struct co *co, struct ctl_call *call));
+/* The end of a call: gives back its nodes and its memory. Suspends. */
+void ctl_call_end(struct co *co, struct ctl_call *call);
 /* The node of the device or the node of that name: exactly one of the two is given. */
 MUST_USE int ctl_target(struct ctl_call *call, const char *device, const char *node_name, struct graph_node **ret_n);
 
@@ -180,10 +221,13 @@ MUST_USE int ctl_run(struct co *co, struct ctl_call *call, const struct ctl_comm
 void ctl_send_event(struct ctl *c, const char *name, json_t *data);
 /* cmd_block.c: of graph_watch_corruption; arg is the struct ctl. */
 void ctl_image_corrupted(void *arg, const struct graph_node *n, const struct fmt_corruption *c);
+/* cmd_block.c: of graph_watch_io_errors; arg is the struct ctl. */
+struct graph_io_error;
+void ctl_io_error(void *arg, struct graph_node *n, const struct graph_io_error *e);
 /* cmd_export.c: of exports_watch; arg is the struct ctl. */
 void ctl_export_gone(void *arg, const char *id);
 /* cmd_throttle.c: of graph_watch_threshold; arg is the struct ctl. */
-void ctl_write_threshold(void *arg, const struct graph_node *n, uint64_t exceeded, uint64_t threshold);
+void ctl_write_threshold(void *arg, const char *named, uint64_t exceeded, uint64_t threshold);
 /* cmd_job.c: struct jobs' status_changed; arg is the struct ctl. */
 struct job;
 void ctl_job_changed(void *arg, const struct job *job);

@@ -48,6 +48,18 @@ static const struct ctl_arg job_error_rows[] = {
     CTL_ARGS_END
 };
 
+static const struct ctl_arg io_error_rows[] = {
+    { "device", CTL_STR, true, CTL_AT_NONE, .doc = "The device; empty for an export of something else." },
+    { "qom-path", CTL_STR, true, CTL_AT_NONE, .doc = "Empty: devices have none here." },
+    { "node-name", CTL_STR, false, CTL_AT_NONE },
+    { "operation", CTL_ENUM, true, CTL_AT_NONE, .of = &operation, .doc = "Of what is no read: write." },
+    { "action", CTL_ENUM, true, CTL_AT_NONE, .of = &action },
+    { "nospace", CTL_BOOL, false, CTL_AT_NONE },
+    { "reason", CTL_STR, true, CTL_AT_NONE, .doc = "For people." },
+    { "x-byre-export", CTL_STR, false, CTL_AT_NONE, .doc = "Id of the export." },
+    CTL_ARGS_END
+};
+
 static const struct ctl_arg job_pending_rows[] = {
     { "type", CTL_STR, true, CTL_AT_NONE },
     { "id", CTL_STR, true, CTL_AT_NONE },
@@ -76,6 +88,7 @@ static const struct ctl_arg threshold_rows[] = {
 const struct ctl_event ctl_events[] = {
     { "BLOCK_EXPORT_DELETED", export_rows, "An export is gone: its id, its name and its node are free." },
     { "BLOCK_IMAGE_CORRUPTED", corrupted_rows, "Damage was met in an image. It is reported once; the image does not use what is damaged." },
+    { "BLOCK_IO_ERROR", io_error_rows, "A request by a device or an export failed, and whoever made it was told. It comes once a second at most of each." },
     { "BLOCK_JOB_CANCELLED", ended_rows, "A block job ended because somebody wanted it to." },
     { "BLOCK_JOB_COMPLETED", ended_rows, "A block job ended. Without an error, everything that it promises is durable." },
     { "BLOCK_JOB_ERROR", job_error_rows, "A request of a block job failed." },

@@ -5,11 +5,13 @@
  * Purpose      Describes nodes in the words that QMP clients know.
  * Owns         nothing
  * Invariants   I1 members that the schema calls mandatory are always there
+ *              I2 a node that is being described is not closed, nor opened in another way, and its bitmaps stay: other clients may want all of that
  * Concurrency  home loop; suspends in asking format and store
  * Failure      NULL with *err, or NULL when memory ran out
  * Tests        ctl_test.c, tests/cli/serve_test.py
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "ctl/ctl_priv.h"
@@ -96,6 +98,12 @@ static json_t *qcow2_json(const struct fmt_info *f)
             set(&d, "data-file-raw", json_boolean(f->data_file_raw));
         if (f->bitmap_count)
             set(&d, "bitmaps", bitmaps_json(f));
+        if (f->generation) {
+            set(&d, "x-generation", json_integer(f->generation));
+            set(&d, "x-written-by-others", json_boolean(f->others_wrote));
+        }
+        if (f->bitmaps_outdated)
+            set(&d, "x-bitmaps-outdated", json_integer(f->bitmaps_outdated));
     }
     return json_pack("{s:s,s:o}", "type", "qcow2", "data", d);
 }
@@ -106,19 +114,34 @@ static const char *file_driver(struct graph_node *n)
     return !strcmp(s->ops->name, "null") ? "null-co" : stor_is_nbd(s) ? "nbd" : s->traits.regular ? "file" : "host_device";
 }
 
+/* What image_json asks for. A filter has the store of the image below it, which may be another one, or none, by the time that there is an answer. */
+static int ask_image(struct co *co, struct graph_node *n, struct fmt_info *f, bool *ret_known, uint64_t *ret_bytes, struct byre_err *err)
+{
+    struct graph_node *image = graph_skip_filters(n);
+    if (!image || (image != n && !graph_look_begin(image)))
+        return graph_image(n)->ops->info(co, graph_image(n), f, err);
+    graph_hold_image(co, image);
+    int r = graph_image(n)->ops->info(co, graph_image(n), f, err);
+    *ret_known = !r && stor_allocated(co, graph_store(image), ret_bytes) == 0;
+    graph_release_image(image);
+    if (image != n)
+        graph_look_end(image);
+    return r;
+}
+
 /* ImageInfo of one layer, without its backing image. */
 static json_t *image_json(struct co *co, struct graph_node *n, struct byre_err *err)
 {
-    struct fmt_image *im = graph_image(n);
     struct fmt_info f = { 0 };
-    uint64_t bytes;
-    if (im->ops->info(co, im, &f, err))
+    uint64_t bytes = 0;
+    bool known = false;
+    if (ask_image(co, n, &f, &known, &bytes, err))
         return NULL;
     json_t *o = json_object();
     set(&o, "virtual-size", json_integer((json_int_t)graph_length(n)));
     set_str(&o, "filename", graph_filename(n));
     set_str(&o, "format", graph_is_bare_file(n) ? file_driver(n) : graph_format(n)->name);
-    if (stor_allocated(co, graph_store(n), &bytes) == 0)
+    if (known)
         set(&o, "actual-size", json_integer((json_int_t)bytes));
     if (f.cluster_size)
         set(&o, "cluster-size", json_integer((json_int_t)f.cluster_size));
@@ -136,24 +159,42 @@ static json_t *image_json(struct co *co, struct graph_node *n, struct byre_err *
     return o;
 }
 
+/* The layers of a chain as it is at one moment. Jobs take layers out of it, and others delete nodes, while this looks: the nodes stay (I2). */
+struct layers { size_t count; struct graph_node *n[]; };
+
+static struct layers *layers_take(struct graph_node *top, bool flat)
+{
+    size_t count = 0;
+    for (struct graph_node *n = top; n; n = flat ? NULL : graph_backing(n))
+        count++;
+    struct layers *l = calloc(1, sizeof *l + count * sizeof l->n[0]);
+    for (struct graph_node *n = top; l && n && graph_look_begin(n); n = flat ? NULL : graph_backing(n))
+        l->n[l->count++] = n;
+    return l;
+}
+
+static void layers_let(struct layers *l)
+{
+    while (l->count)
+        graph_look_end(l->n[--l->count]);
+    free(l);
+}
+
 /* The image and, nested, what lies below it; in a loop from the bottom up, so that depth costs no stack. */
 static json_t *chain_json(struct co *co, struct graph_node *top, bool flat, struct byre_err *err)
 {
-    unsigned depth = 0;
-    for (struct graph_node *n = top; n; n = flat ? NULL : graph_backing(n))
-        depth++;
+    struct layers *l = layers_take(top, flat);
     json_t *below = NULL;
-    while (depth-- > 0) {
-        struct graph_node *n = top;
-        for (unsigned i = 0; i < depth; i++)
-            n = graph_backing(n);
-        json_t *o = image_json(co, n, err);
+    bool failed = !l;
+    for (size_t i = l ? l->count : 0; i-- > 0 && !failed;) {
+        json_t *o = image_json(co, l->n[i], err);
         if (below)
             set(&o, "backing-image", below);
-        if (!o)
-            return NULL;
+        failed = !o;
         below = o;
     }
+    if (l)
+        layers_let(l);
     return below;
 }
 
@@ -161,7 +202,7 @@ static void set_common(json_t **o, struct graph_node *n, bool writethrough)
 {
     static const char *const detect[] = { [GRAPH_DETECT_OFF] = "off", [GRAPH_DETECT_ON] = "on", [GRAPH_DETECT_UNMAP] = "unmap" };
     static const char *const zeros[] = { "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr" };
-    const struct stor *s = graph_store(n);
+    const struct stor *s = graph_store(n);       /* NULL: a filter that filters nothing any more */
     for (size_t i = 0; i < sizeof zeros / sizeof zeros[0]; i++)
         set(o, zeros[i], json_integer(0));
     set(o, "write_threshold", json_integer((json_int_t)graph_write_threshold(n)));
@@ -169,7 +210,7 @@ static void set_common(json_t **o, struct graph_node *n, bool writethrough)
     set(o, "encrypted", json_false());
     set(o, "detect_zeroes", json_string(detect[graph_detect_zeroes(n)]));
     set(o, "active", json_true());
-    set(o, "cache", json_pack("{s:b,s:b,s:b}", "no-flush", s->no_flush, "direct", s->traits.direct, "writeback", !writethrough));
+    set(o, "cache", json_pack("{s:b,s:b,s:b}", "no-flush", s && s->no_flush, "direct", s && s->traits.direct, "writeback", !writethrough));
     set_str(o, "file", graph_filename(n));
 }
 
@@ -188,7 +229,7 @@ static json_t *first_writes_json(const struct graph_node *n)
 }
 
 /* FEATURES 1.106. What cannot be read counts nothing. */
-static json_t *dirty_bitmaps_json(struct co *co, struct graph_node *n)
+static json_t *bitmaps_held_json(struct co *co, struct graph_node *n)
 {
     struct fmt_bitmap *b;
     if (graph_bitmaps(co, n, &b, NULL) || !b)
@@ -202,6 +243,18 @@ static json_t *dirty_bitmaps_json(struct co *co, struct graph_node *n)
             set(&o, "inconsistent", json_true());
         json_array_append_new(all, o);
     }
+    return all;
+}
+
+static json_t *dirty_bitmaps_json(struct co *co, struct graph_node *n)
+{
+    struct graph_node *image = graph_skip_filters(n);
+    if (!image || !graph_look_begin(image))
+        return NULL;
+    graph_hold_image(co, image);                 /* no bitmap is removed meanwhile */
+    json_t *all = bitmaps_held_json(co, image);
+    graph_release_image(image);
+    graph_look_end(image);
     return all;
 }
 
@@ -228,7 +281,7 @@ json_t *device_json(struct co *co, const struct device_json *d, struct byre_err 
     return o;
 }
 
-json_t *file_node_json(struct co *co, const struct device_json *d, struct byre_err *err)
+static json_t *file_held_json(struct co *co, const struct device_json *d, struct byre_err *err)
 {
     char name[GRAPH_NAME_MAX + 8];
     struct stor *s = graph_store(d->node);
@@ -257,5 +310,13 @@ json_t *file_node_json(struct co *co, const struct device_json *d, struct byre_e
     set(&o, "backing_file_depth", json_integer(0));
     set_common(&o, d->node, d->writethrough);
     set_str(&o, "detect_zeroes", "off");         /* that is the image's matter */
+    return o;
+}
+
+json_t *file_node_json(struct co *co, const struct device_json *d, struct byre_err *err)
+{
+    graph_hold_image(co, d->node);               /* and with it its store */
+    json_t *o = file_held_json(co, d, err);
+    graph_release_image(d->node);
     return o;
 }

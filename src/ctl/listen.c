@@ -17,43 +17,17 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "ctl/ctl_priv.h"
 #include "rt/io.h"
+#include "rt/unix_path.h"
 
 #define BACKLOG 16
 #define ACCEPT_PAUSE_NS UINT64_C(100000000)
-#define STALE_TRIES 20                   /* a killed process may listen a moment longer than it lives */
-#define STALE_PAUSE_NS 50000000
 
 /* ---- listening ---- */
 struct bind_job { struct sockaddr_un sa; int fd; uint64_t dev, ino; };
-
-static bool refuses_clients(const struct sockaddr_un *sa)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return false;
-    bool refused = connect(fd, (const struct sockaddr *)sa, sizeof *sa) && errno == ECONNREFUSED;
-    close(fd);
-    return refused;
-}
-
-static bool is_stale(const struct sockaddr_un *sa)
-{
-    struct stat st;
-    if (lstat(sa->sun_path, &st) || !S_ISSOCK(st.st_mode))
-        return false;
-    for (int i = 0; i < STALE_TRIES; i++) {
-        struct timespec pause = { 0, STALE_PAUSE_NS };
-        if (refuses_clients(sa))
-            return true;
-        nanosleep(&pause, NULL);
-    }
-    return false;
-}
 
 static int try_bind(struct bind_job *j)
 {
@@ -62,7 +36,7 @@ static int try_bind(struct bind_job *j)
         return 0;
     if (errno != EADDRINUSE)
         return -errno;
-    if (!is_stale(&j->sa))
+    if (!unix_path_is_stale(&j->sa))
         return -EADDRINUSE;
     if (unlink(j->sa.sun_path) && errno != ENOENT)
         return -errno;
@@ -135,10 +109,10 @@ static void listener_free(struct ctl_listener *l)
     free(l);
 }
 
-/* Takes fd and, on success, the memory of l. */
-static int listener_start(struct ctl *c, struct ctl_listener *l, struct byre_err *err)
+int listener_serve(struct ctl *c, struct ctl_listener *l, bool pretty, struct byre_err *err)
 {
     l->c = c;
+    l->pretty = pretty;
     if (rt_task_start(c->home, &l->acceptor, acceptor_co, l))
         return byre_fail(err, NOMEM, "no memory for a control socket");
     list_push_back(&c->listeners, &l->link);
@@ -175,26 +149,41 @@ static int take_fd(struct ctl_listener *l, int fd, struct byre_err *err)
     return 0;
 }
 
-static int listen_on(struct co *co, struct ctl *c, const struct ctl_monitor *m, struct byre_err *err)
+int listener_open(struct co *co, const char *path, int fd, struct ctl_listener **ret, struct byre_err *err)
 {
     struct ctl_listener *l = calloc(1, sizeof *l);
     if (!l) {
-        if (!m->path)
-            close(m->fd);
+        if (!path)
+            close(fd);
         return byre_fail(err, NOMEM, "no memory for a control socket");
     }
     l->fd = -1;
-    l->pretty = m->pretty;
-    int r = m->path ? bind_path(co, l, m->path, err) : take_fd(l, m->fd, err);
-    if (!r)
-        r = listener_start(c, l, err);
-    if (r) {
-        if (l->path_ino && rt_blocking(co, unlink_blocking, l) < 0)
-            (void)unlink_blocking(l);
-        listener_free(l);
+    int r = path ? bind_path(co, l, path, err) : take_fd(l, fd, err);
+    if (r)
+        listener_free(l);                /* nothing was made at the path */
+    else
+        *ret = l;
+    return r;
+}
+
+void listener_drop(struct co *co, struct ctl_listener *l)
+{
+    if (rt_blocking(co, unlink_blocking, l) < 0)
+        (void)unlink_blocking(l);
+    listener_free(l);
+}
+
+int ctl_listen(struct co *co, struct ctl *c, const char *path, struct byre_err *err)
+{
+    ASSERT_LOOP(c->home);
+    struct ctl_listener *l;
+    int r = listener_open(co, path, -1, &l, err);
+    if (r)
         return r;
-    }
-    return 0;
+    r = listener_serve(c, l, false, err);
+    if (r)
+        listener_drop(co, l);
+    return r;
 }
 
 uint64_t ctl_arrivals(const struct ctl *c)
@@ -203,14 +192,14 @@ uint64_t ctl_arrivals(const struct ctl *c)
 }
 
 /* ---- sockets of others ---- */
-static int connect_to(struct co *co, struct ctl *c, const struct ctl_monitor *m, struct byre_err *err)
+int monitor_connect(struct co *co, const char *path, int fd, int *ret_fd, struct byre_err *err)
 {
     struct sockaddr_un sa = { .sun_family = AF_UNIX };
-    int fd = m->fd, r = 0;
-    if (m->path && (!*m->path || strlen(m->path) >= sizeof sa.sun_path))
-        return byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket has 1 to %zu bytes", m->path, sizeof sa.sun_path - 1);
-    if (m->path) {
-        memcpy(sa.sun_path, m->path, strlen(m->path));
+    int r = 0;
+    if (path && (!*path || strlen(path) >= sizeof sa.sun_path))
+        return byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket has 1 to %zu bytes", path, sizeof sa.sun_path - 1);
+    if (path) {
+        memcpy(sa.sun_path, path, strlen(path));
         fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         r = fd < 0 ? -errno : rt_connect(co, fd, (const struct sockaddr *)&sa, sizeof sa);
     } else {
@@ -218,29 +207,12 @@ static int connect_to(struct co *co, struct ctl *c, const struct ctl_monitor *m,
     }
     if (!r && !is_allowed(fd))
         r = -EACCES;
-    if (!r) {
-        client_start(c, &(struct ctl_end){ fd, fd, m->pretty });
+    *ret_fd = fd;
+    if (!r)
         return 0;
-    }
     if (fd >= 0)
         close(fd);
-    return byre_fail_code(err, SYSTEM, r, "%s: cannot connect: %s", m->path ? m->path : "the descriptor of a monitor", strerror(-r));
-}
-
-int ctl_monitor_add(struct co *co, struct ctl *c, const struct ctl_monitor *m, struct byre_err *err)
-{
-    ASSERT_LOOP(c->home);
-    switch (m->way) {
-    case CTL_WAY_LISTEN: return listen_on(co, c, m, err);
-    case CTL_WAY_CONNECT: return connect_to(co, c, m, err);
-    case CTL_WAY_STDIO: client_start(c, &(struct ctl_end){ 0, 1, m->pretty }); return 0;
-    }
-    return -EINVAL;
-}
-
-int ctl_listen(struct co *co, struct ctl *c, const char *path, struct byre_err *err)
-{
-    return ctl_monitor_add(co, c, &(struct ctl_monitor){ .way = CTL_WAY_LISTEN, .path = path, .fd = -1 }, err);
+    return byre_fail_code(err, SYSTEM, r, "%s: cannot connect: %s", path ? path : "the descriptor of a monitor", strerror(-r));
 }
 
 /* ---- the end ---- */
@@ -258,8 +230,6 @@ void listeners_free(struct co *co, struct ctl *c)
     while (!list_empty(&c->listeners)) {
         struct ctl_listener *l = CONTAINER_OF(list_first(&c->listeners), struct ctl_listener, link);
         list_remove(&l->link);
-        if (rt_blocking(co, unlink_blocking, l) < 0)
-            (void)unlink_blocking(l);
-        listener_free(l);
+        listener_drop(co, l);
     }
 }

@@ -15,10 +15,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 #include "base/checked.h"
 #include "export/exports.h"
+#include "graph/live.h"
 #include "graph/runtime.h"
 #include "rt/loop.h"
 
@@ -80,6 +82,50 @@ int exports_server_start(struct exports *x, const struct nbd_server_opts *o, str
     if (x->server || x->stopping)
         return byre_fail(err, EXISTS, "NBD server already running");
     return nbd_server_new(x->home, o, &x->server, err);
+}
+
+static int listen_at(struct co *co, struct nbd_door *d, const struct exports_address *a, uint16_t *ret_port, struct byre_err *err)
+{
+    switch (a->where) {
+    case EXPORTS_UNIX: return nbd_server_listen_unix(co, d, a->path, err);
+    case EXPORTS_TCP: return nbd_server_listen_tcp(co, d, &a->tcp, ret_port, err);
+    default: return nbd_server_listen_fd(co, d, a->fd, err);
+    }
+}
+
+static int listen_locked(struct co *co, struct exports *x, const struct nbd_door_opts *o, const struct exports_address *a, uint16_t *ret_port, struct byre_err *err)
+{
+    struct nbd_door *d = NULL;
+    int r = x->server ? nbd_door_new(x->server, o, &d, err) : byre_fail(err, NOT_FOUND, "NBD server not running");
+    if (!r)
+        r = listen_at(co, d, a, ret_port, err);
+    else if (a->where == EXPORTS_FD)
+        close(a->fd);
+    if (r && d)
+        nbd_door_close(co, d);
+    return r;
+}
+
+/* Under the lock: the end of the server waits for it. */
+int exports_listen(struct co *co, struct exports *x, const struct nbd_door_opts *o, const struct exports_address *a, uint16_t *ret_port, struct byre_err *err)
+{
+    ASSERT_LOOP(x->home);
+    uint16_t port;
+    co_lock(co, &x->changing);
+    int r = listen_locked(co, x, o, a, ret_port ? ret_port : &port, err);
+    co_unlock(&x->changing);
+    return r;
+}
+
+int exports_close_door(struct co *co, struct exports *x, const char *id, struct byre_err *err)
+{
+    ASSERT_LOOP(x->home);
+    co_lock(co, &x->changing);
+    struct nbd_door *d = x->server ? nbd_door_find(x->server, id) : NULL;
+    if (d)
+        nbd_door_close(co, d);
+    co_unlock(&x->changing);
+    return d ? 0 : byre_fail(err, NOT_FOUND, "there is no NBD server '%s'", id);
 }
 
 struct nbd_server *exports_server(const struct exports *x)
@@ -199,12 +245,37 @@ static int add_locked(struct co *co, struct exports *x, const struct export_opts
     return 0;
 }
 
+static void keep_nodes(const struct export_opts *o)
+{
+    graph_ref(o->node);
+    for (unsigned i = 0; i < o->bitmap_count; i++)
+        if (o->bitmaps[i].node)
+            graph_ref(o->bitmaps[i].node);
+}
+
+static void let_nodes(struct co *co, const struct export_opts *o)
+{
+    for (unsigned i = 0; i < o->bitmap_count; i++)
+        if (o->bitmaps[i].node)
+            (void)!graph_close(co, o->bitmaps[i].node);      /* somebody else has it, or had it and has gone: there is nobody to tell */
+    (void)!graph_close(co, o->node);
+}
+
+/* Nodes are not opened in another way, and bitmaps do not go, from the look at them to the hold (graph_edges_hold). */
 int exports_add(struct co *co, struct exports *x, const struct export_opts *o, struct export **ret_e, struct byre_err *err)
 {
     ASSERT_LOOP(x->home);
+    struct graph *g = graph_of(o->node);
+    keep_nodes(o);
     co_lock(co, &x->changing);
-    int r = add_locked(co, x, o, ret_e, err);
+    graph_edges_hold(co, g);
+    struct export_opts then = *o;
+    if (o->now)
+        then.node = o->now(o->now_arg);
+    int r = then.node ? add_locked(co, x, &then, ret_e, err) : byre_fail(err, NOT_FOUND, "export '%s': what it is to offer is gone", o->id);
+    graph_edges_let(co, g);
     co_unlock(&x->changing);
+    let_nodes(co, o);
     return r;
 }
 
@@ -269,6 +340,23 @@ int exports_server_stop(struct co *co, struct exports *x, struct byre_err *err)
     ASSERT_LOOP(x->home);
     co_lock(co, &x->changing);
     int r = stop_locked(co, x, err);
+    co_unlock(&x->changing);
+    return r;
+}
+
+/* Nobody finds the server before it listens, so it can end when that fails: others that opened a door of it were told that they had. */
+int exports_open(struct co *co, struct exports *x, const struct nbd_door_opts *o, const struct exports_address *a, struct byre_err *err)
+{
+    struct byre_err why;
+    uint16_t port;
+    ASSERT_LOOP(x->home);
+    co_lock(co, &x->changing);
+    bool first = !x->server;
+    int r = first || !o->id ? exports_server_start(x, NULL, err) : 0;        /* the second one without a name is refused, as the peer does */
+    if (!r)
+        r = listen_locked(co, x, o, a, &port, err);
+    if (r && first && x->server)
+        (void)!stop_locked(co, x, &why);         /* it is there */
     co_unlock(&x->changing);
     return r;
 }

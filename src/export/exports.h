@@ -21,6 +21,9 @@
 struct export_bitmap { struct graph_node *node; const char *name; };
 
 struct export_opts {
+    /* What a name means may change while one waits for those who change the graph: asked again then, for the node to offer. NULL: node stays. */
+    struct graph_node *(*now)(void *arg);
+    void *now_arg;
     const char *id;                      /* unique */
     struct graph_node *node;
     const char *name;                    /* NULL: the name of the node */
@@ -54,6 +57,14 @@ void exports_watch(struct exports *x, exports_gone_fn *fn, void *arg);
 /* EXISTS: there is one already. */
 MUST_USE int exports_server_start(struct exports *x, const struct nbd_server_opts *o, struct byre_err *err);
 struct nbd_server *exports_server(const struct exports *x);              /* NULL: none runs */
+/* Opens a door of the server that runs, with one listener. *ret_port (may be NULL): of TCP. NOT_FOUND: none runs. Suspends. */
+enum exports_where { EXPORTS_UNIX, EXPORTS_TCP, EXPORTS_FD };
+struct exports_address { enum exports_where where; const char *path; struct nbd_tcp_addr tcp; int fd; /* owned from then on, also on failure */ };
+MUST_USE int exports_listen(struct co *co, struct exports *x, const struct nbd_door_opts *o, const struct exports_address *a, uint16_t *ret_port, struct byre_err *err);
+/* The same, and starts the server before when none runs; a door without an id is the first one. EXISTS. When it fails all is as it was. */
+MUST_USE int exports_open(struct co *co, struct exports *x, const struct nbd_door_opts *o, const struct exports_address *a, struct byre_err *err);
+/* Closes the door of that id and cuts its clients off. NOT_FOUND. Suspends. */
+MUST_USE int exports_close_door(struct co *co, struct exports *x, const char *id, struct byre_err *err);
 /* Removes all exports and closes all connections. NOT_FOUND: none runs. Suspends. */
 MUST_USE int exports_server_stop(struct co *co, struct exports *x, struct byre_err *err);
 

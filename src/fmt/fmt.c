@@ -101,3 +101,10 @@ void fmt_info_fini(struct fmt_info *info)
     free(info->crypt);
     *info = (struct fmt_info){ 0 };
 }
+
+void fmt_peek_fini(struct fmt_peek *p)
+{
+    free(p->backing_format);
+    free(p->data_file);
+    *p = (struct fmt_peek){ 0 };
+}

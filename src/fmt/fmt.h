@@ -136,6 +136,8 @@ struct fmt_info {
     struct fmt_snapshot_info *snapshots; size_t snapshot_count;
     struct fmt_bitmap_info *bitmaps; size_t bitmap_count;    /* without the damaged ones: */
     size_t bitmaps_damaged;
+    uint32_t bitmaps_outdated;             /* in an image that a program has written which knows nothing of them */
+    uint32_t generation; bool others_wrote; /* see docs/man/byre-info.1; 0: it has none */
     struct fmt_crypt_info *crypt;          /* owned; NULL: not encrypted */
 };
 void fmt_info_fini(struct fmt_info *info);
@@ -224,6 +226,7 @@ struct fmt_bitmap {
     uint32_t slot;                         /* the format's */
     unsigned busy;                         /* users that nobody may disturb: jobs, exports */
     struct dirty *bits;                    /* NULL: not loaded */
+    struct dirty *since;                   /* records as `bits` does, from when a job began that has to do with this one; NULL: there is none */
 };
 
 /* Regions of the disk that may be changed at once; before another is changed, the format is asked (bitmap_enter). */
@@ -272,6 +275,9 @@ struct fmt_open_opts {
     void (*corrupted)(void *arg, const struct fmt_corruption *c); void *corrupted_arg;
     /* The same, at a close that succeeds: space that nothing uses is still counted, and found by the next check. May be NULL */
     void (*leaked)(void *arg, uint64_t bytes);     /* arg: corrupted_arg */
+    /* The same, when bitmaps are listed: the image holds so many that it does not stand for any more, because a program has written it that
+     * does not know of them. May be NULL */
+    void (*outdated)(void *arg, uint32_t bitmaps); /* arg: corrupted_arg */
     uint64_t bitmap_region_bytes;          /* what a write marks ahead in persistent bitmaps, a power of two; 0 = default */
 };
 
@@ -285,7 +291,7 @@ struct fmt_encrypt {
     char *new_secret, *old_secret;         /* ids */
 };
 
-/* Creation options: one struct for every format, filled from the option rows of lib/create_rows.c by base/opt. */
+/* Creation options: one struct for every format, filled from the option rows of create_rows.c by base/opt. */
 struct fmt_create_opts {
     uint64_t size;                         /* virtual size in bytes, already rounded up to 512 */
     char *backing_file, *backing_fmt;
@@ -313,15 +319,30 @@ struct fmt_amend_opts {
     bool dry_run;                          /* with rebase: only says whether they could be */
     const char *partial;                   /* with rebase: nothing is changed but that the image says of itself that it makes sense through this one
                                             * only (fmt_image.partial). NULL: it is not about that */
+    const char *partial_token;             /* beside it; may be NULL */
+    const char *token;                     /* with rebase: nothing is changed but the image's own token, if it has none yet: 32 hex digits */
     void (*progress)(void *arg, uint64_t done, uint64_t total); void *progress_arg;   /* may be NULL */
     /* Sets another size: the graph's part of it included. */
     int (*resize)(struct co *co, void *arg, uint64_t size, struct byre_err *err); void *resize_arg;
 };
 
+/* What the first bytes of an image say about other files, read without opening it: by those who look at many (src/tree). */
+struct fmt_peek {
+    uint64_t size;                         /* of the disk, bytes */
+    uint32_t snapshots;
+    uint64_t name_off; uint32_t name_len;  /* where in the file the name of the backing file stands; name_len 0: it has none */
+    char *backing_format, *data_file;      /* owned (fmt_peek_fini); NULL: not stated */
+    bool has_data_file;                    /* its guest data lies in another file */
+};
+void fmt_peek_fini(struct fmt_peek *p);
+
 struct fmt_ops {
     const char *name;                      /* "qcow2" */
     /* Score 0..100 from the first bytes of a file (no I/O). */
     int (*probe)(const uint8_t *buf, size_t len);
+    /* buf: the first len bytes of a file of file_bytes. 0: *ret is filled; > 0: so many bytes are needed (more than len, and the file has
+     * them); -EINVAL: the header is damaged; -ENOMEM. Pure. NULL: images of the format name no other files. */
+    int (*peek)(const uint8_t *buf, size_t len, uint64_t file_bytes, struct fmt_peek *ret);
     /* The image takes the store over on success only. Runs on `home`. */
     int (*open)(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err);
     int (*map)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
@@ -356,8 +377,9 @@ struct fmt_ops {
      * crash leaves any part of it. NULL: the format cannot, or has no backing image. */
     int (*make_empty)(struct co *co, struct fmt_image *im, struct byre_err *err);
     /* off and off + len as for zero. All that is whole in the range becomes ABSENT and gives its space back, beside reads; nobody writes to
-     * the image meanwhile. Bitmaps do not notice. Durable when it returns 0, and a crash leaves any part of it. NULL: the format cannot. */
-    int (*forget)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
+     * the image meanwhile. Bitmaps do not notice. Durable when it returns 0, unless it is `later`: then behind the next flush. A crash
+     * leaves any part of it. NULL: the format cannot. */
+    int (*forget)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, bool later);
     int (*info)(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
     int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
     /* Check of an image that is in use, on the home loop, beside requests; NULL: the format has none. fix: FMT_FIX_LEAKS or 0;
@@ -377,7 +399,8 @@ struct fmt_ops {
     /* The bitmaps that the image holds, as a list that the caller owns from now on (im->bitmaps). Once, right after open. When
      * the image is writable, those that record are loaded and im->ahead is set. */
     int (*bitmaps_open)(struct co *co, struct fmt_image *im, struct byre_err *err);
-    /* Reads the content of one (b->bits). */
+    /* Reads the content of one (b->bits). One that was read, of an image open for reading: is it still what the image holds? If not it is
+     * inconsistent from now on, and its bits stay. */
     int (*bitmap_load)(struct co *co, struct fmt_image *im, struct fmt_bitmap *b, struct byre_err *err);
     /* Drained. Makes the persistent ones of im->bitmaps, and nothing else, what the image holds: durable when it returns 0,
      * as before when not. What is no longer in the list must stay allocated until it has returned. */
@@ -420,6 +443,8 @@ struct fmt_image {
     _Atomic bool unclean;                  /* not closed cleanly, and not looked through yet: run ops->scrub */
     char *partial;                         /* what lies below it has been replaced by what this image shows: it must not be opened as a disk of
                                             * its own, but is what it was below this image. NULL: it is whole */
+    char *partial_token;                   /* the token of that image, which is recognised by it and not by its name. NULL: by the name */
+    char *token;                           /* its own, for images of which that is true. NULL: it has none */
     bool has_backing;                      /* a backing name is recorded (graph sets below_zero when it is not opened) */
     /* Set by graph before the first write: nothing below can supply non-zero bytes at or behind this guest
      * offset (0: no backing image at all; UINT64_MAX: unknown). Lets allocations skip copy-on-write. */

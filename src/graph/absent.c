@@ -36,7 +36,7 @@ static int fill_begun(struct co *co, struct graph_node *n, struct fmt_write *w, 
     bool absent = true;
     int r = look(co, n, w->off, w->off + w->len, ret_len, &absent);
     if (!r && (absent || MUTANT(MUT_ABSENT_BLIND)) && *ret_len == w->len)
-        r = fill_write(co, n, w, v);
+        r = fill_write(co, n, w, v, NULL);
     else if (!r)
         r = -EAGAIN;
     if (r) {
@@ -109,7 +109,7 @@ static int all_absent(struct co *co, struct graph_node *n, uint64_t off, uint64_
     return r ? r : absent ? 0 : -EIO;
 }
 
-int graph_forget(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
+static int forget(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, bool later)
 {
     uint64_t cluster = n->im->cluster, size = atomic_load_explicit(&n->im->size, memory_order_acquire), end = min_u64(off + len, size);
     off = round_up(off, cluster);
@@ -121,9 +121,12 @@ int graph_forget(struct co *co, struct graph_node *n, uint64_t off, uint64_t len
     epoch_token t = gate_enter(co, n);
     int r = may_change(n, off, end - off);
     if (!r)
-        r = n->im->ops->forget(co, n->im, off, end - off);
+        r = n->im->ops->forget(co, n->im, off, end - off, later);
     if (!r)
         r = all_absent(co, n, off, end);
     gate_leave(co, n, t);
     return r;
 }
+
+int graph_forget(struct co *co, struct graph_node *n, uint64_t off, uint64_t len) { return forget(co, n, off, len, false); }
+int graph_forget_later(struct co *co, struct graph_node *n, uint64_t off, uint64_t len) { return forget(co, n, off, len, true); }

@@ -25,6 +25,18 @@
 
 /* ---- the list ---- */
 
+static int list_image(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    struct fmt_bitmap *own = n->im->bitmaps, **tail = &n->im->bitmaps;       /* that came over from another opening (mode.c) */
+    n->im->bitmaps = NULL;
+    int r = n->im->ops->bitmaps_open(co, n->im, err);
+    n->bitmaps_listed = r == 0;
+    while (*tail)
+        tail = &(*tail)->next;
+    *tail = own;
+    return r;
+}
+
 int bitmaps_list(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     if (!n->im->bitmap_budget) {             /* once, before there is a bitmap: those who record read the limit on any loop */
@@ -33,13 +45,30 @@ int bitmaps_list(struct co *co, struct graph_node *n, struct byre_err *err)
     }
     if (n->bitmaps_listed || !n->im->ops->bitmaps_open)
         return 0;
-    int r = n->im->ops->bitmaps_open(co, n->im, err);
-    n->bitmaps_listed = r == 0;
+    co_lock(co, &n->listing);                /* two would each append the whole list */
+    int r = n->bitmaps_listed ? 0 : list_image(co, n, err);
+    co_unlock(&n->listing);
     return r;
+}
+
+int bitmaps_store(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    co_lock(co, &n->listing);                /* one that is being loaded has its place in the list that this may replace */
+    int r = n->im->ops->bitmaps_sync(co, n->im, err);
+    co_unlock(&n->listing);
+    return r;
+}
+
+/* Changes are recorded at the image, whatever filters over it the user names. A filter that filters nothing stays what it is. */
+static struct graph_node *recorded_at(struct graph_node *n)
+{
+    struct graph_node *image = graph_skip_filters(n);
+    return image ? image : n;
 }
 
 int graph_bitmaps(struct co *co, struct graph_node *n, struct fmt_bitmap **ret_b, struct byre_err *err)
 {
+    n = recorded_at(n);
     ASSERT_LOOP(n->g->home);
     int r = bitmaps_list(co, n, err);
     *ret_b = r ? NULL : n->im->bitmaps;
@@ -64,11 +93,17 @@ static int find_existing(struct co *co, struct graph_node *n, const char *name, 
 
 int graph_bitmap_load(struct co *co, struct graph_node *n, struct fmt_bitmap *b, struct byre_err *err)
 {
+    n = recorded_at(n);
     if (b->bad)
         return byre_fail(err, Q2_BITMAPS, "%s: bitmap '%s' is damaged: %s", n->filename, b->name, b->bad);
     if (b->inconsistent)
-        return byre_fail(err, BITMAP_INCONSISTENT, "%s: bitmap '%s' is inconsistent: it was in use when somebody ended badly; it can only be removed", n->filename, b->name);
-    return b->bits ? 0 : n->im->ops->bitmap_load(co, n->im, b, err);
+        return byre_fail(err, BITMAP_INCONSISTENT, "%s: bitmap '%s' is inconsistent: it was in use when somebody ended badly, or another program has changed the disk since; it can only be removed", n->filename, b->name);
+    if (b->bits && !(b->persistent && n->read_only))
+        return 0;
+    co_lock(co, &n->listing);                /* the second to come finds it loaded: bits that others use are not replaced */
+    int r = b->bad ? -EINVAL : b->bits && !(b->persistent && n->read_only) ? 0 : n->im->ops->bitmap_load(co, n->im, b, err);
+    co_unlock(&n->listing);
+    return r == -EINVAL && b->bad ? byre_fail(err, Q2_BITMAPS, "%s: bitmap '%s' is damaged: %s", n->filename, b->name, b->bad) : r;
 }
 
 static void bitmap_free(struct fmt_bitmap *b)
@@ -76,16 +111,22 @@ static void bitmap_free(struct fmt_bitmap *b)
     if (!b)
         return;
     free(b->name);
+    dirty_free(b->since);
     dirty_free(b->bits);
     free(b);
 }
 
-void bitmaps_free(struct graph_node *n, struct fmt_bitmap *list)
+void bitmaps_list_free(struct fmt_bitmap *list)
 {
     for (struct fmt_bitmap *b = list, *next; b; b = next) {
         next = b->next;
         bitmap_free(b);
     }
+}
+
+void bitmaps_free(struct graph_node *n, struct fmt_bitmap *list)
+{
+    bitmaps_list_free(list);
     free(atomic_load(&n->tracked));
     atomic_store(&n->tracked, NULL);
 }
@@ -105,7 +146,7 @@ static bool records(const struct fmt_bitmap *b) { return b->enabled && !b->incon
 struct tracked *bitmaps_tracked(const struct graph_node *n, unsigned more)
 {
     for (const struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
-        more++;
+        more += 2;
     return malloc(sizeof(struct tracked) + (more + 1) * sizeof(struct dirty *));
 }
 
@@ -114,8 +155,11 @@ void bitmaps_publish(struct graph_node *n, struct tracked *t)
 {
     t->count = 0;
     for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
-        if (records(b))
+        if (records(b)) {
             t->bits[t->count++] = b->bits;
+            if (b->since)
+                t->bits[t->count++] = b->since;
+        }
     struct tracked *old = atomic_load(&n->tracked);
     if (!t->count) {
         free(t);
@@ -123,6 +167,17 @@ void bitmaps_publish(struct graph_node *n, struct tracked *t)
     }
     atomic_store_explicit(&n->tracked, t, memory_order_release);
     free(old);
+}
+
+/* Nothing new records: what is there has the room (I1). Drained. */
+static void publish_less(struct graph_node *n)
+{
+    struct tracked *t = atomic_load(&n->tracked);
+    unsigned had = t ? t->count : 0;
+    atomic_store(&n->tracked, NULL);
+    if (t)
+        bitmaps_publish(n, t);
+    ASSERT(!t || !atomic_load(&n->tracked) || t->count <= had);
 }
 
 int bitmaps_attach(struct co *co, struct graph_node *n, struct byre_err *err)
@@ -149,21 +204,24 @@ struct change {
 static int change_start(struct co *co, struct graph_node *n, struct change *c, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
-    *c = (struct change){ .n = n, .err = err, .t = bitmaps_tracked(n, 1) };
+    *c = (struct change){ .n = n, .err = err, .t = bitmaps_tracked(n, 2) };
     if (!c->t)
         return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
     graph_drain_begin(co, n);
     return 0;
 }
 
-/* Makes persistent changes durable, unless something failed already (r). Returns whether the change stands. */
-static int change_store(struct co *co, struct change *c, int r, bool persistent)
+/* Makes a persistent change durable. Returns whether it stands. */
+static int change_store_held(struct co *co, struct change *c, bool persistent)
 {
-    if (r == 0 && persistent && !c->n->bitmap_batch) {
-        co_lock(co, &c->n->whole);
-        r = c->n->im->ops->bitmaps_sync(co, c->n->im, c->err);
-        co_unlock(&c->n->whole);
-    }
+    return persistent && !c->n->bitmap_batch ? bitmaps_store(co, c->n, c->err) : 0;
+}
+
+static int change_store(struct co *co, struct change *c, bool persistent)
+{
+    graph_hold_image(co, c->n);
+    int r = change_store_held(co, c, persistent);
+    graph_release_image(c->n);
     return r;
 }
 
@@ -173,13 +231,17 @@ static void change_finish(struct change *c)
     graph_drain_end(c->n);
 }
 
+static int may_write(struct graph_node *n, const struct fmt_bitmap *b, struct byre_err *err)
+{
+    return b->persistent && n->read_only ? byre_fail(err, READ_ONLY, "%s: is open read-only, bitmap '%s' cannot be changed", n->filename, b->name) : 0;
+}
+
 static int may_change(struct graph_node *n, const struct fmt_bitmap *b, struct byre_err *err)
 {
-    if (b->persistent && n->read_only)
-        return byre_fail(err, READ_ONLY, "%s: is open read-only, bitmap '%s' cannot be changed", n->filename, b->name);
-    if (b->busy)
-        return byre_fail(err, BITMAP_BUSY, "%s: bitmap '%s' is in use by a job or an export", n->filename, b->name);
-    return 0;
+    int r = may_write(n, b, err);
+    if (!r && b->busy)
+        r = byre_fail(err, BITMAP_BUSY, "%s: bitmap '%s' is in use by a job or an export", n->filename, b->name);
+    return r;
 }
 
 static uint64_t default_granularity(const struct graph_node *n)
@@ -229,6 +291,7 @@ int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bit
 {
     struct fmt_bitmap *b;
     struct change c;
+    n = recorded_at(n);
     int r = graph_need_image(n, "a bitmap", err);
     if (r)
         return r;
@@ -249,7 +312,7 @@ int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bit
     }
     struct fmt_bitmap **tail = place_of(n, NULL);
     *tail = b;
-    r = change_store(co, &c, 0, b->persistent);
+    r = change_store(co, &c, b->persistent);
     if (r) {
         *tail = NULL;
         bitmap_free(b);
@@ -260,6 +323,7 @@ int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bit
 
 int graph_bitmap_remove(struct co *co, struct graph_node *n, const char *name, struct byre_err *err)
 {
+    n = recorded_at(n);
     struct fmt_bitmap *b;
     struct change c;
     int r = find_existing(co, n, name, &b, err);
@@ -269,13 +333,15 @@ int graph_bitmap_remove(struct co *co, struct graph_node *n, const char *name, s
         r = change_start(co, n, &c, err);
     if (r)
         return r;
+    graph_hold_image(co, n);                 /* who goes through the list and loads what is in it holds it, too */
     struct fmt_bitmap **at = place_of(n, b);
     *at = b->next;
-    r = change_store(co, &c, 0, b->persistent);
+    r = change_store_held(co, &c, b->persistent);
     if (r)
         *at = b;
+    graph_release_image(n);
     change_finish(&c);
-    if (!r)
+    if (!r && !saved_take(n, b))
         bitmap_free(b);
     return r;
 }
@@ -284,23 +350,34 @@ int graph_bitmap_remove(struct co *co, struct graph_node *n, const char *name, s
 static int replace_bits(struct co *co, struct graph_node *n, struct fmt_bitmap *b, struct dirty *new, struct byre_err *err)
 {
     struct change c;
+    struct grave *grave = NULL;
     int r = change_start(co, n, &c, err);
     if (r) {
         dirty_free(new);
         return r;
     }
+    if (saved_grave(n, &grave)) {                /* drained: another may have begun to remember meanwhile */
+        change_finish(&c);
+        dirty_free(new);
+        return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
+    }
     struct dirty *old = b->bits;
     bool changed = b->changed;
     b->bits = new;
     b->changed = b->persistent;
-    r = change_store(co, &c, 0, b->persistent);
+    r = change_store(co, &c, b->persistent);
     if (r) {
         b->bits = old;
         b->changed = changed;
         old = new;
     }
     change_finish(&c);
-    dirty_free(old);
+    if (r) {
+        free(grave);
+        dirty_free(old);
+    } else {
+        saved_bury(n, grave, old);
+    }
     return r;
 }
 
@@ -313,20 +390,40 @@ static int find_loaded(struct co *co, struct graph_node *n, const char *name, st
     return r ? r : graph_bitmap_load(co, n, *ret_b, err);
 }
 
+static int set_content(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *content, struct byre_err *err)
+{
+    struct dirty *new;
+    if (dirty_new(b->bits->size, b->granularity_bits, b->bits->budget, &new))
+        return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
+    if (content)
+        dirty_merge(new, content);
+    return replace_bits(co, n, b, new, err);
+}
+
+int graph_bitmap_set(struct co *co, struct graph_node *n, const char *name, const struct dirty *content, struct byre_err *err)
+{
+    n = recorded_at(n);
+    struct fmt_bitmap *b;
+    int r = find_loaded(co, n, name, &b, err);
+    return r ? r : set_content(co, n, b, content, err);
+}
+
+int graph_bitmap_set_held(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *content, struct byre_err *err)
+{
+    n = recorded_at(n);
+    ASSERT(b->busy && b->bits);
+    int r = may_write(n, b, err);
+    return r ? r : set_content(co, n, b, content, err);
+}
+
 int graph_bitmap_clear(struct co *co, struct graph_node *n, const char *name, struct byre_err *err)
 {
-    struct fmt_bitmap *b;
-    struct dirty *new;
-    int r = find_loaded(co, n, name, &b, err);
-    if (r)
-        return r;
-    if (dirty_new(b->bits->size, b->granularity_bits, b->bits->budget, &new))
-        return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, name);
-    return replace_bits(co, n, b, new, err);
+    return graph_bitmap_set(co, n, name, NULL, err);
 }
 
 int graph_bitmap_enable(struct co *co, struct graph_node *n, const char *name, bool on, struct byre_err *err)
 {
+    n = recorded_at(n);
     struct fmt_bitmap *b;
     struct change c;
     int r = find_loaded(co, n, name, &b, err);
@@ -336,11 +433,64 @@ int graph_bitmap_enable(struct co *co, struct graph_node *n, const char *name, b
     if (r)
         return r;
     b->enabled = on;
-    r = change_store(co, &c, 0, b->persistent);
+    r = change_store(co, &c, b->persistent);
     if (r)
         b->enabled = !on;
     change_finish(&c);
     return r;
+}
+
+/* ---- what was written since a job began (9.081) ---- */
+
+int graph_bitmap_follow(struct co *co, struct graph_node *n, struct fmt_bitmap *b, struct byre_err *err)
+{
+    struct change c;
+    struct dirty *since;
+    ASSERT(b->bits && b->busy && !b->since);
+    if (dirty_new(b->bits->size, b->granularity_bits, b->bits->budget, &since))
+        return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
+    int r = change_start(co, n, &c, err);
+    if (r) {
+        dirty_free(since);
+        return r;
+    }
+    b->since = since;
+    change_finish(&c);
+    return 0;
+}
+
+int graph_bitmap_settle(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *left, struct byre_err *err)
+{
+    struct change c;
+    struct grave *grave = NULL;
+    ASSERT(b->since);
+    int r = change_start(co, n, &c, err);
+    if (r)
+        return r;
+    if (saved_grave(n, &grave)) {                /* a list of changes may be under way, and need the old bits if it fails */
+        change_finish(&c);
+        return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
+    }
+    dirty_merge(b->since, left);
+    struct dirty *old = b->bits;
+    b->bits = b->since;                          /* what is recorded from here on is recorded in it; nobody is inside */
+    b->since = NULL;
+    b->changed = b->persistent;
+    change_finish(&c);
+    saved_bury(n, grave, old);
+    return 0;
+}
+
+void graph_bitmap_unfollow(struct co *co, struct graph_node *n, struct fmt_bitmap *b)
+{
+    if (!b->since)
+        return;
+    graph_drain_begin(co, n);
+    struct dirty *since = b->since;
+    b->since = NULL;
+    publish_less(n);                             /* it cannot fail: the next job that follows finds the bitmap as it was */
+    graph_drain_end(n);
+    dirty_free(since);
 }
 
 /* ---- merge ---- */
@@ -364,6 +514,7 @@ static int source_bits(struct co *co, struct graph_node *n, const struct graph_b
 
 int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, const struct graph_bitmap_ref *src, unsigned count, struct byre_err *err)
 {
+    n = recorded_at(n);
     struct fmt_bitmap *b;
     struct dirty *new = NULL;
     int r = find_loaded(co, n, name, &b, err);
@@ -382,16 +533,17 @@ int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, co
     return r;
 }
 
-void graph_bitmap_batch_begin(struct graph_node *n) { n->bitmap_batch++; }
+void graph_bitmap_batch_begin(struct graph_node *n) { recorded_at(n)->bitmap_batch++; }
 
 int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err *err)
 {
+    n = recorded_at(n);
     ASSERT(n->bitmap_batch > 0);
     if (--n->bitmap_batch || !n->im->ops->bitmaps_sync)
         return 0;
     graph_drain_begin(co, n);
     co_lock(co, &n->whole);
-    int r = n->im->ops->bitmaps_sync(co, n->im, err);
+    int r = bitmaps_store(co, n, err);
     co_unlock(&n->whole);
     graph_drain_end(n);
     return r;
@@ -469,7 +621,7 @@ void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resi
         z->of[i].bits = old;
     }
     /* On failure they are in use on the disk, and closing tries again. */
-    if (z->persistent && n->im->ops->bitmaps_sync(co, n->im, &why))
+    if (z->persistent && bitmaps_store(co, n, &why))
         graph_warn(n, "%s", why.text);
     bitmaps_publish(n, z->t);
     z->t = NULL;

@@ -99,7 +99,7 @@ static void give_back(struct co *co, struct graph_node *n, struct bitmaps_revert
         v->b->changed = stored ? v->b->persistent : v->changed;
         v->old = NULL;
     }
-    if (stored && z->sound && n->im->ops->bitmaps_sync(co, n->im, &why))
+    if (stored && z->sound && bitmaps_store(co, n, &why))
         graph_warn(n, "%s", why.text);       /* all dirty on the disk, and closing tries again */
 }
 
@@ -107,7 +107,7 @@ static int store(struct co *co, struct graph_node *n, struct bitmaps_revert *z, 
 {
     for (unsigned i = 0; i < z->count; i++)
         take_bits(&z->of[i], &z->of[i].now);
-    int r = z->sound ? n->im->ops->bitmaps_sync(co, n->im, err) : 0;
+    int r = z->sound ? bitmaps_store(co, n, err) : 0;
     if (r) {
         give_back(co, n, z, false);          /* the old set stands */
         return r;
@@ -163,7 +163,7 @@ void bitmaps_revert_end(struct co *co, struct graph_node *n, struct bitmaps_reve
         else if (v->now)
             take_bits(v, &v->now);           /* else it failed so late that nobody knows: what it has is all dirty, and fits */
     }
-    if (touched && z->sound && n->im->ops->bitmaps_sync(co, n->im, &why))
+    if (touched && z->sound && bitmaps_store(co, n, &why))
         graph_warn(n, "%s", why.text);
     finish(n, z);
 }

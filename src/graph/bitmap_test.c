@@ -60,6 +60,13 @@ static void rules(struct co *co, void *arg)
     CHECK_EQ(graph_bitmap_remove(co, n, "a", &err), -EBUSY);
     CHECK_EQ(graph_bitmap_enable(co, n, "a", false, &err), -EBUSY);
     CHECK_EQ(graph_resize(co, n, SIZE / 2, FMT_PREALLOC_OFF, &err), -EBUSY);
+    struct dirty *was;
+    CHECK_EQ(dirty_copy(a->bits, a->bits->size, &was), 0);
+    CHECK_EQ(graph_bitmap_set_held(co, n, a, NULL, &err), 0);        /* who holds it changes it, and it is nobody else's meanwhile */
+    CHECK_EQ(dirty_count(a->bits), 0);
+    CHECK_EQ(graph_bitmap_remove(co, n, "a", &err), -EBUSY);
+    CHECK_EQ(graph_bitmap_set_held(co, n, a, was, &err), 0);
+    dirty_free(was);
     graph_bitmap_release(a);
     CHECK_EQ(graph_bitmap_enable(co, n, "a", false, &err), 0);
     CHECK_EQ(t_write(co, n, buf, 512, 5000 * 8, 0), 0);
@@ -72,6 +79,43 @@ static void rules(struct co *co, void *arg)
     CHECK_EQ(dirty_count(big->bits), 0);                              /* all of them or none */
     CHECK_EQ(graph_discard(co, n, 3 * CLUSTER, CLUSTER), 0);
     CHECK_EQ(dirty_count(big->bits), n->discard ? CLUSTER : 0);
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
+/* A job settles its bitmap while a list of changes is under way, which then fails: the bits that come back are those that were remembered. */
+static void settled_in_between(struct co *co, void *arg)
+{
+    struct byre_err err = { 0 };
+    struct graph *g = toy_graph(co);
+    struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+    struct graph_node *n = toy_node(g, &f->im, NULL);
+    struct graph_bitmaps_saved *s;
+    struct fmt_bitmap *b;
+    struct dirty *left, *more[4];
+    CHECK_EQ(add(co, n, "a", 512, false, &err), 0);
+    CHECK_EQ(graph_bitmap_find(co, n, "a", &b, &err), 0);
+    CHECK_EQ(t_write(co, n, (uint8_t[512]){ 1 }, 512, 512, 0), 0);
+    graph_bitmap_hold(b);
+    CHECK_EQ(graph_bitmap_follow(co, n, b, &err), 0);
+    CHECK_EQ(dirty_new(b->bits->size, b->granularity_bits, NULL, &left), 0);
+    struct dirty *was = b->bits;
+    graph_drain_begin(co, n);
+    CHECK_EQ(graph_bitmaps_save(co, n, &s, &err), 0);
+    CHECK_EQ(graph_bitmap_settle(co, n, b, left, &err), 0);
+    CHECK_EQ(dirty_count(b->bits), 0);
+    for (unsigned i = 0; i < 4; i++)
+        CHECK_EQ(dirty_copy(b->bits, b->bits->size, &more[i]), 0);   /* in memory that might have become free */
+    graph_bitmaps_undo(co, s);
+    graph_drain_end(n);
+    CHECK(b->bits == was);
+    for (unsigned i = 0; i < 4; i++) {
+        CHECK(more[i] != was);
+        dirty_free(more[i]);
+    }
+    CHECK_EQ(dirty_count(was), 512);
+    dirty_free(left);
+    graph_bitmap_release(b);
     CHECK_EQ(graph_close(co, n), 0);
     graph_free(g);
 }
@@ -140,10 +184,11 @@ static void stress(struct co *co, void *arg)
 }
 
 static void test_rules(void **state) { t_run(0, rules, NULL); }
+static void test_settled(void **state) { t_run(0, settled_in_between, NULL); }
 static void test_stress(void **state) { t_run(0, stress, NULL); }
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rules), cmocka_unit_test(test_stress) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rules), cmocka_unit_test(test_settled), cmocka_unit_test(test_stress) };
     return T_MAIN("bitmap", tests);
 }

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * blockdev.c: nodes by the options of the ecosystem, and external snapshots.
+ * blockdev.c: nodes by the options of the ecosystem.
  *
  * Purpose     Takes nested options apart into nodes, from the innermost out, and opens each; keeps which nodes belong to the user.
  * Owns        The nodes that nested options made, until their parents hold them.
  * Invariants  B1  A child that is a node of its own is named in its parent's options before the parent is opened: nesting costs no recursion.
  *             B2  Names of nodes are taken from the user's options only, never from what an image records.
- * Order       A snapshot: the overlay's header names what will lie below it, durably, before any request goes to the overlay.
+ * Order       None.
  * Concurrency Home loop.
  * Failure     What was opened by a failed call is closed again.
  * Tests       tests/cli/blockdev_test.py
@@ -35,7 +35,6 @@ static const char *str_of(const json_t *o, const char *key)
 }
 
 static bool is_null_driver(const char *driver) { return driver && (!strcmp(driver, "null-co") || !strcmp(driver, "null-aio")); }
-static bool is_file_driver(const char *driver) { return driver && (!strcmp(driver, "file") || !strcmp(driver, "host_device") || !strcmp(driver, "nbd")); }
 
 /* Must the child be a node of its own? A plain file without a name is part of its format's node. */
 static bool needs_node(const json_t *parent, const char *key, const json_t *child)
@@ -43,17 +42,18 @@ static bool needs_node(const json_t *parent, const char *key, const json_t *chil
     const char *driver = str_of(child, "driver");
     if (!json_is_object(child))
         return false;
-    bool plain = (!driver || is_file_driver(driver)) && !json_object_get(child, "file");
+    bool plain = (!driver || name_driver_is_file(driver) || !strcmp(driver, "nbd")) && !json_object_get(child, "file");
     bool filter = str_of(parent, "driver") && filter_by_name(str_of(parent, "driver"));
     return filter || strcmp(key, "file") || !plain || json_object_get(child, "node-name");
 }
 
 static json_t *nested_child(json_t *o, const char **ret_key)
 {
-    static const char *const keys[] = { "file", "backing", "image", NULL };
+    static const char *const keys[] = { "file", "backing", "image", "target", NULL };
+    bool has_target = str_of(o, "driver") && !strcmp(str_of(o, "driver"), "copy-before-write");
     for (const char *const *k = keys; *k; k++) {
         json_t *child = json_object_get(o, *k);
-        if (child && needs_node(o, *k, child)) {
+        if (child && (strcmp(*k, "target") || has_target) && needs_node(o, *k, child)) {
             *ret_key = *k;
             return child;
         }
@@ -256,6 +256,15 @@ int graph_blockdev_del(struct co *co, struct graph_node *n, struct byre_err *err
     return r ? byre_fail_code(err, IO, r, "node '%s' was closed with an error: not everything that was written may be on the disk", name) : 0;
 }
 
+int graph_blockdev_disown(struct co *co, struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    if (!n->owned || n->refs == 1)
+        return 0;
+    n->owned = false;
+    return node_unref(co, n);
+}
+
 int graph_blockdev_close_all(struct co *co, struct graph *g)
 {
     int first = 0;
@@ -281,41 +290,7 @@ bool graph_uses_file(struct co *co, struct graph *g, const char *path)
         return false;
     bool has = g->opener.identity(g->opener.arg, s, &a, &b);
     stor_close(co, s);
-    for (struct graph_node *n = graph_next(g, NULL); n && has && !used; n = graph_next(g, n))
+    for (struct graph_node *n = node_next(g, NULL); n && has && !used; n = node_next(g, n))
         used = (n->has_identity && n->id_a == a && n->id_b == b) || data_is(n, true, a, b);
     return used;
-}
-
-/* ---- external snapshots ---- */
-
-static int may_be_overlay(const struct graph_node *n, const struct graph_node *overlay, struct byre_err *err)
-{
-    if (overlay == n)
-        return byre_fail(err, BAD_ARGUMENT, "node '%s' cannot be its own overlay", n->name);
-    if (overlay->backing)
-        return byre_fail(err, BAD_ARGUMENT, "The overlay already has a backing image: node '%s'", overlay->name);
-    if (overlay->users)
-        return byre_fail(err, PERMISSION, "The overlay is already in use: node '%s', by '%s'", overlay->name, overlay->users->who);
-    if (overlay->flt || !overlay->im->ops->make_empty || overlay->im->data_raw)
-        return byre_fail(err, NOT_SUPPORTED, "The overlay does not support backing images: node '%s'", overlay->name);
-    return overlay->read_only ? byre_fail(err, READ_ONLY, "node '%s' is read-only", overlay->name) : 0;
-}
-
-int graph_snapshot_above(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err)
-{
-    struct graph_name none = { NULL, NULL };
-    const struct graph_node *image = graph_skip_filters(n);
-    int r = may_be_overlay(n, overlay, err);
-    if (r)
-        return r;
-    bool named = overlay->im->has_backing || !image;
-    struct graph_name name = { image ? image->filename : NULL, image ? image->im->ops->name : NULL };
-    if (!named)
-        r = graph_record_backing(co, overlay, &name, err);
-    if (r)
-        return r;
-    r = graph_insert_above(co, n, overlay, err);
-    if (r && !named && graph_record_backing(co, overlay, &none, NULL))
-        graph_warn(overlay, "%s: records a backing file that it was to get, and did not", overlay->filename);
-    return r;
 }

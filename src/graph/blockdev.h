@@ -5,6 +5,10 @@
  * Options are a JSON object as blockdev-add has them: {"driver": "qcow2", "node-name": "disk", "file": {...} or "name of a node", "backing": ...}.
  * Drivers: file, host_device, nbd, null-co, null-aio, the formats, and the filters of filters.c.
  *
+ *   blockdev.c         nodes come and go
+ *   blockdev_reopen.c  their options change
+ *   snapshot.c         external snapshots
+ *
  * Concurrency  Home loop; suspends.
  */
 #ifndef GRAPH_BLOCKDEV_H
@@ -16,11 +20,16 @@
 
 /* Opens the node with all that its options nest. It belongs to the user until graph_blockdev_del. All or nothing. */
 MUST_USE int graph_blockdev_add(struct co *co, struct graph *g, const json_t *options, struct graph_node **ret_n, struct byre_err *err);
+/* Other options for nodes that are open, in the words of graph_blockdev_add; what is left out goes back to its default, and "backing", which
+ * must be said, is the name of a node or null. All of the list, or nothing. */
+MUST_USE int graph_blockdev_reopen(struct co *co, struct graph *g, const json_t *list, struct byre_err *err);
 /* Closes it: refused when it is not the user's, or somebody uses it. When closing fails the node is gone all the same. */
 MUST_USE int graph_blockdev_del(struct co *co, struct graph_node *n, struct byre_err *err);
 /* A node that was opened by other means becomes the user's: its reference goes over to him. */
 void graph_blockdev_own(struct graph_node *n);
 bool graph_blockdev_owned(const struct graph_node *n);
+/* It stays open for as long as something else uses it, and no longer; without anything else it stays the user's. */
+int graph_blockdev_disown(struct co *co, struct graph_node *n);
 /* At the end: gives up all that the user owns. The first error of closing. */
 int graph_blockdev_close_all(struct co *co, struct graph *g);
 
@@ -28,7 +37,12 @@ int graph_blockdev_close_all(struct co *co, struct graph *g);
 bool graph_uses_file(struct co *co, struct graph *g, const char *path);
 
 /* An external snapshot: what uses `n` uses `overlay` from now on, which has nothing below it and is used by nobody, and n lies below. The
- * overlay's header says so, durably, before the first request goes to it. */
+ * overlay's header says so, durably, and its file is durably where its name says, before the first request goes to it. Unless somebody goes on
+ * writing to it, n is open for reading from then on. */
 MUST_USE int graph_snapshot_above(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err);
+/* The same in steps: put, then settle; or take it back while nobody has written to the overlay. *ret_named: the overlay did not name n before. */
+MUST_USE int graph_snapshot_put(struct co *co, struct graph_node *n, struct graph_node *overlay, bool *ret_named, struct byre_err *err);
+void graph_snapshot_take_back(struct co *co, struct graph_node *overlay, bool named);
+void graph_snapshot_settle(struct co *co, struct graph_node *n);
 
 #endif

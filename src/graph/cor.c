@@ -36,7 +36,7 @@ static int write_down(struct co *co, struct graph_node *n, uint64_t pos, uint64_
     if (buf)
         r = chain_read(co, n->backing, iov_one(&slot, buf, w.len), pos);
     if (buf && !r)
-        r = fill_write(co, n, &w, iov_one(&slot, buf, w.len));
+        r = fill_write(co, n, &w, iov_one(&slot, buf, w.len), NULL);
     free(buf);
     if (!buf || r) {
         n->im->ops->write_abort(co, n->im, &w);

@@ -16,6 +16,7 @@
  * Failure     The file is closed again.
  * Tests       tests/interop/test_data_file.py
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -98,7 +99,11 @@ static int open_given(struct co *co, const struct data_ask *ask, struct stor **r
 static int check_place(const struct data_ask *ask, const struct stor *s, struct byre_err *err)
 {
     struct graph_node *n = ask->n;
+    const bool known = n->im && n->has_data_identity;        /* the image is opened once more (mode.c) */
+    const uint64_t a = n->data_a, b = n->data_b;
     n->has_data_identity = identity(n->g, s, &n->data_a, &n->data_b);
+    if (known && !data_is(n, true, a, b))
+        return byre_fail_code(err, IO, -ESTALE, "%s: its external data file '%s' is another file than the one that is open", n->filename, n->data_filename);
     bool taken = n->has_identity && data_is(n, n->has_identity, n->id_a, n->id_b);
     for (const struct graph_node *at = ask->top; at && !taken; at = at->backing)
         taken = at != n && (data_is(n, at->has_identity, at->id_a, at->id_b) || data_is(at, n->has_data_identity, n->data_a, n->data_b));
@@ -118,9 +123,11 @@ int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, s
     r = check_place(ask, s, err);
     if (!r && !n->no_lock)
         r = stor_lock(co, s, n->data_perm, n->data_shared, err);
-    if (r)
+    if (r) {
         stor_close(co, s);
-    else
-        *ret_s = s;
-    return r;
+        return r;
+    }
+    (void)stor_file_seen(co, s, &n->data_seen);
+    *ret_s = s;
+    return 0;
 }

@@ -4,7 +4,7 @@
  *
  * Purpose     Draining a node: no request is inside and none gets in, for it and for every node above it.
  * Owns        node->gate, gated, drains, waiters.
- * Invariants  I1  gated is true exactly while some node of the chain that begins here has drains > 0.
+ * Invariants  I1  gated is true exactly while some node that requests for this one go to (chain, sides) has drains > 0.
  *             I2  A request that saw gated == false is inside a section of the gate, which drain waits for; one
  *                 that saw true has left its section and waits. There is no third way: the request enters its
  *                 section before it looks, drain sets the flag before it starts to wait.
@@ -60,27 +60,11 @@ void gate_wait_open(struct co *co, struct graph_node *n)
     co_xevent_wait(co, &w.open);
 }
 
-static bool chain_has(const struct graph_node *top, const struct graph_node *n)
-{
-    for (; top; top = top->backing)
-        if (top == n)
-            return true;
-    return false;
-}
-
-static bool chain_drains(const struct graph_node *top)
-{
-    for (; top; top = top->backing)
-        if (top->drains)
-            return true;
-    return false;
-}
-
 void gates_update(struct graph *g)
 {
     LIST_FOR(l, &g->nodes) {
         struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
-        bool gated = chain_drains(n);
+        bool gated = !n->inner && goes_to(n, NULL);
         atomic_store(&n->gated, gated);
         while (!gated && n->waiters) {
             struct gate_waiter *w = n->waiters;
@@ -90,23 +74,31 @@ void gates_update(struct graph *g)
     }
 }
 
-void gates_empty(struct co *co, struct graph_node *n)
+static void empty_once(struct co *co, struct graph_node *n)
 {
     unsigned round = ++n->g->drain_round;
-    atomic_fetch_add(&n->g->waiting, 1);
     struct graph_node *m = node_next(n->g, NULL);
     while (m) {
-        if (m->drain_round == round || !chain_has(m, n)) {
+        if (m->drain_round == round || !goes_to(m, n)) {
             m = node_next(n->g, m);
             continue;
         }
         m->drain_round = round;
         m->refs++;                      /* stays in the list while we wait */
         gate_empty(co, m);
-        bool closing = m->refs == 1;    /* its last user went away meanwhile */
+        bool closing = m->refs == 1 || m->ending;    /* its last user went away, before or meanwhile */
         (void)node_unref(co, m);        /* 0 unless closing; then there is nobody left to tell */
         m = node_next(n->g, closing ? NULL : m);
     }
+}
+
+/* Who is inside one gate may enter that of a side without looking whether it is closed (cbw.c), and stay there when he has left the first. So
+ * that one is waited for once more behind the first, and again for a side of a side. */
+void gates_empty(struct co *co, struct graph_node *n)
+{
+    atomic_fetch_add(&n->g->waiting, 1);
+    for (unsigned passes = 1 + n->g->sides; passes; passes--)
+        empty_once(co, n);
     atomic_fetch_sub(&n->g->waiting, 1);
 }
 

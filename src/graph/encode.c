@@ -192,7 +192,9 @@ static int encoded_watched(struct co *co, struct encoded_req *q)
 int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v, uint64_t off)
 {
     ASSERT(off >= e->off && range_inside(off - e->off, v.len_bytes, e->len));
-    epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
+    struct graph_node *gate = n;
+    epoch_token t = gate_enter(co, gate);      /* first: a resize may hold the gate */
+    n = graph_attached(n);
     int r = change_begin(co, n, off, v.len_bytes);
     if (!r) {
         r = range_check(n, off, v.len_bytes);  /* again: the size may be another one now */
@@ -203,7 +205,7 @@ int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_
     }
     if (!r && n->writethrough)
         r = n->im->ops->flush(co, n->im);
-    gate_leave(co, n, t);
+    gate_leave(co, gate, t);
     return r < 0 ? r : 0;
 }
 

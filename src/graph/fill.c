@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/mutant.h"
 #include "graph/fill.h"
 #include "graph/graph_priv.h"
 
@@ -142,27 +143,49 @@ static int write_zero_filled(struct co *co, struct graph_node *n, const struct f
     return r;
 }
 
-/* The guest's present bytes around the write. One read for the whole cluster where the data is the smaller part. */
-static int write_copied(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v)
+/* Reads what surrounds the write to its place in buf, which begins with the head. One read for all where the data is the smaller part. */
+static int read_around(struct co *co, struct graph_node *n, const struct fmt_write *w, uint8_t *buf, uint64_t gap)
 {
-    uint64_t around = w->head + w->tail;
-    bool whole = w->len <= around && w->head && w->tail;
-    size_t bytes = round_up(whole ? around + w->len : around, COPY_ALIGN);
+    struct iovec slot;
+    bool whole = gap && w->head && w->tail;
+    int r = w->head || whole ? chain_read(co, n, iov_one(&slot, buf, whole ? w->head + gap + w->tail : w->head), w->off - w->head) : 0;
+    if (!r && !whole && w->tail)
+        r = chain_read(co, n, iov_one(&slot, buf + w->head + gap, w->tail), w->off + w->len);
+    return r;
+}
+
+/* The guest's present bytes around the write. Where those are the larger part, others may go along. */
+static int write_copied(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v, struct rider **ret_riders)
+{
+    uint64_t around = w->head + w->tail, gap = w->len <= around ? w->len : 0;
+    size_t bytes = round_up(around + gap, COPY_ALIGN);
     AUTOFREE uint8_t *buf = aligned_alloc(COPY_ALIGN, bytes ? bytes : COPY_ALIGN);
     if (!buf)
         return -ENOMEM;
+    struct ride d;
+    struct rider *riders = NULL;
+    bool shared = gap && ret_riders;
+    if (shared)
+        ride_open(n, &d, w);
+    int r = read_around(co, n, w, buf, gap);
+    if (shared)
+        *ret_riders = riders = ride_close(n, &d);
+    const struct around a = { buf, buf + w->head + gap, false };
+    if (r || !riders)
+        return r ? r : write_merged(co, n->im->data, w, v, &a);
     struct iovec slot;
-    uint64_t from = w->off - w->head;
-    int r = chain_read(co, n, iov_one(&slot, buf, whole ? around + w->len : w->head), from);
-    if (!r && !whole)
-        r = chain_read(co, n, iov_one(&slot, buf + w->head, w->tail), w->off + w->len);
-    const struct around a = { buf, buf + w->head + (whole ? w->len : 0), false };
-    return r ? r : write_merged(co, n->im->data, w, v, &a);
+    iov_to_buf(v, buf + w->head, w->len);
+    ride_put(riders, buf, w->off - w->head);
+    if (MUTANT(MUT_RIDE_TOLD_EARLY)) {
+        ride_end(riders, 0);
+        *ret_riders = NULL;
+    }
+    return stor_write(co, n->im->data, iov_one(&slot, buf, around + gap), w->host - w->head, 0);
 }
 
-int fill_write(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v)
+int fill_write(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v, struct rider **ret_riders)
 {
     if (w->fill == FMT_FILL_NONE || !(w->head | w->tail))
         return stor_write(co, n->im->data, v, w->host, 0);
-    return w->fill == FMT_FILL_ZERO ? write_zero_filled(co, n, w, v) : write_copied(co, n, w, v);
+    return w->fill == FMT_FILL_ZERO ? write_zero_filled(co, n, w, v) : write_copied(co, n, w, v, ret_riders);
 }

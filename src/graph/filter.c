@@ -179,6 +179,7 @@ int graph_attach(struct graph_node *n, const struct graph_attach_opts *o, struct
         filter_discard(a);
         return r;
     }
+    a->inner = o->inner;
     a->backing = n;
     n->refs++;
     filters_refresh(n->g);
@@ -221,11 +222,9 @@ struct graph_node *graph_skip_filters(struct graph_node *n)
 
 int graph_need_image(const struct graph_node *n, const char *what, struct byre_err *err)
 {
-    if (!graph_is_filter(n))
+    if (graph_skip_filters((struct graph_node *)(uintptr_t)n))
         return 0;
-    const struct graph_node *image = graph_skip_filters((struct graph_node *)(uintptr_t)n);
-    return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter: %s needs the image below it%s%s%s", graph_node_name(n), what, image ? ", '" : "",
-                     image ? graph_node_name(image) : "", image ? "'" : "");
+    return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing: %s needs an image", graph_node_name(n), what);
 }
 
 /* ---- requests, inside a gate ---- */

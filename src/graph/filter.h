@@ -22,6 +22,7 @@ struct filter_ops {
     int (*zero)(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);
     int (*discard)(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
     int (*flush)(struct co *co, struct graph_node *n);
+    unsigned deny;                        /* STOR_PERM_*: what others may not do beside it to what it filters, while somebody uses the filter */
     /* Drained. n->backing has become another one, or its length another. May be NULL. */
     void (*moved)(struct graph_node *n);
     /* The node ends; nobody is inside. May be NULL. */

@@ -6,7 +6,8 @@
  * Owns        struct graph and struct graph_node; the image and the store below belong to the node.
  * Invariants  I1  A node in the list has refs > 0 or is being opened or closed.
  *             I2  node->backing holds one reference of the node it names.
- *             I3  Names are unique in a graph.
+ *             I3  Names are unique in a graph, among nodes that do not end.
+ *             I4  A node ends once. Who finds it in the list while it ends may take a reference, and it is freed when that is given back.
  * Order       A node is flushed and closed before its backing node.
  * Concurrency Home loop, except the descriptions, which read what is constant while a node is open.
  * Failure     Closing goes on after an error and returns the first.
@@ -18,8 +19,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/id.h"
 #include "graph/filter.h"
+#include "stor/nbd.h"
 #include "graph/throttle.h"
+#include "graph/stats_priv.h"
 
 const uint8_t graph_zero_page[ZERO_PAGE_BYTES] __attribute__((aligned(4096)));
 
@@ -33,8 +37,11 @@ int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **r
     g->policy = o->policy;
     g->max_depth = o->max_depth ? o->max_depth : GRAPH_DEPTH_DEFAULT;
     g->secrets = o->secrets;
+    g->tls = o->tls;
     g->warn = o->warn;
     g->warn_arg = o->warn_arg;
+    g->linked = o->linked;
+    g->linked_arg = o->linked_arg;
     g->index_limit = index_limit_of(o->index_bytes);
     list_init(&g->nodes);
     list_init(&g->throttles);
@@ -54,21 +61,6 @@ void graph_free(struct graph *g)
 /* ---- nodes ---- */
 
 /* Letters, digits, '-', '.', '_'; a letter first: what the ecosystem takes as a name. */
-bool node_name_is_good(const char *name)
-{
-    size_t len = strlen(name);
-    if (len > GRAPH_NAME_MAX)
-        return false;
-    for (size_t i = 0; i < len; i++) {
-        unsigned char c = (unsigned char)name[i];
-        bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-        bool other = (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
-        if (!letter && (!other || i == 0))
-            return false;
-    }
-    return len > 0;
-}
-
 /* A node has it, or the file of one. */
 static bool name_taken(struct graph *g, const char *name)
 {
@@ -97,7 +89,7 @@ int node_name_files(struct graph_node *n, const char *file, const char *data, st
 
 int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struct byre_err *err)
 {
-    if (name && !node_name_is_good(name))
+    if (name && !id_is_good(name, GRAPH_NAME_MAX))
         return byre_fail(err, BAD_ARGUMENT, "'%s' is no acceptable node name (a letter, then at most %d letters, digits, '-', '.', '_')", name, GRAPH_NAME_MAX - 1);
     if (name && name_taken(g, name))
         return byre_fail(err, EXISTS, "there is a node '%s' already", name);
@@ -109,35 +101,49 @@ int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struc
         snprintf(n->name, sizeof n->name, "%s", name);
     else
         snprintf(n->name, sizeof n->name, "#block%u", g->next_name++);
-    if (gate_init(n)) {
+    if (stats_new(n, g->home) || gate_init(n)) {
+        stats_free(n->stats);
         free(n);
         return byre_fail(err, NOMEM, "no memory for a node");
     }
+    pthread_mutex_init(&n->ride_lock, NULL);
     list_push_back(&g->nodes, &n->link);
     n->refs = 1;
     *ret_n = n;
     return 0;
 }
 
-void node_free(struct graph_node *n)
+static void node_dispose(struct graph_node *n)
 {
-    ASSERT(!n->im && !n->backing && !n->users && !n->drains && !atomic_load(&n->watches));
-    list_remove(&n->link);
+    ASSERT(!n->im && !n->backing && !n->users && !n->drains && !atomic_load(&n->watches) && !atomic_load(&n->rides));
     gate_fini(n);
+    pthread_mutex_destroy(&n->ride_lock);
     free(n->filename);
     free(n->backing_filename);
     free(n->data_filename);
     free(n->key_secret);
     node_how_free(n->how);
+    stats_free(n->stats);
     free(n);
 }
 
-/* n ends. *ret_below, *ret_file: what it held a reference of; NULL: nothing. */
-static int node_end(struct co *co, struct graph_node *n, struct graph_node **ret_below, struct graph_node **ret_file)
+void node_free(struct graph_node *n)
+{
+    list_remove(&n->link);
+    node_dispose(n);
+}
+
+/* What an ended node held references of; NULL: nothing. */
+struct held { struct graph_node *below, *file, *side; };
+
+static int node_end(struct co *co, struct graph_node *n, struct held *ret)
 {
     int r = 0;
+    while (n->looks)
+        co_wait(co, &n->looked);
     gate_empty(co, n);
     threshold_free(co, n);
+    stats_quiet(co, n);
     index_detach(co, n);
     if (n->im) {
         struct fmt_bitmap *bitmaps = n->im->bitmaps;
@@ -147,21 +153,26 @@ static int node_end(struct co *co, struct graph_node *n, struct graph_node **ret
     }
     if (n->backing)
         graph_user_remove(&n->backing_use);
-    *ret_below = n->backing;
-    n->backing = NULL;
     graph_user_remove(&n->file_use);
-    *ret_file = n->file;
-    node_free(n);
+    graph_user_remove(&n->side_use);
+    *ret = (struct held){ n->backing, n->file, n->side };
+    n->g->sides -= n->side != NULL;
+    n->backing = n->side = NULL;
+    list_remove(&n->link);
+    while (n->refs)                              /* a drain came by while it ended (I4) */
+        co_wait(co, &n->let_go);
+    node_dispose(n);
     return r;
 }
 
 /* A node over the bare file f has ended: what it held of locks is not wanted any more. */
 static int leave_file(struct co *co, struct graph_node *f)
 {
-    struct graph_node *below, *file;
+    struct held h;
     if (--f->refs == 0) {
-        int r = node_end(co, f, &below, &file);
-        ASSERT(!below && !file);
+        f->ending = true;
+        int r = node_end(co, f, &h);
+        ASSERT(!h.below && !h.file && !h.side);
         return r;
     }
     if (node_lock(co, f, 0, NULL))
@@ -172,16 +183,30 @@ static int leave_file(struct co *co, struct graph_node *f)
 int node_unref(struct co *co, struct graph_node *n)
 {
     int first = 0;
+    struct graph_node *last = NULL;              /* sides of which nobody else has a reference, by end_next */
     while (n) {
-        struct graph_node *below, *file;
+        struct held h = { NULL };
         ASSERT(n->refs > 0);
-        if (--n->refs)
-            break;
-        int r = node_end(co, n, &below, &file);
-        int f = file ? leave_file(co, file) : 0;
-        if (!first)
-            first = r ? r : f;
-        n = below;
+        if (--n->refs == 0 && n->ending) {
+            co_wake_all(&n->let_go);
+        } else if (n->refs == 0) {
+            n->ending = true;
+            int r = node_end(co, n, &h);
+            int f = h.file ? leave_file(co, h.file) : 0;
+            if (!first)
+                first = r ? r : f;
+        }
+        if (h.side && h.side->refs > 1) {
+            h.side->refs--;
+        } else if (h.side) {
+            h.side->end_next = last;
+            last = h.side;
+        }
+        n = h.below;
+        if (!n && last) {
+            n = last;
+            last = n->end_next;
+        }
     }
     return first;
 }
@@ -213,6 +238,7 @@ void graph_watch_corruption(struct graph *g, graph_corrupted_fn *fn, void *arg)
 
 /* ---- description ---- */
 
+struct secret_set *graph_secrets(const struct graph *g) { return g->secrets; }
 const char *graph_node_name(const struct graph_node *n) { return n->name; }
 const char *graph_file_node_name(const struct graph_node *n) { return n->file_name[0] ? n->file_name : NULL; }
 enum graph_detect graph_detect_zeroes(const struct graph_node *n) { return n->detect; }
@@ -236,7 +262,7 @@ struct graph_node *graph_find(struct graph *g, const char *node_name)
 {
     LIST_FOR(l, &g->nodes) {
         struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
-        if (!strcmp(n->name, node_name) && !node_is_hidden(n))
+        if (!strcmp(n->name, node_name) && !node_is_hidden(n) && n->ready && !n->ending)
             return n;
     }
     return NULL;
@@ -252,11 +278,36 @@ struct graph_node *graph_next(struct graph *g, struct graph_node *prev)
 {
     do
         prev = node_next(g, prev);
-    while (prev && node_is_hidden(prev));
+    while (prev && (node_is_hidden(prev) || !prev->ready));      /* one that is being opened may have no image yet */
     return prev;
 }
 
+bool graph_look_begin(struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    n->looks += !n->ending;
+    return !n->ending;
+}
+
+void graph_look_end(struct graph_node *n)
+{
+    ASSERT(n->looks);
+    if (--n->looks == 0)
+        co_wake_all(&n->looked);
+}
+
+void graph_abandon(struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    if (n->im->store)
+        stor_nbd_abandon(n->im->store);
+    if (n->im->data && n->im->data != n->im->store)
+        stor_nbd_abandon(n->im->data);
+}
+
 /* ---- resize ---- */
+
+#define FOLLOW_MAX 8u                    /* disks that follow one another (graph_watch_size) */
 
 /* The range that growing uncovers must read zeros: where a longer backing image has data (FEATURES 11.009), and in the
  * rest of the old last cluster, which may hold bytes behind the old end (Q19). */
@@ -291,21 +342,29 @@ static int resize_all(struct co *co, struct graph_node *n, uint64_t size, enum f
     return r;
 }
 
-int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+static int resize(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
 {
-    ASSERT_LOOP(n->g->home);
+    if (n->g->edges_depth > FOLLOW_MAX)
+        return byre_fail(err, LIMIT, "%s: too many disks that follow one another would be resized", n->filename);
     if (n->read_only)
         return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
     if (!n->im->ops->resize)
         return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot be resized", n->filename, n->im->ops->name);
-    int r = perm_check(n, NULL, STOR_PERM_RESIZE, "resize", err);
+    int r = perm_check(n, self, STOR_PERM_RESIZE, "resize", err);
+    if (!r)
+        r = watches_resize_begin(co, n, round_up(size, SECTOR), err);
+    if (!r)
+        r = perm_check(n, self, STOR_PERM_RESIZE, "resize", err);      /* that may have taken its time */
     if (!r)
         r = node_lock(co, n, STOR_PERM_RESIZE, err);
     if (r)
         return r;
     graph_drain_begin(co, n);
     co_lock(co, &n->whole);
+    uint64_t old = graph_length(n);
     r = resize_all(co, n, size, prealloc, err);
+    if (graph_length(n) != old)
+        watches_resized(n, graph_length(n));
     co_unlock(&n->whole);
     if (n->file && n->is_raw && n->file->im->size < n->im->size)
         atomic_store(&n->file->im->size, n->im->size);      /* it is the same file */
@@ -314,6 +373,22 @@ int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_pr
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was resized, but its lock cannot be lowered again", n->filename);
     return r;
+}
+
+int node_resize(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    graph_edges_hold(co, n->g);
+    uint64_t old = graph_length(n);              /* not before: another may be at it */
+    int r = resize(co, n, self, size, prealloc, err);
+    watches_resize_end(co, n, graph_length(n) != old);
+    graph_edges_let(co, n->g);
+    return r;
+}
+
+int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+{
+    return node_resize(co, n, NULL, size, prealloc, err);
 }
 
 /* ---- internal snapshots ---- */
@@ -347,6 +422,8 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
     if (n->read_only)
         return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
     int r = rq->op == FMT_SNAPSHOT_APPLY ? perm_check(n, NULL, STOR_PERM_WRITE | STOR_PERM_RESIZE, "apply a snapshot", err) : 0;
+    if (!r && rq->op == FMT_SNAPSHOT_APPLY)
+        r = watches_allow(n, "become another", err);
     if (r)
         return r;
     graph_drain_begin(co, n);
@@ -362,7 +439,8 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
 
 static int amend_resize(struct co *co, void *arg, uint64_t size, struct byre_err *err)
 {
-    return resize_all(co, arg, size, FMT_PREALLOC_OFF, err);
+    int r = watches_allow(arg, "change its length", err);
+    return r ? r : resize_all(co, arg, size, FMT_PREALLOC_OFF, err);
 }
 
 int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, struct byre_err *err)

@@ -26,6 +26,7 @@
 #include "fmt/fmt.h"
 #include "rt/loop.h"
 
+struct dirty;
 struct graph;
 struct graph_node;
 
@@ -36,6 +37,8 @@ struct graph_node;
 struct graph_opener {
     int (*open)(struct co *co, void *arg, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err);
     bool (*identity)(void *arg, const struct stor *s, uint64_t *ret_a, uint64_t *ret_b);
+    int (*keep_name)(struct co *co, void *arg, const char *name);      /* the file is durably where its name says. NULL: it always is */
+    int (*random)(void *arg, void *p, size_t bytes);      /* random bytes for what images are called by. NULL: the system's */
     void *arg;
 };
 
@@ -46,12 +49,18 @@ struct graph_opts {
     enum graph_policy policy;
     unsigned max_depth;                     /* 0 = GRAPH_DEPTH_DEFAULT */
     struct secret_set *secrets;             /* passphrases of encrypted images; not owned, outlives the graph. NULL: none */
+    struct tls_set *tls;                    /* credentials of TLS, the same */
     void (*warn)(void *arg, const char *text);   /* warnings (missing backing format, ...); may be NULL */
     void *warn_arg;
+    /* Home loop: an image has been given another backing file, durably. Names as graph_filename and graph_backing_filename have
+     * them, to be copied before it suspends. NULL: nobody wants to know */
+    void (*linked)(struct co *co, void *arg, const char *overlay, const char *backing);
+    void *linked_arg;
     uint64_t index_bytes;                   /* memory for what is remembered of immutable layers (D6); 0 = 32 MiB, UINT64_MAX = none */
 };
 MUST_USE int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **ret_g, struct byre_err *err);
 void graph_free(struct graph *g);           /* all nodes closed */
+struct secret_set *graph_secrets(const struct graph *g);
 
 enum graph_detect { GRAPH_DETECT_OFF, GRAPH_DETECT_ON, GRAPH_DETECT_UNMAP };      /* detect-zeroes (FEATURES 3.067) */
 
@@ -81,8 +90,18 @@ struct graph_open_opts {
 MUST_USE int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err);
 /* The store alone that a name of the user means, for those who make images there. */
 MUST_USE int graph_store_open(struct co *co, struct graph *g, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err);
+/* The node as a store, for one who makes an image in it: all that is asked of the store is asked of the node. Nobody else writes to the node
+ * or resizes it meanwhile, here or in other processes: refused when somebody does, or might. Home loop only, and closed there; holds the node. */
+MUST_USE int graph_node_store(struct co *co, struct graph_node *n, const char *who, struct stor **ret_s, struct byre_err *err);
 /* Does the name, under this policy, mean an export of a server rather than a file of this machine? */
 bool graph_name_is_remote(enum graph_policy policy, const char *name);
+/* The file that a name found in the image `overlay` (NULL: of the user) means, and the external data file that the name states (NULL: none). 0: *ret_path
+ * and *ret_data are owned by the caller; 1: it is no file of this machine; else as graph_open fails. Any thread, no I/O. */
+MUST_USE int graph_name_file(enum graph_policy policy, const char *name, const char *overlay, char **ret_path, char **ret_data, struct byre_err *err);
+/* For those who make images that have a backing file: calls `linked` of struct graph_opts. backing NULL: there is none. */
+void graph_tell_linked(struct co *co, struct graph *g, const char *overlay, const char *backing);
+/* The same, by the name that the new image records. */
+void graph_tell_recorded(struct co *co, struct graph *g, const char *overlay, const char *backing);
 /* Flushes and closes the node and every backing node that nobody else uses. Returns the first error; gone all the same. */
 int graph_close(struct co *co, struct graph_node *n);
 
@@ -143,6 +162,8 @@ struct graph_status {
 };
 /* Status of [off, off+len) down to (excluding) `bottom` (NULL = whole chain). Neighbours are merged up to len. */
 MUST_USE int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret);
+/* Requests that wait for the server of n's file or of its external data file are given up (stor/nbd.h). Nothing for files. Home loop. */
+void graph_abandon(struct graph_node *n);
 /* At most max such answers, one behind the other: how many (at least 1), or -errno. Cheaper than asking for each. */
 MUST_USE int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
                                struct graph_status *list, unsigned max);
@@ -151,10 +172,17 @@ MUST_USE int graph_resize(struct co *co, struct graph_node *n, uint64_t size, en
 /* Creates, applies or deletes an internal snapshot (struct fmt_snapshot_req), drained. Applying needs a node that nobody else
  * wants unchanged. *ret (may be NULL): see fmt.h. */
 MUST_USE int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);
+/* Between the two the node's image is not opened in another way, and nothing of its structure changes: for those who look at it and suspend. */
+void graph_hold_image(struct co *co, struct graph_node *n);
+void graph_release_image(struct graph_node *n);
+/* Between the two n is not closed, whoever gives it back or deletes it: for those who go through nodes, look and suspend. It is no reference, and
+ * nobody is told that the node is in use. false: it is being closed, and is not to be looked at. */
+MUST_USE bool graph_look_begin(struct graph_node *n);
+void graph_look_end(struct graph_node *n);
 /* Changes options of an image that is open for writing (fmt.h); `a` without resize. Home loop. */
 MUST_USE int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, struct byre_err *err);
 
-/* ---- changes of a chain (reopen.c): home loop; each drains ---- */
+/* ---- changes of a chain (mode.c, reopen.c): home loop; each drains ---- */
 /* Opens the backing node n of `overlay` for writing: others of this graph must allow it, and then nobody else opens it. It stays so
  * until it is closed. What is written to it must not show through `overlay`, or be what it shows there anyway. */
 MUST_USE int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err);
@@ -189,6 +217,10 @@ struct graph_bitmap_spec { const char *name; uint64_t granularity; bool persiste
 MUST_USE int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bitmap_spec *s, struct byre_err *err);
 MUST_USE int graph_bitmap_remove(struct co *co, struct graph_node *n, const char *name, struct byre_err *err);
 MUST_USE int graph_bitmap_clear(struct co *co, struct graph_node *n, const char *name, struct byre_err *err);
+/* Says what `content` says (NULL: nothing), of the same disk, from now on. */
+MUST_USE int graph_bitmap_set(struct co *co, struct graph_node *n, const char *name, const struct dirty *content, struct byre_err *err);
+/* The same for one who holds b (graph_bitmap_hold), so that it is there, loaded, and nobody else's all the time. */
+MUST_USE int graph_bitmap_set_held(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *content, struct byre_err *err);
 MUST_USE int graph_bitmap_enable(struct co *co, struct graph_node *n, const char *name, bool on, struct byre_err *err);
 /* Adds what the sources hold, all of them or none. Their nodes may be others, of the same size. */
 struct graph_bitmap_ref { struct graph_node *node; const char *name; };
@@ -196,12 +228,26 @@ MUST_USE int graph_bitmap_merge(struct co *co, struct graph_node *n, const char 
 /* Between the two nothing is stored; then everything at once. */
 void graph_bitmap_batch_begin(struct graph_node *n);
 MUST_USE int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err *err);
+/* Several changes of n's bitmaps that are one: save; changes, of which nothing is stored; then keep and done, or undo. Keep stores them at once, and
+ * when that of another node fails, undo takes them back all the same. n is drained all the time, and nobody else changes its bitmaps
+ * (graph_edges_hold). */
+struct graph_bitmaps_saved;
+MUST_USE int graph_bitmaps_save(struct co *co, struct graph_node *n, struct graph_bitmaps_saved **ret, struct byre_err *err);
+MUST_USE int graph_bitmaps_keep(struct co *co, struct graph_bitmaps_saved *s, struct byre_err *err);
+void graph_bitmaps_done(struct graph_bitmaps_saved *s);
+void graph_bitmaps_undo(struct co *co, struct graph_bitmaps_saved *s);
 /* *ret_b NULL: there is none of that name. Valid while nobody removes it: hold it to be sure. */
 MUST_USE int graph_bitmap_find(struct co *co, struct graph_node *n, const char *name, struct fmt_bitmap **ret_b, struct byre_err *err);
 /* The list (ret_b->next goes on). */
 MUST_USE int graph_bitmaps(struct co *co, struct graph_node *n, struct fmt_bitmap **ret_b, struct byre_err *err);
 /* b->bits is there when it returns 0. */
 MUST_USE int graph_bitmap_load(struct co *co, struct graph_node *n, struct fmt_bitmap *b, struct byre_err *err);
+/* A job begins that will have to do with b, which is loaded and held: what is written from now on is recorded aside as well. Then one of: b is
+ * what was written since, and `left`; or b is as if there had been no job. What the image holds of it follows with the next change of bitmaps, or
+ * when it is closed: until then it is more, so a crash costs nothing but a larger copy. Nothing suspends between the change and the return. */
+MUST_USE int graph_bitmap_follow(struct co *co, struct graph_node *n, struct fmt_bitmap *b, struct byre_err *err);
+MUST_USE int graph_bitmap_settle(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *left, struct byre_err *err);
+void graph_bitmap_unfollow(struct co *co, struct graph_node *n, struct fmt_bitmap *b);
 static inline void graph_bitmap_hold(struct fmt_bitmap *b) { b->busy++; }
 static inline void graph_bitmap_release(struct fmt_bitmap *b) { b->busy--; }
 
@@ -217,7 +263,7 @@ PRINTF_LIKE(2, 3) void graph_warn(const struct graph_node *n, const char *fmt, .
  * The node is an image: requests pass through filters and attachments without looking for watchers there.
  * While nobody watches it costs one load; never memory. Several watchers stand around one another, the latest outermost.
  * A request that waits in a watcher holds up whoever drains the node, adds or removes a watcher: those who wait long must look at
- * graph_draining. Structural changes (size, snapshots, make_empty) are not seen: keep them out by a graph_user. */
+ * graph_draining. Structural changes (snapshots, make_empty; size, unless `follows`) are not seen: keep them out by a graph_user. */
 enum graph_change_kind { GRAPH_CHANGE_WRITE, GRAPH_CHANGE_ZERO, GRAPH_CHANGE_DISCARD };
 struct graph_watch;
 struct graph_change {
@@ -230,7 +276,16 @@ struct graph_change {
     int (*run)(struct co *co, void *arg);
     void *arg;
 };
+/* One who goes along with changes of the disk's length (graph_resize), on the home loop: begin, before it, may refuse; now, when it has just
+ * changed, drained, must not suspend; end, whether or not it came to that. Edges are held from begin to end (runtime.h), and the watcher stays. */
+struct graph_watch_size {
+    int (*begin)(struct co *co, struct graph_watch *w, uint64_t size, struct byre_err *err);
+    void (*now)(struct graph_watch *w, uint64_t size);
+    void (*end)(struct co *co, struct graph_watch *w, bool done);
+};
 struct graph_watch {
+    const struct graph_watch_size *follows; /* NULL: keep the length as it is, by a graph_user */
+    bool following;                         /* watch.c */
     int (*change)(struct co *co, struct graph_watch *w, struct graph_change *ch);   /* 0 or -errno: what the request answers */
     struct graph_node *node;                /* watch.c, as what follows */
     _Atomic(struct graph_watch *) link;
@@ -257,7 +312,7 @@ void graph_mapping_change_begin(struct co *co, struct graph_node *n, uint64_t of
 void graph_mapping_change_end(struct graph_node *n);
 
 /* ---- permissions (FEATURES 11.002): who uses a node, for what, and what it lets others do ---- */
-struct graph_user { struct graph_user *next; const char *who; unsigned perm, shared; struct graph_node *node; };
+struct graph_user { struct graph_user *next; const char *who; unsigned perm, shared; struct graph_node *node; bool moving; /* runtime.c */ };
 MUST_USE int graph_user_add(struct graph_node *n, struct graph_user *u, struct byre_err *err);   /* refused: names both users */
 void graph_user_remove(struct graph_user *u);
 

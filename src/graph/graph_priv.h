@@ -4,8 +4,10 @@
  *
  *   graph.c    the graph, the list of nodes, node life, resize
  *   open.c     opening an image and its chain; probing; locks; policy
- *   reopen.c   a node of a chain for writing, and back; another backing chain
- *   names.c    what a file name means: plain, file:, json:{}; names relative to an overlay
+ *   mode.c     a node that is in use is opened for writing, for reading, or with other options
+ *   reopen.c   another backing chain, and its name
+ *   names.c    what a file name means: plain, file:; names relative to an overlay
+ *   names_json.c json:{}
  *   names_run.c options that only qcow2 knows
  *   names_nbd.c disks of NBD servers
  *   names_node.c options of nodes of any format, and of raw ones
@@ -15,6 +17,7 @@
  *   write.c    writes: in place or begin, fill, write, commit
  *   encode.c   compressed writes
  *   fill.c     what surrounds a first write
+ *   ride.c     small writes that go along with it
  *   zero.c     zero and discard: the aligned middle, the edges, the fallback
  *   offload.c  copies made by the kernel
  *   status.c   block status
@@ -22,13 +25,22 @@
  *   drain.c    the gate that requests pass, and closing it
  *   watch.c    who sees the changes of a disk
  *   bitmap.c   dirty bitmaps
+ *   bitmap_save.c  changes of theirs that are undone, or stored at once
+ *   bitmap_revert.c  what they say when all of the content is another
+ *   state.c    the VM state behind the disk
+ *   stats.c    what was asked, and how long it took (stats.h); recent.c: in the last few seconds
  *   perm.c     users of a node and their conflicts
- *   filter.c   filters and attachments: nodes that pass requests on
+ *   node_stor.c  a node as a byte store, for those who make an image in it
+ *   filter.c   filters and attachments: nodes that pass requests on; passing.c: those that do nothing else, for a job
+ *   side.c     nodes that a request goes to beside its chain
  *   runtime.c  other nodes under the same users, while they use them
+ * Told by headers of their own: blockdev.h (blockdev.c, blockdev_reopen.c, snapshot.c), live.h (live.c, absent.c), runtime.h (threshold.c),
+ * filters.h (filters.c, blkdebug.c, compress.c, cor.c), cbw.h (cbw.c, cbw_copy.c, cbw_view.c), throttle.h (throttle.c).
  */
 #ifndef GRAPH_PRIV_H
 #define GRAPH_PRIV_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "base/assert.h"
@@ -37,6 +49,7 @@
 #include "graph/fill.h"
 #include "graph/graph.h"
 #include "graph/runtime.h"
+#include "graph/stats.h"
 #include "rt/sync.h"
 
 #define SECTOR 512u
@@ -48,18 +61,27 @@ struct graph {
     enum graph_policy policy;
     unsigned max_depth;
     struct secret_set *secrets;
+    struct tls_set *tls;
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
+    void (*linked)(struct co *co, void *arg, const char *overlay, const char *backing);
+    void *linked_arg;
     graph_corrupted_fn *corrupted;      /* NULL: nobody wants to know */
     void *corrupted_arg;
     struct list nodes;
     struct list throttles;              /* throttle.c */
+    graph_io_error_fn *io_error_fn;     /* stats.c; NULL: nobody wants to know */
+    void *io_error_arg;
     graph_threshold_fn *threshold_fn;   /* threshold.c; NULL: nobody wants to know */
     void *threshold_arg;
     unsigned next_name;
     unsigned drain_round;
+    unsigned sides, walk_round;         /* nodes that have a side; side.c */
     struct co_mutex index_mx;           /* of the nodes' index_next, and whose holder's indexes nobody takes away */
     struct co_mutex edges_mx;           /* one change of edges at a time */
+    const struct co *edges_by;          /* who holds it, to be compared only */
+    unsigned edges_depth;
+    struct co_mutex options_mx;         /* one list of nodes that get other options at a time (blockdev_reopen.c) */
     _Atomic unsigned waiting;           /* somebody waits for requests to end (watch.c) */
     uint64_t index_limit;               /* bytes that all indexes may take; 0: there are none */
     _Atomic uint64_t index_bytes;
@@ -72,6 +94,7 @@ struct gate_waiter;
 /* Bitmaps that record. Replaced as a whole, when drained (bitmap.c). */
 struct tracked { unsigned count; struct dirty *bits[]; };
 
+struct node_stats;
 struct graph_node {
     /* constant while open */
     struct list_node link;
@@ -94,6 +117,7 @@ struct graph_node {
     uint64_t id_a, id_b;
     bool has_data_identity;
     uint64_t data_a, data_b;
+    struct stor_seen seen, data_seen;   /* its files, when they had been locked and nothing of them was read (mode.c) */
     unsigned lock_perm, lock_shared;    /* what stor_lock holds; no_lock: both 0 */
     unsigned data_perm, data_shared;    /* the same for the external data file */
     bool no_lock;
@@ -106,30 +130,46 @@ struct graph_node {
     /* home loop only */
     bool bitmaps_listed;                /* im->bitmaps holds those of the image */
     struct dirty_budget bitmap_budget;  /* of those made here */
+    struct graph_bitmaps_saved *bitmaps_saved;      /* bitmap_save.c; NULL: changes are not undone */
     unsigned bitmap_batch;              /* > 0: changes of persistent bitmaps are not stored yet */
     unsigned refs;                      /* openers and overlays */
+    bool ending;                        /* the last of them has gone */
+    struct co_waitq let_go;             /* who came by while it ended has gone as well */
+    unsigned looks;                     /* who describes it (graph_look_begin), and */
+    struct co_waitq looked;             /* ... has ended */
+    struct co_mutex listing;            /* the image's bitmaps are listed or stored, or one of them is loaded; taken behind `whole` */
     unsigned drains, drain_round;
     struct gate_waiter *waiters;
     struct graph_user *users;
     struct co_mutex whole;              /* drained as well: one change of the image's structure at a time (size, options, snapshots, bitmaps) */
     struct co_mutex first_sector;       /* writes to the first sector of a guarded node */
     struct fill_costs fill;             /* fill.c */
+    pthread_mutex_t ride_lock;          /* ride.c */
+    _Atomic(struct ride *) rides;       /* copies that take other writes along. Changed under ride_lock */
     _Atomic(struct chain_index *) index;        /* of this node and those below it; NULL: none */
     unsigned index_fences;              /* home: changes of this node's mapping in progress */
     struct graph_node *index_next;      /* home: list of those whom a change concerns */
     _Atomic int recurse;                /* status.c: does the file know more than the format? */
     _Atomic bool alone;                 /* what is written is to hide whatever comes to lie below: zeros too (zero.c) */
-    struct node_how *how;               /* what opened it (reopen.c); NULL until it is open */
+    struct node_how *how;               /* what opened it (mode.c); NULL until it is open */
+    struct node_stats *stats;           /* stats.c */
     /* runtime.h */
     const struct filter_ops *flt;       /* NULL: an image. Constant */
     void *flt_arg;
     unsigned frozen;                    /* home: the edge to `backing` must stay */
     struct threshold *threshold;        /* home: threshold.c; NULL: it never had one */
     bool implicit;                      /* a filter that a command of another name has put there */
+    bool inner;                         /* its gate is never closed (struct graph_attach_opts) */
+    bool passing;                       /* a job has put it there and takes it away: no edge to it or from it may be frozen. Constant */
     bool owned;                         /* home: the user's, until blockdev-del */
     bool is_file;                       /* a bare file or device: a format may lie over it */
     struct graph_node *file;            /* the bare file whose store it shares; NULL: it has a store of its own. Constant while open */
     struct graph_user file_use;
+    struct graph_node *side;            /* requests for this node go there as well (side.c); with a reference. NULL: none */
+    struct graph_user side_use;
+    struct graph_node *walk_next;       /* home: side.c, as what follows */
+    unsigned walk_seen, walk_queued;
+    struct graph_node *end_next;        /* home: node_unref */
 };
 
 extern const uint8_t graph_zero_page[ZERO_PAGE_BYTES];
@@ -137,23 +177,32 @@ extern const uint8_t graph_zero_page[ZERO_PAGE_BYTES];
 /* ---- graph.c ---- */
 /* A node with a free name ("" is made up), in the list, without image. */
 MUST_USE int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struct byre_err *err);
-bool node_name_is_good(const char *name);
 /* Names the files of n (NULL: not named). */
 MUST_USE int node_name_files(struct graph_node *n, const char *file, const char *data, struct byre_err *err);
 /* Takes n out of the list and frees it; its image is closed and its backing link cut. */
 void node_free(struct graph_node *n);
 /* Drops one reference of n and, while they become unused, of the nodes below it. First error of closing. */
 int node_unref(struct co *co, struct graph_node *n);
+/* graph_resize for one of its users (NULL: for nobody of them). */
+MUST_USE int node_resize(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
 /* Iterates all nodes, attachments too. */
 struct graph_node *node_next(struct graph *g, struct graph_node *prev);
+/* Which node keeps a snapshot of what n shows, or in it (runtime.c). NULL: none. */
+const struct graph_node *node_snapshot_keeper(const struct graph_node *n);
 /* ---- filter.c ---- */
 bool node_is_hidden(const struct graph_node *n);
+/* ---- side.c ---- */
+/* n's requests go to `to` as well, as `use` says, from now on until n ends. n is new. */
+MUST_USE int side_set(struct graph_node *n, struct graph_node *to, const struct graph_user *use, struct byre_err *err);
+/* Do requests for `top` come to n, by backing nodes and sides? n NULL: to one that is drained. */
+bool goes_to(struct graph_node *top, const struct graph_node *n);
 /* ---- requests inside a section of a gate at or above n: as graph_*, whatever n is ---- */
 MUST_USE int node_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
 MUST_USE int node_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);       /* write.c */
 MUST_USE int node_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);        /* zero.c */
 MUST_USE int node_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);                     /* zero.c */
 MUST_USE int node_flush(struct co *co, struct graph_node *n);                                                   /* write.c */
+MUST_USE int node_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret);   /* status.c */
 
 /* ---- names.c ---- */
 enum name_tri { NAME_UNSET, NAME_NO, NAME_YES };
@@ -217,6 +266,8 @@ void name_node_fini(struct name_node *o);
 /* 1: the option is one of these, and taken; 0: it is none. */
 MUST_USE int name_node_option(struct name_node *o, const char *key, const struct json_t *v, struct byre_err *err);
 MUST_USE int name_node_settle(const struct name_node *o, bool bare_file, struct byre_err *err);
+/* Is it a file or a device of this machine? */
+bool name_driver_is_file(const char *driver);
 /* The part of name_parse for json:{...}. */
 MUST_USE int name_parse_json(const char *text, struct name_ref *ret, struct byre_err *err);
 
@@ -277,6 +328,12 @@ static inline bool is_watched(const struct graph_node *n)
 {
     return UNLIKELY(atomic_load_explicit(&n->watches, memory_order_acquire) != NULL);
 }
+/* Around a change of n's length; end after begin, also when that failed. home */
+MUST_USE int watches_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct byre_err *err);
+void watches_resized(struct graph_node *n, uint64_t size);
+void watches_resize_end(struct co *co, struct graph_node *n, bool done);
+/* Does somebody count on being asked? Other ways to change the length are refused then. */
+MUST_USE int watches_allow(const struct graph_node *n, const char *what, struct byre_err *err);
 MUST_USE int watch_run(struct co *co, struct graph_change *ch, int (*run)(struct co *co, void *arg), void *arg);
 
 /* ---- chain.c ---- */
@@ -379,8 +436,25 @@ MUST_USE int guard_first_sector(struct co *co, struct guarded *gd);
 MUST_USE int chain_write_compressed(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
 
 /* ---- fill.c ---- */
-/* Writes v into a new cluster, and what must surround it there (w->fill). All of it is with the store when it returns 0. */
-MUST_USE int fill_write(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v);
+struct rider;
+/* Writes v into a new cluster, and what must surround it there (w->fill). All of it is with the store when it returns 0. ret_riders: other writes may
+ * go along, which then wait for ride_end, also when this fails; NULL: none may. */
+MUST_USE int fill_write(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v, struct rider **ret_riders);
+
+/* ---- ride.c ---- */
+/* A write that goes along with a copy; in the frame of its coroutine. */
+struct rider { struct rider *next; const struct iov *v; uint64_t off; bool done; struct co_xevent over; };
+/* A copy that takes others along: those that lie in [from, to) of the guest. */
+struct ride { struct ride *next; uint64_t from, to; struct rider *first, **last; };
+void ride_open(struct graph_node *n, struct ride *d, const struct fmt_write *w);
+/* Nobody gets on any more. Who is on board. */
+struct rider *ride_close(struct graph_node *n, struct ride *d);
+/* Puts their bytes into buf, which begins at guest offset off. */
+void ride_put(const struct rider *list, uint8_t *buf, uint64_t off);
+/* result 0: their bytes are written and linked. Else each goes by himself. The list is gone. */
+void ride_end(struct rider *list, int result);
+/* true: v is written, with a copy. false: there is none for it. Suspends. */
+MUST_USE bool ride_along(struct co *co, struct graph_node *n, const struct iov *v, uint64_t off);
 
 /* ---- zero.c ---- */
 /* The same as graph_zero without checks, gate, guard and flush. flags: GRAPH_UNMAP, GRAPH_NO_FALLBACK. */
@@ -394,17 +468,25 @@ void threshold_free(struct co *co, struct graph_node *n);        /* nobody is in
 MUST_USE int bitmaps_attach(struct co *co, struct graph_node *n, struct byre_err *err);
 /* Nobody is inside, the image is closed; list: what im->bitmaps was. */
 void bitmaps_free(struct graph_node *n, struct fmt_bitmap *list);
+void bitmaps_list_free(struct fmt_bitmap *list);                 /* of which none records */
 /* Drained. Every bitmap for a disk of another size, prepared first; then one of the two. */
 struct bitmaps_resize;
 MUST_USE int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct bitmaps_resize **ret, struct byre_err *err);
 void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resize *z, bool done);
 /* im->bitmaps is the whole list from now on. */
 MUST_USE int bitmaps_list(struct co *co, struct graph_node *n, struct byre_err *err);
+/* All persistent ones, durably (fmt.h, bitmaps_sync). Drained, node->whole held. */
+MUST_USE int bitmaps_store(struct co *co, struct graph_node *n, struct byre_err *err);
 /* Room for `more` recording bitmaps than there are bitmaps now (NULL: no memory); then, drained, those that record are what requests
  * set bits in. Publishing takes t over. */
 struct tracked *bitmaps_tracked(const struct graph_node *n, unsigned more);
 void bitmaps_publish(struct graph_node *n, struct tracked *t);
 
+/* ---- bitmap_save.c: where bits and bitmaps go that may come back ---- */
+struct grave;
+MUST_USE int saved_grave(struct graph_node *n, struct grave **ret);                  /* before the change. -ENOMEM */
+void saved_bury(struct graph_node *n, struct grave *g, struct dirty *bits);         /* frees them when there is no need to keep them */
+bool saved_take(struct graph_node *n, struct fmt_bitmap *b);                         /* false: it is the caller's to free */
 /* ---- bitmap_revert.c ---- */
 /* Drained, around a change of all that the disk holds, which becomes `size` bytes long: every bitmap, whether it records or not, is
  * all dirty, durably, before it; afterwards too, or, when nothing was touched, as it was. *ret NULL: there are none. */
@@ -419,6 +501,13 @@ MUST_USE int perm_check(struct graph_node *n, const struct graph_user *self, uns
 MUST_USE int users_fit(struct graph_node *n, const struct graph_user *u, const struct graph_user *leaving, struct byre_err *err);
 void user_link(struct graph_node *n, struct graph_user *u);      /* it does */
 void users_settle(struct graph_node *n);                         /* n's users are others: what filters ask for below */
+/* ---- runtime.c ---- */
+/* May `backing` (NULL: nothing) come to lie below n? */
+MUST_USE int check_below_of(struct graph_node *n, struct graph_node *backing, struct byre_err *err);
+/* Drained: the same, and it is durable. Suspends. */
+MUST_USE int edge_prepare(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err);
+/* Then, when users_fit and there is no index: it does. */
+void edge_to_backing(struct co *co, struct graph_node *n, struct graph_node *backing);
 /* ---- reopen.c ---- */
 /* Takes the indexes away that begin at n or above. Nobody is inside; when it returns, and until the caller suspends, there is none. */
 void indexes_drop(struct co *co, struct graph_node *n);

@@ -26,6 +26,7 @@ struct claimed { struct graph_node *n; struct graph_user use; unsigned overlay_s
 struct graph_claim {
     char *who;
     bool frozen, relaxed;
+    bool base_let;                       /* the layer over the base puts up with changes of it; who makes them is the caller */
     unsigned count;                      /* all[0] is the top, all[count - 1] the base */
     struct claimed all[];
 };
@@ -42,6 +43,27 @@ struct graph_node *graph_overlay_in(struct graph_node *top, const struct graph_n
 bool graph_lies_below(const struct graph_node *top, const struct graph_node *n)
 {
     return graph_overlay_in((struct graph_node *)(uintptr_t)top, n) != NULL;
+}
+
+bool graph_goes_to(struct graph_node *top, const struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    return goes_to(top, n);
+}
+
+void graph_chain_hold(struct co *co, struct graph_node *const *all, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (all[i])
+            graph_ref(all[i]);
+    graph_edges_hold(co, all[0]->g);
+}
+
+void graph_chain_let(struct co *co, struct graph_node *const *all, unsigned count)
+{
+    graph_edges_let(co, all[0]->g);
+    for (unsigned i = 0; i < count; i++)
+        (void)node_unref(co, all[i]);            /* closes it when its last user went meanwhile; then there is nobody left to tell */
 }
 
 /* ---- claims ---- */
@@ -83,12 +105,13 @@ static int take(struct graph_claim *c, unsigned i, struct byre_err *err)
     return r;
 }
 
-static void give(struct graph_claim *c, unsigned i)
+/* Its content changes no more; it still must not be changed by others. */
+static void lower(struct graph_claim *c, unsigned i)
 {
     struct claimed *l = &c->all[i];
     if (!l->use.node)
         return;
-    graph_user_remove(&l->use);
+    l->use.perm = STOR_PERM_READ;
     if (i && c->all[i - 1].n->backing == l->n)
         c->all[i - 1].n->backing_use.shared = l->overlay_shared;
 }
@@ -98,10 +121,10 @@ int graph_make_long(struct co *co, struct graph_node *base, uint64_t size, struc
     return graph_length(base) < size ? graph_resize(co, base, size, FMT_PREALLOC_OFF, err) : 0;
 }
 
-int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err)
+static int claim_layers(struct co *co, struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err)
 {
-    ASSERT_LOOP(top->g->home);
-    ASSERT(graph_lies_below(top, base));
+    if (!graph_lies_below(top, base))
+        return byre_fail(err, BUSY, "node '%s': does not lie below node '%s' any more", base->name, top->name);
     struct graph_claim *c = claim_new(top, base, who);
     if (!c)
         return byre_fail(err, NOMEM, "no memory to use a chain");
@@ -124,6 +147,41 @@ int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node 
     return 0;
 }
 
+int graph_claim_layers(struct co *co, struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err)
+{
+    struct graph *g = top->g;
+    graph_edges_hold(co, g);
+    int r = claim_layers(co, top, base, who, ret, err);
+    graph_edges_let(co, g);
+    return r;
+}
+
+static int let_base(struct graph_claim *c, struct byre_err *err)
+{
+    struct claimed *l = &c->all[c->count - 1];
+    struct graph_user *above = &c->all[c->count - 2].n->backing_use;
+    int r = perm_check(l->n, above, CHANGES, c->who, err);
+    if (r)
+        return r;
+    l->overlay_shared = above->shared;
+    above->shared |= CHANGES;
+    c->base_let = true;
+    return 0;
+}
+
+/* Unless the disk is there now: then it is changed, whatever lies over it. */
+static void shut_base(struct graph_claim *c)
+{
+    struct claimed *l = &c->all[c->count - 1];
+    struct graph_user *above = &c->all[c->count - 2].n->backing_use;
+    if (!c->base_let || above->node != l->n)
+        return;
+    for (const struct graph_user *u = l->n->users; u; u = u->next)
+        if (u != above && (u->perm & ~l->overlay_shared))
+            return;
+    above->shared = l->overlay_shared;
+}
+
 int graph_claim_between(struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err)
 {
     ASSERT_LOOP(top->g->home);
@@ -132,6 +190,8 @@ int graph_claim_between(struct graph_node *top, struct graph_node *base, const c
     int r = c ? 0 : byre_fail(err, NOMEM, "no memory to use a chain");
     for (unsigned i = 1; !r && i + 1 < c->count; i++)
         r = take(c, i, err);
+    if (!r)
+        r = let_base(c, err);
     *ret = c;
     return r;
 }
@@ -142,7 +202,7 @@ void graph_claim_relax(struct graph_claim *c)
         graph_thaw(c->all[0].n, c->all[c->count - 1].n);
     c->frozen = false;
     for (unsigned i = 0; i < c->count && !c->relaxed; i++)
-        give(c, i);
+        lower(c, i);
     c->relaxed = true;
 }
 
@@ -151,6 +211,9 @@ void graph_claim_end(struct co *co, struct graph_claim *c)
     if (!c)
         return;
     graph_claim_relax(c);
+    for (unsigned i = 0; i < c->count; i++)
+        graph_user_remove(&c->all[i].use);
+    shut_base(c);
     for (unsigned i = c->count; i-- > 0;) {
         struct byre_err why = { 0 };
         struct claimed *l = &c->all[i];
@@ -204,8 +267,12 @@ int graph_claim_forget(struct co *co, const struct graph_claim *c, uint64_t off,
 int graph_claim_mark(struct co *co, const struct graph_claim *c, struct byre_err *err)
 {
     int r = 0;
+    if (c->count > 2)                            /* before the first mark: without a token they go by the name */
+        r = graph_give_token(co, c->all[0].n, err);
+    if (r == -ENOSPC)
+        r = 0;
     for (unsigned i = 1; i + 1 < c->count && !r; i++)
-        r = graph_mark_partial(co, c->all[i].n, c->all[0].n->filename, err);
+        r = graph_mark_partial(co, c->all[i].n, c->all[0].n, err);
     return r;
 }
 

@@ -106,3 +106,22 @@ int name_parse(enum graph_policy policy, const char *text, const char *overlay, 
         name_ref_fini(ret);
     return r;
 }
+
+int graph_name_file(enum graph_policy policy, const char *name, const char *overlay, char **ret_path, char **ret_data, struct byre_err *err)
+{
+    struct name_ref ref;
+    int r = name_parse(policy, name, overlay, &ref, err);
+    if (r)
+        return r;
+    if (ref.file_ref) {
+        r = byre_fail(err, BAD_ARGUMENT, "'%s' names a node, and no file", name);
+    } else if (name_nbd(&ref)) {
+        r = 1;
+    } else {
+        *ret_path = ref.path;
+        *ret_data = ref.data_path;
+        ref.path = ref.data_path = NULL;
+    }
+    name_ref_fini(&ref);
+    return r;
+}

@@ -259,10 +259,7 @@ static int each_option(struct fields *f, json_t *root, struct byre_err *err)
     return 0;
 }
 
-static bool is_file_driver(const char *driver)
-{
-    return !strcmp(driver, "file") || !strcmp(driver, "host_device");
-}
+bool name_driver_is_file(const char *driver) { return !strcmp(driver, "file") || !strcmp(driver, "host_device"); }
 
 /* Is the file an export of an NBD server? By the word of its driver, or by a file name without one. */
 static bool is_nbd(const char *driver, const char *filename)
@@ -286,7 +283,7 @@ static int judge_place(struct fields *f, const char *driver, const char *filenam
 static int judge(struct fields *f, struct byre_err *err)
 {
     const char *filename = f->file_filename, *driver = f->file_driver;
-    if (f->driver && (is_file_driver(f->driver) || !strcmp(f->driver, "nbd"))) {
+    if (f->driver && (name_driver_is_file(f->driver) || !strcmp(f->driver, "nbd"))) {
         driver = f->driver;
         if (f->nested_file)
             return byre_fail(err, BAD_OPTION, "json: driver '%s' has no 'file' below it", f->driver);
@@ -296,7 +293,7 @@ static int judge(struct fields *f, struct byre_err *err)
         return byre_fail(err, BAD_OPTION, "json: 'filename' belongs into 'file'");
     } else if (f->top_nbd) {
         return byre_fail(err, BAD_OPTION, "json: options of the driver 'nbd' belong into 'file'");
-    } else if (driver && !is_file_driver(driver) && strcmp(driver, "nbd")) {
+    } else if (driver && !name_driver_is_file(driver) && strcmp(driver, "nbd")) {
         return byre_fail(err, NOT_SUPPORTED, "json: the driver '%s' of 'file' is not supported", f->file_driver);
     }
     if (f->ref->file_ref && (filename || f->nested_file || !f->driver))
@@ -306,7 +303,7 @@ static int judge(struct fields *f, struct byre_err *err)
     int r = judge_place(f, driver, filename, err);
     if (r)
         return r;
-    if (f->data_driver && !is_file_driver(f->data_driver))
+    if (f->data_driver && !name_driver_is_file(f->data_driver))
         return byre_fail(err, NOT_SUPPORTED, "json: the driver '%s' of 'data-file' is not supported", f->data_driver);
     if (f->data_driver && !f->data_filename)
         return byre_fail(err, BAD_OPTION, "json: 'data-file' names no file");

@@ -130,8 +130,8 @@ static int make_place(struct name_nbd **nbd, struct byre_err *err)
 
 int name_nbd_option(struct name_nbd **nbd, const char *key, const char *leaf, const json_t *v, struct byre_err *err)
 {
-    static const char *const known[] = { "export", "reconnect-delay", "open-timeout", "connections", "host", "port", "path" };
-    static const char *const later[] = { "tls-creds", "tls-hostname", "x-dirty-bitmap" };
+    static const char *const known[] = { "export", "reconnect-delay", "open-timeout", "connections", "host", "port", "path", "tls-creds", "tls-hostname" };
+    static const char *const later[] = { "x-dirty-bitmap" };
     bool server = !strncmp(leaf, "server.", 7), mine = server;
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
         if (!strcmp(leaf, later[i]))
@@ -148,6 +148,8 @@ int name_nbd_option(struct name_nbd **nbd, const char *key, const char *leaf, co
         return server_option(n, key, leaf + 7, v, err);
     if (!strcmp(leaf, "export"))
         return taken(take_text(key, v, &n->o.export, err));
+    if (!strcmp(leaf, "tls-creds") || !strcmp(leaf, "tls-hostname"))
+        return taken(take_text(key, v, leaf[4] == 'c' ? &n->o.tls_creds : &n->o.tls_hostname, err));
     struct { const char *name; uint64_t *to; } numbers[] = { { "reconnect-delay", &n->o.reconnect_s }, { "open-timeout", &n->o.open_timeout_s }, { "connections", &n->o.connections } };
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         if (!strcmp(leaf, numbers[i].name))
@@ -185,6 +187,8 @@ static int settle_filename(struct name_nbd *n, const char *filename, struct byre
     o.reconnect_s = n->o.reconnect_s;
     o.open_timeout_s = n->o.open_timeout_s;
     o.connections = n->o.connections;
+    o.tls_creds = n->o.tls_creds;
+    o.tls_hostname = n->o.tls_hostname;
     n->o = o;
     return 0;
 }

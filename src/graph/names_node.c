@@ -16,6 +16,7 @@
 
 #include <jansson.h>
 
+#include "base/id.h"
 #include "graph/graph_priv.h"
 
 void name_node_fini(struct name_node *o)
@@ -28,7 +29,7 @@ void name_node_fini(struct name_node *o)
 static int take_name(const char *key, const json_t *v, char **ret, struct byre_err *err)
 {
     const char *s = json_string_value(v);
-    if (!s || !node_name_is_good(s))
+    if (!s || !id_is_good(s, GRAPH_NAME_MAX))
         return byre_fail(err, BAD_OPTION, "json: '%s': '%s' is no acceptable node name", key, s ? s : "");
     free(*ret);
     *ret = strdup(s);

@@ -14,6 +14,7 @@
  * Failure     Everything opened by the call is closed again, the top last opened first closed.
  * Tests       open_test.c
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,7 +33,12 @@ static bool file_identity(void *arg, const struct stor *s, uint64_t *ret_a, uint
     return stor_file_identity(s, ret_a, ret_b) || stor_nbd_identity(s, ret_a, ret_b);
 }
 
-const struct graph_opener graph_file_opener = { .open = file_open, .identity = file_identity };
+static int file_keep_name(struct co *co, void *arg, const char *name)
+{
+    return stor_nbd_is_name(name) ? 0 : stor_file_keep_name(co, name);
+}
+
+const struct graph_opener graph_file_opener = { .open = file_open, .identity = file_identity, .keep_name = file_keep_name };
 
 /* A chain in the making. */
 struct opening {
@@ -179,6 +185,7 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
         .discard = n->discard,
         .locking = n->no_lock ? STOR_LOCK_OFF : STOR_LOCK_AUTO,
         .nbd = name_nbd(l->ref),
+        .tls = op->g->tls,
     };
     if (l->ref->node.native_aio && !so.direct)
         return byre_fail(err, BAD_OPTION, "%s: aio=native needs direct I/O (cache.direct=on)", n->filename);
@@ -260,6 +267,13 @@ static void tell_leak(void *arg, uint64_t bytes)
     graph_warn(n, "%s: %" PRIu64 " bytes that nothing uses could not be given back, because memory or storage failed; check -r leaks frees them", n->filename, bytes);
 }
 
+/* fmt_open_opts.outdated of every image. */
+static void tell_outdated(void *arg, uint32_t bitmaps)
+{
+    const struct graph_node *n = arg;
+    graph_warn(n, "%s: was written by a program that does not know of bitmaps: the %" PRIu32 " in it say nothing any more, and are left out", n->filename, bitmaps);
+}
+
 static int open_image(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
     struct graph_node *n = l->n;
@@ -274,6 +288,7 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     fo.corrupted = tell_corruption;
     fo.corrupted_arg = n;
     fo.leaked = tell_leak;
+    fo.outdated = tell_outdated;
     if (l->is_top && n->discard)             /* pass-discard-request follows discard=unmap */
         fo.discard_no_punch = false;
     name_runtime_apply(&l->ref->run, &fo);
@@ -294,6 +309,9 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
         return r;
     locks_of(n, l->is_top ? op->o->deny : 0);
     r = n->no_lock ? 0 : stor_lock(co, l->store, n->lock_perm, n->lock_shared, err);
+    if (!r)
+        (void)stor_file_seen(co, l->store, &n->seen);            /* of a store that cannot tell nothing is known */
+    n->data_seen = (struct stor_seen){ 0 };
     if (!r)
         r = check_crypt(op, l, err);
     if (!r)
@@ -429,7 +447,14 @@ int node_open_again(struct co *co, struct graph_node *n, const struct fmt_ops *o
                                        .deny = STOR_PERM_WRITE | STOR_PERM_RESIZE };
     struct opening op = { .g = n->g, .o = &o, .top = n, .crypt[0] = { .format = how->encrypt_format } };
     struct layer l = { .ref = &how->ref, .is_top = true, .any_key = true, .n = n, .ops = ops };
+    const bool known = n->has_identity;
+    const uint64_t a = n->id_a, b = n->id_b;
     int r = open_store(co, &op, &l, err);
+    if (!r && known && !(n->has_identity && n->id_a == a && n->id_b == b))
+        r = byre_fail_code(err, IO, -ESTALE, "%s: is another file than the one that is open", n->filename);
+    n->has_identity = known;
+    n->id_a = a;
+    n->id_b = b;
     if (!r)
         r = open_image(co, &op, &l, err);
     stor_close(co, l.store);                     /* the image has taken it, or it could not be opened */
@@ -563,9 +588,13 @@ static int open_backing(struct co *co, struct opening *op, struct name_ref *ref,
     return r ? backing_error(overlay, ref->path, &why, err) : 0;
 }
 
-/* A layer that makes sense only below a certain image: is n that one? By the file's own name: folders may be moved. */
-static bool is_through(const struct graph_node *n, const char *through)
+/* A layer that makes sense only below a certain image: is n that one? By its token, which no other image has; in marks of old, and where a
+ * header had no room, by the file's own name: folders may be moved. */
+static bool is_through(const struct graph_node *n, const struct fmt_image *part)
 {
+    const char *through = part->partial;
+    if (part->partial_token)
+        return n->im->token && !strcmp(n->im->token, part->partial_token);
     const char *slash = strrchr(through, '/'), *own = strrchr(n->filename, '/');
     return !strcmp(own ? own + 1 : n->filename, slash ? slash + 1 : through);
 }
@@ -574,10 +603,10 @@ static bool is_through(const struct graph_node *n, const char *through)
 static bool has_through(const struct graph_node *top, const struct graph_node *backing, const struct graph_node *part)
 {
     for (const struct graph_node *m = backing; m != part; m = m->backing)
-        if (is_through(m, part->im->partial))
+        if (is_through(m, part->im))
             return true;
     for (struct graph_node *m = node_next(top->g, NULL); m; m = node_next(top->g, m))
-        if (lies_above(m, top) && is_through(m, part->im->partial))
+        if (lies_above(m, top) && is_through(m, part->im))
             return true;
     return false;
 }
@@ -627,6 +656,8 @@ int node_use_backing(struct graph_node *n, struct byre_err *err)
 
 void node_set_below(struct graph_node *n)
 {
+    if (n->ending)                               /* nobody asks it any more, and its image is being closed, or has been */
+        return;
     uint64_t from = n->im->has_backing ? UINT64_MAX : 0;
     if (n->backing)
         from = graph_length(n->backing);
@@ -715,6 +746,7 @@ int graph_store_open(struct co *co, struct graph *g, const char *name, const str
     if (r)
         return r;
     so.nbd = name_nbd(&ref);
+    so.tls = g->tls;
     r = g->opener.open(co, g->opener.arg, ref.path, &so, ret_s, err);
     name_ref_fini(&ref);
     return r;

@@ -12,7 +12,7 @@
  */
 #include <stdio.h>
 
-#include "graph/graph_priv.h"
+#include "graph/filter.h"
 
 static const char *perm_name(unsigned perm)
 {
@@ -39,10 +39,11 @@ int perm_check(struct graph_node *n, const struct graph_user *self, unsigned per
 int users_fit(struct graph_node *n, const struct graph_user *u, const struct graph_user *leaving, struct byre_err *err)
 {
     const struct graph_user *self = u;
-    for (struct graph_node *m = n; m; self = &m->backing_use, m = m->flt ? m->backing : NULL)
+    unsigned shared = u->shared;
+    for (struct graph_node *m = n; m; self = &m->backing_use, shared &= m->flt ? ~m->flt->deny : shared, m = m->flt ? m->backing : NULL)
         for (const struct graph_user *o = m->users; o; o = o->next) {
-            unsigned bad = u->perm & ~o->shared, denied = o->perm & ~u->shared;
-            if (o == self || o == u || o == leaving || !(bad | denied))
+            unsigned bad = u->perm & ~o->shared, denied = o->perm & ~shared;
+            if (o == self || o == u || o == leaving || o->moving || !(bad | denied))
                 continue;
             if (bad)
                 return byre_fail(err, PERMISSION, "node '%s': '%s' would %s, which '%s' does not allow", m->name, u->who, perm_name(bad), o->who);
@@ -58,7 +59,7 @@ void users_settle(struct graph_node *n)
         n->backing_use.shared = STOR_PERM_ALL;
         for (const struct graph_user *o = n->users; o; o = o->next) {
             n->backing_use.perm |= o->perm;
-            n->backing_use.shared &= o->shared;
+            n->backing_use.shared &= o->shared & ~n->flt->deny;
         }
     }
 }

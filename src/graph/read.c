@@ -17,6 +17,7 @@
 #include <stdlib.h>
 
 #include "graph/filter.h"
+#include "graph/stats_priv.h"
 
 /* ---- pieces in flight ---- */
 
@@ -138,8 +139,10 @@ int chain_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 
 int graph_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 {
+    struct stats_done d = { GRAPH_STATS_READ, off, v.len_bytes, stats_begin(co) };
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
     int r = LIKELY(range_inside(off, v.len_bytes, graph_length(n))) ? node_read(co, n, v, off) : -EIO;
+    stats_end(co, n, &d, r);
     gate_leave(co, n, t);
     return r;
 }

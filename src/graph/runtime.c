@@ -18,19 +18,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mutant.h"
 #include "graph/filter.h"
+
+/* What an overlay wants of what lies below it. */
+static struct graph_user backing_demand(const struct graph_node *n)
+{
+    return (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+}
 
 /* One change of edges. */
 struct change {
     struct graph_node *from, *to;
     bool insert;                        /* `from` comes to lie below `to` */
     bool remove;                        /* `from` lies over `to`, and no longer afterwards */
+    bool longer;                        /* `to` may be longer */
+    void (*let_go)(void *arg);          /* NULL: nothing to give up */
+    void *arg;
 };
 
 /* Does the edge from m to c->from move? */
 static bool moves(const struct change *c, const struct graph_node *m)
 {
-    return m->backing == c->from && !lies_above(c->to, m);
+    return m->backing == c->from && !goes_to(c->to, m);
 }
 
 static bool is_moving_use(const struct change *c, const struct graph_user *u)
@@ -50,7 +60,7 @@ static int check_edge(const struct change *c, struct graph_node *m, struct byre_
         return byre_fail(err, PERMISSION, "node '%s': '%s' uses it, and a job needs that to stay so", c->from->name, m->backing_use.who);
     if (m->backing_use.perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE) && end->read_only)
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, and '%s' writes", c->to->name, m->backing_use.who);
-    if (graph_length(c->from) != graph_length(end))
+    if (graph_length(c->from) != graph_length(end) && !(c->longer && graph_length(c->from) < graph_length(end)))
         return byre_fail(err, BAD_SIZE, "node '%s' has %" PRIu64 " bytes, and node '%s', in whose place it would come, has %" PRIu64, c->to->name,
                          graph_length(end), c->from->name, graph_length(c->from));
     int r = check_chain(m, c->to, err);
@@ -73,7 +83,7 @@ static int check_depths(const struct change *c, struct byre_err *err)
 /* What `to` will want of `from`, beside those who stay there. */
 static int check_below(const struct change *c, struct byre_err *err)
 {
-    struct graph_user want = { .who = c->to->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+    struct graph_user want = backing_demand(c->to);
     if (c->to->backing)
         return byre_fail(err, BAD_ARGUMENT, "node '%s' has something below it already", c->to->name);
     if (c->to->flt) {
@@ -83,7 +93,7 @@ static int check_below(const struct change *c, struct byre_err *err)
     for (const struct graph_user *u = c->from->users; u; u = u->next)
         if (c->to->flt && is_moving_use(c, u)) {
             want.perm |= u->perm;
-            want.shared &= u->shared;
+            want.shared &= u->shared & ~c->to->flt->deny;
         }
     for (const struct graph_user *u = c->from->users; u; u = u->next)
         if (!is_moving_use(c, u) && ((want.perm & ~u->shared) || (u->perm & ~want.shared)))
@@ -92,25 +102,50 @@ static int check_below(const struct change *c, struct byre_err *err)
     return r ? r : check_chain(c->to, c->from, err);
 }
 
+static void mark_moving(const struct change *c, bool on)
+{
+    for (struct graph_node *m = node_next(c->from->g, NULL); m; m = node_next(c->from->g, m))
+        if (moves(c, m))
+            m->backing_use.moving = on;
+}
+
 static int check_change(const struct change *c, struct byre_err *err)
 {
     int r = c->insert ? check_below(c, err) : 0;
+    mark_moving(c, true);                        /* they go together */
     for (struct graph_node *m = node_next(c->from->g, NULL); m && !r; m = node_next(c->from->g, m))
         if (moves(c, m))
             r = check_edge(c, m, err);
+    mark_moving(c, false);
     return r;
 }
 
 /* ---- moving ---- */
 
-static void move_edge(struct graph_node *m, struct graph_node *to)
+/* The only place where an edge changes (V1). Its users' demands stay as they are; `use` not NULL: an image's become these. The child that it
+ * had keeps its reference, which is the caller's now. */
+static struct graph_node *edge_move(struct graph_node *m, struct graph_node *to, const struct graph_user *use)
 {
+    struct graph_node *old = m->backing;
     graph_user_remove(&m->backing_use);
     m->backing = to;
-    to->refs++;
-    user_link(to, &m->backing_use);
+    if (use && !m->flt)
+        m->backing_use = *use;
+    if (to) {
+        to->refs++;
+        user_link(to, &m->backing_use);
+        if (!node_is_hidden(m))
+            users_settle(m);                     /* what a filter asks for; an attachment says that itself */
+    }
     if (!m->flt)
         node_set_below(m);
+    return old;
+}
+
+static void edges_moved(struct graph *g)
+{
+    filters_refresh(g);
+    gates_update(g);
 }
 
 /* V1. How many references of `from` have become free. */
@@ -119,35 +154,45 @@ static unsigned move_edges(const struct change *c)
     unsigned moved = 0;
     for (struct graph_node *m = node_next(c->from->g, NULL); m; m = node_next(c->from->g, m))
         if (moves(c, m)) {
-            move_edge(m, c->to);
+            (void)edge_move(m, c->to, NULL);
             moved++;
         }
-    if (c->remove) {
-        graph_user_remove(&c->from->backing_use);
-        c->from->backing = NULL;
-        if (!c->from->flt)
-            node_set_below(c->from);
-    }
+    if (c->remove)
+        (void)edge_move(c->from, NULL, NULL);    /* its reference of `to` is given back in run_change */
     if (c->insert) {
-        c->to->backing = c->from;
-        c->from->refs++;
-        if (!c->to->flt)
-            c->to->backing_use = (struct graph_user){ .who = c->to->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
-        user_link(c->from, &c->to->backing_use);
-        users_settle(c->to);
-        if (!c->to->flt)
-            node_set_below(c->to);
+        const struct graph_user use = backing_demand(c->to);
+        (void)edge_move(c->to, c->from, &use);
     }
-    filters_refresh(c->from->g);
-    gates_update(c->from->g);
+    edges_moved(c->from->g);
     return moved;
 }
 
 /* n is to lie below `above`, which does not hand flushes on. Nobody writes to n meanwhile. */
 static int flush_below(struct co *co, struct graph_node *n, const struct graph_node *above, struct byre_err *err)
 {
+    if (MUTANT(MUT_SNAPSHOT_UNFLUSHED) || MUTANT(MUT_LIVE_COMMIT_UNFLUSHED))      /* behind the flush of a live commit, this one would do */
+        return 0;
     int r = n->read_only || above->flt ? 0 : node_flush(co, n);
     return r ? byre_fail_code(err, IO, r, "%s: cannot be made durable, so nothing is put above it: %s", n->filename, strerror(-r)) : 0;
+}
+
+void graph_edges_hold(struct co *co, struct graph *g)
+{
+    ASSERT_LOOP(g->home);
+    if (g->edges_by != co) {
+        co_lock(co, &g->edges_mx);
+        g->edges_by = co;
+    }
+    g->edges_depth++;
+}
+
+void graph_edges_let(struct co *co, struct graph *g)
+{
+    ASSERT(g->edges_by == co && g->edges_depth);
+    if (--g->edges_depth)
+        return;
+    g->edges_by = NULL;
+    co_unlock(&g->edges_mx);
 }
 
 static int run_change(struct co *co, const struct change *c, struct byre_err *err)
@@ -158,11 +203,13 @@ static int run_change(struct co *co, const struct change *c, struct byre_err *er
     ASSERT(c->from != c->to);
     c->from->refs++;
     c->to->refs++;
-    co_lock(co, &g->edges_mx);
+    graph_edges_hold(co, g);
     graph_drain_begin(co, c->from);
     graph_drain_begin(co, c->to);
     indexes_drop(co, c->from);                   /* R3 */
     int r = c->insert ? flush_below(co, c->from, c->to, err) : 0;
+    if (!r && c->let_go)
+        c->let_go(c->arg);
     if (!r)
         r = check_change(c, err);
     if (!r)
@@ -171,7 +218,7 @@ static int run_change(struct co *co, const struct change *c, struct byre_err *er
     indexes_make(c->to);
     graph_drain_end(c->to);
     graph_drain_end(c->from);
-    co_unlock(&g->edges_mx);
+    graph_edges_let(co, g);
     if (!r && c->remove)
         (void)node_unref(co, c->to);             /* what the filter held; others hold it now, or it was held by the caller alone */
     (void)node_unref(co, c->to);
@@ -191,6 +238,11 @@ int graph_insert_above(struct co *co, struct graph_node *from, struct graph_node
     return run_change(co, &(struct change){ .from = from, .to = to, .insert = true }, err);
 }
 
+int graph_go_over(struct co *co, const struct graph_going *o, struct byre_err *err)
+{
+    return run_change(co, &(struct change){ .from = o->from, .to = o->to, .insert = o->insert, .longer = o->longer, .let_go = o->let_go, .arg = o->arg }, err);
+}
+
 static int remove_above(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     if (n->frozen)
@@ -200,49 +252,60 @@ static int remove_above(struct co *co, struct graph_node *n, struct byre_err *er
 
 int graph_remove_filter(struct co *co, struct graph_node *f, struct byre_err *err)
 {
-    if (!graph_is_filter(f) || !f->backing)
-        return byre_fail(err, BAD_ARGUMENT, "node '%s' filters nothing", f->name);
-    return remove_above(co, f, err);
+    struct graph *g = f->g;
+    graph_edges_hold(co, g);                     /* what lies below it is looked at, and may be about to change */
+    int r = graph_is_filter(f) && f->backing ? remove_above(co, f, err) : byre_fail(err, BAD_ARGUMENT, "node '%s' filters nothing", f->name);
+    graph_edges_let(co, g);
+    return r;
 }
 
 int graph_undo_insert(struct co *co, struct graph_node *n, struct byre_err *err)
 {
+    struct graph *g = n->g;
+    graph_edges_hold(co, g);
     ASSERT(n->backing);
-    return remove_above(co, n, err);
+    int r = remove_above(co, n, err);
+    graph_edges_let(co, g);
+    return r;
 }
 
 /* ---- another backing chain ---- */
 
-static int set_backing_drained(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err)
+int check_below_of(struct graph_node *n, struct graph_node *backing, struct byre_err *err)
 {
-    const struct graph_user want = { .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
-    indexes_drop(co, n);
+    if (n->frozen)
+        return byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name);
+    int r = check_chain(n, backing, err);
+    return r ? r : check_parts(n, backing, err);
+}
+
+int edge_prepare(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err)
+{
     int r = backing && backing != n->backing ? flush_below(co, backing, n, err) : 0;
-    if (r)
-        return r;
-    r = n->frozen ? byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name) : check_chain(n, backing, err);
-    if (!r)
-        r = check_parts(n, backing, err);
-    if (!r && backing)
-        r = users_fit(backing, &want, n->backing == backing ? &n->backing_use : NULL, err);
-    if (r)
-        return r;
-    struct graph_node *old = n->backing;
-    graph_user_remove(&n->backing_use);
-    n->backing = backing;
-    if (backing) {
-        backing->refs++;
-        n->backing_use = want;
-        user_link(backing, &n->backing_use);
-    }
-    node_set_below(n);
-    filters_refresh(n->g);
+    return r ? r : check_below_of(n, backing, err);
+}
+
+void edge_to_backing(struct co *co, struct graph_node *n, struct graph_node *backing)
+{
+    const struct graph_user want = backing_demand(n);
+    struct graph_node *old = edge_move(n, backing, &want);
+    edges_moved(n->g);
     if (backing)
         index_attach(backing);
     indexes_make(n);
-    gates_update(n->g);
     (void)node_unref(co, old);                   /* read-only, or the caller holds it */
-    return 0;
+}
+
+static int set_backing_drained(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err)
+{
+    const struct graph_user want = backing_demand(n);
+    indexes_drop(co, n);
+    int r = edge_prepare(co, n, backing, err);
+    if (!r && backing)
+        r = users_fit(backing, &want, n->backing == backing ? &n->backing_use : NULL, err);
+    if (!r)
+        edge_to_backing(co, n, backing);
+    return r;
 }
 
 int graph_set_backing(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err)
@@ -250,11 +313,80 @@ int graph_set_backing(struct co *co, struct graph_node *n, struct graph_node *ba
     ASSERT_LOOP(n->g->home);
     if (n->flt)
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter and has no backing node", n->name);
-    co_lock(co, &n->g->edges_mx);
+    graph_edges_hold(co, n->g);
     graph_drain_begin(co, n);
     int r = set_backing_drained(co, n, backing, err);
     graph_drain_end(n);
-    co_unlock(&n->g->edges_mx);
+    graph_edges_let(co, n->g);
+    return r;
+}
+
+/* ---- another node below a filter ---- */
+
+const struct graph_node *node_snapshot_keeper(const struct graph_node *f)
+{
+    for (struct graph_node *m = node_next(f->g, NULL); m; m = node_next(f->g, m))
+        if (m->flt && m->flt->deny && m->users && goes_to(m, f))
+            return m;
+    return NULL;
+}
+
+/* Filters that f alone has used, above `to`, are nobody's when f has left them: what the last of them asks of `to` is then not asked any more. NULL:
+ * there is no such. */
+static const struct graph_user *use_that_goes(const struct graph_node *f, const struct graph_node *to)
+{
+    const struct graph_user *above = &f->backing_use;
+    for (const struct graph_node *m = f->backing; m && m->flt && m->users == above && !above->next; m = m->backing) {
+        if (m->backing == to)
+            return &m->backing_use;
+        above = &m->backing_use;
+    }
+    return NULL;
+}
+
+static int check_filtered(const struct graph_node *f, struct graph_node *to, struct byre_err *err)
+{
+    const struct graph_node *keeps = graph_skip_filters(to) == graph_skip_filters(f->backing) ? NULL : node_snapshot_keeper(f);
+    struct graph_user want = f->backing_use;
+    if (f->frozen)
+        return byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", f->name);
+    if (keeps)
+        return byre_fail(err, PERMISSION, "node '%s': node '%s' keeps a snapshot of its disk, or in it, and it cannot become another one meanwhile", f->name, keeps->name);
+    if (want.perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE) && to->read_only)
+        return byre_fail(err, READ_ONLY, "node '%s' is read-only, and '%s' writes through '%s'", to->name, f->users ? f->users->who : "", f->name);
+    if (f->users && graph_length(f) != graph_length(to))
+        return byre_fail(err, BAD_SIZE, "node '%s' has %" PRIu64 " bytes, and '%s', which is in use, has %" PRIu64, to->name, graph_length(to), f->name, graph_length(f));
+    if (lies_above(to, f))
+        return byre_fail(err, BACKING_LOOP, "node '%s' lies above node '%s', or is it", to->name, f->name);
+    int r = check_chain(f, to, err);
+    return r ? r : users_fit(to, &f->backing_use, use_that_goes(f, to), err);
+}
+
+static int set_filtered_drained(struct co *co, struct graph_node *f, struct graph_node *to, struct byre_err *err)
+{
+    struct graph_node *old = f->backing;
+    int r = old && !old->read_only ? node_flush(co, old) : 0;        /* no flush of a guest reaches it any more */
+    if (r)
+        return byre_fail_code(err, IO, r, "node '%s': cannot be made durable: %s", old->name, strerror(-r));
+    indexes_drop(co, f);
+    r = check_filtered(f, to, err);
+    if (r)
+        return r;
+    (void)edge_move(f, to, NULL);
+    edges_moved(f->g);
+    indexes_make(f);
+    return old ? node_unref(co, old) : 0;
+}
+
+int graph_set_filtered(struct co *co, struct graph_node *f, struct graph_node *to, struct byre_err *err)
+{
+    ASSERT_LOOP(f->g->home);
+    ASSERT(graph_is_filter(f));
+    graph_edges_hold(co, f->g);
+    graph_drain_begin(co, f);
+    int r = set_filtered_drained(co, f, to, err);
+    graph_drain_end(f);
+    graph_edges_let(co, f->g);
     return r;
 }
 
@@ -265,6 +397,9 @@ int graph_freeze(struct graph_node *top, const struct graph_node *base, struct b
     ASSERT_LOOP(top->g->home);
     if (base && !lies_above(top, base))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is not below node '%s'", base->name, top->name);
+    for (const struct graph_node *m = top; m && m != base; m = m->backing)
+        if (m->passing || (m->backing && m->backing->passing))
+            return byre_fail(err, PERMISSION, "node '%s' is there for a job that runs, and goes with it", m->passing ? m->name : m->backing->name);
     for (struct graph_node *m = top; m && m != base; m = m->backing)
         m->frozen++;
     return 0;

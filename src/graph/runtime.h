@@ -28,7 +28,8 @@
 /* ---- attachments ---- */
 /* `who` (copied) uses n for `perm` and lets others do `shared`. Requests, graph_length and graph_drain_* may be made with *ret_a, on any loop;
  * everything else wants the node: graph_attached. Takes a reference of n. */
-struct graph_attach_opts { const char *who; unsigned perm, shared; };
+/* inner: whoever makes requests with it sees to it that a section of n's gate is open meanwhile (cbw.h); they wait for no gate then. */
+struct graph_attach_opts { const char *who; unsigned perm, shared; bool inner; };
 MUST_USE int graph_attach(struct graph_node *n, const struct graph_attach_opts *o, struct graph_node **ret_a, struct byre_err *err);
 /* No request is made with it any more. As graph_close of the node when it was its last user. */
 int graph_detach(struct co *co, struct graph_node *a);
@@ -43,6 +44,11 @@ MUST_USE int graph_replace_node(struct co *co, struct graph_node *from, struct g
 /* The same, and `to`, which has nothing below it, gets `from` as what lies below it: a new overlay, or a filter made with graph_filter_new.
  * Below an overlay `from` is durable when it returns 0; no flush reaches it any more. */
 MUST_USE int graph_insert_above(struct co *co, struct graph_node *from, struct graph_node *to, struct byre_err *err);
+/* One of the two, for a job that has kept others away: let_go gives that up. It is called when all is drained and nothing has been checked yet,
+ * and nothing suspends from there to the change, so nobody takes what it gives up. It must not suspend. longer: `to` may be longer than `from`, and
+ * so is what its users have then. */
+struct graph_going { struct graph_node *from, *to; bool insert, longer; void (*let_go)(void *arg); void *arg; };
+MUST_USE int graph_go_over(struct co *co, const struct graph_going *o, struct byre_err *err);
 /* Takes the filter f out: its users use what it filtered. The caller keeps his reference of f, which filters nothing then. */
 MUST_USE int graph_remove_filter(struct co *co, struct graph_node *f, struct byre_err *err);
 /* Takes the overlay n out that was put there by graph_insert_above: its users use what lies below it, and what was written to n is not
@@ -51,6 +57,8 @@ MUST_USE int graph_undo_insert(struct co *co, struct graph_node *n, struct byre_
 /* What lies below n is `backing` (NULL: nothing) from now on; the image's own words stay as they are. Content that n shows through must be
  * the same, or be wanted to change. Suspends. */
 MUST_USE int graph_set_backing(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err);
+/* What the filter f filters is `to` from now on. What was written through it is durable. Suspends. */
+MUST_USE int graph_set_filtered(struct co *co, struct graph_node *f, struct graph_node *to, struct byre_err *err);
 /* The image says that its backing file is this one (NULL: none), durably; the graph stays as it is. An image that is open for
  * reading is opened for writing meanwhile. Suspends. */
 MUST_USE int graph_record_backing(struct co *co, struct graph_node *n, const struct graph_name *to, struct byre_err *err);
@@ -58,12 +66,18 @@ MUST_USE int graph_record_backing(struct co *co, struct graph_node *n, const str
 MUST_USE int graph_freeze(struct graph_node *top, const struct graph_node *base, struct byre_err *err);
 void graph_thaw(struct graph_node *top, const struct graph_node *base);
 
+/* From one to the other nobody else changes edges, or claims layers (live.h): for several changes that are one. Nests, by coroutine; before any
+ * drain. */
+void graph_edges_hold(struct co *co, struct graph *g);
+void graph_edges_let(struct co *co, struct graph *g);
+
 /* ---- thresholds ---- */
-/* Tells the graph's watcher once that something was written behind `offset`, and then no more. 0: it does not. */
+/* Tells the graph's watcher once that something was written behind `offset`, and then no more. 0: it does not. n may be a filter: its image is
+ * watched. */
 MUST_USE int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offset, struct byre_err *err);
 uint64_t graph_write_threshold(const struct graph_node *n);      /* 0: none, or it has been told */
-/* exceeded: by how many bytes. On the home loop, must not suspend. fn NULL: nobody. */
-typedef void graph_threshold_fn(void *arg, const struct graph_node *n, uint64_t exceeded, uint64_t threshold);
+/* named: as it was when that was asked for. exceeded: by how many bytes. On the home loop, must not suspend. fn NULL: nobody. */
+typedef void graph_threshold_fn(void *arg, const char *named, uint64_t exceeded, uint64_t threshold);
 void graph_watch_threshold(struct graph *g, graph_threshold_fn *fn, void *arg);
 
 /* ---- filters ---- */
@@ -74,9 +88,13 @@ bool graph_is_filter(const struct graph_node *n);
 /* A bare file or device, over which images may lie; and the one that n lies over (NULL: it has a file of its own). */
 bool graph_is_bare_file(const struct graph_node *n);
 struct graph_node *graph_file(const struct graph_node *n);
+/* A filter over nothing yet that a job inserts and takes out again, and that does nothing. The caller has a reference. */
+enum graph_passing { GRAPH_MIRROR_TOP, GRAPH_COMMIT_TOP, GRAPH_STREAM_TOP };
+MUST_USE int graph_passing_new(struct graph *g, enum graph_passing kind, const char *node_name, struct graph_node **ret_n, struct byre_err *err);
 /* The first node at or below n that is no filter. NULL: a filter that filters nothing. */
 struct graph_node *graph_skip_filters(struct graph_node *n);
-/* Requests are watched, and recorded in bitmaps, at images: a filter hands them on before either. -EINVAL: n is a filter; what: "a mirror". */
+/* Requests are watched, and recorded in bitmaps, at images: a filter hands them on before either, so what is asked of it is done at the image below
+ * (graph_skip_filters). -EINVAL: there is none below n; what: "a mirror". */
 MUST_USE int graph_need_image(const struct graph_node *n, const char *what, struct byre_err *err);
 /* ---- a picture ---- */
 /* outside: it begins at an attachment. */

@@ -558,6 +558,53 @@ static void unseen(struct co *co, void *arg)
     free(w);
 }
 
+/* ---- an overlay that is being closed ---- */
+
+static struct { struct fmt_ops ops; const struct fmt_ops *own; _Atomic bool inside, go, over; } closing;
+
+static int slow_close(struct co *co, struct fmt_image *im)
+{
+    atomic_store(&im->below_zero_from, 4711);
+    atomic_store(&closing.inside, true);
+    while (!atomic_load(&closing.go))
+        (void)co_sleep(co, 100000);
+    CHECK_EQ(atomic_load(&im->below_zero_from), 4711);
+    return closing.own->close(co, im);
+}
+
+static void close_co(struct co *co, void *arg)
+{
+    CHECK_EQ(graph_close(co, arg), 0);
+    atomic_store(&closing.over, true);
+}
+
+/* What lies below it may change meanwhile, but nobody touches its image, whose memory may be gone. */
+static void ending(struct co *co, void *arg)
+{
+    struct byre_err err = { 0 };
+    struct counting c = { 0 };
+    struct graph *g = toy_graph(co);
+    struct toyfmt *low = toyfmt_new(co, SIZE, CLUSTER), *top = toyfmt_new(co, SIZE, CLUSTER);
+    closing.own = top->im.ops;
+    closing.ops = *closing.own;
+    closing.ops.close = slow_close;
+    top->im.ops = &closing.ops;
+    struct graph_node *under = toy_node(g, &low->im, NULL), *over = toy_node(g, &top->im, under), *f = counter(g, &c);
+    CHECK_EQ(graph_insert_above(co, under, f, &err), 0);
+    CHECK(graph_backing(over) == f);
+    CHECK_EQ(rt_spawn(co_loop(co), close_co, over), 0);
+    while (!atomic_load(&closing.inside))
+        (void)co_sleep(co, 100000);
+    CHECK_EQ(graph_remove_filter(co, f, &err), 0);
+    atomic_store(&closing.go, true);
+    while (!atomic_load(&closing.over))
+        (void)co_sleep(co, 100000);
+    CHECK_EQ(graph_close(co, f), 0);
+    CHECK_EQ(graph_close(co, under), 0);
+    graph_free(g);
+}
+
+static void test_ending(void **state) { t_run(0, ending, NULL); }
 static void test_load(void **state) { t_run(0, load, NULL); }
 static void test_refused(void **state) { t_run(0, refused, NULL); }
 static void test_unseen(void **state) { t_run(0, unseen, NULL); }
@@ -565,6 +612,6 @@ static void test_durable_below(void **state) { t_run(0, durable_below, NULL); }
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_unseen), cmocka_unit_test(test_durable_below), cmocka_unit_test(test_refused), cmocka_unit_test(test_load) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_ending), cmocka_unit_test(test_unseen), cmocka_unit_test(test_durable_below), cmocka_unit_test(test_refused), cmocka_unit_test(test_load) };
     return T_MAIN("runtime", tests);
 }

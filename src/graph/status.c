@@ -160,22 +160,35 @@ static int status_merged(struct co *co, struct status_walk *w, uint64_t off, str
     return r;
 }
 
-int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
-                      struct graph_status *list, unsigned max)
+static int list_inside(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
+                       struct graph_status *list, unsigned max)
 {
     ASSERT(max > 0);
     struct status_walk w = { .n = n, .bottom = bottom, .end = off + len, .most = max < AHEAD ? max : AHEAD };
     struct graph_status next = { 0 };
     unsigned count = 0;
-    epoch_token t = gate_enter(co, n);
     int r = len && range_inside(off, len, graph_length(n)) ? 0 : -EIO;
     while (count < max && off < w.end && !r) {
         r = status_merged(co, &w, off, &list[count], &next);
         off += list[count].len;
         count += !r;
     }
-    gate_leave(co, n, t);
     return count ? (int)count : r;
+}
+
+int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
+                      struct graph_status *list, unsigned max)
+{
+    epoch_token t = gate_enter(co, n);
+    int r = list_inside(co, n, bottom, off, len, list, max);
+    gate_leave(co, n, t);
+    return r;
+}
+
+int node_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret)
+{
+    int r = list_inside(co, n, bottom, off, len, ret, 1);
+    return r < 0 ? r : 0;
 }
 
 int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret)

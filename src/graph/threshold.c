@@ -4,13 +4,15 @@
  *
  * Purpose     A watcher of the node (watch.c) that looks at the ends of writes.
  * Owns        node->threshold.
- * Invariants  T1  The message is under way at most once: it is not posted again before it has arrived.
+ * Invariants  Several filters over an image have one threshold, the image's: the one that was set last.
+ *             T1  The message is under way at most once: it is not posted again before it has arrived.
  * Order       None.
  * Concurrency Set on the home loop; looked at on any.
  * Failure     Memory, when it is set.
  * Tests       tests/cli/blockdev_test.py
  */
 #include <stdlib.h>
+#include <string.h>
 
 #include "graph/filter.h"
 
@@ -18,6 +20,7 @@ struct threshold {
     struct graph_watch w;
     struct rt_msg msg;
     struct graph_node *node;
+    char named[GRAPH_NAME_MAX + 1];      /* the node that the user named: this one, or a filter over it */
     _Atomic uint64_t offset;             /* 0: not armed */
     atomic_bool posted;                  /* T1 */
     uint64_t told_offset, told_end;      /* of the message */
@@ -28,7 +31,7 @@ static void arrived(struct rt_msg *m)
     struct threshold *t = CONTAINER_OF(m, struct threshold, msg);
     struct graph *g = t->node->g;
     if (g->threshold_fn)
-        g->threshold_fn(g->threshold_arg, t->node, t->told_end - t->told_offset, t->told_offset);
+        g->threshold_fn(g->threshold_arg, t->named, t->told_end - t->told_offset, t->told_offset);
     atomic_store(&t->posted, false);
 }
 
@@ -52,7 +55,9 @@ static int look(struct co *co, struct graph_watch *w, struct graph_change *ch)
 int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offset, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
+    const struct graph_node *named = n;
     int r = graph_need_image(n, "a threshold", err);
+    n = graph_skip_filters(n);
     if (r || (!n->threshold && !offset))
         return r;
     if (!n->threshold) {
@@ -65,6 +70,7 @@ int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offs
         n->threshold = t;
         graph_watch_add(co, n, &t->w);
     }
+    memcpy(n->threshold->named, named->name, sizeof named->name);
     atomic_store(&n->threshold->offset, offset);
     return 0;
 }

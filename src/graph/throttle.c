@@ -29,6 +29,7 @@ struct throttle_group {
     struct graph *g;
     char *name;
     unsigned members;
+    bool kept;
     pthread_mutex_t lock;
     struct throttle_bucket bucket[THROTTLE_UNITS];      /* guarded by lock, as what follows */
     uint64_t iops_size, at_ns;
@@ -195,7 +196,15 @@ void throttle_groups_free(struct graph *g)
     }
 }
 
+struct throttle_group *throttle_group_next(struct graph *g, struct throttle_group *prev)
+{
+    struct list_node *l = prev ? list_next(&g->throttles, &prev->link) : list_first(&g->throttles);
+    return l ? CONTAINER_OF(l, struct throttle_group, link) : NULL;
+}
+
 const char *throttle_group_name(const struct throttle_group *t) { return t->name; }
+void throttle_group_keep(struct throttle_group *t) { t->kept = true; }
+bool throttle_group_kept(const struct throttle_group *t) { return t->kept; }
 unsigned throttle_group_members(const struct throttle_group *t) { return t->members; }
 
 void throttle_group_set(struct throttle_group *t, const struct throttle_limits *l)
@@ -301,6 +310,14 @@ int throttle_node_new(struct graph *g, struct graph_node *below, struct throttle
 struct throttle_group *throttle_of(const struct graph_node *n)
 {
     return n->flt == &throttle_ops ? n->flt_arg : NULL;
+}
+
+void throttle_node_move(struct graph_node *n, struct throttle_group *t)
+{
+    ASSERT(throttle_of(n));
+    throttle_of(n)->members--;
+    n->flt_arg = t;
+    t->members++;
 }
 
 static int throttle_make(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err)

@@ -31,7 +31,11 @@ MUST_USE int throttle_group_new(struct graph *g, const char *name, const struct 
 MUST_USE int throttle_group_free(struct throttle_group *t, struct byre_err *err);
 void throttle_groups_free(struct graph *g);      /* all of them; there are no nodes any more */
 struct throttle_group *throttle_group_find(struct graph *g, const char *name);
+struct throttle_group *throttle_group_next(struct graph *g, struct throttle_group *prev);      /* iterates; prev NULL: the first */
 const char *throttle_group_name(const struct throttle_group *t);
+/* It is an object of the user, and stays when it has no members. */
+void throttle_group_keep(struct throttle_group *t);
+bool throttle_group_kept(const struct throttle_group *t);
 unsigned throttle_group_members(const struct throttle_group *t);
 /* The same from now on for those who wait already. */
 void throttle_group_set(struct throttle_group *t, const struct throttle_limits *l);
@@ -39,6 +43,8 @@ void throttle_group_get(struct throttle_group *t, struct throttle_limits *ret);
 
 /* A filter over `below` (NULL: over nothing yet) that is a member. */
 MUST_USE int throttle_node_new(struct graph *g, struct graph_node *below, struct throttle_group *t, const char *node_name, struct graph_node **ret_n, struct byre_err *err);
+/* Drained. It is a member of t from now on. */
+void throttle_node_move(struct graph_node *n, struct throttle_group *t);
 /* The group of a throttle node; NULL: it is none. */
 struct throttle_group *throttle_of(const struct graph_node *n);
 

@@ -60,12 +60,59 @@ void graph_watch_remove(struct co *co, struct graph_watch *w)
 {
     struct graph_node *n = w->node;
     ASSERT_LOOP(n->g->home);
+    while (w->following)
+        co_breathe(co);
     _Atomic(struct graph_watch *) *at = &n->watches;
     while (atomic_load(at) != w)
         at = &atomic_load(at)->link;
     atomic_store(at, atomic_load(&w->link));
     gates_empty(co, n);
     w->node = NULL;
+}
+
+/* ---- changes of the length ---- */
+
+static struct graph_watch *first_following(const struct graph_node *n)
+{
+    struct graph_watch *w = atomic_load(&((struct graph_node *)(uintptr_t)n)->watches);
+    while (w && !w->following)
+        w = atomic_load(&w->link);
+    return w;
+}
+
+int watches_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct byre_err *err)
+{
+    int r = 0;
+    for (struct graph_watch *w = atomic_load(&n->watches); w && !r; w = atomic_load(&w->link)) {
+        if (!w->follows || w->following)
+            continue;
+        w->following = true;             /* it cannot be removed, so its link can be followed afterwards */
+        r = w->follows->begin(co, w, size, err);
+    }
+    return r;
+}
+
+void watches_resized(struct graph_node *n, uint64_t size)
+{
+    for (struct graph_watch *w = atomic_load(&n->watches); w; w = atomic_load(&w->link))
+        if (w->following)
+            w->follows->now(w, size);
+}
+
+void watches_resize_end(struct co *co, struct graph_node *n, bool done)
+{
+    for (struct graph_watch *w; (w = first_following(n));) {
+        w->follows->end(co, w, done);
+        w->following = false;
+    }
+}
+
+int watches_allow(const struct graph_node *n, const char *what, struct byre_err *err)
+{
+    for (struct graph_watch *w = atomic_load(&((struct graph_node *)(uintptr_t)n)->watches); w; w = atomic_load(&w->link))
+        if (w->follows)
+            return byre_fail(err, BUSY, "%s: a job copies it, and would not see it %s", n->filename, what);
+    return 0;
 }
 
 bool graph_draining(const struct graph_node *n)

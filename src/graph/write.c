@@ -20,15 +20,18 @@
 #include <stdlib.h>
 
 #include "graph/filter.h"
+#include "graph/stats_priv.h"
 
 static int write_new(struct co *co, struct graph_node *n, struct fmt_write *w, struct iov v)
 {
-    int r = fill_write(co, n, w, v);
-    if (r) {
+    struct rider *riders = NULL;
+    int r = fill_write(co, n, w, v, &riders);
+    if (r)
         n->im->ops->write_abort(co, n->im, w);
-        return r;
-    }
-    return n->im->ops->write_commit(co, n->im, w);
+    else
+        r = n->im->ops->write_commit(co, n->im, w);
+    ride_end(riders, r);                 /* not before: what is answered can be read, and is covered by a flush */
+    return r;
 }
 
 /* ---- pieces ---- */
@@ -141,6 +144,8 @@ int chain_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off,
         return 0;
     if (UNLIKELY(v.len_bytes > size - off))
         v = iov_slice(v, 0, size - off);
+    if (UNLIKELY(atomic_load_explicit(&n->rides, memory_order_relaxed) != NULL) && !flags && ride_along(co, n, &v, off))
+        return 0;
     struct write_piece p;
     int r = piece_plan(co, n, off, off + v.len_bytes, &p);
     if (r)
@@ -261,8 +266,10 @@ int node_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, 
 
 int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
 {
+    struct stats_done d = { GRAPH_STATS_WRITE, off, v.len_bytes, stats_begin(co) };
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
     int r = LIKELY(!n->read_only) ? node_write(co, n, v, off, flags) : -EPERM;
+    stats_end(co, n, &d, r);
     gate_leave(co, n, t);
     return r;
 }
@@ -277,8 +284,10 @@ int node_flush(struct co *co, struct graph_node *n)
 
 int graph_flush(struct co *co, struct graph_node *n)
 {
+    struct stats_done d = { GRAPH_STATS_FLUSH, 0, 0, stats_begin(co) };
     epoch_token t = gate_enter(co, n);
     int r = n->read_only ? 0 : node_flush(co, n);
+    stats_end(co, n, &d, r);
     gate_leave(co, n, t);
     return r;
 }

@@ -16,6 +16,7 @@
  */
 #include "base/mutant.h"
 #include "graph/filter.h"
+#include "graph/stats_priv.h"
 
 /* Bytes of one call of the format; a multiple of every cluster. */
 #define STEP_BYTES (1ull << 30)
@@ -143,8 +144,10 @@ int node_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, u
 
 int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
 {
+    struct stats_done d = { GRAPH_STATS_WRITE, off, len, stats_begin(co) };
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
     int r = n->read_only ? -EPERM : node_zero(co, n, off, len, flags);
+    stats_end(co, n, &d, r);
     gate_leave(co, n, t);
     return r;
 }
@@ -191,8 +194,10 @@ int node_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len
 
 int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
 {
+    struct stats_done d = { GRAPH_STATS_DISCARD, off, len, stats_begin(co) };
     epoch_token t = gate_enter(co, n);
     int r = n->read_only ? -EPERM : node_discard(co, n, off, len);
+    stats_end(co, n, &d, r);
     gate_leave(co, n, t);
     return r;
 }

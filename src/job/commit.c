@@ -7,7 +7,8 @@
  * Invariants  commit.h. Further: C1  A commit writes to the base only what a layer above it hides: no write to it can be seen from the top.
  *             C2  A rebase writes to the image what it shows already, read through the old chain, in whole clusters or subclusters:
  *                 what surrounds a write in its cluster comes from the old chain as well.
- * Order       commit: copy | flush of the base | empty, durable (J2). rebase: copy | flush of the image | name in one sector (J3, Q18).
+ * Order       commit: copy | flush of the base | empty, durable (J2). rebase: copy | flush of the image | name in one sector (J3, Q18) |
+ *             what is equal is dropped, if it is to be | flush.
  * Concurrency commit.h.
  * Failure     commit.h.
  * Tests       tests/interop/test_commit.py, tests/interop/test_rebase.py, crash explorer (chain-*), tests/kill/test_kill_chain.py
@@ -19,6 +20,7 @@
 #include "graph/live.h"
 #include "job/commit.h"
 #include "job/copying.h"
+#include "job/drop_equal.h"
 
 
 static struct copy_job copy_of(const struct job_copy_how *how, struct graph_node *target)
@@ -84,6 +86,15 @@ int commit_run(struct co *co, const struct commit_job *job, struct graph_node **
 
 /* ---- rebase ---- */
 
+/* Behind the copy comes as much again when what is equal is looked for. */
+struct halves { const struct job_copy_how *how; uint64_t more; };
+
+static void first_half(void *arg, uint64_t done, uint64_t total)
+{
+    const struct halves *h = arg;
+    h->how->progress(h->how->arg, done, total + h->more);
+}
+
 static int copy_difference(struct co *co, const struct rebase_job *job, struct copy_result *ret, struct byre_err *err)
 {
     struct copy_part part = { job->top, 0, graph_length(job->top) };
@@ -92,6 +103,11 @@ static int copy_difference(struct co *co, const struct rebase_job *job, struct c
     cj.part_count = 1;
     cj.below = graph_backing(job->top);
     cj.against = job->backing;
+    struct halves h = { &job->how, job->drop_equal ? cj.parts->len : 0 };
+    if (cj.progress) {
+        cj.progress = first_half;
+        cj.arg = &h;
+    }
     cj.flags |= COPY_BELOW | (job->backing ? COPY_BACKED : COPY_TARGET_ZERO) | (job->compress ? COPY_COMPRESS : 0);
     return copy_run(co, &cj, ret, err);
 }
@@ -102,14 +118,19 @@ int rebase_run(struct co *co, const struct rebase_job *job, struct copy_result *
         return byre_fail(err, READ_ONLY, "%s: is open read-only", graph_filename(job->top));
     if (job->unsafe)
         return graph_rebase(co, job->top, job->backing, &job->to, err);
-    int r = graph_rebase_check(co, job->top, job->backing, &job->to, err);
+    const struct drop_equal drop = { job->top, job->backing, &job->how };
+    int r = job->drop_equal ? drop_equal_check(job->top, err) : 0;
+    if (!r)
+        r = graph_rebase_check(co, job->top, job->backing, &job->to, err);
     if (r)
         return r;
     graph_stand_alone(job->top, true);
     r = copy_difference(co, job, ret, err);
+    if (!r && job->drop_equal && MUTANT(MUT_REBASE_DROP_EARLY))
+        r = drop_equal_run(co, &drop, err);
     if (!r)
         r = graph_rebase(co, job->top, job->backing, &job->to, err);
     if (r)
         graph_stand_alone(job->top, false);
-    return r;
+    return r || !job->drop_equal ? r : drop_equal_run(co, &drop, err);
 }

@@ -5,6 +5,7 @@
  * Invariants  I1  commit (J2): copy, the base durable, only then the image is emptied. At every moment the image reads as before.
  *             I2  rebase (J3): what the new chain does not supply is in the image, durably, before its header names the new chain.
  *                 At every moment it reads as before, through the chain that the header names.
+ *             I3  drop_equal (J3): the image gives nothing up before its header names, durably, a chain that shows the same there.
  * Concurrency Home loop of the graph; suspends. The copy runs on all loops. progress comes on the home loop and must not suspend.
  * Failure     What was copied so far stays; the chain reads as before. A second run ends the work.
  */
@@ -38,6 +39,7 @@ struct rebase_job {
     struct graph_name to;                  /* what is recorded */
     bool unsafe;                           /* only the name changes: `backing` is said to hold the same */
     bool compress;
+    bool drop_equal;                       /* behind the switch, whole clusters that the new chain holds as well are given up */
     struct job_copy_how how;
 };
 MUST_USE int rebase_run(struct co *co, const struct rebase_job *job, struct copy_result *ret, struct byre_err *err);

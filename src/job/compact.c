@@ -20,7 +20,7 @@
 struct compact {
     struct job *job;
     struct graph_node *node;
-    struct graph_user use;               /* of node, until the job has ended: it stays open, and nobody reopens it */
+    struct graph_user use;               /* of node, with a reference, until the job has ended: it stays open, and nobody reopens it */
     bool look_for_zeros;
     struct fmt_compact_result result;
 };
@@ -38,22 +38,24 @@ static int compact_run(struct co *co, struct job *job, struct byre_err *err)
     return im->ops->compact(co, im, &o, &c->result, err);
 }
 
+static void leave(struct co *co, struct compact *c)
+{
+    graph_user_remove(&c->use);
+    (void)graph_close(co, c->node);      /* it was flushed when that was promised */
+}
+
 static int compact_commit(struct co *co, struct job *job, struct byre_err *err)
 {
     struct compact *c = job->opaque;
     int r = graph_flush(co, c->node);
     if (!r)
-        graph_user_remove(&c->use);
+        leave(co, c);
     return r ? byre_fail_code(err, IO, r, "%s: what was moved could not be made durable: %s", graph_filename(c->node), strerror(-r)) : 0;
 }
 
-static void compact_abort(struct co *co, struct job *job) { graph_user_remove(&((struct compact *)job->opaque)->use); }
+static void compact_abort(struct co *co, struct job *job) { leave(co, job->opaque); }
 
-static void compact_fini(struct job *job)
-{
-    graph_user_remove(&((struct compact *)job->opaque)->use);
-    free(job->opaque);
-}
+static void compact_fini(struct job *job) { free(job->opaque); }
 
 const struct job_kind job_compact_kind = { .type = "x-byre-compact", .run = compact_run, .commit = compact_commit, .abort = compact_abort, .has_speed = true, .fini = compact_fini };
 
@@ -77,8 +79,10 @@ int job_compact_start(struct jobs *js, const struct job_compact_opts *o, struct 
     if (r < 0) {
         graph_user_remove(&c->use);
         free(c);
+        return r;
     }
-    return r;
+    graph_ref(c->node);                  /* the job's coroutine has not run yet */
+    return 0;
 }
 
 const struct fmt_compact_result *job_compact_result(const struct job *job)

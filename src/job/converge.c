@@ -5,7 +5,7 @@
  * Purpose     Predicts from how fast the disk becomes dirty and how fast it is copied, and decides: changes go to both sides at once, or the
  *             guest is slowed down, no further than allowed.
  * Owns        nothing
- * Invariants  I1  brake, when it is not 0, is never below guest_before / max_slowdown.
+ * Invariants  I1  brake, when it is not 0, is never below guest_before / max_slowdown, nor so near that the guest would come out below it.
  *             I2  Decisions go one way at a time and are given time to show: SETTLE_NS between two.
  *             I3  Once it is ready the guest is not slowed down any more, and blocking stays.
  *             I4  The guest's share of the target comes before the deadline: pieces step back for it.
@@ -26,7 +26,10 @@
 #define SMALL_S 0.3                        /* less than this is left, by the rates: then the last of it should be gone soon */
 #define BRAKE_MIN 4096.0
 #define COPY_MIN 65536.0
+#define RESERVE 0.25                       /* of the deadline: predictions are what they are, and this is how late they may prove to be */
 #define SPARE 1.6                          /* so far above what it may become the guest is protected already */
+#define MARGIN 1.25                        /* a limit is never met in full: the brake stays so far above what the guest may become */
+#define KEPT 0.85                          /* of the brake: a guest that has it is slow because it is told to be */
 
 const char *converge_mode_name(enum converge_mode m)
 {
@@ -69,7 +72,7 @@ static void measure(struct converge *c, const struct converge_sample *s)
     double dt = (double)(s->now_ns - c->last.now_ns) / 1e9;
     double copied = (double)(s->copied - c->last.copied), guest = (double)(s->guest - c->last.guest);
     double dirtied = (double)s->dirty + copied - (double)c->last.dirty;
-    c->guest_now = guest / dt;
+    follow(&c->guest_now, guest / dt, dt * 3);
     follow(&c->guest_rate, guest / dt, dt);
     follow(&c->dirty_rate, dirtied > 0 ? dirtied / dt : 0, dt);
     if (s->dirty || copied > 0)
@@ -109,7 +112,7 @@ static void predict(struct converge *c, const struct converge_sample *s, bool st
 
 static double floor_of(const struct converge *c)
 {
-    double f = c->guest_before / c->max_slowdown;
+    double f = c->guest_before / c->max_slowdown * MARGIN;
     return f > BRAKE_MIN ? f : BRAKE_MIN;
 }
 
@@ -130,7 +133,7 @@ static void speed_up(struct converge *c)
 static void act(struct converge *c, const struct converge_sample *s, double left)
 {
     bool may_block = c->mode == CONVERGE_BLOCKING || c->mode == CONVERGE_AUTO, may_brake = c->mode == CONVERGE_THROTTLE || c->mode == CONVERGE_AUTO;
-    bool late = c->left_s < 0 || c->left_s > left * 0.8;
+    bool late = c->left_s < 0 || c->left_s > left - (double)c->deadline_ns / 1e9 * RESERVE;
     if (s->now_ns - c->changed_ns < SETTLE_NS)
         return;
     c->limit = CONVERGE_NONE;
@@ -150,8 +153,10 @@ static void act(struct converge *c, const struct converge_sample *s, double left
 /* Changes that go to both sides share the target with the pieces: those step back before the guest is slower than it may become. */
 static void protect_guest(struct converge *c, const struct converge_sample *s)
 {
-    double limit = (double)c->copy_limit;
-    if (c->blocking && c->mode != CONVERGE_OFF && s->held && c->guest_now < c->guest_before / c->max_slowdown * SPARE) {
+    double limit = (double)c->copy_limit, owed = c->guest_before / c->max_slowdown * SPARE;
+    if (c->brake && (double)c->brake * KEPT < owed)
+        owed = (double)c->brake * KEPT;
+    if (c->blocking && c->mode != CONVERGE_OFF && s->held && c->guest_now < owed) {
         limit = (limit > 0 ? limit : c->copy_rate) * 0.6;
         c->copy_limit = limit > COPY_MIN ? (uint64_t)limit : (uint64_t)COPY_MIN;
     } else if (limit > 0) {

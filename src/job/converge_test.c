@@ -141,11 +141,32 @@ static void test_throttle(void **state)
     assert_true(o.ready_s < 0 && o.limit == CONVERGE_LIMIT_SLOWDOWN);
 }
 
+/* A guest that is as slow as it was told to be needs nothing from the pieces; one that is slower does. */
+static void test_own_brake(void **state)
+{
+    for (int slower = 0; slower < 2; slower++) {
+        struct converge c = { .mode = CONVERGE_AUTO, .deadline_ns = UINT64_C(60000000000), .max_slowdown = 20 };
+        struct converge_sample s = { .now_ns = 1, .dirty = (uint64_t)(1000 * MIB) };
+        converge_begin(&c, &s);
+        for (unsigned tick = 0; tick < 100; tick++) {
+            double guest = !c.blocking ? 100 * MIB : !c.brake ? 20 * MIB : (double)c.brake * (slower ? 0.5 : 0.92);
+            s.now_ns += 100000000;
+            s.guest += (uint64_t)(guest / 10);
+            s.copied += (uint64_t)(4 * MIB / 10);
+            s.dirty -= (uint64_t)(4 * MIB / 10);
+            s.held = c.blocking;
+            converge_step(&c, &s);
+        }
+        assert_true(c.brake && (double)c.brake > 100 * MIB / 20 && (double)c.brake < 100 * MIB / 10);
+        assert_true(slower ? c.copy_limit > 0 && c.copy_limit < 1 << 20 : c.copy_limit == 0);
+    }
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quiet_guest), cmocka_unit_test(test_hot_spot),  cmocka_unit_test(test_all_over),
-        cmocka_unit_test(test_forbidden),   cmocka_unit_test(test_throttle),
+        cmocka_unit_test(test_forbidden),   cmocka_unit_test(test_throttle),  cmocka_unit_test(test_own_brake),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -23,24 +23,23 @@ static int on_step(struct co *co, void *arg, uint64_t bytes)
     return r;
 }
 
-static enum job_on_error decide(const struct job_copying *c, const struct copy_failure *f)
+enum job_on_error job_decide(enum job_on_error policy, int error)
 {
-    enum job_on_error e = f->read ? c->on_read : c->on_write;
-    if (e == JOB_ON_ERROR_ENOSPC)
-        return f->error == -ENOSPC ? JOB_ON_ERROR_STOP : JOB_ON_ERROR_REPORT;
-    return e;
+    if (policy == JOB_ON_ERROR_ENOSPC)
+        return error == -ENOSPC ? JOB_ON_ERROR_STOP : JOB_ON_ERROR_REPORT;
+    return policy;
 }
 
-static void tell(const struct job_copying *c, bool read, const char *action)
+void job_tell_error(const struct job *job, bool read, enum job_on_error done)
 {
-    struct jobs *js = c->job->jobs;
+    static const char *const words[] = { [JOB_ON_ERROR_REPORT] = "report", [JOB_ON_ERROR_IGNORE] = "ignore", [JOB_ON_ERROR_STOP] = "stop" };
+    const struct jobs *js = job->jobs;
     if (js->io_error)
-        js->io_error(js->arg, c->job, read, action);
+        js->io_error(js->arg, job, read, words[done]);
 }
 
 static int ignore(struct co *co, const struct job_copying *c, const struct copy_failure *f)
 {
-    tell(c, f->read, "ignore");
     if (c->leave && f->read)
         return COPY_LEAVE;
     int r = co_sleep(co, RETRY_NS);
@@ -50,6 +49,7 @@ static int ignore(struct co *co, const struct job_copying *c, const struct copy_
 static int on_failed(struct co *co, void *arg, const struct copy_failure *f)
 {
     struct job_copying *c = arg;
+    enum job_on_error how = job_decide(f->read ? c->on_read : c->on_write, f->error);
     int r = f->error;
     unsigned resumed = c->resumed;
     co_lock(co, &c->one);
@@ -57,14 +57,14 @@ static int on_failed(struct co *co, void *arg, const struct copy_failure *f)
         r = -ECANCELED;
     } else if (c->resumed != resumed) {
         r = 0;                           /* it failed before the job was resumed: again */
-    } else if (decide(c, f) == JOB_ON_ERROR_IGNORE) {
-        r = ignore(co, c, f);
-    } else if (decide(c, f) == JOB_ON_ERROR_STOP) {
-        tell(c, f->read, "stop");
-        r = job_stop_for(co, c->job, f->error);
-        c->resumed++;
     } else {
-        tell(c, f->read, "report");
+        job_tell_error(c->job, f->read, how);
+        if (how == JOB_ON_ERROR_IGNORE)
+            r = ignore(co, c, f);
+        if (how == JOB_ON_ERROR_STOP) {
+            r = job_stop_for(co, c->job, f->error);
+            c->resumed++;
+        }
     }
     co_unlock(&c->one);
     return r;
@@ -74,7 +74,7 @@ static uint64_t speed_now(void *arg) { return ((struct job_copying *)arg)->job->
 
 struct copy_hooks job_copying_hooks(struct job_copying *c)
 {
-    return (struct copy_hooks){ .step = on_step, .failed = on_failed, .speed = speed_now, .arg = c };
+    return (struct copy_hooks){ .step = on_step, .failed = on_failed, .speed = speed_now, .arg = c, .latency = c->job->latency };
 }
 
 void job_copying_progress(void *arg, uint64_t done, uint64_t total) { job_progress(arg, done, total); }

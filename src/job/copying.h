@@ -2,7 +2,7 @@
  *
  * copying.h: what jobs that copy have in common: pauses, a speed that changes, cancelling, progress, and what becomes of errors.
  *
- * A mirror, which goes by copy/live.h, has only enum job_on_error from here: its errors come by copy_live_look.
+ * A mirror, which goes by copy/live.h, and a backup have only the decision from here: their errors come by other ways.
  *
  * Concurrency  Home loop. The hooks are called by copy_run.
  */
@@ -15,6 +15,11 @@
 
 /* What is done when a request fails (FEATURES 9.009, 9.010). ENOSPC: STOP when there is no space, else REPORT. */
 enum job_on_error { JOB_ON_ERROR_REPORT, JOB_ON_ERROR_IGNORE, JOB_ON_ERROR_ENOSPC, JOB_ON_ERROR_STOP };
+
+/* What `policy` makes of this error: never ENOSPC. */
+enum job_on_error job_decide(enum job_on_error policy, int error);
+/* Says to those who watch jobs (struct jobs' io_error) that a request failed, and what is done: REPORT, IGNORE or STOP. */
+void job_tell_error(const struct job *job, bool read, enum job_on_error done);
 
 /* The default grain of a copying job (runs of zeros that are left out, dirty bits): what the format says, from 4 KiB to 64 KiB. */
 static inline uint64_t job_grain(uint64_t bytes) { return min_u64(max_u64(bytes, 4096), 65536); }

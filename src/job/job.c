@@ -10,12 +10,14 @@
  * Failure      a job that fails keeps its first error until it is dismissed
  * Tests        job_test.c
  */
-#include "job/job.h"
+#include "job/group.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/id.h"
+#include "copy/latency.h"
 
 #define ID_MAX 127u
 #define SLICE_NS UINT64_C(100000000)     /* how much of an unused rate may be made up for */
@@ -32,7 +34,8 @@ static void set_status(struct job *job, enum job_status to)
 /* ---- the list ---- */
 void jobs_init(struct jobs *js, struct rt_loop *home)
 {
-    *js = (struct jobs){ .home = home };
+    memset(js, 0, sizeof *js);
+    js->home = home;
     list_init(&js->all);
 }
 
@@ -54,17 +57,33 @@ struct job *job_next(const struct jobs *js, const struct job *at)
     return n ? CONTAINER_OF(n, struct job, link) : NULL;
 }
 
-static bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
-
-bool job_id_ok(const char *id)
+const struct job_end *job_end_find(const struct jobs *js, const char *id)
 {
-    size_t len = strlen(id);
-    if (!is_letter(id[0]) || len > ID_MAX)
-        return false;
-    for (size_t i = 1; i < len; i++)
-        if (!is_letter(id[i]) && !(id[i] >= '0' && id[i] <= '9') && !strchr("-._", id[i]))
-            return false;
-    return true;
+    for (unsigned i = 1; i <= JOB_ENDS_KEPT; i++) {
+        const struct job_end *e = &js->ends[(js->ends_at + JOB_ENDS_KEPT - i) % JOB_ENDS_KEPT];
+        if (e->id && strcmp(e->id, id) == 0)
+            return e;
+    }
+    return NULL;
+}
+
+/* Takes the name over. */
+static void remember_end(struct jobs *js, const struct job *job)
+{
+    struct job_end *e = &js->ends[js->ends_at];
+    js->ends_at = (js->ends_at + 1) % JOB_ENDS_KEPT;
+    free(e->id);
+    free(e->error);
+    *e = (struct job_end){ job->id, job->result < 0 ? strdup(job->err.text[0] ? job->err.text : strerror(-job->result)) : NULL, job->kind->type, job->result };
+}
+
+static void ends_free(struct jobs *js)
+{
+    for (unsigned i = 0; i < JOB_ENDS_KEPT; i++) {
+        free(js->ends[i].id);
+        free(js->ends[i].error);
+        js->ends[i] = (struct job_end){ NULL };
+    }
 }
 
 static void forget(struct job *job)
@@ -73,7 +92,9 @@ static void forget(struct job *job)
     list_remove(&job->link);
     if (job->kind->fini)
         job->kind->fini(job);
-    free(job->id);
+    copy_latency_unref(job->latency);
+    if (job->id)
+        remember_end(job->jobs, job);
     free(job);
 }
 
@@ -170,16 +191,25 @@ static int cancelled_error(struct job *job)
 static int finish(struct co *co, struct job *job)
 {
     set_status(job, JOB_WAITING);
+    if (group_meet(co, job))
+        return cancelled_error(job);
     set_status(job, JOB_PENDING);
     while (!job->finalize_wanted && !job_cancelled(job))
         co_wait(co, &job->wake);
-    if (job_cancelled(job))
+    if (job_cancelled(job) || group_meet(co, job))
+        return cancelled_error(job);
+    int r = job->kind->prepare ? job->kind->prepare(co, job, &job->err) : 0;
+    if (r)
+        return r;
+    if (group_meet(co, job))
         return cancelled_error(job);
     return job->kind->commit ? job->kind->commit(co, job, &job->err) : 0;
 }
 
 static int work(struct co *co, struct job *job)
 {
+    while (job->waits)                   /* a cancel is seen behind it: who is about to begin it has it in hand */
+        co_wait(co, &job->wake);
     if (job_cancelled(job))
         return cancelled_error(job);
     set_status(job, JOB_RUNNING);
@@ -198,6 +228,7 @@ static void job_co(struct co *co, void *arg)
     struct job *job = arg;
     struct jobs *js = job->jobs;
     job->result = work(co, job);
+    group_part(job, job->result >= 0);
     if (job->result < 0) {
         set_status(job, JOB_ABORTING);
         if (job->kind->abort)
@@ -222,6 +253,8 @@ static int make_job(struct jobs *js, const struct job_kind *kind, const struct j
     job->jobs = js;
     job->kind = kind;
     job->opaque = o->opaque;
+    job->waits = o->waits;
+    job->latency = kind->block_job ? copy_latency_new() : NULL;
     job->id = id;
     job->auto_finalize = job->finalize_wanted = !o->keep_pending;
     job->auto_dismiss = !o->keep_concluded;
@@ -231,19 +264,27 @@ static int make_job(struct jobs *js, const struct job_kind *kind, const struct j
     return 0;
 }
 
-int job_start(struct jobs *js, const struct job_kind *kind, const struct job_opts *o, struct job **ret_job, struct byre_err *err)
+int job_may_start(const struct jobs *js, const struct job_kind *kind, const struct job_opts *o, struct byre_err *err)
 {
-    struct job *job;
     ASSERT_LOOP(js->home);
     if (js->stopping)
         return byre_fail(err, CANCELLED, "the program is about to end");
-    if (o->id && !job_id_ok(o->id))
+    if (o->id && !id_is_good(o->id, ID_MAX))
         return byre_fail(err, BAD_ARGUMENT, "Invalid job ID '%s': it begins with a letter and goes on with letters, digits and '-._'", o->id);
     if (o->id && job_find(js, o->id))
         return byre_fail(err, EXISTS, "Job ID '%s' already in use", o->id);
     if (o->speed && !kind->has_speed)
         return byre_fail(err, NOT_SUPPORTED, "a job of type %s has no speed to set", kind->type);
-    int r = make_job(js, kind, o, &job);
+    return 0;
+}
+
+int job_start(struct jobs *js, const struct job_kind *kind, const struct job_opts *o, struct job **ret_job, struct byre_err *err)
+{
+    struct job *job;
+    int r = job_may_start(js, kind, o, err);
+    if (r)
+        return r;
+    r = make_job(js, kind, o, &job);
     if (r == 0) {
         co_group_enter(&js->alive);
         r = rt_spawn(js->home, job_co, job);
@@ -259,6 +300,13 @@ int job_start(struct jobs *js, const struct job_kind *kind, const struct job_opt
     set_status(job, JOB_CREATED);
     *ret_job = job;
     return 0;
+}
+
+void job_begin(struct job *job)
+{
+    ASSERT_LOOP(job->jobs->home);
+    job->waits = false;
+    co_wake_all(&job->wake);
 }
 
 static void cancel(struct job *job)
@@ -280,6 +328,7 @@ void jobs_stop(struct co *co, struct jobs *js)
     }
     co_group_wait(co, &js->alive);
     ASSERT(list_empty(&js->all));
+    ends_free(js);
 }
 
 /* ---- verbs ---- */
@@ -314,9 +363,7 @@ static int complete_job(struct job *job, struct byre_err *err)
 {
     if (!job->kind->complete)
         return byre_fail(err, NOT_SUPPORTED, "Job '%s' of type %s ends by itself and cannot be completed", job->id, job->kind->type);
-    if (job->pauses)
-        return byre_fail(err, BAD_ARGUMENT, "Job '%s' is paused; resume it, then complete it", job->id);
-    job->kind->complete(job);
+    job->kind->complete(job);            /* of one that stands still: when it goes on */
     co_wake_all(&job->wake);
     return 0;
 }
@@ -342,6 +389,7 @@ int job_do(struct job *job, enum job_verb v, struct byre_err *err)
             return byre_fail(err, BAD_ARGUMENT, "Job '%s' is being finalized already", job->id);
         job->finalize_wanted = true;
         co_wake_all(&job->wake);
+        group_finalize(job);
         return 0;
     case JOB_DISMISS:
         forget(job);

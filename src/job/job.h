@@ -48,9 +48,12 @@ struct job_kind {
     const char *type;                    /* "x-byre-scrub" */
     /* The work. Calls job_point() between steps of a second or less. 0; or negative with *err filled. Suspends. */
     int (*run)(struct co *co, struct job *job, struct byre_err *err);
-    /* After run succeeded and finalizing was wanted: makes it true, durably. NULL: nothing to do. */
+    /* After run succeeded and finalizing was wanted: all of the end that may fail and shows nothing yet. Members of a group (group.h) commit when all
+     * are prepared. NULL: nothing to do. */
+    int (*prepare)(struct co *co, struct job *job, struct byre_err *err);
+    /* Then: makes it true, durably. NULL: nothing to do. */
     int (*commit)(struct co *co, struct job *job, struct byre_err *err);
-    /* After a failure or cancel, also one of commit. NULL: nothing to do. */
+    /* After a failure or cancel, also one of prepare or commit. NULL: nothing to do. */
     void (*abort)(struct co *co, struct job *job);
     /* A job that has become ready is to end well: kind's run must return soon. NULL: such jobs cannot be completed. */
     void (*complete)(struct job *job);
@@ -61,6 +64,7 @@ struct job_kind {
 };
 
 struct jobs;
+struct copy_latency;
 struct job {
     struct list_node link;
     struct jobs *jobs;
@@ -68,7 +72,7 @@ struct job {
     void *opaque;
     char *id;                            /* NULL: internal, shown to nobody */
     enum job_status status;              /* changed by job.c alone (I1) */
-    bool auto_finalize, auto_dismiss, user_paused, finalize_wanted, done;
+    bool auto_finalize, auto_dismiss, user_paused, finalize_wanted, done, waits;
     unsigned pauses;                     /* reasons to stand still */
     atomic_bool cancelled;
     _Atomic uint64_t current, total;
@@ -76,8 +80,15 @@ struct job {
     int result;                          /* when concluded */
     int io_error;                        /* it stands still because of this error of a request; 0: it does not */
     struct byre_err err;
+    struct copy_latency *latency;        /* copy/latency.h: of block jobs; NULL: no memory for it */
+    struct job_group *group;             /* group.h; NULL: it ends by itself */
+    struct job *group_next;
     struct co_waitq wake;                /* the coroutine: pause, speed or cancel has changed, finalize */
 };
+
+/* How a job ended that has been forgotten: what is told to those who ask too late. */
+struct job_end { char *id, *error; const char *type; int result; };       /* error: NULL: none, or no memory for it */
+#define JOB_ENDS_KEPT 64u
 
 /* All jobs of a process. status_changed: on the home loop, after each move, must not suspend; also for internal jobs. */
 struct jobs {
@@ -86,6 +97,8 @@ struct jobs {
     struct co_group alive;               /* coroutines */
     uint64_t next_number;
     bool stopping;
+    struct job_end ends[JOB_ENDS_KEPT];  /* a ring: the one behind the newest is the oldest, and goes first */
+    unsigned ends_at;
     void (*status_changed)(void *arg, const struct job *job);
     /* A request of a job failed, and this is done: "report", "ignore", "stop". NULL: nobody wants to know */
     void (*io_error)(void *arg, const struct job *job, bool read, const char *action);
@@ -100,14 +113,18 @@ struct job_opts {
     bool keep_pending, keep_concluded;   /* auto-finalize=false, auto-dismiss=false */
     uint64_t speed;
     void *opaque;
+    bool waits;                          /* it does nothing before job_begin */
 };
+/* What job_start would refuse now, for those who have to make something before it. */
+MUST_USE int job_may_start(const struct jobs *js, const struct job_kind *kind, const struct job_opts *o, struct byre_err *err);
 /* Takes o->opaque on success only. -EINVAL: the id; -EEXIST. */
 MUST_USE int job_start(struct jobs *js, const struct job_kind *kind, const struct job_opts *o, struct job **ret_job, struct byre_err *err);
+void job_begin(struct job *job);         /* of one that waits; it is there until then, also when somebody cancels it */
 struct job *job_find(const struct jobs *js, const char *id);
+/* The newest end of a job of this name; NULL: there was none, or it is too long ago. */
+const struct job_end *job_end_find(const struct jobs *js, const char *id);
 /* The one behind `at` (NULL: the first) that has an id; NULL at the end. */
 struct job *job_next(const struct jobs *js, const struct job *at);
-/* Is the id one that a user may give? */
-bool job_id_ok(const char *id);
 
 /* A user's verb. Refused with the reason in *err. After JOB_DISMISS the job may be gone. */
 MUST_USE int job_do(struct job *job, enum job_verb v, struct byre_err *err);

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/test.h"
-#include "job/job.h"
+#include "job/group.h"
 
 /* ---- the tables, written down a second time ---- */
 static const char *const moves =
@@ -129,7 +129,7 @@ static void kind_abort(struct co *co, struct job *job)
 static void kind_complete(struct job *job) { ((struct world *)job->opaque)->completed = true; }
 static void kind_fini(struct job *job) { ((struct world *)job->opaque)->finished++; }
 
-static const struct job_kind kind = { "test", kind_run, kind_commit, kind_abort, kind_complete, true, kind_fini };
+static const struct job_kind kind = { .type = "test", .run = kind_run, .commit = kind_commit, .abort = kind_abort, .complete = kind_complete, .has_speed = true, .fini = kind_fini };
 static const struct job_kind stubborn = { .type = "stubborn", .run = kind_run, .fini = kind_fini };
 
 static void body_co(struct co *co, void *arg)
@@ -251,6 +251,33 @@ static int pends_cancelled(struct co *co, struct world *w)
     return 0;
 }
 
+/* Who has started a job that waits may rely on it until it has begun it, whoever cancels meanwhile. */
+static int waits_cancelled(struct co *co, struct world *w)
+{
+    struct job *job;
+    struct job_opts o = { .id = "j0", .opaque = w, .waits = true };
+    assert_int_equal(job_start(&w->js, &kind, &o, &job, NULL), 0);
+    assert_int_equal(job_do(job, JOB_CANCEL, NULL), 0);
+    for (unsigned i = 0; i < 100; i++)
+        co_yield(co);
+    assert_ptr_equal(job_find(&w->js, "j0"), job);
+    assert_int_equal(job->status, JOB_CREATED);
+    job_begin(job);
+    for (unsigned i = 0; job_find(&w->js, "j0"); i++) {
+        assert_true(i < 1000);
+        co_yield(co);
+    }
+    return 0;
+}
+
+static void waits(void **state)
+{
+    struct world w = { .steps = 1 };
+    live(&w, waits_cancelled);
+    assert_string_equal(w.story, "created aborting concluded null ");
+    assert_true(w.stepped == 0 && w.aborted == 1);
+}
+
 static void finalizes(void **state)
 {
     struct world w = { .steps = 1 };
@@ -309,10 +336,9 @@ static int readies(struct co *co, struct world *w)
     until(co, job, JOB_READY);
     assert_int_equal(job_do(job, JOB_PAUSE, &err), 0);
     until(co, job, JOB_STANDBY);
-    assert_int_equal(job_do(job, JOB_COMPLETE, &err), -EINVAL);   /* paused */
+    assert_int_equal(job_do(job, JOB_COMPLETE, &err), 0);         /* when it goes on */
+    assert_int_equal(job->status, JOB_STANDBY);
     assert_int_equal(job_do(job, JOB_RESUME, &err), 0);
-    until(co, job, JOB_READY);
-    assert_int_equal(job_do(job, JOB_COMPLETE, &err), 0);
     until(co, job, JOB_CONCLUDED);
     assert_int_equal(job->result, 0);
     return 0;
@@ -405,11 +431,169 @@ static void keeps_its_speed(void **state)
     live(&w, speeds);
 }
 
+/* ---- groups (FEATURES 9.015, 9.088, G.035, G.036) ---- */
+struct member { struct job *job; unsigned steps, prepared, committed, aborted; int run_result, prepare_result, commit_result; bool cancels_others; const struct member *all; };
+
+static int member_run(struct co *co, struct job *job, struct byre_err *err)
+{
+    struct member *m = job->opaque;
+    for (unsigned i = 0; i < m->steps; i++) {
+        if (job_point(co, job))
+            return -ECANCELED;
+        co_yield(co);
+    }
+    return m->run_result ? byre_fail(err, IO, "the work broke") : 0;
+}
+
+static int member_prepare(struct co *co, struct job *job, struct byre_err *err)
+{
+    struct member *m = job->opaque;
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(m->all[i].job->status, JOB_PENDING);
+    for (unsigned i = 0; i < m->steps; i++)
+        co_yield(co);
+    m->prepared++;
+    return m->prepare_result ? byre_fail(err, NO_SPACE, "preparing broke") : 0;
+}
+
+static int member_commit(struct co *co, struct job *job, struct byre_err *err)
+{
+    struct member *m = job->opaque;
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(m->all[i].prepared, 1);             /* G2 */
+    m->committed++;
+    for (unsigned i = 0; m->cancels_others && i < 3; i++)
+        if (&m->all[i] != m && m->all[i].job->status == JOB_PENDING)
+            assert_int_equal(job_do(m->all[i].job, JOB_CANCEL, NULL), 0);
+    return m->commit_result ? byre_fail(err, IO, "the commit broke") : 0;
+}
+
+static void member_abort(struct co *co, struct job *job) { ((struct member *)job->opaque)->aborted++; }
+static const struct job_kind member_kind = { .type = "member", .run = member_run, .prepare = member_prepare, .commit = member_commit, .abort = member_abort };
+
+/* Three of them, with lives of different lengths. */
+static void join_three(struct world *w, struct member *m, bool last_waits)
+{
+    static const char *const ids[] = { "m0", "m1", "m2" };
+    struct job_group *g = job_group_new();
+    struct byre_err err;
+    for (unsigned i = 0; i < 3; i++) {
+        struct job_opts o = { .id = ids[i], .keep_concluded = true, .keep_pending = last_waits && i == 2, .opaque = &m[i] };
+        m[i].all = m;
+        m[i].steps += 1 + 5 * i;
+        assert_int_equal(job_start(&w->js, &member_kind, &o, &m[i].job, &err), 0);
+        job_group_join(g, m[i].job);
+    }
+    job_group_let(g);
+}
+
+static void until_all(struct co *co, const struct member *m, enum job_status s)
+{
+    for (unsigned i = 0; i < 3; i++)
+        until(co, m[i].job, s);
+}
+
+static int together(struct co *co, struct world *w)
+{
+    struct member m[3] = { { 0 } };
+    struct byre_err err;
+    w->js.status_changed = NULL;
+    join_three(w, m, true);
+    until(co, m[0].job, JOB_WAITING);                        /* it has done its work, and the others have not */
+    assert_int_equal(m[2].job->status, JOB_RUNNING);
+    until_all(co, m, JOB_PENDING);
+    for (unsigned i = 0; i < 50; i++)
+        co_yield(co);
+    assert_true(!m[0].prepared && !m[1].prepared && m[0].job->status == JOB_PENDING);      /* one waits for a user, so all do */
+    assert_int_equal(job_do(m[2].job, JOB_FINALIZE, &err), 0);
+    until_all(co, m, JOB_CONCLUDED);
+    for (unsigned i = 0; i < 3; i++)
+        assert_true(m[i].job->result == 0 && m[i].committed == 1 && m[i].aborted == 0);
+    return 0;
+}
+
+static void groups_end_well(void **state)
+{
+    struct world w = { 0 };
+    live(&w, together);
+}
+
+/* They have met for the last time, one has committed, and a user cancels those who have not woken yet: they commit, too (G3). */
+static int too_late(struct co *co, struct world *w)
+{
+    struct member m[3] = { { .cancels_others = true }, { .cancels_others = true }, { .cancels_others = true } };
+    w->js.status_changed = NULL;
+    join_three(w, m, false);
+    until_all(co, m, JOB_CONCLUDED);
+    for (unsigned i = 0; i < 3; i++)
+        assert_true(m[i].job->result == 0 && m[i].committed == 1 && m[i].aborted == 0);
+    return 0;
+}
+
+/* The first who commits fails: those who have not begun to do so do not. */
+static int first_breaks(struct co *co, struct world *w)
+{
+    struct member m[3] = { { .commit_result = 1 }, { .commit_result = 1 }, { .commit_result = 1 } };
+    unsigned committed = 0;
+    w->js.status_changed = NULL;
+    join_three(w, m, false);
+    until_all(co, m, JOB_CONCLUDED);
+    for (unsigned i = 0; i < 3; i++)
+        committed += m[i].committed;
+    assert_int_equal(committed, 1);
+    return 0;
+}
+
+static void groups_have_met(void **state)
+{
+    struct world w = { 0 }, v = { 0 };
+    live(&w, too_late);
+    live(&v, first_breaks);
+}
+
+/* Which member fails (3: none), and where: at its work, while it is prepared, by a user while it works, and while it waits. */
+static unsigned who, where;
+
+static int none_of_them(struct co *co, struct world *w)
+{
+    struct member m[3] = { { 0 } };
+    struct byre_err err;
+    w->js.status_changed = NULL;
+    m[who].run_result = where == 0;
+    m[who].prepare_result = where == 1;
+    if (where == 2)
+        m[who].steps = 100000;
+    if (where == 3)
+        m[(who + 1) % 3].steps = 100000;
+    join_three(w, m, false);
+    if (where == 2 || where == 3)
+        until(co, m[who].job, where == 2 ? JOB_RUNNING : JOB_WAITING);
+    if (where >= 2)
+        assert_int_equal(job_do(m[who].job, JOB_CANCEL, &err), 0);
+    until_all(co, m, JOB_CONCLUDED);
+    for (unsigned i = 0; i < 3; i++) {
+        int want = i != who || where >= 2 ? -ECANCELED : where == 0 ? -EIO : -ENOSPC;
+        assert_int_equal(m[i].job->result, want);
+        assert_true(m[i].committed == 0 && m[i].aborted == 1);
+    }
+    return 0;
+}
+
+static void groups_end_badly(void **state)
+{
+    for (who = 0; who < 3; who++)
+        for (where = 0; where < 4; where++) {
+            struct world w = { 0 };
+            live(&w, none_of_them);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(groups_end_well), cmocka_unit_test(groups_end_badly), cmocka_unit_test(groups_have_met),
         cmocka_unit_test(every_move), cmocka_unit_test(every_verb), cmocka_unit_test(ends_well), cmocka_unit_test(fails),
-        cmocka_unit_test(finalizes), cmocka_unit_test(pauses_and_resumes), cmocka_unit_test(becomes_ready), cmocka_unit_test(names),
+        cmocka_unit_test(finalizes), cmocka_unit_test(waits), cmocka_unit_test(pauses_and_resumes), cmocka_unit_test(becomes_ready), cmocka_unit_test(names),
         cmocka_unit_test(keeps_its_speed),
     };
     return cmocka_run_group_tests_name("job", tests, NULL, NULL);

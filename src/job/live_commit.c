@@ -9,7 +9,7 @@
  *                 cleared there before the overlay lies right above it.
  *             C3  With drop_source a layer gives a range up after the base has it durably, and after every layer between it and the base has
  *                 given it up, durably; so no older layer ever shows through. Layers between are marked first.
- * Order       copy, clear | flush of the base | backing names: the committed top, then its overlays, each durable | event (J2, J5).
+ * Order       copy, clear | flush of the base | backing names: the overlays of the committed top, then its own, each durable | event (J2, J5).
  * Concurrency Home loop; the copy on all loops.
  * Failure     The chain is as before, a part of the data is in the base as well; a new commit does the rest.
  * Tests       tests/cli/live_commit_test.py, tests/kill/test_kill_jobs.py, tests/crash/test_chain_crash.py
@@ -22,7 +22,9 @@
 
 #include "base/checked.h"
 #include "base/mutant.h"
+#include "graph/runtime.h"
 #include "job/relink.h"
+#include "job/top.h"
 
 #define STEP_BYTES (1ull << 30)
 #define WINDOW_DEFAULT (64ull << 20)     /* a multiple of every cluster */
@@ -31,6 +33,7 @@ struct live_commit {
     struct job_copying how;
     struct graph_node *top, *base, *above_base;
     struct graph_claim *claim;
+    struct job_top filter;               /* over top */
     char *backing_file;                  /* NULL: made up */
     unsigned workers;
     bool drop_source;
@@ -126,11 +129,12 @@ static int add_link(struct co *co, const struct live_commit *c, struct relink *l
     return r;
 }
 
-/* The committed top first: whoever keeps it goes on with a chain without the layers between. */
+/* The committed top last: with that the layers between are in no chain any more, and would be strangers that depend on the base if the overlays
+ * still had to be changed after a kill. Whoever keeps it goes on with a chain without them. */
 static int list_links(struct co *co, const struct live_commit *c, struct relink *l, struct byre_err *err)
 {
     struct graph *g = graph_of(c->top);
-    int r = graph_backing(c->top) != c->base ? add_link(co, c, l, c->top, err) : 0;
+    int r = 0;
     struct graph_node *n = graph_next(g, NULL);
     graph_ref(n);
     for (struct graph_node *next; n; n = next) {         /* each is kept while it is needed to go on */
@@ -142,7 +146,7 @@ static int list_links(struct co *co, const struct live_commit *c, struct relink 
         int closed = graph_close(co, n);
         (void)closed;                    /* its last user went meanwhile; then there is nobody left to tell */
     }
-    return r;
+    return !r && graph_backing(c->top) != c->base ? add_link(co, c, l, c->top, err) : r;
 }
 
 static int switch_chain(struct co *co, struct live_commit *c, struct byre_err *err)
@@ -161,23 +165,29 @@ static int switch_chain(struct co *co, struct live_commit *c, struct byre_err *e
 static int finish(struct co *co, struct job *job, struct byre_err *err)
 {
     struct live_commit *c = job->opaque;
-    int r;
+    int r = job_top_take(co, &c->filter, err);       /* overlays lie over top again */
+    if (r)
+        return r;
     do {                                 /* an overlay may become longer at any time */
         r = clear_behind(co, c, err);
+        graph_edges_hold(co, graph_of(c->top));          /* nobody comes between */
         graph_claim_relax(c->claim);
         if (!r)
             r = switch_chain(co, c, err);
+        graph_edges_let(co, graph_of(c->top));
     } while (r == -EBUSY && c->cleared < shown_to(c, graph_of(c->top)));
     if (r)
         return r;
     graph_claim_end(co, c->claim);
     c->claim = NULL;
+    job_top_end(co, &c->filter);
     return 0;
 }
 
 static void give_up(struct co *co, struct job *job)
 {
     struct live_commit *c = job->opaque;
+    job_top_end(co, &c->filter);
     graph_claim_end(co, c->claim);
     c->claim = NULL;
 }
@@ -224,10 +234,10 @@ static int begin(struct co *co, const struct job_live_commit_opts *o, struct liv
         r = graph_claim_layers(co, c->top, c->base, o->job.id ? o->job.id : "commit", &c->claim, err);
     if (!r && c->drop_source)
         r = graph_claim_open_all(co, c->claim, err);
-    return r;
+    return r ? r : job_top_put(co, &c->filter, c->top, GRAPH_COMMIT_TOP, o->filter_node_name, err);
 }
 
-int job_live_commit_start(struct co *co, struct jobs *js, const struct job_live_commit_opts *o, struct job **ret_job, struct byre_err *err)
+static int start(struct co *co, struct jobs *js, const struct job_live_commit_opts *o, struct job **ret_job, struct byre_err *err)
 {
     struct graph_node *base = o->base;
     for (struct graph_node *n = o->top; !o->base && n; n = graph_backing(n))
@@ -247,9 +257,20 @@ int job_live_commit_start(struct co *co, struct jobs *js, const struct job_live_
     if (!r)
         r = job_start(js, &job_live_commit_kind, &jo, ret_job, err);
     if (r) {
+        job_top_end(co, &c->filter);
         graph_claim_end(co, c->claim);
         free(c->backing_file);
         free(c);
     }
+    return r;
+}
+
+/* The chain stays as it is from the look at it to the claim. */
+int job_live_commit_start(struct co *co, struct jobs *js, const struct job_live_commit_opts *o, struct job **ret_job, struct byre_err *err)
+{
+    struct graph_node *const named[] = { o->disk, o->top, o->base };
+    graph_chain_hold(co, named, 3);
+    int r = start(co, js, o, ret_job, err);
+    graph_chain_let(co, named, 3);
     return r;
 }

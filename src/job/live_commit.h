@@ -14,6 +14,7 @@ struct job_live_commit_opts {
     struct graph_node *disk;             /* its chain it is */
     struct graph_node *top, *base;       /* layers below it. base NULL: the deepest */
     const char *backing_file;            /* what the overlay of top records; NULL: the name of base */
+    const char *filter_node_name;        /* of a filter that stands over top meanwhile; NULL: none */
     enum job_on_error on_error;
     unsigned workers;                    /* 0: default */
     bool drop_source;                    /* what the base has durably is given up by the layers above it, as it goes */

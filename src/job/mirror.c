@@ -7,7 +7,9 @@
  * Owns        struct mirror, from job_mirror_start to fini; the copy until the job has concluded
  * Invariants  mirror.h I1 to I3. Further: M1  The source is drained for as long as it takes to end what is inside, one flush of a target that was
  *             flushed just before, and the change of edges. What is not clean then is copied with the gate open, and it is tried again.
- *             M2  Users that are on the target are let go when the job has concluded, so nothing is acknowledged there before the event.
+ *             M2  Users that are on the target are let go when the job has concluded, so nothing is acknowledged there before the event: it stays
+ *                 drained, with the source.
+ *             M3  A bitmap is cleared behind the event, while nobody writes: whoever has not seen the event goes on with what it said.
  * Order       copy | flush | ready | ... | drain, clean | flush | users go over | concluded (J1, J5)
  * Concurrency Home loop. A flush runs in a coroutine of its own, so that cancelling does not wait for a target that stands still.
  * Failure     mirror.h
@@ -19,10 +21,15 @@
 
 #include "base/assert.h"
 #include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/dirty.h"
 #include "copy/live.h"
 #include "graph/live.h"
 #include "graph/runtime.h"
 #include "job/mirror.h"
+#include "job/aside.h"
+#include "job/carry.h"
+#include "job/top.h"
 
 #define TICK_NS UINT64_C(100000000)
 #define RETRY_NS UINT64_C(100000000)
@@ -30,8 +37,11 @@
 #define GRANULARITY_MAX (UINT64_C(64) << 20)
 #define SLOWDOWN_DEFAULT 20u
 #define HOLD_DEFAULT_MS 1000u
+#define HOLD_PART_NS UINT64_C(950000)     /* of each millisecond: a guest that is let go has its own write before it still */
 #define HELD_NS UINT64_C(5000000)         /* a change that takes so long waits for the target */
 #define STEP_BYTES (UINT64_C(1) << 30)
+#define ABANDON_NS UINT64_C(2000000000)   /* and so long others, when it is over: then a target that is this job's alone is given up */
+#define LEAVE_NS UINT64_C(200000000)      /* the job waits so long for requests that are with the target */
 
 #ifdef MIRROR_TEST
 extern int mirror_fault;                 /* of the test in sim/, which must find them */
@@ -41,13 +51,31 @@ extern int mirror_fault;                 /* of the test in sim/, which must find
 #endif
 enum { FAULT_NO_FLUSH = 1, FAULT_NOT_CLEAN, FAULT_LATE_EVENT };
 
+/* The use of the target, which ends with the last request. Freed by leave_target, or by leave_main when that is alone. */
+struct leaving {
+    struct graph_node *target;           /* a reference, from when the job has begun */
+    struct graph_user use;
+    char *who;
+    struct jobs *jobs;
+    struct co_group copies;              /* of which there is one, and flushes that nobody waits for */
+    struct co_waitq q;
+    struct rt_timer patience;
+    bool put_back, may_abandon, done, alone;
+    struct graph_node *image;            /* of the target, a reference, which keeps zeros as such (zero.c); NULL: it need not */
+};
+
 struct mirror {
     struct job *job;
     struct job_mirror_opts o;
     struct copy_live *live;              /* NULL: not begun, or ended */
-    struct graph_user on_source, on_target;
+    struct graph_user on_source;
+    struct leaving *leaving_target;      /* until the copy has ended */
     char *who;
-    struct graph_node *frozen;           /* edges above it are */
+    struct graph_node *named;            /* what the user calls the source: it, or a filter over it. A reference */
+    struct job_top top;                  /* over named */
+    struct graph_node *frozen;           /* edges from named down to this are; NULL: none */
+    struct mirror_bitmap bitmap;         /* sync BITMAP */
+    bool opened;                         /* active commit: the base was opened for writing for this */
     struct graph_claim *between;         /* active commit: nobody else sees the base through the layers that lie over it */
     struct converge conv;
     uint64_t next_tick_ns, longest_hold_ns, held_ns, pause_ns;
@@ -56,47 +84,27 @@ struct mirror {
     bool wants_blocking;                 /* copy-mode, as the user has it */
 };
 
-/* ---- a flush that can be left alone ---- */
-
-struct aside { struct graph_node *node; struct job *job; struct jobs *jobs; bool done, left; int result; };
-
-static void aside_main(struct co *co, void *arg)
+static void leaving_free(struct leaving *l)
 {
-    struct aside *a = arg;
-    a->result = graph_flush(co, a->node);
-    a->done = true;
-    if (!a->left) {
-        co_wake_all(&a->job->wake);
-        return;
-    }
-    struct jobs *js = a->jobs;           /* stays until `alive` is left; the job may be gone */
-    (void)graph_close(co, a->node);
-    free(a);
-    co_group_leave(&js->alive);
+    if (l)
+        free(l->who);
+    free(l);
 }
 
-/* -ECANCELED: the job is to end, the flush is left alone. */
+/* ---- flushing the target ---- */
+
+/* -ETIMEDOUT: it is left alone. */
+static int flush_aside(struct co *co, struct mirror *m, uint64_t until)
+{
+    int r = job_flush_aside(co, m->job, m->o.target, &m->leaving_target->copies, until);
+    return r == JOB_LEFT_ALONE ? -ETIMEDOUT : r;
+}
+
+/* -ECANCELED: the job is to end. */
 static int flush_target(struct co *co, struct mirror *m)
 {
-    struct aside *a = calloc(1, sizeof *a);
-    if (!a)
-        return -ENOMEM;
-    *a = (struct aside){ .node = m->o.target, .job = m->job, .jobs = m->job->jobs };
-    if (rt_spawn(co_loop(co), aside_main, a)) {
-        free(a);
-        return -ENOMEM;
-    }
-    while (!a->done && !job_cancelled(m->job))
-        co_wait(co, &m->job->wake);
-    if (!a->done) {
-        a->left = true;
-        graph_ref(a->node);
-        co_group_enter(&m->job->jobs->alive);
-        return -ECANCELED;
-    }
-    int r = a->result;
-    free(a);
-    return r;
+    int r = flush_aside(co, m, 0);
+    return r == -ETIMEDOUT && job_cancelled(m->job) ? -ECANCELED : r;
 }
 
 /* ---- looking, telling ---- */
@@ -177,28 +185,19 @@ static int say_failed(const struct mirror *m, struct byre_err *err)
                           m->st.error_off, strerror(-m->st.error));
 }
 
-static void tell_error(const struct mirror *m, const char *action)
-{
-    struct jobs *js = m->job->jobs;
-    if (js->io_error)
-        js->io_error(js->arg, m->job, m->st.error_read, action);
-}
-
 /* 0: it goes on. */
 static int on_error(struct co *co, struct mirror *m, struct byre_err *err)
 {
-    enum job_on_error how = m->st.error_read ? m->o.on_source_error : m->o.on_target_error;
-    bool stop = how == JOB_ON_ERROR_STOP || (how == JOB_ON_ERROR_ENOSPC && m->st.error == -ENOSPC);
+    enum job_on_error how = job_decide(m->st.error_read ? m->o.on_source_error : m->o.on_target_error, m->st.error);
     int r = 0;
     if (job_cancelled(m->job))
         return -ECANCELED;
-    if (stop) {
-        tell_error(m, "stop");
+    job_tell_error(m->job, m->st.error_read, how);
+    if (how == JOB_ON_ERROR_STOP) {
         copy_live_pause(m->live, true);
         r = job_stop_for(co, m->job, m->st.error);
         copy_live_pause(m->live, false);
     } else if (how == JOB_ON_ERROR_IGNORE) {
-        tell_error(m, "ignore");
         uint64_t until = rt_now(co_loop(co)) + RETRY_NS;
         while (rt_now(co_loop(co)) < until && !job_cancelled(m->job)) {
             uint64_t old = co_set_deadline(co, until);
@@ -207,7 +206,6 @@ static int on_error(struct co *co, struct mirror *m, struct byre_err *err)
         }
         r = point(co, m);
     } else {
-        tell_error(m, "report");
         return say_failed(m, err);
     }
     copy_live_retry(m->live);
@@ -218,19 +216,53 @@ static int on_error(struct co *co, struct mirror *m, struct byre_err *err)
 
 static void on_wake(void *arg) { co_wake_all(&((struct mirror *)arg)->job->wake); }
 
-static int begin(struct co *co, struct mirror *m, struct byre_err *err)
+/* The source has another length, or is about to. The base of a commit is never made shorter. */
+static int follow(struct co *co, void *arg, uint64_t size, struct byre_err *err)
+{
+    struct mirror *m = arg;
+    struct graph_node *t = m->o.target;
+    struct graph_user *use = &m->leaving_target->use;
+    struct byre_err why = { 0 };
+    if (graph_length(t) == size || (m->o.active_commit && size < graph_length(t)))
+        return 0;
+    use->shared |= STOR_PERM_RESIZE;     /* for us alone: whoever changes a length holds the edges, as we do */
+    int r = graph_resize(co, t, size, FMT_PREALLOC_OFF, &why);
+    use->shared &= ~(unsigned)STOR_PERM_RESIZE;
+    return r ? byre_fail_code(err, NOT_SUPPORTED, r, "job '%s' copies node '%s' to node '%s', which cannot become %" PRIu64 " bytes long: %s", m->who,
+                              graph_node_name(m->o.source), graph_node_name(t), size, why.text) : 0;
+}
+
+/* A target that gets a part of the disk and has nothing below it now: zeros hide what comes to lie there. */
+static bool keep_zeros(const struct mirror *m)
+{
+    struct graph_node *image = graph_skip_filters(m->o.target);
+    bool part = m->o.sync == JOB_MIRROR_BITMAP || (m->o.sync == JOB_MIRROR_TOP && graph_backing(m->o.source));
+    if (m->o.active_commit || !part || !image || graph_backing(image))
+        return false;
+    graph_ref(image);
+    graph_stand_alone(image, true);
+    m->leaving_target->image = image;
+    return true;
+}
+
+static int begin_held(struct co *co, struct mirror *m, struct byre_err *err)
 {
     const struct job_mirror_opts *o = &m->o;
     uint64_t granule = graph_image(o->target)->granule;
     struct copy_live_opts lo = {
         .source = o->source, .target = o->target, .granularity_bits = (unsigned)__builtin_ctzll(o->granularity), .buf_bytes = o->buf_bytes,
         .rate = m->job->speed, .min_sparse = o->keep_space ? 0 : job_grain(granule), .keep_space = o->keep_space,
-        .hold_ns = o->max_hold_ms * 1000000, .blocking = m->wants_blocking, .wake = on_wake, .arg = m, .alive = &m->job->jobs->alive };
+        .hold_ns = o->max_hold_ms * HOLD_PART_NS, .blocking = m->wants_blocking, .cancelled = &m->job->cancelled, .wake = on_wake, .arg = m, .resize = follow, .latency = m->job->latency,
+        .alive = &m->leaving_target->copies };
     if (o->active_commit)
         lo.above = o->target;
     else if (o->sync == JOB_MIRROR_TOP)
         lo.above = graph_backing(o->source);
-    int r = copy_live_start(co, &lo, &m->live, err);
+    int r = follow(co, m, graph_length(o->source), err);     /* it may have changed since the job was made */
+    if (!r)
+        lo.part = keep_zeros(m);
+    if (!r)
+        r = copy_live_start(co, &lo, &m->live, err);
     if (!r) {
         copy_live_look(m->live, &m->st);
         converge_begin(&m->conv, &(struct converge_sample){ .now_ns = rt_now(co_loop(co)), .guest = m->st.guest });
@@ -238,10 +270,30 @@ static int begin(struct co *co, struct mirror *m, struct byre_err *err)
     return r;
 }
 
-static int scan(struct co *co, struct mirror *m, struct byre_err *err)
+static int begin(struct co *co, struct mirror *m, struct byre_err *err)
 {
-    uint64_t size = graph_length(m->o.source), len;
-    for (uint64_t off = 0; off < size && m->o.sync != JOB_MIRROR_NONE; off += len) {
+    struct graph *g = graph_of(m->o.source);
+    graph_edges_hold(co, g);
+    int r = begin_held(co, m, err);
+    graph_edges_let(co, g);
+    return r;
+}
+
+static int scan_bitmap(struct co *co, struct mirror *m)
+{
+    int r = 0;
+    for (uint64_t off = 0; !r;) {
+        r = point(co, m);
+        if (!r && mirror_bitmap_mark(&m->bitmap, m->live, &off))
+            return 0;
+    }
+    return r;
+}
+
+static int scan_disk(struct co *co, struct mirror *m, struct byre_err *err)
+{
+    uint64_t size, len;
+    for (uint64_t off = 0; off < (size = graph_length(m->o.source)); off += len) {
         int r = point(co, m);
         if (!r)
             r = copy_live_scan(co, m->live, off, min_u64(size - off, STEP_BYTES), &len);
@@ -250,6 +302,14 @@ static int scan(struct co *co, struct mirror *m, struct byre_err *err)
         copy_live_look(m->live, &m->st);
         tell_progress(m);
     }
+    return 0;
+}
+
+static int scan(struct co *co, struct mirror *m, struct byre_err *err)
+{
+    int r = m->o.sync == JOB_MIRROR_BITMAP ? scan_bitmap(co, m) : m->o.sync == JOB_MIRROR_NONE ? 0 : scan_disk(co, m, err);
+    if (r)
+        return r;
     m->scanned = true;
     m->next_tick_ns = rt_now(co_loop(co)) + TICK_NS;
     copy_live_look(m->live, &m->st);
@@ -309,12 +369,12 @@ static int settle(struct co *co, struct mirror *m, struct byre_err *err)
     return r && r != -ECANCELED ? byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r)) : r;
 }
 
-/* Layers that the selection of what is copied names stay where they are. */
+/* Layers that the selection of what is copied names stay where they are, and so does what is between the source and what is to be replaced. */
 static int freeze(struct mirror *m, struct byre_err *err)
 {
     const struct job_mirror_opts *o = &m->o;
-    struct graph_node *base = o->active_commit ? o->target : o->sync == JOB_MIRROR_TOP ? graph_backing(o->source) : NULL;
-    int r = base ? graph_freeze(o->source, base, err) : 0;
+    struct graph_node *base = o->active_commit ? o->target : o->sync == JOB_MIRROR_TOP ? graph_backing(o->source) : o->source;
+    int r = graph_freeze(m->named, base, err);
     m->frozen = r ? NULL : base;
     return r;
 }
@@ -322,51 +382,144 @@ static int freeze(struct mirror *m, struct byre_err *err)
 static void thaw(struct mirror *m)
 {
     if (m->frozen)
-        graph_thaw(m->o.source, m->frozen);
+        graph_thaw(m->named, m->frozen);
     m->frozen = NULL;
 }
 
+static void let_go(void *arg)
+{
+    struct mirror *m = arg;
+    thaw(m);
+    graph_user_remove(&m->leaving_target->use);
+    graph_user_remove(&m->on_source);
+}
+
+/* Others stay away from the target until the users are on it. */
 static int go_over(struct co *co, struct mirror *m, struct byre_err *err)
 {
-    struct graph_node *from = m->o.replaces ? m->o.replaces : m->o.source;
-    thaw(m);
-    graph_user_remove(&m->on_target);
-    graph_user_remove(&m->on_source);
-    return m->o.over_source ? graph_insert_above(co, from, m->o.target, err) : graph_replace_node(co, from, m->o.target, err);
+    const struct graph_going g = { .from = m->o.replaces ? m->o.replaces : m->named, .to = m->o.target, .insert = m->o.over_source, .longer = m->o.active_commit, .let_go = let_go, .arg = m };
+    return graph_go_over(co, &g, err);
+}
+
+/* A target whose requests go to the source would be drained with it (M1), before its flush; and what it shows is the source's where it has nothing. */
+static int check_apart(struct graph_node *target, const struct graph_node *source, struct byre_err *err)
+{
+    if (!graph_goes_to(target, source))
+        return 0;
+    if (graph_skip_filters(target) == source)
+        return byre_fail(err, BAD_ARGUMENT, "Can't mirror node into itself");
+    return byre_fail(err, BAD_ARGUMENT, "node '%s' lies above '%s', or sends requests there, and cannot become a copy of it", graph_node_name(target),
+                     graph_node_name(source));
 }
 
 /* 1: somebody wrote; again. */
 static int try_to_end(struct co *co, struct mirror *m, struct byre_err *err)
 {
     uint64_t t0 = rt_now(co_loop(co));
+    struct graph *g = graph_of(m->o.source);
+    graph_edges_hold(co, g);
+    int r = m->o.active_commit ? 0 : check_apart(m->o.target, m->o.source, err);         /* others may have put the target there meanwhile */
+    if (r) {
+        graph_edges_let(co, g);
+        return r;
+    }
     graph_drain_begin(co, m->o.source);
     copy_live_look(m->live, &m->st);
-    int r = !m->st.clean && !FAULT(FAULT_NOT_CLEAN);
+    r = !m->st.clean && !FAULT(FAULT_NOT_CLEAN);
     if (!r && !FAULT(FAULT_NO_FLUSH)) {
         r = flush_target(co, m);
         if (r && r != -ECANCELED)
             r = byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r));
     }
-    if (!r && !m->leaving)
-        r = go_over(co, m, err);
+    if (!r)
+        r = job_top_take(co, &m->top, err);
+    if (!r && (!m->leaving || m->o.carry_bitmaps)) {
+        graph_drain_begin(co, m->o.target);          /* M2 */
+        r = m->o.carry_bitmaps ? job_carry_bitmaps(co, m->o.source, m->o.target, err) : 0;
+        if (!r && !m->leaving)
+            r = go_over(co, m, err);
+        if (r || m->leaving)
+            graph_drain_end(m->o.target);
+    }
     m->over = !r && !m->leaving;
-    if (!m->over)
+    if (r)
         graph_drain_end(m->o.source);
+    graph_edges_let(co, g);
     m->pause_ns = rt_now(co_loop(co)) - t0;
     return r;
 }
 
-/* The users may go on, on the target. Runs when the job has said that it is over: what a guest is told from now on is not on the source. */
-struct opening { struct graph_node *source, *target; struct jobs *jobs; };
+/* The users may go on, on the target, or where they are. Runs when the job has said that it is over: what a guest is told from now on is not on both. */
+struct opening { struct graph_node *source, *named, *target; struct mirror_bitmap bitmap; struct jobs *jobs; };
 
 static void open_gate(struct co *co, void *arg)
 {
     struct opening *o = arg;
+    mirror_bitmap_done(co, &o->bitmap);              /* M3 */
+    mirror_bitmap_give(&o->bitmap);
     graph_drain_end(o->source);
-    (void)graph_close(co, o->target);    /* it was flushed */
-    (void)graph_close(co, o->source);
+    if (o->target) {
+        graph_drain_end(o->target);
+        (void)graph_close(co, o->target);            /* it was flushed */
+    }
+    (void)graph_close(co, o->named);
+    (void)graph_close(co, o->source);    /* who uses it still, closes it well */
     co_group_leave(&o->jobs->alive);
     free(o);
+}
+
+/* When the last request has left the target, which may be after the job: others may use it, and the base of a commit that did not come to its
+ * end is open for reading again. */
+static void lose_patience(struct rt_timer *t)
+{
+    struct leaving *l = CONTAINER_OF(t, struct leaving, patience);
+    graph_warn(l->target, "%s: does not answer; the requests of a job that is over are given up", graph_filename(l->target));
+    graph_abandon(l->target);
+}
+
+static void leave_main(struct co *co, void *arg)
+{
+    struct leaving *l = arg;
+    struct byre_err why = { 0 };
+    if (l->may_abandon)
+        rt_timer_start(co_loop(co), &l->patience, rt_now(co_loop(co)) + ABANDON_NS, lose_patience);
+    co_group_wait(co, &l->copies);
+    rt_timer_stop(co_loop(co), &l->patience);
+    if (l->image) {
+        graph_stand_alone(l->image, false);
+        (void)graph_close(co, l->image); /* the target holds it, too */
+    }
+    graph_user_remove(&l->use);
+    if (l->put_back && graph_make_read_only(co, l->target, &why))
+        graph_warn(l->target, "%s", why.text);
+    (void)graph_close(co, l->target);    /* it was flushed when that was promised */
+    l->done = true;
+    if (!l->alone) {
+        co_wake_all(&l->q);
+        return;
+    }
+    co_group_leave(&l->jobs->alive);
+    leaving_free(l);
+}
+
+static void leave_target(struct co *co, struct mirror *m)
+{
+    struct leaving *l = TAKE(m->leaving_target);
+    uint64_t until = rt_now(co_loop(co)) + LEAVE_NS, old = co_set_deadline(co, until);
+    l->put_back = m->opened && !m->over;
+    l->may_abandon = !m->o.active_commit;            /* what is below a disk is not the job's alone */
+    l->jobs = m->job->jobs;
+    co_group_enter(&l->jobs->alive);
+    if (rt_spawn(co_loop(co), leave_main, l))
+        leave_main(co, l);               /* no memory: here */
+    while (!l->done && co_wait_cancellable(co, &l->q) == 0)
+        ;
+    (void)co_set_deadline(co, old);
+    l->alone = !l->done;
+    if (l->alone)
+        return;
+    co_group_leave(&l->jobs->alive);
+    leaving_free(l);
 }
 
 static void end_copy(struct co *co, struct mirror *m)
@@ -378,16 +531,18 @@ static void end_copy(struct co *co, struct mirror *m)
     m->live = NULL;
     thaw(m);
     graph_user_remove(&m->on_source);
-    graph_user_remove(&m->on_target);
+    mirror_bitmap_give(&m->bitmap);
+    leave_target(co, m);
     graph_claim_end(co, m->between);
     m->between = NULL;
+    job_top_end(co, &m->top);
     m->ended = true;
 }
 
-static void close_nodes(struct co *co, struct mirror *m)
+static void close_source(struct co *co, struct mirror *m)
 {
-    (void)graph_close(co, m->o.target);  /* it was flushed when that was promised */
-    (void)graph_close(co, m->o.source);
+    (void)graph_close(co, m->named);
+    (void)graph_close(co, m->o.source);  /* who uses it still, closes it well */
 }
 
 static int mirror_commit(struct co *co, struct job *job, struct byre_err *err)
@@ -406,13 +561,11 @@ static int mirror_commit(struct co *co, struct job *job, struct byre_err *err)
         free(o);
         return r;
     }
+    *o = (struct opening){ m->o.source, m->named, m->over ? m->o.target : NULL, m->bitmap, job->jobs };
+    if (m->over)
+        graph_ref(m->o.target);
+    m->bitmap.b = NULL;
     end_copy(co, m);
-    if (!m->over) {
-        close_nodes(co, m);
-        free(o);
-        return 0;
-    }
-    *o = (struct opening){ m->o.source, m->o.target, job->jobs };
     co_group_enter(&o->jobs->alive);
     if (FAULT(FAULT_LATE_EVENT) || rt_spawn(co_loop(co), open_gate, o))                 /* it runs when this coroutine has told the end: nothing suspends until then */
         open_gate(co, o);                /* no memory: a moment early */
@@ -421,10 +574,26 @@ static int mirror_commit(struct co *co, struct job *job, struct byre_err *err)
     return 0;
 }
 
+/* What has been done is taken out of the bitmap, if the target can say in time that it has it durably. */
+static void keep_part(struct co *co, struct mirror *m)
+{
+    if (!m->live || !m->scanned || !m->bitmap.b || m->bitmap.mode != JOB_BITMAP_ALWAYS)
+        return;
+    copy_live_pause(m->live, true);      /* who waits for the target would keep the drain waiting */
+    graph_drain_begin(co, m->o.source);
+    struct dirty *left = mirror_bitmap_left(&m->bitmap, m->live);
+    if (left && flush_aside(co, m, rt_now(co_loop(co)) + LEAVE_NS) == 0)
+        mirror_bitmap_keep(co, &m->bitmap, left);
+    else
+        dirty_free(left);
+    graph_drain_end(m->o.source);
+}
+
 static void mirror_abort(struct co *co, struct job *job)
 {
+    keep_part(co, job->opaque);
     end_copy(co, job->opaque);
-    close_nodes(co, job->opaque);
+    close_source(co, job->opaque);
 }
 
 static void mirror_complete(struct job *job) { ((struct mirror *)job->opaque)->completing = true; }
@@ -463,37 +632,77 @@ static int check_sizes(const struct job_mirror_opts *o, struct byre_err *err)
     if (a != b && !o->active_commit)
         return byre_fail(err, BAD_ARGUMENT, "node '%s' has %" PRIu64 " bytes and node '%s' has %" PRIu64 ": source and target have different sizes",
                          graph_node_name(o->source), a, graph_node_name(o->target), b);
-    if (o->replaces && graph_length(o->replaces) != b)
-        return byre_fail(err, BAD_ARGUMENT, "node '%s' cannot be replaced: it has another size than the target", graph_node_name(o->replaces));
     return 0;
+}
+
+/* Whoever uses what is replaced must see there what he saw before: the source, or what filters hand on of it (FEATURES 9.033). */
+static int check_replaces(const struct job_mirror_opts *o, struct byre_err *err)
+{
+    if (!o->replaces)
+        return 0;
+    if (o->sync != JOB_MIRROR_FULL)
+        return byre_fail(err, BAD_ARGUMENT, "Parameter 'replaces' needs sync=full");
+    for (struct graph_node *n = o->source; n; n = graph_is_filter(n) ? graph_backing(n) : NULL)
+        if (n == o->replaces)
+            return 0;
+    return byre_fail(err, BAD_ARGUMENT, "Cannot replace '%s' by a node mirrored from '%s', because it cannot be guaranteed that doing so would not lead to an "
+                     "abrupt change of visible data: it is neither that node nor a node that it filters", graph_node_name(o->replaces), graph_node_name(o->source));
+}
+
+/* What is wrong with the options themselves, whatever the target is. */
+static int check_words(const struct job_mirror_opts *o, struct byre_err *err)
+{
+    if (o->granularity && (o->granularity < GRANULARITY_MIN || o->granularity > GRANULARITY_MAX))
+        return byre_fail(err, BAD_ARGUMENT, "Parameter 'granularity' expects a value in range [512B, 64MB]");
+    if (o->granularity && !is_pow2(o->granularity))
+        return byre_fail(err, BAD_ARGUMENT, "Parameter 'granularity' expects a power of 2");
+    return check_replaces(o, err);
+}
+
+int job_mirror_could(struct co *co, const struct jobs *js, const struct job_mirror_opts *o, const struct job_mirror_made *made, struct byre_err *err)
+{
+    int r = job_may_start(js, &job_mirror_kind, &o->job, err);
+    if (!r)
+        r = check_words(o, err);
+    if (!r && o->carry_bitmaps)
+        r = job_carry_could(co, graph_skip_filters(o->source), made->ops, made->filename, err);
+    return r;
 }
 
 static int check(const struct job_mirror_opts *o, struct byre_err *err)
 {
     if (o->source == o->target)
         return byre_fail(err, BAD_ARGUMENT, "Can't mirror node into itself");
-    if (graph_need_image(o->source, "a mirror", err))
-        return -EINVAL;
-    if (o->granularity && (o->granularity < GRANULARITY_MIN || o->granularity > GRANULARITY_MAX))
-        return byre_fail(err, BAD_ARGUMENT, "Parameter 'granularity' expects a value in range [512B, 64MB]");
-    if (o->granularity && !is_pow2(o->granularity))
-        return byre_fail(err, BAD_ARGUMENT, "Parameter 'granularity' expects a power of 2");
+    int r = graph_need_image(o->source, "a mirror", err);
+    if (!r && !o->active_commit)
+        r = check_apart(o->target, graph_skip_filters(o->source), err);
+    if (!r)
+        r = check_sizes(o, err);
+    if (!r)
+        r = check_words(o, err);
+    if (r)
+        return r;
+    if (o->active_commit && o->target == graph_skip_filters(o->source))
+        return byre_fail(err, BAD_ARGUMENT, "cannot commit an image into itself");
     if (o->active_commit && !lies_below(o->source, o->target))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", graph_node_name(o->target), graph_node_name(o->source));
+    if (o->active_commit && graph_image(o->target)->partial)
+        return byre_fail(err, NOT_SUPPORTED, "%s: since a commit that did not come to its end it makes sense only as a layer below '%s', and the disk would lie "
+                         "on it alone; begin that commit again, or commit into a layer further down", graph_filename(o->target), graph_image(o->target)->partial);
     if (!o->active_commit && lies_below(o->source, o->target))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' lies below '%s': what is written to it would show there", graph_node_name(o->target), graph_node_name(o->source));
-    if (o->replaces && o->sync != JOB_MIRROR_FULL)
-        return byre_fail(err, BAD_ARGUMENT, "Parameter 'replaces' needs sync=full");
-    return check_sizes(o, err);
+    return 0;
 }
 
 static int open_base(struct co *co, struct mirror *m, struct byre_err *err)
 {
     const struct job_mirror_opts *o = &m->o;
     struct graph_node *over = graph_overlay_in(o->source, o->target);
+    bool was_read_only = graph_read_only(o->target);
     int r = graph_claim_between(o->source, o->target, m->who, &m->between, err);
     if (!r)
         r = graph_make_writable(co, o->target, over, err);
+    m->opened = !r && was_read_only;
     if (!r)
         r = graph_make_long(co, o->target, graph_length(o->source), err);
     return r;
@@ -501,12 +710,13 @@ static int open_base(struct co *co, struct mirror *m, struct byre_err *err)
 
 static int take_nodes(struct mirror *m, struct byre_err *err)
 {
-    m->on_source = (struct graph_user){ .who = m->who, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE | STOR_PERM_WRITE_UNCHANGED };
-    m->on_target = (struct graph_user){ .who = m->who, .perm = STOR_PERM_WRITE, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+    m->on_source = (struct graph_user){ .who = m->who, .perm = STOR_PERM_READ, .shared = STOR_PERM_ALL };
+    struct graph_user *on_target = &m->leaving_target->use;
+    *on_target = (struct graph_user){ .who = m->leaving_target->who, .perm = STOR_PERM_WRITE, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
     int r = graph_user_add(m->o.source, &m->on_source, err);
     if (r)
         return r;
-    r = graph_user_add(m->o.target, &m->on_target, err);
+    r = graph_user_add(m->o.target, on_target, err);
     if (r)
         graph_user_remove(&m->on_source);
     return r;
@@ -515,13 +725,21 @@ static int take_nodes(struct mirror *m, struct byre_err *err)
 static struct mirror *mirror_new(const struct job_mirror_opts *o)
 {
     struct mirror *m = calloc(1, sizeof *m);
-    char *who = strdup(o->job.id ? o->job.id : "mirror");
-    if (!m || !who) {
+    struct leaving *l = calloc(1, sizeof *l);
+    const char *name = o->job.id ? o->job.id : "mirror";
+    char *who = strdup(name);
+    if (!m || !l || !who || !(l->who = strdup(name))) {
+        leaving_free(l);
         free(m);
         free(who);
         return NULL;
     }
     m->o = *o;
+    m->named = o->source;
+    m->o.source = graph_skip_filters(o->source);
+    m->bitmap = (struct mirror_bitmap){ .node = m->o.source, .mode = o->bitmap_mode };
+    l->target = o->target;
+    m->leaving_target = l;
     m->who = who;
     m->wants_blocking = o->blocking;
     m->o.max_slowdown = o->max_slowdown ? o->max_slowdown : SLOWDOWN_DEFAULT;
@@ -531,7 +749,24 @@ static struct mirror *mirror_new(const struct job_mirror_opts *o)
     return m;
 }
 
-int job_mirror_start(struct co *co, struct jobs *js, const struct job_mirror_opts *o, struct job **ret_job, struct byre_err *err)
+/* Of one that has not begun. */
+static void mirror_undo(struct co *co, struct mirror *m)
+{
+    struct byre_err why = { 0 };
+    job_top_end(co, &m->top);
+    thaw(m);
+    mirror_bitmap_give(&m->bitmap);
+    graph_user_remove(&m->on_source);
+    graph_user_remove(&m->leaving_target->use);
+    graph_claim_end(co, m->between);
+    if (m->opened && graph_make_read_only(co, m->o.target, &why))
+        graph_warn(m->o.target, "%s", why.text);
+    leaving_free(m->leaving_target);
+    free(m->who);
+    free(m);
+}
+
+static int start(struct co *co, struct jobs *js, const struct job_mirror_opts *o, struct job **ret_job, struct byre_err *err)
 {
     int r = check(o, err);
     if (r)
@@ -549,24 +784,32 @@ int job_mirror_start(struct co *co, struct jobs *js, const struct job_mirror_opt
         r = freeze(m, err);
     if (!r)
         r = take_nodes(m, err);
-    if (!r) {
+    if (!r && o->sync == JOB_MIRROR_BITMAP)
+        r = mirror_bitmap_take(co, &m->bitmap, o->bitmap, err);
+    if (!r && o->carry_bitmaps)
+        r = job_carry_check(co, m->o.source, o->target, err);
+    if (!r)
+        r = job_top_put(co, &m->top, m->named, GRAPH_MIRROR_TOP, o->filter_node_name, err);
+    if (!r)
         r = job_start(js, o->active_commit ? &job_active_commit_kind : &job_mirror_kind, &jo, &m->job, err);
-        if (r) {
-            graph_user_remove(&m->on_source);
-            graph_user_remove(&m->on_target);
-        }
-    }
     if (r) {
-        thaw(m);
-        graph_claim_end(co, m->between);
-        free(m->who);
-        free(m);
+        mirror_undo(co, m);
         return r;
     }
-    graph_ref(m->o.source);              /* the job's coroutine has not run yet */
+    graph_ref(m->named);                 /* the job's coroutine has not run yet */
+    graph_ref(m->o.source);
     graph_ref(m->o.target);
     *ret_job = m->job;
     return 0;
+}
+
+int job_mirror_start(struct co *co, struct jobs *js, const struct job_mirror_opts *o, struct job **ret_job, struct byre_err *err)
+{
+    struct graph_node *const named[] = { o->source, o->target, o->replaces };
+    graph_chain_hold(co, named, 3);
+    int r = start(co, js, o, ret_job, err);
+    graph_chain_let(co, named, 3);
+    return r;
 }
 
 /* ---- steering ---- */

@@ -16,15 +16,20 @@
 #include "graph/graph.h"
 #include "job/converge.h"
 #include "job/copying.h"
+#include "job/mirror_bitmap.h"
 
-enum job_mirror_sync { JOB_MIRROR_FULL, JOB_MIRROR_TOP, JOB_MIRROR_NONE };
+enum job_mirror_sync { JOB_MIRROR_FULL, JOB_MIRROR_TOP, JOB_MIRROR_NONE, JOB_MIRROR_BITMAP };
 
 struct job_mirror_opts {
-    struct graph_node *source, *target;  /* the same length, or active: a target that is not shorter. The job takes references */
+    struct graph_node *source, *target;  /* the same length, or active: a target that is not shorter. Changes of the source's are followed. The
+                                          * job takes references */
     struct graph_node *replaces;         /* whose users go to the target; NULL: the source's */
     bool over_source;                    /* the target, which has nothing below it, lies above the source at the end (sync none) */
     bool active_commit;                  /* target: a layer below the source, which takes up what those above it hold */
     enum job_mirror_sync sync;
+    const char *bitmap;                  /* with sync BITMAP, of the source; only looked at by job_mirror_start */
+    enum job_bitmap_mode bitmap_mode;
+    bool carry_bitmaps;                  /* the target gets the bitmaps of the source, in the end */
     bool blocking;                       /* copy-mode=write-blocking */
     uint64_t granularity;                /* a power of two; 0: made up */
     uint64_t buf_bytes;                  /* 0: 16 MiB */
@@ -33,6 +38,7 @@ struct job_mirror_opts {
     enum converge_mode converge;
     uint64_t deadline_s;                 /* 0: none */
     unsigned max_slowdown;               /* 0: 20 */
+    const char *filter_node_name;        /* of a filter that stands over the source meanwhile; NULL: none. Only looked at by job_mirror_start */
     uint64_t max_hold_ms; bool has_max_hold;     /* not given: 1000, or no limit without converge */
     struct job_opts job;                 /* opaque is not looked at; speed: bytes copied per second */
 };
@@ -40,6 +46,10 @@ extern const struct job_kind job_mirror_kind, job_active_commit_kind;
 bool job_is_mirror(const struct job *job);
 /* Suspends. */
 MUST_USE int job_mirror_start(struct co *co, struct jobs *js, const struct job_mirror_opts *o, struct job **ret_job, struct byre_err *err);
+/* What that would refuse whatever the target is, for those who make it (of a format, under a name) first, because a file that is there is not given up
+ * for what is refused. Suspends. */
+struct job_mirror_made { const struct fmt_ops *ops; const char *filename; };
+MUST_USE int job_mirror_could(struct co *co, const struct jobs *js, const struct job_mirror_opts *o, const struct job_mirror_made *made, struct byre_err *err);
 /* Of a mirror that has not ended: from now on changes go to both sides at once, or not any more. */
 MUST_USE int job_mirror_set_blocking(struct job *job, bool on, struct byre_err *err);
 /* A mirror that is ready ends well, but nobody goes over to the target (block-job-cancel without force). */

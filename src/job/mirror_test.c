@@ -28,7 +28,7 @@
 #define UNKNOWN UINT32_MAX
 #define SEC UINT64_C(1000000000)
 
-struct target { struct toy *t; struct graph_node *n; _Atomic int delay_ns, fail, fail_flush; _Atomic uint64_t rate, next_ns; _Atomic bool stalled, unflushed; _Atomic unsigned writes; };
+struct target { struct toy *t; struct graph_node *n; _Atomic int delay_ns, fail, fail_flush; _Atomic uint64_t rate, next_ns; _Atomic bool stalled, stalls_behind_flush, unflushed; _Atomic unsigned writes; };
 struct world {
     struct graph *g;
     struct toyfmt *src;
@@ -57,6 +57,8 @@ static int target_hook(struct co *co, struct toy *t, enum toy_op op, uint64_t of
         int r = atomic_load(&to->fail_flush);
         if (!r)
             atomic_store(&to->unflushed, false);
+        if (atomic_load(&to->stalls_behind_flush))
+            atomic_store(&to->stalled, true);
         return r;
     }
     if (atomic_load(&to->delay_ns))
@@ -122,6 +124,7 @@ static struct world *world_open(struct co *co)
 
 static void world_close(struct co *co, struct world *w)
 {
+    atomic_store(&w->to.stalls_behind_flush, false);
     atomic_store(&w->to.stalled, false);
     jobs_stop(co, &w->js);
     w->to.t->hook = NULL;
@@ -250,9 +253,11 @@ static void check_disk(struct co *co, struct world *w)
 static void check_same(struct co *co, struct graph_node *x, struct graph_node *y)
 {
     uint8_t *a = malloc(SIZE), *b = malloc(SIZE);
-    CHECK_EQ(t_read(co, x, a, SIZE, 0), 0);
-    CHECK_EQ(t_read(co, y, b, SIZE, 0), 0);
-    CHECK(!memcmp(a, b, SIZE));
+    uint64_t size = graph_length(x);
+    CHECK_EQ(graph_length(y), size);
+    CHECK_EQ(t_read(co, x, a, size, 0), 0);
+    CHECK_EQ(t_read(co, y, b, size, 0), 0);
+    CHECK(!memcmp(a, b, size));
     free(a);
     free(b);
 }
@@ -380,19 +385,23 @@ static void test_flushes(void **state) { t_run(0, flushes, NULL); }
 /* Cancelling takes less than a second, wherever the target stands still (FEATURES 9.012). */
 static void cancelling(struct co *co, void *arg)
 {
-    for (unsigned where = 0; where < 3; where++) {
+    for (unsigned run = 0; run < 8; run++) {
         struct world *w = world_open(co);
         struct guest gu[GUESTS];
+        unsigned where = run % 4;
+        bool by_bitmap = run >= 4;        /* which is told what has been done */
         w->to.stalled = where == 0;
-        struct job *job = start(co, w, (struct job_mirror_opts){ .blocking = true });
+        CHECK_EQ(graph_bitmap_add(co, w->from, &(struct graph_bitmap_spec){ .name = "b" }, NULL), 0);
+        struct job *job = start(co, w, by_bitmap ? (struct job_mirror_opts){ .blocking = true, .sync = JOB_MIRROR_BITMAP, .bitmap = "b", .bitmap_mode = JOB_BITMAP_ALWAYS }
+                                                 : (struct job_mirror_opts){ .blocking = true });
         if (where) {
             CHECK(reaches(co, job, JOB_READY, 10 * SEC));
-            atomic_store(&w->to.stalled, true);
+            atomic_store(where == 3 ? &w->to.stalls_behind_flush : &w->to.stalled, true);
         }
         if (where != 2)
             guests_start(w, gu, GUESTS, 1000000, ALL_KINDS);
-        else
-            do_ok(job, JOB_COMPLETE);     /* stands in its flush */
+        if (where >= 2)
+            do_ok(job, JOB_COMPLETE);     /* 2: stands in its flush, 3: in the drain behind it */
         (void)co_sleep(co, 50000000);
         uint64_t t0 = rt_now(co_loop(co));
         do_ok(job, JOB_CANCEL);
@@ -542,6 +551,87 @@ static void active_shared(struct co *co, void *arg)
 }
 static void test_active_shared(void **state) { t_run(0, active_shared, NULL); }
 
+/* FEATURES G.031: the length changes when nothing is under way to the target; who waits for that is let go when the job is to end. */
+struct resizer { struct graph_node *n; bool done; int r; };
+
+static void resize_main(struct co *co, void *arg)
+{
+    struct resizer *z = arg;
+    struct byre_err err = { 0 };
+    z->r = graph_resize(co, z->n, SIZE / 2, FMT_PREALLOC_OFF, &err);
+    z->done = true;
+}
+
+static void resizing(struct co *co, void *arg)
+{
+    for (unsigned cancelled = 0; cancelled < 2; cancelled++) {
+        struct world *w = world_open(co);
+        struct resizer z = { .n = w->from };
+        w->to.stalled = true;
+        struct job *job = start(co, w, (struct job_mirror_opts){ .blocking = true });
+        (void)co_sleep(co, 50000000);
+        CHECK_EQ(rt_spawn(co_loop(co), resize_main, &z), 0);
+        (void)co_sleep(co, 50000000);
+        CHECK(!z.done && graph_length(w->from) == SIZE);
+        if (cancelled)
+            do_ok(job, JOB_CANCEL);
+        else
+            atomic_store(&w->to.stalled, false);
+        CHECK(reaches(co, job, cancelled ? JOB_CONCLUDED : JOB_READY, SEC));
+        for (unsigned i = 0; i < 100 && !z.done; i++)
+            (void)co_sleep(co, 10000000);
+        CHECK(z.done && z.r == 0);
+        CHECK_EQ(graph_length(w->from), SIZE / 2);
+        CHECK_EQ(graph_length(w->to.n), cancelled ? SIZE : SIZE / 2);
+        if (!cancelled)
+            check_same(co, w->from, w->to.n);
+        world_close(co, w);
+    }
+}
+static void test_resizing(void **state) { t_run(0, resizing, NULL); }
+
+/* Until the users are on the target nobody else writes to it, however he tries. */
+struct intruder { struct world *w; struct graph_node *in; bool too_early, stop, gone; };
+
+static void intrude(struct co *co, void *arg)
+{
+    struct intruder *i = arg;
+    const struct graph_attach_opts o = { "intruder", STOR_PERM_WRITE, STOR_PERM_ALL };
+    while (!i->stop && !i->in) {
+        if (graph_attach(i->w->to.n, &o, &i->in, NULL) == 0)
+            i->too_early = graph_attached(i->w->disk) != i->w->to.n;
+        co_yield(co);
+    }
+    i->gone = true;
+}
+
+static void intruding(struct co *co, void *arg)
+{
+    for (unsigned round = 0; round < 3; round++) {
+        struct world *w = world_open(co);
+        struct guest gu[GUESTS];
+        struct intruder i = { .w = w };
+        struct job *job = start(co, w, (struct job_mirror_opts){ .blocking = true });
+        guests_start(w, gu, GUESTS, 300000, ALL_KINDS);
+        CHECK(reaches(co, job, JOB_READY, 20 * SEC));
+        CHECK_EQ(rt_spawn(co_loop(co), intrude, &i), 0);
+        do_ok(job, JOB_COMPLETE);
+        CHECK(reaches(co, job, JOB_CONCLUDED, 20 * SEC));
+        CHECK_EQ(job->result, 0);
+        CHECK(graph_attached(w->disk) == w->to.n && !i.too_early);
+        i.stop = true;
+        while (!i.gone)
+            co_yield(co);
+        if (i.in)
+            (void)graph_detach(co, i.in);
+        guests_stop(co, w);
+        check_disk(co, w);
+        do_ok(job, JOB_DISMISS);
+        world_close(co, w);
+    }
+}
+static void test_intruding(void **state) { t_run(0, intruding, NULL); }
+
 /* The target takes a tenth of what the guests write, who rewrite the same place, or write everywhere, for ever. */
 static void founding(struct co *co, void *arg)
 {
@@ -600,7 +690,14 @@ static void refused(struct co *co, void *arg)
     struct job *one = start(co, w, (struct job_mirror_opts){ .blocking = true });
     const struct job_mirror_opts two = { .source = w->from, .target = w->to.n, .job.id = "two" };
     CHECK(job_mirror_start(co, &w->js, &two, &job, &err) < 0);               /* another writer of the target */
-    CHECK(graph_resize(co, w->from, SIZE * 2, FMT_PREALLOC_OFF, &err) < 0);  /* FEATURES 9.024 */
+    CHECK(graph_resize(co, w->to.n, SIZE * 2, FMT_PREALLOC_OFF, &err) < 0);  /* FEATURES 9.024 */
+    CHECK(strstr(err.text, "resize") != NULL);
+    CHECK_EQ(graph_resize(co, w->from, SIZE / 2, FMT_PREALLOC_OFF, &err), 0);    /* FEATURES G.031: before it looked */
+    CHECK(reaches(co, one, JOB_READY, 10 * SEC));
+    CHECK_EQ(graph_length(w->to.n), SIZE / 2);
+    CHECK(graph_resize(co, w->to.n, SIZE, FMT_PREALLOC_OFF, &err) < 0);
+    CHECK_EQ(graph_resize(co, w->from, SIZE, FMT_PREALLOC_OFF, &err), 0);
+    CHECK_EQ(graph_length(w->to.n), SIZE);
     do_ok(one, JOB_CANCEL);
     CHECK(reaches(co, one, JOB_CONCLUDED, SEC));
     do_ok(one, JOB_DISMISS);
@@ -613,7 +710,8 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refused),    cmocka_unit_test(test_flushes), cmocka_unit_test(test_policies), cmocka_unit_test(test_cancelling),
-        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active), cmocka_unit_test(test_active_shared),  cmocka_unit_test(test_switching),
+        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active), cmocka_unit_test(test_active_shared), cmocka_unit_test(test_intruding), cmocka_unit_test(test_resizing),
+          cmocka_unit_test(test_switching),
         cmocka_unit_test(test_founding),
     };
     return T_MAIN("mirror", tests);

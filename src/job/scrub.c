@@ -21,7 +21,7 @@
 struct scrub {
     struct job *job;
     struct graph_node *node;
-    struct graph_user use;               /* of node, until the job has ended: it stays open, and nobody reopens it */
+    struct graph_user use;               /* of node, with a reference, until the job has ended: it stays open, and nobody reopens it */
     bool fix_leaks, keep_failed;
     uint64_t spent;                      /* progress that was paid for */
     struct job_scrub_result result;
@@ -72,26 +72,30 @@ static int scrub_run(struct co *co, struct job *job, struct byre_err *err)
     return r;
 }
 
+static void leave(struct co *co, struct scrub *s)
+{
+    graph_user_remove(&s->use);
+    (void)graph_close(co, s->node);      /* who uses it still, closes it well; else what it frees late are leaks */
+}
+
 /* Also of one that was cancelled before it ran: requests may have been waiting for it. */
 static void scrub_abort(struct co *co, struct job *job)
 {
-    (void)co;
     struct fmt_image *im = graph_image(((struct scrub *)job->opaque)->node);
     if (im->ops->no_scrub)
         im->ops->no_scrub(im);
-    graph_user_remove(&((struct scrub *)job->opaque)->use);
+    leave(co, job->opaque);
 }
 
 static int scrub_commit(struct co *co, struct job *job, struct byre_err *err)
 {
-    graph_user_remove(&((struct scrub *)job->opaque)->use);
+    leave(co, job->opaque);
     return 0;
 }
 
 static void scrub_fini(struct job *job)
 {
     struct scrub *s = job->opaque;
-    graph_user_remove(&s->use);
     free(s->result.list);
     free(s);
 }
@@ -119,8 +123,10 @@ int job_scrub_start(struct jobs *js, const struct job_scrub_opts *o, struct job 
     if (r < 0) {
         graph_user_remove(&s->use);
         free(s);
+        return r;
     }
-    return r;
+    graph_ref(s->node);                  /* the job's coroutine has not run yet */
+    return 0;
 }
 
 const struct job_scrub_result *job_scrub_result(const struct job *job)

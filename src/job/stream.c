@@ -20,6 +20,7 @@
 #include "base/checked.h"
 #include "graph/runtime.h"
 #include "job/relink.h"
+#include "job/top.h"
 
 
 struct stream {
@@ -30,6 +31,7 @@ struct stream {
     unsigned workers;
     bool opened, frozen;                 /* the image was opened for writing for this; edges down to the base stay */
     struct graph_user use;
+    struct job_top filter;               /* over what the user calls the image */
     uint64_t length;                     /* of the image, when it was copied */
     struct copy_result result;
 };
@@ -75,6 +77,7 @@ static void thaw(struct stream *s)
 static void release(struct co *co, struct stream *s)
 {
     struct byre_err why = { 0 };
+    job_top_end(co, &s->filter);
     thaw(s);
     graph_user_remove(&s->use);
     if (s->node)
@@ -89,15 +92,11 @@ static void release(struct co *co, struct stream *s)
     s->opened = false;
 }
 
-static int finish(struct co *co, struct job *job, struct byre_err *err)
+static int switch_chain(struct co *co, struct stream *s, struct byre_err *err)
 {
-    struct stream *s = job->opaque;
     struct relink *l = NULL;
     const struct relink_what w = { .n = s->node, .to = s->base, .name = { s->name, s->base ? graph_format(s->base)->name : NULL, 0 } };
-    if (s->below == s->base) {
-        release(co, s);
-        return 0;
-    }
+    graph_edges_hold(co, graph_of(s->node));     /* nobody comes between */
     thaw(s);
     int r = relink_new(&l, err);
     if (!r)
@@ -105,6 +104,14 @@ static int finish(struct co *co, struct job *job, struct byre_err *err)
     if (!r)
         r = relink_run(co, l, s->length, err);
     relink_free(co, l);
+    graph_edges_let(co, graph_of(s->node));
+    return r;
+}
+
+static int finish(struct co *co, struct job *job, struct byre_err *err)
+{
+    struct stream *s = job->opaque;
+    int r = s->below == s->base ? 0 : switch_chain(co, s, err);
     if (!r)
         release(co, s);
     return r;
@@ -169,34 +176,47 @@ static int check(const struct job_stream_opts *o, struct byre_err *err)
         return r;
     if (o->node != o->disk && !graph_lies_below(o->disk, o->node))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", graph_node_name(o->node), graph_node_name(o->disk));
-    if (o->base && !graph_lies_below(o->node, o->base))
+    if (o->base && !graph_lies_below(graph_skip_filters(o->node), o->base))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", graph_node_name(o->base), graph_node_name(o->node));
     if (!o->base && o->backing_file)
         return byre_fail(err, BAD_ARGUMENT, "backing file specified, but streaming the entire chain");
     return 0;
 }
 
-int job_stream_start(struct co *co, struct jobs *js, const struct job_stream_opts *o, struct job **ret_job, struct byre_err *err)
+static int start(struct co *co, struct jobs *js, const struct job_stream_opts *o, struct job **ret_job, struct byre_err *err)
 {
     int r = check(o, err);
     if (r)
         return r;
+    struct graph_node *image = graph_skip_filters(o->node);
     struct stream *s = calloc(1, sizeof *s);
     struct job_opts jo = o->job;
     if (!s)
         return byre_fail(err, NOMEM, "no memory for a stream");
-    *s = (struct stream){ .how = { .on_read = o->on_error, .on_write = o->on_error, .leave = true }, .node = o->node, .base = o->base,
-                          .below = graph_backing(o->node), .workers = o->workers };
+    *s = (struct stream){ .how = { .on_read = o->on_error, .on_write = o->on_error, .leave = true }, .node = image, .base = o->base,
+                          .below = graph_backing(image), .workers = o->workers };
     graph_ref(s->node);
     if (s->below)
         graph_ref(s->below);
     jo.opaque = s;
     r = begin(co, o, s, err);
     if (!r)
+        r = job_top_put(co, &s->filter, o->node, GRAPH_STREAM_TOP, o->filter_node_name, err);
+    if (!r)
         r = job_start(js, &job_stream_kind, &jo, ret_job, err);
     if (r) {
         release(co, s);
         stream_free(s);
     }
+    return r;
+}
+
+/* The chain stays as it is from the look at it until it is frozen. */
+int job_stream_start(struct co *co, struct jobs *js, const struct job_stream_opts *o, struct job **ret_job, struct byre_err *err)
+{
+    struct graph_node *const named[] = { o->node, o->disk, o->base };
+    graph_chain_hold(co, named, 3);
+    int r = start(co, js, o, ret_job, err);
+    graph_chain_let(co, named, 3);
     return r;
 }

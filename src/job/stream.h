@@ -12,10 +12,11 @@
 #include "job/copying.h"
 
 struct job_stream_opts {
-    struct graph_node *node;             /* the image */
+    struct graph_node *node;             /* the image, or a filter over it */
     struct graph_node *disk;             /* whose chain it is in; may be the same */
     struct graph_node *base;             /* stays; NULL: nothing does */
     const char *backing_file;            /* what is recorded; NULL: the name of base */
+    const char *filter_node_name;        /* of a filter that stands over the node meanwhile; NULL: none */
     enum job_on_error on_error;          /* IGNORE: what cannot be read is left, and so is the chain */
     unsigned workers;                    /* 0: default */
     struct job_opts job;                 /* opaque is not looked at; speed: bytes of data per second */

@@ -11,6 +11,7 @@
  */
 #include "base/list.h"
 #include "base/opt.h"
+#include "fmt/create_rows.h"
 #include "lib/lib_priv.h"
 
 struct amend_job {
@@ -56,7 +57,7 @@ static void amend_fini(struct byre_job *job)
 static int parse(struct amend_job *a, const struct byre_amend_opts *o, struct byre_err *err)
 {
     struct byre_err why = { 0 };
-    const struct opt_row *all = create_rows(byre_format(a->image), false);
+    const struct opt_row *all = fmt_create_rows(byre_format(a->image), false);
     for (unsigned i = 0; i < o->option_count; i++) {
         const char *list = o->options[i];
         char *key, *value;
@@ -84,7 +85,7 @@ int byre_amend_start(struct byre_image *image, const struct byre_amend_opts *opt
     int r = lib_take_opts(&o, sizeof o, opts, err);
     if (r)
         return r;
-    const struct opt_row *rows = amend_rows(byre_format(image));
+    const struct opt_row *rows = fmt_amend_rows(byre_format(image));
     if (!rows)
         return byre_fail(err, NOT_SUPPORTED, "%s: options of %s images cannot be changed", byre_filename(image), byre_format(image));
     if (o.flags & ~(unsigned)BYRE_AMEND_FORCE || image->check_mode)
@@ -112,7 +113,7 @@ int byre_amend_help(const char *format, void (*put)(void *arg, const char *text)
 {
     if (!fmt_by_name(format))
         return -ENOENT;
-    const struct opt_row *rows = amend_rows(format);
+    const struct opt_row *rows = fmt_amend_rows(format);
     if (!rows)
         return -ENOTSUP;
     opt_doc_keys(rows, &(struct opt_out){ put, arg });

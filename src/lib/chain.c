@@ -74,7 +74,7 @@ int byre_commit_start(struct byre_image *image, const struct byre_commit_opts *o
 {
     struct byre_commit_opts o;
     int r = lib_take_opts(&o, sizeof o, opts, err);
-    if (!r && (o.flags & ~(unsigned)BYRE_COMMIT_KEEP || o.parallel > COPY_WORKERS_MAX))
+    if (!r && (o.flags & ~(unsigned)BYRE_COMMIT_KEEP || o.parallel > COPY_PARALLEL_MAX))
         r = byre_fail(err, BAD_ARGUMENT, "an option of the commit is out of range");
     if (r)
         return r;
@@ -118,7 +118,8 @@ static int rebase_job_run(struct co *co, struct byre_job *job, struct byre_err *
 {
     struct rebase_start *c = CONTAINER_OF(job, struct rebase_start, job);
     struct rebase_job rj = { .top = c->image->node, .to = { c->file, c->format }, .unsafe = c->o.flags & BYRE_REBASE_UNSAFE,
-                             .compress = c->o.flags & BYRE_REBASE_COMPRESS, .how = how_of(job, c->o.parallel, 0) };
+                             .compress = c->o.flags & BYRE_REBASE_COMPRESS,
+                             .drop_equal = c->o.flags & BYRE_REBASE_DROP_EQUAL, .how = how_of(job, c->o.parallel, 0) };
     int r = c->file && !rj.unsafe ? open_new_chain(co, c, &rj.backing, err) : 0;
     if (!r)
         r = rebase_run(co, &rj, NULL, err);
@@ -138,12 +139,14 @@ static void rebase_fini(struct byre_job *job)
 static int rebase_check(const struct byre_image *image, const struct byre_rebase_opts *o, struct byre_err *err)
 {
     bool named = o->backing_file && o->backing_file[0];
-    if (o->flags & ~(unsigned)(BYRE_REBASE_UNSAFE | BYRE_REBASE_COMPRESS) || o->parallel > COPY_WORKERS_MAX || o->cache < 0 || o->cache > BYRE_CACHE_UNSAFE)
+    if (o->flags & ~(unsigned)(BYRE_REBASE_UNSAFE | BYRE_REBASE_COMPRESS | BYRE_REBASE_DROP_EQUAL) || o->parallel > COPY_PARALLEL_MAX || o->cache < 0 || o->cache > BYRE_CACHE_UNSAFE)
         return byre_fail(err, BAD_ARGUMENT, "an option of the rebase is out of range");
     if (named && !o->backing_format)
         return byre_fail(err, BACKING_FORMAT, "Could not change the backing file to '%s': backing format must be specified", o->backing_file);
     if (named && !fmt_by_name(o->backing_format))
         return byre_fail(err, UNKNOWN_FORMAT, "Invalid format name: '%s'", o->backing_format);
+    if (o->flags & BYRE_REBASE_UNSAFE && o->flags & BYRE_REBASE_DROP_EQUAL)
+        return byre_fail(err, BAD_ARGUMENT, "%s: what equals the new backing file is not known in an unsafe rebase", byre_filename(image));
     if (o->flags & BYRE_REBASE_UNSAFE && graph_backing(image->node))
         return byre_fail(err, BAD_ARGUMENT, "%s: an unsafe rebase needs the image open without its backing chain", byre_filename(image));
     return 0;

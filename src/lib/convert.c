@@ -97,7 +97,7 @@ static void convert_fini(struct byre_job *job)
 
 static int convert_check(const struct byre_convert_opts *o, struct byre_image *const *sources, unsigned count, struct byre_err *err)
 {
-    if ((o->flags & ~(unsigned)CONVERT_FLAGS) || o->parallel > COPY_WORKERS_MAX || o->sparse_bytes % 512 || !count)
+    if ((o->flags & ~(unsigned)CONVERT_FLAGS) || o->parallel > COPY_PARALLEL_MAX || o->sparse_bytes % 512 || !count)
         return byre_fail(err, BAD_ARGUMENT, "an option of the conversion is out of range");
     if ((o->source_offset || o->length) && count != 1)
         return byre_fail(err, BAD_ARGUMENT, "a part can be copied of one source only");

@@ -11,15 +11,13 @@
  * Failure      names the file, the option and the value
  * Tests        tests/cli/create_test.py
  */
-#include <fcntl.h>
 #include <inttypes.h>
-#include <linux/fs.h>
 #include <stdio.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/checked.h"
 #include "base/opt.h"
+#include "fmt/create_rows.h"
 #include "lib/create_priv.h"
 
 #define SIZE_LIMIT (UINT64_C(1) << 63)
@@ -81,7 +79,7 @@ int create_settle(struct create *c, struct byre_err *err)
 {
     const char *format = c->o.format ? c->o.format : "raw";
     c->ops = fmt_by_name(format);
-    c->rows = create_rows(format, true);
+    c->rows = fmt_create_rows(format, true);
     if (!c->ops || !c->rows)
         return byre_fail(err, UNKNOWN_FORMAT, "the format '%s' is not known", format);
     if ((c->o.flags & BYRE_CREATE_WRITABLE) && !c->ops->write_begin)
@@ -158,7 +156,7 @@ static int tell(struct create *c)
     if (!f)
         return -ENOMEM;
     fprintf(f, "fmt=%s", c->ops->name);
-    for (const char *const *name = create_order(c->ops->name); *name; name++) {
+    for (const char *const *name = fmt_create_order(c->ops->name); *name; name++) {
         const struct opt_row *row = opt_find(c->rows, *name);
         if (!row || !is_told(c, *name))
             continue;
@@ -192,27 +190,6 @@ static int open_file(struct co *co, struct create *c, struct stor **ret)
     return r;
 }
 
-/* Wishes to the file system, for a file that is still empty (FEATURES 3.018). Where it does not know them nothing happens. */
-static int64_t hint_file(void *arg)
-{
-    const struct create *c = arg;
-    struct fsxattr x;
-    int flags, fd = open(c->filename, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return 0;
-    if (c->fo.nocow && ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0) {
-        flags |= FS_NOCOW_FL;
-        (void)ioctl(fd, FS_IOC_SETFLAGS, &flags);
-    }
-    if (c->fo.extent_size_hint && ioctl(fd, FS_IOC_FSGETXATTR, &x) == 0) {
-        x.fsx_xflags |= FS_XFLAG_EXTSIZE;
-        x.fsx_extsize = (uint32_t)c->fo.extent_size_hint;
-        (void)ioctl(fd, FS_IOC_FSSETXATTR, &x);
-    }
-    close(fd);
-    return 0;
-}
-
 /* The external data file: made, or emptied when it is there. Its name is the working directory's, as the peer has it. */
 static int open_data(struct co *co, void *arg, const char *name, struct stor **ret, struct byre_err *err)
 {
@@ -240,8 +217,8 @@ static int write_image(struct co *co, struct create *c)
     if (r)
         return r;
     c->fo.host = &host;
-    if (s->traits.regular && !(c->o.flags & BYRE_CREATE_KEEP_FILE) && rt_blocking(co, hint_file, c) < 0)
-        (void)hint_file(c);
+    if (s->traits.regular && !(c->o.flags & BYRE_CREATE_KEEP_FILE))
+        stor_file_hint(co, c->filename, &(struct stor_file_hints){ .nocow = c->fo.nocow, .extent_bytes = c->fo.extent_size_hint });
     r = c->ops->create(co, s, &c->fo, c->err);
     if (r && !c->made_file && s->traits.regular)
         (void)!stor_truncate(co, s, 0);      /* no half-made image stays; the error told is the first one */
@@ -252,6 +229,17 @@ static int write_image(struct co *co, struct create *c)
     if (r && c->made_file)
         (void)!unlink(c->filename);
     return r;
+}
+
+/* That the new image depends on its backing file: when that cannot be kept, it is a warning. */
+static int record(struct co *co, struct create *c)
+{
+    AUTOFREE char *path = NULL, *data = NULL;
+    if (!c->ctx->records.on || !c->fo.backing_file || c->remote ||
+        graph_name_file(c->ctx->policy, c->fo.backing_file, c->filename, &path, &data, NULL))
+        return 0;                                /* it lies on a server, or nobody knows where */
+    lib_records_linked(co, &c->ctx->records, c->filename, path);
+    return 0;
 }
 
 static int create_co(struct co *co, void *arg)
@@ -270,7 +258,8 @@ static int create_co(struct co *co, void *arg)
     if (c->o.ready && tell(c))
         return byre_fail(c->err, NOMEM, "no memory for a message");
     c->fo.size = round_up(c->fo.size, 512);
-    return write_image(co, c);
+    int w = write_image(co, c);
+    return w ? w : record(co, c);
 }
 
 static const char *plain_filename(const char *name)
@@ -294,7 +283,7 @@ int byre_create(struct byre_ctx *ctx, const char *filename, const struct byre_cr
 
 int byre_create_help(const char *format, int with_file_options, void (*put)(void *arg, const char *text), void *arg)
 {
-    const struct opt_row *rows = create_rows(format, with_file_options);
+    const struct opt_row *rows = fmt_create_rows(format, with_file_options);
     if (!rows)
         return -ENOENT;
     opt_doc_keys(rows, &(struct opt_out){ put, arg });
@@ -303,7 +292,7 @@ int byre_create_help(const char *format, int with_file_options, void (*put)(void
 
 int byre_format_backing(const char *format)
 {
-    const struct opt_row *rows = create_rows(format, false);
+    const struct opt_row *rows = fmt_create_rows(format, false);
     return !rows ? -ENOENT : opt_find(rows, "backing_file") ? 0 : -ENOTSUP;
 }
 

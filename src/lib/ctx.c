@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "lib/lib_priv.h"
+#include "tls/objects.h"
 
 _Static_assert((int)BYRE_POLICY_STRICT != (int)BYRE_POLICY_ECOSYSTEM, "two policies");
 _Static_assert((int)BYRE_BACKEND_AUTO == (int)RT_BACKEND_AUTO && (int)BYRE_BACKEND_URING == (int)RT_BACKEND_URING &&
@@ -49,6 +50,11 @@ struct graph *byre_ctx_graph(struct byre_ctx *ctx)
 struct jobs *byre_ctx_jobs(struct byre_ctx *ctx)
 {
     return &ctx->jobs;
+}
+
+struct tls_set *byre_ctx_tls(struct byre_ctx *ctx)
+{
+    return ctx->tls;
 }
 
 struct rt_loop *lib_next_loop(struct byre_ctx *ctx)
@@ -201,7 +207,7 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
     int r = lib_take_opts(&o, sizeof o, opts, err);
     if (r)
         return r;
-    if ((o.flags & ~(unsigned)BYRE_CTX_CALLER_RUNS) || o.policy < 0 || o.policy > BYRE_POLICY_ECOSYSTEM ||
+    if ((o.flags & ~(unsigned)(BYRE_CTX_CALLER_RUNS | BYRE_CTX_RECORD_OVERLAYS)) || o.policy < 0 || o.policy > BYRE_POLICY_ECOSYSTEM ||
         o.backend < 0 || o.backend > BYRE_BACKEND_THREADS)
         return byre_fail(err, BAD_ARGUMENT, "a context option is out of range");
     struct byre_ctx *ctx = calloc(1, sizeof *ctx);
@@ -211,15 +217,20 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
     ctx->policy = o.policy == BYRE_POLICY_STRICT ? GRAPH_STRICT : GRAPH_ECOSYSTEM;
     ctx->loops = o.loops ? o.loops : 1;
     struct rt_opts ro = { .loops = ctx->loops, .backend = (enum rt_backend_kind)o.backend, .manual = ctx->caller_runs };
-    r = secret_set_new(&ctx->secrets) ? byre_fail(err, NOMEM, "no memory for a context") : rt_new(&ro, &ctx->rt, err);
+    r = lib_records_init(&ctx->records, &o, err);
+    if (!r)
+        r = secret_set_new(&ctx->secrets) || tls_set_new(&ctx->tls) ? byre_fail(err, NOMEM, "no memory for a context") : rt_new(&ro, &ctx->rt, err);
     if (!r) {
         struct making m = { .ctx = ctx, .err = err,
-                            .opts = { .policy = ctx->policy, .max_depth = o.max_depth, .secrets = ctx->secrets, .warn = o.warn, .warn_arg = o.warn_arg } };
+                            .opts = { .policy = ctx->policy, .max_depth = o.max_depth, .secrets = ctx->secrets, .tls = ctx->tls, .warn = o.warn, .warn_arg = o.warn_arg,
+                                      .linked = ctx->records.on ? lib_records_linked : NULL, .linked_arg = &ctx->records } };
         r = lib_call(ctx, lib_home(ctx), make_graph, &m);
     }
     if (r) {
         rt_free(ctx->rt);
         secret_set_free(ctx->secrets);
+        tls_set_free(ctx->tls);
+        free(ctx->records.registry);
         free(ctx);
         return r;
     }
@@ -235,6 +246,8 @@ void byre_ctx_free(struct byre_ctx *ctx)
     (void)byre_ctx_call(ctx, free_graph, ctx);
     rt_free(ctx->rt);
     secret_set_free(ctx->secrets);
+    tls_set_free(ctx->tls);
+    free(ctx->records.registry);
     free(ctx);
 }
 

@@ -14,6 +14,7 @@
 
 #include "export/exports.h"
 #include "lib/lib_priv.h"
+#include "tls/objects.h"
 
 struct byre_export {
     struct byre_image *image;
@@ -96,25 +97,26 @@ static void put_escaped(FILE *f, const char *s)
     }
 }
 
-static char *make_uri(const struct address *a, const char *name)
+static char *make_uri(const struct address *a, const char *name, bool tls)
 {
+    const char *s = tls ? "s" : "";
     char *text = NULL;
     size_t len = 0;
     FILE *f = open_memstream(&text, &len);
     if (!f)
         return NULL;
     if (!a->is_unix && !a->host) {           /* a socket that was handed over */
-        fputs("nbd:///", f);
+        fprintf(f, "nbd%s:///", s);
         put_escaped(f, name);
     } else if (a->is_unix) {
-        fputs("nbd+unix:///", f);
+        fprintf(f, "nbd%s+unix:///", s);
         put_escaped(f, name);
         fputs("?socket=", f);
         put_escaped(f, a->path);
     } else {
         bool v6 = strchr(a->host, ':');
         const char *host = *a->host ? a->host : "localhost";
-        fprintf(f, "nbd://%s%s%s:%u/", v6 ? "[" : "", host, v6 ? "]" : "", a->port);
+        fprintf(f, "nbd%s://%s%s%s:%u/", s, v6 ? "[" : "", host, v6 ? "]" : "", a->port);
         put_escaped(f, name);
     }
     if (fclose(f)) {
@@ -125,18 +127,25 @@ static char *make_uri(const struct address *a, const char *name)
 }
 
 /* ---- start and stop ---- */
-struct starting { struct byre_export *e; const struct byre_nbd_opts *o; struct address *a; struct byre_err *err; bool fd_taken; };
+struct starting {
+    struct byre_export *e;
+    const struct byre_nbd_opts *o;
+    struct address *a;
+    struct tls_creds *creds;
+    struct byre_err *err;
+    bool fd_taken;
+};
 
-static int listen_on(struct co *co, struct starting *s)
+static int listen_on(struct co *co, struct starting *s, const struct nbd_server_opts *so)
 {
-    struct nbd_server *server = exports_server(s->e->set);
-    nbd_server_watch(server, s->o->client_gone, s->o->client_gone_arg);
-    s->fd_taken = s->o->listen_fd > 0;
-    if (s->fd_taken)
-        return nbd_server_listen_fd(co, server, s->o->listen_fd, s->err);
-    if (s->a->is_unix)
-        return nbd_server_listen_unix(co, server, s->a->path, s->err);
-    return nbd_server_listen_tcp(co, server, &(struct nbd_tcp_addr){ s->a->host, s->a->port }, &s->a->port, s->err);
+    const struct byre_nbd_opts *o = s->o;
+    struct nbd_door_opts door = { .connections_max = so->connections_max, .handshake_ms = so->handshake_ms, .creds = s->creds, .authz = o->tls_authz,
+                                  .objects = byre_ctx_tls(s->e->image->ctx) };
+    struct exports_address at = { .where = o->listen_fd > 0 ? EXPORTS_FD : s->a->is_unix ? EXPORTS_UNIX : EXPORTS_TCP, .path = s->a->path,
+                                  .tcp = { s->a->host, s->a->port }, .fd = o->listen_fd };
+    nbd_server_watch(exports_server(s->e->set), o->client_gone, o->client_gone_arg);
+    s->fd_taken = o->listen_fd > 0;
+    return exports_listen(co, s->e->set, &door, &at, &s->a->port, s->err);
 }
 
 static int add_export(struct co *co, struct starting *s)
@@ -176,7 +185,7 @@ static int start_co(struct co *co, void *arg)
     if (!r)
         r = add_export(co, s);
     if (!r)
-        r = listen_on(co, s);
+        r = listen_on(co, s, &so);
     if (r && s->e->set) {
         exports_stop(co, s->e->set);
         exports_free(s->e->set);
@@ -213,15 +222,20 @@ int byre_export_nbd(struct byre_image *image, const struct byre_nbd_opts *opts, 
     if (o.flags & ~(unsigned)((BYRE_EXPORT_PATIENT << 1) - 1))
         return byre_fail(err, BAD_ARGUMENT, "an export flag is not known");
     a = (struct address){ 0 };
+    struct starting s = { .o = &o, .a = &a, .err = err };
     r = o.listen_fd > 0 ? 0 : parse_address(o.address, &a, err);
-    if (r)
+    if (!r && o.tls_creds)
+        r = tls_set_creds(image->ctx->tls, o.tls_creds, true, &s.creds, err);
+    if (r) {
+        free(a.host);
         return r;
-    struct byre_export *e = calloc(1, sizeof *e);
-    struct starting s = { e, &o, &a, err };
+    }
+    struct byre_export *e = s.e = calloc(1, sizeof *e);
     if (e) {
         e->image = image;
         r = lib_call(image->ctx, lib_home(image->ctx), start_co, &s);
     }
+    tls_creds_unref(s.creds);
     if (!e || r) {
         if (o.listen_fd > 0 && !s.fd_taken)
             close(o.listen_fd);
@@ -230,7 +244,7 @@ int byre_export_nbd(struct byre_image *image, const struct byre_nbd_opts *opts, 
         return e ? r : byre_fail(err, NOMEM, "no memory for an export");
     }
     atomic_fetch_add(&image->users, 1);
-    e->uri = make_uri(&a, o.name ? o.name : "");
+    e->uri = make_uri(&a, o.name ? o.name : "", o.tls_creds);
     free(a.host);
     if (!e->uri) {
         byre_export_stop(e);

@@ -97,6 +97,9 @@ static void take_scalars(struct info *in, struct graph_node *n)
     p->refcount_bits = f->refcount_bits;
     p->compression = f->compression;
     p->data_file = f->data_file;
+    p->generation = f->generation;
+    p->others_wrote = f->others_wrote;
+    p->bitmaps_outdated = f->bitmaps_outdated;
 }
 
 static void take_crypt(struct info *in)

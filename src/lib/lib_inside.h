@@ -12,6 +12,8 @@ struct graph;
 struct graph_node;
 
 struct graph *byre_ctx_graph(struct byre_ctx *ctx);
+struct tree_opts;
+const struct tree_opts *byre_ctx_tree(const struct byre_ctx *ctx);
 struct jobs;
 struct jobs *byre_ctx_jobs(struct byre_ctx *ctx);
 /* On the home loop: cancels all jobs and waits for them; no new one starts. */
@@ -24,6 +26,11 @@ int byre_image_scrub(struct byre_image *image, const char *id, struct byre_err *
 int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg);
 struct rt_loop;
 struct rt_loop *byre_ctx_home(struct byre_ctx *ctx);
+/* Credentials and rules of the context; lives as long as it. */
+struct tls_set;
+struct tls_set *byre_ctx_tls(struct byre_ctx *ctx);
+/* Forgets a secret, credentials or rules; who uses them keeps them. -ENOENT. */
+int byre_ctx_object_del(struct byre_ctx *ctx, const char *id);
 struct graph_node *byre_image_node(struct byre_image *image);
 /* On the home loop: an attachment (graph/runtime.h), which is the disk whatever node that becomes; and its end, before the image is closed. */
 int byre_image_attach(struct byre_image *image, struct graph_node **ret_a, struct byre_err *err);

@@ -6,7 +6,9 @@
  *   image.c    images and blocking requests
  *   queue.c    asynchronous requests
  *   job.c      a blocking call that runs behind: one result, waited for by a thread. What has states and verbs is src/job
- *   convert.c check.c create.c info.c map.c export.c    one per header of include/byre/
+ *   chain.c    commit and rebase; image_opts.c: options of nodes
+ *   amend.c bitmap.c check.c compact.c convert.c create.c export.c info.c map.c measure.c nbd_list.c scrub.c secret.c snapshot.c tls_object.c tree.c version.c
+ *              what their names say
  */
 #ifndef LIB_PRIV_H
 #define LIB_PRIV_H
@@ -22,11 +24,25 @@
 #include "job/job.h"
 #include "lib/lib_inside.h"
 #include "rt/loop.h"
+#include "tree/tree.h"
+
+/* What is kept of overlays that get a backing file (tree.c). */
+struct lib_records {
+    bool on;
+    char *registry;                  /* NULL: none */
+    struct tree_opts o;
+    void (*warn)(void *arg, const char *text);
+    void *warn_arg;
+};
+MUST_USE int lib_records_init(struct lib_records *records, const struct byre_ctx_opts *o, struct byre_err *err);
+/* As graph_opts.linked; arg: the struct lib_records. */
+void lib_records_linked(struct co *co, void *arg, const char *overlay, const char *backing);
 
 struct byre_ctx {
     struct rt *rt;
     struct graph *graph;
     struct secret_set *secrets;
+    struct tls_set *tls;
     bool caller_runs;
     bool inside;                     /* caller_runs: a bridge is running the loop (no nesting) */
     enum graph_policy policy;
@@ -34,6 +50,7 @@ struct byre_ctx {
     atomic_uint turn;                /* next loop for work that may run anywhere */
     atomic_uint users;               /* images open in the context */
     struct jobs jobs;                /* home loop */
+    struct lib_records records;
 };
 
 struct byre_image {
@@ -59,6 +76,9 @@ static inline struct rt_loop *lib_home(struct byre_ctx *ctx)
 }
 struct rt_loop *lib_next_loop(struct byre_ctx *ctx);
 
+/* tls_object.c: as byre_object_add; 1: it is no such object. */
+MUST_USE int lib_tls_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err);
+
 /* ---- jobs ---- */
 /* Embedded at the start of each kind of job. run() fills *err on failure; it should look at cancel_wanted between
  * steps of a second or less. fini() releases what the kind owns. */
@@ -79,14 +99,5 @@ static inline void lib_job_progress(struct byre_job *job, uint64_t done, uint64_
 }
 /* Starts job->run on the home loop. On failure the job is finished and freed. */
 MUST_USE int lib_job_start(struct byre_job *job, struct byre_ctx *ctx, struct byre_job **ret_job, struct byre_err *err);
-
-/* ---- options of creation (create_rows.c) ---- */
-struct opt_row;
-/* The rows of a format, for struct fmt_create_opts; NULL: no such format. */
-const struct opt_row *create_rows(const char *format, bool with_file_options);
-/* The same for options that can be changed later. */
-const struct opt_row *amend_rows(const char *format);
-/* Names in the order of the line that is told before creation; ends with NULL. */
-const char *const *create_order(const char *format);
 
 #endif

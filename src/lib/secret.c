@@ -19,10 +19,12 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/id.h"
 #include "base/opt.h"
 #include "fmt/luks/lk_cipher.h"
 #include "fmt/secret.h"
 #include "lib/lib_priv.h"
+#include "tls/objects.h"
 
 int byre_secret_add(struct byre_ctx *ctx, const char *id, const void *bytes, size_t len, struct byre_err *err)
 {
@@ -39,6 +41,11 @@ int byre_secret_add(struct byre_ctx *ctx, const char *id, const void *bytes, siz
     default:
         return byre_fail(err, NOMEM, "no memory for the secret '%s'", id);
     }
+}
+
+int byre_ctx_object_del(struct byre_ctx *ctx, const char *id)
+{
+    return secret_set_remove(ctx->secrets, id) && tls_set_remove(ctx->tls, id) ? -ENOENT : 0;
 }
 
 int byre_secret_remove(struct byre_ctx *ctx, const char *id)
@@ -97,17 +104,6 @@ static bool in_keyring(const struct words *w)
     return w->type && strcmp(w->type, "secret_keyring") == 0;
 }
 
-static bool id_is_good(const char *id)
-{
-    for (size_t i = 0; id[i]; i++) {
-        char c = id[i];
-        bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-        if (!letter && (i == 0 || !((c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_')))
-            return false;
-    }
-    return id[0];
-}
-
 /* Where the bytes come from: exactly one place, which the type decides. */
 static int check_source(const struct words *w, struct byre_err *err)
 {
@@ -124,10 +120,10 @@ static int check_source(const struct words *w, struct byre_err *err)
 static int check_words(const struct words *w, struct byre_err *err)
 {
     if (!w->type || (strcmp(w->type, "secret") && !in_keyring(w)))
-        return byre_fail(err, NOT_SUPPORTED, "objects of the type '%s' are not supported (secret and secret_keyring are)", w->type ? w->type : "");
+        return byre_fail(err, NOT_SUPPORTED, "objects of the type '%s' are not supported (secret, secret_keyring, tls-creds-... and authz-... are)", w->type ? w->type : "");
     if (!w->id)
         return byre_fail(err, BAD_OPTION, "an object needs an 'id'");
-    if (!id_is_good(w->id))
+    if (!id_is_good(w->id, SIZE_MAX))
         return byre_fail(err, BAD_OPTION, "'%s' is no id: a letter, then letters, digits, '-', '.' and '_'", w->id);
     int r = check_source(w, err);
     if (r)
@@ -290,6 +286,8 @@ static int add_words(struct byre_ctx *ctx, const struct words *w, struct byre_er
         r = byre_fail(err, BAD_ARGUMENT, "the secret '%s' is not in base64", w->id);
     if (!r && w->keyid)
         r = decrypt(ctx, w, &b, err);
+    if (!r && tls_set_has(ctx->tls, w->id))
+        r = byre_fail(err, EXISTS, "there is an object '%s' already", w->id);
     if (!r)
         r = byre_secret_add(ctx, w->id, b.p, b.len, err);
     secret_free(b.p);
@@ -299,7 +297,10 @@ static int add_words(struct byre_ctx *ctx, const struct words *w, struct byre_er
 int byre_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err)
 {
     struct words w = { .type = NULL };
-    int r = definition[0] == '{' ? parse_json(&w, definition, err) : parse_list(&w, definition, err);
+    int r = lib_tls_object_add(ctx, definition, err);
+    if (r <= 0)
+        return r;
+    r = definition[0] == '{' ? parse_json(&w, definition, err) : parse_list(&w, definition, err);
     if (!r)
         r = check_words(&w, err);
     if (!r)

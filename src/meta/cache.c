@@ -19,6 +19,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/checked.h"
 #include "meta/meta_priv.h"
@@ -31,6 +32,22 @@ static uint64_t bucket_of(const struct meta *m, uint64_t off)
     uint64_t k = off / m->o.block_bytes;
     k *= 0x9e3779b97f4a7c15ull;
     return (k >> 20) & m->bucket_mask;
+}
+
+/* A mapping of its own: a disk that nobody uses touches little of it, and the heap would give it memory to be cleared, all of it. */
+static bool buckets_new(struct meta *m, uint64_t n)
+{
+    void *mem = mmap(NULL, n * sizeof *m->buckets, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mem == MAP_FAILED)
+        return false;
+    m->buckets = mem;
+    m->bucket_mask = n - 1;
+    return true;
+}
+
+static void buckets_free(struct meta *m)
+{
+    (void)munmap((void *)m->buckets, (m->bucket_mask + 1) * sizeof *m->buckets);      /* it cannot fail for a whole mapping of our own */
 }
 
 int meta_new(const struct meta_opts *o, struct meta **ret_m)
@@ -47,9 +64,7 @@ int meta_new(const struct meta_opts *o, struct meta **ret_m)
     uint64_t n = 64;
     while (n < m->limit_max / 4 && n < (1u << 20))     /* a chain of 256 layers must stay small (RG22) */
         n *= 2;
-    m->bucket_mask = n - 1;
-    m->buckets = calloc(n, sizeof *m->buckets);
-    if (!m->buckets) {
+    if (!buckets_new(m, n)) {
         free(m);
         return -ENOMEM;
     }
@@ -473,6 +488,6 @@ void meta_free_all(struct co *co, struct meta *m)
     ASSERT(m->reclaiming == 0 && m->frees_waiting == 0);
     meta_slab_fini(&m->slab);
     free(m->marks);
-    free(m->buckets);
+    buckets_free(m);
     free(m);
 }

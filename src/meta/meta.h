@@ -130,6 +130,8 @@ struct meta_opts {
 MUST_USE int meta_new(const struct meta_opts *o, struct meta **ret_m);
 /* From now on nothing is written: every pass, barrier and write fails with `error` (Q22). */
 void meta_stop(struct meta *m, int error);
+/* Is nothing written any more, by I6 or because somebody stopped it? */
+bool meta_stopped(const struct meta *m);
 /* After a failure, before meta_free_all: drops all dirt and all frees that wait (abandon() instead of release()). */
 void meta_abandon(struct co *co, struct meta *m);
 /* No block pinned, no dirt that matters, no free waiting; frees everything. Waits for grace periods. */

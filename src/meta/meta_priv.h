@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * meta_priv.h: what cache.c, pass.c and frees.c share. Private to meta/.
+ * meta_priv.h: the inside of meta/. Private to this folder.
+ *
+ *   cache.c  blocks that were read and validated
+ *   pass.c   a pass: the frozen state and its barriers
+ *   frees.c  space that lost its last pointer
+ *   clean.c  blocks that were not used for a while
+ *   slab.c   memory of blocks (slab.h)
  */
 #ifndef META_PRIV_H
 #define META_PRIV_H

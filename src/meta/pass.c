@@ -73,6 +73,8 @@ int meta_barrier(struct co *co, struct meta *m, enum meta_barrier which)
     return r;
 }
 
+bool meta_stopped(const struct meta *m) { return m->failed != 0; }
+
 void meta_stop(struct meta *m, int error)
 {
     if (!m->failed)

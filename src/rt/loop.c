@@ -121,6 +121,7 @@ static void wait_below(struct rt_loop *loop, uint64_t max_wait_ns)
             timeout = 0;
     }
     loop->ops->wait(loop->state, timeout);
+    loop->turn_ns = 0;
     atomic_store_explicit(&loop->sleeping, false, memory_order_relaxed);
 }
 
@@ -163,6 +164,7 @@ bool rt_loop_step(struct rt_loop *loop)
     struct rt *rt = loop->rt;
     ASSERT(rt->sim && !rt->stepping);
     rt->stepping = loop;
+    loop->turn_ns = 0;
     bool any = rt_loop_deliver(loop) > 0;
     if (loop->ready_head) {
         if (loop->ops->pick)
@@ -199,6 +201,13 @@ void *rt_loop_backend_arg(const struct rt_loop *loop)
 uint64_t rt_now(const struct rt_loop *loop)
 {
     return loop->ops->now(loop->state);
+}
+
+uint64_t rt_turn(struct rt_loop *loop)
+{
+    if (!loop->turn_ns)
+        loop->turn_ns = rt_now(loop);
+    return loop->turn_ns;
 }
 
 bool rt_on_loop(const struct rt_loop *loop)

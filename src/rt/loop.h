@@ -51,6 +51,9 @@ void rt_loop_kick(struct rt_loop *loop);
 /* Monotonic time in ns (virtual under simulation). */
 uint64_t rt_now(const struct rt_loop *loop);
 
+/* The time of the loop's turn: the clock is read at most once between two waits of the loop, however many ask. On the loop. */
+uint64_t rt_turn(struct rt_loop *loop);
+
 /* Starts a coroutine on the CURRENT loop; it first runs when the caller suspends or returns. -ENOMEM. */
 MUST_USE int rt_spawn(struct rt_loop *loop, co_fn *fn, void *arg);
 /* The same from any thread, by message. -ENOMEM. */

@@ -4,18 +4,18 @@
  *
  * Purpose      Turns requests into submission entries, batches them until the loop waits, and completes them.
  * Owns         the ring, an eventfd for wakeups, the list of requests that found no submission entry
- * Invariants   I1 a request is in exactly one place: the deferred list, the ring (user_data points to it), or done
+ * Invariants   I1 a request is in exactly one place: the deferred list, the ring (user_data points to it, or to its group), or done
  *              I2 done() is called once per request, from wait or submit, on the loop
  *              I3 the wakeup poll is armed, or its entry waits to be placed (wake_wanted)
- *              I4 the kernel has an entry at the latest when BATCH more follow it: a device works on the first part of a
- *                 long burst while the loop still prepares the rest, and neighbours in it are merged into requests
- *                 that overlap, not into a single one that all must wait for
+ *              I4 the kernel has a request at the latest when BATCH more follow it: a device works on the first part of a
+ *                 long burst while the loop still prepares the rest, and neighbours in it are merged (gather.c, and by the
+ *                 kernel) into requests that overlap, not into a single one that all must wait for
  * Concurrency  wakeup: any thread. All else: the loop's thread (the ring is made for a single issuer).
  * Failure      init: -errno when the kernel refuses rings (EPERM, ENOSYS, ENOMEM) or is older than 5.13. A full
  *              submission queue is flushed; what the kernel does not take yet (EAGAIN, EBUSY while completions
  *              overflow) waits in the deferred list. Overflowed completions are kept by the kernel (NODROP) and
  *              fetched when the queue has been emptied.
- * Tests        io_test.c (both backends, tiny rings), rt_test.c (refusal), stress_test.c
+ * Tests        uring_test.c, io_test.c (both backends, tiny rings), rt_test.c (refusal), stress_test.c
  *
  * Sockets are non-blocking, and then the kernel may answer EAGAIN instead of waiting itself (this differs between
  * kernel versions and operations): such a request becomes a poll and is issued again after that.
@@ -31,13 +31,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "rt/gather.h"
 #include "rt/io_priv.h"
 #include "rt/rt_priv.h"
 
 #define ENTRIES_DEFAULT 256u
 #define CQ_FACTOR 16u
 #define BATCH 32u
-#define TAG_IGNORE 1u           /* user_data of cancel entries; requests are aligned, so never 1 or 2 */
+#define TAG_IGNORE 1u           /* user_data of cancel entries; requests and groups are aligned, so never 1 or 2, nor GATHER_TAG in them */
 #define TAG_WAKE 2u
 #define NEEDED_FEATURES (IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL | IORING_FEAT_EXT_ARG | IORING_FEAT_RSRC_TAGS)
 #define BACKOFF_NS 1000000
@@ -51,6 +52,8 @@ struct uring {
     struct io_uring ring;
     int wake_fd;
     bool wake_wanted;
+    unsigned waiting;                           /* requests since the last submission */
+    struct gather gather;
     struct rt_req *deferred, **deferred_tail;   /* found no entry, in order */
     struct rt_req *cancels;                     /* cancellations that found none; linked by priv[2] */
 };
@@ -77,14 +80,23 @@ static void set_cancel(struct rt_req *r, enum cancel c)
 
 /* ---- submission ---- */
 
+static int submit_now(struct uring *u)
+{
+    gather_forget(&u->gather);
+    int r = io_uring_submit(&u->ring);
+    u->waiting = io_uring_sq_ready(&u->ring);               /* what it refuses stays queued */
+    return r;
+}
+
 static struct io_uring_sqe *get_sqe(struct uring *u)
 {
-    if (io_uring_sq_ready(&u->ring) >= BATCH)               /* I4; what it refuses stays queued */
-        (void)io_uring_submit(&u->ring);
+    if (u->waiting >= BATCH)                                /* I4 */
+        (void)submit_now(u);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
-    if (sqe || io_uring_submit(&u->ring) <= 0)
-        return sqe;
-    return io_uring_get_sqe(&u->ring);
+    if (!sqe && submit_now(u) > 0)
+        sqe = io_uring_get_sqe(&u->ring);
+    u->waiting += sqe != NULL;
+    return sqe;
 }
 
 static void prep_rw(struct io_uring_sqe *sqe, const struct rt_req *r)
@@ -142,17 +154,30 @@ static void fill(struct io_uring_sqe *sqe, struct rt_req *r)
     io_uring_sqe_set_data(sqe, r);
 }
 
-/* Places r into the ring, behind those that wait already. */
-static void issue(struct uring *u, struct rt_req *r)
+/* Places r into the ring, behind those that wait already. NULL: it waits. */
+static struct io_uring_sqe *issue(struct uring *u, struct rt_req *r)
 {
     struct io_uring_sqe *sqe = u->deferred ? NULL : get_sqe(u);
     if (sqe) {
         fill(sqe, r);
-        return;
+        return sqe;
     }
     r->next = NULL;
     *u->deferred_tail = r;
     u->deferred_tail = &r->next;
+    return NULL;
+}
+
+/* The same for a request that may share an entry with its neighbours. */
+static void issue_near(struct uring *u, struct rt_req *r)
+{
+    if (gather_join(&u->gather, r)) {
+        u->waiting++;
+        return;
+    }
+    struct io_uring_sqe *sqe = issue(u, r);
+    if (sqe)
+        gather_note(&u->gather, r, sqe);
 }
 
 static void uring_submit(void *state, struct rt_req *r)
@@ -166,7 +191,7 @@ static void uring_submit(void *state, struct rt_req *r)
             return;
         }
     }
-    issue(state, r);
+    issue_near(state, r);
 }
 
 static bool send_cancel(struct uring *u, struct rt_req *r)
@@ -262,7 +287,7 @@ static void complete(struct uring *u, struct rt_req *r, int res)
     bool again = stage_of(r) == STAGE_POLL ? res >= 0 : res == -EAGAIN && is_socket_transfer(r);
     if (again && cancel_of(r) == CANCEL_NO) {
         set_stage(r, stage_of(r) == STAGE_POLL ? STAGE_OP : STAGE_POLL);
-        issue(u, r);
+        (void)issue(u, r);
         return;
     }
     if (cancel_of(r) == CANCEL_WAITING)
@@ -271,6 +296,14 @@ static void complete(struct uring *u, struct rt_req *r, int res)
         res = -ECANCELED;
     r->res = r->op == RT_OP_CONNECT && res >= 0 ? rt_connect_end(r) : res;
     r->done(r);
+}
+
+static void complete_group(struct uring *u, struct gather_group *g, int res)
+{
+    for (struct rt_req *r = gather_ended(&u->gather, g, res), *next; r; r = next) {
+        next = r->next;
+        (void)issue(u, r);
+    }
 }
 
 static void reap(struct uring *u)
@@ -284,6 +317,8 @@ static void reap(struct uring *u)
         if (data == TAG_WAKE) {
             if (!(flags & IORING_CQE_F_MORE))
                 u->wake_wanted = true;
+        } else if (data != TAG_IGNORE && data & GATHER_TAG) {
+            complete_group(u, (struct gather_group *)(uintptr_t)(data & ~(uint64_t)GATHER_TAG), res);
         } else if (data != TAG_IGNORE) {
             complete(u, (struct rt_req *)(uintptr_t)data, res);
         }
@@ -296,6 +331,7 @@ static void uring_wait(void *state, uint64_t timeout_ns)
     struct io_uring_cqe *cqe;
     int r = 0;
     place_waiting(u);
+    gather_forget(&u->gather);
     if (timeout_ns == 0 || io_uring_cq_ready(&u->ring)) {
         if (io_uring_sq_ready(&u->ring))
             r = io_uring_submit(&u->ring);
@@ -305,6 +341,7 @@ static void uring_wait(void *state, uint64_t timeout_ns)
         struct __kernel_timespec ts = { (int64_t)(timeout_ns / 1000000000), (int64_t)(timeout_ns % 1000000000) };
         r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
     }
+    u->waiting = io_uring_sq_ready(&u->ring);
     if (r == -EAGAIN && !io_uring_cq_ready(&u->ring))       /* the kernel is short of memory for requests */
         nanosleep(&(struct timespec){ 0, BACKOFF_NS }, NULL);
     reap(u);
@@ -397,6 +434,7 @@ static void uring_fini(void *state)
     struct uring *u = state;
     INV(I1, !u->deferred && !u->cancels);
     io_uring_queue_exit(&u->ring);
+    gather_fini(&u->gather);
     close(u->wake_fd);
     free(u);
 }

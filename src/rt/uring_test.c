@@ -3,9 +3,12 @@
  * uring_test.c: the parts of uring.c that a healthy, recent kernel never shows: submissions that are refused for a
  * while, EAGAIN from sockets, cancellation between two steps of a request; and what lies in the submission entries.
  */
+#include <fcntl.h>
 #include <liburing.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "rt/backend.h"
 #include "rt/rt_priv.h"
@@ -329,11 +332,120 @@ static void durable_writes_say_so(void **state)
     test_run(RT_BACKEND_URING, durable_writes);
 }
 
+/* ---- neighbours (gather.c) ---- */
+
+enum { PAGE = 4096, PAGES = 40 };
+static uint8_t pages[PAGES][PAGE];
+
+struct transfer { struct rt_task task; bool write; unsigned flags; uint64_t off; uint8_t *buf; size_t len; int64_t res; };
+
+static void transfer(struct co *co, void *arg)
+{
+    struct transfer *t = arg;
+    struct iovec v[2] = { { t->buf, t->len / 2 }, { t->buf + t->len / 2, t->len - t->len / 2 } };
+    t->res = t->write ? rt_pwritev(co, file, v, 2, t->off, t->flags) : rt_preadv(co, file, v, 2, t->off);
+}
+
+/* All in one turn of the loop, in this order. */
+static void transfer_all(struct co *co, struct transfer *t, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        OK(rt_task_start(co_loop(co), &t[i].task, transfer, &t[i]));
+    for (unsigned i = 0; i < n; i++)
+        rt_task_join(co, &t[i].task);
+}
+
+static void fill_transfers(struct transfer *t, unsigned n, bool write, unsigned flags)
+{
+    for (unsigned i = 0; i < n; i++) {
+        t[i] = (struct transfer){ .write = write, .flags = flags, .off = i * PAGE, .buf = pages[i], .len = PAGE };
+        memset(pages[i], write ? (int)i + 1 : 0, PAGE);
+    }
+}
+
+static void check_pages(unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        ASSERT(pages[i][0] == i + 1 && !memcmp(pages[i], pages[i] + 1, PAGE - 1));
+}
+
+static void neighbours_share(struct co *co)
+{
+    static struct transfer t[PAGES];
+    file = memfd_create("byre-uring-test", MFD_CLOEXEC);
+    writes_seen = dsync_seen = 0;
+    fill_transfers(t, PAGES, true, 0);
+    transfer_all(co, t, PAGES);
+    ASSERT(writes_seen == 3);                /* 64 KiB, 64 KiB, 32 KiB */
+    for (unsigned i = 0; i < PAGES; i++)
+        ASSERT(t[i].res == PAGE);
+    fill_transfers(t, PAGES, false, 0);
+    transfer_all(co, t, PAGES);
+    check_pages(PAGES);
+    writes_seen = 0;
+    fill_transfers(t, 8, true, RT_RWF_DSYNC);
+    transfer_all(co, t, 8);
+    ASSERT(writes_seen == 8 && dsync_seen == 8);
+    fill_transfers(t, 8, true, 0);
+    for (unsigned i = 0; i < 8; i++)
+        t[i].off = 2 * i * PAGE;             /* no neighbours */
+    writes_seen = 0;
+    transfer_all(co, t, 8);
+    ASSERT(writes_seen == 8);
+    fill_transfers(t, 8, true, 0);
+    t[3].write = false;                      /* a read is no neighbour of a write */
+    writes_seen = 0;
+    transfer_all(co, t, 8);
+    ASSERT(writes_seen == 2);
+    close(file);
+}
+
+/* The file may not become longer than `most`: what fits has been written, and nobody else says that he has. */
+static void part_of_neighbours(struct co *co)
+{
+    static struct transfer t[8];
+    const rlim_t most = 4 * PAGE + 100;
+    struct rlimit old;
+    OK(getrlimit(RLIMIT_FSIZE, &old));
+    signal(SIGXFSZ, SIG_IGN);
+    OK(setrlimit(RLIMIT_FSIZE, &(struct rlimit){ most, old.rlim_max }));
+    file = memfd_create("byre-uring-test", MFD_CLOEXEC);
+    fill_transfers(t, 8, true, 0);
+    transfer_all(co, t, 8);
+    for (int i = 0; i < 8; i++)
+        ASSERT(t[i].res == (i < 4 ? PAGE : i == 4 ? 100 : -EFBIG));
+    OK(setrlimit(RLIMIT_FSIZE, &old));
+    fill_transfers(t, 8, false, 0);
+    transfer_all(co, t, 8);
+    for (int i = 0; i < 8; i++)
+        ASSERT(t[i].res == (i < 4 ? PAGE : i == 4 ? 100 : 0));
+    check_pages(4);
+    ASSERT(pages[4][99] == 5 && pages[4][100] == 0);
+    close(file);
+    file = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    fill_transfers(t, 8, true, 0);
+    transfer_all(co, t, 8);
+    for (int i = 0; i < 8; i++)
+        ASSERT(t[i].res == -EBADF);
+    close(file);
+}
+
+static void neighbours(void **state)
+{
+    test_run(RT_BACKEND_URING, neighbours_share);
+    test_run(RT_BACKEND_URING, part_of_neighbours);
+    prng_init(&mood, 7);
+    moody = true;
+    run_small(part_of_neighbours);
+    test_run(RT_BACKEND_URING, part_of_neighbours);
+    moody = false;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refused_submissions), cmocka_unit_test(wake_poll_is_armed_again), cmocka_unit_test(eagain_and_cancel),
-        cmocka_unit_test(stale_cancel), cmocka_unit_test(durable_writes_say_so),
+        cmocka_unit_test(stale_cancel), cmocka_unit_test(durable_writes_say_so), cmocka_unit_test(neighbours),
     };
     return cmocka_run_group_tests_name("rt-uring", tests, NULL, NULL);
 }

@@ -492,6 +492,16 @@ void sim_audit_bitmaps(const struct sim_disk *d, struct sim_found found[SIM_BITM
     }
 }
 
+uint64_t sim_audit_generation(const struct sim_disk *d)
+{
+    struct audit a;
+    struct sim_audit r;
+    if (!begin(&a, d, &r) || a.version < 3)
+        return 0;
+    uint64_t claim = extension(&a, 0x62797262u);
+    return claim ? (u64(&a, 88) >> 60 & 1) << 32 | u32(&a, claim + 4) : 0;
+}
+
 void sim_found_free(struct sim_found found[SIM_BITMAPS])
 {
     for (unsigned i = 0; i < SIM_BITMAPS; i++)

@@ -74,6 +74,7 @@ void sim_bitmaps_start(struct sim_model *m, const struct sim_disk *d)
 {
     struct sim_found f[SIM_BITMAPS];
     sim_audit_bitmaps(d, f);
+    m->generation = sim_audit_generation(d);
     for (unsigned i = 0; i < SIM_BITMAPS; i++) {
         struct sim_bm *b = &m->bm[i];
         b->open = false;
@@ -288,7 +289,17 @@ static int wrong(char *why, size_t bytes, const char *name, const char *text, ui
     return -1;
 }
 
-static int judge_one(const struct sim_model *m, unsigned i, const struct sim_found *f, const uint32_t *got, uint64_t size, bool closed, char *why, size_t bytes)
+/* K5 */
+static bool generation_stayed(const struct sim_model *m, const struct sim_bm_state *s, const struct sim_disk *d, const uint32_t *got, uint64_t size)
+{
+    uint64_t now = sim_audit_generation(d);
+    for (uint64_t i = 0; i < size / SIM_SECTOR && (now == m->generation || !(now >> 32)); i++)
+        if (got[i] >= SIM_GEN_USER && got[i] < PROBE_GEN && came_later(m, s, i, got[i]))     /* probes may be older than this run */
+            return true;
+    return false;
+}
+
+static int judge_one(const struct sim_model *m, unsigned i, const struct sim_found *f, const struct sim_disk *d, const uint32_t *got, uint64_t size, enum sim_closed closed, char *why, size_t bytes)
 {
     const struct sim_bm *b = &m->bm[i];
     uint64_t missing = SIM_NEVER;
@@ -296,8 +307,10 @@ static int judge_one(const struct sim_model *m, unsigned i, const struct sim_fou
         return wrong(why, bytes, sim_bitmap_name[i], "cannot be read", 0);
     if (f->there && f->in_use && !f->claimed)
         return wrong(why, bytes, sim_bitmap_name[i], "is in use and not claimed: it is lost", 0);
-    if (f->there && f->in_use && closed)
+    if (f->there && f->in_use && (closed == SIM_CLOSED || (closed == SIM_CLOSED_UNCLEAN && f->enabled)))
         return wrong(why, bytes, sim_bitmap_name[i], "is in use after a close", 0);
+    if (f->there && f->claimed && b->now.there && !b->open && generation_stayed(m, &b->now, d, got, size))
+        return wrong(why, bytes, sim_bitmap_name[i], "has recorded, and the generation is what it was", 0);
     bool was = false;                    /* it can only be what the snapshot holds */
     for (uint64_t s = 0; m->applying && s < size / SIM_SECTOR && !was; s++)
         was = got[s] && got[s] < PROBE_GEN && got[s] == m->applying->gens[s] && !sim_model_allows(m, s, got[s]);
@@ -308,11 +321,11 @@ static int judge_one(const struct sim_model *m, unsigned i, const struct sim_fou
     return wrong(why, bytes, sim_bitmap_name[i], "misses a sector that has changed", missing);
 }
 
-int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const uint32_t *got, uint64_t size, bool closed, bool vanish, char *why, size_t bytes)
+int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const uint32_t *got, uint64_t size, enum sim_closed closed, bool vanish, char *why, size_t bytes)
 {
     struct sim_found f[SIM_BITMAPS];
     int r = 0;
-    bool open = false, any = false;
+    bool open = m->size != m->size_alt, any = false;         /* a resize writes the set anew, as an action does */
     sim_audit_bitmaps(d, f);
     for (unsigned i = 0; i < SIM_BITMAPS; i++) {
         open |= m->bm[i].open;
@@ -321,7 +334,7 @@ int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const
     if (vanish && open && !any)
         return 0;
     for (unsigned i = 0; r == 0 && i < SIM_BITMAPS; i++)
-        r = judge_one(m, i, &f[i], got, size, closed, why, bytes);
+        r = judge_one(m, i, &f[i], d, got, size, closed, why, bytes);
     sim_found_free(f);
     return r;
 }

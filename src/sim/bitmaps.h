@@ -9,6 +9,7 @@
  *       issued later.
  *   K4  After a close that nothing went wrong before it is not in use and holds nothing else: a granule is dirty only if some
  *       request has touched it.
+ *   K5  Where a sector shows a later request that a claimed bitmap records, the generation is another one than before (G.018).
  */
 #ifndef SIM_BITMAPS_H
 #define SIM_BITMAPS_H
@@ -27,6 +28,8 @@ struct sim_note;
 /* As the bytes of a disk have it, read by audit.c. */
 struct sim_found { bool there, in_use, claimed, enabled, broken; unsigned granularity_bits; uint64_t bit_count; uint8_t *bits; };
 void sim_audit_bitmaps(const struct sim_disk *d, struct sim_found found[SIM_BITMAPS]);
+/* The generation that the disk has, with its bit in front; 0: none. */
+uint64_t sim_audit_generation(const struct sim_disk *d);
 void sim_found_free(struct sim_found found[SIM_BITMAPS]);
 bool sim_found_dirty(const struct sim_found *f, uint64_t sector);
 
@@ -45,7 +48,9 @@ void sim_bitmaps_note(struct sim_model *m, const struct sim_note *n);
 
 /* Judges the bytes of a disk whose sectors hold `got` (one per sector of `size`). closed: K4's first half. 0; -1: why. */
 /* vanish: an action that is under way may lose them all. */
-int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const uint32_t *got, uint64_t size, bool closed, bool vanish, char *why, size_t bytes);
+/* How the image was left: by whoever goes on; closed; closed before a scrub has looked it through: then one that records nothing may be in use. */
+enum sim_closed { SIM_OPEN, SIM_CLOSED, SIM_CLOSED_UNCLEAN };
+int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const uint32_t *got, uint64_t size, enum sim_closed closed, bool vanish, char *why, size_t bytes);
 /* K4, at the end of a run that went well. */
 int sim_bitmaps_judge_exact(const struct sim_model *m, const struct sim_disk *d, char *why, size_t bytes);
 

@@ -420,7 +420,7 @@ static size_t points_of(const struct sim_trace *t, struct point **ret)
 /* Does this promise make some content illegal that was legal? */
 static bool narrows(enum sim_note_kind k)
 {
-    return k == SIM_N_FLUSH_ACK || k == SIM_N_RESIZE_ACK || k == SIM_N_SEEN || k == SIM_N_SNAP_ACK;
+    return k == SIM_N_FLUSH_ACK || k == SIM_N_RESIZE_ACK || k == SIM_N_SEEN || k == SIM_N_SNAP_ACK || k == SIM_N_KEYS_ACK;
 }
 
 static void at_point(struct sim_explorer *x, const struct point *p)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * explorer_test.c: the states made from small traces, counted by hand; the shared set; workloads as text.
+ * What the explorer is for: FEATURES 1.047, 1.121.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -59,15 +59,15 @@ struct sim_geom {
     bool lazy;                           /* lazy refcounts: while the dirty bit is set counts may be anything */
     bool no_zero_growth, no_punch, no_zero;
     uint64_t device;                     /* bytes of the device that it lies on, old bytes behind its end; 0: a file */
-    bool one_write_space;                /* resize is left out of the workloads (snapshots, version 2) */
+    bool one_write_space;                /* plain resizes are left out of the workloads (snapshots, version 2); preallocated growth is not */
     unsigned floor;                      /* distinct states that `make check` must reach */
 };
 
-/* May snapshots be made on it? Counts of one bit, and a data file, allow none, nor does an image while it is unclean; the audit knows the
- * backing image as it was at first alone. */
+/* May snapshots be made on it? Counts of one bit, and a data file, allow none; the audit knows the backing image as it was at first
+ * alone. While an image is unclean it refuses them, and another size: they are left out then. */
 static inline bool sim_geom_snaps(const struct sim_geom *g)
 {
-    return (!g->scrub || (!g->unclean && !g->lazy)) && !g->table && g->refcount_order && !g->hurt && !g->data_file && !g->chain;
+    return !g->table && g->refcount_order && !g->hurt && !g->data_file && !g->chain;
 }
 
 const struct sim_geom *sim_geom_find(const char *name);
@@ -78,6 +78,7 @@ struct sim_image {
     const struct sim_geom *g;
     uint32_t *gens, *below, *snap;       /* snap: content of the snapshot, SIM_GEN_NONE: not looked at; NULL: no snapshot */
     uint64_t sectors;
+    uint64_t lost;                       /* QED: clusters that nothing names in an image without the mark */
     uint64_t snap_size;                  /* bytes of the disk as the snapshot has it */
 };
 

@@ -2,10 +2,11 @@
  *
  * luks.c: the encryption of the geometries with LUKS.
  *
- * Purpose      A LUKS header with one key slot (two stripes, one iteration, so that opening costs nothing) for the passphrase
- *              "sim", and the key that it holds.
- * Owns         The list of secrets, for the life of the process.
+ * Purpose      A LUKS header with one active key slot (two stripes, one iteration, so that opening costs nothing) for the passphrase
+ *              "sim", and the key that it holds; changes of its slots.
+ * Owns         The list of secrets, for the life of the process; where random bytes come from.
  * Invariants   L1  The bytes below were made once from SIM_LUKS_KEY by the specification; every run opens them anew.
+ *              L2  Nothing is measured and nothing comes from the system: one iteration, salts from the seed.
  * Order        None.
  * Concurrency  Any thread.
  * Failure      Asserts.
@@ -15,6 +16,8 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/prng.h"
+#include "fmt/luks/lk.h"
 #include "sim/luks.h"
 
 static const uint8_t head[592] = {
@@ -84,6 +87,9 @@ void sim_luks_area(uint8_t area[SIM_LUKS_BYTES])
     memset(area, 0, SIM_LUKS_BYTES);
     memcpy(area, head, sizeof head);
     memcpy(area + 1024, material, sizeof material);
+    area[107] = SIM_LUKS_BYTES / 512;        /* where the payload begins */
+    area[208 + 48 + 43] = 3;                 /* material of slot 1, of slot 6: sectors of their own */
+    area[208 + 6 * 48 + 43] = 4;
 }
 
 struct lk_xform *sim_luks_key(void)
@@ -106,6 +112,8 @@ static void make_set(void)
     ASSERT(r == 0);
     r = secret_set_add(set, SIM_LUKS_SECRET, "sim", 3);
     ASSERT(r == 0);
+    r = secret_set_add(set, SIM_LUKS_SECOND, "other", 5);
+    ASSERT(r == 0);
 }
 
 struct secret_set *sim_luks_secrets(void)
@@ -113,4 +121,93 @@ struct secret_set *sim_luks_secrets(void)
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, make_set);
     return set;
+}
+
+/* ---- changes of key slots ---- */
+
+const struct sim_key_change sim_key_changes[SIM_KEY_CHANGES] = {
+    { SIM_KEY_FIRST, SIM_KEY_FIRST | SIM_KEY_SECOND }, { SIM_KEY_FIRST | SIM_KEY_SECOND, SIM_KEY_FIRST }, { SIM_KEY_FIRST, SIM_KEY_FIRST },
+    { SIM_KEY_FIRST, SIM_KEY_FIRST | SIM_KEY_SECOND },
+};
+
+static bool key_given(void *arg, const char *option)
+{
+    unsigned what = *(const unsigned *)arg;
+    if (!strcmp(option, "encrypt.state"))
+        return true;
+    if (what == 1)
+        return !strcmp(option, "encrypt.old-secret");
+    return !strcmp(option, "encrypt.new-secret") || (what >= 2 && !strcmp(option, "encrypt.keyslot"));
+}
+
+int sim_luks_change(struct co *co, struct graph_node *n, unsigned what, struct byre_err *err)
+{
+    static char first[] = SIM_LUKS_SECRET, second[] = SIM_LUKS_SECOND;
+    struct fmt_create_opts fo = { .secrets = sim_luks_secrets(),
+        .encrypt = { .state = what == 1 ? FMT_KEY_INACTIVE : FMT_KEY_ACTIVE, .keyslot = what == 3 ? 6 : 0, .iter_time_ms = 10 } };
+    if (what == 1)
+        fo.encrypt.old_secret = second;
+    else
+        fo.encrypt.new_secret = what == 2 ? first : second;
+    struct fmt_amend_opts a = { .o = &fo, .given = key_given, .arg = &what, .force = what == 2 };
+    return graph_amend(co, n, &a, err);
+}
+
+/* 0: it opens; -EACCES: it does not. */
+static int try_slot(struct co *co, const struct lk_area *a, const struct lk_header *h, unsigned i, const char *id)
+{
+    struct secret *s = secret_get(sim_luks_secrets(), id);
+    struct byre_err err;
+    uint8_t *key = NULL;
+    unsigned slot;
+    int r = lk_unlock(co, a, h, s, (int)i, &key, &slot, &err);
+    secret_put(s);
+    if (r == 0)
+        secret_free(key);
+    return r;
+}
+
+int sim_luks_look(struct co *co, struct stor *s, const struct sim_disk *d)
+{
+    uint64_t at = 0;
+    while (at + SIM_LUKS_BYTES <= d->len && memcmp(d->data + at, LK_MAGIC, sizeof LK_MAGIC - 1))
+        at += 512;
+    struct lk_area a = { .store = s, .base = at, .len = SIM_LUKS_BYTES, .name = "img" };
+    struct lk_header h;
+    struct byre_err err;
+    int r = lk_load(co, &a, &h, &err), opens = 0;
+    for (unsigned i = 0; r == 0 && i < LK_SLOTS; i++) {
+        if (!h.slot[i].active)
+            continue;
+        int one = try_slot(co, &a, &h, i, SIM_LUKS_SECRET), two = try_slot(co, &a, &h, i, SIM_LUKS_SECOND);
+        opens |= (one == 0 ? SIM_KEY_FIRST : 0) | (two == 0 ? SIM_KEY_SECOND : 0);
+        if (one < 0 && two < 0)
+            r = -EUCLEAN;
+    }
+    return r < 0 ? r : opens;
+}
+
+static struct prng salts;
+
+void sim_luks_seed(uint64_t seed) { prng_init(&salts, seed); }
+
+/* L2 */
+int __wrap_lk_pbkdf2_calibrate(struct co *co, const struct lk_hash *hash, size_t out_len, uint64_t time_ms, uint32_t *ret_iterations);
+int __wrap_lk_pbkdf2_calibrate(struct co *co, const struct lk_hash *hash, size_t out_len, uint64_t time_ms, uint32_t *ret_iterations)
+{
+    (void)co;
+    (void)hash;
+    (void)out_len;
+    (void)time_ms;
+    *ret_iterations = 1;
+    return 0;
+}
+
+int __wrap_secret_random(void *p, size_t bytes);
+int __wrap_secret_random(void *p, size_t bytes)
+{
+    uint8_t *at = p;
+    for (size_t i = 0; i < bytes; i++)
+        at[i] = (uint8_t)prng_u64(&salts);
+    return 0;
 }

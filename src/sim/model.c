@@ -11,6 +11,7 @@
  * Tests        model_test.c
  */
 #include "sim/model.h"
+#include "sim/luks.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -142,6 +143,7 @@ void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens)
     m->resized = m->snapped = m->loose = false;
     memset(m->snap, 0, sizeof m->snap);
     m->applying = NULL;
+    m->keys = 1u << SIM_KEY_FIRST;
     m->unflushed = m->settling = 0;
     for (uint64_t s = 0; s < m->sectors; s++) {
         m->cells[s].n = 0;
@@ -253,6 +255,14 @@ static void on_amend(struct sim_model *m, bool begins)
     fold_snaps(m);
 }
 
+/* M6 */
+void sim_model_keys(struct sim_model *m, unsigned keys)
+{
+    fold(m, 1ull << 57, m->keys);
+    m->keys = keys;
+    fold(m, 1ull << 57, m->keys);
+}
+
 static void snap_applied(struct sim_model *m)
 {
     const struct sim_snap *a = m->applying;
@@ -310,6 +320,12 @@ void sim_model_apply(struct sim_model *m, const struct sim_note *n)
     case SIM_N_AMEND:
     case SIM_N_AMEND_END:
         on_amend(m, n->kind == SIM_N_AMEND);
+        break;
+    case SIM_N_KEYS:
+        sim_model_keys(m, m->keys | 1u << sim_key_changes[n->gen].to);
+        break;
+    case SIM_N_KEYS_ACK:
+        sim_model_keys(m, 1u << sim_key_changes[n->gen].to);
         break;
     case SIM_N_SEEN:
         on_seen(m, n);

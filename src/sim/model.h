@@ -15,6 +15,8 @@
  *       cut off and comes back by growing reads zeros.
  *   M5  A snapshot is there or not while it is made or deleted, and holds what the disk held when it was made, to the sector
  *       (P3). While one is applied the disk is wholly as before, with the old size, or wholly as the snapshot.
+ *   M6  Key slots: the passphrases that open an image are those of before or of behind a change while it runs, those of behind it
+ *       from its acknowledgement.
  * Concurrency  One thread.
  */
 #ifndef SIM_MODEL_H
@@ -56,8 +58,10 @@ struct sim_model {
     const struct sim_snap *applying;     /* may have become the disk; NULL: none */
     bool snapped;                        /* an operation on snapshots was begun */
     bool loose;                          /* counts and COPIED flags may still be those of an operation that was cut short */
+    unsigned keys;                       /* an encrypted image: one bit for each set of passphrases (sim/luks.h) that may open it */
     const uint32_t *below;               /* generations of the backing image; NULL: none */
     struct sim_bm bm[SIM_BITMAPS];
+    uint64_t generation;                 /* of the disk when it began (sim_audit_generation) */
     uint64_t *gone;                      /* by sector: when it was last cut off; 0: never */
     struct hash128 sum;                  /* of all sets */
     uint64_t unflushed, settling;        /* bytes of requests that no acknowledged flush covers, or only the last one (leak bound) */
@@ -70,6 +74,8 @@ void sim_model_fini(struct sim_model *m);
 void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens);
 /* Behind start: a snapshot that is there. */
 void sim_model_has(struct sim_model *m, unsigned number, uint64_t size, const uint32_t *gens);
+/* Behind start: which sets of passphrases may open it. */
+void sim_model_keys(struct sim_model *m, unsigned keys);
 /* Is an operation on snapshots under way, or was one cut short? */
 bool sim_model_loose(const struct sim_model *m);
 void sim_model_apply(struct sim_model *m, const struct sim_note *n);

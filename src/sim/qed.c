@@ -77,6 +77,7 @@ static void lose(struct build *b)
 {
     uint8_t sector[SIM_SECTOR];
     uint64_t at = take(b, 1);
+    b->im->lost += !b->g->unclean;
     for (uint64_t i = 0; i < b->cs; i += SIM_SECTOR) {
         sim_sector_fill(sector, SIM_GEN_JUNK, 100000 + (at + i) / SIM_SECTOR);
         put(b, at + i, sector, sizeof sector);

@@ -200,10 +200,15 @@ static int do_flush(struct co *co, struct run *u)
     return 0;
 }
 
+/* Then it refuses what changes it as a whole. */
+static bool unclean(const struct run *u) { return atomic_load(&graph_image(u->n)->unclean); }
+
 static int do_resize(struct co *co, struct run *u, uint64_t size, enum fmt_prealloc prealloc)
 {
     uint32_t id = u->r->next_id++;
     struct byre_err err = { 0 };
+    if (unclean(u))
+        return 0;
     struct sim_note *n = note(u, SIM_N_RESIZE, id);
     n->len = size;
     tell(u, n);
@@ -249,7 +254,7 @@ static uint32_t *learn(struct co *co, struct run *u, int *ret_rc)
 /* Is the snapshot in the state that the operation needs? */
 static bool snap_ready(const struct run *u, const struct sim_wop *o)
 {
-    if (o->len >= SIM_SNAPS_MAX || sim_model_loose(&u->model))
+    if (o->len >= SIM_SNAPS_MAX || sim_model_loose(&u->model) || unclean(u))
         return false;
     return u->model.snap[o->len].state == (o->kind == 'k' ? SIM_SNAP_NONE : SIM_SNAP_THERE);
 }
@@ -339,11 +344,14 @@ static int start_behind(struct co *co, struct run *u, const struct sim_wop *o, u
 /* On a device requests wait for a scrub, which whoever opens it at once starts. */
 static int do_open(struct co *co, struct run *u)
 {
-    static const struct sim_wop scrub_op = { .kind = 'i' };
+    static const struct sim_wop scrub_op = { .kind = 'i' }, cancelled[] = { { .kind = 'q', .len = 0 }, { .kind = 'q', .len = 1 }, { .kind = 'q', .len = 2 } };
     struct byre_err err = { 0 };
     int r = sim_disk_open(co, u->g, u->r->im->g, false, false, &u->n, &err);
+    const struct sim_wop *scrub = &scrub_op;
+    if (r == 0 && u->r->im->g->table && prng_one_in(&u->r->w->rng, 2))
+        scrub = &cancelled[prng_below(&u->r->w->rng, 3)];
     if (r == 0)
-        return (u->r->im->g->device || u->r->im->g->table) && atomic_load(&graph_image(u->n)->unclean) ? start_behind(co, u, &scrub_op, 0) : 0;
+        return (u->r->im->g->device || u->r->im->g->table) && atomic_load(&graph_image(u->n)->unclean) ? start_behind(co, u, scrub, 0) : 0;
     u->r->errors++;
     if (!u->r->first_error)
         u->r->first_error = r;
@@ -423,15 +431,48 @@ static int do_state(struct co *co, struct run *u, const struct sim_wop *o)
     return r == -EUCLEAN ? wrong(u, "the VM state does not hold what was written") : wrong(u, "writing VM state failed: %s", strerror(-r));
 }
 
+/* What was answered well is durable. */
+static int do_keys(struct co *co, struct run *u, uint32_t what)
+{
+    struct byre_err err = { 0 };
+    struct sim_note *n = note(u, SIM_N_KEYS, 0);
+    n->gen = what;
+    tell(u, n);
+    int r = sim_luks_change(co, u->n, what, &err);
+    if (r == 0) {
+        n = note(u, SIM_N_KEYS_ACK, 0);
+        n->gen = what;
+        tell(u, n);
+        return 0;
+    }
+    u->r->errors++;
+    if (!u->r->first_error)
+        u->r->first_error = r;
+    return u->r->may_fail ? 0 : wrong(u, "key slots: change %u failed: %s", what, err.text);
+}
+
 /* ---- chains ---- */
 
 #define CHAIN_WORKERS 2u
 
-static int rebase_away(struct co *co, struct run *u, struct byre_err *err)
+/* A name that does not fit in the first sector of a header (E6). */
+static const char *far_name(char *buf, size_t bytes, const char *name)
 {
+    size_t at = 0;
+    for (; at < 600; at += 2)
+        memcpy(buf + at, "./", 2);
+    snprintf(buf + at, bytes - at, "%s", name);
+    return buf;
+}
+
+static int rebase_away(struct co *co, struct run *u, bool drop, struct byre_err *err)
+{
+    char far[700];
     const char *now = graph_backing_filename(u->n), *to = now && !strcmp(now, SIM_BASE_NAME) ? SIM_OTHER_NAME : SIM_BASE_NAME;
+    if (u->r->im->g->table && !strcmp(to, SIM_OTHER_NAME))
+        to = far_name(far, sizeof far, to);
     struct graph_open_opts go = { .filename = to, .format = "raw", .read_only = true, .share = true };
-    struct rebase_job job = { .top = u->n, .to = { to, "raw" }, .how.workers = CHAIN_WORKERS };
+    struct rebase_job job = { .top = u->n, .to = { to, "raw" }, .drop_equal = drop, .how.workers = CHAIN_WORKERS };
     int r = graph_open(co, u->g, &go, &job.backing, err);
     if (r == 0) {
         r = rebase_run(co, &job, NULL, err);
@@ -448,7 +489,7 @@ static int do_chain(struct co *co, struct run *u, char kind)
     struct commit_job job = { .top = u->n, .how.workers = CHAIN_WORKERS };
     uint32_t flush = u->r->next_id++;
     tell(u, note(u, SIM_N_FLUSH, flush));
-    int r = kind == 'n' ? commit_run(co, &job, NULL, NULL, &err) : rebase_away(co, u, &err);
+    int r = kind == 'n' ? commit_run(co, &job, NULL, NULL, &err) : rebase_away(co, u, kind == 'J', &err);
     if (r == 0) {
         tell(u, note(u, SIM_N_FLUSH_ACK, flush));
         u->r->flushed = true;
@@ -460,17 +501,24 @@ static int do_chain(struct co *co, struct run *u, char kind)
     return u->r->may_fail ? 0 : wrong(u, "%s failed: %s", kind == 'n' ? "commit" : "rebase", err.text);
 }
 
-struct scrub { struct run *u; struct byre_err err; };
+struct scrub { struct run *u; struct byre_err err; uint32_t steps; bool ends; };          /* ends: cancelled behind so many steps */
+
+static int scrub_step(struct co *co, void *arg)
+{
+    struct scrub *s = arg;
+    (void)co;
+    return s->ends && !atomic_load(&graph_image(s->u->n)->unclean) && s->steps-- == 0 ? -ECANCELED : 0;        /* requests wait for the end of that */
+}
 
 static int scrub_home(struct co *co, void *arg)
 {
     struct scrub *s = arg;
     struct run *u = s->u;
-    struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS };
+    struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS, .step = scrub_step, .arg = s };
     struct fmt_check_result res = { 0 };
     struct fmt_image *im = graph_image(u->n);
     int r = graph_format(u->n)->scrub(co, im, &o, &res, &s->err);
-    if (r == -EBUSY || r == 0) {
+    if (r == -EBUSY || r == 0 || (r == -ECANCELED && s->ends)) {
         if (r == 0 && (res.corruptions || res.check_errors || atomic_load(&im->unclean)) && !u->r->may_fail)
             return wrong(u, "a scrub finds %llu corruptions, %llu errors", (unsigned long long)res.corruptions, (unsigned long long)res.check_errors);
         return 0;
@@ -482,9 +530,9 @@ static int scrub_home(struct co *co, void *arg)
 }
 
 /* Requests of other loops run meanwhile. */
-static int do_scrub(struct co *co, struct run *u)
+static int do_scrub(struct co *co, struct run *u, const struct sim_wop *o)
 {
-    struct scrub s = { .u = u };
+    struct scrub s = { .u = u, .ends = o->kind == 'q', .steps = o->len };
     return rt_call(co, graph_image(u->n)->home, scrub_home, &s);
 }
 
@@ -514,13 +562,13 @@ static int join(struct co *co, struct run *u);
 static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool alone)
 {
     int r;
-    if (strchr("sgorkaxvnjb", o->kind)) {
+    if (strchr("sgorkaxvnjJbK", o->kind)) {
         r = join(co, u);
         if (r < 0)
             return r;
     }
-    if (!u->n)
-        return 0;
+    if (!u->n || (strchr("wczudp", o->kind) && (uint64_t)o->off + o->len > graph_length(u->n) / SIM_SECTOR))
+        return 0;                        /* the second: a growth was left out */
     switch (o->kind) {
     case 'w':
     case 'c': return do_write(co, u, o);
@@ -534,13 +582,16 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
     case 'H':
     case 'M': return do_bitmap(co, u, o);
     case 'f': return do_flush(co, u);
-    case 'i': return do_scrub(co, u);
+    case 'i':
+    case 'q': return do_scrub(co, u, o);
     case 'y': return do_compact(co, u);
     case 't': return co_sleep(co, 2000000);
     case 'v': return do_amend(co, u, o);
     case 'b': return do_state(co, u, o);
+    case 'K': return do_keys(co, u, o->len);
     case 'n':
-    case 'j': return do_chain(co, u, o->kind);
+    case 'j':
+    case 'J': return do_chain(co, u, o->kind);
     case 's':
     case 'g': return do_resize(co, u, (uint64_t)o->len * SIM_SECTOR, o->kind == 's' ? FMT_PREALLOC_OFF : (enum fmt_prealloc)o->off);
     case 'k':
@@ -681,6 +732,7 @@ int sim_record_run(struct sim_record *r)
 {
     struct run u = { .r = r };
     sim_world_restart(r->w, r->seed);
+    sim_luks_seed(r->seed);
     r->w->trace = r->trace;
     r->w->direct = false;
     r->next_id = 1;

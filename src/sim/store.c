@@ -411,8 +411,19 @@ int sim_open(struct co *co, struct sim_world *w, const char *name, bool read_onl
     return 0;
 }
 
+/* One seed gives one trace (RG10). */
+static int opener_random(void *arg, void *p, size_t bytes)
+{
+    struct sim_world *w = arg;
+    for (size_t i = 0; i < bytes; i++)
+        ((uint8_t *)p)[i] = (uint8_t)prng_u64(&w->rng);
+    return 0;
+}
+
 static int opener_open(struct co *co, void *arg, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err)
 {
+    while (!strncmp(name, "./", 2))
+        name += 2;
     int r = sim_open(co, arg, name, o->read_only, ret_s);
     return r < 0 ? byre_fail_code(err, SYSTEM, r, "%s: cannot be opened", name) : 0;
 }
@@ -449,7 +460,7 @@ struct sim_file *sim_world_file(struct sim_world *w, const char *name)
 int sim_world_new(uint64_t seed, unsigned loops, struct sim_world **ret_w)
 {
     struct sim_world *w = sim_mem_alloc(sizeof *w);
-    w->opener = (struct graph_opener){ .open = opener_open, .identity = opener_identity, .arg = w };
+    w->opener = (struct graph_opener){ .open = opener_open, .identity = opener_identity, .random = opener_random, .arg = w };
     sim_world_restart(w, seed);
     int r = rt_new_sim(&sim_backend_ops, w, loops, &w->rt);
     if (r < 0) {

@@ -46,6 +46,7 @@ enum sim_note_kind {
     SIM_N_SNAP_CREATE, SIM_N_SNAP_APPLY, SIM_N_SNAP_DELETE,   /* id = number of the snapshot; CREATE: gens and len = what it holds */
     SIM_N_SNAP_ACK, SIM_N_SNAP_FAIL,             /* the operation on id ended */
     SIM_N_AMEND, SIM_N_AMEND_END,                /* options are changed, which may change tables of snapshots */
+    SIM_N_KEYS, SIM_N_KEYS_ACK,                  /* key slots change: gen = what of sim_key_changes; an ack: it is done */
     SIM_N_BITMAP, SIM_N_BITMAP_ACK, SIM_N_BITMAP_FAIL,   /* id; gen = letter of the action, off = slot, len = slot of the source */
 };
 

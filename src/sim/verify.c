@@ -78,11 +78,11 @@ static uint64_t leak_bound(const struct sim_verify *v)
 /* Q12: with lazy refcounts counts are judged when the dirty bit is away. Everything else holds all the time. */
 static bool is_late(const struct sim_verify *v, const struct sim_audit *a) { return !v->im->g->table && (v->im->g->lazy || v->im->g->scrub) && a->marked; }
 
-/* E1: clusters are lost under the mark only. A scrub beside requests leaves those that it can use itself. */
+/* E1, K2: clusters are lost under the mark only, but for as many as were lost in the beginning. */
 static int judge_mark(struct sim_verify *v, const char *when, const struct sim_audit *a)
 {
-    if (v->im->g->table && !v->im->g->scrub && a->leaks && !a->marked)
-        return wrong(v, "%s: %" PRIu64 " clusters are lost, and there is no mark", when, a->leaks);
+    if (!a->marked && a->leaks > v->im->lost)
+        return wrong(v, "%s: %" PRIu64 " clusters are lost, and there is no mark (%" PRIu64 " in the beginning)", when, a->leaks, v->im->lost);
     return 0;
 }
 
@@ -270,7 +270,7 @@ static int judge_rest(struct sim_verify *v, const char *when)
 }
 
 /* (e): v->expect is what the sectors hold. */
-static int judge_bitmaps(struct sim_verify *v, const char *when, bool closed)
+static int judge_bitmaps(struct sim_verify *v, const char *when, enum sim_closed closed)
 {
     char why[160];
     if (sim_bitmaps_judge(v->m, disk(v), v->expect, v->size, closed, v->im->g->header_tail, why, sizeof why) < 0)
@@ -377,6 +377,24 @@ static int view_snaps(struct co *co, struct sim_verify *v, struct graph *g, cons
     return r;
 }
 
+/* M6, and every slot that says it is active opens. */
+static int judge_keys(struct co *co, struct sim_verify *v, const char *when)
+{
+    struct stor *s;
+    if (!v->im->g->luks)
+        return 0;
+    int r = sim_open(co, v->w, SIM_DISK_NAME, true, &s);
+    if (r < 0)
+        return wrong(v, "%s: the file cannot be opened", when);
+    int opens = sim_luks_look(co, s, disk(v));
+    stor_close(co, s);
+    if (opens == -EUCLEAN)
+        return wrong(v, "%s: an active key slot is opened by no passphrase", when);
+    if (opens < 0)
+        return wrong(v, "%s: the key slots cannot be read: %s", when, strerror(-opens));
+    return v->m->keys >> opens & 1 ? 0 : wrong(v, "%s: the set %d of passphrases opens it; legal sets: %#x", when, opens, v->m->keys);
+}
+
 /* ---- (a) to (e): as the state is ---- */
 
 static int look(struct co *co, struct sim_verify *v, struct graph *g)
@@ -422,7 +440,9 @@ static int look(struct co *co, struct sim_verify *v, struct graph *g)
     if (r < 0)
         return r;
     memcpy(v->expect, v->got, v->im->sectors * sizeof *v->expect);
-    r = judge_bitmaps(v, when, false);
+    r = judge_bitmaps(v, when, SIM_OPEN);
+    if (r == 0)
+        r = judge_keys(co, v, when);
     if (r == 0 && prng_one_in(&v->rng, 4))
         r = view_snaps(co, v, g, when);
     return r < 0 ? r : judge_rest(v, when);
@@ -499,7 +519,7 @@ static int make_snap(struct co *co, struct sim_verify *v, struct graph_node *n)
     unsigned number = SIM_SNAPS_MAX - 1;
     struct byre_err err = { 0 };
     char name[8];
-    if (!sim_geom_snaps(g) || v->m->snap[number].state || !prng_one_in(&v->rng, 3))
+    if (!sim_geom_snaps(g) || v->m->snap[number].state || !prng_one_in(&v->rng, 3) || atomic_load(&graph_image(n)->unclean))
         return 0;
     uint32_t *gens = v->w->trace ? sim_trace_alloc(v->w->trace, v->im->sectors * sizeof *gens) : v->made_gens;
     for (uint64_t s = 0; s < v->im->sectors; s++)
@@ -537,6 +557,8 @@ static int grow(struct co *co, struct sim_verify *v, struct graph_node *n)
 {
     const struct sim_geom *g = v->im->g;
     struct byre_err err = { 0 };
+    if (atomic_load(&graph_image(n)->unclean))
+        return 0;                        /* it would be refused */
     struct sim_note *note = v->w->trace ? sim_trace_note(v->w->trace, SIM_N_RESIZE, sim_stamp(v->w)) : NULL;
     if (note)
         note->len = g->size_max;
@@ -554,7 +576,7 @@ static int grow(struct co *co, struct sim_verify *v, struct graph_node *n)
 
 /* ---- a scrub, in front of the probes, beside them, behind them or not at all ---- */
 
-struct scrub { struct sim_verify *v; struct graph_node *n; const char *when; bool alone; struct co_group running; int result; };
+struct scrub { struct sim_verify *v; struct graph_node *n; const char *when; struct co_group running; int result; };
 
 static int scrub(struct co *co, struct scrub *s)
 {
@@ -570,7 +592,7 @@ static int scrub(struct co *co, struct scrub *s)
         res.corruptions -= min_u64(res.corruptions, f.flags);
     if (res.corruptions || res.check_errors || atomic_load(&im->unclean))
         return wrong(s->v, "%s: a scrub finds %" PRIu64 " corruptions, %" PRIu64 " errors: %s", s->when, res.corruptions, res.check_errors, f.first);
-    if (s->alone && s->v->im->g->table && res.leaks)         /* its holes are filled */
+    if (s->v->im->g->table && res.leaks)     /* its holes are filled, whatever goes on beside it */
         return wrong(s->v, "%s: a scrub leaves %" PRIu64 " clusters lost", s->when, res.leaks);
     return 0;
 }
@@ -584,7 +606,7 @@ static void scrub_co(struct co *co, void *arg)
 
 static int scrub_and_probe(struct co *co, struct sim_verify *v, struct graph_node *n, const char *when, unsigned where)
 {
-    struct scrub s = { v, n, when, where != 1 };
+    struct scrub s = { v, n, when };
     int r = where == 0 ? scrub(co, &s) : 0;
     if (r == 0 && where == 1) {
         co_group_enter(&s.running);
@@ -628,7 +650,7 @@ static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
     if (r == 0)
         r = audit(v, when, &a);          /* the engine's own check wants a quiet image; it comes behind the close */
     if (r == 0)
-        r = judge_bitmaps(v, when, false);
+        r = judge_bitmaps(v, when, SIM_OPEN);
     if (r == 0 && bigger)
         r = grow(co, v, n);
     if (r == 0)
@@ -643,7 +665,7 @@ static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
     if (r == 0 && (is_late(v, &a) || (v->im->g->table && a.marked)) && !stays)
         r = wrong(v, "%s: the image is still dirty after a close", when);
     if (r == 0)
-        r = judge_bitmaps(v, when, true);
+        r = judge_bitmaps(v, when, stays ? SIM_CLOSED_UNCLEAN : SIM_CLOSED);
     return r < 0 ? r : judge_rest(v, when);
 }
 
@@ -709,7 +731,7 @@ static int after_repair(struct co *co, struct sim_verify *v, struct graph *g)
         r = judge_same(v, when);
     r = close_disk(co, v, n, when, r);
     if (r == 0)
-        r = judge_bitmaps(v, when, false);
+        r = judge_bitmaps(v, when, SIM_OPEN);
     return r < 0 ? r : judge_rest(v, when);
 }
 
@@ -767,6 +789,7 @@ static int second_crash(struct sim_verify *v, step_fn *fn)
                 sim_model_has(&m, i, keep.m->snap[i].size, keep.m->snap[i].gens);
             else
                 m.snap[i] = keep.m->snap[i];
+        sim_model_keys(&m, keep.m->keys);
         m.snapped = keep.m->snapped;
         m.loose = sim_model_loose(keep.m);
         sim_bitmaps_start(&m, disk(v));

@@ -17,6 +17,7 @@
 
 #include "base/assert.h"
 #include "base/checked.h"
+#include "sim/luks.h"
 
 /* Clusters that are allocated by one growth at most: each is a write and a table entry of the trace. */
 #define GROWN_MAX 16u
@@ -25,12 +26,12 @@
 
 static bool has_range(char kind) { return strchr("wczudp", kind) != NULL; }
 
-static bool has_number(char kind) { return strchr("skax", kind) != NULL; }
+static bool has_number(char kind) { return strchr("skaxKq", kind) != NULL; }
 static bool has_two(char kind) { return has_range(kind) || strchr("vgb", kind); }
 static bool is_snap(char kind) { return strchr("kax", kind) != NULL; }
 static bool is_bitmap(char kind) { return strchr("AXCEHM", kind) != NULL; }
-/* May it run beside others? 'i' is a scrub, 'y' a compaction. */
-static bool is_request(char kind) { return has_range(kind) || kind == 'f' || kind == 'i' || kind == 'y'; }
+/* May it run beside others? 'i' is a scrub, 'q' one that is cancelled, 'y' a compaction. */
+static bool is_request(char kind) { return has_range(kind) || strchr("fiqy", kind); }
 
 static int parse_op(const char *s, struct sim_wop *op)
 {
@@ -41,7 +42,7 @@ static int parse_op(const char *s, struct sim_wop *op)
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMiynjb", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMiqynjJbK", kind))
         return -EINVAL;
     s += n;
     n = 0;
@@ -145,13 +146,24 @@ static bool may_amend(const struct sim_geom *g, uint32_t what)
     return what < 2 ? g->amend : what == 2 ? g->lazy && !g->scrub : what == 3 && g->data_raw;
 }
 
+static bool key_fits(const struct sim_geom *g, uint32_t what, unsigned *keys)
+{
+    if (!g->luks || what >= SIM_KEY_CHANGES || sim_key_changes[what].from != *keys)
+        return false;
+    *keys = sim_key_changes[what].to;
+    return true;
+}
+
 bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
 {
+    unsigned keys = SIM_KEY_FIRST;
     uint64_t size = g->size / SIM_SECTOR;
     struct kept kept = { .size = { g->snapshot ? size : 0 } };
     bool v2 = g->version == 2;
     for (unsigned i = 0; i < l->count; i++) {
         const struct sim_wop *o = &l->op[i];
+        if (o->kind == 'K' && !key_fits(g, o->len, &keys))
+            return false;
         if (is_snap(o->kind) && !snap_fits(g, o, &kept, &size))
             return false;
         if (has_range(o->kind) && (!range_inside(o->off, o->len, size) || !in_window(g, o)))
@@ -160,13 +172,13 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
         if (o->kind == 'c' && (o->off % c || (o->len % c && o->off + o->len != size)))
             return false;
         bool request = is_request(o->kind);
-        if ((o->kind == 'i' && !g->scrub) || (o->kind == 'y' && !g->compact))
+        if ((strchr("iq", o->kind) && !g->scrub) || (o->kind == 'q' && !g->table) || (o->kind == 'y' && !g->compact))
             return false;
         if ((o->beside || o->behind) && !request)
             return false;
         if (o->beside && (i == 0 || l->op[i - 1].behind || !is_request(l->op[i - 1].kind)))
             return false;
-        if ((o->kind == 'v' && !may_amend(g, o->off)) || (strchr("nj", o->kind) && !g->chain) || (o->kind == 'd' && g->chain))
+        if ((o->kind == 'v' && !may_amend(g, o->off)) || (strchr("njJ", o->kind) && !g->chain) || (o->kind == 'J' && g->table) || (o->kind == 'd' && g->chain))
             return false;
         if (o->kind == 'b' && !g->state)
             return false;
@@ -175,7 +187,7 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
         if (o->kind == 'g' && (g->backing || o->off < 1 || o->off > 3 || o->len <= size || !grows_well(g, (uint32_t)size, o->len)))
             return false;
         if (o->kind == 's' || o->kind == 'g') {
-            if (g->one_write_space || o->len > g->size_max / SIM_SECTOR || !o->len)
+            if ((g->one_write_space && o->kind == 's') || o->len > g->size_max / SIM_SECTOR || !o->len)
                 return false;
             size = o->len;
         }
@@ -264,11 +276,15 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
     letter(&a, 'f', 0, 0);
     if (g->scrub)
         letter(&a, 'i', 0, 0);
+    for (unsigned i = 0; g->scrub && g->table && i < 4; i++)
+        letter(&a, 'q', 0, i);
     if (g->compact)
         letter(&a, 'y', 0, 0);
     if (g->chain) {
         letter(&a, 'n', 0, 0);                   /* commit */
         letter(&a, 'j', 0, 0);                   /* rebase to the other backing image */
+        if (!g->table)
+            letter(&a, 'J', 0, 0);               /* the same, and what is equal there is dropped */
     }
     letter(&a, 'o', 0, 0);
     letter(&a, 'r', 0, 0);
@@ -290,6 +306,9 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 'b', (span - 2) * c, 4 * c);  /* across two tables */
         letter(&a, 'b', 70 * span * c, 3);       /* a longer L1 table */
     }
+    if (g->luks)
+        for (unsigned what = 0; what < SIM_KEY_CHANGES; what++)
+            letter(&a, 'K', 0, what);
     if (g->bitmaps) {
         letter(&a, 'A', 1, 0);
         letter(&a, 'X', 0, 0);
@@ -304,6 +323,8 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 's', 0, half);
         letter(&a, 's', 0, 5 * c + tail + 1);
         letter(&a, 's', 0, g->size / SIM_SECTOR - c - tail);
+    }
+    if (g->size_max > g->size && !g->table) {
         uint64_t grown = min_u64(g->size / SIM_SECTOR + GROWN_MAX * c, g->size_max / SIM_SECTOR);
         for (unsigned i = 0; i < g->windows; i++)
             if (g->window[i].off <= g->size && g->window[i].off + g->window[i].len > g->size)
@@ -408,9 +429,15 @@ static const char *const state_templates[] = {
     "b; ~ w b; ~ w c; b; f; o; b; s -; f; s +; w c; f", "~ w a; b; ~ f; b; w b; f; r; b; f", "w b; s -; b; f; s +; f; b; w a; o; w c; f",
 };
 
+/* Key slots between writes, closes and crashes. */
+static const char *const key_templates[] = {
+    "K 0; w a; f; K 1; w b; f", "w a; K 3; o; w b; f; K 1; o; w c", "K 2; w a; f; o; K 0; K 1; K 2; f", "~ w a; K 3; ~ w b; K 1; d a; f; t; w c; f",
+    "K 2; K 2; w a; o; K 3; f; r; w b; f", "s +; K 0; w b; f; s -; K 1; w c; o",
+};
+
 /* Commit and rebase between writes, closes and crashes. */
 static const char *const chain_templates[] = {
-    "n; w a; f; n; o", "j; w a; f; j; f; w b", "w b; f; n; w b; f; w c; n; f", "u a; z b; f; j; n; w a; f", "w c; n; j; w c; f; n; j; f",
+    "n; w a; f; n; o", "j; J; w a; f; J; f", "z a; w b; f; J; w c; f; J; o", "w a; J; w b; J; J; f", "j; w a; f; j; f; w b", "w b; f; n; w b; f; w c; n; f", "u a; z b; f; j; n; w a; f", "w c; n; j; w c; f; n; j; f",
     "u b; n; z c; n; w a; f; j", "w a; n; n; j; j; w b; f; o", "j; n; w a; w b; o; n; w c; f", "w b; w c; f; r; j; f; r; n; f", "z a; u b; j; f; z c; n; f; w b",
 };
 
@@ -438,12 +465,17 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
         t = amend_templates[prng_below(p, sizeof amend_templates / sizeof amend_templates[0])];
     if (g->state && !prng_one_in(p, 3))
         t = state_templates[prng_below(p, sizeof state_templates / sizeof state_templates[0])];
+    if (g->luks && prng_one_in(p, 2))
+        t = key_templates[prng_below(p, sizeof key_templates / sizeof key_templates[0])];
     if (g->chain)
         t = chain_templates[prng_below(p, sizeof chain_templates / sizeof chain_templates[0])];
     struct sim_wop a = place(g, p, 'a'), b = place(g, p, 'b'), c = place(g, p, 'c');
     l->count = 0;
-    if (g->scrub && prng_one_in(p, 2))
-        push(l, (struct sim_wop){ .kind = 'i', .behind = true });
+    if (g->scrub && prng_one_in(p, 2)) {
+        bool cut = g->table && prng_one_in(p, 3);
+        uint32_t steps = g->table ? (uint32_t)prng_below(p, 8) : 0;
+        push(l, (struct sim_wop){ .kind = cut ? 'q' : 'i', .behind = true, .len = cut ? steps : 0 });
+    }
     if (g->compact && prng_one_in(p, 2))
         push(l, (struct sim_wop){ .kind = 'y', .behind = true });
     for (; *t; t += strcspn(t, ";") + (t[strcspn(t, ";")] == ';')) {
@@ -461,7 +493,7 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
             op = (struct sim_wop){ .len = (uint32_t)((name == '+' ? g->size_max : min_u64(g->window[0].len, g->size - (1ull << g->cluster_bits))) / SIM_SECTOR) };
         if (kind == 'b')
             op = (struct sim_wop){ .off = (uint32_t)prng_below(p, prng_one_in(p, 3) ? 9000 : 140), .len = 1 + (uint32_t)prng_below(p, 70) };
-        if (is_snap(kind) || kind == 'v')
+        if (is_snap(kind) || kind == 'v' || kind == 'K')
             op = (struct sim_wop){ .len = (uint32_t)(name - '0') };
         op.kind = kind == 'c' && !g->packs ? 'w' : kind;
         if (kind == 'w' && prng_one_in(p, 4))
@@ -598,6 +630,13 @@ static void longer(const struct sim_geom *g, uint64_t n, const struct sim_wop *a
         push(l, flush_op);
 }
 
+/* Keys that one of them erases, and none of them adds before, are there from the beginning. */
+static void need_key(struct sim_workload *l, struct sim_wop first, struct sim_wop second)
+{
+    if ((first.kind == 'K' && first.len == 1) || (second.kind == 'K' && second.len == 1 && first.kind != 'K'))
+        push(l, (struct sim_wop){ .kind = 'K', .len = l->count % 2 ? 3 : 0 });
+}
+
 /* A snapshot that one of them applies or deletes, and none of them makes before, is there from the beginning. */
 static void need_snapshot(struct sim_workload *l, struct sim_wop first, struct sim_wop second)
 {
@@ -619,6 +658,7 @@ void sim_workload_nth(const struct sim_geom *g, uint64_t n, struct sim_workload 
     }
     if (n < ones) {
         need_snapshot(l, abc[n / 2], abc[n / 2]);
+        need_key(l, abc[n / 2], abc[n / 2]);
         push(l, abc[n / 2]);
         if (n & 1)
             push(l, flush_op);
@@ -630,6 +670,7 @@ void sim_workload_nth(const struct sim_geom *g, uint64_t n, struct sim_workload 
         return;
     }
     need_snapshot(l, abc[n / 2 / letters], abc[n / 2 % letters]);
+    need_key(l, abc[n / 2 / letters], abc[n / 2 % letters]);
     push(l, abc[n / 2 / letters]);
     if (n & 1)
         push(l, flush_op);

@@ -10,11 +10,15 @@
  *   g MODE SIZE  grows, space allocated: MODE 1 metadata, 2 falloc, 3 full (enum fmt_prealloc)
  *   v WHAT N     amend: WHAT 0, version N; 1, reference counts of N bits; 2, lazy refcounts, N 1 off, 2 on; 3, the raw bit off
  *   A N  X N  C N  E N  H N   bitmap N is added, removed, cleared, enabled, disabled ("halted")   M N K   K is merged into N
+ *   K WHAT       key slots (geometries with LUKS): WHAT 0, the second passphrase gets one; 1, its slots are erased; 2, the only slot is
+ *                written anew; 3, as 0, a slot whose entry lies in two sectors
  *   b OFF LEN    VM state is written (geometries that have it), from the beginning of its area on
- *   i            scrub (geometries that have it)                  y            compaction, beside the requests (likewise)
+ *   i            scrub (geometries that have it)   q N   the same of QED, cancelled behind its step N
+ *   y            compaction, beside the requests (likewise)
  *   n            commit into the backing image (likewise)         j            rebase to the other backing image, or back (likewise)
+ *   J            as j, and what the new backing image holds as well is dropped (not QED)
  *   "& " in front: at the same time as the operation before it. "~ " in front: nobody waits for it before the end, or
- *   before the next s, g, o, r, k, a, x, v, n, j or b. Offsets, lengths and sizes in sectors of 512 bytes.
+ *   before the next s, g, o, r, k, a, x, v, n, j, J, b or K. Offsets, lengths and sizes in sectors of 512 bytes.
  *   Operations are separated by ';'.
  */
 #ifndef SIM_WORKLOAD_H

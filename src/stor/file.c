@@ -6,11 +6,12 @@
  * Owns         The file descriptor; struct file_stor.
  * Invariants   I1  A file is emptied only with the lock held that lets us write and resize it.
  *              I2  Nothing but a regular file or a block device is opened, and no open waits for a peer (FIFO).
- * Order        A new file's directory entry is not made durable here; that is for whoever creates images.
+ * Order        A new file's directory entry is not made durable by opening it; whoever relies on it calls stor_file_keep_name.
  * Concurrency  Open runs on a worker thread, so that a slow file system does not stop a loop.
  * Failure      -errno and a text; nothing stays open. A file that this call created (exclusive) is removed again.
  * Tests        file_test.c
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -77,6 +78,11 @@ static int create_content(struct file_stor *f, const struct open_args *a)
     return ftruncate(f->fd, 0) < 0 ? fail_errno(a->err, errno, a->path, "truncate") : 0;
 }
 
+static struct stor_seen seen_of(const struct stat *st)
+{
+    return (struct stor_seen){ S_ISREG(st->st_mode), (uint64_t)st->st_size, st->st_mtim.tv_sec, st->st_mtim.tv_nsec };
+}
+
 static void set_identity(struct file_stor *f, const struct stat *st)
 {
     /* Two nodes of one device are one device; no file has inode 0. */
@@ -103,6 +109,7 @@ static int64_t open_blocking(void *arg)
     f->s.discard_ok = a->opts->discard;
     f->s.traits.direct = a->opts->direct;
     set_identity(f, &st);
+    f->found = seen_of(&st);
     int r = a->opts->create ? create_content(f, a) : 0;
     if (r < 0) {
         if (a->opts->create && a->opts->exclusive)
@@ -112,6 +119,8 @@ static int64_t open_blocking(void *arg)
         return r;
     }
     file_probe(f, &st);
+    if (fstat(fd, &st) == 0)
+        f->probed = seen_of(&st);
     return 0;
 }
 
@@ -170,4 +179,43 @@ bool stor_file_identity(const struct stor *s, uint64_t *ret_dev, uint64_t *ret_i
     *ret_dev = f->dev;
     *ret_ino = f->ino;
     return true;
+}
+
+struct seen_args { struct file_stor *f; struct stor_seen seen; };
+
+static int64_t seen_blocking(void *arg)
+{
+    struct seen_args *a = arg;
+    struct stat st;
+    if (fstat(a->f->fd, &st) < 0)
+        return -errno;
+    a->seen = seen_of(&st);
+    if (a->f->probed.known && !stor_seen_differ(&a->seen, &a->f->probed))
+        a->seen = a->f->found;
+    return 0;
+}
+
+bool stor_file_seen(struct co *co, struct stor *s, struct stor_seen *ret)
+{
+    struct seen_args a = { (struct file_stor *)s, { 0 } };
+    int64_t r = s->ops != &file_ops ? -ENOTSUP : a.f->may_stall ? rt_blocking(co, seen_blocking, &a) : seen_blocking(&a);
+    *ret = r == 0 ? a.seen : (struct stor_seen){ 0 };
+    return ret->known;
+}
+
+static int64_t keep_name_blocking(void *arg)
+{
+    const char *path = arg, *slash = strrchr(path, '/');
+    char *folder = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
+    int fd = folder ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    int r = fd < 0 ? (folder ? -errno : -ENOMEM) : fsync(fd) ? -errno : 0;
+    if (fd >= 0)
+        close(fd);
+    free(folder);
+    return r == -EINVAL ? 0 : r;                 /* a file system that knows no fsync of folders has nothing to wait for */
+}
+
+int stor_file_keep_name(struct co *co, const char *path)
+{
+    return (int)rt_blocking(co, keep_name_blocking, (void *)(uintptr_t)path);
 }

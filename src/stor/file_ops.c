@@ -289,6 +289,15 @@ static int file_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, 
     return r;
 }
 
+/* FEATURES 9.099 */
+static int counted(struct stor *s, uint64_t len, int r)
+{
+    atomic_fetch_add_explicit(r ? &s->failed_discards : &s->discards, 1, memory_order_relaxed);
+    if (!r)
+        atomic_fetch_add_explicit(&s->discarded_bytes, len, memory_order_relaxed);
+    return r;
+}
+
 static int file_discard(struct co *co, struct stor *s, uint64_t off, uint64_t len)
 {
     struct file_stor *f = file_of(s);
@@ -298,10 +307,10 @@ static int file_discard(struct co *co, struct stor *s, uint64_t off, uint64_t le
         return r;
     len = min_u64(len, now - off);
     if (f->device)
-        return try_range_ioctl(co, f, FILE_NO_BLK_DISCARD, BLKDISCARD, off, len);
+        return counted(s, len, try_range_ioctl(co, f, FILE_NO_BLK_DISCARD, BLKDISCARD, off, len));
     r = punch(co, f, off, len);
     file_extent_forget(f);
-    return r;
+    return counted(s, len, r);
 }
 
 static int file_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len)

@@ -45,6 +45,7 @@ struct file_stor {
     bool offload_zero;                    /* device: zeroing does not move data */
     bool may_stall;                       /* fstat may have to ask another machine */
     uint64_t dev, ino;                    /* identity */
+    struct stor_seen found, probed;       /* before the probe, which may touch the file, and behind it */
     enum stor_locking locking;
     _Atomic unsigned lacks;               /* FILE_NO_x */
     _Atomic bool streams;                 /* stor_stream */

@@ -14,6 +14,7 @@
 
 #include "stor/stor.h"
 
+struct tls_creds;
 enum stor_nbd_where { STOR_NBD_UNIX, STOR_NBD_INET, STOR_NBD_VSOCK };
 enum stor_nbd_tri { STOR_NBD_UNSAID, STOR_NBD_OFF, STOR_NBD_ON };
 
@@ -28,6 +29,9 @@ struct stor_nbd_opts {
     char *export;                     /* NULL: "", the default export */
     uint64_t reconnect_s;             /* reconnect-delay: how long requests wait for a server that went away */
     uint64_t open_timeout_s;          /* open-timeout: for how long opening tries again; 0: once */
+    char *tls_creds;                  /* id of credentials of the side that connects; NULL: no TLS */
+    char *tls_hostname;               /* name in the server's certificate; NULL: host */
+    struct tls_creds *creds;          /* what tls_creds means, counted: set by whoever asks for a connection (stor_nbd_take_creds) */
     uint64_t connections;             /* at most, if the server allows several; 0: STOR_NBD_CONNECTIONS */
 };
 #define STOR_NBD_CONNECTIONS 4
@@ -45,12 +49,19 @@ char *stor_nbd_text(const struct stor_nbd_opts *o);
 /* Options that fit together? Sets nothing. */
 MUST_USE int stor_nbd_check(const struct stor_nbd_opts *o, struct byre_err *err);
 
+struct tls_set;
+/* Looks o->tls_creds up. 0 too when there are none to look up. */
+MUST_USE int stor_nbd_take_creds(struct stor_nbd_opts *o, struct tls_set *set, struct byre_err *err);
+
 /* ---- the store ---- */
 /* Of `so` counts: read_only, no_flush, discard. What is created must be there already: an export is not made here. Suspends. */
 MUST_USE int stor_nbd_open(struct co *co, const struct stor_nbd_opts *o, const struct stor_file_opts *so, struct stor **ret_s, struct byre_err *err);
 /* Identity for loop detection, as stor_file_identity: the same server under the same name, and the same export. */
 bool stor_nbd_identity(const struct stor *s, uint64_t *ret_a, uint64_t *ret_b);
 bool stor_is_nbd(const struct stor *s);
+/* Requests that wait for the server end now, with -ENOTCONN; their buffers are not looked at any more. The connections end with them, so it is as if the
+ * server had gone away. Nothing for other stores. Any loop; does not suspend. */
+void stor_nbd_abandon(struct stor *s);
 /* How often a lost connection has come back. For tests and statistics. */
 unsigned stor_nbd_reconnects(const struct stor *s);
 

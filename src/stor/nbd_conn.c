@@ -29,13 +29,13 @@ enum { ANSWERS_MAX = 16 };                /* taken at once before others on the 
 
 const char *nbdc_why(void)
 {
-    const char *text = nbd_get_error(), *colon = text ? strstr(text, ": ") : NULL;
+    const char *text = nbd_lib.get_error(), *colon = text ? strstr(text, ": ") : NULL;
     return colon ? colon + 2 : text ? text : "the connection ended";
 }
 
 static int why_code(void)
 {
-    int e = nbd_get_errno();
+    int e = nbd_lib.get_errno();
     return e > 0 ? -e : -EIO;
 }
 
@@ -43,17 +43,17 @@ static int why_code(void)
 
 int nbdc_step(struct co *co, struct nbd_handle *h)
 {
-    unsigned dir = nbd_aio_get_direction(h);
+    unsigned dir = nbd_lib.aio_get_direction(h);
     short events = (short)((dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) | (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
     if (!events)
         return -EPROTO;
-    int r = rt_poll(co, nbd_aio_get_fd(h), events);
+    int r = rt_poll(co, nbd_lib.aio_get_fd(h), events);
     if (r < 0)
         return r;
     if ((r & ~POLLOUT) && (dir & LIBNBD_AIO_DIRECTION_READ))
-        r = nbd_aio_notify_read(h);
+        r = nbd_lib.aio_notify_read(h);
     else
-        r = nbd_aio_notify_write(h);
+        r = nbd_lib.aio_notify_write(h);
     return r < 0 ? why_code() : 0;
 }
 
@@ -62,17 +62,17 @@ static uint64_t positive(int64_t answer) { return answer > 0 ? (uint64_t)answer 
 
 static int read_info(struct nbd_handle *h, struct nbdc_info *ret, struct byre_err *err)
 {
-    int64_t size = nbd_get_size(h);
+    int64_t size = nbd_lib.get_size(h);
     if (size < 0)
         return byre_fail(err, PROTOCOL, "the NBD server tells no acceptable size: %s", nbdc_why());
     *ret = (struct nbdc_info){
         .size = (uint64_t)size,
-        .min_block = positive(nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM)),
-        .opt_block = positive(nbd_get_block_size(h, LIBNBD_SIZE_PREFERRED)),
-        .max_block = positive(nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM)),
-        .read_only = flag(nbd_is_read_only(h)), .can_flush = flag(nbd_can_flush(h)), .can_fua = flag(nbd_can_fua(h)),
-        .can_trim = flag(nbd_can_trim(h)), .can_zero = flag(nbd_can_zero(h)), .can_fast_zero = flag(nbd_can_fast_zero(h)),
-        .can_multi = flag(nbd_can_multi_conn(h)), .has_status = flag(nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION)),
+        .min_block = positive(nbd_lib.get_block_size(h, LIBNBD_SIZE_MINIMUM)),
+        .opt_block = positive(nbd_lib.get_block_size(h, LIBNBD_SIZE_PREFERRED)),
+        .max_block = positive(nbd_lib.get_block_size(h, LIBNBD_SIZE_MAXIMUM)),
+        .read_only = flag(nbd_lib.is_read_only(h)), .can_flush = flag(nbd_lib.can_flush(h)), .can_fua = flag(nbd_lib.can_fua(h)),
+        .can_trim = flag(nbd_lib.can_trim(h)), .can_zero = flag(nbd_lib.can_zero(h)), .can_fast_zero = flag(nbd_lib.can_fast_zero(h)),
+        .can_multi = flag(nbd_lib.can_multi_conn(h)), .has_status = flag(nbd_lib.can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION)),
     };
     return 0;
 }
@@ -81,7 +81,7 @@ static int read_info(struct nbd_handle *h, struct nbdc_info *ret, struct byre_er
 static int negotiate(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct byre_err *err)
 {
     const char *export = o->export ? o->export : "";
-    while (nbd_aio_is_connecting(h)) {
+    while (nbd_lib.aio_is_connecting(h)) {
         int r = nbdc_step(co, h);
         if (r == -ECANCELED)
             return r;
@@ -90,38 +90,55 @@ static int negotiate(struct co *co, const struct stor_nbd_opts *o, struct nbd_ha
         if (r < 0)
             return byre_fail_code(err, SYSTEM, r, "export '%s': the NBD server refuses: %s", export, nbdc_why());
     }
-    return nbd_aio_is_ready(h) ? 0 : byre_fail(err, PROTOCOL, "export '%s': the NBD server closed the connection before anything was agreed on", export);
+    return nbd_lib.aio_is_ready(h) ? 0 : byre_fail(err, PROTOCOL, "export '%s': the NBD server closed the connection before anything was agreed on", export);
 }
 
-static int begin(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct byre_err *err)
+int nbdc_connect(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct byre_err *err)
 {
     int fd;
+    struct nbdc_tls *t = NULL;
     int r = nbdc_dial(co, o, &fd, err);
+    if (!r && o->creds)
+        r = nbdc_tls_begin(co, o, fd, &fd, &t, err);
     if (r)
         return r;
-    if (nbd_set_export_name(h, o->export ? o->export : "") < 0 || nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0) {
-        close(fd);
-        return byre_fail_code(err, SYSTEM, why_code(), "NBD: %s", nbdc_why());
-    }
-    if (nbd_aio_connect_socket(h, fd) < 0)       /* the socket is the handle's from here on */
+    (void)nbd_lib.set_private_data(h, (uintptr_t)t);
+    if (nbd_lib.aio_connect_socket(h, fd) < 0)       /* the socket is the handle's from here on */
         return byre_fail_code(err, SYSTEM, why_code(), "NBD: %s", nbdc_why());
     return 0;
 }
 
+void nbdc_close(struct co *co, struct nbd_handle *h)
+{
+    struct nbdc_tls *t = (struct nbdc_tls *)(uintptr_t)nbd_lib.get_private_data(h);
+    nbd_lib.close(h);
+    nbdc_tls_stop(co, t);
+}
+
+static int begin(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct byre_err *err)
+{
+    if (nbd_lib.set_export_name(h, o->export ? o->export : "") < 0 || nbd_lib.add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0)
+        return byre_fail_code(err, SYSTEM, why_code(), "NBD: %s", nbdc_why());
+    return nbdc_connect(co, o, h, err);
+}
+
 int nbdc_handshake(struct co *co, const struct stor_nbd_opts *o, uint64_t at_ns, struct nbd_handle **ret_h, struct nbdc_info *ret_info, struct byre_err *err)
 {
-    struct nbd_handle *h = nbd_create();
+    int r = nbd_lib_load(co, err);
+    struct nbd_handle *h = r ? NULL : nbd_lib.create();
+    if (r)
+        return r;
     if (!h)
         return byre_fail(err, NOMEM, "no memory for an NBD connection");
     uint64_t old = co_set_deadline(co, at_ns);
-    int r = begin(co, o, h, err);
+    r = begin(co, o, h, err);
     if (!r)
         r = negotiate(co, o, h, err);
     (void)co_set_deadline(co, old);
     if (!r)
         r = read_info(h, ret_info, err);
     if (r)
-        nbd_close(h);
+        nbdc_close(co, h);
     else
         *ret_h = h;
     return r;
@@ -142,7 +159,7 @@ static void finish(struct nbdc_conn *c, struct nbdc_req *r, int result)
 /* Ends what was answered; takes note of the end of the connection. After every call of the handle that can change something. */
 static void look(struct nbdc_conn *c)
 {
-    bool over = nbd_aio_is_dead(c->h) > 0 || nbd_aio_is_closed(c->h) > 0;
+    bool over = nbd_lib.aio_is_dead(c->h) > 0 || nbd_lib.aio_is_closed(c->h) > 0;
     struct list_node *at;
     while ((at = list_pop_front(&c->ended))) {
         struct nbdc_req *r = CONTAINER_OF(at, struct nbdc_req, link);
@@ -154,7 +171,7 @@ static void look(struct nbdc_conn *c)
         c->dead = true;
         nbdc_set_lost(c->set);
     }
-    if (!c->dead && (nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_WRITE))
+    if (!c->dead && (nbd_lib.aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_WRITE))
         co_wake_one(&c->want_write);
 }
 
@@ -200,12 +217,12 @@ static int64_t issue(struct nbd_handle *h, struct nbdc_req *r)
     nbd_completion_callback answer = { .callback = on_answer, .user_data = r };
     nbd_extent_callback extents = { .callback = on_extents, .user_data = r };
     switch (r->what) {
-    case NBDC_READ: return nbd_aio_pread(h, r->buf, r->len, r->off, answer, r->flags);
-    case NBDC_WRITE: return nbd_aio_pwrite(h, r->buf, r->len, r->off, answer, r->flags);
-    case NBDC_FLUSH: return nbd_aio_flush(h, answer, r->flags);
-    case NBDC_ZERO: return nbd_aio_zero(h, r->len, r->off, answer, r->flags);
-    case NBDC_TRIM: return nbd_aio_trim(h, r->len, r->off, answer, r->flags);
-    default: r->got = 0; return nbd_aio_block_status(h, r->len, r->off, extents, answer, r->flags);
+    case NBDC_READ: return nbd_lib.aio_pread(h, r->buf, r->len, r->off, answer, r->flags);
+    case NBDC_WRITE: return nbd_lib.aio_pwrite(h, r->buf, r->len, r->off, answer, r->flags);
+    case NBDC_FLUSH: return nbd_lib.aio_flush(h, answer, r->flags);
+    case NBDC_ZERO: return nbd_lib.aio_zero(h, r->len, r->off, answer, r->flags);
+    case NBDC_TRIM: return nbd_lib.aio_trim(h, r->len, r->off, answer, r->flags);
+    default: r->got = 0; return nbd_lib.aio_block_status(h, r->len, r->off, extents, answer, r->flags);
     }
 }
 
@@ -259,9 +276,9 @@ static bool readable(int fd)
 static void receive(struct nbdc_conn *c)
 {
     for (int i = 0; i < ANSWERS_MAX && !c->dead; i++) {
-        if (!(nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_READ) || (i && !readable(c->fd)))
+        if (!(nbd_lib.aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_READ) || (i && !readable(c->fd)))
             return;
-        (void)nbd_aio_notify_read(c->h);         /* a failure is the end of the handle, which `look` sees */
+        (void)nbd_lib.aio_notify_read(c->h);         /* a failure is the end of the handle, which `look` sees */
         look(c);
     }
 }
@@ -274,7 +291,7 @@ static void reader_co(struct co *co, void *arg)
         if (r == -ECANCELED || c->dead)
             return;
         receive(c);
-        if (!c->dead && !(nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_READ))
+        if (!c->dead && !(nbd_lib.aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_READ))
             (void)co_sleep(co, 1000000);         /* it has to write first; a cancelled poll follows at once */
     }
 }
@@ -283,7 +300,7 @@ static void writer_co(struct co *co, void *arg)
 {
     struct nbdc_conn *c = arg;
     while (!c->dead) {
-        if (!(nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_WRITE)) {
+        if (!(nbd_lib.aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_WRITE)) {
             if (co_wait_cancellable(co, &c->want_write))
                 return;
             continue;
@@ -291,8 +308,8 @@ static void writer_co(struct co *co, void *arg)
         int r = rt_poll(co, c->fd, POLLOUT);
         if (r == -ECANCELED || c->dead)
             return;
-        if (nbd_aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_WRITE)
-            (void)nbd_aio_notify_write(c->h);
+        if (nbd_lib.aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_WRITE)
+            (void)nbd_lib.aio_notify_write(c->h);
         look(c);
     }
 }
@@ -317,15 +334,15 @@ int nbdc_conn_new(struct co *co, struct nbdc *set, struct rt_loop *loop, struct 
 {
     struct nbdc_conn *c = calloc(1, sizeof *c);
     if (!c) {
-        nbd_close(h);
+        nbdc_close(co, h);
         return -ENOMEM;
     }
-    *c = (struct nbdc_conn){ .set = set, .loop = loop, .h = h, .fd = nbd_aio_get_fd(h) };
+    *c = (struct nbdc_conn){ .set = set, .loop = loop, .h = h, .fd = nbd_lib.aio_get_fd(h) };
     list_init(&c->sent);
     list_init(&c->ended);
     int r = rt_call(co, loop, start_on_loop, c);
     if (r) {
-        nbd_close(h);
+        nbdc_close(co, h);
         free(c);
         return r;
     }
@@ -340,7 +357,7 @@ static int stop_on_loop(struct co *co, void *arg)
     if (!c->h)
         return 0;
     if (!c->dead && list_empty(&c->sent))
-        (void)nbd_aio_disconnect(c->h, 0);       /* a farewell; the server need not have heard it */
+        (void)nbd_lib.aio_disconnect(c->h, 0);       /* a farewell; the server need not have heard it */
     c->dead = true;
     if (c->started) {
         rt_cancel(&c->reader);
@@ -350,10 +367,12 @@ static int stop_on_loop(struct co *co, void *arg)
     }
     if (!c->h)
         return 0;                                /* somebody else has stopped it meanwhile */
-    nbd_close(TAKE(c->h));
+    struct nbdc_tls *t = (struct nbdc_tls *)(uintptr_t)nbd_lib.get_private_data(c->h);
+    nbd_lib.close(TAKE(c->h));
     list_splice_back(&c->sent, &c->ended);
     while ((at = list_pop_front(&c->sent)))
         finish(c, CONTAINER_OF(at, struct nbdc_req, link), NBDC_LOST);
+    nbdc_tls_stop(co, t);
     return 0;
 }
 

@@ -5,6 +5,7 @@
  * Purpose      Names become addresses on a worker thread; each address is tried in turn. libnbd could do both, but would keep the
  *              loop from everything else while a name server thinks.
  * Owns         The socket until it is handed out.
+ * Invariants   None.
  * Order        None.
  * Concurrency  Any loop; suspends. The coroutine's deadline and cancellation end a connect, not the look-up of a name.
  * Failure      The error of the last address.
@@ -25,6 +26,7 @@
 #include "stor/nbd_priv.h"
 
 #define PORT "10809"
+#define SEND_BYTES (1 << 20)
 
 char *nbdc_peer(const struct stor_nbd_opts *o)
 {
@@ -50,6 +52,13 @@ static int connect_to(struct co *co, const struct sockaddr *sa, socklen_t len, i
     return 0;
 }
 
+/* The default holds a part of a large request only: then client and server wake each other for each such part. TCP sizes its own. */
+static void widen(int fd)
+{
+    int bytes = SEND_BYTES;
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);       /* what the system does not allow costs time only */
+}
+
 static int dial_unix(struct co *co, const struct stor_nbd_opts *o, int *ret_fd)
 {
     struct sockaddr_un un = { .sun_family = AF_UNIX };
@@ -60,7 +69,10 @@ static int dial_unix(struct co *co, const struct stor_nbd_opts *o, int *ret_fd)
     memcpy(un.sun_path + o->abstract, o->path, n);
     if (o->abstract && !o->padded)
         len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + n);
-    return connect_to(co, (const struct sockaddr *)&un, len, ret_fd);
+    int r = connect_to(co, (const struct sockaddr *)&un, len, ret_fd);
+    if (!r)
+        widen(*ret_fd);
+    return r;
 }
 
 struct lookup { const struct stor_nbd_opts *o; struct addrinfo *list; };

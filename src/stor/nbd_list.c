@@ -103,28 +103,28 @@ static uint64_t positive(int64_t answered) { return answered > 0 ? (uint64_t)ans
 static void read_export(struct nbd_handle *h, struct stor_nbd_export *e)
 {
     e->known = true;
-    e->size = positive(nbd_get_size(h));
-    e->read_only = flag(nbd_is_read_only(h));
-    e->rotational = flag(nbd_is_rotational(h));
-    e->can_flush = flag(nbd_can_flush(h));
-    e->can_fua = flag(nbd_can_fua(h));
-    e->can_trim = flag(nbd_can_trim(h));
-    e->can_zero = flag(nbd_can_zero(h));
-    e->can_fast_zero = flag(nbd_can_fast_zero(h));
-    e->can_multi_conn = flag(nbd_can_multi_conn(h));
-    e->can_cache = flag(nbd_can_cache(h));
-    e->can_df = flag(nbd_can_df(h));
-    e->min_block = positive(nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM));
-    e->opt_block = positive(nbd_get_block_size(h, LIBNBD_SIZE_PREFERRED));
-    e->max_block = positive(nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM));
+    e->size = positive(nbd_lib.get_size(h));
+    e->read_only = flag(nbd_lib.is_read_only(h));
+    e->rotational = flag(nbd_lib.is_rotational(h));
+    e->can_flush = flag(nbd_lib.can_flush(h));
+    e->can_fua = flag(nbd_lib.can_fua(h));
+    e->can_trim = flag(nbd_lib.can_trim(h));
+    e->can_zero = flag(nbd_lib.can_zero(h));
+    e->can_fast_zero = flag(nbd_lib.can_fast_zero(h));
+    e->can_multi_conn = flag(nbd_lib.can_multi_conn(h));
+    e->can_cache = flag(nbd_lib.can_cache(h));
+    e->can_df = flag(nbd_lib.can_df(h));
+    e->min_block = positive(nbd_lib.get_block_size(h, LIBNBD_SIZE_MINIMUM));
+    e->opt_block = positive(nbd_lib.get_block_size(h, LIBNBD_SIZE_PREFERRED));
+    e->max_block = positive(nbd_lib.get_block_size(h, LIBNBD_SIZE_MAXIMUM));
 }
 
 static int ask_export(struct co *co, struct nbd_handle *h, struct stor_nbd_export *e, struct byre_err *err)
 {
     struct asking info = { .export = e }, contexts = { .export = e };
-    if (nbd_set_export_name(h, e->name) < 0)
+    if (nbd_lib.set_export_name(h, e->name) < 0)
         return byre_fail(err, PROTOCOL, "the NBD server lists an export whose name is too long");
-    int r = answer(co, h, &info, nbd_aio_opt_info(h, (nbd_completion_callback){ .callback = on_end, .user_data = &info }), err);
+    int r = answer(co, h, &info, nbd_lib.aio_opt_info(h, (nbd_completion_callback){ .callback = on_end, .user_data = &info }), err);
     if (r)
         return r;
     if (info.error) {
@@ -132,35 +132,32 @@ static int ask_export(struct co *co, struct nbd_handle *h, struct stor_nbd_expor
         return e->why ? 0 : byre_fail(err, NOMEM, "no memory for a list of exports");
     }
     read_export(h, e);
-    return answer(co, h, &contexts, nbd_aio_opt_list_meta_context(h, (nbd_context_callback){ .callback = on_context, .user_data = &contexts },
+    return answer(co, h, &contexts, nbd_lib.aio_opt_list_meta_context(h, (nbd_context_callback){ .callback = on_context, .user_data = &contexts },
                   (nbd_completion_callback){ .callback = on_end, .user_data = &contexts }), err);
 }
 
 static int ask(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct stor_nbd_list *l, struct byre_err *err)
 {
     struct asking a = { .list = l };
-    int fd, r = nbdc_dial(co, o, &fd, err);
+    if (nbd_lib.set_opt_mode(h, true) < 0 || nbd_lib.set_full_info(h, true) < 0)
+        return byre_fail(err, NOMEM, "NBD: %s", nbdc_why());
+    int r = nbdc_connect(co, o, h, err);
     if (r)
         return r;
-    if (nbd_set_opt_mode(h, true) < 0 || nbd_set_full_info(h, true) < 0) {
-        close(fd);
-        return byre_fail(err, NOMEM, "NBD: %s", nbdc_why());
-    }
-    r = nbd_aio_connect_socket(h, fd) < 0 ? -EIO : 0;
-    while (!r && nbd_aio_is_connecting(h) > 0)
+    while (!r && nbd_lib.aio_is_connecting(h) > 0)
         r = nbdc_step(co, h);
     if (r)
         return byre_fail_code(err, SYSTEM, r, "the NBD server refuses: %s", r == -ETIMEDOUT ? "no answer" : nbdc_why());
-    if (nbd_aio_is_negotiating(h) <= 0)
+    if (nbd_lib.aio_is_negotiating(h) <= 0)
         return byre_fail(err, NOT_SUPPORTED, "the NBD server is too old to list its exports");
-    l->structured = flag(nbd_get_structured_replies_negotiated(h));
-    r = answer(co, h, &a, nbd_aio_opt_list(h, (nbd_list_callback){ .callback = on_export, .user_data = &a }, (nbd_completion_callback){ .callback = on_end, .user_data = &a }), err);
+    l->structured = flag(nbd_lib.get_structured_replies_negotiated(h));
+    r = answer(co, h, &a, nbd_lib.aio_opt_list(h, (nbd_list_callback){ .callback = on_export, .user_data = &a }, (nbd_completion_callback){ .callback = on_end, .user_data = &a }), err);
     if (!r && a.error)
         r = byre_fail_code(err, SYSTEM, -a.error, "the NBD server does not list its exports: %s", strerrordesc_np(a.error));
     for (unsigned i = 0; !r && i < l->count; i++)
         r = ask_export(co, h, &l->exports[i], err);
     if (!r)
-        (void)nbd_aio_opt_abort(h);              /* a farewell */
+        (void)nbd_lib.aio_opt_abort(h);              /* a farewell */
     return r;
 }
 
@@ -168,7 +165,9 @@ int stor_nbd_list(struct co *co, const struct stor_nbd_opts *o, struct stor_nbd_
 {
     struct stor_nbd_list l = { 0 };
     int r = stor_nbd_check(o, err);
-    struct nbd_handle *h = r ? NULL : nbd_create();
+    if (!r)
+        r = nbd_lib_load(co, err);
+    struct nbd_handle *h = r ? NULL : nbd_lib.create();
     if (r)
         return r;
     if (!h)
@@ -176,7 +175,7 @@ int stor_nbd_list(struct co *co, const struct stor_nbd_opts *o, struct stor_nbd_
     uint64_t old = co_set_deadline(co, rt_now(co_loop(co)) + NBDC_HANDSHAKE_NS);
     r = ask(co, o, h, &l, err);
     (void)co_set_deadline(co, old);
-    nbd_close(h);
+    nbdc_close(co, h);
     if (r)
         stor_nbd_list_fini(&l);
     else

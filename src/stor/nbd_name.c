@@ -19,6 +19,7 @@
 
 #include "base/cleanup.h"
 #include "stor/nbd.h"
+#include "tls/objects.h"
 
 #define EXPORT_MAX 4096u                  /* bytes of a name, by the protocol */
 
@@ -28,6 +29,9 @@ void stor_nbd_opts_fini(struct stor_nbd_opts *o)
     free(o->host);
     free(o->port);
     free(o->export);
+    free(o->tls_creds);
+    free(o->tls_hostname);
+    tls_creds_unref(o->creds);
     *o = (struct stor_nbd_opts){ 0 };
 }
 
@@ -40,8 +44,9 @@ static int copy(const char *from, char **to)
 int stor_nbd_opts_copy(const struct stor_nbd_opts *from, struct stor_nbd_opts *ret)
 {
     struct stor_nbd_opts o = *from;
-    o.path = o.host = o.port = o.export = NULL;
-    if (copy(from->path, &o.path) || copy(from->host, &o.host) || copy(from->port, &o.port) || copy(from->export, &o.export)) {
+    o.path = o.host = o.port = o.export = o.tls_creds = o.tls_hostname = NULL;
+    o.creds = from->creds ? tls_creds_ref(from->creds) : NULL;
+    if (copy(from->tls_creds, &o.tls_creds) || copy(from->tls_hostname, &o.tls_hostname) || copy(from->path, &o.path) || copy(from->host, &o.host) || copy(from->port, &o.port) || copy(from->export, &o.export)) {
         stor_nbd_opts_fini(&o);
         return -ENOMEM;
     }
@@ -49,9 +54,18 @@ int stor_nbd_opts_copy(const struct stor_nbd_opts *from, struct stor_nbd_opts *r
     return 0;
 }
 
+int stor_nbd_take_creds(struct stor_nbd_opts *o, struct tls_set *set, struct byre_err *err)
+{
+    if (!o->tls_creds || o->creds)
+        return 0;
+    return tls_set_creds(set, o->tls_creds, false, &o->creds, err);
+}
+
 int stor_nbd_check(const struct stor_nbd_opts *o, struct byre_err *err)
 {
     struct sockaddr_un un;
+    if (o->tls_hostname && !o->tls_creds)
+        return byre_fail(err, BAD_OPTION, "NBD: tls-hostname needs tls-creds");
     if (o->where == STOR_NBD_UNIX && (!o->path || !o->path[0]))
         return byre_fail(err, BAD_OPTION, "NBD: the path of the server's socket is missing");
     if (o->where == STOR_NBD_UNIX && strlen(o->path) >= sizeof un.sun_path)
@@ -217,7 +231,7 @@ int stor_nbd_parse(const char *text, struct stor_nbd_opts *ret, struct byre_err 
     int r = 1;
     *ret = (struct stor_nbd_opts){ 0 };
     if (!strncmp(text, "nbds", 4))
-        return byre_fail(err, NOT_SUPPORTED, "'%s': NBD with TLS is not supported yet", text);
+        return byre_fail(err, NOT_SUPPORTED, "'%s': a URI names no TLS credentials: write driver=nbd with 'tls-creds' instead", text);
     for (size_t i = 0; i < sizeof schemes / sizeof schemes[0] && r == 1; i++) {
         size_t n = strlen(schemes[i].name);
         if (strncmp(text, schemes[i].name, n) == 0) {

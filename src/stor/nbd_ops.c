@@ -249,6 +249,12 @@ bool stor_nbd_identity(const struct stor *s, uint64_t *ret_a, uint64_t *ret_b)
     return true;
 }
 
+void stor_nbd_abandon(struct stor *s)
+{
+    if (stor_is_nbd(s))
+        nbdc_abandon(nbdc_of(s));
+}
+
 unsigned stor_nbd_reconnects(const struct stor *s)
 {
     return stor_is_nbd(s) ? atomic_load(&((const struct nbdc *)s)->returns) : 0;
@@ -328,7 +334,7 @@ static int open_in(struct co *co, struct nbdc *n, struct byre_err *err)
     if (!r && n->info.read_only && !n->s.read_only)
         r = byre_fail(err, READ_ONLY, "%s: the server offers this export for reading only", n->s.name);
     if (r) {
-        nbd_close(h);
+        nbdc_close(co, h);
         return r;
     }
     nbdc_log_init(&n->log, n->info.can_flush, n->o.reconnect_s > 0);
@@ -347,7 +353,9 @@ int stor_nbd_open(struct co *co, const struct stor_nbd_opts *o, const struct sto
         return r;
     if (set_new(o, so, &n))
         return byre_fail(err, NOMEM, "no memory for an NBD connection");
-    r = open_in(co, n, err);
+    r = stor_nbd_take_creds(&n->o, so->tls, err);
+    if (!r)
+        r = open_in(co, n, err);
     if (r) {
         pthread_mutex_destroy(&n->lock);
         stor_nbd_opts_fini(&n->o);

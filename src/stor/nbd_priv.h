@@ -3,7 +3,9 @@
  * nbd_priv.h: the inside of the NBD client. Private to stor/nbd*.c.
  *
  *   nbd_name.c   what names mean
+ *   nbd_lib.c    libnbd itself, loaded when it is first needed
  *   nbd_dial.c   sockets to servers
+ *   nbd_tls.c    TLS, in front of libnbd
  *   nbd_conn.c   one connection: libnbd's handle, driven by a loop
  *   nbd_set.c    the connections of a store: who takes a request, loss and return
  *   nbd_log.c    what the server has acknowledged and not yet made durable
@@ -13,7 +15,6 @@
 #ifndef STOR_NBD_PRIV_H
 #define STOR_NBD_PRIV_H
 
-#include <libnbd.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -21,6 +22,7 @@
 #include "rt/loop.h"
 #include "rt/sync.h"
 #include "stor/nbd.h"
+#include "stor/nbd_lib.h"
 
 #define NBDC_LOST 1                       /* of a request: its connection ended before the answer came */
 #define NBDC_HANDSHAKE_NS UINT64_C(30000000000)
@@ -61,7 +63,17 @@ MUST_USE int nbdc_dial(struct co *co, const struct stor_nbd_opts *o, int *ret_fd
 /* "localhost:10809", "/run/x.sock": for messages. Owned by the caller; may be NULL. */
 char *nbdc_peer(const struct stor_nbd_opts *o);
 
+/* ---- nbd_tls.c ---- */
+struct nbdc_tls;
+/* Speaks TLS with o->creds over sock (taken over); *ret_far is for libnbd, which needs not know. Deadline and cancellation hold. Suspends. */
+MUST_USE int nbdc_tls_begin(struct co *co, const struct stor_nbd_opts *o, int sock, int *ret_far, struct nbdc_tls **ret_c, struct byre_err *err);
+/* The far end is closed. Any loop; suspends. NULL ok. */
+void nbdc_tls_stop(struct co *co, struct nbdc_tls *c);
+
 /* ---- nbd_conn.c ---- */
+/* Dials o, with TLS where it is wanted, and gives the socket to h. Then h is closed by nbdc_close, whatever came of it. Suspends. */
+MUST_USE int nbdc_connect(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct byre_err *err);
+void nbdc_close(struct co *co, struct nbd_handle *h);            /* suspends */
 struct nbdc_info {
     uint64_t size, min_block, opt_block, max_block;
     bool read_only, can_flush, can_fua, can_trim, can_zero, can_fast_zero, can_multi, has_status;
@@ -139,6 +151,7 @@ struct nbdc {
     struct rt_loop *home;
     _Atomic int flush_error;              /* of a flush that nobody but this client asked for: told to the next who asks */
     _Atomic unsigned returns;
+    _Atomic unsigned abandoned;           /* how often: requests that are older end */
     _Atomic bool small_spans;             /* the server refused a long range once */
     pthread_mutex_t lock;
     enum nbdc_state state;                /* guarded by lock, as all up to `lost` */
@@ -165,5 +178,7 @@ void nbdc_set_stop(struct co *co, struct nbdc *n);               /* nobody asks 
 MUST_USE int nbdc_do(struct co *co, struct nbdc *n, struct nbdc_req *r);
 /* A connection has ended by itself. Its own loop. */
 void nbdc_set_lost(struct nbdc *n);
+/* Whoever waits for the server waits no longer. Any loop. */
+void nbdc_abandon(struct nbdc *n);
 
 #endif

@@ -5,7 +5,8 @@
  * Purpose      Gives each request a connection; opens more of them while that helps; and when the server goes away, waits for it, does
  *              again what it may have lost, and lets the requests go on as if nothing had happened.
  * Owns         The connections; the coroutine that manages them.
- * Invariants   I1  Several connections are used only with a server that promises one cache for all of them: then a flush on one covers
+ * Invariants   I0  A request that is given up (nbdc_abandon) ends when its connection is closed, not before: until then libnbd may use its buffer.
+ *              I1  Several connections are used only with a server that promises one cache for all of them: then a flush on one covers
  *                  what was answered on any.
  *              I2  The end of one connection is the end of all: the server may have started anew. Nothing is sent by another one
  *                  until all have ended.
@@ -88,6 +89,15 @@ void nbdc_set_lost(struct nbdc *n)
         kick(n);
 }
 
+void nbdc_abandon(struct nbdc *n)
+{
+    atomic_fetch_add(&n->abandoned, 1);
+    nbdc_set_lost(n);
+    pthread_mutex_lock(&n->lock);
+    wake_waiters(n);
+    pthread_mutex_unlock(&n->lock);
+}
+
 /* ---- requests ---- */
 
 /* The connection for a request of this loop: its own, else the one with the fewest requests. lock held, at least one is there. */
@@ -111,14 +121,14 @@ static struct nbdc_conn *choose(struct nbdc *n, struct rt_loop *loop)
     return best;
 }
 
-/* A connection, counted; NULL: *ret_r says why not. Suspends while the server is waited for. */
-static struct nbdc_conn *take(struct co *co, struct nbdc *n, int *ret_r)
+/* A connection, counted; NULL: *ret_r says why not. Suspends while the server is waited for. since: n->abandoned when the request began. */
+static struct nbdc_conn *take(struct co *co, struct nbdc *n, unsigned since, int *ret_r)
 {
     for (;;) {
         struct nbdc_conn *c = NULL;
         struct nbdc_waiter w;
         pthread_mutex_lock(&n->lock);
-        enum nbdc_state state = n->state;
+        enum nbdc_state state = atomic_load(&n->abandoned) != since ? NBDC_FAIL : n->state;
         if (state == NBDC_UP) {
             c = choose(n, co_loop(co));
             atomic_fetch_add(&c->load, 1);
@@ -139,10 +149,11 @@ static struct nbdc_conn *take(struct co *co, struct nbdc *n, int *ret_r)
 int nbdc_do(struct co *co, struct nbdc *n, struct nbdc_req *r)
 {
     uint64_t lost_at = 0;
+    unsigned since = atomic_load(&n->abandoned);
     int result;
     nbdc_log_prepare(&n->log, r);
     for (;;) {
-        struct nbdc_conn *c = take(co, n, &result);
+        struct nbdc_conn *c = take(co, n, since, &result);
         if (!c)
             break;
         if (r->what == NBDC_FLUSH)
@@ -194,7 +205,7 @@ static void grow_co(struct co *co, void *arg)
     pthread_mutex_unlock(&n->lock);
     int r = nbdc_handshake(co, &n->o, rt_now(n->home) + NBDC_GROW_NS, &h, &info, NULL);
     if (!r && !same_export(n, &info)) {
-        nbd_close(h);
+        nbdc_close(co, h);
         r = -ESTALE;
     }
     if (!r)
@@ -274,7 +285,7 @@ static enum outcome try_again(struct co *co, struct nbdc *n)
     if (nbdc_handshake(co, &n->o, rt_now(n->home) + NBDC_HANDSHAKE_NS, &h, &info, NULL))
         return AGAIN;
     if (!same_export(n, &info)) {
-        nbd_close(h);
+        nbdc_close(co, h);
         return NEVER;                            /* another disk under the same name */
     }
     if (nbdc_conn_new(co, n, n->home, h, &c))

@@ -86,6 +86,7 @@ struct stor {
     bool discard_ok;                     /* discard=unmap: punches are wanted */
     char *name;                          /* for messages; owned */
     struct stor_internal *internal;      /* gate: latch, block locks, known length. Not for drivers */
+    _Atomic uint64_t discards, failed_discards, discarded_bytes;      /* of files and devices; counted by the driver, on any loop */
 };
 
 /* Drivers call these around their own open and close. */
@@ -126,6 +127,7 @@ MUST_USE int stor_lock(struct co *co, struct stor *s, unsigned perm, unsigned sh
 
 /* ---- drivers ---- */
 struct stor_nbd_opts;
+struct tls_set;
 enum stor_locking { STOR_LOCK_AUTO, STOR_LOCK_ON, STOR_LOCK_OFF };
 struct stor_file_opts {
     bool read_only;
@@ -136,6 +138,7 @@ struct stor_file_opts {
     bool create;                 /* O_CREAT; with truncate_to_zero the content goes */
     bool truncate_to_zero;       /* after the lock is held */
     bool exclusive;              /* O_EXCL */
+    struct tls_set *tls;         /* where credentials are looked up; NULL: there are none */
     const struct stor_nbd_opts *nbd;     /* for those who open stores of any kind: it is an export of an NBD server (stor/nbd.h) */
 };
 /* Regular file or block device. Locks are NOT taken here except when creating; call stor_lock. When creating, the
@@ -143,6 +146,19 @@ struct stor_file_opts {
 MUST_USE int stor_file_open(struct co *co, const char *path, const struct stor_file_opts *opts, struct stor **ret_s, struct byre_err *err);
 /* Identity for loop detection (RG22): false when the store has none. */
 bool stor_file_identity(const struct stor *s, uint64_t *ret_dev, uint64_t *ret_ino);
+/* Length and time of the last change, as they are now: they differ once somebody has written. What opening the store did to them
+ * does not count. false: the store cannot tell (a device, a server). Suspends. */
+struct stor_seen { bool known; uint64_t bytes; int64_t sec, nsec; };
+bool stor_file_seen(struct co *co, struct stor *s, struct stor_seen *ret);
+static inline bool stor_seen_differ(const struct stor_seen *a, const struct stor_seen *b)
+{
+    return a->known && b->known && (a->bytes != b->bytes || a->sec != b->sec || a->nsec != b->nsec);
+}
+/* Wishes to the file system for a file that is still empty. extent_bytes: 0 = none. */
+struct stor_file_hints { bool nocow; uint64_t extent_bytes; };
+void stor_file_hint(struct co *co, const char *path, const struct stor_file_hints *h);
+/* The directory entry of this file is durable when it returns 0: after a power cut the file is where it was made. */
+MUST_USE int stor_file_keep_name(struct co *co, const char *path);
 MUST_USE int stor_mem_new(struct co *co, const char *name, uint64_t len, struct stor **ret_s);
 struct stor_null_opts { uint64_t len; uint64_t latency_ns; bool read_zeroes; };
 MUST_USE int stor_null_new(struct co *co, const struct stor_null_opts *opts, struct stor **ret_s);

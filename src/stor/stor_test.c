@@ -42,6 +42,13 @@ bool t_check_eq(int64_t a, int64_t b, const char *what, const char *file, int li
     return t_check(a == b, what, file, line);
 }
 
+unsigned t_share(void)
+{
+    const char *share = getenv("BYRE_TEST_SHARE");
+    unsigned long n = share ? strtoul(share, NULL, 10) : 1;
+    return n > 0 && n <= 97 ? (unsigned)n : 1;
+}
+
 bool t_is_ci(void)
 {
     const char *v = getenv("CI");

@@ -34,6 +34,9 @@ void t_run_many(unsigned n, void (*fn)(struct co *co, void *arg), void *const *a
 /* Runs the group on both backends. Returns the sum of failed tests (main's exit code). */
 int t_main(const char *name, const struct CMUnitTest *tests, size_t cnt);
 #define T_MAIN(name, tests) t_main(name, tests, sizeof(tests) / sizeof((tests)[0]))
+/* One in how many cases of an exhaustive loop is run: 1, or what BYRE_TEST_SHARE says (a prime, so that no class of cases goes
+ * missing). For ThreadSanitizer, which looks at how threads meet and not at each of ten thousand faults. */
+unsigned t_share(void);
 bool t_is_ci(void);                      /* CI=true: what cannot be tested here is a failure */
 /* A path in a fresh folder of this process under $TMPDIR (or /var/tmp); the folder goes at exit. */
 const char *t_path(const char *name);

@@ -9,7 +9,7 @@ import pytest
 from lib import peers, run
 
 BUILD = pathlib.Path(run.BYRE).resolve().parent
-NEEDS = ["-luring", "-ldeflate", "-lz", "-lzstd", "-lnettle", "-lnbd", "-ljansson", "-lpthread"]
+NEEDS = ["-luring", "-ldeflate", "-lz", "-lzstd", "-lnettle", "-ljansson", "-lpthread"]
 
 
 def example(name):

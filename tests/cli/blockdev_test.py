@@ -3,11 +3,13 @@
 11.010, 11.016)."""
 import json
 import random
+import subprocess
 import threading
 
 import pytest
 
 from lib import peers, run
+from qmp_client import Qmp
 
 MIB = 1 << 20
 
@@ -196,6 +198,64 @@ def test_snapshots_under_load(tmp_path, byre_serve):
     assert sum(map(lambda f: f.stat().st_size > 400000, files)) > 5      # writes went to many of them
 
 
+def test_what_lies_below_is_settled(tmp_path, byre_serve):
+    """FEATURES 9.073, 11.003, 11.006: the old layer is open for reading, other programs may read it, its bitmaps are stored, and those that are
+    not the image's stay"""
+    server = byre_serve(make(tmp_path / "d.qcow2", "8M"))
+    image = tmp_path / "t.qcow2"
+    server.qmp("blockdev-snapshot-sync", **{"node-name": "disk0", "snapshot-file": str(image), "snapshot-node-name": "t"})
+    handle = peers.need_module("nbd").NBD()
+    handle.connect_uri(server.uri)
+    server.qmp("block-dirty-bitmap-add", node="t", name="stored", persistent=True)
+    server.qmp("block-dirty-bitmap-add", node="t", name="own")
+    handle.pwrite(b"\1" * MIB, MIB)
+    assert run.run(peers.need("qemu-img"), "info", image, code=None).code == 1           # somebody writes
+    server.qmp("blockdev-snapshot-sync", **{"node-name": "t", "snapshot-file": str(tmp_path / "s.qcow2"), "snapshot-node-name": "s"})
+    seen = nodes(server)
+    assert seen["t"]["ro"] and not seen["s"]["ro"]
+    counts = {b["name"]: (b["count"], b["recording"], b["persistent"]) for b in seen["t"]["dirty-bitmaps"]}
+    assert counts == {"stored": (MIB, True, True), "own": (MIB, True, False)}
+    assert "dirty-bitmaps" not in seen["s"] or not seen["s"]["dirty-bitmaps"]
+    info = json.loads(run.qemu_img("info", "--output=json", image).out)["format-specific"]["data"]["bitmaps"]
+    assert [(b["name"], b["flags"]) for b in info] == [("stored", ["auto"])]
+    assert "read-only" in refused(server, "block-dirty-bitmap-clear", node="t", name="stored")
+    server.qmp("block-dirty-bitmap-clear", node="t", name="own")
+    picture = server.qmp("x-debug-query-block-graph")
+    root = next(e for e in picture["edges"] if e["name"] == "root")
+    assert "write" in root["perm"]                        # the export's demands went along
+    handle.pwrite(b"\2" * MIB, 2 * MIB)
+    handle.flush()
+    with pytest.raises(Exception):
+        run.qemu_io(image, "write 0 512")
+    # down again: the layer below is opened for writing by the job, with all its bitmaps, and then for reading
+    server.qmp("block-commit", device="s", **{"job-id": "j", "base-node": "t"})
+    while server.qmp("query-block-jobs")[0]["status"] != "ready":
+        pass
+    server.qmp("block-job-complete", device="j")
+    while server.qmp("query-block-jobs"):
+        pass
+    assert server.qmp("query-block")[0]["inserted"]["node-name"] == "t"
+    counts = {b["name"]: b["count"] for b in nodes(server)["t"]["dirty-bitmaps"]}
+    assert counts == {"stored": 2 * MIB, "own": MIB}
+    assert server.stop() == 0
+    assert content(image)[2 * MIB:3 * MIB] == b"\2" * MIB
+    run.qemu_img("check", image)
+
+
+def test_a_new_overlay_is_durably_there(tmp_path, byre_serve):
+    """The folder of a new file is synced before the first request goes to it"""
+    peers.need("strace")
+    server = byre_serve(make(tmp_path / "d.qcow2", "8M"))
+    (tmp_path / "sub").mkdir()
+    tracer = subprocess.Popen(["strace", "-f", "-y", "-p", str(server.process.pid), "-e", "trace=fsync", "-o", str(tmp_path / "calls")], stderr=subprocess.PIPE, text=True)
+    assert "attached" in tracer.stderr.readline()
+    server.qmp("blockdev-snapshot-sync", **{"node-name": "disk0", "snapshot-file": str(tmp_path / "sub" / "s.qcow2")})
+    tracer.terminate()
+    tracer.wait()
+    assert f"{tmp_path}/sub>" in (tmp_path / "calls").read_text()
+    assert server.stop() == 0
+
+
 def test_snapshots_are_refused(tmp_path, byre_serve):
     """FEATURES 9.073: overlays with users or with something below them, formats that cannot, files that are in use"""
     image = make(tmp_path / "d.qcow2")
@@ -259,4 +319,42 @@ def test_a_job_keeps_its_node(tmp_path, byre_serve):
     while server.qmp("query-jobs"):
         pass
     server.qmp("blockdev-del", **{"node-name": "a"})
+    assert server.stop() == 0
+
+
+def chain_of(server):
+    """Files from the disk down, and what each records of the next."""
+    layer = server.qmp("query-block")[0]["inserted"]["image"]
+    while layer:
+        yield layer["filename"], layer.get("full-backing-filename")
+        layer = layer.get("backing-image")
+
+
+def test_snapshots_of_a_disk_that_moves(tmp_path, byre_serve):
+    """FEATURES 9.073, 9.086: a snapshot is one of what the disk is when it is taken, and never put below another one that has come meanwhile"""
+    server = byre_serve(make(tmp_path / "d.qcow2"))
+
+    def sync(name):
+        return {"device": "disk0", "snapshot-file": str(tmp_path / name)}
+    twice = [{"type": "blockdev-snapshot-sync", "data": sync(n)} for n in ("t1", "t2")]
+    assert "moved meanwhile" in refused(server, "transaction", actions=twice)
+    assert not (tmp_path / "t1").exists() and not (tmp_path / "t2").exists()
+    done, errors = [], []
+
+    def work(me):
+        client = Qmp(server.control)
+        for i in range(25):
+            answer = client.ask("blockdev-snapshot-sync", **sync(f"s{me}-{i}"))
+            (errors if "error" in answer else done).append(answer["error"]["desc"] if "error" in answer else f"s{me}-{i}")
+        client.close()
+    threads = [threading.Thread(target=work, args=(me,)) for me in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all("moved meanwhile" in e for e in errors), errors
+    chain = list(chain_of(server))
+    assert len(chain) == len(done) + 1 > 25
+    for (_, recorded), (below, _) in zip(chain, chain[1:]):
+        assert recorded == below
     assert server.stop() == 0

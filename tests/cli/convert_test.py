@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lib import bitmaps, peers, run
+from lib import bitmaps, mounts, peers, run
 from twin import Holder
 
 
@@ -320,11 +320,8 @@ def test_random_chains(tmp_path):
 @pytest.mark.serial
 def test_full_file_system(tmp_path):
     """A target that finds no space does not stay, and the message says why; a flush that fails is not success"""
-    peers.need_root()
-    (tmp_path / "m").mkdir()
     (tmp_path / "r").write_bytes(os.urandom(8 << 20))
-    run.run("mount", "-t", "tmpfs", "-o", "size=4M", "none", tmp_path / "m")
-    try:
+    with mounts.tmpfs(tmp_path / "m", "4M"):
         for fmt in ("raw", "qcow2"):
             done = run.byre("convert", "-f", "raw", "-O", fmt, tmp_path / "r", tmp_path / "m/x", code=1)
             assert "No space left" in done.err or "no space left" in done.err
@@ -334,5 +331,3 @@ def test_full_file_system(tmp_path):
         run.byre("create", "-q", "-f", "qcow2", tmp_path / "m/x", "8M")
         run.byre("io", "-c", "write 0 8M", tmp_path / "m/x", code=1)
         run.qemu_img("check", tmp_path / "m/x", code=(0, 3))
-    finally:
-        run.run("umount", tmp_path / "m")

@@ -1,28 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""block-commit of layers below a disk in use, and block-stream (FEATURES 9.042, 9.044 to 9.059, 8.024, G.033, G.034, G.077)."""
+"""block-commit of layers below a disk in use, and block-stream (FEATURES 8.014, 9.042, 9.044 to 9.059, 8.024, G.033, G.034, G.077)."""
 import json
 import os
 import time
 
 import pytest
-from lib import chains, images, peers, run
+from lib import chains, images, mounts, run
 from qmp_client import Qmp
 
 
 class Client(Qmp):
     def job(self, command, **arguments):
         """Starts it and waits for its end: the event BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED."""
-        answer = self.ask(command, **arguments)
-        assert "return" in answer, answer
+        self.ok(command, **arguments)
         return self.ended()
 
     def ended(self):
-        while True:
-            for event in self.events:
-                if event["event"] in ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"):
-                    self.events.remove(event)
-                    return event
-            self.events.append(self.receive())
+        return self.wait("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
     def files(self):
         """Of the disk's chain, top first."""
@@ -328,7 +322,7 @@ def test_drop_source_elsewhere(three, serve):
     client.ask("block-job-cancel", device="c")
     client.ended()
     nodes = client.nodes()
-    for command, words in (("block-commit", {"top": "top.qcow2", "base": "mid.qcow2"}), ("block-stream", {"base_node": nodes["mid.qcow2"]})):
+    for command, words in (("block-commit", {"top": "top.qcow2", "base": "mid.qcow2"}), ("block-stream", {"base_node": nodes["mid.qcow2"]}), ("block-commit", {"base": "mid.qcow2"})):
         answer = client.ask(command, device="disk0", job_id="d", **words)
         assert "mid.qcow2" in answer["error"]["desc"] and "top.qcow2" in answer["error"]["desc"], answer
     assert client.files() == ["disk.qcow2", "top.qcow2", "mid.qcow2", "base.qcow2"]
@@ -339,6 +333,67 @@ def test_drop_source_elsewhere(three, serve):
     assert client.files() == ["disk.qcow2", "base.qcow2"]
     assert server.stop() == 0
     run.qemu_io(str(three / "disk.qcow2"), *PATTERNS)
+
+
+def cancelled(three, serve):
+    """disk <- top <- mid <- base, where mid makes sense below top only"""
+    server, client = serve(three / "disk.qcow2")
+    assert client.ask("block-commit", device="disk0", job_id="c", top="top.qcow2", base="base.qcow2", drop_source=True, speed=65536) == {"return": {}}
+    client.ask("block-job-cancel", device="c")
+    client.ended()
+    assert server.stop() == 0
+
+
+MARK, TOKEN = 0x6279726f, 0x62797274
+
+
+def extensions(path):
+    found, data = {}, path.read_bytes()[:4096]
+    at = int.from_bytes(data[100:104], "big")
+    while (kind := int.from_bytes(data[at:at + 4], "big")):
+        length = int.from_bytes(data[at + 4:at + 8], "big")
+        found[kind] = (at + 8, data[at + 8:at + 8 + length])
+        at += 8 + (length + 7) // 8 * 8
+    return found
+
+
+def test_the_token_tells(three, serve):
+    """The image through which a part makes sense is known by a random token: under another name it is the same, and another one of its name is
+    not; the peer's changes of its header keep it."""
+    cancelled(three, serve)
+    token = extensions(three / "top.qcow2")[TOKEN][1]
+    assert len(token) == 32 and extensions(three / "mid.qcow2")[MARK][1].endswith(b"/top.qcow2\n" + token)
+    cancelled(three, serve)                                    # once more: the same
+    assert extensions(three / "top.qcow2")[TOKEN][1] == token and extensions(three / "mid.qcow2")[MARK][1].endswith(token)
+    (three / "top.qcow2").rename(three / "renamed")
+    run.qemu_img("rebase", "-u", "-b", "renamed", "-F", "qcow2", three / "disk.qcow2")
+    run.qemu_img("rebase", "-u", "-b", "mid.qcow2", "-F", "qcow2", three / "renamed")
+    images.create(three / "top.qcow2", "16M", backing="mid.qcow2", unchecked=True)
+    run.byre("compare", "-f", "qcow2", "-F", "qcow2", three / "disk.qcow2", three / "renamed")
+    assert "mid.qcow2" in run.byre("compare", three / "top.qcow2", three / "disk.qcow2", code=2).err
+    run.qemu_io(str(three / "disk.qcow2"), *PATTERNS)
+    images.assert_sound(three / "renamed")
+
+
+@pytest.mark.parametrize("mark", ["name", "no token", "control", "long"])
+def test_marks_of_old_and_damaged_ones(three, serve, mark):
+    """A mark without a token goes by the name; one that makes no sense lets nothing through; the image opens for a check all the same"""
+    cancelled(three, serve)
+    at, text = extensions(three / "mid.qcow2")[MARK]
+    name = text.split(b"\n")[0]
+    new = {"name": b"/" * (len(text) - len(name)) + name, "no token": name + b"\n" + bytes(32), "control": name + b"\n\1" + b"0" * 31, "long": b"\n" + text[:-1]}[mark]
+    assert len(new) == len(text)
+    with open(three / "mid.qcow2", "r+b") as f:
+        f.seek(at)
+        f.write(new)
+    good = run.byre("compare", three / "disk.qcow2", three / "disk.qcow2", code=None)
+    assert (good.code == 0) == (mark == "name"), good
+    if mark != "name":
+        assert "another image" in good.err
+    run.byre("check", three / "mid.qcow2")
+    (three / "top.qcow2").rename(three / "renamed")
+    run.qemu_img("rebase", "-u", "-b", "renamed", "-F", "qcow2", three / "disk.qcow2")
+    assert "mid.qcow2" in run.byre("compare", three / "disk.qcow2", three / "disk.qcow2", code=2).err
 
 
 def test_introspection(three, serve):
@@ -352,18 +407,14 @@ def test_introspection(three, serve):
 @pytest.fixture
 def small(tmp_path):
     """A file system of 3 MiB, with base <- mid on it, and top and disk elsewhere."""
-    peers.need_root()
-    mount = tmp_path / "small"
-    mount.mkdir()
-    run.run("mount", "-t", "tmpfs", "-o", "size=3M", "none", mount)
-    images.create(mount / "base.qcow2", "8M")
-    images.create(tmp_path / "top.qcow2", "8M", backing=mount / "base.qcow2", unchecked=True)
-    images.create(tmp_path / "disk.qcow2", "8M", backing="top.qcow2", unchecked=True)
-    run.qemu_io(str(mount / "base.qcow2"), "write -P 1 0 1M")
-    run.qemu_io(str(tmp_path / "top.qcow2"), "write -P 2 512k 4M")
-    (mount / "ballast").write_bytes(bytes(1 << 20))
-    yield mount
-    run.run("umount", mount)
+    with mounts.tmpfs(tmp_path / "small", "3M") as mount:
+        images.create(mount / "base.qcow2", "8M")
+        images.create(tmp_path / "top.qcow2", "8M", backing=mount / "base.qcow2", unchecked=True)
+        images.create(tmp_path / "disk.qcow2", "8M", backing="top.qcow2", unchecked=True)
+        run.qemu_io(str(mount / "base.qcow2"), "write -P 1 0 1M")
+        run.qemu_io(str(tmp_path / "top.qcow2"), "write -P 2 512k 4M")
+        (mount / "ballast").write_bytes(bytes(1 << 20))
+        yield mount
 
 
 FULL = ("read -P 1 0 512k", "read -P 2 512k 4M", "read -P 0 4608k 3584k")

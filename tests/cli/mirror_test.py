@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""drive-mirror, block-commit of the active layer, block-job-change (FEATURES 9.011 to 9.014, 9.020 to 9.037, 9.041, 9.043, G.027, G.028, G.030, J1)."""
+"""drive-mirror, block-commit of the active layer, block-job-change (FEATURES 8.014, 9.011 to 9.014, 9.020 to 9.037, 9.041, 9.043, G.027, G.028, G.030, J1)."""
 import os
 import time
 
@@ -11,24 +11,6 @@ SIZE = 32 << 20
 
 
 class Client(Qmp):
-    def wait(self, *names):
-        while True:
-            for event in self.events:
-                if event["event"] in names:
-                    self.events.remove(event)
-                    return event
-            self.events.append(self.receive())
-
-    def ok(self, command, **arguments):
-        answer = self.ask(command, **arguments)
-        assert "return" in answer, answer
-        return answer["return"]
-
-    def refused(self, command, **arguments):
-        answer = self.ask(command, **arguments)
-        assert "error" in answer, answer
-        return answer["error"]["desc"]
-
     def mirror(self, target, **more):
         self.ok("drive-mirror", **{"device": "disk0", "job_id": "j", "target": os.fspath(target), "sync": "full", **more})
 
@@ -217,7 +199,11 @@ def test_refused(tmp_path, serve):
     ask = {"device": "disk0", "job_id": "j", "target": os.fspath(copy), "sync": "full"}
     assert "512B" in client.refused("drive-mirror", **{**ask, "granularity": 256})
     assert "power of 2" in client.refused("drive-mirror", **{**ask, "granularity": 3000})
-    assert "not supported" in client.refused("drive-mirror", **{**ask, "sync": "incremental"})
+    assert "bitmap" in client.refused("drive-mirror", **{**ask, "sync": "incremental"})
+    assert "bitmap" in client.refused("drive-mirror", **{**ask, "bitmap": "b"})
+    assert "bitmap-mode" in client.refused("drive-mirror", **{**ask, "sync": "bitmap", "bitmap": "b"})
+    assert "on-success" in client.refused("drive-mirror", **{**ask, "sync": "incremental", "bitmap": "b", "bitmap_mode": "never"})
+    assert "existing" in client.refused("drive-mirror", **{**ask, "sync": "incremental", "bitmap": "b"})
     assert "open" in client.refused("drive-mirror", **{**ask, "target": os.fspath(disk)})
     assert "none" in client.refused("drive-mirror", **{**ask, "device": "none"})
     assert "nothing" in client.refused("drive-mirror", **{**ask, "format": "nothing"})
@@ -230,7 +216,6 @@ def test_refused(tmp_path, serve):
     client.mirror(copy)
     client.wait("BLOCK_JOB_READY")
     assert "drop-source" in client.refused("block-commit", device="disk0", job_id="c", drop_source=True)
-    assert "resize" in client.refused("block_resize", device="disk0", size=2 * SIZE)
     client.ok("block-job-cancel", device="j", force=True)
 
 
@@ -257,6 +242,34 @@ def test_active_commit(tmp_path, serve):
     run.qemu_img("check", tmp_path / "base")
     run.qemu_io(tmp_path / "base", "read -P 1 1M 400k", "read -P 2 1500k 10k", "read -P 3 20M 1M", "read -P 0 3M 64k", "read -P 5 5M 100k", "read -P 0 21M 64k",
                 "read -P 6 31M 4k", "read -P 7 0 1M", fmt="qcow2")
+
+
+def test_active_commit_converges(tmp_path, serve):
+    """G.027, G.028: the options of a mirror, and its copy mode changed both ways; for layers below the disk they are refused"""
+    base, mid, disk = tmp_path / "base", tmp_path / "mid", tmp_path / "disk"
+    images.create(base, SIZE)
+    images.create(mid, SIZE, backing="base", backing_fmt="qcow2")
+    images.create(disk, SIZE, backing="mid", backing_fmt="qcow2")
+    run.qemu_io(disk, "write -P 2 0 8M", fmt="qcow2")
+    server, client = serve(disk)
+    for name, value in (("copy-mode", "write-blocking"), ("converge", "auto"), ("deadline", 10), ("max-slowdown", 4), ("max-hold-ms", 100)):
+        assert name in client.refused("block-commit", **{"device": "disk0", "job_id": "j", "top": "mid", name: value})
+    client.ok("block-commit", device="disk0", job_id="j", copy_mode="write-blocking", converge="auto", deadline=60, max_slowdown=4, max_hold_ms=500, speed=4 << 20)
+    while (said := client.ok("query-block-jobs")[0]["x-byre-converge"])["copy-mode"] != "write-blocking":
+        time.sleep(0.02)                                     # it has not begun yet
+    assert said["mode"] == "auto" and 50 < said["deadline-in-seconds"] <= 60
+    client.ok("block-job-cancel", device="j", force=True)
+    client.wait("BLOCK_JOB_CANCELLED")
+    client.ok("block-commit", device="disk0", job_id="j", copy_mode="write-blocking", speed=4 << 20)
+    for mode in ("background", "write-blocking", "background"):
+        client.ok("block-job-change", id="j", type="mirror", copy_mode=mode)
+        write(server, "write -P 7 1M 64k")
+    assert client.ok("query-block-jobs")[0]["x-byre-converge"]["copy-mode"] == "background"
+    client.ok("block-job-set-speed", device="j", speed=0)
+    client.complete()
+    client.close()
+    assert server.stop() == 0, server.output
+    run.qemu_io(base, "read -P 7 1M 64k", "read -P 2 2M 6M", fmt="qcow2")
 
 
 def test_pause_and_speed(tmp_path, serve):
@@ -291,3 +304,100 @@ def test_unmap(tmp_path, serve):
         client.wait("BLOCK_JOB_COMPLETED")
         same(disk, copy)
         assert (os.stat(copy).st_blocks * 512 >= SIZE) == (not unmap)
+
+
+def test_base_of_a_commit_that_does_not_end(tmp_path, serve):
+    """FEATURES 9.048: the base is open for writing while the disk goes into it, and not when that was given up"""
+    images.create(tmp_path / "base", SIZE)
+    images.create(tmp_path / "top", SIZE, backing=tmp_path / "base")
+    server, client = serve(tmp_path / "top")
+    write(server, "write -P 3 2M 4M")
+
+    def base_is_read_only():
+        files = {os.path.basename(n["file"]): n["ro"] for n in client.ok("query-named-block-nodes", flat=True)}
+        modes = {os.readlink(f"/proc/{server.process.pid}/fd/{fd}"): os.stat(f"/proc/{server.process.pid}/fd/{fd}", follow_symlinks=False).st_mode & 0o200
+                 for fd in os.listdir(f"/proc/{server.process.pid}/fd")}
+        assert bool(modes[os.fspath(tmp_path / "base")]) != files["base"]
+        return files["base"]
+
+    assert base_is_read_only()
+    assert "0bad" in client.refused("block-commit", device="disk0", job_id="0bad")
+    assert base_is_read_only()
+    for force in (True, False):
+        client.ok("block-commit", device="disk0", job_id="j")
+        client.wait("BLOCK_JOB_READY")
+        assert not base_is_read_only()
+        client.ok("block-job-cancel", device="j", force=force)
+        client.wait("BLOCK_JOB_CANCELLED" if force else "BLOCK_JOB_COMPLETED")
+        assert base_is_read_only()
+        write(server, "write -P 4 3M 64k", "read -P 3 2M 1M")
+    assert client.refused("block-commit", device="disk0", job_id="0", base_node="nothing")
+    client.ok("block-commit", device="disk0", job_id="j")
+    assert "does not allow" in client.refused("block-commit", device="disk0", job_id="k")
+    client.complete()
+    assert not base_is_read_only()
+    write(server, "read -P 4 3M 64k", "write -P 5 0 64k")
+
+
+def expected(path, model, *commands):
+    """A raw file that holds what the disk does, with these writes."""
+    run.qemu_img("convert", "-O", "raw", path, model)
+    run.qemu_io(model, *commands, fmt="raw")
+    return model
+
+
+@pytest.mark.parametrize("mode", ["background", "write-blocking"])
+def test_to_qed(tmp_path, serve, mode):
+    """FEATURES 9.020, 9.022: a QED image is made as target and taken into use: what was there, and what was written before and behind the end"""
+    early, late = ("write -P 7 4M 3M", "write -z 6M 64k", "write -P 8 31M 70k"), ("write -P 9 100k 5k", "write -P 10 20M 200k", "discard 0 64k")
+    disk, copy = disk_with_data(tmp_path / "disk"), tmp_path / "copy"
+    model = expected(disk, tmp_path / "model", *early, *late[:2], "write -z 0 64k")
+    server, client = serve(disk)
+    client.mirror(copy, format="qed", copy_mode=mode, granularity=65536)
+    write(server, *early)
+    client.complete()
+    assert client.disk() == os.fspath(copy)
+    write(server, *late)
+    assert server.stop() == 0
+    run.qemu_img("check", "-f", "qed", copy)
+    run.qemu_img("compare", "-f", "qed", "-F", "raw", copy, model)
+    assert run.byre("check", "-f", "qed", copy).code == 0
+
+
+def test_snapshot_in_qed(tmp_path, serve):
+    """FEATURES 9.073: an overlay of the format QED: the old disk stays as it was, the new one is both"""
+    writes = ("write -P 7 4M 3M", "write -P 6 1k 512", "write -z 8500k 600k")
+    disk, over = disk_with_data(tmp_path / "disk"), tmp_path / "over"
+    before = expected(disk, tmp_path / "before", "read 0 512")
+    model = expected(disk, tmp_path / "model", *writes)
+    server, client = serve(disk)
+    client.ok("blockdev-snapshot-sync", device="disk0", snapshot_file=os.fspath(over), format="qed")
+    write(server, *writes)
+    assert client.disk() == os.fspath(over)
+    assert server.stop() == 0
+    run.qemu_img("check", "-f", "qed", over)
+    assert f'"backing-filename": "{disk}"' in run.qemu_img("info", "--output=json", over).out
+    run.qemu_img("compare", "-f", "qed", "-F", "raw", over, model)
+    run.qemu_img("compare", "-F", "raw", disk, before)
+
+
+@pytest.mark.parametrize("what", [{"granularity": 3}, {"granularity": 256}, {"job_id": "9"}, {"node_name": "9 no"},
+                                  {"format": "nothing"}, {"replaces": "nobody"}, {"replaces": "other"}, {"speed": -1}, {"sync": "bitmap"}, {"node_name": "disk0"}, {"buf_size": -1},
+                                  {"format": "raw", "x_byre_carry_bitmaps": True}], ids=str)
+def test_refused_costs_no_file(tmp_path, serve, what):
+    """FEATURES 9.022: a drive-mirror that is refused leaves no file, and leaves one alone that was there"""
+    _, client = serve(disk_with_data(tmp_path / "disk"))
+    target = tmp_path / "target"
+    client.ok("block-dirty-bitmap-add", node="disk0", name="b", persistent=True)
+    (tmp_path / "other").write_bytes(bytes(SIZE))
+    client.ok("blockdev-add", driver="raw", node_name="other", file={"driver": "file", "filename": os.fspath(tmp_path / "other")})
+    for content in (None, b"precious"):
+        if content:
+            target.write_bytes(content)
+        answer = client.ask("drive-mirror", **{"device": "disk0", "job_id": "j", "target": os.fspath(target), "sync": "full", **what})
+        if "return" in answer:
+            pytest.fail(f"it is not refused: {what}")
+        assert (target.read_bytes() if target.exists() else None) == content, answer
+        assert client.ok("query-jobs") == []
+    assert "9 no" in client.refused("blockdev-snapshot-sync", device="disk0", snapshot_file=os.fspath(target), snapshot_node_name="9 no")
+    assert target.read_bytes() == b"precious"

@@ -35,6 +35,27 @@ class Qmp:
                 return answer
             self.events.append(answer)
 
+    def ok(self, command, **arguments):
+        """What it returned."""
+        answer = self.ask(command, **arguments)
+        assert answer and "return" in answer, (command, arguments, answer)
+        return answer["return"]
+
+    def refused(self, command, **arguments):
+        """The sentence that says why."""
+        answer = self.ask(command, **arguments)
+        assert answer and "error" in answer, (command, arguments, answer)
+        return answer["error"]["desc"]
+
+    def wait(self, *names, **has):
+        """The next event of one of these names, and with these members of its data; others stay in `events`."""
+        while True:
+            for event in self.events:
+                if event["event"] in names and all(event["data"].get(k) == v for k, v in has.items()):
+                    self.events.remove(event)
+                    return event
+            self.events.append(self.receive())
+
     def close(self):
         self.file.close()
         self.socket.close()

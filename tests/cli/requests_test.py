@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lib import images, peers, run
+from lib import images, mounts, peers, run
 
 MIB, GIB = 1 << 20, 1 << 30
 LARGEST = (1 << 63) - GIB
@@ -14,11 +14,7 @@ LARGEST = (1 << 63) - GIB
 @pytest.mark.parametrize("size,good", [(LARGEST, True), (LARGEST + 512, False), ((1 << 63) - 1, False)])
 def test_largest_disk(tmp_path, size, good):
     """FEATURES 11.021: the largest raw disk is read and written to its end; a larger one is refused, as the peer does"""
-    mount = tmp_path / "m"
-    mount.mkdir()
-    peers.need_root()
-    run.run("mount", "-t", "tmpfs", "-o", "size=4M", "none", mount)        # the one file system that has such files
-    try:
+    with mounts.tmpfs(tmp_path / "m", "4M") as mount:                       # the one file system that has such files
         disk = mount / "d"
         with open(disk, "wb") as f:
             f.truncate(size)
@@ -32,8 +28,6 @@ def test_largest_disk(tmp_path, size, good):
             run.byre("io", "-f", "raw", "-c", f"read {size} 512", disk, code=1)
             run.byre("resize", "-f", "raw", disk, "+512", code=1)
             assert disk.stat().st_size == size
-    finally:
-        run.run("umount", mount)
 
 
 def test_longest_request(twin):

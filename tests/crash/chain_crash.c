@@ -8,9 +8,11 @@
  *              leak. In some states the job is begun anew and ends well.
  *              With `faults` instead every n-th call of each kind fails, once or from then on: the job or the guest may fail; afterwards the
  *              disk shows what it showed, and the job can be done again.
- *              With `runs` there are no power cuts: the guest finds what it wrote.
+ *              With `runs` there are no power cuts: the guest finds what it wrote, and the trace's hash is told: the same for the same seed.
+ *              active: the disk is committed into a layer below and goes on there. graph: a few jobs of all kinds, one after the other, some of
+ *              them cancelled, on whatever is left of the chain.
  *              offline-commit and rebase: of the same chain, with nobody else there.
- * Usage        chain-crash [faults|runs] commit|drop|stream|stream-base|offline-commit|rebase [FIRST [LAST]]: seeds. With BYRE_MUTANT=NAME, built with mutants, that one is alive in
+ * Usage        chain-crash [faults|runs] commit|drop|stream|stream-base|offline-commit|rebase|active|graph [FIRST [LAST]]: seeds. With BYRE_MUTANT=NAME, built with mutants, that one is alive in
  *              what is recorded.
  * Owns         A simulated machine with four files.
  * Invariants   None.
@@ -26,14 +28,16 @@
 #include "base/assert.h"
 #include "base/checked.h"
 #include "base/mutant.h"
+#include "crash_files.h"
 #include "job/commit.h"
+#include "graph/runtime.h"
 #include "job/live_commit.h"
+#include "job/mirror.h"
 #include "job/stream.h"
 #include "meta/meta.h"
-#include "sim/explorer.h"
 #include "sim/workload.h"
 
-#define FILES 4u
+#define FILES CRASH_FILES
 #define SECTORS_MAX 400u
 #define GUEST_WRITES 16u
 #define GROUP 8u                                 /* sectors that the guest has together */
@@ -41,20 +45,20 @@
 #define AGAIN_ONE_IN 97u
 
 static const char *const names[FILES] = { "base", "mid", "top", "disk" };
-enum { COMMIT, STREAM, STREAM_BASE, DROP, OFFLINE_COMMIT, REBASE };
+enum { COMMIT, STREAM, STREAM_BASE, DROP, OFFLINE_COMMIT, REBASE, ACTIVE, GRAPH, KINDS };
+#define MOVES_MAX 8u
 
 struct crash {
-    struct sim_world *w;
+    struct crash_files f;
     struct prng p;
     unsigned what;
     uint64_t size[FILES];
-    struct fmt_create_opts how[FILES];           /* cluster_size 0: raw */
-    uint8_t *first[FILES], *content, *got;       /* files and disk before the run */
-    uint64_t first_len[FILES];
+    uint8_t *content, *got;                      /* the disk before the run, and as it is found */
     bool guests[SECTORS_MAX];                    /* the guest writes here */
     uint8_t last[SECTORS_MAX];                   /* what it did there last: nothing, a write, zeros */
     uint64_t states, named_short;
-    char why[600];
+    struct { uint64_t stamp; unsigned file; } moves[MOVES_MAX];      /* the disk lies in this file from then on */
+    unsigned move_count, home, jobs_done, cancelled, refused;        /* home: the file where it is to be looked for */
 };
 
 #ifdef BYRE_MUTANTS
@@ -71,38 +75,9 @@ int byre_mutant_alive(int id)
 }
 #endif
 
-static struct sim_disk *disk(const struct crash *c, unsigned i) { return &sim_world_find(c->w, names[i])->disk; }
-
-static const struct fmt_ops *format(const struct crash *c, unsigned i) { return c->how[i].cluster_size ? &fmt_qcow2_ops : &fmt_raw_ops; }
-
-__attribute__((format(printf, 2, 3))) static int wrong(struct crash *c, const char *fmt, ...)
-{
-    va_list ap;
-    if (!c->why[0]) {
-        va_start(ap, fmt);
-        vsnprintf(c->why, sizeof c->why, fmt, ap);
-        va_end(ap);
-    }
-    return -1;
-}
-
 /* ---- the chain ---- */
 
-static int open_layer(struct co *co, struct crash *c, struct graph *g, unsigned i, bool read_only, struct graph_node **ret)
-{
-    struct byre_err err = { 0 };
-    const struct graph_open_opts o = { .filename = names[i], .format = format(c, i)->name, .node_name = names[i], .backing_names = "layer",
-                                       .read_only = read_only, .discard = true, .fmt.frontier_bytes = 16384 };
-    int r = graph_open(co, g, &o, ret, &err);
-    return r < 0 ? wrong(c, "%s does not open: %s", names[i], err.text) : 0;
-}
-
-static int read_disk(struct co *co, struct crash *c, struct graph_node *n, uint8_t *to)
-{
-    struct iovec slot;
-    int r = graph_read(co, n, iov_one(&slot, to, c->size[3]), 0);
-    return r < 0 ? wrong(c, "the disk cannot be read: %s", strerror(-r)) : 0;
-}
+static int read_disk(struct co *co, struct crash *c, struct graph_node *n, uint8_t *to) { return crash_read(co, &c->f, n, to, c->size[3]); }
 
 /* Data and zeros at random places. */
 static int fill_layer(struct co *co, struct crash *c, struct graph_node *n, unsigned i)
@@ -121,35 +96,11 @@ static int fill_layer(struct co *co, struct crash *c, struct graph_node *n, unsi
     return r;
 }
 
-static int make(struct co *co, void *arg)
+static int fill(struct co *co, void *arg, struct graph_node *n, unsigned i)
 {
     struct crash *c = arg;
-    struct graph *g;
-    int r = sim_graph_new(c->w, co, &g, NULL);
-    for (unsigned i = 0; i < FILES && r == 0; i++) {
-        struct stor *s;
-        struct graph_node *n;
-        if (c->how[i].cluster_size) {
-            r = sim_open(co, c->w, names[i], false, &s);
-            if (r == 0) {
-                r = fmt_qcow2_ops.create(co, s, &c->how[i], NULL);
-                stor_close(co, s);
-            }
-        } else {
-            r = sim_disk_set_len(disk(c, i), c->size[i]);
-        }
-        if (r == 0)
-            r = open_layer(co, c, g, i, false, &n);
-        if (r == 0) {
-            r = fill_layer(co, c, n, i);
-            if (r == 0 && i == 3)
-                r = read_disk(co, c, n, c->content);
-            int closed = graph_close(co, n);
-            r = r ? r : closed;
-        }
-    }
-    graph_free(g);
-    return r;
+    int r = fill_layer(co, c, n, i);
+    return r == 0 && i == 3 ? read_disk(co, c, n, c->content) : r;
 }
 
 /* ---- what is recorded ---- */
@@ -190,14 +141,14 @@ static int start_job(struct co *co, struct crash *c, struct jobs *js, struct gra
                                        .job = { .id = "j", .keep_concluded = true } };
     struct job_stream_opts so = { .node = n, .disk = n, .base = c->what == STREAM_BASE ? base : NULL, .workers = 2, .job = lo.job };
     int r = c->what == COMMIT || c->what == DROP ? job_live_commit_start(co, js, &lo, ret, &err) : job_stream_start(co, js, &so, ret, &err);
-    return r < 0 ? wrong(c, "the job does not begin: %s", err.text) : 0;
+    return r < 0 ? crash_wrong(&c->f, "the job does not begin: %s", err.text) : 0;
 }
 
 static int wait_job(struct co *co, struct crash *c, struct job *job)
 {
     while (job->status != JOB_CONCLUDED)
         (void)co_sleep(co, 1000);
-    return job->result < 0 ? wrong(c, "the job fails: %s", job->err.text) : 0;
+    return job->result < 0 ? crash_wrong(&c->f, "the job fails: %s", job->err.text) : 0;
 }
 
 static bool is_short(const struct crash *c, struct graph_node *n)
@@ -213,18 +164,18 @@ static int run_offline(struct co *co, struct crash *c, struct graph *g, struct g
 {
     struct byre_err err = { 0 };
     struct commit_job cj = { .top = n, .how.workers = 2 };
-    struct rebase_job rj = { .top = n, .to = { "base", format(c, 0)->name, 0 }, .how.workers = 2 };
-    const struct graph_open_opts go = { .filename = "base", .format = format(c, 0)->name, .read_only = true, .share = true };
+    struct rebase_job rj = { .top = n, .to = { "base", crash_format(&c->f, 0)->name, 0 }, .how.workers = 2 };
+    const struct graph_open_opts go = { .filename = "base", .format = crash_format(&c->f, 0)->name, .read_only = true, .share = true };
     if (c->what == OFFLINE_COMMIT) {
         int r = commit_run(co, &cj, NULL, NULL, &err);
-        return r < 0 ? wrong(c, "the commit fails: %s", err.text) : 0;
+        return r < 0 ? crash_wrong(&c->f, "the commit fails: %s", err.text) : 0;
     }
     int r = graph_open(co, g, &go, &rj.backing, &err);
     if (r == 0) {
         r = rebase_run(co, &rj, NULL, &err);
         (void)!graph_close(co, rj.backing);
     }
-    return r < 0 ? wrong(c, "the rebase fails: %s", err.text) : 0;
+    return r < 0 ? crash_wrong(&c->f, "the rebase fails: %s", err.text) : 0;
 }
 
 static int run_job(struct co *co, struct crash *c, struct graph_node *n, bool guest)
@@ -236,7 +187,7 @@ static int run_job(struct co *co, struct crash *c, struct graph_node *n, bool gu
     int r = start_job(co, c, &js, n, &job);
     if (r == 0 && guest) {
         co_group_enter(&q.group);
-        r = rt_spawn_on(rt_loop_at(c->w->rt, 1), guest_co, &q);
+        r = rt_spawn_on(rt_loop_at(c->f.w->rt, 1), guest_co, &q);
         ASSERT(r == 0);
     }
     if (r == 0)
@@ -244,8 +195,8 @@ static int run_job(struct co *co, struct crash *c, struct graph_node *n, bool gu
     co_group_wait(co, &q.group);
     jobs_stop(co, &js);
     if (r == 0 && q.result)
-        r = wrong(c, "a guest's write failed: %s", strerror(-q.result));
-    return r == 0 && !is_short(c, n) ? wrong(c, "the job has ended, and the chain is as long as before") : r;
+        r = crash_wrong(&c->f, "a guest's write failed: %s", strerror(-q.result));
+    return r == 0 && !is_short(c, n) ? crash_wrong(&c->f, "the job has ended, and the chain is as long as before") : r;
 }
 
 /* In the running disk a guest finds what it has done last. */
@@ -258,9 +209,144 @@ static int guest_finds(struct co *co, struct crash *c, struct graph_node *n)
         const uint8_t *want[] = { c->content + s * SIM_SECTOR, written, zeros };
         sim_sector_fill(written, GUEST_GEN, s);
         if (memcmp(c->got + s * SIM_SECTOR, want[c->last[s]], SIM_SECTOR))
-            r = wrong(c, "sector %" PRIu64 " of the disk in use is not what the guest left there", s);
+            r = crash_wrong(&c->f, "sector %" PRIu64 " of the disk in use is not what the guest left there", s);
     }
     return r;
+}
+
+/* ---- jobs one after the other, and a disk that moves ---- */
+
+struct live { struct crash *c; struct graph_node *disk; struct jobs js; struct prng p; };
+
+static struct graph_node *now_at(const struct live *v) { return graph_attached(v->disk); }
+
+static unsigned file_of(const struct graph_node *n)
+{
+    unsigned i = 0;
+    while (strcmp(names[i], graph_filename(n)))
+        i++;
+    return i;
+}
+
+/* The event: from here on the disk is where its users are. */
+static void on_status(void *arg, const struct job *job)
+{
+    struct live *v = arg;
+    struct crash *c = v->c;
+    if (job->status != JOB_CONCLUDED || job->result < 0 || !job_is_mirror(job) || c->move_count == MOVES_MAX)
+        return;
+    c->home = file_of(now_at(v));
+    c->moves[c->move_count].stamp = sim_stamp(c->f.w);
+    c->moves[c->move_count++].file = c->home;
+}
+
+static struct graph_node *layer_at(struct graph_node *n, unsigned depth)
+{
+    while (depth--)
+        n = graph_backing(n);
+    return n;
+}
+
+static int start_some(struct co *co, struct live *v, unsigned depth, struct job **ret, struct byre_err *err)
+{
+    struct graph_node *n = now_at(v);
+    unsigned kind = v->c->what == ACTIVE || depth == 1 ? (unsigned)prng_below(&v->p, v->c->what == ACTIVE ? 1 : 2) : (unsigned)prng_below(&v->p, 4);
+    unsigned low = 1 + (unsigned)prng_below(&v->p, depth);
+    const struct job_opts jo = { .id = "j", .keep_concluded = true };
+    struct job_mirror_opts m = { .source = n, .target = layer_at(n, low), .active_commit = true, .granularity = 4096, .buf_bytes = 1 << 20, .blocking = prng_one_in(&v->p, 2), .job = jo };
+    struct job_stream_opts st = { .node = n, .disk = n, .base = low < depth ? layer_at(n, low + 1) : NULL, .workers = 2, .job = jo };
+    struct job_live_commit_opts lc = { .disk = n, .top = layer_at(n, 1), .base = layer_at(n, 2 + (unsigned)prng_below(&v->p, depth < 2 ? 1 : depth - 1)), .workers = 2,
+                                       .drop_source = kind == 3, .window = 16384, .job = jo };
+    return kind == 0 ? job_mirror_start(co, &v->js, &m, ret, err) : kind == 1 ? job_stream_start(co, &v->js, &st, ret, err) : job_live_commit_start(co, &v->js, &lc, ret, err);
+}
+
+/* To its end, or to where it is cancelled. */
+static int see_through(struct co *co, struct live *v, struct job *job, bool cancel)
+{
+    struct crash *c = v->c;
+    uint64_t wait = cancel ? prng_below(&v->p, 40000000) : UINT64_MAX;
+    bool asked = false;
+    for (uint64_t t0 = rt_now(co_loop(co)); job->status != JOB_CONCLUDED; (void)co_sleep(co, 100000)) {
+        if (cancel && !asked && rt_now(co_loop(co)) - t0 >= wait && job->status != JOB_PENDING && job->status != JOB_WAITING && job->status != JOB_ABORTING)
+            asked = job_do(job, JOB_CANCEL, NULL) == 0;
+        else if (!cancel && !asked && job->status == JOB_READY)
+            asked = job_do(job, JOB_COMPLETE, NULL) == 0;
+        else if (cancel && !asked && job->status == JOB_READY && prng_one_in(&v->p, 8))
+            (void)!job_mirror_set_blocking(job, prng_one_in(&v->p, 2), NULL);
+    }
+    int r = job->result;
+    c->cancelled += r == -ECANCELED;
+    c->jobs_done += r == 0;
+    struct byre_err why = job->err;
+    (void)!job_do(job, JOB_DISMISS, NULL);
+    return r && !(cancel && r == -ECANCELED) ? crash_wrong(&c->f, "a job fails: %s", why.text) : 0;
+}
+
+/* Layers that a cancelled drop has left are of no use but to it. */
+static int refused(struct crash *c)
+{
+    c->refused++;
+    return 0;
+}
+
+static int some_jobs(struct co *co, struct live *v)
+{
+    unsigned count = v->c->what == ACTIVE ? 1 : 2 + (unsigned)prng_below(&v->p, 4);
+    int r = 0;
+    for (unsigned k = 0; k < count && r == 0; k++) {
+        struct byre_err err = { 0 };
+        struct job *job;
+        unsigned depth = 0;
+        for (struct graph_node *n = graph_backing(now_at(v)); n; n = graph_backing(n))
+            depth++;
+        if (depth == 0)
+            break;
+        bool cancel = v->c->what == GRAPH && prng_one_in(&v->p, 3);
+        r = start_some(co, v, depth, &job, &err);
+        if (r == 0)
+            r = see_through(co, v, job, cancel);
+        else if (v->c->cancelled && !v->c->f.w->faults.fired)
+            r = refused(v->c);
+        else
+            r = crash_wrong(&v->c->f, "a job does not begin: %s", err.text);
+    }
+    return r;
+}
+
+static int run_live(struct co *co, struct crash *c, struct graph_node *n, bool guest)
+{
+    const struct graph_attach_opts ao = { "guest", STOR_PERM_READ | STOR_PERM_WRITE, STOR_PERM_ALL };
+    struct live v = { .c = c };
+    struct byre_err err = { 0 };
+    int r = graph_attach(n, &ao, &v.disk, &err);
+    if (r < 0)
+        return crash_wrong(&c->f, "nobody can use the disk: %s", err.text);
+    struct guest q = { .c = c, .n = v.disk };
+    prng_init(&v.p, prng_below(&c->p, UINT64_C(1) << 40));
+    jobs_init(&v.js, co_loop(co));
+    v.js.status_changed = on_status;
+    v.js.arg = &v;
+    if (guest) {
+        co_group_enter(&q.group);
+        r = rt_spawn_on(rt_loop_at(c->f.w->rt, 1), guest_co, &q);
+        ASSERT(r == 0);
+    }
+    r = some_jobs(co, &v);
+    co_group_wait(co, &q.group);
+    jobs_stop(co, &v.js);
+    if (r == 0 && q.result)
+        r = crash_wrong(&c->f, "a guest's write failed: %s", strerror(-q.result));
+    if (r == 0 && guest)
+        r = guest_finds(co, c, v.disk);
+    int closed = graph_detach(co, v.disk);
+    return r ? r : closed;
+}
+
+/* ---- what is recorded, and done again ---- */
+
+static int run_any(struct co *co, struct crash *c, struct graph *g, struct graph_node *n, bool guest)
+{
+    return c->what >= ACTIVE ? run_live(co, c, n, guest) : c->what < OFFLINE_COMMIT ? run_job(co, c, n, guest) : run_offline(co, c, g, n);
 }
 
 static int record(struct co *co, void *arg)
@@ -268,13 +354,15 @@ static int record(struct co *co, void *arg)
     struct crash *c = arg;
     struct graph *g;
     struct graph_node *n;
-    int r = sim_graph_new(c->w, co, &g, NULL);
+    c->home = 3;
+    c->move_count = 0;
+    int r = sim_graph_new(c->f.w, co, &g, NULL);
     if (r == 0)
-        r = open_layer(co, c, g, 3, false, &n);
+        r = crash_open(co, &c->f, g, 3, false, &n);
     if (r == 0) {
         memset(c->last, 0, sizeof c->last);
-        r = c->what < OFFLINE_COMMIT ? run_job(co, c, n, true) : run_offline(co, c, g, n);
-        if (r == 0)
+        r = run_any(co, c, g, n, true);
+        if (r == 0 && c->what < ACTIVE)
             r = guest_finds(co, c, n);
         int closed = graph_close(co, n);
         r = r ? r : closed;
@@ -295,31 +383,8 @@ static int same(struct crash *c, const uint8_t *got, bool after)
         bool old = !memcmp(have, c->content + s * SIM_SECTOR, SIM_SECTOR);
         bool new = c->guests[s] && (!memcmp(have, written, SIM_SECTOR) || !memcmp(have, zeros, SIM_SECTOR));
         if (!old && !new)
-            return wrong(c, "sector %" PRIu64 " of the disk holds something else%s", s, after ? " when the job has been done again" : "");
+            return crash_wrong(&c->f, "sector %" PRIu64 " of the disk holds something else%s", s, after ? " when the job has been done again" : "");
     }
-    return 0;
-}
-
-static int check_layer(struct co *co, struct crash *c, unsigned i)
-{
-    struct byre_err err = { 0 };
-    struct fmt_check_result res = { 0 };
-    struct fmt_image *im;
-    struct stor *s;
-    int r = c->how[i].cluster_size ? sim_open(co, c->w, names[i], true, &s) : 1;
-    if (r)
-        return r < 0 ? r : 0;
-    r = fmt_qcow2_ops.open(co, s, &(struct fmt_open_opts){ .check_mode = true, .read_only = true }, &im, &err);
-    if (r < 0) {
-        stor_close(co, s);
-        return wrong(c, "%s does not open to be checked: %s", names[i], err.text);
-    }
-    r = im->ops->check(co, im, &(struct fmt_check_opts){ 0 }, &res, &err);
-    int closed = im->ops->close(co, im);
-    (void)closed;
-    bool marked = c->how[i].lazy_refcounts;      /* counts may be late */
-    if (r < 0 || (res.corruptions && !marked) || res.check_errors)
-        return wrong(c, "%s: %" PRIu64 " corruptions, %" PRIu64 " errors %s", names[i], res.corruptions, res.check_errors, err.text);
     return 0;
 }
 
@@ -328,11 +393,11 @@ static int judge(struct co *co, void *arg)
     struct crash *c = arg;
     struct graph *g;
     struct graph_node *n;
-    int r = sim_graph_new(c->w, co, &g, NULL);
+    int r = sim_graph_new(c->f.w, co, &g, NULL);
     for (unsigned i = 0; i < FILES && r == 0; i++)
-        r = check_layer(co, c, i);
+        r = crash_check(co, &c->f, i);
     if (r == 0)
-        r = open_layer(co, c, g, 3, true, &n);
+        r = crash_open(co, &c->f, g, c->home, true, &n);
     if (r == 0) {
         r = read_disk(co, c, n, c->got);
         if (r == 0)
@@ -350,15 +415,17 @@ static int again(struct co *co, void *arg)
     struct crash *c = arg;
     struct graph *g;
     struct graph_node *n;
-    int r = sim_graph_new(c->w, co, &g, NULL);
+    int r = sim_graph_new(c->f.w, co, &g, NULL);
     if (r == 0)
-        r = open_layer(co, c, g, 3, false, &n);
+        r = crash_open(co, &c->f, g, c->home, false, &n);
     if (r == 0) {
-        r = is_short(c, n) ? 0 : c->what < OFFLINE_COMMIT ? run_job(co, c, n, false) : run_offline(co, c, g, n);
-        if (r == 0)
+        bool over = c->what >= ACTIVE ? !graph_backing(n) : is_short(c, n);
+        r = over ? 0 : run_any(co, c, g, n, false);
+        if (r == 0 && c->what < ACTIVE) {
             r = read_disk(co, c, n, c->got);
-        if (r == 0)
-            r = same(c, c->got, true);
+            if (r == 0)
+                r = same(c, c->got, true);
+        }
         int closed = graph_close(co, n);
         r = r ? r : closed;
     }
@@ -366,25 +433,25 @@ static int again(struct co *co, void *arg)
     return r;
 }
 
-static int visit(void *arg, struct sim_explorer *x, struct hash128 content)
+static int once_more(struct crash *c)
+{
+    unsigned home = c->home, moves = c->move_count;
+    int r = sim_run(c->f.w, again, c, 0);
+    if (r == 0 && c->what >= ACTIVE)
+        r = sim_run(c->f.w, judge, c, 0);          /* wherever it is now */
+    c->home = home;
+    c->move_count = moves;
+    return r;
+}
+
+static int look(void *arg, const struct sim_explorer *x)
 {
     struct crash *c = arg;
-    sim_mark m[FILES];
-    for (unsigned i = 0; i < FILES; i++)
-        m[i] = sim_disk_mark(disk(c, i));
-    c->w->direct = true;
-    int r = sim_run(c->w, judge, c, 0);
-    if (r == 0 && c->states++ % AGAIN_ONE_IN == 0)
-        r = sim_run(c->w, again, c, 0);
-    for (unsigned i = 0; i < FILES; i++)
-        sim_disk_undo(disk(c, i), m[i]);
-    if (r) {
-        char text[400];
-        sim_state_text(x, text, sizeof text);
-        fprintf(stderr, "%s: %s\n", text, c->why);
-        return 1;
-    }
-    return 0;
+    c->home = 3;
+    for (unsigned i = 0; i < c->move_count && x->cut >= c->moves[i].stamp; i++)
+        c->home = c->moves[i].file;
+    int r = sim_run(c->f.w, judge, c, 0);
+    return r == 0 && c->states++ % AGAIN_ONE_IN == 0 ? once_more(c) : r;
 }
 
 /* ---- a seed ---- */
@@ -396,7 +463,7 @@ static void plan(struct crash *c, uint64_t seed)
     prng_init(&c->p, seed);
     for (unsigned i = 0; i < FILES; i++) {
         c->size[i] = (40 + prng_below(&c->p, 100)) * SIM_SECTOR;
-        struct fmt_create_opts *o = &c->how[i];
+        struct fmt_create_opts *o = &c->f.how[i];
         *o = (struct fmt_create_opts){ .size = c->size[i], .version = 3, .refcount_bits = 16, .cluster_size = clusters[prng_below(&c->p, 4)] };
         o->extended_l2 = o->cluster_size == 16384;
         o->lazy_refcounts = prng_one_in(&c->p, 4);
@@ -406,7 +473,7 @@ static void plan(struct crash *c, uint64_t seed)
         }
         if (i) {
             o->backing_file = (char *)(uintptr_t)names[i - 1];
-            o->backing_fmt = (char *)(uintptr_t)format(c, i - 1)->name;
+            o->backing_fmt = (char *)(uintptr_t)crash_format(&c->f, i - 1)->name;
         } else if (prng_one_in(&c->p, 2)) {
             o->cluster_size = 0;
         }
@@ -415,57 +482,18 @@ static void plan(struct crash *c, uint64_t seed)
         c->guests[s] = s % GROUP ? c->guests[s - 1] : !s || prng_one_in(&c->p, 3);
 }
 
-static void take_files(struct crash *c)
-{
-    for (unsigned i = 0; i < FILES; i++) {
-        c->first_len[i] = disk(c, i)->len;
-        c->first[i] = malloc(c->first_len[i]);
-        memcpy(c->first[i], disk(c, i)->data, c->first_len[i]);
-    }
-}
-
-static void put_files(struct crash *c)
-{
-    for (unsigned i = 0; i < FILES; i++) {
-        sim_disk_set_hashing(disk(c, i), false);
-        sim_disk_commit(disk(c, i));
-        sim_disk_reset(disk(c, i));
-        int r = sim_disk_write(disk(c, i), 0, c->first[i], c->first_len[i]);
-        ASSERT(r == 0);
-    }
-}
-
-static int explore(struct crash *c, uint64_t seed, struct sim_trace *trace)
-{
-    static const uint32_t nothing[1];
-    struct sim_model model;
-    sim_model_init(&model, 1, NULL);
-    sim_model_start(&model, SIM_SECTOR, nothing);
-    struct sim_explorer x = { .w = c->w, .t = trace, .m = &model, .seed = seed, .visit = visit, .arg = c };
-    int r = sim_explore(&x);
-    sim_model_fini(&model);
-    return r;
-}
-
 static int begin(struct crash *c, unsigned what, uint64_t seed)
 {
     *c = (struct crash){ .what = what, .content = calloc(SECTORS_MAX, SIM_SECTOR), .got = calloc(SECTORS_MAX, SIM_SECTOR) };
+    c->f.names = names;
+    c->f.filled = FILES;
     plan(c, seed);
-    if (sim_world_new(seed, 2, &c->w))
-        return 2;
-    for (unsigned i = 0; i < FILES; i++)
-        sim_world_file(c->w, names[i])->traits.regular = true;
-    c->w->direct = true;
-    int r = sim_run(c->w, make, c, 0);
-    take_files(c);
-    return r ? 2 : 0;
+    return crash_files_new(&c->f, seed, fill, c);
 }
 
 static void end(struct crash *c)
 {
-    sim_world_free(c->w);
-    for (unsigned i = 0; i < FILES; i++)
-        free(c->first[i]);
+    crash_files_free(&c->f);
     free(c->content);
     free(c->got);
 }
@@ -481,20 +509,20 @@ static const struct fault { unsigned kinds; int what; bool forever; } faults[] =
 /* *ret_fired false: there are no so many calls. */
 static int one_fault(struct crash *c, const struct fault *f, uint64_t seed, uint64_t nth, bool *ret_fired)
 {
-    put_files(c);
-    sim_world_restart(c->w, seed);
-    c->w->direct = false;
-    c->w->faults = (struct sim_faults){ .kinds = f->kinds, .nth = nth, .what = f->what, .forever = f->forever };
-    int r = sim_run(c->w, record, c, 0);
-    bool fired = c->w->faults.fired;
-    c->w->faults = (struct sim_faults){ 0 };
-    c->w->direct = true;
+    crash_put(&c->f);
+    sim_world_restart(c->f.w, seed);
+    c->f.w->direct = false;
+    c->f.w->faults = (struct sim_faults){ .kinds = f->kinds, .nth = nth, .what = f->what, .forever = f->forever };
+    int r = sim_run(c->f.w, record, c, 0);
+    bool fired = c->f.w->faults.fired;
+    c->f.w->faults = (struct sim_faults){ 0 };
+    c->f.w->direct = true;
     if (r == -EDEADLK || r == -ETIME || (r < 0 && !fired))
-        return wrong(c, "it hangs, or fails without a fault (%d)", r);
-    c->why[0] = 0;
-    r = sim_run(c->w, judge, c, 0);
+        return crash_wrong(&c->f, "it hangs, or fails without a fault (%d)", r);
+    c->f.why[0] = 0;
+    r = sim_run(c->f.w, judge, c, 0);
     if (r == 0)
-        r = sim_run(c->w, again, c, 0);
+        r = once_more(c);
     c->states++;
     *ret_fired = fired;
     return r;
@@ -509,7 +537,7 @@ static int fault_seed(unsigned what, uint64_t seed, uint64_t *ret_states)
         for (uint64_t nth = 1; fired && r == 0; nth++) {
             r = one_fault(&c, &faults[i], seed, nth, &fired) ? 1 : 0;
             if (r)
-                fprintf(stderr, "fault %u, call %" PRIu64 ": %s\n", i, nth, c.why);
+                fprintf(stderr, "fault %u, call %" PRIu64 ": %s\n", i, nth, c.f.why);
         }
     }
     *ret_states += c.states;
@@ -527,25 +555,24 @@ static int one_seed(unsigned what, uint64_t seed, uint64_t *ret_states)
     struct sim_trace trace;
     int r = begin(&c, what, seed);
     sim_trace_init(&trace);
-    sim_world_restart(c.w, seed);
-    c.w->direct = false;
-    c.w->trace = &trace;
     if (r == 0)
-        r = sim_run(c.w, record, &c, 0);
-    c.w->trace = NULL;
-    c.w->direct = true;
+        r = crash_record(&c.f, &trace, seed, record, &c);
     if (r == 0)
-        r = sim_run(c.w, judge, &c, 0);
+        r = sim_run(c.f.w, judge, &c, 0);
     if (r) {
-        fprintf(stderr, "what is recorded fails itself: %d, %s\n", r, c.why);
-        return c.why[0] ? 1 : 2;
+        fprintf(stderr, "what is recorded fails itself: %d, %s\n", r, c.f.why);
+        return c.f.why[0] ? 1 : 2;
     }
     c.named_short = 0;
-    put_files(&c);
     if (!only_runs)
-        r = explore(&c, seed, &trace);
+        r = crash_explore(&c.f, &trace, seed, &(struct crash_visit){ &c.f, look, &c });
     *ret_states += only_runs ? 1 : c.states;
-    if (r == 0 && !only_runs && what != OFFLINE_COMMIT && (c.named_short == 0 || c.named_short == c.states))
+    if (r == 0 && only_runs && what >= ACTIVE) {
+        struct hash128 h = sim_trace_hash(&trace);
+        printf("seed %" PRIu64 ": trace %016" PRIx64 "%016" PRIx64 ", %u jobs done, %u cancelled, %u refused, the disk is %s\n", seed, h.hi, h.lo, c.jobs_done, c.cancelled,
+               c.refused, names[c.home]);
+    }
+    if (r == 0 && !only_runs && what < ACTIVE && what != OFFLINE_COMMIT && (c.named_short == 0 || c.named_short == c.states))
         r = 2;
     sim_trace_fini(&trace);
     end(&c);
@@ -554,17 +581,17 @@ static int one_seed(unsigned what, uint64_t seed, uint64_t *ret_states)
 
 int main(int argc, char **argv)
 {
-    static const char *const words[] = { "commit", "stream", "stream-base", "drop", "offline-commit", "rebase" };
+    static const char *const words[] = { "commit", "stream", "stream-base", "drop", "offline-commit", "rebase", "active", "graph" };
     bool faulty = argc > 1 && !strcmp(argv[1], "faults");
     only_runs = argc > 1 && !strcmp(argv[1], "runs");
     argc -= faulty || only_runs;
     argv += faulty || only_runs;
     uint64_t first = argc > 2 ? strtoull(argv[2], NULL, 0) : 1, last = argc > 3 ? strtoull(argv[3], NULL, 0) : first, states = 0;
     unsigned what = 0;
-    while (what < 6 && (argc < 2 || strcmp(argv[1], words[what])))
+    while (what < KINDS && (argc < 2 || strcmp(argv[1], words[what])))
         what++;
-    if (what == 6) {
-        fprintf(stderr, "usage: chain-crash [faults|runs] commit|drop|stream|stream-base|offline-commit|rebase [FIRST [LAST]]\n");
+    if (what == KINDS) {
+        fprintf(stderr, "usage: chain-crash [faults|runs] commit|drop|stream|stream-base|offline-commit|rebase|active|graph [FIRST [LAST]]\n");
         return 2;
     }
     for (uint64_t seed = first; seed <= last; seed++) {

@@ -67,7 +67,7 @@ def count_barriers(tmp_path, writes):
 
 
 def test_barriers_per_thousand_allocating_writes(tmp_path):
-    """At most 4 barriers for 1,000 allocating writes between two guest flushes."""
+    """FEATURES 1.047: at most 4 barriers for 1,000 allocating writes between two guest flushes."""
     need("strace")
     few, many = count_barriers(tmp_path, 0), count_barriers(tmp_path, 1000)
     assert many - few <= 4, "%d barriers more than a run without them" % (many - few)

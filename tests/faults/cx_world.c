@@ -407,7 +407,7 @@ bool cx_run(struct cx_world *w, cx_body *body, void *arg)
 
 int cx_open(struct co *co, struct cx_world *w, bool read_only, bool check_mode, struct byre_err *err)
 {
-    struct graph_opener opener = { open_file, identity, w };
+    struct graph_opener opener = { .open = open_file, .identity = identity, .arg = w };
     struct graph_opts go = { .opener = &opener, .secrets = w->keys ? fx_secrets() : NULL };
     int r = graph_new(w->loop, &go, &w->graph, err);
     if (r < 0)

@@ -184,16 +184,10 @@ static void recreate_co(struct co *co, void *arg)
         fx_bad(r, "after the fault: create answers %d: %s", e, err.text);
 }
 
-/* FEATURES G.005: what failed once and works again leaves no leak, if every step and the close have succeeded. Operations on the image as
- * a whole (snapshots, amending, bitmaps) say themselves what they could not give back. */
+/* FEATURES G.005: what failed once and works again leaves no leak, if every step and the close have succeeded. */
 static bool tight(const struct fx_run *r)
 {
-    bool whole = r->c->scene->damage != FX_SOUND;
-    for (unsigned i = 0; i < FX_STEPS; i++) {
-        enum fx_do what = r->c->scene->steps[i].what;
-        whole |= what == FX_KEEP || what == FX_APPLY || what == FX_DROP || what == FX_AMEND || what == FX_BITMAP;
-    }
-    return !whole && r->closed_well && !r->fault.forever && r->steps_failed == 0;
+    return r->c->scene->damage == FX_SOUND && r->closed_well && !r->fault.forever && r->steps_failed == 0;
 }
 
 static void look(struct fx_run *r, const char *when, const uint64_t *set, uint64_t sizes, bool deep)

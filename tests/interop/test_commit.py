@@ -4,7 +4,7 @@ to 5.025, 1.059, 9.051)."""
 import os
 
 import pytest
-from lib import chains, images, peers, run
+from lib import chains, images, mounts, run
 
 
 def pairs(tmp_path, seed, depth):
@@ -124,12 +124,8 @@ def test_zeros_stay_holes(tmp_path):
 @pytest.fixture
 def tmpfs(tmp_path):
     """A file system of 4 MiB."""
-    peers.need_root()
-    mount = tmp_path / "small"
-    mount.mkdir()
-    run.run("mount", "-t", "tmpfs", "-o", "size=4M", "none", mount)
-    yield mount
-    run.run("umount", mount)
+    with mounts.tmpfs(tmp_path / "small", "4M") as mount:
+        yield mount
 
 
 @pytest.mark.parametrize("overlays", [1, 2])

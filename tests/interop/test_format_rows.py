@@ -350,3 +350,85 @@ def test_create_options(tmp_path, options):
     assert seen[0] == seen[1]
 
 
+
+
+# ---- entries ----
+
+def tables(path):
+    """(L1 entries, L2 entries of the first table) of an image with one L2 table at least"""
+    data = path.read_bytes()
+    l1_size, = struct.unpack_from(">I", data, 36)
+    l1_off, = struct.unpack_from(">Q", data, 40)
+    bits, = struct.unpack_from(">I", data, 20)
+    l1 = struct.unpack_from(">%dQ" % l1_size, data, l1_off)
+    return l1, struct.unpack_from(">%dQ" % ((1 << bits) // 8), data, l1[0] & 0x00FFFFFFFFFFFE00)
+
+
+COPIED, PLACE = 1 << 63, 0x00FFFFFFFFFFFE00
+
+
+def test_entries(tmp_path):
+    """FEATURES 1.034, 1.035, 1.037: COPIED says that there is one owner, in both kinds of tables; a zero cluster has its flag and no place"""
+    base, path = tmp_path / "base", tmp_path / "x.qcow2"
+    run.qemu_img("create", "-q", "-f", "raw", base, "2M")
+    run.qemu_io(base, "write -P 9 0 2M", fmt="raw")
+    run.byre("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path)
+    run.byre("io", "-c", "write -P 1 0 128k", "-c", "write -z 128k 64k", "-c", "write -P 2 256k 4k", path)
+    l1, l2 = tables(path)
+    assert l1[0] & ~PLACE == COPIED and l1[0] & PLACE
+    assert [e & ~PLACE for e in l2[:5]] == [COPIED, COPIED, 1, 0, COPIED] and [bool(e & PLACE) for e in l2[:5]] == [True, True, False, False, True]
+    zero = [e for e in run.byre("map", "--output=json", path).json if e["start"] == 128 << 10][0]
+    assert (zero["zero"], zero["data"], zero["present"], zero["depth"]) == (True, False, True, 0)
+    run.qemu_io(path, "read -P 0 128k 64k", "read -P 9 192k 64k", "read -P 9 260k 60k")
+    run.byre("snapshot", "-c", "s", path)
+    l1, l2 = tables(path)
+    assert not l1[0] & COPIED and not any(e & COPIED for e in l2)
+    run.byre("io", "-c", "write -P 3 0 4k", path)            # one cluster gets an owner of its own, and so does the table
+    l1, l2 = tables(path)
+    assert l1[0] & COPIED and [bool(e & COPIED) for e in l2[:5]] == [True, False, False, False, False]
+    run.byre("snapshot", "-d", "s", path)
+    l1, l2 = tables(path)
+    assert l1[0] & COPIED and [bool(e & COPIED) for e in l2[:5]] == [True, True, False, False, True]
+    run.qemu_img("check", path)
+
+
+def test_in_place(tmp_path):
+    """FEATURES 1.052: what is allocated and has one owner is written over where it lies: no other byte of the file changes"""
+    path = tmp_path / "x.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", path, "8M")
+    run.byre("io", "-c", "write -P 1 0 1M", path)
+    before, places = path.read_bytes(), [e for e in run.byre("map", "--output=json", path).json if e["data"]]
+    run.byre("io", "-c", "write -P 7 3k 200k", "-c", "write -P 8 512k 512k", "-c", "flush", path)
+    after = path.read_bytes()
+    assert len(after) == len(before) and after != before
+    for e in places:
+        at, end = e["offset"], e["offset"] + e["length"]
+        before, after = before[:at] + before[end:].rjust(len(before) - at, b"x"), after[:at] + after[end:].rjust(len(after) - at, b"x")
+    assert after == before
+    run.qemu_img("check", path)
+
+
+def test_compression_type_bit(tmp_path):
+    """FEATURES 1.026: the incompatible bit is set where the method is not zlib, and only there"""
+    for kind, bit, byte in (("zlib", 0, 0), ("zstd", 8, 1)):
+        for tool in (run.byre, run.qemu_img):
+            path = tmp_path / "x.qcow2"
+            words = ("-q", "-f", "qcow2", "-o", f"compression_type={kind}", path, "1M")
+            tool("create", *words)
+            head = path.read_bytes()[:112]
+            assert struct.unpack_from(">Q", head, 72)[0] & 8 == bit and head[104] == byte, (kind, tool)
+
+
+def test_fill_is_one_transfer(tmp_path):
+    """FEATURES 1.050: the rest of a new cluster comes from below, and goes to the disk with the data in one write"""
+    peers.need("strace")
+    base, path, log = tmp_path / "base", tmp_path / "x.qcow2", tmp_path / "log"
+    run.qemu_img("create", "-q", "-f", "raw", base, "1M")
+    run.qemu_io(base, "write -P 9 0 1M", fmt="raw")
+    run.byre("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path)
+    run.run("strace", "-f", "-qq", "-e", "trace=pwrite64,pwritev,pwritev2", "-o", log, run.BYRE, "io", "-c", "write -P 1 68k 4k", path,
+            env={"BYRE_BACKEND": "threads"})
+    host = [e for e in run.byre("map", "--output=json", path).json if e["depth"] == 0 and e["data"]][0]["offset"]
+    run.qemu_io(path, "read -P 9 64k 4k", "read -P 1 68k 4k", "read -P 9 72k 56k")
+    data = [line for line in log.read_text().splitlines() if (m := re.search(r", (\d+)(?:, 0)?\)\s+= (\d+)$", line)) and host <= int(m.group(1)) < host + 65536]
+    assert len(data) == 1 and data[0].endswith("= 65536"), log.read_text()

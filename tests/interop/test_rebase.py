@@ -51,6 +51,74 @@ def test_unrelated(tmp_path, seed, how):
     judge(top, None, None)
 
 
+def held_equal(top, below):
+    """Clusters that the image itself holds and that read as `below` does there; and how many it holds."""
+    size, data = top.size, bytes(below) + bytes(max(0, top.size - len(below)))
+    cluster = run.qemu_img("info", "--output=json", top.path).json["cluster-size"]
+    held = set()
+    for e in run.qemu_img("map", "--output=json", top.path).json:
+        if e["depth"] == 0 and e["present"]:
+            held |= set(range(e["start"] // cluster, (e["start"] + e["length"] - 1) // cluster + 1))
+    return [c for c in sorted(held) if top.content[c * cluster:(c + 1) * cluster] == data[c * cluster:min((c + 1) * cluster, size)]], len(held)
+
+
+@pytest.mark.parametrize("how", [[], ["-c"]])
+@pytest.mark.parametrize("seed", range(12))
+def test_drop_equal(tmp_path, seed, how):
+    """FEATURES G.023: what the new backing file holds as well goes, to the cluster, and nothing else; a snapshot and bitmaps keep what is theirs."""
+    rng = chains.seeded("drop", seed)
+    chain = chains.make(str(tmp_path / "a"), rng, 1 + seed % 3)
+    top = chain[-1]
+    new = vary(chain[-2], str(tmp_path / "a" / "new"), rng)
+    for off in range(0, min(top.size, new.size) - (1 << 16), 1 << 19):                        # some of the new one is in the image already
+        images.raw_file(tmp_path / "piece", 1 << 16, [(0, bytes(new.content[off:off + (1 << 16)]))])
+        run.qemu_io(top.path, f"write -q -s {tmp_path / 'piece'} {off} 64k")
+        top.content[off:off + (1 << 16)] = new.content[off:off + (1 << 16)]
+    extended = run.qemu_img("info", "--output=json", top.path).json["format-specific"]["data"].get("compat") == "1.1"
+    run.qemu_img("snapshot", "-c", "before", top.path)
+    if extended:
+        run.byre("bitmap", "--add", top.path, "b")
+    run.byre("rebase", *how, "--drop-equal", "-b", new.name, "-F", new.fmt, top.path)
+    judge(top, new.name, new.fmt)
+    equal, held = held_equal(top, new.content)
+    assert equal == [] and (top.content == new.content[:top.size].ljust(top.size, b"\0")) == (held == 0)
+    if extended:
+        assert run.byre("info", "--output=json", top.path).json["format-specific"]["data"]["bitmaps"][0]["flags"] == ["auto"]
+    run.byre("rebase", *how, "--drop-equal", "-b", "", top.path)
+    judge(top, None, None)
+    assert held_equal(top, b"")[0] == []
+
+
+def test_drop_equal_gives_space_back(tmp_path):
+    """FEATURES G.023: `du` and the reference counts say so, too; once more there is nothing to do"""
+    for name in ("a", "b"):
+        run.qemu_img("create", "-q", "-f", "raw", tmp_path / name, "32M")
+        run.qemu_io(tmp_path / name, "write -P 5 0 16M", fmt="raw")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "a", "-F", "raw", tmp_path / "top")
+    run.qemu_io(tmp_path / "top", "write -P 5 4M 8M", "write -P 6 20M 64k", "write -z 24M 1M")
+    before = os.stat(tmp_path / "top").st_blocks * 512
+    run.byre("rebase", "-b", "b", "-F", "raw", tmp_path / "top")
+    assert os.stat(tmp_path / "top").st_blocks * 512 >= before
+    for _ in range(2):
+        run.byre("rebase", "--drop-equal", "-b", "b", "-F", "raw", tmp_path / "top")
+        assert os.stat(tmp_path / "top").st_blocks * 512 < before - (7 << 20)
+        held = [(e["start"], e["length"]) for e in run.qemu_img("map", "--output=json", tmp_path / "top").json if e["depth"] == 0 and e["present"]]
+        assert held == [(20 << 20, 1 << 16)]
+        images.assert_sound(tmp_path / "top")
+        run.qemu_io(tmp_path / "top", "read -P 5 0 16M", "read -P 0 16M 4M", "read -P 6 20M 64k", "read -P 0 24M 1M")
+
+
+def test_drop_equal_refused(tmp_path):
+    """FEATURES G.023: where it is not possible nothing is changed"""
+    run.qemu_img("create", "-q", "-f", "raw", tmp_path / "a", "1M")
+    run.qemu_img("create", "-q", "-f", "qed", "-b", "a", "-F", "raw", tmp_path / "top.qed")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "a", "-F", "raw", tmp_path / "top")
+    for words, name, why in [(["-b", ""], "top.qed", "cannot give up what their backing file holds"), (["-u", "-b", ""], "top", "unsafe")]:
+        before = (tmp_path / name).read_bytes()
+        assert why in run.byre("rebase", "--drop-equal", *words, tmp_path / name, code=1).err
+        assert (tmp_path / name).read_bytes() == before
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_differs_in_parts_of_clusters(tmp_path, seed):
     """The old chain has zeros where the new one has data, in parts of clusters that the image does not hold: they are stored."""
@@ -141,11 +209,11 @@ def test_refused_before_anything_is_copied(tmp_path):
     images.create(tmp_path / "base.raw", 1 << 20, fmt="raw")
     images.create(tmp_path / "new.raw", 1 << 20, fmt="raw")
     run.qemu_io(str(tmp_path / "base.raw"), "write -P 7 0 512k", fmt="raw")
-    for name, fmt, options in (("small.qcow2", "qcow2", {"cluster_size": 512}), ("top.qed", "qed", {})):
+    for name, fmt, options, dots in (("small.qcow2", "qcow2", {"cluster_size": 512}, 300), ("top.qed", "qed", {}, 600)):
         path = tmp_path / name
         images.create(path, 1 << 20, fmt, backing="base.raw", backing_fmt="raw", unchecked=True, **options)
         before = open(path, "rb").read()
-        new = "./" * 300 + "new.raw"
+        new = "./" * dots + "new.raw"
         done = run.byre("rebase", "-f", fmt, "-b", new, "-F", "raw", path, code=1)
         assert name in done.err, done
         assert open(path, "rb").read() == before, done

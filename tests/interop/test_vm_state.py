@@ -199,11 +199,42 @@ def test_growing_over_ours(tmp_path):
     check_both(path)
 
 
-def test_data_file_is_refused(tmp_path):
-    """FEATURES 1.058: the state would lie behind the disk in the data file: refused, and nothing changes"""
+def test_resize_forgets_what_would_show_elsewhere(tmp_path):
+    """FEATURES 1.058: where the state begins follows from the size; what is left of it behind another size reads zeros, and is free again"""
     path = tmp_path / "x"
-    create(path, "1M", f"data_file={tmp_path / 'data'}")
+    create(path, "2M")
+    for small, large in (("2M", "8M"), ("1M", "7M")):
+        saved_by_us(path, "write -b -P 0x51 0 64k", "write -b -P 0x52 2M 64k", "write -b -P 0x53 20M 64k")
+        run.byre("resize", path, large)
+        both(path, f"read -P 0 0 {large}", "read -b -P 0 0 40M")
+        check_both(path)
+        saved_by_us(path, "write -b -P 0x54 0 64k", "write -b -P 0x55 9M 64k")
+        run.byre("resize", "--shrink", path, small)
+        both(path, f"read -P 0 0 {small}", "read -b -P 0 0 40M")
+        check_both(path)
+    saved_by_us(path, "write -b -P 0x56 5M 64k")
+    run.byre("resize", path, "1500k")                # as many tables as before: it stays
+    both(path, "read -b -P 0x56 5M 64k", "read -b -P 0 0 5M")
+    check_both(path)
+
+
+@pytest.mark.parametrize("options", ["", ",extended_l2=on,cluster_size=16k"])
+def test_data_file(tmp_path, options):
+    """FEATURES 1.058: the state lies behind the disk in an external data file; but not in one that is a raw disk of its own"""
+    path, data = tmp_path / "x", tmp_path / "data"
+    create(path, "1M", f"data_file={data}{options}")
+    save(path, "write -P 0x11 0 1M", "write -b -P 0x21 0 100k")
+    saved_by_us(path, "write -b -P 0x22 50k 100k", "write -b -P 0x23 1G 64k")
+    both(path, "read -P 0x11 0 1M", "read -b -P 0x21 0 50k", "read -b -P 0x22 50k 100k", "read -b -P 0 150k 4M", "read -b -P 0x23 1G 64k")
+    check_both(path)
+    run.byre("resize", path, "900M")
+    both(path, "read -P 0x11 0 1M", "read -P 0 1M 899M", "read -b -P 0 0 4M")
+    check_both(path)
+    path.unlink()
+    data.unlink()
+    create(path, "1M", f"data_file={data},data_file_raw=on{options}")
     assert "Operation not supported" in run.byre("io", "-c", "write -b 0 4k", path, code=1).out
+    assert data.stat().st_size == 1 << 20
     check_both(path)
 
 

@@ -14,6 +14,7 @@ GEOMETRIES = [(2, 16)] + [(3, bits) for bits in images.REFCOUNT_BITS]
 @pytest.mark.parametrize("version,bits", GEOMETRIES)
 @pytest.mark.parametrize("cluster_size", images.CLUSTER_SIZES)
 def test_geometry(tmp_path, cluster_size, version, bits):
+    """FEATURES 1.042, 1.049: every width of the counts"""
     seed, image = seed_of(cluster_size, version, bits), tmp_path / "disk.qcow2"
     options = {"refcount_bits": bits} if version == 3 else {}
     disk = Guest(seed, guest.disk_size(cluster_size), cluster_size, version)

@@ -12,8 +12,7 @@ import zlib
 import kill_jobs
 import pytest
 
-KILLS = 50 if os.environ.get("SOAK") else 15
-KINDS = ("random", "BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED")
+MOMENTS = (kill_jobs.RANDOM, kill_jobs.READY, kill_jobs.COMPLETED)
 CASES = {
     "background": ("drive-mirror", {"sync": "full"}, "copy", {"cluster_size": 65536}),
     "blocking": ("drive-mirror", {"sync": "full", "copy_mode": "write-blocking"}, "copy", {"cluster_size": 4096}),
@@ -50,7 +49,28 @@ def start(disk, command, arguments):
     disk.start(command, **arguments)
 
 
-@pytest.mark.timeout(120 + 20 * KILLS)
+def finish(disk, rng, command, arguments, end):
+    """The job again, from whatever was left, under load and to its end."""
+    disk.serve()
+    writers = disk.load(rng)
+    if (disk.work / "copy").exists():
+        (disk.work / "copy").unlink()                        # perhaps not even a whole header
+    start(disk, command, {**arguments, "copy_mode": "write-blocking"})
+    disk.wait((kill_jobs.READY,))
+    assert disk.client.ask("block-job-complete", device="j") == {"return": {}}
+    event = disk.wait()
+    assert event["event"] == kill_jobs.COMPLETED and "error" not in event["data"], event
+    disk.name = end
+    time.sleep(0.1)
+    for writer in writers:
+        writer.stop()
+    disk.client.close()
+    assert disk.server.stop() == 0, disk.server.output
+    disk.record.settle_acknowledged()
+    disk.judge()
+
+
+@pytest.mark.timeout(120 + 20 * len(kill_jobs.rounds(MOMENTS)))
 @pytest.mark.parametrize("case", CASES)
 def test_killed(tmp_path, case):
     command, arguments, end, options = CASES[case]
@@ -58,16 +78,15 @@ def test_killed(tmp_path, case):
     disk = Disk.__new__(Disk)
     disk.raw = arguments.get("format") == "raw"
     disk.__init__(tmp_path, rng, options)
-    completed = 0
-    for round_number in range(KILLS):
-        kind = KINDS[round_number % 3]
+    tally = kill_jobs.Tally(case)
+    for round_number, kind in enumerate(kill_jobs.rounds(MOMENTS)):
         disk.renew()
         disk.name = "disk"
         disk.serve()
         writers = disk.load(rng)
         try:
             start(disk, command, arguments)
-            if kind == "random":
+            if kind == kill_jobs.RANDOM:
                 time.sleep(rng.uniform(0, 0.6))
             else:
                 if "blocking" not in str(arguments) and "auto" not in str(arguments):
@@ -75,12 +94,11 @@ def test_killed(tmp_path, case):
                     if command == "drive-mirror":
                         disk.client.ask("block-job-change", id="j", type="mirror", copy_mode="write-blocking")
                 disk.wait(("BLOCK_JOB_READY",))
-            if kind == "BLOCK_JOB_COMPLETED":
+            if kind == kill_jobs.COMPLETED:
                 assert disk.client.ask("block-job-complete", device="j") == {"return": {}}
                 event = disk.wait()
                 assert event["event"] == "BLOCK_JOB_COMPLETED" and "error" not in event["data"], event
                 disk.name = end
-                completed += 1
                 if round_number % 2:
                     time.sleep(rng.uniform(0, 0.2))          # the guest goes on over there
         finally:
@@ -88,5 +106,9 @@ def test_killed(tmp_path, case):
         for writer in writers:
             writer.end()
         disk.wait_unlocked()
+        tally.add(kind, disk.record)
         disk.judge()
-    assert completed == KILLS // 3
+        if round_number % 6 == 0:
+            finish(disk, rng, command, arguments, end)
+            tally.restarted()
+    tally.write()

@@ -2,6 +2,7 @@
 """Programs and modules that byre is compared with. Without one a test is skipped, but with CI=true it fails."""
 import importlib
 import os
+import pathlib
 import shutil
 
 import pytest
@@ -31,6 +32,15 @@ def need_module(name):
         return importlib.import_module(name)
     except ImportError:
         missing(f"Python module {name}")
+
+
+def need_unpacked(package):
+    """Asks for a package that tools/deps.sh unpacks and does not install; returns its folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = pathlib.Path(os.environ.get("BYRE_UNPACKED") or f"{cache}/byre/unpacked") / package
+    if not (folder / ".complete").exists():
+        missing(f"the unpacked package {package} in {folder.parent} (tools/deps.sh)")
+    return folder
 
 
 def need_root():

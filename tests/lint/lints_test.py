@@ -181,6 +181,7 @@ def build_archive(root, layer, text):
     ("int meta_x(void); int co_go(void) { return meta_x(); }", "needs 'meta_x' of layer meta"),
     ("int co_go(void) { static int n; return n++; }", "mutable global"),
     ("int table = 3;", "mutable global 'table'"),
+    ("__attribute__((visibility(\"hidden\"))) int table;", "mutable global 'table'"),
     ("int co_go(void); static int (*const t[])(void) = { co_go }; int co_go(void) { return t[0] != 0; }", None)])
 def test_symbols(tmp_path, rt, expected):
     tree(tmp_path)

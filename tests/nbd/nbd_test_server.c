@@ -252,12 +252,12 @@ static void start_main(struct co *co, void *arg)
     add(t, D_ERR, (struct nbd_export_opts){ .name = "err", .writable = true });
     add(t, D_SLOW, (struct nbd_export_opts){ .name = "slow", .writable = true });
     add(t, D_BLOCK4K, (struct nbd_export_opts){ .name = "block4k", .writable = true, .block_min = 4096, .block_preferred = 65536 });
-    if (t->unix_path && nbd_server_listen_unix(co, t->srv, t->unix_path, &err))
+    if (t->unix_path && nbd_server_listen_unix(co, nbd_server_door(t->srv), t->unix_path, &err))
         die(&err);
     if (t->unix_path)
         printf("listening unix:%s\n", t->unix_path);
     struct nbd_tcp_addr a = { t->tcp_host, t->tcp_port };
-    if (t->tcp && nbd_server_listen_tcp(co, t->srv, &a, &port, &err))
+    if (t->tcp && nbd_server_listen_tcp(co, nbd_server_door(t->srv), &a, &port, &err))
         die(&err);
     if (t->tcp)
         printf("listening tcp:%s:%u\n", t->tcp_host, port);

@@ -23,7 +23,7 @@ FILE = re.compile(r"(?<![\w./<*-])((?:\.{1,2}/)*(?:[\w.-]+/)*[\w-]+\.(?:c|h|S|py
 QUOTED = re.compile(r"`([^`\n]+)`")
 PLACEHOLDER = re.compile(r"[A-Z]{3,}(?=[._-])|^x_test\.|^test_x\.|\*")
 COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
-PREFIXED = re.compile(r"(?<![\w./-])((?:byre|co|rt|stor|meta|fmt|q2|graph|copy|job|nbdp?|ctl|lk|luks|qmp|sim|cx|fx|epoch)_\w*[a-z0-9])\b(?!\*|_|\.)")
+PREFIXED = re.compile(r"(?<![\w./-])((?:byre|co|rt|stor|meta|fmt|q2|graph|copy|job|nbdp?|ctl|lk|luks|qed|tree|cbw|node|gate|side|dirty|qmp|sim|cx|fx|epoch)_\w*[a-z0-9])\b(?!\*|_|\.)")
 WORD = re.compile(r"[A-Za-z_]\w*")
 TESTS = re.compile(r"^ \* Tests?\b(.*?)(?=^ \*[ \t]*$|^ \* [A-Z]\w+ {2,}|\*/)", re.M | re.S)
 IS_TESTED = re.compile(r"\btests/\w+|\bfuzz/\w+|crash explorer|\b(?:it is|[Tt]his is) one\b|none needed")

@@ -61,10 +61,12 @@ extern const struct nbd_disk_ops nbd_graph_bitmap_ops;   /* disk = struct nbd_gr
 
 struct nbd_server;
 struct nbd_export;
+struct tls_creds;
+struct tls_set;
 
 struct nbd_server_opts {
-    unsigned connections_max;        /* at the same time; further ones are closed at once. 0 = no limit */
-    unsigned handshake_ms;           /* whole handshake; 0 = no limit */
+    unsigned connections_max;        /* at the same time by one door; further ones are closed at once. 0 = no limit */
+    unsigned handshake_ms;           /* whole handshake, that of TLS too; 0 = no limit */
     unsigned requests_max;           /* in flight per connection; 1..256 */
     uint64_t bytes_max;              /* buffers in flight per connection (one request may exceed it when it is alone) */
     unsigned stop_grace_ms;          /* nbd_server_stop answers "shutting down" for so long before it stops reading */
@@ -72,19 +74,42 @@ struct nbd_server_opts {
 };
 #define NBD_SERVER_OPTS_DEFAULT { 100, 10000, 256, UINT64_C(64) << 20, 100, 1000 }
 
+/* ---- doors: where clients come in, and on which terms. All doors of a server lead to the same exports (FEATURES 10.024) ---- */
+struct nbd_door;
+struct nbd_door_opts {
+    const char *id;                  /* unique among the doors; NULL: one that has no name */
+    unsigned connections_max, handshake_ms;      /* as struct nbd_server_opts */
+    struct tls_creds *creds;         /* of a server; NULL: no TLS. With them nothing is said to a client that does not speak TLS */
+    const char *authz;               /* id of the rules that say who may come in, looked up when somebody comes; not there: nobody. NULL: everybody */
+    struct tls_set *objects;         /* where `authz` is looked up; outlives the server */
+};
+
 /* opts NULL: defaults. Any thread. */
 MUST_USE int nbd_server_new(struct rt_loop *home, const struct nbd_server_opts *opts, struct nbd_server **ret_s, struct byre_err *err);
 /* Stopped, and every export removed (stop does both). NULL ok. */
 void nbd_server_free(struct nbd_server *s);
 
+/* The door that nbd_server_new has made, with the terms of its opts and no TLS. */
+struct nbd_door *nbd_server_door(struct nbd_server *s);
+/* One more. Strings are copied, creds counted. EXISTS: the id is taken; BAD_ARGUMENT: `authz` asks for names that `creds` do not prove. */
+MUST_USE int nbd_door_new(struct nbd_server *s, const struct nbd_door_opts *o, struct nbd_door **ret_d, struct byre_err *err);
+/* Closes it for good, with its listeners and connections, as nbd_server_stop does; d is gone. Suspends. */
+void nbd_door_close(struct co *co, struct nbd_door *d);
+struct nbd_door *nbd_door_find(struct nbd_server *s, const char *id);               /* NULL: none */
+struct nbd_door *nbd_door_next(struct nbd_server *s, struct nbd_door *prev);        /* iterate; prev NULL: first */
+struct nbd_door_info { const char *id, *creds, *authz; unsigned connections, connections_max; unsigned listeners; };
+struct nbd_door_info nbd_door_get(const struct nbd_door *d);                        /* valid while d is */
+/* Address of its listener number i, as "unix:PATH" or "HOST:PORT"; NULL: it has fewer. Owned by the caller, or no memory. */
+char *nbd_door_address(const struct nbd_door *d, unsigned i);
+
 /* A path of at most 107 bytes. A socket that nobody listens on is replaced; anything else in the way is an error
  * (EXISTS). The path is removed at stop. Suspends. */
-MUST_USE int nbd_server_listen_unix(struct co *co, struct nbd_server *s, const char *path, struct byre_err *err);
+MUST_USE int nbd_server_listen_unix(struct co *co, struct nbd_door *d, const char *path, struct byre_err *err);
 /* host NULL or "": all addresses. port 0: a free one is picked. *ret_port = the port. Suspends. */
 struct nbd_tcp_addr { const char *host; uint16_t port; };
-MUST_USE int nbd_server_listen_tcp(struct co *co, struct nbd_server *s, const struct nbd_tcp_addr *addr, uint16_t *ret_port, struct byre_err *err);
+MUST_USE int nbd_server_listen_tcp(struct co *co, struct nbd_door *d, const struct nbd_tcp_addr *addr, uint16_t *ret_port, struct byre_err *err);
 /* A listening socket that was handed over; owned from now on, also on failure. */
-MUST_USE int nbd_server_listen_fd(struct co *co, struct nbd_server *s, int fd, struct byre_err *err);
+MUST_USE int nbd_server_listen_fd(struct co *co, struct nbd_door *d, int fd, struct byre_err *err);
 
 /* Stops accepting; requests in flight are finished and answered, later ones refused; closes all connections and
  * removes all exports. Takes at most stop_grace_ms + linger_ms plus the disk's own time. Suspends; idempotent. */

@@ -29,8 +29,7 @@ static bool send_output(struct co *co, struct nbd_conn *c)
     const uint8_t *b;
     for (size_t n; (n = nbdp_output(c->p, &b));) {
         struct iovec iov = { (void *)(uintptr_t)b, n };
-        struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
-        int64_t r = rt_sendmsg(co, c->fd, &m);
+        int64_t r = nbd_conn_sendv(co, c, &iov, 1);
         if (r <= 0)
             return false;
         nbdp_output_sent(c->p, (size_t)r);
@@ -43,7 +42,7 @@ static void describe(const struct nbd_conn *c, struct nbdp_export *ret)
     const struct nbd_export *x = c->x;
     *ret = (struct nbdp_export){
         .serial = x->serial, .name = x->name, .description = x->description, .size = x->ops->length(x->disk),
-        .read_only = !x->writable, .multi_conn = c->server->opts.connections_max != 1, .rotational = x->rotational,
+        .read_only = !x->writable, .multi_conn = c->door->connections_max != 1, .rotational = x->rotational,
         .block_min = x->block_min, .block_preferred = x->block_preferred,
         .ctx_count = x->ctx_count, .ctx = (const char *const *)x->ctx,
     };
@@ -150,7 +149,7 @@ static bool on_need_input(struct co *co, struct nbd_conn *c)
 {
     uint8_t *buf;
     size_t room = nbdp_space(c->p, &buf);
-    int64_t n = rt_recv(co, c->fd, buf, room);
+    int64_t n = nbd_conn_recv(co, c, buf, room);
     if (n <= 0)
         return false;
     nbdp_filled(c->p, (size_t)n);
@@ -178,7 +177,11 @@ static bool handle(struct co *co, struct nbd_conn *c, enum nbdp_event ev)
     case NBDP_READY:
         (void)co_set_deadline(co, 0);
         return true;
-    case NBDP_STARTTLS:      /* never asked for: the codec was told that there is no TLS */
+    case NBDP_STARTTLS:
+        if (nbd_conn_starttls(co, c))
+            return false;
+        nbdp_tls_started(c->p);
+        return true;
     case NBDP_CLOSE:
         break;
     }
@@ -188,7 +191,7 @@ static bool handle(struct co *co, struct nbd_conn *c, enum nbdp_event ev)
 static void reader_main(struct co *co, void *arg)
 {
     struct nbd_conn *c = arg;
-    unsigned limit_ms = c->server->opts.handshake_ms;
+    unsigned limit_ms = c->door->handshake_ms;
     if (limit_ms)
         (void)co_set_deadline(co, rt_now(c->loop) + limit_ms * NS_PER_MS);
     for (;;) {
@@ -272,9 +275,12 @@ static void serve(struct co *co, struct nbd_conn *c)
 void nbd_conn_main(struct co *co, void *arg)
 {
     struct nbd_conn *c = arg;
-    if (!nbdp_new(NULL, NBDP_TLS_NONE, &c->p))
+    if (!nbdp_new(NULL, c->door->creds ? NBDP_TLS_REQUIRED : NBDP_TLS_NONE, &c->p))
         serve(co, c);
+    if (c->tls && !c->broken)
+        tls_bye(c->tls, false);
     close(c->fd);
+    tls_session_free(c->tls);
     nbdp_free(c->p);
     ASSERT(!c->inflight && !c->executing && list_empty(&c->to_send));
     nbd_conn_free_pools(c);

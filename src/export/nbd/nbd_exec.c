@@ -203,6 +203,8 @@ static void exec_read(struct co *co, struct nbd_req *q)
     int r = q->r.flags & NBD_CMD_FLAG_FUA ? x->ops->flush(co, x->disk) : 0;
     if (!r && q->r.len && !take_buffer(q, q->r.len))
         r = -ENOMEM;
+    if (q->r.len > NBD_WIDE_READ)
+        nbd_conn_widen(q->conn);
     if (r || !q->r.len)
         answer(q, r);
     else if (q->r.mode == NBDP_SIMPLE || (q->r.flags & NBD_CMD_FLAG_DF) || q->r.len <= WHOLE_READ_MAX)

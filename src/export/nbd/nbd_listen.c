@@ -17,17 +17,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/checked.h"
 #include "export/nbd/nbd_priv.h"
+#include "rt/unix_path.h"
 
 #define BACKLOG SOMAXCONN
 #define ACCEPT_PAUSE_NS UINT64_C(100000000)      /* after a failure, such as a shortage of descriptors */
 #define PORT_TRIES 20                            /* for one free port on several addresses */
-#define STALE_TRIES 20                           /* is a socket still in use? */
-#define STALE_PAUSE_NS 50000000
 
 /* ---- accepting ---- */
 
@@ -41,7 +39,7 @@ static void tune(int fd)
 static void accept_main(struct co *co, void *arg)
 {
     struct nbd_listener *l = arg;
-    struct nbd_server *s = l->server;
+    struct nbd_door *d = l->door;
     while (!co_cancelled(co)) {
         int fd = rt_accept(co, l->fd);
         if (fd == -ECONNABORTED || fd == -EINTR)
@@ -50,12 +48,12 @@ static void accept_main(struct co *co, void *arg)
             (void)co_sleep(co, ACCEPT_PAUSE_NS);      /* woken early only to end */
             continue;
         }
-        if (s->stopping || (s->opts.connections_max && s->n_conns >= s->opts.connections_max)) {
+        if (d->server->stopping || (d->connections_max && d->n_conns >= d->connections_max)) {
             close(fd);
             continue;
         }
         tune(fd);
-        nbd_conn_start(s, fd);
+        nbd_conn_start(d, fd);
     }
 }
 
@@ -85,12 +83,12 @@ void nbd_listener_stop(struct co *co, struct nbd_listener *l)
     if (l->path && rt_blocking(co, unlink_path, l) < 0)
         (void)unlink_path(l);
     list_remove(&l->link);
-    l->server->n_listeners--;
+    l->door->server->n_listeners--;
     nbd_listener_free(l);
 }
 
 /* Takes fd and path (malloc'ed, may be NULL), also on failure. */
-static int start(struct nbd_server *s, int fd, char *path, struct byre_err *err)
+static int start(struct nbd_door *d, int fd, char *path, struct byre_err *err)
 {
     struct nbd_listener *l = calloc(1, sizeof *l);
     if (!l) {
@@ -98,24 +96,24 @@ static int start(struct nbd_server *s, int fd, char *path, struct byre_err *err)
         free(path);
         return byre_fail(err, NOMEM, "NBD server: no memory for a listener");
     }
-    l->server = s;
+    l->door = d;
     l->fd = fd;
     l->path = path;
     if (path && lstat(path, &l->path_id))
         l->path_id = (struct stat){ 0 };
-    int r = rt_task_start(s->home, &l->task, accept_main, l);
+    int r = rt_task_start(d->server->home, &l->task, accept_main, l);
     if (r) {
         nbd_listener_free(l);
         return byre_fail(err, NOMEM, "NBD server: no memory for a listener");
     }
-    list_push_back(&s->listeners, &l->link);
-    s->n_listeners++;
+    list_push_back(&d->server->listeners, &l->link);
+    d->server->n_listeners++;
     return 0;
 }
 
-int nbd_server_listen_fd(struct co *co, struct nbd_server *s, int fd, struct byre_err *err)
+int nbd_server_listen_fd(struct co *co, struct nbd_door *d, int fd, struct byre_err *err)
 {
-    ASSERT_LOOP(s->home);
+    ASSERT_LOOP(d->server->home);
     int listens = 0;
     socklen_t n = sizeof listens;
     if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &n) || !listens) {
@@ -124,37 +122,12 @@ int nbd_server_listen_fd(struct co *co, struct nbd_server *s, int fd, struct byr
     }
     (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
     (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-    return start(s, fd, NULL, err);
+    return start(d, fd, NULL, err);
 }
 
 /* ---- unix ---- */
 
 struct bind_job { struct sockaddr_un sa; int fd; };
-
-static bool refuses_clients(const struct sockaddr_un *sa)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return false;
-    bool refused = connect(fd, (const struct sockaddr *)sa, sizeof *sa) && errno == ECONNREFUSED;
-    close(fd);
-    return refused;
-}
-
-/* Is the path a socket that nobody listens on any more? A killed process may listen a moment longer than it lives:
- * the kernel takes its rings down in the background. */
-static bool is_stale(const struct sockaddr_un *sa)
-{
-    struct stat st;
-    if (lstat(sa->sun_path, &st) || !S_ISSOCK(st.st_mode))
-        return false;
-    bool refused = refuses_clients(sa);
-    for (int i = 0; !refused && i < STALE_TRIES; i++) {
-        (void)nanosleep(&(struct timespec){ 0, STALE_PAUSE_NS }, NULL);
-        refused = refuses_clients(sa);
-    }
-    return refused;
-}
 
 static int64_t bind_path(void *arg)
 {
@@ -163,7 +136,7 @@ static int64_t bind_path(void *arg)
     if (j->fd < 0)
         return -errno;
     int r = bind(j->fd, (struct sockaddr *)&j->sa, sizeof j->sa) ? -errno : 0;
-    if (r == -EADDRINUSE && is_stale(&j->sa) && !unlink(j->sa.sun_path))
+    if (r == -EADDRINUSE && unix_path_is_stale(&j->sa) && !unlink(j->sa.sun_path))
         r = bind(j->fd, (struct sockaddr *)&j->sa, sizeof j->sa) ? -errno : 0;
     if (!r && listen(j->fd, BACKLOG))
         r = -errno;
@@ -172,9 +145,9 @@ static int64_t bind_path(void *arg)
     return r;
 }
 
-int nbd_server_listen_unix(struct co *co, struct nbd_server *s, const char *path, struct byre_err *err)
+int nbd_server_listen_unix(struct co *co, struct nbd_door *d, const char *path, struct byre_err *err)
 {
-    ASSERT_LOOP(s->home);
+    ASSERT_LOOP(d->server->home);
     struct bind_job j = { .sa.sun_family = AF_UNIX };
     size_t n = strlen(path);
     if (!n || n >= sizeof j.sa.sun_path)
@@ -183,7 +156,7 @@ int nbd_server_listen_unix(struct co *co, struct nbd_server *s, const char *path
     char *copy = strdup(path);
     int64_t r = copy ? rt_blocking(co, bind_path, &j) : -ENOMEM;
     if (!r)
-        return start(s, j.fd, copy, err);
+        return start(d, j.fd, copy, err);
     free(copy);
     if (r == -EADDRINUSE)
         return byre_fail(err, EXISTS, "NBD server: '%s' exists and is no abandoned socket", path);
@@ -281,9 +254,9 @@ static int64_t bind_tcp(void *arg)
     return r;
 }
 
-int nbd_server_listen_tcp(struct co *co, struct nbd_server *s, const struct nbd_tcp_addr *addr, uint16_t *ret_port, struct byre_err *err)
+int nbd_server_listen_tcp(struct co *co, struct nbd_door *d, const struct nbd_tcp_addr *addr, uint16_t *ret_port, struct byre_err *err)
 {
-    ASSERT_LOOP(s->home);
+    ASSERT_LOOP(d->server->home);
     struct tcp_job j = { .host = addr->host, .port = addr->port };
     const char *shown = addr->host && *addr->host ? addr->host : "*";
     int r = (int)rt_blocking(co, bind_tcp, &j);
@@ -296,7 +269,7 @@ int nbd_server_listen_tcp(struct co *co, struct nbd_server *s, const struct nbd_
         if (r)
             close(j.fd[i]);
         else
-            r = start(s, j.fd[i], NULL, err);
+            r = start(d, j.fd[i], NULL, err);
     }
     if (!r)
         *ret_port = port;

@@ -139,6 +139,20 @@ void nbd_conn_shut(struct nbd_conn *c)
     (void)shutdown(c->fd, SHUT_RDWR);      /* fails when the peer has gone already: no matter */
 }
 
+/* A unix socket holds some 200 KiB, and says that there is room when three quarters of them have been taken: an answer of 1 MiB leaves in
+ * six pieces, each of which wakes this side and the client. Small answers are better off without: the client begins with the first ones
+ * while others are still being read. TCP grows its buffers by itself, and would stop doing so. */
+void nbd_conn_widen(struct nbd_conn *c)
+{
+    int bytes = 2 << 20, domain = 0;             /* the system's limit may allow less */
+    socklen_t len = sizeof domain;
+    if (c->wide)
+        return;
+    c->wide = true;
+    if (getsockopt(c->fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX)
+        (void)setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+}
+
 static unsigned gather_one(struct nbd_conn *c, const struct nbd_req *q, unsigned cnt)
 {
     for (unsigned i = 0; i < q->n_parts; i++) {
@@ -182,8 +196,7 @@ static void send_all(struct co *co, struct nbd_conn *c, unsigned cnt)
 {
     unsigned at = 0;
     while (at < cnt && !c->broken) {
-        struct msghdr m = { .msg_iov = c->iov + at, .msg_iovlen = cnt - at };
-        int64_t n = rt_sendmsg(co, c->fd, &m);
+        int64_t n = nbd_conn_sendv(co, c, c->iov + at, cnt - at);
         if (n <= 0) {
             nbd_conn_shut(c);
             return;

@@ -41,6 +41,13 @@ int nbd_server_new(struct rt_loop *home, const struct nbd_server_opts *opts, str
     list_init(&s->exports);
     list_init(&s->listeners);
     list_init(&s->conns);
+    list_init(&s->doors);
+    struct nbd_door_opts front = { .connections_max = o->connections_max, .handshake_ms = o->handshake_ms };
+    int r = nbd_door_new(s, &front, &s->front, err);
+    if (r) {
+        nbd_server_free(s);
+        return r;
+    }
     *ret_s = s;
     return 0;
 }
@@ -50,6 +57,8 @@ void nbd_server_free(struct nbd_server *s)
     if (!s)
         return;
     ASSERT(list_empty(&s->exports) && list_empty(&s->listeners) && list_empty(&s->conns));
+    while (!list_empty(&s->doors))
+        nbd_door_forget(CONTAINER_OF(list_first(&s->doors), struct nbd_door, link));
     free(s->per_loop);
     free(s);
 }
@@ -58,6 +67,11 @@ void nbd_server_watch(struct nbd_server *s, nbd_gone_fn *fn, void *arg)
 {
     s->gone = fn;
     s->gone_arg = arg;
+}
+
+struct nbd_door *nbd_server_door(struct nbd_server *s)
+{
+    return s->front;
 }
 
 unsigned nbd_server_connections(const struct nbd_server *s)
@@ -232,12 +246,14 @@ static void forget(struct nbd_conn *c)
     struct nbd_server *s = c->server;
     list_remove(&c->link);
     s->n_conns--;
+    c->door->n_conns--;
     s->per_loop[c->loop_index]--;
     free(c);
 }
 
-void nbd_conn_start(struct nbd_server *s, int fd)
+void nbd_conn_start(struct nbd_door *d, int fd)
 {
+    struct nbd_server *s = d->server;
     INV(I3, !s->stopping);
     struct nbd_conn *c = calloc(1, sizeof *c);
     if (!c) {
@@ -245,6 +261,7 @@ void nbd_conn_start(struct nbd_server *s, int fd)
         return;
     }
     c->server = s;
+    c->door = d;
     c->fd = fd;
     c->loop_index = least_busy_loop(s);
     c->loop = rt_loop_at(rt_of(s->home), c->loop_index);
@@ -255,6 +272,7 @@ void nbd_conn_start(struct nbd_server *s, int fd)
     list_init(&c->spare);
     list_push_back(&s->conns, &c->link);
     s->n_conns++;
+    d->n_conns++;
     s->per_loop[c->loop_index]++;
     if (rt_spawn_on(c->loop, nbd_conn_main, c)) {
         close(fd);
@@ -289,12 +307,11 @@ void nbd_conn_ack_msg(struct rt_msg *m)
     free_if_gone(c);
 }
 
-/* Asks the connections of x (NULL: all) to finish. */
-static void stop_connections(struct nbd_server *s, const struct nbd_export *x)
+void nbd_conns_stop(struct nbd_server *s, const struct nbd_export *x, const struct nbd_door *d)
 {
     LIST_FOR(n, &s->conns) {
         struct nbd_conn *c = CONTAINER_OF(n, struct nbd_conn, link);
-        if ((x && c->x != x) || c->stop_posted)
+        if ((x && c->x != x) || (d && c->door != d) || c->stop_posted)
             continue;
         c->stop_posted = true;
         rt_post(c->loop, &c->stop_msg);
@@ -305,7 +322,7 @@ static void remove_export(struct co *co, struct nbd_server *s, struct nbd_export
 {
     list_remove(&x->link);
     x->removed = true;
-    stop_connections(s, x);
+    nbd_conns_stop(s, x, NULL);
     while (x->users)
         co_wait(co, &s->changed);
     export_free(x);
@@ -326,7 +343,7 @@ void nbd_server_stop(struct co *co, struct nbd_server *s)
     s->stopping = true;
     while (!list_empty(&s->listeners))
         nbd_listener_stop(co, CONTAINER_OF(list_first(&s->listeners), struct nbd_listener, link));
-    stop_connections(s, NULL);
+    nbd_conns_stop(s, NULL, NULL);
     while (s->n_conns)
         co_wait(co, &s->changed);
     while (!list_empty(&s->exports))

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
@@ -153,7 +154,7 @@ static void start_co(struct co *co, void *arg)
                                        .is_default = true, .allocation_depth = true };
     ASSERT(nbd_server_new(co_loop(co), &opts, &f->srv, &f->err) == 0);
     ASSERT(nbd_server_add(f->srv, &o, &x, &f->err) == 0);
-    ASSERT(nbd_server_listen_unix(co, f->srv, f->path, &f->err) == 0);
+    ASSERT(nbd_server_listen_unix(co, nbd_server_door(f->srv), f->path, &f->err) == 0);
     sem_post(&f->done);
 }
 
@@ -404,6 +405,54 @@ static void sessions_in_all_modes(void **state)
     }
 }
 
+/* How much of the answer waits at the client when it takes none? */
+static int waiting(struct client *c, struct fixture *f, uint32_t len)
+{
+    int n = 0, before = -1;
+    ASSERT(ask(c, NBD_CMD_READ, 0, len, NULL));
+    for (int i = 0; i < 200 && (n != before || n < 1000); i++) {
+        before = n;
+        usleep(10000);
+        ASSERT(ioctl(c->fd, FIONREAD, &n) == 0);
+    }
+    return n;
+}
+
+static int system_limit(void)
+{
+    int n = 0;
+    FILE *file = fopen("/proc/sys/net/core/wmem_max", "re");
+    ASSERT(file && fscanf(file, "%d", &n) == 1);
+    fclose(file);
+    return n;
+}
+
+/* The answer to a long READ goes into the socket whole, as far as the system's limit allows; short ones do not ask for that. */
+static void a_long_answer_leaves_at_once(void **state)
+{
+    struct fixture *f = begin(RT_BACKEND_URING, 1);
+    struct client *c = &the_client;
+    const uint32_t len = 1u << 20;
+    pthread_mutex_lock(&f->disk.lock);
+    memset(f->disk.bytes, 'x', len);
+    pthread_mutex_unlock(&f->disk.lock);
+    ASSERT(enter(c, f, NBDP_SIMPLE));
+    for (uint32_t i = 0; i < 16; i++)
+        ASSERT(ask(c, NBD_CMD_READ, 0, 65536, NULL));
+    int narrow = waiting(c, f, 65536), wide;
+    close(c->fd);
+    ASSERT(enter(c, f, NBDP_SIMPLE));
+    wide = waiting(c, f, len);
+    close(c->fd);
+    print_message("waiting at the client: %d bytes of short answers, %d of a long one\n", narrow, wide);
+    assert_in_range(narrow, 65536, 400000);
+    if (system_limit() >= (int)(2 * len))
+        assert_int_equal(wide, len + 16);
+    else
+        assert_true(wide > narrow || system_limit() <= 212992 / 2);
+    end(f);
+}
+
 /* Once and for ever from the n-th allocation on, for every n until a session needs no more. */
 static void every_allocation_fails_in_turn(void **state)
 {
@@ -513,7 +562,7 @@ static void refuse_co(struct co *co, void *arg)
     o.block_min = 0;
     o.bitmap_count = 1;
     ASSERT(nbd_server_add(f->srv, &o, &x, &f->err) == -E2BIG);
-    ASSERT(nbd_server_listen_fd(co, f->srv, dup(0), &f->err) == -EINVAL);
+    ASSERT(nbd_server_listen_fd(co, nbd_server_door(f->srv), dup(0), &f->err) == -EINVAL);
     sem_post(&f->done);
 }
 
@@ -528,6 +577,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sessions_in_all_modes),
+        cmocka_unit_test(a_long_answer_leaves_at_once),
         cmocka_unit_test(every_allocation_fails_in_turn),
         cmocka_unit_test(removal_and_stop_under_load),
         cmocka_unit_test(control_calls_refuse_nonsense),

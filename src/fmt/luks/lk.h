@@ -29,9 +29,10 @@ MUST_USE int lk_load(struct co *co, const struct lk_area *a, struct lk_header *r
 MUST_USE int lk_unlock(struct co *co, const struct lk_area *a, const struct lk_header *h, const struct secret *pass, int only,
                        uint8_t **ret_key, unsigned *ret_slot, struct byre_err *err);
 /* Makes a header with a new key and one slot. Everything but the header is written and flushed before the header is; it is
- * not flushed. *ret_key (may be NULL): the key. */
+ * not flushed. ret_key not NULL: the key, and the header is left to lk_put_header, when all that the key is for has been written. */
 MUST_USE int lk_format(struct co *co, const struct lk_area *a, struct lk_header *h, const struct secret *pass, uint64_t iter_time_ms,
                        uint8_t **ret_key, struct byre_err *err);
+MUST_USE int lk_put_header(struct co *co, const struct lk_area *a, const struct lk_header *h, struct byre_err *err);
 /* One change of key slots (FEATURES 1.074). */
 struct lk_change {
     enum fmt_key_state state;

@@ -9,12 +9,12 @@
  *                  always opens, so "another slot is active" is a promise that the data can be reached.
  *              S3  The only active slot is overwritten while a second copy of the key, under the new passphrase, stands in
  *                  another slot (if there is room for one).
- * Order        Material, flush, header. The header is two sectors: the one with the state of the slot goes last when a slot
+ * Order        Q26: material, flush, header. The header is two sectors: the one with the state of the slot goes last when a slot
  *              becomes active and first when it ends.
  * Concurrency  Home loop of the image. Long arithmetic is on the CPU pool.
  * Failure      A passphrase that fits no slot: -EACCES. Whatever fails, slots that were active before stay so, but for the one
  *              that was to be changed.
- * Tests        luks_test.c (every write torn), tests/interop/test_luks.py
+ * Tests        luks_test.c (every write torn), tests/interop/test_luks.py, crash explorer (geometries *-luks, mutants KEY_*)
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/mutant.h"
 #include "fmt/luks/lk.h"
 #include "rt/loop.h"
 
@@ -64,7 +65,7 @@ static int put_slot(struct co *co, const struct lk_area *a, const struct lk_head
     int r = stor_read(co, a->store, iov_one(&slot, old, LK_HEAD_BYTES), a->base);
     memcpy(new, old, LK_HEAD_BYTES);
     lk_header_emit(h, new);
-    unsigned first = h->slot[i].active ? 1 - state : state;
+    unsigned first = h->slot[i].active && !MUTANT(MUT_KEY_STATE_FIRST) ? 1 - state : state;
     if (r >= 0)
         r = put_sector(co, a, old, new, first);
     if (r >= 0)
@@ -187,7 +188,7 @@ static int fill_slot(struct co *co, const struct lk_area *a, struct lk_header *h
         r = (int)rt_cpu(co, run_split, &w);
     if (r == 0)
         r = stor_write_buf(co, a->store, w.material, w.bytes, a->base + s->off, 0);
-    if (r == 0)
+    if (r == 0 && !MUTANT(MUT_KEY_SLOT_EARLY))
         r = a->flush(co, a->arg);            /* S1 */
     s->active = r == 0;
     lk_xform_free(w.x);
@@ -202,7 +203,8 @@ static int erase_slot(struct co *co, const struct lk_area *a, struct lk_header *
     s->active = false;
     s->iterations = 0;
     memset(s->salt, 0, sizeof s->salt);
-    int r = put_slot(co, a, h, i);           /* S2 */
+    bool late = MUTANT(MUT_KEY_ERASE_FIRST);
+    int r = late ? 0 : put_slot(co, a, h, i);        /* S2 */
     uint8_t *junk = r == 0 ? malloc(bytes) : NULL;
     if (r == 0)
         r = junk ? secret_random(junk, bytes) : -ENOMEM;
@@ -210,6 +212,8 @@ static int erase_slot(struct co *co, const struct lk_area *a, struct lk_header *
         r = stor_write_buf(co, a->store, junk, bytes, a->base + s->off, 0);
     if (r == 0)
         r = a->flush(co, a->arg);
+    if (r == 0 && late)
+        r = put_slot(co, a, h, i);
     free(junk);
     return r;
 }
@@ -247,15 +251,24 @@ static int format_parts(struct co *co, const struct lk_area *a, struct lk_header
         r = digest_of(co, h, key, h->digest);
     if (r == 0)
         r = fill_slot(co, a, h, 0, key, pass, iter_time_ms);
-    uint8_t *buf = r == 0 ? calloc(1, LK_HEAD_BYTES) : NULL;
-    if (r == 0 && !buf)
-        r = -ENOMEM;
-    if (r == 0) {
-        lk_header_emit(h, buf);
-        r = stor_write_buf(co, a->store, buf, LK_HEAD_BYTES, a->base, 0);
-    }
+    return r;
+}
+
+static int put_header(struct co *co, const struct lk_area *a, const struct lk_header *h)
+{
+    uint8_t *buf = calloc(1, LK_HEAD_BYTES);
+    if (!buf)
+        return -ENOMEM;
+    lk_header_emit(h, buf);
+    int r = stor_write_buf(co, a->store, buf, LK_HEAD_BYTES, a->base, 0);
     free(buf);
     return r;
+}
+
+int lk_put_header(struct co *co, const struct lk_area *a, const struct lk_header *h, struct byre_err *err)
+{
+    int r = put_header(co, a, h);
+    return r < 0 ? failed(a, "write the LUKS header", r, err) : 0;
 }
 
 int lk_format(struct co *co, const struct lk_area *a, struct lk_header *h, const struct secret *pass, uint64_t iter_time_ms, uint8_t **ret_key,
@@ -263,6 +276,8 @@ int lk_format(struct co *co, const struct lk_area *a, struct lk_header *h, const
 {
     uint8_t *key = secret_new(h->key_bytes);
     int r = key ? format_parts(co, a, h, pass, iter_time_ms, key) : -ENOMEM;
+    if (r == 0 && !ret_key)
+        r = put_header(co, a, h);
     if (r == 0 && ret_key)
         *ret_key = key;
     else
@@ -298,7 +313,7 @@ static int write_key(struct co *co, const struct lk_area *a, struct lk_header *h
     uint64_t ms = o->has_iter_time ? o->iter_time_ms : LK_ITER_TIME_MS;
     if (!h->slot[i].active)
         return add_slot(co, a, h, i, key, o->new_secret, ms);
-    int spare = lk_active_slots(h) == 1 ? free_slot(h, (int)i) : -1;
+    int spare = lk_active_slots(h) == 1 && !MUTANT(MUT_KEY_NO_SPARE) ? free_slot(h, (int)i) : -1;
     int r = spare >= 0 ? add_slot(co, a, h, (unsigned)spare, key, o->new_secret, ms) : 0;      /* S3 */
     if (r == 0)
         r = erase_slot(co, a, h, i);

@@ -234,6 +234,8 @@ static int make_room(struct co *co, struct stor *s, uint64_t bytes, struct byre_
         return byre_fail(err, NO_SPACE, "%s: has %" PRIu64 " bytes, the image needs %" PRIu64, s->name, have, bytes);
     if (!r)
         r = s->traits.regular ? stor_truncate(co, s, bytes) : stor_zero(co, s, 0, LK_HEAD_BYTES, 0);
+    if (!r && !s->traits.regular)
+        r = stor_flush(co, s);                   /* or a crash leaves the old header over new key material */
     return r ? byre_fail_code(err, IO, r, "%s: cannot make room for %" PRIu64 " bytes", s->name, bytes) : 0;
 }
 
@@ -265,8 +267,14 @@ static int create_with(struct co *co, struct stor *s, struct lk_header *h, const
         r = prefill(co, s, h, key, o);
     secret_free(key);
     if (!r)
-        r = stor_flush(co, s);
-    return r ? byre_fail_code(err, IO, r, "%s: cannot write the image", s->name) : 0;
+        r = stor_flush(co, s);                   /* until here there is no header: what a crash leaves is no image */
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot write the image: %s", s->name, strerror(-r));
+    r = lk_put_header(co, &a, h, err);
+    if (r)
+        return r;
+    r = stor_flush(co, s);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot write the image: %s", s->name, strerror(-r)) : 0;
 }
 
 static int luks_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err)

@@ -15,10 +15,12 @@
  * Tests       tests/cli/amend_test.py, crash explorer (amend), tests/faults
  */
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/mutant.h"
 #include "fmt/qcow2/q2_amend_priv.h"
 #include "fmt/qcow2/q2_check_priv.h"
 #include "fmt/qcow2/q2_crypt.h"
@@ -209,26 +211,51 @@ static int set_backing(struct co *co, struct amend *m)
 }
 
 /* Added to those that are kept as they are. */
-static int set_partial(struct co *co, struct amend *m)
+static int add_ext(struct co *co, struct amend *m, uint32_t type, const char *text)
 {
     struct q2_header h = m->q->h;
-    size_t len = strlen(m->a->partial);
     struct q2_unknown_ext *all = calloc(h.unknown_count + 1, sizeof *all);
     if (!all)
         return byre_fail(m->err, NOMEM, "%s: no memory for a header", m->q->name);
     for (size_t i = 0; i < h.unknown_count; i++)
         all[i] = h.unknown[i];
-    all[h.unknown_count++] = (struct q2_unknown_ext){ Q2_EXT_PARTIAL, (uint32_t)len, (uint8_t *)(uintptr_t)m->a->partial };
+    all[h.unknown_count++] = (struct q2_unknown_ext){ type, (uint32_t)strlen(text), (uint8_t *)(uintptr_t)text };
     h.unknown = all;
     int r = rewrite(co, m, &h);
     free(all);
     return r;
 }
 
+static int set_partial(struct co *co, struct amend *m)
+{
+    const char *name = m->a->partial, *token = m->a->partial_token;
+    size_t bytes = strlen(name) + Q2_TOKEN_BYTES + 2;
+    char *text = malloc(bytes);
+    if (!text)
+        return byre_fail(m->err, NOMEM, "%s: no memory for a header", m->q->name);
+    snprintf(text, bytes, token ? "%s\n%s" : "%s", name, token);
+    int r = add_ext(co, m, Q2_EXT_PARTIAL, text);
+    free(text);
+    return r;
+}
+
+static int set_token(struct co *co, struct amend *m) { return add_ext(co, m, Q2_EXT_TOKEN, m->a->token); }
+
 static int try_backing(struct co *co, const struct amend *m)
 {
     struct q2_header h = with_backing(m);
     return q2_header_fits(co, m->q, &h, m->err);
+}
+
+/* What the image says of itself and of others in a chain, without a change of anything else; once. */
+static int marks(struct co *co, struct amend *m)
+{
+    const struct fmt_image *im = &m->q->im;
+    if (m->a->dry_run)
+        return try_backing(co, m);
+    if (m->a->token)
+        return im->token ? 0 : step(co, m, set_token);
+    return im->partial ? 0 : step(co, m, set_partial);
 }
 
 /* ---- counts ---- */
@@ -328,7 +355,9 @@ static int set_fields(struct co *co, struct amend *m)
         q->h.autoclear = autoclear & ~Q2_AUTOCLEAR_RAW_DATA;
     if (q->h.compat == compat && q->h.autoclear == autoclear)
         return 0;
-    int r = q2_header_sync(co, q, 80, 96, META_B_HEADER);
+    if (MUTANT(MUT_AMEND_LAZY_LATE))
+        q->h.incompat &= ~Q2_INCOMPAT_DIRTY;
+    int r = MUTANT(MUT_AMEND_RAW_LATE) ? 0 : q2_header_sync(co, q, MUTANT(MUT_AMEND_LAZY_LATE) ? 72 : 80, 96, META_B_HEADER);
     if (r < 0) {
         q->h.compat = compat;
         q->h.autoclear = autoclear;
@@ -362,13 +391,17 @@ static int fields(struct co *co, struct amend *m)
 {
     struct q2_image *q = m->q;
     if (given(m, "lazy_refcounts") && !m->a->o->lazy_refcounts) {
-        int r = q2_lazy_leave(co, q);    /* first no count is late any more */
+        int r = MUTANT(MUT_AMEND_LAZY_LATE) ? 0 : q2_lazy_leave(co, q);      /* first no count is late any more */
         if (r < 0)
             return byre_fail_code(m->err, IO, r, "%s: counts cannot be written: %s", q->name, strerror(-r));
     }
     int r = set_fields(co, m);
     if (r == 0)
         r = q2_lazy_init(q, m->err);
+    if (r == 0 && q->lazy && !q->lazy_on && MUTANT(MUT_AMEND_LAZY_AT_ONCE)) {
+        q->lazy_on = true;
+        meta_set_lazy_counts(q->meta, true);
+    }
     if (r == 0 && given(m, "data_file"))
         r = step(co, m, set_data_file);
     if (r == 0 && m->a->rebase)
@@ -390,9 +423,8 @@ int q2_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a
         return r;
     q->changing = true;                          /* no scrub begins */
     r = check_all(co, &m);
-    if (a->dry_run || a->partial) {
-        if (r == 0)
-            r = a->dry_run ? try_backing(co, &m) : im->partial ? 0 : step(co, &m, set_partial);
+    if (a->dry_run || a->partial || a->token) {
+        r = r ? r : marks(co, &m);
         q->changing = false;
         return r;
     }

@@ -273,6 +273,7 @@ int q2_bms_claim(struct co *co, struct q2_image *q, uint32_t n)
     be32 payload[2] = { 0 };
     int r = 0;
     be32_put(&payload[0], n);
+    be32_put(&payload[1], h->generation);
     if (!h->has_supersets)
         r = q2_bms_add_ext(co, q, Q2_EXT_SUPERSETS, payload, sizeof payload);
     else if (h->superset_count != n)
@@ -415,6 +416,8 @@ static int store_all(struct co *co, struct closing *c, uint64_t **words)
     return r;
 }
 
+static bool is_loaded(const struct q2_bm *bm) { return bm->pub && bm->pub->bits && !bm->pub->bad && !bm->pub->inconsistent; }
+
 int q2_bms_close(struct co *co, struct q2_image *q)
 {
     struct q2_bms *m = q->bms;
@@ -426,8 +429,8 @@ int q2_bms_close(struct co *co, struct q2_image *q)
     bool changed = false;
     for (struct fmt_bitmap *b = q->im.bitmaps; b; b = b->next)
         changed |= b->persistent && b->changed;
-    for (uint32_t i = 0; m->waits && i < m->count; i++)
-        changed |= m->list[i].kept && m->list[i].in_use;     /* exact bits are due, and not in place (B4) */
+    for (uint32_t i = 0; m->waits && i < m->count; i++)      /* exact bits are due, and not in place (B4); also of one that does not record */
+        changed |= m->list[i].in_use && is_loaded(&m->list[i]);
     int r = changed ? q2_bms_sync(co, &q->im, NULL) : 0;     /* an earlier one has failed */
     uint64_t **words = calloc((size_t)m->count + 1, sizeof *words);
     if (r == 0 && (!words || posix_memalign((void **)&c.buf, 4096, q->g.cluster_size)))

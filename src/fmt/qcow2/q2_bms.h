@@ -6,6 +6,7 @@
  *   q2_bms_load.c   the list at open, content
  *   q2_bms_enter.c  before a region of the disk is changed for the first time
  *   q2_bms_sync.c   another set of bitmaps: added, removed, changed, resized
+ *   q2_generation.c has somebody else written the image since we looked?
  *
  * What a bitmap is worth after a crash (P4, G.014)
  *   As long as nothing was written, a bitmap on the disk is what it was. Before the first change IN_USE is set, for all the
@@ -44,6 +45,7 @@ struct q2_bms {
     struct q2_bm *list; uint32_t count;
     bool marked;                        /* every kept one is IN_USE on the disk */
     bool waits;                         /* the set is to be written anew before anything is marked */
+    bool counted;                       /* the generation is the one of this opening */
     bool claims;                        /* regions are entered; else they only count as entered */
     uint64_t *wanted, *round;           /* bit per region: somebody waits for it; it is being entered */
     uint64_t ahead_size;                /* of the disk for which regions are entered: the last one ends there */
@@ -84,6 +86,12 @@ void q2_ahead_install(struct q2_image *q, struct q2_ahead *n);
 /* q2_bms_sync.c: the whole set anew, in the order that claims need; bits as they are in memory. No region is entered, and nobody
  * changes bitmaps. Failure: the old set stands. */
 MUST_USE int q2_bms_renew(struct co *co, struct q2_image *q);
+
+/* q2_generation.c */
+/* Before the first change that a bitmap records: another generation, which nobody else has used. No barrier: the caller owes one. */
+MUST_USE int q2_generation_next(struct co *co, struct q2_image *q);
+/* Behind a look at what bm has on the disk: is it, and the set that it belongs to, still the one that was found at open? -ESTALE: no. */
+MUST_USE int q2_generation_same(struct co *co, struct q2_image *q, const struct q2_bm *bm);
 
 /* q2_bms_load.c */
 MUST_USE int q2_bm_load_content(struct co *co, struct q2_image *q, struct q2_bm *bm);

@@ -5,7 +5,7 @@
  * Purpose      Makes what is on the disk a superset of what is about to happen (G.014).
  * Owns         im->ahead's bits.
  * Invariants   B1, B2, B4 of q2_bms.h
- * Order        First change of all: of an unclean image the set anew (U7 of q2_unclean.c); claim, IN_USE | META_B_BITMAPS (Q16). Each region: bits, new clusters, counts |
+ * Order        First change of all: of an unclean image the set anew (U7 of q2_unclean.c); claim, generation, IN_USE | META_B_BITMAPS (Q16). Each region: bits, new clusters, counts |
  *              META_B_BITMAPS, if a table must name new clusters | tables | META_B_BITMAPS | the guest's write. A new cluster
  *              that reads zero and is settled needs no barrier in front of its entry: the entry replaces one that
  *              says zeros (Q23).
@@ -39,6 +39,14 @@ static bool wants_mark(const struct q2_image *q, const struct q2_bm *bm)
     return bm->in_use || bm->kept || bm->d.bad;
 }
 
+static bool any_to_mark(const struct q2_image *q)
+{
+    for (uint32_t i = 0; i < q->bms->count; i++)
+        if (!q->bms->list[i].in_use && wants_mark(q, &q->bms->list[i]))
+            return true;
+    return false;
+}
+
 /* U7 of q2_unclean.c. Nothing is entered, so nothing is being changed. When it fails what lies on the disk cannot be followed: the
  * next attempt is made when the image is closed. */
 static bool renew(struct co *co, struct q2_image *q)
@@ -63,8 +71,10 @@ static int mark(struct co *co, struct q2_image *q)
     m->claims = r == 0;
     if (r < 0)
         r = q2_bms_unclaim(co, q);
+    if (r == 0)
+        r = q2_generation_next(co, q);
     if (r == 0 && !MUTANT(MUT_BITMAP_MARK_LATE))
-        r = q2_bms_set_flags(co, q, wants_mark);
+        r = any_to_mark(q) ? q2_bms_set_flags(co, q, wants_mark) : meta_barrier(co, q->meta, META_B_BITMAPS);
     m->marked = r == 0;
     return r;
 }

@@ -267,6 +267,8 @@ int q2_bms_open(struct co *co, struct fmt_image *im, struct byre_err *err)
     struct q2_image *q = q2_of(im);
     ASSERT_LOOP(im->home);
     int r = q->info_only || q->check_mode ? 0 : make_list(co, q, NULL);
+    if (r == 0 && !q->info_only && !q->check_mode && q->opts.outdated && q2_bitmaps_outdated(&q->h))
+        q->opts.outdated(q->opts.corrupted_arg, q2_bitmaps_outdated(&q->h));
     if (r == 0 && q->bms && !im->read_only)
         r = begin_recording(co, q);
     return r < 0 ? byre_fail_code(err, IO, r, "%s: the persistent bitmaps cannot be read: %s", q->name, strerror(-r)) : 0;
@@ -275,9 +277,13 @@ int q2_bms_open(struct co *co, struct fmt_image *im, struct byre_err *err)
 int q2_bms_load(struct co *co, struct fmt_image *im, struct fmt_bitmap *b, struct byre_err *err)
 {
     struct q2_image *q = q2_of(im);
-    ASSERT(b->persistent && b->slot && !b->bits);
+    ASSERT(b->persistent && b->slot && (!b->bits || im->read_only));
     struct q2_bm *bm = &q->bms->list[b->slot - 1];
-    int r = q2_bm_load_content(co, q, bm);
+    int r = b->bits ? 0 : q2_bm_load_content(co, q, bm);
+    if ((r == 0 || r == -EUCLEAN) && im->read_only && q2_generation_same(co, q, bm) == -ESTALE) {
+        b->inconsistent = true;
+        return byre_fail(err, BITMAP_INCONSISTENT, "%s: another program has written the image since it was opened here, and bitmap '%s' with it", q->name, b->name);
+    }
     if (r == -EUCLEAN) {
         b->bad = bm->d.bad = "its table or its data is damaged";
         return byre_fail(err, Q2_BITMAPS, "%s: bitmap '%s' cannot be used: %s", q->name, b->name, b->bad);

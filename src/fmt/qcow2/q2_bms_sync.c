@@ -321,6 +321,9 @@ static bool in_one_sector(const struct q2_image *q)
     return a && a / 512 == z / 512 && q->h.superset_ext_off / 512 == a / 512;
 }
 
+/* Behind a change of the header: one that failed has been taken back, durably, or nothing is written any more (q2_driver.c). */
+static bool may_be_named(const struct q2_image *q, int r) { return r == 0 || meta_stopped(q->meta); }
+
 static int switch_ext(struct co *co, struct plan *p, uint32_t n)
 {
     struct q2_image *q = p->q;
@@ -329,7 +332,6 @@ static int switch_ext(struct co *co, struct plan *p, uint32_t n)
     be32_put(&d.count, p->count);
     be64_put(&d.dir_bytes, p->dir_bytes);
     be64_put(&d.dir_off, p->dir_off);
-    p->named = true;
     if (q->h.bitmaps_ext_off && q->h.bitmaps_ext_len != sizeof d) {      /* a damaged one becomes room */
         int r = make_padding(co, q);
         if (r < 0)
@@ -339,6 +341,7 @@ static int switch_ext(struct co *co, struct plan *p, uint32_t n)
         int r = set_autoclear(co, q, 0, Q2_AUTOCLEAR_BITMAPS | Q2_AUTOCLEAR_SUPERSETS);
         if (r == 0)
             r = q2_bms_add_ext(co, q, Q2_EXT_BITMAPS, &d, sizeof d);
+        p->named = may_be_named(q, r);
         if (r == -ENOSPC)
             return byre_fail(p->err, NO_SPACE, "%s: the first cluster has no room for the bitmaps extension", q->name);
         return r < 0 ? r : set_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS, 0);
@@ -348,16 +351,21 @@ static int switch_ext(struct co *co, struct plan *p, uint32_t n)
     int r = torn && !MUTANT(MUT_BITMAP_AUTOCLEAR_EARLY) ? set_autoclear(co, q, 0, Q2_AUTOCLEAR_BITMAPS) : 0;
     if (r == 0 && p->lowers && in_one_sector(q)) {           /* S2, in one write */
         be32_put(&claim[0], n);
+        be32_put(&claim[1], q->h.generation);
         r = q2_header_patch(co, q, (struct q2_patch[]){ { at, sizeof d, &d }, { q->h.superset_ext_off, sizeof claim, claim } }, 2);
         if (r == 0)
             q->h.superset_count = n;
     } else if (r == 0) {
         r = q2_header_patch(co, q, &(struct q2_patch){ at, first, &d }, 1);
     }
+    p->named = may_be_named(q, r);
     if (r == 0 && torn) {
         r = q2_header_patch(co, q, &(struct q2_patch){ at + first, (uint32_t)sizeof d - first, (const uint8_t *)&d + first }, 1);
-        if (r < 0 && old_ext(q, &d) && q2_header_patch(co, q, &(struct q2_patch){ at, first, &d }, 1) == 0 && set_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS, 0) < 0)
-            return r;                    /* the old set is not found any more: what it holds leaks */
+        if (r < 0 && old_ext(q, &d) && q2_header_patch(co, q, &(struct q2_patch){ at, first, &d }, 1) == 0) {
+            p->named = may_be_named(q, r);
+            if (set_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS, 0) < 0)
+                return r;                /* the old set is not found any more: what it holds leaks */
+        }
     }
     return r < 0 ? r : set_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS, 0);
 }

@@ -23,7 +23,7 @@
 #include <string.h>
 
 #include "base/bitmap.h"
-#include "fmt/qcow2/q2_ahead.h"
+#include "fmt/pieces.h"
 
 #define RTE_LOW 0x1ffull
 #define FIX_ROUNDS 4u
@@ -142,7 +142,7 @@ static int load_rt(struct co *co, struct q2_checker *k)
 struct block_reader { struct q2_checker *k; uint64_t at, max; };
 
 /* Runs of refcount blocks that lie one behind the other. */
-static bool next_block(void *arg, struct q2_piece *p)
+static bool next_block(void *arg, struct fmt_piece *p)
 {
     struct block_reader *r = arg;
     struct q2_checker *k = r->k;
@@ -162,7 +162,7 @@ static bool next_block(void *arg, struct q2_piece *p)
     return true;
 }
 
-static int use_block(struct co *co, void *arg, struct q2_piece *p)
+static int use_block(struct co *co, void *arg, struct fmt_piece *p)
 {
     struct q2_checker *k = ((struct block_reader *)arg)->k;
     const struct q2_geom *g = k->g;
@@ -182,16 +182,16 @@ static int use_block(struct co *co, void *arg, struct q2_piece *p)
     return 0;
 }
 
-static int look_at_block(void *arg, unsigned worker, struct q2_piece *p) { return q2_bulk_stored(((struct block_reader *)arg)->k, p); }
+static int look_at_block(void *arg, unsigned worker, struct fmt_piece *p) { return q2_bulk_stored(((struct block_reader *)arg)->k, p); }
 
-static unsigned cores(struct co *co) { return (unsigned)min_u64(rt_cpu_workers(rt_of(co_loop(co))), Q2_AHEAD_WORKERS_MAX); }
+static unsigned cores(struct co *co) { return (unsigned)min_u64(rt_cpu_workers(rt_of(co_loop(co))), FMT_PIECES_WORKERS_MAX); }
 
 static int load_stored(struct co *co, struct q2_checker *k)
 {
-    static const struct q2_ahead_ops ops = { next_block, use_block, look_at_block };
-    struct block_reader r = { k, 0, max_u64(Q2_AHEAD_BYTES, k->g->cluster_size) };
+    static const struct fmt_pieces_ops ops = { next_block, use_block, look_at_block };
+    struct block_reader r = { k, 0, max_u64(FMT_PIECES_BYTES, k->g->cluster_size) };
     int rc = load_rt(co, k);
-    return rc ? rc : q2_ahead_run_on(co, k->store, r.max, &ops, &r, k->one_by_one ? 0 : cores(co));
+    return rc ? rc : fmt_pieces_run_on(co, k->store, r.max, &ops, &r, k->one_by_one ? 0 : cores(co));
 }
 
 /* ---- references ---- */

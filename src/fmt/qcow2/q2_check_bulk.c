@@ -156,7 +156,7 @@ int q2_bulk_begin(struct q2_checker *k, unsigned cores)
     /* Extended L2 entries have rules of their own; without all stored counts no flag can be judged here. */
     if (k->one_by_one || !mem_is_zero(k->rt_bad, bitmap_words(k->rt_entries + 1) * 8))
         return 0;
-    k->workers = (unsigned)min_u64(min_u64(cores, Q2_AHEAD_WORKERS_MAX), WORKERS_ROOM / directory);
+    k->workers = (unsigned)min_u64(min_u64(cores, FMT_PIECES_WORKERS_MAX), WORKERS_ROOM / directory);
     k->bulk = calloc(k->workers + 1, sizeof *k->bulk);
     if (!k->bulk)
         return -ENOMEM;
@@ -206,7 +206,7 @@ static int stored_chunk(struct q2_checker *k, uint64_t chunk, const uint8_t *fro
     return 0;
 }
 
-int q2_bulk_stored(struct q2_checker *k, struct q2_piece *p)
+int q2_bulk_stored(struct q2_checker *k, struct fmt_piece *p)
 {
     uint64_t per = 1ull << k->g->block_bits, first = p->tag * per, n = p->len / k->g->cluster_size;
     uint64_t end = min_u64(first + n * per, k->clusters);

@@ -5,7 +5,8 @@
 #ifndef Q2_CHECK_PRIV_H
 #define Q2_CHECK_PRIV_H
 
-#include "fmt/qcow2/q2_ahead.h"
+#include "fmt/pieces.h"
+#include "fmt/steps.h"
 #include "fmt/qcow2/q2_counts.h"
 #include "fmt/qcow2/q2_marks.h"
 #include "fmt/qcow2/q2_walk.h"
@@ -28,8 +29,7 @@ struct q2_scrubbing {
     struct q2_scrub_fix { uint64_t guest; bool l1; } *fixes; size_t fix_count, fix_room;     /* entries to be mended */
     bool fix_lost;                       /* there are more */
     uint64_t base, total;                /* progress */
-    unsigned since_step;
-    uint64_t step_began;                 /* rt_now */
+    struct fmt_steps steps;
     uint64_t *tables; size_t table_count;        /* host offsets: bitmaps that we have read or written have them when the round begins */
     struct fmt_check_result fixed;       /* of all rounds */
 };
@@ -114,7 +114,7 @@ MUST_USE int q2_bulk_worked(void *arg, unsigned worker);
 MUST_USE int q2_bulk_end(struct q2_checker *k);
 void q2_bulk_fini(struct q2_checker *k);
 /* Refcounts of a whole piece of refcount blocks; a mark for each block that is done. -ENOMEM. Any thread. */
-MUST_USE int q2_bulk_stored(struct q2_checker *k, struct q2_piece *p);
+MUST_USE int q2_bulk_stored(struct q2_checker *k, struct fmt_piece *p);
 
 /* q2_repair.c: mends what o->fix allows. On return the image is to be loaded and checked anew.
  * *ret_changed: something was, or may have been, written. */

@@ -527,7 +527,7 @@ static void failing_body(struct co *co, void *arg)
 {
     static const char what[] = "RWFTD";
     for (unsigned w = 0; what[w]; w++) {
-        unsigned step = what[w] == 'F' || what[w] == 'T' ? 1 : 13;
+        unsigned step = t_share() * (what[w] == 'F' || what[w] == 'T' ? 1 : 13);
         fail_what = what[w];
         for (fail_at = 1; fail_at < 4000; fail_at += step) {
             struct q2_image *q = make_holes(co, &plain, true);

@@ -56,6 +56,8 @@ static int set_length(struct co *co, struct writer *w)
     if (have < need)
         return byre_fail(w->err, NO_SPACE, "%s: has %" PRIu64 " bytes, the image needs %" PRIu64, w->store->name, have, need);
     rc = stor_zero(co, w->store, 0, w->p->g.cluster_size, 0);
+    if (!rc)
+        rc = stor_flush(co, w->store);               /* I1: or a crash leaves the old header over the new tables */
     return rc ? failed(w, "clear the old header", rc) : 0;
 }
 

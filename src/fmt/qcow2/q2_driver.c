@@ -144,6 +144,8 @@ int q2_header_patch(struct co *co, struct q2_image *q, const struct q2_patch *p,
     return r < 0 ? r : meta_barrier(co, q->meta, META_B_HEADER);
 }
 
+int q2_header_patch_quietly(struct co *co, struct q2_image *q, const struct q2_patch *p, unsigned n) { return patch_header(co, q, p, n); }
+
 int q2_header_record_frontier(struct co *co, struct q2_image *q)
 {
     be64 autoclear, range[2];
@@ -243,6 +245,12 @@ static int load_l1(struct co *co, struct q2_image *q, struct byre_err *err)
     return 0;
 }
 
+static void forget_parts(struct q2_image *q)
+{
+    q2_parts_fini(&(struct q2_parts){ q->im.partial, q->im.partial_token, q->im.token });
+    q->im.partial = q->im.partial_token = q->im.token = NULL;
+}
+
 static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
 {
     uint64_t len;
@@ -278,8 +286,13 @@ static int read_header(struct co *co, struct q2_image *q, struct byre_err *err)
     q->im.granule = 1u << q->g.sub_bits;
     q->im.cluster = (uint32_t)q->g.cluster_size;
     q->im.has_backing = h.backing_name != NULL;
-    if (q2_header_partial(&h, &q->im.partial) < 0)
+    struct q2_parts parts;
+    if (q2_header_parts(&h, &parts) < 0)
         return byre_fail(err, NOMEM, "%s: no memory for a file name", q->name);
+    forget_parts(q);
+    q->im.partial = parts.name;
+    q->im.partial_token = parts.through;
+    q->im.token = parts.own;
     bool encodes = !h.crypt_method && !(h.incompat & Q2_INCOMPAT_DATA_FILE);        /* 1.077, 1.082 */
     q->im.encode_bytes = encodes ? (uint32_t)q->g.cluster_size : 0;
     return 0;
@@ -351,7 +364,7 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
         r = make_alloc(co, q, err);
     if (r == 0)
         r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->im.data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0) |
-                            (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0) | (q->h.has_supersets ? Q2_AUTOCLEAR_SUPERSETS : 0), err);
+                            (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0) | (q->h.has_supersets ? Q2_AUTOCLEAR_SUPERSETS | Q2_AUTOCLEAR_GENERATION : 0), err);
     q2_fixed_update(q);                          /* it is known now which bitmaps count */
     if (r == 0 && !q->unclean)                   /* else the scrub finds what was left */
         q2_reclaim_start(q);
@@ -387,7 +400,7 @@ static void dismantle(struct co *co, struct q2_image *q)
     if (q->im.data != q->im.store)
         stor_close(co, q->im.data);
     q2_header_fini(&q->h);
-    free(q->im.partial);
+    forget_parts(q);
     q2_decoded_free(q);
     q2_codecs_free(q->codecs);
     free(q->name);
@@ -543,6 +556,7 @@ static uint64_t q2_state_at(const struct fmt_image *im)
 const struct fmt_ops fmt_qcow2_ops = {
     .name = "qcow2",
     .probe = q2_probe,
+    .peek = q2_peek,
     .open = q2_open,
     .map = q2_map,
     .read_encoded = q2_read_encoded,

@@ -12,6 +12,8 @@
  *             I3  A punch has completed before the count falls to 0 and the cluster is offered.
  *             I5  What is in a batch has not been released: a part leaves it in the moment in which its count falls. So the same
  *                 batch can be worked off again, and a scrub is told of all that is still to be released (q2_drop_each).
+ *             I6  Whether a reference is the last one is decided under mx, where counts fall: two batches may hold the last two of a
+ *                 cluster, and the second one frees it.
  *             I4  What other tables name as metadata, or what nothing counts, is never punched or freed: the image is damaged.
  * Order       Q9, Q11: table durable (pass) -> grace period -> punch -> count lowered in memory -> ready. The lowered count
  *             reaches the disk with a later pass; a crash before that leaks.
@@ -252,6 +254,15 @@ static uint64_t lower(struct co *co, struct q2_image *q, uint64_t c, uint64_t en
     return end;
 }
 
+/* Under mx (I6): is it still as owners_run found it? Else it is looked at again. */
+static bool as_found(struct co *co, struct q2_image *q, uint64_t c, uint64_t end, bool last, int *ret_r)
+{
+    uint64_t stop = end;
+    bool now = last;
+    *ret_r = owners_run(co, q, c, end, &stop, &now);
+    return *ret_r == 0 && now == last && stop == end;
+}
+
 /* A part that has one owner, or one more. Returns up to where the counts were lowered. */
 static uint64_t release_part(struct co *co, struct q2_image *q, uint64_t c, uint64_t end, bool last, uint32_t tag, int *ret_r)
 {
@@ -260,9 +271,10 @@ static uint64_t release_part(struct co *co, struct q2_image *q, uint64_t c, uint
     if (last && !MUTANT(MUT_FREE_SKIP_PUNCH))
         punch(co, q, c, end - c, tag);
     co_lock(co, &a->mx);
-    if (last && tag == TAG_TABLE && !meta_forget(q->meta, c << q->g.cluster_bits, (end - c) << q->g.cluster_bits))
+    bool same = as_found(co, q, c, end, last, ret_r);
+    if (same && last && tag == TAG_TABLE && !meta_forget(q->meta, c << q->g.cluster_bits, (end - c) << q->g.cluster_bits))
         *ret_r = -EUCLEAN;                       /* a second owner that nobody counted works on it */
-    if (*ret_r == 0)
+    if (same && *ret_r == 0)
         to = lower(co, q, c, end, last, ret_r);
     co_unlock(&a->mx);
     if (last && MUTANT(MUT_FREE_SKIP_PUNCH))

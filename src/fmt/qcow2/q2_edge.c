@@ -22,7 +22,7 @@
 #include <stdlib.h>
 
 #include "base/assert.h"
-#include "fmt/qcow2/q2_ahead.h"
+#include "fmt/pieces.h"
 #include "fmt/qcow2/q2_survey.h"
 #include "fmt/qcow2/q2_unclean.h"
 #include "rt/loop.h"
@@ -32,7 +32,7 @@
 struct edge {
     const struct q2_image *q;
     uint64_t bytes;                      /* of the device */
-    uint64_t end[Q2_AHEAD_WORKERS_MAX + 1];      /* host bytes; the last one is the loop's */
+    uint64_t end[FMT_PIECES_WORKERS_MAX + 1];      /* host bytes; the last one is the loop's */
     unsigned refs;
 };
 
@@ -45,7 +45,7 @@ static void named(uint64_t *end, uint64_t device, uint64_t off, uint64_t bytes)
 static int see(struct co *co, void *arg, const struct q2_ref *r)
 {
     struct edge *e = arg;
-    named(&e->end[Q2_AHEAD_WORKERS_MAX], e->bytes, r->off, r->bytes);
+    named(&e->end[FMT_PIECES_WORKERS_MAX], e->bytes, r->off, r->bytes);
     if (++e->refs % REFS_PER_STEP == 0)
         co_yield(co);
     return 0;
@@ -78,12 +78,12 @@ int q2_edge_find(struct co *co, struct q2_image *q, uint64_t *ret_first)
         return -ENOMEM;
     *e = (struct edge){ .q = q, .end = { q->g.cluster_size } };
     struct q2_survey s = { .q = q, .ref = see, .bulk = look, .arg = e,
-        .workers = (unsigned)min_u64(rt_cpu_workers(rt_of(co_loop(co))), Q2_AHEAD_WORKERS_MAX) };
+        .workers = (unsigned)min_u64(rt_cpu_workers(rt_of(co_loop(co))), FMT_PIECES_WORKERS_MAX) };
     int r = stor_length(co, q->im.store, &e->bytes);
     if (r == 0)
         r = q2_survey(co, &s);
     uint64_t end = 0;
-    for (unsigned i = 0; i <= Q2_AHEAD_WORKERS_MAX; i++)
+    for (unsigned i = 0; i <= FMT_PIECES_WORKERS_MAX; i++)
         end = max_u64(end, e->end[i]);
     if (r == 0)
         r = meta_flush(co, q->meta);

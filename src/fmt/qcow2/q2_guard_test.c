@@ -414,7 +414,7 @@ static bool q22_round(struct co *co, unsigned mode, bool crash)
 static void q22_body(struct co *co, void *arg)
 {
     for (unsigned mode = 0; mode < 24; mode += 5)
-        for (cut.fail_at = 1; q22_round(co, mode, cut.fail_at & 1); cut.fail_at++)
+        for (cut.fail_at = 1; q22_round(co, mode, cut.fail_at & 1); cut.fail_at += t_share())
             if (!CHECK(cut.fail_at < 200))
                 break;
 }

@@ -234,6 +234,7 @@ static int ext_supersets(struct parser *p, struct q2_header *h, const uint8_t *d
     h->has_supersets = true;
     h->superset_ext_off = (uint32_t)(data - p->buf);
     h->superset_count = rcur_be32(&c);
+    h->generation = rcur_be32(&c);
     return 0;
 }
 
@@ -444,6 +445,7 @@ static const struct { uint8_t type, bit; const char *name; } feature_names[] = {
     { 1, 0, "lazy refcounts" },
     { 2, 0, "bitmaps" },
     { 2, 1, "raw external data" },
+    { 2, 60, "byre generation" },
     { 2, 61, "byre bitmap supersets" },
     { 2, 62, "byre frontier" },
 };
@@ -526,7 +528,7 @@ static void emit_extensions(struct wcur *c, const struct q2_header *h, const str
         uint8_t data[SUPERSETS_BYTES];
         struct wcur w = wcur_of(data, sizeof data);
         wcur_be32(&w, h->superset_count);
-        wcur_be32(&w, 0);
+        wcur_be32(&w, h->generation);
         emit_ext(c, Q2_EXT_SUPERSETS, data, sizeof data);
     }
     for (size_t i = 0; i < h->unknown_count; i++)
@@ -584,18 +586,48 @@ struct q2_header_use q2_header_used(const uint8_t *buf, size_t buf_bytes)
     return u;
 }
 
-int q2_header_partial(const struct q2_header *h, char **name)
+static bool is_token(const uint8_t *p, size_t len)
 {
-    free(*name);
-    *name = NULL;
-    for (size_t i = 0; i < h->unknown_count && !*name; i++) {
+    size_t n = 0;
+    while (n < len && ((p[n] >= '0' && p[n] <= '9') || (p[n] >= 'a' && p[n] <= 'f')))
+        n++;
+    return len == Q2_TOKEN_BYTES && n == len;
+}
+
+/* A name, and perhaps a token. */
+static int take_mark(const struct q2_unknown_ext *e, struct q2_parts *p)
+{
+    const uint8_t *feed = memchr(e->data, '\n', e->len);
+    size_t name = feed ? (size_t)(feed - e->data) : e->len, rest = feed ? e->len - name - 1 : 0;
+    bool sound = name && q2_name_ok(e->data, name) && (!feed || is_token(feed + 1, rest));
+    p->name = sound ? copy_string(e->data, name) : strdup("another image");
+    if (sound && feed)
+        p->through = copy_string(feed + 1, rest);
+    return p->name && (!sound || !feed || p->through) ? 0 : -ENOMEM;
+}
+
+int q2_header_parts(const struct q2_header *h, struct q2_parts *ret)
+{
+    struct q2_parts p = { 0 };
+    int r = 0;
+    for (size_t i = 0; i < h->unknown_count && r == 0; i++) {
         const struct q2_unknown_ext *e = &h->unknown[i];
-        if (e->type != Q2_EXT_PARTIAL)
-            continue;
-        bool text = e->len && q2_name_ok(e->data, e->len);
-        *name = text ? strndup((const char *)e->data, e->len) : strdup("another image");
-        if (!*name)
-            return -ENOMEM;
+        if (e->type == Q2_EXT_PARTIAL && !p.name)
+            r = take_mark(e, &p);
+        if (e->type == Q2_EXT_TOKEN && !p.own && is_token(e->data, e->len) && !(p.own = copy_string(e->data, e->len)))
+            r = -ENOMEM;
     }
-    return 0;
+    if (r < 0)
+        q2_parts_fini(&p);
+    else
+        *ret = p;
+    return r;
+}
+
+void q2_parts_fini(struct q2_parts *p)
+{
+    free(p->name);
+    free(p->through);
+    free(p->own);
+    *p = (struct q2_parts){ 0 };
 }

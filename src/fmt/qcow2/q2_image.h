@@ -63,6 +63,7 @@ struct q2_image {
     _Atomic(struct q2_l1 *) l1;
     struct fmt_streams streams;         /* home: of requests that began a write (q2_write.c W7) */
     struct { _Atomic uint64_t off, len; } fixed[Q2_FIXED];   /* L1, refcount and snapshot table, bitmap directory, LUKS header: for q2_hits_metadata on any loop */
+    _Atomic uint64_t fixed_end;         /* none of these, nor the header, reaches further; 0: not known yet */
     uint64_t snapshots_bytes, snapshots_at;                  /* how long the snapshot table at snapshots_at is, once that is known */
     unsigned overlap;                   /* kinds of metadata (q2_guard.h) that no guest write may hit in place */
     _Atomic(struct q2_guard *) guard;   /* NULL: not made, or dropped */
@@ -171,6 +172,11 @@ MUST_USE int q2_snapshots_load(struct co *co, struct stor *s, const struct q2_ge
 void q2_snapshots_free(struct q2_snapshot *s, uint32_t count);
 MUST_USE int q2_bitmaps_load(struct co *co, struct stor *s, const struct q2_geom *g, const struct q2_header *h, struct q2_bitmap **ret, uint32_t *ret_count, struct byre_err *err);
 void q2_bitmaps_free(struct q2_bitmap *b, uint32_t count);
+/* How many bitmaps are named by an extension that the image does not stand for: whoever wrote it last did not know of them. */
+static inline uint32_t q2_bitmaps_outdated(const struct q2_header *h)
+{
+    return h->has_bitmaps && !(h->autoclear & Q2_AUTOCLEAR_BITMAPS) ? h->bitmap_count : 0;
+}
 
 /* ---- q2_bms*.c: persistent bitmaps (q2_bms.h) ---- */
 int q2_bms_open(struct co *co, struct fmt_image *im, struct byre_err *err);
@@ -234,6 +240,8 @@ MUST_USE int q2_header_record_frontier(struct co *co, struct q2_image *q);
 /* Writes bytes of the first cluster that all lie in one sector of it, with a barrier; q->h is the caller's. */
 struct q2_patch { uint32_t from, len; const void *bytes; };
 MUST_USE int q2_header_patch(struct co *co, struct q2_image *q, const struct q2_patch *p, unsigned n);
+/* The same without the barrier, which the caller owes. */
+MUST_USE int q2_header_patch_quietly(struct co *co, struct q2_image *q, const struct q2_patch *p, unsigned n);
 /* ---- q2_corrupt.c: metadata was found to be wrong while in use (Q22, 1.113). Home loop. ---- */
 /* Refuses everything from now on and sets the corrupt bit (v3); of a read-only image only tells, once. Returns -EIO. Suspends; outside
  * struct sections. what: "the L2 entry of guest offset"; says it unless something was noted. */
@@ -396,7 +404,7 @@ void q2_write_abort(struct co *co, struct fmt_image *im, struct fmt_write *w);
 void q2_drop_entry(struct q2_image *q, const struct q2_l2e *e);
 int q2_zero(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags);
 int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
-int q2_forget(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
+int q2_forget(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, bool later);
 /* Between begin and commit, extended L2: the clusters are kept for the guest range, but no subcluster is allocated in them. */
 void q2_write_reserve(struct fmt_write *w);
 /* Between begin and end: do the host clusters read zero already? */

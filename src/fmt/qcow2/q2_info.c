@@ -99,6 +99,9 @@ int q2_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, stru
         .refcount_bits = q->g.refcount_bits,
         .compression = h->compression_type ? "zstd" : "zlib",
     };
+    i.generation = h->generation;
+    i.others_wrote = h->generation && !(h->autoclear & Q2_AUTOCLEAR_GENERATION);
+    i.bitmaps_outdated = q2_bitmaps_outdated(h);
     if (h->nb_snapshots > Q2_SNAPSHOTS_MAX)
         return byre_fail(err, Q2_SNAPSHOTS, "%s: %" PRIu32 " snapshots are more than %u", q->name, h->nb_snapshots, Q2_SNAPSHOTS_MAX);
     bool ok = dup_to(&i.backing_name, h->backing_name) && dup_to(&i.backing_format, h->backing_format) &&

@@ -272,6 +272,36 @@ static void holds_snapshots_up(struct co *co, void *arg)
 
 static void test_holds_snapshots_up(void **state) { t_run(0, holds_snapshots_up, NULL); }
 
+/* Two batches that hold the last two references of one cluster (compressed clusters share theirs): one of them frees it. */
+static void last_two(struct co *co, void *arg)
+{
+    struct q2_run run;
+    img_make(co, &wide);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 64 * KIB });
+    CHECK_EQ(q2_alloc_take(co, q, 1, &run), 0);
+    CHECK_EQ(q2_refs_add(co, q, run.cluster, 1, 1), 0);
+    co_lock(co, &q->alloc->mx);                  /* so that both have looked before either goes on */
+    for (unsigned i = 0; i < 2; i++) {
+        q2_alloc_drop(q, run.cluster, 1);
+        CHECK_EQ(g_flush(co, q), 0);
+        while (meta_frees_waiting(q->meta))
+            co_yield(co);
+    }
+    for (unsigned i = 0; i < 100; i++)
+        co_yield(co);
+    CHECK_EQ(q->alloc->drops.n, 2);
+    co_unlock(&q->alloc->mx);
+    co_group_wait(co, &q->alloc->drops);
+    uint64_t n = 1;
+    CHECK(q2_refs_get(co, q, run.cluster, &n) == 0 && n == 0);
+    CHECK(rset_overlaps(&q->alloc->ready, run.cluster, run.cluster + 1));
+    CHECK(q->alloc->lost == 0 && states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    nothing_left(co);
+}
+
+static void test_last_two(void **state) { t_run(0, last_two, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -282,6 +312,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_is_told, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_in_the_middle, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_holds_snapshots_up, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_last_two, disk_setup, disk_teardown),
     };
     return T_MAIN("q2_kept", tests);
 }

@@ -55,7 +55,9 @@ static bool overlaps(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen) { ret
 unsigned q2_fixed_kinds(const struct q2_image *q, uint64_t host)
 {
     static const uint8_t kind[Q2_FIXED] = { Q2_K_L1, Q2_K_TABLE, Q2_K_SNAPSHOTS, Q2_K_BITMAPS, Q2_K_LUKS };
-    uint64_t cs = q->g.cluster_size;
+    uint64_t cs = q->g.cluster_size, end = atomic_load_explicit(&q->fixed_end, memory_order_relaxed);
+    if (LIKELY(end && host >= end))
+        return 0;
     unsigned kinds = host < cs ? 1u << Q2_K_HEADER : 0;
     for (unsigned i = 0; i < Q2_FIXED; i++) {
         uint64_t off = atomic_load_explicit(&q->fixed[i].off, memory_order_relaxed);
@@ -70,6 +72,9 @@ bool q2_hits_metadata(const struct q2_image *q, uint64_t host) { return q2_fixed
 
 static void fixed_set(struct q2_image *q, unsigned i, uint64_t off, uint64_t len)
 {
+    uint64_t end = len && off > UINT64_MAX - len ? UINT64_MAX : off + len;
+    if (len && end > atomic_load_explicit(&q->fixed_end, memory_order_relaxed))      /* before it is there: whoever sees it looks further */
+        atomic_store_explicit(&q->fixed_end, end, memory_order_release);
     atomic_store_explicit(&q->fixed[i].off, len ? off : 0, memory_order_relaxed);
     atomic_store_explicit(&q->fixed[i].len, len, memory_order_relaxed);
 }
@@ -84,6 +89,12 @@ void q2_fixed_update(struct q2_image *q)
     fixed_set(q, 2, q->h.snapshots_off, known ? max_u64(least, q->snapshots_bytes) : least);
     fixed_set(q, 4, q->h.crypto_off, q->h.has_crypto ? q->h.crypto_len : 0);
     fixed_set(q, 3, bitmaps ? q->h.bitmap_dir_off : 0, bitmaps ? q->h.bitmap_dir_bytes : 0);
+    uint64_t end = q->g.cluster_size;
+    for (unsigned i = 0; i < Q2_FIXED; i++) {
+        uint64_t off = atomic_load_explicit(&q->fixed[i].off, memory_order_relaxed), len = atomic_load_explicit(&q->fixed[i].len, memory_order_relaxed);
+        end = max_u64(end, off > UINT64_MAX - len ? UINT64_MAX : off + len);
+    }
+    atomic_store_explicit(&q->fixed_end, end, memory_order_release);
 }
 
 void q2_fixed_snapshots(struct q2_image *q, uint64_t bytes)

@@ -52,6 +52,7 @@ DISK_OFF(struct q2_disk_header, compression_type, 104);
 #define Q2_COMPAT_KNOWN 0x1ull
 #define Q2_AUTOCLEAR_BITMAPS (1ull << 0)
 #define Q2_AUTOCLEAR_RAW_DATA (1ull << 1)
+#define Q2_AUTOCLEAR_GENERATION (1ull << 60)     /* ours: who has opened the image for writing since knows of the number in Q2_EXT_SUPERSETS (D9) */
 #define Q2_AUTOCLEAR_SUPERSETS (1ull << 61)      /* ours: extension Q2_EXT_SUPERSETS is true (D9) */
 #define Q2_AUTOCLEAR_FRONTIER (1ull << 62)       /* ours: extension Q2_EXT_FRONTIER is true (DESIGN D4, D9) */
 
@@ -63,9 +64,13 @@ struct q2_disk_ext { be32 type, len; };           /* "Header extensions": data f
 #define Q2_EXT_CRYPTO 0x0537be77u
 #define Q2_EXT_DATA_FILE 0x44415441u
 #define Q2_EXT_FRONTIER 0x62797265u               /* ours ("byre"): be64 start, be64 end of the frontier, bytes */
-#define Q2_EXT_PARTIAL 0x6279726fu                /* ours ("byro"): name of the image through which alone this one makes sense (commit) */
-#define Q2_EXT_SUPERSETS 0x62797262u              /* ours ("byrb"): be32 count, be32 0. Of the first `count` entries of the bitmap
-                                                     directory those in use hold at least the bits that they should */
+#define Q2_EXT_PARTIAL 0x6279726fu                /* ours ("byro"): name of the image through which alone this one makes sense (commit); behind a
+                                                     line feed, unless an older program wrote it, that image's token */
+#define Q2_EXT_TOKEN 0x62797274u                  /* ours ("byrt"): what this image is called by others of which the above is true, 32 hex digits */
+#define Q2_TOKEN_BYTES 32u
+#define Q2_EXT_SUPERSETS 0x62797262u              /* ours ("byrb"): be32 count, be32 generation (0: none). Of the first `count` entries of the
+                                                     bitmap directory those in use hold at least the bits that they should. The generation is another one
+                                                     after each opening in which a bitmap has recorded something */
 #define Q2_EXT_PADDING 0x62797270u                /* ours ("byrp"): room that another extension has left behind */
 
 struct q2_disk_feature_name { uint8_t type, bit, name[46]; };

@@ -8,7 +8,7 @@
  * Invariants   None.
  * Concurrency  One loop at a time.
  * Failure      A failed check fails the test.
- * Tests        q2_check.c, q2_repair.c, q2_rebuild.c, q2_walk.c, q2_ahead.c, q2_snapshot.c, q2_bitmap.c, q2_info.c, q2_create.c
+ * Tests        q2_check.c, q2_repair.c, q2_rebuild.c, q2_walk.c, pieces.c, q2_snapshot.c, q2_bitmap.c, q2_info.c, q2_create.c
  */
 #include "fmt/qcow2/q2_disk_test.h"
 

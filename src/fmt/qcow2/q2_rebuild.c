@@ -31,7 +31,7 @@ struct layout {
 
 /* ---- what is referenced without the old structure ---- */
 
-struct forget { struct q2_checker *k; bool snapshots; };
+struct forget { struct q2_checker *k; bool snapshots; int unread; };
 
 static int forget_old(struct co *co, void *arg, const struct q2_ref *r)
 {
@@ -45,8 +45,10 @@ static int forget_old(struct co *co, void *arg, const struct q2_ref *r)
     return 0;
 }
 
-static void ignore_fault(void *arg, enum q2_walk_fault f, const struct q2_ref *r, int rc)
+static void note_unread(void *arg, enum q2_walk_fault f, const struct q2_ref *r, int rc)
 {
+    if (f == Q2_WALK_READ && rc < 0)
+        ((struct forget *)arg)->unread = rc;
 }
 
 /* ---- layout ---- */
@@ -170,13 +172,15 @@ static int find_base(struct co *co, struct q2_checker *k, uint64_t *ret)
 
 int q2_rebuild(struct co *co, struct q2_checker *k, bool new_snapshots, struct byre_err *err)
 {
-    static const struct q2_visitor v = { .ref = forget_old, .fault = ignore_fault };
-    struct forget f = { k, new_snapshots };
+    static const struct q2_visitor v = { .ref = forget_old, .fault = note_unread };
+    struct forget f = { k, new_snapshots, 0 };
     struct q2_walk w = q2_checker_walk(k, Q2_WALK_REST, &v, &f);
     struct layout l = { .k = k };
     int rc = find_base(co, k, &l.base);
     if (!rc)
         rc = q2_walk(co, &w);
+    if (!rc && !k->res.check_errors)     /* it was read before: what it names would stay counted, and leak (G.005) */
+        rc = f.unread;
     if (rc)
         return rc;
     if (new_snapshots)

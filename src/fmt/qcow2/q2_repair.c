@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fmt/qcow2/q2_ahead.h"
+#include "fmt/pieces.h"
 #include "fmt/qcow2/q2_check_priv.h"
 
 #define L1E_RESERVED 0x7f000000000001ffull
@@ -166,7 +166,7 @@ struct count_pass { struct q2_checker *k; enum direction dir; uint64_t at, count
 
 static uint64_t block_at(const struct q2_checker *k, uint64_t entry) { return k->rt[entry] & ~0x1ffull; }
 
-static bool next_block(void *arg, struct q2_piece *p)
+static bool next_block(void *arg, struct fmt_piece *p)
 {
     struct count_pass *c = arg;
     struct q2_checker *k = c->k;
@@ -184,14 +184,14 @@ static bool next_block(void *arg, struct q2_piece *p)
 }
 
 /* Writes the sectors of a block between the first and the last changed byte. */
-static int write_block(struct co *co, struct q2_checker *k, const struct q2_piece *p, uint64_t from, uint64_t to)
+static int write_block(struct co *co, struct q2_checker *k, const struct fmt_piece *p, uint64_t from, uint64_t to)
 {
     from = round_down(from, 512);
     to = round_up(to, 512);
     return meta_write_now(co, k->q->meta, p->data + from, to - from, p->off + from);
 }
 
-static int use_block(struct co *co, void *arg, struct q2_piece *p)
+static int use_block(struct co *co, void *arg, struct fmt_piece *p)
 {
     struct count_pass *c = arg;
     struct q2_checker *k = c->k;
@@ -214,9 +214,9 @@ static int use_block(struct co *co, void *arg, struct q2_piece *p)
 
 static int count_stage(struct co *co, struct q2_checker *k, enum direction dir)
 {
-    static const struct q2_ahead_ops ops = { next_block, use_block };
+    static const struct fmt_pieces_ops ops = { next_block, use_block };
     struct count_pass c = { .k = k, .dir = dir };
-    int rc = q2_ahead_run(co, k->store, k->g->cluster_size, &ops, &c);
+    int rc = fmt_pieces_run(co, k->store, k->g->cluster_size, &ops, &c);
     if (!rc && c.count)
         rc = barrier(co, k);
     if (dir == RAISE)

@@ -45,11 +45,11 @@ static int switch_l1(struct co *co, struct q2_image *q, struct q2_l1 *l1, uint64
         r = meta_barrier(co, q->meta, META_B_SWITCH_BEFORE);
     if (r < 0)
         return r;
-    *ret_named = true;
     q->h.l1_off = run->cluster << q->g.cluster_bits;
     q->h.l1_size = (uint32_t)l1->entries;
     r = q2_header_sync(co, q, 36, 48, META_B_SWITCH_AFTER);
-    if (r < 0) {
+    if (r < 0) {                         /* it was put back, durably, or nothing is written any more (q2_driver.c) */
+        *ret_named = meta_stopped(q->meta);
         q->h.l1_off = old_off;
         q->h.l1_size = (uint32_t)old_size;
         return r;
@@ -95,7 +95,7 @@ int q2_state_room(struct co *co, struct fmt_image *im, uint64_t end)
     ASSERT_LOOP(im->home);
     if (q->failed)
         return -EIO;
-    if (q->g.data_file)                  /* it would lie behind the disk in that file */
+    if (q->im.data_raw)                  /* it would lie behind the disk in that file, which is the disk */
         return -ENOTSUP;
     int r = q2_scrub_excludes(q, "given a VM state", NULL);
     if (r < 0)
@@ -104,6 +104,14 @@ int q2_state_room(struct co *co, struct fmt_image *im, uint64_t end)
     r = grow_l1(co, q, div_up(end, q2_l2_span(&q->g)), NULL);
     q->changing = false;
     return r;
+}
+
+/* Up to where is cut what lies behind the smaller of two sizes? Where the VM state begins follows from the number of entries that the
+ * disk needs: with another number, what is left of a state would show at places where it was not saved, so all of it goes. */
+static uint64_t cut_end(const struct q2_image *q, uint64_t size, uint64_t other, uint64_t end)
+{
+    uint64_t known = (uint64_t)q->h.l1_size * q2_l2_span(&q->g);
+    return q2_l1_entries(&q->g, size) == q2_l1_entries(&q->g, other) ? min_u64(end, known) : known;
 }
 
 /* ---- cutting ---- */
@@ -239,7 +247,7 @@ static int grow(struct co *co, struct q2_image *q, uint64_t size, enum fmt_preal
     if (mode != FMT_PREALLOC_OFF && q->im.has_backing && !q->g.ext_l2)        /* 1.137 */
         return byre_fail(err, NOT_SUPPORTED, "%s: preallocation=%s needs an image without a backing file", q->name, mode == FMT_PREALLOC_METADATA ? "metadata" : mode == FMT_PREALLOC_FALLOC ? "falloc" : "full");
     /* entries behind the old end were cut off by an earlier shrink, or held VM state: never to be exposed */
-    uint64_t known = min_u64((uint64_t)q->h.l1_size * q2_l2_span(&q->g), round_up(size, q2_l2_span(&q->g)));
+    uint64_t known = cut_end(q, old, size, round_up(size, q2_l2_span(&q->g)));
     int r = MUTANT(MUT_GROW_KEEP_TABLES) ? 0 : cut_range(co, q, round_up(old, cs), known);
     if (r == 0)
         r = meta_flush(co, q->meta);
@@ -274,7 +282,7 @@ static int shrink(struct co *co, struct q2_image *q, uint64_t size, struct byre_
     r = set_size(co, q, size, err);
     if (r < 0)
         return r;
-    r = cut_range(co, q, round_up(size, q->g.cluster_size), round_up(old, q->g.cluster_size));
+    r = cut_range(co, q, round_up(size, q->g.cluster_size), cut_end(q, size, old, round_up(old, q->g.cluster_size)));
     if (r == 0)
         r = meta_flush(co, q->meta);
     if (r == 0)

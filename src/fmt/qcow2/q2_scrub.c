@@ -39,9 +39,6 @@
 #include "fmt/qcow2/q2_stand.h"
 #include "fmt/qcow2/q2_unclean.h"
 
-#define REFS_PER_STEP 512u              /* some 50 microseconds: a request that has to pass the home loop a few times notices little */
-#define REFS_PER_LOOK 16u               /* those that take memory for new counts cost more: the clock is looked at as well */
-#define STEP_NS 50000u
 #define FIXES_MAX 65536u
 #define ROUNDS_MAX 5u
 
@@ -114,17 +111,14 @@ int q2_live_breathe(struct co *co, struct q2_checker *k)
     co_breathe(co);
     if (s->q->failed)
         return -EIO;
-    s->step_began = rt_now(co_loop(co));
+    fmt_step_begins(co, &s->steps);
     return s->o->step ? q2_stand_step(co, s) : 0;
 }
 
 /* One more entry was looked at: is the step over? */
 static int another(struct co *co, struct q2_checker *k)
 {
-    struct q2_scrubbing *s = k->live;
-    unsigned n = ++s->since_step;
-    bool over = n % REFS_PER_STEP == 0 || (n % REFS_PER_LOOK == 0 && rt_now(co_loop(co)) - s->step_began > STEP_NS);
-    return over ? q2_live_breathe(co, k) : 0;
+    return fmt_step_is_over(co, &k->live->steps, 1) ? q2_live_breathe(co, k) : 0;        /* those that take memory for new counts cost more: the clock */
 }
 
 int q2_live_begin(struct co *co, struct q2_checker *k)

@@ -19,7 +19,7 @@
 #include <string.h>
 
 #include "base/assert.h"
-#include "fmt/qcow2/q2_ahead.h"
+#include "fmt/pieces.h"
 
 int q2_shift_init(struct q2_shift *s, struct q2_image *q, uint64_t file_bytes)
 {
@@ -54,7 +54,7 @@ struct pass {
 
 static struct pass pass_of(struct q2_shift *s, enum mode mode, uint64_t limit)
 {
-    return (struct pass){ .s = s, .mode = mode, .limit = limit, .max = max_u64(Q2_AHEAD_BYTES, s->q->g.cluster_size),
+    return (struct pass){ .s = s, .mode = mode, .limit = limit, .max = max_u64(FMT_PIECES_BYTES, s->q->g.cluster_size),
                           .next_gain = q2_counts_next(&s->gain, 0), .next_loss = q2_counts_next(&s->loss, 0) };
 }
 
@@ -72,7 +72,7 @@ static uint64_t next_entry(struct pass *p, uint64_t from)
 }
 
 /* Blocks of consecutive entries that lie one behind the other. */
-static bool next_piece(void *arg, struct q2_piece *x)
+static bool next_piece(void *arg, struct fmt_piece *x)
 {
     struct pass *p = arg;
     const struct q2_image *q = p->s->q;
@@ -181,7 +181,7 @@ static int work_block(struct pass *p, uint8_t *block, uint64_t entry)
 }
 
 /* A piece of counts that were raised cannot be written: its old bytes are put back, so that nothing of it counts. */
-static int take_piece_back(struct co *co, struct pass *p, const struct q2_piece *x, int error)
+static int take_piece_back(struct co *co, struct pass *p, const struct fmt_piece *x, int error)
 {
     if (p->mode != UP)
         return error;
@@ -190,7 +190,7 @@ static int take_piece_back(struct co *co, struct pass *p, const struct q2_piece 
     return error;
 }
 
-static int use_piece(struct co *co, void *arg, struct q2_piece *x)
+static int use_piece(struct co *co, void *arg, struct fmt_piece *x)
 {
     struct pass *p = arg;
     uint64_t cs = p->s->q->g.cluster_size;
@@ -215,10 +215,10 @@ static int use_piece(struct co *co, void *arg, struct q2_piece *x)
 
 static int run(struct co *co, struct pass *p)
 {
-    static const struct q2_ahead_ops ops = { .next = next_piece, .use = use_piece, .exact = true };
+    static const struct fmt_pieces_ops ops = { .next = next_piece, .use = use_piece, .exact = true };
     if (p->mode == UP && posix_memalign((void **)&p->old, 4096, round_up(p->max, 4096)))
         return -ENOMEM;
-    int r = q2_ahead_run(co, p->s->q->im.store, p->max, &ops, p);
+    int r = fmt_pieces_run(co, p->s->q->im.store, p->max, &ops, p);
     free(p->old);
     return r;
 }

@@ -11,6 +11,7 @@
  *                 that it has found counts (but what it told was true, and is not told again).
  *              T2 Only one that stands in its caller's step is overrun: it is in the middle of no look at a table. Reads ahead of
  *                 it may arrive, and are thrown away.
+ *              T3 Everybody who waits asks again and again whether it stands, cancelled or not.
  * Order        None of its own.
  * Concurrency  Home loop.
  * Failure      Without memory a finding may be told twice.
@@ -31,16 +32,23 @@ static bool stands(const struct q2_scrubbing *s)
     return s->stepping && s->o->stands && s->o->stands(s->o->arg);
 }
 
-static void wait_some(struct co *co, struct q2_scrubbing *s)
+struct look { struct rt_timer timer; struct q2_image *q; struct q2_scrubbing *s; };
+
+static void look(struct rt_timer *t)
 {
-    int r = -ECANCELED;
-    if (s->o->stands) {
-        uint64_t old = co_set_deadline(co, rt_now(co_loop(co)) + LOOK_NS);
-        r = co_wait_cancellable(co, &s->walked);
-        (void)co_set_deadline(co, old);
-    }
-    if (r == -ECANCELED)                         /* whoever was cancelled waits all the same: it has taken on to free this */
-        co_wait(co, &s->walked);
+    const struct look *l = (const struct look *)t;
+    if (l->q->scrubbing == l->s)
+        co_wake_all(&l->s->walked);
+}
+
+/* T3 */
+static void wait_some(struct co *co, struct q2_image *q, struct q2_scrubbing *s)
+{
+    struct look l = { .q = q, .s = s };
+    if (s->o->stands)
+        rt_timer_start(co_loop(co), &l.timer, rt_now(co_loop(co)) + LOOK_NS, look);
+    co_wait(co, &s->walked);
+    rt_timer_stop(co_loop(co), &l.timer);
 }
 
 void q2_scrub_wait_walk(struct co *co, struct q2_image *q)
@@ -51,7 +59,7 @@ void q2_scrub_wait_walk(struct co *co, struct q2_image *q)
             s->overrun = true;                   /* T1 */
             return;
         }
-        wait_some(co, s);
+        wait_some(co, q, s);
     }
 }
 

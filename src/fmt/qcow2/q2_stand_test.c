@@ -160,6 +160,45 @@ static void waits_body(struct co *co, void *arg)
 
 static void test_waits(void **state) { t_run(0, waits_body, NULL); }
 
+/* Whoever waits and is cancelled asks all the same, whether it stands already or comes to stand later. */
+static bool settled;
+
+static void wait_co(struct co *co, void *arg)
+{
+    q2_scrub_wait_walk(co, job.q);
+    settled = true;
+}
+
+static void cancelled_body(struct co *co, void *arg)
+{
+    struct rt_task t = { 0 };
+    unsigned waited = 0;
+    for (unsigned at = 1; at < 14; at++) {
+        struct q2_image *q = full(co);
+        settled = false;
+        memset(&job, 0, sizeof job);
+        job.q = q;
+        job.at = at;
+        CHECK_EQ(rt_spawn(q->im.home, scrub_co, NULL), 0);
+        while (!job.over && !(q->scrubbing && q->scrubbing->walking))
+            co_yield(co);
+        CHECK_EQ(rt_task_start(q->im.home, &t, wait_co, NULL), 0);
+        rt_cancel(&t);
+        for (uint64_t until = rt_now(co_loop(co)) + 2000000000ull; !settled && !job.over && rt_now(co_loop(co)) < until;)
+            co_yield(co);
+        CHECK(settled || job.over);
+        waited += settled && job.standing;
+        end(co);
+        rt_task_join(co, &t);
+        CHECK(states_ok(co, q));
+        CHECK_EQ(img_close(co, q), 0);
+        CHECK_EQ(img_faults(co, NULL), 0);
+    }
+    CHECK(waited > 3);
+}
+
+static void test_cancelled(void **state) { t_run(0, cancelled_body, NULL); }
+
 /* The round begins again: nothing is counted twice, told twice, or freed on the word of the first one. */
 static void again_body(struct co *co, void *arg)
 {
@@ -201,6 +240,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_frees, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_waits, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_cancelled, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_again, disk_setup, disk_teardown),
     };
     return T_MAIN("q2_stand", tests);

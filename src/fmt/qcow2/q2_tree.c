@@ -16,7 +16,7 @@
 
 #include <stdlib.h>
 
-#include "fmt/qcow2/q2_ahead.h"
+#include "fmt/pieces.h"
 #include "fmt/qcow2/q2_walk.h"
 
 static int by_offset(const void *a, const void *b)
@@ -99,7 +99,7 @@ struct pass {
     const struct q2_counts *state;
 };
 
-static bool next_piece(void *arg, struct q2_piece *p)
+static bool next_piece(void *arg, struct fmt_piece *p)
 {
     struct pass *w = arg;
     uint64_t cs = w->q->g.cluster_size;
@@ -113,7 +113,7 @@ static bool next_piece(void *arg, struct q2_piece *p)
     return true;
 }
 
-static int use_piece(struct co *co, void *arg, struct q2_piece *p)
+static int use_piece(struct co *co, void *arg, struct fmt_piece *p)
 {
     struct pass *w = arg;
     uint64_t cs = w->q->g.cluster_size;
@@ -130,9 +130,9 @@ static int use_piece(struct co *co, void *arg, struct q2_piece *p)
 
 static int run(struct co *co, struct pass *p)
 {
-    static const struct q2_ahead_ops ops = { .next = next_piece, .use = use_piece, .exact = true };
-    p->max = max_u64(Q2_AHEAD_BYTES, p->q->g.cluster_size);
-    return q2_ahead_run(co, p->q->im.store, p->max, &ops, p);
+    static const struct fmt_pieces_ops ops = { .next = next_piece, .use = use_piece, .exact = true };
+    p->max = max_u64(FMT_PIECES_BYTES, p->q->g.cluster_size);
+    return fmt_pieces_run(co, p->q->im.store, p->max, &ops, p);
 }
 
 /* ---- counting ---- */

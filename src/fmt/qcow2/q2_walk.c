@@ -18,7 +18,7 @@
 #include <stdlib.h>
 
 #include "base/bitmap.h"
-#include "fmt/qcow2/q2_ahead.h"
+#include "fmt/pieces.h"
 #include "fmt/qcow2/q2_counts.h"
 
 #define L1E_RESERVED 0x7f000000000001ffull
@@ -226,7 +226,7 @@ static int l1_entry(struct co *co, struct walker *k, struct q2_ref *r)
 }
 
 /* Next run of L2 tables that lie one behind the other. */
-static bool next_active_l2(void *arg, struct q2_piece *p)
+static bool next_active_l2(void *arg, struct fmt_piece *p)
 {
     struct walker *k = arg;
     uint64_t size = k->w->g->cluster_size;
@@ -253,23 +253,23 @@ static bool next_active_l2(void *arg, struct q2_piece *p)
 }
 
 /* Table n of a piece. */
-static struct q2_ref active_l2(const struct walker *k, const struct q2_piece *p, uint64_t n)
+static struct q2_ref active_l2(const struct walker *k, const struct fmt_piece *p, uint64_t n)
 {
     uint64_t size = k->w->g->cluster_size, i = p->tag + n;
     return (struct q2_ref){ .kind = Q2_REF_L2, .active = true, .off = p->off + n * size, .bytes = size, .weight = 1,
                             .entry_off = k->l1_off + 8 * i, .raw = be64_get(&k->l1[i]), .index = i * q2_l2_span(k->w->g) };
 }
 
-static struct q2_ref shared_l2(const struct walker *k, const struct q2_piece *p, uint64_t n)
+static struct q2_ref shared_l2(const struct walker *k, const struct fmt_piece *p, uint64_t n)
 {
     uint64_t size = k->w->g->cluster_size;
     return (struct q2_ref){ .kind = Q2_REF_L2, .off = p->off + n * size, .bytes = size, .weight = q2_counts_get(&k->l2refs, p->tag + n) };
 }
 
-typedef struct q2_ref l2_of(const struct walker *k, const struct q2_piece *p, uint64_t n);
+typedef struct q2_ref l2_of(const struct walker *k, const struct fmt_piece *p, uint64_t n);
 
 /* On a worker; the walker does not change meanwhile but for the place it reads at. */
-static int look_at_l2(struct walker *k, unsigned worker, struct q2_piece *p, l2_of *of)
+static int look_at_l2(struct walker *k, unsigned worker, struct fmt_piece *p, l2_of *of)
 {
     uint64_t size = k->w->g->cluster_size;
     for (uint64_t n = 0; n < p->len / size; n++) {
@@ -283,9 +283,9 @@ static int look_at_l2(struct walker *k, unsigned worker, struct q2_piece *p, l2_
     return 0;
 }
 
-static int look_at_active_l2(void *arg, unsigned worker, struct q2_piece *p) { return look_at_l2(arg, worker, p, active_l2); }
+static int look_at_active_l2(void *arg, unsigned worker, struct fmt_piece *p) { return look_at_l2(arg, worker, p, active_l2); }
 
-static int look_at_shared_l2(void *arg, unsigned worker, struct q2_piece *p) { return look_at_l2(arg, worker, p, shared_l2); }
+static int look_at_shared_l2(void *arg, unsigned worker, struct fmt_piece *p) { return look_at_l2(arg, worker, p, shared_l2); }
 
 static int looked(void *arg, unsigned worker)
 {
@@ -293,7 +293,7 @@ static int looked(void *arg, unsigned worker)
     return w->v->bulked ? w->v->bulked(w->arg, worker) : 0;
 }
 
-static int use_l2(struct co *co, struct walker *k, struct q2_piece *p, l2_of *of)
+static int use_l2(struct co *co, struct walker *k, struct fmt_piece *p, l2_of *of)
 {
     uint64_t size = k->w->g->cluster_size;
     int rc = 0;
@@ -309,13 +309,13 @@ static int use_l2(struct co *co, struct walker *k, struct q2_piece *p, l2_of *of
     return rc;
 }
 
-static int use_active_l2(struct co *co, void *arg, struct q2_piece *p) { return use_l2(co, arg, p, active_l2); }
+static int use_active_l2(struct co *co, void *arg, struct fmt_piece *p) { return use_l2(co, arg, p, active_l2); }
 
 static unsigned workers_of(const struct walker *k) { return k->w->v->bulk ? k->w->workers : 0; }
 
 static int walk_active(struct co *co, struct walker *k)
 {
-    static const struct q2_ahead_ops ops = { next_active_l2, use_active_l2, look_at_active_l2, looked };
+    static const struct fmt_pieces_ops ops = { next_active_l2, use_active_l2, look_at_active_l2, looked };
     const struct q2_header *h = k->w->h;
     struct q2_ref t = { .kind = Q2_REF_L1, .active = true, .off = h->l1_off, .bytes = (uint64_t)h->l1_size * 8, .weight = 1 };
     int rc = t.bytes ? tell(co, k, &t) : 0;
@@ -343,7 +343,7 @@ static int walk_active(struct co *co, struct walker *k)
     }
     set_budget(k);
     if (!rc)
-        rc = q2_ahead_run_on(co, k->w->store, k->piece_max, &ops, k, workers_of(k));
+        rc = fmt_pieces_run_on(co, k->w->store, k->piece_max, &ops, k, workers_of(k));
     k->l1 = NULL;
     free(l1);
     return rc;
@@ -352,7 +352,7 @@ static int walk_active(struct co *co, struct walker *k)
 /* ---- snapshots ---- */
 
 /* Pieces of all snapshots' L1 tables, one table after the other. tag: snapshot number. */
-static bool next_snapshot_l1(void *arg, struct q2_piece *p)
+static bool next_snapshot_l1(void *arg, struct fmt_piece *p)
 {
     struct walker *k = arg;
     for (; k->list_at < k->w->snapshots->count; k->list_at++, k->entry_at = 0) {
@@ -364,7 +364,7 @@ static bool next_snapshot_l1(void *arg, struct q2_piece *p)
         struct q2_ref r = { .kind = Q2_REF_L1, .off = s->l1_off, .bytes = (uint64_t)s->l1_size * 8, .weight = 1, .index = k->list_at };
         if (!afford(k, len, &r))
             continue;
-        *p = (struct q2_piece){ .off = off, .len = len, .tag = k->list_at, .data = p->data };
+        *p = (struct fmt_piece){ .off = off, .len = len, .tag = k->list_at, .data = p->data };
         k->entry_at += len / 8;
         return true;
     }
@@ -389,7 +389,7 @@ static int odd_l2(struct co *co, struct walker *k, const struct q2_ref *t)
     return rc;
 }
 
-static int use_snapshot_l1(struct co *co, void *arg, struct q2_piece *p)
+static int use_snapshot_l1(struct co *co, void *arg, struct fmt_piece *p)
 {
     struct walker *k = arg;
     const struct q2_geom *g = k->w->g;
@@ -410,7 +410,7 @@ static int use_snapshot_l1(struct co *co, void *arg, struct q2_piece *p)
     return rc;
 }
 
-static bool next_shared_l2(void *arg, struct q2_piece *p)
+static bool next_shared_l2(void *arg, struct fmt_piece *p)
 {
     struct walker *k = arg;
     const struct q2_geom *g = k->w->g;
@@ -425,11 +425,11 @@ static bool next_shared_l2(void *arg, struct q2_piece *p)
     return true;
 }
 
-static int use_shared_l2(struct co *co, void *arg, struct q2_piece *p) { return use_l2(co, arg, p, shared_l2); }
+static int use_shared_l2(struct co *co, void *arg, struct fmt_piece *p) { return use_l2(co, arg, p, shared_l2); }
 
 static int walk_snapshots(struct co *co, struct walker *k)
 {
-    static const struct q2_ahead_ops l1_ops = { next_snapshot_l1, use_snapshot_l1 },
+    static const struct fmt_pieces_ops l1_ops = { next_snapshot_l1, use_snapshot_l1 },
         l2_ops = { next_shared_l2, use_shared_l2, look_at_shared_l2, looked };
     const struct q2_snapshot_scan *list = k->w->snapshots;
     int rc = 0;
@@ -448,16 +448,16 @@ static int walk_snapshots(struct co *co, struct walker *k)
     set_budget(k);
     k->list_at = 0;
     k->entry_at = k->at = 0;
-    rc = q2_ahead_run(co, k->w->store, k->piece_max, &l1_ops, k);
+    rc = fmt_pieces_run(co, k->w->store, k->piece_max, &l1_ops, k);
     if (!rc)
-        rc = q2_ahead_run_on(co, k->w->store, k->piece_max, &l2_ops, k, workers_of(k));
+        rc = fmt_pieces_run_on(co, k->w->store, k->piece_max, &l2_ops, k, workers_of(k));
     q2_counts_fini(&k->l2refs);
     return rc;
 }
 
 /* ---- bitmaps ---- */
 
-static bool next_bitmap_table(void *arg, struct q2_piece *p)
+static bool next_bitmap_table(void *arg, struct fmt_piece *p)
 {
     struct walker *k = arg;
     for (; k->list_at < k->w->bitmap_count; k->list_at++, k->entry_at = 0) {
@@ -469,14 +469,14 @@ static bool next_bitmap_table(void *arg, struct q2_piece *p)
         struct q2_ref r = { .kind = Q2_REF_BITMAP_TABLE, .off = b->table_off, .bytes = 8ull * b->table_entries, .weight = 1, .index = k->list_at };
         if (!afford(k, len, &r))
             continue;
-        *p = (struct q2_piece){ .off = off, .len = len, .tag = k->list_at, .data = p->data };
+        *p = (struct fmt_piece){ .off = off, .len = len, .tag = k->list_at, .data = p->data };
         k->entry_at += len / 8;
         return true;
     }
     return false;
 }
 
-static int use_bitmap_table(struct co *co, void *arg, struct q2_piece *p)
+static int use_bitmap_table(struct co *co, void *arg, struct fmt_piece *p)
 {
     struct walker *k = arg;
     struct q2_ref r = { .kind = Q2_REF_BITMAP_TABLE, .off = p->off, .bytes = p->len, .weight = 1, .index = p->tag };
@@ -498,7 +498,7 @@ static int use_bitmap_table(struct co *co, void *arg, struct q2_piece *p)
 
 static int walk_bitmaps(struct co *co, struct walker *k)
 {
-    static const struct q2_ahead_ops ops = { next_bitmap_table, use_bitmap_table };
+    static const struct fmt_pieces_ops ops = { next_bitmap_table, use_bitmap_table };
     const struct q2_header *h = k->w->h;
     if (!k->w->bitmaps_valid)
         return 0;
@@ -509,13 +509,13 @@ static int walk_bitmaps(struct co *co, struct walker *k)
     k->list_at = 0;
     k->entry_at = 0;
     if (!rc && k->w->bitmap_count)
-        rc = q2_ahead_run(co, k->w->store, k->piece_max, &ops, k);
+        rc = fmt_pieces_run(co, k->w->store, k->piece_max, &ops, k);
     return rc;
 }
 
 /* ---- refcount structure ---- */
 
-static bool next_rt(void *arg, struct q2_piece *p)
+static bool next_rt(void *arg, struct fmt_piece *p)
 {
     struct walker *k = arg;
     const struct q2_header *h = k->w->h;
@@ -529,7 +529,7 @@ static bool next_rt(void *arg, struct q2_piece *p)
     return true;
 }
 
-static int use_rt(struct co *co, void *arg, struct q2_piece *p)
+static int use_rt(struct co *co, void *arg, struct fmt_piece *p)
 {
     struct walker *k = arg;
     struct q2_ref r = { .kind = Q2_REF_RT, .off = p->off, .bytes = p->len, .weight = 1 };
@@ -554,7 +554,7 @@ static int use_rt(struct co *co, void *arg, struct q2_piece *p)
 
 static int walk_rest(struct co *co, struct walker *k)
 {
-    static const struct q2_ahead_ops ops = { next_rt, use_rt };
+    static const struct fmt_pieces_ops ops = { next_rt, use_rt };
     const struct q2_header *h = k->w->h;
     int rc = one_region(co, k, Q2_REF_HEADER, 0, k->w->g->cluster_size, 0);
     if (!rc)
@@ -567,13 +567,13 @@ static int walk_rest(struct co *co, struct walker *k)
         rc = one_region(co, k, Q2_REF_RT, h->rt_off, (uint64_t)h->rt_clusters << k->w->g->cluster_bits, 0);
     k->at = 0;
     if (!rc)
-        rc = q2_ahead_run(co, k->w->store, k->piece_max, &ops, k);
+        rc = fmt_pieces_run(co, k->w->store, k->piece_max, &ops, k);
     return rc;
 }
 
 int q2_walk(struct co *co, const struct q2_walk *w)
 {
-    struct walker k = { .w = w, .piece_max = max_u64(Q2_AHEAD_BYTES, w->g->cluster_size) };
+    struct walker k = { .w = w, .piece_max = max_u64(FMT_PIECES_BYTES, w->g->cluster_size) };
     int rc = 0;
     if (w->parts & Q2_WALK_MAPPING)
         rc = walk_active(co, &k);

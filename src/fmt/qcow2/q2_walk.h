@@ -70,7 +70,7 @@ struct q2_walk {
     bool bitmaps_valid;        /* count the bitmap directory that the header names */
     unsigned parts;            /* Q2_WALK_* */
     bool open_ended;           /* the file may have become longer than file_bytes before the L1 table is read: active tables there are read too */
-    unsigned workers;          /* numbers that bulk() may be given, at most Q2_AHEAD_WORKERS_MAX; 0: no bulk() */
+    unsigned workers;          /* numbers that bulk() may be given, at most FMT_PIECES_WORKERS_MAX; 0: no bulk() */
     const struct q2_visitor *v; void *arg;
 };
 /* -ENOMEM, or what ref() returned. Suspends. */

@@ -57,8 +57,9 @@ static int replan(const struct q2_image *q, const struct write_txn *t, struct q2
 static void fill_in(const struct q2_image *q, struct write_txn *t, const struct q2_wplan *p, uint64_t off, uint64_t len, struct fmt_write *w)
 {
     uint64_t cs = q->g.cluster_size, c0 = round_down(off, cs), end = c0 + t->n * cs;
-    if (q->g.data_file)                  /* it ends where the guest's disk ends */
-        end = min_u64(end, atomic_load_explicit(&q->im.size, memory_order_relaxed));
+    uint64_t size = atomic_load_explicit(&q->im.size, memory_order_relaxed);
+    if (q->g.data_file && off < size)    /* it ends where the guest's disk ends; but the VM state lies behind that */
+        end = min_u64(end, size);
     w->off = off;
     w->len = min_u64(len, end - off);
     w->host = t->host + (off - c0);

@@ -266,13 +266,13 @@ int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
 }
 
 /* An external data file is punched behind the pass, as in q2_empty.c. */
-int q2_forget(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
+int q2_forget(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, bool later)
 {
     struct q2_image *q = q2_of(im);
     if (im->data_raw)
         return -ENOTSUP;
     int r = run(co, q, off, len, MODE_FORGET);
-    if (r == 0)
+    if (r == 0 && !(later && !q->g.data_file))
         r = im->ops->flush(co, im);
     if (r == 0 && q->g.data_file && !q->opts.discard_no_punch && q->im.data->discard_ok)
         (void)!stor_discard(co, q->im.data, off, round_up(len, 512));        /* advisory: no entry names it */

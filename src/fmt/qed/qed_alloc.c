@@ -28,6 +28,7 @@ void qed_alloc_init(struct qed_image *q, uint64_t file_bytes)
     a->zero_from = t->regular && t->zero_growth && q->frontier_bytes != UINT64_MAX ? div_up(file_bytes, q->g.cluster_size) : UINT64_MAX;
     a->step_max = UINT64_MAX;
     rset_init(&a->spare);
+    a->told = 0;
 }
 
 void qed_alloc_fini(struct qed_image *q) { rset_fini(&q->a.spare); }
@@ -130,6 +131,7 @@ static bool take_spare(struct qed_image *q, uint64_t want, bool whole, struct qe
     uint64_t n = min_u64(x.end - x.start, want);
     if (rset_remove(&a->spare, x.start, x.start + n) < 0)
         return false;
+    a->told -= min_u64(a->told, n);
     *ret = (struct qed_run){ .off = x.start << q->g.cluster_bits, .count = n, .settled = settled(q, x.start + n), .known_zero = MUTANT(MUT_QED_SPARE_ZERO) };
     return true;
 }
@@ -148,6 +150,7 @@ static bool take_next(struct qed_image *q, uint64_t want, bool whole, struct qed
 int qed_alloc_take(struct co *co, struct qed_image *q, uint64_t want, bool whole, struct qed_run *ret)
 {
     INV(K1, q->mark.changers && q->mark.set);
+    q->a.taken++;
     for (;;) {
         if (take_spare(q, want, whole, ret))
             return 0;
@@ -169,6 +172,21 @@ void qed_alloc_offer(struct qed_image *q, uint64_t first, uint64_t n)
 
 void qed_alloc_return(struct qed_image *q, const struct qed_run *r) { qed_alloc_offer(q, r->off >> q->g.cluster_bits, r->count); }
 
+/* ---- holes ---- */
+
+uint64_t qed_holes(const struct qed_image *q)
+{
+    const struct qed_alloc *a = &q->a;
+    struct rset_range x;
+    bool tail = a->next && rset_next(&a->spare, a->next - 1, &x) && x.end == a->next;
+    return a->spare.total - (tail ? x.end - x.start : 0);
+}
+
+/* E4 */
+bool qed_alloc_owes(const struct qed_image *q) { return !MUTANT(MUT_QED_HOLES_FORGOTTEN) && qed_holes(q) > q->a.told; }
+
+void qed_alloc_told(struct qed_image *q) { q->a.told = q->a.spare.total; }
+
 /* ---- the end ---- */
 
 int qed_alloc_cut(struct co *co, struct qed_image *q)
@@ -180,6 +198,7 @@ int qed_alloc_cut(struct co *co, struct qed_image *q)
     if (a->next && rset_next(&a->spare, a->next - 1, &x) && x.end == a->next) {
         r = rset_remove(&a->spare, x.start, x.end);
         a->next = r < 0 ? a->next : x.start;
+        a->told -= r < 0 ? 0 : min_u64(a->told, x.end - x.start);
     }
     if (r == 0 && (a->next < a->end || a->overlong)) {
         uint64_t old = a->end;

@@ -23,7 +23,7 @@
 
 #include "fmt/qed/qed_check_priv.h"
 
-#define ENTRIES_PER_STEP 512u
+#define TABLE_ENTRIES 128u                        /* a table costs as much as so many entries */
 #define FINDINGS_MAX 100000u                      /* told one by one; all are counted */
 
 void qed_finding(struct qed_checker *k, bool fixed, const char *id, const char *fmt, ...)
@@ -46,6 +46,15 @@ void qed_findings_end(struct qed_checker *k)
         return;
     snprintf(text, sizeof text, "%" PRIu64 " more findings are counted only", k->told - FINDINGS_MAX);
     k->o->finding(k->o->arg, false, "QED_MORE", text);
+}
+
+void qed_tell_unreadable(struct qed_checker *k, uint64_t cluster)
+{
+    k->unreadable++;
+    bool quiet = k->quiet;
+    k->quiet = false;
+    qed_finding(k, false, "QED_UNREADABLE", "the cluster at %#" PRIx64 " cannot be read: it stays where it is, and the file as long as that needs", cluster << k->g->cluster_bits);
+    k->quiet = quiet;
 }
 
 /* Tells runs of clusters without an owner, until all k->res.leaks are told. */
@@ -93,18 +102,17 @@ static bool is_new(const struct qed_checker *k, uint64_t v) { return k->live && 
 /* A scrub lets others run now and then. < 0: it ends. */
 static int breathe(struct co *co, struct qed_checker *k, unsigned entries)
 {
-    k->since_step += entries;
-    if (!k->o->step || k->since_step < ENTRIES_PER_STEP)
+    if (!k->o->step || !fmt_step_is_over(co, &k->steps, entries))
         return 0;
-    k->since_step = 0;
     co_breathe(co);
+    fmt_step_begins(co, &k->steps);
     return k->o->step(co, k->o->arg);
 }
 
 /* The walk has come to an L2 table. 1: look at it; 0: no; < 0: the check ends. */
 static int begin_table(struct co *co, struct qed_checker *k, const struct qed_ref *r)
 {
-    int b = breathe(co, k, ENTRIES_PER_STEP / 4);
+    int b = breathe(co, k, TABLE_ENTRIES);
     if (b < 0 || is_new(k, r->v))
         return b < 0 ? b : 0;
     if (k->o->progress && !k->quiet)
@@ -265,7 +273,7 @@ static int walk_all(struct co *co, struct qed_checker *k, bool in_order)
     k->bad = k->twice = 0;
     k->res.allocated_clusters = k->res.fragmented_clusters = 0;
     if (!in_order)
-        w.workers = (unsigned)min_u64(rt_cpu_workers(rt_of(co_loop(co))), Q2_AHEAD_WORKERS_MAX);
+        w.workers = (unsigned)min_u64(rt_cpu_workers(rt_of(co_loop(co))), FMT_PIECES_WORKERS_MAX);
     if (r == 0 && !in_order && !w.workers)
         return -EUCLEAN;
     return r < 0 ? r : qed_walk(co, &w);

@@ -7,6 +7,7 @@
 
 #include "fmt/qed/qed_owned.h"
 #include "fmt/qed/qed_walk.h"
+#include "fmt/steps.h"
 
 struct qed_checker {
     struct qed_image *q;
@@ -16,10 +17,11 @@ struct qed_checker {
     struct qed_owned owned;
     struct qed_owned shared;                      /* repair only: clusters with more than one owner */
     bool live;                                    /* the image is in use: what lies behind file_end is not for this check to judge */
-    unsigned since_step;                          /* entries since others ran */
+    struct fmt_steps steps;                       /* of a scrub */
     uint64_t last, last_table;                    /* pointer before, and its table: is this one its neighbour? */
     bool quiet;                                   /* findings were told before */
     uint64_t told;
+    uint64_t unreadable;                          /* clusters of data that cannot be moved for that */
     uint64_t bad, twice;                          /* pointers that are none; pointers to data in use already */
     struct fmt_check_result res;
 };
@@ -51,14 +53,21 @@ MUST_USE int qed_edits_apply(struct co *co, struct qed_edits *e, struct qed_imag
 MUST_USE int qed_edits_settle(struct co *co, struct qed_edits *e, struct qed_image *q);
 /* Copies len bytes of the file to a place that nobody uses. No barrier. table_end: 0, or `from` is a table, and entries that are no pointers
  * before that end of the file are left out. */
-struct qed_copy { uint64_t from, to, len, table_end; };
-MUST_USE int qed_copy_out(struct co *co, struct qed_image *q, const struct qed_copy *c);
+struct qed_copy { uint64_t from, to, len, table_end; bool unreadable; };       /* unreadable: it failed with -EIO, and that was where it is read */
+MUST_USE int qed_copy_out(struct co *co, struct qed_image *q, struct qed_copy *c);
+/* Tells of a cluster of data that stays where it is, in front of what could be cut off. */
+void qed_tell_unreadable(struct qed_checker *k, uint64_t cluster);
 /* A barrier between steps of repair. */
 MUST_USE int qed_barrier(struct co *co, struct qed_image *q);
 
+/* ---- qed_fill.c. Home loop. ---- */
+/* What lies at the end of the file moves into the holes, beside requests. A scrub runs, and has found no error. k->o->step: as there. 0: the holes
+ * that are left stay, as far as this can tell; they were told of (qed_alloc_told). -errno: what was moved stays moved. */
+MUST_USE int qed_fill(struct co *co, struct qed_checker *k);
+
 /* ---- qed_shorten.c ---- */
-/* Every cluster of the file gets an owner: what lies at the end moves into the holes, and the file is cut. k: gathered, sound. Changes the
- * file only: k is to be gathered again. */
+/* Every cluster of the file gets an owner: what lies at the end moves into the holes, and the file is cut. What cannot be read stays, and
+ * k->unreadable says so. k: gathered, sound. Changes the file only: k is to be gathered again. */
 MUST_USE int qed_shorten(struct co *co, struct qed_checker *k, struct byre_err *err);
 
 #endif

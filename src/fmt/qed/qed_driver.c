@@ -229,6 +229,7 @@ static int qed_close(struct co *co, struct fmt_image *im)
 const struct fmt_ops fmt_qed_ops = {
     .name = "qed",
     .probe = probe,
+    .peek = qed_peek,
     .open = qed_open,
     .map = qed_map,
     .read_encoded = qed_read_encoded,
@@ -241,6 +242,7 @@ const struct fmt_ops fmt_qed_ops = {
     .resize = qed_resize,
     .resize_commit = qed_resize_commit,
     .amend = qed_amend,
+    .make_empty = qed_make_empty,
     .info = qed_info,
     .check = qed_check,
     .scrub = qed_scrub,

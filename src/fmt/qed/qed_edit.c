@@ -104,9 +104,10 @@ static void clean_table(const struct qed_geom *g, le64 *w, uint64_t n, uint64_t 
             le64_put(&w[i], 0);
 }
 
-static int copy_piece(struct co *co, struct qed_image *q, const struct qed_copy *c, uint64_t at, uint64_t n, uint8_t *buf)
+static int copy_piece(struct co *co, struct qed_image *q, struct qed_copy *c, uint64_t at, uint64_t n, uint8_t *buf)
 {
     int r = stor_read_exact(co, q->im.store, buf, n, c->from + at);
+    c->unreadable = r == -EIO;
     if (r < 0)
         return r;
     if (c->table_end)
@@ -115,7 +116,7 @@ static int copy_piece(struct co *co, struct qed_image *q, const struct qed_copy 
 }
 
 /* A hole stays one, as far as the file can have holes. */
-static int copy_some(struct co *co, struct qed_image *q, const struct qed_copy *c, uint64_t at, uint8_t *buf, uint64_t *ret_n)
+static int copy_some(struct co *co, struct qed_image *q, struct qed_copy *c, uint64_t at, uint8_t *buf, uint64_t *ret_n)
 {
     struct stor_extent x;
     uint64_t left = c->len - at;
@@ -130,7 +131,7 @@ static int copy_some(struct co *co, struct qed_image *q, const struct qed_copy *
     return copy_piece(co, q, c, at, *ret_n, buf);
 }
 
-int qed_copy_out(struct co *co, struct qed_image *q, const struct qed_copy *c)
+int qed_copy_out(struct co *co, struct qed_image *q, struct qed_copy *c)
 {
     AUTOFREE uint8_t *buf = NULL;
     void *mem;

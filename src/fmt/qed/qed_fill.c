@@ -13,11 +13,13 @@
  *              F4  A place that something moved away from is used again, or cut off, when the entry that names the new place is
  *                  durable, and a grace period has gone by since (D3).
  *              F5  A table moves under the lock of all that it maps, and is copied from the disk when all its changes are there.
+ *              F7  What cannot be read stays where it is, and is told of; the rest goes on. Holes that are left for that are no reason for
+ *                  the mark.
  *              F6  Each round makes progress: data comes down, then tables fit; else each table slides down by way of the end.
  * Order        copy | entry (E1, E2: the barriers of a pass) | the old place is used again.
  * Concurrency  Home loop, beside any requests. They take holes, too, from the lowest on.
- * Failure      What was moved stays moved; the rest stays where it is. Nothing to go back to. Places that cannot be given back are lost until
- *              the next scrub, and the mark says so.
+ * Failure      What was moved stays moved; the rest stays where it is. Nothing to go back to. Places that cannot be given back, and holes that
+ *              nobody has got to, are lost until the next scrub, and the mark says so (K2).
  * Memory       16 bytes for each table, and for up to twice MOVES_MAX clusters.
  * Tests        qed_fill_test.c, tests/kill/test_kill_qed.py, crash explorer (qed-fill, mutants QED_MOVE*)
  */
@@ -31,7 +33,6 @@
 #define WINDOW_BYTES (2ull << 20)                 /* moved for one grace period, while writers may wait */
 #define WINDOW_COUNT 64u
 #define SETTLE_BYTES (64ull << 20)                /* moved between two flushes: it bounds what a crash leaks */
-#define ENTRIES_PER_STEP 512u
 #define ROUNDS_MAX 1000u                          /* requests may take what one has made free */
 #define L1_ITSELF UINT64_MAX
 
@@ -42,35 +43,29 @@ struct place { uint64_t cluster, at; };           /* of data: its guest offset; 
 struct fill {
     struct qed_image *q;
     const struct qed_geom *g;
-    const struct fmt_check_opts *o;
+    struct qed_checker *k;
     struct place *tables, *data;
     size_t table_count, table_room, data_count, want;       /* want: so many clusters of data are looked for, the last ones of the file */
     uint64_t from;                                /* in front of this cluster data is not looked for */
     struct rset away;                             /* F4 */
+    struct rset unreadable;                       /* F7 */
     uint64_t unsettled;                           /* bytes moved since the last flush */
-    uint64_t moves;
+    uint64_t moves, taken;                        /* taken: qed_alloc.taken when the round began, and what the round itself took */
     bool tables_moved;
-    unsigned entries;
+    struct fmt_steps steps;
 };
 
 static int step(struct co *co, struct fill *f)
 {
     co_breathe(co);
-    return f->o->step ? f->o->step(co, f->o->arg) : 0;
+    fmt_step_begins(co, &f->steps);
+    return f->k->o->step ? f->k->o->step(co, f->k->o->arg) : 0;
 }
 
 /* ---- places ---- */
 
 /* Where the file could end, in clusters. */
 static uint64_t target(const struct fill *f) { return f->q->a.next - f->q->a.spare.total; }
-
-uint64_t qed_holes(const struct qed_image *q)
-{
-    const struct qed_alloc *a = &q->a;
-    struct rset_range x;
-    bool tail = a->next && rset_next(&a->spare, a->next - 1, &x) && x.end == a->next;
-    return a->spare.total - (tail ? x.end - x.start : 0);
-}
 
 /* Clusters of holes that something behind could move into. */
 static uint64_t holes_below(const struct fill *f, uint64_t end)
@@ -137,6 +132,21 @@ static int settle(struct co *co, struct fill *f)
     return r;
 }
 
+/* F7 */
+static int leave(struct fill *f, uint64_t cluster)
+{
+    int r = rset_add(&f->unreadable, cluster, cluster + 1, 0);
+    if (r == 0)
+        qed_tell_unreadable(f->k, cluster);
+    return r;
+}
+
+static bool is_left(const struct fill *f, uint64_t cluster)
+{
+    struct rset_range x;
+    return rset_next(&f->unreadable, cluster, &x) && x.start <= cluster;
+}
+
 /* ---- what is where (F2) ---- */
 
 static int add_table(struct fill *f, uint64_t off, uint64_t at)
@@ -191,8 +201,8 @@ static int see_data(struct co *co, void *arg, const struct qed_ref *r)
 {
     struct fill *f = arg;
     uint64_t cluster = r->v >> f->g->cluster_bits;
-    int rc = ++f->entries % ENTRIES_PER_STEP ? 0 : step(co, f);
-    if (rc < 0 || qed_kind(f->q, r->v) != QED_POINTER || cluster < f->from)
+    int rc = fmt_step_is_over(co, &f->steps, 1) ? step(co, f) : 0;
+    if (rc < 0 || qed_kind(f->q, r->v) != QED_POINTER || cluster < f->from || is_left(f, cluster))
         return rc;
     f->data[f->data_count++] = (struct place){ cluster, r->i };
     return f->data_count == 2 * f->want ? keep_last(co, f) : 0;
@@ -235,23 +245,29 @@ static void unhold(struct qed_image *q)
     co_wake_all(&q->unheld);
 }
 
-static int copy_to(struct co *co, struct fill *f, uint64_t from, uint64_t to, uint64_t n)
+/* *ret_unreadable, which may be NULL: it fails for that. */
+static int copy_to(struct co *co, struct fill *f, uint64_t from, uint64_t to, uint64_t n, bool *ret_unreadable)
 {
     unsigned bits = f->g->cluster_bits;
-    return qed_copy_out(co, f->q, &(struct qed_copy){ .from = from << bits, .to = to << bits, .len = n << bits });
+    struct qed_copy c = { .from = from << bits, .to = to << bits, .len = n << bits };
+    int r = qed_copy_out(co, f->q, &c);
+    if (ret_unreadable)
+        *ret_unreadable = c.unreadable;
+    return r;
 }
 
 /* The entry is locked, and names p->cluster. */
 static int move_cluster(struct co *co, struct fill *f, const struct place *p, struct meta_block *b, uint32_t index)
 {
     uint64_t to;
+    bool unreadable;
     int r = rset_reserve(&f->away, 1);
     if (r < 0 || !take_hole(f, 1, p->cluster, &to))
         return r;
-    r = copy_to(co, f, p->cluster, to, 1);
+    r = copy_to(co, f, p->cluster, to, 1, &unreadable);
     if (r < 0) {
         give_back(f, to, 1);
-        return r;
+        return unreadable ? leave(f, p->cluster) : r;
     }
     CO_ATOMIC(co) {
         qed_entry_set(f->q, b, index, to << f->g->cluster_bits);
@@ -309,7 +325,7 @@ static int relink_table(struct co *co, struct fill *f, const struct place *t, ui
         return 0;
     int r = MUTANT(MUT_QED_MOVE_TABLE_STALE) ? 0 : meta_flush(co, q->meta);          /* F5 */
     if (r == 0)
-        r = copy_to(co, f, t->cluster, to, f->g->table_clusters);
+        r = copy_to(co, f, t->cluster, to, f->g->table_clusters, NULL);
     if (r < 0)
         return r;
     CO_ATOMIC(co) {
@@ -339,7 +355,7 @@ static int move_l1(struct co *co, struct fill *f, const struct place *t, uint64_
     meta_struct_begin(co, q->meta);
     int r = meta_pass_locked(co, q->meta);
     if (r == 0)
-        r = copy_to(co, f, t->cluster, to, f->g->table_clusters);
+        r = copy_to(co, f, t->cluster, to, f->g->table_clusters, NULL);
     if (r == 0)
         r = qed_barrier(co, q);
     if (r < 0)
@@ -391,6 +407,7 @@ static int slide(struct co *co, struct fill *f, struct place *t)
 {
     uint64_t n = f->g->table_clusters, old = t->cluster, to;
     struct qed_run run;
+    f->taken++;
     int r = qed_alloc_take(co, f->q, n, true, &run);
     if (r == 0)
         r = move_table(co, f, t, run.off >> f->g->cluster_bits);
@@ -438,28 +455,41 @@ static int fill_round(struct co *co, struct fill *f)
     return slide_tables(co, f);
 }
 
-int qed_fill(struct co *co, struct qed_image *q, const struct fmt_check_opts *o)
+/* The walk of a round may have come too early for a table or a cluster that a request has taken since. 0: there is nothing to do any more. */
+static int next_round(struct co *co, struct fill *f)
 {
-    struct fill f = { .q = q, .g = &q->g, .o = o };
+    if (!holes_below(f, target(f)))
+        return 0;
+    int r = meta_flush(co, f->q->meta);           /* the walk reads the disk */
+    f->taken = f->q->a.taken;
+    if (r == 0)
+        r = fill_round(co, f);
+    bool stale = f->q->a.taken != f->taken;
+    int settled = settle(co, f);
+    return r < 0 ? r : settled < 0 ? settled : r > 0 || stale;
+}
+
+int qed_fill(struct co *co, struct qed_checker *k)
+{
+    struct qed_image *q = k->q;
+    struct fill f = { .q = q, .g = &q->g, .k = k };
     int r = qed_mark_enter(co, q);
     if (r < 0)
         return r;
     rset_init(&f.away);
+    rset_init(&f.unreadable);
     q->filling = true;
-    for (unsigned i = 0; i < ROUNDS_MAX && r >= 0 && holes_below(&f, target(&f)); i++) {
-        r = meta_flush(co, q->meta);              /* the walk reads the disk */
-        if (r == 0)
-            r = fill_round(co, &f);
-        int settled = settle(co, &f);
-        if (r <= 0 || settled < 0) {
-            r = r < 0 ? r : settled;
-            break;
-        }
-    }
+    q->a.told = 0;
+    r = 1;
+    for (unsigned i = 0; i < ROUNDS_MAX && r > 0; i++)
+        r = next_round(co, &f);
+    if (r == 0)
+        qed_alloc_told(q);
     q->filling = false;
     qed_mark_exit(q);
     rset_fini(&f.away);
+    rset_fini(&f.unreadable);
     free(f.tables);
     free(f.data);
-    return r == -ENOSPC || r > 0 ? 0 : r;
+    return r == -ENOSPC || r > 0 ? 0 : r;         /* the holes that are left stay under the mark */
 }

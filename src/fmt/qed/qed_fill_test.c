@@ -382,9 +382,11 @@ static void cancelled(struct co *co, void *arg)
 {
     static const struct lay l = { 3, singles, true, 1 };
     int r = -ECANCELED;
+    unsigned seen = 0;
     for (unsigned i = 0; r == -ECANCELED; i++) {
         struct fmt_check_result res = { 0 };
         lay_out(co, &l);
+        uint64_t whole = disk.len;
         disk.bytes[16] |= i & 1 ? QED_F_NEED_CHECK : 0;
         struct qed_image *q = reopen_as(co, false, true);
         left = i;
@@ -392,8 +394,123 @@ static void cancelled(struct co *co, void *arg)
         CHECK(r == 0 || r == -ECANCELED);
         CHECK(as_laid(co, q, &l) && !q->filling && !q->hold_end);
         CHECK_EQ(shut(co, q), 0);
+        bool mark = marked(disk.bytes);
         res = checked(co);
         CHECK(!res.corruptions && !res.check_errors);
+        CHECK(mark || !res.leaks || (!(i & 1) && disk.len == whole));        /* K2. A check of a sound image may not have begun to fill */
+        seen |= mark ? 2 : res.leaks ? 0 : 1;
+        q = reopen_as(co, false, true);           /* and the next one goes on */
+        CHECK(atomic_load(&q->im.unclean) == mark);
+        CHECK_EQ(scrub(co, q, FMT_FIX_LEAKS, &res), 0);
+        CHECK(!res.leaks && as_laid(co, q, &l));
+        CHECK_EQ(shut(co, q), 0);
+        CHECK(sound(co) && disk.len == least(&l));
+    }
+    CHECK_EQ(seen, 3);
+}
+
+/* Holes that are left are under the mark as long as nobody else has used them up. */
+static void used_up(struct co *co, void *arg)
+{
+    static const struct lay l = { 3, singles, true, 1 };
+    struct fmt_check_result res = { 0 };
+    lay_out(co, &l);
+    disk.bytes[16] |= QED_F_NEED_CHECK;
+    struct qed_image *q = reopen_as(co, false, true);
+    left = 0;
+    do {                                          /* not before the image has been looked through */
+        unsigned steps = left;
+        int r = q->im.ops->scrub(co, &q->im, &(struct fmt_check_opts){ .fix = FMT_FIX_LEAKS, .step = enough }, &res, NULL);
+        CHECK_EQ(r, -ECANCELED);
+        left = steps + 1;
+    } while (q->unclean);
+    uint64_t holes = qed_holes(q);
+    CHECK(holes > 3 && qed_alloc_owes(q) && marked(disk.bytes));
+    CHECK_EQ(qed_mark_leave(co, q), 0);
+    CHECK(marked(disk.bytes) && q->mark.set);
+    for (uint64_t i = 0; i < holes; i++)
+        CHECK_EQ(g_put(co, q, guest_of(CLUSTERS) + (200 + i) * C, C, 44), 0);
+    CHECK(!qed_holes(q) && !qed_alloc_owes(q));
+    CHECK_EQ(qed_mark_leave(co, q), 0);
+    CHECK(!marked(disk.bytes) && as_laid(co, q, &l));
+    struct qed_run run[2];                        /* what a write that failed gives back, with another one behind it */
+    CHECK_EQ(qed_mark_enter(co, q), 0);
+    CHECK_EQ(qed_alloc_take(co, q, 2, true, &run[0]), 0);
+    CHECK_EQ(g_put(co, q, guest_of(CLUSTERS) + 300 * C, C, 45), 0);
+    qed_alloc_return(q, &run[0]);
+    qed_mark_exit(q);
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(marked(disk.bytes) && checked(co).leaks == 2);
+    q = reopen(co, false);
+    CHECK(as_laid(co, q, &l) && !marked(disk.bytes));
+    CHECK_EQ(shut(co, q), 0);
+    CHECK(sound(co));
+}
+
+/* F7: bytes [bad, bad + C) of the file cannot be read. It is told once, all else goes on. */
+static uint64_t bad[2];
+static unsigned said;
+static int cannot_read(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    for (unsigned i = 0; i < 2; i++)
+        if (what == 'R' && bad[i] && off < bad[i] + C && bad[i] < off + len)
+            return -EIO;
+    return 0;
+}
+
+static void hear(void *arg, bool fixed, const char *id, const char *text)
+{
+    if (strcmp(id, "QED_UNREADABLE"))
+        return;
+    said++;
+    CHECK(!fixed && (strtoull(strstr(text, "0x"), NULL, 0) == bad[0] || strtoull(strstr(text, "0x"), NULL, 0) == bad[1]));
+}
+
+/* Where guest cluster i lies, as nobody has opened it. */
+static uint64_t place_of(uint64_t i) { return peek(entry_at(guest_of(i))); }
+
+static void unreadable(struct co *co, void *arg)
+{
+    static const uint64_t at[][2] = { { 59, 60 * 4 }, { 59, 40 }, { 0, 60 * 4 }, { 0, 1 } };      /* near the end and the middle; in front of all holes; 240: none */
+    for (unsigned k = 0; k < 4 * 4; k++) {
+        const struct lay *l = &(const struct lay[]){ { 1, some, false, 0 }, { 1, some, true, 3 } }[k & 1];
+        bool offline = k & 2;
+        struct fmt_check_result res = { 0 };
+        struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS | (offline ? FMT_FIX_ERRORS : 0), .finding = hear };
+        lay_out(co, l);
+        disk.bytes[16] |= QED_F_NEED_CHECK;
+        all_durable();
+        uint64_t last = 0, lost = (disk.len - least(l)) / C;
+        for (unsigned i = 0; i < 2; i++) {
+            bad[i] = at[k / 4][i] < CLUSTERS && !l->lost(at[k / 4][i]) ? place_of(at[k / 4][i]) : 0;
+            last = max_u64(last, bad[i]);
+        }
+        said = 0;
+        disk.hook = cannot_read;
+        struct qed_image *q = reopen_as(co, false, true);
+        if (offline) {
+            q->unclean = false;                   /* as if it had been opened for a check */
+            atomic_store(&q->im.unclean, false);
+            CHECK_EQ(q->im.ops->check(co, &q->im, &o, &res, NULL), 0);
+            q->mark.set = false;
+        } else {
+            CHECK_EQ(q->im.ops->scrub(co, &q->im, &o, &res, NULL), 0);
+        }
+        disk.hook = NULL;
+        bool behind = last >= least(l);           /* it keeps the file from becoming as short as it could */
+        CHECK(!res.corruptions && !res.check_errors && res.leaks_fixed + res.leaks == lost && (res.leaks > 0) == behind);
+        CHECK(said == behind + (behind && bad[0] && bad[1] && min_u64(bad[0], bad[1]) >= least(l)));
+        CHECK(!marked(disk.bytes) && as_laid(co, q, l));
+        CHECK_EQ(shut(co, q), 0);
+        CHECK(!marked(disk.bytes) && disk.len == (behind ? last + C : least(l)));
+        res = checked(co);
+        CHECK(!res.corruptions && !res.check_errors && res.leaks == (disk.len - least(l)) / C);
+        q = reopen(co, false);                    /* and when it can be read again */
+        CHECK(as_laid(co, q, l));
+        CHECK_EQ(scrub(co, q, FMT_FIX_LEAKS, &res), 0);
+        CHECK(!res.leaks && as_laid(co, q, l));
+        CHECK_EQ(shut(co, q), 0);
+        CHECK(sound(co) && disk.len == least(l));
     }
 }
 
@@ -406,12 +523,15 @@ RUN(crashes)
 RUN(failures)
 RUN(lost)
 RUN(cancelled)
+RUN(used_up)
+RUN(unreadable)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fills), cmocka_unit_test(test_slides), cmocka_unit_test(test_beside), cmocka_unit_test(test_grace),
         cmocka_unit_test(test_crashes), cmocka_unit_test(test_failures), cmocka_unit_test(test_lost), cmocka_unit_test(test_cancelled),
+        cmocka_unit_test(test_used_up), cmocka_unit_test(test_unreadable),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qed-fill", tests);

@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fmt/fmt.h"
+
 void qed_header_fini(struct qed_header *h)
 {
     free(h->backing_name);
@@ -105,4 +107,28 @@ void qed_header_emit(const struct qed_header *h, struct qed_disk_header *ret)
     le64_put(&ret->image_size, h->size);
     le32_put(&ret->backing_off, h->backing_off);
     le32_put(&ret->backing_len, h->backing_len);
+}
+
+int qed_peek(const uint8_t *buf, size_t len, uint64_t file_bytes, struct fmt_peek *ret)
+{
+    const struct qed_disk_header *d = (const struct qed_disk_header *)buf;
+    if (len < sizeof *d || file_bytes < sizeof *d || le32_get(&d->magic) != QED_MAGIC)
+        return -EINVAL;
+    const struct qed_header h = fields(d);
+    struct fmt_peek p = { .size = h.size, .name_off = h.backing_off, .name_len = h.backing_len };
+    if (p.name_len > QED_NAME_MAX || !range_inside(p.name_off, p.name_len, file_bytes))
+        return -EINVAL;
+    if (p.name_len && h.features & QED_F_BACKING_RAW && !(p.backing_format = strdup("raw")))
+        return -ENOMEM;
+    *ret = p;
+    return 0;
+}
+
+uint32_t qed_header_name_place(const struct qed_header *h)
+{
+    uint64_t from = round_down(h->backing_off, QED_SECTOR_BYTES), to = round_up((uint64_t)h->backing_off + h->backing_len, QED_SECTOR_BYTES);
+    for (uint32_t at = QED_SECTOR_BYTES; at + QED_NAME_ROOM <= 1u << QED_CLUSTER_BITS_MIN; at += QED_SECTOR_BYTES)
+        if (at + QED_NAME_ROOM <= from || at >= to)
+            return at;
+    ASSERT(!"I1: the old name takes three sectors of eight at most");
 }

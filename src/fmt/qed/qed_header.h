@@ -24,8 +24,15 @@ void qed_header_fini(struct qed_header *h);
 MUST_USE int qed_header_parse(const uint8_t *buf, size_t len, uint64_t file_bytes, const char *name, struct qed_header *ret, struct byre_err *err);
 /* Takes the backing name, read from h->backing_off by the caller. */
 MUST_USE int qed_header_take_name(struct qed_header *h, const uint8_t *bytes, const char *name, struct byre_err *err);
+/* As fmt_ops.peek. */
+struct fmt_peek;
+MUST_USE int qed_peek(const uint8_t *buf, size_t len, uint64_t file_bytes, struct fmt_peek *ret);
 struct qed_geom qed_header_geom(const struct qed_header *h);
 /* The 64 bytes of the header. The name is written by the caller, at backing_off. */
 void qed_header_emit(const struct qed_header *h, struct qed_disk_header *ret);
+/* Where in the first cluster a name of any length has a place of whole sectors: none of them the first, or one of the name of h. Bytes. */
+#define QED_SECTOR_BYTES 512u
+#define QED_NAME_ROOM 1024u
+uint32_t qed_header_name_place(const struct qed_header *h);
 
 #endif

@@ -17,7 +17,7 @@
  *   qed_owned.c    which clusters have an owner?
  *   qed_check.c    which rules does an image break?
  *   qed_repair.c   what makes it sound again?   qed_edit.c: how that is written   qed_shorten.c: no clusters without an owner
- *   qed_upgrade.c  a qcow2 image in its place
+ *   qed_upgrade.c  a qcow2 image in its place     qed_rebase.c: another backing file   qed_empty.c: nothing of its own any more
  *   qed_create.c   writing a fresh image
  */
 #ifndef QED_IMAGE_H
@@ -43,6 +43,8 @@ struct qed_alloc {
     struct { uint64_t end, pass; } unsettled;     /* up to here it is when this pass has ended well; end 0: nothing */
     uint64_t step_max;                            /* clusters; becomes less when space is short */
     struct rset spare;                            /* in front of `next`, named by nothing, content unknown */
+    uint64_t told;                                /* so many of them may stay lost without the mark, at most: a scrub has told of them */
+    uint64_t taken;                               /* how often clusters were handed out */
     struct co_mutex mx;                           /* over growth and cutting: they suspend */
     struct co_group behind;                       /* growths in the background */
     bool growing_behind, closing;
@@ -87,7 +89,8 @@ struct qed_image {
     /* qed_scrub.c */
     bool unclean;                                 /* not looked through yet: no table changes (im.unclean) */
     bool given_up;                                /* with it: nobody does that */
-    bool scrubbing, resizing;
+    bool scrubbing;
+    const char *changing;                         /* "resized", "emptied": that is being done to the whole, and no scrub begins; NULL */
     struct co_waitq held;                         /* who waits for the end of being unclean */
     /* qed_tables.c */
     _Atomic(struct qed_tables *) tables;          /* NULL: not opened for writing */
@@ -160,6 +163,8 @@ MUST_USE int qed_put_mark(struct co *co, struct qed_image *q, bool set);
 MUST_USE int qed_clear_autoclear(struct co *co, struct qed_image *q);
 MUST_USE int qed_set_size(struct co *co, struct qed_image *q, uint64_t size);
 MUST_USE int qed_set_l1(struct co *co, struct qed_image *q, uint64_t off);
+/* The name of the backing file, which was judged; NULL: none. raw: what it is shall not be guessed. */
+MUST_USE int qed_set_backing(struct co *co, struct qed_image *q, const char *name, bool raw);
 
 /* ---- qed_alloc.c. Home loop. ---- */
 /* known_zero: reads zero as long as nobody writes it. settled: the length of the file is durable. */
@@ -175,6 +180,12 @@ void qed_alloc_fini(struct qed_image *q);
 MUST_USE int qed_alloc_take(struct co *co, struct qed_image *q, uint64_t want, bool whole, struct qed_run *ret);
 /* Takes back what nothing ever named, with nothing in flight on it. */
 void qed_alloc_return(struct qed_image *q, const struct qed_run *r);
+/* Clusters that may be used and do not lie at the end of the file. */
+uint64_t qed_holes(const struct qed_image *q);
+/* Would some of them be lost if the image were closed, and nobody was told? Sure when the end was cut off just now. */
+bool qed_alloc_owes(const struct qed_image *q);
+/* Somebody was told of all there are. */
+void qed_alloc_told(struct qed_image *q);
 /* Clusters that nothing names, nor did in any epoch section that is still open, may be used. Without memory they are lost, and the mark stays. */
 void qed_alloc_offer(struct qed_image *q, uint64_t first, uint64_t n);
 /* Cuts off the file behind what is in use. No write holds clusters. No barrier. Suspends. */
@@ -203,14 +214,11 @@ MUST_USE int qed_unclean_wait(struct co *co, struct qed_image *q);
 /* -EBUSY: a scrub runs, or the image is unclean. */
 MUST_USE int qed_scrub_excludes(const struct qed_image *q, const char *what, struct byre_err *err);
 
-/* ---- qed_fill.c. Home loop. ---- */
-/* Clusters of the file that a scrub may use and that do not lie at its end. */
-uint64_t qed_holes(const struct qed_image *q);
-/* What lies at the end of the file moves into the holes, beside requests. A scrub runs, and has found no error. o->step: as there. -errno: what was
- * moved stays moved. */
-MUST_USE int qed_fill(struct co *co, struct qed_image *q, const struct fmt_check_opts *o);
 
 int qed_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
+/* qed_rebase.c: another backing file. */
+int qed_rebase(struct co *co, struct qed_image *q, const struct fmt_amend_opts *a, struct byre_err *err);
+int qed_make_empty(struct co *co, struct fmt_image *im, struct byre_err *err);
 /* qed_upgrade.c: becomes a qcow2 image; close it then. */
 int qed_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a, struct byre_err *err);
 int qed_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);

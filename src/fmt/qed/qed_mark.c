@@ -6,7 +6,7 @@
  * Owns         q->mark; the header on disk.
  * Invariants   K1  While an allocating change is under way, or may not be durable yet, the mark is set, durably (E1).
  *              K2  It goes away only when all tables are durable and the file ends where what is in use ends (E4): an image without
- *                  it has no cluster that this opening has lost.
+ *                  it has no cluster that this opening has lost, but those that a scrub could not put to use, and has told of.
  *              K4  The mark of an image that is not proved sound stays (qed_scrub.c L4), as long as nobody has looked through it.
  *              K5  A change of the header begins with what the header says in memory and ends there; no other comes between.
  *              K3  What the header says in memory is what it says on the disk, or nothing is written any more.
@@ -24,33 +24,40 @@
 #include "base/mutant.h"
 #include "fmt/qed/qed_image.h"
 
-#define SECTOR_BYTES 512u
 #define IDLE_NS 5000000000ull                     /* without an allocating change, before the mark goes away */
 
 /* ---- the header ---- */
 
+/* Is there a name, and does it lie in the first sector, behind the fields? */
+static bool name_is_near(const struct qed_header *h)
+{
+    return h->backing_name && h->backing_off >= sizeof(struct qed_disk_header) && h->backing_off + h->backing_len <= QED_SECTOR_BYTES;
+}
+
 /* A write of the sector failed: it may be old or new there. Back to the old one, durably; else nothing is written any more (K3). */
 static void header_back(struct co *co, struct qed_image *q, const void *sector, int error)
 {
-    int r = meta_write_now(co, q->meta, sector, SECTOR_BYTES, 0);
+    int r = meta_write_now(co, q->meta, sector, QED_SECTOR_BYTES, 0);
     if (r == 0)
         r = meta_barrier(co, q->meta, META_B_HEADER);
     if (r < 0)
         meta_stop(q->meta, error);
 }
 
-/* The sector with *h in it. The bytes around the fields stay. */
+/* The sector with *h in it, and the name when it lies there. The bytes around them stay. */
 static int write_header(struct co *co, struct qed_image *q, const struct qed_header *h)
 {
-    AUTOFREE uint8_t *old = aligned_alloc(SECTOR_BYTES, 2 * SECTOR_BYTES);
+    AUTOFREE uint8_t *old = aligned_alloc(QED_SECTOR_BYTES, 2 * QED_SECTOR_BYTES);
     if (!old)
         return -ENOMEM;
-    uint8_t *new = old + SECTOR_BYTES;
-    int r = stor_read_exact(co, q->im.store, old, SECTOR_BYTES, 0);
+    uint8_t *new = old + QED_SECTOR_BYTES;
+    int r = stor_read_exact(co, q->im.store, old, QED_SECTOR_BYTES, 0);
     if (r == 0) {
-        memcpy(new, old, SECTOR_BYTES);
+        memcpy(new, old, QED_SECTOR_BYTES);
         qed_header_emit(h, (struct qed_disk_header *)new);
-        r = meta_write_now(co, q->meta, new, SECTOR_BYTES, 0);
+        if (name_is_near(h))
+            memcpy(new + h->backing_off, h->backing_name, h->backing_len);
+        r = meta_write_now(co, q->meta, new, QED_SECTOR_BYTES, 0);
         if (r < 0)
             header_back(co, q, old, r);
     }
@@ -105,6 +112,44 @@ int qed_set_l1(struct co *co, struct qed_image *q, uint64_t off)
     return header_give(co, q, &h);
 }
 
+/* A name of this length in its place: behind the fields where the first sector has room, so that one write changes both; else in sectors that
+ * nobody reads before that write (E6). */
+static int place_name(struct co *co, struct qed_image *q, struct qed_header *h)
+{
+    h->backing_off = sizeof(struct qed_disk_header);
+    if (name_is_near(h))
+        return 0;
+    h->backing_off = qed_header_name_place(&q->h);
+    AUTOFREE uint8_t *buf = aligned_alloc(QED_SECTOR_BYTES, QED_NAME_ROOM);
+    if (!buf)
+        return -ENOMEM;
+    memset(buf, 0, QED_NAME_ROOM);
+    memcpy(buf, h->backing_name, h->backing_len);
+    int r = meta_write_now(co, q->meta, buf, QED_NAME_ROOM, h->backing_off);
+    return r < 0 || MUTANT(MUT_QED_NAME_LATE) ? r : meta_barrier(co, q->meta, META_B_HEADER);
+}
+
+int qed_set_backing(struct co *co, struct qed_image *q, const char *name, bool raw)
+{
+    char *mine = name ? strdup(name) : NULL;
+    if (name && !mine)
+        return -ENOMEM;
+    struct qed_header h = header_take(co, q);
+    char *old = h.backing_name;
+    h.features &= ~(QED_F_BACKING | QED_F_BACKING_RAW);
+    h.features |= name ? QED_F_BACKING | (raw ? QED_F_BACKING_RAW : 0) : 0;
+    h.backing_name = mine;
+    h.backing_len = name ? (uint32_t)strlen(name) : 0;
+    h.backing_off = 0;
+    int r = name ? place_name(co, q, &h) : 0;
+    if (r < 0)
+        co_unlock(&q->header_mx);
+    else
+        r = header_give(co, q, &h);
+    free(r < 0 ? mine : old);
+    return r;
+}
+
 /* ---- the mark ---- */
 
 static void idle_co(struct co *co, void *arg)
@@ -113,7 +158,7 @@ static void idle_co(struct co *co, void *arg)
     struct qed_mark *k = &q->mark;
     uint64_t seen = k->count;
     while (k->set && !k->keep && co_sleep(co, IDLE_NS) != -ECANCELED) {
-        if (k->count == seen && qed_mark_leave(co, q) < 0)
+        if (k->count == seen && !qed_alloc_owes(q) && qed_mark_leave(co, q) < 0)
             break;                                /* it stays set; closing tries again */
         seen = k->count;
     }
@@ -171,9 +216,10 @@ int qed_mark_leave(struct co *co, struct qed_image *q)
             r = qed_alloc_cut(co, q);
         if (r == 0)
             r = meta_flush(co, q->meta);
-        if (r == 0 && !k->keep)
+        bool stays = k->keep || qed_alloc_owes(q);
+        if (r == 0 && !stays)
             r = qed_put_mark(co, q, false);
-        k->set = r < 0 || k->keep;
+        k->set = r < 0 || stays;
     }
     co_unlock(&k->mx);
     return r;

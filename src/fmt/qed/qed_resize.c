@@ -134,9 +134,10 @@ int qed_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prea
     int r = qed_scrub_excludes(q, "resized", err);
     if (r < 0)
         return r;
-    q->resizing = true;
+    q->changing = "resized";
     r = grow(co, q, size);
-    q->resizing = r == 0;                         /* else there is no commit */
+    if (r < 0)
+        q->changing = NULL;                       /* there is no commit */
     return r < 0 ? byre_fail_code(err, IO, r, "%s: the table for the new space cannot be prepared", q->name) : 0;
 }
 
@@ -144,7 +145,7 @@ int qed_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byr
 {
     struct qed_image *q = qed_of(im);
     uint64_t size = atomic_load(&im->size);
-    q->resizing = false;
+    q->changing = NULL;
     if (size == q->h.size)
         return 0;
     int r = keep ? meta_flush(co, q->meta) : 0;

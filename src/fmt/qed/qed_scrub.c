@@ -147,7 +147,11 @@ static void reuse(struct qed_image *q, struct qed_checker *k)
 static int fill(struct co *co, struct qed_image *q, struct qed_checker *k, struct byre_err *err)
 {
     uint64_t leaks = k->res.leaks;
-    int r = k->o->fix & FMT_FIX_LEAKS && !k->res.corruptions ? qed_fill(co, q, k->o) : 0;
+    int r = 0;
+    if (k->o->fix & FMT_FIX_LEAKS && !k->res.corruptions)
+        r = qed_fill(co, k);
+    else
+        qed_alloc_told(q);                       /* they are in the result, and stay as they are wanted */
     k->res.leaks = min_u64(qed_holes(q), leaks);
     k->res.leaks_fixed += leaks - k->res.leaks;
     if (r == 0 && leaks > k->res.leaks)
@@ -232,8 +236,10 @@ int qed_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *
     ASSERT_LOOP(im->home);
     if (!qed_writable(q))
         return byre_fail(err, READ_ONLY, "%s: a scrub is for an image that is open for writing; check it instead", q->name);
-    if (q->scrubbing || q->resizing)
-        return byre_fail(err, BUSY, q->resizing ? "%s: it is being resized" : "%s: its scrub runs already", q->name);
+    if (q->changing)
+        return byre_fail(err, BUSY, "%s: it is being %s", q->name, q->changing);
+    if (q->scrubbing)
+        return byre_fail(err, BUSY, "%s: its scrub runs already", q->name);
     q->scrubbing = true;
     bool was = q->unclean, kept = q->mark.keep;
     int r = was ? unclean(co, q, &k, err) : clean(co, q, &k, err);

@@ -8,7 +8,9 @@
  * Invariants   I1 A cluster that is written has no owner, in memory and on the disk: it lost its owner before the last barrier.
  *              I2 One pointer names what moves; it changes after the copy is durable. At every moment the image is sound, with leaks.
  *              I3 Memory: 16 bytes for each table, and for up to MOVES_MAX clusters at a time.
- *              I4 Each round makes progress: data comes down, then tables fit; else each table slides down by way of the end.
+ *              I4 Each round makes progress: data comes down, then tables fit; else each table slides down by way of the end. Only what cannot
+ *                 be read can keep that from happening: then the rest of the holes stays.
+ *              I5 What cannot be read stays where it is, and is told of; nothing is ever written there.
  * Order        Copies | entries | cut, or use of the places that are free now (E1, E2).
  * Concurrency  Home loop, image drained, inside meta_struct_begin.
  * Failure      -errno: what was moved stays moved.
@@ -31,7 +33,8 @@ struct shorten {
     const struct qed_geom *g;
     struct place *tables, *data;
     size_t table_count, table_room, data_count;
-    struct qed_owned is_table;
+    struct qed_owned is_table, stays;             /* stays: I5 */
+    bool better;                                  /* I4: in this round */
     uint64_t lowest;                              /* data from this cluster on moves */
 };
 
@@ -80,11 +83,11 @@ static int find_tables(struct co *co, struct shorten *s)
     return r;
 }
 
-/* The last cluster below `to` that holds data. */
+/* The last cluster below `to` that holds data which can be moved. */
 static uint64_t last_data(const struct shorten *s, uint64_t to)
 {
     uint64_t c = qed_owned_last(&s->k->owned, to);
-    while (c != QED_OWNED_NONE && qed_owned_has(&s->is_table, c))
+    while (c != QED_OWNED_NONE && (qed_owned_has(&s->is_table, c) || qed_owned_has(&s->stays, c)))
         c = qed_owned_last(&s->k->owned, c);
     return c;
 }
@@ -108,7 +111,7 @@ static int see_data(struct co *co, void *arg, const struct qed_ref *r)
 {
     struct shorten *s = arg;
     uint64_t cluster = r->v >> s->g->cluster_bits;
-    if (r->v == 1 || cluster < s->lowest)
+    if (r->v == 1 || cluster < s->lowest || qed_owned_has(&s->stays, cluster))
         return 0;
     if (s->data_count == MOVES_MAX)
         return -EUCLEAN;                         /* somebody else writes to the file */
@@ -135,11 +138,13 @@ static int find_data(struct co *co, struct shorten *s, size_t n)
 
 static int take(struct shorten *s, uint64_t first, uint64_t n) { return qed_owned_take(&s->k->owned, first, n) < 0 ? -ENOMEM : 0; }
 
-static int copy_to(struct co *co, struct shorten *s, uint64_t from, uint64_t to, uint64_t n)
+static int copy_to(struct co *co, struct shorten *s, uint64_t from, uint64_t to, uint64_t n, bool *ret_unreadable)
 {
     unsigned bits = s->g->cluster_bits;
     struct qed_copy c = { .from = from << bits, .to = to << bits, .len = n << bits };
-    return qed_copy_out(co, s->k->q, &c);
+    int r = qed_copy_out(co, s->k->q, &c);
+    *ret_unreadable = c.unreadable;
+    return r;
 }
 
 static int move_l1(struct co *co, struct shorten *s, uint64_t to)
@@ -153,11 +158,12 @@ static int move_table(struct co *co, struct shorten *s, struct place *t, uint64_
 {
     uint64_t n = s->g->table_clusters;
     struct qed_edits e = { 0 };
+    bool unreadable;
     int r = take(s, to, n);
     if (r == 0)
         r = qed_owned_take(&s->is_table, to, n) < 0 ? -ENOMEM : 0;
     if (r == 0)
-        r = copy_to(co, s, t->cluster, to, n);
+        r = copy_to(co, s, t->cluster, to, n, &unreadable);
     if (r == 0 && t->at == L1_ITSELF) {
         r = move_l1(co, s, to);
     } else if (r == 0) {
@@ -175,7 +181,7 @@ static int move_table(struct co *co, struct shorten *s, struct place *t, uint64_
 }
 
 /* Tables that lie behind what the file will have, into holes before that. */
-static int fit_tables(struct co *co, struct shorten *s, size_t *ret_moved)
+static int fit_tables(struct co *co, struct shorten *s)
 {
     uint64_t want = atomic_load(&s->k->owned.count), n = s->g->table_clusters;
     for (size_t i = s->table_count; i-- > 0 && s->tables[i].cluster + n > want;) {
@@ -185,7 +191,7 @@ static int fit_tables(struct co *co, struct shorten *s, size_t *ret_moved)
         int r = move_table(co, s, &s->tables[i], to);
         if (r < 0)
             return r;
-        ++*ret_moved;
+        s->better = true;
     }
     return 0;
 }
@@ -195,15 +201,31 @@ static int settle_data(struct co *co, struct shorten *s, struct qed_edits *e, si
 {
     int r = qed_edits_settle(co, e, s->k->q);
     for (size_t i = from; r == 0 && i < to; i++)
-        qed_owned_drop(&s->k->owned, s->data[i].cluster, 1);
+        if (!qed_owned_has(&s->stays, s->data[i].cluster)) {
+            qed_owned_drop(&s->k->owned, s->data[i].cluster, 1);
+            s->better = true;
+        }
     return r;
+}
+
+/* I5. What was written to the hole names nothing, so it is one still. */
+static int leave(struct shorten *s, uint64_t cluster, uint64_t hole)
+{
+    qed_owned_drop(&s->k->owned, hole, 1);
+    if (qed_owned_grow(&s->stays, cluster + 1) || qed_owned_take(&s->stays, cluster, 1) < 0)
+        return -ENOMEM;
+    qed_tell_unreadable(s->k, cluster);
+    return 0;
 }
 
 static int move_one(struct co *co, struct shorten *s, const struct place *p, uint64_t hole, struct qed_edits *e)
 {
+    bool unreadable = false;
     int r = take(s, hole, 1);
     if (r == 0)
-        r = copy_to(co, s, p->cluster, hole, 1);
+        r = copy_to(co, s, p->cluster, hole, 1, &unreadable);
+    if (unreadable)
+        return leave(s, p->cluster, hole);
     return r < 0 ? r : qed_edits_add(e, p->at, hole << s->g->cluster_bits);
 }
 
@@ -230,7 +252,7 @@ static int move_data(struct co *co, struct shorten *s)
     return r;
 }
 
-/* Only tables lie behind the first hole, and none fits: each goes to the end and comes back in front of where it was. */
+/* Only tables, and what stays, lie behind the first hole, and none fits: each goes to the end and comes back in front of where it was. */
 static int slide_tables(struct co *co, struct shorten *s)
 {
     uint64_t n = s->g->table_clusters, end = s->k->owned.n;
@@ -238,12 +260,13 @@ static int slide_tables(struct co *co, struct shorten *s)
     if (r == 0)
         r = qed_owned_grow(&s->is_table, end + n);
     for (size_t i = 0; r == 0 && i < s->table_count; i++) {
-        uint64_t hole = qed_owned_next(&s->k->owned, 0, end, false);
-        if (hole == QED_OWNED_NONE || s->tables[i].cluster < hole)
+        uint64_t hole = qed_owned_next(&s->k->owned, 0, end, false), old = s->tables[i].cluster;
+        if (hole == QED_OWNED_NONE || old < hole)
             continue;
         r = move_table(co, s, &s->tables[i], end);
         if (r == 0)
-            r = move_table(co, s, &s->tables[i], hole);
+            r = move_table(co, s, &s->tables[i], qed_owned_gap(&s->k->owned, 0, end, n));      /* where it was, if nowhere else */
+        s->better |= s->tables[i].cluster < old;
     }
     return r;
 }
@@ -262,11 +285,12 @@ static int cut(struct co *co, struct qed_checker *k)
 
 static int shorten_round(struct co *co, struct shorten *s)
 {
-    size_t moved = 0, n;
+    size_t n;
+    s->better = false;
     int r = find_tables(co, s);
     if (r == 0)
-        r = fit_tables(co, s, &moved);
-    if (r < 0 || moved)
+        r = fit_tables(co, s);
+    if (r < 0 || s->better)
         return r;
     n = count_data(s);
     if (!n)
@@ -291,9 +315,12 @@ static int run(struct co *co, struct shorten *s, struct byre_err *err)
             return k->res.check_errors ? -EIO : -EUCLEAN;
         if (!k->res.leaks)
             return 0;
+        uint64_t unreadable = k->unreadable;
         r = shorten_round(co, s);
         if (r < 0)
             return r;
+        if (!s->better && k->unreadable == unreadable)               /* I4 */
+            return cut(co, k);
     }
 }
 
@@ -304,6 +331,7 @@ int qed_shorten(struct co *co, struct qed_checker *k, struct byre_err *err)
     k->quiet = true;
     int r = run(co, &s, &why);
     qed_owned_fini(&s.is_table);
+    qed_owned_fini(&s.stays);
     free(s.tables);
     free(s.data);
     if (r == 0)

@@ -23,9 +23,8 @@
 #include "fmt/qcow2/q2_header.h"
 #include "fmt/qed/qed_check_priv.h"
 
-#define SECTOR 512u
+#define SECTOR QED_SECTOR_BYTES
 #define OUT_BYTES (1u << 20)                      /* written at once, or one cluster if that is more */
-#define NAME_ROOM 1024u
 #define FIRST_BYTES (1u << QED_CLUSTER_BITS_MIN)
 #define NONE UINT64_MAX
 
@@ -65,8 +64,6 @@ static int check_options(struct upgrade *u, struct byre_err *err)
 {
     const struct qed_image *q = u->q;
     const char *format;
-    if (u->a->rebase)
-        return byre_fail(err, NOT_SUPPORTED, "%s: the backing file of qed images cannot be changed; an image of the format qcow2 can (amend -o format=qcow2)", q->name);
     if (!u->a->given(u->a->arg, "format"))
         return byre_fail(err, BAD_OPTION, "%s: of an image of the format qed only the format can be changed (format=qcow2)", q->name);
     if (strcmp(u->a->o->format, "qcow2"))
@@ -270,16 +267,6 @@ static int emit_counts(struct co *co, struct upgrade *u, struct byre_err *err)
 
 /* ---- the switch ---- */
 
-/* A place for the name in the first cluster: whole sectors, none of them the first or one of the old name (U1). */
-static uint32_t place_of_name(const struct qed_header *h)
-{
-    uint64_t from = round_down(h->backing_off, SECTOR), to = round_up((uint64_t)h->backing_off + h->backing_len, SECTOR);
-    for (uint32_t at = SECTOR; at + NAME_ROOM <= FIRST_BYTES; at += SECTOR)
-        if (at + NAME_ROOM <= from || at >= to)
-            return at;
-    ASSERT(!"U1: the old name takes three sectors of eight at most");
-}
-
 /* *ret_tried: the header may be the new one, on the disk or some day. */
 static int write_sector(struct co *co, struct upgrade *u, const uint8_t *new, const uint8_t *old, bool *ret_tried)
 {
@@ -303,14 +290,14 @@ static int switch_over(struct co *co, struct upgrade *u, bool *ret_tried, struct
     if (!first)
         return -ENOMEM;
     uint8_t *old = first + u->cs;
-    struct q2_header_layout l = { .name_off = u->h.backing_name ? place_of_name(&u->q->h) : 0 };
+    struct q2_header_layout l = { .name_off = u->h.backing_name ? qed_header_name_place(&u->q->h) : 0 };
     int r = q2_header_emit_as(&u->h, &l, first, u->cs, err);
     if (r < 0)
         return r;
     ASSERT(q2_header_used(first, u->cs).ext_end <= SECTOR);
     r = stor_read_exact(co, u->q->im.store, old, SECTOR, 0);
     if (r == 0 && l.name_off)
-        r = meta_write_now(co, u->q->meta, first + l.name_off, NAME_ROOM, l.name_off);
+        r = meta_write_now(co, u->q->meta, first + l.name_off, QED_NAME_ROOM, l.name_off);
     if (r == 0)
         r = meta_barrier(co, u->q->meta, META_B_SWITCH_BEFORE);
     return r < 0 ? r : write_sector(co, u, first, old, ret_tried);
@@ -371,6 +358,8 @@ static int upgrade(struct co *co, struct upgrade *u, struct byre_err *err)
 int qed_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a, struct byre_err *err)
 {
     struct upgrade u = { .q = qed_of(im), .a = a };
+    if (a->rebase)
+        return qed_rebase(co, u.q, a, err);
     int r = check_options(&u, err);
     if (r == 0)
         r = qed_scrub_excludes(u.q, "upgraded", err);

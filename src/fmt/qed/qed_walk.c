@@ -5,7 +5,7 @@
  * Purpose      Reads the L1 table piece by piece, the L2 tables ahead, several pieces at a time, and hands out what is not 0.
  * Owns         Buffers during a walk.
  * Invariants   I1 Entries come in the order of the guest's disk.
- *              I2 Memory is bounded: one piece of the L1 table, what q2_ahead.c allows, and a list of LIST_MAX pieces.
+ *              I2 Memory is bounded: one piece of the L1 table, what pieces.c allows, and a list of LIST_MAX pieces.
  *              I3 No pointer is judged here: table() says which are followed.
  * Order        Reads only.
  * Concurrency  Home loop; work() on the CPU pool.
@@ -48,7 +48,7 @@ int qed_table_piece(struct co *co, const struct qed_image *q, uint64_t table, ui
 
 /* ---- L2 tables ---- */
 
-static bool next_todo(void *arg, struct q2_piece *p)
+static bool next_todo(void *arg, struct fmt_piece *p)
 {
     struct walk *k = arg;
     if (k->next == k->count)
@@ -60,13 +60,13 @@ static bool next_todo(void *arg, struct q2_piece *p)
     return true;
 }
 
-static int work_todo(void *arg, unsigned worker, struct q2_piece *p)
+static int work_todo(void *arg, unsigned worker, struct fmt_piece *p)
 {
     struct walk *k = arg;
     return k->w->v->work(k->w->arg, worker, k->list[p->tag].guest, (const le64 *)p->data, p->len / 8, p->marks);
 }
 
-static int use_todo(struct co *co, void *arg, struct q2_piece *p)
+static int use_todo(struct co *co, void *arg, struct fmt_piece *p)
 {
     struct walk *k = arg;
     const struct todo *t = &k->list[p->tag];
@@ -92,9 +92,9 @@ static int use_todo(struct co *co, void *arg, struct q2_piece *p)
 
 static int run_list(struct co *co, struct walk *k)
 {
-    struct q2_ahead_ops ops = { .next = next_todo, .use = use_todo, .work = k->w->v->work ? work_todo : NULL, .exact = true };
+    struct fmt_pieces_ops ops = { .next = next_todo, .use = use_todo, .work = k->w->v->work ? work_todo : NULL, .exact = true };
     k->next = 0;
-    int r = q2_ahead_run_on(co, k->w->q->im.store, QED_PIECE_BYTES, &ops, k, k->w->workers);
+    int r = fmt_pieces_run_on(co, k->w->q->im.store, QED_PIECE_BYTES, &ops, k, k->w->workers);
     k->count = 0;
     return r;
 }

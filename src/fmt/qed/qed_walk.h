@@ -5,7 +5,7 @@
 #ifndef QED_WALK_H
 #define QED_WALK_H
 
-#include "fmt/qcow2/q2_ahead.h"
+#include "fmt/pieces.h"
 #include "fmt/qed/qed_image.h"
 
 #define QED_PIECE_BYTES (1u << 20)                /* tables are read in pieces of at most this */

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_ahead.c: a ring of reads in flight.
+ * pieces.c: a ring of reads in flight.
  *
  * Purpose      Keeps the storage busy while tables are looked at, with bounded memory and in a fixed order.
  * Owns         Slots and their buffers; one coroutine per read in flight.
  * Invariants   I1 Pieces are used in the order in which next() gave them.
- *              I2 When q2_ahead_run returns no read is in flight and nothing is allocated.
+ *              I2 When fmt_pieces_run returns no read is in flight and nothing is allocated.
  * Order        Reads only.
  * Concurrency  Coroutines of one loop; work() on threads of the CPU pool, each with a piece and a worker number that
  *              are its own meanwhile. Without a coroutine to be had a read is done by the caller itself.
  * Failure      A failed read is handed to use() with rc set.
  * Tests        q2_check_test.c, tests/interop/test_q2_check.py
  */
-#include "fmt/qcow2/q2_ahead.h"
+#include "fmt/pieces.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +26,7 @@
 
 struct ring {
     struct stor *store;
-    const struct q2_ahead_ops *ops;
+    const struct fmt_pieces_ops *ops;
     void *arg;
     uint64_t max_bytes, caps;  /* caps: bytes of all buffers */
     struct co_waitq changed;   /* some slot is done */
@@ -37,7 +37,7 @@ struct ring {
 };
 
 struct slot {
-    struct q2_piece p;
+    struct fmt_piece p;
     struct ring *ring;
     struct slot *next;
     uint64_t cap;              /* bytes of p.data */
@@ -153,7 +153,7 @@ static int start(struct co *co, struct slot *s)
 /* May one more slot be used? */
 static bool may_start(const struct ring *r, unsigned busy)
 {
-    return busy < Q2_AHEAD_SLOTS || (busy < r->slots && r->caps + r->max_bytes <= Q2_AHEAD_ROOM);
+    return busy < FMT_PIECES_SLOTS || (busy < r->slots && r->caps + r->max_bytes <= FMT_PIECES_ROOM);
 }
 
 static int run(struct co *co, struct ring *r, struct slot *slots)
@@ -181,13 +181,13 @@ static int run(struct co *co, struct ring *r, struct slot *slots)
     }
 }
 
-int q2_ahead_run_on(struct co *co, struct stor *store, uint64_t max_bytes, const struct q2_ahead_ops *ops, void *arg, unsigned workers)
+int fmt_pieces_run_on(struct co *co, struct stor *store, uint64_t max_bytes, const struct fmt_pieces_ops *ops, void *arg, unsigned workers)
 {
-    struct ring r = { .store = store, .ops = ops, .arg = arg, .max_bytes = max_bytes, .slots = Q2_AHEAD_SLOTS, .workers = ops->work ? workers : 0 };
-    ASSERT(workers <= Q2_AHEAD_WORKERS_MAX);
+    struct ring r = { .store = store, .ops = ops, .arg = arg, .max_bytes = max_bytes, .slots = FMT_PIECES_SLOTS, .workers = ops->work ? workers : 0 };
+    ASSERT(workers <= FMT_PIECES_WORKERS_MAX);
     r.ready_tail = &r.ready;
     if (r.workers)
-        r.slots = Q2_AHEAD_SLOTS_MAX;
+        r.slots = FMT_PIECES_SLOTS_MAX;
     struct slot *slots = calloc(r.slots, sizeof *slots);
     if (!slots)
         return -ENOMEM;
@@ -200,7 +200,7 @@ int q2_ahead_run_on(struct co *co, struct stor *store, uint64_t max_bytes, const
     return rc;
 }
 
-int q2_ahead_run(struct co *co, struct stor *store, uint64_t max_bytes, const struct q2_ahead_ops *ops, void *arg)
+int fmt_pieces_run(struct co *co, struct stor *store, uint64_t max_bytes, const struct fmt_pieces_ops *ops, void *arg)
 {
-    return q2_ahead_run_on(co, store, max_bytes, ops, arg, 0);
+    return fmt_pieces_run_on(co, store, max_bytes, ops, arg, 0);
 }

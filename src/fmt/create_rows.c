@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: MIT
  *
- * create_rows.c: the creation options of each format, one row each.
+ * create_rows.c: the options of creating and amending images, by format, one row each.
  *
- * Purpose      The tables behind -o, -o help and the line that is told before creation.
+ * Purpose      The tables behind -o, -o help, the line that is told before creation, and the options of blockdev-create and x-blockdev-amend.
  * Owns         constant tables
  * Invariants   I1 every row writes into struct fmt_create_opts, or is marked OPT_LATER
  * Concurrency  any thread
  * Failure      none
- * Tests        lib_test.c, tests/cli/create_test.py
+ * Tests        lib_test.c, job/create_test.c, tests/cli/create_test.py
  */
-#include "base/opt.h"
-#include "lib/lib_priv.h"
+#include <string.h>
+
+#include "fmt/create_rows.h"
 
 static const struct opt_enum compat_names[] = { { "0.10", 2 }, { "v2", 2 }, { "1.1", 3 }, { "v3", 3 }, { NULL, 0 } };
 static const struct opt_enum prealloc_names[] = {
@@ -130,7 +131,7 @@ static const struct { const char *format; const struct opt_row *plain, *with_fil
     { "qed", qed_rows, qed_file_rows },
 };
 
-const struct opt_row *create_rows(const char *format, bool with_file_options)
+const struct opt_row *fmt_create_rows(const char *format, bool with_file_options)
 {
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
         if (strcmp(tables[i].format, format) == 0)
@@ -138,7 +139,7 @@ const struct opt_row *create_rows(const char *format, bool with_file_options)
     return NULL;
 }
 
-const struct opt_row *amend_rows(const char *format)
+const struct opt_row *fmt_amend_rows(const char *format)
 {
     return strcmp(format, "qcow2") == 0 ? qcow2_amend_rows : strcmp(format, "luks") == 0 ? luks_amend_rows
          : strcmp(format, "qed") == 0 ? qed_amend_rows : NULL;
@@ -152,4 +153,4 @@ static const char *const usual_order[] = { "encryption", "encrypt.format", "encr
 /* The peer tells the options of each format in the order of its table. */
 static const char *const qed_order[] = { "size", "backing_file", "backing_fmt", "cluster_size", "table_size", "nocow", "extent_size_hint", NULL };
 
-const char *const *create_order(const char *format) { return strcmp(format, "qed") == 0 ? qed_order : usual_order; }
+const char *const *fmt_create_order(const char *format) { return strcmp(format, "qed") == 0 ? qed_order : usual_order; }

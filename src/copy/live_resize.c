@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * live_resize.c: the copied disk gets another length (FEATURES G.031).
+ *
+ * Purpose     The target is never shorter than the source, and as long when nobody changes the length: it grows before the source does, and
+ *             shrinks after it.
+ * Owns        copy_live.next: the dirty bits for the new length, from begin to the change.
+ * Invariants  Z1  Between begin and end nothing is under way to the target: no piece, no change of a guest, no look at what has to be copied. So
+ *                 nobody touches the dirty bits when they are replaced, but guests whose requests are inside; and those have ended, because the
+ *                 source is drained then.
+ *             Z2  What was dirty stays so; what is new is dirty.
+ * Order       grow: target, source. Shrink: source, target.
+ * Concurrency Home loop.
+ * Failure     The source keeps its length when the target cannot grow. When it cannot shrink, the copy has failed.
+ * Tests       live_test.c, src/job/mirror_test.c
+ */
+#include <inttypes.h>
+
+#include "copy/live_priv.h"
+
+static bool busy(const struct copy_live *l) { return l->pieces || l->holds || l->scans; }
+
+static int begin(struct co *co, struct graph_watch *w, uint64_t size, struct byre_err *err)
+{
+    struct copy_live *l = CONTAINER_OF(w, struct copy_live, watch);
+    struct dirty *next;
+    if (dirty_new(size, l->o.granularity_bits, NULL, &next))
+        return byre_fail(err, NOMEM, "%s: no memory for a copy of %" PRIu64 " bytes", graph_filename(l->o.source), size);
+    atomic_store(&l->resizing, true);
+    live_tell(l);
+    while (busy(l) && !atomic_load(&l->stop))
+        co_wait(co, &l->moved);
+    int r = size > l->size && !atomic_load(&l->stop) ? l->o.resize(co, l->o.arg, size, err) : 0;
+    if (!r && !busy(l)) {                /* else it has been stopped, and does not look at the disk any more */
+        l->next = next;
+        l->old_size = l->size;
+        return 0;
+    }
+    dirty_free(next);
+    atomic_store(&l->resizing, false);
+    live_tell(l);
+    return r;
+}
+
+static void now(struct graph_watch *w, uint64_t size)
+{
+    struct copy_live *l = CONTAINER_OF(w, struct copy_live, watch);
+    if (!l->next)
+        return;
+    dirty_merge(l->next, l->dirty);      /* Z2 */
+    dirty_free(l->dirty);
+    l->dirty = l->next;
+    l->next = NULL;
+    l->size = l->part.len = l->c.rd.start[1] = size;
+    l->cursor = 0;
+    if (size > l->old_size)
+        dirty_set(l->dirty, l->old_size, size - l->old_size);
+}
+
+static void end(struct co *co, struct graph_watch *w, bool done)
+{
+    struct copy_live *l = CONTAINER_OF(w, struct copy_live, watch);
+    struct byre_err why = { 0 };
+    if (!atomic_load(&l->resizing))
+        return;
+    dirty_free(l->next);
+    l->next = NULL;
+    bool longer = done ? l->size < l->old_size : graph_length(l->o.target) > l->size;
+    int r = longer && !atomic_load(&l->stop) ? l->o.resize(co, l->o.arg, l->size, &why) : 0;
+    if (r && done)
+        live_failed(l, r, false, l->size);
+    else if (r)
+        graph_warn(l->o.target, "%s", why.text);
+    atomic_store(&l->resizing, false);
+    live_tell(l);
+}
+
+const struct graph_watch_size live_follows = { begin, now, end };

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * chardev.c: character devices.
+ *
+ * Purpose      Names for sockets and for standard input and output, so that a monitor can be put on one of them.
+ * Owns         struct chardev; its listener or connection until a monitor takes it
+ * Invariants   I1 one device of an id, one monitor of a device
+ *              I2 a client that connects before there is a monitor waits in the socket; nothing of it is read
+ * Concurrency  home loop; opening suspends, and the id is taken meanwhile
+ * Failure      byre_err names the device; nothing stays behind
+ * Tests        tests/daemon/chardev_test.py
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ctl/chardev.h"
+
+struct chardev *chardev_find(struct ctl *c, const char *id)
+{
+    LIST_FOR(at, &c->chardevs) {
+        struct chardev *d = CONTAINER_OF(at, struct chardev, link);
+        if (strcmp(d->id, id) == 0)
+            return d;
+    }
+    return NULL;
+}
+
+static void device_free(struct co *co, struct chardev *d)
+{
+    list_remove(&d->link);
+    if (d->listener)
+        listener_drop(co, d->listener);
+    if (d->fd >= 0)
+        close(d->fd);
+    free(d->id);
+    free(d->path);
+    free(d);
+}
+
+static bool is_stdio_taken(struct ctl *c)
+{
+    LIST_FOR(at, &c->chardevs)
+        if (CONTAINER_OF(at, struct chardev, link)->kind == CHARDEV_STDIO)
+            return true;
+    return false;
+}
+
+static int refuse(const struct chardev_opts *o, int code)
+{
+    if (o->kind == CHARDEV_SOCKET && !o->path)
+        close(o->fd);
+    return code;
+}
+
+int chardev_add(struct co *co, struct ctl *c, const struct chardev_opts *o, struct byre_err *err)
+{
+    ASSERT_LOOP(c->home);
+    size_t len = strlen(o->id);
+    if (len < 1 || len > CHARDEV_ID_MAX)
+        return refuse(o, byre_fail(err, BAD_ARGUMENT, "the id of a character device has 1 to %u bytes", CHARDEV_ID_MAX));
+    if (chardev_find(c, o->id))
+        return refuse(o, byre_fail(err, EXISTS, "Chardev with id '%s' already exists", o->id));
+    if (o->kind == CHARDEV_STDIO && is_stdio_taken(c))
+        return byre_fail(err, BUSY, "cannot use stdio by multiple character devices");
+    struct chardev *d = calloc(1, sizeof *d);
+    char *id = strdup(o->id), *path = o->path ? strdup(o->path) : NULL;
+    if (!d || !id || (o->path && !path) || c->stopping) {
+        free(d);
+        free(id);
+        free(path);
+        return refuse(o, byre_fail(err, NOMEM, "no memory for a character device"));
+    }
+    *d = (struct chardev){ .id = id, .path = path, .kind = o->kind, .fd = -1, .used = true };    /* not to be taken before it is complete */
+    list_push_back(&c->chardevs, &d->link);
+    int r = 0;
+    if (o->kind == CHARDEV_SOCKET)
+        r = o->server ? listener_open(co, o->path, o->fd, &d->listener, err) : monitor_connect(co, o->path, o->fd, &d->fd, err);
+    d->used = false;
+    if (r) {
+        d->fd = -1;
+        device_free(co, d);
+    }
+    return r;
+}
+
+static struct chardev *unused(struct ctl *c, const char *id, struct byre_err *err)
+{
+    struct chardev *d = chardev_find(c, id);
+    if (!d)
+        (void)byre_fail(err, NOT_FOUND, "Chardev '%s' not found", id);
+    else if (d->used)
+        (void)byre_fail(err, BUSY, "Chardev '%s' is busy", id);
+    return d && !d->used ? d : NULL;
+}
+
+int chardev_remove(struct co *co, struct ctl *c, const char *id, struct byre_err *err)
+{
+    ASSERT_LOOP(c->home);
+    struct chardev *d = unused(c, id, err);
+    if (!d)
+        return err->code;
+    d->used = true;
+    device_free(co, d);
+    return 0;
+}
+
+int chardev_monitor(struct ctl *c, const char *id, bool pretty, struct byre_err *err)
+{
+    ASSERT_LOOP(c->home);
+    struct chardev *d = unused(c, id, err);
+    if (!d)
+        return err->code;
+    if (d->kind == CHARDEV_NULL)
+        return byre_fail(err, NOT_SUPPORTED, "Chardev '%s' leads nowhere: nobody could talk to a monitor there", id);
+    if (d->listener) {
+        int r = listener_serve(c, d->listener, pretty, err);
+        if (r)
+            return r;
+        d->served = true;
+        d->listener = NULL;                  /* among the listeners of c now */
+    } else {
+        client_start(c, d->kind == CHARDEV_STDIO ? &(struct ctl_end){ 0, 1, pretty } : &(struct ctl_end){ d->fd, d->fd, pretty });
+        d->fd = -1;
+    }
+    d->used = true;
+    return 0;
+}
+
+void chardevs_free(struct co *co, struct ctl *c)
+{
+    while (!list_empty(&c->chardevs))
+        device_free(co, CONTAINER_OF(list_first(&c->chardevs), struct chardev, link));
+}

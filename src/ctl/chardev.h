@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * chardev.h: character devices: where monitors are, under names (FEATURES 8.003, 8.022).
+ *
+ *     chardev_add -> (chardev_monitor) -> chardev_remove, or chardevs_free at the end
+ *
+ * Concurrency  home loop
+ */
+#ifndef CTL_CHARDEV_H
+#define CTL_CHARDEV_H
+
+#include "ctl/ctl_priv.h"
+
+enum chardev_kind { CHARDEV_NULL, CHARDEV_SOCKET, CHARDEV_STDIO };
+struct chardev_opts {
+    const char *id;                      /* 1 to CHARDEV_ID_MAX bytes */
+    enum chardev_kind kind;
+    bool server;                         /* a socket: others connect to it */
+    const char *path;                    /* of a unix socket; NULL: fd */
+    int fd;                              /* handed over: owned from now on, also on failure */
+};
+#define CHARDEV_ID_MAX 127u
+
+struct chardev {
+    struct list_node link;
+    char *id, *path;
+    enum chardev_kind kind;
+    bool used;                           /* a monitor has it; it stays until the end */
+    struct ctl_listener *listener;       /* a server that lets nobody in yet; NULL: none, or the monitor has it */
+    bool served;                         /* a server whose listener the monitor has */
+    int fd;                              /* a connection that nobody reads yet; -1 */
+};
+
+struct chardev *chardev_find(struct ctl *c, const char *id);
+/* A server listens, a client is connected, when it returns. EXISTS: the id is taken. Suspends. */
+MUST_USE int chardev_add(struct co *co, struct ctl *c, const struct chardev_opts *o, struct byre_err *err);
+/* NOT_FOUND, BUSY. Suspends. */
+MUST_USE int chardev_remove(struct co *co, struct ctl *c, const char *id, struct byre_err *err);
+/* From now on clients of it are served. NOT_FOUND, BUSY; NOT_SUPPORTED: nobody can talk through it. */
+MUST_USE int chardev_monitor(struct ctl *c, const char *id, bool pretty, struct byre_err *err);
+void chardevs_free(struct co *co, struct ctl *c);
+
+#endif

@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cmd_qom.c: qom-get, qom-set, qom-list, and objects of the type throttle-group (FEATURES 8.021, 9.094, 3.075).
+ *
+ * Purpose      Properties of objects, by their ids or paths. Groups of throttle nodes have some; other objects show that they are there alone.
+ * Owns         nothing: groups are the graph's
+ * Invariants   none
+ * Concurrency  home loop
+ * Failure      as ctl_priv.h; a group whose limits will not do stays as it was
+ * Tests        tests/cli/stats_test.py
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ctl/ctl_priv.h"
+#include "ctl/qom.h"
+#include "graph/throttle.h"
+
+#define OBJECTS "/objects"
+
+static int no_memory(struct ctl_call *call)
+{
+    return byre_fail(&call->err, NOMEM, "no memory for a reply");
+}
+
+/* ---- throttle groups ---- */
+
+/* Members of an object change *l. */
+static int take_limits(const json_t *o, struct throttle_limits *l, struct byre_err *err)
+{
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)o, key, v) {
+        int r = throttle_option(l, key, v, err);
+        if (r < 0)
+            return r;
+        if (!r)
+            return byre_fail(err, BAD_OPTION, "a throttle group has no limit '%s'", key);
+    }
+    return throttle_check(l, err);
+}
+
+/* "limits": {...} or "x-iops-total": 7. */
+static int take_member(const char *key, const json_t *v, struct throttle_limits *l, struct byre_err *err)
+{
+    if (!strcmp(key, "qom-type") || !strcmp(key, "id"))
+        return 0;
+    if (!strcmp(key, "limits"))
+        return json_is_object(v) ? take_limits(v, l, err) : byre_fail(err, BAD_OPTION, "'limits' must be an object");
+    int r = strncmp(key, "x-", 2) ? 0 : throttle_option(l, key + 2, v, err);
+    return r > 0 ? 0 : r < 0 ? r : byre_fail(err, BAD_OPTION, "throttle-group has no property '%s'", key);
+}
+
+int ctl_throttle_add(struct ctl_call *call)
+{
+    const char *id = json_string_value(json_object_get(call->arguments, "id")), *key;
+    struct throttle_limits l = { 0 };
+    struct throttle_group *t;
+    json_t *v;
+    json_object_foreach(call->arguments, key, v) {
+        int r = take_member(key, v, &l, &call->err);
+        if (r)
+            return r;
+    }
+    int r = throttle_group_new(call->c->env.graph, id, &l, &t, &call->err);
+    if (!r)
+        throttle_group_keep(t);
+    return r;
+}
+
+static struct throttle_group *group_of(const struct ctl *c, const char *id)
+{
+    return c->env.graph ? throttle_group_find(c->env.graph, id) : NULL;
+}
+
+int ctl_throttle_del(struct ctl_call *call, const char *id)
+{
+    struct throttle_group *t = group_of(call->c, id);
+    if (!t)
+        return 1;
+    if (throttle_group_members(t))
+        return byre_fail(&call->err, PERMISSION, "object '%s' is in use, can not be deleted", id);
+    return throttle_group_free(t, &call->err);
+}
+
+static json_t *limits_json(struct throttle_group *t)
+{
+    struct throttle_limits l;
+    json_t *o = json_object();
+    uint64_t v;
+    const char *name;
+    throttle_group_get(t, &l);
+    for (unsigned i = 0; o && (name = throttle_nth(&l, i, &v)); i++)
+        if (json_object_set_new(o, name, json_integer((json_int_t)v))) {
+            json_decref(o);
+            return NULL;
+        }
+    return o;
+}
+
+/* ---- paths ---- */
+
+/* The id in "/objects/ID" or "ID". */
+static const char *id_of(const char *path)
+{
+    size_t n = strlen(OBJECTS "/");
+    return !strncmp(path, OBJECTS "/", n) ? path + n : path;
+}
+
+static int not_found(struct ctl_call *call, const char *path)
+{
+    call->error_class = "DeviceNotFound";
+    return byre_fail(&call->err, NOT_FOUND, "Device '%s' not found", path);
+}
+
+struct get_args { const char *path, *property; json_t *value; };
+static const struct ctl_arg get_rows[] = {
+    { "path", CTL_STR, true, CTL_AT(struct get_args, path), .doc = "The id of the object, or /objects/ID." },
+    { "property", CTL_STR, true, CTL_AT(struct get_args, property) },
+    CTL_ARGS_END
+};
+static const struct ctl_arg set_rows[] = {
+    { "path", CTL_STR, true, CTL_AT(struct get_args, path), .doc = "The id of the object, or /objects/ID." },
+    { "property", CTL_STR, true, CTL_AT(struct get_args, property), .doc = "limits" },
+    { "value", CTL_ANY, true, CTL_AT(struct get_args, value), .doc = "Limits that are not among its members stay." },
+    CTL_ARGS_END
+};
+
+static int no_property(struct ctl_call *call, const char *property)
+{
+    return byre_fail(&call->err, NOT_FOUND, "Property 'throttle-group.%s' not found", property);
+}
+
+static int run_get(struct co *co, struct ctl_call *call)
+{
+    const struct get_args *a = call->args;
+    struct throttle_group *t = group_of(call->c, id_of(a->path));
+    if (!t)
+        return not_found(call, a->path);
+    json_t *all = limits_json(t), *one = NULL;
+    if (!strcmp(a->property, "limits"))
+        call->ret = json_incref(all);
+    else if (!strcmp(a->property, "type"))
+        call->ret = json_string("throttle-group");
+    else if (all && !strncmp(a->property, "x-", 2) && (one = json_object_get(all, a->property + 2)))
+        call->ret = json_incref(one);
+    else if (all) {
+        json_decref(all);
+        return no_property(call, a->property);
+    }
+    json_decref(all);
+    return call->ret ? 0 : no_memory(call);
+}
+
+static int run_set(struct co *co, struct ctl_call *call)
+{
+    const struct get_args *a = call->args;
+    struct throttle_group *t = group_of(call->c, id_of(a->path));
+    struct throttle_limits l;
+    uint64_t v;
+    if (!t)
+        return not_found(call, a->path);
+    throttle_group_get(t, &l);
+    if (strcmp(a->property, "limits")) {
+        const char *name = NULL;
+        for (unsigned i = 0; (name = throttle_nth(&l, i, &v)); i++)
+            if (!strncmp(a->property, "x-", 2) && !strcmp(a->property + 2, name))
+                return byre_fail(&call->err, PERMISSION, "Property cannot be set after initialization: set 'limits'");
+        return no_property(call, a->property);
+    }
+    if (!json_is_object(a->value))
+        return byre_fail(&call->err, BAD_ARGUMENT, "'limits' must be an object");
+    int r = take_limits(a->value, &l, &call->err);
+    if (!r)
+        throttle_group_set(t, &l);
+    return r;
+}
+
+/* ---- qom-list ---- */
+
+struct list_args { const char *path; };
+static const struct ctl_arg list_rows[] = { { "path", CTL_STR, true, CTL_AT(struct list_args, path), .doc = "/objects, or one of them." }, CTL_ARGS_END };
+static const struct ctl_arg property_rows[] = { { "name", CTL_STR, true, CTL_AT_NONE }, { "type", CTL_STR, true, CTL_AT_NONE }, CTL_ARGS_END };
+static const struct ctl_shape property_shape = { .name = "ObjectPropertyInfo", .rows = property_rows };
+static const struct ctl_arg ret_properties = { "properties", CTL_STRUCT, true, CTL_AT_NONE, .of = &property_shape, .list = true };
+
+static int add_property(struct ctl_call *call, const char *prefix, const char *name, const char *type)
+{
+    char key[64];
+    snprintf(key, sizeof key, "%s%s", prefix, name);
+    return json_array_append_new(call->ret, json_pack("{s:s,s:s}", "name", prefix[0] ? key : name, "type", type)) ? no_memory(call) : 0;
+}
+
+static int list_group(struct ctl_call *call)
+{
+    const struct throttle_limits none = { 0 };
+    const char *name;
+    uint64_t v;
+    int r = add_property(call, "", "limits", "ThrottleLimits");
+    for (unsigned i = 0; !r && (name = throttle_nth(&none, i, &v)); i++)
+        r = add_property(call, "x-", name, "int");
+    return r;
+}
+
+static int run_list(struct co *co, struct ctl_call *call)
+{
+    const struct list_args *a = call->args;
+    bool all = !strcmp(a->path, OBJECTS);
+    struct throttle_group *t = all ? NULL : group_of(call->c, id_of(a->path));
+    if (!all && !t)
+        return not_found(call, a->path);
+    call->ret = json_array();
+    int r = call->ret ? add_property(call, "", "type", "string") : no_memory(call);
+    if (!r && t)
+        return list_group(call);
+    for (t = throttle_group_next(call->c->env.graph, NULL); !r && all && t; t = throttle_group_next(call->c->env.graph, t))
+        r = add_property(call, "", throttle_group_name(t), "child<throttle-group>");
+    return r;
+}
+
+const struct ctl_command ctl_cmd_qom_get = { "qom-get", get_rows, sizeof(struct get_args), run_get, .ret = &ctl_ret_any,
+    .doc = "Tells a property of an object: of a throttle group its limits." };
+const struct ctl_command ctl_cmd_qom_set = { "qom-set", set_rows, sizeof(struct get_args), run_set,
+    .doc = "Changes a property of an object while it is in use: the limits of a throttle group, which hold at once." };
+const struct ctl_command ctl_cmd_qom_list = { "qom-list", list_rows, sizeof(struct list_args), run_list, .ret = &ret_properties,
+    .doc = "Lists objects that have properties, or the properties of one." };

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * qom.h: objects that are the graph's: see cmd_qom.c.
+ */
+#ifndef CTL_QOM_H
+#define CTL_QOM_H
+
+#include "ctl/ctl_priv.h"
+
+/* cmd_object.c: the kinds of objects that object-add makes. */
+extern const struct ctl_shape ctl_object_types;
+
+/* Makes the throttle group of call->arguments. */
+MUST_USE int ctl_throttle_add(struct ctl_call *call);
+/* 0: it is gone; 1: there is none of that id. */
+MUST_USE int ctl_throttle_del(struct ctl_call *call, const char *id);
+
+#endif

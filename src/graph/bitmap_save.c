@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bitmap_save.c: several changes of a node's dirty bitmaps that are one (FEATURES 9.083, 9.086).
+ *
+ * Purpose     Remembers the bitmaps of a node, and gives them back as they were, or stores what has become of them, at once.
+ * Owns        struct graph_bitmaps_saved; what the changes took out of the list meanwhile.
+ * Invariants  S1  Between save and its end nothing that is remembered is freed: bits that are replaced and bitmaps that are removed lie here.
+ *             S2  Nothing is stored before graph_bitmaps_keep, so what is undone has never been on the disk; unless the bitmaps of another node
+ *                 could not be kept: then it is stored once more.
+ * Order       The format's.
+ * Concurrency Home loop; the node is drained all the time, and nobody else changes its bitmaps (graph_edges_hold).
+ * Failure     Undoing what has been stored may fail like any store, and is told then.
+ * Tests       bitmap_test.c, tests/daemon/transaction_test.py
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/graph_priv.h"
+
+struct grave { struct grave *next; struct dirty *bits; };
+struct row { struct fmt_bitmap *b; struct dirty *bits; bool enabled, changed; };
+struct graph_bitmaps_saved {
+    struct graph_node *n;
+    struct tracked *room;
+    struct grave *graves;
+    struct fmt_bitmap *removed;
+    bool stored, written;                /* the end has been reached; the image was changed for it */
+    unsigned count;
+    struct row rows[];
+};
+
+int graph_bitmaps_save(struct co *co, struct graph_node *n, struct graph_bitmaps_saved **ret, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    ASSERT(!n->bitmaps_saved);
+    int r = bitmaps_list(co, n, err);
+    unsigned count = 0;
+    for (struct fmt_bitmap *b = n->im->bitmaps; b && !r; b = b->next, count++)
+        if (!b->bits && !b->bad && !b->inconsistent && graph_bitmap_load(co, n, b, NULL) && !b->bad)
+            r = byre_fail(err, IO, "%s: bitmap '%s' cannot be read", n->filename, b->name);
+    struct graph_bitmaps_saved *s = r ? NULL : calloc(1, sizeof *s + count * sizeof s->rows[0]);
+    if (s)
+        s->room = bitmaps_tracked(n, 0);
+    if (!r && (!s || !s->room)) {
+        free(s);
+        r = byre_fail(err, NOMEM, "%s: no memory for its bitmaps", n->filename);
+    }
+    if (r)
+        return r;
+    s->n = n;
+    for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+        s->rows[s->count++] = (struct row){ b, b->bits, b->enabled, b->changed };
+    n->bitmaps_saved = s;
+    graph_bitmap_batch_begin(n);
+    *ret = s;
+    return 0;
+}
+
+/* ---- S1 ---- */
+
+int saved_grave(struct graph_node *n, struct grave **ret)
+{
+    *ret = n->bitmaps_saved ? calloc(1, sizeof **ret) : NULL;
+    return n->bitmaps_saved && !*ret ? -ENOMEM : 0;
+}
+
+void saved_bury(struct graph_node *n, struct grave *g, struct dirty *bits)
+{
+    if (!g) {
+        dirty_free(bits);
+        return;
+    }
+    g->bits = bits;
+    g->next = n->bitmaps_saved->graves;
+    n->bitmaps_saved->graves = g;
+}
+
+bool saved_take(struct graph_node *n, struct fmt_bitmap *b)
+{
+    if (!n->bitmaps_saved)
+        return false;
+    b->next = n->bitmaps_saved->removed;
+    n->bitmaps_saved->removed = b;
+    return true;
+}
+
+/* ---- the end ---- */
+
+static bool is_saved(const struct graph_bitmaps_saved *s, const struct fmt_bitmap *b)
+{
+    for (unsigned i = 0; i < s->count; i++)
+        if (s->rows[i].b == b)
+            return true;
+    return false;
+}
+
+static bool is_saved_bits(const struct graph_bitmaps_saved *s, const struct dirty *bits)
+{
+    for (unsigned i = 0; i < s->count; i++)
+        if (s->rows[i].bits == bits)
+            return true;
+    return false;
+}
+
+static void saved_free(struct graph_bitmaps_saved *s)
+{
+    s->n->bitmaps_saved = NULL;
+    free(s->room);
+    free(s);
+}
+
+static void bury_all(struct graph_bitmaps_saved *s, bool keep_saved)
+{
+    for (struct grave *g = s->graves, *next; g; g = next) {
+        next = g->next;
+        if (!keep_saved || !is_saved_bits(s, g->bits))
+            dirty_free(g->bits);
+        free(g);
+    }
+    s->graves = NULL;
+}
+
+/* Is there a bitmap that the image keeps, or was there? */
+static bool has_stored(const struct graph_bitmaps_saved *s)
+{
+    for (const struct fmt_bitmap *b = s->n->im->bitmaps; b; b = b->next)
+        if (b->persistent)
+            return true;
+    for (unsigned i = 0; i < s->count; i++)
+        if (s->rows[i].b->persistent)
+            return true;
+    return false;
+}
+
+int graph_bitmaps_keep(struct co *co, struct graph_bitmaps_saved *s, struct byre_err *err)
+{
+    bool nothing = s->n->read_only || !has_stored(s);        /* what the image keeps has not changed */
+    int r = nothing ? 0 : graph_bitmap_batch_end(co, s->n, err);
+    s->n->bitmap_batch -= nothing;
+    s->written = !nothing && !r;
+    s->stored = !r;
+    if (r)
+        graph_bitmap_batch_begin(s->n);          /* nothing has been stored; undo ends it */
+    return r;
+}
+
+void graph_bitmaps_done(struct graph_bitmaps_saved *s)
+{
+    ASSERT(s->stored);
+    bury_all(s, false);
+    bitmaps_list_free(s->removed);
+    saved_free(s);
+}
+
+/* The image does not hold it any more. What was worth nothing had no bits, and is gone. */
+static void revive(struct graph_bitmaps_saved *s, struct fmt_bitmap *b)
+{
+    b->slot = 0;
+    for (unsigned i = 0; i < s->count; i++)
+        if (s->rows[i].b == b && !s->rows[i].bits) {
+            s->rows[i].b = NULL;
+            graph_warn(s->n, "%s: bitmap '%s', which was worth nothing, is removed", s->n->filename, b->name);
+            bitmaps_list_free(b);
+        }
+}
+
+/* The list as it was. What came meanwhile goes. */
+static void put_rows(struct graph_bitmaps_saved *s)
+{
+    struct fmt_bitmap *lists[] = { s->n->im->bitmaps, s->removed };
+    for (unsigned k = 0; k < 2; k++)
+        for (struct fmt_bitmap *b = lists[k], *next; b; b = next) {
+            next = b->next;
+            b->next = NULL;
+            if (k && is_saved(s, b) && s->written)
+                revive(s, b);
+            else if (!is_saved(s, b))
+                bitmaps_list_free(b);
+        }
+    s->removed = NULL;
+    struct fmt_bitmap **tail = &s->n->im->bitmaps;
+    for (unsigned i = 0; i < s->count; i++) {
+        struct row *row = &s->rows[i];
+        if (!row->b)
+            continue;
+        if (row->b->bits != row->bits)
+            dirty_free(row->b->bits);
+        row->b->bits = row->bits;
+        row->b->enabled = row->enabled;
+        row->b->changed = row->changed || (s->written && row->b->persistent && row->bits);
+        *tail = row->b;
+        tail = &row->b->next;
+    }
+    *tail = NULL;
+}
+
+void graph_bitmaps_undo(struct co *co, struct graph_bitmaps_saved *s)
+{
+    struct graph_node *n = s->n;
+    struct byre_err why = { 0 };
+    put_rows(s);
+    bury_all(s, true);
+    bitmaps_publish(n, s->room);
+    s->room = NULL;
+    bool written = s->written;
+    n->bitmap_batch -= !s->stored;               /* nothing to store */
+    saved_free(s);
+    if (!written)
+        return;
+    graph_bitmap_batch_begin(n);
+    if (graph_bitmap_batch_end(co, n, &why))
+        graph_warn(n, "%s: a change of its bitmaps could not be taken back: %s", n->filename, why.text);
+}

@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * mode.c: a node that is in use is opened for writing, for reading, or with other options.
+ *
+ * Purpose     Another image of the same file takes the place of the one that a node has.
+ * Owns        Nothing beyond the calls.
+ * Invariants  M1  A node is never without an image: the new one is open before the old one is closed. Both hold their locks at the same
+ *                 time, so what the old one denies others is lowered first; whoever takes the chance makes the call fail.
+ *             M2  Two images of one file are never both open for writing. From writing to writing goes by way of reading.
+ *             M3  Indexes (D6) that remember the node's old image are gone before the image is.
+ *             M4  While a layer may be written, first writes above it know nothing of what it holds (below_zero_from).
+ *             M5  Bitmaps that the image does not keep go over to the new one with their bits; those that it keeps are stored when the old
+ *                 one is closed.
+ *             M6  Nobody else writes the file while it is open for writing. While it is open for reading somebody may (a lock that is not
+ *                 there, or is not heeded): that is seen by its length and time, and bitmaps that only memory holds are then
+ *                 inconsistent (G.018).
+ * Order       What was open for writing is durable before anything else happens (Q16 to Q18 are the format's, when it is closed).
+ * Concurrency Home loop, drained.
+ * Failure     As it was, but for a lock that cannot be taken back, which is told; and what was open for writing may stay open for reading when
+ *             the file could be opened for reading a moment before, and cannot be opened for writing any more.
+ * Tests       runtime_test.c, tests/crash/snap_crash.c, tests/cli/blockdev_test.py, tests/daemon/reopen_test.py
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "graph/filter.h"
+#include "graph/mode.h"
+
+static const char *user_with(const struct graph_node *n, unsigned perm)
+{
+    for (const struct graph_user *u = n->users; u; u = u->next)
+        if (u->perm & perm)
+            return u->who;
+    return NULL;
+}
+
+static const char *mode_changer(const struct graph_node *n) { return user_with(n, STOR_PERM_WRITE | STOR_PERM_RESIZE); }
+
+static void forget_below(struct graph_node *n)
+{
+    for (struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, m))
+        if (m->backing && !m->ending && lies_above(m->backing, n))
+            atomic_store(&m->im->below_zero_from, UINT64_MAX);        /* M4 */
+}
+
+/* What is the image's, and not the node's. */
+struct kept {
+    struct fmt_image *im;
+    unsigned lock_perm, lock_shared, data_perm, data_shared, file_perm;
+    char *data_filename;
+    bool has_data_identity, guard_first, listed, is_view;
+    uint64_t data_a, data_b;
+    struct node_mode mode;
+    struct stor_seen seen, data_seen;
+};
+
+struct node_mode mode_of(const struct graph_node *n)
+{
+    return (struct node_mode){ .how = n->how, .read_only = n->read_only, .discard = n->discard, .writethrough = n->writethrough, .detect = n->detect };
+}
+
+static void set_mode(struct graph_node *n, const struct node_mode *m)
+{
+    n->how = m->how;
+    n->read_only = m->read_only;
+    n->discard = m->discard;
+    n->writethrough = m->writethrough;
+    n->detect = m->detect;
+}
+
+static struct kept keep(const struct graph_node *n)
+{
+    return (struct kept){ n->im, n->lock_perm, n->lock_shared, n->data_perm, n->data_shared, n->file_use.perm, n->data_filename, n->has_data_identity,
+                          n->guard_first, n->bitmaps_listed, n->is_view, n->data_a, n->data_b, mode_of(n), n->seen, n->data_seen };
+}
+
+static void put_back(struct graph_node *n, const struct kept *k)
+{
+    if (n->data_filename != k->data_filename)
+        free(n->data_filename);
+    n->im = k->im;
+    n->lock_perm = k->lock_perm;
+    n->lock_shared = k->lock_shared;
+    n->data_perm = k->data_perm;
+    n->data_shared = k->data_shared;
+    n->file_use.perm = k->file_perm;
+    n->data_filename = k->data_filename;
+    n->has_data_identity = k->has_data_identity;
+    n->guard_first = k->guard_first;
+    n->bitmaps_listed = k->listed;
+    n->is_view = k->is_view;
+    n->data_a = k->data_a;
+    n->data_b = k->data_b;
+    n->seen = k->seen;
+    n->data_seen = k->data_seen;
+    set_mode(n, &k->mode);
+}
+
+/* Lets others do what the new image will want. The node's own file must put up with an image that writes. */
+static int loosen(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    if (m->read_only)
+        n->lock_perm = n->data_perm = STOR_PERM_READ;
+    n->lock_shared = n->data_shared = STOR_PERM_ALL;
+    int r = node_lock(co, n, 0, err);
+    if (r || !n->file)
+        return r;
+    struct graph_user want = n->file_use;
+    want.perm = m->read_only ? STOR_PERM_READ : STOR_PERM_READ | STOR_PERM_WRITE | STOR_PERM_RESIZE;
+    if (n->file->read_only && !m->read_only)
+        return byre_fail(err, READ_ONLY, "node '%s' is read-only, and '%s' over it is to be written", n->file->name, n->name);
+    r = users_fit(n->file, &want, &n->file_use, err);
+    if (!r)
+        n->file_use.perm = want.perm;
+    return r;
+}
+
+static void back_to(struct co *co, struct graph_node *n, const struct kept *k)
+{
+    put_back(n, k);
+    if (node_lock(co, n, 0, NULL))
+        graph_warn(n, "%s: could not be opened again, and its lock cannot be taken back", n->filename);
+}
+
+/* Opens n in this mode beside k, which stays open (M1). */
+static int open_beside(struct co *co, struct graph_node *n, const struct node_mode *m, const struct kept *k, struct byre_err *err)
+{
+    int r = loosen(co, n, m, err);
+    if (!r) {
+        set_mode(n, m);
+        n->data_filename = NULL;
+        n->bitmaps_listed = false;
+        r = node_open_again(co, n, k->im->ops, err);
+    }
+    if (r)
+        back_to(co, n, k);
+    return r;
+}
+
+/* An image that was open for reading: nothing is lost. */
+static void close_reading(struct co *co, struct kept *k)
+{
+    int closed = k->im->ops->close(co, k->im);
+    (void)closed;
+    free(k->data_filename);
+}
+
+/* After open_beside: k is to be the node's image after all. */
+static void close_beside(struct co *co, struct graph_node *n, const struct kept *k)
+{
+    struct kept new = keep(n);
+    bitmaps_list_free(new.im->bitmaps);          /* nothing was recorded */
+    new.im->bitmaps = NULL;
+    close_reading(co, &new);
+    back_to(co, n, k);
+}
+
+/* ---- bitmaps that are not the image's (M5) ---- */
+
+struct carried { struct fmt_bitmap *own; struct tracked *room; };
+
+static bool has_busy_bitmaps(const struct graph_node *n)
+{
+    for (const struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+        if (b->busy && b->persistent)
+            return true;
+    return false;
+}
+
+/* The node's own out of the list of an image that will be closed. */
+static struct fmt_bitmap *take_own(struct fmt_bitmap **list)
+{
+    struct fmt_bitmap *own = NULL, **tail = &own;
+    for (struct fmt_bitmap **at = list; *at;) {
+        struct fmt_bitmap *b = *at;
+        if (b->persistent) {
+            at = &b->next;
+            continue;
+        }
+        *at = b->next;
+        b->next = NULL;
+        *tail = b;
+        tail = &b->next;
+    }
+    return own;
+}
+
+static void give_own(struct graph_node *n, struct carried *c)
+{
+    struct fmt_bitmap **tail = &n->im->bitmaps;
+    while (*tail)
+        tail = &(*tail)->next;
+    *tail = c->own;
+    if (c->own)
+        n->im->bitmap_budget = &n->bitmap_budget;
+    bitmaps_publish(n, c->room);
+}
+
+/* M6. What the image keeps has been read anew. */
+static void look_for_others(struct graph_node *n, const struct kept *old, struct fmt_bitmap *own)
+{
+    if (!stor_seen_differ(&old->seen, &n->seen) && !stor_seen_differ(&old->data_seen, &n->data_seen))
+        return;
+    graph_warn(n, "%s: another program has written it, or opened it for writing, while it was open for reading here%s", n->filename, own ? ": what bitmaps in memory say of it is not all any more" : "");
+    for (; own; own = own->next)
+        own->inconsistent = true;
+}
+
+static unsigned count_own(const struct graph_node *n)
+{
+    unsigned count = 0;
+    for (const struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+        count += !b->persistent;
+    return count;
+}
+
+/* ---- from reading ---- */
+
+static int from_reading(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    struct kept old = keep(n);
+    unsigned own = count_own(n);
+    struct carried c = { 0 };
+    int r = open_beside(co, n, m, &old, err);
+    if (r)
+        return r;
+    c.room = bitmaps_tracked(n, 2 * own);
+    if (!c.room) {
+        close_beside(co, n, &old);
+        return byre_fail(err, NOMEM, "%s: no memory for its bitmaps", n->filename);
+    }
+    c.own = take_own(&old.im->bitmaps);
+    look_for_others(n, &old, c.own);
+    struct fmt_bitmap *stored = old.im->bitmaps;
+    close_reading(co, &old);
+    bitmaps_list_free(stored);
+    give_own(n, &c);
+    return 0;
+}
+
+/* ---- from writing ---- */
+
+/* Behind the close of what was open for writing, which may have changed the file once more. The image between was only there in case that
+ * nothing can be opened. */
+static int open_behind(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    struct kept between = keep(n);
+    int r = open_beside(co, n, m, &between, err);
+    if (!r)
+        close_reading(co, &between);
+    return r;
+}
+
+static int from_writing(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    struct kept writing = keep(n);
+    struct node_mode reading = *m;
+    struct carried c = { .room = bitmaps_tracked(n, 0) };
+    reading.read_only = true;
+    reading.discard = false;
+    int r = c.room ? n->im->ops->flush(co, n->im) : -ENOMEM;
+    if (r) {
+        free(c.room);
+        return byre_fail_code(err, IO, r, "%s: cannot be made durable: %s", n->filename, strerror(-r));
+    }
+    r = open_beside(co, n, &reading, &writing, err);         /* says what is wrong with the options, while nothing has changed */
+    if (!r && m->read_only && mode_changer(n)) {             /* who has come since the caller looked; from here on n is read-only */
+        r = byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, mode_changer(n));
+        close_beside(co, n, &writing);
+    }
+    if (r) {
+        free(c.room);
+        return r;
+    }
+    c.own = take_own(&writing.im->bitmaps);
+    struct fmt_bitmap *stored = writing.im->bitmaps;
+    int closed = writing.im->ops->close(co, writing.im);     /* M2. When it fails, what guests were told is durable is so since the flush above, and the
+                                                              * bitmaps that it did not get to store are in use on the disk, so nobody trusts them. The
+                                                              * node goes on in its new mode: the caller is told, and can take it back (st->switched). */
+    bitmaps_free(n, stored);
+    free(writing.data_filename);
+    r = open_behind(co, n, m, err);
+    if (r && !m->read_only) {                                /* the way that it was open before */
+        if (open_behind(co, n, &writing.mode, NULL))
+            graph_warn(n, "%s: was open for writing, and can only be read from now on: %s", n->filename, strerror(-r));
+    }
+    give_own(n, &c);
+    if (m->read_only)
+        r = 0;                                               /* what was between does as well */
+    return closed ? byre_fail_code(err, IO, closed, "%s: was not closed well: %s", n->filename, strerror(-closed)) : r;
+}
+
+/* ---- the whole ---- */
+
+void graph_hold_image(struct co *co, struct graph_node *n) { co_lock(co, &n->whole); }
+void graph_release_image(struct graph_node *n) { co_unlock(&n->whole); }
+
+int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    graph_drain_begin(co, n);
+    graph_hold_image(co, n);
+    indexes_drop(co, n);
+    int r = n->read_only ? from_reading(co, n, m, err) : from_writing(co, n, m, err);
+    if (n->backing)
+        n->im->has_backing = true;               /* whatever the image records: what is written to it hides what lies there */
+    graph_release_image(n);
+    node_set_below(n);
+    if (atomic_load(&n->alone))
+        atomic_store(&n->im->below_zero_from, UINT64_MAX);
+    if (!n->read_only)
+        forget_below(n);
+    indexes_make(n);
+    filters_refresh(n->g);
+    graph_drain_end(n);
+    return r;
+}
+
+int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    if (!n->how || n->flt)
+        return byre_fail(err, NOT_SUPPORTED, "node '%s' cannot be opened anew", n->name);
+    if ((n->is_view && !n->how->ref.node.window.on) || (!m->read_only && n->force_share))
+        return byre_fail(err, READ_ONLY, "%s: shows a snapshot of an image, or an image that others write to, and is not opened in another way", n->filename);
+    if (!m->read_only && !n->im->ops->write_begin)
+        return byre_fail(err, READ_ONLY, "%s: %s images can only be read", n->filename, n->im->ops->name);
+    if (has_busy_bitmaps(n))
+        return byre_fail(err, BUSY, "%s: its bitmaps are in use", n->filename);
+    return 0;
+}
+
+static int check_reopen(struct graph_node *n, const struct graph_user *self, unsigned perm, const struct node_mode *m, struct byre_err *err)
+{
+    int r = mode_check(n, m, err);
+    return r ? r : perm_check(n, self, perm, "open for writing", err);
+}
+
+static struct node_mode writing_mode(const struct graph_node *n)
+{
+    struct node_mode m = mode_of(n);
+    m.read_only = false;
+    m.discard = true;                            /* zeros that are written down to it stay holes */
+    return m;
+}
+
+int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    ASSERT(overlay->backing == n);
+    if (!n->read_only)
+        return 0;
+    const struct node_mode m = writing_mode(n);
+    int r = check_reopen(n, &overlay->backing_use, STOR_PERM_WRITE | STOR_PERM_RESIZE, &m, err);
+    if (!r)
+        r = mode_switch(co, n, &m, err);
+    if (!r)
+        overlay->backing_use.shared |= STOR_PERM_WRITE | STOR_PERM_RESIZE;
+    return r;
+}
+
+int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    const struct graph_user nobody = { .who = "" };
+    if (!n->read_only)
+        return 0;
+    const struct node_mode m = writing_mode(n);
+    int r = check_reopen(n, &nobody, STOR_PERM_WRITE_UNCHANGED, &m, err);
+    return r ? r : mode_switch(co, n, &m, err);
+}
+
+const char *mode_writer(const struct graph_node *n) { return user_with(n, STOR_PERM_WRITE | STOR_PERM_RESIZE | STOR_PERM_WRITE_UNCHANGED); }
+
+static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    if (n->read_only)
+        return 0;
+    struct node_mode m = mode_of(n);
+    m.read_only = true;
+    m.discard = false;
+    if (mode_writer(n))
+        return byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, mode_writer(n));
+    int r = mode_check(n, &m, err);
+    if (r)
+        return r;
+    r = mode_switch(co, n, &m, err);
+    for (struct graph_node *o = node_next(n->g, NULL); o; o = node_next(n->g, o))
+        if (o->backing == n && !o->flt && !mode_changer(n)) {
+            o->backing_use.shared &= ~(unsigned)(STOR_PERM_WRITE | STOR_PERM_RESIZE);
+            node_set_below(o);
+        }
+    return r;
+}
+
+/* Nobody claims the layer, or takes one of its bitmaps, between the look and the change. */
+int graph_make_read_only(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    graph_edges_hold(co, n->g);
+    int r = make_read_only_held(co, n, err);
+    graph_edges_let(co, n->g);
+    return r;
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * mode.h: how a node's image is open, and changing that while it is used. Private to graph/.
+ */
+#ifndef GRAPH_MODE_H
+#define GRAPH_MODE_H
+
+#include "graph/graph_priv.h"
+
+/* how: not owned. */
+struct node_mode { struct node_how *how; bool read_only, discard, writethrough; enum graph_detect detect; };
+struct node_mode mode_of(const struct graph_node *n);
+/* Could n's image be opened so? Whether its users agree is the caller's matter. */
+MUST_USE int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err *err);
+/* Drains, and opens it so. On success n->how is m->how, and the old one the caller's to free; so it may be when it failed at the
+ * very end, else n->how is the old one. Edges are held (runtime.h), unless nobody else is there. */
+MUST_USE int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err);
+/* Somebody who changes n, or may rewrite what it holds; NULL: nobody. */
+const char *mode_writer(const struct graph_node *n);
+
+#endif

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * unix_path.c: the paths of unix sockets.
+ *
+ * Purpose      Tells a socket that was forgotten from one in use.
+ * Owns         nothing
+ * Invariants   none
+ * Concurrency  any thread that may block
+ * Failure      what cannot be found out is in use
+ * Tests        tests/nbd/nbd_listen_test.py, tests/cli/serve_test.py
+ */
+#include "rt/unix_path.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define TRIES 20
+#define PAUSE_NS 50000000
+
+static bool refuses_clients(const struct sockaddr_un *sa)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return false;
+    bool refused = connect(fd, (const struct sockaddr *)sa, sizeof *sa) && errno == ECONNREFUSED;
+    (void)close(fd);
+    return refused;
+}
+
+bool unix_path_is_stale(const struct sockaddr_un *sa)
+{
+    struct stat st;
+    if (lstat(sa->sun_path, &st) || !S_ISSOCK(st.st_mode))
+        return false;
+    bool refused = refuses_clients(sa);
+    for (int i = 0; !refused && i < TRIES; i++) {
+        (void)nanosleep(&(struct timespec){ 0, PAUSE_NS }, NULL);
+        refused = refuses_clients(sa);
+    }
+    return refused;
+}

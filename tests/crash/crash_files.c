@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * crash_files.c: files of a simulated machine around which the power fails.
+ *
+ * Purpose      What chain_crash.c, snap_crash.c and ride_crash.c have in common.
+ * Owns         struct crash_files.
+ * Invariants   None.
+ * Concurrency  One thread.
+ * Failure      As the callers tell it.
+ * Tests        test_chain_crash.py, test_snap_crash.py, test_ride_crash.py
+ */
+#include "crash_files.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sim/workload.h"
+
+int crash_wrong(struct crash_files *f, const char *fmt, ...)
+{
+    va_list ap;
+    if (!f->why[0]) {
+        va_start(ap, fmt);
+        vsnprintf(f->why, sizeof f->why, fmt, ap);
+        va_end(ap);
+    }
+    return -1;
+}
+
+struct sim_disk *crash_disk(const struct crash_files *f, unsigned i) { return &sim_world_find(f->w, f->names[i])->disk; }
+
+const struct fmt_ops *crash_format(const struct crash_files *f, unsigned i)
+{
+    return f->how[i].table_size ? &fmt_qed_ops : f->how[i].cluster_size ? &fmt_qcow2_ops : &fmt_raw_ops;
+}
+
+/* The files as they are now. */
+static void take(struct crash_files *f)
+{
+    for (unsigned i = 0; i < CRASH_FILES; i++) {
+        f->first_len[i] = crash_disk(f, i)->len;
+        f->first[i] = malloc(f->first_len[i]);
+        memcpy(f->first[i], crash_disk(f, i)->data, f->first_len[i]);
+    }
+}
+
+struct filling { struct crash_files *f; crash_fill *fill; void *arg; };
+
+static int make_one(struct co *co, const struct filling *m, struct graph *g, unsigned i)
+{
+    struct graph_node *n;
+    int r = crash_create(co, m->f, i);
+    if (r || i >= m->f->filled)
+        return r;
+    r = crash_open(co, m->f, g, i, false, &n);
+    if (r)
+        return r;
+    r = m->fill(co, m->arg, n, i);
+    int closed = graph_close(co, n);
+    return r ? r : closed;
+}
+
+static int make(struct co *co, void *arg)
+{
+    const struct filling *m = arg;
+    struct graph *g;
+    int r = sim_graph_new(m->f->w, co, &g, NULL);
+    for (unsigned i = 0; i < CRASH_FILES && r == 0; i++)
+        r = make_one(co, m, g, i);
+    graph_free(g);
+    return r;
+}
+
+int crash_files_new(struct crash_files *f, uint64_t seed, crash_fill *fill, void *arg)
+{
+    struct filling m = { f, fill, arg };
+    if (sim_world_new(seed, 2, &f->w))
+        return 2;
+    for (unsigned i = 0; i < CRASH_FILES; i++)
+        sim_world_file(f->w, f->names[i])->traits.regular = true;
+    f->w->direct = true;
+    int r = sim_run(f->w, make, &m, 0);
+    take(f);
+    return r ? 2 : 0;
+}
+
+void crash_files_free(struct crash_files *f)
+{
+    sim_world_free(f->w);
+    for (unsigned i = 0; i < CRASH_FILES; i++)
+        free(f->first[i]);
+}
+
+int crash_create(struct co *co, struct crash_files *f, unsigned i)
+{
+    struct stor *s;
+    if (crash_format(f, i) == &fmt_raw_ops)
+        return sim_disk_set_len(crash_disk(f, i), f->how[i].size);
+    int r = sim_open(co, f->w, f->names[i], false, &s);
+    if (r == 0) {
+        r = crash_format(f, i)->create(co, s, &f->how[i], NULL);
+        stor_close(co, s);
+    }
+    return r;
+}
+
+int crash_open(struct co *co, struct crash_files *f, struct graph *g, unsigned i, bool read_only, struct graph_node **ret)
+{
+    struct byre_err err = { 0 };
+    const struct graph_open_opts o = { .filename = f->names[i], .format = crash_format(f, i)->name, .node_name = f->names[i], .backing_names = "layer",
+                                       .read_only = read_only, .discard = true, .fmt.frontier_bytes = CRASH_OVERLAY_FRONTIER };
+    int r = graph_open(co, g, &o, ret, &err);
+    return r < 0 ? crash_wrong(f, "%s does not open: %s", f->names[i], err.text) : 0;
+}
+
+int crash_read(struct co *co, struct crash_files *f, struct graph_node *n, uint8_t *to, uint64_t bytes)
+{
+    struct iovec slot;
+    int r = graph_read(co, n, iov_one(&slot, to, bytes), 0);
+    return r < 0 ? crash_wrong(f, "%s cannot be read: %s", graph_filename(n), strerror(-r)) : 0;
+}
+
+/* Counts may be late where they are lazy; an image of QED that says so is looked at when it is opened for writing. */
+static bool may_be_marked(const struct crash_files *f, unsigned i) { return f->how[i].lazy_refcounts || f->how[i].table_size; }
+
+int crash_check(struct co *co, struct crash_files *f, unsigned i)
+{
+    struct byre_err err = { 0 };
+    struct fmt_check_result res = { 0 };
+    struct fmt_image *im;
+    struct stor *s;
+    int r = crash_format(f, i) != &fmt_raw_ops ? sim_open(co, f->w, f->names[i], true, &s) : 1;
+    if (r)
+        return r < 0 ? r : 0;
+    r = crash_format(f, i)->open(co, s, &(struct fmt_open_opts){ .check_mode = true, .read_only = true }, &im, &err);
+    if (r < 0) {
+        stor_close(co, s);
+        return crash_wrong(f, "%s does not open to be checked: %s", f->names[i], err.text);
+    }
+    r = im->ops->check(co, im, &(struct fmt_check_opts){ 0 }, &res, &err);
+    int closed = im->ops->close(co, im);
+    (void)closed;
+    if (r < 0 || (res.corruptions && !may_be_marked(f, i)) || res.check_errors)
+        return crash_wrong(f, "%s: %" PRIu64 " corruptions, %" PRIu64 " errors %s", f->names[i], res.corruptions, res.check_errors, err.text);
+    return 0;
+}
+
+void crash_put(struct crash_files *f)
+{
+    for (unsigned i = 0; i < CRASH_FILES; i++) {
+        sim_disk_set_hashing(crash_disk(f, i), false);
+        sim_disk_commit(crash_disk(f, i));
+        sim_disk_reset(crash_disk(f, i));
+        int r = sim_disk_write(crash_disk(f, i), 0, f->first[i], f->first_len[i]);
+        ASSERT(r == 0);
+    }
+}
+
+int crash_record(struct crash_files *f, struct sim_trace *t, uint64_t seed, int (*run)(struct co *co, void *arg), void *arg)
+{
+    sim_world_restart(f->w, seed);
+    f->w->direct = false;
+    f->w->trace = t;
+    int r = sim_run(f->w, run, arg, 0);
+    f->w->trace = NULL;
+    f->w->direct = true;
+    return r;
+}
+
+static int visit(void *arg, struct sim_explorer *x, struct hash128 content)
+{
+    const struct crash_visit *v = arg;
+    sim_mark m[CRASH_FILES];
+    for (unsigned i = 0; i < CRASH_FILES; i++)
+        m[i] = sim_disk_mark(crash_disk(v->f, i));
+    v->f->w->direct = true;
+    int r = v->look(v->arg, x);
+    for (unsigned i = 0; i < CRASH_FILES; i++)
+        sim_disk_undo(crash_disk(v->f, i), m[i]);
+    if (r) {
+        char text[400];
+        sim_state_text(x, text, sizeof text);
+        fprintf(stderr, "%s: %s\n", text, v->f->why);
+        return 1;
+    }
+    return 0;
+}
+
+int crash_explore(struct crash_files *f, const struct sim_trace *t, uint64_t seed, const struct crash_visit *v)
+{
+    static const uint32_t nothing[1];
+    struct sim_model model;
+    crash_put(f);
+    sim_model_init(&model, 1, NULL);
+    sim_model_start(&model, SIM_SECTOR, nothing);
+    struct sim_explorer x = { .w = f->w, .t = t, .m = &model, .seed = seed, .visit = visit, .arg = (void *)(uintptr_t)v };
+    int r = sim_explore(&x);
+    sim_model_fini(&model);
+    return r;
+}

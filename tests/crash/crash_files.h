@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * crash_files.h: the files of a simulated machine around which the power fails: made by a plan, kept as they were in the beginning, put back
+ * for the explorer, opened and checked in each state. For chain_crash.c, snap_crash.c and ride_crash.c, which know what must be in them.
+ *
+ * Concurrency  One thread.
+ */
+#ifndef CRASH_FILES_H
+#define CRASH_FILES_H
+
+#include "graph/graph_priv.h"
+#include "sim/explorer.h"
+
+#define CRASH_FILES 4u
+#define CRASH_OVERLAY_FRONTIER 16384u
+
+struct crash_files {
+    struct sim_world *w;
+    const char *const *names;
+    unsigned filled;                             /* how many of them, from the first on, `fill` gets */
+    struct fmt_create_opts how[CRASH_FILES];     /* table_size: QED; else cluster_size: qcow2; else raw */
+    uint8_t *first[CRASH_FILES];                 /* before the run */
+    uint64_t first_len[CRASH_FILES];
+    char why[600];                               /* what is wrong, "": nothing */
+};
+
+/* Puts into file i what is in it in the beginning. */
+typedef int crash_fill(struct co *co, void *arg, struct graph_node *n, unsigned i);
+/* A machine with the files of f->names, f->how and f->filled, as `fill` leaves them: that is the beginning. 0, or 2. */
+MUST_USE int crash_files_new(struct crash_files *f, uint64_t seed, crash_fill *fill, void *arg);
+void crash_files_free(struct crash_files *f);
+struct sim_disk *crash_disk(const struct crash_files *f, unsigned i);
+const struct fmt_ops *crash_format(const struct crash_files *f, unsigned i);
+/* Lays file i out as planned: an image, or raw of its size. */
+MUST_USE int crash_create(struct co *co, struct crash_files *f, unsigned i);
+MUST_USE int crash_open(struct co *co, struct crash_files *f, struct graph *g, unsigned i, bool read_only, struct graph_node **ret);
+MUST_USE int crash_read(struct co *co, struct crash_files *f, struct graph_node *n, uint8_t *to, uint64_t bytes);
+/* An image that says of itself that it is sound. */
+MUST_USE int crash_check(struct co *co, struct crash_files *f, unsigned i);
+/* -1, and why: the first time counts. */
+int crash_wrong(struct crash_files *f, const char *fmt, ...) PRINTF_LIKE(2, 3);
+/* Back to the beginning. */
+void crash_put(struct crash_files *f);
+/* Records `run`, whose work begins at the beginning. 0; else judge, once with the run's end, and the explorer with `visit` follow. */
+MUST_USE int crash_record(struct crash_files *f, struct sim_trace *t, uint64_t seed, int (*run)(struct co *co, void *arg), void *arg);
+/* Every cut. look: judges the state of the files, which are afterwards as before. */
+struct crash_visit { struct crash_files *f; int (*look)(void *arg, const struct sim_explorer *x); void *arg; };
+MUST_USE int crash_explore(struct crash_files *f, const struct sim_trace *t, uint64_t seed, const struct crash_visit *v);
+
+#endif

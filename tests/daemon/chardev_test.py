@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""Character devices that come and go while the daemon runs, beside the peer's (FEATURES 8.003, 8.022)."""
+import json
+import os
+import socket
+import time
+
+import pytest
+
+from qmp_client import Qmp
+
+BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
+
+
+def unix(path, **more):
+    return {"type": "socket", "data": {"addr": {"type": "unix", "data": {"path": str(path)}}, **more}}
+
+
+NULL = {"type": "null", "data": {}}
+
+
+def devices(client):
+    return {d["label"]: d for d in client.ask("query-chardev")["return"]}
+
+
+@BOTH
+def test_devices_come_and_go(start, tmp_path, peer):
+    """FEATURES 8.022: the same answers as the peer's to the life of a device"""
+    daemon = start("daemon", peer=peer)
+    client = daemon.qmp()
+    kinds = {b["name"] for b in client.ask("query-chardev-backends")["return"]}
+    assert {"socket", "stdio", "null"} <= kinds
+    before = set(devices(client))
+    path = tmp_path / "c.sock"
+    assert client.ask("chardev-add", id="k", backend=unix(path, server=True, wait=False)) == {"return": {}}
+    assert path.exists()
+    again = client.ask("chardev-add", id="k", backend=NULL)["error"]
+    assert again["desc"] == "Chardev with id 'k' already exists" and again["class"] == "GenericError"
+    assert client.ask("chardev-add", id="n", backend=NULL) == {"return": {}}
+    have = devices(client)
+    assert set(have) == before | {"k", "n"}
+    assert have["k"] == {"label": "k", "frontend-open": False, "filename": f"disconnected:unix:{path},server=on"}
+    assert have["n"] == {"label": "n", "frontend-open": False, "filename": "null"}
+    assert client.ask("chardev-send-break", id="k") == {"return": {}}
+    assert client.ask("chardev-send-break", id="x")["error"]["desc"] == "Chardev 'x' not found"
+    assert client.ask("chardev-change", id="n", backend=NULL) == {"return": {}}
+    assert client.ask("chardev-change", id="x", backend=NULL)["error"]["desc"] == "Chardev 'x' does not exist"
+    (mine,) = before
+    assert client.ask("chardev-remove", id=mine)["error"]["desc"] == f"Chardev '{mine}' is busy"
+    assert client.ask("chardev-change", id=mine, backend=NULL)["error"]["desc"] == "Chardev user does not support chardev hotswap"
+    assert client.ask("chardev-remove", id="k") == {"return": {}}
+    assert not path.exists() and set(devices(client)) == before | {"n"}
+    assert client.ask("chardev-remove", id="k")["error"]["desc"] == "Chardev 'k' not found"
+    for backend in ({"type": "odd", "data": {}}, unix(tmp_path / "no" / "c"), *([] if peer else [{"type": "null"}, unix("")])):
+        assert "error" in client.ask("chardev-add", id="bad", backend=backend), backend
+    assert set(devices(client)) == before | {"n"}
+    assert daemon.stop()[0] == 0
+
+
+def test_a_second_monitor(start, tmp_path):
+    """FEATURES 8.022: a device that was added carries a monitor; who came early is served then; events reach it"""
+    daemon = start("daemon")
+    client = daemon.qmp()
+    path = tmp_path / "m.sock"
+    assert client.ask("chardev-add", id="m", backend=unix(path)) == {"return": {}}
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    early = socket.socket(socket.AF_UNIX)
+    early.settimeout(0.3)
+    early.connect(str(path))
+    with pytest.raises(TimeoutError):                                           # nobody is there yet
+        early.recv(1)
+    assert client.ask("x-byre-monitor-add", chardev="m") == {"return": {}}
+    early.settimeout(10)
+    assert b"QMP" in early.recv(65536)
+    second = Qmp(str(path))
+    assert devices(second)["m"] == {"label": "m", "frontend-open": True, "filename": f"disconnected:unix:{path},server=on"}
+    for call, why in ((("chardev-remove", {"id": "m"}), "busy"), (("x-byre-monitor-add", {"chardev": "m"}), "busy"),
+                      (("x-byre-monitor-add", {"chardev": "x"}), "not found"), (("x-byre-monitor-add", {"chardev": "m", "mode": "readline"}), "readline")):
+        assert why in second.ask(call[0], **call[1])["error"]["desc"]
+    assert client.ask("chardev-add", id="n", backend=NULL) == {"return": {}}
+    assert "nobody" in client.ask("x-byre-monitor-add", chardev="n")["error"]["desc"]
+    early.close()
+    second.close()
+    assert daemon.stop()[0] == 0 and not path.exists()
+
+
+def test_what_is_refused(start, tmp_path):
+    """FEATURES 8.022: no port of the host, no second use of standard input, nothing that stops the other clients; nothing stays behind"""
+    daemon = start("daemon", "--chardev", "stdio,id=s")
+    client = daemon.qmp()
+    port = {"type": "socket", "data": {"addr": {"type": "inet", "data": {"host": "127.0.0.1", "port": "0"}}, "server": True}}
+    taken = tmp_path / "taken"
+    taken.write_bytes(b"a file")
+    for backend, why in ((port, "unix sockets only"), (unix(tmp_path / "w", wait=True), "'wait'"), ({"type": "stdio", "data": {}}, "stdio"),
+                         (unix(tmp_path / ("x" * 108)), "bytes"), (unix(taken), "taken"), (unix(tmp_path / "none", server=False), "none"),
+                         ({"type": "socket", "data": {"addr": {"type": "fd", "data": {"str": "1"}}}}, "'1'")):
+        assert why in client.ask("chardev-add", id="x", backend=backend)["error"]["desc"], backend
+    assert "bytes" in client.ask("chardev-add", id="", backend=NULL)["error"]["desc"]
+    assert "x" not in devices(client) and taken.read_bytes() == b"a file" and not (tmp_path / "w").exists()
+    assert daemon.stop()[0] == 0
+
+
+def test_unused_device_goes_at_the_end(start, tmp_path):
+    """FEATURES 8.003: a socket that no monitor had is removed too"""
+    path = tmp_path / "u.sock"
+    daemon = start("daemon", "--chardev", f"socket,id=u,path={path},server=on,wait=off")
+    daemon.qmp()
+    assert path.exists()
+    first = socket.socket(socket.AF_UNIX)
+    first.connect(str(path))
+    assert daemon.stop()[0] == 0 and not path.exists()
+    first.close()
+
+
+def test_connects_to_another(start, tmp_path):
+    """FEATURES 8.022: server=off connects when it is added, and is read when it has a monitor"""
+    path = tmp_path / "o.sock"
+    other = socket.socket(socket.AF_UNIX)
+    other.bind(str(path))
+    other.listen(1)
+    daemon = start("daemon")
+    client = daemon.qmp()
+    assert client.ask("chardev-add", id="o", backend=unix(path, server=False)) == {"return": {}}
+    theirs, _ = other.accept()
+    theirs.settimeout(10)
+    theirs.sendall(b'{"execute": "qmp_capabilities"}{"execute": "query-jobs"}')
+    assert client.ask("x-byre-monitor-add", chardev="o") == {"return": {}}
+    text = b""
+    while text.count(b"\n") < 3:
+        text += theirs.recv(65536)
+    assert json.loads(text.splitlines()[2]) == {"return": []}
+    theirs.close()
+    time.sleep(0.1)
+    assert client.ask("query-jobs") == {"return": []}
+    assert daemon.stop()[0] == 0
+    other.close()

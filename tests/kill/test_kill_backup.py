@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""kill -9 of a server while a disk is backed up and a guest writes: at random moments, and at BLOCK_JOB_COMPLETED (J4, J5; H9, where the peer loses
+the backup each time; FEATURES 9.060, 9.061, 9.081). Of the kills of each case a third is at the event.
+
+The disk is never the worse for it. From the event on the target file is the disk at the moment of the start. What a bitmap says after the kill is enough
+for the next increment: the full backup, the increment that was completed, if it was, and the next one are the disk.
+"""
+import random
+import time
+import zlib
+
+import kill_jobs
+import pytest
+from lib import images, run
+
+MOMENTS = (kill_jobs.RANDOM, kill_jobs.COMPLETED, kill_jobs.RANDOM)
+CASES = {
+    "full": ({"sync": "full"}, {"cluster_size": 65536}, {}),
+    "full-4k": ({"sync": "full"}, {"cluster_size": 65536}, {"cluster_size": 4096}),
+    "top": ({"sync": "top"}, {"cluster_size": 65536, "extended_l2": True}, {"backing": "top", "backing_fmt": "qcow2"}),
+    "compressed": ({"sync": "full", "compress": True}, {"cluster_size": 65536}, {}),
+    "increment": ({"sync": "incremental", "bitmap": "b"}, {"cluster_size": 65536}, {}),
+}
+
+
+class Disk(kill_jobs.Chain):
+    def __init__(self, folder, rng, case):
+        self.arguments, options, self.how = CASES[case]
+        super().__init__(folder, rng, options)
+        self.by_bitmap = "bitmap" in self.arguments
+        self.full = folder / "full.raw"
+        if self.by_bitmap:
+            self.full.write_bytes(self.content)
+            run.qemu_img("bitmap", "--add", self.first / "disk", "b")
+            kill_jobs.fill(self.first / "disk", rng, "qcow2")
+            self.content = self.read(self.first / "disk")
+
+    def start_backup(self, name):
+        images.create(self.work / name, kill_jobs.SIZE, unchecked=True, **self.how)
+        answer = self.client.ask("blockdev-add", driver="qcow2", node_name=name, file={"driver": "file", "filename": str(self.work / name)})
+        assert answer == {"return": {}}, answer
+        self.start("blockdev-backup", target=name, speed=0 if name == "again" else 80 << 20, **self.arguments)
+
+    def completed(self):
+        event = self.wait()
+        assert event["event"] == "BLOCK_JOB_COMPLETED" and "error" not in event["data"], event
+
+    def put_over(self, name, below, fmt):
+        run.qemu_img("rebase", "-u", "-b", below, "-F", fmt, self.work / name)
+        return self.work / name
+
+    def again(self, last):
+        """Once more from where it is now, to the end; the result is the disk."""
+        now = self.read(self.work / "disk")
+        self.serve()
+        self.start_backup("again")
+        self.completed()
+        assert self.server.stop() == 0
+        self.client.close()
+        if self.by_bitmap:
+            self.put_over("again", *last)
+        assert self.read(self.work / "again") == now
+        run.qemu_img("check", self.work / "again")
+
+
+@pytest.mark.timeout(120 + 20 * len(kill_jobs.rounds(MOMENTS)))
+@pytest.mark.parametrize("case", CASES)
+def test_killed(tmp_path, case):
+    rng = random.Random(zlib.crc32(case.encode()))
+    disk = Disk(tmp_path, rng, case)
+    tally = kill_jobs.Tally(f"backup {case}")
+    for round_number, kind in enumerate(kill_jobs.rounds(MOMENTS)):
+        at_the_event = kind == kill_jobs.COMPLETED
+        disk.renew()
+        disk.serve()
+        disk.start_backup("copy")
+        writers = disk.load(rng)
+        try:
+            if at_the_event:
+                disk.completed()
+            else:
+                time.sleep(rng.uniform(0.1, 0.5))
+        finally:
+            disk.kill()
+        for writer in writers:
+            writer.end()
+        disk.wait_unlocked()
+        tally.add(kind, disk.record)
+        disk.judge()
+        last = (disk.full, "raw")
+        if at_the_event:
+            if disk.by_bitmap:
+                last = (disk.put_over("copy", *last), "qcow2")
+            kill_jobs.kill_snap.judge(disk.work / "copy")        # leaks at most
+            assert disk.read(disk.work / "copy") == disk.content
+        if round_number % 5 == 0 or (disk.by_bitmap and at_the_event):
+            disk.again(last)
+            tally.restarted()
+    tally.write()
