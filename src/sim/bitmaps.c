@@ -321,7 +321,7 @@ static int judge_one(const struct sim_model *m, unsigned i, const struct sim_fou
     return wrong(why, bytes, sim_bitmap_name[i], "misses a sector that has changed", missing);
 }
 
-int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const uint32_t *got, uint64_t size, enum sim_closed closed, bool vanish, char *why, size_t bytes)
+int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const uint32_t *got, uint64_t size, enum sim_closed closed, enum sim_vanish vanish, char *why, size_t bytes)
 {
     struct sim_found f[SIM_BITMAPS];
     int r = 0;
@@ -331,7 +331,7 @@ int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const
         open |= m->bm[i].open;
         any |= f[i].there;
     }
-    if (vanish && open && !any)
+    if ((vanish == SIM_VANISH || (vanish && open)) && !any)
         return 0;
     for (unsigned i = 0; r == 0 && i < SIM_BITMAPS; i++)
         r = judge_one(m, i, &f[i], d, got, size, closed, why, bytes);

@@ -47,10 +47,12 @@ bool sim_bitmap_can(const struct sim_model *m, char action, unsigned slot, unsig
 void sim_bitmaps_note(struct sim_model *m, const struct sim_note *n);
 
 /* Judges the bytes of a disk whose sectors hold `got` (one per sector of `size`). closed: K4's first half. 0; -1: why. */
-/* vanish: an action that is under way may lose them all. */
+/* Where the header has no room for an order without that moment (Q17), all of them may be lost by an action that is under way, and by
+ * whoever opened the disk behind a crash, which writes the set anew when it grows or was unclean, when that is cut short as well. */
+enum sim_vanish { SIM_STAY, SIM_VANISH_IN_ACTION, SIM_VANISH };
 /* How the image was left: by whoever goes on; closed; closed before a scrub has looked it through: then one that records nothing may be in use. */
 enum sim_closed { SIM_OPEN, SIM_CLOSED, SIM_CLOSED_UNCLEAN };
-int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const uint32_t *got, uint64_t size, enum sim_closed closed, bool vanish, char *why, size_t bytes);
+int sim_bitmaps_judge(const struct sim_model *m, const struct sim_disk *d, const uint32_t *got, uint64_t size, enum sim_closed closed, enum sim_vanish vanish, char *why, size_t bytes);
 /* K4, at the end of a run that went well. */
 int sim_bitmaps_judge_exact(const struct sim_model *m, const struct sim_disk *d, char *why, size_t bytes);
 

@@ -2,7 +2,8 @@
  *
  * byre_sim.c: the driver of the crash explorer.
  *
- *   byre-sim explore [--geometry NAME] [--seed N] [--states N] [--per-workload N] [--seconds N] [--jobs N] [--workload TEXT] [--out DIR]
+ *   byre-sim explore [--geometry NAME] [--seed N] [--states N] [--per-workload N] [--nested N] [--seconds N] [--jobs N] [--workload TEXT] [--out DIR]
+ *   byre-sim explore --long            all floors, again and again with other seeds, for SOAK_SECONDS (600)
  *   byre-sim --replay [--verbose] FILE...   repeats stored cases, each with its neighbourhood
  *   byre-sim mutants [--seconds N]     (only in the build with mutants)
  *   byre-sim geometries
@@ -47,9 +48,9 @@ struct shared {
 
 struct options {
     const char *geometry, *workload, *out;
-    uint64_t seed, states, per_workload;
+    uint64_t seed, states, per_workload, nested;         /* nested: one state in so many is cut short once more; 0: the usual */
     unsigned seconds, jobs;
-    bool floors;
+    bool floors, lasting;                /* lasting: --long */
 };
 
 static struct shared *sh;
@@ -117,7 +118,7 @@ static uint64_t pick(const struct sim_geom *g, uint64_t seed, uint64_t i)
 static void work(const struct options *o, const struct sim_geom *g, struct sim_seen *checked, struct sim_seen *distinct, double until)
 {
     struct sim_campaign k = { .checked = checked, .distinct = distinct, .per_workload = o->per_workload, .states_max = 400000,
-        .peer_dir = peer_dir[0] ? peer_dir : NULL, .on_state = on_state };
+        .peer_dir = peer_dir[0] ? peer_dir : NULL, .on_state = on_state, .nested_one_in = o->nested };
     while (!atomic_load(&sh->found) && sim_seen_count(distinct) < o->states && now() < until) {
         struct sim_case *c = &sh->current[my_job];
         uint64_t i = atomic_fetch_add(&sh->next, 1);
@@ -214,6 +215,14 @@ static void store(const struct options *o, struct sim_case *c)
     printf("made small:\n%sto repeat: byre-sim --replay %s\n", text, path);
 }
 
+/* A run of all tests of the project takes a part of each floor: percent in BYRE_SIM_FLOORS. */
+static unsigned floors_percent(void)
+{
+    const char *s = getenv("BYRE_SIM_FLOORS");
+    unsigned n = s ? (unsigned)strtoul(s, NULL, 10) : 100;
+    return n >= 1 && n <= 100 ? n : 100;
+}
+
 struct sums { uint64_t states, distinct; double seconds; };
 
 static int explore_geom(const struct options *o, const struct sim_geom *g, struct sums *sums)
@@ -224,7 +233,7 @@ static int explore_geom(const struct options *o, const struct sim_geom *g, struc
     double t0 = now();
     memset(sh, 0, sizeof *sh);
     if (o->floors)
-        mine.states = g->floor;
+        mine.states = g->floor * floors_percent() / 100;
     for (unsigned i = 0; i < o->jobs; i++)
         pid[i] = start(&mine, g, i, checked, distinct, t0 + o->seconds);
     watch(pid, o->jobs);
@@ -244,14 +253,14 @@ static int explore_geom(const struct options *o, const struct sim_geom *g, struc
         store(o, &c);
         return 1;
     }
-    if (o->floors && n < g->floor) {
-        printf("%s: %llu distinct states, the floor is %u\n", g->name, (unsigned long long)n, g->floor);
+    if (o->floors && n < mine.states) {
+        printf("%s: %llu distinct states, the floor is %llu\n", g->name, (unsigned long long)n, (unsigned long long)mine.states);
         return 1;
     }
     return 0;
 }
 
-static int explore(const struct options *o)
+static int explore_all(const struct options *o)
 {
     struct sums sums = { 0 };
     int r = 0;
@@ -265,6 +274,25 @@ static int explore(const struct options *o)
     }
     printf("total: %u geometries, %llu states verified, %llu distinct, %.1f s, %.0f distinct states per minute with %u processes\n", geoms,
         (unsigned long long)sums.states, (unsigned long long)sums.distinct, sums.seconds, (double)sums.distinct / sums.seconds * 60, o->jobs);
+    return r;
+}
+
+/* With --long: rounds, each with seeds of its own, at least one. */
+static int explore(const struct options *o)
+{
+    struct options round = *o;
+    const char *s = getenv("SOAK_SECONDS");
+    double until = now() + (s && *s ? strtod(s, NULL) : 600);
+    if (!o->lasting)
+        return explore_all(o);
+    round.floors = true;
+    round.seed = (uint64_t)time(NULL);
+    int r;
+    do {
+        printf("seed %llu\n", (unsigned long long)round.seed);
+        r = explore_all(&round);
+        round.seed++;
+    } while (r == 0 && now() < until);
     return r;
 }
 
@@ -316,7 +344,7 @@ static int replay(const char *path)
 
 static int usage(void)
 {
-    fputs("byre-sim explore [--geometry NAME] [--seed N] [--states N | --floors] [--per-workload N] [--seconds N] [--jobs N] [--workload TEXT] [--out DIR]\n"
+    fputs("byre-sim explore [--geometry NAME] [--seed N] [--states N | --floors | --long] [--per-workload N] [--nested N] [--seconds N] [--jobs N] [--workload TEXT] [--out DIR]\n"
           "byre-sim --replay [--verbose] FILE...\n"
           "byre-sim mutants [--seconds N] [--mutant NAME] [--known FILE] [--out DIR]\n"
           "byre-sim geometries\n", stderr);
@@ -352,20 +380,22 @@ static void remove_peer_dir(void)
 static int parse(int argc, char **argv, struct options *o, struct sim_mutant_opts *mo, bool *ret_replay)
 {
     static const struct option longs[] = {
-        { "geometry", 1, NULL, 'g' }, { "seed", 1, NULL, 's' }, { "states", 1, NULL, 'n' }, { "per-workload", 1, NULL, 'p' },
+        { "geometry", 1, NULL, 'g' }, { "seed", 1, NULL, 's' }, { "states", 1, NULL, 'n' }, { "per-workload", 1, NULL, 'p' }, { "nested", 1, NULL, 'e' },
         { "seconds", 1, NULL, 't' }, { "jobs", 1, NULL, 'j' }, { "workload", 1, NULL, 'w' }, { "out", 1, NULL, 'o' },
-        { "floors", 0, NULL, 'f' }, { "replay", 0, NULL, 'r' }, { "mutant", 1, NULL, 'm' }, { "known", 1, NULL, 'k' }, { "verbose", 0, NULL, 'v' }, { 0 } };
+        { "floors", 0, NULL, 'f' }, { "long", 0, NULL, 'l' }, { "replay", 0, NULL, 'r' }, { "mutant", 1, NULL, 'm' }, { "known", 1, NULL, 'k' }, { "verbose", 0, NULL, 'v' }, { 0 } };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         switch (c) {
         case 'g': o->geometry = optarg; break;
         case 's': o->seed = strtoull(optarg, NULL, 0); break;
         case 'n': o->states = strtoull(optarg, NULL, 0); break;
+        case 'e': o->nested = strtoull(optarg, NULL, 0); break;
         case 'p': o->per_workload = strtoull(optarg, NULL, 0); break;
         case 't': mo->seconds = o->seconds = (unsigned)strtoul(optarg, NULL, 10); break;
         case 'j': mo->jobs = o->jobs = (unsigned)strtoul(optarg, NULL, 10); break;
         case 'w': o->workload = optarg; break;
         case 'o': mo->out = o->out = optarg; break;
         case 'f': o->floors = true; break;
+        case 'l': o->lasting = true; break;
         case 'r': *ret_replay = true; break;
         case 'm': mo->only = optarg; break;
         case 'v': verbose = true; break;

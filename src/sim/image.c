@@ -67,6 +67,9 @@ static const struct sim_geom geoms[] = {
     { .name = "c4k-across", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
       .window = { { 0, 320 * K } }, .windows = 1, .bitmap = true, .bitmaps = true, .bitmap_region = 32 * K, .header_tail = 376, .frontier = 32 * K,
       .one_write_space = true, .floor = 4000 },
+    { .name = "c4k-across-full", .version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 256 * K, .size_max = 320 * K,
+      .window = { { 0, 320 * K } }, .windows = 1, .bitmap = true, .bitmaps = true, .bitmap_region = 32 * K, .header_tail = 376, .other_ext = 2900,
+      .header_full = true, .frontier = 32 * K, .one_write_space = true, .floor = 3000 },
     { .name = "c512-bitmap", .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 2 * M + 60 * K, .size_max = 4 * M + 64 * K,
       .window = { { 0, 64 * K }, { 2 * M - 32 * K, 96 * K }, { 4 * M - 32 * K, 96 * K } }, .windows = 3, .bitmap = true, .bitmaps = true,
       .bitmap_region = 32 * K, .zeros = true, .frontier = 6 * K, .floor = 7500 },
@@ -678,7 +681,7 @@ static uint64_t lay_out(struct build *b, uint64_t blocks)
     struct q2_header h = { .version = g->version, .cluster_bits = g->cluster_bits, .refcount_order = g->version == 2 ? 4 : g->refcount_order,
         .header_len = g->version == 2 ? 72 : 112, .size = g->size };
     struct tables t;
-    static uint8_t other[512];
+    static uint8_t other[4096];
     struct q2_unknown_ext ext = { 0x12345678u, g->other_ext, other };
     if (g->header_tail) {
         h.tail_bytes = other;

@@ -36,9 +36,9 @@ struct sim_geom {
     bool sub;                            /* extended L2: 32 subclusters per cluster */
     bool bitmaps;                        /* actions on bitmaps are part of the workloads */
     uint64_t bitmap_region;              /* bytes, fmt_open_opts.bitmap_region_bytes */
-    uint32_t header_tail;                /* bytes of header fields that we do not know; so that the bitmaps extension lies across two sectors,
-                                            and an action that is cut short may lose all bitmaps (Q17) */
+    uint32_t header_tail;                /* bytes of header fields that we do not know; so that the bitmaps extension lies across two sectors */
     uint32_t other_ext;                  /* bytes of an extension of another program in the header; 0: there is none */
+    bool header_full;                    /* and no room to move it into one sector: to write the set anew may lose all bitmaps (Q17) */
     uint64_t frontier;                   /* bytes, fmt_open_opts.frontier_bytes */
     uint64_t fill_to;                    /* clusters of the snapshot alone fill the file up to here (growth of the refcount table) */
     uint32_t block;                      /* request alignment of the store; 0: 1 */

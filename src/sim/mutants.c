@@ -201,7 +201,7 @@ static bool enumerated(int id, unsigned geoms, uint64_t i, struct sim_case *c)
 {
     const struct sim_geom *g = sim_geom_nth((unsigned)(i % geoms));
     bool race = is_race(id);
-    if ((race && g->hurt) || (is_bitmap(id) && !g->bitmaps) || (is_reuse(id) && !is_plain(g)) || (is_data(id) && !g->data_file) || (is_amend(id) && !g->amend) ||
+    if ((race && g->hurt) || (id == MUT_BITMAP_AUTOCLEAR_EARLY && !g->header_full) || (is_bitmap(id) && !g->bitmaps) || (is_reuse(id) && !is_plain(g)) || (is_data(id) && !g->data_file) || (is_amend(id) && !g->amend) ||
         (is_lazy_amend(id) && (!g->lazy || g->scrub)) || (id == MUT_AMEND_RAW_LATE && !g->data_raw) || (is_key(id) && !g->luks) || (is_revert(id) && !(g->bitmaps && sim_geom_snaps(g))) || (is_move(id) && !g->compact) ||
         is_chain(id) != g->chain || (is_sub(id) != g->sub && !(is_chain(id) && g->sub)) || is_qed(id) != (g->table > 0))
         return false;

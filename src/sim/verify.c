@@ -273,7 +273,8 @@ static int judge_rest(struct sim_verify *v, const char *when)
 static int judge_bitmaps(struct sim_verify *v, const char *when, enum sim_closed closed)
 {
     char why[160];
-    if (sim_bitmaps_judge(v->m, disk(v), v->expect, v->size, closed, v->im->g->header_tail, why, sizeof why) < 0)
+    enum sim_vanish vanish = !v->im->g->header_full ? SIM_STAY : v->depth ? SIM_VANISH : SIM_VANISH_IN_ACTION;
+    if (sim_bitmaps_judge(v->m, disk(v), v->expect, v->size, closed, vanish, why, sizeof why) < 0)
         return wrong(v, "%s: %s", when, why);
     return 0;
 }

@@ -267,6 +267,32 @@ int q2_bms_add_ext(struct co *co, struct q2_image *q, uint32_t type, const void 
     return r;
 }
 
+static void shift(uint32_t *off, const struct q2_ext_moved *m) { *off += *off > m->from ? m->by : 0; }
+
+int q2_bms_move_ext(struct co *co, struct q2_image *q)
+{
+    uint8_t *buf = NULL;
+    uint64_t cs = q->g.cluster_size;
+    struct q2_ext_moved m;
+    struct iovec slot;
+    if (posix_memalign((void **)&buf, 4096, 2 * cs))
+        return -ENOMEM;
+    struct ext_put p = { q, buf + cs };
+    co_lock(co, &q->header_mx);
+    int r = stor_read(co, q->im.store, iov_one(&slot, buf, cs), 0);
+    memcpy(p.disk, buf, cs);
+    if (r == 0)
+        r = q2_ext_move(co, buf, (uint32_t)cs, Q2_EXT_BITMAPS, put_sectors, &p, &m);
+    if (r == 0) {
+        shift(&q->h.bitmaps_ext_off, &m);
+        shift(&q->h.superset_ext_off, &m);
+        shift(&q->h.frontier_ext_off, &m);
+    }
+    co_unlock(&q->header_mx);
+    free(buf);
+    return r;
+}
+
 int q2_bms_claim(struct co *co, struct q2_image *q, uint32_t n)
 {
     struct q2_header *h = &q->h;

@@ -76,6 +76,8 @@ MUST_USE int q2_bms_unclaim(struct co *co, struct q2_image *q);
 MUST_USE int q2_bms_settle_counts(struct co *co, struct q2_image *q);
 /* Adds a header extension and takes over where it is (q2_ext.h). */
 MUST_USE int q2_bms_add_ext(struct co *co, struct q2_image *q, uint32_t type, const void *data, uint32_t len);
+/* Moves the bitmaps extension into one sector, with what it says (q2_ext.h). -ENOSPC: the first cluster has no room. */
+MUST_USE int q2_bms_move_ext(struct co *co, struct q2_image *q);
 void q2_bm_free(struct q2_bm *bm);
 /* im->ahead for the disk as large as it is now: first the memory, then, drained, in place of the old one. */
 struct q2_ahead { struct fmt_ahead *a; uint64_t *wanted, *round; };

@@ -4,8 +4,8 @@
  *
  * Purpose      Makes the list in memory what the image holds: added, removed, cleared, merged, enabled, disabled, resized.
  * Owns         The new directory, tables and data until the switch; nothing is overwritten.
- * Invariants   S1  The disk holds the old set or the new one, whole; where the extension lies across two sectors, for a moment
- *                  none (Q17).
+ * Invariants   S1  The disk holds the old set or the new one, whole. An extension across two sectors is moved into one first; where the
+ *                  first cluster has no room for that, the disk holds none for a moment (Q17).
  *              S2  What is in use and claimed stays so across the switch: it moves only to the front. What is written anew is
  *                  exact and not in use; the next change of the disk marks it. Where the claim must cover less, it does
  *                  in the write that switches, or, lying in another sector, before.
@@ -370,13 +370,25 @@ static int switch_ext(struct co *co, struct plan *p, uint32_t n)
     return r < 0 ? r : set_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS, 0);
 }
 
+/* S1: other programs may have put it across two sectors. */
+static int gather_ext(struct co *co, struct q2_image *q)
+{
+    uint32_t at = q->h.bitmaps_ext_off;
+    if (!at || q->h.bitmaps_ext_len != sizeof(struct q2_disk_bitmaps_ext) || at % 512 + sizeof(struct q2_disk_bitmaps_ext) <= 512)
+        return 0;
+    int r = q2_bms_move_ext(co, q);
+    return r == -ENOSPC ? 0 : r;
+}
+
 static int make_switch(struct co *co, struct plan *p)
 {
     struct q2_image *q = p->q;
     struct q2_bms new = { .list = p->list, .count = p->count };
     uint32_t n = p->verbatim ? p->claimed : q2_bms_claimable(&new);
     bool claimed = q->h.autoclear & Q2_AUTOCLEAR_SUPERSETS;
-    int r = 0;
+    int r = p->count ? gather_ext(co, q) : 0;
+    if (r < 0)
+        return r;
     p->lowers = claimed && n < q->h.superset_count && n < p->count;
     if (p->lowers && !in_one_sector(q))                      /* S2 */
         r = q2_bms_claim(co, q, n);

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_ext.c: adds a header extension, one visible sector at a time.
+ * q2_ext.c: adds or moves a header extension, one visible sector at a time.
  *
  * Purpose      Extensions are a chain: what lies behind its end is not looked at. So everything is written behind the end
- *              first, and the sector that holds the old end last.
+ *              first, and the sector that holds the old end last. One that lies across two sectors is copied behind the end, with all
+ *              that follow it; then its head, in one sector, becomes the head of padding that reaches up to the copies.
  * Owns         Nothing.
  * Invariants   X1 Between two put() the disk holds a header that says the same as before, but for feature names.
  *              X2 Each put() changes either one sector, or only bytes that no reader looks at.
  * Order        Q18. The backing name, when it is in the way: its copy | its new place (sector 0). Then: the feature names are cut
  *              off, when the new extension takes their place | everything behind the sector of the old end | that sector.
+ *              Moving: the copies | the sector with the head of the old place.
  * Concurrency  None: bytes and a callback.
  * Failure      q2_ext.h
  * Tests        q2_ext_test.c: every tear of every step, over headers of all shapes
@@ -30,10 +32,10 @@ struct shape {
     uint32_t at;                         /* where the new one goes, */
     uint32_t start;                      /* or, behind padding, a little later */
     uint32_t names, names_len;           /* feature names that are the last extension; names 0: none */
-    uint32_t used;                       /* end of all that is parsed now */
+    uint32_t end, used;                  /* of the last extension; of all that is parsed now */
     uint32_t padding;                    /* room of exactly the right length; 0: none */
     uint32_t backing, backing_len;
-    bool there;
+    uint32_t there;                      /* one of this type; 0: there is none */
 };
 
 struct work { struct co *co; uint8_t *buf; uint32_t bytes; q2_ext_put *put; void *arg; struct shape s; };
@@ -53,12 +55,13 @@ static void look(struct work *w, const struct q2_ext *e)
             break;
         s->names = type == Q2_EXT_FEATURE_NAMES ? pos : 0;
         s->names_len = n;
-        s->there |= type == e->type;
+        s->there = type == e->type ? pos : s->there;
         if (type == Q2_EXT_PADDING && n == e->len)
             s->padding = pos;
         pos += HEAD + (uint32_t)round_up(n, 8);
     }
     s->at = s->names ? s->names : pos;
+    s->end = pos;
     s->used = (uint32_t)min_u64(pos + HEAD, s->limit);
 }
 
@@ -168,4 +171,31 @@ int q2_ext_add(struct co *co, uint8_t *buf, uint32_t bytes, const struct q2_ext 
     if (r == 0)
         r = put(&w, sector_end, stop);
     return r < 0 ? r : put(&w, s->at, s->at + 4);
+}
+
+int q2_ext_move(struct co *co, uint8_t *buf, uint32_t bytes, uint32_t type, q2_ext_put *fn, void *arg, struct q2_ext_moved *ret)
+{
+    struct work w = { .co = co, .buf = buf, .bytes = bytes, .put = fn, .arg = arg };
+    look(&w, &(struct q2_ext){ .type = type });
+    struct shape *s = &w.s;
+    uint32_t from = s->there, rest = s->end - from;
+    if (!from)
+        return -ENOENT;
+    uint32_t start = in_one_sector(s->used, get32(buf, from + 4)), stop = start + rest;
+    int r = 0;
+    if (stop != s->limit && (uint64_t)stop + HEAD > s->limit) {
+        if ((uint64_t)stop + HEAD > bytes)
+            return -ENOSPC;
+        r = move_name(&w, stop + HEAD);
+    }
+    if (r < 0)
+        return r;
+    memcpy(buf + start, buf + from, rest);
+    memset(buf + stop, 0, stop < s->limit ? HEAD : 0);
+    if (!MUTANT(MUT_EXT_AT_ONCE))
+        r = put(&w, start, stop < s->limit ? stop + HEAD : stop);
+    be32_put((be32 *)(buf + from), Q2_EXT_PADDING);
+    be32_put((be32 *)(buf + from + 4), start - from - HEAD);
+    *ret = (struct q2_ext_moved){ from, start - from };
+    return r < 0 ? r : put(&w, from, MUTANT(MUT_EXT_AT_ONCE) ? stop + HEAD : from + HEAD);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_ext.h: adding a header extension to an image that exists, so that the image opens at every tear (Q18).
+ * q2_ext.h: adding a header extension to an image that exists, and moving one, so that the image opens at every tear (Q18).
  */
 #ifndef Q2_EXT_H
 #define Q2_EXT_H
@@ -21,5 +21,10 @@ typedef int q2_ext_put(struct co *co, void *arg, const uint8_t *buf, uint32_t fr
  * before or the new extension as well; the table of feature names may be missing. *ret_off: where its data lies. -ENOSPC: no
  * room, -EEXIST: it is there; nothing was changed. Else what put() returned, and buf is unspecified. */
 MUST_USE int q2_ext_add(struct co *co, uint8_t *buf, uint32_t bytes, const struct q2_ext *e, q2_ext_put *put, void *arg, uint32_t *ret_off);
+
+/* Moves the extension of this type, and those behind it, so that its data lies in one sector, if that is possible at all. Buffer, tears
+ * and failures as for q2_ext_add; what lay at or behind `from` lies `by` bytes further. -ENOENT: there is none. */
+struct q2_ext_moved { uint32_t from, by; };
+MUST_USE int q2_ext_move(struct co *co, uint8_t *buf, uint32_t bytes, uint32_t type, q2_ext_put *put, void *arg, struct q2_ext_moved *ret);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * q2_ext_test.c: adding a header extension, torn at every place: the image always opens and says the same (Q18).
+ * q2_ext_test.c: adding a header extension and moving one, torn at every place: the image always opens and says the same (Q18).
  * FEATURES 1.015, 1.016, 1.019, 1.022
  */
 #include <stdlib.h>
@@ -18,7 +18,7 @@ struct disk {
     uint8_t *durable;
     uint32_t bytes;
     const struct q2_header *was;         /* what it must say at every moment */
-    bool wants;                          /* the extension must be there in the end */
+    bool wants;                          /* the extension must be there at every moment */
     unsigned states, puts;
 };
 
@@ -48,6 +48,8 @@ static bool judge(struct disk *d, const uint8_t *bytes)
         assert_int_equal(h.bitmap_dir_off, 0x30000);
         assert_int_equal(h.bitmap_dir_bytes, 0x123);
     }
+    if (d->wants && !with)
+        fail_msg("state %u has no bitmaps", d->states);
     q2_header_fini(&h);
     return with;
 }
@@ -76,7 +78,9 @@ static int put(struct co *co, void *arg, const uint8_t *buf, uint32_t from, uint
     return 0;
 }
 
-struct shape { unsigned bits; const char *backing; bool frontier; unsigned unknown; bool names, backing_gap, v2; };
+struct shape { unsigned bits; const char *backing; bool frontier; unsigned unknown; bool names, backing_gap, v2, bitmaps; unsigned behind; };
+
+static const uint8_t bitmaps_data[24] = { 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0x23, 0, 0, 0, 0, 0, 3, 0, 0 };
 
 /* Lays a header out by hand, as any program may have written it. */
 static uint32_t lay_out(uint8_t *buf, uint32_t bytes, const struct shape *s)
@@ -111,6 +115,12 @@ static uint32_t lay_out(uint8_t *buf, uint32_t bytes, const struct shape *s)
         EXT(Q2_EXT_FRONTIER, 16, 0);
     if (s->unknown)
         EXT(0x12345678u, s->unknown, 0x5a);
+    if (s->bitmaps) {
+        EXT(Q2_EXT_BITMAPS, sizeof bitmaps_data, 0);
+        memcpy(buf + pos - sizeof bitmaps_data, bitmaps_data, sizeof bitmaps_data);
+    }
+    if (s->behind)
+        EXT(0x12345679u, s->behind, 0xa5);
     if (s->names)
         EXT(Q2_EXT_FEATURE_NAMES, 48 * 8, 1);
     if (pos + 8 > bytes)
@@ -187,6 +197,62 @@ static void every_tear(void **state)
     assert_true(all_states > 5000);
 }
 
+/* 1: it does not lie across two sectors, or does not fit at all. */
+static int try_to_move(const struct shape *s)
+{
+    uint32_t bytes = 1u << s->bits;
+    uint8_t *buf = malloc(bytes);
+    struct q2_header was, now;
+    struct q2_ext_moved m;
+    struct byre_err err = { 0 };
+    int r = 1;
+    if (lay_out(buf, bytes, s)) {
+        if (q2_header_parse(buf, bytes, FILE_BYTES, false, "first", &was, &err))
+            fail_msg("%s", err.text);
+        struct disk d = { .durable = malloc(bytes), .bytes = bytes, .was = &was, .wants = true };
+        memcpy(d.durable, buf, bytes);
+        if (was.bitmaps_ext_off % 512 > 512 - sizeof bitmaps_data)
+            r = q2_ext_move(NULL, buf, bytes, Q2_EXT_BITMAPS, put, &d, &m);
+        if (r == 0) {
+            judge(&d, d.durable);
+            assert_memory_equal(d.durable, buf, bytes);
+            assert_int_equal(q2_header_parse(buf, bytes, FILE_BYTES, false, "moved", &now, NULL), 0);
+            assert_int_equal(now.bitmaps_ext_off, was.bitmaps_ext_off + m.by);
+            assert_true(now.bitmaps_ext_off % 512 <= 512 - sizeof bitmaps_data && m.from + 8 == was.bitmaps_ext_off);
+            assert_memory_equal(buf + now.bitmaps_ext_off, bitmaps_data, sizeof bitmaps_data);
+            q2_header_fini(&now);
+        }
+        if (r < 0)
+            assert_true(r == -ENOSPC && d.puts == 0 && !memcmp(buf, d.durable, bytes));
+        all_states += d.states;
+        free(d.durable);
+        q2_header_fini(&was);
+    }
+    free(buf);
+    return r;
+}
+
+/* From two sectors into one: it is there at every tear. */
+static void moved_at_every_tear(void **state)
+{
+    (void)state;
+    static const char *const names[] = { NULL, "b", "a-backing-file-of-medium-length.qcow2" };
+    static const unsigned bits[] = { 9, 10, 11, 12, 16 }, behind[] = { 0, 8, 100, 700 };
+    unsigned moved = 0, full = 0;
+    all_states = 0;
+    for (unsigned b = 0; b < 5; b++)
+        for (unsigned n = 0; n < 3; n++)
+            for (unsigned u = 8; u < 900; u += 8)
+                for (unsigned f = 0; f < 32; f++) {
+                    struct shape s = { bits[b], names[n], f & 1, u, f & 2, f & 4, .bitmaps = true, .behind = behind[f >> 3] };
+                    int r = try_to_move(&s);
+                    moved += r == 0;
+                    full += r == -ENOSPC;
+                }
+    assert_true(moved > 300 && full > 50);
+    assert_true(all_states > 3000);
+}
+
 /* Room that a removed extension has left is used again. */
 static void padding(void **state)
 {
@@ -218,6 +284,6 @@ static void padding(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(every_tear), cmocka_unit_test(padding) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(every_tear), cmocka_unit_test(moved_at_every_tear), cmocka_unit_test(padding) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
