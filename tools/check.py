@@ -6,10 +6,13 @@ A unit is one executable that meson lists as a test, one pytest test, or one bui
 `suite/name`; a suite is meson's suite of the test, or the folder under tests/ of a pytest file.
 Special suites build in folders of their own:
   asan         the unit, sim, faults and fuzz-replay tests, and pytest tests marked `asan`, under AddressSanitizer and
-               UBSan (build-asan/)
-  tsan         the unit and threads tests, and pytest tests marked `tsan`, under ThreadSanitizer (build-tsan/)
-  build-clang  everything compiles with clang and -Werror (build-clang/); when asked for, since asan's build shows the same
+               UBSan (build-asan/: everything but the copies with mutants)
+  tsan         the unit and threads tests, and pytest tests marked `tsan`, under ThreadSanitizer (build-tsan/: only those)
+  build-clang  everything compiles with clang and -Werror (build-clang/); when asked for, since asan's build shows the same but for mutants
   soak         long runs; only when asked for
+
+A run without --suite takes a share of the loops over faults and seeds under the sanitizers, and of the states of the crash explorer
+(WHOLE_RUN); the suites `asan`, `tsan`, `crash` and `soak`, asked for by name, take all that is theirs.
 
 --suite takes several, separated by commas or spaces; --test selects by a part of the unit's name.
 A test that exits with 77, or calls pytest.skip, is skipped; with CI=true the former is a failure.
@@ -41,6 +44,7 @@ SANITIZER_OPTIONS = {
     "asan": {"ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"},
     "tsan": {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1", "BYRE_TEST_SHARE": "7"},
 }
+WHOLE_RUN = {"asan": {"BYRE_TEST_SHARE": "3"}, "tsan": {"BYRE_TEST_SHARE": "13"}, "crash": {"BYRE_SIM_FLOORS": "75"}}    # percent
 ONLY_WHEN_ASKED = {"soak"}
 GRACE = float(os.environ.get("CHECK_GRACE", "60"))    # beyond that the process is killed
 TEXT_MAX = 12000                      # bytes of output shown for one failure
@@ -74,6 +78,7 @@ class Report:
 
     def __init__(self, verbose):
         self.results, self.verbose, self.lock = [], verbose, threading.Lock()
+        self.phases = []             # (name, seconds) of builds and of the two halves of the tests
 
     def add(self, name, result, seconds, text="", repeat=""):
         with self.lock:
@@ -94,9 +99,10 @@ class Report:
 
     def finish(self):
         count = collections.Counter(r.result for r in self.results)
-        slow = sorted(self.results, key=lambda r: -r.seconds)[:5]
+        slow = sorted(self.results, key=lambda r: -r.seconds)[:15]
         if slow:
             print("slowest: " + ", ".join(f"{r.name} {r.seconds:.1f} s" for r in slow))
+        print("time: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.phases))
         failed = [r for r in self.results if r.result == "failed"]
         if failed:
             print("failed:")
@@ -134,17 +140,40 @@ def kill_group(proc):
     proc.wait()
 
 
+def sanitized_targets(folder, kind):
+    """What ninja is to make of a configured folder: for asan everything but the copies with mutants, for tsan the tests that run, and byre."""
+    def rows(name):
+        with open(folder / "meson-info" / name, encoding="utf-8") as f:
+            return json.load(f)
+
+    made = {t["filename"][0]: t["name"] for t in rows("intro-targets.json") if t["build_by_default"]}
+    if kind == "asan":
+        chosen = {path for path, name in made.items() if not name.endswith("-mutants") and not name.startswith("mut-")}
+    else:
+        tests = [t for t in rows("intro-tests.json") if {s.split(":", 1)[-1] for s in t["suite"]} & SANITIZED[kind]]
+        chosen = {word for t in tests for word in t["cmd"] if word in made} | {str(folder / "byre")}
+    return sorted(os.path.relpath(path, folder) for path in chosen)
+
+
+def run_build(command):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=TOP, check=False)
+
+
 def build(kind, folder, report, name):
     """Builds; a failure is a failed unit. The main build is a unit only when it fails."""
     begin = time.monotonic()
     command = [str(TOP / "tools/build.sh"), kind, str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=TOP)
-    text = done.stdout.decode("utf-8", "replace")
-    if done.returncode:
-        report.add(name, "failed", time.monotonic() - begin, text, shlex.join(["tools/build.sh", kind, str(folder)]))
-    elif kind != "plain" and kind != "cov":
-        report.add(name, "passed", time.monotonic() - begin)
-    return done.returncode == 0
+    done = run_build(command + (["--", "build.ninja"] if kind in SANITIZED else []))
+    if kind in SANITIZED and done.returncode == 0:           # configured, so that its targets are known
+        done = run_build(command + ["--", *sanitized_targets(folder, kind)])
+    text, ok = done.stdout.decode("utf-8", "replace"), done.returncode == 0
+    took = time.monotonic() - begin
+    report.phases.append((f"build {kind}", took))
+    if not ok:
+        report.add(name, "failed", took, text, shlex.join(["tools/build.sh", kind, str(folder)]))
+    elif kind not in ("plain", "cov"):
+        report.add(name, "passed", took)
+    return ok
 
 
 def no_randomised_addresses():
@@ -156,8 +185,8 @@ def no_randomised_addresses():
     return []
 
 
-def meson_units(folder, label, keep_suites=None):
-    """The tests that meson knows in a build folder. label: None, or the name of a sanitizer suite."""
+def meson_units(folder, label, whole, keep_suites=None):
+    """The tests that meson knows in a build folder. label: None, or the name of a sanitizer suite. whole: a run of everything."""
     with open(folder / "meson-info/intro-tests.json", encoding="utf-8") as f:
         tests = json.load(f)
     prefix = no_randomised_addresses() if label else []
@@ -172,8 +201,9 @@ def meson_units(folder, label, keep_suites=None):
         if label and suites & ONLY_WHEN_ASKED:
             continue
         first = label or named[0]
-        env = {**SANITIZER_OPTIONS.get(label, {}), **t["env"]}
-        shown = [f"{k}={shlex.quote(v)}" for k, v in t["env"].items()]
+        more = {**t["env"], **(WHOLE_RUN.get(first, {}) if whole else {})}
+        env = {**SANITIZER_OPTIONS.get(label, {}), **more}
+        shown = [f"{k}={shlex.quote(v)}" for k, v in more.items()]
         units.append(Unit(name=f"{first}/{t['name']}", suites={label} if label else suites,
                           serial=not t.get("is_parallel", True), timeout=factor * (t.get("timeout") or 30) * 2,
                           repeat=" ".join(shown + [shlex.join(prefix + t["cmd"])]),
@@ -326,6 +356,7 @@ def wanted(unit, suites, test):
 def run_units(units, report, build_dir, scratch, jobs):
     """Parallel tests first, several at a time; then those that need the machine for themselves."""
     for serial in (False, True):
+        begin = time.monotonic()
         chosen = [u for u in units if u.serial == serial]
         files = collections.defaultdict(list)
         work = []
@@ -340,6 +371,7 @@ def run_units(units, report, build_dir, scratch, jobs):
         with concurrent.futures.ThreadPoolExecutor(max_workers=1 if serial else jobs) as pool:
             for future in [pool.submit(fn, *args) for _, fn, args in work]:
                 future.result()
+        report.phases.append(("tests alone" if serial else f"tests, {jobs} at a time", time.monotonic() - begin))
 
 
 def test_roots():
@@ -356,10 +388,10 @@ def gather(args, suites, report, scratch):
     if not suites or suites - {"asan", "tsan", "build-clang"}:
         if not args.no_build and not build(args.kind, main, report, "build/" + args.kind):
             return units
-        units += meson_units(main, None)
+        units += meson_units(main, None, not suites)
     for label, keep in SANITIZED.items():
         if extra and (not suites or label in suites) and build(label, folder[label], report, f"{label}/build"):
-            units += meson_units(folder[label], label, keep)
+            units += meson_units(folder[label], label, not suites, keep)
             built.add(label)
     units += [u for u in pytest_units(main, report, scratch, test_roots()) if u.label in built]
     if extra and "build-clang" in suites and args.test in "build-clang/build":
