@@ -427,16 +427,16 @@ static void rate(struct co *co, void *arg)
     uint64_t t = rt_now(co_loop(co));
     run_ok(co, &job, NULL);
     t = rt_now(co_loop(co)) - t;
-    CHECK(t > 180000000 && t < 2000000000);
+    CHECK(t > 180000000 && t < 20000000000);
     struct task_copy tc = { job, 0 };
     struct rt_task task;
-    tc.job.rate = 100000;
+    tc.job.rate = 10000;
     t = rt_now(co_loop(co));
     CHECK_EQ(rt_task_start(co_loop(co), &task, task_main, &tc), 0);
     CHECK_EQ(rt_spawn(co_loop(co), canceller, &task), 0);
     rt_task_join(co, &task);
     CHECK_EQ(tc.result, -ECANCELED);
-    CHECK(rt_now(co_loop(co)) - t < 2000000000);
+    CHECK(rt_now(co_loop(co)) - t < 20000000000);          /* of 240 s */
     pair_close(co, &p);
 }
 

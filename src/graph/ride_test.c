@@ -87,15 +87,27 @@ static void start(struct co *co, struct guest *g, unsigned loop)
     CHECK_EQ(rt_spawn_on(rt_loop_at(rt_of(co_loop(co)), loop % rt_loop_count(rt_of(co_loop(co)))), guest_co, g), 0);
 }
 
-/* The first guest is at the point where his copy reads; then the others come. */
-static void start_all(struct co *co, struct world *w, struct guest *g, unsigned n)
+static unsigned on_board(struct world *w)
+{
+    unsigned count = 0;
+    pthread_mutex_lock(&w->n->ride_lock);
+    for (const struct ride *d = atomic_load(&w->n->rides); d; d = d->next)
+        for (const struct rider *r = d->first; r; r = r->next)
+            count++;
+    pthread_mutex_unlock(&w->n->ride_lock);
+    return count;
+}
+
+/* The first guest is at the point where his copy reads; then the others come, and so many of them go along. */
+static void start_all(struct co *co, struct world *w, struct guest *g, unsigned n, unsigned riders)
 {
     start(co, &g[0], 0);
     while (!atomic_load(&w->reading))
         (void)co_sleep(co, 100000);
     for (unsigned i = 1; i < n; i++)
         start(co, &g[i], i);
-    (void)co_sleep(co, 5000000);
+    while (on_board(w) < riders)
+        (void)co_sleep(co, 100000);
 }
 
 static void finish_all(struct co *co, struct guest *g, unsigned n)
@@ -135,7 +147,7 @@ static void together(struct co *co, void *arg)
     g[4].len = 2 * SECTOR;
     g[5].off = CLUSTER + 7 * SECTOR;
     atomic_store(&w->write_stops, true);
-    start_all(co, w, g, GUESTS);
+    start_all(co, w, g, GUESTS, GUESTS - 1);
     CHECK_EQ(atomic_load(&w->reading), 1);
     atomic_store(&w->read_stops, false);
     while (!atomic_load(&w->writing))
@@ -164,7 +176,7 @@ static void apart(struct co *co, void *arg)
     g[3].len = 2 * SECTOR;
     g[1].byte = g[2].byte = g[3].byte;    /* they overlap: any order will do */
     g[4].off = 3 * CLUSTER;               /* another cluster */
-    start_all(co, w, g, 5);
+    start_all(co, w, g, 5, 1);
     atomic_store(&w->read_stops, false);
     finish_all(co, g, 5);
     CHECK_EQ(atomic_load(&w->writing), 4);
@@ -182,7 +194,7 @@ static void failing(struct co *co, void *arg)
         struct world *w = world_new(co);
         struct guest *g = guests(w);
         atomic_store(what ? &w->fail_reads : &w->fail_writes, 1);
-        start_all(co, w, g, GUESTS);
+        start_all(co, w, g, GUESTS, GUESTS - 1);
         atomic_store(&w->read_stops, false);
         finish_all(co, g, GUESTS);
         CHECK_EQ(g[0].result, -EIO);

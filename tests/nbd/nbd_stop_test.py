@@ -22,7 +22,7 @@ def test_requests_in_flight_are_finished(server):
         assert set(got) == set(cookies) and all(p == b"" for p in got.values())
         assert c.at_end()
         server.wait_for("stopped")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8                # 10 s if one waited for the other
 
 
 def test_late_requests_are_refused(server):
