@@ -74,6 +74,12 @@ static bool nest_address(json_t *o)
     return false;
 }
 
+static bool is_on(json_t *v)
+{
+    const char *t = json_string_value(v);
+    return json_is_true(v) || (t && (strcmp(t, "on") == 0 || strcmp(t, "yes") == 0 || strcmp(t, "true") == 0));
+}
+
 struct option { const char *name, *text, *what; };
 
 static int parse(struct daemon *d, const struct option *op, const struct ctl_words *how, json_t **ret, bool *ret_words)
@@ -90,7 +96,8 @@ static int as_command(struct daemon *d, const struct option *op, const char *com
         return 1;
     AUTOFREE char *path = NULL;
     if (strcmp(op->name, "nbd-server") == 0) {
-        const char *text = text_of(json_object_get(a, "addr"), "path");
+        json_t *addr = json_object_get(a, "addr");
+        const char *text = is_on(json_object_get(addr, "abstract")) ? NULL : text_of(addr, "path");      /* nothing to remove at the end */
         path = text ? strdup(text) : NULL;
         if ((text && !path) || !nest_address(a)) {
             json_decref(a);
@@ -113,8 +120,11 @@ static json_t *chardev_arguments(json_t *a)
     for (size_t i = 0; i < sizeof moved / sizeof moved[0]; i++)
         (void)json_object_del(a, moved[i]);          /* what is left is data of the device */
     bool socket = kind && strcmp(json_string_value(kind), "socket") == 0, good = true;
+    json_t *abstract = json_incref(json_object_get(a, "abstract")), *tight = json_incref(json_object_get(a, "tight"));
+    (void)json_object_del(a, "abstract");
+    (void)json_object_del(a, "tight");
     if (path)
-        good = json_object_set_new(a, "addr", json_pack("{s:s,s:{s:O}}", "type", "unix", "data", "path", path)) == 0;
+        good = json_object_set_new(a, "addr", json_pack("{s:s,s:{s:O,s:O*,s:O*}}", "type", "unix", "data", "path", path, "abstract", abstract, "tight", tight)) == 0;
     else if (fd)
         good = json_object_set_new(a, "addr", json_pack("{s:s,s:{s:O}}", "type", "fd", "data", "str", fd)) == 0;
     if (socket && !json_object_get(a, "server"))
@@ -125,6 +135,8 @@ static json_t *chardev_arguments(json_t *a)
     json_decref(id);
     json_decref(path);
     json_decref(fd);
+    json_decref(abstract);
+    json_decref(tight);
     return all;
 }
 
@@ -155,7 +167,8 @@ static int add_chardev(struct daemon *d, const struct option *op)
         json_decref(a);
         return run_fail(d->s.r, "no memory");
     }
-    AUTOFREE char *made = server && path ? strdup(path) : NULL;
+    bool abstract = is_on(json_object_get(json_object_get(json_object_get(data, "addr"), "data"), "abstract"));
+    AUTOFREE char *made = server && path && !abstract ? strdup(path) : NULL;
     int code = server_execute(&d->s, &call, a);
     if (!code)
         server_remember_path(made);

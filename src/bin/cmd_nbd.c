@@ -29,7 +29,7 @@
 struct opts {
     struct common common;
     bool version, persistent, verbose, depth, list, fork, connect, disconnect, read_only, snapshot, nocache, image_opts;
-    char *bind, *socket, *name, *description, *pidfile, *device, *format, *load_snapshot, *cache, *aio, *discard, *detect, *tls_creds, *tls_authz;
+    char *bind, *socket, *name, *description, *pidfile, *device, *format, *load_snapshot, *cache, *aio, *discard, *detect, *tls_creds, *tls_authz, *tls_hostname;
     uint64_t port, shared, offset, handshake, threads;
     struct opt_list bitmaps;
 };
@@ -51,7 +51,7 @@ static const struct opt_row rows[] = {
     { "list", 'L', OPT_BOOL, OPT_AT(struct opts, list), .help = "list the exports of the server at -k, or at -b and -p" },
     { "tls-creds", 0, OPT_STR, OPT_AT(struct opts, tls_creds), .arg = "ID", .help = "speak TLS with these credentials (--object), and with nobody who does not" },
     { "tls-authz", 0, OPT_STR, OPT_AT(struct opts, tls_authz), .arg = "ID", .help = "rules (--object) about who may connect over TLS" },
-    { "tls-hostname", 0, OPT_STR, .flags = OPT_LATER, .arg = "HOST", .help = "name in the certificate of another server" },
+    { "tls-hostname", 0, OPT_STR, OPT_AT(struct opts, tls_hostname), .arg = "HOST", .help = "with --list: the name in the certificate of the server [its host]" },
     { "selinux-label", 0, OPT_STR, .flags = OPT_LATER, .arg = "LABEL", .help = "label of the socket" },
     { "trace", 'T', OPT_STR, .flags = OPT_LATER, .arg = "PATTERN", .help = "trace points" },
     { "verbose", 'v', OPT_BOOL, OPT_AT(struct opts, verbose), .help = "tell where it listens" },
@@ -121,6 +121,8 @@ static int check_options(struct nbd *n)
         return run_fail(n->r, "socket path must be absolute: '%s'", o->socket);
     if (o->nocache && o->cache)
         return run_fail(n->r, "-n and --cache can only be specified once");
+    if (o->tls_hostname)
+        return run_fail(n->r, "--tls-hostname is of --list only");
     if (o->tls_authz && !o->tls_creds)
         return run_fail(n->r, "--tls-authz needs --tls-creds");
     if (o->snapshot && o->load_snapshot)
@@ -219,9 +221,11 @@ static int list_exports(struct nbd *n)
     for (size_t i = 0; i < sizeof disk / sizeof disk[0]; i++)
         if (given(n, disk[i]))
             return run_fail(n->r, "List mode is incompatible with --%s", disk[i]);
-    if (n->o->tls_creds || n->o->tls_authz)
-        return run_fail(n->r, "the exports of a server behind TLS are not listed yet: open one of them by its name");
-    return nbd_exports_print(n->r, n->o->socket, n->o->bind, (unsigned)n->o->port);
+    if (n->o->tls_authz)
+        return run_fail(n->r, "TLS authorization is incompatible with export list");
+    if (n->o->tls_hostname && !n->o->tls_creds)
+        return run_fail(n->r, "--tls-hostname needs --tls-creds");
+    return nbd_exports_print(n->r, &(struct nbd_exports_of){ n->o->socket, n->o->bind, (unsigned)n->o->port, n->o->tls_creds, n->o->tls_hostname });
 }
 
 static int serve(struct nbd *n, struct daemonizer *dz)

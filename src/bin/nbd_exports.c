@@ -10,6 +10,7 @@
  * Tests        tests/daemon/nbd_list_test.py
  */
 #include <inttypes.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,17 +60,30 @@ static void print_export(const struct byre_nbd_export *x)
         print_line("   ", x->contexts[i], "");
 }
 
-int nbd_exports_print(struct run *r, const char *socket, const char *host, unsigned port)
+/* Its name for byre_nbd_list; NULL: no memory. */
+static char *name_of(const struct nbd_exports_of *of)
+{
+    char port[16];
+    snprintf(port, sizeof port, "%u", of->port);
+    bool bracket = of->host && of->host[0] == '[' && of->host[1] && of->host[strlen(of->host) - 1] == ']';
+    AUTOFREE char *host = strndup(of->host ? of->host + bracket : "localhost", of->host ? strlen(of->host) - 2 * (size_t)bracket : SIZE_MAX);
+    json_t *o = !host ? NULL : of->socket ? json_pack("{s:s,s:{s:s,s:s}}", "driver", "nbd", "server", "type", "unix", "path", of->socket)
+                                          : json_pack("{s:s,s:{s:s,s:s,s:s}}", "driver", "nbd", "server", "type", "inet", "host", host, "port", port);
+    bool good = o && (!of->tls_creds || json_object_set_new(o, "tls-creds", json_string(of->tls_creds)) == 0) &&
+                (!of->tls_hostname || json_object_set_new(o, "tls-hostname", json_string(of->tls_hostname)) == 0);
+    AUTOFREE char *text = good ? json_dumps(o, JSON_COMPACT) : NULL;
+    char *name = NULL;
+    json_decref(o);
+    return text && asprintf(&name, "json:%s", text) >= 0 ? name : NULL;
+}
+
+int nbd_exports_print(struct run *r, const struct nbd_exports_of *of)
 {
     struct byre_nbd_list *list;
     struct byre_err err;
-    AUTOFREE char *name = NULL;
-    int n = socket ? asprintf(&name, "nbd:unix:%s", socket) : asprintf(&name, host && host[0] != '[' && strchr(host, ':') ? "nbd:[%s]:%u" : "nbd:%s:%u",
-                                                                       host ? host : "localhost", port);
-    if (n < 0) {
-        name = NULL;
+    AUTOFREE char *name = name_of(of);
+    if (!name)
         return run_fail(r, "no memory");
-    }
     if (!run_ctx(r, 0, BYRE_BACKEND_AUTO))
         return 1;
     if (byre_nbd_list(r->ctx, name, &list, &err))

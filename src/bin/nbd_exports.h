@@ -7,7 +7,9 @@
 
 #include "bin/bin.h"
 
-/* Prints what the server at the socket, or (NULL) at host (NULL: this one) and port, offers. The exit code. */
-int nbd_exports_print(struct run *r, const char *socket, const char *host, unsigned port);
+/* Where a server is: at the socket, or (NULL) at host (NULL: this one) and port; tls_creds, tls_hostname NULL: none. */
+struct nbd_exports_of { const char *socket, *host; unsigned port; const char *tls_creds, *tls_hostname; };
+/* Prints what it offers. The exit code. */
+int nbd_exports_print(struct run *r, const struct nbd_exports_of *of);
 
 #endif

@@ -83,7 +83,8 @@ static const struct ctl_arg nbd_rows[] = {
     { "server", CTL_ANY, true, CTL_AT_NONE, .doc = "Where it listens, by 'type': inet with host and port, unix with path." },
     { "export", CTL_STR, false, CTL_AT_NONE }, SIZE("reconnect-delay"), SIZE("open-timeout"),
     { "tls-creds", CTL_STR, false, CTL_AT_NONE, .doc = "Credentials with endpoint=client: the server must speak TLS." },
-    { "tls-hostname", CTL_STR, false, CTL_AT_NONE, .doc = "Name in the certificate of the server; the host when it is not given." }, CTL_ARGS_END
+    { "tls-hostname", CTL_STR, false, CTL_AT_NONE, .doc = "Name in the certificate of the server; the host when it is not given." },
+    { "x-dirty-bitmap", CTL_STR, false, CTL_AT_NONE, .doc = "A meta context of the server that a map of the disk shows instead of what is allocated." }, CTL_ARGS_END
 };
 
 /* ---- filters ---- */

@@ -33,6 +33,7 @@ static void device_free(struct co *co, struct chardev *d)
         listener_drop(co, d->listener);
     if (d->fd >= 0)
         close(d->fd);
+    free(d->ring);
     free(d->id);
     free(d->path);
     free(d);
@@ -48,7 +49,7 @@ static bool is_stdio_taken(struct ctl *c)
 
 static int refuse(const struct chardev_opts *o, int code)
 {
-    if (o->kind == CHARDEV_SOCKET && !o->path)
+    if (o->kind == CHARDEV_SOCKET && !o->at)
         close(o->fd);
     return code;
 }
@@ -63,19 +64,26 @@ int chardev_add(struct co *co, struct ctl *c, const struct chardev_opts *o, stru
         return refuse(o, byre_fail(err, EXISTS, "Chardev with id '%s' already exists", o->id));
     if (o->kind == CHARDEV_STDIO && is_stdio_taken(c))
         return byre_fail(err, BUSY, "cannot use stdio by multiple character devices");
+    if (o->kind >= CHARDEV_RINGBUF && (!o->ring_bytes || (o->ring_bytes & (o->ring_bytes - 1)) || o->ring_bytes > CHARDEV_RING_MAX))
+        return byre_fail(err, BAD_ARGUMENT, "Failed to add chardev '%s': its size is a power of two up to %u MiB", o->id, (unsigned)(CHARDEV_RING_MAX >> 20));
     struct chardev *d = calloc(1, sizeof *d);
-    char *id = strdup(o->id), *path = o->path ? strdup(o->path) : NULL;
-    if (!d || !id || (o->path && !path) || c->stopping) {
+    char *id = strdup(o->id), *path = o->at ? strdup(o->at->path) : NULL;
+    if (!d || !id || (o->at && !path) || c->stopping) {
         free(d);
         free(id);
         free(path);
         return refuse(o, byre_fail(err, NOMEM, "no memory for a character device"));
     }
-    *d = (struct chardev){ .id = id, .path = path, .kind = o->kind, .fd = -1, .used = true };    /* not to be taken before it is complete */
+    *d = (struct chardev){ .id = id, .path = path, .abstract = o->at && o->at->abstract, .kind = o->kind, .fd = -1, .used = true };    /* not to be taken before it is complete */
     list_push_back(&c->chardevs, &d->link);
     int r = 0;
+    if (o->kind >= CHARDEV_RINGBUF) {
+        d->ring = malloc(o->ring_bytes);
+        d->ring_bytes = o->ring_bytes;
+        r = d->ring ? 0 : byre_fail(err, NOMEM, "no memory for a character device");
+    }
     if (o->kind == CHARDEV_SOCKET)
-        r = o->server ? listener_open(co, o->path, o->fd, &d->listener, err) : monitor_connect(co, o->path, o->fd, &d->fd, err);
+        r = o->server ? listener_open(co, o->at, o->fd, &d->listener, err) : monitor_connect(co, o->at, o->fd, &d->fd, err);
     d->used = false;
     if (r) {
         d->fd = -1;
@@ -111,7 +119,7 @@ int chardev_monitor(struct ctl *c, const char *id, bool pretty, struct byre_err 
     struct chardev *d = unused(c, id, err);
     if (!d)
         return err->code;
-    if (d->kind == CHARDEV_NULL)
+    if (d->kind != CHARDEV_SOCKET && d->kind != CHARDEV_STDIO)
         return byre_fail(err, NOT_SUPPORTED, "Chardev '%s' leads nowhere: nobody could talk to a monitor there", id);
     if (d->listener) {
         int r = listener_serve(c, d->listener, pretty, err);

@@ -17,7 +17,7 @@
 #include "ctl/addr.h"
 #include "ctl/chardev.h"
 
-static const char *const kind_words[] = { [CHARDEV_NULL] = "null", [CHARDEV_SOCKET] = "socket", [CHARDEV_STDIO] = "stdio", NULL };
+static const char *const kind_words[] = { [CHARDEV_NULL] = "null", [CHARDEV_SOCKET] = "socket", [CHARDEV_STDIO] = "stdio", [CHARDEV_RINGBUF] = "ringbuf", [CHARDEV_MEMORY] = "memory", NULL };
 static const struct ctl_shape kind_shape = { .name = "ChardevBackendKind", .words = kind_words };
 
 /* ---- chardev-add ---- */
@@ -34,11 +34,18 @@ static const struct ctl_shape stdio_data_shape = { .name = "ChardevStdio", .rows
 static const struct ctl_arg null_data_rows[] = { CTL_ARGS_END };
 static const struct ctl_shape null_data_shape = { .name = "ChardevCommon", .rows = null_data_rows, .bytes = 1 };
 
-struct backend { int kind; const struct socket_data *socket; };
+struct ring_data { uint64_t size; bool has_size; };
+static const struct ctl_arg ring_data_rows[] = {
+    { "size", CTL_SIZE, false, CTL_AT_HAS(struct ring_data, size), .doc = "A power of two; 65536 when it is not given." }, CTL_ARGS_END
+};
+static const struct ctl_shape ring_data_shape = { .name = "ChardevRingbuf", .rows = ring_data_rows, .bytes = sizeof(struct ring_data) };
+
+struct backend { int kind; const struct socket_data *socket; const struct ring_data *ring; };
 static const struct ctl_arg socket_rows[] = { { "data", CTL_STRUCT, true, CTL_AT(struct backend, socket), .of = &socket_data_shape }, CTL_ARGS_END };
 static const struct ctl_arg stdio_rows[] = { { "data", CTL_STRUCT, true, CTL_AT_NONE, .of = &stdio_data_shape }, CTL_ARGS_END };
 static const struct ctl_arg null_rows[] = { { "data", CTL_STRUCT, true, CTL_AT_NONE, .of = &null_data_shape }, CTL_ARGS_END };
-static const struct ctl_case backend_cases[] = { { "null", null_rows }, { "socket", socket_rows }, { "stdio", stdio_rows }, { NULL, NULL } };
+static const struct ctl_arg ring_rows[] = { { "data", CTL_STRUCT, true, CTL_AT(struct backend, ring), .of = &ring_data_shape }, CTL_ARGS_END };
+static const struct ctl_case backend_cases[] = { { "null", null_rows }, { "ringbuf", ring_rows }, { "memory", ring_rows }, { "socket", socket_rows }, { "stdio", stdio_rows }, { NULL, NULL } };
 static const struct ctl_arg backend_rows[] = { { "type", CTL_ENUM, true, CTL_AT(struct backend, kind), .of = &kind_shape }, CTL_ARGS_END };
 static const struct ctl_shape backend_shape = { .name = "ChardevBackend", .rows = backend_rows, .bytes = sizeof(struct backend), .tag = "type", .cases = backend_cases };
 
@@ -49,18 +56,21 @@ static const struct ctl_arg add_rows[] = {
     CTL_ARGS_END
 };
 
-static int place_of(struct ctl_call *call, const struct ctl_addr *a, struct chardev_opts *o)
+static int place_of(struct ctl_call *call, const struct ctl_addr *a, struct unix_addr *un, struct chardev_opts *o)
 {
     uint64_t n;
     switch ((enum ctl_addr_type)a->type) {
     case CTL_ADDR_UNIX:
-        o->path = a->un->path;
+        *un = ctl_unix_addr(a->un);
+        o->at = un;
         return 0;
     case CTL_ADDR_FD:
         if (size_parse(a->fd->str, &n) || n < 3 || n > INT32_MAX)
             return byre_fail(&call->err, BAD_ARGUMENT, "'%s' is no descriptor", a->fd->str);
         o->fd = (int)n;
         return 0;
+    case CTL_ADDR_VSOCK:
+        return byre_fail(&call->err, NOT_SUPPORTED, "control is offered on unix sockets only: nobody could tell which user of a virtual machine asks");
     case CTL_ADDR_INET:
         return byre_fail(&call->err, NOT_SUPPORTED, "control is offered on unix sockets only: a port of this host would be open to all its users");
     }
@@ -71,15 +81,18 @@ static int add(struct co *co, struct ctl_call *call)
 {
     const struct add_args *a = call->args;
     const struct socket_data *s = a->backend->socket;
+    struct unix_addr un;
     struct chardev_opts o = { .id = a->id, .kind = (enum chardev_kind)a->backend->kind, .fd = -1 };
     if (o.kind == CHARDEV_SOCKET) {
         o.server = !s->has_server || s->server;
         if (s->wait && call->client)
             return byre_fail(&call->err, NOT_SUPPORTED, "'wait' is of the command line: here it would stop all clients of the control socket");
-        int r = place_of(call, s->addr, &o);
+        int r = place_of(call, s->addr, &un, &o);
         if (r)
             return r;
     }
+    if (o.kind >= CHARDEV_RINGBUF)
+        o.ring_bytes = a->backend->ring->has_size ? a->backend->ring->size : 65536;
     return chardev_add(co, call->c, &o, &call->err);
 }
 
@@ -143,7 +156,7 @@ static json_t *device_info(const struct chardev *d)
 {
     char name[192] = "";
     if (d->kind == CHARDEV_SOCKET)
-        snprintf(name, sizeof name, "%s%s%s%s", d->listener || d->served ? "disconnected:" : "", d->path ? "unix:" : "fd", d->path ? d->path : "",
+        snprintf(name, sizeof name, "%s%s%s%s%s", d->listener || d->served ? "disconnected:" : "", d->path ? "unix:" : "fd", d->path ? d->path : "", d->abstract ? ",abstract=on" : "",
             d->listener || d->served ? ",server=on" : "");
     else
         snprintf(name, sizeof name, "%s", kind_words[d->kind]);
@@ -182,7 +195,7 @@ static const struct ctl_shape name_shape = { .name = "ChardevBackendInfo", .rows
 static const struct ctl_arg ret_names = { "backends", CTL_STRUCT, true, CTL_AT_NONE, .of = &name_shape, .list = true };
 
 const struct ctl_command ctl_cmd_chardev_add = { "chardev-add", add_rows, sizeof(struct add_args), run_add, .ret = &ret_chardev,
-    .doc = "Makes a character device: a unix socket, standard input and output, or one that leads nowhere. A socket listens from now on; its clients are served when it has a monitor." };
+    .doc = "Makes a character device: a unix socket, standard input and output, one that keeps the last bytes, or one that leads nowhere. A socket listens from now on; its clients are served when it has a monitor." };
 const struct ctl_command ctl_cmd_chardev_change = { "chardev-change", add_rows, sizeof(struct add_args), run_change, .ret = &ret_chardev,
     .doc = "Puts another device in the place of one. Monitors do not support it, so it is refused for all but devices that lead nowhere." };
 const struct ctl_command ctl_cmd_chardev_remove = { "chardev-remove", id_rows, sizeof(struct id_args), run_remove,

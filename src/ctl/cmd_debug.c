@@ -211,6 +211,36 @@ static int run_types(struct co *co, struct ctl_call *call)
     return ok ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
 }
 
+/* ---- qom-list-properties ---- */
+
+struct properties_args { const char *type; };
+static const struct ctl_arg properties_rows[] = { { "typename", CTL_STR, true, CTL_AT(struct properties_args, type), .doc = "A kind of objects that object-add makes." }, CTL_ARGS_END };
+static const struct ctl_arg property_rows[] = { { "name", CTL_STR, true, CTL_AT_NONE }, { "type", CTL_STR, true, CTL_AT_NONE }, CTL_ARGS_END };
+static const struct ctl_shape property_shape = { .name = "ObjectPropertyInfo", .rows = property_rows };
+static const struct ctl_arg ret_properties = { "properties", CTL_STRUCT, true, CTL_AT_NONE, .of = &property_shape, .list = true };
+
+static const char *type_name(const struct ctl_arg *row)
+{
+    return row->of ? row->of->name : row->type == CTL_BOOL ? "bool" : row->type == CTL_STR ? "string" : "int";
+}
+
+static int run_properties(struct co *co, struct ctl_call *call)
+{
+    const struct ctl_arg *row = ctl_object_rows(((const struct properties_args *)call->args)->type);
+    ASSERT(co);
+    if (!row) {
+        call->error_class = "DeviceNotFound";
+        return byre_fail(&call->err, NOT_FOUND, "Class '%s' not found", ((const struct properties_args *)call->args)->type);
+    }
+    call->ret = json_pack("[{s:s,s:s}]", "name", "type", "type", "string");
+    bool ok = call->ret;
+    for (; ok && row->name; row++)
+        ok = !json_array_append_new(call->ret, json_pack("{s:s,s:s}", "name", row->name, "type", type_name(row)));
+    return ok ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+}
+
+const struct ctl_command ctl_cmd_qom_list_properties = { "qom-list-properties", properties_rows, sizeof(struct properties_args), run_properties, .ret = &ret_properties,
+    .doc = "Lists what object-add takes for a kind of objects." };
 const struct ctl_command ctl_cmd_blockdev_change = { "x-blockdev-change", change_rows, sizeof(struct change_args), run_change,
     .doc = "Refused: adds a child to a node, or takes one away, which no driver here can." };
 const struct ctl_command ctl_cmd_set_iothread = { "x-blockdev-set-iothread", move_rows, sizeof(struct move_args), run_move,

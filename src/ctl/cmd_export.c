@@ -45,13 +45,13 @@ static const struct ctl_arg start_rows[] = {
 
 static int number_of(struct ctl_call *call, const char *what, const char *text, unsigned max, unsigned *ret)
 {
-    unsigned v = 0;
+    uint64_t v = 0;
     const char *t = text;
     for (; *t >= '0' && *t <= '9' && v <= max; t++)
         v = v * 10 + (unsigned)(*t - '0');
     if (*t || t == text || v > max)
         return byre_fail(&call->err, BAD_ARGUMENT, "Parameter '%s' is a number up to %u, not '%s'", what, max, text);
-    *ret = v;
+    *ret = (unsigned)v;
     return 0;
 }
 
@@ -62,7 +62,15 @@ static int address_of(struct ctl_call *call, const struct ctl_addr *a, struct ex
     *ret = (struct exports_address){ .where = EXPORTS_UNIX };
     switch ((enum ctl_addr_type)a->type) {
     case CTL_ADDR_UNIX:
-        ret->path = a->un->path;
+        ret->un = ctl_unix_addr(a->un);
+        break;
+    case CTL_ADDR_VSOCK:
+        r = strcmp(a->vsock->cid, "-1") ? number_of(call, "addr.data.cid", a->vsock->cid, UINT32_MAX, &ret->vsock.cid) : 0;
+        if (!r)
+            r = number_of(call, "addr.data.port", a->vsock->port, UINT32_MAX, &ret->vsock.port);
+        if (!strcmp(a->vsock->cid, "-1"))
+            ret->vsock.cid = UINT32_MAX;         /* VMADDR_CID_ANY */
+        ret->where = EXPORTS_VSOCK;
         break;
     case CTL_ADDR_INET:
         r = number_of(call, "addr.data.port", a->inet->port, 65535, &v);
@@ -121,7 +129,7 @@ static int run_stop(struct co *co, struct ctl_call *call)
 
 /* ---- x-byre-query-nbd-servers ---- */
 static const struct ctl_arg door_rows[] = {
-    { "id", CTL_STR, false, CTL_AT_NONE }, { "addresses", CTL_STR, true, CTL_AT_NONE, .list = true, .doc = "unix:PATH or HOST:PORT." },
+    { "id", CTL_STR, false, CTL_AT_NONE }, { "addresses", CTL_STR, true, CTL_AT_NONE, .list = true, .doc = "unix:PATH, unix:@NAME, vsock:CID:PORT or HOST:PORT." },
     { "connections", CTL_SIZE, true, CTL_AT_NONE }, { "max-connections", CTL_SIZE, true, CTL_AT_NONE, .doc = "0: no limit." },
     { "tls-creds", CTL_STR, false, CTL_AT_NONE }, { "tls-authz", CTL_STR, false, CTL_AT_NONE },
     CTL_ARGS_END

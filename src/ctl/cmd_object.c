@@ -142,6 +142,14 @@ static int run_del(struct co *co, struct ctl_call *call)
     return 0;
 }
 
+const struct ctl_arg *ctl_object_rows(const char *type)
+{
+    const struct ctl_case *c = add_cases;
+    while (c->word && strcmp(c->word, type))
+        c++;
+    return c->rows;
+}
+
 const struct ctl_shape ctl_object_types = { .name = "ObjectType", .words = type_words };
 const struct ctl_command ctl_cmd_object_add = { "object-add", add_rows, 0, run_add, .tag = "qom-type", .cases = add_cases,
     .doc = "Makes an object that others refer to: a secret, a throttle group, credentials of TLS, or rules about who may connect." };

@@ -199,17 +199,41 @@ static json_t *node_json(struct ctl *c, struct graph_node *n)
     return o;
 }
 
+/* Puts what n reads from into its description; takes `parent` over. */
+static json_t *with_parent(json_t *o, json_t *parent)
+{
+    if (o && json_object_set_new(o, "parent", parent) == 0)
+        return o;
+    json_decref(o ? o : parent);
+    return NULL;
+}
+
 /* With the file of an image, if it has one. */
 static json_t *image_json(struct ctl *c, struct graph_node *n)
 {
     json_t *o = node_json(c, n);
     if (!o || graph_is_bare_file(n) || graph_is_filter(n) || graph_is_snapshot_access(n))
         return o;
-    if (json_object_set_new(o, "parent", graph_file(n) ? node_json(c, graph_file(n)) : file_json(n))) {
-        json_decref(o);
-        return NULL;
-    }
-    return o;
+    return with_parent(o, graph_file(n) ? node_json(c, graph_file(n)) : file_json(n));
+}
+
+static struct graph_node *filters_down(struct graph_node *n, unsigned count)
+{
+    for (; n && count; count--)
+        n = graph_is_filter(n) ? graph_backing(n) : NULL;
+    return n;
+}
+
+/* The same, and below a filter what it filters: from the bottom up, since each holds the one below. */
+static json_t *filtered_json(struct ctl *c, struct graph_node *top)
+{
+    unsigned depth = 0;
+    while (filters_down(top, depth + 1))
+        depth++;
+    json_t *below = image_json(c, filters_down(top, depth));
+    while (below && depth--)
+        below = with_parent(node_json(c, filters_down(top, depth)), below);
+    return below;
 }
 
 /* With what lies below it: from the bottom up, since each holds the one below. */
@@ -250,7 +274,7 @@ static int run_query(struct co *co, struct ctl_call *call)
     if (!call->ret)
         return no_memory(call);
     for (struct graph_node *n = a->query_nodes ? graph_next(e->graph, NULL) : NULL; n; n = graph_next(e->graph, n))
-        if (json_array_append_new(call->ret, image_json(call->c, n)))
+        if (json_array_append_new(call->ret, filtered_json(call->c, n)))
             return no_memory(call);
     for (size_t i = 0; !a->query_nodes && i < e->device_count; i++) {
         json_t *o = chain_json(call->c, graph_skip_implicit(graph_attached(e->devices[i].node)));

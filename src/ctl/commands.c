@@ -68,6 +68,7 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_qmp_capabilities,
     &ctl_cmd_qom_get,
     &ctl_cmd_qom_list,
+    &ctl_cmd_qom_list_properties,
     &ctl_cmd_qom_list_types,
     &ctl_cmd_qom_set,
     &ctl_cmd_query_block,
@@ -81,7 +82,10 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_query_named_block_nodes,
     &ctl_cmd_query_qmp_schema,
     &ctl_cmd_query_version,
+    &ctl_cmd_query_yank,
     &ctl_cmd_quit,
+    &ctl_cmd_ringbuf_read,
+    &ctl_cmd_ringbuf_write,
     &ctl_cmd_transaction,
     &ctl_cmd_blockdev_amend,
     &ctl_cmd_blockdev_change,
@@ -96,6 +100,7 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_stats_intervals,
     &ctl_cmd_bitmap_sha256,
     &ctl_cmd_block_graph,
+    &ctl_cmd_yank,
     NULL
 };
 

@@ -22,16 +22,18 @@
  *   cmd_chain.c   block-commit, block-stream
  *   cmd_chardev.c  chardev-*, query-chardev, query-chardev-backends, x-byre-monitor-add
  *   cmd_create.c  blockdev-create, x-blockdev-amend
- *   cmd_debug.c   x-blockdev-change, x-blockdev-set-iothread, x-debug-block-dirty-bitmap-sha256, qom-list-types
+ *   cmd_debug.c   x-blockdev-change, x-blockdev-set-iothread, x-debug-block-dirty-bitmap-sha256, qom-list-types, qom-list-properties
  *   cmd_export.c  nbd-server-*, block-export-*, query-block-exports, x-byre-query-nbd-servers
  *   cmd_job.c     query-jobs and the verbs of jobs; x-byre-scrub, x-byre-compact, x-byre-query-job-end
  *   cmd_mirror.c  blockdev-mirror, drive-mirror, block-job-change
  *   cmd_object.c  object-add object-del
  *   cmd_qom.c     qom-get qom-set qom-list; throttle groups as objects
+ *   cmd_ringbuf.c  ringbuf-write, ringbuf-read
  *   cmd_snapshot.c  blockdev-snapshot-internal-sync, blockdev-snapshot-delete-internal-sync
  *   cmd_stats.c   query-blockstats, block-latency-histogram-set, x-byre-stats-intervals, x-byre-query-export-stats, x-byre-metrics
  *   cmd_throttle.c  block_set_io_throttle block-set-write-threshold
  *   cmd_transaction.c  transaction; transaction.h: what its entries are
+ *   cmd_yank.c    yank, query-yank
  *   image_json.c  ImageInfo and BlockDeviceInfo
  *   addr.c        addresses of sockets as arguments
  *   chardev.c     character devices
@@ -117,12 +119,13 @@ struct ctl_client {
 };
 
 /* ---- listen.c ---- */
-/* A socket at a path, or (path NULL) a listening fd, owned from now on; clients wait until it is served. Suspends. */
-MUST_USE int listener_open(struct co *co, const char *path, int fd, struct ctl_listener **ret, struct byre_err *err);
+/* A socket under a name, or (a NULL) a listening fd, owned from now on; clients wait until it is served. Suspends. */
+struct unix_addr;
+MUST_USE int listener_open(struct co *co, const struct unix_addr *a, int fd, struct ctl_listener **ret, struct byre_err *err);
 MUST_USE int listener_serve(struct ctl *c, struct ctl_listener *l, bool pretty, struct byre_err *err);      /* c has l, on success */
 void listener_drop(struct co *co, struct ctl_listener *l);   /* never served */
-/* Connected to a socket of our user: by path, or (path NULL) fd, owned from now on. Suspends. */
-MUST_USE int monitor_connect(struct co *co, const char *path, int fd, int *ret_fd, struct byre_err *err);
+/* Connected to a socket of our user: by its name, or (a NULL) fd, owned from now on. Suspends. */
+MUST_USE int monitor_connect(struct co *co, const struct unix_addr *a, int fd, int *ret_fd, struct byre_err *err);
 void listeners_quiet(struct co *co, struct ctl *c);          /* nobody gets in any more */
 void listeners_free(struct co *co, struct ctl *c);           /* paths are removed */
 
@@ -193,7 +196,8 @@ extern const struct ctl_command ctl_cmd_latency_histogram, ctl_cmd_query_blockst
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
     ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_compact, ctl_cmd_x_byre_scrub;
 
-extern const struct ctl_command ctl_cmd_bitmap_sha256, ctl_cmd_blockdev_change, ctl_cmd_qom_list_types, ctl_cmd_set_iothread;
+extern const struct ctl_command ctl_cmd_bitmap_sha256, ctl_cmd_blockdev_change, ctl_cmd_qom_list_properties, ctl_cmd_qom_list_types, ctl_cmd_set_iothread;
+extern const struct ctl_command ctl_cmd_query_yank, ctl_cmd_yank, ctl_cmd_ringbuf_read, ctl_cmd_ringbuf_write;
 extern const struct ctl_command ctl_cmd_blockdev_backup, ctl_cmd_drive_backup;
 extern const struct ctl_command ctl_cmd_blockdev_mirror, ctl_cmd_drive_mirror, ctl_cmd_block_job_change;
 

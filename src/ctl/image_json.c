@@ -123,6 +123,8 @@ static int ask_image(struct co *co, struct graph_node *n, struct fmt_info *f, bo
     graph_hold_image(co, image);
     int r = graph_image(n)->ops->info(co, graph_image(n), f, err);
     *ret_known = !r && stor_allocated(co, graph_store(image), ret_bytes) == 0;
+    if (image != n && graph_format(image) != &fmt_raw_ops)
+        f->cluster_size = graph_image(image)->cluster;
     graph_release_image(image);
     if (image != n)
         graph_look_end(image);
@@ -145,7 +147,8 @@ static json_t *image_json(struct co *co, struct graph_node *n, struct byre_err *
         set(&o, "actual-size", json_integer((json_int_t)bytes));
     if (f.cluster_size)
         set(&o, "cluster-size", json_integer((json_int_t)f.cluster_size));
-    set(&o, "dirty-flag", json_boolean(f.dirty));
+    if (graph_format(n) != &fmt_raw_ops || !strcmp(file_driver(n), "file") || !strcmp(file_driver(n), "host_device"))
+        set(&o, "dirty-flag", json_boolean(f.dirty));        /* others below have nothing to say of it */
     if (f.encrypted)
         set(&o, "encrypted", json_true());
     set_str(&o, "backing-filename", f.backing_name);
@@ -155,6 +158,8 @@ static json_t *image_json(struct co *co, struct graph_node *n, struct byre_err *
         set(&o, "snapshots", snapshots_json(&f));
     if (f.is_qcow2)
         set(&o, "format-specific", qcow2_json(&f));
+    else if (graph_is_bare_file(n) && !strcmp(file_driver(n), "file"))
+        set(&o, "format-specific", json_pack("{s:s,s:{}}", "type", "file", "data"));
     fmt_info_fini(&f);
     return o;
 }
@@ -202,7 +207,7 @@ static void set_common(json_t **o, struct graph_node *n, bool writethrough)
 {
     static const char *const detect[] = { [GRAPH_DETECT_OFF] = "off", [GRAPH_DETECT_ON] = "on", [GRAPH_DETECT_UNMAP] = "unmap" };
     static const char *const zeros[] = { "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr" };
-    const struct stor *s = graph_store(n);       /* NULL: a filter that filters nothing any more */
+    const struct stor *s = graph_is_filter(n) ? NULL : graph_store(n);       /* a filter keeps nothing: that is of the image below */
     for (size_t i = 0; i < sizeof zeros / sizeof zeros[0]; i++)
         set(o, zeros[i], json_integer(0));
     set(o, "write_threshold", json_integer((json_int_t)graph_write_threshold(n)));
@@ -248,20 +253,18 @@ static json_t *bitmaps_held_json(struct co *co, struct graph_node *n)
 
 static json_t *dirty_bitmaps_json(struct co *co, struct graph_node *n)
 {
-    struct graph_node *image = graph_skip_filters(n);
-    if (!image || !graph_look_begin(image))
-        return NULL;
-    graph_hold_image(co, image);                 /* no bitmap is removed meanwhile */
-    json_t *all = bitmaps_held_json(co, image);
-    graph_release_image(image);
-    graph_look_end(image);
+    if (graph_is_filter(n))
+        return NULL;                             /* they are the image's, where it is described */
+    graph_hold_image(co, n);                     /* no bitmap is removed meanwhile */
+    json_t *all = bitmaps_held_json(co, n);
+    graph_release_image(n);
     return all;
 }
 
 json_t *device_json(struct co *co, const struct device_json *d, struct byre_err *err)
 {
     json_int_t depth = 0;
-    for (struct graph_node *n = graph_skip_filters(d->node); n && graph_backing(n); n = graph_skip_filters(graph_backing(n)))
+    for (struct graph_node *n = d->node; !d->flat && graph_backing(n); n = graph_skip_implicit(graph_backing(n)))
         depth++;
     json_t *image = chain_json(co, d->node, d->flat, err);
     if (!image)
@@ -296,9 +299,12 @@ static json_t *file_held_json(struct co *co, const struct device_json *d, struct
     set(&image, "virtual-size", json_integer((json_int_t)len));
     set_str(&image, "filename", graph_filename(d->node));
     set_str(&image, "format", drv);
-    set(&image, "dirty-flag", json_false());
+    if (!strcmp(drv, "file") || !strcmp(drv, "host_device"))
+        set(&image, "dirty-flag", json_false());
     if (stor_allocated(co, s, &bytes) == 0)
         set(&image, "actual-size", json_integer((json_int_t)bytes));
+    if (!strcmp(drv, "file"))
+        set(&image, "format-specific", json_pack("{s:s,s:{}}", "type", "file", "data"));
     if (graph_file_node_name(d->node))
         snprintf(name, sizeof name, "%s", graph_file_node_name(d->node));
     else

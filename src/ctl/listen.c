@@ -27,20 +27,20 @@
 #define ACCEPT_PAUSE_NS UINT64_C(100000000)
 
 /* ---- listening ---- */
-struct bind_job { struct sockaddr_un sa; int fd; uint64_t dev, ino; };
+struct bind_job { struct sockaddr_un sa; socklen_t len; bool abstract; int fd; uint64_t dev, ino; };
 
 static int try_bind(struct bind_job *j)
 {
     const struct sockaddr *sa = (const struct sockaddr *)&j->sa;
-    if (bind(j->fd, sa, sizeof j->sa) == 0)
+    if (bind(j->fd, sa, j->len) == 0)
         return 0;
     if (errno != EADDRINUSE)
         return -errno;
-    if (!unix_path_is_stale(&j->sa))
+    if (j->abstract || !unix_path_is_stale(&j->sa))
         return -EADDRINUSE;
     if (unlink(j->sa.sun_path) && errno != ENOENT)
         return -errno;
-    return bind(j->fd, sa, sizeof j->sa) ? -errno : 0;
+    return bind(j->fd, sa, j->len) ? -errno : 0;
 }
 
 static int64_t bind_blocking(void *arg)
@@ -50,6 +50,8 @@ static int64_t bind_blocking(void *arg)
     int r = try_bind(j);
     if (r)
         return r;
+    if (j->abstract)                     /* no permissions there: I2 has to do */
+        return listen(j->fd, BACKLOG) ? -errno : 0;
     if (chmod(j->sa.sun_path, 0600) || lstat(j->sa.sun_path, &st) || listen(j->fd, BACKLOG)) {
         r = -errno;
         (void)unlink(j->sa.sun_path);
@@ -119,22 +121,21 @@ int listener_serve(struct ctl *c, struct ctl_listener *l, bool pretty, struct by
     return 0;
 }
 
-static int bind_path(struct co *co, struct ctl_listener *l, const char *path, struct byre_err *err)
+static int bind_path(struct co *co, struct ctl_listener *l, const struct unix_addr *a, struct byre_err *err)
 {
-    struct bind_job j = { .sa = { .sun_family = AF_UNIX } };
-    if (!*path || strlen(path) >= sizeof j.sa.sun_path)
-        return byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket has 1 to %zu bytes", path, sizeof j.sa.sun_path - 1);
-    memcpy(j.sa.sun_path, path, strlen(path));
-    l->path = strdup(path);
+    struct bind_job j = { .abstract = a->abstract };
+    if (!unix_addr_fill(a, &j.sa, &j.len))
+        return byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket has 1 to %u bytes", a->path, UNIX_PATH_MAX);
+    l->path = a->abstract ? NULL : strdup(a->path);
     l->fd = j.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (!l->path || j.fd < 0)
-        return byre_fail(err, NOMEM, "%s: no memory or descriptor for a control socket", path);
+    if ((!l->path && !a->abstract) || j.fd < 0)
+        return byre_fail(err, NOMEM, "%s: no memory or descriptor for a control socket", a->path);
     int64_t r = rt_blocking(co, bind_blocking, &j);
     l->path_dev = j.dev;
     l->path_ino = j.ino;
     if (r == -EADDRINUSE)
-        return byre_fail_code(err, EXISTS, (int)r, "%s: something is there already that is no forgotten socket", path);
-    return r ? byre_fail_code(err, SYSTEM, (int)r, "%s: cannot listen: %s", path, strerror((int)-r)) : 0;
+        return byre_fail_code(err, EXISTS, (int)r, "%s: something is there already that is no forgotten socket", a->path);
+    return r ? byre_fail_code(err, SYSTEM, (int)r, "%s: cannot listen: %s", a->path, strerror((int)-r)) : 0;
 }
 
 static int take_fd(struct ctl_listener *l, int fd, struct byre_err *err)
@@ -149,16 +150,16 @@ static int take_fd(struct ctl_listener *l, int fd, struct byre_err *err)
     return 0;
 }
 
-int listener_open(struct co *co, const char *path, int fd, struct ctl_listener **ret, struct byre_err *err)
+int listener_open(struct co *co, const struct unix_addr *a, int fd, struct ctl_listener **ret, struct byre_err *err)
 {
     struct ctl_listener *l = calloc(1, sizeof *l);
     if (!l) {
-        if (!path)
+        if (!a)
             close(fd);
         return byre_fail(err, NOMEM, "no memory for a control socket");
     }
     l->fd = -1;
-    int r = path ? bind_path(co, l, path, err) : take_fd(l, fd, err);
+    int r = a ? bind_path(co, l, a, err) : take_fd(l, fd, err);
     if (r)
         listener_free(l);                /* nothing was made at the path */
     else
@@ -177,7 +178,7 @@ int ctl_listen(struct co *co, struct ctl *c, const char *path, struct byre_err *
 {
     ASSERT_LOOP(c->home);
     struct ctl_listener *l;
-    int r = listener_open(co, path, -1, &l, err);
+    int r = listener_open(co, &(struct unix_addr){ .path = path }, -1, &l, err);
     if (r)
         return r;
     r = listener_serve(c, l, false, err);
@@ -192,16 +193,16 @@ uint64_t ctl_arrivals(const struct ctl *c)
 }
 
 /* ---- sockets of others ---- */
-int monitor_connect(struct co *co, const char *path, int fd, int *ret_fd, struct byre_err *err)
+int monitor_connect(struct co *co, const struct unix_addr *a, int fd, int *ret_fd, struct byre_err *err)
 {
-    struct sockaddr_un sa = { .sun_family = AF_UNIX };
+    struct sockaddr_un sa;
+    socklen_t len;
     int r = 0;
-    if (path && (!*path || strlen(path) >= sizeof sa.sun_path))
-        return byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket has 1 to %zu bytes", path, sizeof sa.sun_path - 1);
-    if (path) {
-        memcpy(sa.sun_path, path, strlen(path));
+    if (a && !unix_addr_fill(a, &sa, &len))
+        return byre_fail(err, BAD_ARGUMENT, "'%s': the path of a socket has 1 to %u bytes", a->path, UNIX_PATH_MAX);
+    if (a) {
         fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        r = fd < 0 ? -errno : rt_connect(co, fd, (const struct sockaddr *)&sa, sizeof sa);
+        r = fd < 0 ? -errno : rt_connect(co, fd, (const struct sockaddr *)&sa, len);
     } else {
         r = fcntl(fd, F_SETFD, FD_CLOEXEC) || fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) ? -errno : 0;
     }
@@ -212,7 +213,7 @@ int monitor_connect(struct co *co, const char *path, int fd, int *ret_fd, struct
         return 0;
     if (fd >= 0)
         close(fd);
-    return byre_fail_code(err, SYSTEM, r, "%s: cannot connect: %s", path ? path : "the descriptor of a monitor", strerror(-r));
+    return byre_fail_code(err, SYSTEM, r, "%s: cannot connect: %s", a ? a->path : "the descriptor of a monitor", strerror(-r));
 }
 
 /* ---- the end ---- */

@@ -9,6 +9,8 @@
 
 /* cmd_object.c: the kinds of objects that object-add makes. */
 extern const struct ctl_shape ctl_object_types;
+/* What it takes for one of them, beside type and id; NULL: there is no such kind. */
+const struct ctl_arg *ctl_object_rows(const char *type);
 
 /* Makes the throttle group of call->arguments. */
 MUST_USE int ctl_throttle_add(struct ctl_call *call);

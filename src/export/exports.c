@@ -87,8 +87,9 @@ int exports_server_start(struct exports *x, const struct nbd_server_opts *o, str
 static int listen_at(struct co *co, struct nbd_door *d, const struct exports_address *a, uint16_t *ret_port, struct byre_err *err)
 {
     switch (a->where) {
-    case EXPORTS_UNIX: return nbd_server_listen_unix(co, d, a->path, err);
+    case EXPORTS_UNIX: return nbd_server_listen_unix(co, d, &a->un, err);
     case EXPORTS_TCP: return nbd_server_listen_tcp(co, d, &a->tcp, ret_port, err);
+    case EXPORTS_VSOCK: return nbd_server_listen_vsock(co, d, &a->vsock, err);
     default: return nbd_server_listen_fd(co, d, a->fd, err);
     }
 }

@@ -58,8 +58,8 @@ void exports_watch(struct exports *x, exports_gone_fn *fn, void *arg);
 MUST_USE int exports_server_start(struct exports *x, const struct nbd_server_opts *o, struct byre_err *err);
 struct nbd_server *exports_server(const struct exports *x);              /* NULL: none runs */
 /* Opens a door of the server that runs, with one listener. *ret_port (may be NULL): of TCP. NOT_FOUND: none runs. Suspends. */
-enum exports_where { EXPORTS_UNIX, EXPORTS_TCP, EXPORTS_FD };
-struct exports_address { enum exports_where where; const char *path; struct nbd_tcp_addr tcp; int fd; /* owned from then on, also on failure */ };
+enum exports_where { EXPORTS_UNIX, EXPORTS_TCP, EXPORTS_FD, EXPORTS_VSOCK };
+struct exports_address { enum exports_where where; struct unix_addr un; struct nbd_tcp_addr tcp; struct nbd_vsock_addr vsock; int fd; /* owned from then on, also on failure */ };
 MUST_USE int exports_listen(struct co *co, struct exports *x, const struct nbd_door_opts *o, const struct exports_address *a, uint16_t *ret_port, struct byre_err *err);
 /* The same, and starts the server before when none runs; a door without an id is the first one. EXISTS. When it fails all is as it was. */
 MUST_USE int exports_open(struct co *co, struct exports *x, const struct nbd_door_opts *o, const struct exports_address *a, struct byre_err *err);

@@ -93,6 +93,9 @@ MUST_USE int graph_store_open(struct co *co, struct graph *g, const char *name, 
 /* The node as a store, for one who makes an image in it: all that is asked of the store is asked of the node. Nobody else writes to the node
  * or resizes it meanwhile, here or in other processes: refused when somebody does, or might. Home loop only, and closed there; holds the node. */
 MUST_USE int graph_node_store(struct co *co, struct graph_node *n, const char *who, struct stor **ret_s, struct byre_err *err);
+struct stor_nbd_opts;
+/* What a name of a user's means that is one of a disk on an NBD server; otherwise BAD_ARGUMENT. stor_nbd_opts_fini frees it. */
+MUST_USE int graph_name_nbd(const char *name, struct stor_nbd_opts *ret, struct byre_err *err);
 /* Does the name, under this policy, mean an export of a server rather than a file of this machine? */
 bool graph_name_is_remote(enum graph_policy policy, const char *name);
 /* The file that a name found in the image `overlay` (NULL: of the user) means, and the external data file that the name states (NULL: none). 0: *ret_path
@@ -157,6 +160,7 @@ struct graph_status {
     bool data, zero;             /* as `map`: data = bytes are stored; zero = reads as zeros */
     bool compressed;
     bool has_offset; uint64_t offset;         /* host offset in the file of `node` */
+    unsigned note;               /* STOR_NOTE_x: what a map is to show instead; decides nothing */
     unsigned depth;              /* 0 = top layer */
     struct graph_node *node;     /* layer that answers (deepest that was asked when none does) */
 };

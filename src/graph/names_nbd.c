@@ -42,6 +42,20 @@ static int no_memory(struct byre_err *err)
     return byre_fail(err, NOMEM, "no memory for a file name");
 }
 
+int graph_name_nbd(const char *name, struct stor_nbd_opts *ret, struct byre_err *err)
+{
+    struct name_ref ref;
+    int r = name_parse(GRAPH_ECOSYSTEM, name, NULL, &ref, err);
+    if (r)
+        return r;
+    if (!ref.nbd)
+        r = byre_fail(err, BAD_ARGUMENT, "'%s': is no name of a disk on an NBD server", name);
+    else if (stor_nbd_opts_copy(&ref.nbd->o, ret))
+        r = no_memory(err);
+    name_ref_fini(&ref);
+    return r;
+}
+
 int name_nbd_parse(const char *text, struct name_ref *ret, struct byre_err *err)
 {
     struct name_nbd *nbd = calloc(1, sizeof *nbd);
@@ -130,12 +144,8 @@ static int make_place(struct name_nbd **nbd, struct byre_err *err)
 
 int name_nbd_option(struct name_nbd **nbd, const char *key, const char *leaf, const json_t *v, struct byre_err *err)
 {
-    static const char *const known[] = { "export", "reconnect-delay", "open-timeout", "connections", "host", "port", "path", "tls-creds", "tls-hostname" };
-    static const char *const later[] = { "x-dirty-bitmap" };
+    static const char *const known[] = { "export", "reconnect-delay", "open-timeout", "connections", "host", "port", "path", "tls-creds", "tls-hostname", "x-dirty-bitmap" };
     bool server = !strncmp(leaf, "server.", 7), mine = server;
-    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
-        if (!strcmp(leaf, later[i]))
-            return byre_fail(err, NOT_SUPPORTED, "json: '%s' is not supported yet", key);
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         mine |= !strcmp(leaf, known[i]);
     if (!mine)
@@ -148,6 +158,8 @@ int name_nbd_option(struct name_nbd **nbd, const char *key, const char *leaf, co
         return server_option(n, key, leaf + 7, v, err);
     if (!strcmp(leaf, "export"))
         return taken(take_text(key, v, &n->o.export, err));
+    if (!strcmp(leaf, "x-dirty-bitmap"))
+        return taken(take_text(key, v, &n->o.x_dirty_bitmap, err));
     if (!strcmp(leaf, "tls-creds") || !strcmp(leaf, "tls-hostname"))
         return taken(take_text(key, v, leaf[4] == 'c' ? &n->o.tls_creds : &n->o.tls_hostname, err));
     struct { const char *name; uint64_t *to; } numbers[] = { { "reconnect-delay", &n->o.reconnect_s }, { "open-timeout", &n->o.open_timeout_s }, { "connections", &n->o.connections } };
@@ -188,7 +200,11 @@ static int settle_filename(struct name_nbd *n, const char *filename, struct byre
     o.open_timeout_s = n->o.open_timeout_s;
     o.connections = n->o.connections;
     o.tls_creds = n->o.tls_creds;
-    o.tls_hostname = n->o.tls_hostname;
+    o.x_dirty_bitmap = n->o.x_dirty_bitmap;
+    if (n->o.tls_hostname) {
+        free(o.tls_hostname);
+        o.tls_hostname = n->o.tls_hostname;
+    }
     n->o = o;
     return 0;
 }

@@ -72,8 +72,9 @@ static bool host_is_hole(struct co *co, struct status_walk *w, struct graph_node
     uint64_t end = x.off + x.len;
     if (end > st->offset && end - st->offset < st->len) {
         st->len = end - st->offset;
-        w->ends = n->im->data->lim.block <= 1;      /* else the border may have been rounded */
+        w->ends = n->im->data->lim.block <= 1 && !x.note;      /* else the border may have been rounded, or both sides mean the same */
     }
+    st->note = n->is_raw ? x.note : 0;
     return x.content == STOR_HOLE;
 }
 
@@ -134,7 +135,7 @@ static int status_first(struct co *co, struct status_walk *w, uint64_t off, stru
 static bool same_kind(const struct graph_status *a, const struct graph_status *b)
 {
     return a->present == b->present && a->past_end == b->past_end && a->data == b->data && a->zero == b->zero
-           && a->compressed == b->compressed && a->node == b->node && a->has_offset == b->has_offset
+           && a->note == b->note && a->compressed == b->compressed && a->node == b->node && a->has_offset == b->has_offset
            && (!a->has_offset || a->offset + a->len == b->offset);
 }
 

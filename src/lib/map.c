@@ -21,6 +21,14 @@ static int status_co(struct co *co, void *arg)
     return graph_status(co, a->image->node, bottom, a->off, a->len, &a->st);
 }
 
+/* The context that was asked for in the place of what is allocated (x-dirty-bitmap), as the peer shows it. */
+static void show_note(struct graph_status *s)
+{
+    s->data = !(s->note & STOR_NOTE_HOLE);
+    s->zero = s->note & STOR_NOTE_ZERO;
+    s->present = s->has_offset = s->data || s->zero;
+}
+
 int byre_map(struct byre_image *image, uint64_t off, uint64_t len, unsigned flags, struct byre_extent *ret)
 {
     struct asking a = { .image = image, .off = off, .len = len, .flags = flags };
@@ -33,6 +41,8 @@ int byre_map(struct byre_image *image, uint64_t off, uint64_t len, unsigned flag
         return r;
     const struct graph_status *s = &a.st;
     INV(I1, s->len > 0 && s->len <= len);
+    if (s->note)
+        show_note(&a.st);
     struct byre_extent full = byre_extent_init();
     full.start = off;
     full.len = s->len;

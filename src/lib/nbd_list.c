@@ -15,23 +15,24 @@
 #include "stor/nbd.h"
 
 struct byre_nbd_list { struct stor_nbd_list l; };
-struct asking { const struct stor_nbd_opts *o; struct stor_nbd_list *l; struct byre_err *err; };
+struct asking { struct stor_nbd_opts *o; struct tls_set *tls; struct stor_nbd_list *l; struct byre_err *err; };
 
 static int ask_co(struct co *co, void *arg)
 {
     struct asking *a = arg;
-    return stor_nbd_list(co, a->o, a->l, a->err);
+    int r = stor_nbd_take_creds(co, a->o, a->tls, a->err);
+    return r ? r : stor_nbd_list(co, a->o, a->l, a->err);
 }
 
 int byre_nbd_list(struct byre_ctx *ctx, const char *uri, struct byre_nbd_list **ret_list, struct byre_err *err)
 {
     struct stor_nbd_opts o = { 0 };
-    int r = stor_nbd_parse(uri, &o, err);
+    int r = graph_name_nbd(uri, &o, err);
     struct byre_nbd_list *list = r ? NULL : calloc(1, sizeof *list);
     if (!r && !list)
         r = byre_fail(err, NOMEM, "no memory for a list of exports");
     if (!r)
-        r = byre_ctx_call(ctx, ask_co, &(struct asking){ &o, &list->l, err });
+        r = byre_ctx_call(ctx, ask_co, &(struct asking){ &o, ctx->tls, &list->l, err });
     stor_nbd_opts_fini(&o);
     if (r) {
         free(list);

@@ -2,7 +2,7 @@
  *
  * unix_path.c: the paths of unix sockets.
  *
- * Purpose      Tells a socket that was forgotten from one in use.
+ * Purpose      Names as the kernel takes them; tells a socket that was forgotten from one in use.
  * Owns         nothing
  * Invariants   none
  * Concurrency  any thread that may block
@@ -12,6 +12,8 @@
 #include "rt/unix_path.h"
 
 #include <errno.h>
+#include <stddef.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -19,6 +21,17 @@
 
 #define TRIES 20
 #define PAUSE_NS 50000000
+
+bool unix_addr_fill(const struct unix_addr *a, struct sockaddr_un *ret, socklen_t *ret_len)
+{
+    size_t n = strlen(a->path);
+    if (!n || n > UNIX_PATH_MAX)
+        return false;
+    *ret = (struct sockaddr_un){ .sun_family = AF_UNIX };
+    memcpy(ret->sun_path + a->abstract, a->path, n);
+    *ret_len = a->abstract && !a->padded ? (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + n) : (socklen_t)sizeof *ret;
+    return true;
+}
 
 static bool refuses_clients(const struct sockaddr_un *sa)
 {

@@ -31,16 +31,20 @@ struct stor_nbd_opts {
     uint64_t open_timeout_s;          /* open-timeout: for how long opening tries again; 0: once */
     char *tls_creds;                  /* id of credentials of the side that connects; NULL: no TLS */
     char *tls_hostname;               /* name in the server's certificate; NULL: host */
-    struct tls_creds *creds;          /* what tls_creds means, counted: set by whoever asks for a connection (stor_nbd_take_creds) */
+    struct stor_nbd_uri_tls *tls;     /* what a URI says of TLS (nbds://); NULL: nothing */
+    struct tls_creds *creds;          /* what tls_creds or tls mean, counted: set by whoever asks for a connection (stor_nbd_take_creds) */
+    char *x_dirty_bitmap;             /* a meta context whose extents a map shows instead of what is allocated; NULL: none */
     uint64_t connections;             /* at most, if the server allows several; 0: STOR_NBD_CONNECTIONS */
 };
+/* Of certificates, or of keys that both sides know; strings NULL: what is usual. */
+struct stor_nbd_uri_tls { char *dir, *psk_file, *username; bool no_verify; };
 #define STOR_NBD_CONNECTIONS 4
 #define STOR_NBD_CONNECTIONS_MAX 16
 void stor_nbd_opts_fini(struct stor_nbd_opts *o);
 MUST_USE int stor_nbd_opts_copy(const struct stor_nbd_opts *from, struct stor_nbd_opts *ret);
 
 /* ---- names (nbd_name.c): pure ---- */
-/* Reads a URI (nbd://, nbd+tcp://, nbd+unix://, nbd+vsock://) or the old form nbd:HOST:PORT[:exportname=NAME], nbd:unix:PATH[:...]. */
+/* Reads a URI (nbd://, nbd+tcp://, nbd+unix://, nbd+vsock://, and nbds with TLS) or the old form nbd:HOST:PORT[:exportname=NAME], nbd:unix:PATH[:...]. */
 MUST_USE int stor_nbd_parse(const char *text, struct stor_nbd_opts *ret, struct byre_err *err);
 /* Does the text begin with the name of one of these protocols and a colon? */
 bool stor_nbd_is_name(const char *text);
@@ -50,8 +54,10 @@ char *stor_nbd_text(const struct stor_nbd_opts *o);
 MUST_USE int stor_nbd_check(const struct stor_nbd_opts *o, struct byre_err *err);
 
 struct tls_set;
-/* Looks o->tls_creds up. 0 too when there are none to look up. */
-MUST_USE int stor_nbd_take_creds(struct stor_nbd_opts *o, struct tls_set *set, struct byre_err *err);
+/* Looks o->tls_creds up, or reads what o->tls names. 0 too when there is nothing of them. Suspends. */
+MUST_USE int stor_nbd_take_creds(struct co *co, struct stor_nbd_opts *o, struct tls_set *set, struct byre_err *err);
+/* Does the name make this program read other files than the disk (keys, certificates)? Names inside images must not. */
+bool stor_nbd_names_files(const struct stor_nbd_opts *o);
 
 /* ---- the store ---- */
 /* Of `so` counts: read_only, no_flush, discard. What is created must be there already: an export is not made here. Suspends. */
@@ -77,7 +83,7 @@ struct stor_nbd_export {
     char *why;
 };
 struct stor_nbd_list { struct stor_nbd_export *exports; unsigned count; bool structured; };
-/* Asks the server at o (its export does not matter) for its exports, with their meta contexts. Suspends. */
+/* Asks the server at o (its export does not matter) for its exports, with their meta contexts; o->creds are there when it wants TLS. Suspends. */
 MUST_USE int stor_nbd_list(struct co *co, const struct stor_nbd_opts *o, struct stor_nbd_list *ret, struct byre_err *err);
 void stor_nbd_list_fini(struct stor_nbd_list *l);
 

@@ -60,8 +60,10 @@ int nbdc_step(struct co *co, struct nbd_handle *h)
 static int flag(int answer) { return answer > 0; }
 static uint64_t positive(int64_t answer) { return answer > 0 ? (uint64_t)answer : 0; }
 
-static int read_info(struct nbd_handle *h, struct nbdc_info *ret, struct byre_err *err)
+static int read_info(struct nbd_handle *h, const struct stor_nbd_opts *o, struct nbdc_info *ret, struct byre_err *err)
 {
+    if (o->x_dirty_bitmap && nbd_lib.can_meta_context(h, o->x_dirty_bitmap) <= 0)
+        return byre_fail(err, NOT_FOUND, "export '%s': the NBD server has no context '%s' (x-dirty-bitmap)", o->export ? o->export : "", o->x_dirty_bitmap);
     int64_t size = nbd_lib.get_size(h);
     if (size < 0)
         return byre_fail(err, PROTOCOL, "the NBD server tells no acceptable size: %s", nbdc_why());
@@ -117,7 +119,8 @@ void nbdc_close(struct co *co, struct nbd_handle *h)
 
 static int begin(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct byre_err *err)
 {
-    if (nbd_lib.set_export_name(h, o->export ? o->export : "") < 0 || nbd_lib.add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0)
+    if (nbd_lib.set_export_name(h, o->export ? o->export : "") < 0 || nbd_lib.add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
+        (o->x_dirty_bitmap && strcmp(o->x_dirty_bitmap, LIBNBD_CONTEXT_BASE_ALLOCATION) && nbd_lib.add_meta_context(h, o->x_dirty_bitmap) < 0))
         return byre_fail_code(err, SYSTEM, why_code(), "NBD: %s", nbdc_why());
     return nbdc_connect(co, o, h, err);
 }
@@ -136,7 +139,7 @@ int nbdc_handshake(struct co *co, const struct stor_nbd_opts *o, uint64_t at_ns,
         r = negotiate(co, o, h, err);
     (void)co_set_deadline(co, old);
     if (!r)
-        r = read_info(h, ret_info, err);
+        r = read_info(h, o, ret_info, err);
     if (r)
         nbdc_close(co, h);
     else
@@ -187,13 +190,34 @@ static int on_answer(void *arg, int *error)
     return 1;                                    /* libnbd may forget it */
 }
 
+/* The extents of the context that is shown (x-dirty-bitmap): the two bits that a map has a place for. */
+static void take_notes(struct nbdc_req *r, const uint32_t *entries, size_t count)
+{
+    enum { HOLE = 1, ZERO = 2 };
+    uint64_t pos = r->off, end = r->off + r->len;
+    r->noted = 0;
+    for (size_t i = 0; i + 1 < count && pos < end && r->noted < NBDC_NOTES_MAX; i += 2) {
+        uint64_t len = min_u64(entries[i], end - pos);
+        unsigned what = STOR_NOTE | (entries[i + 1] & HOLE ? STOR_NOTE_HOLE : 0) | (entries[i + 1] & ZERO ? STOR_NOTE_ZERO : 0);
+        pos += len;
+        if (r->noted && r->notes[r->noted - 1].what == what)
+            r->notes[r->noted - 1].end = pos;
+        else if (len)
+            r->notes[r->noted++] = (struct nbdc_note){ pos, what };
+    }
+}
+
 /* What the server says of its blocks is taken only as far as it makes sense: lengths may be anything. */
 static int on_extents(void *arg, const char *context, uint64_t off, uint32_t *entries, size_t count, int *error)
 {
-    enum { HOLE = 1, ZERO = 2 };
+    enum { ZERO = 2 };
     struct nbdc_req *r = arg;
     uint64_t pos = off, end = r->off + r->len;
-    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) || off != r->off || *error)
+    if (off != r->off || *error)
+        return 0;
+    if (r->note && !strcmp(context, r->note))
+        take_notes(r, entries, count);
+    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION))
         return 0;
     for (size_t i = 0; i + 1 < count && pos < end; i += 2) {
         uint64_t len = min_u64(entries[i], end - pos);
@@ -202,7 +226,7 @@ static int on_extents(void *arg, const char *context, uint64_t off, uint32_t *en
         if (last && last->content == what)
             last->len += len;
         else if (len && r->got < r->max)
-            r->list[r->got++] = (struct stor_extent){ what, pos, len };
+            r->list[r->got++] = (struct stor_extent){ .content = what, .off = pos, .len = len };
         else if (len)
             break;
         pos += len;
@@ -222,7 +246,7 @@ static int64_t issue(struct nbd_handle *h, struct nbdc_req *r)
     case NBDC_FLUSH: return nbd_lib.aio_flush(h, answer, r->flags);
     case NBDC_ZERO: return nbd_lib.aio_zero(h, r->len, r->off, answer, r->flags);
     case NBDC_TRIM: return nbd_lib.aio_trim(h, r->len, r->off, answer, r->flags);
-    default: r->got = 0; return nbd_lib.aio_block_status(h, r->len, r->off, extents, answer, r->flags);
+    default: r->got = r->noted = 0; return nbd_lib.aio_block_status(h, r->len, r->off, extents, answer, r->flags);
     }
 }
 

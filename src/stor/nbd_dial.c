@@ -23,6 +23,7 @@
 
 #include "base/checked.h"
 #include "rt/io.h"
+#include "rt/unix_path.h"
 #include "stor/nbd_priv.h"
 
 #define PORT "10809"
@@ -61,14 +62,10 @@ static void widen(int fd)
 
 static int dial_unix(struct co *co, const struct stor_nbd_opts *o, int *ret_fd)
 {
-    struct sockaddr_un un = { .sun_family = AF_UNIX };
-    size_t n = strlen(o->path);
-    socklen_t len = sizeof un;
-    if (n >= sizeof un.sun_path)
+    struct sockaddr_un un;
+    socklen_t len;
+    if (!unix_addr_fill(&(struct unix_addr){ o->path, o->abstract, o->padded }, &un, &len))
         return -ENAMETOOLONG;
-    memcpy(un.sun_path + o->abstract, o->path, n);
-    if (o->abstract && !o->padded)
-        len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + n);
     int r = connect_to(co, (const struct sockaddr *)&un, len, ret_fd);
     if (!r)
         widen(*ret_fd);

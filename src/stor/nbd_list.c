@@ -153,7 +153,7 @@ static int ask(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *
     l->structured = flag(nbd_lib.get_structured_replies_negotiated(h));
     r = answer(co, h, &a, nbd_lib.aio_opt_list(h, (nbd_list_callback){ .callback = on_export, .user_data = &a }, (nbd_completion_callback){ .callback = on_end, .user_data = &a }), err);
     if (!r && a.error)
-        r = byre_fail_code(err, SYSTEM, -a.error, "the NBD server does not list its exports: %s", strerrordesc_np(a.error));
+        r = byre_fail_code(err, SYSTEM, -a.error, "the NBD server does not list its exports: %s%s", strerrordesc_np(a.error), o->creds ? "" : "; it may want TLS");
     for (unsigned i = 0; !r && i < l->count; i++)
         r = ask_export(co, h, &l->exports[i], err);
     if (!r)

@@ -23,6 +23,16 @@
 
 #define EXPORT_MAX 4096u                  /* bytes of a name, by the protocol */
 
+static void uri_tls_free(struct stor_nbd_uri_tls *t)
+{
+    if (!t)
+        return;
+    free(t->dir);
+    free(t->psk_file);
+    free(t->username);
+    free(t);
+}
+
 void stor_nbd_opts_fini(struct stor_nbd_opts *o)
 {
     free(o->path);
@@ -31,6 +41,8 @@ void stor_nbd_opts_fini(struct stor_nbd_opts *o)
     free(o->export);
     free(o->tls_creds);
     free(o->tls_hostname);
+    free(o->x_dirty_bitmap);
+    uri_tls_free(o->tls);
     tls_creds_unref(o->creds);
     *o = (struct stor_nbd_opts){ 0 };
 }
@@ -41,12 +53,23 @@ static int copy(const char *from, char **to)
     return from && !*to ? -ENOMEM : 0;
 }
 
+static int copy_tls(const struct stor_nbd_uri_tls *from, struct stor_nbd_uri_tls **to)
+{
+    *to = from ? calloc(1, sizeof **to) : NULL;
+    if (!*to)
+        return from ? -ENOMEM : 0;
+    (*to)->no_verify = from->no_verify;
+    return copy(from->dir, &(*to)->dir) || copy(from->psk_file, &(*to)->psk_file) || copy(from->username, &(*to)->username) ? -ENOMEM : 0;
+}
+
 int stor_nbd_opts_copy(const struct stor_nbd_opts *from, struct stor_nbd_opts *ret)
 {
     struct stor_nbd_opts o = *from;
-    o.path = o.host = o.port = o.export = o.tls_creds = o.tls_hostname = NULL;
+    o.path = o.host = o.port = o.export = o.tls_creds = o.tls_hostname = o.x_dirty_bitmap = NULL;
+    o.tls = NULL;
     o.creds = from->creds ? tls_creds_ref(from->creds) : NULL;
-    if (copy(from->tls_creds, &o.tls_creds) || copy(from->tls_hostname, &o.tls_hostname) || copy(from->path, &o.path) || copy(from->host, &o.host) || copy(from->port, &o.port) || copy(from->export, &o.export)) {
+    if (copy_tls(from->tls, &o.tls) || copy(from->x_dirty_bitmap, &o.x_dirty_bitmap) || copy(from->tls_creds, &o.tls_creds) ||
+        copy(from->tls_hostname, &o.tls_hostname) || copy(from->path, &o.path) || copy(from->host, &o.host) || copy(from->port, &o.port) || copy(from->export, &o.export)) {
         stor_nbd_opts_fini(&o);
         return -ENOMEM;
     }
@@ -54,17 +77,14 @@ int stor_nbd_opts_copy(const struct stor_nbd_opts *from, struct stor_nbd_opts *r
     return 0;
 }
 
-int stor_nbd_take_creds(struct stor_nbd_opts *o, struct tls_set *set, struct byre_err *err)
-{
-    if (!o->tls_creds || o->creds)
-        return 0;
-    return tls_set_creds(set, o->tls_creds, false, &o->creds, err);
-}
-
 int stor_nbd_check(const struct stor_nbd_opts *o, struct byre_err *err)
 {
     struct sockaddr_un un;
-    if (o->tls_hostname && !o->tls_creds)
+    if (o->tls && o->tls_creds)
+        return byre_fail(err, BAD_OPTION, "NBD: TLS is asked for twice, by a URI of nbds and by tls-creds");
+    if (o->x_dirty_bitmap && (!o->x_dirty_bitmap[0] || strlen(o->x_dirty_bitmap) > EXPORT_MAX))
+        return byre_fail(err, BAD_OPTION, "NBD: x-dirty-bitmap is the name of a meta context, of 1 to %u bytes", EXPORT_MAX);
+    if (o->tls_hostname && !o->tls_creds && !o->tls)
         return byre_fail(err, BAD_OPTION, "NBD: tls-hostname needs tls-creds");
     if (o->where == STOR_NBD_UNIX && (!o->path || !o->path[0]))
         return byre_fail(err, BAD_OPTION, "NBD: the path of the server's socket is missing");
@@ -128,9 +148,6 @@ static int take(const char *whole, const char *text, size_t n, char **ret, struc
 static int take_authority(const char *whole, const char *text, size_t n, struct stor_nbd_opts *o, struct byre_err *err)
 {
     const char *end = text + n, *host = text, *host_end, *rest;
-    const char *at = memchr(text, '@', n);
-    if (at)
-        return byre_fail(err, NOT_SUPPORTED, "'%s': the name of a user has no meaning without TLS", whole);
     if (n && *text == '[') {
         const char *close = memchr(text, ']', n);
         if (!close)
@@ -150,23 +167,64 @@ static int take_authority(const char *whole, const char *text, size_t n, struct 
     return r;
 }
 
+/* USER@ in front of the authority: *n bytes of it are left. */
+static int take_user(const char *whole, const char **text, size_t *n, struct stor_nbd_opts *o, struct byre_err *err)
+{
+    const char *at = memchr(*text, '@', *n);
+    if (!at)
+        return 0;
+    if (!o->tls)
+        return byre_fail(err, NOT_SUPPORTED, "'%s': the name of a user has no meaning without TLS", whole);
+    size_t user = (size_t)(at - *text);
+    int r = take(whole, *text, user, &o->tls->username, err);
+    *text = at + 1;
+    *n -= user + 1;
+    return r;
+}
+
+static int take_verify(const char *whole, const char *text, size_t n, bool *ret_off, struct byre_err *err)
+{
+    static const char *const words[] = { "true", "1", "on", "yes", "false", "0", "off", "no" };
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (strlen(words[i]) == n && !strncmp(words[i], text, n)) {
+            *ret_off = i >= 4;
+            return 0;
+        }
+    return byre_fail(err, BAD_ARGUMENT, "'%s': 'tls-verify-peer' is true or false", whole);
+}
+
+/* One "KEY=VALUE" of n bytes. */
+static int take_parameter(const char *whole, const char *text, size_t n, struct stor_nbd_opts *o, struct byre_err *err)
+{
+    const struct { const char *key; char **to; } texts[] = {
+        { "socket=", o->where == STOR_NBD_UNIX && !o->abstract ? &o->path : NULL }, { "tls-certificates=", o->tls ? &o->tls->dir : NULL },
+        { "tls-psk-file=", o->tls ? &o->tls->psk_file : NULL }, { "tls-hostname=", o->tls ? &o->tls_hostname : NULL },
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        size_t k = strlen(texts[i].key);
+        if (n < k || strncmp(text, texts[i].key, k))
+            continue;
+        if (!texts[i].to || *texts[i].to)
+            return byre_fail(err, BAD_ARGUMENT, "'%s': '%.*s' belongs to %s, once", whole, (int)k - 1, text, i ? "nbds" : "nbd+unix");
+        return take(whole, text + k, n - k, texts[i].to, err);
+    }
+    if (o->tls && n > 16 && !strncmp(text, "tls-verify-peer=", 16))
+        return take_verify(whole, text + 16, n - 16, &o->tls->no_verify, err);
+    return byre_fail(err, NOT_SUPPORTED, "'%s': the parameter '%.*s' is not supported", whole, (int)n, text);
+}
+
 /* The part behind '?'. */
 static int take_query(const char *whole, const char *text, struct stor_nbd_opts *o, struct byre_err *err)
 {
-    while (*text) {
+    int r = 0;
+    while (*text && !r) {
         size_t n = strcspn(text, "&");
-        if (n >= 7 && !strncmp(text, "socket=", 7)) {
-            if (o->where != STOR_NBD_UNIX || o->path)
-                return byre_fail(err, BAD_ARGUMENT, "'%s': 'socket' belongs to nbd+unix, once", whole);
-            int r = take(whole, text + 7, n - 7, &o->path, err);
-            if (r)
-                return r;
-        } else {
-            return byre_fail(err, NOT_SUPPORTED, "'%s': the parameter '%.*s' is not supported", whole, (int)n, text);
-        }
+        r = take_parameter(whole, text, n, o, err);
         text += n + (text[n] == '&');
     }
-    return 0;
+    if (!r && o->tls && o->tls->dir && o->tls->psk_file)
+        r = byre_fail(err, BAD_ARGUMENT, "'%s': certificates, or keys that both sides know: not both", whole);
+    return r;
 }
 
 static int parse_uri(const char *whole, const char *rest, struct stor_nbd_opts *o, struct byre_err *err)
@@ -175,7 +233,9 @@ static int parse_uri(const char *whole, const char *rest, struct stor_nbd_opts *
         return byre_fail(err, BAD_ARGUMENT, "'%s': a fragment has no meaning here", whole);
     size_t authority = strcspn(rest, "/?"), path;
     const char *p = rest + authority;
-    int r = 0;
+    int r = take_user(whole, &rest, &authority, o, err);
+    if (r)
+        return r;
     if (o->where != STOR_NBD_UNIX)
         r = take_authority(whole, rest, authority, o, err);
     else if (authority)
@@ -217,8 +277,9 @@ static int parse_old(const char *whole, const char *rest, struct stor_nbd_opts *
     return r;
 }
 
-static const struct scheme { const char *name; enum stor_nbd_where where; } schemes[] = {
-    { "nbd://", STOR_NBD_INET }, { "nbd+tcp://", STOR_NBD_INET }, { "nbd+unix://", STOR_NBD_UNIX }, { "nbd+vsock://", STOR_NBD_VSOCK },
+static const struct scheme { const char *name; enum stor_nbd_where where; bool tls; } schemes[] = {
+    { "nbd://", STOR_NBD_INET, false }, { "nbd+tcp://", STOR_NBD_INET, false }, { "nbd+unix://", STOR_NBD_UNIX, false }, { "nbd+vsock://", STOR_NBD_VSOCK, false },
+    { "nbds://", STOR_NBD_INET, true }, { "nbds+tcp://", STOR_NBD_INET, true }, { "nbds+unix://", STOR_NBD_UNIX, true }, { "nbds+vsock://", STOR_NBD_VSOCK, true },
 };
 
 bool stor_nbd_is_name(const char *text)
@@ -230,13 +291,12 @@ int stor_nbd_parse(const char *text, struct stor_nbd_opts *ret, struct byre_err 
 {
     int r = 1;
     *ret = (struct stor_nbd_opts){ 0 };
-    if (!strncmp(text, "nbds", 4))
-        return byre_fail(err, NOT_SUPPORTED, "'%s': a URI names no TLS credentials: write driver=nbd with 'tls-creds' instead", text);
     for (size_t i = 0; i < sizeof schemes / sizeof schemes[0] && r == 1; i++) {
         size_t n = strlen(schemes[i].name);
         if (strncmp(text, schemes[i].name, n) == 0) {
             ret->where = schemes[i].where;
-            r = parse_uri(text, text + n, ret, err);
+            ret->tls = schemes[i].tls ? calloc(1, sizeof *ret->tls) : NULL;
+            r = schemes[i].tls && !ret->tls ? byre_fail(err, NOMEM, "no memory for a name") : parse_uri(text, text + n, ret, err);
         }
     }
     if (r == 1 && !strncmp(text, "nbd:", 4))
@@ -263,31 +323,54 @@ static void put(FILE *f, const char *text, const char *also)
     }
 }
 
+/* USER@HOST:PORT, as far as there is any of it. */
+static void put_authority(FILE *f, const struct stor_nbd_opts *o)
+{
+    if (o->tls && o->tls->username) {
+        put(f, o->tls->username, "");
+        fputc('@', f);
+    }
+    if (o->where == STOR_NBD_UNIX)
+        return;
+    bool colons = strchr(o->host, ':');
+    fputs(colons ? "[" : "", f);
+    put(f, o->host, ":");
+    fputs(colons ? "]" : "", f);
+    if (o->port) {
+        fputc(':', f);
+        put(f, o->port, "");
+    }
+}
+
+static void put_parameter(FILE *f, char *sign, const char *key, const char *value)
+{
+    if (!value)
+        return;
+    fprintf(f, "%c%s=", *sign, key);
+    put(f, value, "/:");
+    *sign = '&';
+}
+
 char *stor_nbd_text(const struct stor_nbd_opts *o)
 {
-    static const char *const begin[] = { [STOR_NBD_UNIX] = "nbd+unix://", [STOR_NBD_INET] = "nbd://", [STOR_NBD_VSOCK] = "nbd+vsock://" };
-    char *text = NULL;
+    static const char *const begin[] = { [STOR_NBD_UNIX] = "+unix", [STOR_NBD_INET] = "", [STOR_NBD_VSOCK] = "+vsock" };
+    char *text = NULL, sign = '?';
     size_t len;
     FILE *f = open_memstream(&text, &len);
     if (!f)
         return NULL;
-    fputs(begin[o->where], f);
-    if (o->where != STOR_NBD_UNIX) {
-        bool colons = strchr(o->host, ':');
-        fputs(colons ? "[" : "", f);
-        put(f, o->host, ":");
-        fputs(colons ? "]" : "", f);
-    }
-    if (o->where != STOR_NBD_UNIX && o->port) {
-        fputc(':', f);
-        put(f, o->port, "");
-    }
+    fprintf(f, "nbd%s%s://", o->tls ? "s" : "", begin[o->where]);
+    put_authority(f, o);
     if (o->export && o->export[0])
         fputc('/', f);
     put(f, o->export ? o->export : "", "/:");
-    if (o->where == STOR_NBD_UNIX) {
-        fputs(o->abstract ? "?abstract=" : "?socket=", f);
-        put(f, o->path, "/:");
+    if (o->where == STOR_NBD_UNIX)
+        put_parameter(f, &sign, o->abstract ? "abstract" : "socket", o->path);
+    if (o->tls) {
+        put_parameter(f, &sign, "tls-certificates", o->tls->dir);
+        put_parameter(f, &sign, "tls-psk-file", o->tls->psk_file);
+        put_parameter(f, &sign, "tls-hostname", o->tls_hostname);
+        put_parameter(f, &sign, "tls-verify-peer", o->tls->no_verify ? "false" : NULL);
     }
     bool bad = ferror(f);
     if (fclose(f) || bad) {

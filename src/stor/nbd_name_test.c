@@ -39,7 +39,16 @@ static const struct row rows[] = {
     { "nbd:unix:/s:exportname=e", STOR_NBD_UNIX, NULL, NULL, "/s", "e", "nbd+unix:///e?socket=/s" },
     { "nbd:", -1 }, { "nbd:h", -1 }, { "nbd:h:", -1 }, { "nbd:unix:", -1 }, { "nbd:[::1", -1 }, { "nbd+unix:///", -1 }, { "nbd+unix://h/?socket=/s", -1 },
     { "nbd+unix:///?socket=", -1 }, { "nbd+unix:///?socket=/a&socket=/b", -1 }, { "nbd://h?socket=/s", -1 }, { "nbd://h/e?x=1", -1 }, { "nbd://h/e#f", -1 },
-    { "nbd://u@h/", -1 }, { "nbd://h/%", -1 }, { "nbd://h/%4", -1 }, { "nbd://h/%zz", -1 }, { "nbd://h/%00x", -1 }, { "nbds://h", -1 }, { "nbd+x://h", -1 },
+    { "nbd://u@h/", -1 }, { "nbd://h/%", -1 }, { "nbd://h/%4", -1 }, { "nbd://h/%zz", -1 }, { "nbd://h/%00x", -1 },
+    { "nbds://h", STOR_NBD_INET, "h", NULL, NULL, "", NULL },
+    { "nbds+tcp://al%40ice@h:12/e", STOR_NBD_INET, "h", "12", NULL, "e", "nbds://al%40ice@h:12/e" },
+    { "nbds+unix://alice@/e?socket=/s&tls-certificates=c/d", STOR_NBD_UNIX, NULL, NULL, "/s", "e", "nbds+unix://alice@/e?socket=/s&tls-certificates=c/d" },
+    { "nbds+unix:///?tls-psk-file=/k&socket=/s", STOR_NBD_UNIX, NULL, NULL, "/s", "", "nbds+unix://?socket=/s&tls-psk-file=/k" },
+    { "nbds://h?tls-hostname=x&tls-verify-peer=false", STOR_NBD_INET, "h", NULL, NULL, "", NULL },
+    { "nbds+vsock://2", STOR_NBD_VSOCK, "2", NULL, NULL, "", NULL },
+    { "nbds://h?tls-psk-file=a&tls-certificates=b", -1 }, { "nbds://h?tls-psk-file=a&tls-psk-file=b", -1 }, { "nbds://h?tls-verify-peer=maybe", -1 },
+    { "nbd://h?tls-psk-file=a", -1 }, { "nbds://h?odd=1", -1 }, { "nbds+unix://a@h/?socket=/s", -1 },
+    { "nbd+x://h", -1 },
     { "nbd://[::1", -1 }, { "nbd://[::1]x", -1 }, { "http://h", -1 }, { "", -1 },
 };
 

@@ -161,14 +161,42 @@ static int op_discard(struct co *co, struct stor *s, uint64_t off, uint64_t len)
     return each_span(co, n, NBDC_TRIM, off, min_u64(len, n->info.size - off), 0);
 }
 
+/* Puts the notes of r to its extents, which are cut where they change: how many there are then. What no note is known of is left out. */
+static unsigned with_notes(struct nbdc_req *r)
+{
+    unsigned at = 0;
+    struct stor_extent *e = r->list;
+    for (unsigned i = 0; i < r->got; i++) {
+        while (at < r->noted && r->notes[at].end <= e[i].off)
+            at++;
+        if (at == r->noted)
+            return i;
+        e[i].note = r->notes[at].what;
+        uint64_t end = e[i].off + e[i].len, cut = r->notes[at].end;
+        if (cut >= end)
+            continue;
+        if (r->got < r->max)
+            r->got++;
+        memmove(&e[i + 2], &e[i + 1], (r->got - min_u64(r->got, i + 2)) * sizeof *e);
+        if (i + 1 < r->got)
+            e[i + 1] = (struct stor_extent){ .content = e[i].content, .off = cut, .len = end - cut };
+        e[i].len = cut - e[i].off;
+    }
+    return r->got;
+}
+
 static int status(struct co *co, struct nbdc *n, uint64_t off, uint64_t len, struct stor_extent *list, unsigned max)
 {
     uint64_t span = atomic_load(&n->small_spans) ? n->s.lim.max_transfer : NBDC_SPAN_MAX;
-    struct nbdc_req r = { .what = NBDC_STATUS, .off = off, .list = list, .max = max, .flags = max == 1 ? LIBNBD_CMD_FLAG_REQ_ONE : 0 };
+    struct nbdc_note notes[NBDC_NOTES_MAX];
+    struct nbdc_req r = { .what = NBDC_STATUS, .off = off, .list = list, .max = max, .flags = max == 1 ? LIBNBD_CMD_FLAG_REQ_ONE : 0, .note = n->o.x_dirty_bitmap,
+        .notes = notes };
     if (!n->info.has_status || off >= n->info.size)
         return -ENOTSUP;
     r.len = min_u64(min_u64(len, span), n->info.size - off);
     int result = nbdc_do(co, n, &r);
+    if (!result && r.note)
+        r.got = with_notes(&r);
     return result ? result : r.got ? (int)r.got : -ENOTSUP;
 }
 
@@ -353,7 +381,7 @@ int stor_nbd_open(struct co *co, const struct stor_nbd_opts *o, const struct sto
         return r;
     if (set_new(o, so, &n))
         return byre_fail(err, NOMEM, "no memory for an NBD connection");
-    r = stor_nbd_take_creds(&n->o, so->tls, err);
+    r = stor_nbd_take_creds(co, &n->o, so->tls, err);
     if (!r)
         r = open_in(co, n, err);
     if (r) {

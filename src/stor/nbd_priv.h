@@ -31,11 +31,13 @@
 #define NBDC_LEN_MAX (32u << 20)          /* of a transfer, whatever the server would take */
 #define NBDC_SPAN_MAX (1u << 30)          /* of a request without data */
 #define NBDC_LOG_BYTES (16u << 20)        /* kept for repetition before a flush is asked for */
+#define NBDC_NOTES_MAX 32u                /* extents of a second context in one answer; what follows is asked for again */
 
 /* ---- one request: in the frame of its coroutine ---- */
 enum nbdc_what { NBDC_READ, NBDC_WRITE, NBDC_FLUSH, NBDC_ZERO, NBDC_TRIM, NBDC_STATUS };
 
 struct nbdc_entry;
+struct nbdc_note { uint64_t end; unsigned what; };       /* up to there: STOR_NOTE_x */
 
 struct nbdc_req {
     enum nbdc_what what;
@@ -44,6 +46,9 @@ struct nbdc_req {
     void *buf;                            /* READ, WRITE */
     struct stor_extent *list;             /* STATUS */
     unsigned max, got;
+    const char *note;                     /* STATUS: a second context that is asked for; NULL: none */
+    struct nbdc_note *notes;              /* NBDC_NOTES_MAX of them */
+    unsigned noted;
     uint64_t upto;                        /* FLUSH: covers what the log held up to here */
     struct nbdc_entry *entry;             /* what changes: its place in the log; NULL: none is kept */
     bool repeated;                        /* by nbdc_log_repeat: is in the log already */

@@ -35,7 +35,10 @@ enum {                                    /* flags of write and zero */
 };
 
 enum stor_content { STOR_DATA, STOR_HOLE };          /* a hole reads as zeros and occupies no space */
-struct stor_extent { enum stor_content content; uint64_t off, len; };
+/* note: what a map that the user asked for says of these bytes beside their content (STOR_NOTE_x; 0: nothing was asked for). It is shown, and
+ * decides nothing: it may mean anything. */
+enum { STOR_NOTE = 1u << 0, STOR_NOTE_HOLE = 1u << 1, STOR_NOTE_ZERO = 1u << 2 };
+struct stor_extent { enum stor_content content; uint64_t off, len; unsigned note; };
 
 struct stor_limits {
     uint32_t block;            /* request alignment in bytes that the driver needs (1 if none) */

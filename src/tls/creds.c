@@ -157,6 +157,8 @@ static int load_psk_server(struct tls_creds *c, const char *path, struct byre_er
 
 static int load_psk(struct tls_creds *c, const struct tls_creds_opts *o, struct byre_err *err)
 {
+    if (o->psk_file)
+        return load_psk_client(c, o->username ? o->username : USER_DEFAULT, o->psk_file, err);
     AUTOFREE char *folder = realpath(o->dir, NULL);      /* a daemon may leave its folder, and the file is read later */
     AUTOFREE char *path = NULL;
     if (!folder)
@@ -202,7 +204,7 @@ static int set_priority(struct tls_creds *c, const char *asked, struct byre_err 
 
 static int check_opts(const char *id, const struct tls_creds_opts *o, struct byre_err *err)
 {
-    if (!o->dir && o->kind != TLS_ANON)
+    if (!o->dir && o->kind != TLS_ANON && !o->psk_file && !o->system_trust)
         return byre_fail(err, BAD_OPTION, "'%s' needs 'dir', the folder of its files", id);
     if (o->username && (o->kind != TLS_PSK || o->server))
         return byre_fail(err, BAD_OPTION, "'%s': 'username' is for the client's side of pre-shared keys", id);

@@ -22,7 +22,9 @@ struct tls_creds_opts {
     bool server;                     /* the side that listens */
     bool no_verify;                  /* verify-peer=off: the other side need not prove who it is */
     bool no_sanity_check;            /* own certificates are taken as they are */
-    const char *dir;                 /* of the files; NULL: none, for ANON only */
+    const char *dir;                 /* of the files; NULL: none, for ANON, and with one of the next two */
+    const char *psk_file;            /* PSK, client: the file itself, instead of dir */
+    bool system_trust;               /* X509, client without dir: the authorities that this machine trusts */
     const char *priority;            /* of GnuTLS; NULL: TLS_PRIORITY */
     const char *username;            /* PSK, client; NULL: "qemu" */
     const char *password;            /* of the private key; NULL: it has none */

@@ -129,12 +129,21 @@ static int load_own(struct tls_creds *c, const struct tls_creds_opts *o, struct 
     return o->no_sanity_check || (!c->server && !c->verify) ? 0 : check_own(c, cert, err);
 }
 
+/* For clients: what everybody on this machine trusts, and no certificate of its own. */
+static int load_system(struct tls_creds *c, struct byre_err *err)
+{
+    int r = c->verify ? gnutls_lib.certificate_set_x509_system_trust(c->cred) : 1;
+    return r <= 0 ? byre_fail(err, NOT_FOUND, "this machine trusts no authority: a folder with ca-cert.pem is needed (tls-certificates)") : 0;
+}
+
 int tls_x509_load(struct tls_creds *c, const struct tls_creds_opts *o, struct byre_err *err)
 {
     gnutls_certificate_credentials_t cred;
     if (gnutls_lib.certificate_allocate_credentials(&cred) < 0)
         return byre_fail(err, NOMEM, "no memory for TLS");
     c->cred = cred;
+    if (!o->dir)
+        return load_system(c, err);
     int r = load_authorities(c, o->dir, err);
     return r ? r : load_own(c, o, err);
 }

@@ -18,7 +18,7 @@
     X(handshake) X(record_send) X(record_recv) X(alert_send) X(alert_send_appropriate) X(alert_get) X(alert_get_name) X(bye)                  \
     X(transport_set_ptr) X(transport_set_push_function) X(transport_set_pull_function) X(transport_set_pull_timeout_function)                 \
     X(transport_set_errno) X(server_name_set)                                                                                                \
-    X(certificate_allocate_credentials) X(certificate_free_credentials) X(certificate_set_x509_trust_file) X(certificate_set_x509_crl_file)   \
+    X(certificate_allocate_credentials) X(certificate_free_credentials) X(certificate_set_x509_trust_file) X(certificate_set_x509_system_trust) X(certificate_set_x509_crl_file)   \
     X(certificate_set_x509_key_file2) X(certificate_server_set_request) X(certificate_verify_peers) X(certificate_get_peers)                  \
     X(certificate_get_crt_raw) X(certificate_get_trust_list)                                                                                  \
     X(x509_crt_init) X(x509_crt_deinit) X(x509_crt_import) X(x509_crt_get_dn) X(x509_trust_list_verify_crt2)                                  \

@@ -102,7 +102,7 @@ def test_filters_by_name(tmp_path, byre_serve):
     server.qmp("blockdev-add", **stack)
     seen = nodes(server)
     assert [seen[n]["drv"] for n in ("f1", "f3", "a")] == ["blkdebug", "copy-on-read", "qcow2"]
-    assert seen["f1"]["image"]["virtual-size"] == 16 * MIB and seen["f1"]["backing_file_depth"] == 0
+    assert seen["f1"]["image"]["virtual-size"] == 16 * MIB and seen["f1"]["backing_file_depth"] == 3
     assert "f3" in refused(server, "blockdev-del", **{"node-name": "a"}) or "made by" in refused(server, "blockdev-del", **{"node-name": "a"})
     server.qmp("block_resize", **{"node-name": "a", "size": 20 * MIB})
     assert nodes(server)["f1"]["image"]["virtual-size"] == 20 * MIB

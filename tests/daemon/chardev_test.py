@@ -134,3 +134,32 @@ def test_connects_to_another(start, tmp_path):
     assert client.ask("query-jobs") == {"return": []}
     assert daemon.stop()[0] == 0
     other.close()
+
+
+@BOTH
+def test_ringbuf(start, peer):
+    """FEATURES 8.022: a device that keeps its last bytes: what is written comes out once, the oldest goes first, text stays text"""
+    client = start("daemon", peer=peer).qmp()
+    assert {"ringbuf", "memory"} <= {b["name"] for b in client.ok("query-chardev-backends")}
+    client.ok("chardev-add", id="r", backend={"type": "ringbuf", "data": {"size": 8}})
+    client.ok("chardev-add", id="m", backend={"type": "memory", "data": {}})
+    assert "power of two" in client.refused("chardev-add", id="x", backend={"type": "ringbuf", "data": {"size": 7}})
+    assert devices(client)["r"]["filename"] == "ringbuf" and devices(client)["m"]["filename"] == "memory"
+    client.ok("ringbuf-write", device="r", data="hello world")
+    assert [client.ok("ringbuf-read", device="r", size=n) for n in (3, 100, 100)] == ["lo ", "world", ""]
+    client.ok("ringbuf-write", device="r", data="aGk=", format="base64")
+    assert client.ok("ringbuf-read", device="r", size=3, format="base64") == "aGk="
+    client.ok("ringbuf-write", device="r", data="/8M=", format="base64")
+    assert client.ok("ringbuf-read", device="r", size=3) == "\ufffd\ufffd"
+    client.ok("ringbuf-write", device="m", data="\u00e4\u20ac\U0001f600")
+    assert client.ok("ringbuf-read", device="m", size=100) == "\u00e4\u20ac\U0001f600"
+    for size in (0, -1):
+        assert client.refused("ringbuf-read", device="r", size=size) == "size must be greater than zero"
+    assert client.refused("ringbuf-write", device="zz", data="") == "Device 'zz' not found"
+    assert client.refused("ringbuf-read", device="c", size=1) == "c is not a ringbuf device"
+    if not peer:
+        assert "base64" in client.refused("ringbuf-write", device="r", data="a=", format="base64")
+        assert "16 MiB" in client.refused("chardev-add", id="x", backend={"type": "ringbuf", "data": {"size": 1 << 40}})
+        assert "nobody" in client.refused("x-byre-monitor-add", chardev="r")
+    client.ok("chardev-remove", id="r")
+    assert client.refused("ringbuf-read", device="r", size=1) == "Device 'r' not found"

@@ -135,3 +135,16 @@ def test_no_leftovers(start, tmp_path):
         client.ok("blockdev-del", node_name="x")
     assert (len(client.ok("query-named-block-nodes", flat=True)), files()) == before
     assert memory() - grown < 4 * MIB
+
+
+def test_qom_list_properties(start):
+    """FEATURES 8.021: what object-add takes, by the names and kinds that the peer has; a kind that nobody has"""
+    told = []
+    for peer in (False, True):
+        client = start("daemon", peer=peer).qmp()
+        assert client.ask("qom-list-properties", typename="odd")["error"] == {"class": "DeviceNotFound", "desc": "Class 'odd' not found"}
+        told.append({t: {p["name"]: p["type"] for p in client.ok("qom-list-properties", typename=t)} for t in ("secret", "throttle-group", "tls-creds-x509", "authz-simple")})
+    for name, ours in told[0].items():
+        theirs = told[1][name]
+        assert set(theirs) - set(ours) <= {"loaded"}, name                              # a word of older versions
+        assert {k: v for k, v in ours.items() if k in theirs} == {k: v for k, v in theirs.items() if k in ours}, name

@@ -252,7 +252,7 @@ static void start_main(struct co *co, void *arg)
     add(t, D_ERR, (struct nbd_export_opts){ .name = "err", .writable = true });
     add(t, D_SLOW, (struct nbd_export_opts){ .name = "slow", .writable = true });
     add(t, D_BLOCK4K, (struct nbd_export_opts){ .name = "block4k", .writable = true, .block_min = 4096, .block_preferred = 65536 });
-    if (t->unix_path && nbd_server_listen_unix(co, nbd_server_door(t->srv), t->unix_path, &err))
+    if (t->unix_path && nbd_server_listen_unix(co, nbd_server_door(t->srv), &(struct unix_addr){ .path = t->unix_path }, &err))
         die(&err);
     if (t->unix_path)
         printf("listening unix:%s\n", t->unix_path);

@@ -19,6 +19,7 @@
 #include "base/err.h"
 #include "base/iov.h"
 #include "rt/loop.h"
+#include "rt/unix_path.h"
 
 /* ---- what the server needs of a disk ---- */
 
@@ -99,12 +100,15 @@ struct nbd_door *nbd_door_find(struct nbd_server *s, const char *id);           
 struct nbd_door *nbd_door_next(struct nbd_server *s, struct nbd_door *prev);        /* iterate; prev NULL: first */
 struct nbd_door_info { const char *id, *creds, *authz; unsigned connections, connections_max; unsigned listeners; };
 struct nbd_door_info nbd_door_get(const struct nbd_door *d);                        /* valid while d is */
-/* Address of its listener number i, as "unix:PATH" or "HOST:PORT"; NULL: it has fewer. Owned by the caller, or no memory. */
+/* Address of its listener number i, as "unix:PATH", "unix:@NAME" (abstract), "vsock:CID:PORT" or "HOST:PORT"; NULL: it has fewer. Owned by the caller, or no memory. */
 char *nbd_door_address(const struct nbd_door *d, unsigned i);
 
-/* A path of at most 107 bytes. A socket that nobody listens on is replaced; anything else in the way is an error
- * (EXISTS). The path is removed at stop. Suspends. */
-MUST_USE int nbd_server_listen_unix(struct co *co, struct nbd_door *d, const char *path, struct byre_err *err);
+/* A socket at the path that nobody listens on is replaced; anything else in the way is an error (EXISTS). The path is removed at stop; a name that is
+ * in no folder goes by itself, and is open to everybody in the network namespace. Suspends. */
+MUST_USE int nbd_server_listen_unix(struct co *co, struct nbd_door *d, const struct unix_addr *a, struct byre_err *err);
+/* Of virtual machines: a context identifier, VMADDR_CID_ANY for all, and a port. NOT_SUPPORTED: this kernel has no such sockets. */
+struct nbd_vsock_addr { uint32_t cid, port; };
+MUST_USE int nbd_server_listen_vsock(struct co *co, struct nbd_door *d, const struct nbd_vsock_addr *a, struct byre_err *err);
 /* host NULL or "": all addresses. port 0: a free one is picked. *ret_port = the port. Suspends. */
 struct nbd_tcp_addr { const char *host; uint16_t port; };
 MUST_USE int nbd_server_listen_tcp(struct co *co, struct nbd_door *d, const struct nbd_tcp_addr *addr, uint16_t *ret_port, struct byre_err *err);

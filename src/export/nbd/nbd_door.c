@@ -15,6 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <linux/vm_sockets.h>
+
 #include "export/nbd/nbd_priv.h"
 
 void nbd_door_forget(struct nbd_door *d)
@@ -118,7 +120,7 @@ struct nbd_door_info nbd_door_get(const struct nbd_door *d)
 char *nbd_door_address(const struct nbd_door *d, unsigned i)
 {
     const struct nbd_listener *l = listener_of(d, i);
-    union { struct sockaddr_storage ss; struct sockaddr_in in; struct sockaddr_in6 in6; struct sockaddr_un un; } a = { .ss.ss_family = AF_UNSPEC };
+    union { struct sockaddr_storage ss; struct sockaddr_in in; struct sockaddr_in6 in6; struct sockaddr_un un; struct sockaddr_vm vm; } a = { .ss.ss_family = AF_UNSPEC };
     socklen_t n = sizeof a.ss;
     char host[INET6_ADDRSTRLEN] = "", *text = NULL;
     int r = -1;
@@ -132,6 +134,10 @@ char *nbd_door_address(const struct nbd_door *d, unsigned i)
         r = asprintf(&text, "%s:%u", inet_ntop(AF_INET, &a.in.sin_addr, host, sizeof host), ntohs(a.in.sin_port));
     else if (a.ss.ss_family == AF_INET6)
         r = asprintf(&text, "[%s]:%u", inet_ntop(AF_INET6, &a.in6.sin6_addr, host, sizeof host), ntohs(a.in6.sin6_port));
+    else if (a.ss.ss_family == AF_VSOCK)
+        r = asprintf(&text, "vsock:%u:%u", a.vm.svm_cid, a.vm.svm_port);
+    else if (a.ss.ss_family == AF_UNIX && n > offsetof(struct sockaddr_un, sun_path) && !a.un.sun_path[0])
+        r = asprintf(&text, "unix:@%.*s", (int)(n - offsetof(struct sockaddr_un, sun_path) - 1), a.un.sun_path + 1);
     else
         r = asprintf(&text, "unix:%.107s", a.ss.ss_family == AF_UNIX ? a.un.sun_path : "");
     return r < 0 ? NULL : text;

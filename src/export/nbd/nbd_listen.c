@@ -19,6 +19,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <linux/vm_sockets.h>
+
 #include "base/checked.h"
 #include "export/nbd/nbd_priv.h"
 #include "rt/unix_path.h"
@@ -127,7 +129,7 @@ int nbd_server_listen_fd(struct co *co, struct nbd_door *d, int fd, struct byre_
 
 /* ---- unix ---- */
 
-struct bind_job { struct sockaddr_un sa; int fd; };
+struct bind_job { struct sockaddr_un sa; socklen_t len; bool abstract; int fd; };
 
 static int64_t bind_path(void *arg)
 {
@@ -135,9 +137,9 @@ static int64_t bind_path(void *arg)
     j->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (j->fd < 0)
         return -errno;
-    int r = bind(j->fd, (struct sockaddr *)&j->sa, sizeof j->sa) ? -errno : 0;
-    if (r == -EADDRINUSE && unix_path_is_stale(&j->sa) && !unlink(j->sa.sun_path))
-        r = bind(j->fd, (struct sockaddr *)&j->sa, sizeof j->sa) ? -errno : 0;
+    int r = bind(j->fd, (struct sockaddr *)&j->sa, j->len) ? -errno : 0;
+    if (r == -EADDRINUSE && !j->abstract && unix_path_is_stale(&j->sa) && !unlink(j->sa.sun_path))
+        r = bind(j->fd, (struct sockaddr *)&j->sa, j->len) ? -errno : 0;
     if (!r && listen(j->fd, BACKLOG))
         r = -errno;
     if (r)
@@ -145,22 +147,40 @@ static int64_t bind_path(void *arg)
     return r;
 }
 
-int nbd_server_listen_unix(struct co *co, struct nbd_door *d, const char *path, struct byre_err *err)
+int nbd_server_listen_unix(struct co *co, struct nbd_door *d, const struct unix_addr *a, struct byre_err *err)
 {
     ASSERT_LOOP(d->server->home);
-    struct bind_job j = { .sa.sun_family = AF_UNIX };
-    size_t n = strlen(path);
-    if (!n || n >= sizeof j.sa.sun_path)
-        return byre_fail(err, BAD_ARGUMENT, "NBD server: socket path '%.120s' must have 1 to %zu bytes", path, sizeof j.sa.sun_path - 1);
-    memcpy(j.sa.sun_path, path, n);
-    char *copy = strdup(path);
-    int64_t r = copy ? rt_blocking(co, bind_path, &j) : -ENOMEM;
+    struct bind_job j = { .abstract = a->abstract };
+    if (!unix_addr_fill(a, &j.sa, &j.len))
+        return byre_fail(err, BAD_ARGUMENT, "NBD server: socket path '%.120s' must have 1 to %u bytes", a->path, UNIX_PATH_MAX);
+    char *copy = a->abstract ? NULL : strdup(a->path);
+    int64_t r = copy || a->abstract ? rt_blocking(co, bind_path, &j) : -ENOMEM;
     if (!r)
         return start(d, j.fd, copy, err);
     free(copy);
+    if (r == -EADDRINUSE && a->abstract)
+        return byre_fail(err, EXISTS, "NBD server: somebody listens under the abstract name '%s' already", a->path);
     if (r == -EADDRINUSE)
-        return byre_fail(err, EXISTS, "NBD server: '%s' exists and is no abandoned socket", path);
-    return byre_fail_code(err, SYSTEM, (int)r, "NBD server: cannot listen on '%s': %s", path, strerror((int)-r));
+        return byre_fail(err, EXISTS, "NBD server: '%s' exists and is no abandoned socket", a->path);
+    return byre_fail_code(err, SYSTEM, (int)r, "NBD server: cannot listen on '%s': %s", a->path, strerror((int)-r));
+}
+
+/* ---- virtual machines ---- */
+
+int nbd_server_listen_vsock(struct co *co, struct nbd_door *d, const struct nbd_vsock_addr *a, struct byre_err *err)
+{
+    ASSERT_LOOP(d->server->home);
+    ASSERT(co);
+    struct sockaddr_vm vm = { .svm_family = AF_VSOCK, .svm_cid = a->cid, .svm_port = a->port };
+    int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return byre_fail_code(err, NOT_SUPPORTED, -errno, "NBD server: this kernel has no sockets of virtual machines (vsock): %s", strerror(errno));
+    if (bind(fd, (struct sockaddr *)&vm, sizeof vm) || listen(fd, BACKLOG)) {
+        int r = -errno;
+        close(fd);
+        return byre_fail_code(err, SYSTEM, r, "NBD server: cannot listen on vsock %u port %u: %s", a->cid, a->port, strerror(-r));
+    }
+    return start(d, fd, NULL, err);
 }
 
 /* ---- TCP ---- */

@@ -154,7 +154,7 @@ static void start_co(struct co *co, void *arg)
                                        .is_default = true, .allocation_depth = true };
     ASSERT(nbd_server_new(co_loop(co), &opts, &f->srv, &f->err) == 0);
     ASSERT(nbd_server_add(f->srv, &o, &x, &f->err) == 0);
-    ASSERT(nbd_server_listen_unix(co, nbd_server_door(f->srv), f->path, &f->err) == 0);
+    ASSERT(nbd_server_listen_unix(co, nbd_server_door(f->srv), &(struct unix_addr){ .path = f->path }, &f->err) == 0);
     sem_post(&f->done);
 }
 
