@@ -659,8 +659,10 @@ void node_set_below(struct graph_node *n)
     if (n->ending)                               /* nobody asks it any more, and its image is being closed, or has been */
         return;
     uint64_t from = n->im->has_backing ? UINT64_MAX : 0;
-    if (n->backing)
-        from = graph_length(n->backing);
+    if (n->backing) {                            /* a filter that comes to lie here has no length of its own yet */
+        const struct graph_node *image = graph_skip_filters(n->backing);
+        from = image ? max_u64(graph_length(image), graph_length(n->backing)) : UINT64_MAX;
+    }
     atomic_store(&n->im->below_zero_from, from);
 }
 

@@ -368,3 +368,40 @@ def test_resized_while_a_backup_begins(start, tmp_path, command):
     busy.wait()
     client.ok("quit")
     assert daemon.wait()[0] == 0
+
+
+# ---- an overlay over what gets a filter ----
+
+@pytest.mark.parametrize("what", ["backup", "mirror", "throttle"])
+def test_a_filter_comes_below_an_overlay(start, tmp_path, what):
+    """FEATURES 11.001, 11.005: a small write into an overlay brings along what lies below, also when that has just got a filter, or has lost it"""
+    for name in ("base", "copy"):
+        images.create(tmp_path / name, 8 * MIB)
+    run.qemu_io(tmp_path / "base", "write -P 1 0 8M")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", "base", "-F", "qcow2", tmp_path / "top", 8 * MIB)
+    daemon = start("daemon")
+    client = daemon.qmp()
+    client.ok("blockdev-add", driver="qcow2", node_name="base", read_only=True, file=file_of("base"))
+    client.ok("blockdev-add", driver="qcow2", node_name="top", file=file_of("top"), backing="base")
+    client.ok("blockdev-add", driver="qcow2", node_name="copy", file=file_of("copy"))
+    client.ok("nbd-server-start", addr={"type": "unix", "data": {"path": "n.sock"}})
+    client.ok("block-export-add", type="nbd", id="e", name="e", node_name="top", writable=True)
+    uri = f"nbd+unix:///e?socket={daemon.folder}/n.sock"
+
+    def small(at):
+        run.qemu_io(uri, f"write -P 2 {at} 512", f"write -z {at + 4096} 512", f"read -P 1 {at + 8192} 8k", f"read -P 0 {at + 4096} 512", f"read -P 1 {at + 4608} 512", fmt="raw")
+    if what in ("backup", "mirror"):
+        client.ok(f"blockdev-{what}", device="base", target="copy", sync="none", job_id="j", filter_node_name="f")
+    else:
+        client.ok("object-add", qom_type="throttle-group", id="g")
+        client.ok("blockdev-add", driver=what, node_name="f", file="base", throttle_group="g")
+        client.ok("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "top", "file": file_of("top"), "backing": "f"}])
+    small(MIB)
+    if what in ("backup", "mirror"):
+        client.ok("job-cancel", id="j")
+        while client.ok("query-jobs"):
+            time.sleep(0.01)
+    small(2 * MIB)
+    run.qemu_io(uri, "read -P 1 3M 5M", fmt="raw")
+    client.ok("quit")
+    assert daemon.wait()[0] == 0
