@@ -12,7 +12,8 @@
  *             K5  Nobody changes the source past the filter: it has a user as long as it keeps something, so what it denies is denied.
  *             K6  A bitmap is given up for nothing that is not durable on the target, also when the job fails.
  * Order       copy | flush of the target | filter out | bitmap, event (J4, J5). Nothing suspends between the last two, and what the image holds of the
- *             bitmap follows later: a kill never finds it given up durably and nobody told.
+ *             bitmap follows later: a kill never finds it given up durably and nobody told. Cancelled, failed: filter out | last request | flush of the
+ *             target, closed | event (leave.h), for what sync=none has copied is meant to be used.
  * Concurrency Home loop. Copy and flush run in coroutines of their own: a target that stands still does not keep the job from its end.
  * Failure     backup.h
  * Tests       ../sim/backup_test.c, tests/daemon/backup_test.py, tests/kill/test_kill_backup.py
@@ -29,13 +30,13 @@
 #include "graph/runtime.h"
 #include "job/aside.h"
 #include "job/backup_copy.h"
+#include "job/leave.h"
 #include "rt/loop.h"
 
 #define TICK_NS UINT64_C(100000000)
 #define RETRY_NS UINT64_C(100000000)
 #define LEAVE_NS UINT64_C(200000000)         /* the job waits so long for pieces that are with the target */
 #define FLUSH_NS UINT64_C(5000000000)        /* ... and, when it has failed, so long for a flush without which a bitmap must stay as it is */
-#define ABANDON_NS UINT64_C(2000000000)      /* ... and, when it is over, others so long for requests that are with the target still */
 #define DISCARD_BYTES (UINT64_C(64) << 20)   /* what has been copied is discarded in such parts */
 #define STEP_BYTES (UINT64_C(1) << 30)
 
@@ -45,7 +46,7 @@ extern int backup_fault;                     /* of the test in sim/, which must 
 #else
 #define FAULT(n) 0
 #endif
-enum { FAULT_NO_FLUSH = 1, FAULT_NO_COPY_BEFORE, FAULT_BITMAP_GIVEN_UP, FAULT_NOT_SINCE };
+enum { FAULT_NO_FLUSH = 1, FAULT_NO_COPY_BEFORE, FAULT_BITMAP_GIVEN_UP, FAULT_NOT_SINCE, FAULT_EARLY_END };
 
 struct backup {
     struct job *job;
@@ -57,6 +58,7 @@ struct backup {
     bool inserted;                           /* the filter is in the graph */
     struct graph_node *alone;                /* the target's image, a reference, which stands alone (K4); NULL: it does not */
     struct backup_copy *copy;
+    struct job_leave *leave;                 /* holds the target, until the job is over */
     struct graph_node *source;               /* as o.source, a reference, as o.target is one; NULL: given back */
     struct graph_node *image;                /* of the bitmap, a reference; NULL: there is none, or it is given back */
     struct fmt_bitmap *bitmap;               /* NULL: none, or it is settled */
@@ -75,7 +77,7 @@ static void wait_until(struct co *co, struct job *job, uint64_t until)
 /* -ECANCELED: the flush is left alone, because the job is to end, or, with `patience`, when it has taken so long. */
 static int flush_aside(struct co *co, const struct backup *b, uint64_t patience)
 {
-    int r = job_flush_aside(co, b->job, b->o.target, &b->job->jobs->alive, patience ? rt_now(co_loop(co)) + patience : 0);
+    int r = job_flush_aside(co, b->job, b->o.target, &b->leave->inside, patience ? rt_now(co_loop(co)) + patience : 0);
     return r == JOB_LEFT_ALONE ? -ECANCELED : r;
 }
 
@@ -312,7 +314,8 @@ static int take_filter_out(struct co *co, struct backup *b, struct byre_err *err
 {
     int r = 0;
     cbw_stop(b->cb);
-    backup_copy_drop(co, b->copy);
+    if (b->copy)
+        backup_copy_drop(co, b->copy, &b->leave->inside);
     b->copy = NULL;
     if (b->keeper)
         (void)graph_detach(co, b->keeper);   /* it keeps nothing any more */
@@ -327,6 +330,7 @@ static int take_filter_out(struct co *co, struct backup *b, struct byre_err *err
     return r;
 }
 
+/* But for what b->leave holds. */
 static void close_target(struct co *co, struct backup *b)
 {
     struct graph_node *target = b->o.target;
@@ -339,8 +343,15 @@ static void close_target(struct co *co, struct backup *b)
     }
     b->alone = NULL;
     if (target)
-        (void)graph_close(co, target);       /* it was flushed if that was promised */
+        (void)graph_close(co, target);       /* b->leave holds it, too */
     b->o.target = NULL;
+}
+
+static void leave_at_once(struct co *co, struct backup *b)
+{
+    close_target(co, b);
+    job_leave_now(co, b->leave);             /* it was flushed if that was promised */
+    b->leave = NULL;
 }
 
 static void close_all(struct co *co, struct backup *b)
@@ -366,48 +377,21 @@ static int backup_commit(struct co *co, struct job *job, struct byre_err *err)
     int r = take_filter_out(co, b, err);
     if (r)
         return r;
-    close_target(co, b);
+    leave_at_once(co, b);
     r = settle_bitmap(co, b, true, err);
     if (!r)
         close_all(co, b);                    /* others have the source open: this suspends not */
     return r;
 }
 
-/* Requests of a job that is over, with a target that does not answer: whoever ends the program, or closes that node, would wait for them. */
-struct forsaken { struct graph_node *target; struct jobs *jobs; struct rt_timer patience; };
-
-static void lose_patience(struct rt_timer *t)
+/* What was copied for a guest's write is the copy that a cancelled sync=none leaves: it is durable when the end is told. */
+static void settle_target(struct co *co, struct job_leave *l)
 {
-    const struct forsaken *f = CONTAINER_OF(t, struct forsaken, patience);
-    graph_warn(f->target, "%s: does not answer; the requests of a job that is over are given up", graph_filename(f->target));
-    graph_abandon(f->target);
-}
-
-static void forsake_main(struct co *co, void *arg)
-{
-    struct forsaken *f = arg;
-    struct jobs *js = f->jobs;
-    rt_timer_start(js->home, &f->patience, rt_now(js->home) + ABANDON_NS, lose_patience);
-    graph_drain_begin(co, f->target);
-    graph_drain_end(f->target);
-    rt_timer_stop(js->home, &f->patience);
-    (void)graph_close(co, f->target);        /* nobody was told that it is durable */
-    free(f);
-    co_group_leave(&js->alive);
-}
-
-static void forsake(const struct backup *b)
-{
-    struct forsaken *f = b->o.target ? calloc(1, sizeof *f) : NULL;
-    if (!f)
-        return;                              /* no memory: they wait */
-    *f = (struct forsaken){ .target = b->o.target, .jobs = b->job->jobs };
-    if (rt_spawn(f->jobs->home, forsake_main, f)) {
-        free(f);
-        return;
-    }
-    graph_ref(f->target);
-    co_group_enter(&f->jobs->alive);
+    graph_drain_begin(co, l->target);        /* requests of guests that the filter has left alone */
+    graph_drain_end(l->target);
+    int r = graph_flush(co, l->target);
+    if (r)
+        graph_warn(l->target, "%s: cannot flush: %s; what a job that is over has copied may be lost", graph_filename(l->target), strerror(-r));
 }
 
 static void backup_abort(struct co *co, struct job *job)
@@ -416,8 +400,10 @@ static void backup_abort(struct co *co, struct job *job)
     struct byre_err why = { 0 };
     if (take_filter_out(co, b, &why) || settle_bitmap(co, b, false, &why))
         graph_warn(b->o.source, "%s", why.text);
-    forsake(b);
-    close_all(co, b);
+    close_all(co, b);                        /* b->leave holds the target alone, if nobody else does */
+    if (b->leave)
+        job_leave(co, b->leave, job->jobs, FAULT(FAULT_EARLY_END) ? 0 : JOB_LEAVE_NS);
+    b->leave = NULL;
 }
 
 static void backup_free(struct backup *b)
@@ -567,6 +553,7 @@ static void undo(struct co *co, struct backup *b)
         graph_bitmap_unfollow(co, b->image, b->bitmap);
         let_bitmap_go(b);
     }
+    leave_at_once(co, b);
     close_all(co, b);
 }
 
@@ -579,23 +566,38 @@ void job_backup_abandon(struct co *co, struct job *job)
     job_begin(job);
 }
 
+static void leave_free(struct job_leave *l) { free(l); }
+
+static struct backup *backup_new(const struct job_backup_opts *o)
+{
+    struct backup *b = calloc(1, sizeof *b);
+    struct job_leave *l = calloc(1, sizeof *l);
+    char *name = o->filter_node_name ? strdup(o->filter_node_name) : NULL;
+    if (!b || !l || (o->filter_node_name && !name)) {
+        free(b);
+        free(l);
+        free(name);
+        return NULL;
+    }
+    *l = (struct job_leave){ .target = o->target, .may_abandon = true, .settle = settle_target, .free = leave_free };
+    b->o = *o;
+    b->filter_name = name;
+    b->source = o->source;
+    b->leave = l;
+    graph_ref(b->source);
+    graph_ref(b->o.target);
+    graph_ref(l->target);
+    return b;
+}
+
 static int prepare(struct co *co, struct jobs *js, const struct job_backup_opts *o, struct job **ret_job, struct byre_err *err)
 {
     int r = check(o, err);
     if (r)
         return r;
-    struct backup *b = calloc(1, sizeof *b);
-    char *name = o->filter_node_name ? strdup(o->filter_node_name) : NULL;
-    if (!b || (o->filter_node_name && !name)) {
-        free(b);
-        free(name);
+    struct backup *b = backup_new(o);
+    if (!b)
         return byre_fail(err, NOMEM, "no memory for a backup");
-    }
-    b->o = *o;
-    b->filter_name = name;
-    b->source = o->source;
-    graph_ref(b->source);
-    graph_ref(b->o.target);
     r = begin(co, b, err);
     struct job_opts jo = o->job;
     jo.opaque = b;

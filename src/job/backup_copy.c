@@ -24,7 +24,7 @@
 
 struct backup_copy {
     struct job *job;
-    struct jobs *jobs;
+    struct co_group *left_in;                /* where it is since it was left alone */
     struct cbw *cb;
     struct graph_node *reader, *door;        /* attachments */
     struct copy_part part;
@@ -124,7 +124,7 @@ static void fill_job(struct backup_copy *bc, const struct job_backup_opts *o)
 
 static void copy_free(struct co *co, struct backup_copy *bc)
 {
-    struct jobs *js = bc->left ? bc->jobs : NULL;
+    struct co_group *left_in = bc->left_in;
     if (bc->door)
         (void)graph_detach(co, bc->door);    /* whoever promised durability has flushed */
     if (bc->reader)
@@ -133,8 +133,8 @@ static void copy_free(struct co *co, struct backup_copy *bc)
     dirty_free(bc->written);
     cbw_unref(bc->cb);
     free(bc);
-    if (js)
-        co_group_leave(&js->alive);
+    if (left_in)
+        co_group_leave(left_in);
 }
 
 static int attach(struct backup_copy *bc, const struct job_backup_opts *o, const char *who, struct byre_err *err)
@@ -186,7 +186,6 @@ static void copy_main(struct co *co, void *arg)
 int backup_copy_begin(struct backup_copy *bc, struct job *job, struct byre_err *err)
 {
     bc->job = job;
-    bc->jobs = job->jobs;
     if (!bc->cj.hooks.latency)
         bc->cj.hooks.latency = copy_latency_ref(job->latency);      /* it may outlive the job */
     bc->running = true;
@@ -220,14 +219,13 @@ void backup_copy_forget_written(struct backup_copy *bc, uint64_t start, uint64_t
 
 struct graph_node *backup_copy_reader(const struct backup_copy *bc) { return bc->reader; }
 
-void backup_copy_drop(struct co *co, struct backup_copy *bc)
+void backup_copy_drop(struct co *co, struct backup_copy *bc, struct co_group *left_in)
 {
-    if (!bc)
-        return;
     if (!bc->running) {
         copy_free(co, bc);
         return;
     }
     bc->left = true;
-    co_group_enter(&bc->jobs->alive);
+    bc->left_in = left_in;
+    co_group_enter(left_in);
 }

@@ -26,7 +26,7 @@ uint64_t backup_copy_written_bytes(const struct backup_copy *bc);
 void backup_copy_forget_written(struct backup_copy *bc, uint64_t start, uint64_t end);
 /* What the job reads the source by. */
 struct graph_node *backup_copy_reader(const struct backup_copy *bc);
-/* Ends it, or leaves it alone until it has. NULL: nothing. Suspends. */
-void backup_copy_drop(struct co *co, struct backup_copy *bc);
+/* Ends it, or leaves it alone until it has, in the group left_in. Suspends. */
+void backup_copy_drop(struct co *co, struct backup_copy *bc, struct co_group *left_in);
 
 #endif

@@ -5,7 +5,8 @@
  * Purpose      Guests write and flush before, while and after a backup runs from one file to another. At every cut the disk holds what was promised; from the
  *              event BLOCK_JOB_COMPLETED on the target is, to the byte, the disk at the moment when the job was prepared. With half of the seeds the
  *              target is a qcow2 or a QED image, which is sound at every cut; with a third the backup goes by a dirty bitmap, which misses nothing
- *              afterwards, however the job has ended. Faults of the job must be found.
+ *              afterwards, however the job has ended. One that copies only what is overwritten is cancelled: from that event on the target, which is
+ *              closed then, holds what was overwritten. Faults of the job must be found.
  * Owns         Nothing; the world is moving.h's.
  * Invariants   T1  The same seed gives the same trace.
  * Concurrency  Two simulated loops.
@@ -34,6 +35,7 @@ struct world {
     bool refused, by_bitmap;
     uint32_t frozen[SECTORS];             /* what the disk was when the job was prepared */
     bool held[SECTORS];                   /* what the bitmap said then */
+    bool wanted[SECTORS];                 /* m.cancels: overwritten before the job was cancelled */
     unsigned clean;                       /* sectors that it did not say at the end, having said them before */
 };
 
@@ -98,9 +100,39 @@ static int run(struct co *co, void *arg)
     return 0;
 }
 
+/* sync=none, with a target that nobody else has open, as that of drive-backup. */
+static int run_cancelled(struct co *co, void *arg)
+{
+    struct world *t = arg;
+    struct byre_err err = { 0 };
+    struct job *job;
+    moving_open(co, &t->m);
+    const struct job_backup_opts o = { .source = t->m.from, .target = t->m.to, .sync = JOB_BACKUP_NONE, .on_cbw_error = CBW_BREAK_SNAPSHOT,
+                                       .job = { .id = "b", .keep_concluded = true } };
+    look_at_source(co, t);
+    assert_int_equal(job_backup_prepare(co, &t->m.js, &o, &job, &err), 0);
+    (void)graph_close(co, t->m.to);
+    t->m.to = NULL;
+    job_begin(job);
+    moving_guests_start(co, &t->m);
+    (void)co_sleep(co, 3000000 + t->m.seed * 500000);
+    for (uint32_t s = 0; s < SECTORS; s++)
+        t->wanted[s] = moving_gen(&t->m, 0, s) != t->frozen[s];
+    assert_int_equal(job_do(job, JOB_CANCEL, &err), 0);
+    while (!t->m.ended)
+        (void)co_sleep(co, 1000000);
+    assert_true(backup_fault || !graph_find(t->m.g, "target"));
+    moving_guests_wait(co, &t->m);
+    jobs_stop(co, &t->m.js);
+    moving_close(co, &t->m);
+    return 0;
+}
+
 /* A raw target keeps what it had where the bitmap says nothing, an image is empty there; neighbours may come along in whole granules. */
 static bool target_fits(const struct world *t, uint32_t s, uint32_t gen)
 {
+    if (t->m.cancels)
+        return gen == t->frozen[s] || (!t->wanted[s] && gen == (t->m.image ? 0 : 2));
     return gen == t->frozen[s] || (!t->held[s] && gen == (t->m.image ? 0 : 2));
 }
 
@@ -136,7 +168,7 @@ static int visit(void *arg, struct sim_explorer *x, struct hash128 content)
     return t->m.bad > 3;
 }
 
-enum look { LOOK_NOT, LOOK_CUTS, LOOK_NOW };
+enum look { LOOK_NOT, LOOK_CUTS, LOOK_NOW, LOOK_CANCELLED };
 
 static struct hash128 explore(struct world *t, uint64_t seed, enum look look, const struct sim_faults *faults)
 {
@@ -144,13 +176,14 @@ static struct hash128 explore(struct world *t, uint64_t seed, enum look look, co
     if (faults)
         t->m.faults = *faults;
     moving_init(&t->m);
-    struct hash128 h = moving_run(&t->m, run);
+    t->m.cancels = look == LOOK_CANCELLED;
+    struct hash128 h = moving_run(&t->m, t->m.cancels ? run_cancelled : run);
     assert_true(t->m.over > 0 || t->m.faults.fired);
     t->m.w->faults = (struct sim_faults){ 0 };
     if (look == LOOK_NOW) {
         moving_check_now(&t->m, 0);
         t->m.bad += !moving_is_sound(&t->m) || (t->m.over && wrong_in_target(t) < SECTORS);
-    } else if (look == LOOK_CUTS) {
+    } else if (look != LOOK_NOT) {
         moving_explore(&t->m, visit);
     }
     moving_fini(&t->m);
@@ -172,6 +205,31 @@ static void test_right(void **state)
     }
     print_message("%llu states\n", (unsigned long long)states);
     assert_true(states > 1000 * seeds);
+}
+
+static unsigned wanted_of(const struct world *t)
+{
+    unsigned n = 0;
+    for (uint32_t s = 0; s < SECTORS; s++)
+        n += t->wanted[s];
+    return n;
+}
+
+static void test_cancelled(void **state)
+{
+    struct world t;
+    uint64_t states = 0;
+    backup_fault = 0;
+    for (uint64_t seed = 1; seed <= 6; seed++) {
+        explore(&t, seed, LOOK_CANCELLED, NULL);
+        if (t.m.bad)
+            print_error("seed %llu: %s\n", (unsigned long long)seed, t.m.first);
+        assert_int_equal(t.m.bad, 0);
+        assert_true(wanted_of(&t) > 10);
+        states += t.m.states;
+    }
+    print_message("%llu states\n", (unsigned long long)states);
+    assert_true(states > 1000);
 }
 
 static void test_same_trace(void **state)
@@ -260,9 +318,27 @@ static void test_bitmap_faults(void **state)
     backup_fault = 0;
 }
 
+/* 5: the end of a cancelled job is told before its target is closed, and durable. */
+static void test_early_end(void **state)
+{
+    for (unsigned odd = 0; odd < 2; odd++) {                 /* raw, image */
+        struct world t;
+        unsigned found = 0;
+        backup_fault = 5;
+        for (uint64_t seed = 2 - odd; seed <= 12 && !found; seed += 2) {
+            explore(&t, seed, LOOK_CANCELLED, NULL);
+            found += t.m.bad > 0;
+        }
+        backup_fault = 0;
+        if (!found)
+            print_error("fault 5 is not found with a target that is %s\n", odd ? "an image" : "raw");
+        assert_true(found > 0);
+    }
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = { cmocka_unit_test(test_same_trace), cmocka_unit_test(test_right), cmocka_unit_test(test_calls_that_fail), cmocka_unit_test(test_faults),
-                                               cmocka_unit_test(test_bitmap_faults) };
+                                               cmocka_unit_test(test_bitmap_faults), cmocka_unit_test(test_cancelled), cmocka_unit_test(test_early_end) };
     return cmocka_run_group_tests_name("sim-backup", tests, NULL, NULL);
 }

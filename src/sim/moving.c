@@ -90,7 +90,7 @@ static void on_status(void *arg, const struct job *job)
         return;
     t->ended = true;
     t->result = job->result;
-    if (job->result == 0)
+    if (job->result == (t->cancels ? -ECANCELED : 0))
         t->over = sim_stamp(t->w);
 }
 
@@ -114,7 +114,8 @@ void moving_open(struct co *co, struct moving *t)
 void moving_close(struct co *co, struct moving *t)
 {
     (void)graph_detach(co, t->disk);
-    (void)graph_close(co, t->to);
+    if (t->to)
+        (void)graph_close(co, t->to);
     (void)graph_close(co, t->from);
     graph_free(t->g);
 }

@@ -29,6 +29,7 @@ struct moving {
     struct moving_guest guest[MOVING_GUESTS];
     uint32_t sectors;
     uint64_t seed, over;                  /* stamp of the event; 0: the job has not ended well */
+    bool cancels;                         /* a job that was cancelled has ended well */
     bool ended;
     int result;                           /* of the job */
     struct sim_faults faults;             /* for the run, once the disks are open; afterwards with what they counted */

@@ -146,7 +146,7 @@ def test_the_moment_of_the_start(tmp_path, start, peer, sync):
     target = w.target(options=base)
     before = w.nodes()
     guest = w.guest()
-    w.backup(target, sync=sync, speed=4 * MIB)
+    w.backup(target, sync=sync, speed=65536)
     now = write_over(guest, w.old, 1)
     w.ok("block-job-set-speed", device="j", speed=0)
     event = w.done()
@@ -196,7 +196,7 @@ def test_a_chain_of_increments(tmp_path, start, peer):
         now = write_over(guest, now, i, count=10)
         here = w.target(f"f{i}.qcow2")
         moment = now
-        w.backup(here, sync="incremental", bitmap="b", speed=MIB)
+        w.backup(here, sync="incremental", bitmap="b", speed=65536)
         assert w.bitmap()["busy"] is True
         assert "bitmap" in w.refused("block-dirty-bitmap-clear", node="disk", name="b").lower()
         now = write_over(guest, now, 10 + i, count=5)
@@ -361,7 +361,7 @@ def test_compressed(tmp_path, start, peer):
     w = World(start, tmp_path, peer)
     target = w.target()
     guest = w.guest()
-    w.backup(target, compress=True, speed=2 * MIB)
+    w.backup(target, compress=True, speed=65536)
     write_over(guest, w.old, 1, count=50)
     w.ok("block-job-set-speed", device="j", speed=0)
     w.done()
@@ -499,7 +499,7 @@ def test_to_a_file(tmp_path, start, peer, sync):
     """FEATURES 8.014, 9.060, G.079: drive-backup makes its file, with the backing file that the mode needs; with mode=existing it takes what is there"""
     w = World(start, tmp_path, peer)
     guest, copy = w.guest(), tmp_path / "copy.qcow2"
-    w.ok("drive-backup", device="disk", job_id="j", target=str(copy), sync=sync, speed=4 * MIB)
+    w.ok("drive-backup", device="disk", job_id="j", target=str(copy), sync=sync, speed=65536)
     now = write_over(guest, w.old, 1, count=40)
     if sync == "none":
         w.ok("block-job-cancel", device="j")
@@ -543,7 +543,7 @@ def test_in_a_transaction(tmp_path, start, peer):
     old = guest.pread(SIZE, 0)
     target = w.target()
     graph = w.ok("x-debug-query-block-graph")
-    both = [entry("block-dirty-bitmap-clear", node="disk", name="b"), entry("blockdev-backup", device="disk", job_id="j", target=target.stem, sync="full", speed=MIB)]
+    both = [entry("block-dirty-bitmap-clear", node="disk", name="b"), entry("blockdev-backup", device="disk", job_id="j", target=target.stem, sync="full", speed=65536)]
     w.refused("transaction", actions=[*both, entry("abort")])
     w.gone()
     assert w.dirty() == {5} and w.ok("x-debug-query-block-graph") == graph and w.ok("query-jobs") == []
