@@ -178,7 +178,7 @@ uint64_t rt_monotonic_ns(void)
 
 int rt_rwf_of(unsigned flags)
 {
-    return flags & RT_RWF_DSYNC ? RWF_DSYNC : 0;
+    return flags & RT_RWF_DSYNC ? RWF_DSYNC : flags & RT_RWF_DONTCACHE ? RWF_DONTCACHE : 0;
 }
 
 int rt_connect_begin(const struct rt_req *r)

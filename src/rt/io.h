@@ -14,7 +14,10 @@
 #include "base/err.h"
 #include "rt/co.h"
 
-#define RT_RWF_DSYNC 1u
+enum {                                    /* flags of rt_pwritev; what kernel or file do not know: -EOPNOTSUPP */
+    RT_RWF_DSYNC = 1u << 0,
+    RT_RWF_DONTCACHE = 1u << 1,           /* pages that it brings into the page cache are written out at once and leave it; alone */
+};
 
 MUST_USE int64_t rt_preadv(struct co *co, int fd, const struct iovec *iov, unsigned cnt, uint64_t off);
 MUST_USE int64_t rt_pwritev(struct co *co, int fd, const struct iovec *iov, unsigned cnt, uint64_t off, unsigned flags);

@@ -10,6 +10,9 @@
 /* CLOCK_MONOTONIC. */
 uint64_t rt_monotonic_ns(void);
 /* Kernel flags (RWF_*) of the flags of rt_pwritev. */
+#ifndef RWF_DONTCACHE
+#define RWF_DONTCACHE 0x80               /* Linux 6.14 */
+#endif
 int rt_rwf_of(unsigned flags);
 /* Starts a connect on a non-blocking socket: 0, -EINPROGRESS (wait for POLLOUT, then _end), or the failure. */
 int rt_connect_begin(const struct rt_req *r);

@@ -58,6 +58,8 @@ static void read_write(struct co *co)
     ASSERT(rt_pwritev(co, fd, out, 1, 4096, RT_RWF_DSYNC) == 3);
     ASSERT(atomic_load(&dsync_calls) == !strcmp(rt_backend_name(co_loop(co)), "threads"));
     ASSERT(rt_pwritev(co, fd, out, 2, 1 << 20, RT_RWF_DSYNC) == 8);
+    int64_t n = rt_pwritev(co, fd, out, 2, 1 << 20, RT_RWF_DONTCACHE);      /* as the kernel likes; never for files in memory */
+    ASSERT(n == -EOPNOTSUPP || (n == 8 && !in_memory));
     OK(rt_fdatasync(co, fd));
     ASSERT(rt_preadv(co, fd, in, 3, 10) == 16);
     ASSERT(!memcmp(back, "abcdefgh\0\0\0\0\0\0\0\0", 16));

@@ -77,6 +77,8 @@ static int64_t write_then_flush(struct co *co, struct file_stor *f, const struct
     return r < 0 ? r : n;
 }
 
+#define UNCACHED_BYTES_MIN (64u << 10)
+
 /* So many bytes are gathered in the page cache before the disk is told to begin. */
 #define WRITE_OUT_BYTES (8u << 20)
 
@@ -101,23 +103,47 @@ static void write_out(struct co *co, struct file_stor *f, uint64_t n)
     (void)r;
 }
 
+/* A piece of a copy, which nobody reads again soon: its pages go to the disk at once and leave the page cache, so that the copy needs
+ * little memory (taken anew, it costs more than the transfer on some hosts) and the flush at the end finds little to do. Small ones stay: they are
+ * a guest's, or metadata. -EOPNOTSUPP: not known here, or nothing of the kind. */
+static int64_t write_uncached(struct co *co, struct file_stor *f, struct iov v, const struct file_vecs *x, uint64_t off)
+{
+    if (!atomic_load_explicit(&f->streams, memory_order_relaxed) || v.len_bytes < UNCACHED_BYTES_MIN || file_lacks(f, FILE_NO_DONTCACHE))
+        return -EOPNOTSUPP;
+    int64_t n = rt_pwritev(co, f->fd, x->vec, x->cnt, off, RT_RWF_DONTCACHE);
+    if (n != -EOPNOTSUPP && n != -EINVAL)
+        return n;
+    file_set_lacks(f, FILE_NO_DONTCACHE);
+    return -EOPNOTSUPP;
+}
+
+/* As it comes, into the page cache or past it. */
+static int64_t write_plain(struct co *co, struct file_stor *f, const struct file_vecs *x, uint64_t off)
+{
+    int64_t n = rt_pwritev(co, f->fd, x->vec, x->cnt, off, 0);
+    if (n > 0 && atomic_load_explicit(&f->streams, memory_order_relaxed))
+        write_out(co, f, (uint64_t)n);
+    return n;
+}
+
+static int64_t write_durable(struct co *co, struct file_stor *f, const struct file_vecs *x, uint64_t off)
+{
+    int64_t n = file_lacks(f, FILE_NO_DSYNC) ? -EOPNOTSUPP : rt_pwritev(co, f->fd, x->vec, x->cnt, off, RT_RWF_DSYNC);
+    if (n != -EOPNOTSUPP)
+        return n;
+    file_set_lacks(f, FILE_NO_DSYNC);
+    return write_then_flush(co, f, x, off);
+}
+
 static int64_t file_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
 {
     struct file_stor *f = file_of(s);
     struct file_vecs x;
     vecs_of(v, &x);
-    int64_t n = -EOPNOTSUPP;
-    if (!(flags & STOR_FUA))
-        n = rt_pwritev(co, f->fd, x.vec, x.cnt, off, 0);
-    else if (!file_lacks(f, FILE_NO_DSYNC))
-        n = rt_pwritev(co, f->fd, x.vec, x.cnt, off, RT_RWF_DSYNC);
-    if (n == -EOPNOTSUPP && (flags & STOR_FUA)) {
-        file_set_lacks(f, FILE_NO_DSYNC);
-        n = write_then_flush(co, f, &x, off);
-    }
+    int64_t n = flags & STOR_FUA ? write_durable(co, f, &x, off) : write_uncached(co, f, v, &x, off);
+    if (n == -EOPNOTSUPP && !(flags & STOR_FUA))
+        n = write_plain(co, f, &x, off);
     free(x.heap);
-    if (n > 0 && atomic_load_explicit(&f->streams, memory_order_relaxed))
-        write_out(co, f, (uint64_t)n);
     return n;
 }
 
