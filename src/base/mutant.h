@@ -39,6 +39,8 @@
     X(FLUSH_IGNORES_DIRT, "P2", "a guest flush that finds a pass running does not wait for the next")   \
     X(FRONTIER_UNSETTLED, "Q23 D4", "frontier space counts as settled before its barrier")              \
     X(REUSED_IS_ZERO, "Q23 D4", "reused clusters count as known zero")                                  \
+    X(AHEAD_UNZEROED, "Q2 D4", "free clusters count as zeroed ahead and are not zeroed")                \
+    X(AHEAD_SETTLED, "Q23", "clusters zeroed ahead count as settled")                                   \
     X(COW_NO_TAIL, "Q2", "the part behind a partial write is not filled")                               \
     X(COW_UNORDERED, "Q2 Q23", "clusters filled by copying count as independent data")                  \
     X(L2_COPY_IN_PLACE, "Q5", "a shared L2 table is changed in place")                                  \

@@ -63,6 +63,8 @@ enum fmt_fill {
     FMT_FILL_READ,            /* head and tail must get the guest's present content (read it through the chain) */
 };
 
+#define FMT_FILL_SMALL_BYTES 16384u        /* zeros of up to so many bytes are always written with the data: no call is as cheap */
+
 /* One allocating write in progress: one contiguous host range. Lives in the caller's frame. */
 struct fmt_write {
     uint64_t off, len;        /* guest range that may be written now: starts at the asked offset, never longer than asked. len 0: the

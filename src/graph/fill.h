@@ -9,7 +9,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define FILL_SMALL_BYTES 16384u
+#include "fmt/fmt.h"
+
+#define FILL_SMALL_BYTES FMT_FILL_SMALL_BYTES
 
 /* Means of recent measurements in nanoseconds; 0: nothing measured yet. All zero in the beginning. */
 struct fill_costs {

@@ -168,6 +168,9 @@ static bool worth(void *arg)
 static const struct aim { int id; const char *geom, *workload; } aims[] = {
     /* An old writer in place is still inside when its cluster has been given up, durably, and has a new owner. */
     { MUT_FREE_SKIP_GRACE, "c64k-rc64", "~ w 0 128; ~ w 256 128; ~ w 512 128; d 0 640; f; w 1024 128; w 1152 128; w 1280 128; w 1408 128; f" },
+    /* Freed together, zeroed together, and in use again before anything is durable. */
+    { MUT_AHEAD_UNZEROED, "c64k-rc64", "w 0 768; f; d 0 768; f; t; w 1024 8; f" },
+    { MUT_AHEAD_SETTLED, "c64k-rc64", "w 0 768; f; d 0 768; f; t; w 1024 8; w 1152 8; f" },
 };
 
 /* Its case number i; false: there is none. */

@@ -13,7 +13,7 @@
  *             I5  known_zero is told only of frontier clusters gained by growing a regular file in this run, past the length
  *                 found at open (D4), on a store where a hole is as good as zeros (traits.zero_growth). Elsewhere new
  *                 clusters are filled: a later write in place into what was left a hole could show somebody's old bytes
- *                 after a crash.
+ *                 after a crash. Of a free cluster it is told after it was zeroed, on the same stores (q2_ahead.c).
  *             I7  What leaves the sets is in `given` in the same moment: a scrub that begins in between must not find a counted
  *                 cluster without an owner.
  * Order       Counts rise here, before any pointer (rank META_COUNTS, or settled by q2_frontier.c).
@@ -141,19 +141,23 @@ static int take_from(struct rset *s, uint64_t hint, uint64_t want, struct rset_r
     return r;
 }
 
-static int take_ready(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret)
+/* zeros: the caller has no data for all of them. */
+static int take_ready(struct co *co, struct q2_image *q, uint64_t want, bool zeros, struct q2_run *ret)
 {
     struct q2_alloc *a = q->alloc;
     struct rset_range x;
     int r = take_from(&a->ready, a->hint, want, &x);
     if (r < 0)
         return r;
+    if (zeros)
+        q2_ahead_zero(co, q, &x);
     uint64_t n = x.end - x.start;
     r = q2_refs_add(co, q, x.start, n, 1);
     if (r < 0)
         return r;                        /* the range stays out of `ready`: missed, not lost on disk (I4) */
     a->hint = x.end;
-    *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = MUTANT(MUT_REUSED_IS_ZERO) };
+    bool zero = x.tag == Q2_READY_ZERO;
+    *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = zero || MUTANT(MUT_REUSED_IS_ZERO), .settled = zero && MUTANT(MUT_AHEAD_SETTLED) };
     return 0;
 }
 
@@ -253,7 +257,7 @@ int q2_alloc_scan_all(struct co *co, struct q2_image *q)
 }
 
 /* From what there is, without growing. -ENOENT: nothing. */
-static int take_present(struct co *co, struct q2_image *q, uint64_t want, unsigned slices, struct q2_run *ret)
+static int take_present(struct co *co, struct q2_image *q, uint64_t want, bool zeros, unsigned slices, struct q2_run *ret)
 {
     struct q2_alloc *a = q->alloc;
     co_lock(co, &a->mx);
@@ -265,7 +269,7 @@ static int take_present(struct co *co, struct q2_image *q, uint64_t want, unsign
     if (r == -ENOENT || r == -EIO)
         r = take_counted(a, want, ret);
     if (r == -ENOENT)
-        r = take_ready(co, q, want, ret);
+        r = take_ready(co, q, want, zeros, ret);
     if (r == -ENOENT || r == -EIO)
         r = take_frontier(q, want, ret);
     if (r == 0)
@@ -274,7 +278,7 @@ static int take_present(struct co *co, struct q2_image *q, uint64_t want, unsign
     return r;
 }
 
-int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret)
+static int take(struct co *co, struct q2_image *q, uint64_t want, bool zeros, struct q2_run *ret)
 {
     ASSERT_LOOP(q->im.home);
     struct q2_alloc *a = q->alloc;
@@ -285,7 +289,7 @@ int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_ru
     if (lazy < 0)
         return lazy;
     for (bool settled = false;;) {
-        int r = take_present(co, q, want, slices, ret);
+        int r = take_present(co, q, want, zeros, slices, ret);
         if (r != -ENOENT) {
             if (r == 0)
                 r = q2_guard_may_take(co, q, ret->cluster, ret->count);      /* if not, it stays out of reach */
@@ -309,6 +313,10 @@ int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_ru
         }
     }
 }
+
+int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret) { return take(co, q, want, false, ret); }
+
+int q2_alloc_take_zeros(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret) { return take(co, q, want, true, ret); }
 
 int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run *ret)
 {

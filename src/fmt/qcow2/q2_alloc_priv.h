@@ -11,13 +11,14 @@
 #include "fmt/qcow2/q2_marks.h"
 
 #define Q2_DROP_SPARE 32u
+#define Q2_READY_ZERO 1u                 /* a tag of `ready` */
 
 /* Every cluster below `end` is in exactly one of these states (I1 of q2_alloc.c):
  *   used       counted, something points to it or a caller holds it; the cluster that q2_pack.c fills is counted once more
  *              than something points to it
  *   frontier   counted, nothing points there; tag 1: known to read as zeros. Below settled_to: durable in count and length
  *   counted    counted, nothing points there, content unknown (returned by an aborted write)
- *   ready      count 0, may be taken
+ *   ready      count 0, may be taken; tag Q2_READY_ZERO: zeroed ahead (q2_ahead.c)
  *   dropped    counted, unlinked in memory: waits in q2_drop.c (quarantine)
  *   unseen     count 0, not yet found by the scan: only ever missed, never handed out */
 struct q2_alloc {
@@ -27,6 +28,8 @@ struct q2_alloc {
     uint64_t zero_from;              /* clusters at or behind this read as zeros when first taken from the frontier */
     uint64_t scan_next, scan_end;    /* clusters whose counts were not looked at yet */
     bool scan_forgets;               /* what it finds may be cached: tables that were dropped while counts were in memory (q2_unclean.c U4) */
+    uint64_t ahead_bytes;            /* of the last zeroing ahead (q2_ahead.c) */
+    bool ahead_fails;                /* none is tried any more */
     uint64_t hint;                   /* where the next search of `ready` starts */
     uint64_t low_end;                /* what lies in front of it is taken first (q2_compact.c); 0: as it comes */
     /* growth (q2_frontier.c) */
@@ -80,6 +83,8 @@ void q2_frontier_watch(struct q2_image *q);
 MUST_USE int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor);
 /* Under grow_mx and mx: cuts the file to `end` clusters, all behind which is in `ready`, or was no longer counted, durably. */
 MUST_USE int q2_frontier_cut_at(struct co *co, struct q2_image *q, uint64_t end);
+/* q2_ahead.c, under mx: x was taken from `ready`. Zeroes it, and free clusters behind it, where that is cheap; x->tag says whether it was. */
+void q2_ahead_zero(struct co *co, struct q2_image *q, struct rset_range *x);
 /* q2_reclaim.c: starts freeing what an earlier run recorded; a drop inside the range is told while it runs. */
 void q2_reclaim_saw(struct q2_alloc *a, uint64_t cluster, uint64_t n);
 /* q2_alloc.c: clusters [c, end) have become free: their counts are 0. Old ones of an unclean image are not used before its end. */

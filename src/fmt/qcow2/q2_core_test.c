@@ -11,6 +11,7 @@
  * Tests        This is one.
  */
 #include "fmt/qcow2/q2_disk_test.h"
+#include "fmt/qcow2/q2_guard.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -182,6 +183,104 @@ static void origin_body(struct co *co, void *arg)
 }
 
 static void test_origin(void **state) { t_run(0, origin_body, NULL); }
+
+/* Zeroing ahead (q2_ahead.c). */
+static struct { unsigned zeros, error_from; uint64_t off, len; } ahead;
+
+static int watch_zero(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    if (what != 'Z')
+        return 0;
+    ahead.zeros++;
+    ahead.off = off;
+    ahead.len = len;
+    return ahead.error_from && ahead.zeros >= ahead.error_from ? -EIO : 0;
+}
+
+/* n clusters full of old bytes, free. Returns the first. */
+static uint64_t free_clusters(struct co *co, struct q2_image *q, uint64_t n)
+{
+    struct q2_run run;
+    CHECK_EQ(q2_alloc_exact(co, q, n, &run), 0);
+    memset(disk.bytes + (run.cluster << q->g.cluster_bits), 0xee, n << q->g.cluster_bits);
+    q2_alloc_drop(q, run.cluster, n);
+    settle(co, q);
+    CHECK(rset_contains(&q->alloc->ready, run.cluster, run.cluster + n));
+    return run.cluster;
+}
+
+static bool tagged(const struct q2_image *q, uint64_t c)
+{
+    struct rset_range x;
+    return rset_next(&q->alloc->ready, c, &x) && x.start <= c && x.tag == Q2_READY_ZERO;
+}
+
+static void ahead_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 64 * KIB, 16 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 8 * MIB, .no_punch = true });
+    uint64_t c = free_clusters(co, q, 40);
+    struct q2_run a, b;
+    ahead = (typeof(ahead)){ 0 };
+    disk.hook = watch_zero;
+    CHECK_EQ(q2_alloc_take(co, q, 1, &a), 0);        /* who has data for all of it */
+    CHECK(a.cluster == c && !a.known_zero && ahead.zeros == 0);
+    CHECK_EQ(q2_guard_need(co, q), 0);
+    CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &a), 0);  /* one call for many, and nothing is settled (A5) */
+    CHECK(a.cluster == c + 1 && a.count == 1 && a.known_zero && !a.settled);
+    CHECK(ahead.zeros == 1 && ahead.off == (c + 1) * 64 * KIB && ahead.len == 2 * MIB);
+    CHECK(states_ok(co, q) && tagged(q, c + 2) && tagged(q, c + 32) && !tagged(q, c + 33));
+    CHECK_EQ(q2_alloc_take_zeros(co, q, 2, &b), 0);
+    CHECK(b.cluster == c + 2 && b.count == 2 && b.known_zero && ahead.zeros == 1);
+    /* what comes back holds bytes again */
+    memset(disk.bytes + (a.cluster << 16), 0xdd, 64 * KIB);
+    q2_alloc_drop(q, a.cluster, 1);
+    settle(co, q);
+    CHECK(states_ok(co, q) && rset_contains(&q->alloc->ready, a.cluster, a.cluster + 1) && !tagged(q, a.cluster));
+    q->alloc->hint = a.cluster;
+    CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &a), 0);  /* alone, and not worth a call */
+    CHECK(a.cluster == c + 1 && !a.known_zero && ahead.zeros == 1);
+    /* a failure: the caller fills, and nothing more is tried */
+    ahead.error_from = 2;
+    q->alloc->hint = c + 33;
+    CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &a), 0);
+    CHECK(a.cluster == c + 33 && !a.known_zero && ahead.zeros == 2 && q->alloc->ahead_fails);
+    CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &a), 0);
+    CHECK(a.cluster == c + 34 && !a.known_zero && ahead.zeros == 2 && states_ok(co, q));
+    disk.hook = NULL;
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_ahead(void **state) { t_run(0, ahead_body, NULL); }
+
+/* Where nothing is promised for zeros, or metadata lies in free clusters (A2, A3). */
+static void ahead_not_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 64 * KIB, 16 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 8 * MIB, .no_punch = true });
+    uint64_t c = free_clusters(co, q, 20);
+    struct q2_run a;
+    ahead = (typeof(ahead)){ 0 };
+    disk.hook = watch_zero;
+    CHECK_EQ(q2_guard_need(co, q), 0);
+    q->im.store->traits.zero_growth = false;
+    CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &a), 0);
+    CHECK(a.cluster == c && !a.known_zero && ahead.zeros == 0);
+    q->im.store->traits.zero_growth = true;
+    uint64_t l1 = atomic_load(&q->fixed[0].off), end = atomic_exchange(&q->fixed_end, (c + 5) * 64 * KIB);
+    atomic_store(&q->fixed[0].off, (c + 4) * 64 * KIB);      /* as if a table lay there that nobody has counted */
+    CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &a), 0);
+    CHECK(a.cluster == c + 1 && a.known_zero && ahead.zeros == 1 && ahead.len == 3 * 64 * KIB);
+    atomic_store(&q->fixed[0].off, l1);
+    atomic_store(&q->fixed_end, end);
+    disk.hook = NULL;
+    CHECK_EQ(img_close(co, q), 0);
+}
+
+static void test_ahead_not(void **state) { t_run(0, ahead_not_body, NULL); }
 
 static struct { struct q2_image *q; uint64_t cluster, count_at_punch; unsigned punches; } punched;
 
@@ -838,7 +937,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_endless), cmocka_unit_test(test_growth),
-        cmocka_unit_test(test_origin),
+        cmocka_unit_test(test_origin), cmocka_unit_test(test_ahead), cmocka_unit_test(test_ahead_not),
         cmocka_unit_test(test_quarantine),
         cmocka_unit_test(test_reclaim_barrier),
         cmocka_unit_test(test_l1_switch_lands),

@@ -395,9 +395,22 @@ static bool bad_state(const char *what, uint64_t c, uint64_t count)
     return false;
 }
 
+/* A1 of q2_ahead.c. */
+static bool zeros_are_zero(const struct q2_image *q)
+{
+    struct rset_range x;
+    uint32_t bits = q->g.cluster_bits;
+    for (uint64_t at = 0; rset_next(&q->alloc->ready, at, &x); at = x.end)
+        if (x.tag == Q2_READY_ZERO && !mem_is_zero(disk.bytes + (x.start << bits), (x.end - x.start) << bits))
+            return bad_state("said to be zero", x.start, x.end - x.start);
+    return true;
+}
+
 bool states_ok(struct co *co, struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
+    if (!zeros_are_zero(q))
+        return false;
     if (!q2_guard_is_right(q))
         return bad_state("the guard does not say what the tables say", 0, 0);
     struct rset *const sets[] = { &a->frontier, &a->counted, &a->ready, &a->dropping };

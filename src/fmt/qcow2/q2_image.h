@@ -335,6 +335,8 @@ void q2_reclaim_start(struct q2_image *q);
 bool q2_reclaim_unfinished(const struct q2_image *q);
 /* 1..want contiguous clusters, counted (refcount 1). -ENOSPC: nothing changed. May suspend. */
 MUST_USE int q2_alloc_take(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret);
+/* The same for a caller who needs zeros around his data: free clusters may be zeroed for him, which known_zero then says. */
+MUST_USE int q2_alloc_take_zeros(struct co *co, struct q2_image *q, uint64_t want, struct q2_run *ret);
 /* The same, all of them in front of cluster `end`. -ENOSPC: there is no hole that is known. */
 MUST_USE int q2_alloc_take_low(struct co *co, struct q2_image *q, uint64_t want, uint64_t end, struct q2_run *ret);
 /* Are there as many free clusters in front of `end`? */

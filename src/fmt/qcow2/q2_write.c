@@ -77,6 +77,14 @@ static void fill_in(const struct q2_image *q, struct write_txn *t, const struct 
     w->priv = t;
 }
 
+/* Zeros around the data that are more than it, and too many to be written with it (W7: those are written all the same). */
+static bool wants_zeros(const struct q2_image *q, const struct write_txn *t, const struct q2_wspan *s, const struct q2_wplan *p)
+{
+    uint64_t end = s->off + s->len, head = s->off - p->start, tail = p->stop > end ? p->stop - end : 0;
+    bool read = (head && !p->zero_first) || (tail && !p->zero_last);
+    return !read && !t->streamed && !q->im.encrypted && head + tail > max_u64(FMT_FILL_SMALL_BYTES, s->len);
+}
+
 /* The first entry of the span is refused: is it because of what lies where it points? */
 static void note_hit(struct q2_image *q, const struct q2_wspan *s)
 {
@@ -115,7 +123,7 @@ static int reserve(struct co *co, struct q2_image *q, struct write_txn *t, struc
         t->host = q->g.data_file ? round_down(s->off, q->g.cluster_size) : p.host;
         t->n = p.n;
     } else {
-        r = q2_alloc_take(co, q, p.n, &t->run);
+        r = wants_zeros(q, t, s, &p) ? q2_alloc_take_zeros(co, q, p.n, &t->run) : q2_alloc_take(co, q, p.n, &t->run);
         if (r < 0)
             return r;
         if (q->im.encrypted && !MUTANT(MUT_CRYPT_KNOWN_ZERO))

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_ahead.c: free clusters are zeroed ahead, many in one call.
+ *
+ * Purpose     A first write of a part of a cluster that is used again must be surrounded by zeros. One call of the file system makes a
+ *             long piece of free space read zero for little more than it takes for a single cluster; the next such writes then
+ *             find zeros, as at the frontier, and write their data alone.
+ * Owns        The tag Q2_READY_ZERO in `ready`; how long the next piece is.
+ * Invariants  A1  A cluster with the tag reads zero: it was zeroed in this opening, when it was free, and nobody writes into free clusters.
+ *                 What becomes free comes without the tag (q2_alloc_freed and the scan).
+ *             A2  Only where zeroed space keeps its zeros in a crash during a later write into it: regular files with
+ *                 traits.zero_growth, as at the frontier (I5 of q2_alloc.c). Elsewhere, and for pieces that are not worth a call, the
+ *                 writer fills (graph/fill.c), which measures what that costs.
+ *             A3  Nothing is zeroed that metadata lies in, whatever its count says: an image may be damaged (q2_guard.h).
+ *             A4  The store zeroes by itself or not at all: zeros are never written here.
+ *             A5  What is zeroed is never `settled`: an entry needs the barrier behind data, which also makes the zeros durable (Q2, Q23).
+ * Order       Q2: the zeros are with the store before the cluster is handed out.
+ * Concurrency Home loop, under mx, so that nobody takes what is being zeroed. Suspends.
+ * Failure     None: then the writer fills, and no further piece is tried in this opening.
+ * Tests       q2_core_test.c, q2_disk_test.c (A1), crash explorer (c64k geometries, mutants AHEAD_UNZEROED, AHEAD_SETTLED)
+ */
+#include "base/assert.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_guard.h"
+
+/* A piece begins small and grows as long as it is used up: a disk that is seldom written does not zero much that nobody needs. */
+#define AHEAD_BYTES_FIRST (UINT64_C(2) << 20)
+#define AHEAD_BYTES_MAX (UINT64_C(32) << 20)
+/* Shorter pieces are not worth a call. */
+#define AHEAD_BYTES_MIN (UINT64_C(128) << 10)
+
+/* Where a piece that begins with x ends: free and not zeroed up to there (A3). */
+static uint64_t piece_end(const struct q2_image *q, const struct rset_range *x)
+{
+    const struct q2_alloc *a = q->alloc;
+    uint32_t bits = q->g.cluster_bits;
+    uint64_t most = max_u64(x->end, x->start + (a->ahead_bytes >> bits)), to = x->end;
+    struct rset_range y;
+    if (rset_next(&a->ready, x->end, &y) && y.start == x->end && y.tag != Q2_READY_ZERO)
+        to = min_u64(y.end, most);
+    for (uint64_t c = x->start; c < to; c++)
+        if (!q2_guard_clear(q, c << bits))
+            return c;
+    return to;
+}
+
+static bool may_zero(const struct q2_image *q)
+{
+    const struct stor_traits *t = &q->im.store->traits;
+    return t->regular && t->zero_growth && q->opts.frontier_bytes != UINT64_MAX && !q->alloc->ahead_fails && q2_guard_ready(q);      /* A2 */
+}
+
+void q2_ahead_zero(struct co *co, struct q2_image *q, struct rset_range *x)
+{
+    struct q2_alloc *a = q->alloc;
+    uint32_t bits = q->g.cluster_bits;
+    if (x->tag == Q2_READY_ZERO || !may_zero(q))
+        return;
+    a->ahead_bytes = a->ahead_bytes ? min_u64(a->ahead_bytes * 4, AHEAD_BYTES_MAX) : AHEAD_BYTES_FIRST;
+    uint64_t to = piece_end(q, x);
+    if (to < x->end || (to - x->start) << bits < AHEAD_BYTES_MIN)
+        return;
+    if (!MUTANT(MUT_AHEAD_UNZEROED) && stor_zero(co, q->im.store, x->start << bits, (to - x->start) << bits, STOR_NO_FALLBACK) < 0) {
+        a->ahead_fails = true;
+        return;
+    }
+    x->tag = Q2_READY_ZERO;
+    if (to > x->end && rset_contains(&a->ready, x->end, to) && rset_add(&a->ready, x->end, to, Q2_READY_ZERO) < 0)
+        return;                          /* no memory: they are zeroed again */
+}
