@@ -97,6 +97,7 @@
     X(MOVE_TABLE_STALE, "Q5", "a moved L2 table is copied from the disk, without changes in memory")    \
     X(FOLD_SHOWS_BELOW, "1.054", "a cluster of zeros is unmapped although a backing image shows through") \
     X(LIVE_COMMIT_UNFLUSHED, "J2 J5", "live commit: images name the base before it is durable")          \
+    X(MIRROR_UNFLUSHED, "J1 J5", "a mirror ends, and its users go over, without a flush of the target")    \
     X(FORGET_TOP_FIRST, "J2", "live commit: the top gives a range up before the layers between do")      \
     X(ABSENT_BLIND, "J3", "stream: a write of what is absent does not look again when it may begin")    \
     X(RIDE_LEFT_BEHIND, "P2", "a copy leaves behind what others have written meanwhile")                  \

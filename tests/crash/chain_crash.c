@@ -64,14 +64,11 @@ struct crash {
 #ifdef BYRE_MUTANTS
 int byre_mutant_alive(int id)
 {
-    static const struct { const char *name; int id; } rows[] = {
+    static const struct crash_mutant rows[] = {
         { "LIVE_COMMIT_UNFLUSHED", MUT_LIVE_COMMIT_UNFLUSHED }, { "FORGET_TOP_FIRST", MUT_FORGET_TOP_FIRST }, { "ABSENT_BLIND", MUT_ABSENT_BLIND }, { "BARRIER_FINAL", MUT_BARRIER(META_B_FINAL) },
+        { "MIRROR_UNFLUSHED", MUT_MIRROR_UNFLUSHED }, { "COMMIT_EMPTY_EARLY", MUT_COMMIT_EMPTY_EARLY }, { "REBASE_ZERO_BELOW", MUT_REBASE_ZERO_BELOW },
     };
-    const char *s = getenv("BYRE_MUTANT");
-    for (unsigned i = 0; s && sim_recording && i < sizeof rows / sizeof rows[0]; i++)
-        if (rows[i].id == id && !strcmp(rows[i].name, s))
-            return 1;
-    return 0;
+    return crash_mutant_alive(id, rows, sizeof rows / sizeof rows[0]);
 }
 #endif
 
@@ -500,47 +497,21 @@ static void end(struct crash *c)
 
 /* ---- faults ---- */
 
-static const struct fault { unsigned kinds; int what; bool forever; } faults[] = {
+static const struct crash_fault faults[] = {
     { SIM_C_READ, -EIO, false }, { SIM_C_WRITE, -EIO, false }, { SIM_C_WRITE | SIM_C_ZERO | SIM_C_TRUNCATE, -ENOSPC, true }, { SIM_C_FLUSH, -EIO, false },
     { SIM_C_WRITE | SIM_C_TRUNCATE, -EIO, true }, { SIM_C_ZERO | SIM_C_DISCARD | SIM_C_TRUNCATE, -EIO, false }, { SIM_C_OPEN | SIM_C_LOCK, -EACCES, false },
     { SIM_C_LENGTH | SIM_C_EXTENT, -EIO, false },
 };
 
-/* *ret_fired false: there are no so many calls. */
-static int one_fault(struct crash *c, const struct fault *f, uint64_t seed, uint64_t nth, bool *ret_fired)
-{
-    crash_put(&c->f);
-    sim_world_restart(c->f.w, seed);
-    c->f.w->direct = false;
-    c->f.w->faults = (struct sim_faults){ .kinds = f->kinds, .nth = nth, .what = f->what, .forever = f->forever };
-    int r = sim_run(c->f.w, record, c, 0);
-    bool fired = c->f.w->faults.fired;
-    c->f.w->faults = (struct sim_faults){ 0 };
-    c->f.w->direct = true;
-    if (r == -EDEADLK || r == -ETIME || (r < 0 && !fired))
-        return crash_wrong(&c->f, "it hangs, or fails without a fault (%d)", r);
-    c->f.why[0] = 0;
-    r = sim_run(c->f.w, judge, c, 0);
-    if (r == 0)
-        r = once_more(c);
-    c->states++;
-    *ret_fired = fired;
-    return r;
-}
+static unsigned kind;                            /* of KINDS */
+static int then(void *arg) { return once_more(arg); }
 
-static int fault_seed(unsigned what, uint64_t seed, uint64_t *ret_states)
+static int fault_seed(uint64_t seed, uint64_t *ret_states)
 {
     struct crash c;
-    int r = begin(&c, what, seed);
-    for (unsigned i = 0; i < sizeof faults / sizeof faults[0] && r == 0; i++) {
-        bool fired = true;
-        for (uint64_t nth = 1; fired && r == 0; nth++) {
-            r = one_fault(&c, &faults[i], seed, nth, &fired) ? 1 : 0;
-            if (r)
-                fprintf(stderr, "fault %u, call %" PRIu64 ": %s\n", i, nth, c.f.why);
-        }
-    }
-    *ret_states += c.states;
+    int r = begin(&c, kind, seed);
+    if (r == 0)
+        r = crash_every_fault(&(struct crash_test){ &c.f, record, judge, &c }, faults, sizeof faults / sizeof faults[0], seed, then, ret_states);
     end(&c);
     return r;
 }
@@ -549,31 +520,30 @@ static int fault_seed(unsigned what, uint64_t seed, uint64_t *ret_states)
 
 static bool only_runs;
 
-static int one_seed(unsigned what, uint64_t seed, uint64_t *ret_states)
+static void tell(const struct crash *c, const struct sim_trace *t, uint64_t seed)
+{
+    struct hash128 h = sim_trace_hash(t);
+    printf("seed %" PRIu64 ": trace %016" PRIx64 "%016" PRIx64 ", %u jobs done, %u cancelled, %u refused, the disk is %s\n", seed, h.hi, h.lo, c->jobs_done, c->cancelled,
+           c->refused, names[c->home]);
+}
+
+static int one_seed(uint64_t seed, uint64_t *ret_states)
 {
     struct crash c;
     struct sim_trace trace;
-    int r = begin(&c, what, seed);
     sim_trace_init(&trace);
+    int r = begin(&c, kind, seed);
     if (r == 0)
-        r = crash_record(&c.f, &trace, seed, record, &c);
-    if (r == 0)
-        r = sim_run(c.f.w, judge, &c, 0);
-    if (r) {
-        fprintf(stderr, "what is recorded fails itself: %d, %s\n", r, c.f.why);
-        return c.f.why[0] ? 1 : 2;
-    }
+        r = crash_begin(&(struct crash_test){ &c.f, record, judge, &c }, &trace, seed);
     c.named_short = 0;
-    if (!only_runs)
+    if (r == 0 && !only_runs) {
         r = crash_explore(&c.f, &trace, seed, &(struct crash_visit){ &c.f, look, &c });
-    *ret_states += only_runs ? 1 : c.states;
-    if (r == 0 && only_runs && what >= ACTIVE) {
-        struct hash128 h = sim_trace_hash(&trace);
-        printf("seed %" PRIu64 ": trace %016" PRIx64 "%016" PRIx64 ", %u jobs done, %u cancelled, %u refused, the disk is %s\n", seed, h.hi, h.lo, c.jobs_done, c.cancelled,
-               c.refused, names[c.home]);
+        if (r == 0 && kind < ACTIVE && kind != OFFLINE_COMMIT && (c.named_short == 0 || c.named_short == c.states))
+            r = 2;
+    } else if (r == 0 && kind >= ACTIVE) {
+        tell(&c, &trace, seed);
     }
-    if (r == 0 && !only_runs && what < ACTIVE && what != OFFLINE_COMMIT && (c.named_short == 0 || c.named_short == c.states))
-        r = 2;
+    *ret_states += only_runs ? 1 : c.states;
     sim_trace_fini(&trace);
     end(&c);
     return r;
@@ -586,21 +556,11 @@ int main(int argc, char **argv)
     only_runs = argc > 1 && !strcmp(argv[1], "runs");
     argc -= faulty || only_runs;
     argv += faulty || only_runs;
-    uint64_t first = argc > 2 ? strtoull(argv[2], NULL, 0) : 1, last = argc > 3 ? strtoull(argv[3], NULL, 0) : first, states = 0;
-    unsigned what = 0;
-    while (what < KINDS && (argc < 2 || strcmp(argv[1], words[what])))
-        what++;
-    if (what == KINDS) {
+    while (kind < KINDS && (argc < 2 || strcmp(argv[1], words[kind])))
+        kind++;
+    if (kind == KINDS) {
         fprintf(stderr, "usage: chain-crash [faults|runs] commit|drop|stream|stream-base|offline-commit|rebase|active|graph [FIRST [LAST]]\n");
         return 2;
     }
-    for (uint64_t seed = first; seed <= last; seed++) {
-        int r = (faulty ? fault_seed : one_seed)(what, seed, &states);
-        if (r) {
-            fprintf(stderr, "seed %" PRIu64 "\n", seed);
-            return r;
-        }
-    }
-    printf("%" PRIu64 " states\n", states);
-    return 0;
+    return crash_seeds(argc - 1, argv + 1, faulty ? fault_seed : one_seed);
 }

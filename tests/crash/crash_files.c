@@ -6,7 +6,7 @@
  * Owns         struct crash_files.
  * Invariants   None.
  * Concurrency  One thread.
- * Failure      As the callers tell it.
+ * Failure      As the callers tell it. A mutant is alive only while something is recorded, with a trace or with calls that fail.
  * Tests        test_chain_crash.py, test_snap_crash.py, test_ride_crash.py
  */
 #include "crash_files.h"
@@ -26,6 +26,18 @@ int crash_wrong(struct crash_files *f, const char *fmt, ...)
         vsnprintf(f->why, sizeof f->why, fmt, ap);
         va_end(ap);
     }
+    return -1;
+}
+
+int crash_never(struct crash_files *f, const char *fmt, ...)
+{
+    va_list ap;
+    if (!f->broken) {
+        va_start(ap, fmt);
+        vsnprintf(f->why, sizeof f->why, fmt, ap);
+        va_end(ap);
+    }
+    f->broken = true;
     return -1;
 }
 
@@ -110,7 +122,8 @@ int crash_open(struct co *co, struct crash_files *f, struct graph *g, unsigned i
 {
     struct byre_err err = { 0 };
     const struct graph_open_opts o = { .filename = f->names[i], .format = crash_format(f, i)->name, .node_name = f->names[i], .backing_names = "layer",
-                                       .read_only = read_only, .discard = true, .fmt.frontier_bytes = CRASH_OVERLAY_FRONTIER };
+                                       .read_only = read_only, .discard = true, .fmt = { .frontier_bytes = CRASH_OVERLAY_FRONTIER, .snapshot = f->snapshot },
+                                       .key_secret = f->how[i].encrypt.key_secret };
     int r = graph_open(co, g, &o, ret, &err);
     return r < 0 ? crash_wrong(f, "%s does not open: %s", f->names[i], err.text) : 0;
 }
@@ -134,7 +147,7 @@ int crash_check(struct co *co, struct crash_files *f, unsigned i)
     int r = crash_format(f, i) != &fmt_raw_ops ? sim_open(co, f->w, f->names[i], true, &s) : 1;
     if (r)
         return r < 0 ? r : 0;
-    r = crash_format(f, i)->open(co, s, &(struct fmt_open_opts){ .check_mode = true, .read_only = true }, &im, &err);
+    r = crash_format(f, i)->open(co, s, &(struct fmt_open_opts){ .check_mode = true, .read_only = true, .no_data = true }, &im, &err);
     if (r < 0) {
         stor_close(co, s);
         return crash_wrong(f, "%s does not open to be checked: %s", f->names[i], err.text);
@@ -158,15 +171,39 @@ void crash_put(struct crash_files *f)
     }
 }
 
+static bool running;                             /* what is recorded */
+
+int crash_mutant_alive(int id, const struct crash_mutant *rows, size_t count)
+{
+    const char *s = running ? getenv("BYRE_MUTANT") : NULL;
+    for (size_t i = 0; s && i < count; i++)
+        if (rows[i].id == id && !strcmp(rows[i].name, s))
+            return 1;
+    return 0;
+}
+
 int crash_record(struct crash_files *f, struct sim_trace *t, uint64_t seed, int (*run)(struct co *co, void *arg), void *arg)
 {
     sim_world_restart(f->w, seed);
     f->w->direct = false;
     f->w->trace = t;
+    running = true;
     int r = sim_run(f->w, run, arg, 0);
+    running = false;
     f->w->trace = NULL;
     f->w->direct = true;
     return r;
+}
+
+int crash_begin(const struct crash_test *t, struct sim_trace *trace, uint64_t seed)
+{
+    int r = crash_record(t->f, trace, seed, t->record, t->arg);
+    if (r == 0)
+        r = sim_run(t->f->w, t->judge, t->arg, 0);
+    if (r == 0)
+        return 0;
+    fprintf(stderr, "what is recorded fails itself: %d, %s\n", r, t->f->why);
+    return t->f->why[0] ? 1 : 2;
 }
 
 static int visit(void *arg, struct sim_explorer *x, struct hash128 content)
@@ -199,4 +236,58 @@ int crash_explore(struct crash_files *f, const struct sim_trace *t, uint64_t see
     int r = sim_explore(&x);
     sim_model_fini(&model);
     return r;
+}
+
+/* ---- calls that fail ---- */
+
+/* *ret_fired false: there are no so many calls. */
+static int one_fault(const struct crash_test *t, const struct crash_fault *fault, uint64_t seed, uint64_t nth, bool *ret_fired)
+{
+    struct crash_files *f = t->f;
+    crash_put(f);
+    f->w->faults = (struct sim_faults){ .kinds = fault->kinds, .nth = nth, .what = fault->what, .forever = fault->forever };
+    f->broken = false;
+    int r = crash_record(f, NULL, seed, t->record, t->arg);
+    *ret_fired = f->w->faults.fired;
+    f->w->faults = (struct sim_faults){ 0 };
+    if (r == -EDEADLK || r == -ETIME || (r < 0 && !*ret_fired))
+        return crash_wrong(f, "it hangs, or fails without a fault (%d)", r);
+    if (f->broken)
+        return -1;
+    f->why[0] = 0;
+    return sim_run(f->w, t->judge, t->arg, 0);
+}
+
+int crash_every_fault(const struct crash_test *t, const struct crash_fault *faults, size_t count, uint64_t seed, int (*then)(void *arg), uint64_t *ret_states)
+{
+    for (size_t i = 0; i < count; i++) {
+        bool fired = true;
+        for (uint64_t nth = 1; fired; nth++) {
+            int r = one_fault(t, &faults[i], seed, nth, &fired);
+            if (r == 0 && then)
+                r = then(t->arg);
+            if (r) {
+                fprintf(stderr, "fault %zu, call %" PRIu64 ": %d, %s\n", i, nth, r, t->f->why);
+                return 1;
+            }
+            ++*ret_states;
+        }
+    }
+    return 0;
+}
+
+/* ---- seeds ---- */
+
+int crash_seeds(int argc, char **argv, int (*one)(uint64_t seed, uint64_t *ret_states))
+{
+    uint64_t first = argc > 1 ? strtoull(argv[1], NULL, 0) : 1, last = argc > 2 ? strtoull(argv[2], NULL, 0) : first, states = 0;
+    for (uint64_t seed = first; seed <= last; seed++) {
+        int r = one(seed, &states);
+        if (r) {
+            fprintf(stderr, "seed %" PRIu64 "\n", seed);
+            return r;
+        }
+    }
+    printf("%" PRIu64 " states\n", states);
+    return 0;
 }

@@ -48,14 +48,8 @@ struct crash {
 #ifdef BYRE_MUTANTS
 int byre_mutant_alive(int id)
 {
-    static const struct { const char *name; int id; } rows[] = {
-        { "SNAPSHOT_UNFLUSHED", MUT_SNAPSHOT_UNFLUSHED }, { "SNAPSHOT_NAME_LATE", MUT_SNAPSHOT_NAME_LATE },
-    };
-    const char *s = getenv("BYRE_MUTANT");
-    for (unsigned i = 0; s && sim_recording && i < sizeof rows / sizeof rows[0]; i++)
-        if (rows[i].id == id && !strcmp(rows[i].name, s))
-            return 1;
-    return 0;
+    static const struct crash_mutant rows[] = { { "SNAPSHOT_UNFLUSHED", MUT_SNAPSHOT_UNFLUSHED }, { "SNAPSHOT_NAME_LATE", MUT_SNAPSHOT_NAME_LATE } };
+    return crash_mutant_alive(id, rows, sizeof rows / sizeof rows[0]);
 }
 #endif
 
@@ -291,36 +285,20 @@ static int one_seed(uint64_t seed, uint64_t *ret_states)
     c.f.names = names;
     c.f.filled = DISK + 1;
     plan(&c, seed);
-    if (crash_files_new(&c.f, seed, fill, &c))
-        return 2;
     sim_trace_init(&trace);
-    int r = crash_record(&c.f, &trace, seed, record, &c);
+    int r = crash_files_new(&c.f, seed, fill, &c);
     if (r == 0)
-        r = sim_run(c.f.w, judge, &c, 0);
-    if (r) {
-        fprintf(stderr, "what is recorded fails itself: %d, %s\n", r, c.f.why);
-        return c.f.why[0] ? 1 : 2;
-    }
+        r = crash_begin(&(struct crash_test){ &c.f, record, judge, &c }, &trace, seed);
     c.old_disk = c.new_disk = 0;
-    r = crash_explore(&c.f, &trace, seed, &(struct crash_visit){ &c.f, look, &c });
+    if (r == 0) {
+        r = crash_explore(&c.f, &trace, seed, &(struct crash_visit){ &c.f, look, &c });
+        if (r == 0 && (!c.old_disk || !c.new_disk))
+            r = 2;                               /* the snapshot was not in what was cut */
+    }
     *ret_states += c.states;
-    if (r == 0 && (!c.old_disk || !c.new_disk))
-        r = 2;                                   /* the snapshot was not in what was cut */
     sim_trace_fini(&trace);
     end(&c);
     return r;
 }
 
-int main(int argc, char **argv)
-{
-    uint64_t first = argc > 1 ? strtoull(argv[1], NULL, 0) : 1, last = argc > 2 ? strtoull(argv[2], NULL, 0) : first, states = 0;
-    for (uint64_t seed = first; seed <= last; seed++) {
-        int r = one_seed(seed, &states);
-        if (r) {
-            fprintf(stderr, "seed %" PRIu64 "\n", seed);
-            return r;
-        }
-    }
-    printf("%" PRIu64 " states\n", states);
-    return 0;
-}
+int main(int argc, char **argv) { return crash_seeds(argc, argv, one_seed); }
