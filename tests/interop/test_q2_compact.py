@@ -104,7 +104,7 @@ def test_backing(tmp_path, compat):
 def test_luks(tmp_path):
     """B4: a cipher depends on the place, so data is encrypted anew where it goes; zeros are seen through it"""
     path = tmp_path / "a.qcow2"
-    run.qemu_img("create", "-q", "-f", "qcow2", *SECRET, "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100", path, CLUSTERS * CS)
+    run.qemu_img("create", "-q", "-f", "qcow2", *SECRET, "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, CLUSTERS * CS)
     fill(path, luks=True)
     before, length = content(path, tmp_path / "before", luks=True), os.stat(path).st_size
     res = json.loads(run.byre("compact", *SECRET, "--output=json", "--image-opts", node(path, True)).out)

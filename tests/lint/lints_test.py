@@ -40,7 +40,7 @@ def lint(name, root):
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("name", ["layers", "banned", "funclen", "spdx", "words", "doclinks", "refs"])
+@pytest.mark.parametrize("name", ["layers", "banned", "funclen", "spdx", "words", "doclinks", "refs", "shared"])
 def test_clean_tree_passes(tmp_path, name):
     code, text = lint(name, tree(tmp_path))
     assert code == 0, text
@@ -71,6 +71,10 @@ FAULTS = {
     "spdx-none": ("spdx", {"src/rt/x.c": "int a;\n"}, "no SPDX"),
     "spdx-other": ("spdx", {"tools/x.py": "# SPDX-License-Identifier: " + "GPL-2.0-only\n"}, "byre is MIT"),
     "spdx-script": ("spdx", {"tools/run": "#!/bin/sh\n"}, "no SPDX"),
+    "shared-folder": ("shared", {"src/rt/x_test.c": SPDX + 'int f(void)\n{\n    return open("/tmp/x", 0);\n}\n'}, "a name that every run has"),
+    "shared-made": ("shared", {"tests/a/x_test.py": "def f(n):\n    open('x')\n    return \"/dev/shm/x\"\n"}, "a name that every run has"),
+    "shared-port": ("shared", {"tests/a/x_test.py": 'def f(s):\n    s.bind(("127.0.0.1", 10809))\n'}, "port 10809"),
+    "shared-here": ("shared", {"src/rt/x_test.c": SPDX + 'int f(void)\n{\n    return mkdir("sub", 0700);\n}\n'}, "a folder of its own"),
     "words-path": ("words", {"docs/x.md": "see /" + "work/main/src\n"}, "a path of one machine"),
     "words-helper": ("words", {"src/rt/x.c": SPDX + "/* left to the sub" + "agent */\n"}, "how the work was organised"),
     "words-host": ("words", {"tools/x.sh": "curl https://pypi-pro" + "xy.example.com/simple\n"}, "a host of one place"),
