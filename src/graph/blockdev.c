@@ -11,6 +11,7 @@
  * Failure     What was opened by a failed call is closed again.
  * Tests       tests/cli/blockdev_test.py
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -59,6 +60,37 @@ static json_t *nested_child(json_t *o, const char **ret_key)
         }
     }
     return NULL;
+}
+
+/* ---- what a child has from its parent (FEATURES 11.015) ---- */
+
+/* "cache.NAME" of a node, nested or with a dot; NULL: not given. */
+static json_t *cache_option(const json_t *o, const char *name)
+{
+    char dotted[32];
+    snprintf(dotted, sizeof dotted, "cache.%s", name);
+    json_t *v = json_object_get(json_object_get(o, "cache"), name);
+    return v ? v : json_object_get(o, dotted);
+}
+
+static int inherit_cache(const json_t *parent, json_t *child, const char *name)
+{
+    json_t *v = cache_option(parent, name), *cache = json_object_get(child, "cache");
+    char dotted[32];
+    if (!v || cache_option(child, name))
+        return 0;
+    snprintf(dotted, sizeof dotted, "cache.%s", name);
+    return cache ? json_object_set(cache, name, v) : json_object_set(child, dotted, v);
+}
+
+/* What a nested child does not say of itself: the cache mode of its parent; a backing file is only read. Not so its own file, which jobs that
+ * write to the backing file (commit) need writable: such a node is not opened in another way by them. Idempotent. */
+static int inherit(const json_t *parent, const char *key, json_t *child)
+{
+    bool target = !strcmp(key, "target");
+    if (!strcmp(key, "backing") && !json_object_get(child, "read-only") && json_object_set_new(child, "read-only", json_true()))
+        return -ENOMEM;
+    return target || (!inherit_cache(parent, child, "direct") && !inherit_cache(parent, child, "no-flush")) ? 0 : -ENOMEM;
 }
 
 /* ---- one node, whose children have names ---- */
@@ -197,6 +229,8 @@ static int add_innermost(struct co *co, struct adding *ad, struct byre_err *err)
     json_t *parent = NULL, *at = ad->root, *child;
     const char *key = NULL, *next;
     while ((child = nested_child(at, &next))) {
+        if (inherit(at, next, child))
+            return byre_fail(err, NOMEM, "no memory for a node");
         parent = at;
         at = child;
         key = next;
