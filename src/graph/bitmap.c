@@ -207,7 +207,7 @@ static int change_start(struct co *co, struct graph_node *n, struct change *c, s
     *c = (struct change){ .n = n, .err = err, .t = bitmaps_tracked(n, 2) };
     if (!c->t)
         return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     return 0;
 }
 
@@ -228,7 +228,7 @@ static int change_store(struct co *co, struct change *c, bool persistent)
 static void change_finish(struct change *c)
 {
     bitmaps_publish(c->n, c->t);
-    graph_drain_end(c->n);
+    node_close_end(c->n);
 }
 
 static int may_write(struct graph_node *n, const struct fmt_bitmap *b, struct byre_err *err)
@@ -293,6 +293,8 @@ int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bit
     struct change c;
     n = recorded_at(n);
     int r = graph_need_image(n, "a bitmap", err);
+    if (!r)
+        r = graph_need_seen(n, "a bitmap", err);
     if (r)
         return r;
     uint64_t granularity = s->granularity ? s->granularity : default_granularity(n);
@@ -485,11 +487,11 @@ void graph_bitmap_unfollow(struct co *co, struct graph_node *n, struct fmt_bitma
 {
     if (!b->since)
         return;
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     struct dirty *since = b->since;
     b->since = NULL;
     publish_less(n);                             /* it cannot fail: the next job that follows finds the bitmap as it was */
-    graph_drain_end(n);
+    node_close_end(n);
     dirty_free(since);
 }
 
@@ -520,7 +522,7 @@ int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, co
     int r = find_loaded(co, n, name, &b, err);
     if (r)
         return r;
-    graph_drain_begin(co, n);            /* what is recorded from here on must not get lost with the old bits */
+    node_close_begin(co, n);            /* what is recorded from here on must not get lost with the old bits */
     if (dirty_copy(b->bits, b->bits->size, &new))
         r = byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, name);
     for (unsigned i = 0; !r && i < count; i++)
@@ -529,7 +531,7 @@ int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, co
         r = replace_bits(co, n, b, new, err);
     else
         dirty_free(new);
-    graph_drain_end(n);
+    node_close_end(n);
     return r;
 }
 
@@ -541,11 +543,11 @@ int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err 
     ASSERT(n->bitmap_batch > 0);
     if (--n->bitmap_batch || !n->im->ops->bitmaps_sync)
         return 0;
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     co_lock(co, &n->whole);
     int r = bitmaps_store(co, n, err);
     co_unlock(&n->whole);
-    graph_drain_end(n);
+    node_close_end(n);
     return r;
 }
 

@@ -316,8 +316,18 @@ static int follow_file(struct co *co, struct graph_node *file, struct byre_err *
         struct node_mode same = mode_of(m);
         if (m->file == file && m->im->store != file->im->store)
             r = mode_switch(co, m, &same, err);
+        m->undisturbed = false;
     }
     return r;
+}
+
+/* Opening a file for writing may touch it. What the images that share its store have seen is compared before that. */
+static void look_at_sharers(struct co *co, struct graph_node *file)
+{
+    struct stor_seen now;
+    for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
+        if (m->file == file && m->im->store == file->im->store)
+            m->undisturbed = stor_file_seen(co, m->im->store, &now) && !stor_seen_differ(&now, &m->seen);
 }
 
 static int switch_to(struct co *co, struct reopening *ro, struct step *st)
@@ -325,6 +335,8 @@ static int switch_to(struct co *co, struct reopening *ro, struct step *st)
     struct node_mode to = st->to;
     int r = check_step(ro, st, &to);
     st->from = mode_of(st->n);
+    if (!r && st->n->is_file)
+        look_at_sharers(co, st->n);
     if (!r)
         r = mode_switch(co, st->n, &to, ro->err);
     if ((r == -EACCES || r == -EROFS) && st->auto_read_only && !to.read_only && !mode_writer(st->n)) {
@@ -382,6 +394,8 @@ static void undo_step(struct co *co, struct step *st)
     struct byre_err why = { 0 };
     if (st->switched) {
         struct node_how *new = st->n->how;
+        if (st->n->is_file)
+            look_at_sharers(co, st->n);
         if (mode_switch(co, st->n, &st->from, &why) || (st->n->is_file && follow_file(co, st->n, &why)))
             graph_warn(st->n, "%s: could not get its old options back: %s", st->n->filename, why.text);
         if (st->n->how == st->from.how)

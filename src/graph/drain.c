@@ -5,6 +5,7 @@
  * Purpose     Draining a node: no request is inside and none gets in, for it and for every node above it.
  * Owns        node->gate, gated, drains, waiters.
  * Invariants  I1  gated is true exactly while some node that requests for this one go to (chain, sides) has drains > 0.
+ *                 A format's store over nodes (under.c) is gated while one of those is closed, which is more than drained.
  *             I2  A request that saw gated == false is inside a section of the gate, which drain waits for; one
  *                 that saw true has left its section and waits. There is no third way: the request enters its
  *                 section before it looks, drain sets the flag before it starts to wait.
@@ -60,11 +61,22 @@ void gate_wait_open(struct co *co, struct graph_node *n)
     co_xevent_wait(co, &w.open);
 }
 
+/* Of a format's store: is a node closed that its requests go to? */
+static bool is_closed(struct graph_node *n)
+{
+    LIST_FOR(l, &n->g->nodes) {
+        const struct graph_node *m = CONTAINER_OF(l, struct graph_node, link);
+        if (m->closed && goes_to(n, m))
+            return true;
+    }
+    return false;
+}
+
 void gates_update(struct graph *g)
 {
     LIST_FOR(l, &g->nodes) {
         struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
-        bool gated = !n->inner && goes_to(n, NULL);
+        bool gated = n->under ? is_closed(n) : !n->inner && goes_to(n, NULL);
         atomic_store(&n->gated, gated);
         while (!gated && n->waiters) {
             struct gate_waiter *w = n->waiters;
@@ -116,4 +128,17 @@ void graph_drain_end(struct graph_node *n)
     ASSERT(n->drains > 0);
     n->drains--;
     gates_update(n->g);
+}
+
+void node_close_begin(struct co *co, struct graph_node *n)
+{
+    n->closed++;
+    graph_drain_begin(co, n);
+}
+
+void node_close_end(struct graph_node *n)
+{
+    ASSERT(n->closed > 0);
+    n->closed--;
+    graph_drain_end(n);
 }

@@ -45,6 +45,7 @@ int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **r
     g->index_limit = index_limit_of(o->index_bytes);
     list_init(&g->nodes);
     list_init(&g->throttles);
+    list_init(&g->unders);
     *ret_g = g;
     return 0;
 }
@@ -165,25 +166,25 @@ static int node_end(struct co *co, struct graph_node *n, struct held *ret)
     return r;
 }
 
-/* A node over the bare file f has ended: what it held of locks is not wanted any more. */
-static int leave_file(struct co *co, struct graph_node *f)
+/* A node over the file f has ended, and others go on: what it held of locks is not wanted any more. */
+static void leave_file(struct co *co, struct graph_node *f)
 {
-    struct held h;
-    if (--f->refs == 0) {
-        f->ending = true;
-        int r = node_end(co, f, &h);
-        ASSERT(!h.below && !h.file && !h.side);
-        return r;
-    }
-    if (node_lock(co, f, 0, NULL))
+    f->refs--;
+    if (!f->flt && node_lock(co, f, 0, NULL))
         graph_warn(f, "%s: its lock cannot be lowered again", f->filename);
-    return 0;
+}
+
+/* What is not below but beside n: given up now, or, by its last user, later. */
+static void end_later(struct graph_node *n, struct graph_node **last)
+{
+    n->end_next = *last;
+    *last = n;
 }
 
 int node_unref(struct co *co, struct graph_node *n)
 {
     int first = 0;
-    struct graph_node *last = NULL;              /* sides of which nobody else has a reference, by end_next */
+    struct graph_node *last = NULL;              /* sides and files of which nobody else has a reference, by end_next */
     while (n) {
         struct held h = { NULL };
         ASSERT(n->refs > 0);
@@ -192,16 +193,16 @@ int node_unref(struct co *co, struct graph_node *n)
         } else if (n->refs == 0) {
             n->ending = true;
             int r = node_end(co, n, &h);
-            int f = h.file ? leave_file(co, h.file) : 0;
-            if (!first)
-                first = r ? r : f;
+            first = first ? first : r;
         }
-        if (h.side && h.side->refs > 1) {
+        if (h.side && h.side->refs > 1)
             h.side->refs--;
-        } else if (h.side) {
-            h.side->end_next = last;
-            last = h.side;
-        }
+        else if (h.side)
+            end_later(h.side, &last);
+        if (h.file && h.file->refs > 1)
+            leave_file(co, h.file);
+        else if (h.file)
+            end_later(h.file, &last);
         n = h.below;
         if (!n && last) {
             n = last;
@@ -299,10 +300,12 @@ void graph_look_end(struct graph_node *n)
 void graph_abandon(struct graph_node *n)
 {
     ASSERT_LOOP(n->g->home);
-    if (n->im->store)
-        stor_nbd_abandon(n->im->store);
-    if (n->im->data && n->im->data != n->im->store)
-        stor_nbd_abandon(n->im->data);
+    for (; n; n = n->file) {
+        if (n->im->store)
+            stor_nbd_abandon(n->im->store);
+        if (n->im->data && n->im->data != n->im->store)
+            stor_nbd_abandon(n->im->data);
+    }
 }
 
 /* ---- resize ---- */
@@ -359,7 +362,7 @@ static int resize(struct co *co, struct graph_node *n, const struct graph_user *
         r = node_lock(co, n, STOR_PERM_RESIZE, err);
     if (r)
         return r;
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     co_lock(co, &n->whole);
     uint64_t old = graph_length(n);
     r = resize_all(co, n, size, prealloc, err);
@@ -369,9 +372,25 @@ static int resize(struct co *co, struct graph_node *n, const struct graph_user *
     if (n->file && n->is_raw && n->file->im->size < n->im->size)
         atomic_store(&n->file->im->size, n->im->size);      /* it is the same file */
     filters_refresh(n->g);
-    graph_drain_end(n);
+    node_close_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was resized, but its lock cannot be lowered again", n->filename);
+    return r;
+}
+
+int node_set_length(struct co *co, struct graph_node *n, uint64_t size, bool only_grow)
+{
+    ASSERT_LOOP(n->g->home);
+    int r = watches_allow(n, "change its length", NULL);
+    if (r || n->read_only)
+        return r ? r : -EROFS;
+    node_close_begin(co, n);
+    co_lock(co, &n->whole);
+    if (!only_grow || graph_length(n) < size)
+        r = resize_all(co, n, size, FMT_PREALLOC_OFF, NULL);
+    co_unlock(&n->whole);
+    filters_refresh(n->g);
+    node_close_end(n);
     return r;
 }
 
@@ -426,12 +445,12 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
         r = watches_allow(n, "become another", err);
     if (r)
         return r;
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     co_lock(co, &n->whole);
     r = rq->op == FMT_SNAPSHOT_APPLY ? apply_drained(co, n, rq, ret, err) : n->im->ops->snapshot(co, n->im, rq, ret, err);
     co_unlock(&n->whole);
     filters_refresh(n->g);
-    graph_drain_end(n);
+    node_close_end(n);
     return r;
 }
 
@@ -457,12 +476,12 @@ int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, s
         r = node_lock(co, n, STOR_PERM_RESIZE, err);
     if (r)
         return r;
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     co_lock(co, &n->whole);
     r = n->im->ops->amend(co, n->im, a, err);
     co_unlock(&n->whole);
     filters_refresh(n->g);
-    graph_drain_end(n);
+    node_close_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was amended, but its lock cannot be lowered again", n->filename);
     return r;

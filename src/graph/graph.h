@@ -2,7 +2,7 @@
  *
  * graph.h: nodes and edges; opening chains; the generic read, write, zero, discard, flush and status of a disk.
  *
- * A node is one image (a format over a store) with at most one backing node. A disk is its topmost node. Reads
+ * A node is one image (a format over a store, which may be another node) with at most one backing node. A disk is its topmost node. Reads
  * walk the chain in a loop, never by recursion: each piece that a layer does not hold is asked of the next one.
  * Nodes that are no images (filters, attachments), and edges that change while a disk is in use: runtime.h.
  *
@@ -121,6 +121,12 @@ const char *graph_backing_filename(const struct graph_node *n); /* resolved full
 struct fill_costs;
 const struct fill_costs *graph_fill_costs(const struct graph_node *n);   /* what first writes cost on this disk (fill.h); changes all the time */
 bool graph_read_only(const struct graph_node *n);
+/* Does the file that graph_filename names, opened in n's format, show what n shows? Not when n lies over another format. */
+bool graph_name_says_all(const struct graph_node *n);
+/* For those who are to see all that is written to n. -EPERM: an image over it, a bare file, writes past it; what: "a bitmap". */
+MUST_USE int graph_need_seen(const struct graph_node *n, const char *what, struct byre_err *err);
+/* For those who put another node into n's place at the end. -EPERM: n is the file of an image. */
+MUST_USE int graph_need_root(const struct graph_node *n, struct byre_err *err);
 enum graph_detect graph_detect_zeroes(const struct graph_node *n);
 bool graph_probed(const struct graph_node *n);                 /* the format was guessed */
 uint64_t graph_length(const struct graph_node *n);             /* bytes, rounded up to 512; changes by resize */

@@ -33,6 +33,7 @@
  *   node_stor.c  a node as a byte store, for those who make an image in it
  *   filter.c   filters and attachments: nodes that pass requests on; passing.c: those that do nothing else, for a job
  *   side.c     nodes that a request goes to beside its chain
+ *   under.c    the node below a format, as its store (under.h)
  *   runtime.c  other nodes under the same users, while they use them
  * Told by headers of their own: blockdev.h (blockdev.c, blockdev_reopen.c, snapshot.c), live.h (live.c, absent.c), runtime.h (threshold.c),
  * filters.h (filters.c, blkdebug.c, compress.c, cor.c), cbw.h (cbw.c, cbw_copy.c, cbw_view.c), throttle.h (throttle.c).
@@ -70,6 +71,7 @@ struct graph {
     void *corrupted_arg;
     struct list nodes;
     struct list throttles;              /* throttle.c */
+    struct list unders;                 /* under.c */
     graph_io_error_fn *io_error_fn;     /* stats.c; NULL: nobody wants to know */
     void *io_error_arg;
     graph_threshold_fn *threshold_fn;   /* threshold.c; NULL: nobody wants to know */
@@ -139,6 +141,7 @@ struct graph_node {
     struct co_waitq looked;             /* ... has ended */
     struct co_mutex listing;            /* the image's bitmaps are listed or stored, or one of them is loaded; taken behind `whole` */
     unsigned drains, drain_round;
+    unsigned closed;                    /* node_close_begin */
     struct gate_waiter *waiters;
     struct graph_user *users;
     struct co_mutex whole;              /* drained as well: one change of the image's structure at a time (size, options, snapshots, bitmaps) */
@@ -159,11 +162,14 @@ struct graph_node {
     unsigned frozen;                    /* home: the edge to `backing` must stay */
     struct threshold *threshold;        /* home: threshold.c; NULL: it never had one */
     bool implicit;                      /* a filter that a command of another name has put there */
-    bool inner;                         /* its gate is never closed (struct graph_attach_opts) */
+    bool inner;                         /* its gate is never closed (struct graph_attach_opts), but: */
+    bool under;                         /* a format's store (under.c), whose gate node_close_begin closes */
+    bool undisturbed;                   /* home: nobody has written its file since it was opened, but it is opened again with that (mode.c) */
+    bool lax;                           /* home: its image is being replaced, and stores over it want no locks meanwhile (mode.c) */
     bool passing;                       /* a job has put it there and takes it away: no edge to it or from it may be frozen. Constant */
     bool owned;                         /* home: the user's, until blockdev-del */
     bool is_file;                       /* a bare file or device: a format may lie over it */
-    struct graph_node *file;            /* the bare file whose store it shares; NULL: it has a store of its own. Constant while open */
+    struct graph_node *file;            /* the bare file whose store it shares, or the node that is its store (under.c); NULL: neither. Constant while open */
     struct graph_user file_use;
     struct graph_node *side;            /* requests for this node go there as well (side.c); with a reference. NULL: none */
     struct graph_user side_use;
@@ -185,6 +191,8 @@ void node_free(struct graph_node *n);
 int node_unref(struct co *co, struct graph_node *n);
 /* graph_resize for one of its users (NULL: for nobody of them). */
 MUST_USE int node_resize(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
+/* For the store over n: its length, from inside a request of what lies above; only_grow: if it is shorter. -errno. Home. */
+MUST_USE int node_set_length(struct co *co, struct graph_node *n, uint64_t size, bool only_grow);
 /* Iterates all nodes, attachments too. */
 struct graph_node *node_next(struct graph *g, struct graph_node *prev);
 /* Which node keeps a snapshot of what n shows, or in it (runtime.c). NULL: none. */
@@ -305,6 +313,10 @@ void gate_wait_open(struct co *co, struct graph_node *n);   /* slow path of gate
 void gate_empty(struct co *co, struct graph_node *n);       /* waits until nobody is inside; home */
 void gates_empty(struct co *co, struct graph_node *n);      /* until nobody of now is inside n or a node above it; home */
 void gates_update(struct graph *g);                         /* after a change of drains or of edges; home */
+/* As graph_drain_*, and formats over n (under.c) do not ask it for anything either, not even for their metadata: for changes of n's structure.
+ * Inside, nothing may wait for a format over n. */
+void node_close_begin(struct co *co, struct graph_node *n);
+void node_close_end(struct graph_node *n);
 
 static inline epoch_token gate_enter(struct co *co, struct graph_node *n)
 {
@@ -462,6 +474,7 @@ MUST_USE int zero_range(struct co *co, struct graph_node *n, uint64_t off, uint6
 
 /* ---- threshold.c ---- */
 void threshold_free(struct co *co, struct graph_node *n);        /* nobody is inside */
+void threshold_follow(struct graph_node *n);                     /* its image is another one */
 
 /* ---- bitmap.c ---- */
 /* After the image was opened: those of a writable one begin to record. */

@@ -93,6 +93,8 @@ static void put_back(struct graph_node *n, const struct kept *k)
     n->data_b = k->data_b;
     n->seen = k->seen;
     n->data_seen = k->data_seen;
+    if (n->file)
+        users_settle(n->file);
     set_mode(n, &k->mode);
 }
 
@@ -112,6 +114,7 @@ static int loosen(struct co *co, struct graph_node *n, const struct node_mode *m
     r = users_fit(n->file, &want, &n->file_use, err);
     if (!r)
         n->file_use.perm = want.perm;
+    users_settle(n->file);
     return r;
 }
 
@@ -199,7 +202,8 @@ static void give_own(struct graph_node *n, struct carried *c)
 /* M6. What the image keeps has been read anew. */
 static void look_for_others(struct graph_node *n, const struct kept *old, struct fmt_bitmap *own)
 {
-    if (!stor_seen_differ(&old->seen, &n->seen) && !stor_seen_differ(&old->data_seen, &n->data_seen))
+    bool same = n->undisturbed || !stor_seen_differ(&old->seen, &n->seen);
+    if (same && !stor_seen_differ(&old->data_seen, &n->data_seen))
         return;
     graph_warn(n, "%s: another program has written it, or opened it for writing, while it was open for reading here%s", n->filename, own ? ": what bitmaps in memory say of it is not all any more" : "");
     for (; own; own = own->next)
@@ -292,15 +296,26 @@ static int from_writing(struct co *co, struct graph_node *n, const struct node_m
 
 /* ---- the whole ---- */
 
+/* What formats over n (under.c) want of its file. */
+static void tighten(struct co *co, struct graph_node *n)
+{
+    n->lax = false;
+    if (!list_empty(&n->g->unders) && node_lock(co, n, 0, NULL))
+        graph_warn(n, "%s: its lock cannot be taken back", n->filename);
+}
+
 void graph_hold_image(struct co *co, struct graph_node *n) { co_lock(co, &n->whole); }
 void graph_release_image(struct graph_node *n) { co_unlock(&n->whole); }
 
 int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
 {
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     graph_hold_image(co, n);
     indexes_drop(co, n);
+    n->lax = true;
     int r = n->read_only ? from_reading(co, n, m, err) : from_writing(co, n, m, err);
+    tighten(co, n);
+    threshold_follow(n);
     if (n->backing)
         n->im->has_backing = true;               /* whatever the image records: what is written to it hides what lies there */
     graph_release_image(n);
@@ -311,7 +326,7 @@ int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, 
         forget_below(n);
     indexes_make(n);
     filters_refresh(n->g);
-    graph_drain_end(n);
+    node_close_end(n);
     return r;
 }
 

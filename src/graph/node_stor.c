@@ -16,7 +16,7 @@
  */
 #include <stdlib.h>
 
-#include "graph/filter.h"
+#include "graph/under.h"
 
 struct node_store {
     struct stor s;                           /* first */
@@ -125,13 +125,6 @@ static int lock_bottom(struct co *co, struct node_store *t, struct graph_node *n
     return r;
 }
 
-/* Can its length be changed? */
-static bool has_free_length(const struct graph_node *n)
-{
-    bool fixed = n->how && n->how->ref.node.window.fixed;
-    return n->im->ops->resize && !fixed && (!n->is_raw || (n->im->store && n->im->store->traits.regular));
-}
-
 static int find_bottom(struct node_store *t, struct byre_err *err)
 {
     struct graph_node *n = t->n;
@@ -163,7 +156,7 @@ int graph_node_store(struct co *co, struct graph_node *n, const char *who, struc
         store_close(co, &t->s);
         return r;
     }
-    t->s.traits.regular = has_free_length(t->bottom);
+    t->s.traits.regular = node_has_free_length(t->bottom);
     t->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = SECTOR };
     *ret_s = &t->s;
     return 0;

@@ -20,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "graph/graph_priv.h"
+#include "graph/under.h"
 #include "stor/nbd.h"
 
 static int file_open(struct co *co, void *arg, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err)
@@ -77,7 +77,9 @@ int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_e
 {
     if (n->no_lock)
         return 0;
-    int r = stor_lock(co, n->im->store, n->lock_perm | extra, n->lock_shared, err);
+    unsigned perm = n->lock_perm | extra, shared = n->lock_shared;
+    unders_want(n, &perm, &shared);
+    int r = stor_lock(co, n->im->store, perm, shared, err);
     if (!r && n->im->data != n->im->store)
         r = stor_lock(co, n->im->data, n->data_perm | extra, n->data_shared, err);
     return r;
@@ -128,20 +130,35 @@ static bool wants(enum name_tri said, bool asked)
     return said == NAME_UNSET ? asked : said == NAME_YES;
 }
 
-/* ---- over the node of a bare file ---- */
+/* ---- over another node ---- */
 
 static int check_file_node(const struct layer *l, const struct graph_node *file, struct byre_err *err)
 {
     const char *name = l->ref->file_ref;
     if (!file)
         return byre_fail(err, NOT_FOUND, "there is no node '%s' that could be 'file'", name);
-    if (!file->is_file)
-        return byre_fail(err, NOT_SUPPORTED, "node '%s' is no bare file or device: an image cannot lie over it", name);
     return file->read_only && !l->n->read_only ? byre_fail(err, READ_ONLY, "node '%s' is read-only, and the image over it is to be written", name) : 0;
 }
 
-/* The image shares the store of the file's node, and says so to others who use that. */
-static int share_store(struct opening *op, struct layer *l, struct byre_err *err)
+/* Must what is written to this node be seen there, by bitmaps or watchers? (A threshold sees the store.) */
+static bool is_seen(struct graph_node *file) { return file->im->bitmaps || atomic_load(&file->watches); }
+
+/* A bare file's store is the image's. Any other node is asked, and shows what is nobody's file. */
+static int take_store(struct co *co, struct layer *l, struct byre_err *err)
+{
+    struct graph_node *n = l->n, *file = n->file;
+    n->no_lock |= file->is_file && file->no_lock;
+    if (!file->is_file || is_seen(file))
+        return under_new(co, file, n->name, n->read_only, &l->store, err);
+    l->store = stor_share(file->im->store);
+    n->has_identity = file->has_identity;
+    n->id_a = file->id_a;
+    n->id_b = file->id_b;
+    return 0;
+}
+
+/* The image lies over the file's node, and says so to others who use that. */
+static int share_store(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
     struct graph_node *n = l->n, *file = graph_find(op->g, l->ref->file_ref);
     int r = check_file_node(l, file, err);
@@ -164,12 +181,7 @@ static int share_store(struct opening *op, struct layer *l, struct byre_err *err
         n->file = file;
         file->refs++;
     }
-    l->store = stor_share(file->im->store);
-    n->has_identity = file->has_identity;
-    n->id_a = file->id_a;
-    n->id_b = file->id_b;
-    n->no_lock |= file->no_lock;
-    return 0;
+    return take_store(co, l, err);
 }
 
 static int open_store(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
@@ -177,7 +189,7 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
     const struct graph_open_opts *o = op->o;
     struct graph_node *n = l->n;
     if (l->ref->file_ref)
-        return share_store(op, l, err);
+        return share_store(co, op, l, err);
     struct stor_file_opts so = {
         .read_only = n->read_only,
         .direct = wants(l->ref->direct, o->direct),

@@ -86,11 +86,11 @@ static int amend_mark(struct co *co, struct graph_node *n, struct fmt_amend_opts
     ASSERT_LOOP(n->g->home);
     if (!n->im->ops->amend)
         return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot say of themselves that they are parts", n->filename, n->im->ops->name);
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     co_lock(co, &n->whole);
     int r = n->im->ops->amend(co, n->im, a, err);
     co_unlock(&n->whole);
-    graph_drain_end(n);
+    node_close_end(n);
     return r;
 }
 
@@ -185,11 +185,11 @@ int graph_rebase_check(struct co *co, struct graph_node *n, struct graph_node *b
     int may = may_rebase(n, backing, err);
     if (may)
         return may;
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     co_lock(co, &n->whole);
     int r = set_name(co, n, to, true, err);
     co_unlock(&n->whole);
-    graph_drain_end(n);
+    node_close_end(n);
     return r;
 }
 
@@ -204,11 +204,11 @@ int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing
     graph_edges_hold(co, n->g);
     int r = may_rebase(n, backing, err);
     if (!r) {
-        graph_drain_begin(co, n);
+        node_close_begin(co, n);
         co_lock(co, &n->whole);
         r = rebase_drained(co, n, backing, to, err);
         co_unlock(&n->whole);
-        graph_drain_end(n);
+        node_close_end(n);
     }
     if (!r)
         graph_tell_linked(co, n->g, n->filename, n->backing_filename);
@@ -225,7 +225,7 @@ int graph_record_backing(struct co *co, struct graph_node *n, const struct graph
     int r = full_name(n, to->file, &name, err);
     if (r)
         return r;
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     co_lock(co, &n->whole);
     r = set_name(co, n, to, false, err);
     if (!r) {
@@ -236,7 +236,7 @@ int graph_record_backing(struct co *co, struct graph_node *n, const struct graph
         free(name);
     }
     co_unlock(&n->whole);
-    graph_drain_end(n);
+    node_close_end(n);
     if (!r)
         graph_tell_linked(co, n->g, n->filename, n->backing_filename);
     return r;
@@ -297,10 +297,10 @@ int graph_make_empty(struct co *co, struct graph_node *n, struct byre_err *err)
         return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
     if (!n->im->ops->make_empty)
         return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot be emptied", n->filename, n->im->ops->name);
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     co_lock(co, &n->whole);
     int r = n->im->ops->make_empty(co, n->im, err);
     co_unlock(&n->whole);
-    graph_drain_end(n);
+    node_close_end(n);
     return r;
 }

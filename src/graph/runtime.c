@@ -56,6 +56,9 @@ static bool is_moving_use(const struct change *c, const struct graph_user *u)
 static int check_edge(const struct change *c, struct graph_node *m, struct byre_err *err)
 {
     const struct graph_node *end = c->insert && c->to->flt ? c->from : c->to;        /* a new filter can do what lies below it can */
+    bool around = (c->insert && c->to->flt) || (c->remove && c->from->flt);
+    if (m->under && !around)
+        return byre_fail(err, PERMISSION, "node '%s': '%s' is an image over it, and cannot come to lie over another node", c->from->name, m->backing_use.who);
     if (m->frozen)
         return byre_fail(err, PERMISSION, "node '%s': '%s' uses it, and a job needs that to stay so", c->from->name, m->backing_use.who);
     if (m->backing_use.perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE) && end->read_only)
@@ -204,8 +207,8 @@ static int run_change(struct co *co, const struct change *c, struct byre_err *er
     c->from->refs++;
     c->to->refs++;
     graph_edges_hold(co, g);
-    graph_drain_begin(co, c->from);
-    graph_drain_begin(co, c->to);
+    node_close_begin(co, c->from);
+    node_close_begin(co, c->to);
     indexes_drop(co, c->from);                   /* R3 */
     int r = c->insert ? flush_below(co, c->from, c->to, err) : 0;
     if (!r && c->let_go)
@@ -216,8 +219,8 @@ static int run_change(struct co *co, const struct change *c, struct byre_err *er
         moved = move_edges(c);
     indexes_make(c->from);
     indexes_make(c->to);
-    graph_drain_end(c->to);
-    graph_drain_end(c->from);
+    node_close_end(c->to);
+    node_close_end(c->from);
     graph_edges_let(co, g);
     if (!r && c->remove)
         (void)node_unref(co, c->to);             /* what the filter held; others hold it now, or it was held by the caller alone */
@@ -314,9 +317,9 @@ int graph_set_backing(struct co *co, struct graph_node *n, struct graph_node *ba
     if (n->flt)
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter and has no backing node", n->name);
     graph_edges_hold(co, n->g);
-    graph_drain_begin(co, n);
+    node_close_begin(co, n);
     int r = set_backing_drained(co, n, backing, err);
-    graph_drain_end(n);
+    node_close_end(n);
     graph_edges_let(co, n->g);
     return r;
 }
@@ -383,9 +386,9 @@ int graph_set_filtered(struct co *co, struct graph_node *f, struct graph_node *t
     ASSERT_LOOP(f->g->home);
     ASSERT(graph_is_filter(f));
     graph_edges_hold(co, f->g);
-    graph_drain_begin(co, f);
+    node_close_begin(co, f);
     int r = set_filtered_drained(co, f, to, err);
-    graph_drain_end(f);
+    node_close_end(f);
     graph_edges_let(co, f->g);
     return r;
 }
@@ -419,7 +422,7 @@ void graph_each_edge(struct graph *g, void (*fn)(void *arg, const struct graph_e
 {
     ASSERT_LOOP(g->home);
     for (struct graph_node *m = node_next(g, NULL); m; m = node_next(g, m)) {
-        if (m->backing)
+        if (m->backing && !m->under)             /* else it is the edge "file" of who has it */
             fn(arg, &(struct graph_edge){ .parent = m, .child = m->backing, .role = node_is_hidden(m) ? "root" : m->flt ? "file" : "backing",
                                           .who = m->backing_use.who, .outside = node_is_hidden(m), .perm = m->backing_use.perm, .shared = m->backing_use.shared });
         if (m->file)

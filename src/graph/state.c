@@ -86,13 +86,13 @@ struct state_write { struct graph_node *n; struct iov v; uint64_t off; };
 static int write_home(struct co *co, void *arg)
 {
     const struct state_write *s = arg;
-    graph_drain_begin(co, s->n);
+    node_close_begin(co, s->n);
     co_lock(co, &s->n->whole);
     int r = write_drained(co, s->n, s->v, s->off);
     if (!r && s->n->writethrough)
         r = s->n->im->ops->flush(co, s->n->im);
     co_unlock(&s->n->whole);
-    graph_drain_end(s->n);
+    node_close_end(s->n);
     return r;
 }
 

@@ -2,7 +2,8 @@
  *
  * threshold.c: tells once that a node was written to behind an offset (FEATURES 9.098).
  *
- * Purpose     A watcher of the node (watch.c) that looks at the ends of writes.
+ * Purpose     A watcher of the node (watch.c) that looks at the ends of writes. At a bare file it looks at the store, to which images over the file
+ *             write directly.
  * Owns        node->threshold.
  * Invariants  Several filters over an image have one threshold, the image's: the one that was set last.
  *             T1  The message is under way at most once: it is not posted again before it has arrived.
@@ -18,6 +19,7 @@
 
 struct threshold {
     struct graph_watch w;
+    struct stor_end_watch at_store;
     struct rt_msg msg;
     struct graph_node *node;
     char named[GRAPH_NAME_MAX + 1];      /* the node that the user named: this one, or a filter over it */
@@ -35,11 +37,10 @@ static void arrived(struct rt_msg *m)
     atomic_store(&t->posted, false);
 }
 
-static int look(struct co *co, struct graph_watch *w, struct graph_change *ch)
+static void look_at(struct threshold *t, uint64_t end)
 {
-    struct threshold *t = CONTAINER_OF(w, struct threshold, w);
-    uint64_t offset = atomic_load(&t->offset), end = ch->off + ch->len;
-    bool over = offset && ch->kind != GRAPH_CHANGE_DISCARD && end > offset;
+    uint64_t offset = atomic_load(&t->offset);
+    bool over = offset && end > offset;
     if (over && !atomic_exchange(&t->posted, true)) {
         if (atomic_compare_exchange_strong(&t->offset, &offset, 0)) {
             t->told_offset = offset;
@@ -49,7 +50,21 @@ static int look(struct co *co, struct graph_watch *w, struct graph_change *ch)
             atomic_store(&t->posted, false);
         }
     }
+}
+
+static int look(struct co *co, struct graph_watch *w, struct graph_change *ch)
+{
+    if (ch->kind != GRAPH_CHANGE_DISCARD)
+        look_at(CONTAINER_OF(w, struct threshold, w), ch->off + ch->len);
     return graph_change_go(co, ch);
+}
+
+static void look_at_store(struct stor_end_watch *w, uint64_t end) { look_at(CONTAINER_OF(w, struct threshold, at_store), end); }
+
+void threshold_follow(struct graph_node *n)
+{
+    if (n->threshold && n->is_file)
+        stor_watch_ends(n->im->store, &n->threshold->at_store);
 }
 
 int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offset, struct byre_err *err)
@@ -67,8 +82,12 @@ int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offs
         t->node = n;
         t->w.change = look;
         t->msg.fn = arrived;
+        t->at_store.fn = look_at_store;
         n->threshold = t;
-        graph_watch_add(co, n, &t->w);
+        if (n->is_file)
+            threshold_follow(n);
+        else
+            graph_watch_add(co, n, &t->w);
     }
     memcpy(n->threshold->named, named->name, sizeof named->name);
     atomic_store(&n->threshold->offset, offset);
@@ -92,10 +111,13 @@ void threshold_free(struct co *co, struct graph_node *n)
     struct threshold *t = n->threshold;
     if (!t)
         return;
+    if (n->is_file)
+        stor_watch_ends(n->im->store, NULL);     /* nobody shares it any more, or writes */
     _Atomic(struct graph_watch *) *at = &n->watches;
-    while (atomic_load(at) != &t->w)
+    while (!n->is_file && atomic_load(at) != &t->w)
         at = &atomic_load(at)->link;
-    atomic_store(at, atomic_load(&t->w.link));   /* nobody is inside: no grace period is needed */
+    if (!n->is_file)
+        atomic_store(at, atomic_load(&t->w.link));      /* nobody is inside: no grace period is needed */
     while (atomic_load(&t->posted))              /* T1: it is on its way to this loop */
         co_yield(co);
     n->threshold = NULL;

@@ -477,6 +477,8 @@ int job_backup_could(struct co *co, const struct jobs *js, const struct job_back
     int r = job_may_start(js, &job_backup_kind, &o->job, err);
     if (!r)
         r = check_words(o, err);
+    if (!r)
+        r = graph_need_seen(o->source, "a backup", err);
     return r || !o->bitmap ? r : look_for_bitmap(co, o, &m, err);
 }
 

@@ -675,6 +675,8 @@ static int check(const struct job_mirror_opts *o, struct byre_err *err)
     if (o->source == o->target)
         return byre_fail(err, BAD_ARGUMENT, "Can't mirror node into itself");
     int r = graph_need_image(o->source, "a mirror", err);
+    if (!r)
+        r = graph_need_root(o->source, err);
     if (!r && !o->active_commit)
         r = check_apart(o->target, graph_skip_filters(o->source), err);
     if (!r)

@@ -172,6 +172,8 @@ static int begin(struct co *co, const struct job_stream_opts *o, struct stream *
 static int check(const struct job_stream_opts *o, struct byre_err *err)
 {
     int r = graph_need_image(o->node, "a stream", err);
+    if (!r)
+        r = graph_need_root(o->node, err);
     if (r)
         return r;
     if (o->node != o->disk && !graph_lies_below(o->disk, o->node))

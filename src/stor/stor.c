@@ -54,6 +54,8 @@ int stor_check_range(uint64_t off, uint64_t len)
     return add_overflows(off, len, &end) || end > STOR_MAX_END ? -EINVAL : 0;
 }
 
+void stor_watch_ends(struct stor *s, struct stor_end_watch *w) { atomic_store(&s->end_watch, w); }
+
 bool stor_mem_ok(const struct stor *s, struct iov v)
 {
     uint64_t base_mask = s->lim.mem_align - 1, len_mask = s->lim.block - 1;
@@ -322,6 +324,7 @@ int64_t stor_copy(struct co *co, struct stor *dst, uint64_t dst_off, struct stor
         return -EROFS;
     if (!dst->ops->copy_from || !len)
         return len ? -ENOTSUP : 0;
+    stor_tell_end(dst, dst_off + len);
     if (!stor_is_ordered(dst))
         return dst->ops->copy_from(co, dst, dst_off, src, src_off, len);
     bool aligned = is_aligned(dst_off | len, dst->lim.block);

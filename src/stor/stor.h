@@ -89,6 +89,7 @@ struct stor {
     bool discard_ok;                     /* discard=unmap: punches are wanted */
     char *name;                          /* for messages; owned */
     struct stor_internal *internal;      /* gate: latch, block locks, known length. Not for drivers */
+    struct stor_end_watch *_Atomic end_watch;      /* gate: stor_watch_ends */
     _Atomic uint64_t discards, failed_discards, discarded_bytes;      /* of files and devices; counted by the driver, on any loop */
 };
 
@@ -117,6 +118,10 @@ MUST_USE int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes);
 /* While on: much is written once and flushed at the end, so the disk may begin early. A hint; any loop, does not suspend. */
 void stor_stream(struct stor *s, bool on);
 bool stor_flush_latched(const struct stor *s);
+/* w is told, before they are made, where writes and zeros end, on any loop; must not suspend. NULL: nobody is. Who asked before is asked
+ * until the requests of then have ended. */
+struct stor_end_watch { void (*fn)(struct stor_end_watch *w, uint64_t end); };
+void stor_watch_ends(struct stor *s, struct stor_end_watch *w);
 /* One owner more: the store is closed when each of them has called stor_close. Home of the owners. Returns s. */
 struct stor *stor_share(struct stor *s);
 void stor_close(struct co *co, struct stor *s);                       /* NULL ok */

@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/assert.h"
 #include "base/checked.h"
 #include "rt/sync.h"
 #include "stor/stor.h"
@@ -95,6 +96,14 @@ static inline void stor_raise_known_len(struct stor *s, uint64_t len)
     uint64_t was = atomic_load(&s->internal->known_len);
     while (was < len && !atomic_compare_exchange_weak(&s->internal->known_len, &was, len))
         continue;
+}
+
+/* A range is about to be written that ends there. */
+static inline void stor_tell_end(struct stor *s, uint64_t end)
+{
+    struct stor_end_watch *w = atomic_load_explicit(&s->end_watch, memory_order_acquire);
+    if (UNLIKELY(w != NULL))
+        w->fn(w, end);
 }
 
 /* Must writes of this store be ordered with each other? */

@@ -176,6 +176,7 @@ int stor_write(struct co *co, struct stor *s, struct iov v, uint64_t off, unsign
     bool fua = stor_wants_fua(s, flags);
     if (fua && stor_flush_latched(s))
         return -EIO;
+    stor_tell_end(s, off + v.len_bytes);
     return v.len_bytes ? write_any(co, s, v, off, fua) : 0;
 }
 
@@ -255,6 +256,7 @@ int stor_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, unsigne
         return -EIO;
     if (!len)
         return 0;
+    stor_tell_end(s, off + len);
     r = zero_any(co, s, off, len, flags);
     return r == 0 && fua ? stor_flush(co, s) : r;
 }

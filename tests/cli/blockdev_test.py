@@ -128,7 +128,7 @@ def test_options_are_checked(tmp_path, byre_serve):
     assert "gone" in refused(server, "blockdev-add", driver="qcow2", file="gone", **name)
     assert "gone" in refused(server, "blockdev-add", driver="qcow2", file=file, backing="gone", **name)
     assert "latency" in refused(server, "blockdev-add", driver="null-co", latency=3, **name)
-    assert "disk0" in refused(server, "blockdev-add", driver="raw", file="disk0", **name)
+    assert "disk0" in refused(server, "blockdev-add", driver="qcow2", file="disk0", **name)
     nested = {"driver": "qcow2", "node-name": "in", "file": {"driver": "file", "node-name": "in-file", "filename": str(tmp_path / "gone")}}
     assert "gone" in refused(server, "blockdev-add", driver="qcow2", file=file, backing=nested, **name)
     assert set(nodes(server)) == before

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * under.h: the node below a format, as the format's store. Private to graph/.
+ */
+#ifndef GRAPH_UNDER_H
+#define GRAPH_UNDER_H
+
+#include "graph/filter.h"
+
+/* n as a store for an image named `who`, which says itself what it does to n (graph_user). Home; closed there, before n is. */
+MUST_USE int under_new(struct co *co, struct graph_node *n, const char *who, bool read_only, struct stor **ret_s, struct byre_err *err);
+bool under_is_store(const struct stor *s);
+/* What stores over nodes want of this image's file, beside itself. */
+void unders_want(const struct graph_node *bottom, unsigned *perm, unsigned *shared);
+/* Can its length be changed? */
+bool node_has_free_length(const struct graph_node *n);
+
+#endif

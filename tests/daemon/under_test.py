@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""Formats over filters and over other formats, and what lies below a format, beside the peer (FEATURES 3.052, 3.063, 3.064, 9.098, 11.001)."""
+import json
+import threading
+
+import pytest
+
+from lib import run
+
+MIB = 1 << 20
+BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
+
+
+@pytest.fixture
+def world(start, tmp_path):
+    """world(peer, word...): a daemon with an NBD server and a throttle group, its client, and an export for each node that is asked for."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a.qcow2", "16M")
+
+    def one(peer):
+        daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock", "--object", "throttle-group,id=g", "--object", "secret,id=s,data=abc",
+                       peer=peer)
+        client = daemon.qmp()
+
+        def guest(node, *commands, code=0):
+            return run.run("qemu-io", "-f", "raw", *[w for c in commands for w in ("-c", c)], f"nbd+unix:///{node}?socket={daemon.folder}/n.sock", code=code)
+        return daemon, client, guest
+    return one
+
+
+def export(client, node):
+    client.ok("block-export-add", type="nbd", id=f"e-{node}", node_name=node, writable=True)
+
+
+def unexport(client, node):
+    client.ok("block-export-del", id=f"e-{node}")
+    client.wait("BLOCK_EXPORT_DELETED", id=f"e-{node}")
+
+
+def file_of(name, **more):
+    return {"driver": "file", "filename": name, **more}
+
+
+def over_throttle(name="a.qcow2"):
+    return {"driver": "throttle", "throttle-group": "g", "node-name": "t", "file": file_of(name, **{"node-name": "f"})}
+
+
+@BOTH
+def test_over_a_filter(world, tmp_path, peer):
+    """A qcow2 image over throttle over a file: it grows, it is discarded and zeroed, nobody takes what lies below away, and the file is sound."""
+    daemon, client, guest = world(peer)
+    client.ok("blockdev-add", driver="qcow2", node_name="n", discard="unmap", file=over_throttle())
+    export(client, "n")
+    out = guest("n", "write -P 7 0 8M", "write -z 1M 1M", "discard 3M 1M", "write -P 9 5000 100", "flush", "read -P 9 5000 100", "read -P 0 1M 1M", "read -P 7 4M 4M",
+                "read -P 0 9M 1M").out
+    assert "fail" not in out and "error" not in out
+    picture = client.ok("x-debug-query-block-graph")
+    names = {n["id"]: n["name"] for n in picture["nodes"]}
+    edges = {(names[e["parent"]], e["name"], names[e["child"]]) for e in picture["edges"]}
+    assert {("n", "file", "t"), ("t", "file", "f")} <= edges
+    assert [p for p, _, c in edges if c == "t"] == ["n"]
+    client.refused("blockdev-del", node_name="t")
+    client.refused("block_resize", node_name="f", size=64 * MIB)
+    assert "root block node" in client.refused("blockdev-mirror", job_id="m", device="t", target="n", sync="full") or not peer
+    unexport(client, "n")
+    client.ok("blockdev-del", node_name="n")
+    assert [n for n in client.ok("query-named-block-nodes") if n["node-name"] in ("t", "f")] == []
+    assert daemon.stop()[0] == 0
+    run.qemu_img("check", tmp_path / "a.qcow2")
+    run.qemu_io(tmp_path / "a.qcow2", "read -P 9 5000 100", "read -P 0 1M 1M", "read -P 7 4M 4M")
+
+
+@BOTH
+def test_over_formats(world, tmp_path, peer):
+    """qcow2 in qcow2, part of a qcow2 image as a raw disk, and LUKS in qcow2: content, growth and size against the files afterwards."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "small.qcow2", "32M")
+    run.qemu_img("convert", "-f", "raw", "-O", "qcow2", tmp_path / "small.qcow2", tmp_path / "x.qcow2")
+    run.qemu_img("resize", "-q", tmp_path / "x.qcow2", "64M")
+    run.qemu_img("create", "-q", "--object", "secret,id=s,data=abc", "-f", "luks", "-o", "key-secret=s,iter-time=10", tmp_path / "k.luks", "8M")
+    run.qemu_img("convert", "-f", "raw", "-O", "qcow2", tmp_path / "k.luks", tmp_path / "k.qcow2")
+    daemon, client, guest = world(peer)
+    for name in ("a", "x", "k"):
+        client.ok("blockdev-add", driver="qcow2", node_name=name, file=file_of(str(tmp_path / f"{name}.qcow2")))
+    client.ok("blockdev-add", driver="raw", node_name="part", offset=MIB, size=8 * MIB, file="a")
+    client.ok("blockdev-add", driver="qcow2", node_name="in", file="x")
+    client.ok("blockdev-add", driver="luks", node_name="plain", file="k", key_secret="s")
+    for name in ("part", "in", "plain"):
+        export(client, name)
+        guest(name, "write -P 5 0 3M", "write -P 6 4M 300", "flush", "read -P 5 0 3M", "read -P 6 4M 300")
+    client.refused("blockdev-add", driver="qcow2", node_name="again", file="x")
+    for name in ("part", "in", "plain"):
+        unexport(client, name)
+        client.ok("blockdev-del", node_name=name)
+    assert daemon.stop()[0] == 0
+    for name in ("a", "x", "k"):
+        run.qemu_img("check", tmp_path / f"{name}.qcow2")
+    run.qemu_io(tmp_path / "a.qcow2", "read -P 0 0 1M", "read -P 5 1M 3M", "read -P 6 5M 300")
+    run.qemu_img("convert", "-O", "raw", tmp_path / "x.qcow2", tmp_path / "inner.qcow2")
+    run.qemu_img("check", "-f", "qcow2", tmp_path / "inner.qcow2")
+    run.qemu_io(tmp_path / "inner.qcow2", "read -P 5 0 3M", "read -P 6 4M 300", "read -P 0 8M 1M")
+
+
+@BOTH
+def test_errors_below(world, tmp_path, peer):
+    """FEATURES 3.052: what a filter below refuses is the guest's error, a flush too, so it reaches the file; and the image is sound"""
+    daemon, client, guest = world(peer)
+    rules = [{"event": "none", "iotype": "flush", "errno": 5, "once": True}, {"event": "none", "iotype": "write", "errno": 28, "sector": 4096, "once": True}]
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file={"driver": "blkdebug", "image": file_of("a.qcow2"), "inject-error": rules[1:]})
+    export(client, "n")
+    failed = guest("n", "write -P 1 0 8M", code=None).out + guest("n", "write -P 1 0 8M", code=None).out
+    assert "No space left" in failed
+    assert "wrote" in guest("n", "write -P 2 0 8M", "flush", "read -P 2 0 8M").out
+    unexport(client, "n")
+    client.ok("blockdev-del", node_name="n")
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file={"driver": "blkdebug", "image": file_of("a.qcow2"), "inject-error": rules[:1]})
+    export(client, "n")
+    bad = guest("n", "write -P 3 0 64k", "flush", code=None)
+    assert "error" in bad.out + bad.err
+    daemon.stop()
+    run.qemu_img("check", tmp_path / "a.qcow2")
+    run.qemu_io(tmp_path / "a.qcow2", "read -P 2 1M 7M")
+
+
+@BOTH
+@pytest.mark.parametrize("filtered", [False, True], ids=["file", "filter"])
+def test_threshold_below_a_format(world, tmp_path, peer, filtered):
+    """FEATURES 9.098: a threshold at the node of the file is told of what the format writes there, once"""
+    daemon, client, guest = world(peer)
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file=over_throttle() if filtered else file_of("a.qcow2", **{"node-name": "f"}))
+    export(client, "n")
+    client.ok("block-set-write-threshold", node_name="f", write_threshold=3 * MIB)
+    guest("n", "write -P 1 0 2M")
+    assert not [e for e in client.events if e["event"] == "BLOCK_WRITE_THRESHOLD"]
+    guest("n", "write -P 1 2M 2M", "write -P 1 4M 2M")
+    told = client.wait("BLOCK_WRITE_THRESHOLD")["data"]
+    assert told["node-name"] == "f" and told["write-threshold"] == 3 * MIB and 0 < told["amount-exceeded"] <= 4 * MIB
+    assert client.ok("query-named-block-nodes") and not [e for e in client.events if e["event"] == "BLOCK_WRITE_THRESHOLD"]
+    if not filtered:                             # another store in its place
+        client.ok("blockdev-reopen", options=[file_of("a.qcow2", **{"node-name": "f", "discard": "unmap"})])
+        client.ok("block-set-write-threshold", node_name="f", write_threshold=MIB)
+        client.ok("blockdev-reopen", options=[file_of("a.qcow2", **{"node-name": "f"})])
+        guest("n", "write -P 1 0 2M")
+        assert client.wait("BLOCK_WRITE_THRESHOLD")["data"]["write-threshold"] == MIB
+    assert daemon.stop()[0] == 0
+
+
+@BOTH
+def test_jobs_below_a_format(world, tmp_path, peer):
+    """A mirror or a commit would put another node into the place of an image's file: refused"""
+    (tmp_path / "to.raw").write_bytes(bytes((tmp_path / "a.qcow2").stat().st_size))
+    _, client, _ = world(peer)
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file=file_of("a.qcow2", **{"node-name": "f"}))
+    client.ok("blockdev-add", **file_of("to.raw", **{"node-name": "to"}))
+    assert "Need a root block node" in client.refused("blockdev-mirror", job_id="m", device="f", target="to", sync="full")
+    client.refused("block-commit", job_id="c", device="f")
+    client.refused("block-stream", job_id="s", device="f")
+    assert client.ok("query-jobs") == []
+
+
+def marked(client, node, name):
+    return next(b for n in client.ok("query-named-block-nodes") if n["node-name"] == node for b in n["dirty-bitmaps"] if b["name"] == name)
+
+
+def test_bitmaps_below_a_format(world, tmp_path):
+    """A bitmap at a node below sees what the format writes; where it would not, it is refused"""
+    _, client, guest = world(False)
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "b.qcow2", "16M")
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file=over_throttle())
+    client.ok("block-dirty-bitmap-add", node="f", name="m")
+    export(client, "n")
+    guest("n", "write -P 1 0 4M", "flush")
+    assert marked(client, "f", "m")["count"] >= 4 * MIB
+    client.ok("blockdev-add", **file_of(str(tmp_path / "b.qcow2"), **{"node-name": "g"}))
+    client.ok("blockdev-add", driver="qcow2", node_name="o", file="g")
+    assert "writes to its file directly" in client.refused("block-dirty-bitmap-add", node="g", name="m")
+    client.ok("blockdev-del", node_name="o")
+    client.ok("block-dirty-bitmap-add", node="g", name="m")
+    client.ok("blockdev-add", driver="qcow2", node_name="o", file="g")
+    export(client, "o")
+    guest("o", "write -P 1 0 4M", "flush")
+    assert marked(client, "g", "m")["count"] >= 4 * MIB
+
+
+def test_changes_below_under_load(world, tmp_path):
+    """Bitmaps come and go, the file is opened in another way and the image is drained, all below a format that grows meanwhile"""
+    daemon, client, guest = world(False)
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file=over_throttle())
+    export(client, "n")
+    writes = [f"write -P {1 + i % 200} {i * 37 % 256 * 64}k 64k" for i in range(256)]
+    load = threading.Thread(target=guest, args=("n", *writes))
+    load.start()
+    rounds = 0
+    while load.is_alive() or rounds < 20:
+        client.ok("block-dirty-bitmap-add", node="f", name="m")
+        client.ok("blockdev-reopen", options=[file_of("a.qcow2", **{"node-name": "f", "discard": ("unmap", "ignore")[rounds % 2]})])
+        client.ok("block-dirty-bitmap-remove", node="f", name="m")
+        client.ok("transaction", actions=[{"type": "block-dirty-bitmap-add", "data": {"node": node, "name": "t"}} for node in ("f", "n")])
+        for node in ("f", "n"):
+            client.ok("block-dirty-bitmap-remove", node=node, name="t")
+        client.ok("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "n", "file": "t", "lazy-refcounts": False}])
+        rounds += 1
+    load.join()
+    assert daemon.stop()[0] == 0
+    run.qemu_img("check", tmp_path / "a.qcow2")
+    run.qemu_io(tmp_path / "a.qcow2", *[f"read -P {1 + i % 200} {i * 37 % 256 * 64}k 64k" for i in range(256)])
+
+
+def test_names_of_what_lies_over_formats(world, tmp_path):
+    """An overlay records a file name: it can name an image over a filter, and not what lies over another format"""
+    _, client, _ = world(False)
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file=over_throttle())
+    client.ok("blockdev-snapshot-sync", node_name="n", snapshot_file=str(tmp_path / "s.qcow2"), snapshot_node_name="s")
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "b.qcow2", "16M")
+    client.ok("blockdev-add", driver="qcow2", node_name="b", file=file_of(str(tmp_path / "b.qcow2")))
+    client.ok("blockdev-add", driver="raw", node_name="r", file="b")
+    said = client.refused("blockdev-snapshot-sync", node_name="r", snapshot_file=str(tmp_path / "s2.qcow2"), snapshot_node_name="s2")
+    assert "lies over another format" in said
+    assert json.loads(run.byre("info", "-U", "--output=json", tmp_path / "s.qcow2").out)["backing-filename"].endswith("a.qcow2")
+
+
+def test_formats_over_formats_end(world, tmp_path):
+    """So many, and not more"""
+    _, client, guest = world(False)
+    client.ok("blockdev-add", driver="raw", node_name="r0", file={"driver": "qcow2", "node-name": "q", "file": file_of("a.qcow2")})
+    last = 0
+    while "error" not in client.ask("blockdev-add", driver="raw", node_name=f"r{last + 1}", file=f"r{last}"):
+        last += 1
+        assert last < 10
+    export(client, f"r{last}")
+    guest(f"r{last}", "write -P 1 0 4M", "read -P 1 0 4M", "write -P 2 12345 77", "flush", "read -P 2 12345 77")
+
+
+def test_reopening_the_file_is_no_foreign_write(world, tmp_path):
+    """FEATURES 1.133: the file of an image that is open for reading gets other options: nobody has written it, and bitmaps stay what they are"""
+    daemon, client, guest = world(False)
+    node, image = file_of("a.qcow2", **{"node-name": "f"}), {"driver": "qcow2", "node-name": "n", "file": "f"}
+    client.ok("blockdev-add", **node)
+    client.ok("blockdev-add", **image)
+    export(client, "n")
+    guest("n", "write -P 1 0 1M")
+    client.ok("block-dirty-bitmap-add", node="n", name="m")
+    unexport(client, "n")
+    client.ok("blockdev-reopen", options=[{**image, "read-only": True}])
+    for discard in ("unmap", "ignore", "unmap"):
+        client.ok("blockdev-reopen", options=[{**node, "discard": discard}])
+    client.ok("blockdev-reopen", options=[image])
+    assert not marked(client, "n", "m").get("inconsistent")
+    out = daemon.stop()[1]
+    assert "another program" not in out
