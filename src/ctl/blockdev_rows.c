@@ -24,7 +24,7 @@ WORDS(crypt, "BlockdevQcow2EncryptionFormat", "aes", "luks");
 WORDS(cbw_error, "OnCbwError", "break-guest-write", "break-snapshot");
 
 static const char *const driver_words[] = { "blkdebug", "compress", "copy-before-write", "copy-on-read", "file", "host_device", "luks", "nbd", "null-aio", "null-co",
-    "qcow2", "qed", "raw", "snapshot-access", "throttle", NULL };
+    "preallocate", "qcow2", "qed", "raw", "snapshot-access", "throttle", NULL };
 static const struct ctl_shape driver = { .name = "BlockdevDriver", .words = driver_words, .open = true };
 
 #define BOOL(name_) { name_, CTL_BOOL, false, CTL_AT_NONE }
@@ -90,8 +90,13 @@ static const struct ctl_arg nbd_rows[] = {
 /* ---- filters ---- */
 static const struct ctl_arg blkdebug_rows[] = {
     { "image", CTL_ALT, true, CTL_AT_NONE, .of = &ctl_ref_shape },
-    { "inject-error", CTL_ANY, false, CTL_AT_NONE, .list = true, .doc = "What fails, and when." }, CTL_ARGS_END
+    { "inject-error", CTL_ANY, false, CTL_AT_NONE, .list = true, .doc = "What fails, and when." },
+    { "set-state", CTL_ANY, false, CTL_AT_NONE, .list = true, .doc = "What changes the state that rules go by: event, state, new_state." },
+    SIZE("align"), SIZE("max-transfer"), SIZE("opt-write-zero"), SIZE("max-write-zero"), SIZE("opt-discard"), SIZE("max-discard"),
+    { "take-child-perms", CTL_STR, false, CTL_AT_NONE, .list = true, .doc = "What it asks of the image, beside what others ask through it." },
+    { "unshare-child-perms", CTL_STR, false, CTL_AT_NONE, .list = true, .doc = "What it lets nobody else do to the image." }, CTL_ARGS_END
 };
+static const struct ctl_arg preallocate_rows[] = { FILE_ROW, SIZE("prealloc-align"), SIZE("prealloc-size"), CTL_ARGS_END };
 static const struct ctl_arg compress_rows[] = { FILE_ROW, CTL_ARGS_END };
 static const struct ctl_arg cor_rows[] = {
     FILE_ROW, { "bottom", CTL_STR, false, CTL_AT_NONE, .doc = "The lowest node from which something is copied; the whole chain when it is not given." }, CTL_ARGS_END
@@ -112,7 +117,7 @@ static const struct ctl_arg throttle_rows[] = { FILE_ROW, { "throttle-group", CT
 
 const struct ctl_case ctl_blockdev_cases[] = {
     { "blkdebug", blkdebug_rows }, { "compress", compress_rows }, { "copy-before-write", cbw_rows }, { "snapshot-access", view_rows }, { "copy-on-read", cor_rows },
-    { "throttle", throttle_rows }, { "file", file_rows }, { "host_device", file_rows }, { "luks", luks_rows }, { "nbd", nbd_rows }, { "null-aio", null_rows },
+    { "preallocate", preallocate_rows }, { "throttle", throttle_rows }, { "file", file_rows }, { "host_device", file_rows }, { "luks", luks_rows }, { "nbd", nbd_rows }, { "null-aio", null_rows },
     { "null-co", null_rows }, { "qcow2", qcow2_rows },
     { "qed", qed_rows }, { "raw", raw_rows }, { NULL, NULL }
 };

@@ -14,7 +14,7 @@
 
 #include "graph/filters.h"
 
-static const struct filter_driver *const drivers[] = { &filter_blkdebug, &filter_cbw, &filter_compress, &filter_cor, &filter_snapshot_access, &filter_throttle, NULL };
+static const struct filter_driver *const drivers[] = { &filter_blkdebug, &filter_cbw, &filter_compress, &filter_cor, &filter_prealloc, &filter_snapshot_access, &filter_throttle, NULL };
 
 const struct filter_driver *filter_by_name(const char *name)
 {

@@ -16,7 +16,7 @@ struct filter_driver {
     /* A node over `below` with these options, of which all names are known. */
     int (*make)(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err);
 };
-extern const struct filter_driver filter_blkdebug, filter_cbw, filter_compress, filter_cor, filter_snapshot_access, filter_throttle;
+extern const struct filter_driver filter_blkdebug, filter_cbw, filter_compress, filter_cor, filter_prealloc, filter_snapshot_access, filter_throttle;
 /* NULL: no such filter. */
 const struct filter_driver *filter_by_name(const char *name);
 /* The child is named. */

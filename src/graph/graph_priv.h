@@ -36,7 +36,7 @@
  *   under.c    the node below a format, as its store (under.h)
  *   runtime.c  other nodes under the same users, while they use them
  * Told by headers of their own: blockdev.h (blockdev.c, blockdev_reopen.c, snapshot.c), live.h (live.c, absent.c), runtime.h (threshold.c),
- * filters.h (filters.c, blkdebug.c, compress.c, cor.c), cbw.h (cbw.c, cbw_copy.c, cbw_view.c), throttle.h (throttle.c).
+ * filters.h (filters.c, blkdebug.c, compress.c, cor.c, prealloc.c), cbw.h (cbw.c, cbw_copy.c, cbw_view.c), throttle.h (throttle.c).
  */
 #ifndef GRAPH_PRIV_H
 #define GRAPH_PRIV_H
@@ -159,6 +159,7 @@ struct graph_node {
     /* runtime.h */
     const struct filter_ops *flt;       /* NULL: an image. Constant */
     void *flt_arg;
+    unsigned take_perm, deny_perm;      /* STOR_PERM_* that a filter asks for, and does not let others have, by itself (blkdebug.c) */
     unsigned frozen;                    /* home: the edge to `backing` must stay */
     struct threshold *threshold;        /* home: threshold.c; NULL: it never had one */
     bool implicit;                      /* a filter that a command of another name has put there */

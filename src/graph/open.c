@@ -132,12 +132,17 @@ static bool wants(enum name_tri said, bool asked)
 
 /* ---- over another node ---- */
 
-static int check_file_node(const struct layer *l, const struct graph_node *file, struct byre_err *err)
+static int check_file_node(const struct layer *l, struct graph_node *file, struct byre_err *err)
 {
     const char *name = l->ref->file_ref;
     if (!file)
         return byre_fail(err, NOT_FOUND, "there is no node '%s' that could be 'file'", name);
-    return file->read_only && !l->n->read_only ? byre_fail(err, READ_ONLY, "node '%s' is read-only, and the image over it is to be written", name) : 0;
+    if (l->n->read_only)
+        return 0;
+    const struct graph_node *bottom = graph_skip_filters(file);
+    if (file->read_only)
+        return byre_fail(err, READ_ONLY, "node '%s' is read-only, and the image over it is to be written", name);
+    return bottom ? watches_allow(bottom, "grow under an image", err) : 0;       /* node_set_length */
 }
 
 /* Must what is written to this node be seen there, by bitmaps or watchers? (A threshold sees the store.) */

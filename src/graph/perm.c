@@ -40,7 +40,7 @@ int users_fit(struct graph_node *n, const struct graph_user *u, const struct gra
 {
     const struct graph_user *self = u;
     unsigned shared = u->shared;
-    for (struct graph_node *m = n; m; self = &m->backing_use, shared &= m->flt ? ~m->flt->deny : shared, m = m->flt ? m->backing : NULL)
+    for (struct graph_node *m = n; m; self = &m->backing_use, shared &= m->flt ? ~(m->flt->deny | m->deny_perm) : shared, m = m->flt ? m->backing : NULL)
         for (const struct graph_user *o = m->users; o; o = o->next) {
             unsigned bad = u->perm & ~o->shared, denied = o->perm & ~shared;
             if (o == self || o == u || o == leaving || o->moving || !(bad | denied))
@@ -55,11 +55,11 @@ int users_fit(struct graph_node *n, const struct graph_user *u, const struct gra
 void users_settle(struct graph_node *n)
 {
     for (; n && n->flt && n->backing; n = n->backing) {
-        n->backing_use.perm = 0;
-        n->backing_use.shared = STOR_PERM_ALL;
+        n->backing_use.perm = n->take_perm;
+        n->backing_use.shared = STOR_PERM_ALL & ~n->deny_perm;
         for (const struct graph_user *o = n->users; o; o = o->next) {
             n->backing_use.perm |= o->perm;
-            n->backing_use.shared &= o->shared & ~n->flt->deny;
+            n->backing_use.shared &= o->shared & ~(n->flt->deny | n->deny_perm);
         }
     }
 }

@@ -41,7 +41,13 @@ struct longer { struct under *u; uint64_t len; bool only_grow; };
 static int set_length(struct co *co, void *arg)
 {
     const struct longer *l = arg;
-    return node_set_length(co, l->u->bottom, l->len, l->only_grow);
+    uint64_t was = graph_length(l->u->at);
+    int r = node_set_length(co, l->u->bottom, l->len, l->only_grow);
+    uint64_t len = graph_length(l->u->at);
+    for (struct graph_node *f = l->u->n; !r && len > was && f->flt; f = f->backing)
+        if (f->flt->grown)
+            f->flt->grown(co, f, len);
+    return r;
 }
 
 static int change_length(struct co *co, struct under *u, uint64_t len, bool only_grow)

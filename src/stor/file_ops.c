@@ -349,6 +349,13 @@ static int file_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_
     return r;
 }
 
+int stor_file_ahead(struct co *co, struct stor *s, uint64_t off, uint64_t len)
+{
+    if (s->ops != &file_ops || file_of(s)->device || s->read_only)
+        return -ENOTSUP;
+    return try_fallocate(co, file_of(s), FILE_NO_ALLOCATE, FALLOC_FL_KEEP_SIZE, off, len);
+}
+
 /* ---- copy ---- */
 
 struct copy_args { int in, out; uint64_t in_off, out_off, len; };

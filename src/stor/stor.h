@@ -165,6 +165,8 @@ static inline bool stor_seen_differ(const struct stor_seen *a, const struct stor
 /* Wishes to the file system for a file that is still empty. extent_bytes: 0 = none. */
 struct stor_file_hints { bool nocow; uint64_t extent_bytes; };
 void stor_file_hint(struct co *co, const char *path, const struct stor_file_hints *h);
+/* Space for a range that lies behind the end of a regular file, which stays as long as it is. -ENOTSUP: not here. */
+MUST_USE int stor_file_ahead(struct co *co, struct stor *s, uint64_t off, uint64_t len);
 /* The directory entry of this file is durable when it returns 0: after a power cut the file is where it was made. */
 MUST_USE int stor_file_keep_name(struct co *co, const char *path);
 MUST_USE int stor_mem_new(struct co *co, const char *name, uint64_t len, struct stor **ret_s);

@@ -32,7 +32,7 @@ def export(client, node):
 
 
 def unexport(client, node):
-    client.ok("block-export-del", id=f"e-{node}")
+    client.ok("block-export-del", id=f"e-{node}", mode="hard")       # the last client is perhaps not quite gone
     client.wait("BLOCK_EXPORT_DELETED", id=f"e-{node}")
 
 
@@ -154,6 +154,14 @@ def test_jobs_below_a_format(world, tmp_path, peer):
     client.refused("block-commit", job_id="c", device="f")
     client.refused("block-stream", job_id="s", device="f")
     assert client.ok("query-jobs") == []
+    if peer:
+        return
+    client.ok("blockdev-del", node_name="n")     # the other way round: a file that is mirrored does not begin to grow under an image
+    client.ok("blockdev-add", **file_of("a.qcow2", **{"node-name": "f"}))
+    client.ok("blockdev-mirror", job_id="m", device="f", target="to", sync="full")
+    client.wait("BLOCK_JOB_READY")
+    assert "a job copies it" in client.refused("blockdev-add", driver="qcow2", node_name="n", file="f")
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file="f", read_only=True)
 
 
 def marked(client, node, name):
@@ -246,3 +254,113 @@ def test_reopening_the_file_is_no_foreign_write(world, tmp_path):
     assert not marked(client, "n", "m").get("inconsistent")
     out = daemon.stop()[1]
     assert "another program" not in out
+
+
+def occupied(path):
+    return path.stat().st_blocks * 512
+
+
+@BOTH
+def test_preallocate(world, tmp_path, peer):
+    """FEATURES 3.059: space is taken in steps ahead of what is written, and what is not used is given back at the end"""
+    _, client, guest = world(peer)
+    path = tmp_path / "a.qcow2"
+    below = {"driver": "preallocate", "node-name": "p", "prealloc-size": 8 * MIB, "prealloc-align": MIB, "file": file_of("a.qcow2", **{"node-name": "f"})}
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file=below)
+    export(client, "n")
+    guest("n", "write -P 1 0 1M")
+    assert 9 * MIB <= occupied(path)
+    guest("n", "write -P 2 1M 3M", "flush", "read -P 1 0 1M", "read -P 2 1M 3M")
+    unexport(client, "n")
+    client.ok("blockdev-del", node_name="n")
+    assert occupied(path) < 6 * MIB and path.stat().st_size < 6 * MIB
+    run.qemu_img("check", path)
+    assert "prealloc-align" in client.refused("blockdev-add", driver="preallocate", node_name="p", file=file_of("a.qcow2"), prealloc_align=1000)
+
+
+def test_preallocate_and_a_kill(world, tmp_path):
+    """A program that dies leaves a file of the right length, with space behind it"""
+    daemon, client, guest = world(False)
+    path = tmp_path / "a.qcow2"
+    below = {"driver": "preallocate", "prealloc-size": 8 * MIB, "file": file_of("a.qcow2")}
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file=below)
+    export(client, "n")
+    guest("n", "write -P 1 0 1M", "flush")
+    length = path.stat().st_size
+    daemon.process.kill()
+    daemon.process.wait()
+    assert path.stat().st_size == length
+    run.byre("check", "-r", "leaks", path)
+    run.qemu_img("check", path)
+    run.qemu_io(path, "read -P 1 0 1M", "read -P 0 1M 1M")
+
+
+def debug(path, **more):
+    return {"driver": "blkdebug", "node_name": "d", "image": file_of(str(path)), **more}
+
+
+def test_states_of_blkdebug(world, tmp_path):
+    """FEATURES 3.052: the third write fails, because the first two have changed the state, and the fourth"""
+    (tmp_path / "r.raw").write_bytes(bytes(MIB))
+    _, client, guest = world(False)
+    states = [{"event": "write_aio", "state": 1, "new_state": 2}, {"event": "write_aio", "state": 2, "new_state": 3}]
+    rules = [{"event": "write_aio", "state": 3, "errno": 28}, {"event": "read_aio", "state": 1, "errno": 5}]
+    client.ok("blockdev-add", **debug(tmp_path / "r.raw", **{"set-state": states, "inject-error": rules}))
+    export(client, "d")
+    out = [guest("d", f"{what} 0 4k", code=None).out for what in ("read", "write", "write", "write", "write", "read")]
+    assert [("failed" in o, "No space" in o) for o in out] == [(True, False), (False, False), (False, False), (True, True), (True, True), (False, False)]
+    unexport(client, "d")
+    client.ok("blockdev-del", node_name="d")
+    for bad in ([{"event": "write_aio"}], [{"event": "write_aio", "new_state": -1}], [{"event": "write_aio", "new_state": 2, "what": 1}], "no list"):
+        client.refused("blockdev-add", **debug(tmp_path / "r.raw", **{"set-state": bad}))
+
+
+@BOTH
+def test_limits_of_blkdebug(world, tmp_path, peer):
+    """FEATURES 3.054: limits that do not fit are refused; requests of any shape get through those that do, and the neighbours stay what they are"""
+    path = tmp_path / "r.raw"
+    path.write_bytes(b"\x01" * MIB)
+    _, client, guest = world(peer)
+    for bad, why in ({"align": 1000}, "align"), ({"align": 131072, "max-transfer": 65536}, "max-transfer"), ({"opt-write-zero": 65536, "max-write-zero": 100000},
+                                                                                                            "max-write-zero"):
+        assert why in client.refused("blockdev-add", **debug(path, **bad))
+    limits = {"align": 4096, "max-transfer": 65536, "opt-write-zero": 8192, "max-write-zero": 65536, "opt-discard": 8192, "max-discard": 65536}
+    client.ok("blockdev-add", **debug(path, **limits, discard="unmap"))
+    export(client, "d")
+    out = guest("d", "write -P 7 5000 100", "read -P 7 5000 100", "read -P 1 4096 904", "read -P 1 5100 3092", "write -z 100000 300000", "read -P 0 100000 300000",
+                "write -P 9 700000 200001", "read -P 9 700000 200001", "read -P 1 900001 1000", "discard 8k 80k", "write -P 3 1048064 512", "flush").out
+    assert "fail" not in out
+    unexport(client, "d")
+    client.ok("blockdev-del", node_name="d")
+    content = path.read_bytes()
+    assert len(content) == MIB and content[MIB - 512:] == b"\x03" * 512
+    assert content[5000:5100] == b"\x07" * 100 and content[:5000] == b"\x01" * 5000 and content[900001:MIB - 512] == b"\x01" * (MIB - 512 - 900001)
+
+
+def test_neighbours_behind_an_alignment(world, tmp_path):
+    """FEATURES 3.054: small writes at the same time to one block, which is read, changed and written: none gets lost"""
+    path = tmp_path / "r.raw"
+    path.write_bytes(bytes(MIB + 512))           # the last block goes past the end
+    _, client, guest = world(False)
+    client.ok("blockdev-add", **debug(path, align=65536))
+    export(client, "d")
+    guest("d", *[f"aio_write -P {i + 1} {i * 512} 512" for i in range(128)], "aio_flush", f"write -P 200 {MIB} 512")
+    unexport(client, "d")
+    client.ok("blockdev-del", node_name="d")
+    content = path.read_bytes()
+    assert content[:65536] == b"".join(bytes([i + 1]) * 512 for i in range(128))
+    assert len(content) == MIB + 512 and content[MIB - 512:] == bytes(512) + bytes([200]) * 512
+
+
+@BOTH
+def test_permissions_of_blkdebug(world, tmp_path, peer):
+    """FEATURES 3.054: what the filter asks of its image conflicts with others, whoever uses the filter"""
+    (tmp_path / "r.raw").write_bytes(bytes(MIB))
+    _, client, _ = world(peer)
+    client.ok("blockdev-add", **file_of(str(tmp_path / "r.raw"), **{"node-name": "f"}))
+    client.ok("blockdev-add", driver="blkdebug", node_name="d", image="f", unshare_child_perms=["write"])
+    client.refused("block-export-add", type="nbd", id="e", node_name="f", name="e", writable=True)
+    client.ok("blockdev-del", node_name="d")
+    client.ok("block-export-add", type="nbd", id="e", node_name="f", name="e", writable=True)
+    client.refused("blockdev-add", driver="blkdebug", node_name="d", image="f", unshare_child_perms=["write"])
+    client.refused("blockdev-add", driver="blkdebug", node_name="d", image="f", take_child_perms=["graph-mod"])
