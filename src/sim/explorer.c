@@ -489,6 +489,72 @@ int sim_explore_random(struct sim_explorer *x)
     return x->result;
 }
 
+/* ---- a sample ---- */
+
+static bool first_of(const struct sim_explorer *x, enum sim_how how)
+{
+    for (uint32_t p = 0; p < x->pending_count; p++)
+        if (x->choice[p].how != how)
+            return false;
+    return true;
+}
+
+/* Nothing lands, everything, all but one; then at random. */
+static void some_states(struct sim_explorer *x, uint64_t cut, unsigned each)
+{
+    collect(x, cut);
+    all(x, SIM_DROP);
+    make(x);
+    all(x, SIM_FULL);
+    if (x->pending_count)
+        make(x);
+    for (unsigned i = 2; i < each && x->pending_count; i++) {
+        if (i % 4 == 2) {
+            all(x, SIM_FULL);
+            set(x, (uint32_t)prng_below(&x->rng, x->pending_count), SIM_DROP);
+        } else {
+            random_choices(x);
+        }
+        if (!first_of(x, SIM_DROP) && !first_of(x, SIM_FULL))
+            make(x);
+    }
+}
+
+static void at_point_maybe(struct sim_explorer *x, const struct point *p, unsigned one_in, unsigned each)
+{
+    bool chosen = prng_one_in(&x->rng, one_in);
+    if (p->kind == P_OP && chosen)
+        some_states(x, p->stamp, each);
+    if (p->kind == P_FLUSH) {
+        if (chosen)
+            some_states(x, p->stamp - 1, each);
+        advance_base(x, p->stamp);
+    }
+    if (p->kind != P_NOTE)
+        return;
+    const struct sim_note *n = p->what;
+    sim_model_apply(x->m, n);
+    if (n->kind == SIM_N_EVENT || (narrows(n->kind) && prng_one_in(&x->rng, 2)))
+        some_states(x, p->stamp, 2 * each);
+}
+
+int sim_explore_some(struct sim_explorer *x, unsigned one_in, unsigned each)
+{
+    struct point *pt;
+    size_t n = points_of(x->t, &pt);
+    begin(x);
+    collect(x, 0);
+    make(x);
+    for (size_t i = 0; i < n && !x->result; i++)
+        at_point_maybe(x, &pt[i], one_in, each);
+    if (!x->result)
+        some_states(x, SIM_NEVER - 1, 2 * each);
+    advance_base(x, SIM_NEVER);
+    end(x);
+    sim_mem_free(pt);
+    return x->result;
+}
+
 /* ---- text ---- */
 
 void sim_state_text(const struct sim_explorer *x, char *buf, size_t bytes)

@@ -61,6 +61,8 @@ struct sim_explorer {
 
 /* 0, or what visit answered. The files and the model are afterwards as if everything had become durable. */
 int sim_explore(struct sim_explorer *x);
+/* A sample, for traces that are long: at one point in one_in, and behind events and half of the promises twice as many, up to `each` states. */
+int sim_explore_some(struct sim_explorer *x, unsigned one_in, unsigned each);
 /* Makes one state only: that of the text (sim_state_text). -EINVAL: the trace has no such state. */
 int sim_explore_one(struct sim_explorer *x, const char *text);
 /* Makes one state chosen by the seed. */

@@ -357,6 +357,7 @@ void sim_model_apply(struct sim_model *m, const struct sim_note *n)
         fold(m, (3ull << 60) + n->off * 4096 + m->req_count * 16 + (n->kind == SIM_N_BITMAP_ACK), n->gen);
         break;
     case SIM_N_BITMAP_FAIL:              /* both stay possible */
+    case SIM_N_EVENT:
         break;
     }
 }

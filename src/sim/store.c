@@ -51,15 +51,20 @@ static int fault_of(struct sim_world *w, unsigned call)
     return f->what;
 }
 
+static uint64_t occupied_by(const struct sim_disk *d)
+{
+    uint64_t n = 0;
+    for (uint64_t s = 0; s * SIM_SECTOR < d->len; s++)
+        n += !mem_is_zero(d->data + s * SIM_SECTOR, SIM_SECTOR);
+    return n * SIM_SECTOR;
+}
+
 static uint64_t occupied(const struct sim_world *w)
 {
     uint64_t n = 0;
-    for (unsigned i = 0; i < w->file_count; i++) {
-        const struct sim_disk *d = &w->files[i]->disk;
-        for (uint64_t s = 0; s * SIM_SECTOR < d->len; s++)
-            n += !mem_is_zero(d->data + s * SIM_SECTOR, SIM_SECTOR);
-    }
-    return n * SIM_SECTOR;
+    for (unsigned i = 0; i < w->file_count; i++)
+        n += occupied_by(&w->files[i]->disk);
+    return n;
 }
 
 /* ---- operations in flight ---- */
@@ -365,7 +370,7 @@ static int sim_lock(struct co *co, struct stor *s, unsigned perm, unsigned share
 static int sim_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes)
 {
     (void)co;
-    *ret_bytes = occupied(sim_of(s)->w);
+    *ret_bytes = occupied_by(&sim_of(s)->f->disk);
     return 0;
 }
 

@@ -48,6 +48,7 @@ enum sim_note_kind {
     SIM_N_AMEND, SIM_N_AMEND_END,                /* options are changed, which may change tables of snapshots */
     SIM_N_KEYS, SIM_N_KEYS_ACK,                  /* key slots change: gen = what of sim_key_changes; an ack: it is done */
     SIM_N_BITMAP, SIM_N_BITMAP_ACK, SIM_N_BITMAP_FAIL,   /* id; gen = letter of the action, off = slot, len = slot of the source */
+    SIM_N_EVENT,                                 /* an operator was told something; what, knows who judges */
 };
 
 struct sim_note {

@@ -23,7 +23,7 @@
 #include "sim/trace.h"
 #include "stor/stor.h"
 
-#define SIM_FILES_MAX 4u
+#define SIM_FILES_MAX 12u
 
 struct sim_file {
     const char *name;

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""Whole graphs in use, with jobs, from a seed: what guests and operators were told is true, whenever the power fails (RG10; J1 to J5, P2).
+
+A story drives blockdev-snapshot, block-commit, block-stream, blockdev-mirror, blockdev-backup, transactions, bitmaps and the verbs of jobs beside guests, over
+up to ten simulated files with flushes of their own (FEATURES 9.037, 9.042, 9.043, 9.054, 9.060, 9.076, 9.083). H6, H8 and H9 are among the mutants.
+"""
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parent.parent.parent
+BUILD = Path(os.environ.get("BYRE_BUILD") or TOP / "build") / "src" / "sim"
+SANITIZED = "-asan" in str(BUILD) or "-tsan" in str(BUILD)
+SOAK = int(os.environ.get("SOAK_SECONDS") or 0)
+
+
+def stories(*args, program="byre-sim-stories", seconds=900, **env):
+    return subprocess.run([BUILD / program, *map(str, args)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env={**os.environ, **env}, timeout=seconds, check=False)
+
+
+def sums(done):
+    """What was done, by letter; and states and faults."""
+    assert done.returncode == 0, done.stdout
+    rows = {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +\d+ told, +\d+ refused, +(\d+) done", done.stdout, re.M)}
+    last = re.search(r"(\d+) stories, (\d+) operations, (\d+) states, (\d+) done again, (\d+) faults met, 0 wrong", done.stdout)
+    return rows, int(last[3]), int(last[4]), int(last[5])
+
+
+def test_same_seed_same_trace():
+    last = 4 if SANITIZED else 24
+    done = stories("same", 1, last)
+    rows, _, _, _ = sums(done)
+    assert len(set(re.findall(r"trace ([0-9a-f]{32})", done.stdout))) == last
+    assert SANITIZED or all(rows[k] for k in ("snapshot", "commit", "active", "stream", "mirror", "backup", "transaction", "resize", "bitmap", "verb")), rows
+
+
+@pytest.mark.timeout(900)
+def test_power_cuts():
+    rows, states, again, _ = sums(stories("--one-in", 30, "cuts", 101, 104 if SANITIZED else 132))
+    assert states > (400 if SANITIZED else 6000) and again > states // 40
+    assert SANITIZED or min(rows[k] for k in ("snapshot", "commit", "stream", "mirror", "backup")) >= 5, rows
+
+
+@pytest.mark.timeout(900)
+def test_faults():
+    _, _, _, met = sums(stories("faults", 201, 202 if SANITIZED else 216))
+    assert met > (8 if SANITIZED else 100)
+
+
+# And the first of the seeds that are tried.
+MUTANTS = {"LIVE_COMMIT_UNFLUSHED": 101, "BARRIER_FINAL": 101, "BACKUP_FAULT_1": 101, "BACKUP_FAULT_2": 101, "MIRROR_FAULT_1": 109, "MIRROR_FAULT_3": 101}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(SANITIZED, reason="the mutants are looked for in the plain build")
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name):
+    """H6: LIVE_COMMIT_UNFLUSHED. H8: BARRIER_FINAL. H9: BACKUP_FAULT_1. A mirror's event too early: MIRROR_FAULT_1; its guests let go too early: 3."""
+    done = stories("--one-in", 16, "--first", "cuts", MUTANTS[name], MUTANTS[name] + 30, program="byre-sim-stories-mutants", BYRE_MUTANT=name)
+    assert done.returncode == 1, done.stdout
+    assert "signal" not in done.stdout, done.stdout
+
+
+@pytest.mark.skipif(SANITIZED, reason="as above")
+def test_without_a_mutant():
+    assert stories("--one-in", 60, "cuts", 101, 103, program="byre-sim-stories-mutants").returncode == 0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(100000)
+def test_long():
+    """New seeds for as long as SOAK_SECONDS says."""
+    import time
+    begin, seed = time.monotonic(), int.from_bytes(os.urandom(3), "big")
+    while time.monotonic() - begin < SOAK:
+        for mode in ("cuts", "faults"):
+            sums(stories(mode, seed, seed + 19))
+        seed += 20
