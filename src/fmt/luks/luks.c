@@ -6,7 +6,7 @@
  * Owns         struct luks_image: header, key, the store that decrypts, the secret that opened it.
  * Invariants   I1  size is what lies behind the payload offset, rounded up to a sector.
  *              I2  im->data exists always; without a key every request to it fails (-EACCES).
- * Order        A flush is the store's flush. Creation: key material, flush, header, flush.
+ * Order        A flush is the store's flush. Creation: key material, flush, header, flush. A resize is durable when it is answered (P3).
  * Concurrency  map, zero, discard, flush: any loop. open, resize, close, amend: home loop.
  * Failure      open: nothing stays open. A failed creation leaves no header.
  * Tests        luks_test.c, tests/interop/test_luks.py
@@ -193,6 +193,8 @@ static int luks_resize(struct co *co, struct fmt_image *im, uint64_t size, enum 
     int r = stor_truncate(co, im->store, whole);
     if (!r && size > old)
         r = fill(co, im->data, old, size, prealloc);
+    if (!r)
+        r = stor_flush(co, im->store);       /* P3 */
     if (r) {
         if (size > old)
             (void)!stor_truncate(co, im->store, l->h.payload_off + old);     /* the error told is the first one */

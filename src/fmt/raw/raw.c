@@ -9,7 +9,7 @@
  *                 store sees to that) and a write there makes the file longer.
  *                 With a window (FEATURES 3.026) the same holds of its part of the file; one with a size never changes it.
  *             I2  map() never fails and never suspends: the read path costs nothing, holes are the store's matter.
- * Order       None: a flush is the store's flush.
+ * Order       A flush is the store's flush. A resize is durable when it is answered (P3).
  * Concurrency map, zero, discard, flush: any loop. open, resize, close: home loop, the last two drained.
  * Failure     A failed resize cuts the file back to its old length.
  * Tests       raw_test.c
@@ -185,9 +185,16 @@ static int raw_resize(struct co *co, struct fmt_image *im, uint64_t size, enum f
     if (r)
         return byre_fail_code(err, IO, r, "%s: cannot get the length", im->store->name);
     r = raw_set_length(co, im->store, len, base + size, prealloc, err);
-    if (!r)
-        im->size = round_up(size, SECTOR);
-    return r;
+    if (r)
+        return r;
+    r = stor_flush(co, im->store);       /* the size is the new one for good when this returns 0 (P3) */
+    if (r) {
+        if (base + size > len)
+            (void)!stor_truncate(co, im->store, len);        /* the error told is the first one */
+        return byre_fail_code(err, IO, r, "%s: the length of %" PRIu64 " bytes cannot be made durable", im->store->name, base + size);
+    }
+    im->size = round_up(size, SECTOR);
+    return 0;
 }
 
 static int raw_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err)

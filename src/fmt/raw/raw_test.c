@@ -91,6 +91,31 @@ static uint64_t blocks_of(const char *name)
     return stat(t_path(name), &st) ? UINT64_MAX : (uint64_t)st.st_blocks * 512;
 }
 
+static int flush_fails(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    (void)co;
+    (void)t;
+    (void)off;
+    (void)len;
+    return op == TOY_FLUSH ? -EIO : 0;
+}
+
+/* P3: what is answered has happened, also after a power cut. */
+static void resizing_is_durable(struct co *co, void *arg)
+{
+    struct byre_err err;
+    struct toy *t = toy_new(65536, 1, 1);
+    struct fmt_image *im = raw_of(co, &t->s, false);
+    CHECK_EQ(im->ops->resize(co, im, 1 << 20, FMT_PREALLOC_OFF, &err), 0);
+    CHECK_EQ(t->count[TOY_FLUSH], 1);
+    CHECK_EQ(im->ops->resize(co, im, 4096, FMT_PREALLOC_OFF, &err), 0);
+    CHECK_EQ(t->count[TOY_FLUSH], 2);
+    t->hook = flush_fails;
+    CHECK_EQ(im->ops->resize(co, im, 1 << 20, FMT_PREALLOC_OFF, &err), -EIO);
+    CHECK(im->size == 4096 && t->len == 4096);
+    CHECK(im->ops->close(co, im) < 0);
+}
+
 static void resizing(struct co *co, void *arg)
 {
     struct byre_err err;
@@ -164,6 +189,7 @@ static void test_sizes(void **state) { t_run(0, sizes, NULL); }
 static void test_mapping(void **state) { t_run(1, mapping, NULL); }
 static void test_zeroing(void **state) { t_run(0, zeroing, NULL); }
 static void test_resizing(void **state) { t_run(0, resizing, NULL); }
+static void test_resizing_is_durable(void **state) { t_run(0, resizing_is_durable, NULL); }
 static void test_failed_growth(void **state) { t_run(0, failed_growth, NULL); }
 static void test_creating(void **state) { t_run(1, creating, NULL); }
 
@@ -210,7 +236,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sizes), cmocka_unit_test(test_mapping), cmocka_unit_test(test_zeroing),
-        cmocka_unit_test(test_resizing), cmocka_unit_test(test_failed_growth), cmocka_unit_test(test_creating),
+        cmocka_unit_test(test_resizing), cmocka_unit_test(test_resizing_is_durable), cmocka_unit_test(test_failed_growth), cmocka_unit_test(test_creating),
         cmocka_unit_test(test_formats),
     };
     return T_MAIN("raw", tests);
