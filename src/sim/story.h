@@ -68,12 +68,18 @@ struct story_copy {
     uint32_t gens[STORY_SECTORS_MAX][STORY_VALUES];
 };
 
+/* A full backup that increments are made to, and the bitmap STORY_BITMAP_NAME that began with it: from one stamp to the other what the bitmap does not
+ * say is in the file as it is on the disk (P4). */
+#define STORY_BITMAP_NAME "inc"
+struct story_pair { bool wanted; uint64_t from, until; unsigned file; char node[16]; };
+
 struct story_job {
     char id[8];                          /* "": the place is free */
     enum story_kind kind;
     bool told_to_end, concluded, grouped;
     int result;
     struct story_copy *copy;             /* of a backup that is whole when it ends well */
+    bool begins_pair;
 };
 
 struct story;
@@ -114,12 +120,14 @@ struct story {
     unsigned events;
     struct story_copy *copy[STORY_COPIES_MAX];
     unsigned copies;
+    struct story_pair pair;
+    unsigned increments;
     unsigned told[STORY_KINDS], refused[STORY_KINDS], done[STORY_KINDS], ended_badly[STORY_KINDS];
 
     /* judging */
     struct sim_model model;              /* follows the cut */
     struct sim_seen *sound;              /* files that were found sound, by their hashes */
-    uint64_t states, again;
+    uint64_t states, again, bitmaps;     /* bitmaps that said something and were compared */
     char why[700];                       /* what is wrong, "": nothing */
 };
 

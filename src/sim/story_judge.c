@@ -3,7 +3,8 @@
  * story_judge.c: is what a power cut has left what was promised?
  *
  * Purpose     In a state: each image is sound, or leaks; the disk opens by what headers name, from the file where the operator would look for it, and each
- *             sector holds what guests were promised (P2, J1, J2, J3, J5); what a backup's event has called a copy is one (J4). In some, the
+ *             sector holds what guests were promised (P2, J1, J2, J3, J5); what a backup's event has called a copy is one (J4); what a
+ *             bitmap does not say is in the backup that it began with (P4). In some, the
  *             interrupted work is done again: the disk shows the same, also by what headers name then.
  * Owns        Nothing: files are as before when it returns.
  * Invariants  None.
@@ -18,6 +19,7 @@
 
 #include "base/assert.h"
 #include "base/checked.h"
+#include "base/dirty.h"
 #include "job/live_commit.h"
 #include "job/mirror.h"
 #include "job/stream.h"
@@ -35,7 +37,7 @@ struct judging { struct story *st; uint64_t cut, number; unsigned home; uint32_t
 static int open_file(struct co *co, struct story *st, struct graph *g, unsigned file, bool read_only, struct graph_node **ret)
 {
     struct byre_err err = { 0 };
-    const struct graph_open_opts o = { .filename = story_name(file), .format = story_format(st, file)->name, .node_name = "disk", .read_only = read_only, .discard = true };
+    const struct graph_open_opts o = { .filename = story_name(file), .format = story_format(st, file)->name, .read_only = read_only, .discard = true };
     int r = graph_open(co, g, &o, ret, &err);
     return r ? story_wrong(st, "%s does not open: %s", story_name(file), err.text) : 0;
 }
@@ -155,6 +157,35 @@ static int judge_copies(struct co *co, struct judging *j, struct graph *g)
     return r;
 }
 
+/* ---- a bitmap ---- */
+
+/* j->gens: of the disk, which n is. */
+static int judge_bitmap(struct co *co, struct judging *j, struct graph *g, struct graph_node *n)
+{
+    struct story *st = j->st;
+    struct byre_err err = { 0 };
+    struct fmt_bitmap *b = NULL;
+    struct graph_node *copy;
+    static struct judging there;
+    const struct story_pair *p = &st->pair;
+    if (!p->from || j->cut < p->from || j->cut >= p->until || graph_bitmap_find(co, n, STORY_BITMAP_NAME, &b, &err) || !b || b->inconsistent || b->bad)
+        return 0;
+    if (graph_bitmap_load(co, n, b, &err))
+        return b->inconsistent ? 0 : story_wrong(st, "the bitmap of %s cannot be loaded: %s", story_name(j->home), err.text);
+    int r = open_file(co, st, g, p->file, true, &copy);
+    if (r)
+        return r;
+    there.st = st;
+    r = read_all(co, &there, copy);
+    (void)!graph_close(co, copy);
+    st->bitmaps++;
+    for (uint64_t s = 0; r == 0 && s < min_u64(j->sectors, there.sectors); s++)
+        if (!dirty_test(b->bits, s * SIM_SECTOR) && there.gens[s] != j->gens[s])
+            r = story_wrong(st, "the bitmap of %s does not say sector %" PRIu64 ", which is %d on the disk and %d in the backup", story_name(j->home), s, (int)j->gens[s],
+                            (int)there.gens[s]);
+    return r;
+}
+
 static int judge(struct co *co, void *arg)
 {
     struct judging *j = arg;
@@ -169,6 +200,8 @@ static int judge(struct co *co, void *arg)
         r = open_home(co, j, g, true, &n);
     if (r == 0) {
         r = judge_disk(co, j, n);
+        if (r == 0)
+            r = judge_bitmap(co, j, g, n);
         (void)!graph_close(co, n);
     }
     graph_free(g);
@@ -205,6 +238,8 @@ static int start_again(struct co *co, struct judging *j, struct jobs *js, struct
         lc.drop_source = false;
         r = job_live_commit_start(co, js, &lc, ret, &err);
     }
+    if (r == -ENOTSUP)                   /* layers of a commit that drops its source are of use below its top alone */
+        return 1;
     return r ? story_wrong(j->st, "what was interrupted cannot be done again: %s", err.text) : 0;
 }
 

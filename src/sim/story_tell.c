@@ -106,6 +106,8 @@ static void concluded(struct story *st, struct story_job *j, const struct job *j
     if (job->result == 0) {
         if (j->copy)
             j->copy->from = sim_stamp(st->w);
+        if (j->begins_pair)
+            st->pair.from = sim_stamp(st->w);
         if ((j->kind == STORY_MIRROR || j->kind == STORY_ACTIVE) && home != st->event[st->events - 1].home)
             story_home(st, home, STORY_FILES);
         story_noted(st, story_note(st, SIM_N_EVENT, ++st->id));
@@ -295,6 +297,7 @@ static int resize(struct co *co, struct story *st, const struct story_letter *l)
     uint64_t size = (STORY_SECTORS / 2 + l->a % (STORY_SECTORS_MAX - STORY_SECTORS / 2)) / 8 * 8 * SIM_SECTOR, old = st->now.size;
     uint32_t id = ++st->id;
     struct sim_note *n = story_note(st, SIM_N_RESIZE, id);
+    uint64_t asked = n->stamp;
     n->len = size;
     story_noted(st, n);
     int r = ask(co, st, "block_resize", json_pack("{s:s,s:I}", "node-name", graph_node_name(top_of(st)), "size", (json_int_t)size));
@@ -302,6 +305,8 @@ static int resize(struct co *co, struct story *st, const struct story_letter *l)
     n->len = r == 0 ? size : old;
     story_noted(st, n);
     st->done[STORY_RESIZE] += r == 0;
+    if (r == 0)
+        st->pair.until = min_u64(st->pair.until, asked);
     return r;
 }
 
@@ -320,6 +325,8 @@ static int mirror(struct co *co, struct story *st, const struct story_letter *l)
         return 1;
     }
     json_t *o = json_pack("{s:s,s:s,s:s,s:i,s:i}", "device", graph_node_name(top_of(st)), "target", name, "sync", "full", "granularity", 4096 << l->b % 4, "buf-size", 1 << 20);
+    if (l->b / 8 % 2 && story_format(st, file) == &fmt_qcow2_ops)
+        json_object_set_new(o, "x-byre-carry-bitmaps", json_true());
     if (l->b / 4 % 2)
         json_object_set_new(o, "copy-mode", json_string("write-blocking"));
     int r = start(co, st, j, "blockdev-mirror", job_options(o, j, l));
@@ -352,8 +359,31 @@ static int make_ready(struct co *co, struct story *st, uint32_t pick, struct mak
     return 0;
 }
 
+/* What the bitmap says goes to the copy that it began with. */
+static int increment(struct co *co, struct story *st, const struct story_letter *l)
+{
+    static const char *const modes[] = { "on-success", "never", "always" };
+    struct story_job *j = new_job(co, st, STORY_BACKUP);
+    if (!j || st->copies == STORY_COPIES_MAX)
+        return 1;
+    json_t *o = json_pack("{s:s,s:s,s:s,s:s,s:s}", "device", graph_node_name(top_of(st)), "target", st->pair.node, "sync", "bitmap", "bitmap", STORY_BITMAP_NAME, "bitmap-mode",
+                          modes[l->c % 3]);
+    size_t note = 0;
+    unsigned before = st->copies;
+    struct story_copy *c = j->copy = copy_begin(st, st->pair.file, &note);
+    int r = start(co, st, j, "blockdev-backup", job_options(o, j, l));
+    copy_taken(st, c, note);
+    for (unsigned i = 0; i < before && r && !st->w->faults.fired; i++)       /* nothing has begun */
+        if (st->copy[i]->file == c->file && i + 1 == before)
+            st->copy[i]->until = SIM_NEVER;
+    st->increments += r == 0;
+    return r;
+}
+
 static int backup(struct co *co, struct story *st, const struct story_letter *l)
 {
+    if (st->pair.from && st->pair.until == SIM_NEVER && l->b / 4 % 4)
+        return increment(co, st, l);
     struct making m;
     if (make_ready(co, st, l->a, &m))
         return 1;
@@ -383,6 +413,27 @@ static int bitmap(struct co *co, struct story *st, const struct story_letter *l)
         json_object_set_new(o, "bitmaps", json_pack("[s]", names[(which + 1) % 3]));
     int r = ask(co, st, words[what], o);
     st->done[STORY_BITMAP] += r == 0;
+    return r;
+}
+
+/* A full backup, and a bitmap that begins with it. */
+static int begin_pair(struct co *co, struct story *st, const struct story_letter *l)
+{
+    struct making m;
+    if (st->pair.wanted || make_ready(co, st, l->b, &m))
+        return 1;
+    st->pair = (struct story_pair){ .wanted = true, .until = SIM_NEVER, .file = m.c ? m.c->file : 0 };
+    memcpy(st->pair.node, m.node, sizeof m.node);
+    m.j->begins_pair = m.c != NULL;
+    json_t *add = json_pack("{s:s,s:s,s:b,s:i}", "node", graph_node_name(top_of(st)), "name", STORY_BITMAP_NAME, "persistent", l->c % 4 != 0, "granularity", 512 << l->c % 6);
+    json_t *copy = job_options(backup_options(st, l, m.node), m.j, l);
+    int r = ask(co, st, "transaction", json_pack("{s:[o,o]}", "actions", action("blockdev-backup", copy), action("block-dirty-bitmap-add", add)));
+    copy_taken(st, m.c, m.note);
+    if (r) {
+        m.j->id[0] = 0;
+        st->pair.until = 0;
+        drop_node(co, st, m.node);
+    }
     return r;
 }
 
@@ -430,7 +481,7 @@ static int in_vain(struct co *co, struct story *st)
 
 static int transaction(struct co *co, struct story *st, const struct story_letter *l)
 {
-    int r = l->a % 3 ? two_backups(co, st, l) : in_vain(co, st);
+    int r = l->a % 4 == 0 ? in_vain(co, st) : l->a % 4 == 1 || st->pair.wanted ? two_backups(co, st, l) : begin_pair(co, st, l);
     st->done[STORY_TRANSACTION] += r == 0;
     return r;
 }

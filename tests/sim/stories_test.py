@@ -40,8 +40,10 @@ def test_same_seed_same_trace():
 
 @pytest.mark.timeout(900)
 def test_power_cuts():
-    rows, states, again, _ = sums(stories("--one-in", 30, "cuts", 101, 104 if SANITIZED else 132))
-    assert states > (400 if SANITIZED else 6000) and again > states // 40
+    done = stories("--one-in", 40, "cuts", 1001, 1003 if SANITIZED else 1030)
+    rows, states, again, _ = sums(done)
+    assert states > (400 if SANITIZED else 5000) and again > states // 40
+    assert SANITIZED or int(re.search(r"(\d+) bitmaps compared", done.stdout)[1]) > 20
     assert SANITIZED or min(rows[k] for k in ("snapshot", "commit", "stream", "mirror", "backup")) >= 5, rows
 
 
