@@ -199,6 +199,8 @@ static void live_done(void *ctx, const struct work_piece *p, int r)
         live_failed(l, error, p->fail_read, p->fail_off);
     if (error)
         dirty_set(l->dirty, p->pos, p->len);
+    else if (l->whole)
+        dirty_set(l->whole, p->pos, p->len);
     l->copied += error ? 0 : p->len;
     learn(l, p);
     give_piece(l, p);
@@ -244,15 +246,16 @@ static int copy_bytes(struct co *co, struct copy_live *l, struct worker *wk, uin
 
 static int copy_extents(struct co *co, struct copy_live *l, struct worker *wk, uint64_t pos, uint64_t end)
 {
+    struct graph_node *above = l->whole ? NULL : l->o.above;         /* L6 */
     while (pos < end) {
         struct graph_status st;
         wk->piece.fail_off = pos;
-        int r = atomic_load(&l->stop) ? -ECANCELED : graph_status(co, l->o.source, l->o.above, pos, end - pos, &st);
+        int r = atomic_load(&l->stop) ? -ECANCELED : graph_status(co, l->o.source, above, pos, end - pos, &st);
         if (r) {
             wk->piece.fail_read = true;
             return r;
         }
-        bool wanted = !l->o.above || st.present || st.past_end || st.zero;
+        bool wanted = !above || st.present || st.past_end || st.zero;
         if (wanted)
             r = st.zero ? copy_zeros(co, l, wk, pos, st.len) : copy_bytes(co, l, wk, pos, st.len);
         if (r)
@@ -281,6 +284,7 @@ static void live_free(struct copy_live *l)
     copy_latency_unref(l->o.latency);
     reader_fini(&l->c.rd);
     dirty_free(l->dirty);
+    dirty_free(l->whole);
     free(l->piece_locks);
     free(l->begun);
     free(l);
@@ -338,6 +342,8 @@ static int live_prepare(struct copy_live *l, struct byre_err *err)
         r = reader_init(&l->c.rd, &l->part, 1, err);
     if (!r)
         r = dirty_new(l->size, l->o.granularity_bits, NULL, &l->dirty);
+    if (!r && l->o.part)
+        r = dirty_new(l->size, l->o.granularity_bits, NULL, &l->whole);
     if (!r && (!l->piece_locks || !l->begun))
         r = -ENOMEM;
     return r ? byre_fail_code(err, NOMEM, r, "%s: no memory for a copy", graph_filename(l->o.source)) : 0;

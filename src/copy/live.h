@@ -13,6 +13,7 @@
  *   L4  Memory: buf_bytes for pieces and for changes that are carried over together, or 1 MiB if that is more; the bitmap beside it.
  *   L5  No request of the guest waits for the target longer than hold_ns (0: it may), nor after copy_live_stop; what it would have
  *       waited for is dirty then.
+ *   L6  part: a granule is written as a whole before parts of it are: what the target fills it up with would hide what comes to lie below.
  * Order        Nothing is flushed here: the owner does, when the copy is clean.
  * Concurrency  Home loop of the source's graph, the owner's; pieces on all loops, changes on their requests' loops.
  * Failure      The first error of a piece or a change stands until the owner has taken it (copy_live_retry); no piece is begun meanwhile,
@@ -38,7 +39,8 @@ struct copy_live_opts {
     uint64_t min_sparse;                    /* as struct copy_job */
     uint64_t hold_ns;                       /* L5 */
     bool keep_space;                        /* zeros take their place on the target */
-    bool part;                              /* of what the target does not hold itself it is not known how it will read: zeros are written */
+    bool part;                              /* of what the target does not hold itself it is not known how it will read: zeros are written, and granules, which
+                                             * are no smaller than what it allocates, as a whole (L6), with what lies below `above` */
     /* Gives the target this length, if it has another: the source is about to grow, or has shrunk. Home loop. NULL: the source keeps its length. */
     int (*resize)(struct co *co, void *arg, uint64_t size, struct byre_err *err);
     bool blocking;

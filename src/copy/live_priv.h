@@ -21,6 +21,7 @@ struct copy_live {
     struct rt_loop *home;
     uint64_t size;
     struct dirty *dirty;                   /* any loop */
+    struct dirty *whole;                   /* granules that the target holds (L6); NULL: it need not. Any loop */
     /* the engine: home */
     struct copying c;
     struct copy_job job;
@@ -44,7 +45,7 @@ struct copy_live {
     uint32_t segment;                      /* longest part of a change that goes to the target at once */
     unsigned holds;                        /* locks of changes that are not given back */
     unsigned scans;                        /* looks at what has to be copied, under way */
-    struct dirty *next;                    /* live_resize.c: for the new length */
+    struct dirty *next, *next_whole;       /* live_resize.c: for the new length */
     uint64_t old_size;                     /* and the old one */
     /* any loop */
     _Atomic bool stop, paused, blocking, idle, kicked, resizing;

@@ -4,7 +4,7 @@
  *
  * Purpose     The target is never shorter than the source, and as long when nobody changes the length: it grows before the source does, and
  *             shrinks after it.
- * Owns        copy_live.next: the dirty bits for the new length, from begin to the change.
+ * Owns        copy_live.next, next_whole: the bits for the new length, from begin to the change.
  * Invariants  Z1  Between begin and end nothing is under way to the target: no piece, no change of a guest, no look at what has to be copied. So
  *                 nobody touches the dirty bits when they are replaced, but guests whose requests are inside; and those have ended, because the
  *                 source is drained then.
@@ -20,11 +20,22 @@
 
 static bool busy(const struct copy_live *l) { return l->pieces || l->holds || l->scans; }
 
+static int new_bits(const struct copy_live *l, uint64_t size, struct dirty **ret_next, struct dirty **ret_whole)
+{
+    *ret_whole = NULL;
+    if (dirty_new(size, l->o.granularity_bits, NULL, ret_next))
+        return -ENOMEM;
+    if (!l->whole || !dirty_new(size, l->o.granularity_bits, NULL, ret_whole))
+        return 0;
+    dirty_free(*ret_next);
+    return -ENOMEM;
+}
+
 static int begin(struct co *co, struct graph_watch *w, uint64_t size, struct byre_err *err)
 {
     struct copy_live *l = CONTAINER_OF(w, struct copy_live, watch);
-    struct dirty *next;
-    if (dirty_new(size, l->o.granularity_bits, NULL, &next))
+    struct dirty *next, *whole;
+    if (new_bits(l, size, &next, &whole))
         return byre_fail(err, NOMEM, "%s: no memory for a copy of %" PRIu64 " bytes", graph_filename(l->o.source), size);
     atomic_store(&l->resizing, true);
     live_tell(l);
@@ -33,10 +44,12 @@ static int begin(struct co *co, struct graph_watch *w, uint64_t size, struct byr
     int r = size > l->size && !atomic_load(&l->stop) ? l->o.resize(co, l->o.arg, size, err) : 0;
     if (!r && !busy(l)) {                /* else it has been stopped, and does not look at the disk any more */
         l->next = next;
+        l->next_whole = whole;
         l->old_size = l->size;
         return 0;
     }
     dirty_free(next);
+    dirty_free(whole);
     atomic_store(&l->resizing, false);
     live_tell(l);
     return r;
@@ -51,6 +64,12 @@ static void now(struct graph_watch *w, uint64_t size)
     dirty_free(l->dirty);
     l->dirty = l->next;
     l->next = NULL;
+    if (l->whole) {
+        dirty_merge(l->next_whole, l->whole);
+        dirty_free(l->whole);
+        l->whole = l->next_whole;
+        l->next_whole = NULL;
+    }
     l->size = l->part.len = l->c.rd.start[1] = size;
     l->cursor = 0;
     if (size > l->old_size)
@@ -64,7 +83,8 @@ static void end(struct co *co, struct graph_watch *w, bool done)
     if (!atomic_load(&l->resizing))
         return;
     dirty_free(l->next);
-    l->next = NULL;
+    dirty_free(l->next_whole);
+    l->next = l->next_whole = NULL;
     bool longer = done ? l->size < l->old_size : graph_length(l->o.target) > l->size;
     int r = longer && !atomic_load(&l->stop) ? l->o.resize(co, l->o.arg, l->size, &why) : 0;
     if (r && done)

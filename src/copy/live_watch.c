@@ -121,8 +121,9 @@ static struct hold *hold_take(struct co *co, struct copy_live *l, const struct g
     struct hold *h = malloc(sizeof *h);
     if (!h)
         return NULL;
+    uint64_t part = l->whole ? granule : 0;    /* of which a granule may go as a whole */
     *h = (struct hold){ .l = l, .until = l->o.hold_ns ? since + l->o.hold_ns : UINT64_MAX, .refs = 1, .msg.fn = give_back,
-                        .bytes = ch->kind != GRAPH_CHANGE_ZERO ? min_u64(ch->len, l->segment) : 0 };
+                        .bytes = min_u64(ch->kind != GRAPH_CHANGE_ZERO ? max_u64(ch->len, part) : part, l->segment) };
     h->range.start = round_down(ch->off, granule);
     h->range.end = round_up(ch->off + ch->len, granule);
     if (rt_call(co, l->home, take_on_home, h) == 0)
@@ -161,7 +162,7 @@ static void send_main(struct co *co, void *arg)
     hold_put(h);
 }
 
-/* What a discard has left is asked of the source. */
+/* What a discard has left, and what lies around a change, is asked of the source. */
 static int fill_send(struct co *co, struct send *s, const struct graph_change *ch)
 {
     struct iovec slot;
@@ -175,14 +176,14 @@ static int fill_send(struct co *co, struct send *s, const struct graph_change *c
     return r;
 }
 
-static struct send *send_new(struct co *co, struct hold *h, const struct graph_change *ch, uint64_t off, uint64_t len)
+static struct send *send_new(struct co *co, struct hold *h, const struct graph_change *ch, enum graph_change_kind kind, uint64_t off, uint64_t len)
 {
     struct send *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
-    *s = (struct send){ .h = h, .kind = ch->kind, .off = off, .len = len,
+    *s = (struct send){ .h = h, .kind = kind, .off = off, .len = len,
                         .flags = (ch->flags & GRAPH_UNMAP || ch->kind == GRAPH_CHANGE_DISCARD) && !h->l->o.keep_space ? GRAPH_UNMAP : 0 };
-    if (ch->kind == GRAPH_CHANGE_ZERO)
+    if (kind == GRAPH_CHANGE_ZERO)
         return s;
     s->buf = aligned_alloc(BUF_ALIGN, round_up(len, BUF_ALIGN));
     if (s->buf && !fill_send(co, s, ch))
@@ -192,11 +193,11 @@ static struct send *send_new(struct co *co, struct hold *h, const struct graph_c
     return NULL;
 }
 
-/* 0: the target has it. Else it is not waited for any longer, or failed. */
-static int send_part(struct co *co, struct hold *h, const struct graph_change *ch, uint64_t off, uint64_t len)
+/* As a change of this kind. 0: the target has it. Else it is not waited for any longer, or failed. */
+static int send_part(struct co *co, struct hold *h, const struct graph_change *ch, enum graph_change_kind kind, uint64_t off, uint64_t len)
 {
     struct copy_live *l = h->l;
-    struct send *s = send_new(co, h, ch, off, len);
+    struct send *s = send_new(co, h, ch, kind, off, len);
     if (!s)
         return -ENOMEM;
     if (rt_spawn(co_loop(co), send_main, s)) {
@@ -220,6 +221,51 @@ static int send_part(struct co *co, struct hold *h, const struct graph_change *c
     return r;
 }
 
+static uint64_t granule_of(const struct copy_live *l) { return UINT64_C(1) << l->o.granularity_bits; }
+
+/* L6. Of [off, *stop), which is clean: false: up to *stop it goes as it is; true: so far its granule goes as a whole. */
+static bool cut_granule(const struct copy_live *l, uint64_t off, uint64_t *stop)
+{
+    uint64_t granule = granule_of(l), start = round_down(off, granule), next = min_u64(start + granule, l->size), last = round_down(*stop, granule);
+    if ((off > start || *stop < next || granule > l->segment) && !dirty_test(l->whole, start)) {
+        *stop = min_u64(*stop, next);
+        return true;
+    }
+    if (last > off && last < *stop && *stop < l->size && !dirty_test(l->whole, last))
+        *stop = last;
+    return false;
+}
+
+/* As the source has it now. Who changes it without our lock marks it when he has ended. */
+static int send_granule(struct co *co, struct hold *h, const struct graph_change *ch, uint64_t off)
+{
+    struct copy_live *l = h->l;
+    uint64_t start = round_down(off, granule_of(l)), end = min_u64(start + granule_of(l), l->size);
+    for (uint64_t at = start, n; at < end; at += n) {
+        n = min_u64(end - at, l->segment);
+        int r = send_part(co, h, ch, GRAPH_CHANGE_DISCARD, at, n);       /* which is read from there */
+        if (r)
+            return r;
+    }
+    dirty_set(l->whole, start, end - start);
+    return 0;
+}
+
+static int send_clean(struct co *co, struct hold *h, const struct graph_change *ch, uint64_t off, uint64_t *stop)
+{
+    struct copy_live *l = h->l;
+    uint64_t most = off + l->segment, granule = granule_of(l);
+    if (l->whole && cut_granule(l, off, stop))
+        return send_granule(co, h, ch, off);
+    if (ch->kind != GRAPH_CHANGE_ZERO && *stop > most)
+        *stop = l->whole && granule <= l->segment ? round_down(most, granule) : most;
+    int r = send_part(co, h, ch, ch->kind, off, *stop - off);
+    uint64_t first = round_up(off, granule), end = *stop < l->size ? round_down(*stop, granule) : *stop;
+    if (!r && l->whole && first < end)
+        dirty_set(l->whole, first, end - first);
+    return r;
+}
+
 /* Carries over what is clean of [off, end); the rest stays dirty (L3). */
 static void carry(struct co *co, struct hold *h, const struct graph_change *ch)
 {
@@ -228,9 +274,7 @@ static void carry(struct co *co, struct hold *h, const struct graph_change *ch)
     while (off < end) {
         bool dirty = dirty_run(l->dirty, off, end, &stop);
         stop = min_u64(stop, end);
-        if (ch->kind != GRAPH_CHANGE_ZERO)
-            stop = min_u64(stop, off + l->segment);
-        if (!dirty && send_part(co, h, ch, off, stop - off)) {
+        if (!dirty && send_clean(co, h, ch, off, &stop)) {
             live_touched(l, off, end - off);                 /* W1 */
             return;
         }

@@ -49,7 +49,7 @@ const struct ctl_shape ctl_converge_shape = { .name = "ConvergeMode", .words = c
     { "bitmap-mode", CTL_ENUM, false, CTL_AT_HAS(struct mirror_args, bitmap_mode), .of = &bitmap_mode_shape, \
       .doc = "on-success: cleared when the mirror has ended well; always: what has been copied is taken out in any case; never: it stays." }, \
     { "replaces", CTL_STR, false, CTL_AT(struct mirror_args, replaces), .doc = "Node whose users go to the target at the end; the source's unless given." }, \
-    { "granularity", CTL_SIZE, false, CTL_AT(struct mirror_args, granularity), .max = UINT32_MAX, .doc = "How much one changed byte makes dirty: a power of two, 512 to 64 MiB." }, \
+    { "granularity", CTL_SIZE, false, CTL_AT(struct mirror_args, granularity), .max = UINT32_MAX, .doc = "How much one changed byte makes dirty: a power of two, 512 to 64 MiB; no less than what a target allocates at once that gets a part of the disk." }, \
     { "buf-size", CTL_SIZE, false, CTL_AT(struct mirror_args, buf_size), .max = UINT32_MAX, .doc = "Memory for what is under way; 16 MiB unless given. With more, more is under way at once as long as the target keeps up." }, \
     CTL_ON_ERROR_ROW("on-source-error", struct mirror_args, on_source_error), \
     CTL_ON_ERROR_ROW("on-target-error", struct mirror_args, on_target_error), \

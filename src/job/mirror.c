@@ -233,11 +233,12 @@ static int follow(struct co *co, void *arg, uint64_t size, struct byre_err *err)
                               graph_node_name(m->o.source), graph_node_name(t), size, why.text) : 0;
 }
 
-/* A target that gets a part of the disk and has nothing below it now: zeros hide what comes to lie there. */
+/* A target that gets a part of the disk and has nothing below it now: zeros hide what comes to lie there, and what the target allocates at once
+ * is copied at once: what is filled up with zeros would hide it, too. */
 static bool keep_zeros(const struct mirror *m)
 {
     struct graph_node *image = graph_skip_filters(m->o.target);
-    bool part = m->o.sync == JOB_MIRROR_BITMAP || (m->o.sync == JOB_MIRROR_TOP && graph_backing(m->o.source));
+    bool part = m->o.sync == JOB_MIRROR_BITMAP || m->o.sync == JOB_MIRROR_NONE || (m->o.sync == JOB_MIRROR_TOP && graph_backing(m->o.source));
     if (m->o.active_commit || !part || !image || graph_backing(image))
         return false;
     graph_ref(image);
@@ -262,6 +263,8 @@ static int begin_held(struct co *co, struct mirror *m, struct byre_err *err)
     int r = follow(co, m, graph_length(o->source), err);     /* it may have changed since the job was made */
     if (!r)
         lo.part = keep_zeros(m);
+    if (lo.part)
+        lo.granularity_bits = (unsigned)__builtin_ctzll(max_u64(o->granularity, granule));
     if (!r)
         r = copy_live_start(co, &lo, &m->live, err);
     if (!r) {

@@ -59,9 +59,9 @@ class World:
             self.add(driver="qcow2", node_name=path.stem, file={"driver": "file", "filename": str(path)}, **more)
         return path
 
-    def guest(self):
+    def guest(self, export="disk"):
         handle = peers.need_module("nbd").NBD()
-        handle.connect_uri(f"nbd+unix:///disk?socket={self.daemon.folder}/n.sock")
+        handle.connect_uri(f"nbd+unix:///{export}?socket={self.daemon.folder}/n.sock")
         return handle
 
     def backup(self, path, **more):
