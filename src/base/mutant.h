@@ -119,6 +119,8 @@
     X(QED_NAME_LATE, "E6", "the header names another backing file before its name is durable")           \
     X(QED_EMPTY_EARLY, "E7", "emptying: space is given back before the L1 table is durable without its tables") \
     X(QED_MOVE_NO_GRACE, "D3", "filling holes: a cluster is moved while an old in-place writer is inside") \
+    X(CREATE_OVER_HEADER, "Q28", "a new image is written over an old one whose header is still durable")  \
+    X(CREATE_HEADER_EARLY, "Q28", "the header of a new image goes out before its tables are durable")    \
     X(EXT_AT_ONCE, "Q18", "a header extension is added in one write of several sectors")
 
 enum byre_mutant_id {

@@ -43,6 +43,7 @@ struct create {
     struct fmt_create_opts fo;
     uint64_t seen;
     struct stor *store, *data;           /* data: until the format takes it */
+    struct graph_node *node;             /* of the store, a reference; NULL: it has none */
     char who[ID_TEXT_MAX];               /* as a user of nodes */
 };
 
@@ -132,6 +133,10 @@ static int open_node(struct co *co, struct create *c, const char *key, struct st
         stor_close(co, below);
         r = byre_fail(err, NOMEM, "no memory to write to node '%s'", graph_node_name(n));
     }
+    if (!r && !ret_file) {
+        c->node = n;
+        return 0;
+    }
     int closed = graph_close(co, n);             /* the store has its own reference */
     return r ? r : closed;
 }
@@ -144,18 +149,24 @@ static int give_data(struct co *co, void *arg, const char *name, struct stor **r
     return 0;
 }
 
-/* I2. The error told is that of the job. */
-static void wipe(struct co *co, struct stor *s)
+/* I2. The error told is that of the job, and then what cannot be wiped; a job that was cancelled keeps no error, so there it is a warning. */
+static void wipe(struct co *co, struct create *c, struct stor *s, struct byre_err *err)
 {
     struct stor *below = stepped_below(s);
     uint64_t len;
     if (!stepped_touched(s))
         return;
-    if (below->traits.regular)
-        (void)!stor_truncate(co, below, 0);
-    else if (!stor_length(co, below, &len))
-        (void)!stor_zero(co, below, 0, min_u64(len, WIPE_BYTES), 0);
-    (void)!stor_flush(co, below);
+    int r = below->traits.regular ? stor_truncate(co, below, 0) : stor_length(co, below, &len);
+    if (!r && !below->traits.regular)
+        r = stor_zero(co, below, 0, min_u64(len, WIPE_BYTES), 0);
+    if (!r)
+        r = stor_flush(co, below);
+    if (!r)
+        return;
+    size_t at = strlen(err->text);
+    snprintf(err->text + at, sizeof err->text - at, "; %s: what was written of the image could not be wiped: %s", below->name, strerror(-r));
+    if (c->node && job_cancelled(c->job))
+        graph_warn(c->node, "%s: what was written of an image that is not wanted any more could not be wiped: %s", below->name, strerror(-r));
 }
 
 static int make_in_node(struct co *co, struct create *c, struct byre_err *err)
@@ -179,13 +190,14 @@ static int make_in_node(struct co *co, struct create *c, struct byre_err *err)
         r = c->ops->create(co, c->store, &c->fo, err);
         c->fo.host = NULL;
         if (r)
-            wipe(co, c->store);
+            wipe(co, c, c->store, err);
         else if (c->fo.backing_file)
             graph_tell_recorded(co, c->g, c->store->name, c->fo.backing_file);
     }
+    int closed = c->node ? graph_close(co, c->node) : 0;     /* the store has its own reference */
     stor_close(co, c->store);
     stor_close(co, c->data);
-    return r;
+    return r ? r : closed;
 }
 
 /* ---- files ---- */
@@ -239,7 +251,7 @@ static int make_file(struct co *co, struct create *c, struct byre_err *err)
         return r;
     r = fill_file(co, c, name, err);
     if (r && !made)
-        wipe(co, c->store);
+        wipe(co, c, c->store, err);
     if (r && made)                               /* while it is locked: behind that it may be another's. The error told is the first one */
         (void)!rt_blocking(co, remove_blocking, &(struct removal){ name });
     stor_close(co, c->store);

@@ -69,13 +69,16 @@ static int open_fd(const struct open_args *a, struct stat *ret_st)
 }
 
 /* Locks a file that is being created, and empties it when asked (I1). */
-static int create_content(struct file_stor *f, const struct open_args *a)
+static int create_content(struct file_stor *f, const struct open_args *a, bool had_bytes)
 {
     unsigned perm = STOR_PERM_WRITE | STOR_PERM_RESIZE;
     int r = file_lock_blocking(f, perm, STOR_PERM_ALL & ~perm, a->err);
     if (r < 0 || !a->opts->truncate_to_zero || f->device)
         return r;
-    return ftruncate(f->fd, 0) < 0 ? fail_errno(a->err, errno, a->path, "truncate") : 0;
+    if (ftruncate(f->fd, 0) < 0)
+        return fail_errno(a->err, errno, a->path, "truncate");
+    /* Q28: what was there does not come back over what is written. */
+    return had_bytes && !f->s.no_flush && fdatasync(f->fd) < 0 ? fail_errno(a->err, errno, a->path, "flush") : 0;
 }
 
 static struct stor_seen seen_of(const struct stat *st)
@@ -110,7 +113,7 @@ static int64_t open_blocking(void *arg)
     f->s.traits.direct = a->opts->direct;
     set_identity(f, &st);
     f->found = seen_of(&st);
-    int r = a->opts->create ? create_content(f, a) : 0;
+    int r = a->opts->create ? create_content(f, a, st.st_size > 0) : 0;
     if (r < 0) {
         if (a->opts->create && a->opts->exclusive)
             (void)unlink(a->path);        /* ours; what the caller learns is the first failure */

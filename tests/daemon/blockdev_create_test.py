@@ -268,6 +268,7 @@ def test_failing_disk(start, fmt):
         if error:
             failed += 1
             assert "f: cannot " in error, error
+            assert ("could not be wiped" in error) == (rule["iotype"] == "flush"), (rule, error)
             assert begins == b"" or begins == bytes(512), (rule, begins)
             assert os.stat(path).st_size == 0, rule
         else:

@@ -227,17 +227,22 @@ static int luks_amend(struct co *co, struct fmt_image *im, const struct fmt_amen
 
 /* ---- making ---- */
 
+#define LK_MAGIC_BYTES 512u                       /* the sector without which there is no image */
+
 /* A device only must be large enough; what it held before is not a header any more. */
 static int make_room(struct co *co, struct stor *s, uint64_t bytes, struct byre_err *err)
 {
     uint64_t have;
-    int r = s->traits.regular ? stor_truncate(co, s, 0) : stor_length(co, s, &have);
-    if (!r && !s->traits.regular && have < bytes)
+    bool regular = s->traits.regular;
+    int r = stor_length(co, s, &have);
+    if (!r && !regular && have < bytes)
         return byre_fail(err, NO_SPACE, "%s: has %" PRIu64 " bytes, the image needs %" PRIu64, s->name, have, bytes);
     if (!r)
-        r = s->traits.regular ? stor_truncate(co, s, bytes) : stor_zero(co, s, 0, LK_HEAD_BYTES, 0);
-    if (!r && !s->traits.regular)
-        r = stor_flush(co, s);                   /* or a crash leaves the old header over new key material */
+        r = regular ? stor_truncate(co, s, 0) : stor_zero(co, s, 0, LK_MAGIC_BYTES, 0);
+    if (!r && have)
+        r = stor_flush(co, s);                   /* Q28: or a crash leaves the old header over new key material */
+    if (!r)
+        r = regular ? stor_truncate(co, s, bytes) : stor_zero(co, s, 0, LK_HEAD_BYTES, 0);
     return r ? byre_fail_code(err, IO, r, "%s: cannot make room for %" PRIu64 " bytes", s->name, bytes) : 0;
 }
 

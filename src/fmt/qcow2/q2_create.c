@@ -6,7 +6,7 @@
  * Owns         One buffer of 1 MiB or one cluster, whichever is larger.
  * Invariants   I1 Until the last write the store holds no qcow2 header: a crash leaves a file that is no image.
  *              I2 Every metadata cluster is written, or reads as zeros because the file has just been grown.
- * Order        All structures and data (an external data file, flush), flush, header cluster, flush.
+ * Order        Q28: the old header is gone, flush; all structures and data (an external data file, flush), flush, header cluster, flush.
  * Concurrency  One coroutine on one loop; suspends in I/O.
  * Failure      The first error ends it; what was written so far stays behind (the caller removes the file).
  * Tests        q2_plan_test.c, tests/interop/test_q2_create.py
@@ -15,11 +15,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mutant.h"
 #include "fmt/qcow2/q2_crypt.h"
 #include "fmt/qcow2/q2_plan.h"
 
 #define CHUNK_BYTES (1u << 20)
 #define PAGE_BYTES 4096u
+#define MAGIC_BYTES 512u        /* the sector without which there is no image */
 
 struct writer {
     const struct q2_plan *p;
@@ -38,26 +40,31 @@ static int failed(struct writer *w, const char *what, int rc)
     return byre_fail_code(w->err, IO, rc, "%s: cannot %s: %s", w->store->name, what, strerror(-rc));
 }
 
+/* Q28: or a crash leaves the old header over the new tables. */
+static int forget_old(struct co *co, struct writer *w) { return MUTANT(MUT_CREATE_OVER_HEADER) ? 0 : stor_flush(co, w->store); }
+
 /* Makes room for the image: a file is emptied and grown, a device must be large enough. */
 static int set_length(struct co *co, struct writer *w)
 {
     uint64_t need = w->p->clusters << w->p->g.cluster_bits, have;
-    int rc;
-    if (w->store->traits.regular) {
+    int rc = stor_length(co, w->store, &have);
+    if (!rc && w->store->traits.regular) {
         w->fresh = true;
-        rc = stor_truncate(co, w->store, 0);
+        if (have)
+            rc = stor_truncate(co, w->store, 0);
+        if (!rc && have)
+            rc = forget_old(co, w);
         if (!rc)
             rc = stor_truncate(co, w->store, need);
         return rc ? failed(w, "set the length of the file", rc) : 0;
     }
-    rc = stor_length(co, w->store, &have);
     if (rc)
         return failed(w, "find the length of the device", rc);
     if (have < need)
         return byre_fail(w->err, NO_SPACE, "%s: has %" PRIu64 " bytes, the image needs %" PRIu64, w->store->name, have, need);
-    rc = stor_zero(co, w->store, 0, w->p->g.cluster_size, 0);
+    rc = stor_zero(co, w->store, 0, MAGIC_BYTES, 0);         /* in one piece, and nothing else of the old image before it */
     if (!rc)
-        rc = stor_flush(co, w->store);               /* I1: or a crash leaves the old header over the new tables */
+        rc = forget_old(co, w);
     return rc ? failed(w, "clear the old header", rc) : 0;
 }
 
@@ -164,7 +171,7 @@ static int emit_header(struct writer *w)
 
 static int write_header(struct co *co, struct writer *w)
 {
-    int rc = stor_flush(co, w->store);
+    int rc = MUTANT(MUT_CREATE_HEADER_EARLY) ? 0 : stor_flush(co, w->store);
     if (rc)
         return failed(w, "flush", rc);
     rc = emit_header(w);

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/mutant.h"
 #include "fmt/qed/qed_image.h"
 
 #define CLUSTER_DEFAULT 65536u
@@ -73,8 +74,8 @@ static int write_image(struct co *co, struct stor *s, const struct qed_header *h
     int r = stor_truncate(co, s, 0);
     if (!r)
         r = stor_truncate(co, s, h->l1_off + g.table_bytes);
-    if (!r)
-        r = stor_flush(co, s);                                                       /* I2 */
+    if (!r && !MUTANT(MUT_CREATE_OVER_HEADER))
+        r = stor_flush(co, s);                                                       /* I2, Q28 */
     if (r)
         return failed(s, "set the length of the file", r, err);
     r = stor_write_buf(co, s, first, FIRST_BYTES, 0, 0);
