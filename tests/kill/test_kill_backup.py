@@ -19,6 +19,7 @@ CASES = {
     "full-4k": ({"sync": "full"}, {"cluster_size": 65536}, {"cluster_size": 4096}),
     "top": ({"sync": "top"}, {"cluster_size": 65536, "extended_l2": True}, {"backing": "top", "backing_fmt": "qcow2"}),
     "compressed": ({"sync": "full", "compress": True}, {"cluster_size": 65536}, {}),
+    "by-bitmap": ({"sync": "bitmap", "bitmap": "b", "bitmap_mode": "always"}, {"cluster_size": 65536}, {}),
     "increment": ({"sync": "incremental", "bitmap": "b"}, {"cluster_size": 65536}, {}),
 }
 

@@ -6,11 +6,13 @@ Before the end the disk is the source, whatever the target holds; from BLOCK_JOB
 """
 import os
 import random
+import shutil
 import time
 import zlib
 
 import kill_jobs
 import pytest
+from lib import run
 
 MOMENTS = (kill_jobs.RANDOM, kill_jobs.READY, kill_jobs.COMPLETED)
 CASES = {
@@ -18,12 +20,23 @@ CASES = {
     "blocking": ("drive-mirror", {"sync": "full", "copy_mode": "write-blocking"}, "copy", {"cluster_size": 4096}),
     "top-auto": ("drive-mirror", {"sync": "top", "converge": "auto", "deadline": 10}, "copy", {"cluster_size": 65536, "extended_l2": True}),
     "raw": ("drive-mirror", {"sync": "full", "format": "raw", "copy_mode": "write-blocking"}, "copy", {"cluster_size": 65536}),
+    "none": ("drive-mirror", {"sync": "none"}, "copy", {"cluster_size": 65536}),
+    "none-blocking": ("drive-mirror", {"sync": "none", "copy_mode": "write-blocking"}, "copy", {"cluster_size": 65536}),
+    "bitmap": ("drive-mirror", {"sync": "bitmap", "bitmap": "b", "bitmap_mode": "on-success", "mode": "existing", "format": "qcow2"}, "copy", {"cluster_size": 65536}),
     "active-commit": ("block-commit", {}, "base", {"cluster_size": 65536}),
+    "active-blocking": ("block-commit", {"copy_mode": "write-blocking"}, "base", {"cluster_size": 4096}),
 }
 
 
 class Disk(kill_jobs.Chain):
     name = "disk"
+
+    def copy_before(self, rng):
+        """What a bitmap counts from: the target holds the disk of that moment."""
+        run.qemu_img("convert", "-f", "qcow2", "-O", "qcow2", self.first / "disk", self.first / "copy")
+        run.qemu_img("bitmap", "--add", self.first / "disk", "b")
+        kill_jobs.fill(self.first / "disk", rng, "qcow2")
+        self.content = self.read(self.first / "disk")
 
     def read(self, path, fmt="qcow2"):
         fmt = "raw" if path.name == "copy" and self.raw else fmt
@@ -55,6 +68,8 @@ def finish(disk, rng, command, arguments, end):
     writers = disk.load(rng)
     if (disk.work / "copy").exists():
         (disk.work / "copy").unlink()                        # perhaps not even a whole header
+    if "bitmap" in arguments:
+        shutil.copy(disk.first / "copy", disk.work / "copy")
     start(disk, command, {**arguments, "copy_mode": "write-blocking"})
     disk.wait((kill_jobs.READY,))
     assert disk.client.ask("block-job-complete", device="j") == {"return": {}}
@@ -78,6 +93,8 @@ def test_killed(tmp_path, case):
     disk = Disk.__new__(Disk)
     disk.raw = arguments.get("format") == "raw"
     disk.__init__(tmp_path, rng, options)
+    if "bitmap" in arguments:
+        disk.copy_before(rng)
     tally = kill_jobs.Tally(case)
     for round_number, kind in enumerate(kill_jobs.rounds(MOMENTS)):
         disk.renew()
