@@ -32,6 +32,21 @@ int job_carry_could(struct co *co, struct graph_node *from, const struct fmt_ops
     return r;
 }
 
+/* What is there already may be older than bitmaps are. */
+static int check_version(struct co *co, struct graph_node *image, const struct fmt_bitmap *b, struct byre_err *err)
+{
+    struct fmt_info info = { 0 };
+    if (!b->persistent || graph_format(image) != &fmt_qcow2_ops)
+        return 0;
+    int r = graph_format(image)->info(co, graph_image(image), &info, err);
+    if (r)
+        return r;
+    if (info.version < 3)
+        r = byre_fail(err, NOT_SUPPORTED, "%s: version 2 images cannot keep bitmaps, and '%s' is persistent", graph_filename(image), b->name);
+    fmt_info_fini(&info);
+    return r;
+}
+
 int job_carry_check(struct co *co, struct graph_node *from, struct graph_node *to, struct byre_err *err)
 {
     struct fmt_bitmap *b, *there;
@@ -45,6 +60,8 @@ int job_carry_check(struct co *co, struct graph_node *from, struct graph_node *t
             r = byre_fail(err, EXISTS, "%s: there is a bitmap '%s' already, so that of '%s' cannot be carried over", graph_filename(image), b->name, graph_node_name(from));
         if (!r)
             r = could_one(co, from, graph_format(image), graph_filename(image), b, err);
+        if (!r)
+            r = check_version(co, image, b, err);
     }
     return r;
 }

@@ -216,6 +216,9 @@ def test_bitmaps_cannot_be_carried(tmp_path, serve):  # noqa: F811
     raw = tmp_path / "raw"
     raw.write_bytes(bytes(SIZE))
     assert "cannot keep bitmaps" in client.refused("drive-mirror", target=str(raw), format="raw", **ask)
+    old = tmp_path / "old"
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", old, SIZE)
+    assert "version 2" in client.refused("drive-mirror", target=str(old), format="qcow2", **ask)
     client.ok("block-dirty-bitmap-remove", node="disk0", name="b")
     assert client.ok("query-jobs") == []
     client.close()
