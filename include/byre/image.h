@@ -106,6 +106,10 @@ BYRE_EXPORT BYRE_MUST_USE int byre_write(struct byre_image *image, const void *b
 BYRE_EXPORT BYRE_MUST_USE int byre_writev(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off, unsigned flags);
 BYRE_EXPORT BYRE_MUST_USE int byre_zero(struct byre_image *image, uint64_t off, uint64_t len, unsigned flags);
 BYRE_EXPORT BYRE_MUST_USE int byre_discard(struct byre_image *image, uint64_t off, uint64_t len);
+/* [dst, dst + len) becomes what [src, src + len) is; they may overlap. In a qcow2 image the two share clusters where both lie whole in
+ * it and at the same place in a cluster, until one of them is written; the rest is copied. A write of the target in all other ways:
+ * a part of it may be done when the call fails. */
+BYRE_EXPORT BYRE_MUST_USE int byre_clone(struct byre_image *image, uint64_t src, uint64_t dst, uint64_t len);
 /* Everything acknowledged before the call is durable when it returns 0. */
 BYRE_EXPORT BYRE_MUST_USE int byre_flush(struct byre_image *image);
 

@@ -121,6 +121,14 @@
     X(QED_MOVE_NO_GRACE, "D3", "filling holes: a cluster is moved while an old in-place writer is inside") \
     X(CREATE_OVER_HEADER, "Q28", "a new image is written over an old one whose header is still durable")  \
     X(CREATE_HEADER_EARLY, "Q28", "the header of a new image goes out before its tables are durable")    \
+    X(CLONE_COUNT_LATE, "Q27", "cloning: the target's entries are durable before the counts of what they name")  \
+    X(CLONE_FLAG_LATE, "Q27", "cloning: the target is linked before the source's cleared flags are durable") \
+    X(CLONE_KEEP_COPIED, "Q27 Q4", "cloning: the source keeps its COPIED flags")                         \
+    X(CLONE_NO_GRACE, "Q27 D3", "cloning: the target is linked while an old in-place writer of the source is inside") \
+    X(CLONE_UNORDERED, "Q27 Q2", "cloning: the target's entries do not ask for the data barrier")        \
+    X(CLONE_FREED_EARLY, "Q9", "cloning: what the target named is freed before the new entry is durable") \
+    X(CLONE_SOURCE_UNLOCKED, "Q27", "cloning: the source is not locked while its entries are looked at and shared") \
+    X(CLONE_FORGETS_FLAG, "Q27", "cloning: the last owner of a cluster does not get its flag at the close")  \
     X(EXT_AT_ONCE, "Q18", "a header extension is added in one write of several sectors")
 
 enum byre_mutant_id {

@@ -16,10 +16,10 @@
  *   I2  Between write_begin() and write_commit()/write_abort() no other write, zero or discard changes the
  *       mapping of that guest range, and map() goes on answering the old mapping.
  *   I3  write_commit() cannot fail for want of memory or space: write_begin() made all of it ready.
- *   I4  write_begin(), write_encoded(), zero(), discard(), flush(), resize() are never called inside an epoch section of the image.
+ *   I4  write_begin(), write_encoded(), zero(), discard(), clone(), flush(), resize() are never called inside an epoch section of the image.
  * Order        A commit only changes memory; what reaches the disk before what is decided in meta/ alone (D5).
  *              flush() returns after everything acknowledged before its call is durable.
- * Concurrency  map, read_encoded, encode, write_*, zero, discard, flush: from any loop, all at the same time.
+ * Concurrency  map, read_encoded, encode, write_*, zero, discard, clone, flush: from any loop, all at the same time.
  *              open, close, resize, snapshot, check, info: on the home loop; resize, snapshot and close with requests drained.
  */
 #ifndef FMT_FMT_H
@@ -363,6 +363,10 @@ struct fmt_ops {
      * holds whole clusters and parts of others, a part may be zero then. */
     int (*zero)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags);
     int (*discard)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
+    /* [dst, dst + n) becomes what [src, src + n) is, without a byte being copied: the two share clusters. All of it is whole clusters, and
+     * the ranges do not overlap. Bytes done (> 0, from the beginning); 0: the first cluster is to be copied; -ENOTSUP: this image cannot.
+     * As a write, durable behind the next flush. NULL: the format cannot. */
+    int64_t (*clone)(struct co *co, struct fmt_image *im, uint64_t src, uint64_t dst, uint64_t len);
     int (*flush)(struct co *co, struct fmt_image *im);
     /* Drained. Growing: makes im->size the new one in memory only; the graph then zeroes what a backing image or the
      * rest of the old last cluster would show in [old, new), and calls resize_commit. Shrinking: all is done here. */

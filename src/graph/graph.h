@@ -155,6 +155,10 @@ MUST_USE int graph_encode(struct co *co, struct graph_node *n, const struct fmt_
 MUST_USE int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_encoded *e, struct iov v, uint64_t off);
 void graph_encoded_free(struct graph_encoded *e);
 
+/* [dst, dst + len) becomes what [src, src + len) is: clusters are shared where the format can, the rest is copied. The ranges may overlap. To
+ * all who look it is a write of the target. */
+MUST_USE int graph_clone(struct co *co, struct graph_node *n, uint64_t src, uint64_t dst, uint64_t len);
+
 /* Lets the kernel copy the beginning of a range from one disk to another. Bytes copied (> 0, maybe fewer than asked), or
  * -ENOTSUP: the bytes are not plain on both sides, or the stores cannot; use read and write. */
 MUST_USE int64_t graph_copy(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len);

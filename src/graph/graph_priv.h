@@ -20,6 +20,7 @@
  *   ride.c     small writes that go along with it
  *   zero.c     zero and discard: the aligned middle, the edges, the fallback
  *   offload.c  copies made by the kernel
+ *   clone.c    copies inside one disk: clusters are shared
  *   status.c   block status
  *   data.c     the external data file of an image
  *   drain.c    the gate that requests pass, and closing it

@@ -153,7 +153,7 @@ int byre_is_read_only(const struct byre_image *image)
 }
 
 /* ---- requests ---- */
-struct io { struct graph_node *node; struct iov v; uint64_t off, len; unsigned flags; };
+struct io { struct graph_node *node; struct iov v; uint64_t off, len, src; unsigned flags; };
 
 static int io_check(const struct byre_image *image, uint64_t off, uint64_t len)
 {
@@ -199,6 +199,12 @@ static int discard_co(struct co *co, void *arg)
 {
     struct io *io = arg;
     return graph_discard(co, io->node, io->off, io->len);
+}
+
+static int clone_co(struct co *co, void *arg)
+{
+    struct io *io = arg;
+    return graph_clone(co, io->node, io->src, io->off, io->len);
 }
 
 static int flush_co(struct co *co, void *arg)
@@ -275,6 +281,15 @@ int byre_discard(struct byre_image *image, uint64_t off, uint64_t len)
     struct io io = { .off = off, .len = len };
     int r = io_check(image, off, len);
     return r || !len ? r : run_io(image, discard_co, &io);
+}
+
+int byre_clone(struct byre_image *image, uint64_t src, uint64_t dst, uint64_t len)
+{
+    struct io io = { .src = src, .off = dst, .len = len };
+    int r = io_check(image, src, len);
+    if (!r)
+        r = io_check(image, dst, len);
+    return r || !len ? r : run_io(image, clone_co, &io);
 }
 
 int byre_flush(struct byre_image *image)

@@ -104,7 +104,7 @@ bool sim_bitmap_can(const struct sim_model *m, char action, unsigned slot, unsig
     return b->now.there;
 }
 
-static bool changes(const struct sim_req *r) { return r->kind == SIM_N_WRITE || r->kind == SIM_N_ZERO || r->kind == SIM_N_DISCARD; }
+static bool changes(const struct sim_req *r) { return r->kind == SIM_N_WRITE || r->kind == SIM_N_ZERO || r->kind == SIM_N_DISCARD || r->kind == SIM_N_CLONE; }
 
 static void mark(const struct sim_model *m, bool *set, const struct sim_req *r)
 {
@@ -232,6 +232,7 @@ void sim_bitmaps_note(struct sim_model *m, const struct sim_note *n)
     case SIM_N_WRITE:
     case SIM_N_ZERO:
     case SIM_N_DISCARD:
+    case SIM_N_CLONE:
         on_request(m, n);
         break;
     case SIM_N_SNAP_APPLY:
@@ -256,6 +257,9 @@ static bool came_later(const struct sim_model *m, const struct sim_bm_state *s, 
 {
     if (!s->enabled || s->since == SIM_NEVER)
         return gen >= PROBE_GEN && s->enabled && gen != SIM_GEN_NONE;
+    for (uint32_t i = 1; i < m->req_count; i++)          /* a clone may have brought it, before */
+        if (m->reqs[i].kind == SIM_N_CLONE && m->reqs[i].issued <= s->since && sector >= m->reqs[i].off / SIM_SECTOR && sector < (m->reqs[i].off + m->reqs[i].len) / SIM_SECTOR)
+            return false;
     if (gen == 0)
         return !s->had_zero[sector] && sector * SIM_SECTOR < min_u64(m->size, m->size_alt);
     if (gen >= PROBE_GEN)

@@ -201,7 +201,7 @@ static void print_stamp(const char *what, uint64_t stamp)
 static void print_trace(const struct sim_trace *t)
 {
     static const char *const kinds[] = { "write", "zero", "punch", "length", "flush" };
-    static const char *const notes[] = { "write", "zero", "discard", "ack", "fail", "seen", "flush", "flush ack", "resize", "resize ack", "resize fail",
+    static const char *const notes[] = { "write", "zero", "discard", "clone", "closed", "ack", "fail", "seen", "flush", "flush ack", "resize", "resize ack", "resize fail",
         "snapshot made", "snapshot applied", "snapshot deleted", "snapshot ack", "snapshot fail", "amend", "amend end", "key slots change", "key slots ack", "bitmap action", "bitmap ack", "bitmap fail" };
     for (size_t i = 0, n = 0; i < t->op_count || n < t->note_count;) {
         if (n < t->note_count && (i == t->op_count || t->notes[n].stamp < t->ops[i]->issued)) {

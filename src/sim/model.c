@@ -57,7 +57,7 @@ uint32_t sim_sector_gen(const uint8_t *p, uint64_t sector)
     uint64_t at;
     switch (sim_sector_parse(p, &gen, &at)) {
     case SIM_SECTOR_ZERO: return 0;
-    case SIM_SECTOR_GUEST: return at == sector ? gen : SIM_GEN_NONE;
+    case SIM_SECTOR_GUEST: return sim_gen_moved(gen, (int64_t)(sector - at));
     case SIM_SECTOR_OTHER: break;
     }
     return SIM_GEN_NONE;
@@ -140,7 +140,8 @@ void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens)
     m->req_count = 0;
     *req(m, 0) = (struct sim_req){ .ok = true };         /* issued and ended at 0 */
     m->sum = (struct hash128){ 0, 0 };
-    m->resized = m->snapped = m->loose = false;
+    m->resized = m->snapped = m->loose = m->shares = false;
+    m->clones_open = 0;
     memset(m->snap, 0, sizeof m->snap);
     m->applying = NULL;
     m->keys = 1u << SIM_KEY_FIRST;
@@ -156,6 +157,55 @@ void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens)
 
 /* ---- notes ---- */
 
+static void fold_shares(struct sim_model *m, bool shares)
+{
+    fold(m, 1ull << 56, m->shares);
+    m->shares = shares;
+    fold(m, 1ull << 56, m->shares);
+}
+
+
+/* M7: what sector s may hold from now on, clones under way may bring to their targets. */
+static void add_moved(struct sim_model *m, uint64_t s, uint32_t value, unsigned depth)
+{
+    for (uint32_t i = 1; m->clones_open && depth < 4 && i < m->req_count; i++) {
+        const struct sim_req *r = &m->reqs[i];
+        if (r->kind != SIM_N_CLONE || r->ended != SIM_NEVER || s < r->from / SIM_SECTOR || s >= (r->from + r->len) / SIM_SECTOR)
+            continue;
+        uint64_t to = s - r->from / SIM_SECTOR + r->off / SIM_SECTOR;
+        uint32_t moved = sim_gen_moved(value, (int64_t)(to - s));
+        if (to == s || sim_model_allows(m, to, moved))
+            continue;
+        add(m, to, moved, i, true);
+        add_moved(m, to, moved, depth + 1);
+    }
+}
+
+#define CLONE_VALUES 32u
+
+static void on_clone(struct sim_model *m, const struct sim_note *n)
+{
+    *req(m, n->id) = (struct sim_req){ .issued = n->stamp, .ended = SIM_NEVER, .kind = n->kind, .off = n->off, .len = n->len, .from = n->from };
+    m->unflushed += n->len;
+    m->clones_open++;
+    fold_shares(m, true);
+    uint64_t sectors = n->len / SIM_SECTOR;
+    uint32_t (*was)[CLONE_VALUES] = sim_mem_alloc(sectors * sizeof *was), *count = sim_mem_alloc(sectors * sizeof *count);
+    for (uint64_t i = 0; i < sectors; i++)           /* all of them first: the ranges may overlap */
+        count[i] = sim_model_list(m, n->from / SIM_SECTOR + i, n->stamp, was[i], CLONE_VALUES);
+    for (uint64_t i = 0; i < sectors; i++) {
+        uint64_t to = n->off / SIM_SECTOR + i;
+        for (uint32_t k = 0; k < count[i]; k++) {
+            uint32_t moved = sim_gen_moved(was[i][k], (int64_t)(n->off / SIM_SECTOR) - (int64_t)(n->from / SIM_SECTOR));
+            add(m, to, moved, n->id, true);
+            if (m->clones_open > 1)
+                add_moved(m, to, moved, 0);
+        }
+    }
+    sim_mem_free(was);
+    sim_mem_free(count);
+}
+
 static void on_issue(struct sim_model *m, const struct sim_note *n)
 {
     struct sim_req *r = req(m, n->id);
@@ -164,8 +214,11 @@ static void on_issue(struct sim_model *m, const struct sim_note *n)
     for (uint64_t s = n->off / SIM_SECTOR; s < (n->off + n->len) / SIM_SECTOR; s++) {
         bool weak = n->kind == SIM_N_DISCARD;
         add(m, s, n->kind == SIM_N_WRITE ? n->gen : 0, n->id, !weak);
-        if (weak && m->below && m->below[s])
+        add_moved(m, s, n->kind == SIM_N_WRITE ? n->gen : 0, 0);
+        if (weak && m->below && m->below[s]) {
             add(m, s, m->below[s], n->id, false);
+            add_moved(m, s, m->below[s], 0);
+        }
     }
 }
 
@@ -245,6 +298,8 @@ bool sim_model_loose(const struct sim_model *m)
     return loose;
 }
 
+bool sim_model_flags_loose(const struct sim_model *m) { return m->shares || sim_model_loose(m); }
+
 /* Tables of snapshots are changed: as an operation on them (Q25). */
 static void on_amend(struct sim_model *m, bool begins)
 {
@@ -312,8 +367,15 @@ void sim_model_apply(struct sim_model *m, const struct sim_note *n)
     case SIM_N_DISCARD:
         on_issue(m, n);
         break;
+    case SIM_N_CLONE:
+        on_clone(m, n);
+        break;
+    case SIM_N_CLOSED:
+        fold_shares(m, false);
+        break;
     case SIM_N_ACK:
     case SIM_N_FAIL:
+        m->clones_open -= req(m, n->id)->kind == SIM_N_CLONE;
         req(m, n->id)->ended = n->stamp;
         req(m, n->id)->ok = n->kind == SIM_N_ACK;
         break;

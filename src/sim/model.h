@@ -15,6 +15,8 @@
  *       cut off and comes back by growing reads zeros.
  *   M5  A snapshot is there or not while it is made or deleted, and holds what the disk held when it was made, to the sector
  *       (P3). While one is applied the disk is wholly as before, with the old size, or wholly as the snapshot.
+ *   M7  A clone may bring what its source could hold at any time between its issue and its end, each sector for itself. From then on
+ *       until a close a flag of a single owner may be missing (Q27).
  *   M6  Key slots: the passphrases that open an image are those of before or of behind a change while it runs, those of behind it
  *       from its acknowledgement.
  * Concurrency  One thread.
@@ -30,6 +32,15 @@
 #include "sim/trace.h"
 
 #define SIM_GEN_NONE UINT32_MAX          /* not a legal content at all */
+/* A value is a generation, and how far a clone has moved what was written: so a sector may hold what was written for another one, and
+ * only that one. Bytes that were never moved have their generation as value. */
+#define SIM_GEN_BITS 12u
+static inline uint32_t sim_gen_of(uint32_t value) { return value & ((1u << SIM_GEN_BITS) - 1); }
+/* What `value` becomes `by` sectors further on; zeros are zeros everywhere. */
+static inline uint32_t sim_gen_moved(uint32_t value, int64_t by)
+{
+    return value && value != SIM_GEN_NONE ? value + ((uint32_t)by << SIM_GEN_BITS) : value;
+}
 
 enum sim_sector_kind { SIM_SECTOR_ZERO, SIM_SECTOR_GUEST, SIM_SECTOR_OTHER };
 void sim_sector_fill(uint8_t *p, uint32_t gen, uint64_t sector);       /* gen 0: zeros */
@@ -39,7 +50,7 @@ uint32_t sim_sector_gen(const uint8_t *p, uint64_t sector);
 
 struct sim_val { uint32_t gen, req; bool strong; };
 struct sim_cell { struct sim_val *v; uint32_t n, cap; };
-struct sim_req { uint64_t issued, ended; bool ok; enum sim_note_kind kind; uint64_t off, len; uint32_t gen; };
+struct sim_req { uint64_t issued, ended; bool ok; enum sim_note_kind kind; uint64_t off, len, from; uint32_t gen; };
 
 #define SIM_SNAPS_MAX 5u                 /* number 0: the one of the initial image; the last one: made by verify */
 enum sim_snap_state { SIM_SNAP_NONE, SIM_SNAP_THERE, SIM_SNAP_COMING, SIM_SNAP_GOING };
@@ -58,6 +69,8 @@ struct sim_model {
     const struct sim_snap *applying;     /* may have become the disk; NULL: none */
     bool snapped;                        /* an operation on snapshots was begun */
     bool loose;                          /* counts and COPIED flags may still be those of an operation that was cut short */
+    bool shares;                         /* M7: a flag may be missing */
+    unsigned clones_open;                /* under way */
     unsigned keys;                       /* an encrypted image: one bit for each set of passphrases (sim/luks.h) that may open it */
     const uint32_t *below;               /* generations of the backing image; NULL: none */
     struct sim_bm bm[SIM_BITMAPS];
@@ -78,6 +91,8 @@ void sim_model_has(struct sim_model *m, unsigned number, uint64_t size, const ui
 void sim_model_keys(struct sim_model *m, unsigned keys);
 /* Is an operation on snapshots under way, or was one cut short? */
 bool sim_model_loose(const struct sim_model *m);
+/* May there be COPIED flags that do not fit, for that reason or because of clones? */
+bool sim_model_flags_loose(const struct sim_model *m);
 void sim_model_apply(struct sim_model *m, const struct sim_note *n);
 bool sim_model_allows(const struct sim_model *m, uint64_t sector, uint32_t gen);
 /* May a read that was issued at `issued` and has just ended have found this? */

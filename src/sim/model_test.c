@@ -159,7 +159,7 @@ static void sectors_carry_their_name(void **state)
     (void)state;
     sim_sector_fill(p, 77, 9);
     assert_int_equal(sim_sector_gen(p, 9), 77);
-    assert_int_equal(sim_sector_gen(p, 8), SIM_GEN_NONE);            /* misplaced */
+    assert_int_equal(sim_sector_gen(p, 8), sim_gen_moved(77, -1));   /* misplaced: legal only behind a clone */
     p[300] ^= 1;
     assert_int_equal(sim_sector_gen(p, 9), SIM_GEN_NONE);            /* half of it */
     sim_sector_fill(p, 0, 9);
@@ -168,12 +168,37 @@ static void sectors_carry_their_name(void **state)
     assert_int_equal(sim_sector_gen(p, 9), SIM_GEN_NONE);
 }
 
+/* M7 */
+static void a_clone_brings_what_its_source_may_hold(void **state)
+{
+    struct fix f;
+    (void)state;
+    start(&f);
+    tell(&f, SIM_N_WRITE, 1, 20, 0, 1);
+    struct sim_note n = { .kind = SIM_N_CLONE, .id = 2, .stamp = ++f.clock, .off = 3 * SIM_SECTOR, .len = SIM_SECTOR, .from = 0 };
+    sim_model_apply(&f.m, &n);
+    assert_true(sim_model_flags_loose(&f.m));
+    assert_true(sim_model_allows(&f.m, 3, 1) && sim_model_allows(&f.m, 3, sim_gen_moved(1, 3)) && sim_model_allows(&f.m, 3, sim_gen_moved(20, 3)));
+    assert_false(sim_model_allows(&f.m, 3, 20));             /* what was written for another sector says so */
+    tell(&f, SIM_N_WRITE, 3, 21, 0, 1);                      /* while it runs */
+    assert_true(sim_model_allows(&f.m, 3, sim_gen_moved(21, 3)));
+    tell(&f, SIM_N_ACK, 2, 0, 0, 0);
+    tell(&f, SIM_N_WRITE, 4, 22, 0, 1);                      /* behind it */
+    assert_false(sim_model_allows(&f.m, 3, sim_gen_moved(22, 3)));
+    tell(&f, SIM_N_FLUSH, 5, 0, 0, 0);
+    tell(&f, SIM_N_FLUSH_ACK, 5, 0, 0, 0);
+    assert_false(sim_model_allows(&f.m, 3, 1));              /* it is a write of its target */
+    tell(&f, SIM_N_CLOSED, 6, 0, 0, 0);
+    assert_false(sim_model_flags_loose(&f.m));
+    sim_model_fini(&f.m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(before_and_after_a_flush), cmocka_unit_test(a_flush_covers_what_ended_before_it), cmocka_unit_test(two_at_the_same_time),
         cmocka_unit_test(a_failed_write_promises_nothing), cmocka_unit_test(discard_is_what_was_seen), cmocka_unit_test(size_is_old_or_new),
-        cmocka_unit_test(sum_tells_sets_apart), cmocka_unit_test(sectors_carry_their_name),
+        cmocka_unit_test(sum_tells_sets_apart), cmocka_unit_test(sectors_carry_their_name), cmocka_unit_test(a_clone_brings_what_its_source_may_hold),
     };
     return cmocka_run_group_tests_name("sim-model", tests, NULL, NULL);
 }

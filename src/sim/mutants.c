@@ -34,7 +34,7 @@ struct row { int id; const char *name, *rule, *text; };
 static bool is_race(int id)
 {
     static const int ids[] = { MUT_FREE_SKIP_DURABLE, MUT_FREE_SKIP_GRACE, MUT_FREE_SKIP_PUNCH, MUT_FREEZE_NOTHING, MUT_FLUSH_IGNORES_DIRT, MUT_ZERO_NO_STAMP,
-        MUT_DATA_FILE_PUNCH_LATE, MUT_PACK_NOT_HELD, MUT_SUB_LOCK_NARROW, MUT_UNCLEAN_USED_EARLY, MUT_SCRUB_BLIND, MUT_MOVE_NO_GRACE, MUT_MOVE_USERS, MUT_MOVED_FREED_EARLY };
+        MUT_DATA_FILE_PUNCH_LATE, MUT_PACK_NOT_HELD, MUT_SUB_LOCK_NARROW, MUT_UNCLEAN_USED_EARLY, MUT_SCRUB_BLIND, MUT_MOVE_NO_GRACE, MUT_MOVE_USERS, MUT_MOVED_FREED_EARLY, MUT_CLONE_NO_GRACE, MUT_CLONE_SOURCE_UNLOCKED };
     for (unsigned i = 0; i < sizeof ids / sizeof ids[0]; i++)
         if (ids[i] == id)
             return true;
@@ -171,6 +171,14 @@ static const struct aim { int id; const char *geom, *workload; } aims[] = {
     /* Freed together, zeroed together, and in use again before anything is durable. */
     { MUT_AHEAD_UNZEROED, "c64k-rc64", "w 0 768; f; d 0 768; f; t; w 1024 8; f" },
     { MUT_AHEAD_SETTLED, "c64k-rc64", "w 0 768; f; d 0 768; f; t; w 1024 8; w 1152 8; f" },
+    { MUT_CLONE_COUNT_LATE, "c64k-rc64", "w 0 128; f; l 0 128 1024; f" },
+    { MUT_CLONE_FLAG_LATE, "c64k-rc64", "w 0 128; f; l 0 128 1024; f; w 0 64; f" },
+    { MUT_CLONE_FLAG_LATE, "c512", "w 0 1; f; l 0 1 200; f; w 0 1; f" },
+    { MUT_CLONE_KEEP_COPIED, "c64k-rc64", "w 0 128; f; l 0 128 1024; f; w 0 64; f" },
+    { MUT_CLONE_UNORDERED, "c64k-rc64", "w 0 128; f; l 0 128 1024; f; l 0 128 1280; f" },
+    { MUT_CLONE_FREED_EARLY, "c64k-rc64", "w 1024 128; f; l 0 128 1024; t; w 1280 128; w 1536 128; f" },
+    { MUT_CLONE_SOURCE_UNLOCKED, "c64k-rc64", "w 0 128; f; ~ l 0 128 1024; d 0 128; w 0 128; f; p 0 128" },
+    { MUT_CLONE_FORGETS_FLAG, "c64k-rc64", "w 0 128; l 0 128 1024; w 0 128; f; t; o; f" },
 };
 
 /* Its case number i; false: there is none. */

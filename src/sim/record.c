@@ -184,6 +184,18 @@ static int do_clear(struct co *co, struct run *u, const struct sim_wop *o, bool 
     return rc;
 }
 
+static int do_clone(struct co *co, struct run *u, const struct sim_wop *o)
+{
+    uint32_t id = u->r->next_id++;
+    struct sim_note *n = note(u, SIM_N_CLONE, id);
+    n->off = (uint64_t)o->to * SIM_SECTOR;
+    n->len = (uint64_t)o->len * SIM_SECTOR;
+    n->from = (uint64_t)o->off * SIM_SECTOR;
+    tell(u, n);
+    int r = graph_clone(co, u->n, (uint64_t)o->off * SIM_SECTOR, (uint64_t)o->to * SIM_SECTOR, (uint64_t)o->len * SIM_SECTOR);
+    return ended(u, id, r, SIM_N_ACK, SIM_N_FAIL, "clone");
+}
+
 static int do_flush(struct co *co, struct run *u)
 {
     uint32_t id = u->r->next_id++;
@@ -336,6 +348,8 @@ static int do_close(struct co *co, struct run *u)
         return u->r->may_fail ? 0 : wrong(u, "close failed: %s", strerror(-r));
     }
     tell(u, note(u, SIM_N_FLUSH_ACK, id));
+    if (u->model.shares)
+        tell(u, note(u, SIM_N_CLOSED, id));
     return 0;
 }
 
@@ -567,11 +581,12 @@ static int do_one(struct co *co, struct run *u, const struct sim_wop *o, bool al
         if (r < 0)
             return r;
     }
-    if (!u->n || (strchr("wczudp", o->kind) && (uint64_t)o->off + o->len > graph_length(u->n) / SIM_SECTOR))
+    if (!u->n || (strchr("wczudpl", o->kind) && (uint64_t)max_u64(o->off, o->to) + o->len > graph_length(u->n) / SIM_SECTOR))
         return 0;                        /* the second: a growth was left out */
     switch (o->kind) {
     case 'w':
     case 'c': return do_write(co, u, o);
+    case 'l': return do_clone(co, u, o);
     case 'z':
     case 'u':
     case 'd': return do_clear(co, u, o, alone);

@@ -38,6 +38,8 @@ struct sim_op {
 
 enum sim_note_kind {
     SIM_N_WRITE, SIM_N_ZERO, SIM_N_DISCARD,      /* a guest request was issued: off, len, gen; id = request */
+    SIM_N_CLONE,                                 /* the same: [off, off + len) becomes what lies from `from` on */
+    SIM_N_CLOSED,                                /* the image was closed well, in a run with clones */
     SIM_N_ACK, SIM_N_FAIL,                       /* request id ended */
     SIM_N_SEEN,                                  /* what a discard (id) left was read: gens */
     SIM_N_FLUSH,                                 /* a guest flush was issued: id */
@@ -54,7 +56,7 @@ enum sim_note_kind {
 struct sim_note {
     enum sim_note_kind kind;
     uint32_t id, gen;
-    uint64_t stamp, off, len;        /* bytes */
+    uint64_t stamp, off, len, from;  /* bytes */
     uint32_t *gens;                  /* SIM_N_SEEN, SIM_N_SNAP_CREATE: one per sector */
 };
 

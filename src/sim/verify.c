@@ -120,7 +120,7 @@ static int check(struct co *co, struct sim_verify *v, struct graph_node *n, cons
     int r = graph_format(n)->check(co, graph_image(n), &o, res, &err);
     if (r < 0)
         return wrong(v, "%s: check failed: %s", when, err.text);
-    if (!fix && sim_model_loose(v->m))       /* Q13: flags beside counts that leak; the audit sees to those that would hurt */
+    if (!fix && sim_model_flags_loose(v->m))       /* Q13: flags beside counts that leak; the audit sees to those that would hurt */
         res->corruptions -= min_u64(res->corruptions, f.flags);
     v->flags = fix ? 0 : f.flags;
     if (res->corruptions || res->check_errors)
@@ -589,7 +589,7 @@ static int scrub(struct co *co, struct scrub *s)
     int r = graph_format(s->n)->scrub(co, im, &o, &res, &err);
     if (r < 0)
         return wrong(s->v, "%s: scrub failed: %s", s->when, err.text);
-    if (sim_model_loose(s->v->m))            /* as check */
+    if (sim_model_flags_loose(s->v->m))      /* as check */
         res.corruptions -= min_u64(res.corruptions, f.flags);
     if (res.corruptions || res.check_errors || atomic_load(&im->unclean))
         return wrong(s->v, "%s: a scrub finds %" PRIu64 " corruptions, %" PRIu64 " errors: %s", s->when, res.corruptions, res.check_errors, f.first);
@@ -793,6 +793,7 @@ static int second_crash(struct sim_verify *v, step_fn *fn)
         sim_model_keys(&m, keep.m->keys);
         m.snapped = keep.m->snapped;
         m.loose = sim_model_loose(keep.m);
+        m.shares = keep.m->shares;
         sim_bitmaps_start(&m, disk(v));
         struct sim_explorer x = { .w = v->w, .t = &t, .m = &m, .seed = prng_u64(&v->rng), .visit = inner_visit, .arg = v, .nested = true };
         m.resized = v->m->resized;

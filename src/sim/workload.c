@@ -24,7 +24,7 @@
 
 /* ---- text ---- */
 
-static bool has_range(char kind) { return strchr("wczudp", kind) != NULL; }
+static bool has_range(char kind) { return strchr("wczudpl", kind) != NULL; }
 
 static bool has_number(char kind) { return strchr("skaxKq", kind) != NULL; }
 static bool has_two(char kind) { return has_range(kind) || strchr("vgb", kind); }
@@ -36,13 +36,13 @@ static bool is_request(char kind) { return has_range(kind) || strchr("fiqy", kin
 static int parse_op(const char *s, struct sim_wop *op)
 {
     char kind;
-    unsigned off = 0, len = 0;
+    unsigned off = 0, len = 0, to = 0;
     int n = 0;
     s += strspn(s, " ");
     op->beside = *s == '&';
     op->behind = *s == '~';
     s += strspn(s, "&~ ");
-    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMiqynjJbK", kind))
+    if (sscanf(s, "%c%n", &kind, &n) != 1 || !strchr("wczudfsgorptkaxvAXCEHMiqynjJbKl", kind))
         return -EINVAL;
     s += n;
     n = 0;
@@ -55,11 +55,16 @@ static int parse_op(const char *s, struct sim_wop *op)
     if (is_bitmap(kind) && (off >= SIM_BITMAPS || len >= SIM_BITMAPS))
         return -EINVAL;
     s += n;
+    n = 0;
+    if (kind == 'l' && sscanf(s, "%u%n", &to, &n) != 1)
+        return -EINVAL;
+    s += n;
     if (s[strspn(s, " \n")])
         return -EINVAL;
     op->kind = kind;
     op->off = off;
     op->len = len;
+    op->to = to;
     return 0;
 }
 
@@ -92,6 +97,8 @@ void sim_workload_text(const struct sim_workload *l, char *buf, size_t bytes)
         at += (size_t)snprintf(buf + at, bytes - at, "%s%s%c", i ? "; " : "", o->beside ? "& " : o->behind ? "~ " : "", o->kind);
         if (has_two(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, " %u %u", o->off, o->len);
+        if (o->kind == 'l')
+            at += (size_t)snprintf(buf + at, bytes - at, " %u", o->to);
         if (is_bitmap(o->kind))
             at += (size_t)snprintf(buf + at, bytes - at, o->kind == 'M' ? " %u %u" : " %u", o->off, o->len);
         if (has_number(o->kind))
@@ -168,6 +175,9 @@ bool sim_workload_fits(const struct sim_workload *l, const struct sim_geom *g)
             return false;
         if (has_range(o->kind) && (!range_inside(o->off, o->len, size) || !in_window(g, o)))
             return false;
+        const struct sim_wop target = { .off = o->to, .len = o->len };
+        if (o->kind == 'l' && (g->table || o->to == o->off || !range_inside(o->to, o->len, size) || !in_window(g, &target)))
+            return false;
         uint32_t c = (uint32_t)((1ull << g->cluster_bits) / SIM_SECTOR);
         if (o->kind == 'c' && (o->off % c || (o->len % c && o->off + o->len != size)))
             return false;
@@ -209,6 +219,13 @@ static void letter(struct letters *a, char kind, uint64_t off, uint64_t len)
     if (a->op && a->n < a->max)
         a->op[a->n] = (struct sim_wop){ .kind = kind, .off = (uint32_t)off, .len = (uint32_t)len };
     a->n++;
+}
+
+static void clone_letter(struct letters *a, uint64_t off, uint64_t len, uint64_t to)
+{
+    letter(a, 'l', off, len);
+    if (a->op && a->n <= a->max)
+        a->op[a->n - 1].to = (uint32_t)to;
 }
 
 /* Subclusters: by the patterns of entry_of_sub in image.c. */
@@ -272,6 +289,12 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
         letter(&a, 'c', half + c, 4 * c);
         letter(&a, 'c', cross - 2 * c, 4 * c);   /* across two tables */
         letter(&a, 'c', end - c, c);
+    }
+    if (!g->table) {
+        clone_letter(&a, 0, 2 * c, half);        /* data, none: to where nothing is */
+        clone_letter(&a, 2 * c, c, 0);           /* data over data */
+        clone_letter(&a, cross - 2 * c, 4 * c, half + 2 * c);      /* from two tables */
+        clone_letter(&a, tail, c + part, half + c + tail);         /* parts at both ends */
     }
     letter(&a, 'f', 0, 0);
     if (g->scrub)
@@ -344,6 +367,8 @@ unsigned sim_alphabet(const struct sim_geom *g, struct sim_wop *op, unsigned max
 
 /* ---- enumeration ---- */
 
+#define LETTERS_MAX 96u
+
 static void push(struct sim_workload *l, struct sim_wop op)
 {
     if (l->count < SIM_WOPS_MAX)
@@ -373,6 +398,14 @@ static const char *const templates[] = {
     "u a; t; w b; ~ d b; w c; f",
     "w a; w b; f; d a; d b; t; f; w c; w a; f",
     "w b; d a; f; t; w c; f; r; w a; f",
+    /* clones: written at both places, given up, closed */
+    "w a; l a b; w a; f; w b; f",
+    "w a; f; l a b; f; w a; t; w c; f; o",
+    "w a; f; ~ w a; l a b; ~ w a; f; w c; f",
+    "w a; ~ l a b; ~ w a; ~ d a; f; t; w c; f",
+    "w b; f; l a b; w c; f; t; w a; f",
+    "l a b; l b c; d a; f; t; w b; f; o; w c; f",
+    "l a b; d b; f; t; w c; f; ~ l a c; u a; f; o",
     /* compressed clusters; plain writes where there are none */
     "c a; f; c a; w b; w c; f",                          /* rewritten, and the old place wanted at once */
     "c a; f; c a; t; w b; ~ f; w c; f; t",
@@ -393,6 +426,8 @@ static const char *const templates[] = {
     "k 1; w a; o; a 1; o; w a; x 1; f",
     "a 0; w a; f; k 1; w b; x 0; w a; f",
     "x 0; w a; f; t; w b; w c; f",
+    "w a; l a b; k 1; w a; f; x 1; t; w b; f; o",
+    "k 1; l a b; w a; f; a 1; w b; f",
 };
 
 /* The same with bitmaps: every action beside writes, closes and crashes in between. */
@@ -455,7 +490,7 @@ static struct sim_wop place(const struct sim_geom *g, struct prng *p, char name)
 }
 
 #define TEMPLATES (sizeof templates / sizeof templates[0])
-#define SNAP_TEMPLATES 10u
+#define SNAP_TEMPLATES 12u
 
 static void any_template(const struct sim_geom *g, struct prng *p, unsigned count, struct sim_workload *l)
 {
@@ -489,6 +524,11 @@ static void any_template(const struct sim_geom *g, struct prng *p, unsigned coun
             op.len = kind == 'M' ? (uint32_t)(t[4] - '0') : 0;
         } else if (name)
             op = (struct sim_wop){ .behind = op.behind, .off = name == 'a' ? a.off : name == 'b' ? b.off : c.off, .len = name == 'a' ? a.len : name == 'b' ? b.len : c.len };
+        if (kind == 'l') {
+            const struct sim_wop *to = t[4] == 'a' ? &a : t[4] == 'b' ? &b : &c;
+            op.to = to->off;
+            op.len = (uint32_t)min_u64(op.len, to->len);
+        }
         if (kind == 's')
             op = (struct sim_wop){ .len = (uint32_t)((name == '+' ? g->size_max : min_u64(g->window[0].len, g->size - (1ull << g->cluster_bits))) / SIM_SECTOR) };
         if (kind == 'b')
@@ -579,6 +619,8 @@ static struct sim_wop any_op(const struct sim_geom *g, struct prng *p, const str
         if (op.kind == 'c')
             op.len = (uint32_t)round_up(op.len, c);
         op.off = (uint32_t)prng_below(p, end - op.len);
+        if (op.kind == 'l')
+            op.to = (uint32_t)round_down(prng_below(p, end - op.len), prng_one_in(p, 4) ? 1 : c);
         if (op.kind == 'c' || prng_one_in(p, 2))
             op.off = (uint32_t)round_down(op.off, op.kind != 'c' && g->sub && prng_one_in(p, 2) ? c / 32 : c);
     }
@@ -647,9 +689,9 @@ static void need_snapshot(struct sim_workload *l, struct sim_wop first, struct s
 
 void sim_workload_nth(const struct sim_geom *g, uint64_t n, struct sim_workload *l)
 {
-    struct sim_wop abc[64];
-    unsigned letters = sim_alphabet(g, abc, 64);
-    ASSERT(letters <= 64);
+    struct sim_wop abc[LETTERS_MAX];
+    unsigned letters = sim_alphabet(g, abc, LETTERS_MAX);
+    ASSERT(letters <= LETTERS_MAX);
     uint64_t ones = letters * 2, twos = (uint64_t)letters * letters * 2;
     l->count = 0;
     if (g->hurt) {

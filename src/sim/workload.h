@@ -5,6 +5,7 @@
  *   w OFF LEN    write            z OFF LEN   zeros               u OFF LEN   zeros, space may be given back
  *   d OFF LEN    discard          f           flush               s SIZE      resize
  *   o            close and open   r           close, repair, open p OFF LEN   read and compare
+ *   l OFF LEN TO clone: what lies from TO on becomes what the range is
  *   c OFF LEN    compressed write of whole clusters            t            time passes
  *   k N          snapshot N (1 to 3) is made   a N         applied      x N         deleted. N 0: the one of the initial image
  *   g MODE SIZE  grows, space allocated: MODE 1 metadata, 2 falloc, 3 full (enum fmt_prealloc)
@@ -30,7 +31,7 @@
 
 #define SIM_WOPS_MAX 24u
 
-struct sim_wop { char kind; bool beside, behind; uint32_t off, len; };
+struct sim_wop { char kind; bool beside, behind; uint32_t off, len, to; };        /* to: 'l' alone */
 struct sim_workload { struct sim_wop op[SIM_WOPS_MAX]; unsigned count; };
 
 /* -EINVAL */

@@ -11,6 +11,7 @@ TOP = Path(__file__).resolve().parent.parent.parent
 BUILD = Path(os.environ.get("BYRE_BUILD") or TOP / "build")
 META_TEST = BUILD / "tests" / "crash" / "meta-test-mutants"
 FILL_TEST = BUILD / "tests" / "crash" / "qed-fill-test-mutants"
+CLONE_TEST = BUILD / "tests" / "crash" / "q2-clone-test-mutants"
 COMPACT_TEST = BUILD / "tests" / "crash" / "q2-compact-test-mutants"
 sys.path.insert(0, str(TOP / "tests" / "lib"))
 from peers import need  # noqa: E402
@@ -41,6 +42,17 @@ def test_compact_test_notices(name):
     """Races of a few turns, which the explorer meets too seldom"""
     r = call(COMPACT_TEST, env=dict(os.environ, BYRE_MUTANT=name))
     assert r.returncode != 0, "q2_compact_test does not notice %s" % name
+
+
+def test_clone_test_passes_without_a_mutant():
+    r = call(CLONE_TEST)
+    assert r.returncode == 0, r.stdout
+
+
+@pytest.mark.parametrize("name", ["CLONE_NO_GRACE", "CLONE_KEEP_COPIED", "CLONE_FORGETS_FLAG"])
+def test_clone_test_notices(name):
+    r = call(CLONE_TEST, env=dict(os.environ, BYRE_MUTANT=name))
+    assert r.returncode != 0, "q2_clone_test does not notice %s" % name
 
 
 def test_fill_test_passes_without_a_mutant():

@@ -7,7 +7,7 @@
  *   io_text.c    numbers, sizes, reports, dumps, buffers
  *   io_rw.c      read readv write writev
  *   io_aio.c     aio_read aio_write aio_flush
- *   io_misc.c    flush length info discard truncate alloc map sleep sigraise abort quit
+ *   io_misc.c    flush length info discard clone truncate alloc map sleep sigraise abort quit
  *   io_file.c    open close reopen
  */
 #ifndef BIN_IO_IO_H
@@ -98,7 +98,7 @@ void io_aio_close(struct io_shell *s);
 extern const struct io_cmd io_cmd_read, io_cmd_readv, io_cmd_write, io_cmd_writev;
 extern const struct io_cmd io_cmd_aio_read, io_cmd_aio_write, io_cmd_aio_flush;
 extern const struct io_cmd io_cmd_open, io_cmd_close, io_cmd_reopen;
-extern const struct io_cmd io_cmd_flush, io_cmd_truncate, io_cmd_length, io_cmd_info, io_cmd_discard, io_cmd_alloc, io_cmd_map, io_cmd_sleep,
+extern const struct io_cmd io_cmd_flush, io_cmd_truncate, io_cmd_length, io_cmd_info, io_cmd_discard, io_cmd_alloc, io_cmd_clone, io_cmd_map, io_cmd_sleep,
     io_cmd_sigraise, io_cmd_abort, io_cmd_quit, io_cmd_help;
 
 #endif

@@ -70,6 +70,23 @@ static int run_discard(struct io_shell *s, const void *opts, int argc, char **ar
     return 0;
 }
 
+/* ---- clone ---- */
+static int run_clone(struct io_shell *s, const void *opts, int argc, char **argv)
+{
+    const struct discard_opts *o = opts;
+    struct timespec t;
+    uint64_t src, dst, len;
+    if (!io_number(argv[0], &src) || !io_number(argv[1], &dst) || !io_number(argv[2], &len))
+        return 1;
+    io_aio_reap(s, true);
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    int rc = byre_is_read_only(s->image) ? -EPERM : byre_clone(s->image, src, dst, len);
+    if (rc < 0)
+        return io_failed("clone", rc);
+    io_report(&(struct io_report){ "cloned", dst, len, len, 1, o->quiet, o->machine }, &t);
+    return 0;
+}
+
 /* ---- truncate ---- */
 struct truncate_opts { char *mode; };
 static const struct opt_row truncate_rows[] = {
@@ -196,6 +213,8 @@ const struct io_cmd io_cmd_length = { "length", "l", "", "show the size of the i
 const struct io_cmd io_cmd_info = { "info", "i", "", "describe the image", NULL, NULL, 0, 0, 0, 0, run_info };
 const struct io_cmd io_cmd_discard = { "discard", "d", "[-Cq] off len", "discard bytes at an offset",
     "Example: 'discard 512 1k' discards one kilobyte at offset 512.", discard_rows, sizeof(struct discard_opts), 2, 2, 0, run_discard };
+const struct io_cmd io_cmd_clone = { "clone", NULL, "[-Cq] src dst len", "copy a range inside the image, sharing clusters where that is possible",
+    "Example: 'clone 0 1G 64M' makes the 64 MiB at 1 GiB what the first 64 MiB are.", discard_rows, sizeof(struct discard_opts), 3, 3, 0, run_clone };
 const struct io_cmd io_cmd_alloc = { "alloc", "a", "offset [count]", "count the allocated bytes of a range, in the image itself", NULL, NULL, 0, 1, 2, 0, run_alloc };
 const struct io_cmd io_cmd_map = { "map", NULL, "", "list the allocated ranges of the image itself", NULL, NULL, 0, 0, 0, 0, run_map };
 const struct io_cmd io_cmd_sleep = { "sleep", NULL, "milliseconds", "wait", NULL, NULL, 0, 1, 1, IO_NO_FILE, run_sleep };

@@ -15,6 +15,7 @@
  * Failure      -ENOMEM, -EIO for want of the file's length, -EROFS for repair of a read-only image.
  * Tests        q2_check_test.c, tests/interop/test_q2_check.py, fuzz/qcow2_open.c
  */
+#include "fmt/qcow2/q2_clone.h"
 #include "fmt/qcow2/q2_check_priv.h"
 
 #include <inttypes.h>
@@ -205,7 +206,7 @@ static void check_copied(struct co *co, struct q2_checker *k, const struct q2_re
     if (cluster >= k->clusters && k->far_lookups++ < FAR_LOOKUPS_MAX && q2_stored_exact(co, k, cluster, &stored))
         return;
     bool one = stored == 1;
-    if (one == !!(r->raw & Q2_E_COPIED))
+    if (one == !!(r->raw & Q2_E_COPIED) || (one && k->live && q2_clone_is_left(k->q, cluster)))
         return;
     k->res.corruptions++;
     k->flags++;

@@ -21,6 +21,7 @@
 
 #include "base/assert.h"
 #include "base/mutant.h"
+#include "fmt/qcow2/q2_clone.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
 #include "fmt/qcow2/q2_crypt.h"
 #include "fmt/qcow2/q2_guard.h"
@@ -363,8 +364,9 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
     if (r == 0 && !q->alloc)
         r = make_alloc(co, q, err);
     if (r == 0)
-        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | (q->im.data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0) |
+        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | Q2_AUTOCLEAR_CLONES | (q->im.data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0) |
                             (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0) | (q->h.has_supersets ? Q2_AUTOCLEAR_SUPERSETS | Q2_AUTOCLEAR_GENERATION : 0), err);
+    q2_clone_opened(q);
     q2_fixed_update(q);                          /* it is known now which bitmaps count */
     if (r == 0 && !q->unclean)                   /* else the scrub finds what was left */
         q2_reclaim_start(q);
@@ -402,6 +404,7 @@ static void dismantle(struct co *co, struct q2_image *q)
     q2_header_fini(&q->h);
     forget_parts(q);
     q2_decoded_free(q);
+    q2_clone_free(q);
     q2_codecs_free(q->codecs);
     free(q->name);
     free(q);
@@ -508,6 +511,8 @@ int q2_rest(struct co *co, struct q2_image *q)
     int r = meta_flush(co, q->meta);
     if (r == 0)
         r = q2_alloc_close(co, q);
+    if (r == 0)
+        r = q2_clone_settle(co, q);
     if (r == 0 && !q2_reclaim_unfinished(q) && !q->unclean)
         r = clear_autoclear(co, q, ~Q2_AUTOCLEAR_FRONTIER, NULL);
     if (r == 0)
@@ -567,6 +572,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .write_abort = q2_write_abort,
     .zero = q2_zero,
     .discard = q2_discard,
+    .clone = q2_clone,
     .flush = q2_flush,
     .resize = q2_resize,
     .resize_commit = q2_resize_commit,

@@ -31,6 +31,7 @@
 
 #include "base/assert.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_clone.h"
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_unclean.h"
 
@@ -189,6 +190,9 @@ void q2_alloc_drop_moved(struct q2_image *q, uint64_t cluster, uint64_t n)
     else
         drop(q, cluster, n, 0);
 }
+#ifdef BYRE_MUTANTS
+void q2_alloc_drop_cloned(struct q2_image *q, uint64_t cluster, uint64_t n) { drop_at_once(q, cluster, n); }
+#endif
 void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n) { drop(q, cluster, n, TAG_TABLE); }
 
 /* ---- a batch that has become safe ---- */
@@ -249,6 +253,8 @@ static uint64_t lower(struct co *co, struct q2_image *q, uint64_t c, uint64_t en
             return c;
         if (last && q2_alloc_freed(q, c, stop) < 0)
             q->alloc->missed += stop - c;        /* free, but out of sight until the next opening */
+        if (!last)
+            q2_clone_left(q, c, stop - c);
         c = stop;
     }
     return end;

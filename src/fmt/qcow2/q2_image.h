@@ -48,6 +48,7 @@ struct q2_unclean;                      /* q2_unclean.c */
 struct q2_scrubbing;                    /* q2_scrub.c */
 struct q2_crypt;                        /* q2_crypt.c */
 struct q2_guard;                        /* q2_guard.c */
+struct q2_clones;                       /* q2_clone.c */
 
 #define Q2_FIXED 5u
 
@@ -101,6 +102,7 @@ struct q2_image {
     uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
     uint64_t file_bytes_at_open;        /* the same, exact */
     uint64_t zero_stamp; bool zero_stamped;   /* grace period before a kept zero cluster may be written (q2_write.c) */
+    struct q2_clones *clones;           /* home; NULL: none are known of */
     struct q2_codecs *codecs;
     struct q2_decoded *decoded;
     _Atomic uint64_t pack_round;        /* counts takings of host space for compressed clusters (q2_decode.c U2) */
@@ -356,6 +358,11 @@ void q2_alloc_return(struct q2_image *q, const struct q2_run *r);
 void q2_alloc_drop(struct q2_image *q, uint64_t cluster, uint64_t n);
 void q2_alloc_drop_packed(struct q2_image *q, uint64_t cluster, uint64_t n);  /* the same for what a compressed cluster touched */
 void q2_alloc_drop_table(struct q2_image *q, uint64_t cluster, uint64_t n);   /* the same for clusters that the cache may hold */
+#ifdef BYRE_MUTANTS
+void q2_alloc_drop_cloned(struct q2_image *q, uint64_t cluster, uint64_t n);  /* a mutant's: at once */
+#else
+#define q2_alloc_drop_cloned(q, cluster, n) q2_alloc_drop(q, cluster, n)
+#endif
 void q2_alloc_drop_moved(struct q2_image *q, uint64_t cluster, uint64_t n);   /* the same for the old place of what was moved */
 /* Gives unused space at the end of the file back (after a shrink). Requests may run. */
 MUST_USE int q2_alloc_trim(struct co *co, struct q2_image *q);

@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_clone.c: a range of the disk is copied to another place of it by sharing clusters.
+ *
+ * Purpose     The entries of the target name the clusters that those of the source name. Both are then written by copying, as after
+ *             a snapshot. What cannot be shared the caller copies.
+ * Owns        The ranges of one call, locked; q->clones: clusters that lost an owner while they had others.
+ * Invariants  L1  Source and target are locked from the first look to the end, the lower one first: nobody who holds a range waits
+ *                 for one in front of it.
+ *             L2  While the source's flag is there, or somebody who saw it may be inside, nothing else names the cluster: he writes in
+ *                 place. So: flag away, durably; a grace period; then the target's entry.
+ *             L3  Of what has been counted every cluster is linked, or its count is given back by the way of all that is dropped, and
+ *                 the flag comes back: the source is still the only owner.
+ *             L4  What is counted and not linked yet is no leak: a scrub does not judge it (`given`).
+ *             L5  The image says that it has such clusters (Q2_AUTOCLEAR_CLONES), durably, before the first one. Version 2 has no place
+ *                 for that.
+ *             L6  Who loses a shared cluster does not know who else has it. Where only one owner is left, and no snapshot, his flag is
+ *                 missing: that costs him a copy, and is no danger. It is set at the close, by one walk over the tables, and by a
+ *                 repair. A program that does not know of clones leaves it as it is.
+ * Order       Q27: counts and the cleared flags of the source (a pass) | grace period | entries of the target, with the barrier behind
+ *             data and counts | the target's old clusters go the way of Q9. A crash leaves leaks, and flags that are missing, or that
+ *             stand beside a count that leaks.
+ * Concurrency Home loop, beside any requests. Writers of the two ranges wait for one call.
+ * Failure     Nothing is linked; L3. A close that cannot set flags does not fail for that: a repair does.
+ * Tests       q2_clone_test.c, crash explorer (letter l, mutants CLONE_*), tests/faults, tests/interop/test_clone.py
+ */
+#include "fmt/qcow2/q2_clone.h"
+
+#include <stdlib.h>
+
+#include "base/assert.h"
+#include "base/mutant.h"
+#include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_guard.h"
+
+#define CLONE_MAX 512u                   /* clusters of one call */
+
+struct q2_clones { struct co_mutex mx; struct q2_marks left; bool any, all; };
+
+/* The beginning of two ranges, as far as one slice each answers. */
+struct clone {
+    struct q2_image *q;
+    uint64_t src, dst;
+    uint32_t max, n;                     /* clusters that may, and that will be shared */
+    struct meta_block *sb, *db;          /* pinned; sb: only where flags are to be cleared */
+    uint32_t si, di;
+    bool flags;                          /* some entry of the source says that it is the only owner */
+    struct q2_l2e e[CLONE_MAX];          /* the source's entries, as they were */
+};
+
+/* ---- what the image says of itself (L5) ---- */
+
+static struct q2_clones *clones(struct q2_image *q)
+{
+    if (!q->clones)
+        q->clones = calloc(1, sizeof *q->clones);
+    return q->clones;
+}
+
+static int say(struct co *co, struct q2_image *q)
+{
+    struct q2_clones *k = clones(q);
+    int r = 0;
+    if (!k)
+        return -ENOMEM;
+    co_lock(co, &k->mx);
+    if (!q2_clone_any(q)) {
+        q->h.autoclear |= Q2_AUTOCLEAR_CLONES;
+        r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
+        if (r < 0)
+            q->h.autoclear &= ~Q2_AUTOCLEAR_CLONES;
+    }
+    co_unlock(&k->mx);
+    return r;
+}
+
+/* Can clusters of this image be shared at all? An external data file has one place for each cluster, the old encryption goes by the place
+ * on the disk, and the counts of an unclean image are believed by nobody. (LUKS goes by the place in the file.) */
+static bool shareable(const struct q2_image *q)
+{
+    return q->g.version >= 3 && !q->g.data_file && !q->im.weak_cipher && !q->unclean && !q->check_mode;
+}
+
+/* ---- what can be shared ---- */
+
+/* Does everything that the entry shows lie in its cluster, or read zero whatever lies below? */
+static bool shows_itself(const struct q2_image *q, const struct q2_l2e *e)
+{
+    return e->kind == Q2_NORMAL && (!q->g.ext_l2 || (e->alloc && (e->alloc | e->zero) == Q2_SUB_ALL)) && q2_guard_clear(q, e->host);
+}
+
+/* How many entries from the beginning on can be shared; copies them. */
+static uint32_t look(struct clone *c, const struct meta_block *sb, bool own)
+{
+    struct q2_image *q = c->q;
+    uint64_t cs = q->g.cluster_size;
+    uint32_t n = 0;
+    for (; n < c->max; n++) {
+        struct q2_l2e old;
+        if (!q2_entry_get(q, sb, c->si + n, &c->e[n]) || !q2_entry_fits(q, &c->e[n], c->src + n * cs) || !shows_itself(q, &c->e[n]))
+            break;
+        if (c->e[n].copied && !own)              /* in a table that is shared no entry should say so */
+            break;
+        if (!q2_entry_get(q, c->db, c->di + n, &old) || !q2_entry_fits(q, &old, c->dst + n * cs))
+            break;
+    }
+    return n;
+}
+
+/* Pins the slices. The target's table comes first: the source may lie in the same one, which is then another. 1: nothing is to be shared. */
+static int pin(struct co *co, struct clone *c)
+{
+    struct q2_image *q = c->q;
+    struct meta_block *sb;
+    int r = q2_slice_own(co, q, c->dst, &c->db, &c->di);
+    if (r == 0)
+        r = q2_slice_get(co, q, c->src, &sb, &c->si);
+    if (r < 0 || !sb)
+        return r < 0 ? r : 1;
+    bool own = q2_slice_is_own(q, c->src);
+    c->n = look(c, sb, own);
+    for (uint32_t i = 0; i < c->n; i++)
+        c->flags |= c->e[i].copied;
+    if (c->flags)
+        c->sb = sb;
+    else
+        meta_put(q->meta, sb);                   /* one that is not the image's own may go when its table is replaced */
+    return c->n ? 0 : 1;
+}
+
+/* ---- counts and flags ---- */
+
+/* One more owner each. Fewer when a count is at its end, or cannot be right. 1: none. */
+static int raise(struct co *co, struct clone *c)
+{
+    struct q2_image *q = c->q;
+    uint32_t bits = q->g.cluster_bits, done = 0;
+    int r = 0;
+    for (; r == 0 && done < c->n; done += r == 0) {
+        uint64_t count, cluster = c->e[done].host >> bits;
+        q2_marks_add(&q->alloc->given, cluster, 1);          /* L4 */
+        r = q2_refs_get(co, q, cluster, &count);
+        if (r == 0)
+            r = count ? q2_refs_add(co, q, cluster, 1, 1) : -ERANGE;
+    }
+    c->n = done;
+    return done ? 0 : r == -ERANGE ? 1 : r;
+}
+
+static void set_flags(struct clone *c, bool on)
+{
+    struct q2_image *q = c->q;
+    for (uint32_t i = 0; c->flags && i < c->n; i++) {
+        if (!c->e[i].copied)
+            continue;
+        struct q2_l2e e = c->e[i];
+        e.copied = on;
+        q2_entry_set(q, c->sb, c->si + i, &e);
+    }
+}
+
+/* L3 */
+static void undo(struct clone *c)
+{
+    set_flags(c, true);
+    for (uint32_t i = 0; i < c->n; i++)
+        q2_alloc_drop(c->q, c->e[i].host >> c->q->g.cluster_bits, 1);
+}
+
+/* ---- the target ---- */
+
+static void drop_old(struct q2_image *q, const struct q2_l2e *old)
+{
+    if (MUTANT(MUT_CLONE_FREED_EARLY) && old->kind == Q2_NORMAL)
+        q2_alloc_drop_cloned(q, old->host >> q->g.cluster_bits, 1);
+    else
+        q2_drop_entry(q, old);
+}
+
+static void link_all(struct co *co, struct clone *c)
+{
+    struct q2_image *q = c->q;
+    CO_ATOMIC(co) {
+        for (uint32_t i = 0; i < c->n; i++) {
+            struct q2_l2e old = { .kind = Q2_UNALLOCATED }, new = c->e[i];
+            bool ok = q2_entry_get(q, c->db, c->di + i, &old);
+            INV(L1, ok);
+            new.copied = false;
+            q2_entry_set(q, c->db, c->di + i, &new);
+            drop_old(q, &old);
+        }
+        if (!MUTANT(MUT_CLONE_UNORDERED))
+            meta_need_data_barrier(q->meta);
+    }
+}
+
+#ifdef BYRE_MUTANTS
+/* The mutant's way: the target first. */
+static int link_first(struct co *co, struct clone *c)
+{
+    link_all(co, c);
+    int r = meta_flush(co, c->q->meta);
+    if (r == 0)
+        r = raise(co, c);
+    set_flags(c, false);
+    return r < 0 ? r : 0;
+}
+#else
+#define link_first(co, c) 0
+#endif
+
+/* The slices are pinned, c->n entries will be shared. */
+static int share(struct co *co, struct clone *c)
+{
+    struct q2_image *q = c->q;
+    if (MUTANT(MUT_CLONE_COUNT_LATE))
+        return link_first(co, c);
+    int r = raise(co, c);
+    if (r)
+        return r;
+    if (!MUTANT(MUT_CLONE_KEEP_COPIED))
+        set_flags(c, false);
+    if (c->flags && !MUTANT(MUT_CLONE_FLAG_LATE))
+        r = meta_flush(co, q->meta);
+    if (r < 0) {
+        undo(c);
+        return r;
+    }
+    if (c->flags && !MUTANT(MUT_CLONE_NO_GRACE))
+        epoch_wait(co, q->im.epoch);             /* L2 */
+    link_all(co, c);
+    return 0;
+}
+
+/* The ranges are locked. 1: the first cluster cannot be shared. */
+static int work(struct co *co, struct clone *c)
+{
+    struct q2_image *q = c->q;
+    int r = q2_guard_need(co, q);
+    if (r == 0)
+        r = pin(co, c);
+    if (r == 0)
+        r = say(co, q);
+    if (r == 0)
+        r = q2_lazy_enter(co, q);
+    if (r == 0)
+        r = share(co, c);
+    if (c->sb)
+        meta_put(q->meta, c->sb);
+    if (c->db)
+        meta_put(q->meta, c->db);
+    return q2_judge(co, q, r, "the L2 table of guest offset", c->dst);
+}
+
+/* ---- the call ---- */
+
+/* L1 */
+static int locked(struct co *co, struct clone *c)
+{
+    struct q2_image *q = c->q;
+    uint64_t bytes = c->max * q->g.cluster_size, low = min_u64(c->src, c->dst), high = max_u64(c->src, c->dst);
+    struct co_range a, b;
+    bool first = !MUTANT(MUT_CLONE_SOURCE_UNLOCKED) || low == c->dst, second = !MUTANT(MUT_CLONE_SOURCE_UNLOCKED) || high == c->dst;
+    if (first)
+        co_range_lock(co, &q->locks, &a, low, low + bytes);
+    if (second)
+        co_range_lock(co, &q->locks, &b, high, high + bytes);
+    int r = q->failed ? -EIO : work(co, c);
+    if (second)
+        co_range_unlock(&q->locks, &b);
+    if (first)
+        co_range_unlock(&q->locks, &a);
+    return r;
+}
+
+static uint64_t left_in_slice(const struct q2_image *q, uint64_t off) { return q->slice_span - off % q->slice_span; }
+
+struct call { struct q2_image *q; uint64_t src, dst, len, done; };
+
+static int clone_home(struct co *co, void *arg)
+{
+    struct call *k = arg;
+    struct q2_image *q = k->q;
+    uint64_t len = min_u64(min_u64(k->len, k->src < k->dst ? k->dst - k->src : k->src - k->dst), min_u64(left_in_slice(q, k->src), left_in_slice(q, k->dst)));
+    ASSERT(len >= q->g.cluster_size);
+    if (q->failed)
+        return -EIO;
+    if (!shareable(q))
+        return -ENOTSUP;
+    struct clone *c = malloc(sizeof *c);
+    if (!c)
+        return -ENOMEM;
+    *c = (struct clone){ .q = q, .src = k->src, .dst = k->dst, .max = (uint32_t)min_u64(len >> q->g.cluster_bits, CLONE_MAX) };
+    int r = locked(co, c);
+    k->done = r == 0 ? c->n * q->g.cluster_size : 0;
+    free(c);
+    return r < 0 ? r : 0;
+}
+
+int64_t q2_clone(struct co *co, struct fmt_image *im, uint64_t src, uint64_t dst, uint64_t len)
+{
+    struct call k = { q2_of(im), src, dst, len, 0 };
+    int r = rt_call(co, im->home, clone_home, &k);
+    return r < 0 ? r : (int64_t)k.done;
+}
+
+/* ---- flags of those who are left (L6) ---- */
+
+void q2_clone_opened(struct q2_image *q)
+{
+    if (q2_clone_any(q) && q->h.autoclear & Q2_AUTOCLEAR_FRONTIER && clones(q))
+        q->clones->any = q->clones->all = true;
+}
+
+void q2_clone_left(struct q2_image *q, uint64_t cluster, uint64_t n)
+{
+    if (!q2_clone_any(q) || !clones(q))
+        return;                                  /* no memory: flags stay missing, for a repair to set */
+    q->clones->any = true;
+    q2_marks_add(&q->clones->left, cluster, n);
+}
+
+bool q2_clone_is_left(const struct q2_image *q, uint64_t cluster)
+{
+    return q->clones && (q->clones->all || q2_marks_has(&q->clones->left, cluster));
+}
+
+/* Entry i of an own slice. 1: it shares its cluster with somebody; 0: it does not, or not any more. */
+static int settle_entry(struct co *co, struct q2_image *q, struct meta_block *b, uint32_t i)
+{
+    struct q2_l2e e;
+    uint64_t n;
+    if (!q2_entry_get(q, b, i, &e) || (e.kind != Q2_NORMAL && e.kind != Q2_ZERO_ALLOC) || e.copied)
+        return 0;
+    if (!q2_clone_is_left(q, e.host >> q->g.cluster_bits))
+        return 1;
+    int r = q2_refs_get(co, q, e.host >> q->g.cluster_bits, &n);
+    if (r < 0 || n != 1)
+        return r < 0 ? r : 1;
+    e.copied = true;
+    q2_entry_set(q, b, i, &e);
+    return 0;
+}
+
+/* Returns as settle_entry, for all of the slice of `guest`. */
+static int settle_slice(struct co *co, struct q2_image *q, uint64_t guest)
+{
+    struct co_range lock;
+    struct meta_block *b;
+    uint32_t index;
+    int shared = 0;
+    co_range_lock(co, &q->locks, &lock, guest, guest + q->slice_span);
+    int r = q2_slice_get(co, q, guest, &b, &index);
+    if (r == 0 && b) {
+        bool own = q2_slice_is_own(q, guest);
+        shared = !own;
+        for (uint32_t i = 0; r >= 0 && own && i < q->slice_entries; i++) {
+            r = settle_entry(co, q, b, i);
+            shared |= r > 0;
+        }
+        meta_put(q->meta, b);
+    }
+    co_range_unlock(&q->locks, &lock);
+    return r < 0 ? r : shared;
+}
+
+static int settle_table(struct co *co, struct q2_image *q, uint64_t index, bool *shared)
+{
+    uint64_t span = q2_l2_span(&q->g);
+    int r = 0;
+    for (uint64_t at = index * span; r >= 0 && at < (index + 1) * span; at += q->slice_span) {
+        r = settle_slice(co, q, at);
+        *shared |= r > 0;
+    }
+    return r < 0 ? r : 0;
+}
+
+int q2_clone_settle(struct co *co, struct q2_image *q)
+{
+    struct q2_clones *k = q->clones;
+    bool shared = q->h.nb_snapshots > 0;
+    int r = 0;
+    if (!k || !k->any || q->unclean || q->im.read_only || MUTANT(MUT_CLONE_FORGETS_FLAG))
+        return 0;
+    for (uint64_t i = 0; r == 0 && i < atomic_load_explicit(&q->l1, memory_order_relaxed)->entries; i++) {
+        struct q2_l1e e;
+        if (!q2_l1e_decode(&q->g, be64_word(atomic_load_explicit(&atomic_load_explicit(&q->l1, memory_order_relaxed)->words[i], memory_order_relaxed)), &e))
+            r = -EUCLEAN;
+        else if (e.l2_off)
+            r = settle_table(co, q, i, &shared);
+    }
+    if (r == 0)
+        r = meta_flush(co, q->meta);
+    if (r == 0) {
+        k->any = k->all = false;
+        q2_marks_fini(&k->left);
+    }
+    if (r == 0 && !shared) {                     /* nothing is shared any more */
+        q->h.autoclear &= ~Q2_AUTOCLEAR_CLONES;
+        r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
+    }
+    return r;
+}
+
+void q2_clone_free(struct q2_image *q)
+{
+    if (q->clones)
+        q2_marks_fini(&q->clones->left);
+    free(q->clones);
+    q->clones = NULL;
+}

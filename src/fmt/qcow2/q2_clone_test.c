@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * q2_clone_test.c: clusters that two places of a disk share (FEATURES G.004): what is shared and what is not, counts and flags, who is
+ * waited for, what a failure and a power cut leave.
+ *
+ * Purpose      The steps of q2_clone.c one by one; what all of it does under load is the crash explorer's matter.
+ * Owns         One disk (q2_disk_test.h).
+ * Invariants   None.
+ * Concurrency  One loop at a time.
+ * Failure      A failed check fails the test.
+ * Tests        q2_clone.c
+ */
+#include "fmt/qcow2/q2_clone.h"
+#include "fmt/qcow2/q2_disk_test.h"
+#include "fmt/qcow2/q2_guard.h"
+
+#include <stdio.h>
+
+#define KIB 1024ull
+#define CS (64 * KIB)
+#define N 4u                             /* clusters that are cloned */
+#define SRC (2 * CS)
+#define DST (40 * CS)
+#define TURNS 3000u
+
+static const struct make plain = { 3, 16, CS, 8192 * KIB }, two_bits = { 3, 2, CS, 8192 * KIB }, old = { 2, 16, CS, 8192 * KIB },
+                         sub = { 3, 16, CS, 8192 * KIB, .sub = true };
+
+static struct q2_image *begin(struct co *co, const struct make *m)
+{
+    img_make(co, m);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 16 * CS });
+    for (unsigned i = 0; i < N; i++)
+        CHECK_EQ(g_write(co, q, SRC + i * CS, CS, (uint8_t)(0x10 + i)), 0);
+    CHECK_EQ(g_write(co, q, DST, CS, 0x77), 0);              /* the target has something of its own */
+    CHECK_EQ(g_flush(co, q), 0);
+    return q;
+}
+
+static int64_t g_clone(struct co *co, struct q2_image *q, uint64_t src, uint64_t dst, uint64_t len) { return q2_clone(co, &q->im, src, dst, len); }
+
+static bool holds(struct co *co, struct q2_image *q, uint64_t at)
+{
+    for (unsigned i = 0; i < N; i++)
+        if (!g_holds(co, q, at + i * CS, CS, (uint8_t)(0x10 + i)))
+            return false;
+    return true;
+}
+
+static bool writable(struct co *co, struct q2_image *q, uint64_t at)
+{
+    struct fmt_extent e;
+    CHECK_EQ(q2_guard_need(co, q), 0);
+    CHECK_EQ(q2_map(co, &q->im, at, CS, &e), 0);
+    return e.kind == FMT_DATA && e.writable;
+}
+
+static uint64_t owners(struct co *co, struct q2_image *q, uint64_t at)
+{
+    uint64_t n = 0;
+    CHECK_EQ(q2_refs_get(co, q, g_host(co, q, at) / CS, &n), 0);
+    return n;
+}
+
+/* What was dropped has been released. */
+static void at_rest(struct co *co, struct q2_image *q)
+{
+    CHECK_EQ(q2_alloc_still(co, q), 0);
+    q2_alloc_stir(q);
+}
+
+static void end(struct co *co, struct q2_image *q)
+{
+    uint64_t leaks = 1;
+    CHECK(states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, &leaks), 0);
+    CHECK_EQ(leaks, 0);
+}
+
+/* ---- what is shared ---- */
+
+static void shared_body(struct co *co, void *arg)
+{
+    struct q2_image *q = begin(co, arg);
+    CHECK_EQ(g_clone(co, q, SRC, DST, N * CS), N * CS);
+    for (unsigned i = 0; i < N; i++) {
+        CHECK_EQ(g_host(co, q, SRC + i * CS), g_host(co, q, DST + i * CS));
+        CHECK(!writable(co, q, SRC + i * CS) && !writable(co, q, DST + i * CS));
+        CHECK_EQ(owners(co, q, SRC + i * CS), 2);
+    }
+    CHECK(holds(co, q, SRC) && holds(co, q, DST));
+    CHECK_EQ(g_clone(co, q, DST, DST + N * CS, N * CS), N * CS);       /* and again: no flag is there to be cleared */
+    CHECK_EQ(owners(co, q, SRC), 3);
+    CHECK_EQ(g_clone(co, q, SRC, DST, CS), CS);                        /* what is the same stays the same */
+    CHECK_EQ(g_flush(co, q), 0);
+    at_rest(co, q);
+    CHECK_EQ(owners(co, q, SRC), 3);
+    CHECK_EQ(g_write(co, q, SRC, 512, 0x99), 0);
+    CHECK(holds(co, q, DST) && holds(co, q, DST + N * CS) && g_holds(co, q, SRC, 512, 0x99) && g_holds(co, q, SRC + 512, CS - 512, 0x10));
+    CHECK(writable(co, q, SRC) && !writable(co, q, DST));
+    end(co, q);
+    q = img_open(co, &(struct opening){ .no_punch = true });
+    CHECK(q2_clone_any(q));
+    CHECK_EQ(q2_discard(co, &q->im, DST, 2 * N * CS), 0);            /* who is left gets his flag at the close, not before */
+    CHECK_EQ(g_flush(co, q), 0);
+    at_rest(co, q);
+    CHECK(owners(co, q, SRC + CS) == 1 && !writable(co, q, SRC + CS) && q2_clone_is_left(q, g_host(co, q, SRC + CS) / CS));
+    end(co, q);
+    q = img_open(co, &(struct opening){ .no_punch = true });
+    CHECK(!q2_clone_any(q));
+    CHECK(writable(co, q, SRC + CS));
+    end(co, q);
+}
+
+static void test_shared(void **state)
+{
+    t_run(0, shared_body, (void *)(uintptr_t)&plain);
+    t_run(0, shared_body, (void *)(uintptr_t)&sub);
+}
+
+/* ---- what is not ---- */
+
+static void refused_body(struct co *co, void *arg)
+{
+    struct q2_image *q = begin(co, &two_bits);
+    for (uint64_t i = 0; i < 2; i++)
+        CHECK_EQ(g_clone(co, q, SRC, DST + i * N * CS, CS), CS);
+    CHECK_EQ(owners(co, q, SRC), 3);
+    CHECK_EQ(g_clone(co, q, SRC, DST + 2 * N * CS, N * CS), 0);        /* a count is at its end */
+    CHECK_EQ(owners(co, q, SRC), 3);
+    CHECK_EQ(g_clone(co, q, SRC + CS, DST + 2 * N * CS, N * CS), (N - 1) * CS);        /* nothing is behind them */
+    CHECK_EQ(g_clone(co, q, SRC + N * CS, DST, CS), 0);
+    CHECK_EQ(q2_zero(co, &q->im, SRC, CS, 0), 0);
+    CHECK_EQ(g_clone(co, q, SRC, DST, N * CS), 0);
+    CHECK_EQ(g_compress(co, q, SRC, CS, 0x55), 0);
+    CHECK_EQ(g_clone(co, q, SRC, DST, N * CS), 0);
+    end(co, q);
+    q = begin(co, &old);
+    CHECK_EQ(g_clone(co, q, SRC, DST, N * CS), -ENOTSUP);
+    end(co, q);
+    q = begin(co, &sub);
+    CHECK_EQ(g_write(co, q, 20 * CS, 2 * KIB, 0x21), 0);             /* one subcluster: the others show what is below */
+    CHECK_EQ(g_clone(co, q, 20 * CS, DST, CS), 0);
+    CHECK_EQ(q2_zero(co, &q->im, SRC + 2 * KIB, 4 * KIB, 0), 0);     /* zeros of a cluster go along */
+    CHECK_EQ(g_clone(co, q, SRC, DST, CS), CS);
+    CHECK(g_holds(co, q, DST, 2 * KIB, 0x10) && g_holds(co, q, DST + 2 * KIB, 4 * KIB, 0) && g_holds(co, q, DST + 6 * KIB, CS - 6 * KIB, 0x10));
+    CHECK_EQ(g_write(co, q, DST + 2 * KIB, 512, 0x22), 0);
+    CHECK(g_holds(co, q, SRC + 2 * KIB, 4 * KIB, 0) && g_holds(co, q, DST + 2 * KIB, 512, 0x22));
+    end(co, q);
+}
+
+static void test_refused(void **state) { t_run(0, refused_body, NULL); }
+
+/* ---- who is waited for ---- */
+
+struct cloner { struct q2_image *q; uint64_t src, dst, len; int64_t result; bool over; };
+
+static void cloner_co(struct co *co, void *arg)
+{
+    struct cloner *c = arg;
+    c->result = g_clone(co, c->q, c->src, c->dst, c->len);
+    c->over = true;
+}
+
+static void turns(struct co *co, unsigned n)
+{
+    while (n--)
+        co_yield(co);
+}
+
+/* L2: a writer in place has looked at the entry, and writes when the clone is under way. A scrub runs meanwhile (L4). */
+static void inside_body(struct co *co, void *arg)
+{
+    static uint8_t bytes[CS];
+    struct q2_image *q = begin(co, &plain);
+    struct fmt_extent e;
+    struct iovec v;
+    memset(bytes, 0xd1, sizeof bytes);
+    epoch_token t = epoch_enter(q->im.epoch, co_loop(co));
+    CHECK_EQ(q2_map(co, &q->im, SRC, CS, &e), 0);
+    CHECK(e.writable);
+    struct cloner c = { q, SRC, DST, N * CS, 0, false };
+    CHECK_EQ(rt_spawn(co_loop(co), cloner_co, &c), 0);
+    turns(co, TURNS);
+    CHECK(!c.over && !writable(co, q, SRC));
+    CHECK(g_host(co, q, DST) != e.host && g_holds(co, q, DST, CS, 0x77));
+    struct fmt_check_opts o = { .fix = FMT_FIX_LEAKS };
+    struct fmt_check_result res = { 0 };
+    CHECK_EQ(q2_scrub(co, &q->im, &o, &res, NULL), 0);
+    CHECK(!res.corruptions && !res.check_errors && !res.leaks && !res.leaks_fixed);
+    CHECK_EQ(stor_write(co, q->im.data, iov_one(&v, bytes, CS), e.host, 0), 0);
+    epoch_leave(q->im.epoch, co_loop(co), t);
+    while (!c.over)
+        co_yield(co);
+    CHECK_EQ(c.result, N * CS);
+    CHECK(g_holds(co, q, SRC, CS, 0xd1) && g_holds(co, q, DST, CS, 0xd1) && g_host(co, q, DST) == e.host);
+    end(co, q);
+}
+
+static void test_inside(void **state) { t_run(0, inside_body, NULL); }
+
+/* L1: who writes to the source, or discards it, waits for a clone that has begun, and nobody waits for ever when two cross. */
+static void crossing_body(struct co *co, void *arg)
+{
+    struct q2_image *q = begin(co, &plain);
+    for (unsigned i = 0; i < N; i++)
+        CHECK_EQ(g_write(co, q, DST + i * CS, CS, 0x77), 0);
+    struct cloner c[2] = { { q, SRC, DST, N * CS, 0, false }, { q, DST, SRC, N * CS, 0, false } };
+    for (unsigned i = 0; i < 2; i++)
+        CHECK_EQ(rt_spawn(co_loop(co), cloner_co, &c[i]), 0);
+    turns(co, 1);
+    CHECK_EQ(q2_discard(co, &q->im, SRC, CS), 0);
+    while (!c[0].over || !c[1].over)
+        co_yield(co);
+    CHECK(c[0].result == N * CS && c[1].result > 0);
+    CHECK(holds(co, q, DST));
+    CHECK(g_holds(co, q, SRC + CS, CS, 0x11) && g_holds(co, q, SRC + 3 * CS, CS, 0x13));
+    CHECK_EQ(g_write(co, q, SRC, N * CS, 0x31), 0);
+    CHECK(holds(co, q, DST));
+    end(co, q);
+}
+
+static void test_crossing(void **state) { t_run(0, crossing_body, NULL); }
+
+/* ---- failures and power cuts ---- */
+
+static unsigned fail_at, seen;
+
+static int nth_fails(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    return what != 'F' && seen++ == fail_at ? -EIO : 0;
+}
+
+/* L3: the n-th call of the disk fails, once. The clone is told as failed, or is whole; nothing is lost or counted too low. */
+static void failing_body(struct co *co, void *arg)
+{
+    unsigned failed = 0;
+    bool reached = true;
+    for (fail_at = 0; reached && fail_at < 64; fail_at++) {
+        struct q2_image *q = begin(co, &plain);
+        seen = 0;
+        disk.hook = nth_fails;
+        int64_t r = g_clone(co, q, SRC, DST, N * CS);
+        disk.hook = NULL;
+        reached = seen > fail_at;
+        failed += r < 0;
+        CHECK(r == N * CS || r == -EIO);
+        CHECK(holds(co, q, SRC) && (r < 0 ? g_holds(co, q, DST, CS, 0x77) : holds(co, q, DST)));
+        if (r < 0) {
+            CHECK(writable(co, q, SRC));
+            CHECK_EQ(g_write(co, q, SRC, 512, 0x10), 0);
+        }
+        CHECK_EQ(g_clone(co, q, SRC, DST, N * CS), N * CS);
+        CHECK(holds(co, q, DST));
+        if (fail_at % 2)
+            CHECK_EQ(q2_discard(co, &q->im, SRC, N * CS), 0);
+        end(co, q);
+    }
+    CHECK(failed > 1 && !reached);
+}
+
+static void test_failing(void **state) { t_run(0, failing_body, NULL); }
+
+/* The clone has returned, and no flush came: counted, flags gone, not linked. That is a leak and nothing else, and the next opening
+ * sets the flag that is missing. */
+static void cut_body(struct co *co, void *arg)
+{
+    struct q2_image *q = begin(co, &plain);
+    uint64_t leaks = 0;
+    CHECK_EQ(g_clone(co, q, SRC, DST, N * CS), N * CS);
+    img_crash(co, q);
+    CHECK_EQ(img_faults(co, &leaks), 0);
+    CHECK(leaks >= N);
+    q = img_open(co, &(struct opening){ .no_punch = true });
+    CHECK(holds(co, q, SRC) && g_holds(co, q, DST, CS, 0x77) && !writable(co, q, SRC));
+    CHECK_EQ(g_clone(co, q, SRC, DST, N * CS), N * CS);
+    CHECK_EQ(g_write(co, q, SRC, N * CS, 0x41), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    CHECK(holds(co, q, DST));
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_cut(void **state) { t_run(0, cut_body, NULL); }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_shared, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_refused, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_inside, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_crossing, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_failing, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_cut, disk_setup, disk_teardown),
+    };
+    return T_MAIN("q2_clone", tests);
+}
