@@ -18,10 +18,11 @@
 #define FX_SECTORS 1024u
 #define FX_STEPS 24u
 #define FX_BITMAPS 2u
+#define FX_CLONE_BY 8u                   /* clusters */
 
 /* ---- scenarios (fx_scenes.c) ---- */
 
-enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_FLUSH, FX_GROW, FX_SHRINK, FX_AMEND, FX_CHECK, FX_REPAIR, FX_SCRUB /* beside what runs together with it */, FX_COMPACT,
+enum fx_do { FX_END, FX_CREATE, FX_OPEN_RO, FX_OPEN_RW, FX_READ, FX_WRITE, FX_PACK /* a compressed write */, FX_ZERO, FX_UNMAP, FX_DISCARD, FX_CLONE /* to the place FX_CLONE_BY clusters behind */, FX_FLUSH, FX_GROW, FX_SHRINK, FX_AMEND, FX_CHECK, FX_REPAIR, FX_SCRUB /* beside what runs together with it */, FX_COMPACT,
              FX_KEEP, FX_APPLY, FX_DROP /* snapshot number `at`: made, applied, deleted */, FX_BITMAP /* action `at` of fx_steps.c on bitmaps */, FX_KEY /* change `at` of key slots, fx_steps.c */, FX_STATE /* the VM state is written */, FX_CLOSE, FX_FAULTS /* from here on faults happen */, FX_DO_KINDS };
 struct fx_step {
     enum fx_do what;
@@ -41,7 +42,10 @@ extern const struct fx_scene fx_scenes[];
 extern const struct cx_geometry fx_geometries[];
 extern const char *const fx_do_names[FX_DO_KINDS];
 
-/* ---- what may be there (fx_model.c): sets of versions, one bit each. Bit 0 zeros, bit 1 from the beginning ---- */
+/* ---- what may be there (fx_model.c): sets of versions, one bit each. Bit 0 zeros, bit 1 from the beginning; bit FX_MOVED + v what was
+ * written as version v, FX_CLONE_BY clusters in front (no scenario moves it twice) ---- */
+#define FX_MOVED 32u
+#define FX_MOVED_MAX 27u                 /* versions that can be moved: those of steps, and what was there */
 
 struct fx_flush { struct fx_flush *next; uint64_t now[FX_SECTORS], sizes; };      /* a flush on its way */
 /* A snapshot: what it must hold, and whether it may be there: bits FX_ABSENT, FX_THERE. */
@@ -59,6 +63,8 @@ struct fx_model {
 };
 void fx_issue(struct fx_model *m, uint64_t off, uint64_t len, unsigned version);
 void fx_done(struct fx_model *m, uint64_t off, uint64_t len, unsigned version);
+/* What [from, from + len) may hold comes to off; with `done` nothing else is there any more. */
+void fx_moved(struct fx_model *m, uint64_t from, uint64_t off, uint64_t len, bool done);
 void fx_flush_begin(struct fx_model *m, struct fx_flush *f);
 void fx_flush_end(struct fx_model *m, struct fx_flush *f, bool good);
 void fx_keys_issue(struct fx_model *m, unsigned on_the_way);     /* bits: each may be seen from now on */
@@ -95,6 +101,7 @@ struct fx_run {
     bool closed_well;                    /* nothing is open, and the last close said 0 */
     bool created;
     bool snap_cut;                       /* an operation on a snapshot failed, and what it had done could not be taken back */
+    bool clone_cut;                      /* a clone failed: counts that it had raised may leak, with flags beside them */
     bool mended;                         /* the last repair said that nothing is left to do */
     struct { bool known; uint64_t base[FX_SECTORS]; } bitmap[FX_BITMAPS];      /* records since sectors held what is in base (sets of versions) */
     bool applied;                        /* a snapshot was */

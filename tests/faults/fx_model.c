@@ -32,6 +32,19 @@ void fx_done(struct fx_model *m, uint64_t off, uint64_t len, unsigned version)
         m->now[i] = 1ull << version;
 }
 
+void fx_moved(struct fx_model *m, uint64_t from, uint64_t off, uint64_t len, bool done)
+{
+    for (uint64_t i = 0; i < len / CX_SECTOR; i++) {
+        uint64_t at = off / CX_SECTOR + i, was = m->now[from / CX_SECTOR + i], set = (was & 1) | (was & ((1u << FX_MOVED_MAX) - 2)) << FX_MOVED;
+        ASSERT(!(was >> FX_MOVED_MAX));
+        m->now[at] = set | (done ? 0 : m->now[at]);
+        m->crash[at] |= set;
+        m->ever[at] |= set;
+        for (struct fx_flush *f = m->flushes; f; f = f->next)
+            f->now[at] |= set;
+    }
+}
+
 void fx_flush_begin(struct fx_model *m, struct fx_flush *f)
 {
     memcpy(f->now, m->now, sizeof f->now);

@@ -18,7 +18,7 @@
 #include "base/endian.h"
 #include "fx.h"
 
-#define V_FILLED 50u
+#define V_FILLED 26u
 #define V_PROBE 60u
 
 /* ---- making a case ---- */

@@ -45,7 +45,7 @@ const struct cx_geometry fx_geometries[] = {
     { .name = "" },
 };
 
-const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "flush", "grow", "shrink", "amend", "check", "repair", "scrub", "compact", "keep", "apply", "drop", "bitmap", "key", "write state", "close", "faults" };
+const char *const fx_do_names[FX_DO_KINDS] = { "end", "create", "open read-only", "open", "read", "write", "pack", "zero", "unmap", "discard", "clone", "flush", "grow", "shrink", "amend", "check", "repair", "scrub", "compact", "keep", "apply", "drop", "bitmap", "key", "write state", "close", "faults" };
 
 const struct fx_scene fx_scenes[] = {
     { "create", PLAIN "device-back c512-wide " LUKS QED, 0, false, 0, { { FX_FAULTS }, { FX_CREATE } } },
@@ -59,6 +59,8 @@ const struct fx_scene fx_scenes[] = {
     { "write-shared", " snapshot compressed ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 0, 0, 1, 0 }, { FX_WRITE, 4, 1, 0, 1 }, { FX_FLUSH }, { FX_DISCARD, 16, 0, 2, 0 }, { FX_FLUSH } } },
     { "zero", PLAIN FILES LUKS QED, 8, true, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_ZERO, 0, 0, 2, 0 }, { FX_UNMAP, 3, 0, 2, 0 }, { FX_ZERO, 6, 1, 1, 0 }, { FX_FLUSH } } },
     { "discard-rewrite", PLAIN FILES LUKS "device-back " QED, 8, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_DISCARD, 0, 0, 3, 0 }, { FX_FLUSH }, { FX_WRITE, 0, 0, 2, 0 }, { FX_DISCARD, 5, 0, 1, 0 }, { FX_WRITE, 5, 0, 1, 0 }, { FX_FLUSH } } },
+    { "clone", " c4k c4k-back c512-v2-back c512-wide device lazy lazy-4k luks snapshot compressed holes sub-back ", 8, true, 0, { { FX_OPEN_RW }, { FX_WRITE, 9, 0, 1, 0 }, { FX_FAULTS }, { FX_CLONE, 0, 0, 3, 0 }, { FX_FLUSH }, { FX_WRITE, 1, 1, 0, 2 }, { FX_DISCARD, 0, 0, 1, 0 }, { FX_WRITE, 16, 0, 1, 0 }, { FX_FLUSH }, { FX_CLOSE } } },
+    { "clone-shared", " c4k c512-wide lazy luks holes ", 6, false, 0, { { FX_OPEN_RW }, { FX_CLONE, 0, 0, 4, 0 }, { FX_FLUSH }, { FX_FAULTS }, { FX_WRITE, 0, 0, 2, 0 }, { FX_DISCARD, 10, 0, 1, 0 }, { FX_CLONE, 4, 0, 2, 0 }, { FX_FLUSH }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_WRITE, 3, 0, 1, 0 }, { FX_CLOSE } } },
     { "lazy", " lazy lazy-4k c64k ", 0, false, 0, { { FX_OPEN_RW }, { FX_FAULTS }, { FX_WRITE, 5, 0, 1, 0 }, { FX_WRITE, 9, 1, 0, 2 }, { FX_FLUSH }, { FX_DISCARD, 5, 0, 1, 0 }, { FX_FLUSH }, { FX_WRITE, 12, 0, 2, 0 }, { FX_CLOSE }, { FX_OPEN_RW }, { FX_WRITE, 5, 0, 1, 0 }, { FX_FLUSH } } },
     { "flush", PLAIN "snapshot " QED, 2, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 0, 0, 1, 0 }, { FX_WRITE, 8, 0, 2, 0 }, { FX_FAULTS }, { FX_FLUSH }, { FX_FLUSH }, { FX_WRITE, 12, 0, 1, 0 }, { FX_FLUSH } } },
     { "grow", PLAIN "c512-wide snapshot holes " LUKS QED, 4, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 7, 0, 1, 0 }, { FX_FAULTS }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 }, { FX_FLUSH } } },

@@ -91,6 +91,14 @@ int fx_write_version(struct co *co, struct fx_run *r, uint64_t off, uint64_t len
     return write_version(co, r, off, len, version, 0);
 }
 
+/* Is sector i of `set` by what a clone has brought from the sector that lies so far in front? */
+static bool moved_fits(const struct fx_run *r, const uint8_t *p, uint64_t i, uint64_t set)
+{
+    uint64_t by = FX_CLONE_BY * r->c->g.cluster / CX_SECTOR;
+    uint32_t v = i >= by && set >> FX_MOVED ? cx_version_of(r->c->values, p, i - by) : CX_FOREIGN;
+    return v < FX_MOVED_MAX && set >> (FX_MOVED + v) & 1;
+}
+
 void fx_read_judged(struct co *co, struct fx_run *r, const uint64_t *set, const char *when)
 {
     uint64_t len = graph_length(r->w->node);
@@ -102,7 +110,7 @@ void fx_read_judged(struct co *co, struct fx_run *r, const uint64_t *set, const 
     answered(r, FX_READ, e, NULL);
     for (uint64_t i = 0; e == 0 && i < len / CX_SECTOR && !r->bad; i++) {
         uint32_t v = cx_version_of(r->c->values, out + i * CX_SECTOR, i);
-        if (v >= 64 || !(set[i] >> v & 1))
+        if ((v >= 64 || !(set[i] >> v & 1)) && !moved_fits(r, out + i * CX_SECTOR, i, set[i]))
             fx_bad(r, "%s: sector %" PRIu64 " holds version %x; allowed %" PRIx64, when, i, v, set[i]);
     }
     free(out);
@@ -125,6 +133,20 @@ static bool sure(const struct fx_run *r, const struct fx_step *s, uint64_t off, 
     return s->what != FX_DISCARD || (off % g->cluster == 0 && len % g->cluster == 0 && g->version == 3 && !g->image[0]);
 }
 
+static int clone_range(struct co *co, struct fx_run *r, uint64_t off, uint64_t len)
+{
+    uint64_t to = off + FX_CLONE_BY * r->c->g.cluster;
+    if (to + len > graph_length(r->w->node))
+        return 0;
+    fx_moved(&r->m, off, to, len, false);
+    int e = graph_clone(co, r->w->node, off, to, len);
+    if (e == 0)
+        fx_moved(&r->m, off, to, len, true);
+    else
+        r->clone_cut = true;
+    return e;
+}
+
 static int request(struct co *co, struct fx_run *r, const struct fx_step *s, unsigned version)
 {
     uint64_t off, len;
@@ -132,6 +154,8 @@ static int request(struct co *co, struct fx_run *r, const struct fx_step *s, uns
         return 0;
     if (s->what == FX_WRITE || s->what == FX_PACK)
         return write_version(co, r, off, len, version, s->what == FX_PACK ? GRAPH_COMPRESS : 0);
+    if (s->what == FX_CLONE)
+        return clone_range(co, r, off, len);
     fx_issue(&r->m, off, len, CX_ZEROS);
     int e = s->what == FX_DISCARD ? graph_discard(co, r->w->node, off, len) : graph_zero(co, r->w->node, off, len, s->what == FX_UNMAP ? GRAPH_UNMAP : 0);
     if (e == 0 && sure(r, s, off, len))

@@ -15,13 +15,14 @@
  *             L5  The image says that it has such clusters (Q2_AUTOCLEAR_CLONES), durably, before the first one. Version 2 has no place
  *                 for that.
  *             L6  Who loses a shared cluster does not know who else has it. Where only one owner is left, and no snapshot, his flag is
- *                 missing: that costs him a copy, and is no danger. It is set at the close, by one walk over the tables, and by a
- *                 repair. A program that does not know of clones leaves it as it is.
+ *                 missing: that costs him a copy, and is no danger. It is set at the close, by one walk over the tables, if a cluster has lost an
+ *                 owner or the image was opened with such clusters (a crash may have left some); and by a repair. A program that does not know
+ *                 of clones leaves it as it is.
  * Order       Q27: counts and the cleared flags of the source (a pass) | grace period | entries of the target, with the barrier behind
  *             data and counts | the target's old clusters go the way of Q9. A crash leaves leaks, and flags that are missing, or that
  *             stand beside a count that leaks.
  * Concurrency Home loop, beside any requests. Writers of the two ranges wait for one call.
- * Failure     Nothing is linked; L3. A close that cannot set flags does not fail for that: a repair does.
+ * Failure     Nothing is linked; L3. A close that cannot set flags tells so; the next one sets them.
  * Tests       q2_clone_test.c, crash explorer (letter l, mutants CLONE_*), tests/faults, tests/interop/test_clone.py
  */
 #include "fmt/qcow2/q2_clone.h"
@@ -34,8 +35,6 @@
 #include "fmt/qcow2/q2_guard.h"
 
 #define CLONE_MAX 512u                   /* clusters of one call */
-
-struct q2_clones { struct co_mutex mx; struct q2_marks left; bool any, all; };
 
 /* The beginning of two ranges, as far as one slice each answers. */
 struct clone {
@@ -50,27 +49,17 @@ struct clone {
 
 /* ---- what the image says of itself (L5) ---- */
 
-static struct q2_clones *clones(struct q2_image *q)
-{
-    if (!q->clones)
-        q->clones = calloc(1, sizeof *q->clones);
-    return q->clones;
-}
-
 static int say(struct co *co, struct q2_image *q)
 {
-    struct q2_clones *k = clones(q);
     int r = 0;
-    if (!k)
-        return -ENOMEM;
-    co_lock(co, &k->mx);
+    co_lock(co, &q->clones.mx);
     if (!q2_clone_any(q)) {
         q->h.autoclear |= Q2_AUTOCLEAR_CLONES;
         r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
         if (r < 0)
             q->h.autoclear &= ~Q2_AUTOCLEAR_CLONES;
     }
-    co_unlock(&k->mx);
+    co_unlock(&q->clones.mx);
     return r;
 }
 
@@ -306,23 +295,20 @@ int64_t q2_clone(struct co *co, struct fmt_image *im, uint64_t src, uint64_t dst
 
 /* ---- flags of those who are left (L6) ---- */
 
-void q2_clone_opened(struct q2_image *q)
-{
-    if (q2_clone_any(q) && q->h.autoclear & Q2_AUTOCLEAR_FRONTIER && clones(q))
-        q->clones->any = q->clones->all = true;
-}
+/* Nobody knows how the last opening has ended. */
+void q2_clone_opened(struct q2_image *q) { q->clones.any = q->clones.all = q2_clone_any(q); }
 
 void q2_clone_left(struct q2_image *q, uint64_t cluster, uint64_t n)
 {
-    if (!q2_clone_any(q) || !clones(q))
-        return;                                  /* no memory: flags stay missing, for a repair to set */
-    q->clones->any = true;
-    q2_marks_add(&q->clones->left, cluster, n);
+    if (!q2_clone_any(q))
+        return;
+    q->clones.any = true;
+    q2_marks_add(&q->clones.left, cluster, n);
 }
 
 bool q2_clone_is_left(const struct q2_image *q, uint64_t cluster)
 {
-    return q->clones && (q->clones->all || q2_marks_has(&q->clones->left, cluster));
+    return q->clones.all || q2_marks_has(&q->clones.left, cluster);
 }
 
 /* Entry i of an own slice. 1: it shares its cluster with somebody; 0: it does not, or not any more. */
@@ -370,22 +356,23 @@ static int settle_table(struct co *co, struct q2_image *q, uint64_t index, bool 
     int r = 0;
     for (uint64_t at = index * span; r >= 0 && at < (index + 1) * span; at += q->slice_span) {
         r = settle_slice(co, q, at);
-        *shared |= r > 0;
+        *shared |= r > 0 || r == -EUCLEAN;
+        r = r == -EUCLEAN ? 0 : r;               /* a damaged table is for check to see */
     }
     return r < 0 ? r : 0;
 }
 
 int q2_clone_settle(struct co *co, struct q2_image *q)
 {
-    struct q2_clones *k = q->clones;
+    struct q2_clones *k = &q->clones;
     bool shared = q->h.nb_snapshots > 0;
     int r = 0;
-    if (!k || !k->any || q->unclean || q->im.read_only || MUTANT(MUT_CLONE_FORGETS_FLAG))
+    if (!k->any || q->unclean || q->im.read_only || MUTANT(MUT_CLONE_FORGETS_FLAG))
         return 0;
     for (uint64_t i = 0; r == 0 && i < atomic_load_explicit(&q->l1, memory_order_relaxed)->entries; i++) {
         struct q2_l1e e;
         if (!q2_l1e_decode(&q->g, be64_word(atomic_load_explicit(&atomic_load_explicit(&q->l1, memory_order_relaxed)->words[i], memory_order_relaxed)), &e))
-            r = -EUCLEAN;
+            shared = true;
         else if (e.l2_off)
             r = settle_table(co, q, i, &shared);
     }
@@ -402,10 +389,4 @@ int q2_clone_settle(struct co *co, struct q2_image *q)
     return r;
 }
 
-void q2_clone_free(struct q2_image *q)
-{
-    if (q->clones)
-        q2_marks_fini(&q->clones->left);
-    free(q->clones);
-    q->clones = NULL;
-}
+void q2_clone_free(struct q2_image *q) { q2_marks_fini(&q->clones.left); }

@@ -7,12 +7,11 @@
 
 #include "fmt/qcow2/q2_image.h"
 
-struct q2_clones;
 /* fmt_ops.clone. */
 int64_t q2_clone(struct co *co, struct fmt_image *im, uint64_t src, uint64_t dst, uint64_t len);
 /* Are there clusters that two places of the disk share, as far as the image says? */
 static inline bool q2_clone_any(const struct q2_image *q) { return q->h.autoclear & Q2_AUTOCLEAR_CLONES; }
-/* Behind the opening for writing: did the last one end without having looked after its flags? */
+/* Behind the opening for writing. */
 void q2_clone_opened(struct q2_image *q);
 /* Clusters have lost an owner and have others: one of those may be the only one now, without a flag that says so. */
 void q2_clone_left(struct q2_image *q, uint64_t cluster, uint64_t n);

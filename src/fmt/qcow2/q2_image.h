@@ -12,6 +12,7 @@
 #include "fmt/streams.h"
 #include "fmt/qcow2/q2_geom.h"
 #include "fmt/qcow2/q2_header.h"
+#include "fmt/qcow2/q2_marks.h"
 #include "meta/meta.h"
 #include "rt/sync.h"
 
@@ -48,7 +49,8 @@ struct q2_unclean;                      /* q2_unclean.c */
 struct q2_scrubbing;                    /* q2_scrub.c */
 struct q2_crypt;                        /* q2_crypt.c */
 struct q2_guard;                        /* q2_guard.c */
-struct q2_clones;                       /* q2_clone.c */
+/* Clusters that lost an owner while they had others (q2_clone.c). Home. */
+struct q2_clones { struct co_mutex mx; struct q2_marks left; bool any, all; };
 
 #define Q2_FIXED 5u
 
@@ -102,7 +104,7 @@ struct q2_image {
     uint64_t file_end_at_open;          /* bytes, rounded up to a cluster */
     uint64_t file_bytes_at_open;        /* the same, exact */
     uint64_t zero_stamp; bool zero_stamped;   /* grace period before a kept zero cluster may be written (q2_write.c) */
-    struct q2_clones *clones;           /* home; NULL: none are known of */
+    struct q2_clones clones;
     struct q2_codecs *codecs;
     struct q2_decoded *decoded;
     _Atomic uint64_t pack_round;        /* counts takings of host space for compressed clusters (q2_decode.c U2) */
