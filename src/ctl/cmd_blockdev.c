@@ -182,6 +182,8 @@ static int make_overlay(struct co *co, struct ctl_act *t)
     s->made = make && !r;
     if (!r)
         r = open_new(co, &t->call, a, format, &s->overlay);
+    if (!r)
+        graph_ref(s->overlay);                   /* nobody deletes it before it is where it belongs */
     if (r && s->made)
         ctl_drop_image(a->file);                 /* I1 */
     if (r)
@@ -219,6 +221,7 @@ static void end_sync(struct co *co, struct ctl_act *t, bool good)
     struct taking *s = t->state;
     if (good)
         graph_snapshot_settle(co, t->node);
+    (void)!graph_close(co, s->overlay);          /* it is the user's, too: nothing is closed here */
     int deleted = good ? 0 : graph_blockdev_del(co, s->overlay, NULL);       /* nothing was written to it */
     if (!good && s->made && deleted != -EPERM)   /* else it could not be taken out, and is in use: told already */
         ctl_drop_image(a->file);                 /* I1 */

@@ -27,7 +27,7 @@ struct step {
     struct graph_node *n;
     struct node_mode to, from;
     struct node_how *how;                /* of `to`, while it is not the node's */
-    bool switches, switched;
+    bool switches, switched, locks_held;
     bool auto_read_only;
     bool moves, moved;                   /* the edge to what lies below */
     struct graph_node *below, *was;
@@ -290,6 +290,9 @@ static int check_users(struct reopening *ro, const struct graph_node *n, const s
     return 0;
 }
 
+/* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
+static bool is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
+
 /* The images over a file get another image as well (follow_file). */
 static int check_step(struct reopening *ro, const struct step *st, const struct node_mode *to)
 {
@@ -299,7 +302,7 @@ static int check_step(struct reopening *ro, const struct step *st, const struct 
         r = mode_check(n, to, ro->err);
     for (struct graph_node *m = node_next(ro->g, NULL); m && n->is_file && !r; m = node_next(ro->g, m)) {
         const struct node_mode same = mode_of(m);
-        if (m->file != n)
+        if (m->file != n || !is_open(m))
             continue;
         r = check_users(ro, m, &same);
         if (!r)
@@ -308,15 +311,26 @@ static int check_step(struct reopening *ro, const struct step *st, const struct 
     return r;
 }
 
-/* The images that share a file's store go over to the new one. */
+/* An image over the file that has the store that the file had before. */
+static struct graph_node *left_behind(const struct graph_node *file)
+{
+    for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
+        if (m->file == file && is_open(m) && m->im->store != file->im->store)
+            return m;
+    return NULL;
+}
+
+/* The images that share a file's store go over to the new one. From the beginning each time: others may come and go meanwhile. */
 static int follow_file(struct co *co, struct graph_node *file, struct byre_err *err)
 {
+    struct graph_node *m;
     int r = 0;
-    for (struct graph_node *m = node_next(file->g, NULL); m && !r; m = node_next(file->g, m)) {
-        struct node_mode same = mode_of(m);
-        if (m->file == file && m->im->store != file->im->store)
-            r = mode_switch(co, m, &same, err);
+    while (!r && (m = left_behind(file))) {
+        const struct node_mode same = mode_of(m);
+        graph_ref(m);
+        r = mode_switch(co, m, &same, err);
         m->undisturbed = false;
+        (void)node_unref(co, m);                 /* 0 unless its last user went meanwhile; then there is nobody left to tell */
     }
     return r;
 }
@@ -452,15 +466,21 @@ static int drain_all(struct co *co, struct reopening *ro)
     return 0;
 }
 
-/* After a failure: files first, because the lock of a store that an image shares is the image's, whatever was tried with the file. */
-static void lock_all(struct co *co, struct reopening *ro)
+/* What is changed back when a later node fails finds the locks that it had. */
+static void hold_locks(struct reopening *ro)
 {
-    for (unsigned images = 0; images < 2; images++)
-        for (size_t i = 0; i < ro->drained_count; i++) {
-            struct graph_node *n = ro->drained[i];
-            if (n->is_file != images && n->im && !n->flt && node_lock(co, n, 0, NULL))
-                graph_warn(n, "%s: its lock cannot be taken back", n->filename);
+    for (size_t i = 0; i < ro->count; i++)
+        if (ro->steps[i].switches) {
+            mode_locks_hold(ro->steps[i].n);
+            ro->steps[i].locks_held = true;
         }
+}
+
+static void let_locks(struct co *co, struct reopening *ro)
+{
+    for (size_t i = 0; i < ro->count; i++)
+        if (ro->steps[i].locks_held)
+            mode_locks_let(co, ro->steps[i].n);
 }
 
 static void drain_no_more(struct co *co, struct reopening *ro)
@@ -511,10 +531,11 @@ int graph_blockdev_reopen(struct co *co, struct graph *g, const json_t *list, st
     }
     if (!r)
         r = drain_all(co, &ro);
-    if (!r)
+    if (!r) {
+        hold_locks(&ro);
         r = do_all(co, &ro);
-    if (r)
-        lock_all(co, &ro);
+        let_locks(co, &ro);
+    }
     drain_no_more(co, &ro);
     graph_edges_let(co, g);
     reopening_end(co, &ro);

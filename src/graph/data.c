@@ -118,11 +118,10 @@ int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, s
     int r = ask->path ? open_given(co, ask, &s, &n->data_filename, err) : open_recorded(co, ask, name, &s, &n->data_filename, err);
     if (r)
         return r;
-    n->data_perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE);
-    n->data_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~STOR_PERM_RESIZE;        /* I4 */
+    data_locks_of(n);                            /* I4 */
     r = check_place(ask, s, err);
-    if (!r && !n->no_lock)
-        r = stor_lock(co, s, n->data_perm, n->data_shared, err);
+    if (!r)
+        r = data_lock(co, n, s, 0, err);
     if (r) {
         stor_close(co, s);
         return r;

@@ -7,7 +7,8 @@
  * Invariants  I1  A node in the list has refs > 0 or is being opened or closed.
  *             I2  node->backing holds one reference of the node it names.
  *             I3  Names are unique in a graph, among nodes that do not end.
- *             I4  A node ends once. Who finds it in the list while it ends may take a reference, and it is freed when that is given back.
+ *             I4  A node ends once. Who finds it in the list while it ends (node_next) may take a reference, and it is freed when that is given back.
+ *                 He does nothing with its image, which is being closed. graph_next and graph_find do not find it.
  * Order       A node is flushed and closed before its backing node.
  * Concurrency Home loop, except the descriptions, which read what is constant while a node is open.
  * Failure     Closing goes on after an error and returns the first.
@@ -170,8 +171,8 @@ static int node_end(struct co *co, struct graph_node *n, struct held *ret)
 static void leave_file(struct co *co, struct graph_node *f)
 {
     f->refs--;
-    if (!f->flt && node_lock(co, f, 0, NULL))
-        graph_warn(f, "%s: its lock cannot be lowered again", f->filename);
+    int r = f->flt ? 0 : node_lock(co, f, 0, NULL);          /* only lowers it */
+    (void)r;
 }
 
 /* What is not below but beside n: given up now, or, by its last user, later. */
@@ -279,7 +280,7 @@ struct graph_node *graph_next(struct graph *g, struct graph_node *prev)
 {
     do
         prev = node_next(g, prev);
-    while (prev && (node_is_hidden(prev) || !prev->ready));      /* one that is being opened may have no image yet */
+    while (prev && (node_is_hidden(prev) || !prev->ready || prev->ending));      /* one that is being opened or closed may have no image (I4) */
     return prev;
 }
 
@@ -306,6 +307,22 @@ void graph_abandon(struct graph_node *n)
         if (n->im->data && n->im->data != n->im->store)
             stor_nbd_abandon(n->im->data);
     }
+}
+
+/* ---- changes of the image as a whole ---- */
+
+int node_change_begin(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    node_close_begin(co, n);
+    co_lock(co, &n->whole);
+    return n->read_only ? byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename) : 0;
+}
+
+void node_change_end(struct graph_node *n)
+{
+    co_unlock(&n->whole);
+    filters_refresh(n->g);
+    node_close_end(n);
 }
 
 /* ---- resize ---- */
@@ -362,17 +379,15 @@ static int resize(struct co *co, struct graph_node *n, const struct graph_user *
         r = node_lock(co, n, STOR_PERM_RESIZE, err);
     if (r)
         return r;
-    node_close_begin(co, n);
-    co_lock(co, &n->whole);
+    r = node_change_begin(co, n, err);
     uint64_t old = graph_length(n);
-    r = resize_all(co, n, size, prealloc, err);
+    if (!r)
+        r = resize_all(co, n, size, prealloc, err);
     if (graph_length(n) != old)
         watches_resized(n, graph_length(n));
-    co_unlock(&n->whole);
     if (n->file && n->is_raw && n->file->im->size < n->im->size)
         atomic_store(&n->file->im->size, n->im->size);      /* it is the same file */
-    filters_refresh(n->g);
-    node_close_end(n);
+    node_change_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was resized, but its lock cannot be lowered again", n->filename);
     return r;
@@ -445,12 +460,10 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
         r = watches_allow(n, "become another", err);
     if (r)
         return r;
-    node_close_begin(co, n);
-    co_lock(co, &n->whole);
-    r = rq->op == FMT_SNAPSHOT_APPLY ? apply_drained(co, n, rq, ret, err) : n->im->ops->snapshot(co, n->im, rq, ret, err);
-    co_unlock(&n->whole);
-    filters_refresh(n->g);
-    node_close_end(n);
+    r = node_change_begin(co, n, err);
+    if (!r)
+        r = rq->op == FMT_SNAPSHOT_APPLY ? apply_drained(co, n, rq, ret, err) : n->im->ops->snapshot(co, n->im, rq, ret, err);
+    node_change_end(n);
     return r;
 }
 
@@ -476,12 +489,10 @@ int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, s
         r = node_lock(co, n, STOR_PERM_RESIZE, err);
     if (r)
         return r;
-    node_close_begin(co, n);
-    co_lock(co, &n->whole);
-    r = n->im->ops->amend(co, n->im, a, err);
-    co_unlock(&n->whole);
-    filters_refresh(n->g);
-    node_close_end(n);
+    r = node_change_begin(co, n, err);
+    if (!r)
+        r = n->im->ops->amend(co, n->im, a, err);
+    node_change_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was amended, but its lock cannot be lowered again", n->filename);
     return r;

@@ -97,6 +97,9 @@ struct gate_waiter;
 /* Bitmaps that record. Replaced as a whole, when drained (bitmap.c). */
 struct tracked { unsigned count; struct dirty *bits[]; };
 
+/* What goes on being locked whatever the node wants now, until nobody holds it any more. */
+struct lock_keep { unsigned holds, perm, unshared, data_perm, data_unshared; };
+
 struct node_stats;
 struct graph_node {
     /* constant while open */
@@ -121,9 +124,11 @@ struct graph_node {
     bool has_data_identity;
     uint64_t data_a, data_b;
     struct stor_seen seen, data_seen;   /* its files, when they had been locked and nothing of them was read (mode.c) */
-    unsigned lock_perm, lock_shared;    /* what stor_lock holds; no_lock: both 0 */
+    unsigned lock_perm, lock_shared;    /* what this node wants of the lock of its store (open.c I6) */
     unsigned data_perm, data_shared;    /* the same for the external data file */
     bool no_lock;
+    struct lock_keep keep;              /* mode.c: what is held beside that while the image becomes another one */
+    struct co_mutex locking;            /* of a node with a store of its own: the locks of the store change (open.c I6) */
     struct graph_user backing_use;      /* this node's use of `backing` */
     /* gate (drain.c) */
     struct epoch *gate;                 /* a section = a request inside */
@@ -167,7 +172,6 @@ struct graph_node {
     bool inner;                         /* its gate is never closed (struct graph_attach_opts), but: */
     bool under;                         /* a format's store (under.c), whose gate node_close_begin closes */
     bool undisturbed;                   /* home: nobody has written its file since it was opened, but it is opened again with that (mode.c) */
-    bool lax;                           /* home: its image is being replaced, and stores over it want no locks meanwhile (mode.c) */
     bool passing;                       /* a job has put it there and takes it away: no edge to it or from it may be frozen. Constant */
     bool owned;                         /* home: the user's, until blockdev-del */
     bool is_file;                       /* a bare file or device: a format may lie over it */
@@ -195,6 +199,10 @@ int node_unref(struct co *co, struct graph_node *n);
 MUST_USE int node_resize(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
 /* For the store over n: its length, from inside a request of what lies above; only_grow: if it is shorter. -errno. Home. */
 MUST_USE int node_set_length(struct co *co, struct graph_node *n, uint64_t size, bool only_grow);
+/* Drains n and holds its `whole`, for a change of its image: refused when it has become read-only by then (mode.c). end after begin, also when that
+ * was refused. */
+MUST_USE int node_change_begin(struct co *co, struct graph_node *n, struct byre_err *err);
+void node_change_end(struct graph_node *n);
 /* Iterates all nodes, attachments too. */
 struct graph_node *node_next(struct graph *g, struct graph_node *prev);
 /* Which node keeps a snapshot of what n shows, or in it (runtime.c). NULL: none. */
@@ -305,8 +313,16 @@ static inline bool data_is(const struct graph_node *n, bool has, uint64_t a, uin
 {
     return n->has_data_identity && has && n->data_a == a && n->data_b == b;
 }
-/* (Re)takes the locks of n; extra is added to the permissions held. */
+/* (Re)takes the locks of n; extra is added to the permissions held. Cannot fail where nothing is wanted that is not held. */
 MUST_USE int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_err *err);
+/* The same for a store that is n's, or is about to be, in the place of `old` (NULL: of none). */
+MUST_USE int store_lock(struct co *co, struct graph_node *n, struct stor *s, struct stor *old, struct byre_err *err);
+MUST_USE int data_lock(struct co *co, struct graph_node *n, struct stor *data, unsigned extra, struct byre_err *err);
+/* What n wants when it is open for reading, or for writing: lock_perm and lock_shared. deny: of a raw image. */
+void locks_of(struct graph_node *n, unsigned deny);
+void data_locks_of(struct graph_node *n);
+/* What node_open_again denies others where the image is raw. */
+#define REOPEN_DENY (STOR_PERM_WRITE | STOR_PERM_RESIZE)
 
 /* ---- drain.c ---- */
 MUST_USE int gate_init(struct graph_node *n);

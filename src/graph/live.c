@@ -206,6 +206,21 @@ void graph_claim_relax(struct graph_claim *c)
     c->relaxed = true;
 }
 
+int graph_claim_again(struct graph_claim *c, struct byre_err *err)
+{
+    int r = 0;
+    ASSERT(c->relaxed);
+    for (unsigned i = 0; i < c->count; i++)
+        graph_user_remove(&c->all[i].use);
+    for (unsigned i = 0; !r && i < c->count; i++)
+        r = i && c->all[i - 1].n->backing != c->all[i].n ? byre_fail(err, BUSY, "node '%s': lies above another node now", c->all[i - 1].n->name) : take(c, i, err);
+    c->relaxed = false;
+    if (!r)
+        r = graph_freeze(c->all[0].n, c->all[c->count - 1].n, err);
+    c->frozen = !r;
+    return r;
+}
+
 void graph_claim_end(struct co *co, struct graph_claim *c)
 {
     if (!c)

@@ -35,6 +35,8 @@ MUST_USE int graph_claim_forget(struct co *co, const struct graph_claim *c, uint
 MUST_USE int graph_claim_mark(struct co *co, const struct graph_claim *c, struct byre_err *err);
 /* Others may read the layers again, and change what lies below which; nobody writes to them, and the base still is open for writing. */
 void graph_claim_relax(struct graph_claim *c);
+/* Takes that back, for edges that were held since; whoever reads a layer by now may be in the way. On failure it still is to be ended. */
+MUST_USE int graph_claim_again(struct graph_claim *c, struct byre_err *err);
 /* Base is opened for reading again, and what nobody else uses is closed. What could not be done is warned of. NULL: nothing. */
 void graph_claim_end(struct co *co, struct graph_claim *c);
 

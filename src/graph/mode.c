@@ -4,8 +4,9 @@
  *
  * Purpose     Another image of the same file takes the place of the one that a node has.
  * Owns        Nothing beyond the calls.
- * Invariants  M1  A node is never without an image: the new one is open before the old one is closed. Both hold their locks at the same
- *                 time, so what the old one denies others is lowered first; whoever takes the chance makes the call fail.
+ * Invariants  M1  A node is never without an image: the new one is open before the old one is closed. What either of them needs of locks is
+ *                 held from before the new one is opened until nothing can fail any more (struct lock_keep), by the store of each: a second
+ *                 store takes what the first one has (stor_lock_beside). Nobody else gets the file in between, and nothing is to be taken back.
  *             M2  Two images of one file are never both open for writing. From writing to writing goes by way of reading.
  *             M3  Indexes (D6) that remember the node's old image are gone before the image is.
  *             M4  While a layer may be written, first writes above it know nothing of what it holds (below_zero_from).
@@ -16,8 +17,8 @@
  *                 inconsistent (G.018).
  * Order       What was open for writing is durable before anything else happens (Q16 to Q18 are the format's, when it is closed).
  * Concurrency Home loop, drained.
- * Failure     As it was, but for a lock that cannot be taken back, which is told; and what was open for writing may stay open for reading when
- *             the file could be opened for reading a moment before, and cannot be opened for writing any more.
+ * Failure     As it was, but what was open for writing may stay open for reading when the file could be opened for reading a moment before, and
+ *             cannot be opened for writing any more.
  * Tests       runtime_test.c, tests/crash/snap_crash.c, tests/cli/blockdev_test.py, tests/daemon/reopen_test.py
  */
 #include <stdlib.h>
@@ -46,7 +47,7 @@ static void forget_below(struct graph_node *n)
 /* What is the image's, and not the node's. */
 struct kept {
     struct fmt_image *im;
-    unsigned lock_perm, lock_shared, data_perm, data_shared, file_perm;
+    unsigned lock_perm, lock_shared, data_perm, data_shared;
     char *data_filename;
     bool has_data_identity, guard_first, listed, is_view;
     uint64_t data_a, data_b;
@@ -70,7 +71,7 @@ static void set_mode(struct graph_node *n, const struct node_mode *m)
 
 static struct kept keep(const struct graph_node *n)
 {
-    return (struct kept){ n->im, n->lock_perm, n->lock_shared, n->data_perm, n->data_shared, n->file_use.perm, n->data_filename, n->has_data_identity,
+    return (struct kept){ n->im, n->lock_perm, n->lock_shared, n->data_perm, n->data_shared, n->data_filename, n->has_data_identity,
                           n->guard_first, n->bitmaps_listed, n->is_view, n->data_a, n->data_b, mode_of(n), n->seen, n->data_seen };
 }
 
@@ -83,7 +84,6 @@ static void put_back(struct graph_node *n, const struct kept *k)
     n->lock_shared = k->lock_shared;
     n->data_perm = k->data_perm;
     n->data_shared = k->data_shared;
-    n->file_use.perm = k->file_perm;
     n->data_filename = k->data_filename;
     n->has_data_identity = k->has_data_identity;
     n->guard_first = k->guard_first;
@@ -98,37 +98,81 @@ static void put_back(struct graph_node *n, const struct kept *k)
     set_mode(n, &k->mode);
 }
 
-/* Lets others do what the new image will want. The node's own file must put up with an image that writes. */
-static int loosen(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+/* ---- locks (M1) ---- */
+
+/* Goes on being held: what n has and wants of its locks now. */
+static void keep_locks(struct graph_node *n)
 {
-    if (m->read_only)
-        n->lock_perm = n->data_perm = STOR_PERM_READ;
-    n->lock_shared = n->data_shared = STOR_PERM_ALL;
+    n->keep.perm |= n->lock_perm;
+    n->keep.unshared |= STOR_PERM_ALL & ~n->lock_shared;
+    if (n->im->data == n->im->store)
+        return;
+    n->keep.data_perm |= n->data_perm;
+    n->keep.data_unshared |= STOR_PERM_ALL & ~n->data_shared;
+}
+
+void mode_locks_hold(struct graph_node *n)
+{
+    n->keep.holds++;
+    keep_locks(n);
+}
+
+void mode_locks_let(struct co *co, struct graph_node *n)
+{
+    ASSERT(n->keep.holds);
+    if (--n->keep.holds)
+        return;
+    n->keep = (struct lock_keep){ 0 };
+    int r = node_lock(co, n, 0, NULL);           /* only lowers them */
+    (void)r;
+}
+
+/* The store that n has gets the locks that one in this mode will want. */
+static int raise_locks(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    const struct lock_keep before = n->keep;
+    const bool read_only = n->read_only;
+    const unsigned perm = n->lock_perm, shared = n->lock_shared, data_perm = n->data_perm, data_shared = n->data_shared;
+    n->read_only = m->read_only;
+    locks_of(n, REOPEN_DENY);
+    data_locks_of(n);
+    keep_locks(n);
+    n->read_only = read_only;
+    n->lock_perm = perm;
+    n->lock_shared = shared;
+    n->data_perm = data_perm;
+    n->data_shared = data_shared;
     int r = node_lock(co, n, 0, err);
-    if (r || !n->file)
-        return r;
+    if (!r)
+        return 0;
+    n->keep = before;
+    int low = node_lock(co, n, 0, NULL);         /* where one of two was raised */
+    (void)low;
+    return r;
+}
+
+/* The node's own file must put up with an image in this mode. */
+static int ask_file(struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    if (!n->file)
+        return 0;
     struct graph_user want = n->file_use;
-    want.perm = m->read_only ? STOR_PERM_READ : STOR_PERM_READ | STOR_PERM_WRITE | STOR_PERM_RESIZE;
+    want.perm |= m->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE;         /* and what it does now, as with locks */
     if (n->file->read_only && !m->read_only)
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, and '%s' over it is to be written", n->file->name, n->name);
-    r = users_fit(n->file, &want, &n->file_use, err);
+    int r = users_fit(n->file, &want, &n->file_use, err);
     if (!r)
         n->file_use.perm = want.perm;
     users_settle(n->file);
     return r;
 }
 
-static void back_to(struct co *co, struct graph_node *n, const struct kept *k)
-{
-    put_back(n, k);
-    if (node_lock(co, n, 0, NULL))
-        graph_warn(n, "%s: could not be opened again, and its lock cannot be taken back", n->filename);
-}
-
 /* Opens n in this mode beside k, which stays open (M1). */
 static int open_beside(struct co *co, struct graph_node *n, const struct node_mode *m, const struct kept *k, struct byre_err *err)
 {
-    int r = loosen(co, n, m, err);
+    int r = raise_locks(co, n, m, err);
+    if (!r)
+        r = ask_file(n, m, err);
     if (!r) {
         set_mode(n, m);
         n->data_filename = NULL;
@@ -136,7 +180,7 @@ static int open_beside(struct co *co, struct graph_node *n, const struct node_mo
         r = node_open_again(co, n, k->im->ops, err);
     }
     if (r)
-        back_to(co, n, k);
+        put_back(n, k);
     return r;
 }
 
@@ -155,7 +199,7 @@ static void close_beside(struct co *co, struct graph_node *n, const struct kept 
     bitmaps_list_free(new.im->bitmaps);          /* nothing was recorded */
     new.im->bitmaps = NULL;
     close_reading(co, &new);
-    back_to(co, n, k);
+    put_back(n, k);
 }
 
 /* ---- bitmaps that are not the image's (M5) ---- */
@@ -296,14 +340,6 @@ static int from_writing(struct co *co, struct graph_node *n, const struct node_m
 
 /* ---- the whole ---- */
 
-/* What formats over n (under.c) want of its file. */
-static void tighten(struct co *co, struct graph_node *n)
-{
-    n->lax = false;
-    if (!list_empty(&n->g->unders) && node_lock(co, n, 0, NULL))
-        graph_warn(n, "%s: its lock cannot be taken back", n->filename);
-}
-
 void graph_hold_image(struct co *co, struct graph_node *n) { co_lock(co, &n->whole); }
 void graph_release_image(struct graph_node *n) { co_unlock(&n->whole); }
 
@@ -312,9 +348,13 @@ int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, 
     node_close_begin(co, n);
     graph_hold_image(co, n);
     indexes_drop(co, n);
-    n->lax = true;
+    mode_locks_hold(n);
     int r = n->read_only ? from_reading(co, n, m, err) : from_writing(co, n, m, err);
-    tighten(co, n);
+    if (n->file) {
+        n->file_use.perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE);
+        users_settle(n->file);
+    }
+    mode_locks_let(co, n);
     threshold_follow(n);
     if (n->backing)
         n->im->has_backing = true;               /* whatever the image records: what is written to it hides what lies there */

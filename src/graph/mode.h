@@ -15,6 +15,9 @@ MUST_USE int mode_check(struct graph_node *n, const struct node_mode *m, struct 
 /* Drains, and opens it so. On success n->how is m->how, and the old one the caller's to free; so it may be when it failed at the
  * very end, else n->how is the old one. Edges are held (runtime.h), unless nobody else is there. */
 MUST_USE int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err);
+/* From one to the other no lock of n is lowered, for changes of mode that are undone together. Nests. let suspends. */
+void mode_locks_hold(struct graph_node *n);
+void mode_locks_let(struct co *co, struct graph_node *n);
 /* Somebody who changes n, or may rewrite what it holds; NULL: nobody. */
 const char *mode_writer(const struct graph_node *n);
 

@@ -9,6 +9,9 @@
  *             I3  Backing layers are read-only. One that is open read-only already is shared, not opened twice.
  *             I4  Under strict policy nothing is guessed and an overlay names plain paths only.
  *             I5  Locks: see locks_of; taken before the format reads its metadata.
+ *             I6  Nodes over one bare file share its store, and the lock of that is what all of them want: none of them that comes, goes or
+ *                 changes takes away what another one needs. Who shares the store, and whether it becomes another one (mode.c), is settled
+ *                 with the file's `whole` held; what the lock is to be, with its `locking`.
  * Order       None: opening for reading writes nothing; a format opened for writing sees to itself.
  * Concurrency Home loop. Suspends; a chain that is not complete is not shared (ready).
  * Failure     Everything opened by the call is closed again, the top last opened first closed.
@@ -56,6 +59,7 @@ struct layer {
     bool is_top, any_key;               /* any_key: the secret was given by the caller, not by a name */
     struct graph_node *n;
     struct stor *store;                 /* until the image takes it */
+    struct graph_node *file;            /* `whole` of the bare file below it is held; with a reference. NULL: there is none */
     const struct fmt_ops *ops;
 };
 
@@ -63,7 +67,7 @@ struct layer {
 
 /* The peer's choices, as seen with lslocks: who writes holds write, formats with metadata hold resize too and deny
  * others both; a raw image denies nothing by itself; forced sharing denies nothing at all. */
-static void locks_of(struct graph_node *n, unsigned deny)
+void locks_of(struct graph_node *n, unsigned deny)
 {
     n->lock_perm = STOR_PERM_READ;
     if (!n->read_only)
@@ -73,16 +77,73 @@ static void locks_of(struct graph_node *n, unsigned deny)
     n->lock_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~deny;
 }
 
+void data_locks_of(struct graph_node *n)
+{
+    n->data_perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE);
+    n->data_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~STOR_PERM_RESIZE;        /* data.c I4 */
+}
+
+/* Whose locks s takes, the store that n has or will have: the bare file's that it shares; else its own, or what it asks of a node below (under.c U4). */
+static struct graph_node *store_owner(struct graph_node *n, const struct stor *s) { return n->file && !under_is_store(s) ? n->file : n; }
+
+/* Of a bare file that images lie over, their wishes count, and its own where somebody else uses it as well. */
+static bool speaks_through_images(const struct graph_node *n)
+{
+    unsigned images = 0, users = 0;
+    for (const struct graph_user *u = n->users; u; u = u->next)
+        users++;
+    for (struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, m))
+        images += m->file == n && m->lock_perm;
+    return images && users <= images;
+}
+
+/* I6 */
+static void join_locks(const struct graph_node *owner, unsigned *perm, unsigned *unshared)
+{
+    for (struct graph_node *m = node_next(owner->g, NULL); m; m = node_next(owner->g, m)) {
+        if (store_owner(m, m->im ? m->im->store : NULL) != owner || m->no_lock || !m->lock_perm)
+            continue;
+        *perm |= m->keep.perm;
+        *unshared |= m->keep.unshared;
+        unders_want(m, perm, unshared);
+        if (m == owner && speaks_through_images(m))
+            continue;
+        *perm |= m->lock_perm;
+        *unshared |= STOR_PERM_ALL & ~m->lock_shared;
+    }
+}
+
+/* s NULL: what n's image has then. */
+static int lock_joined(struct co *co, struct graph_node *n, struct stor *s, struct stor *old, unsigned extra, struct byre_err *err)
+{
+    s = s ? s : n->im->store;
+    struct graph_node *owner = store_owner(n, s);
+    unsigned perm = extra, unshared = 0;
+    co_lock(co, &owner->locking);
+    join_locks(owner, &perm, &unshared);
+    int r = old ? stor_lock_beside(co, s, old, perm, STOR_PERM_ALL & ~unshared, err) : stor_lock(co, s, perm, STOR_PERM_ALL & ~unshared, err);
+    co_unlock(&owner->locking);
+    return r;
+}
+
+int store_lock(struct co *co, struct graph_node *n, struct stor *s, struct stor *old, struct byre_err *err)
+{
+    return n->no_lock ? 0 : lock_joined(co, n, s, old, 0, err);
+}
+
+int data_lock(struct co *co, struct graph_node *n, struct stor *data, unsigned extra, struct byre_err *err)
+{
+    unsigned perm = n->data_perm | n->keep.data_perm | extra, shared = n->data_shared & ~n->keep.data_unshared;
+    struct stor *old = n->im && n->im->data != n->im->store && n->im->data != data ? n->im->data : NULL;
+    return n->no_lock ? 0 : old ? stor_lock_beside(co, data, old, perm, shared, err) : stor_lock(co, data, perm, shared, err);
+}
+
 int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_err *err)
 {
     if (n->no_lock)
         return 0;
-    unsigned perm = n->lock_perm | extra, shared = n->lock_shared;
-    unders_want(n, &perm, &shared);
-    int r = stor_lock(co, n->im->store, perm, shared, err);
-    if (!r && n->im->data != n->im->store)
-        r = stor_lock(co, n->im->data, n->data_perm | extra, n->data_shared, err);
-    return r;
+    int r = lock_joined(co, n, NULL, NULL, extra, err);
+    return r || n->im->data == n->im->store ? r : data_lock(co, n, n->im->data, extra, err);
 }
 
 /* ---- format ---- */
@@ -167,6 +228,12 @@ static int share_store(struct co *co, struct opening *op, struct layer *l, struc
 {
     struct graph_node *n = l->n, *file = graph_find(op->g, l->ref->file_ref);
     int r = check_file_node(l, file, err);
+    if (r)
+        return r;
+    graph_ref(file);
+    graph_hold_image(co, file);                  /* I6 */
+    l->file = file;
+    r = check_file_node(l, file, err);           /* it may be open in another way by now */
     if (r)
         return r;
     if (!n->file) {
@@ -325,7 +392,7 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     if (r)
         return r;
     locks_of(n, l->is_top ? op->o->deny : 0);
-    r = n->no_lock ? 0 : stor_lock(co, l->store, n->lock_perm, n->lock_shared, err);
+    r = store_lock(co, n, l->store, n->im && n->im->store != l->store ? n->im->store : NULL, err);      /* n->im: another one takes its place */
     if (!r)
         (void)stor_file_seen(co, l->store, &n->seen);            /* of a store that cannot tell nothing is known */
     n->data_seen = (struct stor_seen){ 0 };
@@ -391,6 +458,17 @@ static int share(struct co *co, struct opening *op, struct layer *l, struct grap
     node_free(l->n);
     l->n = shared;
     return 0;
+}
+
+/* The image has the store, or there will be none. */
+static void leave_file_node(struct co *co, struct layer *l)
+{
+    struct graph_node *file = l->file;
+    if (!file)
+        return;
+    l->file = NULL;
+    graph_release_image(file);
+    (void)node_unref(co, file);                  /* the image holds it, or its user has gone meanwhile: then there is nobody to tell */
 }
 
 static int open_layer_parts(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
@@ -460,8 +538,7 @@ static int keep_how(struct opening *op, struct layer *l, struct byre_err *err)
 int node_open_again(struct co *co, struct graph_node *n, const struct fmt_ops *ops, struct byre_err *err)
 {
     struct node_how *how = n->how;
-    const struct graph_open_opts o = { .direct = how->direct, .no_flush = how->no_flush, .fmt.cache_bytes = how->cache_bytes,
-                                       .deny = STOR_PERM_WRITE | STOR_PERM_RESIZE };
+    const struct graph_open_opts o = { .direct = how->direct, .no_flush = how->no_flush, .fmt.cache_bytes = how->cache_bytes, .deny = REOPEN_DENY };
     struct opening op = { .g = n->g, .o = &o, .top = n, .crypt[0] = { .format = how->encrypt_format } };
     struct layer l = { .ref = &how->ref, .is_top = true, .any_key = true, .n = n, .ops = ops };
     const bool known = n->has_identity;
@@ -475,6 +552,7 @@ int node_open_again(struct co *co, struct graph_node *n, const struct fmt_ops *o
     if (!r)
         r = open_image(co, &op, &l, err);
     stor_close(co, l.store);                     /* the image has taken it, or it could not be opened */
+    leave_file_node(co, &l);
     return r;
 }
 
@@ -516,10 +594,12 @@ static int open_layer(struct co *co, struct opening *op, struct layer *l, struct
         r = keep_how(op, l, err);
     if (r) {
         stor_close(co, l->store);
+        leave_file_node(co, l);
         if (l->n)
             (void)node_unref(co, l->n);
         return r;
     }
+    leave_file_node(co, l);
     if (op->last)
         op->last->backing = l->n;
     else

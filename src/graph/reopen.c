@@ -86,11 +86,10 @@ static int amend_mark(struct co *co, struct graph_node *n, struct fmt_amend_opts
     ASSERT_LOOP(n->g->home);
     if (!n->im->ops->amend)
         return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot say of themselves that they are parts", n->filename, n->im->ops->name);
-    node_close_begin(co, n);
-    co_lock(co, &n->whole);
-    int r = n->im->ops->amend(co, n->im, a, err);
-    co_unlock(&n->whole);
-    node_close_end(n);
+    int r = node_change_begin(co, n, err);
+    if (!r)
+        r = n->im->ops->amend(co, n->im, a, err);
+    node_change_end(n);
     return r;
 }
 
@@ -164,6 +163,8 @@ static int rebase_drained(struct co *co, struct graph_node *n, struct graph_node
 int check_chain(const struct graph_node *n, const struct graph_node *backing, struct byre_err *err)
 {
     unsigned depth = 1;
+    if (backing && backing->ending)
+        return byre_fail(err, NOT_FOUND, "node '%s' is being closed", backing->name);
     for (const struct graph_node *m = backing; m; depth += !m->flt, m = m->backing)
         if (m == n || (m->has_identity && n->has_identity && m->id_a == n->id_a && m->id_b == n->id_b))
             return byre_fail(err, BACKING_LOOP, "%s: would be in its own backing chain", n->filename);
@@ -185,11 +186,10 @@ int graph_rebase_check(struct co *co, struct graph_node *n, struct graph_node *b
     int may = may_rebase(n, backing, err);
     if (may)
         return may;
-    node_close_begin(co, n);
-    co_lock(co, &n->whole);
-    int r = set_name(co, n, to, true, err);
-    co_unlock(&n->whole);
-    node_close_end(n);
+    int r = node_change_begin(co, n, err);
+    if (!r)
+        r = set_name(co, n, to, true, err);
+    node_change_end(n);
     return r;
 }
 
@@ -204,11 +204,10 @@ int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing
     graph_edges_hold(co, n->g);
     int r = may_rebase(n, backing, err);
     if (!r) {
-        node_close_begin(co, n);
-        co_lock(co, &n->whole);
-        r = rebase_drained(co, n, backing, to, err);
-        co_unlock(&n->whole);
-        node_close_end(n);
+        r = node_change_begin(co, n, err);
+        if (!r)
+            r = rebase_drained(co, n, backing, to, err);
+        node_change_end(n);
     }
     if (!r)
         graph_tell_linked(co, n->g, n->filename, n->backing_filename);
@@ -225,9 +224,9 @@ int graph_record_backing(struct co *co, struct graph_node *n, const struct graph
     int r = full_name(n, to->file, &name, err);
     if (r)
         return r;
-    node_close_begin(co, n);
-    co_lock(co, &n->whole);
-    r = set_name(co, n, to, false, err);
+    r = node_change_begin(co, n, err);
+    if (!r)
+        r = set_name(co, n, to, false, err);
     if (!r) {
         free(n->backing_filename);
         n->backing_filename = name;
@@ -235,8 +234,7 @@ int graph_record_backing(struct co *co, struct graph_node *n, const struct graph
     } else {
         free(name);
     }
-    co_unlock(&n->whole);
-    node_close_end(n);
+    node_change_end(n);
     if (!r)
         graph_tell_linked(co, n->g, n->filename, n->backing_filename);
     return r;
@@ -297,10 +295,9 @@ int graph_make_empty(struct co *co, struct graph_node *n, struct byre_err *err)
         return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
     if (!n->im->ops->make_empty)
         return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot be emptied", n->filename, n->im->ops->name);
-    node_close_begin(co, n);
-    co_lock(co, &n->whole);
-    int r = n->im->ops->make_empty(co, n->im, err);
-    co_unlock(&n->whole);
-    node_close_end(n);
+    int r = node_change_begin(co, n, err);
+    if (!r)
+        r = n->im->ops->make_empty(co, n->im, err);
+    node_change_end(n);
     return r;
 }

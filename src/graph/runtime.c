@@ -114,7 +114,7 @@ static void mark_moving(const struct change *c, bool on)
 
 static int check_change(const struct change *c, struct byre_err *err)
 {
-    int r = c->insert ? check_below(c, err) : 0;
+    int r = c->to->ending ? byre_fail(err, NOT_FOUND, "node '%s' is being closed", c->to->name) : c->insert ? check_below(c, err) : 0;
     mark_moving(c, true);                        /* they go together */
     for (struct graph_node *m = node_next(c->from->g, NULL); m && !r; m = node_next(c->from->g, m))
         if (moves(c, m))

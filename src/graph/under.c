@@ -131,20 +131,20 @@ static int under_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes)
 
 /* ---- locks (U4) ---- */
 
-void unders_want(const struct graph_node *bottom, unsigned *perm, unsigned *shared)
+void unders_want(const struct graph_node *bottom, unsigned *perm, unsigned *unshared)
 {
-    if (!bottom->is_raw || bottom->flt || bottom->lax)           /* images with metadata hold such locks anyway */
+    if (!bottom->is_raw || bottom->flt)           /* images with metadata hold such locks anyway */
         return;
     LIST_FOR(l, &bottom->g->unders) {
         const struct under *u = CONTAINER_OF(l, struct under, link);
         if (u->bottom == bottom) {
             *perm |= u->perm;
-            *shared &= u->shared;
+            *unshared |= STOR_PERM_ALL & ~u->shared;
         }
     }
 }
 
-static int under_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err)
+static int under_lock(struct co *co, struct stor *s, struct stor *beside, unsigned perm, unsigned shared, struct byre_err *err)
 {
     struct under *u = of(s);
     unsigned was_perm = u->perm, was_shared = u->shared;

@@ -11,7 +11,7 @@
 MUST_USE int under_new(struct co *co, struct graph_node *n, const char *who, bool read_only, struct stor **ret_s, struct byre_err *err);
 bool under_is_store(const struct stor *s);
 /* What stores over nodes want of this image's file, beside itself. */
-void unders_want(const struct graph_node *bottom, unsigned *perm, unsigned *shared);
+void unders_want(const struct graph_node *bottom, unsigned *perm, unsigned *unshared);
 /* Can its length be changed? */
 bool node_has_free_length(const struct graph_node *n);
 

@@ -162,20 +162,36 @@ static int switch_chain(struct co *co, struct live_commit *c, struct byre_err *e
     return r;
 }
 
+/* The claim is let go while edges are held, and the chain is another one, or claimed again, before they are let: nobody comes between. ret_again:
+ * an overlay has become longer. */
+static int switch_claimed(struct co *co, struct live_commit *c, bool *ret_again, struct byre_err *err)
+{
+    struct graph *g = graph_of(c->top);
+    struct byre_err why = { 0 };
+    graph_edges_hold(co, g);
+    graph_claim_relax(c->claim);
+    int r = switch_chain(co, c, &why);
+    *ret_again = r == -EBUSY && c->cleared < shown_to(c, g);
+    if (*ret_again)
+        r = graph_claim_again(c->claim, &why);
+    graph_edges_let(co, g);
+    if (r && err)
+        *err = why;
+    return r;
+}
+
 static int finish(struct co *co, struct job *job, struct byre_err *err)
 {
+    bool again = false;
     struct live_commit *c = job->opaque;
     int r = job_top_take(co, &c->filter, err);       /* overlays lie over top again */
     if (r)
         return r;
     do {                                 /* an overlay may become longer at any time */
         r = clear_behind(co, c, err);
-        graph_edges_hold(co, graph_of(c->top));          /* nobody comes between */
-        graph_claim_relax(c->claim);
         if (!r)
-            r = switch_chain(co, c, err);
-        graph_edges_let(co, graph_of(c->top));
-    } while (r == -EBUSY && c->cleared < shown_to(c, graph_of(c->top)));
+            r = switch_claimed(co, c, &again, err);
+    } while (!r && again);
     if (r)
         return r;
     graph_claim_end(co, c->claim);

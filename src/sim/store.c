@@ -358,9 +358,10 @@ static int sim_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len,
     return 0;
 }
 
-static int sim_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err)
+static int sim_lock(struct co *co, struct stor *s, struct stor *beside, unsigned perm, unsigned shared, struct byre_err *err)
 {
     (void)co;
+    (void)beside;
     (void)perm;
     (void)shared;
     int fault = fault_of(sim_of(s)->w, SIM_C_LOCK);

@@ -13,6 +13,8 @@
  *                  the lock would be wrong, and a restart after a kill must not fail.
  *              I4  A store that is closed gives its locks up first: what io_uring still holds of the file after a request has been
  *                  answered would keep them for a moment, and the next program would be refused.
+ *              I5  What is held already is not looked for again: whoever came since has seen it, and was refused. So a change that only gives
+ *                  something up cannot be refused, and a second store of the file, in the same process, can hold what the first one holds.
  * Order        Nothing on disk.
  * Concurrency  Worker threads (fcntl may ask a server); lock_mutex orders calls on one store. The locks belong to the
  *              open file description: they end with the store, and two stores of one process exclude each other too.
@@ -33,7 +35,7 @@ enum { BYTE_HELD = 100, BYTE_UNSHARED = 200, PERMS = 4, GHOST_WAIT_MS = 2000, GH
 static const char *const perm_name[PERMS] = { "consistent read", "write", "write unchanged", "resize" };
 
 struct lock_args {
-    struct file_stor *f;
+    struct file_stor *f, *beside;   /* beside: another store of the file, whose locks f may have, too; NULL: none */
     unsigned perm, shared;
     struct byre_err *err;
     bool started, nobody;       /* nobody: refused, and no process is seen to hold the lock */
@@ -119,16 +121,31 @@ static int no_locks(struct file_stor *f, unsigned perm, int r, struct byre_err *
                      "%s needs locking turned off", f->s.name, strerrordesc_np(-r), writer ? "writing" : "this");
 }
 
-static int change(struct file_stor *f, unsigned perm, unsigned unshared, bool *ret_nobody, struct byre_err *err)
+/* What a store holds, seen from another one of the same file. */
+struct own { unsigned held, unshared; };
+
+static struct own own_of(const struct file_stor *f, struct file_stor *beside)
+{
+    struct own o = { 0 };
+    if (!beside || beside->dev != f->dev || beside->ino != f->ino)
+        return o;
+    pthread_mutex_lock(&beside->lock_mutex);
+    o = (struct own){ beside->held, beside->unshared };
+    pthread_mutex_unlock(&beside->lock_mutex);
+    return o;
+}
+
+/* I5: others are looked for only where something is new. */
+static int change(struct file_stor *f, struct own own, unsigned perm, unsigned unshared, bool *ret_nobody, struct byre_err *err)
 {
     unsigned new_held = perm & ~f->held, new_unshared = unshared & ~f->unshared;
     int r = set_bytes(f->fd, F_RDLCK, BYTE_HELD, new_held);
     if (r == 0)
         r = set_bytes(f->fd, F_RDLCK, BYTE_UNSHARED, new_unshared);
     if (r == 0)
-        r = find_conflict(f->fd, BYTE_UNSHARED, perm);
+        r = find_conflict(f->fd, BYTE_UNSHARED, new_held & ~own.held);
     if (r == 0)
-        r = find_conflict(f->fd, BYTE_HELD, unshared);
+        r = find_conflict(f->fd, BYTE_HELD, new_unshared & ~own.unshared);
     if (r == 0) {
         /* Dropping cannot be refused; if the server is gone, so are the locks. */
         (void)set_bytes(f->fd, F_UNLCK, BYTE_HELD, f->held & ~perm);
@@ -154,15 +171,16 @@ static int lock_once(struct lock_args *a)
     a->nobody = false;
     if (f->locking == STOR_LOCK_OFF)
         return 0;
+    const struct own own = own_of(f, a->beside);
     pthread_mutex_lock(&f->lock_mutex);
-    int r = change(f, a->perm, STOR_PERM_ALL & ~a->shared, &a->nobody, a->err);
+    int r = change(f, own, a->perm, STOR_PERM_ALL & ~a->shared, &a->nobody, a->err);
     pthread_mutex_unlock(&f->lock_mutex);
     return r;
 }
 
 int file_lock_blocking(struct file_stor *f, unsigned perm, unsigned shared, struct byre_err *err)
 {
-    struct lock_args a = { f, perm, shared, err, true, false };
+    struct lock_args a = { f, NULL, perm, shared, err, true, false };
     return lock_once(&a);
 }
 
@@ -173,9 +191,9 @@ static int64_t lock_blocking(void *arg)
     return lock_once(a);
 }
 
-int file_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err)
+int file_lock(struct co *co, struct stor *s, struct stor *beside, unsigned perm, unsigned shared, struct byre_err *err)
 {
-    struct lock_args a = { file_of(s), perm, shared, err, false, false };
+    struct lock_args a = { file_of(s), beside ? file_of(beside) : NULL, perm, shared, err, false, false };
     int r = (int)rt_blocking(co, lock_blocking, &a);
     for (unsigned waited = 0; r == -EAGAIN && a.nobody && waited < GHOST_WAIT_MS; waited += GHOST_STEP_MS) {
         if (co_sleep(co, GHOST_STEP_MS * UINT64_C(1000000)) < 0)

@@ -238,6 +238,33 @@ static void own_holder(struct co *co, void *arg)
     stor_close(co, b);
 }
 
+/* I5: the lock goes over from one store of a file to another one, and is never nobody's. */
+static void beside(struct co *co, void *arg)
+{
+    const char *path = t_path("beside");
+    struct stor_file_opts opts = { .create = true };
+    struct stor *a, *b, *c;
+    struct byre_err err;
+    CHECK_EQ(stor_file_open(co, path, &opts, &a, &err), 0);
+    opts.create = false;
+    CHECK_EQ(stor_file_open(co, path, &opts, &b, &err), 0);
+    CHECK_EQ(stor_file_open(co, path, &opts, &c, &err), 0);
+    CHECK_EQ(stor_lock(co, a, modes[0].perm, modes[0].shared, &err), 0);
+    CHECK_EQ(stor_lock(co, b, modes[0].perm, modes[0].shared, &err), -EAGAIN);
+    CHECK_EQ(stor_lock_beside(co, b, a, modes[0].perm, modes[0].shared, &err), 0);
+    CHECK_EQ(stor_lock(co, c, modes[0].perm, modes[0].shared, &err), -EAGAIN);
+    CHECK_EQ(stor_lock(co, a, modes[0].perm, modes[0].shared, &err), 0);             /* what is held is not looked for */
+    stor_close(co, a);
+    CHECK_EQ(stor_lock(co, c, modes[0].perm, modes[0].shared, &err), -EAGAIN);
+    CHECK_EQ(stor_lock(co, b, STOR_PERM_READ, STOR_PERM_ALL, &err), 0);
+    CHECK_EQ(stor_lock(co, c, modes[0].perm, modes[0].shared, &err), 0);
+    CHECK_EQ(stor_lock_beside(co, b, b, modes[0].perm, modes[0].shared, &err), -EAGAIN);      /* b does not hold it: it is looked for */
+    stor_close(co, b);
+    stor_close(co, c);
+}
+
+static void test_beside(void **state) { t_run(0, beside, NULL); }
+
 static void test_own_holder(void **state) { t_run(0, own_holder, NULL); }
 
 /* ---- a holder that has closed ---- */
@@ -517,7 +544,7 @@ static void test_without_locks(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_verdicts), cmocka_unit_test(test_text_names_the_holder), cmocka_unit_test(test_own_holder), cmocka_unit_test(test_closed), cmocka_unit_test(test_dead_holder),
+        cmocka_unit_test(test_verdicts), cmocka_unit_test(test_text_names_the_holder), cmocka_unit_test(test_own_holder), cmocka_unit_test(test_beside), cmocka_unit_test(test_closed), cmocka_unit_test(test_dead_holder),
         cmocka_unit_test(test_transitions), cmocka_unit_test(test_race), cmocka_unit_test(test_without_locks),
     };
     static const struct CMUnitTest child[] = { cmocka_unit_test(test_without_locks_child) };

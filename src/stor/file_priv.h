@@ -79,7 +79,7 @@ void file_extent_forget(struct file_stor *f);
 void file_probe(struct file_stor *f, const struct stat *st);
 
 /* ---- file_lock.c ---- */
-int file_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
+int file_lock(struct co *co, struct stor *s, struct stor *beside, unsigned perm, unsigned shared, struct byre_err *err);
 /* The same on a worker thread, without waiting for a dead holder; blocks. */
 int file_lock_blocking(struct file_stor *f, unsigned perm, unsigned shared, struct byre_err *err);
 /* Gives all locks of an open file up, before it is closed; blocks. */

@@ -341,7 +341,14 @@ int stor_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, str
 {
     if ((perm | shared) & ~STOR_PERM_ALL)
         return byre_fail(err, BAD_ARGUMENT, "%s: unknown lock permission", s->name);
-    return s->ops->lock ? s->ops->lock(co, s, perm, shared, err) : 0;
+    return s->ops->lock ? s->ops->lock(co, s, NULL, perm, shared, err) : 0;
+}
+
+int stor_lock_beside(struct co *co, struct stor *s, struct stor *old, unsigned perm, unsigned shared, struct byre_err *err)
+{
+    if ((perm | shared) & ~STOR_PERM_ALL)
+        return byre_fail(err, BAD_ARGUMENT, "%s: unknown lock permission", s->name);
+    return s->ops->lock ? s->ops->lock(co, s, s->ops == old->ops ? old : NULL, perm, shared, err) : 0;
 }
 
 void stor_close(struct co *co, struct stor *s)

@@ -73,7 +73,7 @@ struct stor_ops {
     /* Several at once, one behind the other from off on: how many (at least 1). May be NULL. */
     int (*extents)(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *list, unsigned max);
     int64_t (*copy_from)(struct co *co, struct stor *s, uint64_t off, struct stor *src, uint64_t src_off, uint64_t len);
-    int (*lock)(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
+    int (*lock)(struct co *co, struct stor *s, struct stor *beside, unsigned perm, unsigned shared, struct byre_err *err);      /* beside: see stor_lock_beside; or NULL */
     int (*allocated)(struct co *co, struct stor *s, uint64_t *ret_bytes);                       /* occupied on disk */
     void (*stream)(struct stor *s, bool on);                                                    /* see stor_stream; may be NULL */
     void (*close)(struct co *co, struct stor *s);                                               /* frees s */
@@ -132,6 +132,9 @@ void stor_close(struct co *co, struct stor *s);                       /* NULL ok
  * text is made only if err is given: finding the holder takes a walk through /proc. */
 enum { STOR_PERM_READ = 1u << 0, STOR_PERM_WRITE = 1u << 1, STOR_PERM_WRITE_UNCHANGED = 1u << 2, STOR_PERM_RESIZE = 1u << 3, STOR_PERM_ALL = 15u };
 MUST_USE int stor_lock(struct co *co, struct stor *s, unsigned perm, unsigned shared, struct byre_err *err);
+/* The same for s, of which nothing is locked yet, while `old` is another store of the same file in this process: what old holds, and so keeps
+ * from others, is taken without a look at who has it. So the lock goes over to s, and is nobody else's at any moment. */
+MUST_USE int stor_lock_beside(struct co *co, struct stor *s, struct stor *old, unsigned perm, unsigned shared, struct byre_err *err);
 
 /* ---- drivers ---- */
 struct stor_nbd_opts;

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """blockdev-reopen: other options for nodes in use, against the peer and under load (FEATURES 1.133, 8.010, 11.005, 11.006)."""
+import fcntl
 import json
 import os
+import struct
 import pathlib
 import sys
+import threading
 
 import pytest
 
@@ -13,6 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "cli"))
 from blockdev_test import Load  # noqa: E402
 
 MIB = 1 << 20
+F_OFD_GETLK = 36
 
 
 def file_of(name, **more):
@@ -347,3 +351,89 @@ def test_another_file_of_the_same_name(start, tmp_path, data):
     handle.shutdown()
     assert client.ask("quit") == {"return": {}}
     assert "another file" in daemon.wait()[1]
+
+
+# ---- the lock while an image becomes another one ----
+
+WRITE_HELD, WRITE_DENIED = 101, 201      # bytes of the lock: somebody may write; nobody else may
+
+
+class LockWatch(threading.Thread):
+    """Looks at these bytes of a file's lock all the time, as another program would before it writes."""
+
+    def __init__(self, path, *bytes_):
+        super().__init__(daemon=True)
+        self.fd, self.bytes, self.looks, self.gaps, self.ended = os.open(path, os.O_RDONLY), bytes_, 0, 0, False
+        self.start()
+
+    def is_locked(self, byte):
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        return struct.unpack("hhqqi4x", fcntl.fcntl(self.fd, F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK
+
+    def run(self):
+        while not self.ended:
+            self.gaps += not all(self.is_locked(b) for b in self.bytes)
+            self.looks += 1
+
+    def stop(self):
+        self.ended = True
+        self.join()
+        os.close(self.fd)
+        return self.looks, self.gaps
+
+
+def test_nobody_gets_in_between(start, images):
+    """FEATURES 11.004, 11.005: while an image that is written gets other options, alone or with its file, its lock is there at every moment"""
+    daemon, client = open_daemon(start, False)
+    path = os.path.join(daemon.folder, "other")
+    watch = LockWatch(path, WRITE_HELD, WRITE_DENIED)
+    tries = 0
+    for i in range(30):
+        options = [entry("other", **{"lazy-refcounts": bool(i % 2)})]
+        if i % 3 == 0:
+            options.append(file_of("other", **{"node-name": "otherf", "discard": "unmap" if i % 2 else "ignore"}))
+        if i % 5 == 0:                           # what fails behind the first one is changed back
+            options.append(entry("top", backing="top"))
+        assert ("return" in client.ask("blockdev-reopen", options=options)) == (i % 5 != 0), i
+        if i % 10 == 0:
+            done = run.run(peers.need("qemu-io"), "-f", "qcow2", "-c", "write 0 512", path, code=None)
+            assert "lock" in done.err + done.out, done
+            tries += 1
+    looks, gaps = watch.stop()
+    assert looks > 30 and gaps == 0 and tries == 3, (looks, gaps)
+    assert client.ask("quit") == {"return": {}}
+    assert daemon.wait()[0] == 0
+    run.qemu_img("check", path)
+
+
+@pytest.mark.timeout(120)
+def test_who_else_uses_the_file(start, images):
+    """FEATURES 11.004: nodes over one file come, go and are opened anew: the lock of the one that writes stays, and goes with it"""
+    daemon, client = open_daemon(start, False)
+    path = os.path.join(daemon.folder, "other")
+    ended = threading.Event()
+
+    def come_and_go():
+        other = daemon.qmp()
+        while not ended.is_set():
+            for driver in ("raw", "qcow2"):
+                answer = other.ask("blockdev-add", driver=driver, node_name="reader", read_only=True, file="otherf")
+                while "return" in answer and "return" not in other.ask("blockdev-del", node_name="reader"):
+                    pass                         # it is opened anew, with its file
+        other.close()
+    watch, thread = LockWatch(path, WRITE_HELD, WRITE_DENIED), threading.Thread(target=come_and_go)
+    assert "return" in client.ask("blockdev-add", driver="raw", node_name="r", read_only=True, file="otherf")
+    assert "return" in client.ask("blockdev-del", node_name="r")
+    thread.start()
+    for i in range(20):
+        answer = client.ask("blockdev-reopen", options=[entry("other", **{"lazy-refcounts": bool(i % 2)}), file_of("other", **{"node-name": "otherf"})][:1 + i % 2])
+        assert "return" in answer, answer
+    ended.set()
+    thread.join()
+    looks, gaps = watch.stop()
+    assert looks > 30 and gaps == 0, (looks, gaps)
+    assert client.ask("blockdev-reopen", options=[entry("other", **{"read-only": True})]) == {"return": {}}
+    run.qemu_io(path, "read 0 512", options=["-r"])
+    assert client.ask("quit") == {"return": {}}
+    assert daemon.wait()[0] == 0
+    run.qemu_img("check", path)

@@ -264,10 +264,11 @@ static int s_extent(struct co *co, struct stor *st, uint64_t off, uint64_t len, 
     return 0;
 }
 
-static int s_lock(struct co *co, struct stor *st, unsigned perm, unsigned shared, struct byre_err *err)
+static int s_lock(struct co *co, struct stor *st, struct stor *beside, unsigned perm, unsigned shared, struct byre_err *err)
 {
     (void)co;
     (void)st;
+    (void)beside;
     (void)perm;
     (void)shared;
     (void)err;
