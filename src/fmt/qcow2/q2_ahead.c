@@ -11,7 +11,9 @@
  *             A2  Only where zeroed space keeps its zeros in a crash during a later write into it: regular files with
  *                 traits.zero_growth, as at the frontier (I5 of q2_alloc.c). Elsewhere, and for pieces that are not worth a call, the
  *                 writer fills (graph/fill.c), which measures what that costs.
- *             A3  Nothing is zeroed that metadata lies in, whatever its count says: an image may be damaged (q2_guard.h).
+ *             A3  Nothing is zeroed that metadata lies in, whatever its count says: an image may be damaged (q2_guard.h). Nor what is free
+ *                 only because the disk counts it 0: where a count is wrong, a write may hit the cluster that it was given, and
+ *                 never those beside it. What this opening freed, or a scrub proved, has a tag that says so (I8 of q2_alloc.c).
  *             A4  The store zeroes by itself or not at all: zeros are never written here.
  *             A5  What is zeroed is never `settled`: an entry needs the barrier behind data, which also makes the zeros durable (Q2, Q23).
  * Order       Q2: the zeros are with the store before the cluster is handed out.
@@ -29,14 +31,14 @@
 /* Shorter pieces are not worth a call. */
 #define AHEAD_BYTES_MIN (UINT64_C(128) << 10)
 
-/* Where a piece that begins with x ends: free and not zeroed up to there (A3). */
+/* Where a piece that begins with x ends: proved free and not zeroed up to there (A3). */
 static uint64_t piece_end(const struct q2_image *q, const struct rset_range *x)
 {
     const struct q2_alloc *a = q->alloc;
     uint32_t bits = q->g.cluster_bits;
     uint64_t most = max_u64(x->end, x->start + (a->ahead_bytes >> bits)), to = x->end;
     struct rset_range y;
-    if (rset_next(&a->ready, x->end, &y) && y.start == x->end && y.tag != Q2_READY_ZERO)
+    if (rset_next(&a->ready, x->end, &y) && y.start == x->end && y.tag == Q2_READY_PROVED)
         to = min_u64(y.end, most);
     for (uint64_t c = x->start; c < to; c++)
         if (!q2_guard_clear(q, c << bits))
@@ -54,7 +56,7 @@ void q2_ahead_zero(struct co *co, struct q2_image *q, struct rset_range *x)
 {
     struct q2_alloc *a = q->alloc;
     uint32_t bits = q->g.cluster_bits;
-    if (x->tag == Q2_READY_ZERO || !may_zero(q))
+    if (x->tag != Q2_READY_PROVED || !may_zero(q))
         return;
     a->ahead_bytes = a->ahead_bytes ? min_u64(a->ahead_bytes * 4, AHEAD_BYTES_MAX) : AHEAD_BYTES_FIRST;
     uint64_t to = piece_end(q, x);

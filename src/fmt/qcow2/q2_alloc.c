@@ -14,6 +14,8 @@
  *                 found at open (D4), on a store where a hole is as good as zeros (traits.zero_growth). Elsewhere new
  *                 clusters are filled: a later write in place into what was left a hole could show somebody's old bytes
  *                 after a crash. Of a free cluster it is told after it was zeroed, on the same stores (q2_ahead.c).
+ *             I8  `ready` tells what this opening knows to be free from what only a count on the disk says. Known is: what it lowered from
+ *                 1 to 0, what a strict survey found without a name, and all of it once a scrub has found every count right.
  *             I7  What leaves the sets is in `given` in the same moment: a scrub that begins in between must not find a counted
  *                 cluster without an owner.
  * Order       Counts rise here, before any pointer (rank META_COUNTS, or settled by q2_frontier.c).
@@ -105,7 +107,7 @@ static int scan_slice(struct co *co, struct q2_image *q)
         if (q2_refcount_get(g, (const void *)b->words, c % per_slice) || q2_hits_metadata(q, c << g->cluster_bits))
             continue;
         if (!a->scan_forgets || meta_forget(q->meta, c << g->cluster_bits, g->cluster_size))
-            r = rset_add(&a->ready, c, c + 1, 0);
+            r = rset_add(&a->ready, c, c + 1, a->proved ? Q2_READY_PROVED : 0);
     }
     meta_put(q->meta, b);
     return r;
@@ -115,7 +117,19 @@ int q2_alloc_freed(struct q2_image *q, uint64_t c, uint64_t end)
 {
     if (q->unclean && !MUTANT(MUT_UNCLEAN_USED_EARLY))
         c = max_u64(c, q->unclean->first);       /* q2_unclean.c U1; the scan finds them when it begins */
-    return c < end ? rset_add(&q->alloc->ready, c, end, 0) : 0;
+    return c < end ? rset_add(&q->alloc->ready, c, end, Q2_READY_PROVED) : 0;
+}
+
+void q2_alloc_proved(struct co *co, struct q2_image *q)
+{
+    struct q2_alloc *a = q->alloc;
+    struct rset_range x;
+    co_lock(co, &a->mx);
+    a->proved = true;
+    for (uint64_t at = 0; rset_next(&a->ready, at, &x); at = x.end)
+        if (!x.tag && rset_add(&a->ready, x.start, x.end, Q2_READY_PROVED) < 0)
+            break;                       /* no memory: it stays as it was */
+    co_unlock(&a->mx);
 }
 
 void q2_alloc_scan_again(struct q2_image *q, uint64_t end)
@@ -383,7 +397,7 @@ void q2_alloc_offer(struct q2_image *q, uint64_t from, uint64_t to)
     if (from < a->scan_end)
         a->scan_next = min_u64(a->scan_next, from);      /* found again when `ready` is empty: no memory is needed for them */
     from = max_u64(from, a->scan_end);
-    if (from < to && rset_add(&a->ready, from, to, 0) < 0)
+    if (from < to && rset_add(&a->ready, from, to, Q2_READY_PROVED) < 0)
         a->missed += to - from;
 }
 

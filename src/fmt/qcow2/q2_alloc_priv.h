@@ -11,14 +11,16 @@
 #include "fmt/qcow2/q2_marks.h"
 
 #define Q2_DROP_SPARE 32u
-#define Q2_READY_ZERO 1u                 /* a tag of `ready` */
+/* Tags of `ready`; 0: only the count on the disk says that it is free. */
+#define Q2_READY_ZERO 1u                 /* proved free, and zeroed ahead (q2_ahead.c) */
+#define Q2_READY_PROVED 2u               /* free by what this opening itself did or saw (I8 of q2_alloc.c) */
 
 /* Every cluster below `end` is in exactly one of these states (I1 of q2_alloc.c):
  *   used       counted, something points to it or a caller holds it; the cluster that q2_pack.c fills is counted once more
  *              than something points to it
  *   frontier   counted, nothing points there; tag 1: known to read as zeros. Below settled_to: durable in count and length
  *   counted    counted, nothing points there, content unknown (returned by an aborted write)
- *   ready      count 0, may be taken; tag Q2_READY_ZERO: zeroed ahead (q2_ahead.c)
+ *   ready      count 0, may be taken; the tag says how far that can be relied on, and whether it was zeroed ahead (q2_ahead.c)
  *   dropped    counted, unlinked in memory: waits in q2_drop.c (quarantine)
  *   unseen     count 0, not yet found by the scan: only ever missed, never handed out */
 struct q2_alloc {
@@ -30,6 +32,7 @@ struct q2_alloc {
     bool scan_forgets;               /* what it finds may be cached: tables that were dropped while counts were in memory (q2_unclean.c U4) */
     uint64_t ahead_bytes;            /* of the last zeroing ahead (q2_ahead.c) */
     bool ahead_fails;                /* none is tried any more */
+    bool proved;                     /* a scrub has found every count right (I8 of q2_alloc.c): what the scan finds is free */
     uint64_t hint;                   /* where the next search of `ready` starts */
     uint64_t low_end;                /* what lies in front of it is taken first (q2_compact.c); 0: as it comes */
     /* growth (q2_frontier.c) */
@@ -89,6 +92,8 @@ void q2_ahead_zero(struct co *co, struct q2_image *q, struct rset_range *x);
 void q2_reclaim_saw(struct q2_alloc *a, uint64_t cluster, uint64_t n);
 /* q2_alloc.c: clusters [c, end) have become free: their counts are 0. Old ones of an unclean image are not used before its end. */
 MUST_USE int q2_alloc_freed(struct q2_image *q, uint64_t c, uint64_t end);
+/* All counts were found right: what is counted 0 is free. Suspends. */
+void q2_alloc_proved(struct co *co, struct q2_image *q);
 /* q2_drop.c */
 /* Every cluster that has lost a reference and is still counted. */
 void q2_drop_each(const struct q2_alloc *a, void (*fn)(void *arg, uint64_t first, uint64_t n), void *arg);

@@ -282,6 +282,90 @@ static void ahead_not_body(struct co *co, void *arg)
 
 static void test_ahead_not(void **state) { t_run(0, ahead_not_body, NULL); }
 
+/* 40 written clusters, of which the disk counts the first `zero` 0, and the first `gone` are no longer named. */
+static struct q2_image *open_counted(struct co *co, unsigned zero, unsigned gone)
+{
+    const struct make m = { 3, 16, 64 * KIB, 16 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    for (unsigned i = 0; i < 40; i++)
+        CHECK_EQ(g_write(co, q, i * 64 * KIB, 64 * KIB, (uint8_t)(i + 1)), 0);
+    uint64_t first = g_host(co, q, 0) >> 16;
+    CHECK_EQ(g_host(co, q, 39 * 64 * KIB) >> 16, first + 39);
+    CHECK_EQ(img_close(co, q), 0);
+    uint64_t block = be64_get(disk_be64(be64_get(disk_be64(48))));
+    memset(disk.bytes + block + first * 2, 0, zero * 2);
+    memset(disk.bytes + img_l2_at(0), 0, gone * 8);
+    return img_open(co, &(struct opening){ .no_punch = true });
+}
+
+/* An image of which somebody counted clusters 0 that are in use (A3): a write hits the one that it is given, and no others. */
+static void ahead_counted_body(struct co *co, void *arg)
+{
+    struct q2_image *q = open_counted(co, 40, 1);
+    CHECK_EQ(q2_guard_need(co, q), 0);
+    ahead = (typeof(ahead)){ 0 };
+    disk.hook = watch_zero;
+    CHECK_EQ(g_write(co, q, 8 * MIB, 4 * KIB, 0x77), 0);
+    CHECK(g_holds(co, q, 8 * MIB, 4 * KIB, 0x77) && g_holds(co, q, 8 * MIB + 4 * KIB, 60 * KIB, 0));
+    CHECK(ahead.len <= 64 * KIB);                    /* of the cluster alone, if at all */
+    for (unsigned i = 1; i < 40; i++)
+        CHECK(g_holds(co, q, i * 64 * KIB, 64 * KIB, (uint8_t)(i + 1)));
+    struct fmt_check_result res;
+    CHECK_EQ(q2_scrub(co, &q->im, &(struct fmt_check_opts){ 0 }, &res, NULL), 0);
+    CHECK(res.corruptions > 0 && !q->alloc->proved); /* it proves nothing */
+    CHECK_EQ(g_write(co, q, 9 * MIB, 4 * KIB, 0x77), 0);
+    CHECK(ahead.len <= 64 * KIB);
+    for (unsigned i = 2; i < 40; i++)
+        CHECK(g_holds(co, q, i * 64 * KIB, 64 * KIB, (uint8_t)(i + 1)));
+    disk.hook = NULL;
+    (void)img_close(co, q);
+}
+
+static void test_ahead_counted(void **state) { t_run(0, ahead_counted_body, NULL); }
+
+/* What is free by its count alone is zeroed ahead once a scrub has found the counts right, be it in the set already or not. */
+static void ahead_proved_body(struct co *co, void *arg)
+{
+    for (unsigned scanned = 0; scanned < 2; scanned++) {
+        struct q2_image *q = open_counted(co, 40, 40);
+        struct q2_run a;
+        struct fmt_check_result res;
+        ahead = (typeof(ahead)){ 0 };
+        disk.hook = watch_zero;
+        CHECK_EQ(q2_guard_need(co, q), 0);
+        if (scanned) {
+            CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &a), 0);
+            CHECK(!a.known_zero && ahead.zeros == 0);
+            q2_alloc_return(q, &a);
+        }
+        CHECK_EQ(q2_scrub(co, &q->im, &(struct fmt_check_opts){ 0 }, &res, NULL), 0);
+        CHECK(res.corruptions == 0 && q->alloc->proved);
+        for (unsigned i = 0; i <= scanned; i++)      /* the one that was given back comes first */
+            CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &a), 0);
+        CHECK(a.known_zero && !a.settled && ahead.zeros == 1 && ahead.len > MIB && states_ok(co, q));
+        disk.hook = NULL;
+        CHECK_EQ(img_close(co, q), 0);
+    }
+}
+
+static void test_ahead_proved(void **state) { t_run(0, ahead_proved_body, NULL); }
+
+/* Free clusters behind each other are cut off whatever their tags are. */
+static void cut_tags_body(struct co *co, void *arg)
+{
+    struct q2_image *q = open_counted(co, 40, 40);
+    struct q2_run a;
+    CHECK_EQ(q2_alloc_take(co, q, 1, &a), 0);        /* now the scan has looked at them */
+    CHECK_EQ(rset_add(&q->alloc->ready, a.cluster + 20, a.cluster + 30, Q2_READY_PROVED), 0);
+    q2_alloc_drop(q, a.cluster, 1);
+    CHECK_EQ(q2_alloc_trim(co, q), 0);
+    CHECK(q->alloc->end == a.cluster && !q->alloc->ready.total && states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+}
+
+static void test_cut_tags(void **state) { t_run(0, cut_tags_body, NULL); }
+
 static struct { struct q2_image *q; uint64_t cluster, count_at_punch; unsigned punches; } punched;
 
 static int watch_punch(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
@@ -937,7 +1021,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_endless), cmocka_unit_test(test_growth),
-        cmocka_unit_test(test_origin), cmocka_unit_test(test_ahead), cmocka_unit_test(test_ahead_not),
+        cmocka_unit_test(test_origin), cmocka_unit_test(test_ahead), cmocka_unit_test(test_ahead_not), cmocka_unit_test(test_ahead_counted),
+        cmocka_unit_test(test_ahead_proved), cmocka_unit_test(test_cut_tags),
         cmocka_unit_test(test_quarantine),
         cmocka_unit_test(test_reclaim_barrier),
         cmocka_unit_test(test_l1_switch_lands),

@@ -473,7 +473,7 @@ static int uncount(struct co *co, struct q2_image *q, struct rset *from)
         if (r == 0)
             r = q2_refs_add(co, q, x.start, x.end - x.start, -1);
         if (r == 0) {
-            if (rset_add(&a->ready, x.start, x.end, 0) < 0)
+            if (rset_add(&a->ready, x.start, x.end, Q2_READY_PROVED) < 0)
                 a->missed += x.end - x.start;
             r = rset_remove(&set, x.start, x.end);
         }
@@ -505,11 +505,14 @@ int q2_frontier_cut(struct co *co, struct q2_image *q, uint64_t floor)
     int r3 = meta_flush(co, q->meta);
     if (r < 0 || r2 < 0 || r3 < 0)
         return r < 0 ? r : r2 < 0 ? r2 : r3;
-    uint64_t end = a->end;
+    uint64_t end = a->end, free = floor;
     struct rset_range x;
-    for (uint64_t at = floor; rset_next(&a->ready, at, &x); at = x.end)
+    for (uint64_t at = floor; rset_next(&a->ready, at, &x); at = x.end) {
+        if (x.start != at)
+            free = max_u64(x.start, floor);  /* else it goes on, with another tag */
         if (x.end == a->end)
-            end = max_u64(x.start, floor);
+            end = free;
+    }
     if (end == a->end || !q->im.store->traits.regular)
         return 0;
     return q2_frontier_cut_at(co, q, end);

@@ -176,7 +176,7 @@ static int let_go(struct co *co, struct q2_image *q, uint64_t cluster)
     int r = q2_refs_get(co, q, cluster, &n);
     if (r == 0)
         r = q2_refs_add(co, q, cluster, 1, -1);
-    if (r == 0 && n == 1 && rset_add(&a->ready, cluster, cluster + 1, 0) < 0)
+    if (r == 0 && n == 1 && rset_add(&a->ready, cluster, cluster + 1, Q2_READY_PROVED) < 0)
         a->missed++;
     co_unlock(&a->mx);
     return r;

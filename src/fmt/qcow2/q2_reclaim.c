@@ -67,7 +67,7 @@ static int give_back(struct co *co, struct q2_image *q, uint64_t c)
     if (rc == 0 && n)
         rc = q2_refs_add(co, q, c, 1, -(int64_t)n);
     if (rc == 0 && !q2_hits_metadata(q, c << q->g.cluster_bits))
-        rc = rset_add(&q->alloc->ready, c, c + 1, 0);
+        rc = rset_add(&q->alloc->ready, c, c + 1, Q2_READY_PROVED);
     return rc;
 }
 

@@ -559,6 +559,7 @@ static int make_clean(struct co *co, struct q2_scrubbing *s, struct q2_checker *
         return byre_fail_code(err, IO, r, "%s: the header cannot be written: %s", q->name, strerror(-r));
     s->fixed.corruptions_fixed += q->unclean->mended;
     q2_unclean_end(co, q);
+    q2_alloc_proved(co, q);
     on_finding(s, true, "Q2_RECOUNTED", "the image was not closed cleanly; its reference counts are made anew");
     return 0;
 }
@@ -577,6 +578,8 @@ static int unclean(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, 
 static int clean(struct co *co, struct q2_scrubbing *s, struct q2_checker *k, const struct fmt_check_opts *o, struct byre_err *err)
 {
     int r = round_of(co, s, k, o, false, err);
+    if (r == 0 && !k->res.corruptions && !k->res.check_errors && !k->incomplete && !k->unsure && !k->rebuild)
+        q2_alloc_proved(co, s->q);
     if (r == 0 && o->fix & FMT_FIX_LEAKS) {
         r = free_leaks(co, k);
         if (r < 0)

@@ -65,8 +65,12 @@ int q2_shape_free(const struct rset *set, struct rset_range **ret, size_t *ret_c
     size_t n = 0;
     if (!list)
         return -ENOMEM;
-    for (uint64_t at = 0; n < set->count && rset_next(set, at, &x); at = x.end)
-        list[n++] = x;
+    for (uint64_t at = 0; n < set->count && rset_next(set, at, &x); at = x.end) {
+        if (n && list[n - 1].end == x.start)
+            list[n - 1].end = x.end;     /* it goes on, with another tag */
+        else
+            list[n++] = x;
+    }
     *ret = list;
     *ret_count = n;
     return 0;
@@ -253,7 +257,7 @@ int q2_punch_free(struct co *co, struct q2_image *q, int (*step)(struct co *co, 
             break;
         int punched = stor_punch(co, q->im.store, x.start << q->g.cluster_bits, (x.end - x.start) << q->g.cluster_bits);
         (void)punched;                               /* advisory: they are free all the same */
-        if (rset_add(&a->ready, x.start, x.end, 0) < 0)
+        if (rset_add(&a->ready, x.start, x.end, x.tag ? Q2_READY_PROVED : 0) < 0)
             a->missed += x.end - x.start;
         at = x.end;
         r = step ? step(co, arg, 0) : 0;
