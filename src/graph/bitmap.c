@@ -514,24 +514,39 @@ static int source_bits(struct co *co, struct graph_node *n, const struct graph_b
     return 0;
 }
 
+/* With n closed: what the sources held, and what n has recorded of itself up to now. */
+static int merge_into(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *collected, struct byre_err *err)
+{
+    struct dirty *new;
+    if (b->bits->size != collected->size)
+        return byre_fail(err, BUSY, "%s: has become another size", n->filename);
+    if (dirty_copy(b->bits, b->bits->size, &new))
+        return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
+    dirty_merge(new, collected);
+    return replace_bits(co, n, b, new, err);
+}
+
+/* Sources that lie in an image over n are read from there, through n: so before it is closed. What is written to them from then on is not in it. */
 int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, const struct graph_bitmap_ref *src, unsigned count, struct byre_err *err)
 {
     n = recorded_at(n);
     struct fmt_bitmap *b;
-    struct dirty *new = NULL;
+    struct dirty *collected;
     int r = find_loaded(co, n, name, &b, err);
     if (r)
         return r;
-    node_close_begin(co, n);            /* what is recorded from here on must not get lost with the old bits */
-    if (dirty_copy(b->bits, b->bits->size, &new))
-        r = byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, name);
+    if (dirty_new(b->bits->size, b->granularity_bits, b->bits->budget, &collected))
+        return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, name);
     for (unsigned i = 0; !r && i < count; i++)
-        r = source_bits(co, n, &src[i], new, err);
-    if (!r)
-        r = replace_bits(co, n, b, new, err);
-    else
-        dirty_free(new);
-    node_close_end(n);
+        r = source_bits(co, n, &src[i], collected, err);
+    if (!r) {
+        node_close_begin(co, n);                 /* what is recorded from here on must not get lost with the old bits */
+        r = find_loaded(co, n, name, &b, err);   /* all of that has taken its time */
+        if (!r)
+            r = merge_into(co, n, b, collected, err);
+        node_close_end(n);
+    }
+    dirty_free(collected);
     return r;
 }
 

@@ -339,9 +339,10 @@ static int follow_file(struct co *co, struct graph_node *file, struct byre_err *
 static void look_at_sharers(struct co *co, struct graph_node *file)
 {
     struct stor_seen now;
+    bool known = stor_file_seen(co, file->im->store, &now);  /* it is theirs, too. Others come and go while this suspends */
     for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
-        if (m->file == file && m->im->store == file->im->store)
-            m->undisturbed = stor_file_seen(co, m->im->store, &now) && !stor_seen_differ(&now, &m->seen);
+        if (m->file == file && is_open(m) && m->im->store == file->im->store)
+            m->undisturbed = known && !stor_seen_differ(&now, &m->seen);
 }
 
 static int switch_to(struct co *co, struct reopening *ro, struct step *st)

@@ -147,9 +147,11 @@ static int node_end(struct co *co, struct graph_node *n, struct held *ret)
     threshold_free(co, n);
     stats_quiet(co, n);
     index_detach(co, n);
-    if (n->im) {
-        struct fmt_bitmap *bitmaps = n->im->bitmaps;
-        r = n->im->ops->close(co, n->im);
+    struct fmt_image *im = n->im;
+    if (im) {
+        struct fmt_bitmap *bitmaps = im->bitmaps;
+        n->im = n->flt ? im : NULL;              /* it is gone before its store is closed, and others go by the list meanwhile */
+        r = im->ops->close(co, im);
         n->im = NULL;
         bitmaps_free(n, bitmaps);
     }
@@ -167,10 +169,10 @@ static int node_end(struct co *co, struct graph_node *n, struct held *ret)
     return r;
 }
 
-/* A node over the file f has ended, and others go on: what it held of locks is not wanted any more. */
+/* A node over the file f has ended, and others go on: what it held of locks is not wanted any more. Its reference is not given back here: the others
+ * may end meanwhile. */
 static void leave_file(struct co *co, struct graph_node *f)
 {
-    f->refs--;
     int r = f->flt ? 0 : node_lock(co, f, 0, NULL);          /* only lowers it */
     (void)r;
 }
@@ -202,6 +204,8 @@ int node_unref(struct co *co, struct graph_node *n)
             end_later(h.side, &last);
         if (h.file && h.file->refs > 1)
             leave_file(co, h.file);
+        if (h.file && h.file->refs > 1)
+            h.file->refs--;
         else if (h.file)
             end_later(h.file, &last);
         n = h.below;

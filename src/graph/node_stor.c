@@ -67,7 +67,12 @@ static int store_truncate(struct co *co, struct stor *s, uint64_t len)
 static int store_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len)
 {
     const struct graph_node *n = of(s)->bottom;
-    return n->is_raw && n->is_file ? stor_preallocate(co, n->im->store, off, len) : -ENOTSUP;
+    if (!n->is_raw || !n->is_file)
+        return -ENOTSUP;
+    epoch_token t = gate_enter(co, of(s)->n);    /* as any request: the file is not opened in another way meanwhile */
+    int r = stor_preallocate(co, n->im->store, off, len);
+    gate_leave(co, of(s)->n, t);
+    return r;
 }
 
 static void unlock_bottom(struct co *co, struct node_store *t)

@@ -11,7 +11,8 @@
  *             I5  Locks: see locks_of; taken before the format reads its metadata.
  *             I6  Nodes over one bare file share its store, and the lock of that is what all of them want: none of them that comes, goes or
  *                 changes takes away what another one needs. Who shares the store, and whether it becomes another one (mode.c), is settled
- *                 with the file's `whole` held; what the lock is to be, with its `locking`.
+ *                 with the file's `whole` held; what the lock is to be, with its `locking`. Nobody holds `whole` of a node and asks it for
+ *                 anything: who changes its structure closes its gate first and waits for `whole` then.
  * Order       None: opening for reading writes nothing; a format opened for writing sees to itself.
  * Concurrency Home loop. Suspends; a chain that is not complete is not shared (ready).
  * Failure     Everything opened by the call is closed again, the top last opened first closed.
@@ -113,16 +114,21 @@ static void join_locks(const struct graph_node *owner, unsigned *perm, unsigned 
     }
 }
 
-/* s NULL: what n's image has then. */
+/* Of the store s, or, where s is NULL, of the one that n's image has when it is its turn. That is not closed meanwhile, whatever n becomes. */
 static int lock_joined(struct co *co, struct graph_node *n, struct stor *s, struct stor *old, unsigned extra, struct byre_err *err)
 {
-    s = s ? s : n->im->store;
-    struct graph_node *owner = store_owner(n, s);
+    struct graph_node *owner = store_owner(n, s ? s : n->im->store);
     unsigned perm = extra, unshared = 0;
     co_lock(co, &owner->locking);
+    if (!s && store_owner(n, n->im->store) != owner) {       /* it has become another one */
+        co_unlock(&owner->locking);
+        return lock_joined(co, n, s, old, extra, err);
+    }
+    struct stor *held = stor_share(s ? s : n->im->store);
     join_locks(owner, &perm, &unshared);
-    int r = old ? stor_lock_beside(co, s, old, perm, STOR_PERM_ALL & ~unshared, err) : stor_lock(co, s, perm, STOR_PERM_ALL & ~unshared, err);
+    int r = old ? stor_lock_beside(co, held, old, perm, STOR_PERM_ALL & ~unshared, err) : stor_lock(co, held, perm, STOR_PERM_ALL & ~unshared, err);
     co_unlock(&owner->locking);
+    stor_close(co, held);
     return r;
 }
 
@@ -209,6 +215,17 @@ static int check_file_node(const struct layer *l, struct graph_node *file, struc
 /* Must what is written to this node be seen there, by bitmaps or watchers? (A threshold sees the store.) */
 static bool is_seen(struct graph_node *file) { return file->im->bitmaps || atomic_load(&file->watches); }
 
+/* The image has the store, or there will be none. */
+static void leave_file_node(struct co *co, struct layer *l)
+{
+    struct graph_node *file = l->file;
+    if (!file)
+        return;
+    l->file = NULL;
+    graph_release_image(file);
+    (void)node_unref(co, file);                  /* the image holds it, or its user has gone meanwhile: then there is nobody to tell */
+}
+
 /* A bare file's store is the image's. Any other node is asked, and shows what is nobody's file. */
 static int take_store(struct co *co, struct layer *l, struct byre_err *err)
 {
@@ -253,7 +270,10 @@ static int share_store(struct co *co, struct opening *op, struct layer *l, struc
         n->file = file;
         file->refs++;
     }
-    return take_store(co, l, err);
+    r = take_store(co, l, err);
+    if (!r && under_is_store(l->store))
+        leave_file_node(co, l);                  /* it is asked from now on, and does not answer while somebody closes it to change it (drain.c) */
+    return r;
 }
 
 static int open_store(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
@@ -439,7 +459,7 @@ static struct graph_node *find_shared(struct opening *op, const struct layer *l)
 {
     LIST_FOR(at, &op->g->nodes) {
         struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
-        bool fits = n != l->n && !l->ref->data_path && n->ready && n->refs && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
+        bool fits = n != l->n && !l->ref->data_path && n->ready && !n->ending && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
         if (fits && n->force_share == l->n->force_share && same_file(n, l->n) && same_key(n, l->n))
             return n;
     }
@@ -458,17 +478,6 @@ static int share(struct co *co, struct opening *op, struct layer *l, struct grap
     node_free(l->n);
     l->n = shared;
     return 0;
-}
-
-/* The image has the store, or there will be none. */
-static void leave_file_node(struct co *co, struct layer *l)
-{
-    struct graph_node *file = l->file;
-    if (!file)
-        return;
-    l->file = NULL;
-    graph_release_image(file);
-    (void)node_unref(co, file);                  /* the image holds it, or its user has gone meanwhile: then there is nobody to tell */
 }
 
 static int open_layer_parts(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
@@ -703,7 +712,7 @@ static bool has_through(const struct graph_node *top, const struct graph_node *b
         if (is_through(m, part->im))
             return true;
     for (struct graph_node *m = node_next(top->g, NULL); m; m = node_next(top->g, m))
-        if (lies_above(m, top) && is_through(m, part->im))
+        if (m->im && lies_above(m, top) && is_through(m, part->im))
             return true;
     return false;
 }

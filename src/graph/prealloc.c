@@ -17,23 +17,22 @@
 
 struct prealloc { uint64_t align, size, taken; /* space is there up to here; 0: none was taken */ };
 
-/* The file at the bottom. NULL: it is none. */
+/* The file at the bottom, to be closed: it may be opened in another way meanwhile. NULL: it is none. */
 static struct stor *file_of(struct graph_node *n)
 {
     const struct graph_node *b = graph_skip_filters(n);
-    return b && b->is_raw && b->is_file ? b->im->store : NULL;
+    return b && b->is_raw && b->is_file ? stor_share(b->im->store) : NULL;
 }
 
 static void prealloc_grown(struct co *co, struct graph_node *n, uint64_t len)
 {
     struct prealloc *p = n->flt_arg;
-    struct stor *file = file_of(n);
+    struct stor *file = len > p->taken ? file_of(n) : NULL;
     uint64_t end = len + p->size;
-    if (!file || len <= p->taken)
-        return;
     end = end > UINT64_MAX / 4 ? len : round_up(end, p->align);
-    if (end > len && stor_file_ahead(co, file, len, end - len) == 0)
+    if (file && end > len && stor_file_ahead(co, file, len, end - len) == 0)
         p->taken = end;
+    stor_close(co, file);
 }
 
 /* What was taken and not used is given back. */
@@ -44,6 +43,7 @@ static void prealloc_end(struct co *co, struct graph_node *n)
     uint64_t len;
     if (file && p->taken && !stor_length(co, file, &len) && len < p->taken)
         (void)!stor_truncate(co, file, len);
+    stor_close(co, file);
     free(p);
 }
 

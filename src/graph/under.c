@@ -105,7 +105,12 @@ static int under_preallocate(struct co *co, struct stor *s, uint64_t off, uint64
 {
     const struct graph_node *b = of(s)->bottom;
     int r = reach(co, of(s), off + len);
-    return r ? r : b->is_raw && b->is_file ? stor_preallocate(co, b->im->store, off, len) : -ENOTSUP;
+    if (r || !b->is_raw || !b->is_file)
+        return r ? r : -ENOTSUP;
+    epoch_token t = gate_enter(co, of(s)->at);   /* as any request: the file is not opened in another way meanwhile */
+    r = stor_preallocate(co, b->im->store, off, len);
+    gate_leave(co, of(s)->at, t);
+    return r;
 }
 
 static int under_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e)
@@ -126,7 +131,10 @@ static int under_extent(struct co *co, struct stor *s, uint64_t off, uint64_t le
 static int under_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes)
 {
     const struct graph_node *b = of(s)->bottom;
-    return b->im->store ? stor_allocated(co, b->im->store, ret_bytes) : -ENOTSUP;
+    epoch_token t = gate_enter(co, of(s)->at);
+    int r = b->im->store ? stor_allocated(co, b->im->store, ret_bytes) : -ENOTSUP;
+    gate_leave(co, of(s)->at, t);
+    return r;
 }
 
 /* ---- locks (U4) ---- */
@@ -144,9 +152,11 @@ void unders_want(const struct graph_node *bottom, unsigned *perm, unsigned *unsh
     }
 }
 
+/* With the bottom's `whole`: its image does not become another one before it has what is wanted. */
 static int under_lock(struct co *co, struct stor *s, struct stor *beside, unsigned perm, unsigned shared, struct byre_err *err)
 {
     struct under *u = of(s);
+    graph_hold_image(co, u->bottom);
     unsigned was_perm = u->perm, was_shared = u->shared;
     u->perm = perm;
     u->shared = shared;
@@ -155,6 +165,7 @@ static int under_lock(struct co *co, struct stor *s, struct stor *beside, unsign
         u->perm = was_perm;
         u->shared = was_shared;
     }
+    graph_release_image(u->bottom);
     return r;
 }
 

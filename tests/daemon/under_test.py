@@ -256,6 +256,97 @@ def test_reopening_the_file_is_no_foreign_write(world, tmp_path):
     assert "another program" not in out
 
 
+def qcow2_in_qcow2(tmp_path, bitmap=False):
+    """A small image in x.qcow2, whose disk has room behind it."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "small.qcow2", "32M")
+    if bitmap:
+        run.qemu_img("bitmap", "--add", tmp_path / "small.qcow2", "m")
+        run.qemu_io(tmp_path / "small.qcow2", "write 0 4M")
+    run.qemu_img("convert", "-f", "raw", "-O", "qcow2", tmp_path / "small.qcow2", tmp_path / "x.qcow2")
+    run.qemu_img("resize", "-q", tmp_path / "x.qcow2", "64M")
+    return file_of(str(tmp_path / "x.qcow2"))
+
+
+def while_others(daemon, *questions):
+    """A thread in which another client asks these in turn until it is told to stop. Returns how that is done; what it was told is then known."""
+    other, over, answers = daemon.qmp(), threading.Event(), []
+
+    def go():
+        while not over.is_set():
+            answers.extend(other.ask(q, **words) for q, words in questions)
+    thread = threading.Thread(target=go, daemon=True)
+    thread.start()
+
+    def stop():
+        over.set()
+        thread.join()
+        other.close()
+        return answers
+    return stop
+
+
+def test_opened_over_a_node_that_changes(world, tmp_path):
+    """A format is opened over another one again and again, while bitmaps come and go down there: none waits for the other for ever"""
+    daemon, client, guest = world(False)
+    x = qcow2_in_qcow2(tmp_path)
+    client.ok("blockdev-add", driver="qcow2", node_name="x", file=x)
+    stop = while_others(daemon, ("block-dirty-bitmap-add", {"node": "x", "name": "m", "persistent": True}), ("block-dirty-bitmap-remove", {"node": "x", "name": "m"}))
+    for _ in range(60):
+        client.ok("blockdev-add", driver="qcow2", node_name="in", file="x")
+        client.ok("blockdev-del", node_name="in")
+    answers = stop()
+    assert answers and all("return" in a for a in answers)
+    client.ok("blockdev-add", driver="qcow2", node_name="in", file="x")
+    export(client, "in")
+    guest("in", "write -P 5 0 1M", "flush", "read -P 5 0 1M")
+
+
+def test_merged_from_an_image_above(world, tmp_path):
+    """Bits that lie in an image over a node are read through that node, and merged into a bitmap of it"""
+    _, client, _ = world(False)
+    client.ok("blockdev-add", driver="qcow2", node_name="x", file=qcow2_in_qcow2(tmp_path, bitmap=True))
+    client.ok("blockdev-add", driver="qcow2", node_name="in", file="x", read_only=True)
+    client.ok("block-dirty-bitmap-add", node="x", name="t", granularity=65536)
+    said = client.ask("block-dirty-bitmap-merge", node="x", target="t", bitmaps=[{"node": "in", "name": "m"}])
+    assert "33554432 bytes" in said["error"]["desc"]                     # which it says when it has read them
+
+
+def test_a_file_is_opened_anew_while_images_come(world, tmp_path):
+    """FEATURES 11.005: images over a file come and go while the file gets other options"""
+    daemon, client, _ = world(False)
+    client.ok("blockdev-add", **file_of("a.qcow2", **{"node-name": "f"}))
+    stop = while_others(daemon, ("blockdev-add", {"driver": "qcow2", "node-name": "n", "file": "f"}), ("blockdev-del", {"node-name": "n"}))
+    for i in range(100):
+        client.ok("blockdev-reopen", options=[file_of("a.qcow2", **{"node-name": "f", "discard": ("unmap", "ignore")[i % 2]})])
+    answers = stop()
+    assert sum("return" in a for a in answers) > 2
+    assert daemon.stop()[0] == 0
+    run.qemu_img("check", tmp_path / "a.qcow2")
+
+
+def test_space_is_taken_while_the_file_is_opened_anew(world, tmp_path):
+    """FEATURES 3.059: the filter preallocate takes space, blockdev-create too, while the file at the bottom gets other options"""
+    daemon, client, guest = world(False)
+    (tmp_path / "to.raw").write_bytes(b"")
+    below = {"driver": "preallocate", "prealloc-size": 65536, "prealloc-align": 65536, "file": file_of("a.qcow2", **{"node-name": "f"})}
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file=below)
+    client.ok("blockdev-add", **file_of(str(tmp_path / "to.raw"), **{"node-name": "to"}))
+    export(client, "n")
+    stop = while_others(daemon, *[("blockdev-reopen", {"options": [file_of(path, **{"node-name": node, "discard": discard})]}) for discard in ("unmap", "ignore")
+                                  for node, path in (("f", "a.qcow2"), ("to", str(tmp_path / "to.raw")))])
+    client.ok("blockdev-create", job_id="j", options={"driver": "qcow2", "file": "to", "size": 64 * MIB, "preallocation": "falloc"})
+    guest("n", *[f"write -P {1 + i} {i * 64}k 64k" for i in range(128)], "flush")
+    client.wait("JOB_STATUS_CHANGE", status="concluded")
+    assert "error" not in client.ok("query-jobs")[0]
+    client.ok("job-dismiss", id="j")
+    answers = stop()
+    assert answers and all("return" in a for a in answers)
+    assert daemon.stop()[0] == 0
+    run.qemu_img("check", tmp_path / "a.qcow2")
+    run.qemu_img("check", "-f", "qcow2", tmp_path / "to.raw")
+    run.qemu_io(tmp_path / "a.qcow2", *[f"read -P {1 + i} {i * 64}k 64k" for i in range(128)])
+
+
 def occupied(path):
     return path.stat().st_blocks * 512
 
