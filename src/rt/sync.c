@@ -180,13 +180,30 @@ static void range_set(struct co_range *r, uint64_t start, uint64_t end)
     *r = (struct co_range){ .start = start, .end = end };
 }
 
-void co_range_lock(struct co *co, struct co_range_locks *l, struct co_range *r, uint64_t start, uint64_t end)
+/* Until nothing in front of r overlaps it. */
+static void range_await(struct co *co, struct co_range *r)
 {
     struct co_range *other;
-    range_set(r, start, end);
-    range_push(l, r);
     while ((other = conflict(r->next, r)))
         co_wait(co, &other->q);
+}
+
+void co_range_lock(struct co *co, struct co_range_locks *l, struct co_range *r, uint64_t start, uint64_t end)
+{
+    range_set(r, start, end);
+    range_push(l, r);
+    range_await(co, r);
+}
+
+void co_range_lock_two(struct co *co, struct co_range_locks *l, struct co_range *a, struct co_range *b)
+{
+    ASSERT(a->end <= b->start || b->end <= a->start);
+    range_set(a, a->start, a->end);
+    range_set(b, b->start, b->end);
+    range_push(l, a);
+    range_push(l, b);           /* before anybody is waited for: who comes later stands behind both */
+    range_await(co, a);
+    range_await(co, b);
 }
 
 bool co_range_trylock(struct co_range_locks *l, struct co_range *r, uint64_t start, uint64_t end)

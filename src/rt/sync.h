@@ -46,6 +46,9 @@ struct co_range {
     struct co_waitq q;
 };
 void co_range_lock(struct co *co, struct co_range_locks *l, struct co_range *r, uint64_t start, uint64_t end);
+/* Both of [start, end) of a and of b, which do not overlap. One after the other they would be a deadlock with anybody who asks for a
+ * range that overlaps both while the first one is waited for. */
+void co_range_lock_two(struct co *co, struct co_range_locks *l, struct co_range *a, struct co_range *b);
 bool co_range_trylock(struct co_range_locks *l, struct co_range *r, uint64_t start, uint64_t end);
 void co_range_unlock(struct co_range_locks *l, struct co_range *r);
 /* Takes nothing. false: nobody holds or wants any of [start, end). Else waits until the oldest such request has ended, and

@@ -289,6 +289,38 @@ static void ranges_do_not_pass(struct co *co)
 }
 ON_BOTH(ranges_do_not_pass)
 
+static void take_two(struct co *co, void *arg)
+{
+    struct one_range *o = arg;
+    struct co_range a = { .start = o[0].start, .end = o[0].end }, b = { .start = o[1].start, .end = o[1].end };
+    co_range_lock_two(co, &locks, &a, &b);
+    note(o->name);
+    co_yield(co);
+    co_range_unlock(&locks, &a);
+    co_range_unlock(&locks, &b);
+}
+
+static void two_ranges_are_asked_for_at_once(struct co *co)
+{
+    /* p and q want two each and wait for us; x, which came in between, overlaps both of p: one after the other they would wait for ever */
+    struct one_range p[2] = { { 5, 15, 'p' }, { 20, 30, 'p' } }, x = { 8, 25, 'x' }, q[2] = { { 40, 50, 'q' }, { 0, 10, 'q' } };
+    struct rt_task t[3];
+    struct co_range mine;
+    trace[0] = 0;
+    co_range_lock(co, &locks, &mine, 0, 7);
+    OK(rt_task_start(co_loop(co), &t[0], take_two, p));
+    OK(rt_task_start(co_loop(co), &t[1], take_range, &x));
+    OK(rt_task_start(co_loop(co), &t[2], take_two, q));
+    for (int i = 0; i < 3; i++)
+        co_yield(co);
+    ASSERT(!trace[0]);
+    co_range_unlock(&locks, &mine);
+    for (int i = 0; i < 3; i++)
+        rt_task_join(co, &t[i]);
+    ASSERT(!strcmp(trace, "pxq") && !locks.head);
+}
+ON_BOTH(two_ranges_are_asked_for_at_once)
+
 static void wait_for_range(struct co *co, void *arg)
 {
     struct one_range *o = arg;
@@ -345,7 +377,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         BOTH(first_come_first_served), BOTH(cancelled_waits), BOTH(mutex_is_fair), BOTH(semaphore), BOTH(group),
-        BOTH(range_locks), BOTH(ranges_do_not_pass), BOTH(waiting_without_taking), BOTH(events_from_threads),
+        BOTH(range_locks), BOTH(ranges_do_not_pass), BOTH(two_ranges_are_asked_for_at_once), BOTH(waiting_without_taking), BOTH(events_from_threads),
     };
     return cmocka_run_group_tests_name("rt-sync", tests, NULL, NULL);
 }

@@ -164,6 +164,15 @@ static void fold_shares(struct sim_model *m, bool shares)
     fold(m, 1ull << 56, m->shares);
 }
 
+/* Is it known that request `req` may bring `gen` to sector s? That something else did is not enough: it may end sooner, and be replaced. */
+static bool brings(const struct sim_model *m, uint64_t s, uint32_t gen, uint32_t req)
+{
+    const struct sim_cell *c = &m->cells[s];
+    for (uint32_t i = 0; i < c->n; i++)
+        if (c->v[i].gen == gen && c->v[i].req == req)
+            return true;
+    return false;
+}
 
 /* M7: what sector s may hold from now on, clones under way may bring to their targets. */
 static void add_moved(struct sim_model *m, uint64_t s, uint32_t value, unsigned depth)
@@ -174,7 +183,7 @@ static void add_moved(struct sim_model *m, uint64_t s, uint32_t value, unsigned 
             continue;
         uint64_t to = s - r->from / SIM_SECTOR + r->off / SIM_SECTOR;
         uint32_t moved = sim_gen_moved(value, (int64_t)(to - s));
-        if (to == s || sim_model_allows(m, to, moved))
+        if (to == s || brings(m, to, moved, i))
             continue;
         add(m, to, moved, i, true);
         add_moved(m, to, moved, depth + 1);

@@ -168,6 +168,14 @@ static void sectors_carry_their_name(void **state)
     assert_int_equal(sim_sector_gen(p, 9), SIM_GEN_NONE);
 }
 
+static void reset_zero(struct fix *f, unsigned sector)
+{
+    tell(f, SIM_N_ZERO, 8, 0, sector, 1);
+    tell(f, SIM_N_ACK, 8, 0, 0, 0);
+    tell(f, SIM_N_FLUSH, 9, 0, 0, 0);
+    tell(f, SIM_N_FLUSH_ACK, 9, 0, 0, 0);
+}
+
 /* M7 */
 static void a_clone_brings_what_its_source_may_hold(void **state)
 {
@@ -190,6 +198,16 @@ static void a_clone_brings_what_its_source_may_hold(void **state)
     assert_false(sim_model_allows(&f.m, 3, 1));              /* it is a write of its target */
     tell(&f, SIM_N_CLOSED, 6, 0, 0, 0);
     assert_false(sim_model_flags_loose(&f.m));
+    n = (struct sim_note){ .kind = SIM_N_CLONE, .id = 7, .off = 5 * SIM_SECTOR, .len = SIM_SECTOR, .from = 0 };
+    reset_zero(&f, 5);
+    n.stamp = ++f.clock;
+    sim_model_apply(&f.m, &n);
+    tell(&f, SIM_N_DISCARD, 10, 0, 0, 1);                    /* zeros for the target, which holds zeros that the clone replaces */
+    tell(&f, SIM_N_ACK, 10, 0, 0, 0);
+    tell(&f, SIM_N_ACK, 7, 0, 0, 0);
+    tell(&f, SIM_N_FLUSH, 11, 0, 0, 0);
+    tell(&f, SIM_N_FLUSH_ACK, 11, 0, 0, 0);
+    assert_true(sim_model_allows(&f.m, 5, 0));
     sim_model_fini(&f.m);
 }
 

@@ -5,8 +5,8 @@
  * Purpose     The entries of the target name the clusters that those of the source name. Both are then written by copying, as after
  *             a snapshot. What cannot be shared the caller copies.
  * Owns        The ranges of one call, locked; q->clones: clusters that lost an owner while they had others.
- * Invariants  L1  Source and target are locked from the first look to the end, the lower one first: nobody who holds a range waits
- *                 for one in front of it.
+ * Invariants  L1  Source and target are locked from the first look to the end, and both are asked for in one moment: locks are given in
+ *                 the order of asking, so nobody who wants a range that holds both may come in between.
  *             L2  While the source's flag is there, or somebody who saw it may be inside, nothing else names the cluster: he writes in
  *                 place. So: flag away, durably; a grace period; then the target's entry.
  *             L3  Of what has been counted every cluster is linked, or its count is given back by the way of all that is dropped, and
@@ -247,18 +247,14 @@ static int work(struct co *co, struct clone *c)
 static int locked(struct co *co, struct clone *c)
 {
     struct q2_image *q = c->q;
-    uint64_t bytes = c->max * q->g.cluster_size, low = min_u64(c->src, c->dst), high = max_u64(c->src, c->dst);
-    struct co_range a, b;
-    bool first = !MUTANT(MUT_CLONE_SOURCE_UNLOCKED) || low == c->dst, second = !MUTANT(MUT_CLONE_SOURCE_UNLOCKED) || high == c->dst;
-    if (first)
-        co_range_lock(co, &q->locks, &a, low, low + bytes);
-    if (second)
-        co_range_lock(co, &q->locks, &b, high, high + bytes);
+    uint64_t bytes = c->max * q->g.cluster_size;
+    struct co_range a = { .start = c->src, .end = c->src + bytes }, b = { .start = c->dst, .end = c->dst + bytes };
+    if (MUTANT(MUT_CLONE_SOURCE_UNLOCKED))
+        a.end = a.start;
+    co_range_lock_two(co, &q->locks, &a, &b);
     int r = q->failed ? -EIO : work(co, c);
-    if (second)
-        co_range_unlock(&q->locks, &b);
-    if (first)
-        co_range_unlock(&q->locks, &a);
+    co_range_unlock(&q->locks, &a);
+    co_range_unlock(&q->locks, &b);
     return r;
 }
 

@@ -223,6 +223,39 @@ static void crossing_body(struct co *co, void *arg)
 
 static void test_crossing(void **state) { t_run(0, crossing_body, NULL); }
 
+struct discarder { struct q2_image *q; uint64_t off, len; int result; bool over; };
+
+static void discarder_co(struct co *co, void *arg)
+{
+    struct discarder *d = arg;
+    d->result = q2_discard(co, &d->q->im, d->off, d->len);
+    d->over = true;
+}
+
+/* L1: a clone waits for somebody's write, and behind it somebody waits for a range that holds source and target. */
+static void between_body(struct co *co, void *arg)
+{
+    struct q2_image *q = begin(co, &plain);
+    struct cloner c = { q, SRC, DST, N * CS, 0, false };
+    struct discarder d = { q, SRC, DST + CS - SRC, 0, false };
+    struct co_range writer;
+    co_range_lock(co, &q->locks, &writer, SRC, SRC + CS);
+    CHECK_EQ(rt_spawn(co_loop(co), cloner_co, &c), 0);
+    turns(co, 2);
+    CHECK_EQ(rt_spawn(co_loop(co), discarder_co, &d), 0);
+    turns(co, 2);
+    CHECK(!c.over && !d.over);
+    co_range_unlock(&q->locks, &writer);
+    for (unsigned i = 0; i < 100 * TURNS && !(c.over && d.over); i++)
+        co_yield(co);
+    CHECK(c.over && d.over);                         /* else both wait for ever */
+    CHECK(c.result == (int64_t)c.len && d.result == 0);
+    CHECK(g_holds(co, q, SRC, CS, 0) && g_holds(co, q, DST, CS, 0) && g_holds(co, q, DST + CS, CS, 0x11));
+    end(co, q);
+}
+
+static void test_between(void **state) { t_run(0, between_body, NULL); }
+
 /* ---- failures and power cuts ---- */
 
 static unsigned fail_at, seen;
@@ -291,6 +324,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_refused, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_inside, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_crossing, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_between, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_failing, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_cut, disk_setup, disk_teardown),
     };
