@@ -2,6 +2,7 @@
 """Small writes into large clusters of a mirror that gets a part of the disk (FEATURES 9.020, 9.023, 9.034, J1): what lies around them comes along, for the cluster of the
 target hides whatever comes to lie below it."""
 import random
+import threading
 
 import pytest
 
@@ -63,6 +64,47 @@ def pivot(w, guest):
     w.end()
 
 
+def crowd(w, guest, seed):
+    """Several clients write at once, each its own sectors of the same clusters, with zeros and discards."""
+    many, errors = 4, []
+
+    def one(i):
+        rng, handle = random.Random(seed * 10 + i), w.guest()
+        try:
+            for n in range(150):
+                sector = rng.randrange(SIZE // 512 // many // 4) * many + i        # in the first quarter: each cluster is hit often
+                off, byte = sector * 512, (seed + n * many + i) % 255 + 1
+                if n % 5 == 4:
+                    handle.zero(512, off)
+                else:
+                    handle.pwrite(bytes([byte]) * 512, off)
+                guest.now[off:off + 512] = bytes(512) if n % 5 == 4 else bytes([byte]) * 512
+        except Exception as e:                  # told by the thread that waits
+            errors.append(e)
+        handle.shutdown()
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(many)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors, errors
+
+
+@OURS
+@pytest.mark.parametrize("cluster", ["64k", "2M"])
+def test_none_to_a_crowd(tmp_path, start, copy_mode, cluster):
+    """Clusters are filled up from the source while other clients write other parts of them"""
+    w = World(start, tmp_path)
+    guest, target = Guest(w), tmp_path / "t.img"
+    run.qemu_img("create", "-q", "-u", "-f", "qcow2", "-o", f"cluster_size={cluster}", "-b", tmp_path / "disk.qcow2", "-F", "qcow2", target, SIZE)
+    w.ok("drive-mirror", device="disk", job_id="j", target=str(target), format="qcow2", mode="existing", sync="none", copy_mode=copy_mode, node_name="t")
+    crowd(w, guest, 1)
+    w.wait("BLOCK_JOB_READY")
+    crowd(w, guest, 2)
+    pivot(w, guest)
+    same(w.content(target), bytes(guest.now))
+
+
 @SIDES
 @pytest.mark.parametrize("granularity", [None, 512, 4 * K, 64 * K, MIB])
 def test_none_over_the_source(tmp_path, start, peer, copy_mode, granularity):
@@ -80,8 +122,8 @@ def test_none_over_the_source(tmp_path, start, peer, copy_mode, granularity):
 
 
 @OURS
-@pytest.mark.parametrize("options", [["-o", "cluster_size=2M"], ["-o", "cluster_size=2M,extended_l2=on"], ["-o", "cluster_size=512"], ["-f", "qed"]],
-                         ids=["2M", "subclusters", "512", "qed"])
+@pytest.mark.parametrize("options", [["-o", "cluster_size=2M"], ["-o", "cluster_size=2M,extended_l2=on"], ["-o", "cluster_size=512"], ["-o", "compat=0.10"], ["-f", "qed"]],
+                         ids=["2M", "subclusters", "512", "v2", "qed"])
 def test_none_to_what_is_there(tmp_path, start, copy_mode, options):
     """The same to an image with other clusters, whose header names the source"""
     w = World(start, tmp_path)
