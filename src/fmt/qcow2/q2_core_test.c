@@ -351,6 +351,77 @@ static void ahead_proved_body(struct co *co, void *arg)
 
 static void test_ahead_proved(void **state) { t_run(0, ahead_proved_body, NULL); }
 
+/* While free clusters are being zeroed all others who take or give back clusters are under way. */
+static struct { struct q2_image *q; unsigned running, zeros; bool go_on; } beside;
+
+static int hold_zero(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    beside.zeros += what == 'Z' && len > MIB;
+    while (what == 'Z' && !beside.go_on)
+        co_yield(co);
+    return 0;
+}
+
+static void beside_co(struct co *co, void *arg)
+{
+    struct q2_image *q = beside.q;
+    unsigned i = (unsigned)(uintptr_t)arg;
+    struct q2_run run;
+    if (i < 4)                           /* the first one zeroes */
+        CHECK_EQ(g_write(co, q, (8 + i) * MIB, 4 * KIB, (uint8_t)(i + 1)), 0);
+    else if (i < 8)
+        CHECK_EQ(g_write(co, q, (8 + i) * MIB, 128 * KIB, (uint8_t)(i + 1)), 0);
+    else if (i == 8)
+        CHECK_EQ(g_compress(co, q, 4 * MIB, 64 * KIB, 0x99), 0);
+    else if (i == 9)
+        CHECK_EQ(q2_alloc_trim(co, q), 0);
+    else if (i == 10)
+        CHECK_EQ(q2_punch_free(co, q, NULL, NULL), 0);
+    else if (i == 11)
+        CHECK_EQ(q2_discard(co, &q->im, 2 * MIB, MIB), 0);
+    else if (CHECK_EQ(q2_alloc_exact(co, q, 5, &run), 0))
+        q2_alloc_drop(q, run.cluster, run.count);
+    beside.running--;
+}
+
+static void ahead_beside_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 64 * KIB, 16 * MIB };
+    img_make(co, &m);
+    struct q2_image *q = beside.q = img_open(co, &(struct opening){ .no_punch = true });
+    for (unsigned i = 0; i < 4; i++)
+        CHECK_EQ(g_write(co, q, i * MIB, MIB, 0xaa), 0);
+    CHECK_EQ(q2_discard(co, &q->im, 0, 2 * MIB), 0);
+    settle(co, q);
+    CHECK_EQ(q2_guard_need(co, q), 0);
+    beside.zeros = 0;
+    beside.go_on = false;
+    disk.hook = hold_zero;
+    for (beside.running = 0; beside.running < 13; beside.running++) {
+        CHECK_EQ(rt_spawn(co_loop(co), beside_co, (void *)(uintptr_t)beside.running), 0);
+        for (unsigned i = 0; i < 100 && beside.running == 0; i++)
+            co_yield(co);
+    }
+    CHECK(beside.zeros == 1);
+    for (unsigned i = 0; i < 500; i++)
+        co_yield(co);
+    CHECK(g_holds(co, q, 3 * MIB, MIB, 0xaa));       /* who reads does not wait */
+    beside.go_on = true;
+    while (beside.running)
+        co_yield(co);
+    settle(co, q);
+    CHECK(states_ok(co, q));
+    for (unsigned i = 0; i < 8; i++)
+        CHECK(g_holds(co, q, (8 + i) * MIB, i < 4 ? 4 * KIB : 128 * KIB, (uint8_t)(i + 1)) &&
+              (i >= 4 || g_holds(co, q, (8 + i) * MIB + 4 * KIB, 60 * KIB, 0)));
+    CHECK(g_holds(co, q, 4 * MIB, 64 * KIB, 0x99) && g_holds(co, q, 3 * MIB, MIB, 0xaa) && g_holds(co, q, 0, 3 * MIB, 0));
+    disk.hook = NULL;
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_ahead_beside(void **state) { t_run(0, ahead_beside_body, NULL); }
+
 /* Free clusters behind each other are cut off whatever their tags are. */
 static void cut_tags_body(struct co *co, void *arg)
 {
@@ -1022,7 +1093,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_endless), cmocka_unit_test(test_growth),
         cmocka_unit_test(test_origin), cmocka_unit_test(test_ahead), cmocka_unit_test(test_ahead_not), cmocka_unit_test(test_ahead_counted),
-        cmocka_unit_test(test_ahead_proved), cmocka_unit_test(test_cut_tags),
+        cmocka_unit_test(test_ahead_proved), cmocka_unit_test(test_ahead_beside), cmocka_unit_test(test_cut_tags),
         cmocka_unit_test(test_quarantine),
         cmocka_unit_test(test_reclaim_barrier),
         cmocka_unit_test(test_l1_switch_lands),
