@@ -259,7 +259,7 @@ class Client:
             self.blockdev_del()
             return
         f = self.family()
-        what = self.random.randrange(7)
+        what = self.random.randrange(10)
         if what == 0:
             self.add(f + "t")
         elif what == 1:
@@ -275,9 +275,23 @@ class Client:
         elif what == 5:                  # one that is open already, perhaps
             self.ask("blockdev-add", driver=self.random.choice(("raw", "qcow2")), node_name=f"vr{self.world.number()}", read_only=self.random.random() < 0.7,
                      file=self.node("vf"))
+        elif what == 6:
+            self.over_filter()
+        elif what == 7:                  # a disk that lies in another disk
+            images = [n["node-name"] for n in self.nodes if n["node-name"].startswith("v") and n["drv"] == "qcow2"]
+            self.ask("blockdev-add", driver="raw", node_name=f"vw{self.world.number()}", file=self.random.choice(images or ["none"]), **self.maybe(offset=65536, size=MIB))
+        elif what == 8:
+            self.ask("blockdev-add", driver="preallocate", node_name=f"vx{self.world.number()}", file=self.node("v"), prealloc_size=MIB)
         else:
             self.ask("blockdev-add", driver="qcow2", node_name=f"vq{self.world.number()}", read_only=self.random.random() < 0.7,
                      file=file_of(self.random.choice(["vb", "vm", "vt", self.node("vo")])), **self.maybe(backing=None))
+
+    def over_filter(self):
+        """A format over a filter over a file of its own, which others may find by its name."""
+        name = f"vf{self.world.number()}"
+        file = {**file_of(self.world.fresh(name)), "node-name": name}
+        below = self.random.choice(({"driver": "preallocate", "file": file, "prealloc-size": MIB}, {"driver": "blkdebug", "image": file}, {"driver": "copy-on-read", "file": file}))
+        self.ask("blockdev-add", driver="qcow2", node_name=f"vi{self.world.number()}", file=below)
 
     def blockdev_del(self):
         self.ask("blockdev-del", node_name=self.node())
