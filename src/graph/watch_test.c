@@ -112,6 +112,45 @@ static void told(struct co *co, void *arg)
 }
 static void test_told(void **state) { t_run(0, told, NULL); }
 
+static unsigned shared;
+static int64_t count_clone(struct co *co, struct fmt_image *im, uint64_t src, uint64_t dst, uint64_t len)
+{
+    shared++;
+    return 0;                                /* it is to be copied */
+}
+
+/* A clone is a write of its target to who watches, bytes and all; the format may share only where nobody does (G.004). */
+static void told_of_clones(struct co *co, void *arg)
+{
+    struct disk d;
+    struct seer s = { .w.change = seer_change };
+    uint8_t buf[CLUSTER];
+    memset(buf, 9, sizeof buf);
+    disk_open(co, &d);
+    const struct fmt_ops *was = d.f->im.ops;
+    struct fmt_ops ops = *was;
+    ops.clone = count_clone;
+    shared = 0;
+    d.f->im.ops = &ops;
+    CHECK_EQ(t_write(co, d.n, buf, CLUSTER, 0, 0), 0);
+    CHECK_EQ(graph_clone(co, d.n, 0, 8 * CLUSTER, CLUSTER), 0);
+    CHECK_EQ(shared, 1);
+    graph_watch_add(co, d.n, &s.w);
+    CHECK_EQ(graph_clone(co, d.n, 0, 16 * CLUSTER, 2 * CLUSTER), 0);
+    CHECK_EQ(graph_clone(co, d.n, 40 * CLUSTER, 50 * CLUSTER, CLUSTER), 0);
+    CHECK(shared == 1 && s.count == 2);
+    CHECK(noted(&s, 0, &(struct note){ GRAPH_CHANGE_WRITE, 16 * CLUSTER, 2 * CLUSTER, 0, 0, 9, true }));
+    CHECK(noted(&s, 1, &(struct note){ GRAPH_CHANGE_ZERO, 50 * CLUSTER, CLUSTER, GRAPH_UNMAP, 0, 0, false }));
+    s.refuse = -ENOSPC;
+    CHECK_EQ(graph_clone(co, d.n, 0, 20 * CLUSTER, CLUSTER), -ENOSPC);
+    graph_watch_remove(co, &s.w);
+    CHECK_EQ(graph_clone(co, d.n, 0, 20 * CLUSTER, CLUSTER), 0);
+    CHECK(shared == 2 && s.count == 3);
+    d.f->im.ops = was;
+    disk_close(co, &d);
+}
+static void test_told_of_clones(void **state) { t_run(0, told_of_clones, NULL); }
+
 /* Writes of zeros that become requests for zeros are seen as such, once; a discard that the disk ignores is none. */
 static void told_otherwise(struct co *co, void *arg)
 {
@@ -379,7 +418,7 @@ static void test_fencing(void **state) { t_run(0, fencing, NULL); }
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_told),
+        cmocka_unit_test(test_told), cmocka_unit_test(test_told_of_clones),
         cmocka_unit_test(test_told_otherwise),
         cmocka_unit_test(test_failing),
         cmocka_unit_test(test_nested),

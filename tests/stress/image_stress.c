@@ -13,7 +13,11 @@
  * With "scrub" it is all done twice, with a scrub that frees leaks running all the time; the second time the image begins as one
  * that was not closed cleanly. With "compact" the image is compacted again and again beside the workers.
  *
- *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [sub|scrub]]
+ * With "clone" ranges become what others are: inside each worker's area, and from there, and from the shared area itself, to the shared
+ * one, where the others then write and discard. A clone may copy a sector in the middle of a write: there every piece of one must have
+ * been written somewhere.
+ *
+ *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [clone] [sub|scrub]]
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +38,7 @@ struct stress {
     uint64_t cluster, seed;
     unsigned operations;
     char *packed;                            /* method; NULL: none */
-    bool sub, qed, scrub, compact;
+    bool sub, qed, scrub, compact, clone;
     unsigned scrubs, compacted;
     bool written;                            /* the workers have ended */
     struct rt *rt;
@@ -92,11 +96,38 @@ static int do_pack(struct co *co, struct stress *s, uint8_t *buf, uint64_t *off,
     return graph_write(co, s->node, iov_one(&slot, buf, *len), *off, GRAPH_COMPRESS);
 }
 
+/* Of an area of its own: to any other place of it. */
+static int own_clone(struct co *co, struct worker *w, struct prng *p, uint64_t off, uint64_t len)
+{
+    struct stress *s = w->s;
+    uint64_t base = off - off % AREA, to = base + prng_below(p, (AREA - len) / SECTOR + 1) * SECTOR;
+    if (prng_below(p, 4)) {
+        off -= off % s->cluster;
+        to -= to % s->cluster;
+    }
+    memmove(s->model + to, s->model + off, len);
+    return graph_clone(co, s->node, off, to, len);
+}
+
+/* Whole clusters of the worker's area, or of the shared one, to the shared one. */
+static int shared_clone(struct co *co, struct worker *w, struct prng *p, uint64_t off, uint64_t len)
+{
+    struct stress *s = w->s;
+    uint64_t from = (prng_below(p, 2) ? w->index : WORKERS) * (uint64_t)AREA + prng_below(p, AREA);
+    off -= off % s->cluster;
+    from -= from % s->cluster;
+    len = (len + s->cluster - 1) / s->cluster * s->cluster;
+    uint64_t room = AREA - (off % AREA > from % AREA ? off % AREA : from % AREA);
+    return graph_clone(co, s->node, from, off, len < room ? len : room);
+}
+
 static int own_step(struct co *co, struct worker *w, struct prng *p, uint8_t *buf, uint64_t off, uint64_t len)
 {
     struct stress *s = w->s;
     struct iovec slot;
     int r;
+    if (s->clone && prng_below(p, 4) == 0)
+        return own_clone(co, w, p, off, len);
     switch (prng_below(p, 8)) {
     case 0: case 1: case 2:
         if (s->packed && prng_below(p, 2)) {
@@ -132,12 +163,12 @@ static int own_step(struct co *co, struct worker *w, struct prng *p, uint8_t *bu
     }
 }
 
-/* The same, while writes of this sector are under way: a read may meet them in the middle. */
-static bool stamp_partly_ok(const uint8_t *p, uint64_t off)
+/* The same, while writes of this sector are under way: a read may meet them in the middle. cloned: it may come from anywhere. */
+static bool stamp_partly_ok(const uint8_t *p, uint64_t off, bool cloned)
 {
     const uint64_t *w = (const uint64_t *)p;
     for (unsigned i = 0; i < SECTOR / 8; i += 2)
-        if (!(w[i] == off && w[i + 1]) && !(w[i] == 0 && w[i + 1] == 0))
+        if (!((w[i] == off || (cloned && w[i] < DISK && w[i] % SECTOR == 0)) && w[i + 1]) && !(w[i] == 0 && w[i + 1] == 0))
             return false;
     return true;
 }
@@ -147,7 +178,7 @@ static int shared_read(struct co *co, struct worker *w, uint8_t *buf, uint64_t o
     struct iovec slot;
     int r = graph_read(co, w->s->node, iov_one(&slot, buf, len), off);
     for (uint64_t i = 0; r == 0 && i < len; i += SECTOR)
-        REQUIRE(stamp_partly_ok(buf + i, off + i), "worker %u: a shared sector at %#llx holds %#llx %#llx, which was never written there", w->index,
+        REQUIRE(stamp_partly_ok(buf + i, off + i, w->s->clone), "worker %u: a shared sector at %#llx holds %#llx %#llx, which was never written there", w->index,
                 (unsigned long long)(off + i), *(unsigned long long *)(void *)(buf + i), *(unsigned long long *)(void *)(buf + i + 8));
     return r;
 }
@@ -159,6 +190,10 @@ static int shared_step(struct co *co, struct worker *w, struct prng *p, uint8_t 
             return shared_read(co, w, buf, off, len);
         return do_pack(co, w->s, buf, &off, &len, prng_u64(p) | 1);
     }
+    if (w->s->clone && prng_below(p, 4) == 0)
+        return shared_clone(co, w, p, off, len);
+    if (w->s->clone && prng_below(p, 4) == 0)
+        return shared_read(co, w, buf, off, len);
     switch (prng_below(p, 4)) {
     case 0:
         return graph_discard(co, w->s->node, off, len);
@@ -284,7 +319,7 @@ static void verify(struct co *co, struct stress *s)
             REQUIRE(memcmp(buf, s->model + off, AREA) == 0, "area %llu differs from its model", (unsigned long long)(off / AREA));
         else
             for (uint64_t i = 0; i < AREA; i += SECTOR)
-                REQUIRE(stamp_ok(buf + i, off + i), "shared sector %#llx holds what was never written there", (unsigned long long)(off + i));
+                REQUIRE(s->clone ? stamp_partly_ok(buf + i, off + i, true) : stamp_ok(buf + i, off + i), "shared sector %#llx holds what was never written there", (unsigned long long)(off + i));
     }
     free(buf);
 }
@@ -340,7 +375,7 @@ static void main_co(struct co *co, void *arg)
 
 int main(int argc, char **argv)
 {
-    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [sub|scrub]]");
+    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [clone] [sub|scrub]]");
     struct stress s = { .path = argv[1], .cluster = strtoull(argv[2], NULL, 0), .seed = strtoull(argv[3], NULL, 0), .operations = (unsigned)strtoul(argv[4], NULL, 0) };
     struct rt_opts o = { .loops = 2, .backend = argc < 6 ? RT_BACKEND_AUTO : strcmp(argv[5], "threads") ? RT_BACKEND_URING : RT_BACKEND_THREADS };
     struct byre_err err;
@@ -348,6 +383,8 @@ int main(int argc, char **argv)
     s.scrub = argc > 6 && strcmp(argv[argc - 1], "scrub") == 0;
     for (int i = 6; i < argc; i++)
         s.compact |= strcmp(argv[i], "compact") == 0;
+    for (int i = 6; i < argc; i++)
+        s.clone |= strcmp(argv[i], "clone") == 0;
     REQUIRE(!s.compact || !s.scrub, "a scrub and a compaction exclude one another");
     s.sub = argc > 6 && strcmp(argv[argc - 1], "sub") == 0;
     for (int i = 6; i < argc; i++)
