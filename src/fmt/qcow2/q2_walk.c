@@ -25,7 +25,7 @@
 #define L2E_RESERVED 0x3f000000000001feull
 #define BME_RESERVED 0xff000000000001feull
 #define RTE_RESERVED 0x1ffull
-#define BUDGET_SLACK (64ull << 20)
+#define BUDGET_SLACK (16ull << 20)
 #define HOST_END (1ull << 63)
 
 struct walker {
@@ -88,9 +88,10 @@ static bool afford(struct walker *k, uint64_t bytes, const struct q2_ref *r)
     return false;
 }
 
+/* A file that grows meanwhile may come to hold more tables than it was long. */
 static void set_budget(struct walker *k)
 {
-    k->budget = 2 * k->w->file_bytes + BUDGET_SLACK;
+    k->budget = k->w->open_ended ? 2 * k->w->file_bytes + 4 * BUDGET_SLACK : k->w->file_bytes + BUDGET_SLACK;
     k->budget_told = false;
 }
 
