@@ -225,7 +225,7 @@ def connections(server):
 
 def test_connections(servers, noise):
     """G.039: more connections where the server shares its cache and there is work; one where it does not; one for little work"""
-    server = servers(nbdserver.nbdkit("-v", "memory", "64M", "--filter=delay", "wdelay=20ms"))
+    server = servers(nbdserver.nbdkit("-v", "memory", "64M", "--filter=delay", "wdelay=200ms"))      # work that lasts, however slow a connection is made
     byre("info", server.uri)
     assert connections(server)[1] <= 1
     byre("convert", "-W", "-n", "-f", "raw", "-O", "raw", noise, server.uri)
