@@ -252,18 +252,36 @@ void sim_bitmaps_note(struct sim_model *m, const struct sim_note *n)
 
 /* ---- judgement ---- */
 
+/* A probe of verify.c wrote it. What a clone brought from another sector is more than any generation. */
+static bool is_probe(uint32_t gen) { return gen >= PROBE_GEN && gen == sim_gen_of(gen); }
+
+/* Can only requests that were issued behind `stamp` have brought this to the sector? */
+static bool only_later(const struct sim_model *m, uint64_t sector, uint32_t gen, uint64_t stamp)
+{
+    const struct sim_cell *c = &m->cells[sector];
+    bool later = false;
+    for (uint32_t i = 0; i < c->n; i++) {
+        if (c->v[i].gen == gen && m->reqs[c->v[i].req].issued <= stamp)
+            return false;
+        later |= c->v[i].gen == gen;
+    }
+    return later;
+}
+
 /* Has the content of this sector come from a request that the bitmap must know of? */
 static bool came_later(const struct sim_model *m, const struct sim_bm_state *s, uint64_t sector, uint32_t gen)
 {
     if (!s->enabled || s->since == SIM_NEVER)
-        return gen >= PROBE_GEN && s->enabled && gen != SIM_GEN_NONE;
+        return is_probe(gen) && s->enabled;
     for (uint32_t i = 1; i < m->req_count; i++)          /* a clone may have brought it, before */
         if (m->reqs[i].kind == SIM_N_CLONE && m->reqs[i].issued <= s->since && sector >= m->reqs[i].off / SIM_SECTOR && sector < (m->reqs[i].off + m->reqs[i].len) / SIM_SECTOR)
             return false;
     if (gen == 0)
         return !s->had_zero[sector] && sector * SIM_SECTOR < min_u64(m->size, m->size_alt);
-    if (gen >= PROBE_GEN)
-        return gen != SIM_GEN_NONE;
+    if (is_probe(gen))
+        return true;
+    if (gen != sim_gen_of(gen) && gen != SIM_GEN_NONE)
+        return only_later(m, sector, gen, s->since);
     for (uint32_t i = 1; i < m->req_count; i++)
         if (m->reqs[i].kind == SIM_N_WRITE && m->reqs[i].gen == gen && gen >= SIM_GEN_USER)
             return m->reqs[i].issued > s->since;
@@ -298,7 +316,7 @@ static bool generation_stayed(const struct sim_model *m, const struct sim_bm_sta
 {
     uint64_t now = sim_audit_generation(d);
     for (uint64_t i = 0; i < size / SIM_SECTOR && (now == m->generation || !(now >> 32)); i++)
-        if (got[i] >= SIM_GEN_USER && got[i] < PROBE_GEN && came_later(m, s, i, got[i]))     /* probes may be older than this run */
+        if (got[i] >= SIM_GEN_USER && !is_probe(got[i]) && came_later(m, s, i, got[i]))     /* probes may be older than this run */
             return true;
     return false;
 }
@@ -317,7 +335,7 @@ static int judge_one(const struct sim_model *m, unsigned i, const struct sim_fou
         return wrong(why, bytes, sim_bitmap_name[i], "has recorded, and the generation is what it was", 0);
     bool was = false;                    /* it can only be what the snapshot holds */
     for (uint64_t s = 0; m->applying && s < size / SIM_SECTOR && !was; s++)
-        was = got[s] && got[s] < PROBE_GEN && got[s] == m->applying->gens[s] && !sim_model_allows(m, s, got[s]);
+        was = got[s] && !is_probe(got[s]) && got[s] == m->applying->gens[s] && !sim_model_allows(m, s, got[s]);
     if ((!was && fits(m, &b->now, f, got, size, &missing)) || (b->open && fits(m, &b->alt, f, got, size, &missing)))
         return 0;
     if (missing == SIM_NEVER)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from backup_test import MIB, SIZE, World
-from lib import peers
+from lib import nbdserver, peers
 
 
 @pytest.mark.parametrize("where", ["data", "zeros"])
@@ -23,7 +23,7 @@ def test_guests_go_on(tmp_path, start, where):
             w.add(driver="nbd", node_name="far", server={"type": "unix", "path": str(sock)})
             guest = w.guest()
             w.ok("blockdev-backup", device="disk", job_id="j", target="far", sync="full", speed=MIB // 2)
-            far.send_signal(signal.SIGSTOP)
+            nbdserver.stand_still(far.pid)
             cookie = guest.aio_pwrite(bytearray(b"x" * 4096), SIZE // 2 if where == "data" else SIZE - MIB)
             time.sleep(0.3)
             begun = time.monotonic()
@@ -32,7 +32,7 @@ def test_guests_go_on(tmp_path, start, where):
             w.gone()
             while not guest.aio_command_completed(cookie):
                 guest.poll(100)
-                assert time.monotonic() - begun < 2
+                assert time.monotonic() - begun < 20
             guest.shutdown()
             w.ok("quit")
             assert w.daemon.wait(timeout=15)[0] == 0

@@ -36,7 +36,7 @@ def test_requests_end(start, still, oob):
     h = nbd.NBD()
     h.connect_uri(f"nbd+unix:///far?socket={daemon.folder}/n.sock")
     assert h.pread(512, 0) == bytes(512)
-    os.kill(still.process.pid, signal.SIGSTOP)
+    nbdserver.stand_still(still.process.pid)
     cookie = h.aio_pread(nbd.Buffer(512), 4096)
     assert h.poll(300) == 0 and not h.aio_command_completed(cookie)                     # it waits
     error = client.refused("yank", instances=[{"type": "block-node", "node-name": "far"}, {"type": "block-node", "node-name": "near"}])

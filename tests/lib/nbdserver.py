@@ -12,6 +12,20 @@ from lib import peers
 READY_WITHIN = 20.0
 
 
+def stand_still(pid):
+    """Stops a process, and returns when each of its threads stands: the signal alone lets others run on for a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + READY_WITHIN
+    while any(state(pid, thread) != "T" for thread in os.listdir(f"/proc/{pid}/task")):
+        assert time.monotonic() < end, "it runs on"
+        time.sleep(0.001)
+
+
+def state(pid, thread):
+    with open(f"/proc/{pid}/task/{thread}/stat") as f:
+        return f.read().rpartition(")")[2].split()[0]
+
+
 class NbdServer:
     """A server program on a socket of its own. `uri` names its export; start and kill may be called again and again."""
 
