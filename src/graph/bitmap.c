@@ -8,6 +8,8 @@
  *              I2  A request that has changed guest data sets its bits before it is answered, whether it succeeded or not
  *                  (change_end); a bitmap that begins to record therefore knows of everything that was not answered before.
  *              I3  A change here happens as a whole or not at all; a persistent one is durable first (fmt.h, bitmaps_sync).
+ *              I4  Between change_start and change_finish the list is nobody else's: draining takes its time, and two may come at once, so
+ *                  what was found before change_start is looked for again behind it.
  * Order        None here; the format's.
  * Concurrency  Home loop, drained: nobody is between change_begin and change_end while tracked or im->ahead change.
  * Failure      As graph.h says.
@@ -198,36 +200,43 @@ struct change {
     struct graph_node *n;
     struct tracked *t;
     struct byre_err *err;
+    struct grave *grave;
+    struct dirty *old;                   /* bits that go when nobody is to record in them any more; NULL: none */
 };
 
-/* Drains. On failure nothing is to be undone. */
+/* I4. Drains, and holds the image. On failure nothing is to be undone. */
 static int change_start(struct co *co, struct graph_node *n, struct change *c, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
-    *c = (struct change){ .n = n, .err = err, .t = bitmaps_tracked(n, 2) };
-    if (!c->t)
-        return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
     node_close_begin(co, n);
-    return 0;
+    graph_hold_image(co, n);
+    *c = (struct change){ .n = n, .err = err, .t = bitmaps_tracked(n, 2) };
+    if (c->t)
+        return 0;
+    graph_release_image(n);
+    node_close_end(n);
+    return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
 }
 
 /* Makes a persistent change durable. Returns whether it stands. */
-static int change_store_held(struct co *co, struct change *c, bool persistent)
+static int change_store(struct co *co, struct change *c, bool persistent)
 {
     return persistent && !c->n->bitmap_batch ? bitmaps_store(co, c->n, c->err) : 0;
 }
 
-static int change_store(struct co *co, struct change *c, bool persistent)
+static void change_buries(struct change *c, struct grave *grave, struct dirty *old)
 {
-    graph_hold_image(co, c->n);
-    int r = change_store_held(co, c, persistent);
-    graph_release_image(c->n);
-    return r;
+    ASSERT(!c->old);
+    c->grave = grave;
+    c->old = old;
 }
 
 static void change_finish(struct change *c)
 {
     bitmaps_publish(c->n, c->t);
+    if (c->old)
+        saved_bury(c->n, c->grave, c->old);
+    graph_release_image(c->n);
     node_close_end(c->n);
 }
 
@@ -287,9 +296,35 @@ static int bitmap_new(struct graph_node *n, const struct graph_bitmap_spec *s, u
     return 0;
 }
 
-int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bitmap_spec *s, struct byre_err *err)
+static int need_no(struct co *co, struct graph_node *n, const char *name, struct byre_err *err)
 {
     struct fmt_bitmap *b;
+    int r = graph_bitmap_find(co, n, name, &b, err);
+    return r || !b ? r : byre_fail(err, EXISTS, "%s: there is a bitmap '%s' already", n->filename, name);
+}
+
+static int add_held(struct co *co, struct change *c, const struct graph_bitmap_spec *s, uint64_t granularity)
+{
+    struct fmt_bitmap *b = NULL;
+    int r = need_no(co, c->n, s->name, c->err);
+    if (!r)
+        r = check_spec(c->n, s, granularity, c->err);        /* it may be read-only now */
+    if (!r)
+        r = bitmap_new(c->n, s, granularity, &b, c->err);
+    if (r)
+        return r;
+    struct fmt_bitmap **tail = place_of(c->n, NULL);
+    *tail = b;
+    r = change_store(co, c, b->persistent);
+    if (r) {
+        *tail = NULL;
+        bitmap_free(b);
+    }
+    return r;
+}
+
+int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bitmap_spec *s, struct byre_err *err)
+{
     struct change c;
     n = recorded_at(n);
     int r = graph_need_image(n, "a bitmap", err);
@@ -300,27 +335,20 @@ int graph_bitmap_add(struct co *co, struct graph_node *n, const struct graph_bit
     uint64_t granularity = s->granularity ? s->granularity : default_granularity(n);
     r = check_spec(n, s, granularity, err);
     if (!r)
-        r = graph_bitmap_find(co, n, s->name, &b, err);
-    if (!r && b)
-        r = byre_fail(err, EXISTS, "%s: there is a bitmap '%s' already", n->filename, s->name);
+        r = need_no(co, n, s->name, err);        /* without a drain, mostly */
     if (!r)
-        r = bitmap_new(n, s, granularity, &b, err);
+        r = change_start(co, n, &c, err);
     if (r)
         return r;
-    r = change_start(co, n, &c, err);
-    if (r) {
-        bitmap_free(b);
-        return r;
-    }
-    struct fmt_bitmap **tail = place_of(n, NULL);
-    *tail = b;
-    r = change_store(co, &c, b->persistent);
-    if (r) {
-        *tail = NULL;
-        bitmap_free(b);
-    }
+    r = add_held(co, &c, s, granularity);
     change_finish(&c);
     return r;
+}
+
+static int find_changeable(struct co *co, struct graph_node *n, const char *name, struct fmt_bitmap **ret_b, struct byre_err *err)
+{
+    int r = find_existing(co, n, name, ret_b, err);
+    return r ? r : may_change(n, *ret_b, err);
 }
 
 int graph_bitmap_remove(struct co *co, struct graph_node *n, const char *name, struct byre_err *err)
@@ -328,58 +356,46 @@ int graph_bitmap_remove(struct co *co, struct graph_node *n, const char *name, s
     n = recorded_at(n);
     struct fmt_bitmap *b;
     struct change c;
-    int r = find_existing(co, n, name, &b, err);
-    if (!r)
-        r = may_change(n, b, err);
+    int r = find_changeable(co, n, name, &b, err);
     if (!r)
         r = change_start(co, n, &c, err);
     if (r)
         return r;
-    graph_hold_image(co, n);                 /* who goes through the list and loads what is in it holds it, too */
-    struct fmt_bitmap **at = place_of(n, b);
-    *at = b->next;
-    r = change_store_held(co, &c, b->persistent);
-    if (r)
-        *at = b;
-    graph_release_image(n);
+    r = find_changeable(co, n, name, &b, err);
+    if (!r) {
+        struct fmt_bitmap **at = place_of(n, b);
+        *at = b->next;
+        r = change_store(co, &c, b->persistent);
+        if (r)
+            *at = b;
+    }
     change_finish(&c);
     if (!r && !saved_take(n, b))
         bitmap_free(b);
     return r;
 }
 
-/* Gives b other content; new: taken over. */
-static int replace_bits(struct co *co, struct graph_node *n, struct fmt_bitmap *b, struct dirty *new, struct byre_err *err)
+/* Gives b other content; new: taken over. Inside a change. */
+static int replace_bits(struct co *co, struct change *c, struct fmt_bitmap *b, struct dirty *new)
 {
-    struct change c;
     struct grave *grave = NULL;
-    int r = change_start(co, n, &c, err);
-    if (r) {
+    if (saved_grave(c->n, &grave)) {
         dirty_free(new);
-        return r;
-    }
-    if (saved_grave(n, &grave)) {                /* drained: another may have begun to remember meanwhile */
-        change_finish(&c);
-        dirty_free(new);
-        return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
+        return byre_fail(c->err, NOMEM, "%s: bitmaps", c->n->filename);
     }
     struct dirty *old = b->bits;
     bool changed = b->changed;
     b->bits = new;
     b->changed = b->persistent;
-    r = change_store(co, &c, b->persistent);
-    if (r) {
-        b->bits = old;
-        b->changed = changed;
-        old = new;
+    int r = change_store(co, c, b->persistent);
+    if (!r) {
+        change_buries(c, grave, old);
+        return 0;
     }
-    change_finish(&c);
-    if (r) {
-        free(grave);
-        dirty_free(old);
-    } else {
-        saved_bury(n, grave, old);
-    }
+    b->bits = old;
+    b->changed = changed;
+    free(grave);
+    dirty_free(new);
     return r;
 }
 
@@ -392,30 +408,49 @@ static int find_loaded(struct co *co, struct graph_node *n, const char *name, st
     return r ? r : graph_bitmap_load(co, n, *ret_b, err);
 }
 
-static int set_content(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *content, struct byre_err *err)
+/* Inside a change. content: of a disk of the same size; NULL: nothing. */
+static int set_content(struct co *co, struct change *c, struct fmt_bitmap *b, const struct dirty *content)
 {
     struct dirty *new;
+    if (content && content->size != b->bits->size)
+        return byre_fail(c->err, BUSY, "%s: has become another size", c->n->filename);
     if (dirty_new(b->bits->size, b->granularity_bits, b->bits->budget, &new))
-        return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
+        return byre_fail(c->err, NOMEM, "%s: bitmap '%s'", c->n->filename, b->name);
     if (content)
         dirty_merge(new, content);
-    return replace_bits(co, n, b, new, err);
+    return replace_bits(co, c, b, new);
 }
 
 int graph_bitmap_set(struct co *co, struct graph_node *n, const char *name, const struct dirty *content, struct byre_err *err)
 {
     n = recorded_at(n);
     struct fmt_bitmap *b;
+    struct change c;
     int r = find_loaded(co, n, name, &b, err);
-    return r ? r : set_content(co, n, b, content, err);
+    if (!r)
+        r = change_start(co, n, &c, err);
+    if (r)
+        return r;
+    r = find_loaded(co, n, name, &b, err);
+    if (!r)
+        r = set_content(co, &c, b, content);
+    change_finish(&c);
+    return r;
 }
 
 int graph_bitmap_set_held(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *content, struct byre_err *err)
 {
     n = recorded_at(n);
+    struct change c;
     ASSERT(b->busy && b->bits);
-    int r = may_write(n, b, err);
-    return r ? r : set_content(co, n, b, content, err);
+    int r = change_start(co, n, &c, err);
+    if (r)
+        return r;
+    r = may_write(n, b, err);
+    if (!r)
+        r = set_content(co, &c, b, content);
+    change_finish(&c);
+    return r;
 }
 
 int graph_bitmap_clear(struct co *co, struct graph_node *n, const char *name, struct byre_err *err)
@@ -434,10 +469,13 @@ int graph_bitmap_enable(struct co *co, struct graph_node *n, const char *name, b
     r = change_start(co, n, &c, err);
     if (r)
         return r;
-    b->enabled = on;
-    r = change_store(co, &c, b->persistent);
-    if (r)
-        b->enabled = !on;
+    r = find_loaded(co, n, name, &b, err);
+    if (!r && b->enabled != on) {
+        b->enabled = on;
+        r = change_store(co, &c, b->persistent);
+        if (r)
+            b->enabled = !on;
+    }
     change_finish(&c);
     return r;
 }
@@ -474,12 +512,11 @@ int graph_bitmap_settle(struct co *co, struct graph_node *n, struct fmt_bitmap *
         return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
     }
     dirty_merge(b->since, left);
-    struct dirty *old = b->bits;
+    change_buries(&c, grave, b->bits);
     b->bits = b->since;                          /* what is recorded from here on is recorded in it; nobody is inside */
     b->since = NULL;
     b->changed = b->persistent;
     change_finish(&c);
-    saved_bury(n, grave, old);
     return 0;
 }
 
@@ -497,7 +534,7 @@ void graph_bitmap_unfollow(struct co *co, struct graph_node *n, struct fmt_bitma
 
 /* ---- merge ---- */
 
-static int source_bits(struct co *co, struct graph_node *n, const struct graph_bitmap_ref *src, struct dirty *into, struct byre_err *err)
+static int source_bits_held(struct co *co, struct graph_node *n, const struct graph_bitmap_ref *src, struct dirty *into, struct byre_err *err)
 {
     struct fmt_bitmap *b;
     int r = find_existing(co, src->node, src->name, &b, err);
@@ -514,16 +551,26 @@ static int source_bits(struct co *co, struct graph_node *n, const struct graph_b
     return 0;
 }
 
-/* With n closed: what the sources held, and what n has recorded of itself up to now. */
-static int merge_into(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *collected, struct byre_err *err)
+/* The source is not removed while it is loaded. */
+static int source_bits(struct co *co, struct graph_node *n, const struct graph_bitmap_ref *src, struct dirty *into, struct byre_err *err)
+{
+    struct graph_node *image = recorded_at(src->node);
+    graph_hold_image(co, image);
+    int r = source_bits_held(co, n, src, into, err);
+    graph_release_image(image);
+    return r;
+}
+
+/* Inside a change: what the sources held, and what n has recorded of itself up to now. */
+static int merge_into(struct co *co, struct change *c, struct fmt_bitmap *b, const struct dirty *collected)
 {
     struct dirty *new;
     if (b->bits->size != collected->size)
-        return byre_fail(err, BUSY, "%s: has become another size", n->filename);
+        return byre_fail(c->err, BUSY, "%s: has become another size", c->n->filename);
     if (dirty_copy(b->bits, b->bits->size, &new))
-        return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
+        return byre_fail(c->err, NOMEM, "%s: bitmap '%s'", c->n->filename, b->name);
     dirty_merge(new, collected);
-    return replace_bits(co, n, b, new, err);
+    return replace_bits(co, c, b, new);
 }
 
 /* Sources that lie in an image over n are read from there, through n: so before it is closed. What is written to them from then on is not in it. */
@@ -531,6 +578,7 @@ int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, co
 {
     n = recorded_at(n);
     struct fmt_bitmap *b;
+    struct change c;
     struct dirty *collected;
     int r = find_loaded(co, n, name, &b, err);
     if (r)
@@ -539,12 +587,13 @@ int graph_bitmap_merge(struct co *co, struct graph_node *n, const char *name, co
         return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, name);
     for (unsigned i = 0; !r && i < count; i++)
         r = source_bits(co, n, &src[i], collected, err);
+    if (!r)
+        r = change_start(co, n, &c, err);        /* what is recorded from here on must not get lost with the old bits */
     if (!r) {
-        node_close_begin(co, n);                 /* what is recorded from here on must not get lost with the old bits */
-        r = find_loaded(co, n, name, &b, err);   /* all of that has taken its time */
+        r = find_loaded(co, n, name, &b, err);
         if (!r)
-            r = merge_into(co, n, b, collected, err);
-        node_close_end(n);
+            r = merge_into(co, &c, b, collected);
+        change_finish(&c);
     }
     dirty_free(collected);
     return r;

@@ -486,8 +486,10 @@ static void let_locks(struct co *co, struct reopening *ro)
 
 static void drain_no_more(struct co *co, struct reopening *ro)
 {
-    for (size_t i = 0; i < ro->drained_count; i++)
+    for (size_t i = 0; i < ro->drained_count; i++) {
+        ro->drained[i]->undisturbed = false;     /* those, too, that have not come so far (look_at_sharers) */
         graph_drain_end(ro->drained[i]);
+    }
     for (size_t i = 0; i < ro->drained_count; i++)
         (void)node_unref(co, ro->drained[i]);    /* as in reopening_end */
     free(ro->drained);

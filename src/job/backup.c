@@ -397,9 +397,11 @@ static void settle_target(struct co *co, struct job_leave *l)
 static void backup_abort(struct co *co, struct job *job)
 {
     struct backup *b = job->opaque;
-    struct byre_err why = { 0 };
-    if (take_filter_out(co, b, &why) || settle_bitmap(co, b, false, &why))
+    struct byre_err why = { 0 }, also = { 0 };
+    if (take_filter_out(co, b, &why))
         graph_warn(b->o.source, "%s", why.text);
+    if (settle_bitmap(co, b, false, &also))      /* nothing is copied any more, whether the filter has gone or not */
+        graph_warn(b->o.source, "%s", also.text);
     close_all(co, b);                        /* b->leave holds the target alone, if nobody else does */
     if (b->leave)
         job_leave(co, b->leave, job->jobs, FAULT(FAULT_EARLY_END) ? 0 : JOB_LEAVE_NS);

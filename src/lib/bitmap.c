@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "graph/runtime.h"
 #include "lib/lib_priv.h"
 
 struct call {
@@ -116,9 +117,18 @@ static int find(struct co *co, struct call *c, struct fmt_bitmap **ret_b)
     return r;
 }
 
-static int get_co(struct co *co, void *arg)
+/* Another thread does not remove what is being looked at. */
+static int looking(struct co *co, struct call *c, int (*look)(struct co *co, struct call *c))
 {
-    struct call *c = arg;
+    struct graph_node *n = graph_skip_filters(c->image->node);
+    graph_hold_image(co, n);
+    int r = look(co, c);
+    graph_release_image(n);
+    return r;
+}
+
+static int get_held(struct co *co, struct call *c)
+{
     struct fmt_bitmap *b;
     int r = find(co, c, &b);
     if (!r && !b->bad && !b->inconsistent)
@@ -132,6 +142,8 @@ static int get_co(struct co *co, void *arg)
     return 0;
 }
 
+static int get_co(struct co *co, void *arg) { return looking(co, arg, get_held); }
+
 int byre_bitmap_get(struct byre_image *image, const char *name, struct byre_bitmap_status *ret, struct byre_err *err)
 {
     struct call c = { .image = image, .name = name, .err = err, .status = byre_bitmap_status_init() };
@@ -144,9 +156,8 @@ int byre_bitmap_get(struct byre_image *image, const char *name, struct byre_bitm
     return 0;
 }
 
-static int run_co(struct co *co, void *arg)
+static int run_held(struct co *co, struct call *c)
 {
-    struct call *c = arg;
     struct fmt_bitmap *b;
     uint64_t end;
     int r = find(co, c, &b);
@@ -162,6 +173,8 @@ static int run_co(struct co *co, void *arg)
     c->len = end - c->off;
     return 0;
 }
+
+static int run_co(struct co *co, void *arg) { return looking(co, arg, run_held); }
 
 int byre_bitmap_run(struct byre_image *image, const char *name, uint64_t off, uint64_t len, uint64_t *ret_len, struct byre_err *err)
 {

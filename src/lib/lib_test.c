@@ -651,6 +651,60 @@ static void bitmaps_in(unsigned loops)
     byre_ctx_free(ctx);
 }
 static void bitmaps_with_threads(void **state) { bitmaps_in(2); }
+
+/* Three threads add, empty, merge, look at and remove the same two bitmaps, a fourth writes: none is lost half-way. */
+struct bitmap_user { struct byre_image *a; unsigned number; uint64_t seen; };
+
+static int one_of(struct bitmap_user *u, unsigned which, const char *name, const char *other)
+{
+    struct byre_bitmap_opts o = byre_bitmap_opts_init();
+    struct byre_bitmap_status st = byre_bitmap_status_init();
+    uint64_t len;
+    o.flags = which & 8 ? BYRE_BITMAP_PERSISTENT : 0;
+    switch (which % 8) {
+    case 0:
+    case 1: return byre_bitmap_add(u->a, name, &o, NULL);
+    case 2: return byre_bitmap_remove(u->a, name, NULL);
+    case 3: return byre_bitmap_clear(u->a, name, NULL);
+    case 4: return byre_bitmap_merge(u->a, name, u->a, other, NULL);
+    case 5: return which & 16 ? byre_bitmap_enable(u->a, name, NULL) : byre_bitmap_disable(u->a, name, NULL);
+    case 6: return byre_bitmap_get(u->a, name, &st, NULL);
+    }
+    return byre_bitmap_run(u->a, name, 0, 8 * MIB, &len, NULL);
+}
+
+static void *use_bitmaps(void *arg)
+{
+    struct bitmap_user *u = arg;
+    static const char *const name[] = { "x", "y" };
+    uint32_t at = 7 + u->number;
+    uint8_t buf[4096] = { 1 };
+    for (unsigned i = 0; i < 400; i++) {
+        at = at * 1664525 + 1013904223;
+        int r = u->number == 3 ? byre_write(u->a, buf, sizeof buf, (uint64_t)(at >> 13) % (7 * MIB), 0) : one_of(u, at >> 8, name[at >> 30 & 1], name[~at >> 30 & 1]);
+        if (r < 0 && r != -EEXIST && r != -ENOENT)
+            u->seen = (uint64_t)-r;
+    }
+    return NULL;
+}
+
+static void bitmaps_from_several_threads(void **state)
+{
+    struct byre_ctx *ctx = ctx_new(2);
+    struct byre_image *a = make(ctx, "bm-t", "qcow2", 8 * MIB);
+    struct bitmap_user u[4];
+    pthread_t t[4];
+    for (unsigned i = 0; i < 4; i++) {
+        u[i] = (struct bitmap_user){ .a = a, .number = i };
+        assert_int_equal(pthread_create(&t[i], NULL, use_bitmaps, &u[i]), 0);
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        pthread_join(t[i], NULL);
+        assert_int_equal(u[i].seen, 0);
+    }
+    assert_int_equal(byre_close(a), 0);
+    byre_ctx_free(ctx);
+}
 static void bitmaps_in_the_callers_thread(void **state) { bitmaps_in(0); }
 
 static int make_folder(void **state)
@@ -758,7 +812,7 @@ int main(void)
         cmocka_unit_test(blocking_with_threads), cmocka_unit_test(blocking_in_the_callers_thread), cmocka_unit_test(several_threads),
         cmocka_unit_test(queue_with_threads), cmocka_unit_test(queue_in_the_callers_thread), cmocka_unit_test(queue_descriptor),
         cmocka_unit_test(queues_in_parallel), cmocka_unit_test(jobs_with_threads), cmocka_unit_test(jobs_in_the_callers_thread),
-        cmocka_unit_test(unclean), cmocka_unit_test(failed_creation), cmocka_unit_test(bitmaps_with_threads), cmocka_unit_test(bitmaps_in_the_callers_thread), cmocka_unit_test(snapshots_with_threads), cmocka_unit_test(snapshots_in_the_callers_thread),
+        cmocka_unit_test(unclean), cmocka_unit_test(failed_creation), cmocka_unit_test(bitmaps_with_threads), cmocka_unit_test(bitmaps_in_the_callers_thread), cmocka_unit_test(bitmaps_from_several_threads), cmocka_unit_test(snapshots_with_threads), cmocka_unit_test(snapshots_in_the_callers_thread),
     };
     return cmocka_run_group_tests_name("lib", tests, make_folder, remove_folder);
 }
