@@ -32,7 +32,7 @@ def test_guests_go_on(tmp_path, start, where):
             w.gone()
             while not guest.aio_command_completed(cookie):
                 guest.poll(100)
-                assert time.monotonic() - begun < 20
+                assert time.monotonic() - begun < 2
             guest.shutdown()
             w.ok("quit")
             assert w.daemon.wait(timeout=15)[0] == 0
