@@ -290,6 +290,7 @@ int job_start(struct jobs *js, const struct job_kind *kind, const struct job_opt
         r = rt_spawn(js->home, job_co, job);
         if (r) {
             co_group_leave(&js->alive);
+            copy_latency_unref(job->latency);
             free(job->id);
             free(job);
         }

@@ -665,11 +665,15 @@ static int check_words(const struct job_mirror_opts *o, struct byre_err *err)
 
 int job_mirror_could(struct co *co, const struct jobs *js, const struct job_mirror_opts *o, const struct job_mirror_made *made, struct byre_err *err)
 {
+    struct graph *g = graph_of(o->source);
     int r = job_may_start(js, &job_mirror_kind, &o->job, err);
     if (!r)
         r = check_words(o, err);
-    if (!r && o->carry_bitmaps)
-        r = job_carry_could(co, graph_skip_filters(o->source), made->ops, made->filename, err);
+    if (r || !o->carry_bitmaps)
+        return r;
+    graph_edges_hold(co, g);             /* nobody removes a bitmap while its neighbour is loaded */
+    r = job_carry_could(co, graph_skip_filters(o->source), made->ops, made->filename, err);
+    graph_edges_let(co, g);
     return r;
 }
 

@@ -4,11 +4,13 @@
  *
  * Purpose      graph_bitmap_* for callers that block.
  * Owns         Nothing.
- * Invariants   I1 Everything runs on the home loop: a bitmap that was found stays while it is used.
+ * Invariants   I1 Everything runs on the home loop. What changes bitmaps holds edges, as commands of the control socket and jobs do that begin with one
+ *                 (graph_edges_hold): a bitmap that was found stays while it is used.
  * Concurrency  any foreign thread
  * Failure      as graph.h
  * Tests        tests/cli/bitmap_test.py, lib_test.c
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -22,6 +24,7 @@ struct call {
     uint64_t off, len;
     bool on, skip_broken, dirty;
     struct byre_bitmap_status status;
+    int (*change)(struct co *co, struct call *c);
     struct byre_err *err;
 };
 
@@ -30,11 +33,26 @@ static int on_home(struct call *c, int (*fn)(struct co *co, void *arg))
     return lib_call(c->image->ctx, lib_home(c->image->ctx), fn, c);
 }
 
-/* ---- one at a time ---- */
-
-static int add_co(struct co *co, void *arg)
+/* I1 */
+static int alone_co(struct co *co, void *arg)
 {
     struct call *c = arg;
+    graph_edges_hold(co, c->image->ctx->graph);
+    int r = c->change(co, c);
+    graph_edges_let(co, c->image->ctx->graph);
+    return r;
+}
+
+static int alone(struct call *c, int (*change)(struct co *co, struct call *c))
+{
+    c->change = change;
+    return on_home(c, alone_co);
+}
+
+/* ---- one at a time ---- */
+
+static int do_add(struct co *co, struct call *c)
+{
     return graph_bitmap_add(co, c->image->node, &c->spec, c->err);
 }
 
@@ -47,54 +65,50 @@ int byre_bitmap_add(struct byre_image *image, const char *name, const struct byr
     if (r)
         return r;
     struct call c = { .image = image, .err = err, .spec = { name, o.granularity, o.flags & BYRE_BITMAP_PERSISTENT, o.flags & BYRE_BITMAP_DISABLED } };
-    return on_home(&c, add_co);
+    return alone(&c, do_add);
 }
 
-static int remove_co(struct co *co, void *arg)
+static int do_remove(struct co *co, struct call *c)
 {
-    struct call *c = arg;
     return graph_bitmap_remove(co, c->image->node, c->name, c->err);
 }
 
 int byre_bitmap_remove(struct byre_image *image, const char *name, struct byre_err *err)
 {
     struct call c = { .image = image, .name = name, .err = err };
-    return on_home(&c, remove_co);
+    return alone(&c, do_remove);
 }
 
-static int clear_co(struct co *co, void *arg)
+static int do_clear(struct co *co, struct call *c)
 {
-    struct call *c = arg;
     return graph_bitmap_clear(co, c->image->node, c->name, c->err);
 }
 
 int byre_bitmap_clear(struct byre_image *image, const char *name, struct byre_err *err)
 {
     struct call c = { .image = image, .name = name, .err = err };
-    return on_home(&c, clear_co);
+    return alone(&c, do_clear);
 }
 
-static int enable_co(struct co *co, void *arg)
+static int do_enable(struct co *co, struct call *c)
 {
-    struct call *c = arg;
     return graph_bitmap_enable(co, c->image->node, c->name, c->on, c->err);
 }
 
 int byre_bitmap_enable(struct byre_image *image, const char *name, struct byre_err *err)
 {
     struct call c = { .image = image, .name = name, .on = true, .err = err };
-    return on_home(&c, enable_co);
+    return alone(&c, do_enable);
 }
 
 int byre_bitmap_disable(struct byre_image *image, const char *name, struct byre_err *err)
 {
     struct call c = { .image = image, .name = name, .err = err };
-    return on_home(&c, enable_co);
+    return alone(&c, do_enable);
 }
 
-static int merge_co(struct co *co, void *arg)
+static int do_merge(struct co *co, struct call *c)
 {
-    struct call *c = arg;
     struct graph_bitmap_ref src = { c->source->node, c->source_name };
     return graph_bitmap_merge(co, c->image->node, c->name, &src, 1, c->err);
 }
@@ -104,7 +118,7 @@ int byre_bitmap_merge(struct byre_image *image, const char *name, struct byre_im
     struct call c = { .image = image, .name = name, .source = source, .source_name = source_name, .err = err };
     if (source->ctx != image->ctx)
         return byre_fail(err, BAD_ARGUMENT, "both images must be open in one context");
-    return on_home(&c, merge_co);
+    return alone(&c, do_merge);
 }
 
 /* ---- looking ---- */
@@ -190,22 +204,56 @@ int byre_bitmap_run(struct byre_image *image, const char *name, uint64_t off, ui
 
 /* ---- all of them ---- */
 
-static int copy_one(struct co *co, struct call *c, struct fmt_bitmap *b)
+/* Names, owned, for the bitmaps themselves may go when their image is opened in another way meanwhile. */
+struct names { char **list; unsigned count; };
+
+static void names_free(struct names *n)
 {
-    struct graph_node *to = c->image->node, *from = c->source->node;
-    struct graph_bitmap_spec spec = { b->name, UINT64_C(1) << b->granularity_bits, true, !b->enabled };
-    struct graph_bitmap_ref src = { from, b->name };
-    int r = graph_bitmap_add(co, to, &spec, c->err);
-    return r ? r : graph_bitmap_merge(co, to, b->name, &src, 1, c->err);
+    while (n->count)
+        free(n->list[--n->count]);
+    free(n->list);
 }
 
-/* Can it be copied? 1: yes; 0: it is left out. */
-static int choose(struct co *co, struct call *c, struct fmt_bitmap *b)
+/* Of all that the source keeps. */
+static int take_names(struct co *co, struct call *c, struct names *ret)
+{
+    struct fmt_bitmap *first;
+    unsigned all = 0;
+    int r = graph_bitmaps(co, c->source->node, &first, c->err);
+    for (const struct fmt_bitmap *b = first; b; b = b->next)
+        all++;
+    if (!r && !(ret->list = calloc(all + 1, sizeof *ret->list)))
+        r = -ENOMEM;
+    for (const struct fmt_bitmap *b = first; !r && b; b = b->next)
+        if (b->persistent && (ret->list[ret->count] = strdup(b->name)))
+            ret->count++;
+        else if (b->persistent)
+            r = -ENOMEM;
+    return r == -ENOMEM ? byre_fail(c->err, NOMEM, "no memory for a list of bitmaps") : r;
+}
+
+static int need_none(struct co *co, struct call *c, const struct names *n)
+{
+    struct fmt_bitmap *there;
+    int r = 0;
+    for (unsigned i = 0; !r && i < n->count; i++) {
+        r = graph_bitmap_find(co, c->image->node, n->list[i], &there, c->err);
+        if (!r && there)
+            r = byre_fail(c->err, EXISTS, "%s: there is a bitmap '%s' already", graph_filename(c->image->node), n->list[i]);
+    }
+    return r;
+}
+
+/* Can it be copied? 1: yes, *spec says how it is made; 0: it is left out, or has gone. */
+static int choose(struct co *co, struct call *c, const char *name, struct graph_bitmap_spec *spec)
 {
     struct byre_err why = { 0 };
-    if (!b->persistent)
-        return 0;
-    int r = graph_bitmap_load(co, c->source->node, b, &why);
+    struct fmt_bitmap *b;
+    int r = graph_bitmap_find(co, c->source->node, name, &b, c->err);
+    if (r || !b || !b->persistent)
+        return r;
+    *spec = (struct graph_bitmap_spec){ name, UINT64_C(1) << b->granularity_bits, true, !b->enabled };
+    r = graph_bitmap_load(co, c->source->node, b, &why);
     if (!r)
         return 1;
     if (!c->skip_broken || (!b->bad && !b->inconsistent))
@@ -214,40 +262,55 @@ static int choose(struct co *co, struct call *c, struct fmt_bitmap *b)
     return 0;
 }
 
-/* Takes out again what was added. */
-static void undo(struct co *co, struct call *c, struct fmt_bitmap *end)
+static int copy_one(struct co *co, struct call *c, const char *name)
 {
-    struct fmt_bitmap *list;
-    int r = graph_bitmaps(co, c->source->node, &list, NULL);
-    for (; !r && list != end; list = list->next)
-        if (list->persistent)
-            (void)!graph_bitmap_remove(co, c->image->node, list->name, NULL);      /* those that were left out are not there */
+    struct graph_node *to = c->image->node, *from = c->source->node, *image = graph_skip_filters(from);
+    struct graph_bitmap_spec spec;
+    struct graph_bitmap_ref src = { from, name };
+    graph_hold_image(co, image);
+    int r = choose(co, c, name, &spec);
+    graph_release_image(image);
+    if (r <= 0)
+        return r;
+    r = graph_bitmap_add(co, to, &spec, c->err);
+    return r ? r : graph_bitmap_merge(co, to, name, &src, 1, c->err);
 }
 
-static int copy_all_co(struct co *co, void *arg)
+/* Takes out again what was added. */
+static void undo(struct co *co, struct call *c, const struct names *n, unsigned count)
 {
-    struct call *c = arg;
-    struct fmt_bitmap *b, *first, *there;
-    int r = graph_bitmaps(co, c->source->node, &first, c->err);
-    for (b = first; !r && b; b = b->next) {
-        r = graph_bitmap_find(co, c->image->node, b->name, &there, c->err);
-        if (!r && there && b->persistent)
-            r = byre_fail(c->err, EXISTS, "%s: there is a bitmap '%s' already", graph_filename(c->image->node), b->name);
-    }
+    for (unsigned i = 0; i < count; i++)
+        (void)!graph_bitmap_remove(co, c->image->node, n->list[i], NULL);      /* those that were left out are not there */
+}
+
+static int copy_named(struct co *co, struct call *c, const struct names *n)
+{
+    unsigned i = 0;
+    int r = need_none(co, c, n);
     if (r)
         return r;
     graph_bitmap_batch_begin(c->image->node);
-    for (b = first; !r && b; b = b->next) {
-        r = choose(co, c, b);
-        if (r > 0)
-            r = copy_one(co, c, b);
-    }
-    if (r < 0)
-        undo(co, c, b);
+    for (; !r && i < n->count; i++)
+        r = copy_one(co, c, n->list[i]);
+    if (r)
+        undo(co, c, n, i);
     int stored = graph_bitmap_batch_end(co, c->image->node, r ? NULL : c->err);
     if (!r && stored)
-        undo(co, c, NULL);
+        undo(co, c, n, n->count);
     return r ? r : stored;
+}
+
+static int do_copy_all(struct co *co, struct call *c)
+{
+    struct names n = { 0 };
+    struct graph_node *image = graph_skip_filters(c->source->node);
+    graph_hold_image(co, image);
+    int r = take_names(co, c, &n);
+    graph_release_image(image);
+    if (!r)
+        r = copy_named(co, c, &n);
+    names_free(&n);
+    return r;
 }
 
 int byre_bitmap_copy_all(struct byre_image *image, struct byre_image *source, int skip_broken, struct byre_err *err)
@@ -255,5 +318,5 @@ int byre_bitmap_copy_all(struct byre_image *image, struct byre_image *source, in
     struct call c = { .image = image, .source = source, .skip_broken = skip_broken, .err = err };
     if (source->ctx != image->ctx || source == image)
         return byre_fail(err, BAD_ARGUMENT, "two images open in one context are needed");
-    return on_home(&c, copy_all_co);
+    return alone(&c, do_copy_all);
 }

@@ -705,6 +705,48 @@ static void bitmaps_from_several_threads(void **state)
     assert_int_equal(byre_close(a), 0);
     byre_ctx_free(ctx);
 }
+
+/* All bitmaps of an image are copied to another one and back by two threads, while two others remove and add them: who copies finds each of them whole, or
+ * not at all, and nobody waits for ever. */
+struct copier { struct byre_image *from, *to; unsigned number; bool copies; int seen; };
+
+static void *copy_bitmaps(void *arg)
+{
+    struct copier *k = arg;
+    static const char *const name[] = { "a longer name, so that it has memory of its own", "y", "z" };
+    uint32_t at = 3 + k->number;
+    for (unsigned i = 0; i < 200; i++) {
+        struct byre_bitmap_opts o = byre_bitmap_opts_init();
+        at = at * 1664525 + 1013904223;
+        const char *which = name[(at >> 16) % 3];
+        o.flags = BYRE_BITMAP_PERSISTENT | (at & 1u << 20 ? BYRE_BITMAP_DISABLED : 0);
+        int r = k->copies ? byre_bitmap_copy_all(k->to, k->from, 0, NULL) : at & 1u << 22 ? byre_bitmap_add(k->from, which, &o, NULL) : byre_bitmap_remove(k->from, which, NULL);
+        for (unsigned n = 0; k->copies && r == 0 && n < 3; n++)
+            (void)byre_bitmap_remove(k->to, name[n], NULL);
+        if (r < 0 && r != -EEXIST && r != -ENOENT)
+            k->seen = r;
+    }
+    return NULL;
+}
+
+static void bitmaps_are_copied_while_others_go(void **state)
+{
+    struct byre_ctx *ctx = ctx_new(2);
+    struct byre_image *a = make(ctx, "bm-c", "qcow2", 8 * MIB), *b = make(ctx, "bm-d", "qcow2", 8 * MIB);
+    struct copier k[4];
+    pthread_t t[4];
+    for (unsigned i = 0; i < 4; i++) {
+        k[i] = (struct copier){ .from = i & 1 ? b : a, .to = i & 1 ? a : b, .number = i, .copies = i < 2 };
+        assert_int_equal(pthread_create(&t[i], NULL, copy_bitmaps, &k[i]), 0);
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        pthread_join(t[i], NULL);
+        assert_int_equal(k[i].seen, 0);
+    }
+    assert_int_equal(byre_close(a), 0);
+    assert_int_equal(byre_close(b), 0);
+    byre_ctx_free(ctx);
+}
 static void bitmaps_in_the_callers_thread(void **state) { bitmaps_in(0); }
 
 static int make_folder(void **state)
@@ -812,7 +854,7 @@ int main(void)
         cmocka_unit_test(blocking_with_threads), cmocka_unit_test(blocking_in_the_callers_thread), cmocka_unit_test(several_threads),
         cmocka_unit_test(queue_with_threads), cmocka_unit_test(queue_in_the_callers_thread), cmocka_unit_test(queue_descriptor),
         cmocka_unit_test(queues_in_parallel), cmocka_unit_test(jobs_with_threads), cmocka_unit_test(jobs_in_the_callers_thread),
-        cmocka_unit_test(unclean), cmocka_unit_test(failed_creation), cmocka_unit_test(bitmaps_with_threads), cmocka_unit_test(bitmaps_in_the_callers_thread), cmocka_unit_test(bitmaps_from_several_threads), cmocka_unit_test(snapshots_with_threads), cmocka_unit_test(snapshots_in_the_callers_thread),
+        cmocka_unit_test(unclean), cmocka_unit_test(failed_creation), cmocka_unit_test(bitmaps_with_threads), cmocka_unit_test(bitmaps_in_the_callers_thread), cmocka_unit_test(bitmaps_from_several_threads), cmocka_unit_test(bitmaps_are_copied_while_others_go), cmocka_unit_test(snapshots_with_threads), cmocka_unit_test(snapshots_in_the_callers_thread),
     };
     return cmocka_run_group_tests_name("lib", tests, make_folder, remove_folder);
 }
