@@ -722,7 +722,7 @@ static void *copy_bitmaps(void *arg)
         o.flags = BYRE_BITMAP_PERSISTENT | (at & 1u << 20 ? BYRE_BITMAP_DISABLED : 0);
         int r = k->copies ? byre_bitmap_copy_all(k->to, k->from, 0, NULL) : at & 1u << 22 ? byre_bitmap_add(k->from, which, &o, NULL) : byre_bitmap_remove(k->from, which, NULL);
         for (unsigned n = 0; k->copies && r == 0 && n < 3; n++)
-            (void)byre_bitmap_remove(k->to, name[n], NULL);
+            (void)!byre_bitmap_remove(k->to, name[n], NULL);
         if (r < 0 && r != -EEXIST && r != -ENOENT)
             k->seen = r;
     }
