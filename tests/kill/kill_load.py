@@ -52,6 +52,7 @@ class Record:
         self.floor, self.later = {}, {}   # sector -> tags it may have since its last flush; [(number, tag)] sent after that
         self.settled = {}                 # sector -> number of the request that set its floor
         self.unflushed = []               # acknowledged, in order
+        self.acked_sectors = set()
 
     def send(self, kind, first=0, count=0):
         with self.lock:
@@ -71,6 +72,7 @@ class Record:
                 self.unflushed = [o for o in self.unflushed if o not in covered]
                 return
             self.acked += 1
+            self.acked_sectors.update(range(op.first, op.first + op.count))
             if op.kind == "fua":
                 self._settle(op)
             else:
@@ -88,6 +90,11 @@ class Record:
                 self.floor[s] = {op.tag}
             self.later[s] = [(number, tag) for number, tag in self.later[s] if number > op.number]
             self.settled[s] = op.number
+
+    def changed(self):
+        """Sectors of which a change was acknowledged, since the record began or stock was taken."""
+        with self.lock:
+            return self.acked_sectors.copy()
 
     def settle_acknowledged(self):
         """The server has ended cleanly: what it had acknowledged is durable."""
@@ -146,6 +153,7 @@ class Record:
             assert self.floor[s], f"sector {s} holds {self.describe(have, s)}"
             self.later[s] = []
         self.unflushed = []
+        self.acked_sectors = set()
 
 
 class Writer(threading.Thread):

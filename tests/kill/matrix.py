@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The kill matrix: mirrors, commits, streams and backups, killed at random moments and at their events under write load, and what became of them, as
-a table. A case that lost anything has failed, and is no row of it.
+"""The kill matrix: mirrors, commits, streams, backups and creations, killed at random moments and at their events under write load, and what became of
+them, as a table. A case that lost anything has failed, and is no row of it.
 
     matrix.py [--kills N] [CASE...]       # N: for each case, 50 unless given; cases as pytest's -k takes them
 """
@@ -13,8 +13,8 @@ import sys
 import tempfile
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
-FILES = ("test_kill_backup.py", "test_kill_jobs.py", "test_kill_mirror.py")
-MOMENTS = (("a random moment", "random"), ("BLOCK_JOB_READY", "ready"), ("BLOCK_JOB_COMPLETED", "completed"))
+FILES = ("test_kill_backup.py", "test_kill_create.py", "test_kill_jobs.py", "test_kill_mirror.py")
+MOMENTS = (("a random moment", "random"), ("BLOCK_JOB_READY", "ready"), ("BLOCK_JOB_COMPLETED", "completed"), ("BLOCK_JOB_CANCELLED", "cancelled"))
 
 
 def main():

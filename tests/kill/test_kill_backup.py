@@ -4,6 +4,9 @@ the backup each time; FEATURES 9.060, 9.061, 9.081). Of the kills of each case a
 
 The disk is never the worse for it. From the event on the target file is the disk at the moment of the start. What a bitmap says after the kill is enough
 for the next increment: the full backup, the increment that was completed, if it was, and the next one are the disk.
+
+With sync=none there is no such event, but one when it has been cancelled: then what guests had overwritten until somebody asked for it is in the target as it
+was, and over the disk the target shows the moment of the start.
 """
 import random
 import time
@@ -14,7 +17,9 @@ import pytest
 from lib import images, run
 
 MOMENTS = (kill_jobs.RANDOM, kill_jobs.COMPLETED, kill_jobs.RANDOM)
+CANCELLED = "BLOCK_JOB_CANCELLED"
 CASES = {
+    "none": ({"sync": "none"}, {"cluster_size": 65536}, {"cluster_size": 4096}),
     "full": ({"sync": "full"}, {"cluster_size": 65536}, {}),
     "full-4k": ({"sync": "full"}, {"cluster_size": 65536}, {"cluster_size": 4096}),
     "top": ({"sync": "top"}, {"cluster_size": 65536, "extended_l2": True}, {"backing": "top", "backing_fmt": "qcow2"}),
@@ -65,7 +70,7 @@ class Disk(kill_jobs.Chain):
 
 
 @pytest.mark.timeout(120 + 20 * len(kill_jobs.rounds(MOMENTS)))
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [c for c in CASES if c != "none"])
 def test_killed(tmp_path, case):
     rng = random.Random(zlib.crc32(case.encode()))
     disk = Disk(tmp_path, rng, case)
@@ -96,5 +101,79 @@ def test_killed(tmp_path, case):
             assert disk.read(disk.work / "copy") == disk.content
         if round_number % 5 == 0 or (disk.by_bitmap and at_the_event):
             disk.again(last)
+            tally.restarted()
+    tally.write()
+
+
+def kept(path):
+    """Sectors that the target itself holds."""
+    found = set()
+    for piece in run.qemu_img("map", "--output=json", "-f", "qcow2", path).json:
+        if piece["depth"] == 0 and piece.get("present", True):
+            found.update(range(piece["start"] // 512, (piece["start"] + piece["length"]) // 512))
+    return found
+
+
+def judge_kept(disk, overwritten):
+    """All that is in the target is as it was; all that was overwritten is in it."""
+    have, content = kept(disk.work / "copy"), disk.read(disk.work / "copy")
+    for s in have:
+        assert content[s * 512:(s + 1) * 512] == disk.content[s * 512:(s + 1) * 512], f"sector {s} of the target is not what the disk held at the start"
+    assert not overwritten - have, f"{len(overwritten - have)} sectors were overwritten and are not in the target: {sorted(overwritten - have)[:8]}"
+
+
+def cancel(disk):
+    assert disk.client.ask("block-job-cancel", device="j") == {"return": {}}
+    event = disk.wait()
+    assert event["event"] == CANCELLED and "error" not in event["data"], event
+
+
+def moment_of_start(disk, rng):
+    """Once more, with guests, to its end: the target over the disk is the disk at the start."""
+    before = disk.read(disk.work / "disk")
+    disk.serve()
+    disk.start_backup("again")
+    writers = disk.load(rng)
+    time.sleep(0.2)
+    for writer in writers:
+        writer.stop()
+    cancel(disk)
+    disk.client.close()
+    assert disk.server.stop() == 0
+    disk.record.settle_acknowledged()
+    disk.judge()
+    run.qemu_img("check", disk.work / "again")
+    disk.put_over("again", "disk", "qcow2")
+    assert disk.read(disk.work / "again") == before
+
+
+@pytest.mark.timeout(120 + 20 * len(kill_jobs.rounds(MOMENTS)))
+def test_killed_none(tmp_path):
+    rng = random.Random(9)
+    disk = Disk(tmp_path, rng, "none")
+    tally = kill_jobs.Tally("backup none")
+    for round_number, kind in enumerate(kill_jobs.rounds((kill_jobs.RANDOM, CANCELLED, kill_jobs.RANDOM))):
+        disk.renew()
+        disk.serve()
+        disk.start_backup("copy")
+        writers = disk.load(rng)
+        overwritten = set()
+        try:
+            time.sleep(rng.uniform(0.1, 0.5))
+            if kind == CANCELLED:
+                overwritten = disk.record.changed()
+                cancel(disk)
+        finally:
+            disk.kill()
+        for writer in writers:
+            writer.end()
+        disk.wait_unlocked()
+        tally.add(kind, disk.record)
+        disk.judge()
+        images.wait_unlocked(disk.work / "copy")
+        kill_jobs.kill_snap.judge(disk.work / "copy")            # leaks at most
+        judge_kept(disk, overwritten)
+        if round_number % 5 == 0:
+            moment_of_start(disk, rng)
             tally.restarted()
     tally.write()
