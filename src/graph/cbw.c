@@ -4,7 +4,7 @@
  *
  * Purpose     Knows what is copied already, gives locks of ranges to those who copy or read, and stands in the way of changes.
  * Owns        struct cbw, by references: the filter's, those of copies that are left alone, a job's.
- * Invariants  cbw.h B1 to B5 (J4).
+ * Invariants  cbw.h B1 to B6 (J4).
  * Order       None.
  * Concurrency cbw.h. Locks are taken and given back on the home loop.
  * Failure     A granule whose copy failed stays todo.
@@ -66,7 +66,7 @@ static struct cbw *cbw_new(const struct cbw_opts *o)
 static int check(const struct cbw_opts *o, struct byre_err *err)
 {
     uint64_t have = graph_length(o->target), want = graph_length(o->source);
-    if (o->source == o->target || goes_to(o->target, o->source) || goes_to(o->source, o->target))
+    if (o->source == o->target || (!o->over && goes_to(o->target, o->source)) || goes_to(o->source, o->target))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' and node '%s' lie over one another: what is kept of one cannot go to the other", o->source->name, o->target->name);
     if (have < want)
         return byre_fail(err, BAD_SIZE, "node '%s' has %" PRIu64 " bytes, and node '%s', of which it is to keep what is overwritten, has %" PRIu64, o->target->name,
@@ -240,6 +240,49 @@ static void cbw_end(struct co *co, struct graph_node *n)
 static const struct filter_ops cbw_ops = { .name = "copy-before-write", .write = cbw_write, .zero = cbw_zero, .discard = cbw_discard, .free = cbw_end,
                                            .deny = STOR_PERM_WRITE | STOR_PERM_RESIZE };
 
+/* ---- a target that lies over the source (B6) ---- */
+
+struct graph_node *cbw_over(struct graph_node *target, const struct graph_node *source)
+{
+    struct graph_node *image = graph_skip_filters(target);
+    return image && image->backing == source ? image : NULL;
+}
+
+/* Edges are held. `lenient` is what the edge is from now on. */
+static void lead_over(struct co *co, struct graph_node *over, struct graph_node *below, bool lenient)
+{
+    node_close_begin(co, over);
+    indexes_drop(co, over);
+    over->lenient = lenient;
+    edge_to_backing(co, over, below);
+    node_close_end(over);
+}
+
+static int slip_below(struct co *co, struct graph_node *f, struct graph_node *over, struct byre_err *err)
+{
+    struct graph_node *view;
+    if (over->frozen)
+        return byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", over->name);
+    int r = cbw_view_below(co, f, &view, err);
+    if (r)
+        return r;
+    lead_over(co, over, view, false);
+    over->frozen++;
+    (void)node_unref(co, view);                  /* `over` holds it */
+    return 0;
+}
+
+void graph_cbw_let_over(struct co *co, struct graph_node *f, struct graph_node *over, struct graph_node *source)
+{
+    ASSERT_LOOP(f->g->home);
+    if (!over->backing || over->backing->side != f)
+        return;
+    graph_edges_hold(co, f->g);
+    over->frozen--;
+    lead_over(co, over, f->backing ? f->backing : source, true);
+    graph_edges_let(co, f->g);
+}
+
 struct cbw *graph_cbw(const struct graph_node *n) { return n->flt == &cbw_ops ? n->flt_arg : NULL; }
 
 int graph_cbw_new(struct co *co, const struct cbw_opts *o, struct graph_node *below, struct graph_node **ret_n, struct byre_err *err)
@@ -261,11 +304,16 @@ int graph_cbw_new(struct co *co, const struct cbw_opts *o, struct graph_node *be
     const struct graph_user use = { .who = cb->node->name, .perm = STOR_PERM_WRITE, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
     struct graph_node *n = cb->node;
     n->passing = o->passing;
-    r = side_set(n, o->target, &use, err);
-    if (r)
-        (void)node_unref(co, n);                 /* and cb with it; nobody has written to it */
-    else
+    r = o->over ? slip_below(co, n, o->over, err) : 0;
+    if (!r)
+        r = side_set(n, o->target, &use, err);
+    if (!r) {
         *ret_n = n;
+        return 0;
+    }
+    if (o->over)
+        graph_cbw_let_over(co, n, o->over, o->source);
+    (void)node_unref(co, n);                     /* and cb with it; nobody has written to it */
     return r;
 }
 

@@ -17,6 +17,8 @@
  *   B3  Who holds a lock, or waits for one, waits for no gate: he is inside that of the filter, or of the target.
  *   B4  No change waits longer than `timeout_ns` for the target (0: it may), nor after cbw_stop.
  *   B5  When a change went on though its old content was not copied, the snapshot is broken before it, and for good.
+ *   B6  A target may lie over the source itself (fleecing, FEATURES 9.069): then what shows the snapshot lies between the two, so that who
+ *       reads the target sees what was there, whatever of it is copied already. Such a snapshot has the whole disk.
  * Order       None: who promises that the target is durable flushes it (J4).
  * Concurrency Requests on any loop. The rest on the home loop.
  */
@@ -42,6 +44,7 @@ struct cbw_opts {
     bool compress;
     bool zeros_too;                         /* zeros are written though the target reads zero: something may come to lie below it */
     bool passing;                           /* a job inserts it, and takes it out when it ends */
+    struct graph_node *over;                /* B6: the target's image, which lies over the source; NULL: it does not, and must not */
     const char *node_name;
 };
 /* A filter, with one reference, that filters `below`: the source, or NULL: it is to be inserted above the source. */
@@ -68,6 +71,11 @@ struct cbw_claim { struct cbw *cb; struct co_range range; epoch_token tok; };
 MUST_USE int cbw_claim(struct co *co, struct cbw *cb, struct cbw_claim *c, uint64_t off, uint64_t len);
 /* copied: all that was todo is on the target now. Home. */
 void cbw_claim_end(struct cbw_claim *c, bool copied);
+
+/* B6: the image of `target` when it lies right over `source`; NULL. */
+struct graph_node *cbw_over(struct graph_node *target, const struct graph_node *source);
+/* `over` lies over what the filter f filters again (NULL: over `source`), which changes from now on as it likes. Home; suspends. */
+void graph_cbw_let_over(struct co *co, struct graph_node *f, struct graph_node *over, struct graph_node *source);
 
 /* One more user of the state, which may outlive the node. Any loop. */
 void cbw_ref(struct cbw *cb);

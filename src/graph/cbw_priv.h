@@ -46,6 +46,9 @@ bool cbw_wait_a_little(struct co *co, struct co_waitq *q, uint64_t until);
 /* cbw_copy.c: in front of a change of [off, off + len). 0: it may go on. */
 MUST_USE int cbw_before(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
 
+/* cbw_view.c: a node that shows the snapshot of the filter f below an image (B6). */
+MUST_USE int cbw_view_below(struct co *co, struct graph_node *f, struct graph_node **ret_n, struct byre_err *err);
+
 static inline bool cbw_is_off(struct cbw *cb) { return atomic_load(&cb->stop) || atomic_load(&cb->broken); }
 
 #endif

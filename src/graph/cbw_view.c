@@ -8,6 +8,8 @@
  *             A1  An answer is given only if, behind it, the snapshot is not broken and has the range still.
  *             A2  What a status says of a granule that is todo before and behind it was true of the snapshot.
  *             A3  It is an image, not a filter: what it shows is not what the nodes beside it show.
+ *             A4  Below an image (B6) nothing takes the lock: who holds it reads there himself, when he writes a part of a cluster. What was read of
+ *                 the source counts if all of it is todo still, for then no change had begun. When the filter is stopped, it shows how the disk goes on.
  * Order       None.
  * Concurrency Requests on any loop.
  * Failure     -EACCES: outside of what the snapshot has, or it is broken; for all writes.
@@ -18,16 +20,17 @@
 
 #include "graph/cbw_priv.h"
 
-struct view { struct fmt_image im; struct cbw *cb; };
+struct view { struct fmt_image im; struct cbw *cb; bool below; };
 
 static struct view *view_of(struct fmt_image *im) { return CONTAINER_OF(im, struct view, im); }
 
 /* ---- what is where ---- */
 
 /* How far from off, at most to end, the snapshot has what is asked for. -EACCES */
-static int allowed(struct cbw *cb, uint64_t off, uint64_t end, uint64_t *ret_stop)
+static int allowed(const struct view *v, uint64_t off, uint64_t end, uint64_t *ret_stop)
 {
-    if (cbw_is_off(cb) || off >= cb->size || !dirty_run(cb->access, off, end, ret_stop))
+    struct cbw *cb = v->cb;
+    if ((v->below ? atomic_load(&cb->broken) : cbw_is_off(cb)) || off >= cb->size || !dirty_run(cb->access, off, end, ret_stop))
         return -EACCES;
     *ret_stop = min_u64(*ret_stop, end);
     return 0;
@@ -37,11 +40,12 @@ static struct graph_node *source_of(const struct cbw *cb) { return cb->node->bac
 
 static int view_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
 {
-    struct cbw *cb = view_of(im)->cb;
+    const struct view *v = view_of(im);
+    struct cbw *cb = v->cb;
     struct graph_status st;
     for (;;) {
         uint64_t stop, run, again;
-        int r = allowed(cb, off, off + len, &stop);
+        int r = allowed(v, off, off + len, &stop);
         if (r)
             return r;
         bool todo = dirty_run(cb->todo, off, stop, &run);
@@ -52,7 +56,7 @@ static int view_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t 
         if (todo && (!dirty_run(cb->todo, off, off + st.len, &again) || again < off + st.len))
             continue;                            /* A2 */
         *ret_e = (struct fmt_extent){ .kind = st.zero ? FMT_ZERO : FMT_ENCODED, .len = st.len, .encrypted = true };
-        return allowed(cb, off, off + st.len, &stop) || stop < off + st.len ? -EACCES : 0;
+        return allowed(v, off, off + st.len, &stop) || stop < off + st.len ? -EACCES : 0;
     }
 }
 
@@ -78,21 +82,33 @@ static int read_source(struct co *co, struct cbw *cb, struct iov v, uint64_t off
     return r;
 }
 
+/* A4. *ret_len 0: something was copied meanwhile. */
+static int read_below(struct co *co, struct cbw *cb, struct iov v, uint64_t off, uint64_t *ret_len)
+{
+    uint64_t stop;
+    int r = node_read(co, source_of(cb), v, off);
+    *ret_len = !r && dirty_run(cb->todo, off, off + v.len_bytes, &stop) && stop >= off + v.len_bytes ? v.len_bytes : 0;
+    return r;
+}
+
 static int view_read(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v)
 {
-    struct cbw *cb = view_of(im)->cb;
+    const struct view *view = view_of(im);
+    struct cbw *cb = view->cb;
     for (uint64_t at = 0, part; at < v.len_bytes; at += part) {
         uint64_t pos = off + at, stop, run;
-        int r = allowed(cb, pos, off + v.len_bytes, &stop);
+        int r = allowed(view, pos, off + v.len_bytes, &stop);
         if (r)
             return r;
         bool todo = dirty_run(cb->todo, pos, stop, &run);
         part = min_u64(min_u64(run, stop) - pos, CBW_STEP);
-        if (todo)
+        if (todo && view->below)
+            r = read_below(co, cb, iov_slice(v, at, part), pos, &part);
+        else if (todo)
             r = read_source(co, cb, iov_slice(v, at, part), pos, &part);
         else
             r = node_read(co, cb->target, iov_slice(v, at, part), pos);
-        if (!r && part && (allowed(cb, pos, pos + part, &stop) || stop < pos + part))
+        if (!r && part && (allowed(view, pos, pos + part, &stop) || stop < pos + part))
             r = -EACCES;                         /* A1 */
         if (r)
             return r;
@@ -178,19 +194,19 @@ static struct view *view_new(struct co *co, struct graph_node *n, struct cbw *cb
     return v;
 }
 
-static int view_make(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
+static int view_node(struct co *co, struct graph_node *below, const char *name, bool under, struct graph_node **ret_n, struct byre_err *err)
 {
     struct cbw *cb = graph_cbw(below);
     struct graph_node *n;
-    if (!cb)
-        return byre_fail(err, BAD_OPTION, "node '%s' keeps no snapshot: 'file' must be a node copy-before-write", below->name);
-    int r = node_new(below->g, json_string_value(json_object_get(o, "node-name")), &n, err);
+    int r = node_new(below->g, name, &n, err);
     if (r)
         return r;
     struct view *v = view_new(co, n, cb);
     n->filename = v ? strdup(below->filename) : NULL;
-    if (v)
+    if (v) {
+        v->below = under;
         n->im = &v->im;
+    }
     n->no_lock = n->discard = n->ready = true;
     const struct graph_user use = { .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_ALL };
     r = n->filename ? side_set(n, below, &use, err) : byre_fail(err, NOMEM, "no memory for a node");
@@ -198,6 +214,21 @@ static int view_make(struct co *co, struct graph_node *below, const json_t *o, s
         (void)node_unref(co, n);                 /* nobody has used it */
     else
         *ret_n = n;
+    return r;
+}
+
+static int view_make(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
+{
+    if (!graph_cbw(below))
+        return byre_fail(err, BAD_OPTION, "node '%s' keeps no snapshot: 'file' must be a node copy-before-write", below->name);
+    return view_node(co, below, json_string_value(json_object_get(o, "node-name")), false, ret_n, err);
+}
+
+int cbw_view_below(struct co *co, struct graph_node *f, struct graph_node **ret_n, struct byre_err *err)
+{
+    int r = view_node(co, f, NULL, true, ret_n, err);
+    if (!r)
+        (*ret_n)->passing = true;
     return r;
 }
 

@@ -5,6 +5,8 @@
  * Purpose     Refuses a use that conflicts with another use of the same node, naming both.
  * Owns        The list node->users; the entries belong to the users.
  * Invariants  I1  For any two users a, b of a node: a->perm is a subset of b->shared.
+ *             I2  An image may come to lie over a node that others write while nobody uses it. Nobody begins to until they have gone, or
+ *                 until a backup keeps for it what it shows (cbw.h B6). Who used it meanwhile stays when that backup ends.
  * Order       None.
  * Concurrency Home loop.
  * Failure     A refused use changes nothing.
@@ -35,6 +37,16 @@ int perm_check(struct graph_node *n, const struct graph_user *self, unsigned per
     return 0;
 }
 
+/* I2 */
+static int check_still(const struct graph_node *n, const struct graph_user *u, struct byre_err *err)
+{
+    for (const struct graph_user *o = n->lenient && n->backing && u->perm ? n->backing->users : NULL; o; o = o->next)
+        if (o != &n->backing_use && o->perm & STOR_PERM_WRITE)
+            return byre_fail(err, PERMISSION, "node '%s': '%s' would use it while '%s' writes node '%s', over which it lies, and no backup into it keeps what was there",
+                             n->name, u->who, o->who, n->backing->name);
+    return 0;
+}
+
 /* I1 at n and, since a filter hands on what it is asked, at what it filters. Skips u itself and `leaving` (may be NULL). */
 int users_fit(struct graph_node *n, const struct graph_user *u, const struct graph_user *leaving, struct byre_err *err)
 {
@@ -49,7 +61,9 @@ int users_fit(struct graph_node *n, const struct graph_user *u, const struct gra
                 return byre_fail(err, PERMISSION, "node '%s': '%s' would %s, which '%s' does not allow", m->name, u->who, perm_name(bad), o->who);
             return byre_fail(err, PERMISSION, "node '%s': '%s' may %s, which '%s' would not allow", m->name, o->who, perm_name(denied), u->who);
         }
-    return 0;
+    while (n->flt && n->backing)
+        n = n->backing;
+    return check_still(n, u, err);
 }
 
 void users_settle(struct graph_node *n)

@@ -24,7 +24,7 @@
 /* What an overlay wants of what lies below it. */
 static struct graph_user backing_demand(const struct graph_node *n)
 {
-    return (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+    return (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED | (n->lenient ? STOR_PERM_WRITE : 0) };
 }
 
 /* One change of edges. */
@@ -299,13 +299,26 @@ void edge_to_backing(struct co *co, struct graph_node *n, struct graph_node *bac
     (void)node_unref(co, old);                   /* read-only, or the caller holds it */
 }
 
+/* perm.c I2 */
+static int fit_below(struct graph_node *n, struct graph_node *backing, struct byre_err *err)
+{
+    const struct graph_user *leaving = n->backing == backing ? &n->backing_use : NULL;
+    const struct graph_user lenient = { .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED | STOR_PERM_WRITE };
+    n->lenient = false;
+    const struct graph_user strict = backing_demand(n);
+    int r = users_fit(backing, &strict, leaving, err);
+    if (!r || n->users || users_fit(backing, &lenient, leaving, NULL))
+        return r;
+    n->lenient = true;
+    return 0;
+}
+
 static int set_backing_drained(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err)
 {
-    const struct graph_user want = backing_demand(n);
     indexes_drop(co, n);
     int r = edge_prepare(co, n, backing, err);
     if (!r && backing)
-        r = users_fit(backing, &want, n->backing == backing ? &n->backing_use : NULL, err);
+        r = fit_below(n, backing, err);
     if (!r)
         edge_to_backing(co, n, backing);
     return r;

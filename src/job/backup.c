@@ -8,7 +8,7 @@
  *             K1  What is kept, what the bitmap held and from when on it records aside are of one moment: the source is drained around all three.
  *             K2  What the job does not copy because no layer above the base has it was seen to be so before it was claimed, so it was so at that moment.
  *             K3  Nothing is discarded of the source that is not durable on the target.
- *             K4  A target that does not get all of the disk gets zeros as such: what it is put over, later, does not show through.
+ *             K4  A target that does not get all of the disk, or lies over it, gets zeros as such: what is below it, later, does not show through.
  *             K5  Nobody changes the source past the filter: it has a user as long as it keeps something, so what it denies is denied.
  *             K6  A bitmap is given up for nothing that is not durable on the target, also when the job fails.
  * Order       copy | flush of the target | filter out | bitmap, event (J4, J5). Nothing suspends between the last two, and what the image holds of the
@@ -56,6 +56,7 @@ struct backup {
     struct graph_node *keeper;               /* an attachment of the filter (K5); NULL: there is none */
     struct cbw *cb;
     bool inserted;                           /* the filter is in the graph */
+    struct graph_node *over;                 /* the target's image if that lies over the source (cbw.h B6), a reference; NULL: it does not */
     struct graph_node *alone;                /* the target's image, a reference, which stands alone (K4); NULL: it does not */
     struct backup_copy *copy;
     struct job_leave *leave;                 /* holds the target, until the job is over */
@@ -320,6 +321,8 @@ static int take_filter_out(struct co *co, struct backup *b, struct byre_err *err
     if (b->keeper)
         (void)graph_detach(co, b->keeper);   /* it keeps nothing any more */
     b->keeper = NULL;
+    if (b->over && b->filter)
+        graph_cbw_let_over(co, b->filter, b->over, b->o.source);
     if (b->inserted) {
         struct graph *g = graph_of(b->filter);
         graph_edges_hold(co, g);             /* what lies below it may be another backup's, which goes now, too */
@@ -342,6 +345,9 @@ static void close_target(struct co *co, struct backup *b)
         (void)graph_close(co, b->alone);     /* the target holds it, too */
     }
     b->alone = NULL;
+    if (b->over)
+        (void)graph_close(co, b->over);      /* as that */
+    b->over = NULL;
     if (target)
         (void)graph_close(co, target);       /* b->leave holds it, too */
     b->o.target = NULL;
@@ -436,6 +442,9 @@ static int check(const struct job_backup_opts *o, struct byre_err *err)
         return byre_fail(err, READ_ONLY, "node '%s' is read-only: no backup can go there", graph_node_name(o->target));
     if (o->max_chunk && o->max_chunk < granule)
         return byre_fail(err, BAD_ARGUMENT, "Required max-chunk (%" PRIu64 ") is less than backup cluster size (%" PRIu64 ")", o->max_chunk, granule);
+    if (cbw_over(o->target, o->source) && o->sync != JOB_BACKUP_NONE && o->sync != JOB_BACKUP_FULL)
+        return byre_fail(err, BAD_ARGUMENT, "node '%s' lies over node '%s': such a target takes a backup with sync 'none' or 'full'", graph_node_name(o->target),
+                         graph_node_name(o->source));
     return 0;
 }
 
@@ -514,7 +523,7 @@ static int begin_drained(struct co *co, struct backup *b, struct byre_err *err)
         return byre_fail(err, NOMEM, "no memory for a bitmap");
     const struct cbw_opts c = { .source = o->source, .target = o->target, .only = o->sync == JOB_BACKUP_BITMAP ? b->held : NULL, .min_granule = o->min_cluster,
                                 .on_error = o->on_cbw_error, .timeout_ns = o->cbw_timeout_ns, .compress = o->compress, .passing = true,
-                                .zeros_too = o->sync != JOB_BACKUP_FULL, .node_name = b->filter_name };
+                                .zeros_too = o->sync != JOB_BACKUP_FULL || b->over, .over = b->over, .node_name = b->filter_name };
     int r = graph_cbw_new(co, &c, NULL, &b->filter, err);
     if (r)
         return r;
@@ -542,8 +551,15 @@ static int begin(struct co *co, struct backup *b, struct byre_err *err)
     int r = b->o.bitmap ? find_bitmap(co, b, err) : 0;
     if (r)
         return r;
+    b->over = cbw_over(b->o.target, source);
     graph_drain_begin(co, source);
+    if (b->over) {
+        graph_ref(b->over);
+        graph_drain_begin(co, b->over);      /* it goes to the source, but for a while in there */
+    }
     r = begin_drained(co, b, err);
+    if (b->over)
+        graph_drain_end(b->over);
     graph_drain_end(source);
     return r ? r : backup_copy_new(co, &b->o, b->cb, &b->copy, err);
 }
