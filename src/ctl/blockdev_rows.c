@@ -40,6 +40,7 @@ const struct ctl_arg ctl_blockdev_rows[] = {
     ENUM("discard", discard),
     { "cache", CTL_STRUCT, false, CTL_AT_NONE, .of = &cache },
     BOOL("read-only"), BOOL("auto-read-only"), BOOL("force-share"),
+    { "active", CTL_BOOL, false, CTL_AT_NONE, .doc = "Off: another process may be writing the files; see blockdev-set-active." },
     ENUM("detect-zeroes", detect),
     CTL_ARGS_END
 };

@@ -15,6 +15,7 @@
 #include "ctl/ctl_priv.h"
 #include "ctl/guard.h"
 #include "export/exports.h"
+#include "graph/blockdev.h"
 #include "graph/cbw.h"
 #include "graph/runtime.h"
 #include "graph/stats.h"
@@ -162,7 +163,7 @@ static int resize_held(struct co *co, struct ctl_call *call)
     int r = ctl_target(call, a->device, a->node_name, &n);
     if (r)
         return r;
-    if (graph_read_only(n))
+    if (graph_read_only(n) && graph_is_active(n))
         return byre_fail(&call->err, READ_ONLY, "node '%s' is read-only", graph_node_name(n));
     if (a->size < graph_length(n)) {
         r = ctl_guard(co, call, &(struct ctl_guard){ n, n, graph_skip_filters(n), a->force });

@@ -54,6 +54,24 @@ static int run_reopen(struct co *co, struct ctl_call *call)
     return graph_blockdev_reopen(co, call->c->env.graph, json_object_get(call->arguments, "options"), &call->err);
 }
 
+/* ---- blockdev-set-active ---- */
+
+struct active_args { const char *node_name; bool active; };
+static const struct ctl_arg active_rows[] = {
+    { "node-name", CTL_STR, false, CTL_AT(struct active_args, node_name), .doc = "With all that lies below it; all nodes when it is not given." },
+    { "active", CTL_BOOL, true, CTL_AT(struct active_args, active) }, CTL_ARGS_END
+};
+
+static int run_set_active(struct co *co, struct ctl_call *call)
+{
+    const struct active_args *a = call->args;
+    struct graph_node *n = NULL;
+    if (a->node_name && !(n = graph_find(call->c->env.graph, a->node_name)))
+        return byre_fail(&call->err, NOT_FOUND, "Failed to find node with node-name='%s'", a->node_name);
+    int r = ctl_keep(call, n);
+    return r ? r : graph_set_active(co, call->c->env.graph, n, a->active, &call->err);
+}
+
 /* ---- blockdev-snapshot ---- */
 
 struct snapshot_args { const char *node, *overlay; };
@@ -326,6 +344,9 @@ const struct ctl_command ctl_cmd_blockdev_del = { "blockdev-del", del_rows, size
 const struct ctl_command ctl_cmd_blockdev_reopen = { "blockdev-reopen", reopen_rows, 0, run_reopen,
     .doc = "Gives nodes other options while they are used, and images other nodes below them: all of the list, or nothing. What is left out goes back to its "
            "default. 'backing' must be said of an image that has one, by name, or null for nothing." };
+const struct ctl_command ctl_cmd_blockdev_set_active = { "blockdev-set-active", active_rows, sizeof(struct active_args), run_set_active,
+    .doc = "Hands the files of nodes to another process (active false): what was written is durable, nothing is locked any more, and the nodes stay, to be read "
+           "only; or takes them back as they are then (true). All of the nodes, or none." };
 const struct ctl_command ctl_cmd_blockdev_snapshot = { "blockdev-snapshot", snapshot_rows, sizeof(struct snapshot_args), run_snapshot,
     .doc = "Keeps a disk as it is at this moment: an overlay takes its place under all who use it, while they use it." };
 const struct ctl_command ctl_cmd_blockdev_snapshot_sync = { "blockdev-snapshot-sync", sync_rows, sizeof(struct sync_args), run_snapshot_sync,

@@ -18,6 +18,7 @@
 #include "ctl/addr.h"
 #include "ctl/ctl_priv.h"
 #include "export/exports.h"
+#include "graph/blockdev.h"
 #include "graph/runtime.h"
 #include "tls/objects.h"
 
@@ -181,7 +182,7 @@ static const struct ctl_shape type_shape = { .name = "BlockExportType", .words =
 struct add_args {
     int type;
     const char *id, *node_name, *name, *description;
-    bool writable, writethrough, allocation_depth;
+    bool writable, writethrough, allocation_depth, allow_inactive;
     struct ctl_list bitmaps;
 };
 static const struct ctl_arg add_rows[] = {
@@ -190,6 +191,8 @@ static const struct ctl_arg add_rows[] = {
     { "node-name", CTL_STR, true, CTL_AT(struct add_args, node_name) },
     { "writable", CTL_BOOL, false, CTL_AT(struct add_args, writable) },
     { "writethrough", CTL_BOOL, false, CTL_AT(struct add_args, writethrough), .doc = "A write is durable when it is answered." },
+    { "allow-inactive", CTL_BOOL, false, CTL_AT(struct add_args, allow_inactive),
+      .doc = "The node may be inactive, or become so: clients read, and cannot write. Otherwise it is made active first, and stays so." },
     CTL_ARGS_END
 };
 static const struct ctl_arg nbd_rows[] = {
@@ -222,7 +225,7 @@ static int run_add(struct co *co, struct ctl_call *call)
     }
     if (!n)
         return call->err.code;
-    struct export_opts o = { .id = a->id, .node = n, .name = a->name, .description = a->description, .writable = a->writable, .writethrough = a->writethrough,
+    struct export_opts o = { .id = a->id, .node = n, .name = a->name, .description = a->description, .writable = a->writable, .writethrough = a->writethrough, .allow_inactive = a->allow_inactive,
         .allocation_depth = a->allocation_depth, .bitmaps = bitmaps, .bitmap_count = (unsigned)a->bitmaps.count };
     return exports_add(co, x, &o, &e, &call->err);
 }
@@ -281,7 +284,7 @@ static int run_old_add(struct co *co, struct ctl_call *call)
     if (!n)
         return call->err.code;
     const char *name = a->name ? a->name : a->device;
-    struct export_opts o = { .id = name, .node = n, .name = name, .description = a->description, .writable = a->writable && !graph_read_only(n),
+    struct export_opts o = { .id = name, .node = n, .name = name, .description = a->description, .writable = a->writable && !graph_meant_read_only(n),
         .bitmaps = &b, .bitmap_count = a->bitmap ? 1 : 0, .now = old_add_node, .now_arg = call };
     return exports_add(co, x, &o, &e, &call->err);
 }

@@ -42,6 +42,7 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_blockdev_del,
     &ctl_cmd_blockdev_mirror,
     &ctl_cmd_blockdev_reopen,
+    &ctl_cmd_blockdev_set_active,
     &ctl_cmd_blockdev_snapshot,
     &ctl_cmd_snapshot_delete,
     &ctl_cmd_snapshot_create,

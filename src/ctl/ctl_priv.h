@@ -18,7 +18,7 @@
  *   cmd_bitmap.c  block-dirty-bitmap-*
  *   cmd_block.c   query-block query-named-block-nodes block_resize
  *   cmd_block_job.c  query-block-jobs, block-job-*
- *   cmd_blockdev.c  blockdev-add, blockdev-del, blockdev-reopen, blockdev-snapshot, blockdev-snapshot-sync, change-backing-file, x-debug-query-block-graph
+ *   cmd_blockdev.c  blockdev-add, blockdev-del, blockdev-reopen, blockdev-set-active, blockdev-snapshot, blockdev-snapshot-sync, change-backing-file, x-debug-query-block-graph
  *   cmd_chain.c   block-commit, block-stream
  *   cmd_chardev.c  chardev-*, query-chardev, query-chardev-backends, x-byre-monitor-add
  *   cmd_create.c  blockdev-create, x-blockdev-amend
@@ -176,7 +176,7 @@ extern const struct ctl_arg ctl_ret_any;                     /* for `ret`: somet
 extern const struct ctl_command ctl_cmd_qmp_capabilities, ctl_cmd_query_version, ctl_cmd_query_commands,
     ctl_cmd_query_qmp_schema, ctl_cmd_quit;
 extern const struct ctl_command ctl_cmd_query_block, ctl_cmd_query_named_block_nodes, ctl_cmd_block_resize;
-extern const struct ctl_command ctl_cmd_blockdev_add, ctl_cmd_blockdev_del, ctl_cmd_blockdev_reopen, ctl_cmd_blockdev_snapshot, ctl_cmd_blockdev_snapshot_sync, ctl_cmd_change_backing_file,
+extern const struct ctl_command ctl_cmd_blockdev_add, ctl_cmd_blockdev_del, ctl_cmd_blockdev_reopen, ctl_cmd_blockdev_set_active, ctl_cmd_blockdev_snapshot, ctl_cmd_blockdev_snapshot_sync, ctl_cmd_change_backing_file,
     ctl_cmd_block_graph, ctl_cmd_io_throttle, ctl_cmd_write_threshold;
 extern const struct ctl_command ctl_cmd_chardev_add, ctl_cmd_chardev_change, ctl_cmd_chardev_remove, ctl_cmd_chardev_send_break, ctl_cmd_query_chardev,
     ctl_cmd_query_chardev_backends, ctl_cmd_monitor_add;

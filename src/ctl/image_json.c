@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "ctl/ctl_priv.h"
+#include "graph/blockdev.h"
 #include "graph/fill.h"
 #include "graph/runtime.h"
 #include "stor/nbd.h"
@@ -211,10 +212,10 @@ static void set_common(json_t **o, struct graph_node *n, bool writethrough)
     for (size_t i = 0; i < sizeof zeros / sizeof zeros[0]; i++)
         set(o, zeros[i], json_integer(0));
     set(o, "write_threshold", json_integer((json_int_t)graph_write_threshold(n)));
-    set(o, "ro", json_boolean(graph_read_only(n)));
+    set(o, "ro", json_boolean(graph_meant_read_only(n)));
     set(o, "encrypted", json_false());
     set(o, "detect_zeroes", json_string(detect[graph_detect_zeroes(n)]));
-    set(o, "active", json_true());
+    set(o, "active", json_boolean(graph_is_active(n)));
     set(o, "cache", json_pack("{s:b,s:b,s:b}", "no-flush", s && s->no_flush, "direct", s && s->traits.direct, "writeback", !writethrough));
     set_str(o, "file", graph_filename(n));
 }

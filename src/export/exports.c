@@ -20,6 +20,7 @@
 #include "base/assert.h"
 #include "base/checked.h"
 #include "export/exports.h"
+#include "graph/blockdev.h"
 #include "graph/live.h"
 #include "graph/runtime.h"
 #include "rt/loop.h"
@@ -213,11 +214,17 @@ static int fill(struct co *co, struct exports *x, struct export *e, const struct
     e->id = strdup(o->id);
     if (!e->id)
         return byre_fail(err, NOMEM, "no memory for an export");
-    if (o->writable && graph_read_only(o->node))
+    if (!o->allow_inactive && !graph_is_active(o->node)) {
+        int may = graph_set_active(co, graph_of(o->node), o->node, true, err);
+        if (may)
+            return may;
+    }
+    if (o->writable && graph_meant_read_only(o->node))
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, an export of it cannot be writable", graph_node_name(o->node));
     char who[64];
     snprintf(who, sizeof who, "export '%s'", o->id);
-    struct graph_attach_opts ao = { who, STOR_PERM_READ | (o->writable ? STOR_PERM_WRITE : 0), STOR_PERM_ALL };
+    struct graph_attach_opts ao = { .who = who, .perm = STOR_PERM_READ | (o->writable ? STOR_PERM_WRITE : 0), .shared = STOR_PERM_ALL,
+                                    .idle = o->allow_inactive || !o->writable };
     int r = graph_attach(o->node, &ao, &e->node, err);
     e->disk.node = e->node;
     if (!r)

@@ -29,6 +29,7 @@ struct export_opts {
     const char *name;                    /* NULL: the name of the node */
     const char *description;             /* NULL: none */
     bool writable, writethrough, allocation_depth;
+    bool allow_inactive;                 /* the node may be inactive, or become so: it is read as it was, and not written. Else it is made active before */
     bool is_default;                     /* also under the empty name */
     const struct export_bitmap *bitmaps; unsigned bitmap_count;
     uint64_t offset;                     /* the export begins there */

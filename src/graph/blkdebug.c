@@ -402,7 +402,8 @@ static int debug_make(struct co *co, struct graph_node *below, const json_t *o, 
         r = take_perms(o, "unshare-child-perms", &deny, err);
     if (!r)
         r = make_store(all, err);
-    const struct filter_new f = { .ops = &debug_ops, .arg = all, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below };
+    const struct filter_new f = { .ops = &debug_ops, .arg = all, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below,
+                                  .inactive = json_is_false(json_object_get(o, "active")) };
     if (!r)
         r = filter_new(below->g, &f, ret_n, err);
     if (r) {
@@ -419,4 +420,4 @@ static int debug_make(struct co *co, struct graph_node *below, const json_t *o, 
 
 static const char *const debug_options[] = { "inject-error", "set-state", "align", "max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard",
                                              "take-child-perms", "unshare-child-perms", NULL };
-const struct filter_driver filter_blkdebug = { "blkdebug", "image", debug_options, debug_make };
+const struct filter_driver filter_blkdebug = { "blkdebug", "image", debug_options, debug_make, true };

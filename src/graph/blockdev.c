@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "graph/active.h"
 #include "graph/blockdev.h"
 #include "graph/filter.h"
 #include "graph/filters.h"
@@ -87,6 +88,8 @@ static int inherit_cache(const json_t *parent, json_t *child, const char *name)
  * write to the backing file (commit) need writable: such a node is not opened in another way by them. Idempotent. */
 static int inherit(const json_t *parent, const char *key, json_t *child)
 {
+    if (json_is_false(json_object_get(parent, "active")) && !json_object_get(child, "active") && json_object_set_new(child, "active", json_false()))
+        return -ENOMEM;                          /* what another process writes is locked by it all the way down */
     bool target = !strcmp(key, "target");
     if (!strcmp(key, "backing") && !json_object_get(child, "read-only") && json_object_set_new(child, "read-only", json_true()))
         return -ENOMEM;
@@ -105,7 +108,7 @@ static int take_size(const json_t *o, const char *key, uint64_t def, uint64_t *r
 static int check_null(const json_t *o, struct byre_err *err)
 {
     static const char *const known[] = { "driver", "node-name", "size", "latency-ns", "read-zeroes", "read-only", "auto-read-only", "force-share", "discard",
-                                         "cache", "detect-zeroes", NULL };
+                                         "cache", "detect-zeroes", "active", NULL };
     const char *key;
     json_t *v;
     json_object_foreach((json_t *)(uintptr_t)o, key, v) {
@@ -121,7 +124,7 @@ static int check_null(const json_t *o, struct byre_err *err)
 static int null_open(struct co *co, struct graph_node *n, const struct stor_null_opts *so, struct byre_err *err)
 {
     struct stor *s;
-    const struct fmt_open_opts fo = { .read_only = n->read_only };
+    const struct fmt_open_opts fo = { .read_only = n->inactive ? n->awake.read_only : n->read_only };
     n->filename = strdup("null-co://");
     int r = n->filename ? stor_null_new(co, so, &s) : -ENOMEM;
     if (r)
@@ -150,6 +153,8 @@ static int add_null(struct co *co, struct graph *g, const json_t *o, struct grap
     if (r)
         return r;
     n->read_only = json_is_true(json_object_get(o, "read-only"));
+    if (json_is_false(json_object_get(o, "active")))
+        active_open_asleep(n);
     r = null_open(co, n, &so, err);
     if (r)
         (void)node_unref(co, n);
@@ -190,7 +195,8 @@ static int add_image(struct co *co, struct graph *g, json_t *o, struct graph_nod
         free(text);
         return byre_fail(err, NOMEM, "no memory for a file name");
     }
-    struct graph_open_opts go = { .filename = name, .read_only = json_is_true(json_object_get(o, "read-only")), .node_refs = true };
+    struct graph_open_opts go = { .filename = name, .read_only = json_is_true(json_object_get(o, "read-only")), .node_refs = true,
+                                  .inactive = json_is_false(json_object_get(o, "active")) };
     if (below)
         below->refs++;
     r = graph_open(co, g, &go, ret_n, err);

@@ -7,6 +7,7 @@
  *
  *   blockdev.c         nodes come and go
  *   blockdev_reopen.c  their options change
+ *   active.c           nodes leave their files to another process, and take them back
  *   snapshot.c         external snapshots
  *
  * Concurrency  Home loop; suspends.
@@ -32,6 +33,14 @@ bool graph_blockdev_owned(const struct graph_node *n);
 int graph_blockdev_disown(struct co *co, struct graph_node *n);
 /* At the end: gives up all that the user owns. The first error of closing. */
 int graph_blockdev_close_all(struct co *co, struct graph *g);
+
+/* active false: n (NULL: all), and what lies below it and is used by nobody else who is active, is made durable, closed for writing and gives its locks up,
+ * so that another process may change the files; it can be read, as it was. true: n and all below it take the locks again and are opened anew, with
+ * what is in the files then. All of them, or none. Refused: somebody writes to one of them who cannot do without. */
+MUST_USE int graph_set_active(struct co *co, struct graph *g, struct graph_node *n, bool active, struct byre_err *err);
+bool graph_is_active(const struct graph_node *n);
+/* Is it read-only, or would be if it were active? */
+bool graph_meant_read_only(const struct graph_node *n);
 
 /* Does a node of the graph use the file of this name? False, too, when it does not exist or cannot be opened. */
 bool graph_uses_file(struct co *co, struct graph *g, const char *path);

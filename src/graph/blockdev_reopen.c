@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "graph/active.h"
 #include "graph/blockdev.h"
 #include "graph/filter.h"
 #include "graph/mode.h"
@@ -188,6 +189,8 @@ static int take_image(struct reopening *ro, struct step *st, json_t *o)
     struct name_ref ref = { 0 };
     if (!n->how)
         return byre_fail(ro->err, NOT_SUPPORTED, "node '%s' has no options that could change", n->name);
+    if (n->inactive)
+        return active_need(n, "get other options", ro->err);
     bool by_name = json_is_string(json_object_get(o, "file"));
     int r = n->is_file ? 0 : take_backing(ro, st, o);
     if (!r)
@@ -205,6 +208,8 @@ static int take_image(struct reopening *ro, struct step *st, json_t *o)
     }
     if (!r)
         r = check_ref(ro, n, &ref);
+    if (!r && ref.active == NAME_NO)
+        r = byre_fail(ro->err, BAD_OPTION, "node '%s' becomes inactive by blockdev-set-active", n->name);
     st->to = mode_of(n);
     st->to.read_only = ref.read_only == NAME_YES;
     st->to.discard = ref.discard == NAME_YES;
@@ -290,10 +295,7 @@ static int check_users(struct reopening *ro, const struct graph_node *n, const s
     return 0;
 }
 
-/* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
-static bool is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
-
-/* The images over a file get another image as well (follow_file). */
+/* The images over a file get another image as well (mode_follow_file). */
 static int check_step(struct reopening *ro, const struct step *st, const struct node_mode *to)
 {
     struct graph_node *n = st->n;
@@ -302,7 +304,7 @@ static int check_step(struct reopening *ro, const struct step *st, const struct 
         r = mode_check(n, to, ro->err);
     for (struct graph_node *m = node_next(ro->g, NULL); m && n->is_file && !r; m = node_next(ro->g, m)) {
         const struct node_mode same = mode_of(m);
-        if (m->file != n || !is_open(m))
+        if (m->file != n || !mode_is_open(m))
             continue;
         r = check_users(ro, m, &same);
         if (!r)
@@ -311,47 +313,13 @@ static int check_step(struct reopening *ro, const struct step *st, const struct 
     return r;
 }
 
-/* An image over the file that has the store that the file had before. */
-static struct graph_node *left_behind(const struct graph_node *file)
-{
-    for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
-        if (m->file == file && is_open(m) && m->im->store != file->im->store)
-            return m;
-    return NULL;
-}
-
-/* The images that share a file's store go over to the new one. From the beginning each time: others may come and go meanwhile. */
-static int follow_file(struct co *co, struct graph_node *file, struct byre_err *err)
-{
-    struct graph_node *m;
-    int r = 0;
-    while (!r && (m = left_behind(file))) {
-        const struct node_mode same = mode_of(m);
-        graph_ref(m);
-        r = mode_switch(co, m, &same, err);
-        m->undisturbed = false;
-        (void)node_unref(co, m);                 /* 0 unless its last user went meanwhile; then there is nobody left to tell */
-    }
-    return r;
-}
-
-/* Opening a file for writing may touch it. What the images that share its store have seen is compared before that. */
-static void look_at_sharers(struct co *co, struct graph_node *file)
-{
-    struct stor_seen now;
-    bool known = stor_file_seen(co, file->im->store, &now);  /* it is theirs, too. Others come and go while this suspends */
-    for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
-        if (m->file == file && is_open(m) && m->im->store == file->im->store)
-            m->undisturbed = known && !stor_seen_differ(&now, &m->seen);
-}
-
 static int switch_to(struct co *co, struct reopening *ro, struct step *st)
 {
     struct node_mode to = st->to;
     int r = check_step(ro, st, &to);
     st->from = mode_of(st->n);
     if (!r && st->n->is_file)
-        look_at_sharers(co, st->n);
+        mode_look_at_sharers(co, st->n);
     if (!r)
         r = mode_switch(co, st->n, &to, ro->err);
     if ((r == -EACCES || r == -EROFS) && st->auto_read_only && !to.read_only && !mode_writer(st->n)) {
@@ -362,7 +330,7 @@ static int switch_to(struct co *co, struct reopening *ro, struct step *st)
     st->switched = st->n->how == to.how;         /* when it failed at the very end, too */
     if (st->switched)
         st->how = st->from.how;                  /* freed at the end, or taken back */
-    return !r && st->n->is_file ? follow_file(co, st->n, ro->err) : r;
+    return !r && st->n->is_file ? mode_follow_file(co, st->n, ro->err) : r;
 }
 
 /* Another image below n may show the disk another content, which no request has written: who keeps a snapshot of it, or copies it, sees nothing of
@@ -410,8 +378,8 @@ static void undo_step(struct co *co, struct step *st)
     if (st->switched) {
         struct node_how *new = st->n->how;
         if (st->n->is_file)
-            look_at_sharers(co, st->n);
-        if (mode_switch(co, st->n, &st->from, &why) || (st->n->is_file && follow_file(co, st->n, &why)))
+            mode_look_at_sharers(co, st->n);
+        if (mode_switch(co, st->n, &st->from, &why) || (st->n->is_file && mode_follow_file(co, st->n, &why)))
             graph_warn(st->n, "%s: could not get its old options back: %s", st->n->filename, why.text);
         if (st->n->how == st->from.how)
             st->how = new;
@@ -487,7 +455,7 @@ static void let_locks(struct co *co, struct reopening *ro)
 static void drain_no_more(struct co *co, struct reopening *ro)
 {
     for (size_t i = 0; i < ro->drained_count; i++) {
-        ro->drained[i]->undisturbed = false;     /* those, too, that have not come so far (look_at_sharers) */
+        ro->drained[i]->undisturbed = false;     /* those, too, that have not come so far (mode_look_at_sharers) */
         graph_drain_end(ro->drained[i]);
     }
     for (size_t i = 0; i < ro->drained_count; i++)

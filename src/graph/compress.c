@@ -33,9 +33,10 @@ static int compress_make(struct co *co, struct graph_node *below, const json_t *
     struct graph_node *image = graph_skip_filters(below);
     if (!image || !image->im->encode_bytes)
         return byre_fail(err, NOT_SUPPORTED, "node '%s': its image does not compress", below->name);
-    const struct filter_new f = { .ops = &compress_ops, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below };
+    const struct filter_new f = { .ops = &compress_ops, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below,
+                                  .inactive = json_is_false(json_object_get(o, "active")) };
     return filter_new(below->g, &f, ret_n, err);
 }
 
 static const char *const no_options[] = { NULL };
-const struct filter_driver filter_compress = { "compress", "file", no_options, compress_make };
+const struct filter_driver filter_compress = { "compress", "file", no_options, compress_make, true };

@@ -127,7 +127,8 @@ static int cor_make(struct co *co, struct graph_node *below, const json_t *o, st
     if (!kept)
         return byre_fail(err, NOMEM, "no memory for a node");
     *kept = c;
-    const struct filter_new f = { .ops = &cor_ops, .arg = kept, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below };
+    const struct filter_new f = { .ops = &cor_ops, .arg = kept, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below,
+                                  .inactive = json_is_false(json_object_get(o, "active")) };
     r = filter_new(below->g, &f, ret_n, err);
     if (r)
         free(kept);
@@ -137,4 +138,4 @@ static int cor_make(struct co *co, struct graph_node *below, const json_t *o, st
 }
 
 static const char *const cor_options[] = { "bottom", NULL };
-const struct filter_driver filter_cor = { "copy-on-read", "file", cor_options, cor_make };
+const struct filter_driver filter_cor = { "copy-on-read", "file", cor_options, cor_make, true };

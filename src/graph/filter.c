@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "graph/active.h"
 #include "graph/filter.h"
 
 /* ---- the image in which there is nothing ---- */
@@ -72,7 +73,7 @@ static bool refresh_one(struct graph_node *n)
     struct fmt_image *im = n->im;
     const struct graph_node *b = n->backing, *image = graph_skip_filters(n->backing);
     uint64_t size = image ? atomic_load(&image->im->size) : 0;         /* at once, however many lie between: others look while this runs */
-    bool read_only = !b || b->read_only;
+    bool read_only = !b || b->read_only || n->inactive;
     struct stor *store = b ? b->im->store : NULL, *data = b ? b->im->data : NULL;
     uint32_t granule = b ? b->im->granule : 1, cluster = b ? b->im->cluster : 1;
     if (im->size == size && n->read_only == read_only && im->store == store && im->data == data && im->granule == granule && im->cluster == cluster)
@@ -114,9 +115,12 @@ int filter_new(struct graph *g, const struct filter_new *f, struct graph_node **
     struct graph_node *n;
     if (filters_below(f->below) >= FILTERS_MAX)
         return byre_fail(err, LIMIT, "node '%s': there are %u filters below it already, the limit is %u", f->below->name, filters_below(f->below), FILTERS_MAX);
-    int r = node_new(g, f->node_name, &n, err);
+    int r = f->below ? active_allows(f->below, f->inactive, f->node_name ? f->node_name : f->ops->name, err) : 0;
+    if (!r)
+        r = node_new(g, f->node_name, &n, err);
     if (r)
         return r;
+    n->inactive = f->inactive;
     struct shadow *s = shadow_new(n, f->ops->name);
     n->filename = s ? strdup(f->below ? f->below->filename : "") : NULL;
     if (!n->filename) {
@@ -132,7 +136,7 @@ int filter_new(struct graph *g, const struct filter_new *f, struct graph_node **
     n->no_lock = true;
     n->ready = true;
     n->backing = f->below;
-    n->backing_use = (struct graph_user){ .who = n->name, .shared = STOR_PERM_ALL };
+    n->backing_use = (struct graph_user){ .who = n->name, .shared = STOR_PERM_ALL, .idle = f->inactive };
     if (f->below) {
         r = graph_user_add(f->below, &n->backing_use, NULL);
         ASSERT(r == 0);                          /* it wants nothing yet */
@@ -173,7 +177,7 @@ int graph_attach(struct graph_node *n, const struct graph_attach_opts *o, struct
         free(a->filename);
         a->filename = who;
     }
-    a->backing_use = (struct graph_user){ .who = a->filename, .perm = o->perm, .shared = o->shared };
+    a->backing_use = (struct graph_user){ .who = a->filename, .perm = o->perm, .shared = o->shared, .idle = o->idle };
     r = who ? graph_user_add(n, &a->backing_use, err) : byre_fail(err, NOMEM, "no memory for a node");
     if (r) {
         filter_discard(a);

@@ -27,12 +27,14 @@ struct filter_ops {
     unsigned deny;                        /* STOR_PERM_*: what others may not do beside it to what it filters, while somebody uses the filter */
     /* Drained. n->backing has become another one, or its length another. May be NULL. */
     void (*moved)(struct graph_node *n);
+    /* Drained: another process will write the file below. What the filter has of its own there is given back. May be NULL. */
+    void (*rest)(struct co *co, struct graph_node *n);
     /* The node ends; nobody is inside. May be NULL. */
     void (*free)(struct co *co, struct graph_node *n);
 };
 
 /* A filter over `below` (NULL: over nothing yet), in the graph, with one reference. On failure `arg` stays the caller's. Home. */
-struct filter_new { const struct filter_ops *ops; void *arg; const char *node_name; struct graph_node *below; };
+struct filter_new { const struct filter_ops *ops; void *arg; const char *node_name; struct graph_node *below; bool inactive; };
 MUST_USE int filter_new(struct graph *g, const struct filter_new *f, struct graph_node **ret_n, struct byre_err *err);
 /* After a change of edges, of a length or of an image: filters are as long as what they filter, and so on. Home. */
 void filters_refresh(struct graph *g);

@@ -33,7 +33,7 @@ static bool is_one_of(const char *key, const char *const *words)
 
 static int check_names(const struct filter_driver *f, const json_t *o, struct byre_err *err)
 {
-    static const char *const common[] = { "driver", "node-name", "read-only", "auto-read-only", "discard", "force-share", "cache", "detect-zeroes", NULL };
+    static const char *const common[] = { "driver", "node-name", "read-only", "auto-read-only", "discard", "force-share", "cache", "detect-zeroes", "active", NULL };
     const char *key;
     json_t *v;
     json_object_foreach((json_t *)(uintptr_t)o, key, v)
@@ -51,5 +51,7 @@ int filter_add(struct co *co, struct graph *g, const struct filter_driver *f, co
     if (!json_is_string(file))
         return byre_fail(err, BAD_OPTION, "driver '%s' needs '%s': a node, or options of one", f->name, f->child);
     struct graph_node *below = graph_find(g, json_string_value(file));
+    if (below && json_is_false(json_object_get(o, "active")) && !f->may_sleep)
+        return byre_fail(err, NOT_SUPPORTED, "driver '%s': 'active' cannot be off", f->name);
     return below ? f->make(co, below, o, ret_n, err) : byre_fail(err, NOT_FOUND, "there is no node '%s' that could be '%s'", json_string_value(file), f->child);
 }

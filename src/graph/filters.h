@@ -15,6 +15,7 @@ struct filter_driver {
     const char *const *options;          /* names of its own options; ends with NULL */
     /* A node over `below` with these options, of which all names are known. */
     int (*make)(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err);
+    bool may_sleep;                      /* it can be made inactive (active.h) */
 };
 extern const struct filter_driver filter_blkdebug, filter_cbw, filter_compress, filter_cor, filter_prealloc, filter_snapshot_access, filter_throttle;
 /* NULL: no such filter. */

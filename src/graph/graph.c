@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "base/id.h"
+#include "graph/active.h"
 #include "graph/filter.h"
 #include "stor/nbd.h"
 #include "graph/throttle.h"
@@ -124,6 +125,7 @@ static void node_dispose(struct graph_node *n)
     free(n->backing_filename);
     free(n->data_filename);
     free(n->key_secret);
+    free(n->was_backing);
     node_how_free(n->how);
     stats_free(n->stats);
     free(n);
@@ -319,7 +321,8 @@ int node_change_begin(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     node_close_begin(co, n);
     co_lock(co, &n->whole);
-    return n->read_only ? byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename) : 0;
+    int r = active_need(n, "be changed", err);
+    return !r && n->read_only ? byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename) : r;
 }
 
 void node_change_end(struct graph_node *n)
@@ -370,6 +373,8 @@ static int resize(struct co *co, struct graph_node *n, const struct graph_user *
 {
     if (n->g->edges_depth > FOLLOW_MAX)
         return byre_fail(err, LIMIT, "%s: too many disks that follow one another would be resized", n->filename);
+    if (n->inactive)
+        return active_need(n, "be resized", err);
     if (n->read_only)
         return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
     if (!n->im->ops->resize)
@@ -457,6 +462,8 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
     ASSERT_LOOP(n->g->home);
     if (!n->im->ops->snapshot)
         return byre_fail(err, NOT_SUPPORTED, "%s: %s images have no internal snapshots", n->filename, n->im->ops->name);
+    if (n->inactive)
+        return active_need(n, "have a snapshot made, applied or deleted", err);
     if (n->read_only)
         return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
     int r = rq->op == FMT_SNAPSHOT_APPLY ? perm_check(n, NULL, STOR_PERM_WRITE | STOR_PERM_RESIZE, "apply a snapshot", err) : 0;
@@ -482,6 +489,8 @@ static int amend_resize(struct co *co, void *arg, uint64_t size, struct byre_err
 int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
+    if (n->inactive)
+        return active_need(n, "be amended", err);
     if (n->read_only)
         return byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename);
     if (!n->im->ops->amend)

@@ -78,6 +78,7 @@ struct graph_open_opts {
     bool share;                             /* read_only: a layer of another chain that shows the same image is taken, not opened again */
     bool direct, no_flush, writethrough;    /* cache modes (FEATURES 3.066) */
     bool discard;                           /* discard=unmap: punch freed space */
+    bool inactive;                          /* opened as a node that is not active (active.c): without locks, for reading; the rest is how it is to be later */
     bool node_refs;                         /* the name comes from the user, and its "file" may be the name of a node (blockdev.h) */
     enum graph_detect detect;               /* of the top image, unless its name says it */
     bool refuse_probed_raw;                 /* serve: a disk probed as raw is never opened read-write */
@@ -326,7 +327,15 @@ void graph_mapping_change_begin(struct co *co, struct graph_node *n, uint64_t of
 void graph_mapping_change_end(struct graph_node *n);
 
 /* ---- permissions (FEATURES 11.002): who uses a node, for what, and what it lets others do ---- */
-struct graph_user { struct graph_user *next; const char *who; unsigned perm, shared; struct graph_node *node; bool moving; /* runtime.c */ };
+struct graph_user {
+    struct graph_user *next;
+    const char *who;
+    unsigned perm, shared;
+    struct graph_node *node;
+    bool moving;                            /* runtime.c */
+    bool idle;                              /* may use a node that is not active: what it would change is put aside meanwhile (active.c) */
+    unsigned asleep;
+};
 MUST_USE int graph_user_add(struct graph_node *n, struct graph_user *u, struct byre_err *err);   /* refused: names both users */
 void graph_user_remove(struct graph_user *u);
 

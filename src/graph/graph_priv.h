@@ -4,6 +4,7 @@
  *
  *   graph.c    the graph, the list of nodes, node life, resize
  *   open.c     opening an image and its chain; probing; locks; policy
+ *   active.c   nodes that leave their files to another process for a while (active.h)
  *   mode.c     a node that is in use is opened for writing, for reading, or with other options
  *   reopen.c   another backing chain, and its name
  *   names.c    what a file name means: plain, file:; names relative to an overlay
@@ -100,6 +101,9 @@ struct tracked { unsigned count; struct dirty *bits[]; };
 /* What goes on being locked whatever the node wants now, until nobody holds it any more. */
 struct lock_keep { unsigned holds, perm, unshared, data_perm, data_unshared; };
 
+/* active.c: how it is to be open when it is active again. */
+struct node_awake { bool read_only, discard; };
+
 struct node_stats;
 struct graph_node {
     /* constant while open */
@@ -160,6 +164,12 @@ struct graph_node {
     struct graph_node *index_next;      /* home: list of those whom a change concerns */
     _Atomic int recurse;                /* status.c: does the file know more than the format? */
     _Atomic bool alone;                 /* what is written is to hide whatever comes to lie below: zeros too (zero.c) */
+    bool inactive;                      /* home: active.c, as what follows. Others change its file */
+    bool turning;                       /* it becomes active, or ceases to be */
+    struct node_awake awake;            /* while it is inactive */
+    char *was_backing;                  /* what it recorded of its backing file when it ceased to be active; NULL: nothing */
+    bool going;                         /* marks of one call */
+    unsigned parents;
     struct node_how *how;               /* what opened it (mode.c); NULL until it is open */
     struct node_stats *stats;           /* stats.c */
     /* runtime.h */
@@ -255,6 +265,8 @@ struct name_ref {
     bool as_file;               /* the bare file was asked for: raw, not guessed */
     bool no_backing;            /* "backing": null */
     char *file_ref;             /* "file" is the name of a node; NULL: it is not */
+    enum name_tri active;
+    bool file_inactive;         /* its file was asked to be */
     enum name_tri read_only, direct, no_flush, discard, locking, force_share;
     struct name_crypt crypt[NAME_CRYPT_MAX];   /* of this layer, of the one below it, ... */
     struct name_runtime run;

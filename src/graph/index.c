@@ -398,7 +398,7 @@ struct graph_node *index_last(const struct chain_index *ix) { return ix->layer[i
 /* Only this process can change where this layer's bytes are, and it says so. Raw: they never move. */
 static bool is_fixed(const struct graph_node *n)
 {
-    return n->read_only && !n->flt && (n->is_raw || (!n->force_share && !n->no_lock));
+    return n->read_only && !n->inactive && !n->flt && (n->is_raw || (!n->force_share && !n->no_lock));
 }
 
 static void set_windows(struct chain_index *ix)

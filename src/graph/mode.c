@@ -24,8 +24,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "graph/active.h"
 #include "graph/filter.h"
 #include "graph/mode.h"
+#include "graph/under.h"
 
 static const char *user_with(const struct graph_node *n, unsigned perm)
 {
@@ -249,7 +251,8 @@ static void look_for_others(struct graph_node *n, const struct kept *old, struct
     bool same = n->undisturbed || !stor_seen_differ(&old->seen, &n->seen);
     if (same && !stor_seen_differ(&old->data_seen, &n->data_seen))
         return;
-    graph_warn(n, "%s: another program has written it, or opened it for writing, while it was open for reading here%s", n->filename, own ? ": what bitmaps in memory say of it is not all any more" : "");
+    if (own || !(n->inactive || n->turning))                 /* an inactive node is there to be written by others */
+        graph_warn(n, "%s: another program has written it, or opened it for writing, while it was open for reading here%s", n->filename, own ? ": what bitmaps in memory say of it is not all any more" : "");
     for (; own; own = own->next)
         own->inconsistent = true;
 }
@@ -370,6 +373,42 @@ int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, 
     return r;
 }
 
+/* ---- files that images share ---- */
+
+/* An image over the file that has the store that the file had before. */
+static struct graph_node *left_behind(const struct graph_node *file)
+{
+    for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
+        if (m->file == file && mode_is_open(m) && m->im->store != file->im->store && !under_is_store(m->im->store))
+            return m;
+    return NULL;
+}
+
+/* The images that share a file's store go over to the new one. From the beginning each time: others may come and go meanwhile. */
+int mode_follow_file(struct co *co, struct graph_node *file, struct byre_err *err)
+{
+    struct graph_node *m;
+    int r = 0;
+    while (!r && (m = left_behind(file))) {
+        const struct node_mode same = mode_of(m);
+        graph_ref(m);
+        r = mode_switch(co, m, &same, err);
+        m->undisturbed = false;
+        (void)node_unref(co, m);                 /* 0 unless its last user went meanwhile; then there is nobody left to tell */
+    }
+    return r;
+}
+
+/* Opening a file for writing may touch it. What the images that share its store have seen is compared before that. */
+void mode_look_at_sharers(struct co *co, struct graph_node *file)
+{
+    struct stor_seen now;
+    bool known = stor_file_seen(co, file->im->store, &now);  /* it is theirs, too. Others come and go while this suspends */
+    for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
+        if (m->file == file && mode_is_open(m) && m->im->store == file->im->store)
+            m->undisturbed = known && !stor_seen_differ(&now, &m->seen);
+}
+
 int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err *err)
 {
     if (!n->how || n->flt)
@@ -385,7 +424,9 @@ int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err 
 
 static int check_reopen(struct graph_node *n, const struct graph_user *self, unsigned perm, const struct node_mode *m, struct byre_err *err)
 {
-    int r = mode_check(n, m, err);
+    int r = active_need(n, "be opened for writing", err);
+    if (!r)
+        r = mode_check(n, m, err);
     return r ? r : perm_check(n, self, perm, "open for writing", err);
 }
 

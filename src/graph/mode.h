@@ -18,6 +18,12 @@ MUST_USE int mode_switch(struct co *co, struct graph_node *n, const struct node_
 /* From one to the other no lock of n is lowered, for changes of mode that are undone together. Nests. let suspends. */
 void mode_locks_hold(struct graph_node *n);
 void mode_locks_let(struct co *co, struct graph_node *n);
+/* What shares the store of a bare file goes over to the one that it has now, behind mode_switch of it; and a look at them before that: opening a file for
+ * writing may touch it. Edges are held, and they are drained. */
+MUST_USE int mode_follow_file(struct co *co, struct graph_node *file, struct byre_err *err);
+void mode_look_at_sharers(struct co *co, struct graph_node *file);
+/* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
+static inline bool mode_is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
 /* Somebody who changes n, or may rewrite what it holds; NULL: nobody. */
 const char *mode_writer(const struct graph_node *n);
 

@@ -125,7 +125,12 @@ static int common_option(struct fields *f, const char *key, const char *leaf, co
     for (size_t i = 0; i < sizeof tri / sizeof tri[0]; i++)
         if (!strcmp(leaf, tri[i].name))
             return get_tri(key, v, tri[i].to, err);
-    enum name_tri ignored;
+    enum name_tri ignored, active = NAME_UNSET;
+    if (!strcmp(leaf, "active")) {
+        int r = get_tri(key, v, leaf == key ? &f->ref->active : &active, err);
+        f->ref->file_inactive |= active == NAME_NO;
+        return r;
+    }
     if (!strcmp(leaf, "discard"))
         return get_words(key, v, discard, &f->ref->discard, err);
     if (!strcmp(leaf, "auto-read-only"))      /* a matter of nodes that nobody writes to yet: here it is known from the start */

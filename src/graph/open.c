@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "graph/active.h"
 #include "graph/under.h"
 #include "stor/nbd.h"
 
@@ -70,6 +71,11 @@ struct layer {
  * others both; a raw image denies nothing by itself; forced sharing denies nothing at all. */
 void locks_of(struct graph_node *n, unsigned deny)
 {
+    if (n->inactive) {                           /* active.c A1 */
+        n->lock_perm = 0;
+        n->lock_shared = STOR_PERM_ALL;
+        return;
+    }
     n->lock_perm = STOR_PERM_READ;
     if (!n->read_only)
         n->lock_perm |= n->is_raw ? STOR_PERM_WRITE : STOR_PERM_WRITE | STOR_PERM_RESIZE;
@@ -80,6 +86,11 @@ void locks_of(struct graph_node *n, unsigned deny)
 
 void data_locks_of(struct graph_node *n)
 {
+    if (n->inactive) {
+        n->data_perm = 0;
+        n->data_shared = STOR_PERM_ALL;
+        return;
+    }
     n->data_perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE);
     n->data_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~STOR_PERM_RESIZE;        /* data.c I4 */
 }
@@ -94,7 +105,7 @@ static bool speaks_through_images(const struct graph_node *n)
     for (const struct graph_user *u = n->users; u; u = u->next)
         users++;
     for (struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, m))
-        images += m->file == n && m->lock_perm;
+        images += m->file == n && (m->lock_perm || m->inactive);
     return images && users <= images;
 }
 
@@ -102,7 +113,7 @@ static bool speaks_through_images(const struct graph_node *n)
 static void join_locks(const struct graph_node *owner, unsigned *perm, unsigned *unshared)
 {
     for (struct graph_node *m = node_next(owner->g, NULL); m; m = node_next(owner->g, m)) {
-        if (store_owner(m, m->im ? m->im->store : NULL) != owner || m->no_lock || !m->lock_perm)
+        if (store_owner(m, m->im ? m->im->store : NULL) != owner || m->no_lock || !(m->lock_perm || m->keep.holds))
             continue;
         *perm |= m->keep.perm;
         *unshared |= m->keep.unshared;
@@ -204,8 +215,9 @@ static int check_file_node(const struct layer *l, struct graph_node *file, struc
     const char *name = l->ref->file_ref;
     if (!file)
         return byre_fail(err, NOT_FOUND, "there is no node '%s' that could be 'file'", name);
-    if (l->n->read_only)
-        return 0;
+    int r = active_allows(file, l->n->inactive, l->n->name, err);
+    if (r || l->n->read_only)
+        return r;
     const struct graph_node *bottom = graph_skip_filters(file);
     if (file->read_only)
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, and the image over it is to be written", name);
@@ -256,7 +268,7 @@ static int share_store(struct co *co, struct opening *op, struct layer *l, struc
     if (!n->file) {
         bool raw = l->format && !strcmp(l->format, "raw");
         n->file_use = (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE),
-                                           .shared = raw ? STOR_PERM_ALL : STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+                                           .shared = raw ? STOR_PERM_ALL : STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED, .idle = n->inactive };
         r = graph_user_add(file, &n->file_use, err);
         char *name = r ? NULL : strdup(file->filename);
         if (!r && !name)
@@ -443,7 +455,9 @@ static int node_options(struct opening *op, struct layer *l, struct byre_err *er
     n->writethrough = l->is_top && o->writethrough;
     n->detect = !l->is_top ? GRAPH_DETECT_OFF : l->ref->node.detect ? l->ref->node.detect : o->detect;
     atomic_store(&n->recurse, RECURSE_UNKNOWN);
-    if (n->detect == GRAPH_DETECT_UNMAP && !n->discard)
+    if (o->inactive)
+        active_open_asleep(n);
+    if (n->detect == GRAPH_DETECT_UNMAP && !n->discard && !(n->inactive && n->awake.discard))
         return byre_fail(err, BAD_OPTION, "%s: detect-zeroes=unmap needs discard=unmap", n->filename);
     return node_name_files(n, l->ref->node.file_name, l->ref->node.data_name, err);
 }
@@ -459,7 +473,7 @@ static struct graph_node *find_shared(struct opening *op, const struct layer *l)
 {
     LIST_FOR(at, &op->g->nodes) {
         struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
-        bool fits = n != l->n && !l->ref->data_path && n->ready && !n->ending && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
+        bool fits = n != l->n && !l->ref->data_path && (!n->inactive || l->n->inactive) && n->ready && !n->ending && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
         if (fits && n->force_share == l->n->force_share && same_file(n, l->n) && same_key(n, l->n))
             return n;
     }
@@ -756,7 +770,7 @@ int node_use_backing(struct graph_node *n, struct byre_err *err)
 {
     if (!n->backing || n->backing_use.node)
         return 0;
-    n->backing_use = (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
+    n->backing_use = (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED, .idle = n->inactive };
     return graph_user_add(n->backing, &n->backing_use, err);
 }
 
@@ -812,6 +826,12 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
     if (o->force_share && !o->read_only)
         return byre_fail(err, BAD_OPTION, "%s: sharing can be forced for read-only images only", o->filename);
     int r = name_parse(o->node_refs ? GRAPH_ECOSYSTEM : g->policy, o->filename, o->overlay, &ref, err);
+    if (!r && (ref.active == NAME_NO || ref.file_inactive) && !o->inactive) {
+        bool file = ref.active != NAME_NO;
+        name_ref_fini(&ref);
+        r = byre_fail(err, BAD_OPTION, file ? "json: an inactive file cannot be the 'file' of an active node" : "json: 'active' cannot be off here: nobody could turn it on");
+        return r;
+    }
     if (!r && ref.file_ref && !o->node_refs) {
         name_ref_fini(&ref);
         r = byre_fail(err, NOT_SUPPORTED, "json: 'file' names a node; give it as an object");

@@ -14,6 +14,7 @@
  */
 #include <stdio.h>
 
+#include "graph/active.h"
 #include "graph/filter.h"
 
 static const char *perm_name(unsigned perm)
@@ -89,6 +90,10 @@ void user_link(struct graph_node *n, struct graph_user *u)
 int graph_user_add(struct graph_node *n, struct graph_user *u, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
+    int may = active_allows(n, u->idle, u->who, err);
+    if (may)
+        return may;
+    active_settle_user(n, u);
     if (n->read_only && (u->perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE)))
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, '%s' would %s", n->name, u->who, perm_name(u->perm & ~STOR_PERM_READ));
     int r = users_fit(n, u, NULL, err);

@@ -6,6 +6,7 @@
  * Owns        The space behind the end of the file, until the filter ends.
  * Invariants  A1  The file is never longer than it is without the filter: only its space goes beyond its end. So a program that dies leaves a file
  *                 whose content and length are right, with space that the next change of its length gives back.
+ *             A2  While another process may write the file nothing of it is the filter's: what comes later does not cut off what that has written.
  * Order       None: space holds nothing.
  * Concurrency Home loop.
  * Failure     None: without the space things go on as they would without the filter.
@@ -36,7 +37,7 @@ static void prealloc_grown(struct co *co, struct graph_node *n, uint64_t len)
 }
 
 /* What was taken and not used is given back. */
-static void prealloc_end(struct co *co, struct graph_node *n)
+static void prealloc_rest(struct co *co, struct graph_node *n)
 {
     struct prealloc *p = n->flt_arg;
     struct stor *file = n->backing ? file_of(n) : NULL;
@@ -44,10 +45,16 @@ static void prealloc_end(struct co *co, struct graph_node *n)
     if (file && p->taken && !stor_length(co, file, &len) && len < p->taken)
         (void)!stor_truncate(co, file, len);
     stor_close(co, file);
-    free(p);
+    p->taken = 0;
 }
 
-static const struct filter_ops prealloc_ops = { .name = "preallocate", .grown = prealloc_grown, .free = prealloc_end };
+static void prealloc_end(struct co *co, struct graph_node *n)
+{
+    prealloc_rest(co, n);
+    free(n->flt_arg);
+}
+
+static const struct filter_ops prealloc_ops = { .name = "preallocate", .grown = prealloc_grown, .rest = prealloc_rest, .free = prealloc_end };
 
 static int take_size(const json_t *o, const char *key, uint64_t def, uint64_t *ret, struct byre_err *err)
 {
@@ -71,7 +78,8 @@ static int prealloc_make(struct co *co, struct graph_node *below, const json_t *
         return byre_fail(err, NOMEM, "no memory for a node");
     *own = p;
     own->align = max_u64(p.align, SECTOR);
-    const struct filter_new f = { .ops = &prealloc_ops, .arg = own, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below };
+    const struct filter_new f = { .ops = &prealloc_ops, .arg = own, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below,
+                                  .inactive = json_is_false(json_object_get(o, "active")) };
     r = filter_new(below->g, &f, ret_n, err);
     if (r)
         free(own);
@@ -79,4 +87,4 @@ static int prealloc_make(struct co *co, struct graph_node *below, const json_t *
 }
 
 static const char *const prealloc_options[] = { "prealloc-align", "prealloc-size", NULL };
-const struct filter_driver filter_prealloc = { "preallocate", "file", prealloc_options, prealloc_make };
+const struct filter_driver filter_prealloc = { "preallocate", "file", prealloc_options, prealloc_make, true };

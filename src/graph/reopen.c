@@ -165,6 +165,8 @@ int check_chain(const struct graph_node *n, const struct graph_node *backing, st
     unsigned depth = 1;
     if (backing && backing->ending)
         return byre_fail(err, NOT_FOUND, "node '%s' is being closed", backing->name);
+    if (backing && backing->inactive && !n->inactive)       /* active.c A4 */
+        return byre_fail(err, PERMISSION, "node '%s' is inactive, and cannot lie below the active node '%s'", backing->name, n->name);
     for (const struct graph_node *m = backing; m; depth += !m->flt, m = m->backing)
         if (m == n || (m->has_identity && n->has_identity && m->id_a == n->id_a && m->id_b == n->id_b))
             return byre_fail(err, BACKING_LOOP, "%s: would be in its own backing chain", n->filename);

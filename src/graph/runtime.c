@@ -24,7 +24,8 @@
 /* What an overlay wants of what lies below it. */
 static struct graph_user backing_demand(const struct graph_node *n)
 {
-    return (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED | (n->lenient ? STOR_PERM_WRITE : 0) };
+    return (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ, .idle = n->inactive,
+                                .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED | (n->lenient ? STOR_PERM_WRITE : 0) };
 }
 
 /* One change of edges. */

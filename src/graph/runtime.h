@@ -29,7 +29,8 @@
 /* `who` (copied) uses n for `perm` and lets others do `shared`. Requests, graph_length and graph_drain_* may be made with *ret_a, on any loop;
  * everything else wants the node: graph_attached. Takes a reference of n. */
 /* inner: whoever makes requests with it sees to it that a section of n's gate is open meanwhile (cbw.h); they wait for no gate then. */
-struct graph_attach_opts { const char *who; unsigned perm, shared; bool inner; };
+/* idle: n may be inactive, or become so; what the user may do beyond reading is put aside meanwhile (graph_set_active). */
+struct graph_attach_opts { const char *who; unsigned perm, shared; bool inner, idle; };
 MUST_USE int graph_attach(struct graph_node *n, const struct graph_attach_opts *o, struct graph_node **ret_a, struct byre_err *err);
 /* No request is made with it any more. As graph_close of the node when it was its last user. */
 int graph_detach(struct co *co, struct graph_node *a);

@@ -299,12 +299,18 @@ static void throttle_end(struct co *co, struct graph_node *n)
 static const struct filter_ops throttle_ops = { .name = "throttle", .read = throttle_read, .write = throttle_write, .zero = throttle_zero, .discard = throttle_discard,
                                                 .free = throttle_end };
 
+static int make(struct graph *g, const struct filter_new *f, struct graph_node **ret_n, struct byre_err *err)
+{
+    struct throttle_group *t = f->arg;
+    int r = filter_new(g, f, ret_n, err);
+    t->members += r == 0;
+    return r;
+}
+
 int throttle_node_new(struct graph *g, struct graph_node *below, struct throttle_group *t, const char *node_name, struct graph_node **ret_n, struct byre_err *err)
 {
     const struct filter_new f = { .ops = &throttle_ops, .arg = t, .node_name = node_name, .below = below };
-    int r = filter_new(g, &f, ret_n, err);
-    t->members += r == 0;
-    return r;
+    return make(g, &f, ret_n, err);
 }
 
 struct throttle_group *throttle_of(const struct graph_node *n)
@@ -328,8 +334,10 @@ static int throttle_make(struct co *co, struct graph_node *below, const json_t *
     struct throttle_group *t = throttle_group_find(below->g, name);
     if (!t)
         return byre_fail(err, NOT_FOUND, "there is no throttle group '%s'", name);
-    return throttle_node_new(below->g, below, t, json_string_value(json_object_get(o, "node-name")), ret_n, err);
+    const struct filter_new f = { .ops = &throttle_ops, .arg = t, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below,
+                                  .inactive = json_is_false(json_object_get(o, "active")) };
+    return make(below->g, &f, ret_n, err);
 }
 
 static const char *const throttle_options[] = { "throttle-group", NULL };
-const struct filter_driver filter_throttle = { "throttle", "file", throttle_options, throttle_make };
+const struct filter_driver filter_throttle = { "throttle", "file", throttle_options, throttle_make, true };

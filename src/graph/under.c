@@ -257,7 +257,7 @@ static int find_bottom(struct graph_node *n, struct graph_node **ret_b, struct b
 
 static int attach(struct under *u, const char *who, struct byre_err *err)
 {
-    const struct graph_attach_opts o = { .who = who, .shared = STOR_PERM_ALL, .inner = true };       /* what the format does is said by its own use */
+    const struct graph_attach_opts o = { .who = who, .shared = STOR_PERM_ALL, .inner = true, .idle = true };       /* what the format does is said by its own use */
     int r = graph_attach(u->n, &o, &u->at, err);
     if (r)
         return r;

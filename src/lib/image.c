@@ -23,7 +23,7 @@ struct graph_node *byre_image_node(struct byre_image *image)
 
 int byre_image_attach(struct byre_image *image, struct graph_node **ret_a, struct byre_err *err)
 {
-    return graph_attach(image->node, &(struct graph_attach_opts){ "the device", 0, STOR_PERM_ALL }, ret_a, err);
+    return graph_attach(image->node, &(struct graph_attach_opts){ .who = "the device", .shared = STOR_PERM_ALL, .idle = true }, ret_a, err);
 }
 
 int byre_ctx_close_nodes(struct co *co, struct byre_ctx *ctx)

@@ -289,7 +289,7 @@ def fits(ours, theirs, where):
 NOT_THERE = {"SHUTDOWN"}
 # Words that its programs take, and that its schema spells in another way.
 MISSPELT = {"authz-list-file"}
-NEWER = {"min-cluster-size", "on-cbw-error", "discard-source", "handshake-max-seconds", "discard-no-unref", "backing-mask-protocol", "qom-path"}
+NEWER = {"active", "allow-inactive", "min-cluster-size", "on-cbw-error", "discard-source", "handshake-max-seconds", "discard-no-unref", "backing-mask-protocol", "qom-path"}
 # Members that only its oldest version, and byre, cannot do without.
 LOOSER = {"blockdev-create.options:luks.file"}
 # Members that byre adds to commands of the peer's.
