@@ -129,6 +129,9 @@
     X(CLONE_FREED_EARLY, "Q9", "cloning: what the target named is freed before the new entry is durable") \
     X(CLONE_SOURCE_UNLOCKED, "Q27", "cloning: the source is not locked while its entries are looked at and shared") \
     X(CLONE_FORGETS_FLAG, "Q27", "cloning: the last owner of a cluster does not get its flag at the close")  \
+    X(UNDER_FLUSH_STOPS, "D5 P2", "a flush of an image over a node does not go down to the node")       \
+    X(FILTER_FLUSH_STOPS, "D5 P2", "a flush ends in a filter that has nothing to do for it")            \
+    X(UNDER_GROWTH_ZERO, "Q23 D4", "what is gained below a format counts as known zero behind a crash") \
     X(EXT_AT_ONCE, "Q18", "a header extension is added in one write of several sectors")
 
 enum byre_mutant_id {

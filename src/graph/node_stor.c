@@ -58,9 +58,12 @@ static int store_length(struct co *co, struct stor *s, uint64_t *ret_len)
     return 0;
 }
 
+/* As U5 of under.c. */
 static int store_truncate(struct co *co, struct stor *s, uint64_t len)
 {
-    return node_resize(co, of(s)->bottom, of(s)->self, len, FMT_PREALLOC_OFF, NULL);
+    uint64_t have = graph_length(of(s)->n);
+    int r = node_resize(co, of(s)->bottom, of(s)->self, len, FMT_PREALLOC_OFF, NULL);
+    return r == -ENOTSUP && len < have ? store_zero(co, s, len, have - len, STOR_UNMAP) : r;
 }
 
 /* Space changes nothing of what a node shows, so filters need not see it. */

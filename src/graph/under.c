@@ -11,6 +11,8 @@
  *                 of the node does not hold up its store. A change of structure (another image, size, bitmaps) does: node_close_begin, inside
  *                 of which nothing waits for a format above.
  *             U3  The store becomes longer from within a request of the format, so that waits for no gate above the format and takes no edges.
+ *             U5  Not every image can become shorter. One that cannot keeps its length, and what would have gone reads as zeros: whoever grows it
+ *                 again finds what he would find in a file, and who opens it later finds room at its end.
  *             U4  Other processes are kept from the file at the bottom as they would be from the format's own file.
  * Order       None: a flush of the store is the node's flush; the format says when (D5).
  * Concurrency Requests on any loop; the length changes on the home loop, where the others go for it.
@@ -20,6 +22,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/mutant.h"
 #include "graph/under.h"
 
 #define LEVELS_MAX 4u                        /* formats over formats: each takes its bit of the coroutine's stack */
@@ -78,7 +81,7 @@ static int64_t under_pwritev(struct co *co, struct stor *s, struct iov v, uint64
     return r ? r : (int64_t)v.len_bytes;
 }
 
-static int under_flush(struct co *co, struct stor *s) { return graph_flush(co, of(s)->at); }
+static int under_flush(struct co *co, struct stor *s) { return MUTANT(MUT_UNDER_FLUSH_STOPS) ? 0 : graph_flush(co, of(s)->at); }
 
 static int under_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len, unsigned flags)
 {
@@ -98,7 +101,13 @@ static int under_length(struct co *co, struct stor *s, uint64_t *ret_len)
     return 0;
 }
 
-static int under_truncate(struct co *co, struct stor *s, uint64_t len) { return change_length(co, of(s), len, false); }
+/* U5 */
+static int under_truncate(struct co *co, struct stor *s, uint64_t len)
+{
+    uint64_t have = graph_length(of(s)->at);
+    int r = change_length(co, of(s), len, false);
+    return r == -ENOTSUP && len < have ? graph_zero(co, of(s)->at, len, have - len, GRAPH_UNMAP) : r;
+}
 
 /* Space changes nothing of what a node shows, so filters need not see it. */
 static int under_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len)
@@ -273,6 +282,8 @@ static void tell(struct under *u, bool read_only)
     u->s.discard_ok = u->bottom->discard;
     u->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = SECTOR };
     u->s.traits = (struct stor_traits){ .regular = !read_only && node_has_free_length(u->bottom), .direct = below && below->traits.direct };
+    if (MUTANT(MUT_UNDER_GROWTH_ZERO))
+        u->s.traits.zero_growth = u->s.traits.zero_crash = true;
 }
 
 int under_new(struct co *co, struct graph_node *n, const char *who, bool read_only, struct stor **ret_s, struct byre_err *err)

@@ -69,6 +69,35 @@ def test_over_a_filter(world, tmp_path, peer):
     run.qemu_io(tmp_path / "a.qcow2", "read -P 9 5000 100", "read -P 0 1M 1M", "read -P 7 4M 4M")
 
 
+def test_over_qed(world, tmp_path):
+    """QED never becomes shorter: an image is made in it all the same, grows it, and is closed without an error; what it was before is gone. (The peer's
+    image grows as well, and the size of the QED one stays what it was, so that its tables lie behind the end.)"""
+    run.qemu_img("create", "-q", "-f", "qed", tmp_path / "q.qed", "2M")
+    run.qemu_io(tmp_path / "q.qed", "write -P 0xee 0 2M", fmt="qed")
+    daemon, client, guest = world(False)
+    client.ok("blockdev-add", driver="qed", node_name="q", file=file_of(str(tmp_path / "q.qed")))
+    client.ok("blockdev-create", job_id="j", options={"driver": "qcow2", "file": "q", "size": 16 * MIB})
+    client.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    assert [j.get("error") for j in client.ok("query-jobs")] == [None]
+    client.ok("job-dismiss", id="j")
+    client.ok("blockdev-add", driver="qcow2", node_name="in", file="q")
+    export(client, "in")
+    out = guest("in", "read -P 0 0 16M", "write -P 5 0 3M", "write -P 6 9M 300", "flush", "read -P 5 0 3M", "read -P 6 9M 300", "read -P 0 3M 6M").out
+    assert "fail" not in out and "error" not in out
+    unexport(client, "in")
+    client.ok("blockdev-del", node_name="in")
+    client.ok("blockdev-add", driver="qcow2", node_name="in", file="q")
+    export(client, "in")
+    assert "fail" not in guest("in", "read -P 5 0 3M", "read -P 6 9M 300", "read -P 0 10M 6M").out
+    unexport(client, "in")
+    client.ok("blockdev-del", node_name="in")
+    client.ok("blockdev-del", node_name="q")
+    assert daemon.stop()[0] == 0
+    run.qemu_img("check", "-f", "qed", tmp_path / "q.qed")
+    run.qemu_img("convert", "-f", "qed", "-O", "raw", tmp_path / "q.qed", tmp_path / "q.raw")
+    run.qemu_img("check", "-f", "qcow2", tmp_path / "q.raw")
+
+
 @BOTH
 def test_over_formats(world, tmp_path, peer):
     """qcow2 in qcow2, part of a qcow2 image as a raw disk, and LUKS in qcow2: content, growth and size against the files afterwards."""
