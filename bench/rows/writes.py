@@ -51,7 +51,7 @@ def first_writes_flush(b):
     b.drop("fw.img")
 
 
-@family("first-writes-reused", "the same into clusters that were written and discarded before")
+@family("first-writes-reused", "the same into clusters that another program wrote and discarded before")
 def first_writes_reused(b):
     """The free clusters hold old bytes, so what the guest does not write has to be zeroed or written."""
     size = b.pick(512, 4) * MIB
@@ -60,7 +60,8 @@ def first_writes_reused(b):
             f.write(os.urandom(MIB))
     for cluster in ("64K", "1M"):
         run(["qemu-img", "convert", "-O", "qcow2", "-o", "cluster_size=" + cluster, b.path("old.raw"), b.path("old.qcow2")])
-        run(["qemu-io", "-c", "discard 0 %d" % size, b.path("old.qcow2")])
+        image = "driver=qcow2,discard=unmap,file.driver=file,file.discard=ignore,file.filename=" + b.path("old.qcow2")      # no holes
+        run(["qemu-io", "--image-opts", "-c", "discard 0 %d" % size, image])
         step = cluster
         count = size // STEPS[step]
 

@@ -41,6 +41,10 @@
     X(REUSED_IS_ZERO, "Q23 D4", "reused clusters count as known zero")                                  \
     X(AHEAD_UNZEROED, "Q2 D4", "free clusters count as zeroed ahead and are not zeroed")                \
     X(AHEAD_SETTLED, "Q23", "clusters zeroed ahead count as settled")                                   \
+    X(AHEAD_IN_USE, "Q9 D4", "zeroing ahead goes on where the free space ends")                        \
+    X(PROVE_BLIND, "Q9", "clusters that tables name count as proved free")                              \
+    X(PROVE_DROPPED, "Q9 D3", "clusters that lose a reference while freedom is proved are not seen")    \
+    X(PROVE_UNSPOILT, "Q9", "a proof counts although a table was used for something else meanwhile")   \
     X(COW_NO_TAIL, "Q2", "the part behind a partial write is not filled")                               \
     X(COW_UNORDERED, "Q2 Q23", "clusters filled by copying count as independent data")                  \
     X(L2_COPY_IN_PLACE, "Q5", "a shared L2 table is changed in place")                                  \

@@ -171,6 +171,9 @@ static const struct aim { int id; const char *geom, *workload; } aims[] = {
     /* Freed together, zeroed together, and in use again before anything is durable. */
     { MUT_AHEAD_UNZEROED, "c64k-rc64", "w 0 768; f; d 0 768; f; t; w 1024 8; f" },
     { MUT_AHEAD_SETTLED, "c64k-rc64", "w 0 768; f; d 0 768; f; t; w 1024 8; w 1152 8; f" },
+    /* Free by the count of an earlier opening, with a cluster in use behind it. */
+    { MUT_AHEAD_IN_USE, "c64k-rc64", "w 0 768; w 768 128; f; d 0 768; f; t; w 1024 8; f" },
+    { MUT_AHEAD_IN_USE, "c64k-rc64", "w 0 768; w 768 128; f; d 0 768; f; o; w 1024 8; w 1152 8; w 1280 8; w 1408 8; f" },
     { MUT_CLONE_COUNT_LATE, "c64k-rc64", "w 0 128; f; l 0 128 1024; f" },
     { MUT_CLONE_FLAG_LATE, "c64k-rc64", "w 0 128; f; l 0 128 1024; f; w 0 64; f" },
     { MUT_CLONE_FLAG_LATE, "c512", "w 0 1; f; l 0 1 200; f; w 0 1; f" },

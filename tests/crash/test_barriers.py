@@ -12,6 +12,7 @@ BUILD = Path(os.environ.get("BYRE_BUILD") or TOP / "build")
 META_TEST = BUILD / "tests" / "crash" / "meta-test-mutants"
 FILL_TEST = BUILD / "tests" / "crash" / "qed-fill-test-mutants"
 CLONE_TEST = BUILD / "tests" / "crash" / "q2-clone-test-mutants"
+PROVE_TEST = BUILD / "tests" / "crash" / "q2-prove-test-mutants"
 COMPACT_TEST = BUILD / "tests" / "crash" / "q2-compact-test-mutants"
 sys.path.insert(0, str(TOP / "tests" / "lib"))
 from peers import need  # noqa: E402
@@ -53,6 +54,18 @@ def test_clone_test_passes_without_a_mutant():
 def test_clone_test_notices(name):
     r = call(CLONE_TEST, env=dict(os.environ, BYRE_MUTANT=name))
     assert r.returncode != 0, "q2_clone_test does not notice %s" % name
+
+
+def test_prove_test_passes_without_a_mutant():
+    r = call(PROVE_TEST)
+    assert r.returncode == 0, r.stdout
+
+
+@pytest.mark.parametrize("name", ["PROVE_BLIND", "PROVE_DROPPED", "PROVE_UNSPOILT"])
+def test_prove_test_notices(name):
+    """What goes wrong only where counts were wrong before, which no crash state of a sound image shows"""
+    r = call(PROVE_TEST, env=dict(os.environ, BYRE_MUTANT=name))
+    assert r.returncode != 0, "q2_prove_test does not notice %s" % name
 
 
 def test_fill_test_passes_without_a_mutant():

@@ -15,7 +15,7 @@
  *                 clusters are filled: a later write in place into what was left a hole could show somebody's old bytes
  *                 after a crash. Of a free cluster it is told after it was zeroed, on the same stores (q2_ahead.c).
  *             I8  `ready` tells what this opening knows to be free from what only a count on the disk says. Known is: what it lowered from
- *                 1 to 0, what a strict survey found without a name, and all of it once a scrub has found every count right.
+ *                 1 to 0, what a strict survey found without a name (q2_reclaim.c, q2_prove.c), and all of it once a scrub has found every count right.
  *             I7  What leaves the sets is in `given` in the same moment: a scrub that begins in between must not find a counted
  *                 cluster without an owner.
  * Order       Counts rise here, before any pointer (rank META_COUNTS, or settled by q2_frontier.c).
@@ -72,6 +72,7 @@ void q2_alloc_free(struct q2_image *q)
     rset_fini(&a->counted);
     rset_fini(&a->ready);
     q2_marks_fini(&a->given);
+    q2_prove_fini(a);
     q->leaked += a->lost + q2_drop_left(a);
     q2_drop_fini(a);
     free(a);
@@ -106,8 +107,10 @@ static int scan_slice(struct co *co, struct q2_image *q)
             continue;                    /* q2_reclaim.c C1: it offers them itself when it ends */
         if (q2_refcount_get(g, (const void *)b->words, c % per_slice) || q2_hits_metadata(q, c << g->cluster_bits))
             continue;
+        if (q2_prove_named(a, c))
+            continue;                    /* its count is wrong */
         if (!a->scan_forgets || meta_forget(q->meta, c << g->cluster_bits, g->cluster_size))
-            r = rset_add(&a->ready, c, c + 1, a->proved ? Q2_READY_PROVED : 0);
+            r = rset_add(&a->ready, c, c + 1, a->proved || q2_prove_free(a, c) ? Q2_READY_PROVED : 0);
     }
     meta_put(q->meta, b);
     return r;
@@ -117,6 +120,7 @@ int q2_alloc_freed(struct q2_image *q, uint64_t c, uint64_t end)
 {
     if (q->unclean && !MUTANT(MUT_UNCLEAN_USED_EARLY))
         c = max_u64(c, q->unclean->first);       /* q2_unclean.c U1; the scan finds them when it begins */
+    q2_prove_gone(q->alloc, c, end);
     return c < end ? rset_add(&q->alloc->ready, c, end, Q2_READY_PROVED) : 0;
 }
 
@@ -394,6 +398,7 @@ void q2_alloc_stir(struct q2_image *q) { q->alloc->still = false; }
 void q2_alloc_offer(struct q2_image *q, uint64_t from, uint64_t to)
 {
     struct q2_alloc *a = q->alloc;
+    q2_prove_gone(a, from, to);
     if (from < a->scan_end)
         a->scan_next = min_u64(a->scan_next, from);      /* found again when `ready` is empty: no memory is needed for them */
     from = max_u64(from, a->scan_end);

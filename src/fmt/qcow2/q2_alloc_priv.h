@@ -9,6 +9,7 @@
 #include "base/list.h"
 #include "fmt/qcow2/q2_image.h"
 #include "fmt/qcow2/q2_marks.h"
+#include "fmt/qcow2/q2_prove.h"
 
 #define Q2_DROP_SPARE 32u
 /* Tags of `ready`; 0: only the count on the disk says that it is free. */
@@ -32,6 +33,8 @@ struct q2_alloc {
     bool scan_forgets;               /* what it finds may be cached: tables that were dropped while counts were in memory (q2_unclean.c U4) */
     uint64_t ahead_bytes;            /* of the last zeroing ahead (q2_ahead.c) */
     bool ahead_fails;                /* none is tried any more */
+    uint64_t data_from, data_to;     /* host bytes that are no hole (q2_ahead.c) */
+    struct q2_proof proof;           /* q2_prove.c */
     bool proved;                     /* a scrub has found every count right (I8 of q2_alloc.c): what the scan finds is free */
     uint64_t hint;                   /* where the next search of `ready` starts */
     uint64_t low_end;                /* what lies in front of it is taken first (q2_compact.c); 0: as it comes */

@@ -102,7 +102,11 @@ static int disk_length(struct co *co, struct stor *s, uint64_t *ret_len)
 
 static int disk_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e)
 {
-    *ret_e = (struct stor_extent){ STOR_DATA, off, len };
+    uint64_t end = off + (disk.holes ? min_u64(len, 4096) : len);
+    bool hole = disk.holes && mem_is_zero(disk.bytes + off, end - off);
+    while (disk.holes && end < off + len && mem_is_zero(disk.bytes + end, min_u64(4096, off + len - end)) == hole)
+        end = min_u64(end + 4096, off + len);
+    *ret_e = (struct stor_extent){ hole ? STOR_HOLE : STOR_DATA, off, end - off };
     return 0;
 }
 
@@ -199,7 +203,7 @@ static void restore(const uint8_t *bytes, uint64_t len)
     memcpy(disk.durable, bytes, len);
     disk.len = disk.durable_len = len;
     disk.hook = NULL;
-    disk.hold = disk.land = false;
+    disk.hold = disk.land = disk.holes = false;
 }
 
 static void crash_as(struct co *co, struct q2_image *q, const uint8_t *from, uint64_t len)

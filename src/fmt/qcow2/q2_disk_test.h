@@ -18,6 +18,7 @@ struct disk {
     uint64_t len, durable_len;
     unsigned flushes, writes;            /* since disk_reset or disk_mark */
     bool fixed_length;                   /* a device */
+    bool holes;                          /* blocks of zeros are holes; else the disk has none */
     bool hold;                           /* requests that arrive now wait until this is false */
     /* Asked before each request ('R', 'W', 'F', 'T', 'D'iscard, 'Z'ero). < 0: its result. buf: of a write. */
     int (*hook)(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf);

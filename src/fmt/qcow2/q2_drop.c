@@ -159,6 +159,7 @@ static void drop(struct q2_image *q, uint64_t cluster, uint64_t n, uint32_t tag)
     }
     if (a->reclaim)
         q2_reclaim_saw(a, cluster, n);
+    q2_prove_saw(a, cluster, n);
     q2_scrub_touch(q, cluster, n);
     while (n && q2_unclean_is_old(q, cluster) && q->unclean->in_memory) {       /* q2_unclean.c U4 */
         cluster++;
@@ -274,6 +275,8 @@ static uint64_t release_part(struct co *co, struct q2_image *q, uint64_t c, uint
 {
     struct q2_alloc *a = q->alloc;
     uint64_t to = c;
+    if (last && tag == TAG_TABLE)
+        q2_prove_spoil(a);
     if (last && !MUTANT(MUT_FREE_SKIP_PUNCH))
         punch(co, q, c, end - c, tag);
     co_lock(co, &a->mx);

@@ -5,7 +5,8 @@
  * Purpose     Brings snapshots and bitmaps together for q2_walk, and says whether anything was missed.
  * Owns        Nothing beyond the call.
  * Invariants  Y1  All that is read, directories included, is read inside one epoch section: what is dropped meanwhile keeps its
- *                 bytes until the survey has ended.
+ *                 bytes until the survey has ended. Or, unheld, the caller sees that something was dropped and throws the answer away
+ *                 (q2_prove.c): requests that wait for epochs would wait for as long as a walk over all tables takes.
  *             Y2  The header is taken at one moment, when nobody is about to switch it: a set of bitmaps that is switched to meanwhile is
  *                 not mixed with the old one, nor missed while the header names none. The length is read behind that, and active
  *                 tables are followed beyond it: one that has moved there names what its old place named.
@@ -78,6 +79,8 @@ static int inside(struct co *co, struct q2_survey *s)
 int q2_survey(struct co *co, struct q2_survey *s)
 {
     struct epoch *e = s->q->im.epoch;
+    if (s->unheld)
+        return inside(co, s);
     epoch_token t = epoch_enter(e, co_loop(co));                 /* Y1 */
     int r = inside(co, s);
     epoch_leave(e, co_loop(co), t);

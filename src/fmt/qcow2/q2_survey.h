@@ -15,11 +15,12 @@ struct q2_survey {
     /* As in q2_walk.h. May be NULL. */
     int (*bulk)(void *arg, unsigned worker, const struct q2_ref *t, const uint8_t *data);
     unsigned workers;
+    bool unheld;               /* outside of epoch sections: whoever asks knows by other means whether a table was used for something else meanwhile */
     bool strict;               /* anything that breaks a rule counts as something that cannot be followed */
     void *arg;
     bool missed;               /* out: something could not be followed */
 };
-/* Home loop; inside one epoch section, so that no table it may still read is used for something else. -EIO: some references may
+/* Home loop; inside one epoch section (but for unheld), so that no table it may still read is used for something else. -EIO: some references may
  * be missing. -ENOMEM, or what ref() returned. Suspends. */
 MUST_USE int q2_survey(struct co *co, struct q2_survey *s);
 
