@@ -119,6 +119,18 @@ static int source_of(struct ctl_call *call, struct graph_node *n, const struct s
     return ret->node ? 0 : call->err.code;
 }
 
+bool ctl_merge_rests_on(struct ctl *c, const void *args, const struct graph_node *n)
+{
+    const struct merge_args *a = args;
+    const struct source *from = a->bitmaps.items;
+    for (size_t i = 0; i < a->bitmaps.count; i++) {
+        const struct graph_node *m = from[i].local ? NULL : graph_find(c->env.graph, from[i].external->node);
+        if (!from[i].local && (!m || graph_rests_on(m, n)))      /* a device, perhaps */
+            return true;
+    }
+    return false;
+}
+
 static int do_merge(struct co *co, struct ctl_call *call)
 {
     const struct merge_args *a = call->args;

@@ -3,7 +3,7 @@
  * cmd_transaction.c: several changes that are one (FEATURES 8.020, 9.083, 9.086 to 9.089, G.035, G.036).
  *
  *     open each, in the order of the list         files are made, nodes opened; guests go on
- *     drain all, remember the bitmaps
+ *     drain all, and what lies over them as over its file; remember the bitmaps
  *     apply each, in the order of the list        one moment for all disks
  *     store the bitmaps                           the last that may fail
  *     undo each that was applied, the last first  if anything failed
@@ -12,7 +12,8 @@
  * Purpose      Runs the list.
  * Owns         struct ctl_act of each entry, in the arena of the call
  * Invariants   T1 when it fails, everything is as before: graph, bitmaps, files
- *              T2 no guest's request runs between the first change and the last
+ *              T2 no guest's request runs between the first change and the last. Where all entries are about bitmaps, formats over their nodes
+ *                 write nothing of their own accord either, unless an entry is about such a format, too
  *              T3 nobody else changes edges or bitmaps meanwhile (graph_edges_hold, before any drain)
  * Concurrency  home loop; suspends
  * Failure      the first entry that fails says why
@@ -34,7 +35,7 @@ static int abort_apply(struct co *co, struct ctl_act *t)
 {
     return byre_fail(&t->call.err, CANCELLED, "Transaction aborted using Abort action");
 }
-static const struct ctl_action abort_action = { .apply = abort_apply, .groups = true };
+static const struct ctl_action abort_action = { .apply = abort_apply, .groups = true, .bitmaps = true };
 
 /* The image whose bitmap it is, whatever filter over it is named (graph_bitmaps_save). */
 static int bitmap_open(struct co *co, struct ctl_act *t)
@@ -56,12 +57,15 @@ static int bitmap_apply(struct co *co, struct ctl_act *t)
     return r ? r : t->action->command->run(co, &t->call);
 }
 
-#define BITMAP(name, cmd) static const struct ctl_action name##_action = { .command = &cmd, .open = bitmap_open, .apply = bitmap_apply, .bitmaps = true }
+static bool merge_asks(struct ctl_act *t, const struct graph_node *n) { return ctl_merge_rests_on(t->call.c, t->call.args, n); }
+
+#define BITMAP(name, cmd, ...) \
+    static const struct ctl_action name##_action = { .command = &cmd, .open = bitmap_open, .apply = bitmap_apply, .bitmaps = true, __VA_ARGS__ }
 BITMAP(add, ctl_cmd_bitmap_add);
 BITMAP(clear, ctl_cmd_bitmap_clear);
 BITMAP(disable, ctl_cmd_bitmap_disable);
 BITMAP(enable, ctl_cmd_bitmap_enable);
-BITMAP(merge, ctl_cmd_bitmap_merge);
+BITMAP(merge, ctl_cmd_bitmap_merge, .asks = merge_asks);
 BITMAP(remove, ctl_cmd_bitmap_remove);
 
 /* A disk may lie on another node by now: others were at work until edges were held, or an entry further up has moved it. */
@@ -157,15 +161,31 @@ static struct graph_bitmaps_saved *saved_of(const struct transaction *tx, size_t
     return NULL;
 }
 
+/* May formats over n be kept from it while the list is applied (T2)? */
+static bool may_shut(const struct transaction *tx, const struct graph_node *n)
+{
+    for (size_t i = 0; i < tx->count; i++) {
+        struct ctl_act *t = &tx->acts[i];
+        if (!t->action->bitmaps || (t->node && graph_rests_on(t->node, n)) || (t->action->asks && t->action->asks(t, n)))
+            return false;
+    }
+    return true;
+}
+
 /* T2. Then the bitmaps of each node that has entries about them, once. */
 static int begin_all(struct co *co, struct transaction *tx)
 {
     for (; tx->drained < tx->count; tx->drained++)
         if (tx->acts[tx->drained].node)
-            graph_drain_begin(co, tx->acts[tx->drained].node);
+            graph_still_begin(co, tx->acts[tx->drained].node);
+    for (size_t i = 0; i < tx->count; i++) {
+        tx->acts[i].shut = tx->acts[i].node && may_shut(tx, tx->acts[i].node);
+        if (tx->acts[i].shut)
+            graph_shut_begin(co, tx->acts[i].node);
+    }
     for (; tx->saved < tx->count; tx->saved++) {
         struct ctl_act *t = &tx->acts[tx->saved];
-        int r = t->action->bitmaps && !saved_of(tx, tx->saved, t->node) ? graph_bitmaps_save(co, t->node, &t->saved, &t->call.err) : 0;
+        int r = t->node && t->action->bitmaps && !saved_of(tx, tx->saved, t->node) ? graph_bitmaps_save(co, t->node, &t->saved, &t->call.err) : 0;
         if (r)
             return take_error(tx, t);
     }
@@ -210,9 +230,12 @@ static void end_all(struct co *co, struct transaction *tx, bool good)
         else if (tx->acts[i].saved)
             graph_bitmaps_undo(co, tx->acts[i].saved);
     }
-    for (size_t i = 0; i < tx->drained; i++)
+    for (size_t i = 0; i < tx->drained; i++) {
+        if (tx->acts[i].shut)
+            graph_shut_end(tx->acts[i].node);
         if (tx->acts[i].node)
-            graph_drain_end(tx->acts[i].node);
+            graph_still_end(tx->acts[i].node);
+    }
     graph_edges_let(co, tx->call->c->env.graph);
     for (size_t i = 0; i < tx->count; i++)
         ctl_let_nodes(co, &tx->acts[i].call);    /* the ends count who has a node */

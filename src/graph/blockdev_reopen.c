@@ -5,8 +5,9 @@
  * Purpose     A list of nodes with their new options, as blockdev-add takes them: all of it, or nothing.
  * Owns        The new struct node_how of each node until it is the node's.
  * Invariants  O1  What is left out goes back to its default; what lies below an image must be said.
- *             O2  Nobody's request goes by a state between the old and the new one: all nodes are drained meanwhile. (A guest that wrote into an image
- *                 whose backing node is taken away for a moment would get its neighbouring bytes from nowhere.)
+ *             O2  Nobody's request goes by a state between the old and the new one: all nodes are still meanwhile, and so is what lies over them as
+ *                 over its file. (A guest that wrote into an image whose backing node is taken away for a moment would get its neighbouring
+ *                 bytes from nowhere.)
  *             O3  A file or a format never becomes another one.
  * Order       Files are opened for writing before the images over them, and for reading after them. mode.c has the rest.
  * Concurrency Home loop; suspends.
@@ -431,7 +432,7 @@ static int drain_all(struct co *co, struct reopening *ro)
                 break;
             }
     for (size_t i = 0; i < ro->drained_count; i++)
-        graph_drain_begin(co, ro->drained[i]);
+        graph_still_begin(co, ro->drained[i]);
     return 0;
 }
 
@@ -456,7 +457,7 @@ static void drain_no_more(struct co *co, struct reopening *ro)
 {
     for (size_t i = 0; i < ro->drained_count; i++) {
         ro->drained[i]->undisturbed = false;     /* those, too, that have not come so far (mode_look_at_sharers) */
-        graph_drain_end(ro->drained[i]);
+        graph_still_end(ro->drained[i]);
     }
     for (size_t i = 0; i < ro->drained_count; i++)
         (void)node_unref(co, ro->drained[i]);    /* as in reopening_end */

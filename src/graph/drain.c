@@ -5,7 +5,8 @@
  * Purpose     Draining a node: no request is inside and none gets in, for it and for every node above it.
  * Owns        node->gate, gated, drains, waiters.
  * Invariants  I1  gated is true exactly while some node that requests for this one go to (chain, sides) has drains > 0.
- *                 A format's store over nodes (under.c) is gated while one of those is closed, which is more than drained.
+ *                 A format's store over nodes (under.c) is gated while one of those is closed, which is more than drained. What rests
+ *                 on a node by such a store, or by one that it shares, is gated while that is still.
  *             I2  A request that saw gated == false is inside a section of the gate, which drain waits for; one
  *                 that saw true has left its section and waits. There is no third way: the request enters its
  *                 section before it looks, drain sets the flag before it starts to wait.
@@ -15,7 +16,7 @@
  * Failure     None of this can fail.
  * Tests       graph_test.c (nesting, waiters of two loops, drain of a backing node)
  */
-#include "graph/graph_priv.h"
+#include "graph/under.h"
 
 /* A request that waits for the gate to open. Lives in the frame of its coroutine. */
 struct gate_waiter {
@@ -72,11 +73,30 @@ static bool is_closed(struct graph_node *n)
     return false;
 }
 
+bool graph_rests_on(const struct graph_node *m, const struct graph_node *n)
+{
+    for (; m; m = m->backing)
+        if ((m->file && (goes_to(m->file, n) || graph_rests_on(m->file, n))) || (m->side && graph_rests_on(m->side, n)))
+            return true;
+    return false;
+}
+
+/* Does it rest on a node that is still? */
+static bool is_held_still(const struct graph_node *n)
+{
+    LIST_FOR(l, &n->g->nodes) {
+        const struct graph_node *m = CONTAINER_OF(l, struct graph_node, link);
+        if (m->stills && graph_rests_on(n, m))
+            return true;
+    }
+    return false;
+}
+
 void gates_update(struct graph *g)
 {
     LIST_FOR(l, &g->nodes) {
         struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
-        bool gated = n->under ? is_closed(n) : !n->inner && goes_to(n, NULL);
+        bool gated = n->under ? is_closed(n) : !n->inner && (goes_to(n, NULL) || (g->stills && is_held_still(n)));
         atomic_store(&n->gated, gated);
         while (!gated && n->waiters) {
             struct gate_waiter *w = n->waiters;
@@ -91,7 +111,7 @@ static void empty_once(struct co *co, struct graph_node *n)
     unsigned round = ++n->g->drain_round;
     struct graph_node *m = node_next(n->g, NULL);
     while (m) {
-        if (m->drain_round == round || !goes_to(m, n)) {
+        if (m->drain_round == round || !(goes_to(m, n) || (n->stills && graph_rests_on(m, n)))) {
             m = node_next(n->g, m);
             continue;
         }
@@ -105,11 +125,11 @@ static void empty_once(struct co *co, struct graph_node *n)
 }
 
 /* Who is inside one gate may enter that of a side without looking whether it is closed (cbw.c), and stay there when he has left the first. So
- * that one is waited for once more behind the first, and again for a side of a side. */
+ * that one is waited for once more behind the first, and again for a side of a side. The same goes for the files of images, when n is still. */
 void gates_empty(struct co *co, struct graph_node *n)
 {
     atomic_fetch_add(&n->g->waiting, 1);
-    for (unsigned passes = 1 + n->g->sides; passes; passes--)
+    for (unsigned passes = 1 + n->g->sides + (n->stills ? UNDER_LEVELS_MAX : 0); passes; passes--)
         empty_once(co, n);
     atomic_fetch_sub(&n->g->waiting, 1);
 }
@@ -129,6 +149,24 @@ void graph_drain_end(struct graph_node *n)
     n->drains--;
     gates_update(n->g);
 }
+
+void graph_still_begin(struct co *co, struct graph_node *n)
+{
+    n->stills++;
+    n->g->stills++;
+    graph_drain_begin(co, n);
+}
+
+void graph_still_end(struct graph_node *n)
+{
+    ASSERT(n->stills > 0);
+    n->stills--;
+    n->g->stills--;
+    graph_drain_end(n);
+}
+
+void graph_shut_begin(struct co *co, struct graph_node *n) { node_close_begin(co, n); }
+void graph_shut_end(struct graph_node *n) { node_close_end(n); }
 
 void node_close_begin(struct co *co, struct graph_node *n)
 {

@@ -225,6 +225,15 @@ MUST_USE int graph_make_empty(struct co *co, struct graph_node *n, struct byre_e
 /* No new request is let in, those inside have ended when it returns. Nests. Home loop. */
 void graph_drain_begin(struct co *co, struct graph_node *n);
 void graph_drain_end(struct graph_node *n);
+/* The same, and images that have n, or a node above n, as their file (under.c) are drained, too: no guest's request reaches n, on whatever way. What such
+ * a format writes of its own accord may. */
+void graph_still_begin(struct co *co, struct graph_node *n);
+void graph_still_end(struct graph_node *n);
+/* Between the two it does not: what is asked of n by formats over it waits, so nothing inside may wait for one (graph_rests_on). */
+void graph_shut_begin(struct co *co, struct graph_node *n);
+void graph_shut_end(struct graph_node *n);
+/* Do requests for m come to n by way of the file of an image? */
+bool graph_rests_on(const struct graph_node *m, const struct graph_node *n);
 
 /* ---- dirty bitmaps (FEATURES 9.076): home loop. Changes drain the node; those of persistent bitmaps are durable when the
  * call returns 0, and have not happened when it fails. ---- */

@@ -81,6 +81,7 @@ struct graph {
     unsigned next_name;
     unsigned drain_round;
     unsigned sides, walk_round;         /* nodes that have a side; side.c */
+    unsigned stills;                    /* of all nodes */
     struct co_mutex index_mx;           /* of the nodes' index_next, and whose holder's indexes nobody takes away */
     struct co_mutex edges_mx;           /* one change of edges at a time */
     const struct co *edges_by;          /* who holds it, to be compared only */
@@ -151,6 +152,7 @@ struct graph_node {
     struct co_waitq looked;             /* ... has ended */
     struct co_mutex listing;            /* the image's bitmaps are listed or stored, or one of them is loaded; taken behind `whole` */
     unsigned drains, drain_round;
+    unsigned stills;                    /* graph_still_begin */
     unsigned closed;                    /* node_close_begin */
     struct gate_waiter *waiters;
     struct graph_user *users;

@@ -25,8 +25,6 @@
 #include "base/mutant.h"
 #include "graph/under.h"
 
-#define LEVELS_MAX 4u                        /* formats over formats: each takes its bit of the coroutine's stack */
-
 struct under {
     struct stor s;                           /* first */
     struct list_node link;                   /* graph->unders */
@@ -259,8 +257,8 @@ static int find_bottom(struct graph_node *n, struct graph_node **ret_b, struct b
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing: an image cannot lie over it", n->name);
     for (const struct graph_node *b = *ret_b; b && under_is_store(b->im->store); b = of(b->im->store)->bottom)
         levels++;
-    if (levels > LEVELS_MAX)
-        return byre_fail(err, LIMIT, "node '%s': formats lie over %u others already, the limit is %u", n->name, levels - 1, LEVELS_MAX - 1);
+    if (levels > UNDER_LEVELS_MAX)
+        return byre_fail(err, LIMIT, "node '%s': formats lie over %u others already, the limit is %u", n->name, levels - 1, UNDER_LEVELS_MAX - 1);
     return graph_freeze(n, *ret_b, err);
 }
 

@@ -7,6 +7,8 @@
 
 #include "graph/filter.h"
 
+#define UNDER_LEVELS_MAX 4u                  /* formats over formats: each takes its bit of the coroutine's stack */
+
 /* n as a store for an image named `who`, which says itself what it does to n (graph_user). Home; closed there, before n is. */
 MUST_USE int under_new(struct co *co, struct graph_node *n, const char *who, bool read_only, struct stor **ret_s, struct byre_err *err);
 bool under_is_store(const struct stor *s);

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import threading
 
 import pytest
 
@@ -298,3 +299,71 @@ def test_a_bitmap_of_a_disk_that_an_entry_moves(tmp_path, byre_serve):
     image = client.ask("query-block")["return"][0]["inserted"]["image"]
     assert image["filename"].endswith("snap")
     client.close()
+
+
+def overwrite(uri, first):
+    """A guest who has sixteen writes under way most of the time, writes every third block once, and then is done."""
+    nbd = peers.need_module("nbd")
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    blocks = handle.get_size() // 4096
+    for at in range(first, blocks, 3 * 16):
+        for i in range(at, min(at + 3 * 16, blocks), 3):
+            handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"new." * 1024)), i * 5003 % blocks * 4096)
+        while handle.aio_in_flight():
+            handle.poll(-1)
+    handle.shutdown()
+
+
+def dirty_blocks(client, daemon, node, name):
+    """Numbers of the blocks of 4 KiB that a bitmap has."""
+    client.ok("block-export-add", type="nbd", id="e-dirty", node_name=node, name="dirty", bitmaps=[name])
+    handle = peers.need_module("nbd").NBD()
+    handle.add_meta_context(f"qemu:dirty-bitmap:{name}")
+    handle.connect_uri(f"nbd+unix:///dirty?socket={daemon.folder}/n.sock")
+    at, found = [0], set()
+
+    def extent(context, offset, entries, _error):
+        if context.startswith("qemu:"):
+            at[0] = offset
+            for length, flags in zip(entries[::2], entries[1::2]):
+                found.update(range(at[0] // 4096, (at[0] + length) // 4096) if flags & 1 else [])
+                at[0] += length
+    while at[0] < handle.get_size():
+        handle.block_status(min(handle.get_size() - at[0], 1 << 30), at[0], extent)
+    handle.shutdown()
+    return found
+
+
+def test_bitmaps_of_a_file_under_an_image(start, tmp_path):
+    """FEATURES 9.083, 3.063: bitmaps of a file take over from one another while a guest writes to the image over it: what changes is in one of them. There
+    is time enough in the middle of each list for hundreds of writes."""
+    path = tmp_path / "disk"
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "128M")
+    daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock")
+    client = daemon.qmp()
+    client.ok("blockdev-add", driver="file", node_name="f", filename="disk")
+    client.ok("block-dirty-bitmap-add", node="f", name="b0", granularity=4096)
+    client.ok("blockdev-add", driver="qcow2", node_name="image", file="f")
+    client.ok("block-export-add", type="nbd", id="e", node_name="image", writable=True)
+    before, rounds = path.read_bytes(), 0
+    guests = [threading.Thread(target=overwrite, args=(f"nbd+unix:///image?socket={daemon.folder}/n.sock", i)) for i in range(3)]
+    for g in guests:
+        g.start()
+    pause = [bitmap(verb, "f", "x") for verb in ("add", "remove")] * 40
+    while any(g.is_alive() for g in guests):
+        client.ok("transaction", actions=[bitmap("disable", "f", f"b{rounds}"), *pause, bitmap("add", "f", f"b{rounds + 1}", granularity=4096)])
+        rounds += 1
+    for g in guests:
+        g.join()
+    client.ok("block-export-del", id="e", mode="hard")
+    client.wait("BLOCK_EXPORT_DELETED")
+    client.ok("blockdev-del", node_name="image")
+    client.ok("block-dirty-bitmap-add", node="f", name="all", granularity=4096, disabled=True)
+    client.ok("block-dirty-bitmap-merge", node="f", target="all", bitmaps=[f"b{i}" for i in range(rounds + 1)])
+    after = path.read_bytes()
+    changed = {at // 4096 for at in range(0, max(len(before), len(after)), 4096) if before[at:at + 4096].ljust(4096, b"\0") != after[at:at + 4096].ljust(4096, b"\0")}
+    assert len(changed) >= 128 * MIB // 4096 and rounds > 10
+    assert not changed - dirty_blocks(client, daemon, "f", "all")
+    assert daemon.stop()[0] == 0
+    run.qemu_img("check", path)
