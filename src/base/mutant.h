@@ -107,6 +107,7 @@
     X(RIDE_LEFT_BEHIND, "P2", "a copy leaves behind what others have written meanwhile")                  \
     X(RIDE_TOLD_EARLY, "P2", "who goes along with a copy is answered before it is linked")                \
     X(RIDE_FAILURE_HIDDEN, "P2", "who goes along with a copy that fails is answered as if it had not")     \
+    X(RIDE_GAP_UNREAD, "P2", "a copy does not read what lies between its own write and those on board")    \
     X(SNAPSHOT_UNFLUSHED, "J5", "an overlay is put above a layer that is not durable")                    \
     X(SNAPSHOT_NAME_LATE, "J5", "an overlay names what lies below it after it is in use")                \
     X(QED_MARK_UNORDERED, "E1", "the need-check mark is set without a barrier")                       \

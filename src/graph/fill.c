@@ -143,14 +143,16 @@ static int write_zero_filled(struct co *co, struct graph_node *n, const struct f
     return r;
 }
 
-/* Reads what surrounds the write to its place in buf, which begins with the head. One read for all where the data is the smaller part. */
-static int read_around(struct co *co, struct graph_node *n, const struct fmt_write *w, uint8_t *buf, uint64_t gap)
+/* Reads what surrounds [lo, hi) of the guest to its place in buf, which begins with the head of w and has room for all of it where gap says so.
+ * One read for all where what lies between is the smaller part. */
+static int read_around(struct co *co, struct graph_node *n, const struct fmt_write *w, uint8_t *buf, bool gap, uint64_t lo, uint64_t hi)
 {
     struct iovec slot;
-    bool whole = gap && w->head && w->tail;
-    int r = w->head || whole ? chain_read(co, n, iov_one(&slot, buf, whole ? w->head + gap + w->tail : w->head), w->off - w->head) : 0;
-    if (!r && !whole && w->tail)
-        r = chain_read(co, n, iov_one(&slot, buf + w->head + gap, w->tail), w->off + w->len);
+    uint64_t from = w->off - w->head, to = w->off + w->len + w->tail, head = lo - from, tail = to - hi;
+    bool whole = gap && head && tail && hi - lo <= head + tail;
+    int r = head ? chain_read(co, n, iov_one(&slot, buf, whole ? to - from : head), from) : 0;
+    if (!r && !whole && tail)
+        r = chain_read(co, n, iov_one(&slot, buf + (gap ? hi - from : w->head), tail), hi);
     return r;
 }
 
@@ -165,9 +167,12 @@ static int write_copied(struct co *co, struct graph_node *n, const struct fmt_wr
     struct ride d;
     struct rider *riders = NULL;
     bool shared = gap && ret_riders;
-    if (shared)
+    uint64_t lo = w->off, hi = w->off + w->len;
+    if (shared) {
         ride_open(n, &d, w);
-    int r = read_around(co, n, w, buf, gap);
+        ride_call(co, n, &d, &lo, &hi);
+    }
+    int r = read_around(co, n, w, buf, gap > 0, lo, hi);
     if (shared)
         *ret_riders = riders = ride_close(n, &d);
     const struct around a = { buf, buf + w->head + gap, false };

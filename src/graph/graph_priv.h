@@ -492,6 +492,8 @@ struct rider { struct rider *next; const struct iov *v; uint64_t off; bool done;
 /* A copy that takes others along: those that lie in [from, to) of the guest. */
 struct ride { struct ride *next; uint64_t from, to; struct rider *first, **last; };
 void ride_open(struct graph_node *n, struct ride *d, const struct fmt_write *w);
+/* Lets those get on who are ready to. [*lo, *hi) of the guest, which the copy itself writes, grows by what adjoins it on board. Suspends. */
+void ride_call(struct co *co, struct graph_node *n, struct ride *d, uint64_t *lo, uint64_t *hi);
 /* Nobody gets on any more. Who is on board. */
 struct rider *ride_close(struct graph_node *n, struct ride *d);
 /* Puts their bytes into buf, which begins at guest offset off. */

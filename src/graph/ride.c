@@ -10,6 +10,8 @@
  *              R2  Nobody gets on once the bytes are put together (ride_close), and nobody is told before the copy has been committed. If that fails
  *                  each writes by himself.
  *              R3  A copy waits for nobody on board. Who is on board waits for the copy, as he would wait for its range.
+ *              R4  Who is ready to run gets on before the copy begins to read (ride_call): bytes that are on board already are not read.
+ *                  Nobody gets off, so what is on board then is on board when the bytes are put together.
  * Order        As for the write whose copy it is.
  * Concurrency  Any loop; ride_lock of the node for list work only.
  * Failure      See R2.
@@ -28,6 +30,24 @@ void ride_open(struct graph_node *n, struct ride *d, const struct fmt_write *w)
     pthread_mutex_lock(&n->ride_lock);
     d->next = atomic_load_explicit(&n->rides, memory_order_relaxed);
     atomic_store_explicit(&n->rides, d, memory_order_relaxed);
+    pthread_mutex_unlock(&n->ride_lock);
+}
+
+/* Passes over the list: one suffices when they came in rising or in falling order. */
+#define PASSES 2
+
+void ride_call(struct co *co, struct graph_node *n, struct ride *d, uint64_t *lo, uint64_t *hi)
+{
+    co_yield(co);                                /* R4 */
+    pthread_mutex_lock(&n->ride_lock);
+    for (int i = 0; i < PASSES; i++)
+        for (const struct rider *r = d->first; r; r = r->next) {
+            uint64_t end = r->off + r->v->len_bytes;
+            if ((r->off > *hi || end < *lo) && !MUTANT(MUT_RIDE_GAP_UNREAD))
+                continue;
+            *lo = min_u64(*lo, r->off);
+            *hi = max_u64(*hi, end);
+        }
     pthread_mutex_unlock(&n->ride_lock);
 }
 

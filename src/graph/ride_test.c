@@ -26,6 +26,7 @@ struct world {
     _Atomic bool read_stops, write_stops; /* requests of the layers' stores stand still */
     _Atomic unsigned reading, writing;    /* requests that have come there, in all */
     _Atomic int fail_writes, fail_reads;  /* so many of the next ones fail */
+    _Atomic uint64_t read_bytes;          /* of the layer below */
 };
 struct guest { struct world *w; uint64_t off; uint32_t len; uint8_t byte; int result; _Atomic bool over; };
 
@@ -36,6 +37,7 @@ static int at_store(struct co *co, struct toy *t, enum toy_op op, uint64_t off, 
     if (op != (read ? TOY_READ : TOY_WRITE))
         return 0;
     atomic_fetch_add(read ? &w->reading : &w->writing, 1);
+    atomic_fetch_add(&w->read_bytes, read ? len : 0);
     while (atomic_load(read ? &w->read_stops : &w->write_stops))
         (void)co_sleep(co, 200000);
     return atomic_fetch_sub(read ? &w->fail_reads : &w->fail_writes, 1) > 0 ? -EIO : 0;
@@ -164,6 +166,29 @@ static void together(struct co *co, void *arg)
     world_free(co, w);
 }
 
+/* Who is ready to run is on board before anything is read: what they bring is not read. All of the cluster; its first half; and one that leaves a gap. */
+static void spared(struct co *co, void *arg)
+{
+    static const struct { unsigned guests; uint32_t last; uint64_t bytes; } rows[] = { { 6, 3, 0 }, { 4, 1, CLUSTER / 2 }, { 2, 1, CLUSTER - SECTOR } };
+    for (size_t k = 0; k < sizeof rows / sizeof rows[0]; k++) {
+        struct world *w = world_new(co);
+        struct guest *g = guests(w);
+        unsigned n = rows[k].guests;
+        g[n - 1].len = rows[k].last * SECTOR;
+        if (n == 2)
+            g[1].off += 3 * SECTOR;
+        atomic_store(&w->read_stops, false);
+        for (unsigned i = 0; i < n; i++)
+            CHECK_EQ(rt_spawn(co_loop(co), guest_co, &g[i]), 0);
+        finish_all(co, g, n);
+        CHECK_EQ(atomic_load(&w->read_bytes), rows[k].bytes);
+        CHECK_EQ(atomic_load(&w->writing), 1);
+        check_cluster(co, w, 1, g, n);
+        free(g);
+        world_free(co, w);
+    }
+}
+
 /* Who reaches into another cluster, or into a granule that the copy does not write to, goes by himself. */
 static void apart(struct co *co, void *arg)
 {
@@ -209,11 +234,12 @@ static void failing(struct co *co, void *arg)
 #define RUN(name) \
     static void test_##name(void **state) { t_run(0, name, NULL); t_run(1, name, NULL); }
 RUN(together)
+RUN(spared)
 RUN(apart)
 RUN(failing)
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_together), cmocka_unit_test(test_apart), cmocka_unit_test(test_failing) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_together), cmocka_unit_test(test_spared), cmocka_unit_test(test_apart), cmocka_unit_test(test_failing) };
     return T_MAIN("writes that go along", tests);
 }

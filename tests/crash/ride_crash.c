@@ -54,6 +54,7 @@ int byre_mutant_alive(int id)
 {
     static const struct crash_mutant rows[] = {
         { "RIDE_LEFT_BEHIND", MUT_RIDE_LEFT_BEHIND }, { "RIDE_TOLD_EARLY", MUT_RIDE_TOLD_EARLY }, { "RIDE_FAILURE_HIDDEN", MUT_RIDE_FAILURE_HIDDEN },
+        { "RIDE_GAP_UNREAD", MUT_RIDE_GAP_UNREAD },
     };
     return crash_mutant_alive(id, rows, sizeof rows / sizeof rows[0]);
 }

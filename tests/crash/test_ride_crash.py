@@ -19,7 +19,7 @@ def test_faults():
     assert states(explore("ride-crash", "faults", 1, 2 if SANITIZED else 20)) > (300 if SANITIZED else 3000)
 
 
-@pytest.mark.parametrize("words, name", [((), "RIDE_LEFT_BEHIND"), ((), "RIDE_TOLD_EARLY"), (("faults",), "RIDE_FAILURE_HIDDEN")])
+@pytest.mark.parametrize("words, name", [((), "RIDE_LEFT_BEHIND"), ((), "RIDE_TOLD_EARLY"), ((), "RIDE_GAP_UNREAD"), (("faults",), "RIDE_FAILURE_HIDDEN")])
 def test_mutant_is_caught(words, name):
     done = explore("ride-crash-mutants", *words, 1, 8, BYRE_MUTANT=name)
     assert done.returncode == 1, done.stdout
