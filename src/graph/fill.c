@@ -19,14 +19,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/cleanup.h"
 #include "base/mutant.h"
 #include "graph/fill.h"
 #include "graph/graph_priv.h"
 
 /* Vectors with more elements than this are not merged with head and tail. */
 #define WRITE_VECS 16
-#define COPY_ALIGN 4096u
 #define FILL_VECS 64u                    /* zero pages around the data: a cluster has at most 2 MiB */
 #define PROBE_EVERY 64u
 #define WEIGHT 8                         /* a new measurement counts 1/8 */
@@ -143,39 +141,34 @@ static int write_zero_filled(struct co *co, struct graph_node *n, const struct f
     return r;
 }
 
-/* Reads what surrounds [lo, hi) of the guest to its place in buf, which begins with the head of w and has room for all of it where gap says so.
+/* Reads what surrounds [lo, hi) of the guest to its place in buf, which begins with the head of w and has room for all of it, or (not roomy) for head and tail alone.
  * One read for all where what lies between is the smaller part. */
-static int read_around(struct co *co, struct graph_node *n, const struct fmt_write *w, uint8_t *buf, bool gap, uint64_t lo, uint64_t hi)
+static int read_around(struct co *co, struct graph_node *n, const struct fmt_write *w, uint8_t *buf, bool roomy, uint64_t lo, uint64_t hi)
 {
     struct iovec slot;
     uint64_t from = w->off - w->head, to = w->off + w->len + w->tail, head = lo - from, tail = to - hi;
-    bool whole = gap && head && tail && hi - lo <= head + tail;
+    bool whole = roomy && head && tail && hi - lo <= head + tail;
     int r = head ? chain_read(co, n, iov_one(&slot, buf, whole ? to - from : head), from) : 0;
     if (!r && !whole && tail)
-        r = chain_read(co, n, iov_one(&slot, buf + (gap ? hi - from : w->head), tail), hi);
+        r = chain_read(co, n, iov_one(&slot, buf + (roomy ? hi - from : w->head), tail), hi);
     return r;
 }
 
-/* The guest's present bytes around the write. Where those are the larger part, others may go along. */
-static int write_copied(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v, struct rider **ret_riders)
+/* Puts the write, what surrounds it and what others bring together, and writes it. roomy: buf has room for all of it, not for head and tail alone. */
+static int write_around(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v, uint8_t *buf, bool roomy, struct rider **ret_riders)
 {
-    uint64_t around = w->head + w->tail, gap = w->len <= around ? w->len : 0;
-    size_t bytes = round_up(around + gap, COPY_ALIGN);
-    AUTOFREE uint8_t *buf = aligned_alloc(COPY_ALIGN, bytes ? bytes : COPY_ALIGN);
-    if (!buf)
-        return -ENOMEM;
     struct ride d;
     struct rider *riders = NULL;
-    bool shared = gap && ret_riders;
     uint64_t lo = w->off, hi = w->off + w->len;
+    bool shared = roomy && ret_riders;
     if (shared) {
         ride_open(n, &d, w);
         ride_call(co, n, &d, &lo, &hi);
     }
-    int r = read_around(co, n, w, buf, gap > 0, lo, hi);
+    int r = read_around(co, n, w, buf, roomy, lo, hi);
     if (shared)
         *ret_riders = riders = ride_close(n, &d);
-    const struct around a = { buf, buf + w->head + gap, false };
+    const struct around a = { buf, buf + w->head + (roomy ? w->len : 0), false };
     if (r || !riders)
         return r ? r : write_merged(co, n->im->data, w, v, &a);
     struct iovec slot;
@@ -185,7 +178,20 @@ static int write_copied(struct co *co, struct graph_node *n, const struct fmt_wr
         ride_end(riders, 0);
         *ret_riders = NULL;
     }
-    return stor_write(co, n->im->data, iov_one(&slot, buf, around + gap), w->host - w->head, 0);
+    return stor_write(co, n->im->data, iov_one(&slot, buf, w->head + w->len + w->tail), w->host - w->head, 0);
+}
+
+/* The guest's present bytes around the write. Where those are the larger part, others may go along. */
+static int write_copied(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v, struct rider **ret_riders)
+{
+    bool roomy = w->len <= w->head + w->tail;
+    uint64_t bytes = w->head + w->tail + (roomy ? w->len : 0);
+    uint8_t *buf = rt_buf_get(co_loop(co), bytes);
+    if (!buf)
+        return -ENOMEM;
+    int r = write_around(co, n, w, v, buf, roomy, ret_riders);
+    rt_buf_put(co_loop(co), buf, bytes);
+    return r;
 }
 
 int fill_write(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v, struct rider **ret_riders)

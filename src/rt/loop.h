@@ -9,6 +9,7 @@
 #define RT_LOOP_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -80,6 +81,11 @@ struct rt_timer {
 };
 void rt_timer_start(struct rt_loop *loop, struct rt_timer *t, uint64_t at_ns, void (*fire)(struct rt_timer *t));    /* at_ns: as rt_now. It is not running */
 void rt_timer_stop(struct rt_loop *loop, struct rt_timer *t);       /* harmless when it does not run */
+
+/* A buffer for data, aligned to 4096; its bytes are anything. bytes is the same at put, which is on the same loop; NULL ok. Large ones are kept
+ * for the next get of about that size, up to 32 MiB for each loop, for one or two seconds. NULL: memory ran out. On the loop. */
+void *rt_buf_get(struct rt_loop *loop, size_t bytes);
+void rt_buf_put(struct rt_loop *loop, void *buf, size_t bytes);
 
 /* A cancellable coroutine: handle lives in the caller's struct, valid until the coroutine has ended. */
 struct rt_task { struct co *co; void *waiters; bool done; };

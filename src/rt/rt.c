@@ -44,6 +44,7 @@ void rt_loop_fini(struct rt_loop *loop)
 {
     INV(I2, !loop->live && !loop->ready_head);
     co_pool_fini(loop);
+    rt_bufs_fini(loop);
     if (loop->has_state)
         loop->ops->fini(loop->state);
     loop->has_state = false;

@@ -138,6 +138,18 @@ void rt_pool_fini(struct rt_pool *p);
 /* Queues w; starts a thread if that helps. Any thread. -ENOMEM when there is no worker and none can be had. */
 MUST_USE int rt_pool_push(struct rt_pool *p, struct rt_work *w);
 
+/* ---- kept buffers (buf.c) ---- */
+
+#define RT_BUF_CLASSES 6u            /* 128 KiB to 4 MiB */
+struct rt_bufs {
+    struct { struct rt_buf *first; unsigned count, low; } of[RT_BUF_CLASSES];
+    size_t bytes;
+    struct rt_loop *loop;
+    struct rt_timer timer;
+};
+size_t rt_bufs_kept(const struct rt_loop *loop);       /* bytes */
+void rt_bufs_fini(struct rt_loop *loop);
+
 /* ---- epochs (epoch.c), for its test ---- */
 
 /* epoch_enter of a loop that was held up after it had read `phase` (0 or 1): it may be the old one by now. */
@@ -154,6 +166,7 @@ struct rt_loop {
     struct co *ready_head, *ready_tail;
     size_t ready_count;
     struct rt_timers timers;
+    struct rt_bufs bufs;
     struct co *pool;                /* idle coroutines */
     unsigned pool_count, live;      /* live: started and not ended */
     struct list all_co;
