@@ -37,7 +37,7 @@ static const char *const words[MODES] = { "run", "same", "cuts", "faults" };
 struct how { enum mode mode; bool loud, quiet, first_is_enough, out[STORY_LETTERS_MAX]; unsigned one_in, each; const char *state; };
 
 /* Of all processes. */
-struct sums { _Atomic uint64_t stories, states, again, faults, bitmaps, increments, ops, wrong, told[STORY_KINDS], refused[STORY_KINDS], done[STORY_KINDS], badly[STORY_KINDS]; };
+struct sums { _Atomic uint64_t stories, states, again, second, faults, bitmaps, increments, ops, wrong, told[STORY_KINDS], refused[STORY_KINDS], done[STORY_KINDS], badly[STORY_KINDS]; };
 static struct sums *sums;
 
 /* ---- one story ---- */
@@ -62,6 +62,7 @@ static void add_up(const struct story *st)
     sums->stories++;
     sums->states += st->states;
     sums->again += st->again;
+    sums->second += st->second;
     sums->bitmaps += st->bitmaps;
     sums->increments += st->increments;
     sums->ops += st->trace.op_count;
@@ -236,7 +237,7 @@ static void tell_sums(void)
 {
     for (unsigned k = 0; k < STORY_KINDS; k++)
         printf("%-12s %6" PRIu64 " told, %6" PRIu64 " refused, %6" PRIu64 " done, %6" PRIu64 " ended badly\n", story_word(k), sums->told[k], sums->refused[k], sums->done[k], sums->badly[k]);
-    printf("%" PRIu64 " bitmaps compared, %" PRIu64 " increments\n", sums->bitmaps, sums->increments);
+    printf("%" PRIu64 " bitmaps compared, %" PRIu64 " increments, %" PRIu64 " second power cuts\n", sums->bitmaps, sums->increments, sums->second);
     printf("%" PRIu64 " stories, %" PRIu64 " operations, %" PRIu64 " states, %" PRIu64 " done again, %" PRIu64 " faults met, %" PRIu64 " wrong\n", sums->stories, sums->ops, sums->states,
            sums->again, sums->faults, sums->wrong);
 }

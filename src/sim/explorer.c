@@ -105,7 +105,7 @@ static void advance_base(struct sim_explorer *x, uint64_t cut)
         if (x->based[k] || op->durable > cut || op->kind == SIM_FLUSH)
             continue;
         x->based[k] = true;
-        if (op->kind == SIM_LEN)
+        if (op->kind == SIM_LEN && !op->failed)
             put_len(x, op);
         for (uint32_t i = 0; i < op->count; i++)
             if (x->base_effect[op->file][op->first + i] <= op->effect) {

@@ -127,7 +127,8 @@ struct story {
     /* judging */
     struct sim_model model;              /* follows the cut */
     struct sim_seen *sound;              /* files that were found sound, by their hashes */
-    uint64_t states, again, bitmaps;     /* bitmaps that said something and were compared */
+    uint64_t states, again, second;      /* second: of those, states behind a second power cut */
+    uint64_t bitmaps;                    /* that said something and were compared */
     char why[700];                       /* what is wrong, "": nothing */
 };
 

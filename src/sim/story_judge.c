@@ -5,7 +5,8 @@
  * Purpose     In a state: each image is sound, or leaks; the disk opens by what headers name, from the file where the operator would look for it, and each
  *             sector holds what guests were promised (P2, J1, J2, J3, J5); what a backup's event has called a copy is one (J4); what a
  *             bitmap does not say is in the backup that it began with (P4). In some, the
- *             interrupted work is done again: the disk shows the same, also by what headers name then.
+ *             interrupted work is done again: the disk shows the same, also by what headers name then. And in some of those the power fails a
+ *             second time in the middle of that, or of the opening that follows the first cut: the same promises hold.
  * Owns        Nothing: files are as before when it returns.
  * Invariants  None.
  * Concurrency One thread.
@@ -27,10 +28,13 @@
 #include "sim/workload.h"
 
 #define AGAIN_ONE_IN 24u
+#define SECOND_CUTS 4u                   /* of each state in which the work is done again */
+#define AGAIN_GEN 7u
 
 static uint8_t bytes[STORY_SECTORS_MAX * SIM_SECTOR] __attribute__((aligned(4096)));
 
-struct judging { struct story *st; uint64_t cut, number; unsigned home; uint32_t gens[STORY_SECTORS_MAX]; uint64_t sectors; };
+/* moved: the stamp at which the job that is done again had moved the disk to `home`, which was `from` before; SIM_NEVER: it has not. */
+struct judging { struct story *st; uint64_t cut, number, moved; unsigned home, from; uint32_t gens[STORY_SECTORS_MAX]; uint64_t sectors; };
 
 /* ---- images ---- */
 
@@ -89,19 +93,25 @@ static int read_all(struct co *co, struct judging *j, struct graph_node *n)
     return 0;
 }
 
-static int judge_disk(struct co *co, struct judging *j, struct graph_node *n)
+static int judge_sectors(struct judging *j, const struct graph_node *n, uint64_t sectors)
 {
     struct story *st = j->st;
     char legal[160];
+    for (uint64_t s = 0; s < sectors; s++)
+        if (!sim_model_allows(&st->model, s, j->gens[s])) {
+            sim_model_describe(&st->model, s, legal, sizeof legal);
+            return story_wrong(st, "sector %" PRIu64 " of the disk in %s holds %d, not one of %s", s, graph_filename(n), (int)j->gens[s], legal);
+        }
+    return 0;
+}
+
+static int judge_disk(struct co *co, struct judging *j, struct graph_node *n)
+{
+    struct story *st = j->st;
     int r = read_all(co, j, n);
     if (r == 0 && graph_length(n) != st->model.size && graph_length(n) != st->model.size_alt)
         return story_wrong(st, "%s is %" PRIu64 " bytes long, not %" PRIu64 " or %" PRIu64, graph_filename(n), graph_length(n), st->model.size, st->model.size_alt);
-    for (uint64_t s = 0; r == 0 && s < j->sectors; s++)
-        if (!sim_model_allows(&st->model, s, j->gens[s])) {
-            sim_model_describe(&st->model, s, legal, sizeof legal);
-            r = story_wrong(st, "sector %" PRIu64 " of the disk in %s holds %d, not one of %s", s, graph_filename(n), (int)j->gens[s], legal);
-        }
-    return r;
+    return r ? r : judge_sectors(j, n, j->sectors);
 }
 
 /* S3 */
@@ -254,7 +264,36 @@ static int to_its_end(struct co *co, struct story *st, struct job *job)
     return job->result ? story_wrong(st, "what was interrupted fails when it is done again: %s", job->err.text) : 0;
 }
 
-/* A few sectors are written, a job comes to its end, and the disk shows the same but for those. */
+enum { AGAIN_WRITE = 1, AGAIN_FLUSH };   /* requests */
+
+static void tell(struct story *st, enum sim_note_kind kind, uint32_t id, uint64_t at)
+{
+    struct sim_note *n = story_note(st, kind, id);
+    n->gen = AGAIN_GEN;
+    n->off = at * SIM_SECTOR;
+    n->len = SIM_SECTOR;
+}
+
+/* A guest's sector, in half of the states with a flush. */
+static int write_sector(struct co *co, struct judging *j, struct graph_node *disk, uint64_t at)
+{
+    struct iovec slot;
+    sim_sector_fill(bytes, AGAIN_GEN, at);
+    j->gens[at] = AGAIN_GEN;
+    tell(j->st, SIM_N_WRITE, AGAIN_WRITE, at);
+    int r = graph_write(co, disk, iov_one(&slot, bytes, SIM_SECTOR), at * SIM_SECTOR, 0);
+    if (r == 0) {
+        tell(j->st, SIM_N_ACK, AGAIN_WRITE, at);
+        if (j->number % 2) {
+            tell(j->st, SIM_N_FLUSH, AGAIN_FLUSH, at);
+            r = graph_flush(co, disk);
+            tell(j->st, SIM_N_FLUSH_ACK, AGAIN_FLUSH, at);
+        }
+    }
+    return r ? story_wrong(j->st, "%s cannot be written: %s", story_name(j->home), strerror(-r)) : 0;
+}
+
+/* A sector is written, a job comes to its end, and the disk shows the same but for that. */
 static int again_with(struct co *co, struct judging *j, struct graph_node *n)
 {
     const struct graph_attach_opts ao = { "guest", STOR_PERM_READ | STOR_PERM_WRITE, STOR_PERM_ALL };
@@ -262,23 +301,19 @@ static int again_with(struct co *co, struct judging *j, struct graph_node *n)
     struct graph_node *disk;
     struct jobs js;
     struct job *job;
-    struct iovec slot;
-    uint64_t at = j->number % j->sectors;
     int r = graph_attach(n, &ao, &disk, &err);
     if (r)
         return story_wrong(j->st, "%s cannot be used: %s", story_name(j->home), err.text);
     jobs_init(&js, co_loop(co));
-    sim_sector_fill(bytes, 7, at);
-    j->gens[at] = 7;
-    r = graph_write(co, disk, iov_one(&slot, bytes, SIM_SECTOR), at * SIM_SECTOR, 0);
-    if (r)
-        r = story_wrong(j->st, "%s cannot be written: %s", story_name(j->home), strerror(-r));
-    else
+    r = write_sector(co, j, disk, j->number % j->sectors);
+    if (r == 0)
         r = start_again(co, j, &js, n, &job);
     if (r == 0)
         r = to_its_end(co, j->st, job);
     jobs_stop(co, &js);
+    j->from = j->home;
     j->home = story_file_of(graph_attached(disk));
+    j->moved = sim_stamp(j->st->w);
     int closed = graph_detach(co, disk);
     return r < 0 ? r : closed ? story_wrong(j->st, "the disk cannot be closed: %s", strerror(-closed)) : 0;
 }
@@ -298,6 +333,67 @@ static int same_as_before(struct co *co, struct judging *j, struct graph *g)
     for (unsigned i = 0; i < STORY_FILES && r == 0; i++)
         if (story_format(j->st, i) != &fmt_raw_ops)
             r = check_image(co, j->st, i);
+    return r;
+}
+
+/* ---- the power fails a second time ---- */
+
+static int judge_second(struct co *co, void *arg)
+{
+    struct judging *j = arg;
+    struct graph *g;
+    struct graph_node *n;
+    int r = sim_graph_new(j->st->w, co, &g, NULL);
+    ASSERT(r == 0);
+    for (unsigned i = 0; i < STORY_FILES && r == 0; i++)
+        if (story_format(j->st, i) != &fmt_raw_ops)
+            r = check_image(co, j->st, i);
+    if (r == 0)
+        r = open_file(co, j->st, g, j->cut < j->moved ? j->from : j->home, true, &n);
+    if (r == 0) {
+        r = read_all(co, j, n);
+        if (r == 0 && j->sectors < j->st->model.size / SIM_SECTOR)       /* an active commit may have moved it to a longer base */
+            r = story_wrong(j->st, "%s is shorter than the disk was", graph_filename(n));
+        if (r == 0)
+            r = judge_sectors(j, n, j->st->model.size / SIM_SECTOR);
+        (void)!graph_close(co, n);
+    }
+    graph_free(g);
+    return r;
+}
+
+static int visit_second(void *arg, struct sim_explorer *x, struct hash128 content)
+{
+    struct judging *j = arg;
+    (void)content;
+    j->cut = x->cut;
+    j->st->second++;
+    int r = sim_run(j->st->w, judge_second, j, 0);
+    if (r) {
+        size_t at = strlen(j->st->why);
+        snprintf(j->st->why + at, sizeof j->st->why - at, ", behind a second power cut; ");
+    }
+    return r;
+}
+
+/* found: of the state; done: of what was done in it, which is taken back. t: of that. */
+static int cut_again(struct story *st, const struct judging *found, struct judging *done, const struct sim_trace *t)
+{
+    struct sim_model first = st->model;          /* judge_disk asks the story's */
+    sim_mark m[STORY_FILES];
+    int r = 0;
+    for (unsigned k = 0; k < SECOND_CUTS && r == 0; k++) {
+        for (unsigned i = 0; i < STORY_FILES; i++)
+            m[i] = sim_disk_mark(story_disk(st, i));
+        sim_model_init(&st->model, STORY_SECTORS_MAX, NULL);
+        sim_model_start(&st->model, found->sectors * SIM_SECTOR, found->gens);
+        struct sim_explorer x = { .w = st->w, .t = t, .m = &st->model, .seed = st->seed + found->number * SECOND_CUTS + k, .visit = visit_second, .arg = done, .nested = true };
+        r = sim_explore_random(&x);
+        sim_model_fini(&st->model);
+        for (unsigned i = 0; i < STORY_FILES; i++)
+            sim_disk_undo(story_disk(st, i), m[i]);
+    }
+    st->model = first;
     return r;
 }
 
@@ -324,6 +420,28 @@ static int again(struct co *co, void *arg)
 
 /* ---- states ---- */
 
+/* What was interrupted, and cuts in the middle of it. m: marks of the state, which is found as it was. */
+static int done_again(struct story *st, struct judging *j, const sim_mark *m)
+{
+    static struct judging found;
+    struct sim_trace all = st->trace;            /* notes and operations of this go to one of its own */
+    st->again++;
+    j->number /= AGAIN_ONE_IN;
+    j->moved = SIM_NEVER;
+    found = *j;
+    sim_trace_init(&st->trace);
+    st->w->trace = &st->trace;
+    int r = sim_run(st->w, again, j, 0);
+    st->w->trace = NULL;
+    for (unsigned i = 0; i < STORY_FILES; i++)
+        sim_disk_undo(story_disk(st, i), m[i]);
+    if (r == 0 && found.sectors * SIM_SECTOR == st->model.size)
+        r = cut_again(st, &found, j, &st->trace);
+    sim_trace_fini(&st->trace);
+    st->trace = all;
+    return r;
+}
+
 static int judge_state(struct story *st, uint64_t cut)
 {
     sim_mark m[STORY_FILES];
@@ -331,11 +449,8 @@ static int judge_state(struct story *st, uint64_t cut)
     for (unsigned i = 0; i < STORY_FILES; i++)
         m[i] = sim_disk_mark(story_disk(st, i));
     int r = sim_run(st->w, judge, &j, 0);
-    if (r == 0 && j.number % AGAIN_ONE_IN == 0) {
-        st->again++;
-        j.number /= AGAIN_ONE_IN;
-        r = sim_run(st->w, again, &j, 0);
-    }
+    if (r == 0 && j.number % AGAIN_ONE_IN == 0)
+        r = done_again(st, &j, m);
     if (r == -EDEADLK || r == -ETIME)
         r = story_wrong(st, "the judge hangs");
     for (unsigned i = 0; i < STORY_FILES; i++)

@@ -43,6 +43,7 @@ def test_power_cuts():
     done = stories("--one-in", 40, "cuts", 1001, 1003 if SANITIZED else 1030)
     rows, states, again, _ = sums(done)
     assert states > (400 if SANITIZED else 5000) and again > states // 40
+    assert int(re.search(r"(\d+) second power cuts", done.stdout)[1]) > (50 if SANITIZED else 800)
     assert SANITIZED or int(re.search(r"(\d+) bitmaps compared", done.stdout)[1]) > 20
     assert SANITIZED or min(rows[k] for k in ("snapshot", "commit", "stream", "mirror", "backup")) >= 5, rows
 
