@@ -204,7 +204,7 @@ static int offer(struct exports *x, struct export *e, const struct export_opts *
         names[i] = o->bitmaps[i].name;
     struct nbd_export_opts xo = { .name = o->name ? o->name : graph_node_name(o->node), .description = o->description,
         .ops = plain ? &nbd_graph_ops : &nbd_graph_bitmap_ops, .disk = plain ? (void *)e->node : (void *)&e->disk, .writable = o->writable,
-        .is_default = o->is_default, .allocation_depth = o->allocation_depth, .bitmaps = names, .bitmap_count = o->bitmap_count };
+        .is_default = o->is_default, .block_max = graph_max_transfer(o->node), .allocation_depth = o->allocation_depth, .bitmaps = names, .bitmap_count = o->bitmap_count };
     return nbd_server_add(x->server, &xo, &e->nbd, err);
 }
 

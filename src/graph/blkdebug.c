@@ -183,8 +183,10 @@ static void rules_free(struct rules *all)
 
 static void debug_end(struct co *co, struct graph_node *n) { rules_free(n->flt_arg); }
 
+static uint64_t debug_max(const struct graph_node *n) { return ((const struct rules *)n->flt_arg)->lim.max_transfer; }
+
 static const struct filter_ops debug_ops = { .name = "blkdebug", .read = debug_read, .write = debug_write, .zero = debug_zero, .discard = debug_discard,
-                                             .flush = debug_flush, .free = debug_end };
+                                             .flush = debug_flush, .max_transfer = debug_max, .free = debug_end };
 
 /* ---- options ---- */
 

@@ -231,6 +231,28 @@ int graph_need_image(const struct graph_node *n, const char *what, struct byre_e
     return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing: %s needs an image", graph_node_name(n), what);
 }
 
+/* ---- limits (FEATURES 11.039) ---- */
+
+static uint64_t own_limit(const struct graph_node *n)
+{
+    if (!n->flt)
+        return n->im->data->lim.max_transfer;
+    return n->flt->max_transfer ? n->flt->max_transfer(n) : 0;
+}
+
+uint64_t graph_max_transfer(const struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    uint64_t least = 0;
+    for (const struct graph_node *layer = n; layer; layer = layer->backing)
+        for (const struct graph_node *m = layer; m; m = m != layer && m->flt ? m->backing : m->file) {
+            uint64_t own = own_limit(m);
+            if (own && (!least || own < least))
+                least = own;
+        }
+    return least;
+}
+
 /* ---- requests, inside a gate ---- */
 
 int node_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)

@@ -24,6 +24,7 @@ struct filter_ops {
     int (*flush)(struct co *co, struct graph_node *n);
     /* Home. The store of a format over n has become `len` bytes long, at the format's wish (under.c). May be NULL. */
     void (*grown)(struct co *co, struct graph_node *n, uint64_t len);
+    uint64_t (*max_transfer)(const struct graph_node *n);      /* 0: no limit. May be NULL: none */
     unsigned deny;                        /* STOR_PERM_*: what others may not do beside it to what it filters, while somebody uses the filter */
     /* Drained. n->backing has become another one, or its length another. May be NULL. */
     void (*moved)(struct graph_node *n);

@@ -130,6 +130,8 @@ MUST_USE int graph_need_seen(const struct graph_node *n, const char *what, struc
 MUST_USE int graph_need_root(const struct graph_node *n, struct byre_err *err);
 enum graph_detect graph_detect_zeroes(const struct graph_node *n);
 bool graph_probed(const struct graph_node *n);                 /* the format was guessed */
+/* The longest request that all stores and filters below n take at once; longer ones are cut. 0: any. Home loop. */
+uint64_t graph_max_transfer(const struct graph_node *n);
 uint64_t graph_length(const struct graph_node *n);             /* bytes, rounded up to 512; changes by resize */
 struct graph_node *graph_find(struct graph *g, const char *node_name);
 struct graph_node *graph_next(struct graph *g, struct graph_node *prev);   /* iterate all nodes */

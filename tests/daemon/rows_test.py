@@ -132,6 +132,36 @@ def test_limits_are_the_childs(start, tmp_path, peer):
         server.close()
 
 
+@BOTH
+def test_limits_are_told(start, tmp_path, peer):
+    """FEATURES 11.039: an export tells the strictest limit of what lies below its node, through formats, filters and backing files; a longer request is served all the same"""
+    run.qemu_img("create", "-q", "-f", "raw", tmp_path / "r.raw", "8M")
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "base.qcow2", "8M")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", tmp_path / "top.qcow2")
+    daemon = start("daemon", "--object", "throttle-group,id=g", "--nbd-server", "addr.type=unix,addr.path=n.sock", peer=peer)
+    client = daemon.qmp()
+
+    def bounded(name, most, file, **more):
+        client.ok("blockdev-add", driver="blkdebug", node_name=name, max_transfer=most, image={"driver": "file", "filename": str(tmp_path / file)}, **more)
+    bounded("b1", 3 * 65536, "r.raw", align=4096)
+    client.ok("blockdev-add", driver="raw", node_name="raw", file="b1")
+    client.ok("blockdev-add", driver="throttle", node_name="limited", file="raw", throttle_group="g")
+    bounded("b2", 65536, "base.qcow2")
+    client.ok("blockdev-add", driver="qcow2", node_name="base", file="b2", read_only=True)
+    client.ok("blockdev-add", driver="qcow2", node_name="chain", file={"driver": "file", "filename": str(tmp_path / "top.qcow2")}, backing="base")
+    for name, most in (("limited", 3 * 65536), ("chain", 65536)):
+        client.ok("block-export-add", type="nbd", id=name, node_name=name, writable=name == "limited")
+        told = run.run("nbdinfo", "--json", f"nbd+unix:///{name}?socket={daemon.folder}/n.sock").json["exports"][0]
+        assert told["block_size_maximum"] == most and told["block_size_preferred"] == 4096, told
+    h = peers.need_module("nbd").NBD()
+    h.set_strict_mode(0)
+    h.connect_uri(f"nbd+unix:///limited?socket={daemon.folder}/n.sock")
+    data = os.urandom(2 * MIB)
+    h.pwrite(data, 512)
+    assert h.pread(2 * MIB, 512) == data
+    h.shutdown()
+
+
 def test_copies_up_and_writes_beside(start, tmp_path):
     """FEATURES 11.022, 11.028: reads that are copied into the overlay never go over what is written at the same time, whatever clusters both touch"""
     nbd = peers.need_module("nbd")

@@ -136,6 +136,7 @@ struct nbd_export_opts {
     bool allocation_depth;           /* offer qemu:allocation-depth */
     uint32_t block_min;              /* 0 = 1 */
     uint32_t block_preferred;        /* 0 = 4096 */
+    uint64_t block_max;              /* 0 = what the server takes; clients may be told more if this is odd or small */
     const char *const *bitmaps;      /* names for qemu:dirty-bitmap:NAME; index = i of ops->dirty */
     unsigned bitmap_count;           /* <= 14 */
 };

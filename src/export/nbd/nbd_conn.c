@@ -43,7 +43,7 @@ static void describe(const struct nbd_conn *c, struct nbdp_export *ret)
     *ret = (struct nbdp_export){
         .serial = x->serial, .name = x->name, .description = x->description, .size = x->ops->length(x->disk),
         .read_only = !x->writable, .multi_conn = c->door->connections_max != 1, .rotational = x->rotational,
-        .block_min = x->block_min, .block_preferred = x->block_preferred,
+        .block_min = x->block_min, .block_preferred = x->block_preferred, .block_max = x->block_max,
         .ctx_count = x->ctx_count, .ctx = (const char *const *)x->ctx,
     };
 }

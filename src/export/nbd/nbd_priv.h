@@ -39,7 +39,7 @@ struct nbd_export {
     const struct nbd_disk_ops *ops;
     void *disk;
     bool writable, is_default, rotational, removed;
-    uint32_t block_min, block_preferred;
+    uint32_t block_min, block_preferred, block_max;
     char *ctx[NBDP_CONTEXTS_MAX];
     unsigned ctx_count;
     unsigned users;                  /* connections that hold it; home loop */

@@ -181,6 +181,7 @@ int nbd_server_add(struct nbd_server *s, const struct nbd_export_opts *o, struct
     x->rotational = o->rotational;
     x->block_min = o->block_min ? o->block_min : 1;
     x->block_preferred = (uint32_t)max_u64(o->block_preferred ? o->block_preferred : 4096, x->block_min);
+    x->block_max = !o->block_max || o->block_max > NBDP_PAYLOAD_MAX ? 0 : (uint32_t)max_u64(round_down(o->block_max, x->block_min), x->block_preferred);
     list_push_back(&s->exports, &x->link);
     *ret_x = TAKE(x);
     return 0;

@@ -73,6 +73,7 @@ struct nbdp_export {
     bool read_only, multi_conn, rotational;
     uint32_t block_min;                        /* power of two, 1..65536; enforced only if the client agreed to it */
     uint32_t block_preferred;                  /* power of two, >= 512 */
+    uint32_t block_max;                        /* what clients are told to send at most, if they ask; 0: no less than any may. Not enforced */
     unsigned ctx_count;                        /* <= NBDP_CONTEXTS_MAX */
     const char *const *ctx;                    /* name of context id i, NULL where not offered */
 };

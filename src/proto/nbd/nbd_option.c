@@ -225,7 +225,7 @@ static void found_info(struct nbdp *p, const struct nbdp_export *e)
     be16_put(&b.type, NBD_INFO_BLOCK_SIZE);
     be32_put(&b.min, e->block_min);
     be32_put(&b.preferred, e->block_preferred);
-    be32_put(&b.max, p->lim.payload_max);
+    be32_put(&b.max, e->block_max && e->block_max < p->lim.payload_max ? e->block_max : p->lim.payload_max);
     reply_head(p, NBD_REP_INFO, sizeof b);
     nbdp_write(p, &b, sizeof b);
 
@@ -261,6 +261,7 @@ void nbdp_export_found(struct nbdp *p, const struct nbdp_export *e)
     ASSERT(p->state == NBDP_ST_ASK_HOST && p->opt != NBD_OPT_LIST);
     ASSERT(e->serial && e->size <= INT64_MAX && e->ctx_count <= NBDP_CONTEXTS_MAX);
     ASSERT(is_pow2(e->block_min) && e->block_min <= 65536 && is_pow2(e->block_preferred) && e->block_preferred >= e->block_min);
+    ASSERT(!e->block_max || (e->block_max >= e->block_preferred && e->block_max % e->block_min == 0));
     switch (p->opt) {
     case NBD_OPT_EXPORT_NAME:
         found_export_name(p, e);
