@@ -179,6 +179,7 @@ struct graph_node {
     void *flt_arg;
     unsigned take_perm, deny_perm;      /* STOR_PERM_* that a filter asks for, and does not let others have, by itself (blkdebug.c) */
     unsigned frozen;                    /* home: the edge to `backing` must stay */
+    const void *promised;               /* home: who is going to lead the edge to `backing` elsewhere (graph_promise); NULL: nobody */
     bool lenient;                       /* home: an image that nobody looked at when it came to lie over a node that others write (perm.c, I2) */
     struct threshold *threshold;        /* home: threshold.c; NULL: it never had one */
     bool implicit;                      /* a filter that a command of another name has put there */

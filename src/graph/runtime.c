@@ -62,6 +62,8 @@ static int check_edge(const struct change *c, struct graph_node *m, struct byre_
         return byre_fail(err, PERMISSION, "node '%s': '%s' is an image over it, and cannot come to lie over another node", c->from->name, m->backing_use.who);
     if (m->frozen)
         return byre_fail(err, PERMISSION, "node '%s': '%s' uses it, and a job needs that to stay so", c->from->name, m->backing_use.who);
+    if (m->promised && !(c->remove && c->from->flt))
+        return byre_fail(err, PERMISSION, "node '%s': a job is going to give '%s', which lies over it, another backing node", c->from->name, m->name);
     if (m->backing_use.perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE) && end->read_only)
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, and '%s' writes", c->to->name, m->backing_use.who);
     if (graph_length(c->from) != graph_length(end) && !(c->longer && graph_length(c->from) < graph_length(end)))
@@ -275,10 +277,20 @@ int graph_undo_insert(struct co *co, struct graph_node *n, struct byre_err *err)
 
 /* ---- another backing chain ---- */
 
+static int check_free(const struct graph_node *n, unsigned own, const void *owner, struct byre_err *err)
+{
+    if (n->frozen > own)
+        return byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name);
+    if (n->promised && n->promised != owner)
+        return byre_fail(err, PERMISSION, "node '%s': a job is going to give it another backing node", n->name);
+    return 0;
+}
+
 int check_below_of(struct graph_node *n, struct graph_node *backing, struct byre_err *err)
 {
-    if (n->frozen)
-        return byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name);
+    int free = check_free(n, 0, NULL, err);
+    if (free)
+        return free;
     int r = check_chain(n, backing, err);
     return r ? r : check_parts(n, backing, err);
 }
@@ -417,9 +429,31 @@ int graph_freeze(struct graph_node *top, const struct graph_node *base, struct b
     for (const struct graph_node *m = top; m && m != base; m = m->backing)
         if (m->passing || (m->backing && m->backing->passing))
             return byre_fail(err, PERMISSION, "node '%s' is there for a job that runs, and goes with it", m->passing ? m->name : m->backing->name);
+    for (const struct graph_node *m = top; m && m != base; m = m->backing)
+        if (m->promised)
+            return byre_fail(err, PERMISSION, "node '%s': a job is going to give it another backing node", m->name);
     for (struct graph_node *m = top; m && m != base; m = m->backing)
         m->frozen++;
     return 0;
+}
+
+int graph_promise(struct graph_node *n, const void *owner, unsigned own, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    int r = n->flt ? byre_fail(err, PERMISSION, "node '%s': is a filter over '%s', and would have to filter another image when the job ends", n->name, n->backing->name) : 0;
+    if (!r)
+        r = check_free(n, own, owner, err);
+    if (!r)
+        n->promised = owner;
+    return r;
+}
+
+void graph_promise_end(struct graph *g, const void *owner)
+{
+    ASSERT_LOOP(g->home);
+    for (struct graph_node *n = node_next(g, NULL); n; n = node_next(g, n))
+        if (n->promised == owner)
+            n->promised = NULL;
 }
 
 void graph_thaw(struct graph_node *top, const struct graph_node *base)

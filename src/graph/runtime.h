@@ -66,6 +66,10 @@ MUST_USE int graph_record_backing(struct co *co, struct graph_node *n, const str
 /* Edges from `top` down to what lies above `base` (NULL: to the end of the chain) are not changed until they are thawed (FEATURES 11.012). Nests. */
 MUST_USE int graph_freeze(struct graph_node *top, const struct graph_node *base, struct byre_err *err);
 void graph_thaw(struct graph_node *top, const struct graph_node *base);
+/* The owner, a job, is going to give the image n another backing node at its end: until graph_promise_end nobody freezes that edge or changes it, but
+ * for filters that are taken out. Refused when somebody has frozen it, beside the owner's own (`own` times), or promised it. Idempotent. */
+MUST_USE int graph_promise(struct graph_node *n, const void *owner, unsigned own, struct byre_err *err);
+void graph_promise_end(struct graph *g, const void *owner);
 
 /* From one to the other nobody else changes edges, or claims layers (live.h): for several changes that are one. Nests, by coroutine; before any
  * drain. */

@@ -162,6 +162,18 @@ static int switch_chain(struct co *co, struct live_commit *c, struct byre_err *e
     return r;
 }
 
+/* Those that lie over `over` are led to the base at the end, and nobody else needs them to stay, or changes them, before. */
+static int promise_overlays(const struct live_commit *c, const struct graph_node *over, struct byre_err *err)
+{
+    struct graph *g = graph_of(c->top);
+    int r = 0;
+    graph_promise_end(g, c);
+    for (struct graph_node *n = graph_next(g, NULL); n && !r; n = graph_next(g, n))
+        if (graph_backing(n) == over)
+            r = graph_promise(n, c, 0, err);
+    return r;
+}
+
 /* The claim is let go while edges are held, and the chain is another one, or claimed again, before they are let: nobody comes between. ret_again:
  * an overlay has become longer. */
 static int switch_claimed(struct co *co, struct live_commit *c, bool *ret_again, struct byre_err *err)
@@ -170,10 +182,13 @@ static int switch_claimed(struct co *co, struct live_commit *c, bool *ret_again,
     struct byre_err why = { 0 };
     graph_edges_hold(co, g);
     graph_claim_relax(c->claim);
+    graph_promise_end(g, c);
     int r = switch_chain(co, c, &why);
     *ret_again = r == -EBUSY && c->cleared < shown_to(c, g);
     if (*ret_again)
         r = graph_claim_again(c->claim, &why);
+    if (*ret_again && !r)
+        r = promise_overlays(c, c->top, &why);
     graph_edges_let(co, g);
     if (r && err)
         *err = why;
@@ -203,6 +218,7 @@ static int finish(struct co *co, struct job *job, struct byre_err *err)
 static void give_up(struct co *co, struct job *job)
 {
     struct live_commit *c = job->opaque;
+    graph_promise_end(graph_of(c->base), c);
     job_top_end(co, &c->filter);
     graph_claim_end(co, c->claim);
     c->claim = NULL;
@@ -248,9 +264,14 @@ static int begin(struct co *co, const struct job_live_commit_opts *o, struct liv
     int r = try_links(co, c, err);
     if (!r)
         r = graph_claim_layers(co, c->top, c->base, o->job.id ? o->job.id : "commit", &c->claim, err);
+    if (!r)
+        r = promise_overlays(c, c->top, err);
+    graph_promise_end(graph_of(c->top), c);      /* the filter comes between */
     if (!r && c->drop_source)
         r = graph_claim_open_all(co, c->claim, err);
-    return r ? r : job_top_put(co, &c->filter, c->top, GRAPH_COMMIT_TOP, o->filter_node_name, err);
+    if (!r)
+        r = job_top_put(co, &c->filter, c->top, GRAPH_COMMIT_TOP, o->filter_node_name, err);
+    return r ? r : promise_overlays(c, c->filter.inserted ? c->filter.filter : c->top, err);
 }
 
 static int start(struct co *co, struct jobs *js, const struct job_live_commit_opts *o, struct job **ret_job, struct byre_err *err)
@@ -273,6 +294,7 @@ static int start(struct co *co, struct jobs *js, const struct job_live_commit_op
     if (!r)
         r = job_start(js, &job_live_commit_kind, &jo, ret_job, err);
     if (r) {
+        graph_promise_end(graph_of(base), c);
         job_top_end(co, &c->filter);
         graph_claim_end(co, c->claim);
         free(c->backing_file);

@@ -72,6 +72,8 @@ static void thaw(struct stream *s)
     if (s->frozen)
         graph_thaw(s->node, s->base);
     s->frozen = false;
+    if (s->node)
+        graph_promise_end(graph_of(s->node), s);
 }
 
 static void release(struct co *co, struct stream *s)
@@ -157,7 +159,7 @@ static int use_node(struct co *co, struct stream *s, struct byre_err *err)
     if (!r)
         r = graph_freeze(s->node, s->base, err);
     s->frozen = !r;
-    return r;
+    return r || s->below == s->base ? r : graph_promise(s->node, s, 1, err);
 }
 
 static int begin(struct co *co, const struct job_stream_opts *o, struct stream *s, struct byre_err *err)
