@@ -132,6 +132,41 @@ def test_shared(tmp_path):
     assert not marked(path)
 
 
+def test_version_2(tmp_path):
+    """Version 2 has no place for the mark that there are clones: with some it is refused, without any it is not, and flags stay right
+    whatever the peer does then"""
+    path = tmp_path / "a.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", path, "64M")
+    byre(path, ["write -q -P 5 0 1M", "clone -q 0 8M 1M"])
+    before = path.read_bytes()
+    done = run.byre("amend", "-f", "qcow2", "-o", "compat=0.10", path, code=1)
+    assert "clones share clusters" in done.err and "version 2" in done.err and "snapshots" not in done.err
+    assert path.read_bytes()[:104] == before[:104] and marked(path)
+    run.qemu_img("check", path)
+    byre(path, ["discard -q 0 1M", "read -q -P 5 8M 1M"])
+    run.byre("amend", "-f", "qcow2", "-o", "compat=0.10", path)
+    assert path.read_bytes()[7] == 2
+    run.qemu_img("check", path)
+    peer(path, ["write -q -P 6 8M 512k"])
+    byre(path, ["read -q -P 6 8M 512k", "read -q -P 5 8704k 512k", "write -q -P 7 8M 4k"])
+    run.qemu_img("check", path)
+
+
+def test_version_2_with_snapshots(tmp_path):
+    """What snapshots share is not looked through: refused, and told so"""
+    path = tmp_path / "a.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", path, "64M")
+    byre(path, ["write -q -P 5 0 1M", "clone -q 0 8M 1M"])
+    run.byre("snapshot", "-c", "s", path)
+    byre(path, ["discard -q 0 1M"])
+    assert "snapshots" in run.byre("amend", "-f", "qcow2", "-o", "compat=0.10", path, code=1).err
+    run.qemu_img("check", path)
+    run.byre("snapshot", "-d", "s", path)
+    byre(path, ["write -q -P 6 0 64k"])
+    run.byre("amend", "-f", "qcow2", "-o", "compat=0.10", path)
+    run.qemu_img("check", path)
+
+
 def test_backing(tmp_path):
     """What is not in the image shows what lies below at its own place: it is copied; zeros hide it"""
     base, path = tmp_path / "base", tmp_path / "a.qcow2"
