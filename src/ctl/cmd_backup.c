@@ -196,7 +196,8 @@ int ctl_backup_prepare(struct co *co, struct ctl_call *call, const struct ctl_ba
     if (drive)
         return prepare_drive(co, call, a, &o, ret);
     o.target = ctl_named(call, a->target);
-    return o.target ? job_backup_prepare(co, call->c->env.jobs, &o, &ret->job, &call->err) : call->err.code;
+    r = o.target ? graph_upgrade(co, o.target, &call->err) : call->err.code;
+    return r ? r : job_backup_prepare(co, call->c->env.jobs, &o, &ret->job, &call->err);
 }
 
 void ctl_backup_commit(const struct ctl_backup *b) { job_begin(b->job); }

@@ -163,6 +163,9 @@ static int resize_held(struct co *co, struct ctl_call *call)
     int r = ctl_target(call, a->device, a->node_name, &n);
     if (r)
         return r;
+    r = graph_upgrade(co, n, &call->err);
+    if (r)
+        return r;
     if (graph_read_only(n) && graph_is_active(n))
         return byre_fail(&call->err, READ_ONLY, "node '%s' is read-only", graph_node_name(n));
     if (a->size < graph_length(n)) {

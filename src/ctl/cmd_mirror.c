@@ -129,7 +129,8 @@ static int run_blockdev_mirror(struct co *co, struct ctl_call *call)
     if (r)
         return r;
     o.target = ctl_named(call, a->target);
-    return o.target ? job_mirror_start(co, call->c->env.jobs, &o, &job, &call->err) : call->err.code;
+    r = o.target ? graph_upgrade(co, o.target, &call->err) : call->err.code;
+    return r ? r : job_mirror_start(co, call->c->env.jobs, &o, &job, &call->err);
 }
 
 /* ---- drive-mirror ---- */

@@ -145,8 +145,15 @@ static void release_bitmaps(struct export *e)
 static void export_end(struct co *co, struct export *e)
 {
     release_bitmaps(e);
+    struct graph_node *n = e->node ? graph_attached(e->node) : NULL;
+    if (n)
+        graph_ref(n);
     if (e->node)
         (void)graph_detach(co, e->node);     /* whoever opened the node closes it, and tells */
+    if (n) {
+        graph_relax(co, n);
+        (void)!graph_close(co, n);           /* the same */
+    }
     free(e->id);
     free(e);
 }
@@ -215,10 +222,13 @@ static int fill(struct co *co, struct exports *x, struct export *e, const struct
     if (!e->id)
         return byre_fail(err, NOMEM, "no memory for an export");
     if (!o->allow_inactive && !graph_is_active(o->node)) {
-        int may = graph_set_active(co, graph_of(o->node), o->node, true, err);
-        if (may)
-            return may;
+        int woken = graph_set_active(co, graph_of(o->node), o->node, true, err);
+        if (woken)
+            return woken;
     }
+    int may = o->writable ? graph_upgrade(co, o->node, err) : 0;
+    if (may)
+        return may;
     if (o->writable && graph_meant_read_only(o->node))
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, an export of it cannot be writable", graph_node_name(o->node));
     char who[64];

@@ -46,8 +46,10 @@ bool graph_is_active(const struct graph_node *n) { return !n->inactive; }
 
 bool graph_meant_read_only(const struct graph_node *n)
 {
-    while (n->inactive && n->flt && n->backing)
+    while (n->flt && n->backing)
         n = n->backing;
+    if (n->auto_read_only && n->is_file)
+        return false;
     return n->inactive && !n->flt ? n->awake.read_only : n->read_only;
 }
 
@@ -273,6 +275,8 @@ static int users_wake(struct graph_node *n, struct byre_err *err)
 static int switch_to(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
 {
     int r = mode_check(n, m, err);
+    if (!r && !m->read_only && n->file)
+        r = graph_upgrade(co, n->file, err);
     if (!r && n->is_file)
         mode_look_at_sharers(co, n);
     if (!r)

@@ -84,13 +84,16 @@ static int inherit_cache(const json_t *parent, json_t *child, const char *name)
     return cache ? json_object_set(cache, name, v) : json_object_set(child, dotted, v);
 }
 
-/* What a nested child does not say of itself: the cache mode of its parent; a backing file is only read. Not so its own file, which jobs that
- * write to the backing file (commit) need writable: such a node is not opened in another way by them. Idempotent. */
+/* What a nested child does not say of itself: the cache mode of its parent; a backing file is only read, and the file of what is only read until a job that
+ * writes to it (commit) needs it writable. Idempotent. */
 static int inherit(const json_t *parent, const char *key, json_t *child)
 {
     if (json_is_false(json_object_get(parent, "active")) && !json_object_get(child, "active") && json_object_set_new(child, "active", json_false()))
         return -ENOMEM;                          /* what another process writes is locked by it all the way down */
-    bool target = !strcmp(key, "target");
+    bool target = !strcmp(key, "target"), bare = str_of(child, "driver") && name_driver_is_file(str_of(child, "driver"));
+    if (bare && !strcmp(key, "file") && json_is_true(json_object_get(parent, "read-only")) && !json_object_get(child, "read-only") &&
+        !json_object_get(child, "auto-read-only") && json_object_set_new(child, "auto-read-only", json_true()))
+        return -ENOMEM;
     if (!strcmp(key, "backing") && !json_object_get(child, "read-only") && json_object_set_new(child, "read-only", json_true()))
         return -ENOMEM;
     return target || (!inherit_cache(parent, child, "direct") && !inherit_cache(parent, child, "no-flush")) ? 0 : -ENOMEM;
@@ -199,11 +202,15 @@ static int add_image(struct co *co, struct graph *g, json_t *o, struct graph_nod
                                   .inactive = json_is_false(json_object_get(o, "active")) };
     if (below)
         below->refs++;
+    bool automatic = !go.read_only && json_is_true(json_object_get(o, "auto-read-only")), bare = name_driver_is_file(str_of(o, "driver"));
+    go.read_only |= automatic && bare;           /* until somebody writes */
     r = graph_open(co, g, &go, ret_n, err);
-    if ((r == -EACCES || r == -EROFS) && json_is_true(json_object_get(o, "auto-read-only"))) {
+    if ((r == -EACCES || r == -EROFS) && automatic) {
         go.read_only = true;
         r = graph_open(co, g, &go, ret_n, err);
     }
+    if (!r)
+        (*ret_n)->auto_read_only = automatic && (bare || go.read_only);
     free(name);
     free(text);
     if (!r && below) {

@@ -216,6 +216,8 @@ static int take_image(struct reopening *ro, struct step *st, json_t *o)
     st->to.discard = ref.discard == NAME_YES;
     st->to.detect = ref.node.detect;
     st->auto_read_only = json_is_true(json_object_get(o, "auto-read-only"));
+    if (st->auto_read_only && n->is_file && n->read_only && n->auto_read_only)
+        st->to.read_only = true;                 /* as before: nobody writes */
     if (!r && st->to.detect == GRAPH_DETECT_UNMAP && !st->to.discard)
         r = byre_fail(ro->err, BAD_OPTION, "node '%s': detect-zeroes=unmap needs discard=unmap", n->name);
     st->switches = true;
@@ -319,6 +321,8 @@ static int switch_to(struct co *co, struct reopening *ro, struct step *st)
     struct node_mode to = st->to;
     int r = check_step(ro, st, &to);
     st->from = mode_of(st->n);
+    if (!r && !to.read_only && st->n->file)
+        r = graph_upgrade(co, st->n->file, ro->err);
     if (!r && st->n->is_file)
         mode_look_at_sharers(co, st->n);
     if (!r)
@@ -329,6 +333,7 @@ static int switch_to(struct co *co, struct reopening *ro, struct step *st)
         r = mode_switch(co, st->n, &to, ro->err);
     }
     st->switched = st->n->how == to.how;         /* when it failed at the very end, too */
+    st->n->auto_read_only = st->auto_read_only && st->switched && !st->n->how->ref.nbd;
     if (st->switched)
         st->how = st->from.how;                  /* freed at the end, or taken back */
     return !r && st->n->is_file ? mode_follow_file(co, st->n, ro->err) : r;

@@ -422,6 +422,52 @@ int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err 
     return 0;
 }
 
+/* ---- auto-read-only ---- */
+
+static int upgrade_held(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    struct node_mode m = mode_of(n);
+    m.read_only = false;
+    if (!n->read_only)
+        return 0;
+    int r = n->frozen ? byre_fail(err, BUSY, "node '%s': a job works at it", n->name) : mode_check(n, &m, err);
+    if (!r && n->file)
+        r = graph_upgrade(co, n->file, err);
+    if (!r && n->is_file)
+        mode_look_at_sharers(co, n);
+    if (!r)
+        r = mode_switch(co, n, &m, err);
+    return !r && n->is_file ? mode_follow_file(co, n, err) : r;
+}
+
+int graph_upgrade(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    n = graph_skip_filters(n);
+    if (!n || !n->auto_read_only || !n->read_only || n->inactive)
+        return 0;
+    ASSERT_LOOP(n->g->home);
+    graph_ref(n);
+    graph_edges_hold(co, n->g);
+    int r = upgrade_held(co, n, err);
+    graph_edges_let(co, n->g);
+    (void)node_unref(co, n);                     /* the caller has it */
+    return r;
+}
+
+/* What it has open stays so: nobody writes by it, because n is read-only, and who is to write gets another one. */
+void mode_relax(struct co *co, struct graph_node *n)
+{
+    if (!n || !n->auto_read_only || !n->is_file || n->read_only || n->inactive || n->wanted || n->keep.holds || mode_writer(n))
+        return;
+    n->read_only = true;
+    locks_of(n, 0);
+    int r = node_lock(co, n, 0, NULL);           /* only lowers them */
+    (void)r;
+    filters_refresh(n->g);
+}
+
+void graph_relax(struct co *co, struct graph_node *n) { mode_relax(co, graph_skip_filters(n)); }
+
 static int check_reopen(struct graph_node *n, const struct graph_user *self, unsigned perm, const struct node_mode *m, struct byre_err *err)
 {
     int r = active_need(n, "be opened for writing", err);
@@ -446,6 +492,8 @@ int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *
         return 0;
     const struct node_mode m = writing_mode(n);
     int r = check_reopen(n, &overlay->backing_use, STOR_PERM_WRITE | STOR_PERM_RESIZE, &m, err);
+    if (!r && n->file)
+        r = graph_upgrade(co, n->file, err);
     if (!r)
         r = mode_switch(co, n, &m, err);
     if (!r)
@@ -461,6 +509,8 @@ int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_
         return 0;
     const struct node_mode m = writing_mode(n);
     int r = check_reopen(n, &nobody, STOR_PERM_WRITE_UNCHANGED, &m, err);
+    if (!r && n->file)
+        r = graph_upgrade(co, n->file, err);
     return r ? r : mode_switch(co, n, &m, err);
 }
 

@@ -24,6 +24,8 @@ MUST_USE int mode_follow_file(struct co *co, struct graph_node *file, struct byr
 void mode_look_at_sharers(struct co *co, struct graph_node *file);
 /* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
 static inline bool mode_is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
+/* The last who wrote to n has gone: a file that is open for writing only when somebody writes gives its lock up. */
+void mode_relax(struct co *co, struct graph_node *n);
 /* Somebody who changes n, or may rewrite what it holds; NULL: nobody. */
 const char *mode_writer(const struct graph_node *n);
 

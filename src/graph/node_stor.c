@@ -99,6 +99,7 @@ static void store_close(struct co *co, struct stor *s)
     graph_user_remove(&t->use);
     stor_fini(&t->s);
     free(t);
+    graph_relax(co, n);
     (void)graph_close(co, n);                /* others have it, or it was opened for this: then a flush has said what there is to say */
 }
 
@@ -155,7 +156,9 @@ int graph_node_store(struct co *co, struct graph_node *n, const char *who, struc
     t->n = n;
     t->use = (struct graph_user){ .who = who, .perm = STOR_PERM_READ | STOR_PERM_WRITE | STOR_PERM_RESIZE, .shared = STOR_PERM_READ };
     graph_ref(n);
-    int r = graph_user_add(n, &t->use, err);
+    int r = graph_upgrade(co, n, err);
+    if (!r)
+        r = graph_user_add(n, &t->use, err);
     if (!r)
         r = find_bottom(t, err);
     if (!r)

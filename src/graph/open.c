@@ -219,7 +219,7 @@ static int check_file_node(const struct layer *l, struct graph_node *file, struc
     if (r || l->n->read_only)
         return r;
     const struct graph_node *bottom = graph_skip_filters(file);
-    if (file->read_only)
+    if (file->read_only && !(graph_skip_filters(file) && graph_skip_filters(file)->auto_read_only && !l->file))
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, and the image over it is to be written", name);
     return bottom ? watches_allow(bottom, "grow under an image", err) : 0;       /* node_set_length */
 }
@@ -260,9 +260,14 @@ static int share_store(struct co *co, struct opening *op, struct layer *l, struc
     if (r)
         return r;
     graph_ref(file);
+    file->wanted++;
+    if (!n->file && !n->read_only)
+        r = graph_upgrade(co, file, err);
     graph_hold_image(co, file);                  /* I6 */
+    file->wanted--;
     l->file = file;
-    r = check_file_node(l, file, err);           /* it may be open in another way by now */
+    if (!r)
+        r = check_file_node(l, file, err);       /* it may be open in another way by now */
     if (r)
         return r;
     if (!n->file) {

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""auto-read-only: a file is opened for writing when somebody writes to it, and not before (FEATURES 3.019, 3.068, 11.014)."""
+import pytest
+
+from lib import mounts, peers, run
+
+MIB = 1 << 20
+BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
+NBD = ("--nbd-server", "addr.type=unix,addr.path=n.sock")
+
+
+@pytest.fixture
+def frozen(tmp_path):
+    """A file system that can only be read, with an image."""
+    peers.need_root()
+    with mounts.tmpfs(tmp_path / "ro", "16M") as folder:
+        run.qemu_img("create", "-q", "-f", "qcow2", folder / "a", "8M")
+        run.qemu_io(folder / "a", "write -P 1 0 1M")
+        run.run("mount", "-o", "remount,ro", folder)
+        yield folder
+
+
+def others_write(path, fmt="qcow2"):
+    return run.run("qemu-io", "-f", fmt, "-c", "write -P 9 4M 512", path, code=None).code == 0
+
+
+def file_of(path, **more):
+    return {"driver": "file", "filename": str(path), "node-name": "f", **more}
+
+
+def ro(client):
+    return {n["node-name"]: n["ro"] for n in client.ok("query-named-block-nodes") if n["node-name"] in ("f", "d")}
+
+
+@BOTH
+def test_a_disk_that_can_only_be_read(start, frozen, peer):
+    """With auto-read-only the file opens; who writes is refused; without it the opening fails."""
+    c = start("daemon", *NBD, peer=peer).qmp()
+    for words in ({}, {"auto-read-only": False}, {"read-only": False, "auto-read-only": False}, {"read-only": False}):
+        assert "Read-only file system" in c.refused("blockdev-add", **file_of(frozen / "a", **words))
+        assert "Read-only file system" in c.refused("blockdev-add", driver="qcow2", node_name="d", file=file_of(frozen / "a", **words))
+        assert ro(c) == {}
+    c.ok("blockdev-add", **file_of(frozen / "a", **{"auto-read-only": True}))
+    assert ro(c) == {"f": False}
+    assert "Read-only file system" in c.refused("blockdev-add", driver="qcow2", node_name="d", file="f")
+    assert "Read-only file system" in c.refused("block-export-add", type="nbd", id="e", node_name="f", writable=True)
+    c.ok("blockdev-add", driver="qcow2", node_name="d", file="f", **{"read-only": True})
+    assert ro(c) == {"f": False, "d": True}
+    c.ok("block-export-add", type="nbd", id="e", node_name="d")
+    c.refused("block-export-add", type="nbd", id="w", node_name="d", writable=True)
+    c.ok("block-export-del", id="e", mode="hard")
+    c.wait("BLOCK_EXPORT_DELETED", id="e")
+    c.ok("blockdev-del", node_name="d")
+    c.ok("blockdev-del", node_name="f")
+    c.ok("blockdev-add", driver="qcow2", node_name="d", file=file_of(frozen / "a"), **{"read-only": True})       # the file follows
+    c.ok("blockdev-del", node_name="d")
+    assert ro(c) == {}
+
+
+@BOTH
+def test_only_while_somebody_writes(start, tmp_path, peer):
+    """Another process may write the file as long as nobody writes to the node; then not, and when the last writer has gone, again."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    c = start("daemon", *NBD, peer=peer).qmp()
+    c.ok("blockdev-add", **file_of(tmp_path / "a", **{"auto-read-only": True}))
+    for _ in range(3):
+        assert others_write(tmp_path / "a")
+        c.ok("blockdev-add", driver="qcow2", node_name="d", file="f")
+        assert not others_write(tmp_path / "a")
+        c.ok("block_resize", node_name="d", size=16 * MIB)
+        c.ok("blockdev-del", node_name="d")
+        assert others_write(tmp_path / "a") and ro(c) == {"f": False}
+        c.ok("block-export-add", type="nbd", id="e", node_name="f", writable=True, name="f")
+        uri = f"nbd+unix:///f?socket={tmp_path}/{'peer' if peer else 'byre'}0/n.sock"
+        done = run.run("qemu-io", "-f", "raw", "-c", "write -P 0 60416 512", "-c", "flush", uri)         # of the header's cluster, behind the header
+        assert "failed" not in done.out and not others_write(tmp_path / "a")
+        c.ok("block-export-del", id="e", mode="hard")
+        c.wait("BLOCK_EXPORT_DELETED", id="e")
+    run.qemu_img("check", tmp_path / "a")
+
+
+def test_images_share_the_file(start, tmp_path):
+    """The file is opened anew for writing under an image that reads it; a filter lies between; a commit gets its base."""
+    for name, below in (("base", None), ("top", "base")):
+        run.qemu_img("create", "-q", "-f", "qcow2", *(["-b", below, "-F", "qcow2"] if below else []), tmp_path / name, *([] if below else ["8M"]))
+    run.qemu_io(tmp_path / "base", "write -P 1 0 8M")
+    run.qemu_io(tmp_path / "top", "write -P 2 1M 1M")
+    c = start("daemon", *NBD).qmp()
+    c.ok("blockdev-add", driver="file", node_name="bf", filename=str(tmp_path / "base"), **{"auto-read-only": True})
+    c.ok("blockdev-add", driver="qcow2", node_name="base", file="bf", **{"read-only": True})
+    c.ok("blockdev-add", driver="blkdebug", node_name="cf", image={"driver": "file", "filename": str(tmp_path / "top"), "auto-read-only": True})
+    c.ok("blockdev-add", driver="qcow2", node_name="top", file="cf", backing="base")
+    c.ok("block-commit", job_id="j", device="top", **{"auto-dismiss": False})
+    c.wait("BLOCK_JOB_READY", device="j")
+    c.ok("job-complete", id="j")
+    c.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    assert "error" not in c.ok("query-jobs")[0]
+    run.qemu_io(tmp_path / "base", "read -P 2 1M 1M", "read -P 1 2M 6M", options=["-r", "-U"])
+
+
+def test_jobs_and_new_images_write_to_it(start, tmp_path):
+    """blockdev-create, and the target of a backup"""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    run.qemu_io(tmp_path / "a", "write -P 1 0 8M")
+    (tmp_path / "new").write_bytes(b"")
+    with open(tmp_path / "copy", "wb") as f:
+        f.truncate(8 * MIB)
+    c = start("daemon").qmp()
+    c.ok("blockdev-add", driver="file", node_name="f", filename=str(tmp_path / "new"), **{"auto-read-only": True})
+    c.ok("blockdev-create", job_id="c", options={"driver": "qcow2", "file": "f", "size": 8 * MIB})
+    c.wait("JOB_STATUS_CHANGE", id="c", status="concluded")
+    assert "error" not in c.ok("query-jobs")[0]
+    c.ok("job-dismiss", id="c")
+    assert others_write(tmp_path / "new")
+    c.ok("blockdev-add", driver="file", node_name="t", filename=str(tmp_path / "copy"), **{"auto-read-only": True})
+    c.ok("blockdev-add", driver="qcow2", node_name="d", file={"driver": "file", "filename": str(tmp_path / "a")})
+    c.ok("blockdev-backup", job_id="b", device="d", target="t", sync="full")
+    c.wait("JOB_STATUS_CHANGE", id="b", status="null")
+    run.qemu_img("compare", "-U", "-f", "qcow2", "-F", "raw", tmp_path / "a", tmp_path / "copy")
