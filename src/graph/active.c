@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * active.c: nodes that are not active (FEATURES 3.069, 8.010, 10.020).
+ * active.c: nodes that are not active (FEATURES 3.020, 3.069, 8.010, 10.020).
  *
  * Purpose     Hands the files of nodes to another process, and takes them back, without closing the nodes: their names, their places in the graph
  *             and the exports of them stay.
@@ -361,6 +361,17 @@ static void no_locks(struct graph_node *n)
     data_locks_of(n);
 }
 
+/* Another machine may write the file: what this one remembers of it is not to be read any more. */
+static void drop_cache(struct co *co, struct graph_node *n)
+{
+    const struct graph_node *f = n->file && n->file->how ? n->file : n;
+    if (n->flt || !n->im->store || (f->how && f->how->ref.node.keep_cache))
+        return;
+    stor_drop_cache(co, n->im->store);
+    if (n->im->data != n->im->store)
+        stor_drop_cache(co, n->im->data);
+}
+
 static int fall_asleep(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     int r = check_users(n, err);
@@ -381,6 +392,7 @@ static int fall_asleep(struct co *co, struct graph_node *n, struct byre_err *err
         go_on(co, n);
     } else {
         n->inactive = true;
+        drop_cache(co, n);
         no_locks(n);                             /* A2: they are kept (mode_locks_hold) until the call ends */
     }
     n->turning = false;
@@ -409,6 +421,7 @@ static int open_anew(struct co *co, struct graph_node *n, struct byre_err *err)
         n->read_only = n->awake.read_only;
         return 0;
     }
+    drop_cache(co, n);
     int r = switch_to(co, n, &to, err);
     if (!r)
         r = check_backing(co, n, err);

@@ -257,6 +257,7 @@ struct name_node {
     char *file_name, *data_name;        /* names of the nodes of the files; owned. NULL: not said */
     const char *file_only;              /* an option that only a file has stands at the format; NULL: none does */
     bool native_aio;
+    bool keep_cache;                    /* drop-cache=off (active.c) */
     enum graph_detect detect;
     struct fmt_window window;
 };

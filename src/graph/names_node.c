@@ -2,7 +2,7 @@
  *
  * names_node.c: options of an opening that belong to nodes of any format, or to raw ones.
  *
- * Purpose     Names of the nodes of files (FEATURES 3.065), how their requests are made (3.002), the window of a raw image (3.026),
+ * Purpose     Names of the nodes of files (FEATURES 3.065), how their requests are made (3.002), whether they are kept in memory (3.020), the window of a raw image (3.026),
  *             writes of zeros (3.067), as a json: name gives them.
  * Owns        Nothing; the strings of what it fills belong to struct name_node.
  * Invariants  N1  An option stands where it belongs: what only files have is refused at the format, and the other way round.
@@ -67,6 +67,16 @@ static int take_detect(struct name_node *o, const char *key, const json_t *v, st
     return r;
 }
 
+static int take_drop(struct name_node *o, const char *key, const json_t *v, struct byre_err *err)
+{
+    static const char *const words[] = { "on", "off", NULL };
+    unsigned off = json_is_false(v);
+    int r = json_is_boolean(v) ? 0 : take_word(key, v, words, &off, err);
+    if (!r)
+        o->keep_cache = off;
+    return r;
+}
+
 int name_node_option(struct name_node *o, const char *key, const json_t *v, struct byre_err *err)
 {
     int r;
@@ -76,6 +86,8 @@ int name_node_option(struct name_node *o, const char *key, const json_t *v, stru
         r = take_name(key, v, &o->data_name, err);
     else if (!strcmp(key, "file.aio") || !strcmp(key, "data-file.aio") || !strcmp(key, "aio"))
         r = take_aio(o, key, v, err);
+    else if (!strcmp(key, "file.drop-cache") || !strcmp(key, "drop-cache"))
+        r = take_drop(o, key, v, err);
     else if (!strcmp(key, "detect-zeroes"))
         r = take_detect(o, key, v, err);
     else if (!strcmp(key, "offset")) {
@@ -87,8 +99,8 @@ int name_node_option(struct name_node *o, const char *key, const json_t *v, stru
     } else {
         return 0;
     }
-    if (!r && !strcmp(key, "aio"))
-        o->file_only = "aio";
+    if (!r && (!strcmp(key, "aio") || !strcmp(key, "drop-cache")))
+        o->file_only = key[0] == 'a' ? "aio" : "drop-cache";
     return r ? r : 1;
 }
 

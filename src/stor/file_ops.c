@@ -87,6 +87,18 @@ static void file_stream(struct stor *s, bool on)
     atomic_store_explicit(&file_of(s)->streams, on && !s->traits.direct && !s->no_flush, memory_order_relaxed);
 }
 
+static int64_t forget_pages(void *arg)
+{
+    const struct file_stor *f = arg;
+    return -posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+static void file_drop_cache(struct co *co, struct stor *s)
+{
+    int64_t r = rt_blocking(co, forget_pages, file_of(s));
+    (void)r;
+}
+
 static int64_t start_write_out(void *arg)
 {
     const struct file_stor *f = arg;
@@ -391,6 +403,7 @@ const struct stor_ops file_ops = {
     .preadv = file_preadv,
     .pwritev = file_pwritev,
     .stream = file_stream,
+    .drop_cache = file_drop_cache,
     .flush = file_flush,
     .zero = file_zero,
     .discard = file_discard,

@@ -240,6 +240,12 @@ void stor_stream(struct stor *s, bool on)
         s->ops->stream(s, on);
 }
 
+void stor_drop_cache(struct co *co, struct stor *s)
+{
+    if (s->ops->drop_cache)
+        s->ops->drop_cache(co, s);
+}
+
 int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes)
 {
     return s->ops->allocated ? s->ops->allocated(co, s, ret_bytes) : -ENOTSUP;

@@ -76,6 +76,7 @@ struct stor_ops {
     int (*lock)(struct co *co, struct stor *s, struct stor *beside, unsigned perm, unsigned shared, struct byre_err *err);      /* beside: see stor_lock_beside; or NULL */
     int (*allocated)(struct co *co, struct stor *s, uint64_t *ret_bytes);                       /* occupied on disk */
     void (*stream)(struct stor *s, bool on);                                                    /* see stor_stream; may be NULL */
+    void (*drop_cache)(struct co *co, struct stor *s);                                          /* see stor_drop_cache; may be NULL */
     void (*close)(struct co *co, struct stor *s);                                               /* frees s */
 };
 
@@ -117,6 +118,8 @@ MUST_USE int64_t stor_copy(struct co *co, struct stor *dst, uint64_t dst_off, st
 MUST_USE int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes);
 /* While on: much is written once and flushed at the end, so the disk may begin early. A hint; any loop, does not suspend. */
 void stor_stream(struct stor *s, bool on);
+/* What this machine remembers of the content in its page cache is forgotten, as far as it is durable: for a file that another machine may change. A hint. */
+void stor_drop_cache(struct co *co, struct stor *s);
 bool stor_flush_latched(const struct stor *s);
 /* w is told, before they are made, where writes and zeros end, on any loop; must not suspend. NULL: nobody is. Who asked before is asked
  * until the requests of then have ended. */

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Nodes that another process takes over: inactive nodes and blockdev-set-active (FEATURES 3.069, 8.010, 10.020, 11.014). Observed at QEMU 10, which has
+"""Nodes that another process takes over: inactive nodes and blockdev-set-active (FEATURES 3.020, 3.069, 8.010, 10.020, 11.014). Observed at QEMU 10, which has
 them; the other process is the peer that is installed, which has not, or a second daemon."""
 import errno
 import json
@@ -290,6 +290,27 @@ def test_space_taken_ahead_is_given_back(start, tmp_path):
     w.client.ok("blockdev-del", node_name="d")
     assert os.stat(w.path).st_size == 18 * MIB
     w.other("read -P 6 8M 8M")
+
+
+def cached(path):
+    return int(run.run("fincore", "-n", "-b", "-o", "PAGES", path).out)
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["drop", "keep"])
+@pytest.mark.parametrize("nodes", [False, True], ids=["one", "two"])
+def test_page_cache(start, tmp_path, keep, nodes):
+    """FEATURES 3.020: what this machine remembers of the file is forgotten with it, unless drop-cache is off"""
+    peers.need("fincore")
+    w = World(start, tmp_path, "qcow2")
+    w.other("write -P 3 0 8M")
+    file = {"driver": "file", "filename": str(w.path), **({"drop-cache": False} if keep else {}), **({"node-name": "df"} if nodes else {})}
+    w.client.ok("blockdev-add", driver="qcow2", node_name="d", file=file)
+    export(w.client, "d", writable=True, allow_inactive=True)
+    w.guest("write -P 4 8M 4M", "read -P 3 0 8M", "flush")
+    assert cached(w.path) > 0
+    turn(w.client, False, "d")
+    assert (cached(w.path) > 0) == keep
+    w.guest("read -P 4 8M 4M")
 
 
 def counts(client):
