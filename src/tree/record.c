@@ -6,6 +6,7 @@
  *              overlay (16 hexadecimal digits), its path, the base's path; bytes that would end a word are written %XX.
  * Owns         Nothing between calls.
  * Invariants   T3 of tree.h. R1 A line counts only when it is whole. R2 Who changes the file holds its lock, and the file still has its name.
+ *              R3 Nothing is written to a file that is no record.
  * Order        A line is durable before tree_record returns 0. Lines are taken out by a new file that takes the place of the old one
  *              when it is durable. A crash leaves a part of a line at most, which the next one to be added sets apart.
  * Concurrency  Any thread that may block; other processes by flock.
@@ -249,6 +250,9 @@ static int sync_dir(const char *path)
 
 struct adding { const char *path, *overlay, *base; char *line; int fd; };
 
+/* What does not begin as ours do is somebody's file, perhaps an image, when the registry was named wrongly (R3). */
+static bool is_record(const char *buf, size_t len) { return !len || buf[0] == '#' || buf[0] == '\n' || !strncmp(buf, "child ", 6); }
+
 /* Behind what is there. */
 static int append(const struct adding *a, const char *old, size_t old_len)
 {
@@ -305,6 +309,8 @@ static int add_line(const struct adding *a)
     AUTOFREE char *old = read_all(a->fd, &len), *copy = NULL, *kept = NULL;
     if (!old)
         return -errno;
+    if (!is_record(old, len))
+        return -EINVAL;
     copy = malloc(len + 1);
     FILE *f = copy ? open_memstream(&kept, &live_len) : NULL;
     if (!f)
@@ -355,5 +361,6 @@ int tree_record(const struct tree_opts *o, const char *base, const char *overlay
     int r = a.fd < 0 ? a.fd : add_line(&a);
     if (a.fd >= 0)
         close(a.fd);
-    return r ? byre_fail_code(err, SYSTEM, r, "%s: it cannot be recorded that '%s' depends on '%s': %s", path, c, b, strerror(-r)) : 0;
+    return r ? byre_fail_code(err, SYSTEM, r, "%s: it cannot be recorded that '%s' depends on '%s': %s", path, c, b,
+                              r == -EINVAL ? "it is no record of overlays" : strerror(-r)) : 0;
 }

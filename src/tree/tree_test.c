@@ -284,6 +284,23 @@ static void test_a_record_names_overlays_elsewhere(void **state)
     assert_int_equal(recorded(&reg, NULL).count, 1);
 }
 
+/* A registry that is named wrongly is somebody's image: nothing is written behind its end. */
+static void test_what_is_no_record_stays_as_it_is(void **state)
+{
+    (void)state;
+    struct byre_err err;
+    struct stat st, after;
+    make_image("base", NULL);
+    make_image("near", "base");
+    make_image("other", NULL);
+    assert_int_equal(stat(at("other"), &st), 0);
+    const struct tree_opts reg = { .policy = GRAPH_ECOSYSTEM, .registry = at("other") };
+    assert_int_equal(tree_record(&reg, at("base"), at("near"), &err), -EINVAL);
+    assert_non_null(strstr(err.text, "it is no record of overlays"));
+    assert_int_equal(stat(at("other"), &after), 0);
+    assert_int_equal(after.st_size, st.st_size);
+}
+
 /* A crash leaves a part of the last line: it does not count, and what comes after it does. */
 static void test_a_torn_line_does_not_count(void **state)
 {
@@ -435,8 +452,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(test_peek_says_what_a_header_names), T(test_peek_asks_for_extensions_that_lie_far_away), T(test_peek_refuses_what_is_out_of_range),
         T(test_peek_survives_any_bytes), T(test_a_set_holds_each_file_once_and_ends), T(test_a_record_names_overlays_elsewhere),
-        T(test_a_torn_line_does_not_count), T(test_overlays_that_are_gone_are_taken_out), T(test_a_record_is_not_written_through_a_link),
-        T(test_lines_that_are_none_of_ours_do_not_count), T(test_the_guard_names_who_depends), T(test_the_guard_believes_what_it_cannot_look_at),
+        T(test_what_is_no_record_stays_as_it_is), T(test_a_torn_line_does_not_count), T(test_overlays_that_are_gone_are_taken_out),
+        T(test_a_record_is_not_written_through_a_link), T(test_lines_that_are_none_of_ours_do_not_count), T(test_the_guard_names_who_depends),
+        T(test_the_guard_believes_what_it_cannot_look_at),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
