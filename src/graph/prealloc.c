@@ -7,6 +7,7 @@
  * Invariants  A1  The file is never longer than it is without the filter: only its space goes beyond its end. So a program that dies leaves a file
  *                 whose content and length are right, with space that the next change of its length gives back.
  *             A2  While another process may write the file nothing of it is the filter's: what comes later does not cut off what that has written.
+ *             A3  Its length is only touched while nobody else may change it. Otherwise the space stays until somebody does.
  * Order       None: space holds nothing.
  * Concurrency Home loop.
  * Failure     None: without the space things go on as they would without the filter.
@@ -30,21 +31,35 @@ static void prealloc_grown(struct co *co, struct graph_node *n, uint64_t len)
     struct prealloc *p = n->flt_arg;
     struct stor *file = len > p->taken ? file_of(n) : NULL;
     uint64_t end = len + p->size;
-    end = end > UINT64_MAX / 4 ? len : round_up(end, p->align);
+    end = end > UINT64_MAX / 4 ? len : div_up(end, p->align) * p->align;      /* which is no power of two, perhaps */
     if (file && end > len && stor_file_ahead(co, file, len, end - len) == 0)
         p->taken = end;
     stor_close(co, file);
 }
 
-/* What was taken and not used is given back. */
+/* Somebody writes to b beside the filter: who makes it longer while its space is given back would lose what comes behind the old end (A3). */
+static bool is_written(const struct graph_node *b)
+{
+    for (const struct graph_user *u = b->users; u; u = u->next)
+        if (u->perm & (STOR_PERM_WRITE | STOR_PERM_RESIZE))
+            return true;
+    return false;
+}
+
+/* What was taken and not used is given back. Whoever makes the file longer holds its `whole`, or wrote to it when that was taken. */
 static void prealloc_rest(struct co *co, struct graph_node *n)
 {
     struct prealloc *p = n->flt_arg;
-    struct stor *file = n->backing ? file_of(n) : NULL;
+    struct graph_node *b = n->backing && p->taken ? graph_skip_filters(n) : NULL;
+    if (!b)
+        return;
+    graph_hold_image(co, b);
+    struct stor *file = is_written(b) ? NULL : file_of(n);
     uint64_t len;
-    if (file && p->taken && !stor_length(co, file, &len) && len < p->taken)
+    if (file && !stor_length(co, file, &len) && len < p->taken)
         (void)!stor_truncate(co, file, len);
     stor_close(co, file);
+    graph_release_image(b);
     p->taken = 0;
 }
 

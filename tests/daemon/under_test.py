@@ -396,6 +396,37 @@ def test_preallocate(world, tmp_path, peer):
     assert occupied(path) < 6 * MIB and path.stat().st_size < 6 * MIB
     run.qemu_img("check", path)
     assert "prealloc-align" in client.refused("blockdev-add", driver="preallocate", node_name="p", file=file_of("a.qcow2"), prealloc_align=1000)
+    (tmp_path / "b").write_bytes(b"")
+    client.ok("blockdev-add", driver="raw", node_name="b", file={"driver": "preallocate", "prealloc-size": MIB, "prealloc-align": 5 * MIB, "file": file_of(str(tmp_path / "b"))})
+    client.ok("block_resize", node_name="b", size=MIB)
+    if not peer:                                                     # the peer's alignment is one of writes
+        assert occupied(tmp_path / "b") == 4 * MIB and (tmp_path / "b").stat().st_size == MIB
+
+
+def test_preallocate_gives_nothing_back_that_somebody_else_has_got(world, tmp_path):
+    """FEATURES 3.059: filters end while an image that lies over the same file, but not over them, makes it longer"""
+    daemon, client, guest = world(False)
+    path = tmp_path / "a.qcow2"
+    client.ok("blockdev-add", **file_of("a.qcow2", **{"node-name": "f"}))
+    for i in range(40):
+        client.ok("blockdev-add", driver="preallocate", node_name=f"p{i}", file="f", prealloc_size=64 * MIB)
+        client.ok("blockdev-add", driver="raw", node_name="r", file=f"p{i}")
+        client.ok("block_resize", node_name="r", size=path.stat().st_size + 512)
+        client.ok("blockdev-del", node_name="r")
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file="f")
+    export(client, "n")
+    writer = threading.Thread(target=guest, args=("n", *[f"aio_write -P {1 + i % 255} {i * 64}k 64k" for i in range(256)], "aio_flush"))
+    writer.start()
+    for i in range(40):
+        client.ok("blockdev-del", node_name=f"p{i}")
+    writer.join()
+    assert occupied(path) > 64 * MIB
+    guest("n", *[f"read -P {1 + i % 255} {i * 64}k 64k" for i in range(256)])
+    unexport(client, "n")
+    client.ok("blockdev-del", node_name="n")
+    assert occupied(path) < 32 * MIB
+    assert daemon.stop()[0] == 0
+    run.qemu_img("check", path)
 
 
 def test_preallocate_and_a_kill(world, tmp_path):
