@@ -106,12 +106,12 @@ void gates_update(struct graph *g)
     }
 }
 
-static void empty_once(struct co *co, struct graph_node *n)
+static void empty_once(struct co *co, struct graph_node *n, bool still)
 {
     unsigned round = ++n->g->drain_round;
     struct graph_node *m = node_next(n->g, NULL);
     while (m) {
-        if (m->drain_round == round || !(goes_to(m, n) || (n->stills && graph_rests_on(m, n)))) {
+        if (m->drain_round == round || !(goes_to(m, n) || (still && graph_rests_on(m, n)))) {
             m = node_next(n->g, m);
             continue;
         }
@@ -125,12 +125,22 @@ static void empty_once(struct co *co, struct graph_node *n)
 }
 
 /* Who is inside one gate may enter that of a side without looking whether it is closed (cbw.c), and stay there when he has left the first. So
- * that one is waited for once more behind the first, and again for a side of a side. The same goes for the files of images, when n is still. */
+ * that one is waited for once more behind the first, and again for a side of a side. */
 void gates_empty(struct co *co, struct graph_node *n)
 {
     atomic_fetch_add(&n->g->waiting, 1);
-    for (unsigned passes = 1 + n->g->sides + (n->stills ? UNDER_LEVELS_MAX : 0); passes; passes--)
-        empty_once(co, n);
+    for (unsigned passes = 1 + n->g->sides; passes; passes--)
+        empty_once(co, n, false);
+    atomic_fetch_sub(&n->g->waiting, 1);
+}
+
+/* Also what rests on n. The same goes for the files of images. Not for who closes a node that is still: a request of such an image may do that,
+ * because it makes n longer, and would wait for itself. */
+static void gates_empty_still(struct co *co, struct graph_node *n)
+{
+    atomic_fetch_add(&n->g->waiting, 1);
+    for (unsigned passes = 1 + n->g->sides + UNDER_LEVELS_MAX; passes; passes--)
+        empty_once(co, n, true);
     atomic_fetch_sub(&n->g->waiting, 1);
 }
 
@@ -152,9 +162,12 @@ void graph_drain_end(struct graph_node *n)
 
 void graph_still_begin(struct co *co, struct graph_node *n)
 {
+    ASSERT_LOOP(n->g->home);
+    n->drains++;
     n->stills++;
     n->g->stills++;
-    graph_drain_begin(co, n);
+    gates_update(n->g);
+    gates_empty_still(co, n);
 }
 
 void graph_still_end(struct graph_node *n)
