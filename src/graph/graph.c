@@ -395,8 +395,9 @@ static int resize(struct co *co, struct graph_node *n, const struct graph_user *
         r = resize_all(co, n, size, prealloc, err);
     if (graph_length(n) != old)
         watches_resized(n, graph_length(n));
-    if (n->file && n->is_raw && n->file->im->size < n->im->size)
-        atomic_store(&n->file->im->size, n->im->size);      /* it is the same file */
+    uint64_t len;
+    if (n->file && n->is_raw && !stor_length(co, n->im->store, &len) && n->file->im->size < round_up(len, SECTOR))
+        atomic_store(&n->file->im->size, round_up(len, SECTOR));     /* it is the same file, of which this may be a part */
     node_change_end(n);
     if (node_lock(co, n, 0, NULL) && !r)
         r = byre_fail(err, LOCKED, "%s: was resized, but its lock cannot be lowered again", n->filename);

@@ -376,6 +376,18 @@ def test_space_is_taken_while_the_file_is_opened_anew(world, tmp_path):
     run.qemu_io(tmp_path / "a.qcow2", *[f"read -P {1 + i} {i * 64}k 64k" for i in range(128)])
 
 
+def test_a_part_grows_and_so_does_its_file(world, tmp_path):
+    """FEATURES 3.026, 8.012: a disk that is the rest of a file behind an offset gets another size; the node of the file ends where the file does"""
+    daemon, client, guest = world(False)
+    with open(tmp_path / "b", "wb") as f:
+        f.truncate(MIB)
+    client.ok("blockdev-add", **file_of(str(tmp_path / "b"), **{"node-name": "f"}))
+    client.ok("blockdev-add", driver="raw", node_name="r", file="f", offset=65536)
+    client.ok("block_resize", node_name="r", size=2 * MIB)
+    sizes = {n["node-name"]: n["image"]["virtual-size"] for n in client.ok("query-named-block-nodes")}
+    assert sizes == {"f": 2 * MIB + 65536, "r": 2 * MIB} and (tmp_path / "b").stat().st_size == sizes["f"]
+
+
 def occupied(path):
     return path.stat().st_blocks * 512
 
