@@ -15,8 +15,9 @@
  *             L5  The image says that it has such clusters (Q2_AUTOCLEAR_CLONES), durably, before the first one. Version 2 has no place
  *                 for that.
  *             L6  Who loses a shared cluster does not know who else has it. Where only one owner is left, and no snapshot, his flag is
- *                 missing: that costs him a copy, and is no danger. It is set at the close, by one walk over the tables, if a cluster has lost an
- *                 owner or the image was opened with such clusters (a crash may have left some); and by a repair. A program that does not know
+ *                 missing: that costs him a copy, and is no danger. It is set at the close, by one walk over the tables that this opening's clones
+ *                 were made in, if a cluster has lost an owner; over all tables if the image was opened with such clusters (their owners may
+ *                 be anywhere, and a crash may have left some); and by a repair. A program that does not know
  *                 of clones leaves it as it is.
  * Order       Q27: counts and the cleared flags of the source (a pass) | grace period | entries of the target, with the barrier behind
  *             data and counts | the target's old clusters go the way of Q9. A crash leaves leaks, and flags that are missing, or that
@@ -228,8 +229,11 @@ static int work(struct co *co, struct clone *c)
     int r = q2_guard_need(co, q);
     if (r == 0)
         r = pin(co, c);
-    if (r == 0)
+    if (r == 0) {                        /* L6: who shares a cluster has his entry in one of these, now and later */
+        q2_marks_add(&q->clones.tables, c->src / q2_l2_span(&q->g), 1);
+        q2_marks_add(&q->clones.tables, c->dst / q2_l2_span(&q->g), 1);
         r = say(co, q);
+    }
     if (r == 0)
         r = q2_lazy_enter(co, q);
     if (r == 0)
@@ -292,7 +296,7 @@ int64_t q2_clone(struct co *co, struct fmt_image *im, uint64_t src, uint64_t dst
 /* ---- flags of those who are left (L6) ---- */
 
 /* Nobody knows how the last opening has ended. */
-void q2_clone_opened(struct q2_image *q) { q->clones.any = q->clones.all = q2_clone_any(q); }
+void q2_clone_opened(struct q2_image *q) { q->clones.any = q->clones.all = q->clones.everywhere = q2_clone_any(q); }
 
 void q2_clone_left(struct q2_image *q, uint64_t cluster, uint64_t n)
 {
@@ -358,6 +362,8 @@ static int settle_table(struct co *co, struct q2_image *q, uint64_t index, bool 
     return r < 0 ? r : 0;
 }
 
+static bool may_share(const struct q2_clones *k, uint64_t table) { return k->everywhere || q2_marks_has(&k->tables, table); }
+
 int q2_clone_settle(struct co *co, struct q2_image *q)
 {
     struct q2_clones *k = &q->clones;
@@ -367,6 +373,8 @@ int q2_clone_settle(struct co *co, struct q2_image *q)
         return 0;
     for (uint64_t i = 0; r == 0 && i < atomic_load_explicit(&q->l1, memory_order_relaxed)->entries; i++) {
         struct q2_l1e e;
+        if (!may_share(k, i))
+            continue;
         if (!q2_l1e_decode(&q->g, be64_word(atomic_load_explicit(&atomic_load_explicit(&q->l1, memory_order_relaxed)->words[i], memory_order_relaxed)), &e))
             shared = true;
         else if (e.l2_off)
@@ -381,8 +389,16 @@ int q2_clone_settle(struct co *co, struct q2_image *q)
     if (r == 0 && !shared) {                     /* nothing is shared any more */
         q->h.autoclear &= ~Q2_AUTOCLEAR_CLONES;
         r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
+        if (r == 0) {
+            k->everywhere = false;
+            q2_marks_fini(&k->tables);
+        }
     }
     return r;
 }
 
-void q2_clone_free(struct q2_image *q) { q2_marks_fini(&q->clones.left); }
+void q2_clone_free(struct q2_image *q)
+{
+    q2_marks_fini(&q->clones.left);
+    q2_marks_fini(&q->clones.tables);
+}

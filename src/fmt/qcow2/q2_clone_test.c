@@ -317,6 +317,61 @@ static void cut_body(struct co *co, void *arg)
 
 static void test_cut(void **state) { t_run(0, cut_body, NULL); }
 
+/* The close looks at the tables that clones were made in; at all of them when the image was opened with clones (L6). */
+#define SPAN (512 * 4096ull)             /* of one table */
+static struct { uint64_t at; unsigned reads; } far;
+
+static int watch_far(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    (void)co;
+    (void)buf;
+    far.reads += what == 'R' && off <= far.at && far.at < off + len;
+    return 0;
+}
+
+static void tables_body(struct co *co, void *arg)
+{
+    static const struct make small = { 3, 16, 4096, 4 * SPAN };
+    (void)arg;
+    img_make(co, &small);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    for (unsigned i = 0; i < 4; i++)
+        CHECK_EQ(g_write(co, q, i * SPAN, 16 * KIB, (uint8_t)(i + 1)), 0);
+    CHECK_EQ(img_close(co, q), 0);
+    far.at = img_l2_at(3 * SPAN);
+    for (unsigned again = 0; again < 2; again++) {
+        q = img_open(co, &(struct opening){ 0 });
+        far.reads = 0;
+        disk.hook = watch_far;
+        CHECK(q->clones.everywhere == (again > 0));
+        for (unsigned to = 0; to < 2 && !again; to++)
+            CHECK_EQ(q2_clone(co, &q->im, 0, (1 + to) * SPAN, 8 * KIB), (int64_t)(8 * KIB));
+        CHECK_EQ(g_write(co, q, again ? SPAN : 0, 8 * KIB, 0x66), 0);      /* two owners are left, then one */
+        if (again)
+            CHECK_EQ(q2_discard(co, &q->im, 2 * SPAN, 4096), 0);
+        CHECK_EQ(img_close(co, q), 0);
+        CHECK(again ? far.reads > 0 : far.reads == 0);
+        disk.hook = NULL;
+        CHECK_EQ(img_faults(co, NULL), 0);
+    }
+    /* the mark has gone: again only what is cloned from here on */
+    q = img_open(co, &(struct opening){ 0 });
+    far.reads = 0;
+    disk.hook = watch_far;
+    CHECK(!q2_clone_any(q) && !q->clones.everywhere);
+    CHECK_EQ(q2_clone(co, &q->im, SPAN, 4096 * 40, 8 * KIB), (int64_t)(8 * KIB));
+    CHECK_EQ(g_write(co, q, SPAN, 8 * KIB, 0x67), 0);
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK(far.reads == 0);
+    disk.hook = NULL;
+    CHECK_EQ(img_faults(co, NULL), 0);
+    q = img_open(co, &(struct opening){ 0 });
+    CHECK(!q2_clone_any(q) && g_holds(co, q, 4096 * 40, 8 * KIB, 0x66) && g_holds(co, q, SPAN, 8 * KIB, 0x67));
+    CHECK_EQ(img_close(co, q), 0);
+}
+
+static void test_tables(void **state) { t_run(0, tables_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -327,6 +382,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_between, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_failing, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_cut, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_tables, disk_setup, disk_teardown),
     };
     return T_MAIN("q2_clone", tests);
 }
