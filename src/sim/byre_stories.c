@@ -3,7 +3,7 @@
  * byre_stories.c: lives through stories, cuts the power, lets calls fail.
  *
  * Purpose     For each seed: the story is lived through; with `cuts` a sample of the states that a power cut may leave is judged; with `faults` calls fail,
- *             once or from then on; with `same` it is lived through twice, and both traces are the same. When something is wrong, letters are left out one
+ *             once, from then on, or by chance; with `same` it is lived through twice, and both traces are the same. When something is wrong, letters are left out one
  *             by one for as long as it stays wrong, and the command that repeats what is left is printed.
  * Usage       byre-sim-stories [-v] [--first] [--one-in N] [--each N] [--without "3 7"] [--state TEXT] run|same|cuts|faults FIRST [LAST]
  *             --first: the first that is wrong is enough, and left as it is.
@@ -37,7 +37,7 @@ static const char *const words[MODES] = { "run", "same", "cuts", "faults" };
 struct how { enum mode mode; bool loud, quiet, first_is_enough, out[STORY_LETTERS_MAX]; unsigned one_in, each; const char *state; };
 
 /* Of all processes. */
-struct sums { _Atomic uint64_t stories, states, again, second, faults, bitmaps, increments, ops, wrong, told[STORY_KINDS], refused[STORY_KINDS], done[STORY_KINDS], badly[STORY_KINDS]; };
+struct sums { _Atomic uint64_t stories, states, again, second, faults, bitmaps, increments, parts, ops, wrong, told[STORY_KINDS], refused[STORY_KINDS], done[STORY_KINDS], badly[STORY_KINDS]; };
 static struct sums *sums;
 
 /* ---- one story ---- */
@@ -65,6 +65,7 @@ static void add_up(const struct story *st)
     sums->second += st->second;
     sums->bitmaps += st->bitmaps;
     sums->increments += st->increments;
+    sums->parts += st->parts;
     sums->ops += st->trace.op_count;
     for (unsigned k = 0; k < STORY_KINDS; k++) {
         sums->told[k] += st->told[k];
@@ -102,10 +103,11 @@ static int lived_through(uint64_t seed, const struct how *h, struct hash128 *ret
     return end(st, h, r);
 }
 
-static const struct fault { unsigned kinds; int what; bool forever; } faults[] = {
+static const struct fault { unsigned kinds; int what; bool forever; unsigned one_in; } faults[] = {
     { SIM_C_READ, -EIO, false }, { SIM_C_WRITE, -EIO, false }, { SIM_C_WRITE | SIM_C_ZERO | SIM_C_TRUNCATE, -ENOSPC, true }, { SIM_C_FLUSH, -EIO, false },
     { SIM_C_WRITE | SIM_C_TRUNCATE, -EIO, true }, { SIM_C_ZERO | SIM_C_DISCARD | SIM_C_TRUNCATE, -EIO, false }, { SIM_C_OPEN | SIM_C_LOCK, -EACCES, false },
     { SIM_C_LENGTH | SIM_C_EXTENT, -EIO, false }, { SIM_C_FLUSH, -EIO, true }, { SIM_C_READ, -EIO, true },
+    { SIM_C_WRITE | SIM_C_ZERO | SIM_C_TRUNCATE | SIM_C_PREALLOC, -ENOSPC, false, 8 }, { SIM_C_ALL & ~SIM_C_OPEN & ~SIM_C_LOCK, -ENOMEM, false, 40 },
 };
 #define KINDS (sizeof faults / sizeof faults[0])
 
@@ -124,6 +126,8 @@ static int with_faults(uint64_t seed, const struct how *h)
         if (r)
             return r;
         how.nth = 1 + prng_below(&p, st->faults.calls ? st->faults.calls : 1);
+        how.one_in = f->one_in;
+        prng_init(&how.rng, seed + i);
         st = begin(seed, h);
         st->faults = how;
         r = story_run(st);
@@ -237,7 +241,8 @@ static void tell_sums(void)
 {
     for (unsigned k = 0; k < STORY_KINDS; k++)
         printf("%-12s %6" PRIu64 " told, %6" PRIu64 " refused, %6" PRIu64 " done, %6" PRIu64 " ended badly\n", story_word(k), sums->told[k], sums->refused[k], sums->done[k], sums->badly[k]);
-    printf("%" PRIu64 " bitmaps compared, %" PRIu64 " increments, %" PRIu64 " second power cuts\n", sums->bitmaps, sums->increments, sums->second);
+    printf("%" PRIu64 " bitmaps compared, %" PRIu64 " increments, %" PRIu64 " copies of a part, %" PRIu64 " second power cuts\n", sums->bitmaps, sums->increments, sums->parts,
+           sums->second);
     printf("%" PRIu64 " stories, %" PRIu64 " operations, %" PRIu64 " states, %" PRIu64 " done again, %" PRIu64 " faults met, %" PRIu64 " wrong\n", sums->stories, sums->ops, sums->states,
            sums->again, sums->faults, sums->wrong);
 }

@@ -45,7 +45,7 @@ static int fault_of(struct sim_world *w, unsigned call)
     if (!(f->kinds & call))
         return 0;
     f->calls++;
-    if (!f->nth || (f->forever ? f->calls < f->nth : f->calls != f->nth))
+    if (!f->nth || (f->forever || f->one_in ? f->calls < f->nth : f->calls != f->nth) || (f->one_in && !prng_one_in(&f->rng, f->one_in)))
         return 0;
     f->fired++;
     return f->what;

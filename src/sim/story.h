@@ -63,6 +63,8 @@ struct story_event { uint64_t stamp; unsigned home, maybe; };
 struct story_copy {
     uint64_t from, until;
     unsigned file;
+    bool partial;                        /* not all of the disk: a sector may also be zeros, but for those that it must have */
+    bool must[STORY_SECTORS_MAX];
     uint64_t sectors;
     uint8_t count[STORY_SECTORS_MAX];    /* 0: anything, there were too many */
     uint32_t gens[STORY_SECTORS_MAX][STORY_VALUES];
@@ -77,6 +79,11 @@ struct story_job {
     char id[8];                          /* "": the place is free */
     enum story_kind kind;
     bool told_to_end, concluded, grouped;
+    bool partial;                        /* its target gets a part of the disk: nobody goes over to it */
+    bool endless;                        /* a backup that keeps what is overwritten, until it is cancelled */
+    uint64_t asked;                      /* the stamp of the verb that ends it; 0: none yet */
+    size_t note, copy_note;              /* of the trace: when it had begun; when its copy began */
+    unsigned file, events;               /* of the target; st->events when it began: later ones say that the disk is another node */
     int result;
     struct story_copy *copy;             /* of a backup that is whole when it ends well */
     bool begins_pair;
@@ -121,7 +128,7 @@ struct story {
     struct story_copy *copy[STORY_COPIES_MAX];
     unsigned copies;
     struct story_pair pair;
-    unsigned increments;
+    unsigned increments, parts;          /* parts: copies of a part of the disk that ended well */
     unsigned told[STORY_KINDS], refused[STORY_KINDS], done[STORY_KINDS], ended_badly[STORY_KINDS];
 
     /* judging */

@@ -10,6 +10,7 @@
  * Failure     -1, and why in the story.
  * Tests       tests/sim/stories_test.py
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,8 +94,19 @@ static struct story_job *place_of(struct story *st, const char *id)
     return NULL;
 }
 
+static void part_is_whole(struct story *st, struct story_job *j);
+
 /* Other jobs and snapshots have changed who uses what: told as late as that, but told. */
 static bool in_the_way(const struct job *job) { return job->result == -EPERM || job->result == -EBUSY || job->result == -ENOTSUP; }
+
+/* Is there another job, or has somebody opened a node beside the one that a job is about? */
+static bool others(const struct story *st, const struct story_job *j)
+{
+    for (unsigned i = 0; i < STORY_JOBS; i++)
+        if (&st->job[i] != j && st->job[i].id[0])
+            return true;
+    return st->names > 2;
+}
 
 static void concluded(struct story *st, struct story_job *j, const struct job *job)
 {
@@ -104,14 +116,18 @@ static void concluded(struct story *st, struct story_job *j, const struct job *j
     st->done[j->kind] += job->result == 0;
     st->ended_badly[j->kind] += job->result != 0;
     if (job->result == 0) {
-        if (j->copy)
+        if (j->copy && !j->partial)
             j->copy->from = sim_stamp(st->w);
         if (j->begins_pair)
             st->pair.from = sim_stamp(st->w);
+        part_is_whole(st, j);
         if ((j->kind == STORY_MIRROR || j->kind == STORY_ACTIVE) && home != st->event[st->events - 1].home)
             story_home(st, home, STORY_FILES);
         story_noted(st, story_note(st, SIM_N_EVENT, ++st->id));
-    } else if (!j->told_to_end && !st->w->faults.fired && !(in_the_way(job) && st->names > 2)) {
+    } else if (j->endless && job->result == -ECANCELED && j->asked && !st->w->faults.fired) {
+        part_is_whole(st, j);
+        story_noted(st, story_note(st, SIM_N_EVENT, ++st->id));
+    } else if (!j->told_to_end && !st->w->faults.fired && !(in_the_way(job) && others(st, j))) {
         (void)story_wrong(st, "the job %s (%s) fails: %s", j->id, story_word(j->kind), job->err.text);
     }
 }
@@ -228,6 +244,50 @@ static void copy_taken(struct story *st, struct story_copy *c, size_t note)
     }
 }
 
+/* ---- copies of a part ---- */
+
+static bool acknowledged(const struct story *st, uint32_t id, size_t from, uint64_t until)
+{
+    for (size_t i = from; i < st->trace.note_count && st->trace.notes[i].stamp < until; i++)
+        if (st->trace.notes[i].kind == SIM_N_ACK && st->trace.notes[i].id == id)
+            return true;
+    return false;
+}
+
+/* What was changed after the job had begun, and acknowledged before it was asked to end, is in its copy: of a backup as it was before, of a mirror as it is. */
+static void part_is_whole(struct story *st, struct story_job *j)
+{
+    struct story_copy *c = j->copy;
+    bool still = st->events == j->events;        /* else guests write to another node */
+    if (!c || !j->partial || (j->kind == STORY_MIRROR && !still))
+        return;
+    if (j->kind == STORY_MIRROR)
+        copy_taken(st, c, j->copy_note);
+    c->from = sim_stamp(st->w);
+    st->parts++;
+    for (size_t i = j->note; i < st->trace.note_count && j->asked && still; i++) {
+        const struct sim_note *n = &st->trace.notes[i];
+        bool change = n->kind == SIM_N_WRITE || n->kind == SIM_N_ZERO || n->kind == SIM_N_DISCARD;
+        if (change && acknowledged(st, n->id, i, j->asked))
+            for (uint64_t s = n->off / SIM_SECTOR; s < min_u64((n->off + n->len) / SIM_SECTOR, c->sectors); s++)
+                c->must[s] = true;
+    }
+}
+
+/* The end of a job that does not come to one, or whose target nobody wants to go to: of a mirror that is ready, a good one. */
+static int leave(struct co *co, struct story *st, struct story_job *j)
+{
+    if (!j->asked && j->kind == STORY_MIRROR) {
+        j->copy = copy_begin(st, j->file, &j->copy_note);
+        if (j->copy)
+            j->copy->partial = true;
+    }
+    j->told_to_end = true;
+    if (!j->asked)
+        j->asked = sim_stamp(st->w);
+    return ask(co, st, "block-job-cancel", json_pack("{s:s}", "device", j->id));
+}
+
 /* ---- letters: the chain ---- */
 
 static int snapshot(struct co *co, struct story *st, const struct story_letter *l)
@@ -324,12 +384,23 @@ static int mirror(struct co *co, struct story *st, const struct story_letter *l)
         j->id[0] = 0;
         return 1;
     }
-    json_t *o = json_pack("{s:s,s:s,s:s,s:i,s:i}", "device", graph_node_name(top_of(st)), "target", name, "sync", "full", "granularity", 4096 << l->b % 4, "buf-size", 1 << 20);
-    if (l->b / 8 % 2 && story_format(st, file) == &fmt_qcow2_ops)
+    static const char *const syncs[] = { "top", "none", "bitmap" }, *const bitmaps[] = { "b0", "b1", "b2" };
+    unsigned sync = l->b / 16 % 6;
+    json_t *o = json_pack("{s:s,s:s,s:s,s:i,s:i}", "device", graph_node_name(top_of(st)), "target", name, "sync", sync < 3 ? syncs[sync] : "full", "granularity", 4096 << l->b % 4,
+                          "buf-size", 1 << 20);
+    j->partial = sync < 3;
+    j->file = file;
+    if (sync == 2) {
+        json_object_set_new(o, "bitmap", json_string(bitmaps[l->c % 3]));
+        json_object_set_new(o, "bitmap-mode", json_string(l->c % 2 ? "never" : "on-success"));
+    }
+    if (l->b / 8 % 2 && !j->partial && story_format(st, file) == &fmt_qcow2_ops)
         json_object_set_new(o, "x-byre-carry-bitmaps", json_true());
     if (l->b / 4 % 2)
         json_object_set_new(o, "copy-mode", json_string("write-blocking"));
     int r = start(co, st, j, "blockdev-mirror", job_options(o, j, l));
+    j->note = st->trace.note_count;
+    j->events = st->events;
     if (r)
         drop_node(co, st, name);
     return r;
@@ -387,8 +458,18 @@ static int backup(struct co *co, struct story *st, const struct story_letter *l)
     struct making m;
     if (make_ready(co, st, l->a, &m))
         return 1;
-    int r = start(co, st, m.j, "blockdev-backup", job_options(backup_options(st, l, m.node), m.j, l));
+    json_t *o = backup_options(st, l, m.node);
+    unsigned sync = l->b / 16 % 5;
+    m.j->partial = sync < 2;
+    m.j->endless = sync == 1;
+    if (m.c)
+        m.c->partial = m.j->partial;
+    if (m.j->partial)
+        json_object_set_new(o, "sync", json_string(m.j->endless ? "none" : "top"));
+    int r = start(co, st, m.j, "blockdev-backup", job_options(o, m.j, l));
     copy_taken(st, m.c, m.note);
+    m.j->note = st->trace.note_count;
+    m.j->events = st->events;
     if (r)
         drop_node(co, st, m.node);
     return r;
@@ -499,6 +580,10 @@ static int verb(struct co *co, struct story *st, const struct story_letter *l)
         return 1;
     unsigned what = l->b % 7;
     bool ends = what == 2 || what == 6;
+    if (j->partial && what == 3)
+        return 1;
+    if (ends && !j->asked)
+        j->asked = sim_stamp(st->w);
     for (unsigned i = 0; i < STORY_JOBS && ends; i++)
         st->job[i].told_to_end |= &st->job[i] == j || (j->grouped && st->job[i].grouped);
     json_t *o = json_pack("{s:s}", what < 5 ? "id" : "device", j->id);
@@ -529,12 +614,14 @@ static int join(struct co *co, struct story *st, const struct story_letter *l)
         return 1;
     for (unsigned i = 0; i < 400; i++) {
         job = job_find(&st->js, j->id);
-        if (!job || j->concluded || job->status == JOB_READY || job->status == JOB_PENDING || job->user_paused)
+        if (!job || j->concluded || job->status == JOB_READY || job->status == JOB_PENDING || job->user_paused || (j->endless && i > 40))
             break;
         (void)co_sleep(co, 500000);
     }
     if (!job || j->concluded)
         return 0;
+    if (!job->user_paused && (j->endless || (j->partial && job->status == JOB_READY)))
+        return leave(co, st, j);
     if (job->status == JOB_READY && l->b % 4)
         return ask(co, st, "job-complete", json_pack("{s:s}", "id", j->id));
     if (job->status == JOB_PENDING)
@@ -596,6 +683,8 @@ static void push_on(struct co *co, struct story *st, struct job *job)
         (void)!ask(co, st, "job-resume", json_pack("{s:s}", "id", id));
     } else if (job->status == JOB_PENDING) {
         (void)!ask(co, st, "job-finalize", json_pack("{s:s}", "id", id));
+    } else if (j && (j->endless || (j->partial && job->status == JOB_READY))) {
+        (void)!leave(co, st, j);
     } else if (job->status == JOB_READY && give_up && j) {
         j->told_to_end = true;
         (void)!ask(co, st, "job-cancel", json_pack("{s:s}", "id", id));

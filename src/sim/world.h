@@ -46,6 +46,8 @@ struct sim_faults {
     unsigned kinds;                      /* of enum sim_call; 0: nothing fails */
     uint64_t nth;                        /* 1: the first call of these kinds. 0: count only */
     bool forever;                        /* this one and all that follow */
+    unsigned one_in;                     /* 0; else from the nth on each call fails by chance, by rng */
+    struct prng rng;
     int what;                            /* negative errno, SIM_SHORT or SIM_EOF */
     uint64_t space;                      /* bytes (non-zero sectors) all files may occupy together; 0: no limit */
     uint64_t calls, fired;               /* counted */
