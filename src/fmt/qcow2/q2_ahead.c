@@ -5,7 +5,7 @@
  * Purpose     A first write of a part of a cluster that is used again must be surrounded by zeros. One call of the file system makes a
  *             long piece of free space read zero for little more than it takes for a single cluster; the next such writes then
  *             find zeros, as at the frontier, and write their data alone.
- * Owns        The tag Q2_READY_ZERO in `ready`; how long the next piece is.
+ * Owns        The tags Q2_READY_ZERO and Q2_READY_HOLE in `ready`; how long the next piece is.
  * Invariants  A1  A cluster with the tag reads zero: it was zeroed in this opening, when it was free, and nobody writes into free clusters.
  *                 What becomes free comes without the tag (q2_alloc_freed and the scan).
  *             A2  Only where zeroed space keeps its zeros in a crash during a later write into it: regular files with
@@ -16,7 +16,8 @@
  *                 never those beside it. What this opening freed, or a scrub or q2_prove.c proved, has a tag that says so (I8 of q2_alloc.c).
  *             A4  The store zeroes by itself or not at all: zeros are never written here.
  *             A5  What is zeroed is never `settled`: an entry needs the barrier behind data, which also makes the zeros durable (Q2, Q23).
- *             A6  A free cluster that is a hole of the file reads zero as it is. Nothing is changed for that, so a count is enough.
+ *             A6  A free cluster that is a hole of the file reads zero as it is. Nothing is changed for that, so a count is enough; and it
+ *                 is known to be free by no more than that, until q2_prove.c has looked.
  * Order       Q2: the zeros are with the store before the cluster is handed out.
  * Concurrency Home loop, under mx, so that nobody takes what is being zeroed. Suspends.
  * Failure     None: then the writer fills, and no further piece is tried in this opening.
@@ -60,10 +61,10 @@ static bool may_zero(const struct q2_image *q)
 }
 
 /* Clusters [x->end, to) read zero, as x does. */
-static void tag_zero(struct q2_alloc *a, struct rset_range *x, uint64_t to)
+static void tag_zero(struct q2_alloc *a, struct rset_range *x, uint64_t to, uint32_t tag)
 {
-    x->tag = Q2_READY_ZERO;
-    if (to > x->end && rset_contains(&a->ready, x->end, to) && rset_add(&a->ready, x->end, to, Q2_READY_ZERO) < 0)
+    x->tag = tag;
+    if (to > x->end && rset_contains(&a->ready, x->end, to) && rset_add(&a->ready, x->end, to, tag) < 0)
         return;                          /* no memory: they are zeroed again */
 }
 
@@ -80,7 +81,7 @@ static bool is_hole(struct co *co, struct q2_image *q, struct rset_range *x)
         e = (struct stor_extent){ STOR_DATA, from, to - from };
     bool hole = e.content == STOR_HOLE && (e.off + e.len) >> bits >= x->end;
     if (hole) {
-        tag_zero(a, x, (e.off + e.len) >> bits);
+        tag_zero(a, x, min_u64(e.off + e.len, to) >> bits, Q2_READY_HOLE);
     } else {
         a->data_from = from;
         a->data_to = e.content == STOR_HOLE ? x->end << bits : e.off + e.len;
@@ -99,7 +100,7 @@ void q2_ahead_zero(struct co *co, struct q2_image *q, struct rset_range *x)
 {
     struct q2_alloc *a = q->alloc;
     uint32_t bits = q->g.cluster_bits;
-    if (x->tag == Q2_READY_ZERO || !may_zero(q))
+    if (x->tag == Q2_READY_ZERO || x->tag == Q2_READY_HOLE || !may_zero(q))
         return;
     if (x->tag != Q2_READY_PROVED) {
         counted_free(co, q, x);
@@ -113,5 +114,5 @@ void q2_ahead_zero(struct co *co, struct q2_image *q, struct rset_range *x)
         a->ahead_fails = true;
         return;
     }
-    tag_zero(a, x, to);
+    tag_zero(a, x, to, Q2_READY_ZERO);
 }

@@ -15,6 +15,7 @@
 /* Tags of `ready`; 0: only the count on the disk says that it is free. */
 #define Q2_READY_ZERO 1u                 /* proved free, and zeroed ahead (q2_ahead.c) */
 #define Q2_READY_PROVED 2u               /* free by what this opening itself did or saw (I8 of q2_alloc.c) */
+#define Q2_READY_HOLE 3u                 /* as 0, and a hole of the file: it reads zero (A6 of q2_ahead.c) */
 
 /* Every cluster below `end` is in exactly one of these states (I1 of q2_alloc.c):
  *   used       counted, something points to it or a caller holds it; the cluster that q2_pack.c fills is counted once more

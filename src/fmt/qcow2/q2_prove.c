@@ -139,6 +139,13 @@ static int look(void *arg, unsigned worker, const struct q2_ref *t, const uint8_
     return 1;
 }
 
+/* On the loop, behind some look(). */
+static int looked(void *arg)
+{
+    const struct prove *k = arg;
+    return stops(k->q->alloc) ? -ECANCELED : 0;
+}
+
 static void dropped(void *arg, uint64_t first, uint64_t n) { mark(arg, first, first + n); }
 
 /* Does the header name the same tables (F3)? */
@@ -155,12 +162,12 @@ static void tell_ready(struct co *co, struct q2_alloc *a)
     for (uint64_t at = 0; rset_next(&a->ready, at, &x); co_yield(co)) {
         uint64_t from = max_u64(x.start, at), to = min_u64(x.end, from + 4096);
         at = to;
-        while (!x.tag && from < to) {
+        while ((!x.tag || x.tag == Q2_READY_HOLE) && from < to) {
             bool named = q2_prove_named(a, from);
             uint64_t c = from + 1;
             while (c < to && q2_prove_named(a, c) == named)
                 c++;
-            int r = named ? rset_remove(&a->ready, from, c) : rset_add(&a->ready, from, c, Q2_READY_PROVED);
+            int r = named ? rset_remove(&a->ready, from, c) : x.tag ? 0 : rset_add(&a->ready, from, c, Q2_READY_PROVED);
             if (r < 0)
                 return;                  /* no memory: it stays as it was */
             from = c;
@@ -186,7 +193,7 @@ static void prove_co(struct co *co, void *arg)
     struct q2_alloc *a = q->alloc;
     struct prove k = { .q = q };
     const struct q2_header before = q->h;
-    struct q2_survey s = { .q = q, .ref = see, .bulk = look, .strict = true, .unheld = true, .arg = &k,
+    struct q2_survey s = { .q = q, .ref = see, .bulk = look, .bulked = looked, .strict = true, .unheld = true, .arg = &k,
         .workers = (unsigned)min_u64(rt_cpu_workers(rt_of(co_loop(co))), FMT_PIECES_WORKERS_MAX) };
     int r = q2_survey(co, &s);
     if (r == 0)

@@ -240,6 +240,82 @@ static void holes_body(struct co *co, void *arg)
 
 static void test_holes(void **state) { t_run(0, holes_body, NULL); }
 
+static void prove_now(struct co *co, struct q2_image *q)
+{
+    while (q->alloc->proof.state == Q2_PROOF_NONE)
+        q2_prove_want(q);
+    let_run(co, q);
+}
+
+/* A hole is known by its count alone: what something names is not handed out once that is known, though it reads zero (F5). */
+static void named_holes_body(struct co *co, void *arg)
+{
+    uint64_t first;
+    (void)arg;
+    struct q2_image *q = open_counted(co, 36, 16, &first);
+    struct q2_run run;
+    memset(disk.bytes + first * C, 0, 36 * C);
+    disk.holes = true;
+    CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &run), 0);
+    CHECK(run.cluster == first && run.known_zero);
+    prove_now(co, q);
+    CHECK(q->alloc->proof.state == Q2_PROOF_THERE);
+    for (unsigned i = 1; i < 40; i++) {
+        CHECK_EQ(q2_alloc_take_zeros(co, q, 1, &run), 0);
+        CHECK(run.cluster < first + 16 || run.cluster >= first + 36);
+        CHECK(run.known_zero || i >= 16);
+    }
+    CHECK(seen.zeros == 0);
+    disk.hook = NULL;
+    disk.holes = false;
+    (void)img_close(co, q);
+}
+
+static void test_named_holes(void **state) { t_run(0, named_holes_body, NULL); }
+
+#define TABLES 1000u
+
+static struct { struct q2_alloc *a; unsigned before, behind; } closes;
+
+static int close_meanwhile(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    (void)co;
+    (void)off;
+    (void)len;
+    (void)buf;
+    if (what != 'R')
+        return 0;
+    closes.behind += closes.a->closing;
+    if (++closes.before == 100)
+        closes.a->closing = true;
+    return 0;
+}
+
+/* Who closes the image, or takes a snapshot, does not wait until all tables were read. */
+static void cut_short_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 512, 32 * MIB };
+    (void)arg;
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    for (unsigned i = 0; i < TABLES; i++)
+        CHECK_EQ(g_write(co, q, i * 32 * KIB, 512, 0x11), 0);
+    CHECK_EQ(img_close(co, q), 0);
+    q = img_open(co, &(struct opening){ 0 });
+    closes.a = q->alloc;
+    closes.before = closes.behind = 0;
+    disk.hook = close_meanwhile;
+    prove_now(co, q);
+    disk.hook = NULL;
+    CHECK(closes.before >= 100 && closes.behind < TABLES / 5);
+    CHECK(q->alloc->proof.state == Q2_PROOF_NONE && !q->alloc->proof.named);
+    q2_alloc_resume(q);
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_cut_short(void **state) { t_run(0, cut_short_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -249,6 +325,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_spoilt, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_ends, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_holes, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_named_holes, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_cut_short, disk_setup, disk_teardown),
     };
     return T_MAIN("q2_prove", tests);
 }

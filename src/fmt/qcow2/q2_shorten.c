@@ -257,7 +257,7 @@ int q2_punch_free(struct co *co, struct q2_image *q, int (*step)(struct co *co, 
             break;
         int punched = stor_punch(co, q->im.store, x.start << q->g.cluster_bits, (x.end - x.start) << q->g.cluster_bits);
         (void)punched;                               /* advisory: they are free all the same */
-        if (rset_add(&a->ready, x.start, x.end, x.tag ? Q2_READY_PROVED : 0) < 0)
+        if (rset_add(&a->ready, x.start, x.end, x.tag && x.tag != Q2_READY_HOLE ? Q2_READY_PROVED : 0) < 0)
             a->missed += x.end - x.start;
         at = x.end;
         r = step ? step(co, arg, 0) : 0;

@@ -40,6 +40,13 @@ static int on_bulk(void *arg, unsigned worker, const struct q2_ref *t, const uin
     return s->bulk(s->arg, worker, t, data);
 }
 
+static int on_bulked(void *arg, unsigned worker)
+{
+    struct q2_survey *s = arg;
+    (void)worker;
+    return s->bulked ? s->bulked(s->arg) : 0;
+}
+
 static int load_bitmaps(struct co *co, struct q2_survey *s, const struct q2_header *h, struct q2_bitmap **ret, uint32_t *ret_count)
 {
     int r = q2_bitmaps_load(co, s->q->im.store, &s->q->g, h, ret, ret_count, NULL);
@@ -50,7 +57,7 @@ static int load_bitmaps(struct co *co, struct q2_survey *s, const struct q2_head
 
 static int inside(struct co *co, struct q2_survey *s)
 {
-    static const struct q2_visitor told = { .ref = on_ref, .fault = on_fault }, whole = { .ref = on_ref, .fault = on_fault, .bulk = on_bulk };
+    static const struct q2_visitor told = { .ref = on_ref, .fault = on_fault }, whole = { .ref = on_ref, .fault = on_fault, .bulk = on_bulk, .bulked = on_bulked };
     struct q2_image *q = s->q;
     meta_struct_begin(co, q->meta);                              /* Y2 */
     const struct q2_header h = q->h;

@@ -14,6 +14,8 @@ struct q2_survey {
     int (*ref)(struct co *co, void *arg, const struct q2_ref *r);
     /* As in q2_walk.h. May be NULL. */
     int (*bulk)(void *arg, unsigned worker, const struct q2_ref *t, const uint8_t *data);
+    /* May be NULL. On the loop, now and then behind some bulk(). Not 0: as ref(). */
+    int (*bulked)(void *arg);
     unsigned workers;
     bool unheld;               /* outside of epoch sections: whoever asks knows by other means whether a table was used for something else meanwhile */
     bool strict;               /* anything that breaks a rule counts as something that cannot be followed */
