@@ -42,6 +42,8 @@ struct longer { struct under *u; uint64_t len; bool only_grow; };
 static int set_length(struct co *co, void *arg)
 {
     const struct longer *l = arg;
+    while (atomic_load(&l->u->at->gated))        /* as any request: a list of changes of its bitmaps may be under way (bitmap_save.c S1) */
+        gate_wait_open(co, l->u->at);
     uint64_t was = graph_length(l->u->at);
     int r = node_set_length(co, l->u->bottom, l->len, l->only_grow);
     uint64_t len = graph_length(l->u->at);

@@ -367,3 +367,44 @@ def test_bitmaps_of_a_file_under_an_image(start, tmp_path):
     assert not changed - dirty_blocks(client, daemon, "f", "all")
     assert daemon.stop()[0] == 0
     run.qemu_img("check", path)
+
+
+def fill(uri, first):
+    """A guest who writes every third cluster of an image that has none, sixteen at a time: its file grows all the while."""
+    nbd = peers.need_module("nbd")
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    clusters = handle.get_size() // 65536
+    for at in range(first, clusters, 3 * 16):
+        for i in range(at, min(at + 3 * 16, clusters), 3):
+            handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"new." * 16384)), i * 65536)
+        while handle.aio_in_flight():
+            handle.poll(-1)
+    handle.shutdown()
+
+
+@pytest.mark.parametrize("by", ["transaction", "reopen"])
+def test_a_file_grows_under_an_image(start, tmp_path, by):
+    """FEATURES 9.083, 11.005: a request that is under way when the file's node becomes still makes the file longer, and both come to their end."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "disk", "256M")
+    daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock")
+    client = daemon.qmp()
+    client.ok("blockdev-add", driver="file", node_name="f", filename="disk")
+    client.ok("block-dirty-bitmap-add", node="f", name="b0")
+    client.ok("blockdev-add", driver="qcow2", node_name="image", file="f")
+    client.ok("block-export-add", type="nbd", id="e", node_name="image", writable=True)
+    guests = [threading.Thread(target=fill, args=(f"nbd+unix:///image?socket={daemon.folder}/n.sock", i), daemon=True) for i in range(3)]
+    for g in guests:
+        g.start()
+    rounds = 0
+    while any(g.is_alive() for g in guests):
+        if by == "transaction":
+            client.ok("transaction", actions=[bitmap("disable", "f", f"b{rounds}"), bitmap("add", "f", f"b{rounds + 1}")])
+        else:
+            client.ok("blockdev-reopen", options=[{"driver": "file", "node-name": "f", "filename": "disk", "discard": ("unmap", "ignore")[rounds % 2]}])
+        rounds += 1
+    for g in guests:
+        g.join()
+    assert rounds > 10 and daemon.stop()[0] == 0
+    run.qemu_img("check", tmp_path / "disk")
+    assert run.qemu_io(tmp_path / "disk", "read -P 0x6e 0 1").code == 0
