@@ -17,7 +17,7 @@
  *             A4  The store zeroes by itself or not at all: zeros are never written here.
  *             A5  What is zeroed is never `settled`: an entry needs the barrier behind data, which also makes the zeros durable (Q2, Q23).
  *             A6  A free cluster that is a hole of the file reads zero as it is. Nothing is changed for that, so a count is enough; and it
- *                 is known to be free by no more than that, until q2_prove.c has looked.
+ *                 is known to be free by no more than that, until q2_prove.c has looked: a table is zeroed there all the same.
  * Order       Q2: the zeros are with the store before the cluster is handed out.
  * Concurrency Home loop, under mx, so that nobody takes what is being zeroed. Suspends.
  * Failure     None: then the writer fills, and no further piece is tried in this opening.

@@ -174,7 +174,7 @@ static int take_ready(struct co *co, struct q2_image *q, uint64_t want, bool zer
     if (r < 0)
         return r;                        /* the range stays out of `ready`: missed, not lost on disk (I4) */
     a->hint = x.end;
-    bool zero = x.tag == Q2_READY_ZERO || x.tag == Q2_READY_HOLE;
+    bool zero = x.tag == Q2_READY_ZERO || (x.tag == Q2_READY_HOLE && zeros);     /* A6 of q2_ahead.c */
     *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = zero || MUTANT(MUT_REUSED_IS_ZERO), .settled = zero && MUTANT(MUT_AHEAD_SETTLED) };
     return 0;
 }
