@@ -197,7 +197,14 @@ int ctl_backup_prepare(struct co *co, struct ctl_call *call, const struct ctl_ba
         return prepare_drive(co, call, a, &o, ret);
     o.target = ctl_named(call, a->target);
     r = o.target ? graph_upgrade(co, o.target, &call->err) : call->err.code;
-    return r ? r : job_backup_prepare(co, call->c->env.jobs, &o, &ret->job, &call->err);
+    if (r)
+        return r;
+    graph_ref(o.target);
+    r = job_backup_prepare(co, call->c->env.jobs, &o, &ret->job, &call->err);
+    if (r)
+        graph_relax(co, o.target);
+    (void)!graph_close(co, o.target);            /* whoever opened the node closes it, and tells */
+    return r;
 }
 
 void ctl_backup_commit(const struct ctl_backup *b) { job_begin(b->job); }

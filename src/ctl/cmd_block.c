@@ -173,7 +173,13 @@ static int resize_held(struct co *co, struct ctl_call *call)
         if (!r)
             r = ctl_target(call, a->device, a->node_name, &n);
     }
-    return r ? r : graph_resize(co, n, a->size, FMT_PREALLOC_OFF, &call->err);
+    if (r)
+        return r;
+    graph_ref(n);
+    r = graph_resize(co, n, a->size, FMT_PREALLOC_OFF, &call->err);
+    graph_relax(co, n);
+    (void)!graph_close(co, n);           /* whoever opened the node closes it, and tells */
+    return r;
 }
 
 /* A mirror that ends takes a disk to another node: what is resized is the one on which the disk lies when nobody moves it any more. */

@@ -494,6 +494,7 @@ static void leave_main(struct co *co, void *arg)
         (void)graph_close(co, l->image); /* the target holds it, too */
     }
     graph_user_remove(&l->use);
+    graph_relax(co, l->target);
     if (l->put_back && graph_make_read_only(co, l->target, &why))
         graph_warn(l->target, "%s", why.text);
     (void)graph_close(co, l->target);    /* it was flushed when that was promised */
@@ -768,6 +769,7 @@ static void mirror_undo(struct co *co, struct mirror *m)
     mirror_bitmap_give(&m->bitmap);
     graph_user_remove(&m->on_source);
     graph_user_remove(&m->leaving_target->use);
+    graph_relax(co, m->o.target);
     graph_claim_end(co, m->between);
     if (m->opened && graph_make_read_only(co, m->o.target, &why))
         graph_warn(m->o.target, "%s", why.text);
