@@ -156,14 +156,10 @@ static const struct ctl_arg resize_rows[] = {
     CTL_ARGS_END
 };
 
-static int resize_held(struct co *co, struct ctl_call *call)
+static int resize_node(struct co *co, struct ctl_call *call, struct graph_node *n)
 {
     const struct resize_args *a = call->args;
-    struct graph_node *n;
-    int r = ctl_target(call, a->device, a->node_name, &n);
-    if (r)
-        return r;
-    r = graph_upgrade(co, n, &call->err);
+    int r = graph_upgrade(co, n, &call->err);
     if (r)
         return r;
     if (graph_read_only(n) && graph_is_active(n))
@@ -173,12 +169,20 @@ static int resize_held(struct co *co, struct ctl_call *call)
         if (!r)
             r = ctl_target(call, a->device, a->node_name, &n);
     }
+    return r ? r : graph_resize(co, n, a->size, FMT_PREALLOC_OFF, &call->err);
+}
+
+static int resize_held(struct co *co, struct ctl_call *call)
+{
+    const struct resize_args *a = call->args;
+    struct graph_node *n;
+    int r = ctl_target(call, a->device, a->node_name, &n);
     if (r)
         return r;
     graph_ref(n);
-    r = graph_resize(co, n, a->size, FMT_PREALLOC_OFF, &call->err);
+    r = resize_node(co, call, n);
     graph_relax(co, n);
-    (void)!graph_close(co, n);           /* whoever opened the node closes it, and tells */
+    (void)!graph_close(co, n);                   /* somebody else has it, or had it and has gone */
     return r;
 }
 

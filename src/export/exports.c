@@ -256,6 +256,7 @@ static int add_locked(struct co *co, struct exports *x, const struct export_opts
     int r = fill(co, x, e, o, err);
     if (r) {
         export_end(co, e);
+        graph_relax(co, o->node);
         return r;
     }
     list_push_back(&x->list, &e->link);

@@ -223,7 +223,7 @@ static const struct graph_node *edge_of(struct graph *g, const struct graph_user
 /* Who is not ready to leave it alone. */
 static int check_users(const struct graph_node *n, struct byre_err *err)
 {
-    if ((n->frozen && !n->flt) || n->passing)
+    if ((n->frozen && !n->flt) || n->passing || n->promised)
         return byre_fail(err, BUSY, "node '%s': a job works at it, and it cannot become inactive", n->name);
     if (n->side)
         return byre_fail(err, BUSY, "node '%s' keeps a snapshot, or looks into one, and cannot become inactive", n->name);
@@ -488,6 +488,8 @@ static void let_locks(struct co *co, struct turning *t)
     for (size_t i = 0; i < t->count; i++)
         if (!t->all[i]->flt)
             mode_locks_let(co, t->all[i]);
+    for (size_t i = 0; i < t->count; i++)
+        mode_relax(co, t->all[i]);               /* who wrote to it may have gone while it slept */
 }
 
 int graph_set_active(struct co *co, struct graph *g, struct graph_node *n, bool active, struct byre_err *err)

@@ -456,6 +456,8 @@ static void let_locks(struct co *co, struct reopening *ro)
     for (size_t i = 0; i < ro->count; i++)
         if (ro->steps[i].locks_held)
             mode_locks_let(co, ro->steps[i].n);
+    for (size_t i = 0; i < ro->count; i++)
+        graph_relax(co, ro->steps[i].n->file);   /* the image over it may only be read now */
 }
 
 static void drain_no_more(struct co *co, struct reopening *ro)

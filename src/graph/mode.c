@@ -448,20 +448,37 @@ int graph_upgrade(struct co *co, struct graph_node *n, struct byre_err *err)
     ASSERT_LOOP(n->g->home);
     graph_ref(n);
     graph_edges_hold(co, n->g);
+    n->wanted++;                                 /* it stays so, though images over it come to its new store and let the old one go */
     int r = upgrade_held(co, n, err);
+    n->wanted--;
     graph_edges_let(co, n->g);
     (void)node_unref(co, n);                     /* the caller has it */
     return r;
 }
 
-/* What it has open stays so: nobody writes by it, because n is read-only, and who is to write gets another one. */
+static bool may_relax(const struct graph_node *n)
+{
+    return n->auto_read_only && n->is_file && mode_is_open(n) && !n->read_only && !n->inactive && !n->wanted && !n->keep.holds && !mode_writer(n);
+}
+
+/* What it has open stays so: nobody writes by it, because n is read-only, and who is to write gets another one. Others may write from here on: what was
+ * written is durable before that, and what the file looked like then is remembered (M6). A file that cannot be flushed keeps its lock. */
 void mode_relax(struct co *co, struct graph_node *n)
 {
-    if (!n || !n->auto_read_only || !n->is_file || n->read_only || n->inactive || n->wanted || n->keep.holds || mode_writer(n))
+    if (!n || !may_relax(n))
         return;
+    struct fmt_image *im = n->im;
+    struct stor_seen seen;
+    epoch_token t = epoch_enter(im->epoch, co_loop(co));     /* it is not closed meanwhile; and raw, which does not wait for this (fmt.h I4) */
+    int r = im->ops->flush(co, im);
+    (void)stor_file_seen(co, im->store, &seen);
+    epoch_leave(im->epoch, co_loop(co), t);
+    if (r || n->im != im || !may_relax(n))       /* somebody has come */
+        return;
+    n->seen = seen;
     n->read_only = true;
     locks_of(n, 0);
-    int r = node_lock(co, n, 0, NULL);           /* only lowers them */
+    r = node_lock(co, n, 0, NULL);               /* only lowers them */
     (void)r;
     filters_refresh(n->g);
 }
@@ -529,6 +546,7 @@ static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_
     if (r)
         return r;
     r = mode_switch(co, n, &m, err);
+    graph_relax(co, n->file);
     for (struct graph_node *o = node_next(n->g, NULL); o; o = node_next(n->g, o))
         if (o->backing == n && !o->flt && !mode_changer(n)) {
             o->backing_use.shared &= ~(unsigned)(STOR_PERM_WRITE | STOR_PERM_RESIZE);

@@ -235,6 +235,7 @@ static void leave_file_node(struct co *co, struct layer *l)
         return;
     l->file = NULL;
     graph_release_image(file);
+    graph_relax(co, file);                       /* it was to be written, and what was to write to it could not be opened */
     (void)node_unref(co, file);                  /* the image holds it, or its user has gone meanwhile: then there is nobody to tell */
 }
 

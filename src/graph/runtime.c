@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "base/mutant.h"
+#include "graph/active.h"
 #include "graph/filter.h"
 
 /* What an overlay wants of what lies below it. */
@@ -441,6 +442,8 @@ int graph_promise(struct graph_node *n, const void *owner, unsigned own, struct 
 {
     ASSERT_LOOP(n->g->home);
     int r = n->flt ? byre_fail(err, PERMISSION, "node '%s': is a filter over '%s', and would have to filter another image when the job ends", n->name, n->backing->name) : 0;
+    if (!r)
+        r = active_need(n, "be given another backing node", err);
     if (!r)
         r = check_free(n, own, owner, err);
     if (!r)

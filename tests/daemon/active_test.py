@@ -212,6 +212,29 @@ def test_job_holds_it(start, tmp_path):
     assert set(active(w.client).values()) == {False} and locks(w.path) == locks(tmp_path / "t.raw") == []
 
 
+def test_a_job_counts_on_it(start, tmp_path):
+    """An overlay that a commit leads elsewhere at its end stays active until then; one that is not active is said at the beginning."""
+    layers = (("base", None), ("mid", "base"), ("top", "mid"), ("other", "mid"))
+    for name, below in layers:
+        run.qemu_img("create", "-q", "-f", "qcow2", *(["-b", below, "-F", "qcow2"] if below else []), tmp_path / name, *([] if below else ["16M"]))
+    run.qemu_io(tmp_path / "mid", "write -P 2 1M 8M")
+    c = start("daemon").qmp()
+    for name, below in layers:
+        c.ok("blockdev-add", driver="qcow2", node_name=name, backing=below, read_only=below in (None, "base"), file=file_of(str(tmp_path / name)))
+    words = {"job_id": "j", "device": "top", "base_node": "base", "top_node": "mid", "auto_dismiss": False}
+    turn(c, False, "other")
+    assert "inactive" in c.refused("block-commit", **words)
+    turn(c, True, "other")
+    c.ok("block-commit", speed=65536, **words)
+    assert "a job" in c.refused("blockdev-set-active", node_name="other", active=False)
+    c.ok("block-job-set-speed", device="j", speed=0)
+    c.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    assert "error" not in c.ok("query-jobs")[0]
+    c.ok("job-dismiss", id="j")
+    turn(c, False, "other")
+    run.qemu_io(tmp_path / "other", "read -P 2 1M 8M")
+
+
 def test_chain(start, tmp_path):
     """Layers below go along, and are read anew: the other process commits into the base. Those whom an active node uses stay."""
     for name, below in (("base", None), ("mid", "base"), ("top", "mid"), ("side", "base")):

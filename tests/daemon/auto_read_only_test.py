@@ -158,3 +158,45 @@ def test_jobs_and_new_images_write_to_it(start, tmp_path):
     c.ok("blockdev-backup", job_id="b", device="d", target="t", sync="full")
     c.wait("JOB_STATUS_CHANGE", id="b", status="null")
     run.qemu_img("compare", "-U", "-f", "qcow2", "-F", "raw", tmp_path / "a", tmp_path / "copy")
+
+
+def test_bitmaps_know_who_wrote(start, tmp_path):
+    """What this daemon itself wrote before the file went back to reading spoils no bitmap in memory; what another process wrote then does (FEATURES G.018)."""
+    with open(tmp_path / "a", "wb") as f:
+        f.truncate(8 * MIB)
+    daemon = start("daemon", *NBD)
+    c = daemon.qmp()
+
+    def write(at):
+        c.ok("block-export-add", type="nbd", id="e", node_name="f", writable=True, name="f")
+        done = run.run("qemu-io", "-f", "raw", "-c", f"write -P 1 {at}M 64k", f"nbd+unix:///f?socket={daemon.folder}/n.sock")
+        assert "failed" not in done.out
+        c.ok("block-export-del", id="e", mode="hard")
+        c.wait("BLOCK_EXPORT_DELETED", id="e")
+
+    def bitmap():
+        return [(b["count"], b.get("inconsistent", False)) for n in c.ok("query-named-block-nodes") if n["node-name"] == "f" for b in n["dirty-bitmaps"]]
+
+    c.ok("blockdev-add", **file_of(tmp_path / "a", **{"auto-read-only": True}))
+    write(7)
+    c.ok("block-dirty-bitmap-add", node="f", name="m", granularity=65536)
+    for at in range(3):
+        write(at)
+        assert bitmap() == [(65536 * (at + 1), False)]
+    assert others_write(tmp_path / "a", "raw")
+    write(7)
+    assert bitmap()[0][1]
+
+
+def test_nobody_writes_after_all(start, tmp_path):
+    """What opened it for writing, and was refused then, leaves no lock: an export, an image."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    c = start("daemon", *NBD).qmp()
+    c.ok("blockdev-add", **file_of(tmp_path / "a", **{"auto-read-only": True}))
+    c.ok("blockdev-add", driver="qcow2", node_name="d", file="f", **{"read-only": True})
+    c.refused("block-export-add", type="nbd", id="e", node_name="f", writable=True)
+    c.refused("blockdev-add", driver="qcow2", node_name="e", file="f")
+    c.ok("blockdev-del", node_name="d")
+    assert others_write(tmp_path / "a")
+    c.refused("blockdev-add", driver="luks", node_name="d", file="f")
+    assert others_write(tmp_path / "a")
