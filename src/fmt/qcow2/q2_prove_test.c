@@ -296,6 +296,47 @@ static void written_hole_body(struct co *co, void *arg)
 
 static void test_written_hole(void **state) { t_run(0, written_hole_body, NULL); }
 
+static struct { unsigned reads, fails_at; } unread;
+
+static int fail_read(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    (void)co;
+    (void)off;
+    (void)len;
+    (void)buf;
+    return what == 'R' && unread.reads++ == unread.fails_at ? -EIO : 0;
+}
+
+/* Whichever read of the walk fails, nothing is proved (F4). */
+static void unreadable_body(struct co *co, void *arg)
+{
+    const struct fmt_snapshot_req rq = { .op = FMT_SNAPSHOT_CREATE, .name = "s" };
+    const struct make m = { 3, 16, C, 16 * MIB };
+    struct byre_err err;
+    bool proved = false;
+    (void)arg;
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ 0 });
+    CHECK_EQ(g_write(co, q, 0, MIB, 1), 0);
+    CHECK_EQ(q->im.ops->snapshot(co, &q->im, &rq, NULL, &err), 0);
+    CHECK_EQ(g_write(co, q, 0, MIB, 2), 0);
+    CHECK_EQ(img_close(co, q), 0);
+    for (unread.fails_at = 0; !proved && unread.fails_at < 100; unread.fails_at++) {
+        q = img_open(co, &(struct opening){ 0 });
+        unread.reads = 0;
+        disk.hook = fail_read;
+        prove_now(co, q);
+        disk.hook = NULL;
+        proved = q->alloc->proof.state == Q2_PROOF_THERE;
+        CHECK(proved == (unread.reads <= unread.fails_at));
+        CHECK(proved || (q->alloc->proof.state == Q2_PROOF_NEVER && !q->alloc->proof.named));
+        CHECK_EQ(img_close(co, q), 0);
+    }
+    CHECK(proved && unread.fails_at > 6);        /* active L1 and L2, snapshot table, its L1 and L2, refcount table */
+}
+
+static void test_unreadable(void **state) { t_run(0, unreadable_body, NULL); }
+
 #define TABLES 1000u
 
 static struct { struct q2_alloc *a; unsigned before, behind; } closes;
@@ -350,6 +391,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_holes, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_named_holes, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_written_hole, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_unreadable, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_cut_short, disk_setup, disk_teardown),
     };
     return T_MAIN("q2_prove", tests);
