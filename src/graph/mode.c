@@ -424,6 +424,14 @@ int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err 
 
 /* ---- auto-read-only ---- */
 
+/* Those that have not come to another store are looked at anew when they do. */
+static void forget_looks(struct graph_node *file)
+{
+    for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
+        if (m->file == file)
+            m->undisturbed = false;
+}
+
 static int upgrade_held(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     struct node_mode m = mode_of(n);
@@ -437,7 +445,10 @@ static int upgrade_held(struct co *co, struct graph_node *n, struct byre_err *er
         mode_look_at_sharers(co, n);
     if (!r)
         r = mode_switch(co, n, &m, err);
-    return !r && n->is_file ? mode_follow_file(co, n, err) : r;
+    if (!r && n->is_file)
+        r = mode_follow_file(co, n, err);
+    forget_looks(n);
+    return r;
 }
 
 int graph_upgrade(struct co *co, struct graph_node *n, struct byre_err *err)

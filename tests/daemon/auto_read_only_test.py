@@ -200,3 +200,17 @@ def test_nobody_writes_after_all(start, tmp_path):
     assert others_write(tmp_path / "a")
     c.refused("blockdev-add", driver="luks", node_name="d", file="f")
     assert others_write(tmp_path / "a")
+
+
+def test_a_writer_that_failed_hides_nobody(start, frozen):
+    """An attempt to open it for writing fails. What another program writes behind that is noticed all the same (FEATURES G.018)."""
+    c = start("daemon", *NBD).qmp()
+    c.ok("blockdev-add", **file_of(frozen / "a", **{"auto-read-only": True}))
+    c.ok("blockdev-add", driver="qcow2", node_name="d", file="f", **{"read-only": True})
+    c.ok("block-dirty-bitmap-add", node="d", name="m")
+    assert "Read-only file system" in c.refused("block-export-add", type="nbd", id="e", node_name="f", writable=True)
+    run.run("mount", "-o", "remount,rw", frozen)
+    with open(frozen / "a", "ab") as f:
+        f.write(bytes(65536))
+    c.ok("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "d", "file": "f", "read-only": True}])
+    assert [b["inconsistent"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "d" for b in n["dirty-bitmaps"]] == [True]
