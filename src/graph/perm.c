@@ -5,7 +5,7 @@
  * Purpose     Refuses a use that conflicts with another use of the same node, naming both.
  * Owns        The list node->users; the entries belong to the users.
  * Invariants  I1  For any two users a, b of a node: a->perm is a subset of b->shared.
- *             I2  An image may come to lie over a node that others write while nobody uses it. Nobody begins to until they have gone, or
+ *             I2  An image may come to lie over a node (no filter) that others write while nobody uses it. Nobody begins to until they have gone, or
  *                 until a backup keeps for it what it shows (cbw.h B6). Who used it meanwhile stays when that backup ends.
  * Order       None.
  * Concurrency Home loop.

@@ -321,7 +321,7 @@ static int fit_below(struct graph_node *n, struct graph_node *backing, struct by
     n->lenient = false;
     const struct graph_user strict = backing_demand(n);
     int r = users_fit(backing, &strict, leaving, err);
-    if (!r || n->users || users_fit(backing, &lenient, leaving, NULL))
+    if (!r || n->users || backing->flt || users_fit(backing, &lenient, leaving, NULL))
         return r;
     n->lenient = true;
     return 0;
