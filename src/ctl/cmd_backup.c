@@ -199,11 +199,9 @@ int ctl_backup_prepare(struct co *co, struct ctl_call *call, const struct ctl_ba
     r = o.target ? graph_upgrade(co, o.target, &call->err) : call->err.code;
     if (r)
         return r;
-    graph_ref(o.target);
     r = job_backup_prepare(co, call->c->env.jobs, &o, &ret->job, &call->err);
     if (r)
         graph_relax(co, o.target);
-    (void)!graph_close(co, o.target);            /* whoever opened the node closes it, and tells */
     return r;
 }
 

@@ -179,10 +179,8 @@ static int resize_held(struct co *co, struct ctl_call *call)
     int r = ctl_target(call, a->device, a->node_name, &n);
     if (r)
         return r;
-    graph_ref(n);
     r = resize_node(co, call, n);
     graph_relax(co, n);
-    (void)!graph_close(co, n);                   /* somebody else has it, or had it and has gone */
     return r;
 }
 

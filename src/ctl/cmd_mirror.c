@@ -132,11 +132,9 @@ static int run_blockdev_mirror(struct co *co, struct ctl_call *call)
     r = o.target ? graph_upgrade(co, o.target, &call->err) : call->err.code;
     if (r)
         return r;
-    graph_ref(o.target);
     r = job_mirror_start(co, call->c->env.jobs, &o, &job, &call->err);
     if (r)
         graph_relax(co, o.target);
-    (void)!graph_close(co, o.target);            /* whoever opened the node closes it, and tells */
     return r;
 }
 

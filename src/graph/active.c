@@ -271,19 +271,6 @@ static int users_wake(struct graph_node *n, struct byre_err *err)
 
 /* ---- one node ---- */
 
-/* Bare files, with the images that share their stores. */
-static int switch_to(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
-{
-    int r = mode_check(n, m, err);
-    if (!r && !m->read_only && n->file)
-        r = graph_upgrade(co, n->file, err);
-    if (!r && n->is_file)
-        mode_look_at_sharers(co, n);
-    if (!r)
-        r = mode_switch(co, n, m, err);
-    return !r && n->is_file ? mode_follow_file(co, n, err) : r;
-}
-
 /* Memory, and snapshots of an image, are not opened anew. */
 static bool can_switch(const struct graph_node *n) { return n->how && !(n->is_view && !n->how->ref.node.window.on); }
 
@@ -334,7 +321,7 @@ static int stop_writing(struct co *co, struct graph_node *n, struct byre_err *er
         return 0;
     }
     if (can_switch(n))
-        return switch_to(co, n, &to, err);
+        return mode_switch_all(co, n, &to, err);
     int r = n->im->ops->flush(co, n->im);
     if (r)
         return byre_fail_code(err, IO, r, "%s: cannot be made durable: %s", n->filename, strerror(-r));
@@ -347,7 +334,7 @@ static void go_on(struct co *co, struct graph_node *n)
 {
     struct byre_err why = { 0 };
     const struct node_mode to = wanted(n);
-    int r = n->read_only && !n->awake.read_only ? switch_to(co, n, &to, &why) : 0;
+    int r = n->read_only && !n->awake.read_only ? mode_switch_all(co, n, &to, &why) : 0;
     n->inactive = r != 0;
     if (r)
         graph_warn(n, "%s: is inactive now, and keeps its lock: it was not closed well, and could not be opened for writing again: %s", n->filename, why.text);
@@ -422,11 +409,11 @@ static int open_anew(struct co *co, struct graph_node *n, struct byre_err *err)
         return 0;
     }
     drop_cache(co, n);
-    int r = switch_to(co, n, &to, err);
+    int r = mode_switch_all(co, n, &to, err);
     if (!r)
         r = check_backing(co, n, err);
     to = wanted(n);
-    return r || to.read_only ? r : switch_to(co, n, &to, err);
+    return r || to.read_only ? r : mode_switch_all(co, n, &to, err);
 }
 
 static int wake_up(struct co *co, struct graph_node *n, struct byre_err *err)

@@ -422,6 +422,18 @@ int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err 
     return 0;
 }
 
+int mode_switch_all(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    int r = mode_check(n, m, err);
+    if (!r && !m->read_only && n->file)
+        r = graph_upgrade(co, n->file, err);
+    if (!r && n->is_file)
+        mode_look_at_sharers(co, n);
+    if (!r)
+        r = mode_switch(co, n, m, err);
+    return !r && n->is_file ? mode_follow_file(co, n, err) : r;
+}
+
 /* ---- auto-read-only ---- */
 
 /* Those that have not come to another store are looked at anew when they do. */
@@ -438,15 +450,7 @@ static int upgrade_held(struct co *co, struct graph_node *n, struct byre_err *er
     m.read_only = false;
     if (!n->read_only)
         return 0;
-    int r = n->frozen ? byre_fail(err, BUSY, "node '%s': a job works at it", n->name) : mode_check(n, &m, err);
-    if (!r && n->file)
-        r = graph_upgrade(co, n->file, err);
-    if (!r && n->is_file)
-        mode_look_at_sharers(co, n);
-    if (!r)
-        r = mode_switch(co, n, &m, err);
-    if (!r && n->is_file)
-        r = mode_follow_file(co, n, err);
+    int r = n->frozen ? byre_fail(err, BUSY, "node '%s': a job works at it", n->name) : mode_switch_all(co, n, &m, err);
     forget_looks(n);
     return r;
 }

@@ -22,6 +22,9 @@ void mode_locks_let(struct co *co, struct graph_node *n);
  * writing may touch it. Edges are held, and they are drained. */
 MUST_USE int mode_follow_file(struct co *co, struct graph_node *file, struct byre_err *err);
 void mode_look_at_sharers(struct co *co, struct graph_node *file);
+/* mode_check, and mode_switch with what goes with it: the file of an image that is to write is opened for writing first, and what shares the store of a
+ * bare file follows. */
+MUST_USE int mode_switch_all(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err);
 /* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
 static inline bool mode_is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
 /* The last who wrote to n has gone: a file that is open for writing only when somebody writes gives its lock up. */
