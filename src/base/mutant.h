@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * mutant.h: deliberate faults that prove the crash explorer (RG4). In every build but one MUTANT(id) is the
- * constant 0 and costs nothing. The mutant runner links its own copies of meta and fmt, compiled with
- * -DBYRE_MUTANTS, in which the one mutant chosen by the runner is alive.
+ * constant 0 and costs nothing. The mutant runner of src/sim and the explorers of tests/crash link copies of meta, fmt, graph,
+ * copy and job, compiled with -DBYRE_MUTANTS, in which the one mutant chosen by the runner, or by BYRE_MUTANT, is alive.
  *
  * How to place one: write the right code, and in front of the step that makes it right
  *
@@ -10,7 +10,8 @@
  *     if (!MUTANT(MUT_NEED_DATA_BARRIER))  m->need_data = true;
  *
  * Every row below must be placed somewhere, reached by a workload and caught by the explorer, or be explained in
- * docs/internals/ordering.md; the runner fails otherwise.
+ * docs/internals/ordering.md; the runner fails otherwise. The runner's workloads have one image; what needs several is caught by an
+ * explorer of tests/crash (docs/internals/adding.md has the steps).
  */
 #ifndef BASE_MUTANT_H
 #define BASE_MUTANT_H
@@ -29,7 +30,7 @@
     X(LAZY_DATA_TOO, "Q12", "lazy refcounts drop the barrier behind data too")                       \
     X(LAZY_DIRTY_LATE, "Q12", "lazy refcounts begin before the dirty bit is durable")                   \
     X(LAZY_CLEAN_EARLY, "Q12", "the dirty bit is taken away before the counts are durable")             \
-    X(NEED_TABLE_BARRIER, "Q5", "a root entry does not ask for the barrier behind tables")              \
+    X(NEED_TABLE_BARRIER, "E2", "a root entry does not ask for the barrier behind tables")              \
     X(FREE_SKIP_DURABLE, "Q9a", "freed space does not wait for the pass that unlinks it")               \
     X(FREE_SKIP_GRACE, "Q9b D3", "freed space does not wait for requests that may have seen it")        \
     X(FREE_SKIP_PUNCH, "Q9c", "freed space is handed out before its punch has completed")               \

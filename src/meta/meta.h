@@ -45,25 +45,31 @@ struct meta;
 
 enum meta_rank { META_COUNTS, META_TABLES, META_ROOTS, META_RANKS };
 
-enum meta_barrier {              /* every barrier has a name; mutants drop them by name (RG4) */
-    META_B_DATA_TABLES,          /* data and counts durable before tables point there (Q1, Q4, Q5) */
-    META_B_TABLES_ROOTS,         /* tables durable before roots point there (Q5) */
-    META_B_FINAL,                /* the flush the guest asked for */
-    META_B_GROW_COUNTS,          /* file length, counts and new refcount blocks before the table that finds them (Q6, D4) */
-    META_B_GROW_ROOT,            /* refcount table entries before anything uses what they describe (Q6) */
-    META_B_SWITCH_BEFORE,        /* a new structure before the header sector that switches to it (Q7, Q8) */
-    META_B_SWITCH_AFTER,         /* the switch before the old structure is freed (Q7, Q8) */
-    META_B_HEADER,               /* one header sector (dirty, corrupt, autoclear, size) */
-    META_B_REPAIR,               /* between steps of repair */
-    META_B_SNAP_CREATE,          /* counts, flags, copied L1 and snapshot table before the header names the table (Q13) */
-    META_B_SNAP_APPLY,           /* counts, flags and the new L1 before the header names it (Q14) */
-    META_B_SNAP_DELETE,          /* the shorter snapshot table before the header names it (Q15) */
-    META_B_SNAP_SWITCHED,        /* the header before anything of the old is given up (Q13, Q14, Q15) */
-    META_B_BITMAPS,              /* bits of persistent bitmaps before the guest write that they cover, and before the table or flag that
-                                    makes them count (Q16, Q17) */
-    META_B_CUT,                  /* refcount table entries are gone before the blocks that they named are cut off (Q24) */
-    META_B_EXPAND,               /* clusters of zeros and their counts before tables of snapshots name them (Q25) */
-    META_B_EXPANDED,             /* those tables before what they named loses its owners (Q25) */
+/* Every barrier has a name; mutants drop them by name (RG4). X(name, the rules that it serves, where it stands: "no barrier ..." is its mutant).
+ * The table Barriers of docs/internals/ordering.md says the same (lint refs). */
+#define META_BARRIER_ROWS(X) \
+    X(DATA_TABLES, "Q1 Q2 Q4 Q5 Q11 Q21 Q24 Q27 E1 E3", "behind data and counts, before tables (of qcow2 also roots) that point there") \
+    X(TABLES_ROOTS, "E2 E3", "behind tables, before roots that point there") \
+    X(FINAL, "P2 Q9 Q21", "at the end of a pass: the guest's flush, and what frees wait for") \
+    X(GROW_COUNTS, "Q6 D4", "behind file length, counts and new refcount blocks, before the table that finds them") \
+    X(GROW_ROOT, "Q6", "behind refcount table entries, before anything uses what they describe") \
+    X(SWITCH_BEFORE, "Q7 Q8 Q17 Q18 Q20", "behind a new structure, before the header sector that switches to it") \
+    X(SWITCH_AFTER, "Q7 Q8 Q18 Q20", "behind that sector, before the old structure is freed") \
+    X(HEADER, "Q12 Q16 Q17 Q18 Q19 Q20 Q22 Q26 Q27 E1 E4 E6", "behind a header sector (marks, size, generation), key slots, or a backing name outside the first sector") \
+    X(REPAIR, "P5", "between steps of repair") \
+    X(SNAP_CREATE, "Q13", "behind counts, flags, copied L1 and snapshot table, before the header names that table") \
+    X(SNAP_APPLY, "Q14", "behind counts, flags and the new L1, before the header names it") \
+    X(SNAP_DELETE, "Q15", "behind the shorter snapshot table, before the header names it") \
+    X(SNAP_SWITCHED, "Q13 Q14 Q15", "behind a header switched for snapshots, before anything of the old is given up") \
+    X(BITMAPS, "Q16 Q17 P4", "behind bits of persistent bitmaps, before the guest's write they cover and the table or flag that makes them count") \
+    X(CUT, "Q24", "behind refcount table entries that go, before the blocks that they named are cut off") \
+    X(EXPAND, "Q25", "behind clusters of zeros and their counts, before tables of snapshots name them") \
+    X(EXPANDED, "Q25", "behind those tables, before what they named loses its owners")
+
+enum meta_barrier {
+#define X(name, rules, text) META_B_##name,
+    META_BARRIER_ROWS(X)
+#undef X
     META_B_COUNT
 };
 

@@ -87,23 +87,9 @@ static bool is_chain(int id)
 }
 
 static const struct row rows[] = {
-    { MUT_BARRIER(META_B_DATA_TABLES), "BARRIER_DATA_TABLES", "Q1 Q4 Q5", "no barrier between data and tables" },
-    { MUT_BARRIER(META_B_TABLES_ROOTS), "BARRIER_TABLES_ROOTS", "Q5", "no barrier between tables and roots" },
-    { MUT_BARRIER(META_B_FINAL), "BARRIER_FINAL", "P2", "no barrier at the end of a guest flush" },
-    { MUT_BARRIER(META_B_GROW_COUNTS), "BARRIER_GROW_COUNTS", "Q6 D4", "no barrier behind length, counts, new blocks" },
-    { MUT_BARRIER(META_B_GROW_ROOT), "BARRIER_GROW_ROOT", "Q6", "no barrier behind refcount table entries" },
-    { MUT_BARRIER(META_B_SWITCH_BEFORE), "BARRIER_SWITCH_BEFORE", "Q7 Q8", "no barrier before a header switch" },
-    { MUT_BARRIER(META_B_SWITCH_AFTER), "BARRIER_SWITCH_AFTER", "Q7 Q8", "no barrier behind a header switch" },
-    { MUT_BARRIER(META_B_HEADER), "BARRIER_HEADER", "Q16 Q19 Q22", "no barrier behind a header sector" },
-    { MUT_BARRIER(META_B_BITMAPS), "BARRIER_BITMAPS", "Q16 Q17 P4", "no barrier behind bits, tables and flags of bitmaps" },
-        { MUT_BARRIER(META_B_REPAIR), "BARRIER_REPAIR", "P5", "no barrier between steps of repair" },
-    { MUT_BARRIER(META_B_SNAP_CREATE), "BARRIER_SNAP_CREATE", "Q13", "no barrier before a header that names a new snapshot" },
-    { MUT_BARRIER(META_B_SNAP_APPLY), "BARRIER_SNAP_APPLY", "Q14", "no barrier before a header that names an applied L1 table" },
-    { MUT_BARRIER(META_B_SNAP_DELETE), "BARRIER_SNAP_DELETE", "Q15", "no barrier before a header that names fewer snapshots" },
-    { MUT_BARRIER(META_B_SNAP_SWITCHED), "BARRIER_SNAP_SWITCHED", "Q13 Q14 Q15", "no barrier behind a header switched for snapshots" },
-    { MUT_BARRIER(META_B_CUT), "BARRIER_CUT", "Q24", "no barrier between refcount table entries that go and the end of the file" },
-    { MUT_BARRIER(META_B_EXPAND), "BARRIER_EXPAND", "Q25", "no barrier before tables of snapshots that name new clusters of zeros" },
-    { MUT_BARRIER(META_B_EXPANDED), "BARRIER_EXPANDED", "Q25", "no barrier behind changed tables of snapshots" },
+#define X(name, rules, text) { MUT_BARRIER(META_B_##name), "BARRIER_" #name, rules, "no barrier " text },
+    META_BARRIER_ROWS(X)
+#undef X
 #define X(name, rule, text) { MUT_##name, #name, rule, text },
     BYRE_MUTANT_ROWS(X)
 #undef X

@@ -11,6 +11,7 @@ LAYERS = "base -\nrt base\nstor base rt\nmeta base rt stor\nlib base rt stor met
 SPDX = "/* SPDX-License-Identifier: MIT */\n"
 ORDERING = "| # | rule | obeyed in |\n| Q1 | first | `src/meta/meta.c` |\n"
 MUTANTS = '#define ROWS(X) \\\n    X(DROP_FIRST, "Q1", "drops")\n'
+BARRIERS = SPDX + '#define META_BARRIER_ROWS(X) \\\n    X(FIRST, "Q1", "a") \\\n    X(SECOND, "Q1 Q2", "b")\n'
 MODULE = "/* SPDX-License-Identifier: MIT\n *\n * x.c: x.\n *\n * Purpose     a\n * Invariants  %s\n * Order       None.\n * Tests       %s\n */\n"
 
 
@@ -64,6 +65,7 @@ FAULTS = {
     "banned-stderr": ("banned", {"src/stor/x.c": SPDX + 'void f(void)\n{\n    fputs("x", stderr);\n}\n'}, "libraries never print"),
     "banned-exit": ("banned", {"src/stor/x.c": SPDX + "void f(void)\n{\n    exit (1);\n}\n"}, "never end the process"),
     "banned-flush": ("banned", {"src/graph/x.c": SPDX + "int f(void)\n{\n    return stor_flush(1);\n}\n"}, "issues barriers"),
+    "banned-flush-copy": ("banned", {"src/copy/x.c": SPDX + "int f(void)\n{\n    return stor_flush(1);\n}\n"}, "issues barriers"),
     "banned-unused-exception": ("banned", {"tools/lint/allow.txt": "banned src/rt/co.c:exit because\n"}, "no longer needed"),
     "banned-no-reason": ("banned", {"tools/lint/allow.txt": "banned src/rt/co.c:exit\n"}, "needs a reason"),
     "funclen-long": ("funclen", {"src/rt/x.c": SPDX + "int f(void)\n{\n" + "    g();\n" * 140 + "}\n"}, "f has 142 lines"),
@@ -100,6 +102,13 @@ FAULTS = {
     "refs-style": ("refs", {"src/rt/x.c": SPDX + "/* STYLE A" + ".3 */\n"}, "no numbered sections"),
     "refs-mutant": ("refs", {"src/base/mutant.h": SPDX + MUTANTS, "src/rt/x.c": SPDX + "/* mutant DROP_NONE */\n"}, "no mutant DROP_NONE"),
     "refs-mutants": ("refs", {"src/base/mutant.h": SPDX + MUTANTS, "src/rt/x.c": SPDX + "/* MUT_KEEP_* */\n"}, "no mutant KEEP_*"),
+    "refs-barrier-rule": ("refs", {"docs/internals/ordering.md": "## Barriers\n\n| `FIRST` | pass | Q1 |\n| `SECOND` | pass | Q1 |\n", "src/meta/meta.h": BARRIERS},
+                          "says that `SECOND` serves Q1 Q2"),
+    "refs-barrier-lacking": ("refs", {"docs/internals/ordering.md": "## Barriers\n\n| `FIRST` | pass | Q1 |\n", "src/meta/meta.h": BARRIERS}, "lacks SECOND"),
+    "refs-barrier-gone": ("refs", {"docs/internals/ordering.md": "## Barriers\n\n| `FIRST`, `SECOND` | pass | Q1, Q2 |\n| `THIRD` | pass | Q1 |\n",
+                                   "src/meta/meta.h": BARRIERS}, "no barrier THIRD"),
+    "refs-barrier-mutant": ("refs", {"src/meta/meta.h": BARRIERS, "docs/internals/ordering.md": "## Barriers\n\n| `FIRST`, `SECOND` | pass | Q1, Q2 |\n",
+                                     "src/base/mutant.h": SPDX + MUTANTS, "src/rt/x.c": SPDX + "/* mutant BARRIER_THIRD */\n"}, "no mutant BARRIER_THIRD"),
     "refs-invariant": ("refs", {"src/rt/x.c": MODULE % ("I1  a", "co_test.c"), "src/rt/y.c": SPDX + "/* I1 */\n"}, "I1 is defined neither here"),
     "refs-invariant-twice": ("refs", {"src/rt/x.c": MODULE % ("I1  a\n *             I1  b", "tests/rt")}, "defines I1 twice"),
     "refs-invariant-global": ("refs", {"src/rt/x.c": MODULE % ("D3  a", "tests/rt")}, "numbers of the whole project"),

@@ -11,6 +11,7 @@ Rules
   - Q1, E1, J1 and RG1 are rows of docs/internals/ordering.md and goals.md; DESIGN is followed by a decision D1 of ARCHITECTURE.md
   - a file that ordering.md lists for a rule quotes that rule
   - a mutant that a comment or document names is a row of src/base/mutant.h
+  - the table Barriers of ordering.md has a row for each barrier of src/meta/meta.h, with the same rules
   - numbers of invariants are given once in a head, are none of the project's (D, E, J, P, Q, RG), and a bare I1 is defined in the head
     of the file or of a header beside it
 """
@@ -154,6 +155,25 @@ def check_ordering(lint, tree):
                 lint.finding(path, line_of(text, match.start()), f"{full} does not quote {match.group(1)}")
 
 
+def check_barriers(lint, tree):
+    """A row may speak of several barriers: its rules are those of them all."""
+    path, header = "docs/internals/ordering.md", "src/meta/meta.h"
+    in_code = {m.group(1): set(m.group(2).split()) for m in re.finditer(r'^\s*X\((\w+), "([^"]*)", "', tree.text.get(header, ""), re.M)}
+    text, seen = tree.text.get(path, ""), set()
+    section = re.search(r"^## Barriers\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    for row in re.finditer(r"^\| (`[^|\n]*) \|[^|\n]*\| ([^|\n]*) \|$", section.group(1) if section else "", re.M):
+        names, line = QUOTED.findall(row.group(1)), line_of(text, section.start(1) + row.start())
+        seen.update(names)
+        for name in names:
+            if name not in in_code:
+                lint.finding(path, line, f"there is no barrier {name} in {header}")
+        rules, wanted = set(re.findall(r"\w+", row.group(2))), set().union(*(in_code.get(n, set()) for n in names))
+        if rules != wanted:
+            lint.finding(path, line, f"{header} says that {row.group(1)} serves {' '.join(sorted(wanted))}")
+    for name in sorted(set(in_code) - seen):
+        lint.finding(path, 1, f"the table Barriers lacks {name}")
+
+
 def check_document(lint, tree, path, text):
     for match in QUOTED.finditer(text):
         name = match.group(1)
@@ -168,7 +188,7 @@ def main():
         "RG": tree.numbers("docs/internals/goals.md", r"^\| (RG\d+) \|"),
         "D": tree.numbers("ARCHITECTURE.md", r"^- \*\*(D\d+) ")}
     mutants = tree.numbers("src/base/mutant.h", r"^\s*X\((\w+), \"") | {
-        "BARRIER_" + b for b in tree.numbers("src/meta/meta.h", r"^\s*META_B_(\w+),")}
+        "BARRIER_" + b for b in tree.numbers("src/meta/meta.h", r"^\s*X\((\w+), \"")}
     for path, text in tree.text.items():
         if path in ITSELF:
             continue
@@ -183,6 +203,7 @@ def main():
             check_document(lint, tree, path, text)
             check_mutants(lint, mutants, path, text, text, 0)
     check_ordering(lint, tree)
+    check_barriers(lint, tree)
     lint.finish()
 
 
