@@ -18,7 +18,6 @@
 #include "job/copying.h"
 
 enum job_backup_sync { JOB_BACKUP_TOP, JOB_BACKUP_FULL, JOB_BACKUP_NONE, JOB_BACKUP_BITMAP };
-enum job_bitmap_mode { JOB_BITMAP_ON_SUCCESS, JOB_BITMAP_NEVER, JOB_BITMAP_ALWAYS };
 
 struct job_backup_opts {
     struct graph_node *source, *target;      /* the same length */

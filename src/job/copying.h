@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * copying.h: what jobs that copy have in common: pauses, a speed that changes, cancelling, progress, and what becomes of errors.
+ * copying.h: what jobs that copy have in common: pauses, a speed that changes, cancelling, progress, what becomes of errors and of bitmaps.
  *
  * A mirror, which goes by copy/live.h, and a backup have only the decision from here: their errors come by other ways.
  *
@@ -15,6 +15,10 @@
 
 /* What is done when a request fails (FEATURES 9.009, 9.010). ENOSPC: STOP when there is no space, else REPORT. */
 enum job_on_error { JOB_ON_ERROR_REPORT, JOB_ON_ERROR_IGNORE, JOB_ON_ERROR_ENOSPC, JOB_ON_ERROR_STOP };
+
+/* What becomes of the dirty bitmap that a copy goes by. ON_SUCCESS: what was copied is taken out of it when the job has ended well. ALWAYS: also when it
+ * has not. NEVER: it goes on saying what it said. */
+enum job_bitmap_mode { JOB_BITMAP_ON_SUCCESS, JOB_BITMAP_NEVER, JOB_BITMAP_ALWAYS };
 
 /* What `policy` makes of this error: never ENOSPC. */
 enum job_on_error job_decide(enum job_on_error policy, int error);

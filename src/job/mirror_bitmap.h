@@ -12,9 +12,7 @@
 
 #include "copy/live.h"
 #include "graph/graph.h"
-
-/* ON_SUCCESS: cleared when the mirror has ended well. ALWAYS: when it has not, what it has done is taken out. */
-enum job_bitmap_mode { JOB_BITMAP_ON_SUCCESS, JOB_BITMAP_NEVER, JOB_BITMAP_ALWAYS };
+#include "job/copying.h"
 
 struct mirror_bitmap { struct graph_node *node; struct fmt_bitmap *b; enum job_bitmap_mode mode; };
 

@@ -44,8 +44,8 @@ RULES = [
      "libraries never end the process: return an error"),
     (library, (), calls("system", "popen", "setenv", "putenv", "unsetenv", "signal", "setlocale", "chdir", "umask"),
      "libraries leave the state of the process alone"),
-    (engine, ("src/meta/", "src/copy/", "src/stor/", "src/fmt/raw/", "src/graph/raw"), calls("stor_flush"),
-     "only meta/ (and copy/, the raw path, stor/ itself) issues barriers (DESIGN D5)"),
+    (engine, ("src/meta/", "src/stor/", "src/fmt/raw/"), calls("stor_flush"),
+     "only meta/ (and the raw format, stor/ itself) issues barriers (DESIGN D5)"),
     (engine, ("src/rt/", "src/stor/", "src/tree/record"), calls("fsync", "fdatasync", "sync_file_range", "syncfs", "sync"),
      "only stor/ through rt/ makes data durable (and the record of overlays, which is no image)"),
 ]
