@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from lib import images, peers, run
+from lib import images, peers, run, wait
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_cancelled(chain, command):
         top = f"{chain}/deep.qcow2"
     job = subprocess.Popen([run.BYRE, *command, top], stderr=subprocess.PIPE,        # it may be ignored here
                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    time.sleep(0.05 if command[0] == "rebase" else 0.7)
+    wait.catches(job, signal.SIGINT)                         # before that it would just die
     job.send_signal(signal.SIGINT)
     err = job.communicate(timeout=30)[1].decode()
     assert job.returncode in ((130,) if command[0] == "commit" else (130, 0)), err
@@ -104,11 +104,12 @@ def test_cancelled(chain, command):
 def test_in_use(chain, byre_serve):
     """Another program has the base open, or the image: refused, nothing is changed."""
     base = open(chain / "base.qcow2", "rb").read()
-    with subprocess.Popen(["qemu-io", "-f", "qcow2", f"{chain}/top.qcow2"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as peer:
+    with subprocess.Popen(["qemu-io", "-f", "qcow2", f"{chain}/top.qcow2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as peer:
         try:
             peer.stdin.write(b"read 0 512\n")
             peer.stdin.flush()
-            time.sleep(0.5)
+            while b"512/512" not in (line := peer.stdout.readline()):
+                assert line, "the peer has not opened it"
             assert "lock" in run.byre("commit", chain / "top.qcow2", code=1).err
             assert "lock" in run.byre("commit", "-d", chain / "top.qcow2", code=1).err
             assert "lock" in run.byre("rebase", "-b", "", chain / "top.qcow2", code=1).err

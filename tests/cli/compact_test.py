@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lib import peers, run
+from lib import peers, run, wait
 from qmp_client import Qmp
 
 
@@ -249,6 +249,8 @@ def test_a_signal(tmp_path, byre_serve, served):
     until = time.monotonic() + 30
     while served and not json.loads(run.byre("job", "--output=json", server.control, "list").out):
         assert time.monotonic() < until
+    if served:
+        wait.catches(p, signal.SIGINT)
     time.sleep(0.02)
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)

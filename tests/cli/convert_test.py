@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lib import bitmaps, mounts, peers, run
+from lib import bitmaps, mounts, peers, run, wait
 from twin import Holder
 
 
@@ -225,13 +225,10 @@ def test_cancel(tmp_path, sig):
     # a shell starts what runs in the background with SIGINT ignored, which byre, as it should, leaves so
     process = subprocess.Popen([run.BYRE, "convert", "-r", "100k", "-f", "raw", "-O", "raw", "r", "x"], cwd=tmp_path,
                                preexec_fn=lambda: signal.signal(sig, signal.SIG_DFL))
-    for _ in range(200):
-        if (tmp_path / "x").exists() and (tmp_path / "x").stat().st_size:
-            break
-        time.sleep(0.01)
-    time.sleep(0.3)
+    wait.until(lambda: (tmp_path / "x").exists() and (tmp_path / "x").stat().st_size, "the copy does not begin")
+    wait.catches(process, sig)
     process.send_signal(sig)
-    assert process.wait(10) == 128 + sig
+    assert process.wait(20) == 128 + sig                     # of 40 s
     assert not (tmp_path / "x").exists()
 
 

@@ -5,7 +5,7 @@ import os
 import time
 
 import pytest
-from lib import chains, images, mounts, run
+from lib import chains, images, mounts, run, wait
 from qmp_client import Qmp
 
 
@@ -195,7 +195,7 @@ def test_one_at_a_time(three, serve):
     assert "'a'" in answer["error"]["desc"], answer
     assert client.ask("block-job-pause", device="a") == {"return": {}}
     assert "paused" in client.ask("block-job-cancel", device="a")["error"]["desc"]
-    time.sleep(0.3)
+    wait.until(lambda: client.ok("query-block-jobs")[0]["status"] == "paused", "it does not pause")
     shown = client.ask("query-block-jobs")["return"][0]
     assert shown["paused"] and shown["type"] == "commit" and shown["speed"] == 65536 and shown["io-status"] == "ok", shown
     assert client.ask("block-job-resume", device="a") == {"return": {}}
@@ -437,8 +437,8 @@ def test_no_space(tmp_path, small, serve, policy):
         assert "base.qcow2" in data["error"] and "write" in data["error"], data
         assert client.files() == ["disk.qcow2", "top.qcow2", "base.qcow2"]
     elif policy != "ignore":
-        time.sleep(0.3)
-        shown = client.ask("query-block-jobs")["return"][0]
+        wait.until(lambda: client.ok("query-block-jobs")[0]["status"] == "paused", "it does not stand still")
+        shown = client.ok("query-block-jobs")[0]
         assert shown["status"] == "paused" and shown["io-status"] == "nospace", shown
     if policy != "report":
         run.run("mount", "-o", "remount,size=12M", small)

@@ -31,15 +31,15 @@ def test_cancel(tmp_path, serve, far, mode):  # noqa: F811
     begin = time.monotonic()
     client.ok("block-job-cancel", device="j", force=True)
     client.wait("BLOCK_JOB_CANCELLED")
-    assert time.monotonic() - begin < 1
-    guest.join(2)
+    assert time.monotonic() - begin < STALL / 3
+    guest.join(STALL / 3)
     assert not guest.is_alive()
     begin = time.monotonic()
     write(server, "write -P 8 6M 1M", "read -P 9 5M 1M", "flush")
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < STALL / 3
     text = client.refused("blockdev-mirror", job_id="k", device="disk0", target="far", sync="full")
     assert "'j'" in text                                     # its requests are not over
-    end = time.monotonic() + 10
+    end = time.monotonic() + STALL / 3
     while "'j'" in text and time.monotonic() < end:
         time.sleep(0.1)
         answer = client.ask("blockdev-mirror", job_id="k", device="disk0", target="far", sync="full")
@@ -50,7 +50,7 @@ def test_cancel(tmp_path, serve, far, mode):  # noqa: F811
     client.close()
     begin = time.monotonic()
     server.stop()
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < STALL / 2
     run.qemu_img("check", tmp_path / "disk")
 
 
@@ -63,7 +63,7 @@ def test_quit(tmp_path, serve, far):  # noqa: F811
     client.close()
     begin = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < STALL / 2
     run.qemu_io(tmp_path / "disk", "read -P 9 5M 1M", fmt="qcow2")
 
 
@@ -89,9 +89,9 @@ def test_drain_with_edges_held(tmp_path, serve, far):  # noqa: F811
     client.ok("block-job-cancel", device="j", force=True)
     client.wait("BLOCK_JOB_CANCELLED")
     for thread in (guest, snapshot):
-        thread.join(1)
+        thread.join(STALL / 3)
         assert not thread.is_alive()
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < STALL / 3
     assert taken == [{"return": {}}]
     write(server, "read -P 9 5M 1M", "write -P 8 6M 1M", "flush")
     other.close()

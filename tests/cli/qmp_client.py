@@ -9,7 +9,7 @@ class Qmp:
 
     def __init__(self, path, negotiate=True):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)           # nothing that a test asks takes long; a busy machine may
         self.socket.connect(path)
         self.file = self.socket.makefile("rb")
         self.events = []                 # that came while an answer was waited for

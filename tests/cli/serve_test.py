@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from lib import bitmaps, peers, run
+from lib import bitmaps, peers, run, wait
 from qmp_client import Qmp
 from twin import Holder
 
@@ -350,7 +350,7 @@ def test_client_that_does_not_read(tmp_path, byre_serve):
     assert "image" in server.qmp("query-named-block-nodes")[0]
     begin = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - begin < 6
+    assert time.monotonic() - begin < 20                     # of for ever
     deaf.close()
 
 
@@ -399,9 +399,13 @@ def test_ctl_watch(tmp_path, byre_serve):
     """Events as they come, until the server ends"""
     server = byre_serve(disk(tmp_path))
     watch = subprocess.Popen([run.BYRE, "ctl", server.control, "watch"], stdout=subprocess.PIPE, text=True)
-    time.sleep(0.3)
+    while not wait.readable(watch.stdout, 0.1):              # events of jobs, until it is there to see them
+        server.qmp("x-byre-scrub", device="disk0")
+        assert watch.poll() is None
+        wait.until(lambda: not server.qmp("query-jobs"), "a scrub does not end")
     run.byre("ctl", server.control, "quit")
-    assert [json.loads(watch.stdout.readline())["event"] for _ in range(2)] == ["SHUTDOWN", "BLOCK_EXPORT_DELETED"]
-    assert watch.stdout.readline() == "" and watch.wait(10) == 0
+    seen = [json.loads(line)["event"] for line in watch.stdout]
+    assert set(seen[:-2]) == {"JOB_STATUS_CHANGE"} and seen[-2:] == ["SHUTDOWN", "BLOCK_EXPORT_DELETED"]
+    assert watch.wait(10) == 0
     watch.stdout.close()
     assert server.wait() == 0

@@ -3,13 +3,14 @@
 import os
 import pathlib
 import signal
+import stat
 import subprocess
 import sys
 import time
 
 import pytest
 
-from lib import peers, run
+from lib import peers, run, wait
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "cli"))
 from qmp_client import Qmp  # noqa: E402
@@ -27,25 +28,25 @@ class Daemon:
         if monitor:
             self.wait_for(self.control)
 
-    def wait_for(self, path, timeout=20):
-        end = time.monotonic() + timeout
-        while not os.path.exists(os.path.join(self.folder, path)):
+    def wait_for(self, path, timeout=60):
+        """The file is there; at a socket somebody listens."""
+        end, full = time.monotonic() + timeout, os.path.join(self.folder, path)
+        while not os.path.exists(full) or (stat.S_ISSOCK(os.stat(full).st_mode) and not wait.listens(self.process, full)):
             if self.process.poll() is not None or time.monotonic() > end:
                 raise run.Failed(f"$ {' '.join(self.args)}\n{path} did not appear\n{self.stop()[1]}")
             time.sleep(0.02)
-        time.sleep(0.05)
 
     def qmp(self, **kwargs):
         return Qmp(self.control, **kwargs)
 
-    def stop(self, number=signal.SIGTERM, timeout=20):
+    def stop(self, number=signal.SIGTERM, timeout=60):
         """Exit code and output."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         out = self.process.communicate(timeout=timeout)[0]
         return self.process.returncode, out
 
-    def wait(self, timeout=20):
+    def wait(self, timeout=60):
         out = self.process.communicate(timeout=timeout)[0]
         return self.process.returncode, out
 

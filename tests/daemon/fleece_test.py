@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lib import peers, run
+from lib import peers, run, wait
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -54,14 +54,6 @@ class World:
         handle = peers.need_module("nbd").NBD()
         handle.connect_uri(self.uri(name))
         return handle
-
-
-def shrinks_below(path, blocks):
-    """Space is given back behind the request, or the job, that freed it: waits until the file takes less than that many blocks."""
-    end = time.monotonic() + 20
-    while path.stat().st_blocks >= blocks:
-        assert time.monotonic() < end, f"{path} takes {path.stat().st_blocks} blocks, not less than {blocks}"
-        time.sleep(0.01)
 
 
 def write_over(handle, model, seed, count=200):
@@ -141,7 +133,7 @@ def test_target_fails_and_the_snapshot_breaks(tmp_path, start, peer):
 @pytest.mark.parametrize("policy", ["break-guest-write", "break-snapshot"])
 def test_target_stands_still(tmp_path, start, policy):
     """FEATURES 3.060, 9.070: no write waits longer than cbw-timeout; then it fails, or the snapshot does"""
-    w = World(start, tmp_path, False, fail={"inject-error": [{"event": "none", "iotype": "write", "x-delay-ns": 3 * 10 ** 9}]}, on_cbw_error=policy, cbw_timeout=1)
+    w = World(start, tmp_path, False, fail={"inject-error": [{"event": "none", "iotype": "write", "x-delay-ns": 90 * 10 ** 9}]}, on_cbw_error=policy, cbw_timeout=3)
     guest, snap = w.open("cbw"), w.open("snap")
     start_at = time.monotonic()
     if policy == "break-guest-write":
@@ -150,13 +142,13 @@ def test_target_stands_still(tmp_path, start, policy):
         assert caught.value.errno == "EIO"
     else:
         guest.pwrite(b"y" * 65536, MIB)
-    assert 0.9 < time.monotonic() - start_at < 2.9           # of 3
+    assert 2.9 < time.monotonic() - start_at < 30            # of 90
     if policy == "break-snapshot":
         with pytest.raises(peers.need_module("nbd").Error):
             snap.pread(512, 3 * MIB)
         start_at = time.monotonic()
         guest.pwrite(b"z" * 65536, 2 * MIB)
-        assert time.monotonic() - start_at < 0.95            # it does not wait for the limit once more
+        assert time.monotonic() - start_at < 2.9             # it does not wait for the limit once more
 
 
 @BOTH
@@ -194,7 +186,7 @@ def test_discard_of_the_snapshot(tmp_path, start):
     full = (tmp_path / "temp.qcow2").stat().st_blocks
     snap.trim(3 * MIB, 0)
     snap.flush()
-    shrinks_below(tmp_path / "temp.qcow2", full - 2 * MIB // 512)
+    wait.shrinks_below(tmp_path / "temp.qcow2", full - 2 * MIB // 512)
     assert snap.pread(65536, 3 * MIB) == w.old[3 * MIB:3 * MIB + 65536]
     for refused in (lambda: snap.pread(512, MIB), lambda: snap.pwrite(b"x" * 512, 3 * MIB)):
         with pytest.raises(peers.need_module("nbd").Error):
@@ -230,7 +222,7 @@ def test_push(tmp_path, start):
         time.sleep(0.02)
     ends = [e for e in w.client.events if e["event"] == "BLOCK_JOB_COMPLETED"]
     assert ends and "error" not in ends[0]["data"], w.client.events
-    shrinks_below(tmp_path / "temp.qcow2", full)
+    wait.shrinks_below(tmp_path / "temp.qcow2", full)
     run.qemu_img("convert", "-U", "-O", "raw", tmp_path / "t.qcow2", tmp_path / "flat")
     assert (tmp_path / "flat").read_bytes() == w.old
     assert guest.pread(SIZE, 0) == now
