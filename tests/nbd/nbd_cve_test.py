@@ -37,7 +37,7 @@ def test_all_seeds(server, step):
                 except OSError:
                     pass                  # the server has hung up: its right
             assert witness.read(0, 4096) == bytes(4096), seed.name
-            assert time.monotonic() - began < 2, seed.name
+            assert time.monotonic() - began < 20, seed.name
     deadline = time.monotonic() + 15
     while server.fds() > fds and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -133,17 +133,17 @@ def test_options_may_arrive_byte_by_byte_or_all_at_once(server):
 
 
 def test_handshake_time_limit(start):
-    server = start("--handshake-ms", 400)
+    server = start("--handshake-ms", 3000)
     began = time.monotonic()
     with connect(server) as idle, connect(server) as half, connect(server) as busy, connect(server) as ready:
         half.send(struct.pack(">I", 3) + b"IHAVE")
         ready.enter()
         busy.greet()
         with pytest.raises((raw.Closed, ConnectionError)):      # lively, but never done
-            while time.monotonic() < began + 5:
+            while time.monotonic() < began + 30:
                 busy.option(raw.LIST)
                 time.sleep(0.1)
-        assert 0.3 < time.monotonic() - began < 3
+        assert 2.9 < time.monotonic() - began < 30
         idle.recv(18)
         assert idle.at_end()
         half.recv(18)

@@ -5,11 +5,10 @@ import os
 import re
 import struct
 import subprocess
-import time
 
 import pytest
 import rawnbd as raw
-from lib import peers
+from lib import peers, wait
 from lib.run import loop_device, run
 
 nbd = peers.need_module("nbd")
@@ -197,9 +196,7 @@ def test_block_sizes(byre_serve, tmp_path, sector, cache):
         ours = block_sizes(server.socket)
         assert server.stop() == 0
         with subprocess.Popen([peers.need("qemu-nbd"), "-f", "raw", f"--cache={cache}", "-k", tmp_path / "peer", device]) as peer:
-            while not (tmp_path / "peer").exists():
-                assert peer.poll() is None
-                time.sleep(0.01)
+            wait.until(lambda: wait.listens(peer, tmp_path / "peer"), "the peer does not listen")
             theirs = block_sizes(str(tmp_path / "peer"))
             peer.wait(30)
         assert ours == theirs == (1, 4096, 32 * MIB)
