@@ -287,7 +287,7 @@ def test_cancel(start):
     time.sleep(0.3)
     assert client.ask("blockdev-del", node_name="slow")["error"]
     assert client.ask("job-cancel", id="j") == {"return": {}}
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30                                                 # of 64
     while (found := client.ask("query-jobs")["return"][0])["status"] != "concluded":
         assert time.monotonic() < end, found
         time.sleep(0.02)
@@ -348,7 +348,7 @@ def test_amend_keeps_its_node(start, tmp_path):
     change = {"driver": "luks", "state": "active", "new-secret": "t", "iter-time": 1000}
     assert client.ask("x-blockdev-amend", job_id="j", node_name="n", options=change) == {"return": {}}
     assert client.ask("blockdev-del", node_name="f") == {"return": {}}
-    end = time.monotonic() + 30
+    end = time.monotonic() + 100                                                # a second of a processor, which others may use
     while (found := client.ask("query-jobs")["return"])[0]["status"] != "concluded":
         assert time.monotonic() < end, found
         time.sleep(0.01)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lib import peers, run
+from lib import peers, run, wait
 
 BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
 
@@ -84,7 +84,7 @@ def test_life(start, disk, peer):
             second.shutdown()
         if stays:
             time.sleep(0.3)
-            connect(daemon).shutdown()
+            connect_soon(daemon).shutdown()
             assert daemon.process.poll() is None and daemon.stop()[0] == 0
         else:
             assert daemon.wait()[0] == 0
@@ -117,9 +117,7 @@ def test_fork(start, disk, peer):
     pid = int(open(f"{parent.folder}/pid").read())
     os.kill(pid, 0)
     connect(parent).shutdown()
-    end = time.monotonic() + 10
-    while os.path.exists(f"/proc/{pid}/exe") and time.monotonic() < end:
-        time.sleep(0.05)
+    wait.until(lambda: not os.path.exists(f"/proc/{pid}/exe"), "it does not end")
     assert not os.path.exists(f"{parent.folder}/k") and (peer or not os.path.exists(f"{parent.folder}/pid"))
 
 
@@ -240,12 +238,12 @@ def test_handshake_limit(start, disk, peer):
         pytest.skip("the peer's version has no such option")
     daemon = serve(start, "-t", "-e", "0", "--handshake-limit", "1", peer=peer)
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(10)
-        s.connect(f"{daemon.folder}/k")
+        s.settimeout(40)
         begin = time.monotonic()
+        s.connect(f"{daemon.folder}/k")
         while s.recv(100):
             pass
-        assert 0.5 < time.monotonic() - begin < 5
+        assert 0.5 < time.monotonic() - begin < 30
     assert daemon.stop()[0] == 0
 
 
