@@ -85,7 +85,7 @@ def test_always_cancelled_and_killed(tmp_path, start):
     """FEATURES 9.062, J5: half of it, cancelled, the bitmap stored with another one, kill -9: what is not on the target is in the bitmap"""
     w = with_bitmap(start, tmp_path, persistent=True)
     target = w.target()
-    w.backup(target, sync="bitmap", bitmap="b", bitmap_mode="always", speed=2 * MIB, x_perf={"max-workers": 1})
+    w.backup(target, sync="bitmap", bitmap="b", bitmap_mode="always", speed=MIB, x_perf={"max-workers": 1})
     while w.ok("query-jobs")[0]["current-progress"] < MIB:
         time.sleep(0.02)
     w.ok("block-job-cancel", device="j")

@@ -224,7 +224,7 @@ def stop_half_way(w, guest, mode, how):
     file = w.target(node=False)
     inner = {"driver": "qcow2", "file": {"driver": "file", "filename": str(file)}}
     w.add(driver="blkdebug", node_name="t", image=inner, **({"inject_error": rules} if rules else {}))
-    w.ok("blockdev-backup", device="disk", job_id="j", target="t", sync="bitmap", bitmap="b", bitmap_mode=mode, speed=2 * MIB if how == "cancel" else 0,
+    w.ok("blockdev-backup", device="disk", job_id="j", target="t", sync="bitmap", bitmap="b", bitmap_mode=mode, speed=MIB if how == "cancel" else 0,
          x_perf={"max-workers": 1})
     if how == "cancel":
         for block in (1, 2, 126):

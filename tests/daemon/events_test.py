@@ -171,6 +171,7 @@ def test_events_are_few(start, tmp_path):
 def test_intervals(start, tmp_path):
     """FEATURES 9.096: latencies of the last seconds are those that the client has measured, and are gone when the seconds are."""
     w, handle = failing(start, tmp_path, "read", 0, **{"x-delay-ns": 20 * MS})
+    set_at = time.monotonic()
     for bad in ([0], [1] * 9, [1 << 40]):
         assert "error" in w.client.ask("x-byre-stats-intervals", id="eb", intervals=bad)
     w.ok("x-byre-stats-intervals", id="eb", intervals=[1, 20])
@@ -180,7 +181,10 @@ def test_intervals(start, tmp_path):
         at = time.monotonic()
         handle.pread(4096, 0)
         took.append((time.monotonic() - at) * 1e9)
+    at = time.monotonic()
     handle.pwrite(bytes(512), 0)
+    wrote = (time.monotonic() - at) * 1e9
+    between = time.monotonic() - begun
 
     def timed():
         stats = next(e for e in w.ok("x-byre-query-export-stats") if e["id"] == "eb")["stats"]["timed_stats"]
@@ -190,12 +194,12 @@ def test_intervals(start, tmp_path):
         "interval_length", *(f"{m}_{op}_latency_ns" for m in ("min", "max", "avg") for op in ("rd", "wr", "flush", "zone_append")),
         *(f"avg_{op}_queue_depth" for op in ("rd", "wr", "zone_append"))}
     long = now[20]
-    span = time.monotonic() - begun
+    span = time.monotonic() - set_at                     # no request is longer here than there, where a busy machine adds to it, and no shorter than its delay
     assert 20 * MS <= long["min_rd_latency_ns"] <= min(took) * 1.02
-    assert long["avg_rd_latency_ns"] == pytest.approx(sum(took) / len(took), rel=0.1)
-    assert long["max_rd_latency_ns"] == pytest.approx(max(took), rel=0.25)
-    assert long["avg_rd_queue_depth"] == pytest.approx(sum(took) / 1e9 / span, rel=0.3)
-    assert 0 < long["max_wr_latency_ns"] < 20 * MS or long["max_wr_latency_ns"] == 0
+    assert 20 * MS * 0.9 <= long["avg_rd_latency_ns"] <= sum(took) / len(took) * 1.1
+    assert max(20 * MS * 0.75, long["avg_rd_latency_ns"]) <= long["max_rd_latency_ns"] <= max(took) * 1.25
+    assert len(took) * 20 * MS / 1e9 / span * 0.7 <= long["avg_rd_queue_depth"] <= sum(took) / 1e9 / between * 1.3
+    assert 0 <= long["max_wr_latency_ns"] <= wrote * 1.25
     node = next(n for n in w.ok("query-blockstats", **{"query-nodes": True}) if n["node-name"] == "void")["stats"]["timed_stats"]
     assert [t["interval_length"] for t in node] == [20] and node[0]["min_rd_latency_ns"] >= 20 * MS
     time.sleep(1.2)

@@ -215,7 +215,7 @@ def test_push(tmp_path, start):
     now = write_over(guest, w.old, 1)
     full = (tmp_path / "temp.qcow2").stat().st_blocks
     w.ok("block-export-del", id="snap", mode="hard")
-    w.ok("blockdev-backup", device="snap", job_id="j", target="t", sync="full", discard_source=True, speed=8 * MIB)
+    w.ok("blockdev-backup", device="snap", job_id="j", target="t", sync="full", discard_source=True, speed=65536)
     now = write_over(guest, now, 2)
     w.ok("block-job-set-speed", device="j", speed=0)
     while w.ok("query-jobs"):

@@ -233,7 +233,7 @@ def test_deleted_while_it_is_named(tmp_path, start, command):
     answers = {}
 
     def begin():
-        answers["job"] = one.ask(command, device="n", job_id="j", sync="full", target="t", format="qcow2")
+        answers["job"] = one.ask(command, device="n", job_id="j", sync="full", target=f"t{i}", format="qcow2")
 
     def delete(after):
         time.sleep(after)
@@ -253,7 +253,7 @@ def test_deleted_while_it_is_named(tmp_path, start, command):
         if "error" in answers["del"]:
             assert "is in use" in answers["del"]["error"]["desc"], answers
             two.ok("blockdev-del", node_name="n")
-        assert two.ok("query-named-block-nodes") == []
+        wait.until(lambda: two.ok("query-named-block-nodes") == [], "the target stays open")       # a job that is cancelled waits 0.4 s for it
     one.ok("quit")
     assert daemon.wait()[0] == 0
 
