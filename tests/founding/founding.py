@@ -21,7 +21,7 @@ import time
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "cli")]
 
-from lib import images, peers, run  # noqa: E402
+from lib import images, peers, run, wait  # noqa: E402
 from qmp_client import Qmp  # noqa: E402
 
 MAX_SLOWDOWN, MAX_HOLD_MS = 20, 1000
@@ -127,7 +127,7 @@ class SlowServer:
         self.process = subprocess.Popen([peers.need("nbdkit"), "-f", "-U", self.socket, "--filter=rate", "file", path, f"rate-file={self.rate_file}", "burstiness=1"],
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 10
-        while not self.socket.exists():
+        while not wait.listens(self.process, self.socket):
             assert self.process.poll() is None and time.monotonic() < end, "nbdkit does not start"
             time.sleep(0.02)
 
@@ -150,7 +150,7 @@ class Daemon:
                                              "--chardev", f"socket,id=c,path={folder}/c,server=on,wait=off", "--monitor", "chardev=c"],
                                             stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
         end = time.monotonic() + 20
-        while not (folder / "c").exists() or not (folder / "n").exists():
+        while not all(wait.listens(self.process, folder / name) for name in "cn"):
             assert self.process.poll() is None and time.monotonic() < end, f"the daemon does not start: {self.log.read_text()}"
             time.sleep(0.02)
         self.client = Qmp(str(folder / "c"))

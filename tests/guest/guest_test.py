@@ -16,7 +16,7 @@ import time
 import pytest
 import bootdisk
 import vm
-from lib import images, peers, run
+from lib import images, peers, run, wait
 from story import Story
 
 sys.path.insert(0, str(bootdisk.HERE.parent / "cli"))
@@ -37,7 +37,7 @@ class Daemon:
         with open(self.log, "wb") as out:
             self.process = subprocess.Popen([run.BYRE, "daemon", *words], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
         end = time.monotonic() + 20
-        while not (folder / "c").exists() or not (folder / "n").exists():
+        while not all(wait.listens(self.process, folder / name) for name in "cn"):
             assert self.process.poll() is None and time.monotonic() < end, f"the daemon does not start: {self.log.read_text()}"
             time.sleep(0.02)
         self.client = Qmp(str(folder / "c"))

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import q2_damage
-from lib import bitmaps, corrupt, images, peers, run
+from lib import bitmaps, corrupt, images, peers, run, wait
 
 CS = 65536
 
@@ -188,7 +188,7 @@ def test_a_scrub_that_never_comes_holds_nobody_up(tmp_path, byre_serve):
                                  "--control", str(tmp_path / "none" / "control"), path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             end = time.monotonic() + 30
-            while not socket.exists() and time.monotonic() < end:
+            while not wait.listens(late, socket) and time.monotonic() < end:
                 time.sleep(0.02)
             nbd = peers.need_module("nbd")
             handle = nbd.NBD()

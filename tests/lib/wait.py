@@ -35,11 +35,15 @@ def catches(process, *signals):
 
 
 def listens(process, path):
-    """Between the file of a socket and somebody who listens there is a moment: does this process, at this path? A look that costs no connection."""
+    """Between the file of a socket and somebody who listens there is a moment: does this process, or the only child of it? A look that costs no connection."""
     own = set()
-    for fd in os.listdir(f"/proc/{process.pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            own.add(os.readlink(f"/proc/{process.pid}/fd/{fd}"))
+    with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as f:
+        pids = [process.pid, *map(int, f.read().split())]
+    for pid in pids:
+        with contextlib.suppress(OSError):                  # it may be about to end
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    own.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
     with open("/proc/net/unix", encoding="utf-8", errors="replace") as f:
         rows = [line.split(maxsplit=7) for line in f]
     return any(len(r) == 8 and r[3] == LISTENS and f"socket:[{r[6]}]" in own and os.path.basename(r[7].rstrip()) == os.path.basename(path) for r in rows)
