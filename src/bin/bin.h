@@ -72,6 +72,7 @@ struct run {
     struct opt_result args;
     int argc;                       /* words that are no options */
     char **argv;
+    bool more_loops;                /* run_ctx: threads may be started later, too */
     struct byre_ctx *ctx;           /* run_ctx */
 };
 

@@ -238,6 +238,7 @@ static int with_signals(struct serve *s)
     int code = 1, backend = run_backend(s->r, s->o->aio, s->cache);
     if (!server_begin(&s->server, s->r))
         return 1;
+    s->r->more_loops = true;
     if (backend >= 0 && choose_addresses(s) == 0 && run_ctx(s->r, server_threads(s->o->threads), backend))
         code = serve(s);
     if (s->folder)

@@ -16,6 +16,7 @@
 
 #include "base/size.h"
 #include "bin/bin.h"
+#include "lib/lib_inside.h"
 
 static void say(struct run *r, const char *fmt, va_list ap)
 {
@@ -102,7 +103,7 @@ bool run_ctx(struct run *r, unsigned threads, int backend)
     struct byre_err err;
     struct byre_ctx_opts o = byre_ctx_opts_init();
     o.loops = threads;
-    o.flags = (threads ? 0 : BYRE_CTX_CALLER_RUNS) | (run_records(r) ? BYRE_CTX_RECORD_OVERLAYS : 0);
+    o.flags = (threads ? 0 : BYRE_CTX_CALLER_RUNS) | (run_records(r) ? BYRE_CTX_RECORD_OVERLAYS : 0) | (r->more_loops ? LIB_CTX_MORE_LOOPS : 0);
     o.registry = run_registry();
     o.backend = backend;
     o.policy = r->strict ? BYRE_POLICY_STRICT : BYRE_POLICY_ECOSYSTEM;

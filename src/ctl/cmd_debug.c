@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_debug.c: x-blockdev-change, x-blockdev-set-iothread, x-debug-block-dirty-bitmap-sha256, qom-list-types (FEATURES 8.016, 8.018, 8.021, 9.017).
+ * cmd_debug.c: x-blockdev-change, x-debug-block-dirty-bitmap-sha256, qom-list-types (FEATURES 8.016, 8.018, 8.021, 9.017).
  *
  * Purpose      What tools ask for that look into the peer, in so far as it has a meaning here.
  * Owns         nothing
@@ -54,33 +54,6 @@ static int run_change(struct co *co, struct ctl_call *call)
         return byre_fail(&call->err, NOT_FOUND, "Node '%s' does not have child '%s'", a->parent, a->child);
     return byre_fail(&call->err, NOT_SUPPORTED, "The node %s does not support %s a child: of the drivers here none has a number of children that changes. "
                      "blockdev-reopen replaces one", a->parent, a->child ? "removing" : "adding");
-}
-
-/* ---- x-blockdev-set-iothread ---- */
-
-struct iothread { const char *name; bool none; };
-static const struct ctl_arg iothread_rows[] = {
-    { "name", CTL_STR, false, CTL_AT(struct iothread, name) },
-    { "none", CTL_NULL, false, CTL_AT(struct iothread, none) },
-    CTL_ARGS_END
-};
-static const struct ctl_shape iothread_shape = { .name = "StrOrNull", .rows = iothread_rows, .bytes = sizeof(struct iothread) };
-struct move_args { const char *node; const struct iothread *to; bool force; };
-static const struct ctl_arg move_rows[] = {
-    { "node-name", CTL_STR, true, CTL_AT(struct move_args, node) },
-    { "iothread", CTL_ALT, true, CTL_AT(struct move_args, to), .of = &iothread_shape, .doc = "null: no thread in particular, which is how it is anyhow." },
-    { "force", CTL_BOOL, false, CTL_AT(struct move_args, force) },
-    CTL_ARGS_END
-};
-
-static int run_move(struct co *co, struct ctl_call *call)
-{
-    const struct move_args *a = call->args;
-    if (!graph_find(call->c->env.graph, a->node))
-        return byre_fail(&call->err, NOT_FOUND, "Failed to find node with node-name='%s'", a->node);
-    if (a->to->name)
-        return byre_fail(&call->err, NOT_FOUND, "Cannot find iothread %s: every node takes requests on all loops, each on the loop of its connection", a->to->name);
-    return 0;
 }
 
 /* ---- x-debug-block-dirty-bitmap-sha256 ---- */
@@ -243,8 +216,6 @@ const struct ctl_command ctl_cmd_qom_list_properties = { "qom-list-properties", 
     .doc = "Lists what object-add takes for a kind of objects." };
 const struct ctl_command ctl_cmd_blockdev_change = { "x-blockdev-change", change_rows, sizeof(struct change_args), run_change,
     .doc = "Refused: adds a child to a node, or takes one away, which no driver here can." };
-const struct ctl_command ctl_cmd_set_iothread = { "x-blockdev-set-iothread", move_rows, sizeof(struct move_args), run_move,
-    .doc = "Moves a node to a thread. Nodes here belong to none: requests run on the loop of the connection that they come by, so all there is to ask for is null." };
 const struct ctl_command ctl_cmd_bitmap_sha256 = { "x-debug-block-dirty-bitmap-sha256", sha_rows, sizeof(struct sha_args), run_sha, .ret = &ret_sha,
     .doc = "Tells a hash of what a dirty bitmap says, so that two can be compared." };
 const struct ctl_command ctl_cmd_qom_list_types = { "qom-list-types", types_rows, sizeof(struct types_args), run_types, .ret = &ret_types,

@@ -182,7 +182,8 @@ static const struct ctl_shape type_shape = { .name = "BlockExportType", .words =
 struct add_args {
     int type;
     const char *id, *node_name, *name, *description;
-    bool writable, writethrough, allocation_depth, allow_inactive;
+    bool writable, writethrough, allocation_depth, allow_inactive, fixed_iothread;
+    const char *iothread;
     struct ctl_list bitmaps;
 };
 static const struct ctl_arg add_rows[] = {
@@ -191,6 +192,8 @@ static const struct ctl_arg add_rows[] = {
     { "node-name", CTL_STR, true, CTL_AT(struct add_args, node_name) },
     { "writable", CTL_BOOL, false, CTL_AT(struct add_args, writable) },
     { "writethrough", CTL_BOOL, false, CTL_AT(struct add_args, writethrough), .doc = "A write is durable when it is answered." },
+    { "iothread", CTL_STR, false, CTL_AT(struct add_args, iothread), .doc = "The iothread object whose thread serves its clients from the end of their handshake on. What changes tables of an image happens where it always does." },
+    { "fixed-iothread", CTL_BOOL, false, CTL_AT(struct add_args, fixed_iothread), .doc = "No other thread will, also when x-blockdev-set-iothread asks for it." },
     { "allow-inactive", CTL_BOOL, false, CTL_AT(struct add_args, allow_inactive),
       .doc = "The node may be inactive, or become so: clients read, and cannot write. Otherwise it is made active first, and stays so." },
     CTL_ARGS_END
@@ -226,6 +229,7 @@ static int run_add(struct co *co, struct ctl_call *call)
     if (!n)
         return call->err.code;
     struct export_opts o = { .id = a->id, .node = n, .name = a->name, .description = a->description, .writable = a->writable, .writethrough = a->writethrough, .allow_inactive = a->allow_inactive,
+        .iothread = a->iothread, .fixed_iothread = a->fixed_iothread,
         .allocation_depth = a->allocation_depth, .bitmaps = bitmaps, .bitmap_count = (unsigned)a->bitmaps.count };
     return exports_add(co, x, &o, &e, &call->err);
 }

@@ -16,7 +16,7 @@
 #include "ctl/qom.h"
 #include "rt/loop.h"
 
-static const char *const type_words[] = { "secret", "secret_keyring", "throttle-group", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509", "authz-simple", "authz-list", "authz-list-file",
+static const char *const type_words[] = { "iothread", "secret", "secret_keyring", "throttle-group", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509", "authz-simple", "authz-list", "authz-list-file",
     "authz-listfile", "authz-pam", NULL };      /* the second spelling is the one in the schema of the peer */
 static const struct ctl_shape type_shape = { .name = "ObjectType", .words = type_words };
 static const char *const format_words[] = { "raw", "base64", NULL };
@@ -46,6 +46,12 @@ static const struct ctl_arg limits_rows[] = {
     CTL_ARGS_END
 };
 static const struct ctl_shape limits_shape = { .name = "ThrottleLimits", .rows = limits_rows };
+static const struct ctl_arg iothread_rows[] = {
+    { "poll-max-ns", CTL_INT, false, CTL_AT_NONE, .doc = "This and the rest are kept and shown; a thread here waits in the kernel and never polls." },
+    { "poll-grow", CTL_INT, false, CTL_AT_NONE }, { "poll-shrink", CTL_INT, false, CTL_AT_NONE }, { "aio-max-batch", CTL_INT, false, CTL_AT_NONE },
+    { "thread-pool-min", CTL_INT, false, CTL_AT_NONE }, { "thread-pool-max", CTL_INT, false, CTL_AT_NONE },
+    CTL_ARGS_END
+};
 static const struct ctl_arg throttle_rows[] = {
     { "limits", CTL_ANY, false, CTL_AT_NONE, .of = &limits_shape, .doc = "Bytes and requests per second that all members share; 0: no limit." },
     LIMIT("bps-total"), LIMIT("bps-read"), LIMIT("bps-write"), LIMIT("iops-total"), LIMIT("iops-read"), LIMIT("iops-write"),
@@ -96,7 +102,7 @@ static const struct ctl_arg file_rows[] = {
 };
 static const struct ctl_arg pam_rows[] = { { "service", CTL_STR, true, CTL_AT_NONE, .doc = "Not supported." }, CTL_ARGS_END };
 static const struct ctl_case add_cases[] = {
-    { "secret", secret_rows }, { "secret_keyring", keyring_rows }, { "throttle-group", throttle_rows }, { "tls-creds-anon", anon_rows },
+    { "iothread", iothread_rows }, { "secret", secret_rows }, { "secret_keyring", keyring_rows }, { "throttle-group", throttle_rows }, { "tls-creds-anon", anon_rows },
     { "tls-creds-psk", psk_rows }, { "tls-creds-x509", x509_rows }, { "authz-simple", simple_rows }, { "authz-list", list_rows },
     { "authz-list-file", file_rows }, { "authz-listfile", file_rows }, { "authz-pam", pam_rows }, { NULL, NULL }
 };
@@ -112,8 +118,13 @@ static int64_t add_blocking(void *arg)
 static int run_add(struct co *co, struct ctl_call *call)
 {
     struct adding a = { &call->c->env, NULL, &call->err };
-    if (!strcmp(json_string_value(json_object_get(call->arguments, "qom-type")), "throttle-group"))
+    const char *type = json_string_value(json_object_get(call->arguments, "qom-type")), *id = json_string_value(json_object_get(call->arguments, "id"));
+    if (ctl_throttle(call->c, id) || ctl_iothread(call->c, id))
+        return byre_fail(&call->err, EXISTS, "there is an object '%s' already", id);
+    if (!strcmp(type, "throttle-group"))
         return ctl_throttle_add(call);
+    if (!strcmp(type, "iothread"))
+        return ctl_iothread_add(co, call);
     if (!a.env->object_add)
         return byre_fail(&call->err, NOT_SUPPORTED, "there are no objects here");
     a.text = json_dumps(call->arguments, 0);
@@ -135,6 +146,8 @@ static int run_del(struct co *co, struct ctl_call *call)
     const struct del_args *a = call->args;
     const struct ctl_env *e = &call->c->env;
     int r = ctl_throttle_del(call, a->id);
+    if (r > 0)
+        r = ctl_iothread_del(call, a->id);
     if (r <= 0)
         return r;
     if (!e->object_del || e->object_del(e->arg, a->id))
@@ -152,6 +165,6 @@ const struct ctl_arg *ctl_object_rows(const char *type)
 
 const struct ctl_shape ctl_object_types = { .name = "ObjectType", .words = type_words };
 const struct ctl_command ctl_cmd_object_add = { "object-add", add_rows, 0, run_add, .tag = "qom-type", .cases = add_cases,
-    .doc = "Makes an object that others refer to: a secret, a throttle group, credentials of TLS, or rules about who may connect." };
+    .doc = "Makes an object that others refer to: a secret, a throttle group, a thread for exports, credentials of TLS, or rules about who may connect." };
 const struct ctl_command ctl_cmd_object_del = { "object-del", del_rows, sizeof(struct del_args), run_del,
-    .doc = "Forgets an object. Who uses it goes on; rules that are gone let nobody in." };
+    .doc = "Forgets an object. Throttle groups and threads that are in use stay; who uses anything else goes on; rules that are gone let nobody in." };

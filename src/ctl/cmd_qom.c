@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_qom.c: qom-get, qom-set, qom-list, and objects of the type throttle-group (FEATURES 8.021, 9.094, 3.075).
+ * cmd_qom.c: qom-get, qom-set, qom-list, and objects of the type throttle-group; of the type iothread: cmd_iothread.c (FEATURES 8.021, 9.094, 3.075).
  *
  * Purpose      Properties of objects, by their ids or paths. Groups of throttle nodes have some; other objects show that they are there alone.
  * Owns         nothing: groups are the graph's
@@ -15,6 +15,7 @@
 
 #include "ctl/ctl_priv.h"
 #include "ctl/qom.h"
+#include "export/exports.h"
 #include "graph/throttle.h"
 
 #define OBJECTS "/objects"
@@ -69,14 +70,14 @@ int ctl_throttle_add(struct ctl_call *call)
     return r;
 }
 
-static struct throttle_group *group_of(const struct ctl *c, const char *id)
+struct throttle_group *ctl_throttle(const struct ctl *c, const char *id)
 {
     return c->env.graph ? throttle_group_find(c->env.graph, id) : NULL;
 }
 
 int ctl_throttle_del(struct ctl_call *call, const char *id)
 {
-    struct throttle_group *t = group_of(call->c, id);
+    struct throttle_group *t = ctl_throttle(call->c, id);
     if (!t)
         return 1;
     if (throttle_group_members(t))
@@ -122,7 +123,7 @@ static const struct ctl_arg get_rows[] = {
 };
 static const struct ctl_arg set_rows[] = {
     { "path", CTL_STR, true, CTL_AT(struct get_args, path), .doc = "The id of the object, or /objects/ID." },
-    { "property", CTL_STR, true, CTL_AT(struct get_args, property), .doc = "limits" },
+    { "property", CTL_STR, true, CTL_AT(struct get_args, property), .doc = "limits; a number of an iothread." },
     { "value", CTL_ANY, true, CTL_AT(struct get_args, value), .doc = "Limits that are not among its members stay." },
     CTL_ARGS_END
 };
@@ -135,7 +136,10 @@ static int no_property(struct ctl_call *call, const char *property)
 static int run_get(struct co *co, struct ctl_call *call)
 {
     const struct get_args *a = call->args;
-    struct throttle_group *t = group_of(call->c, id_of(a->path));
+    struct throttle_group *t = ctl_throttle(call->c, id_of(a->path));
+    struct iothread *io = ctl_iothread(call->c, id_of(a->path));
+    if (io)
+        return ctl_iothread_get(call, io, a->property);
     if (!t)
         return not_found(call, a->path);
     json_t *all = limits_json(t), *one = NULL;
@@ -156,9 +160,12 @@ static int run_get(struct co *co, struct ctl_call *call)
 static int run_set(struct co *co, struct ctl_call *call)
 {
     const struct get_args *a = call->args;
-    struct throttle_group *t = group_of(call->c, id_of(a->path));
+    struct throttle_group *t = ctl_throttle(call->c, id_of(a->path));
+    struct iothread *io = ctl_iothread(call->c, id_of(a->path));
     struct throttle_limits l;
     uint64_t v;
+    if (io)
+        return ctl_iothread_set(call, io, a->property, a->value);
     if (!t)
         return not_found(call, a->path);
     throttle_group_get(t, &l);
@@ -207,21 +214,27 @@ static int run_list(struct co *co, struct ctl_call *call)
 {
     const struct list_args *a = call->args;
     bool all = !strcmp(a->path, OBJECTS);
-    struct throttle_group *t = all ? NULL : group_of(call->c, id_of(a->path));
-    if (!all && !t)
+    struct throttle_group *t = all ? NULL : ctl_throttle(call->c, id_of(a->path));
+    struct iothread *io = all ? NULL : ctl_iothread(call->c, id_of(a->path));
+    if (!all && !t && !io)
         return not_found(call, a->path);
     call->ret = json_array();
     int r = call->ret ? add_property(call, "", "type", "string") : no_memory(call);
     if (!r && t)
         return list_group(call);
+    for (unsigned i = 0; !r && io && i < IOTHREAD_NUMBERS; i++)
+        r = add_property(call, "", iothread_names[i], "int");
+    struct iothreads *set = all && call->c->env.exports ? exports_iothreads(call->c->env.exports) : NULL;
+    for (io = set ? iothread_next(set, NULL) : NULL; !r && io; io = iothread_next(set, io))
+        r = add_property(call, "", io->id, "child<iothread>");
     for (t = throttle_group_next(call->c->env.graph, NULL); !r && all && t; t = throttle_group_next(call->c->env.graph, t))
         r = add_property(call, "", throttle_group_name(t), "child<throttle-group>");
     return r;
 }
 
 const struct ctl_command ctl_cmd_qom_get = { "qom-get", get_rows, sizeof(struct get_args), run_get, .ret = &ctl_ret_any,
-    .doc = "Tells a property of an object: of a throttle group its limits." };
+    .doc = "Tells a property of an object: of a throttle group its limits, of an iothread its numbers." };
 const struct ctl_command ctl_cmd_qom_set = { "qom-set", set_rows, sizeof(struct get_args), run_set,
-    .doc = "Changes a property of an object while it is in use: the limits of a throttle group, which hold at once." };
+    .doc = "Changes a property of an object while it is in use: the limits of a throttle group, which hold at once; a number of an iothread, which changes nothing." };
 const struct ctl_command ctl_cmd_qom_list = { "qom-list", list_rows, sizeof(struct list_args), run_list, .ret = &ret_properties,
     .doc = "Lists objects that have properties, or the properties of one." };

@@ -79,6 +79,7 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_query_chardev,
     &ctl_cmd_query_chardev_backends,
     &ctl_cmd_query_commands,
+    &ctl_cmd_query_iothreads,
     &ctl_cmd_query_jobs,
     &ctl_cmd_query_named_block_nodes,
     &ctl_cmd_query_qmp_schema,

@@ -22,7 +22,7 @@
  *   cmd_chain.c   block-commit, block-stream
  *   cmd_chardev.c  chardev-*, query-chardev, query-chardev-backends, x-byre-monitor-add
  *   cmd_create.c  blockdev-create, x-blockdev-amend
- *   cmd_debug.c   x-blockdev-change, x-blockdev-set-iothread, x-debug-block-dirty-bitmap-sha256, qom-list-types, qom-list-properties
+ *   cmd_debug.c   x-blockdev-change, x-debug-block-dirty-bitmap-sha256, qom-list-types, qom-list-properties
  *   cmd_export.c  nbd-server-*, block-export-*, query-block-exports, x-byre-query-nbd-servers
  *   cmd_job.c     query-jobs and the verbs of jobs; x-byre-scrub, x-byre-compact, x-byre-query-job-end
  *   cmd_mirror.c  blockdev-mirror, drive-mirror, block-job-change
@@ -196,7 +196,7 @@ extern const struct ctl_command ctl_cmd_latency_histogram, ctl_cmd_query_blockst
 extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cmd_job_dismiss, ctl_cmd_job_finalize, ctl_cmd_job_pause,
     ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_compact, ctl_cmd_x_byre_scrub;
 
-extern const struct ctl_command ctl_cmd_bitmap_sha256, ctl_cmd_blockdev_change, ctl_cmd_qom_list_properties, ctl_cmd_qom_list_types, ctl_cmd_set_iothread;
+extern const struct ctl_command ctl_cmd_bitmap_sha256, ctl_cmd_blockdev_change, ctl_cmd_qom_list_properties, ctl_cmd_qom_list_types, ctl_cmd_query_iothreads, ctl_cmd_set_iothread;
 extern const struct ctl_command ctl_cmd_query_yank, ctl_cmd_yank, ctl_cmd_ringbuf_read, ctl_cmd_ringbuf_write;
 extern const struct ctl_command ctl_cmd_blockdev_backup, ctl_cmd_drive_backup;
 extern const struct ctl_command ctl_cmd_blockdev_mirror, ctl_cmd_drive_mirror, ctl_cmd_block_job_change;

@@ -29,6 +29,7 @@ struct exports {
     struct rt_loop *home;
     struct list list;
     struct nbd_server *server;
+    struct iothreads iothreads;
     bool stopping;                       /* for good */
     struct co_mutex changing;            /* one addition, or the end of the server, at a time */
     exports_gone_fn *gone;
@@ -44,6 +45,7 @@ int exports_new(struct rt_loop *home, struct exports **ret_x, struct byre_err *e
         return byre_fail(err, NOMEM, "no memory for exports");
     x->home = home;
     list_init(&x->list);
+    iothreads_init(&x->iothreads);
     *ret_x = x;
     return 0;
 }
@@ -53,6 +55,7 @@ void exports_free(struct exports *x)
     if (!x)
         return;
     ASSERT(list_empty(&x->list) && !x->server);
+    iothreads_fini(&x->iothreads);
     free(x);
 }
 
@@ -211,7 +214,7 @@ static int offer(struct exports *x, struct export *e, const struct export_opts *
         names[i] = o->bitmaps[i].name;
     struct nbd_export_opts xo = { .name = o->name ? o->name : graph_node_name(o->node), .description = o->description,
         .ops = plain ? &nbd_graph_ops : &nbd_graph_bitmap_ops, .disk = plain ? (void *)e->node : (void *)&e->disk, .writable = o->writable,
-        .is_default = o->is_default, .block_max = graph_max_transfer(o->node), .allocation_depth = o->allocation_depth, .bitmaps = names, .bitmap_count = o->bitmap_count };
+        .is_default = o->is_default, .block_max = graph_max_transfer(o->node), .loop = e->io ? e->io->loop : NULL, .allocation_depth = o->allocation_depth, .bitmaps = names, .bitmap_count = o->bitmap_count };
     return nbd_server_add(x->server, &xo, &e->nbd, err);
 }
 
@@ -221,6 +224,10 @@ static int fill(struct co *co, struct exports *x, struct export *e, const struct
     e->id = strdup(o->id);
     if (!e->id)
         return byre_fail(err, NOMEM, "no memory for an export");
+    e->fixed_io = o->fixed_iothread;
+    e->io = o->iothread ? iothread_find(&x->iothreads, o->iothread) : NULL;
+    if (o->iothread && !e->io)
+        return byre_fail(err, NOT_FOUND, "export '%s': iothread '%s' not found", o->id, o->iothread);
     if (!o->allow_inactive && !graph_is_active(o->node)) {
         int woken = graph_set_active(co, graph_of(o->node), o->node, true, err);
         if (woken)
@@ -296,6 +303,37 @@ int exports_add(struct co *co, struct exports *x, const struct export_opts *o, s
     co_unlock(&x->changing);
     let_nodes(co, o);
     return r;
+}
+
+/* ---- threads ---- */
+struct iothreads *exports_iothreads(struct exports *x)
+{
+    return &x->iothreads;
+}
+
+int exports_iothread_del(struct exports *x, struct iothread *io, struct byre_err *err)
+{
+    for (struct export *e = exports_next(x, NULL); e; e = exports_next(x, e))
+        if (e->io == io)
+            return byre_fail(err, PERMISSION, "object '%s' is in use, can not be deleted: export '%s' is served there", io->id, e->id);
+    unsigned clients = x->server ? nbd_server_loop_users(x->server, io->loop) : 0;
+    if (clients)
+        return byre_fail(err, PERMISSION, "object '%s' is in use, can not be deleted: %u clients are served there", io->id, clients);
+    iothread_del(&x->iothreads, io);
+    return 0;
+}
+
+int exports_node_iothread(struct exports *x, struct graph_node *n, struct iothread *io, struct byre_err *err)
+{
+    for (struct export *e = exports_next(x, NULL); e; e = exports_next(x, e))
+        if (graph_attached(e->node) == n && e->fixed_io && e->io != io)
+            return byre_fail(err, PERMISSION, "Cannot change iothread of node '%s': export '%s' is fixed to %s", graph_node_name(n), e->id, e->io ? e->io->id : "none");
+    for (struct export *e = exports_next(x, NULL); e; e = exports_next(x, e))
+        if (graph_attached(e->node) == n && e->io != io) {
+            e->io = io;
+            nbd_export_serve_on(e->nbd, io ? io->loop : NULL);
+        }
+    return 0;
 }
 
 /* ---- removal ---- */

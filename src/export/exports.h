@@ -11,6 +11,7 @@
 
 #include "base/err.h"
 #include "base/list.h"
+#include "export/iothreads.h"
 #include "export/nbd/nbd.h"
 #include "graph/graph.h"
 #include "rt/sync.h"
@@ -32,6 +33,8 @@ struct export_opts {
     bool allow_inactive;                 /* the node may be inactive, or become so: it is read as it was, and not written. Else it is made active before */
     bool is_default;                     /* also under the empty name */
     const struct export_bitmap *bitmaps; unsigned bitmap_count;
+    const char *iothread;                /* whose loop serves its clients; NULL: any */
+    bool fixed_iothread;                 /* and no other one will: exports_node_iothread leaves it there, and says so */
     uint64_t offset;                     /* the export begins there */
     uint64_t length;                     /* and has so many bytes; 0: to the end */
 };
@@ -42,6 +45,8 @@ struct export {
     char *id;
     struct graph_node *node;             /* an attachment: graph_attached says which node that is now */
     bool shutting_down;
+    struct iothread *io;                 /* NULL: none */
+    bool fixed_io;
     /* inside */
     struct nbd_export *nbd;
     struct nbd_graph_disk disk;
@@ -75,6 +80,11 @@ struct export *exports_find(struct exports *x, const char *id);          /* NULL
 struct export *exports_next(struct exports *x, struct export *prev);     /* iterate; prev NULL: the first */
 /* Begins to remove it: it is gone when the watcher was told. force: its clients are cut off; otherwise PERMISSION while it has some. */
 MUST_USE int exports_del(struct exports *x, struct export *e, bool force, struct byre_err *err);
+/* Objects of the type iothread. An export that is there names one, or serves clients there: then it is in use, and is not removed (PERMISSION). */
+struct iothreads *exports_iothreads(struct exports *x);
+MUST_USE int exports_iothread_del(struct exports *x, struct iothread *io, struct byre_err *err);
+/* Clients of the exports of n that come from now on are served by the loop of io (NULL: any). PERMISSION: one of them is fixed to another. */
+MUST_USE int exports_node_iothread(struct exports *x, struct graph_node *n, struct iothread *io, struct byre_err *err);
 /* All of it, server and exports; no new ones come. Suspends; idempotent. */
 void exports_stop(struct co *co, struct exports *x);
 

@@ -27,7 +27,7 @@ static void count_histogram(struct node_stats *s, unsigned loop, enum graph_stat
 
 int stats_new(struct graph_node *n, struct rt_loop *home)
 {
-    unsigned loops = rt_loop_count(rt_of(home));
+    unsigned loops = rt_loop_slots(rt_of(home));
     void *p;
     if (posix_memalign(&p, 64, sizeof(struct node_stats) + 64 + loops * sizeof(struct stats_slot)))
         return -ENOMEM;

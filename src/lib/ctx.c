@@ -207,7 +207,7 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
     int r = lib_take_opts(&o, sizeof o, opts, err);
     if (r)
         return r;
-    if ((o.flags & ~(unsigned)(BYRE_CTX_CALLER_RUNS | BYRE_CTX_RECORD_OVERLAYS)) || o.policy < 0 || o.policy > BYRE_POLICY_ECOSYSTEM ||
+    if ((o.flags & ~(unsigned)(BYRE_CTX_CALLER_RUNS | BYRE_CTX_RECORD_OVERLAYS | LIB_CTX_MORE_LOOPS)) || o.policy < 0 || o.policy > BYRE_POLICY_ECOSYSTEM ||
         o.backend < 0 || o.backend > BYRE_BACKEND_THREADS)
         return byre_fail(err, BAD_ARGUMENT, "a context option is out of range");
     struct byre_ctx *ctx = calloc(1, sizeof *ctx);
@@ -217,6 +217,8 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
     ctx->policy = o.policy == BYRE_POLICY_STRICT ? GRAPH_STRICT : GRAPH_ECOSYSTEM;
     ctx->loops = o.loops ? o.loops : 1;
     struct rt_opts ro = { .loops = ctx->loops, .backend = (enum rt_backend_kind)o.backend, .manual = ctx->caller_runs };
+    if (o.flags & LIB_CTX_MORE_LOOPS)
+        ro.spare = ctx->loops + LIB_SPARE_LOOPS <= 64 ? LIB_SPARE_LOOPS : ctx->loops < 64 ? 64 - ctx->loops : 0;
     r = lib_records_init(&ctx->records, &o, err);
     if (!r)
         r = secret_set_new(&ctx->secrets) || tls_set_new(&ctx->tls) ? byre_fail(err, NOMEM, "no memory for a context") : rt_new(&ro, &ctx->rt, err);

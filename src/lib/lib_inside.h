@@ -11,6 +11,9 @@ struct byre_image;
 struct graph;
 struct graph_node;
 
+/* In the flags of struct byre_ctx_opts, beside the public ones: so many loops may be started later (objects of the type iothread). */
+#define LIB_CTX_MORE_LOOPS (1u << 31)
+#define LIB_SPARE_LOOPS 16u
 struct graph *byre_ctx_graph(struct byre_ctx *ctx);
 struct tree_opts;
 const struct tree_opts *byre_ctx_tree(const struct byre_ctx *ctx);

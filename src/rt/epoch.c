@@ -317,7 +317,7 @@ int epoch_new(struct rt_loop *home, struct epoch **ret_d)
 {
     void *mem;
     ASSERT_LOOP(home);
-    unsigned loops = home->rt->count;
+    unsigned loops = home->rt->slots;
     size_t bytes = sizeof(struct epoch) + loops * sizeof(struct slot);
     if (posix_memalign(&mem, _Alignof(struct epoch), bytes))
         return -ENOMEM;
@@ -361,12 +361,13 @@ static void say_goodbye(struct epoch *d)
     for (unsigned l = 0; l < d->loops; l++)
         if (atomic_load(&d->slots[l].posted))
             return;                             /* its arrival comes back here */
-    if (d->loops == 1) {
+    unsigned running = atomic_load(&d->home->rt->running);      /* one that comes later has never seen d */
+    d->goodbyes = running - 1;
+    if (!d->goodbyes) {
         free(d);
         return;
     }
-    d->goodbyes = d->loops - 1;
-    for (unsigned l = 0; l < d->loops; l++) {
+    for (unsigned l = 0; l < running; l++) {
         struct slot *s = &d->slots[l];
         if (l == d->home->index)
             continue;

@@ -25,6 +25,7 @@ enum rt_backend_kind {
 
 struct rt_opts {
     unsigned loops;                   /* 1..64; 0 = 1 */
+    unsigned spare;                   /* loops that rt_loop_more may start later; with `loops` at most 64 */
     enum rt_backend_kind backend;     /* AUTO obeys the environment variable BYRE_BACKEND=uring|threads|auto */
     unsigned cpu_workers;             /* 0 = number of cores */
     unsigned ring_entries;            /* io_uring: submission queue size; 0 = 256. Small values are for tests */
@@ -36,10 +37,17 @@ struct rt_opts {
 MUST_USE int rt_new(const struct rt_opts *opts, struct rt **ret_rt, struct byre_err *err);
 /* Stops all loops (their coroutines must have ended; asserted) and joins the threads. NULL ok. */
 void rt_free(struct rt *rt);
-unsigned rt_loop_count(const struct rt *rt);
-struct rt_loop *rt_loop_at(struct rt *rt, unsigned i);
+unsigned rt_loop_count(const struct rt *rt);                 /* those of rt_new, over which work is spread */
+unsigned rt_loop_slots(const struct rt *rt);                 /* those and all that may come: for arrays with a place for each loop */
+struct rt_loop *rt_loop_at(struct rt *rt, unsigned i);       /* i below rt_loop_count, or of one that rt_loop_more gave */
+/* Starts one of the spare loops. It gets no work but what is sent to it by name (rt_spawn_on, rt_call), and ends with the runtime. One call at a
+ * time, none beside rt_free; blocks for the start of a thread. -ENOSPC: no spare one is left. */
+MUST_USE int rt_loop_more(struct rt *rt, struct rt_loop **ret_loop);
+/* Names its thread, as ps and top show it: the first 15 bytes of the name. Nothing happens where it has none of its own. Any thread. */
+void rt_loop_name(struct rt_loop *loop, const char *name);
+int64_t rt_loop_thread_id(const struct rt_loop *loop);       /* as the kernel counts threads. Any thread; 0: it has none of its own */
 struct rt *rt_of(const struct rt_loop *loop);
-unsigned rt_loop_index(const struct rt_loop *loop);          /* 0..count-1: for per-loop slots */
+unsigned rt_loop_index(const struct rt_loop *loop);          /* below rt_loop_slots */
 const char *rt_backend_name(const struct rt_loop *loop);     /* "io_uring", "threads" or "sim" */
 bool rt_on_loop(const struct rt_loop *loop);                 /* is the calling thread this loop's? */
 #define ASSERT_LOOP(l) ASSERT(rt_on_loop(l))

@@ -10,16 +10,18 @@
  * Order        ending: (a) every loop runs until its coroutines have ended; (b) rounds of one message to each loop
  *              until a round finds that no other message was delivered; (c) loops park, pools are joined (a worker
  *              may still be inside rt_post of its last result); (d) loops release backend and stacks; join; free
- * Concurrency  rt_new, rt_free: one thread, not a loop's
+ * Concurrency  rt_new, rt_free: one thread, not a loop's. rt_loop_more: one call at a time, of any thread that may block
  * Failure      rt_new: -errno with *err. A coroutine that has not ended a minute after rt_free began although nothing
  *              is left to do on its loop is a bug of the caller, asserted.
  * Tests        rt_test.c
  */
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "rt/rt_priv.h"
 
 #define STUCK_NS UINT64_C(60000000000)
@@ -80,6 +82,7 @@ static void *loop_thread(void *arg)
     struct rt *rt = loop->rt;
     loop->init_result = rt_loop_init(rt, (unsigned)(loop - rt->loops));
     bool ok = loop->init_result == 0;
+    loop->tid = gettid();
     sem_post(&rt->started);
     if (!ok)
         return NULL;
@@ -128,13 +131,13 @@ static void park_arrived(struct rt_msg *m)
 
 static void wait_all(struct rt *rt)
 {
-    for (unsigned i = 0; i < rt->count; i++)
+    for (unsigned i = 0; i < rt->running; i++)
         wait_sem(&rt->loops[i].sync_sem);
 }
 
 static void tell_all(struct rt *rt, void (*fn)(struct rt_msg *m))
 {
-    for (unsigned i = 0; i < rt->count; i++) {
+    for (unsigned i = 0; i < rt->running; i++) {
         rt->loops[i].end_msg.fn = fn;
         rt_post(&rt->loops[i], &rt->loops[i].end_msg);
     }
@@ -145,12 +148,12 @@ static void tell_all(struct rt *rt, void (*fn)(struct rt_msg *m))
 static uint64_t sync_round(struct rt *rt)
 {
     uint64_t sum = 0;
-    for (unsigned i = 0; i < rt->count; i++) {
+    for (unsigned i = 0; i < rt->running; i++) {
         rt->loops[i].sync_msg.fn = sync_arrived;
         rt_post(&rt->loops[i], &rt->loops[i].sync_msg);
     }
     wait_all(rt);
-    for (unsigned i = 0; i < rt->count; i++)
+    for (unsigned i = 0; i < rt->running; i++)
         sum += rt->loops[i].sync_delivered;
     return sum;
 }
@@ -181,7 +184,7 @@ static void end_inline(struct rt *rt)
 
 static void release(struct rt *rt)
 {
-    for (unsigned i = 0; i < rt->count; i++)
+    for (unsigned i = 0; i < rt->slots; i++)
         sem_destroy(&rt->loops[i].sync_sem);
     sem_destroy(&rt->started);
     sem_destroy(&rt->go_exit);
@@ -198,10 +201,10 @@ static void free_pools(struct rt *rt)
 
 static void join_loops(struct rt *rt)
 {
-    for (unsigned i = 0; i < rt->count; i++)
+    for (unsigned i = 0; i < rt->slots; i++)
         if (rt->loops[i].has_thread && !rt->loops[i].init_result)
             sem_post(&rt->go_exit);
-    for (unsigned i = 0; i < rt->count; i++)
+    for (unsigned i = 0; i < rt->slots; i++)
         if (rt->loops[i].has_thread)
             pthread_join(rt->loops[i].thread, NULL);
 }
@@ -225,13 +228,13 @@ void rt_free(struct rt *rt)
 
 /* ---- making ---- */
 
-static struct rt *alloc_rt(unsigned loops)
+static struct rt *alloc_rt(unsigned loops, unsigned spare)
 {
     struct rt *rt = calloc(1, sizeof *rt);
     if (!rt)
         return NULL;
     void *mem;
-    size_t bytes = loops * sizeof *rt->loops;
+    size_t bytes = (loops + spare) * sizeof *rt->loops;
     if (posix_memalign(&mem, _Alignof(struct rt_loop), bytes)) {
         free(rt);
         return NULL;
@@ -239,9 +242,10 @@ static struct rt *alloc_rt(unsigned loops)
     memset(mem, 0, bytes);
     rt->loops = mem;
     rt->count = loops;
+    rt->slots = loops + spare;
     sem_init(&rt->started, 0, 0);
     sem_init(&rt->go_exit, 0, 0);
-    for (unsigned i = 0; i < loops; i++)
+    for (unsigned i = 0; i < rt->slots; i++)
         sem_init(&rt->loops[i].sync_sem, 0, 0);
     return rt;
 }
@@ -283,13 +287,10 @@ static int start_loop(struct rt *rt, unsigned i)
 }
 
 /* Ends what start_loop began, in a runtime where nothing has happened yet. */
-static void abandon(struct rt *rt, unsigned running)
+static void abandon(struct rt *rt)
 {
-    unsigned count = rt->count;
-    rt->count = running;
-    if (running && !rt->manual)
+    if (rt->running && !rt->manual)
         end_threads(rt);
-    rt->count = count;
     free_pools(rt);
     join_loops(rt);
     release(rt);
@@ -297,21 +298,20 @@ static void abandon(struct rt *rt, unsigned running)
 
 static int try_new(const struct rt_opts *opts, const struct rt_backend_ops *ops, struct rt **ret_rt)
 {
-    struct rt *rt = alloc_rt(opts->loops ? opts->loops : 1);
+    struct rt *rt = alloc_rt(opts->loops ? opts->loops : 1, opts->spare);
     if (!rt)
         return -ENOMEM;
     rt->manual = opts->manual;
     rt->ops = ops;
     rt->ring_entries = opts->ring_entries;
     int r = init_pools(rt, opts->cpu_workers);
-    unsigned i = 0;
-    for (; !r && i < rt->count; i++) {
+    for (unsigned i = 0; !r && i < rt->count; i++) {
         r = rt->manual ? rt_loop_init(rt, i) : start_loop(rt, i);
-        if (r)
-            break;
+        if (!r)
+            rt->running = i + 1;
     }
     if (r) {
-        abandon(rt, i);
+        abandon(rt);
         return r;
     }
     *ret_rt = rt;
@@ -336,8 +336,8 @@ static bool choose_kind(enum rt_backend_kind *kind)
 int rt_new(const struct rt_opts *opts, struct rt **ret_rt, struct byre_err *err)
 {
     enum rt_backend_kind kind = opts->backend;
-    if (opts->loops > RT_LOOPS_MAX || (opts->manual && opts->loops > 1))
-        return byre_fail(err, BAD_ARGUMENT, "%u loops: from 1 to %u are possible, and 1 in manual mode", opts->loops, RT_LOOPS_MAX);
+    if (opts->loops > RT_LOOPS_MAX || opts->spare > RT_LOOPS_MAX - max_u64(opts->loops, 1) || (opts->manual && (opts->loops > 1 || opts->spare)))
+        return byre_fail(err, BAD_ARGUMENT, "%u loops and %u spare ones: from 1 to %u are possible, and 1 in manual mode", opts->loops, opts->spare, RT_LOOPS_MAX);
     if (!choose_kind(&kind))
         return byre_fail(err, BAD_OPTION, "BYRE_BACKEND is '%s': expected uring, threads or auto", getenv("BYRE_BACKEND"));
     int r = -ENOSYS;
@@ -357,6 +357,44 @@ unsigned rt_loop_count(const struct rt *rt)
     return rt->count;
 }
 
+unsigned rt_loop_slots(const struct rt *rt)
+{
+    return rt->slots;
+}
+
+/* ---- loops that come later ---- */
+
+int rt_loop_more(struct rt *rt, struct rt_loop **ret_loop)
+{
+    unsigned i = rt->running;
+    if (i == rt->slots)
+        return -ENOSPC;
+    struct rt_loop *loop = &rt->loops[i];
+    int r = start_loop(rt, i);
+    if (r) {
+        if (loop->has_thread)            /* it has ended by itself: the slot is as it was, but for what its start has left */
+            pthread_join(loop->thread, NULL);
+        loop->has_thread = false;
+        return r;
+    }
+    rt->running = i + 1;
+    *ret_loop = loop;
+    return 0;
+}
+
+void rt_loop_name(struct rt_loop *loop, const char *name)
+{
+    char short_name[16];
+    snprintf(short_name, sizeof short_name, "%s", name);
+    if (loop->has_thread)
+        (void)pthread_setname_np(loop->thread, short_name);      /* it is told apart by its number, too */
+}
+
+int64_t rt_loop_thread_id(const struct rt_loop *loop)
+{
+    return loop->tid;
+}
+
 unsigned rt_cpu_workers(const struct rt *rt)
 {
     return rt->cpu.max ? rt->cpu.max : 1;
@@ -364,7 +402,7 @@ unsigned rt_cpu_workers(const struct rt *rt)
 
 struct rt_loop *rt_loop_at(struct rt *rt, unsigned i)
 {
-    ASSERT(i < rt->count);
+    ASSERT(i < rt->slots);
     return &rt->loops[i];
 }
 
@@ -373,7 +411,7 @@ struct rt_loop *rt_loop_at(struct rt *rt, unsigned i)
 int rt_new_sim(const struct rt_backend_ops *ops, void *backend_arg, unsigned loops, struct rt **ret_rt)
 {
     ASSERT(loops >= 1 && loops <= RT_LOOPS_MAX);
-    struct rt *rt = alloc_rt(loops);
+    struct rt *rt = alloc_rt(loops, 0);
     if (!rt)
         return -ENOMEM;
     rt->sim = true;
@@ -388,6 +426,7 @@ int rt_new_sim(const struct rt_backend_ops *ops, void *backend_arg, unsigned loo
             return r;
         }
     }
+    rt->running = loops;
     *ret_rt = rt;
     return 0;
 }

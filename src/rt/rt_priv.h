@@ -192,6 +192,7 @@ struct rt_loop {
     int init_result;
     bool has_thread, has_state;
     pthread_t thread;
+    pid_t tid;                      /* of thread */
 
     /* written by other threads: own cache line */
     _Alignas(64) _Atomic(struct rt_msg *) inbox;    /* newest first */
@@ -199,7 +200,9 @@ struct rt_loop {
 };
 
 struct rt {
-    unsigned count;
+    unsigned count;                 /* loops of rt_new */
+    unsigned slots;                 /* and those that may come */
+    atomic_uint running;            /* loops that have been started: the first ones */
     bool manual, sim;
     struct rt_loop *stepping;       /* sim: the loop inside rt_loop_step */
     const struct rt_backend_ops *ops;

@@ -276,6 +276,52 @@ static void free_in_manual_mode(void **state)
     assert_int_equal(ended, 1);
 }
 
+/* FEATURES 3.076: loops that come later do what is sent to them, by a name of their own, and end with the rest. */
+struct later { struct rt_loop *loop; struct epoch *d; int seen; };
+
+static int on_later(struct co *co, void *arg)
+{
+    struct later *l = arg;
+    char name[16] = "";
+    ASSERT(!prctl(PR_GET_NAME, name) && !strcmp(name, "a name of more "));
+    epoch_token t = epoch_enter(l->d, co_loop(co));
+    l->seen += co_loop(co) == l->loop && rt_loop_thread_id(l->loop) == gettid();
+    co_yield(co);
+    epoch_leave(l->d, co_loop(co), t);
+    return 7;
+}
+
+static int64_t more_blocking(void *arg)
+{
+    return rt_loop_more(((void **)arg)[0], ((void **)arg)[1]);
+}
+
+static void loops_come_later(struct co *co)
+{
+    struct rt *rt = rt_of(co_loop(co));
+    struct later l = { 0 };
+    OK(epoch_new(co_loop(co), &l.d));        /* older than they are */
+    for (unsigned i = 0; i < 3; i++) {
+        int64_t r = rt_blocking(co, more_blocking, (void *[]){ rt, &l.loop });
+        ASSERT(r == (i < 2 ? 0 : -ENOSPC) && rt_loop_count(rt) == 2 && rt_loop_slots(rt) == 4);
+        rt_loop_name(l.loop, "a name of more than fifteen bytes");
+        ASSERT(rt_call(co, l.loop, on_later, &l) == 7 && l.seen == (int)i + 1);
+        epoch_wait(co, l.d);
+        ASSERT(rt_loop_index(l.loop) == (i ? 3 : 2));
+    }
+    epoch_free(l.d);
+}
+
+static void loops_later(void **state)
+{
+    for (int kind = RT_BACKEND_URING; kind <= RT_BACKEND_THREADS; kind++)
+        test_run_threaded(&(struct rt_opts){ .loops = 2, .spare = 2, .backend = (enum rt_backend_kind)kind }, loops_come_later);
+    struct rt *rt;
+    struct byre_err err;
+    assert_int_equal(rt_new(&(struct rt_opts){ .loops = 60, .spare = 5 }, &rt, &err), -EINVAL);
+    assert_int_equal(rt_new(&(struct rt_opts){ .manual = true, .spare = 1 }, &rt, &err), -EINVAL);
+}
+
 /* Allocations that fail while the runtime is made: -ENOMEM and nothing is left. */
 static int fail_in = -1;
 void *__real_calloc(size_t n, size_t size);
@@ -315,7 +361,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_options), cmocka_unit_test(backend_choice), cmocka_unit_test(refusals),
         cmocka_unit_test(all_or_nothing), cmocka_unit_test(nothing_is_left), cmocka_unit_test(free_waits_for_the_rest),
-        cmocka_unit_test(free_in_manual_mode), cmocka_unit_test(memory_failures),
+        cmocka_unit_test(free_in_manual_mode), cmocka_unit_test(loops_later), cmocka_unit_test(memory_failures),
     };
     unsetenv("BYRE_BACKEND");
     return cmocka_run_group_tests_name("rt-rt", tests, NULL, NULL);

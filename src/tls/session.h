@@ -4,7 +4,7 @@
  *
  *     tls_session_new -> tls_handshake -> tls_recv, tls_sendmsg ... -> tls_bye -> tls_session_free
  *
- * One coroutine may receive while another one sends; both on the loop that made the session. Nothing blocks it: the handshake's
+ * One coroutine may receive while another one sends; both on one loop, and on another one later when nobody is inside. Nothing blocks it: the handshake's
  * arithmetic runs on the CPU pool, and records are done TLS_BATCH bytes at a time, between which others get their turn.
  */
 #ifndef TLS_SESSION_H

@@ -7,7 +7,8 @@
  * Any number of servers may exist. Exports may come and go while clients are connected.
  *
  * Concurrency  Every call below is made on the server's home loop, unless it says otherwise. Connections are spread over
- *              all loops of the runtime; each belongs to one. A disk is asked from any loop.
+ *              all loops of the runtime; each belongs to one, from the end of the handshake on to that of its export if it has one. A disk is
+ *              asked from any loop.
  * Limits       struct nbd_server_opts, and proto/nbd/nbd_codec.h for what one message may hold.
  */
 #ifndef EXPORT_NBD_NBD_H
@@ -130,6 +131,7 @@ struct nbd_export_opts {
     const char *description;         /* or NULL */
     const struct nbd_disk_ops *ops;
     void *disk;                      /* must outlive the export */
+    struct rt_loop *loop;            /* which serves its clients; NULL: none in particular */
     bool writable;
     bool is_default;                 /* also answers to the empty name */
     bool rotational;
@@ -150,5 +152,8 @@ struct nbd_export *nbd_server_next(struct nbd_server *s, struct nbd_export *prev
 const char *nbd_export_name(const struct nbd_export *x);
 bool nbd_export_writable(const struct nbd_export *x);
 unsigned nbd_export_users(const struct nbd_export *x);                            /* connections that use it */
+/* Clients that come from now on are served by that loop; who is there stays where it is. NULL: by any. */
+void nbd_export_serve_on(struct nbd_export *x, struct rt_loop *loop);
+unsigned nbd_server_loop_users(const struct nbd_server *s, const struct rt_loop *loop);     /* clients whom it serves */
 
 #endif

@@ -176,7 +176,8 @@ static bool handle(struct co *co, struct nbd_conn *c, enum nbdp_event ev)
         return true;
     case NBDP_READY:
         (void)co_set_deadline(co, 0);
-        return true;
+        c->moving = c->wanted && c->wanted != c->loop;
+        return !c->moving;
     case NBDP_STARTTLS:
         if (nbd_conn_starttls(co, c))
             return false;
@@ -192,7 +193,7 @@ static void reader_main(struct co *co, void *arg)
 {
     struct nbd_conn *c = arg;
     unsigned limit_ms = c->door->handshake_ms;
-    if (limit_ms)
+    if (limit_ms && !nbdp_in_transmission(c->p))
         (void)co_set_deadline(co, rt_now(c->loop) + limit_ms * NS_PER_MS);
     for (;;) {
         enum nbdp_event ev = nbdp_next(c->p);
@@ -263,6 +264,7 @@ static void stop_sender(struct co *co, struct nbd_conn *c)
 
 static void serve(struct co *co, struct nbd_conn *c)
 {
+    c->reader_done = c->sender_quit = c->sender_done = false;
     if (rt_spawn(c->loop, nbd_sender_main, c))
         return;
     if (!rt_task_start(c->loop, &c->reader, reader_main, c)) {
@@ -272,18 +274,26 @@ static void serve(struct co *co, struct nbd_conn *c)
     stop_sender(co, c);
 }
 
-void nbd_conn_main(struct co *co, void *arg)
+void nbd_conn_fini(struct nbd_conn *c)
 {
-    struct nbd_conn *c = arg;
-    if (!nbdp_new(NULL, c->door->creds ? NBDP_TLS_REQUIRED : NBDP_TLS_NONE, &c->p))
-        serve(co, c);
-    if (c->tls && !c->broken)
-        tls_bye(c->tls, false);
     close(c->fd);
     tls_session_free(c->tls);
     nbdp_free(c->p);
     ASSERT(!c->inflight && !c->executing && list_empty(&c->to_send));
     nbd_conn_free_pools(c);
+}
+
+/* A connection that moves has a second life, on another loop: there is a codec then. */
+void nbd_conn_main(struct co *co, void *arg)
+{
+    struct nbd_conn *c = arg;
+    if (c->p || !nbdp_new(NULL, c->door->creds ? NBDP_TLS_REQUIRED : NBDP_TLS_NONE, &c->p))
+        serve(co, c);
+    c->moving = c->moving && !c->broken;
+    if (c->tls && !c->broken && !c->moving)
+        tls_bye(c->tls, false);
+    if (!c->moving)
+        nbd_conn_fini(c);
     rt_post(c->server->home, &c->gone_msg);      /* I3 */
 }
 

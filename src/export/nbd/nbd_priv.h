@@ -43,6 +43,7 @@ struct nbd_export {
     char *ctx[NBDP_CONTEXTS_MAX];
     unsigned ctx_count;
     unsigned users;                  /* connections that hold it; home loop */
+    struct rt_loop *loop;            /* its clients are served there; NULL: anywhere. Home loop */
 };
 
 /* Home loop; constant but for its counts, and not freed before its last connection: that reads it from its own loop. */
@@ -72,7 +73,7 @@ struct nbd_server {
     struct nbd_door *front;
     uint64_t last_serial;
     unsigned n_conns, n_listeners;
-    unsigned *per_loop;              /* connections on each loop */
+    unsigned *per_loop;              /* connections on each loop, by its index */
     bool stopping;
     struct co_waitq changed;         /* woken when a connection has gone */
     nbd_gone_fn *gone;
@@ -103,17 +104,18 @@ struct nbd_conn {
     struct nbd_door *door;
     struct list_node link;
     bool stop_posted, stop_acked, gone_seen;
-    struct rt_msg stop_msg, ack_msg, gone_msg;
+    struct rt_msg stop_msg, ack_msg, gone_msg;       /* gone_msg: its coroutines have ended, for good or for a move */
     struct nbd_export *x;            /* held; changed by the home loop on behalf of the connection */
-    unsigned loop_index;
+    struct rt_loop *wanted;          /* where x is served, when it was found; NULL: anywhere */
     /* connection's loop */
-    struct rt_loop *loop;
+    struct rt_loop *loop;            /* changed by the home loop between two lives of the coroutines */
     int fd;
     struct tls_session *tls;         /* NULL: plain, or not yet */
     struct nbdp *p;
     struct rt_task reader;
     struct nbd_req *receiving;       /* its payload is on the way */
     bool stopping, reader_done;
+    bool moving;                     /* the coroutines end to begin again on the loop `wanted` */
     bool broken;                     /* sending failed: answers are dropped */
     bool wide;                       /* nbd_conn_widen has been here */
     bool sender_quit, sender_done;
@@ -144,6 +146,7 @@ MUST_USE int nbd_conn_starttls(struct co *co, struct nbd_conn *c);     /* then c
 co_fn nbd_conn_main;
 void nbd_conn_stop_msg(struct rt_msg *m);      /* on the connection's loop */
 void nbd_conn_gone_msg(struct rt_msg *m);      /* home loop */
+void nbd_conn_fini(struct nbd_conn *c);        /* of the parts that nbd_conn_main has made; its coroutines have ended. Any loop */
 void nbd_conn_ack_msg(struct rt_msg *m);       /* home loop */
 /* nbd_send.c */
 co_fn nbd_sender_main;

@@ -31,7 +31,7 @@ int nbd_server_new(struct rt_loop *home, const struct nbd_server_opts *opts, str
         return byre_fail(err, BAD_ARGUMENT, "NBD server: 1 to 256 requests and more than 0 bytes in flight are possible");
     struct nbd_server *s = calloc(1, sizeof *s);
     if (s)
-        s->per_loop = calloc(rt_loop_count(rt_of(home)), sizeof *s->per_loop);
+        s->per_loop = calloc(rt_loop_slots(rt_of(home)), sizeof *s->per_loop);
     if (!s || !s->per_loop) {
         free(s);
         return byre_fail(err, NOMEM, "NBD server: no memory");
@@ -127,6 +127,16 @@ unsigned nbd_export_users(const struct nbd_export *x)
     return x->users;
 }
 
+void nbd_export_serve_on(struct nbd_export *x, struct rt_loop *loop)
+{
+    x->loop = loop;
+}
+
+unsigned nbd_server_loop_users(const struct nbd_server *s, const struct rt_loop *loop)
+{
+    return s->per_loop[rt_loop_index(loop)];
+}
+
 static int check_export(struct nbd_server *s, const struct nbd_export_opts *o, struct byre_err *err)
 {
     if (s->stopping)
@@ -179,6 +189,7 @@ int nbd_server_add(struct nbd_server *s, const struct nbd_export_opts *o, struct
     x->writable = o->writable;
     x->is_default = o->is_default;
     x->rotational = o->rotational;
+    x->loop = o->loop;
     x->block_min = o->block_min ? o->block_min : 1;
     x->block_preferred = (uint32_t)max_u64(o->block_preferred ? o->block_preferred : 4096, x->block_min);
     x->block_max = !o->block_max || o->block_max > NBDP_PAYLOAD_MAX ? 0 : (uint32_t)max_u64(round_down(o->block_max, x->block_min), x->block_preferred);
@@ -222,6 +233,7 @@ static int find_on_home(struct co *co, void *arg)
     if (!f->c->x)
         return -ENOENT;
     f->c->x->users++;
+    f->c->wanted = f->c->x->loop;
     return 0;
 }
 
@@ -248,7 +260,7 @@ static void forget(struct nbd_conn *c)
     list_remove(&c->link);
     s->n_conns--;
     c->door->n_conns--;
-    s->per_loop[c->loop_index]--;
+    s->per_loop[rt_loop_index(c->loop)]--;
     free(c);
 }
 
@@ -264,8 +276,7 @@ void nbd_conn_start(struct nbd_door *d, int fd)
     c->server = s;
     c->door = d;
     c->fd = fd;
-    c->loop_index = least_busy_loop(s);
-    c->loop = rt_loop_at(rt_of(s->home), c->loop_index);
+    c->loop = rt_loop_at(rt_of(s->home), least_busy_loop(s));
     c->stop_msg.fn = nbd_conn_stop_msg;
     c->ack_msg.fn = nbd_conn_ack_msg;
     c->gone_msg.fn = nbd_conn_gone_msg;
@@ -274,7 +285,7 @@ void nbd_conn_start(struct nbd_door *d, int fd)
     list_push_back(&s->conns, &c->link);
     s->n_conns++;
     d->n_conns++;
-    s->per_loop[c->loop_index]++;
+    s->per_loop[rt_loop_index(c->loop)]++;
     if (rt_spawn_on(c->loop, nbd_conn_main, c)) {
         close(fd);
         forget(c);
@@ -294,9 +305,27 @@ static void free_if_gone(struct nbd_conn *c)
         s->gone(s->gone_arg, s->n_conns);
 }
 
+/* Goes on where its export is served; where it was when it is told to stop just now: the message is on the way there. */
+static bool go_on(struct nbd_conn *c)
+{
+    struct nbd_server *s = c->server;
+    c->moving = false;
+    if (!c->stop_posted && c->x->loop) {
+        s->per_loop[rt_loop_index(c->loop)]--;
+        c->loop = c->x->loop;
+        s->per_loop[rt_loop_index(c->loop)]++;
+    }
+    return !rt_spawn_on(c->loop, nbd_conn_main, c);
+}
+
 void nbd_conn_gone_msg(struct rt_msg *m)
 {
     struct nbd_conn *c = CONTAINER_OF(m, struct nbd_conn, gone_msg);
+    if (c->moving) {
+        if (go_on(c))
+            return;
+        nbd_conn_fini(c);
+    }
     c->gone_seen = true;
     free_if_gone(c);
 }

@@ -45,7 +45,7 @@ struct q2_decoded { unsigned loops; struct kept_loop *loop[]; };
 
 int q2_decoded_new(struct q2_image *q)
 {
-    unsigned loops = rt_loop_count(rt_of(q->im.home));
+    unsigned loops = rt_loop_slots(rt_of(q->im.home));
     struct q2_decoded *d = calloc(1, sizeof *d + loops * sizeof(struct kept_loop *));
     if (!d)
         return -ENOMEM;
