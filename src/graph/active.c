@@ -85,10 +85,12 @@ void active_open_asleep(struct graph_node *n)
 
 /* ---- which nodes, and in which order ---- */
 
+#define CHILDREN 4u
+
 /* The i-th node that n has an edge to; NULL: there is none. */
 static struct graph_node *child_of(const struct graph_node *n, unsigned i)
 {
-    return i == 0 ? n->backing : i == 1 ? n->file : n->side;
+    return i == 0 ? n->backing : i == 1 ? n->file : i == 2 ? n->data_node : n->side;
 }
 
 /* Is it among those who turn, or, when nodes go, in the way of those below it? */
@@ -100,7 +102,7 @@ static void mark_below(struct turning *t)
     for (bool more = true; more;) {
         more = false;
         for (struct graph_node *m = graph_next(t->g, NULL); m; m = graph_next(t->g, m))
-            for (unsigned i = 0; m->going && i < 3; i++) {
+            for (unsigned i = 0; m->going && i < CHILDREN; i++) {
                 struct graph_node *c = child_of(m, i);
                 if (c && c->inactive && !c->going)
                     c->going = more = true;
@@ -113,7 +115,7 @@ static void count_parents(struct turning *t)
     for (struct graph_node *m = graph_next(t->g, NULL); m; m = graph_next(t->g, m))
         m->parents = 0;
     for (struct graph_node *m = graph_next(t->g, NULL); m; m = graph_next(t->g, m))
-        for (unsigned i = 0; i < 3; i++)
+        for (unsigned i = 0; i < CHILDREN; i++)
             if (child_of(m, i) && counts_as_parent(t, m))
                 child_of(m, i)->parents++;
 }
@@ -129,7 +131,7 @@ static void take(struct turning *t, struct graph_node *n)
 static void order_from(struct turning *t)
 {
     for (size_t at = 0; at < t->count; at++)
-        for (unsigned i = 0; i < 3; i++) {
+        for (unsigned i = 0; i < CHILDREN; i++) {
             struct graph_node *c = child_of(t->all[at], i);
             if (c && c->inactive == t->active && --c->parents == 0)
                 take(t, c);
@@ -215,7 +217,7 @@ static void let_all(struct co *co, struct turning *t)
 static const struct graph_node *edge_of(struct graph *g, const struct graph_user *u)
 {
     for (const struct graph_node *m = node_next(g, NULL); m; m = node_next(g, (struct graph_node *)(uintptr_t)m))
-        if (&m->backing_use == u || &m->file_use == u || &m->side_use == u)
+        if (&m->backing_use == u || &m->file_use == u || &m->data_use == u || &m->side_use == u)
             return m;
     return NULL;
 }

@@ -44,14 +44,15 @@ static bool needs_node(const json_t *parent, const char *key, const json_t *chil
     const char *driver = str_of(child, "driver");
     if (!json_is_object(child))
         return false;
-    bool plain = (!driver || name_driver_is_file(driver) || !strcmp(driver, "nbd")) && !json_object_get(child, "file");
+    bool data = !strcmp(key, "data-file"), plain = (!driver || name_driver_is_file(driver) || !strcmp(driver, "nbd")) && !json_object_get(child, "file");
     bool filter = str_of(parent, "driver") && filter_by_name(str_of(parent, "driver"));
-    return filter || strcmp(key, "file") || !plain || json_object_get(child, "node-name");
+    bool more = data && json_object_size(child) > (size_t)(driver != NULL) + (json_object_get(child, "filename") != NULL);
+    return filter || (strcmp(key, "file") && !data) || !plain || more || json_object_get(child, "node-name");
 }
 
 static json_t *nested_child(json_t *o, const char **ret_key)
 {
-    static const char *const keys[] = { "file", "backing", "image", "target", NULL };
+    static const char *const keys[] = { "file", "data-file", "backing", "image", "target", NULL };
     bool has_target = str_of(o, "driver") && !strcmp(str_of(o, "driver"), "copy-before-write");
     for (const char *const *k = keys; *k; k++) {
         json_t *child = json_object_get(o, *k);
@@ -91,7 +92,7 @@ static int inherit(const json_t *parent, const char *key, json_t *child)
     if (json_is_false(json_object_get(parent, "active")) && !json_object_get(child, "active") && json_object_set_new(child, "active", json_false()))
         return -ENOMEM;                          /* what another process writes is locked by it all the way down */
     bool target = !strcmp(key, "target"), bare = str_of(child, "driver") && name_driver_is_file(str_of(child, "driver"));
-    if (bare && !strcmp(key, "file") && json_is_true(json_object_get(parent, "read-only")) && !json_object_get(child, "read-only") &&
+    if (bare && (!strcmp(key, "file") || !strcmp(key, "data-file")) && json_is_true(json_object_get(parent, "read-only")) && !json_object_get(child, "read-only") &&
         !json_object_get(child, "auto-read-only") && json_object_set_new(child, "auto-read-only", json_true()))
         return -ENOMEM;
     if (!strcmp(key, "backing") && !json_object_get(child, "read-only") && json_object_set_new(child, "read-only", json_true()))

@@ -106,6 +106,23 @@ static int take_file(struct reopening *ro, const struct graph_node *n, json_t *o
     return !file || json_object_set_new(o, "file", file) ? byre_fail(ro->err, NOMEM, "no memory for a node") : 0;
 }
 
+/* "data-file": likewise, but it may be left out: it stays what it is. */
+static int take_data(struct reopening *ro, const struct graph_node *n, json_t *o)
+{
+    json_t *v = json_object_get(o, "data-file");
+    const char *own = n->data_node ? n->data_node->name : n->data_name, *name = json_is_object(v) ? str_of(v, "node-name") : json_string_value(v);
+    const char *filename = str_of(v, "filename");
+    if (!v || (json_is_object(v) && !n->data_node))
+        return 0;
+    if (!(name && !strcmp(name, own)) && !(!name && filename && !strcmp(filename, n->data_node->filename)))
+        return byre_fail(ro->err, BAD_OPTION, "node '%s': its 'data-file' is '%s', and cannot become another one", n->name, own);
+    if (json_is_object(v) && json_object_size(v) != (size_t)(name != NULL) + (filename != NULL) + (str_of(v, "driver") != NULL))
+        return byre_fail(ro->err, NOT_SUPPORTED, "node '%s': its 'data-file' is the node '%s', whose options are changed by an entry of its own", n->name, own);
+    if (!n->data_node)
+        return json_object_del(o, "data-file");
+    return json_object_set_new(o, "data-file", json_string(own)) ? byre_fail(ro->err, NOMEM, "no memory for a node") : 0;
+}
+
 /* What lies below an image is taken out of its options. */
 static int take_backing(struct reopening *ro, struct step *st, json_t *o)
 {
@@ -171,7 +188,8 @@ static int make_how(struct reopening *ro, struct step *st, struct name_ref *ref)
         free(how);
         return byre_fail(ro->err, NOMEM, "no memory for a node");
     }
-    if (!ref->data_path && old->ref.data_path && !(ref->data_path = strdup(old->ref.data_path))) {
+    const bool keeps = !ref->data_path && !ref->data_ref;
+    if ((keeps && old->ref.data_path && !(ref->data_path = strdup(old->ref.data_path))) || (keeps && old->ref.data_ref && !(ref->data_ref = strdup(old->ref.data_ref)))) {
         node_how_free(how);
         return byre_fail(ro->err, NOMEM, "no memory for a node");
     }
@@ -196,6 +214,8 @@ static int take_image(struct reopening *ro, struct step *st, json_t *o)
     int r = n->is_file ? 0 : take_backing(ro, st, o);
     if (!r)
         r = take_file(ro, n, o);
+    if (!r)
+        r = take_data(ro, n, o);
     char *text = r ? NULL : json_dumps(o, JSON_COMPACT), *name = NULL;
     if (!r && (!text || asprintf(&name, "json:%s", text) < 0))
         r = byre_fail(ro->err, NOMEM, "no memory for a node");
@@ -321,8 +341,8 @@ static int switch_to(struct co *co, struct reopening *ro, struct step *st)
     struct node_mode to = st->to;
     int r = check_step(ro, st, &to);
     st->from = mode_of(st->n);
-    if (!r && !to.read_only && st->n->file)
-        r = graph_upgrade(co, st->n->file, ro->err);
+    if (!r && !to.read_only)
+        r = mode_upgrade_files(co, st->n, ro->err);
     if (!r && st->n->is_file)
         mode_look_at_sharers(co, st->n);
     if (!r)
@@ -457,7 +477,7 @@ static void let_locks(struct co *co, struct reopening *ro)
         if (ro->steps[i].locks_held)
             mode_locks_let(co, ro->steps[i].n);
     for (size_t i = 0; i < ro->count; i++)
-        graph_relax(co, ro->steps[i].n->file);   /* the image over it may only be read now */
+        mode_relax_files(co, ro->steps[i].n);    /* the image over them may only be read now */
 }
 
 static void drain_no_more(struct co *co, struct reopening *ro)

@@ -3,7 +3,7 @@
  * data.c: the external data file of an image (FEATURES 1g).
  *
  * Purpose     Which file is it, may it be opened, and its locks.
- * Owns        Nothing: the image that asked closes the file.
+ * Owns        Nothing: the image that asked closes the file. The node's reference and use of it are the image's node's (graph.c).
  * Invariants  I1  The user's choice wins over what the image records. A recorded name is a plain path, whatever it looks like in
  *                 other places: never json:, never a protocol (CVE-2024-32498, CVE-2024-4467). Nothing is guessed about the
  *                 content: it is bytes.
@@ -11,16 +11,19 @@
  *                 to the working directory; two different files by that name are refused, not chosen from.
  *             I3  The data file is none of the images of the chain, nor the data file of one.
  *             I4  Locks as the peer's: whoever writes holds write and resize; resize is denied to others.
+ *             I5  A data file that is a node is asked as one (under.c), a bare file too: what the image writes is seen by that node's filters,
+ *                 watchers and bitmaps, and its locks are those of the node's file. It is none of the nodes that are the image's own file.
  * Order       None.
  * Concurrency Home loop, inside the opening of the image.
  * Failure     The file is closed again.
- * Tests       tests/interop/test_data_file.py
+ * Tests       tests/interop/test_data_file.py, tests/daemon/data_node_test.py
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "graph/graph_priv.h"
+#include "graph/active.h"
+#include "graph/under.h"
 
 static bool identity(struct graph *g, const struct stor *s, uint64_t *a, uint64_t *b)
 {
@@ -95,13 +98,101 @@ static int open_given(struct co *co, const struct data_ask *ask, struct stor **r
     return r;
 }
 
+/* ---- a node (I5) ---- */
+
+/* Is d among m and the images that m's file lies in? */
+static bool is_made_of(const struct graph_node *m, const struct graph_node *d)
+{
+    for (; m; m = graph_skip_filters(m->file))
+        if (m == d)
+            return true;
+    return false;
+}
+
+static int check_data_node(const struct graph_node *n, struct graph_node *d, const char *name, struct byre_err *err)
+{
+    if (!d)
+        return byre_fail(err, NOT_FOUND, "there is no node '%s' that could be 'data-file'", name);
+    struct graph_node *bottom = graph_skip_filters(d);
+    if (!bottom)
+        return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing: it cannot be 'data-file'", name);
+    int r = active_allows(d, n->inactive, n->name, err);
+    if (r || n->read_only)
+        return r;
+    if (d->read_only && !bottom->auto_read_only)
+        return byre_fail(err, READ_ONLY, "node '%s' is read-only, and the image whose data it is to hold is to be written", name);
+    return watches_allow(bottom, "grow under an image", err);
+}
+
+static int use_data_node(struct graph_node *n, struct graph_node *d, struct byre_err *err)
+{
+    n->data_use = (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE),
+                                       .shared = STOR_PERM_ALL & ~STOR_PERM_RESIZE, .idle = n->inactive };
+    int r = graph_user_add(d, &n->data_use, err);
+    if (r)
+        return r;
+    graph_ref(d);
+    n->data_node = d;
+    gates_update(n->g);
+    return 0;
+}
+
+int data_from_node(struct co *co, struct graph_node *n, const char *name, struct stor **ret_s, struct byre_err *err)
+{
+    struct graph_node *d = n->data_node ? n->data_node : graph_find(n->g, name), *bottom = graph_skip_filters(d);
+    int r = check_data_node(n, d, name, err);
+    if (r)
+        return r;
+    graph_ref(d);
+    bottom->wanted++;
+    if (!n->data_node && !n->read_only)
+        r = graph_upgrade(co, d, err);
+    if (!r)
+        r = check_data_node(n, d, name, err);    /* it may be open in another way by now */
+    if (!r && !n->data_node)
+        r = use_data_node(n, d, err);
+    bottom->wanted--;
+    if (!r)
+        r = under_new(co, d, n->name, n->read_only, ret_s, err);
+    data_locks_of(n);                            /* I4 */
+    if (!r)
+        r = data_lock(co, n, *ret_s, 0, err);
+    if (r)
+        graph_relax(co, d);
+    (void)node_unref(co, d);                     /* n holds it, or its user has gone meanwhile: then there is nobody to tell */
+    return r;
+}
+
+/* The store that the node was opened as. */
+static int take_node(const struct data_ask *ask, struct stor **ret_s, struct byre_err *err)
+{
+    struct graph_node *n = ask->n, *d = n->data_node;
+    const struct graph_node *bottom = graph_skip_filters(d);
+    if (is_made_of(graph_skip_filters(n->file), bottom))
+        return byre_fail(err, BACKING_LOOP, "%s: node '%s' is its file, and cannot be its external data file, too", n->filename, d->name);
+    for (const struct graph_node *at = ask->top; at; at = at->backing)
+        if (at == bottom)
+            return byre_fail(err, BACKING_LOOP, "%s: node '%s', which is to be its external data file, is part of the same chain of images", n->filename, d->name);
+    n->data_filename = strdup(d->filename);
+    if (!n->data_filename)
+        return byre_fail(err, NOMEM, "no memory for a file name");
+    *ret_s = *ask->of_node;
+    *ask->of_node = NULL;
+    return 0;
+}
+
 /* I3 */
 static int check_place(const struct data_ask *ask, const struct stor *s, struct byre_err *err)
 {
     struct graph_node *n = ask->n;
     const bool known = n->im && n->has_data_identity;        /* the image is opened once more (mode.c) */
     const uint64_t a = n->data_a, b = n->data_b;
-    n->has_data_identity = identity(n->g, s, &n->data_a, &n->data_b);
+    const struct graph_node *bottom = under_is_store(s) ? graph_skip_filters(n->data_node) : NULL;
+    n->has_data_identity = bottom ? bottom->is_file && bottom->has_identity : identity(n->g, s, &n->data_a, &n->data_b);
+    if (bottom && n->has_data_identity) {
+        n->data_a = bottom->id_a;
+        n->data_b = bottom->id_b;
+    }
     if (known && !data_is(n, true, a, b))
         return byre_fail_code(err, IO, -ESTALE, "%s: its external data file '%s' is another file than the one that is open", n->filename, n->data_filename);
     bool taken = n->has_identity && data_is(n, n->has_identity, n->id_a, n->id_b);
@@ -115,7 +206,7 @@ int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, s
     const struct data_ask *ask = arg;
     struct graph_node *n = ask->n;
     struct stor *s;
-    int r = ask->path ? open_given(co, ask, &s, &n->data_filename, err) : open_recorded(co, ask, name, &s, &n->data_filename, err);
+    int r = *ask->of_node ? take_node(ask, &s, err) : ask->path ? open_given(co, ask, &s, &n->data_filename, err) : open_recorded(co, ask, name, &s, &n->data_filename, err);
     if (r)
         return r;
     data_locks_of(n);                            /* I4 */

@@ -73,10 +73,13 @@ static bool is_closed(struct graph_node *n)
     return false;
 }
 
+/* Is n where this file of an image lies? */
+static bool is_in(struct graph_node *file, const struct graph_node *n) { return file && (goes_to(file, n) || graph_rests_on(file, n)); }
+
 bool graph_rests_on(const struct graph_node *m, const struct graph_node *n)
 {
     for (; m; m = m->backing)
-        if ((m->file && (goes_to(m->file, n) || graph_rests_on(m->file, n))) || (m->side && graph_rests_on(m->side, n)))
+        if (is_in(m->file, n) || is_in(m->data_node, n) || (m->side && graph_rests_on(m->side, n)))
             return true;
     return false;
 }

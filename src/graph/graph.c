@@ -138,7 +138,7 @@ void node_free(struct graph_node *n)
 }
 
 /* What an ended node held references of; NULL: nothing. */
-struct held { struct graph_node *below, *file, *side; };
+struct held { struct graph_node *below, *file, *data, *side; };
 
 static int node_end(struct co *co, struct graph_node *n, struct held *ret)
 {
@@ -160,8 +160,9 @@ static int node_end(struct co *co, struct graph_node *n, struct held *ret)
     if (n->backing)
         graph_user_remove(&n->backing_use);
     graph_user_remove(&n->file_use);
+    graph_user_remove(&n->data_use);
     graph_user_remove(&n->side_use);
-    *ret = (struct held){ n->backing, n->file, n->side };
+    *ret = (struct held){ n->backing, n->file, n->data_node, n->side };
     n->g->sides -= n->side != NULL;
     n->backing = n->side = NULL;
     list_remove(&n->link);
@@ -187,6 +188,16 @@ static void end_later(struct graph_node *n, struct graph_node **last)
     *last = n;
 }
 
+static void give_up_file(struct co *co, struct graph_node *f, struct graph_node **last)
+{
+    if (f && f->refs > 1)
+        leave_file(co, f);
+    if (f && f->refs > 1)
+        f->refs--;
+    else if (f)
+        end_later(f, last);
+}
+
 int node_unref(struct co *co, struct graph_node *n)
 {
     int first = 0;
@@ -205,12 +216,8 @@ int node_unref(struct co *co, struct graph_node *n)
             h.side->refs--;
         else if (h.side)
             end_later(h.side, &last);
-        if (h.file && h.file->refs > 1)
-            leave_file(co, h.file);
-        if (h.file && h.file->refs > 1)
-            h.file->refs--;
-        else if (h.file)
-            end_later(h.file, &last);
+        give_up_file(co, h.file, &last);
+        give_up_file(co, h.data, &last);
         n = h.below;
         if (!n && last) {
             n = last;

@@ -193,6 +193,8 @@ struct graph_node {
     bool is_file;                       /* a bare file or device: a format may lie over it */
     struct graph_node *file;            /* the bare file whose store it shares, or the node that is its store (under.c); NULL: neither. Constant while open */
     struct graph_user file_use;
+    struct graph_node *data_node;       /* the node that is its external data file (data.c); NULL: that is no node. Constant while open */
+    struct graph_user data_use;
     struct graph_node *side;            /* requests for this node go there as well (side.c); with a reference. NULL: none */
     struct graph_user side_use;
     struct graph_node *walk_next;       /* home: side.c, as what follows */
@@ -266,7 +268,8 @@ struct name_ref {
     char *path;                 /* for the opener */
     struct name_nbd *nbd;       /* it is an export of an NBD server, and path its URI; NULL: it is a file */
     char *format;               /* NULL: the name does not say */
-    char *data_path;            /* external data file that is to be used; NULL: the one that the image records */
+    char *data_path;            /* external data file that is to be used; NULL: the one that the image records, or: */
+    char *data_ref;             /* "data-file" is the name of a node; NULL: it is not */
     char *node_name;            /* NULL: the name does not say */
     bool as_file;               /* the bare file was asked for: raw, not guessed */
     bool no_backing;            /* "backing": null */
@@ -325,7 +328,9 @@ extern const struct graph_opener graph_file_opener;
 #define PROBE_BYTES 512u
 /* ---- data.c ---- */
 /* What open_data of struct fmt_host gets. */
-struct data_ask { struct graph_node *n, *top; const struct graph_open_opts *o; const char *path; bool read_only, direct, no_flush; };
+struct data_ask { struct graph_node *n, *top; const struct graph_open_opts *o; const char *path; struct stor **of_node; bool read_only, direct, no_flush; };
+/* The node `name` as the data file of n, which gets the reference and the use when it is opened for the first time; locked. */
+MUST_USE int data_from_node(struct co *co, struct graph_node *n, const char *name, struct stor **ret_s, struct byre_err *err);
 int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err);
 /* Is the file with this identity the data file of n? */
 static inline bool data_is(const struct graph_node *n, bool has, uint64_t a, uint64_t b)

@@ -77,6 +77,14 @@ static struct kept keep(const struct graph_node *n)
                           n->guard_first, n->bitmaps_listed, n->is_view, n->data_a, n->data_b, mode_of(n), n->seen, n->data_seen };
 }
 
+static void settle_files(struct graph_node *n)
+{
+    if (n->file)
+        users_settle(n->file);
+    if (n->data_node)
+        users_settle(n->data_node);
+}
+
 static void put_back(struct graph_node *n, const struct kept *k)
 {
     if (n->data_filename != k->data_filename)
@@ -95,8 +103,7 @@ static void put_back(struct graph_node *n, const struct kept *k)
     n->data_b = k->data_b;
     n->seen = k->seen;
     n->data_seen = k->data_seen;
-    if (n->file)
-        users_settle(n->file);
+    settle_files(n);
     set_mode(n, &k->mode);
 }
 
@@ -153,20 +160,26 @@ static int raise_locks(struct co *co, struct graph_node *n, const struct node_mo
     return r;
 }
 
-/* The node's own file must put up with an image in this mode. */
-static int ask_file(struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+/* A file of the node must put up with an image in this mode. */
+static int ask_file(const struct graph_node *n, struct graph_node *file, struct graph_user *use, const struct node_mode *m, struct byre_err *err)
 {
-    if (!n->file)
+    if (!file)
         return 0;
-    struct graph_user want = n->file_use;
+    struct graph_user want = *use;
     want.perm |= m->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE;         /* and what it does now, as with locks */
-    if (n->file->read_only && !m->read_only)
-        return byre_fail(err, READ_ONLY, "node '%s' is read-only, and '%s' over it is to be written", n->file->name, n->name);
-    int r = users_fit(n->file, &want, &n->file_use, err);
+    if (file->read_only && !m->read_only)
+        return byre_fail(err, READ_ONLY, "node '%s' is read-only, and '%s' over it is to be written", file->name, n->name);
+    int r = users_fit(file, &want, use, err);
     if (!r)
-        n->file_use.perm = want.perm;
-    users_settle(n->file);
+        use->perm = want.perm;
+    users_settle(file);
     return r;
+}
+
+static int ask_files(struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    int r = ask_file(n, n->file, &n->file_use, m, err);
+    return r ? r : ask_file(n, n->data_node, &n->data_use, m, err);
 }
 
 /* Opens n in this mode beside k, which stays open (M1). */
@@ -174,7 +187,7 @@ static int open_beside(struct co *co, struct graph_node *n, const struct node_mo
 {
     int r = raise_locks(co, n, m, err);
     if (!r)
-        r = ask_file(n, m, err);
+        r = ask_files(n, m, err);
     if (!r) {
         set_mode(n, m);
         n->data_filename = NULL;
@@ -353,10 +366,10 @@ int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, 
     indexes_drop(co, n);
     mode_locks_hold(n);
     int r = n->read_only ? from_reading(co, n, m, err) : from_writing(co, n, m, err);
-    if (n->file) {
-        n->file_use.perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE);
-        users_settle(n->file);
-    }
+    unsigned perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE);
+    n->file_use.perm = n->file ? perm : 0;
+    n->data_use.perm = n->data_node ? perm : 0;
+    settle_files(n);
     mode_locks_let(co, n);
     threshold_follow(n);
     if (n->backing)
@@ -425,8 +438,8 @@ int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err 
 int mode_switch_all(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
 {
     int r = mode_check(n, m, err);
-    if (!r && !m->read_only && n->file)
-        r = graph_upgrade(co, n->file, err);
+    if (!r && !m->read_only)
+        r = mode_upgrade_files(co, n, err);
     if (!r && n->is_file)
         mode_look_at_sharers(co, n);
     if (!r)
@@ -474,6 +487,18 @@ int graph_upgrade(struct co *co, struct graph_node *n, struct byre_err *err)
 static bool may_relax(const struct graph_node *n)
 {
     return n->auto_read_only && n->is_file && mode_is_open(n) && !n->read_only && !n->inactive && !n->wanted && !n->keep.holds && !mode_writer(n);
+}
+
+int mode_upgrade_files(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    int r = n->file ? graph_upgrade(co, n->file, err) : 0;
+    return !r && n->data_node ? graph_upgrade(co, n->data_node, err) : r;
+}
+
+void mode_relax_files(struct co *co, struct graph_node *n)
+{
+    graph_relax(co, n->file);
+    graph_relax(co, n->data_node);
 }
 
 /* What it has open stays so: nobody writes by it, because n is read-only, and who is to write gets another one. Others may write from here on: what was
@@ -524,8 +549,8 @@ int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *
         return 0;
     const struct node_mode m = writing_mode(n);
     int r = check_reopen(n, &overlay->backing_use, STOR_PERM_WRITE | STOR_PERM_RESIZE, &m, err);
-    if (!r && n->file)
-        r = graph_upgrade(co, n->file, err);
+    if (!r)
+        r = mode_upgrade_files(co, n, err);
     if (!r)
         r = mode_switch(co, n, &m, err);
     if (!r)
@@ -541,8 +566,8 @@ int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_
         return 0;
     const struct node_mode m = writing_mode(n);
     int r = check_reopen(n, &nobody, STOR_PERM_WRITE_UNCHANGED, &m, err);
-    if (!r && n->file)
-        r = graph_upgrade(co, n->file, err);
+    if (!r)
+        r = mode_upgrade_files(co, n, err);
     return r ? r : mode_switch(co, n, &m, err);
 }
 
@@ -561,7 +586,7 @@ static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_
     if (r)
         return r;
     r = mode_switch(co, n, &m, err);
-    graph_relax(co, n->file);
+    mode_relax_files(co, n);
     for (struct graph_node *o = node_next(n->g, NULL); o; o = node_next(n->g, o))
         if (o->backing == n && !o->flt && !mode_changer(n)) {
             o->backing_use.shared &= ~(unsigned)(STOR_PERM_WRITE | STOR_PERM_RESIZE);

@@ -27,6 +27,7 @@ void name_ref_fini(struct name_ref *ref)
     name_nbd_free(ref->nbd);
     free(ref->format);
     free(ref->data_path);
+    free(ref->data_ref);
     free(ref->node_name);
     free(ref->file_ref);
     name_node_fini(&ref->node);
@@ -115,7 +116,7 @@ int graph_name_file(enum graph_policy policy, const char *name, const char *over
     int r = name_parse(policy, name, overlay, &ref, err);
     if (r)
         return r;
-    if (ref.file_ref) {
+    if (ref.file_ref || ref.data_ref) {
         r = byre_fail(err, BAD_ARGUMENT, "'%s' names a node, and no file", name);
     } else if (name_nbd(&ref)) {
         r = 1;

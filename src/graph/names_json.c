@@ -218,7 +218,7 @@ static int top_option(struct fields *f, const char *key, const json_t *v, struct
     if (!strcmp(key, "file") && json_is_string(v))
         return get_copy(key, v, &f->ref->file_ref, err);
     if (!strcmp(key, "data-file") && json_is_string(v))
-        return byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", key);
+        return get_copy(key, v, &f->ref->data_ref, err);
     r = name_runtime_option(&f->ref->run, key, v, err);
     if (!r) {
         r = name_nbd_option(&f->ref->nbd, key, key, v, err);
@@ -308,6 +308,8 @@ static int judge(struct fields *f, struct byre_err *err)
     int r = judge_place(f, driver, filename, err);
     if (r)
         return r;
+    if (f->ref->data_ref && (f->data_driver || f->data_filename || f->ref->node.data_name))
+        return byre_fail(err, BAD_OPTION, "json: 'data-file' names a node; then there are no options of a file beside it");
     if (f->data_driver && !name_driver_is_file(f->data_driver))
         return byre_fail(err, NOT_SUPPORTED, "json: the driver '%s' of 'data-file' is not supported", f->data_driver);
     if (f->data_driver && !f->data_filename)

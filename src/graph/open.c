@@ -61,6 +61,7 @@ struct layer {
     bool is_top, any_key;               /* any_key: the secret was given by the caller, not by a name */
     struct graph_node *n;
     struct stor *store;                 /* until the image takes it */
+    struct stor *data;                  /* the same of an external data file that is a node */
     struct graph_node *file;            /* `whole` of the bare file below it is held; with a reference. NULL: there is none */
     const struct fmt_ops *ops;
 };
@@ -318,6 +319,14 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
     return 0;
 }
 
+/* A data file that is a node comes first: while the file's image is held (I6) no other one is waited for. */
+static int open_files(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
+{
+    const char *data = l->ref->data_ref;
+    int r = data ? data_from_node(co, l->n, data, &l->data, err) : 0;
+    return r ? r : open_store(co, op, l, err);
+}
+
 static bool same_file(const struct graph_node *a, const struct graph_node *b)
 {
     return a->has_identity && b->has_identity && a->id_a == b->id_a && a->id_b == b->id_b;
@@ -402,7 +411,7 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     struct fmt_open_opts fo = { .cache_bytes = op->o->fmt.cache_bytes, .cache_clean_ms = op->o->fmt.cache_clean_ms, .info_only = op->o->fmt.info_only, .no_data = op->o->fmt.no_data };
     if (l->is_top)
         fo = op->o->fmt;
-    struct data_ask ask = { .n = n, .top = op->top, .o = op->o, .path = l->ref->data_path ? l->ref->data_path : l->is_top ? op->o->data_file : NULL,
+    struct data_ask ask = { .n = n, .top = op->top, .o = op->o, .of_node = &l->data, .path = l->ref->data_path ? l->ref->data_path : l->is_top ? op->o->data_file : NULL,
                             .direct = wants(l->ref->direct, op->o->direct), .no_flush = wants(l->ref->no_flush, op->o->no_flush) };
     struct fmt_host host = { .open_data = data_open, .arg = &ask };
     fo.below = !l->is_top;
@@ -440,7 +449,7 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
         r = l->ops->open(co, l->store, &fo, &n->im, err);
     if (!r)
         l->store = NULL;
-    if (!r && ask.path && !n->data_filename && !fo.info_only)
+    if (!r && (ask.path || l->data) && !n->data_filename && !fo.info_only)
         r = byre_fail(err, BAD_OPTION, "%s: 'data-file' is given, but this image has no external data file", n->filename);
     if (!r)
         warn_weak(op->g, n);
@@ -479,7 +488,7 @@ static struct graph_node *find_shared(struct opening *op, const struct layer *l)
 {
     LIST_FOR(at, &op->g->nodes) {
         struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
-        bool fits = n != l->n && !l->ref->data_path && (!n->inactive || l->n->inactive) && n->ready && !n->ending && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
+        bool fits = n != l->n && !l->ref->data_path && !l->ref->data_ref && (!n->inactive || l->n->inactive) && n->ready && !n->ending && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
         if (fits && n->force_share == l->n->force_share && same_file(n, l->n) && same_key(n, l->n))
             return n;
     }
@@ -502,7 +511,7 @@ static int share(struct co *co, struct opening *op, struct layer *l, struct grap
 
 static int open_layer_parts(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
-    int r = open_store(co, op, l, err);
+    int r = open_files(co, op, l, err);
     if (r)
         return r;
     if (chain_has_file(op->top, l->n))
@@ -572,7 +581,7 @@ int node_open_again(struct co *co, struct graph_node *n, const struct fmt_ops *o
     struct layer l = { .ref = &how->ref, .is_top = true, .any_key = true, .n = n, .ops = ops };
     const bool known = n->has_identity;
     const uint64_t a = n->id_a, b = n->id_b;
-    int r = open_store(co, &op, &l, err);
+    int r = open_files(co, &op, &l, err);
     if (!r && known && !(n->has_identity && n->id_a == a && n->id_b == b))
         r = byre_fail_code(err, IO, -ESTALE, "%s: is another file than the one that is open", n->filename);
     n->has_identity = known;
@@ -581,6 +590,7 @@ int node_open_again(struct co *co, struct graph_node *n, const struct fmt_ops *o
     if (!r)
         r = open_image(co, &op, &l, err);
     stor_close(co, l.store);                     /* the image has taken it, or it could not be opened */
+    stor_close(co, l.data);
     leave_file_node(co, &l);
     return r;
 }
@@ -621,6 +631,8 @@ static int open_layer(struct co *co, struct opening *op, struct layer *l, struct
         r = open_layer_parts(co, op, l, err);
     if (!r && !l->n->how)                        /* else it is shared */
         r = keep_how(op, l, err);
+    stor_close(co, l->data);
+    l->data = NULL;
     if (r) {
         stor_close(co, l->store);
         leave_file_node(co, l);
@@ -655,7 +667,7 @@ static int next_reference(struct opening *op, struct graph_node *n, const struct
 {
     struct graph *g = op->g;
     int r = name_parse(g->policy, info->backing_name, n->filename, ref, err);
-    if (!r && ref->file_ref)
+    if (!r && (ref->file_ref || ref->data_ref))
         r = byre_fail(err, REFUSED_REFERENCE, "%s: its backing file name '%s' names a node of this process", n->filename, info->backing_name);
     if (r && !n->no_backing)
         return r;
@@ -838,9 +850,9 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
         r = byre_fail(err, BAD_OPTION, file ? "json: an inactive file cannot be the 'file' of an active node" : "json: 'active' cannot be off here: nobody could turn it on");
         return r;
     }
-    if (!r && ref.file_ref && !o->node_refs) {
+    if (!r && (ref.file_ref || ref.data_ref) && !o->node_refs) {
+        r = byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", ref.file_ref ? "file" : "data-file");
         name_ref_fini(&ref);
-        r = byre_fail(err, NOT_SUPPORTED, "json: 'file' names a node; give it as an object");
     }
     if (r)
         return r;

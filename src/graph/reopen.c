@@ -172,6 +172,8 @@ int check_chain(const struct graph_node *n, const struct graph_node *backing, st
             return byre_fail(err, BACKING_LOOP, "%s: would be in its own backing chain", n->filename);
     if (backing && n->g->sides && goes_to((struct graph_node *)(uintptr_t)backing, n))
         return byre_fail(err, BACKING_LOOP, "%s: what is to lie below it sends requests to it", n->filename);
+    if (backing && graph_rests_on(backing, n))
+        return byre_fail(err, BACKING_LOOP, "%s: what is to lie below it has its files in it", n->filename);
     if (depth > n->g->max_depth)
         return byre_fail(err, BACKING_DEPTH, "%s: its backing chain would have more than %u images", n->filename, n->g->max_depth);
     return 0;

@@ -179,6 +179,8 @@ static int flush_below(struct co *co, struct graph_node *n, const struct graph_n
 {
     if (MUTANT(MUT_SNAPSHOT_UNFLUSHED) || MUTANT(MUT_LIVE_COMMIT_UNFLUSHED))      /* behind the flush of a live commit, this one would do */
         return 0;
+    if (!above->flt && graph_rests_on(n, above)) /* it would wait for a flush of what the caller has drained */
+        return byre_fail(err, BACKING_LOOP, "%s: what is to lie below it, '%s', has its files in it", above->filename, n->name);
     int r = n->read_only || above->flt ? 0 : node_flush(co, n);
     return r ? byre_fail_code(err, IO, r, "%s: cannot be made durable, so nothing is put above it: %s", n->filename, strerror(-r)) : 0;
 }
@@ -478,5 +480,7 @@ void graph_each_edge(struct graph *g, void (*fn)(void *arg, const struct graph_e
                                           .who = m->backing_use.who, .outside = node_is_hidden(m), .perm = m->backing_use.perm, .shared = m->backing_use.shared });
         if (m->file)
             fn(arg, &(struct graph_edge){ .parent = m, .child = m->file, .role = "file", .who = m->name, .perm = m->file_use.perm, .shared = m->file_use.shared });
+        if (m->data_node)
+            fn(arg, &(struct graph_edge){ .parent = m, .child = m->data_node, .role = "data-file", .who = m->name, .perm = m->data_use.perm, .shared = m->data_use.shared });
     }
 }

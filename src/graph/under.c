@@ -237,8 +237,8 @@ int graph_need_root(const struct graph_node *n, struct byre_err *err)
 {
     const struct graph_node *f = graph_skip_filters((struct graph_node *)(uintptr_t)n);
     for (const struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, (struct graph_node *)(uintptr_t)m))
-        if (m->file && graph_skip_filters(m->file) == f)
-            return byre_fail(err, PERMISSION, "Need a root block node: node '%s' is the file of the image '%s'", n->name, m->name);
+        if ((m->file && graph_skip_filters(m->file) == f) || (m->data_node && graph_skip_filters(m->data_node) == f))
+            return byre_fail(err, PERMISSION, "Need a root block node: node '%s' is %s of the image '%s'", n->name, m->file && graph_skip_filters(m->file) == f ? "the file" : "the external data file", m->name);
     return 0;
 }
 
@@ -250,15 +250,24 @@ bool graph_name_says_all(const struct graph_node *n)
     return b->is_file && !b->is_view;
 }
 
+static unsigned levels_of(const struct graph_node *b);
+
+static unsigned levels_below(struct stor *s) { return under_is_store(s) ? levels_of(of(s)->bottom) : 0; }
+
+/* Of formats over one another, b's own counted: as far as their files are nodes. */
+static unsigned levels_of(const struct graph_node *b)
+{
+    unsigned file = levels_below(b->im->store), data = b->im->data != b->im->store ? levels_below(b->im->data) : 0;
+    return 1 + (file > data ? file : data);
+}
+
 /* U1, and how deep it is. */
 static int find_bottom(struct graph_node *n, struct graph_node **ret_b, struct byre_err *err)
 {
-    unsigned levels = 1;
     *ret_b = graph_skip_filters(n);
     if (!*ret_b)
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing: an image cannot lie over it", n->name);
-    for (const struct graph_node *b = *ret_b; b && under_is_store(b->im->store); b = of(b->im->store)->bottom)
-        levels++;
+    unsigned levels = levels_of(*ret_b);
     if (levels > UNDER_LEVELS_MAX)
         return byre_fail(err, LIMIT, "node '%s': formats lie over %u others already, the limit is %u", n->name, levels - 1, UNDER_LEVELS_MAX - 1);
     return graph_freeze(n, *ret_b, err);

@@ -7,7 +7,7 @@ import pytest
 
 from test_chain_crash import SANITIZED, explore, states
 
-SHAPES = 12
+SHAPES = 13
 
 
 @pytest.mark.timeout(600)
@@ -22,7 +22,7 @@ def test_faults():
 
 
 # And the first of the seeds that are tried.
-MUTANTS = {"UNDER_FLUSH_STOPS": 1, "FILTER_FLUSH_STOPS": 0, "UNDER_GROWTH_ZERO": 14, "NEED_DATA_BARRIER": 1, "DATA_FILE_LATE": 45, "QED_MARK_UNORDERED": 2, "QED_CLEAN_EARLY": 6}
+MUTANTS = {"UNDER_FLUSH_STOPS": 1, "FILTER_FLUSH_STOPS": 0, "UNDER_GROWTH_ZERO": 15, "NEED_DATA_BARRIER": 1, "DATA_FILE_LATE": 116, "QED_MARK_UNORDERED": 2, "QED_CLEAN_EARLY": 6}
 
 
 @pytest.mark.parametrize("name", MUTANTS)

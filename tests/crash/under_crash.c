@@ -48,7 +48,7 @@ enum { BOTTOM, DATA };
 static const char *const names[CRASH_FILES] = { "bottom", "data", "unused", "unused-too" };
 
 /* What lies over the file, the lowest first; the last one is the disk. */
-enum layer { NOTHING, THROTTLE, ALIGNED, PREALLOCATE, PART, FIXED_PART, QCOW2, QCOW2_SMALL, QED, QCOW2_DATA };
+enum layer { NOTHING, THROTTLE, ALIGNED, PREALLOCATE, PART, FIXED_PART, QCOW2, QCOW2_SMALL, QED, QCOW2_DATA, QCOW2_DATA_NODE };
 static const enum layer shapes[][LAYERS_MAX + 1] = {
     { THROTTLE, QCOW2 },
     { ALIGNED, QCOW2_SMALL },
@@ -62,6 +62,7 @@ static const enum layer shapes[][LAYERS_MAX + 1] = {
     { THROTTLE, QCOW2_DATA },
     { QCOW2, QCOW2, QCOW2 },
     { PREALLOCATE, ALIGNED, QCOW2 },
+    { QCOW2_DATA_NODE },
 };
 #define SHAPES (sizeof shapes / sizeof shapes[0])
 
@@ -97,7 +98,7 @@ int byre_mutant_alive(int id)
 
 static const struct fmt_ops *format_of(enum layer l)
 {
-    return l == QCOW2 || l == QCOW2_SMALL || l == QCOW2_DATA ? &fmt_qcow2_ops : l == QED ? &fmt_qed_ops : NULL;
+    return l == QCOW2 || l == QCOW2_SMALL || l == QCOW2_DATA || l == QCOW2_DATA_NODE ? &fmt_qcow2_ops : l == QED ? &fmt_qed_ops : NULL;
 }
 
 /* Options of a layer over the node that `below` describes, which is taken over. */
@@ -113,14 +114,21 @@ static json_t *over(enum layer l, json_t *below)
     }
 }
 
+static json_t *file_options(unsigned i, bool read_only)
+{
+    return json_pack("{s:s,s:s,s:s,s:b}", "driver", "file", "filename", names[i], "discard", "unmap", "read-only", (int)read_only);
+}
+
 /* The node below layer `count`, nodes are "l0", "l1", and so on. */
 static json_t *stack(const struct crash *c, unsigned count, bool read_only)
 {
-    json_t *o = json_pack("{s:s,s:s,s:s,s:b}", "driver", "file", "filename", names[BOTTOM], "discard", "unmap", "read-only", (int)read_only);
+    json_t *o = file_options(BOTTOM, read_only);
     for (unsigned i = 0; i < count; i++) {
         char name[16];
         snprintf(name, sizeof name, "l%u", i);
         o = over(c->layer[i], o);
+        if (c->layer[i] == QCOW2_DATA_NODE)
+            json_object_set_new(o, "data-file", over(THROTTLE, file_options(DATA, read_only)));
         json_object_set_new(o, "node-name", json_string(name));
         json_object_set_new(o, "discard", json_string("unmap"));
         json_object_set_new(o, "read-only", json_boolean(read_only));
@@ -473,7 +481,7 @@ static void plan(struct crash *c, uint64_t seed)
         o->cluster_size = c->layer[i] == QCOW2_SMALL ? 512 : c->layer[i] == QED ? 4096 : clusters[prng_below(&c->p, 3)];
         o->table_size = c->layer[i] == QED;
         o->extended_l2 = o->cluster_size == 16384;
-        if (c->layer[i] == QCOW2_DATA)
+        if (c->layer[i] == QCOW2_DATA || c->layer[i] == QCOW2_DATA_NODE)
             o->data_file = (char *)(uintptr_t)names[DATA];
     }
     if (c->layer[0] == FIXED_PART || c->layer[0] == PART)
