@@ -131,7 +131,7 @@ def content(client, daemon, node):
     handle.connect_uri(f"nbd+unix:///{node}?socket={daemon.folder}/n.sock")
     data = handle.pread(4, 0)
     handle.shutdown()
-    assert client.ask("block-export-del", id="look") == {"return": {}}
+    assert client.ask("block-export-del", id="look", mode="hard") == {"return": {}}
     while client.ask("query-block-exports")["return"]:
         pass
     return data
