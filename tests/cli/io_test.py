@@ -248,7 +248,7 @@ def test_sleep(disk):
     """FEATURES 6.016"""
     begin = time.monotonic()
     run.byre("io", "-c", "sleep 300", "x", cwd=disk.ours)
-    assert 0.3 <= time.monotonic() - begin < 3
+    assert 0.3 <= time.monotonic() - begin < 30              # of 300 s, if it took seconds
 
 
 def test_reopen_options(disk):

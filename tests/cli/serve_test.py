@@ -99,8 +99,8 @@ def test_second_signal_is_faster(tmp_path, byre_serve):
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.02)
     server.process.send_signal(signal.SIGTERM)
-    code = server.wait(5)
-    assert code in (0, 128 + signal.SIGTERM) and time.monotonic() - begin < 4
+    code = server.wait(30)
+    assert code in (0, 128 + signal.SIGTERM) and time.monotonic() - begin < 20
     assert not os.path.exists(server.socket) and not os.path.exists(server.control)
     run.qemu_img("check", image, code=(0, 3))
     run.qemu_io(image, "read -P 0x11 0 64k")

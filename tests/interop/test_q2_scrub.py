@@ -48,8 +48,7 @@ def kill(server):
 
 
 def test_killed_at_1_tib(tmp_path, byre_serve):
-    """kill -9 during writes to a lazy image of 1 TiB; the next server answers within 20 ms, whatever it does
-    behind; the scrub ends, the image is clean for the peer, everything flushed is there"""
+    """kill -9 during writes to a lazy image of 1 TiB; the next server answers before it knows what is in use; the scrub ends, the image is clean for the peer, everything flushed is there"""
     path = tmp_path / "a.qcow2"
     run.byre("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "1T")
     server = byre_serve(path)
@@ -64,15 +63,14 @@ def test_killed_at_1_tib(tmp_path, byre_serve):
     kill(server)
     assert is_dirty(path)
     server = byre_serve(path)
+    server.qmp("job-pause", id="scrub-disk0")
+    wait.until(lambda: jobs(server)[0]["status"] == "paused", "the scrub does not pause")
     handle = connect(server)
-    times = []
-    for what in (lambda: handle.pread(CS, places[0] * CS), lambda: handle.pwrite(b"\xee" * 4096, places[1] * CS),
-                 lambda: handle.pwrite(b"\xef" * CS, 123 * CS)):
-        begin = time.monotonic()
-        what()
-        times.append(time.monotonic() - begin)
-    assert handle.pread(CS, places[0] * CS) == b"\x01" * CS
-    assert min(times) < 0.02 and max(times) < 1, times             # the machine may be busy; bench measures
+    assert handle.pread(CS, places[0] * CS) == b"\x01" * CS         # nobody waits for the scrub; how soon they come bench measures
+    handle.pwrite(b"\xee" * 4096, places[1] * CS)
+    handle.pwrite(b"\xef" * CS, 123 * CS)
+    assert jobs(server)[0]["status"] == "paused"
+    server.qmp("job-resume", id="scrub-disk0")
     assert wait_gone(server, "scrub-disk0") == []
     for i, p in enumerate(places[2:], 2):
         if p != 123:

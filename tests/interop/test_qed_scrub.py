@@ -45,7 +45,7 @@ def test_killed(tmp_path, byre_serve, flushes):
     begin = time.monotonic()
     assert handle.pread(4096, places[0] * CS + 8192) == b"\x01" * 4096
     handle.pwrite(b"\xee" * 512, places[1] * CS + 8192)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 10
     handle.pwrite(b"\xef" * CS, 123 * CS)
     handle.flush()
     assert wait_gone(server, "scrub-disk0") == []
