@@ -46,6 +46,7 @@ enum {
     BYRE_OPEN_NO_DATA = 1u << 10,        /* guest data will not be read or written: no secret is needed for an encrypted image */
     BYRE_OPEN_DETECT_ZEROES = 1u << 12,  /* writes of nothing but zeros are stored as zeros */
     BYRE_OPEN_DETECT_UNMAP = 1u << 13,   /* the same, and give space back; needs DISCARD */
+    BYRE_OPEN_COPY_ON_READ = 1u << 14,   /* what is read from the backing image is kept in the image, which must be writable */
 };
 
 enum byre_lazy { BYRE_LAZY_AS_CREATED, BYRE_LAZY_ON, BYRE_LAZY_OFF };

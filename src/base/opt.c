@@ -194,6 +194,8 @@ static int user_value(const struct opt_row *row, void *base, struct spelled s, c
             return byre_fail(err, NOT_SUPPORTED, "option '%s%.*s' is not supported yet", s.dash, s.len, s.name);
         return 0;
     }
+    if (row->flags & OPT_NEVER)
+        return byre_fail(err, NOT_SUPPORTED, "option '%s%.*s' is not supported: %s", s.dash, s.len, s.name, row->help);
     return set_value(row, base, s, value, err);
 }
 

@@ -41,6 +41,7 @@ enum opt_type {
 
 enum {
     OPT_LATER = 1u << 0,     /* known, but its machinery is not there yet: giving it is answered NOT_SUPPORTED (a BOOL may be off) */
+    OPT_NEVER = 1u << 2,     /* known, and refused: giving it is answered NOT_SUPPORTED with its help, which says why */
     OPT_HIDDEN = 1u << 1,    /* accepted, but not shown in help, man page and completion (old spellings) */
 };
 
@@ -57,7 +58,7 @@ struct opt_row {
     const struct opt_enum *names;   /* ENUM */
     const char *arg;                /* placeholder of the value in help ("FMT"); NULL: after the type */
     const char *help;               /* one line, no final stop */
-    uint32_t flags;                 /* OPT_LATER, OPT_HIDDEN */
+    uint32_t flags;                 /* OPT_LATER, OPT_NEVER, OPT_HIDDEN */
 };
 #define OPT_AT(T, field) .off = offsetof(T, field), .width = sizeof(((T *)0)->field)
 #define OPT_END { .name = NULL }

@@ -74,6 +74,8 @@ static void put_notes(const struct opt_row *row, const struct opt_out *out)
     }
     if (row->flags & OPT_LATER)
         put(out, " (not supported yet)");
+    if (row->flags & OPT_NEVER)
+        put(out, " (refused)");
 }
 
 void opt_doc_help(const struct opt_row *rows, const struct opt_out *out)

@@ -32,7 +32,7 @@ struct opts {
 static const struct opt_row rows[] = {
     ROW_HELP,
     { "version", 'V', OPT_BOOL, OPT_AT(struct opts, version), .help = "show the version and exit" },
-    { "trace", 'T', OPT_STR, .flags = OPT_LATER, .arg = "PATTERN", .help = "trace points" },
+    ROW_TRACE,
     { "blockdev", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "NODE", .help = "a node: driver=qcow2,node-name=q,file=f or the same as JSON" },
     { "chardev", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "DEVICE", .help = "where a monitor is: socket,id=ID,path=PATH,server=on,wait=off or stdio,id=ID" },
     { "export", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "EXPORT", .help = "offer a node: type=nbd,id=ID,node-name=NODE,writable=on" },

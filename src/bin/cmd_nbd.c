@@ -53,7 +53,7 @@ static const struct opt_row rows[] = {
     { "tls-authz", 0, OPT_STR, OPT_AT(struct opts, tls_authz), .arg = "ID", .help = "rules (--object) about who may connect over TLS" },
     { "tls-hostname", 0, OPT_STR, OPT_AT(struct opts, tls_hostname), .arg = "HOST", .help = "with --list: the name in the certificate of the server [its host]" },
     { "selinux-label", 0, OPT_STR, .flags = OPT_LATER, .arg = "LABEL", .help = "label of the socket" },
-    { "trace", 'T', OPT_STR, .flags = OPT_LATER, .arg = "PATTERN", .help = "trace points" },
+    ROW_TRACE,
     { "verbose", 'v', OPT_BOOL, OPT_AT(struct opts, verbose), .help = "tell where it listens" },
     { "fork", 0, OPT_BOOL, OPT_AT(struct opts, fork), .help = "go into the background as soon as clients can connect" },
     { "pid-file", 0, OPT_STR, OPT_AT(struct opts, pidfile), .arg = "PATH", .help = "file for the number of the process" },

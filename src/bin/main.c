@@ -31,7 +31,7 @@ static const struct opt_row global_rows[] = {
     ROW_HELP,
     { "version", 'V', OPT_BOOL, OPT_AT(struct global, version), .help = "show the version and exit" },
     { "strict", 0, OPT_BOOL, OPT_AT(struct global, strict), .help = "guess nothing: formats must be stated, backing files are plain paths" },
-    { "trace", 'T', OPT_STR, .flags = OPT_LATER, .arg = "PATTERN", .help = "trace points" },
+    ROW_TRACE,
     OPT_END
 };
 

@@ -137,5 +137,10 @@ static int cor_make(struct co *co, struct graph_node *below, const json_t *o, st
     return r;
 }
 
+int graph_copy_on_read(struct co *co, struct graph_node *below, struct graph_node **ret_n, struct byre_err *err)
+{
+    return cor_make(co, below, NULL, ret_n, err);
+}
+
 static const char *const cor_options[] = { "bottom", NULL };
 const struct filter_driver filter_cor = { "copy-on-read", "file", cor_options, cor_make, true };

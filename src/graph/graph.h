@@ -162,9 +162,14 @@ void graph_encoded_free(struct graph_encoded *e);
  * all who look it is a write of the target. */
 MUST_USE int graph_clone(struct co *co, struct graph_node *n, uint64_t src, uint64_t dst, uint64_t len);
 
+/* A node over `below` by which reads keep what they bring from its backing image (FEATURES 3.058). READ_ONLY. It has one reference, and one of below. */
+MUST_USE int graph_copy_on_read(struct co *co, struct graph_node *below, struct graph_node **ret_n, struct byre_err *err);
+
 /* Lets the kernel copy the beginning of a range from one disk to another. Bytes copied (> 0, maybe fewer than asked), or
  * -ENOTSUP: the bytes are not plain on both sides, or the stores cannot; use read and write. */
 MUST_USE int64_t graph_copy(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len);
+/* The same without waiting at the source's gate, for who holds something that a request inside may wait for: -ENOTSUP while it is closed. */
+MUST_USE int64_t graph_copy_now(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len);
 
 struct graph_status {
     uint64_t len;                /* bytes from off for which this holds, > 0 */

@@ -39,17 +39,25 @@ void byre_image_detach(struct co *co, struct graph_node *a)
 /* ---- open and close ---- */
 #define CACHE_CLEAN_MS 600000u   /* cache-clean-interval, unless it is said (FEATURES 1.127) */
 
-struct opening { struct byre_image *image; struct graph_open_opts go; struct byre_err *err; };
+struct opening { struct byre_image *image; struct graph_open_opts go; bool copy_on_read; struct byre_err *err; };
 
 static int open_co(struct co *co, void *arg)
 {
     struct opening *op = arg;
-    return graph_open(co, op->image->ctx->graph, &op->go, &op->image->node, op->err);
+    struct byre_image *image = op->image;
+    int r = graph_open(co, image->ctx->graph, &op->go, &image->node, op->err);
+    if (r)
+        return r;
+    image->reader = image->node;
+    r = op->copy_on_read ? graph_copy_on_read(co, image->node, &image->reader, op->err) : 0;
+    if (r)
+        (void)!graph_close(co, image->node);     /* nobody has written to it */
+    return r;
 }
 
 static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts *go, struct byre_err *err)
 {
-    unsigned known = (BYRE_OPEN_DETECT_UNMAP << 1) - 1;
+    unsigned known = (BYRE_OPEN_COPY_ON_READ << 1) - 1;
     if ((o->flags & ~known) || o->cache < 0 || o->cache > BYRE_CACHE_UNSAFE || o->lazy_refcounts < 0 ||
         o->lazy_refcounts > BYRE_LAZY_OFF)
         return byre_fail(err, BAD_ARGUMENT, "an option of opening is out of range");
@@ -95,6 +103,7 @@ int byre_open(struct byre_ctx *ctx, const char *name, const struct byre_open_opt
         return byre_fail(err, NOMEM, "no memory for an image");
     op.image->ctx = ctx;
     op.image->check_mode = o.flags & BYRE_OPEN_CHECK;
+    op.copy_on_read = o.flags & BYRE_OPEN_COPY_ON_READ;
     r = lib_call(ctx, lib_home(ctx), open_co, &op);
     if (r) {
         free(op.image);
@@ -107,7 +116,9 @@ int byre_open(struct byre_ctx *ctx, const char *name, const struct byre_open_opt
 
 static int close_co(struct co *co, void *arg)
 {
-    return graph_close(co, arg);
+    struct byre_image *image = arg;
+    int r = image->reader != image->node ? graph_close(co, image->reader) : 0, r2 = graph_close(co, image->node);
+    return r ? r : r2;
 }
 
 int byre_close(struct byre_image *image)
@@ -115,7 +126,7 @@ int byre_close(struct byre_image *image)
     if (!image)
         return 0;
     INV(I1, atomic_load(&image->users) == 0);
-    int r = byre_ctx_call(image->ctx, close_co, image->node);
+    int r = byre_ctx_call(image->ctx, close_co, image);
     atomic_fetch_sub(&image->ctx->users, 1);
     free(image);
     return r;
@@ -215,7 +226,7 @@ static int flush_co(struct co *co, void *arg)
 
 static int run_io(struct byre_image *image, int (*fn)(struct co *co, void *arg), struct io *io)
 {
-    io->node = image->node;
+    io->node = fn == read_co ? image->reader : image->node;
     return lib_call(image->ctx, lib_next_loop(image->ctx), fn, io);
 }
 

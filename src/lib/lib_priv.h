@@ -56,6 +56,7 @@ struct byre_ctx {
 struct byre_image {
     struct byre_ctx *ctx;
     struct graph_node *node;
+    struct graph_node *reader;       /* guest data is read by this node: itself, or one over it that keeps what it brings (COPY_ON_READ) */
     atomic_uint users;               /* queues, jobs and exports that use the image */
     bool check_mode;
 };

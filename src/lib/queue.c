@@ -30,7 +30,7 @@
 
 struct byre_queue {
     struct byre_image *image;
-    struct graph_node *node;
+    struct graph_node *node, *reader;       /* reader: of the image */
     struct rt_loop *loop;
     struct byre_request *sq;
     struct byre_completion *cq;
@@ -102,7 +102,7 @@ static void worker(struct co *co, void *arg)
         started = false;
         while (waiting_requests(q)) {
             struct byre_request rq = q->sq[q->sq_head++ & q->mask];
-            complete(q, rq.tag, run_request(co, q->node, &rq));
+            complete(q, rq.tag, run_request(co, rq.op == BYRE_OP_READ ? q->reader : q->node, &rq));
         }
         if (q->closing)
             break;
@@ -351,6 +351,7 @@ int byre_queue_new(struct byre_image *image, const struct byre_queue_opts *opts,
         return byre_fail(err, NOMEM, "no memory or descriptor for a queue");
     q->image = image;
     q->node = image->node;
+    q->reader = image->reader;
     q->loop = o.loop ? rt_loop_at(ctx->rt, (unsigned)o.loop - 1) : lib_next_loop(ctx);
     q->msg.fn = on_message;
     atomic_fetch_add(&image->users, 1);

@@ -223,10 +223,31 @@ def test_help(disk):
         assert run.byre("io", "-c", f"help {name}").out.startswith(name)
 
 
-def test_later_options_say_so(disk):
-    """FEATURES 6.006"""
-    for option in ("-C", "-T"):
-        assert "not supported yet" in run.byre("io", option, *(["x"] if option == "-T" else []), "-c", "length", "x", cwd=disk.ours, code=1).err
+def test_no_trace_points(disk):
+    """FEATURES 6.001: there are none, and who asks for some is told"""
+    assert "no trace points" in run.byre("io", "-T", "x", "-c", "length", "x", cwd=disk.ours, code=1).err
+
+
+def test_copy_on_read(tmp_path):
+    """FEATURES 6.001, 11.022: -C keeps what is read from the backing image, of the program, of open, with -s and through reopen, as the peer's does; reads that
+    wait in aio, too. A disk that cannot be written is refused"""
+    commands = [(["-C", "-c", "read -P 9 130k 1", "-c", "map", "t"]), (["-c", "open -C t", "-c", "read -P 9 0 512", "-c", "map"]), (["-C", "-c", "aio_read -q 320k 4k", "-c", "aio_flush", "-c", "map", "t"]),
+                (["-C", "-s", "-c", "read 448k 64k", "-c", "map", "t"]), (["-C", "-c", "reopen -c none", "-c", "read 1M 1M", "-c", "map", "t"]), (["-c", "read 0 4M", "-c", "map", "t"]),
+                (["-C", "-c", "write -P 3 3M 1000", "-c", "read -P 3 3M 1000", "-c", "read -P 9 3145024 512", "-c", "map", "t"])]
+    for who in ("ours", "theirs"):
+        folder = tmp_path / who
+        folder.mkdir()
+        run.qemu_img("create", "-q", "-f", "qcow2", folder / "b", "4M")
+        run.qemu_io(folder / "b", "write -P 9 0 4M", fmt="qcow2")
+        run.qemu_img("create", "-q", "-f", "qcow2", "-b", "b", "-F", "qcow2", folder / "t", cwd=folder)
+    for words in commands:
+        ours, theirs = (run.byre("io", *words, cwd=tmp_path / "ours").out, run.run(peers.need("qemu-io"), *words, cwd=tmp_path / "theirs").out)
+        kept = [[line for line in out.splitlines() if "allocated" in line] for out in (ours, theirs)]
+        assert kept[0] == kept[1] and kept[0], (words, ours, theirs)
+        assert "failed" not in ours, ours
+    assert "read-only" in run.byre("io", "-C", "-r", "-c", "read 0 4k", "t", cwd=tmp_path / "ours", code=1).err
+    run.qemu_img("check", tmp_path / "ours" / "t")
+    run.qemu_img("compare", tmp_path / "ours" / "t", tmp_path / "theirs" / "t")
 
 
 @pytest.mark.parametrize("command,code", [("abort", -signal.SIGABRT), ("sigraise 15", -signal.SIGTERM), ("sigraise 9", -signal.SIGKILL)])

@@ -48,7 +48,7 @@ def test_wrong_usage(words):
 
 def test_later_global_options():
     """FEATURES 5.001: tracing is not there yet, and says so"""
-    assert "not supported yet" in run.byre("-T", "enable=x", "info", "y", code=1).err
+    assert "no trace points" in run.byre("-T", "enable=x", "info", "y", code=1).err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

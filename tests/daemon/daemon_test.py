@@ -408,7 +408,7 @@ def test_called_by_the_peers_name(tmp_path):
     assert done.out.startswith("qemu-storage-daemon version ")
     assert "--nbd-server" in run.run(tmp_path / "qemu-storage-daemon", "--help").out
     assert run.run(tmp_path / "qemu-storage-daemon", "x", code=1).err.startswith("qemu-storage-daemon: x: ")
-    assert "not supported yet" in run.byre("daemon", "--trace", "x", code=1).err
+    assert "no trace points" in run.byre("daemon", "--trace", "x", code=1).err
 
 
 def test_second_signal(start, disk):

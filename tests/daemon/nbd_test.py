@@ -287,7 +287,7 @@ def test_called_by_the_peers_name(tmp_path):
     os.symlink(os.path.abspath(run.BYRE), tmp_path / "qemu-nbd")
     assert run.run(tmp_path / "qemu-nbd", "--version").out.startswith("qemu-nbd version ")
     assert "--handshake-limit" in run.run(tmp_path / "qemu-nbd", "--help").out
-    assert "not supported yet" in run.byre("nbd", "-T", "x", "y", code=1).err
+    assert "no trace points" in run.byre("nbd", "-T", "x", "y", code=1).err
     assert "65536" in run.byre("nbd", "-p", "65536", "y", code=1).err
     assert "nbd-client" in run.byre("nbd", "-d", "/dev/nbd0", code=1).err
 

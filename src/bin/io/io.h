@@ -40,7 +40,7 @@ struct io_cmd {
 /* How an image is opened; kept for reopen. Strings are owned. */
 struct io_open {
     char *name, *format;
-    bool image_opts, read_only, force_share, discard;
+    bool image_opts, read_only, force_share, discard, copy_on_read;
     int cache;                   /* enum byre_cache */
 };
 

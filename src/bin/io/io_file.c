@@ -58,7 +58,7 @@ int io_image_open(struct io_shell *s, const struct io_open *how)
     if (!io_open_copy(&copy, how))
         return run_fail(s->r, "no memory");
     o.flags = (how->read_only ? BYRE_OPEN_READ_ONLY : 0) | (how->force_share ? BYRE_OPEN_FORCE_SHARE : 0) |
-              (how->discard ? BYRE_OPEN_DISCARD : 0) | (how->image_opts ? BYRE_OPEN_IMAGE_OPTS : 0);
+              (how->discard ? BYRE_OPEN_DISCARD : 0) | (how->image_opts ? BYRE_OPEN_IMAGE_OPTS : 0) | (how->copy_on_read ? BYRE_OPEN_COPY_ON_READ : 0);
     o.cache = how->cache;
     o.format = how->format;
     if (byre_open(s->r->ctx, how->name, &o, &s->image, &err)) {
@@ -88,12 +88,12 @@ static int run_close_cmd(struct io_shell *s, const void *opts, int argc, char **
 }
 
 /* ---- open ---- */
-struct open_opts { bool read_only, nocache, force_share, native; char *cache, *discard, *aio; struct opt_list options; };
+struct open_opts { bool read_only, nocache, force_share, native, copy_on_read; char *cache, *discard, *aio; struct opt_list options; };
 
 static const struct opt_row open_rows[] = {
     { .short_name = 'r', .type = OPT_BOOL, OPT_AT(struct open_opts, read_only), .help = "read-only" },
     { .short_name = 's', .type = OPT_BOOL, .flags = OPT_LATER, .help = "changes go to a temporary file" },
-    { .short_name = 'C', .type = OPT_BOOL, .flags = OPT_LATER, .help = "copy on read" },
+    { .short_name = 'C', .type = OPT_BOOL, OPT_AT(struct open_opts, copy_on_read), .help = "keep what is read from the backing image" },
     { .short_name = 'n', .type = OPT_BOOL, OPT_AT(struct open_opts, nocache), .help = "short for -t none" },
     { .short_name = 'U', .type = OPT_BOOL, OPT_AT(struct open_opts, force_share), .help = "even though another program writes to it (read-only)" },
     { .short_name = 'k', .type = OPT_BOOL, OPT_AT(struct open_opts, native), .help = "same as -i native" },
@@ -144,7 +144,8 @@ static int parse_discard(struct io_shell *s, const char *word, bool *ret)
 static int run_open_cmd(struct io_shell *s, const void *opts, int argc, char **argv)
 {
     const struct open_opts *o = opts;
-    struct io_open how = { .read_only = o->read_only, .force_share = o->force_share, .image_opts = o->options.count > 0, .discard = true };
+    struct io_open how = { .read_only = o->read_only, .force_share = o->force_share, .image_opts = o->options.count > 0, .discard = true,
+        .copy_on_read = o->copy_on_read };
     if (s->image)
         return run_fail(s->r, "file open already, try 'help close'");
     how.cache = run_cache(s->r, o->cache, o->nocache ? BYRE_CACHE_NONE : BYRE_CACHE_WRITEBACK, "cache");
@@ -249,7 +250,7 @@ static int run_reopen(struct io_shell *s, const void *opts, int argc, char **arg
     return code;
 }
 
-const struct io_cmd io_cmd_open = { "open", "o", "[-rnkU] [-t cache] [-d discard] [-i aio] [-o options] [path]", "open an image",
+const struct io_cmd io_cmd_open = { "open", "o", "[-rCnkU] [-t cache] [-d discard] [-i aio] [-o options] [path]", "open an image",
     "Example: 'open -n -o driver=raw /tmp/data' opens a raw file without the host's cache.", open_rows, sizeof(struct open_opts), 0, 1, IO_NO_FILE, run_open_cmd };
 const struct io_cmd io_cmd_close = { "close", "c", "", "close the image", NULL, NULL, 0, 0, 0, 0, run_close_cmd };
 const struct io_cmd io_cmd_reopen = { "reopen", NULL, "[-r|-w] [-c cache] [-o options]", "open the image again, with other options",

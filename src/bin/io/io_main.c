@@ -22,7 +22,7 @@ struct opts {
     struct common common;
     char *format, *cache, *aio, *discard;
     struct opt_list commands;
-    bool image_opts, read_only, snapshot, nocache, misalign, native, force_share, version;
+    bool image_opts, read_only, snapshot, nocache, misalign, native, force_share, version, copy_on_read;
 };
 
 static const struct opt_row rows[] = {
@@ -35,13 +35,13 @@ static const struct opt_row rows[] = {
     { "read-only", 'r', OPT_BOOL, OPT_AT(struct opts, read_only), .help = "open the image read-only" },
     { "snapshot", 's', OPT_BOOL, OPT_AT(struct opts, snapshot), .help = "changes go to a temporary file that is gone at the end" },
     { "nocache", 'n', OPT_BOOL, OPT_AT(struct opts, nocache), .help = "short for -t none" },
-    { "copy-on-read", 'C', OPT_BOOL, .flags = OPT_LATER, .help = "keep what is read from the backing image" },
+    { "copy-on-read", 'C', OPT_BOOL, OPT_AT(struct opts, copy_on_read), .help = "keep what is read from the backing image" },
     { "misalign", 'm', OPT_BOOL, OPT_AT(struct opts, misalign), .help = "use buffers that are not aligned for direct I/O" },
     { "native-aio", 'k', OPT_BOOL, OPT_AT(struct opts, native), .help = "same as -i native" },
     { "aio", 'i', OPT_STR, OPT_AT(struct opts, aio), .arg = "MODE", .help = "threads, io_uring, or native: io_uring with direct I/O [io_uring]" },
     ROW_CACHE(struct opts, cache, "cache mode"),
     { "discard", 'd', OPT_STR, OPT_AT(struct opts, discard), .arg = "MODE", .help = "ignore (off) discards, or unmap (on) what they cover [unmap]" },
-    { "trace", 'T', OPT_STR, .flags = OPT_LATER, .arg = "PATTERN", .help = "trace points" },
+    ROW_TRACE,
     ROW_FORCE_SHARE(struct opts),
     OPT_END
 };
@@ -52,7 +52,7 @@ static int open_snapshot(struct io_shell *s, const struct io_open *base)
     struct open_args below = { .name = base->name, .format = base->format, .image_opts = base->image_opts };
     AUTOFREE char *path = overlay_make(s->r, &below);
     char qcow2[] = "qcow2";
-    struct io_open how = { .name = path, .format = qcow2, .cache = BYRE_CACHE_UNSAFE };
+    struct io_open how = { .name = path, .format = qcow2, .cache = BYRE_CACHE_UNSAFE, .copy_on_read = base->copy_on_read };
     if (!path)
         return 1;
     int code = io_image_open(s, &how);
@@ -101,6 +101,7 @@ static int parse(struct run *r, const struct opts *o, struct io_open *how)
     }
     how->discard = !o->discard || strcmp(o->discard, "unmap") == 0 || strcmp(o->discard, "on") == 0;
     how->read_only = o->read_only;
+    how->copy_on_read = o->copy_on_read;
     how->force_share = o->force_share;
     how->image_opts = o->image_opts;
     how->format = o->format;
