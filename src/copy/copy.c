@@ -482,6 +482,8 @@ static int put_blank(struct co *co, struct copying *c, struct worker *wk)
 
 /* ---- pieces of a source that others write ---- */
 
+#define VAIN_MAX 16u                         /* then the kernel is not asked any more: it costs each guest's write a wait */
+
 struct taking { struct copying *c; struct worker *wk; };
 
 static int take_on_home(struct co *co, void *arg)
@@ -509,8 +511,58 @@ static int put_wanted(struct co *co, struct copying *c, struct worker *wk, bool 
     return r;
 }
 
+static int give_on_home(struct co *co, void *arg)
+{
+    struct taking *t = arg;
+    const struct copy_claims *cl = t->c->job->claims;
+    const struct copy_taken what = taken(&t->wk->piece);
+    cl->give(cl->arg, &what, false);
+    t->wk->piece.claimed = false;
+    return 0;
+}
+
+/* What is wanted of a piece that is taken: nobody changes the source there. false: not all of it. */
+static bool offload_wanted(struct co *co, struct copying *c, struct worker *wk)
+{
+    const struct copy_claims *cl = c->job->claims;
+    uint64_t end = wk->piece.pos + wk->piece.len, at = wk->piece.pos, start, stop;
+    while (at < end && cl->wanted(cl->arg, at, &start, &stop) && start < end) {
+        uint64_t off, left;
+        at = max_u64(start, at);
+        const struct copy_part *part = reader_at(&c->rd, at, &off, &left);
+        int64_t n = graph_copy_now(co, c->out, c->job->target_off + at, part->node, off, min_u64(min_u64(stop, end) - at, left));
+        if (n <= 0)
+            return false;
+        count(&c->offloaded, (uint64_t)n);
+        count(&c->written, (uint64_t)n);
+        at += (uint64_t)n;
+    }
+    return true;
+}
+
+/* 1: the kernel has copied it. 0: it is to be copied as usual, also behind an error: that tells whose it is. What was copied already is
+ * written once more then. */
+static int offload_claimed(struct co *co, struct copying *c, struct worker *wk)
+{
+    struct taking t = { c, wk };
+    if (!(c->job->flags & COPY_OFFLOAD) || wk->piece.kind != KIND_DATA || atomic_load(&c->vain) >= VAIN_MAX)
+        return 0;
+    int r = rt_call(co, c->w.home, take_on_home, &t);
+    if (r)
+        return r;
+    if (offload_wanted(co, c, wk)) {
+        atomic_store(&c->vain, 0);
+        return 1;
+    }
+    atomic_fetch_add(&c->vain, 1);
+    return rt_call(co, c->w.home, give_on_home, &t);
+}
+
 static int claimed_piece(struct co *co, struct copying *c, struct worker *wk)
 {
+    int done = offload_claimed(co, c, wk);
+    if (done)
+        return done < 0 ? done : 0;
     bool zeros = wk->piece.kind == KIND_ZERO && c->min_sparse;
     int r = 0;
     if (!zeros && wk->piece.kind == KIND_DATA)
@@ -623,7 +675,7 @@ static int check_job(const struct copying *c, struct byre_err *err)
         return byre_fail(err, BAD_ARGUMENT, "%s: these ways to choose what is copied exclude one another", graph_filename(job->target));
     if (job->flags & COPY_ABSENT && job->flags & (COPY_BACKED | COPY_COMPRESS | COPY_OFFLOAD))
         return byre_fail(err, BAD_ARGUMENT, "%s: what is absent can only be written plainly", graph_filename(job->target));
-    if (job->claims && (job->flags & (COPY_BACKED | COPY_ABSENT | COPY_SALVAGE | COPY_OFFLOAD) || !(job->flags & COPY_OUT_OF_ORDER) || job->target_off))
+    if (job->claims && (job->flags & (COPY_BACKED | COPY_ABSENT | COPY_SALVAGE) || !(job->flags & COPY_OUT_OF_ORDER) || job->target_off))
         return byre_fail(err, BAD_ARGUMENT, "%s: a source that others write is copied plainly, in any order", graph_filename(job->target));
     if (job->flags & COPY_BACKED && job->flags & COPY_TARGET_ZERO)
         return byre_fail(err, BAD_ARGUMENT, "%s: cannot both hide a backing image and be all zeros", graph_filename(job->target));

@@ -32,7 +32,8 @@ enum {
     COPY_OUT_OF_ORDER = 1u << 0,      /* pieces may be written in any order, several at a time (convert -W) */
     COPY_TARGET_ZERO = 1u << 1,       /* the target reads zeros wherever it is not written: zeros need no write */
     COPY_PRE_ZERO = 1u << 2,          /* the old content of the target may go first, if that is cheap: then as COPY_TARGET_ZERO */
-    COPY_OFFLOAD = 1u << 3,           /* let the kernel copy where both sides are plain host ranges (convert -C) */
+    COPY_OFFLOAD = 1u << 3,           /* let the kernel copy where both sides are plain host ranges (convert -C). With claims it does so under them: who
+                                         changes the source waits for it */
     COPY_SALVAGE = 1u << 4,           /* read errors become zeros and are reported */
     COPY_BACKED = 1u << 5,            /* the target hides a backing image: what that supplies already is left out (convert -B) */
     COPY_NO_FLUSH = 1u << 6,          /* the caller flushes */

@@ -162,6 +162,7 @@ struct copying {
     uint64_t fail_off;
     /* any loop */
     _Atomic uint64_t read, written, zeroed, skipped, offloaded, unreadable, left_out;
+    _Atomic unsigned vain;           /* pieces with claims, one behind the other, that the kernel did not copy */
 };
 /* Writes [from, to) of the worker's buffer: data as data, long runs of zeros as zeros. Worker's loop, as the next two. */
 MUST_USE int put_range(struct co *co, struct copying *c, struct worker *wk, uint64_t from, uint64_t to);

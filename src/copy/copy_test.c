@@ -550,6 +550,8 @@ static void backed(struct co *co, void *arg)
 
 /* ---- files: the kernel copies ---- */
 
+#define CLAIM_UNIT 65536u
+
 static struct graph_node *file_node(struct co *co, struct graph *g, const char *name, uint64_t len)
 {
     struct stor_file_opts so = { .create = true, .truncate_to_zero = true };
@@ -585,6 +587,78 @@ static void files(struct co *co, void *arg)
         expect_bytes(co, b, data, BYTES);
         CHECK_EQ(stat(t_path("b"), &st), 0);
         CHECK(st.st_blocks * 512 <= DATA + (1 << 17));
+        CHECK_EQ(graph_close(co, b), 0);
+    }
+    CHECK_EQ(graph_close(co, a), 0);
+    graph_free(g);
+    free(data);
+}
+
+/* ---- claims: the kernel copies what is taken, and only that ---- */
+
+struct held { struct copy_taken of[COPY_WORKERS_MAX]; unsigned takes, gives, unwritten; bool outside; };
+
+static int hold(struct co *co, void *arg, const struct copy_taken *t)
+{
+    struct held *h = arg;
+    CHECK_EQ(h->of[t->slot].len, 0);
+    h->of[t->slot] = *t;
+    h->takes++;
+    return 0;
+}
+
+/* Whoever asks is about to write it. */
+static bool all_wanted(void *arg, uint64_t from, uint64_t *ret_start, uint64_t *ret_end)
+{
+    struct held *h = arg;
+    bool is_held = false;
+    for (unsigned i = 0; i < COPY_WORKERS_MAX; i++)
+        is_held |= range_inside(from, 1, h->of[i].pos + h->of[i].len) && from >= h->of[i].pos;
+    h->outside |= !is_held;
+    *ret_start = from;
+    *ret_end = round_up(from + 1, CLAIM_UNIT);
+    return true;
+}
+
+static void let(void *arg, const struct copy_taken *t, bool written)
+{
+    struct held *h = arg;
+    CHECK_EQ(h->of[t->slot].pos, t->pos);
+    CHECK_EQ(h->of[t->slot].len, t->len);
+    h->of[t->slot].len = 0;
+    h->gives++;
+    h->unwritten += !written;
+}
+
+/* With a target that is durable at each write the kernel cannot: what was taken for it is given back, and taken once more. */
+static void offload_claims(struct co *co, void *arg)
+{
+    enum { BYTES = 8 << 20, DATA = 3 << 20 };
+    struct graph *g = toy_graph(co);
+    uint8_t *data = malloc(BYTES);
+    memset(data, 0, BYTES);
+    for (unsigned i = 0; i < DATA; i++)
+        data[(1 << 20) + i] = (uint8_t)(1 + i % 251);
+    struct graph_node *a = file_node(co, g, "a", BYTES), *door = NULL;
+    CHECK_EQ(t_write(co, a, data + (1 << 20), DATA, 1 << 20, 0), 0);
+    for (int can = 0; can < 2; can++) {
+        struct graph_node *b = file_node(co, g, "b", BYTES);
+        struct held h = { 0 };
+        b->writethrough = !can;
+        CHECK_EQ(graph_attach(b, &(struct graph_attach_opts){ "copier", STOR_PERM_WRITE_UNCHANGED, STOR_PERM_ALL, true }, &door, NULL), 0);
+        const struct copy_claims claims = { .unit = CLAIM_UNIT, .door = door, .take = hold, .wanted = all_wanted, .give = let, .arg = &h };
+        struct copy_part part = { a, 0, BYTES };
+        struct copy_job job = { .parts = &part, .part_count = 1, .target = b, .min_sparse = 4096, .claims = &claims,
+                                .flags = COPY_TARGET_ZERO | COPY_OUT_OF_ORDER | COPY_NO_SPREAD | COPY_OFFLOAD };
+        struct copy_result res;
+        run_ok(co, &job, &res);
+        CHECK(!h.outside);
+        CHECK_EQ(h.takes, h.gives);
+        CHECK_EQ(h.unwritten, can ? 0 : DATA >> 20);     /* a piece is 1 MiB */
+        CHECK_EQ(res.offloaded, can ? DATA : 0);
+        CHECK_EQ(res.read, can ? 0 : DATA);
+        CHECK_EQ(graph_detach(co, door), 0);
+        expect_bytes(co, b, data, BYTES);
         CHECK_EQ(graph_close(co, b), 0);
     }
     CHECK_EQ(graph_close(co, a), 0);
@@ -637,6 +711,7 @@ RUN(rate, 0)
 RUN(backed, 1)
 RUN(hooks, 1)
 RUN(files, 0)
+RUN(offload_claims, 0)
 RUN(offload_in_part, 0)
 
 int main(void)
@@ -644,7 +719,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sparse), cmocka_unit_test(test_matrix), cmocka_unit_test(test_parts), cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_order), cmocka_unit_test(test_faults), cmocka_unit_test(test_salvage), cmocka_unit_test(test_cancelled),
-        cmocka_unit_test(test_rate), cmocka_unit_test(test_backed), cmocka_unit_test(test_files), cmocka_unit_test(test_offload_in_part), cmocka_unit_test(test_hooks),
+        cmocka_unit_test(test_rate), cmocka_unit_test(test_backed), cmocka_unit_test(test_files), cmocka_unit_test(test_offload_claims), cmocka_unit_test(test_offload_in_part), cmocka_unit_test(test_hooks),
     };
     return T_MAIN("copy", tests);
 }

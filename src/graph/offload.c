@@ -64,6 +64,8 @@ static int64_t copy_inside(struct co *co, struct graph_node *dst, uint64_t dst_o
 {
     struct chain_memo memo = { .reading = true };
     struct piece from;
+    dst = graph_attached(dst);                 /* they stay while the gates are entered */
+    src = graph_attached(src);
     if (dst->flt)                              /* it may want to see the bytes */
         return -ENOTSUP;
     if (!range_inside(src_off, len, graph_length(src)))
@@ -79,6 +81,17 @@ static int64_t copy_inside(struct co *co, struct graph_node *dst, uint64_t dst_o
     n = from.e.kind == FMT_DATA && from.layer != dst ? copy_piece(co, dst, dst_off, &from) : -ENOTSUP;
     piece_release(co, &from);
     change_end(dst, dst_off, len);
+    return n;
+}
+
+/* In front of the gate of the target it may wait, as a write does. */
+int64_t graph_copy_now(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len)
+{
+    epoch_token td = gate_enter(co, dst), ts = epoch_enter(src->gate, co_loop(co));
+    bool closed = atomic_load_explicit(&src->gated, memory_order_acquire);
+    int64_t n = closed ? -ENOTSUP : copy_inside(co, dst, dst_off, src, src_off, len);
+    gate_leave(co, src, ts);
+    gate_leave(co, dst, td);
     return n;
 }
 

@@ -117,7 +117,7 @@ static void fill_job(struct backup_copy *bc, const struct job_backup_opts *o)
     bc->part = (struct copy_part){ bc->reader, 0, graph_length(o->source) };
     bc->cj = (struct copy_job){
         .parts = &bc->part, .part_count = 1, .target = o->target, .select = on_wanted, .select_arg = bc, .claims = &bc->claims,
-        .flags = COPY_OUT_OF_ORDER | COPY_NO_FLUSH | (o->compress ? COPY_COMPRESS : 0),
+        .flags = COPY_OUT_OF_ORDER | COPY_NO_FLUSH | (o->compress ? COPY_COMPRESS : o->copy_range ? COPY_OFFLOAD : 0),
         .workers = (unsigned)min_u64(workers, fit), .piece_bytes = piece_for(o), .min_sparse = job_grain(graph_image(o->target)->granule),
         .hooks = { .step = on_step, .speed = on_speed, .arg = bc } };
 }

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""Backups that the kernel copies (x-perf use-copy-range), beside the peer's."""
+import random
+import subprocess
+import time
+
+import pytest
+
+from lib import peers, run
+from qmp_client import Qmp
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
+
+
+def node(client, path, fmt, name):
+    client.ok("blockdev-add", driver=fmt, node_name=name, file={"driver": "file", "node-name": f"{name}f", "filename": str(path)})
+
+
+def traced(folder):
+    """Our daemon with a monitor at FOLDER/c.sock, and a list of its calls of copy_file_range in FOLDER/calls."""
+    daemon = subprocess.Popen([peers.need("strace"), "-f", "-qq", "-e", "trace=copy_file_range", "-o", f"{folder}/calls", run.BYRE, "daemon",
+                               "--chardev", "socket,id=c,path=c.sock,server=on,wait=on", "--monitor", "c"], cwd=folder)
+    while True:                                                                         # it listens, and waits for us
+        try:
+            return daemon, Qmp(f"{folder}/c.sock")
+        except OSError:
+            assert daemon.poll() is None
+            time.sleep(0.02)
+
+
+def calls(folder):
+    """Bytes that copy_file_range has copied."""
+    lines = (folder / "calls").read_text().splitlines()
+    return sum(int(x.rsplit("= ", 1)[1].split()[0]) for x in lines if "copy_file_range" in x and "= -" not in x and "= " in x)
+
+
+def world(tmp_path, source, target):
+    data = random.Random(7).randbytes(SIZE // 2)
+    (tmp_path / "data").write_bytes(data)
+    for name, fmt in (("d", source), ("t", target)):
+        run.qemu_img("create", "-q", "-f", fmt, tmp_path / name, SIZE)
+    run.qemu_io(tmp_path / "d", f"write -s {tmp_path}/data 0 {SIZE // 2}", fmt=source)
+    return data + bytes(SIZE - len(data))
+
+
+def content(tmp_path, path, fmt):
+    run.qemu_img("convert", "-f", fmt, "-O", "raw", path, tmp_path / "flat")
+    return (tmp_path / "flat").read_bytes()
+
+
+def test_kernel_copies(tmp_path):
+    """FEATURES 9.065, 11.029: with use-copy-range the data go from file to file; without it, and with compress, none do; the copies are the same"""
+    old = world(tmp_path, "raw", "raw")
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "c", SIZE)
+    for fmt, name, more in (("raw", "t", {"x-perf": {"use-copy-range": True}}), ("raw", "t", {}), ("qcow2", "c", {"x-perf": {"use-copy-range": True}, "compress": True})):
+        daemon, client = traced(tmp_path)
+        try:
+            node(client, tmp_path / "d", "raw", "d")
+            node(client, tmp_path / name, fmt, "t")
+            client.ok("blockdev-backup", device="d", target="t", sync="full", job_id="j", **more)
+            assert "error" not in client.wait("BLOCK_JOB_COMPLETED")["data"]
+            client.ok("quit")
+            assert daemon.wait(60) == 0
+        finally:
+            daemon.kill()
+            daemon.wait()
+        assert calls(tmp_path) == (SIZE // 2 if more == {"x-perf": {"use-copy-range": True}} else 0)
+        assert content(tmp_path, tmp_path / name, fmt) == old
+        if name == "t":
+            run.qemu_img("create", "-q", "-f", "raw", tmp_path / "t", SIZE)
+
+
+@BOTH
+@pytest.mark.parametrize("source,target", [("raw", "raw"), ("qcow2", "qcow2"), ("qcow2", "raw")])
+def test_under_a_writer(start, tmp_path, peer, source, target):
+    """FEATURES 9.065, J4: what a guest writes, zeroes and discards meanwhile is not in the copy, which is the disk of the moment at which the backup began"""
+    nbd = peers.need_module("nbd")
+    old = world(tmp_path, source, target)
+    daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock", peer=peer)
+    client = daemon.qmp()
+    node(client, tmp_path / "d", source, "d")
+    node(client, tmp_path / "t", target, "t")
+    client.ok("block-export-add", type="nbd", id="e", node_name="d", name="d", writable=True)
+    h = nbd.NBD()
+    h.connect_uri(f"nbd+unix:///d?socket={daemon.folder}/n.sock")
+    client.ok("blockdev-backup", device="d", target="t", sync="full", job_id="j", speed=8 * MIB, auto_dismiss=False,
+              **{"x-perf": {"use-copy-range": True, "max-workers": 4, "max-chunk": 262144}})
+    rng = random.Random(9)
+    while not any(j["status"] == "concluded" for j in client.ok("query-jobs")):
+        for _ in range(16):
+            at, length = rng.randrange(SIZE // 4096) * 4096, 4096 * rng.randrange(1, 16)
+            length = min(length, SIZE - at)
+            what = rng.randrange(3)
+            if what == 0:
+                h.pwrite(bytes([rng.randrange(1, 256)]) * length, at)
+            elif what == 1:
+                h.zero(length, at)
+            else:
+                h.trim(length, at)
+    assert "error" not in client.ok("query-jobs")[0]
+    client.ok("job-dismiss", id="j")
+    h.shutdown()
+    assert daemon.stop()[0] == 0
+    assert content(tmp_path, tmp_path / "t", target) == old
+    if target == "qcow2":
+        run.qemu_img("check", tmp_path / "t")
+
+
+def test_what_the_kernel_cannot(start, tmp_path):
+    """FEATURES 9.065: compressed clusters, and nodes that change what they pass, are read and written; the copy is as whole as ever"""
+    old = world(tmp_path, "raw", "raw")
+    run.qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", tmp_path / "d", tmp_path / "c")
+    daemon = start("daemon", "--object", "throttle-group,id=g")
+    client = daemon.qmp()
+    node(client, tmp_path / "c", "qcow2", "c")
+    client.ok("blockdev-add", driver="throttle", node_name="slow", file="c", throttle_group="g")
+    for i, source in enumerate(("c", "slow")):
+        run.qemu_img("create", "-q", "-f", "raw", tmp_path / f"t{i}", SIZE)
+        node(client, tmp_path / f"t{i}", "raw", f"t{i}")
+        client.ok("blockdev-backup", device=source, target=f"t{i}", sync="full", job_id="j", **{"x-perf": {"use-copy-range": True}})
+        assert "error" not in client.wait("BLOCK_JOB_COMPLETED")["data"]
+        client.ok("blockdev-del", node_name=f"t{i}")
+        assert content(tmp_path, tmp_path / f"t{i}", "raw") == old
+    assert daemon.stop()[0] == 0
