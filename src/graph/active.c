@@ -19,6 +19,7 @@
  *             with a lock. blockdev-set-active may be tried again.
  * Tests       tests/daemon/active_test.py
  */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -351,14 +352,35 @@ static void no_locks(struct graph_node *n)
 }
 
 /* Another machine may write the file: what this one remembers of it is not to be read any more. */
+static const struct name_node *file_options(const struct graph_node *n)
+{
+    static const struct name_node none = { 0 };
+    const struct graph_node *f = n->file && n->file->how ? n->file : n;
+    return f->how ? &f->how->ref.node : &none;
+}
+
 static void drop_cache(struct co *co, struct graph_node *n)
 {
-    const struct graph_node *f = n->file && n->file->how ? n->file : n;
-    if (n->flt || !n->im->store || (f->how && f->how->ref.node.keep_cache))
+    if (n->flt || !n->im->store || file_options(n)->keep_cache)
         return;
     stor_drop_cache(co, n->im->store);
     if (n->im->data != n->im->store)
         stor_drop_cache(co, n->im->data);
+}
+
+/* Somebody else of this machine may have kept it there: mapped, or read just now. */
+static int check_dropped(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    if (n->flt || !n->im->store || !file_options(n)->check_cache)
+        return 0;
+    int64_t bytes = stor_cached(co, n->im->store);
+    if (bytes >= 0 && n->im->data != n->im->store) {
+        int64_t more = stor_cached(co, n->im->data);
+        bytes = more < 0 ? more : bytes + more;
+    }
+    if (bytes < 0)
+        return byre_fail_code(err, IO, (int)bytes, "%s: what the page cache has of it cannot be learned", n->filename);
+    return bytes ? byre_fail(err, BUSY, "%s: page cache still in use: %" PRId64 " bytes (x-check-cache-dropped)", n->filename, bytes) : 0;
 }
 
 static int fall_asleep(struct co *co, struct graph_node *n, struct byre_err *err)
@@ -411,7 +433,9 @@ static int open_anew(struct co *co, struct graph_node *n, struct byre_err *err)
         return 0;
     }
     drop_cache(co, n);
-    int r = mode_switch_all(co, n, &to, err);
+    int r = check_dropped(co, n, err);
+    if (!r)
+        r = mode_switch_all(co, n, &to, err);
     if (!r)
         r = check_backing(co, n, err);
     to = wanted(n);

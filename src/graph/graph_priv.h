@@ -260,6 +260,7 @@ struct name_node {
     const char *file_only;              /* an option that only a file has stands at the format; NULL: none does */
     bool native_aio;
     bool keep_cache;                    /* drop-cache=off (active.c) */
+    bool check_cache;                   /* x-check-cache-dropped=on */
     enum graph_detect detect;
     struct fmt_window window;
 };

@@ -67,13 +67,21 @@ static int take_detect(struct name_node *o, const char *key, const json_t *v, st
     return r;
 }
 
-static int take_drop(struct name_node *o, const char *key, const json_t *v, struct byre_err *err)
+static int take_on(bool *ret_on, const char *key, const json_t *v, struct byre_err *err)
 {
     static const char *const words[] = { "on", "off", NULL };
     unsigned off = json_is_false(v);
     int r = json_is_boolean(v) ? 0 : take_word(key, v, words, &off, err);
     if (!r)
-        o->keep_cache = off;
+        *ret_on = !off;
+    return r;
+}
+
+static int take_drop(struct name_node *o, const char *key, const json_t *v, struct byre_err *err)
+{
+    bool drops = true;
+    int r = take_on(&drops, key, v, err);
+    o->keep_cache = !drops;
     return r;
 }
 
@@ -88,6 +96,8 @@ int name_node_option(struct name_node *o, const char *key, const json_t *v, stru
         r = take_aio(o, key, v, err);
     else if (!strcmp(key, "file.drop-cache") || !strcmp(key, "drop-cache"))
         r = take_drop(o, key, v, err);
+    else if (!strcmp(key, "file.x-check-cache-dropped") || !strcmp(key, "x-check-cache-dropped"))
+        r = take_on(&o->check_cache, key, v, err);
     else if (!strcmp(key, "detect-zeroes"))
         r = take_detect(o, key, v, err);
     else if (!strcmp(key, "offset")) {
@@ -99,8 +109,10 @@ int name_node_option(struct name_node *o, const char *key, const json_t *v, stru
     } else {
         return 0;
     }
-    if (!r && (!strcmp(key, "aio") || !strcmp(key, "drop-cache")))
-        o->file_only = key[0] == 'a' ? "aio" : "drop-cache";
+    static const char *const of_files[] = { "aio", "drop-cache", "x-check-cache-dropped" };
+    for (unsigned i = 0; !r && i < 3; i++)
+        if (!strcmp(key, of_files[i]))
+            o->file_only = of_files[i];
     return r ? r : 1;
 }
 

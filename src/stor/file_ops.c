@@ -14,11 +14,14 @@
  * Failure      -errno. EINTR is repeated. -ENOTSUP: the caller of the gate writes zeros, or copies, by itself.
  * Tests        file_test.c, file_space_test.c
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/checked.h"
@@ -87,6 +90,8 @@ static void file_stream(struct stor *s, bool on)
     atomic_store_explicit(&file_of(s)->streams, on && !s->traits.direct && !s->no_flush, memory_order_relaxed);
 }
 
+#define CACHED_WINDOW (64 << 20)          /* so much of it is looked at in one go */
+
 static int64_t forget_pages(void *arg)
 {
     const struct file_stor *f = arg;
@@ -97,6 +102,43 @@ static void file_drop_cache(struct co *co, struct stor *s)
 {
     int64_t r = rt_blocking(co, forget_pages, file_of(s));
     (void)r;
+}
+
+/* Of one window of the file. */
+static int64_t cached_at(int fd, off_t at, size_t len)
+{
+    static const size_t page = 4096;
+    int64_t bytes = 0;
+    unsigned char *in = malloc(len / page + 1);
+    void *map = in ? mmap(NULL, len, PROT_READ, MAP_SHARED, fd, at) : MAP_FAILED;
+    if (map == MAP_FAILED) {
+        free(in);
+        return in ? -errno : -ENOMEM;
+    }
+    if (mincore(map, len, in))
+        bytes = -errno;
+    for (size_t i = 0; bytes >= 0 && i < div_up(len, page); i++)
+        bytes += in[i] & 1 ? (int64_t)page : 0;
+    (void)munmap(map, len);
+    free(in);
+    return bytes;
+}
+
+static int64_t count_cached(void *arg)
+{
+    const struct file_stor *f = arg;
+    struct stat st;
+    int64_t sum = 0, n = fstat(f->fd, &st) ? -errno : 0;
+    for (off_t at = 0; n >= 0 && S_ISREG(st.st_mode) && at < st.st_size; at += CACHED_WINDOW) {
+        n = cached_at(f->fd, at, (size_t)min_u64(CACHED_WINDOW, (uint64_t)(st.st_size - at)));
+        sum += n;
+    }
+    return n < 0 ? n : sum;
+}
+
+static int64_t file_cached(struct co *co, struct stor *s)
+{
+    return rt_blocking(co, count_cached, file_of(s));
 }
 
 static int64_t start_write_out(void *arg)
@@ -404,6 +446,7 @@ const struct stor_ops file_ops = {
     .pwritev = file_pwritev,
     .stream = file_stream,
     .drop_cache = file_drop_cache,
+    .cached = file_cached,
     .flush = file_flush,
     .zero = file_zero,
     .discard = file_discard,

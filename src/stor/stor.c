@@ -246,6 +246,11 @@ void stor_drop_cache(struct co *co, struct stor *s)
         s->ops->drop_cache(co, s);
 }
 
+int64_t stor_cached(struct co *co, struct stor *s)
+{
+    return s->ops->cached ? s->ops->cached(co, s) : 0;
+}
+
 int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes)
 {
     return s->ops->allocated ? s->ops->allocated(co, s, ret_bytes) : -ENOTSUP;

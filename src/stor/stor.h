@@ -77,6 +77,7 @@ struct stor_ops {
     int (*allocated)(struct co *co, struct stor *s, uint64_t *ret_bytes);                       /* occupied on disk */
     void (*stream)(struct stor *s, bool on);                                                    /* see stor_stream; may be NULL */
     void (*drop_cache)(struct co *co, struct stor *s);                                          /* see stor_drop_cache; may be NULL */
+    int64_t (*cached)(struct co *co, struct stor *s);                                           /* see stor_cached; may be NULL */
     void (*close)(struct co *co, struct stor *s);                                               /* frees s */
 };
 
@@ -120,6 +121,8 @@ MUST_USE int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes);
 void stor_stream(struct stor *s, bool on);
 /* What this machine remembers of the content in its page cache is forgotten, as far as it is durable: for a file that another machine may change. A hint. */
 void stor_drop_cache(struct co *co, struct stor *s);
+/* Bytes of the content that the page cache of this machine has, whoever has put them there; -errno. Takes a while for a large file. */
+MUST_USE int64_t stor_cached(struct co *co, struct stor *s);
 bool stor_flush_latched(const struct stor *s);
 /* w is told, before they are made, where writes and zeros end, on any loop; must not suspend. NULL: nobody is. Who asked before is asked
  * until the requests of then have ended. */

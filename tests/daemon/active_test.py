@@ -3,6 +3,7 @@
 them; the other process is the peer that is installed, which has not, or a second daemon."""
 import errno
 import json
+import mmap
 import os
 import threading
 
@@ -334,6 +335,26 @@ def test_page_cache(start, tmp_path, keep, nodes):
     turn(w.client, False, "d")
     assert (cached(w.path) > 0) == keep
     w.guest("read -P 4 8M 4M")
+
+
+def test_page_cache_is_looked_at(start, tmp_path):
+    """FEATURES 3.020: with x-check-cache-dropped a node does not wake while somebody keeps the file in memory; without it, and when he has gone, it does"""
+    path = tmp_path / "c.raw"
+    path.write_bytes(os.urandom(4 << 20))
+    client = start("daemon").qmp()
+    with open(path, "r+b") as f:
+        os.fsync(f.fileno())
+        mapped = mmap.mmap(f.fileno(), 0)
+        assert sum(mapped[i] for i in range(0, 4 << 20, 4096)) > 0                      # mapped pages stay
+        for name, file in (("checks", file_of(str(path), **{"x-check-cache-dropped": True})), ("does-not", file_of(str(path)))):
+            client.ok("blockdev-add", driver="raw", node_name=name, read_only=True, active=False, file=file)
+        assert "page cache still in use: 4194304 bytes" in client.refused("blockdev-set-active", active=True, node_name="checks")
+        assert [n["active"] for n in client.ok("query-named-block-nodes", flat=True) if n["node-name"] == "checks"] == [False]
+        turn(client, True, "does-not")
+        turn(client, False, "does-not")
+        mapped.close()
+    turn(client, True, "checks")
+    assert "belongs into 'file'" in client.refused("blockdev-add", driver="raw", node_name="x", file=file_of(str(path)), **{"x-check-cache-dropped": True})
 
 
 def counts(client):
