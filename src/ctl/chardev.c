@@ -36,6 +36,7 @@ static void device_free(struct co *co, struct chardev *d)
     free(d->ring);
     free(d->id);
     free(d->path);
+    free(d->monitor);
     free(d);
 }
 
@@ -113,14 +114,18 @@ int chardev_remove(struct co *co, struct ctl *c, const char *id, struct byre_err
     return 0;
 }
 
-int chardev_monitor(struct ctl *c, const char *id, bool pretty, struct byre_err *err)
+static int check_monitor(struct ctl *c, const char *monitor, struct byre_err *err)
 {
-    ASSERT_LOOP(c->home);
-    struct chardev *d = unused(c, id, err);
-    if (!d)
-        return err->code;
-    if (d->kind != CHARDEV_SOCKET && d->kind != CHARDEV_STDIO)
-        return byre_fail(err, NOT_SUPPORTED, "Chardev '%s' leads nowhere: nobody could talk to a monitor there", id);
+    LIST_FOR(at, &c->chardevs) {
+        const struct chardev *d = CONTAINER_OF(at, struct chardev, link);
+        if (d->monitor && !strcmp(d->monitor, monitor))
+            return byre_fail(err, EXISTS, "there is a monitor '%s' already, on chardev '%s'", monitor, d->id);
+    }
+    return 0;
+}
+
+static int serve(struct ctl *c, struct chardev *d, bool pretty, struct byre_err *err)
+{
     if (d->listener) {
         int r = listener_serve(c, d->listener, pretty, err);
         if (r)
@@ -131,6 +136,27 @@ int chardev_monitor(struct ctl *c, const char *id, bool pretty, struct byre_err 
         client_start(c, d->kind == CHARDEV_STDIO ? &(struct ctl_end){ 0, 1, pretty } : &(struct ctl_end){ d->fd, d->fd, pretty });
         d->fd = -1;
     }
+    return 0;
+}
+
+int chardev_monitor(struct ctl *c, const char *id, const char *monitor, bool pretty, struct byre_err *err)
+{
+    ASSERT_LOOP(c->home);
+    struct chardev *d = unused(c, id, err);
+    if (!d)
+        return err->code;
+    if (d->kind != CHARDEV_SOCKET && d->kind != CHARDEV_STDIO)
+        return byre_fail(err, NOT_SUPPORTED, "Chardev '%s' leads nowhere: nobody could talk to a monitor there", id);
+    int r = monitor ? check_monitor(c, monitor, err) : 0;
+    if (r)
+        return r;
+    char *name = monitor ? strdup(monitor) : NULL;
+    r = monitor && !name ? byre_fail(err, NOMEM, "no memory for a monitor") : serve(c, d, pretty, err);
+    if (r) {
+        free(name);
+        return r;
+    }
+    d->monitor = name;
     d->used = true;
     return 0;
 }

@@ -30,6 +30,7 @@ struct chardev {
     bool abstract;
     enum chardev_kind kind;
     bool used;                           /* a monitor has it; it stays until the end */
+    char *monitor;                       /* id of that one; NULL: it has none */
     struct ctl_listener *listener;       /* a server that lets nobody in yet; NULL: none, or the monitor has it */
     bool served;                         /* a server whose listener the monitor has */
     int fd;                              /* a connection that nobody reads yet; -1 */
@@ -42,8 +43,9 @@ struct chardev *chardev_find(struct ctl *c, const char *id);
 MUST_USE int chardev_add(struct co *co, struct ctl *c, const struct chardev_opts *o, struct byre_err *err);
 /* NOT_FOUND, BUSY. Suspends. */
 MUST_USE int chardev_remove(struct co *co, struct ctl *c, const char *id, struct byre_err *err);
-/* From now on clients of it are served. NOT_FOUND, BUSY; NOT_SUPPORTED: nobody can talk through it. */
-MUST_USE int chardev_monitor(struct ctl *c, const char *id, bool pretty, struct byre_err *err);
+/* From now on clients of it are served, by a monitor of that name (NULL: none). NOT_FOUND, BUSY; EXISTS: another monitor has the name; NOT_SUPPORTED: nobody
+ * can talk through it. */
+MUST_USE int chardev_monitor(struct ctl *c, const char *id, const char *monitor, bool pretty, struct byre_err *err);
 void chardevs_free(struct co *co, struct ctl *c);
 
 #endif

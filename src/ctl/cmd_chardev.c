@@ -139,7 +139,7 @@ static const char *const mode_words[] = { "control", NULL };
 static const struct ctl_shape mode_shape = { .name = "MonitorMode", .words = mode_words };
 static const struct ctl_arg monitor_rows[] = {
     { "chardev", CTL_STR, true, CTL_AT(struct monitor_args, chardev), .doc = "Id of the character device." },
-    { "id", CTL_STR, false, CTL_AT(struct monitor_args, id), .doc = "Taken, and used for nothing." },
+    { "id", CTL_STR, false, CTL_AT(struct monitor_args, id), .doc = "Its own name, which no other monitor has." },
     { "mode", CTL_ENUM, false, CTL_AT(struct monitor_args, mode), .of = &mode_shape },
     { "pretty", CTL_BOOL, false, CTL_AT(struct monitor_args, pretty), .doc = "Answers over several lines." },
     CTL_ARGS_END
@@ -148,7 +148,7 @@ static const struct ctl_arg monitor_rows[] = {
 static int run_monitor(struct co *co, struct ctl_call *call)
 {
     const struct monitor_args *a = call->args;
-    return chardev_monitor(call->c, a->chardev, a->pretty, &call->err);
+    return chardev_monitor(call->c, a->chardev, a->id, a->pretty, &call->err);
 }
 
 /* ---- queries ---- */

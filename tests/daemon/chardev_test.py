@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from lib import run
 from qmp_client import Qmp
 
 BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
@@ -82,6 +83,26 @@ def test_a_second_monitor(start, tmp_path):
     early.close()
     second.close()
     assert daemon.stop()[0] == 0 and not path.exists()
+
+
+def test_ids_are_their_own(start, tmp_path):
+    """FEATURES G.052: a second device, or monitor, of the same id is refused, on the command line too, and the first one stays; a name is free when no monitor has it"""
+    daemon = start("daemon", "--chardev", "socket,id=m,path=m.sock,server=on,wait=off", "--monitor", "m,id=mon")
+    client = daemon.qmp()
+    for name in ("n", "o"):
+        client.ok("chardev-add", id=name, backend=unix(tmp_path / name))
+    assert "'n' already exists" in client.refused("chardev-add", id="n", backend=NULL)
+    assert "'mon' already, on chardev 'm'" in client.refused("x-byre-monitor-add", chardev="n", id="mon")
+    client.ok("x-byre-monitor-add", chardev="n", id="other")                            # it was not used up
+    client.ok("x-byre-monitor-add", chardev="o")
+    for path in (f"{daemon.folder}/m.sock", tmp_path / "n", tmp_path / "o"):
+        Qmp(str(path)).close()
+    sockets = ["--chardev", "socket,id=a,path=a.sock,server=on,wait=off", "--chardev", "socket,id=b,path=b.sock,server=on,wait=off"]
+    done = run.byre("daemon", *sockets, "--monitor", "a,id=x", "--monitor", "b,id=x", cwd=tmp_path, code=1)
+    assert "--monitor b,id=x: there is a monitor 'x' already" in done.err
+    assert "already exists" in run.byre("daemon", *sockets, "--chardev", "null,id=b", cwd=tmp_path, code=1).err
+    assert not (tmp_path / "a.sock").exists() and not (tmp_path / "b.sock").exists()
+    assert daemon.stop()[0] == 0
 
 
 def test_what_is_refused(start, tmp_path):

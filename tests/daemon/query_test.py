@@ -121,3 +121,26 @@ def test_every_command(start):
     ours, theirs = lists
     assert theirs - ours <= {"blockdev-set-active"}                  # nodes are not handed over (3.069)
     assert {"yank", "query-yank", "block_set_io_throttle", "block-latency-histogram-set"} <= ours - theirs
+
+
+def test_filters_name_their_child_alike(start, tmp_path):
+    """FEATURES G.068: whatever lies below a filter is its `file`, of those that jobs insert, too (the peer calls that of a mirror `backing`)"""
+    for name in ("low", "top", "copy"):
+        run.qemu_img("create", "-q", "-f", "qcow2", *(["-b", "low", "-F", "qcow2"] if name == "top" else []), tmp_path / name, *([] if name == "top" else ["4M"]), cwd=tmp_path)
+    client = start("daemon", "--object", "throttle-group,id=g").qmp()
+    for name in ("low", "top", "copy"):
+        more = {"backing": "low"} if name == "top" else {}
+        client.ok("blockdev-add", driver="qcow2", node_name=name, file={"driver": "file", "filename": str(tmp_path / name), "node-name": f"{name}-f"}, **more)
+    client.ok("blockdev-add", driver="preallocate", node_name="prealloc", file="copy-f")
+    client.ok("blockdev-add", driver="null-co", node_name="null", size=4 << 20)
+    client.ok("blockdev-mirror", job_id="m", device="top", target="null", sync="none", filter_node_name="mirrored")
+    below = "mirrored"
+    for driver, more in (("throttle", {"throttle-group": "g"}), ("copy-on-read", {}), ("compress", {}), ("blkdebug", {}), ("copy-before-write", {"target": "copy"})):
+        client.ok("blockdev-add", driver=driver, node_name=driver, **{"image" if driver == "blkdebug" else "file": below}, **more)
+        below = driver
+    graph = client.ok("x-debug-query-block-graph")
+    names = {n["id"]: n["name"] for n in graph["nodes"]}
+    edges = {(names[e["parent"]], e["name"]): names[e["child"]] for e in graph["edges"]}
+    filters = ["prealloc", "mirrored", "throttle", "copy-on-read", "compress", "blkdebug", "copy-before-write"]
+    assert [edges[f, "file"] for f in filters] == ["copy-f", "top", *filters[1:-1]]
+    assert not [f for f in filters if (f, "backing") in edges]
