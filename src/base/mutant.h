@@ -135,6 +135,9 @@
     X(CLONE_FREED_EARLY, "Q9", "cloning: what the target named is freed before the new entry is durable") \
     X(CLONE_SOURCE_UNLOCKED, "Q27", "cloning: the source is not locked while its entries are looked at and shared") \
     X(CLONE_FORGETS_FLAG, "Q27", "cloning: the last owner of a cluster does not get its flag at the close")  \
+    X(CLONE_UNSEEN_BITMAP, "C1", "cloning: bitmaps that record are not told")                           \
+    X(CLONE_UNSEEN_WATCH, "C1", "cloning: clusters are shared although somebody watches the disk")      \
+    X(CLONE_UNSEEN_FILTER, "C1", "cloning: clusters are shared below a filter that wants to see writes") \
     X(UNDER_FLUSH_STOPS, "D5 P2", "a flush of an image over a node does not go down to the node")       \
     X(FILTER_FLUSH_STOPS, "D5 P2", "a flush ends in a filter that has nothing to do for it")            \
     X(UNDER_GROWTH_ZERO, "Q23 D4", "what is gained below a format counts as known zero behind a crash") \

@@ -11,11 +11,12 @@
  * Order       As for a write. What is shared: Q27, in the format.
  * Concurrency Any loop. Changes of the source meanwhile are in the target or not, sector by sector. Long ranges go in steps.
  * Failure     The first error; a part of the target may be the new content then.
- * Tests       ../fmt/qcow2/q2_clone_test.c, tests/cli/clone_test.py, tests/interop/test_clone.py, crash explorer
+ * Tests       ../fmt/qcow2/q2_clone_test.c, tests/cli/clone_test.py, tests/stress/test_clone_jobs.py (mutants CLONE_UNSEEN_*), tests/interop/test_clone.py, crash explorer
  */
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "base/mutant.h"
 #include "graph/filter.h"
 #include "graph/stats_priv.h"
 
@@ -112,10 +113,10 @@ static int share(struct co *co, struct cloning *c, uint64_t len)
 static struct graph_node *sharer(struct graph_node *n, uint64_t src, uint64_t dst, uint64_t len)
 {
     for (; n && n->flt; n = n->backing)
-        if (n->flt->read || n->flt->write || n->flt->zero)
+        if ((n->flt->read || n->flt->write || n->flt->zero) && !MUTANT(MUT_CLONE_UNSEEN_FILTER))
             return NULL;
     uint64_t apart = src < dst ? dst - src : src - dst;
-    if (!n || !n->im->ops->clone || is_watched(n) || n->guard_first || apart < len || apart % n->im->cluster)
+    if (!n || !n->im->ops->clone || (is_watched(n) && !MUTANT(MUT_CLONE_UNSEEN_WATCH)) || n->guard_first || apart < len || apart % n->im->cluster)
         return NULL;
     return n;
 }
@@ -135,7 +136,8 @@ static int clone_inside(struct co *co, struct graph_node *n, uint64_t src, uint6
         r = change_begin(co, m, dst, len);
         if (!r) {
             r = share(co, &c, len);
-            change_end(m, dst, len);
+            if (!MUTANT(MUT_CLONE_UNSEEN_BITMAP))
+                change_end(m, dst, len);
             if (!r && m->writethrough)
                 r = m->im->ops->flush(co, m->im);
         }

@@ -17,40 +17,19 @@
  * one, where the others then write and discard. A clone may copy a sector in the middle of a write: there every piece of one must have
  * been written somewhere.
  *
- *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [clone] [sub|scrub]]
+ * With "jobs" OPERATIONS is a number of rounds, and the disk is backed up, committed, streamed and mirrored meanwhile: stress_jobs.c.
+ *
+ *     image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [clone] [jobs] [sub|scrub]]
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/prng.h"
-#include "graph/graph.h"
-#include "rt/sync.h"
-
-enum { WORKERS = 8, AREA = 1 << 20, SECTOR = 512, IO_MAX = 256 * 1024 };
-#define DISK ((uint64_t)(WORKERS + 1) * AREA)      /* the last area is shared */
-
-struct stress {
-    const char *path;
-    uint64_t cluster, seed;
-    unsigned operations;
-    char *packed;                            /* method; NULL: none */
-    bool sub, qed, scrub, compact, clone;
-    unsigned scrubs, compacted;
-    bool written;                            /* the workers have ended */
-    struct rt *rt;
-    struct graph_node *node;
-    uint8_t *model;
-    struct co_group group, *beside;
-    bool done;
-};
+#include "image_stress.h"
 
 struct worker { struct stress *s; unsigned index; };
-
-#define REQUIRE(c, ...) do { if (!(c)) { fprintf(stderr, __VA_ARGS__); fputc('\n', stderr); exit(1); } } while (0)
 
 /* A sector that says where it belongs; version 0 is left for "zero". */
 static void stamp(uint8_t *p, uint64_t off, uint64_t version)
@@ -204,6 +183,22 @@ static int shared_step(struct co *co, struct worker *w, struct prng *p, uint8_t 
     }
 }
 
+/* Operation i begins now, or there is none. */
+static bool more(struct co *co, struct stress *s, unsigned i)
+{
+    if (s->jobs && i % 4 == 3)
+        (void)co_sleep(co, 100000);          /* jobs have a turn */
+    for (;;) {
+        if (s->jobs ? atomic_load(&s->enough) : i >= s->operations)
+            return false;
+        atomic_fetch_add(&s->inside, 1);
+        if (!atomic_load(&s->hold))
+            return true;
+        atomic_fetch_sub(&s->inside, 1);
+        (void)co_sleep(co, 200000);
+    }
+}
+
 static void worker_co(struct co *co, void *arg)
 {
     struct worker *w = arg;
@@ -212,13 +207,14 @@ static void worker_co(struct co *co, void *arg)
     prng_init(&p, s->seed * 100 + w->index);
     uint8_t *buf = malloc(IO_MAX);
     REQUIRE(buf, "no memory");
-    for (unsigned i = 0; i < s->operations; i++) {
+    for (unsigned i = 0; more(co, s, i); i++) {
         uint64_t in = prng_below(&p, AREA / SECTOR) * SECTOR;
         uint64_t len = (1 + prng_below(&p, prng_below(&p, 4) ? 16 : IO_MAX / SECTOR)) * SECTOR;
         bool shared = prng_below(&p, 3) == 0;
         len = len < AREA - in ? len : AREA - in;
         int r = shared ? shared_step(co, w, &p, buf, (uint64_t)WORKERS * AREA + in, len) : own_step(co, w, &p, buf, (uint64_t)w->index * AREA + in, len);
         REQUIRE(r >= 0, "worker %u: operation %u failed: %d", w->index, i, r);
+        atomic_fetch_sub(&s->inside, 1);
     }
     free(buf);
 }
@@ -296,19 +292,19 @@ static void open_image(struct co *co, struct stress *s, struct graph **ret_g)
     REQUIRE(graph_open(co, *ret_g, &o, &s->node, &err) == 0, "%s", err.text);
 }
 
-static void create_image(struct co *co, struct stress *s)
+void stress_create(struct co *co, const struct stress *s, const char *path)
 {
     struct byre_err err;
     struct stor *st;
     struct stor_file_opts fo = { .create = true, .truncate_to_zero = true };
     struct fmt_create_opts co_ = { .size = DISK, .cluster_size = s->cluster, .version = 3, .refcount_bits = 16,
                                    .compression_type = s->packed, .extended_l2 = s->sub };
-    REQUIRE(stor_file_open(co, s->path, &fo, &st, &err) == 0, "%s", err.text);
+    REQUIRE(stor_file_open(co, path, &fo, &st, &err) == 0, "%s", err.text);
     REQUIRE((s->qed ? &fmt_qed_ops : &fmt_qcow2_ops)->create(co, st, &co_, &err) == 0, "%s", err.text);
     stor_close(co, st);
 }
 
-static void verify(struct co *co, struct stress *s)
+void stress_verify(struct co *co, struct stress *s)
 {
     uint8_t *buf = malloc(AREA);
     struct iovec slot;
@@ -324,58 +320,73 @@ static void verify(struct co *co, struct stress *s)
     free(buf);
 }
 
-static void work(struct co *co, struct stress *s, struct worker *w, unsigned round)
+void stress_start(struct co *co, struct stress *s)
 {
-    struct co_group beside = { 0 };
+    static struct worker w[WORKERS];
     s->written = false;
-    s->seed += round;
     for (unsigned i = 0; i < WORKERS; i++) {
         w[i] = (struct worker){ s, i };
         co_group_enter(&s->group);
         REQUIRE(rt_spawn(co_loop(co), send_worker, &w[i]) == 0, "no coroutine");
     }
+}
+
+void stress_wait(struct co *co, struct stress *s)
+{
+    co_group_wait(co, &s->group);
+    s->written = true;
+}
+
+static void work(struct co *co, struct stress *s, unsigned round)
+{
+    struct co_group beside = { 0 };
+    s->seed += round;
+    stress_start(co, s);
     s->beside = &beside;
     if (s->scrub || s->compact) {        /* they exclude one another */
         co_group_enter(&beside);
         REQUIRE(rt_spawn(co_loop(co), s->scrub ? scrub_co : compact_co, s) == 0, "no coroutine");
     }
-    co_group_wait(co, &s->group);
-    s->written = true;
+    stress_wait(co, s);
     co_group_wait(co, &beside);
 }
 
-static void main_co(struct co *co, void *arg)
+static void images(struct co *co, struct stress *s)
 {
-    struct stress *s = arg;
     struct graph *g;
-    struct worker w[WORKERS];
-    create_image(co, s);
+    stress_create(co, s, s->path);
     for (unsigned round = 0; round < (s->scrub ? 2 : 1); round++) {
         if (round)
             mark_dirty(s);
         open_image(co, s, &g);
         REQUIRE(atomic_load(&graph_image(s->node)->unclean) == (round > 0), "not opened at once");
-        work(co, s, w, round);
-        verify(co, s);
+        work(co, s, round);
+        stress_verify(co, s);
         REQUIRE(graph_close(co, s->node) == 0, "close failed");
         graph_free(g);
     }
     REQUIRE(!s->scrub || s->scrubs > 6, "only %u scrubs", s->scrubs);
     REQUIRE(!s->compact || s->compacted, "no compaction has ended");
     open_image(co, s, &g);
-    verify(co, s);
+    stress_verify(co, s);
     struct fmt_check_result res = { 0 };
     struct byre_err err;
     REQUIRE(graph_image(s->node)->ops->check(co, graph_image(s->node), &(struct fmt_check_opts){ 0 }, &res, &err) == 0, "%s", err.text);
     REQUIRE(res.corruptions == 0 && res.leaks == 0 && res.check_errors == 0, "check: %llu corruptions, %llu leaks", (unsigned long long)res.corruptions, (unsigned long long)res.leaks);
     REQUIRE(graph_close(co, s->node) == 0, "second close failed");
     graph_free(g);
+}
+
+static void main_co(struct co *co, void *arg)
+{
+    struct stress *s = arg;
+    (s->jobs ? stress_jobs : images)(co, s);
     __atomic_store_n(&s->done, true, __ATOMIC_RELEASE);
 }
 
 int main(int argc, char **argv)
 {
-    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [clone] [sub|scrub]]");
+    REQUIRE(argc >= 5, "usage: image-stress FILE CLUSTER_SIZE SEED OPERATIONS [uring|threads [packed zlib|zstd] [compact] [clone] [jobs] [sub|scrub]]");
     struct stress s = { .path = argv[1], .cluster = strtoull(argv[2], NULL, 0), .seed = strtoull(argv[3], NULL, 0), .operations = (unsigned)strtoul(argv[4], NULL, 0) };
     struct rt_opts o = { .loops = 2, .backend = argc < 6 ? RT_BACKEND_AUTO : strcmp(argv[5], "threads") ? RT_BACKEND_URING : RT_BACKEND_THREADS };
     struct byre_err err;
@@ -385,6 +396,8 @@ int main(int argc, char **argv)
         s.compact |= strcmp(argv[i], "compact") == 0;
     for (int i = 6; i < argc; i++)
         s.clone |= strcmp(argv[i], "clone") == 0;
+    for (int i = 6; i < argc; i++)
+        s.jobs |= strcmp(argv[i], "jobs") == 0;
     REQUIRE(!s.compact || !s.scrub, "a scrub and a compaction exclude one another");
     s.sub = argc > 6 && strcmp(argv[argc - 1], "sub") == 0;
     for (int i = 6; i < argc; i++)
