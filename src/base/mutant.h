@@ -135,6 +135,7 @@
     X(CLONE_FREED_EARLY, "Q9", "cloning: what the target named is freed before the new entry is durable") \
     X(CLONE_SOURCE_UNLOCKED, "Q27", "cloning: the source is not locked while its entries are looked at and shared") \
     X(CLONE_FORGETS_FLAG, "Q27", "cloning: the last owner of a cluster does not get its flag at the close")  \
+    X(CLONE_SETTLED_STAYS, "Q27", "an owner goes while the image says that no flag is missing")          \
     X(CLONE_UNSEEN_BITMAP, "C1", "cloning: bitmaps that record are not told")                           \
     X(CLONE_UNSEEN_WATCH, "C1", "cloning: clusters are shared although somebody watches the disk")      \
     X(CLONE_UNSEEN_FILTER, "C1", "cloning: clusters are shared below a filter that wants to see writes") \

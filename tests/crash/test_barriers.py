@@ -50,7 +50,7 @@ def test_clone_test_passes_without_a_mutant():
     assert r.returncode == 0, r.stdout
 
 
-@pytest.mark.parametrize("name", ["CLONE_NO_GRACE", "CLONE_KEEP_COPIED", "CLONE_FORGETS_FLAG"])
+@pytest.mark.parametrize("name", ["CLONE_NO_GRACE", "CLONE_KEEP_COPIED", "CLONE_FORGETS_FLAG", "CLONE_SETTLED_STAYS"])
 def test_clone_test_notices(name):
     r = call(CLONE_TEST, env=dict(os.environ, BYRE_MUTANT=name))
     assert r.returncode != 0, "q2_clone_test does not notice %s" % name

@@ -15,10 +15,13 @@
  *             L5  The image says that it has such clusters (Q2_AUTOCLEAR_CLONES), durably, before the first one. Version 2 has no place
  *                 for that.
  *             L6  Who loses a shared cluster does not know who else has it. Where only one owner is left, and no snapshot, his flag is
- *                 missing: that costs him a copy, and is no danger. It is set at the close, by one walk over the tables that this opening's clones
- *                 were made in, if a cluster has lost an owner; over all tables if the image was opened with such clusters (their owners may
- *                 be anywhere, and a crash may have left some); and by a repair. A program that does not know
+ *                 missing: that costs him a copy, and is no danger. It is set at the close, by a walk over the tables that this opening's clones
+ *                 were made in, if a cluster has lost an owner; in an image that was opened with such clusters the walk goes on over the others, until
+ *                 all owners that are left alone have been found; and by a repair. A program that does not know
  *                 of clones leaves it as it is.
+ *             L7  While no flag is missing the image says so (Q2_AUTOCLEAR_SETTLED): then a close has nothing to look for but what this opening did. It is
+ *                 taken back, durably, before a cluster gets a second owner or loses one of several, before a snapshot comes or goes, and by whoever
+ *                 lowers counts that were too high. Without it all is walked, and every flag set that is missing.
  * Order       Q27: counts and the cleared flags of the source (a pass) | grace period | entries of the target, with the barrier behind
  *             data and counts | the target's old clusters go the way of Q9. A crash leaves leaks, and flags that are missing, or that
  *             stand beside a count that leaks.
@@ -50,18 +53,32 @@ struct clone {
 
 /* ---- what the image says of itself (L5) ---- */
 
-static int say(struct co *co, struct q2_image *q)
+/* Bits of ours, at once and durably. */
+static int say(struct co *co, struct q2_image *q, uint64_t set, uint64_t clear)
 {
+    const uint64_t ours = Q2_AUTOCLEAR_CLONES | Q2_AUTOCLEAR_SETTLED;
     int r = 0;
     co_lock(co, &q->clones.mx);
-    if (!q2_clone_any(q)) {
-        q->h.autoclear |= Q2_AUTOCLEAR_CLONES;
+    uint64_t old = q->h.autoclear & ours, new = (old | set) & ~clear;
+    if (new != old) {
+        q->h.autoclear ^= old ^ new;
         r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
         if (r < 0)
-            q->h.autoclear &= ~Q2_AUTOCLEAR_CLONES;
+            q->h.autoclear ^= old ^ new;
     }
     co_unlock(&q->clones.mx);
     return r;
+}
+
+int q2_clone_unsettle(struct co *co, struct q2_image *q)
+{
+    return q2_clone_any(q) && !MUTANT(MUT_CLONE_SETTLED_STAYS) ? say(co, q, 0, Q2_AUTOCLEAR_SETTLED) : 0;
+}
+
+int q2_clone_distrust(struct co *co, struct q2_image *q)
+{
+    q->clones.any = q->clones.all = q->clones.any || q2_clone_any(q);
+    return q2_clone_unsettle(co, q);
 }
 
 /* Can clusters of this image be shared at all? An external data file has one place for each cluster, the old encryption goes by the place
@@ -232,7 +249,7 @@ static int work(struct co *co, struct clone *c)
     if (r == 0) {                        /* L6: who shares a cluster has his entry in one of these, now and later */
         q2_marks_add(&q->clones.tables, c->src / q2_l2_span(&q->g), 1);
         q2_marks_add(&q->clones.tables, c->dst / q2_l2_span(&q->g), 1);
-        r = say(co, q);
+        r = say(co, q, Q2_AUTOCLEAR_CLONES, Q2_AUTOCLEAR_SETTLED);      /* L5, L7 */
     }
     if (r == 0)
         r = q2_lazy_enter(co, q);
@@ -295,8 +312,12 @@ int64_t q2_clone(struct co *co, struct fmt_image *im, uint64_t src, uint64_t dst
 
 /* ---- flags of those who are left (L6) ---- */
 
-/* Nobody knows how the last opening has ended. */
-void q2_clone_opened(struct q2_image *q) { q->clones.any = q->clones.all = q->clones.everywhere = q2_clone_any(q); }
+/* L7 */
+void q2_clone_opened(struct q2_image *q)
+{
+    q->clones.everywhere = q2_clone_any(q);
+    q->clones.any = q->clones.all = q2_clone_any(q) && !(q->h.autoclear & Q2_AUTOCLEAR_SETTLED);
+}
 
 void q2_clone_left(struct q2_image *q, uint64_t cluster, uint64_t n)
 {
@@ -311,88 +332,122 @@ bool q2_clone_is_left(const struct q2_image *q, uint64_t cluster)
     return q->clones.all || q2_marks_has(&q->clones.left, cluster);
 }
 
-/* Entry i of an own slice. 1: it shares its cluster with somebody; 0: it does not, or not any more. */
-static int settle_entry(struct co *co, struct q2_image *q, struct meta_block *b, uint32_t i)
+/* wanted: owners that are left alone and have not been found; shared: somebody shares, or may. */
+struct settling { struct q2_image *q; uint64_t wanted; bool shared; };
+
+/* Entry i of an own slice. */
+static int settle_entry(struct co *co, struct settling *t, struct meta_block *b, uint32_t i)
 {
+    struct q2_image *q = t->q;
     struct q2_l2e e;
-    uint64_t n;
-    if (!q2_entry_get(q, b, i, &e) || (e.kind != Q2_NORMAL && e.kind != Q2_ZERO_ALLOC) || e.copied)
+    uint64_t n = 1;
+    if (!q2_entry_get(q, b, i, &e) || (e.kind != Q2_NORMAL && e.kind != Q2_ZERO_ALLOC))
         return 0;
-    if (!q2_clone_is_left(q, e.host >> q->g.cluster_bits))
-        return 1;
-    int r = q2_refs_get(co, q, e.host >> q->g.cluster_bits, &n);
-    if (r < 0 || n != 1)
-        return r < 0 ? r : 1;
-    e.copied = true;
-    q2_entry_set(q, b, i, &e);
+    bool is_left = q2_clone_is_left(q, e.host >> q->g.cluster_bits);
+    int r = is_left && !e.copied ? q2_refs_get(co, q, e.host >> q->g.cluster_bits, &n) : 0;
+    if (r < 0)
+        return r;
+    t->shared |= !e.copied && (!is_left || n != 1);
+    t->wanted -= is_left && n == 1 && t->wanted > 0;
+    if (is_left && n == 1 && !e.copied) {
+        e.copied = true;
+        q2_entry_set(q, b, i, &e);
+    }
     return 0;
 }
 
-/* Returns as settle_entry, for all of the slice of `guest`. */
-static int settle_slice(struct co *co, struct q2_image *q, uint64_t guest)
+static int settle_slice(struct co *co, struct settling *t, uint64_t guest)
 {
+    struct q2_image *q = t->q;
     struct co_range lock;
     struct meta_block *b;
     uint32_t index;
-    int shared = 0;
     co_range_lock(co, &q->locks, &lock, guest, guest + q->slice_span);
     int r = q2_slice_get(co, q, guest, &b, &index);
     if (r == 0 && b) {
         bool own = q2_slice_is_own(q, guest);
-        shared = !own;
-        for (uint32_t i = 0; r >= 0 && own && i < q->slice_entries; i++) {
-            r = settle_entry(co, q, b, i);
-            shared |= r > 0;
-        }
+        t->shared |= !own;
+        for (uint32_t i = 0; r == 0 && own && i < q->slice_entries; i++)
+            r = settle_entry(co, t, b, i);
         meta_put(q->meta, b);
     }
     co_range_unlock(&q->locks, &lock);
-    return r < 0 ? r : shared;
+    return r;
 }
 
-static int settle_table(struct co *co, struct q2_image *q, uint64_t index, bool *shared)
+static int settle_table(struct co *co, struct settling *t, uint64_t index)
 {
-    uint64_t span = q2_l2_span(&q->g);
+    uint64_t span = q2_l2_span(&t->q->g);
     int r = 0;
-    for (uint64_t at = index * span; r >= 0 && at < (index + 1) * span; at += q->slice_span) {
-        r = settle_slice(co, q, at);
-        *shared |= r > 0 || r == -EUCLEAN;
+    for (uint64_t at = index * span; r == 0 && at < (index + 1) * span; at += t->q->slice_span) {
+        r = settle_slice(co, t, at);
+        t->shared |= r == -EUCLEAN;
         r = r == -EUCLEAN ? 0 : r;               /* a damaged table is for check to see */
     }
-    return r < 0 ? r : 0;
+    return r;
 }
 
-static bool may_share(const struct q2_clones *k, uint64_t table) { return k->everywhere || q2_marks_has(&k->tables, table); }
+/* Tables of this opening's clones (ours), or the others, until all have been found. *ret_whole: it was all of them. */
+static int settle_tables(struct co *co, struct settling *t, bool ours, bool *ret_whole)
+{
+    struct q2_image *q = t->q;
+    int r = 0;
+    uint64_t i = 0, end = atomic_load_explicit(&q->l1, memory_order_relaxed)->entries;
+    for (; r == 0 && i < end && (ours || t->wanted); i++) {
+        struct q2_l1e e;
+        if (q2_marks_has(&q->clones.tables, i) != ours)
+            continue;
+        if (!q2_l1e_decode(&q->g, be64_word(atomic_load_explicit(&atomic_load_explicit(&q->l1, memory_order_relaxed)->words[i], memory_order_relaxed)), &e))
+            t->shared = true;
+        else if (e.l2_off)
+            r = settle_table(co, t, i);
+    }
+    *ret_whole = i == end;
+    return r;
+}
+
+/* How many owners are left alone. Of damaged counts nothing is known. */
+static int count_left(struct co *co, struct q2_image *q, uint64_t *ret)
+{
+    const struct q2_clones *k = &q->clones;
+    uint64_t c = 0, n;
+    int r = 0;
+    *ret = k->all || k->left.all ? UINT64_MAX : 0;
+    for (; r == 0 && !k->all && !k->left.all && q2_marks_next(&k->left, c, &c); c++) {
+        r = q2_refs_get(co, q, c, &n);
+        *ret += r == 0 && n == 1;
+    }
+    return r;
+}
+
+static int settle(struct co *co, struct q2_image *q, bool *ret_shared)
+{
+    struct settling t = { .q = q, .shared = q->h.nb_snapshots > 0 };
+    bool whole = true;
+    int r = count_left(co, q, &t.wanted);
+    if (r == 0)
+        r = settle_tables(co, &t, true, &whole);
+    if (r == 0 && q->clones.everywhere)
+        r = settle_tables(co, &t, false, &whole);
+    *ret_shared = t.shared || !whole;
+    return r < 0 ? r : meta_flush(co, q->meta);
+}
 
 int q2_clone_settle(struct co *co, struct q2_image *q)
 {
     struct q2_clones *k = &q->clones;
-    bool shared = q->h.nb_snapshots > 0;
-    int r = 0;
-    if (!k->any || q->unclean || q->im.read_only || MUTANT(MUT_CLONE_FORGETS_FLAG))
+    bool shared = true;
+    if (!q2_clone_any(q) || q->unclean || q->check_mode || q->im.read_only || MUTANT(MUT_CLONE_FORGETS_FLAG))
         return 0;
-    for (uint64_t i = 0; r == 0 && i < atomic_load_explicit(&q->l1, memory_order_relaxed)->entries; i++) {
-        struct q2_l1e e;
-        if (!may_share(k, i))
-            continue;
-        if (!q2_l1e_decode(&q->g, be64_word(atomic_load_explicit(&atomic_load_explicit(&q->l1, memory_order_relaxed)->words[i], memory_order_relaxed)), &e))
-            shared = true;
-        else if (e.l2_off)
-            r = settle_table(co, q, i, &shared);
-    }
-    if (r == 0)
-        r = meta_flush(co, q->meta);
+    int r = k->any ? settle(co, q, &shared) : 0;
     if (r == 0) {
         k->any = k->all = false;
         q2_marks_fini(&k->left);
+        r = say(co, q, shared ? Q2_AUTOCLEAR_SETTLED : 0, shared ? 0 : Q2_AUTOCLEAR_CLONES | Q2_AUTOCLEAR_SETTLED);
     }
     if (r == 0 && !shared) {                     /* nothing is shared any more */
-        q->h.autoclear &= ~Q2_AUTOCLEAR_CLONES;
-        r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
-        if (r == 0) {
-            k->everywhere = false;
-            q2_marks_fini(&k->tables);
-        }
+        k->everywhere = false;
+        q2_marks_fini(&k->tables);
     }
     return r;
 }

@@ -47,7 +47,9 @@ static int check_clones(struct co *co, struct q2_image *q, struct byre_err *err)
 {
     if (!q2_clone_any(q))
         return 0;
-    int r = q2_rest(co, q);                      /* it goes when nothing is shared any more */
+    int r = q2_clone_distrust(co, q);            /* a walk over all */
+    if (r == 0)
+        r = q2_rest(co, q);                      /* it goes when nothing is shared any more */
     q2_alloc_resume(q);
     if (r < 0)
         return byre_fail_code(err, IO, r, "%s: cannot be brought to rest: %s", q->name, strerror(-r));

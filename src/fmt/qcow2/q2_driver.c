@@ -356,6 +356,7 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
 {
     if (q->check_mode)
         return make_alloc(co, q, err);
+    bool clean = !(q->h.incompat & Q2_INCOMPAT_DIRTY);
     int r = q2_lazy_init(q, err);
     if (r == 0 && q2_unclean_wanted(q))
         r = q2_unclean_begin(q, err);
@@ -364,7 +365,7 @@ static int prepare_writing(struct co *co, struct q2_image *q, struct byre_err *e
     if (r == 0 && !q->alloc)
         r = make_alloc(co, q, err);
     if (r == 0)
-        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | Q2_AUTOCLEAR_CLONES | (q->im.data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0) |
+        r = clear_autoclear(co, q, Q2_AUTOCLEAR_BITMAPS | Q2_AUTOCLEAR_CLONES | (clean && q2_clone_any(q) ? Q2_AUTOCLEAR_SETTLED : 0) | (q->im.data_raw ? Q2_AUTOCLEAR_RAW_DATA : 0) |
                             (q->h.has_frontier ? Q2_AUTOCLEAR_FRONTIER : 0) | (q->h.has_supersets ? Q2_AUTOCLEAR_SUPERSETS | Q2_AUTOCLEAR_GENERATION : 0), err);
     q2_clone_opened(q);
     q2_fixed_update(q);                          /* it is known now which bitmaps count */

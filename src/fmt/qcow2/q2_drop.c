@@ -281,6 +281,8 @@ static uint64_t release_part(struct co *co, struct q2_image *q, uint64_t c, uint
         punch(co, q, c, end - c, tag);
     co_lock(co, &a->mx);
     bool same = as_found(co, q, c, end, last, ret_r);
+    if (same && !last)
+        *ret_r = q2_clone_unsettle(co, q);
     if (same && last && tag == TAG_TABLE && !meta_forget(q->meta, c << q->g.cluster_bits, (end - c) << q->g.cluster_bits))
         *ret_r = -EUCLEAN;                       /* a second owner that nobody counted works on it */
     if (same && *ret_r == 0)
@@ -326,6 +328,8 @@ static bool has_tables(const struct rset *s)
 static bool lower_extra(struct co *co, struct batch *b)
 {
     struct q2_image *q = b->q;
+    if (b->extra_count && q2_clone_unsettle(co, q) < 0)
+        return false;
     for (size_t i = 0; i < b->extra_count; i++)
         while (b->extra[i].count) {
             int r = q2_refs_add(co, q, b->extra[i].cluster, 1, -1);

@@ -50,7 +50,8 @@ struct q2_scrubbing;                    /* q2_scrub.c */
 struct q2_crypt;                        /* q2_crypt.c */
 struct q2_guard;                        /* q2_guard.c */
 /* Clusters that lost an owner while they had others (q2_clone.c). Home. */
-/* tables: L2 tables of this opening's clones, by their number in the L1 table; everywhere: there may be clones in others too. */
+/* left: those clusters; any: flags may be missing; all: at any cluster. tables: L2 tables of this opening's clones, by their number in the L1 table;
+ * everywhere: there may be clones in others too. */
 struct q2_clones { struct co_mutex mx; struct q2_marks left, tables; bool any, all, everywhere; };
 
 #define Q2_FIXED 5u

@@ -61,6 +61,20 @@ bool q2_marks_has(const struct q2_marks *m, uint64_t c)
     return m->all || (i < m->chunk_count && m->chunks[i] && m->chunks[i][(c >> 6) % WORDS] >> (c & 63) & 1);
 }
 
+bool q2_marks_next(const struct q2_marks *m, uint64_t from, uint64_t *ret)
+{
+    for (uint64_t c = from; c >> CHUNK_BITS < m->chunk_count;) {
+        const uint64_t *words = m->chunks[c >> CHUNK_BITS];
+        uint64_t word = words ? words[(c >> 6) % WORDS] >> (c & 63) : 0;
+        if (word) {
+            *ret = c + (unsigned)__builtin_ctzll(word);
+            return true;
+        }
+        c = words ? (c | 63) + 1 : ((c >> CHUNK_BITS) + 1) << CHUNK_BITS;
+    }
+    return false;
+}
+
 uint64_t q2_marks_bytes(const struct q2_marks *m)
 {
     uint64_t sum = m->chunk_count * sizeof *m->chunks;

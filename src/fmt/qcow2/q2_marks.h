@@ -14,6 +14,7 @@ struct q2_marks { uint64_t **chunks; uint64_t chunk_count; bool all; };       /*
 void q2_marks_fini(struct q2_marks *m);                                        /* empty again */
 void q2_marks_add(struct q2_marks *m, uint64_t first, uint64_t n);
 bool q2_marks_has(const struct q2_marks *m, uint64_t c);
+bool q2_marks_next(const struct q2_marks *m, uint64_t from, uint64_t *ret);    /* the first one from there on; not when all are in it */
 uint64_t q2_marks_bytes(const struct q2_marks *m);
 
 #endif

@@ -52,6 +52,7 @@ DISK_OFF(struct q2_disk_header, compression_type, 104);
 #define Q2_COMPAT_KNOWN 0x1ull
 #define Q2_AUTOCLEAR_BITMAPS (1ull << 0)
 #define Q2_AUTOCLEAR_RAW_DATA (1ull << 1)
+#define Q2_AUTOCLEAR_SETTLED (1ull << 58)        /* ours: beside the next one: no flag of a single owner is missing */
 #define Q2_AUTOCLEAR_CLONES (1ull << 59)         /* ours: places of the disk may share clusters, and flags of single owners be missing (q2_clone.c) */
 #define Q2_AUTOCLEAR_GENERATION (1ull << 60)     /* ours: who has opened the image for writing since knows of the number in Q2_EXT_SUPERSETS (D9) */
 #define Q2_AUTOCLEAR_SUPERSETS (1ull << 61)      /* ours: extension Q2_EXT_SUPERSETS is true (D9) */

@@ -23,6 +23,7 @@
 
 #include "fmt/pieces.h"
 #include "fmt/qcow2/q2_check_priv.h"
+#include "fmt/qcow2/q2_clone.h"
 
 #define L1E_RESERVED 0x7f000000000001ffull
 #define L2E_RESERVED 0x3f000000000001feull
@@ -321,11 +322,12 @@ int q2_repair(struct co *co, struct q2_checker *k, bool *ret_changed, struct byr
     int rc;
     *ret_changed = true;
     meta_struct_begin(co, k->q->meta);
-    if (!(k->o->fix & FMT_FIX_ERRORS))
+    rc = q2_clone_unsettle(co, k->q);
+    if (!rc && !(k->o->fix & FMT_FIX_ERRORS))
         rc = repair_leaks(co, k);
-    else if (k->incomplete)
+    else if (!rc && k->incomplete)
         rc = repair_blind(co, k);
-    else
+    else if (!rc)
         rc = repair_all(co, k, &why);
     meta_struct_end(k->q->meta);
     if (!rc)

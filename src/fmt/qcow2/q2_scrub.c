@@ -33,6 +33,7 @@
 #include "base/assert.h"
 #include "base/mutant.h"
 #include "fmt/qcow2/q2_alloc_priv.h"
+#include "fmt/qcow2/q2_clone.h"
 #include "fmt/qcow2/q2_bms.h"
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_check_priv.h"
@@ -303,11 +304,15 @@ static int free_one(struct co *co, struct q2_checker *k, uint64_t c, uint64_t st
     co_lock(co, &a->mx);
     int r = q2_refs_get(co, q, c, &n);
     bool same = r == 0 && n == stored && !q2_live_skips(k, c) && (refs || meta_forget(q->meta, c << k->g->cluster_bits, k->g->cluster_size));
-    if (same)
+    if (same && refs)
+        r = q2_clone_unsettle(co, q);
+    if (same && r == 0)
         r = q2_refs_add(co, q, c, 1, -(int64_t)(stored - refs));
     if (r == 0 && same) {
         k->res.leaks_fixed++;
         q2_finding(k, true, "Q2_LEAK", "cluster %" PRIu64 ": refcount %" PRIu64 " set to %" PRIu64, c, stored, refs);
+        if (refs)
+            q2_clone_left(q, c, 1);
         if (!refs && a->reclaim)
             q2_reclaim_saw(a, c, 1);             /* it is ours to give back; soon somebody may have it */
         if (!refs && !q2_hits_metadata(q, c << k->g->cluster_bits))

@@ -26,6 +26,7 @@
 
 #include "base/assert.h"
 #include "fmt/frontier.h"
+#include "fmt/qcow2/q2_clone.h"
 #include "fmt/qcow2/q2_guard.h"
 #include "fmt/qcow2/q2_snap_priv.h"
 #include "fmt/qcow2/q2_walk.h"
@@ -255,6 +256,8 @@ static int act(struct co *co, struct q2_snap *s)
 {
     struct q2_image *q = s->q;
     int r = q2_alloc_still(co, q);
+    if (r == 0)
+        r = q2_clone_distrust(co, q);
     if (r == 0) {
         r = q2_lazy_leave(co, q);              /* counts on the disk have to be true (Q12) */
         if (r < 0)
