@@ -18,7 +18,7 @@ enum { BYRE_EXPORT_READ_ONLY = 1u << 0, BYRE_EXPORT_NOT_DEFAULT = 1u << 1 /* onl
 struct byre_nbd_opts {
     size_t struct_size;
     unsigned flags;              /* BYRE_EXPORT_* */
-    const char *address;         /* "unix:/absolute/path", "HOST:PORT", "[V6]:PORT"; PORT 0: a free one */
+    const char *address;         /* "unix:/absolute/path", "HOST:PORT", "[IPV6]:PORT"; PORT 0: a free one */
     const char *name;            /* export name; NULL: "" */
     const char *description;     /* NULL: none */
     unsigned max_clients;        /* 0: default (100) */

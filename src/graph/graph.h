@@ -234,14 +234,15 @@ struct graph_node *graph_layer(struct co *co, struct graph_node *top, const char
  * returns 0; a part may have gone when it fails. */
 MUST_USE int graph_make_empty(struct co *co, struct graph_node *n, struct byre_err *err);
 
-/* No new request is let in, those inside have ended when it returns. Nests. Home loop. */
+/* No new request is let in at n, or at a node above it whose requests would come to n; those inside have ended when it returns. Nests. Home loop.
+ * Which of the three ways holds off whom: a table at the head of drain.c. */
 void graph_drain_begin(struct co *co, struct graph_node *n);
 void graph_drain_end(struct graph_node *n);
 /* The same, and images that have n, or a node above n, as their file (under.c) are drained, too: no guest's request reaches n, on whatever way. What such
  * a format writes of its own accord may. */
 void graph_still_begin(struct co *co, struct graph_node *n);
 void graph_still_end(struct graph_node *n);
-/* Between the two it does not: what is asked of n by formats over it waits, so nothing inside may wait for one (graph_rests_on). */
+/* As drain, but what formats over n ask of it waits, too, even what they write of their own accord: nothing inside may wait for one (graph_rests_on). */
 void graph_shut_begin(struct co *co, struct graph_node *n);
 void graph_shut_end(struct graph_node *n);
 /* Do requests for m come to n by way of the file of an image? */

@@ -39,6 +39,26 @@
  *   runtime.c  other nodes under the same users, while they use them
  * Told by headers of their own: blockdev.h (blockdev.c, blockdev_reopen.c, snapshot.c), live.h (live.c, absent.c), runtime.h (threshold.c),
  * filters.h (filters.c, blkdebug.c, compress.c, cor.c, prealloc.c), cbw.h (cbw.c, cbw_copy.c, cbw_view.c), throttle.h (throttle.c).
+ *
+ * Invariants (those of graph.h and runtime.h, and)
+ *   G1  n->im stays the same as long as somebody is inside a section of n's gate, or holds n's `whole`.
+ *   G2  n stays as long as somebody has a reference (refs), or looks at it (graph_look_begin). Who gives the last reference back closes it; it is
+ *       `ending` meanwhile, and nobody begins to look at it.
+ *   G3  What is marked "home" is read and changed on the home loop alone and, where no lock is named below, by code that does not suspend in between:
+ *       that is all that keeps coroutines there from one another.
+ *   G4  An edge (backing, file, side) is one reference of the child and one use among its users. Of a node that is open only backing changes.
+ * Concurrency  Which loop, which lock (their order: docs/internals/concurrency.md):
+ *   any loop, at any time           what is atomic, and what is constant while the node is open
+ *   any loop, inside the gate       im, backing, read_only, detect: changed when nobody is inside. tracked, watches: what was taken out of them is
+ *                                   freed when all who were inside have left
+ *   edges_mx, and drained           backing, frozen edges, what a filter stands over
+ *   shut, and `whole`               im, and what came with it (how, seen, discard, writethrough, detect); its size, options, snapshots; the list im->bitmaps
+ *   `listing`                       bitmaps_listed, and the bits of a bitmap while it is loaded
+ *   `locking` of the store's owner  what its file is locked for: from the sum of what its nodes want (lock_perm, data_perm, keep) to the answer
+ *   index_mx                        index_fences, index_next; who takes an index away
+ *   ride_lock (a thread's mutex)    rides
+ *   home                            the rest: names, lists, users, refs, drains, looks, marks
+ * Failure      Each function says; a node that could not be opened has left nothing.
  */
 #ifndef GRAPH_PRIV_H
 #define GRAPH_PRIV_H
@@ -82,7 +102,7 @@ struct graph {
     unsigned drain_round;
     unsigned sides, walk_round;         /* nodes that have a side; side.c */
     unsigned stills;                    /* of all nodes */
-    struct co_mutex index_mx;           /* of the nodes' index_next, and whose holder's indexes nobody takes away */
+    struct co_mutex index_mx;           /* docs/internals/concurrency.md, as the two below: of the nodes' index_next, and whose holder's indexes nobody takes away */
     struct co_mutex edges_mx;           /* one change of edges at a time */
     const struct co *edges_by;          /* who holds it, to be compared only */
     unsigned edges_depth;
@@ -153,7 +173,7 @@ struct graph_node {
     struct co_mutex listing;            /* the image's bitmaps are listed or stored, or one of them is loaded; taken behind `whole` */
     unsigned drains, drain_round;
     unsigned stills;                    /* graph_still_begin */
-    unsigned closed;                    /* node_close_begin */
+    unsigned closed;                    /* shut: node_close_begin, graph_shut_begin (drain.c) */
     struct gate_waiter *waiters;
     struct graph_user *users;
     struct co_mutex whole;              /* drained as well: one change of the image's structure at a time (size, options, snapshots, bitmaps) */

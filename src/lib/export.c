@@ -60,7 +60,7 @@ static int parse_port(const char *text, uint16_t *ret)
     return 0;
 }
 
-/* HOST:PORT, :PORT, [V6]:PORT. */
+/* HOST:PORT, :PORT, [IPV6]:PORT. */
 static int parse_tcp(const char *text, struct address *a, struct byre_err *err)
 {
     const char *colon = strrchr(text, ':');

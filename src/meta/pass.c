@@ -137,7 +137,7 @@ static void freeze_block(struct meta *m, struct frozen *z, struct meta_block *b,
         it->sectors = (e == 64 ? ~0ull : (1ull << e) - 1) & ~((1ull << f) - 1);
         memcpy(*buf, (const uint8_t *)b->words + from, len);
         *buf += len;
-        b->pins++;                       /* C3 */
+        b->pins++;                       /* C3 of cache.c */
     }
     meta_block_clean_(m, b);
 }

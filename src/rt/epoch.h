@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * epoch.h: grace periods (DESIGN D3). One mechanism serves freed clusters, evicted tables, copy fences and
+ * epoch.h: grace periods (DESIGN D3). One mechanism serves freed clusters, evicted tables, watchers and
  * drain: raise a flag or unlink the thing, wait one grace period, and nobody still uses the old state.
  *
  *     token = epoch_enter(d, loop)  ... look up, do I/O (may suspend) ...  epoch_leave(d, loop, token)

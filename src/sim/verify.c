@@ -78,7 +78,7 @@ static uint64_t leak_bound(const struct sim_verify *v)
 /* Q12: with lazy refcounts counts are judged when the dirty bit is away. Everything else holds all the time. */
 static bool is_late(const struct sim_verify *v, const struct sim_audit *a) { return !v->im->g->table && (v->im->g->lazy || v->im->g->scrub) && a->marked; }
 
-/* E1, K2: clusters are lost under the mark only, but for as many as were lost in the beginning. */
+/* E1, K2 of qed_mark.c: clusters are lost under the mark only, but for as many as were lost in the beginning. */
 static int judge_mark(struct sim_verify *v, const char *when, const struct sim_audit *a)
 {
     if (!a->marked && a->leaks > v->im->lost)

@@ -110,6 +110,9 @@ FAULTS = {
     "refs-barrier-mutant": ("refs", {"src/meta/meta.h": BARRIERS, "docs/internals/ordering.md": "## Barriers\n\n| `FIRST`, `SECOND` | pass | Q1, Q2 |\n",
                                      "src/base/mutant.h": SPDX + MUTANTS, "src/rt/x.c": SPDX + "/* mutant BARRIER_THIRD */\n"}, "no mutant BARRIER_THIRD"),
     "refs-invariant": ("refs", {"src/rt/x.c": MODULE % ("I1  a", "co_test.c"), "src/rt/y.c": SPDX + "/* I1 */\n"}, "I1 is defined neither here"),
+    "refs-invariant-letter": ("refs", {"src/rt/x.c": MODULE % ("U3  a", "co_test.c"), "src/rt/y.c": SPDX + "/* as ever (U3) */\n"}, "U3 is defined neither here"),
+    "refs-lock": ("refs", {"docs/internals/concurrency.md": "| 1 | `one_mx`, `src/rt/co.c` | a |\n", "src/meta/x.h": SPDX + "struct x { struct co_mutex one_mx; };\n"},
+                  "the lock 'one_mx' of src/meta/x.h has no row"),
     "refs-invariant-twice": ("refs", {"src/rt/x.c": MODULE % ("I1  a\n *             I1  b", "tests/rt")}, "defines I1 twice"),
     "refs-invariant-global": ("refs", {"src/rt/x.c": MODULE % ("D3  a", "tests/rt")}, "numbers of the whole project"),
     "doclinks-named": ("doclinks", {"docs/x.md": "Look at `src/rt/gone.c`.\n"}, "'src/rt/gone.c' does not exist"),
@@ -146,7 +149,7 @@ def test_tests_may_include_sim(tmp_path):
 
 @pytest.mark.parametrize("text", [
     '/* cmd_NAME.c, *_ondisk.h, <sys/stat.h>, err.h, rt/co.c, ../base/err.h, co_go(), co_* */\n',
-    'const char *s = "see gone.c, co_gone()";\n', "/* MUT_DROP_FIRST, the mutants MUT_DROP_*, Q1, DESIGN D1, I2 of co.c, co.c I2 */\n",
+    'const char *s = "see gone.c, co_gone()";\n', "/* MUT_DROP_FIRST, the mutants MUT_DROP_*, Q1, DESIGN D1, I2 of co.c, co.c I2, U3 of co.c, the L1 table, [IPV6] */\n",
     MODULE % ("I1  a", "tests/rt, co_test.c") + "/* I1 */\n", MODULE % ("I1 a; I2 b", "crash explorer") + "/* I2 */\n"])
 def test_refs_that_are_right(tmp_path, text):
     files = {"src/rt/x.c": text if text.startswith("/* SPDX") else SPDX + text, "src/base/mutant.h": SPDX + MUTANTS,

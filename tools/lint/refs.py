@@ -12,8 +12,9 @@ Rules
   - a file that ordering.md lists for a rule quotes that rule
   - a mutant that a comment or document names is a row of src/base/mutant.h
   - the table Barriers of ordering.md has a row for each barrier of src/meta/meta.h, with the same rules
-  - numbers of invariants are given once in a head, are none of the project's (D, E, J, P, Q, RG), and a bare I1 is defined in the head
-    of the file or of a header beside it
+  - each lock between coroutines (a member or variable of struct co_mutex or co_range_locks) has a row in docs/internals/concurrency.md
+  - numbers of invariants are given once in a head, are none of the project's (D, E, J, P, Q, RG), and a bare I1 (or U3, K5: whatever
+    letter heads use) is defined in the head of the file or of a header beside it; "U3 of q2_unclean.c" says where else
 """
 import os
 import re
@@ -30,6 +31,7 @@ TESTS = re.compile(r"^ \* Tests?\b(.*?)(?=^ \*[ \t]*$|^ \* [A-Z]\w+ {2,}|\*/)", 
 IS_TESTED = re.compile(r"\btests/\w+|\bfuzz/\w+|crash explorer|\b(?:it is|[Tt]his is) one\b|none needed")
 DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "STYLE.md", "SECURITY.md", "README.md", "docs/", "bench/README.md", "tests/")
 TEXT = (".c", ".h", ".S", ".py", ".sh", ".md", ".build")
+LETTERS = "ABCFGHIKLMNORSTUVWXYZ"         # of numbers that heads define; the others are the project's
 ITSELF = ("tools/lint/refs.py", "tests/lint/lints_test.py")
 
 
@@ -117,8 +119,8 @@ def check_mutants(lint, mutants, path, text, comment, at):
 
 
 def invariants(head):
-    """Numbers that a head defines: in its section Invariants, at the beginning of a line or right behind that word."""
-    section = re.search(r"^ \*\s+Invariants\b.*?(?=^ \*\s*(?:Order|Concurrency|Failure|Tests)\b|\Z)", head, re.M | re.S)
+    """Numbers that a head defines: in its section Invariants (or Rules), at the beginning of a line or right behind that word."""
+    section = re.search(r"^ \*\s+(?:Invariants|Rules)\b.*?(?=^ \*\s*(?:Order|Concurrency|Failure|Tests)\b|\Z)", head, re.M | re.S)
     return re.findall(r"^ \*\s+(?:Invariants\s+)?([A-Z]{1,2}\d+)(?=[ :])", section.group(0), re.M) if section else []
 
 
@@ -131,7 +133,7 @@ def check_invariants(lint, tree, path, text):
         if re.match(r"(?:D|E|J|P|Q|RG)\d", number):
             lint.finding(path, 1, f"the head defines {number}: D, E, J, P, Q and RG are numbers of the whole project")
     folder = os.path.dirname(path)
-    known = set(re.findall(r"\bI\d+\b", head))
+    known = set(re.findall(r"\b[A-Z]\d+\b", head))
     for other, t in tree.text.items():
         if other.endswith(".h") and os.path.dirname(other) == folder:
             known.update(invariants(head_of(t)))
@@ -139,7 +141,7 @@ def check_invariants(lint, tree, path, text):
         return
     layers = "|".join(sorted({p.split("/")[1] for p in tree.paths if p.startswith("src/")}))
     for comment, at in spots(text):
-        for match in re.finditer(r"(?<![\w.-])I\d+\b(?!\s+of\s)", comment):
+        for match in re.finditer(rf"(?<![\w.\"'-])(?!L[12]\b)[{LETTERS}]\d{{1,2}}\b(?!\s+of\s|[\"'])", comment):
             before = comment[:match.start()]
             if match.group(0) not in known and not re.search(rf"(?:[\w/]+\.[ch]|\b(?:{layers}))'?s?,?[\s*]+(?:\w+,\s*)*(?:and\s+)?$", before):
                 lint.finding(path, line_of(text, at + match.start()), f"{match.group(0)} is defined neither here nor in a header beside it")
@@ -174,6 +176,21 @@ def check_barriers(lint, tree):
         lint.finding(path, 1, f"the table Barriers lacks {name}")
 
 
+def check_locks(lint, tree):
+    """`member`, and, as several members have the same name, its file; or the file's struct graph or graph_node, as "of the graph" and "of a node"."""
+    page = "docs/internals/concurrency.md"
+    if page not in tree.text:
+        return
+    rows = [row for row in tree.text[page].split("\n") if "`" in row]
+    for path, text in tree.text.items():
+        if not path.startswith("src/") or path.startswith(("src/rt/", "src/sim/")) or not path.endswith((".c", ".h")) or is_test(path):
+            continue
+        for match in re.finditer(r"\bstruct co_(?:mutex|range_locks) (\w+)[;,\[]", bare_c(text)):
+            where = (path, " of the graph", " of a node", " of the node") if path == "src/graph/graph_priv.h" else (path,)
+            if not any(f"`{match.group(1)}`" in row and any(w in row for w in where) for row in rows):
+                lint.finding(path, line_of(text, match.start()), f"the lock '{match.group(1)}' of {path} has no row in {page}")
+
+
 def check_document(lint, tree, path, text):
     for match in QUOTED.finditer(text):
         name = match.group(1)
@@ -204,6 +221,7 @@ def main():
             check_mutants(lint, mutants, path, text, text, 0)
     check_ordering(lint, tree)
     check_barriers(lint, tree)
+    check_locks(lint, tree)
     lint.finish()
 
 

@@ -41,7 +41,7 @@ struct q2_alloc {
     uint64_t low_end;                /* what lies in front of it is taken first (q2_compact.c); 0: as it comes */
     /* growth (q2_frontier.c) */
     struct co_mutex grow_mx;
-    uint64_t settled_to;             /* clusters of the frontier below this are durable in count and length (F1) */
+    uint64_t settled_to;             /* clusters of the frontier below this are durable in count and length (F1 of q2_frontier.c) */
     struct { uint64_t end, pass; } unsettled[4];     /* growths behind that, oldest first: settled when the pass has ended well */
     unsigned unsettled_count;
     bool growing_behind;             /* a background growth runs */

@@ -38,7 +38,7 @@ static int judge_place(struct co *co, struct q2_image *q, uint64_t off, uint64_t
         if (!q2_guard_clear(q, at) || meta_cached(q->meta, at, q->g.cluster_size))
             return -EUCLEAN;
         if (q->unclean && !q2_unclean_is_old(q, at >> q->g.cluster_bits) && !q2_marks_has(&q->alloc->given, at >> q->g.cluster_bits))
-            return -EUCLEAN;             /* behind the old end, and not ours (U3) */
+            return -EUCLEAN;             /* behind the old end, and not ours (U3 of q2_unclean.c) */
         if (q->unclean)
             continue;                    /* counts say nothing yet */
         int r = q2_refs_get(co, q, at >> q->g.cluster_bits, &n);

@@ -1,6 +1,28 @@
 /* SPDX-License-Identifier: MIT
  *
  * q2_image.h: an open qcow2 image, shared by the files of this folder only.
+ *
+ * Invariants (those of fmt.h and meta.h, and)
+ *   G1  What requests of other loops read is atomic, a cached block of meta, or constant while the image is open: l1 and its words, slices of L2
+ *       tables, fixed, guard, distrust_end, hold_from and hold_end, l1_bad, failed, pack_round, im.size. All else is the home loop's.
+ *   G2  What of that is replaced as a whole (l1, guard) is freed a grace period later; l1_bad stays until the image is closed.
+ *   G3  h says what the first cluster says, or is about to: who changes a field writes its sector under header_mx, and takes the field back when that
+ *       fails (Q18).
+ *   G4  A cluster is given up by q2_alloc_drop* when something durable named it, by q2_alloc_return when nothing ever did.
+ * Order        What each file says; the rules are those of docs/internals/ordering.md, Q1 to Q28.
+ * Concurrency  Home loop, unless stated; functions with `co` suspend. Which lock (their order: docs/internals/concurrency.md):
+ *   locks (of guest ranges)         entries of L2 tables, from the look at them to their change; the data of a first write
+ *   l2_mx                           entries of the L1 table that get another L2 table
+ *   alloc->mx                       counts; which clusters are free, and who gets them
+ *   alloc->grow_mx                  rt, rt_entries; the end of the file, alloc->end, settled_to
+ *   meta's order                    a pass, or a change of tables on the disk itself: l1, rt and snapshots become others
+ *   lazy_mx                         lazy_on, and the dirty bit
+ *   header_mx                       the sectors of the first cluster
+ *   clones.mx                       whether the header says that there are clones
+ *   guard_mx                        who makes the guard; the others tell it what changes meanwhile (q2_guard.c)
+ *   bms->mx, alloc->pack.mx         q2_bms.h, q2_pack.c
+ *   drained as well                 size, version, width of counts, snapshots, another set of tables (changing, resizing, compacting say which)
+ * Failure      Inside this folder -EUCLEAN: what the image holds cannot be right; -EIO: a request failed, the next may succeed (q2_judge).
  */
 #ifndef Q2_IMAGE_H
 #define Q2_IMAGE_H

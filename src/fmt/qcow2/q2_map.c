@@ -387,7 +387,7 @@ static int table_own(struct co *co, struct q2_image *q, uint64_t guest, const st
     uint64_t off = run.cluster << q->g.cluster_bits;
     if (!meta_forget(q->meta, off, q->g.cluster_size))
         return -EUCLEAN;                     /* in use, whatever its count said: it stays out of reach */
-    /* a table of an unclean image has one owner as far as its flag says so: those of its clusters stay as they are (U2) */
+    /* a table of an unclean image has one owner as far as its flag says so: those of its clusters stay as they are (U2 of q2_unclean.c) */
     const struct q2_l1 *l1 = atomic_load_explicit(&q->l1, memory_order_relaxed);
     bool alone = be64_word(atomic_load_explicit(&l1->words[q2_l1_index(&q->g, guest)], memory_order_relaxed)) & Q2_E_COPIED;
     r = fill_table(co, q, old->l2_off, off, run.known_zero, alone && old->l2_off);

@@ -148,7 +148,7 @@ int q2_snap_apply(struct co *co, struct q2_snap *s)
         r = switch_header(co, s, q2_run_off(q, &s->l1));
     if (r < 0) {
         int u = q2_shift_undo(co, &s->shift);
-        (void)u;                                     /* counts stay too high: safe (N3) */
+        (void)u;                                     /* counts stay too high: safe (N3 of q2_snap.c) */
         meta_forget_all(q->meta);
         q2_l1_discard(l1, dirty);
         return q2_snap_fail(s, r, "writing tables");

@@ -127,7 +127,7 @@ static void take_back(struct co *co, struct q2_snap *s, bool flags)
         r = q2_tree_flag(co, q, &s->mine, &s->shift.state);
     if (flags && r == 0)
         r = write_active_l1(co, s, false);
-    (void)r;                                   /* counts stay too high, flags are missing: safe (N3), and repair mends it */
+    (void)r;                                   /* counts stay too high, flags are missing: safe (N3 of q2_snap.c), and repair mends it */
     meta_forget_all(q->meta);
 }
 

@@ -50,7 +50,7 @@ static inline uint64_t q2_snap_words_bytes(uint64_t n) { return round_up(max_u64
 void q2_snap_active_words(const struct q2_image *q, uint64_t *words, uint64_t n);
 /* The snapshot's own L1 table, its first n words. -EUCLEAN: it lies outside the file. */
 MUST_USE int q2_snap_read_l1(struct co *co, const struct q2_snap *s, uint64_t *words, uint64_t n);
-/* N2: q2_shift_check, and the space taken is nobody's. */
+/* N2 of q2_snap.c: q2_shift_check, and the space taken is nobody's. */
 MUST_USE int q2_snap_check(struct co *co, struct q2_snap *s);
 /* Writes a snapshot table of `list` to s->table. */
 MUST_USE int q2_snap_write_table(struct co *co, struct q2_snap *s, const struct q2_snapshot_scan *list);

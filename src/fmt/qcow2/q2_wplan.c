@@ -107,7 +107,7 @@ static void look_sub(const struct q2_image *q, const struct q2_l2e *e, uint64_t 
 
 /* ---- a span of them ---- */
 
-/* Entry i of the span. false: it cannot be right, or names metadata as the image's own data (M2). */
+/* Entry i of the span. false: it cannot be right, or names metadata as the image's own data (M2 of q2_map.c). */
 static bool look_at(const struct q2_image *q, const struct q2_wspan *s, uint32_t i, struct q2_l2e *e, struct look *ret)
 {
     uint64_t cs = q->g.cluster_size, guest = round_down(s->off, cs) + (uint64_t)i * cs;

@@ -23,11 +23,11 @@ struct q2_wplan {
     uint64_t start, stop;                /* guest range whose host bytes must be right before the entries are set; the data lies in it */
     bool zero_first, zero_last;          /* [start, off) and [off + len, stop) read zeros */
     bool zero_all;                       /* all that changes hands reads zeros */
-    bool stale;                          /* KEPT: somebody may still write there in place what he mapped before it was made zero (W4) */
+    bool stale;                          /* KEPT: somebody may still write there in place what he mapped before it was made zero (W4 of q2_write.c) */
     bool held;                           /* CLUSTER: some of them are the image's own, and only about to be moved (q2_move.c B2) */
     uint64_t host;                       /* KEPT: the first host cluster */
 };
-/* -EUCLEAN: the first entry cannot be right, or names metadata as data to write into (M2). */
+/* -EUCLEAN: the first entry cannot be right, or names metadata as data to write into (M2 of q2_map.c). */
 MUST_USE int q2_write_plan(const struct q2_image *q, const struct q2_wspan *s, struct q2_wplan *ret);
 /* Can the first byte of the span be written in place? */
 bool q2_write_in_place(const struct q2_image *q, const struct q2_wspan *s);

@@ -157,7 +157,7 @@ MUST_USE int qed_mark_leave(struct co *co, struct qed_image *q);
 void qed_mark_watch(struct qed_image *q);
 /* The idle watch ends; afterwards none is started. */
 void qed_mark_stop(struct co *co, struct qed_image *q);
-/* One field of the header, on the disk, durably, and then in q->h (K5). On failure the old one in both, or nothing is written any more.
+/* One field of the header, on the disk, durably, and then in q->h (K5 of qed_mark.c). On failure the old one in both, or nothing is written any more.
  * The mark: for a repair of the whole; requests enter and leave. Autoclear bits: all of them are unknown (2.008). */
 MUST_USE int qed_put_mark(struct co *co, struct qed_image *q, bool set);
 MUST_USE int qed_clear_autoclear(struct co *co, struct qed_image *q);
