@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * job.h: something long that runs in the background: convert, compare, check, scrub.
+ * job.h: something long that runs in the background: convert, compare, check, scrub, compaction, commit, rebase, amend.
  *
- * The functions that start a job are in convert.h and check.h. Images that a job uses stay open until it is freed.
+ * The functions that start a job, byre_..._start, are in convert.h, check.h, compact.h, chain.h and amend.h. Images that a job uses stay open until it is freed.
  */
 #ifndef BYRE_JOB_H
 #define BYRE_JOB_H

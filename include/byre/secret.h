@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * secret.h: passphrases of encrypted images, given to a context under an id by which images name them.
+ * secret.h: passphrases of encrypted images, credentials of TLS and rules about who may connect, given to a context under an id by which images and
+ * exports name them.
  *
  * The library keeps them out of swap (as far as the process may lock memory) and out of core dumps, and wipes them. An
  * image that was opened keeps the secret that opened it, whatever happens to the id.
@@ -20,7 +21,8 @@ BYRE_EXPORT BYRE_MUST_USE int byre_secret_add(struct byre_ctx *ctx, const char *
 BYRE_EXPORT int byre_secret_remove(struct byre_ctx *ctx, const char *id);
 /* Adds an object by its definition in the words of the ecosystem's tools: "secret,id=ID,data=TEXT" or
  * "secret,id=ID,file=PATH", with ",format=base64" where the secret is written so, and ",keyid=ID2,iv=BASE64" where it is
- * encrypted by another secret; or the same as a JSON object. Secrets are the only objects so far. */
+ * encrypted by another secret; or the same as a JSON object. The types are those of --object in byre(1): secret, tls-creds-x509,
+ * tls-creds-psk, tls-creds-anon, and the authz-* rules. May read files, and blocks while it does. */
 BYRE_EXPORT BYRE_MUST_USE int byre_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err);
 
 #ifdef __cplusplus

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * live_priv.h: the inside of live.c and live_watch.c.
+ * live_priv.h: the inside of live.c, live_watch.c and live_resize.c.
  */
 #ifndef COPY_LIVE_PRIV_H
 #define COPY_LIVE_PRIV_H

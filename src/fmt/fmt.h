@@ -363,7 +363,7 @@ struct fmt_ops {
      * holds whole clusters and parts of others, a part may be zero then. */
     int (*zero)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, unsigned flags);
     int (*discard)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len);
-    /* [dst, dst + n) becomes what [src, src + n) is, without a byte being copied: the two share clusters. All of it is whole clusters, and
+    /* [dst, dst + len) becomes what [src, src + len) is, without a byte being copied: the two share clusters. All of it is whole clusters, and
      * the ranges do not overlap. Bytes done (> 0, from the beginning); 0: the first cluster is to be copied; -ENOTSUP: this image cannot.
      * As a write, durable behind the next flush. NULL: the format cannot. */
     int64_t (*clone)(struct co *co, struct fmt_image *im, uint64_t src, uint64_t dst, uint64_t len);

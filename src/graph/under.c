@@ -11,9 +11,9 @@
  *                 of the node does not hold up its store. A change of structure (another image, size, bitmaps) does: node_close_begin, inside
  *                 of which nothing waits for a format above.
  *             U3  The store becomes longer from within a request of the format, so that waits for no gate above the format and takes no edges.
+ *             U4  Other processes are kept from the file at the bottom as they would be from the format's own file.
  *             U5  Not every image can become shorter. One that cannot keeps its length, and what would have gone reads as zeros: whoever grows it
  *                 again finds what he would find in a file, and who opens it later finds room at its end.
- *             U4  Other processes are kept from the file at the bottom as they would be from the format's own file.
  * Order       None: a flush of the store is the node's flush; the format says when (D5).
  * Concurrency Requests on any loop; the length changes on the home loop, where the others go for it.
  * Failure     What the node answers. -ENOSPC: its length cannot change.

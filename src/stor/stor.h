@@ -4,7 +4,8 @@
  *
  * Every call enters through the gate functions below (stor.c), which check ranges, split and continue short
  * transfers, bounce what alignment demands, serialise sub-block writes, and latch failed flushes (RG27);
- * drivers (file.c, mem.c, null.c, and sim/'s) implement struct stor_ops.
+ * drivers implement struct stor_ops: file.c, mem.c, null.c and nbd_ops.c here; sim/store.c; and stores that lie over others: fmt/luks/lk_store.c
+ * (what is encrypted), graph/under.c and graph/node_stor.c (a node), graph/blkdebug.c (limits), job/stepped.c (pauses of a job).
  *
  * Invariants
  *   I1  After a failed flush every later flush fails with FLUSH_LATCHED until the store is reopened.
