@@ -9,7 +9,7 @@ import pytest
 from lib import run
 from qmp_client import Qmp
 
-# What the peer's daemon answers for a node that nobody has used (10.0.2).
+# What a disk's counts are called. tests/daemon/query_test.py compares the names with those of the peer that is here.
 PEER_KEYS = {f"{p}_{w}" for p in ("rd", "wr", "unmap", "zone_append") for w in ("bytes", "operations", "merged", "total_time_ns")} | \
             {f"{w}_{p}_operations" for p in ("rd", "wr", "unmap", "zone_append", "flush") for w in ("failed", "invalid")} | \
             {"flush_operations", "flush_total_time_ns", "wr_highest_offset", "timed_stats", "account_invalid", "account_failed"}

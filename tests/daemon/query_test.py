@@ -79,6 +79,19 @@ def test_members(start, tmp_path, query, arguments):
     compare(ours, theirs, query)
 
 
+def test_names_of_counts(start, tmp_path):
+    """FEATURES 8.011: every node has the peer's counts and no others but x-...; those of zone appends came with its version 8.1"""
+    told = []
+    for peer in (False, True):
+        daemon, client = state(start, tmp_path, peer)
+        told.append({name: {k for k in e["stats"] if not k.startswith("x-")} for name, e in named(client.ok("query-blockstats", query_nodes=True)).items()})
+        version = client.ok("query-version")["qemu"]
+        client.close()
+        assert daemon.stop()[0] == 0
+    zones = set() if (version["major"], version["minor"]) >= (8, 1) else {k for k in told[0]["q"] if "zone_append" in k}
+    assert {name: names - zones for name, names in told[0].items()} == told[1] and len(told[1]["q"]) >= 26
+
+
 @pytest.mark.parametrize("flat", [False, True])
 def test_depth_and_nesting(start, tmp_path, flat):
     """FEATURES 11.017: flat leaves out what lies below an image, and the count of it"""
