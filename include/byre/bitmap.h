@@ -38,8 +38,12 @@ BYRE_DEFINE_INIT(byre_bitmap_status)
 
 /* name: 1 to 1023 bytes, without control characters, not taken. */
 BYRE_EXPORT BYRE_MUST_USE int byre_bitmap_add(struct byre_image *image, const char *name, const struct byre_bitmap_opts *opts, struct byre_err *err);
+/* These fail with -ENOENT: there is none of that name; -EBUSY: a job or an export uses it; -EROFS: it is persistent, and the image open for reading. All
+ * but remove also with -EINVAL: it is inconsistent or damaged, and can only be removed. */
 BYRE_EXPORT BYRE_MUST_USE int byre_bitmap_remove(struct byre_image *image, const char *name, struct byre_err *err);
+/* It says that nothing was changed, and goes on recording if it did. */
 BYRE_EXPORT BYRE_MUST_USE int byre_bitmap_clear(struct byre_image *image, const char *name, struct byre_err *err);
+/* Records from now on, or no more; what it says stays. 0 also when that was so already. */
 BYRE_EXPORT BYRE_MUST_USE int byre_bitmap_enable(struct byre_image *image, const char *name, struct byre_err *err);
 BYRE_EXPORT BYRE_MUST_USE int byre_bitmap_disable(struct byre_image *image, const char *name, struct byre_err *err);
 /* Adds what a bitmap of another image of the same size holds (source may be image); granularities may differ. */

@@ -69,7 +69,11 @@ struct byre_open_opts {
 };
 BYRE_DEFINE_INIT(byre_open_opts)
 
-/* Opens an image and its backing chain. */
+/* Opens an image and its backing chain. Blocks until all of it is open; on failure nothing is left. name: a path, seen from the working directory; with
+ * the ecosystem policy (byre_ctx_opts) also file:PATH, json:{...} and nbd://... as byre(1) has them, with the strict one nothing but a path.
+ * -ENOENT: no such file. -EAGAIN: another process has it open in a way that does not fit. -EINVAL: an option, a header, or not the stated format; strict
+ * policy: no format was stated. -ENOTSUP: a feature. -EACCES: marked corrupt, or the secret opens nothing. -EPERM: the policy forbids a file that
+ * the image names. -ELOOP, -EMLINK: the chain. Or what a system call said; err->reason tells them apart (error.h). */
 BYRE_EXPORT BYRE_MUST_USE int byre_open(struct byre_ctx *ctx, const char *name, const struct byre_open_opts *opts,
                                         struct byre_image **ret_image, struct byre_err *err);
 /* Flushes and closes. No other call on the image may be in progress; queues, jobs and exports of it are gone. Returns
@@ -105,7 +109,10 @@ BYRE_EXPORT BYRE_MUST_USE int byre_write_state(struct byre_image *image, const v
 BYRE_EXPORT BYRE_MUST_USE int byre_readv(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off);
 BYRE_EXPORT BYRE_MUST_USE int byre_write(struct byre_image *image, const void *buf, size_t len, uint64_t off, unsigned flags);
 BYRE_EXPORT BYRE_MUST_USE int byre_writev(struct byre_image *image, const struct iovec *iov, unsigned iov_count, uint64_t off, unsigned flags);
+/* When it returns 0 the range reads as zeros, durably so behind a flush. A part of it may when it fails. -EPERM: open for reading. */
 BYRE_EXPORT BYRE_MUST_USE int byre_zero(struct byre_image *image, uint64_t off, uint64_t len, unsigned flags);
+/* The content of the range is not wanted any more: a byte of it reads as zero then, or as it did. Whole clusters
+ * go, and show nothing of a backing image then; does nothing without BYRE_OPEN_DISCARD. What the storage cannot do is no error. -EPERM: open for reading. */
 BYRE_EXPORT BYRE_MUST_USE int byre_discard(struct byre_image *image, uint64_t off, uint64_t len);
 /* [dst, dst + len) becomes what [src, src + len) is; they may overlap. In a qcow2 image the two share clusters where both lie whole in
  * it and at the same place in a cluster, until one of them is written; the rest is copied. A write of the target in all other ways:

@@ -4,6 +4,7 @@
  *
  * Purpose      Says which check failed and aborts. The only place of the library that writes to standard error.
  * Owns         nothing
+ * Invariants   none
  * Concurrency  any thread; async-signal-safe apart from snprintf
  * Failure      does not return
  * Tests        err_test.c (in a child process)

@@ -11,6 +11,9 @@
  *   live.c     the copy of a disk that goes on being written: its pieces are what is dirty
  *   live_watch.c  what happens to the guest's changes meanwhile
  *   live_resize.c  the disk gets another length
+ *
+ * Concurrency  A window asks for pieces and hears of their ends at the job's loop; what is done with a piece runs on its worker's loop and touches the worker,
+ *              constant fields and atomic counters.
  */
 #ifndef COPY_PRIV_H
 #define COPY_PRIV_H

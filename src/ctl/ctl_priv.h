@@ -56,6 +56,8 @@
  * and its name below and in commands.c. A function that fails fills call->err and returns its code; the class of the error is
  * GenericError unless it sets call->error_class (CommandNotFound, DeviceNotFound, DeviceNotActive, as the peer's). Enums, lists, nested
  * structs and unions: schema.h; cmd_export.c has all of them.
+ *
+ * Concurrency  Home loop, all of it; what may block goes to the blocking pool.
  */
 #ifndef CTL_PRIV_H
 #define CTL_PRIV_H

@@ -58,6 +58,7 @@ struct graph_opts {
     void *linked_arg;
     uint64_t index_bytes;                   /* memory for what is remembered of immutable layers (D6); 0 = 32 MiB, UINT64_MAX = none */
 };
+/* home: on this loop its nodes are opened, changed and closed. -ENOMEM. */
 MUST_USE int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **ret_g, struct byre_err *err);
 void graph_free(struct graph *g);           /* all nodes closed */
 struct secret_set *graph_secrets(const struct graph *g);
@@ -114,7 +115,7 @@ const char *graph_node_name(const struct graph_node *n);
 const char *graph_file_node_name(const struct graph_node *n);  /* of the node of its file, as it was given; NULL: it was not */
 const char *graph_filename(const struct graph_node *n);
 const struct fmt_ops *graph_format(const struct graph_node *n);
-struct fmt_image *graph_image(struct graph_node *n);          /* for check, info and tests */
+struct fmt_image *graph_image(struct graph_node *n);          /* for check, info and tests; another one after a change of mode: hold it (graph_hold_image) */
 struct stor *graph_store(struct graph_node *n);
 const char *graph_data_filename(const struct graph_node *n);  /* file in which plain guest data lies: the image's own, or its external data file */
 struct graph_node *graph_backing(const struct graph_node *n);  /* NULL: none */
@@ -147,7 +148,9 @@ MUST_USE int graph_write_state(struct co *co, struct graph_node *n, struct iov v
 /* With GRAPH_COMPRESS: whole clusters (the last one of the disk may be short), else -EINVAL; -ENOTSUP: the format or the
  * image does not compress. What does not become smaller is stored plain. */
 MUST_USE int graph_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);
+/* The range reads zeros when it returns 0. NO_FALLBACK: -ENOTSUP where bytes would have to be written. A part of it may when it fails. */
 MUST_USE int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);
+/* A byte of the range reads as zero then, or as it did. Nothing when the node was not opened with discard. */
 MUST_USE int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
 MUST_USE int graph_flush(struct co *co, struct graph_node *n);
 

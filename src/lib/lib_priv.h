@@ -9,6 +9,8 @@
  *   chain.c    commit and rebase; image_opts.c: options of nodes
  *   amend.c bitmap.c check.c compact.c convert.c create.c export.c info.c map.c measure.c nbd_list.c scrub.c secret.c snapshot.c tls_object.c tree.c version.c
  *              what their names say
+ *
+ * Concurrency  Callers' threads come in by lib_call alone; what it runs, runs on a loop: requests on one in turn, everything else on the home loop.
  */
 #ifndef LIB_PRIV_H
 #define LIB_PRIV_H

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * rt_priv.h: what the files of rt/ share: coroutines, timers, loops, pools. Private to rt/.
+ *
+ * Concurrency  The loop's own thread, but for the pools' queues (rt_pool_push), which take work from any.
  */
 #ifndef RT_RT_PRIV_H
 #define RT_RT_PRIV_H

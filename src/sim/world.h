@@ -8,6 +8,7 @@
  *            moment between issue and completion (D5, stor.h I4)
  *   direct   operations complete at once: for verifying a crash state, where speed is what counts
  * In both, operations are recorded when `trace` is set.
+ * Concurrency  One thread. What runs is a coroutine of one of the loops of the world, in seeded order.
  */
 #ifndef SIM_WORLD_H
 #define SIM_WORLD_H

@@ -11,6 +11,9 @@
  *   nbd_log.c    what the server has acknowledged and not yet made durable
  *   nbd_ops.c    the store
  *   nbd_list.c   what a server offers
+ *
+ * Concurrency  Any loop, unless a file says less: a connection is its loop's, the manager of a store is the home loop's. Mutexes are held for list work
+ *              alone, never over a suspension.
  */
 #ifndef STOR_NBD_PRIV_H
 #define STOR_NBD_PRIV_H

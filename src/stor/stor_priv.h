@@ -6,6 +6,8 @@
  *   stor_write.c  writes, sub-block writes, zeroing, discard
  *   stor_order.c  who may write which blocks when (I3)
  *   stor_sync.c   flush, FUA and the latch (I1)
+ *
+ * Concurrency  Any loop, at the same time; see each file.
  */
 #ifndef STOR_PRIV_H
 #define STOR_PRIV_H

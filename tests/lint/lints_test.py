@@ -167,12 +167,13 @@ def test_function_lengths_are_counted_right(tmp_path):
     assert code == 0 and "g has 102 lines" in out and out.count("has ") == 1, out
 
 
-HEAD = "/* x.c\n *\n * Purpose  a\n * Concurrency  b\n * Failure  c\n%s */\n"
+HEAD = "/* x.c\n *\n * Purpose  a\n * Owns  a\n * Invariants  a\n * Concurrency  b\n * Failure  c\n%s */\n"
 
 
 @pytest.mark.parametrize("text, sources, expected", [
     (HEAD % " * Tests  d\n", ["src/rt/x.c"], None), (HEAD % "", ["src/rt/x.c"], "lacks Tests"),
-    ("int a;\n" + HEAD % "", ["src/rt/x.c"], "lacks Purpose"), (HEAD % " * Tests  d\n", [], "no target")])
+    ("int a;\n" + HEAD % "", ["src/rt/x.c"], "lacks Purpose"),
+    ((HEAD % " * Tests  d\n").replace(" * Invariants  a\n", ""), ["src/rt/x.c"], "lacks Invariants"), (HEAD % " * Tests  d\n", [], "no target")])
 def test_shape(tmp_path, text, sources, expected):
     (tmp_path / "src/rt").mkdir(parents=True)
     (tmp_path / "src/rt/x.c").write_text(text)
@@ -182,6 +183,12 @@ def test_shape(tmp_path, text, sources, expected):
     done = subprocess.run(["/usr/bin/python3", "-B", str(TOP / "tools/lint/shape.py"), "--root", str(tmp_path), "--build",
                            str(tmp_path / "build")], stdout=subprocess.PIPE, text=True)
     assert (done.returncode == 1 and expected in done.stdout) if expected else done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("head, lines, found", [("/* x.h */\n", 120, True), ("/* x.h\n *\n * Concurrency  any loop\n */\n", 120, False), ("/* x.h */\n", 60, False)])
+def test_long_header_says_which_loop(tmp_path, head, lines, found):
+    code, out = lint("shape", tree(tmp_path, files={"src/rt/x.h": head + "int co_wait(struct co *co);\n" * lines, "src/rt/co.c": None, "src/meta/meta.c": None}))
+    assert ("does not say on which loop" in out) == found == bool(code), out
 
 
 def build_archive(root, layer, text):

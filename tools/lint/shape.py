@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: MIT
 """shape.py: source files of src/ open with the comment that says what they are for, and every one is built.
 
-The comment names at least Purpose, Concurrency, Failure and Tests (STYLE.md). With --build DIR (a configured build
+The comment names at least Purpose, Owns, Invariants, Concurrency, Failure and Tests (STYLE.md; Order where there is something to order). A header
+of more than 100 lines that declares what suspends (struct co *) says in its own, under Concurrency, on which loop. With --build DIR (a configured build
 folder), a .c or .S file under src/ that no target compiles is a finding: dead code looks alive.
 """
 import json
 import os
 import sys
 
-from common import Lint, files, is_test, read
+from common import Lint, bare_c, files, is_test, read
 
-SECTIONS = ("Purpose", "Concurrency", "Failure", "Tests")
+LONG_HEADER = 100
+SECTIONS = ("Purpose", "Owns", "Invariants", "Concurrency", "Failure", "Tests")
 
 
 def built(build):
@@ -43,6 +45,11 @@ def main():
         missing = [s for s in SECTIONS if s not in head]
         if missing and not lint.is_allowed(path):
             lint.finding(path, 1, f"the opening comment lacks {', '.join(missing)}")
+    for path in files(lint.root, ".h"):
+        text = read(lint.root, path)
+        if path.startswith(("src/", "include/")) and not is_test(path) and text.count("\n") > LONG_HEADER and "struct co *" in bare_c(text) and not lint.is_allowed(path) \
+                and "Concurrency" not in text[:text.find("*/")]:
+            lint.finding(path, 1, "the opening comment does not say on which loop (Concurrency)")
     lint.finish()
 
 

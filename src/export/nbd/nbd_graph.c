@@ -4,6 +4,7 @@
  *
  * Purpose      Maps struct nbd_disk_ops to graph/graph.h, one to one.
  * Owns         nothing; the node belongs to whoever made the export.
+ * Invariants   none beyond those of graph.h
  * Concurrency  any loop, as graph.h allows.
  * Failure      the graph's -errno.
  * Tests        tests/nbd against `byre serve`

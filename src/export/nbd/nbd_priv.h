@@ -2,6 +2,7 @@
  *
  * nbd_priv.h: objects of the NBD server and who may touch what. Private to this folder.
  *
+ * Concurrency
  *     server   home loop only: exports, listeners, list of connections
  *     conn     the part named "home" on the home loop, the rest on the connection's own loop
  *     req      one request in flight, the connection's loop

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * q2_alloc_priv.h: what q2_alloc.c, q2_frontier.c and q2_drop.c share.
+ *
+ * Concurrency  Home loop. mx, grow_mx and pack.mx, and what they keep apart: docs/internals/concurrency.md.
  */
 #ifndef Q2_ALLOC_PRIV_H
 #define Q2_ALLOC_PRIV_H

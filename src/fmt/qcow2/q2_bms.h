@@ -21,6 +21,9 @@
  *   B3  Content on the disk is overwritten in place only while its entry is IN_USE there.
  *   B4  A cluster is written in place only when it lies where no metadata lies and has one owner. Of an image that is unclean
  *       nobody knows that: what it has (`old`) is written anew as a whole before the first change of the disk.
+ *
+ * Concurrency  Home loop. Requests of other loops go there when they enter a region for the first time; mx lets one round of them work at a time
+ *              (docs/internals/concurrency.md).
  */
 #ifndef Q2_BMS_H
 #define Q2_BMS_H

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * q2_check_priv.h: what check found out, shared by check and repair only.
+ *
+ * Concurrency  Home loop; the image is drained, or read-only. An online check (q2_scrub.c) has requests beside it.
  */
 #ifndef Q2_CHECK_PRIV_H
 #define Q2_CHECK_PRIV_H

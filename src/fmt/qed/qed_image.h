@@ -19,6 +19,10 @@
  *   qed_repair.c   what makes it sound again?   qed_edit.c: how that is written   qed_shorten.c: no clusters without an owner
  *   qed_upgrade.c  a qcow2 image in its place     qed_rebase.c: another backing file   qed_empty.c: nothing of its own any more
  *   qed_create.c   writing a fresh image
+ *
+ * Concurrency  Any loop: what is atomic, tables that the cache or the list of tables holds (inside an epoch section), and what is constant while the image
+ *              is open. All else: home loop. locks keeps entries of guest ranges apart, l1_locks the making of tables, a.mx growth and cuts, mark.mx
+ *              the mark, header_mx the header; their order: docs/internals/concurrency.md.
  */
 #ifndef QED_IMAGE_H
 #define QED_IMAGE_H
