@@ -30,6 +30,7 @@
 #include "job/mirror.h"
 #include "job/aside.h"
 #include "job/carry.h"
+#include "job/leave.h"
 #include "job/top.h"
 
 #define TICK_NS UINT64_C(100000000)
@@ -41,8 +42,7 @@
 #define HOLD_PART_NS UINT64_C(950000)     /* of each millisecond: a guest that is let go has its own write before it still */
 #define HELD_NS UINT64_C(5000000)         /* a change that takes so long waits for the target */
 #define STEP_BYTES (UINT64_C(1) << 30)
-#define ABANDON_NS UINT64_C(2000000000)   /* and so long others, when it is over: then a target that is this job's alone is given up */
-#define LEAVE_NS UINT64_C(200000000)      /* the job waits so long for requests that are with the target */
+#define LEAVE_NS UINT64_C(200000000)      /* the job waits so long for requests that are with the target (leave.h) */
 
 #ifdef MIRROR_TEST
 extern int mirror_fault;                 /* of the test in sim/, which must find them */
@@ -52,16 +52,12 @@ extern int mirror_fault;                 /* of the test in sim/, which must find
 #endif
 enum { FAULT_NO_FLUSH = 1, FAULT_NOT_CLEAN, FAULT_LATE_EVENT };
 
-/* The use of the target, which ends with the last request. Freed by leave_target, or by leave_main when that is alone. */
+/* The use of the target, which ends with the last request: of the one copy there is, or a flush that nobody waits for. */
 struct leaving {
-    struct graph_node *target;           /* a reference, from when the job has begun */
+    struct job_leave base;               /* with a reference from when the job has begun */
     struct graph_user use;
     char *who;
-    struct jobs *jobs;
-    struct co_group copies;              /* of which there is one, and flushes that nobody waits for */
-    struct co_waitq q;
-    struct rt_timer patience;
-    bool put_back, may_abandon, done, alone;
+    bool put_back;                       /* open for reading again */
     struct graph_node *image;            /* of the target, a reference, which keeps zeros as such (zero.c); NULL: it need not */
 };
 
@@ -92,12 +88,14 @@ static void leaving_free(struct leaving *l)
     free(l);
 }
 
+static void leave_free(struct job_leave *base) { leaving_free(CONTAINER_OF(base, struct leaving, base)); }
+
 /* ---- flushing the target ---- */
 
 /* -ETIMEDOUT: it is left alone. */
 static int flush_aside(struct co *co, struct mirror *m, uint64_t until)
 {
-    int r = MUTANT(MUT_MIRROR_UNFLUSHED) ? 0 : job_flush_aside(co, m->job, m->o.target, &m->leaving_target->copies, until);
+    int r = MUTANT(MUT_MIRROR_UNFLUSHED) ? 0 : job_flush_aside(co, m->job, m->o.target, &m->leaving_target->base.inside, until);
     return r == JOB_LEFT_ALONE ? -ETIMEDOUT : r;
 }
 
@@ -255,7 +253,7 @@ static int begin_held(struct co *co, struct mirror *m, struct byre_err *err)
         .source = o->source, .target = o->target, .granularity_bits = (unsigned)__builtin_ctzll(o->granularity), .buf_bytes = o->buf_bytes,
         .rate = m->job->speed, .min_sparse = o->keep_space ? 0 : job_grain(granule), .keep_space = o->keep_space,
         .hold_ns = o->max_hold_ms * HOLD_PART_NS, .blocking = m->wants_blocking, .cancelled = &m->job->cancelled, .wake = on_wake, .arg = m, .resize = follow, .latency = m->job->latency,
-        .alive = &m->leaving_target->copies };
+        .alive = &m->leaving_target->base.inside };
     if (o->active_commit)
         lo.above = o->target;
     else if (o->sync == JOB_MIRROR_TOP)
@@ -474,57 +472,27 @@ static void open_gate(struct co *co, void *arg)
 
 /* When the last request has left the target, which may be after the job: others may use it, and the base of a commit that did not come to its
  * end is open for reading again. */
-static void lose_patience(struct rt_timer *t)
+static void leave_last(struct co *co, struct job_leave *base)
 {
-    struct leaving *l = CONTAINER_OF(t, struct leaving, patience);
-    graph_warn(l->target, "%s: does not answer; the requests of a job that is over are given up", graph_filename(l->target));
-    graph_abandon(l->target);
-}
-
-static void leave_main(struct co *co, void *arg)
-{
-    struct leaving *l = arg;
+    struct leaving *l = CONTAINER_OF(base, struct leaving, base);
     struct byre_err why = { 0 };
-    if (l->may_abandon)
-        rt_timer_start(co_loop(co), &l->patience, rt_now(co_loop(co)) + ABANDON_NS, lose_patience);
-    co_group_wait(co, &l->copies);
-    rt_timer_stop(co_loop(co), &l->patience);
     if (l->image) {
         graph_stand_alone(l->image, false);
         (void)graph_close(co, l->image); /* the target holds it, too */
     }
     graph_user_remove(&l->use);
-    graph_relax(co, l->target);
-    if (l->put_back && graph_make_read_only(co, l->target, &why))
-        graph_warn(l->target, "%s", why.text);
-    (void)graph_close(co, l->target);    /* it was flushed when that was promised */
-    l->done = true;
-    if (!l->alone) {
-        co_wake_all(&l->q);
+    if (!l->put_back)
         return;
-    }
-    co_group_leave(&l->jobs->alive);
-    leaving_free(l);
+    graph_relax(co, base->target);
+    if (graph_make_read_only(co, base->target, &why))
+        graph_warn(base->target, "%s", why.text);
 }
 
 static void leave_target(struct co *co, struct mirror *m)
 {
     struct leaving *l = TAKE(m->leaving_target);
-    uint64_t until = rt_now(co_loop(co)) + LEAVE_NS, old = co_set_deadline(co, until);
     l->put_back = m->opened && !m->over;
-    l->may_abandon = !m->o.active_commit;            /* what is below a disk is not the job's alone */
-    l->jobs = m->job->jobs;
-    co_group_enter(&l->jobs->alive);
-    if (rt_spawn(co_loop(co), leave_main, l))
-        leave_main(co, l);               /* no memory: here */
-    while (!l->done && co_wait_cancellable(co, &l->q) == 0)
-        ;
-    (void)co_set_deadline(co, old);
-    l->alone = !l->done;
-    if (l->alone)
-        return;
-    co_group_leave(&l->jobs->alive);
-    leaving_free(l);
+    job_leave(co, &l->base, m->job->jobs, LEAVE_NS);
 }
 
 static void end_copy(struct co *co, struct mirror *m)
@@ -749,7 +717,8 @@ static struct mirror *mirror_new(const struct job_mirror_opts *o)
     m->named = o->source;
     m->o.source = graph_skip_filters(o->source);
     m->bitmap = (struct mirror_bitmap){ .node = m->o.source, .mode = o->bitmap_mode };
-    l->target = o->target;
+    l->base = (struct job_leave){ .target = o->target, .last = leave_last, .free = leave_free,
+                                  .may_abandon = !o->active_commit };        /* what is below a disk is not the job's alone */
     m->leaving_target = l;
     m->who = who;
     m->wants_blocking = o->blocking;
