@@ -102,8 +102,8 @@ int run_finish_output(struct run *r, int code);
 
 /* enum byre_cache of a word (NULL: fallback); -1: told "Invalid WHAT option". */
 int run_cache(struct run *r, const char *word, int fallback, const char *what);
-/* enum byre_backend of --aio (NULL: the best there is) with that enum byre_cache; -1: told. */
-int run_backend(struct run *r, const char *aio, int cache);
+/* enum byre_backend of --aio (NULL: the best there is) with that enum byre_cache; -1: told. direct: how this command is told of direct I/O. */
+int run_backend(struct run *r, const char *aio, int cache, const char *direct);
 /* BYRE_OPEN_DISCARD or 0, of --discard; -1: told. */
 int run_discard_mode(struct run *r, const char *word);
 /* 0 human, 1 json, -1: told already. */

@@ -98,21 +98,6 @@ static int parse(struct run *r, const struct opts *o, struct bench *b)
     return 0;
 }
 
-static int parse_aio(struct run *r, const char *word, int cache)
-{
-    if (!word || strcmp(word, "io_uring") == 0)
-        return BYRE_BACKEND_AUTO;
-    if (strcmp(word, "threads") == 0)
-        return BYRE_BACKEND_THREADS;
-    if (strcmp(word, "native") != 0)
-        run_fail(r, "Invalid aio option: %s", word);
-    else if (cache != BYRE_CACHE_NONE && cache != BYRE_CACHE_DIRECTSYNC)
-        run_fail(r, "aio=native needs direct I/O (-t none)");
-    else
-        return BYRE_BACKEND_AUTO;
-    return -1;
-}
-
 /* The next request, in the peer's order of offsets: modulo the size of the image; at 0 when it would cross the end. */
 static void next_request(struct bench *b, struct byre_request *rq)
 {
@@ -233,7 +218,7 @@ static int cmd_run(struct run *r)
     if (r->argc != 1)
         return run_usage(r, "exactly one image is needed");
     int cache = run_cache(r, o->cache, BYRE_CACHE_WRITEBACK, "cache");
-    int backend = cache < 0 ? -1 : parse_aio(r, o->native ? "native" : o->aio, cache);
+    int backend = cache < 0 ? -1 : run_backend(r, o->native ? "native" : o->aio, cache, "-t none");
     if (backend < 0 || parse(r, o, &b))
         return 1;
     if (o->write && o->force_share)

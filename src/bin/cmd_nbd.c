@@ -265,7 +265,7 @@ static int cmd_run(struct run *r)
         return 1;
     if (r->argc != 1)
         return run_usage(r, "exactly one image is needed");
-    int backend = run_backend(r, o->aio, n.cache), code = 1;
+    int backend = run_backend(r, o->aio, n.cache, "--cache none"), code = 1;
     if (backend < 0 || (o->fork && !daemonize_begin(&dz, r)) || !server_begin(&n.s, r))
         return 1;
     if (run_ctx(r, server_threads(o->threads), backend))

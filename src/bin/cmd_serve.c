@@ -235,7 +235,7 @@ static int serve(struct serve *s)
 
 static int with_signals(struct serve *s)
 {
-    int code = 1, backend = run_backend(s->r, s->o->aio, s->cache);
+    int code = 1, backend = run_backend(s->r, s->o->aio, s->cache, "--cache none");
     if (!server_begin(&s->server, s->r))
         return 1;
     s->r->more_loops = true;

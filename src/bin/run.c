@@ -148,7 +148,7 @@ int run_cache(struct run *r, const char *word, int fallback, const char *what)
     return -1;
 }
 
-int run_backend(struct run *r, const char *aio, int cache)
+int run_backend(struct run *r, const char *aio, int cache, const char *direct)
 {
     if (!aio || strcmp(aio, "io_uring") == 0)
         return BYRE_BACKEND_AUTO;
@@ -156,7 +156,10 @@ int run_backend(struct run *r, const char *aio, int cache)
         return BYRE_BACKEND_THREADS;
     if (strcmp(aio, "native") == 0 && (cache == BYRE_CACHE_NONE || cache == BYRE_CACHE_DIRECTSYNC))
         return BYRE_BACKEND_AUTO;
-    run_fail(r, strcmp(aio, "native") ? "Invalid aio option: %s" : "aio=%s needs direct I/O (--cache none)", aio);
+    if (strcmp(aio, "native") == 0)
+        run_fail(r, "aio=native needs direct I/O (%s)", direct);
+    else
+        run_fail(r, "Invalid aio option: %s", aio);
     return -1;
 }
 

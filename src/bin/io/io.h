@@ -84,8 +84,8 @@ bool io_buf_from_file(struct io_buf *b, const char *path);
 
 /* ---- io_file.c ---- */
 int io_image_open(struct io_shell *s, const struct io_open *how);     /* copies `how`; 0 or 1 */
-/* BYRE_BACKEND_* of a word of -i (NULL: none was given); -1: told already. */
-int io_backend(struct run *r, const char *aio, int cache);
+/* BYRE_BACKEND_* of a word of -i (NULL: none was given), or of -n; -1: told already. */
+int io_backend(struct run *r, const char *aio, bool native, int cache);
 int io_image_close(struct io_shell *s);                               /* waits for what is in flight */
 void io_open_fini(struct io_open *how);
 bool io_open_copy(struct io_open *to, const struct io_open *from);

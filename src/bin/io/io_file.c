@@ -35,19 +35,9 @@ bool io_open_copy(struct io_open *to, const struct io_open *from)
     return false;
 }
 
-int io_backend(struct run *r, const char *aio, int cache)
+int io_backend(struct run *r, const char *aio, bool native, int cache)
 {
-    if (!aio || strcmp(aio, "io_uring") == 0)
-        return BYRE_BACKEND_AUTO;
-    if (strcmp(aio, "threads") == 0)
-        return BYRE_BACKEND_THREADS;
-    if (strcmp(aio, "native") != 0)
-        run_fail(r, "Invalid aio option: %s", aio);
-    else if (cache != BYRE_CACHE_NONE && cache != BYRE_CACHE_DIRECTSYNC)
-        run_fail(r, "aio=native needs direct I/O (-t none)");
-    else
-        return BYRE_BACKEND_AUTO;
-    return -1;
+    return run_backend(r, aio ? aio : native ? "native" : NULL, cache, "-t none");
 }
 
 int io_image_open(struct io_shell *s, const struct io_open *how)
@@ -149,7 +139,7 @@ static int run_open_cmd(struct io_shell *s, const void *opts, int argc, char **a
     if (s->image)
         return run_fail(s->r, "file open already, try 'help close'");
     how.cache = run_cache(s->r, o->cache, o->nocache ? BYRE_CACHE_NONE : BYRE_CACHE_WRITEBACK, "cache");
-    if (how.cache < 0 || io_backend(s->r, o->aio ? o->aio : o->native ? "native" : NULL, how.cache) < 0 || parse_discard(s, o->discard, &how.discard))
+    if (how.cache < 0 || io_backend(s->r, o->aio, o->native, how.cache) < 0 || parse_discard(s, o->discard, &how.discard))
         return 1;
     if (!argc && !o->options.count)
         return run_fail(s->r, "a path or -o is needed");

@@ -109,7 +109,7 @@ static int parse(struct run *r, const struct opts *o, struct io_open *how)
         run_fail(r, "-U is possible with -r only");
         return -1;
     }
-    return io_backend(r, o->aio ? o->aio : o->native ? "native" : NULL, how->cache);
+    return io_backend(r, o->aio, o->native, how->cache);
 }
 
 static int cmd_run(struct run *r)
