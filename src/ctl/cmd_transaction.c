@@ -76,26 +76,7 @@ int ctl_act_same(struct ctl_act *t, const struct graph_node *now)
 
 /* ---- the table ---- */
 
-static const struct { const char *type; const struct ctl_action *action; const struct ctl_shape *shape; } actions[] = {
-    { "abort", &abort_action, &abort_shape },
-    { "block-dirty-bitmap-add", &add_action, &ctl_shape_bitmap_add },
-    { "block-dirty-bitmap-clear", &clear_action, &ctl_shape_bitmap },
-    { "block-dirty-bitmap-disable", &disable_action, &ctl_shape_bitmap },
-    { "block-dirty-bitmap-enable", &enable_action, &ctl_shape_bitmap },
-    { "block-dirty-bitmap-merge", &merge_action, &ctl_shape_bitmap_merge },
-    { "block-dirty-bitmap-remove", &remove_action, &ctl_shape_bitmap },
-    { "blockdev-backup", &ctl_action_blockdev_backup, &ctl_shape_blockdev_backup },
-    { "blockdev-snapshot", &ctl_action_snapshot, &ctl_shape_snapshot },
-    { "blockdev-snapshot-internal-sync", &ctl_action_internal, &ctl_shape_internal },
-    { "blockdev-snapshot-sync", &ctl_action_snapshot_sync, &ctl_shape_snapshot_sync },
-    { "drive-backup", &ctl_action_drive_backup, &ctl_shape_drive_backup },
-};
-
-struct entry { int type; const void *data; };
-static const char *const type_words[] = { "abort", "block-dirty-bitmap-add", "block-dirty-bitmap-clear", "block-dirty-bitmap-disable", "block-dirty-bitmap-enable",
-    "block-dirty-bitmap-merge", "block-dirty-bitmap-remove", "blockdev-backup", "blockdev-snapshot", "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync",
-    "drive-backup", NULL };
-static const struct ctl_shape type_shape = { .name = "TransactionActionKind", .words = type_words };
+struct entry { int type; const void *data; };        /* type: the index of its row in ENTRIES */
 #define DATA(name, shape_) static const struct ctl_arg name##_data[] = { { "data", CTL_STRUCT, true, CTL_AT(struct entry, data), .of = &shape_ }, CTL_ARGS_END }
 DATA(abort, abort_shape);
 DATA(add, ctl_shape_bitmap_add);
@@ -106,12 +87,26 @@ DATA(drive, ctl_shape_drive_backup);
 DATA(snapshot, ctl_shape_snapshot);
 DATA(internal, ctl_shape_internal);
 DATA(snapshot_sync, ctl_shape_snapshot_sync);
-static const struct ctl_case entry_cases[] = {
-    { "abort", abort_data }, { "block-dirty-bitmap-add", add_data }, { "block-dirty-bitmap-clear", bitmap_data }, { "block-dirty-bitmap-disable", bitmap_data },
-    { "block-dirty-bitmap-enable", bitmap_data }, { "block-dirty-bitmap-merge", merge_data }, { "block-dirty-bitmap-remove", bitmap_data },
-    { "blockdev-backup", backup_data }, { "drive-backup", drive_data },
-    { "blockdev-snapshot", snapshot_data }, { "blockdev-snapshot-internal-sync", internal_data }, { "blockdev-snapshot-sync", snapshot_sync_data }, { NULL, NULL }
-};
+#define ENTRIES(X) \
+    X("abort", abort_action, abort_data) \
+    X("block-dirty-bitmap-add", add_action, add_data) \
+    X("block-dirty-bitmap-clear", clear_action, bitmap_data) \
+    X("block-dirty-bitmap-disable", disable_action, bitmap_data) \
+    X("block-dirty-bitmap-enable", enable_action, bitmap_data) \
+    X("block-dirty-bitmap-merge", merge_action, merge_data) \
+    X("block-dirty-bitmap-remove", remove_action, bitmap_data) \
+    X("blockdev-backup", ctl_action_blockdev_backup, backup_data) \
+    X("blockdev-snapshot", ctl_action_snapshot, snapshot_data) \
+    X("blockdev-snapshot-internal-sync", ctl_action_internal, internal_data) \
+    X("blockdev-snapshot-sync", ctl_action_snapshot_sync, snapshot_sync_data) \
+    X("drive-backup", ctl_action_drive_backup, drive_data)
+#define ACTION(word, action, data) &action,
+#define WORD(word, action, data) word,
+#define CASE(word, action, data) { word, data },
+static const struct ctl_action *const actions[] = { ENTRIES(ACTION) };
+static const char *const type_words[] = { ENTRIES(WORD) NULL };
+static const struct ctl_case entry_cases[] = { ENTRIES(CASE) { NULL, NULL } };
+static const struct ctl_shape type_shape = { .name = "TransactionActionKind", .words = type_words };
 static const struct ctl_arg entry_rows[] = { { "type", CTL_ENUM, true, CTL_AT(struct entry, type), .of = &type_shape }, CTL_ARGS_END };
 static const struct ctl_shape entry_shape = { .name = "TransactionAction", .rows = entry_rows, .bytes = sizeof(struct entry), .tag = "type", .cases = entry_cases };
 
@@ -260,10 +255,10 @@ static int make_acts(struct transaction *tx, const struct args *a)
     if (!tx->acts || (grouped && !tx->group))
         return byre_fail(&tx->call->err, NOMEM, "no memory for a transaction");
     for (size_t i = 0; i < tx->count; i++) {
-        tx->acts[i] = (struct ctl_act){ .action = actions[e[i].type].action, .group = tx->group,
+        tx->acts[i] = (struct ctl_act){ .action = actions[e[i].type], .group = tx->group,
                                         .call = { .c = tx->call->c, .client = tx->call->client, .args = e[i].data } };
         if (grouped && !tx->acts[i].action->groups)
-            return byre_fail(&tx->call->err, NOT_SUPPORTED, "Action '%s' does not support Transaction property completion-mode = grouped", actions[e[i].type].type);
+            return byre_fail(&tx->call->err, NOT_SUPPORTED, "Action '%s' does not support Transaction property completion-mode = grouped", type_words[e[i].type]);
     }
     return 0;
 }

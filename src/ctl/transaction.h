@@ -3,7 +3,7 @@
  * transaction.h: entries of a transaction. Private to ctl/.
  *
  * A kind of entry is one row, struct ctl_action; its arguments are those of the command of the same name. To add one: the row and the shape of its
- * arguments beside the command, a line in each table of cmd_transaction.c (`actions` and `type_words` have the same order).
+ * arguments beside the command, a line in ENTRIES of cmd_transaction.c.
  */
 #ifndef CTL_TRANSACTION_H
 #define CTL_TRANSACTION_H
