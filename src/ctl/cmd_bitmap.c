@@ -11,6 +11,7 @@
  */
 
 #include "ctl/transaction.h"
+#include "graph/reach.h"
 #include "graph/runtime.h"
 
 struct add_args { const char *node, *name; uint64_t granularity; bool persistent, disabled; };

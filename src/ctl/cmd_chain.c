@@ -15,6 +15,7 @@
 #include "ctl/guard.h"
 #include "ctl/job_args.h"
 #include "graph/live.h"
+#include "graph/reach.h"
 #include "graph/runtime.h"
 #include "job/live_commit.h"
 #include "job/mirror.h"
@@ -133,7 +134,7 @@ static int guard_commit(struct co *co, struct ctl_call *call, const struct chain
             last = n;                            /* down to the end of the chain */
     struct ctl_guard g = { o->disk, a->drop_source ? top : graph_backing(top), last, a->force };
     struct ctl_guard taken = { o->disk, top, last, false };
-    if (last == top || !g.from || !graph_lies_below(top, last))
+    if (last == top || !g.from || !graph_lies_above(top, last))
         return 0;                                /* the job says what is wrong */
     ctl_guard_committing(co, call->c, &taken, ctl_job_opts(&a->job, a->device).id);
     struct job_live_commit_opts again = { 0 };
@@ -176,7 +177,7 @@ static int run_block_stream(struct co *co, struct ctl_call *call)
         if (o.base)
             return byre_fail(&call->err, BAD_ARGUMENT, "'bottom' and 'base' or 'base-node' are mutually exclusive");
         r = node_of(call, a->bottom, &bottom);
-        if (!r && !graph_lies_below(o.node, bottom))
+        if (!r && !graph_lies_above(o.node, bottom))
             return byre_fail(&call->err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", a->bottom, a->device);
         o.base = r ? NULL : graph_backing(bottom);
     }

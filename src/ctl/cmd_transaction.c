@@ -23,6 +23,7 @@
 
 #include "ctl/ctl_priv.h"
 #include "ctl/transaction.h"
+#include "graph/reach.h"
 #include "graph/runtime.h"
 #include "job/group.h"
 

@@ -370,7 +370,7 @@ static int check_content(struct graph_node *n, struct graph_node *to, struct byr
         return byre_fail(err, PERMISSION, "node '%s': node '%s' keeps a snapshot of its disk, or in it, and nothing else can come to lie below it meanwhile", n->name,
                          keeps->name);
     for (struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, m)) {
-        int r = lies_above(m, n) ? watches_allow(m, "change below it", err) : 0;
+        int r = chain_has(m, n) ? watches_allow(m, "change below it", err) : 0;
         if (r)
             return r;
     }

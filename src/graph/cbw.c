@@ -66,7 +66,7 @@ static struct cbw *cbw_new(const struct cbw_opts *o)
 static int check(const struct cbw_opts *o, struct byre_err *err)
 {
     uint64_t have = graph_length(o->target), want = graph_length(o->source);
-    if (o->source == o->target || (!o->over && goes_to(o->target, o->source)) || goes_to(o->source, o->target))
+    if (o->source == o->target || (!o->over && graph_goes_to(o->target, o->source)) || graph_goes_to(o->source, o->target))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' and node '%s' lie over one another: what is kept of one cannot go to the other", o->source->name, o->target->name);
     if (have < want)
         return byre_fail(err, BAD_SIZE, "node '%s' has %" PRIu64 " bytes, and node '%s', of which it is to keep what is overwritten, has %" PRIu64, o->target->name,

@@ -109,7 +109,7 @@ static int find_bottom(struct graph_node *below, const char *name, struct graph_
     *ret = name ? graph_find(below->g, name) : NULL;
     if (name && !*ret)
         return byre_fail(err, NOT_FOUND, "there is no node '%s' that could be 'bottom'", name);
-    if (*ret && !lies_above(below, *ret))
+    if (*ret && !chain_has(below, *ret))
         return byre_fail(err, BAD_OPTION, "node '%s', the 'bottom', does not lie below node '%s'", name, below->name);
     return 0;
 }

@@ -80,20 +80,9 @@ static bool is_closed(struct graph_node *n)
 {
     LIST_FOR(l, &n->g->nodes) {
         const struct graph_node *m = CONTAINER_OF(l, struct graph_node, link);
-        if (m->closed && goes_to(n, m))
+        if (m->closed && graph_goes_to(n, m))
             return true;
     }
-    return false;
-}
-
-/* Is n where this file of an image lies? */
-static bool is_in(struct graph_node *file, const struct graph_node *n) { return file && (goes_to(file, n) || graph_rests_on(file, n)); }
-
-bool graph_rests_on(const struct graph_node *m, const struct graph_node *n)
-{
-    for (; m; m = m->backing)
-        if (is_in(m->file, n) || is_in(m->data_node, n) || (m->side && graph_rests_on(m->side, n)))
-            return true;
     return false;
 }
 
@@ -112,7 +101,7 @@ void gates_update(struct graph *g)
 {
     LIST_FOR(l, &g->nodes) {
         struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
-        bool gated = n->under ? is_closed(n) : !n->inner && (goes_to(n, NULL) || (g->stills && is_held_still(n)));
+        bool gated = n->under ? is_closed(n) : !n->inner && (goes_to_drained(n) || (g->stills && is_held_still(n)));
         atomic_store(&n->gated, gated);
         while (!gated && n->waiters) {
             struct gate_waiter *w = n->waiters;
@@ -127,7 +116,7 @@ static void empty_once(struct co *co, struct graph_node *n, bool still)
     unsigned round = ++n->g->drain_round;
     struct graph_node *m = node_next(n->g, NULL);
     while (m) {
-        if (m->drain_round == round || !(goes_to(m, n) || (still && graph_rests_on(m, n)))) {
+        if (m->drain_round == round || !(graph_goes_to(m, n) || (still && graph_rests_on(m, n)))) {
             m = node_next(n->g, m);
             continue;
         }

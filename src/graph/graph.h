@@ -245,11 +245,9 @@ void graph_drain_end(struct graph_node *n);
  * a format writes of its own accord may. */
 void graph_still_begin(struct co *co, struct graph_node *n);
 void graph_still_end(struct graph_node *n);
-/* As drain, but what formats over n ask of it waits, too, even what they write of their own accord: nothing inside may wait for one (graph_rests_on). */
+/* As drain, but what formats over n ask of it waits, too, even what they write of their own accord: nothing inside may wait for one (graph_rests_on, reach.h). */
 void graph_shut_begin(struct co *co, struct graph_node *n);
 void graph_shut_end(struct graph_node *n);
-/* Do requests for m come to n by way of the file of an image? */
-bool graph_rests_on(const struct graph_node *m, const struct graph_node *n);
 
 /* ---- dirty bitmaps (FEATURES 9.076): home loop. Changes drain the node; those of persistent bitmaps are durable when the
  * call returns 0, and have not happened when it fails. ---- */

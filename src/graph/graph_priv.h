@@ -35,6 +35,7 @@
  *   node_stor.c  a node as a byte store, for those who make an image in it
  *   filter.c   filters and attachments: nodes that pass requests on; passing.c: those that do nothing else, for a job
  *   side.c     nodes that a request goes to beside its chain
+ *   reach.c    does one node lie above another, do its requests come there? (reach.h)
  *   under.c    the node below a format, as its store (under.h)
  *   runtime.c  other nodes under the same users, while they use them
  * Told by headers of their own: blockdev.h (blockdev.c, blockdev_reopen.c, snapshot.c), live.h (live.c, absent.c), runtime.h (threshold.c),
@@ -71,6 +72,7 @@
 #include "base/list.h"
 #include "graph/fill.h"
 #include "graph/graph.h"
+#include "graph/reach.h"
 #include "graph/runtime.h"
 #include "graph/stats.h"
 #include "rt/sync.h"
@@ -100,7 +102,7 @@ struct graph {
     void *threshold_arg;
     unsigned next_name;
     unsigned drain_round;
-    unsigned sides, walk_round;         /* nodes that have a side; side.c */
+    unsigned sides, walk_round;         /* nodes that have a side; reach.c */
     unsigned stills;                    /* of all nodes */
     struct co_mutex index_mx;           /* docs/internals/concurrency.md, as the two below: of the nodes' index_next, and whose holder's indexes nobody takes away */
     struct co_mutex edges_mx;           /* one change of edges at a time */
@@ -217,7 +219,7 @@ struct graph_node {
     struct graph_user data_use;
     struct graph_node *side;            /* requests for this node go there as well (side.c); with a reference. NULL: none */
     struct graph_user side_use;
-    struct graph_node *walk_next;       /* home: side.c, as what follows */
+    struct graph_node *walk_next;       /* home: reach.c, as what follows */
     unsigned walk_seen, walk_queued;
     struct graph_node *end_next;        /* home: node_unref */
 };
@@ -250,8 +252,6 @@ bool node_is_hidden(const struct graph_node *n);
 /* ---- side.c ---- */
 /* n's requests go to `to` as well, as `use` says, from now on until n ends. n is new. */
 MUST_USE int side_set(struct graph_node *n, struct graph_node *to, const struct graph_user *use, struct byre_err *err);
-/* Do requests for `top` come to n, by backing nodes and sides? n NULL: to one that is drained. */
-bool goes_to(struct graph_node *top, const struct graph_node *n);
 /* ---- requests inside a section of a gate at or above n: as graph_*, whatever n is ---- */
 MUST_USE int node_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
 MUST_USE int node_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags);       /* write.c */
@@ -591,7 +591,6 @@ void edge_to_backing(struct co *co, struct graph_node *n, struct graph_node *bac
 void indexes_drop(struct co *co, struct graph_node *n);
 /* Makes those that pay, below writable nodes above n. */
 void indexes_make(struct graph_node *n);
-bool lies_above(const struct graph_node *m, const struct graph_node *n);       /* or is n */
 /* Could `backing` lie below n (graph.h I1)? */
 MUST_USE int check_chain(const struct graph_node *n, const struct graph_node *backing, struct byre_err *err);
 

@@ -33,24 +33,6 @@ struct graph_claim {
 
 struct graph *graph_of(const struct graph_node *n) { return n->g; }
 
-struct graph_node *graph_overlay_in(struct graph_node *top, const struct graph_node *n)
-{
-    while (top && top->backing != n)
-        top = top->backing;
-    return top;
-}
-
-bool graph_lies_below(const struct graph_node *top, const struct graph_node *n)
-{
-    return graph_overlay_in((struct graph_node *)(uintptr_t)top, n) != NULL;
-}
-
-bool graph_goes_to(struct graph_node *top, const struct graph_node *n)
-{
-    ASSERT_LOOP(n->g->home);
-    return goes_to(top, n);
-}
-
 void graph_chain_hold(struct co *co, struct graph_node *const *all, unsigned count)
 {
     for (unsigned i = 0; i < count; i++)
@@ -123,7 +105,7 @@ int graph_make_long(struct co *co, struct graph_node *base, uint64_t size, struc
 
 static int claim_layers(struct co *co, struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err)
 {
-    if (!graph_lies_below(top, base))
+    if (!graph_lies_above(top, base))
         return byre_fail(err, BUSY, "node '%s': does not lie below node '%s' any more", base->name, top->name);
     struct graph_claim *c = claim_new(top, base, who);
     if (!c)
@@ -185,7 +167,7 @@ static void shut_base(struct graph_claim *c)
 int graph_claim_between(struct graph_node *top, struct graph_node *base, const char *who, struct graph_claim **ret, struct byre_err *err)
 {
     ASSERT_LOOP(top->g->home);
-    ASSERT(graph_lies_below(top, base));
+    ASSERT(graph_lies_above(top, base));
     struct graph_claim *c = claim_new(top, base, who);
     int r = c ? 0 : byre_fail(err, NOMEM, "no memory to use a chain");
     for (unsigned i = 1; !r && i + 1 < c->count; i++)

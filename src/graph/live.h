@@ -59,14 +59,8 @@ void graph_chain_hold(struct co *co, struct graph_node *const *all, unsigned cou
 void graph_chain_let(struct co *co, struct graph_node *const *all, unsigned count);
 
 struct graph *graph_of(const struct graph_node *n);
-/* Does `n` lie below `top`? */
-bool graph_lies_below(const struct graph_node *top, const struct graph_node *n);
-/* Do requests for `top` go to n: is it n, does it lie above n, or send requests there beside its chain (side.c)? Draining n then gates top. */
-bool graph_goes_to(struct graph_node *top, const struct graph_node *n);
 /* The base of a commit has at least `size` bytes when it returns; open for writing. Suspends. */
 MUST_USE int graph_make_long(struct co *co, struct graph_node *base, uint64_t size, struct byre_err *err);
-/* The layer of the chain of `top` that lies right above n. NULL: none */
-struct graph_node *graph_overlay_in(struct graph_node *top, const struct graph_node *n);
 /* The name by which `overlay` may record `base`: as `like`, whose backing node it is, does, where that means the same file there, else its
  * full path. Owned. */
 MUST_USE int graph_name_of(struct co *co, const struct graph_node *overlay, struct graph_node *like, char **ret_name, struct byre_err *err);

@@ -42,7 +42,7 @@ static const char *mode_changer(const struct graph_node *n) { return user_with(n
 static void forget_below(struct graph_node *n)
 {
     for (struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, m))
-        if (m->backing && !m->ending && lies_above(m->backing, n))
+        if (m->backing && !m->ending && chain_has(m->backing, n))
             atomic_store(&m->im->below_zero_from, UINT64_MAX);        /* M4 */
 }
 

@@ -744,7 +744,7 @@ static bool has_through(const struct graph_node *top, const struct graph_node *b
         if (is_through(m, part->im))
             return true;
     for (struct graph_node *m = node_next(top->g, NULL); m; m = node_next(top->g, m))
-        if (m->im && lies_above(m, top) && is_through(m, part->im))
+        if (m->im && chain_has(m, top) && is_through(m, part->im))
             return true;
     return false;
 }

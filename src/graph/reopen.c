@@ -17,18 +17,10 @@
 #include "graph/filter.h"
 #include "graph/live.h"
 
-bool lies_above(const struct graph_node *m, const struct graph_node *n)
-{
-    for (; m; m = m->backing)
-        if (m == n)
-            return true;
-    return false;
-}
-
 static struct graph_node *indexed_above(struct graph_node *n)
 {
     for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
-        if (atomic_load(&m->index) && lies_above(m, n))
+        if (atomic_load(&m->index) && chain_has(m, n))
             return m;
     return NULL;
 }
@@ -57,7 +49,7 @@ static bool is_top(const struct graph_node *n)
 void indexes_make(struct graph_node *n)
 {
     for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
-        if (m->ready && m->backing && lies_above(m, n) && (!m->read_only || is_top(m)))
+        if (m->ready && m->backing && chain_has(m, n) && (!m->read_only || is_top(m)))
             index_attach(m->backing);
 }
 
@@ -170,7 +162,7 @@ int check_chain(const struct graph_node *n, const struct graph_node *backing, st
     for (const struct graph_node *m = backing; m; depth += !m->flt, m = m->backing)
         if (m == n || (m->has_identity && n->has_identity && m->id_a == n->id_a && m->id_b == n->id_b))
             return byre_fail(err, BACKING_LOOP, "%s: would be in its own backing chain", n->filename);
-    if (backing && n->g->sides && goes_to((struct graph_node *)(uintptr_t)backing, n))
+    if (backing && n->g->sides && graph_goes_to((struct graph_node *)(uintptr_t)backing, n))
         return byre_fail(err, BACKING_LOOP, "%s: what is to lie below it sends requests to it", n->filename);
     if (backing && graph_rests_on(backing, n))
         return byre_fail(err, BACKING_LOOP, "%s: what is to lie below it has its files in it", n->filename);

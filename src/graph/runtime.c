@@ -42,7 +42,7 @@ struct change {
 /* Does the edge from m to c->from move? */
 static bool moves(const struct change *c, const struct graph_node *m)
 {
-    return m->backing == c->from && !goes_to(c->to, m);
+    return m->backing == c->from && !graph_goes_to(c->to, m);
 }
 
 static bool is_moving_use(const struct change *c, const struct graph_user *u)
@@ -81,7 +81,7 @@ static int check_depths(const struct change *c, struct byre_err *err)
         unsigned depth = !c->to->flt;
         for (const struct graph_node *l = m; l; l = l->backing)
             depth += !l->flt;
-        if (lies_above(m, c->from) && depth > m->g->max_depth)
+        if (chain_has(m, c->from) && depth > m->g->max_depth)
             return byre_fail(err, BACKING_DEPTH, "node '%s': its backing chain would have more than %u images", m->name, m->g->max_depth);
     }
     return 0;
@@ -358,7 +358,7 @@ int graph_set_backing(struct co *co, struct graph_node *n, struct graph_node *ba
 const struct graph_node *node_snapshot_keeper(const struct graph_node *f)
 {
     for (struct graph_node *m = node_next(f->g, NULL); m; m = node_next(f->g, m))
-        if (m->flt && m->flt->deny && m->users && goes_to(m, f))
+        if (m->flt && m->flt->deny && m->users && graph_goes_to(m, f))
             return m;
     return NULL;
 }
@@ -388,7 +388,7 @@ static int check_filtered(const struct graph_node *f, struct graph_node *to, str
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, and '%s' writes through '%s'", to->name, f->users ? f->users->who : "", f->name);
     if (f->users && graph_length(f) != graph_length(to))
         return byre_fail(err, BAD_SIZE, "node '%s' has %" PRIu64 " bytes, and '%s', which is in use, has %" PRIu64, to->name, graph_length(to), f->name, graph_length(f));
-    if (lies_above(to, f))
+    if (chain_has(to, f))
         return byre_fail(err, BACKING_LOOP, "node '%s' lies above node '%s', or is it", to->name, f->name);
     int r = check_chain(f, to, err);
     return r ? r : users_fit(to, &f->backing_use, use_that_goes(f, to), err);
@@ -427,7 +427,7 @@ int graph_set_filtered(struct co *co, struct graph_node *f, struct graph_node *t
 int graph_freeze(struct graph_node *top, const struct graph_node *base, struct byre_err *err)
 {
     ASSERT_LOOP(top->g->home);
-    if (base && !lies_above(top, base))
+    if (base && !chain_has(top, base))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is not below node '%s'", base->name, top->name);
     for (const struct graph_node *m = top; m && m != base; m = m->backing)
         if (m->passing || (m->backing && m->backing->passing))

@@ -18,6 +18,7 @@
 #include "base/checked.h"
 #include "base/mutant.h"
 #include "graph/live.h"
+#include "graph/reach.h"
 #include "job/commit.h"
 #include "job/copying.h"
 #include "job/drop_equal.h"

@@ -22,6 +22,7 @@
 
 #include "base/checked.h"
 #include "base/mutant.h"
+#include "graph/reach.h"
 #include "graph/runtime.h"
 #include "job/relink.h"
 #include "job/top.h"
@@ -237,11 +238,11 @@ const struct job_kind job_live_commit_kind = { .type = "commit", .run = run, .co
 
 static int check_layers(const struct job_live_commit_opts *o, const struct graph_node *base, struct byre_err *err)
 {
-    if (!graph_lies_below(o->disk, o->top))
+    if (!graph_lies_above(o->disk, o->top))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", graph_node_name(o->top), graph_node_name(o->disk));
     if (o->top == base)
         return byre_fail(err, BAD_ARGUMENT, "cannot commit an image into itself");
-    if (!graph_lies_below(o->top, base))
+    if (!graph_lies_above(o->top, base))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", graph_node_name(base), graph_node_name(o->top));
     return 0;
 }

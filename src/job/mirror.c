@@ -26,6 +26,7 @@
 #include "base/mutant.h"
 #include "copy/live.h"
 #include "graph/live.h"
+#include "graph/reach.h"
 #include "graph/runtime.h"
 #include "job/mirror.h"
 #include "job/aside.h"
@@ -591,14 +592,6 @@ static uint64_t granularity_for(const struct graph_node *target)
     return job_grain(graph_format(n) == &fmt_raw_ops ? UINT64_MAX : graph_image(n)->cluster);
 }
 
-static bool lies_below(const struct graph_node *top, const struct graph_node *n)
-{
-    for (top = graph_backing(top); top; top = graph_backing(top))
-        if (top == n)
-            return true;
-    return false;
-}
-
 static int check_sizes(const struct job_mirror_opts *o, struct byre_err *err)
 {
     uint64_t a = graph_length(o->source), b = graph_length(o->target);
@@ -663,12 +656,12 @@ static int check(const struct job_mirror_opts *o, struct byre_err *err)
         return r;
     if (o->active_commit && o->target == graph_skip_filters(o->source))
         return byre_fail(err, BAD_ARGUMENT, "cannot commit an image into itself");
-    if (o->active_commit && !lies_below(o->source, o->target))
+    if (o->active_commit && !graph_lies_above(o->source, o->target))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", graph_node_name(o->target), graph_node_name(o->source));
     if (o->active_commit && graph_image(o->target)->partial)
         return byre_fail(err, NOT_SUPPORTED, "%s: since a commit that did not come to its end it makes sense only as a layer below '%s', and the disk would lie "
                          "on it alone; begin that commit again, or commit into a layer further down", graph_filename(o->target), graph_image(o->target)->partial);
-    if (!o->active_commit && lies_below(o->source, o->target))
+    if (!o->active_commit && graph_lies_above(o->source, o->target))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' lies below '%s': what is written to it would show there", graph_node_name(o->target), graph_node_name(o->source));
     return 0;
 }

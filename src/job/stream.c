@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "graph/reach.h"
 #include "graph/runtime.h"
 #include "job/relink.h"
 #include "job/top.h"
@@ -178,9 +179,9 @@ static int check(const struct job_stream_opts *o, struct byre_err *err)
         r = graph_need_root(o->node, err);
     if (r)
         return r;
-    if (o->node != o->disk && !graph_lies_below(o->disk, o->node))
+    if (o->node != o->disk && !graph_lies_above(o->disk, o->node))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", graph_node_name(o->node), graph_node_name(o->disk));
-    if (o->base && !graph_lies_below(graph_skip_filters(o->node), o->base))
+    if (o->base && !graph_lies_above(graph_skip_filters(o->node), o->base))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is no layer below '%s'", graph_node_name(o->base), graph_node_name(o->node));
     if (!o->base && o->backing_file)
         return byre_fail(err, BAD_ARGUMENT, "backing file specified, but streaming the entire chain");
