@@ -208,13 +208,11 @@ struct change {
 static int change_start(struct co *co, struct graph_node *n, struct change *c, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
-    node_close_begin(co, n);
-    graph_hold_image(co, n);
+    node_whole_begin(co, n);
     *c = (struct change){ .n = n, .err = err, .t = bitmaps_tracked(n, 2) };
     if (c->t)
         return 0;
-    graph_release_image(n);
-    node_close_end(n);
+    node_whole_end(n);
     return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
 }
 
@@ -236,8 +234,7 @@ static void change_finish(struct change *c)
     bitmaps_publish(c->n, c->t);
     if (c->old)
         saved_bury(c->n, c->grave, c->old);
-    graph_release_image(c->n);
-    node_close_end(c->n);
+    node_whole_end(c->n);
 }
 
 static int may_write(struct graph_node *n, const struct fmt_bitmap *b, struct byre_err *err)
@@ -607,11 +604,9 @@ int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err 
     ASSERT(n->bitmap_batch > 0);
     if (--n->bitmap_batch || !n->im->ops->bitmaps_sync)
         return 0;
-    node_close_begin(co, n);
-    co_lock(co, &n->whole);
+    node_whole_begin(co, n);
     int r = bitmaps_store(co, n, err);
-    co_unlock(&n->whole);
-    node_close_end(n);
+    node_whole_end(n);
     return r;
 }
 

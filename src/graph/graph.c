@@ -325,19 +325,32 @@ void graph_abandon(struct graph_node *n)
 
 /* ---- changes of the image as a whole ---- */
 
-int node_change_begin(struct co *co, struct graph_node *n, struct byre_err *err)
+void graph_hold_image(struct co *co, struct graph_node *n) { co_lock(co, &n->whole); }
+void graph_release_image(struct graph_node *n) { co_unlock(&n->whole); }
+
+void node_whole_begin(struct co *co, struct graph_node *n)
 {
     node_close_begin(co, n);
-    co_lock(co, &n->whole);
+    graph_hold_image(co, n);
+}
+
+void node_whole_end(struct graph_node *n)
+{
+    graph_release_image(n);
+    node_close_end(n);
+}
+
+int node_change_begin(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    node_whole_begin(co, n);
     int r = active_need(n, "be changed", err);
     return !r && n->read_only ? byre_fail(err, READ_ONLY, "%s: is open read-only", n->filename) : r;
 }
 
 void node_change_end(struct graph_node *n)
 {
-    co_unlock(&n->whole);
     filters_refresh(n->g);
-    node_close_end(n);
+    node_whole_end(n);
 }
 
 /* ---- resize ---- */
@@ -417,13 +430,10 @@ int node_set_length(struct co *co, struct graph_node *n, uint64_t size, bool onl
     int r = watches_allow(n, "change its length", NULL);
     if (r || n->read_only)
         return r ? r : -EROFS;
-    node_close_begin(co, n);
-    co_lock(co, &n->whole);
+    node_whole_begin(co, n);
     if (!only_grow || graph_length(n) < size)
         r = resize_all(co, n, size, FMT_PREALLOC_OFF, NULL);
-    co_unlock(&n->whole);
-    filters_refresh(n->g);
-    node_close_end(n);
+    node_change_end(n);
     return r;
 }
 

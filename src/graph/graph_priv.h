@@ -239,8 +239,11 @@ int node_unref(struct co *co, struct graph_node *n);
 MUST_USE int node_resize(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
 /* For the store over n: its length, from inside a request of what lies above; only_grow: if it is shorter. -errno. Home. */
 MUST_USE int node_set_length(struct co *co, struct graph_node *n, uint64_t size, bool only_grow);
-/* Drains n and holds its `whole`, for a change of its image: refused when it has become read-only by then (mode.c). end after begin, also when that
- * was refused. */
+/* Drains n, formats over it too, and holds its `whole` (graph_hold_image): nobody is inside its image but the caller, who may change it. */
+void node_whole_begin(struct co *co, struct graph_node *n);
+void node_whole_end(struct graph_node *n);
+/* The same, for a change that needs an image open for writing: refused when it has become read-only by then (mode.c). end after begin, also when
+ * that was refused; what filters over it show follows. */
 MUST_USE int node_change_begin(struct co *co, struct graph_node *n, struct byre_err *err);
 void node_change_end(struct graph_node *n);
 /* Iterates all nodes, attachments too. */

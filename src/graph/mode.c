@@ -356,13 +356,9 @@ static int from_writing(struct co *co, struct graph_node *n, const struct node_m
 
 /* ---- the whole ---- */
 
-void graph_hold_image(struct co *co, struct graph_node *n) { co_lock(co, &n->whole); }
-void graph_release_image(struct graph_node *n) { co_unlock(&n->whole); }
-
 int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
 {
-    node_close_begin(co, n);
-    graph_hold_image(co, n);
+    node_whole_begin(co, n);
     indexes_drop(co, n);
     mode_locks_hold(n);
     int r = n->read_only ? from_reading(co, n, m, err) : from_writing(co, n, m, err);
@@ -374,15 +370,13 @@ int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, 
     threshold_follow(n);
     if (n->backing)
         n->im->has_backing = true;               /* whatever the image records: what is written to it hides what lies there */
-    graph_release_image(n);
     node_set_below(n);
     if (atomic_load(&n->alone))
         atomic_store(&n->im->below_zero_from, UINT64_MAX);
     if (!n->read_only)
         forget_below(n);
     indexes_make(n);
-    filters_refresh(n->g);
-    node_close_end(n);
+    node_change_end(n);
     return r;
 }
 

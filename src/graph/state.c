@@ -86,13 +86,11 @@ struct state_write { struct graph_node *n; struct iov v; uint64_t off; };
 static int write_home(struct co *co, void *arg)
 {
     const struct state_write *s = arg;
-    node_close_begin(co, s->n);
-    co_lock(co, &s->n->whole);
+    node_whole_begin(co, s->n);
     int r = write_drained(co, s->n, s->v, s->off);
     if (!r && s->n->writethrough)
         r = s->n->im->ops->flush(co, s->n->im);
-    co_unlock(&s->n->whole);
-    node_close_end(s->n);
+    node_whole_end(s->n);
     return r;
 }
 
