@@ -36,8 +36,7 @@ struct turning {
     bool active;
     struct graph_node **all;             /* in the order of turning; each with a reference */
     size_t count, cap;
-    struct graph_node **drained;         /* those, and the images over files of them; each with a reference */
-    size_t drained_count;
+    struct node_set drained;             /* those, and the images over files of them */
     struct byre_err *err;
 };
 
@@ -172,43 +171,20 @@ static int choose(struct turning *t, struct graph_node *n)
     return 0;
 }
 
-static bool touches(const struct turning *t, const struct graph_node *m)
+static bool touches(const void *arg, const struct graph_node *m)
 {
+    const struct turning *t = arg;
     for (size_t i = 0; i < t->count; i++)
         if (t->all[i] == m || t->all[i] == m->file)
             return true;
     return false;
 }
 
-static int drain_all(struct co *co, struct turning *t)
-{
-    size_t cap = 0;
-    for (struct graph_node *m = node_next(t->g, NULL); m; m = node_next(t->g, m))
-        cap++;
-    t->drained = calloc(cap + 1, sizeof *t->drained);
-    if (!t->drained)
-        return byre_fail(t->err, NOMEM, "no memory for a list of nodes");
-    for (struct graph_node *m = node_next(t->g, NULL); m; m = node_next(t->g, m))
-        if (touches(t, m)) {
-            graph_ref(m);
-            t->drained[t->drained_count++] = m;
-        }
-    for (size_t i = 0; i < t->drained_count; i++)
-        graph_drain_begin(co, t->drained[i]);
-    return 0;
-}
-
 static void let_all(struct co *co, struct turning *t)
 {
-    for (size_t i = 0; i < t->drained_count; i++) {
-        t->drained[i]->undisturbed = false;
-        graph_drain_end(t->drained[i]);
-    }
-    for (size_t i = 0; i < t->drained_count; i++)
-        (void)node_unref(co, t->drained[i]);     /* somebody else has it, or had it and has gone: then there is nobody to tell */
+    node_set_end(co, &t->drained);
     for (size_t i = 0; i < t->count; i++)
-        (void)node_unref(co, t->all[i]);
-    free(t->drained);
+        (void)node_unref(co, t->all[i]);         /* somebody else has it, or had it and has gone: then there is nobody to tell */
     free(t->all);
 }
 
@@ -512,7 +488,7 @@ int graph_set_active(struct co *co, struct graph *g, struct graph_node *n, bool 
     graph_edges_hold(co, g);                     /* before any drain (runtime.c, V2) */
     int r = choose(&t, n);
     if (!r)
-        r = drain_all(co, &t);
+        r = node_set_begin(co, g, touches, &t, false, &t.drained, err);      /* what rests on one of these turns too, or sleeps: it need not be stilled */
     if (!r) {
         hold_locks(&t);
         r = turn_all(co, &t);

@@ -40,8 +40,7 @@ struct reopening {
     struct graph *g;
     struct step *steps;
     size_t count;
-    struct graph_node **drained;         /* each with a reference */
-    size_t drained_count;
+    struct node_set still;
     struct byre_err *err;
 };
 
@@ -440,25 +439,14 @@ static int do_all(struct co *co, struct reopening *ro)
     return r;
 }
 
-/* O2: what shares a file's store is drained as well. */
-static int drain_all(struct co *co, struct reopening *ro)
+/* O2: also what shares a file's store. */
+static bool touches(const void *arg, const struct graph_node *m)
 {
-    size_t cap = 0;
-    for (struct graph_node *m = node_next(ro->g, NULL); m; m = node_next(ro->g, m))
-        cap++;
-    ro->drained = calloc(cap + 1, sizeof *ro->drained);
-    if (!ro->drained)
-        return byre_fail(ro->err, NOMEM, "no memory for a list of nodes");
-    for (struct graph_node *m = node_next(ro->g, NULL); m; m = node_next(ro->g, m))
-        for (size_t i = 0; i < ro->count; i++)
-            if (m == ro->steps[i].n || m->file == ro->steps[i].n) {
-                graph_ref(m);
-                ro->drained[ro->drained_count++] = m;
-                break;
-            }
-    for (size_t i = 0; i < ro->drained_count; i++)
-        graph_still_begin(co, ro->drained[i]);
-    return 0;
+    const struct reopening *ro = arg;
+    for (size_t i = 0; i < ro->count; i++)
+        if (m == ro->steps[i].n || m->file == ro->steps[i].n)
+            return true;
+    return false;
 }
 
 /* What is changed back when a later node fails finds the locks that it had. */
@@ -478,17 +466,6 @@ static void let_locks(struct co *co, struct reopening *ro)
             mode_locks_let(co, ro->steps[i].n);
     for (size_t i = 0; i < ro->count; i++)
         mode_relax_files(co, ro->steps[i].n);    /* the image over them may only be read now */
-}
-
-static void drain_no_more(struct co *co, struct reopening *ro)
-{
-    for (size_t i = 0; i < ro->drained_count; i++) {
-        ro->drained[i]->undisturbed = false;     /* those, too, that have not come so far (mode_look_at_sharers) */
-        graph_still_end(ro->drained[i]);
-    }
-    for (size_t i = 0; i < ro->drained_count; i++)
-        (void)node_unref(co, ro->drained[i]);    /* as in reopening_end */
-    free(ro->drained);
 }
 
 static void reopening_end(struct co *co, struct reopening *ro)
@@ -529,13 +506,13 @@ int graph_blockdev_reopen(struct co *co, struct graph *g, const json_t *list, st
             r = byre_fail(err, BAD_ARGUMENT, "node '%s' is in the list twice", ro.steps[i].n->name);
     }
     if (!r)
-        r = drain_all(co, &ro);
+        r = node_set_begin(co, g, touches, &ro, true, &ro.still, err);
     if (!r) {
         hold_locks(&ro);
         r = do_all(co, &ro);
         let_locks(co, &ro);
     }
-    drain_no_more(co, &ro);
+    node_set_end(co, &ro.still);
     graph_edges_let(co, g);
     reopening_end(co, &ro);
     co_unlock(&g->options_mx);

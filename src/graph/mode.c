@@ -441,6 +441,44 @@ int mode_switch_all(struct co *co, struct graph_node *n, const struct node_mode 
     return !r && n->is_file ? mode_follow_file(co, n, err) : r;
 }
 
+/* ---- several ---- */
+
+int node_set_begin(struct co *co, struct graph *g, bool (*takes)(const void *arg, const struct graph_node *n), const void *arg, bool still,
+                   struct node_set *ret, struct byre_err *err)
+{
+    size_t cap = 0;
+    for (struct graph_node *m = node_next(g, NULL); m; m = node_next(g, m))
+        cap++;
+    *ret = (struct node_set){ .all = calloc(cap + 1, sizeof(struct graph_node *)), .still = still };
+    if (!ret->all)
+        return byre_fail(err, NOMEM, "no memory for a list of nodes");
+    for (struct graph_node *m = node_next(g, NULL); m; m = node_next(g, m))
+        if (takes(arg, m)) {
+            graph_ref(m);
+            ret->all[ret->count++] = m;
+        }
+    for (size_t i = 0; i < ret->count; i++)
+        if (still)
+            graph_still_begin(co, ret->all[i]);
+        else
+            graph_drain_begin(co, ret->all[i]);
+    return 0;
+}
+
+void node_set_end(struct co *co, struct node_set *s)
+{
+    for (size_t i = 0; i < s->count; i++) {
+        s->all[i]->undisturbed = false;          /* also of those that have not come so far (mode_look_at_sharers) */
+        if (s->still)
+            graph_still_end(s->all[i]);
+        else
+            graph_drain_end(s->all[i]);
+    }
+    for (size_t i = 0; i < s->count; i++)
+        (void)node_unref(co, s->all[i]);         /* somebody else has it, or had it and has gone: then there is nobody to tell */
+    free(s->all);
+}
+
 /* ---- auto-read-only ---- */
 
 /* Those that have not come to another store are looked at anew when they do. */

@@ -25,6 +25,12 @@ void mode_look_at_sharers(struct co *co, struct graph_node *file);
 /* mode_check, and mode_switch with what goes with it: the file of an image that is to write is opened for writing first, and what shares the store of a
  * bare file follows. */
 MUST_USE int mode_switch_all(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err);
+/* Nodes that are drained while they are opened in another way, each with a reference. */
+struct node_set { struct graph_node **all; size_t count; bool still; };
+/* Drains, or stills, all that the predicate takes; end after begin, also when that failed, which leaves none. Edges are held. Suspend. */
+MUST_USE int node_set_begin(struct co *co, struct graph *g, bool (*takes)(const void *arg, const struct graph_node *n), const void *arg, bool still,
+                            struct node_set *ret, struct byre_err *err);
+void node_set_end(struct co *co, struct node_set *s);
 /* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
 static inline bool mode_is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
 /* The last who wrote to n has gone: a file that is open for writing only when somebody writes gives its lock up. */
