@@ -286,9 +286,9 @@ static int recorded(struct co *co, struct graph_node *n, char **ret, struct byre
 /* An index of fixed layers (D6) does not cover it any more. */
 static void drop_indexes(struct co *co, struct graph_node *n)
 {
-    node_close_begin(co, n);
+    graph_shut_begin(co, n);
     indexes_drop(co, n);
-    node_close_end(n);
+    graph_shut_end(n);
 }
 
 /* An image is open for reading when it returns 0, and all that it was told is durable. */

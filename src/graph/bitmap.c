@@ -521,11 +521,11 @@ void graph_bitmap_unfollow(struct co *co, struct graph_node *n, struct fmt_bitma
 {
     if (!b->since)
         return;
-    node_close_begin(co, n);
+    graph_shut_begin(co, n);
     struct dirty *since = b->since;
     b->since = NULL;
     publish_less(n);                             /* it cannot fail: the next job that follows finds the bitmap as it was */
-    node_close_end(n);
+    graph_shut_end(n);
     dirty_free(since);
 }
 

@@ -251,11 +251,11 @@ struct graph_node *cbw_over(struct graph_node *target, const struct graph_node *
 /* Edges are held. `lenient` is what the edge is from now on. */
 static void lead_over(struct co *co, struct graph_node *over, struct graph_node *below, bool lenient)
 {
-    node_close_begin(co, over);
+    graph_shut_begin(co, over);
     indexes_drop(co, over);
     over->lenient = lenient;
     edge_to_backing(co, over, below);
-    node_close_end(over);
+    graph_shut_end(over);
 }
 
 static int slip_below(struct co *co, struct graph_node *f, struct graph_node *over, struct byre_err *err)

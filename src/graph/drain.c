@@ -3,7 +3,7 @@
  * drain.c: the gate that every request passes, and closing it.
  *
  * Purpose     Draining a node: no request is inside and none gets in, for it and for every node above it.
- * Owns        node->gate, gated, drains, stills, closed, waiters; graph->stills, waiting, drain_round.
+ * Owns        node->gate, gated, drains, stills, shuts, waiters; graph->stills, waiting, drain_round.
  *
  *             three ways     of which nodes new requests wait           whose requests have ended when it returns       a format that has n below it
  *             drain          n, and all above it: overlays, filters,    the same, and of formats' stores over those      goes on with its metadata
@@ -13,7 +13,7 @@
  *                            over a node above it, as over their
  *                            file, and all above such an image
  *             shut           those of drain, and formats' stores        as drain                                         waits, even with that: nothing
- *             (node_close_)  (under.c) that lead to n                                                                    inside may wait for it
+ *                            (under.c) that lead to n                                                                    inside may wait for it
  *
  *             All three nest, also in one another, and keep nobody else from draining the same node: they hold off requests, not changes (that
  *             is edges_mx and `whole`: docs/internals/concurrency.md). Attachments that are `inner` wait at no gate. "Shut" closes gates, no node.
@@ -75,12 +75,12 @@ void gate_wait_open(struct co *co, struct graph_node *n)
     co_xevent_wait(co, &w.open);
 }
 
-/* Of a format's store: is a node closed that its requests go to? */
-static bool is_closed(struct graph_node *n)
+/* Of a format's store: is a node shut that its requests go to? */
+static bool is_shut(struct graph_node *n)
 {
     LIST_FOR(l, &n->g->nodes) {
         const struct graph_node *m = CONTAINER_OF(l, struct graph_node, link);
-        if (m->closed && graph_goes_to(n, m))
+        if (m->shuts && graph_goes_to(n, m))
             return true;
     }
     return false;
@@ -101,7 +101,7 @@ void gates_update(struct graph *g)
 {
     LIST_FOR(l, &g->nodes) {
         struct graph_node *n = CONTAINER_OF(l, struct graph_node, link);
-        bool gated = n->under ? is_closed(n) : !n->inner && (goes_to_drained(n) || (g->stills && is_held_still(n)));
+        bool gated = n->under ? is_shut(n) : !n->inner && (goes_to_drained(n) || (g->stills && is_held_still(n)));
         atomic_store(&n->gated, gated);
         while (!gated && n->waiters) {
             struct gate_waiter *w = n->waiters;
@@ -183,18 +183,15 @@ void graph_still_end(struct graph_node *n)
     graph_drain_end(n);
 }
 
-void graph_shut_begin(struct co *co, struct graph_node *n) { node_close_begin(co, n); }
-void graph_shut_end(struct graph_node *n) { node_close_end(n); }
-
-void node_close_begin(struct co *co, struct graph_node *n)
+void graph_shut_begin(struct co *co, struct graph_node *n)
 {
-    n->closed++;
+    n->shuts++;
     graph_drain_begin(co, n);
 }
 
-void node_close_end(struct graph_node *n)
+void graph_shut_end(struct graph_node *n)
 {
-    ASSERT(n->closed > 0);
-    n->closed--;
+    ASSERT(n->shuts > 0);
+    n->shuts--;
     graph_drain_end(n);
 }

@@ -330,14 +330,14 @@ void graph_release_image(struct graph_node *n) { co_unlock(&n->whole); }
 
 void node_whole_begin(struct co *co, struct graph_node *n)
 {
-    node_close_begin(co, n);
+    graph_shut_begin(co, n);
     graph_hold_image(co, n);
 }
 
 void node_whole_end(struct graph_node *n)
 {
     graph_release_image(n);
-    node_close_end(n);
+    graph_shut_end(n);
 }
 
 int node_change_begin(struct co *co, struct graph_node *n, struct byre_err *err)

@@ -175,7 +175,7 @@ struct graph_node {
     struct co_mutex listing;            /* the image's bitmaps are listed or stored, or one of them is loaded; taken behind `whole` */
     unsigned drains, drain_round;
     unsigned stills;                    /* graph_still_begin */
-    unsigned closed;                    /* shut: node_close_begin, graph_shut_begin (drain.c) */
+    unsigned shuts;                     /* graph_shut_begin (drain.c) */
     struct gate_waiter *waiters;
     struct graph_user *users;
     struct co_mutex whole;              /* drained as well: one change of the image's structure at a time (size, options, snapshots, bitmaps) */
@@ -208,7 +208,7 @@ struct graph_node {
     struct threshold *threshold;        /* home: threshold.c; NULL: it never had one */
     bool implicit;                      /* a filter that a command of another name has put there */
     bool inner;                         /* its gate is never closed (struct graph_attach_opts), but: */
-    bool under;                         /* a format's store (under.c), whose gate node_close_begin closes */
+    bool under;                         /* a format's store (under.c), whose gate graph_shut_begin closes */
     bool undisturbed;                   /* home: nobody has written its file since it was opened, but it is opened again with that (mode.c) */
     bool passing;                       /* a job has put it there and takes it away: no edge to it or from it may be frozen. Constant */
     bool owned;                         /* home: the user's, until blockdev-del */
@@ -379,10 +379,6 @@ void gate_wait_open(struct co *co, struct graph_node *n);   /* slow path of gate
 void gate_empty(struct co *co, struct graph_node *n);       /* waits until nobody is inside; home */
 void gates_empty(struct co *co, struct graph_node *n);      /* until nobody of now is inside n or a node above it; home */
 void gates_update(struct graph *g);                         /* after a change of drains or of edges; home */
-/* As graph_drain_*, and formats over n (under.c) do not ask it for anything either, not even for their metadata: for changes of n's structure.
- * Inside, nothing may wait for a format over n. */
-void node_close_begin(struct co *co, struct graph_node *n);
-void node_close_end(struct graph_node *n);
 
 static inline epoch_token gate_enter(struct co *co, struct graph_node *n)
 {

@@ -39,7 +39,7 @@ int perm_check(struct graph_node *n, const struct graph_user *self, unsigned per
 }
 
 /* I2 */
-static int check_still(const struct graph_node *n, const struct graph_user *u, struct byre_err *err)
+static int check_unwritten_below(const struct graph_node *n, const struct graph_user *u, struct byre_err *err)
 {
     for (const struct graph_user *o = n->lenient && n->backing && u->perm ? n->backing->users : NULL; o; o = o->next)
         if (o != &n->backing_use && o->perm & STOR_PERM_WRITE)
@@ -64,7 +64,7 @@ int users_fit(struct graph_node *n, const struct graph_user *u, const struct gra
         }
     while (n->flt && n->backing)
         n = n->backing;
-    return check_still(n, u, err);
+    return check_unwritten_below(n, u, err);
 }
 
 void users_settle(struct graph_node *n)

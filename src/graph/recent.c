@@ -113,7 +113,7 @@ int graph_intervals_set(struct co *co, struct graph_node *n, const struct graph_
     struct stats_recent *r = v->count ? recent_new(v, s->loops) : NULL;
     if (v->count && !r)
         return byre_fail(err, NOMEM, "no memory for intervals");
-    node_close_begin(co, n);                    /* C3 */
+    graph_shut_begin(co, n);                    /* C3 */
     if (r)
         r->since_ns = rt_now(n->g->home);
     free(s->recent);
@@ -121,6 +121,6 @@ int graph_intervals_set(struct co *co, struct graph_node *n, const struct graph_
     atomic_fetch_and(&s->closer, ~(unsigned)STATS_RECENT);
     if (r)
         atomic_fetch_or(&s->closer, STATS_RECENT);
-    node_close_end(n);
+    graph_shut_end(n);
     return 0;
 }

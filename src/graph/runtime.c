@@ -213,8 +213,8 @@ static int run_change(struct co *co, const struct change *c, struct byre_err *er
     c->from->refs++;
     c->to->refs++;
     graph_edges_hold(co, g);
-    node_close_begin(co, c->from);
-    node_close_begin(co, c->to);
+    graph_shut_begin(co, c->from);
+    graph_shut_begin(co, c->to);
     indexes_drop(co, c->from);                   /* R3 */
     int r = c->insert ? flush_below(co, c->from, c->to, err) : 0;
     if (!r && c->let_go)
@@ -225,8 +225,8 @@ static int run_change(struct co *co, const struct change *c, struct byre_err *er
         moved = move_edges(c);
     indexes_make(c->from);
     indexes_make(c->to);
-    node_close_end(c->to);
-    node_close_end(c->from);
+    graph_shut_end(c->to);
+    graph_shut_end(c->from);
     graph_edges_let(co, g);
     if (!r && c->remove)
         (void)node_unref(co, c->to);             /* what the filter held; others hold it now, or it was held by the caller alone */
@@ -346,9 +346,9 @@ int graph_set_backing(struct co *co, struct graph_node *n, struct graph_node *ba
     if (n->flt)
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter and has no backing node", n->name);
     graph_edges_hold(co, n->g);
-    node_close_begin(co, n);
+    graph_shut_begin(co, n);
     int r = set_backing_drained(co, n, backing, err);
-    node_close_end(n);
+    graph_shut_end(n);
     graph_edges_let(co, n->g);
     return r;
 }
@@ -415,9 +415,9 @@ int graph_set_filtered(struct co *co, struct graph_node *f, struct graph_node *t
     ASSERT_LOOP(f->g->home);
     ASSERT(graph_is_filter(f));
     graph_edges_hold(co, f->g);
-    node_close_begin(co, f);
+    graph_shut_begin(co, f);
     int r = set_filtered_drained(co, f, to, err);
-    node_close_end(f);
+    graph_shut_end(f);
     graph_edges_let(co, f->g);
     return r;
 }

@@ -215,7 +215,7 @@ int graph_histogram_set(struct co *co, struct graph_node *n, enum graph_stats_op
     struct stats_histogram *h = l->count ? histogram_new(l, n->stats->loops) : NULL;
     if (l->count && !h)
         return byre_fail(err, NOMEM, "no memory for a histogram");
-    node_close_begin(co, n);                    /* C3 */
+    graph_shut_begin(co, n);                    /* C3 */
     struct node_stats *s = n->stats;
     free(s->histogram[op]);
     s->histogram[op] = h;
@@ -223,7 +223,7 @@ int graph_histogram_set(struct co *co, struct graph_node *n, enum graph_stats_op
     for (unsigned i = 0; i < GRAPH_STATS_OPS; i++)
         if (s->histogram[i])
             atomic_fetch_or(&s->closer, STATS_HISTOGRAM);
-    node_close_end(n);
+    graph_shut_end(n);
     return 0;
 }
 

@@ -8,7 +8,7 @@
  * Invariants  U1  The store asks the same image for as long as it is open: edges from n down to it are frozen, and the attachment moves to filters
  *                 over n and back only (runtime.c).
  *             U2  A format goes on with its metadata when nobody asks it for anything, and may have to, for those who wait in a drain. So a drain
- *                 of the node does not hold up its store. A change of structure (another image, size, bitmaps) does: node_close_begin, inside
+ *                 of the node does not hold up its store. A change of structure (another image, size, bitmaps) does: graph_shut_begin, inside
  *                 of which nothing waits for a format above.
  *             U3  The store becomes longer from within a request of the format, so that waits for no gate above the format and takes no edges.
  *             U4  Other processes are kept from the file at the bottom as they would be from the format's own file.

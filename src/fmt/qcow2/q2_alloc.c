@@ -373,27 +373,27 @@ void q2_alloc_return(struct q2_image *q, const struct q2_run *r)
         q2_alloc_drop(q, r->cluster, r->count);  /* a reference that nobody has: freed in its time */
 }
 
-#define STILL_ROUNDS 16u
+#define HALT_ROUNDS 16u
 
-int q2_alloc_still(struct co *co, struct q2_image *q)
+int q2_alloc_halt_begin(struct co *co, struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
-    a->still = true;
-    for (unsigned i = 0; i < STILL_ROUNDS; i++) {
+    a->halted = true;
+    for (unsigned i = 0; i < HALT_ROUNDS; i++) {
         int r = q2_drop_settle_all(co, q);
         if (r < 0) {
-            a->still = false;
+            a->halted = false;
             return r;
         }
         co_group_wait(co, &a->drops);
         if (q2_drop_settled(q))
             return 0;
     }
-    a->still = false;
+    a->halted = false;
     return list_empty(&a->kept) ? -ENOMEM : -EIO;    /* what was dropped finds no memory to be released with, or its counts fail */
 }
 
-void q2_alloc_stir(struct q2_image *q) { q->alloc->still = false; }
+void q2_alloc_halt_end(struct q2_image *q) { q->alloc->halted = false; }
 
 void q2_alloc_offer(struct q2_image *q, uint64_t from, uint64_t to)
 {

@@ -47,7 +47,7 @@ struct q2_alloc {
     struct { uint64_t end, pass; } unsettled[4];     /* growths behind that, oldest first: settled when the pass has ended well */
     unsigned unsettled_count;
     bool growing_behind;             /* a background growth runs */
-    bool still;                      /* none is started (q2_alloc_still) */
+    bool halted;                     /* none is started (q2_alloc_halt_begin) */
     int grow_error;                  /* of the last growth */
     uint64_t step_max;               /* clusters; shrinks when space is short */
     /* the host bytes [pos, end) for compressed clusters (q2_pack.c). Clusters from that of pos on are counted for this */

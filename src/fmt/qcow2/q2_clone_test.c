@@ -65,8 +65,8 @@ static uint64_t owners(struct co *co, struct q2_image *q, uint64_t at)
 /* What was dropped has been released. */
 static void at_rest(struct co *co, struct q2_image *q)
 {
-    CHECK_EQ(q2_alloc_still(co, q), 0);
-    q2_alloc_stir(q);
+    CHECK_EQ(q2_alloc_halt_begin(co, q), 0);
+    q2_alloc_halt_end(q);
 }
 
 static void end(struct co *co, struct q2_image *q)

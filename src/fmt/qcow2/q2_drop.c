@@ -461,7 +461,7 @@ static void retry_co(struct co *co, void *arg)
 static void retry_behind(struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
-    if (list_empty(&a->kept) || a->retrying || a->still || a->closing)
+    if (list_empty(&a->kept) || a->retrying || a->halted || a->closing)
         return;
     co_group_enter(&a->drops);
     if (rt_spawn(q->im.home, retry_co, q) < 0)

@@ -236,12 +236,12 @@ static int change(struct co *co, struct expand *x)
 static int at_rest(struct co *co, struct expand *x)
 {
     struct q2_image *q = x->q;
-    int r = q2_alloc_still(co, q);
+    int r = q2_alloc_halt_begin(co, q);
     if (r < 0)
         return r;
     r = q2_lazy_leave(co, q);                /* counts on the disk have to be true (Q12) */
     if (r < 0) {
-        q2_alloc_stir(q);
+        q2_alloc_halt_end(q);
         return r;
     }
     epoch_wait(co, q->im.epoch);
@@ -260,7 +260,7 @@ static int at_rest(struct co *co, struct expand *x)
     if (r == -EUCLEAN && x->written)
         r = q2_corrupt_locked(co, q, "what is left of the refcounts behind", 0);
     meta_struct_end(q->meta);
-    q2_alloc_stir(q);
+    q2_alloc_halt_end(q);
     return r;
 }
 

@@ -434,7 +434,7 @@ void q2_frontier_watch(struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
     uint64_t step = step_clusters(q);
-    if (a->growing_behind || a->still || a->closing || a->grow_error || a->ready.total || !a->frontier.total || a->frontier.total > step / 2)
+    if (a->growing_behind || a->halted || a->closing || a->grow_error || a->ready.total || !a->frontier.total || a->frontier.total > step / 2)
         return;
     co_group_enter(&a->drops);
     a->growing_behind = true;

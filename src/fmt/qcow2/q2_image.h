@@ -393,9 +393,9 @@ void q2_alloc_drop_moved(struct q2_image *q, uint64_t cluster, uint64_t n);   /*
 /* Gives unused space at the end of the file back (after a shrink). Requests may run. */
 MUST_USE int q2_alloc_trim(struct co *co, struct q2_image *q);
 /* Drained: waits until nothing works behind any more (frees, a growth, reclaim), so that counts may be changed on the disk
- * itself; nothing is started before q2_alloc_stir. On failure nothing has to be ended. */
-MUST_USE int q2_alloc_still(struct co *co, struct q2_image *q);
-void q2_alloc_stir(struct q2_image *q);
+ * itself; nothing is started before q2_alloc_halt_end. On failure nothing has to be ended. */
+MUST_USE int q2_alloc_halt_begin(struct co *co, struct q2_image *q);
+void q2_alloc_halt_end(struct q2_image *q);
 /* Clusters [from, to) have no owner any more, on the disk too, their counts are 0, and they may be used at once (Q9). */
 void q2_alloc_offer(struct q2_image *q, uint64_t from, uint64_t to);
 /* Waits for everything that works behind: batches of frees, a growth. */

@@ -100,7 +100,7 @@ void q2_prove_fini(struct q2_alloc *a) { forget(&a->proof); }
 
 /* ---- the walk ---- */
 
-static bool stops(const struct q2_alloc *a) { return a->closing || a->still || a->proof.spoilt; }
+static bool stops(const struct q2_alloc *a) { return a->closing || a->halted || a->proof.spoilt; }
 
 static int see(struct co *co, void *arg, const struct q2_ref *r)
 {
@@ -238,7 +238,7 @@ void q2_prove_want(struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;
     struct q2_proof *p = &a->proof;
-    if (p->state != Q2_PROOF_NONE || q->unclean || a->proved || a->reclaim || a->still || a->closing || ++p->missed < p->price)
+    if (p->state != Q2_PROOF_NONE || q->unclean || a->proved || a->reclaim || a->halted || a->closing || ++p->missed < p->price)
         return;
     p->price = price(q);
     if (p->missed < p->price)

@@ -255,13 +255,13 @@ static int take(struct co *co, struct q2_snap *s, uint64_t bytes, struct q2_run 
 static int act(struct co *co, struct q2_snap *s)
 {
     struct q2_image *q = s->q;
-    int r = q2_alloc_still(co, q);
+    int r = q2_alloc_halt_begin(co, q);
     if (r == 0)
         r = q2_clone_distrust(co, q);
     if (r == 0) {
         r = q2_lazy_leave(co, q);              /* counts on the disk have to be true (Q12) */
         if (r < 0)
-            q2_alloc_stir(q);
+            q2_alloc_halt_end(q);
     }
     if (r < 0)
         return q2_snap_fail(s, r, "writing what is cached");
@@ -279,7 +279,7 @@ static int act(struct co *co, struct q2_snap *s)
     else
         r = s->rq->op == FMT_SNAPSHOT_APPLY ? q2_snap_apply(co, s) : q2_snap_delete(co, s);
     meta_struct_end(q->meta);
-    q2_alloc_stir(q);
+    q2_alloc_halt_end(q);
     return r;
 }
 
