@@ -207,7 +207,7 @@ void graph_look_end(struct graph_node *n);
 /* Changes options of an image that is open for writing (fmt.h); `a` without resize. Home loop. */
 MUST_USE int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, struct byre_err *err);
 
-/* ---- changes of a chain (mode.c, reopen.c): home loop; each drains ---- */
+/* ---- changes of a chain (mode.c, rebase.c): home loop; each drains ---- */
 /* Opens the backing node n of `overlay` for writing: others of this graph must allow it, and then nobody else opens it. It stays so
  * until it is closed. What is written to it must not show through `overlay`, or be what it shows there anyway. */
 MUST_USE int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err);

@@ -6,7 +6,7 @@
  *   open.c     opening an image and its chain; probing; locks; policy
  *   active.c   nodes that leave their files to another process for a while (active.h)
  *   mode.c     a node that is in use is opened for writing, for reading, or with other options
- *   reopen.c   another backing chain, and its name
+ *   rebase.c   another backing chain, and its name; marks
  *   names.c    what a file name means: plain, file:; names relative to an overlay
  *   names_json.c json:{}
  *   names_run.c options that only qcow2 knows
@@ -450,6 +450,10 @@ struct chain_index;
 /* Makes an index of n and the fixed layers below it, if there are two or more and there is memory. Home. */
 void index_attach(struct graph_node *n);
 void index_detach(struct co *co, struct graph_node *n);          /* nobody is inside; home */
+/* Takes the indexes away that begin at n or above. Nobody is inside; when it returns, and until the caller suspends, there is none. */
+void indexes_drop(struct co *co, struct graph_node *n);
+/* Makes those that pay, below writable nodes above n. */
+void indexes_make(struct graph_node *n);
 /* Which covered layer answers for [p->pos, end), as chain_walk would say it; depth counts from the index's own node on.
  * p->pos: inside that node's size. The piece is held when it is DATA or ENCODED. Suspends. */
 /* read.c: from the mapping of n alone, at any offset of it; what is not there is zeros. */
@@ -585,11 +589,7 @@ MUST_USE int check_below_of(struct graph_node *n, struct graph_node *backing, st
 MUST_USE int edge_prepare(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err);
 /* Then, when users_fit and there is no index: it does. */
 void edge_to_backing(struct co *co, struct graph_node *n, struct graph_node *backing);
-/* ---- reopen.c ---- */
-/* Takes the indexes away that begin at n or above. Nobody is inside; when it returns, and until the caller suspends, there is none. */
-void indexes_drop(struct co *co, struct graph_node *n);
-/* Makes those that pay, below writable nodes above n. */
-void indexes_make(struct graph_node *n);
+/* ---- rebase.c ---- */
 /* Could `backing` lie below n (graph.h I1)? */
 MUST_USE int check_chain(const struct graph_node *n, const struct graph_node *backing, struct byre_err *err);
 

@@ -488,7 +488,45 @@ struct index_stats index_stats(const struct graph_node *n)
 
 uint64_t index_limit_of(uint64_t asked) { return asked == UINT64_MAX ? 0 : asked ? asked : LIMIT_DEFAULT; }
 
-/* ---- changes ---- */
+/* ---- of all nodes over one ---- */
+
+static struct graph_node *indexed_above(struct graph_node *n)
+{
+    for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
+        if (atomic_load(&m->index) && chain_has(m, n))
+            return m;
+    return NULL;
+}
+
+/* From the beginning each time: others may change the list while one goes. */
+void indexes_drop(struct co *co, struct graph_node *n)
+{
+    struct graph_node *m;
+    while ((m = indexed_above(n))) {
+        m->refs++;
+        co_lock(co, &n->g->index_mx);            /* nobody waits for its sections */
+        index_detach(co, m);
+        co_unlock(&n->g->index_mx);
+        (void)node_unref(co, m);                 /* 0 unless its last user went meanwhile; then there is nobody left to tell */
+    }
+}
+
+static bool is_top(const struct graph_node *n)
+{
+    for (struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, m))
+        if (m->backing == n && !node_is_hidden(m))
+            return false;
+    return true;
+}
+
+void indexes_make(struct graph_node *n)
+{
+    for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
+        if (m->ready && m->backing && chain_has(m, n) && (!m->read_only || is_top(m)))
+            index_attach(m->backing);
+}
+
+/* ---- changes of a mapping ---- */
 
 static bool covers(const struct chain_index *ix, const struct graph_node *n)
 {

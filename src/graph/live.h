@@ -5,7 +5,7 @@
  *   live.c    claims, which keep others away from such layers
  *   absent.c  requests that change what a layer holds and not what it shows, and graph_forget
  *   mode.c    opening for writing, and for reading again
- *   reopen.c  graph_mark_partial, and what graph.h has for offline commit and rebase too: another backing file
+ *   rebase.c  graph_mark_partial, and what graph.h has for offline commit and rebase too: another backing file
  *
  * Invariants
  *   L1  While layers are claimed, what the claim's top shows stays, and what is seen through any layer below it may change: nobody else

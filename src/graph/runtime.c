@@ -9,7 +9,7 @@
  *             V1  Between the last check and the last edge moved nothing suspends: what was checked is what is moved.
  *             V2  One change of edges at a time (edges_mx), and edges_mx before any drain.
  * Order       What comes to lie below is durable before it does: from then on a guest's flush goes to what is above it only (J5).
- *             No name in a header changes here: that is reopen.c (Q18).
+ *             No name in a header changes here: that is rebase.c (Q18).
  * Concurrency Home loop. Requests of all loops wait at the gates meanwhile.
  * Failure     A refused change has moved nothing.
  * Tests       runtime_test.c

@@ -8,7 +8,7 @@
  * it is while the node below it is another one.
  *
  *   runtime.c    edges: replacing, inserting, removing, another backing node; freezing
- *   reopen.c     what an image records of its backing file (graph_record_backing here; graph_rebase of graph.h, which changes the edge as well)
+ *   rebase.c     what an image records of its backing file (graph_record_backing here; graph_rebase of graph.h, which changes the edge as well)
  *   filter.c     attachments, and what all filters have in common; filters.c: the table of those that users can make
  *   threshold.c  thresholds
  *   live.h       layers whose content a job changes

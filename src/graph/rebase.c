@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * reopen.c: changes of a chain that is open: another backing chain, its name, a layer without content.
+ * rebase.c: changes of a chain that is open: another backing chain, its name, marks, a layer without content. (Options: blockdev_reopen.c, mode.c.)
  *
  * Purpose     What commit and rebase do to the nodes around the copying.
  * Owns        Nothing beyond the calls.
@@ -16,42 +16,6 @@
 
 #include "graph/filter.h"
 #include "graph/live.h"
-
-static struct graph_node *indexed_above(struct graph_node *n)
-{
-    for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
-        if (atomic_load(&m->index) && chain_has(m, n))
-            return m;
-    return NULL;
-}
-
-/* From the beginning each time: others may change the list while one goes. */
-void indexes_drop(struct co *co, struct graph_node *n)
-{
-    struct graph_node *m;
-    while ((m = indexed_above(n))) {
-        m->refs++;
-        co_lock(co, &n->g->index_mx);            /* nobody waits for its sections */
-        index_detach(co, m);
-        co_unlock(&n->g->index_mx);
-        (void)node_unref(co, m);                 /* 0 unless its last user went meanwhile; then there is nobody left to tell */
-    }
-}
-
-static bool is_top(const struct graph_node *n)
-{
-    for (struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, m))
-        if (m->backing == n && !node_is_hidden(m))
-            return false;
-    return true;
-}
-
-void indexes_make(struct graph_node *n)
-{
-    for (struct graph_node *m = graph_next(n->g, NULL); m; m = graph_next(n->g, m))
-        if (m->ready && m->backing && chain_has(m, n) && (!m->read_only || is_top(m)))
-            index_attach(m->backing);
-}
 
 /* ---- another backing chain ---- */
 
