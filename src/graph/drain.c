@@ -18,7 +18,7 @@
  *             All three nest, also in one another, and keep nobody else from draining the same node: they hold off requests, not changes (that
  *             is edges_mx and `whole`: docs/internals/concurrency.md). Attachments that are `inner` wait at no gate. "Shut" closes gates, no node.
  * Invariants  I1  gated is true exactly while some node that requests for this one go to (chain, sides) has drains > 0.
- *                 A format's store over nodes (under.c) is gated while one of those is closed, which is more than drained. What rests
+ *                 A format's store over nodes (under.c) is gated while one of those is shut, which is more than drained. What rests
  *                 on a node by such a store, or by one that it shares, is gated while that is still.
  *             I2  A request that saw gated == false is inside a section of the gate, which drain waits for; one
  *                 that saw true has left its section and waits. There is no third way: the request enters its
@@ -96,6 +96,9 @@ static bool is_held_still(const struct graph_node *n)
     }
     return false;
 }
+
+bool graph_draining(const struct graph_node *n) { return atomic_load_explicit(&n->g->waiting, memory_order_acquire) != 0; }
+bool graph_is_gated(const struct graph_node *n) { return atomic_load_explicit(&n->gated, memory_order_acquire); }
 
 void gates_update(struct graph *g)
 {

@@ -268,6 +268,13 @@ const char *graph_backing_filename(const struct graph_node *n) { return n->backi
 const struct fill_costs *graph_fill_costs(const struct graph_node *n) { return &n->fill; }
 bool graph_read_only(const struct graph_node *n) { return n->read_only; }
 bool graph_probed(const struct graph_node *n) { return n->probed; }
+struct graph *graph_of(const struct graph_node *n) { return n->g; }
+
+void graph_ref(struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    n->refs++;
+}
 
 uint64_t graph_length(const struct graph_node *n)
 {

@@ -340,6 +340,7 @@ void graph_watch_remove(struct co *co, struct graph_watch *w);
 bool graph_draining(const struct graph_node *n);
 /* Is n drained, or a node below it: do new requests for it wait? Any loop. */
 bool graph_is_gated(const struct graph_node *n);
+struct graph *graph_of(const struct graph_node *n);
 /* One more opener of n: graph_close gives it back. Home loop. */
 void graph_ref(struct graph_node *n);
 

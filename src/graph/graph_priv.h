@@ -350,6 +350,16 @@ MUST_USE int node_use_backing(struct graph_node *n, struct byre_err *err);
 extern const struct graph_opener graph_file_opener;
 /* Bytes of a file that are looked at to guess its format. */
 #define PROBE_BYTES 512u
+/* (Re)takes the locks of n; extra is added to the permissions held. Cannot fail where nothing is wanted that is not held. */
+MUST_USE int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_err *err);
+/* The same for a store that is n's, or is about to be, in the place of `old` (NULL: of none). */
+MUST_USE int store_lock(struct co *co, struct graph_node *n, struct stor *s, struct stor *old, struct byre_err *err);
+MUST_USE int data_lock(struct co *co, struct graph_node *n, struct stor *data, unsigned extra, struct byre_err *err);
+/* What n wants when it is open for reading, or for writing: lock_perm and lock_shared. deny: of a raw image. */
+void locks_of(struct graph_node *n, unsigned deny);
+void data_locks_of(struct graph_node *n);
+/* What node_open_again denies others where the image is raw. */
+#define REOPEN_DENY (STOR_PERM_WRITE | STOR_PERM_RESIZE)
 /* ---- data.c ---- */
 /* What open_data of struct fmt_host gets. */
 struct data_ask { struct graph_node *n, *top; const struct graph_open_opts *o; const char *path; struct stor **of_node; bool read_only, direct, no_flush; };
@@ -361,16 +371,6 @@ static inline bool data_is(const struct graph_node *n, bool has, uint64_t a, uin
 {
     return n->has_data_identity && has && n->data_a == a && n->data_b == b;
 }
-/* (Re)takes the locks of n; extra is added to the permissions held. Cannot fail where nothing is wanted that is not held. */
-MUST_USE int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_err *err);
-/* The same for a store that is n's, or is about to be, in the place of `old` (NULL: of none). */
-MUST_USE int store_lock(struct co *co, struct graph_node *n, struct stor *s, struct stor *old, struct byre_err *err);
-MUST_USE int data_lock(struct co *co, struct graph_node *n, struct stor *data, unsigned extra, struct byre_err *err);
-/* What n wants when it is open for reading, or for writing: lock_perm and lock_shared. deny: of a raw image. */
-void locks_of(struct graph_node *n, unsigned deny);
-void data_locks_of(struct graph_node *n);
-/* What node_open_again denies others where the image is raw. */
-#define REOPEN_DENY (STOR_PERM_WRITE | STOR_PERM_RESIZE)
 
 /* ---- drain.c ---- */
 MUST_USE int gate_init(struct graph_node *n);
@@ -456,8 +456,6 @@ void indexes_drop(struct co *co, struct graph_node *n);
 void indexes_make(struct graph_node *n);
 /* Which covered layer answers for [p->pos, end), as chain_walk would say it; depth counts from the index's own node on.
  * p->pos: inside that node's size. The piece is held when it is DATA or ENCODED. Suspends. */
-/* read.c: from the mapping of n alone, at any offset of it; what is not there is zeros. */
-MUST_USE int state_read(struct co *co, struct graph_node *n, struct iov v, uint64_t pos);
 MUST_USE int index_find(struct co *co, struct chain_index *ix, uint64_t end, struct piece *p);
 struct graph_node *index_below(const struct chain_index *ix);    /* first layer that is not covered; NULL: none */
 struct graph_node *index_last(const struct chain_index *ix);
@@ -467,6 +465,8 @@ struct index_stats index_stats(const struct graph_node *n);
 uint64_t index_limit_of(uint64_t asked);
 
 /* ---- read.c ---- */
+/* From the mapping of n alone, at any offset of it; what is not there is zeros. */
+MUST_USE int state_read(struct co *co, struct graph_node *n, struct iov v, uint64_t pos);
 /* The same as graph_read without checks and without passing the gate. Bytes past the end of n are zeros. */
 MUST_USE int chain_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
 

@@ -31,8 +31,6 @@ struct graph_claim {
     struct claimed all[];
 };
 
-struct graph *graph_of(const struct graph_node *n) { return n->g; }
-
 void graph_chain_hold(struct co *co, struct graph_node *const *all, unsigned count)
 {
     for (unsigned i = 0; i < count; i++)

@@ -58,7 +58,6 @@ MUST_USE int graph_give_token(struct co *co, struct graph_node *n, struct byre_e
 void graph_chain_hold(struct co *co, struct graph_node *const *all, unsigned count);
 void graph_chain_let(struct co *co, struct graph_node *const *all, unsigned count);
 
-struct graph *graph_of(const struct graph_node *n);
 /* The base of a commit has at least `size` bytes when it returns; open for writing. Suspends. */
 MUST_USE int graph_make_long(struct co *co, struct graph_node *base, uint64_t size, struct byre_err *err);
 /* The name by which `overlay` may record `base`: as `like`, whose backing node it is, does, where that means the same file there, else its

@@ -114,19 +114,3 @@ int watches_allow(const struct graph_node *n, const char *what, struct byre_err 
             return byre_fail(err, BUSY, "%s: a job copies it, and would not see it %s", n->filename, what);
     return 0;
 }
-
-bool graph_draining(const struct graph_node *n)
-{
-    return atomic_load_explicit(&n->g->waiting, memory_order_acquire) != 0;
-}
-
-bool graph_is_gated(const struct graph_node *n)
-{
-    return atomic_load_explicit(&n->gated, memory_order_acquire);
-}
-
-void graph_ref(struct graph_node *n)
-{
-    ASSERT_LOOP(n->g->home);
-    n->refs++;
-}

@@ -447,13 +447,13 @@ bool q2_write_known_zero(const struct fmt_write *w);
 /* Unallocates what is mapped in [from, to): whole clusters. Drained. */
 MUST_USE int q2_cut(struct co *co, struct q2_image *q, uint64_t from, uint64_t to);
 int q2_state_room(struct co *co, struct fmt_image *im, uint64_t end);
+int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
 int q2_resize_commit(struct co *co, struct fmt_image *im, bool keep, struct byre_err *err);
 /* ---- q2_snap.c, q2_snap_view.c ---- */
 int q2_snapshot_op(struct co *co, struct fmt_image *im, const struct fmt_snapshot_req *rq, struct fmt_snapshot_info *ret, struct byre_err *err);
 /* The header of a read-only image names from now on what the picked snapshot holds. Before tables are loaded. */
 MUST_USE int q2_snapshot_view(struct co *co, struct q2_image *q, const struct fmt_snapshot_pick *pick, struct byre_err *err);
-/* q2_empty.c */
+/* ---- q2_empty.c ---- */
 int q2_make_empty(struct co *co, struct fmt_image *im, struct byre_err *err);
-int q2_resize(struct co *co, struct fmt_image *im, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
 
 #endif
