@@ -195,12 +195,12 @@ int ctl_backup_prepare(struct co *co, struct ctl_call *call, const struct ctl_ba
     if (drive)
         return prepare_drive(co, call, a, &o, ret);
     o.target = ctl_named(call, a->target);
-    r = o.target ? graph_upgrade(co, o.target, &call->err) : call->err.code;
+    r = o.target ? graph_writer_comes(co, o.target, &call->err) : call->err.code;
     if (r)
         return r;
     r = job_backup_prepare(co, call->c->env.jobs, &o, &ret->job, &call->err);
     if (r)
-        graph_relax(co, o.target);
+        graph_writer_gone(co, o.target);
     return r;
 }
 

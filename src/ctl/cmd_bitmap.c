@@ -34,7 +34,7 @@ static int do_add(struct co *co, struct ctl_call *call)
     return n ? graph_bitmap_add(co, n, &s, &call->err) : call->err.code;
 }
 
-static int run_add(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_add); }
+static int run_add(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_add); }
 
 struct one_args { const char *node, *name; };
 static const struct ctl_arg one_rows[] = {
@@ -52,7 +52,7 @@ static int do_remove(struct co *co, struct ctl_call *call)
     return n ? graph_bitmap_remove(co, n, a->name, &call->err) : call->err.code;
 }
 
-static int run_remove(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_remove); }
+static int run_remove(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_remove); }
 
 static int do_clear(struct co *co, struct ctl_call *call)
 {
@@ -61,7 +61,7 @@ static int do_clear(struct co *co, struct ctl_call *call)
     return n ? graph_bitmap_clear(co, n, a->name, &call->err) : call->err.code;
 }
 
-static int run_clear(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_clear); }
+static int run_clear(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_clear); }
 
 static int do_enable(struct co *co, struct ctl_call *call)
 {
@@ -70,7 +70,7 @@ static int do_enable(struct co *co, struct ctl_call *call)
     return n ? graph_bitmap_enable(co, n, a->name, true, &call->err) : call->err.code;
 }
 
-static int run_enable(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_enable); }
+static int run_enable(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_enable); }
 
 static int do_disable(struct co *co, struct ctl_call *call)
 {
@@ -79,7 +79,7 @@ static int do_disable(struct co *co, struct ctl_call *call)
     return n ? graph_bitmap_enable(co, n, a->name, false, &call->err) : call->err.code;
 }
 
-static int run_disable(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_disable); }
+static int run_disable(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_disable); }
 
 /* ---- merge ---- */
 
@@ -146,7 +146,7 @@ static int do_merge(struct co *co, struct ctl_call *call)
     return r ? r : graph_bitmap_merge(co, n, a->target, src, (unsigned)a->bitmaps.count, &call->err);
 }
 
-static int run_merge(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_merge); }
+static int run_merge(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_merge); }
 
 const struct ctl_command ctl_cmd_bitmap_add = { "block-dirty-bitmap-add", add_rows, sizeof(struct add_args), run_add,
     .doc = "Begins a dirty bitmap: what is written from now on is marked." };

@@ -159,7 +159,7 @@ static const struct ctl_arg resize_rows[] = {
 static int resize_node(struct co *co, struct ctl_call *call, struct graph_node *n)
 {
     const struct resize_args *a = call->args;
-    int r = graph_upgrade(co, n, &call->err);
+    int r = graph_writer_comes(co, n, &call->err);
     if (r)
         return r;
     if (graph_read_only(n) && graph_is_active(n))
@@ -180,7 +180,7 @@ static int resize_held(struct co *co, struct ctl_call *call)
     if (r)
         return r;
     r = resize_node(co, call, n);
-    graph_relax(co, n);
+    graph_writer_gone(co, n);
     return r;
 }
 

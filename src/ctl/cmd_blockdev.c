@@ -133,7 +133,7 @@ const struct ctl_action ctl_action_snapshot = { .open = open_snapshot, .apply = 
 
 static int run_snapshot(struct co *co, struct ctl_call *call)
 {
-    return ctl_act_alone(co, call, &ctl_action_snapshot);
+    return ctl_act_single(co, call, &ctl_action_snapshot);
 }
 
 /* ---- blockdev-snapshot-sync ---- */
@@ -254,7 +254,7 @@ const struct ctl_action ctl_action_snapshot_sync = { .open = open_sync, .apply =
 
 static int run_snapshot_sync(struct co *co, struct ctl_call *call)
 {
-    return ctl_act_alone(co, call, &ctl_action_snapshot_sync);
+    return ctl_act_single(co, call, &ctl_action_snapshot_sync);
 }
 
 /* ---- change-backing-file ---- */

@@ -119,7 +119,7 @@ static int do_amend(struct co *co, struct ctl_call *call)
     return job_amend_start(call->c->env.jobs, &o, &job, &call->err);
 }
 
-static int run_amend(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_amend); }
+static int run_amend(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_amend); }
 
 const struct ctl_command ctl_cmd_blockdev_create = { "blockdev-create", create_rows, sizeof(struct create_args), run_create,
     .doc = "Makes an image in a node, or a file. What is wrong with the options is the error of the job, which stays until job-dismiss." };

@@ -154,7 +154,7 @@ static int do_scrub(struct co *co, struct ctl_call *call)
     return job_scrub_start(call->c->env.jobs, &o, &job, &call->err);
 }
 
-static int run_x_byre_scrub(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_scrub); }
+static int run_x_byre_scrub(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_scrub); }
 
 const struct ctl_command ctl_cmd_x_byre_scrub = { "x-byre-scrub", scrub_rows, sizeof(struct scrub_args), run_x_byre_scrub,
     .doc = "Checks an image while it is in use, and gives back what nothing refers to." };
@@ -189,7 +189,7 @@ static int do_compact(struct co *co, struct ctl_call *call)
     return job_compact_start(call->c->env.jobs, &o, &job, &call->err);
 }
 
-static int run_x_byre_compact(struct co *co, struct ctl_call *call) { return ctl_alone(co, call, do_compact); }
+static int run_x_byre_compact(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_compact); }
 
 const struct ctl_command ctl_cmd_x_byre_compact = { "x-byre-compact", compact_rows, sizeof(struct compact_args), run_x_byre_compact,
     .doc = "Moves clusters to the front of an image while it is in use, and cuts it." };

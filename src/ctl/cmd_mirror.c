@@ -129,12 +129,12 @@ static int run_blockdev_mirror(struct co *co, struct ctl_call *call)
     if (r)
         return r;
     o.target = ctl_named(call, a->target);
-    r = o.target ? graph_upgrade(co, o.target, &call->err) : call->err.code;
+    r = o.target ? graph_writer_comes(co, o.target, &call->err) : call->err.code;
     if (r)
         return r;
     r = job_mirror_start(co, call->c->env.jobs, &o, &job, &call->err);
     if (r)
-        graph_relax(co, o.target);
+        graph_writer_gone(co, o.target);
     return r;
 }
 

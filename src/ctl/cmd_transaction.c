@@ -264,7 +264,7 @@ static int make_acts(struct transaction *tx, const struct args *a)
     return 0;
 }
 
-int ctl_act_alone(struct co *co, struct ctl_call *call, const struct ctl_action *action)
+int ctl_act_single(struct co *co, struct ctl_call *call, const struct ctl_action *action)
 {
     struct ctl_act t = { .action = action, .call = { .c = call->c, .client = call->client, .args = call->args } };
     struct transaction tx = { .call = call, .acts = &t, .count = 1 };

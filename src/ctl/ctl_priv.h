@@ -214,7 +214,7 @@ MUST_USE int ctl_keep(struct ctl_call *call, struct graph_node *n);
 /* Gives them back before. Suspends. */
 void ctl_let_nodes(struct co *co, struct ctl_call *call);
 /* Runs it while nobody is in the middle of a transaction, or opens an image in another way (graph_edges_hold). */
-MUST_USE int ctl_alone(struct co *co, struct ctl_call *call, int (*run)(struct co *co, struct ctl_call *call));
+MUST_USE int ctl_with_edges_held(struct co *co, struct ctl_call *call, int (*run)(struct co *co, struct ctl_call *call));
 /* The end of a call: gives back its nodes and its memory. Suspends. */
 void ctl_call_end(struct co *co, struct ctl_call *call);
 /* The node of the device or the node of that name: exactly one of the two is given. */

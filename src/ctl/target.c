@@ -71,7 +71,7 @@ struct graph_node *ctl_named(struct ctl_call *call, const char *name)
     return kept(call, n);
 }
 
-int ctl_alone(struct co *co, struct ctl_call *call, int (*run)(struct co *co, struct ctl_call *call))
+int ctl_with_edges_held(struct co *co, struct ctl_call *call, int (*run)(struct co *co, struct ctl_call *call))
 {
     struct graph *g = call->c->env.graph;
     graph_edges_hold(co, g);

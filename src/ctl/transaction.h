@@ -35,7 +35,7 @@ struct ctl_action {
 /* In apply: is what the entry names, looked up once more (NULL: gone), still t->node? */
 MUST_USE int ctl_act_same(struct ctl_act *t, const struct graph_node *now);
 /* One entry as a command of its own. */
-MUST_USE int ctl_act_alone(struct co *co, struct ctl_call *call, const struct ctl_action *action);
+MUST_USE int ctl_act_single(struct co *co, struct ctl_call *call, const struct ctl_action *action);
 extern const struct ctl_action ctl_action_blockdev_backup, ctl_action_drive_backup;
 extern const struct ctl_shape ctl_shape_blockdev_backup, ctl_shape_drive_backup;
 extern const struct ctl_action ctl_action_snapshot, ctl_action_snapshot_sync, ctl_action_internal;

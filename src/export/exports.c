@@ -154,7 +154,7 @@ static void export_end(struct co *co, struct export *e)
     if (e->node)
         (void)graph_detach(co, e->node);     /* whoever opened the node closes it, and tells */
     if (n) {
-        graph_relax(co, n);
+        graph_writer_gone(co, n);
         (void)!graph_close(co, n);           /* the same */
     }
     free(e->id);
@@ -233,7 +233,7 @@ static int fill(struct co *co, struct exports *x, struct export *e, const struct
         if (woken)
             return woken;
     }
-    int may = o->writable ? graph_upgrade(co, o->node, err) : 0;
+    int may = o->writable ? graph_writer_comes(co, o->node, err) : 0;
     if (may)
         return may;
     if (o->writable && graph_meant_read_only(o->node))
@@ -263,7 +263,7 @@ static int add_locked(struct co *co, struct exports *x, const struct export_opts
     int r = fill(co, x, e, o, err);
     if (r) {
         export_end(co, e);
-        graph_relax(co, o->node);
+        graph_writer_gone(co, o->node);
         return r;
     }
     list_push_back(&x->list, &e->link);

@@ -341,7 +341,7 @@ static int switch_to(struct co *co, struct reopening *ro, struct step *st)
     int r = check_step(ro, st, &to);
     st->from = mode_of(st->n);
     if (!r && !to.read_only)
-        r = mode_upgrade_files(co, st->n, ro->err);
+        r = mode_files_writer_comes(co, st->n, ro->err);
     if (!r && st->n->is_file)
         mode_look_at_sharers(co, st->n);
     if (!r)
@@ -465,7 +465,7 @@ static void let_locks(struct co *co, struct reopening *ro)
         if (ro->steps[i].locks_held)
             mode_locks_let(co, ro->steps[i].n);
     for (size_t i = 0; i < ro->count; i++)
-        mode_relax_files(co, ro->steps[i].n);    /* the image over them may only be read now */
+        mode_files_writer_gone(co, ro->steps[i].n);    /* the image over them may only be read now */
 }
 
 static void reopening_end(struct co *co, struct reopening *ro)

@@ -146,7 +146,7 @@ int data_from_node(struct co *co, struct graph_node *n, const char *name, struct
     graph_ref(d);
     bottom->wanted++;
     if (!n->data_node && !n->read_only)
-        r = graph_upgrade(co, d, err);
+        r = graph_writer_comes(co, d, err);
     if (!r)
         r = check_data_node(n, d, name, err);    /* it may be open in another way by now */
     if (!r && !n->data_node)
@@ -158,7 +158,7 @@ int data_from_node(struct co *co, struct graph_node *n, const char *name, struct
     if (!r)
         r = data_lock(co, n, *ret_s, 0, err);
     if (r)
-        graph_relax(co, d);
+        graph_writer_gone(co, d);
     (void)node_unref(co, d);                     /* n holds it, or its user has gone meanwhile: then there is nobody to tell */
     return r;
 }

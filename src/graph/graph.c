@@ -178,7 +178,7 @@ static void leave_file(struct co *co, struct graph_node *f)
 {
     int r = f->flt ? 0 : node_lock(co, f, 0, NULL);          /* only lowers it */
     (void)r;
-    graph_relax(co, f);
+    graph_writer_gone(co, f);
 }
 
 /* What is not below but beside n: given up now, or, by its last user, later. */

@@ -215,9 +215,9 @@ MUST_USE int graph_make_writable(struct co *co, struct graph_node *n, struct gra
 MUST_USE int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_err *err);
 /* n, or what it filters, has auto-read-only and is open for reading: somebody is about to write to it, and it is opened for that. 0 when there is nothing
  * to do, too. A file goes back to reading when its last writer has gone. */
-MUST_USE int graph_upgrade(struct co *co, struct graph_node *n, struct byre_err *err);
+MUST_USE int graph_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err);
 /* Somebody who may have written has gone. */
-void graph_relax(struct co *co, struct graph_node *n);
+void graph_writer_gone(struct co *co, struct graph_node *n);
 /* And back: nobody writes to it. It stays open for writing when this fails, unless that was at the very end. */
 MUST_USE int graph_make_read_only(struct co *co, struct graph_node *n, struct byre_err *err);
 /* The image records another backing file (NULL: none), and `backing` (NULL: none) is what lies below n from now on, whatever it holds; it

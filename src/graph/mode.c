@@ -433,7 +433,7 @@ int mode_switch_all(struct co *co, struct graph_node *n, const struct node_mode 
 {
     int r = mode_check(n, m, err);
     if (!r && !m->read_only)
-        r = mode_upgrade_files(co, n, err);
+        r = mode_files_writer_comes(co, n, err);
     if (!r && n->is_file)
         mode_look_at_sharers(co, n);
     if (!r)
@@ -489,7 +489,7 @@ static void forget_looks(struct graph_node *file)
             m->undisturbed = false;
 }
 
-static int upgrade_held(struct co *co, struct graph_node *n, struct byre_err *err)
+static int writer_comes_held(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     struct node_mode m = mode_of(n);
     m.read_only = false;
@@ -500,7 +500,7 @@ static int upgrade_held(struct co *co, struct graph_node *n, struct byre_err *er
     return r;
 }
 
-int graph_upgrade(struct co *co, struct graph_node *n, struct byre_err *err)
+int graph_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     n = graph_skip_filters(n);
     if (!n || !n->auto_read_only || !n->read_only || n->inactive)
@@ -509,35 +509,35 @@ int graph_upgrade(struct co *co, struct graph_node *n, struct byre_err *err)
     graph_ref(n);
     graph_edges_hold(co, n->g);
     n->wanted++;                                 /* it stays so, though images over it come to its new store and let the old one go */
-    int r = upgrade_held(co, n, err);
+    int r = writer_comes_held(co, n, err);
     n->wanted--;
     graph_edges_let(co, n->g);
     (void)node_unref(co, n);                     /* the caller has it */
     return r;
 }
 
-static bool may_relax(const struct graph_node *n)
+static bool may_go_back(const struct graph_node *n)
 {
     return n->auto_read_only && n->is_file && mode_is_open(n) && !n->read_only && !n->inactive && !n->wanted && !n->keep.holds && !mode_writer(n);
 }
 
-int mode_upgrade_files(struct co *co, struct graph_node *n, struct byre_err *err)
+int mode_files_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err)
 {
-    int r = n->file ? graph_upgrade(co, n->file, err) : 0;
-    return !r && n->data_node ? graph_upgrade(co, n->data_node, err) : r;
+    int r = n->file ? graph_writer_comes(co, n->file, err) : 0;
+    return !r && n->data_node ? graph_writer_comes(co, n->data_node, err) : r;
 }
 
-void mode_relax_files(struct co *co, struct graph_node *n)
+void mode_files_writer_gone(struct co *co, struct graph_node *n)
 {
-    graph_relax(co, n->file);
-    graph_relax(co, n->data_node);
+    graph_writer_gone(co, n->file);
+    graph_writer_gone(co, n->data_node);
 }
 
 /* What it has open stays so: nobody writes by it, because n is read-only, and who is to write gets another one. Others may write from here on: what was
  * written is durable before that, and what the file looked like then is remembered (M6). A file that cannot be flushed keeps its lock. */
-void mode_relax(struct co *co, struct graph_node *n)
+void mode_writer_gone(struct co *co, struct graph_node *n)
 {
-    if (!n || !may_relax(n))
+    if (!n || !may_go_back(n))
         return;
     struct fmt_image *im = n->im;
     struct stor_seen seen;
@@ -545,7 +545,7 @@ void mode_relax(struct co *co, struct graph_node *n)
     int r = im->ops->flush(co, im);
     (void)stor_file_seen(co, im->store, &seen);
     epoch_leave(im->epoch, co_loop(co), t);
-    if (r || n->im != im || !may_relax(n))       /* somebody has come */
+    if (r || n->im != im || !may_go_back(n))       /* somebody has come */
         return;
     n->seen = seen;
     n->read_only = true;
@@ -555,7 +555,7 @@ void mode_relax(struct co *co, struct graph_node *n)
     filters_refresh(n->g);
 }
 
-void graph_relax(struct co *co, struct graph_node *n) { mode_relax(co, graph_skip_filters(n)); }
+void graph_writer_gone(struct co *co, struct graph_node *n) { mode_writer_gone(co, graph_skip_filters(n)); }
 
 static int check_reopen(struct graph_node *n, const struct graph_user *self, unsigned perm, const struct node_mode *m, struct byre_err *err)
 {
@@ -582,7 +582,7 @@ int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *
     const struct node_mode m = writing_mode(n);
     int r = check_reopen(n, &overlay->backing_use, STOR_PERM_WRITE | STOR_PERM_RESIZE, &m, err);
     if (!r)
-        r = mode_upgrade_files(co, n, err);
+        r = mode_files_writer_comes(co, n, err);
     if (!r)
         r = mode_switch(co, n, &m, err);
     if (!r)
@@ -599,7 +599,7 @@ int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_
     const struct node_mode m = writing_mode(n);
     int r = check_reopen(n, &nobody, STOR_PERM_WRITE_UNCHANGED, &m, err);
     if (!r)
-        r = mode_upgrade_files(co, n, err);
+        r = mode_files_writer_comes(co, n, err);
     return r ? r : mode_switch(co, n, &m, err);
 }
 
@@ -618,7 +618,7 @@ static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_
     if (r)
         return r;
     r = mode_switch(co, n, &m, err);
-    mode_relax_files(co, n);
+    mode_files_writer_gone(co, n);
     for (struct graph_node *o = node_next(n->g, NULL); o; o = node_next(n->g, o))
         if (o->backing == n && !o->flt && !mode_changer(n)) {
             o->backing_use.shared &= ~(unsigned)(STOR_PERM_WRITE | STOR_PERM_RESIZE);

@@ -34,10 +34,10 @@ void node_set_end(struct co *co, struct node_set *s);
 /* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
 static inline bool mode_is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
 /* The last who wrote to n has gone: a file that is open for writing only when somebody writes gives its lock up. */
-void mode_relax(struct co *co, struct graph_node *n);
-/* Before n is opened for writing: what its files are, as far as they are nodes, is (graph_upgrade). And behind it, when it is not any more. */
-MUST_USE int mode_upgrade_files(struct co *co, struct graph_node *n, struct byre_err *err);
-void mode_relax_files(struct co *co, struct graph_node *n);
+void mode_writer_gone(struct co *co, struct graph_node *n);
+/* Before n is opened for writing: what its files are, as far as they are nodes, is (graph_writer_comes). And behind it, when it is not any more. */
+MUST_USE int mode_files_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err);
+void mode_files_writer_gone(struct co *co, struct graph_node *n);
 /* Somebody who changes n, or may rewrite what it holds; NULL: nobody. */
 const char *mode_writer(const struct graph_node *n);
 

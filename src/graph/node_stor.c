@@ -99,7 +99,7 @@ static void store_close(struct co *co, struct stor *s)
     graph_user_remove(&t->use);
     stor_fini(&t->s);
     free(t);
-    graph_relax(co, n);
+    graph_writer_gone(co, n);
     (void)graph_close(co, n);                /* others have it, or it was opened for this: then a flush has said what there is to say */
 }
 
@@ -156,7 +156,7 @@ int graph_node_store(struct co *co, struct graph_node *n, const char *who, struc
     t->n = n;
     t->use = (struct graph_user){ .who = who, .perm = STOR_PERM_READ | STOR_PERM_WRITE | STOR_PERM_RESIZE, .shared = STOR_PERM_READ };
     graph_ref(n);
-    int r = graph_upgrade(co, n, err);
+    int r = graph_writer_comes(co, n, err);
     if (!r)
         r = graph_user_add(n, &t->use, err);
     if (!r)

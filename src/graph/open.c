@@ -236,7 +236,7 @@ static void leave_file_node(struct co *co, struct layer *l)
         return;
     l->file = NULL;
     graph_release_image(file);
-    graph_relax(co, file);                       /* it was to be written, and what was to write to it could not be opened */
+    graph_writer_gone(co, file);                       /* it was to be written, and what was to write to it could not be opened */
     (void)node_unref(co, file);                  /* the image holds it, or its user has gone meanwhile: then there is nobody to tell */
 }
 
@@ -264,7 +264,7 @@ static int share_store(struct co *co, struct opening *op, struct layer *l, struc
     graph_ref(file);
     file->wanted++;
     if (!n->file && !n->read_only)
-        r = graph_upgrade(co, file, err);
+        r = graph_writer_comes(co, file, err);
     graph_hold_image(co, file);                  /* I6 */
     file->wanted--;
     l->file = file;

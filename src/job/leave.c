@@ -26,7 +26,7 @@ static void close_target(struct co *co, struct job_leave *l)
 {
     if (l->last)
         l->last(co, l);
-    graph_relax(co, l->target);
+    graph_writer_gone(co, l->target);
     (void)graph_close(co, l->target);    /* it was flushed when that was promised */
 }
 

@@ -484,7 +484,7 @@ static void leave_last(struct co *co, struct job_leave *base)
     graph_user_remove(&l->use);
     if (!l->put_back)
         return;
-    graph_relax(co, base->target);
+    graph_writer_gone(co, base->target);
     if (graph_make_read_only(co, base->target, &why))
         graph_warn(base->target, "%s", why.text);
 }
@@ -731,7 +731,7 @@ static void mirror_undo(struct co *co, struct mirror *m)
     mirror_bitmap_give(&m->bitmap);
     graph_user_remove(&m->on_source);
     graph_user_remove(&m->leaving_target->use);
-    graph_relax(co, m->o.target);
+    graph_writer_gone(co, m->o.target);
     graph_claim_end(co, m->between);
     if (m->opened && graph_make_read_only(co, m->o.target, &why))
         graph_warn(m->o.target, "%s", why.text);
