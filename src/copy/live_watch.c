@@ -78,18 +78,6 @@ static bool carries(struct copy_live *l)
     return atomic_load(&l->blocking) && !atomic_load(&l->paused) && !atomic_load(&l->resizing) && !is_over(l);
 }
 
-/* A little, or until q is woken. false: no longer (W2). */
-static bool wait_a_little(struct co *co, struct co_waitq *q, uint64_t until)
-{
-    uint64_t now = rt_now(co_loop(co));
-    if (now >= until)
-        return false;
-    uint64_t old = co_set_deadline(co, min_u64(until, now + LIVE_SLICE_NS));
-    int r = co_wait_cancellable(co, q);
-    (void)co_set_deadline(co, old);
-    return r != -ECANCELED;
-}
-
 /* W2. A lock that another change has is given back when the target has answered it; a piece may have to read the source first. */
 static bool must_not_wait(const struct copy_live *l) { return l->pieces || graph_is_gated(l->o.target); }
 
@@ -104,7 +92,7 @@ static int take_on_home(struct co *co, void *arg)
         bool room = !l->carry_bytes || l->carry_bytes + h->bytes <= l->carry_limit;
         if (room && co_range_trylock(&l->busy, &h->range, start, end))
             break;
-        if ((graph_draining(l->o.source) && must_not_wait(l)) || !wait_a_little(co, &l->moved, h->until))
+        if ((graph_draining(l->o.source) && must_not_wait(l)) || !co_wait_slice(co, &l->moved, h->until, LIVE_SLICE_NS))
             return -EAGAIN;
         h->range.start = start;
         h->range.end = end;
@@ -207,7 +195,7 @@ static int send_part(struct co *co, struct hold *h, const struct graph_change *c
     }
     while (!s->done) {
         bool go_on = !is_over(l) && !atomic_load(&l->paused) && !graph_is_gated(l->o.target);
-        if (go_on && wait_a_little(co, &s->q, h->until))
+        if (go_on && co_wait_slice(co, &s->q, h->until, LIVE_SLICE_NS))
             continue;
         if (s->done)
             break;
@@ -322,7 +310,7 @@ static void brake(struct co *co, struct copy_live *l, const struct graph_change 
     uint64_t at = turn_of(l, since, rate, cost_of(ch));
     if (l->o.hold_ns)
         at = min_u64(at, since + l->o.hold_ns / 2);          /* the other half is for the target */
-    while (!is_over(l) && atomic_load(&l->brake) && !graph_draining(l->o.source) && wait_a_little(co, &nobody, at))
+    while (!is_over(l) && atomic_load(&l->brake) && !graph_draining(l->o.source) && co_wait_slice(co, &nobody, at, LIVE_SLICE_NS))
         ;
 }
 

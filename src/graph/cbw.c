@@ -16,7 +16,6 @@
 
 #include "graph/cbw_priv.h"
 
-#define SLICE_NS UINT64_C(10000000)              /* who waits looks this often whether he still may */
 #define BYTES_MAX (UINT64_C(64) << 20)           /* of copies under way, or one copy if that is larger */
 
 /* ---- life ---- */
@@ -105,17 +104,6 @@ void cbw_stop(struct cbw *cb)
 
 /* ---- locks ---- */
 
-bool cbw_wait_a_little(struct co *co, struct co_waitq *q, uint64_t until)
-{
-    uint64_t now = rt_now(co_loop(co));
-    if (now >= until)
-        return false;
-    uint64_t old = co_set_deadline(co, min_u64(until, now + SLICE_NS));
-    int r = co_wait_cancellable(co, q);
-    (void)co_set_deadline(co, old);
-    return r != -ECANCELED;
-}
-
 static void give_back(struct rt_msg *m)
 {
     struct cbw_hold *h = CONTAINER_OF(m, struct cbw_hold, msg);
@@ -144,7 +132,7 @@ static int lock_range(struct co *co, struct cbw *cb, struct co_range *range, con
         bool room = !cb->bytes || cb->bytes + t->bytes <= BYTES_MAX;
         if (room && co_range_trylock(&cb->busy, range, start, end))
             break;
-        if (!cbw_wait_a_little(co, &cb->moved, t->until))
+        if (!co_wait_slice(co, &cb->moved, t->until, CBW_SLICE_NS))
             return -ETIMEDOUT;
     }
     cb->bytes += t->bytes;

@@ -91,7 +91,7 @@ static int send(struct co *co, struct cbw_hold *h, uint8_t *buf, uint64_t off, u
     if (rt_spawn(co_loop(co), send_main, s))
         send_main(co, s);
     while (!s->done) {
-        if (!cbw_is_off(cb) && cbw_wait_a_little(co, &s->q, h->until))
+        if (!cbw_is_off(cb) && co_wait_slice(co, &s->q, h->until, CBW_SLICE_NS))
             continue;
         if (s->done)
             break;

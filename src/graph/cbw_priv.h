@@ -40,8 +40,7 @@ struct cbw_hold {
 /* NULL: *ret_error says why (-ETIMEDOUT, -ECANCELED, -ENOMEM). Any loop; suspends. */
 struct cbw_hold *cbw_hold_take(struct co *co, struct cbw *cb, const struct cbw_hold *what, int *ret_error);
 void cbw_hold_put(struct cbw_hold *h);
-/* A little, or until q is woken. false: no longer. */
-bool cbw_wait_a_little(struct co *co, struct co_waitq *q, uint64_t until);
+#define CBW_SLICE_NS UINT64_C(10000000)          /* who waits looks this often whether he still may */
 
 /* cbw_copy.c: in front of a change of [off, off + len). 0: it may go on. */
 MUST_USE int cbw_before(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);

@@ -12,6 +12,7 @@
  * Failure      none
  * Tests        sync_test.c
  */
+#include "base/checked.h"
 #include "rt/rt_priv.h"
 
 /* ---- wait queues ---- */
@@ -75,6 +76,17 @@ int co_wait_cancellable(struct co *co, struct co_waitq *q)
     co_suspend(co);
     co_intr_end(co, &c.intr);
     return c.result;
+}
+
+bool co_wait_slice(struct co *co, struct co_waitq *q, uint64_t until, uint64_t slice)
+{
+    uint64_t now = rt_now(co_loop(co));
+    if (now >= until)
+        return false;
+    uint64_t old = co_set_deadline(co, min_u64(until, now + slice));
+    int r = co_wait_cancellable(co, q);
+    (void)co_set_deadline(co, old);
+    return r != -ECANCELED;
 }
 
 bool co_wake_one(struct co_waitq *q)

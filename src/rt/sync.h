@@ -17,6 +17,9 @@ struct co_waiter;
 struct co_waitq { struct co_waiter *head, *tail; };
 void co_wait(struct co *co, struct co_waitq *q);              /* suspends until woken; not cancellable */
 int  co_wait_cancellable(struct co *co, struct co_waitq *q);  /* 0, -ECANCELED, -ETIMEDOUT */
+/* Until it is woken, or `slice` has passed, or `until` (as rt_now) has come: who waits looks again whether he still may. false: no longer, `until` has
+ * come already, or it was cancelled. */
+bool co_wait_slice(struct co *co, struct co_waitq *q, uint64_t until, uint64_t slice);
 bool co_wake_one(struct co_waitq *q);                         /* true if somebody was there; makes it ready, does not switch */
 unsigned co_wake_all(struct co_waitq *q);
 static inline bool co_waitq_empty(const struct co_waitq *q) { return !q->head; }

@@ -373,6 +373,32 @@ void q2_alloc_return(struct q2_image *q, const struct q2_run *r)
         q2_alloc_drop(q, r->cluster, r->count);  /* a reference that nobody has: freed in its time */
 }
 
+int q2_taken_keep(struct q2_image *q, struct q2_taken *t, const struct q2_run *run)
+{
+    if (t->count == t->cap) {
+        size_t cap = t->cap ? 2 * t->cap : 32;
+        struct q2_run *runs = realloc(t->runs, cap * sizeof *runs);
+        if (!runs) {
+            q2_alloc_return(q, run);
+            return -ENOMEM;
+        }
+        t->runs = runs;
+        t->cap = cap;
+    }
+    if (!meta_forget(q->meta, run->cluster << q->g.cluster_bits, run->count << q->g.cluster_bits))
+        return -EUCLEAN;
+    t->runs[t->count++] = *run;
+    return 0;
+}
+
+void q2_taken_end(struct q2_image *q, struct q2_taken *t, bool give_back)
+{
+    for (size_t i = 0; i < t->count && give_back; i++)
+        q2_alloc_return(q, &t->runs[i]);
+    free(t->runs);
+    *t = (struct q2_taken){ 0 };
+}
+
 #define HALT_ROUNDS 16u
 
 int q2_alloc_halt_begin(struct co *co, struct q2_image *q)

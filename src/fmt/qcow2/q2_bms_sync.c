@@ -29,7 +29,7 @@ struct plan {
     struct q2_image *q;
     struct byre_err *err;
     struct q2_bm *list; uint32_t count;  /* the new set */
-    struct q2_run *runs; size_t run_count, run_cap;      /* what was taken for it */
+    struct q2_taken taken;               /* for it */
     uint8_t *buf;                        /* a cluster */
     bool *lives;                         /* old entries that are in the new set with what they have */
     struct q2_ahead ahead;
@@ -42,31 +42,13 @@ struct plan {
 
 /* ---- clusters ---- */
 
-static int keep_run(struct plan *p, const struct q2_run *run)
-{
-    if (p->run_count == p->run_cap) {
-        size_t cap = p->run_cap ? 2 * p->run_cap : 32;
-        struct q2_run *r = realloc(p->runs, cap * sizeof *r);
-        if (!r) {
-            q2_alloc_return(p->q, run);
-            return -ENOMEM;
-        }
-        p->runs = r;
-        p->run_cap = cap;
-    }
-    if (!meta_forget(p->q->meta, run->cluster << p->q->g.cluster_bits, run->count << p->q->g.cluster_bits))
-        return -EUCLEAN;                 /* in use, whatever its count said: it stays out of reach */
-    p->runs[p->run_count++] = *run;
-    return 0;
-}
-
 /* n clusters side by side. */
 static int take(struct co *co, struct plan *p, uint64_t n, uint64_t *ret_off)
 {
     struct q2_run run;
     int r = q2_alloc_exact(co, p->q, n, &run);
     if (r == 0)
-        r = keep_run(p, &run);
+        r = q2_taken_keep(p->q, &p->taken, &run);
     if (r == 0)
         *ret_off = run.cluster << p->q->g.cluster_bits;
     return r;
@@ -463,13 +445,11 @@ static void commit(struct plan *p)
 
 static void plan_fini(struct plan *p)
 {
-    for (size_t i = 0; i < p->run_count && !p->named; i++)
-        q2_alloc_return(p->q, &p->runs[i]);
+    q2_taken_end(p->q, &p->taken, !p->named);
     for (uint32_t i = 0; i < p->count; i++)
         q2_bm_free(&p->list[i]);
     free(p->list);
     free(p->lives);
-    free(p->runs);
     free(p->buf);
     q2_ahead_free(&p->ahead);
 }

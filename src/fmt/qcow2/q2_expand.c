@@ -26,7 +26,7 @@ struct expand {
     struct q2_snap s;                        /* its: the tables that snapshots have, with all their owners; mine: those of the disk */
     bool fill;                               /* something may show from below */
     uint64_t zeros;                          /* entries that are to be changed */
-    struct q2_run *runs; size_t run_count, run_cap;      /* a cluster for each of them, if `fill` */
+    struct q2_taken taken;                   /* a cluster for each of them, if `fill` */
     size_t run_at; uint64_t run_used;        /* the next one */
     bool written;                            /* tables may name them */
 };
@@ -92,24 +92,6 @@ static int count_zeros(void *arg, const struct q2_tree_table *t, uint64_t *words
 
 /* ---- clusters ---- */
 
-static int keep_run(struct expand *x, const struct q2_run *run)
-{
-    if (x->run_count == x->run_cap) {
-        size_t cap = x->run_cap ? 2 * x->run_cap : 32;
-        struct q2_run *p = realloc(x->runs, cap * sizeof *p);
-        if (!p) {
-            q2_alloc_return(x->q, run);
-            return -ENOMEM;
-        }
-        x->runs = p;
-        x->run_cap = cap;
-    }
-    if (!meta_forget(x->q->meta, run->cluster << x->q->g.cluster_bits, run->count << x->q->g.cluster_bits))
-        return -EUCLEAN;                     /* in use, whatever its count said: it stays out of reach */
-    x->runs[x->run_count++] = *run;
-    return 0;
-}
-
 static int take_clusters(struct co *co, struct expand *x)
 {
     struct q2_image *q = x->q;
@@ -118,7 +100,7 @@ static int take_clusters(struct co *co, struct expand *x)
         struct q2_run run;
         r = q2_alloc_take(co, q, left, &run);
         if (r == 0)
-            r = keep_run(x, &run);
+            r = q2_taken_keep(q, &x->taken, &run);
         if (r == 0)
             r = stor_zero(co, q->im.data, run.cluster << q->g.cluster_bits, run.count << q->g.cluster_bits, 0);
         if (r == 0)
@@ -130,10 +112,10 @@ static int take_clusters(struct co *co, struct expand *x)
 /* -EUCLEAN: more entries than were counted; somebody else writes to the file. */
 static int next_cluster(struct expand *x, uint64_t *ret)
 {
-    if (x->run_at == x->run_count)
+    if (x->run_at == x->taken.count)
         return -EUCLEAN;
-    *ret = x->runs[x->run_at].cluster + x->run_used;
-    if (++x->run_used == x->runs[x->run_at].count) {
+    *ret = x->taken.runs[x->run_at].cluster + x->run_used;
+    if (++x->run_used == x->taken.runs[x->run_at].count) {
         x->run_at++;
         x->run_used = 0;
     }
@@ -188,11 +170,11 @@ static int change_table(void *arg, const struct q2_tree_table *t, uint64_t *word
 /* A cluster whose count was lost looks free, and may have been taken for zeros: it stays out of reach. */
 static int check_taken(struct expand *x)
 {
-    for (size_t i = 0; i < x->run_count; i++)
-        for (uint64_t c = x->runs[i].cluster; c < x->runs[i].cluster + x->runs[i].count; c++)
+    for (size_t i = 0; i < x->taken.count; i++)
+        for (uint64_t c = x->taken.runs[i].cluster; c < x->taken.runs[i].cluster + x->taken.runs[i].count; c++)
             if (q2_counts_get(&x->s.shift.loss, c)) {
                 x->s.shift.bad_cluster = c;
-                x->run_count = 0;            /* neither used nor given back */
+                x->taken.count = 0;          /* neither used nor given back */
                 return -EUCLEAN;
             }
     return 0;
@@ -266,9 +248,7 @@ static int at_rest(struct co *co, struct expand *x)
 
 static void fini(struct expand *x)
 {
-    for (size_t i = 0; i < x->run_count && !x->written; i++)
-        q2_alloc_return(x->q, &x->runs[i]);
-    free(x->runs);
+    q2_taken_end(x->q, &x->taken, !x->written);
     q2_snapshots_free(x->s.old.snapshots, x->s.old.count);
     q2_tree_fini(&x->s.mine);
     q2_tree_fini(&x->s.its);

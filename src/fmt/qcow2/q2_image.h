@@ -377,6 +377,12 @@ MUST_USE int q2_alloc_scan_all(struct co *co, struct q2_image *q);
 MUST_USE int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run *ret);
 /* Free clusters below `end` may be used now: they are looked for, from the beginning. */
 void q2_alloc_scan_again(struct q2_image *q, uint64_t end);
+/* Runs that were taken for one purpose. Zeroed is none. */
+struct q2_taken { struct q2_run *runs; size_t count, cap; };
+/* One more, of which the cache of metadata keeps nothing. -ENOMEM: it was given back; -EUCLEAN: it is in use, whatever its count said, and stays out of reach. */
+MUST_USE int q2_taken_keep(struct q2_image *q, struct q2_taken *t, const struct q2_run *run);
+/* give_back: nothing ever pointed to them (q2_alloc_return). Else they belong to what was made. */
+void q2_taken_end(struct q2_image *q, struct q2_taken *t, bool give_back);
 /* Takes back clusters that nothing ever pointed to; nothing in flight on them. Cannot fail. */
 void q2_alloc_return(struct q2_image *q, const struct q2_run *r);
 /* n clusters have lost one reference each in memory (L2, L1 or header change already made): dropped, punched and

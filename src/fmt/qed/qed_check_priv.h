@@ -55,6 +55,8 @@ MUST_USE int qed_edits_settle(struct co *co, struct qed_edits *e, struct qed_ima
  * before that end of the file are left out. */
 struct qed_copy { uint64_t from, to, len, table_end; bool unreadable; };       /* unreadable: it failed with -EIO, and that was where it is read */
 MUST_USE int qed_copy_out(struct co *co, struct qed_image *q, struct qed_copy *c);
+/* The same for n whole clusters. *ret_unreadable (may be NULL): as there. */
+MUST_USE int qed_copy_clusters(struct co *co, struct qed_image *q, uint64_t from, uint64_t to, uint64_t n, bool *ret_unreadable);
 /* Tells of a cluster of data that stays where it is, in front of what could be cut off. */
 void qed_tell_unreadable(struct qed_checker *k, uint64_t cluster);
 /* A barrier between steps of repair. */

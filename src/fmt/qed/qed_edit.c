@@ -146,3 +146,13 @@ int qed_copy_out(struct co *co, struct qed_image *q, struct qed_copy *c)
         r = copy_some(co, q, c, at, buf, &n);
     return r;
 }
+
+int qed_copy_clusters(struct co *co, struct qed_image *q, uint64_t from, uint64_t to, uint64_t n, bool *ret_unreadable)
+{
+    unsigned bits = q->g.cluster_bits;
+    struct qed_copy c = { .from = from << bits, .to = to << bits, .len = n << bits };
+    int r = qed_copy_out(co, q, &c);
+    if (ret_unreadable)
+        *ret_unreadable = c.unreadable;
+    return r;
+}

@@ -245,17 +245,6 @@ static void unhold(struct qed_image *q)
     co_wake_all(&q->unheld);
 }
 
-/* *ret_unreadable, which may be NULL: it fails for that. */
-static int copy_to(struct co *co, struct fill *f, uint64_t from, uint64_t to, uint64_t n, bool *ret_unreadable)
-{
-    unsigned bits = f->g->cluster_bits;
-    struct qed_copy c = { .from = from << bits, .to = to << bits, .len = n << bits };
-    int r = qed_copy_out(co, f->q, &c);
-    if (ret_unreadable)
-        *ret_unreadable = c.unreadable;
-    return r;
-}
-
 /* The entry is locked, and names p->cluster. */
 static int move_cluster(struct co *co, struct fill *f, const struct place *p, struct meta_block *b, uint32_t index)
 {
@@ -264,7 +253,7 @@ static int move_cluster(struct co *co, struct fill *f, const struct place *p, st
     int r = rset_reserve(&f->away, 1);
     if (r < 0 || !take_hole(f, 1, p->cluster, &to))
         return r;
-    r = copy_to(co, f, p->cluster, to, 1, &unreadable);
+    r = qed_copy_clusters(co, f->q, p->cluster, to, 1, &unreadable);
     if (r < 0) {
         give_back(f, to, 1);
         return unreadable ? leave(f, p->cluster) : r;
@@ -325,7 +314,7 @@ static int relink_table(struct co *co, struct fill *f, const struct place *t, ui
         return 0;
     int r = MUTANT(MUT_QED_MOVE_TABLE_STALE) ? 0 : meta_flush(co, q->meta);          /* F5 */
     if (r == 0)
-        r = copy_to(co, f, t->cluster, to, f->g->table_clusters, NULL);
+        r = qed_copy_clusters(co, f->q, t->cluster, to, f->g->table_clusters, NULL);
     if (r < 0)
         return r;
     CO_ATOMIC(co) {
@@ -355,7 +344,7 @@ static int move_l1(struct co *co, struct fill *f, const struct place *t, uint64_
     meta_struct_begin(co, q->meta);
     int r = meta_pass_locked(co, q->meta);
     if (r == 0)
-        r = copy_to(co, f, t->cluster, to, f->g->table_clusters, NULL);
+        r = qed_copy_clusters(co, f->q, t->cluster, to, f->g->table_clusters, NULL);
     if (r == 0)
         r = qed_barrier(co, q);
     if (r < 0)

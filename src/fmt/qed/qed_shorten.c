@@ -138,15 +138,6 @@ static int find_data(struct co *co, struct shorten *s, size_t n)
 
 static int take(struct shorten *s, uint64_t first, uint64_t n) { return qed_owned_take(&s->k->owned, first, n) < 0 ? -ENOMEM : 0; }
 
-static int copy_to(struct co *co, struct shorten *s, uint64_t from, uint64_t to, uint64_t n, bool *ret_unreadable)
-{
-    unsigned bits = s->g->cluster_bits;
-    struct qed_copy c = { .from = from << bits, .to = to << bits, .len = n << bits };
-    int r = qed_copy_out(co, s->k->q, &c);
-    *ret_unreadable = c.unreadable;
-    return r;
-}
-
 static int move_l1(struct co *co, struct shorten *s, uint64_t to)
 {
     struct qed_image *q = s->k->q;
@@ -163,7 +154,7 @@ static int move_table(struct co *co, struct shorten *s, struct place *t, uint64_
     if (r == 0)
         r = qed_owned_take(&s->is_table, to, n) < 0 ? -ENOMEM : 0;
     if (r == 0)
-        r = copy_to(co, s, t->cluster, to, n, &unreadable);
+        r = qed_copy_clusters(co, s->k->q, t->cluster, to, n, &unreadable);
     if (r == 0 && t->at == L1_ITSELF) {
         r = move_l1(co, s, to);
     } else if (r == 0) {
@@ -223,7 +214,7 @@ static int move_one(struct co *co, struct shorten *s, const struct place *p, uin
     bool unreadable = false;
     int r = take(s, hole, 1);
     if (r == 0)
-        r = copy_to(co, s, p->cluster, hole, 1, &unreadable);
+        r = qed_copy_clusters(co, s->k->q, p->cluster, hole, 1, &unreadable);
     if (unreadable)
         return leave(s, p->cluster, hole);
     return r < 0 ? r : qed_edits_add(e, p->at, hole << s->g->cluster_bits);
