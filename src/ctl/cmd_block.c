@@ -187,11 +187,7 @@ static int resize_held(struct co *co, struct ctl_call *call)
 /* A mirror that ends takes a disk to another node: what is resized is the one on which the disk lies when nobody moves it any more. */
 static int run_block_resize(struct co *co, struct ctl_call *call)
 {
-    struct graph *g = call->c->env.graph;
-    graph_edges_hold(co, g);
-    int r = resize_held(co, call);
-    graph_edges_let(co, g);
-    return r;
+    return ctl_with_edges_held(co, call, resize_held);
 }
 
 const struct ctl_command ctl_cmd_query_block = { "query-block", NULL, 0, run_query_block, .ret = &ctl_ret_any, .doc = "Lists devices and the images in them." };

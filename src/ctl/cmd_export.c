@@ -245,14 +245,19 @@ static const struct ctl_arg del_rows[] = {
     CTL_ARGS_END
 };
 
+static int del(struct ctl_call *call, const char *id, int mode)
+{
+    struct exports *x = exports_of(call);
+    struct export *e = x ? exports_find(x, id) : NULL;
+    if (!e)
+        return x ? byre_fail(&call->err, NOT_FOUND, "Export '%s' is not found", id) : call->err.code;
+    return exports_del(x, e, mode == MODE_HARD, &call->err);
+}
+
 static int run_del(struct co *co, struct ctl_call *call)
 {
     const struct del_args *a = call->args;
-    struct exports *x = exports_of(call);
-    struct export *e = x ? exports_find(x, a->id) : NULL;
-    if (!e)
-        return x ? byre_fail(&call->err, NOT_FOUND, "Export '%s' is not found", a->id) : call->err.code;
-    return exports_del(x, e, a->mode == MODE_HARD, &call->err);
+    return del(call, a->id, a->mode);
 }
 
 void ctl_export_gone(void *arg, const char *id)
@@ -303,11 +308,7 @@ static const struct ctl_arg old_del_rows[] = {
 static int run_old_del(struct co *co, struct ctl_call *call)
 {
     const struct old_del_args *a = call->args;
-    struct exports *x = exports_of(call);
-    struct export *e = x ? exports_find(x, a->name) : NULL;
-    if (!e)
-        return x ? byre_fail(&call->err, NOT_FOUND, "Export '%s' is not found", a->name) : call->err.code;
-    return exports_del(x, e, a->mode == MODE_HARD, &call->err);
+    return del(call, a->name, a->mode);
 }
 
 /* ---- query-block-exports ---- */
