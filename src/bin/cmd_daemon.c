@@ -233,7 +233,7 @@ static int run_daemon(struct daemon *d, struct daemonizer *dz)
         (void)server_wait(&d->s);
     server_end(&d->s, NULL);             /* the peer's daemon sends no SHUTDOWN */
     code |= server_close_nodes(&d->s);
-    byre_exports_free(d->s.exports);
+    lib_exports_free(d->s.exports);
     pidfile_remove(&d->pidfile);
     return code;
 }
@@ -246,7 +246,7 @@ static int with_context(struct run *r, struct daemonizer *dz)
         return 1;
     r->more_loops = true;
     if (run_ctx(r, server_threads(d.o->threads), BYRE_BACKEND_AUTO)) {
-        d.s.exports = byre_exports_new(r->ctx);
+        d.s.exports = lib_exports_new(r->ctx);
         code = d.s.exports && d.waits ? run_daemon(&d, dz) : run_fail(r, "no memory");
     }
     json_decref(d.waits);

@@ -165,12 +165,12 @@ struct attaching { struct serve *s; struct byre_err err; };
 static int attach_co(struct co *co, void *arg)
 {
     struct attaching *a = arg;
-    return byre_image_attach(a->s->image, &a->s->device.node, &a->err);
+    return lib_image_attach(a->s->image, &a->s->device.node, &a->err);
 }
 
 static int detach_co(struct co *co, void *arg)
 {
-    byre_image_detach(co, arg);
+    lib_image_detach(co, arg);
     return 0;
 }
 
@@ -178,9 +178,9 @@ static int start_control(struct serve *s)
 {
     struct attaching a = { .s = s };
     s->device = (struct ctl_device){ s->o->name, NULL, s->cache == BYRE_CACHE_WRITETHROUGH || s->cache == BYRE_CACHE_DIRECTSYNC };
-    if (byre_ctx_call(s->r->ctx, attach_co, &a))
+    if (lib_ctx_call(s->r->ctx, attach_co, &a))
         return run_fail_err(s->r, &a.err);
-    s->server.exports = byre_export_set(s->export);
+    s->server.exports = lib_export_set(s->export);
     if (server_control(&s->server, &s->device, 1))
         return 1;
     return server_listen(&s->server, s->control);
@@ -205,7 +205,7 @@ static int scrub_co(struct co *co, void *arg)
     struct serve *s = st->s;
     char id[128];
     snprintf(id, sizeof id, "scrub-%s", s->o->name);
-    return byre_image_scrub(s->image, id, &st->err);
+    return lib_image_scrub(s->image, id, &st->err);
 }
 
 static int serve(struct serve *s)
@@ -220,14 +220,14 @@ static int serve(struct serve *s)
         server_remember_path(s->folder);     /* behind what is in it */
         announce(s);
         struct scrubbing st = { .s = s };
-        if (byre_ctx_call(s->r->ctx, scrub_co, &st))
+        if (lib_ctx_call(s->r->ctx, scrub_co, &st))
             code = run_fail_err(s->r, &st.err);      /* requests may wait for it */
         why = code ? "host-error" : server_wait(&s->server);
     }
     server_end(&s->server, why);
     byre_export_stop(s->export);
     if (s->device.node)
-        (void)byre_ctx_call(s->r->ctx, detach_co, s->device.node);
+        (void)lib_ctx_call(s->r->ctx, detach_co, s->device.node);
     code |= server_close_nodes(&s->server);
     run_close(s->r, s->image, &code);
     return code;

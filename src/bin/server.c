@@ -117,7 +117,7 @@ static int on_object_add(void *arg, const char *definition, struct byre_err *err
 
 static int on_object_del(void *arg, const char *id)
 {
-    return byre_ctx_object_del(((struct server *)arg)->r->ctx, id);
+    return lib_ctx_object_del(((struct server *)arg)->r->ctx, id);
 }
 
 static void on_guard_warning(void *arg, const char *text)
@@ -131,17 +131,17 @@ static int control_co(struct co *co, void *arg)
 {
     struct starting *st = arg;
     struct server *s = st->s;
-    struct ctl_env env = { .graph = byre_ctx_graph(s->r->ctx), .jobs = byre_ctx_jobs(s->r->ctx), .devices = st->devices, .device_count = st->count,
+    struct ctl_env env = { .graph = lib_ctx_graph(s->r->ctx), .jobs = lib_ctx_jobs(s->r->ctx), .devices = st->devices, .device_count = st->count,
         .exports = s->exports, .major = BYRE_VERSION_MAJOR, .minor = BYRE_VERSION_MINOR, .micro = BYRE_VERSION_MICRO, .package = "byre " BYRE_VERSION,
-        .quit = on_quit, .object_add = on_object_add, .object_del = on_object_del, .tls = byre_ctx_tls(s->r->ctx), .arg = s,
-        .tree = byre_ctx_tree(s->r->ctx), .guard_warning = s->r->peer ? on_guard_warning : NULL };
-    return ctl_new(byre_ctx_home(s->r->ctx), &env, &s->ctl, &st->err);
+        .quit = on_quit, .object_add = on_object_add, .object_del = on_object_del, .tls = lib_ctx_tls(s->r->ctx), .arg = s,
+        .tree = lib_ctx_tree(s->r->ctx), .guard_warning = s->r->peer ? on_guard_warning : NULL };
+    return ctl_new(lib_ctx_home(s->r->ctx), &env, &s->ctl, &st->err);
 }
 
 int server_control(struct server *s, const struct ctl_device *devices, size_t count)
 {
     struct starting st = { .s = s, .devices = devices, .count = count };
-    return byre_ctx_call(s->r->ctx, control_co, &st) ? run_fail_err(s->r, &st.err) : 0;
+    return lib_ctx_call(s->r->ctx, control_co, &st) ? run_fail_err(s->r, &st.err) : 0;
 }
 
 static int tell(struct server *s, const char *what, const struct byre_err *err)
@@ -160,7 +160,7 @@ static int execute_co(struct co *co, void *arg)
 int server_execute(struct server *s, const struct server_call *call, json_t *arguments)
 {
     struct executing e = { .s = s, .rq = { call->command, arguments, call->words } };
-    int r = byre_ctx_call(s->r->ctx, execute_co, &e);
+    int r = lib_ctx_call(s->r->ctx, execute_co, &e);
     json_decref(arguments);
     return r ? tell(s, call->what, &e.err) : 0;
 }
@@ -177,7 +177,7 @@ static int listen_co(struct co *co, void *arg)
 int server_listen(struct server *s, const char *path)
 {
     struct listening l = { .s = s, .path = path };
-    if (byre_ctx_call(s->r->ctx, listen_co, &l))
+    if (lib_ctx_call(s->r->ctx, listen_co, &l))
         return tell(s, NULL, &l.err);
     server_remember_path(path);
     return 0;
@@ -197,7 +197,7 @@ bool server_wait_client(struct server *s)
     struct asking a = { s, 0 };
     for (;;) {
         struct pollfd p[2] = { { .fd = s->signal_fd, .events = POLLIN }, { .fd = s->quit_fd, .events = POLLIN } };
-        (void)byre_ctx_call(s->r->ctx, arrivals_co, &a);
+        (void)lib_ctx_call(s->r->ctx, arrivals_co, &a);
         if (a.arrivals)
             return true;
         if (poll(p, 2, WAIT_CLIENT_MS) > 0)
@@ -230,10 +230,10 @@ static int end_co(struct co *co, void *arg)
         ctl_send_shutdown(s->ctl, f->event);
     /* Jobs end while clients can still be told, and before the exports: a request may be waiting for a scrub that is paused, or
      * that was never started. */
-    byre_ctx_jobs_stop(co, s->r->ctx);
-    byre_ctx_no_scrubs(s->r->ctx);
+    lib_ctx_jobs_stop(co, s->r->ctx);
+    lib_ctx_no_scrubs(s->r->ctx);
     if (s->exports)
-        byre_exports_stop(co, s->exports);
+        lib_exports_stop(co, s->exports);
     if (s->ctl)
         ctl_stop(co, s->ctl);
     ctl_free(s->ctl);
@@ -245,16 +245,16 @@ void server_end(struct server *s, const char *event)
 {
     struct farewell f = { s, event };
     arm_second_signal(&s->set);
-    (void)byre_ctx_call(s->r->ctx, end_co, &f);
+    (void)lib_ctx_call(s->r->ctx, end_co, &f);
 }
 
 static int close_nodes_co(struct co *co, void *arg)
 {
-    return byre_ctx_close_nodes(co, ((struct server *)arg)->r->ctx);
+    return lib_ctx_close_nodes(co, ((struct server *)arg)->r->ctx);
 }
 
 int server_close_nodes(struct server *s)
 {
-    int r = byre_ctx_call(s->r->ctx, close_nodes_co, s);
+    int r = lib_ctx_call(s->r->ctx, close_nodes_co, s);
     return r ? run_fail(s->r, "a node could not be closed: %s; not everything that was written may be on the disk", strerror(-r)) : 0;
 }

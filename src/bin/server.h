@@ -4,7 +4,7 @@
  *
  *     server_begin -> (run_ctx) -> server_control -> server_listen, server_execute ... -> server_wait -> server_end -> server_fini
  *
- * Concurrency  main thread; what runs on the home loop goes through byre_ctx_call
+ * Concurrency  main thread; what runs on the home loop goes through lib_ctx_call
  */
 #ifndef BIN_SERVER_H
 #define BIN_SERVER_H

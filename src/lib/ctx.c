@@ -37,22 +37,22 @@ int lib_take_opts(void *to, size_t to_size, const void *user, struct byre_err *e
     return 0;
 }
 
-struct rt_loop *byre_ctx_home(struct byre_ctx *ctx)
+struct rt_loop *lib_ctx_home(struct byre_ctx *ctx)
 {
     return lib_home(ctx);
 }
 
-struct graph *byre_ctx_graph(struct byre_ctx *ctx)
+struct graph *lib_ctx_graph(struct byre_ctx *ctx)
 {
     return ctx->graph;
 }
 
-struct jobs *byre_ctx_jobs(struct byre_ctx *ctx)
+struct jobs *lib_ctx_jobs(struct byre_ctx *ctx)
 {
     return &ctx->jobs;
 }
 
-struct tls_set *byre_ctx_tls(struct byre_ctx *ctx)
+struct tls_set *lib_ctx_tls(struct byre_ctx *ctx)
 {
     return ctx->tls;
 }
@@ -125,7 +125,7 @@ static int sure_co(struct co *co, void *arg)
     return 0;
 }
 
-int byre_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg)
+int lib_ctx_call(struct byre_ctx *ctx, int (*fn)(struct co *co, void *arg), void *arg)
 {
     struct sure s = { fn, arg, 0 };
     while (lib_call(ctx, lib_home(ctx), sure_co, &s))
@@ -245,7 +245,7 @@ void byre_ctx_free(struct byre_ctx *ctx)
     if (!ctx)
         return;
     ASSERT(atomic_load(&ctx->users) == 0);
-    (void)byre_ctx_call(ctx, free_graph, ctx);
+    (void)lib_ctx_call(ctx, free_graph, ctx);
     rt_free(ctx->rt);
     secret_set_free(ctx->secrets);
     tls_set_free(ctx->tls);

@@ -22,24 +22,24 @@ struct byre_export {
     char *uri;
 };
 
-struct exports *byre_export_set(struct byre_export *e)
+struct exports *lib_export_set(struct byre_export *e)
 {
     return e->set;
 }
 
-struct exports *byre_exports_new(struct byre_ctx *ctx)
+struct exports *lib_exports_new(struct byre_ctx *ctx)
 {
     struct exports *x = NULL;
     struct byre_err err;
     return exports_new(lib_home(ctx), &x, &err) ? NULL : x;
 }
 
-void byre_exports_stop(struct co *co, struct exports *x)
+void lib_exports_stop(struct co *co, struct exports *x)
 {
     exports_stop(co, x);
 }
 
-void byre_exports_free(struct exports *x)
+void lib_exports_free(struct exports *x)
 {
     exports_free(x);
 }
@@ -140,7 +140,7 @@ static int listen_on(struct co *co, struct starting *s, const struct nbd_server_
 {
     const struct byre_nbd_opts *o = s->o;
     struct nbd_door_opts door = { .connections_max = so->connections_max, .handshake_ms = so->handshake_ms, .creds = s->creds, .authz = o->tls_authz,
-                                  .objects = byre_ctx_tls(s->e->image->ctx) };
+                                  .objects = lib_ctx_tls(s->e->image->ctx) };
     struct exports_address at = { .where = o->listen_fd > 0 ? EXPORTS_FD : s->a->is_unix ? EXPORTS_UNIX : EXPORTS_TCP, .un.path = s->a->path,
                                   .tcp = { s->a->host, s->a->port }, .fd = o->listen_fd };
     nbd_server_watch(exports_server(s->e->set), o->client_gone, o->client_gone_arg);
@@ -206,7 +206,7 @@ void byre_export_stop(struct byre_export *e)
     if (!e)
         return;
     struct byre_ctx *ctx = e->image->ctx;
-    (void)byre_ctx_call(ctx, stop_co, e);
+    (void)lib_ctx_call(ctx, stop_co, e);
     atomic_fetch_sub(&e->image->users, 1);
     free(e->uri);
     free(e);

@@ -16,22 +16,22 @@
 #include "base/checked.h"
 #include "lib/image_opts.h"
 
-struct graph_node *byre_image_node(struct byre_image *image)
+struct graph_node *lib_image_node(struct byre_image *image)
 {
     return image->node;
 }
 
-int byre_image_attach(struct byre_image *image, struct graph_node **ret_a, struct byre_err *err)
+int lib_image_attach(struct byre_image *image, struct graph_node **ret_a, struct byre_err *err)
 {
     return graph_attach(image->node, &(struct graph_attach_opts){ .who = "the device", .shared = STOR_PERM_ALL, .idle = true }, ret_a, err);
 }
 
-int byre_ctx_close_nodes(struct co *co, struct byre_ctx *ctx)
+int lib_ctx_close_nodes(struct co *co, struct byre_ctx *ctx)
 {
     return graph_blockdev_close_all(co, ctx->graph);
 }
 
-void byre_image_detach(struct co *co, struct graph_node *a)
+void lib_image_detach(struct co *co, struct graph_node *a)
 {
     (void)graph_detach(co, a);                   /* whoever owns the node closes it after this, and tells */
 }
@@ -126,7 +126,7 @@ int byre_close(struct byre_image *image)
     if (!image)
         return 0;
     INV(I1, atomic_load(&image->users) == 0);
-    int r = byre_ctx_call(image->ctx, close_co, image);
+    int r = lib_ctx_call(image->ctx, close_co, image);
     atomic_fetch_sub(&image->ctx->users, 1);
     free(image);
     return r;

@@ -32,7 +32,7 @@ int byre_nbd_list(struct byre_ctx *ctx, const char *uri, struct byre_nbd_list **
     if (!r && !list)
         r = byre_fail(err, NOMEM, "no memory for a list of exports");
     if (!r)
-        r = byre_ctx_call(ctx, ask_co, &(struct asking){ &o, ctx->tls, &list->l, err });
+        r = lib_ctx_call(ctx, ask_co, &(struct asking){ &o, ctx->tls, &list->l, err });
     stor_nbd_opts_fini(&o);
     if (r) {
         free(list);

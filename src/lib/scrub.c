@@ -12,7 +12,7 @@
 #include "job/scrub.h"
 #include "lib/lib_priv.h"
 
-int byre_image_scrub(struct byre_image *image, const char *id, struct byre_err *err)
+int lib_image_scrub(struct byre_image *image, const char *id, struct byre_err *err)
 {
     struct job *job;
     if (!atomic_load(&graph_image(image->node)->unclean))
@@ -21,7 +21,7 @@ int byre_image_scrub(struct byre_image *image, const char *id, struct byre_err *
     return job_scrub_start(&image->ctx->jobs, &o, &job, err);
 }
 
-void byre_ctx_no_scrubs(struct byre_ctx *ctx)
+void lib_ctx_no_scrubs(struct byre_ctx *ctx)
 {
     for (struct graph_node *n = graph_next(ctx->graph, NULL); n; n = graph_next(ctx->graph, n)) {
         struct fmt_image *im = graph_image(n);
@@ -30,7 +30,7 @@ void byre_ctx_no_scrubs(struct byre_ctx *ctx)
     }
 }
 
-void byre_ctx_jobs_stop(struct co *co, struct byre_ctx *ctx)
+void lib_ctx_jobs_stop(struct co *co, struct byre_ctx *ctx)
 {
     jobs_stop(co, &ctx->jobs);
 }

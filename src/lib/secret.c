@@ -43,7 +43,7 @@ int byre_secret_add(struct byre_ctx *ctx, const char *id, const void *bytes, siz
     }
 }
 
-int byre_ctx_object_del(struct byre_ctx *ctx, const char *id)
+int lib_ctx_object_del(struct byre_ctx *ctx, const char *id)
 {
     return secret_set_remove(ctx->secrets, id) && tls_set_remove(ctx->tls, id) ? -ENOENT : 0;
 }

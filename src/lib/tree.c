@@ -176,4 +176,4 @@ int lib_records_init(struct lib_records *records, const struct byre_ctx_opts *o,
     return o->registry && !records->registry ? byre_fail(err, NOMEM, "no memory for a context") : 0;
 }
 
-const struct tree_opts *byre_ctx_tree(const struct byre_ctx *ctx) { return &ctx->records.o; }
+const struct tree_opts *lib_ctx_tree(const struct byre_ctx *ctx) { return &ctx->records.o; }
