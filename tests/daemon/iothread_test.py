@@ -110,7 +110,7 @@ def test_in_use(start, tmp_path):
     assert "in use" in client.refused("object-del", id="io1")
     assert h.pread(4096, 0) == b"1" * 4096
     h.shutdown()
-    client.ok("block-export-del", id="e")
+    client.ok("block-export-del", id="e", mode="hard")                                  # he may not be seen to have gone
     client.wait("BLOCK_EXPORT_DELETED", id="e")
     client.ok("object-del", id="io1")
     assert client.ok("query-iothreads") == [] and ticks(daemon)[number][0] == "byre-idle"
