@@ -25,7 +25,8 @@
 /* One call of graph_blockdev_add. */
 struct adding {
     struct graph *g;
-    json_t *root;                      /* a copy, whose nested children become names */
+    json_t *root;                      /* whose nested children become names */
+    const struct graph_open_opts *top; /* how the outermost node is opened; NULL: as its options say */
     struct graph_node *made[NODES_MAX];
     unsigned made_count;
 };
@@ -185,7 +186,7 @@ static int hang_below(struct co *co, struct graph_node *n, struct graph_node *be
 }
 
 /* An image. `backing` is taken out of the options: its node is hung below when the image is open. */
-static int add_image(struct co *co, struct graph *g, json_t *o, struct graph_node **ret_n, struct byre_err *err)
+static int add_image(struct co *co, struct graph *g, json_t *o, const struct graph_open_opts *top, struct graph_node **ret_n, struct byre_err *err)
 {
     const json_t *backing = json_object_get(o, "backing");
     struct graph_node *below = NULL;
@@ -203,6 +204,11 @@ static int add_image(struct co *co, struct graph *g, json_t *o, struct graph_nod
                                   .inactive = json_is_false(json_object_get(o, "active")) };
     if (below)
         below->refs++;
+    if (top) {
+        go = *top;
+        go.filename = name;
+        go.node_refs = true;
+    }
     bool automatic = !go.read_only && json_is_true(json_object_get(o, "auto-read-only")), bare = name_driver_is_file(str_of(o, "driver"));
     go.read_only |= automatic && bare;           /* until somebody writes */
     r = graph_open(co, g, &go, ret_n, err);
@@ -224,7 +230,7 @@ static int add_image(struct co *co, struct graph *g, json_t *o, struct graph_nod
     return r;
 }
 
-static int add_one(struct co *co, struct adding *ad, json_t *o, struct graph_node **ret_n, struct byre_err *err)
+static int add_one(struct co *co, struct adding *ad, json_t *o, const struct graph_open_opts *top, struct graph_node **ret_n, struct byre_err *err)
 {
     const char *driver = str_of(o, "driver");
     if (!driver)
@@ -232,7 +238,7 @@ static int add_one(struct co *co, struct adding *ad, json_t *o, struct graph_nod
     if (is_null_driver(driver))
         return add_null(co, ad->g, o, ret_n, err);
     const struct filter_driver *f = filter_by_name(driver);
-    return f ? filter_add(co, ad->g, f, o, ret_n, err) : add_image(co, ad->g, o, ret_n, err);
+    return f ? filter_add(co, ad->g, f, o, ret_n, err) : add_image(co, ad->g, o, top, ret_n, err);
 }
 
 /* ---- the whole ---- */
@@ -254,7 +260,7 @@ static int add_innermost(struct co *co, struct adding *ad, struct byre_err *err)
     if (ad->made_count == NODES_MAX)
         return byre_fail(err, LIMIT, "more than %u nodes are nested in one another", NODES_MAX);
     struct graph_node *n;
-    int r = add_one(co, ad, at, &n, err);
+    int r = add_one(co, ad, at, NULL, &n, err);
     if (r)
         return r;
     ad->made[ad->made_count++] = n;
@@ -264,17 +270,24 @@ static int add_innermost(struct co *co, struct adding *ad, struct byre_err *err)
 int graph_blockdev_add(struct co *co, struct graph *g, const json_t *options, struct graph_node **ret_n, struct byre_err *err)
 {
     ASSERT_LOOP(g->home);
-    struct adding ad = { .g = g, .root = json_deep_copy(options) };
-    int r = ad.root ? 0 : byre_fail(err, NOMEM, "no memory for a node");
+    json_t *root = json_deep_copy(options);
+    int r = root ? blockdev_open(co, g, root, NULL, ret_n, err) : byre_fail(err, NOMEM, "no memory for a node");
+    json_decref(root);
+    if (!r)
+        (*ret_n)->owned = true;
+    return r;
+}
+
+int blockdev_open(struct co *co, struct graph *g, json_t *root, const struct graph_open_opts *top, struct graph_node **ret_n, struct byre_err *err)
+{
+    struct adding ad = { .g = g, .root = root, .top = top };
+    int r = 0;
     while (!r)
         r = add_innermost(co, &ad, err);
     if (r > 0)
-        r = add_one(co, &ad, ad.root, ret_n, err);
+        r = add_one(co, &ad, ad.root, ad.top, ret_n, err);
     while (ad.made_count)
         (void)node_unref(co, ad.made[--ad.made_count]);      /* what opened holds what it needs */
-    json_decref(ad.root);
-    if (!r)
-        (*ret_n)->owned = true;
     return r;
 }
 

@@ -11,6 +11,7 @@
  *   names_json.c json:{}
  *   names_run.c options that only qcow2 knows
  *   names_nbd.c disks of NBD servers
+ *   nested.c   names that nest nodes
  *   names_node.c options of nodes of any format, and of raw ones
  *   chain.c    which layer answers for this offset?
  *   index.c    the same for immutable layers, remembered
@@ -334,6 +335,13 @@ MUST_USE int name_node_settle(const struct name_node *o, bool bare_file, struct 
 bool name_driver_is_file(const char *driver);
 /* The part of name_parse for json:{...}. */
 MUST_USE int name_parse_json(const char *text, struct name_ref *ret, struct byre_err *err);
+/* What stands behind json:, if it is an object of bounded length and depth. */
+MUST_USE int name_json_load(const char *text, struct json_t **ret_root, struct byre_err *err);
+/* ---- nested.c ---- */
+/* graph_open of a json: name whose options nest nodes. 1: it is open; 0: it nests none. */
+MUST_USE int graph_open_nested(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err);
+/* blockdev.c: the node of these options, which are changed, opened as `top` says, to which the options of the disk itself are added. */
+MUST_USE int blockdev_open(struct co *co, struct graph *g, struct json_t *root, const struct graph_open_opts *top, struct graph_node **ret_n, struct byre_err *err);
 
 /* ---- open.c ---- */
 /* How a node was opened, beside what the node itself says: its name, what names further up have said of its encryption, cache mode. */

@@ -329,17 +329,30 @@ static int judge(struct fields *f, struct byre_err *err)
     return 0;
 }
 
-int name_parse_json(const char *text, struct name_ref *ret, struct byre_err *err)
+int name_json_load(const char *text, json_t **ret_root, struct byre_err *err)
 {
-    text += strlen("json:");
     if (strnlen(text, JSON_TEXT_MAX) >= JSON_TEXT_MAX || !nesting_is_low(text))
         return byre_fail(err, LIMIT, "json: the name is too long or nested too deeply");
     json_error_t where;
     json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, &where);
     if (!root)
         return byre_fail(err, BAD_ARGUMENT, "json: %s at column %d", where.text, where.column);
+    if (!json_is_object(root)) {
+        json_decref(root);
+        return byre_fail(err, BAD_ARGUMENT, "json: an object is needed");
+    }
+    *ret_root = root;
+    return 0;
+}
+
+int name_parse_json(const char *text, struct name_ref *ret, struct byre_err *err)
+{
+    json_t *root;
+    int r = name_json_load(text + strlen("json:"), &root, err);
+    if (r)
+        return r;
     struct fields f = { .ref = ret };
-    int r = json_is_object(root) ? each_option(&f, root, err) : byre_fail(err, BAD_ARGUMENT, "json: an object is needed");
+    r = each_option(&f, root, err);
     if (!r)
         r = judge(&f, err);
     json_decref(root);

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""Names of the offline commands that nest nodes, by lists of options and json:, beside the peer (FEATURES 3.063, 11.001)."""
+import json
+
+import pytest
+
+from lib import run
+
+MIB = 1 << 20
+BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
+
+
+def io(peer, *words, code=0):
+    return run.run("qemu-io", *words, code=code) if peer else run.byre("io", *words, code=code)
+
+
+def img(peer, command, *words, code=0):
+    return run.qemu_img(command, *words) if peer else run.byre(command, *words, code=code)
+
+
+@pytest.fixture
+def stacked(tmp_path):
+    """The options of a qcow2 image of 16 MiB that lies in another one, of 32 MiB; its first MiB is 5."""
+    inner, outer = tmp_path / "inner.qcow2", tmp_path / "outer.qcow2"
+    run.qemu_img("create", "-q", "-f", "qcow2", inner, "16M")
+    run.qemu_io(inner, "write -P 5 0 1M")
+    run.qemu_img("convert", "-f", "raw", "-O", "qcow2", inner, outer)
+    run.qemu_img("resize", "-q", outer, "32M")
+    return f"driver=qcow2,file.driver=qcow2,file.file.filename={outer}", outer
+
+
+def test_in_turns(stacked, tmp_path):
+    """Both write, resize and take snapshots; each reads the other's, and both images are sound."""
+    opts, outer = stacked
+    for turn, peer in enumerate((False, True, False)):
+        out = io(peer, "--image-opts", "-c", "read -P 5 0 1M", "-c", f"write -P {7 + turn} {turn + 1}M 1M", "-c", "flush", opts).out
+        assert "fail" not in out and "error" not in out
+        img(peer, "resize", "-q", "--image-opts", opts, f"{17 + turn}M")
+        img(peer, "snapshot", "--image-opts", "-c", f"s{turn}", opts)
+        for other in (False, True):
+            img(other, "check", "--image-opts", opts)
+            words = [w for t in range(turn + 1) for w in ("-c", f"read -P {7 + t} {t + 1}M 1M")]
+            assert "fail" not in io(other, "-r", "--image-opts", *words, opts).out
+    run.qemu_img("check", outer)
+    for command in ("map", "measure"):
+        extra = ("-O", "qcow2") if command == "measure" else ()
+        both = [json.loads(img(peer, command, "--output=json", *extra, "--image-opts", opts).out) for peer in (False, True)]
+        if command == "map":
+            both = [[(e["start"], e["length"]) for e in m if e["data"]] for m in both]
+            both = [(m[0][0], sum(length for _, length in m)) for m in both]
+        assert both[0] == both[1]
+    for peer in (False, True):
+        img(peer, "convert", "--image-opts", "-O", "raw", opts, tmp_path / f"{peer}.raw")
+        assert json.loads(img(peer, "info", "--output=json", "--image-opts", opts).out)["virtual-size"] == 19 * MIB
+    assert (tmp_path / "False.raw").read_bytes() == (tmp_path / "True.raw").read_bytes()
+
+
+@BOTH
+@pytest.mark.parametrize("opts", ["driver=raw,offset=1M,size=1M,file.driver=qcow2,file.file.filename={outer}", "driver=raw,file.driver=blkdebug,file.align=4096,file.image.filename={outer}",
+                                  "driver=blkdebug,image.driver=qcow2,image.file.filename={outer}",
+                                  "driver=qcow2,file.driver=raw,file.file.driver=blkdebug,file.file.image.driver=qcow2,file.file.image.file.filename={outer}",
+                                  "driver=raw,file.driver=null-co,file.size=1M,file.read-zeroes=on"])
+def test_forms(stacked, opts, peer):
+    """A part of an image, a filter with options as the file, a filter as the disk, three levels, and no file at all; the same as json:"""
+    opts = opts.format(outer=stacked[1])
+    nested = {}
+    for word in opts.split(","):
+        at, (key, value) = nested, word.split("=")
+        *path, last = key.split(".")
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = value
+    sums = []
+    for other in (False, peer):
+        for words in (("--image-opts", opts), ("json:" + json.dumps(nested),)):
+            out = io(other, "-r", *words[:-1], "-c", "read -v 0 512", "-c", "length", words[-1]).out
+            assert "fail" not in out
+            sums.append([line for line in out.splitlines() if line[:8].strip("0123456789abcdef") == "" or "MiB" in line and "ops" not in line])
+    assert all(s == sums[0] for s in sums) and len(sums[0]) > 30
+
+
+@BOTH
+def test_rules(stacked, peer):
+    """FEATURES 3.052: rules of a filter as a list of options: the first write fails, the second does not."""
+    opts = f"driver=raw,file.driver=blkdebug,file.image.filename={stacked[1]},file.inject-error.0.event=none,file.inject-error.0.iotype=write,file.inject-error.0.errno=28," \
+           "file.inject-error.0.once=on"
+    out = io(peer, "--image-opts", "-c", "write 1M 512", "-c", "write 1M 512", opts, code=None)
+    assert "No space left" in out.out + out.err and out.out.count("wrote 512/512") == 1
+
+
+def test_refusals(stacked, tmp_path):
+    """A format that is not stated over a node, an option that nobody has, a name of a node, and an image that records such a name."""
+    _, outer = stacked
+    for opts, word in ((f"file.driver=blkdebug,file.image.filename={outer}", "driver"), (f"driver=qcow2,file.driver=throttle,file.file.filename={outer}", "throttle"),
+                       (f"driver=raw,file.driver=blkdebug,file.nothing=1,file.image.filename={outer}", "nothing"), ("driver=qcow2,file.driver=blkdebug,file.image=x", "x"),
+                       (f"driver=qcow2,file.driver=zzz,file.file.filename={outer}", "zzz")):
+        assert word in run.byre("info", "--image-opts", opts, code=1).err
+    top = tmp_path / "top.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", top, "1M")
+    run.qemu_img("rebase", "-u", "-F", "raw", "-b", "json:" + json.dumps({"driver": "raw", "file": {"driver": "qcow2", "file": {"driver": "file", "filename": str(outer)}}}), top)
+    assert "qcow2" in run.byre("io", "-r", "-c", "read 0 512", top, code=1).err
