@@ -9,7 +9,12 @@
  * Invariants  I1  Either way all bytes of the cluster are with the store when the call returns.
  *             I2  A choice rests on the absolute size of the area and its ratio to the data, by means of the two estimates:
  *                 merged = fixed + bytes * per byte, split = (number of areas) * zero call + a write of the data alone.
- *             I3  The way not taken is tried now and then, so that an estimate follows the disk: one time in PROBE_EVERY.
+ *             I3  The way not taken is tried now and then, so that an estimate follows the disk: TRIAL_FIRST turns after the beginning and
+ *                 every TRIAL_EVERY from there, more seldom if it is far from being the better one, and sooner if what is known is slow.
+ *             I5  What is measured is what a fill costs the disk, not how long it waits for others: a time counts as divided by the number
+ *                 of fills in flight, and only when all of them go the same way. A zero-range call waits until nobody writes, and holds up
+ *                 who comes after it: beside long writes it takes as long as they do. So a trial is a run of turns, until
+ *                 TRIAL_ENOUGH measurements were made behind the last one of the other way.
  *             I4  Up to FILL_SMALL_BYTES bytes are never worth a call of their own.
  * Order       None: what is durable before what is decided in meta/.
  * Concurrency Any loop. The figures are relaxed atomics: a lost update costs precision only.
@@ -26,27 +31,56 @@
 /* Vectors with more elements than this are not merged with head and tail. */
 #define WRITE_VECS 16
 #define FILL_VECS 64u                    /* zero pages around the data: a cluster has at most 2 MiB */
-#define PROBE_EVERY 64u
-#define WEIGHT 8                         /* a new measurement counts 1/8 */
+#define TRIAL_FIRST 512u
+#define TRIAL_SOON 32u
+#define TRIAL_EVERY 4096u
+#define TRIAL_FAR 8u                     /* so many times as costly is far; and then it is tried so much more seldom */
+#define TRIAL_TURNS 160u                 /* where more are in flight nothing comes out, and things stay as they are */
+#define TRIAL_ENOUGH 8u
+#define SLOW_NS_PER_BYTE 4u              /* 250 MB/s */
+#define WEIGHT 8u                        /* a new measurement counts 1/8, */
+#define WEIGHT_TRIAL 2u                  /* in a trial, which makes few, 1/2 */
 
 /* ---- what was measured ---- */
 
-static void learn(_Atomic uint64_t *cost, uint64_t ns)
+static void learn(_Atomic uint64_t *cost, uint64_t ns, uint64_t weight)
 {
     uint64_t old = atomic_load_explicit(cost, memory_order_relaxed);
-    uint64_t now = !old ? ns : (old * (WEIGHT - 1) + ns) / WEIGHT;
+    uint64_t now = !old ? ns : (old * (weight - 1) + ns) / weight;
     atomic_store_explicit(cost, now ? now : 1, memory_order_relaxed);
 }
 
-void fill_saw_zero(struct fill_costs *c, uint64_t ns) { learn(&c->zero_ns, ns); }
+struct fill_visit fill_enter(struct fill_costs *c, enum fill_way way)
+{
+    uint32_t others = atomic_load_explicit(&c->going[!way], memory_order_relaxed);
+    uint32_t same = atomic_fetch_add_explicit(&c->going[way], 1, memory_order_relaxed);
+    return (struct fill_visit){ .way = way, .with = others + same + 1, .alone = !others };
+}
+
+void fill_leave(struct fill_costs *c, const struct fill_visit *v) { atomic_fetch_sub_explicit(&c->going[v->way], 1, memory_order_relaxed); }
+
+uint64_t fill_share(const struct fill_costs *c, const struct fill_visit *v, uint64_t ns)
+{
+    bool counts = v->alone && !atomic_load_explicit(&c->going[!v->way], memory_order_relaxed);       /* I5 */
+    return counts ? ns / v->with + 1 : 0;
+}
+
+/* A measurement of this way: what does it weigh? */
+static uint64_t weigh(struct fill_costs *c, enum fill_way way)
+{
+    bool trial = atomic_load_explicit(&c->trial_until, memory_order_relaxed) && atomic_load_explicit(&c->trial_way, memory_order_relaxed) == way;
+    return trial && atomic_fetch_add_explicit(&c->trial_seen, 1, memory_order_relaxed) < TRIAL_ENOUGH ? WEIGHT_TRIAL : WEIGHT;
+}
+
+void fill_saw_zero(struct fill_costs *c, uint64_t ns) { learn(&c->zero_ns, ns, weigh(c, FILL_SPLIT)); }
 
 void fill_saw_write(struct fill_costs *c, uint64_t bytes, uint64_t ns)
 {
     uint64_t fixed = atomic_load_explicit(&c->write_ns, memory_order_relaxed);
     if (bytes <= FILL_SMALL_BYTES)
-        learn(&c->write_ns, ns);
+        learn(&c->write_ns, ns, WEIGHT);
     else
-        learn(&c->mib_ns, (ns > fixed ? ns - fixed : 1) * (1u << 20) / bytes);
+        learn(&c->mib_ns, (ns > fixed ? ns - fixed : 1) * (1u << 20) / bytes, weigh(c, FILL_MERGED));
 }
 
 struct fill_estimate fill_estimate(const struct fill_costs *c, uint64_t head, uint64_t data, uint64_t tail)
@@ -57,18 +91,30 @@ struct fill_estimate fill_estimate(const struct fill_costs *c, uint64_t head, ui
     return (struct fill_estimate){ .known = zero && mib, .merged_ns = fixed + mib * all / (1u << 20), .split_ns = calls * zero + fixed + mib * data / (1u << 20) };
 }
 
-enum fill_way fill_choose(const struct fill_costs *c, uint64_t head, uint64_t data, uint64_t tail, uint64_t turn)
+/* Does a trial of the way that is not `way` begin? (I3) */
+static bool trial_begins(const struct fill_costs *c, const struct fill_estimate *e, uint64_t area, enum fill_way way, uint64_t turn)
+{
+    uint64_t here = way == FILL_MERGED ? e->merged_ns : e->split_ns, there = way == FILL_MERGED ? e->split_ns : e->merged_ns;
+    if (!e->known && turn >= TRIAL_SOON && here > area * SLOW_NS_PER_BYTE && !atomic_load_explicit(&c->trial_until, memory_order_relaxed))
+        return true;
+    return turn % (e->known && there > here * TRIAL_FAR ? TRIAL_EVERY * TRIAL_FAR : TRIAL_EVERY) == TRIAL_FIRST;
+}
+
+enum fill_way fill_choose(struct fill_costs *c, uint64_t head, uint64_t data, uint64_t tail, uint64_t turn)
 {
     uint64_t area = head + tail;
     if (area <= FILL_SMALL_BYTES)
         return FILL_MERGED;                                      /* I4 */
     struct fill_estimate e = fill_estimate(c, head, data, tail);
-    if (!e.known)
-        return turn % 2 == (area > ZERO_PAGE_BYTES) ? FILL_MERGED : FILL_SPLIT;       /* both once, the likely one first */
-    bool merged = e.merged_ns <= e.split_ns;
-    if (turn % PROBE_EVERY == PROBE_EVERY - 1)
-        merged = !merged;                                        /* I3 */
-    return merged ? FILL_MERGED : FILL_SPLIT;
+    bool merged = e.known ? e.merged_ns <= e.split_ns : area <= ZERO_PAGE_BYTES;    /* as long as only one is known: the likely one */
+    enum fill_way way = merged ? FILL_MERGED : FILL_SPLIT;
+    if (trial_begins(c, &e, area, way, turn)) {
+        atomic_store_explicit(&c->trial_way, merged ? FILL_SPLIT : FILL_MERGED, memory_order_relaxed);
+        atomic_store_explicit(&c->trial_seen, 0, memory_order_relaxed);
+        atomic_store_explicit(&c->trial_until, turn + TRIAL_TURNS, memory_order_relaxed);
+    }
+    bool tries = turn < atomic_load_explicit(&c->trial_until, memory_order_relaxed) && atomic_load_explicit(&c->trial_seen, memory_order_relaxed) < TRIAL_ENOUGH;
+    return tries ? (enum fill_way)atomic_load_explicit(&c->trial_way, memory_order_relaxed) : way;
 }
 
 /* ---- writing ---- */
@@ -103,41 +149,50 @@ static int write_merged(struct co *co, struct stor *s, const struct fmt_write *w
     return stor_write(co, s, iov_of(vec, cnt), w->host - w->head, 0);
 }
 
-static int zero_timed(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
+static int zero_timed(struct co *co, struct graph_node *n, const struct fill_visit *v, uint64_t off, uint64_t len)
 {
     uint64_t begin = rt_now(co_loop(co));
     int r = len ? stor_zero(co, n->im->data, off, len, 0) : 0;
-    if (!r && len)
-        fill_saw_zero(&n->fill, rt_now(co_loop(co)) - begin);
+    uint64_t share = fill_share(&n->fill, v, rt_now(co_loop(co)) - begin);
+    if (!r && len && share)
+        fill_saw_zero(&n->fill, share);
     return r;
 }
 
-static int write_split(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v)
+/* A write that takes `bytes` began at `begin` and has ended well. */
+static void write_timed(struct co *co, struct graph_node *n, const struct fill_visit *v, uint64_t bytes, uint64_t begin)
 {
-    int r = zero_timed(co, n, w->host - w->head, w->head);
+    uint64_t share = fill_share(&n->fill, v, rt_now(co_loop(co)) - begin);
+    if (share)
+        fill_saw_write(&n->fill, bytes, share);
+}
+
+static int write_split(struct co *co, struct graph_node *n, const struct fill_visit *visit, const struct fmt_write *w, struct iov v)
+{
+    int r = zero_timed(co, n, visit, w->host - w->head, w->head);
     uint64_t begin = rt_now(co_loop(co));
     if (!r)
         r = stor_write(co, n->im->data, v, w->host, 0);
     if (!r)
-        fill_saw_write(&n->fill, w->len, rt_now(co_loop(co)) - begin);
-    return r ? r : zero_timed(co, n, w->host + w->len, w->tail);
+        write_timed(co, n, visit, w->len, begin);
+    return r ? r : zero_timed(co, n, visit, w->host + w->len, w->tail);
 }
 
 static int write_zero_filled(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v)
 {
     static const struct around zeros = { graph_zero_page, graph_zero_page, true };
-    uint64_t area = w->head + w->tail, turn = area > FILL_SMALL_BYTES ? atomic_fetch_add_explicit(&n->fill.turns, 1, memory_order_relaxed) : 0;
-    if (fill_choose(&n->fill, w->head, w->len, w->tail, turn) == FILL_SPLIT) {
-        atomic_fetch_add_explicit(&n->fill.split, 1, memory_order_relaxed);
-        return write_split(co, n, w, v);
-    }
-    atomic_fetch_add_explicit(&n->fill.merged, 1, memory_order_relaxed);
-    if (area <= FILL_SMALL_BYTES)
+    uint64_t area = w->head + w->tail;
+    if (area <= FILL_SMALL_BYTES) {
+        atomic_fetch_add_explicit(&n->fill.merged, 1, memory_order_relaxed);
         return write_merged(co, n->im->data, w, v, &zeros);
-    uint64_t begin = rt_now(co_loop(co));
-    int r = write_merged(co, n->im->data, w, v, &zeros);
-    if (!r)
-        fill_saw_write(&n->fill, area + w->len, rt_now(co_loop(co)) - begin);
+    }
+    uint64_t turn = atomic_fetch_add_explicit(&n->fill.turns, 1, memory_order_relaxed), begin = rt_now(co_loop(co));
+    struct fill_visit visit = fill_enter(&n->fill, fill_choose(&n->fill, w->head, w->len, w->tail, turn));
+    atomic_fetch_add_explicit(visit.way == FILL_SPLIT ? &n->fill.split : &n->fill.merged, 1, memory_order_relaxed);
+    int r = visit.way == FILL_SPLIT ? write_split(co, n, &visit, w, v) : write_merged(co, n->im->data, w, v, &zeros);
+    if (!r && visit.way == FILL_MERGED)
+        write_timed(co, n, &visit, area + w->len, begin);
+    fill_leave(&n->fill, &visit);
     return r;
 }
 

@@ -30,6 +30,10 @@
 /* A piece begins small and grows as long as it is used up: a disk that is seldom written does not zero much that nobody needs. */
 #define AHEAD_BYTES_FIRST (UINT64_C(2) << 20)
 #define AHEAD_BYTES_MAX (UINT64_C(32) << 20)
+/* For a call the file system waits until nobody writes: with large clusters that many must not come to few writes. */
+#define AHEAD_CLUSTERS_MAX UINT64_C(128)
+/* The question for holes waits for others' calls of that kind as well; the answer costs the same for any length. */
+#define ASK_BYTES (UINT64_C(1) << 30)
 /* Shorter pieces are not worth a call. */
 #define AHEAD_BYTES_MIN (UINT64_C(128) << 10)
 
@@ -73,7 +77,7 @@ static bool is_hole(struct co *co, struct q2_image *q, struct rset_range *x)
 {
     struct q2_alloc *a = q->alloc;
     uint32_t bits = q->g.cluster_bits;
-    uint64_t from = x->start << bits, to = run_end(q, x, AHEAD_BYTES_MAX) << bits;
+    uint64_t from = x->start << bits, to = run_end(q, x, ASK_BYTES) << bits;
     struct stor_extent e;
     if (from >= a->data_from && from < a->data_to)
         return false;
@@ -106,7 +110,7 @@ void q2_ahead_zero(struct co *co, struct q2_image *q, struct rset_range *x)
         counted_free(co, q, x);
         return;
     }
-    a->ahead_bytes = a->ahead_bytes ? min_u64(a->ahead_bytes * 4, AHEAD_BYTES_MAX) : AHEAD_BYTES_FIRST;
+    a->ahead_bytes = a->ahead_bytes ? min_u64(a->ahead_bytes * 4, max_u64(AHEAD_BYTES_MAX, AHEAD_CLUSTERS_MAX << bits)) : AHEAD_BYTES_FIRST;
     uint64_t to = piece_end(q, x);
     if (to < x->end || (to - x->start) << bits < AHEAD_BYTES_MIN)
         return;

@@ -14,7 +14,9 @@
  *             F4  A walk that met any fault proves nothing.
  *             F5  What something names is not handed out, though it is counted 0. It is out of reach until the next opening.
  * Order       Q9: tables that were walked are durable before anything is zeroed on their word: a killed process may have left them
- *             in the page cache.
+ *             in the page cache. A flush beside the walk is enough for that, and comes sooner than one behind it: it covers all that
+ *             was there when the image was opened; what this opening changes takes its own way through passes, and F1 leaves out
+ *             all that lost a reference by it.
  * Cost        It begins when as many first writes have been filled one by one as there are tables to be read: it costs at most about as
  *             much as has been lost for want of it, and disks of which nothing freed is used again never pay. Whole tables are
  *             looked at on the CPU pool. One bit for each cluster of the file.
@@ -36,7 +38,7 @@
 #define TRIES_MAX 4u
 #define REFS_PER_STEP 512u
 
-struct prove { struct q2_image *q; unsigned refs; };
+struct prove { struct q2_image *q; unsigned refs; struct co_group flush; int flushed; };
 
 /* ---- the bits ---- */
 
@@ -187,6 +189,22 @@ static void ended(struct co *co, struct q2_alloc *a, int r)
         forget(p);
 }
 
+static void flush_co(struct co *co, void *arg)
+{
+    struct prove *k = arg;
+    k->flushed = meta_flush(co, k->q->meta);
+    co_group_leave(&k->flush);
+}
+
+/* Order above. */
+static void flush_start(struct prove *k)
+{
+    co_group_enter(&k->flush);
+    k->flushed = rt_spawn(k->q->im.home, flush_co, k);
+    if (k->flushed < 0)
+        co_group_leave(&k->flush);
+}
+
 static void prove_co(struct co *co, void *arg)
 {
     struct q2_image *q = arg;
@@ -195,9 +213,11 @@ static void prove_co(struct co *co, void *arg)
     const struct q2_header before = q->h;
     struct q2_survey s = { .q = q, .ref = see, .bulk = look, .bulked = looked, .strict = true, .unheld = true, .arg = &k,
         .workers = (unsigned)min_u64(rt_cpu_workers(rt_of(co_loop(co))), FMT_PIECES_WORKERS_MAX) };
+    flush_start(&k);
     int r = q2_survey(co, &s);
+    co_group_wait(co, &k.flush);
     if (r == 0)
-        r = meta_flush(co, q->meta);
+        r = k.flushed;
     co_lock(co, &a->mx);
     if (r == 0 && (stops(a) || !same_roots(&before, &q->h)))
         r = -ECANCELED;

@@ -216,6 +216,49 @@ static void ends_body(struct co *co, void *arg)
 
 static void test_ends(void **state) { t_run(0, ends_body, NULL); }
 
+static struct { bool hold; int result; unsigned flushes, zeros; } durable;
+
+static int watch_flush(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    (void)off;
+    (void)buf;
+    durable.zeros += what == 'Z' && len > C;
+    if (what != 'F')
+        return 0;
+    durable.flushes++;
+    while (durable.hold)
+        co_yield(co);
+    return durable.result;
+}
+
+/* What was walked must be durable before anything is zeroed on its word, also when the flush takes longer than the walk; and when it fails nothing is. */
+static void durable_body(struct co *co, void *arg)
+{
+    uint64_t first;
+    for (int fails = 0; fails < 2; fails++) {
+        struct q2_image *q = open_counted(co, 32, 32, &first);
+        memset(&durable, 0, sizeof durable);
+        durable.hold = true;
+        disk.hook = watch_flush;
+        while (q->alloc->proof.state == Q2_PROOF_NONE)
+            q2_prove_want(q);
+        for (unsigned i = 0; i < 2000 && co_sleep(co, 100000) == 0; i++)
+            ;
+        CHECK(q->alloc->proof.state == Q2_PROOF_RUNS && durable.flushes == 1);
+        CHECK_EQ(g_write(co, q, 8 * MIB, 4 * KIB, 0x77), 0);
+        CHECK(durable.zeros == 0 && !q2_prove_free(q->alloc, first + 31));
+        durable.result = fails ? -EIO : 0;
+        durable.hold = false;
+        let_run(co, q);
+        CHECK(q->alloc->proof.state == (fails ? Q2_PROOF_NEVER : Q2_PROOF_THERE) && q2_prove_free(q->alloc, first + 31) == !fails);
+        disk.hook = NULL;
+        CHECK(img_close(co, q) == 0 || fails);
+    }
+    (void)arg;
+}
+
+static void test_durable(void **state) { t_run(0, durable_body, NULL); }
+
 /* Holes need neither proof nor call (A6 of q2_ahead.c). */
 static void holes_body(struct co *co, void *arg)
 {
@@ -387,6 +430,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_damaged, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_dropped, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_spoilt, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_durable, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_ends, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_holes, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_named_holes, disk_setup, disk_teardown),
