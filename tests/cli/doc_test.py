@@ -122,7 +122,7 @@ def test_create_page_lists_the_keys():
 
 NODE = {"driver": "qcow2", "node-name": "a", "file.filename": "x", "file.driver": "file", "file.node-name": "b", "read-only": "off",
         "active": "on", "auto-read-only": "on", "force-share": "off", "cache.direct": "off", "cache.no-flush": "off", "discard": "unmap", "detect-zeroes": "on",
-        "file.locking": "auto", "file.aio": "threads", "file.drop-cache": "on", "offset": "512", "size": "1M", "backing": None, "data-file.filename": "d",
+        "file.locking": "auto", "file.aio": "threads", "file.drop-cache": "on", "file.x-check-cache-dropped": "off", "offset": "512", "size": "1M", "backing": None, "data-file.filename": "d",
         "data-file.driver": "file", "data-file.node-name": "c", "cache-size": "1M", "l2-cache-size": "1M", "refcount-cache-size": "256k",
         "l2-cache-entry-size": "4k", "cache-clean-interval": "60", "lazy-refcounts": "off", "pass-discard-request": "on",
         "pass-discard-snapshot": "on", "pass-discard-other": "on", "discard-no-unref": "off", "overlap-check": "all", "encrypt.format": "luks",
