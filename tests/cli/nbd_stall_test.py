@@ -8,6 +8,7 @@ from lib import nbdserver, run
 from mirror_test import disk_with_data, serve, write  # noqa: F401
 
 STALL = 60
+PROMPT = 3                                                   # seconds; the tests that say so run alone. "Within a second" on a machine that lets them
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def far():
     server.close()
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("mode", ["background", "write-blocking"])
 def test_cancel(tmp_path, serve, far, mode):  # noqa: F811
     """The job has ended within a second; the guest goes on; what was with the server is given up, so that nothing waits for it at the end"""
@@ -31,12 +33,12 @@ def test_cancel(tmp_path, serve, far, mode):  # noqa: F811
     begin = time.monotonic()
     client.ok("block-job-cancel", device="j", force=True)
     client.wait("BLOCK_JOB_CANCELLED")
-    assert time.monotonic() - begin < STALL / 3
-    guest.join(STALL / 3)
+    assert time.monotonic() - begin < PROMPT
+    guest.join(PROMPT)
     assert not guest.is_alive()
     begin = time.monotonic()
     write(server, "write -P 8 6M 1M", "read -P 9 5M 1M", "flush")
-    assert time.monotonic() - begin < STALL / 3
+    assert time.monotonic() - begin < PROMPT
     text = client.refused("blockdev-mirror", job_id="k", device="disk0", target="far", sync="full")
     assert "'j'" in text                                     # its requests are not over
     end = time.monotonic() + STALL / 3
@@ -67,6 +69,7 @@ def test_quit(tmp_path, serve, far):  # noqa: F811
     run.qemu_io(tmp_path / "disk", "read -P 9 5M 1M", fmt="qcow2")
 
 
+@pytest.mark.serial
 def test_drain_with_edges_held(tmp_path, serve, far):  # noqa: F811
     """A guest's write may wait for both sides for ever, and a snapshot for that write: who cancels the job ends all of it within a second"""
     server, client = serve(disk_with_data(tmp_path / "disk"))
@@ -89,9 +92,9 @@ def test_drain_with_edges_held(tmp_path, serve, far):  # noqa: F811
     client.ok("block-job-cancel", device="j", force=True)
     client.wait("BLOCK_JOB_CANCELLED")
     for thread in (guest, snapshot):
-        thread.join(STALL / 3)
+        thread.join(PROMPT)
         assert not thread.is_alive()
-    assert time.monotonic() - begin < STALL / 3
+    assert time.monotonic() - begin < PROMPT
     assert taken == [{"return": {}}]
     write(server, "read -P 9 5M 1M", "write -P 8 6M 1M", "flush")
     other.close()

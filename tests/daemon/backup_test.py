@@ -447,8 +447,9 @@ def test_source_error(tmp_path, start, peer):
     same(w.result(target), w.old)
 
 
+@pytest.mark.serial
 def test_cancel_with_a_target_that_stands_still(tmp_path, start):
-    """FEATURES 9.012: the job is gone, and so are the waits of guests, whenever the target answers"""
+    """FEATURES 9.012: the job is gone within a second, and so are the waits of guests, whenever the target answers"""
     w = World(start, tmp_path)
     failing(w, w.target(node=False), [{"event": "none", "iotype": "write", "x-delay-ns": 90 * 10 ** 9}])
     guest = w.guest()
@@ -460,9 +461,9 @@ def test_cancel_with_a_target_that_stands_still(tmp_path, start):
     assert w.wait("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")["event"] == "BLOCK_JOB_CANCELLED"
     while not guest.aio_command_completed(cookie):
         guest.poll(100)
-    assert time.monotonic() - begun < 30                     # before the target answers
+    assert time.monotonic() - begun < 3                      # it runs alone; the target answers much later
     w.ok("block-dirty-bitmap-add", node="disk", name="late")         # which drains the disk
-    assert time.monotonic() - begun < 40
+    assert time.monotonic() - begun < 4
     guest.pwrite(b"y" * 4096, MIB)
 
 
