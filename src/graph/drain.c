@@ -3,7 +3,6 @@
  * drain.c: the gate that every request passes, and closing it.
  *
  * Purpose     Draining a node: no request is inside and none gets in, for it and for every node above it.
- * Owns        node->gate, gated, drains, stills, shuts, waiters; graph->stills, waiting, drain_round.
  *
  *             three ways     of which nodes new requests wait           whose requests have ended when it returns       a format that has n below it
  *             drain          n, and all above it: overlays, filters,    the same, and of formats' stores over those      goes on with its metadata
@@ -17,6 +16,7 @@
  *
  *             All three nest, also in one another, and keep nobody else from draining the same node: they hold off requests, not changes (that
  *             is edges_mx and `whole`: docs/internals/concurrency.md). Attachments that are `inner` wait at no gate. "Shut" closes gates, no node.
+ * Owns        node->gate, gated, drains, stills, shuts, waiters; graph->stills, waiting, drain_round.
  * Invariants  I1  gated is true exactly while some node that requests for this one go to (chain, sides) has drains > 0.
  *                 A format's store over nodes (under.c) is gated while one of those is shut, which is more than drained. What rests
  *                 on a node by such a store, or by one that it shares, is gated while that is still.
