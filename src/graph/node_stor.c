@@ -63,6 +63,8 @@ static int store_truncate(struct co *co, struct stor *s, uint64_t len)
 {
     uint64_t have = graph_length(of(s)->n);
     int r = node_resize(co, of(s)->bottom, of(s)->self, len, FMT_PREALLOC_OFF, NULL);
+    if (!r && len > have && !node_gains_zeros(of(s)->bottom))
+        return store_zero(co, s, have, len - have, 0);
     return r == -ENOTSUP && len < have ? store_zero(co, s, len, have - len, STOR_UNMAP) : r;
 }
 

@@ -210,6 +210,13 @@ static const struct stor_ops under_ops = {
     .close = under_close,
 };
 
+bool node_gains_zeros(const struct graph_node *n)
+{
+    while (n->is_raw && under_is_store(n->im->store))
+        n = of(n->im->store)->bottom;
+    return n->im->ops != &fmt_luks_ops;
+}
+
 bool node_has_free_length(const struct graph_node *n)
 {
     bool fixed = n->how && n->how->ref.node.window.fixed;

@@ -16,5 +16,7 @@ bool under_is_store(const struct stor *s);
 void unders_want(const struct graph_node *bottom, unsigned *perm, unsigned *unshared);
 /* Can its length be changed? */
 bool node_has_free_length(const struct graph_node *n);
+/* Does space that the image n gains by growing read as zeros? What an encrypted one gains is what its key makes of zeros. */
+bool node_gains_zeros(const struct graph_node *n);
 
 #endif

@@ -17,11 +17,25 @@ def test_power_cuts():
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", [1000, 2000])
+def test_power_cuts_luks_and_operators(first):
+    """LUKS below, above and inside qcow2; a disk that becomes longer and shorter, with internal snapshots (2000)"""
+    assert states(explore("under-crash", first, first + (1 if SANITIZED else 7))) > (800 if SANITIZED else 4000)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", [1000, 2000])
+def test_faults_luks_and_operators(first):
+    assert states(explore("under-crash", "faults", first, first + (0 if SANITIZED else 3))) > (50 if SANITIZED else 300)
+
+
+@pytest.mark.timeout(600)
 def test_faults():
     assert states(explore("under-crash", "faults", 0, 3 if SANITIZED else SHAPES - 1)) > (300 if SANITIZED else 1500)
 
 
 # And the first of the seeds that are tried.
+LATER = {"UNDER_FLUSH_STOPS": 1000, "NEED_DATA_BARRIER": 1000, "SNAP_COUNT_LATE": 2000, "SNAP_FREE_FIRST": 2000, "SNAP_APPLY_FREE_FIRST": 2000}
 MUTANTS = {"UNDER_FLUSH_STOPS": 1, "FILTER_FLUSH_STOPS": 0, "UNDER_GROWTH_ZERO": 15, "NEED_DATA_BARRIER": 1, "DATA_FILE_LATE": 116, "QED_MARK_UNORDERED": 2, "QED_CLEAN_EARLY": 6}
 
 
@@ -29,6 +43,12 @@ MUTANTS = {"UNDER_FLUSH_STOPS": 1, "FILTER_FLUSH_STOPS": 0, "UNDER_GROWTH_ZERO":
 def test_mutant_is_caught(name):
     """The first three are of the node below; the others of the upper image, whose faults must show through what lies below it."""
     done = explore("under-crash-mutants", MUTANTS[name], MUTANTS[name] + 2 * SHAPES, BYRE_MUTANT=name)
+    assert done.returncode == 1, done.stdout
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_mutant_is_caught_there(name):
+    done = explore("under-crash-mutants", LATER[name], LATER[name] + 15, BYRE_MUTANT=name)
     assert done.returncode == 1, done.stdout
 
 

@@ -7,8 +7,11 @@
  *              one at the bottom (Q and E rules of both images), and what a flush has covered is there (P2). In each state that a power cut
  *              leaves, every image of the stack is sound, or leaks; each sector of the disk holds what a guest may find there. In some the disk is then opened for
  *              writing, written, closed and opened again: it shows the same but for that, and all images are sound.
+ *              Stacks from seed 1000 on have LUKS in them: as a format below or above others, and inside qcow2. From seed 2000 on somebody makes the disk longer and
+ *              shorter meanwhile, and makes, applies and deletes internal snapshots: in each state its length is one that it may have, and a snapshot that must be there
+ *              is, to the sector (P3).
  *              With `faults` every n-th call of each kind fails, once or from then on, and the same is asked of what is left.
- * Usage        under-crash [faults] [FIRST [LAST]]: seeds, of which SHAPES in a row make all shapes. With BYRE_MUTANT=NAME, built with mutants,
+ * Usage        under-crash [faults] [FIRST [LAST]]: seeds, of which as many in a row as there are shapes make all of them. With BYRE_MUTANT=NAME, built with mutants,
  *              that one is alive in what is recorded.
  * Owns         A simulated machine with four files: the bottom, an external data file, and two that are not used.
  * Invariants   None.
@@ -27,6 +30,7 @@
 #include "crash_files.h"
 #include "graph/blockdev.h"
 #include "graph/throttle.h"
+#include "sim/luks.h"
 #include "sim/seen.h"
 #include "sim/workload.h"
 
@@ -43,12 +47,16 @@
 #define PART_OFFSET 6144u                        /* of a disk that is a part of what lies below */
 #define PART_BYTES (512u << 10)
 #define BELOW_BYTES (1u << 20)                   /* of an image that has another one in it */
+#define LETTERS 6u                               /* of the operator */
+#define REACH 48u                                /* sectors that are there whatever he does: guests keep to them */
+#define SNAPSHOT 1u                              /* its number in the model, */
+#define SNAPSHOT_NAME "s"                        /* and its name */
 
 enum { BOTTOM, DATA };
 static const char *const names[CRASH_FILES] = { "bottom", "data", "unused", "unused-too" };
 
 /* What lies over the file, the lowest first; the last one is the disk. */
-enum layer { NOTHING, THROTTLE, ALIGNED, PREALLOCATE, PART, FIXED_PART, QCOW2, QCOW2_SMALL, QED, QCOW2_DATA, QCOW2_DATA_NODE };
+enum layer { NOTHING, THROTTLE, ALIGNED, PREALLOCATE, PART, FIXED_PART, QCOW2, QCOW2_SMALL, QED, QCOW2_DATA, QCOW2_DATA_NODE, LUKS, QCOW2_LUKS };
 static const enum layer shapes[][LAYERS_MAX + 1] = {
     { THROTTLE, QCOW2 },
     { ALIGNED, QCOW2_SMALL },
@@ -63,8 +71,23 @@ static const enum layer shapes[][LAYERS_MAX + 1] = {
     { QCOW2, QCOW2, QCOW2 },
     { PREALLOCATE, ALIGNED, QCOW2 },
     { QCOW2_DATA_NODE },
+}, crypts[][LAYERS_MAX + 1] = {
+    { LUKS, QCOW2 },
+    { QCOW2, LUKS },
+    { THROTTLE, QCOW2_LUKS },
+    { LUKS, QED },
+}, operated[][LAYERS_MAX + 1] = {
+    { THROTTLE, QCOW2 },
+    { QCOW2, QCOW2_SMALL },
+    { LUKS, QCOW2 },
+    { PART, QCOW2_SMALL },
 };
-#define SHAPES (sizeof shapes / sizeof shapes[0])
+/* The last one first. operates: see operator_co. */
+static const struct family { uint64_t from; const enum layer (*shapes)[LAYERS_MAX + 1]; unsigned count; bool operates; } families[] = {
+    { 2000, operated, sizeof operated / sizeof operated[0], true },
+    { 1000, crypts, sizeof crypts / sizeof crypts[0], false },
+    { 0, shapes, sizeof shapes / sizeof shapes[0], false },
+};
 
 struct crash {
     struct crash_files f;
@@ -79,6 +102,12 @@ struct crash {
     uint32_t id, gen;
     bool faulty, old_bytes;                      /* old_bytes: what the file gains may show somebody else's after a crash */
     uint64_t states, again;
+    bool operates, hold;                         /* hold: guests begin nothing, */
+    unsigned inside;                             /* and so many are still in a request */
+    uint64_t found;                              /* sectors of the disk as it was found */
+    uint32_t *kept[LETTERS];                     /* what snapshots hold: models refer to it */
+    unsigned kept_count;
+    const struct sim_model *by;                  /* what is there is judged by this */
     uint32_t gens[SECTORS];
     uint8_t *buf;
 };
@@ -89,6 +118,7 @@ int byre_mutant_alive(int id)
     static const struct crash_mutant rows[] = {
         { "UNDER_FLUSH_STOPS", MUT_UNDER_FLUSH_STOPS }, { "FILTER_FLUSH_STOPS", MUT_FILTER_FLUSH_STOPS }, { "UNDER_GROWTH_ZERO", MUT_UNDER_GROWTH_ZERO },
         { "NEED_DATA_BARRIER", MUT_NEED_DATA_BARRIER }, { "QED_MARK_UNORDERED", MUT_QED_MARK_UNORDERED }, { "QED_CLEAN_EARLY", MUT_QED_CLEAN_EARLY }, { "DATA_FILE_LATE", MUT_DATA_FILE_LATE },
+        { "SNAP_COUNT_LATE", MUT_SNAP_COUNT_LATE }, { "SNAP_FREE_FIRST", MUT_SNAP_FREE_FIRST }, { "SNAP_APPLY_FREE_FIRST", MUT_SNAP_APPLY_FREE_FIRST },
     };
     return crash_mutant_alive(id, rows, sizeof rows / sizeof rows[0]);
 }
@@ -98,7 +128,7 @@ int byre_mutant_alive(int id)
 
 static const struct fmt_ops *format_of(enum layer l)
 {
-    return l == QCOW2 || l == QCOW2_SMALL || l == QCOW2_DATA || l == QCOW2_DATA_NODE ? &fmt_qcow2_ops : l == QED ? &fmt_qed_ops : NULL;
+    return l == QCOW2 || l == QCOW2_SMALL || l == QCOW2_DATA || l == QCOW2_DATA_NODE || l == QCOW2_LUKS ? &fmt_qcow2_ops : l == QED ? &fmt_qed_ops : l == LUKS ? &fmt_luks_ops : NULL;
 }
 
 /* Options of a layer over the node that `below` describes, which is taken over. */
@@ -110,6 +140,8 @@ static json_t *over(enum layer l, json_t *below)
     case PREALLOCATE: return json_pack("{s:s,s:i,s:i,s:o}", "driver", "preallocate", "prealloc-align", 4096, "prealloc-size", 65536, "file", below);
     case PART: return json_pack("{s:s,s:i,s:o}", "driver", "raw", "offset", (int)PART_OFFSET, "file", below);
     case FIXED_PART: return json_pack("{s:s,s:i,s:i,s:o}", "driver", "raw", "offset", (int)PART_OFFSET, "size", (int)PART_BYTES, "file", below);
+    case LUKS: return json_pack("{s:s,s:s,s:o}", "driver", "luks", "key-secret", SIM_LUKS_SECRET, "file", below);
+    case QCOW2_LUKS: return json_pack("{s:s,s:s,s:o}", "driver", "qcow2", "encrypt.key-secret", SIM_LUKS_SECRET, "file", below);
     default: return json_pack("{s:s,s:o}", "driver", format_of(l)->name, "file", below);
     }
 }
@@ -180,6 +212,17 @@ static int open_data(struct co *co, void *arg, const char *name, struct stor **r
     return sim_open(co, arg, name, false, ret_s);
 }
 
+/* Key slots of two stripes, so that it costs nothing to open it. What lies above it grows by itself. */
+static int put_luks(struct co *co, struct crash *c, struct stor *to, unsigned i)
+{
+    struct iovec slot;
+    sim_luks_area(c->buf);
+    int r = stor_truncate(co, to, SIM_LUKS_BYTES + (i + 1 == c->layers ? SECTORS * SIM_SECTOR : 0));
+    if (r)
+        return crash_wrong(&c->f, "length: %d", r);
+    return stor_write(co, to, iov_one(&slot, c->buf, SIM_LUKS_BYTES), 0, 0);
+}
+
 static int create_layer(struct co *co, struct crash *c, unsigned i)
 {
     struct fmt_host host = { .open_data = open_data, .arg = c->f.w };
@@ -193,7 +236,7 @@ static int create_layer(struct co *co, struct crash *c, unsigned i)
         r = graph_node_store(co, s.n, "test", &to, &err);
     if (r == 0) {
         c->how[i].host = &host;
-        r = format_of(c->layer[i])->create(co, to, &c->how[i], &err);
+        r = c->layer[i] == LUKS ? put_luks(co, c, to, i) : format_of(c->layer[i])->create(co, to, &c->how[i], &err);
         stor_close(co, to);
     }
     int closed = i ? close_stack(co, &s) : 0;
@@ -297,13 +340,86 @@ static int look_at(struct co *co, struct guest *q, uint64_t first, uint64_t coun
 static void guest_co(struct co *co, void *arg)
 {
     struct guest *q = arg;
+    uint64_t reach = q->c->operates ? REACH : SECTORS;
     for (unsigned i = 0; i < REQUESTS; i++) {
-        uint64_t what = prng_below(&q->rng, 16), first = prng_below(&q->rng, SECTORS), count = min_u64(1 + prng_below(&q->rng, REQUEST_SECTORS), SECTORS - first);
+        uint64_t what = prng_below(&q->rng, 16), first = prng_below(&q->rng, reach), count = min_u64(1 + prng_below(&q->rng, REQUEST_SECTORS), reach - first);
+        while (q->c->hold)
+            (void)co_sleep(co, 1000);
+        q->c->inside++;
         int r = what < 3 ? flush(co, q) : what < 5 ? look_at(co, q, first, count)
               : change(co, q, what < 12 ? SIM_N_WRITE : what < 14 ? SIM_N_ZERO : SIM_N_DISCARD, first, count);
         if (r && !q->c->faulty)
             (void)crash_wrong(&q->c->f, "a request fails: %s", strerror(-r));
+        q->c->inside--;
         (void)co_sleep(co, prng_below(&q->rng, 400000));
+    }
+    co_group_leave(q->group);
+}
+
+/* ---- the operator ---- */
+
+static int resize(struct co *co, struct guest *q)
+{
+    struct byre_err err = { 0 };
+    uint32_t id = ++q->c->id;
+    uint64_t size = (REACH + prng_below(&q->rng, SECTORS - REACH + 1)) * SIM_SECTOR;
+    tell(q->c, &(struct sim_note){ .kind = SIM_N_RESIZE, .id = id, .len = size });
+    int r = graph_resize(co, q->n, size, FMT_PREALLOC_OFF, &err);
+    bool done = !r || graph_length(q->n) == size;            /* else it is done, but not tidied up */
+    tell(q->c, &(struct sim_note){ .kind = done ? SIM_N_RESIZE_ACK : SIM_N_RESIZE_FAIL, .id = id, .len = size });
+    return r;
+}
+
+static int read_gens(struct co *co, struct crash *c, struct graph_node *n, uint8_t *buf, uint32_t *gens)
+{
+    uint64_t sectors = min_u64(graph_length(n) / SIM_SECTOR, SECTORS);
+    struct iovec slot;
+    int r = graph_read(co, n, iov_one(&slot, buf, sectors * SIM_SECTOR), 0);
+    for (uint64_t i = 0; i < SECTORS; i++)
+        gens[i] = i < sectors ? sim_sector_gen(buf + i * SIM_SECTOR, i) : 0;
+    c->found = sectors;
+    return r;
+}
+
+/* Guests are held: it is known what is in it. */
+static int snapshot(struct co *co, struct guest *q)
+{
+    struct crash *c = q->c;
+    static const enum sim_note_kind kinds[] = { SIM_N_SNAP_CREATE, SIM_N_SNAP_APPLY, SIM_N_SNAP_DELETE };
+    static const enum fmt_snapshot_op ops[] = { FMT_SNAPSHOT_CREATE, FMT_SNAPSHOT_APPLY, FMT_SNAPSHOT_DELETE };
+    unsigned what = c->now.snap[SNAPSHOT].state == SIM_SNAP_NONE ? 0 : 1 + (unsigned)prng_below(&q->rng, 2);
+    const struct fmt_snapshot_req rq = { .op = ops[what], .name = SNAPSHOT_NAME, .unique = true, .pick = { .name = SNAPSHOT_NAME }, .date_sec = 1700000000 };
+    struct byre_err err = { 0 };
+    uint32_t flush = ++c->id, *gens = calloc(SECTORS, sizeof *gens);
+    ASSERT(gens && c->kept_count < LETTERS);
+    c->kept[c->kept_count++] = gens;
+    int r = read_gens(co, c, q->n, c->buf, gens);
+    if (r)
+        return r;
+    tell(c, &(struct sim_note){ .kind = SIM_N_FLUSH, .id = flush });
+    tell(c, &(struct sim_note){ .kind = kinds[what], .id = SNAPSHOT, .len = graph_length(q->n), .gens = what ? NULL : gens });
+    r = graph_snapshot(co, q->n, &rq, NULL, &err);
+    if (!r)
+        tell(c, &(struct sim_note){ .kind = SIM_N_FLUSH_ACK, .id = flush });
+    tell(c, &(struct sim_note){ .kind = r ? SIM_N_SNAP_FAIL : SIM_N_SNAP_ACK, .id = SNAPSHOT });
+    return r;
+}
+
+static void operator_co(struct co *co, void *arg)
+{
+    struct guest *q = arg;
+    struct crash *c = q->c;
+    int r = 0;
+    for (unsigned i = 0; i < LETTERS && r == 0; i++) {
+        (void)co_sleep(co, prng_below(&q->rng, 500000));
+        bool snaps = prng_below(&q->rng, 3) > 0;
+        c->hold = snaps;
+        while (snaps && c->inside)
+            (void)co_sleep(co, 1000);
+        r = snaps ? snapshot(co, q) : resize(co, q);
+        c->hold = false;
+        if (r && !c->faulty)
+            (void)crash_wrong(&c->f, "the operator is refused: %s", strerror(-r));
     }
     co_group_leave(q->group);
 }
@@ -311,25 +427,36 @@ static void guest_co(struct co *co, void *arg)
 static int use(struct co *co, struct crash *c, struct graph_node *n)
 {
     struct co_group group = { 0 };
-    struct guest q[GUESTS];
-    for (unsigned i = 0; i < GUESTS; i++) {
+    struct guest q[GUESTS + 1];
+    unsigned count = GUESTS + c->operates;
+    for (unsigned i = 0; i < count; i++) {
         q[i] = (struct guest){ .c = c, .n = n, .group = &group, .buf = aligned_alloc(4096, REQUEST_SECTORS * SIM_SECTOR + 2048) };
         prng_init(&q[i].rng, c->f.w->rng.s[0] + i);
         co_group_enter(&group);
-        int r = rt_spawn_on(rt_loop_at(c->f.w->rt, i % 2), guest_co, &q[i]);
+        int r = rt_spawn_on(rt_loop_at(c->f.w->rt, i < GUESTS ? i % 2 : 0), i < GUESTS ? guest_co : operator_co, &q[i]);
         ASSERT(r == 0);
     }
     co_group_wait(co, &group);
-    for (unsigned i = 0; i < GUESTS; i++)
+    for (unsigned i = 0; i < count; i++)
         free(q[i].buf);
     return c->f.why[0] ? -1 : 0;
+}
+
+/* Models are begun anew, or gone. */
+static void forget_snapshots(struct crash *c)
+{
+    while (c->kept_count)
+        free(c->kept[--c->kept_count]);
 }
 
 static int record(struct co *co, void *arg)
 {
     struct crash *c = arg;
     struct opened s;
-    c->id = c->gen = 0;
+    c->id = c->gen = c->inside = 0;
+    c->hold = false;
+    forget_snapshots(c);
+    sim_luks_seed(c->f.w->rng.s[0]);
     sim_model_start(&c->now, SECTORS * SIM_SECTOR, c->first_gens);
     int r = open_stack(co, c, c->layers, false, &s);
     if (r == 0)
@@ -354,11 +481,24 @@ static bool is_marked(struct co *co, struct graph_node *n)
     return marked;
 }
 
+/* Flags that do not fit their counts. */
+static void on_finding(void *arg, bool fixed, const char *id, const char *text)
+{
+    (void)fixed;
+    (void)text;
+    *(uint64_t *)arg += !strcmp(id, "Q2_COPIED");
+}
+
 static int check_layer(struct co *co, struct crash *c, struct graph_node *n, unsigned i)
 {
     struct byre_err err = { 0 };
     struct fmt_check_result res = { 0 };
-    int r = graph_format(n)->check(co, graph_image(n), &(struct fmt_check_opts){ 0 }, &res, &err);
+    uint64_t flags = 0;
+    if (c->layer[i] == LUKS)
+        return 0;
+    int r = graph_format(n)->check(co, graph_image(n), &(struct fmt_check_opts){ .finding = on_finding, .arg = &flags }, &res, &err);
+    if (c->operates && i + 1 == c->layers && sim_model_flags_loose(c->by))      /* Q13 */
+        res.corruptions -= min_u64(res.corruptions, flags);
     uint64_t wrong = res.corruptions + (c->layer[i] == QED ? res.leaks : 0);         /* E1: clusters are lost under the mark only */
     if (r < 0 || res.check_errors || (wrong && !is_marked(co, n)))
         return crash_wrong(&c->f, "layer %u: %" PRIu64 " corruptions, %" PRIu64 " errors, %" PRIu64 " leaks %s", i, res.corruptions, res.check_errors, res.leaks, err.text);
@@ -367,10 +507,8 @@ static int check_layer(struct co *co, struct crash *c, struct graph_node *n, uns
 
 static int read_disk(struct co *co, struct crash *c, struct graph_node *n)
 {
-    int r = crash_read(co, &c->f, n, c->buf, SECTORS * SIM_SECTOR);
-    for (uint64_t i = 0; i < SECTORS; i++)
-        c->gens[i] = sim_sector_gen(c->buf + i * SIM_SECTOR, i);
-    return r;
+    int r = read_gens(co, c, n, c->buf, c->gens);
+    return r ? crash_wrong(&c->f, "the disk cannot be read: %s", strerror(-r)) : 0;
 }
 
 /* Opens it, looks at every image, reads the disk. */
@@ -390,7 +528,10 @@ static int inspect(struct co *co, struct crash *c)
 static int legal(struct crash *c, const struct sim_model *m)
 {
     char text[160];
-    for (uint64_t i = 0; i < SECTORS; i++)
+    uint64_t size = c->found * SIM_SECTOR;
+    if (size != m->size && size != m->size_alt && !(m->applying && size == m->applying->size))
+        return crash_wrong(&c->f, "the disk has %" PRIu64 " sectors", c->found);
+    for (uint64_t i = 0; i < c->found && !m->applying; i++)
         if (!sim_model_allows(m, i, c->gens[i])) {
             sim_model_describe(m, i, text, sizeof text);
             return crash_wrong(&c->f, "sector %" PRIu64 " of the disk holds %d, not one of %s", i, (int)c->gens[i], text);
@@ -415,7 +556,7 @@ static int write_one(struct co *co, struct crash *c, uint64_t at)
 static int use_again(struct co *co, struct crash *c)
 {
     uint32_t before[SECTORS];
-    uint64_t at = c->states % SECTORS;
+    uint64_t at = c->states % c->found;
     c->again++;
     memcpy(before, c->gens, sizeof before);
     before[at] = AGAIN_GEN;
@@ -428,13 +569,37 @@ static int use_again(struct co *co, struct crash *c)
     return r;
 }
 
+/* P3: the snapshot is there as it was made, or is not there. The disk becomes it. */
+static int apply(struct co *co, struct crash *c, const struct sim_snap *s)
+{
+    const struct fmt_snapshot_req rq = { .op = FMT_SNAPSHOT_APPLY, .pick = { .name = SNAPSHOT_NAME } };
+    struct byre_err err = { 0 };
+    struct opened o;
+    int r = open_stack(co, c, c->layers, false, &o);
+    if (r == 0 && graph_snapshot(co, o.n, &rq, NULL, &err))
+        r = crash_wrong(&c->f, "the snapshot cannot be applied: %s", err.text);
+    int closed = close_stack(co, &o);
+    if (r == 0)
+        r = closed ? crash_wrong(&c->f, "it cannot be closed: %d", closed) : inspect(co, c);
+    if (r == 0 && c->found * SIM_SECTOR != s->size)
+        r = crash_wrong(&c->f, "the snapshot has %" PRIu64 " sectors", c->found);
+    for (uint64_t i = 0; i < c->found && r == 0; i++)
+        if (c->gens[i] != s->gens[i])
+            r = crash_wrong(&c->f, "sector %" PRIu64 " of the snapshot holds %d, not %d", i, (int)c->gens[i], (int)s->gens[i]);
+    return r;
+}
+
 static int judge_by(struct co *co, struct crash *c, const struct sim_model *m)
 {
+    const struct sim_snap *s = &m->snap[SNAPSHOT];
+    c->by = m;
     int r = inspect(co, c);
     if (r == 0)
         r = legal(c, m);
     if (r == 0 && c->states++ % AGAIN_ONE_IN == 0)
         r = use_again(co, c);
+    if (r == 0 && c->states % 4 == 0 && s->state == SIM_SNAP_THERE && !m->applying)
+        r = apply(co, c, s);
     return r;
 }
 
@@ -471,8 +636,12 @@ static void plan(struct crash *c, uint64_t seed)
     prng_init(&c->p, seed);
     for (unsigned i = 0; i < CRASH_FILES; i++)
         c->f.how[i] = (struct fmt_create_opts){ .size = SIM_SECTOR };
-    c->layer = shapes[seed % SHAPES];
-    c->old_bytes = seed / SHAPES % 2;
+    const struct family *m = families;
+    while (seed < m->from)
+        m++;
+    c->layer = m->shapes[seed % m->count];
+    c->old_bytes = seed / m->count % 2;
+    c->operates = m->operates;
     while (c->layer[c->layers])
         c->layers++;
     for (unsigned i = 0; i < c->layers; i++) {
@@ -481,6 +650,9 @@ static void plan(struct crash *c, uint64_t seed)
         o->cluster_size = c->layer[i] == QCOW2_SMALL ? 512 : c->layer[i] == QED ? 4096 : clusters[prng_below(&c->p, 3)];
         o->table_size = c->layer[i] == QED;
         o->extended_l2 = o->cluster_size == 16384;
+        if (c->layer[i] == QCOW2_LUKS)
+            *o = (struct fmt_create_opts){ .size = o->size, .version = 3, .refcount_bits = 16, .cluster_size = o->cluster_size, .secrets = sim_luks_secrets(),
+                                           .encrypt = { .format = (char *)(uintptr_t)"luks", .key_secret = (char *)(uintptr_t)SIM_LUKS_SECRET, .iter_time_ms = 1 } };
         if (c->layer[i] == QCOW2_DATA || c->layer[i] == QCOW2_DATA_NODE)
             o->data_file = (char *)(uintptr_t)names[DATA];
     }
@@ -512,6 +684,7 @@ static void end(struct crash *c)
     sim_model_fini(&c->now);
     sim_model_fini(&c->model);
     sim_seen_free(c->seen);
+    forget_snapshots(c);
     free(c->buf);
 }
 

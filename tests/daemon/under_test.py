@@ -527,3 +527,26 @@ def test_permissions_of_blkdebug(world, tmp_path, peer):
     client.ok("block-export-add", type="nbd", id="e", node_name="f", name="e", writable=True)
     client.refused("blockdev-add", driver="blkdebug", node_name="d", image="f", unshare_child_perms=["write"])
     client.refused("blockdev-add", driver="blkdebug", node_name="d", image="f", take_child_perms=["graph-mod"])
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "qed"])
+def test_a_new_image_in_a_luks_node(world, tmp_path, fmt):
+    """What a LUKS image gains by growing reads as what its key makes of zeros: a new image in it does not count on it"""
+    (tmp_path / "l").touch()
+    _, client, guest = world(False)
+    client.ok("blockdev-add", **file_of("l"), node_name="f")
+    client.ok("blockdev-create", job_id="j", options={"driver": "luks", "file": "f", "size": 0, "key-secret": "s", "iter-time": 10})
+    client.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    client.ok("job-dismiss", id="j")
+    client.ok("blockdev-add", driver="luks", node_name="l", key_secret="s", file="f")
+    client.ok("blockdev-create", job_id="k", options={"driver": fmt, "file": "l", "size": 4 * MIB})
+    client.wait("JOB_STATUS_CHANGE", id="k", status="concluded")
+    client.ok("job-dismiss", id="k")
+    client.ok("blockdev-add", driver=fmt, node_name="q", file="l")
+    export(client, "q")
+    guest("q", "write -P 5 64k 4k", "read -P 0 0 64k", "read -P 5 64k 4k", "read -P 0 68k 1M")
+    unexport(client, "q")
+    client.ok("blockdev-del", node_name="q")
+    client.ok("blockdev-add", driver=fmt, node_name="q", file="l")
+    export(client, "q")
+    guest("q", "read -P 5 64k 4k", "read -P 0 68k 1M")
