@@ -153,15 +153,15 @@ int data_lock(struct co *co, struct graph_node *n, struct stor *data, unsigned e
 {
     unsigned perm = n->data_perm | n->keep.data_perm | extra, shared = n->data_shared & ~n->keep.data_unshared;
     struct stor *old = n->im && n->im->data != n->im->store && n->im->data != data ? n->im->data : NULL;
-    return n->no_lock ? 0 : old ? stor_lock_beside(co, data, old, perm, shared, err) : stor_lock(co, data, perm, shared, err);
+    if (n->no_lock && !under_is_store(data))     /* said of the image's own files; a node's file has its own word (under.c U4) */
+        return 0;
+    return old ? stor_lock_beside(co, data, old, perm, shared, err) : stor_lock(co, data, perm, shared, err);
 }
 
 int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_err *err)
 {
-    if (n->no_lock)
-        return 0;
-    int r = lock_joined(co, n, NULL, NULL, extra, err);
-    return r || n->im->data == n->im->store ? r : data_lock(co, n, n->im->data, extra, err);
+    int r = n->no_lock ? 0 : lock_joined(co, n, NULL, NULL, extra, err);
+    return r || !n->im || n->im->data == n->im->store ? r : data_lock(co, n, n->im->data, extra, err);
 }
 
 /* ---- format ---- */

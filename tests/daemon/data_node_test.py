@@ -215,3 +215,21 @@ def test_inactive(world, tmp_path):
     assert daemon.stop()[0] == 0
     run.qemu_img("check", tmp_path / "a.qcow2")
     run.qemu_io(tmp_path / "a.qcow2", "read -P 7 4M 1M")
+
+
+@BOTH
+def test_lock_stays(world, tmp_path, peer):
+    """The image's own file is not to be locked: its data node is all the same, also after the image was opened anew."""
+    daemon, client, _ = world(peer)
+    client.ok("blockdev-add", **file_of("d.raw", **{"node-name": "d"}))
+    client.ok("blockdev-add", **file_of("a.qcow2", locking="off", **{"node-name": "f"}))
+    words = {"driver": "qcow2", "node-name": "n", "file": "f", "data-file": "d"}
+    client.ok("blockdev-add", **words)
+    (tmp_path / "copy.qcow2").write_bytes((tmp_path / "a.qcow2").read_bytes())       # another image of the same data
+    for options in ({}, {"discard": "unmap"}, {"read-only": True}, {}):
+        client.ok("blockdev-reopen", options=[{**words, **options}])
+        tried = run.run("qemu-io", "-c", "write -P 8 0 64k", tmp_path / "copy.qcow2", code=1)
+        assert "lock" in tried.err
+    client.ok("blockdev-del", node_name="n")
+    run.qemu_io(tmp_path / "copy.qcow2", "write -P 8 0 64k")
+    assert daemon.stop()[0] == 0
