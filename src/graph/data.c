@@ -217,7 +217,7 @@ int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, s
         stor_close(co, s);
         return r;
     }
-    (void)stor_file_seen(co, s, &n->data_seen);
+    (void)under_seen(co, s, &n->data_seen);
     *ret_s = s;
     return 0;
 }

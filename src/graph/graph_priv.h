@@ -152,6 +152,7 @@ struct graph_node {
     bool has_data_identity;
     uint64_t data_a, data_b;
     struct stor_seen seen, data_seen;   /* its files, when they had been locked and nothing of them was read (mode.c) */
+    struct stor_seen looked_at;         /* of a file: before it was opened anew (mode_look_at_sharers) */
     unsigned lock_perm, lock_shared;    /* what this node wants of the lock of its store (open.c I6) */
     unsigned data_perm, data_shared;    /* the same for the external data file */
     bool no_lock;

@@ -391,9 +391,27 @@ static struct graph_node *left_behind(const struct graph_node *file)
     return NULL;
 }
 
+static void take_seen(const struct stor *s, const struct graph_node *file, struct stor_seen *seen)
+{
+    const struct graph_node *b = under_file(s);
+    if (b && (b == file || b->file == file) && file->looked_at.known && !stor_seen_differ(&file->looked_at, seen))
+        *seen = file->seen;
+}
+
+/* Images that ask the file's node keep their store. What they have seen of the file, as far as nobody has written since, is what its new store saw. */
+static void take_seens(const struct graph_node *file)
+{
+    for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
+        if (mode_is_open(m)) {
+            take_seen(m->im->store, file, &m->seen);
+            take_seen(m->im->data, file, &m->data_seen);
+        }
+}
+
 /* The images that share a file's store go over to the new one. From the beginning each time: others may come and go meanwhile. */
 int mode_follow_file(struct co *co, struct graph_node *file, struct byre_err *err)
 {
+    take_seens(file);
     struct graph_node *m;
     int r = 0;
     while (!r && (m = left_behind(file))) {
@@ -411,6 +429,7 @@ void mode_look_at_sharers(struct co *co, struct graph_node *file)
 {
     struct stor_seen now;
     bool known = stor_file_seen(co, file->im->store, &now);  /* it is theirs, too. Others come and go while this suspends */
+    file->looked_at = now;
     for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
         if (m->file == file && mode_is_open(m) && m->im->store == file->im->store)
             m->undisturbed = known && !stor_seen_differ(&now, &m->seen);

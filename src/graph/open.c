@@ -441,7 +441,7 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
     locks_of(n, l->is_top ? op->o->deny : 0);
     r = store_lock(co, n, l->store, n->im && n->im->store != l->store ? n->im->store : NULL, err);      /* n->im: another one takes its place */
     if (!r)
-        (void)stor_file_seen(co, l->store, &n->seen);            /* of a store that cannot tell nothing is known */
+        (void)under_seen(co, l->store, &n->seen);            /* of a store that cannot tell nothing is known */
     n->data_seen = (struct stor_seen){ 0 };
     if (!r)
         r = check_crypt(op, l, err);

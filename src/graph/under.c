@@ -225,6 +225,29 @@ bool node_has_free_length(const struct graph_node *n)
 
 bool under_is_store(const struct stor *s) { return s && s->ops == &under_ops; }
 
+struct graph_node *under_file(const struct stor *s)
+{
+    struct graph_node *b = NULL;
+    for (; under_is_store(s); s = b->im->store) {
+        b = of((struct stor *)(uintptr_t)s)->bottom;
+        if (!b->is_raw)
+            return NULL;
+    }
+    return b;
+}
+
+bool under_seen(struct co *co, struct stor *s, struct stor_seen *ret)
+{
+    const struct graph_node *b = under_file(s);
+    *ret = (struct stor_seen){ 0 };
+    if (!(b ? b->im->store : s))
+        return false;
+    struct stor *held = stor_share(b ? b->im->store : s);
+    bool known = stor_file_seen(co, held, ret);
+    stor_close(co, held);
+    return known;
+}
+
 /* Does m write to f's file without asking f? */
 static bool goes_past(const struct graph_node *m, const struct graph_node *f)
 {

@@ -12,6 +12,11 @@
 /* n as a store for an image named `who`, which says itself what it does to n (graph_user). Home; closed there, before n is. */
 MUST_USE int under_new(struct co *co, struct graph_node *n, const char *who, bool read_only, struct stor **ret_s, struct byre_err *err);
 bool under_is_store(const struct stor *s);
+/* The node at the bottom that shows a file as it is, or a part of it. NULL: s is no such store, or what it shows is made of more than bytes of a file,
+ * which may change while that stays the same. */
+struct graph_node *under_file(const struct stor *s);
+/* stor_file_seen of s or, when that is a store over a node, of the file at its bottom. */
+bool under_seen(struct co *co, struct stor *s, struct stor_seen *ret);
 /* What stores over nodes want of this image's file, beside itself. */
 void unders_want(const struct graph_node *bottom, unsigned *perm, unsigned *unshared);
 /* Can its length be changed? */

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """External data files that are nodes, beside the peer (FEATURES 1.079, 1.132, 3.063)."""
 import os
+import shutil
 
 import pytest
 
-from lib import run
+from lib import mounts, run
 
 MIB = 1 << 20
 BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
@@ -232,4 +233,46 @@ def test_lock_stays(world, tmp_path, peer):
         assert "lock" in tried.err
     client.ok("blockdev-del", node_name="n")
     run.qemu_io(tmp_path / "copy.qcow2", "write -P 8 0 64k")
+    assert daemon.stop()[0] == 0
+
+
+def seen(kind, folder):
+    return file_of(folder / "d.raw", **{"node-name": "d", "auto-read-only": True}) if kind == "file" else KINDS[kind]
+
+
+@pytest.fixture
+def touched(world, tmp_path):
+    """A file system where opening a file for writing touches it, with the data file."""
+    with mounts.tmpfs(tmp_path / "t", "32M") as folder:
+        shutil.copy(tmp_path / "d.raw", folder)
+        yield folder
+
+
+@pytest.mark.parametrize("kind", ["raw", "throttle", "file"])
+def test_others_write(world, touched, tmp_path, kind):
+    """FEATURES G.018: what another program writes to the data node's file while it is open for reading only is noticed when the image is opened for
+    writing: a bitmap in memory pretends nothing. What the image writes itself, and files that are opened anew, spoil none."""
+    daemon, client, guest = world(False)
+    data = seen(kind, touched)
+    client.ok("blockdev-add", **data)
+    words = {"driver": "qcow2", "node-name": "n", "file": file_of("a.qcow2"), "data-file": "d"}
+    client.ok("blockdev-add", **words)
+    client.ok("block-dirty-bitmap-add", node="n", name="b", granularity=65536)
+
+    def bitmap():
+        return [(b["recording"], b["count"], b.get("inconsistent", False)) for n in client.ok("query-named-block-nodes") if n["node-name"] == "n" for b in n["dirty-bitmaps"]]
+
+    for at in range(1, 3):
+        export(client)
+        assert "fail" not in guest(f"write -P 5 {at}M 64k", "flush")
+        unexport(client)
+        client.ok("blockdev-reopen", options=[{**words, "read-only": True}])
+        for how in ({"auto-read-only": False}, {"auto-read-only": False}, {}) if kind == "file" else ():
+            client.ok("blockdev-reopen", options=[{**data, **how}])
+        client.ok("blockdev-reopen", options=[words])
+        assert bitmap() == [(True, at * 65536, False)]
+    client.ok("blockdev-reopen", options=[{**words, "read-only": True}])
+    run.qemu_io((touched if kind == "file" else tmp_path) / "d.raw", "write -P 9 8M 64k", fmt="raw")
+    client.ok("blockdev-reopen", options=[words])
+    assert bitmap() == [(False, 0, True)]
     assert daemon.stop()[0] == 0

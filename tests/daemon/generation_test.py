@@ -7,9 +7,14 @@ from lib import images, peers, run
 MIB = 1 << 20
 
 
-def node(tmp_path, fmt="qcow2", read_only=True, **more):
-    return {"driver": fmt, "node-name": "d", "read-only": read_only, **more,
-            "file": {"driver": "file", "filename": str(tmp_path / "d.img"), "locking": "off"}}
+def node(tmp_path, fmt="qcow2", read_only=True, asked=False, **more):
+    """asked: the file is a node of its own, which the image asks."""
+    file = {"driver": "file", "filename": str(tmp_path / "d.img"), "locking": "off"}
+    return {"driver": fmt, "node-name": "d", "read-only": read_only, **more, "file": {"driver": "blkdebug", "node-name": "f", "image": file} if asked else file}
+
+
+def again(spec):
+    return {**spec, "file": spec["file"].get("node-name", spec["file"])}
 
 
 @pytest.fixture
@@ -39,31 +44,32 @@ def other_program(tool, image, fmt, command):
 
 
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])
-@pytest.mark.parametrize("tool", ["byre", "qemu-io"])
-def test_bitmap_in_memory(daemon, tmp_path, tool, fmt):
+@pytest.mark.parametrize("tool,asked", [("byre", False), ("qemu-io", False), ("qemu-io", True)])
+def test_bitmap_in_memory(daemon, tmp_path, tool, asked, fmt):
     """A bitmap that only memory holds: read-only, written by another, opened for writing again"""
     _, client = daemon(fmt)
-    assert "return" in client.ask("blockdev-add", **node(tmp_path, fmt, read_only=False))
+    assert "return" in client.ask("blockdev-add", **node(tmp_path, fmt, read_only=False, asked=asked))
     assert "return" in client.ask("block-dirty-bitmap-add", node="d", name="b")
-    assert "return" in client.ask("blockdev-reopen", options=[node(tmp_path, fmt)])
+    assert "return" in client.ask("blockdev-reopen", options=[again(node(tmp_path, fmt, asked=asked))])
     other_program(tool, tmp_path / "d.img", fmt, "write 1M 64k")
     assert bitmaps(client) == {"b": (True, 0, False)}
-    assert "return" in client.ask("blockdev-reopen", options=[node(tmp_path, fmt, read_only=False)])
+    assert "return" in client.ask("blockdev-reopen", options=[again(node(tmp_path, fmt, read_only=False, asked=asked))])
     assert bitmaps(client) == {"b": (False, 0, True)}
     assert "inconsistent" in client.ask("block-dirty-bitmap-clear", node="d", name="b")["error"]["desc"]
     assert "return" in client.ask("block-dirty-bitmap-remove", node="d", name="b")
 
 
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])
-def test_nobody_else(daemon, tmp_path, fmt):
+@pytest.mark.parametrize("asked", [False, True])
+def test_nobody_else(daemon, tmp_path, asked, fmt):
     """The same, and nobody has written"""
     _, client = daemon(fmt)
-    assert "return" in client.ask("blockdev-add", **node(tmp_path, fmt, read_only=False))
+    assert "return" in client.ask("blockdev-add", **node(tmp_path, fmt, read_only=False, asked=asked))
     assert "return" in client.ask("block-dirty-bitmap-add", node="d", name="b")
     for _ in range(2):
-        assert "return" in client.ask("blockdev-reopen", options=[node(tmp_path, fmt)])
+        assert "return" in client.ask("blockdev-reopen", options=[again(node(tmp_path, fmt, asked=asked))])
         other_program("byre", tmp_path / "d.img", fmt, "read 1M 64k")
-        assert "return" in client.ask("blockdev-reopen", options=[node(tmp_path, fmt, read_only=False)])
+        assert "return" in client.ask("blockdev-reopen", options=[again(node(tmp_path, fmt, read_only=False, asked=asked))])
         assert bitmaps(client) == {"b": (True, 0, False)}
 
 
