@@ -266,6 +266,30 @@ static void copy(struct co *co, void *arg)
     stor_close(co, m);
 }
 
+/* What is lent can be copied from when its owner has closed it, and holds no lock any more. */
+static void lent(struct co *co, void *arg)
+{
+    struct stor *a = make(co, t_path("lent-a"), false, MIB), *b = make(co, t_path("lent-b"), false, 0), *again, *m;
+    struct byre_err err = { 0 };
+    CHECK_EQ(stor_mem_new(co, "m", MIB, &m), 0);
+    CHECK(!stor_lend(m));
+    stor_close(co, m);
+    CHECK_EQ(stor_lock(co, a, STOR_PERM_WRITE, STOR_PERM_READ, &err), 0);
+    CHECK_EQ(stor_file_open(co, t_path("lent-a"), &(struct stor_file_opts){ 0 }, &again, NULL), 0);
+    CHECK(stor_lock(co, again, STOR_PERM_WRITE, STOR_PERM_READ, &err) < 0);
+    CHECK(stor_lend(a) && stor_lend(a));
+    stor_close(co, a);
+    CHECK_EQ(stor_lock(co, again, STOR_PERM_WRITE, STOR_PERM_READ, &err), 0);
+    stor_give_back(co, a);
+    CHECK(stor_copy(co, b, 0, a, 0, PAGE) == PAGE);
+    stor_give_back(co, a);
+    CHECK(holds(b, 0, PAGE, 0x5a));
+    stor_close(co, again);
+    stor_close(co, b);
+}
+
+static void test_lent(void **state) { t_run(0, lent, NULL); t_run(1, lent, NULL); }
+
 #define BOTH(fn)                                                    \
     static void test_##fn(void **state)                             \
     {                                                               \
@@ -286,7 +310,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_zero_inside), cmocka_unit_test(test_zero_past_end), cmocka_unit_test(test_zero_fallbacks),
         cmocka_unit_test(test_growing_together), cmocka_unit_test(test_discard), cmocka_unit_test(test_preallocate),
-        cmocka_unit_test(test_extents), cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_extents), cmocka_unit_test(test_copy), cmocka_unit_test(test_lent),
     };
     return T_MAIN("file-space", tests);
 }

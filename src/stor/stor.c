@@ -34,6 +34,7 @@ int stor_init(struct stor *s, const struct stor_ops *ops, const char *name)
     order_init(&in->order);
     atomic_init(&in->known_len, 0);
     atomic_init(&in->shares, 0);
+    atomic_init(&in->holders, 1);
     *s = (struct stor){ .ops = ops, .lim = { .block = 1, .mem_align = 1, .opt_block = 512 }, .name = copy, .internal = in };
     return 0;
 }
@@ -366,9 +367,28 @@ void stor_close(struct co *co, struct stor *s)
 {
     if (!s)
         return;
-    if (atomic_load(&s->internal->shares))
+    if (atomic_load(&s->internal->shares)) {
         atomic_fetch_sub(&s->internal->shares, 1);
-    else
+        return;
+    }
+    if (s->ops->lock && atomic_load(&s->internal->holders) > 1) {
+        int r = s->ops->lock(co, s, NULL, 0, STOR_PERM_ALL, NULL);
+        (void)r;                             /* they go when it is closed */
+    }
+    stor_give_back(co, s);
+}
+
+bool stor_lend(struct stor *s)
+{
+    bool can = s->ops->copy_from != NULL;
+    if (can)
+        atomic_fetch_add(&s->internal->holders, 1);
+    return can;
+}
+
+void stor_give_back(struct co *co, struct stor *s)
+{
+    if (atomic_fetch_sub(&s->internal->holders, 1) == 1)
         s->ops->close(co, s);
 }
 

@@ -131,6 +131,10 @@ struct stor_end_watch { void (*fn)(struct stor_end_watch *w, uint64_t end); };
 void stor_watch_ends(struct stor *s, struct stor_end_watch *w);
 /* One owner more: the store is closed when each of them has called stor_close. Home of the owners. Returns s. */
 struct stor *stor_share(struct stor *s);
+/* For a copy that may outlast the owners: the file stays open until stor_give_back, but locks go with the last owner. While an owner keeps it open; any
+ * loop. false: it is none that the kernel copies. */
+MUST_USE bool stor_lend(struct stor *s);
+void stor_give_back(struct co *co, struct stor *s);
 void stor_close(struct co *co, struct stor *s);                       /* NULL ok */
 
 /* Locks by the peer's byte protocol: OFD read locks on byte 100+p for each permission held and on 200+p for each

@@ -89,6 +89,7 @@ struct stor_internal {
     struct stor_sync sync;
     struct stor_order order;
     _Atomic unsigned shares;              /* owners beside the first */
+    _Atomic unsigned holders;             /* who keeps it open: the owners as one, and each to whom it is lent */
     _Atomic uint64_t known_len;           /* the store is at least this long (0: not known). Used when block > 1 */
 };
 

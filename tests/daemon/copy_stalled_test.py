@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Backups whose copies stand still in the kernel (FEATURES 9.065, RG28)."""
+import os
+import random
+
+import pytest
+
+from lib import peers, run, wait
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+STALLS = os.path.join(os.environ.get("BYRE_BUILD") or run.TOP / "build", "tests", "daemon", "copy-stalls.so")
+
+
+class World:
+    """A raw disk, exported for writing, and a raw target. Copies by the kernel take as long as `stall` is there."""
+
+    def __init__(self, start, folder):
+        self.folder, self.stall = folder, folder / "stall"
+        self.old = random.Random(5).randbytes(SIZE)
+        (folder / "d.raw").write_bytes(self.old)
+        (folder / "t.raw").write_bytes(bytes(SIZE))
+        options = f"{os.environ.get('ASAN_OPTIONS', '')}:verify_asan_link_order=0"      # what is preloaded comes before it
+        self.daemon = start("daemon", "--threads", "1", "--nbd-server", "addr.type=unix,addr.path=n.sock",
+                            env={"LD_PRELOAD": STALLS, "COPY_STALLS": str(self.stall), "ASAN_OPTIONS": options})
+        self.client = self.daemon.qmp()
+        for name in "dt":
+            self.client.ok("blockdev-add", driver="raw", node_name=name, file={"driver": "file", "node-name": f"{name}f", "filename": str(folder / f"{name}.raw")})
+        self.client.ok("block-export-add", type="nbd", id="e", node_name="d", name="d", writable=True)
+
+    def guest(self):
+        handle = peers.need_module("nbd").NBD()
+        handle.connect_uri(f"nbd+unix:///d?socket={self.daemon.folder}/n.sock")
+        return handle
+
+    def stalled(self):
+        """How many copies have come to the kernel and stand still there, or did."""
+        path = self.folder / "stall.in"
+        return path.stat().st_size if path.exists() else 0
+
+    def backup(self, **perf):
+        """Begins one, whose first copies stand still."""
+        self.stall.touch()
+        self.client.ok("blockdev-backup", device="d", target="t", sync="full", job_id="j", **{"x-perf": {"use-copy-range": True, **perf}})
+        wait.until(self.stalled, "the kernel is not asked")
+
+    def go_on(self):
+        self.stall.unlink()
+
+
+@pytest.fixture
+def world(start, tmp_path):
+    w = World(start, tmp_path)
+    yield w
+    w.stall.unlink(missing_ok=True)
+
+
+def test_the_source_goes_on(world):
+    """While one stands still: what drains the source is answered, guests read and write, and the copy is that of the beginning"""
+    client, guest = world.client, world.guest()
+    world.backup(**{"max-workers": 1})
+    client.ok("block-dirty-bitmap-add", node="d", name="b")                    # drains it
+    assert guest.pread(4096, SIZE - MIB) == world.old[SIZE - MIB:SIZE - MIB + 4096]
+    client.ok("blockdev-reopen", options=[{"driver": "raw", "node-name": "d", "file": "df", "detect-zeroes": "on"}])
+    assert guest.pread(4096, 0) == world.old[:4096]
+    guest.pwrite(b"x" * 4096, SIZE - MIB)
+    world.go_on()
+    assert "error" not in client.wait("BLOCK_JOB_COMPLETED")["data"]
+    guest.shutdown()
+    client.ok("quit")
+    assert world.daemon.wait()[0] == 0
+    assert (world.folder / "t.raw").read_bytes() == world.old
+
+
+def test_cancel(world):
+    """A job whose copy stands still ends when it is cancelled; a guest's write that had to wait for the copy goes on then"""
+    client, guest = world.client, world.guest()
+    world.backup(**{"max-workers": 1})
+    cookie = guest.aio_pwrite(bytearray(b"x" * 4096), 0)
+    client.ok("block-job-cancel", device="j")
+    client.wait("BLOCK_JOB_CANCELLED")
+    wait.until(lambda: guest.poll(10) >= 0 and guest.aio_command_completed(cookie), "the guest waits for a job that is gone")
+    assert guest.pread(4096, 0) == b"x" * 4096
+    assert world.stall.exists()
+    world.go_on()
+    guest.shutdown()
+    client.ok("quit")
+    assert world.daemon.wait()[0] == 0
