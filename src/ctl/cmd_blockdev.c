@@ -190,8 +190,6 @@ static int make_overlay(struct co *co, struct ctl_act *t)
     struct graph_node *image = graph_skip_filters(t->node);
     if (!image)
         return byre_fail(&t->call.err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing", graph_node_name(t->node));
-    if (make && !graph_name_says_all(image))
-        return byre_fail(&t->call.err, NOT_SUPPORTED, "node '%s' lies over another format, and no file name says that: an overlay cannot name it", graph_node_name(image));
     if (make && graph_uses_file(co, t->call.c->env.graph, a->file))
         return byre_fail(&t->call.err, EXISTS, "'%s' is the file of a node that is open; the snapshot needs a file of its own", a->file);
     s->below = strdup(graph_filename(image));

@@ -5,6 +5,7 @@
  * Purpose      An empty image of a format, maybe over another one, durably there.
  * Owns         nothing
  * Invariants   I1 a file that could not be made whole is removed again; nothing is touched for options that will not do
+ *              I2 what it names as its backing file shows what the node shows that is to lie below it
  * Concurrency  home loop; suspends
  * Failure      as ctl_priv.h
  * Tests        tests/cli/blockdev_test.py, tests/cli/mirror_test.py
@@ -17,6 +18,8 @@
 #include "ctl/ctl_priv.h"
 #include "ctl/new_image.h"
 #include "stor/nbd.h"
+
+#define NAME_INSTEAD "make the new image yourself, with the backing file that it is to record, and use mode=existing"
 
 /* An absolute path, or the name of another machine's disk, is what the new image records. NULL: no memory. */
 static char *recorded(const char *path)
@@ -34,7 +37,7 @@ void ctl_drop_image(const char *file)
         (void)unlink(file);
 }
 
-int ctl_make_image(struct co *co, const struct ctl_new_image *how, struct byre_err *err)
+static int make_image(struct co *co, const struct ctl_new_image *how, struct byre_err *err)
 {
     struct stor *s;
     char *below = how->below ? recorded(graph_filename(how->below)) : NULL;
@@ -54,5 +57,17 @@ int ctl_make_image(struct co *co, const struct ctl_new_image *how, struct byre_e
             ctl_drop_image(how->file);
     }
     free(below);
+    return r;
+}
+
+int ctl_make_image(struct co *co, const struct ctl_new_image *how, struct byre_err *err)
+{
+    if (!how->below)
+        return make_image(co, how, err);
+    graph_ref(how->below);
+    int r = graph_name_check(co, how->below, NAME_INSTEAD, err);         /* I2 */
+    if (!r)
+        r = make_image(co, how, err);
+    (void)!graph_close(co, how->below);          /* somebody else has it, or nobody is there to be told */
     return r;
 }

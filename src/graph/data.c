@@ -33,8 +33,8 @@ static bool identity(struct graph *g, const struct stor *s, uint64_t *a, uint64_
 static int open_at(struct co *co, const struct data_ask *ask, const char *path, struct stor **ret_s, struct byre_err *err)
 {
     struct graph_node *n = ask->n;
-    struct stor_file_opts so = { .read_only = n->read_only, .direct = ask->direct, .no_flush = ask->no_flush, .discard = n->discard,
-                                 .locking = n->no_lock ? STOR_LOCK_OFF : STOR_LOCK_AUTO };
+    struct stor_file_opts so = { .read_only = n->read_only || ask->look, .direct = ask->direct, .no_flush = ask->no_flush, .discard = n->discard,
+                                 .locking = n->no_lock || ask->look ? STOR_LOCK_OFF : STOR_LOCK_AUTO };
     return n->g->opener.open(co, n->g->opener.arg, path, &so, ret_s, err);
 }
 
@@ -220,4 +220,35 @@ int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, s
     (void)under_seen(co, s, &n->data_seen);
     *ret_s = s;
     return 0;
+}
+
+/* ---- the one that is recorded ---- */
+
+/* Of the file that is used as it is. A window or another format shows something else than the file. */
+static bool used_identity(const struct graph_node *n, uint64_t *a, uint64_t *b)
+{
+    const struct graph_node *bottom = graph_skip_filters(n->data_node);
+    *a = bottom ? bottom->id_a : n->data_a;
+    *b = bottom ? bottom->id_b : n->data_b;
+    return bottom ? bottom->has_identity && bottom->is_raw && !bottom->is_view && !under_shows_format(bottom->im->store) : n->has_data_identity;
+}
+
+bool data_is_recorded(struct co *co, struct graph_node *n)
+{
+    if (!n->data_node && !(n->how && n->how->ref.data_path))
+        return true;
+    struct fmt_info info = { 0 };
+    struct stor *s;
+    char *path = NULL;
+    uint64_t used[2], a, b;
+    const struct data_ask ask = { .n = n, .look = true };
+    if (!used_identity(n, &used[0], &used[1]) || n->im->ops->info(co, n->im, &info, NULL))
+        return false;
+    int r = open_recorded(co, &ask, info.data_file, &s, &path, NULL);
+    bool same = !r && identity(n->g, s, &a, &b) && a == used[0] && b == used[1];
+    if (!r)
+        stor_close(co, s);
+    fmt_info_fini(&info);
+    free(path);
+    return same;
 }

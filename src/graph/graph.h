@@ -123,8 +123,9 @@ const char *graph_backing_filename(const struct graph_node *n); /* resolved full
 struct fill_costs;
 const struct fill_costs *graph_fill_costs(const struct graph_node *n);   /* what first writes cost on this disk (fill.h); changes all the time */
 bool graph_read_only(const struct graph_node *n);
-/* Does the file that graph_filename names, opened in n's format, show what n shows? Not when n lies over another format. */
-bool graph_name_says_all(const struct graph_node *n);
+/* Does the file that graph_filename names, opened in n's format, show what n, or what it filters, shows? Else NOT_SUPPORTED; instead: what the user
+ * is to do. For all who record that name. Suspends; the caller holds n. */
+MUST_USE int graph_name_check(struct co *co, struct graph_node *n, const char *instead, struct byre_err *err);
 /* For those who are to see all that is written to n. -EPERM: an image over it, a bare file, writes past it; what: "a bitmap". */
 MUST_USE int graph_need_seen(const struct graph_node *n, const char *what, struct byre_err *err);
 /* For those who put another node into n's place at the end. -EPERM: n is the file of an image. */

@@ -371,7 +371,9 @@ void data_locks_of(struct graph_node *n);
 #define REOPEN_DENY (STOR_PERM_WRITE | STOR_PERM_RESIZE)
 /* ---- data.c ---- */
 /* What open_data of struct fmt_host gets. */
-struct data_ask { struct graph_node *n, *top; const struct graph_open_opts *o; const char *path; struct stor **of_node; bool read_only, direct, no_flush; };
+struct data_ask { struct graph_node *n, *top; const struct graph_open_opts *o; const char *path; struct stor **of_node; bool look, direct, no_flush; };
+/* Was n given no external data file but the one that its header records? Suspends. */
+bool data_is_recorded(struct co *co, struct graph_node *n);
 /* The node `name` as the data file of n, which gets the reference and the use when it is opened for the first time; locked. */
 MUST_USE int data_from_node(struct co *co, struct graph_node *n, const char *name, struct stor **ret_s, struct byre_err *err);
 int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err);

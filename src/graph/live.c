@@ -285,15 +285,21 @@ static bool means(const struct graph_node *overlay, const char *name, const stru
 
 int graph_name_of(struct co *co, const struct graph_node *overlay, struct graph_node *like, char **ret_name, struct byre_err *err)
 {
-    const struct graph_node *base = like->backing;
+    struct graph_node *base = like->backing;
     struct fmt_info info = { 0 };
-    int r = like->im->ops->info(co, like->im, &info, err);
-    if (r)
+    graph_ref(base);                             /* whatever becomes of the edge */
+    int r = graph_name_check(co, base, "say by 'backing-file' what is to be recorded", err);
+    if (!r)
+        r = like->im->ops->info(co, like->im, &info, err);
+    if (r) {
+        (void)node_unref(co, base);              /* it is open for reading, or its user is there to be told */
         return r;
+    }
     bool fits = info.backing_name && means(overlay, info.backing_name, base);
     *ret_name = fits ? strdup(info.backing_name) : realpath(base->filename, NULL);
     if (!*ret_name)
         *ret_name = strdup(base->filename);
     fmt_info_fini(&info);
+    (void)node_unref(co, base);
     return *ret_name ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
 }

@@ -61,7 +61,7 @@ void graph_chain_let(struct co *co, struct graph_node *const *all, unsigned coun
 /* The base of a commit has at least `size` bytes when it returns; open for writing. Suspends. */
 MUST_USE int graph_make_long(struct co *co, struct graph_node *base, uint64_t size, struct byre_err *err);
 /* The name by which `overlay` may record `base`: as `like`, whose backing node it is, does, where that means the same file there, else its
- * full path. Owned. */
+ * full path. Refused as by graph_name_check. Owned. */
 MUST_USE int graph_name_of(struct co *co, const struct graph_node *overlay, struct graph_node *like, char **ret_name, struct byre_err *err);
 
 #endif

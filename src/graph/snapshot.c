@@ -64,8 +64,9 @@ int graph_snapshot_put(struct co *co, struct graph_node *n, struct graph_node *o
     if (r)
         return r;
     bool named = overlay->im->has_backing || !image;
-    if (!named && !graph_name_says_all(image))
-        return byre_fail(err, NOT_SUPPORTED, "node '%s' lies over another format, and no file name says that: an overlay cannot name it", image->name);
+    r = named ? 0 : graph_name_check(co, image, "let the overlay record a backing file before it is opened", err);
+    if (r)
+        return r;
     struct graph_name name = { image ? image->filename : NULL, image ? image->im->ops->name : NULL };
     bool late = MUTANT(MUT_SNAPSHOT_NAME_LATE);
     if (!named && !late)

@@ -272,12 +272,9 @@ int graph_need_root(const struct graph_node *n, struct byre_err *err)
     return 0;
 }
 
-bool graph_name_says_all(const struct graph_node *n)
+bool under_shows_format(const struct stor *s)
 {
-    if (!under_is_store(n->im->store))
-        return true;
-    const struct graph_node *b = of(n->im->store)->bottom;       /* a filter, as far as there are any, shows what it filters */
-    return b->is_file && !b->is_view;
+    return under_is_store(s) && !of((struct stor *)(uintptr_t)s)->bottom->is_file;       /* a filter, as far as there are any, shows what it filters */
 }
 
 static unsigned levels_of(const struct graph_node *b);

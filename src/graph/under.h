@@ -17,6 +17,8 @@ bool under_is_store(const struct stor *s);
 struct graph_node *under_file(const struct stor *s);
 /* stor_file_seen of s or, when that is a store over a node, of the file at its bottom. */
 bool under_seen(struct co *co, struct stor *s, struct stor_seen *ret);
+/* Is it such a store, and does what it shows come from another format? */
+bool under_shows_format(const struct stor *s);
 /* What stores over nodes want of this image's file, beside itself. */
 void unders_want(const struct graph_node *bottom, unsigned *perm, unsigned *unshared);
 /* Can its length be changed? */

@@ -16,6 +16,7 @@
  */
 #include "job/live_commit.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,6 +124,8 @@ static int add_link(struct co *co, const struct live_commit *c, struct relink *l
     bool overlay = n != c->top;
     char *made = NULL;
     int r = overlay && c->backing_file ? 0 : graph_name_of(co, n, c->above_base, &made, err);
+    if (r == -ENOTSUP && c->backing_file)        /* what overlays record was given; top keeps the chain that it has, and shows the same by it */
+        return 0;
     const struct relink_what w = { .n = n, .to = c->base, .optional = !overlay, .name = { made ? made : c->backing_file, graph_format(c->base)->name, 0 } };
     if (!r)
         r = relink_add(co, l, &w, err);

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""What jobs and commands record as a backing file shows what the node shows that lies there (FEATURES 9.046, 9.055, 9.057, 9.021, 9.073, 1.079)."""
+import json
+
+import pytest
+
+from lib import run
+
+MIB = 1 << 20
+BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
+
+
+def file_of(path, **more):
+    return {"driver": "file", "filename": str(path), **more}
+
+
+def nested(folder):
+    """qcow2 in qcow2: the file alone, as qcow2, is another disk."""
+    run.qemu_img("create", "-q", "-f", "qcow2", folder / "inner.qcow2", "4M")
+    run.qemu_io(folder / "inner.qcow2", "write -P 1 0 4M")
+    run.qemu_img("convert", "-f", "raw", "-O", "qcow2", folder / "inner.qcow2", folder / "base.img")
+    return {"driver": "qcow2", "file": {"driver": "qcow2", "file": file_of(folder / "base.img")}}
+
+
+def window(folder):
+    run.qemu_img("create", "-q", "-f", "raw", folder / "base.img", "8M")
+    run.qemu_io(folder / "base.img", "write -P 1 1M 4M", fmt="raw")
+    return {"driver": "raw", "offset": MIB, "size": 4 * MIB, "file": file_of(folder / "base.img")}
+
+
+def other_data(folder):
+    """The image records d.raw, and gets e.raw."""
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={folder}/d.raw", folder / "base.img", "4M")
+    run.qemu_io(folder / "base.img", "write -P 2 0 4M")
+    run.qemu_img("create", "-q", "-f", "raw", folder / "e.raw", "4M")
+    run.qemu_io(folder / "e.raw", "write -P 1 0 4M", fmt="raw")
+    return {"driver": "qcow2", "file": file_of(folder / "base.img"), "data-file": file_of(folder / "e.raw", **{"node-name": "e"})}
+
+
+BASES = {"nested": (nested, "lies over another format"), "window": (window, "shows a part of its file"), "data": (other_data, "has another external data file")}
+
+
+@pytest.fixture
+def chain(start, tmp_path):
+    """chain(base, peer): top over mid over the node "base"; its folder and client. Of the disk 64K are of mid, the rest is of the base: 1."""
+    def one(base, peer):
+        options = BASES[base][0](tmp_path)
+        for name in ("mid", "top"):
+            run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / f"{name}.qcow2", "4M")
+        run.qemu_io(tmp_path / "mid.qcow2", "write -P 7 0 64k")
+        daemon = start("daemon", peer=peer)
+        client = daemon.qmp()
+        client.ok("blockdev-add", node_name="base", read_only=True, **{k.replace("-", "_"): v for k, v in options.items()})
+        client.ok("blockdev-add", driver="qcow2", node_name="mid", read_only=True, file=file_of(tmp_path / "mid.qcow2"), backing="base")
+        client.ok("blockdev-add", driver="qcow2", node_name="top", file=file_of(tmp_path / "top.qcow2"), backing="mid")
+        return daemon, client
+    return one
+
+
+JOBS = {"stream": ("block-stream", {"base_node": "base"}), "commit": ("block-commit", {"top_node": "mid", "base_node": "base"})}
+
+
+def backing_of(path):
+    return run.qemu_img("info", "--output=json", "-U", path).json.get("backing-filename")
+
+
+def flat(folder, base, committed=False):
+    """The content of the base, or what it becomes, by a name that says all."""
+    driver = "raw" if base == "window" else "qcow2"
+    run.qemu_img("create", "-q", "-f", driver, folder / "flat.img", "4M")
+    run.qemu_io(folder / "flat.img", "write -P 1 0 4M", f"write -P {7 if committed else 1} 0 64k", fmt=driver)
+    return str(folder / "flat.img")
+
+
+@BOTH
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("job", JOBS)
+def test_jobs_on_chains(chain, tmp_path, job, base, peer):
+    """FEATURES 9.046, 9.055, 9.057: the disk reads the same through what is recorded, and what no name says is refused before anything has changed"""
+    daemon, client = chain(base, peer)
+    command, words = JOBS[job]
+    words = {**words, "job_id": "j", "device": "top"}
+    if not peer:
+        said = client.refused(command, **words)
+        assert BASES[base][1] in said and "base.img" in said and "'base'" in said and "'backing-file'" in said
+        assert backing_of(tmp_path / "top.qcow2") is None and client.ok("query-jobs") == []
+    if not peer or base == "data":               # the peer records the file alone there, and its disk reads wrong
+        words["backing_file"] = flat(tmp_path, base, job == "commit")
+    client.ok(command, **words)
+    assert "error" not in client.wait("BLOCK_JOB_COMPLETED", device="j")["data"]
+    assert daemon.stop()[0] == 0
+    run.qemu_io(tmp_path / "top.qcow2", "read -P 7 0 64k", "read -P 1 64k 4032k")
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_new_images(chain, tmp_path, base):
+    """FEATURES 9.021, 9.073: neither a mirror nor a backup nor a snapshot makes an image that would name such a node; one that is there can be used"""
+    daemon, client = chain(base, False)
+    client.ok("block-stream", job_id="s", device="top", base_node="base", backing_file=flat(tmp_path, base))
+    client.wait("BLOCK_JOB_COMPLETED", device="s")
+    new = tmp_path / "new.qcow2"
+    for command in ("drive-mirror", "drive-backup"):
+        said = client.refused(command, job_id="j", device="top", target=str(new), format="qcow2", sync="top")
+        assert BASES[base][1] in said and "base.img" in said and "'base'" in said and "mode=existing" in said
+    assert BASES[base][1] in client.refused("blockdev-snapshot-sync", node_name="base", snapshot_file=str(new), snapshot_node_name="n")
+    said = client.refused("transaction", actions=[{"type": "drive-backup", "data": {"job-id": "j", "device": "top", "target": str(new), "format": "qcow2", "sync": "top"}}])
+    assert BASES[base][1] in said and not new.exists() and not [j for j in client.ok("query-jobs") if j["id"] == "j"]
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", tmp_path / "flat.img", "-F", "raw" if base == "window" else "qcow2", new)
+    client.ok("drive-backup", job_id="j", device="top", target=str(new), format="qcow2", sync="top", mode="existing")
+    assert "error" not in client.wait("BLOCK_JOB_COMPLETED", device="j")["data"]
+    assert daemon.stop()[0] == 0
+    run.qemu_io(new, "read -P 7 0 64k", "read -P 1 64k 4032k")
+
+
+@pytest.mark.parametrize("what", ["file", "name", "node"])
+def test_the_same_data_file_said_once_more(start, tmp_path, what):
+    """FEATURES 1.079, 9.055: an external data file that is given, and is the one that the image records, is no other one"""
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/d.raw", tmp_path / "base.img", "4M")
+    run.qemu_io(tmp_path / "base.img", "write -P 1 0 4M")
+    for name in ("mid", "top"):
+        run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / f"{name}.qcow2", "4M")
+    daemon = start("daemon")
+    client = daemon.qmp()
+    data = file_of(tmp_path / "d.raw") if what == "file" else file_of(tmp_path / "d.raw", **{"node-name": "d"})
+    if what == "node":
+        client.ok("blockdev-add", driver="raw", node_name="r", read_only=True, file=data)
+        data = "r"
+    client.ok("blockdev-add", driver="qcow2", node_name="base", read_only=True, file=file_of(tmp_path / "base.img"), data_file=data)
+    client.ok("blockdev-add", driver="qcow2", node_name="mid", read_only=True, file=file_of(tmp_path / "mid.qcow2"), backing="base")
+    client.ok("blockdev-add", driver="qcow2", node_name="top", file=file_of(tmp_path / "top.qcow2"), backing="mid")
+    client.ok("block-stream", job_id="j", device="top", base_node="base")
+    assert "error" not in client.wait("BLOCK_JOB_COMPLETED", device="j")["data"]
+    assert daemon.stop()[0] == 0
+    assert json.dumps(backing_of(tmp_path / "top.qcow2")).endswith('base.img"')
+    run.qemu_io(tmp_path / "top.qcow2", "read -P 1 0 4M")
