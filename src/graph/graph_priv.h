@@ -103,7 +103,7 @@ struct graph {
     void *threshold_arg;
     unsigned next_name;
     unsigned drain_round;
-    unsigned sides, walk_round;         /* nodes that have a side; reach.c */
+    unsigned sides, walk_round, rest_round;      /* nodes that have a side; reach.c */
     unsigned stills;                    /* of all nodes */
     struct co_mutex index_mx;           /* docs/internals/concurrency.md, as the two below: of the nodes' index_next, and whose holder's indexes nobody takes away */
     struct co_mutex edges_mx;           /* one change of edges at a time */
@@ -222,7 +222,7 @@ struct graph_node {
     struct graph_node *side;            /* requests for this node go there as well (side.c); with a reference. NULL: none */
     struct graph_user side_use;
     struct graph_node *walk_next;       /* home: reach.c, as what follows */
-    unsigned walk_seen, walk_queued;
+    unsigned walk_seen, walk_queued, rest_seen;
     struct graph_node *end_next;        /* home: node_unref */
 };
 

@@ -73,13 +73,24 @@ bool graph_goes_to(struct graph_node *top, const struct graph_node *n)
     return goes_to(top, n);
 }
 
+static bool rests_on(struct graph_node *top, const struct graph_node *n, unsigned round);
+
 /* Is n where this file of an image lies? */
-static bool is_in(struct graph_node *file, const struct graph_node *n) { return file && (graph_goes_to(file, n) || graph_rests_on(file, n)); }
+static bool is_in(struct graph_node *file, const struct graph_node *n, unsigned round) { return file && (graph_goes_to(file, n) || rests_on(file, n, round)); }
+
+/* Each node once: the target of a filter may lie over that filter (FEATURES 9.069). */
+static bool rests_on(struct graph_node *top, const struct graph_node *n, unsigned round)
+{
+    for (; top && top->rest_seen != round; top = top->backing) {
+        top->rest_seen = round;
+        if (is_in(top->file, n, round) || is_in(top->data_node, n, round) || (top->side && rests_on(top->side, n, round)))
+            return true;
+    }
+    return false;
+}
 
 bool graph_rests_on(const struct graph_node *top, const struct graph_node *n)
 {
-    for (; top; top = top->backing)
-        if (is_in(top->file, n) || is_in(top->data_node, n) || (top->side && graph_rests_on(top->side, n)))
-            return true;
-    return false;
+    ASSERT_LOOP(n->g->home);
+    return rests_on((struct graph_node *)(uintptr_t)top, n, ++n->g->rest_round);
 }
