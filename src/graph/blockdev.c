@@ -39,8 +39,7 @@ static const char *str_of(const json_t *o, const char *key)
 
 static bool is_null_driver(const char *driver) { return driver && (!strcmp(driver, "null-co") || !strcmp(driver, "null-aio")); }
 
-/* Must the child be a node of its own? A plain file without a name is part of its format's node. */
-static bool needs_node(const json_t *parent, const char *key, const json_t *child)
+bool blockdev_needs_node(const json_t *parent, const char *key, const json_t *child)
 {
     const char *driver = str_of(child, "driver");
     if (!json_is_object(child))
@@ -57,7 +56,7 @@ static json_t *nested_child(json_t *o, const char **ret_key)
     bool has_target = str_of(o, "driver") && !strcmp(str_of(o, "driver"), "copy-before-write");
     for (const char *const *k = keys; *k; k++) {
         json_t *child = json_object_get(o, *k);
-        if (child && (strcmp(*k, "target") || has_target) && needs_node(o, *k, child)) {
+        if (child && (strcmp(*k, "target") || has_target) && blockdev_needs_node(o, *k, child)) {
             *ret_key = *k;
             return child;
         }

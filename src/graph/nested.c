@@ -167,13 +167,23 @@ static int hand_on(json_t *o, void *arg)
         r = set_unless(o, "read-only", json_true());
     if (!r && go->force_share)
         r = set_unless(o, "force-share", json_true());
-    if (!r && !go->read_only)
-        r = set_unless(o, "discard", json_string("unmap"));      /* the image says whether it discards */
     if (!r && go->direct && !json_object_get(o, "cache"))
         r = set_unless(o, "cache.direct", json_true());
     if (!r && go->no_flush && !json_object_get(o, "cache"))
         r = set_unless(o, "cache.no-flush", json_true());
     return !r && go->no_lock && name_driver_is_file(driver) ? set_unless(o, "locking", json_string("off")) : r;
+}
+
+/* The image says whether it discards, by its own word or the caller's; what lies below does as it is told, unless it says so itself. A plain file is part of
+ * its format's node, and has that one's word. */
+static int discard_below(json_t *o, void *arg)
+{
+    for (const char *const *k = children; *k; k++) {
+        json_t *child = json_object_get(o, *k);
+        if (json_is_object(child) && blockdev_needs_node(o, *k, child) && set_unless(child, "discard", json_string("unmap")))
+            return -ENOMEM;
+    }
+    return 0;
 }
 
 /* Is this child more than a plain file, which is part of its format's node? */
@@ -221,6 +231,8 @@ int graph_open_nested(struct co *co, struct graph *g, const struct graph_open_op
         return 0;
     }
     int r = walk(&w, root, hand_on, (void *)(uintptr_t)o);
+    if (!r && !o->read_only && (o->discard || json_object_get(root, "discard")))
+        r = walk(&w, root, discard_below, NULL);
     root = r ? root : as_image(root, o);
     if (r || !root)
         r = byre_fail(err, NOMEM, "no memory for a node");

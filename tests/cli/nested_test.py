@@ -88,6 +88,22 @@ def test_rules(stacked, peer):
     assert "No space left" in out.out + out.err and out.out.count("wrote 512/512") == 1
 
 
+RAW_OVER = "driver=raw,file.driver=qcow2,file.file.filename={outer}"
+
+
+@BOTH
+@pytest.mark.parametrize("said,opts,kept", [
+    ("ignore", "driver=qcow2,file.driver=blkdebug,file.image.filename={outer}", True), ("unmap", "driver=qcow2,file.driver=blkdebug,file.image.filename={outer}", False),
+    ("ignore", RAW_OVER, True), ("unmap", RAW_OVER, False), ("unmap", RAW_OVER + ",discard=ignore", True), ("ignore", RAW_OVER + ",discard=unmap", False),
+    ("unmap", RAW_OVER + ",file.discard=ignore", True), ("unmap", "driver=blkdebug,image.driver=qcow2,image.file.filename={outer}", False),
+    ("ignore", "driver=blkdebug,image.driver=qcow2,image.file.filename={outer}", True), ("unmap", RAW_OVER + ",file.discard=unmap", False)])
+def test_discard(stacked, said, opts, kept, peer):
+    """What is discarded is gone only where all of them do it: the caller's word is for the disk itself, what lies below does as it is told or as it says."""
+    opts = opts.format(outer=stacked[1])
+    out = io(peer, "-d", said, "--image-opts", "-c", "write -P 7 20M 1M", "-c", "discard 20M 1M", "-c", f"read -P {7 if kept else 0} 20M 1M", opts)
+    assert "fail" not in out.out + out.err
+
+
 def test_refusals(stacked, tmp_path):
     """A format that is not stated over a node, an option that nobody has, a name of a node, and an image that records such a name."""
     _, outer = stacked
