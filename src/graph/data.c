@@ -144,6 +144,7 @@ int data_from_node(struct co *co, struct graph_node *n, const char *name, struct
     if (r)
         return r;
     graph_ref(d);
+    graph_ref(bottom);                           /* d may come to lie over another one meanwhile */
     bottom->wanted++;
     if (!n->data_node && !n->read_only)
         r = graph_writer_comes(co, d, err);
@@ -159,7 +160,8 @@ int data_from_node(struct co *co, struct graph_node *n, const char *name, struct
         r = data_lock(co, n, *ret_s, 0, err);
     if (r)
         graph_writer_gone(co, d);
-    (void)node_unref(co, d);                     /* n holds it, or its user has gone meanwhile: then there is nobody to tell */
+    (void)node_unref(co, bottom);                /* n holds them, or their user has gone meanwhile: then there is nobody to tell */
+    (void)node_unref(co, d);
     return r;
 }
 
