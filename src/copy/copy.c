@@ -439,7 +439,7 @@ static int offload(struct co *co, struct copying *c, struct worker *wk)
         const struct copy_part *part = reader_at(&c->rd, p->pos, &off, &left);
         int64_t n = graph_copy(co, c->job->target, c->job->target_off + p->pos, part->node, off, p->len);
         if (n < 0)
-            return n == -ENOTSUP ? 0 : (int)n;
+            return n == -ENOTSUP || n == -EBUSY ? 0 : (int)n;
         count(&c->offloaded, (uint64_t)n);
         count(&c->written, (uint64_t)n);
         p->pos += (uint64_t)n;
@@ -521,8 +521,8 @@ static int give_on_home(struct co *co, void *arg)
     return 0;
 }
 
-/* What is wanted of a piece that is taken: nobody changes the source there. false: not all of it. */
-static bool offload_wanted(struct co *co, struct copying *c, struct worker *wk)
+/* What is wanted of a piece that is taken: nobody changes the source there. 1; 0: not all of it; -EBUSY: nor is it known whether the kernel could. */
+static int offload_wanted(struct co *co, struct copying *c, struct worker *wk)
 {
     const struct copy_claims *cl = c->job->claims;
     uint64_t end = wk->piece.pos + wk->piece.len, at = wk->piece.pos, start, stop;
@@ -532,12 +532,12 @@ static bool offload_wanted(struct co *co, struct copying *c, struct worker *wk)
         const struct copy_part *part = reader_at(&c->rd, at, &off, &left);
         int64_t n = graph_copy_now(co, c->out, c->job->target_off + at, part->node, off, min_u64(min_u64(stop, end) - at, left));
         if (n <= 0)
-            return false;
+            return n == -EBUSY ? -EBUSY : 0;
         count(&c->offloaded, (uint64_t)n);
         count(&c->written, (uint64_t)n);
         at += (uint64_t)n;
     }
-    return true;
+    return 1;
 }
 
 /* 1: the kernel has copied it. 0: it is to be copied as usual, also behind an error: that tells whose it is. What was copied already is
@@ -550,11 +550,13 @@ static int offload_claimed(struct co *co, struct copying *c, struct worker *wk)
     int r = rt_call(co, c->w.home, take_on_home, &t);
     if (r)
         return r;
-    if (offload_wanted(co, c, wk)) {
+    r = offload_wanted(co, c, wk);
+    if (r > 0) {
         atomic_store(&c->vain, 0);
         return 1;
     }
-    atomic_fetch_add(&c->vain, 1);
+    if (!r)
+        atomic_fetch_add(&c->vain, 1);
     return rt_call(co, c->w.home, give_on_home, &t);
 }
 

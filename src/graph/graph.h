@@ -170,7 +170,7 @@ MUST_USE int graph_clone(struct co *co, struct graph_node *n, uint64_t src, uint
 MUST_USE int graph_copy_on_read(struct co *co, struct graph_node *below, struct graph_node **ret_n, struct byre_err *err);
 
 /* Lets the kernel copy the beginning of a range from one disk to another. Bytes copied (> 0, maybe fewer than asked), or
- * -ENOTSUP: the bytes are not plain on both sides, or the stores cannot; use read and write. */
+ * -ENOTSUP: the bytes are not plain on both sides, or the stores cannot; use read and write. -EBUSY: this time. */
 MUST_USE int64_t graph_copy(struct co *co, struct graph_node *dst, uint64_t dst_off, struct graph_node *src, uint64_t src_off, uint64_t len);
 /* The same from raw layers of the source alone, for who holds something that a request inside may wait for, and sees to it that nobody changes the
  * range: it does not wait at the source's gate (-ENOTSUP while it is closed), nor is it inside while the kernel copies. */

@@ -102,10 +102,13 @@ void rt_cancel(struct rt_task *t);                           /* same loop; harml
 void rt_task_join(struct co *co, struct rt_task *t);         /* suspends until done */
 
 /* Runs fn(arg) on a worker thread and waits. The blocking pool is for system calls that have no ring
- * operation (ftruncate, SEEK_HOLE, copy_file_range, ioctl, open, fcntl); the CPU pool for compression and
+ * operation (ftruncate, SEEK_HOLE, ioctl, open, fcntl); the CPU pool for compression and
  * hashing. Suspends. Returns fn's result; -ENOMEM when it could not be queued. */
 MUST_USE int64_t rt_blocking(struct co *co, int64_t (*fn)(void *arg), void *arg);
 MUST_USE int64_t rt_cpu(struct co *co, int64_t (*fn)(void *arg), void *arg);
+/* The same for what moves data, and may stand still (copy_file_range): on threads of its own, so that it keeps nobody from the blocking pool.
+ * -EBUSY: as many run as there are threads, nothing was run. */
+MUST_USE int64_t rt_blocking_long(struct co *co, int64_t (*fn)(void *arg), void *arg);
 /* fn(arg, i) for every i below n, each once, in any order, on up to RT_SPLIT_MAX threads of the CPU pool at the same time;
  * returns when all are done. Takes no memory. Suspends. 0; -ENOMEM: no worker to be had, nothing was run. */
 #define RT_SPLIT_MAX 8u

@@ -3,7 +3,7 @@
  * pool.c: worker threads for what cannot be done on a loop.
  *
  * Purpose      A bounded pool, started lazily, that runs work items in the order they were queued; and the calls
- *              rt_blocking and rt_cpu that wait for one, rt_cpu_split that waits for several.
+ *              rt_blocking, rt_blocking_long and rt_cpu that wait for one, rt_cpu_split that waits for several.
  * Owns         its threads, the queue links of waiting items
  * Invariants   I1 an item that was accepted runs exactly once
  *              I2 while items wait, every idle worker has been signalled, or all workers are busy
@@ -119,7 +119,7 @@ void rt_pool_fini(struct rt_pool *p)
     free(p->threads);
 }
 
-/* ---- rt_blocking, rt_cpu ---- */
+/* ---- rt_blocking, rt_blocking_long, rt_cpu ---- */
 
 struct job {
     struct rt_work work;
@@ -161,6 +161,16 @@ static int64_t run_in(struct co *co, struct rt_pool *p, int64_t (*fn)(void *arg)
 int64_t rt_blocking(struct co *co, int64_t (*fn)(void *arg), void *arg)
 {
     return run_in(co, &co->loop->rt->blocking, fn, arg);
+}
+
+int64_t rt_blocking_long(struct co *co, int64_t (*fn)(void *arg), void *arg)
+{
+    struct rt *rt = co->loop->rt;
+    int64_t r = -EBUSY;
+    if (atomic_fetch_add(&rt->longs, 1) < RT_LONG_WORKERS_MAX)
+        r = run_in(co, &rt->lengthy, fn, arg);
+    atomic_fetch_sub(&rt->longs, 1);
+    return r;
 }
 
 int64_t rt_cpu(struct co *co, int64_t (*fn)(void *arg), void *arg)

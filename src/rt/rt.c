@@ -194,7 +194,7 @@ static void release(struct rt *rt)
 
 static void free_pools(struct rt *rt)
 {
-    struct rt_pool *all[] = { &rt->blocking, &rt->cpu, &rt->io };
+    struct rt_pool *all[] = { &rt->blocking, &rt->cpu, &rt->io, &rt->lengthy };
     while (rt->pools)
         rt_pool_fini(all[--rt->pools]);
 }
@@ -259,8 +259,9 @@ static int init_pools(struct rt *rt, unsigned cpu_workers)
         cpu_workers = RT_CPU_WORKERS_MAX;
     struct { struct rt_pool *pool; unsigned max; } all[] = {
         { &rt->blocking, RT_BLOCKING_WORKERS_MAX }, { &rt->cpu, cpu_workers }, { &rt->io, RT_BLOCKING_WORKERS_MAX },
+        { &rt->lengthy, RT_LONG_WORKERS_MAX },
     };
-    for (unsigned i = 0; i < 3; i++) {
+    for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
         int r = rt_pool_init(all[i].pool, all[i].max);
         if (r)
             return r;

@@ -44,6 +44,7 @@
 #define CO_POOL_MAX 1024u            /* idle coroutines that a loop keeps */
 #define RT_LOOPS_MAX 64u
 #define RT_BLOCKING_WORKERS_MAX 16u
+#define RT_LONG_WORKERS_MAX 16u
 #define RT_CPU_WORKERS_MAX 256u
 
 /* ---- timers (timer.c): a pairing heap of intrusive nodes, first due first, equal times in arming order ---- */
@@ -210,8 +211,9 @@ struct rt {
     const struct rt_backend_ops *ops;
     void *backend_arg;
     unsigned ring_entries;
-    struct rt_pool blocking, cpu, io;
-    unsigned pools;                 /* how many of the three are initialised */
+    struct rt_pool blocking, cpu, io, lengthy;
+    atomic_uint longs;              /* calls of rt_blocking_long that run */
+    unsigned pools;                 /* how many of the four are initialised */
     sem_t started, go_exit;
     struct rt_loop *loops;
 };

@@ -9,7 +9,7 @@
  *              I2  What a file system does not know is asked once per file.
  * Order        flush is fdatasync: data and the length.
  * Concurrency  Any loop. Transfers, fdatasync and fallocate are operations of the loop's backend; ftruncate, ioctl and
- *              copy_file_range have none and run on worker threads. fstat of a local file does not wait for a device
+ *              copy_file_range have none and run on worker threads, copies on some of their own. fstat of a local file does not wait for a device
  *              and is called in place.
  * Failure      -errno. EINTR is repeated. -ENOTSUP: the caller of the gate writes zeros, or copies, by itself.
  * Tests        file_test.c, file_space_test.c
@@ -431,7 +431,7 @@ static int64_t file_copy_from(struct co *co, struct stor *s, uint64_t off, struc
     if (src->ops != &file_ops || f->device || file_of(src)->device || file_lacks(f, FILE_NO_COPY))
         return -ENOTSUP;
     struct copy_args a = { file_of(src)->fd, f->fd, src_off, off, min_u64(len, FILE_COPY_BYTES_MAX) };
-    int64_t n = rt_blocking(co, copy_blocking, &a);
+    int64_t n = rt_blocking_long(co, copy_blocking, &a);
     if (n == -EOPNOTSUPP || n == -ENOSYS)
         file_set_lacks(f, FILE_NO_COPY);
     /* These say that this pair of files, or this range, is not for the kernel to copy. */

@@ -115,7 +115,7 @@ MUST_USE int stor_length(struct co *co, struct stor *s, uint64_t *ret_len);
 MUST_USE int stor_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *ret_e);
 /* At most max extents, one behind the other from off on, together no longer than len: how many (at least 1). */
 MUST_USE int stor_extents(struct co *co, struct stor *s, uint64_t off, uint64_t len, struct stor_extent *list, unsigned max);
-/* In-kernel copy; bytes copied, 0 or -ENOTSUP: use read and write. */
+/* In-kernel copy; bytes copied, 0 or -ENOTSUP: use read and write. -EBUSY: this time; too many copies are under way. */
 MUST_USE int64_t stor_copy(struct co *co, struct stor *dst, uint64_t dst_off, struct stor *src, uint64_t src_off, uint64_t len);
 MUST_USE int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes);
 /* While on: much is written once and flushed at the end, so the disk may begin early. A hint; any loop, does not suspend. */

@@ -86,3 +86,23 @@ def test_cancel(world):
     guest.shutdown()
     client.ok("quit")
     assert world.daemon.wait()[0] == 0
+
+
+def test_many(world):
+    """FEATURES 9.065, RG28: as many as a job makes at the same time keep nobody from opening files, nor from a backup of another disk, which is read and written"""
+    client, other = world.client, random.Random(6).randbytes(2 * MIB)
+    world.backup()
+    wait.until(lambda: world.stalled() == 16, lambda: f"{world.stalled()} copies of 16 pieces")
+    (world.folder / "d2.raw").write_bytes(other)
+    (world.folder / "t2.raw").write_bytes(bytes(len(other)))
+    for name in ("d2", "t2"):
+        client.ok("blockdev-add", driver="raw", node_name=name, file={"driver": "file", "filename": str(world.folder / f"{name}.raw")})
+    client.ok("blockdev-backup", device="d2", target="t2", sync="full", job_id="k", **{"x-perf": {"use-copy-range": True}})
+    assert "error" not in client.wait("BLOCK_JOB_COMPLETED", device="k")["data"]
+    assert (world.folder / "t2.raw").read_bytes() == other
+    assert world.stalled() == 16
+    world.go_on()
+    assert "error" not in client.wait("BLOCK_JOB_COMPLETED", device="j")["data"]
+    client.ok("quit")
+    assert world.daemon.wait()[0] == 0
+    assert (world.folder / "t.raw").read_bytes() == world.old
