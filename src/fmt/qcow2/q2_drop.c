@@ -275,14 +275,16 @@ static uint64_t release_part(struct co *co, struct q2_image *q, uint64_t c, uint
 {
     struct q2_alloc *a = q->alloc;
     uint64_t to = c;
+    if (!last)
+        *ret_r = q2_clone_unsettle(co, q);       /* its lock comes before mx */
+    if (*ret_r < 0)
+        return c;
     if (last && tag == TAG_TABLE)
         q2_prove_spoil(a);
     if (last && !MUTANT(MUT_FREE_SKIP_PUNCH))
         punch(co, q, c, end - c, tag);
     co_lock(co, &a->mx);
     bool same = as_found(co, q, c, end, last, ret_r);
-    if (same && !last)
-        *ret_r = q2_clone_unsettle(co, q);
     if (same && last && tag == TAG_TABLE && !meta_forget(q->meta, c << q->g.cluster_bits, (end - c) << q->g.cluster_bits))
         *ret_r = -EUCLEAN;                       /* a second owner that nobody counted works on it */
     if (same && *ret_r == 0)

@@ -301,12 +301,13 @@ static int free_one(struct co *co, struct q2_checker *k, uint64_t c, uint64_t st
     struct q2_image *q = k->q;
     struct q2_alloc *a = q->alloc;
     uint64_t n = 0;
+    int r = refs ? q2_clone_unsettle(co, q) : 0; /* its lock comes before mx */
+    if (r < 0)
+        return r;
     co_lock(co, &a->mx);
-    int r = q2_refs_get(co, q, c, &n);
+    r = q2_refs_get(co, q, c, &n);
     bool same = r == 0 && n == stored && !q2_live_skips(k, c) && (refs || meta_forget(q->meta, c << k->g->cluster_bits, k->g->cluster_size));
-    if (same && refs)
-        r = q2_clone_unsettle(co, q);
-    if (same && r == 0)
+    if (same)
         r = q2_refs_add(co, q, c, 1, -(int64_t)(stored - refs));
     if (r == 0 && same) {
         k->res.leaks_fixed++;
