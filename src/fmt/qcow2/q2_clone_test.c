@@ -456,6 +456,28 @@ static void tables_body(struct co *co, void *arg)
 
 static void test_tables(void **state) { t_run(0, tables_body, NULL); }
 
+/* Of one owner who was left alone the count cannot be read: all tables are looked at, and the close goes well. */
+static void unknown_body(struct co *co, void *arg)
+{
+    struct q2_image *q = begin(co, &plain);
+    uint64_t n;
+    CHECK_EQ(g_clone(co, q, SRC, DST, CS), CS);
+    CHECK_EQ(g_write(co, q, SRC, CS, 0x41), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    at_rest(co, q);
+    CHECK(q2_clone_is_left(q, g_host(co, q, DST) / CS) && q->rt_entries > 5 && !q->rt[5]);
+    q->rt[5] = UINT64_C(1) << 40;                            /* no block is there */
+    q2_clone_left(q, UINT64_C(5) << q->g.block_bits, 1);
+    CHECK_EQ(q2_refs_get(co, q, UINT64_C(5) << q->g.block_bits, &n), -EUCLEAN);
+    CHECK_EQ(q2_clone_settle(co, q), 0);
+    CHECK(writable(co, q, DST));                             /* the owner that can be known has been found */
+    q->rt[5] = 0;
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_unknown(void **state) { t_run(0, unknown_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -467,6 +489,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_failing, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_cut, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_unsettled, disk_setup, disk_teardown),
+        cmocka_unit_test_setup_teardown(test_unknown, disk_setup, disk_teardown),
         cmocka_unit_test_setup_teardown(test_tables, disk_setup, disk_teardown),
     };
     return T_MAIN("q2_clone", tests);
