@@ -29,6 +29,7 @@ enum {
     FILE_NO_COPY = 1u << 6,
     FILE_NO_SEEK = 1u << 7,
     FILE_NO_DONTCACHE = 1u << 8,
+    FILE_NO_CACHESTAT = 1u << 9,
 };
 
 /* The latest extent of data that was found. Holes are not kept: a stale hole would be a lie about data, a stale

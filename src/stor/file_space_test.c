@@ -290,6 +290,25 @@ static void lent(struct co *co, void *arg)
 
 static void test_lent(void **state) { t_run(0, lent, NULL); t_run(1, lent, NULL); }
 
+/* FEATURES 3.020: pages are counted by one call; where that is not to be had, up to the first that are found. */
+static void cached_pages(struct co *co, void *arg)
+{
+    struct stor *s = make(co, t_path("cached"), false, 0);
+    uint8_t *b = calloc(1, MIB);
+    CHECK_EQ(stor_truncate(co, s, UINT64_C(1) << 36), 0);
+    CHECK_EQ(stor_write_buf(co, s, b, MIB, 100 * MIB, 0), 0);
+    CHECK_EQ(stor_cached(co, s), MIB);
+    CHECK_EQ(stor_write_buf(co, s, b, MIB, UINT64_C(1) << 35, 0), 0);
+    if (!file_lacks(file_of(s), FILE_NO_CACHESTAT))
+        CHECK_EQ(stor_cached(co, s), 2 * MIB);
+    file_set_lacks(file_of(s), FILE_NO_CACHESTAT);
+    CHECK_EQ(stor_cached(co, s), MIB);
+    free(b);
+    stor_close(co, s);
+}
+
+static void test_cached(void **state) { t_run(0, cached_pages, NULL); }
+
 #define BOTH(fn)                                                    \
     static void test_##fn(void **state)                             \
     {                                                               \
@@ -310,7 +329,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_zero_inside), cmocka_unit_test(test_zero_past_end), cmocka_unit_test(test_zero_fallbacks),
         cmocka_unit_test(test_growing_together), cmocka_unit_test(test_discard), cmocka_unit_test(test_preallocate),
-        cmocka_unit_test(test_extents), cmocka_unit_test(test_copy), cmocka_unit_test(test_lent),
+        cmocka_unit_test(test_extents), cmocka_unit_test(test_copy), cmocka_unit_test(test_lent), cmocka_unit_test(test_cached),
     };
     return T_MAIN("file-space", tests);
 }

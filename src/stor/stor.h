@@ -122,7 +122,8 @@ MUST_USE int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes);
 void stor_stream(struct stor *s, bool on);
 /* What this machine remembers of the content in its page cache is forgotten, as far as it is durable: for a file that another machine may change. A hint. */
 void stor_drop_cache(struct co *co, struct stor *s);
-/* Bytes of the content that the page cache of this machine has, whoever has put them there; -errno. Takes a while for a large file. */
+/* Bytes of the content that the page cache of this machine has, whoever has put them there; -errno. Where the kernel cannot count them (before Linux 6.5),
+ * those of the first part that has any; that takes a while for a large file. */
 MUST_USE int64_t stor_cached(struct co *co, struct stor *s);
 bool stor_flush_latched(const struct stor *s);
 /* w is told, before they are made, where writes and zeros end, on any loop; must not suspend. NULL: nobody is. Who asked before is asked
