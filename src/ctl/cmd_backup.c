@@ -32,7 +32,7 @@ WORDS(on_cbw_error, "OnCbwError", "break-guest-write", "break-snapshot");
 enum { SYNC_TOP, SYNC_FULL, SYNC_NONE, SYNC_INCREMENTAL, SYNC_BITMAP };
 
 static const struct ctl_arg perf_rows[] = {
-    { "use-copy-range", CTL_BOOL, false, CTL_AT(struct ctl_backup_perf, copy_range), .doc = "The kernel copies where the source is raw and both sides are plain parts of files; what a guest writes there waits for it. Not with compress." },
+    { "use-copy-range", CTL_BOOL, false, CTL_AT(struct ctl_backup_perf, copy_range), .doc = "The kernel copies where the source is raw and both sides are plain parts of files; what a guest writes there waits for it. Not with compress, nor where the target detects zeroes." },
     { "max-workers", CTL_SIZE, false, CTL_AT_HAS(struct ctl_backup_perf, workers), .max = INT32_MAX, .doc = "Pieces that are copied at the same time, at most 64; 16 unless given." },
     { "max-chunk", CTL_SIZE, false, CTL_AT(struct ctl_backup_perf, max_chunk), .max = INT64_MAX, .doc = "Longest piece in bytes; 0: as it likes." },
     { "min-cluster-size", CTL_SIZE, false, CTL_AT(struct ctl_backup_perf, min_cluster), .max = UINT32_MAX, .doc = "A power of two: no less is copied at once." },

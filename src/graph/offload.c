@@ -51,10 +51,10 @@ static int64_t copy_lump(struct co *co, struct graph_node *dst, uint64_t dst_off
     return r ? r : (int64_t)to.len;
 }
 
-/* Does somebody want to see the bytes that dst, at whose gate we are, is to get? */
+/* Does somebody, or dst itself (detect-zeroes), want to see the bytes that dst, at whose gate we are, is to get? */
 static bool needs_bytes(const struct graph_node *dst, uint64_t dst_off)
 {
-    return dst->flt || dst->writethrough || is_watched(dst) || (dst->guard_first && dst_off < SECTOR);
+    return dst->flt || dst->writethrough || dst->detect != GRAPH_DETECT_OFF || is_watched(dst) || (dst->guard_first && dst_off < SECTOR);
 }
 
 /* Never waits for one gate while inside the other: whoever drains both would wait for us for ever. */

@@ -14,8 +14,8 @@ SIZE = 16 * MIB
 BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
 
 
-def node(client, path, fmt, name):
-    client.ok("blockdev-add", driver=fmt, node_name=name, file={"driver": "file", "node-name": f"{name}f", "filename": str(path)})
+def node(client, path, fmt, name, **more):
+    client.ok("blockdev-add", driver=fmt, node_name=name, file={"driver": "file", "node-name": f"{name}f", "filename": str(path)}, **more)
 
 
 def traced(folder):
@@ -51,14 +51,16 @@ def content(tmp_path, path, fmt):
 
 
 def test_kernel_copies(tmp_path):
-    """FEATURES 9.065, 11.029: with use-copy-range the data go from file to file; without it, and with compress, none do; the copies are the same"""
+    """FEATURES 9.065, 11.029, 3.067: with use-copy-range the data go from file to file; without it, with compress, and to a target that detects zeroes, none do; the
+    copies are the same"""
     old = world(tmp_path, "raw", "raw")
     run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "c", SIZE)
-    for fmt, name, more in (("raw", "t", {"x-perf": {"use-copy-range": True}}), ("raw", "t", {}), ("qcow2", "c", {"x-perf": {"use-copy-range": True}, "compress": True})):
+    fast = {"x-perf": {"use-copy-range": True}}
+    for fmt, name, options, more in (("raw", "t", {}, fast), ("raw", "t", {}, {}), ("qcow2", "c", {}, {**fast, "compress": True}), ("raw", "t", {"detect-zeroes": "on"}, fast)):
         daemon, client = traced(tmp_path)
         try:
             node(client, tmp_path / "d", "raw", "d")
-            node(client, tmp_path / name, fmt, "t")
+            node(client, tmp_path / name, fmt, "t", **options)
             client.ok("blockdev-backup", device="d", target="t", sync="full", job_id="j", **more)
             assert "error" not in client.wait("BLOCK_JOB_COMPLETED")["data"]
             client.ok("quit")
@@ -66,7 +68,7 @@ def test_kernel_copies(tmp_path):
         finally:
             daemon.kill()
             daemon.wait()
-        assert calls(tmp_path) == (SIZE // 2 if more == {"x-perf": {"use-copy-range": True}} else 0)
+        assert calls(tmp_path) == (SIZE // 2 if more == fast and not options else 0)
         assert content(tmp_path, tmp_path / name, fmt) == old
         if name == "t":
             run.qemu_img("create", "-q", "-f", "raw", tmp_path / "t", SIZE)
