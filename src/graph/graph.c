@@ -322,11 +322,13 @@ void graph_look_end(struct graph_node *n)
 void graph_abandon(struct graph_node *n)
 {
     ASSERT_LOOP(n->g->home);
-    for (; n; n = n->file) {
+    for (; n; n = n->flt ? n->backing : n->file) {
         if (n->im->store)
             stor_nbd_abandon(n->im->store);
         if (n->im->data && n->im->data != n->im->store)
             stor_nbd_abandon(n->im->data);
+        if (n->data_node)
+            graph_abandon(n->data_node);         /* not deeper than formats lie over one another (UNDER_LEVELS_MAX) */
     }
 }
 

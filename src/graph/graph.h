@@ -189,7 +189,7 @@ struct graph_status {
 };
 /* Status of [off, off+len) down to (excluding) `bottom` (NULL = whole chain). Neighbours are merged up to len. */
 MUST_USE int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret);
-/* Requests that wait for the server of n's file or of its external data file are given up (stor/nbd.h). Nothing for files. Home loop. */
+/* Requests that wait for the server of n's file or of its external data file, below filters too, are given up (stor/nbd.h). Nothing for files. Home loop. */
 void graph_abandon(struct graph_node *n);
 /* At most max such answers, one behind the other: how many (at least 1), or -errno. Cheaper than asking for each. */
 MUST_USE int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,

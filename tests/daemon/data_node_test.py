@@ -2,10 +2,13 @@
 """External data files that are nodes, beside the peer (FEATURES 1.079, 1.132, 3.063)."""
 import os
 import shutil
+import signal
+import subprocess
+import time
 
 import pytest
 
-from lib import mounts, run
+from lib import mounts, nbdserver, peers, run, wait
 
 MIB = 1 << 20
 BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
@@ -275,4 +278,53 @@ def test_others_write(world, touched, tmp_path, kind):
     run.qemu_io((touched if kind == "file" else tmp_path) / "d.raw", "write -P 9 8M 64k", fmt="raw")
     client.ok("blockdev-reopen", options=[words])
     assert bitmap() == [(False, 0, True)]
+    assert daemon.stop()[0] == 0
+
+
+@pytest.fixture
+def far(world, tmp_path):
+    """far(of): a disk of a server for that file, and the server's process, which may be told to stand still."""
+    started = []
+
+    def one(of):
+        sock = tmp_path / "far.sock"
+        process = subprocess.Popen([peers.need("qemu-nbd"), "-t", "-f", "raw", "-k", str(sock), str(tmp_path / of)])
+        started.append(process)
+        wait.until(lambda: wait.listens(process, sock), "the peer does not listen")
+        return {"driver": "nbd", "server": {"type": "unix", "path": str(sock)}}, process
+    yield one
+    for process in started:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("place,filtered", [("data-file", False), ("data-file", True), ("file", True), ("itself", True)])
+def test_server_stands_still(world, far, tmp_path, place, filtered):
+    """FEATURES 9.012: a job's target is an image whose data node, or whose file, is a disk of a server that stands still, also below a filter, or is that
+    disk: what the cancelled job has left there is given up."""
+    daemon, client, guest = world(False)
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=full", tmp_path / "whole.qcow2", "16M")
+    run.qemu_img("create", "-q", "-f", "raw", tmp_path / "source.raw", "16M")
+    run.qemu_io(tmp_path / "source.raw", "write -P 6 0 16M", fmt="raw")
+    disk, server = far({"data-file": "d.raw", "file": "whole.qcow2", "itself": "d.raw"}[place])
+    if filtered:
+        disk = over("throttle", disk, **{"throttle-group": "g"})
+    if place == "itself":
+        client.ok("blockdev-add", **disk, node_name="n")
+    else:
+        client.ok("blockdev-add", **{"driver": "qcow2", "node-name": "n", "file": file_of(tmp_path / "a.qcow2"), place: disk})
+    client.ok("blockdev-add", **file_of(tmp_path / "source.raw", **{"node-name": "s"}))
+    client.ok("block-export-add", type="nbd", id="e", node_name="s", name="n", writable=True)
+    client.ok("blockdev-mirror", job_id="m", device="s", target="n", sync="full")
+    client.wait("BLOCK_JOB_READY")
+    nbdserver.stand_still(server.pid)
+    guest("write -P 7 0 4M")
+    time.sleep(0.3)                                          # copied in the background by now: should it not be, nothing waits, and nothing is wrong
+    client.ok("block-job-cancel", device="m", force=True)
+    def taken():
+        return "'m'" in client.ask("blockdev-mirror", job_id="k", device="s", target="n", sync="full").get("error", {}).get("desc", "")
+
+    wait.until(lambda: not taken(), "it waits for its target")
+    server.send_signal(signal.SIGCONT)
     assert daemon.stop()[0] == 0
