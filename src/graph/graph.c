@@ -100,6 +100,7 @@ int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struc
     if (!n)
         return byre_fail(err, NOMEM, "no memory for a node");
     n->g = g;
+    n->serial = ++g->next_serial;
     if (name)
         snprintf(n->name, sizeof n->name, "%s", name);
     else

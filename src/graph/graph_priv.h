@@ -103,6 +103,7 @@ struct graph {
     void *threshold_arg;
     unsigned next_name;
     unsigned drain_round;
+    uint64_t next_serial;
     unsigned sides, walk_round, rest_round;      /* nodes that have a side; reach.c */
     unsigned stills;                    /* of all nodes */
     struct co_mutex index_mx;           /* docs/internals/concurrency.md, as the two below: of the nodes' index_next, and whose holder's indexes nobody takes away */
@@ -148,6 +149,7 @@ struct graph_node {
     enum graph_detect detect;           /* writes of nothing but zeros become requests for zeros */
     bool has_identity;
     bool ready;                         /* its whole chain is open: others may share it */
+    uint64_t serial, below_serial;      /* home: its own, never given twice; of the image below that its header means (recorded.c N2). 0: of none */
     uint64_t id_a, id_b;
     bool has_data_identity;
     uint64_t data_a, data_b;
@@ -371,6 +373,11 @@ void locks_of(struct graph_node *n, unsigned deny);
 void data_locks_of(struct graph_node *n);
 /* What node_open_again denies others where the image is raw. */
 #define REOPEN_DENY (STOR_PERM_WRITE | STOR_PERM_RESIZE)
+/* ---- recorded.c ---- */
+/* What lies below n has changed, or what it records: do they mean the same? Suspends. */
+void node_note_below(struct co *co, struct graph_node *n);
+/* Does n show what a name shows that leads to its file: its own data, and below it the images that headers record? */
+bool node_is_as_recorded(struct graph_node *n);
 /* ---- data.c ---- */
 /* What open_data of struct fmt_host gets. */
 struct data_ask { struct graph_node *n, *top; const struct graph_open_opts *o; const char *path; struct stor **of_node; bool look, direct, no_flush; };

@@ -489,7 +489,7 @@ static struct graph_node *find_shared(struct opening *op, const struct layer *l)
     LIST_FOR(at, &op->g->nodes) {
         struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
         bool fits = n != l->n && !l->ref->data_path && !l->ref->data_ref && (!n->inactive || l->n->inactive) && n->ready && !n->ending && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
-        if (fits && n->force_share == l->n->force_share && same_file(n, l->n) && same_key(n, l->n))
+        if (fits && n->force_share == l->n->force_share && same_file(n, l->n) && same_key(n, l->n) && node_is_as_recorded(n))
             return n;
     }
     return NULL;
@@ -641,10 +641,12 @@ static int open_layer(struct co *co, struct opening *op, struct layer *l, struct
         return r;
     }
     leave_file_node(co, l);
-    if (op->last)
+    if (op->last) {
         op->last->backing = l->n;
-    else
+        op->last->below_serial = l->n->serial;
+    } else {
         op->top = l->n;
+    }
     op->last = l->n;
     op->layers++;
     crypt_next(op);

@@ -170,6 +170,8 @@ int graph_rebase(struct co *co, struct graph_node *n, struct graph_node *backing
         node_change_end(n);
     }
     if (!r)
+        node_note_below(co, n);
+    if (!r)
         graph_tell_linked(co, n->g, n->filename, n->backing_filename);
     graph_edges_let(co, n->g);
     return r;
@@ -195,6 +197,8 @@ int graph_record_backing(struct co *co, struct graph_node *n, const struct graph
         free(name);
     }
     node_change_end(n);
+    if (!r)
+        node_note_below(co, n);
     if (!r)
         graph_tell_linked(co, n->g, n->filename, n->backing_filename);
     return r;

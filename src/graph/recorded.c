@@ -5,11 +5,16 @@
  * Purpose     A header records a file and a format. A node may show more than those two say: commands and jobs that record names ask here first.
  * Owns        nothing
  * Invariants  N1  A name that is recorded without having been given by the user leads to what the node shows.
+ *             N2  An image that lies below another one because somebody put it there, and not by the name in the header, is known as such: who comes
+ *                 by a name does not share that chain, and gets the images that are recorded.
  * Order       none; before anything is written
  * Concurrency home loop; suspends. The caller keeps the node.
  * Failure     nothing has changed
  * Tests       tests/daemon/recorded_test.py
  */
+#include <stdlib.h>
+#include <string.h>
+
 #include "graph/live.h"
 #include "graph/under.h"
 
@@ -31,4 +36,53 @@ int graph_name_check(struct co *co, struct graph_node *n, const char *instead, s
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing: no file name means it", n->name);
     const char *why = beside_name(co, image);
     return why ? byre_fail(err, NOT_SUPPORTED, "%s: node '%s' %s, which no file name says, so it cannot be recorded as a backing file; %s", image->filename, image->name, why, instead) : 0;
+}
+
+/* ---- what lies below (N2) ---- */
+
+static bool same_path(const char *a, const char *b)
+{
+    if (!strcmp(a, b))
+        return true;
+    char *x = realpath(a, NULL), *y = realpath(b, NULL);
+    bool same = x && y && !strcmp(x, y);
+    free(x);
+    free(y);
+    return same;
+}
+
+/* Would `image` be opened in its format? Where none is recorded it is guessed. */
+static bool same_format(struct co *co, const struct graph_node *n, const struct graph_node *image)
+{
+    struct fmt_info info = { 0 };
+    if (n->im->ops->info(co, n->im, &info, NULL))
+        return false;
+    bool same = info.backing_format ? fmt_by_name(info.backing_format) == image->im->ops : image->probed;
+    fmt_info_fini(&info);
+    return same;
+}
+
+void node_note_below(struct co *co, struct graph_node *n)
+{
+    struct graph_node *image = graph_skip_filters(n->backing);
+    if (!image || !n->backing_filename || !same_path(n->backing_filename, image->filename)) {
+        n->below_serial = 0;
+        return;
+    }
+    graph_ref(image);
+    bool same = same_format(co, n, image) && !beside_name(co, image);
+    n->below_serial = same ? image->serial : 0;
+    (void)node_unref(co, image);                 /* it lies below n, or its user is there to be told */
+}
+
+bool node_is_as_recorded(struct graph_node *n)
+{
+    if (n->data_node || (n->how && n->how->ref.data_path))
+        return false;
+    for (struct graph_node *below; n; n = below) {
+        below = graph_skip_filters(n->backing);
+        if (below ? n->below_serial != below->serial : n->backing_filename != NULL)
+            return false;
+    }
+    return true;
 }

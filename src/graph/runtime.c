@@ -349,6 +349,8 @@ int graph_set_backing(struct co *co, struct graph_node *n, struct graph_node *ba
     graph_shut_begin(co, n);
     int r = set_backing_drained(co, n, backing, err);
     graph_shut_end(n);
+    if (!r)
+        node_note_below(co, n);
     graph_edges_let(co, n->g);
     return r;
 }

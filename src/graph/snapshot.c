@@ -78,6 +78,8 @@ int graph_snapshot_put(struct co *co, struct graph_node *n, struct graph_node *o
         r = graph_insert_above(co, n, overlay, err);
     if (!r && !named && late && co_sleep(co, 1000000) == 0)
         r = graph_record_backing(co, overlay, &name, err);
+    if (!r)
+        node_note_below(co, overlay);
     if (r && !named && graph_record_backing(co, overlay, &none, NULL))
         graph_warn(overlay, "%s: records a backing file that it was to get, and did not", overlay->filename);
     *ret_named = !named;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What jobs and commands record as a backing file shows what the node shows that lies there (FEATURES 9.046, 9.055, 9.057, 9.021, 9.073, 1.079)."""
+"""What jobs and commands record as a backing file shows what the node shows that lies there, and what is opened by such a name shows it, too (FEATURES 9.046, 9.055, 9.057, 9.021, 9.073, 1.079)."""
 import json
 
 import pytest
@@ -133,3 +133,64 @@ def test_the_same_data_file_said_once_more(start, tmp_path, what):
     assert daemon.stop()[0] == 0
     assert json.dumps(backing_of(tmp_path / "top.qcow2")).endswith('base.img"')
     run.qemu_io(tmp_path / "top.qcow2", "read -P 1 0 4M")
+
+
+def images(folder):
+    """t over m, m over b1, by their headers; b2 is another disk. d.raw is what a.qcow2 records, e.raw is another one; u lies over a."""
+    for name, value in (("b1", 1), ("b2", 2)):
+        run.qemu_img("create", "-q", "-f", "qcow2", folder / f"{name}.qcow2", "1M")
+        run.qemu_io(folder / f"{name}.qcow2", f"write -P {value} 0 1M")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={folder}/d.raw", folder / "a.qcow2", "1M")
+    run.qemu_io(folder / "a.qcow2", "write -P 1 0 1M")
+    run.qemu_img("create", "-q", "-f", "raw", folder / "e.raw", "1M")
+    run.qemu_io(folder / "e.raw", "write -P 2 0 1M", fmt="raw")
+    for name, below in (("m", "b1"), ("t", "m"), ("u", "a")):
+        run.qemu_img("create", "-q", "-f", "qcow2", "-b", f"{below}.qcow2", "-F", "qcow2", folder / f"{name}.qcow2")
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["data-node", "data-nested", "backing", "backing-reopened", "backing-filter", "below-that"])
+def test_opened_by_name(start, tmp_path, how, peer):
+    """FEATURES 11.001, 1.079: an image opened by the name in an overlay's header shows what is recorded, whatever a node of that file shows"""
+    images(tmp_path)
+    daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock", peer=peer)
+    client = daemon.qmp()
+    client.ok("blockdev-add", driver="qcow2", node_name="b2", read_only=True, file=file_of(tmp_path / "b2.qcow2"))
+    top = "u" if how.startswith("data") else "t"
+    if how == "data-node":
+        client.ok("blockdev-add", node_name="e", read_only=True, **file_of(tmp_path / "e.raw"))
+    m = {"driver": "qcow2", "read_only": True, "node_name": "m", "file": file_of(tmp_path / ("a.qcow2" if top == "u" else "m.qcow2"), **{"node-name": "mf"})}
+    if top == "u":
+        client.ok("blockdev-add", data_file="e" if how == "data-node" else file_of(tmp_path / "e.raw"), **m)
+    elif how == "backing-reopened":
+        client.ok("blockdev-add", **m)
+        client.ok("blockdev-reopen", options=[{"driver": "qcow2", "read-only": True, "node-name": "m", "file": "mf", "backing": "b2"}])
+    elif how == "backing-filter":
+        client.ok("blockdev-add", driver="blkdebug", node_name="c", image="b2", read_only=True)
+        client.ok("blockdev-add", backing="c", **m)
+    else:
+        client.ok("blockdev-add", backing="b2", **m)
+    if how == "below-that":                      # t is open already, over the wrong m, and an image over t comes by its name
+        client.ok("blockdev-add", driver="qcow2", node_name="tt", read_only=True, file=file_of(tmp_path / "t.qcow2"), backing="m")
+        run.qemu_img("create", "-q", "-f", "qcow2", "-b", "t.qcow2", "-F", "qcow2", tmp_path / "v.qcow2", "1M")
+        top = "v"
+    client.ok("blockdev-add", driver="qcow2", node_name="n", file=file_of(tmp_path / f"{top}.qcow2"))
+    client.ok("block-export-add", type="nbd", id="x", node_name="n", writable=True)
+    out = run.run("qemu-io", "-f", "raw", "-c", "read -P 1 0 1M", "-c", "write -P 9 512 512", f"nbd+unix:///n?socket={daemon.folder}/n.sock").out
+    assert "verification failed" not in out
+    assert daemon.stop()[0] == 0
+    run.qemu_io(tmp_path / f"{top}.qcow2", "read -P 1 0 512", "read -P 9 512 512", "read -P 1 1k 63k")
+
+
+def test_still_shared(start, tmp_path):
+    """FEATURES 11.001: an image that shows what headers record is opened once, also after a reopen has named the same backing image"""
+    images(tmp_path)
+    daemon = start("daemon")
+    client = daemon.qmp()
+    client.ok("blockdev-add", driver="qcow2", node_name="b", read_only=True, file=file_of(tmp_path / "b1.qcow2"))
+    client.ok("blockdev-add", driver="qcow2", node_name="m", read_only=True, file=file_of(tmp_path / "m.qcow2", **{"node-name": "mf"}))
+    for below in ("b", None, "b"):
+        client.ok("blockdev-reopen", options=[{"driver": "qcow2", "read-only": True, "node-name": "m", "file": "mf", "backing": below}])
+    client.ok("blockdev-add", driver="qcow2", node_name="t", file=file_of(tmp_path / "t.qcow2"))
+    assert sorted(n["node-name"] for n in client.ok("query-named-block-nodes") if n["drv"] == "qcow2") == ["b", "m", "t"]
+    assert daemon.stop()[0] == 0
