@@ -502,6 +502,13 @@ uint64_t sim_audit_generation(const struct sim_disk *d)
     return claim ? (u64(&a, 88) >> 60 & 1) << 32 | u32(&a, claim + 4) : 0;
 }
 
+bool sim_audit_flags_missing(const struct sim_disk *d)
+{
+    struct audit a;
+    struct sim_audit r;
+    return begin(&a, d, &r) && a.version >= 3 && (u64(&a, 88) >> 59 & 1) && !(u64(&a, 88) >> 58 & 1);
+}
+
 void sim_found_free(struct sim_found found[SIM_BITMAPS])
 {
     for (unsigned i = 0; i < SIM_BITMAPS; i++)

@@ -30,6 +30,8 @@ struct sim_found { bool there, in_use, claimed, enabled, broken; unsigned granul
 void sim_audit_bitmaps(const struct sim_disk *d, struct sim_found found[SIM_BITMAPS]);
 /* The generation that the disk has, with its bit in front; 0: none. */
 uint64_t sim_audit_generation(const struct sim_disk *d);
+/* Does the disk say that the flags of single owners may be missing? (Q27) */
+bool sim_audit_flags_missing(const struct sim_disk *d);
 void sim_found_free(struct sim_found found[SIM_BITMAPS]);
 bool sim_found_dirty(const struct sim_found *f, uint64_t sector);
 

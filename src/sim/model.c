@@ -140,7 +140,7 @@ void sim_model_start(struct sim_model *m, uint64_t size, const uint32_t *gens)
     m->req_count = 0;
     *req(m, 0) = (struct sim_req){ .ok = true };         /* issued and ended at 0 */
     m->sum = (struct hash128){ 0, 0 };
-    m->resized = m->snapped = m->loose = m->shares = false;
+    m->resized = m->snapped = m->loose = m->shares = m->cloned = false;
     m->clones_open = 0;
     memset(m->snap, 0, sizeof m->snap);
     m->applying = NULL;
@@ -197,6 +197,9 @@ static void on_clone(struct sim_model *m, const struct sim_note *n)
     *req(m, n->id) = (struct sim_req){ .issued = n->stamp, .ended = SIM_NEVER, .kind = n->kind, .off = n->off, .len = n->len, .from = n->from };
     m->unflushed += n->len;
     m->clones_open++;
+    if (!m->cloned)
+        fold(m, 1ull << 55, true);
+    m->cloned = true;
     fold_shares(m, true);
     uint64_t sectors = n->len / SIM_SECTOR;
     uint32_t (*was)[CLONE_VALUES] = sim_mem_alloc(sectors * sizeof *was), *count = sim_mem_alloc(sectors * sizeof *count);
@@ -220,6 +223,8 @@ static void on_issue(struct sim_model *m, const struct sim_note *n)
     struct sim_req *r = req(m, n->id);
     *r = (struct sim_req){ .issued = n->stamp, .ended = SIM_NEVER, .kind = n->kind, .off = n->off, .len = n->len, .gen = n->gen };
     m->unflushed += n->len;
+    if (m->cloned)                                   /* it may take a cluster's last owner but one away */
+        fold_shares(m, true);
     for (uint64_t s = n->off / SIM_SECTOR; s < (n->off + n->len) / SIM_SECTOR; s++) {
         bool weak = n->kind == SIM_N_DISCARD;
         add(m, s, n->kind == SIM_N_WRITE ? n->gen : 0, n->id, !weak);
@@ -306,8 +311,6 @@ bool sim_model_loose(const struct sim_model *m)
         loose |= m->snap[i].state == SIM_SNAP_COMING || m->snap[i].state == SIM_SNAP_GOING;
     return loose;
 }
-
-bool sim_model_flags_loose(const struct sim_model *m) { return m->shares || sim_model_loose(m); }
 
 /* Tables of snapshots are changed: as an operation on them (Q25). */
 static void on_amend(struct sim_model *m, bool begins)

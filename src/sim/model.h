@@ -16,7 +16,7 @@
  *   M5  A snapshot is there or not while it is made or deleted, and holds what the disk held when it was made, to the sector
  *       (P3). While one is applied the disk is wholly as before, with the old size, or wholly as the snapshot.
  *   M7  A clone may bring what its source could hold at any time between its issue and its end, each sector for itself. From then on
- *       until a close a flag of a single owner may be missing (Q27).
+ *       until a close, and from any later request until a close, a flag of a single owner may be missing, while the disk says so (Q27).
  *   M6  Key slots: the passphrases that open an image are those of before or of behind a change while it runs, those of behind it
  *       from its acknowledgement.
  * Concurrency  One thread.
@@ -69,7 +69,8 @@ struct sim_model {
     const struct sim_snap *applying;     /* may have become the disk; NULL: none */
     bool snapped;                        /* an operation on snapshots was begun */
     bool loose;                          /* counts and COPIED flags may still be those of an operation that was cut short */
-    bool shares;                         /* M7: a flag may be missing */
+    bool shares;                         /* M7: a flag may be missing, if the disk says so (sim_audit_flags_missing) */
+    bool cloned;                         /* M7: clusters may be shared, since a clone */
     unsigned clones_open;                /* under way */
     unsigned keys;                       /* an encrypted image: one bit for each set of passphrases (sim/luks.h) that may open it */
     const uint32_t *below;               /* generations of the backing image; NULL: none */
@@ -91,8 +92,6 @@ void sim_model_has(struct sim_model *m, unsigned number, uint64_t size, const ui
 void sim_model_keys(struct sim_model *m, unsigned keys);
 /* Is an operation on snapshots under way, or was one cut short? */
 bool sim_model_loose(const struct sim_model *m);
-/* May there be COPIED flags that do not fit, for that reason or because of clones? */
-bool sim_model_flags_loose(const struct sim_model *m);
 void sim_model_apply(struct sim_model *m, const struct sim_note *n);
 bool sim_model_allows(const struct sim_model *m, uint64_t sector, uint32_t gen);
 /* May a read that was issued at `issued` and has just ended have found this? */

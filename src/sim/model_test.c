@@ -185,7 +185,7 @@ static void a_clone_brings_what_its_source_may_hold(void **state)
     tell(&f, SIM_N_WRITE, 1, 20, 0, 1);
     struct sim_note n = { .kind = SIM_N_CLONE, .id = 2, .stamp = ++f.clock, .off = 3 * SIM_SECTOR, .len = SIM_SECTOR, .from = 0 };
     sim_model_apply(&f.m, &n);
-    assert_true(sim_model_flags_loose(&f.m));
+    assert_true(f.m.shares);
     assert_true(sim_model_allows(&f.m, 3, 1) && sim_model_allows(&f.m, 3, sim_gen_moved(1, 3)) && sim_model_allows(&f.m, 3, sim_gen_moved(20, 3)));
     assert_false(sim_model_allows(&f.m, 3, 20));             /* what was written for another sector says so */
     tell(&f, SIM_N_WRITE, 3, 21, 0, 1);                      /* while it runs */
@@ -197,7 +197,11 @@ static void a_clone_brings_what_its_source_may_hold(void **state)
     tell(&f, SIM_N_FLUSH_ACK, 5, 0, 0, 0);
     assert_false(sim_model_allows(&f.m, 3, 1));              /* it is a write of its target */
     tell(&f, SIM_N_CLOSED, 6, 0, 0, 0);
-    assert_false(sim_model_flags_loose(&f.m));
+    assert_false(f.m.shares);
+    tell(&f, SIM_N_WRITE, 12, 23, 9, 1);                    /* in a later opening: somebody is left alone */
+    assert_true(f.m.shares);
+    tell(&f, SIM_N_CLOSED, 13, 0, 0, 0);
+    assert_false(f.m.shares);
     n = (struct sim_note){ .kind = SIM_N_CLONE, .id = 7, .off = 5 * SIM_SECTOR, .len = SIM_SECTOR, .from = 0 };
     reset_zero(&f, 5);
     n.stamp = ++f.clock;

@@ -167,6 +167,7 @@ static const struct aim { int id; const char *geom, *workload; } aims[] = {
     { MUT_CLONE_UNORDERED, "c64k-rc64", "w 0 128; f; l 0 128 1024; f; l 0 128 1280; f" },
     { MUT_CLONE_FREED_EARLY, "c64k-rc64", "w 1024 128; f; l 0 128 1024; t; w 1280 128; w 1536 128; f" },
     { MUT_CLONE_SOURCE_UNLOCKED, "c64k-rc64", "w 0 128; f; ~ l 0 128 1024; d 0 128; w 0 128; f; p 0 128" },
+    { MUT_CLONE_SETTLED_STAYS, "c4k-comp1", "l 64 12 320; l 320 16 344; o; w 344 16; f" },
     /* An old writer is still inside when a scrub begins. */
     { MUT_SCRUB_FORGETS_QUARANTINE, "scrub-c512", "w 0 8; f; ~ w 0 8; d 0 8; ~ i; w 100 8; f; w 120 8; f; o" },
     { MUT_CLONE_FORGETS_FLAG, "c64k-rc64", "w 0 128; l 0 128 1024; w 0 128; f; t; o; f" },

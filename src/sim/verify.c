@@ -100,7 +100,15 @@ static int audit(struct sim_verify *v, const char *when, struct sim_audit *a)
     return v->im->g->table ? judge_mark(v, when, a) : 0;
 }
 
-struct findings { char first[160]; uint64_t flags; };
+struct findings { char first[160]; uint64_t flags, missing; };
+
+/* How many of the flags that do not fit their counts may be so. One that is missing must be so by what the disk says, too, after clones. */
+static uint64_t loose_flags(const struct sim_verify *v, const struct findings *f)
+{
+    if (sim_model_loose(v->m))
+        return f->flags;
+    return v->m->shares ? f->flags - (sim_audit_flags_missing(disk(v)) ? 0 : f->missing) : 0;
+}
 
 /* Keeps the first finding that is no leak; counts flags that do not fit their counts. */
 static void on_finding(void *arg, bool fixed, const char *id, const char *text)
@@ -108,6 +116,7 @@ static void on_finding(void *arg, bool fixed, const char *id, const char *text)
     struct findings *f = arg;
     bool flag = !strcmp(id, "Q2_COPIED") && !fixed;
     f->flags += flag;
+    f->missing += flag && strstr(text, "COPIED is clear");
     if (!f->first[0] && strcmp(id, "Q2_LEAK"))
         snprintf(f->first, sizeof f->first, "%s", text);
 }
@@ -120,8 +129,8 @@ static int check(struct co *co, struct sim_verify *v, struct graph_node *n, cons
     int r = graph_format(n)->check(co, graph_image(n), &o, res, &err);
     if (r < 0)
         return wrong(v, "%s: check failed: %s", when, err.text);
-    if (!fix && sim_model_flags_loose(v->m))       /* Q13: flags beside counts that leak; the audit sees to those that would hurt */
-        res->corruptions -= min_u64(res->corruptions, f.flags);
+    if (!fix)                                      /* Q13: flags beside counts that leak; the audit sees to those that would hurt */
+        res->corruptions -= min_u64(res->corruptions, loose_flags(v, &f));
     v->flags = fix ? 0 : f.flags;
     if (res->corruptions || res->check_errors)
         return wrong(v, "%s: check finds %" PRIu64 " corruptions, %" PRIu64 " errors: %s", when, res->corruptions, res->check_errors, f.first);
@@ -589,8 +598,7 @@ static int scrub(struct co *co, struct scrub *s)
     int r = graph_format(s->n)->scrub(co, im, &o, &res, &err);
     if (r < 0)
         return wrong(s->v, "%s: scrub failed: %s", s->when, err.text);
-    if (sim_model_flags_loose(s->v->m))      /* as check */
-        res.corruptions -= min_u64(res.corruptions, f.flags);
+    res.corruptions -= min_u64(res.corruptions, loose_flags(s->v, &f));     /* as check */
     if (res.corruptions || res.check_errors || atomic_load(&im->unclean))
         return wrong(s->v, "%s: a scrub finds %" PRIu64 " corruptions, %" PRIu64 " errors: %s", s->when, res.corruptions, res.check_errors, f.first);
     if (s->v->im->g->table && res.leaks)     /* its holes are filled, whatever goes on beside it */
@@ -794,6 +802,7 @@ static int second_crash(struct sim_verify *v, step_fn *fn)
         m.snapped = keep.m->snapped;
         m.loose = sim_model_loose(keep.m);
         m.shares = keep.m->shares;
+        m.cloned = keep.m->cloned;
         sim_bitmaps_start(&m, disk(v));
         struct sim_explorer x = { .w = v->w, .t = &t, .m = &m, .seed = prng_u64(&v->rng), .visit = inner_visit, .arg = v, .nested = true };
         m.resized = v->m->resized;

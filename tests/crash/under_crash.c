@@ -497,7 +497,7 @@ static int check_layer(struct co *co, struct crash *c, struct graph_node *n, uns
     if (c->layer[i] == LUKS)
         return 0;
     int r = graph_format(n)->check(co, graph_image(n), &(struct fmt_check_opts){ .finding = on_finding, .arg = &flags }, &res, &err);
-    if (c->operates && i + 1 == c->layers && sim_model_flags_loose(c->by))      /* Q13 */
+    if (c->operates && i + 1 == c->layers && sim_model_loose(c->by))      /* Q13 */
         res.corruptions -= min_u64(res.corruptions, flags);
     uint64_t wrong = res.corruptions + (c->layer[i] == QED ? res.leaks : 0);         /* E1: clusters are lost under the mark only */
     if (r < 0 || res.check_errors || (wrong && !is_marked(co, n)))
