@@ -564,14 +564,21 @@ static struct graph_node *file_node(struct co *co, struct graph *g, const char *
     return toy_node(g, im, NULL);
 }
 
+/* Zeros, but for `data` bytes behind the first MiB. To be freed. */
+static uint8_t *holed(size_t bytes, size_t data)
+{
+    uint8_t *p = malloc(bytes);
+    memset(p, 0, bytes);
+    for (size_t i = 0; i < data; i++)
+        p[(1 << 20) + i] = (uint8_t)(1 + i % 251);
+    return p;
+}
+
 static void files(struct co *co, void *arg)
 {
     enum { BYTES = 8 << 20, DATA = 3 << 20 };
     struct graph *g = toy_graph(co);
-    uint8_t *data = malloc(BYTES);
-    memset(data, 0, BYTES);
-    for (unsigned i = 0; i < DATA; i++)
-        data[(1 << 20) + i] = (uint8_t)(1 + i % 251);
+    uint8_t *data = holed(BYTES, DATA);
     struct graph_node *a = file_node(co, g, "a", BYTES);
     CHECK_EQ(t_write(co, a, data + (1 << 20), DATA, 1 << 20, 0), 0);
     for (int off = 0; off < 2; off++) {
@@ -635,10 +642,7 @@ static void offload_claims(struct co *co, void *arg)
 {
     enum { BYTES = 8 << 20, DATA = 3 << 20 };
     struct graph *g = toy_graph(co);
-    uint8_t *data = malloc(BYTES);
-    memset(data, 0, BYTES);
-    for (unsigned i = 0; i < DATA; i++)
-        data[(1 << 20) + i] = (uint8_t)(1 + i % 251);
+    uint8_t *data = holed(BYTES, DATA);
     struct graph_node *a = file_node(co, g, "a", BYTES), *door = NULL;
     CHECK_EQ(t_write(co, a, data + (1 << 20), DATA, 1 << 20, 0), 0);
     for (int can = 0; can < 2; can++) {

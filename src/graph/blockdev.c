@@ -37,7 +37,9 @@ static const char *str_of(const json_t *o, const char *key)
     return json_is_string(v) ? json_string_value(v) : NULL;
 }
 
-static bool is_null_driver(const char *driver) { return driver && (!strcmp(driver, "null-co") || !strcmp(driver, "null-aio")); }
+const char *const blockdev_children[] = { "file", "data-file", "backing", "image", "target", NULL };
+
+bool blockdev_is_null(const char *driver) { return driver && (!strcmp(driver, "null-co") || !strcmp(driver, "null-aio")); }
 
 bool blockdev_needs_node(const json_t *parent, const char *key, const json_t *child)
 {
@@ -52,9 +54,8 @@ bool blockdev_needs_node(const json_t *parent, const char *key, const json_t *ch
 
 static json_t *nested_child(json_t *o, const char **ret_key)
 {
-    static const char *const keys[] = { "file", "data-file", "backing", "image", "target", NULL };
     bool has_target = str_of(o, "driver") && !strcmp(str_of(o, "driver"), "copy-before-write");
-    for (const char *const *k = keys; *k; k++) {
+    for (const char *const *k = blockdev_children; *k; k++) {
         json_t *child = json_object_get(o, *k);
         if (child && (strcmp(*k, "target") || has_target) && blockdev_needs_node(o, *k, child)) {
             *ret_key = *k;
@@ -234,7 +235,7 @@ static int add_one(struct co *co, struct adding *ad, json_t *o, const struct gra
     const char *driver = str_of(o, "driver");
     if (!driver)
         return byre_fail(err, BAD_OPTION, "Parameter 'driver' is missing");
-    if (is_null_driver(driver))
+    if (blockdev_is_null(driver))
         return add_null(co, ad->g, o, ret_n, err);
     const struct filter_driver *f = filter_by_name(driver);
     return f ? filter_add(co, ad->g, f, o, ret_n, err) : add_image(co, ad->g, o, top, ret_n, err);

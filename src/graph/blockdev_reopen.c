@@ -59,7 +59,7 @@ static bool is_driver(const struct graph_node *n, const char *driver)
 {
     bool file = n->is_file && n->how && !n->how->ref.nbd;
     if (n->is_file && !n->how)
-        return !strcmp(driver, "null-co") || !strcmp(driver, "null-aio");
+        return blockdev_is_null(driver);
     return !strcmp(driver, driver_of(n)) || (file && !strcmp(driver, "host_device"));
 }
 

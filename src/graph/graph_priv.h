@@ -343,7 +343,11 @@ MUST_USE int name_json_load(const char *text, struct json_t **ret_root, struct b
 /* ---- nested.c ---- */
 /* graph_open of a json: name whose options nest nodes. 1: it is open; 0: it nests none. */
 MUST_USE int graph_open_nested(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err);
-/* blockdev.c: must this child be a node of its own? A plain file without a name is part of its format's node. */
+/* blockdev.c: the options that may hold a node; the last is NULL. */
+extern const char *const blockdev_children[];
+/* Is it the name of a disk of zeros? driver may be NULL. */
+bool blockdev_is_null(const char *driver);
+/* Must this child be a node of its own? A plain file without a name is part of its format's node. */
 bool blockdev_needs_node(const struct json_t *parent, const char *key, const struct json_t *child);
 /* The node of these options, which are changed, opened as `top` says, to which the options of the disk itself are added. */
 MUST_USE int blockdev_open(struct co *co, struct graph *g, struct json_t *root, const struct graph_open_opts *top, struct graph_node **ret_n, struct byre_err *err);

@@ -23,8 +23,6 @@
 #include "graph/filters.h"
 #include "graph/graph_priv.h"
 
-static const char *const children[] = { "file", "data-file", "backing", "image", "target", NULL };
-
 /* ---- keys with dots ---- */
 
 /* "file.driver" becomes "driver" of the object "file". */
@@ -114,7 +112,7 @@ static int straighten_one(json_t *o)
         r = lift_rules(o, "set-state");
     for (const char *const *w = words; !r && *w; w++)
         r = type_member(o, *w);
-    for (const char *const *k = children; !r && *k; k++)
+    for (const char *const *k = blockdev_children; !r && *k; k++)
         r = lift(o, *k);
     return r;
 }
@@ -132,7 +130,7 @@ static int walk(struct walk *w, json_t *root, int (*fn)(json_t *o, void *arg), v
         int r = fn(w->at[i], arg);
         if (r)
             return r;
-        for (const char *const *k = children; *k; k++) {
+        for (const char *const *k = blockdev_children; *k; k++) {
             json_t *child = json_object_get(w->at[i], *k);
             if (!json_is_object(child))
                 continue;
@@ -178,7 +176,7 @@ static int hand_on(json_t *o, void *arg)
  * its format's node, and has that one's word. */
 static int discard_below(json_t *o, void *arg)
 {
-    for (const char *const *k = children; *k; k++) {
+    for (const char *const *k = blockdev_children; *k; k++) {
         json_t *child = json_object_get(o, *k);
         if (json_is_object(child) && blockdev_needs_node(o, *k, child) && set_unless(child, "discard", json_string("unmap")))
             return -ENOMEM;
@@ -196,13 +194,13 @@ static bool is_more(const json_t *o, const char *key)
 
 static bool is_filter_or_null(const char *driver)
 {
-    return driver && (filter_by_name(driver) || !strcmp(driver, "null-co") || !strcmp(driver, "null-aio"));
+    return driver && (filter_by_name(driver) || blockdev_is_null(driver));
 }
 
 static bool nests(const json_t *root)
 {
     bool more = is_filter_or_null(json_string_value(json_object_get(root, "driver")));
-    for (const char *const *k = children; *k && !more; k++)
+    for (const char *const *k = blockdev_children; *k && !more; k++)
         more = is_more(root, *k);
     return more;
 }
@@ -211,7 +209,7 @@ static bool nests(const json_t *root)
 static json_t *as_image(json_t *o, const struct graph_open_opts *go)
 {
     const char *driver = json_string_value(json_object_get(o, "driver"));
-    if (driver && is_filter_or_null(driver))
+    if (is_filter_or_null(driver))
         return json_pack("{s:s,s:o}", "driver", "raw", "file", o);
     if (!driver && go->format && json_object_set_new(o, "driver", json_string(go->format))) {
         json_decref(o);
