@@ -33,7 +33,7 @@ static int run_query_version(struct co *co, struct ctl_call *call)
 {
     const struct ctl_env *e = &call->c->env;
     call->ret = json_pack("{s:{s:i,s:i,s:i},s:s}", "qemu", "micro", e->micro, "minor", e->minor, "major", e->major, "package", e->package ? e->package : "");
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 static int run_query_commands(struct co *co, struct ctl_call *call)
@@ -41,14 +41,14 @@ static int run_query_commands(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     for (const struct ctl_command *const *c = ctl_commands; *c; c++)
         if (!call->ret || json_array_append_new(call->ret, json_pack("{s:s}", "name", (*c)->name)))
-            return byre_fail(&call->err, NOMEM, "no memory for a reply");
+            return ctl_no_memory(call);
     return 0;
 }
 
 static int run_query_qmp_schema(struct co *co, struct ctl_call *call)
 {
     call->ret = ctl_schema_json();
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 static int run_quit(struct co *co, struct ctl_call *call)

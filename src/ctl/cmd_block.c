@@ -20,17 +20,12 @@
 #include "graph/runtime.h"
 #include "graph/stats.h"
 
-static int no_memory(struct ctl_call *call)
-{
-    return byre_fail(&call->err, NOMEM, "no memory for a reply");
-}
-
 /* Appends v (taken over; NULL: call->err, or memory ran out) to the reply. */
 static int append(struct ctl_call *call, json_t *v)
 {
     if (!v)
-        return call->err.code ? call->err.code : no_memory(call);
-    return json_array_append_new(call->ret, v) ? no_memory(call) : 0;
+        return call->err.code ? call->err.code : ctl_no_memory(call);
+    return json_array_append_new(call->ret, v) ? ctl_no_memory(call) : 0;
 }
 
 static bool writethrough_of(const struct ctl *c, const struct graph_node *n)
@@ -54,7 +49,7 @@ static int run_query_block(struct co *co, struct ctl_call *call)
     int r = 0;
     call->ret = json_array();
     if (!call->ret)
-        return no_memory(call);
+        return ctl_no_memory(call);
     for (size_t i = 0; i < e->device_count && !r; i++) {
         const struct ctl_device *d = &e->devices[i];
         struct graph_node *n = graph_skip_implicit(graph_attached(d->node));
@@ -87,7 +82,7 @@ static int run_query_named_block_nodes(struct co *co, struct ctl_call *call)
     int r = 0;
     call->ret = json_array();
     if (!call->ret)
-        return no_memory(call);
+        return ctl_no_memory(call);
     for (struct graph_node *n = graph_next(call->c->env.graph, NULL), *next; n && !r; n = next) {
         bool looks = graph_skip_filters(n) && graph_look_begin(n);       /* not at a filter that filters nothing yet, or at what is being closed */
         if (looks)

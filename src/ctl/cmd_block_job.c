@@ -102,8 +102,8 @@ static int run_query_block_jobs(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     for (struct job *job = js ? job_next(js, NULL) : NULL; job && call->ret; job = job_next(js, job))
         if (job->kind->block_job && json_array_append_new(call->ret, block_job_json(job)))
-            return byre_fail(&call->err, NOMEM, "no memory for a reply");
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+            return ctl_no_memory(call);
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 /* ---- verbs ---- */

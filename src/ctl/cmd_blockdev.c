@@ -332,7 +332,7 @@ static int run_graph(struct co *co, struct ctl_call *call)
     json_array_foreach(p.nodes, i, o)
         json_object_del(o, "x-key");
     call->ret = json_pack("{s:o,s:o}", "nodes", p.nodes, "edges", p.edges);
-    return call->ret && !p.failed ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return call->ret && !p.failed ? 0 : ctl_no_memory(call);
 }
 
 const struct ctl_command ctl_cmd_blockdev_add = { "blockdev-add", ctl_blockdev_rows, 0, run_add, .open = true, .tag = "driver", .cases = ctl_blockdev_cases,

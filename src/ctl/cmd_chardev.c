@@ -168,8 +168,8 @@ static int run_query(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     LIST_FOR(at, &call->c->chardevs)
         if (!call->ret || json_array_append_new(call->ret, device_info(CONTAINER_OF(at, struct chardev, link))))
-            return byre_fail(&call->err, NOMEM, "no memory for a reply");
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+            return ctl_no_memory(call);
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 static int run_query_backends(struct co *co, struct ctl_call *call)
@@ -177,7 +177,7 @@ static int run_query_backends(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     for (size_t i = 0; kind_words[i]; i++)
         if (!call->ret || json_array_append_new(call->ret, json_pack("{s:s}", "name", kind_words[i])))
-            return byre_fail(&call->err, NOMEM, "no memory for a reply");
+            return ctl_no_memory(call);
     return 0;
 }
 

@@ -124,7 +124,7 @@ static int run_sha(struct co *co, struct ctl_call *call)
     for (unsigned i = 0; i < sizeof digest; i++)
         snprintf(text + 2 * i, 3, "%02x", digest[i]);
     call->ret = json_pack("{s:s}", "sha256", text);
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 /* ---- qom-list-types ---- */
@@ -181,7 +181,7 @@ static int run_types(struct co *co, struct ctl_call *call)
     for (const char *const *w = ctl_object_types.words; ok && *w; w++)
         if (is_wanted(a, *w, parent_of(*w)))
             ok = !json_array_append_new(call->ret, json_pack("{s:s,s:s}", "name", *w, "parent", parent_of(*w)));
-    return ok ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return ok ? 0 : ctl_no_memory(call);
 }
 
 /* ---- qom-list-properties ---- */
@@ -209,7 +209,7 @@ static int run_properties(struct co *co, struct ctl_call *call)
     bool ok = call->ret;
     for (; ok && row->name; row++)
         ok = !json_array_append_new(call->ret, json_pack("{s:s,s:s}", "name", row->name, "type", type_name(row)));
-    return ok ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return ok ? 0 : ctl_no_memory(call);
 }
 
 const struct ctl_command ctl_cmd_qom_list_properties = { "qom-list-properties", properties_rows, sizeof(struct properties_args), run_properties, .ret = &ret_properties,

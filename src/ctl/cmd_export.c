@@ -160,8 +160,8 @@ static int run_query_servers(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     for (struct nbd_door *d = s ? nbd_door_next(s, NULL) : NULL; call->ret && d; d = nbd_door_next(s, d))
         if (nbd_door_get(d).listeners && json_array_append_new(call->ret, door_json(d)))
-            return byre_fail(&call->err, NOMEM, "no memory for a reply");
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+            return ctl_no_memory(call);
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 /* ---- block-export-add ---- */
@@ -327,9 +327,9 @@ static int run_query_block_exports(struct co *co, struct ctl_call *call)
     for (struct export *e = x ? exports_next(x, NULL) : NULL; e; e = exports_next(x, e)) {
         json_t *o = json_pack("{s:s,s:b,s:s,s:s}", "node-name", graph_node_name(graph_skip_implicit(graph_attached(e->node))), "shutting-down", e->shutting_down, "type", "nbd", "id", e->id);
         if (!call->ret || json_array_append_new(call->ret, o))
-            return byre_fail(&call->err, NOMEM, "no memory for a reply");
+            return ctl_no_memory(call);
     }
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 const struct ctl_command ctl_cmd_nbd_server_start = { "nbd-server-start", start_rows, sizeof(struct start_args), run_start,

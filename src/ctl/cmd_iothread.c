@@ -17,11 +17,6 @@
 #include "export/exports.h"
 #include "graph/graph.h"
 
-static int no_memory(struct ctl_call *call)
-{
-    return byre_fail(&call->err, NOMEM, "no memory for a reply");
-}
-
 struct iothread *ctl_iothread(const struct ctl *c, const char *id)
 {
     return c->env.exports ? iothread_find(exports_iothreads(c->env.exports), id) : NULL;
@@ -73,7 +68,7 @@ int ctl_iothread_get(struct ctl_call *call, const struct iothread *io, const cha
         call->ret = json_integer(io->values.of[i]);
     else
         return no_property(call, property);
-    return call->ret ? 0 : no_memory(call);
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 int ctl_iothread_set(struct ctl_call *call, struct iothread *io, const char *property, const json_t *value)
@@ -122,8 +117,8 @@ static int run_query(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     for (struct iothread *io = set ? iothread_next(set, NULL) : NULL; call->ret && io; io = iothread_next(set, io))
         if (json_array_append_new(call->ret, info_json(io)))
-            return no_memory(call);
-    return call->ret ? 0 : no_memory(call);
+            return ctl_no_memory(call);
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 /* ---- x-blockdev-set-iothread ---- */

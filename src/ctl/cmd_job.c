@@ -79,8 +79,8 @@ static int run_query_jobs(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     for (struct job *job = js ? job_next(js, NULL) : NULL; job && call->ret; job = job_next(js, job))
         if (json_array_append_new(call->ret, job_json(job)))
-            return byre_fail(&call->err, NOMEM, "no memory for a reply");
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+            return ctl_no_memory(call);
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 /* ---- verbs ---- */
@@ -100,7 +100,7 @@ static int run_query_job_end(struct co *co, struct ctl_call *call)
         json_decref(call->ret);
         call->ret = NULL;
     }
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 const struct ctl_command ctl_cmd_x_byre_job_end = { "x-byre-query-job-end", id_rows, sizeof(struct id_args), run_query_job_end, .ret = &ctl_ret_any, .oob = true,
     .doc = "Tells how a job ended that is not listed any more. The last 64 of them are remembered." };

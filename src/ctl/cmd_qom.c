@@ -20,11 +20,6 @@
 
 #define OBJECTS "/objects"
 
-static int no_memory(struct ctl_call *call)
-{
-    return byre_fail(&call->err, NOMEM, "no memory for a reply");
-}
-
 /* ---- throttle groups ---- */
 
 /* Members of an object change *l. */
@@ -154,7 +149,7 @@ static int run_get(struct co *co, struct ctl_call *call)
         return no_property(call, a->property);
     }
     json_decref(all);
-    return call->ret ? 0 : no_memory(call);
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 static int run_set(struct co *co, struct ctl_call *call)
@@ -196,7 +191,7 @@ static int add_property(struct ctl_call *call, const char *prefix, const char *n
 {
     char key[64];
     snprintf(key, sizeof key, "%s%s", prefix, name);
-    return json_array_append_new(call->ret, json_pack("{s:s,s:s}", "name", prefix[0] ? key : name, "type", type)) ? no_memory(call) : 0;
+    return json_array_append_new(call->ret, json_pack("{s:s,s:s}", "name", prefix[0] ? key : name, "type", type)) ? ctl_no_memory(call) : 0;
 }
 
 static int list_group(struct ctl_call *call)
@@ -219,7 +214,7 @@ static int run_list(struct co *co, struct ctl_call *call)
     if (!all && !t && !io)
         return not_found(call, a->path);
     call->ret = json_array();
-    int r = call->ret ? add_property(call, "", "type", "string") : no_memory(call);
+    int r = call->ret ? add_property(call, "", "type", "string") : ctl_no_memory(call);
     if (!r && t)
         return list_group(call);
     for (unsigned i = 0; !r && io && i < IOTHREAD_NUMBERS; i++)

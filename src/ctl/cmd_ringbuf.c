@@ -137,7 +137,7 @@ static int run_read(struct co *co, struct ctl_call *call)
     AUTOFREE char *text = !bytes ? NULL : a->format ? as_base64(bytes, len) : as_text(bytes, len);
     call->ret = text ? json_string(text) : NULL;
     if (!call->ret)
-        return byre_fail(&call->err, NOMEM, "no memory for a reply");
+        return ctl_no_memory(call);
     d->ring_out += len;
     return 0;
 }

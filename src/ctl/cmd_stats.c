@@ -33,11 +33,6 @@ static const char *const none_words[] = {
     "invalid_rd_operations", "invalid_wr_operations", "invalid_unmap_operations", "invalid_flush_operations", "invalid_zone_append_operations", "wr_highest_offset",
 };
 
-static int no_memory(struct ctl_call *call)
-{
-    return byre_fail(&call->err, NOMEM, "no memory for a reply");
-}
-
 static void set_number(json_t *o, const char *prefix, const char *name, uint64_t v)
 {
     char key[64];
@@ -272,15 +267,15 @@ static int run_query(struct co *co, struct ctl_call *call)
     const struct ctl_env *e = &call->c->env;
     call->ret = json_array();
     if (!call->ret)
-        return no_memory(call);
+        return ctl_no_memory(call);
     for (struct graph_node *n = a->query_nodes ? graph_next(e->graph, NULL) : NULL; n; n = graph_next(e->graph, n))
         if (json_array_append_new(call->ret, filtered_json(call->c, n)))
-            return no_memory(call);
+            return ctl_no_memory(call);
     for (size_t i = 0; !a->query_nodes && i < e->device_count; i++) {
         json_t *o = chain_json(call->c, graph_skip_implicit(graph_attached(e->devices[i].node)));
         if (!o || json_object_set_new(o, "device", json_string(e->devices[i].name)) || json_array_append(call->ret, o)) {
             json_decref(o);
-            return no_memory(call);
+            return ctl_no_memory(call);
         }
         json_decref(o);
     }
@@ -295,9 +290,9 @@ static int run_exports(struct co *co, struct ctl_call *call)
         json_t *stats = stats_json(call->c, e->node);
         json_t *o = stats ? json_pack("{s:s,s:s,s:o}", "id", e->id, "node-name", graph_node_name(graph_skip_implicit(graph_attached(e->node))), "stats", stats) : NULL;
         if (json_array_append_new(call->ret, o))
-            return no_memory(call);
+            return ctl_no_memory(call);
     }
-    return call->ret ? 0 : no_memory(call);
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 /* ---- histograms ---- */
@@ -494,7 +489,7 @@ static int run_metrics(struct co *co, struct ctl_call *call)
         r = -ENOMEM;
     call->ret = r ? NULL : json_pack("{s:s#}", "text", text, len);
     free(text);
-    return call->ret ? 0 : no_memory(call);
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 static const struct ctl_arg text_rows[] = { { "text", CTL_STR, true, CTL_AT_NONE }, CTL_ARGS_END };

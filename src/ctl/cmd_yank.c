@@ -88,9 +88,9 @@ static int run_query(struct co *co, struct ctl_call *call)
             continue;
         remote_name(n, text, sizeof text);
         if (json_array_append_new(call->ret, json_pack("{s:s,s:s}", "type", "block-node", "node-name", text)))
-            return byre_fail(&call->err, NOMEM, "no memory for a reply");
+            return ctl_no_memory(call);
     }
-    return call->ret ? 0 : byre_fail(&call->err, NOMEM, "no memory for a reply");
+    return call->ret ? 0 : ctl_no_memory(call);
 }
 
 static const struct ctl_arg ret_instances = { "instances", CTL_STRUCT, true, CTL_AT_NONE, .of = &instance_shape, .list = true };

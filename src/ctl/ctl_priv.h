@@ -213,6 +213,8 @@ struct graph_node *ctl_node(struct ctl_call *call, const char *name);
 MUST_USE int ctl_keep(struct ctl_call *call, struct graph_node *n);
 /* Gives them back before. Suspends. */
 void ctl_let_nodes(struct co *co, struct ctl_call *call);
+/* What a command answers whose reply could not be made. Its error. */
+static inline int ctl_no_memory(struct ctl_call *call) { return byre_fail(&call->err, NOMEM, "no memory for a reply"); }
 /* Runs it while nobody is in the middle of a transaction, or opens an image in another way (graph_edges_hold). */
 MUST_USE int ctl_with_edges_held(struct co *co, struct ctl_call *call, int (*run)(struct co *co, struct ctl_call *call));
 /* The end of a call: gives back its nodes and its memory. Suspends. */
