@@ -21,7 +21,7 @@
 #define BUF_ALIGN 4096u
 #define BUF_LEAST (128u << 10)                   /* below, the allocator of the C library keeps what is freed */
 #define BUF_MOST (BUF_LEAST << (RT_BUF_CLASSES - 1))
-#define KEPT_MOST (32u << 20)
+#define KEPT_MOST (64u << 20)                   /* 64 requests in flight, each of which copies a cluster of 1 MiB */
 #define TICK_NS 1000000000u
 
 #ifdef RT_ASAN
