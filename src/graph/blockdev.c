@@ -6,6 +6,7 @@
  * Owns        The nodes that nested options made, until their parents hold them.
  * Invariants  B1  A child that is a node of its own is named in its parent's options before the parent is opened: nesting costs no recursion.
  *             B2  Names of nodes are taken from the user's options only, never from what an image records.
+ *             B3  What lies below something that is only read is open for reading, down to the file, until somebody writes to it (graph_writer_comes).
  * Order       None.
  * Concurrency Home loop.
  * Failure     What was opened by a failed call is closed again.
@@ -29,6 +30,8 @@ struct adding {
     const struct graph_open_opts *top; /* how the outermost node is opened; NULL: as its options say */
     struct graph_node *made[NODES_MAX];
     unsigned made_count;
+    const json_t *lent[NODES_MAX];     /* options that are read-only because those around them are (B3) */
+    unsigned lent_count;
 };
 
 static const char *str_of(const json_t *o, const char *key)
@@ -86,19 +89,48 @@ static int inherit_cache(const json_t *parent, json_t *child, const char *name)
     return cache ? json_object_set(cache, name, v) : json_object_set(child, dotted, v);
 }
 
-/* What a nested child does not say of itself: the cache mode of its parent; a backing file is only read, and the file of what is only read until a job that
- * writes to it (commit) needs it writable. Idempotent. */
-static int inherit(const json_t *parent, const char *key, json_t *child)
+static bool says_mode(const json_t *o) { return json_object_get(o, "read-only") || json_object_get(o, "auto-read-only"); }
+
+/* Is all that it lies over only read? But for a filter that is there to write. */
+static bool only_reads(const json_t *o)
+{
+    const char *driver = str_of(o, "driver");
+    return json_is_true(json_object_get(o, "read-only")) && !(driver && (!strcmp(driver, "copy-on-read") || !strcmp(driver, "copy-before-write")));
+}
+
+/* B3. A server's disk is asked for as it was: whether it may be written shows only then. */
+static int lend(struct adding *ad, json_t *child)
+{
+    const char *driver = str_of(child, "driver");
+    if (says_mode(child) || !driver || blockdev_is_null(driver))
+        return 0;
+    if (name_driver_is_file(driver) || !strcmp(driver, "nbd"))
+        return json_object_set_new(child, "auto-read-only", json_true());
+    if (!filter_by_name(driver) && ad->lent_count < NODES_MAX)
+        ad->lent[ad->lent_count++] = child;
+    return json_object_set_new(child, "read-only", json_true());
+}
+
+static bool is_lent(const struct adding *ad, const json_t *o)
+{
+    for (unsigned i = 0; i < ad->lent_count; i++)
+        if (ad->lent[i] == o)
+            return true;
+    return false;
+}
+
+/* What a nested child does not say of itself: the cache mode of its parent; a backing file is only read. Idempotent. */
+static int inherit(struct adding *ad, const json_t *parent, const char *key, json_t *child)
 {
     if (json_is_false(json_object_get(parent, "active")) && !json_object_get(child, "active") && json_object_set_new(child, "active", json_false()))
         return -ENOMEM;                          /* what another process writes is locked by it all the way down */
-    bool target = !strcmp(key, "target"), bare = str_of(child, "driver") && name_driver_is_file(str_of(child, "driver"));
-    if (bare && (!strcmp(key, "file") || !strcmp(key, "data-file")) && json_is_true(json_object_get(parent, "read-only")) && !json_object_get(child, "read-only") &&
-        !json_object_get(child, "auto-read-only") && json_object_set_new(child, "auto-read-only", json_true()))
+    if (!strcmp(key, "target"))
+        return 0;
+    if (strcmp(key, "backing") && only_reads(parent) && lend(ad, child))
         return -ENOMEM;
     if (!strcmp(key, "backing") && !json_object_get(child, "read-only") && json_object_set_new(child, "read-only", json_true()))
         return -ENOMEM;
-    return target || (!inherit_cache(parent, child, "direct") && !inherit_cache(parent, child, "no-flush")) ? 0 : -ENOMEM;
+    return !inherit_cache(parent, child, "direct") && !inherit_cache(parent, child, "no-flush") ? 0 : -ENOMEM;
 }
 
 /* ---- one node, whose children have names ---- */
@@ -249,7 +281,7 @@ static int add_innermost(struct co *co, struct adding *ad, struct byre_err *err)
     json_t *parent = NULL, *at = ad->root, *child;
     const char *key = NULL, *next;
     while ((child = nested_child(at, &next))) {
-        if (inherit(at, next, child))
+        if (inherit(ad, at, next, child))
             return byre_fail(err, NOMEM, "no memory for a node");
         parent = at;
         at = child;
@@ -263,6 +295,7 @@ static int add_innermost(struct co *co, struct adding *ad, struct byre_err *err)
     int r = add_one(co, ad, at, NULL, &n, err);
     if (r)
         return r;
+    n->auto_read_only |= is_lent(ad, at) && n->read_only && !n->flt;
     ad->made[ad->made_count++] = n;
     return json_object_set_new(parent, key, json_string(n->name)) ? byre_fail(err, NOMEM, "no memory for a node") : 0;
 }

@@ -519,16 +519,32 @@ static int writer_comes_held(struct co *co, struct graph_node *n, struct byre_er
     return r;
 }
 
+static bool waits_for_writer(const struct graph_node *n) { return n->auto_read_only && n->read_only && !n->inactive; }
+
+/* Of n and what its file lies in, what must be open for writing first. */
+static struct graph_node *lowest_waiting(struct graph_node *n)
+{
+    for (struct graph_node *f; (f = graph_skip_filters(n->file)) && waits_for_writer(f);)
+        n = f;
+    return n;
+}
+
 int graph_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     n = graph_skip_filters(n);
-    if (!n || !n->auto_read_only || !n->read_only || n->inactive)
+    if (!n || !waits_for_writer(n))
         return 0;
     ASSERT_LOOP(n->g->home);
     graph_ref(n);
     graph_edges_hold(co, n->g);
     n->wanted++;                                 /* it stays so, though images over it come to its new store and let the old one go */
-    int r = writer_comes_held(co, n, err);
+    int r = 0;
+    for (struct graph_node *m = NULL; !r && m != n;) {
+        m = lowest_waiting(n);
+        r = writer_comes_held(co, m, err);
+    }
+    if (r)
+        mode_files_writer_gone(co, n);
     n->wanted--;
     graph_edges_let(co, n->g);
     (void)node_unref(co, n);                     /* the caller has it */

@@ -110,11 +110,11 @@ static bool speaks_through_images(const struct graph_node *n)
     return images && users <= images;
 }
 
-/* I6 */
-static void join_locks(const struct graph_node *owner, unsigned *perm, unsigned *unshared)
+/* I6. s: the store that n, one of them, has or will have. */
+static void join_locks(const struct graph_node *owner, const struct graph_node *n, const struct stor *s, unsigned *perm, unsigned *unshared)
 {
     for (struct graph_node *m = node_next(owner->g, NULL); m; m = node_next(owner->g, m)) {
-        if (store_owner(m, m->im ? m->im->store : NULL) != owner || m->no_lock || !(m->lock_perm || m->keep.holds))
+        if (store_owner(m, m == n ? s : m->im ? m->im->store : NULL) != owner || m->no_lock || !(m->lock_perm || m->keep.holds))
             continue;
         *perm |= m->keep.perm;
         *unshared |= m->keep.unshared;
@@ -137,7 +137,7 @@ static int lock_joined(struct co *co, struct graph_node *n, struct stor *s, stru
         return lock_joined(co, n, s, old, extra, err);
     }
     struct stor *held = stor_share(s ? s : n->im->store);
-    join_locks(owner, &perm, &unshared);
+    join_locks(owner, n, held, &perm, &unshared);
     int r = old ? stor_lock_beside(co, held, old, perm, STOR_PERM_ALL & ~unshared, err) : stor_lock(co, held, perm, STOR_PERM_ALL & ~unshared, err);
     co_unlock(&owner->locking);
     stor_close(co, held);
@@ -856,7 +856,8 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
         return r;
     }
     if (!r && (ref.file_ref || ref.data_ref) && !o->node_refs) {
-        r = byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", ref.file_ref ? "file" : "data-file");
+        r = o->overlay ? byre_fail(err, REFUSED_REFERENCE, "%s: its backing file name '%s' names a node of this process", o->overlay, o->filename)
+                       : byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", ref.file_ref ? "file" : "data-file");
         name_ref_fini(&ref);
     }
     if (r)

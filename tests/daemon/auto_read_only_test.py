@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """auto-read-only: a file is opened for writing when somebody writes to it, and not before (FEATURES 3.019, 3.068, 11.014)."""
+import json
 import time
 
 import pytest
@@ -214,3 +215,89 @@ def test_a_writer_that_failed_hides_nobody(start, frozen):
         f.write(bytes(65536))
     c.ok("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "d", "file": "f", "read-only": True}])
     assert [b["inconsistent"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "d" for b in n["dirty-bitmaps"]] == [True]
+
+
+BELOW = {"filter in the file": lambda f: {"driver": "qcow2", "file": {"driver": "blkdebug", "image": f}},
+         "filter": lambda f: {"driver": "blkdebug", "image": {"driver": "qcow2", "file": f}},
+         "format in a format": lambda f: {"driver": "raw", "file": {"driver": "qcow2", "file": f}},
+         "all of them": lambda f: {"driver": "blkdebug", "image": {"driver": "raw", "file": {"driver": "blkdebug", "image": {"driver": "qcow2", "file": {"driver": "blkdebug", "image": f}}}}}}
+FORMS = pytest.mark.parametrize("form", BELOW)
+
+
+def over(folder, name, form, base):
+    """Options of a new overlay whose backing image nests nodes."""
+    run.qemu_img("create", "-q", "-f", "qcow2", folder / name, "8M")
+    return {"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": str(folder / name)}, "backing": BELOW[form]({"driver": "file", "filename": str(base)})}
+
+
+@BOTH
+@FORMS
+def test_nested_backing_on_a_disk_that_can_only_be_read(start, frozen, tmp_path, form, peer):
+    """FEATURES 11.014, 3.019: what a backing image nests is open for reading only, down to the file."""
+    options = over(tmp_path, "top", form, frozen / "a")
+    c = start("daemon", peer=peer).qmp()
+    c.ok("blockdev-add", **options)
+    c.ok("blockdev-del", node_name="top")
+    for other in (False, True):
+        out = run.run(*([peers.need("qemu-io")] if other else [run.BYRE, "io"]), "-c", "read -P 1 0 1M", "-c", "write -P 2 1M 1M", "json:" + json.dumps(options)).out
+        assert "fail" not in out and out.count("1 MiB, 1 ops") == 2
+
+
+@BOTH
+@FORMS
+def test_overlays_share_a_nested_base(start, tmp_path, form, peer):
+    """FEATURES 11.014, 3.007: two processes have overlays of one base open for writing; nobody writes the base meanwhile, and both read it."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    run.qemu_io(tmp_path / "a", "write -P 1 0 1M")
+    clients = [start("daemon", *NBD, peer=p).qmp() for p in (peer, False)]
+    for i, c in enumerate(clients):
+        c.ok("blockdev-add", **over(tmp_path, f"t{i}", form, tmp_path / "a"))
+        c.ok("block-export-add", type="nbd", id="e", node_name=f"t{i}", writable=True, name="t")
+    assert not others_write(tmp_path / "a")
+    for p, i in (("peer" if peer else "byre", 0), ("byre", 1)):
+        out = run.run("qemu-io", "-f", "raw", "-c", "read -P 1 0 1M", "-c", "write -P 3 2M 1M", "-c", "read -P 3 2M 1M", f"nbd+unix:///t?socket={tmp_path}/{p}{i}/n.sock").out
+        assert "fail" not in out and out.count("1 MiB, 1 ops") == 3
+    clients[0].ok("block-export-del", id="e", mode="hard")
+    clients[0].wait("BLOCK_EXPORT_DELETED", id="e")
+    clients[0].ok("blockdev-del", node_name="t0")
+    assert not others_write(tmp_path / "a")
+    run.qemu_io(tmp_path / "a", "read -P 1 0 1M", options=["-r", "-U"])
+
+
+@BOTH
+@FORMS
+def test_commit_into_a_nested_base(start, tmp_path, form, peer):
+    """FEATURES 11.014, 9.048: what was open for reading is opened for writing when a job needs it, from the file up."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    run.qemu_io(tmp_path / "a", "write -P 1 0 1M")
+    options = over(tmp_path, "top", form, tmp_path / "a")
+    run.qemu_io(tmp_path / "top", "write -P 2 64k 64k")
+    c = start("daemon", peer=peer).qmp()
+    c.ok("blockdev-add", **options)
+    assert not others_write(tmp_path / "a")
+    c.ok("block-commit", job_id="j", device="top", **{"auto-dismiss": False})
+    c.wait("BLOCK_JOB_READY", device="j")
+    c.ok("job-complete", id="j")
+    c.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    assert "error" not in c.ok("query-jobs")[0]
+    c.ok("quit")
+    for _ in range(600):
+        done = run.run("qemu-io", "-f", "qcow2", "-c", "read -P 2 64k 64k", "-c", "read -P 1 128k 896k", tmp_path / "a", code=None)
+        if done.code == 0:
+            break
+        time.sleep(0.1)
+    assert done.code == 0 and "fail" not in done.out
+    run.qemu_img("check", tmp_path / "a")
+
+
+@BOTH
+@pytest.mark.parametrize("read_only", [False, True], ids=["written", "read"])
+@pytest.mark.parametrize("form", ["filter in the file", "format in a format"])
+def test_file_below_nodes_is_kept_from_others(start, tmp_path, form, read_only, peer):
+    """FEATURES 3.007, 11.001: an image over a node keeps other programs from the file at the bottom as one over the file does: also from a raw disk's writer, who denies nothing himself."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    c = start("daemon", peer=peer).qmp()
+    c.ok("blockdev-add", **{"node-name": "d", "read-only": read_only}, **BELOW[form]({"driver": "file", "filename": str(tmp_path / "a")}))
+    assert not others_write(tmp_path / "a", "raw") and not others_write(tmp_path / "a")
+    c.ok("blockdev-del", node_name="d")
+    assert others_write(tmp_path / "a")
