@@ -341,6 +341,8 @@ MUST_USE int name_parse_json(const char *text, struct name_ref *ret, struct byre
 /* What stands behind json:, if it is an object of bounded length and depth. */
 MUST_USE int name_json_load(const char *text, struct json_t **ret_root, struct byre_err *err);
 /* ---- nested.c ---- */
+/* Does this name, of the form json:, nest nodes? */
+bool name_nests(const char *filename);
 /* graph_open of a json: name whose options nest nodes. 1: it is open; 0: it nests none. */
 MUST_USE int graph_open_nested(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err);
 /* blockdev.c: the options that may hold a node; the last is NULL. */

@@ -101,6 +101,8 @@ int name_parse(enum graph_policy policy, const char *text, const char *overlay, 
         r = parse_protocol(text, ret, err);
     else
         r = set_path(ret, overlay, text, err);
+    if (r && r != -ENOMEM && overlay && name_nests(text))
+        r = byre_fail(err, REFUSED_REFERENCE, "%s: its backing file '%s' nests nodes, which a name that an image records must not do; open it with such a 'backing' instead", overlay, text);
     if (!r && overlay && name_nbd(ret) && stor_nbd_names_files(name_nbd(ret)))
         r = byre_fail(err, REFUSED_REFERENCE, "%s: its backing file '%s' would make this program read keys or certificates of its own choice; give tls-creds instead", overlay, text);
     if (!r && !ret->path[0])

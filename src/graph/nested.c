@@ -218,6 +218,17 @@ static json_t *as_image(json_t *o, const struct graph_open_opts *go)
     return o;
 }
 
+bool name_nests(const char *filename)
+{
+    struct walk w;
+    json_t *root;
+    if (strncmp(filename, "json:", 5) || name_json_load(filename + strlen("json:"), &root, NULL))
+        return false;
+    bool yes = !walk(&w, root, straighten, NULL) && nests(root);
+    json_decref(root);
+    return yes;
+}
+
 int graph_open_nested(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err)
 {
     struct walk w;

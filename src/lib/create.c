@@ -6,6 +6,7 @@
  * Owns         struct create while a call runs
  * Invariants   I1 nothing is written before every option is known to be acceptable to its row and the backing image opened
  *              I2 a failed creation leaves no file that this call made, and no header in a file that was there
+ *              I3 the name of the backing image is taken as one that an image records, and not as one of the user's: what is made opens
  * Order        see fmt_ops.create: the header is written last and flushed
  * Concurrency  any foreign thread; the work runs on the home loop
  * Failure      names the file, the option and the value
@@ -99,25 +100,11 @@ void create_fini(struct create *c)
 }
 
 /* ---- backing image ---- */
-/* The name as seen from the working directory: plain relative names are relative to the new image's directory. */
-static char *backing_path(const struct create *c)
-{
-    const char *name = c->fo.backing_file, *slash = c->remote ? NULL : strrchr(c->filename, '/');
-    size_t proto = strcspn(name, ":/");
-    if (name[0] == '/' || name[proto] == ':' || !slash)
-        return strdup(name);
-    char *path = NULL;
-    return asprintf(&path, "%.*s/%s", (int)(slash - c->filename), c->filename, name) < 0 ? NULL : path;
-}
-
 static int size_from_backing(struct co *co, struct create *c)
 {
-    AUTOFREE char *path = backing_path(c);
     struct graph_node *n;
     struct byre_err why = { 0 };
-    if (!path)
-        return byre_fail(c->err, NOMEM, "no memory for a file name");
-    struct graph_open_opts go = { .filename = path, .format = c->fo.backing_fmt, .read_only = true };
+    struct graph_open_opts go = { .filename = c->fo.backing_file, .overlay = c->filename, .format = c->fo.backing_fmt, .read_only = true };      /* I3 */
     int r = graph_open(co, c->ctx->graph, &go, &n, &why);
     if (r)
         return byre_fail_code(c->err, BACKING_OPEN, r, "%s: the backing file cannot be opened: %s", c->filename, why.text);

@@ -115,3 +115,23 @@ def test_refusals(stacked, tmp_path):
     run.byre("create", "-q", "-f", "qcow2", top, "1M")
     run.qemu_img("rebase", "-u", "-F", "raw", "-b", "json:" + json.dumps({"driver": "raw", "file": {"driver": "qcow2", "file": {"driver": "file", "filename": str(outer)}}}), top)
     assert "qcow2" in run.byre("io", "-r", "-c", "read 0 512", top, code=1).err
+
+
+def test_what_is_created_opens(stacked, tmp_path):
+    """FEATURES 5.012, 11.007: the name of a backing image is taken as the new image will say it: one that nests nodes, or names a node, is refused, and nothing is made."""
+    _, outer = stacked
+    nested = "json:" + json.dumps({"driver": "raw", "file": {"driver": "qcow2", "file": {"driver": "file", "filename": str(outer)}}})
+    filtered = "json:" + json.dumps({"driver": "qcow2", "file": {"driver": "blkdebug", "image": {"driver": "file", "filename": str(outer)}}})
+    for name, fmt, word in ((nested, "raw", "nests nodes"), (filtered, "qcow2", "nests nodes"), ('json:{"driver":"raw","file":"n"}', "raw", "names a node")):
+        for command in (("create", "-q", "-f", "qcow2", "-b", name, "-F", fmt, tmp_path / "new"), ("convert", "-O", "qcow2", "-B", name, "-F", fmt, outer, tmp_path / "new")):
+            assert word in run.byre(*command, code=1).err and not (tmp_path / "new").exists()
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "old", "32M")
+    assert "nests nodes" in run.byre("rebase", "-b", nested, "-F", "raw", tmp_path / "old", code=1).err
+    (tmp_path / "sub").mkdir()
+    plain = {"plain": "json:" + json.dumps({"file": {"driver": "file", "filename": str(outer)}}), "dots": "json:" + json.dumps({"file.driver": "file", "file.filename": str(outer)}),
+             "beside": "../outer.qcow2", "file": f"file:{outer}", "path": outer}
+    for name, backing in plain.items():
+        run.byre("create", "-q", "-f", "qcow2", "-b", backing, "-F", "qcow2", tmp_path / "sub" / name)
+        for peer in (False, True):
+            out = io(peer, "-r", "-c", "length", tmp_path / "sub" / name).out
+            assert out == "32 MiB\n"
