@@ -182,6 +182,17 @@ static int ask_files(struct graph_node *n, const struct node_mode *m, struct byr
     return r ? r : ask_file(n, n->data_node, &n->data_use, m, err);
 }
 
+/* The image beside k, if there is one, goes. Bitmaps that it has still to store are there until it is closed. */
+static void drop_beside(struct co *co, struct graph_node *n, const struct kept *k)
+{
+    struct fmt_bitmap *stored = n->im->bitmaps;
+    if (n->im == k->im)
+        return;
+    int closed = n->im->ops->close(co, n->im);
+    (void)closed;                                /* nothing was changed through it */
+    bitmaps_list_free(stored);
+}
+
 /* Opens n in this mode beside k, which stays open (M1). */
 static int open_beside(struct co *co, struct graph_node *n, const struct node_mode *m, const struct kept *k, struct byre_err *err)
 {
@@ -194,8 +205,10 @@ static int open_beside(struct co *co, struct graph_node *n, const struct node_mo
         n->bitmaps_listed = false;
         r = node_open_again(co, n, k->im->ops, err);
     }
-    if (r)
+    if (r) {
+        drop_beside(co, n, k);
         put_back(n, k);
+    }
     return r;
 }
 
@@ -210,10 +223,9 @@ static void close_reading(struct co *co, struct kept *k)
 /* After open_beside: k is to be the node's image after all. */
 static void close_beside(struct co *co, struct graph_node *n, const struct kept *k)
 {
-    struct kept new = keep(n);
-    bitmaps_list_free(new.im->bitmaps);          /* nothing was recorded */
-    new.im->bitmaps = NULL;
-    close_reading(co, &new);
+    drop_beside(co, n, k);
+    if (!n->read_only)
+        bitmaps_free(n, NULL);                   /* who records was looked up in its list */
     put_back(n, k);
 }
 

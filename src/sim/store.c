@@ -38,8 +38,7 @@ uint64_t sim_stamp(struct sim_world *w) { return ++w->stamp; }
 
 /* ---- faults ---- */
 
-/* Does this call fail? 0, or what of struct sim_faults. */
-static int fault_of(struct sim_world *w, unsigned call)
+int sim_fault(struct sim_world *w, unsigned call)
 {
     struct sim_faults *f = &w->faults;
     if (!(f->kinds & call))
@@ -254,7 +253,7 @@ static void read_into(const struct sim_disk *d, struct iov v, uint64_t off, uint
 static int64_t sim_preadv(struct co *co, struct stor *s, struct iov v, uint64_t off)
 {
     struct sim_stor *x = sim_of(s);
-    int fault = fault_of(x->w, SIM_C_READ);
+    int fault = sim_fault(x->w, SIM_C_READ);
     pass_time(co, x->w);
     if (fault < 0)
         return fault;
@@ -270,7 +269,7 @@ static int64_t sim_preadv(struct co *co, struct stor *s, struct iov v, uint64_t 
 static int64_t sim_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
 {
     struct sim_stor *x = sim_of(s);
-    int fault = fault_of(x->w, SIM_C_WRITE);
+    int fault = sim_fault(x->w, SIM_C_WRITE);
     struct flight f = { .w = x->w, .f = x->f, .kind = SIM_WRITE, .v = v, .off = off, .len = v.len_bytes, .fua = flags & STOR_FUA };
     f.result = fault < 0 ? fault : (int64_t)(fault == SIM_SHORT ? cut_short(s, v.len_bytes) : v.len_bytes);
     if (x->w->faults.space && f.result > 0 && occupied(x->w) + (uint64_t)f.result > x->w->faults.space)
@@ -286,7 +285,7 @@ static int64_t sim_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t
 static int simple(struct co *co, struct stor *s, unsigned call, enum sim_op_kind kind, uint64_t off, uint64_t len)
 {
     struct sim_stor *x = sim_of(s);
-    int fault = fault_of(x->w, call);
+    int fault = sim_fault(x->w, call);
     struct flight f = { .w = x->w, .f = x->f, .kind = kind, .off = off, .len = len, .result = fault < 0 ? fault : 0 };
     if (!x->f->traits.regular && (kind == SIM_LEN || (kind == SIM_ZERO && off + len > x->f->disk.len)))
         return -ENOSPC;
@@ -313,7 +312,7 @@ static int sim_truncate(struct co *co, struct stor *s, uint64_t len) { return si
 static int sim_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len)
 {
     struct sim_stor *x = sim_of(s);
-    int fault = fault_of(x->w, SIM_C_PREALLOC);
+    int fault = sim_fault(x->w, SIM_C_PREALLOC);
     if (fault < 0)
         return fault;
     if (off + len <= x->f->disk.len)
@@ -326,7 +325,7 @@ static int sim_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t
 static int sim_length(struct co *co, struct stor *s, uint64_t *ret_len)
 {
     struct sim_stor *x = sim_of(s);
-    int fault = fault_of(x->w, SIM_C_LENGTH);
+    int fault = sim_fault(x->w, SIM_C_LENGTH);
     pass_time(co, x->w);
     if (fault < 0)
         return fault;
@@ -340,7 +339,7 @@ static int sim_extent(struct co *co, struct stor *s, uint64_t off, uint64_t len,
     enum { BLOCK = 4096 };
     struct sim_stor *x = sim_of(s);
     const struct sim_disk *d = &x->f->disk;
-    int fault = fault_of(x->w, SIM_C_EXTENT);
+    int fault = sim_fault(x->w, SIM_C_EXTENT);
     pass_time(co, x->w);
     if (fault < 0)
         return fault;
@@ -364,7 +363,7 @@ static int sim_lock(struct co *co, struct stor *s, struct stor *beside, unsigned
     (void)beside;
     (void)perm;
     (void)shared;
-    int fault = fault_of(sim_of(s)->w, SIM_C_LOCK);
+    int fault = sim_fault(sim_of(s)->w, SIM_C_LOCK);
     return fault < 0 ? byre_fail_code(err, LOCKED, fault, "%s: cannot be locked", s->name) : 0;
 }
 
@@ -394,7 +393,7 @@ static const struct stor_ops sim_ops = {
 int sim_open(struct co *co, struct sim_world *w, const char *name, bool read_only, struct stor **ret_s)
 {
     struct sim_file *f = sim_world_find(w, name);
-    int fault = fault_of(w, SIM_C_OPEN);
+    int fault = sim_fault(w, SIM_C_OPEN);
     pass_time(co, w);
     if (fault < 0)
         return fault;

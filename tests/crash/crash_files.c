@@ -17,6 +17,9 @@
 #include <string.h>
 
 #include "sim/workload.h"
+#ifdef ALLOC_FAULTS
+#include "fx_alloc.h"
+#endif
 
 int crash_wrong(struct crash_files *f, const char *fmt, ...)
 {
@@ -182,13 +185,42 @@ int crash_mutant_alive(int id, const struct crash_mutant *rows, size_t count)
     return 0;
 }
 
+#ifdef ALLOC_FAULTS
+static bool refuses(void *arg) { return sim_fault(arg, SIM_C_ALLOC) != 0; }
+#endif
+
+/* From now on allocations of the engine are calls that can fail; or not any more. Programs whose allocations are not wrapped have none that can. */
+static void arm(struct crash_files *f, bool on)
+{
+#ifdef ALLOC_FAULTS
+    fx_alloc.refuses = refuses;
+    fx_alloc.arg = f->w;
+    fx_alloc.armed = on;
+#else
+    (void)f;
+    (void)on;
+#endif
+}
+
+/* That the engine holds. */
+static long blocks(void)
+{
+#ifdef ALLOC_FAULTS
+    return fx_alloc.live;
+#else
+    return 0;
+#endif
+}
+
 int crash_record(struct crash_files *f, struct sim_trace *t, uint64_t seed, int (*run)(struct co *co, void *arg), void *arg)
 {
     sim_world_restart(f->w, seed);
     f->w->direct = false;
     f->w->trace = t;
     running = true;
+    arm(f, true);
     int r = sim_run(f->w, run, arg, 0);
+    arm(f, false);
     running = false;
     f->w->trace = NULL;
     f->w->direct = true;
@@ -247,6 +279,7 @@ static int one_fault(const struct crash_test *t, const struct crash_fault *fault
     crash_put(f);
     f->w->faults = (struct sim_faults){ .kinds = fault->kinds, .nth = nth, .what = fault->what, .forever = fault->forever };
     f->broken = false;
+    long live = blocks();
     int r = crash_record(f, NULL, seed, t->record, t->arg);
     *ret_fired = f->w->faults.fired;
     f->w->faults = (struct sim_faults){ 0 };
@@ -254,6 +287,10 @@ static int one_fault(const struct crash_test *t, const struct crash_fault *fault
         return crash_wrong(f, "it hangs, or fails without a fault (%d)", r);
     if (f->broken)
         return -1;
+    if (f->w->handles)
+        return crash_never(f, "%u files are still open", f->w->handles);
+    if (blocks() > live)
+        return crash_never(f, "%ld blocks are still allocated", blocks() - live);
     f->why[0] = 0;
     return sim_run(f->w, t->judge, t->arg, 0);
 }
@@ -262,7 +299,8 @@ int crash_every_fault(const struct crash_test *t, const struct crash_fault *faul
 {
     for (size_t i = 0; i < count; i++) {
         bool fired = true;
-        for (uint64_t nth = 1; fired; nth++) {
+        uint64_t step = faults[i].step ? faults[i].step : 1;
+        for (uint64_t nth = 1 + seed % step; fired; nth += step) {
             int r = one_fault(t, &faults[i], seed, nth, &fired);
             if (r == 0 && then)
                 r = then(t->arg);

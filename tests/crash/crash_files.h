@@ -57,8 +57,8 @@ struct crash_test { struct crash_files *f; int (*record)(struct co *co, void *ar
 /* Records, and judges what is there in the end. 0, or the exit code, with a word on stderr: 1 that is wrong in itself, 2 it does not even run. */
 MUST_USE int crash_begin(const struct crash_test *t, struct sim_trace *trace, uint64_t seed);
 /* Once for each row and each n: the nth call of these kinds fails, once or from then on; the files are judged. then: what is done behind
- * that, may be NULL. *ret_states grows. 0 or 1, with a word on stderr. */
-struct crash_fault { unsigned kinds; int what; bool forever; };
+ * that, may be NULL. step: one n in so many (0: all). *ret_states grows. 0 or 1, with a word on stderr. */
+struct crash_fault { unsigned kinds; int what; bool forever; unsigned step; };
 MUST_USE int crash_every_fault(const struct crash_test *t, const struct crash_fault *faults, size_t count, uint64_t seed, int (*then)(void *arg), uint64_t *ret_states);
 /* The end of main: one seed after the other, from argv[1] to argv[2]; one returns the exit code. */
 int crash_seeds(int argc, char **argv, int (*one)(uint64_t seed, uint64_t *ret_states));

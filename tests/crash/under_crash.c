@@ -10,8 +10,9 @@
  *              Stacks from seed 1000 on have LUKS in them: as a format below or above others, and inside qcow2. From seed 2000 on somebody makes the disk longer and
  *              shorter meanwhile, and makes, applies and deletes internal snapshots: in each state its length is one that it may have, and a snapshot that must be there
  *              is, to the sector (P3).
- *              With `faults` every n-th call of each kind fails, once or from then on, and the same is asked of what is left.
- * Usage        under-crash [faults] [FIRST [LAST]]: seeds, of which as many in a row as there are shapes make all of them. With BYRE_MUTANT=NAME, built with mutants,
+ *              With `faults` every n-th call of each kind fails, once or from then on, and the same is asked of what is left. Built with ALLOC_FAULTS (under-alloc),
+ *              the calls are the allocations of the engine.
+ * Usage        under-crash [faults [every N]] [FIRST [LAST]]: seeds, of which as many in a row as there are shapes make all of them. With BYRE_MUTANT=NAME, built with mutants,
  *              that one is alive in what is recorded.
  * Owns         A simulated machine with four files: the bottom, an external data file, and two that are not used.
  * Invariants   None.
@@ -386,9 +387,13 @@ static bool is_applied(struct co *co, struct guest *q)
 {
     const struct sim_snap *s = q->c->now.applying;
     uint32_t gens[SECTORS];
-    if (!s || graph_length(q->n) != s->size || read_gens(co, q->c, q->n, q->c->buf, gens))
+    unsigned kinds = q->c->f.w->faults.kinds;
+    if (!s || graph_length(q->n) != s->size)
         return false;
-    return !memcmp(gens, s->gens, s->size / SIM_SECTOR * sizeof *gens);
+    q->c->f.w->faults.kinds = 0;         /* this is not what fails */
+    int r = read_gens(co, q->c, q->n, q->c->buf, gens);
+    q->c->f.w->faults.kinds = kinds;
+    return !r && !memcmp(gens, s->gens, s->size / SIM_SECTOR * sizeof *gens);
 }
 
 /* Guests are held: it is known what is in it. */
@@ -445,7 +450,9 @@ static int use(struct co *co, struct crash *c, struct graph_node *n)
         prng_init(&q[i].rng, c->f.w->rng.s[0] + i);
         co_group_enter(&group);
         int r = rt_spawn_on(rt_loop_at(c->f.w->rt, i < GUESTS ? i % 2 : 0), i < GUESTS ? guest_co : operator_co, &q[i]);
-        ASSERT(r == 0);
+        ASSERT(r == 0 || c->faulty);
+        if (r)
+            co_group_leave(&group);
     }
     co_group_wait(co, &group);
     for (unsigned i = 0; i < count; i++)
@@ -722,12 +729,18 @@ static int cut_seed(uint64_t seed, uint64_t *ret_states)
     return r;
 }
 
-/* Every n-th call of each kind fails. */
+static unsigned every = 1;                       /* one n in so many */
+
+/* Every n-th call of each kind fails; or allocation, in a program that wraps them. */
 static int fault_seed(uint64_t seed, uint64_t *ret_states)
 {
-    static const struct crash_fault faults[] = {
+    struct crash_fault faults[] = {
+#ifdef ALLOC_FAULTS
+        { SIM_C_ALLOC, -ENOMEM, false, every }, { SIM_C_ALLOC, -ENOMEM, true, every },
+#else
         { SIM_C_READ, -EIO, false }, { SIM_C_WRITE, -EIO, false }, { SIM_C_FLUSH, -EIO, false }, { SIM_C_FLUSH, -EIO, true },
         { SIM_C_WRITE | SIM_C_ZERO | SIM_C_TRUNCATE, -ENOSPC, true }, { SIM_C_DISCARD | SIM_C_ZERO | SIM_C_LENGTH | SIM_C_EXTENT, -EIO, false },
+#endif
     };
     struct crash c;
     int r = begin(&c, seed);
@@ -741,5 +754,10 @@ static int fault_seed(uint64_t seed, uint64_t *ret_states)
 int main(int argc, char **argv)
 {
     bool faulty = argc > 1 && !strcmp(argv[1], "faults");
-    return crash_seeds(argc - faulty, argv + faulty, faulty ? fault_seed : cut_seed);
+    int words = faulty;
+    if (faulty && argc > 3 && !strcmp(argv[2], "every")) {
+        every = (unsigned)strtoul(argv[3], NULL, 0);
+        words = 3;
+    }
+    return crash_seeds(argc - words, argv + words, faulty ? fault_seed : cut_seed);
 }

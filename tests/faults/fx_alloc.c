@@ -26,6 +26,8 @@ static bool refuse(void)
     struct fx_alloc *a = &fx_alloc;
     if (!a->armed)
         return false;
+    if (a->refuses)
+        return a->refuses(a->arg);
     a->calls++;
     if (!a->nth || a->calls < a->nth || (a->calls > a->nth && !a->forever))
         return false;
@@ -117,4 +119,5 @@ void __wrap_free(void *p)
 void *fx_plain_malloc(size_t n) { return __real_malloc(n); }
 void *fx_plain_calloc(size_t n, size_t m) { return __real_calloc(n, m); }
 void *fx_plain_realloc(void *p, size_t n) { return __real_realloc(p, n); }
+void *fx_plain_aligned_alloc(size_t a, size_t n) { return __real_aligned_alloc(a, n); }
 void fx_plain_free(void *p) { __real_free(p); }

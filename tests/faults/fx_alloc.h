@@ -15,6 +15,8 @@ struct fx_alloc {
     uint64_t calls;                      /* made while armed */
     uint64_t nth;                        /* 1 = the first; 0: none is refused */
     bool forever;
+    bool (*refuses)(void *arg);          /* decides in place of calls, nth and forever; NULL: they do */
+    void *arg;
     uint64_t hits;
     long live;                           /* blocks that the engine holds, always counted */
 };
@@ -23,6 +25,7 @@ extern struct fx_alloc fx_alloc;
 void *fx_plain_malloc(size_t n);
 void *fx_plain_calloc(size_t n, size_t m);
 void *fx_plain_realloc(void *p, size_t n);
+void *fx_plain_aligned_alloc(size_t a, size_t n);
 void fx_plain_free(void *p);
 
 #endif

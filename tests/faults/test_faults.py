@@ -80,3 +80,26 @@ def test_the_loops_can_fail(fixtures, lie, geometry):
     job = run(fixtures, "only=reopen@" + geometry, "lie=%s" % lie)
     text = job.communicate()[0]
     assert job.returncode == 1 and "BAD" in text, text[-4000:]
+
+
+def alone(name, *args):
+    """What it says of the states that it has judged; it must find nothing wrong."""
+    done = subprocess.run([FAULTS.with_name(name), *map(str, args)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    return int(re.search(r"(\d+) states", done.stdout)[1])
+
+
+@pytest.mark.asan
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("first, last", [(0, 12), (1000, 1003), (2000, 2003)])
+def test_allocations_over_nodes(first, last):
+    """FEATURES 3.063, 11.001: formats over filters, parts of files and other images, with LUKS, with snapshots and resizes: one allocation in three fails, once or from then on"""
+    step = 1 if SOAK else 3 * STRIDE
+    assert alone("under-alloc", "faults", "every", step, first, last) >= 750 // step
+
+
+@pytest.mark.asan
+@pytest.mark.timeout(300)
+def test_opened_in_another_way():
+    """FEATURES 11.005: an image goes on as it was open, with nothing left over, when it cannot be opened for writing, or for reading again"""
+    assert alone("switch-faults", 0, 3) > 1000
