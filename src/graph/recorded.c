@@ -28,6 +28,17 @@ static const char *beside_name(struct co *co, struct graph_node *n)
     return data_is_recorded(co, n) ? NULL : "has another external data file than its header records";
 }
 
+/* Is what lies below n, all the way down, what headers say (N2)? */
+static bool chain_is_recorded(const struct graph_node *n)
+{
+    for (const struct graph_node *below; n; n = below) {
+        below = graph_skip_filters(n->backing);
+        if (below ? n->below_serial != below->serial : n->backing_filename != NULL)
+            return false;
+    }
+    return true;
+}
+
 int graph_name_check(struct co *co, struct graph_node *n, const char *instead, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
@@ -35,6 +46,8 @@ int graph_name_check(struct co *co, struct graph_node *n, const char *instead, s
     if (!image)
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing: no file name means it", n->name);
     const char *why = beside_name(co, image);
+    if (!why && !chain_is_recorded(image))
+        why = "lies over other backing images than headers record";
     return why ? byre_fail(err, NOT_SUPPORTED, "%s: node '%s' %s, which no file name says, so it cannot be recorded as a backing file; %s", image->filename, image->name, why, instead) : 0;
 }
 
@@ -51,13 +64,28 @@ static bool same_path(const char *a, const char *b)
     return same;
 }
 
-/* Would `image` be opened in its format? Where none is recorded it is guessed. */
+/* Would this be guessed? Of a raw disk that depends on what is in it. */
+static bool is_guessed(struct co *co, const struct graph_node *image)
+{
+    uint8_t head[PROBE_BYTES];
+    struct iovec slot;
+    if (image->g->policy == GRAPH_STRICT)
+        return false;
+    if (image->probed || !image->is_raw)
+        return true;
+    struct stor *s = stor_share(image->im->store);
+    int r = stor_read(co, s, iov_one(&slot, head, sizeof head), 0);
+    stor_close(co, s);
+    return !r && fmt_probe(head, sizeof head) == &fmt_raw_ops;
+}
+
+/* Would `image` be opened in its format? */
 static bool same_format(struct co *co, const struct graph_node *n, const struct graph_node *image)
 {
     struct fmt_info info = { 0 };
     if (n->im->ops->info(co, n->im, &info, NULL))
         return false;
-    bool same = info.backing_format ? fmt_by_name(info.backing_format) == image->im->ops : image->probed;
+    bool same = info.backing_format ? fmt_by_name(info.backing_format) == image->im->ops : is_guessed(co, image);
     fmt_info_fini(&info);
     return same;
 }
@@ -79,10 +107,5 @@ bool node_is_as_recorded(struct graph_node *n)
 {
     if (n->data_node || (n->how && n->how->ref.data_path))
         return false;
-    for (struct graph_node *below; n; n = below) {
-        below = graph_skip_filters(n->backing);
-        if (below ? n->below_serial != below->serial : n->backing_filename != NULL)
-            return false;
-    }
-    return true;
+    return chain_is_recorded(n);
 }

@@ -194,3 +194,83 @@ def test_still_shared(start, tmp_path):
     client.ok("blockdev-add", driver="qcow2", node_name="t", file=file_of(tmp_path / "t.qcow2"))
     assert sorted(n["node-name"] for n in client.ok("query-named-block-nodes") if n["drv"] == "qcow2") == ["b", "m", "t"]
     assert daemon.stop()[0] == 0
+
+
+CHAINS = ["other", "none", "unrecorded", "below", "reopened", "filter"]
+
+
+@pytest.fixture
+def rechained(start, tmp_path):
+    """rechained(how, peer): a client whose node "m" rests on other images than its header says; "filter": on those that it says, below a filter."""
+    images(tmp_path)
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "bare.qcow2", "1M")
+
+    def one(how, peer):
+        daemon = start("daemon", peer=peer)
+        client = daemon.qmp()
+        for b in ("b1", "b2"):
+            client.ok("blockdev-add", driver="qcow2", node_name=b, read_only=True, file=file_of(tmp_path / f"{b}.qcow2"))
+        path = tmp_path / {"unrecorded": "bare.qcow2", "below": "t.qcow2"}.get(how, "m.qcow2")
+        below = {"none": None, "reopened": "b1"}.get(how, "b2")
+        if how == "filter":
+            client.ok("blockdev-add", driver="blkdebug", node_name="c", image="b1", read_only=True)
+            below = "c"
+        if how == "below":
+            client.ok("blockdev-add", driver="qcow2", node_name="mm", read_only=True, file=file_of(tmp_path / "m.qcow2"), backing="b2")
+            below = "mm"
+        client.ok("blockdev-add", driver="qcow2", node_name="m", read_only=True, file=file_of(path, **{"node-name": "mf"}), backing=below)
+        if how == "reopened":
+            client.ok("blockdev-reopen", options=[{"driver": "qcow2", "read-only": True, "node-name": "m", "file": "mf", "backing": "b2"}])
+        return daemon, client
+    return one
+
+
+@pytest.mark.parametrize("how,peer", [(h, p) for h in CHAINS for p in (False, True) if h != "filter" or not p])
+def test_other_backing_images(rechained, tmp_path, how, peer):
+    """FEATURES 9.046, 9.055, 9.073: a node whose backing image is another one than its header says is not recorded by the name of its file, which would show that one; the peer
+    records all of it. Images below a filter are the same."""
+    (daemon, client), shown = rechained(how, peer), 1 if how == "filter" else 0 if how == "none" else 2
+    new, top = tmp_path / "new.qcow2", tmp_path / "top.qcow2"
+    run.qemu_img("create", "-q", "-f", "qcow2", top, "1M")
+    calls = (("blockdev-snapshot-sync", {"node_name": "m", "snapshot_file": str(new), "snapshot_node_name": "s"}),
+             ("block-stream", {"job_id": "j", "device": "top", "base_node": "m"}),
+             ("drive-backup", {"job_id": "j", "device": "top", "target": str(new), "format": "qcow2", "sync": "top"}))
+    if peer or how == "filter":
+        client.ok(calls[0][0], **calls[0][1])
+    else:
+        client.ok("blockdev-add", driver="qcow2", node_name="top", file=file_of(top), backing="m")
+        for command, words in calls:
+            said = client.refused(command, **words)
+            assert "other backing images than headers record" in said and "'m'" in said, command
+        assert not new.exists() and client.ok("query-jobs") == [] and backing_of(top) is None
+        client.ok("blockdev-del", node_name="top")
+        name = {"none": "bare"}.get(how, "b2")           # an image that says what the node shows
+        run.qemu_img("create", "-q", "-f", "qcow2", "-b", tmp_path / f"{name}.qcow2", "-F", "qcow2", new)
+        client.ok("blockdev-snapshot-sync", node_name="m", snapshot_file=str(new), snapshot_node_name="s", mode="existing")
+    assert daemon.stop()[0] == 0
+    run.qemu_io(new, f"read -P {shown} 0 1M", options=["-r"])
+
+
+def test_formats_that_are_not_recorded(start, tmp_path):
+    """FEATURES 9.055: where a header says no format, the name means what would be guessed: not a raw disk in which there is an image."""
+    raw, image, over = tmp_path / "raw", tmp_path / "image", tmp_path / "over"
+    run.qemu_img("create", "-q", "-f", "raw", raw, "1M")
+    run.qemu_img("create", "-q", "-f", "qcow2", image, "1M")
+    for n, (below, fmt, fits) in enumerate(((image, "qcow2", True), (raw, "raw", True), (image, "raw", False))):
+        run.qemu_img("create", "-q", "-f", "qcow2", over, "1M")
+        run.run("/usr/bin/python3", "-c", f"""
+import struct
+f = open({str(over)!r}, "r+b")
+f.seek(8); f.write(struct.pack(">QI", 4096, {len(str(below))}))
+f.seek(4096); f.write({str(below).encode()!r})
+""")
+        daemon = start("daemon")
+        client = daemon.qmp()
+        client.ok("blockdev-add", driver=fmt, node_name="b", read_only=True, file=file_of(below))
+        client.ok("blockdev-add", driver="qcow2", node_name="o", file=file_of(over), backing="b")
+        call = {"node_name": "o", "snapshot_file": str(tmp_path / f"s{n}"), "snapshot_node_name": "s"}
+        if fits:
+            client.ok("blockdev-snapshot-sync", **call)
+        else:
+            assert "other backing images" in client.refused("blockdev-snapshot-sync", **call)
+        assert daemon.stop()[0] == 0
