@@ -101,7 +101,8 @@ enum {
                                   * clusters; -ENOTSUP: the format or the image cannot */
 };
 BYRE_EXPORT BYRE_MUST_USE int byre_read(struct byre_image *image, void *buf, size_t len, uint64_t off);
-/* Reads the VM state that lies behind the disk, addressed from 0; what was never saved is zeros. -ENOTSUP: the format keeps none. */
+/* Reads the VM state that lies behind the disk, addressed from 0; what was never saved is zeros. Where the image's own
+ * format keeps none, that of the first image which it filters or whose content is its file. -ENOTSUP: none does. */
 BYRE_EXPORT BYRE_MUST_USE int byre_read_state(struct byre_image *image, void *buf, size_t len, uint64_t off);
 /* Writes it; all other requests wait meanwhile. -EFBIG: past what the format can address; -EBUSY: a scrub or a compaction runs; -ENOTSUP
  * also for an image with an external data file. */

@@ -21,8 +21,8 @@ BYRE_EXPORT BYRE_MUST_USE int byre_secret_add(struct byre_ctx *ctx, const char *
 BYRE_EXPORT int byre_secret_remove(struct byre_ctx *ctx, const char *id);
 /* Adds an object by its definition in the words of the ecosystem's tools: "secret,id=ID,data=TEXT" or
  * "secret,id=ID,file=PATH", with ",format=base64" where the secret is written so, and ",keyid=ID2,iv=BASE64" where it is
- * encrypted by another secret; or the same as a JSON object. The types are those of --object in byre(1): secret, tls-creds-x509,
- * tls-creds-psk, tls-creds-anon, and the authz-* rules. May read files, and blocks while it does. */
+ * encrypted by another secret; or the same as a JSON object. The types are those of --object in byre(1): secret, throttle-group,
+ * tls-creds-x509, tls-creds-psk, tls-creds-anon, and the authz-* rules. May read files, and blocks while it does. */
 BYRE_EXPORT BYRE_MUST_USE int byre_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err);
 
 #ifdef __cplusplus

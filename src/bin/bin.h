@@ -52,7 +52,7 @@ struct cmd {
 struct common { bool help; struct opt_list objects; };
 #define ROW_HELP { "help", 'h', OPT_BOOL, OPT_AT(struct common, help), .help = "show this help and exit" }
 #define ROW_TRACE { "trace", 'T', OPT_STR, .flags = OPT_NEVER, .arg = "PATTERN", .help = "no trace points are built in; statistics and events (byre-qmp) tell what happens" }
-#define ROW_OBJECT { "object", 0, OPT_LIST, OPT_AT(struct common, objects), .arg = "DEFINITION", .help = "an object that options refer to: secret,id=ID,data=TEXT, secret,id=ID,file=PATH, tls-creds-x509,id=ID,dir=PATH,...; may be repeated" }
+#define ROW_OBJECT { "object", 0, OPT_LIST, OPT_AT(struct common, objects), .arg = "DEFINITION", .help = "an object that options refer to: secret,id=ID,data=TEXT, secret,id=ID,file=PATH, throttle-group,id=ID,limits.iops-total=N, tls-creds-x509,id=ID,dir=PATH,...; may be repeated" }
 #define ROW_IMAGE_OPTS(T) { "image-opts", 0, OPT_BOOL, OPT_AT(T, image_opts), .help = "FILE is a list of node options (driver=qcow2,file.filename=x)" }
 #define ROW_FORMAT(T) { "format", 'f', OPT_STR, OPT_AT(T, format), .arg = "FMT", .help = "format of the image; probed when not given" }
 #define ROW_QUIET(T) { "quiet", 'q', OPT_BOOL, OPT_AT(T, quiet), .help = "print errors only" }

@@ -22,44 +22,13 @@
 
 /* ---- throttle groups ---- */
 
-/* Members of an object change *l. */
-static int take_limits(const json_t *o, struct throttle_limits *l, struct byre_err *err)
-{
-    const char *key;
-    json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)o, key, v) {
-        int r = throttle_option(l, key, v, err);
-        if (r < 0)
-            return r;
-        if (!r)
-            return byre_fail(err, BAD_OPTION, "a throttle group has no limit '%s'", key);
-    }
-    return throttle_check(l, err);
-}
-
-/* "limits": {...} or "x-iops-total": 7. */
-static int take_member(const char *key, const json_t *v, struct throttle_limits *l, struct byre_err *err)
-{
-    if (!strcmp(key, "qom-type") || !strcmp(key, "id"))
-        return 0;
-    if (!strcmp(key, "limits"))
-        return json_is_object(v) ? take_limits(v, l, err) : byre_fail(err, BAD_OPTION, "'limits' must be an object");
-    int r = strncmp(key, "x-", 2) ? 0 : throttle_option(l, key + 2, v, err);
-    return r > 0 ? 0 : r < 0 ? r : byre_fail(err, BAD_OPTION, "throttle-group has no property '%s'", key);
-}
-
 int ctl_throttle_add(struct ctl_call *call)
 {
-    const char *id = json_string_value(json_object_get(call->arguments, "id")), *key;
     struct throttle_limits l = { 0 };
     struct throttle_group *t;
-    json_t *v;
-    json_object_foreach(call->arguments, key, v) {
-        int r = take_member(key, v, &l, &call->err);
-        if (r)
-            return r;
-    }
-    int r = throttle_group_new(call->c->env.graph, id, &l, &t, &call->err);
+    int r = throttle_members(call->arguments, &l, &call->err);
+    if (!r)
+        r = throttle_group_new(call->c->env.graph, json_string_value(json_object_get(call->arguments, "id")), &l, &t, &call->err);
     if (!r)
         throttle_group_keep(t);
     return r;
@@ -173,7 +142,7 @@ static int run_set(struct co *co, struct ctl_call *call)
     }
     if (!json_is_object(a->value))
         return byre_fail(&call->err, BAD_ARGUMENT, "'limits' must be an object");
-    int r = take_limits(a->value, &l, &call->err);
+    int r = throttle_limits_take(a->value, &l, &call->err);
     if (!r)
         throttle_group_set(t, &l);
     return r;

@@ -141,8 +141,8 @@ struct graph_node *graph_next(struct graph *g, struct graph_node *prev);   /* it
 /* ---- requests: any loop, suspend, 0 or -errno ---- */
 enum { GRAPH_FUA = 1u << 0, GRAPH_UNMAP = 1u << 1, GRAPH_NO_FALLBACK = 1u << 2, GRAPH_COMPRESS = 1u << 3 };
 MUST_USE int graph_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
-/* Reads the VM state of n's own image, addressed from 0; what was never saved is zeros, whatever the layers below hold. -ENOTSUP: the
- * format keeps none; -EIO: past what can be addressed. */
+/* Reads the VM state of the first image among n, what it filters, and what its file lies in, whose format keeps one; addressed from 0, and what was never
+ * saved is zeros, whatever backing images hold. -ENOTSUP: none does; -EIO: past what can be addressed. */
 MUST_USE int graph_read_state(struct co *co, struct graph_node *n, struct iov v, uint64_t off);
 /* Writes it. No request runs meanwhile. -EFBIG: past what the format can address; -EBUSY: not now (a scrub runs); -EPERM: read-only. */
 MUST_USE int graph_write_state(struct co *co, struct graph_node *n, struct iov v, uint64_t off);

@@ -16,8 +16,8 @@
  */
 #include <stdlib.h>
 
-#include "graph/filter.h"
 #include "graph/stats_priv.h"
+#include "graph/under.h"
 
 /* ---- pieces in flight ---- */
 
@@ -169,6 +169,7 @@ int state_read(struct co *co, struct graph_node *n, struct iov v, uint64_t pos)
     return r;
 }
 
+/* By recursion into a node below a format: UNDER_LEVELS_MAX of them at most. */
 int graph_read_state(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 {
     epoch_token t = gate_enter(co, n);
@@ -177,6 +178,8 @@ int graph_read_state(struct co *co, struct graph_node *n, struct iov v, uint64_t
     if (own && own->im->ops->state_at) {
         uint64_t at = own->im->ops->state_at(own->im);
         r = at <= INT64_MAX && range_inside(off, v.len_bytes, INT64_MAX - at) ? state_read(co, own, v, at + off) : -EIO;
+    } else if (own && under_is_store(own->im->store)) {
+        r = graph_read_state(co, under_door(own->im->store), v, off);
     }
     gate_leave(co, n, t);
     return r;

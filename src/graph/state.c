@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * state.c: the VM state behind the disk of the top image is written.
+ * state.c: the VM state behind a disk is written.
  *
- * Purpose     Writes what graph_read_state reads (FEATURES 1.058).
+ * Purpose     Writes what graph_read_state reads (FEATURES 1.058, 11.033).
  * Owns        Nothing.
  * Invariants  S1  What is around the bytes in their clusters is the state that was there, or zeros: never what the layers below hold
  *                 at that place of their disks.
@@ -16,7 +16,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "graph/graph_priv.h"
+#include "graph/under.h"
 
 #define STEP_BYTES (1u << 20)
 #define BUF_ALIGN 4096u
@@ -81,23 +81,34 @@ static int write_drained(struct co *co, struct graph_node *n, struct iov v, uint
     return r;
 }
 
+/* The first of n and what it lies over, filters and files, that keeps a state (FEATURES 11.033). Home. */
+static struct graph_node *keeper_of(struct graph_node *n)
+{
+    for (n = graph_skip_filters(n); n && !n->im->ops->state_at;)
+        n = under_is_store(n->im->store) ? graph_skip_filters(n->file) : NULL;
+    return n && n->im->ops->state_room ? n : NULL;
+}
+
 struct state_write { struct graph_node *n; struct iov v; uint64_t off; };
 
 static int write_home(struct co *co, void *arg)
 {
     const struct state_write *s = arg;
-    node_whole_begin(co, s->n);
-    int r = write_drained(co, s->n, s->v, s->off);
-    if (!r && s->n->writethrough)
-        r = s->n->im->ops->flush(co, s->n->im);
-    node_whole_end(s->n);
-    return r;
+    struct graph_node *n = keeper_of(s->n);
+    if (!n)
+        return -ENOTSUP;
+    graph_ref(n);
+    node_whole_begin(co, n);
+    int r = n->read_only ? -EPERM : write_drained(co, n, s->v, s->off);
+    if (!r && (s->n->writethrough || n->writethrough))
+        r = n->im->ops->flush(co, n->im);
+    node_whole_end(n);
+    int closed = node_unref(co, n);
+    return r ? r : closed;
 }
 
 int graph_write_state(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 {
     struct state_write s = { n, v, off };
-    if (n->read_only)
-        return -EPERM;
-    return n->im->ops->state_at && n->im->ops->state_room ? rt_call(co, n->g->home, write_home, &s) : -ENOTSUP;
+    return n->read_only ? -EPERM : rt_call(co, n->g->home, write_home, &s);
 }

@@ -138,6 +138,42 @@ int throttle_check(const struct throttle_limits *l, struct byre_err *err)
     return r;
 }
 
+int throttle_limits_take(const json_t *o, struct throttle_limits *l, struct byre_err *err)
+{
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)o, key, v) {
+        int r = throttle_option(l, key, v, err);
+        if (r < 0)
+            return r;
+        if (!r)
+            return byre_fail(err, BAD_OPTION, "a throttle group has no limit '%s'", key);
+    }
+    return throttle_check(l, err);
+}
+
+/* "limits": {...} or "x-iops-total": 7. */
+static int take_member(const char *key, const json_t *v, struct throttle_limits *l, struct byre_err *err)
+{
+    if (!strcmp(key, "qom-type") || !strcmp(key, "id"))
+        return 0;
+    if (!strcmp(key, "limits"))
+        return json_is_object(v) ? throttle_limits_take(v, l, err) : byre_fail(err, BAD_OPTION, "'limits' must be an object");
+    int r = strncmp(key, "x-", 2) ? 0 : throttle_option(l, key + 2, v, err);
+    return r > 0 ? 0 : r < 0 ? r : byre_fail(err, BAD_OPTION, "throttle-group has no property '%s'", key);
+}
+
+int throttle_members(const json_t *o, struct throttle_limits *l, struct byre_err *err)
+{
+    const char *key;
+    json_t *v;
+    int r = 0;
+    json_object_foreach((json_t *)(uintptr_t)o, key, v)
+        if (!r)
+            r = take_member(key, v, l, err);
+    return r;
+}
+
 /* ---- groups ---- */
 
 struct throttle_group *throttle_group_find(struct graph *g, const char *name)

@@ -25,6 +25,11 @@ MUST_USE int throttle_option(struct throttle_limits *l, const char *key, const j
 const char *throttle_nth(const struct throttle_limits *l, unsigned i, uint64_t *ret);
 MUST_USE int throttle_check(const struct throttle_limits *l, struct byre_err *err);
 
+/* Members of an object change *l, all of them or an error; together they must be sound. */
+MUST_USE int throttle_limits_take(const json_t *o, struct throttle_limits *l, struct byre_err *err);
+/* What an object of the type throttle-group says: "limits": {...}, or "x-iops-total": 7 and its sisters; "id" and "qom-type" are passed over. */
+MUST_USE int throttle_members(const json_t *o, struct throttle_limits *l, struct byre_err *err);
+
 struct throttle_group;
 MUST_USE int throttle_group_new(struct graph *g, const char *name, const struct throttle_limits *l, struct throttle_group **ret_t, struct byre_err *err);
 /* Refused while a node uses it. */

@@ -225,6 +225,8 @@ bool node_has_free_length(const struct graph_node *n)
 
 bool under_is_store(const struct stor *s) { return s && s->ops == &under_ops; }
 
+struct graph_node *under_door(const struct stor *s) { return of((struct stor *)(uintptr_t)s)->at; }
+
 struct graph_node *under_file(const struct stor *s)
 {
     struct graph_node *b = NULL;

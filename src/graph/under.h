@@ -12,6 +12,8 @@
 /* n as a store for an image named `who`, which says itself what it does to n (graph_user). Home; closed there, before n is. */
 MUST_USE int under_new(struct co *co, struct graph_node *n, const char *who, bool read_only, struct stor **ret_s, struct byre_err *err);
 bool under_is_store(const struct stor *s);
+/* Of such a store: requests to the node go by this, also while others wait for it to be drained. */
+struct graph_node *under_door(const struct stor *s);
 /* The node at the bottom that shows a file as it is, or a part of it. NULL: s is no such store, or what it shows is made of more than bytes of a file,
  * which may change while that stays the same. */
 struct graph_node *under_file(const struct stor *s);

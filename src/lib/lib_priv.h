@@ -7,7 +7,7 @@
  *   queue.c    asynchronous requests
  *   job.c      a blocking call that runs behind: one result, waited for by a thread. What has states and verbs is src/job
  *   chain.c    commit and rebase; image_opts.c: options of nodes
- *   amend.c bitmap.c check.c compact.c convert.c create.c export.c info.c map.c measure.c nbd_list.c scrub.c secret.c snapshot.c tls_object.c tree.c version.c
+ *   amend.c bitmap.c check.c compact.c convert.c create.c export.c info.c map.c measure.c nbd_list.c scrub.c secret.c snapshot.c throttle_object.c tls_object.c tree.c version.c
  *              what their names say
  *
  * Concurrency  Callers' threads come in by lib_call alone; what it runs, runs on a loop: requests on one in turn, everything else on the home loop.
@@ -79,8 +79,10 @@ static inline struct rt_loop *lib_home(struct byre_ctx *ctx)
 }
 struct rt_loop *lib_next_loop(struct byre_ctx *ctx);
 
-/* tls_object.c: as byre_object_add; 1: it is no such object. */
+/* tls_object.c, throttle_object.c: as byre_object_add; 1: it is no such object. */
 MUST_USE int lib_tls_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err);
+MUST_USE int lib_throttle_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err);
+bool lib_throttle_object_has(struct byre_ctx *ctx, const char *id);
 
 /* ---- jobs ---- */
 /* Embedded at the start of each kind of job. run() fills *err on failure; it should look at cancel_wanted between

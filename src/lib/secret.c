@@ -120,7 +120,7 @@ static int check_source(const struct words *w, struct byre_err *err)
 static int check_words(const struct words *w, struct byre_err *err)
 {
     if (!w->type || (strcmp(w->type, "secret") && !in_keyring(w)))
-        return byre_fail(err, NOT_SUPPORTED, "objects of the type '%s' are not supported (secret, secret_keyring, tls-creds-... and authz-... are)", w->type ? w->type : "");
+        return byre_fail(err, NOT_SUPPORTED, "objects of the type '%s' are not supported (secret, secret_keyring, throttle-group, tls-creds-... and authz-... are)", w->type ? w->type : "");
     if (!w->id)
         return byre_fail(err, BAD_OPTION, "an object needs an 'id'");
     if (!id_is_good(w->id, SIZE_MAX))
@@ -286,7 +286,7 @@ static int add_words(struct byre_ctx *ctx, const struct words *w, struct byre_er
         r = byre_fail(err, BAD_ARGUMENT, "the secret '%s' is not in base64", w->id);
     if (!r && w->keyid)
         r = decrypt(ctx, w, &b, err);
-    if (!r && tls_set_has(ctx->tls, w->id))
+    if (!r && (tls_set_has(ctx->tls, w->id) || lib_throttle_object_has(ctx, w->id)))
         r = byre_fail(err, EXISTS, "there is an object '%s' already", w->id);
     if (!r)
         r = byre_secret_add(ctx, w->id, b.p, b.len, err);
@@ -297,7 +297,9 @@ static int add_words(struct byre_ctx *ctx, const struct words *w, struct byre_er
 int byre_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err)
 {
     struct words w = { .type = NULL };
-    int r = lib_tls_object_add(ctx, definition, err);
+    int r = lib_throttle_object_add(ctx, definition, err);
+    if (r > 0)
+        r = lib_tls_object_add(ctx, definition, err);
     if (r <= 0)
         return r;
     r = definition[0] == '{' ? parse_json(&w, definition, err) : parse_list(&w, definition, err);

@@ -167,8 +167,8 @@ static int add(struct byre_ctx *ctx, const struct words *w, struct byre_err *err
         return byre_fail(err, BAD_OPTION, "'%s' is no id: a letter, then letters, digits, '-', '.' and '_'", w->id);
     struct secret *same = secret_get(ctx->secrets, w->id);
     secret_put(same);
-    if (same)
-        return byre_fail(err, EXISTS, "there is a secret '%s' already", w->id);
+    if (same || lib_throttle_object_has(ctx, w->id))
+        return byre_fail(err, EXISTS, "there is a %s '%s' already", same ? "secret" : "throttle group", w->id);
     char *password = NULL;
     int r = take_password(ctx, w, &password, err);
     all.password = password;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Names of the offline commands that nest nodes, by lists of options and json:, beside the peer (FEATURES 3.063, 11.001)."""
 import json
+import time
 
 import pytest
 
@@ -135,3 +136,75 @@ def test_what_is_created_opens(stacked, tmp_path):
         for peer in (False, True):
             out = io(peer, "-r", "-c", "length", tmp_path / "sub" / name).out
             assert out == "32 MiB\n"
+
+
+STATE = {"qcow2 over a filter": "driver=qcow2,file.driver=throttle,file.throttle-group=g,file.file.filename={q}", "filter": "driver=throttle,throttle-group=g,file.driver=qcow2,file.file.filename={q}",
+         "format": "driver=raw,file.driver=qcow2,file.file.filename={q}", "part": "driver=raw,offset=64k,size=1M,file.driver=qcow2,file.file.filename={q}",
+         "another filter": "driver=blkdebug,image.driver=qcow2,image.file.filename={q}", "copy-on-read": "driver=copy-on-read,file.driver=qcow2,file.file.filename={q}",
+         "all of them": "driver=throttle,throttle-group=g,file.driver=raw,file.file.driver=blkdebug,file.file.image.driver=raw,file.file.image.file.driver=qcow2,file.file.image.file.file.filename={q}"}
+
+
+@BOTH
+@pytest.mark.parametrize("form", STATE)
+def test_vm_state(tmp_path, form, peer):
+    """FEATURES 11.033, 6.004: the VM state is that of the first node that keeps one; one saves it, both read it there and in the image itself, and the disk is as it was."""
+    q, group = tmp_path / "q", ("--object", "throttle-group,id=g")
+    run.qemu_img("create", "-q", "-f", "qcow2", q, "4M")
+    run.qemu_io(q, "write -P 5 0 1M")
+    opts = STATE[form].format(q=q)
+    for _ in range(2):                           # the second time in place
+        out = io(peer, *group, "--image-opts", "-c", "write -b -P 9 64k 8k", "-c", "write -b -P 8 5M 512", "-c", "flush", "-c", "read -b -P 9 64k 8k", opts)
+        assert "fail" not in out.out + out.err
+    reads = [w for c in ("-P 9 64k 8k", "-P 8 5M 512", "-P 0 0 64k", "-P 0 72k 1M", "-P 0 9M 64k") for w in ("-c", f"read -b {c}")]
+    for other in (False, True):
+        for words in ((q,), (*group, "--image-opts", opts)):
+            if form == "copy-on-read" and len(words) > 1:
+                continue                         # it writes, so it cannot lie over an image that is only read
+            out = io(other, "-r", *reads, *words[:-1], words[-1]).out
+            assert "fail" not in out and out.count(" bytes at offset") == 5
+    run.qemu_io(q, "read -P 5 0 1M", "read -P 0 1M 3M", options=["-r"])
+    run.qemu_img("check", q)
+
+
+@BOTH
+@pytest.mark.parametrize("opts", ["driver=raw,file.driver=throttle,file.throttle-group=g,file.file.filename={q}", "driver=throttle,throttle-group=g,file.driver=raw,file.file.filename={q}"])
+def test_no_vm_state(tmp_path, opts, peer):
+    """FEATURES 11.033: where no node keeps one, neither is done."""
+    run.qemu_img("create", "-q", "-f", "raw", tmp_path / "q", "4M")
+    for command in ("read", "write"):
+        out = io(peer, "--object", "throttle-group,id=g", "--image-opts", "-c", f"{command} -b 0 512", opts.format(q=tmp_path / "q"), code=None)
+        assert f"{command} failed: Operation not supported" in out.out + out.err
+
+
+def test_vm_state_of_what_is_only_read(stacked):
+    """FEATURES 11.033: an image that is open for reading keeps its state"""
+    over = stacked[0].replace("driver=qcow2", "driver=raw", 1)
+    assert "fail" not in io(False, "--image-opts", "-c", "write -b -P 3 0 512", over).out
+    for opts in (over, over + ",file.read-only=on"):
+        out = io(False, "-r", "--image-opts", "-c", "write -b -P 4 0 512", "-c", "read -b -P 3 0 512", opts, code=None)
+        assert "write failed: Operation not permitted" in out.out + out.err and "verification" not in out.out and "read 512/512" in out.out
+
+
+@BOTH
+@pytest.mark.parametrize("group", ["throttle-group,id=g,limits.iops-total=2", "throttle-group,id=g,x-iops-total=2", '{"qom-type":"throttle-group","id":"g","limits":{"iops-total":2}}'])
+def test_throttle_group(tmp_path, group, peer):
+    """FEATURES 3.050, 3.075: a group of the command line holds its members up, together"""
+    run.qemu_img("create", "-q", "-f", "raw", tmp_path / "a", "1M")
+    opts = f"driver=throttle,throttle-group=g,file.driver=raw,file.file.filename={tmp_path}/a"
+    begun = time.monotonic()
+    out = io(peer, "--object", group, "--image-opts", *("-c", "write 0 512") * 6, opts).out
+    assert out.count("wrote 512/512") == 6 and time.monotonic() - begun > 1.5
+
+
+def test_throttle_group_refusals(tmp_path):
+    """FEATURES 3.075: a group that is not there, ids that are taken, limits that are none or do not go together"""
+    run.qemu_img("create", "-q", "-f", "raw", tmp_path / "a", "1M")
+    opts = ("--image-opts", f"driver=throttle,throttle-group=g,file.driver=raw,file.file.filename={tmp_path}/a")
+    for objects, word in (((), "throttle group 'g'"), (("throttle-group,id=h",), "throttle group 'g'"), (("throttle-group,id=g", "throttle-group,id=g"), "already"),
+                          (("throttle-group,id=g", "secret,id=g,data=x"), "already"), (("secret,id=g,data=x", "throttle-group,id=g"), "already"),
+                          (("throttle-group,id=g", "authz-simple,id=g,identity=x"), "already"), (("throttle-group",), "'id'"), (("throttle-group,id=1",), "'1'"),
+                          (("throttle-group,id=g,x-iops-total=many",), "iops-total"), (("throttle-group,id=g,limits.iops=1",), "'iops'"), (("throttle-group,id=g,nothing=1",), "'nothing'"),
+                          (("throttle-group,id=g,limits.iops-total=1,limits.iops-read=1",), "iops-read"), (('{"qom-type":"throttle-group","id":"g","limits":5}',), "limits")):
+        words = [w for o in objects for w in ("--object", o)]
+        assert word in run.byre("info", *words, *opts, code=1).err, objects
+    assert run.byre("info", "--output=json", "--object", "qom-type=throttle-group,id=g,x-bps-total=0x100000", *opts).json["virtual-size"] == MIB
