@@ -10,7 +10,10 @@
  * Failure      none
  * Tests        ctl_test.c, tests/daemon
  */
+#include <limits.h>
+
 #include "ctl/ctl_priv.h"
+#include "stor/event.h"
 
 #define WORDS(name_, text, ...)                                                                                                 \
     static const char *const name_##_words[] = { __VA_ARGS__, NULL };                                                            \
@@ -90,10 +93,35 @@ static const struct ctl_arg nbd_rows[] = {
 };
 
 /* ---- filters ---- */
+static const char *const debug_event_words[] = { "none",
+#define X(name, word, text) word,
+    STOR_EVENT_ROWS(X)
+#undef X
+    NULL };
+static const struct ctl_shape debug_event = { .name = "BlkdebugEvent", .words = debug_event_words };
+WORDS(debug_iotype, "BlkdebugIOType", "read", "write", "write-zeroes", "discard", "flush", "block-status");
+static const struct ctl_arg debug_error_rows[] = {
+    { "event", CTL_ENUM, true, CTL_AT_NONE, .of = &debug_event, .doc = "What makes the rule hold, for the requests that follow; none: it holds from the beginning." },
+    { "state", CTL_SIZE, false, CTL_AT_NONE, .max = INT_MAX, .doc = "The state in which the event must come; 0: any." },
+    { "iotype", CTL_ENUM, false, CTL_AT_NONE, .of = &debug_iotype, .doc = "Which requests fail; all but block-status when it is not given." },
+    { "errno", CTL_INT, false, CTL_AT_NONE, .doc = "The number of the error; 5 (an I/O error) when it is not given." },
+    { "sector", CTL_INT, false, CTL_AT_NONE, .doc = "Only requests that touch this sector of 512 bytes; -1: all." },
+    { "once", CTL_BOOL, false, CTL_AT_NONE, .doc = "The first request that it meets, and no other." },
+    { "immediately", CTL_BOOL, false, CTL_AT_NONE, .doc = "The request fails at once, not in a later turn of its loop." },
+    SIZE("x-delay-ns"),
+    { "x-skip", CTL_SIZE, false, CTL_AT_NONE, .max = INT_MAX, .doc = "So many requests that it would meet pass first." },
+    CTL_ARGS_END
+};
+static const struct ctl_arg debug_state_rows[] = {
+    { "event", CTL_ENUM, true, CTL_AT_NONE, .of = &debug_event }, { "state", CTL_SIZE, false, CTL_AT_NONE, .max = INT_MAX, .doc = "The state in which the event must come; 0: any." },
+    { "new_state", CTL_SIZE, true, CTL_AT_NONE, .max = INT_MAX, .doc = "The state from then on; it is 1 at first." }, CTL_ARGS_END
+};
+static const struct ctl_shape debug_error = { .name = "BlkdebugInjectErrorOptions", .rows = debug_error_rows }, debug_state = { .name = "BlkdebugSetStateOptions", .rows = debug_state_rows };
 static const struct ctl_arg blkdebug_rows[] = {
     { "image", CTL_ALT, true, CTL_AT_NONE, .of = &ctl_ref_shape },
-    { "inject-error", CTL_ANY, false, CTL_AT_NONE, .list = true, .doc = "What fails, and when." },
-    { "set-state", CTL_ANY, false, CTL_AT_NONE, .list = true, .doc = "What changes the state that rules go by: event, state, new_state." },
+    { "config", CTL_STR, false, CTL_AT_NONE, .doc = "A file of rules, which come before those given here; its form is told in byre(1)." },
+    { "inject-error", CTL_STRUCT, false, CTL_AT_NONE, .of = &debug_error, .list = true, .doc = "What fails, and when." },
+    { "set-state", CTL_STRUCT, false, CTL_AT_NONE, .of = &debug_state, .list = true, .doc = "What changes the state that rules go by." },
     SIZE("align"), SIZE("max-transfer"), SIZE("opt-write-zero"), SIZE("max-write-zero"), SIZE("opt-discard"), SIZE("max-discard"),
     { "take-child-perms", CTL_STR, false, CTL_AT_NONE, .list = true, .doc = "What it asks of the image, beside what others ask through it." },
     { "unshare-child-perms", CTL_STR, false, CTL_AT_NONE, .list = true, .doc = "What it lets nobody else do to the image." }, CTL_ARGS_END

@@ -35,7 +35,7 @@
 #include "fmt/secret.h"
 #include "rt/epoch.h"
 #include "rt/loop.h"
-#include "stor/stor.h"
+#include "stor/event.h"
 
 struct fmt_image;
 

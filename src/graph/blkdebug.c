@@ -1,16 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * blkdebug.c: the filter blkdebug: errors, delays and limits on purpose (FEATURES 3.052, 3.054).
+ * blkdebug.c: the filter blkdebug: errors, delays and limits on purpose (FEATURES 3.052, 3.053, 3.054).
  *
- * Purpose     Rules say which requests fail, how often and with what, or how long they take. Limits say how requests must look that go on.
+ * Purpose     Rules (blkdebug_rules.c) say which requests fail, when and with what, and which stand still. Limits say how requests must look that go on.
  * Owns        The rules of a node; with limits, a store, whose gate (stor.h) makes requests fit: aligned, cut, read-modify-written.
- * Invariants  K1  A rule with "once" applies to one request, whatever loops ask at the same time.
- *             K2  Rules are asked of what goes on, behind the limits.
- *             K3  A request is judged by the state in which it finds the node; what it changes holds for those behind it.
+ * Invariants  K2  Rules are asked of what goes on, behind the limits.
  * Order       None.
- * Concurrency Any loop; a rule is spent by an atomic exchange. Of requests at the same time each may see the state before or behind the others.
+ * Concurrency Any loop.
  * Failure     What the rules say.
- * Tests       tests/cli/filter_test.py
+ * Tests       tests/cli/blkdebug_test.py, tests/daemon/under_test.py
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -18,49 +16,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "graph/filters.h"
+#include "graph/blkdebug.h"
 
-#define RULES_MAX 64u
-
-enum { ON_READ = 1, ON_WRITE = 2, ON_ZERO = 4, ON_DISCARD = 8, ON_FLUSH = 16, ON_ALL = 31 };
-
-struct rule { unsigned on, state, new_state; int error; uint64_t sector, delay_ns; bool has_sector, once; _Atomic bool spent; };
 struct debug_limits { uint64_t align, max_transfer, opt_zero, max_zero, opt_discard, max_discard; };
 struct rules {
     struct stor s;                       /* first. What requests pass when there are limits */
+    struct stor_events events;           /* of s: its gate says when it reads, to write what was not asked for */
     struct graph_node *n;
     bool limited;
     struct debug_limits lim;
-    _Atomic unsigned state;              /* 1 at first */
-    unsigned count, errors;              /* the first `errors` of them are those of inject-error, the others of set-state */
-    struct rule rule[];
+    struct debug_rules rules;
 };
 
-/* K3. The state that a request finds. */
-static unsigned pass_state(struct rules *all, unsigned on)
-{
-    unsigned found = atomic_load(&all->state);
-    for (unsigned i = all->errors; i < all->count; i++)
-        if (all->rule[i].on & on && (!all->rule[i].state || all->rule[i].state == found))
-            atomic_store(&all->state, all->rule[i].new_state);
-    return found;
-}
+static struct debug_rules *rules_of(const struct graph_node *n) { return &((struct rules *)n->flt_arg)->rules; }
 
-static int apply(struct co *co, struct graph_node *n, unsigned on, uint64_t off, uint64_t len)
+static int apply(struct co *co, struct graph_node *n, unsigned on, uint64_t off, uint64_t len) { return debug_rules_apply(co, rules_of(n), on, off, len); }
+
+static void debug_event(struct co *co, struct graph_node *n, enum stor_event_kind what) { debug_rules_event(co, rules_of(n), what); }
+
+static void gate_event(struct co *co, struct stor_events *e, enum stor_event_kind what)
 {
-    struct rules *all = n->flt_arg;
-    unsigned state = pass_state(all, on);
-    for (unsigned i = 0; i < all->errors; i++) {
-        struct rule *u = &all->rule[i];
-        bool here = !u->has_sector || (u->sector >= off / SECTOR && u->sector < div_up(off + len, SECTOR));
-        if (!(u->on & on) || !here || (u->state && u->state != state) || (u->once && atomic_exchange(&u->spent, true)))
-            continue;
-        if (u->delay_ns)
-            (void)co_sleep(co, u->delay_ns);     /* cut short when the request's coroutine is cancelled */
-        if (u->error)
-            return -u->error;
-    }
-    return 0;
+    debug_rules_event(co, &CONTAINER_OF(e, struct rules, events)->rules, what);
 }
 
 /* ---- behind the limits (K2) ---- */
@@ -73,8 +49,12 @@ static int read_on(struct co *co, struct graph_node *n, struct iov v, uint64_t o
 
 static int write_on(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
 {
+    debug_event(co, n, STOR_EV_PWRITEV);
     int r = apply(co, n, ON_WRITE, off, v.len_bytes);
-    return r ? r : node_write(co, n->backing, v, off, flags);
+    if (!r)
+        r = node_write(co, n->backing, v, off, flags);
+    debug_event(co, n, STOR_EV_PWRITEV_DONE);
+    return r;
 }
 
 /* In steps of at most `most` bytes (0: no limit). */
@@ -83,9 +63,13 @@ static int in_steps(struct co *co, struct graph_node *n, unsigned on, uint64_t o
     int r = 0;
     for (uint64_t part; len && !r; off += part, len -= part) {
         part = most ? min_u64(len, most - off % most) : len;
+        if (on == ON_ZERO)
+            debug_event(co, n, STOR_EV_PWRITEV_ZERO);
         r = apply(co, n, on, off, part);
         if (!r)
             r = on == ON_ZERO ? node_zero(co, n->backing, off, part, flags) : node_discard(co, n->backing, off, part);
+        if (on == ON_ZERO)
+            debug_event(co, n, STOR_EV_PWRITEV_DONE);
     }
     return r;
 }
@@ -121,7 +105,7 @@ static int limit_zero(struct co *co, struct stor *s, uint64_t off, uint64_t len,
 
 static int limit_flush(struct co *co, struct stor *s)
 {
-    int r = apply(co, of(s)->n, ON_FLUSH, 0, UINT64_MAX - SECTOR);
+    int r = apply(co, of(s)->n, ON_FLUSH, 0, 0);
     return r ? r : node_flush(co, of(s)->n->backing);
 }
 
@@ -170,14 +154,17 @@ static int debug_discard(struct co *co, struct graph_node *n, uint64_t off, uint
 
 static int debug_flush(struct co *co, struct graph_node *n)
 {
-    int r = apply(co, n, ON_FLUSH, 0, UINT64_MAX - SECTOR);
+    int r = apply(co, n, ON_FLUSH, 0, 0);
     return r ? r : node_flush(co, n->backing);
 }
 
+static int debug_status(struct co *co, struct graph_node *n, uint64_t off, uint64_t len) { return apply(co, n, ON_STATUS, off, len); }
+
 static void rules_free(struct rules *all)
 {
-    if (all && all->limited)
+    if (all->limited)
         stor_fini(&all->s);
+    debug_rules_fini(&all->rules);
     free(all);
 }
 
@@ -186,112 +173,7 @@ static void debug_end(struct co *co, struct graph_node *n) { rules_free(n->flt_a
 static uint64_t debug_max(const struct graph_node *n) { return ((const struct rules *)n->flt_arg)->lim.max_transfer; }
 
 static const struct filter_ops debug_ops = { .name = "blkdebug", .read = debug_read, .write = debug_write, .zero = debug_zero, .discard = debug_discard,
-                                             .flush = debug_flush, .max_transfer = debug_max, .free = debug_end };
-
-/* ---- options ---- */
-
-static const struct { const char *name; unsigned on; } kinds[] = {
-    { "read", ON_READ }, { "write", ON_WRITE }, { "write-zeroes", ON_ZERO }, { "discard", ON_DISCARD }, { "flush", ON_FLUSH },
-}, events[] = {
-    { "none", ON_ALL }, { "read_aio", ON_READ }, { "write_aio", ON_WRITE }, { "pwritev", ON_WRITE }, { "pwritev_zero", ON_ZERO }, { "flush_to_disk", ON_FLUSH },
-    { "flush_to_os", ON_FLUSH },
-};
-
-/* *on keeps what both allow. */
-static int narrow_event(const char *name, unsigned *on, struct byre_err *err)
-{
-    for (size_t i = 0; i < sizeof events / sizeof events[0]; i++)
-        if (!strcmp(events[i].name, name)) {
-            *on &= events[i].on;
-            return 0;
-        }
-    return byre_fail(err, NOT_SUPPORTED, "blkdebug: the event '%s' is not supported", name);
-}
-
-static int narrow_kind(const char *name, unsigned *on, struct byre_err *err)
-{
-    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
-        if (!strcmp(kinds[i].name, name)) {
-            *on &= kinds[i].on;
-            return 0;
-        }
-    return byre_fail(err, BAD_OPTION, "blkdebug: 'iotype' cannot be '%s'", name);
-}
-
-static int take_member(struct rule *u, const char *key, const json_t *v, struct byre_err *err)
-{
-    const char *s = json_string_value(v);
-    bool number = json_is_integer(v);
-    if (!strcmp(key, "event") && s)
-        return narrow_event(s, &u->on, err);
-    if (!strcmp(key, "iotype") && s)
-        return narrow_kind(s, &u->on, err);
-    if (!strcmp(key, "errno") && number && json_integer_value(v) >= 0 && json_integer_value(v) <= 4095) {
-        u->error = (int)json_integer_value(v);
-        return 0;
-    }
-    if (!strcmp(key, "sector") && number && json_integer_value(v) >= -1) {
-        u->has_sector = json_integer_value(v) >= 0;
-        u->sector = (uint64_t)json_integer_value(v);
-        return 0;
-    }
-    if (!strcmp(key, "x-delay-ns") && number && json_integer_value(v) >= 0) {
-        u->delay_ns = (uint64_t)json_integer_value(v);
-        return 0;
-    }
-    if (!strcmp(key, "state") && number && json_integer_value(v) >= 0 && json_integer_value(v) <= INT_MAX) {
-        u->state = (unsigned)json_integer_value(v);
-        return 0;
-    }
-    if ((!strcmp(key, "once") || !strcmp(key, "immediately")) && json_is_boolean(v)) {
-        if (!strcmp(key, "once"))
-            u->once = json_is_true(v);
-        return 0;
-    }
-    return byre_fail(err, BAD_OPTION, "blkdebug: 'inject-error': '%s' is not known, or its value is not acceptable", key);
-}
-
-static int take_rule(struct rule *u, const json_t *o, struct byre_err *err)
-{
-    const char *key;
-    json_t *v;
-    u->on = ON_ALL & ~ON_DISCARD;
-    if (json_object_get(o, "iotype"))
-        u->on = ON_ALL;
-    u->error = json_object_get(o, "x-delay-ns") ? 0 : EIO;
-    if (!json_is_string(json_object_get(o, "event")))
-        return byre_fail(err, BAD_OPTION, "blkdebug: 'inject-error' needs 'event'");
-    json_object_foreach((json_t *)(uintptr_t)o, key, v) {
-        int r = take_member(u, key, v, err);
-        if (r)
-            return r;
-    }
-    return 0;
-}
-
-static bool take_number(const json_t *o, const char *key, unsigned *ret)
-{
-    const json_t *v = json_object_get(o, key);
-    bool good = !v || (json_is_integer(v) && json_integer_value(v) >= 0 && json_integer_value(v) <= INT_MAX);
-    if (v && good)
-        *ret = (unsigned)json_integer_value(v);
-    return good;
-}
-
-static int take_change(struct rule *u, const json_t *o, struct byre_err *err)
-{
-    const char *key, *event = json_string_value(json_object_get(o, "event"));
-    json_t *v;
-    u->on = ON_ALL;
-    if (!event || !json_object_get(o, "new_state"))
-        return byre_fail(err, BAD_OPTION, "blkdebug: 'set-state' needs 'event' and 'new_state'");
-    json_object_foreach((json_t *)(uintptr_t)o, key, v)
-        if (strcmp(key, "event") && strcmp(key, "state") && strcmp(key, "new_state"))
-            return byre_fail(err, BAD_OPTION, "blkdebug: 'set-state': '%s' is not known", key);
-    if (!take_number(o, "state", &u->state) || !take_number(o, "new_state", &u->new_state))
-        return byre_fail(err, BAD_OPTION, "blkdebug: 'set-state': a state is a number from 0 to %d", INT_MAX);
-    return narrow_event(event, &u->on, err);
-}
+                                             .flush = debug_flush, .status = debug_status, .event = debug_event, .max_transfer = debug_max, .free = debug_end };
 
 /* ---- limits ---- */
 
@@ -330,6 +212,8 @@ static int make_store(struct rules *all, struct byre_err *err)
     if (stor_init(&all->s, &limit_ops, "blkdebug"))
         return byre_fail(err, NOMEM, "no memory for a node");
     all->limited = true;
+    all->events.raise = gate_event;
+    all->s.events = &all->events;
     all->s.lim.block = (uint32_t)max_u64(l->align, 1);
     all->s.lim.max_transfer = l->max_transfer;
     all->s.lim.zero_block = (uint32_t)l->opt_zero;
@@ -375,35 +259,35 @@ static int claim_perms(struct graph_node *n, unsigned take, unsigned deny, struc
 
 /* ---- the whole ---- */
 
-static int take_rules(struct rules *all, const json_t *errors, const json_t *changes, struct byre_err *err)
+static int take_options(struct co *co, struct rules *all, const json_t *o, unsigned *take, unsigned *deny, struct byre_err *err)
 {
-    int r = 0;
-    for (size_t i = 0; i < json_array_size(errors) && !r; i++, all->errors++)
-        r = take_rule(&all->rule[all->count++], json_array_get(errors, i), err);
-    for (size_t i = 0; i < json_array_size(changes) && !r; i++)
-        r = take_change(&all->rule[all->count++], json_array_get(changes, i), err);
-    return r;
+    int r = debug_rules_take(co, &all->rules, o, err);
+    if (!r)
+        r = take_limits(o, &all->lim, err);
+    if (!r)
+        r = take_perms(o, "take-child-perms", take, err);
+    if (!r)
+        r = take_perms(o, "unshare-child-perms", deny, err);
+    return r ? r : make_store(all, err);
+}
+
+static struct rules *rules_new(void)
+{
+    struct rules *all = calloc(1, sizeof *all);
+    if (all && debug_rules_init(&all->rules)) {
+        free(all);
+        return NULL;
+    }
+    return all;
 }
 
 static int debug_make(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
 {
-    const json_t *errors = json_object_get(o, "inject-error"), *changes = json_object_get(o, "set-state");
-    size_t count = json_array_size(errors) + json_array_size(changes);
     unsigned take = 0, deny = 0;
-    if ((errors && !json_is_array(errors)) || (changes && !json_is_array(changes)))
-        return byre_fail(err, BAD_OPTION, "blkdebug: '%s' must be a list", errors && !json_is_array(errors) ? "inject-error" : "set-state");
-    if (count > RULES_MAX)
-        return byre_fail(err, LIMIT, "blkdebug: at most %u rules", RULES_MAX);
-    struct rules *all = calloc(1, sizeof *all + count * sizeof all->rule[0]);
-    int r = all ? take_rules(all, errors, changes, err) : byre_fail(err, NOMEM, "no memory for a node");
-    if (!r)
-        r = take_limits(o, &all->lim, err);
-    if (!r)
-        r = take_perms(o, "take-child-perms", &take, err);
-    if (!r)
-        r = take_perms(o, "unshare-child-perms", &deny, err);
-    if (!r)
-        r = make_store(all, err);
+    struct rules *all = rules_new();
+    if (!all)
+        return byre_fail(err, NOMEM, "no memory for a node");
+    int r = take_options(co, all, o, &take, &deny, err);
     const struct filter_new f = { .ops = &debug_ops, .arg = all, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below,
                                   .inactive = json_is_false(json_object_get(o, "active")) };
     if (!r)
@@ -412,14 +296,14 @@ static int debug_make(struct co *co, struct graph_node *below, const json_t *o, 
         rules_free(all);
         return r;
     }
-    atomic_store(&all->state, 1);
     all->n = *ret_n;
+    debug_rules_begin(&all->rules);
     r = claim_perms(*ret_n, take, deny, err);
     if (r)
         (void)node_unref(co, *ret_n);
     return r;
 }
 
-static const char *const debug_options[] = { "inject-error", "set-state", "align", "max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard",
+static const char *const debug_options[] = { "config", "inject-error", "set-state", "align", "max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard",
                                              "take-child-perms", "unshare-child-perms", NULL };
 const struct filter_driver filter_blkdebug = { "blkdebug", "image", debug_options, debug_make, true };

@@ -139,7 +139,7 @@ static int clone_inside(struct co *co, struct graph_node *n, uint64_t src, uint6
             if (!MUTANT(MUT_CLONE_UNSEEN_BITMAP))
                 change_end(m, dst, len);
             if (!r && m->writethrough)
-                r = m->im->ops->flush(co, m->im);
+                r = image_flush(co, m);
         }
     }
     free(c.buf);

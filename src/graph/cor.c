@@ -35,6 +35,7 @@ static int write_down(struct co *co, struct graph_node *n, uint64_t pos, uint64_
     void *buf = still ? malloc(w.len) : NULL;
     if (buf)
         r = chain_read(co, n->backing, iov_one(&slot, buf, w.len), pos);
+    node_event(co, n, STOR_EV_COR_WRITE);
     if (buf && !r)
         r = fill_write(co, n, &w, iov_one(&slot, buf, w.len), NULL);
     free(buf);
@@ -66,8 +67,8 @@ static int wanted(struct co *co, struct graph_node *n, struct graph_node *bottom
     return p.layer && p.e.kind != FMT_ABSENT && !p.past_end;
 }
 
-/* By the unit in which the format says what is there. */
-static int copy_range(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len)
+/* By the unit in which the format says what is there. f: what the filter lies over, n: its image. */
+static int copy_range(struct co *co, struct graph_node *f, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len)
 {
     uint64_t unit = max_u64(n->im->granule, SECTOR), end = min_u64(round_up(off + len, unit), atomic_load(&n->im->size)), part;
     for (uint64_t pos = round_down(off, unit); pos < end; pos += part) {
@@ -77,6 +78,8 @@ static int copy_range(struct co *co, struct graph_node *n, struct graph_node *bo
         if (!r)
             continue;
         uint64_t first = round_down(pos, unit), stop = min_u64(first + unit, end);
+        if (f->flt && f->flt->event)
+            f->flt->event(co, f, STOR_EV_COR_WRITE);
         r = write_down(co, n, first, stop - first);
         if (r)
             return r;
@@ -90,7 +93,7 @@ static int cor_read(struct co *co, struct graph_node *n, struct iov v, uint64_t 
     const struct cor *c = n->flt_arg;
     struct graph_node *image = graph_skip_filters(n);
     if (!image->read_only && v.len_bytes)
-        (void)copy_range(co, image, c->bottom, off, v.len_bytes);      /* C2 */
+        (void)copy_range(co, n->backing, image, c->bottom, off, v.len_bytes);      /* C2 */
     return node_read(co, n->backing, v, off);
 }
 

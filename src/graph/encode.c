@@ -204,7 +204,7 @@ int graph_write_encoded(struct co *co, struct graph_node *n, const struct graph_
         change_end(n, off, v.len_bytes);
     }
     if (!r && n->writethrough)
-        r = n->im->ops->flush(co, n->im);
+        r = image_flush(co, n);
     gate_leave(co, gate, t);
     return r < 0 ? r : 0;
 }

@@ -131,6 +131,13 @@ static size_t add(struct iovec *vec, const uint8_t *from, uint64_t len, bool zer
     return n;
 }
 
+/* Data and what surrounds it are about to be written. */
+static void tell_fill(struct co *co, const struct graph_node *n, enum stor_event_kind around)
+{
+    node_event(co, n, around);
+    node_event(co, n, STOR_EV_WRITE_AIO);
+}
+
 /* Writes head, v, tail as one transfer that ends behind the tail; three transfers when v has too many elements. */
 static int write_merged(struct co *co, struct stor *s, const struct fmt_write *w, struct iov v, const struct around *a)
 {
@@ -151,6 +158,8 @@ static int write_merged(struct co *co, struct stor *s, const struct fmt_write *w
 
 static int zero_timed(struct co *co, struct graph_node *n, const struct fill_visit *v, uint64_t off, uint64_t len)
 {
+    if (len)
+        node_event(co, n, STOR_EV_CLUSTER_ALLOC_SPACE);
     uint64_t begin = rt_now(co_loop(co));
     int r = len ? stor_zero(co, n->im->data, off, len, 0) : 0;
     uint64_t share = fill_share(&n->fill, v, rt_now(co_loop(co)) - begin);
@@ -170,6 +179,7 @@ static void write_timed(struct co *co, struct graph_node *n, const struct fill_v
 static int write_split(struct co *co, struct graph_node *n, const struct fill_visit *visit, const struct fmt_write *w, struct iov v)
 {
     int r = zero_timed(co, n, visit, w->host - w->head, w->head);
+    node_event(co, n, STOR_EV_WRITE_AIO);
     uint64_t begin = rt_now(co_loop(co));
     if (!r)
         r = stor_write(co, n->im->data, v, w->host, 0);
@@ -184,11 +194,14 @@ static int write_zero_filled(struct co *co, struct graph_node *n, const struct f
     uint64_t area = w->head + w->tail;
     if (area <= FILL_SMALL_BYTES) {
         atomic_fetch_add_explicit(&n->fill.merged, 1, memory_order_relaxed);
+        tell_fill(co, n, STOR_EV_CLUSTER_ALLOC_SPACE);
         return write_merged(co, n->im->data, w, v, &zeros);
     }
     uint64_t turn = atomic_fetch_add_explicit(&n->fill.turns, 1, memory_order_relaxed), begin = rt_now(co_loop(co));
     struct fill_visit visit = fill_enter(&n->fill, fill_choose(&n->fill, w->head, w->len, w->tail, turn));
     atomic_fetch_add_explicit(visit.way == FILL_SPLIT ? &n->fill.split : &n->fill.merged, 1, memory_order_relaxed);
+    if (visit.way == FILL_MERGED)
+        tell_fill(co, n, STOR_EV_CLUSTER_ALLOC_SPACE);
     int r = visit.way == FILL_SPLIT ? write_split(co, n, &visit, w, v) : write_merged(co, n->im->data, w, v, &zeros);
     if (!r && visit.way == FILL_MERGED)
         write_timed(co, n, &visit, area + w->len, begin);
@@ -220,9 +233,12 @@ static int write_around(struct co *co, struct graph_node *n, const struct fmt_wr
         ride_open(n, &d, w);
         ride_call(co, n, &d, &lo, &hi);
     }
+    node_event(co, n, STOR_EV_COW_READ);
     int r = read_around(co, n, w, buf, roomy, lo, hi);
     if (shared)
         *ret_riders = riders = ride_close(n, &d);
+    if (!r)
+        tell_fill(co, n, STOR_EV_COW_WRITE);
     const struct around a = { buf, buf + w->head + (roomy ? w->len : 0), false };
     if (r || !riders)
         return r ? r : write_merged(co, n->im->data, w, v, &a);
@@ -251,7 +267,10 @@ static int write_copied(struct co *co, struct graph_node *n, const struct fmt_wr
 
 int fill_write(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v, struct rider **ret_riders)
 {
-    if (w->fill == FMT_FILL_NONE || !(w->head | w->tail))
+    if (w->fill == FMT_FILL_NONE || !(w->head | w->tail)) {
+        if (UNLIKELY(n->im->store->events != NULL))
+            tell_fill(co, n, w->head | w->tail ? STOR_EV_CLUSTER_ALLOC_SPACE : STOR_EV_NONE);
         return stor_write(co, n->im->data, v, w->host, 0);
+    }
     return w->fill == FMT_FILL_ZERO ? write_zero_filled(co, n, w, v) : write_copied(co, n, w, v, ret_riders);
 }

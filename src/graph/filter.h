@@ -22,6 +22,10 @@ struct filter_ops {
     int (*zero)(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags);
     int (*discard)(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
     int (*flush)(struct co *co, struct graph_node *n);
+    /* What lies over n with n as its file is about to do this (stor/event.h). May be NULL. */
+    void (*event)(struct co *co, struct graph_node *n, enum stor_event_kind what);
+    /* Are errors made up for one who asks what is there? May be NULL: no. */
+    int (*status)(struct co *co, struct graph_node *n, uint64_t off, uint64_t len);
     /* Home. The store of a format over n has become `len` bytes long, at the format's wish (under.c). May be NULL. */
     void (*grown)(struct co *co, struct graph_node *n, uint64_t len);
     uint64_t (*max_transfer)(const struct graph_node *n);      /* 0: no limit. May be NULL: none */

@@ -195,8 +195,8 @@ static void errors(struct co *co, void *arg)
 {
     struct graph *g = toy_graph(co);
     struct graph_node *low = toy_node(g, &toyfmt_new(co, SIZE, CLUSTER)->im, NULL);
-    struct graph_node *f = make(co, "blkdebug", low, "{\"inject-error\":[{\"event\":\"write_aio\",\"errno\":28,\"once\":true},"
-                                "{\"event\":\"none\",\"iotype\":\"read\",\"sector\":9},{\"event\":\"flush_to_disk\",\"errno\":30},"
+    struct graph_node *f = make(co, "blkdebug", low, "{\"inject-error\":[{\"event\":\"none\",\"iotype\":\"write\",\"errno\":28,\"once\":true},"
+                                "{\"event\":\"none\",\"iotype\":\"read\",\"sector\":9},{\"event\":\"none\",\"iotype\":\"flush\",\"errno\":30},"
                                 "{\"event\":\"none\",\"iotype\":\"write-zeroes\",\"x-delay-ns\":30000000}]}", 0), *a = attach(f);
     uint8_t buf[CLUSTER] = { 1 };
     CHECK_EQ(t_write(co, a, buf, SECTOR, 0, 0), -ENOSPC);

@@ -111,6 +111,7 @@ struct graph {
     const struct co *edges_by;          /* who holds it, to be compared only */
     unsigned edges_depth;
     struct co_mutex options_mx;         /* one list of nodes that get other options at a time (blockdev_reopen.c) */
+    _Atomic unsigned listeners;         /* images whose file wants to know what they do (under.c) */
     _Atomic unsigned waiting;           /* somebody waits for requests to end (watch.c) */
     uint64_t index_limit;               /* bytes that all indexes may take; 0: there are none */
     _Atomic uint64_t index_bytes;
@@ -230,6 +231,14 @@ struct graph_node {
 
 extern const uint8_t graph_zero_page[ZERO_PAGE_BYTES];
 
+/* An image is about to do this with its file, or files (stor/event.h). */
+static inline void node_event(struct co *co, const struct graph_node *n, enum stor_event_kind what) { stor_event(co, n->im->store, what); }
+static inline int image_flush(struct co *co, struct graph_node *n)
+{
+    node_event(co, n, STOR_EV_FLUSH_TO_OS);
+    return n->im->ops->flush(co, n->im);
+}
+
 /* ---- graph.c ---- */
 /* A node with a free name ("" is made up), in the list, without image. */
 MUST_USE int node_new(struct graph *g, const char *name, struct graph_node **ret_n, struct byre_err *err);
@@ -341,9 +350,10 @@ MUST_USE int name_parse_json(const char *text, struct name_ref *ret, struct byre
 /* What stands behind json:, if it is an object of bounded length and depth. */
 MUST_USE int name_json_load(const char *text, struct json_t **ret_root, struct byre_err *err);
 /* ---- nested.c ---- */
-/* Does this name, of the form json:, nest nodes? */
+/* Does this name, of the form json: or blkdebug:, nest nodes? */
 bool name_nests(const char *filename);
-/* graph_open of a json: name whose options nest nodes. 1: it is open; 0: it nests none. */
+bool name_may_nest(const char *name);                            /* is it of such a form? */
+/* graph_open of such a name whose options nest nodes. 1: it is open; 0: it nests none. */
 MUST_USE int graph_open_nested(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err);
 /* blockdev.c: the options that may hold a node; the last is NULL. */
 extern const char *const blockdev_children[];

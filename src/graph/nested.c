@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * nested.c: a name that the user gives, json:{...}, whose options nest nodes (FEATURES 3.063, 11.007).
+ * nested.c: a name that the user gives, json:{...} or blkdebug:CONFIG:IMAGE, whose options nest nodes (FEATURES 3.052, 3.063, 11.007).
  *
  * Purpose     {"driver": "qcow2", "file": {"driver": "throttle", ...}} = {"driver": "qcow2", "file.driver": "throttle", ...}: what is not a format over a
  *             plain file is opened by blockdev.c, as blockdev-add opens it. This brings such a name into its words, and says to all that it nests
@@ -218,10 +218,20 @@ static json_t *as_image(json_t *o, const struct graph_open_opts *go)
     return o;
 }
 
+/* ---- blkdebug:CONFIG:IMAGE ---- */
+
+static const char debug_prefix[] = "blkdebug:";
+
+static bool is_debug(const char *name) { return !strncmp(name, debug_prefix, strlen(debug_prefix)); }
+
+bool name_may_nest(const char *name) { return !strncmp(name, "json:", strlen("json:")) || is_debug(name); }
+
 bool name_nests(const char *filename)
 {
     struct walk w;
     json_t *root;
+    if (is_debug(filename))
+        return true;
     if (strncmp(filename, "json:", 5) || name_json_load(filename + strlen("json:"), &root, NULL))
         return false;
     bool yes = !walk(&w, root, straighten, NULL) && nests(root);
@@ -229,12 +239,74 @@ bool name_nests(const char *filename)
     return yes;
 }
 
+/* The format of the image below the filter: what opens over a node does not guess. *ret_guessed_raw: it was nothing else. */
+static int guess_below(struct co *co, struct graph *g, const struct graph_open_opts *o, const char *image, const char **ret_format, bool *ret_guessed_raw, struct byre_err *err)
+{
+    uint8_t head[PROBE_BYTES];
+    struct iovec slot;
+    struct stor *s;
+    const struct stor_file_opts so = { .read_only = true, .locking = STOR_LOCK_OFF };
+    int r = graph_store_open(co, g, image, &so, &s, err);
+    if (r)
+        return r;
+    r = stor_read(co, s, iov_one(&slot, head, sizeof head), 0);
+    stor_close(co, s);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot read the first sector", image);
+    const struct fmt_ops *ops = fmt_probe(head, sizeof head);
+    *ret_format = ops->name;
+    *ret_guessed_raw = ops == &fmt_raw_ops;
+    if (*ret_guessed_raw && fmt_signature(head, sizeof head))
+        return byre_fail(err, NOT_SUPPORTED, "%s: looks like a %s image, which is not supported (state the format to override)", image, fmt_signature(head, sizeof head));
+    if (*ret_guessed_raw && o->refuse_probed_raw && !o->read_only)
+        return byre_fail(err, PROBED_RAW, "%s: the format was guessed as raw; state it to open the image for writing", image);
+    return 0;
+}
+
+/* The name as an object. *ret_guessed_raw: its format was not stated, and nothing is known of its content. */
+static int debug_name(struct co *co, struct graph *g, const struct graph_open_opts *o, json_t **ret, bool *ret_guessed_raw, struct byre_err *err)
+{
+    const char *config = o->filename + strlen(debug_prefix), *colon = strchr(config, ':'), *image = colon ? colon + 1 : "", *format = o->format;
+    bool is_json = !strncmp(image, "json:", strlen("json:"));
+    json_t *below = NULL;
+    int r = !image[0] ? byre_fail(err, BAD_ARGUMENT, "'%s': the form is blkdebug:CONFIG:IMAGE", o->filename) : 0;
+    if (!r && is_json)
+        r = name_json_load(image + strlen("json:"), &below, err);
+    if (!r && !format && is_json)
+        r = byre_fail(err, BAD_OPTION, "'%s': the format must be stated", o->filename);
+    if (!r && !format)
+        r = guess_below(co, g, o, image, &format, ret_guessed_raw, err);
+    if (r) {
+        json_decref(below);
+        return r;
+    }
+    below = below ? below : json_pack("{s:s,s:s}", "driver", "file", "filename", image);
+    json_t *debug = json_pack("{s:s,s:o}", "driver", "blkdebug", "image", below);
+    bool whole = debug && (colon == config || !json_object_set_new(debug, "config", json_stringn(config, (size_t)(colon - config))));
+    *ret = whole ? json_pack("{s:s,s:o}", "driver", format, "file", debug) : NULL;
+    if (!whole)
+        json_decref(debug);
+    return *ret ? 0 : byre_fail(err, NOMEM, "no memory for a node");
+}
+
+/* 1: *ret; 0: the name is for others. */
+static int load_name(struct co *co, struct graph *g, const struct graph_open_opts *o, json_t **ret, bool *ret_guessed_raw, struct byre_err *err)
+{
+    *ret_guessed_raw = false;
+    if (!is_debug(o->filename))
+        return !name_json_load(o->filename + strlen("json:"), ret, NULL);      /* what is wrong is said by the one who reads plain names */
+    int r = debug_name(co, g, o, ret, ret_guessed_raw, err);
+    return r ? r : 1;
+}
+
 int graph_open_nested(struct co *co, struct graph *g, const struct graph_open_opts *o, struct graph_node **ret_n, struct byre_err *err)
 {
     struct walk w;
     json_t *root;
-    if (name_json_load(o->filename + strlen("json:"), &root, NULL))
-        return 0;                                /* what is wrong is said by the one who reads plain names */
+    bool guessed_raw;
+    int got = load_name(co, g, o, &root, &guessed_raw, err);
+    if (got <= 0)
+        return got;
     if (walk(&w, root, straighten, NULL) || !nests(root)) {
         json_decref(root);
         return 0;
@@ -250,5 +322,9 @@ int graph_open_nested(struct co *co, struct graph *g, const struct graph_open_op
     else
         r = blockdev_open(co, g, root, o, ret_n, err);
     json_decref(root);
+    if (!r && guessed_raw) {
+        (*ret_n)->probed = true;
+        (*ret_n)->guard_first = !(*ret_n)->read_only;
+    }
     return r ? r : 1;
 }

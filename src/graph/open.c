@@ -845,7 +845,7 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
     struct name_ref ref;
     if (o->force_share && !o->read_only)
         return byre_fail(err, BAD_OPTION, "%s: sharing can be forced for read-only images only", o->filename);
-    int r = !o->node_refs && !o->overlay && g->policy != GRAPH_STRICT && !strncmp(o->filename, "json:", 5) ? graph_open_nested(co, g, o, ret_n, err) : 0;
+    int r = !o->node_refs && !o->overlay && g->policy != GRAPH_STRICT && name_may_nest(o->filename) ? graph_open_nested(co, g, o, ret_n, err) : 0;
     if (r)
         return r < 0 ? r : 0;
     r = name_parse(o->node_refs ? GRAPH_ECOSYSTEM : g->policy, o->filename, o->overlay, &ref, err);

@@ -47,10 +47,23 @@ int fan_wait(struct co *co, struct fan *f)
 
 /* ---- one piece ---- */
 
-/* Fetches a piece into v (of its length) and releases it. */
-static int piece_read(struct co *co, struct piece *p, struct iov v)
+/* Somebody listens to formats: what is read from a layer below n concerns the files of those in between as well. */
+static void tell_read(struct co *co, struct graph_node *n, const struct piece *p)
+{
+    if (p->e.kind != FMT_DATA && p->e.kind != FMT_ENCODED)
+        return;
+    for (struct graph_node *m = graph_skip_filters(n); m && m != p->layer; m = graph_skip_filters(m->backing))
+        node_event(co, m, STOR_EV_READ_BACKING_AIO);
+    if (p->e.kind == FMT_DATA)
+        node_event(co, p->layer, STOR_EV_READ_AIO);
+}
+
+/* Fetches a piece of n into v (of its length) and releases it. */
+static int piece_read(struct co *co, struct graph_node *n, struct piece *p, struct iov v)
 {
     int r = 0;
+    if (UNLIKELY(atomic_load_explicit(&n->g->listeners, memory_order_relaxed)))
+        tell_read(co, n, p);
     switch (p->e.kind) {
     case FMT_DATA:
         r = stor_read(co, p->layer->im->data, v, p->e.host);
@@ -68,12 +81,12 @@ static int piece_read(struct co *co, struct piece *p, struct iov v)
 }
 
 struct read_slot { struct piece p; struct iov v; struct reader *rd; unsigned index; };
-struct reader { struct fan fan; struct chain_memo memo; struct read_slot slot[FAN_WIDTH]; };
+struct reader { struct fan fan; struct graph_node *n; struct chain_memo memo; struct read_slot slot[FAN_WIDTH]; };
 
 static void slot_run(struct co *co, void *arg)
 {
     struct read_slot *s = arg;
-    fan_done(&s->rd->fan, s->index, piece_read(co, &s->p, s->v));
+    fan_done(&s->rd->fan, s->index, piece_read(co, s->rd->n, &s->p, s->v));
 }
 
 /* Hands a piece to a coroutine of its own, unless it is the last one or costs nothing to do here. */
@@ -96,6 +109,7 @@ static int read_pieces(struct co *co, struct graph_node *n, struct iov v, uint64
         return -ENOMEM;
     }
     fan_init(&rd->fan);
+    rd->n = n;
     rd->memo = (struct chain_memo){ .reading = true };
     uint64_t pos = off, end = off + v.len_bytes;
     bool have = true;
@@ -133,7 +147,7 @@ int chain_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
     if (r)
         return r;
     if (LIKELY(p.len == v.len_bytes))
-        return piece_read(co, &p, v);
+        return piece_read(co, n, &p, v);
     return read_pieces(co, n, v, off, &p);
 }
 
@@ -163,7 +177,7 @@ int state_read(struct co *co, struct graph_node *n, struct iov v, uint64_t pos)
         }
         ASSERT(p.e.len > 0 && p.e.len <= end - pos);
         p.len = p.e.len;
-        r = piece_read(co, &p, iov_slice(v, pos - start, p.len));
+        r = piece_read(co, n, &p, iov_slice(v, pos - start, p.len));
         pos += p.len;
     }
     return r;
@@ -177,6 +191,7 @@ int graph_read_state(struct co *co, struct graph_node *n, struct iov v, uint64_t
     int r = -ENOTSUP;
     if (own && own->im->ops->state_at) {
         uint64_t at = own->im->ops->state_at(own->im);
+        node_event(co, own, STOR_EV_VMSTATE_LOAD);
         r = at <= INT64_MAX && range_inside(off, v.len_bytes, INT64_MAX - at) ? state_read(co, own, v, at + off) : -EIO;
     } else if (own && under_is_store(own->im->store)) {
         r = graph_read_state(co, under_door(own->im->store), v, off);

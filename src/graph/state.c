@@ -55,6 +55,7 @@ static int write_new(struct co *co, struct graph_node *n, struct fmt_write *w, s
 
 static int write_piece(struct co *co, struct graph_node *n, struct write_piece *p, struct iov v)
 {
+    node_event(co, n, STOR_EV_WRITE_AIO);
     if (!p->in_place)
         return write_new(co, n, &p->w, v);
     int r = stor_write(co, n->im->data, v, p->host, 0);
@@ -68,6 +69,7 @@ static int write_drained(struct co *co, struct graph_node *n, struct iov v, uint
     if (at > INT64_MAX || !range_inside(off, v.len_bytes, INT64_MAX - at))
         return -EFBIG;
     uint64_t start = at + off, pos = start, end = start + v.len_bytes;
+    node_event(co, n, STOR_EV_VMSTATE_SAVE);
     int r = v.len_bytes ? n->im->ops->state_room(co, n->im, end) : 0;        /* S2 */
     while (pos < end && r == 0) {
         struct write_piece p;
@@ -101,7 +103,7 @@ static int write_home(struct co *co, void *arg)
     node_whole_begin(co, n);
     int r = n->read_only ? -EPERM : write_drained(co, n, s->v, s->off);
     if (!r && (s->n->writethrough || n->writethrough))
-        r = n->im->ops->flush(co, n->im);
+        r = image_flush(co, n);
     node_whole_end(n);
     int closed = node_unref(co, n);
     return r ? r : closed;

@@ -169,6 +169,9 @@ static int list_inside(struct co *co, struct graph_node *n, struct graph_node *b
     struct graph_status next = { 0 };
     unsigned count = 0;
     int r = len && range_inside(off, len, graph_length(n)) ? 0 : -EIO;
+    for (struct graph_node *f = n; f && f->flt && !r; f = f->backing)
+        if (f->flt->status)
+            r = f->flt->status(co, f, off, len);
     while (count < max && off < w.end && !r) {
         r = status_merged(co, &w, off, &list[count], &next);
         off += list[count].len;

@@ -31,6 +31,7 @@ struct under {
     struct graph_node *at;                   /* the attachment: requests go there */
     struct graph_node *n, *bottom;           /* bottom: the first image at or below n */
     unsigned perm, shared;                   /* U4: of the bottom's file */
+    struct stor_events events;               /* n is a filter that wants to know */
 };
 
 static struct under *of(struct stor *s) { return (struct under *)s; }
@@ -79,6 +80,12 @@ static int64_t under_pwritev(struct co *co, struct stor *s, struct iov v, uint64
     if (!r)
         r = graph_write(co, of(s)->at, v, off, flags & STOR_FUA ? GRAPH_FUA : 0);
     return r ? r : (int64_t)v.len_bytes;
+}
+
+static void under_event(struct co *co, struct stor_events *e, enum stor_event_kind what)
+{
+    struct graph_node *n = CONTAINER_OF(e, struct under, events)->n;
+    n->flt->event(co, n, what);
 }
 
 static int under_flush(struct co *co, struct stor *s) { return MUTANT(MUT_UNDER_FLUSH_STOPS) ? 0 : graph_flush(co, of(s)->at); }
@@ -185,6 +192,8 @@ static void under_close(struct co *co, struct stor *s)
     struct under *u = of(s);
     struct graph_node *b = u->bottom;
     list_remove(&u->link);
+    if (s->events)
+        atomic_fetch_sub(&u->n->g->listeners, 1);
     if ((u->perm || u->shared != STOR_PERM_ALL) && node_lock(co, b, 0, NULL))
         graph_warn(b, "%s: its lock cannot be lowered again", b->filename);
     graph_thaw(u->n, b);
@@ -320,6 +329,11 @@ static void tell(struct under *u, bool read_only)
     u->s.discard_ok = u->bottom->discard;
     u->s.lim = (struct stor_limits){ .block = 1, .mem_align = 1, .opt_block = SECTOR };
     u->s.traits = (struct stor_traits){ .regular = !read_only && node_has_free_length(u->bottom), .direct = below && below->traits.direct };
+    if (u->n->flt && u->n->flt->event) {
+        u->events.raise = under_event;
+        u->s.events = &u->events;
+        atomic_fetch_add(&u->n->g->listeners, 1);
+    }
     if (MUTANT(MUT_UNDER_GROWTH_ZERO))
         u->s.traits.zero_growth = u->s.traits.zero_crash = true;
 }

@@ -87,6 +87,7 @@ static int piece_write(struct co *co, struct graph_node *n, struct write_piece *
 {
     if (!p->in_place)
         return write_new(co, n, &p->w, v);
+    node_event(co, n, STOR_EV_WRITE_AIO);
     int r = stor_write(co, n->im->data, v, p->host, flags);
     epoch_leave(n->im->epoch, co_loop(co), p->tok);
     return r;
@@ -261,7 +262,7 @@ int node_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, 
         change_end(n, off, v.len_bytes);
     }
     if (UNLIKELY(!r && fua && !n->is_raw))
-        r = n->im->ops->flush(co, n->im);
+        r = image_flush(co, n);
     return r < 0 ? r : 0;
 }
 
@@ -282,7 +283,7 @@ int node_flush(struct co *co, struct graph_node *n)
             return n->flt->flush(co, n);
         else if (MUTANT(MUT_FILTER_FLUSH_STOPS))
             return 0;
-    return n->read_only ? 0 : n->im->ops->flush(co, n->im);
+    return n->read_only ? 0 : image_flush(co, n);
 }
 
 int graph_flush(struct co *co, struct graph_node *n)

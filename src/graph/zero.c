@@ -138,7 +138,7 @@ int node_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, u
         change_end(n, off, len);
     }
     if (!r && (flags & GRAPH_FUA || n->writethrough))
-        r = n->im->ops->flush(co, n->im);
+        r = image_flush(co, n);
     return r < 0 ? r : 0;
 }
 

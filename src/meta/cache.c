@@ -215,6 +215,7 @@ static void load_end(struct meta *m, struct meta_load *l)
 
 static int load(struct co *co, struct meta *m, struct meta_block *b)
 {
+    stor_event(co, m->o.store, b->kind->on_load);
     int r = stor_read_exact(co, m->o.store, (void *)b->words, m->o.block_bytes, b->off);
     if (r < 0)
         return r;

@@ -39,7 +39,7 @@
 #include "base/err.h"
 #include "rt/epoch.h"
 #include "rt/sync.h"
-#include "stor/stor.h"
+#include "stor/event.h"
 
 struct meta;
 
@@ -79,6 +79,7 @@ struct meta_kind {
     enum meta_rank rank;
     bool (*validate)(void *arg, uint64_t off, const void *data, uint32_t bytes);
     void *arg;
+    enum stor_event_kind on_load, on_write;  /* what is told in front of it (stor/event.h) */
 };
 
 enum { META_USED_CLOCK = 1, META_USED_CLEAN = 2, META_USED = 3 };       /* taken away by who looks for room, and by the sweep (clean.c) */
@@ -107,6 +108,7 @@ struct meta_region {
     uint64_t bytes;
     uint64_t *dirty;                         /* bit per 512 bytes; owned by meta after meta_region_add */
     uint64_t dirty_count;
+    enum stor_event_kind on_write;
     struct meta_region *next;
 };
 

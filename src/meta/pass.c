@@ -66,6 +66,8 @@ int meta_barrier(struct co *co, struct meta *m, enum meta_barrier which)
     if (MUTANT(MUT_BARRIER(which)))
         return 0;
     int r = flush_data(co, m, which);
+    if (which == META_B_FINAL)
+        stor_event(co, m->o.store, STOR_EV_FLUSH_TO_DISK);
     if (r == 0)
         r = stor_flush(co, m->o.store);
     if (r < 0)
@@ -239,11 +241,13 @@ struct writer {                          /* items of one rank, written by a few 
 };
 
 /* Takes items that lie side by side on the disk, so that they go out as one write. */
-static bool take_run(struct writer *w, struct iovec *vec, unsigned max, unsigned *ret_n, uint64_t *ret_off)
+static bool take_run(struct writer *w, struct iovec *vec, unsigned max, unsigned *ret_n, uint64_t *ret_off, enum stor_event_kind *ret_what)
 {
     if (w->next == w->end || w->error)
         return false;
     unsigned n = 0;
+    const struct item *first = &w->items[w->next];
+    *ret_what = first->block ? first->block->kind->on_write : first->region->on_write;
     uint64_t end = w->items[w->next].off;
     *ret_off = end;
     while (w->next < w->end && n < max && w->items[w->next].off == end) {
@@ -262,7 +266,9 @@ static void write_items(struct co *co, struct writer *w)
     struct iovec vec[16];
     unsigned n;
     uint64_t off;
-    while (take_run(w, vec, 16, &n, &off)) {
+    enum stor_event_kind what;
+    while (take_run(w, vec, 16, &n, &off, &what)) {
+        stor_event(co, w->m->o.store, what);
         int r = stor_write(co, w->m->o.store, iov_of(vec, n), off, 0);
         if (r < 0 && !w->error)
             w->error = r;

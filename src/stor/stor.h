@@ -5,7 +5,7 @@
  * Every call enters through the gate functions below (stor.c), which check ranges, split and continue short
  * transfers, bounce what alignment demands, serialise sub-block writes, and latch failed flushes (RG27);
  * drivers implement struct stor_ops: file.c, mem.c, null.c and nbd_ops.c here; sim/store.c; and stores that lie over others: fmt/luks/lk_store.c
- * (what is encrypted), graph/under.c and graph/node_stor.c (a node), graph/blkdebug.c (limits), job/stepped.c (pauses of a job).
+ * (what is encrypted), graph/under.c and graph/node_stor.c (a node), graph/blkdebug.c (limits), job/stepped.c (pauses of a job). What those who use a store tell of its future: event.h.
  *
  * Invariants
  *   I1  After a failed flush every later flush fails with FLUSH_LATCHED until the store is reopened.
@@ -93,6 +93,7 @@ struct stor {
     char *name;                          /* for messages; owned */
     struct stor_internal *internal;      /* gate: latch, block locks, known length. Not for drivers */
     struct stor_end_watch *_Atomic end_watch;      /* gate: stor_watch_ends */
+    struct stor_events *events;          /* who is told what is about to be done with it (event.h); NULL: nobody */
     _Atomic uint64_t discards, failed_discards, discarded_bytes;      /* of files and devices; counted by the driver, on any loop */
 };
 

@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "stor/event.h"
 #include "stor/stor_priv.h"
 
 enum { ZEROS_BYTES = 32 * 1024, ZEROS_VECS = 32 };
@@ -73,6 +74,15 @@ static int read_one_block(struct co *co, struct stor *s, uint8_t *buf, uint64_t 
     return stor_read_blocks(co, s, iov_one(&slot, buf, s->lim.block), off, &got);
 }
 
+/* The first or last block of a write. have: it was read already. */
+static int read_edge(struct co *co, struct stor *s, uint8_t *buf, uint64_t off, bool last, bool have)
+{
+    stor_event(co, s, last ? STOR_EV_PWRITEV_RMW_TAIL : STOR_EV_PWRITEV_RMW_HEAD);
+    int r = have ? 0 : read_one_block(co, s, buf, off);
+    stor_event(co, s, last ? STOR_EV_PWRITEV_RMW_AFTER_TAIL : STOR_EV_PWRITEV_RMW_AFTER_HEAD);
+    return r;
+}
+
 /* Read-modify-write of v at off; the caller holds the blocks exclusively. */
 static int rmw_held(struct co *co, struct stor *s, struct iov v, uint64_t off, bool fua)
 {
@@ -88,9 +98,9 @@ static int rmw_held(struct co *co, struct stor *s, struct iov v, uint64_t off, b
         n = min_u64(last - pos, step);
         uint64_t from = max_u64(pos, off), to = min_u64(pos + n, end), tail = pos + n - block;
         if (pos < off)
-            r = read_one_block(co, s, buf, pos);
-        if (r == 0 && end < pos + n && !(tail == pos && pos < off))
-            r = read_one_block(co, s, buf + (tail - pos), tail);
+            r = read_edge(co, s, buf, pos, false, false);
+        if (r == 0 && end < pos + n)
+            r = read_edge(co, s, buf + (tail - pos), tail, true, tail == pos && pos < off);
         if (r < 0)
             break;
         iov_to_buf(iov_slice(v, from - off, to - from), buf + (from - pos), to - from);

@@ -153,7 +153,7 @@ def test_injected_errors(tmp_path, byre_serve):
     """FEATURES 3.052: which requests fail, once or always, with what error; the job or guest is told; others pass"""
     image = make(tmp_path / "a.qcow2")
     server = byre_serve(make(tmp_path / "d.qcow2"))
-    rules = [{"event": "write_aio", "errno": 28, "once": True}, {"event": "none", "iotype": "read", "sector": 9},
+    rules = [{"event": "none", "iotype": "write", "errno": 28, "once": True}, {"event": "none", "iotype": "read", "sector": 9},
              {"event": "none", "iotype": "flush", "x-delay-ns": 200000000}]
     node = {"driver": "qcow2", "file": {"driver": "file", "filename": str(image)}}
     server.qmp("blockdev-add", driver="blkdebug", image=node, **{"node-name": "bd", "inject-error": rules})

@@ -431,9 +431,8 @@ def test_writers_until_the_moment(start, tmp_path):
 
 def add_failing(w, k):
     """Node d over blkdebug, of whose file the k-th request fails, once. False: it was one of the opening."""
-    steps = [{"event": "none", "state": i, "new_state": i + 1} for i in range(1, k)]
-    debug = {"driver": "blkdebug", "node-name": "b", "image": file_of(str(w.path), **{"node-name": "df"}), "set-state": steps,
-             "inject-error": [{"event": "none", "errno": errno.EIO, "immediately": False, "once": True, "state": k}]}
+    debug = {"driver": "blkdebug", "node-name": "b", "image": file_of(str(w.path), **{"node-name": "df"}),
+             "inject-error": [{"event": "none", "errno": errno.EIO, "immediately": False, "once": True, "x-skip": k - 1}]}
     return "return" in w.client.ask("blockdev-add", driver="qcow2", node_name="d", file=debug)
 
 

@@ -294,7 +294,7 @@ NEWER = {"active", "allow-inactive", "min-cluster-size", "on-cbw-error", "discar
 # Members that only its oldest version, and byre, cannot do without.
 LOOSER = {"blockdev-create.options:luks.file"}
 # Members that byre adds to commands of the peer's.
-OURS = {"drop-source", "force", "converge", "deadline", "max-slowdown", "max-hold-ms", "cbw-timeout"}
+OURS = {"x-delay-ns", "x-skip", "drop-source", "force", "converge", "deadline", "max-slowdown", "max-hold-ms", "cbw-timeout"}
 # Members that rows have in common, though the peer has them in some of those only.
 SHARED = {"BLOCK_JOB_CANCELLED.error", "BLOCK_JOB_READY.error", "block-commit.copy-mode", "blockdev-mirror.bitmap", "blockdev-mirror.bitmap-mode",
           "drive-mirror.bitmap", "drive-mirror.bitmap-mode"}

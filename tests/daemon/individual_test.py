@@ -54,7 +54,7 @@ def test_one_fails(tmp_path, start, peer):
         client.ok("block-export-add", type="nbd", id=node, node_name=node, name=node, writable=True)
         write(node, 1 << 20, 2)
         file = {"driver": "file", "filename": str(tmp_path / f"{node}1.qcow2")}
-        add(f"{node}1", file if node == "a" else {"driver": "blkdebug", "image": file, "inject-error": [{"event": "write_aio", "errno": 5, "once": False}]})
+        add(f"{node}1", file if node == "a" else {"driver": "blkdebug", "image": file, "inject-error": [{"event": "none", "iotype": "write", "errno": 5, "once": False}]})
     client.ok("transaction", actions=[*keep("a"), *keep("b"), backup("a", 1), backup("b", 1)])
     ends = {n: client.wait("BLOCK_JOB_COMPLETED", device=n)["data"] for n in ("a1", "b1")}
     assert "error" not in ends["a1"] and "error" in ends["b1"], ends

@@ -22,7 +22,7 @@ def chain(start, folder, once, sector=0, errno=5):
         image = {"driver": "file", "filename": str(folder / f"{name}.qcow2")}
         if name == "top":
             image = {"driver": "blkdebug", "node-name": "faulty", "image": image,
-                     "inject-error": [{"event": "write_aio", "sector": sector, "errno": errno, "once": once}]}
+                     "inject-error": [{"event": "none", "iotype": "write", "sector": sector, "errno": errno, "once": once}]}
         client.ok("blockdev-add", driver="qcow2", node_name=name, file=image, read_only=False, **({"backing": over} if over else {"backing": None}))
     return daemon, client
 

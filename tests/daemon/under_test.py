@@ -462,19 +462,22 @@ def debug(path, **more):
     return {"driver": "blkdebug", "node_name": "d", "image": file_of(str(path)), **more}
 
 
-def test_states_of_blkdebug(world, tmp_path):
+@BOTH
+def test_states_of_blkdebug(world, tmp_path, peer):
     """FEATURES 3.052: the third write fails, because the first two have changed the state, and the fourth"""
     (tmp_path / "r.raw").write_bytes(bytes(MIB))
-    _, client, guest = world(False)
+    _, client, guest = world(peer)
     states = [{"event": "write_aio", "state": 1, "new_state": 2}, {"event": "write_aio", "state": 2, "new_state": 3}]
-    rules = [{"event": "write_aio", "state": 3, "errno": 28}, {"event": "read_aio", "state": 1, "errno": 5}]
-    client.ok("blockdev-add", **debug(tmp_path / "r.raw", **{"set-state": states, "inject-error": rules}))
-    export(client, "d")
-    out = [guest("d", f"{what} 0 4k", code=None).out for what in ("read", "write", "write", "write", "write", "read")]
-    assert [("failed" in o, "No space" in o) for o in out] == [(True, False), (False, False), (False, False), (True, True), (True, True), (False, False)]
-    unexport(client, "d")
-    client.ok("blockdev-del", node_name="d")
-    for bad in ([{"event": "write_aio"}], [{"event": "write_aio", "new_state": -1}], [{"event": "write_aio", "new_state": 2, "what": 1}], "no list"):
+    rules = [{"event": "write_aio", "state": 3, "errno": 28, "iotype": "write"}, {"event": "read_aio", "state": 1, "errno": 5, "iotype": "read"}]
+    below = debug(tmp_path / "r.raw", **{"set-state": states, "inject-error": rules})
+    below["node-name"] = below.pop("node_name")
+    client.ok("blockdev-add", driver="raw", node_name="r", file=below)
+    export(client, "r")
+    out = [guest("r", f"{what} 0 4k", code=None).out for what in ("read", "write", "write", "write", "write", "read")]
+    assert ["failed" in o for o in out] == [True, False, False, True, True, False] and "No space" in out[3]      # a failed write that was to be durable is remembered
+    unexport(client, "r")
+    client.ask("blockdev-del", node_name="r")    # what could not be written is told again
+    for bad in ([{"event": "write_aio"}], [{"event": "write_aio", "new_state": "x" if peer else -1}], [{"event": "write_aio", "new_state": 2, "what": 1}], "no list"):
         client.refused("blockdev-add", **debug(tmp_path / "r.raw", **{"set-state": bad}))
 
 

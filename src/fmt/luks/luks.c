@@ -168,6 +168,7 @@ static int luks_discard(struct co *co, struct fmt_image *im, uint64_t off, uint6
 
 static int luks_flush(struct co *co, struct fmt_image *im)
 {
+    stor_event(co, im->store, STOR_EV_FLUSH_TO_DISK);
     return stor_flush(co, im->store);
 }
 

@@ -114,6 +114,7 @@ void q2_ahead_zero(struct co *co, struct q2_image *q, struct rset_range *x)
     uint64_t to = piece_end(q, x);
     if (to < x->end || (to - x->start) << bits < AHEAD_BYTES_MIN)
         return;
+    stor_event(co, q->im.store, STOR_EV_CLUSTER_ALLOC_SPACE);
     if (!MUTANT(MUT_AHEAD_UNZEROED) && stor_zero(co, q->im.store, x->start << bits, (to - x->start) << bits, STOR_NO_FALLBACK) < 0) {
         a->ahead_fails = true;
         return;

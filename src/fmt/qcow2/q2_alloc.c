@@ -306,6 +306,7 @@ static int take(struct co *co, struct q2_image *q, uint64_t want, bool zeros, st
         lazy = q2_lazy_enter(co, q);
     if (lazy < 0)
         return lazy;
+    stor_event(co, q->im.store, STOR_EV_CLUSTER_ALLOC);
     for (bool settled = false;;) {
         int r = take_present(co, q, want, zeros, slices, ret);
         if (r != -ENOENT) {
@@ -346,6 +347,7 @@ int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run 
         lazy = q2_lazy_enter(co, q);
     if (lazy < 0)
         return lazy;
+    stor_event(co, q->im.store, STOR_EV_CLUSTER_ALLOC);
     for (unsigned tries = 0; tries < 16; tries++) {
         struct rset_range x;
         if (rset_fit(&a->frontier, 0, n, &x) && q2_frontier_settled(q, x.start + n)) {

@@ -94,6 +94,7 @@ static int decode(struct co *co, struct q2_image *q, const struct fmt_extent *e,
         return -ENOMEM;
     struct iovec slot;
     /* the last sector named may end past the end of the file: what is missing reads zero and the decoder ignores it */
+    stor_event(co, q->im.store, STOR_EV_READ_COMPRESSED);
     int r = stor_read(co, q->im.store, iov_one(&slot, buf, e->enc_len), e->host);
     if (r == 0) {
         struct decode d = { q, buf, e->enc_len, out };

@@ -195,7 +195,8 @@ static void l1_install(struct q2_image *q, struct q2_l1 *l1, uint64_t *dirty)
     meta_region_remove(q->meta, &q->l1_region);
     free(q->l1_dirty);
     q->l1_dirty = dirty;
-    q->l1_region = (struct meta_region){ .rank = META_ROOTS, .off = q->h.l1_off, .words = l1->words, .bytes = l1->alloc_bytes, .dirty = dirty };
+    q->l1_region = (struct meta_region){ .rank = META_ROOTS, .off = q->h.l1_off, .words = l1->words, .bytes = l1->alloc_bytes, .dirty = dirty,
+                                          .on_write = STOR_EV_L1_UPDATE };
     meta_region_add(q->meta, &q->l1_region);
     q2_fixed_update(q);
     q2_guard_drop(q);
@@ -307,8 +308,8 @@ static int make_cache(struct q2_image *q, struct byre_err *err)
 {
     uint64_t unit = q->opts.l2_entry_bytes ? q->opts.l2_entry_bytes : SLICE_BYTES_MAX;
     q2_slices_set(q, (uint32_t)min_u64(q->g.cluster_size, min_u64(unit, SLICE_BYTES_MAX)));
-    q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
-    q->kind_ref = (struct meta_kind){ .name = "refcount", .rank = META_COUNTS };
+    q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES, .on_load = STOR_EV_L2_LOAD, .on_write = STOR_EV_L2_UPDATE };
+    q->kind_ref = (struct meta_kind){ .name = "refcount", .rank = META_COUNTS, .on_load = STOR_EV_REFBLOCK_LOAD, .on_write = STOR_EV_REFBLOCK_UPDATE_PART };
     struct meta_opts mo = { .store = q->im.store, .data = q->g.data_file && q->im.data != q->im.store ? q->im.data : NULL, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = q->slice_bytes,
         .budget_bytes = q->opts.cache_bytes ? q->opts.cache_bytes : CACHE_BYTES_DEFAULT,
         .budget_max_bytes = q->opts.cache_bytes || q->opts.below ? 0 : CACHE_BYTES_MAX, .clean_ns = q->opts.cache_clean_ms * 1000000, .read_only = q->im.read_only,

@@ -393,6 +393,7 @@ static void batch_keep(struct batch *b)
 /* Works a batch of a->batches off. false: it is kept, or was given up. */
 static bool batch_work(struct co *co, struct batch *b)
 {
+    stor_event(co, b->q->im.store, STOR_EV_CLUSTER_FREE);
     bool lowered = lower_extra(co, b);
     if (lowered)
         release_set(co, b);

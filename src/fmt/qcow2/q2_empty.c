@@ -42,6 +42,7 @@ int q2_make_empty(struct co *co, struct fmt_image *im, struct byre_err *err)
     if (r < 0)
         return r;
     q->changing = true;                          /* no scrub begins */
+    stor_event(co, im->store, STOR_EV_EMPTY_IMAGE_PREPARE);
     r = q2_cut(co, q, 0, round_up(q->h.size, q2_l2_span(&q->g)));
     if (r == 0)
         r = meta_flush(co, q->meta);

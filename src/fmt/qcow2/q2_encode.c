@@ -145,8 +145,10 @@ static int write_data(struct co *co, const struct encoded_txn *t)
     for (unsigned i = 0, n; i < t->n && r == 0; i += n) {
         for (n = 1; i + n < t->n && t->host[i + n] == t->host[i + n - 1] + t->enc[i + n - 1].iov_len; n++)
             ;
+        stor_event(co, t->q->im.store, STOR_EV_WRITE_COMPRESSED);
         r = stor_write(co, t->q->im.store, iov_of(t->enc + i, n), t->host[i], 0);
     }
+    stor_event(co, t->q->im.store, STOR_EV_L2_UPDATE_COMPRESSED);
     return r;
 }
 

@@ -136,6 +136,7 @@ static int write_entries(struct co *co, struct q2_image *q, const struct growth 
     uint8_t *buf = rt_bytes(q->rt, a, b - a);
     if (!buf)
         return -ENOMEM;
+    stor_event(co, q->im.store, STOR_EV_REFBLOCK_ALLOC_HOOKUP);
     int r = meta_write_now(co, q->meta, buf, (b - a) * 8, q->h.rt_off + a * 8);
     free(buf);
     return r < 0 ? r : meta_barrier(co, q->meta, META_B_GROW_ROOT);
@@ -146,6 +147,7 @@ static int switch_table(struct co *co, struct q2_image *q, const struct growth *
 {
     uint64_t old_off = q->h.rt_off;
     uint32_t old_clusters = q->h.rt_clusters;
+    stor_event(co, q->im.store, STOR_EV_REFBLOCK_ALLOC_SWITCH_TABLE);
     q->h.rt_off = (p->first + p->blocks) << q->g.cluster_bits;
     q->h.rt_clusters = (uint32_t)p->rt_clusters;
     int r = q2_header_sync(co, q, 48, 60, META_B_SWITCH_AFTER);
@@ -164,6 +166,7 @@ static int write_new_table(struct co *co, struct q2_image *q, const struct growt
     uint8_t *buf = rt_bytes(rt, 0, entries);
     if (!buf)
         return -ENOMEM;
+    stor_event(co, q->im.store, STOR_EV_REFBLOCK_ALLOC_WRITE_TABLE);
     int r = meta_write_now(co, q->meta, buf, entries * 8, (p->first + p->blocks) << q->g.cluster_bits);
     free(buf);
     return r;
@@ -175,6 +178,7 @@ static int make_durable(struct co *co, struct q2_image *q, struct growth *p)
     int r = q2_refs_add(co, q, p->first, p->total, 1);
     if (r < 0 || MUTANT(MUT_FRONTIER_UNSETTLED))
         return r;
+    stor_event(co, q->im.store, p->rt_clusters ? STOR_EV_REFBLOCK_ALLOC_WRITE_BLOCKS : STOR_EV_REFBLOCK_ALLOC_WRITE);
     r = meta_counts_locked(co, q->meta);
     if (r == 0 && p->rt_clusters)
         r = write_new_table(co, q, p, q->rt, q->rt_entries);
@@ -319,6 +323,8 @@ static int count_with_blocks(struct co *co, struct q2_image *q, struct growth *p
 {
     struct q2_alloc *a = q->alloc;
     uint64_t *old_rt = NULL, old_entries = 0;
+    if (p->rt_clusters)
+        stor_event(co, q->im.store, STOR_EV_REFTABLE_GROW);
     int r = enlarge_rt_memory(q, p, &old_rt, &old_entries);
     if (r < 0)
         return r;
@@ -379,6 +385,7 @@ static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
     int r = q2_counts_in_memory(q) ? grow_unclean(co, q, step) : 1;
     if (r <= 0)
         return r;
+    stor_event(co, q->im.store, STOR_EV_REFBLOCK_ALLOC);
     r = plan_free(co, q, step, &p);
     if (r == 0)
         r = q2_guard_may_take(co, q, p.first, p.blocks + p.rt_clusters);

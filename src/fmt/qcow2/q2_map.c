@@ -359,14 +359,18 @@ int q2_slice_get(struct co *co, struct q2_image *q, uint64_t guest, struct meta_
 static int fill_table(struct co *co, struct q2_image *q, uint64_t old_off, uint64_t new_off, bool known_zero, bool keep_copied)
 {
     uint64_t cs = q->g.cluster_size;
-    if (!old_off)
+    if (!old_off) {
+        stor_event(co, q->im.store, STOR_EV_L2_ALLOC_WRITE);
         return known_zero ? 0 : stor_zero(co, q->im.store, new_off, cs, 0);
+    }
     void *buf = NULL;
     if (posix_memalign(&buf, 4096, cs))
         return -ENOMEM;
+    stor_event(co, q->im.store, STOR_EV_L2_ALLOC_COW_READ);
     int r = stor_read_exact(co, q->im.store, buf, cs, old_off);
     if (r == 0) {
         uint64_t *w = buf;
+        stor_event(co, q->im.store, STOR_EV_L2_ALLOC_WRITE);
         if (q2_unclean_is_old(q, old_off >> q->g.cluster_bits))
             q2_unclean_sanitise(q, w);
         for (uint64_t i = 0; !keep_copied && i < cs / 8; i += q->g.l2_entry_bytes / 8)

@@ -153,6 +153,7 @@ int q2_pack_take(struct co *co, struct q2_image *q, const struct iovec *enc, uns
     ASSERT(n && n <= Q2_PACK_MAX);
     struct q2_pack *p = &q->alloc->pack;
     unsigned done;
+    stor_event(co, q->im.store, STOR_EV_CLUSTER_ALLOC_BYTES);
     co_lock(co, &p->mx);
     hold(co, q, 1);
     int r = place_all(co, q, enc, n, ret_host, &done);

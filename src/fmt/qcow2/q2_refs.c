@@ -27,6 +27,7 @@ int q2_refs_load_table(struct co *co, struct q2_image *q, struct byre_err *err)
     if (!rt)
         return byre_fail(err, NOMEM, "%s: refcount table of %" PRIu64 " bytes", q->name, bytes);
     struct iovec slot;                           /* the last cluster of a file may be cut short */
+    stor_event(co, q->im.store, STOR_EV_REFTABLE_LOAD);
     int r = bytes ? stor_read(co, q->im.store, iov_one(&slot, rt, bytes), q->h.rt_off) : 0;
     if (r < 0) {
         free(rt);

@@ -39,12 +39,14 @@ static int switch_l1(struct co *co, struct q2_image *q, struct q2_l1 *l1, uint64
     if (!meta_forget(q->meta, run->cluster << q->g.cluster_bits, run->count << q->g.cluster_bits))
         return -EUCLEAN;
     int r = meta_pass_locked(co, q->meta);                   /* what the old table says is durable, with all it points to */
+    stor_event(co, q->im.store, STOR_EV_L1_GROW_WRITE_TABLE);
     if (r == 0)
         r = write_l1(co, q, l1, run->cluster << q->g.cluster_bits);
     if (r == 0)
         r = meta_barrier(co, q->meta, META_B_SWITCH_BEFORE);
     if (r < 0)
         return r;
+    stor_event(co, q->im.store, STOR_EV_L1_GROW_ACTIVATE_TABLE);
     q->h.l1_off = run->cluster << q->g.cluster_bits;
     q->h.l1_size = (uint32_t)l1->entries;
     r = q2_header_sync(co, q, 36, 48, META_B_SWITCH_AFTER);
@@ -72,6 +74,7 @@ static int grow_l1(struct co *co, struct q2_image *q, uint64_t entries, struct b
     if (r < 0)
         return byre_fail(err, NOMEM, "%s: L1 table", q->name);
     struct q2_run run;
+    stor_event(co, q->im.store, STOR_EV_L1_GROW_ALLOC_TABLE);
     r = q2_alloc_exact(co, q, div_up(entries * 8, q->g.cluster_size), &run);
     if (r == 0) {
         meta_struct_begin(co, q->meta);
@@ -282,9 +285,14 @@ static int shrink(struct co *co, struct q2_image *q, uint64_t size, struct byre_
     r = set_size(co, q, size, err);
     if (r < 0)
         return r;
+    bool fewer = q2_l1_entries(&q->g, size) < q2_l1_entries(&q->g, old);
     r = cut_range(co, q, round_up(size, q->g.cluster_size), cut_end(q, size, old, round_up(old, q->g.cluster_size)));
+    if (fewer)
+        stor_event(co, q->im.store, STOR_EV_L1_SHRINK_WRITE_TABLE);
     if (r == 0)
         r = meta_flush(co, q->meta);
+    if (fewer)
+        stor_event(co, q->im.store, STOR_EV_L1_SHRINK_FREE_L2_CLUSTERS);
     if (r == 0)
         r = q2_alloc_trim(co, q);
     if (r == 0)

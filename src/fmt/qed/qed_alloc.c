@@ -151,6 +151,7 @@ int qed_alloc_take(struct co *co, struct qed_image *q, uint64_t want, bool whole
 {
     INV(K1, q->mark.changers && q->mark.set);
     q->a.taken++;
+    stor_event(co, q->im.store, STOR_EV_CLUSTER_ALLOC);
     for (;;) {
         if (take_spare(q, want, whole, ret))
             return 0;

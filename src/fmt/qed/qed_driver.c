@@ -114,7 +114,7 @@ static int open_parts(struct co *co, struct qed_image *q, const struct fmt_open_
         return r;
     if (epoch_new(q->im.home, &q->im.epoch) < 0)
         return byre_fail(err, NOMEM, "%s: epochs", q->name);
-    q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES };
+    q->kind_l2 = (struct meta_kind){ .name = "l2", .rank = META_TABLES, .on_load = STOR_EV_L2_LOAD, .on_write = STOR_EV_L2_UPDATE };
     struct meta_opts mo = { .store = q->im.store, .home = q->im.home, .epoch = q->im.epoch, .block_bytes = QED_SLICE_BYTES,
                             .budget_bytes = o->cache_bytes ? o->cache_bytes : CACHE_BYTES_DEFAULT,
                             .budget_max_bytes = o->cache_bytes || o->below ? 0 : CACHE_BYTES_MAX, .clean_ns = o->cache_clean_ms * 1000000, .read_only = q->im.read_only };

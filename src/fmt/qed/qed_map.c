@@ -113,6 +113,7 @@ static int make_table(struct co *co, struct qed_image *q, uint64_t guest)
     int r = take_for_table(co, q, &run);
     if (r < 0)
         return r;
+    stor_event(co, q->im.store, STOR_EV_L2_ALLOC_WRITE);
     r = run.known_zero ? 0 : stor_zero(co, q->im.store, run.off, q->g.table_bytes, 0);
     if (r < 0) {
         qed_alloc_return(q, &run);

@@ -52,7 +52,8 @@ void qed_l1_install(struct qed_image *q, uint64_t size, _Atomic uint64_t *l1, ui
     free((void *)old);
     q->l1_entries = qed_l1_used(&q->g, size);
     q->l1_dirty = dirty;
-    q->l1_region = (struct meta_region){ .rank = META_ROOTS, .off = q->h.l1_off, .words = l1, .bytes = l1_bytes(q->l1_entries), .dirty = dirty };
+    q->l1_region = (struct meta_region){ .rank = META_ROOTS, .off = q->h.l1_off, .words = l1, .bytes = l1_bytes(q->l1_entries), .dirty = dirty,
+                                          .on_write = STOR_EV_L1_UPDATE };
     if (dirty)
         meta_region_add(q->meta, &q->l1_region);
 }

@@ -133,6 +133,7 @@ static int raw_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64
 
 static int raw_flush(struct co *co, struct fmt_image *im)
 {
+    stor_event(co, im->store, STOR_EV_FLUSH_TO_DISK);
     return stor_flush(co, im->store);
 }
 
