@@ -28,7 +28,7 @@ static const struct ctl_arg vsock_data_rows[] = {
     CTL_ARGS_END
 };
 static const struct ctl_shape vsock_shape = { .name = "VsockSocketAddress", .rows = vsock_data_rows, .bytes = sizeof(struct ctl_addr_vsock) };
-static const struct ctl_arg fd_data_rows[] = { { "str", CTL_STR, true, CTL_AT(struct ctl_addr_fd, str), .doc = "Number of a socket of the process." }, CTL_ARGS_END };
+static const struct ctl_arg fd_data_rows[] = { { "str", CTL_STR, true, CTL_AT(struct ctl_addr_fd, str), .doc = "A name that getfd has given; on the command line: the number of a socket of the process." }, CTL_ARGS_END };
 static const struct ctl_shape inet_shape = { .name = "InetSocketAddress", .rows = inet_data_rows, .bytes = sizeof(struct ctl_addr_inet) };
 static const struct ctl_shape unix_shape = { .name = "UnixSocketAddress", .rows = unix_data_rows, .bytes = sizeof(struct ctl_addr_unix) };
 static const struct ctl_shape fd_shape = { .name = "FdSocketAddress", .rows = fd_data_rows, .bytes = sizeof(struct ctl_addr_fd) };

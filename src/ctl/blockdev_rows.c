@@ -62,7 +62,7 @@ static const struct ctl_shape ref_or_null = { .name = "BlockdevRefOrNull", .rows
     { "backing", CTL_ALT, false, CTL_AT_NONE, .of = &ref_or_null, .doc = "What lies below; what the image records when it is not given." }
 
 /* ---- drivers ---- */
-static const struct ctl_arg file_rows[] = { { "filename", CTL_STR, true, CTL_AT_NONE }, ENUM("locking", locking), ENUM("aio", aio), BOOL("drop-cache"),
+static const struct ctl_arg file_rows[] = { { "filename", CTL_STR, true, CTL_AT_NONE, .doc = "A path; /dev/fdset/N: what add-fd has put into set N." }, ENUM("locking", locking), ENUM("aio", aio), BOOL("drop-cache"),
     BOOL("x-check-cache-dropped"), CTL_ARGS_END };
 static const struct ctl_arg luks_rows[] = { FILE_ROW, { "key-secret", CTL_STR, false, CTL_AT_NONE }, CTL_ARGS_END };
 static const struct ctl_arg null_rows[] = { SIZE("size"), SIZE("latency-ns"), BOOL("read-zeroes"), CTL_ARGS_END };

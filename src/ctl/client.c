@@ -3,7 +3,7 @@
  * client.c: one client of the control socket.
  *
  * Purpose      Cuts its bytes into messages, runs the commands one after the other, sends replies and events.
- * Owns         struct ctl_client: socket, splitter, queue, output buffer, three coroutines (reader, worker, writer)
+ * Owns         struct ctl_client: socket, splitter, queue, descriptors that it has sent (passing.c), output buffer, three coroutines (reader, worker, writer)
  * Invariants   I1 replies come in the order of the commands, but for those that are executed out of band: they pass the others
  *              I2 before qmp_capabilities no other command runs, and no event is sent
  *              I3 at most CTL_OUT_MAX bytes wait for a client; one that takes none of them is closed
@@ -90,7 +90,7 @@ static int64_t send_bytes(struct co *co, struct ctl_client *cl, void *data, size
 static int64_t receive_bytes(struct co *co, struct ctl_client *cl, void *data, size_t len)
 {
     if (is_socket(cl))
-        return rt_recv(co, cl->fd, data, len);
+        return ctl_receive(co, cl->fd, data, len, &cl->arriving);
     int64_t r = ready(co, cl->fd, POLLIN);
     return r < 0 ? r : read(cl->fd, data, len);
 }
@@ -171,11 +171,12 @@ static int run_command(struct co *co, struct ctl_client *cl, const struct qmp_co
 }
 
 /* A message that was taken apart, or cannot be. */
-struct pending { struct list_node link; struct qmp_command cmd; struct byre_err err; };
+struct pending { struct list_node link; struct qmp_command cmd; struct byre_err err; struct ctl_offer offer; };
 
 static void pending_free(struct pending *p)
 {
     qmp_command_fini(&p->cmd);
+    ctl_offer_close(&p->offer);
     free(p);
 }
 
@@ -183,6 +184,8 @@ static void pending_free(struct pending *p)
 static void execute(struct co *co, struct ctl_client *cl, struct pending *p)
 {
     struct ctl_call call = { .c = cl->c, .client = cl, .err = p->err };
+    if (!p->err.code)                    /* else they go with it */
+        ctl_offer_move(&cl->offer, &p->offer);
     int r = p->err.code ? p->err.code : run_command(co, cl, &p->cmd, &call);
     put_reply(cl, &call, r, p->cmd.id);
     json_decref(call.ret);
@@ -212,6 +215,7 @@ static void worker_co(struct co *co, void *arg)
 /* Takes p over. */
 static void enqueue(struct co *co, struct ctl_client *cl, struct pending *p)
 {
+    ctl_offer_move(&p->offer, &cl->arriving);
     list_push_back(&cl->queue, &p->link);
     cl->queued++;
     (void)co_wake_all(&cl->queue_q);
@@ -300,6 +304,9 @@ static void client_free(struct ctl_client *cl)
     cl->c->client_count--;
     if (is_socket(cl))
         close(cl->fd);
+    ctl_offer_close(&cl->arriving);
+    ctl_offer_close(&cl->offer);
+    ctl_names_free(cl);
     qmp_split_free(cl->split);
     free(cl->out);
     free(cl);
@@ -374,6 +381,7 @@ void client_start(struct ctl *c, const struct ctl_end *end)
     cl->out_fd = end->out_fd;
     cl->pretty = end->pretty;
     list_init(&cl->queue);
+    list_init(&cl->names);
     list_push_back(&c->clients, &cl->link);
     c->client_count++;
     co_group_enter(&c->alive);

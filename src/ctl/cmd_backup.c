@@ -155,7 +155,7 @@ static int make_file(struct co *co, struct ctl_call *call, const struct ctl_back
         return call->err.code;
     if (graph_uses_file(co, call->c->env.graph, a->target))
         return byre_fail(&call->err, EXISTS, "'%s' is the file of a node that is open; the copy needs a file of its own", a->target);
-    return ctl_make_image(co, &(struct ctl_new_image){ a->target, ops, graph_length(o->source), below }, &call->err);
+    return ctl_make_image(co, &(struct ctl_new_image){ call->c->env.graph, a->target, ops, graph_length(o->source), below }, &call->err);
 }
 
 /* The target is open alone, without what its header names: old content comes to it in whole clusters, zeros too. */

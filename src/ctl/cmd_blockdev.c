@@ -194,7 +194,7 @@ static int make_overlay(struct co *co, struct ctl_act *t)
         return byre_fail(&t->call.err, EXISTS, "'%s' is the file of a node that is open; the snapshot needs a file of its own", a->file);
     s->below = strdup(graph_filename(image));
     if (make)
-        r = ctl_make_image(co, &(struct ctl_new_image){ a->file, ops, graph_length(image), image }, &t->call.err);
+        r = ctl_make_image(co, &(struct ctl_new_image){ t->call.c->env.graph, a->file, ops, graph_length(image), image }, &t->call.err);
     s->made = make && !r;
     if (!r)
         r = open_new(co, &t->call, a, format, &s->overlay);

@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/size.h"
 #include "ctl/addr.h"
 #include "ctl/chardev.h"
 
@@ -58,17 +57,13 @@ static const struct ctl_arg add_rows[] = {
 
 static int place_of(struct ctl_call *call, const struct ctl_addr *a, struct unix_addr *un, struct chardev_opts *o)
 {
-    uint64_t n;
     switch ((enum ctl_addr_type)a->type) {
     case CTL_ADDR_UNIX:
         *un = ctl_unix_addr(a->un);
         o->at = un;
         return 0;
     case CTL_ADDR_FD:
-        if (size_parse(a->fd->str, &n) || n < 3 || n > INT32_MAX)
-            return byre_fail(&call->err, BAD_ARGUMENT, "'%s' is no descriptor", a->fd->str);
-        o->fd = (int)n;
-        return 0;
+        return ctl_take_socket(call, "addr.data.str", a->fd->str, &o->fd);
     case CTL_ADDR_VSOCK:
         return byre_fail(&call->err, NOT_SUPPORTED, "control is offered on unix sockets only: nobody could tell which user of a virtual machine asks");
     case CTL_ADDR_INET:

@@ -79,9 +79,8 @@ static int address_of(struct ctl_call *call, const struct ctl_addr *a, struct ex
         ret->tcp = (struct nbd_tcp_addr){ a->inet->host, (uint16_t)v };
         break;
     case CTL_ADDR_FD:
-        r = number_of(call, "addr.data.str", a->fd->str, 1u << 20, &v);
+        r = ctl_take_socket(call, "addr.data.str", a->fd->str, &ret->fd);
         ret->where = EXPORTS_FD;
-        ret->fd = (int)v;
         break;
     }
     return r;

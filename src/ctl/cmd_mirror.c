@@ -192,7 +192,7 @@ static int run_drive_mirror(struct co *co, struct ctl_call *call)
         r = check_name(call, a->node_name);
     if (r)
         return r;
-    r = make ? ctl_make_image(co, &(struct ctl_new_image){ a->target, ops, graph_length(o.source), below_node }, &call->err) : 0;
+    r = make ? ctl_make_image(co, &(struct ctl_new_image){ call->c->env.graph, a->target, ops, graph_length(o.source), below_node }, &call->err) : 0;
     if (r)
         return r;
     r = open_file(co, call->c->env.graph, a, format, &o, &call->err);

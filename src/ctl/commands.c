@@ -14,6 +14,7 @@
 #include "ctl/ctl_priv.h"
 
 const struct ctl_command *const ctl_commands[] = {
+    &ctl_cmd_add_fd,
     &ctl_cmd_block_commit,
     &ctl_cmd_bitmap_add,
     &ctl_cmd_bitmap_clear,
@@ -52,8 +53,10 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_chardev_change,
     &ctl_cmd_chardev_remove,
     &ctl_cmd_chardev_send_break,
+    &ctl_cmd_closefd,
     &ctl_cmd_drive_backup,
     &ctl_cmd_drive_mirror,
+    &ctl_cmd_getfd,
     &ctl_cmd_job_cancel,
     &ctl_cmd_job_complete,
     &ctl_cmd_job_dismiss,
@@ -79,6 +82,7 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_query_chardev,
     &ctl_cmd_query_chardev_backends,
     &ctl_cmd_query_commands,
+    &ctl_cmd_query_fdsets,
     &ctl_cmd_query_iothreads,
     &ctl_cmd_query_jobs,
     &ctl_cmd_query_named_block_nodes,
@@ -86,6 +90,7 @@ const struct ctl_command *const ctl_commands[] = {
     &ctl_cmd_query_version,
     &ctl_cmd_query_yank,
     &ctl_cmd_quit,
+    &ctl_cmd_remove_fd,
     &ctl_cmd_ringbuf_read,
     &ctl_cmd_ringbuf_write,
     &ctl_cmd_transaction,

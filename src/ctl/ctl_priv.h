@@ -24,6 +24,7 @@
  *   cmd_create.c  blockdev-create, x-blockdev-amend
  *   cmd_debug.c   x-blockdev-change, x-debug-block-dirty-bitmap-sha256, qom-list-types, qom-list-properties
  *   cmd_export.c  nbd-server-*, block-export-*, query-block-exports, x-byre-query-nbd-servers
+ *   cmd_fdset.c   add-fd, remove-fd, query-fdsets
  *   cmd_job.c     query-jobs and the verbs of jobs; x-byre-scrub, x-byre-compact, x-byre-query-job-end
  *   cmd_mirror.c  blockdev-mirror, drive-mirror, block-job-change
  *   cmd_object.c  object-add object-del
@@ -39,6 +40,7 @@
  *   chardev.c     character devices
  *   guard.c       images are not changed under others
  *   new_image.c   files that commands make by the way
+ *   passing.c     descriptors that clients send; getfd, closefd
  *   target.c      which node a command means
  *
  * A command is one row and one function: name, argument rows, `doc`, `ret`. The function gets its arguments decoded, makes
@@ -67,6 +69,7 @@
 #include "base/assert.h"
 #include "base/list.h"
 #include "ctl/ctl.h"
+#include "ctl/passing.h"
 #include "ctl/schema.h"
 #include "graph/graph.h"
 #include "proto/qmp/qmp.h"
@@ -118,6 +121,10 @@ struct ctl_client {
     char *out;
     size_t out_at, out_len, out_cap;
     struct co_waitq out_q;               /* the writer, for more output */
+    /* passing.c: descriptors that came with bytes that are no whole command yet; that no command has taken; that have names */
+    struct ctl_offer arriving, offer;
+    struct list names;
+    unsigned name_count;
 };
 
 /* ---- listen.c ---- */
@@ -199,6 +206,7 @@ extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cm
     ctl_cmd_job_resume, ctl_cmd_query_jobs, ctl_cmd_x_byre_compact, ctl_cmd_x_byre_scrub;
 
 extern const struct ctl_command ctl_cmd_bitmap_sha256, ctl_cmd_blockdev_change, ctl_cmd_qom_list_properties, ctl_cmd_qom_list_types, ctl_cmd_query_iothreads, ctl_cmd_set_iothread;
+extern const struct ctl_command ctl_cmd_add_fd, ctl_cmd_closefd, ctl_cmd_getfd, ctl_cmd_query_fdsets, ctl_cmd_remove_fd;
 extern const struct ctl_command ctl_cmd_query_yank, ctl_cmd_yank, ctl_cmd_ringbuf_read, ctl_cmd_ringbuf_write;
 extern const struct ctl_command ctl_cmd_blockdev_backup, ctl_cmd_drive_backup;
 extern const struct ctl_command ctl_cmd_blockdev_mirror, ctl_cmd_drive_mirror, ctl_cmd_block_job_change;

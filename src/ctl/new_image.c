@@ -43,7 +43,7 @@ static int make_image(struct co *co, const struct ctl_new_image *how, struct byr
     char *below = how->below ? recorded(graph_filename(how->below)) : NULL;
     const struct fmt_create_opts o = { .size = how->size, .version = 3, .refcount_bits = 16, .backing_file = below,
                                        .backing_fmt = how->below ? (char *)(uintptr_t)graph_format(how->below)->name : NULL };
-    const struct stor_file_opts so = { .create = true, .truncate_to_zero = true };
+    const struct stor_file_opts so = { .create = true, .truncate_to_zero = true, .passed = graph_passed(how->graph) };
     int r = how->below && !below ? byre_fail(err, NOMEM, "no memory for a file name") : how->ops->create(co, NULL, &o, err);
     if (!r)
         r = stor_file_open(co, how->file, &so, &s, err);

@@ -376,7 +376,7 @@ int graph_blockdev_close_all(struct co *co, struct graph *g)
 
 bool graph_uses_file(struct co *co, struct graph *g, const char *path)
 {
-    const struct stor_file_opts so = { .read_only = true, .locking = STOR_LOCK_OFF };
+    const struct stor_file_opts so = { .read_only = true, .locking = STOR_LOCK_OFF, .passed = g->passed };
     struct stor *s;
     uint64_t a, b;
     bool used = false;

@@ -34,7 +34,7 @@ static int open_at(struct co *co, const struct data_ask *ask, const char *path, 
 {
     struct graph_node *n = ask->n;
     struct stor_file_opts so = { .read_only = n->read_only || ask->look, .direct = ask->direct, .no_flush = ask->no_flush, .discard = n->discard,
-                                 .locking = n->no_lock || ask->look ? STOR_LOCK_OFF : STOR_LOCK_AUTO };
+                                 .locking = n->no_lock || ask->look ? STOR_LOCK_OFF : STOR_LOCK_AUTO, .passed = n->g->passed };
     return n->g->opener.open(co, n->g->opener.arg, path, &so, ret_s, err);
 }
 

@@ -40,6 +40,7 @@ int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **r
     g->max_depth = o->max_depth ? o->max_depth : GRAPH_DEPTH_DEFAULT;
     g->secrets = o->secrets;
     g->tls = o->tls;
+    g->passed = o->passed;
     g->warn = o->warn;
     g->warn_arg = o->warn_arg;
     g->linked = o->linked;
@@ -256,6 +257,8 @@ void graph_watch_corruption(struct graph *g, graph_corrupted_fn *fn, void *arg)
 /* ---- description ---- */
 
 struct secret_set *graph_secrets(const struct graph *g) { return g->secrets; }
+
+struct fdsets *graph_passed(const struct graph *g) { return g->passed; }
 const char *graph_node_name(const struct graph_node *n) { return n->name; }
 const char *graph_file_node_name(const struct graph_node *n) { return n->file_name[0] ? n->file_name : NULL; }
 enum graph_detect graph_detect_zeroes(const struct graph_node *n) { return n->detect; }

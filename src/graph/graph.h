@@ -50,6 +50,7 @@ struct graph_opts {
     unsigned max_depth;                     /* 0 = GRAPH_DEPTH_DEFAULT */
     struct secret_set *secrets;             /* passphrases of encrypted images; not owned, outlives the graph. NULL: none */
     struct tls_set *tls;                    /* credentials of TLS, the same */
+    struct fdsets *passed;                  /* open files that others passed, the same (stor/fdset.h) */
     void (*warn)(void *arg, const char *text);   /* warnings (missing backing format, ...); may be NULL */
     void *warn_arg;
     /* Home loop: an image has been given another backing file, durably. Names as graph_filename and graph_backing_filename have
@@ -62,6 +63,7 @@ struct graph_opts {
 MUST_USE int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **ret_g, struct byre_err *err);
 void graph_free(struct graph *g);           /* all nodes closed */
 struct secret_set *graph_secrets(const struct graph *g);
+struct fdsets *graph_passed(const struct graph *g);
 
 enum graph_detect { GRAPH_DETECT_OFF, GRAPH_DETECT_ON, GRAPH_DETECT_UNMAP };      /* detect-zeroes (FEATURES 3.067) */
 

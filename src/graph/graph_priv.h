@@ -88,6 +88,7 @@ struct graph {
     unsigned max_depth;
     struct secret_set *secrets;
     struct tls_set *tls;
+    struct fdsets *passed;
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
     void (*linked)(struct co *co, void *arg, const char *overlay, const char *backing);

@@ -309,6 +309,7 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
         .locking = n->no_lock ? STOR_LOCK_OFF : STOR_LOCK_AUTO,
         .nbd = name_nbd(l->ref),
         .tls = op->g->tls,
+        .passed = op->g->passed,
     };
     if (l->ref->node.native_aio && !so.direct)
         return byre_fail(err, BAD_OPTION, "%s: aio=native needs direct I/O (cache.direct=on)", n->filename);
@@ -892,6 +893,7 @@ int graph_store_open(struct co *co, struct graph *g, const char *name, const str
 {
     struct name_ref ref = { 0 };
     struct stor_file_opts so = *o;
+    so.passed = g->passed;
     if (!graph_name_is_remote(g->policy, name))
         return g->opener.open(co, g->opener.arg, name, &so, ret_s, err);
     int r = name_parse(g->policy, name, NULL, &ref, err);

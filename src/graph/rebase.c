@@ -231,7 +231,7 @@ struct graph_node *graph_layer(struct co *co, struct graph_node *top, const char
         if (is_named(m, name))
             return m->backing;
     const struct graph_opener *op = &top->g->opener;
-    struct stor_file_opts so = { .read_only = true, .locking = STOR_LOCK_OFF };
+    struct stor_file_opts so = { .read_only = true, .locking = STOR_LOCK_OFF, .passed = top->g->passed };
     struct name_ref ref;
     struct stor *s;
     uint64_t a, b;

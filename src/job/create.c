@@ -208,7 +208,7 @@ static int64_t remove_blocking(void *arg) { return unlink(((struct removal *)arg
 
 static int open_file(struct co *co, struct create *c, const char *name, bool *ret_made, struct byre_err *err)
 {
-    struct stor_file_opts so = { .create = true, .exclusive = true };
+    struct stor_file_opts so = { .create = true, .exclusive = true, .passed = graph_passed(c->g) };
     struct stor *below;
     int r = stor_file_open(co, name, &so, &below, err);
     *ret_made = !r;

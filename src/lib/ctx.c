@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "lib/lib_priv.h"
+#include "stor/fdset.h"
 #include "tls/objects.h"
 
 _Static_assert((int)BYRE_POLICY_STRICT != (int)BYRE_POLICY_ECOSYSTEM, "two policies");
@@ -221,10 +222,10 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
         ro.spare = ctx->loops + LIB_SPARE_LOOPS <= 64 ? LIB_SPARE_LOOPS : ctx->loops < 64 ? 64 - ctx->loops : 0;
     r = lib_records_init(&ctx->records, &o, err);
     if (!r)
-        r = secret_set_new(&ctx->secrets) || tls_set_new(&ctx->tls) ? byre_fail(err, NOMEM, "no memory for a context") : rt_new(&ro, &ctx->rt, err);
+        r = secret_set_new(&ctx->secrets) || tls_set_new(&ctx->tls) || fdsets_new(&ctx->passed) ? byre_fail(err, NOMEM, "no memory for a context") : rt_new(&ro, &ctx->rt, err);
     if (!r) {
         struct making m = { .ctx = ctx, .err = err,
-                            .opts = { .policy = ctx->policy, .max_depth = o.max_depth, .secrets = ctx->secrets, .tls = ctx->tls, .warn = o.warn, .warn_arg = o.warn_arg,
+                            .opts = { .policy = ctx->policy, .max_depth = o.max_depth, .secrets = ctx->secrets, .tls = ctx->tls, .passed = ctx->passed, .warn = o.warn, .warn_arg = o.warn_arg,
                                       .linked = ctx->records.on ? lib_records_linked : NULL, .linked_arg = &ctx->records } };
         r = lib_call(ctx, lib_home(ctx), make_graph, &m);
     }
@@ -232,6 +233,7 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
         rt_free(ctx->rt);
         secret_set_free(ctx->secrets);
         tls_set_free(ctx->tls);
+        fdsets_free(ctx->passed);
         free(ctx->records.registry);
         free(ctx);
         return r;
@@ -249,6 +251,7 @@ void byre_ctx_free(struct byre_ctx *ctx)
     rt_free(ctx->rt);
     secret_set_free(ctx->secrets);
     tls_set_free(ctx->tls);
+    fdsets_free(ctx->passed);
     free(ctx->records.registry);
     free(ctx);
 }

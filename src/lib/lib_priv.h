@@ -45,6 +45,7 @@ struct byre_ctx {
     struct graph *graph;
     struct secret_set *secrets;
     struct tls_set *tls;
+    struct fdsets *passed;
     bool caller_runs;
     bool inside;                     /* caller_runs: a bridge is running the loop (no nesting) */
     enum graph_policy policy;

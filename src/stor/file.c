@@ -6,6 +6,7 @@
  * Owns         The file descriptor; struct file_stor.
  * Invariants   I1  A file is emptied only with the lock held that lets us write and resize it.
  *              I2  Nothing but a regular file or a block device is opened, and no open waits for a peer (FIFO).
+ *              I3  A descriptor that somebody passed (fdset.h) is used as it is: no path is looked at.
  * Order        A new file's directory entry is not made durable by opening it; whoever relies on it calls stor_file_keep_name.
  * Concurrency  Open runs on a worker thread, so that a slow file system does not stop a loop.
  * Failure      -errno and a text; nothing stays open. A file that this call created (exclusive) is removed again.
@@ -19,13 +20,12 @@
 #include <unistd.h>
 
 #include "rt/loop.h"
+#include "stor/fdset.h"
 #include "stor/file_priv.h"
 
 struct open_args {
-    const char *path;
-    const struct stor_file_opts *opts;
+    struct open_ask ask;
     struct file_stor *f;
-    struct byre_err *err;
     bool started;
 };
 
@@ -49,27 +49,40 @@ static int open_flags(const struct stor_file_opts *o)
     return flags;
 }
 
-static int open_fd(const struct open_args *a, struct stat *ret_st)
+static int open_path(const struct open_ask *a, struct file_stor *f)
 {
-    int fd = open(a->path, open_flags(a->opts), 0644);
-    if (fd < 0 && errno == EINVAL && a->opts->direct)
+    f->fd = open(a->path, open_flags(a->opts), 0644);
+    if (f->fd < 0 && errno == EINVAL && a->opts->direct)
         return byre_fail(a->err, NOT_SUPPORTED, "%s: direct I/O is not possible on this file system", a->path);
-    if (fd < 0)
-        return fail_errno(a->err, errno, a->path, a->opts->create ? "create" : "open");
-    int r = 0;
-    if (fstat(fd, ret_st) < 0)
+    return f->fd < 0 ? fail_errno(a->err, errno, a->path, a->opts->create ? "create" : "open") : 0;
+}
+
+static void drop_fd(struct file_stor *f)
+{
+    if (f->shared)
+        fdset_leave(f);
+    close(f->fd);
+    f->fd = -1;
+}
+
+static int open_fd(const struct open_ask *a, struct file_stor *f, struct stat *ret_st)
+{
+    int r = a->opts->passed && fdset_is_name(a->path) ? fdset_open(a, f) : open_path(a, f);
+    if (r < 0)
+        return r;
+    if (fstat(f->fd, ret_st) < 0)
         r = fail_errno(a->err, errno, a->path, "stat");
     else if (!S_ISREG(ret_st->st_mode) && !S_ISBLK(ret_st->st_mode))
         r = byre_fail(a->err, BAD_ARGUMENT, "%s: neither a regular file nor a block device", a->path);
-    else if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK) < 0)
+    else if (fcntl(f->fd, F_SETFL, fcntl(f->fd, F_GETFL) & ~O_NONBLOCK) < 0)
         r = fail_errno(a->err, errno, a->path, "set flags");
     if (r < 0)
-        close(fd);
-    return r < 0 ? r : fd;
+        drop_fd(f);
+    return r;
 }
 
 /* Locks a file that is being created, and empties it when asked (I1). */
-static int create_content(struct file_stor *f, const struct open_args *a, bool had_bytes)
+static int create_content(struct file_stor *f, const struct open_ask *a, bool had_bytes)
 {
     unsigned perm = STOR_PERM_WRITE | STOR_PERM_RESIZE;
     int r = file_lock_blocking(f, perm, STOR_PERM_ALL & ~perm, a->err);
@@ -95,16 +108,16 @@ static void set_identity(struct file_stor *f, const struct stat *st)
 
 static int64_t open_blocking(void *arg)
 {
-    struct open_args *a = arg;
-    struct file_stor *f = a->f;
+    struct open_args *args = arg;
+    const struct open_ask *a = &args->ask;
+    struct file_stor *f = args->f;
     struct stat st;
-    a->started = true;
+    args->started = true;
     if (a->opts->create && a->opts->read_only)
         return byre_fail(a->err, BAD_ARGUMENT, "%s: a new file cannot be opened read-only", a->path);
-    int fd = open_fd(a, &st);
-    if (fd < 0)
-        return fd;
-    f->fd = fd;
+    int r = open_fd(a, f, &st);
+    if (r < 0)
+        return r;
     f->device = S_ISBLK(st.st_mode);
     f->locking = a->opts->locking;
     f->s.read_only = a->opts->read_only;
@@ -113,16 +126,15 @@ static int64_t open_blocking(void *arg)
     f->s.traits.direct = a->opts->direct;
     set_identity(f, &st);
     f->found = seen_of(&st);
-    int r = a->opts->create ? create_content(f, a, st.st_size > 0) : 0;
+    r = a->opts->create ? create_content(f, a, st.st_size > 0) : 0;
     if (r < 0) {
         if (a->opts->create && a->opts->exclusive)
             (void)unlink(a->path);        /* ours; what the caller learns is the first failure */
-        close(fd);
-        f->fd = -1;
+        drop_fd(f);
         return r;
     }
     file_probe(f, &st);
-    if (fstat(fd, &st) == 0)
+    if (fstat(f->fd, &st) == 0)
         f->probed = seen_of(&st);
     return 0;
 }
@@ -145,7 +157,7 @@ int stor_file_open(struct co *co, const char *path, const struct stor_file_opts 
     f->fd = -1;
     pthread_mutex_init(&f->extent.lock, NULL);
     pthread_mutex_init(&f->lock_mutex, NULL);
-    struct open_args a = { path, opts, f, err, false };
+    struct open_args a = { { path, opts, err }, f, false };
     int r = (int)rt_blocking(co, open_blocking, &a);
     if (r < 0) {
         if (!a.started)
@@ -159,19 +171,21 @@ int stor_file_open(struct co *co, const char *path, const struct stor_file_opts 
 
 static int64_t close_blocking(void *arg)
 {
-    file_unlock_blocking(*(int *)arg);
-    return close(*(int *)arg);
+    struct file_stor *f = arg;
+    if (!f->shared)
+        file_unlock_blocking(f->fd);
+    drop_fd(f);
+    return 0;
 }
 
 void file_close(struct co *co, struct stor *s)
 {
     struct file_stor *f = file_of(s);
-    int fd = f->fd;
-    file_free(f);
     /* On a worker: the last close of a file may write to a remote server. A failure has no use: who needs
      * durability has flushed. */
-    if (rt_blocking(co, close_blocking, &fd) == -ENOMEM)
-        (void)close_blocking(&fd);
+    if (rt_blocking(co, close_blocking, f) == -ENOMEM)
+        (void)close_blocking(f);
+    file_free(f);
 }
 
 bool stor_file_identity(const struct stor *s, uint64_t *ret_dev, uint64_t *ret_ino)
@@ -220,5 +234,7 @@ static int64_t keep_name_blocking(void *arg)
 
 int stor_file_keep_name(struct co *co, const char *path)
 {
+    if (fdset_is_name(path))
+        return 0;
     return (int)rt_blocking(co, keep_name_blocking, (void *)(uintptr_t)path);
 }

@@ -15,9 +15,12 @@
  *                  answered would keep them for a moment, and the next program would be refused.
  *              I5  What is held already is not looked for again: whoever came since has seen it, and was refused. So a change that only gives
  *                  something up cannot be refused, and a second store of the file, in the same process, can hold what the first one holds.
+ *              I6  Locks belong to the open file. Where somebody passed that (fdset.c), several stores may have it: the kernel keeps these from one another
+ *                  no more, so what each of them holds is looked at here, and a byte is given up when none of them holds it.
  * Order        Nothing on disk.
  * Concurrency  Worker threads (fcntl may ask a server); lock_mutex orders calls on one store. The locks belong to the
- *              open file description: they end with the store, and two stores of one process exclude each other too.
+ *              open file description: they end with the store, and two stores of one process exclude each other too. The mutex of f->shared orders
+ *              those of one open file, and is taken before lock_mutex.
  * Failure      -EAGAIN: refused; the text names the file, what was asked, and the holder. On a file system without such
  *              locks, `auto` lets readers pass unlocked and refuses writers; `on` refuses both.
  * Tests        file_lock_test.c
@@ -90,9 +93,10 @@ static int find_conflict(int fd, unsigned base, unsigned mask)
     return 0;
 }
 
-static int refuse(struct file_stor *f, unsigned byte, bool *ret_nobody, struct byre_err *err)
+/* inside: another store of the same open file has it (I6). */
+static int refuse(struct file_stor *f, unsigned byte, bool inside, bool *ret_nobody, struct byre_err *err)
 {
-    char who[256];
+    char who[256] = "another node here, over the same descriptor,";
     struct stat st;
     bool unshared = byte >= BYTE_UNSHARED;
     const char *perm = perm_name[byte - (unsigned)(unshared ? BYTE_UNSHARED : BYTE_HELD)];
@@ -100,7 +104,7 @@ static int refuse(struct file_stor *f, unsigned byte, bool *ret_nobody, struct b
         return byre_fail(NULL, LOCKED, "%s", "");   /* nobody will read who it is: the search is long */
     if (fstat(f->fd, &st) < 0)
         memset(&st, 0, sizeof st);
-    *ret_nobody = !file_holder(&st, f->fd, byte, who, sizeof who);
+    *ret_nobody = !inside && !file_holder(&st, f->fd, byte, who, sizeof who);
     if (unshared)
         return byre_fail(err, LOCKED, "%s: in use: %s does not let others have the permission '%s'", f->s.name, who, perm);
     return byre_fail(err, LOCKED, "%s: in use: %s has the permission '%s', which others must not have here", f->s.name, who, perm);
@@ -135,10 +139,51 @@ static struct own own_of(const struct file_stor *f, struct file_stor *beside)
     return o;
 }
 
+/* ---- stores of one open file (I6); the mutex of f->shared is held ---- */
+
+/* What all but f hold. */
+static struct own others_of(const struct file_stor *f)
+{
+    struct own o = { 0 };
+    if (!f->shared)
+        return o;
+    LIST_FOR(at, &f->shared->stores) {
+        const struct file_stor *m = CONTAINER_OF(at, struct file_stor, shared_link);
+        o.held |= m == f ? 0 : m->held;
+        o.unshared |= m == f ? 0 : m->unshared;
+    }
+    return o;
+}
+
+/* As find_conflict, among them; but for what own has. */
+static unsigned conflict_inside(const struct file_stor *f, struct own own, unsigned new_held, unsigned new_unshared)
+{
+    const struct own o = others_of(f);
+    unsigned held = new_held & ~own.held & o.unshared, unshared = new_unshared & ~own.unshared & o.held;
+    return held ? BYTE_UNSHARED + (unsigned)__builtin_ctz(held) : unshared ? BYTE_HELD + (unsigned)__builtin_ctz(unshared) : 0;
+}
+
+static void drop_bytes(const struct file_stor *f, unsigned held, unsigned unshared)
+{
+    const struct own o = others_of(f);
+    (void)set_bytes(f->fd, F_UNLCK, BYTE_HELD, held & ~o.held);
+    (void)set_bytes(f->fd, F_UNLCK, BYTE_UNSHARED, unshared & ~o.unshared);
+}
+
+void file_unlock_shared(struct file_stor *f)
+{
+    pthread_mutex_lock(&f->lock_mutex);
+    drop_bytes(f, f->held, f->unshared);
+    f->held = f->unshared = 0;
+    pthread_mutex_unlock(&f->lock_mutex);
+}
+
 /* I5: others are looked for only where something is new. */
 static int change(struct file_stor *f, struct own own, unsigned perm, unsigned unshared, bool *ret_nobody, struct byre_err *err)
 {
-    unsigned new_held = perm & ~f->held, new_unshared = unshared & ~f->unshared;
+    unsigned new_held = perm & ~f->held, new_unshared = unshared & ~f->unshared, inside = conflict_inside(f, own, new_held, new_unshared);
+    if (inside)
+        return refuse(f, inside, true, ret_nobody, err);
     int r = set_bytes(f->fd, F_RDLCK, BYTE_HELD, new_held);
     if (r == 0)
         r = set_bytes(f->fd, F_RDLCK, BYTE_UNSHARED, new_unshared);
@@ -148,16 +193,14 @@ static int change(struct file_stor *f, struct own own, unsigned perm, unsigned u
         r = find_conflict(f->fd, BYTE_HELD, new_unshared & ~own.unshared);
     if (r == 0) {
         /* Dropping cannot be refused; if the server is gone, so are the locks. */
-        (void)set_bytes(f->fd, F_UNLCK, BYTE_HELD, f->held & ~perm);
-        (void)set_bytes(f->fd, F_UNLCK, BYTE_UNSHARED, f->unshared & ~unshared);
+        drop_bytes(f, f->held & ~perm, f->unshared & ~unshared);
         f->held = perm;
         f->unshared = unshared;
         return 0;
     }
-    (void)set_bytes(f->fd, F_UNLCK, BYTE_HELD, new_held);
-    (void)set_bytes(f->fd, F_UNLCK, BYTE_UNSHARED, new_unshared);
+    drop_bytes(f, new_held, new_unshared);
     if (r > 0)
-        return refuse(f, (unsigned)r, ret_nobody, err);
+        return refuse(f, (unsigned)r, false, ret_nobody, err);
     if (r == -EAGAIN || r == -EACCES)     /* somebody has a write lock on one of our bytes */
         return byre_fail(err, LOCKED, "%s: in use: another program has locked the whole file", f->s.name);
     if (is_no_locks(r))
@@ -171,10 +214,14 @@ static int lock_once(struct lock_args *a)
     a->nobody = false;
     if (f->locking == STOR_LOCK_OFF)
         return 0;
+    if (f->shared)
+        pthread_mutex_lock(&f->shared->mutex);
     const struct own own = own_of(f, a->beside);
     pthread_mutex_lock(&f->lock_mutex);
     int r = change(f, own, a->perm, STOR_PERM_ALL & ~a->shared, &a->nobody, a->err);
     pthread_mutex_unlock(&f->lock_mutex);
+    if (f->shared)
+        pthread_mutex_unlock(&f->shared->mutex);
     return r;
 }
 

@@ -8,6 +8,7 @@
  *   file_probe.c   alignment and what the file system promises
  *   file_lock.c    the byte protocol that keeps programs apart
  *   file_holder.c  who holds a lock (for messages)
+ *   fdset.c        files that others have opened (fdset.h)
  */
 #ifndef STOR_FILE_PRIV_H
 #define STOR_FILE_PRIV_H
@@ -16,6 +17,7 @@
 #include <stdatomic.h>
 #include <sys/stat.h>
 
+#include "base/list.h"
 #include "stor/stor.h"
 
 /* Calls that the file system below has once said it does not know; not asked again. */
@@ -40,6 +42,14 @@ struct file_extent_cache {
     uint64_t generation;                  /* guarded by lock: counts zero, discard and truncate */
 };
 
+/* Stores of one open file that somebody passed (fdset.c I1). */
+struct file_shared {
+    struct list_node link;                /* of the sets */
+    pthread_mutex_t mutex;                /* orders changes of their locks; taken before lock_mutex */
+    struct list stores;                   /* file_stor.shared_link; changed with both mutexes held */
+};
+
+struct fdset;
 struct file_stor {
     struct stor s;                        /* first */
     int fd;
@@ -55,6 +65,10 @@ struct file_stor {
     struct file_extent_cache extent;
     pthread_mutex_t lock_mutex;           /* orders calls that change the locks; held on workers only */
     unsigned held, unshared;              /* guarded by lock_mutex: bytes 100+n and 200+n that we hold */
+    struct file_shared *shared;           /* NULL: it was opened by its path, and the next three say nothing */
+    struct list_node shared_link;
+    struct fdsets *sets;
+    struct fdset *set;
 };
 
 static inline struct file_stor *file_of(struct stor *s) { return (struct file_stor *)s; }
@@ -62,6 +76,13 @@ static inline bool file_lacks(struct file_stor *f, unsigned what) { return atomi
 static inline void file_set_lacks(struct file_stor *f, unsigned what) { atomic_fetch_or(&f->lacks, what); }
 /* Does -errno say that the call is not known here (rather than that it failed)? */
 static inline bool file_is_unsupported(int r) { return r == -EOPNOTSUPP || r == -ENOSYS || r == -ENOTTY || r == -ENODEV; }
+
+/* ---- fdset.c: worker threads, block ---- */
+struct open_ask { const char *path; const struct stor_file_opts *opts; struct byre_err *err; };
+/* The name is one of a set, and a->opts->passed are the sets: f->fd is a duplicate of the descriptor that fits. */
+MUST_USE int fdset_open(const struct open_ask *a, struct file_stor *f);
+/* Behind it, before f->fd is closed: locks of f that no other store of the same open file has are given up. */
+void fdset_leave(struct file_stor *f);
 
 /* ---- file_ops.c ---- */
 extern const struct stor_ops file_ops;
@@ -85,6 +106,8 @@ int file_lock(struct co *co, struct stor *s, struct stor *beside, unsigned perm,
 int file_lock_blocking(struct file_stor *f, unsigned perm, unsigned shared, struct byre_err *err);
 /* Gives all locks of an open file up, before it is closed; blocks. */
 void file_unlock_blocking(int fd);
+/* The same for one of several stores of an open file; the mutex of f->shared is held. */
+void file_unlock_shared(struct file_stor *f);
 
 /* ---- file_holder.c: worker threads, blocks ---- */
 /* Describes who, other than our own file descriptor own_fd, holds a lock on `byte` of the file (st_dev, st_ino):

@@ -152,6 +152,7 @@ MUST_USE int stor_lock_beside(struct co *co, struct stor *s, struct stor *old, u
 /* ---- drivers ---- */
 struct stor_nbd_opts;
 struct tls_set;
+struct fdsets;
 enum stor_locking { STOR_LOCK_AUTO, STOR_LOCK_ON, STOR_LOCK_OFF };
 struct stor_file_opts {
     bool read_only;
@@ -163,6 +164,7 @@ struct stor_file_opts {
     bool truncate_to_zero;       /* after the lock is held */
     bool exclusive;              /* O_EXCL */
     struct tls_set *tls;         /* where credentials are looked up; NULL: there are none */
+    struct fdsets *passed;       /* what names as /dev/fdset/1 mean (stor/fdset.h); NULL: they are paths as others */
     const struct stor_nbd_opts *nbd;     /* for those who open stores of any kind: it is an export of an NBD server (stor/nbd.h) */
 };
 /* Regular file or block device. Locks are NOT taken here except when creating; call stor_lock. When creating, the
@@ -183,7 +185,8 @@ struct stor_file_hints { bool nocow; uint64_t extent_bytes; };
 void stor_file_hint(struct co *co, const char *path, const struct stor_file_hints *h);
 /* Space for a range that lies behind the end of a regular file, which stays as long as it is. -ENOTSUP: not here. */
 MUST_USE int stor_file_ahead(struct co *co, struct stor *s, uint64_t off, uint64_t len);
-/* The directory entry of this file is durable when it returns 0: after a power cut the file is where it was made. */
+/* The directory entry of this file is durable when it returns 0: after a power cut the file is where it was made. Of a set of descriptors nothing is
+ * done: where its files are is known to those who passed them. */
 MUST_USE int stor_file_keep_name(struct co *co, const char *path);
 MUST_USE int stor_mem_new(struct co *co, const char *name, uint64_t len, struct stor **ret_s);
 struct stor_null_opts { uint64_t len; uint64_t latency_ns; bool read_zeroes; };

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * fdset.h: sets of open files that others have passed to this process (FEATURES 3.023). A file name /dev/fdset/N means the files of set N: whoever
+ * opens it gets the one whose access mode fits, without a look at any path. stor_file_open does, where its options name the sets.
+ *
+ * Invariants
+ *   I1  A set is there as long as it has a descriptor, or a store that was opened from it is open.
+ *   I2  What is removed from a set is closed at once; stores that were opened from it keep their own descriptor of the same open file.
+ *   I3  A descriptor is closed by whoever owns it, on every path: what is given to fdset_add is owned from then on, also on failure.
+ * Concurrency  Any thread. fdset_add and fdset_remove may block (they close files).
+ */
+#ifndef STOR_FDSET_H
+#define STOR_FDSET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#define FDSETS_FDS_MAX 256u              /* descriptors in all sets */
+#define FDSET_OPAQUE_MAX 4096u           /* bytes of a text that describes one */
+
+struct fdsets;
+MUST_USE int fdsets_new(struct fdsets **ret_s);
+void fdsets_free(struct fdsets *s);      /* closes what is left; no store of them is open. NULL ok */
+
+/* Does the name mean a set, whether or not there is one? */
+bool fdset_is_name(const char *name);
+
+/* id NULL: the lowest number that no set has. A set that is not there is made. opaque (may be NULL) is copied. */
+struct fdset_new { const int64_t *id; const char *opaque; int fd; };
+MUST_USE int fdset_add(struct fdsets *s, const struct fdset_new *what, int64_t *ret_id, struct byre_err *err);
+/* fd negative: all of them. NOT_FOUND: there is no such set, or no such descriptor in it. */
+MUST_USE int fdset_remove(struct fdsets *s, int64_t id, int fd, struct byre_err *err);
+
+/* Every set, the highest number first, each followed by its descriptors in the order in which they came. Called with the sets locked. */
+struct fdset_teller {
+    void (*set)(void *arg, int64_t id);
+    void (*fd)(void *arg, int fd, const char *opaque);      /* opaque NULL: there is none */
+    void *arg;
+};
+void fdsets_tell(struct fdsets *s, const struct fdset_teller *t);
+
+#endif

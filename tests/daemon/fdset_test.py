@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: MIT
+"""Descriptors that clients pass, and what is opened by them (FEATURES 3.023, G.051)."""
+import contextlib
+import json
+import os
+import resource
+import socket
+import subprocess
+
+import pytest
+
+from lib import peers, run, wait
+from qmp_client import Qmp
+
+MIB = 1 << 20
+
+
+class Passing:
+    """A client of a daemon that sends descriptors with its commands."""
+
+    def __init__(self, daemon):
+        self.daemon, self.pid, self.client = daemon, daemon.process.pid, daemon.qmp()
+
+    def ask(self, command, fds=(), **arguments):
+        """Descriptors are closed here when they have been sent."""
+        message = {"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}
+        self.send(json.dumps(message).encode() + b"\n", fds)
+        while "event" in (answer := self.client.receive()):
+            self.client.events.append(answer)
+        return answer
+
+    def send(self, data, fds=()):
+        if fds:
+            assert socket.send_fds(self.client.socket, [data], list(fds)) == len(data)
+        else:
+            self.client.socket.sendall(data)
+        for fd in fds:
+            os.close(fd)
+
+    def ok(self, command, fds=(), **arguments):
+        answer = self.ask(command, fds, **arguments)
+        assert "return" in answer, (command, arguments, answer)
+        return answer["return"]
+
+    def refused(self, command, fds=(), **arguments):
+        answer = self.ask(command, fds, **arguments)
+        assert "error" in answer, (command, arguments, answer)
+        return answer["error"]["desc"]
+
+    def sets(self):
+        return {s["fdset-id"]: [f["fd"] for f in s["fds"]] for s in self.ok("query-fdsets")}
+
+    def add(self, node, number, file=None, **more):
+        return {"driver": "qcow2", "node_name": node, "file": {"driver": "file", "filename": f"/dev/fdset/{number}", "node-name": node + "f", **(file or {})}, **more}
+
+
+def open_files(pid, below):
+    """What of this folder the process has open, with repetitions. What ends while one looks is left out."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            name = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if name.startswith(f"{below}/"):
+                found.append(os.path.basename(name).removesuffix(" (deleted)"))
+    return sorted(found)
+
+
+@pytest.fixture
+def home(tmp_path):
+    """What is passed: not in the daemon's folder, which has links to no folders."""
+    folder = tmp_path / "passed"
+    folder.mkdir()
+    run.qemu_img("create", "-q", "-f", "qcow2", folder / "a", "8M")
+    run.qemu_io(folder / "a", "write -P 1 0 1M")
+    (folder / "r").write_bytes(b"r" * MIB)
+    return folder
+
+
+@pytest.fixture
+def passing(start):
+    """The daemon, and a client that passes."""
+    daemon = start("daemon")
+    return Passing(daemon)
+
+
+def can_write(path):
+    """May another program, which asks for the locks?"""
+    done = subprocess.run([peers.need("qemu-io"), "-f", "qcow2", "-c", "write -P 9 4M 64k", path], capture_output=True, text=True)
+    assert done.returncode == 0 or "lock" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+# ---- sets ----
+
+def test_sets(passing, home):
+    """FEATURES 3.023: numbers, texts and the life of sets, in the peer's words"""
+    def fd():
+        return os.open(home / "r", os.O_RDONLY)
+    assert passing.refused("add-fd") == "No file descriptor supplied via SCM_RIGHTS"
+    assert passing.refused("add-fd", [fd()], fdset_id=-1) == "Parameter 'fdset-id' expects a non-negative value"
+    assert open_files(passing.pid, home) == []
+    first = passing.ok("add-fd", [fd()])
+    assert first["fdset-id"] == 0
+    seven = passing.ok("add-fd", [fd()], fdset_id=7, opaque="rdonly:r")
+    also = passing.ok("add-fd", [fd()], fdset_id=7)
+    assert passing.ok("add-fd", [fd()])["fdset-id"] == 1
+    assert passing.ok("query-fdsets")[0] == {"fdset-id": 7, "fds": [{"fd": seven["fd"], "opaque": "rdonly:r"}, {"fd": also["fd"]}]}
+    assert list(passing.sets()) == [7, 1, 0]
+    other = Passing(passing.daemon)
+    assert other.sets() == passing.sets()                  # of all clients
+    assert passing.refused("remove-fd", fdset_id=5) == "File descriptor named 'fdset-id:5' not found"
+    assert passing.refused("remove-fd", fdset_id=7, fd=first["fd"]) == f"File descriptor named 'fdset-id:7, fd:{first['fd']}' not found"
+    assert "not found" in passing.refused("remove-fd", fdset_id=7, fd=1 << 40)
+    passing.ok("remove-fd", fdset_id=7, fd=seven["fd"])
+    assert passing.sets()[7] == [also["fd"]]
+    passing.ok("remove-fd", fdset_id=0)
+    assert passing.ok("add-fd", [fd()])["fdset-id"] == 0   # the lowest that is free
+    other.client.close()
+    for number in (7, 1, 0):
+        passing.ok("remove-fd", fdset_id=number)
+    assert passing.ok("query-fdsets") == [] and open_files(passing.pid, home) == []
+
+
+def test_set_stays_while_used(passing, home):
+    """FEATURES 3.023: a node keeps what it has opened, and its set, although all is removed; the set goes with the node"""
+    passing.ok("add-fd", [os.open(home / "a", os.O_RDWR)], fdset_id=3)
+    passing.ok("blockdev-add", **passing.add("n", 3))
+    passing.ok("remove-fd", fdset_id=3)
+    assert passing.sets() == {3: []} and open_files(passing.pid, home) == ["a"]
+    assert passing.ok("add-fd", [os.open(home / "r", os.O_RDONLY)])["fdset-id"] == 0
+    assert "/dev/fdset/3" in passing.refused("blockdev-add", driver="file", node_name="m", filename="/dev/fdset/3", read_only=True)
+    passing.ok("remove-fd", fdset_id=0)
+    passing.ok("blockdev-del", node_name="n")
+    wait.until(lambda: passing.sets() == {} and open_files(passing.pid, home) == [])
+
+
+def test_names_of_sets(passing, home):
+    """FEATURES 3.023: errors name the file: a set that is not there, a number that is none, a descriptor that is no disk"""
+    for name in ("1", "x", "", "1/", "-1"):
+        assert f"/dev/fdset/{name}" in passing.refused("blockdev-add", driver="file", node_name="n", filename=f"/dev/fdset/{name}")
+    with socket.socket(socket.AF_UNIX) as s:
+        passing.ok("add-fd", [os.dup(s.fileno())], fdset_id=1)
+    passing.ok("add-fd", [os.open(home, os.O_RDONLY)], fdset_id=2)
+    passing.ok("add-fd", [os.open(home / "r", os.O_PATH)], fdset_id=3)
+    passing.ok("add-fd", [os.open(home / "r", os.O_WRONLY)], fdset_id=3)
+    passing.ok("add-fd", [os.open(home / "r", os.O_RDWR | os.O_APPEND)], fdset_id=4)
+    for number, why in ((1, "neither"), (2, "reading"), (3, "reading"), (4, "reading and writing anywhere")):
+        assert why in passing.refused("blockdev-add", driver="file", node_name="n", filename=f"/dev/fdset/{number}"), number
+    assert "neither a regular file" in passing.refused("blockdev-add", driver="file", node_name="n", filename="/dev/fdset/2", read_only=True)
+    assert set(passing.sets()) == {1, 2, 3, 4}
+
+
+# ---- nodes ----
+
+def test_modes(passing, home):
+    """FEATURES 3.023: the descriptor whose mode fits, also when a node is opened in another way; no path is looked at"""
+    os.rename(home / "a", home / "b")
+    add = passing.add("n", 1)
+
+    def reopen(read_only, **more):
+        both = [{"driver": "file", "node-name": "nf", "filename": "/dev/fdset/1", "read-only": read_only, **more},
+                {"driver": "qcow2", "node-name": "n", "file": "nf", "read-only": read_only, **more}]
+        return passing.ask("blockdev-reopen", options=both[::-1] if read_only else both)
+
+    passing.ok("add-fd", [os.open(home / "b", os.O_RDONLY)], fdset_id=1)
+    assert "reading and writing" in passing.refused("blockdev-add", **add)
+    passing.ok("blockdev-add", **{**add, "read_only": True})
+    assert "reading and writing" in reopen(False)["error"]["desc"]
+    passing.ok("add-fd", [os.open(home / "b", os.O_RDWR)], fdset_id=1)
+    for read_only, more in ((False, {}), (True, {}), (False, {}), (False, {"discard": "unmap"}), (False, {"cache": {"no-flush": True}}), (True, {}), (False, {})):
+        assert reopen(read_only, **more) == {"return": {}}
+        assert not can_write(home / "b"), (read_only, more)           # the locks are held all the time
+    passing.ok("nbd-server-start", addr={"type": "unix", "data": {"path": str(home / "nbd")}})
+    passing.ok("block-export-add", type="nbd", id="e", node_name="n", writable=True)
+    run.qemu_io(f"nbd+unix:///n?socket={home / 'nbd'}", "read -P 1 0 1M", "write -P 7 1M 64k", fmt="raw")
+    passing.ok("nbd-server-stop")
+    passing.ok("blockdev-del", node_name="n")
+    wait.until(lambda: can_write(home / "b"), "the descriptor in the set goes on holding locks")
+    run.qemu_io(home / "b", "read -P 7 1M 64k", "read -P 9 4M 64k")
+    run.qemu_img("check", home / "b")
+
+
+def test_shared_open_file(passing, home):
+    """FEATURES 3.023, 3.007: two nodes over one open file keep each other out, and who goes takes nothing from who stays"""
+    fd = os.open(home / "a", os.O_RDWR)
+    passing.ok("add-fd", [os.dup(fd)], fdset_id=1)
+    passing.ok("add-fd", [fd], fdset_id=2)
+    passing.ok("blockdev-add", **passing.add("n", 1))
+    for number in (1, 2):
+        why = passing.refused("blockdev-add", **passing.add("m", number))
+        assert f"/dev/fdset/{number}" in why and "same descriptor" in why
+    assert not can_write(home / "a")
+    passing.ok("blockdev-del", node_name="n")
+    passing.ok("blockdev-add", **passing.add("m", 2))
+    assert not can_write(home / "a")
+    passing.ok("blockdev-del", node_name="m")
+    wait.until(lambda: can_write(home / "a"))
+
+
+def test_chain_of_sets(passing, home):
+    """FEATURES 3.023: layers of a chain from sets, the external data file of an image too"""
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={home / 'd'},data_file_raw=on", home / "q", "8M")
+    run.qemu_io(home / "q", "write -P 3 2M 64k")
+    for number, name, mode in ((1, "a", os.O_RDONLY), (2, "q", os.O_RDWR), (3, "d", os.O_RDWR)):
+        passing.ok("add-fd", [os.open(home / name, mode)], fdset_id=number)
+    os.rename(home / "d", home / "elsewhere")
+    passing.ok("blockdev-add", **passing.add("base", 1, read_only=True))
+    passing.ok("blockdev-add", **passing.add("top", 2), data_file={"driver": "file", "filename": "/dev/fdset/3"})
+    passing.ok("nbd-server-start", addr={"type": "unix", "data": {"path": str(home / "nbd")}})
+    for name, at in (("base", "read -P 1 0 1M"), ("top", "read -P 3 2M 64k")):
+        passing.ok("block-export-add", type="nbd", id=name, node_name=name)
+        run.qemu_io(f"nbd+unix:///{name}?socket={home / 'nbd'}", at, fmt="raw", options=["-r"])
+
+
+def test_new_images(passing, home):
+    """FEATURES 3.023: files that commands make, where the empty file was passed"""
+    for number, name in ((1, "a"), (2, "s"), (3, "m"), (4, "c")):
+        passing.ok("add-fd", [os.open(home / name, os.O_RDWR | os.O_CREAT, 0o600)], fdset_id=number)
+    passing.ok("blockdev-add", **passing.add("n", 1))
+    passing.ok("blockdev-snapshot-sync", node_name="n", snapshot_file="/dev/fdset/2", snapshot_node_name="s", format="qcow2")
+    passing.ok("drive-mirror", job_id="m", device="s", target="/dev/fdset/3", sync="full", format="qcow2")
+    passing.client.wait("BLOCK_JOB_READY", device="m")
+    passing.ok("block-job-cancel", device="m")
+    passing.client.wait("BLOCK_JOB_COMPLETED", device="m")
+    passing.ok("blockdev-create", job_id="c", options={"driver": "file", "filename": "/dev/fdset/1", "size": 0})
+    assert "is the file of a node that is open" in failure(passing, "c")
+    passing.ok("blockdev-create", job_id="d", options={"driver": "file", "filename": "/dev/fdset/4", "size": MIB})
+    assert failure(passing, "d") is None
+    assert os.stat(home / "c").st_size == MIB and os.stat(home / "s").st_size
+    run.qemu_io(home / "m", "read -P 1 0 1M")
+    assert sorted(f.name for f in home.iterdir()) == ["a", "c", "m", "r", "s"]
+
+
+def failure(passing, job):
+    """Of a job that is over; it is dismissed."""
+    def concluded():
+        return next((j for j in passing.ok("query-jobs") if j["id"] == job and j["status"] == "concluded"), None)
+    found = wait.until(concluded)
+    passing.ok("job-dismiss", id=job)
+    return found.get("error")
+
+
+# ---- names ----
+
+def test_names(passing, home):
+    """G.051: getfd and closefd in the peer's words; a name is one client's, and goes with it"""
+    def fd(name="r"):
+        return os.open(home / name, os.O_RDONLY)
+    assert passing.refused("getfd", fdname="x") == "No file descriptor supplied via SCM_RIGHTS"
+    for bad in ("1", "1x"):
+        assert passing.refused("getfd", [fd()], fdname=bad) == "Parameter 'fdname' expects a name not starting with a digit"
+    assert "255 bytes" in passing.refused("getfd", [fd()], fdname="x" * 256)
+    assert passing.refused("closefd", fdname="x") == "File descriptor named 'x' not found"
+    assert open_files(passing.pid, home) == []
+    passing.ok("getfd", [fd()], fdname="x")
+    passing.ok("getfd", [fd("a")], fdname="x")             # another one under the same name
+    assert open_files(passing.pid, home) == ["a"]
+    second = Passing(passing.daemon)
+    assert second.refused("closefd", fdname="x") == "File descriptor named 'x' not found"
+    for i in range(64):
+        second.ok("getfd", [fd()], fdname=f"n{i}")
+    assert "64 descriptors" in second.refused("getfd", [fd()], fdname="more")
+    second.ok("getfd", [fd()], fdname="n3")
+    assert open_files(passing.pid, home) == ["a"] + 64 * ["r"]
+    second.client.close()
+    wait.until(lambda: open_files(passing.pid, home) == ["a"], "names of a client that has gone keep their files open")
+    passing.ok("closefd", fdname="x")
+    assert open_files(passing.pid, home) == []
+
+
+def test_servers_at_names(passing, home):
+    """G.051, 8.004: an NBD server and a monitor at listening sockets by their names; numbers of the process's own are not for clients"""
+    before = len(os.listdir(f"/proc/{passing.pid}/fd"))
+    with socket.socket(socket.AF_UNIX) as nbd, socket.socket(socket.AF_UNIX) as monitor:
+        for s, name in ((nbd, "nbd"), (monitor, "mon")):
+            s.bind(str(home / name))
+            s.listen(4)
+        here = {"type": "fd", "data": {"str": "s"}}
+        assert passing.refused("nbd-server-start", addr=here) == "File descriptor named 's' has not been found"
+        for number in range(3, 20):      # the daemon's own stay what they are
+            why = passing.refused("nbd-server-start", addr={"type": "fd", "data": {"str": str(number)}})
+            assert why == f"File descriptor named '{number}' has not been found"
+        assert "not been found" in passing.refused("chardev-add", id="c1", backend={"type": "socket", "data": {"addr": {"type": "fd", "data": {"str": "5"}}}})
+        passing.ok("getfd", [os.open(home / "r", os.O_RDONLY)], fdname="s")
+        assert "no listening socket" in passing.refused("nbd-server-start", addr=here)
+        assert "not found" in passing.refused("closefd", fdname="s") and len(os.listdir(f"/proc/{passing.pid}/fd")) == before
+        passing.ok("getfd", [os.dup(nbd.fileno())], fdname="s")
+        passing.ok("nbd-server-start", addr=here)
+        assert "not found" in passing.refused("closefd", fdname="s")  # it is the server's now
+        passing.ok("getfd", [os.dup(monitor.fileno())], fdname="s")
+        passing.ok("chardev-add", id="c1", backend={"type": "socket", "data": {"addr": here, "server": True, "wait": False}})
+        passing.ok("x-byre-monitor-add", chardev="c1")
+    passing.ok("add-fd", [os.open(home / "a", os.O_RDWR)], fdset_id=1)
+    passing.ok("blockdev-add", **passing.add("n", 1))
+    passing.ok("block-export-add", type="nbd", id="e", node_name="n")
+    run.qemu_io(f"nbd+unix:///n?socket={home / 'nbd'}", "read -P 1 0 1M", fmt="raw", options=["-r"])
+    client = Qmp(str(home / "mon"))
+    assert [s["fdset-id"] for s in client.ok("query-fdsets")] == [1]
+    client.close()
+
+
+# ---- clients that do not keep to it ----
+
+def test_nothing_is_left(start, home):
+    """FEATURES 3.023: what is sent without a command, with another one, with no JSON, in heaps, or before a client goes, is closed"""
+    daemon = start("daemon")
+    steady = Passing(daemon)
+    assert open_files(steady.pid, home) == []
+
+    def fds(count=1):
+        return [os.open(home / "r", os.O_RDONLY) for _ in range(count)]
+
+    def at_most(count):
+        wait.until(lambda: len(open_files(steady.pid, home)) <= count, lambda: f"{open_files(steady.pid, home)}")
+
+    client = Passing(daemon)
+    for _ in range(40):                                    # nothing but descriptors: the last ones count
+        client.send(b" ", fds(3))
+    at_most(3)
+    assert "3 descriptors came in one message" in client.refused("add-fd")
+    at_most(0)
+    client.send(b" ", fds())
+    assert client.ok("add-fd")["fdset-id"] == 0            # in front of the command
+    client.ok("remove-fd", fdset_id=0)
+    for _ in range(5):
+        client.ok("query-version", fds())                  # a command that takes none leaves it to the next
+    at_most(1)
+    assert client.ok("add-fd", opaque="x")["fdset-id"] == 0
+    client.ok("remove-fd", fdset_id=0)
+    assert "No file descriptor" in client.refused("add-fd")
+    client.send(b'{"execute": "nonsense" ]\n', fds(2))     # no JSON: they go with it
+    assert "error" in client.client.receive()
+    assert "No file descriptor" in client.refused("add-fd")
+    assert "not all descriptors" in client.refused("add-fd", fds(40))
+    assert "No file descriptor" in client.refused("add-fd")
+    assert "error" in client.ask("nonsense", fds(2))
+    assert "2 descriptors came in one message" in client.refused("getfd", fdname="x")
+    at_most(0)
+    for text in (b'{"execute": "add-fd", "argu', b'{"execute": "query-version"}' * 12, b'{"execute": "getfd", "arguments": {"fdname": "x"}}' * 3, b"[[[[", b'"'):
+        for count in (1, 16):
+            gone = Passing(daemon)
+            gone.send(text, fds(count))
+            gone.client.close()
+    client.ok("getfd", fds(), fdname="kept")
+    client.send(b" ", fds(16))
+    client.client.close()
+    at_most(0)
+    steady.ok("add-fd", fds(), fdset_id=9)                 # it still does what it should
+    assert len(open_files(steady.pid, home)) == 1
+    assert daemon.stop()[0] == 0
+
+
+def test_pipelined(passing, home):
+    """FEATURES 3.023: each command has the descriptor that was sent with it, also when they are not waited for"""
+    names = [f"f{i}" for i in range(12)]
+    for i, name in enumerate(names):
+        (home / name).write_bytes(b"")
+        passing.send(json.dumps({"execute": "add-fd", "arguments": {"fdset-id": i, "opaque": name}}).encode(), [os.open(home / name, os.O_RDONLY)])
+    for i, name in enumerate(names):
+        answer = passing.client.receive()["return"]
+        assert answer["fdset-id"] == i
+        assert os.path.basename(os.readlink(f"/proc/{passing.pid}/fd/{answer['fd']}")) == name
+
+
+def test_limit_of_sets(passing, home):
+    """FEATURES 3.023: the sets hold so many descriptors, and say so"""
+    fd = os.open(home / "r", os.O_RDONLY)
+    for i in range(256):
+        passing.ok("add-fd", [os.dup(fd)], fdset_id=i % 7)
+    assert "256 descriptors" in passing.refused("add-fd", [os.dup(fd)], fdset_id=1)
+    assert len(open_files(passing.pid, home)) == 256
+    for i in range(7):
+        passing.ok("remove-fd", fdset_id=i)
+    passing.ok("add-fd", [fd])
+    assert len(open_files(passing.pid, home)) == 1
+
+
+def test_no_room_for_descriptors(start, home):
+    """FEATURES 3.023: at the limit of open files what could not be received is told, and the daemon goes on"""
+    daemon = start("daemon")
+    client = Passing(daemon)
+    full = max(map(int, os.listdir(f"/proc/{client.pid}/fd"))) + 4
+    resource.prlimit(client.pid, resource.RLIMIT_NOFILE, (full, full))
+    answers = [client.ask("add-fd", [os.open(home / "r", os.O_RDONLY)]) for _ in range(full)]
+    refusals = [a["error"]["desc"] for a in answers if "error" in a]
+    assert 0 < len(refusals) < full and all("not all descriptors" in r for r in refusals)
+    for number in client.sets():
+        client.ok("remove-fd", fdset_id=number)
+    client.ok("add-fd", [os.open(home / "r", os.O_RDONLY)])
+
+
+def test_offline(home):
+    """FEATURES 3.023: nothing was passed to a tool of the command line, and it says so"""
+    done = run.byre("info", "/dev/fdset/1", code=1)
+    assert "/dev/fdset/1" in done.err and "no set 1" in done.err
