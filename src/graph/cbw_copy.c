@@ -8,6 +8,8 @@
  *             C1  The source is read by the change's own coroutine, inside the gate that the change is in; only the write to the target may be left
  *                 alone, and it has entered the target's gate before that.
  *             C2  A step whose write was left alone keeps its lock until the write has ended; its granules stay todo.
+ *             C3  What was looked at when the snapshot had been broken, or stopped, already is not old: changes come without a copy from then on, and
+ *                 wait for no lock. It does not go to the target, whose readers (B6) ask nobody.
  * Order       The change follows its copies (J4).
  * Concurrency On the loop of the change.
  * Failure     By the policy: the change fails, or the snapshot is broken (B5).
@@ -111,8 +113,10 @@ static int copy_bytes(struct co *co, struct graph_node *n, struct cbw_hold *h, u
     uint8_t *buf = aligned_alloc(BUF_ALIGN, round_up(len, BUF_ALIGN));
     struct iovec slot;
     int r = buf ? node_read(co, n->backing, iov_one(&slot, buf, len), off) : -ENOMEM;
+    bool late = !r && cbw_is_off(h->cb);                         /* C3 */
+    r = late ? -ECANCELED : r;
     if (r || mem_is_zero(buf, len)) {
-        if (r && buf)
+        if (r && buf && !late)
             atomic_store(&h->cb->broken_by_source, true);
         free(buf);
         return r ? r : send(co, h, NULL, off, len);
@@ -128,6 +132,8 @@ static int copy_extents(struct co *co, struct graph_node *n, struct cbw_hold *h,
     while (off < end) {
         struct graph_status st = { .len = min_u64(end - off, longest) };
         int r = cb->compress ? 0 : node_status(co, n->backing, NULL, off, end - off, &st);
+        if (!r && st.zero && cbw_is_off(cb))
+            r = -ECANCELED;                                      /* C3 */
         if (r)
             return r;
         uint64_t part = st.zero ? st.len : min_u64(st.len, longest);

@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "graph/cbw.h"
+#include "graph/cbw_priv.h"
 #include "graph/filters.h"
 
 #define CLUSTER 65536u
@@ -477,6 +477,52 @@ static void break_snapshot(struct co *co, void *arg)
     world_close(co, &w);
 }
 
+/* Two changes of one granule: the first breaks the snapshot while the second waits to copy, and is the new content then. */
+struct second { struct world *w; struct cbw *cb; _Atomic unsigned writes; };
+
+static int second_hook(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    struct second *s = t->hook_arg;
+    if (op != TOY_WRITE && op != TOY_ZERO)
+        return 0;
+    atomic_fetch_add(&s->writes, 1);
+    while (co_waitq_empty(&s->cb->moved))
+        (void)co_sleep(co, 1000000);
+    return -ENOSPC;
+}
+
+static void second_write(struct co *co, void *arg)
+{
+    struct second *s = arg;
+    uint8_t buf[SECTOR] = { 8 };
+    while (!atomic_load(&s->writes))
+        (void)co_sleep(co, 1000000);
+    CHECK_EQ(t_write(co, s->w->disk, buf, SECTOR, CLUSTER + SECTOR, 0), 0);
+    atomic_fetch_sub(&s->w->running, 1);
+}
+
+static void break_beside(struct co *co, void *arg)
+{
+    struct world w = { .seed = 1 };
+    struct second s = { .w = &w };
+    uint8_t buf[SECTOR] = { 9 };
+    world_open(co, &w, "\"on-cbw-error\":\"break-snapshot\"");
+    s.cb = graph_cbw(w.cbw);
+    w.tf->t->hook = second_hook;
+    w.tf->t->hook_arg = &s;
+    atomic_fetch_add(&w.running, 1);
+    CHECK_EQ(rt_spawn(co_loop(co), second_write, &s), 0);
+    CHECK_EQ(t_write(co, w.disk, buf, SECTOR, CLUSTER, 0), 0);
+    while (atomic_load(&w.running))
+        (void)co_sleep(co, 1000000);
+    CHECK_EQ(cbw_broken(s.cb), -ENOSPC);
+    CHECK_EQ(s.writes, 1);                       /* nothing new has gone to the target */
+    uint64_t start, end;
+    CHECK(cbw_next(s.cb, CLUSTER, &start, &end) && start == CLUSTER);
+    w.tf->t->hook = NULL;
+    world_close(co, &w);
+}
+
 /* ---- parts, discards, permissions ---- */
 
 static void parts(struct co *co, void *arg)
@@ -572,6 +618,7 @@ static void test_frozen(void **state) { t_run(0, frozen, NULL); }
 static void test_beside(void **state) { t_run(0, beside, NULL); }
 static void test_break_guest(void **state) { t_run(0, break_guest, NULL); }
 static void test_break_snapshot(void **state) { t_run(0, break_snapshot, NULL); }
+static void test_break_beside(void **state) { t_run(0, break_beside, NULL); }
 static void test_left_alone(void **state) { t_run(0, left_alone, NULL); }
 static void test_late_answer(void **state) { t_run(0, late_answer, NULL); }
 static void test_parts(void **state) { t_run(0, parts, NULL); }
@@ -580,7 +627,7 @@ static void test_permissions(void **state) { t_run(0, permissions, NULL); }
 int main(void)
 {
     static const struct CMUnitTest tests[] = { cmocka_unit_test(test_permissions), cmocka_unit_test(test_parts), cmocka_unit_test(test_break_guest),
-                                               cmocka_unit_test(test_break_snapshot), cmocka_unit_test(test_left_alone), cmocka_unit_test(test_late_answer),
+                                               cmocka_unit_test(test_break_snapshot), cmocka_unit_test(test_break_beside), cmocka_unit_test(test_left_alone), cmocka_unit_test(test_late_answer),
                                                cmocka_unit_test(test_beside), cmocka_unit_test(test_frozen) };
     return T_MAIN("cbw", tests);
 }
