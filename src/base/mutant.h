@@ -103,6 +103,8 @@
     X(FOLD_SHOWS_BELOW, "1.054", "a cluster of zeros is unmapped although a backing image shows through") \
     X(LIVE_COMMIT_UNFLUSHED, "J2 J5", "live commit: images name the base before it is durable")          \
     X(MIRROR_UNFLUSHED, "J1 J5", "a mirror ends, and its users go over, without a flush of the target")    \
+    X(MIRROR_ZEROS_SHORT, "J1", "a mirror of a part leaves zeros out that are to hide what comes to lie below")  \
+    X(CBW_COPIED_EARLY, "J4", "a granule counts as copied before its old content is on the target")     \
     X(FORGET_TOP_FIRST, "J2", "live commit: the top gives a range up before the layers between do")      \
     X(ABSENT_BLIND, "J3", "stream: a write of what is absent does not look again when it may begin")    \
     X(RIDE_LEFT_BEHIND, "P2", "a copy leaves behind what others have written meanwhile")                  \

@@ -17,6 +17,7 @@
  */
 #include <stdlib.h>
 
+#include "base/mutant.h"
 #include "graph/cbw_priv.h"
 
 #define BUF_ALIGN 4096u
@@ -153,7 +154,9 @@ static int copy_locked(struct co *co, struct graph_node *n, struct cbw_hold *h, 
 {
     struct cbw *cb = h->cb;
     uint64_t start, stop;
-    int r = 0;
+    int r = MUTANT(MUT_CBW_COPIED_EARLY) ? dirty_clear(cb->todo, pos, end - pos) : 0;
+    if (MUTANT(MUT_CBW_COPIED_EARLY))
+        return r ? r : copy_extents(co, n, h, pos, end);
     for (uint64_t at = pos; !r && at < end && dirty_next(cb->todo, at, end, &start, &stop); at = stop)
         r = copy_extents(co, n, h, start, stop);
     return r ? r : dirty_clear(cb->todo, pos, end - pos);

@@ -238,7 +238,7 @@ static bool keep_zeros(const struct mirror *m)
 {
     struct graph_node *image = graph_skip_filters(m->o.target);
     bool part = m->o.sync == JOB_MIRROR_BITMAP || m->o.sync == JOB_MIRROR_NONE || (m->o.sync == JOB_MIRROR_TOP && graph_backing(m->o.source));
-    if (m->o.active_commit || !part || !image || graph_backing(image))
+    if (m->o.active_commit || !part || !image || graph_backing(image) || MUTANT(MUT_MIRROR_ZEROS_SHORT))
         return false;
     graph_ref(image);
     graph_stand_alone(image, true);

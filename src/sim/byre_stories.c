@@ -5,7 +5,7 @@
  * Purpose     For each seed: the story is lived through; with `cuts` a sample of the states that a power cut may leave is judged; with `faults` calls fail,
  *             once, from then on, or by chance; with `same` it is lived through twice, and both traces are the same. When something is wrong, letters are left out one
  *             by one for as long as it stays wrong, and the command that repeats what is left is printed.
- * Usage       byre-sim-stories [-v] [--first] [--one-in N] [--each N] [--without "3 7"] [--state TEXT] run|same|cuts|faults FIRST [LAST]
+ * Usage       byre-sim-stories [-v] [--first] [--one-in N] [--each N] [--times N] [--without "3 7"] [--state TEXT] run|same|cuts|faults FIRST [LAST]
  *             --first: the first that is wrong is enough, and left as it is.
  * Owns        One process for each story.
  * Invariants  None.
@@ -28,16 +28,16 @@
 #include "sim/story.h"
 
 #define AT_ONCE 2
-#define FAULTS_PER_STORY 12u
-#define SECONDS_MAX 60
+#define TIMES_DEFAULT 12u
+#define SECONDS_MAX 600
 
 enum mode { RUN, SAME, CUTS, FAULTS, MODES };
 static const char *const words[MODES] = { "run", "same", "cuts", "faults" };
 
-struct how { enum mode mode; bool loud, quiet, first_is_enough, out[STORY_LETTERS_MAX]; unsigned one_in, each; const char *state; };
+struct how { enum mode mode; bool loud, quiet, first_is_enough, out[STORY_LETTERS_MAX]; unsigned one_in, each, times; const char *state; };
 
 /* Of all processes. */
-struct sums { _Atomic uint64_t stories, states, again, second, faults, bitmaps, increments, parts, ops, wrong, told[STORY_KINDS], refused[STORY_KINDS], done[STORY_KINDS], badly[STORY_KINDS]; };
+struct sums { _Atomic uint64_t stories, states, again, second, faults, bitmaps, increments, parts, looks, gone, ops, wrong, told[STORY_KINDS], refused[STORY_KINDS], done[STORY_KINDS], badly[STORY_KINDS]; };
 static struct sums *sums;
 
 /* ---- one story ---- */
@@ -66,6 +66,8 @@ static void add_up(const struct story *st)
     sums->bitmaps += st->bitmaps;
     sums->increments += st->increments;
     sums->parts += st->parts;
+    sums->looks += st->looks;
+    sums->gone += st->gone;
     sums->ops += st->trace.op_count;
     for (unsigned k = 0; k < STORY_KINDS; k++) {
         sums->told[k] += st->told[k];
@@ -104,10 +106,14 @@ static int lived_through(uint64_t seed, const struct how *h, struct hash128 *ret
 }
 
 static const struct fault { unsigned kinds; int what; bool forever; unsigned one_in; } faults[] = {
+#ifdef ALLOC_FAULTS
+    { SIM_C_ALLOC, -ENOMEM, false }, { SIM_C_ALLOC, -ENOMEM, false, 4 }, { SIM_C_ALLOC, -ENOMEM, false, 16 }, { SIM_C_ALLOC, -ENOMEM, false, 64 }, { SIM_C_ALLOC, -ENOMEM, false, 400 },
+#else
     { SIM_C_READ, -EIO, false }, { SIM_C_WRITE, -EIO, false }, { SIM_C_WRITE | SIM_C_ZERO | SIM_C_TRUNCATE, -ENOSPC, true }, { SIM_C_FLUSH, -EIO, false },
     { SIM_C_WRITE | SIM_C_TRUNCATE, -EIO, true }, { SIM_C_ZERO | SIM_C_DISCARD | SIM_C_TRUNCATE, -EIO, false }, { SIM_C_OPEN | SIM_C_LOCK, -EACCES, false },
     { SIM_C_LENGTH | SIM_C_EXTENT, -EIO, false }, { SIM_C_FLUSH, -EIO, true }, { SIM_C_READ, -EIO, true },
     { SIM_C_WRITE | SIM_C_ZERO | SIM_C_TRUNCATE | SIM_C_PREALLOC, -ENOSPC, false, 8 }, { SIM_C_ALL & ~SIM_C_OPEN & ~SIM_C_LOCK, -ENOMEM, false, 40 },
+#endif
 };
 #define KINDS (sizeof faults / sizeof faults[0])
 
@@ -117,7 +123,7 @@ static int with_faults(uint64_t seed, const struct how *h)
     struct prng p;
     int r = 0;
     prng_init(&p, seed ^ 0xfa);
-    for (unsigned i = 0; i < FAULTS_PER_STORY && r == 0; i++) {
+    for (unsigned i = 0; i < h->times && r == 0; i++) {
         const struct fault *f = &faults[prng_below(&p, KINDS)];
         struct sim_faults how = { .kinds = f->kinds, .what = f->what, .forever = f->forever };
         struct story *st = begin(seed, h);
@@ -243,6 +249,7 @@ static void tell_sums(void)
         printf("%-12s %6" PRIu64 " told, %6" PRIu64 " refused, %6" PRIu64 " done, %6" PRIu64 " ended badly\n", story_word(k), sums->told[k], sums->refused[k], sums->done[k], sums->badly[k]);
     printf("%" PRIu64 " bitmaps compared, %" PRIu64 " increments, %" PRIu64 " copies of a part, %" PRIu64 " second power cuts\n", sums->bitmaps, sums->increments, sums->parts,
            sums->second);
+    printf("%" PRIu64 " sectors of disks of one moment, %" PRIu64 " mirrors of a part that went over\n", sums->looks, sums->gone);
     printf("%" PRIu64 " stories, %" PRIu64 " operations, %" PRIu64 " states, %" PRIu64 " done again, %" PRIu64 " faults met, %" PRIu64 " wrong\n", sums->stories, sums->ops, sums->states,
            sums->again, sums->faults, sums->wrong);
 }
@@ -260,7 +267,7 @@ static void leave_out(struct how *h, const char *text)
 
 int main(int argc, char **argv)
 {
-    struct how h = { .mode = MODES, .one_in = 24, .each = 6 };
+    struct how h = { .mode = MODES, .one_in = 24, .each = 6, .times = TIMES_DEFAULT };
     int at = 1;
     for (; at < argc && argv[at][0] == '-'; at++) {
         if (!strcmp(argv[at], "-v"))
@@ -271,6 +278,8 @@ int main(int argc, char **argv)
             h.one_in = (unsigned)strtoul(argv[++at], NULL, 0);
         else if (at + 1 < argc && !strcmp(argv[at], "--each"))
             h.each = (unsigned)strtoul(argv[++at], NULL, 0);
+        else if (at + 1 < argc && !strcmp(argv[at], "--times"))
+            h.times = (unsigned)strtoul(argv[++at], NULL, 0);
         else if (at + 1 < argc && !strcmp(argv[at], "--without"))
             leave_out(&h, argv[++at]);
         else if (at + 1 < argc && !strcmp(argv[at], "--state"))
@@ -282,7 +291,7 @@ int main(int argc, char **argv)
         if (!strcmp(argv[at], words[i]))
             h.mode = (enum mode)i;
     if (h.mode == MODES || at + 2 > argc - 0 || at + 1 >= argc || !h.one_in) {
-        fprintf(stderr, "usage: byre-sim-stories [-v] [--first] [--one-in N] [--each N] [--without \"3 7\"] [--state TEXT] run|same|cuts|faults FIRST [LAST]\n");
+        fprintf(stderr, "usage: byre-sim-stories [-v] [--first] [--one-in N] [--each N] [--times N] [--without \"3 7\"] [--state TEXT] run|same|cuts|faults FIRST [LAST]\n");
         return 2;
     }
     uint64_t first = strtoull(argv[at + 1], NULL, 0), last = at + 2 < argc ? strtoull(argv[at + 2], NULL, 0) : first;

@@ -20,8 +20,8 @@
 #include "sim/workload.h"
 
 static const char *const names[STORY_FILES] = { "f0", "f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9" };
-static const struct { const char *word; unsigned weight; } kinds[STORY_KINDS] = {
-#define X(name, word, weight) { word, weight },
+static const struct { const char *word; unsigned weight[2]; } kinds[STORY_KINDS] = {
+#define X(name, word, plain, keeping) { word, { plain, keeping } },
     STORY_LETTER_ROWS(X)
 #undef X
 };
@@ -94,15 +94,15 @@ static void plan_file(struct story *st, unsigned i)
     }
 }
 
-static enum story_kind any_kind(struct prng *p)
+static enum story_kind any_kind(struct prng *p, bool keeps)
 {
     unsigned sum = 0;
     for (unsigned i = 0; i < STORY_KINDS; i++)
-        sum += kinds[i].weight;
+        sum += kinds[i].weight[keeps];
     uint64_t at = prng_below(p, sum);
     unsigned k = 0;
-    while (at >= kinds[k].weight)
-        at -= kinds[k++].weight;
+    while (at >= kinds[k].weight[keeps])
+        at -= kinds[k++].weight[keeps];
     return (enum story_kind)k;
 }
 
@@ -111,7 +111,7 @@ static void plan_letters(struct story *st)
     st->letters = 8 + (unsigned)prng_below(&st->p, 14);
     for (unsigned i = 0; i < st->letters; i++) {
         struct story_letter *l = &st->letter[i];
-        *l = (struct story_letter){ .kind = any_kind(&st->p), .out = l->out };
+        *l = (struct story_letter){ .kind = any_kind(&st->p, st->keeps), .out = l->out };
         l->a = (uint32_t)prng_u64(&st->p);
         l->b = (uint32_t)prng_u64(&st->p);
         l->c = (uint32_t)prng_u64(&st->p);
@@ -214,6 +214,8 @@ void story_put(struct story *st)
 int story_new(struct story *st)
 {
     prng_init(&st->p, st->seed);
+    st->keeps = st->seed / STORY_KEEPING % 2;
+    st->keep.file = STORY_FILES;
     if (sim_world_new(st->seed, 2, &st->w))
         return 2;
     sim_trace_init(&st->trace);

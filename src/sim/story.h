@@ -10,6 +10,7 @@
  *   story.c          files, letters, and a story as a whole
  *   story_run.c      guests, what they were told, the end
  *   story_tell.c     the operator: letters become commands
+ *   story_keep.c     the disk of one moment, which somebody reads while guests write: copy-before-write, snapshot-access, fleecing
  *   story_judge.c    what a power cut may have left: is it what was promised?
  *   byre_stories.c   the program: seeds, cuts, faults, letters left out
  *
@@ -18,10 +19,13 @@
  *   S2  What guests were told is in the model from the moment they were told.
  *   S3  Where the disk is to be found after a cut follows from what the operator was told: the last snapshot that he asked for, if its overlay names
  *       something, and the target of a mirror from its event on.
+ *   S4  Who reads the disk of one moment finds in each sector, each time, one and the same value: of those that it could have then.
  * Concurrency  One thread; two simulated loops.
  */
 #ifndef SIM_STORY_H
 #define SIM_STORY_H
+
+#include <jansson.h>
 
 #include "graph/runtime.h"
 #include "job/job.h"
@@ -38,16 +42,20 @@
 #define STORY_EVENTS_MAX 96u
 #define STORY_COPIES_MAX 8u
 #define STORY_VALUES 12u
+#define STORY_READERS 2u
+/* From so many hundred thousand on, seeds are those of stories that keep disks: guests come in by a filter, KEEP is told, mirrors of a part of the disk
+ * go over to their targets, too. Then come plain ones again, and so on. */
+#define STORY_KEEPING 100000u
 
-/* X(kind, word, weight in stories) */
+/* X(kind, word, weight in stories, and in those that keep disks) */
 #define STORY_LETTER_ROWS(X)                                                                               \
-    X(SNAPSHOT, "snapshot", 5) X(COMMIT, "commit", 6) X(ACTIVE, "active", 3) X(STREAM, "stream", 4)         \
-    X(MIRROR, "mirror", 5) X(BACKUP, "backup", 5) X(VERB, "verb", 8) X(CHANGE, "change", 2)                 \
-    X(BITMAP, "bitmap", 4) X(TRANSACTION, "transaction", 4) X(RESIZE, "resize", 2) X(WAIT, "wait", 5)       \
-    X(JOIN, "join", 7) X(SCRUB, "scrub", 1) X(COMPACT, "compact", 1)
+    X(SNAPSHOT, "snapshot", 5, 4) X(COMMIT, "commit", 6, 4) X(ACTIVE, "active", 3, 3) X(STREAM, "stream", 4, 3)         \
+    X(MIRROR, "mirror", 5, 9) X(BACKUP, "backup", 5, 4) X(VERB, "verb", 8, 4) X(CHANGE, "change", 2, 1)                 \
+    X(BITMAP, "bitmap", 4, 1) X(TRANSACTION, "transaction", 4, 5) X(RESIZE, "resize", 2, 1) X(WAIT, "wait", 5, 6)       \
+    X(JOIN, "join", 7, 9) X(SCRUB, "scrub", 1, 1) X(COMPACT, "compact", 1, 1) X(KEEP, "keep", 0, 12)
 
 enum story_kind {
-#define X(name, word, weight) STORY_##name,
+#define X(name, word, ...) STORY_##name,
     STORY_LETTER_ROWS(X)
 #undef X
     STORY_KINDS
@@ -80,6 +88,7 @@ struct story_job {
     enum story_kind kind;
     bool told_to_end, concluded, grouped;
     bool partial;                        /* its target gets a part of the disk: nobody goes over to it */
+    bool goes;                           /* its target gets a part of the disk, has the rest already, and takes the disk's place */
     bool endless;                        /* a backup that keeps what is overwritten, until it is cancelled */
     uint64_t asked;                      /* the stamp of the verb that ends it; 0: none yet */
     size_t note, copy_note;              /* of the trace: when it had begun; when its copy began */
@@ -90,6 +99,22 @@ struct story_job {
 };
 
 struct story;
+struct story_reader { struct story *st; unsigned id; };
+/* The disk of one moment: by a filter with a target of its own, or by the job `id` whose target lies over the disk. */
+struct story_keep {
+    bool on, ending;                     /* ending: nobody reads it any more */
+    bool may_discard, taken;             /* readers discard parts of it; a job does */
+    char id[8];                          /* "": a filter */
+    char temp[16], filter[16], view[16]; /* nodes */
+    unsigned file;                       /* of temp, which is used again for the next one; STORY_FILES: none yet */
+    struct graph_node *node;             /* attachment of the readers */
+    struct story_copy held;
+    uint8_t going[STORY_SECTORS_MAX];    /* so many discards of it are under way, or have failed */
+    bool gone[STORY_SECTORS_MAX];
+    bool enough;
+    struct co_group readers;
+    struct story_reader reader[STORY_READERS];
+};
 struct story_guest { struct story *st; unsigned id; };
 
 struct story {
@@ -120,6 +145,9 @@ struct story {
     struct co_group guests;
     struct story_guest guest[STORY_GUESTS];
     bool enough;                         /* guests end */
+    bool keeps;                          /* STORY_KEEPING */
+    struct story_keep keep;
+    uint64_t looks;                      /* sectors that somebody has read of a disk of one moment */
     bool used[STORY_FILES];
     uint32_t id, gen, names;
     struct story_job job[STORY_JOBS];
@@ -129,6 +157,7 @@ struct story {
     unsigned copies;
     struct story_pair pair;
     unsigned increments, parts;          /* parts: copies of a part of the disk that ended well */
+    unsigned gone;                       /* mirrors of a part of the disk that went over to their targets */
     unsigned told[STORY_KINDS], refused[STORY_KINDS], done[STORY_KINDS], ended_badly[STORY_KINDS];
 
     /* judging */
@@ -165,6 +194,34 @@ MUST_USE int story_tell(struct co *co, struct story *st, const struct story_lett
 MUST_USE int story_finish(struct co *co, struct story *st);
 void story_job_status(void *arg, const struct job *job);
 void story_io_error(void *arg, const struct job *job, bool read, const char *what);
+struct graph_node *story_top(const struct story *st);
+/* Takes args over. 0, or why it was refused. */
+MUST_USE int story_ask(struct co *co, struct story *st, const char *command, json_t *args);
+/* A file that nobody has used yet. image: one that can be an overlay. STORY_FILES: none. */
+unsigned story_fresh_file(const struct story *st, uint32_t pick, bool image);
+/* Opens a file, as long as the disk. below: what lies below it, NULL: nothing. name: of 16 bytes, gets its name. */
+MUST_USE int story_add_node(struct co *co, struct story *st, unsigned file, const struct graph_node *below, char *name);
+void story_drop_node(struct co *co, struct story *st, const char *name);
+struct story_job *story_place(struct story *st, const char *id);
+/* NULL: all places are taken. */
+struct story_job *story_new_job(struct co *co, struct story *st, enum story_kind kind);
+json_t *story_job_options(json_t *o, const struct story_job *j, const struct story_letter *l);
+MUST_USE int story_start(struct co *co, struct story *st, struct story_job *j, const char *command, json_t *o);
+/* What the disk can hold now. To be told story_copy_taken. */
+size_t story_copy_now(struct story *st, struct story_copy *c);
+/* A copy in `file` of the disk as it is at some moment from now on. NULL: there are enough. */
+struct story_copy *story_copy_begin(struct story *st, unsigned file, size_t *ret_note);
+/* To this moment: what was written meanwhile may be in it (T2). */
+void story_copy_taken(struct story *st, struct story_copy *c, size_t note);
+
+/* ---- story_keep.c ---- */
+MUST_USE int story_keep(struct co *co, struct story *st, const struct story_letter *l);
+/* `node` is the target of the job, and lies over the disk. held: what it shows. */
+MUST_USE int story_keep_job(struct story *st, const struct story_job *j, const char *node, const struct story_copy *held);
+/* Readers of what a job keeps end with it. */
+void story_keep_look(struct co *co, struct story *st);
+/* It ends, when there is one: nobody else needs it. */
+void story_keep_end(struct co *co, struct story *st);
 
 /* ---- story_judge.c ---- */
 /* Files as they are now, of a run that has ended: everything is durable. */

@@ -17,8 +17,12 @@
 #include "base/checked.h"
 #include "ctl/ctl.h"
 #include "graph/blockdev.h"
+#include "graph/throttle.h"
 #include "sim/story.h"
 #include "sim/workload.h"
+#ifdef ALLOC_FAULTS
+#include "fx_alloc.h"
+#endif
 
 #define REQUEST_SECTORS 24u
 
@@ -148,6 +152,20 @@ static void guests_start(struct story *st)
 
 /* ---- beginning and end ---- */
 
+/* A filter through which guests come in, so that others can be put below it. */
+static int open_door(struct co *co, struct story *st, struct byre_err *err)
+{
+    struct throttle_group *t;
+    json_t *o = json_pack("{s:s,s:s,s:s,s:s}", "driver", "throttle", "node-name", "door", "throttle-group", "g", "file", "top");
+    int r = throttle_group_new(st->g, "g", &(struct throttle_limits){ 0 }, &t, err);
+    if (r == 0) {
+        throttle_group_keep(t);
+        r = ctl_execute(co, st->ctl, &(struct ctl_request){ "blockdev-add", o, false }, NULL, err);
+    }
+    json_decref(o);
+    return r;
+}
+
 static int open_disk(struct co *co, struct story *st)
 {
     const struct graph_attach_opts ao = { "guest", STOR_PERM_READ | STOR_PERM_WRITE, STOR_PERM_ALL };
@@ -167,8 +185,10 @@ static int open_disk(struct co *co, struct story *st)
     st->js.arg = st;
     r = ctl_execute(co, st->ctl, &(struct ctl_request){ "blockdev-add", o, false }, NULL, &err);
     json_decref(o);
+    if (r == 0 && st->keeps)
+        r = open_door(co, st, &err);
     if (r == 0)
-        r = graph_attach(graph_find(st->g, "top"), &ao, &st->disk, &err);
+        r = graph_attach(graph_find(st->g, st->keeps ? "door" : "top"), &ao, &st->disk, &err);
     if (r)
         return story_wrong(st, "the disk cannot be used: %s", err.text);
     for (unsigned i = 0; i < STORY_CHAIN; i++)
@@ -192,8 +212,8 @@ static int look_at_all(struct co *co, struct story *st)
 static int live(struct co *co, struct story *st)
 {
     int r = 0;
-    st->w->faults = st->faults;
     guests_start(st);
+    st->w->faults = st->faults;
     for (unsigned i = 0; i < st->letters && r == 0 && !st->why[0]; i++) {
         if (st->letter[i].out)
             continue;
@@ -202,6 +222,8 @@ static int live(struct co *co, struct story *st)
     }
     if (r == 0)
         r = story_finish(co, st);
+    st->keep.enough = true;
+    co_group_wait(co, &st->keep.readers);
     st->enough = true;
     co_group_wait(co, &st->guests);
     if (r == 0 && !st->why[0])
@@ -219,13 +241,33 @@ static int main_co(struct co *co, void *arg)
     if (r == 0)
         r = live(co, st);
     jobs_stop(co, &st->js);
+    if (st->keep.node)
+        (void)!graph_detach(co, st->keep.node);
     if (st->disk)
         (void)!graph_detach(co, st->disk);
     (void)!graph_blockdev_close_all(co, st->g);
+    throttle_groups_free(st->g);
     ctl_stop(co, st->ctl);
     ctl_free(st->ctl);
     graph_free(st->g);
     return r || st->why[0] ? -1 : 0;
+}
+
+#ifdef ALLOC_FAULTS
+static bool refuses(void *arg) { return sim_fault(arg, SIM_C_ALLOC) != 0; }
+#endif
+
+/* From now on allocations of the engine are calls that can fail; or not any more. Programs whose allocations are not wrapped have none that can. */
+static void arm(struct story *st, bool on)
+{
+#ifdef ALLOC_FAULTS
+    fx_alloc.refuses = refuses;
+    fx_alloc.arg = st->w;
+    fx_alloc.armed = on;
+#else
+    (void)st;
+    (void)on;
+#endif
 }
 
 int story_run(struct story *st)
@@ -236,7 +278,9 @@ int story_run(struct story *st)
     sim_world_restart(st->w, st->seed);
     st->w->direct = false;
     st->w->trace = &st->trace;
+    arm(st, true);
     int r = sim_run(st->w, main_co, st, 20000000);
+    arm(st, false);
     st->w->trace = NULL;
     st->w->direct = true;
     st->faults = st->w->faults;
