@@ -429,7 +429,29 @@ static int read_piece(struct co *co, struct copying *c, struct worker *wk)
     return r;
 }
 
-/* Lets the kernel copy from the beginning of the piece. The piece is shortened by what was copied. */
+#define VAIN_MAX 16u                         /* then the kernel is not asked any more: it costs a wait each time, of guests, too */
+
+bool kernel_may_copy(const struct copying *c) { return atomic_load(&((struct copying *)(uintptr_t)c)->vain) < VAIN_MAX; }
+
+int copy_by_kernel(struct co *co, struct copying *c, uint64_t at, uint64_t end)
+{
+    while (at < end) {
+        uint64_t off, left;
+        const struct copy_part *part = reader_at(&c->rd, at, &off, &left);
+        int64_t n = graph_copy_now(co, c->out, c->job->target_off + at, part->node, off, min_u64(end - at, left));
+        if (n <= 0) {
+            atomic_fetch_add(&c->vain, n != -EBUSY);
+            return n == -EBUSY ? -EBUSY : 0;
+        }
+        count(&c->offloaded, (uint64_t)n);
+        count(&c->written, (uint64_t)n);
+        at += (uint64_t)n;
+    }
+    atomic_store(&c->vain, 0);
+    return 1;
+}
+
+/* Of a source that nobody writes. The piece is shortened by what was copied; what was not is copied as usual, also behind an error: that tells whose it is. */
 static int offload(struct co *co, struct copying *c, struct worker *wk)
 {
     struct work_piece *p = &wk->piece;
@@ -437,9 +459,9 @@ static int offload(struct co *co, struct copying *c, struct worker *wk)
     while (!r && p->len) {
         uint64_t off, left;
         const struct copy_part *part = reader_at(&c->rd, p->pos, &off, &left);
-        int64_t n = graph_copy(co, c->job->target, c->job->target_off + p->pos, part->node, off, p->len);
-        if (n < 0)
-            return n == -ENOTSUP || n == -EBUSY ? 0 : (int)n;
+        int64_t n = graph_copy(co, c->job->target, c->job->target_off + p->pos, part->node, off, min_u64(p->len, left));
+        if (n <= 0)
+            break;
         count(&c->offloaded, (uint64_t)n);
         count(&c->written, (uint64_t)n);
         p->pos += (uint64_t)n;
@@ -482,8 +504,6 @@ static int put_blank(struct co *co, struct copying *c, struct worker *wk)
 
 /* ---- pieces of a source that others write ---- */
 
-#define VAIN_MAX 16u                         /* then the kernel is not asked any more: it costs each guest's write a wait */
-
 struct taking { struct copying *c; struct worker *wk; };
 
 static int take_on_home(struct co *co, void *arg)
@@ -521,23 +541,15 @@ static int give_on_home(struct co *co, void *arg)
     return 0;
 }
 
-/* What is wanted of a piece that is taken: nobody changes the source there. 1; 0: not all of it; -EBUSY: nor is it known whether the kernel could. */
+/* What is wanted of a piece that is taken: nobody changes the source there. As copy_by_kernel. */
 static int offload_wanted(struct co *co, struct copying *c, struct worker *wk)
 {
     const struct copy_claims *cl = c->job->claims;
     uint64_t end = wk->piece.pos + wk->piece.len, at = wk->piece.pos, start, stop;
-    while (at < end && cl->wanted(cl->arg, at, &start, &stop) && start < end) {
-        uint64_t off, left;
-        at = max_u64(start, at);
-        const struct copy_part *part = reader_at(&c->rd, at, &off, &left);
-        int64_t n = graph_copy_now(co, c->out, c->job->target_off + at, part->node, off, min_u64(min_u64(stop, end) - at, left));
-        if (n <= 0)
-            return n == -EBUSY ? -EBUSY : 0;
-        count(&c->offloaded, (uint64_t)n);
-        count(&c->written, (uint64_t)n);
-        at += (uint64_t)n;
-    }
-    return 1;
+    int r = 1;
+    for (; r > 0 && at < end && cl->wanted(cl->arg, at, &start, &stop) && start < end; at = stop)
+        r = copy_by_kernel(co, c, max_u64(start, at), min_u64(stop, end));
+    return r;
 }
 
 /* 1: the kernel has copied it. 0: it is to be copied as usual, also behind an error: that tells whose it is. What was copied already is
@@ -545,19 +557,12 @@ static int offload_wanted(struct co *co, struct copying *c, struct worker *wk)
 static int offload_claimed(struct co *co, struct copying *c, struct worker *wk)
 {
     struct taking t = { c, wk };
-    if (!(c->job->flags & COPY_OFFLOAD) || wk->piece.kind != KIND_DATA || atomic_load(&c->vain) >= VAIN_MAX)
+    if (!(c->job->flags & COPY_OFFLOAD) || wk->piece.kind != KIND_DATA || !kernel_may_copy(c))
         return 0;
     int r = rt_call(co, c->w.home, take_on_home, &t);
     if (r)
         return r;
-    r = offload_wanted(co, c, wk);
-    if (r > 0) {
-        atomic_store(&c->vain, 0);
-        return 1;
-    }
-    if (!r)
-        atomic_fetch_add(&c->vain, 1);
-    return rt_call(co, c->w.home, give_on_home, &t);
+    return offload_wanted(co, c, wk) > 0 ? 1 : rt_call(co, c->w.home, give_on_home, &t);
 }
 
 static int claimed_piece(struct co *co, struct copying *c, struct worker *wk)

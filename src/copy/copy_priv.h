@@ -165,12 +165,17 @@ struct copying {
     uint64_t fail_off;
     /* any loop */
     _Atomic uint64_t read, written, zeroed, skipped, offloaded, unreadable, left_out;
-    _Atomic unsigned vain;           /* pieces with claims, one behind the other, that the kernel did not copy */
+    _Atomic unsigned vain;           /* pieces, one behind the other, that the kernel did not copy */
 };
 /* Writes [from, to) of the worker's buffer: data as data, long runs of zeros as zeros. Worker's loop, as the next two. */
 MUST_USE int put_range(struct co *co, struct copying *c, struct worker *wk, uint64_t from, uint64_t to);
 MUST_USE int put_zeros(struct co *co, struct copying *c, struct worker *wk, uint64_t pos, uint64_t len);
 MUST_USE int read_part(struct co *co, struct copying *c, uint8_t *buf, uint64_t pos, uint64_t len);
+/* Lets the kernel copy [at, end) of a source that others may write, where it has one place for good (graph_copy_now). 1: it has; 0: not all of it; -EBUSY: nor
+ * is it known whether it could. Then what was copied may be written once more, which tells whose an error is. Worker's loop. */
+MUST_USE int copy_by_kernel(struct co *co, struct copying *c, uint64_t at, uint64_t end);
+/* Not when it was asked in vain for long. */
+bool kernel_may_copy(const struct copying *c);
 /* What is written to the target from now on is going to be flushed: the disk may begin with it. */
 void tell_stream(struct graph_node *target, bool on);
 

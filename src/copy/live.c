@@ -244,6 +244,13 @@ static int copy_bytes(struct co *co, struct copy_live *l, struct worker *wk, uin
     return len ? -ECANCELED : 0;
 }
 
+/* What changes while the kernel copies is dirty again behind it (M1), and the lock of the piece keeps changes that go to both sides away, as for any piece. */
+static int copy_data(struct co *co, struct copy_live *l, struct worker *wk, uint64_t pos, uint64_t len)
+{
+    bool done = l->o.copy_range && kernel_may_copy(&l->c) && copy_by_kernel(co, &l->c, pos, pos + len) > 0;
+    return done ? 0 : copy_bytes(co, l, wk, pos, len);
+}
+
 static int copy_extents(struct co *co, struct copy_live *l, struct worker *wk, uint64_t pos, uint64_t end)
 {
     struct graph_node *above = l->whole ? NULL : l->o.above;         /* L6 */
@@ -257,7 +264,7 @@ static int copy_extents(struct co *co, struct copy_live *l, struct worker *wk, u
         }
         bool wanted = !above || st.present || st.past_end || st.zero;
         if (wanted)
-            r = st.zero ? copy_zeros(co, l, wk, pos, st.len) : copy_bytes(co, l, wk, pos, st.len);
+            r = st.zero ? copy_zeros(co, l, wk, pos, st.len) : copy_data(co, l, wk, pos, st.len);
         if (r)
             return r;
         pos += st.len;

@@ -39,6 +39,7 @@ struct copy_live_opts {
     uint64_t min_sparse;                    /* as struct copy_job */
     uint64_t hold_ns;                       /* L5 */
     bool keep_space;                        /* zeros take their place on the target */
+    bool copy_range;                        /* let the kernel copy pieces where the source is raw and both sides are plain parts of files */
     bool part;                              /* of what the target does not hold itself it is not known how it will read: zeros are written, and granules, which
                                              * are no smaller than what it allocates, as a whole (L6), with what lies below `above` */
     /* Gives the target this length, if it has another: the source is about to grow, or has shrunk. Home loop. NULL: the source keeps its length. */

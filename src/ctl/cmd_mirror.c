@@ -27,7 +27,7 @@ struct mirror_args {
     const char *device, *target, *format, *node_name, *replaces, *bitmap;
     uint64_t granularity, buf_size, deadline, max_slowdown, max_hold_ms;
     int sync, mode, bitmap_mode, copy_mode, on_source_error, on_target_error, converge;
-    bool has_mode, has_bitmap_mode, has_max_hold_ms, unmap, has_unmap, carry_bitmaps;
+    bool has_mode, has_bitmap_mode, has_max_hold_ms, unmap, has_unmap, carry_bitmaps, copy_range;
 };
 
 static const char *const sync_words[] = { "top", "full", "none", "incremental", "bitmap", NULL };
@@ -55,6 +55,8 @@ const struct ctl_shape ctl_converge_shape = { .name = "ConvergeMode", .words = c
     CTL_ON_ERROR_ROW("on-target-error", struct mirror_args, on_target_error), \
     { "x-byre-carry-bitmaps", CTL_BOOL, false, CTL_AT(struct mirror_args, carry_bitmaps), \
       .doc = "The target gets the disk's dirty bitmaps at the end, with what they say then. None of their names may be taken there." }, \
+    { "x-byre-use-copy-range", CTL_BOOL, false, CTL_AT(struct mirror_args, copy_range), \
+      .doc = "The kernel copies where the source is raw and both sides are plain parts of files. Not where the target detects zeroes." }, \
     CTL_CONVERGE_ROWS(struct mirror_args), \
     CTL_JOB_ROWS(struct mirror_args)
 
@@ -101,7 +103,7 @@ static int fill_opts(struct ctl_call *call, const struct mirror_args *a, struct 
         return r;
     *o = (struct job_mirror_opts){
         .source = ctl_named(call, a->device), .sync = syncs[a->sync], .blocking = a->copy_mode == 1, .granularity = a->granularity, .buf_bytes = a->buf_size,
-        .keep_space = a->has_unmap && !a->unmap, .on_source_error = ctl_on_error(a->on_source_error),
+        .keep_space = a->has_unmap && !a->unmap, .copy_range = a->copy_range, .on_source_error = ctl_on_error(a->on_source_error),
         .on_target_error = ctl_on_error(a->on_target_error), .converge = (enum converge_mode)a->converge, .deadline_s = a->deadline,
         .max_slowdown = (unsigned)a->max_slowdown, .max_hold_ms = a->max_hold_ms, .has_max_hold = a->has_max_hold_ms,
         .carry_bitmaps = a->carry_bitmaps, .filter_node_name = a->job.filter_node_name, .job = ctl_job_opts(&a->job, a->device) };

@@ -252,7 +252,7 @@ static int begin_held(struct co *co, struct mirror *m, struct byre_err *err)
     uint64_t granule = graph_image(o->target)->granule;
     struct copy_live_opts lo = {
         .source = o->source, .target = o->target, .granularity_bits = (unsigned)__builtin_ctzll(o->granularity), .buf_bytes = o->buf_bytes,
-        .rate = m->job->speed, .min_sparse = o->keep_space ? 0 : job_grain(granule), .keep_space = o->keep_space,
+        .rate = m->job->speed, .min_sparse = o->keep_space ? 0 : job_grain(granule), .keep_space = o->keep_space, .copy_range = o->copy_range,
         .hold_ns = o->max_hold_ms * HOLD_PART_NS, .blocking = m->wants_blocking, .cancelled = &m->job->cancelled, .wake = on_wake, .arg = m, .resize = follow, .latency = m->job->latency,
         .alive = &m->leaving_target->base.inside };
     if (o->active_commit)

@@ -34,6 +34,7 @@ struct job_mirror_opts {
     uint64_t granularity;                /* a power of two; 0: made up */
     uint64_t buf_bytes;                  /* 0: 16 MiB */
     bool keep_space;                     /* unmap=false */
+    bool copy_range;                     /* copy/live.h */
     enum job_on_error on_source_error, on_target_error;
     enum converge_mode converge;
     uint64_t deadline_s;                 /* 0: none */

@@ -159,6 +159,32 @@ def test_offload(tmp_path):
     assert (tmp_path / "t").read_bytes() == (tmp_path / "r").read_bytes()
 
 
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EXDEV"])
+def test_offload_that_fails(tmp_path, error):
+    """FEATURES 11.029, 3.015: what the kernel fails to copy, -C reads and writes, which tells whose an error is"""
+    (tmp_path / "r").write_bytes(os.urandom(4 << 20))
+    run.run(peers.need("strace"), "-f", "-qq", "-o", tmp_path / "trace", "-e", "trace=copy_file_range", "-e", f"inject=copy_file_range:error={error}:when=2+",
+            run.BYRE, "convert", "-C", "-m", "1", "-f", "raw", "-O", "raw", "r", "t", cwd=tmp_path)
+    assert error in (tmp_path / "trace").read_text()
+    assert (tmp_path / "t").read_bytes() == (tmp_path / "r").read_bytes()
+
+
+@pytest.mark.parametrize("source,target", [("luks", "raw"), ("raw", "luks"), ("luks", "luks")])
+def test_offload_of_what_is_encrypted(tmp_path, source, target):
+    """FEATURES 11.029: the bytes of an encrypted image are no plain part of its file: -C leaves them to those who have the key"""
+    data = os.urandom(1 << 20)
+    (tmp_path / "r").write_bytes(data)
+    key, names = ("--object", "secret,id=s,data=geheim"), {"raw": "driver=raw,file.filename=r", "luks": "driver=luks,key-secret=s,file.filename=l"}
+    iterations = ("-o", "key-secret=s,iter-time=10")
+    if source == "luks":
+        run.byre("convert", *key, "-f", "raw", "-O", "luks", *iterations, "r", "l", cwd=tmp_path)
+    trace = strace(tmp_path, "convert", *key, "-C", "--image-opts", "-O", target, *(iterations if target == "luks" else ()), names[source], "t")
+    assert "copy_file_range(" not in trace
+    opts = "driver=luks,key-secret=s,file.filename=t" if target == "luks" else "driver=raw,file.filename=t"
+    run.byre("convert", *key, "--image-opts", "-O", "raw", opts, "back", cwd=tmp_path)
+    assert (tmp_path / "back").read_bytes() == data
+
+
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["compressed", "other file system"])
 def test_offload_that_cannot_be(tmp_path, elsewhere):
     """FEATURES 3.015: where the kernel cannot copy, -C reads and writes"""

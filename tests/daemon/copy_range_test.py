@@ -126,3 +126,79 @@ def test_what_the_kernel_cannot(start, tmp_path):
         client.ok("blockdev-del", node_name=f"t{i}")
         assert content(tmp_path, tmp_path / f"t{i}", "raw") == old
     assert daemon.stop()[0] == 0
+
+
+COPY_RANGE = {"x-byre-use-copy-range": True}
+
+
+def mirror_to_end(client, **more):
+    client.ok("blockdev-mirror", device="d", target="t", sync="full", job_id="j", auto_dismiss=False, **more)
+    client.wait("BLOCK_JOB_READY", device="j")
+    client.ok("job-complete", id="j")
+    client.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    assert "error" not in client.ok("query-jobs")[0]
+
+
+def test_mirror_by_the_kernel(tmp_path):
+    """FEATURES 11.029, 3.067: a mirror with x-byre-use-copy-range has the kernel copy from file to file, also into new clusters of qcow2; none without it, from a disk that is not raw, and
+    to a target that detects zeroes or is watched by a filter; the copies are the same"""
+    for source, target, options, more, expected in (("raw", "raw", {}, COPY_RANGE, True), ("raw", "qcow2", {}, COPY_RANGE, True), ("raw", "raw", {}, {}, False), ("qcow2", "raw", {}, COPY_RANGE, False),
+                                                    ("raw", "raw", {"detect-zeroes": "on"}, COPY_RANGE, False), ("raw", "filter", {}, COPY_RANGE, False)):
+        fmt = "raw" if target == "filter" else target
+        old = world(tmp_path, source, fmt)
+        daemon, client = traced(tmp_path)
+        try:
+            node(client, tmp_path / "d", source, "d")
+            node(client, tmp_path / "t", fmt, "b" if target == "filter" else "t", **options)
+            if target == "filter":
+                client.ok("blockdev-add", driver="blkdebug", node_name="t", image="b")
+            mirror_to_end(client, **more)
+            client.ok("quit")
+            assert daemon.wait(60) == 0
+        finally:
+            daemon.kill()
+            daemon.wait()
+        assert calls(tmp_path) == (SIZE // 2 if expected else 0), (source, target, options, more)
+        assert content(tmp_path, tmp_path / "t", fmt) == old
+
+
+@pytest.mark.parametrize("copy_mode", ["background", "write-blocking"])
+@pytest.mark.parametrize("target", ["raw", "qcow2"])
+def test_mirror_under_a_writer(start, tmp_path, target, copy_mode):
+    """FEATURES 11.029, J1: what a guest writes, zeroes and discards while the kernel copies is in the copy"""
+    nbd = peers.need_module("nbd")
+    disk = bytearray(world(tmp_path, "raw", target))
+    daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock")
+    client = daemon.qmp()
+    node(client, tmp_path / "d", "raw", "d", discard="unmap")
+    node(client, tmp_path / "t", target, "t")
+    client.ok("block-export-add", type="nbd", id="e", node_name="d", name="d", writable=True)
+    h = nbd.NBD()
+    h.connect_uri(f"nbd+unix:///d?socket={daemon.folder}/n.sock")
+    client.ok("blockdev-mirror", device="d", target="t", sync="full", job_id="j", speed=16 * MIB, granularity=65536, buf_size=4 * MIB, copy_mode=copy_mode, auto_dismiss=False,
+              on_target_error="report", **COPY_RANGE)
+    rng = random.Random(11)
+    for n in range(400):
+        at = rng.randrange(SIZE // 4096) * 4096
+        length = min(4096 * rng.randrange(1, 40), SIZE - at)
+        if rng.randrange(3):
+            disk[at:at + length] = bytes([rng.randrange(1, 256)]) * length
+            h.pwrite(bytes(disk[at:at + length]), at)
+        else:
+            disk[at:at + length] = bytes(length)
+            h.zero(length, at)
+        if n == 200:
+            client.ok("block-job-set-speed", device="j", speed=0)
+    client.wait("BLOCK_JOB_READY", device="j")
+    h.pwrite(b"z" * 4096, 0)
+    disk[:4096] = b"z" * 4096
+    client.ok("job-complete", id="j")
+    client.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    assert "error" not in client.ok("query-jobs")[0]
+    h.pwrite(b"y" * 4096, 8192)                  # goes to the target now
+    disk[8192:8192 + 4096] = b"y" * 4096
+    h.shutdown()
+    assert daemon.stop()[0] == 0
+    assert content(tmp_path, tmp_path / "t", target) == bytes(disk)
+    if target == "qcow2":
+        run.qemu_img("check", tmp_path / "t")

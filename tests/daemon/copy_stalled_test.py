@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Backups whose copies stand still in the kernel (FEATURES 9.065, RG28)."""
+"""Backups and mirrors whose copies stand still in the kernel (FEATURES 9.065, RG28)."""
 import os
 import random
 
@@ -42,6 +42,12 @@ class World:
         """Begins one, whose first copies stand still."""
         self.stall.touch()
         self.client.ok("blockdev-backup", device="d", target="t", sync="full", job_id="j", **{"x-perf": {"use-copy-range": True, **perf}})
+        wait.until(self.stalled, "the kernel is not asked")
+
+    def mirror(self, **more):
+        """Begins one, whose first copies stand still."""
+        self.stall.touch()
+        self.client.ok("blockdev-mirror", device="d", target="t", sync="full", job_id="j", auto_dismiss=False, **{"x-byre-use-copy-range": True, **more})
         wait.until(self.stalled, "the kernel is not asked")
 
     def go_on(self):
@@ -106,3 +112,33 @@ def test_many(world):
     client.ok("quit")
     assert world.daemon.wait()[0] == 0
     assert (world.folder / "t.raw").read_bytes() == world.old
+
+
+@pytest.mark.parametrize("how", ["completed", "cancelled"])
+def test_mirror(world, how):
+    """FEATURES 11.029: while the copies of a mirror stand still, what drains the source is answered, guests read and write anywhere, and the job can be cancelled; when they go on, the
+    copy has what was written meanwhile"""
+    client, guest = world.client, world.guest()
+    world.mirror()
+    client.ok("block-dirty-bitmap-add", node="d", name="b")                    # drains it
+    assert guest.pread(4096, 0) == world.old[:4096]
+    for at in (0, MIB, SIZE - MIB):
+        guest.pwrite(b"x" * 4096, at)
+    now = bytearray(world.old)
+    for at in (0, MIB, SIZE - MIB):
+        now[at:at + 4096] = b"x" * 4096
+    if how == "cancelled":
+        client.ok("block-job-cancel", device="j", force=True)
+        client.wait("BLOCK_JOB_CANCELLED")
+        assert world.stall.exists() and guest.pread(4096, MIB) == b"x" * 4096
+    world.go_on()
+    if how == "completed":
+        client.wait("BLOCK_JOB_READY", device="j")
+        client.ok("job-complete", id="j")
+        client.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+        assert "error" not in client.ok("query-jobs")[0]
+    guest.shutdown()
+    client.ok("quit")
+    assert world.daemon.wait()[0] == 0
+    assert (world.folder / "d.raw").read_bytes() == now
+    assert how == "cancelled" or (world.folder / "t.raw").read_bytes() == now
