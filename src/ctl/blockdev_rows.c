@@ -85,7 +85,7 @@ static const struct ctl_arg qcow2_rows[] = {
 
 /* "server" has members of its own, which graph/ knows. */
 static const struct ctl_arg nbd_rows[] = {
-    { "server", CTL_ANY, true, CTL_AT_NONE, .doc = "Where it listens, by 'type': inet with host and port, unix with path." },
+    { "server", CTL_ANY, true, CTL_AT_NONE, .doc = "Where it listens, by 'type': inet with host and port, unix with path, vsock with cid and port, fd with str: a connection that somebody passed, by the name of getfd." },
     { "export", CTL_STR, false, CTL_AT_NONE }, SIZE("reconnect-delay"), SIZE("open-timeout"),
     { "tls-creds", CTL_STR, false, CTL_AT_NONE, .doc = "Credentials with endpoint=client: the server must speak TLS." },
     { "tls-hostname", CTL_STR, false, CTL_AT_NONE, .doc = "Name in the certificate of the server; the host when it is not given." },

@@ -21,16 +21,68 @@
 #include "ctl/new_image.h"
 #include "ctl/transaction.h"
 #include "graph/blockdev.h"
+#include "stor/fdset.h"
 
 /* ---- blockdev-add, blockdev-del ---- */
+
+/* A connection to an NBD server that the client has named is offered to the node while the command lasts. One level of nodes for each object. */
+#define SOCKETS_MAX 8u
+struct sockets { char *key[SOCKETS_MAX]; unsigned count; };
+
+/* In the arguments its name becomes the key by which it is found. */
+static int offer_socket(struct ctl_call *call, json_t *server, struct sockets *out)
+{
+    const char *type = json_string_value(json_object_get(server, "type")), *name = json_string_value(json_object_get(server, "str"));
+    struct fdsets *s = graph_passed(call->c->env.graph);
+    int fd;
+    if (!s || !type || strcmp(type, "fd") || !name)
+        return 0;                        /* graph/ says what is wrong with it */
+    if (out->count == SOCKETS_MAX)
+        return byre_fail(&call->err, LIMIT, "a command adds at most %u nodes over connections that were passed", SOCKETS_MAX);
+    int r = ctl_take_socket(call, "server.str", name, &fd);
+    if (!r)
+        r = fdset_socket_offer(s, name, fd, &out->key[out->count], &call->err);
+    if (r)
+        return r;
+    out->count++;
+    return json_object_set_new(server, "str", json_string(out->key[out->count - 1])) ? ctl_no_memory(call) : 0;
+}
+
+/* Objects inside objects, the last found first; deeper than this none is looked at, and the node then finds no connection. */
+static int offer_sockets(struct ctl_call *call, struct sockets *out)
+{
+    json_t *todo[32] = { call->arguments }, *v;
+    const char *key;
+    size_t count = 1;
+    int r = 0;
+    while (count && !r) {
+        json_t *o = todo[--count];
+        json_object_foreach(o, key, v) {
+            if (!r && !strcmp(key, "server"))
+                r = offer_socket(call, v, out);
+            else if (json_is_object(v) && count < sizeof todo / sizeof todo[0])
+                todo[count++] = v;
+        }
+    }
+    return r;
+}
 
 static int run_add(struct co *co, struct ctl_call *call)
 {
     struct graph_node *n;
+    struct sockets given = { 0 };
     const char *name = json_string_value(json_object_get(call->arguments, "node-name"));
     if (!name)
         return byre_fail(&call->err, BAD_ARGUMENT, "'node-name' must be specified for the root node");
-    return graph_blockdev_add(co, call->c->env.graph, call->arguments, &n, &call->err);
+    int r = offer_sockets(call, &given);
+    if (!r)
+        r = graph_blockdev_add(co, call->c->env.graph, call->arguments, &n, &call->err);
+    while (given.count) {
+        char *key = given.key[--given.count];
+        fdset_socket_withdraw(graph_passed(call->c->env.graph), key);
+        free(key);
+    }
+    return r;
 }
 
 struct del_args { const char *node_name; };

@@ -113,7 +113,7 @@ static int taken(int r) { return r ? r : 1; }
 
 static int server_option(struct name_nbd *n, const char *key, const char *leaf, const json_t *v, struct byre_err *err)
 {
-    struct { const char *name; char **to; } texts[] = { { "type", &n->type }, { "path", &n->o.path }, { "host", &n->o.host }, { "cid", &n->o.host }, { "port", &n->o.port } };
+    struct { const char *name; char **to; } texts[] = { { "type", &n->type }, { "path", &n->o.path }, { "host", &n->o.host }, { "cid", &n->o.host }, { "port", &n->o.port }, { "str", &n->o.fdname } };
     struct { const char *name; bool *to; } bools[] = { { "abstract", &n->o.abstract }, { "keep-alive", &n->o.keep_alive } };
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
         if (!strcmp(leaf, texts[i].name))
@@ -171,27 +171,32 @@ int name_nbd_option(struct name_nbd **nbd, const char *key, const char *leaf, co
 
 static int settle_type(struct name_nbd *n, struct byre_err *err)
 {
-    static const struct { const char *name; enum stor_nbd_where where; } types[] = { { "unix", STOR_NBD_UNIX }, { "inet", STOR_NBD_INET }, { "vsock", STOR_NBD_VSOCK } };
+    static const struct { const char *name; enum stor_nbd_where where; } types[] = { { "unix", STOR_NBD_UNIX }, { "inet", STOR_NBD_INET }, { "vsock", STOR_NBD_VSOCK }, { "fd", STOR_NBD_FD } };
     const char *type = n->type ? n->type : n->o.path && !n->o.host ? "unix" : n->o.host && !n->o.path ? "inet" : NULL;
     if (!type)
         return byre_fail(err, BAD_OPTION, "json: driver 'nbd' needs server.type, and where the server is");
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         if (!strcmp(type, types[i].name)) {
             n->o.where = types[i].where;
+            bool fd = n->o.where == STOR_NBD_FD;
+            if (fd ? n->o.host || n->o.port || n->o.path : n->o.fdname != NULL)
+                return byre_fail(err, BAD_OPTION, "json: a server of type '%s' has %s", type, fd ? "a 'str', and neither host, port nor path" : "no 'str'");
+            if (fd)
+                return 0;
             if (n->o.where == STOR_NBD_UNIX ? n->o.host || n->o.port : n->o.path != NULL)
                 return byre_fail(err, BAD_OPTION, "json: a server of type '%s' has %s", type, n->o.path ? "no path" : "neither host nor port");
             if (n->o.where != STOR_NBD_UNIX && !n->o.port)
                 return byre_fail(err, BAD_OPTION, "json: server.port is missing");
             return 0;
         }
-    return byre_fail(err, NOT_SUPPORTED, "json: the server.type '%s' is not supported: unix, inet or vsock", type);
+    return byre_fail(err, NOT_SUPPORTED, "json: the server.type '%s' is not supported: unix, inet, vsock or fd", type);
 }
 
 /* The server and the export by a name, other options beside it. */
 static int settle_filename(struct name_nbd *n, const char *filename, struct byre_err *err)
 {
     struct stor_nbd_opts o;
-    if (n->type || n->o.host || n->o.path || n->o.port || n->o.export)
+    if (n->type || n->o.fdname || n->o.host || n->o.path || n->o.port || n->o.export)
         return byre_fail(err, BAD_OPTION, "json: the disk is given twice, as '%s' and by options", filename);
     int r = stor_nbd_parse(filename, &o, err);
     if (r)

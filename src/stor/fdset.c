@@ -20,6 +20,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/kcmp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -32,10 +33,13 @@
 
 struct passed { struct list_node link; int fd; char *opaque; };
 struct fdset { struct list_node link; int64_t id; struct list fds; unsigned uses; };
+struct waiting { struct list_node link; int fd; char key[]; };
 struct fdsets {
     pthread_mutex_t mutex;
     struct list sets;                    /* the highest number first */
     struct list shared;                  /* struct file_shared */
+    struct list waiting;                 /* sockets that were offered and not taken */
+    uint64_t offers;                     /* of sockets, so far */
     unsigned fds;
 };
 
@@ -49,6 +53,7 @@ int fdsets_new(struct fdsets **ret_s)
     pthread_mutex_init(&s->mutex, NULL);
     list_init(&s->sets);
     list_init(&s->shared);
+    list_init(&s->waiting);
     *ret_s = s;
     return 0;
 }
@@ -79,7 +84,7 @@ void fdsets_free(struct fdsets *s)
 {
     if (!s)
         return;
-    ASSERT(list_empty(&s->shared));
+    ASSERT(list_empty(&s->shared) && list_empty(&s->waiting));
     while (!list_empty(&s->sets)) {
         struct fdset *set = CONTAINER_OF(list_first(&s->sets), struct fdset, link);
         while (!list_empty(&set->fds))
@@ -200,6 +205,68 @@ void fdsets_tell(struct fdsets *s, const struct fdset_teller *t)
         }
     }
     pthread_mutex_unlock(&s->mutex);
+}
+
+/* ---- sockets ---- */
+
+static struct waiting *waiting_at(const struct fdsets *s, const char *key)
+{
+    LIST_FOR(at, &s->waiting) {
+        struct waiting *w = CONTAINER_OF(at, struct waiting, link);
+        if (!strcmp(w->key, key))
+            return w;
+    }
+    return NULL;
+}
+
+/* Its descriptor, which is the caller's; -1: there is none. */
+static int take_waiting(struct fdsets *s, const char *key)
+{
+    pthread_mutex_lock(&s->mutex);
+    struct waiting *w = waiting_at(s, key);
+    int fd = w ? w->fd : -1;
+    if (w)
+        list_remove(&w->link);
+    pthread_mutex_unlock(&s->mutex);
+    free(w);
+    return fd;
+}
+
+int fdset_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_key, struct byre_err *err)
+{
+    const size_t room = strlen(name) + 22;       /* '#', a number, the end */
+    struct waiting *w = malloc(sizeof *w + room);
+    char *key = malloc(room);
+    if (!w || !key) {
+        free(w);
+        free(key);
+        close(fd);
+        return byre_fail(err, NOMEM, "no memory for a descriptor");
+    }
+    pthread_mutex_lock(&s->mutex);
+    snprintf(key, room, "%s#%" PRIu64, name, ++s->offers);
+    memcpy(w->key, key, strlen(key) + 1);
+    w->fd = fd;
+    list_push_back(&s->waiting, &w->link);
+    pthread_mutex_unlock(&s->mutex);
+    *ret_key = key;
+    return 0;
+}
+
+void fdset_socket_withdraw(struct fdsets *s, const char *key)
+{
+    int fd = take_waiting(s, key);
+    if (fd >= 0)
+        close(fd);
+}
+
+int fdset_socket_take(struct fdsets *s, const char *key, int *ret_fd, struct byre_err *err)
+{
+    int fd = take_waiting(s, key);
+    if (fd < 0)
+        return byre_fail(err, NOT_FOUND, "there is no connection at a descriptor '%s', or it was used already", key);
+    *ret_fd = fd;
+    return 0;
 }
 
 /* ---- names ---- */

@@ -33,6 +33,13 @@ MUST_USE int fdset_add(struct fdsets *s, const struct fdset_new *what, int64_t *
 /* fd negative: all of them. NOT_FOUND: there is no such set, or no such descriptor in it. */
 MUST_USE int fdset_remove(struct fdsets *s, int64_t id, int fd, struct byre_err *err);
 
+/* Sockets that nodes to come are to use. *ret_key, which the caller frees, is `name` and a number that no other one ever has: so nobody takes one that
+ * was meant for somebody else. It is taken once, and closed when it was not. fd is owned from then on, also on failure. */
+MUST_USE int fdset_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_key, struct byre_err *err);
+void fdset_socket_withdraw(struct fdsets *s, const char *key);      /* nothing happens if somebody has taken it */
+/* The caller's from now on. NOT_FOUND: there is none. */
+MUST_USE int fdset_socket_take(struct fdsets *s, const char *key, int *ret_fd, struct byre_err *err);
+
 /* Every set, the highest number first, each followed by its descriptors in the order in which they came. Called with the sets locked. */
 struct fdset_teller {
     void (*set)(void *arg, int64_t id);

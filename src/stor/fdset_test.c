@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -108,6 +109,31 @@ static void test_limit(void **state)
     CHECK(fcntl(one, F_GETFD) < 0);
     fdsets_free(s);
     close(first);
+    assert_int_equal(t_failures, 0);
+}
+
+static void test_sockets(void **state)
+{
+    struct fdsets *s;
+    char *first, *second;
+    int a = made(O_RDONLY), b = made(O_RDONLY), got = -1;
+    assert_int_equal(fdsets_new(&s), 0);
+    CHECK_EQ(fdset_socket_take(s, "x", &got, NULL), -ENOENT);
+    CHECK_EQ(fdset_socket_offer(s, "x", a, &first, NULL), 0);
+    CHECK_EQ(fdset_socket_offer(s, "x", b, &second, NULL), 0);
+    CHECK(strcmp(first, second));
+    CHECK_EQ(fdset_socket_take(s, "x", &got, NULL), -ENOENT);
+    CHECK_EQ(fdset_socket_take(s, second, &got, NULL), 0);
+    CHECK_EQ(got, b);
+    CHECK_EQ(fdset_socket_take(s, second, &got, NULL), -ENOENT);
+    fdset_socket_withdraw(s, second);                      /* was taken: it is somebody else's */
+    CHECK(fcntl(a, F_GETFD) >= 0 && fcntl(b, F_GETFD) >= 0);
+    fdset_socket_withdraw(s, first);
+    CHECK(fcntl(a, F_GETFD) < 0);
+    close(b);
+    free(first);
+    free(second);
+    fdsets_free(s);
     assert_int_equal(t_failures, 0);
 }
 
@@ -298,7 +324,7 @@ static void test_both_have(void **state) { with_sets(both_have); }
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_numbers), cmocka_unit_test(test_limit), cmocka_unit_test(test_pick), cmocka_unit_test(test_create), cmocka_unit_test(test_direct),
+        cmocka_unit_test(test_numbers), cmocka_unit_test(test_limit), cmocka_unit_test(test_sockets), cmocka_unit_test(test_pick), cmocka_unit_test(test_create), cmocka_unit_test(test_direct),
         cmocka_unit_test(test_locks), cmocka_unit_test(test_both_have),
     };
     return T_MAIN("fdset", tests);

@@ -15,7 +15,7 @@
 #include "stor/stor.h"
 
 struct tls_creds;
-enum stor_nbd_where { STOR_NBD_UNIX, STOR_NBD_INET, STOR_NBD_VSOCK };
+enum stor_nbd_where { STOR_NBD_UNIX, STOR_NBD_INET, STOR_NBD_VSOCK, STOR_NBD_FD };
 enum stor_nbd_tri { STOR_NBD_UNSAID, STOR_NBD_OFF, STOR_NBD_ON };
 
 /* Where the server is, and what is wanted of it. Strings are owned; stor_nbd_opts_fini frees them. */
@@ -24,6 +24,8 @@ struct stor_nbd_opts {
     char *path;                       /* unix */
     bool abstract, padded;            /* unix: a name in the abstract namespace; filled up with zeros */
     char *host, *port;                /* inet: names or numbers; vsock: numbers. port NULL: 10809 */
+    char *fdname;                     /* fd: a connection that somebody passed (fdset_socket_offer). There is one, which does not come back */
+    struct fdsets *passed;            /* where it is; set by who opens the store, until that is done. NULL: nowhere (any more) */
     enum stor_nbd_tri ipv4, ipv6;     /* inet: as the peer has them */
     bool keep_alive;                  /* inet */
     char *export;                     /* NULL: "", the default export */
@@ -48,7 +50,8 @@ MUST_USE int stor_nbd_opts_copy(const struct stor_nbd_opts *from, struct stor_nb
 MUST_USE int stor_nbd_parse(const char *text, struct stor_nbd_opts *ret, struct byre_err *err);
 /* Does the text begin with the name of one of these protocols and a colon? */
 bool stor_nbd_is_name(const char *text);
-/* The URI of what o describes; its connections and times are not part of it. Owned by the caller; NULL: no memory. */
+/* The URI of what o describes; its connections and times are not part of it. That of a passed connection (nbd+fd://NAME/EXPORT) says what it is, and
+ * cannot be read back. Owned by the caller; NULL: no memory. */
 char *stor_nbd_text(const struct stor_nbd_opts *o);
 /* Options that fit together? Sets nothing. */
 MUST_USE int stor_nbd_check(const struct stor_nbd_opts *o, struct byre_err *err);
@@ -62,7 +65,7 @@ bool stor_nbd_names_files(const struct stor_nbd_opts *o);
 /* ---- the store ---- */
 /* Of `so` counts: read_only, no_flush, discard. What is created must be there already: an export is not made here. Suspends. */
 MUST_USE int stor_nbd_open(struct co *co, const struct stor_nbd_opts *o, const struct stor_file_opts *so, struct stor **ret_s, struct byre_err *err);
-/* Identity for loop detection, as stor_file_identity: the same server under the same name, and the same export. */
+/* Identity for loop detection, as stor_file_identity: the same server under the same name, and the same export. Of a passed connection there is none. */
 bool stor_nbd_identity(const struct stor *s, uint64_t *ret_a, uint64_t *ret_b);
 bool stor_is_nbd(const struct stor *s);
 /* Requests that wait for the server end now, with -ENOTCONN; their buffers are not looked at any more. The connections end with them, so it is as if the

@@ -11,6 +11,7 @@
  * Failure      The error of the last address.
  * Tests        tests/interop/test_nbd_client.py
  */
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -24,6 +25,7 @@
 #include "base/checked.h"
 #include "rt/io.h"
 #include "rt/unix_path.h"
+#include "stor/fdset.h"
 #include "stor/nbd_priv.h"
 
 #define PORT "10809"
@@ -34,6 +36,8 @@ char *nbdc_peer(const struct stor_nbd_opts *o)
     char *text = NULL;
     if (o->where == STOR_NBD_UNIX)
         return strdup(o->path);
+    if (o->where == STOR_NBD_FD)
+        return asprintf(&text, "at the descriptor '%s'", o->fdname) < 0 ? NULL : text;
     bool colons = strchr(o->host, ':');
     const char *port = o->port ? o->port : PORT;
     return asprintf(&text, colons ? "%s[%s]:%s" : "%s%s:%s", o->where == STOR_NBD_VSOCK ? "vsock:" : "", o->host, port) < 0 ? NULL : text;
@@ -135,12 +139,38 @@ static int dial_vsock(struct co *co, const struct stor_nbd_opts *o, int *ret_fd,
     return connect_to(co, (const struct sockaddr *)&vm, sizeof vm, ret_fd);
 }
 
+/* One that somebody else has made: it is there once. */
+static int dial_fd(const struct stor_nbd_opts *o, int *ret_fd, struct byre_err *err)
+{
+    int fd, type = 0;
+    socklen_t n = sizeof type;
+    if (!o->passed)
+        return byre_fail(err, NOT_FOUND, "NBD: the connection at the descriptor '%s' was passed once, and is over", o->fdname);
+    int r = fdset_socket_take(o->passed, o->fdname, &fd, err);
+    if (r)
+        return r;
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &n) || type != SOCK_STREAM) {
+        close(fd);
+        return byre_fail(err, BAD_ARGUMENT, "NBD: the descriptor '%s' is no stream socket", o->fdname);
+    }
+    if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0) {
+        r = -errno;
+        close(fd);
+        return r;
+    }
+    widen(fd);
+    tune(o, fd);                     /* does nothing to others than TCP */
+    *ret_fd = fd;
+    return 0;
+}
+
 int nbdc_dial(struct co *co, const struct stor_nbd_opts *o, int *ret_fd, struct byre_err *err)
 {
     struct byre_err why = { 0 };
     int r;
     switch (o->where) {
     case STOR_NBD_UNIX: r = dial_unix(co, o, ret_fd); break;
+    case STOR_NBD_FD: r = dial_fd(o, ret_fd, &why); break;
     case STOR_NBD_INET: r = dial_inet(co, o, ret_fd, &why); break;
     default: r = dial_vsock(co, o, ret_fd, &why);
     }

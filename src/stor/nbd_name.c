@@ -4,7 +4,7 @@
  *
  * Purpose      URIs as the NBD project describes them, and the older form with colons; the way back to a URI.
  * Owns         Nothing; fills a struct stor_nbd_opts.
- * Invariants   I1  A text that comes out of stor_nbd_text reads back as the same server and export.
+ * Invariants   I1  A text that comes out of stor_nbd_text reads back as the same server and export, or (a connection that was passed) not at all.
  *              I2  What a URI says and we do not know is refused, never skipped.
  * Order        None.
  * Concurrency  Pure. Names come from images: they are hostile.
@@ -38,6 +38,7 @@ void stor_nbd_opts_fini(struct stor_nbd_opts *o)
     free(o->path);
     free(o->host);
     free(o->port);
+    free(o->fdname);
     free(o->export);
     free(o->tls_creds);
     free(o->tls_hostname);
@@ -65,11 +66,11 @@ static int copy_tls(const struct stor_nbd_uri_tls *from, struct stor_nbd_uri_tls
 int stor_nbd_opts_copy(const struct stor_nbd_opts *from, struct stor_nbd_opts *ret)
 {
     struct stor_nbd_opts o = *from;
-    o.path = o.host = o.port = o.export = o.tls_creds = o.tls_hostname = o.x_dirty_bitmap = NULL;
+    o.path = o.host = o.port = o.fdname = o.export = o.tls_creds = o.tls_hostname = o.x_dirty_bitmap = NULL;
     o.tls = NULL;
     o.creds = from->creds ? tls_creds_ref(from->creds) : NULL;
     if (copy_tls(from->tls, &o.tls) || copy(from->x_dirty_bitmap, &o.x_dirty_bitmap) || copy(from->tls_creds, &o.tls_creds) ||
-        copy(from->tls_hostname, &o.tls_hostname) || copy(from->path, &o.path) || copy(from->host, &o.host) || copy(from->port, &o.port) || copy(from->export, &o.export)) {
+        copy(from->tls_hostname, &o.tls_hostname) || copy(from->fdname, &o.fdname) || copy(from->path, &o.path) || copy(from->host, &o.host) || copy(from->port, &o.port) || copy(from->export, &o.export)) {
         stor_nbd_opts_fini(&o);
         return -ENOMEM;
     }
@@ -90,7 +91,9 @@ int stor_nbd_check(const struct stor_nbd_opts *o, struct byre_err *err)
         return byre_fail(err, BAD_OPTION, "NBD: the path of the server's socket is missing");
     if (o->where == STOR_NBD_UNIX && strlen(o->path) >= sizeof un.sun_path)
         return byre_fail(err, BAD_OPTION, "NBD: the path of the socket has more than %zu bytes: '%s'", sizeof un.sun_path - 1, o->path);
-    if (o->where != STOR_NBD_UNIX && (!o->host || !o->host[0]))
+    if (o->where == STOR_NBD_FD && (!o->fdname || !o->fdname[0]))
+        return byre_fail(err, BAD_OPTION, "NBD: the name of the descriptor (server.str) is missing");
+    if (o->where != STOR_NBD_UNIX && o->where != STOR_NBD_FD && (!o->host || !o->host[0]))
         return byre_fail(err, BAD_OPTION, "NBD: the host of the server is missing");
     if (o->where == STOR_NBD_INET && o->ipv4 == STOR_NBD_OFF && o->ipv6 == STOR_NBD_OFF)
         return byre_fail(err, BAD_OPTION, "NBD: neither IPv4 nor IPv6 is allowed");
@@ -301,6 +304,8 @@ int stor_nbd_parse(const char *text, struct stor_nbd_opts *ret, struct byre_err 
     }
     if (r == 1 && !strncmp(text, "nbd:", 4))
         r = parse_old(text, text + 4, ret, err);
+    if (r == 1 && !strncmp(text, "nbd+fd:", 7))
+        r = byre_fail(err, NOT_SUPPORTED, "'%s': was a connection that somebody passed, and cannot be made by a name", text);
     if (r == 1)
         r = byre_fail(err, BAD_ARGUMENT, "'%s': is no name of a disk on an NBD server", text);
     if (!r)
@@ -330,7 +335,9 @@ static void put_authority(FILE *f, const struct stor_nbd_opts *o)
         put(f, o->tls->username, "");
         fputc('@', f);
     }
-    if (o->where == STOR_NBD_UNIX)
+    if (o->where == STOR_NBD_FD)
+        put(f, o->fdname, "");
+    if (o->where == STOR_NBD_UNIX || o->where == STOR_NBD_FD)
         return;
     bool colons = strchr(o->host, ':');
     fputs(colons ? "[" : "", f);
@@ -353,7 +360,7 @@ static void put_parameter(FILE *f, char *sign, const char *key, const char *valu
 
 char *stor_nbd_text(const struct stor_nbd_opts *o)
 {
-    static const char *const begin[] = { [STOR_NBD_UNIX] = "+unix", [STOR_NBD_INET] = "", [STOR_NBD_VSOCK] = "+vsock" };
+    static const char *const begin[] = { [STOR_NBD_UNIX] = "+unix", [STOR_NBD_INET] = "", [STOR_NBD_VSOCK] = "+vsock", [STOR_NBD_FD] = "+fd" };
     char *text = NULL, sign = '?';
     size_t len;
     FILE *f = open_memstream(&text, &len);

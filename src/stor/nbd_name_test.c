@@ -48,7 +48,7 @@ static const struct row rows[] = {
     { "nbds+vsock://2", STOR_NBD_VSOCK, "2", NULL, NULL, "", NULL },
     { "nbds://h?tls-psk-file=a&tls-certificates=b", -1 }, { "nbds://h?tls-psk-file=a&tls-psk-file=b", -1 }, { "nbds://h?tls-verify-peer=maybe", -1 },
     { "nbd://h?tls-psk-file=a", -1 }, { "nbds://h?odd=1", -1 }, { "nbds+unix://a@h/?socket=/s", -1 },
-    { "nbd+x://h", -1 },
+    { "nbd+x://h", -1 }, { "nbd+fd://s/x", -1 },
     { "nbd://[::1", -1 }, { "nbd://[::1]x", -1 }, { "http://h", -1 }, { "", -1 },
 };
 

@@ -269,8 +269,8 @@ bool stor_is_nbd(const struct stor *s)
 
 bool stor_nbd_identity(const struct stor *s, uint64_t *ret_a, uint64_t *ret_b)
 {
-    if (!stor_is_nbd(s))
-        return false;
+    if (!stor_is_nbd(s) || ((const struct nbdc *)s)->o.where == STOR_NBD_FD)
+        return false;                            /* the name says nothing of the server */
     struct hash128 h = hash_buf(s->name, strlen(s->name), 0);
     *ret_a = h.lo;
     *ret_b = h.hi;
@@ -323,6 +323,11 @@ static int set_new(const struct stor_nbd_opts *o, const struct stor_file_opts *s
         free(n);
         return -ENOMEM;
     }
+    if (o->where == STOR_NBD_FD) {               /* nothing can be done again, or twice */
+        n->o.passed = so->passed;
+        n->o.connections = 1;
+        n->o.reconnect_s = n->o.open_timeout_s = 0;
+    }
     pthread_mutex_init(&n->lock, NULL);
     n->s.read_only = so->read_only;
     n->s.no_flush = so->no_flush;
@@ -355,6 +360,7 @@ static int open_in(struct co *co, struct nbdc *n, struct byre_err *err)
     struct nbd_handle *h = NULL;
     struct byre_err why = { 0 };
     int r = first_contact(co, n, &h, &why);
+    n->o.passed = NULL;
     if (r)
         return byre_fail_code(err, SYSTEM, r, "%s: %s", n->s.name, why.text[0] ? why.text : "the connection was given up");
     n->home = co_loop(co);

@@ -317,7 +317,7 @@ static void patience_ends(struct rt_timer *t)
 /* Until the server is back, or never will be. pause_ns: before the first attempt; grows. */
 static void recover(struct co *co, struct nbdc *n, uint64_t *pause_ns)
 {
-    enum outcome what = nbdc_log_loss(&n->log) == NBDC_FOR_GOOD ? NEVER : AGAIN;      /* I3 */
+    enum outcome what = nbdc_log_loss(&n->log) == NBDC_FOR_GOOD || n->o.where == STOR_NBD_FD ? NEVER : AGAIN;      /* I3 */
     if (what == AGAIN && n->o.reconnect_s)
         rt_timer_start(n->home, &n->patience, rt_now(n->home) + n->o.reconnect_s * SECOND_NS, patience_ends);
     while (what == AGAIN && !n->closing) {

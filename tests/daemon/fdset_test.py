@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import resource
+import select
 import socket
 import subprocess
+import threading
 
 import pytest
 
@@ -393,3 +395,138 @@ def test_offline(home):
     """FEATURES 3.023: nothing was passed to a tool of the command line, and it says so"""
     done = run.byre("info", "/dev/fdset/1", code=1)
     assert "/dev/fdset/1" in done.err and "no set 1" in done.err
+
+
+# ---- connections to NBD servers ----
+
+@pytest.fixture
+def server(home):
+    """A socket of an NBD server that exports raw "r" under the name x."""
+    path = home / "srv"
+    with subprocess.Popen([run.BYRE, "nbd", "-t", "-k", path, "-f", "raw", "-x", "x", "--shared", "0", home / "r"], stdin=subprocess.DEVNULL) as process:
+        try:
+            wait.until(lambda: path.exists() and wait.listens(process, str(path)))
+            yield path
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def connected(path):
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(str(path))
+    return s.detach()
+
+
+def over(name, node="n", **more):
+    return {"driver": "nbd", "node_name": node, "export": "x", "server": {"type": "fd", "str": name}, **more}
+
+
+def sockets(pid):
+    return sum(os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{pid}/fd") if os.path.lexists(f"/proc/{pid}/fd/{fd}"))
+
+
+def test_nbd_over_name(passing, home, server):
+    """FEATURES 3.049, G.051: a node over a connection that was passed; once, and by nobody else's name"""
+    before = sockets(passing.pid)
+    assert passing.refused("blockdev-add", **over("s")) == "File descriptor named 's' has not been found"
+    assert "not been found" in passing.refused("blockdev-add", **over("5"))
+    passing.ok("getfd", [connected(server)], fdname="s")
+    assert "not been found" in Passing(passing.daemon).refused("blockdev-add", **over("s"))
+    passing.ok("blockdev-add", **over("s", reconnect_delay=60))
+    assert passing.refused("closefd", fdname="s") == "File descriptor named 's' not found"     # it is the node's
+    passing.ok("getfd", [connected(server)], fdname="s")   # the same name, another connection, and another node
+    passing.ok("blockdev-add", driver="raw", node_name="m", file={"driver": "nbd", "export": "x", "server": {"type": "fd", "str": "s"}})
+    passing.ok("nbd-server-start", addr={"type": "unix", "data": {"path": str(home / "nbd")}})
+    for node in ("n", "m"):
+        passing.ok("block-export-add", type="nbd", id=node, node_name=node, writable=True)
+        run.qemu_io(f"nbd+unix:///{node}?socket={home / 'nbd'}", "read -P 114 64k 64k", "write -P 5 0 64k", "read -P 5 0 64k", fmt="raw")
+    assert (home / "r").read_bytes()[:65537] == b"\x05" * 65536 + b"r"
+    passing.ok("block-export-del", id="n")
+    passing.client.wait("BLOCK_EXPORT_DELETED", id="n")
+    for name, why in (("s", "Cannot change the option 'filename'"), ("s#1", "no connection at a descriptor 's#1', or it was used already")):
+        assert why in passing.refused("blockdev-reopen", options=[{k.replace("_", "-"): v for k, v in over(name, read_only=True).items()}])
+    passing.ok("block-export-add", type="nbd", id="n", node_name="n")
+    run.qemu_io(f"nbd+unix:///n?socket={home / 'nbd'}", "read -P 5 0 64k", fmt="raw", options=["-r"])
+    passing.ok("nbd-server-stop")
+    for node in ("n", "m"):
+        passing.ok("blockdev-del", node_name=node)
+    wait.until(lambda: sockets(passing.pid) <= before + 1)           # the second client
+    assert passing.daemon.stop()[0] == 0
+
+
+def test_nbd_over_what_does_not_answer(passing, home, server):
+    """FEATURES 3.049: what is no connection, or leads to no export, is refused and closed, also when the node cannot be"""
+    before = len(os.listdir(f"/proc/{passing.pid}/fd"))
+
+    def refused(fd, **node):
+        passing.ok("getfd", [fd], fdname="s")
+        why = passing.refused("blockdev-add", **{**over("s"), **node})
+        wait.until(lambda: len(os.listdir(f"/proc/{passing.pid}/fd")) <= before, lambda: f"{node}: something stays open")
+        return why
+
+    assert "no stream socket" in refused(os.open(home / "r", os.O_RDWR))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        assert "no stream socket" in refused(os.dup(s.fileno()))
+    with socket.socket(socket.AF_UNIX) as s:
+        refused(os.dup(s.fileno()))                        # of nobody
+    near, far = socket.socketpair()
+    far.close()
+    refused(near.detach())
+    assert "y" in refused(connected(server), export="y")
+    assert "none" in refused(connected(server), tls_creds="none")
+    passing.ok("getfd", [connected(server)], fdname="s")
+    assert "odd" in passing.refused("blockdev-add", **over("s", cache={"odd": True}))
+    passing.ok("closefd", fdname="s")                      # what is no command at all takes nothing
+    assert "host" in refused(connected(server), server={"type": "fd", "str": "s", "host": "h"})
+    passing.ok("getfd", [connected(server)], fdname="s")
+    passing.ok("blockdev-add", **over("s"))
+    assert passing.ask("blockdev-add", **over("s"))["error"]
+
+
+def test_nbd_connection_ends(passing, home, server):
+    """FEATURES 3.049: when it is lost, requests fail at once, whatever reconnect-delay says: nobody can make it again"""
+    near, far = socket.socketpair()
+    done = threading.Thread(target=relay, args=(far, server))
+    done.start()
+    passing.ok("getfd", [near.detach()], fdname="s")
+    passing.ok("blockdev-add", **over("s", reconnect_delay=10000))
+    passing.ok("nbd-server-start", addr={"type": "unix", "data": {"path": str(home / "nbd")}})
+    passing.ok("block-export-add", type="nbd", id="e", node_name="n")
+    url = f"nbd+unix:///n?socket={home / 'nbd'}"
+    run.qemu_io(url, "read -P 114 0 64k", fmt="raw", options=["-r"])
+    far.shutdown(socket.SHUT_RDWR)
+    done.join(60)
+    bad = subprocess.run([peers.need("qemu-io"), "-f", "raw", "-r", "-c", "read 0 64k", url], capture_output=True, text=True, timeout=120)
+    assert "failed" in bad.stdout + bad.stderr
+    assert passing.daemon.stop()[0] == 0
+
+
+def relay(far, path):
+    """Passes bytes both ways until one side ends."""
+    with socket.socket(socket.AF_UNIX) as s, far:
+        s.connect(str(path))
+        while ready := select.select([s, far], [], [])[0]:
+            for one in ready:
+                data = one.recv(1 << 16)
+                if not data:
+                    return
+                (far if one is s else s).sendall(data)
+
+
+def test_nbd_on_the_command_line(home, server, start):
+    """FEATURES 3.049: a number of a descriptor that the program was started with"""
+    fd = connected(server)
+    os.set_inheritable(fd, True)
+    words = ["--blockdev", f"driver=nbd,node-name=n,export=x,server.type=fd,server.str={fd}", "--nbd-server", f"addr.type=unix,addr.path={home / 'nbd'}",
+             "--export", "type=nbd,id=e,node-name=n"]
+    process = subprocess.Popen([run.BYRE, "daemon", *words], pass_fds=[fd], stdin=subprocess.DEVNULL)
+    os.close(fd)
+    try:
+        wait.until(lambda: (home / "nbd").exists() and wait.listens(process, str(home / "nbd")))
+        run.qemu_io(f"nbd+unix:///n?socket={home / 'nbd'}", "read -P 114 0 64k", fmt="raw", options=["-r"])
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+    done = run.run(run.BYRE, "daemon", "--blockdev", "driver=nbd,node-name=n,server.type=fd,server.str=77", code=1)
+    assert "'77' is no descriptor" in done.err
