@@ -66,6 +66,9 @@ struct byre_open_opts {
      * or snapshot_id, snapshot_name or both, which must then both fit. All NULL: the disk itself. */
     const char *snapshot, *snapshot_id, *snapshot_name;
     const char *key_secret;      /* id of the secret that opens an encrypted image (byre_secret_add); NULL: what the name says */
+    /* The image that records the name, which is nobody's choice but its own then: -EPERM when it nests nodes, or names keys or certificates to read, as for
+     * the backing chain. It is seen from the working directory all the same. NULL: the caller's own name. */
+    const char *recorded_by;
 };
 BYRE_DEFINE_INIT(byre_open_opts)
 

@@ -114,6 +114,7 @@ bool run_size(struct run *r, const char *word, const char *what, uint64_t *ret);
 struct open_args {
     const char *name, *format;
     const char *key_secret;         /* id of the secret of an encrypted image; NULL: what the name says */
+    const char *recorded_by;        /* the image whose word the name is; NULL: the user's */
     unsigned flags;                 /* BYRE_OPEN_* */
     int cache;                      /* enum byre_cache */
     bool image_opts, quiet;

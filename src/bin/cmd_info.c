@@ -346,12 +346,13 @@ static bool seen_before(struct walk *w, const char *name, struct seen *ret)
     return false;
 }
 
-static int add_image(struct walk *w, const char *name, const char *format, bool first)
+/* by: the image that records the name; NULL: it is the user's. */
+static int add_image(struct walk *w, const char *name, const char *format, const char *by)
 {
     struct run *r = w->r;
     struct byre_err err;
     struct seen id;
-    struct open_args a = { .name = name, .format = format, .image_opts = first && w->o->image_opts,
+    struct open_args a = { .name = name, .format = format, .image_opts = !by && w->o->image_opts, .recorded_by = by,
         .flags = BYRE_OPEN_READ_ONLY | BYRE_OPEN_NO_BACKING | BYRE_OPEN_INFO | (w->o->force_share ? BYRE_OPEN_FORCE_SHARE : 0) };
     void *infos = reallocarray(w->infos, w->count + 1, sizeof *w->infos);
     w->infos = infos ? infos : w->infos;
@@ -375,13 +376,13 @@ static int add_image(struct walk *w, const char *name, const char *format, bool 
 
 static int add_chain(struct walk *w)
 {
-    int code = add_image(w, w->r->argv[0], w->o->format, true);
+    int code = add_image(w, w->r->argv[0], w->o->format, NULL);
     while (!code && w->o->chain) {
         const struct byre_info *i = w->infos[w->count - 1];
         const char *next = i->full_backing_filename ? i->full_backing_filename : i->backing_filename;
         if (!next)
             break;
-        code = add_image(w, next, i->backing_format, false);
+        code = add_image(w, next, i->backing_format, i->filename ? i->filename : "");
     }
     return code;
 }

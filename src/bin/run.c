@@ -250,6 +250,7 @@ struct byre_image *run_open(struct run *r, const struct open_args *a)
     o.cache = a->cache;
     o.format = a->format;
     o.key_secret = a->key_secret;
+    o.recorded_by = a->recorded_by;
     int code = pick_snapshot(r, a->snapshot, &p);
     o.snapshot = p.any;
     o.snapshot_id = p.id;

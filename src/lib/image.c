@@ -98,6 +98,7 @@ int byre_open(struct byre_ctx *ctx, const char *name, const struct byre_open_opt
     if (r)
         return r;
     op.go.filename = made ? made : name;
+    op.go.overlay = o.recorded_by && strrchr(o.recorded_by, '/') ? strrchr(o.recorded_by, '/') + 1 : o.recorded_by;       /* without its folder, where nothing is looked for */
     op.image = calloc(1, sizeof *op.image);
     if (!op.image)
         return byre_fail(err, NOMEM, "no memory for an image");

@@ -129,6 +129,17 @@ def test_backing_loop(tmp_path):
     assert "chain" in done.err
 
 
+@pytest.mark.parametrize("name", ["blkdebug:rules:base", "json:" + json.dumps({"driver": "qcow2", "file": {"driver": "blkdebug", "config": "rules", "image": {"driver": "file", "filename": "base"}}}),
+                                  "file:blkdebug:rules:base"], ids=["blkdebug", "json", "file"])
+def test_names_that_images_record(tmp_path, name):
+    """FEATURES 3.052, 5.052: --backing-chain opens what images record as all commands do: no name of theirs makes this program read a file of rules"""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "base", "1M")
+    (tmp_path / "rules").write_text("neither this nor that\n")
+    run.qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "qcow2", tmp_path / "x", "1M")
+    err = run.byre("info", "--backing-chain", "x", code=1, cwd=tmp_path).err
+    assert "rules:1" not in err and "nests nodes" in err, err
+
+
 def test_missing_backing_file(twin):
     """FEATURES 5.051: the image itself is described though its backing file is gone"""
     twin.share(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "gone", "-F", "qcow2", "x", "1M"])
