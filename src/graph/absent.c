@@ -30,7 +30,7 @@ static int look(struct co *co, struct graph_node *n, uint64_t pos, uint64_t end,
     return 0;
 }
 
-/* The write may begin: is there still nothing? *ret_len: for how much of it that holds. */
+/* The write may begin: is there still nothing? *ret_len: for how much of it that holds. 1: not for all of it, and nothing was done. */
 static int fill_begun(struct co *co, struct graph_node *n, struct fmt_write *w, struct iov v, uint64_t *ret_len)
 {
     bool absent = true;
@@ -38,7 +38,7 @@ static int fill_begun(struct co *co, struct graph_node *n, struct fmt_write *w, 
     if (!r && (absent || MUTANT(MUT_ABSENT_BLIND)) && *ret_len == w->len)
         r = fill_write(co, n, w, v, NULL);
     else if (!r)
-        r = -EAGAIN;
+        r = 1;                                   /* no error: storage may say any of them */
     if (r) {
         n->im->ops->write_abort(co, n->im, w);
         return r;
@@ -61,7 +61,7 @@ static int fill_in(struct co *co, struct graph_node *n, struct iov v, uint64_t o
             r = n->im->ops->write_begin(co, n->im, pos, len, &w);
         if (!r && w.len)
             r = fill_begun(co, n, &w, iov_slice(v, pos - off, w.len), &len);
-        if (r == -EAGAIN)
+        if (r > 0)
             continue;                            /* somebody was faster: look again */
         if (r)
             return r;

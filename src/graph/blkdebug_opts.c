@@ -5,6 +5,7 @@
  * Purpose     "inject-error" and "set-state", lists of objects; "config", a file with a section for each rule, whose rules come first.
  * Owns        Nothing.
  * Invariants  K6  What is not known, or has a value that cannot be meant, is refused by name, in the file with the number of the line.
+ *             K7  What is no regular file is not read: nobody waits for one who writes to a pipe.
  * Order       None.
  * Concurrency Home loop; suspends while the file is read, by a thread of the blocking pool.
  * Failure     The filter is not made.
@@ -12,10 +13,13 @@
  */
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "graph/blkdebug.h"
@@ -145,19 +149,24 @@ struct config {
     const char *what;
     unsigned line, begun;                        /* where the section begins */
     char *text;
-    int error;
+    size_t bytes;
 };
 
 static int64_t read_config(void *arg)
 {
     struct config *c = arg;
-    FILE *f = fopen(c->path, "re");
-    if (!f)
+    struct stat st;
+    int fd = open(c->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);    /* K7 */
+    if (fd < 0)
         return -errno;
-    size_t n = fread(c->text, 1, CONFIG_BYTES_MAX, f);
-    int r = ferror(f) ? -EIO : n == CONFIG_BYTES_MAX ? -EFBIG : 0;
-    c->text[r ? 0 : n] = 0;
-    fclose(f);                                   /* it was only read */
+    int r = fstat(fd, &st) ? -errno : S_ISREG(st.st_mode) ? 0 : S_ISDIR(st.st_mode) ? -EISDIR : -EINVAL;
+    for (ssize_t n = 1; !r && n; c->bytes += (size_t)n) {
+        n = read(fd, c->text + c->bytes, CONFIG_BYTES_MAX - c->bytes);
+        r = n < 0 ? -errno : c->bytes + (size_t)n == CONFIG_BYTES_MAX ? -EFBIG : 0;
+        n = r ? 0 : n;
+    }
+    c->text[c->bytes] = 0;
+    close(fd);                                   /* it was only read */
     return r;
 }
 
@@ -197,9 +206,10 @@ static int begin_section(struct config *c, const char *s, struct byre_err *err)
 static int take_line(struct config *c, char *s, struct byre_err *err)
 {
     char *eq = strchr(s, '='), *open = eq ? strchr(eq, '"') : NULL, *shut = open ? strrchr(open, '"') : NULL;
-    if (!c->rule || !open || shut == open || shut[1 + strspn(shut + 1, " \t\r")] || eq[1 + strspn(eq + 1, " \t")] != '"')
+    size_t name = strcspn(s, " \t=");
+    if (!c->rule || !open || shut == open || shut[1 + strspn(shut + 1, " \t\r")] || eq[1 + strspn(eq + 1, " \t")] != '"' || s + name + strspn(s + name, " \t") != eq)
         return bad_line(c, err);
-    s[strcspn(s, " \t=")] = 0;
+    s[name] = 0;
     *shut = 0;
     return json_object_set_new(c->rule, s, json_string(open + 1)) ? bad_line(c, err) : 0;
 }
@@ -231,7 +241,9 @@ static int take_config(struct co *co, struct debug_rules *all, const char *path,
         return byre_fail(err, NOMEM, "no memory for the rules of '%s'", path);
     int r = (int)rt_blocking(co, read_config, &c);
     if (r)
-        return byre_fail_code(err, IO, r, "blkdebug: the file of rules '%s' cannot be read: %s", path, strerror(-r));
+        return byre_fail_code(err, IO, r, "blkdebug: the file of rules '%s' cannot be read: %s", path, r == -EINVAL ? "it is no regular file" : strerror(-r));
+    if (strlen(text) < c.bytes)
+        return byre_fail(err, BAD_OPTION, "blkdebug: the file of rules '%s' has a byte 0 at %zu", path, strlen(text));
     return parse_config(&c, err);
 }
 

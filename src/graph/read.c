@@ -52,8 +52,9 @@ static void tell_read(struct co *co, struct graph_node *n, const struct piece *p
 {
     if (p->e.kind != FMT_DATA && p->e.kind != FMT_ENCODED)
         return;
-    for (struct graph_node *m = graph_skip_filters(n); m && m != p->layer; m = graph_skip_filters(m->backing))
-        node_event(co, m, STOR_EV_READ_BACKING_AIO);
+    for (struct graph_node *m = n; m && m != p->layer; m = m->backing)
+        if (!m->flt)
+            node_event(co, m, STOR_EV_READ_BACKING_AIO);
     if (p->e.kind == FMT_DATA)
         node_event(co, p->layer, STOR_EV_READ_AIO);
 }

@@ -87,7 +87,7 @@ void *stor_bounce_new(const struct stor *s, uint64_t len)
 static int at_end(struct co *co, struct stor *s, uint64_t pos, uint64_t *length)
 {
     uint64_t before = *length;
-    int r = s->ops->length(co, s, length);
+    int r = stor_answer(s->ops->length(co, s, length));
     if (r < 0)
         return r;
     return pos >= *length ? 1 : pos < before ? -EIO : 0;
@@ -100,7 +100,7 @@ int stor_read_blocks(struct co *co, struct stor *s, struct iov v, uint64_t off, 
         struct iov part = iov_slice(v, done, min_u64(v.len_bytes - done, max));
         int64_t n = s->ops->preadv(co, s, part, off + done);
         if (n < 0)
-            return (int)n;
+            return stor_answer(n);
         ASSERT((uint64_t)n <= part.len_bytes);
         done += (uint64_t)n;
         /* A part of a block comes only from the end of the store. */
@@ -175,7 +175,7 @@ int stor_read_exact(struct co *co, struct stor *s, void *buf, uint64_t len, uint
 int stor_length_held(struct co *co, struct stor *s, uint64_t *ret_len)
 {
     uint64_t len;
-    int r = s->ops->length(co, s, &len);
+    int r = stor_answer(s->ops->length(co, s, &len));
     if (r < 0)
         return r;
     if (len > STOR_MAX_END)
@@ -206,11 +206,11 @@ int stor_truncate(struct co *co, struct stor *s, uint64_t len)
     if (!s->ops->truncate)
         return -ENOTSUP;
     if (!stor_is_ordered(s))
-        return s->ops->truncate(co, s, len);
+        return stor_answer(s->ops->truncate(co, s, len));
     struct order_hold h = { .start = 0, .end = UINT64_MAX };
     order_enter(co, &s->internal->order, &h, true);
     atomic_store(&s->internal->known_len, 0);
-    int r = s->ops->truncate(co, s, len);
+    int r = stor_answer(s->ops->truncate(co, s, len));
     order_leave(co, &s->internal->order, &h);
     return r;
 }
@@ -227,10 +227,10 @@ int stor_preallocate(struct co *co, struct stor *s, uint64_t off, uint64_t len)
     if (!len)
         return 0;
     if (!stor_is_ordered(s))
-        return s->ops->preallocate(co, s, off, len);
+        return stor_answer(s->ops->preallocate(co, s, off, len));
     struct order_hold h = { .start = off, .end = off + len };
     order_enter(co, &s->internal->order, &h, false);
-    r = s->ops->preallocate(co, s, off, len);
+    r = stor_answer(s->ops->preallocate(co, s, off, len));
     order_leave(co, &s->internal->order, &h);
     return r;
 }

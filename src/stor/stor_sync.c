@@ -146,7 +146,7 @@ static int lead_flush(struct co *co, struct stor *s, struct flush_waiter *follow
     struct stor_sync *y = &s->internal->sync;
     struct sync_op op;
     op_begin(y, &op);
-    int res = atomic_load(&y->failed) ? -EIO : s->ops->flush(co, s);
+    int res = atomic_load(&y->failed) ? -EIO : stor_answer(s->ops->flush(co, s));
     ASSERT(res <= 0);
     if (res < 0)
         atomic_store(&y->failed, true);   /* before the next leader asks the kernel, which would find no error */

@@ -37,7 +37,7 @@ static int write_all(struct co *co, struct stor *s, struct iov v, uint64_t off, 
         struct iov part = iov_slice(v, done, min_u64(v.len_bytes - done, max));
         int64_t n = fua ? sync_fua_write(co, s, part, off + done) : s->ops->pwritev(co, s, part, off + done, 0);
         if (n < 0)
-            return (int)n;
+            return stor_answer(n);
         ASSERT((uint64_t)n <= part.len_bytes);
         n = (int64_t)round_down((uint64_t)n, s->lim.block);
         if (n == 0)
@@ -114,10 +114,10 @@ static int rmw_held(struct co *co, struct stor *s, struct iov v, uint64_t off, b
 static int trim_length(struct co *co, struct stor *s, uint64_t want)
 {
     uint64_t now;
-    int r = s->ops->length(co, s, &now);
+    int r = stor_answer(s->ops->length(co, s, &now));
     if (r < 0 || now <= want)
         return r;
-    return s->ops->truncate(co, s, want);
+    return stor_answer(s->ops->truncate(co, s, want));
 }
 
 /* Does the store end before `last`, the end of the caller's exclusive hold?
@@ -127,7 +127,7 @@ static int trim_length(struct co *co, struct stor *s, uint64_t want)
 static int reaches_end(struct co *co, struct stor *s, uint64_t last, bool *ret_yes)
 {
     uint64_t length;
-    int r = s->ops->length(co, s, &length);
+    int r = stor_answer(s->ops->length(co, s, &length));
     if (r < 0)
         return r;
     *ret_yes = last > length;
@@ -216,13 +216,13 @@ static int zero_driver(struct co *co, struct stor *s, uint64_t off, uint64_t len
     if (!s->ops->zero)
         return -ENOTSUP;
     if (!stor_is_ordered(s))
-        return s->ops->zero(co, s, off, len, flags);
+        return stor_answer(s->ops->zero(co, s, off, len, flags));
     struct order_hold h = { .start = off, .end = off + len };
     bool grows = false;
     int r = 0;
     if (s->traits.serial_growth) {
         uint64_t length;
-        r = s->ops->length(co, s, &length);
+        r = stor_answer(s->ops->length(co, s, &length));
         if (r < 0)
             return r;
         grows = h.end > length;
@@ -230,7 +230,7 @@ static int zero_driver(struct co *co, struct stor *s, uint64_t off, uint64_t len
             h = (struct order_hold){ .start = 0, .end = UINT64_MAX };
     }
     order_enter(co, &s->internal->order, &h, grows);
-    r = s->ops->zero(co, s, off, len, flags);
+    r = stor_answer(s->ops->zero(co, s, off, len, flags));
     order_leave(co, &s->internal->order, &h);
     return r;
 }
@@ -287,11 +287,11 @@ int stor_punch(struct co *co, struct stor *s, uint64_t off, uint64_t len)
     if (!s->ops->discard || first >= last)
         return 0;
     if (!stor_is_ordered(s)) {
-        r = s->ops->discard(co, s, first, last - first);
+        r = stor_answer(s->ops->discard(co, s, first, last - first));
     } else {
         struct order_hold h = { .start = first, .end = last };
         order_enter(co, &s->internal->order, &h, false);
-        r = s->ops->discard(co, s, first, last - first);
+        r = stor_answer(s->ops->discard(co, s, first, last - first));
         order_leave(co, &s->internal->order, &h);
     }
     return r == -ENOTSUP ? 0 : r;

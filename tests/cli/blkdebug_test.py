@@ -70,7 +70,7 @@ def test_rules_over_raw(twin, name):
 
 
 @pytest.mark.parametrize("text", ["[inject-error]", error("nope"), error("none", errno="x"), error("none", foo=1), error("none", iotype="bad"), error("none", once="maybe"),
-                                  "[what]\nevent = \"none\"\n", "event = \"none\"\n", "[inject-error\nevent = \"none\"\n", "[inject-error]\nevent = none\n"])
+                                  "[what]\nevent = \"none\"\n", "event = \"none\"\n", "[inject-error]\nevent none = \"none\"\n", "[inject-error\nevent = \"none\"\n", "[inject-error]\nevent = none\n"])
 def test_rules_that_are_refused(twin, text):
     """FEATURES 3.052: the file, the line and what is wrong there are named"""
     twin.give(["qemu-img", "create", "-q", "-f", "raw", "x", "1M"])
@@ -208,3 +208,37 @@ def test_events_of_qed(twin, event):
     """FEATURES 3.052: the peer has some of them as well"""
     twin.give(["qemu-img", "create", "-q", "-f", "raw", "base", "64M"], ["qemu-img", "create", "-q", "-f", "qed", "-b", "base", "-F", "raw", "x"])
     fails(twin, "qed", event, "write 32k 4k", "flush", "read 32k 4k", "read 1M 4k", peer=QED[event])
+
+
+def test_files_that_hold_no_rules(tmp_path):
+    """FEATURES 3.052: a pipe that nobody writes to is not waited for; a device that never ends, a folder, bytes that are no text"""
+    run.byre("create", "-q", "-f", "raw", tmp_path / "x", "1M")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").write_bytes(b"[inject-error]\nevent = \"none\"\n\0[what]\n")
+    (tmp_path / "long").write_bytes(b"#" * (1 << 20))
+    (tmp_path / "bytes").write_bytes(b"[inject-error]\nevent = \"\xff\xfe\"\n")
+    for rules, word in (("pipe", "regular"), ("/dev/zero", "regular"), (".", "directory"), ("zeros", "byte 0 at 30"), ("long", "large"), ("bytes", "bytes:2")):
+        assert word in run.byre("io", "-f", "raw", "-c", "read 0 512", f"blkdebug:{rules}:x", code=1, cwd=tmp_path, timeout=60).err, rules
+
+
+@pytest.mark.parametrize("errno", [116, 117])
+@pytest.mark.parametrize("event", ["l2_load", "l2_alloc_cow_read", "write_aio"])
+def test_what_file_systems_say_is_no_word_about_the_image(twin, event, errno):
+    """FEATURES 3.052: ESTALE ("that block has moved, look again") and EUCLEAN ("this table makes no sense") mean something here; from storage each is an error like any: it ends
+    the request, and the image is not marked as corrupt"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "64M"], ["qemu-io", "-c", "write -P 1 0 1M", "x"], ["qemu-img", "snapshot", "-c", "s", "x"])
+    give_rules(twin, error(event, errno=errno, once="on", iotype="write" if event == "write_aio" else "read"))
+    done = run.byre("io", "-t", "writeback", "-f", "qcow2", "-c", "write -P 2 0 64k", "-c", "write -P 2 0 64k", "-c", "read -P 2 0 64k", "-c", "read -P 1 64k 64k", "-c", "flush", FILE,
+                    code=1, cwd=twin.ours, timeout=60)
+    assert (done.out + done.err).count("failed: Input/output error") == 1 and "corrupt" not in done.err, done
+    assert "corrupt: false" in run.byre("info", "x", cwd=twin.ours).out
+    run.qemu_img("check", "-q", os.path.join(twin.ours, "x"))
+
+
+def test_event_of_layers_in_between(twin):
+    """FEATURES 3.052: what a filter below the overlay reads concerns the overlay's file, and not that of the image below the filter"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "base", "4M"], ["qemu-io", "-c", "write -P 1 0 64k", "base"], ["qemu-img", "create", "-q", "-f", "qcow2", "x", "4M"])
+    give_rules(twin, error("read_backing_aio", errno=28))
+    below = ("driver=qcow2,file.filename=x,backing.driver=blkdebug,backing.image.driver=qcow2,backing.image.file.driver=blkdebug,backing.image.file.config=rules,"
+             "backing.image.file.image.driver=file,backing.image.file.image.filename=base")
+    assert run.byre("io", "-r", "--image-opts", "-c", "read -P 1 0 4k", "-c", "read -P 1 4k 4k", below, cwd=twin.ours).out.count("read 4096/4096") == 2

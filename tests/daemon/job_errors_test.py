@@ -36,6 +36,19 @@ def test_stream_error(start, tmp_path, peer, how, stops):
     run.qemu_io(tmp_path / "disk.qcow2", "read -P 1 0 1M", "read -P 5 1M 512k", "read -P 5 3M 512k", fmt="qcow2")
 
 
+def test_stream_into_storage_that_says_again(start, tmp_path):
+    """FEATURES 3.052, 9.058: EAGAIN from storage ends the job as any other error does: it does not mean that a guest was faster"""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "low.qcow2", "4M")
+    run.qemu_io(tmp_path / "low.qcow2", "write -P 1 0 2M", fmt="qcow2")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "low.qcow2", "-F", "qcow2", tmp_path / "disk.qcow2")
+    client = start("daemon").qmp()
+    rules = [{"event": "write_aio", "iotype": "write", "errno": 11}]
+    client.ok("blockdev-add", driver="qcow2", node_name="disk",
+              file={"driver": "blkdebug", "inject-error": rules, "image": {"driver": "file", "filename": str(tmp_path / "disk.qcow2")}})
+    client.ok("block-stream", job_id="j", device="disk")
+    assert client.wait("BLOCK_JOB_COMPLETED", device="j")["data"]["error"]
+
+
 @BOTH
 @pytest.mark.parametrize("how,stops", [("report", False), ("enospc", True), ("auto", True)])
 @pytest.mark.parametrize("kind", ["mirror", "backup"])

@@ -150,8 +150,8 @@ static bool take_next(struct qed_image *q, uint64_t want, bool whole, struct qed
 int qed_alloc_take(struct co *co, struct qed_image *q, uint64_t want, bool whole, struct qed_run *ret)
 {
     INV(K1, q->mark.changers && q->mark.set);
-    q->a.taken++;
     stor_event(co, q->im.store, STOR_EV_CLUSTER_ALLOC);
+    q->a.taken++;
     for (;;) {
         if (take_spare(q, want, whole, ret))
             return 0;
