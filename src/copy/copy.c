@@ -125,7 +125,9 @@ static int find_extent(struct co *co, struct copying *c)
     struct graph_status st;
     len = min_u64(len, RANGE_MAX);
     int r = held_above(co, c, part->node, off, &len, &held);
-    if (!r)
+    if (!r && held)
+        st = (struct graph_status){ .len = len, .data = true, .present = true };      /* whatever it is: it is not copied */
+    else if (!r)
         r = status_at(co, c->ahead, part->node, bottom, off, len, &st);
     if (r && c->job->flags & COPY_SALVAGE)
         st = (struct graph_status){ .len = min_u64(len, PIECE_MIN), .data = true };

@@ -386,6 +386,8 @@ struct fmt_ops {
      * the image meanwhile. Bitmaps do not notice. Durable when it returns 0, unless it is `later`: then behind the next flush. A crash
      * leaves any part of it. NULL: the format cannot. */
     int (*forget)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, bool later);
+    /* Bytes at the end of the file that are there for clusters to come: holes, most likely, that no entry names. NULL: none. */
+    uint64_t (*reserved)(struct co *co, struct fmt_image *im);
     int (*info)(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
     int (*check)(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
     /* Check of an image that is in use, on the home loop, beside requests; NULL: the format has none. fix: FMT_FIX_LEAKS or 0;

@@ -427,6 +427,43 @@ static void status_lists(struct co *co, void *arg)
     free(buf);
 }
 
+/* ---- holes that the format does not know of ---- */
+
+/* FEATURES 5.053: a file that is longer than what it holds only because we have reserved space is not asked for its holes, which waits
+ * for whoever writes to it; one whose clusters have lost their space is. */
+static void holes(struct co *co, void *arg)
+{
+    static const char *const formats[] = { "qcow2", "qed" };
+    enum { CLUSTERS = 128, BYTES = 65536 };
+    static uint8_t buf[BYTES];
+    memset(buf, 0x21, sizeof buf);
+    for (size_t i = 0; i < 2; i++) {
+        struct graph *g = graph_with(co, GRAPH_ECOSYSTEM, 0);
+        uint64_t len = 0, there = 0;
+        struct graph_status st;
+        create(co, "h", formats[i], 64 * MIB, NULL, NULL);
+        struct graph_open_opts o = { .filename = "h", .format = formats[i] };
+        struct graph_node *n = open_ok(co, g, &o);
+        for (uint64_t c = 0; c < CLUSTERS; c++)
+            CHECK_EQ(t_write(co, n, buf, BYTES, c * 2 * BYTES, 0), 0);
+        CHECK_EQ(stor_length(co, n->im->data, &len), 0);
+        CHECK_EQ(stor_allocated(co, n->im->data, &there), 0);
+        CHECK(there >= CLUSTERS * BYTES && len > 2 * there);
+        CHECK_EQ(graph_status(co, n, NULL, 0, BYTES, &st), 0);
+        CHECK(st.data && !st.zero);
+        CHECK_EQ(n->recurse, RECURSE_NO);
+        int fd = open("h", O_RDWR | O_CLOEXEC);
+        CHECK_EQ(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)st.offset, CLUSTERS / 2 * BYTES), 0);
+        close(fd);
+        n->recurse = RECURSE_UNKNOWN;
+        CHECK_EQ(graph_status(co, n, NULL, 0, BYTES, &st), 0);
+        CHECK(st.present && st.zero);
+        CHECK_EQ(n->recurse, RECURSE_YES);
+        CHECK_EQ(graph_close(co, n), 0);
+        graph_free(g);
+    }
+}
+
 /* ---- the n-th file cannot be opened, the n-th read fails ---- */
 
 static int opens_left;
@@ -472,12 +509,13 @@ RUN(depth, 0)
 RUN(locks, 1)
 RUN(failures, 0)
 RUN(status_lists, 0)
+RUN(holes, 0)
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_probing), cmocka_unit_test(test_policies), cmocka_unit_test(test_chains), cmocka_unit_test(test_sharing),
-        cmocka_unit_test(test_loops), cmocka_unit_test(test_depth), cmocka_unit_test(test_locks), cmocka_unit_test(test_failures), cmocka_unit_test(test_status_lists),
+        cmocka_unit_test(test_loops), cmocka_unit_test(test_depth), cmocka_unit_test(test_locks), cmocka_unit_test(test_failures), cmocka_unit_test(test_status_lists), cmocka_unit_test(test_holes),
     };
     char folder[512];
     snprintf(folder, sizeof folder, "%s", t_path("."));

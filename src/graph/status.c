@@ -15,7 +15,7 @@
 #include "graph/filter.h"
 
 /* A file that has clearly less space on disk than its clusters need was preallocated without space, or punched: then
- * its holes are worth asking for. Otherwise a cluster of data counts as data. The limit (a ninth of what is there, two
+ * its holes are worth asking for; what we have reserved for clusters to come is no such hole. Otherwise a cluster of data counts as data. The limit (a ninth of what is there, two
  * clusters at least) is the peer's, as seen from outside. */
 static bool worth_asking(struct co *co, struct graph_node *n)
 {
@@ -25,8 +25,8 @@ static bool worth_asking(struct co *co, struct graph_node *n)
     uint64_t len, allocated, cluster = n->im->cluster;
     bool sparse = false;
     if (!stor_length(co, n->im->data, &len) && !stor_allocated(co, n->im->data, &allocated)) {
-        uint64_t there = allocated / cluster;
-        sparse = div_up(len, cluster) >= there + max_u64(2, there / 9);
+        uint64_t there = allocated / cluster, ahead = n->im->ops->reserved ? n->im->ops->reserved(co, n->im) : 0;
+        sparse = div_up(len - min_u64(ahead, len), cluster) >= there + max_u64(2, there / 9);
     }
     atomic_store_explicit(&n->recurse, sparse ? RECURSE_YES : RECURSE_NO, memory_order_relaxed);
     return sparse;

@@ -582,6 +582,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .amend = q2_amend,
     .make_empty = q2_make_empty,
     .forget = q2_forget,
+    .reserved = q2_reserved,
     .info = q2_info,
     .check = q2_check,
     .scrub = q2_scrub,

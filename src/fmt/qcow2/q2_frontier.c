@@ -437,6 +437,24 @@ static void grow_co(struct co *co, void *arg)
     co_group_leave(&a->drops);
 }
 
+struct reserved_call { const struct q2_image *q; uint64_t bytes; };
+
+static int reserved_home(struct co *co, void *arg)
+{
+    (void)co;
+    struct reserved_call *c = arg;
+    c->bytes = c->q->alloc ? c->q->alloc->frontier.total << c->q->g.cluster_bits : 0;
+    return 0;
+}
+
+uint64_t q2_reserved(struct co *co, struct fmt_image *im)
+{
+    struct reserved_call c = { q2_of(im), 0 };
+    if (c.q->g.data_file)
+        return 0;                        /* of the file that holds the tables alone */
+    return rt_call(co, im->home, reserved_home, &c) == 0 ? c.bytes : 0;
+}
+
 void q2_frontier_watch(struct q2_image *q)
 {
     struct q2_alloc *a = q->alloc;

@@ -236,6 +236,7 @@ MUST_USE int64_t q2_compress(struct q2_codecs *k, uint8_t type, const struct fmt
 int q2_check(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o, struct fmt_check_result *ret, struct byre_err *err);
 int q2_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err);
 int q2_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *a, struct byre_err *err);
+uint64_t q2_reserved(struct co *co, struct fmt_image *im);       /* any loop */
 int q2_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_info, struct byre_err *err);
 int q2_measure(const struct fmt_create_opts *o, uint64_t data_bytes, struct fmt_measure *ret, struct byre_err *err);
 

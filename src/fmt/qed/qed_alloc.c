@@ -188,6 +188,22 @@ bool qed_alloc_owes(const struct qed_image *q) { return !MUTANT(MUT_QED_HOLES_FO
 
 void qed_alloc_told(struct qed_image *q) { q->a.told = q->a.spare.total; }
 
+struct reserved_call { const struct qed_image *q; uint64_t bytes; };
+
+static int reserved_home(struct co *co, void *arg)
+{
+    (void)co;
+    struct reserved_call *c = arg;
+    c->bytes = (c->q->a.end - c->q->a.next) << c->q->g.cluster_bits;
+    return 0;
+}
+
+uint64_t qed_reserved(struct co *co, struct fmt_image *im)
+{
+    struct reserved_call c = { qed_of(im), 0 };
+    return rt_call(co, im->home, reserved_home, &c) == 0 ? c.bytes : 0;
+}
+
 /* ---- the end ---- */
 
 int qed_alloc_cut(struct co *co, struct qed_image *q)

@@ -243,6 +243,7 @@ const struct fmt_ops fmt_qed_ops = {
     .resize_commit = qed_resize_commit,
     .amend = qed_amend,
     .make_empty = qed_make_empty,
+    .reserved = qed_reserved,
     .info = qed_info,
     .check = qed_check,
     .scrub = qed_scrub,

@@ -180,6 +180,7 @@ static inline bool qed_run_independent(const struct qed_image *q, const struct q
 }
 void qed_alloc_init(struct qed_image *q, uint64_t file_bytes);
 void qed_alloc_fini(struct qed_image *q);
+uint64_t qed_reserved(struct co *co, struct fmt_image *im);      /* any loop */
 /* 1..want clusters in a row; with `whole` all of them. The mark is set. -ENOSPC, -EFBIG. Suspends. */
 MUST_USE int qed_alloc_take(struct co *co, struct qed_image *q, uint64_t want, bool whole, struct qed_run *ret);
 /* Takes back what nothing ever named, with nothing in flight on it. */
