@@ -81,7 +81,7 @@ static int64_t write_then_flush(struct co *co, struct file_stor *f, const struct
     return r < 0 ? r : n;
 }
 
-#define UNCACHED_BYTES_MIN (64u << 10)
+#define UNCACHED_BYTES_MIN (128u << 10)
 
 /* So many bytes are gathered in the page cache before the disk is told to begin. */
 #define WRITE_OUT_BYTES (8u << 20)
@@ -181,7 +181,7 @@ static void write_out(struct co *co, struct file_stor *f, uint64_t n)
 
 /* A piece of a copy, which nobody reads again soon: its pages go to the disk at once and leave the page cache, so that the copy needs
  * little memory (taken anew, it costs more than the transfer on some hosts) and the flush at the end finds little to do. Small ones stay: they are
- * a guest's, or metadata. -EOPNOTSUPP: not known here, or nothing of the kind. */
+ * a guest's, whose first write into a cluster is as long as that, or metadata. -EOPNOTSUPP: not known here, or nothing of the kind. */
 static int64_t write_uncached(struct co *co, struct file_stor *f, struct iov v, const struct file_vecs *x, uint64_t off)
 {
     if (!atomic_load_explicit(&f->streams, memory_order_relaxed) || v.len_bytes < UNCACHED_BYTES_MIN || file_lacks(f, FILE_NO_DONTCACHE))
