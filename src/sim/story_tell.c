@@ -414,11 +414,14 @@ static int mirror_all(struct co *co, struct story *st, const struct story_letter
     return r;
 }
 
+/* Images are as long as the disk was in the beginning. One that becomes longer over another one holds zeros there, which hide what lies below. */
+static bool grew(const struct story *st) { return graph_length(story_top(st)) != STORY_SECTORS * SIM_SECTOR; }
+
 /* An image in a file that nobody has used, which lies over the disk or over what lies below it, and says so. Its node is `name`. */
 static unsigned overlay_over(struct co *co, struct story *st, uint32_t pick, struct graph_node *below, char *name)
 {
     unsigned file = story_fresh_file(st, pick, true);
-    if (file == STORY_FILES || !below)
+    if (file == STORY_FILES || !below || grew(st))
         return STORY_FILES;
     st->used[file] = true;
     int r = story_add_node(co, st, file, below, name);
@@ -526,7 +529,7 @@ static int backup(struct co *co, struct story *st, const struct story_letter *l)
         return increment(co, st, l);
     struct making m;
     unsigned sync = l->b / 16 % (st->keeps ? 3 : 5);
-    bool over = st->keeps && sync == 1 && !st->keep.on && l->b / 128 % 4;        /* its target shows the disk of one moment */
+    bool over = st->keeps && sync == 1 && !st->keep.on && !grew(st) && l->b / 128 % 4;        /* its target shows the disk of one moment */
     if (make_ready(co, st, l->a, over ? story_top(st) : NULL, &m))
         return 1;
     json_t *o = backup_options(st, l, m.node);
