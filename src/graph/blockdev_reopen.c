@@ -353,6 +353,7 @@ static int switch_to(struct co *co, struct reopening *ro, struct step *st)
     }
     st->switched = st->n->how == to.how;         /* when it failed at the very end, too */
     st->n->auto_read_only = st->auto_read_only && st->switched && !st->n->how->ref.nbd;
+    st->n->for_writer &= !st->switched;
     if (st->switched)
         st->how = st->from.how;                  /* freed at the end, or taken back */
     return !r && st->n->is_file ? mode_follow_file(co, st->n, ro->err) : r;

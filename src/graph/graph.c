@@ -23,6 +23,7 @@
 #include "base/id.h"
 #include "graph/active.h"
 #include "graph/filter.h"
+#include "graph/mode.h"
 #include "stor/nbd.h"
 #include "graph/throttle.h"
 #include "graph/stats_priv.h"
@@ -180,7 +181,7 @@ static void leave_file(struct co *co, struct graph_node *f)
 {
     int r = f->flt ? 0 : node_lock(co, f, 0, NULL);          /* only lowers it */
     (void)r;
-    graph_writer_gone(co, f);
+    mode_writer_gone(co, graph_skip_filters(f)); /* an image is closed now, or by its next user */
 }
 
 /* What is not below but beside n: given up now, or, by its last user, later. */

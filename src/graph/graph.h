@@ -218,7 +218,7 @@ MUST_USE int graph_make_writable(struct co *co, struct graph_node *n, struct gra
 /* The same, to change nothing but what the image says of itself. */
 MUST_USE int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_err *err);
 /* n, or what it filters, has auto-read-only and is open for reading: somebody is about to write to it, and it is opened for that. 0 when there is nothing
- * to do, too. A file goes back to reading when its last writer has gone. */
+ * to do, too. What was opened so goes back to reading when its last writer has gone. */
 MUST_USE int graph_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err);
 /* Somebody who may have written has gone. */
 void graph_writer_gone(struct co *co, struct graph_node *n);

@@ -195,6 +195,7 @@ struct graph_node {
     _Atomic int recurse;                /* status.c: does the file know more than the format? */
     _Atomic bool alone;                 /* what is written is to hide whatever comes to lie below: zeros too (zero.c) */
     bool auto_read_only;                /* home: opened for writing when somebody writes (graph_writer_comes) */
+    bool for_writer;                    /* home: that has been done to an image, which is open for reading again when the last writer has gone */
     unsigned wanted;                    /* somebody is about to */
     bool inactive;                      /* home: active.c, as what follows. Others change its file */
     bool turning;                       /* it becomes active, or ceases to be */

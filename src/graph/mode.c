@@ -528,6 +528,7 @@ static int writer_comes_held(struct co *co, struct graph_node *n, struct byre_er
         return 0;
     int r = n->frozen ? byre_fail(err, BUSY, "node '%s': a job works at it", n->name) : mode_switch_all(co, n, &m, err);
     forget_looks(n);
+    n->for_writer = !r && !n->is_file;
     return r;
 }
 
@@ -550,13 +551,14 @@ int graph_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err
     graph_ref(n);
     graph_edges_hold(co, n->g);
     n->wanted++;                                 /* it stays so, though images over it come to its new store and let the old one go */
+    struct graph_node *m = NULL;
     int r = 0;
-    for (struct graph_node *m = NULL; !r && m != n;) {
+    while (!r && m != n) {
         m = lowest_waiting(n);
         r = writer_comes_held(co, m, err);
     }
     if (r)
-        mode_files_writer_gone(co, n);
+        mode_files_writer_gone(co, m);           /* what was opened so far lies below it */
     n->wanted--;
     graph_edges_let(co, n->g);
     (void)node_unref(co, n);                     /* the caller has it */
@@ -602,8 +604,6 @@ void mode_writer_gone(struct co *co, struct graph_node *n)
     filters_refresh(n->g);
 }
 
-void graph_writer_gone(struct co *co, struct graph_node *n) { mode_writer_gone(co, graph_skip_filters(n)); }
-
 static int check_reopen(struct graph_node *n, const struct graph_user *self, unsigned perm, const struct node_mode *m, struct byre_err *err)
 {
     int r = active_need(n, "be opened for writing", err);
@@ -620,6 +620,17 @@ static struct node_mode writing_mode(const struct graph_node *n)
     return m;
 }
 
+/* With what its file lies in; all or nothing. */
+static int open_for_writing(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
+{
+    int r = mode_files_writer_comes(co, n, err);
+    if (!r)
+        r = mode_switch(co, n, m, err);
+    if (r)
+        mode_files_writer_gone(co, n);
+    return r;
+}
+
 int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
@@ -629,9 +640,7 @@ int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *
     const struct node_mode m = writing_mode(n);
     int r = check_reopen(n, &overlay->backing_use, STOR_PERM_WRITE | STOR_PERM_RESIZE, &m, err);
     if (!r)
-        r = mode_files_writer_comes(co, n, err);
-    if (!r)
-        r = mode_switch(co, n, &m, err);
+        r = open_for_writing(co, n, &m, err);
     if (!r)
         overlay->backing_use.shared |= STOR_PERM_WRITE | STOR_PERM_RESIZE;
     return r;
@@ -645,9 +654,7 @@ int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_
         return 0;
     const struct node_mode m = writing_mode(n);
     int r = check_reopen(n, &nobody, STOR_PERM_WRITE_UNCHANGED, &m, err);
-    if (!r)
-        r = mode_files_writer_comes(co, n, err);
-    return r ? r : mode_switch(co, n, &m, err);
+    return r ? r : open_for_writing(co, n, &m, err);
 }
 
 const char *mode_writer(const struct graph_node *n) { return user_with(n, STOR_PERM_WRITE | STOR_PERM_RESIZE | STOR_PERM_WRITE_UNCHANGED); }
@@ -665,6 +672,7 @@ static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_
     if (r)
         return r;
     r = mode_switch(co, n, &m, err);
+    n->for_writer &= r != 0;
     mode_files_writer_gone(co, n);
     for (struct graph_node *o = node_next(n->g, NULL); o; o = node_next(n->g, o))
         if (o->backing == n && !o->flt && !mode_changer(n)) {
@@ -682,4 +690,31 @@ int graph_make_read_only(struct co *co, struct graph_node *n, struct byre_err *e
     int r = make_read_only_held(co, n, err);
     graph_edges_let(co, n->g);
     return r;
+}
+
+static bool is_left(const struct graph_node *n)
+{
+    return n && n->for_writer && n->auto_read_only && mode_is_open(n) && !n->read_only && !n->inactive && !n->wanted && !n->keep.holds && !mode_writer(n);
+}
+
+/* An image that was opened for writing by graph_writer_comes is open for reading again, with what lies below it. Where that fails it keeps its locks. */
+static void image_writer_gone(struct co *co, struct graph_node *n)
+{
+    struct byre_err why = { 0 };
+    graph_ref(n);
+    graph_edges_hold(co, n->g);
+    if (is_left(n) && make_read_only_held(co, n, &why))      /* nobody has come meanwhile */
+        graph_warn(n, "%s", why.text);
+    graph_edges_let(co, n->g);
+    (void)node_unref(co, n);                     /* whoever lies over it has it */
+}
+
+/* By recursion: as deep as formats lie over one another (UNDER_LEVELS_MAX). */
+void graph_writer_gone(struct co *co, struct graph_node *n)
+{
+    n = graph_skip_filters(n);
+    if (is_left(n))
+        image_writer_gone(co, n);
+    else
+        mode_writer_gone(co, n);
 }

@@ -290,6 +290,48 @@ def test_commit_into_a_nested_base(start, tmp_path, form, peer):
     run.qemu_img("check", tmp_path / "a")
 
 
+def comes_shared(path):
+    """Sooner or later nobody writes it any more: another process has it as the base of an overlay, too."""
+    for _ in range(200):
+        if run.run("qemu-io", "-r", "-f", "qcow2", "-c", "read 0 512", path, code=None).code == 0:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def mark(path, bit):
+    """The image says that it is not to be written: corrupt."""
+    with open(path, "r+b") as f:
+        f.seek(79)
+        f.write(bytes([bit]))
+
+
+@pytest.mark.parametrize("how,peer", [("committed", False), ("committed", True), ("cancelled", False), ("cancelled", True), ("refused", False)])      # the peer does not look at the mark again
+@FORMS
+def test_nested_base_after_a_commit(start, tmp_path, form, how, peer):
+    """FEATURES 11.014, 3.019: when a commit has ended, or did not begin, all that its base nests is open for reading again, down to the file: others may have it as their base."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    middle = over(tmp_path, "mid", form, tmp_path / "a")
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "top", "8M")
+    run.qemu_io(tmp_path / "mid", "write -P 2 64k 64k")
+    options = {"driver": "qcow2", "node-name": "top", "file": {"driver": "file", "filename": str(tmp_path / "top")}, "backing": middle}
+    c = start("daemon", peer=peer).qmp()
+    c.ok("blockdev-add", **options)
+    if how == "committed":
+        c.ok("block-commit", job_id="j", device="top", **{"top-node": "mid", "backing-file": "a", "auto-dismiss": False})
+        c.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+        assert "error" not in c.ok("query-jobs")[0]
+    elif how == "cancelled":
+        c.ok("block-commit", job_id="j", device="top", speed=1, **{"top-node": "mid", "backing-file": "a", "auto-dismiss": False})
+        c.ok("block-job-cancel", device="j", force=True)
+        c.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    else:
+        mark(tmp_path / "a", 2)
+        c.refused("block-commit", job_id="j", device="top", **{"top-node": "mid", "backing-file": "a"})
+        mark(tmp_path / "a", 0)
+    assert comes_shared(tmp_path / "a")
+
+
 @BOTH
 @pytest.mark.parametrize("read_only", [False, True], ids=["written", "read"])
 @pytest.mark.parametrize("form", ["filter in the file", "format in a format"])
