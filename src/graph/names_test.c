@@ -60,7 +60,7 @@ static const struct row rows[] = {
     { E, "json:{\"driver\":\"nbd\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "json:{\"driver\":\"nbd\",\"server.type\":\"inet\",\"server.host\":\"h\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "json:{\"driver\":\"nbd\",\"server.type\":\"unix\",\"server.path\":\"/s\",\"server.host\":\"h\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
-    { E, "json:{\"driver\":\"nbd\",\"server.type\":\"fd\",\"server.path\":\"3\"}", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
+    { E, "json:{\"driver\":\"nbd\",\"server.type\":\"fd\",\"server.path\":\"3\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "json:{\"driver\":\"nbd\",\"path\":\"/s\",\"x-dirty-bitmap\":\"t\"}", NULL, 0, "nbd+unix://?socket=/s", NULL, true, false },
     { E, "json:{\"driver\":\"nbd\",\"filename\":\"nbd://h/e\",\"export\":\"f\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "json:{\"driver\":\"nbd\",\"path\":\"/s\",\"connections\":17}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
