@@ -14,6 +14,7 @@
 #include "byre/convert.h"
 #include "byre/create.h"
 #include "byre/ctx.h"
+#include "byre/debug.h"
 #include "byre/error.h"
 #include "byre/export.h"
 #include "byre/image.h"

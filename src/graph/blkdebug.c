@@ -257,6 +257,46 @@ static int claim_perms(struct graph_node *n, unsigned take, unsigned deny, struc
     return 0;
 }
 
+/* ---- breakpoints, from outside ---- */
+
+static struct graph_node *find_debug(struct graph_node *n)
+{
+    while (n && n->flt != &debug_ops)
+        n = n->flt ? n->backing : n->file;
+    return n;
+}
+
+int graph_debug_break(struct graph_node *n, const char *event, const char *tag)
+{
+    struct graph_node *f = find_debug(n);
+    enum stor_event_kind what = debug_event_by_name(event);
+    if (!f)
+        return -ENOTSUP;
+    return what == STOR_EV_COUNT ? -ENOENT : debug_rules_break(rules_of(f), what, tag);
+}
+
+int graph_debug_remove(struct graph_node *n, const char *tag)
+{
+    struct graph_node *f = find_debug(n);
+    return f ? debug_rules_unbreak(rules_of(f), tag) : -ENOTSUP;
+}
+
+int graph_debug_resume(struct graph_node *n, const char *tag)
+{
+    struct graph_node *f = find_debug(n);
+    return f ? debug_rules_resume(rules_of(f), tag) : -ENOTSUP;
+}
+
+int graph_debug_wait(struct co *co, struct graph_node *n, const char *tag)
+{
+    struct graph_node *f = find_debug(n);
+    if (!f)
+        return -ENOTSUP;
+    graph_ref(f);
+    debug_rules_wait(co, rules_of(f), tag);
+    return node_unref(co, f);
+}
+
 /* ---- the whole ---- */
 
 static int take_options(struct co *co, struct rules *all, const json_t *o, unsigned *take, unsigned *deny, struct byre_err *err)

@@ -9,7 +9,8 @@
  *             K3  All rules of an event are judged by the state in which it finds them; what it changes holds for the next event.
  *             K4  The first rule for errors that an event makes active takes the place of those that were. An event without such a rule leaves them
  *                 active. Those of the event "none" are active from the beginning. Of several active ones the first in the order of the options counts.
- *             K5  A breakpoint stops one request, and is gone then. Who stands at one is let go on by his tag, the first first.
+ *             K5  A breakpoint stops one request, and is gone then; all breakpoints of an event stop the same one, which goes on when it was let go on by
+ *                 each of their tags. Of several requests by one tag the first goes on first.
  * Order       None.
  * Concurrency Any loop; what changes is under mx. Who stands at a breakpoint keeps what he holds: locks, sections, the home loop's order of passes.
  * Failure     What the rules say.
@@ -36,14 +37,15 @@ int debug_rules_init(struct debug_rules *all)
 
 /* ---- breakpoints ---- */
 
-struct stop { struct list_node link; enum stor_event_kind event; char tag[]; };                 /* owned by the list */
-struct halt { struct list_node link; const char *tag; struct co_xevent go; };                   /* in the frame of who stands or waits */
+struct halt { struct list_node link; const char *tag; struct co_xevent go; };                   /* somebody stands, or waits for one who does */
+/* A breakpoint: owned by the list, and by the request that it stops from then on. */
+struct stop { struct halt halt; enum stor_event_kind event; struct stop *next; char tag[]; };
 
 void debug_rules_fini(struct debug_rules *all)
 {
     struct list_node *l;
     while ((l = list_pop_front(&all->breaks)))
-        free(CONTAINER_OF(l, struct stop, link));
+        free(CONTAINER_OF(l, struct stop, halt.link));
     pthread_mutex_destroy(&all->mx);
 }
 
@@ -62,25 +64,17 @@ static unsigned let_go(struct list *l, const char *tag, bool only_first)
     return n;
 }
 
-/* Stands in the list until somebody lets it go on. Under mx, which is released. */
-static void stand(struct co *co, struct debug_rules *all, struct list *l, struct halt *h)
-{
-    co_xevent_init(&h->go, co_loop(co));
-    list_push_back(l, &h->link);
-    pthread_mutex_unlock(&all->mx);
-    co_xevent_wait(co, &h->go);
-}
-
 int debug_rules_break(struct debug_rules *all, enum stor_event_kind what, const char *tag)
 {
     size_t n = strlen(tag) + 1;
     struct stop *s = malloc(sizeof *s + n);
     if (!s)
         return -ENOMEM;
-    s->event = what;
+    *s = (struct stop){ .event = what };
     memcpy(s->tag, tag, n);
+    s->halt.tag = s->tag;
     pthread_mutex_lock(&all->mx);
-    list_push_back(&all->breaks, &s->link);
+    list_push_back(&all->breaks, &s->halt.link);
     pthread_mutex_unlock(&all->mx);
     return 0;
 }
@@ -90,10 +84,10 @@ int debug_rules_unbreak(struct debug_rules *all, const char *tag)
     int r = -ENOENT;
     pthread_mutex_lock(&all->mx);
     LIST_FOR(l, &all->breaks) {
-        struct stop *s = CONTAINER_OF(l, struct stop, link);
+        struct stop *s = CONTAINER_OF(l, struct stop, halt.link);
         if (tag && strcmp(s->tag, tag))
             continue;
-        list_remove(&s->link);
+        list_remove(&s->halt.link);
         free(s);
         r = 0;
     }
@@ -113,13 +107,16 @@ int debug_rules_resume(struct debug_rules *all, const char *tag)
 void debug_rules_wait(struct co *co, struct debug_rules *all, const char *tag)
 {
     struct halt me = { .tag = tag };
+    bool there = false;
+    co_xevent_init(&me.go, co_loop(co));
     pthread_mutex_lock(&all->mx);
     LIST_FOR(l, &all->halted)
-        if (!strcmp(CONTAINER_OF(l, struct halt, link)->tag, tag)) {
-            pthread_mutex_unlock(&all->mx);
-            return;
-        }
-    stand(co, all, &all->waiting, &me);
+        there |= !strcmp(CONTAINER_OF(l, struct halt, link)->tag, tag);
+    if (!there)
+        list_push_back(&all->waiting, &me.link);
+    pthread_mutex_unlock(&all->mx);
+    if (!there)
+        co_xevent_wait(co, &me.go);
 }
 
 /* ---- events ---- */
@@ -151,17 +148,22 @@ void debug_rules_begin(struct debug_rules *all)
     make_active(all, STOR_EV_NONE);
 }
 
-/* The first breakpoint of the event; it is the caller's from now on. Under mx. */
-static struct stop *take_stop(struct debug_rules *all, enum stor_event_kind what)
+/* The breakpoints of the event, at each of which its request stands now. Under mx. */
+static struct stop *take_stops(struct co *co, struct debug_rules *all, enum stor_event_kind what)
 {
+    struct stop *mine = NULL;
     LIST_FOR(l, &all->breaks) {
-        struct stop *s = CONTAINER_OF(l, struct stop, link);
-        if (s->event == what) {
-            list_remove(&s->link);
-            return s;
-        }
+        struct stop *s = CONTAINER_OF(l, struct stop, halt.link);
+        if (s->event != what)
+            continue;
+        list_remove(&s->halt.link);
+        co_xevent_init(&s->halt.go, co_loop(co));
+        list_push_back(&all->halted, &s->halt.link);
+        (void)let_go(&all->waiting, s->tag, false);      /* nobody need wait for it */
+        s->next = mine;
+        mine = s;
     }
-    return NULL;
+    return mine;
 }
 
 void debug_rules_event(struct co *co, struct debug_rules *all, enum stor_event_kind what)
@@ -170,15 +172,13 @@ void debug_rules_event(struct co *co, struct debug_rules *all, enum stor_event_k
         return;
     pthread_mutex_lock(&all->mx);
     make_active(all, what);
-    struct stop *s = take_stop(all, what);
-    if (!s) {
-        pthread_mutex_unlock(&all->mx);
-        return;
+    struct stop *mine = take_stops(co, all, what);
+    pthread_mutex_unlock(&all->mx);
+    for (struct stop *next; mine; mine = next) {
+        next = mine->next;
+        co_xevent_wait(co, &mine->halt.go);
+        free(mine);
     }
-    struct halt me = { .tag = s->tag };
-    (void)let_go(&all->waiting, s->tag, false);  /* nobody need wait for it */
-    stand(co, all, &all->halted, &me);
-    free(s);
 }
 
 /* ---- requests ---- */

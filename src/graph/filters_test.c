@@ -217,6 +217,46 @@ static void errors(struct co *co, void *arg)
     graph_free(g);
 }
 
+/* ---- breakpoints ---- */
+
+struct standing { struct graph_node *a; uint64_t off; _Atomic int result; };
+
+static void stand_main(struct co *co, void *arg)
+{
+    struct standing *s = arg;
+    uint8_t buf[SECTOR] = { 2 };
+    atomic_store(&s->result, t_write(co, s->a, buf, SECTOR, s->off, 0));
+}
+
+/* Two loops, a request on each: they stand, and go on one by one, by their tags. */
+static void breakpoints(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct graph_node *low = toy_node(g, &toyfmt_new(co, SIZE, CLUSTER)->im, NULL), *f = make(co, "blkdebug", low, "{}", 0), *a = attach(f);
+    struct standing s[2] = { { a, 0, 1 }, { a, CLUSTER, 1 } };
+    CHECK_EQ(graph_debug_break(low, "pwritev", "x"), -ENOTSUP);
+    CHECK_EQ(graph_debug_break(a, "pwrite", "x"), -ENOENT);
+    for (unsigned i = 0; i < 2; i++) {
+        CHECK_EQ(graph_debug_break(a, "pwritev", i ? "y" : "x"), 0);
+        CHECK_EQ(rt_spawn_on(rt_loop_at(t_rt, i), stand_main, &s[i]), 0);
+        CHECK_EQ(graph_debug_wait(co, a, i ? "y" : "x"), 0);
+    }
+    CHECK_EQ(graph_debug_resume(a, "z"), -ENOENT);
+    CHECK_EQ(atomic_load(&s[0].result) + atomic_load(&s[1].result), 2);
+    for (unsigned i = 2; i--;) {
+        CHECK_EQ(graph_debug_resume(a, i ? "y" : "x"), 0);
+        while (atomic_load(&s[i].result))
+            co_yield(co);
+        CHECK_EQ(atomic_load(&s[0].result), i);
+    }
+    CHECK_EQ(graph_debug_resume(a, "x"), -ENOENT);
+    CHECK_EQ(graph_debug_break(a, "pwritev_done", "left"), 0);     /* it goes with the filter */
+    CHECK_EQ(graph_detach(co, a), 0);
+    CHECK_EQ(graph_close(co, f), 0);
+    CHECK_EQ(graph_close(co, low), 0);
+    graph_free(g);
+}
+
 /* ---- compress ---- */
 
 static void compressed(struct co *co, void *arg)
@@ -247,11 +287,12 @@ static void compressed(struct co *co, void *arg)
 static void test_copy_on_read(void **state) { t_run(0, copy_on_read, NULL); }
 static void test_bottom(void **state) { t_run(0, bottom, NULL); }
 static void test_errors(void **state) { t_run(0, errors, NULL); }
+static void test_breakpoints(void **state) { t_run(0, breakpoints, NULL); }
 static void test_compressed(void **state) { t_run(0, compressed, NULL); }
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_errors), cmocka_unit_test(test_compressed), cmocka_unit_test(test_bottom),
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_errors), cmocka_unit_test(test_breakpoints), cmocka_unit_test(test_compressed), cmocka_unit_test(test_bottom),
                                                cmocka_unit_test(test_copy_on_read) };
     return T_MAIN("filters", tests);
 }

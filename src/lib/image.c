@@ -118,6 +118,7 @@ int byre_open(struct byre_ctx *ctx, const char *name, const struct byre_open_opt
 static int close_co(struct co *co, void *arg)
 {
     struct byre_image *image = arg;
+    (void)!graph_debug_remove(image->node, NULL);        /* or what the close writes would stand, and nobody let it go on */
     int r = image->reader != image->node ? graph_close(co, image->reader) : 0, r2 = graph_close(co, image->node);
     return r ? r : r2;
 }

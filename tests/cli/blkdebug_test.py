@@ -242,3 +242,75 @@ def test_event_of_layers_in_between(twin):
     below = ("driver=qcow2,file.filename=x,backing.driver=blkdebug,backing.image.driver=qcow2,backing.image.file.driver=blkdebug,backing.image.file.config=rules,"
              "backing.image.file.image.driver=file,backing.image.file.image.filename=base")
     assert run.byre("io", "-r", "--image-opts", "-c", "read -P 1 0 4k", "-c", "read -P 1 4k 4k", below, cwd=twin.ours).out.count("read 4096/4096") == 2
+
+
+# ---- breakpoints ----
+
+def same(twin, fmt, *commands):
+    """What was done, in which order, equals the peer's."""
+    ours, theirs = both(twin, fmt, *commands, image="blkdebug::x")
+    assert first_words(ours.out) == first_words(theirs.out), f"{ours}\n=== the peer:\n{theirs}"
+    return ours
+
+
+STOPS = {
+    "one": ["break write_aio A", "aio_write -P 1 0 4k", "wait_break A", "read -P 0 0 4k", "resume A", "aio_flush", "read -P 1 0 4k"],
+    "only-one": ["break write_aio A", "aio_write -P 1 0 4k", "wait_break A", "write -P 2 64k 4k", "read -P 2 64k 4k", "resume A", "aio_flush", "aio_write -P 3 0 4k", "aio_flush"],
+    "lands-after": ["break write_aio A", "aio_write -P 1 0 4k", "wait_break A", "write -P 2 0 8k", "read -P 2 0 8k", "resume A", "aio_flush", "read -P 1 0 4k",
+                    "read -P 2 4k 4k"],
+    "two-tags": ["break write_aio B", "break write_aio A", "aio_write -q -P 1 0 4k", "wait_break A", "wait_break B", "resume B", "read -P 0 0 4k", "resume B", "resume A", "aio_flush",
+                 "read -P 1 0 4k"],
+    "read": ["write -P 1 0 4k", "break read_aio A", "aio_read -P 1 0 4k", "wait_break A", "write -P 2 4k 4k", "resume A", "aio_flush"],
+    "unknown": ["break nope A", "resume A", "remove_break A", "break write_aio", "remove_break", "resume A B"],
+    "removed": ["break write_aio A", "remove_break A", "write 0 4k", "remove_break A"],
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_breakpoints_over_raw(twin, name):
+    """FEATURES 3.053, 6.015: what stands still has not happened, others pass it, and it lands when it goes on"""
+    twin.give(["qemu-img", "create", "-q", "-f", "raw", "x", "1M"])
+    same(twin, "raw", *STOPS[name])
+
+
+def test_without_the_filter(twin):
+    """FEATURES 6.015: there is nothing that could stop a request"""
+    twin.give(["qemu-img", "create", "-q", "-f", "raw", "x", "1M"])
+    both(twin, "raw", "break write_aio A", "resume A", "remove_break A", image="x")
+    assert "not supported" in run.run(run.BYRE, "io", "-f", "raw", "-c", "wait_break A", "x", code=1, cwd=twin.ours).out
+
+
+@pytest.mark.parametrize("event", ["cow_write", "cow_read", "cluster_alloc", "l2_load", "refblock_load", "write_aio"])
+def test_a_first_write_stands(overlay, event):
+    """FEATURES 3.053, 6.015: at whatever event, nothing is to be seen of it until it goes on; the layer below is not changed"""
+    out = same(overlay, "qcow2", f"break {event} A", "aio_write -q -P 5 1M 4k", "wait_break A", *(["read -P 0 1M 4k"] if event[:3] == "cow" or event == "write_aio" else []), "resume A",
+               "aio_flush", "read -P 5 1M 4k", "read -P 0 1028k 4k").out
+    assert out.index("Suspended request 'A'") < out.index("Resuming request 'A'")
+
+
+def test_the_program_ends_though_a_request_stands(twin):
+    """FEATURES 6.015: it goes on then, and what the close has to write passes breakpoints that are left"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "4M"])
+    run.run(run.BYRE, "io", "-f", "qcow2", "-c", "break write_aio A", "-c", "aio_write -P 7 0 4k", "-c", "wait_break A", "-c", "break l2_update B", "-c", "break flush_to_disk C",
+            "blkdebug::x", cwd=twin.ours)
+    run.run(run.BYRE, "io", "-c", "read -P 7 0 4k", "x", cwd=twin.ours)
+
+
+@pytest.mark.parametrize("event", ["l2_update", "flush_to_disk"])
+def test_killed_where_it_stands(twin, event):
+    """FEATURES 3.053: in front of the tables and of the last flush of a write that is to be durable: the image is sound, and holds what was durable before"""
+    twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "4M"], ["qemu-io", "-c", "write -P 3 0 64k", "x"])
+    done = run.run(run.BYRE, "io", "-f", "qcow2", "-c", f"break {event} A", "-c", "aio_write -f -P 7 1M 4k", "-c", "wait_break A", "-c", "sigraise 9", "blkdebug::x", code=-9, cwd=twin.ours)
+    assert "Suspended request 'A'" in done.out and "wrote" not in done.out
+    run.qemu_img("check", "-q", os.path.join(twin.ours, "x"), code=(0, 3))
+    run.qemu_io(os.path.join(twin.ours, "x"), "read -P 3 0 64k")
+    if event == "l2_update":
+        run.qemu_io(os.path.join(twin.ours, "x"), "read -P 0 1M 4k")
+
+
+def test_errors_where_it_stood(twin):
+    """FEATURES 3.052, 3.053: a rule that the event made active meets the request when it goes on"""
+    twin.give(["qemu-img", "create", "-q", "-f", "raw", "x", "1M"])
+    give_rules(twin, error("write_aio", errno=28, once="on"))
+    for one in twin.io("-f", "raw", "-t", "writeback", "-c", "break write_aio A", "-c", "aio_write 0 4k", "-c", "wait_break A", "-c", "resume A", "-c", "aio_flush", "-c", "write 0 4k", FILE):
+        assert "No space left" in one.out and "wrote 4096" in one.out, one

@@ -215,8 +215,8 @@ def test_help(disk):
     """FEATURES 6.018: every command of the peer's list is listed, or known to come later"""
     ours, theirs = both(disk, "help", image=None, same=False)
     names = [{line.split()[0] for line in done.out.splitlines() if " -- " in line} for done in (ours, theirs)]
-    assert names[1] - names[0] == {"break", "remove_break", "resume", "wait_break"}
-    for name in sorted(names[1] - names[0]):
+    assert names[1] <= names[0]
+    for name in ("zone_report", "zrp", "zone_append"):               # of newer peers
         assert "not supported yet" in run.byre("io", "-c", f"{name} a", "x", cwd=disk.ours, code=1).err
     both(disk, "help bogus")
     for name in sorted(names[0]):

@@ -8,6 +8,7 @@
  *   io_rw.c      read readv write writev
  *   io_aio.c     aio_read aio_write aio_flush
  *   io_misc.c    flush length info discard clone truncate alloc map sleep sigraise abort quit
+ *   io_break.c   break remove_break resume wait_break
  *   io_file.c    open close reopen
  */
 #ifndef BIN_IO_IO_H
@@ -49,6 +50,7 @@ struct io_shell {
     struct byre_image *image;    /* NULL: none is open */
     struct io_open how;
     bool misalign, quit;
+    bool breaks;                 /* requests of this image may stand still */
     struct byre_queue *queue;    /* of the aio commands; made by the first of them */
     struct io_aio *aio;          /* in flight */
 };
@@ -97,6 +99,7 @@ void io_aio_close(struct io_shell *s);
 
 extern const struct io_cmd io_cmd_read, io_cmd_readv, io_cmd_write, io_cmd_writev;
 extern const struct io_cmd io_cmd_aio_read, io_cmd_aio_write, io_cmd_aio_flush;
+extern const struct io_cmd io_cmd_break, io_cmd_remove_break, io_cmd_resume, io_cmd_wait_break;
 extern const struct io_cmd io_cmd_open, io_cmd_close, io_cmd_reopen;
 extern const struct io_cmd io_cmd_flush, io_cmd_truncate, io_cmd_length, io_cmd_info, io_cmd_discard, io_cmd_alloc, io_cmd_clone, io_cmd_map, io_cmd_sleep,
     io_cmd_sigraise, io_cmd_abort, io_cmd_quit, io_cmd_help;

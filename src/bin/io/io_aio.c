@@ -5,7 +5,7 @@
  * Purpose      Requests that go on while the next commands run.
  * Owns         the queue and the requests in flight
  * Invariants   I1 a request is not started while one that touches the same bytes is in flight, unless both only read: the content
- *                 that results is that of the order of the commands
+ *                 that results is that of the order of the commands. Not where breakpoints are set: what stands still is waited for by nobody
  *              I2 the list holds exactly what the queue holds
  * Concurrency  main thread; the requests run on the loop of the queue
  * Failure      a command succeeds when its request was submitted; what becomes of it is told later
@@ -108,7 +108,7 @@ static int submit(struct io_shell *s, struct io_aio *a)
         aio_free(a);
         return run_fail_err(s->r, &err);
     }
-    while (in_the_way(s, &a->rq) || byre_queue_in_flight(s->queue) == DEPTH)
+    while ((!s->breaks && in_the_way(s, &a->rq)) || byre_queue_in_flight(s->queue) == DEPTH)
         reap(s, 1);
     a->rq.tag = (uintptr_t)a;
     clock_gettime(CLOCK_MONOTONIC, &a->begin);

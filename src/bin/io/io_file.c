@@ -66,6 +66,9 @@ int io_image_close(struct io_shell *s)
     int code = 0;
     if (!s->image)
         return 0;
+    if (s->breaks)
+        (void)!byre_debug_remove(s->image, NULL);          /* whether there were any is nobody's question */
+    s->breaks = false;
     io_aio_close(s);
     run_close(s->r, s->image, &code);
     s->image = NULL;
