@@ -11,7 +11,9 @@
  *              I3  A set counts the stores that were opened from it (uses): fdset.h I1.
  *              I4  A store for reading takes a descriptor that can write only if there is none that just reads; a store for writing takes none that
  *                  only appends, since its writes would not land where they are meant to.
- * Concurrency  Any thread; blocks. `mutex` guards the sets and the list of shared files; it is taken before the mutex of a shared file.
+ *              I5  Nothing waits for a file with `mutex` held: the home loop takes it, and a server that does not answer would stop all clients.
+ * Concurrency  Any thread. `mutex` guards the sets. Opening and leaving block (I5) on worker threads: `sharing` guards the list of shared files, and is
+ *              taken before the mutex of one of these, and before `mutex`.
  * Failure      Nothing is taken, and what was given is closed.
  * Tests        fdset_test.c, tests/daemon/fdset_test.py
  */
@@ -37,7 +39,8 @@ struct waiting { struct list_node link; int fd; char key[]; };
 struct fdsets {
     pthread_mutex_t mutex;
     struct list sets;                    /* the highest number first */
-    struct list shared;                  /* struct file_shared */
+    pthread_mutex_t sharing;
+    struct list shared;                  /* struct file_shared; guarded by sharing */
     struct list waiting;                 /* sockets that were offered and not taken */
     uint64_t offers;                     /* of sockets, so far */
     unsigned fds;
@@ -51,6 +54,7 @@ int fdsets_new(struct fdsets **ret_s)
     if (!s)
         return -ENOMEM;
     pthread_mutex_init(&s->mutex, NULL);
+    pthread_mutex_init(&s->sharing, NULL);
     list_init(&s->sets);
     list_init(&s->shared);
     list_init(&s->waiting);
@@ -58,10 +62,9 @@ int fdsets_new(struct fdsets **ret_s)
     return 0;
 }
 
-static void passed_free(struct fdsets *s, struct passed *p)
+static void passed_free(struct passed *p)
 {
     list_remove(&p->link);
-    s->fds--;
     close(p->fd);
     free(p->opaque);
     free(p);
@@ -88,9 +91,10 @@ void fdsets_free(struct fdsets *s)
     while (!list_empty(&s->sets)) {
         struct fdset *set = CONTAINER_OF(list_first(&s->sets), struct fdset, link);
         while (!list_empty(&set->fds))
-            passed_free(s, CONTAINER_OF(list_first(&set->fds), struct passed, link));
+            passed_free(CONTAINER_OF(list_first(&set->fds), struct passed, link));
         set_free(set);
     }
+    pthread_mutex_destroy(&s->sharing);
     pthread_mutex_destroy(&s->mutex);
     free(s);
 }
@@ -163,8 +167,8 @@ int fdset_add(struct fdsets *s, const struct fdset_new *what, int64_t *ret_id, s
     return r;
 }
 
-/* Closes fd, or (negative) all. How many. */
-static unsigned take_out(struct fdsets *s, struct fdset *set, int fd)
+/* Moves fd, or (negative) all, to `out`. How many. */
+static unsigned take_out(struct fdsets *s, struct fdset *set, int fd, struct list *out)
 {
     unsigned count = 0;
     for (struct list_node *at = list_first(&set->fds), *next; at; at = next) {
@@ -172,7 +176,9 @@ static unsigned take_out(struct fdsets *s, struct fdset *set, int fd)
         next = list_next(&set->fds, at);
         if (fd >= 0 && p->fd != fd)
             continue;
-        passed_free(s, p);
+        list_remove(&p->link);
+        list_push_back(out, &p->link);
+        s->fds--;
         count++;
     }
     return count;
@@ -180,16 +186,20 @@ static unsigned take_out(struct fdsets *s, struct fdset *set, int fd)
 
 int fdset_remove(struct fdsets *s, int64_t id, int fd, struct byre_err *err)
 {
+    struct list out;
+    list_init(&out);
     pthread_mutex_lock(&s->mutex);
     struct fdset *set = find(s, id);
     int r = 0;
     if (!set && fd < 0)
         r = byre_fail(err, NOT_FOUND, "File descriptor named 'fdset-id:%" PRId64 "' not found", id);
-    else if (!set || (!take_out(s, set, fd) && fd >= 0))
+    else if (!set || (!take_out(s, set, fd, &out) && fd >= 0))
         r = byre_fail(err, NOT_FOUND, "File descriptor named 'fdset-id:%" PRId64 ", fd:%d' not found", id, fd);
     else
         set_settle(set);
     pthread_mutex_unlock(&s->mutex);
+    while (!list_empty(&out))            /* I5 */
+        passed_free(CONTAINER_OF(list_first(&out), struct passed, link));
     return r;
 }
 
@@ -320,11 +330,19 @@ static struct file_shared *shared_new(struct fdsets *s)
     return h;
 }
 
+static void set_unuse(struct fdsets *s, struct fdset *set)
+{
+    pthread_mutex_lock(&s->mutex);
+    set->uses--;
+    set_settle(set);
+    pthread_mutex_unlock(&s->mutex);
+}
+
 void fdset_leave(struct file_stor *f)
 {
     struct fdsets *s = f->sets;
     struct file_shared *h = f->shared;
-    pthread_mutex_lock(&s->mutex);
+    pthread_mutex_lock(&s->sharing);
     pthread_mutex_lock(&h->mutex);
     file_unlock_shared(f);
     list_remove(&f->shared_link);
@@ -334,9 +352,8 @@ void fdset_leave(struct file_stor *f)
         pthread_mutex_destroy(&h->mutex);
         free(h);
     }
-    f->set->uses--;
-    set_settle(f->set);
-    pthread_mutex_unlock(&s->mutex);
+    pthread_mutex_unlock(&s->sharing);
+    set_unuse(s, f->set);
     f->shared = NULL;
 }
 
@@ -384,7 +401,8 @@ static int settle_direct(const struct open_ask *a, int fd, bool shared)
     return byre_fail_code(a->err, SYSTEM, -errno, "%s: %s", a->path, strerrordesc_np(errno));
 }
 
-static int duplicate(struct fdsets *s, struct fdset *set, const struct open_ask *a, struct file_stor *f)
+/* A duplicate of what fits; the set is in use from then on. `mutex` is held. */
+static int duplicate(struct fdset *set, const struct open_ask *a, int *ret_fd)
 {
     const struct passed *p = best_of(set, a->opts);
     if (!p)
@@ -393,19 +411,36 @@ static int duplicate(struct fdsets *s, struct fdset *set, const struct open_ask 
     int fd = fcntl(p->fd, F_DUPFD_CLOEXEC, 3);
     if (fd < 0)
         return byre_fail_code(a->err, SYSTEM, -errno, "%s: cannot duplicate the descriptor: %s", a->path, strerrordesc_np(errno));
+    set->uses++;
+    *ret_fd = fd;
+    return 0;
+}
+
+static int duplicate_of(struct fdsets *s, const struct open_ask *a, struct fdset **ret_set, int *ret_fd)
+{
+    int64_t id = 0;
+    int r = number_of(a->path, &id, a->err);
+    if (r)
+        return r;
+    pthread_mutex_lock(&s->mutex);
+    *ret_set = find(s, id);
+    r = *ret_set ? duplicate(*ret_set, a, ret_fd) : byre_fail(a->err, NOT_FOUND, "%s: there is no set %" PRId64 " of descriptors", a->path, id);
+    pthread_mutex_unlock(&s->mutex);
+    return r;
+}
+
+/* f becomes one of the stores of the open file fd (I1). `sharing` is held. */
+static int join(struct fdsets *s, const struct open_ask *a, int fd, struct file_stor *f)
+{
     struct file_shared *h = shared_of(s, fd);
     int r = settle_direct(a, fd, h);
     if (!r && !h && !(h = shared_new(s)))
         r = byre_fail(a->err, NOMEM, "%s: out of memory", a->path);
-    if (r) {
-        close(fd);
+    if (r)
         return r;
-    }
     f->fd = fd;
     f->sets = s;
-    f->set = set;
     f->shared = h;
-    set->uses++;
     pthread_mutex_lock(&h->mutex);
     list_push_back(&h->stores, &f->shared_link);
     pthread_mutex_unlock(&h->mutex);
@@ -415,15 +450,20 @@ static int duplicate(struct fdsets *s, struct fdset *set, const struct open_ask 
 int fdset_open(const struct open_ask *a, struct file_stor *f)
 {
     struct fdsets *s = a->opts->passed;
-    int64_t id = 0;
+    struct fdset *set = NULL;
+    int fd = -1;
     if (a->opts->exclusive)
         return byre_fail(a->err, EXISTS, "%s: create: what was passed is there already", a->path);
-    int r = number_of(a->path, &id, a->err);
+    int r = duplicate_of(s, a, &set, &fd);
     if (r)
         return r;
-    pthread_mutex_lock(&s->mutex);
-    struct fdset *set = find(s, id);
-    r = set ? duplicate(s, set, a, f) : byre_fail(a->err, NOT_FOUND, "%s: there is no set %" PRId64 " of descriptors", a->path, id);
-    pthread_mutex_unlock(&s->mutex);
+    pthread_mutex_lock(&s->sharing);
+    r = join(s, a, fd, f);
+    pthread_mutex_unlock(&s->sharing);
+    f->set = set;
+    if (r) {
+        close(fd);
+        set_unuse(s, set);
+    }
     return r;
 }

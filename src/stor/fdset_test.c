@@ -7,10 +7,15 @@
  */
 #include "stor/stor_test.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "stor/fdset.h"
@@ -134,6 +139,62 @@ static void test_sockets(void **state)
     free(first);
     free(second);
     fdsets_free(s);
+    assert_int_equal(t_failures, 0);
+}
+
+/* ---- a close that takes its time ---- */
+
+/* A connection that is full, and whose close waits until the other side, *ret_far, goes; a minute at most. */
+static int lingering(int *ret_far)
+{
+    struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t n = sizeof at;
+    static const char full[65536];
+    int door = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), near = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(bind(door, (struct sockaddr *)&at, n) == 0 && listen(door, 1) == 0 && getsockname(door, (struct sockaddr *)&at, &n) == 0);
+    CHECK_EQ(connect(near, (struct sockaddr *)&at, n), 0);
+    *ret_far = accept4(door, NULL, NULL, SOCK_CLOEXEC);
+    CHECK(*ret_far >= 0);
+    close(door);
+    CHECK_EQ(setsockopt(near, SOL_SOCKET, SO_LINGER, &(struct linger){ 1, 60 }, sizeof(struct linger)), 0);
+    while (send(near, full, sizeof full, MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+        ;
+    return near;
+}
+
+struct slow { struct fdsets *s; atomic_bool done; };
+
+static void *remove_slowly(void *arg)
+{
+    struct slow *w = arg;
+    CHECK_EQ(fdset_remove(w->s, 1, -1, NULL), 0);
+    atomic_store(&w->done, true);
+    return NULL;
+}
+
+static bool has_sets(struct fdsets *s)
+{
+    struct told t = { "", 0 };
+    fdsets_tell(s, &(struct fdset_teller){ tell_set, tell_fd, &t });
+    return t.len > 0;
+}
+
+/* I5: whoever looks at the sets meanwhile does not wait for it. */
+static void test_slow_close(void **state)
+{
+    struct slow w = { 0 };
+    pthread_t thread;
+    int far;
+    assert_int_equal(fdsets_new(&w.s), 0);
+    give(w.s, 1, lingering(&far));
+    assert_int_equal(pthread_create(&thread, NULL, remove_slowly, &w), 0);
+    while (has_sets(w.s))
+        nanosleep(&(struct timespec){ 0, 1000000 }, NULL);
+    CHECK_EQ(give(w.s, -1, made(O_RDONLY)), 0);
+    CHECK(!atomic_load(&w.done));
+    close(far);
+    pthread_join(thread, NULL);
+    fdsets_free(w.s);
     assert_int_equal(t_failures, 0);
 }
 
@@ -324,7 +385,7 @@ static void test_both_have(void **state) { with_sets(both_have); }
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_numbers), cmocka_unit_test(test_limit), cmocka_unit_test(test_sockets), cmocka_unit_test(test_pick), cmocka_unit_test(test_create), cmocka_unit_test(test_direct),
+        cmocka_unit_test(test_numbers), cmocka_unit_test(test_limit), cmocka_unit_test(test_sockets), cmocka_unit_test(test_slow_close), cmocka_unit_test(test_pick), cmocka_unit_test(test_create), cmocka_unit_test(test_direct),
         cmocka_unit_test(test_locks), cmocka_unit_test(test_both_have),
     };
     return T_MAIN("fdset", tests);
