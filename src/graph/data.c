@@ -75,6 +75,10 @@ static int open_recorded(struct co *co, const struct data_ask *ask, const char *
         return byre_fail(err, NOMEM, "no memory for a file name");
     if (r)
         return byre_fail(err, REFUSED_REFERENCE, "%s: the name of its external data file, '%s', is not a plain path", n->filename, name);
+    if (name_is_passed(&ref)) {
+        name_ref_fini(&ref);
+        return byre_fail(err, REFUSED_REFERENCE, "%s: the name of its external data file, '%s', leads to what a client has passed, which a name that an image records must not; say it as 'data-file' instead", n->filename, name);
+    }
     bool here = n->g->policy != GRAPH_STRICT;
     r = open_either(co, ask, ref.path, here ? name : ref.path, ret_s, &path, err);
     if (!r && !(*ret_path = strdup(path))) {

@@ -324,6 +324,8 @@ void name_ref_fini(struct name_ref *ref);
 /* text: as the user or an overlay's header gives it. overlay: path that relative names are relative to, NULL for
  * the working directory. Strict policy takes the user's text literally, and of an overlay only plain paths. */
 MUST_USE int name_parse(enum graph_policy policy, const char *text, const char *overlay, struct name_ref *ret, struct byre_err *err);
+/* Does it lead to what a client has passed (stor/fdset.h)? Clients decide who gets that: a header, which anybody may have written, must not. */
+bool name_is_passed(const struct name_ref *ref);
 struct json_t;
 MUST_USE int name_take_size(const char *key, const struct json_t *v, uint64_t *ret, struct byre_err *err);
 /* 1: the option is one of these, and taken; 0: it is none. */

@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "graph/graph_priv.h"
+#include "stor/fdset.h"
 #include "stor/nbd.h"
 
 void name_ref_fini(struct name_ref *ref)
@@ -110,6 +111,12 @@ int name_parse(enum graph_policy policy, const char *text, const char *overlay, 
     if (r)
         name_ref_fini(ret);
     return r;
+}
+
+bool name_is_passed(const struct name_ref *ref)
+{
+    const struct stor_nbd_opts *nbd = name_nbd(ref);
+    return nbd ? nbd->where == STOR_NBD_FD : fdset_is_name(ref->path) || (ref->data_path && fdset_is_name(ref->data_path));
 }
 
 int graph_name_file(enum graph_policy policy, const char *name, const char *overlay, char **ret_path, char **ret_data, struct byre_err *err)

@@ -672,6 +672,8 @@ static int next_reference(struct opening *op, struct graph_node *n, const struct
     int r = name_parse(g->policy, info->backing_name, n->filename, ref, err);
     if (!r && (ref->file_ref || ref->data_ref))
         r = byre_fail(err, REFUSED_REFERENCE, "%s: its backing file name '%s' names a node of this process", n->filename, info->backing_name);
+    if (!r && !n->no_backing && name_is_passed(ref))
+        r = byre_fail(err, REFUSED_REFERENCE, "%s: its backing file name '%s' leads to what a client has passed, which a name that an image records must not; open it with such a 'backing' instead", n->filename, info->backing_name);
     if (r && !n->no_backing)
         return r;
     n->backing_filename = strdup(r ? info->backing_name : ref->path);

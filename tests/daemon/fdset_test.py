@@ -233,6 +233,48 @@ def test_new_images(passing, home):
     assert sorted(f.name for f in home.iterdir()) == ["a", "c", "m", "r", "s"]
 
 
+def test_names_in_images(passing, home):
+    """FEATURES 3.023: a header, which anybody may have written, leads to nothing that was passed: clients decide who gets it"""
+    secret = os.open(home / "a", os.O_RDWR)
+    passing.ok("add-fd", [secret], fdset_id=1)
+    nbd = 'json:{"driver":"nbd","server":{"type":"fd","str":"s#1"}}'
+    names = ["/dev/fdset/1", "file:/dev/fdset/1", 'json:{"driver":"qcow2","file":{"driver":"file","filename":"/dev/fdset/1"}}',
+             'json:{"driver":"qcow2","file.filename":"%s","data-file.filename":"/dev/fdset/1"}' % (home / "a"), nbd]
+    for i, name in enumerate(names):
+        run.qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "qcow2", home / f"o{i}", "8M")
+        top = {"driver": "qcow2", "node_name": "t", "file": {"driver": "file", "filename": str(home / f"o{i}")}}
+        assert "a client has passed" in passing.refused("blockdev-add", **top, read_only=True), name
+        passing.ok("blockdev-add", **top, read_only=True, backing=None)
+        passing.ok("blockdev-del", node_name="t")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", "1", "-F", "qcow2", home / "beside", "8M")     # relative to /dev/fdset/2
+    passing.ok("add-fd", [os.open(home / "beside", os.O_RDONLY)], fdset_id=2)
+    assert "a client has passed" in passing.refused("blockdev-add", **passing.add("t", 2, read_only=True))
+    passing.ok("blockdev-add", **passing.add("b", 1, read_only=True))
+    passing.ok("blockdev-add", **passing.add("t", 2, read_only=True), backing="b")         # as a client wants it
+    for node in ("t", "b"):
+        passing.ok("blockdev-del", node_name=node)
+
+
+def test_data_files_in_images(passing, home):
+    """FEATURES 3.023: nor does the name of an external data file, which would be written"""
+    name = b"/dev/fdset/1"
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={home / 'data'},data_file_raw=on", home / "q", "1M")
+    image = (home / "q").read_bytes()
+    path = str(home / "data").encode()
+    assert image.count(path) == 1 and len(path) > len(name)
+    at = image.index(path)
+    assert image[at - 4:at] == len(path).to_bytes(4, "big")
+    room = (len(path) + 7) // 8 * 8
+    with open(home / "q", "r+b") as f:                     # the extension gets the other name; what follows it moves up
+        f.seek(at - 4)
+        f.write(len(name).to_bytes(4, "big") + name.ljust(16, b"\0") + image[at + room:at + room + 1024] + bytes(room - 16))
+    passing.ok("add-fd", [os.open(home / "r", os.O_RDWR)], fdset_id=1)
+    passing.ok("add-fd", [os.open(home / "q", os.O_RDWR)], fdset_id=2)
+    assert "a client has passed" in passing.refused("blockdev-add", **passing.add("t", 2))
+    passing.ok("blockdev-add", **passing.add("t", 2), data_file={"driver": "file", "filename": "/dev/fdset/1"})
+    passing.ok("blockdev-del", node_name="t")
+
+
 def failure(passing, job):
     """Of a job that is over; it is dismissed."""
     def concluded():
