@@ -2,7 +2,7 @@
  *
  * debug.h: requests that stand still at a moment of one's choice, for tests. The image lies over a filter blkdebug (byre(1), FAULTS ON PURPOSE).
  *
- * All: -ENOTSUP: there is no such filter below the image. Any thread.
+ * All: -ENOTSUP: there is no such filter below the image. Any thread. What stands keeps all that it holds, so a call that needs that waits, too.
  */
 #ifndef BYRE_DEBUG_H
 #define BYRE_DEBUG_H
@@ -20,7 +20,7 @@ BYRE_EXPORT BYRE_MUST_USE int byre_debug_break(struct byre_image *image, const c
 BYRE_EXPORT BYRE_MUST_USE int byre_debug_remove(struct byre_image *image, const char *tag);
 /* The first request that stands by this tag goes on. -ENOENT: none does. */
 BYRE_EXPORT BYRE_MUST_USE int byre_debug_resume(struct byre_image *image, const char *tag);
-/* Waits until a request stands by this tag, however long that takes. */
+/* Waits until a request stands by this tag, however long that takes: nothing else ends it. */
 BYRE_EXPORT BYRE_MUST_USE int byre_debug_wait(struct byre_image *image, const char *tag);
 
 #ifdef __cplusplus

@@ -25,6 +25,7 @@
  *   cmd_debug.c   x-blockdev-change, x-debug-block-dirty-bitmap-sha256, qom-list-types, qom-list-properties
  *   cmd_export.c  nbd-server-*, block-export-*, query-block-exports, x-byre-query-nbd-servers
  *   cmd_fdset.c   add-fd, remove-fd, query-fdsets
+ *   cmd_iothread.c  query-iothreads, x-blockdev-set-iothread; threads as objects
  *   cmd_job.c     query-jobs and the verbs of jobs; x-byre-scrub, x-byre-compact, x-byre-query-job-end
  *   cmd_mirror.c  blockdev-mirror, drive-mirror, block-job-change
  *   cmd_object.c  object-add object-del
@@ -39,8 +40,9 @@
  *   addr.c        addresses of sockets as arguments
  *   chardev.c     character devices
  *   guard.c       images are not changed under others
+ *   job_args.c    what the commands that begin jobs have in common
  *   new_image.c   files that commands make by the way
- *   passing.c     descriptors that clients send; getfd, closefd
+ *   passing.c     descriptors that clients send: until a command takes them, and under names; getfd, closefd. The sets: stor/fdset.h
  *   target.c      which node a command means
  *
  * A command is one row and one function: name, argument rows, `doc`, `ret`. The function gets its arguments decoded, makes

@@ -5,6 +5,8 @@
  *   blkdebug.c        requests, limits, permissions
  *   blkdebug_rules.c  events, rules, states, breakpoints
  *   blkdebug_opts.c   rules as options, and as a file
+ *
+ * What the three promise is numbered through all of them, K1 to K7. Breakpoints are set from outside by graph_debug_break (graph.h).
  */
 #ifndef GRAPH_BLKDEBUG_H
 #define GRAPH_BLKDEBUG_H

@@ -40,7 +40,7 @@
  *   under.c    the node below a format, as its store (under.h)
  *   runtime.c  other nodes under the same users, while they use them
  * Told by headers of their own: blockdev.h (blockdev.c, blockdev_reopen.c, snapshot.c), live.h (live.c, absent.c), runtime.h (threshold.c),
- * filters.h (filters.c, blkdebug.c, compress.c, cor.c, prealloc.c), cbw.h (cbw.c, cbw_copy.c, cbw_view.c), throttle.h (throttle.c).
+ * filters.h (filters.c, compress.c, cor.c, prealloc.c), blkdebug.h (blkdebug.c, blkdebug_rules.c, blkdebug_opts.c), cbw.h (cbw.c, cbw_copy.c, cbw_view.c), throttle.h (throttle.c).
  *
  * Invariants (those of graph.h and runtime.h, and)
  *   G1  n->im stays the same as long as somebody is inside a section of n's gate, or holds n's `whole`.

@@ -7,7 +7,7 @@
  *   queue.c    asynchronous requests
  *   job.c      a blocking call that runs behind: one result, waited for by a thread. What has states and verbs is src/job
  *   chain.c    commit and rebase; image_opts.c: options of nodes
- *   amend.c bitmap.c check.c compact.c convert.c create.c export.c info.c map.c measure.c nbd_list.c scrub.c secret.c snapshot.c throttle_object.c tls_object.c tree.c version.c
+ *   amend.c bitmap.c check.c compact.c convert.c create.c debug.c export.c info.c map.c measure.c nbd_list.c scrub.c secret.c snapshot.c throttle_object.c tls_object.c tree.c version.c
  *              what their names say
  *
  * Concurrency  Callers' threads come in by lib_call alone; what it runs, runs on a loop: requests on one in turn, everything else on the home loop.

@@ -7,9 +7,9 @@
  * A store that nobody listens at costs a look at one pointer.
  *
  * Invariants
- *   V1  An event is raised in front of the request that it speaks of, by the coroutine that makes it (pwritev_done: behind it).
+ *   V1  An event is raised in front of the request that it speaks of, by the coroutine that makes it (pwritev_done and those with "after": behind it).
  *   V2  stor_event is called only where the caller may suspend. `events` is set before a store is used, and constant then.
- * Concurrency  Any loop.
+ * Concurrency  Any loop, with any lock of the caller held: whoever listens takes none of them (docs/internals/concurrency.md).
  */
 #ifndef STOR_EVENT_H
 #define STOR_EVENT_H

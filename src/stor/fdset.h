@@ -7,7 +7,8 @@
  *   I1  A set is there as long as it has a descriptor, or a store that was opened from it is open.
  *   I2  What is removed from a set is closed at once; stores that were opened from it keep their own descriptor of the same open file.
  *   I3  A descriptor is closed by whoever owns it, on every path: what is given to fdset_add is owned from then on, also on failure.
- * Concurrency  Any thread. fdset_add and fdset_remove may block (they close files).
+ * Concurrency  Any thread. What closes a descriptor may block, for as long as a server or a peer takes: fdset_remove, fdset_socket_withdraw, and
+ *              fdset_add and fdset_socket_offer when they fail. Opening a store from a set: file_priv.h.
  */
 #ifndef STOR_FDSET_H
 #define STOR_FDSET_H

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * file_priv.h: files and block devices as byte stores. Private to stor/file*.c.
+ * file_priv.h: files and block devices as byte stores. Private to stor/file*.c and fdset.c.
  *
  *   file.c         open, create, close
  *   file_ops.c     transfers and space management
  *   file_extent.c  where data lies
+ *   file_hint.c    wishes to the file system, for a new file
  *   file_probe.c   alignment and what the file system promises
  *   file_lock.c    the byte protocol that keeps programs apart
  *   file_holder.c  who holds a lock (for messages)
@@ -45,7 +46,7 @@ struct file_extent_cache {
 /* Stores of one open file that somebody passed (fdset.c I1). */
 struct file_shared {
     struct list_node link;                /* of the sets */
-    pthread_mutex_t mutex;                /* orders changes of their locks; taken before lock_mutex */
+    pthread_mutex_t mutex;                /* orders changes of their locks; taken before lock_mutex, on workers only */
     struct list stores;                   /* file_stor.shared_link; changed with both mutexes held */
 };
 

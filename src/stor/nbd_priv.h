@@ -6,6 +6,7 @@
  *   nbd_lib.c    libnbd itself, loaded when it is first needed
  *   nbd_dial.c   sockets to servers
  *   nbd_tls.c    TLS, in front of libnbd
+ *   nbd_creds.c  what a client proves itself with
  *   nbd_conn.c   one connection: libnbd's handle, driven by a loop
  *   nbd_set.c    the connections of a store: who takes a request, loss and return
  *   nbd_log.c    what the server has acknowledged and not yet made durable
