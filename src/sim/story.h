@@ -211,7 +211,7 @@ MUST_USE int story_start(struct co *co, struct story *st, struct story_job *j, c
 size_t story_copy_now(struct story *st, struct story_copy *c);
 /* A copy in `file` of the disk as it is at some moment from now on. NULL: there are enough. */
 struct story_copy *story_copy_begin(struct story *st, unsigned file, size_t *ret_note);
-/* To this moment: what was written meanwhile may be in it (T2). */
+/* To this moment: what was written meanwhile may be in it (T2 of story_tell.c). */
 void story_copy_taken(struct story *st, struct story_copy *c, size_t note);
 
 /* ---- story_keep.c ---- */

@@ -21,7 +21,7 @@
 #include "sim/story.h"
 #include "sim/workload.h"
 #ifdef ALLOC_FAULTS
-#include "fx_alloc.h"
+#include "sim/fx_alloc.h"
 #endif
 
 #define REQUEST_SECTORS 24u

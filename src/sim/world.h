@@ -39,7 +39,7 @@ enum sim_call {
     SIM_C_READ = 1u << 0, SIM_C_WRITE = 1u << 1, SIM_C_FLUSH = 1u << 2, SIM_C_ZERO = 1u << 3, SIM_C_DISCARD = 1u << 4,
     SIM_C_TRUNCATE = 1u << 5, SIM_C_PREALLOC = 1u << 6, SIM_C_LENGTH = 1u << 7, SIM_C_EXTENT = 1u << 8, SIM_C_OPEN = 1u << 9,
     SIM_C_LOCK = 1u << 10, SIM_C_ALL = (1u << 11) - 1,
-    SIM_C_ALLOC = 1u << 11,              /* an allocation of the engine: in programs that wrap them (tests/faults/fx_alloc.h), which ask sim_fault */
+    SIM_C_ALLOC = 1u << 11,              /* an allocation of the engine: in programs that wrap them (fx_alloc.h), which ask sim_fault */
 };
 #define SIM_SHORT 1                      /* fault: not an error, but only a part of the bytes is transferred */
 #define SIM_EOF 2                        /* fault: a read finds the end of the file too early */

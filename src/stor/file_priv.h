@@ -10,6 +10,8 @@
  *   file_lock.c    the byte protocol that keeps programs apart
  *   file_holder.c  who holds a lock (for messages)
  *   fdset.c        files that others have opened (fdset.h)
+ *
+ * Concurrency  What takes a struct co is for any loop, and suspends; the calls that may block run on worker threads. The mutexes: docs/internals/concurrency.md.
  */
 #ifndef STOR_FILE_PRIV_H
 #define STOR_FILE_PRIV_H

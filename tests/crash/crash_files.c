@@ -18,7 +18,7 @@
 
 #include "sim/workload.h"
 #ifdef ALLOC_FAULTS
-#include "fx_alloc.h"
+#include "sim/fx_alloc.h"
 #endif
 
 int crash_wrong(struct crash_files *f, const char *fmt, ...)

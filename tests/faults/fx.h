@@ -11,7 +11,7 @@
 
 #include "cx_snapshot.h"
 #include "cx_work.h"
-#include "fx_alloc.h"
+#include "sim/fx_alloc.h"
 #include "fx_luks.h"
 #include "rt/sync.h"
 

@@ -10,7 +10,7 @@
  * Failure      NULL or ENOMEM, as asked for.
  * Tests        byre-faults counts at least one allocation per opening (test_faults.py).
  */
-#include "fx_alloc.h"
+#include "sim/fx_alloc.h"
 
 #include <errno.h>
 #include <stdarg.h>

@@ -18,7 +18,7 @@
 
 #include "base/checked.h"
 #include "fmt/luks/lk.h"
-#include "fx_alloc.h"
+#include "sim/fx_alloc.h"
 
 enum { STRIPES = 2 };
 

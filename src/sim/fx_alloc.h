@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * fx_alloc.h: the engine's allocations, counted, and the n-th of them refused. The test's own sources are compiled with
- * malloc and its kin renamed to the functions below, so they are neither counted nor refused.
+ * malloc and its kin renamed to the functions below, so they are neither counted nor refused. The wrappers are in
+ * tests/faults/fx_alloc.c, and in the programs of that folder alone.
  */
 #ifndef FX_ALLOC_H
 #define FX_ALLOC_H
