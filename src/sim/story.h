@@ -205,6 +205,8 @@ void story_drop_node(struct co *co, struct story *st, const char *name);
 struct story_job *story_place(struct story *st, const char *id);
 /* NULL: all places are taken. */
 struct story_job *story_new_job(struct co *co, struct story *st, enum story_kind kind);
+/* And what it writes to: an image in a file that nobody has used; its node is `name`. NULL: the files are all used, too, or it does not open. */
+struct story_job *story_new_target(struct co *co, struct story *st, enum story_kind kind, uint32_t pick, unsigned *ret_file, char *name);
 json_t *story_job_options(json_t *o, const struct story_job *j, const struct story_letter *l);
 MUST_USE int story_start(struct co *co, struct story *st, struct story_job *j, const char *command, json_t *o);
 /* What the disk can hold now. To be told story_copy_taken. */

@@ -264,17 +264,12 @@ static int begin(struct co *co, struct story *st, const struct story_letter *l)
 static int push(struct co *co, struct story *st, const struct story_letter *l)
 {
     struct story_keep *k = &st->keep;
-    unsigned file = story_fresh_file(st, l->b, false);
-    struct story_job *j = file < STORY_FILES ? story_new_job(co, st, STORY_BACKUP) : NULL;
     char name[16];
     size_t note;
+    unsigned file;
+    struct story_job *j = story_new_target(co, st, STORY_BACKUP, l->b, &file, name);
     if (!j)
         return 1;
-    st->used[file] = true;
-    if (story_add_node(co, st, file, NULL, name)) {
-        j->id[0] = 0;
-        return 1;
-    }
     struct story_copy *c = j->copy = story_copy_begin(st, file, &note);
     if (c) {
         c->sectors = k->held.sectors;

@@ -18,11 +18,9 @@
 #include "ctl/ctl.h"
 #include "graph/blockdev.h"
 #include "graph/throttle.h"
+#include "sim/fx_arm.h"
 #include "sim/story.h"
 #include "sim/workload.h"
-#ifdef ALLOC_FAULTS
-#include "sim/fx_alloc.h"
-#endif
 
 #define REQUEST_SECTORS 24u
 
@@ -253,23 +251,6 @@ static int main_co(struct co *co, void *arg)
     return r || st->why[0] ? -1 : 0;
 }
 
-#ifdef ALLOC_FAULTS
-static bool refuses(void *arg) { return sim_fault(arg, SIM_C_ALLOC) != 0; }
-#endif
-
-/* From now on allocations of the engine are calls that can fail; or not any more. Programs whose allocations are not wrapped have none that can. */
-static void arm(struct story *st, bool on)
-{
-#ifdef ALLOC_FAULTS
-    fx_alloc.refuses = refuses;
-    fx_alloc.arg = st->w;
-    fx_alloc.armed = on;
-#else
-    (void)st;
-    (void)on;
-#endif
-}
-
 int story_run(struct story *st)
 {
     story_put(st);
@@ -278,9 +259,9 @@ int story_run(struct story *st)
     sim_world_restart(st->w, st->seed);
     st->w->direct = false;
     st->w->trace = &st->trace;
-    arm(st, true);
+    fx_arm(st->w, true);
     int r = sim_run(st->w, main_co, st, 20000000);
-    arm(st, false);
+    fx_arm(st->w, false);
     st->w->trace = NULL;
     st->w->direct = true;
     st->faults = st->w->faults;

@@ -380,18 +380,26 @@ static int resize(struct co *co, struct story *st, const struct story_letter *l)
 
 /* ---- letters: copies ---- */
 
+struct story_job *story_new_target(struct co *co, struct story *st, enum story_kind kind, uint32_t pick, unsigned *ret_file, char *name)
+{
+    unsigned file = *ret_file = story_fresh_file(st, pick, false);
+    struct story_job *j = file < STORY_FILES ? story_new_job(co, st, kind) : NULL;
+    if (!j)
+        return NULL;
+    st->used[file] = true;
+    if (!story_add_node(co, st, file, NULL, name))
+        return j;
+    j->id[0] = 0;
+    return NULL;
+}
+
 static int mirror_all(struct co *co, struct story *st, const struct story_letter *l)
 {
     char name[16];
-    unsigned file = story_fresh_file(st, l->a, false);
-    struct story_job *j = file < STORY_FILES ? story_new_job(co, st, STORY_MIRROR) : NULL;
+    unsigned file;
+    struct story_job *j = story_new_target(co, st, STORY_MIRROR, l->a, &file, name);
     if (!j)
         return 1;
-    st->used[file] = true;
-    if (story_add_node(co, st, file, NULL, name)) {
-        j->id[0] = 0;
-        return 1;
-    }
     static const char *const syncs[] = { "top", "none", "bitmap" }, *const bitmaps[] = { "b0", "b1", "b2" };
     unsigned sync = l->b / 16 % 6;
     json_t *o = json_pack("{s:s,s:s,s:s,s:i,s:i}", "device", graph_node_name(story_top(st)), "target", name, "sync", sync < 3 ? syncs[sync] : "full", "granularity", 4096 << l->b % 4,

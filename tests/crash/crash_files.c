@@ -16,10 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sim/fx_arm.h"
 #include "sim/workload.h"
-#ifdef ALLOC_FAULTS
-#include "sim/fx_alloc.h"
-#endif
 
 int crash_wrong(struct crash_files *f, const char *fmt, ...)
 {
@@ -185,23 +183,6 @@ int crash_mutant_alive(int id, const struct crash_mutant *rows, size_t count)
     return 0;
 }
 
-#ifdef ALLOC_FAULTS
-static bool refuses(void *arg) { return sim_fault(arg, SIM_C_ALLOC) != 0; }
-#endif
-
-/* From now on allocations of the engine are calls that can fail; or not any more. Programs whose allocations are not wrapped have none that can. */
-static void arm(struct crash_files *f, bool on)
-{
-#ifdef ALLOC_FAULTS
-    fx_alloc.refuses = refuses;
-    fx_alloc.arg = f->w;
-    fx_alloc.armed = on;
-#else
-    (void)f;
-    (void)on;
-#endif
-}
-
 /* That the engine holds. */
 static long blocks(void)
 {
@@ -218,9 +199,9 @@ int crash_record(struct crash_files *f, struct sim_trace *t, uint64_t seed, int 
     f->w->direct = false;
     f->w->trace = t;
     running = true;
-    arm(f, true);
+    fx_arm(f->w, true);
     int r = sim_run(f->w, run, arg, 0);
-    arm(f, false);
+    fx_arm(f->w, false);
     running = false;
     f->w->trace = NULL;
     f->w->direct = true;
