@@ -2,14 +2,14 @@
  *
  * recent.c: what has been asked of nodes in the last few seconds (FEATURES 9.096).
  *
- * Purpose     Latencies over intervals that end now.
+ * Purpose     Latencies over intervals that end now; how fast a node has been changed lately.
  * Owns        struct stats_recent of a node.
  * Invariants  C1 to C3 of stats.h. Further: R1  An interval is told by parts, each of a tenth of it: the part that goes on, and the ten before.
- *             R2  A part that is looked at while its loop begins it anew counts as empty.
+ *             R2  A part that is looked at while its loop begins it anew counts as empty; so does a mark.
  * Order       None.
  * Concurrency As stats.h.
  * Failure     Intervals that could not be made leave the old ones as they were.
- * Tests       tests/daemon/events_test.py
+ * Tests       tests/daemon/events_test.py, request_test.c
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -123,4 +123,50 @@ int graph_intervals_set(struct co *co, struct graph_node *n, const struct graph_
         atomic_fetch_or(&s->closer, STATS_RECENT);
     graph_shut_end(n);
     return 0;
+}
+
+/* ---- how fast it is changed ---- */
+
+/* R2: the time last. */
+void stats_mark(struct stats_slot *slot, uint64_t now)
+{
+    struct stats_mark *m = &slot->mark[slot->marks++ % STATS_MARKS];
+    slot->next_mark_ns = now + NS_PER_S;
+    put(&m->ns, 0);
+    atomic_thread_fence(memory_order_release);
+    put(&m->changed, get(&slot->changed));
+    atomic_store_explicit(&m->ns, now, memory_order_release);
+}
+
+/* The oldest mark of a slot from `from_ns` on; false: it was not in use since. */
+static bool oldest_mark(const struct stats_slot *slot, uint64_t from_ns, struct graph_changes *ret, uint64_t *at_ns)
+{
+    uint64_t best = UINT64_MAX, changed = 0;
+    for (unsigned i = 0; i < STATS_MARKS; i++) {
+        const struct stats_mark *m = &slot->mark[i];
+        uint64_t ns = atomic_load_explicit((_Atomic uint64_t *)(uintptr_t)&m->ns, memory_order_acquire), seen = get(&m->changed);
+        atomic_thread_fence(memory_order_acquire);
+        if (!ns || ns < from_ns || ns >= best || get(&m->ns) != ns)
+            continue;
+        best = ns;
+        changed = seen;
+    }
+    if (best == UINT64_MAX)
+        return false;
+    ret->bytes += get(&slot->changed) - changed;
+    *at_ns = min_u64(*at_ns, best);
+    return true;
+}
+
+bool graph_changes_get(const struct graph_node *n, uint64_t now_ns, struct graph_changes *ret)
+{
+    uint64_t window = STATS_MARKS * NS_PER_S, at_ns = UINT64_MAX;
+    bool any = false;
+    *ret = (struct graph_changes){ 0 };
+    while (n->flt && n->backing)
+        n = n->backing;
+    for (unsigned i = 0; i < n->stats->loops; i++)
+        any |= oldest_mark(&n->stats->slot[i], now_ns > window ? now_ns - window : 0, ret, &at_ns);
+    ret->span_ns = any && now_ns > at_ns ? now_ns - at_ns : 0;
+    return ret->span_ns >= NS_PER_S;
 }

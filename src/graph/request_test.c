@@ -12,6 +12,8 @@
  */
 #include "graph/toyfmt_test.h"
 
+#include "graph/stats_priv.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -600,6 +602,43 @@ static void grow(struct co *co, void *arg)
     free(buf);
 }
 
+/* ---- how fast a node has been changed ---- */
+
+#define SECOND UINT64_C(1000000000)
+
+static void changed_lately(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+    struct graph_node *n = toy_node(g, &f->im, NULL);
+    struct graph_changes c;
+    uint64_t now = 1000 * SECOND;
+    CHECK(!graph_changes_get(n, now, &c));
+    const struct stats_done data = { GRAPH_STATS_WRITE, 0, 4096, now }, zeros = { GRAPH_STATS_WRITE, 0, 1 << 30, now, .blank = true }, seen = { GRAPH_STATS_READ, 0, 4096, now },
+                            gone = { GRAPH_STATS_DISCARD, 0, 1 << 30, now, .blank = true };
+    stats_count(n->stats, 0, &data, now);
+    CHECK(!graph_changes_get(n, now + SECOND / 2, &c));                /* too short to tell */
+    for (unsigned i = 1; i <= 200; i++)                                /* 20 s: 10 a second on one loop, 20 on the other */
+        for (unsigned k = 0; k < 3; k++)
+            stats_count(n->stats, k > 0, &data, now + i * SECOND / 10);
+    now += 20 * SECOND;
+    CHECK(graph_changes_get(n, now, &c));
+    CHECK(c.span_ns > 6 * SECOND && c.span_ns <= 8 * SECOND);
+    CHECK(c.bytes * SECOND / c.span_ns > 29 * 4096 && c.bytes * SECOND / c.span_ns < 33 * 4096);
+    CHECK(graph_changes_get(n, now + 5 * SECOND, &c) && c.bytes < 31 * 4096 * 4 && c.span_ns > 6 * SECOND);      /* less of it is recent */
+    CHECK(!graph_changes_get(n, now + 60 * SECOND, &c) && !c.bytes);   /* and in the end nothing */
+    now += 100 * SECOND;
+    for (unsigned i = 0; i < 20; i++)
+        stats_count(n->stats, 1, &seen, now + i * SECOND / 10);
+    CHECK(graph_changes_get(n, now + 2 * SECOND, &c) && !c.bytes && c.span_ns == 2 * SECOND);      /* in use, unchanged */
+    stats_count(n->stats, 1, &zeros, now + 2 * SECOND);
+    stats_count(n->stats, 0, &gone, now + 2 * SECOND);
+    CHECK(graph_changes_get(n, now + 2 * SECOND, &c));
+    CHECK_EQ(c.bytes, 2 * STATS_BLANK_MOST);
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
 #define RUN(fn, loop) static void test_##fn(void **state) { t_run(loop, fn, NULL); }
 RUN(reads, 0)
 RUN(changes, 1)
@@ -615,6 +654,7 @@ RUN(status_raw, 0)
 RUN(guard, 1)
 RUN(grow, 0)
 RUN(raw_tail, 1)
+RUN(changed_lately, 0)
 
 int main(void)
 {
@@ -623,7 +663,7 @@ int main(void)
         cmocka_unit_test(test_faults), cmocka_unit_test(test_costs), cmocka_unit_test(test_pieces_meet), cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_fua), cmocka_unit_test(test_zero_rules), cmocka_unit_test(test_status),
         cmocka_unit_test(test_status_raw), cmocka_unit_test(test_guard), cmocka_unit_test(test_grow),
-        cmocka_unit_test(test_raw_tail),
+        cmocka_unit_test(test_raw_tail), cmocka_unit_test(test_changed_lately),
     };
     return T_MAIN("requests", tests);
 }

@@ -59,6 +59,11 @@ MUST_USE int graph_intervals_set(struct co *co, struct graph_node *n, const stru
 /* Number `i` of them. span_ns: how much time it tells of: its length, and up to a tenth more. false: there is none. Home loop. */
 bool graph_interval_get(const struct graph_node *n, unsigned i, uint64_t now_ns, struct graph_interval *ret);
 
+/* Bytes that were written at n, or at the image below when n is a filter, in the last seconds: eight at most, and no longer than it has been in
+ * use. Zeros and discards count for 64 KiB at most each. span_ns: how long; false: less than a second, nothing can be said. Any loop. */
+struct graph_changes { uint64_t bytes, span_ns; };
+bool graph_changes_get(const struct graph_node *n, uint64_t now_ns, struct graph_changes *ret);
+
 /* ---- failures (FEATURES 8.024, 8.025, 9.101) ---- */
 
 /* 0, or the error of the last request of one of the kinds, when that failed; -ENOSPC before others. Any loop. */

@@ -10,7 +10,16 @@
 #include "rt/loop.h"
 
 struct stats_op { _Atomic uint64_t bytes, done, failed, invalid, time_ns; };
-struct stats_slot { _Alignas(64) struct stats_op of[GRAPH_STATS_OPS]; _Atomic uint64_t highest_write, last_ns; };
+#define STATS_MARKS 8u
+/* How much had been changed at a moment. ns 0: none yet. */
+struct stats_mark { _Atomic uint64_t ns, changed; };
+struct stats_slot {
+    _Alignas(64) struct stats_op of[GRAPH_STATS_OPS];
+    _Atomic uint64_t highest_write, last_ns;
+    _Atomic uint64_t changed;            /* what changes cost: bytes of data; zeros and discards as below */
+    uint64_t next_mark_ns; unsigned marks;                   /* of the slot's loop alone */
+    struct stats_mark mark[STATS_MARKS];
+};
 struct stats_histogram;
 struct stats_recent;
 enum { STATS_HISTOGRAM = 1, STATS_RECENT = 2, STATS_FAILED = 4 };      /* what else is to be done when a request ends */
@@ -39,19 +48,27 @@ static inline void stats_add(_Atomic uint64_t *to, uint64_t v)
     atomic_store_explicit(to, atomic_load_explicit(to, memory_order_relaxed) + v, memory_order_relaxed);
 }
 
-struct stats_done { enum graph_stats_op op; uint64_t off, len; uint64_t begun; };
+#define STATS_BLANK_MOST UINT64_C(65536)        /* a change without data costs no more than so many bytes of data */
+struct stats_done { enum graph_stats_op op; uint64_t off, len; uint64_t begun; bool blank; };      /* blank: zeros, or a discard */
 /* What does not lie on the way of most: failures, histograms, intervals. */
 void stats_failed(struct graph_node *n, struct rt_loop *loop, const struct stats_done *d, int error);
 void stats_closer(struct node_stats *s, unsigned loop, const struct stats_done *d, uint64_t now);
+
+/* recent.c: once a second of a slot that is used, before what is counted then. */
+void stats_mark(struct stats_slot *slot, uint64_t now);
 
 static inline void stats_count(struct node_stats *s, unsigned index, const struct stats_done *d, uint64_t now)
 {
     struct stats_slot *slot = &s->slot[index];
     struct stats_op *o = &slot->of[d->op];
+    if (UNLIKELY(now >= slot->next_mark_ns))
+        stats_mark(slot, now);
     stats_add(&o->bytes, d->len);
     stats_add(&o->done, 1);
     stats_add(&o->time_ns, now - d->begun);
     atomic_store_explicit(&slot->last_ns, now, memory_order_relaxed);
+    if (d->op == GRAPH_STATS_WRITE || d->op == GRAPH_STATS_DISCARD)
+        stats_add(&slot->changed, d->blank ? min_u64(d->len, STATS_BLANK_MOST) : d->len);
     if (d->op == GRAPH_STATS_WRITE && d->off + d->len > atomic_load_explicit(&slot->highest_write, memory_order_relaxed))
         atomic_store_explicit(&slot->highest_write, d->off + d->len, memory_order_relaxed);
     if (UNLIKELY(atomic_load_explicit(&s->closer, memory_order_relaxed)))

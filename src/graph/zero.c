@@ -144,7 +144,7 @@ int node_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, u
 
 int graph_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
 {
-    struct stats_done d = { GRAPH_STATS_WRITE, off, len, stats_begin(co) };
+    struct stats_done d = { GRAPH_STATS_WRITE, off, len, stats_begin(co), .blank = true };
     epoch_token t = gate_enter(co, n);         /* first: a resize may hold the gate */
     int r = n->read_only ? -EPERM : node_zero(co, n, off, len, flags);
     stats_end(co, n, &d, r);
@@ -194,7 +194,7 @@ int node_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len
 
 int graph_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
 {
-    struct stats_done d = { GRAPH_STATS_DISCARD, off, len, stats_begin(co) };
+    struct stats_done d = { GRAPH_STATS_DISCARD, off, len, stats_begin(co), .blank = true };
     epoch_token t = gate_enter(co, n);
     int r = n->read_only ? -EPERM : node_discard(co, n, off, len);
     stats_end(co, n, &d, r);

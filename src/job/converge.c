@@ -50,6 +50,14 @@ double converge_time_left(const struct converge *c, uint64_t now_ns)
     return ((double)c->deadline_ns - (double)(now_ns - c->start_ns)) / 1e9;
 }
 
+void converge_before(struct converge *c, uint64_t bytes, uint64_t span_ns)
+{
+    ASSERT(span_ns);
+    c->free_bytes += (double)bytes;
+    c->free_ns += span_ns;
+    c->guest_before = c->free_bytes * 1e9 / (double)c->free_ns;
+}
+
 void converge_begin(struct converge *c, const struct converge_sample *first)
 {
     ASSERT(c->max_slowdown >= 1);

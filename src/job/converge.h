@@ -39,6 +39,8 @@ struct converge {
     bool begun;
 };
 
+/* How much the guest changed before the job, and in what time: what it may be slowed down to follows from both. Before or behind converge_begin. */
+void converge_before(struct converge *c, uint64_t bytes, uint64_t span_ns);
 void converge_begin(struct converge *c, const struct converge_sample *first);
 /* Every 0.1 s or so. */
 void converge_step(struct converge *c, const struct converge_sample *s);

@@ -16,8 +16,8 @@
 #define MIB (1024.0 * 1024)
 
 /* A target takes `target` bytes per second in all. The guest would write `guest`, in `hot` bytes of the disk, and each write makes
- * `spread` times its size dirty. */
-struct world { double target, guest, hot, spread, size, deadline, share; enum converge_mode mode; unsigned max_slowdown; };
+ * `spread` times its size dirty; for a minute before the job it wrote `before`, unless that is 0. */
+struct world { double target, guest, hot, spread, size, deadline, share, before; enum converge_mode mode; unsigned max_slowdown; };
 struct outcome { double ready_s, slowest, blocking_s; enum converge_limit limit; bool braked; double limit_s; };
 
 static struct outcome run(const struct world *w)
@@ -27,6 +27,8 @@ static struct outcome run(const struct world *w)
     double dirty = w->size, copied = 0, guest = 0, dt = 0.1, t = 0, second = 0;
     unsigned ticks = 0;
     struct converge_sample s = { .now_ns = 1, .dirty = (uint64_t)dirty };
+    if (w->before > 0)
+        converge_before(&c, (uint64_t)(w->before * 60), UINT64_C(60000000000));
     converge_begin(&c, &s);
     for (; t < 300 && o.ready_s < 0; t += dt) {
         double want = c.brake && (double)c.brake < w->guest ? (double)c.brake : w->guest, room = w->target * dt, done = want * dt;
@@ -116,6 +118,18 @@ static void test_all_over(void **state)
     assert_true(o.ready_s < 0 && o.limit == CONVERGE_LIMIT_MODE && o.limit_s < 5);
 }
 
+/* A guest in a burst when the job begins: it may be slowed down by what it did before, or a target for the mean of it would never be ready. */
+static void test_burst(void **state)
+{
+    struct world w = { .target = 5 * MIB, .guest = 90 * MIB, .hot = 1e18, .spread = 16, .size = 100 * MIB, .deadline = 90, .max_slowdown = 20, .mode = CONVERGE_AUTO };
+    struct outcome o = run(&w);
+    assert_true(o.ready_s < 0 && o.limit == CONVERGE_LIMIT_SLOWDOWN);             /* a floor of 5.6 MiB/s leaves nothing of the target */
+    w.before = 50 * MIB;
+    o = run(&w);
+    assert_true(o.ready_s > 0 && o.ready_s < 90);
+    assert_true(o.slowest >= w.before / 20 * 0.99);
+}
+
 /* What forbids it is said long before the time is over. */
 static void test_forbidden(void **state)
 {
@@ -166,7 +180,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quiet_guest), cmocka_unit_test(test_hot_spot),  cmocka_unit_test(test_all_over),
-        cmocka_unit_test(test_forbidden),   cmocka_unit_test(test_throttle),  cmocka_unit_test(test_own_brake),
+        cmocka_unit_test(test_burst), cmocka_unit_test(test_forbidden),   cmocka_unit_test(test_throttle),  cmocka_unit_test(test_own_brake),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

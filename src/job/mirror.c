@@ -28,6 +28,7 @@
 #include "graph/live.h"
 #include "graph/reach.h"
 #include "graph/runtime.h"
+#include "graph/stats.h"
 #include "job/mirror.h"
 #include "job/aside.h"
 #include "job/carry.h"
@@ -246,6 +247,14 @@ static bool keep_zeros(const struct mirror *m)
     return true;
 }
 
+/* The promise of max-slowdown is about the guest before the job: a moment of the job alone may be any moment of it. */
+static void note_guest_before(struct co *co, struct mirror *m)
+{
+    struct graph_changes changes;
+    if (graph_changes_get(m->o.source, rt_now(co_loop(co)), &changes))
+        converge_before(&m->conv, changes.bytes, changes.span_ns);
+}
+
 static int begin_held(struct co *co, struct mirror *m, struct byre_err *err)
 {
     const struct job_mirror_opts *o = &m->o;
@@ -268,6 +277,7 @@ static int begin_held(struct co *co, struct mirror *m, struct byre_err *err)
         r = copy_live_start(co, &lo, &m->live, err);
     if (!r) {
         copy_live_look(m->live, &m->st);
+        note_guest_before(co, m);
         converge_begin(&m->conv, &(struct converge_sample){ .now_ns = rt_now(co_loop(co)), .guest = m->st.guest });
     }
     return r;
