@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * stats_priv.h: counting, on the way of every request. Private to graph/.
+ *
+ * Invariants   C1 to C3 of stats.h.
+ * Concurrency  As stats.h: a slot is written by its own loop, and read by any.
  */
 #ifndef GRAPH_STATS_PRIV_H
 #define GRAPH_STATS_PRIV_H
