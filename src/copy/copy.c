@@ -34,6 +34,14 @@ static void tell_progress(struct copying *c)
     }
 }
 
+/* len bytes need nothing to be done. */
+static void pass_over(struct copying *c, uint64_t len)
+{
+    c->pos += len;
+    if (!(c->job->flags & COPY_WORK))
+        c->done += len;
+}
+
 /* Moves pos to the next wanted byte. false: there is none. */
 static bool find_wanted(struct copying *c)
 {
@@ -50,8 +58,7 @@ static bool find_wanted(struct copying *c)
         c->want_end = min_u64(end, c->total);
     }
     uint64_t from = min_u64(max_u64(c->pos, c->want_start), c->total);
-    c->done += from - c->pos;
-    c->pos = from;
+    pass_over(c, from - c->pos);
     return c->pos < c->total;
 }
 
@@ -232,8 +239,7 @@ static int next_piece(struct co *co, void *ctx, struct work_piece *p)
             return r;
         len = min_u64(c->ext_end, c->want_end) - c->pos;
         atomic_fetch_add(&c->skipped, len);
-        c->done += len;
-        c->pos += len;
+        pass_over(c, len);
         tell_progress(c);
     }
 }
@@ -707,10 +713,10 @@ static int tell_failure(const struct copying *c, int r, struct byre_err *err)
     if (!c->failed)
         return byre_fail_code(err, IO, r, "the copy failed");
     uint64_t off = c->job->target_off + c->fail_off, left;
-    const char *name = graph_filename(c->job->target);
-    if (c->fail_read)
-        name = graph_filename(reader_at(&c->rd, c->fail_off, &off, &left)->node);
-    return byre_fail_code(err, IO, r, "%s: cannot %s at offset %" PRIu64, name, c->fail_read ? "read" : "write", off);
+    const struct graph_node *n = c->fail_read ? reader_at(&c->rd, c->fail_off, &off, &left)->node : c->job->target;
+    char said[GRAPH_COMPLAINT_MAX];
+    bool more = graph_complaint(n, r, said);
+    return byre_fail_code(err, IO, r, "%s: cannot %s at offset %" PRIu64 "%s%s", graph_filename(n), c->fail_read ? "read" : "write", off, more ? "; " : "", more ? said : "");
 }
 
 static void prepare_packing(struct copying *c)
@@ -786,6 +792,45 @@ static void fill_result(const struct copying *c, struct copy_result *ret)
         .read = c->read, .written = c->written, .zeroed = c->zeroed, .skipped = c->skipped, .offloaded = c->offloaded,
         .unreadable = c->unreadable, .left_out = c->left_out, .fail_off = c->fail_off, .fail_read = c->fail_read,
     };
+}
+
+/* Extents are read from tables in memory for the most part: others get their turn now and then. */
+static int count_work(struct co *co, struct copying *c, uint64_t *bytes)
+{
+    int r = 0;
+    for (unsigned n = 0; !r && find_wanted(c); n++) {
+        r = find_extent(co, c);
+        if (r == -ECANCELED)
+            return r;
+        uint64_t end = min_u64(r ? c->pos + PIECE_MIN : c->ext_end, c->want_end);
+        *bytes += r || !c->ext_skip ? end - c->pos : 0;
+        c->pos = end;
+        r = c->job->hooks.step ? pace(co, c, 0) : 0;
+        if (n % STATUS_MAX == 0)
+            co_breathe(co);
+    }
+    return r;
+}
+
+int copy_work(struct co *co, const struct copy_job *job, uint64_t *ret_bytes, struct byre_err *err)
+{
+    struct copying c = { .job = job, .min_sparse = job->min_sparse, .out = job->target, .target_zero = job->flags & COPY_TARGET_ZERO };
+    uint64_t bytes = 0;
+    int r = reader_init(&c.rd, job->parts, job->part_count, err);
+    if (r)
+        return r;
+    c.total = reader_total(&c.rd);
+    r = prepare_walk(&c, err);
+    if (!r)
+        r = count_work(co, &c, &bytes);
+    free(c.bottom);
+    free(c.ahead);
+    reader_fini(&c.rd);
+    if (r == -ECANCELED)
+        return byre_fail(err, CANCELLED, "the copy was cancelled");
+    if (!r)
+        *ret_bytes = bytes;
+    return r;
 }
 
 int copy_run(struct co *co, const struct copy_job *job, struct copy_result *ret, struct byre_err *err)

@@ -41,6 +41,7 @@ enum {
     COPY_COMPRESS = 1u << 8,          /* clusters are stored compressed; what does not fill one is written plain (convert -c) */
     COPY_BELOW = 1u << 9,             /* only what no layer above `below` answers for is copied (rebase) */
     COPY_ABSENT = 1u << 10,           /* only what the target itself does not have is written, whatever others write to it meanwhile (stream) */
+    COPY_WORK = 1u << 11,             /* progress tells of what is worked on alone: what is left out does not count (copy_work) */
 };
 
 /* A source that others write while it is copied, and that is kept as it was (graph/cbw.h). A piece is read, then taken, and of it only what is
@@ -123,6 +124,10 @@ struct copy_result {
 /* Copies. ret may be NULL. -EINVAL: a field of the job is not acceptable; -ENOSPC: the target is too short;
  * -ECANCELED; else the error of the first request that failed. Suspends. */
 MUST_USE int copy_run(struct co *co, const struct copy_job *job, struct copy_result *ret, struct byre_err *err);
+
+/* How many bytes copy_run would work on, by the status of now: all that is not left out (FEATURES 11.031). What has no status counts; nobody is asked
+ * about that, as the copy meets it, too. Of the hooks only step is called. Suspends. */
+MUST_USE int copy_work(struct co *co, const struct copy_job *job, uint64_t *ret_bytes, struct byre_err *err);
 
 /* ---- compare (FEATURES 5.026 to 5.028) ---- */
 

@@ -77,4 +77,35 @@ struct copy_hooks job_copying_hooks(struct job_copying *c)
     return (struct copy_hooks){ .step = on_step, .failed = on_failed, .speed = speed_now, .arg = c, .latency = c->job->latency };
 }
 
-void job_copying_progress(void *arg, uint64_t done, uint64_t total) { job_progress(arg, done, total); }
+/* ---- progress ---- */
+
+int job_copying_count(struct co *co, struct job_copying *c, const struct copy_job *cj, struct byre_err *err)
+{
+    int r = copy_work(co, cj, &c->work, err);
+    if (!r)
+        job_progress(c->job, 0, c->work);
+    return r;
+}
+
+/* A guest's discard may make more work than was counted. */
+void job_copying_progress(void *arg, uint64_t done, uint64_t total)
+{
+    const struct job_copying *c = arg;
+    (void)total;                         /* of the disk */
+    done += c->before;
+    job_progress(c->job, done, max_u64(c->work, done));
+}
+
+void job_copying_part_done(struct job_copying *c)
+{
+    uint64_t done, total;
+    job_progress_get(c->job, &done, &total);
+    c->before = done;
+}
+
+void job_copying_all_done(struct job_copying *c)
+{
+    uint64_t done, total;
+    job_progress_get(c->job, &done, &total);
+    job_progress(c->job, total, total);
+}

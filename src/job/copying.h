@@ -34,10 +34,16 @@ struct job_copying {
     bool leave;                          /* what cannot be read, and is ignored, is left out; else it is tried again and again */
     struct co_mutex one;                 /* one at a time asks, waits or stands still */
     unsigned resumed;                    /* how often it stood still because of an error, and went on */
+    uint64_t work, before;               /* bytes that are to be worked on, as counted first; those of copies that have ended */
 };
 /* To be put into copy_job.hooks; c lives as long as copy_run. */
 struct copy_hooks job_copying_hooks(struct job_copying *c);
-/* copy_job.progress, with arg = the job. */
+/* Counts what cj, whose hooks are c's, is going to work on: from then on that is the total of the job (FEATURES 11.031). Suspends. */
+MUST_USE int job_copying_count(struct co *co, struct job_copying *c, const struct copy_job *cj, struct byre_err *err);
+/* copy_job.progress of a copy with COPY_WORK, with arg = c. */
 void job_copying_progress(void *arg, uint64_t done, uint64_t total);
+/* One of several copies has ended; all of them: what guests have taken over meanwhile counts as done. */
+void job_copying_part_done(struct job_copying *c);
+void job_copying_all_done(struct job_copying *c);
 
 #endif

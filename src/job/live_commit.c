@@ -39,43 +39,53 @@ struct live_commit {
     char *backing_file;                  /* NULL: made up */
     unsigned workers;
     bool drop_source;
-    uint64_t window, before, total;      /* bytes of the disk that are done, and all of them */
+    uint64_t window;
     uint64_t cleared;                    /* behind the end of top the base reads zeros up to here */
 };
 
 /* ---- the work ---- */
 
-static void on_progress(void *arg, uint64_t done, uint64_t total)
+static struct copy_job copy_of(struct live_commit *c, const struct copy_part *part)
 {
-    const struct live_commit *c = arg;
-    (void)total;
-    job_progress(c->how.job, c->before + done, c->total);
+    return (struct copy_job){
+        .parts = part, .part_count = 1, .target = c->base, .target_off = part->off, .above = c->base, .flags = COPY_OUT_OF_ORDER | COPY_WORK,
+        .workers = c->workers, .min_sparse = job_grain(graph_image(c->base)->granule), .progress = job_copying_progress, .arg = &c->how,
+        .hooks = job_copying_hooks(&c->how) };
 }
 
 static int copy_part_down(struct co *co, struct live_commit *c, uint64_t off, uint64_t len, struct byre_err *err)
 {
-    struct copy_part part = { c->top, off, len };
-    uint64_t granule = graph_image(c->base)->granule;
-    struct copy_job cj = {
-        .parts = &part, .part_count = 1, .target = c->base, .target_off = off, .above = c->base, .flags = COPY_OUT_OF_ORDER, .workers = c->workers,
-        .min_sparse = job_grain(granule), .progress = on_progress, .arg = c, .hooks = job_copying_hooks(&c->how) };
+    const struct copy_part part = { c->top, off, len };
+    struct copy_job cj = copy_of(c, &part);
     if (MUTANT(MUT_LIVE_COMMIT_UNFLUSHED))
         cj.flags |= COPY_NO_FLUSH;
-    return copy_run(co, &cj, NULL, err);
+    int r = copy_run(co, &cj, NULL, err);
+    job_copying_part_done(&c->how);
+    return r;
+}
+
+static int count(struct co *co, struct live_commit *c, struct byre_err *err)
+{
+    const struct copy_part part = { c->top, 0, graph_length(c->top) };
+    const struct copy_job cj = copy_of(c, &part);
+    return job_copying_count(co, &c->how, &cj, err);
 }
 
 /* C3. Window by window: whatever is cut short, a layer has given up only what the base has durably. */
 static int copy_down(struct co *co, struct live_commit *c, struct byre_err *err)
 {
+    uint64_t total = graph_length(c->top);
     int r = c->drop_source ? graph_claim_mark(co, c->claim, err) : 0;
-    c->total = graph_length(c->top);
-    for (c->before = 0; !r && c->before < c->total;) {
-        uint64_t len = c->drop_source ? min_u64(c->window, c->total - c->before) : c->total;
-        r = copy_part_down(co, c, c->before, len, err);
+    if (!r)
+        r = count(co, c, err);
+    for (uint64_t at = 0, len; !r && at < total; at += len) {
+        len = c->drop_source ? min_u64(c->window, total - at) : total;
+        r = copy_part_down(co, c, at, len, err);
         if (!r && c->drop_source)
-            r = graph_claim_forget(co, c->claim, c->before, c->before + len, err);
-        c->before += len;
+            r = graph_claim_forget(co, c->claim, at, at + len, err);
     }
+    if (!r)
+        job_copying_all_done(&c->how);
     return r;
 }
 

@@ -45,11 +45,16 @@ static int take_up(struct co *co, struct stream *s, struct byre_err *err)
     uint64_t granule = graph_image(s->node)->granule;
     struct copy_job cj = {
         .parts = &part, .part_count = 1, .target = s->node, .below = s->below, .above = s->base, .workers = s->workers,
-        .flags = COPY_OUT_OF_ORDER | COPY_BELOW | COPY_ABSENT | (s->base ? 0 : COPY_TARGET_ZERO),
-        .min_sparse = job_grain(granule), .progress = job_copying_progress, .arg = s->how.job,
+        .flags = COPY_OUT_OF_ORDER | COPY_BELOW | COPY_ABSENT | COPY_WORK | (s->base ? 0 : COPY_TARGET_ZERO),
+        .min_sparse = job_grain(granule), .progress = job_copying_progress, .arg = &s->how,
         .hooks = job_copying_hooks(&s->how) };
     s->length = part.len;
-    return copy_run(co, &cj, &s->result, err);
+    int r = job_copying_count(co, &s->how, &cj, err);
+    if (!r)
+        r = copy_run(co, &cj, &s->result, err);
+    if (!r)
+        job_copying_all_done(&s->how);
+    return r;
 }
 
 static int run(struct co *co, struct job *job, struct byre_err *err)
