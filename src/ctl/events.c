@@ -57,6 +57,7 @@ static const struct ctl_arg io_error_rows[] = {
     { "nospace", CTL_BOOL, false, CTL_AT_NONE },
     { "reason", CTL_STR, true, CTL_AT_NONE, .doc = "For people." },
     { "x-byre-export", CTL_STR, false, CTL_AT_NONE, .doc = "Id of the export." },
+    { "x-byre-complaint", CTL_STR, false, CTL_AT_NONE, .doc = "What an NBD server that supplies the disk said last of a request that it refused with this error." },
     CTL_ARGS_END
 };
 

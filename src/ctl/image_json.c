@@ -208,7 +208,8 @@ static void set_common(json_t **o, struct graph_node *n, bool writethrough)
 {
     static const char *const detect[] = { [GRAPH_DETECT_OFF] = "off", [GRAPH_DETECT_ON] = "on", [GRAPH_DETECT_UNMAP] = "unmap" };
     static const char *const zeros[] = { "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr" };
-    const struct stor *s = graph_is_filter(n) ? NULL : graph_store(n);       /* a filter keeps nothing: that is of the image below */
+    char said[STOR_NBD_COMPLAINT_MAX];
+    struct stor *s = graph_is_filter(n) ? NULL : graph_store(n);             /* a filter keeps nothing: that is of the image below */
     for (size_t i = 0; i < sizeof zeros / sizeof zeros[0]; i++)
         set(o, zeros[i], json_integer(0));
     set(o, "write_threshold", json_integer((json_int_t)graph_write_threshold(n)));
@@ -218,6 +219,7 @@ static void set_common(json_t **o, struct graph_node *n, bool writethrough)
     set(o, "active", json_boolean(graph_is_active(n)));
     set(o, "cache", json_pack("{s:b,s:b,s:b}", "no-flush", s && s->no_flush, "direct", s && s->traits.direct, "writeback", !writethrough));
     set_str(o, "file", graph_filename(n));
+    set_str(o, "x-byre-complaint", s && stor_nbd_complaint(s, 0, said) ? said : NULL);
 }
 
 /* Our own member: how the rest of a new cluster is zeroed where it is not known to be zero already, and why. */

@@ -337,6 +337,17 @@ void graph_abandon(struct graph_node *n)
     }
 }
 
+_Static_assert(GRAPH_COMPLAINT_MAX == STOR_NBD_COMPLAINT_MAX, "a complaint is handed on as it is");
+
+bool graph_complaint(const struct graph_node *n, int error, char ret[GRAPH_COMPLAINT_MAX])
+{
+    for (; n; n = n->backing)
+        for (const struct graph_node *f = n; f; f = f->flt ? f->backing : f->file)
+            if ((f->im->store && stor_nbd_complaint(f->im->store, error, ret)) || (f->im->data && stor_nbd_complaint(f->im->data, error, ret)))
+                return true;
+    return false;
+}
+
 /* ---- changes of the image as a whole ---- */
 
 void graph_hold_image(struct co *co, struct graph_node *n) { co_lock(co, &n->whole); }

@@ -310,6 +310,8 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
         .nbd = name_nbd(l->ref),
         .tls = op->g->tls,
         .passed = op->g->passed,
+        .warn = op->g->warn,
+        .warn_arg = op->g->warn_arg,
     };
     if (l->ref->node.native_aio && !so.direct)
         return byre_fail(err, BAD_OPTION, "%s: aio=native needs direct I/O (cache.direct=on)", n->filename);
@@ -896,6 +898,8 @@ int graph_store_open(struct co *co, struct graph *g, const char *name, const str
     struct name_ref ref = { 0 };
     struct stor_file_opts so = *o;
     so.passed = g->passed;
+    so.warn = g->warn;
+    so.warn_arg = g->warn_arg;
     if (!graph_name_is_remote(g->policy, name))
         return g->opener.open(co, g->opener.arg, name, &so, ret_s, err);
     int r = name_parse(g->policy, name, NULL, &ref, err);

@@ -71,6 +71,10 @@ bool stor_is_nbd(const struct stor *s);
 /* Requests that wait for the server end now, with -ENOTCONN; their buffers are not looked at any more. The connections end with them, so it is as if the
  * server had gone away. Nothing for other stores. Any loop; does not suspend. */
 void stor_nbd_abandon(struct stor *s);
+/* What the server said last of a request that it refused (NBD's text of an error, and the offset that it is about): where its number was `error`, or
+ * (0) any. false: it said nothing. Any thread. */
+#define STOR_NBD_COMPLAINT_MAX 400
+bool stor_nbd_complaint(struct stor *s, int error, char ret[STOR_NBD_COMPLAINT_MAX]);
 /* How often a lost connection has come back. For tests and statistics. */
 unsigned stor_nbd_reconnects(const struct stor *s);
 

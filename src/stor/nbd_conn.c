@@ -14,9 +14,11 @@
  * Failure      A connection that failed stays until nbdc_conn_stop; requests given to it end with NBDC_LOST.
  * Tests        tests/interop/test_nbd_client.py, test_nbd_client_return.py
  */
+#include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/assert.h"
@@ -152,7 +154,12 @@ int nbdc_handshake(struct co *co, const struct stor_nbd_opts *o, uint64_t at_ns,
 /* The connection is not touched after this, if it has ended (see nbdc_conn_free). */
 static void finish(struct nbdc_conn *c, struct nbdc_req *r, int result)
 {
+    struct nbdp_complaint *said = r->said;
     r->result = result;
+    if (said && result < 0)
+        nbdc_complaint_tell(c->set, r, rt_now(c->loop));
+    r->said = NULL;
+    free(said);
     if (result != NBDC_LOST)
         nbdc_log_ended(&c->set->log, r);         /* I3 */
     atomic_fetch_sub(&c->load, 1);
@@ -260,7 +267,10 @@ static void submit(struct nbdc_conn *c, struct nbdc_req *r)
     r->conn = c;
     r->ended = false;
     list_push_back(&c->sent, &r->link);
-    if (issue(c->h, r) < 0 && !r->ended) {       /* it was not sent: the handle is at its end, or finds fault with it */
+    r->cookie = 0;
+    int64_t cookie = issue(c->h, r);
+    r->cookie = cookie > 0 ? cookie : 0;
+    if (cookie < 0 && !r->ended) {       /* it was not sent: the handle is at its end, or finds fault with it */
         r->ended = true;
         r->error = -why_code();
         list_remove(&r->link);
@@ -295,12 +305,58 @@ static bool readable(int fd)
     return poll(&p, 1, 0) > 0;                   /* does not wait */
 }
 
+/* The complaint that lies in the socket, as soon as it is there as a whole: what follows it has to wait anyhow. */
+static bool hear_out(struct co *co, const struct nbdc_conn *c, struct nbdp_complaint *ret)
+{
+    AUTOFREE uint8_t *buf = malloc(NBDP_COMPLAINT_MAX);
+    while (buf && !c->dead) {
+        struct pollfd over = { .fd = c->fd, .events = POLLRDHUP };
+        bool last = poll(&over, 1, 0) > 0;           /* no more is going to come */
+        ssize_t n = recv(c->fd, buf, NBDP_COMPLAINT_MAX, MSG_PEEK | MSG_DONTWAIT);
+        size_t need = n > 0 ? nbdp_complaint_parse(buf, (size_t)n, ret) : 0;
+        if (!need || need <= (size_t)n)
+            return need > 0;
+        if (last || co_sleep(co, 1000000))
+            break;
+    }
+    return false;
+}
+
+static void note_complaint(struct nbdc_conn *c, const struct nbdp_complaint *what)
+{
+    LIST_FOR(at, &c->sent) {
+        struct nbdc_req *r = CONTAINER_OF(at, struct nbdc_req, link);
+        if ((uint64_t)r->cookie != what->cookie || r->said)
+            continue;
+        r->said = malloc(sizeof *r->said);
+        if (r->said)
+            *r->said = *what;
+        return;
+    }
+}
+
+/* Has something arrived? Between two answers the head of the next one is looked at, and a complaint is heard out before libnbd takes it. In the middle of
+ * one there is nothing to see; nor is there while a request waits for room in the socket: what is said then is not heard. */
+static bool arrived(struct co *co, struct nbdc_conn *c, bool told)
+{
+    uint8_t head[8];
+    struct nbdp_complaint what;
+    if (!c->structured || nbd_lib.aio_is_ready(c->h) <= 0)
+        return told || readable(c->fd);
+    ssize_t n = recv(c->fd, head, sizeof head, MSG_PEEK | MSG_DONTWAIT);
+    if (n < 0 && errno == EAGAIN)
+        return false;
+    if (n > 0 && nbdp_complaint_parse(head, (size_t)n, &what) && hear_out(co, c, &what))
+        note_complaint(c, &what);
+    return !c->dead;
+}
+
 /* Something has arrived: takes up to ANSWERS_MAX answers. A handle that is told of bytes which are not there waits for them, and sends
  * nothing meanwhile: therefore the look before each further one. */
-static void receive(struct nbdc_conn *c)
+static void receive(struct co *co, struct nbdc_conn *c)
 {
     for (int i = 0; i < ANSWERS_MAX && !c->dead; i++) {
-        if (!(nbd_lib.aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_READ) || (i && !readable(c->fd)))
+        if (!(nbd_lib.aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_READ) || !arrived(co, c, !i))
             return;
         (void)nbd_lib.aio_notify_read(c->h);         /* a failure is the end of the handle, which `look` sees */
         look(c);
@@ -314,7 +370,7 @@ static void reader_co(struct co *co, void *arg)
         int r = rt_poll(co, c->fd, POLLIN);
         if (r == -ECANCELED || c->dead)
             return;
-        receive(c);
+        receive(co, c);
         if (!c->dead && !(nbd_lib.aio_get_direction(c->h) & LIBNBD_AIO_DIRECTION_READ))
             (void)co_sleep(co, 1000000);         /* it has to write first; a cancelled poll follows at once */
     }
@@ -361,7 +417,7 @@ int nbdc_conn_new(struct co *co, struct nbdc *set, struct rt_loop *loop, struct 
         nbdc_close(co, h);
         return -ENOMEM;
     }
-    *c = (struct nbdc_conn){ .set = set, .loop = loop, .h = h, .fd = nbd_lib.aio_get_fd(h) };
+    *c = (struct nbdc_conn){ .set = set, .loop = loop, .h = h, .fd = nbd_lib.aio_get_fd(h), .structured = nbd_lib.get_structured_replies_negotiated(h) > 0 };
     list_init(&c->sent);
     list_init(&c->ended);
     int r = rt_call(co, loop, start_on_loop, c);

@@ -332,6 +332,8 @@ static int set_new(const struct stor_nbd_opts *o, const struct stor_file_opts *s
     n->s.read_only = so->read_only;
     n->s.no_flush = so->no_flush;
     n->s.discard_ok = so->discard;
+    n->warn = so->warn;
+    n->warn_arg = so->warn_arg;
     *ret_n = n;
     return 0;
 }

@@ -8,6 +8,7 @@
  *   nbd_tls.c    TLS, in front of libnbd
  *   nbd_creds.c  what a client proves itself with
  *   nbd_conn.c   one connection: libnbd's handle, driven by a loop
+ *   nbd_told.c   what a server says of a request that it refuses
  *   nbd_set.c    the connections of a store: who takes a request, loss and return
  *   nbd_log.c    what the server has acknowledged and not yet made durable
  *   nbd_ops.c    the store
@@ -23,6 +24,7 @@
 #include <stdatomic.h>
 
 #include "base/list.h"
+#include "proto/nbd/nbd_complaint.h"
 #include "rt/loop.h"
 #include "rt/sync.h"
 #include "stor/nbd.h"
@@ -61,6 +63,8 @@ struct nbdc_req {
     struct rt_msg msg;
     struct nbdc_conn *conn;
     struct list_node link;
+    int64_t cookie;                       /* libnbd's number of it, which is the one on the wire */
+    struct nbdp_complaint *said;          /* what the server says of it; NULL: nothing was heard */
     int error;
     bool ended;
     struct co_xevent done;
@@ -95,7 +99,7 @@ struct nbdc_conn {
     struct rt_loop *loop;                 /* all below: this loop's */
     struct nbd_handle *h;
     int fd;
-    bool dead, started;
+    bool dead, started, structured;
     struct rt_task reader, writer;
     struct co_waitq want_write;
     struct list sent, ended;              /* nbdc_req.link */
@@ -116,6 +120,10 @@ void nbdc_conn_stop(struct co *co, struct nbdc_conn *c);
 void nbdc_conn_free(struct co *co, struct nbdc_conn *c);
 /* Sends r by c and waits for the answer, which is r->result. Any loop; suspends. c->load counts r already. */
 void nbdc_conn_do(struct co *co, struct nbdc_conn *c, struct nbdc_req *r);
+
+/* ---- nbd_told.c ---- */
+/* r->said is what was said of r, which failed with r->error. Any loop. */
+void nbdc_complaint_tell(struct nbdc *n, const struct nbdc_req *r, uint64_t now);
 
 /* ---- nbd_log.c: any loop ---- */
 struct nbdc_log {
@@ -169,6 +177,12 @@ struct nbdc {
     struct nbdc_waiter *waiters;
     struct rt_loop *grow_on;              /* another connection is wanted there; NULL: none is */
     bool lost;                            /* for the manager */
+    /* guarded by lock: the last complaint, its own words, its error, and when one was told */
+    char complaint[STOR_NBD_COMPLAINT_MAX], complaint_words[NBDP_COMPLAINT_TEXT_MAX];
+    int complaint_error;
+    uint64_t complained_ns;
+    void (*warn)(void *arg, const char *text);       /* constant, as its argument; NULL: nobody listens */
+    void *warn_arg;
     /* home loop only */
     struct rt_task manager, grower;
     bool growing, closing;

@@ -167,6 +167,7 @@ struct stor_file_opts {
     bool exclusive;              /* O_EXCL */
     struct tls_set *tls;         /* where credentials are looked up; NULL: there are none */
     struct fdsets *passed;       /* what names as /dev/fdset/1 mean (stor/fdset.h); NULL: they are paths as others */
+    void (*warn)(void *arg, const char *text); void *warn_arg;      /* hears what a server complains of, on any loop; NULL: nobody does */
     const struct stor_nbd_opts *nbd;     /* for those who open stores of any kind: it is an export of an NBD server (stor/nbd.h) */
 };
 /* Regular file or block device. Locks are NOT taken here except when creating; call stor_lock. When creating, the
