@@ -31,6 +31,7 @@ struct byre_nbd_opts {
     void (*client_gone)(void *arg, unsigned left); void *client_gone_arg;
     const char *tls_creds;       /* id of credentials (byre_object_add) of the side that listens: clients must speak TLS. NULL: none does */
     const char *tls_authz;       /* id of rules about who of those may connect, looked up for each; not there: nobody. NULL: everybody */
+    const char *selinux_label;   /* security label of the socket at a "unix:" address; NULL: the usual one */
 };
 /* bitmaps: dirty bitmaps offered as contexts qemu:dirty-bitmap:NAME, of the image or, where it has none of that name, of the
  * nearest image below; nobody may change them while the export exists. */

@@ -29,7 +29,7 @@
 struct opts {
     struct common common;
     bool version, persistent, verbose, depth, list, fork, connect, disconnect, read_only, snapshot, nocache, image_opts;
-    char *bind, *socket, *name, *description, *pidfile, *device, *format, *load_snapshot, *cache, *aio, *discard, *detect, *tls_creds, *tls_authz, *tls_hostname;
+    char *bind, *socket, *name, *description, *pidfile, *device, *format, *load_snapshot, *cache, *aio, *discard, *detect, *tls_creds, *tls_authz, *tls_hostname, *label;
     uint64_t port, shared, offset, handshake, threads;
     struct opt_list bitmaps;
 };
@@ -52,7 +52,7 @@ static const struct opt_row rows[] = {
     { "tls-creds", 0, OPT_STR, OPT_AT(struct opts, tls_creds), .arg = "ID", .help = "speak TLS with these credentials (--object), and with nobody who does not" },
     { "tls-authz", 0, OPT_STR, OPT_AT(struct opts, tls_authz), .arg = "ID", .help = "rules (--object) about who may connect over TLS" },
     { "tls-hostname", 0, OPT_STR, OPT_AT(struct opts, tls_hostname), .arg = "HOST", .help = "with --list: the name in the certificate of the server [its host]" },
-    { "selinux-label", 0, OPT_STR, .flags = OPT_LATER, .arg = "LABEL", .help = "label of the socket" },
+    { "selinux-label", 0, OPT_STR, OPT_AT(struct opts, label), .arg = "LABEL", .help = "security label (SELinux) of the socket at -k" },
     ROW_TRACE,
     { "verbose", 'v', OPT_BOOL, OPT_AT(struct opts, verbose), .help = "tell where it listens" },
     { "fork", 0, OPT_BOOL, OPT_AT(struct opts, fork), .help = "go into the background as soon as clients can connect" },
@@ -125,6 +125,8 @@ static int check_options(struct nbd *n)
         return run_fail(n->r, "--tls-hostname is of --list only");
     if (o->tls_authz && !o->tls_creds)
         return run_fail(n->r, "--tls-authz needs --tls-creds");
+    if (o->label && !o->socket)
+        return run_fail(n->r, "--selinux-label needs --socket");
     if (o->snapshot && o->load_snapshot)
         return run_fail(n->r, "--snapshot and --load-snapshot cannot be combined");
     n->fd = passed_fd(n);
@@ -202,6 +204,7 @@ static int start_export(struct nbd *n)
     no.listen_fd = n->fd;
     no.tls_creds = o->tls_creds;
     no.tls_authz = o->tls_authz;
+    no.selinux_label = o->label;
     no.client_gone = on_client_gone;
     no.client_gone_arg = n;
     if (byre_export_nbd(n->image, &no, &n->export, &err))

@@ -141,7 +141,7 @@ static int listen_on(struct co *co, struct starting *s, const struct nbd_server_
     const struct byre_nbd_opts *o = s->o;
     struct nbd_door_opts door = { .connections_max = so->connections_max, .handshake_ms = so->handshake_ms, .creds = s->creds, .authz = o->tls_authz,
                                   .objects = lib_ctx_tls(s->e->image->ctx) };
-    struct exports_address at = { .where = o->listen_fd > 0 ? EXPORTS_FD : s->a->is_unix ? EXPORTS_UNIX : EXPORTS_TCP, .un.path = s->a->path,
+    struct exports_address at = { .where = o->listen_fd > 0 ? EXPORTS_FD : s->a->is_unix ? EXPORTS_UNIX : EXPORTS_TCP, .un = { .path = s->a->path, .label = o->selinux_label },
                                   .tcp = { s->a->host, s->a->port }, .fd = o->listen_fd };
     nbd_server_watch(exports_server(s->e->set), o->client_gone, o->client_gone_arg);
     s->fd_taken = o->listen_fd > 0;
@@ -224,6 +224,8 @@ int byre_export_nbd(struct byre_image *image, const struct byre_nbd_opts *opts, 
     a = (struct address){ 0 };
     struct starting s = { .o = &o, .a = &a, .err = err };
     r = o.listen_fd > 0 ? 0 : parse_address(o.address, &a, err);
+    if (!r && o.selinux_label && !a.is_unix)
+        r = byre_fail(err, BAD_ARGUMENT, "an SELinux label is given to the socket of a 'unix:' address only");
     if (!r && o.tls_creds)
         r = tls_set_creds(image->ctx->tls, o.tls_creds, true, &s.creds, err);
     if (r) {

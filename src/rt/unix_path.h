@@ -9,8 +9,9 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-/* A path, or (abstract) a name that is in no folder and goes with its socket. padded: such a name is filled up with zeros, as some programs have it. */
-struct unix_addr { const char *path; bool abstract, padded; };
+/* A path, or (abstract) a name that is in no folder and goes with its socket. padded: such a name is filled up with zeros, as some programs have it.
+ * label: the security label (SELinux) of a socket that is made to listen there; NULL: the usual one. */
+struct unix_addr { const char *path; bool abstract, padded; const char *label; };
 #define UNIX_PATH_MAX 107u
 /* false: the path or name has no bytes, or more than UNIX_PATH_MAX. */
 bool unix_addr_fill(const struct unix_addr *a, struct sockaddr_un *ret, socklen_t *ret_len);

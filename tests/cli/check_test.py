@@ -114,6 +114,23 @@ def test_usage(twin, words):
         assert theirs.code == 63
 
 
+@pytest.mark.parametrize("fmt, words, code", [("qcow2", [], 0), ("qed", [], 0), ("raw", [], 63),
+                                              ("luks", ["--object", "secret,id=s,data=abc", "-o", "key-secret=s,iter-time=10"], 63)])
+def test_formats(twin, fmt, words, code):
+    """FEATURES 5.019: each format that there is, by its name: checked, or answered that it has no check"""
+    twin.give(["qemu-img", "create", "-q", "-f", fmt, *words, "x", "1M"])
+    opts = ["--object", "secret,id=s,data=abc", "--image-opts", "driver=luks,key-secret=s,file.filename=x"] if fmt == "luks" else ["-f", fmt, "x"]
+    assert twin.same_code("check", *opts)[1].code == code
+    twin.same_code("check", "--output=json", *opts)
+
+
+@pytest.mark.parametrize("fmt", ["vmdk", "vdi", "vhdx", "parallels"])
+def test_formats_that_are_not_there(tmp_path, fmt):
+    """FEATURES 5.019: a format that byre does not have is named, and nothing is checked in its place"""
+    run.qemu_img("create", "-q", "-f", fmt, tmp_path / "x", "1M")
+    assert fmt in run.byre("check", "-f", fmt, tmp_path / "x", code=1).err
+
+
 def test_lock(tmp_path):
     """FEATURES 5.004, 1.122"""
     image = tmp_path / "x"

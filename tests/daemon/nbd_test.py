@@ -216,6 +216,43 @@ def test_wrong_words(start, disk, words):
 
 
 @BOTH
+@pytest.mark.parametrize("words", [["-k", "FOLDER/k", "--selinux-label", "no label at all"], ["--selinux-label", "a:b:c:s0"]], ids=["unknown", "no -k"])
+def test_label_refused(start, disk, peer, words):
+    """FEATURES 7.018: what is no label, or any without SELinux, and one of a socket that has no path: refused alike, and nothing is left over"""
+    daemon = start("nbd", *words, "-f", "qcow2", "a.qcow2", peer=peer)
+    code, out = daemon.wait()
+    assert code == 1 and (words[-1] if len(words) > 2 else "selinux-label") in out
+    assert not os.path.exists(f"{daemon.folder}/k")
+
+
+SOCK_LABEL = os.path.join(os.environ.get("BYRE_BUILD") or run.TOP / "build", "tests", "daemon", "sock-label.so")
+
+
+def test_label_asked_for(start, disk, tmp_path):
+    """FEATURES 7.018: the thread that makes the socket asks the kernel for the label just before, and takes that back behind it. (The kernel's part is played by
+    a library: it shows the same system calls wherever the test runs.)"""
+    daemon = serve(start, "--selinux-label", "system_u:object_r:svirt_t:s0", peer=False, env={"LD_PRELOAD": SOCK_LABEL, "SOCK_LABEL": str(tmp_path / "asked")})
+    assert info(daemon)["export-size"] == 8 << 20
+    asked = (tmp_path / "asked").read_bytes()
+    label, _, rest = asked.partition(b"\0")
+    assert label == b"system_u:object_r:svirt_t:s0" and rest == b"S\n", asked
+    daemon.stop()
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/fs/selinux/enforce"), reason="the kernel has no SELinux: there are no labels to look at")
+@BOTH
+def test_label_of_the_socket(start, disk, peer):
+    """FEATURES 7.018: with SELinux, the socket has the label"""
+    with open("/proc/self/attr/current") as f:
+        label = f.read().rstrip("\0\n")
+    daemon = serve(start, "--selinux-label", label, peer=peer)
+    folder = f"/proc/{daemon.process.pid}/fd"
+    labels = [os.getxattr(f"{folder}/{fd}", "security.selinux") for fd in os.listdir(folder) if os.readlink(f"{folder}/{fd}").startswith("socket:")]
+    assert label.encode() in [one.rstrip(b"\0") for one in labels]
+    daemon.stop()
+
+
+@BOTH
 def test_tcp(start, disk, peer):
     """FEATURES 7.001"""
     with socket.socket() as s:
