@@ -100,7 +100,7 @@ static const struct ctl_arg file_rows[] = {
     { "refresh", CTL_BOOL, false, CTL_AT_NONE, .doc = "Read it again when it has changed; on when it is not given." },
     CTL_ARGS_END
 };
-static const struct ctl_arg pam_rows[] = { { "service", CTL_STR, true, CTL_AT_NONE, .doc = "Not supported." }, CTL_ARGS_END };
+static const struct ctl_arg pam_rows[] = { { "service", CTL_STR, true, CTL_AT_NONE, .doc = "A service of PAM (a file in /etc/pam.d) whose account rules decide." }, CTL_ARGS_END };
 static const struct ctl_case add_cases[] = {
     { "iothread", iothread_rows }, { "secret", secret_rows }, { "secret_keyring", keyring_rows }, { "throttle-group", throttle_rows }, { "tls-creds-anon", anon_rows },
     { "tls-creds-psk", psk_rows }, { "tls-creds-x509", x509_rows }, { "authz-simple", simple_rows }, { "authz-list", list_rows },

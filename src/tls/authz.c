@@ -2,7 +2,7 @@
  *
  * authz.c: who may connect.
  *
- * Purpose      One identity, a list of rules, or a file of such rules that may change while it is in use.
+ * Purpose      One identity, a list of rules, a file of such rules that may change while it is in use, or a service of PAM.
  * Owns         rules and identities
  * Invariants   I1 what is not understood allows nobody: no rule, no file and no identity mean no
  * Concurrency  any thread; the rules of a file are under a mutex while they are read again and asked
@@ -22,10 +22,12 @@
 
 #include "base/cleanup.h"
 #include "tls/authz.h"
+#include "tls/pam.h"
 
 struct authz {
     atomic_uint refs;
     char *identity;                      /* simple; else NULL */
+    char *service;                       /* PAM; else NULL */
     pthread_mutex_t lock;
     struct authz_rules rules;            /* guarded by lock where they come from a file */
     char *path;                          /* file; else NULL */
@@ -165,6 +167,7 @@ static void authz_free(struct authz *a)
     authz_rules_fini(&a->rules);
     pthread_mutex_destroy(&a->lock);
     free(a->identity);
+    free(a->service);
     free(a->path);
     free(a);
 }
@@ -197,6 +200,22 @@ int authz_new_simple(const char *identity, struct authz **ret_a, struct byre_err
     if (a)
         a->identity = strdup(identity);
     if (a && a->identity) {
+        *ret_a = a;
+        return 0;
+    }
+    authz_unref(a);
+    return byre_fail(err, NOMEM, "no memory for an object");
+}
+
+int authz_new_pam(const char *service, struct authz **ret_a, struct byre_err *err)
+{
+    int r = pam_lib_load(err);
+    struct authz *a = r ? NULL : make();
+    if (r)
+        return r;
+    if (a)
+        a->service = strdup(service);
+    if (a && a->service) {
         *ret_a = a;
         return 0;
     }
@@ -281,6 +300,8 @@ bool authz_allows(struct authz *a, const char *identity)
         return false;                        /* I1 */
     if (a->identity)
         return !strcmp(a->identity, identity);
+    if (a->service)
+        return pam_allows(a->service, identity);
     pthread_mutex_lock(&a->lock);
     if (a->path && a->refresh && (!a->usable || changed(a)))
         (void)load(a, NULL);                 /* a failure: nobody, until it can be read */

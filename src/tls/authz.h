@@ -33,6 +33,8 @@ MUST_USE int authz_new_simple(const char *identity, struct authz **ret_a, struct
 MUST_USE int authz_new_list(struct authz_rules *rules, struct authz **ret_a, struct byre_err *err);
 /* refresh: a file that changes is read again before the next answer; while it cannot be read, nobody may connect. Blocks. */
 MUST_USE int authz_new_file(const char *path, bool refresh, struct authz **ret_a, struct byre_err *err);
+/* Whoever has an account that is good for this service of PAM. NOT_SUPPORTED: there is no PAM here. Blocks. */
+MUST_USE int authz_new_pam(const char *service, struct authz **ret_a, struct byre_err *err);
 struct authz *authz_ref(struct authz *a);
 void authz_unref(struct authz *a);       /* NULL ok */
 

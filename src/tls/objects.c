@@ -184,6 +184,17 @@ static int make_simple(struct object *to, const struct tls_words *all, struct by
     return identity ? authz_new_simple(identity, &to->authz, err) : byre_fail(err, BAD_OPTION, "'%s' needs 'identity'", all->id);
 }
 
+static int make_pam(struct object *to, const struct tls_words *all, struct byre_err *err)
+{
+    const char *service = NULL;
+    for (unsigned i = 0; i < all->count; i++) {
+        if (strcmp(all->list[i].key, "service"))
+            return not_known(all, all->list[i].key, err);
+        service = all->list[i].value;
+    }
+    return service && *service ? authz_new_pam(service, &to->authz, err) : byre_fail(err, BAD_OPTION, "'%s' needs 'service'", all->id);
+}
+
 static int make_file(struct object *to, const struct tls_words *all, struct byre_err *err)
 {
     const char *path = NULL;
@@ -290,7 +301,8 @@ static int make(struct object *to, const struct tls_words *w, struct byre_err *e
     case LIST: return make_list(to, w, err);
     case LIST_FILE:
     case LIST_FILE_TOO: return make_file(to, w, err);
-    default: return byre_fail(err, NOT_SUPPORTED, "objects of the type '%s' are not supported; authz-list and authz-list-file decide by names", w->type);
+    case PAM: return make_pam(to, w, err);
+    default: return byre_fail(err, BAD_OPTION, "objects of the type '%s' are not known here", w->type);
     }
 }
 

@@ -185,6 +185,42 @@ def test_rules_of_a_file(serve, certs, tmp_path):
     assert works(connect(daemon, certs.fred))
 
 
+@pytest.fixture
+def pam_service(tmp_path):
+    """pam_service(lines): a service of PAM with these rules, under a name of its own."""
+    peers.need_root()
+    made = []
+
+    def make(lines):
+        if not os.path.isdir("/etc/pam.d"):
+            peers.missing("/etc/pam.d")
+        made.append(f"/etc/pam.d/byre-test-{os.getpid()}-{len(made)}")
+        with open(made[-1], "x") as f:
+            f.write(lines)
+        return os.path.basename(made[-1])
+
+    yield make
+    for path in made:
+        os.unlink(path)
+
+
+def test_rules_of_pam(serve, certs, tmp_path, pam_service):
+    """FEATURES 3.074 (the peer of Debian is built without): the account rules of a service decide, for each client anew; a question of a module, a service that is not there, and one with a fault mean no"""
+    users = tmp_path / "users"
+    users.write_text("fred\n")
+    service = pam_service(f"account required pam_listfile.so item=user sense=allow file={users} onerr=fail\n")
+    daemon = serve(*psk(certs.psk), "--object", f"authz-pam,id=z,service={service}", "--tls-authz", "z")
+    fred = dict(user="fred", psk_file=certs.psk / "keys.psk")
+    mallory = dict(user="mallory", psk_file=certs.psk / "keys.psk")
+    assert works(connect(daemon, **fred)) and refused(daemon, **mallory)
+    users.write_text("mallory\n")
+    assert works(connect(daemon, **mallory)) and refused(daemon, **fred)
+    for lines in ("account required pam_deny.so\n", "account required pam_no_such_module.so\n", "auth required pam_permit.so\naccount required pam_deny.so\n"):
+        daemon.stop()
+        daemon = serve(*psk(certs.psk), "--object", f"authz-pam,id=z,service={pam_service(lines)}", "--tls-authz", "z")
+        assert refused(daemon, **fred)
+
+
 def test_rules_that_are_not_there(start, disk, certs):
     """FEATURES 8.023, 10.003: rules are looked up for each client: none of that name let nobody in, and they may come later"""
     daemon = start("daemon", "--blockdev", "file,node-name=f,filename=a.qcow2", "--blockdev", "qcow2,node-name=q,file=f",
@@ -249,7 +285,8 @@ BAD = [
     (["--tls-authz", "z"], "tls-authz"),
     (["--object", "tls-creds-anon,id=t,endpoint=server", "--tls-creds", "t", "--tls-authz", "z"], "tls-authz"),
     (["--object", "tls-creds-x509,id=t,endpoint=server,dir={server},verify-peer=off", "--tls-creds", "t", "--tls-authz", "z"], "tls-authz"),
-    (["--object", "authz-pam,id=z,service=s"], "authz-pam"),
+    (["--object", "authz-pam,id=z"], "service"),
+    (["--object", "authz-pam,id=z,service=s,user=u"], "user"),
     (["--object", "authz-simple,id=z"], "identity"),
     (["--object", "authz-list,id=z,rules.0.match=a"], "policy"),
     (["--object", "authz-list,id=z,rules.1.match=a,rules.1.policy=allow"], "rules.1"),
