@@ -123,9 +123,15 @@ class Chain:
             self.client.events.append(event)
 
     def kill(self):
+        """What the server had said before stays to be read: a moment that was meant to be before the end may have come behind it."""
         self.server.kill()
         if self.client:
+            while event := self.client.receive():
+                self.client.events.append(event)
             self.client.close()
+
+    def said(self, name):
+        return any(event.get("event") == name for event in self.client.events)
 
     def wait_unlocked(self):
         end = time.monotonic() + 10

@@ -69,6 +69,15 @@ class Disk(kill_jobs.Chain):
         run.qemu_img("check", self.work / "again")
 
 
+def judge_target(disk, last):
+    """The backup is complete, and is the last one from now on: it, and what lies below it, are the disk as it was at the start."""
+    if disk.by_bitmap:
+        last = (disk.put_over("copy", *last), "qcow2")
+    kill_jobs.kill_snap.judge(disk.work / "copy")                # leaks at most
+    assert disk.read(disk.work / "copy") == disk.content
+    return last
+
+
 @pytest.mark.timeout(120 + 20 * len(kill_jobs.rounds(MOMENTS)))
 @pytest.mark.parametrize("case", [c for c in CASES if c != "none"])
 def test_killed(tmp_path, case):
@@ -95,10 +104,9 @@ def test_killed(tmp_path, case):
         disk.judge()
         last = (disk.full, "raw")
         if at_the_event:
-            if disk.by_bitmap:
-                last = (disk.put_over("copy", *last), "qcow2")
-            kill_jobs.kill_snap.judge(disk.work / "copy")        # leaks at most
-            assert disk.read(disk.work / "copy") == disk.content
+            last = judge_target(disk, last)
+        elif disk.said("BLOCK_JOB_COMPLETED"):                   # the moment came late
+            last = judge_target(disk, last)
         if round_number % 5 == 0 or (disk.by_bitmap and at_the_event):
             disk.again(last)
             tally.restarted()
