@@ -25,6 +25,7 @@ struct byre_crypt_info {
     const char *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg, *uuid;
     uint64_t payload_offset, master_key_iters;
     struct byre_key_slot slots[8];
+    int detached;                            /* 1: the header is in a file of its own */
 };
 
 struct byre_bitmap_info { const char *name; uint32_t granularity; int in_use, auto_on; };

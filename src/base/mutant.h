@@ -85,7 +85,7 @@
     X(AMEND_RAW_LATE, "Q20 Q21", "amend: entries say zero before the raw bit of the data file is gone")     \
     X(KEY_SLOT_EARLY, "Q26", "a key slot becomes active before its material is durable")                 \
     X(KEY_ERASE_FIRST, "Q26", "the material of a key slot is overwritten while the slot is active")       \
-    X(KEY_NO_SPARE, "Q26", "the only key slot is written over without a second one")                     \
+    X(KEY_NO_SPARE, "Q26", "an active key slot is written over without a second one")                    \
     X(KEY_STATE_FIRST, "Q26", "the sector with the state of a key slot goes first when it becomes active")  \
     X(GENERATION_STAYS, "Q16 G.018", "a change that a bitmap records leaves the generation as it was")  \
     X(BITMAP_BITS_LATE, "P4", "a guest write does not wait for the bits that cover it")                 \

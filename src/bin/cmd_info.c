@@ -105,6 +105,8 @@ static void json_crypt(struct json_out *j, const struct byre_crypt_info *c, bool
     if (strcmp(c->format, "luks") == 0) {
         if (c->ivgen_alg)
             jo_str(j, "ivgen-alg", c->ivgen_alg);
+        if (c->detached)
+            jo_bool(j, "detached-header", true); /* of others the peer says it in some of its versions only */
         jo_str(j, "hash-alg", c->hash_alg);
         jo_str(j, "cipher-alg", c->cipher_alg);
         jo_str(j, "uuid", c->uuid);
@@ -241,6 +243,8 @@ static void print_crypt(const struct byre_crypt_info *c, int in, bool nested)
     bool luks = strcmp(c->format, "luks") == 0;
     if (luks && c->ivgen_alg)
         printf("%*sivgen alg: %s\n", in, "", c->ivgen_alg);
+    if (c->detached)
+        printf("%*sdetached header: true\n", in, "");
     if (luks)
         printf("%*shash alg: %s\n%*scipher alg: %s\n%*suuid: %s\n", in, "", c->hash_alg, in, "", c->cipher_alg, in, "", c->uuid);
     if (c->ivgen_hash_alg)

@@ -64,7 +64,10 @@ static const struct ctl_shape ref_or_null = { .name = "BlockdevRefOrNull", .rows
 /* ---- drivers ---- */
 static const struct ctl_arg file_rows[] = { { "filename", CTL_STR, true, CTL_AT_NONE, .doc = "A path; /dev/fdset/N: what add-fd has put into set N." }, ENUM("locking", locking), ENUM("aio", aio), BOOL("drop-cache"),
     BOOL("x-check-cache-dropped"), CTL_ARGS_END };
-static const struct ctl_arg luks_rows[] = { FILE_ROW, { "key-secret", CTL_STR, false, CTL_AT_NONE }, CTL_ARGS_END };
+static const struct ctl_arg luks_rows[] = {
+    FILE_ROW, { "key-secret", CTL_STR, false, CTL_AT_NONE },
+    { "header", CTL_ALT, false, CTL_AT_NONE, .of = &ctl_ref_shape, .doc = "Where its header is, if not at the beginning of the file." }, CTL_ARGS_END
+};
 static const struct ctl_arg null_rows[] = { SIZE("size"), SIZE("latency-ns"), BOOL("read-zeroes"), CTL_ARGS_END };
 static const struct ctl_arg raw_rows[] = { FILE_ROW, SIZE("offset"), SIZE("size"), CTL_ARGS_END };
 static const struct ctl_arg qed_rows[] = { FILE_ROW, BACKING_ROW, CTL_ARGS_END };

@@ -49,7 +49,10 @@ static const struct ctl_shape encrypt = { .name = "QCryptoBlockCreateOptions", .
 static const struct ctl_arg file_rows[] = {
     { "filename", CTL_STR, true, CTL_AT_NONE, .doc = "The file that is made, or emptied." }, SIZE_ROW, PREALLOC_ROW, BOOL("nocow", NULL), SIZE("extent-size-hint", NULL), CTL_ARGS_END
 };
-static const struct ctl_arg luks_rows[] = { CRYPT_ROWS, REF("file", true, "Where the image is made."), SIZE_ROW, PREALLOC_ROW, CTL_ARGS_END };
+static const struct ctl_arg luks_rows[] = {
+    CRYPT_ROWS, REF("file", false, "Where the image is made, or its disk alone if there is a header. Without one there is only a header."),
+    REF("header", false, "Where its header is to be, if that is another file."), SIZE_ROW, PREALLOC_ROW, CTL_ARGS_END
+};
 static const struct ctl_arg qcow2_rows[] = {
     REF("file", true, "Where the image is made."), REF("data-file", false, "Where its guest data is to lie, if that is another file."), BOOL("data-file-raw", NULL),
     BOOL("extended-l2", NULL), SIZE_ROW, { "version", CTL_ENUM, false, CTL_AT_NONE, .of = &version }, BACKING_ROWS,
@@ -86,6 +89,7 @@ static int run_create(struct co *co, struct ctl_call *call)
 #define KEY_ROWS                                                                                                                 \
     { "state", CTL_ENUM, true, CTL_AT_NONE, .of = &state, .doc = "active: a key slot gets new-secret; inactive: key slots are erased." }, \
     STR("new-secret", NULL), STR("old-secret", "Of the key slots that it opens."), SIZE("keyslot", "The key slot, by its number."),       \
+    STR("secret", "Opens a key slot; the image's own when it is not given."),                                                    \
     SIZE("iter-time", "Milliseconds of work that the new passphrase costs.")
 static const struct ctl_arg key_rows[] = { KEY_ROWS, CTL_ARGS_END };
 static const struct ctl_case key_cases[] = { { "luks", key_rows }, { NULL, NULL } };

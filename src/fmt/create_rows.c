@@ -67,6 +67,7 @@ static const struct opt_enum key_states[] = { { "active", FMT_KEY_ACTIVE }, { "i
     { p "keyslot", 0, OPT_UINT, AT(encrypt.keyslot), .help = "the key slot that changes, 0 to 7" },                         \
     { p "new-secret", 0, OPT_STR, AT(encrypt.new_secret), .help = "id of the secret that a key slot is given" },            \
     { p "old-secret", 0, OPT_STR, AT(encrypt.old_secret), .help = "id of the secret whose key slots are erased" },          \
+    { p "secret", 0, OPT_STR, AT(encrypt.secret), .flags = OPT_HIDDEN, .help = "id of the secret that opens a key slot, if it is not the one that opened the image" }, \
     { p "state", 0, OPT_ENUM, AT(encrypt.state), .names = key_states, .help = "active: a key slot gets a secret, inactive: key slots are erased" }
 
 static const struct opt_row luks_amend_rows[] = { KEY_ROWS(""), OPT_END };
@@ -94,13 +95,16 @@ static const struct opt_row raw_file_rows[] = {
     OPT_END
 };
 
+#define DETACHED_ROW { "detached-header", 0, OPT_BOOL, AT(encrypt.detached), .help = "only a header is made, for a disk in another file" }
 static const struct opt_row luks_rows[] = {
     CRYPT_ROWS("", "")
+    DETACHED_ROW,
     { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" },
     OPT_END
 };
 static const struct opt_row luks_file_rows[] = {
     CRYPT_ROWS("", "")
+    DETACHED_ROW,
     FILE_ROWS,
     { "preallocation", 0, OPT_ENUM, AT(prealloc), .names = raw_prealloc_names, .help = "what to allocate at once" },
     { "size", 0, OPT_SIZE, AT(size), .help = "virtual size of the disk" },
@@ -148,7 +152,7 @@ const struct opt_row *fmt_amend_rows(const char *format)
 static const char *const usual_order[] = { "encryption", "encrypt.format", "encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",
                                      "encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time", "cluster_size", "extended_l2", "preallocation", "compression_type", "size", "compat", "backing_file",
                                      "backing_fmt", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "nocow", "extent_size_hint", "key-secret", "cipher-alg",
-                                     "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg", "iter-time", NULL };
+                                     "cipher-mode", "ivgen-alg", "ivgen-hash-alg", "hash-alg", "iter-time", "detached-header", NULL };
 
 /* The peer tells the options of each format in the order of its table. */
 static const char *const qed_order[] = { "size", "backing_file", "backing_fmt", "cluster_size", "table_size", "nocow", "extent_size_hint", NULL };

@@ -120,6 +120,7 @@ struct fmt_crypt_info {
     const char *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg;   /* "aes-256", "xts", ...; NULL: none */
     char uuid[41];
     uint64_t payload_offset, master_key_iters;
+    bool detached;                         /* the header is in a file of its own */
     struct { bool active; uint64_t iters, key_offset, stripes; } slots[8];
 };
 struct fmt_bitmap_info { char *name; uint32_t granularity; bool in_use, auto_on; };
@@ -202,17 +203,10 @@ struct fmt_host {
      * opened and locked; the image closes it. */
     int (*open_data)(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err);
     void *arg;
+    bool has_header;                       /* luks: the opener has a store for its header, which open_data (name: NULL) hands out */
 };
 
 enum fmt_key_state { FMT_KEY_UNSET, FMT_KEY_ACTIVE, FMT_KEY_INACTIVE };
-struct fmt_keys_amend {
-    enum fmt_key_state state;
-    int keyslot;                           /* -1: not stated */
-    const struct secret *new_secret, *old_secret;      /* NULL: not stated */
-    const struct secret *open_secret;      /* the format's: what the image was opened with */
-    uint64_t iter_time_ms; bool has_iter_time;
-    bool force;                            /* an active slot may be overwritten, the last one erased */
-};
 
 /* A named dirty bitmap of a disk: in memory only, or kept in the image (persistent). The lists belong to the node that has
  * the image; all of it is the home loop's, but for the bits of `bits`, which requests set from any loop. */
@@ -287,10 +281,11 @@ struct fmt_encrypt {
     char *format, *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg, *key_secret;
     uint64_t iter_time_ms;
     bool legacy;
+    bool detached;                         /* luks: only a header is made (FEATURES 3.062) */
     /* for amend: key slots (FEATURES 1.074) */
     enum fmt_key_state state;
     uint32_t keyslot;
-    char *new_secret, *old_secret;         /* ids */
+    char *new_secret, *old_secret, *secret;        /* ids; secret: opens a key slot, where it is not what the image was opened with */
 };
 
 /* Creation options: one struct for every format, filled from the option rows of create_rows.c by base/opt. */
@@ -435,6 +430,7 @@ struct fmt_image {
     const struct fmt_ops *ops;
     struct stor *store;                    /* the image's own file: metadata */
     struct stor *data;                     /* where plain guest data lies: `store`, a store that decrypts what is in it, or an external data file */
+    struct stor *second;                   /* the image's other file, as open_data handed it out: external data, or a header. NULL: it has one file */
     struct rt_loop *home;
     struct epoch *epoch;
     _Atomic uint64_t size;                 /* virtual size in bytes; changes only in resize */

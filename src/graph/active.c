@@ -340,8 +340,8 @@ static void drop_cache(struct co *co, struct graph_node *n)
     if (n->flt || !n->im->store || file_options(n)->keep_cache)
         return;
     stor_drop_cache(co, n->im->store);
-    if (n->im->data != n->im->store)
-        stor_drop_cache(co, n->im->data);
+    if (n->im->second)
+        stor_drop_cache(co, n->im->second);
 }
 
 /* Somebody else of this machine may have kept it there: mapped, or read just now. */
@@ -350,8 +350,8 @@ static int check_dropped(struct co *co, struct graph_node *n, struct byre_err *e
     if (n->flt || !n->im->store || !file_options(n)->check_cache)
         return 0;
     int64_t bytes = stor_cached(co, n->im->store);
-    if (bytes >= 0 && n->im->data != n->im->store) {
-        int64_t more = stor_cached(co, n->im->data);
+    if (bytes >= 0 && n->im->second) {
+        int64_t more = stor_cached(co, n->im->second);
         bytes = more < 0 ? more : bytes + more;
     }
     if (bytes < 0)

@@ -40,7 +40,7 @@ static const char *str_of(const json_t *o, const char *key)
     return json_is_string(v) ? json_string_value(v) : NULL;
 }
 
-const char *const blockdev_children[] = { "file", "data-file", "backing", "image", "target", NULL };
+const char *const blockdev_children[] = { "file", "data-file", "header", "backing", "image", "target", NULL };
 
 bool blockdev_is_null(const char *driver) { return driver && (!strcmp(driver, "null-co") || !strcmp(driver, "null-aio")); }
 

@@ -105,21 +105,24 @@ static int take_file(struct reopening *ro, const struct graph_node *n, json_t *o
     return !file || json_object_set_new(o, "file", file) ? byre_fail(ro->err, NOMEM, "no memory for a node") : 0;
 }
 
-/* "data-file": likewise, but it may be left out: it stays what it is. */
+/* "data-file", or "header": likewise, but it may be left out: it stays what it is. */
 static int take_data(struct reopening *ro, const struct graph_node *n, json_t *o)
 {
-    json_t *v = json_object_get(o, "data-file");
+    const char *key = n->has_header ? "header" : "data-file", *other = n->has_header ? "data-file" : "header";
+    if (json_object_get(o, other))
+        return byre_fail(ro->err, BAD_OPTION, "node '%s' has no '%s'", n->name, other);
+    json_t *v = json_object_get(o, key);
     const char *own = n->data_node ? n->data_node->name : n->data_name, *name = json_is_object(v) ? str_of(v, "node-name") : json_string_value(v);
     const char *filename = str_of(v, "filename");
     if (!v || (json_is_object(v) && !n->data_node))
         return 0;
     if (!(name && !strcmp(name, own)) && !(!name && filename && !strcmp(filename, n->data_node->filename)))
-        return byre_fail(ro->err, BAD_OPTION, "node '%s': its 'data-file' is '%s', and cannot become another one", n->name, own);
+        return byre_fail(ro->err, BAD_OPTION, "node '%s': its '%s' is '%s', and cannot become another one", n->name, key, own);
     if (json_is_object(v) && json_object_size(v) != (size_t)(name != NULL) + (filename != NULL) + (str_of(v, "driver") != NULL))
-        return byre_fail(ro->err, NOT_SUPPORTED, "node '%s': its 'data-file' is the node '%s', whose options are changed by an entry of its own", n->name, own);
+        return byre_fail(ro->err, NOT_SUPPORTED, "node '%s': its '%s' is the node '%s', whose options are changed by an entry of its own", n->name, key, own);
     if (!n->data_node)
-        return json_object_del(o, "data-file");
-    return json_object_set_new(o, "data-file", json_string(own)) ? byre_fail(ro->err, NOMEM, "no memory for a node") : 0;
+        return json_object_del(o, key);
+    return json_object_set_new(o, key, json_string(own)) ? byre_fail(ro->err, NOMEM, "no memory for a node") : 0;
 }
 
 /* What lies below an image is taken out of its options. */
@@ -192,6 +195,7 @@ static int make_how(struct reopening *ro, struct step *st, struct name_ref *ref)
         node_how_free(how);
         return byre_fail(ro->err, NOMEM, "no memory for a node");
     }
+    ref->has_header = old->ref.has_header;
     how->direct = ref->direct == NAME_YES;
     how->no_flush = ref->no_flush == NAME_YES;
     how->ref = *ref;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * data.c: the external data file of an image (FEATURES 1g).
+ * data.c: the external data file of an image (FEATURES 1g), or the file with its header (3.062).
  *
  * Purpose     Which file is it, may it be opened, and its locks.
  * Owns        Nothing: the image that asked closes the file. The node's reference and use of it are the image's node's (graph.c).
@@ -11,8 +11,10 @@
  *                 to the working directory; two different files by that name are refused, not chosen from.
  *             I3  The data file is none of the images of the chain, nor the data file of one.
  *             I4  Locks as the peer's: whoever writes holds write and resize; resize is denied to others.
+ *                 Of a header: whoever writes holds write, and write is denied to others, too.
  *             I5  A data file that is a node is asked as one (under.c), a bare file too: what the image writes is seen by that node's filters,
  *                 watchers and bitmaps, and its locks are those of the node's file. It is none of the nodes that are the image's own file.
+ *             I6  A header (struct graph_node, has_header) is always a node, which the user has named; no image records where its header is.
  * Order       None.
  * Concurrency Home loop, inside the opening of the image.
  * Failure     The file is closed again.
@@ -24,6 +26,10 @@
 
 #include "graph/active.h"
 #include "graph/under.h"
+
+/* For messages, and as the option is called. */
+static const char *other_file(const struct graph_node *n) { return n->has_header ? "header" : "external data file"; }
+static const char *other_option(const struct graph_node *n) { return n->has_header ? "header" : "data-file"; }
 
 static bool identity(struct graph *g, const struct stor *s, uint64_t *a, uint64_t *b)
 {
@@ -116,22 +122,36 @@ static bool is_made_of(const struct graph_node *m, const struct graph_node *d)
 static int check_data_node(const struct graph_node *n, struct graph_node *d, const char *name, struct byre_err *err)
 {
     if (!d)
-        return byre_fail(err, NOT_FOUND, "there is no node '%s' that could be 'data-file'", name);
+        return byre_fail(err, NOT_FOUND, "there is no node '%s' that could be '%s'", name, other_option(n));
     struct graph_node *bottom = graph_skip_filters(d);
     if (!bottom)
-        return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing: it cannot be 'data-file'", name);
+        return byre_fail(err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing: it cannot be '%s'", name, other_option(n));
     int r = active_allows(d, n->inactive, n->name, err);
-    if (r || n->read_only)
+    if (r || n->read_only || n->has_header)
         return r;
     if (d->read_only && !bottom->auto_read_only)
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, and the image whose data it is to hold is to be written", name);
     return watches_allow(bottom, "grow under an image", err);
 }
 
+/* A header node that stays open for reading. */
+static bool is_fixed(const struct graph_node *n, const struct graph_node *d)
+{
+    const struct graph_node *bottom = graph_skip_filters((struct graph_node *)(uintptr_t)d);
+    return n->has_header && d && d->read_only && !(bottom && bottom->auto_read_only);
+}
+
+static unsigned perm_over(const struct graph_node *n, const struct graph_node *d, bool read_only)
+{
+    return STOR_PERM_READ | (read_only || is_fixed(n, d) ? 0 : STOR_PERM_WRITE | (n->has_header ? 0u : STOR_PERM_RESIZE));
+}
+
+unsigned data_perm_of(const struct graph_node *n, bool read_only) { return perm_over(n, n->data_node, read_only); }
+
 static int use_data_node(struct graph_node *n, struct graph_node *d, struct byre_err *err)
 {
-    n->data_use = (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE),
-                                       .shared = STOR_PERM_ALL & ~STOR_PERM_RESIZE, .idle = n->inactive };
+    n->data_use = (struct graph_user){ .who = n->name, .perm = perm_over(n, d, n->read_only),
+                                       .shared = STOR_PERM_ALL & ~(STOR_PERM_RESIZE | (n->has_header ? STOR_PERM_WRITE : 0u)), .idle = n->inactive };
     int r = graph_user_add(d, &n->data_use, err);
     if (r)
         return r;
@@ -158,7 +178,7 @@ int data_from_node(struct co *co, struct graph_node *n, const char *name, struct
         r = use_data_node(n, d, err);
     bottom->wanted--;
     if (!r)
-        r = under_new(co, d, n->name, n->read_only, ret_s, err);
+        r = under_new(co, d, n->name, !(data_perm_of(n, n->read_only) & STOR_PERM_WRITE), ret_s, err);
     data_locks_of(n);                            /* I4 */
     if (!r)
         r = data_lock(co, n, *ret_s, 0, err);
@@ -175,10 +195,10 @@ static int take_node(const struct data_ask *ask, struct stor **ret_s, struct byr
     struct graph_node *n = ask->n, *d = n->data_node;
     const struct graph_node *bottom = graph_skip_filters(d);
     if (is_made_of(graph_skip_filters(n->file), bottom))
-        return byre_fail(err, BACKING_LOOP, "%s: node '%s' is its file, and cannot be its external data file, too", n->filename, d->name);
+        return byre_fail(err, BACKING_LOOP, "%s: node '%s' is its file, and cannot be its %s, too", n->filename, d->name, other_file(n));
     for (const struct graph_node *at = ask->top; at; at = at->backing)
         if (at == bottom)
-            return byre_fail(err, BACKING_LOOP, "%s: node '%s', which is to be its external data file, is part of the same chain of images", n->filename, d->name);
+            return byre_fail(err, BACKING_LOOP, "%s: node '%s', which is to be its %s, is part of the same chain of images", n->filename, d->name, other_file(n));
     n->data_filename = strdup(d->filename);
     if (!n->data_filename)
         return byre_fail(err, NOMEM, "no memory for a file name");
@@ -200,11 +220,11 @@ static int check_place(const struct data_ask *ask, const struct stor *s, struct 
         n->data_b = bottom->id_b;
     }
     if (known && !data_is(n, true, a, b))
-        return byre_fail_code(err, IO, -ESTALE, "%s: its external data file '%s' is another file than the one that is open", n->filename, n->data_filename);
+        return byre_fail_code(err, IO, -ESTALE, "%s: its %s '%s' is another file than the one that is open", n->filename, other_file(n), n->data_filename);
     bool taken = n->has_identity && data_is(n, n->has_identity, n->id_a, n->id_b);
     for (const struct graph_node *at = ask->top; at && !taken; at = at->backing)
         taken = at != n && (data_is(n, at->has_identity, at->id_a, at->id_b) || data_is(at, n->has_data_identity, n->data_a, n->data_b));
-    return taken ? byre_fail(err, BACKING_LOOP, "%s: its external data file '%s' is part of the same chain of images", n->filename, n->data_filename) : 0;
+    return taken ? byre_fail(err, BACKING_LOOP, "%s: its %s '%s' is part of the same chain of images", n->filename, other_file(n), n->data_filename) : 0;
 }
 
 int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err)

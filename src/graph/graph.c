@@ -267,7 +267,7 @@ const char *graph_filename(const struct graph_node *n) { return n->filename; }
 const struct fmt_ops *graph_format(const struct graph_node *n) { return n->im->ops; }
 struct fmt_image *graph_image(struct graph_node *n) { return n->im; }
 struct stor *graph_store(struct graph_node *n) { return n->im->store; }
-const char *graph_data_filename(const struct graph_node *n) { return n->data_filename ? n->data_filename : n->filename; }
+const char *graph_data_filename(const struct graph_node *n) { return n->data_filename && !n->has_header ? n->data_filename : n->filename; }
 struct graph_node *graph_backing(const struct graph_node *n) { return n->backing; }
 const char *graph_backing_filename(const struct graph_node *n) { return n->backing_filename; }
 const struct fill_costs *graph_fill_costs(const struct graph_node *n) { return &n->fill; }
@@ -330,8 +330,8 @@ void graph_abandon(struct graph_node *n)
     for (; n; n = n->flt ? n->backing : n->file) {
         if (n->im->store)
             stor_nbd_abandon(n->im->store);
-        if (n->im->data && n->im->data != n->im->store)
-            stor_nbd_abandon(n->im->data);
+        if (n->im->second)
+            stor_nbd_abandon(n->im->second);
         if (n->data_node)
             graph_abandon(n->data_node);         /* not deeper than formats lie over one another (UNDER_LEVELS_MAX) */
     }

@@ -141,7 +141,7 @@ struct graph_node {
     char *filename;                     /* path as the opener takes it */
     char *key_secret;                   /* id of the passphrase that opened it; NULL: none */
     char *backing_filename;             /* resolved name of the recorded backing file; NULL: none */
-    char *data_filename;                /* of the external data file, as it was opened; NULL: none */
+    char *data_filename;                /* of the external data file, or of the header, as it was opened; NULL: none */
     struct fmt_image *im;
     struct graph_node *backing;         /* changes only under drain */
     bool is_raw, read_only, probed;
@@ -158,7 +158,7 @@ struct graph_node {
     struct stor_seen seen, data_seen;   /* its files, when they had been locked and nothing of them was read (mode.c) */
     struct stor_seen looked_at;         /* of a file: before it was opened anew (mode_look_at_sharers) */
     unsigned lock_perm, lock_shared;    /* what this node wants of the lock of its store (open.c I6) */
-    unsigned data_perm, data_shared;    /* the same for the external data file */
+    unsigned data_perm, data_shared;    /* the same for its other file (fmt_image.second) */
     bool no_lock;
     struct lock_keep keep;              /* mode.c: what is held beside that while the image becomes another one */
     struct co_mutex locking;            /* of a node with a store of its own: the locks of the store change (open.c I6) */
@@ -222,7 +222,8 @@ struct graph_node {
     bool is_file;                       /* a bare file or device: a format may lie over it */
     struct graph_node *file;            /* the bare file whose store it shares, or the node that is its store (under.c); NULL: neither. Constant while open */
     struct graph_user file_use;
-    struct graph_node *data_node;       /* the node that is its external data file (data.c); NULL: that is no node. Constant while open */
+    struct graph_node *data_node;       /* the node that is its external data file, or its header (data.c); NULL: that is no node. Constant while open */
+    bool has_header;                    /* it is a header. Constant */
     struct graph_user data_use;
     struct graph_node *side;            /* requests for this node go there as well (side.c); with a reference. NULL: none */
     struct graph_user side_use;
@@ -308,7 +309,8 @@ struct name_ref {
     struct name_nbd *nbd;       /* it is an export of an NBD server, and path its URI; NULL: it is a file */
     char *format;               /* NULL: the name does not say */
     char *data_path;            /* external data file that is to be used; NULL: the one that the image records, or: */
-    char *data_ref;             /* "data-file" is the name of a node; NULL: it is not */
+    char *data_ref;             /* "data-file" is the name of a node, or, where has_header is set, "header" is; NULL: neither */
+    bool has_header;
     char *node_name;            /* NULL: the name does not say */
     bool as_file;               /* the bare file was asked for: raw, not guessed */
     bool no_backing;            /* "backing": null */
@@ -406,6 +408,9 @@ bool data_is_recorded(struct co *co, struct graph_node *n);
 /* The node `name` as the data file of n, which gets the reference and the use when it is opened for the first time; locked. */
 MUST_USE int data_from_node(struct co *co, struct graph_node *n, const char *name, struct stor **ret_s, struct byre_err *err);
 int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err);
+/* STOR_PERM_* that n wants of its other file when it is open in this way. A header that can only be read does not keep n from being
+ * written: its key slots stay what they are. */
+unsigned data_perm_of(const struct graph_node *n, bool read_only);
 /* Is the file with this identity the data file of n? */
 static inline bool data_is(const struct graph_node *n, bool has, uint64_t a, uint64_t b)
 {

@@ -114,7 +114,7 @@ static void keep_locks(struct graph_node *n)
 {
     n->keep.perm |= n->lock_perm;
     n->keep.unshared |= STOR_PERM_ALL & ~n->lock_shared;
-    if (n->im->data == n->im->store)
+    if (!n->im->second)
         return;
     n->keep.data_perm |= n->data_perm;
     n->keep.data_unshared |= STOR_PERM_ALL & ~n->data_shared;
@@ -161,13 +161,13 @@ static int raise_locks(struct co *co, struct graph_node *n, const struct node_mo
 }
 
 /* A file of the node must put up with an image in this mode. */
-static int ask_file(const struct graph_node *n, struct graph_node *file, struct graph_user *use, const struct node_mode *m, struct byre_err *err)
+static int ask_file(const struct graph_node *n, struct graph_node *file, struct graph_user *use, unsigned perm, struct byre_err *err)
 {
     if (!file)
         return 0;
     struct graph_user want = *use;
-    want.perm |= m->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE;         /* and what it does now, as with locks */
-    if (file->read_only && !m->read_only)
+    want.perm |= perm;                           /* and what it does now, as with locks */
+    if (file->read_only && perm & STOR_PERM_WRITE)
         return byre_fail(err, READ_ONLY, "node '%s' is read-only, and '%s' over it is to be written", file->name, n->name);
     int r = users_fit(file, &want, use, err);
     if (!r)
@@ -178,8 +178,8 @@ static int ask_file(const struct graph_node *n, struct graph_node *file, struct 
 
 static int ask_files(struct graph_node *n, const struct node_mode *m, struct byre_err *err)
 {
-    int r = ask_file(n, n->file, &n->file_use, m, err);
-    return r ? r : ask_file(n, n->data_node, &n->data_use, m, err);
+    int r = ask_file(n, n->file, &n->file_use, m->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE, err);
+    return r ? r : ask_file(n, n->data_node, &n->data_use, data_perm_of(n, m->read_only), err);
 }
 
 /* The image beside k, if there is one, goes. Bitmaps that it has still to store are there until it is closed. */
@@ -376,7 +376,7 @@ int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, 
     int r = n->read_only ? from_reading(co, n, m, err) : from_writing(co, n, m, err);
     unsigned perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE);
     n->file_use.perm = n->file ? perm : 0;
-    n->data_use.perm = n->data_node ? perm : 0;
+    n->data_use.perm = n->data_node ? data_perm_of(n, n->read_only) : 0;
     settle_files(n);
     mode_locks_let(co, n);
     threshold_follow(n);
@@ -416,7 +416,7 @@ static void take_seens(const struct graph_node *file)
     for (struct graph_node *m = node_next(file->g, NULL); m; m = node_next(file->g, m))
         if (mode_is_open(m)) {
             take_seen(m->im->store, file, &m->seen);
-            take_seen(m->im->data, file, &m->data_seen);
+            take_seen(m->im->second, file, &m->data_seen);
         }
 }
 

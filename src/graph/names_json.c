@@ -217,8 +217,12 @@ static int top_option(struct fields *f, const char *key, const json_t *v, struct
         return r;
     if (!strcmp(key, "file") && json_is_string(v))
         return get_copy(key, v, &f->ref->file_ref, err);
-    if (!strcmp(key, "data-file") && json_is_string(v))
+    if ((!strcmp(key, "data-file") || !strcmp(key, "header")) && json_is_string(v)) {
+        if (f->ref->data_ref)
+            return byre_fail(err, BAD_OPTION, "json: an image has a 'data-file' or a 'header', and not both");
+        f->ref->has_header = key[0] == 'h';
         return get_copy(key, v, &f->ref->data_ref, err);
+    }
     r = name_runtime_option(&f->ref->run, key, v, err);
     if (!r) {
         r = name_nbd_option(&f->ref->nbd, key, key, v, err);
@@ -308,6 +312,8 @@ static int judge(struct fields *f, struct byre_err *err)
     int r = judge_place(f, driver, filename, err);
     if (r)
         return r;
+    if (f->ref->has_header && f->data_filename)
+        return byre_fail(err, BAD_OPTION, "json: an image has a 'data-file' or a 'header', and not both");
     if (f->ref->data_ref && (f->data_driver || f->data_filename || f->ref->node.data_name))
         return byre_fail(err, BAD_OPTION, "json: 'data-file' names a node; then there are no options of a file beside it");
     if (f->data_driver && !name_driver_is_file(f->data_driver))

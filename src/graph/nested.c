@@ -189,6 +189,8 @@ static bool is_more(const json_t *o, const char *key)
 {
     const json_t *child = json_object_get(o, key);
     const char *driver = json_string_value(json_object_get(child, "driver"));
+    if (!strcmp(key, "header"))
+        return json_is_object(child);            /* always a node (data.c I6) */
     return driver && (!strcmp(key, "backing") || !(name_driver_is_file(driver) || !strcmp(driver, "nbd")));
 }
 

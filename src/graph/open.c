@@ -61,7 +61,7 @@ struct layer {
     bool is_top, any_key;               /* any_key: the secret was given by the caller, not by a name */
     struct graph_node *n;
     struct stor *store;                 /* until the image takes it */
-    struct stor *data;                  /* the same of an external data file that is a node */
+    struct stor *data;                  /* the same of an external data file, or a header, that is a node */
     struct graph_node *file;            /* `whole` of the bare file below it is held; with a reference. NULL: there is none */
     const struct fmt_ops *ops;
 };
@@ -92,8 +92,8 @@ void data_locks_of(struct graph_node *n)
         n->data_shared = STOR_PERM_ALL;
         return;
     }
-    n->data_perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE);
-    n->data_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~STOR_PERM_RESIZE;        /* data.c I4 */
+    n->data_perm = data_perm_of(n, n->read_only);
+    n->data_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~(STOR_PERM_RESIZE | (n->has_header ? STOR_PERM_WRITE : 0u));     /* data.c I4 */
 }
 
 /* Whose locks s takes, the store that n has or will have: the bare file's that it shares; else its own, or what it asks of a node below (under.c U4). */
@@ -152,7 +152,7 @@ int store_lock(struct co *co, struct graph_node *n, struct stor *s, struct stor 
 int data_lock(struct co *co, struct graph_node *n, struct stor *data, unsigned extra, struct byre_err *err)
 {
     unsigned perm = n->data_perm | n->keep.data_perm | extra, shared = n->data_shared & ~n->keep.data_unshared;
-    struct stor *old = n->im && n->im->data != n->im->store && n->im->data != data ? n->im->data : NULL;
+    struct stor *old = n->im && n->im->second != data ? n->im->second : NULL;
     if (n->no_lock && !under_is_store(data))     /* said of the image's own files; a node's file has its own word (under.c U4) */
         return 0;
     return old ? stor_lock_beside(co, data, old, perm, shared, err) : stor_lock(co, data, perm, shared, err);
@@ -161,7 +161,7 @@ int data_lock(struct co *co, struct graph_node *n, struct stor *data, unsigned e
 int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_err *err)
 {
     int r = n->no_lock ? 0 : lock_joined(co, n, NULL, NULL, extra, err);
-    return r || !n->im || n->im->data == n->im->store ? r : data_lock(co, n, n->im->data, extra, err);
+    return r || !n->im || !n->im->second ? r : data_lock(co, n, n->im->second, extra, err);
 }
 
 /* ---- format ---- */
@@ -326,6 +326,7 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
 static int open_files(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
     const char *data = l->ref->data_ref;
+    l->n->has_header = l->ref->has_header;
     int r = data ? data_from_node(co, l->n, data, &l->data, err) : 0;
     return r ? r : open_store(co, op, l, err);
 }
@@ -353,6 +354,8 @@ static int check_crypt(const struct opening *op, const struct layer *l, struct b
 {
     const struct name_crypt *c = &op->crypt[0];
     bool luks = l->ops == &fmt_luks_ops, none = l->ops == &fmt_raw_ops || l->ops == &fmt_qed_ops;
+    if (l->n->has_header && !luks)
+        return byre_fail(err, BAD_OPTION, "%s: 'header' is an option of luks images, and this one is %s", l->n->filename, l->ops->name);
     if (l->n->key_secret && c->nested == luks && !l->any_key)
         return byre_fail(err, BAD_OPTION, "%s: a %s image takes '%s'", l->n->filename, l->ops->name, luks ? "key-secret" : "encrypt.key-secret");
     if ((l->n->key_secret && none) || (c->format && (luks || none)))
@@ -416,7 +419,7 @@ static int open_image(struct co *co, struct opening *op, struct layer *l, struct
         fo = op->o->fmt;
     struct data_ask ask = { .n = n, .top = op->top, .o = op->o, .of_node = &l->data, .path = l->ref->data_path ? l->ref->data_path : l->is_top ? op->o->data_file : NULL,
                             .direct = wants(l->ref->direct, op->o->direct), .no_flush = wants(l->ref->no_flush, op->o->no_flush) };
-    struct fmt_host host = { .open_data = data_open, .arg = &ask };
+    struct fmt_host host = { .open_data = data_open, .arg = &ask, .has_header = n->has_header };
     fo.below = !l->is_top;
     fo.host = &host;
     fo.corrupted = tell_corruption;
@@ -862,7 +865,7 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
     }
     if (!r && (ref.file_ref || ref.data_ref) && !o->node_refs) {
         r = o->overlay ? byre_fail(err, REFUSED_REFERENCE, "%s: its backing file name '%s' names a node of this process", o->overlay, o->filename)
-                       : byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", ref.file_ref ? "file" : "data-file");
+                       : byre_fail(err, NOT_SUPPORTED, "json: '%s' names a node; give it as an object", ref.file_ref ? "file" : ref.has_header ? "header" : "data-file");
         name_ref_fini(&ref);
     }
     if (r)

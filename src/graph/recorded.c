@@ -25,6 +25,8 @@ static const char *beside_name(struct co *co, struct graph_node *n)
         return "lies over another format";
     if (n->is_view)
         return n->how && n->how->ref.node.window.on ? "shows a part of its file" : "shows an internal snapshot";
+    if (n->has_header)
+        return "has its header in another file";
     return data_is_recorded(co, n) ? NULL : "has another external data file than its header records";
 }
 

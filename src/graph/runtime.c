@@ -494,6 +494,6 @@ void graph_each_edge(struct graph *g, void (*fn)(void *arg, const struct graph_e
         if (m->file)
             fn(arg, &(struct graph_edge){ .parent = m, .child = m->file, .role = "file", .who = m->name, .perm = m->file_use.perm, .shared = m->file_use.shared });
         if (m->data_node)
-            fn(arg, &(struct graph_edge){ .parent = m, .child = m->data_node, .role = "data-file", .who = m->name, .perm = m->data_use.perm, .shared = m->data_use.shared });
+            fn(arg, &(struct graph_edge){ .parent = m, .child = m->data_node, .role = m->has_header ? "header" : "data-file", .who = m->name, .perm = m->data_use.perm, .shared = m->data_use.shared });
     }
 }

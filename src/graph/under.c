@@ -279,7 +279,7 @@ int graph_need_root(const struct graph_node *n, struct byre_err *err)
     const struct graph_node *f = graph_skip_filters((struct graph_node *)(uintptr_t)n);
     for (const struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, (struct graph_node *)(uintptr_t)m))
         if ((m->file && graph_skip_filters(m->file) == f) || (m->data_node && graph_skip_filters(m->data_node) == f))
-            return byre_fail(err, PERMISSION, "Need a root block node: node '%s' is %s of the image '%s'", n->name, m->file && graph_skip_filters(m->file) == f ? "the file" : "the external data file", m->name);
+            return byre_fail(err, PERMISSION, "Need a root block node: node '%s' is %s of the image '%s'", n->name, m->file && graph_skip_filters(m->file) == f ? "the file" : m->has_header ? "the header" : "the external data file", m->name);
     return 0;
 }
 
@@ -295,7 +295,7 @@ static unsigned levels_below(struct stor *s) { return under_is_store(s) ? levels
 /* Of formats over one another, b's own counted: as far as their files are nodes. */
 static unsigned levels_of(const struct graph_node *b)
 {
-    unsigned file = levels_below(b->im->store), data = b->im->data != b->im->store ? levels_below(b->im->data) : 0;
+    unsigned file = levels_below(b->im->store), data = b->im->second ? levels_below(b->im->second) : 0;
     return 1 + (file > data ? file : data);
 }
 

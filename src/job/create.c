@@ -42,7 +42,8 @@ struct create {
     const struct opt_row *rows;
     struct fmt_create_opts fo;
     uint64_t seen;
-    struct stor *store, *data;           /* data: until the format takes it */
+    struct stor *store, *data;           /* data: until the format takes it. A header stays here */
+    bool has_header;                     /* data is one */
     struct graph_node *node;             /* of the store, a reference; NULL: it has none */
     char who[ID_TEXT_MAX];               /* as a user of nodes */
 };
@@ -60,6 +61,8 @@ static int check_backing(const struct create *c, struct byre_err *err)
 static int check_size(struct create *c, struct byre_err *err)
 {
     bool sectors = !strcmp(c->driver, "qcow2") || !strcmp(c->driver, "qed");
+    if (c->fo.encrypt.detached)
+        c->fo.size = 0;                  /* of a header alone it says nothing */
     if (!opt_seen(c->rows, c->seen, "size"))
         return byre_fail(err, BAD_SIZE, "the size of the image must be given");
     if (c->fo.size > INT64_MAX - SECTOR)
@@ -73,7 +76,7 @@ static int check_size(struct create *c, struct byre_err *err)
 
 static int settle(struct co *co, struct create *c, struct byre_err *err)
 {
-    static const char *const nodes[] = { "driver", "filename", "file", "data-file", NULL };
+    static const char *const nodes[] = { "driver", "filename", "file", "data-file", "header", NULL };
     bool is_file = c->driver && !strcmp(c->driver, "file");
     const char *format = is_file ? "raw" : c->driver;
     c->ops = format && (is_file || strcmp(format, "raw")) ? fmt_by_name(format) : NULL;
@@ -83,6 +86,7 @@ static int settle(struct co *co, struct create *c, struct byre_err *err)
     int r = opt_defaults(c->rows, &c->fo, err);
     if (!r)
         r = create_opts_take(c->options, nodes, c->rows, &c->fo, &c->seen, err);
+    c->fo.encrypt.detached = json_object_get(c->options, "header") && !json_object_get(c->options, "file");
     if (!r)
         r = check_backing(c, err);
     if (!r)
@@ -133,7 +137,7 @@ static int open_node(struct co *co, struct create *c, const char *key, struct st
         stor_close(co, below);
         r = byre_fail(err, NOMEM, "no memory to write to node '%s'", graph_node_name(n));
     }
-    if (!r && !ret_file) {
+    if (!r && ret_s == &c->store) {
         c->node = n;
         return 0;
     }
@@ -144,8 +148,9 @@ static int open_node(struct co *co, struct create *c, const char *key, struct st
 static int give_data(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err)
 {
     struct create *c = arg;
-    *ret_s = c->data;
-    c->data = NULL;
+    *ret_s = c->has_header ? stor_share(c->data) : c->data;
+    if (!c->has_header)
+        c->data = NULL;
     return 0;
 }
 
@@ -169,26 +174,43 @@ static void wipe(struct co *co, struct create *c, struct stor *s, struct byre_er
         graph_warn(c->node, "%s: what was written of an image that is not wanted any more could not be wiped: %s", below->name, strerror(-r));
 }
 
-static int make_in_node(struct co *co, struct create *c, struct byre_err *err)
+/* The node of the image's other file, if there is to be one. */
+static int open_second(struct co *co, struct create *c, struct byre_err *err)
 {
-    struct fmt_host host = { .open_data = give_data, .arg = c };
     char *data_name = NULL;
-    bool has_data = json_object_get(c->options, "data-file");
+    bool has_data = json_object_get(c->options, "data-file"), has_header = json_object_get(c->options, "header");
     if (has_data && !opt_find(c->rows, "data_file"))
         return byre_fail(err, BAD_OPTION, "%s images have no 'data-file'", c->driver);
+    if (has_header && !opt_find(c->rows, "detached-header"))
+        return byre_fail(err, BAD_OPTION, "%s images have no 'header'", c->driver);
+    c->has_header = has_header && !c->fo.encrypt.detached;
+    if (c->has_header && json_equal(json_object_get(c->options, "header"), json_object_get(c->options, "file")))
+        return byre_fail(err, BAD_ARGUMENT, "'header' and 'file' are the same, and the disk would lie over its header");
+    if (c->has_header)
+        return open_node(co, c, "header", &c->data, NULL, err);
     int r = has_data ? open_node(co, c, "data-file", &c->data, &data_name, err) : 0;
     if (!r && has_data)
         c->fo.data_file = data_name;             /* freed with the rows' strings */
+    return r;
+}
+
+static int make_in_node(struct co *co, struct create *c, struct byre_err *err)
+{
+    struct fmt_host host = { .open_data = give_data, .arg = c };
+    int r = open_second(co, c, err);
+    host.has_header = c->has_header;
     if (!r)
         r = c->ops->create(co, NULL, &c->fo, err);   /* I1 */
     if (!r)
-        r = open_node(co, c, "file", &c->store, NULL, err);
+        r = open_node(co, c, c->fo.encrypt.detached ? "header" : "file", &c->store, NULL, err);
     if (!r && c->fo.backing_file && !strcmp(c->fo.backing_file, c->store->name))
         r = byre_fail(err, BAD_ARGUMENT, "%s: an image cannot be its own backing file", c->store->name);
     if (!r) {
         c->fo.host = &host;
         r = c->ops->create(co, c->store, &c->fo, err);
         c->fo.host = NULL;
+        if (r && c->has_header)
+            wipe(co, c, c->data, err);
         if (r)
             wipe(co, c, c->store, err);
         else if (c->fo.backing_file)

@@ -86,6 +86,8 @@ int create_settle(struct create *c, struct byre_err *err)
     if ((c->o.flags & BYRE_CREATE_WRITABLE) && !c->ops->write_begin)
         return byre_fail(err, NOT_SUPPORTED, "images of the format %s can be made and read, but not written yet", format);
     int r = parse_lists(c, err);
+    if (!r && c->fo.encrypt.detached && (c->o.flags & BYRE_CREATE_WRITABLE))
+        r = byre_fail(err, BAD_OPTION, "detached-header: what is written needs a disk, and this makes a header alone");
     if (!r)
         r = settle_backing(c, err);
     if (!r)
@@ -238,7 +240,9 @@ static int create_co(struct co *co, void *arg)
         r = size_from_backing(co, c);
     if (r)
         return r;
-    if (!c->has_size)
+    if (c->fo.encrypt.detached)
+        c->fo.size = 0;                          /* of a header alone it says nothing */
+    else if (!c->has_size)
         return byre_fail(c->err, BAD_SIZE, "%s: the size of the image must be given", c->filename);
     if (c->fo.size >= SIZE_LIMIT)
         return byre_fail(c->err, BAD_SIZE, "%s: a size of %" PRIu64 " bytes is too large (the limit is 2^63 - 1)", c->filename, c->fo.size);

@@ -110,7 +110,7 @@ static void take_crypt(struct info *in)
     in->crypt = (struct byre_crypt_info){
         .format = c->format, .cipher_alg = c->cipher_alg, .cipher_mode = c->cipher_mode, .ivgen_alg = c->ivgen_alg,
         .ivgen_hash_alg = c->ivgen_hash_alg, .hash_alg = c->hash_alg, .uuid = c->uuid, .payload_offset = c->payload_offset,
-        .master_key_iters = c->master_key_iters };
+        .master_key_iters = c->master_key_iters, .detached = c->detached };
     for (unsigned i = 0; i < 8; i++)
         in->crypt.slots[i] = (struct byre_key_slot){ c->slots[i].active, c->slots[i].iters, c->slots[i].key_offset, c->slots[i].stripes };
     in->pub.crypt = &in->crypt;

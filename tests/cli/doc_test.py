@@ -127,7 +127,7 @@ NODE = {"driver": "qcow2", "node-name": "a", "file.filename": "x", "file.driver"
         "data-file.driver": "file", "data-file.node-name": "c", "cache-size": "1M", "l2-cache-size": "1M", "refcount-cache-size": "256k",
         "l2-cache-entry-size": "4k", "cache-clean-interval": "60", "lazy-refcounts": "off", "pass-discard-request": "on",
         "pass-discard-snapshot": "on", "pass-discard-other": "on", "discard-no-unref": "off", "overlap-check": "all", "encrypt.format": "luks",
-        "encrypt.key-secret": "s", "key-secret": "s"}
+        "encrypt.key-secret": "s", "key-secret": "s", "header.filename": "h", "header.driver": "file", "header.node-name": "k"}
 
 
 def test_node_options_are_taken(tmp_path):
@@ -142,11 +142,14 @@ def test_node_options_are_taken(tmp_path):
     secret = ["--object", "secret,id=s,data=a"]
     run.byre("create", "-q", *secret, "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "e", "4M", cwd=tmp_path)
     run.byre("create", "-q", *secret, "-f", "luks", "-o", "key-secret=s,iter-time=10", "l", "4M", cwd=tmp_path)
+    run.byre("create", "-q", *secret, "-f", "luks", "-o", "key-secret=s,iter-time=10,detached-header=on", "h", cwd=tmp_path)
     needs = {"offset": {"driver": "raw", "file.filename": "r"}, "key-secret": {"driver": "luks", "file.filename": "l"},
              "data-file.driver": {"data-file.filename": "d", "file.filename": "y"}, "data-file.filename": {"file.filename": "y"},
              "data-file.node-name": {"file.filename": "y"}, "encrypt.key-secret": {"file.filename": "e"},
              "encrypt.format": {"file.filename": "e", "encrypt.key-secret": "s"}}
     needs["size"] = needs["offset"]
+    for key in ("filename", "driver", "node-name"):
+        needs[f"header.{key}"] = {"driver": "luks", "key-secret": "s", "header.filename": "h", "file.filename": "r"}
     for key in listed:
         opts = {"driver": "qcow2", "file.driver": "file", "file.filename": "x", key: NODE[key], **needs.get(key, {})}
         done = run.byre("io", *secret, "-c", "read 0 512", f"json:{json.dumps(opts)}", cwd=tmp_path)

@@ -44,7 +44,9 @@ def unexport(client, node):
 
 NBD = ("--nbd-server", "addr.type=unix,addr.path=n.sock")
 FORMATS = {"qcow2": ["-f", "qcow2"], "lazy": ["-f", "qcow2", "-o", "lazy_refcounts=on"], "data": ["-f", "qcow2", "-o", "data_file=ext.raw"], "qed": ["-f", "qed"],
-           "raw": ["-f", "raw"], "luks": ["--object", "secret,id=s,data=abc", "-f", "luks", "-o", "key-secret=s,iter-time=10"]}
+           "raw": ["-f", "raw"], "luks": ["--object", "secret,id=s,data=abc", "-f", "luks", "-o", "key-secret=s,iter-time=10"],
+           "luks-data": ["--object", "secret,id=s,data=abc", "-f", "qcow2", "-o", "data_file=ext.raw,encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"]}
+KEYS = {"luks": {"key-secret": "s"}, "luks-data": {"encrypt": {"format": "luks", "key-secret": "s"}}}
 
 
 def words_of(commands):
@@ -70,8 +72,7 @@ class World:
         self.client = self.daemon.qmp()
 
     def options(self, **more):
-        secret = {"key-secret": "s"} if self.kind == "luks" else {}
-        return {"driver": self.format, "node_name": "d", "file": file_of(str(self.path), **{"node-name": "df"}), **secret, **more}
+        return {"driver": self.format, "node_name": "d", "file": file_of(str(self.path), **{"node-name": "df"}), **KEYS.get(self.kind, {}), **more}
 
     def add(self, **more):
         self.client.ok("blockdev-add", **self.options(**more))
@@ -82,13 +83,17 @@ class World:
     def other(self, *commands, code=0):
         """Another process opens the file and does this."""
         words = words_of(commands)
-        if self.kind == "luks":
-            name = "json:" + json.dumps({"driver": "luks", "key-secret": "s", "file": {"driver": "file", "filename": str(self.path)}})
-            return io("--object", "secret,id=s,data=abc", *words, name, code=code)
+        if self.kind in KEYS:
+            return io("--object", "secret,id=s,data=abc", *words, self.with_key(), code=code, cwd=self.path.parent)
         return io("-f", self.format, *words, self.path, code=code, cwd=self.path.parent)
 
+    def with_key(self):
+        return "json:" + json.dumps({"driver": self.format, **KEYS[self.kind], "file": {"driver": "file", "filename": str(self.path)}})
+
     def check(self):
-        if self.format in ("qcow2", "qed"):
+        if self.kind == "luks-data":
+            run.qemu_img("check", "--object", "secret,id=s,data=abc", self.with_key(), cwd=self.path.parent)
+        elif self.format in ("qcow2", "qed"):
             run.qemu_img("check", "-f", self.format, self.path, cwd=self.path.parent)
 
 
@@ -104,7 +109,7 @@ def test_handover_and_back(start, tmp_path, kind):
         assert 100 in locks(w.path)
         turn(w.client, False, "d")
         assert active(w.client) == {"d": False, "df": False}
-        assert locks(w.path) == [] and (kind != "data" or locks(tmp_path / "ext.raw") == [])
+        assert locks(w.path) == [] and ("data" not in kind or locks(tmp_path / "ext.raw") == [])
         w.check()
         w.other(f"read -P {10 + step} {at}M 1M", f"write -P {20 + step} {at + 1}M 1M", f"write -z {at}M 64k", f"discard {at + 2}M 64k")
         w.check()
@@ -335,6 +340,35 @@ def test_page_cache(start, tmp_path, keep, nodes):
     turn(w.client, False, "d")
     assert (cached(w.path) > 0) == keep
     w.guest("read -P 4 8M 4M")
+
+
+@pytest.mark.parametrize("kind", ["data", "luks-data"])
+def test_page_cache_of_a_data_file(start, tmp_path, kind):
+    """FEATURES 3.020, 1.078: the same of its external data file, encrypted or not: what another machine wrote would not be seen"""
+    peers.need("fincore")
+    w = World(start, tmp_path, kind)
+    w.add()
+    export(w.client, "d", writable=True, allow_inactive=True)
+    w.guest("write -P 4 8M 4M", "read -P 1 0 2M", "flush")
+    assert cached(tmp_path / "ext.raw") > 0
+    turn(w.client, False, "d")
+    assert cached(tmp_path / "ext.raw") == 0
+
+
+@pytest.mark.parametrize("kind", ["data", "luks-data"])
+def test_lock_of_a_data_file(start, tmp_path, kind):
+    """FEATURES 11.006, 1.078: it follows the image's: opened for reading, and for writing again"""
+    w = World(start, tmp_path, kind)
+    w.add(read_only=True)
+    entry = {k.replace("_", "-"): v for k, v in w.options().items()}
+    for read_only in (True, False, True, False):
+        w.client.ok("blockdev-reopen", options=[{**entry, "file": "df", "read-only": read_only}])
+        assert (103 in locks(tmp_path / "ext.raw")) == (103 in locks(w.path)) == (not read_only)        # resize
+    export(w.client, "d", writable=True)
+    w.guest("write -P 5 4M 1M", "flush")
+    unexport(w.client, "d")
+    w.client.ok("blockdev-del", node_name="d")
+    w.other("read -P 5 4M 1M", "read -P 1 0 2M")
 
 
 def test_page_cache_is_looked_at(start, tmp_path):

@@ -290,8 +290,9 @@ def fits(ours, theirs, where):
 NOT_THERE = {"SHUTDOWN"}
 # Words that its programs take, and that its schema spells in another way.
 MISSPELT = {"authz-list-file"}
-NEWER = {"active", "allow-inactive", "min-cluster-size", "on-cbw-error", "discard-source", "handshake-max-seconds", "discard-no-unref", "backing-mask-protocol", "qom-path"}
-# Members that only its oldest version, and byre, cannot do without.
+NEWER = {"active", "allow-inactive", "min-cluster-size", "on-cbw-error", "discard-source", "handshake-max-seconds", "discard-no-unref", "backing-mask-protocol", "qom-path",
+         "header"}
+# Members that only its oldest version cannot do without.
 LOOSER = {"blockdev-create.options:luks.file"}
 # Members that byre adds to commands of the peer's.
 OURS = {"x-delay-ns", "x-skip", "drop-source", "force", "converge", "deadline", "max-slowdown", "max-hold-ms", "cbw-timeout"}

@@ -296,8 +296,9 @@ def keys(fmt, words):
 THREE = SECRET + ["--object", "secret,id=n,data=new one", "--object", "secret,id=w,data=wrong"]
 
 
-def active_slots(path):
-    data = run.byre("info", "--output=json", path).json["format-specific"]["data"]
+def active_slots(path=None, head=None, disk=None):
+    words = ["--image-opts", apart(head, disk)] if head else [path]
+    data = run.byre("info", "--output=json", *words).json["format-specific"]["data"]
     return [i for i, s in enumerate(data.get("encrypt", data)["slots"]) if s["active"]]
 
 
@@ -353,3 +354,128 @@ def test_amend_help_and_plain_images(tmp_path):
     run.byre("create", "-q", "-f", "qcow2", tmp_path / "x", "1M")
     done = img("byre", "amend", "-f", "qcow2", "-o", "encrypt.state=active,encrypt.new-secret=s", tmp_path / "x", code=1)
     assert "not encrypted" in done.err
+
+
+# ---- a header in a file of its own ----
+
+def apart(header, disk, secret="s"):
+    """--image-opts of a disk whose header is elsewhere."""
+    return f"driver=luks,key-secret={secret},header.driver=file,header.filename={header},file.filename={disk}"
+
+
+def joined(header, disk, path):
+    """The same disk as one file, for programs that know no detached headers: the payload begins behind the header then."""
+    head = bytearray(header.read_bytes())
+    head += bytes(-len(head) % 512)
+    head[104:108] = (len(head) // 512).to_bytes(4, "big")
+    path.write_bytes(head + disk.read_bytes())
+    return path
+
+
+def plain(path, text):
+    path.write_bytes(text)
+    return path
+
+
+@pytest.fixture
+def passes(tmp_path):
+    return plain(tmp_path / "one", b"hunter2"), plain(tmp_path / "two", b"new one")
+
+
+def test_detached_header_is_made(tmp_path, passes):
+    """FEATURES 3.062: create makes a header alone, cryptsetup opens it and adds a key to it, and what lies in the disk is what it would be in one file"""
+    cryptsetup = peers.need("cryptsetup")
+    one, two = passes
+    head, disk = tmp_path / "head", images.raw_file(tmp_path / "disk", 3 * MIB)
+    done = img("byre", "create", "-f", "luks", "-o", "detached-header=on,key-secret=s,iter-time=10,cipher-alg=aes-128", head)
+    assert "detached-header=on" in done.out
+    assert head.stat().st_size < 2 * MIB
+    dump = run.run(cryptsetup, "luksDump", head).out
+    assert "Payload offset:\t0\n" in dump and "Key Slot 0: ENABLED" in dump
+    run.run(cryptsetup, "open", "--test-passphrase", "--header", head, "--key-file", one, disk)
+    io("byre", apart(head, disk), "write -P 1 0 3M", "write -P 2 1234567 7000", "read -P 1 0 1234567")
+    before = head.read_bytes()
+    io("qemu", opts(joined(head, disk, tmp_path / "whole"), "luks"), "read -P 1 0 1234567", "read -P 2 1234567 7000", "read -P 1 1241567 1904161")
+    assert head.read_bytes() == before and bytes([1]) * 64 not in disk.read_bytes()
+    run.run(cryptsetup, "luksAddKey", "--pbkdf-force-iterations", "1000", "--key-file", one, head, two)
+    io("byre", apart(head, disk, "n"), "read -P 2 1234567 7000", secrets=THREE)
+    assert active_slots(head=head, disk=disk) == [0, 1]
+
+
+def test_detached_header_of_cryptsetup(tmp_path, passes):
+    """FEATURES 3.062: a header that cryptsetup makes or takes from a disk opens it; the backup of a header also when the disk's own is gone"""
+    cryptsetup = peers.need("cryptsetup")
+    one, _ = passes
+    head, disk = tmp_path / "head", images.raw_file(tmp_path / "disk", 3 * MIB)
+    run.run(cryptsetup, "luksFormat", "-q", "--type", "luks1", "--pbkdf-force-iterations", "1000", "--header", head, "--key-file", one, disk)
+    io("byre", apart(head, disk), "write -P 4 1M 1M", "read -P 4 1M 1M")
+    io("qemu", opts(joined(head, disk, tmp_path / "whole"), "luks"), "read -P 4 1M 1M")
+    whole, backup = create("qemu", tmp_path / "whole.luks", "2M", "luks"), tmp_path / "backup"
+    io("qemu", opts(whole, "luks"), "write -P 5 0 2M")
+    run.run(cryptsetup, "luksHeaderBackup", whole, "--header-backup-file", backup)
+    with open(whole, "r+b") as f:
+        f.write(bytes(1 << 20))
+    img("byre", "io", "-c", "read 0 512", "--image-opts", opts(whole, "luks"), code=1)
+    io("byre", apart(backup, whole), "read -P 5 0 2M", "write -P 6 100 5000")
+    with open(whole, "r+b") as f:
+        f.write(backup.read_bytes())
+    io("qemu", opts(whole, "luks"), "read -P 5 0 100", "read -P 6 100 5000", "read -P 5 5100 2000000")
+
+
+def test_detached_header_key_slots(tmp_path, passes):
+    """FEATURES 1.074, 3.062: key slots are changed in the header, and the disk is not touched; a header that can only be read leaves the disk writable"""
+    cryptsetup = peers.need("cryptsetup")
+    one, two = passes
+    head, disk = tmp_path / "head", images.raw_file(tmp_path / "disk", 2 * MIB)
+    img("byre", "create", "-q", "-f", "luks", "-o", "detached-header=on,key-secret=s,iter-time=10", head)
+    io("byre", apart(head, disk), "write -P 1 0 2M")
+    before = disk.read_bytes()
+    size = head.stat().st_size
+    img("byre", "amend", "-o", "state=active,new-secret=n,iter-time=10", "--image-opts", apart(head, disk), secrets=THREE)
+    for key in (one, two):
+        run.run(cryptsetup, "open", "--test-passphrase", "--header", head, "--key-file", key, disk)
+    img("byre", "amend", "-o", "state=inactive,old-secret=s", "--image-opts", apart(head, disk), secrets=THREE)
+    run.run(cryptsetup, "open", "--test-passphrase", "--header", head, "--key-file", one, disk, code=2)
+    assert active_slots(head=head, disk=disk) == [1]
+    assert disk.read_bytes() == before and head.stat().st_size == size
+    io("byre", apart(head, disk, "n"), "read -P 1 0 2M", secrets=THREE)
+    fixed, held = apart(head, disk, "n") + ",header.read-only=on", head.read_bytes()
+    done = img("byre", "amend", "-o", "state=inactive,keyslot=1", "--force", "--image-opts", fixed, secrets=THREE, code=1)
+    assert "read-only" in done.err and head.read_bytes() == held
+    io("byre", fixed, "write -P 3 4096 4096", "read -P 3 4096 4096", secrets=THREE)
+    assert head.read_bytes() == held and disk.read_bytes() != before
+
+
+def test_detached_header_info(tmp_path):
+    """FEATURES 3.062, 1.146: info says that the header is detached, and says nothing of the kind of others"""
+    head, disk = tmp_path / "head", images.raw_file(tmp_path / "disk", MIB)
+    img("byre", "create", "-q", "-f", "luks", "-o", "detached-header=on,key-secret=s,iter-time=10", head)
+    said = run.byre("info", "--output=json", "--image-opts", apart(head, disk)).json
+    assert said["virtual-size"] == MIB and said["format"] == "luks"
+    assert said["format-specific"]["data"]["detached-header"] is True and said["format-specific"]["data"]["payload-offset"] == 0
+    assert "detached header: true" in run.byre("info", "--image-opts", apart(head, disk)).out
+
+
+def test_detached_header_refusals(tmp_path):
+    """FEATURES 3.062: what makes no sense is refused, and changes nothing"""
+    head, disk = tmp_path / "head", images.raw_file(tmp_path / "disk", MIB)
+    img("byre", "create", "-q", "-f", "luks", "-o", "detached-header=on,key-secret=s,iter-time=10", head)
+    img("byre", "create", "-q", "-f", "qcow2", tmp_path / "q", "1M")
+    before = {p: p.read_bytes() for p in (head, disk, tmp_path / "q")}
+    create("byre", tmp_path / "own", "1M", "luks")
+    before[tmp_path / "own"] = (tmp_path / "own").read_bytes()
+    bad = [(apart(head, tmp_path / "own"), "a LUKS header of its own"), (apart(head, head), "lock"), (apart(disk, head), "no LUKS header"), (apart(tmp_path / "no", disk), "no such file"),
+           (f"driver=qcow2,header.driver=file,header.filename={head},file.filename={tmp_path / 'q'}", "'header' is an option of luks images"),
+           (f"driver=raw,header.driver=file,header.filename={head},file.filename={disk}", "'header' is an option of luks images"),
+           (f"driver=luks,key-secret=s,file.filename={head}", "another file"), (apart(head, disk) + ",data-file.filename=x", "not both"),
+           (apart(head, disk, "w"), "opens no key slot")]
+    for image, why in bad:
+        done = img("byre", "io", "-c", "write 0 4k", "--image-opts", image, secrets=THREE, code=1)
+        assert why in done.err, (image, done.err)
+    for words, why in ((["convert", "-O", "luks", "-o", "detached-header=on,key-secret=s", disk], "header alone"),
+                       (["create", "-f", "luks", "-o", "detached-header=on,key-secret=s,preallocation=full"], "nothing to allocate"),
+                       (["create", "-f", "qcow2", "-o", "detached-header=on"], "detached-header")):
+        done = img("byre", *words, tmp_path / "new", code=1)
+        assert why in done.err and not (tmp_path / "new").exists(), done.err
+    for path, text in before.items():
+        assert path.read_bytes() == text

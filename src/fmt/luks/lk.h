@@ -38,7 +38,7 @@ struct lk_change {
     enum fmt_key_state state;
     int keyslot;                             /* -1: not stated */
     struct secret *new_secret, *old_secret;  /* NULL: not stated */
-    const struct secret *open_secret;        /* what the image was opened with */
+    const struct secret *open_secret;        /* opens a key slot */
     uint64_t iter_time_ms; bool has_iter_time;
     bool force;                              /* an active slot may be overwritten, the last one erased */
 };

@@ -142,6 +142,8 @@ static int parse_into(struct parse *p, const struct lk_disk_header *d, struct lk
     h->payload_off = (uint64_t)be32_get(&d->payload_sector) * LK_SECTOR;
     if (!p->area) {
         p->area = h->payload_off;
+        if (!h->payload_off)
+            return byre_fail(p->err, BAD_FORMAT, "%s: is the header of a disk in another file: open that, with this one as its 'header'", p->name);
         if (h->payload_off < LK_HEAD_BYTES)
             return byre_fail(p->err, BAD_FORMAT, "%s: the payload at offset %" PRIu64 " is inside the LUKS header", p->name, h->payload_off);
     }

@@ -10,6 +10,7 @@
  * Failure      One sentence that names option and value.
  * Tests        luks_test.c, tests/interop/test_luks.py
  */
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,19 +81,25 @@ int lk_amend_options(struct co *co, const struct lk_area *area, struct lk_header
 {
     const struct fmt_encrypt *e = &m->a->o->encrypt;
     bool slot = stated(m, "keyslot"), time = stated(m, "iter-time");
-    if (!e->state && !slot && !time && !e->new_secret && !e->old_secret)
+    if (!e->state && !slot && !time && !e->new_secret && !e->old_secret && !e->secret)
         return 0;
-    struct lk_change c = { .state = e->state, .keyslot = slot ? (int)e->keyslot : -1, .open_secret = m->open_secret, .iter_time_ms = e->iter_time_ms,
-                           .has_iter_time = time, .force = m->a->force };
+    if (slot && e->keyslot >= LK_SLOTS)          /* before it becomes an int */
+        return byre_fail(err, BAD_OPTION, "%s: key slot %" PRIu32 " does not exist, they are numbered 0 to %u", area->name, e->keyslot, LK_SLOTS - 1);
+    struct secret *opens = NULL;
+    struct lk_change c = { .state = e->state, .keyslot = slot ? (int)e->keyslot : -1, .iter_time_ms = e->iter_time_ms, .has_iter_time = time, .force = m->a->force };
     int r = secret_of(m, "new-secret", e->new_secret, area->name, &c.new_secret, err);
     if (r == 0)
         r = secret_of(m, "old-secret", e->old_secret, area->name, &c.old_secret, err);
+    if (r == 0)
+        r = secret_of(m, "secret", e->secret, area->name, &opens, err);
+    c.open_secret = opens ? opens : m->open_secret;
     if (r == 0 && !m->check_only)
         r = lk_amend(co, area, h, &c, err);
     else if (r == 0 && !c.state)
         r = byre_fail(err, BAD_OPTION, "%s: %sstate must be given to change key slots (active or inactive)", area->name, m->prefix);
     secret_put(c.new_secret);
     secret_put(c.old_secret);
+    secret_put(opens);
     return r;
 }
 

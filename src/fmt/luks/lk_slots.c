@@ -7,8 +7,8 @@
  * Invariants   S1  A slot becomes active on disk only when its key material is durable.
  *              S2  A slot is inactive on disk, without its salt, before its key material is overwritten: an active slot
  *                  always opens, so "another slot is active" is a promise that the data can be reached.
- *              S3  The only active slot is overwritten while a second copy of the key, under the new passphrase, stands in
- *                  another slot (if there is room for one).
+ *              S3  An active slot is overwritten while a second copy of the key, under the new passphrase, stands in another slot
+ *                  (if there is room for one): whoever changes the slot may know no passphrase of those that are active beside it.
  * Order        Q26: material, flush, header. The header is two sectors: the one with the state of the slot goes last when a slot
  *              becomes active and first when it ends.
  * Concurrency  Home loop of the image. Long arithmetic is on the CPU pool.
@@ -313,7 +313,7 @@ static int write_key(struct co *co, const struct lk_area *a, struct lk_header *h
     uint64_t ms = o->has_iter_time ? o->iter_time_ms : LK_ITER_TIME_MS;
     if (!h->slot[i].active)
         return add_slot(co, a, h, i, key, o->new_secret, ms);
-    int spare = lk_active_slots(h) == 1 && !MUTANT(MUT_KEY_NO_SPARE) ? free_slot(h, (int)i) : -1;
+    int spare = !MUTANT(MUT_KEY_NO_SPARE) ? free_slot(h, (int)i) : -1;
     int r = spare >= 0 ? add_slot(co, a, h, (unsigned)spare, key, o->new_secret, ms) : 0;      /* S3 */
     if (r == 0)
         r = erase_slot(co, a, h, i);

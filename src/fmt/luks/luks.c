@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * luks.c: the format luks: a LUKS1 header and behind it the encrypted disk, nothing else (FEATURES 3.062).
+ * luks.c: the format luks: a LUKS1 header and behind it the encrypted disk, nothing else; or the two in a file each (FEATURES 3.062).
  *
  * Purpose      Opens and makes such files. Guest offset and payload offset are the same number; lk_store.c does the rest.
- * Owns         struct luks_image: header, key, the store that decrypts, the secret that opened it.
+ * Owns         struct luks_image: header, key, the store that decrypts, the secret that opened it; the store of a detached header.
  * Invariants   I1  size is what lies behind the payload offset, rounded up to a sector.
  *              I2  im->data exists always; without a key every request to it fails (-EACCES).
- * Order        A flush is the store's flush. Creation: key material, flush, header, flush. A resize is durable when it is answered (P3).
+ *              I3  A detached header is im->second; its payload offset counts in the file of the disk, and may be 0. Only key slots are written to
+ *                  it, and its length stays.
+ *              I4  A header that lies in the file of a disk with a detached one is not written over by that disk.
+ * Order        A flush is the store's flush; a detached header has nothing to flush, its changes are durable one by one (Q26). Creation: key
+ *              material, flush, header, flush; of a detached one the disk's file is durable before the header. A resize is durable when it is answered (P3).
  * Concurrency  map, zero, discard, flush: any loop. open, resize, close, amend: home loop.
  * Failure      open: nothing stays open. A failed creation leaves no header.
  * Tests        luks_test.c, tests/interop/test_luks.py
@@ -21,6 +25,7 @@
 struct luks_image {
     struct fmt_image im;                     /* first */
     struct lk_header h;
+    uint64_t header_len;                     /* of a detached header: bytes of its file; 0: there is none */
     struct lk_xform *x;
     struct secret *pass;
 };
@@ -35,6 +40,14 @@ static int area_flush(struct co *co, void *arg)
 static struct lk_area area_of(struct stor *s)
 {
     return (struct lk_area){ .store = s, .flush = area_flush, .arg = s, .name = s->name };
+}
+
+/* The area of an open image. */
+static struct lk_area own_area(const struct luks_image *l)
+{
+    struct lk_area a = area_of(l->im.second ? l->im.second : l->im.store);
+    a.len = l->header_len;
+    return a;
 }
 
 /* ---- opening ---- */
@@ -53,7 +66,7 @@ static int set_size(struct co *co, struct luks_image *l, struct byre_err *err)
 
 static int unlock(struct co *co, struct luks_image *l, const struct fmt_open_opts *o, struct byre_err *err)
 {
-    struct lk_area a = area_of(l->im.store);
+    struct lk_area a = own_area(l);
     uint8_t *key;
     unsigned slot;
     if (o->no_data && !o->key_secret)
@@ -69,12 +82,43 @@ static int unlock(struct co *co, struct luks_image *l, const struct fmt_open_opt
     return r ? byre_fail(err, NOMEM, "%s: no memory for keys", a.name) : 0;
 }
 
+/* I3 */
+static int open_header(struct co *co, struct luks_image *l, const struct fmt_open_opts *o, struct byre_err *err)
+{
+    int r = o->host->open_data(co, o->host->arg, NULL, &l->im.second, err);
+    if (r)
+        return r;
+    r = stor_length(co, l->im.second, &l->header_len);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot get the length", l->im.second->name);
+    return l->header_len ? 0 : byre_fail(err, BAD_FORMAT, "%s: there is no LUKS header, the file is empty", l->im.second->name);
+}
+
+/* I4: ciphertext does not begin like this, so somebody has mistaken the disk, or the header. */
+static int spare_other_header(struct co *co, const struct luks_image *l, struct byre_err *err)
+{
+    uint8_t head[8] = { 0 };
+    struct iovec slot;
+    if (!l->im.second || l->im.read_only || l->h.payload_off >= LK_HEAD_BYTES)
+        return 0;
+    int r = stor_read(co, l->im.store, iov_one(&slot, head, sizeof head), 0);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot read the first sector", l->im.store->name);
+    return lk_probe(head, sizeof head)
+           ? byre_fail(err, BAD_FORMAT, "%s: begins with a LUKS header of its own, over which the disk of the header '%s' would be written", l->im.store->name, l->im.second->name) : 0;
+}
+
 static int open_parts(struct co *co, struct luks_image *l, const struct fmt_open_opts *o, struct byre_err *err)
 {
-    struct lk_area a = area_of(l->im.store);
-    int r = lk_load(co, &a, &l->h, err);
+    int r = o->host && o->host->has_header ? open_header(co, l, o, err) : 0;
+    if (r)
+        return r;
+    struct lk_area a = own_area(l);
+    r = lk_load(co, &a, &l->h, err);
     if (!r)
         r = set_size(co, l, err);
+    if (!r)
+        r = spare_other_header(co, l, err);
     if (!r && !o->info_only)
         r = unlock(co, l, o, err);
     if (r)
@@ -92,6 +136,7 @@ static void dismantle(struct co *co, struct luks_image *l)
         epoch_free(l->im.epoch);
     }
     stor_close(co, l->im.data);
+    stor_close(co, l->im.second);
     lk_xform_free(l->x);
     secret_put(l->pass);
     free(l);
@@ -210,6 +255,7 @@ static int luks_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_i
     struct fmt_info i = { .virtual_size = im->size, .encrypted = true };
     if (lk_describe(&of(im)->h, &i.crypt))
         return byre_fail(err, NOMEM, "%s: no memory for a description", im->store->name);
+    i.crypt->detached = im->second;
     *ret_info = i;
     return 0;
 }
@@ -217,12 +263,14 @@ static int luks_info(struct co *co, struct fmt_image *im, struct fmt_info *ret_i
 static int luks_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *o, struct byre_err *err)
 {
     struct luks_image *l = of(im);
-    struct lk_area a = area_of(im->store);
+    struct lk_area a = own_area(l);
     struct lk_amending m = { .a = o, .prefix = "", .open_secret = l->pass };
     if (o->rebase)
-        return byre_fail(err, NOT_SUPPORTED, "%s: luks images have no backing file", a.name);
+        return byre_fail(err, NOT_SUPPORTED, "%s: luks images have no backing file", im->store->name);
     if (im->read_only || !l->pass)
         return byre_fail(err, READ_ONLY, "%s: is open read-only, or without its secret", a.name);
+    if (a.store->read_only)
+        return byre_fail(err, READ_ONLY, "%s: the header is open read-only", a.name);
     return lk_amend_options(co, &a, &l->h, &m, err);
 }
 
@@ -247,12 +295,21 @@ static int make_room(struct co *co, struct stor *s, uint64_t bytes, struct byre_
     return r ? byre_fail_code(err, IO, r, "%s: cannot make room for %" PRIu64 " bytes", s->name, bytes) : 0;
 }
 
-static int prefill(struct co *co, struct stor *s, const struct lk_header *h, const uint8_t *key, const struct fmt_create_opts *o)
+/* What is made, and where. */
+struct making {
+    struct stor *head;                            /* gets the header */
+    struct stor *disk;                            /* the same store, another one (I3), or NULL: there is only a header */
+    uint64_t head_bytes;                          /* of the header, with its key slots */
+    struct lk_header h;
+    uint8_t *key;
+};
+
+static int prefill(struct co *co, const struct making *m, const struct fmt_create_opts *o)
 {
     struct lk_xform *x = NULL;
     struct stor *data = NULL;
-    int r = lk_xform_new(&h->suite, key, &x);
-    struct lk_store_opts so = { .below = s, .x = x, .base = h->payload_off, .iv_base = h->payload_off };
+    int r = lk_xform_new(&m->h.suite, m->key, &x);
+    struct lk_store_opts so = { .below = m->disk, .x = x, .base = m->h.payload_off, .iv_base = m->h.payload_off };
     if (!r)
         r = lk_store_new(&so, &data);
     if (!r)
@@ -262,48 +319,82 @@ static int prefill(struct co *co, struct stor *s, const struct lk_header *h, con
     return r;
 }
 
-static int create_with(struct co *co, struct stor *s, struct lk_header *h, const struct secret *pass, const struct fmt_create_opts *o, struct byre_err *err)
+static int make_places(struct co *co, const struct making *m, uint64_t size, struct byre_err *err)
 {
-    struct lk_area a = area_of(s);
-    uint8_t *key = NULL;
-    int r = make_room(co, s, h->payload_off + o->size, err);
+    bool together = m->disk == m->head;
+    int r = make_room(co, m->head, m->head_bytes + (together ? size : 0), err);
+    return r || together || !m->disk ? r : make_room(co, m->disk, size, err);      /* I4: a header that lies there goes */
+}
+
+static int create_with(struct co *co, struct making *m, const struct secret *pass, const struct fmt_create_opts *o, struct byre_err *err)
+{
+    struct lk_area a = area_of(m->head);
+    int r = make_places(co, m, o->size, err);
     if (!r)
-        r = lk_format(co, &a, h, pass, o->encrypt.iter_time_ms, &key, err);
+        r = lk_format(co, &a, &m->h, pass, o->encrypt.iter_time_ms, &m->key, err);
     if (r)
         return r;
-    if (o->prealloc != FMT_PREALLOC_OFF)
-        r = prefill(co, s, h, key, o);
-    secret_free(key);
+    if (m->disk && o->prealloc != FMT_PREALLOC_OFF)
+        r = prefill(co, m, o);
+    secret_free(m->key);
+    if (!r && m->disk && m->disk != m->head)
+        r = stor_flush(co, m->disk);
     if (!r)
-        r = stor_flush(co, s);                   /* until here there is no header: what a crash leaves is no image */
+        r = stor_flush(co, m->head);              /* until here there is no header: what a crash leaves is no image */
     if (r)
-        return byre_fail_code(err, IO, r, "%s: cannot write the image: %s", s->name, strerror(-r));
-    r = lk_put_header(co, &a, h, err);
+        return byre_fail_code(err, IO, r, "%s: cannot write the image: %s", a.name, strerror(-r));
+    r = lk_put_header(co, &a, &m->h, err);
     if (r)
         return r;
-    r = stor_flush(co, s);
-    return r ? byre_fail_code(err, IO, r, "%s: cannot write the image: %s", s->name, strerror(-r)) : 0;
+    r = stor_flush(co, m->head);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot write the image: %s", a.name, strerror(-r)) : 0;
+}
+
+/* store: of the disk, or, where only a header is made, of that. */
+static int create_in(struct co *co, struct stor *store, struct making *m, const struct secret *pass, const struct fmt_create_opts *o, struct byre_err *err)
+{
+    bool apart = !o->encrypt.detached && o->host && o->host->has_header;
+    m->head_bytes = m->h.payload_off;
+    m->head = store;
+    m->disk = o->encrypt.detached ? NULL : store;
+    if (apart || o->encrypt.detached)
+        m->h.payload_off = 0;                     /* I3 */
+    int r = apart ? o->host->open_data(co, o->host->arg, NULL, &m->head, err) : 0;
+    if (r)
+        return r;
+    r = create_with(co, m, pass, o, err);
+    if (apart)
+        stor_close(co, m->head);
+    return r;
+}
+
+static int check_create(const struct fmt_create_opts *o, const struct lk_header *h, struct byre_err *err)
+{
+    uint64_t whole;
+    if (o->prealloc == FMT_PREALLOC_METADATA)
+        return byre_fail(err, BAD_OPTION, "preallocation: 'metadata' does not exist for luks images");
+    if (o->prealloc != FMT_PREALLOC_OFF && o->encrypt.detached)
+        return byre_fail(err, BAD_OPTION, "preallocation: there is nothing to allocate where only a header is made");
+    if (o->backing_file)
+        return byre_fail(err, BAD_OPTION, "luks images cannot have a backing file");
+    if (add_overflows(o->size, h->payload_off, &whole) || whole > INT64_MAX)
+        return byre_fail(err, BAD_SIZE, "a size of %" PRIu64 " bytes is too large", o->size);
+    return 0;
 }
 
 static int luks_create(struct co *co, struct stor *store, const struct fmt_create_opts *o, struct byre_err *err)
 {
-    struct lk_header h;
+    struct making m = { .head = NULL };
     struct secret *pass;
-    uint64_t whole;
-    int r = lk_options(&o->encrypt, "", &h, err);
-    if (r)
-        return r;
-    if (o->prealloc == FMT_PREALLOC_METADATA)
-        return byre_fail(err, BAD_OPTION, "preallocation: 'metadata' does not exist for luks images");
-    if (o->backing_file)
-        return byre_fail(err, BAD_OPTION, "luks images cannot have a backing file");
-    if (add_overflows(o->size, h.payload_off, &whole) || whole > INT64_MAX)
-        return byre_fail(err, BAD_SIZE, "a size of %" PRIu64 " bytes is too large", o->size);
-    r = lk_secret(o->secrets, o->encrypt.key_secret, "key-secret", NULL, &pass, err);
+    int r = lk_options(&o->encrypt, "", &m.h, err);
+    if (!r)
+        r = check_create(o, &m.h, err);
+    if (!r)
+        r = lk_secret(o->secrets, o->encrypt.key_secret, "key-secret", NULL, &pass, err);
     if (r)
         return r;
     if (store)
-        r = create_with(co, store, &h, pass, o, err);
+        r = create_in(co, store, &m, pass, o, err);
     secret_put(pass);
     return r;
 }
@@ -315,7 +406,7 @@ static int luks_measure(const struct fmt_create_opts *o, uint64_t data_bytes, st
     int r = lk_options(&o->encrypt, "", &h, err);
     if (r)
         return r;
-    if (add_overflows(o->size, h.payload_off, &whole))
+    if (add_overflows(o->encrypt.detached ? 0 : o->size, h.payload_off, &whole))
         return byre_fail(err, BAD_SIZE, "size: %" PRIu64 " bytes are too large", o->size);
     *ret = (struct fmt_measure){ .required = whole, .fully_allocated = whole };
     return 0;

@@ -462,7 +462,7 @@ static void cut_short(struct co *co, struct toy *t, struct cuts *c, const char *
                 continue;                                /* a sector is old or new */
             memcpy(t->bytes, c->at[i].before, t->len);
             memcpy(t->bytes + off + from, after + off + from, n);
-            if (!CHECK(active_open(co, t, passes)))
+            if (!CHECK(active_open(co, t, passes)) || !CHECK(opens(co, t, passes[0], NULL) || opens(co, t, passes[1], NULL)))
                 print_message("write %u, state %u\n", i, how);
         }
     for (unsigned i = 0; i < c->n; i++)
@@ -472,16 +472,19 @@ static void cut_short(struct co *co, struct toy *t, struct cuts *c, const char *
 
 static void torn(struct co *co, void *arg)
 {
-    static const char *const passes[] = { "one", "new", NULL };
-    static const struct { enum fmt_key_state state; int slot; const char *new; bool force; } rows[] = {
-        { FMT_KEY_ACTIVE, -1, "new", false },            /* add */
-        { FMT_KEY_ACTIVE, 6, "new", false },             /* the slot whose description crosses a sector */
-        { FMT_KEY_ACTIVE, 0, "new", true },              /* S3: overwrite the only one */
+    static const char *const passes[] = { "one", "new", "other", NULL };
+    static const struct { enum fmt_key_state state; int slot; const char *new; bool force, other; } rows[] = {
+        { FMT_KEY_ACTIVE, -1, "new", false, false },     /* add */
+        { FMT_KEY_ACTIVE, 6, "new", false, false },      /* the slot whose description crosses a sector */
+        { FMT_KEY_ACTIVE, 0, "new", true, false },       /* S3: overwrite the only one, */
+        { FMT_KEY_ACTIVE, 0, "new", true, true },        /* or one of two: somebody else has the other's passphrase */
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         struct lk_header h;
         struct toy *t = formatted(co, &h);
         struct cuts c = { 0 };
+        if (rows[i].other)
+            CHECK_EQ(amend(co, t, FMT_KEY_ACTIVE, -1, "other", NULL, false), 0);
         t->hook_arg = &c;
         t->hook = note_write;
         CHECK_EQ(amend(co, t, rows[i].state, rows[i].slot, rows[i].new, NULL, rows[i].force), 0);
@@ -539,6 +542,164 @@ static void unreadable(struct co *co, void *arg)
     CHECK(!opens(co, t, "two", NULL));
     t->hook = NULL;
     toy_free(t);
+}
+
+static bool given_keys(void *arg, const char *option) { return !strcmp(option, "iter-time"); }
+static bool given_slot(void *arg, const char *option) { return !strcmp(option, "keyslot"); }
+
+/* Numbers that would be none, or another one, as an int: nothing is erased by them. */
+static void slots_that_do_not_exist(struct co *co, void *arg)
+{
+    static const uint32_t numbers[] = { LK_SLOTS, INT32_MAX, (uint32_t)INT32_MAX + 1, UINT32_MAX - LK_SLOTS, UINT32_MAX };
+    struct lk_header h;
+    struct toy *t = formatted(co, &h);
+    struct lk_area a = area_of(t);
+    struct secret one = pass_of("one");
+    struct fmt_create_opts fo = { .encrypt = { .state = FMT_KEY_INACTIVE, .old_secret = (char *)(uintptr_t)"o" } };
+    const struct fmt_amend_opts fa = { .o = &fo, .given = given_slot, .force = true };
+    const struct lk_amending m = { .a = &fa, .prefix = "", .open_secret = &one };
+    CHECK_EQ(secret_set_new(&fo.secrets), 0);
+    CHECK_EQ(secret_set_add(fo.secrets, "o", "one", 3), 0);
+    CHECK_EQ(lk_load(co, &a, &h, NULL), 0);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        fo.encrypt.keyslot = numbers[i];
+        CHECK_EQ(lk_amend_options(co, &a, &h, &m, NULL), -EINVAL);
+        CHECK(opens(co, t, "one", NULL));
+    }
+    secret_set_free(fo.secrets);
+    toy_free(t);
+}
+
+/* Another secret than the image's own opens a slot for the new one. */
+static void other_secret(struct co *co, void *arg)
+{
+    struct lk_header h;
+    struct toy *t = formatted(co, &h);
+    struct lk_area a = area_of(t);
+    struct secret wrong = pass_of("wrong");
+    struct fmt_create_opts fo = { .encrypt = { .state = FMT_KEY_ACTIVE, .new_secret = (char *)(uintptr_t)"n", .secret = (char *)(uintptr_t)"o" } };
+    const struct fmt_amend_opts fa = { .o = &fo, .given = given_keys };
+    const struct lk_amending m = { .a = &fa, .prefix = "", .open_secret = &wrong };
+    CHECK_EQ(secret_set_new(&fo.secrets), 0);
+    CHECK_EQ(secret_set_add(fo.secrets, "n", "new", 3), 0);
+    CHECK_EQ(lk_load(co, &a, &h, NULL), 0);
+    CHECK_EQ(lk_amend_options(co, &a, &h, &m, NULL), -EINVAL);       /* there is no secret "o" */
+    CHECK_EQ(secret_set_add(fo.secrets, "o", "one", 3), 0);
+    CHECK_EQ(lk_amend_options(co, &a, &h, &m, NULL), 0);
+    CHECK(opens(co, t, "new", NULL) && active(co, t) == 2);
+    fo.encrypt.secret = NULL;
+    CHECK_EQ(lk_amend_options(co, &a, &h, &m, NULL), -EACCES);
+    fo.encrypt.secret = (char *)(uintptr_t)"o";
+    fo.encrypt.state = FMT_KEY_UNSET;
+    fo.encrypt.new_secret = NULL;
+    CHECK_EQ(lk_amend_options(co, &a, &h, &m, NULL), -EINVAL);
+    CHECK_EQ(active(co, t), 2);
+    secret_set_free(fo.secrets);
+    toy_free(t);
+}
+
+/* ---- a header in a file of its own ---- */
+
+#define APART_SIZE (1u << 20)
+struct apart { struct toy *head, *disk; unsigned unflushed_head, unflushed_disk, headers; };
+
+static bool has_magic(const struct toy *t) { return t->len >= 6 && !memcmp(t->bytes, LK_MAGIC, 6); }
+
+/* Q28: the old header is gone before anything else is written, and the new one comes last, when the rest of both files is durable. */
+static int note_apart(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    struct apart *p = t->hook_arg;
+    unsigned *unflushed = t == p->head ? &p->unflushed_head : &p->unflushed_disk;
+    if (op == TOY_FLUSH)
+        *unflushed = 0;
+    if (op != TOY_WRITE && op != TOY_FUA)
+        return 0;
+    if (t == p->head && off == 0 && len == LK_HEAD_BYTES) {
+        p->headers++;
+        CHECK_EQ(p->unflushed_head + p->unflushed_disk, 0);
+        CHECK_EQ(p->disk->len, APART_SIZE);
+    }
+    CHECK(!has_magic(p->head));
+    ++*unflushed;
+    return 0;
+}
+
+static int give_head(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err)
+{
+    struct apart *p = arg;
+    CHECK(!name);
+    *ret_s = stor_share(&p->head->s);
+    return 0;
+}
+
+static void use_apart(struct co *co, struct apart *p, struct secret_set *set, bool create)
+{
+    const struct fmt_host host = { .open_data = give_head, .arg = p, .has_header = true };
+    const struct fmt_open_opts o = { .host = &host, .secrets = set, .key_secret = "s" };
+    struct fmt_image *im;
+    uint8_t buf[1000], back[1000];
+    struct iovec v;
+    if (!CHECK_EQ(fmt_luks_ops.open(co, stor_share(&p->disk->s), &o, &im, NULL), 0))
+        return;
+    CHECK_EQ(im->size, APART_SIZE);
+    CHECK(im->second == &p->head->s);
+    memset(buf, 0x5a, sizeof buf);
+    if (create)
+        CHECK_EQ(stor_write_buf(co, im->data, buf, sizeof buf, 70000, 0), 0);
+    CHECK_EQ(stor_read(co, im->data, iov_one(&v, back, sizeof back), 70000), 0);
+    CHECK(!memcmp(buf, back, sizeof buf));
+    CHECK_EQ(fmt_luks_ops.close(co, im), 0);
+}
+
+/* I4 of luks.c: a disk that begins with a header of its own can be read, and not written. */
+static void other_header(struct co *co, struct apart *p, struct secret_set *set)
+{
+    const struct fmt_host host = { .open_data = give_head, .arg = p, .has_header = true };
+    struct fmt_open_opts o = { .host = &host, .secrets = set, .key_secret = "s" };
+    struct fmt_image *im;
+    uint8_t was[8];
+    memcpy(was, p->disk->bytes, sizeof was);
+    memcpy(p->disk->bytes, LK_MAGIC "\0\1", sizeof was);
+    CHECK_EQ(fmt_luks_ops.open(co, &p->disk->s, &o, &im, NULL), -EINVAL);
+    o.read_only = true;
+    if (CHECK_EQ(fmt_luks_ops.open(co, stor_share(&p->disk->s), &o, &im, NULL), 0))
+        CHECK_EQ(fmt_luks_ops.close(co, im), 0);
+    memcpy(p->disk->bytes, was, sizeof was);
+}
+
+/* Over an old header; with the disk filled, and not. Then it opens; without a header, or with another one, it does not. */
+static void header_apart(struct co *co, void *arg)
+{
+    struct secret_set *set;
+    CHECK_EQ(secret_set_new(&set), 0);
+    CHECK_EQ(secret_set_add(set, "s", "one", 3), 0);
+    for (unsigned full = 0; full < 2; full++) {
+        struct apart p = { .head = toy_new(8192, 1, 1), .disk = toy_new(full ? 2 * APART_SIZE : 0, 1, 1) };
+        const struct fmt_host host = { .open_data = give_head, .arg = &p, .has_header = true };
+        struct fmt_create_opts o = { .size = APART_SIZE, .prealloc = full ? FMT_PREALLOC_FULL : FMT_PREALLOC_OFF, .host = &host, .secrets = set, .encrypt.key_secret = (char *)(uintptr_t)"s" };
+        memcpy(p.head->bytes, LK_MAGIC, 6);
+        p.head->s.traits.regular = p.disk->s.traits.regular = true;
+        p.head->hook = p.disk->hook = note_apart;
+        p.head->hook_arg = p.disk->hook_arg = &p;
+        CHECK_EQ(fmt_luks_ops.create(co, &p.disk->s, &o, NULL), 0);
+        CHECK_EQ(p.headers, 1);
+        CHECK_EQ(p.unflushed_head + p.unflushed_disk, 0);
+        p.head->hook = p.disk->hook = NULL;
+        CHECK(has_magic(p.head) && !has_magic(p.disk));
+        use_apart(co, &p, set, true);
+        use_apart(co, &p, set, false);
+        other_header(co, &p, set);
+        struct fmt_open_opts alone = { .secrets = set, .key_secret = "s" };
+        struct fmt_image *im;
+        CHECK_EQ(fmt_luks_ops.open(co, &p.disk->s, &alone, &im, NULL), -EINVAL);
+        CHECK_EQ(fmt_luks_ops.open(co, &p.head->s, &alone, &im, NULL), -EINVAL);
+        p.head->len = 300;
+        alone.host = &host;
+        CHECK(fmt_luks_ops.open(co, &p.disk->s, &alone, &im, NULL) < 0);
+        toy_free(p.head);
+        toy_free(p.disk);
+    }
+    secret_set_free(set);
 }
 
 /* ---- the store that encrypts ---- */
@@ -852,6 +1013,9 @@ RUN(slots)
 RUN(torn)
 RUN(erased)
 RUN(unreadable)
+RUN(slots_that_do_not_exist)
+RUN(other_secret)
+RUN(header_apart)
 RUN(any_size)
 RUN(large_fails)
 RUN(no_key)
@@ -863,6 +1027,7 @@ int main(void)
         cmocka_unit_test(test_all_suites), cmocka_unit_test(test_pbkdf2), cmocka_unit_test(test_splitter),
         cmocka_unit_test(test_header_round_trip), cmocka_unit_test(test_hostile_headers), cmocka_unit_test(test_slots),
         cmocka_unit_test(test_torn), cmocka_unit_test(test_erased), cmocka_unit_test(test_unreadable),
+        cmocka_unit_test(test_slots_that_do_not_exist), cmocka_unit_test(test_other_secret), cmocka_unit_test(test_header_apart),
         cmocka_unit_test(test_any_size), cmocka_unit_test(fan_outs), cmocka_unit_test(test_large_fails), cmocka_unit_test(beside), cmocka_unit_test(test_no_key), cmocka_unit_test(secrets),
     };
     return T_MAIN("luks", tests);

@@ -36,7 +36,7 @@ int q2_data_open(struct co *co, struct q2_image *q, struct byre_err *err)
     int r = host->open_data(co, host->arg, q->h.data_file, &s, err);
     if (r < 0)
         return r;
-    q->im.data = s;
+    q->im.data = q->im.second = s;
     q->im.data_raw = q->h.autoclear & Q2_AUTOCLEAR_RAW_DATA && !q->im.has_backing;       /* F4 */
     return 0;
 }
