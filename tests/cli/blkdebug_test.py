@@ -288,6 +288,8 @@ def test_a_first_write_stands(overlay, event):
     assert out.index("Suspended request 'A'") < out.index("Resuming request 'A'")
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_the_program_ends_though_a_request_stands(twin):
     """FEATURES 6.015: it goes on then, and what the close has to write passes breakpoints that are left"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "x", "4M"])
@@ -308,6 +310,8 @@ def test_killed_where_it_stands(twin, event):
         run.qemu_io(os.path.join(twin.ours, "x"), "read -P 0 1M 4k")
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_errors_where_it_stood(twin):
     """FEATURES 3.052, 3.053: a rule that the event made active meets the request when it goes on"""
     twin.give(["qemu-img", "create", "-q", "-f", "raw", "x", "1M"])

@@ -261,6 +261,8 @@ def test_write_access_only_while_it_runs(three, serve):
     assert modes() == {"base.qcow2": {os.O_RDONLY}, "top.qcow2": {os.O_RDONLY}, "disk.qcow2": {os.O_RDWR}}
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_drop_source(three, serve):
     """What is committed leaves the layers above the base, whose files shrink; the one between is no disk any more, the top still is."""
     server, client = serve(three / "disk.qcow2")

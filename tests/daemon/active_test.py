@@ -396,6 +396,8 @@ def counts(client):
             for b in n.get("dirty-bitmaps", [])}
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_bitmaps(start, tmp_path):
     """Stored ones go along: the other process finds them, and what it records is there afterwards. What only memory holds has missed what it wrote."""
     w = World(start, tmp_path, "qcow2")
@@ -419,6 +421,8 @@ def test_bitmaps(start, tmp_path):
     assert counts(w.client)["p"] == (131072 + 3 * 65536, False)
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_writers_until_the_moment(start, tmp_path):
     """Requests on their way: each write that was acknowledged is in the file that the other process gets, the rest is refused, and comes back later."""
     nbd = peers.need_module("nbd")

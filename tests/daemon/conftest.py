@@ -16,6 +16,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "cli"))
 from qmp_client import Qmp  # noqa: E402
 
 
+SANITIZED = pathlib.Path(os.environ.get("BYRE_BUILD", "")).name.endswith(("-asan", "-tsan"))
+
+
 class Daemon:
     """A server in its folder; `control` is its control socket if it was given monitor=True."""
 
@@ -55,6 +58,14 @@ class Daemon:
             self.process.kill()
         self.process.communicate()
 
+    def leave(self):
+        """Under a sanitizer ours ends by itself, so that it tells what it has found: what is left over is looked at then."""
+        if not SANITIZED or self.args[0] != run.BYRE or self.process.stdout.closed:
+            return self.close()
+        code, out = self.stop()
+        if code not in (0, -signal.SIGKILL, -signal.SIGTERM) or "Sanitizer" in out:
+            raise run.Failed(f"$ {' '.join(self.args)}\nexit code {code}\n{out}")
+
 
 PROGRAMS = {"daemon": ([run.BYRE, "daemon"], "qemu-storage-daemon"), "nbd": ([run.BYRE, "nbd"], "qemu-nbd")}
 
@@ -77,8 +88,14 @@ def start(tmp_path):
         return started[-1]
 
     yield start_one
+    failed = []
     for d in started:
-        d.close()
+        try:
+            d.leave()
+        except (run.Failed, subprocess.TimeoutExpired) as e:
+            failed.append(str(e))
+            d.process.kill()
+    assert not failed, "\n".join(failed)
 
 
 @pytest.fixture

@@ -162,6 +162,8 @@ def test_mirror_by_the_kernel(tmp_path):
         assert content(tmp_path, tmp_path / "t", fmt) == old
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 @pytest.mark.parametrize("copy_mode", ["background", "write-blocking"])
 @pytest.mark.parametrize("target", ["raw", "qcow2"])
 def test_mirror_under_a_writer(start, tmp_path, target, copy_mode):

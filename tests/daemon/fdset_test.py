@@ -94,6 +94,8 @@ def can_write(path):
 
 # ---- sets ----
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_sets(passing, home):
     """FEATURES 3.023: numbers, texts and the life of sets, in the peer's words"""
     def fd():
@@ -123,6 +125,8 @@ def test_sets(passing, home):
     assert passing.ok("query-fdsets") == [] and open_files(passing.pid, home) == []
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_set_stays_while_used(passing, home):
     """FEATURES 3.023: a node keeps what it has opened, and its set, although all is removed; the set goes with the node"""
     passing.ok("add-fd", [os.open(home / "a", os.O_RDWR)], fdset_id=3)
@@ -233,6 +237,8 @@ def test_new_images(passing, home):
     assert sorted(f.name for f in home.iterdir()) == ["a", "c", "m", "r", "s"]
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_names_in_images(passing, home):
     """FEATURES 3.023: a header, which anybody may have written, leads to nothing that was passed: clients decide who gets it"""
     secret = os.open(home / "a", os.O_RDWR)
@@ -312,6 +318,8 @@ def test_names(passing, home):
     assert open_files(passing.pid, home) == []
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_servers_at_names(passing, home):
     """G.051, 8.004: an NBD server and a monitor at listening sockets by their names; numbers of the process's own are not for clients"""
     before = len(os.listdir(f"/proc/{passing.pid}/fd"))
@@ -345,6 +353,8 @@ def test_servers_at_names(passing, home):
 
 # ---- clients that do not keep to it ----
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_nothing_is_left(start, home):
     """FEATURES 3.023: what is sent without a command, with another one, with no JSON, in heaps, or before a client goes, is closed"""
     daemon = start("daemon")
@@ -394,6 +404,8 @@ def test_nothing_is_left(start, home):
     assert daemon.stop()[0] == 0
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_pipelined(passing, home):
     """FEATURES 3.023: each command has the descriptor that was sent with it, also when they are not waited for"""
     names = [f"f{i}" for i in range(12)]
@@ -468,6 +480,8 @@ def sockets(pid):
     return sum(os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{pid}/fd") if os.path.lexists(f"/proc/{pid}/fd/{fd}"))
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_nbd_over_name(passing, home, server):
     """FEATURES 3.049, G.051: a node over a connection that was passed; once, and by nobody else's name"""
     before = sockets(passing.pid)
@@ -526,6 +540,8 @@ def test_nbd_over_what_does_not_answer(passing, home, server):
     assert passing.ask("blockdev-add", **over("s"))["error"]
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_nbd_connection_ends(passing, home, server):
     """FEATURES 3.049: when it is lost, requests fail at once, whatever reconnect-delay says: nobody can make it again"""
     near, far = socket.socketpair()

@@ -206,6 +206,8 @@ def test_nested_options(tmp_path, start, disk):
     assert client.ask("query-named-block-nodes") == {"return": []}
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_push(tmp_path, start):
     """FEATURES 9.067, 9.072: docs/howto/backup.md: a backup of snapshot-access while the guest writes; temp gives its space back"""
     w = World(start, tmp_path, False, on_cbw_error="break-snapshot", cbw_timeout=10)
@@ -228,6 +230,8 @@ def test_push(tmp_path, start):
     assert guest.pread(SIZE, 0) == now
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_in_and_out_under_a_writer(tmp_path, start):
     """FEATURES 3.060, 9.071, 11.005: an export on a filter is led over copy-before-write, and past it again, while it writes; who keeps a snapshot keeps it. (The peer's
     snapshot-access shows zeros there that the guest has written behind its moment.)"""

@@ -115,6 +115,8 @@ def test_frozen(tmp_path, start, peer, cluster):
     run.qemu_img("check", tmp_path / "temp.qcow2")
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_a_slow_source(tmp_path, start):
     """FEATURES 9.069: a read that was on its way to the source when a write came, and arrives there behind it, is not believed"""
     w = World(start, tmp_path, False, slow=3 * 10 ** 6)
@@ -144,6 +146,8 @@ def test_zeros_and_status(tmp_path, start):
     w.guest.pwrite(b"x" * 512, SIZE - 512)
 
 
+@pytest.mark.asan
+@pytest.mark.tsan
 def test_zeros_of_then(tmp_path, start):
     """FEATURES 9.069: what read zeros at the moment of the backup still does when the guest has written there; sync=full ends by itself"""
     run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "temp.qcow2", SIZE)
