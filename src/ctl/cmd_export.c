@@ -181,7 +181,7 @@ static const struct ctl_shape type_shape = { .name = "BlockExportType", .words =
 struct add_args {
     int type;
     const char *id, *node_name, *name, *description;
-    bool writable, writethrough, allocation_depth, allow_inactive, fixed_iothread, removable;
+    bool writable, writethrough, allocation_depth, allow_inactive, fixed_iothread;
     const char *iothread;
     struct ctl_list bitmaps;
 };
@@ -195,7 +195,6 @@ static const struct ctl_arg add_rows[] = {
     { "fixed-iothread", CTL_BOOL, false, CTL_AT(struct add_args, fixed_iothread), .doc = "No other thread will, also when x-blockdev-set-iothread asks for it." },
     { "allow-inactive", CTL_BOOL, false, CTL_AT(struct add_args, allow_inactive),
       .doc = "The node may be inactive, or become so: clients read, and cannot write. Otherwise it is made active first, and stays so." },
-    { "x-byre-removable", CTL_BOOL, false, CTL_AT(struct add_args, removable), .doc = "It is a drive with a tray: its medium may become another one (blockdev-change-medium)." },
     CTL_ARGS_END
 };
 static const struct ctl_arg nbd_rows[] = {
@@ -229,7 +228,7 @@ static int run_add(struct co *co, struct ctl_call *call)
     if (!n)
         return call->err.code;
     struct export_opts o = { .id = a->id, .node = n, .name = a->name, .description = a->description, .writable = a->writable, .writethrough = a->writethrough, .allow_inactive = a->allow_inactive,
-        .removable = a->removable, .iothread = a->iothread, .fixed_iothread = a->fixed_iothread,
+        .iothread = a->iothread, .fixed_iothread = a->fixed_iothread,
         .allocation_depth = a->allocation_depth, .bitmaps = bitmaps, .bitmap_count = (unsigned)a->bitmaps.count };
     return exports_add(co, x, &o, &e, &call->err);
 }
@@ -315,19 +314,10 @@ static int run_old_del(struct co *co, struct ctl_call *call)
 static const struct ctl_arg info_rows[] = {
     { "id", CTL_STR, true, CTL_AT_NONE }, { "type", CTL_ENUM, true, CTL_AT_NONE, .of = &type_shape }, { "node-name", CTL_STR, true, CTL_AT_NONE },
     { "shutting-down", CTL_BOOL, true, CTL_AT_NONE, .doc = "It is being removed; BLOCK_EXPORT_DELETED tells when it is gone." },
-    { "x-byre-tray-open", CTL_BOOL, false, CTL_AT_NONE, .doc = "Of one that is removable." },
-    { "x-byre-medium", CTL_STR, false, CTL_AT_NONE, .doc = "The node in its tray, open or closed; there may be none." },
     CTL_ARGS_END
 };
 static const struct ctl_shape info_shape = { .name = "BlockExportInfo", .rows = info_rows };
 static const struct ctl_arg ret_exports = { "exports", CTL_STRUCT, true, CTL_AT_NONE, .of = &info_shape, .list = true };
-
-/* Of a removable one. false: no memory. */
-static bool add_tray(json_t *o, struct export *e)
-{
-    struct graph_node *n = e->tray_open ? e->medium : e->no_medium ? NULL : graph_skip_implicit(graph_attached(e->node));
-    return o && !json_object_set_new(o, "x-byre-tray-open", json_boolean(e->tray_open)) && (!n || !json_object_set_new(o, "x-byre-medium", json_string(graph_node_name(n))));
-}
 
 static int run_query_block_exports(struct co *co, struct ctl_call *call)
 {
@@ -335,8 +325,7 @@ static int run_query_block_exports(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     for (struct export *e = x ? exports_next(x, NULL) : NULL; e; e = exports_next(x, e)) {
         json_t *o = json_pack("{s:s,s:b,s:s,s:s}", "node-name", graph_node_name(graph_skip_implicit(graph_attached(e->node))), "shutting-down", e->shutting_down, "type", "nbd", "id", e->id);
-        bool whole = !e->removable || add_tray(o, e);
-        if (!call->ret || json_array_append_new(call->ret, o) || !whole)
+        if (!call->ret || json_array_append_new(call->ret, o))
             return ctl_no_memory(call);
     }
     return call->ret ? 0 : ctl_no_memory(call);

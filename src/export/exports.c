@@ -151,8 +151,6 @@ static void export_end(struct co *co, struct export *e)
     struct graph_node *n = e->node ? graph_attached(e->node) : NULL;
     if (n)
         graph_ref(n);
-    if (e->medium)
-        (void)!graph_close(co, e->medium);   /* the same */
     if (e->node)
         (void)graph_detach(co, e->node);     /* whoever opened the node closes it, and tells */
     if (n) {
@@ -223,8 +221,6 @@ static int offer(struct exports *x, struct export *e, const struct export_opts *
 static int fill(struct co *co, struct exports *x, struct export *e, const struct export_opts *o, struct byre_err *err)
 {
     e->owner = x;
-    e->writable = o->writable;
-    e->removable = o->removable;
     e->id = strdup(o->id);
     if (!e->id)
         return byre_fail(err, NOMEM, "no memory for an export");
@@ -362,27 +358,9 @@ static void removal_co(struct co *co, void *arg)
     co_group_leave(&x->removals);
 }
 
-int exports_change_begin(struct export *e, struct byre_err *err)
-{
-    ASSERT_LOOP(e->owner->home);
-    if (e->shutting_down || e->changing)
-        return byre_fail(err, PERMISSION, "export '%s' is being %s", e->id, e->shutting_down ? "removed" : "changed");
-    e->changing = true;
-    co_group_enter(&e->owner->removals);         /* the end of the server waits for it */
-    return 0;
-}
-
-void exports_change_end(struct export *e)
-{
-    e->changing = false;
-    co_group_leave(&e->owner->removals);
-}
-
 int exports_del(struct exports *x, struct export *e, bool force, struct byre_err *err)
 {
     ASSERT_LOOP(x->home);
-    if (e->changing)
-        return byre_fail(err, PERMISSION, "export '%s' is being changed", e->id);
     if (e->shutting_down)
         return byre_fail(err, EXISTS, "Export '%s' is already shutting down", e->id);
     if (!force && nbd_export_users(e->nbd))

@@ -30,7 +30,6 @@ struct export_opts {
     const char *name;                    /* NULL: the name of the node */
     const char *description;             /* NULL: none */
     bool writable, writethrough, allocation_depth;
-    bool removable;                      /* it has a tray: other nodes may come under it (ctl/cmd_medium.c) */
     bool allow_inactive;                 /* the node may be inactive, or become so: it is read as it was, and not written. Else it is made active before */
     bool is_default;                     /* also under the empty name */
     const struct export_bitmap *bitmaps; unsigned bitmap_count;
@@ -45,11 +44,7 @@ struct export {
     struct exports *owner;
     char *id;
     struct graph_node *node;             /* an attachment: graph_attached says which node that is now */
-    bool shutting_down, writable;
-    bool changing;                       /* between exports_change_begin and _end */
-    /* of a removable one; changed between those two */
-    bool removable, tray_open, no_medium;        /* no_medium: the node answers nothing */
-    struct graph_node *medium;           /* in an open tray, a reference; NULL: none, or the tray is closed and it is the node */
+    bool shutting_down;
     struct iothread *io;                 /* NULL: none */
     bool fixed_io;
     /* inside */
@@ -81,9 +76,6 @@ MUST_USE int exports_server_stop(struct co *co, struct exports *x, struct byre_e
 
 /* Needs a server. EXISTS: the id or the name is taken; READ_ONLY, PERMISSION: the node does not allow it. Suspends. */
 MUST_USE int exports_add(struct co *co, struct exports *x, const struct export_opts *o, struct export **ret_e, struct byre_err *err);
-/* From one to the other the export stays, whatever is asked for; one at a time. The second does not suspend. */
-MUST_USE int exports_change_begin(struct export *e, struct byre_err *err);
-void exports_change_end(struct export *e);
 struct export *exports_find(struct exports *x, const char *id);          /* NULL: none */
 struct export *exports_next(struct exports *x, struct export *prev);     /* iterate; prev NULL: the first */
 /* Begins to remove it: it is gone when the watcher was told. force: its clients are cut off; otherwise PERMISSION while it has some. */

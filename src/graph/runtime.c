@@ -412,27 +412,16 @@ static int set_filtered_drained(struct co *co, struct graph_node *f, struct grap
     return old ? node_unref(co, old) : 0;
 }
 
-static int set_filtered(struct co *co, struct graph_node *f, struct graph_node *to, struct byre_err *err)
+int graph_set_filtered(struct co *co, struct graph_node *f, struct graph_node *to, struct byre_err *err)
 {
     ASSERT_LOOP(f->g->home);
+    ASSERT(graph_is_filter(f));
     graph_edges_hold(co, f->g);
     graph_shut_begin(co, f);
     int r = set_filtered_drained(co, f, to, err);
     graph_shut_end(f);
     graph_edges_let(co, f->g);
     return r;
-}
-
-int graph_set_filtered(struct co *co, struct graph_node *f, struct graph_node *to, struct byre_err *err)
-{
-    ASSERT(graph_is_filter(f));
-    return set_filtered(co, f, to, err);
-}
-
-int graph_attach_to(struct co *co, struct graph_node *a, struct graph_node *to, struct byre_err *err)
-{
-    ASSERT(node_is_hidden(a));
-    return set_filtered(co, a, to, err);
 }
 
 /* ---- edges that must stay ---- */

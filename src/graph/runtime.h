@@ -37,9 +37,6 @@ int graph_detach(struct co *co, struct graph_node *a);
 /* The node that it is attached to now; n itself when it is no attachment. */
 struct graph_node *graph_attached(struct graph_node *n);
 
-/* It leads to `to` from now on; what was written through it is durable. Its owner answers for `to` having another length. Suspends. */
-MUST_USE int graph_attach_to(struct co *co, struct graph_node *a, struct graph_node *to, struct byre_err *err);
-
 /* ---- other nodes under the same users ---- */
 /* All edges that lead to `from`, but those of `to` and of what lies below it, lead to `to` from now on, all or none. The two have
  * the same length. Users that are no edges (graph_user_add) stay where they are. References move along: the caller needs one of his own
