@@ -90,7 +90,7 @@ static int64_t send_bytes(struct co *co, struct ctl_client *cl, void *data, size
 static int64_t receive_bytes(struct co *co, struct ctl_client *cl, void *data, size_t len)
 {
     if (is_socket(cl))
-        return ctl_receive(co, cl->fd, data, len, &cl->arriving);
+        return ctl_receive(co, cl, data, len);
     int64_t r = ready(co, cl->fd, POLLIN);
     return r < 0 ? r : read(cl->fd, data, len);
 }
@@ -173,10 +173,10 @@ static int run_command(struct co *co, struct ctl_client *cl, const struct qmp_co
 /* A message that was taken apart, or cannot be. */
 struct pending { struct list_node link; struct qmp_command cmd; struct byre_err err; struct ctl_offer offer; };
 
-static void pending_free(struct pending *p)
+static void pending_free(struct co *co, struct pending *p)
 {
     qmp_command_fini(&p->cmd);
-    ctl_offer_close(&p->offer);
+    ctl_offer_close(co, &p->offer);
     free(p);
 }
 
@@ -185,12 +185,12 @@ static void execute(struct co *co, struct ctl_client *cl, struct pending *p)
 {
     struct ctl_call call = { .c = cl->c, .client = cl, .err = p->err };
     if (!p->err.code)                    /* else they go with it */
-        ctl_offer_move(&cl->offer, &p->offer);
+        ctl_offer_move(co, &cl->offer, &p->offer);
     int r = p->err.code ? p->err.code : run_command(co, cl, &p->cmd, &call);
     put_reply(cl, &call, r, p->cmd.id);
     json_decref(call.ret);
     ctl_call_end(co, &call);
-    pending_free(p);
+    pending_free(co, p);
 }
 
 static void worker_co(struct co *co, void *arg)
@@ -204,7 +204,7 @@ static void worker_co(struct co *co, void *arg)
         struct pending *p = CONTAINER_OF(list_first(&cl->queue), struct pending, link);
         list_remove(&p->link);
         if (cl->closing || cl->dead)
-            pending_free(p);
+            pending_free(co, p);
         else
             execute(co, cl, p);
         cl->queued--;
@@ -215,7 +215,7 @@ static void worker_co(struct co *co, void *arg)
 /* Takes p over. */
 static void enqueue(struct co *co, struct ctl_client *cl, struct pending *p)
 {
-    ctl_offer_move(&p->offer, &cl->arriving);
+    ctl_offer_move(co, &p->offer, &cl->arriving);
     list_push_back(&cl->queue, &p->link);
     cl->queued++;
     (void)co_wake_all(&cl->queue_q);
@@ -304,9 +304,7 @@ static void client_free(struct ctl_client *cl)
     cl->c->client_count--;
     if (is_socket(cl))
         close(cl->fd);
-    ctl_offer_close(&cl->arriving);
-    ctl_offer_close(&cl->offer);
-    ctl_names_free(cl);
+    ASSERT(!cl->arriving.count && !cl->offer.count && list_empty(&cl->names));
     qmp_split_free(cl->split);
     free(cl->out);
     free(cl);
@@ -363,6 +361,8 @@ static void reader_co(struct co *co, void *arg)
     (void)co_wake_all(&cl->out_q);
     if (writes)
         last_words(co, cl);
+    cut_off(cl);                             /* whoever is at the other end does not wait for what is closed here */
+    ctl_client_descriptors_end(co, cl);
     cl->bye.fn = client_gone;                /* this task lives in cl: freed once the task has ended */
     rt_post(c->home, &cl->bye);
 }

@@ -30,7 +30,7 @@
 struct sockets { char *key[SOCKETS_MAX]; unsigned count; };
 
 /* In the arguments its name becomes the key by which it is found. */
-static int offer_socket(struct ctl_call *call, json_t *server, struct sockets *out)
+static int offer_socket(struct co *co, struct ctl_call *call, json_t *server, struct sockets *out)
 {
     const char *type = json_string_value(json_object_get(server, "type")), *name = json_string_value(json_object_get(server, "str"));
     struct fdsets *s = graph_passed(call->c->env.graph);
@@ -39,17 +39,20 @@ static int offer_socket(struct ctl_call *call, json_t *server, struct sockets *o
         return 0;                        /* graph/ says what is wrong with it */
     if (out->count == SOCKETS_MAX)
         return byre_fail(&call->err, LIMIT, "a command adds at most %u nodes over connections that were passed", SOCKETS_MAX);
-    int r = ctl_take_socket(call, "server.str", name, &fd);
-    if (!r)
-        r = fdset_socket_offer(s, name, fd, &out->key[out->count], &call->err);
+    int r = ctl_take_socket(co, call, "server.str", name, &fd);
     if (r)
         return r;
+    r = fdset_socket_offer(s, name, fd, &out->key[out->count], &call->err);
+    if (r) {
+        ctl_close_fds(co, &fd, 1);
+        return r;
+    }
     out->count++;
     return json_object_set_new(server, "str", json_string(out->key[out->count - 1])) ? ctl_no_memory(call) : 0;
 }
 
 /* Objects inside objects, the last found first; deeper than this none is looked at, and the node then finds no connection. */
-static int offer_sockets(struct ctl_call *call, struct sockets *out)
+static int offer_sockets(struct co *co, struct ctl_call *call, struct sockets *out)
 {
     json_t *todo[32] = { call->arguments }, *v;
     const char *key;
@@ -59,12 +62,26 @@ static int offer_sockets(struct ctl_call *call, struct sockets *out)
         json_t *o = todo[--count];
         json_object_foreach(o, key, v) {
             if (!r && !strcmp(key, "server"))
-                r = offer_socket(call, v, out);
+                r = offer_socket(co, call, v, out);
             else if (json_is_object(v) && count < sizeof todo / sizeof todo[0])
                 todo[count++] = v;
         }
     }
     return r;
+}
+
+/* Those that no node has taken. */
+static void withdraw_sockets(struct co *co, struct fdsets *s, struct sockets *given)
+{
+    int fds[SOCKETS_MAX];
+    unsigned n = 0;
+    while (given->count) {
+        char *key = given->key[--given->count];
+        if (fdset_socket_withdraw(s, key, &fds[n]))
+            n++;
+        free(key);
+    }
+    ctl_close_fds(co, fds, n);
 }
 
 static int run_add(struct co *co, struct ctl_call *call)
@@ -74,14 +91,10 @@ static int run_add(struct co *co, struct ctl_call *call)
     const char *name = json_string_value(json_object_get(call->arguments, "node-name"));
     if (!name)
         return byre_fail(&call->err, BAD_ARGUMENT, "'node-name' must be specified for the root node");
-    int r = offer_sockets(call, &given);
+    int r = offer_sockets(co, call, &given);
     if (!r)
         r = graph_blockdev_add(co, call->c->env.graph, call->arguments, &n, &call->err);
-    while (given.count) {
-        char *key = given.key[--given.count];
-        fdset_socket_withdraw(graph_passed(call->c->env.graph), key);
-        free(key);
-    }
+    withdraw_sockets(co, graph_passed(call->c->env.graph), &given);
     return r;
 }
 

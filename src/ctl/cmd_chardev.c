@@ -55,7 +55,7 @@ static const struct ctl_arg add_rows[] = {
     CTL_ARGS_END
 };
 
-static int place_of(struct ctl_call *call, const struct ctl_addr *a, struct unix_addr *un, struct chardev_opts *o)
+static int place_of(struct co *co, struct ctl_call *call, const struct ctl_addr *a, struct unix_addr *un, struct chardev_opts *o)
 {
     switch ((enum ctl_addr_type)a->type) {
     case CTL_ADDR_UNIX:
@@ -63,7 +63,7 @@ static int place_of(struct ctl_call *call, const struct ctl_addr *a, struct unix
         o->at = un;
         return 0;
     case CTL_ADDR_FD:
-        return ctl_take_socket(call, "addr.data.str", a->fd->str, &o->fd);
+        return ctl_take_socket(co, call, "addr.data.str", a->fd->str, &o->fd);
     case CTL_ADDR_VSOCK:
         return byre_fail(&call->err, NOT_SUPPORTED, "control is offered on unix sockets only: nobody could tell which user of a virtual machine asks");
     case CTL_ADDR_INET:
@@ -82,7 +82,7 @@ static int add(struct co *co, struct ctl_call *call)
         o.server = !s->has_server || s->server;
         if (s->wait && call->client)
             return byre_fail(&call->err, NOT_SUPPORTED, "'wait' is of the command line: here it would stop all clients of the control socket");
-        int r = place_of(call, s->addr, &un, &o);
+        int r = place_of(co, call, s->addr, &un, &o);
         if (r)
             return r;
     }

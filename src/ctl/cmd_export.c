@@ -56,7 +56,7 @@ static int number_of(struct ctl_call *call, const char *what, const char *text, 
     return 0;
 }
 
-static int address_of(struct ctl_call *call, const struct ctl_addr *a, struct exports_address *ret)
+static int address_of(struct co *co, struct ctl_call *call, const struct ctl_addr *a, struct exports_address *ret)
 {
     unsigned v = 0;
     int r = 0;
@@ -79,7 +79,7 @@ static int address_of(struct ctl_call *call, const struct ctl_addr *a, struct ex
         ret->tcp = (struct nbd_tcp_addr){ a->inet->host, (uint16_t)v };
         break;
     case CTL_ADDR_FD:
-        r = ctl_take_socket(call, "addr.data.str", a->fd->str, &ret->fd);
+        r = ctl_take_socket(co, call, "addr.data.str", a->fd->str, &ret->fd);
         ret->where = EXPORTS_FD;
         break;
     }
@@ -90,7 +90,7 @@ static int open_door(struct co *co, struct ctl_call *call, struct exports *x, co
 {
     const struct start_args *a = call->args;
     struct exports_address at;
-    int r = address_of(call, a->addr, &at);
+    int r = address_of(co, call, a->addr, &at);
     return r ? r : exports_open(co, x, o, &at, &call->err);
 }
 

@@ -41,11 +41,14 @@ static int run_add(struct co *co, struct ctl_call *call)
     const struct add_args *a = call->args;
     struct fdsets *s = sets_of(call);
     int64_t id = 0;
-    int fd, r = s ? ctl_take_offer(call, &fd) : call->err.code;
-    if (!r)
-        r = fdset_add(s, &(struct fdset_new){ a->has_id ? &a->id : NULL, a->opaque, fd }, &id, &call->err);
+    int fd, r = s ? ctl_take_offer(co, call, &fd) : call->err.code;
     if (r)
         return r;
+    r = fdset_add(s, &(struct fdset_new){ a->has_id ? &a->id : NULL, a->opaque, fd }, &id, &call->err);
+    if (r) {
+        ctl_close_fds(co, &fd, 1);
+        return r;
+    }
     call->ret = json_pack("{s:I,s:i}", "fdset-id", (json_int_t)id, "fd", fd);
     return call->ret ? 0 : ctl_no_memory(call);
 }

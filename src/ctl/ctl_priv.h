@@ -125,6 +125,7 @@ struct ctl_client {
     struct co_waitq out_q;               /* the writer, for more output */
     /* passing.c: descriptors that came with bytes that are no whole command yet; that no command has taken; that have names */
     struct ctl_offer arriving, offer;
+    struct ctl_inbox inbox;              /* the reader's */
     struct list names;
     unsigned name_count;
 };

@@ -10,7 +10,10 @@
  *              I3 descriptors belong to the first command that ends in what came with them or behind it; one that does not take them leaves them
  *                 to the next (as the peer has it)
  *              I4 a client has the names that it gave, and no others
- * Concurrency  home loop
+ *              I5 whoever closes one waits for as long as a file server or a peer takes, on the blocking pool: no other client waits with it. A socket that a
+ *                 command has taken no longer lingers when it is closed, whoever does that. (At the limit of open files of this process the kernel
+ *                 itself closes what it cannot hand over, and there the loop does wait.)
+ * Concurrency  home loop; what closes descriptors suspends, and has taken them out of the client before
  * Failure      as ctl_priv.h
  * Tests        tests/daemon/fdset_test.py
  */
@@ -30,25 +33,46 @@
 
 /* ---- what arrives ---- */
 
-void ctl_offer_close(struct ctl_offer *o)
+struct closing { const int *fds; unsigned count; };
+
+static int64_t close_blocking(void *arg)
 {
-    while (o->count)
-        close(o->fds[--o->count]);
-    o->lost = false;
+    const struct closing *c = arg;
+    for (unsigned i = 0; i < c->count; i++)
+        close(c->fds[i]);
+    return 0;
 }
 
-void ctl_offer_move(struct ctl_offer *to, struct ctl_offer *from)
+/* I5 */
+void ctl_close_fds(struct co *co, const int *fds, unsigned count)
 {
+    struct closing c = { fds, count };
+    if (count && rt_blocking(co, close_blocking, &c) < 0)
+        (void)close_blocking(&c);        /* no thread is to be had */
+}
+
+void ctl_offer_close(struct co *co, struct ctl_offer *o)
+{
+    struct ctl_offer old = *o;
+    *o = (struct ctl_offer){ 0 };
+    ctl_close_fds(co, old.fds, old.count);
+}
+
+void ctl_offer_move(struct co *co, struct ctl_offer *to, struct ctl_offer *from)
+{
+    struct ctl_offer old = *to;
     if (!from->count && !from->lost)
         return;
-    ctl_offer_close(to);
     *to = *from;
     *from = (struct ctl_offer){ 0 };
+    ctl_close_fds(co, old.fds, old.count);
 }
 
-static void collect(struct msghdr *m, struct ctl_offer *o)
+/* All that a message may hold is received, so that nobody but us closes any of it (I5). */
+static void collect(struct co *co, struct ctl_client *cl, struct msghdr *m)
 {
     struct ctl_offer now = { .lost = m->msg_flags & MSG_CTRUNC };
+    unsigned surplus = 0;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
             continue;
@@ -59,32 +83,33 @@ static void collect(struct msghdr *m, struct ctl_offer *o)
             if (now.count < CTL_OFFER_MAX)
                 now.fds[now.count++] = fd;
             else
-                close(fd);
+                cl->inbox.surplus[surplus++] = fd;
         }
     }
-    ctl_offer_move(o, &now);             /* I1 */
+    now.lost |= surplus > 0;
+    ctl_offer_move(co, &cl->arriving, &now);         /* I1 */
+    ctl_close_fds(co, cl->inbox.surplus, surplus);
 }
 
-int64_t ctl_receive(struct co *co, int fd, void *data, size_t len, struct ctl_offer *offer)
+int64_t ctl_receive(struct co *co, struct ctl_client *cl, void *data, size_t len)
 {
     for (;;) {
-        union { struct cmsghdr align; char bytes[CMSG_SPACE(CTL_OFFER_MAX * sizeof(int))]; } room;
         struct iovec v = { data, len };
-        struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = room.bytes, .msg_controllen = sizeof room.bytes };
-        int ready = rt_poll(co, fd, POLLIN);
+        struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = cl->inbox.room, .msg_controllen = sizeof cl->inbox.room };
+        int ready = rt_poll(co, cl->fd, POLLIN);
         if (ready < 0)
             return ready;
-        ssize_t n = recvmsg(fd, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        ssize_t n = recvmsg(cl->fd, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             continue;
         if (n < 0)
             return -errno;
-        collect(&m, offer);
+        collect(co, cl, &m);
         return n;
     }
 }
 
-int ctl_take_offer(struct ctl_call *call, int *ret_fd)
+int ctl_take_offer(struct co *co, struct ctl_call *call, int *ret_fd)
 {
     struct ctl_offer *o = call->client ? &call->client->offer : NULL;
     int r = 0;
@@ -96,7 +121,7 @@ int ctl_take_offer(struct ctl_call *call, int *ret_fd)
         r = byre_fail(&call->err, BAD_ARGUMENT, "%u descriptors came in one message, and the command takes one", o->count);
     else
         *ret_fd = o->fds[--o->count];
-    ctl_offer_close(o);
+    ctl_offer_close(co, o);
     return r;
 }
 
@@ -124,13 +149,17 @@ static int forget(struct ctl_client *cl, struct named *n)
     return fd;
 }
 
-void ctl_names_free(struct ctl_client *cl)
+void ctl_client_descriptors_end(struct co *co, struct ctl_client *cl)
 {
-    while (!list_empty(&cl->names))
-        close(forget(cl, CONTAINER_OF(list_first(&cl->names), struct named, link)));
+    ctl_offer_close(co, &cl->arriving);
+    ctl_offer_close(co, &cl->offer);
+    while (!list_empty(&cl->names)) {
+        int fd = forget(cl, CONTAINER_OF(list_first(&cl->names), struct named, link));
+        ctl_close_fds(co, &fd, 1);
+    }
 }
 
-int ctl_take_socket(struct ctl_call *call, const char *what, const char *name, int *ret_fd)
+static int descriptor_of(struct ctl_call *call, const char *what, const char *name, int *ret_fd)
 {
     uint64_t v;
     if (call->client) {                  /* numbers are not the client's to know: what lies behind one may be an image */
@@ -146,6 +175,28 @@ int ctl_take_socket(struct ctl_call *call, const char *what, const char *name, i
     return 0;
 }
 
+/* I5. Its data goes out all the same, behind the close. One that is to be cut off at once (no time to linger) does not wait, and stays so. false: it is no socket. */
+static bool linger_no_more(int fd)
+{
+    struct linger l = { 0 };
+    socklen_t n = sizeof l;
+    if (getsockopt(fd, SOL_SOCKET, SO_LINGER, &l, &n))
+        return false;
+    return !l.l_onoff || !l.l_linger || !setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){ 0 }, sizeof l);
+}
+
+int ctl_take_socket(struct co *co, struct ctl_call *call, const char *what, const char *name, int *ret_fd)
+{
+    int fd, r = descriptor_of(call, what, name, &fd);
+    if (!r && !linger_no_more(fd)) {
+        ctl_close_fds(co, &fd, 1);
+        r = byre_fail(&call->err, BAD_ARGUMENT, "%s: the descriptor '%s' is no socket", what, name);
+    }
+    if (!r)
+        *ret_fd = fd;
+    return r;
+}
+
 /* ---- getfd, closefd ---- */
 
 struct name_args { const char *name; };
@@ -154,7 +205,8 @@ static const struct ctl_arg getfd_rows[] = {
 };
 static const struct ctl_arg closefd_rows[] = { { "fdname", CTL_STR, true, CTL_AT(struct name_args, name) }, CTL_ARGS_END };
 
-static int give_name(struct ctl_call *call, const char *name, int fd)
+/* *ret_old: the one that had the name, which is the caller's now; -1: none had. */
+static int give_name(struct ctl_call *call, const char *name, int fd, int *ret_old)
 {
     struct ctl_client *cl = call->client;
     struct named *old = find(cl, name);
@@ -168,8 +220,7 @@ static int give_name(struct ctl_call *call, const char *name, int fd)
     struct named *n = malloc(sizeof *n + len + 1);
     if (!n)
         return byre_fail(&call->err, NOMEM, "no memory for the name of a descriptor");
-    if (old)
-        close(forget(cl, old));
+    *ret_old = old ? forget(cl, old) : -1;
     n->fd = fd;
     memcpy(n->name, name, len + 1);
     list_push_back(&cl->names, &n->link);
@@ -180,12 +231,14 @@ static int give_name(struct ctl_call *call, const char *name, int fd)
 static int run_getfd(struct co *co, struct ctl_call *call)
 {
     const struct name_args *a = call->args;
-    int fd, r = ctl_take_offer(call, &fd);
+    int fd, old, r = ctl_take_offer(co, call, &fd);
     if (r)
         return r;
-    r = give_name(call, a->name, fd);
+    r = give_name(call, a->name, fd, &old);
     if (r)
-        close(fd);
+        old = fd;                        /* nobody's name is its */
+    if (old >= 0)
+        ctl_close_fds(co, &old, 1);
     return r;
 }
 
@@ -195,7 +248,8 @@ static int run_closefd(struct co *co, struct ctl_call *call)
     struct named *n = call->client ? find(call->client, a->name) : NULL;
     if (!n)
         return byre_fail(&call->err, NOT_FOUND, "File descriptor named '%s' not found", a->name);
-    close(forget(call->client, n));
+    int fd = forget(call->client, n);
+    ctl_close_fds(co, &fd, 1);
     return 0;
 }
 

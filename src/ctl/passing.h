@@ -5,6 +5,7 @@
 #ifndef CTL_PASSING_H
 #define CTL_PASSING_H
 
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #include "base/err.h"
@@ -12,24 +13,33 @@
 #include "rt/co.h"
 
 /* What came in one message, owned. */
-#define CTL_OFFER_MAX 16u                /* descriptors in a message; the kernel closes what is beyond */
+#define CTL_OFFER_MAX 16u                /* descriptors in a message; what is beyond is closed */
+#define CTL_MESSAGE_FDS_MAX 253u         /* the kernel lets nobody send more at once */
 #define CTL_NAMES_MAX 64u                /* descriptors with names that a client has */
 #define CTL_NAME_BYTES_MAX 255u
 struct ctl_offer { int fds[CTL_OFFER_MAX]; unsigned count; bool lost; /* more came than were taken */ };
+/* Room to receive a message. */
+struct ctl_inbox {
+    _Alignas(struct cmsghdr) char room[CMSG_SPACE(CTL_MESSAGE_FDS_MAX * sizeof(int))];
+    int surplus[CMSG_SPACE(CTL_MESSAGE_FDS_MAX * sizeof(int)) / sizeof(int)];
+};
 
 struct ctl_call;
 struct ctl_client;
 
-/* Bytes of a socket, as rt_recv; descriptors that came with them take the place of those in *offer, which are closed. */
-MUST_USE int64_t ctl_receive(struct co *co, int fd, void *data, size_t len, struct ctl_offer *offer);
-/* *to becomes what *from is, if that is anything: what it was before is closed. */
-void ctl_offer_move(struct ctl_offer *to, struct ctl_offer *from);
-void ctl_offer_close(struct ctl_offer *o);
+/* Closes what a client has passed. A close may wait for a file server or for a peer, so it is done on the blocking pool, and only the caller waits. */
+void ctl_close_fds(struct co *co, const int *fds, unsigned count);
+/* Bytes of its socket, as rt_recv; descriptors that came with them take the place of those that arrived before, which are closed. */
+MUST_USE int64_t ctl_receive(struct co *co, struct ctl_client *cl, void *data, size_t len);
+/* *to becomes what *from is, if that is anything: what it was before is closed. Suspends only to close. */
+void ctl_offer_move(struct co *co, struct ctl_offer *to, struct ctl_offer *from);
+void ctl_offer_close(struct co *co, struct ctl_offer *o);
 /* The one descriptor that the client offers; the caller's from now on. */
-MUST_USE int ctl_take_offer(struct ctl_call *call, int *ret_fd);
-/* The one that the client has named so, which has the name no more; without a client (the command line): the process's own of that number. The caller's
- * from now on. what: the argument, for the text. */
-MUST_USE int ctl_take_socket(struct ctl_call *call, const char *what, const char *name, int *ret_fd);
-void ctl_names_free(struct ctl_client *cl);
+MUST_USE int ctl_take_offer(struct co *co, struct ctl_call *call, int *ret_fd);
+/* The socket that the client has named so, which has the name no more; without a client (the command line): the process's own of that number. The caller's
+ * from now on: closing it waits for nobody. what: the argument, for the text. */
+MUST_USE int ctl_take_socket(struct co *co, struct ctl_call *call, const char *what, const char *name, int *ret_fd);
+/* Closes all that the client has sent and nobody has taken. */
+void ctl_client_descriptors_end(struct co *co, struct ctl_client *cl);
 
 #endif

@@ -11,10 +11,14 @@
  *              I3  A set counts the stores that were opened from it (uses): fdset.h I1.
  *              I4  A store for reading takes a descriptor that can write only if there is none that just reads; a store for writing takes none that
  *                  only appends, since its writes would not land where they are meant to.
- *              I5  Nothing waits for a file with `mutex` held: the home loop takes it, and a server that does not answer would stop all clients.
- * Concurrency  Any thread. `mutex` guards the sets. Opening and leaving block (I5) on worker threads: `sharing` guards the list of shared files, and is
- *              taken before the mutex of one of these, and before `mutex`.
- * Failure      Nothing is taken, and what was given is closed.
+ *              I5  Nothing waits for a file with `mutex` or `sharing` held: the home loop takes the one, whoever opens or leaves any file of a set the
+ *                  other, and a server that does not answer would stop them all. What is asked under them, the kernel knows by itself: flags, and
+ *                  whether two descriptors are the same open file.
+ *              I6  What makes an open file known is found out before it is looked for; a store is in `open` of its struct file_shared from before its
+ *                  first lock until behind its last one, so the struct is there as long as any of them may use it.
+ * Concurrency  Any thread. Both mutexes are leaves: `mutex` guards the sets, `sharing` the list of shared files and who has each of them open. Opening and
+ *              leaving block on worker threads, with no mutex held but that of one shared file.
+ * Failure      Nothing is taken.
  * Tests        fdset_test.c, tests/daemon/fdset_test.py
  */
 #include "stor/fdset.h"
@@ -162,8 +166,6 @@ int fdset_add(struct fdsets *s, const struct fdset_new *what, int64_t *ret_id, s
     pthread_mutex_lock(&s->mutex);
     int r = what->id && *what->id < 0 ? byre_fail(err, BAD_ARGUMENT, "Parameter 'fdset-id' expects a non-negative value") : add_locked(s, what, ret_id, err);
     pthread_mutex_unlock(&s->mutex);
-    if (r)
-        close(what->fd);
     return r;
 }
 
@@ -250,7 +252,6 @@ int fdset_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_ke
     if (!w || !key) {
         free(w);
         free(key);
-        close(fd);
         return byre_fail(err, NOMEM, "no memory for a descriptor");
     }
     pthread_mutex_lock(&s->mutex);
@@ -263,11 +264,12 @@ int fdset_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_ke
     return 0;
 }
 
-void fdset_socket_withdraw(struct fdsets *s, const char *key)
+bool fdset_socket_withdraw(struct fdsets *s, const char *key, int *ret_fd)
 {
     int fd = take_waiting(s, key);
     if (fd >= 0)
-        close(fd);
+        *ret_fd = fd;
+    return fd >= 0;
 }
 
 int fdset_socket_take(struct fdsets *s, const char *key, int *ret_fd, struct byre_err *err)
@@ -303,28 +305,28 @@ static int number_of(const char *name, int64_t *ret, struct byre_err *err)
  * never given up too early. */
 static bool same_open_file(int a, int b)
 {
-    struct stat x, y;
-    if (fstat(a, &x) || fstat(b, &y) || x.st_dev != y.st_dev || x.st_ino != y.st_ino)
-        return false;
     return syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, a, b) <= 0;
 }
 
-static struct file_shared *shared_of(const struct fdsets *s, int fd)
+static struct file_shared *shared_of(const struct fdsets *s, const struct stat *st, int fd)
 {
     LIST_FOR(at, &s->shared) {
         struct file_shared *h = CONTAINER_OF(at, struct file_shared, link);
-        if (same_open_file(fd, CONTAINER_OF(list_first(&h->stores), struct file_stor, shared_link)->fd))
+        if (h->dev == st->st_dev && h->ino == st->st_ino && same_open_file(fd, CONTAINER_OF(list_first(&h->open), struct file_stor, open_link)->fd))
             return h;
     }
     return NULL;
 }
 
-static struct file_shared *shared_new(struct fdsets *s)
+static struct file_shared *shared_new(struct fdsets *s, const struct stat *st)
 {
     struct file_shared *h = calloc(1, sizeof *h);
     if (!h)
         return NULL;
+    h->dev = st->st_dev;
+    h->ino = st->st_ino;
     pthread_mutex_init(&h->mutex, NULL);
+    list_init(&h->open);
     list_init(&h->stores);
     list_push_back(&s->shared, &h->link);
     return h;
@@ -342,17 +344,20 @@ void fdset_leave(struct file_stor *f)
 {
     struct fdsets *s = f->sets;
     struct file_shared *h = f->shared;
-    pthread_mutex_lock(&s->sharing);
     pthread_mutex_lock(&h->mutex);
     file_unlock_shared(f);
     list_remove(&f->shared_link);
     pthread_mutex_unlock(&h->mutex);
-    if (list_empty(&h->stores)) {
+    pthread_mutex_lock(&s->sharing);
+    list_remove(&f->open_link);          /* I6 */
+    bool last = list_empty(&h->open);
+    if (last)
         list_remove(&h->link);
+    pthread_mutex_unlock(&s->sharing);
+    if (last) {
         pthread_mutex_destroy(&h->mutex);
         free(h);
     }
-    pthread_mutex_unlock(&s->sharing);
     set_unuse(s, f->set);
     f->shared = NULL;
 }
@@ -429,41 +434,51 @@ static int duplicate_of(struct fdsets *s, const struct open_ask *a, struct fdset
     return r;
 }
 
-/* f becomes one of the stores of the open file fd (I1). `sharing` is held. */
-static int join(struct fdsets *s, const struct open_ask *a, int fd, struct file_stor *f)
+/* f has the open file fd, as others may (I1). `sharing` is held. */
+static int join_locked(struct fdsets *s, const struct open_ask *a, const struct stat *st, struct file_stor *f)
 {
-    struct file_shared *h = shared_of(s, fd);
-    int r = settle_direct(a, fd, h);
-    if (!r && !h && !(h = shared_new(s)))
+    struct file_shared *h = shared_of(s, st, f->fd);
+    int r = settle_direct(a, f->fd, h);
+    if (!r && !h && !(h = shared_new(s, st)))
         r = byre_fail(a->err, NOMEM, "%s: out of memory", a->path);
     if (r)
         return r;
-    f->fd = fd;
     f->sets = s;
     f->shared = h;
-    pthread_mutex_lock(&h->mutex);
-    list_push_back(&h->stores, &f->shared_link);
-    pthread_mutex_unlock(&h->mutex);
+    list_push_back(&h->open, &f->open_link);
+    return 0;
+}
+
+/* f becomes one of the stores of its open file. */
+static int join(struct fdsets *s, const struct open_ask *a, struct file_stor *f)
+{
+    struct stat st;
+    if (fstat(f->fd, &st))               /* I6 */
+        return byre_fail_code(a->err, SYSTEM, -errno, "%s: stat: %s", a->path, strerrordesc_np(errno));
+    pthread_mutex_lock(&s->sharing);
+    int r = join_locked(s, a, &st, f);
+    pthread_mutex_unlock(&s->sharing);
+    if (r)
+        return r;
+    pthread_mutex_lock(&f->shared->mutex);
+    list_push_back(&f->shared->stores, &f->shared_link);
+    pthread_mutex_unlock(&f->shared->mutex);
     return 0;
 }
 
 int fdset_open(const struct open_ask *a, struct file_stor *f)
 {
     struct fdsets *s = a->opts->passed;
-    struct fdset *set = NULL;
-    int fd = -1;
     if (a->opts->exclusive)
         return byre_fail(a->err, EXISTS, "%s: create: what was passed is there already", a->path);
-    int r = duplicate_of(s, a, &set, &fd);
+    int r = duplicate_of(s, a, &f->set, &f->fd);
     if (r)
         return r;
-    pthread_mutex_lock(&s->sharing);
-    r = join(s, a, fd, f);
-    pthread_mutex_unlock(&s->sharing);
-    f->set = set;
+    r = join(s, a, f);
     if (r) {
-        close(fd);
-        set_unuse(s, set);
+        close(f->fd);
+        f->fd = -1;
+        set_unuse(s, f->set);
     }
     return r;
 }

@@ -6,9 +6,10 @@
  * Invariants
  *   I1  A set is there as long as it has a descriptor, or a store that was opened from it is open.
  *   I2  What is removed from a set is closed at once; stores that were opened from it keep their own descriptor of the same open file.
- *   I3  A descriptor is closed by whoever owns it, on every path: what is given to fdset_add is owned from then on, also on failure.
- * Concurrency  Any thread. What closes a descriptor may block, for as long as a server or a peer takes: fdset_remove, fdset_socket_withdraw, and
- *              fdset_add and fdset_socket_offer when they fail. Opening a store from a set: file_priv.h.
+ *   I3  A descriptor is closed by whoever owns it, on every path: what is given to fdset_add or fdset_socket_offer is owned from then on; when they
+ *       fail, it is still the caller's.
+ * Concurrency  Any thread. What closes a descriptor may block, for as long as a server or a peer takes: that is fdset_remove alone. Opening a store
+ *              from a set: file_priv.h.
  */
 #ifndef STOR_FDSET_H
 #define STOR_FDSET_H
@@ -35,9 +36,10 @@ MUST_USE int fdset_add(struct fdsets *s, const struct fdset_new *what, int64_t *
 MUST_USE int fdset_remove(struct fdsets *s, int64_t id, int fd, struct byre_err *err);
 
 /* Sockets that nodes to come are to use. *ret_key, which the caller frees, is `name` and a number that no other one ever has: so nobody takes one that
- * was meant for somebody else. It is taken once, and closed when it was not. fd is owned from then on, also on failure. */
+ * was meant for somebody else. It is taken once. */
 MUST_USE int fdset_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_key, struct byre_err *err);
-void fdset_socket_withdraw(struct fdsets *s, const char *key);      /* nothing happens if somebody has taken it */
+/* It is the caller's again; false: somebody has taken it. */
+MUST_USE bool fdset_socket_withdraw(struct fdsets *s, const char *key, int *ret_fd);
 /* The caller's from now on. NOT_FOUND: there is none. */
 MUST_USE int fdset_socket_take(struct fdsets *s, const char *key, int *ret_fd, struct byre_err *err);
 

@@ -14,7 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <stdarg.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,14 +25,16 @@
 #define WRITER (STOR_PERM_READ | STOR_PERM_WRITE | STOR_PERM_RESIZE)
 #define NO_WRITERS (STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED)
 
-static int made(int flags)
+static int made_at(const char *name, int flags)
 {
-    int fd = open(t_path("f"), flags | O_CREAT | O_CLOEXEC, 0600);
+    int fd = open(t_path(name), flags | O_CREAT | O_CLOEXEC, 0600);
     CHECK(fd >= 0);
     if ((flags & O_ACCMODE) != O_RDONLY && !(flags & O_PATH))
         CHECK_EQ(ftruncate(fd, 1 << 20), 0);
     return fd;
 }
+
+static int made(int flags) { return made_at("f", flags); }
 
 static int64_t give(struct fdsets *s, int64_t id, int fd)
 {
@@ -81,7 +85,7 @@ static void test_numbers(void **state)
     id = -1;
     int bad = made(O_RDWR);
     CHECK_EQ(fdset_add(s, &(struct fdset_new){ &id, NULL, bad }, &got, NULL), -EINVAL);
-    CHECK(fcntl(bad, F_GETFD) < 0);                        /* fdset.h I3 */
+    CHECK_EQ(close(bad), 0);                               /* fdset.h I3 */
     CHECK_EQ(fdset_remove(s, 0, b, NULL), -ENOENT);        /* it is in another set */
     CHECK_EQ(fdset_remove(s, 3, -1, NULL), -ENOENT);
     CHECK_EQ(fdset_remove(s, 7, b, NULL), 0);
@@ -106,12 +110,12 @@ static void test_limit(void **state)
     memset(text, 'x', sizeof text - 1);
     int one = dup(first);
     CHECK_EQ(fdset_add(s, &(struct fdset_new){ &id, text, one }, &got, NULL), -E2BIG);
-    CHECK(fcntl(one, F_GETFD) < 0);
+    CHECK_EQ(close(one), 0);
     for (unsigned i = 0; i < FDSETS_FDS_MAX; i++)
         give(s, i % 3, dup(first));
     one = dup(first);
     CHECK_EQ(fdset_add(s, &(struct fdset_new){ &id, NULL, one }, &got, NULL), -E2BIG);
-    CHECK(fcntl(one, F_GETFD) < 0);
+    CHECK_EQ(close(one), 0);
     fdsets_free(s);
     close(first);
     assert_int_equal(t_failures, 0);
@@ -131,11 +135,11 @@ static void test_sockets(void **state)
     CHECK_EQ(fdset_socket_take(s, second, &got, NULL), 0);
     CHECK_EQ(got, b);
     CHECK_EQ(fdset_socket_take(s, second, &got, NULL), -ENOENT);
-    fdset_socket_withdraw(s, second);                      /* was taken: it is somebody else's */
-    CHECK(fcntl(a, F_GETFD) >= 0 && fcntl(b, F_GETFD) >= 0);
-    fdset_socket_withdraw(s, first);
-    CHECK(fcntl(a, F_GETFD) < 0);
-    close(b);
+    CHECK(!fdset_socket_withdraw(s, second, &got));        /* was taken: it is somebody else's */
+    CHECK(fdset_socket_withdraw(s, first, &got));
+    CHECK_EQ(got, a);
+    CHECK(!fdset_socket_withdraw(s, first, &got));
+    CHECK(close(a) == 0 && close(b) == 0);
     free(first);
     free(second);
     fdsets_free(s);
@@ -198,8 +202,6 @@ static void test_slow_close(void **state)
     assert_int_equal(t_failures, 0);
 }
 
-/* ---- which one ---- */
-
 static int open_from(struct co *co, struct fdsets *s, const char *name, bool read_only, struct stor **ret)
 {
     struct byre_err err = { 0 };
@@ -208,6 +210,95 @@ static int open_from(struct co *co, struct fdsets *s, const char *name, bool rea
         CHECK(strstr(err.text, name));
     return r;
 }
+
+/* ---- a file server that does not answer ---- */
+
+enum asked { NOTHING, LOOK, UNLOCK };
+static struct { ino_t ino; _Atomic enum asked what; atomic_bool asked, answers; } server;
+
+static void ask(enum asked what, ino_t ino)
+{
+    if (what != atomic_load(&server.what) || ino != server.ino)
+        return;
+    atomic_store(&server.asked, true);
+    while (!atomic_load(&server.answers))
+        nanosleep(&(struct timespec){ 0, 1000000 }, NULL);
+}
+
+int __real_fstat64(int fd, struct stat64 *st);
+int __wrap_fstat64(int fd, struct stat64 *st);
+int __wrap_fstat64(int fd, struct stat64 *st)
+{
+    int r = __real_fstat64(fd, st);
+    if (!r)
+        ask(LOOK, st->st_ino);
+    return r;
+}
+
+int __real_fcntl64(int fd, int cmd, ...);
+int __wrap_fcntl64(int fd, int cmd, ...);
+int __wrap_fcntl64(int fd, int cmd, ...)
+{
+    struct stat64 st = { 0 };
+    va_list list;
+    va_start(list, cmd);
+    void *arg = va_arg(list, void *);
+    va_end(list);
+    if (cmd == F_OFD_SETLK && ((struct flock *)arg)->l_type == F_UNLCK && !__real_fstat64(fd, &st))
+        ask(UNLOCK, st.st_ino);
+    return __real_fcntl64(fd, cmd, arg);
+}
+
+struct waits { struct fdsets *s; struct stor *opened, *closing; bool ended; };
+
+static void wait_for_server(struct co *co, void *arg)
+{
+    struct waits *w = arg;
+    if (w->closing)
+        stor_close(co, w->closing);
+    else
+        CHECK_EQ(open_from(co, w->s, "/dev/fdset/1", false, &w->opened), 0);
+    w->ended = true;
+}
+
+/* Files of other servers are opened and closed meanwhile (fdset.c I5). */
+static void meanwhile(struct co *co, enum asked what, struct waits *w)
+{
+    struct stor *other;
+    server.asked = server.answers = false;
+    server.what = what;
+    CHECK_EQ(rt_spawn(co_loop(co), wait_for_server, w), 0);
+    while (!atomic_load(&server.asked))
+        CHECK_EQ(co_sleep(co, 1000000), 0);
+    CHECK_EQ(open_from(co, w->s, "/dev/fdset/2", false, &other), 0);
+    CHECK_EQ(stor_lock(co, other, WRITER, NO_WRITERS, NULL), 0);
+    stor_close(co, other);
+    CHECK(!w->ended);
+    server.answers = true;
+    while (!w->ended)
+        CHECK_EQ(co_sleep(co, 1000000), 0);
+    server.what = NOTHING;
+}
+
+static void slow_server(struct co *co, void *arg)
+{
+    struct fdsets *s = arg;
+    struct stat st;
+    struct stor *a;
+    int fd = made(O_RDWR);
+    CHECK_EQ(fstat(fd, &st), 0);
+    server.ino = st.st_ino;
+    give(s, 1, fd);
+    give(s, 2, made_at("g", O_RDWR));
+    CHECK_EQ(open_from(co, s, "/dev/fdset/1", false, &a), 0);
+    CHECK_EQ(stor_lock(co, a, WRITER, NO_WRITERS, NULL), 0);
+    struct waits opening = { .s = s }, closing = { .s = s, .closing = a };
+    meanwhile(co, LOOK, &opening);
+    meanwhile(co, UNLOCK, &closing);
+    stor_close(co, opening.opened);
+}
+
+/* ---- which one ---- */
 
 static void pick(struct co *co, void *arg)
 {
@@ -376,6 +467,7 @@ static void with_sets(void (*fn)(struct co *co, void *arg))
     fdsets_free(s);
 }
 
+static void test_slow_server(void **state) { with_sets(slow_server); }
 static void test_pick(void **state) { with_sets(pick); }
 static void test_create(void **state) { with_sets(create); }
 static void test_direct(void **state) { with_sets(direct); }
@@ -385,7 +477,7 @@ static void test_both_have(void **state) { with_sets(both_have); }
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_numbers), cmocka_unit_test(test_limit), cmocka_unit_test(test_sockets), cmocka_unit_test(test_slow_close), cmocka_unit_test(test_pick), cmocka_unit_test(test_create), cmocka_unit_test(test_direct),
+        cmocka_unit_test(test_numbers), cmocka_unit_test(test_limit), cmocka_unit_test(test_sockets), cmocka_unit_test(test_slow_close), cmocka_unit_test(test_slow_server), cmocka_unit_test(test_pick), cmocka_unit_test(test_create), cmocka_unit_test(test_direct),
         cmocka_unit_test(test_locks), cmocka_unit_test(test_both_have),
     };
     return T_MAIN("fdset", tests);

@@ -48,8 +48,10 @@ struct file_extent_cache {
 /* Stores of one open file that somebody passed (fdset.c I1). */
 struct file_shared {
     struct list_node link;                /* of the sets */
+    uint64_t dev, ino;                    /* constant */
+    struct list open;                     /* file_stor.open_link: whose descriptors are open; guarded by the sets' `sharing`, and never empty there */
     pthread_mutex_t mutex;                /* orders changes of their locks; taken before lock_mutex, on workers only */
-    struct list stores;                   /* file_stor.shared_link; changed with both mutexes held */
+    struct list stores;                   /* file_stor.shared_link: who may have locks; guarded by mutex */
 };
 
 struct fdset;
@@ -68,8 +70,8 @@ struct file_stor {
     struct file_extent_cache extent;
     pthread_mutex_t lock_mutex;           /* orders calls that change the locks; held on workers only */
     unsigned held, unshared;              /* guarded by lock_mutex: bytes 100+n and 200+n that we hold */
-    struct file_shared *shared;           /* NULL: it was opened by its path, and the next three say nothing */
-    struct list_node shared_link;
+    struct file_shared *shared;           /* NULL: it was opened by its path, and the next four say nothing */
+    struct list_node open_link, shared_link;
     struct fdsets *sets;
     struct fdset *set;
 };

@@ -6,6 +6,7 @@ import os
 import resource
 import select
 import socket
+import struct
 import subprocess
 import threading
 
@@ -334,7 +335,7 @@ def test_servers_at_names(passing, home):
             assert why == f"File descriptor named '{number}' has not been found"
         assert "not been found" in passing.refused("chardev-add", id="c1", backend={"type": "socket", "data": {"addr": {"type": "fd", "data": {"str": "5"}}}})
         passing.ok("getfd", [os.open(home / "r", os.O_RDONLY)], fdname="s")
-        assert "no listening socket" in passing.refused("nbd-server-start", addr=here)
+        assert "'s' is no socket" in passing.refused("nbd-server-start", addr=here)
         assert "not found" in passing.refused("closefd", fdname="s") and len(os.listdir(f"/proc/{passing.pid}/fd")) == before
         passing.ok("getfd", [os.dup(nbd.fileno())], fdname="s")
         passing.ok("nbd-server-start", addr=here)
@@ -416,6 +417,106 @@ def test_pipelined(passing, home):
         answer = passing.client.receive()["return"]
         assert answer["fdset-id"] == i
         assert os.path.basename(os.readlink(f"/proc/{passing.pid}/fd/{answer['fd']}")) == name
+
+
+# ---- a close that takes its time ----
+
+def lingering():
+    """A connection that is full, whose close waits until the other side goes; and that side."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        near = socket.create_connection(door.getsockname())
+        far = door.accept()[0]
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    near.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            near.send(bytes(1 << 16))
+    return near, far
+
+
+def give(client, near, data, count=1):
+    """Sends it so often with these bytes, and has it no more. Whoever closes it last waits: so it is sent by a process that ends, which the kernel does not let wait, and what
+    makes the daemon act is sent behind that."""
+    first, rest = (data[:-2], data[-2:]) if len(data) > 2 else (data, b"")
+    ready, go = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.read(ready, 1)
+        socket.send_fds(client.client.socket, [first], [near.fileno()] * count)
+        os._exit(0)
+    near.close()
+    os.write(go, b"x")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(ready)
+    os.close(go)
+    client.send(rest)
+
+
+def message(command, **arguments):
+    return json.dumps({"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}).encode() + b"\n"
+
+
+def give_name(client, near):
+    give(client, near, message("getfd", fdname="s"))
+    assert client.client.receive() == {"return": {}}
+
+
+def over_name(client, near, command, **arguments):
+    give_name(client, near)
+    client.send(message(command, **arguments))
+
+
+def null():
+    return [os.open("/dev/null", os.O_RDONLY)]
+
+
+AT_NAME = {"type": "fd", "data": {"str": "s"}}
+# what makes the daemon close the descriptor; its answer, if there is one
+SLOW_CLOSES = {
+    "closefd": (lambda c, near: over_name(c, near, "closefd", fdname="s"), "return"),
+    "another of the name": (lambda c, near: (give_name(c, near), c.send(message("getfd", fdname="s"), null())), "return"),
+    "a bad name": (lambda c, near: give(c, near, message("getfd", fdname="1")), "error"),
+    "a bad set": (lambda c, near: give(c, near, message("add-fd", fdset_id=-1)), "error"),
+    "two of them": (lambda c, near: give(c, near, message("add-fd"), 2), "error"),
+    "a heap": (lambda c, near: give(c, near, message("add-fd"), 200), "error"),
+    "others in its place": (lambda c, near: (give(c, near, b" "), c.send(message("add-fd"), null())), "return"),
+    "no JSON": (lambda c, near: give(c, near, b'{"execute": "nonsense" ]\n'), "error"),
+    "the end": (lambda c, near: (give(c, near, b" "), c.client.close()), None),
+    "the end, named": (lambda c, near: (give_name(c, near), c.client.close()), None),
+    "no node": (lambda c, near: over_name(c, near, "blockdev-add", driver="nbd", node_name="n", tls_creds="none", server={"type": "fd", "str": "s"}), "error"),
+    "no NBD": (lambda c, near: over_name(c, near, "nbd-server-start", addr=AT_NAME), "error"),
+    "no monitor": (lambda c, near: over_name(c, near, "chardev-add", id="c" * 500, backend={"type": "socket", "data": {"addr": AT_NAME, "server": True, "wait": False}}), "error"),
+}
+
+
+@pytest.mark.parametrize("way", SLOW_CLOSES)
+def test_slow_close(passing, way):
+    """FEATURES 3.023: who passes what takes long to close waits for it, and nobody else does"""
+    act, answer = SLOW_CLOSES[way]
+    client = Passing(passing.daemon)
+    before = descriptors(passing.pid)
+    near, far = lingering()
+    inode = f"socket:[{os.fstat(near.fileno()).st_ino}]"
+    act(client, near)
+    wait.until(lambda: inode not in descriptors(passing.pid), lambda: f"{descriptors(passing.pid)}")      # its close has begun
+    for _ in range(20):                                    # behind some of these the loop has seen what was sent
+        passing.ok("query-version")
+    Passing(passing.daemon).client.close()
+    far.close()
+    if answer:
+        assert answer in client.client.receive()
+        client.ok("query-version")
+        client.client.close()
+    wait.until(lambda: set(descriptors(passing.pid)) <= set(before) | {"/dev/null"}, lambda: f"{before} {descriptors(passing.pid)}")
+
+
+def descriptors(pid):
+    """What the process has open, by the kernel's words."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
 
 
 def test_limit_of_sets(passing, home):
@@ -521,7 +622,7 @@ def test_nbd_over_what_does_not_answer(passing, home, server):
         wait.until(lambda: len(os.listdir(f"/proc/{passing.pid}/fd")) <= before, lambda: f"{node}: something stays open")
         return why
 
-    assert "no stream socket" in refused(os.open(home / "r", os.O_RDWR))
+    assert "server.str: the descriptor 's' is no socket" in refused(os.open(home / "r", os.O_RDWR))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
         assert "no stream socket" in refused(os.dup(s.fileno()))
     with socket.socket(socket.AF_UNIX) as s:
