@@ -293,8 +293,8 @@ int graph_debug_wait(struct co *co, struct graph_node *n, const char *tag)
     if (!f)
         return -ENOTSUP;
     graph_ref(f);
-    debug_rules_wait(co, rules_of(f), tag);
-    return node_unref(co, f);
+    int r = debug_rules_wait(co, rules_of(f), tag), closed = node_unref(co, f);
+    return r ? r : closed;
 }
 
 /* ---- the whole ---- */

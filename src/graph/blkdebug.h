@@ -6,7 +6,7 @@
  *   blkdebug_rules.c  events, rules, states, breakpoints
  *   blkdebug_opts.c   rules as options, and as a file
  *
- * What the three promise is numbered through all of them, K1 to K7. Breakpoints are set from outside by graph_debug_break (graph.h).
+ * What the three promise is numbered through all of them, K1 to K8. Breakpoints are set from outside by graph_debug_break (graph.h).
  */
 #ifndef GRAPH_BLKDEBUG_H
 #define GRAPH_BLKDEBUG_H
@@ -51,7 +51,7 @@ MUST_USE int debug_rules_apply(struct co *co, struct debug_rules *all, unsigned 
 MUST_USE int debug_rules_break(struct debug_rules *all, enum stor_event_kind what, const char *tag);
 MUST_USE int debug_rules_unbreak(struct debug_rules *all, const char *tag);
 MUST_USE int debug_rules_resume(struct debug_rules *all, const char *tag);
-void debug_rules_wait(struct co *co, struct debug_rules *all, const char *tag);
+MUST_USE int debug_rules_wait(struct co *co, struct debug_rules *all, const char *tag);
 
 /* ---- blkdebug_opts.c ---- */
 /* The event of this name; STOR_EV_COUNT: there is none. */

@@ -11,6 +11,7 @@
  *                 active. Those of the event "none" are active from the beginning. Of several active ones the first in the order of the options counts.
  *             K5  A breakpoint stops one request, and is gone then; all breakpoints of an event stop the same one, which goes on when it was let go on by
  *                 each of their tags. Of several requests by one tag the first goes on first.
+ *             K8  Who waits for a request to stand by a tag waits until one does, or until the breakpoints of the tag are taken away.
  * Order       None.
  * Concurrency Any loop; what changes is under mx. Who stands at a breakpoint keeps what he holds: locks, sections, the home loop's order of passes.
  * Failure     What the rules say.
@@ -37,7 +38,7 @@ int debug_rules_init(struct debug_rules *all)
 
 /* ---- breakpoints ---- */
 
-struct halt { struct list_node link; const char *tag; struct co_xevent go; };                   /* somebody stands, or waits for one who does */
+struct halt { struct list_node link; const char *tag; int result; struct co_xevent go; };       /* somebody stands, or waits for one who does */
 /* A breakpoint: owned by the list, and by the request that it stops from then on. */
 struct stop { struct halt halt; enum stor_event_kind event; struct stop *next; char tag[]; };
 
@@ -49,8 +50,8 @@ void debug_rules_fini(struct debug_rules *all)
     pthread_mutex_destroy(&all->mx);
 }
 
-/* Lets those of the tag (NULL: all) go on; only_first: one of them. How many. Under mx. */
-static unsigned let_go(struct list *l, const char *tag, bool only_first)
+/* Lets those of the tag (NULL: all) go on, with this result; only_first: one of them. How many. Under mx. */
+static unsigned let_go(struct list *l, const char *tag, bool only_first, int result)
 {
     unsigned n = 0;
     LIST_FOR(x, l) {
@@ -58,6 +59,7 @@ static unsigned let_go(struct list *l, const char *tag, bool only_first)
         if ((n && only_first) || (tag && strcmp(h->tag, tag)))
             continue;
         list_remove(&h->link);
+        h->result = result;
         co_xevent_set(&h->go);                   /* h may be gone from here on */
         n++;
     }
@@ -91,7 +93,8 @@ int debug_rules_unbreak(struct debug_rules *all, const char *tag)
         free(s);
         r = 0;
     }
-    (void)let_go(&all->halted, tag, false);      /* how many is nobody's question */
+    (void)let_go(&all->halted, tag, false, 0);               /* how many is nobody's question */
+    (void)let_go(&all->waiting, tag, false, -ECANCELED);     /* K8 */
     pthread_mutex_unlock(&all->mx);
     return r;
 }
@@ -99,12 +102,12 @@ int debug_rules_unbreak(struct debug_rules *all, const char *tag)
 int debug_rules_resume(struct debug_rules *all, const char *tag)
 {
     pthread_mutex_lock(&all->mx);
-    unsigned n = let_go(&all->halted, tag, true);
+    unsigned n = let_go(&all->halted, tag, true, 0);
     pthread_mutex_unlock(&all->mx);
     return n ? 0 : -ENOENT;
 }
 
-void debug_rules_wait(struct co *co, struct debug_rules *all, const char *tag)
+int debug_rules_wait(struct co *co, struct debug_rules *all, const char *tag)
 {
     struct halt me = { .tag = tag };
     bool there = false;
@@ -117,6 +120,7 @@ void debug_rules_wait(struct co *co, struct debug_rules *all, const char *tag)
     pthread_mutex_unlock(&all->mx);
     if (!there)
         co_xevent_wait(co, &me.go);
+    return me.result;
 }
 
 /* ---- events ---- */
@@ -159,7 +163,7 @@ static struct stop *take_stops(struct co *co, struct debug_rules *all, enum stor
         list_remove(&s->halt.link);
         co_xevent_init(&s->halt.go, co_loop(co));
         list_push_back(&all->halted, &s->halt.link);
-        (void)let_go(&all->waiting, s->tag, false);      /* nobody need wait for it */
+        (void)let_go(&all->waiting, s->tag, false, 0);   /* nobody need wait for it */
         s->next = mine;
         mine = s;
     }

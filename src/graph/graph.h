@@ -374,11 +374,11 @@ void graph_user_remove(struct graph_user *u);
 /* ---- blkdebug.c: breakpoints of the first filter blkdebug at or below n, below formats too (FEATURES 3.053) ---- */
 /* The next request whose event this is stands still, under the name `tag`. -ENOTSUP, as of all: there is no such filter. -ENOENT: no such event. Home, all. */
 MUST_USE int graph_debug_break(struct graph_node *n, const char *event, const char *tag);
-/* None stops there any more, those that stand go on. tag NULL: whatever theirs is. -ENOENT: none would have stopped. */
+/* None stops there any more, those that stand go on, and who waits for one is told so. tag NULL: whatever theirs is. -ENOENT: none would have stopped. */
 MUST_USE int graph_debug_remove(struct graph_node *n, const char *tag);
 /* The first one goes on. -ENOENT: none stands. */
 MUST_USE int graph_debug_resume(struct graph_node *n, const char *tag);
-/* Until one stands there. Suspends. */
+/* Until one stands there. -ECANCELED: the tag was removed. Suspends. */
 MUST_USE int graph_debug_wait(struct co *co, struct graph_node *n, const char *tag);
 
 #endif

@@ -3,9 +3,11 @@
  * lib_test.c: the public interface in one process: option structs of other ages, contexts with and without threads, blocking
  * calls from several threads, queues, jobs, policies.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,6 +128,51 @@ static void lists_of_node_options(void **state)
             assert_string_equal(name, t[i].name);
         free(name);
     }
+}
+
+/* ---- breakpoints ---- */
+
+struct waits { struct byre_image *image; const char *tag; int result; atomic_bool ended; };
+
+static void *wait_for_stop(void *arg)
+{
+    struct waits *w = arg;
+    w->result = byre_debug_wait(w->image, w->tag);
+    atomic_store(&w->ended, true);
+    return NULL;
+}
+
+/* FEATURES 3.053: who waits for a request that never comes is told when nothing is waited for any more. */
+static void wait_that_nobody_meets(void **state)
+{
+    struct byre_ctx_opts co = byre_ctx_opts_init();
+    struct byre_open_opts o = byre_open_opts_init();
+    struct byre_ctx *ctx = ctx_new(1);
+    struct byre_err err;
+    char name[200];
+    assert_int_equal(byre_close(make(ctx, "stands", "raw", MIB)), 0);
+    byre_ctx_free(ctx);
+    co.policy = BYRE_POLICY_ECOSYSTEM;
+    assert_int_equal(byre_ctx_new(&co, &ctx, &err), 0);
+    snprintf(name, sizeof name, "blkdebug::%s", path_of("stands"));
+    o.format = "raw";
+    struct waits w[2] = { { .tag = "one" }, { .tag = "other" } };
+    pthread_t thread[2];
+    assert_int_equal(byre_open(ctx, name, &o, &w[0].image, &err), 0);
+    w[1].image = w[0].image;
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&thread[i], NULL, wait_for_stop, &w[i]), 0);
+    while (!atomic_load(&w[0].ended))            /* it may not wait yet */
+        assert_int_equal(byre_debug_remove(w[0].image, "one"), -ENOENT);
+    assert_int_equal(w[0].result, -ECANCELED);
+    assert_false(atomic_load(&w[1].ended));
+    while (!atomic_load(&w[1].ended))
+        assert_int_equal(byre_debug_remove(w[0].image, NULL), -ENOENT);
+    assert_int_equal(w[1].result, -ECANCELED);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(thread[i], NULL);
+    assert_int_equal(byre_close(w[0].image), 0);
+    byre_ctx_free(ctx);
 }
 
 /* ---- policies ---- */
@@ -850,7 +897,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(options_of_other_ages), cmocka_unit_test(words), cmocka_unit_test(lists_of_node_options),
-        cmocka_unit_test(strict_guesses_nothing), cmocka_unit_test(bad_options_are_refused),
+        cmocka_unit_test(wait_that_nobody_meets), cmocka_unit_test(strict_guesses_nothing), cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(blocking_with_threads), cmocka_unit_test(blocking_in_the_callers_thread), cmocka_unit_test(several_threads),
         cmocka_unit_test(queue_with_threads), cmocka_unit_test(queue_in_the_callers_thread), cmocka_unit_test(queue_descriptor),
         cmocka_unit_test(queues_in_parallel), cmocka_unit_test(jobs_with_threads), cmocka_unit_test(jobs_in_the_callers_thread),
