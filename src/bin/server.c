@@ -112,7 +112,22 @@ static void on_quit(void *arg)
 
 static int on_object_add(void *arg, const char *definition, struct byre_err *err)
 {
-    return byre_object_add(((struct server *)arg)->r->ctx, definition, err);
+    return lib_object_add_claimed(((struct server *)arg)->r->ctx, definition, err);
+}
+
+static int on_object_claim(void *arg, const char *id, struct byre_err *err)
+{
+    return lib_object_claim(((struct server *)arg)->r->ctx, id, err);
+}
+
+static void on_object_release(void *arg, const char *id)
+{
+    lib_object_release(((struct server *)arg)->r->ctx, id);
+}
+
+static bool on_object_has(void *arg, const char *id)
+{
+    return lib_object_has(((struct server *)arg)->r->ctx, id);
 }
 
 static int on_object_del(void *arg, const char *id)
@@ -133,7 +148,8 @@ static int control_co(struct co *co, void *arg)
     struct server *s = st->s;
     struct ctl_env env = { .graph = lib_ctx_graph(s->r->ctx), .jobs = lib_ctx_jobs(s->r->ctx), .devices = st->devices, .device_count = st->count,
         .exports = s->exports, .major = BYRE_VERSION_MAJOR, .minor = BYRE_VERSION_MINOR, .micro = BYRE_VERSION_MICRO, .package = "byre " BYRE_VERSION,
-        .quit = on_quit, .object_add = on_object_add, .object_del = on_object_del, .tls = lib_ctx_tls(s->r->ctx), .arg = s,
+        .quit = on_quit, .object_add = on_object_add, .object_del = on_object_del, .object_claim = on_object_claim,
+        .object_release = on_object_release, .object_has = on_object_has, .tls = lib_ctx_tls(s->r->ctx), .arg = s,
         .tree = lib_ctx_tree(s->r->ctx), .guard_warning = s->r->peer ? on_guard_warning : NULL };
     return ctl_new(lib_ctx_home(s->r->ctx), &env, &s->ctl, &st->err);
 }

@@ -5,6 +5,7 @@
  * Purpose      Secrets, credentials and rules that come and go while the server runs.
  * Owns         nothing
  * Invariants   I1 the text of a secret that was made here is wiped
+ *              I2 an id is one object's, whatever its type, also where two clients add at the same time
  * Concurrency  home loop; files and keys are read on the blocking pool
  * Failure      as ctl_priv.h
  * Tests        tests/daemon/tls_test.py, tests/daemon/daemon_test.py, tests/cli/stats_test.py
@@ -115,12 +116,11 @@ static int64_t add_blocking(void *arg)
     return a->env->object_add(a->env->arg, a->text, a->err);
 }
 
-static int run_add(struct co *co, struct ctl_call *call)
+/* Its id is claimed, and nobody has it. */
+static int add(struct co *co, struct ctl_call *call)
 {
     struct adding a = { &call->c->env, NULL, &call->err };
-    const char *type = json_string_value(json_object_get(call->arguments, "qom-type")), *id = json_string_value(json_object_get(call->arguments, "id"));
-    if (ctl_throttle(call->c, id) || ctl_iothread(call->c, id))
-        return byre_fail(&call->err, EXISTS, "there is an object '%s' already", id);
+    const char *type = json_string_value(json_object_get(call->arguments, "qom-type"));
     if (!strcmp(type, "throttle-group"))
         return ctl_throttle_add(call);
     if (!strcmp(type, "iothread"))
@@ -136,6 +136,22 @@ static int run_add(struct co *co, struct ctl_call *call)
     if (r && !call->err.code)
         return byre_fail_code(&call->err, NOMEM, (int)r, "no memory for an object");
     return (int)r;
+}
+
+static int run_add(struct co *co, struct ctl_call *call)
+{
+    const struct ctl_env *e = &call->c->env;
+    const char *id = json_string_value(json_object_get(call->arguments, "id"));
+    int r = e->object_claim ? e->object_claim(e->arg, id, &call->err) : 0;
+    if (r)
+        return r;
+    if (ctl_throttle(call->c, id) || ctl_iothread(call->c, id) || (e->object_has && e->object_has(e->arg, id)))
+        r = byre_fail(&call->err, EXISTS, "there is an object '%s' already", id);       /* I2 */
+    else
+        r = add(co, call);
+    if (e->object_release)
+        e->object_release(e->arg, id);
+    return r;
 }
 
 struct del_args { const char *id; };

@@ -44,7 +44,11 @@ struct ctl_env {
     const char *package;
     void (*quit)(void *arg);             /* the command quit; called once, on the home loop, must not suspend */
     int (*object_add)(void *arg, const char *definition, struct byre_err *err);      /* of a thread that may block; NULL: there are no objects */
-    int (*object_del)(void *arg, const char *id);                                    /* must not suspend */
+    int (*object_del)(void *arg, const char *id);                                    /* must not suspend, nor must the next three */
+    /* Around all that makes an object: nobody else gives the id to one meanwhile. EXISTS: somebody is doing that. With object_add, all of them */
+    int (*object_claim)(void *arg, const char *id, struct byre_err *err);
+    void (*object_release)(void *arg, const char *id);
+    bool (*object_has)(void *arg, const char *id);                                   /* one of those that object_add makes */
     /* Images are not changed under others that depend on them (src/tree); NULL: they are. With a guard_warning it is only told */
     const struct tree_opts *tree;
     void (*guard_warning)(void *arg, const char *text);

@@ -214,6 +214,8 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
     struct byre_ctx *ctx = calloc(1, sizeof *ctx);
     if (!ctx)
         return byre_fail(err, NOMEM, "no memory for a context");
+    pthread_mutex_init(&ctx->ids_mx, NULL);
+    list_init(&ctx->claims);
     ctx->caller_runs = o.flags & BYRE_CTX_CALLER_RUNS;
     ctx->policy = o.policy == BYRE_POLICY_STRICT ? GRAPH_STRICT : GRAPH_ECOSYSTEM;
     ctx->loops = o.loops ? o.loops : 1;
@@ -235,6 +237,7 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
         tls_set_free(ctx->tls);
         fdsets_free(ctx->passed);
         free(ctx->records.registry);
+        pthread_mutex_destroy(&ctx->ids_mx);
         free(ctx);
         return r;
     }
@@ -253,6 +256,7 @@ void byre_ctx_free(struct byre_ctx *ctx)
     tls_set_free(ctx->tls);
     fdsets_free(ctx->passed);
     free(ctx->records.registry);
+    pthread_mutex_destroy(&ctx->ids_mx);
     free(ctx);
 }
 

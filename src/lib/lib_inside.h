@@ -6,6 +6,8 @@
 #ifndef LIB_INSIDE_H
 #define LIB_INSIDE_H
 
+#include <stdbool.h>
+
 struct byre_ctx;
 struct byre_image;
 struct graph;
@@ -32,6 +34,14 @@ struct rt_loop *lib_ctx_home(struct byre_ctx *ctx);
 /* Credentials and rules of the context; lives as long as it. */
 struct tls_set;
 struct tls_set *lib_ctx_tls(struct byre_ctx *ctx);
+/* Nobody else gives the id to an object until it is released. EXISTS: somebody is just doing that; whether an object has it already, the caller asks
+ * behind it. Any thread. */
+int lib_object_claim(struct byre_ctx *ctx, const char *id, struct byre_err *err);
+void lib_object_release(struct byre_ctx *ctx, const char *id);
+/* As byre_object_add, by who has claimed the id. */
+int lib_object_add_claimed(struct byre_ctx *ctx, const char *definition, struct byre_err *err);
+/* Is it the id of a secret, of credentials, or of rules? Never waits. */
+bool lib_object_has(struct byre_ctx *ctx, const char *id);
 /* Forgets a secret, credentials or rules; who uses them keeps them. -ENOENT. */
 int lib_ctx_object_del(struct byre_ctx *ctx, const char *id);
 struct graph_node *lib_image_node(struct byre_image *image);

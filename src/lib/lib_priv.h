@@ -7,7 +7,7 @@
  *   queue.c    asynchronous requests
  *   job.c      a blocking call that runs behind: one result, waited for by a thread. What has states and verbs is src/job
  *   chain.c    commit and rebase; image_opts.c: options of nodes
- *   amend.c bitmap.c check.c compact.c convert.c create.c debug.c export.c info.c map.c measure.c nbd_list.c scrub.c secret.c snapshot.c throttle_object.c tls_object.c tree.c version.c
+ *   amend.c bitmap.c check.c compact.c convert.c create.c debug.c export.c info.c map.c measure.c nbd_list.c object.c scrub.c secret.c snapshot.c throttle_object.c tls_object.c tree.c version.c
  *              what their names say
  *
  * Concurrency  Callers' threads come in by lib_call alone; what it runs, runs on a loop: requests on one in turn, everything else on the home loop.
@@ -15,12 +15,14 @@
 #ifndef LIB_PRIV_H
 #define LIB_PRIV_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
 #include "base/assert.h"
 #include "base/cleanup.h"
 #include "base/err.h"
+#include "base/list.h"
 #include "byre/byre.h"
 #include "graph/graph.h"
 #include "job/job.h"
@@ -45,6 +47,8 @@ struct byre_ctx {
     struct graph *graph;
     struct secret_set *secrets;
     struct tls_set *tls;
+    pthread_mutex_t ids_mx;
+    struct list claims;              /* under ids_mx: ids of objects that are being made (object.c) */
     struct fdsets *passed;
     bool caller_runs;
     bool inside;                     /* caller_runs: a bridge is running the loop (no nesting) */
@@ -80,10 +84,18 @@ static inline struct rt_loop *lib_home(struct byre_ctx *ctx)
 }
 struct rt_loop *lib_next_loop(struct byre_ctx *ctx);
 
-/* tls_object.c, throttle_object.c: as byre_object_add; 1: it is no such object. */
-MUST_USE int lib_tls_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err);
-MUST_USE int lib_throttle_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err);
-bool lib_throttle_object_has(struct byre_ctx *ctx, const char *id);
+/* ---- objects: object.c takes definitions apart; secret.c, tls_object.c and throttle_object.c make what they say ---- */
+enum object_value { OBJECT_TEXT, OBJECT_BARE, OBJECT_STRING, OBJECT_INTEGER, OBJECT_BOOL };      /* key=value; key alone ("on"); of JSON the rest */
+struct object_word { char *key, *value; enum object_value kind; };                               /* "limits.iops-total", "rules.0.match": what is nested */
+struct object_words { char *type, *id; struct object_word *list; unsigned count; };              /* the list is without type and id */
+bool lib_secret_is_type(const char *type);
+bool lib_throttle_is_type(const char *type);
+MUST_USE int lib_secret_check(const struct object_words *w, struct byre_err *err);
+/* The id is good, nobody has it, and it is claimed. */
+MUST_USE int lib_secret_make(struct byre_ctx *ctx, const struct object_words *w, struct byre_err *err);
+MUST_USE int lib_tls_make(struct byre_ctx *ctx, const struct object_words *w, struct byre_err *err);
+MUST_USE int lib_throttle_make(struct byre_ctx *ctx, const struct object_words *w, struct byre_err *err);
+bool lib_throttle_has(struct byre_ctx *ctx, const char *id);
 
 /* ---- jobs ---- */
 /* Embedded at the start of each kind of job. run() fills *err on failure; it should look at cancel_wanted between

@@ -130,6 +130,49 @@ static void lists_of_node_options(void **state)
     }
 }
 
+/* ---- ids of objects ---- */
+
+struct adding { struct byre_ctx *ctx; char definition[256]; int result; };
+
+static void *add_object(void *arg)
+{
+    struct adding *a = arg;
+    a->result = byre_object_add(a->ctx, a->definition, NULL);
+    return NULL;
+}
+
+/* While one object is being made, nobody else gets its id, whatever it is to be. The first reads its rules from a pipe, which nobody has filled yet. */
+static void one_id_at_a_time(void **state)
+{
+    static const char *const others[] = { "secret,id=x,data=a", "throttle-group,id=x", "authz-simple,id=x,identity=u", "{\"qom-type\": \"secret\", \"id\": \"x\", \"data\": \"a\"}" };
+    static const char rules[] = "{\"policy\": \"allow\"}";
+    struct adding a = { .ctx = ctx_new(1) };
+    struct byre_err err;
+    pthread_t thread;
+    int fd;
+    assert_int_equal(mkfifo(path_of("rules"), 0600), 0);
+    snprintf(a.definition, sizeof a.definition, "authz-list-file,id=x,refresh=off,filename=%s", path_of("rules"));
+    assert_int_equal(pthread_create(&thread, NULL, add_object, &a), 0);
+    while ((fd = open(path_of("rules"), O_WRONLY | O_NONBLOCK | O_CLOEXEC)) < 0)         /* until it reads */
+        assert_int_equal(errno, ENXIO);
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        assert_int_equal(byre_object_add(a.ctx, others[i], &err), -EEXIST);
+        assert_non_null(strstr(err.text, "'x'"));
+    }
+    assert_int_equal(byre_secret_add(a.ctx, "x", "a", 1, &err), -EEXIST);
+    assert_int_equal(byre_object_add(a.ctx, "secret,id=y,data=a", &err), 0);
+    assert_int_equal(write(fd, rules, sizeof rules - 1), sizeof rules - 1);
+    close(fd);
+    pthread_join(thread, NULL);
+    assert_int_equal(a.result, 0);
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        assert_int_equal(byre_object_add(a.ctx, others[i], &err), -EEXIST);
+    assert_int_equal(byre_secret_add(a.ctx, "x", "a", 1, &err), -EEXIST);
+    assert_int_equal(byre_object_add(a.ctx, "secret,id=z,data=?,format=base64", &err), -EINVAL);
+    assert_int_equal(byre_object_add(a.ctx, "throttle-group,id=z", &err), 0);      /* what failed has given the id back */
+    byre_ctx_free(a.ctx);
+}
+
 /* ---- breakpoints ---- */
 
 struct waits { struct byre_image *image; const char *tag; int result; atomic_bool ended; };
@@ -897,7 +940,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(options_of_other_ages), cmocka_unit_test(words), cmocka_unit_test(lists_of_node_options),
-        cmocka_unit_test(wait_that_nobody_meets), cmocka_unit_test(strict_guesses_nothing), cmocka_unit_test(bad_options_are_refused),
+        cmocka_unit_test(one_id_at_a_time), cmocka_unit_test(wait_that_nobody_meets), cmocka_unit_test(strict_guesses_nothing), cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(blocking_with_threads), cmocka_unit_test(blocking_in_the_callers_thread), cmocka_unit_test(several_threads),
         cmocka_unit_test(queue_with_threads), cmocka_unit_test(queue_in_the_callers_thread), cmocka_unit_test(queue_descriptor),
         cmocka_unit_test(queues_in_parallel), cmocka_unit_test(jobs_with_threads), cmocka_unit_test(jobs_in_the_callers_thread),
