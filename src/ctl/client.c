@@ -3,7 +3,7 @@
  * client.c: one client of the control socket.
  *
  * Purpose      Cuts its bytes into messages, runs the commands one after the other, sends replies and events.
- * Owns         struct ctl_client: socket, splitter, queue, descriptors that it has sent (passing.c), output buffer, three coroutines (reader, worker, writer)
+ * Owns         struct ctl_client: socket, splitter, queue, descriptors that it has sent (passed.c), output buffer, three coroutines (reader, worker, writer)
  * Invariants   I1 replies come in the order of the commands, but for those that are executed out of band: they pass the others
  *              I2 before qmp_capabilities no other command runs, and no event is sent
  *              I3 at most CTL_OUT_MAX bytes wait for a client; one that takes none of them is closed

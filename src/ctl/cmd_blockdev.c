@@ -42,7 +42,7 @@ static int offer_socket(struct co *co, struct ctl_call *call, json_t *server, st
     int r = ctl_take_socket(co, call, "server.str", name, &fd);
     if (r)
         return r;
-    r = fdset_socket_offer(s, name, fd, &out->key[out->count], &call->err);
+    r = passed_socket_offer(s, name, fd, &out->key[out->count], &call->err);
     if (r) {
         ctl_close_fds(co, &fd, 1);
         return r;
@@ -77,7 +77,7 @@ static void withdraw_sockets(struct co *co, struct fdsets *s, struct sockets *gi
     unsigned n = 0;
     while (given->count) {
         char *key = given->key[--given->count];
-        if (fdset_socket_withdraw(s, key, &fds[n]))
+        if (passed_socket_withdraw(s, key, &fds[n]))
             n++;
         free(key);
     }

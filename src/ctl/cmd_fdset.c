@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "ctl/ctl_priv.h"
-#include "ctl/passing.h"
+#include "ctl/passed.h"
 #include "stor/fdset.h"
 
 static struct fdsets *sets_of(struct ctl_call *call)

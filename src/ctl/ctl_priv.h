@@ -42,7 +42,7 @@
  *   guard.c       images are not changed under others
  *   job_args.c    what the commands that begin jobs have in common
  *   new_image.c   files that commands make by the way
- *   passing.c     descriptors that clients send: until a command takes them, and under names; getfd, closefd. The sets: stor/fdset.h
+ *   passed.c     descriptors that clients send: until a command takes them, and under names; getfd, closefd. The sets: stor/fdset.h
  *   target.c      which node a command means
  *
  * A command is one row and one function: name, argument rows, `doc`, `ret`. The function gets its arguments decoded, makes
@@ -71,7 +71,7 @@
 #include "base/assert.h"
 #include "base/list.h"
 #include "ctl/ctl.h"
-#include "ctl/passing.h"
+#include "ctl/passed.h"
 #include "ctl/schema.h"
 #include "graph/graph.h"
 #include "proto/qmp/qmp.h"
@@ -123,7 +123,7 @@ struct ctl_client {
     char *out;
     size_t out_at, out_len, out_cap;
     struct co_waitq out_q;               /* the writer, for more output */
-    /* passing.c: descriptors that came with bytes that are no whole command yet; that no command has taken; that have names */
+    /* passed.c: descriptors that came with bytes that are no whole command yet; that no command has taken; that have names */
     struct ctl_offer arriving, offer;
     struct ctl_inbox inbox;              /* the reader's */
     struct list names;

@@ -202,7 +202,7 @@ static const struct graph_node *edge_of(struct graph *g, const struct graph_user
 /* Who is not ready to leave it alone. */
 static int check_users(const struct graph_node *n, struct byre_err *err)
 {
-    if ((n->frozen && !n->flt) || n->passing || n->promised)
+    if ((n->frozen && !n->flt) || n->of_job || n->promised)
         return byre_fail(err, BUSY, "node '%s': a job works at it, and it cannot become inactive", n->name);
     if (n->side)
         return byre_fail(err, BUSY, "node '%s' keeps a snapshot, or looks into one, and cannot become inactive", n->name);

@@ -19,7 +19,7 @@
 #include "graph/blkdebug.h"
 
 struct debug_limits { uint64_t align, max_transfer, opt_zero, max_zero, opt_discard, max_discard; };
-struct rules {
+struct debug_node {
     struct stor s;                       /* first. What requests pass when there are limits */
     struct stor_events events;           /* of s: its gate says when it reads, to write what was not asked for */
     struct graph_node *n;
@@ -28,7 +28,7 @@ struct rules {
     struct debug_rules rules;
 };
 
-static struct debug_rules *rules_of(const struct graph_node *n) { return &((struct rules *)n->flt_arg)->rules; }
+static struct debug_rules *rules_of(const struct graph_node *n) { return &((struct debug_node *)n->flt_arg)->rules; }
 
 static int apply(struct co *co, struct graph_node *n, unsigned on, uint64_t off, uint64_t len) { return debug_rules_apply(co, rules_of(n), on, off, len); }
 
@@ -36,7 +36,7 @@ static void debug_event(struct co *co, struct graph_node *n, enum stor_event_kin
 
 static void gate_event(struct co *co, struct stor_events *e, enum stor_event_kind what)
 {
-    debug_rules_event(co, &CONTAINER_OF(e, struct rules, events)->rules, what);
+    debug_rules_event(co, &CONTAINER_OF(e, struct debug_node, events)->rules, what);
 }
 
 /* ---- behind the limits (K2) ---- */
@@ -74,12 +74,12 @@ static int in_steps(struct co *co, struct graph_node *n, unsigned on, uint64_t o
     return r;
 }
 
-static struct rules *of(struct stor *s) { return (struct rules *)s; }
+static struct debug_node *of(struct stor *s) { return (struct debug_node *)s; }
 
 /* A block may reach behind the end of the node: zeros are read there, and nothing is written. */
-static uint64_t inside(const struct rules *all, uint64_t off, uint64_t len)
+static uint64_t inside(const struct debug_node *d, uint64_t off, uint64_t len)
 {
-    uint64_t end = graph_length(all->n);
+    uint64_t end = graph_length(d->n);
     return off < end ? min_u64(len, end - off) : 0;
 }
 
@@ -122,31 +122,31 @@ static const struct stor_ops limit_ops = { .name = "blkdebug", .preadv = limit_p
 
 static int debug_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)
 {
-    struct rules *all = n->flt_arg;
-    return all->limited ? stor_read(co, &all->s, v, off) : read_on(co, n, v, off);
+    struct debug_node *d = n->flt_arg;
+    return d->limited ? stor_read(co, &d->s, v, off) : read_on(co, n, v, off);
 }
 
 static int debug_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
 {
-    struct rules *all = n->flt_arg;
-    if (!all->limited || flags & GRAPH_COMPRESS)         /* whole clusters are what they are */
+    struct debug_node *d = n->flt_arg;
+    if (!d->limited || flags & GRAPH_COMPRESS)         /* whole clusters are what they are */
         return write_on(co, n, v, off, flags);
-    int r = stor_write(co, &all->s, v, off, 0);
-    return !r && flags & GRAPH_FUA ? limit_flush(co, &all->s) : r;
+    int r = stor_write(co, &d->s, v, off, 0);
+    return !r && flags & GRAPH_FUA ? limit_flush(co, &d->s) : r;
 }
 
 static int debug_zero(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned flags)
 {
-    struct rules *all = n->flt_arg;
-    if (!all->limited)
+    struct debug_node *d = n->flt_arg;
+    if (!d->limited)
         return in_steps(co, n, ON_ZERO, off, len, 0, flags);
-    int r = stor_zero(co, &all->s, off, len, (flags & GRAPH_UNMAP ? STOR_UNMAP : 0) | (flags & GRAPH_NO_FALLBACK ? STOR_NO_FALLBACK : 0));
-    return !r && flags & GRAPH_FUA ? limit_flush(co, &all->s) : r;
+    int r = stor_zero(co, &d->s, off, len, (flags & GRAPH_UNMAP ? STOR_UNMAP : 0) | (flags & GRAPH_NO_FALLBACK ? STOR_NO_FALLBACK : 0));
+    return !r && flags & GRAPH_FUA ? limit_flush(co, &d->s) : r;
 }
 
 static int debug_discard(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
 {
-    const struct debug_limits *lim = &((const struct rules *)n->flt_arg)->lim;
+    const struct debug_limits *lim = &((const struct debug_node *)n->flt_arg)->lim;
     uint64_t unit = max_u64(max_u64(lim->opt_discard, lim->align), 1), end = off + len == graph_length(n) ? off + len : round_down(off + len, unit);
     off = round_up(off, unit);
     return off < end ? in_steps(co, n, ON_DISCARD, off, end - off, lim->max_discard, 0) : 0;
@@ -160,17 +160,17 @@ static int debug_flush(struct co *co, struct graph_node *n)
 
 static int debug_status(struct co *co, struct graph_node *n, uint64_t off, uint64_t len) { return apply(co, n, ON_STATUS, off, len); }
 
-static void rules_free(struct rules *all)
+static void debug_node_free(struct debug_node *d)
 {
-    if (all->limited)
-        stor_fini(&all->s);
-    debug_rules_fini(&all->rules);
-    free(all);
+    if (d->limited)
+        stor_fini(&d->s);
+    debug_rules_fini(&d->rules);
+    free(d);
 }
 
-static void debug_end(struct co *co, struct graph_node *n) { rules_free(n->flt_arg); }
+static void debug_end(struct co *co, struct graph_node *n) { debug_node_free(n->flt_arg); }
 
-static uint64_t debug_max(const struct graph_node *n) { return ((const struct rules *)n->flt_arg)->lim.max_transfer; }
+static uint64_t debug_max(const struct graph_node *n) { return ((const struct debug_node *)n->flt_arg)->lim.max_transfer; }
 
 static const struct filter_ops debug_ops = { .name = "blkdebug", .read = debug_read, .write = debug_write, .zero = debug_zero, .discard = debug_discard,
                                              .flush = debug_flush, .status = debug_status, .event = debug_event, .max_transfer = debug_max, .free = debug_end };
@@ -204,19 +204,19 @@ static int take_limits(const json_t *o, struct debug_limits *l, struct byre_err 
     return r ? r : take_limit(o, "max-discard", max_u64(l->opt_discard, unit), false, &l->max_discard, err);
 }
 
-static int make_store(struct rules *all, struct byre_err *err)
+static int make_store(struct debug_node *d, struct byre_err *err)
 {
-    const struct debug_limits *l = &all->lim;
+    const struct debug_limits *l = &d->lim;
     if (!l->align && !l->max_transfer && !l->opt_zero && !l->max_zero)
         return 0;
-    if (stor_init(&all->s, &limit_ops, "blkdebug"))
+    if (stor_init(&d->s, &limit_ops, "blkdebug"))
         return byre_fail(err, NOMEM, "no memory for a node");
-    all->limited = true;
-    all->events.raise = gate_event;
-    all->s.events = &all->events;
-    all->s.lim.block = (uint32_t)max_u64(l->align, 1);
-    all->s.lim.max_transfer = l->max_transfer;
-    all->s.lim.zero_block = (uint32_t)l->opt_zero;
+    d->limited = true;
+    d->events.raise = gate_event;
+    d->s.events = &d->events;
+    d->s.lim.block = (uint32_t)max_u64(l->align, 1);
+    d->s.lim.max_transfer = l->max_transfer;
+    d->s.lim.zero_block = (uint32_t)l->opt_zero;
     return 0;
 }
 
@@ -299,45 +299,45 @@ int graph_debug_wait(struct co *co, struct graph_node *n, const char *tag)
 
 /* ---- the whole ---- */
 
-static int take_options(struct co *co, struct rules *all, const json_t *o, unsigned *take, unsigned *deny, struct byre_err *err)
+static int take_options(struct co *co, struct debug_node *d, const json_t *o, unsigned *take, unsigned *deny, struct byre_err *err)
 {
-    int r = debug_rules_take(co, &all->rules, o, err);
+    int r = debug_rules_take(co, &d->rules, o, err);
     if (!r)
-        r = take_limits(o, &all->lim, err);
+        r = take_limits(o, &d->lim, err);
     if (!r)
         r = take_perms(o, "take-child-perms", take, err);
     if (!r)
         r = take_perms(o, "unshare-child-perms", deny, err);
-    return r ? r : make_store(all, err);
+    return r ? r : make_store(d, err);
 }
 
-static struct rules *rules_new(void)
+static struct debug_node *debug_node_new(void)
 {
-    struct rules *all = calloc(1, sizeof *all);
-    if (all && debug_rules_init(&all->rules)) {
-        free(all);
+    struct debug_node *d = calloc(1, sizeof *d);
+    if (d && debug_rules_init(&d->rules)) {
+        free(d);
         return NULL;
     }
-    return all;
+    return d;
 }
 
 static int debug_make(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
 {
     unsigned take = 0, deny = 0;
-    struct rules *all = rules_new();
-    if (!all)
+    struct debug_node *d = debug_node_new();
+    if (!d)
         return byre_fail(err, NOMEM, "no memory for a node");
-    int r = take_options(co, all, o, &take, &deny, err);
-    const struct filter_new f = { .ops = &debug_ops, .arg = all, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below,
+    int r = take_options(co, d, o, &take, &deny, err);
+    const struct filter_new f = { .ops = &debug_ops, .arg = d, .node_name = json_string_value(json_object_get(o, "node-name")), .below = below,
                                   .inactive = json_is_false(json_object_get(o, "active")) };
     if (!r)
         r = filter_new(below->g, &f, ret_n, err);
     if (r) {
-        rules_free(all);
+        debug_node_free(d);
         return r;
     }
-    all->n = *ret_n;
-    debug_rules_begin(&all->rules);
+    d->n = *ret_n;
+    debug_rules_begin(&d->rules);
     r = claim_perms(*ret_n, take, deny, err);
     if (r)
         (void)node_unref(co, *ret_n);

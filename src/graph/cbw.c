@@ -291,7 +291,7 @@ int graph_cbw_new(struct co *co, const struct cbw_opts *o, struct graph_node *be
     }
     const struct graph_user use = { .who = cb->node->name, .perm = STOR_PERM_WRITE, .shared = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED };
     struct graph_node *n = cb->node;
-    n->passing = o->passing;
+    n->of_job = o->of_job;
     r = o->over ? slip_below(co, n, o->over, err) : 0;
     if (!r)
         r = side_set(n, o->target, &use, err);

@@ -43,7 +43,7 @@ struct cbw_opts {
     uint64_t timeout_ns;
     bool compress;
     bool zeros_too;                         /* zeros are written though the target reads zero: something may come to lie below it */
-    bool passing;                           /* a job inserts it, and takes it out when it ends */
+    bool of_job;                            /* a job inserts it, and takes it out when it ends */
     struct graph_node *over;                /* B6: the target's image, which lies over the source; NULL: it does not, and must not */
     const char *node_name;
 };

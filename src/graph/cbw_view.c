@@ -228,7 +228,7 @@ int cbw_view_below(struct co *co, struct graph_node *f, struct graph_node **ret_
 {
     int r = view_node(co, f, NULL, true, ret_n, err);
     if (!r)
-        (*ret_n)->passing = true;
+        (*ret_n)->of_job = true;
     return r;
 }
 

@@ -34,7 +34,7 @@
  *   stats.c    what was asked, and how long it took (stats.h); recent.c: in the last few seconds
  *   perm.c     users of a node and their conflicts
  *   node_stor.c  a node as a byte store, for those who make an image in it
- *   filter.c   filters and attachments: nodes that pass requests on; passing.c: those that do nothing else, for a job
+ *   filter.c   filters and attachments: nodes that pass requests on; top.c: those that do nothing else, for a job
  *   side.c     nodes that a request goes to beside its chain
  *   reach.c    does one node lie above another, do its requests come there? (reach.h)
  *   under.c    the node below a format, as its store (under.h)
@@ -217,7 +217,7 @@ struct graph_node {
     bool inner;                         /* its gate is never closed (struct graph_attach_opts), but: */
     bool under;                         /* a format's store (under.c), whose gate graph_shut_begin closes */
     bool undisturbed;                   /* home: nobody has written its file since it was opened, but it is opened again with that (mode.c) */
-    bool passing;                       /* a job has put it there and takes it away: no edge to it or from it may be frozen. Constant */
+    bool of_job;                        /* a job has put it there and takes it away: no edge to it or from it may be frozen. Constant */
     bool owned;                         /* home: the user's, until blockdev-del */
     bool is_file;                       /* a bare file or device: a format may lie over it */
     struct graph_node *file;            /* the bare file whose store it shares, or the node that is its store (under.c); NULL: neither. Constant while open */

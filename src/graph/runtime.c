@@ -432,8 +432,8 @@ int graph_freeze(struct graph_node *top, const struct graph_node *base, struct b
     if (base && !chain_has(top, base))
         return byre_fail(err, BAD_ARGUMENT, "node '%s' is not below node '%s'", base->name, top->name);
     for (const struct graph_node *m = top; m && m != base; m = m->backing)
-        if (m->passing || (m->backing && m->backing->passing))
-            return byre_fail(err, PERMISSION, "node '%s' is there for a job that runs, and goes with it", m->passing ? m->name : m->backing->name);
+        if (m->of_job || (m->backing && m->backing->of_job))
+            return byre_fail(err, PERMISSION, "node '%s' is there for a job that runs, and goes with it", m->of_job ? m->name : m->backing->name);
     for (const struct graph_node *m = top; m && m != base; m = m->backing)
         if (m->promised)
             return byre_fail(err, PERMISSION, "node '%s': a job is going to give it another backing node", m->name);

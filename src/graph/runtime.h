@@ -94,8 +94,8 @@ bool graph_is_filter(const struct graph_node *n);
 bool graph_is_bare_file(const struct graph_node *n);
 struct graph_node *graph_file(const struct graph_node *n);
 /* A filter over nothing yet that a job inserts and takes out again, and that does nothing. The caller has a reference. */
-enum graph_passing { GRAPH_MIRROR_TOP, GRAPH_COMMIT_TOP, GRAPH_STREAM_TOP };
-MUST_USE int graph_passing_new(struct graph *g, enum graph_passing kind, const char *node_name, struct graph_node **ret_n, struct byre_err *err);
+enum graph_top { GRAPH_MIRROR_TOP, GRAPH_COMMIT_TOP, GRAPH_STREAM_TOP };
+MUST_USE int graph_top_new(struct graph *g, enum graph_top kind, const char *node_name, struct graph_node **ret_n, struct byre_err *err);
 /* The first node at or below n that is no filter. NULL: a filter that filters nothing. */
 struct graph_node *graph_skip_filters(struct graph_node *n);
 /* Requests are watched, and recorded in bitmaps, at images: a filter hands them on before either, so what is asked of it is done at the image below

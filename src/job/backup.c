@@ -522,7 +522,7 @@ static int begin_drained(struct co *co, struct backup *b, struct byre_err *err)
     if (b->bitmap && dirty_copy(b->bitmap->bits, b->bitmap->bits->size, &b->held))
         return byre_fail(err, NOMEM, "no memory for a bitmap");
     const struct cbw_opts c = { .source = o->source, .target = o->target, .only = o->sync == JOB_BACKUP_BITMAP ? b->held : NULL, .min_granule = o->min_cluster,
-                                .on_error = o->on_cbw_error, .timeout_ns = o->cbw_timeout_ns, .compress = o->compress, .passing = true,
+                                .on_error = o->on_cbw_error, .timeout_ns = o->cbw_timeout_ns, .compress = o->compress, .of_job = true,
                                 .zeros_too = o->sync != JOB_BACKUP_FULL || b->over, .over = b->over, .node_name = b->filter_name };
     int r = graph_cbw_new(co, &c, NULL, &b->filter, err);
     if (r)

@@ -14,11 +14,11 @@
 
 #include "graph/live.h"
 
-int job_top_put(struct co *co, struct job_top *t, struct graph_node *n, enum graph_passing kind, const char *name, struct byre_err *err)
+int job_top_put(struct co *co, struct job_top *t, struct graph_node *n, enum graph_top kind, const char *name, struct byre_err *err)
 {
     if (!name)
         return 0;
-    int r = graph_passing_new(graph_of(n), kind, name, &t->filter, err);
+    int r = graph_top_new(graph_of(n), kind, name, &t->filter, err);
     if (!r)
         r = graph_insert_above(co, n, t->filter, err);
     t->inserted = !r;

@@ -10,7 +10,7 @@
 struct job_top { struct graph_node *filter; bool inserted; };      /* {}: none */
 
 /* Puts it over n. name NULL: there is none. On failure nothing is left. Suspends. */
-MUST_USE int job_top_put(struct co *co, struct job_top *t, struct graph_node *n, enum graph_passing kind, const char *name, struct byre_err *err);
+MUST_USE int job_top_put(struct co *co, struct job_top *t, struct graph_node *n, enum graph_top kind, const char *name, struct byre_err *err);
 /* Takes it out of the graph, if it is in it. Suspends. */
 MUST_USE int job_top_take(struct co *co, struct job_top *t, struct byre_err *err);
 /* The same, and forgets it. What does not work is warned of. Idempotent; suspends. */

@@ -244,7 +244,7 @@ static int take_waiting(struct fdsets *s, const char *key)
     return fd;
 }
 
-int fdset_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_key, struct byre_err *err)
+int passed_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_key, struct byre_err *err)
 {
     const size_t room = strlen(name) + 22;       /* '#', a number, the end */
     struct waiting *w = malloc(sizeof *w + room);
@@ -264,7 +264,7 @@ int fdset_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_ke
     return 0;
 }
 
-bool fdset_socket_withdraw(struct fdsets *s, const char *key, int *ret_fd)
+bool passed_socket_withdraw(struct fdsets *s, const char *key, int *ret_fd)
 {
     int fd = take_waiting(s, key);
     if (fd >= 0)
@@ -272,7 +272,7 @@ bool fdset_socket_withdraw(struct fdsets *s, const char *key, int *ret_fd)
     return fd >= 0;
 }
 
-int fdset_socket_take(struct fdsets *s, const char *key, int *ret_fd, struct byre_err *err)
+int passed_socket_take(struct fdsets *s, const char *key, int *ret_fd, struct byre_err *err)
 {
     int fd = take_waiting(s, key);
     if (fd < 0)

@@ -6,7 +6,7 @@
  * Invariants
  *   I1  A set is there as long as it has a descriptor, or a store that was opened from it is open.
  *   I2  What is removed from a set is closed at once; stores that were opened from it keep their own descriptor of the same open file.
- *   I3  A descriptor is closed by whoever owns it, on every path: what is given to fdset_add or fdset_socket_offer is owned from then on; when they
+ *   I3  A descriptor is closed by whoever owns it, on every path: what is given to fdset_add or passed_socket_offer is owned from then on; when they
  *       fail, it is still the caller's.
  * Concurrency  Any thread. What closes a descriptor may block, for as long as a server or a peer takes: that is fdset_remove alone. Opening a store
  *              from a set: file_priv.h.
@@ -37,11 +37,11 @@ MUST_USE int fdset_remove(struct fdsets *s, int64_t id, int fd, struct byre_err 
 
 /* Sockets that nodes to come are to use. *ret_key, which the caller frees, is `name` and a number that no other one ever has: so nobody takes one that
  * was meant for somebody else. It is taken once. */
-MUST_USE int fdset_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_key, struct byre_err *err);
+MUST_USE int passed_socket_offer(struct fdsets *s, const char *name, int fd, char **ret_key, struct byre_err *err);
 /* It is the caller's again; false: somebody has taken it. */
-MUST_USE bool fdset_socket_withdraw(struct fdsets *s, const char *key, int *ret_fd);
+MUST_USE bool passed_socket_withdraw(struct fdsets *s, const char *key, int *ret_fd);
 /* The caller's from now on. NOT_FOUND: there is none. */
-MUST_USE int fdset_socket_take(struct fdsets *s, const char *key, int *ret_fd, struct byre_err *err);
+MUST_USE int passed_socket_take(struct fdsets *s, const char *key, int *ret_fd, struct byre_err *err);
 
 /* Every set, the highest number first, each followed by its descriptors in the order in which they came. Called with the sets locked. */
 struct fdset_teller {

@@ -127,18 +127,18 @@ static void test_sockets(void **state)
     char *first, *second;
     int a = made(O_RDONLY), b = made(O_RDONLY), got = -1;
     assert_int_equal(fdsets_new(&s), 0);
-    CHECK_EQ(fdset_socket_take(s, "x", &got, NULL), -ENOENT);
-    CHECK_EQ(fdset_socket_offer(s, "x", a, &first, NULL), 0);
-    CHECK_EQ(fdset_socket_offer(s, "x", b, &second, NULL), 0);
+    CHECK_EQ(passed_socket_take(s, "x", &got, NULL), -ENOENT);
+    CHECK_EQ(passed_socket_offer(s, "x", a, &first, NULL), 0);
+    CHECK_EQ(passed_socket_offer(s, "x", b, &second, NULL), 0);
     CHECK(strcmp(first, second));
-    CHECK_EQ(fdset_socket_take(s, "x", &got, NULL), -ENOENT);
-    CHECK_EQ(fdset_socket_take(s, second, &got, NULL), 0);
+    CHECK_EQ(passed_socket_take(s, "x", &got, NULL), -ENOENT);
+    CHECK_EQ(passed_socket_take(s, second, &got, NULL), 0);
     CHECK_EQ(got, b);
-    CHECK_EQ(fdset_socket_take(s, second, &got, NULL), -ENOENT);
-    CHECK(!fdset_socket_withdraw(s, second, &got));        /* was taken: it is somebody else's */
-    CHECK(fdset_socket_withdraw(s, first, &got));
+    CHECK_EQ(passed_socket_take(s, second, &got, NULL), -ENOENT);
+    CHECK(!passed_socket_withdraw(s, second, &got));        /* was taken: it is somebody else's */
+    CHECK(passed_socket_withdraw(s, first, &got));
     CHECK_EQ(got, a);
-    CHECK(!fdset_socket_withdraw(s, first, &got));
+    CHECK(!passed_socket_withdraw(s, first, &got));
     CHECK(close(a) == 0 && close(b) == 0);
     free(first);
     free(second);

@@ -24,7 +24,7 @@ struct stor_nbd_opts {
     char *path;                       /* unix */
     bool abstract, padded;            /* unix: a name in the abstract namespace; filled up with zeros */
     char *host, *port;                /* inet: names or numbers; vsock: numbers. port NULL: 10809 */
-    char *fdname;                     /* fd: a connection that somebody passed (fdset_socket_offer). There is one, which does not come back */
+    char *fdname;                     /* fd: a connection that somebody passed (passed_socket_offer). There is one, which does not come back */
     struct fdsets *passed;            /* where it is; set by who opens the store, until that is done. NULL: nowhere (any more) */
     enum stor_nbd_tri ipv4, ipv6;     /* inet: as the peer has them */
     bool keep_alive;                  /* inet */

@@ -145,8 +145,8 @@ static int dial_fd(const struct stor_nbd_opts *o, int *ret_fd, struct byre_err *
     int fd, type = 0;
     socklen_t n = sizeof type;
     if (!o->passed)
-        return byre_fail(err, NOT_FOUND, "NBD: the connection at the descriptor '%s' was passed once, and is over", o->fdname);
-    int r = fdset_socket_take(o->passed, o->fdname, &fd, err);
+        return byre_fail(err, NOT_FOUND, "NBD: the connection that was passed as '%s' has ended, and it cannot be made again from here", o->fdname);
+    int r = passed_socket_take(o->passed, o->fdname, &fd, err);
     if (r)
         return r;
     if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &n) || type != SOCK_STREAM) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * passing.c: descriptors that clients send with their commands (FEATURES 3.023, G.051).
+ * passed.c: descriptors that clients send with their commands (FEATURES 3.023, G.051).
  *
  * Purpose      Receives them, keeps them until a command takes them, or under the name that getfd gave them.
  * Owns         the descriptors of a client: arriving, offered, named
@@ -17,7 +17,7 @@
  * Failure      as ctl_priv.h
  * Tests        tests/daemon/fdset_test.py
  */
-#include "ctl/passing.h"
+#include "ctl/passed.h"
 
 #include <ctype.h>
 #include <fcntl.h>

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * passing.h: descriptors that clients send with their commands (SCM_RIGHTS). Private to ctl/.
+ * passed.h: descriptors that clients send with their commands (SCM_RIGHTS). Private to ctl/.
  */
-#ifndef CTL_PASSING_H
-#define CTL_PASSING_H
+#ifndef CTL_PASSED_H
+#define CTL_PASSED_H
 
 #include <sys/socket.h>
 #include <sys/types.h>

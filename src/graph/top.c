@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * passing.c: filters that stand over a node while a job works with it, for their names alone (FEATURES 9.035).
+ * top.c: filters that stand over a node while a job works with it, for their names alone (FEATURES 9.035).
  *
  * Purpose     Whoever starts a job may name such a node, and sees by it where the job is.
  * Owns        Nothing.
@@ -12,13 +12,13 @@
  */
 #include "graph/filter.h"
 
-int graph_passing_new(struct graph *g, enum graph_passing kind, const char *node_name, struct graph_node **ret_n, struct byre_err *err)
+int graph_top_new(struct graph *g, enum graph_top kind, const char *node_name, struct graph_node **ret_n, struct byre_err *err)
 {
     static const struct filter_ops ops[] = { [GRAPH_MIRROR_TOP] = { .name = "mirror_top" }, [GRAPH_COMMIT_TOP] = { .name = "commit_top" },
                                              [GRAPH_STREAM_TOP] = { .name = "stream_top" } };
     const struct filter_new f = { .ops = &ops[kind], .node_name = node_name };
     int r = filter_new(g, &f, ret_n, err);
     if (!r)
-        (*ret_n)->passing = true;
+        (*ret_n)->of_job = true;
     return r;
 }
