@@ -195,7 +195,7 @@ static void live_done(void *ctx, const struct work_piece *p, int r)
 {
     struct copy_live *l = CONTAINER_OF((struct copying *)ctx, struct copy_live, c);
     int error = p->failed ? p->failed : r;
-    if (error && error != -ECANCELED)
+    if (error && !(error == -ECANCELED && atomic_load(&l->stop)))
         live_failed(l, error, p->fail_read, p->fail_off);
     if (error)
         dirty_set(l->dirty, p->pos, p->len);

@@ -12,6 +12,7 @@
  *             K5  A breakpoint stops one request, and is gone then; all breakpoints of an event stop the same one, which goes on when it was let go on by
  *                 each of their tags. Of several requests by one tag the first goes on first.
  *             K8  Who waits for a request to stand by a tag waits until one does, or until the breakpoints of the tag are taken away.
+ *             K9  No request fails with ECANCELED, as with any store (stor.h I5): above, it means that a job was told to end.
  * Order       None.
  * Concurrency Any loop; what changes is under mx. Who stands at a breakpoint keeps what he holds: locks, sections, the home loop's order of passes.
  * Failure     What the rules say.
@@ -214,5 +215,5 @@ int debug_rules_apply(struct co *co, struct debug_rules *all, unsigned on, uint6
         (void)co_sleep(co, delay);               /* cut short when the request's coroutine is cancelled */
     if (met.error && !met.immediately)
         co_yield(co);
-    return -met.error;
+    return met.error == ECANCELED ? -EIO : -met.error;       /* K8 */
 }

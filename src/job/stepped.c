@@ -4,7 +4,7 @@
  *
  * Purpose      Code that writes for long and knows nothing of jobs (a format that makes an image) can be paused and cancelled like a job's own.
  * Owns         the store below
- * Invariants   I1 a request that a cancel meets changes nothing, and fails with -ECANCELED
+ * Invariants   I1 a request that a cancel meets changes nothing, and fails with -EIO (stor.h I5): that it was told to is the job's to say
  *              I2 nothing is asked of the store below in one piece that takes longer than to zero ZERO_STEP_BYTES, but preallocation
  * Order        that of the requests
  * Concurrency  home loop, in the job's coroutine

@@ -249,12 +249,12 @@ void stor_drop_cache(struct co *co, struct stor *s)
 
 int64_t stor_cached(struct co *co, struct stor *s)
 {
-    return s->ops->cached ? s->ops->cached(co, s) : 0;
+    return s->ops->cached ? stor_answer_bytes(s->ops->cached(co, s)) : 0;
 }
 
 int stor_allocated(struct co *co, struct stor *s, uint64_t *ret_bytes)
 {
-    return s->ops->allocated ? s->ops->allocated(co, s, ret_bytes) : -ENOTSUP;
+    return s->ops->allocated ? stor_answer(s->ops->allocated(co, s, ret_bytes)) : -ENOTSUP;
 }
 
 /* ---- extents ---- */
@@ -338,13 +338,13 @@ int64_t stor_copy(struct co *co, struct stor *dst, uint64_t dst_off, struct stor
         return len ? -ENOTSUP : 0;
     stor_tell_end(dst, dst_off + len);
     if (!stor_is_ordered(dst))
-        return dst->ops->copy_from(co, dst, dst_off, src, src_off, len);
+        return stor_answer_bytes(dst->ops->copy_from(co, dst, dst_off, src, src_off, len));
     bool aligned = is_aligned(dst_off | len, dst->lim.block);
     if (!aligned)
         return -ENOTSUP;
     struct order_hold h = { .start = dst_off, .end = dst_off + len };
     order_enter(co, &dst->internal->order, &h, false);
-    int64_t n = dst->ops->copy_from(co, dst, dst_off, src, src_off, len);
+    int64_t n = stor_answer_bytes(dst->ops->copy_from(co, dst, dst_off, src, src_off, len));
     order_leave(co, &dst->internal->order, &h);
     return n;
 }

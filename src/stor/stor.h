@@ -13,8 +13,8 @@
  *   I3  Two writes that touch the same device block but not the same bytes never lose one another
  *       (read-modify-write is serialised across all loops of a store).
  *   I4  Buffers of a write are not changed by the store and must not be changed by the caller until it returns.
- *   I5  No request ends with -EUCLEAN or -ESTALE, which file systems say of themselves: -EIO then. Above, they mean an image whose tables make
- *       no sense, and a block that has moved.
+ *   I5  No request ends with -EUCLEAN, -ESTALE or -ECANCELED, which file systems say of themselves: -EIO then. Above, they mean an image whose tables
+ *       make no sense, a block that has moved, and that whoever asked does not want it any more.
  * Concurrency  All calls from any loop of the runtime, at the same time.
  * Failure      -errno; a failed write leaves each of its sectors old or new; nothing else changed.
  */

@@ -90,6 +90,37 @@ static void failing_writes(struct co *co, void *arg)
     free(a);
 }
 
+/* I5 */
+static int answers_hook(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len) { return *(const int *)t->hook_arg; }
+
+static void meanings(struct co *co, void *arg)
+{
+    static const int said[][2] = { { -EUCLEAN, -EIO }, { -ESTALE, -EIO }, { -ECANCELED, -EIO }, { -ENOSPC, -ENOSPC } };
+    uint8_t *a = calloc(1, 8192);
+    for (unsigned i = 0; i < sizeof said / sizeof said[0]; i++) {
+        int answer = said[i][0], want = said[i][1];
+        struct iovec slot;
+        struct toy *t = toy_new(SIZE, 512, 1);
+        t->hook = answers_hook;
+        t->hook_arg = &answer;
+        CHECK_EQ(stor_read(co, &t->s, iov_one(&slot, a, 8192), 0), want);
+        CHECK_EQ(stor_read(co, &t->s, iov_one(&slot, a, 100), 300), want);
+        CHECK_EQ(stor_read_exact(co, &t->s, a, 8192, 0), want);
+        CHECK_EQ(stor_write_buf(co, &t->s, a, 8192, 0, 0), want);
+        CHECK_EQ(stor_write_buf(co, &t->s, a, 100, 300, 0), want);
+        CHECK_EQ(stor_zero(co, &t->s, 0, 8192, STOR_NO_FALLBACK), want);
+        CHECK_EQ(stor_truncate(co, &t->s, 8192), want);
+        CHECK_EQ(stor_flush(co, &t->s), want);               /* latched from here on */
+        toy_free(t);
+        t = toy_new(SIZE, 512, 1);
+        t->hook = answers_hook;
+        t->hook_arg = &answer;
+        CHECK_EQ(stor_write_buf(co, &t->s, a, 8192, 0, STOR_FUA), want);
+        toy_free(t);
+    }
+    free(a);
+}
+
 static void ends(struct co *co, void *arg)
 {
     for (uint32_t block = 1; block <= 4096; block = block == 1 ? 512 : block * 8) {
@@ -247,6 +278,7 @@ static void extents(struct co *co, void *arg)
 RUN(ranges, 0, NULL)
 RUN(splitting, 1, NULL)
 RUN(failing_writes, 0, NULL)
+RUN(meanings, 0, NULL)
 RUN(ends, 0, NULL)
 RUN(zeroing, 1, NULL)
 RUN(zero_durably, 0, NULL)
@@ -263,7 +295,7 @@ static void test_model(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ranges), cmocka_unit_test(test_splitting), cmocka_unit_test(test_failing_writes),
+        cmocka_unit_test(test_ranges), cmocka_unit_test(test_splitting), cmocka_unit_test(test_failing_writes), cmocka_unit_test(test_meanings),
         cmocka_unit_test(test_ends), cmocka_unit_test(test_model), cmocka_unit_test(test_zeroing),
         cmocka_unit_test(test_zero_durably), cmocka_unit_test(test_discards), cmocka_unit_test(test_extents),
     };

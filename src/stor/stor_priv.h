@@ -121,7 +121,8 @@ static inline uint64_t stor_step(const struct stor *s)
 /* Bytes of a bounce buffer: a multiple of the block. */
 static inline uint64_t stor_bounce_step(const struct stor *s) { return max_u64(STOR_BOUNCE_BYTES_MAX, s->lim.block); }
 /* I5. What a driver has answered. */
-static inline int stor_answer(int64_t r) { return r == -EUCLEAN || r == -ESTALE ? -EIO : (int)r; }
+static inline int64_t stor_answer_bytes(int64_t r) { return r == -EUCLEAN || r == -ESTALE || r == -ECANCELED ? -EIO : r; }
+static inline int stor_answer(int64_t r) { return (int)stor_answer_bytes(r); }
 /* 0, or -EINVAL when [off, off+len) leaves what can be addressed. */
 MUST_USE int stor_check_range(uint64_t off, uint64_t len);
 /* May v go to the driver as it lies in memory? */

@@ -71,6 +71,16 @@ def test_no_space(start, tmp_path, peer, kind, how, stops):
     w.event("JOB_STATUS_CHANGE", status="null")
 
 
+@pytest.mark.parametrize("kind,fails", [("mirror", "copy"), ("mirror", "low"), ("backup", "copy"), ("backup", "low"), ("stream", "low")])
+def test_storage_that_says_cancelled(start, tmp_path, kind, fails):
+    """FEATURES 9.010, 9.058, 9.101: ECANCELED from storage is an error like any, and no word about the job: it is told, and the job ends with it"""
+    w = World(start, tmp_path, False, fails=fails, errno=125)
+    w.begin(kind)
+    assert w.event("BLOCK_JOB_ERROR")["action"] == "report"
+    assert "error" in w.event("BLOCK_JOB_COMPLETED")
+    w.event("JOB_STATUS_CHANGE", status="null")
+
+
 class Slow:
     """A disk of random bytes, and a target of which each write takes that long; ours only, which has that filter."""
 
