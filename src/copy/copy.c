@@ -802,8 +802,12 @@ static int count_work(struct co *co, struct copying *c, uint64_t *bytes)
         r = find_extent(co, c);
         if (r == -ECANCELED)
             return r;
-        uint64_t end = min_u64(r ? c->pos + PIECE_MIN : c->ext_end, c->want_end);
-        *bytes += r || !c->ext_skip ? end - c->pos : 0;
+        if (r) {                             /* the copy meets it as well, and has a policy for it: until then all the rest is work */
+            *bytes += c->total - c->pos;
+            return 0;
+        }
+        uint64_t end = min_u64(c->ext_end, c->want_end);
+        *bytes += c->ext_skip ? 0 : end - c->pos;
         c->pos = end;
         r = c->job->hooks.step ? pace(co, c, 0) : 0;
         if (n % STATUS_MAX == 0)

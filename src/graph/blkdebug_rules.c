@@ -215,5 +215,5 @@ int debug_rules_apply(struct co *co, struct debug_rules *all, unsigned on, uint6
         (void)co_sleep(co, delay);               /* cut short when the request's coroutine is cancelled */
     if (met.error && !met.immediately)
         co_yield(co);
-    return met.error == ECANCELED ? -EIO : -met.error;       /* K8 */
+    return met.error == ECANCELED ? -EIO : -met.error;       /* K9 */
 }

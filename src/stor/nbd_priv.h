@@ -183,7 +183,7 @@ struct nbdc {
     /* guarded by lock: the last complaint, its own words, its error, and when one was told */
     char complaint[STOR_NBD_COMPLAINT_MAX], complaint_words[NBDP_COMPLAINT_TEXT_MAX];
     int complaint_error;
-    uint64_t complained_ns;
+    uint64_t complained_ns; unsigned complaints_new;
     void (*warn)(void *arg, const char *text);       /* constant, as its argument; NULL: nobody listens */
     void *warn_arg;
     /* home loop only */

@@ -6,7 +6,8 @@
  *              they still lie in the socket (nbd_conn.c), and told here: to whoever hears warnings, and to those who ask (stor_nbd_complaint).
  * Owns         The last complaint of a store.
  * Invariants   I1  What is told is printable and short, whatever the server sends (proto/nbd/nbd_complaint.h).
- *              I2  A server that complains of everything is told of once a second, unless it says something new.
+ *              I2  A server that complains of everything is told of once a second, unless it says something new, and of that no more than five
+ *                  times a second: whoever hears may be slow, and a server may say something else each time.
  * Order        None.
  * Concurrency  Any loop; the last complaint is guarded by the store's lock.
  * Failure      Without memory, or of an answer that is cut off, nothing is told; the request fails as it does anyway.
@@ -22,6 +23,7 @@
 #include "stor/nbd_priv.h"
 
 #define TELL_NS UINT64_C(1000000000)
+#define NEW_MOST 4u
 
 static const char *name_of(enum nbdc_what what)
 {
@@ -48,11 +50,12 @@ void nbdc_complaint_tell(struct nbdc *n, const struct nbdc_req *r, uint64_t now)
         return;                              /* the number says as much */
     make_text(r, text, sizeof text);
     pthread_mutex_lock(&n->lock);
-    bool tell = now >= n->complained_ns + TELL_NS || strcmp(r->said->text, n->complaint_words) != 0;      /* I2 */
+    bool again = now < n->complained_ns + TELL_NS, tell = !again || (strcmp(r->said->text, n->complaint_words) != 0 && n->complaints_new < NEW_MOST);      /* I2 */
+    n->complaints_new = !again ? 0 : n->complaints_new + tell;
     memcpy(n->complaint, text, sizeof text);
     snprintf(n->complaint_words, sizeof n->complaint_words, "%s", r->said->text);
     n->complaint_error = -r->error;
-    n->complained_ns = tell ? now : n->complained_ns;
+    n->complained_ns = again ? n->complained_ns : now;
     pthread_mutex_unlock(&n->lock);
     if (!tell || !n->warn)
         return;
