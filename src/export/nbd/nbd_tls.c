@@ -6,12 +6,16 @@
  * Owns         the session until the connection has it
  * Invariants   I1 a connection has a session only when its peer was checked and, where there are rules, allowed
  *              I2 rules that are not there allow nobody
- * Concurrency  the connection's loop; rules may read files, on the blocking pool
+ *              I3 rules that ask somebody else (PAM) and are not answered keep nobody from the blocking pool: only others who come in wait
+ * Concurrency  the connection's loop; rules may read files and ask others, on threads for what may stand still
  * Failure      the connection ends
  * Tests        tests/daemon/tls_test.py
  */
 #include "export/nbd/nbd_priv.h"
 #include "tls/objects.h"
+
+#define BUSY_NS UINT64_C(20000000)
+#define BUSY_TRIES 250u
 
 struct asking { struct nbd_door *d; const char *peer; };
 
@@ -24,6 +28,16 @@ static int64_t ask_rules(void *arg)
     return yes ? 0 : -EACCES;
 }
 
+/* I3: all of those threads are taken only while many stand still, and then nobody comes in. */
+static int allowed(struct co *co, struct asking *a)
+{
+    int64_t r;
+    for (unsigned tries = 0; (r = rt_blocking_long(co, ask_rules, a)) == -EBUSY && tries < BUSY_TRIES; tries++)
+        if (co_sleep(co, BUSY_NS))
+            break;
+    return (int)r;
+}
+
 int nbd_conn_starttls(struct co *co, struct nbd_conn *c)
 {
     struct nbd_door *d = c->door;
@@ -34,7 +48,7 @@ int nbd_conn_starttls(struct co *co, struct nbd_conn *c)
     r = tls_handshake(co, t, NULL);
     if (!r && d->authz) {
         struct asking a = { d, tls_peer(t) };
-        r = (int)rt_blocking(co, ask_rules, &a);
+        r = allowed(co, &a);
         if (r)
             tls_bye(t, true);
     }
