@@ -194,7 +194,7 @@ def test_backup_memory(start, tmp_path, peer):
 def test_its_node_stays(start, tmp_path, command):
     """FEATURES 9.016: a job keeps the image in which it works, also when the filter goes that was all that kept it; then the image is closed, and whole."""
     path = tmp_path / "a.qcow2"
-    run.qemu_img("create", "-q", "-f", "qcow2", path, 256 * MIB)
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", path, 256 * MIB)      # of one table alone a scrub is over before it can be paused
     run.qemu_io(path, "write -P 3 0 128M", "discard 0 64M", fmt="qcow2")
     daemon = start("daemon")
     client = daemon.qmp()
