@@ -22,7 +22,6 @@
  * Failure      While the server is away, and reconnect-delay has passed: -ENOTCONN. Broken: -EIO.
  * Tests        tests/interop/test_nbd_client.py, test_nbd_client_return.py
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -101,15 +100,6 @@ void nbdc_abandon(struct nbdc *n)
 
 #define HURRY_LOOKS 4u
 
-/* What the end of an image writes last (bitmaps, marks) may be missing. */
-static void tell_given_up(const struct nbdc *n)
-{
-    char text[400];
-    snprintf(text, sizeof text, "%s: the server does not answer; what was still under way to it, when it was closed, is given up", n->s.name);
-    if (n->warn)
-        n->warn(n->warn_arg, text);
-}
-
 static void hurry_look(struct rt_timer *t)
 {
     struct nbdc *n = CONTAINER_OF(t, struct nbdc, hurry);
@@ -119,7 +109,6 @@ static void hurry_look(struct rt_timer *t)
     n->hurry_idle = comes ? 0 : n->hurry_idle + 1;
     if (n->hurry_idle > HURRY_LOOKS) {           /* the first look may have come right behind the request */
         atomic_store(&n->given_up, true);
-        tell_given_up(n);
         nbdc_abandon(n);
         return;
     }
@@ -129,8 +118,6 @@ static void hurry_look(struct rt_timer *t)
 void nbdc_hurry(struct nbdc *n, uint64_t ns)
 {
     ASSERT_LOOP(n->home);
-    if (n->closing)
-        return;
     rt_timer_stop(n->home, &n->hurry);
     n->hurry_ns = ns;
     n->hurry_idle = 0;
