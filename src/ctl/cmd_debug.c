@@ -120,7 +120,7 @@ static int run_sha(struct co *co, struct ctl_call *call)
     sha256_init(&h);
     hash_bits(co, b, &h);
     sha256_digest(&h, sizeof digest, digest);
-    graph_bitmap_release(graph_of(n), b);
+    graph_bitmap_release(b);
     for (unsigned i = 0; i < sizeof digest; i++)
         snprintf(text + 2 * i, 3, "%02x", digest[i]);
     call->ret = json_pack("{s:s}", "sha256", text);

@@ -142,7 +142,7 @@ struct nbd_server *exports_server(const struct exports *x)
 static void release_bitmaps(struct export *e)
 {
     while (e->bitmap_count)
-        graph_bitmap_release(graph_of(e->node), e->disk.bitmaps[--e->bitmap_count]);
+        graph_bitmap_release(e->disk.bitmaps[--e->bitmap_count]);
 }
 
 static void export_end(struct co *co, struct export *e)

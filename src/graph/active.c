@@ -478,7 +478,7 @@ static void let_locks(struct co *co, struct turning *t)
         if (!t->all[i]->flt)
             mode_locks_let(co, t->all[i]);
     for (size_t i = 0; i < t->count; i++)
-        graph_writer_gone(co, t->all[i]);              /* who wrote to it may have gone while it slept */
+        mode_writer_gone(co, t->all[i]);               /* who wrote to it may have gone while it slept */
 }
 
 int graph_set_active(struct co *co, struct graph *g, struct graph_node *n, bool active, struct byre_err *err)

@@ -169,15 +169,14 @@ int data_from_node(struct co *co, struct graph_node *n, const char *name, struct
         return r;
     graph_ref(d);
     graph_ref(bottom);                           /* d may come to lie over another one meanwhile */
-    const unsigned writes = !n->read_only;
-    bottom->wanted += writes;
-    if (!n->data_node && writes)
+    bottom->wanted++;
+    if (!n->data_node && !n->read_only)
         r = graph_writer_comes(co, d, err);
     if (!r)
         r = check_data_node(n, d, name, err);    /* it may be open in another way by now */
     if (!r && !n->data_node)
         r = use_data_node(n, d, err);
-    bottom->wanted -= writes;
+    bottom->wanted--;
     if (!r)
         r = under_new(co, d, n->name, !(data_perm_of(n, n->read_only) & STOR_PERM_WRITE), ret_s, err);
     data_locks_of(n);                            /* I4 */
@@ -238,7 +237,7 @@ int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, s
         return r;
     data_locks_of(n);                            /* I4 */
     r = check_place(ask, s, err);
-    if (!r && !under_is_store(s))                /* a node's is: here the image's own file is held (open.c I6), and no other one is waited for */
+    if (!r)
         r = data_lock(co, n, s, 0, err);
     if (r) {
         stor_close(co, s);

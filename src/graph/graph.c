@@ -54,8 +54,6 @@ int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **r
     return 0;
 }
 
-void graph_settle(struct co *co, struct graph *g) { co_group_wait(co, &g->later); }
-
 void graph_free(struct graph *g)
 {
     if (!g)
@@ -183,8 +181,7 @@ static void leave_file(struct co *co, struct graph_node *f)
 {
     int r = f->flt ? 0 : node_lock(co, f, 0, NULL);          /* only lowers it */
     (void)r;
-    mode_writer_gone(co, graph_skip_filters(f));
-    mode_writer_gone_later(f);                   /* an image takes edges for that, which the caller may not */
+    mode_writer_gone(co, graph_skip_filters(f)); /* an image is closed now, or by its next user */
 }
 
 /* What is not below but beside n: given up now, or, by its last user, later. */
@@ -210,7 +207,6 @@ int node_unref(struct co *co, struct graph_node *n)
     struct graph_node *last = NULL;              /* sides and files of which nobody else has a reference, by end_next */
     while (n) {
         struct held h = { NULL };
-        const bool filter = graph_is_filter(n);
         ASSERT(n->refs > 0);
         if (--n->refs == 0 && n->ending) {
             co_wake_all(&n->let_go);
@@ -226,8 +222,6 @@ int node_unref(struct co *co, struct graph_node *n)
         give_up_file(co, h.file, &last);
         give_up_file(co, h.data, &last);
         n = h.below;
-        if (n && filter && n->refs > 1)
-            mode_writer_gone_later(n);           /* who wrote to it may have done so by that filter */
         if (!n && last) {
             n = last;
             last = n->end_next;
@@ -352,48 +346,6 @@ bool graph_complaint(const struct graph_node *n, int error, char ret[GRAPH_COMPL
             if ((f->im->store && stor_nbd_complaint(f->im->store, error, ret)) || (f->im->data && stor_nbd_complaint(f->im->data, error, ret)))
                 return true;
     return false;
-}
-
-/* The stores of n itself. */
-static void hurry_files(const struct graph_node *n, uint64_t ns)
-{
-    if (n->flt || !n->im)
-        return;
-    if (n->im->store)
-        stor_nbd_hurry(n->im->store, ns);
-    if (n->im->second)
-        stor_nbd_hurry(n->im->second, ns);
-}
-
-void graph_hurry(struct graph_node *n, uint64_t ns)
-{
-    ASSERT_LOOP(n->g->home);
-    for (; n; n = n->flt ? n->backing : n->file) {
-        hurry_files(n, ns);
-        if (n->data_node)
-            graph_hurry(n->data_node, ns);
-    }
-}
-
-void graph_hurry_all(struct graph *g, uint64_t ns)
-{
-    ASSERT_LOOP(g->home);
-    for (struct graph_node *n = node_next(g, NULL); n; n = node_next(g, n))
-        hurry_files(n, ns);
-}
-
-int graph_close_hurried(struct co *co, struct graph_node *n)
-{
-    ASSERT_LOOP(n->g->home);
-    for (struct graph_node *m = n; m; m = m->flt ? m->backing : m->file) {
-        if (m->data_node && m->data_node->refs > 1)
-            graph_hurry(m->data_node, 0);
-        if (m->refs > 1) {
-            graph_hurry(m, 0);
-            break;
-        }
-    }
-    return node_unref(co, n);
 }
 
 /* ---- changes of the image as a whole ---- */

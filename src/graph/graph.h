@@ -61,8 +61,6 @@ struct graph_opts {
 };
 /* home: on this loop its nodes are opened, changed and closed. -ENOMEM. */
 MUST_USE int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **ret_g, struct byre_err *err);
-/* All nodes have been given back; some may be held for a moment more (mode_writer_gone_later). Suspends until they are closed. Then it can be freed. */
-void graph_settle(struct co *co, struct graph *g);
 void graph_free(struct graph *g);           /* all nodes closed */
 struct secret_set *graph_secrets(const struct graph *g);
 struct fdsets *graph_passed(const struct graph *g);
@@ -199,12 +197,6 @@ void graph_abandon(struct graph_node *n);
  * Home loop, or while edges stay as they are. */
 #define GRAPH_COMPLAINT_MAX 400
 bool graph_complaint(const struct graph_node *n, int error, char ret[GRAPH_COMPLAINT_MAX]);
-/* They are given up when one waits and no answer has come for `ns` (stor_nbd_hurry). Home loop. */
-void graph_hurry(struct graph_node *n, uint64_t ns);
-/* As graph_close. Nobody is in a hurry any more as far as others have the nodes. */
-int graph_close_hurried(struct co *co, struct graph_node *n);
-/* The same of all nodes, which are about to be closed. */
-void graph_hurry_all(struct graph *g, uint64_t ns);
 /* At most max such answers, one behind the other: how many (at least 1), or -errno. Cheaper than asking for each. */
 MUST_USE int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
                                struct graph_status *list, unsigned max);
@@ -303,8 +295,7 @@ MUST_USE int graph_bitmap_follow(struct co *co, struct graph_node *n, struct fmt
 MUST_USE int graph_bitmap_settle(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *left, struct byre_err *err);
 void graph_bitmap_unfollow(struct co *co, struct graph_node *n, struct fmt_bitmap *b);
 static inline void graph_bitmap_hold(struct fmt_bitmap *b) { b->busy++; }
-/* Of a node of g. What could not go back to reading because of it (graph_writer_gone) does so soon. */
-void graph_bitmap_release(struct graph *g, struct fmt_bitmap *b);
+static inline void graph_bitmap_release(struct fmt_bitmap *b) { b->busy--; }
 
 /* Who is told of damage that images of the graph meet (beside graph_opts.warn): on the home loop, must not suspend. NULL: nobody. */
 typedef void graph_corrupted_fn(void *arg, const struct graph_node *n, const struct fmt_corruption *c);

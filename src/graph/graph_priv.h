@@ -96,7 +96,6 @@ struct graph {
     graph_corrupted_fn *corrupted;      /* NULL: nobody wants to know */
     void *corrupted_arg;
     struct list nodes;
-    struct co_group later;              /* mode_writer_gone_later: they hold references */
     struct list throttles;              /* throttle.c */
     struct list unders;                 /* under.c */
     graph_io_error_fn *io_error_fn;     /* stats.c; NULL: nobody wants to know */

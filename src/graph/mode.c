@@ -327,15 +327,6 @@ static int open_behind(struct co *co, struct graph_node *n, const struct node_mo
     return r;
 }
 
-/* Who waits for n's `whole` to lie over it (share_store) has been told already that it can be written. */
-static int check_unwritten(const struct graph_node *n, struct byre_err *err)
-{
-    const char *who = n->turning ? mode_changer(n) : mode_writer(n);      /* what a filter may do by itself is no matter of who falls asleep */
-    if (who)
-        return byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, who);
-    return n->wanted ? byre_fail(err, BUSY, "node '%s': somebody is about to write to it", n->name) : 0;
-}
-
 static int from_writing(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
 {
     struct kept writing = keep(n);
@@ -349,8 +340,10 @@ static int from_writing(struct co *co, struct graph_node *n, const struct node_m
         return byre_fail_code(err, IO, r, "%s: cannot be made durable: %s", n->filename, strerror(-r));
     }
     r = open_beside(co, n, &reading, &writing, err);         /* says what is wrong with the options, while nothing has changed */
-    if (!r && m->read_only && (r = check_unwritten(n, err)) != 0)      /* who has come since the caller looked; from here on n is read-only */
+    if (!r && m->read_only && mode_changer(n)) {             /* who has come since the caller looked; from here on n is read-only */
+        r = byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, mode_changer(n));
         close_beside(co, n, &writing);
+    }
     if (r) {
         free(c.room);
         return r;
@@ -689,29 +682,12 @@ static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_
     return r;
 }
 
-/* Nobody else waits for a file that takes long, or does not answer: what comes behind this, with edges held, is little. Not where the caller holds
- * them already, or somebody has closed the gate. */
-static int flush_ahead(struct co *co, struct graph_node *n)
-{
-    int r = 0;
-    if (n->flt || n->g->edges_by == co)
-        return 0;
-    epoch_token t = epoch_enter(n->gate, n->g->home);
-    if (!atomic_load(&n->gated) && !n->read_only)
-        r = image_flush(co, n);
-    gate_leave(co, n, t);
-    return r;
-}
-
 /* Nobody claims the layer, or takes one of its bitmaps, between the look and the change. */
 int graph_make_read_only(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
-    int r = flush_ahead(co, n);
-    if (r)
-        return byre_fail_code(err, IO, r, "%s: cannot be made durable: %s", n->filename, strerror(-r));
     graph_edges_hold(co, n->g);
-    r = make_read_only_held(co, n, err);
+    int r = make_read_only_held(co, n, err);
     graph_edges_let(co, n->g);
     return r;
 }
@@ -721,23 +697,15 @@ static bool is_left(const struct graph_node *n)
     return n && n->for_writer && n->auto_read_only && mode_is_open(n) && !n->read_only && !n->inactive && !n->wanted && !n->keep.holds && !mode_writer(n);
 }
 
-/* Whoever is in the way tells when he goes: graph_writer_gone, graph_bitmap_release. */
-static bool must_stay(const struct graph_node *n) { return !is_left(n) || has_busy_bitmaps(n); }
-
 /* An image that was opened for writing by graph_writer_comes is open for reading again, with what lies below it. Where that fails it keeps its locks. */
 static void image_writer_gone(struct co *co, struct graph_node *n)
 {
     struct byre_err why = { 0 };
     graph_ref(n);
-    int r = flush_ahead(co, n);
-    if (r)
-        graph_warn(n, "%s: cannot be made durable, and stays open for writing: %s", n->filename, strerror(-r));
-    if (!r) {
-        graph_edges_hold(co, n->g);
-        if (!must_stay(n) && make_read_only_held(co, n, &why) && !must_stay(n))      /* nobody has come meanwhile */
-            graph_warn(n, "%s", why.text);
-        graph_edges_let(co, n->g);
-    }
+    graph_edges_hold(co, n->g);
+    if (is_left(n) && make_read_only_held(co, n, &why))      /* nobody has come meanwhile */
+        graph_warn(n, "%s", why.text);
+    graph_edges_let(co, n->g);
     (void)node_unref(co, n);                     /* whoever lies over it has it */
 }
 
@@ -745,39 +713,8 @@ static void image_writer_gone(struct co *co, struct graph_node *n)
 void graph_writer_gone(struct co *co, struct graph_node *n)
 {
     n = graph_skip_filters(n);
-    if (!is_left(n))
-        mode_writer_gone(co, n);
-    else if (!has_busy_bitmaps(n))
+    if (is_left(n))
         image_writer_gone(co, n);
-}
-
-static void later_main(struct co *co, void *arg)
-{
-    struct graph_node *n = arg;
-    struct graph *g = n->g;
-    graph_writer_gone(co, n);
-    (void)node_unref(co, n);                     /* somebody else has it, or had it and has gone: then there is nobody to tell */
-    co_group_leave(&g->later);
-}
-
-void mode_writer_gone_later(struct graph_node *n)
-{
-    n = graph_skip_filters(n);
-    if (!n || (must_stay(n) && !may_go_back(n)))
-        return;
-    co_group_enter(&n->g->later);
-    graph_ref(n);
-    if (rt_spawn(n->g->home, later_main, n) == 0)
-        return;
-    n->refs--;                                   /* no memory: it keeps its locks until its next writer goes. The caller has a reference */
-    co_group_leave(&n->g->later);
-}
-
-void graph_bitmap_release(struct graph *g, struct fmt_bitmap *b)
-{
-    ASSERT_LOOP(g->home);
-    b->busy--;
-    for (struct graph_node *n = b->busy ? NULL : graph_next(g, NULL); n; n = graph_next(g, n))
-        if (!must_stay(n))
-            mode_writer_gone_later(n);
+    else
+        mode_writer_gone(co, n);
 }

@@ -35,9 +35,6 @@ void node_set_end(struct co *co, struct node_set *s);
 static inline bool mode_is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
 /* The last who wrote to n has gone: a file that is open for writing only when somebody writes gives its lock up. */
 void mode_writer_gone(struct co *co, struct graph_node *n);
-/* graph_writer_gone in a coroutine of its own, for those who hold what comes behind edges, or must not wait. Nothing where there is nothing to do; a
- * reference of n is the caller's. */
-void mode_writer_gone_later(struct graph_node *n);
 /* Before n is opened for writing: what its files are, as far as they are nodes, is (graph_writer_comes). And behind it, when it is not any more. */
 MUST_USE int mode_files_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err);
 void mode_files_writer_gone(struct co *co, struct graph_node *n);

@@ -261,13 +261,12 @@ static int share_store(struct co *co, struct opening *op, struct layer *l, struc
     int r = check_file_node(l, file, err);
     if (r)
         return r;
-    const unsigned writes = !n->read_only;
     graph_ref(file);
-    file->wanted += writes;
-    if (!n->file && writes)
+    file->wanted++;
+    if (!n->file && !n->read_only)
         r = graph_writer_comes(co, file, err);
     graph_hold_image(co, file);                  /* I6 */
-    file->wanted -= writes;
+    file->wanted--;
     l->file = file;
     if (!r)
         r = check_file_node(l, file, err);       /* it may be open in another way by now */

@@ -277,7 +277,7 @@ static struct dirty *not_copied(const struct backup *b)
 
 static void let_bitmap_go(struct backup *b)
 {
-    graph_bitmap_release(graph_of(b->image), b->bitmap);
+    graph_bitmap_release(b->bitmap);
     b->bitmap = NULL;
 }
 
@@ -552,7 +552,6 @@ static int begin(struct co *co, struct backup *b, struct byre_err *err)
     if (r)
         return r;
     b->over = cbw_over(b->o.target, source);
-    b->o.copy_range &= !b->over;             /* the kernel would go on reading when a change has broken the snapshot (C3 of cbw_copy.c), and the target is read */
     graph_drain_begin(co, source);
     if (b->over) {
         graph_ref(b->over);

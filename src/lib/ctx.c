@@ -198,7 +198,6 @@ static int free_graph(struct co *co, void *arg)
 {
     struct byre_ctx *ctx = arg;
     jobs_stop(co, &ctx->jobs);
-    graph_settle(co, ctx->graph);
     graph_free(ctx->graph);
     return 0;
 }

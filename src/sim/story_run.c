@@ -244,7 +244,6 @@ static int main_co(struct co *co, void *arg)
     if (st->disk)
         (void)!graph_detach(co, st->disk);
     (void)!graph_blockdev_close_all(co, st->g);
-    graph_settle(co, st->g);
     throttle_groups_free(st->g);
     ctl_stop(co, st->ctl);
     ctl_free(st->ctl);

@@ -98,36 +98,6 @@ void nbdc_abandon(struct nbdc *n)
     pthread_mutex_unlock(&n->lock);
 }
 
-#define HURRY_LOOKS 4u
-
-static void hurry_look(struct rt_timer *t)
-{
-    struct nbdc *n = CONTAINER_OF(t, struct nbdc, hurry);
-    uint64_t answers = atomic_load(&n->answers);
-    bool comes = !atomic_load(&n->inside) || answers != n->hurry_seen;
-    n->hurry_seen = answers;
-    n->hurry_idle = comes ? 0 : n->hurry_idle + 1;
-    if (n->hurry_idle > HURRY_LOOKS) {           /* the first look may have come right behind the request */
-        atomic_store(&n->given_up, true);
-        nbdc_abandon(n);
-        return;
-    }
-    rt_timer_start(n->home, t, rt_now(n->home) + n->hurry_ns / HURRY_LOOKS, hurry_look);
-}
-
-void nbdc_hurry(struct nbdc *n, uint64_t ns)
-{
-    ASSERT_LOOP(n->home);
-    rt_timer_stop(n->home, &n->hurry);
-    n->hurry_ns = ns;
-    n->hurry_idle = 0;
-    n->hurry_seen = atomic_load(&n->answers);
-    if (!ns)
-        atomic_store(&n->given_up, false);
-    else if (!atomic_load(&n->given_up))
-        rt_timer_start(n->home, &n->hurry, rt_now(n->home) + ns / HURRY_LOOKS, hurry_look);
-}
-
 /* ---- requests ---- */
 
 /* The connection for a request of this loop: its own, else the one with the fewest requests. lock held, at least one is there. */
@@ -158,7 +128,7 @@ static struct nbdc_conn *take(struct co *co, struct nbdc *n, unsigned since, int
         struct nbdc_conn *c = NULL;
         struct nbdc_waiter w;
         pthread_mutex_lock(&n->lock);
-        enum nbdc_state state = atomic_load(&n->abandoned) != since || atomic_load(&n->given_up) ? NBDC_FAIL : n->state;
+        enum nbdc_state state = atomic_load(&n->abandoned) != since ? NBDC_FAIL : n->state;
         if (state == NBDC_UP) {
             c = choose(n, co_loop(co));
             atomic_fetch_add(&c->load, 1);
@@ -176,7 +146,7 @@ static struct nbdc_conn *take(struct co *co, struct nbdc *n, unsigned since, int
     }
 }
 
-static int do_request(struct co *co, struct nbdc *n, struct nbdc_req *r)
+int nbdc_do(struct co *co, struct nbdc *n, struct nbdc_req *r)
 {
     uint64_t lost_at = 0;
     unsigned since = atomic_load(&n->abandoned);
@@ -190,10 +160,8 @@ static int do_request(struct co *co, struct nbdc *n, struct nbdc_req *r)
             r->upto = nbdc_log_acked(&n->log);
         nbdc_conn_do(co, c, r);
         result = r->result;
-        if (result != NBDC_LOST) {
-            atomic_fetch_add(&n->answers, 1);
+        if (result != NBDC_LOST)
             return result;
-        }
         uint64_t now = rt_now(co_loop(co));
         lost_at = lost_at ? lost_at : now;
         result = -ENOTCONN;
@@ -201,14 +169,6 @@ static int do_request(struct co *co, struct nbdc *n, struct nbdc_req *r)
             break;
     }
     nbdc_log_drop(&n->log, r);
-    return result;
-}
-
-int nbdc_do(struct co *co, struct nbdc *n, struct nbdc_req *r)
-{
-    atomic_fetch_add(&n->inside, 1);
-    int result = do_request(co, n, r);
-    atomic_fetch_sub(&n->inside, 1);
     return result;
 }
 
@@ -417,7 +377,6 @@ void nbdc_set_stop(struct co *co, struct nbdc *n)
 {
     ASSERT_LOOP(n->home);
     n->closing = true;
-    rt_timer_stop(n->home, &n->hurry);
     if (n->fresh)
         nbdc_conn_stop(co, n->fresh);
     rt_cancel(&n->manager);
