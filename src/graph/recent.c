@@ -14,6 +14,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "graph/runtime.h"
 #include "graph/stats_priv.h"
 
 #define PARTS 10u
@@ -158,14 +159,13 @@ static bool oldest_mark(const struct stats_slot *slot, uint64_t from_ns, struct 
     return true;
 }
 
-bool graph_changes_get(const struct graph_node *n, uint64_t now_ns, struct graph_changes *ret)
+bool graph_changes_get(struct graph_node *n, uint64_t now_ns, struct graph_changes *ret)
 {
     uint64_t window = STATS_MARKS * NS_PER_S, at_ns = UINT64_MAX;
     bool any = false;
     *ret = (struct graph_changes){ 0 };
-    while (n->flt && n->backing)
-        n = n->backing;
-    for (unsigned i = 0; i < n->stats->loops; i++)
+    n = graph_skip_filters(n);
+    for (unsigned i = 0; n && i < n->stats->loops; i++)
         any |= oldest_mark(&n->stats->slot[i], now_ns > window ? now_ns - window : 0, ret, &at_ns);
     ret->span_ns = any && now_ns > at_ns ? now_ns - at_ns : 0;
     return ret->span_ns >= NS_PER_S;

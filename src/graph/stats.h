@@ -62,7 +62,7 @@ bool graph_interval_get(const struct graph_node *n, unsigned i, uint64_t now_ns,
 /* Bytes that were written at n, or at the image below when n is a filter, in the last seconds: eight at most, and no longer than it has been in
  * use. Zeros and discards count for 64 KiB at most each. span_ns: how long; false: less than a second, nothing can be said. Any loop. */
 struct graph_changes { uint64_t bytes, span_ns; };
-bool graph_changes_get(const struct graph_node *n, uint64_t now_ns, struct graph_changes *ret);
+bool graph_changes_get(struct graph_node *n, uint64_t now_ns, struct graph_changes *ret);
 
 /* ---- failures (FEATURES 8.024, 8.025, 9.101) ---- */
 
