@@ -239,3 +239,52 @@ def test_create(world, tmp_path):
         assert (tmp_path / "head").read_bytes()[:6] != b"LUKS\xba\xbe"
         made(client)
     assert daemon.stop()[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["luks1", "luks2"])
+def test_disk_with_a_header_of_its_own(world, tmp_path, kind):
+    """FEATURES 3.062: a header that was mistaken does not write its disk over the key slots of another; a copy of that disk's own header opens it"""
+    daemon, client, guest = world
+    crypt = peers.need("cryptsetup")
+    made(client)
+    (tmp_path / "pass").write_bytes(b"one")
+    with open(tmp_path / "disk", "wb") as f:
+        f.truncate(24 * MIB)
+    run.run(crypt, "luksFormat", "-q", "--type", kind, "--pbkdf", "pbkdf2", "--iter-time", "10", tmp_path / "disk", tmp_path / "pass")
+    before = (tmp_path / "disk").read_bytes()
+    whole = {"driver": "luks", "node_name": "n", "key_secret": "s", "header": file_of("head"), "file": file_of("disk")}
+    head = bytearray((tmp_path / "head").read_bytes())
+    for sector in (0, 2, 8, 64, 1024, 4095):
+        head[104:108] = sector.to_bytes(4, "big")
+        (tmp_path / "head").write_bytes(head)
+        error = client.refused("blockdev-add", **whole)
+        assert f"begins with a {kind.upper()} header of its own" in error and "disk" in error and "head" in error
+    client.ok("blockdev-add", **whole, read_only=True)
+    assert client.refused("blockdev-reopen", options=[{k.replace("_", "-"): v for k, v in whole.items() if k not in ("file", "header")}])
+    client.ok("blockdev-del", node_name="n")
+    assert (tmp_path / "disk").read_bytes() == before
+    if kind == "luks1":
+        (tmp_path / "head").unlink()
+        run.run(crypt, "luksHeaderBackup", tmp_path / "disk", "--header-backup-file", tmp_path / "head")
+    else:                                    # where the disk of the old header begins behind all that the new one has
+        head[104:108] = (16 * MIB // 512).to_bytes(4, "big")
+        (tmp_path / "head").write_bytes(head)
+    client.ok("blockdev-add", **whole)
+    export(client)
+    assert "fail" not in guest("write -P 5 0 1M", "flush", "read -P 5 0 1M")
+    unexport(client)
+    client.ok("blockdev-del", node_name="n")
+    run.run(crypt, "open", "--test-passphrase", "--key-file", tmp_path / "pass", tmp_path / "disk")
+    assert daemon.stop()[0] == 0
+
+
+def test_luks2_is_named(tmp_path):
+    """FEATURES G.057: a LUKS2 image is refused by its name, as the format luks and as a header"""
+    for name, size in (("two", 20 * MIB), ("disk", MIB)):
+        with open(tmp_path / name, "wb") as f:
+            f.truncate(size)
+    (tmp_path / "pass").write_bytes(b"one")
+    run.run(peers.need("cryptsetup"), "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--iter-time", "10", tmp_path / "two", tmp_path / "pass")
+    for words in (f"file.filename={tmp_path}/two", f"header.driver=file,header.filename={tmp_path}/two,file.filename={tmp_path}/disk"):
+        assert "two: is LUKS2" in run.byre("info", *SECRETS, "--image-opts", f"driver=luks,key-secret=s,{words}", code=1).err
+    assert "LUKS version 2" in run.qemu_img("info", "-f", "luks", tmp_path / "two", code=1).err

@@ -57,6 +57,12 @@ MUST_USE int lk_amend_options(struct co *co, const struct lk_area *area, struct 
 /* For fmt_info: a copy on the heap. */
 MUST_USE int lk_describe(const struct lk_header *h, struct fmt_crypt_info **ret);
 
+/* ---- lk_reach.c ---- */
+/* The LUKS header, if any, at the beginning of a disk that is opened by another one: version 0: there is none; end: behind its key slots
+ * and all else in front of its payload, UINT64_MAX: who knows. Suspends. */
+struct lk_reach { unsigned version; uint64_t end; };
+MUST_USE int lk_reach(struct co *co, struct stor *s, struct lk_reach *ret);
+
 /* ---- lk_store.c ---- */
 /* A store that shows what lies in `below` from `base` on, decrypted. x NULL: the key is missing, every request fails with
  * -EACCES. Neither below nor x is owned: they outlive the store. sector 0 of the initial vectors is at byte iv_base of below. */

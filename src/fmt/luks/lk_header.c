@@ -164,6 +164,8 @@ int lk_header_parse(const uint8_t *buf, size_t len, uint64_t area_bytes, const c
     if (len < sizeof d || memcmp(buf, LK_MAGIC, sizeof d.magic))
         return byre_fail(err, BAD_FORMAT, "%s: there is no LUKS header", name);
     memcpy(&d, buf, sizeof d);
+    if (be16_get(&d.version) == 2)
+        return byre_fail(err, NOT_SUPPORTED, "%s: is LUKS2 (LUKS version 2), which is not supported, only LUKS1 is", name);
     if (be16_get(&d.version) != 1)
         return byre_fail(err, NOT_SUPPORTED, "%s: LUKS version %u is not supported, only version 1", name, be16_get(&d.version));
     int r = parse_into(&p, &d, &h);

@@ -8,7 +8,8 @@
  *              I2  im->data exists always; without a key every request to it fails (-EACCES).
  *              I3  A detached header is im->second; its payload offset counts in the file of the disk, and may be 0. Only key slots are written to
  *                  it, and its length stays.
- *              I4  A header that lies in the file of a disk with a detached one is not written over by that disk.
+ *              I4  A LUKS header, of any version, that lies in the file of a disk with a detached one is not written over by that disk, nor are
+ *                  its key slots. The disk may begin behind them: then the detached header is a copy of that one.
  * Order        A flush is the store's flush; a detached header has nothing to flush, its changes are durable one by one (Q26). Creation: key
  *              material, flush, header, flush; of a detached one the disk's file is durable before the header. A resize is durable when it is answered (P3).
  * Concurrency  map, zero, discard, flush: any loop. open, resize, close, amend: home loop.
@@ -94,18 +95,21 @@ static int open_header(struct co *co, struct luks_image *l, const struct fmt_ope
     return l->header_len ? 0 : byre_fail(err, BAD_FORMAT, "%s: there is no LUKS header, the file is empty", l->im.second->name);
 }
 
-/* I4: ciphertext does not begin like this, so somebody has mistaken the disk, or the header. */
+/* I4: ciphertext does not begin like a header, so somebody has mistaken the disk, or the header. */
 static int spare_other_header(struct co *co, const struct luks_image *l, struct byre_err *err)
 {
-    uint8_t head[8] = { 0 };
-    struct iovec slot;
-    if (!l->im.second || l->im.read_only || l->h.payload_off >= LK_HEAD_BYTES)
+    struct lk_reach own;
+    if (!l->im.second || l->im.read_only)
         return 0;
-    int r = stor_read(co, l->im.store, iov_one(&slot, head, sizeof head), 0);
+    int r = lk_reach(co, l->im.store, &own);
+    if (r == -ENOMEM)
+        return byre_fail(err, NOMEM, "%s: no memory to open the image", l->im.store->name);
     if (r)
-        return byre_fail_code(err, IO, r, "%s: cannot read the first sector", l->im.store->name);
-    return lk_probe(head, sizeof head)
-           ? byre_fail(err, BAD_FORMAT, "%s: begins with a LUKS header of its own, over which the disk of the header '%s' would be written", l->im.store->name, l->im.second->name) : 0;
+        return byre_fail_code(err, IO, r, "%s: cannot read what it begins with", l->im.store->name);
+    if (!own.version || l->h.payload_off >= own.end)
+        return 0;
+    return byre_fail(err, BAD_FORMAT, "%s: begins with a LUKS%u header of its own, over which the disk of the header '%s' would be written from offset %" PRIu64 " on",
+                     l->im.store->name, own.version, l->im.second->name, l->h.payload_off);
 }
 
 static int open_parts(struct co *co, struct luks_image *l, const struct fmt_open_opts *o, struct byre_err *err)

@@ -651,20 +651,87 @@ static void use_apart(struct co *co, struct apart *p, struct secret_set *set, bo
     CHECK_EQ(fmt_luks_ops.close(co, im), 0);
 }
 
-/* I4 of luks.c: a disk that begins with a header of its own can be read, and not written. */
+/* A disk with a header of its own, and where the disk of a detached header may begin in it. */
+static const struct own_header {
+    uint16_t version;
+    uint32_t payload, active, material, stripes;         /* LUKS1: slot 5; a key of 64 bytes; sectors */
+    uint64_t size; const char *json;                     /* LUKS2 */
+    uint64_t refused, good;                              /* bytes; good 0: nowhere */
+} own_headers[] = {
+    { 1, 16, LK_SLOT_DISABLED, 0, 0, 0, NULL, 0, 8192 },
+    { 1, 16, LK_SLOT_DISABLED, 1000, 4000, 0, NULL, 8192 - 512, 8192 },
+    { 1, 0, LK_SLOT_ENABLED, 100, 80, 0, NULL, 110 * 512 - 512, 110 * 512 },      /* behind the key slot, if it names no payload or one in front */
+    { 1, 8, LK_SLOT_ENABLED, 100, 81, 0, NULL, 110 * 512, 111 * 512 },
+    { 1, 8, LK_SLOT_ENABLED, UINT32_MAX, UINT32_MAX, 0, NULL, 1 << 20, 0 },
+    { 1, 0, LK_SLOT_DISABLED, 0, 0, 0, NULL, 512, 1024 },
+    { 2, 0, 0, 0, 0, 16384, "{\"config\":{\"json_size\":\"12288\",\"keyslots_size\":\"65536\"}}", 32768 + 65536 - 512, 32768 + 65536 },
+    { 2, 0, 0, 0, 0, 16384, "{\"tokens\":{\"0\":{\"keyslots_size\":\"1\"}},\"config\":{\"keyslots_size\" : \"65536\"}}", 32768 + 65536 - 512, 32768 + 65536 },
+    { 2, 0, 0, 0, 0, 32768, "{\"config\":{\"keyslots_size\":\"0\"}}", 65536 - 512, 65536 },
+    { 2, 0, 0, 0, 0, 16384, "{\"config\":{\"keyslots_size\":\"65536", 1 << 20, 0 },
+    { 2, 0, 0, 0, 0, 16384, "{\"config\":{\"keyslots_size\":65536}}", 1 << 20, 0 },
+    { 2, 0, 0, 0, 0, 16384, "{\"config\":{\"keyslots_size\":\"99999999999999999999\"}}", 1 << 20, 0 },
+    { 2, 0, 0, 0, 0, 16384, "{\"config\":{\"keyslots_size\"", 1 << 20, 0 },
+    { 2, 0, 0, 0, 0, 16384, "{}", 1 << 20, 0 },
+    { 2, 0, 0, 0, 0, 4096, "{\"config\":{\"keyslots_size\":\"0\"}}", 1 << 20, 0 },
+    { 2, 0, 0, 0, 0, UINT64_MAX, "{\"config\":{\"keyslots_size\":\"0\"}}", 1 << 20, 0 },
+    { 3, 0, 0, 0, 0, 0, NULL, 1 << 20, 0 },
+};
+
+static void put_own_header(uint8_t *disk, const struct own_header *o)
+{
+    struct lk_disk_header d = { .magic = { 0 } };
+    memcpy(d.magic, LK_MAGIC, sizeof d.magic);
+    be16_put(&d.version, o->version);
+    for (unsigned i = 0; i < LK_SLOTS; i++)
+        be32_put(&d.slot[i].active, LK_SLOT_DISABLED);
+    be32_put(&d.payload_sector, o->payload);
+    be32_put(&d.key_bytes, 64);
+    be32_put(&d.slot[5].active, o->active);
+    be32_put(&d.slot[5].material_sector, o->material);
+    be32_put(&d.slot[5].stripes, o->stripes);
+    memcpy(disk, &d, sizeof d);
+    be64 size;
+    be64_put(&size, o->size);
+    if (o->version == 2)
+        memcpy(disk + 8, &size, sizeof size);
+    if (o->json)
+        memcpy(disk + 4096, o->json, strlen(o->json) + 1);
+}
+
+static int open_from(struct co *co, struct apart *p, struct fmt_open_opts *o, uint64_t payload)
+{
+    struct fmt_image *im;
+    be32 sector;
+    be32_put(&sector, (uint32_t)(payload / LK_SECTOR));
+    memcpy(p->head->bytes + offsetof(struct lk_disk_header, payload_sector), &sector, sizeof sector);
+    struct byre_err err;
+    int r = fmt_luks_ops.open(co, stor_share(&p->disk->s), o, &im, &err);
+    if (r == 0)
+        return fmt_luks_ops.close(co, im);
+    stor_close(co, &p->disk->s);
+    CHECK(strstr(err.text, "header of its own"));
+    return r;
+}
+
+/* I4 of luks.c: a disk that begins with a header of its own can be read, and not written where that one lies. */
 static void other_header(struct co *co, struct apart *p, struct secret_set *set)
 {
     const struct fmt_host host = { .open_data = give_head, .arg = p, .has_header = true };
     struct fmt_open_opts o = { .host = &host, .secrets = set, .key_secret = "s" };
-    struct fmt_image *im;
-    uint8_t was[8];
-    memcpy(was, p->disk->bytes, sizeof was);
-    memcpy(p->disk->bytes, LK_MAGIC "\0\1", sizeof was);
-    CHECK_EQ(fmt_luks_ops.open(co, &p->disk->s, &o, &im, NULL), -EINVAL);
-    o.read_only = true;
-    if (CHECK_EQ(fmt_luks_ops.open(co, stor_share(&p->disk->s), &o, &im, NULL), 0))
-        CHECK_EQ(fmt_luks_ops.close(co, im), 0);
-    memcpy(p->disk->bytes, was, sizeof was);
+    uint8_t *was = memcpy(malloc(p->disk->len), p->disk->bytes, p->disk->len);
+    for (size_t i = 0; i < sizeof own_headers / sizeof own_headers[0]; i++) {
+        const struct own_header *w = &own_headers[i];
+        put_own_header(p->disk->bytes, w);
+        o.read_only = false;
+        if (!CHECK_EQ(open_from(co, p, &o, 0), -EINVAL) || !CHECK_EQ(open_from(co, p, &o, w->refused), -EINVAL) ||
+            !CHECK_EQ(w->good ? open_from(co, p, &o, w->good) : 0, 0))
+            print_message("header %zu\n", i);
+        o.read_only = true;
+        CHECK_EQ(open_from(co, p, &o, 0), 0);
+        memcpy(p->disk->bytes, was, p->disk->len);
+    }
+    CHECK_EQ(open_from(co, p, &o, 0), 0);
+    free(was);
 }
 
 /* Over an old header; with the disk filled, and not. Then it opens; without a header, or with another one, it does not. */
