@@ -14,7 +14,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "graph/runtime.h"
 #include "graph/stats_priv.h"
 
 #define PARTS 10u

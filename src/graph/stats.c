@@ -136,8 +136,7 @@ void stats_failed(struct graph_node *n, struct rt_loop *loop, const struct stats
     count_failure(n, index, d, invalid ? 0 : error, now);
     if (!n->flt)
         return;
-    while (n && n->flt)
-        n = n->backing;
+    n = graph_skip_filters(n);
     if (n)
         count_failure(n, index, d, invalid ? 0 : error, now);
 }

@@ -9,6 +9,7 @@
 #define GRAPH_STATS_PRIV_H
 
 #include "graph/graph_priv.h"
+#include "graph/runtime.h"
 #include "graph/stats.h"
 #include "rt/loop.h"
 
@@ -95,8 +96,7 @@ static inline void stats_end(struct co *co, struct graph_node *n, const struct s
     unsigned index = rt_loop_index(loop);
     stats_count(n->stats, index, d, now);
     if (n->flt) {
-        while (n && n->flt)
-            n = n->backing;
+        n = graph_skip_filters(n);
         if (n)
             stats_count(n->stats, index, d, now);
     }
