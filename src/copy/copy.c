@@ -190,6 +190,7 @@ static int pace(struct co *co, struct copying *c, uint64_t len)
 /* As far as errors go that somebody wants to be asked about. */
 static int learn_extent(struct co *co, struct copying *c)
 {
+    uint64_t begun_ns = rt_now(co_loop(co));
     int r = find_extent(co, c);
     while (r < 0) {
         uint64_t off, left;
@@ -208,6 +209,11 @@ static int learn_extent(struct co *co, struct copying *c)
         else
             break;
     }
+    if (r) {
+        c->fail_off = c->pos;
+        c->fail_begun_ns = begun_ns;
+        c->fail_read = c->failed = true;
+    }
     return r;
 }
 
@@ -222,11 +228,8 @@ static int next_piece(struct co *co, void *ctx, struct work_piece *p)
             return 0;
         }
         int r = c->pos >= c->ext_end ? learn_extent(co, c) : 0;
-        if (r) {
-            c->fail_off = c->pos;
-            c->fail_read = c->failed = true;
+        if (r)
             return r;
-        }
         uint64_t len = piece_len(c);
         if (!c->ext_skip) {
             *p = (struct work_piece){ .pos = c->pos, .len = len, .kind = c->ext_kind, .fail_off = c->pos };
@@ -255,6 +258,7 @@ static void piece_over(void *ctx, const struct work_piece *p, int r)
     if (r && !c->failed && r != -ECANCELED) {
         c->failed = true;
         c->fail_off = p->fail_off;
+        c->fail_begun_ns = p->begun_ns;
         c->fail_read = p->fail_read;
     }
     c->done += p->len;
@@ -715,7 +719,7 @@ static int tell_failure(const struct copying *c, int r, struct byre_err *err)
     uint64_t off = c->job->target_off + c->fail_off, left;
     const struct graph_node *n = c->fail_read ? reader_at(&c->rd, c->fail_off, &off, &left)->node : c->job->target;
     char said[GRAPH_COMPLAINT_MAX];
-    bool more = graph_complaint(n, r, said);
+    bool more = graph_complaint(n, r, c->fail_begun_ns, said);
     return byre_fail_code(err, IO, r, "%s: cannot %s at offset %" PRIu64 "%s%s", graph_filename(n), c->fail_read ? "read" : "write", off, more ? "; " : "", more ? said : "");
 }
 

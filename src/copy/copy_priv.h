@@ -162,7 +162,7 @@ struct copying {
     bool ext_skip;
     uint64_t rate_next_ns;
     bool failed, fail_read;
-    uint64_t fail_off;
+    uint64_t fail_off, fail_begun_ns;    /* ... and since when the piece was worked on */
     /* any loop */
     _Atomic uint64_t read, written, zeroed, skipped, offloaded, unreadable, left_out;
     _Atomic unsigned vain;           /* pieces, one behind the other, that the kernel did not copy */

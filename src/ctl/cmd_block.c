@@ -135,7 +135,7 @@ void ctl_io_error(void *arg, struct graph_node *n, const struct graph_io_error *
                              graph_node_name(graph_skip_implicit(graph_attached(n))), "operation", e->op == GRAPH_STATS_READ ? "read" : "write", "action", "report",
                              "nospace", e->error == -ENOSPC, "reason", strerror(-e->error));
     char said[GRAPH_COMPLAINT_MAX];
-    bool more = graph_complaint(graph_attached(n), e->error, said);
+    bool more = graph_complaint(graph_attached(n), e->error, e->begun_ns, said);
     if (data && ((export && json_object_set_new(data, "x-byre-export", json_string(export))) ||
                  (more && json_object_set_new(data, "x-byre-complaint", json_string(said))))) {
         json_decref(data);

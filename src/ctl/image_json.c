@@ -219,7 +219,7 @@ static void set_common(json_t **o, struct graph_node *n, bool writethrough)
     set(o, "active", json_boolean(graph_is_active(n)));
     set(o, "cache", json_pack("{s:b,s:b,s:b}", "no-flush", s && s->no_flush, "direct", s && s->traits.direct, "writeback", !writethrough));
     set_str(o, "file", graph_filename(n));
-    set_str(o, "x-byre-complaint", s && stor_nbd_complaint(s, 0, said) ? said : NULL);
+    set_str(o, "x-byre-complaint", s && stor_nbd_complaint(s, 0, 0, said) ? said : NULL);
 }
 
 /* Our own member: how the rest of a new cluster is zeroed where it is not known to be zero already, and why. */

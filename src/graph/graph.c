@@ -339,11 +339,11 @@ void graph_abandon(struct graph_node *n)
 
 _Static_assert(GRAPH_COMPLAINT_MAX == STOR_NBD_COMPLAINT_MAX, "a complaint is handed on as it is");
 
-bool graph_complaint(const struct graph_node *n, int error, char ret[GRAPH_COMPLAINT_MAX])
+bool graph_complaint(const struct graph_node *n, int error, uint64_t since_ns, char ret[GRAPH_COMPLAINT_MAX])
 {
     for (; n; n = n->backing)
         for (const struct graph_node *f = n; f; f = f->flt ? f->backing : f->file)
-            if ((f->im->store && stor_nbd_complaint(f->im->store, error, ret)) || (f->im->data && stor_nbd_complaint(f->im->data, error, ret)))
+            if ((f->im->store && stor_nbd_complaint(f->im->store, error, since_ns, ret)) || (f->im->data && stor_nbd_complaint(f->im->data, error, since_ns, ret)))
                 return true;
     return false;
 }

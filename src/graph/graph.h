@@ -194,9 +194,9 @@ MUST_USE int graph_status(struct co *co, struct graph_node *n, struct graph_node
 /* Requests that wait for the server of n's file or of its external data file, below filters too, are given up (stor/nbd.h). Nothing for files. Home loop. */
 void graph_abandon(struct graph_node *n);
 /* What an NBD server that supplies a part of n's disk said last of a request that it refused, if its number was `error` (0: any). false: nothing.
- * Home loop, or while edges stay as they are. */
+ * since_ns: when the request began that failed with `error`; an older answer has nothing to do with it. Home loop, or while edges stay as they are. */
 #define GRAPH_COMPLAINT_MAX 400
-bool graph_complaint(const struct graph_node *n, int error, char ret[GRAPH_COMPLAINT_MAX]);
+bool graph_complaint(const struct graph_node *n, int error, uint64_t since_ns, char ret[GRAPH_COMPLAINT_MAX]);
 /* At most max such answers, one behind the other: how many (at least 1), or -errno. Cheaper than asking for each. */
 MUST_USE int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
                                struct graph_status *list, unsigned max);

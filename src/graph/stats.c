@@ -83,7 +83,7 @@ static void note_failure(struct node_stats *s, const struct stats_done *d, int e
 {
     atomic_store(&s->failed[d->op], error);
     atomic_fetch_or(&s->closer, STATS_FAILED);
-    tell_failure(s, &(struct graph_io_error){ d->op, error }, now);
+    tell_failure(s, &(struct graph_io_error){ d->op, error, d->begun }, now);
 }
 
 /* One has succeeded. */

@@ -69,7 +69,7 @@ bool graph_changes_get(struct graph_node *n, uint64_t now_ns, struct graph_chang
 /* 0, or the error of the last request of one of the kinds, when that failed; -ENOSPC before others. Any loop. */
 int graph_io_status(const struct graph_node *n);
 /* A request at n failed, one that was allowed. It is told once a second of each node, on the home loop; must not suspend. fn NULL: nobody. */
-struct graph_io_error { enum graph_stats_op op; int error; };
+struct graph_io_error { enum graph_stats_op op; int error; uint64_t begun_ns; };
 typedef void graph_io_error_fn(void *arg, struct graph_node *n, const struct graph_io_error *e);
 void graph_watch_io_errors(struct graph *g, graph_io_error_fn *fn, void *arg);
 

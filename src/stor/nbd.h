@@ -72,9 +72,9 @@ bool stor_is_nbd(const struct stor *s);
  * server had gone away. Nothing for other stores. Any loop; does not suspend. */
 void stor_nbd_abandon(struct stor *s);
 /* What the server said last of a request that it refused (NBD's text of an error, and the offset that it is about): where its number was `error`, or
- * (0) any. false: it said nothing. Any thread. */
+ * (0) any, and it came at since_ns or later (rt_now): when the request began whose error is to be explained. false: it said nothing. Any thread. */
 #define STOR_NBD_COMPLAINT_MAX 400
-bool stor_nbd_complaint(struct stor *s, int error, char ret[STOR_NBD_COMPLAINT_MAX]);
+bool stor_nbd_complaint(struct stor *s, int error, uint64_t since_ns, char ret[STOR_NBD_COMPLAINT_MAX]);
 /* How often a lost connection has come back. For tests and statistics. */
 unsigned stor_nbd_reconnects(const struct stor *s);
 

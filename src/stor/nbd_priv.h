@@ -177,10 +177,10 @@ struct nbdc {
     struct nbdc_waiter *waiters;
     struct rt_loop *grow_on;              /* another connection is wanted there; NULL: none is */
     bool lost;                            /* for the manager */
-    /* guarded by lock: the last complaint, its own words, its error, and when one was told */
+    /* guarded by lock: the last complaint, its own words, its error and when it came, and when one was told */
     char complaint[STOR_NBD_COMPLAINT_MAX], complaint_words[NBDP_COMPLAINT_TEXT_MAX];
     int complaint_error;
-    uint64_t complained_ns; unsigned complaints_new;
+    uint64_t complaint_ns, complained_ns; unsigned complaints_new;
     void (*warn)(void *arg, const char *text);       /* constant, as its argument; NULL: nobody listens */
     void *warn_arg;
     /* home loop only */

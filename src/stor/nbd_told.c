@@ -8,6 +8,7 @@
  * Invariants   I1  What is told is printable and short, whatever the server sends (proto/nbd/nbd_complaint.h).
  *              I2  A server that complains of everything is told of once a second, unless it says something new, and of that no more than five
  *                  times a second: whoever hears may be slow, and a server may say something else each time.
+ *              I3  Who asks for the reason of an error says since when the request was under way: what was said before that belongs to another one.
  * Order        None.
  * Concurrency  Any loop; the last complaint is guarded by the store's lock.
  * Failure      Without memory, or of an answer that is cut off, nothing is told; the request fails as it does anyway.
@@ -55,6 +56,7 @@ void nbdc_complaint_tell(struct nbdc *n, const struct nbdc_req *r, uint64_t now)
     memcpy(n->complaint, text, sizeof text);
     snprintf(n->complaint_words, sizeof n->complaint_words, "%s", r->said->text);
     n->complaint_error = -r->error;
+    n->complaint_ns = now;
     n->complained_ns = again ? n->complained_ns : now;
     pthread_mutex_unlock(&n->lock);
     if (!tell || !n->warn)
@@ -64,13 +66,13 @@ void nbdc_complaint_tell(struct nbdc *n, const struct nbdc_req *r, uint64_t now)
     n->warn(n->warn_arg, whole ? whole : text);
 }
 
-bool stor_nbd_complaint(struct stor *s, int error, char ret[STOR_NBD_COMPLAINT_MAX])
+bool stor_nbd_complaint(struct stor *s, int error, uint64_t since_ns, char ret[STOR_NBD_COMPLAINT_MAX])
 {
     if (!stor_is_nbd(s))
         return false;
     struct nbdc *n = nbdc_of(s);
     pthread_mutex_lock(&n->lock);
-    bool is = n->complaint[0] && (!error || error == n->complaint_error);
+    bool is = n->complaint[0] && (!error || error == n->complaint_error) && n->complaint_ns >= since_ns;      /* I3 */
     if (is)
         memcpy(ret, n->complaint, sizeof n->complaint);
     pthread_mutex_unlock(&n->lock);

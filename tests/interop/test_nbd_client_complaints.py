@@ -7,6 +7,7 @@ import pathlib
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 from lib import nbdserver, run, wait
@@ -114,29 +115,65 @@ def test_servers_of_others(tmp_path):
             assert os.strerror(5) in done.out + done.err
 
 
-def test_daemon(liar, tmp_path):  # noqa: F811
-    """The event of the export and the description of the node have it, the job's error and the log as well"""
-    server, control, log = liar(read=refuses("worn out", 0)), tmp_path / "c.sock", tmp_path / "log"
+@contextlib.contextmanager
+def daemon_of(server, folder):
+    """A daemon with the server's disk as the node n (its file: f), as the export n, and as a target the node t. -> a client, where it logs"""
+    control, log = folder / "c.sock", folder / "log"
     with open(log, "w") as f:
         daemon = subprocess.Popen([run.BYRE, "daemon", "--chardev", f"socket,id=c,path={control},server=on,wait=off", "--monitor", "chardev=c",
-                                   "--nbd-server", f"addr.type=unix,addr.path={tmp_path}/n.sock"], stdin=subprocess.DEVNULL, stdout=f, stderr=f)
+                                   "--nbd-server", f"addr.type=unix,addr.path={folder}/n.sock"], stdin=subprocess.DEVNULL, stdout=f, stderr=f)
     try:
         wait.until(lambda: os.path.exists(control) and wait.listens(daemon, str(control)), "no daemon")
         client = Qmp(str(control))
         client.ok("blockdev-add", driver="raw", node_name="n", file={"driver": "nbd", "node-name": "f", "server": {"type": "unix", "path": server.path}})
         assert not any("x-byre-complaint" in n for n in client.ok("query-named-block-nodes"))
         client.ok("block-export-add", type="nbd", id="e", node_name="n")
-        run.run("qemu-io", "-r", "-f", "raw", "-c", "read 0 512", f"nbd+unix:///n?socket={tmp_path}/n.sock", code=1)
-        event = client.wait("BLOCK_IO_ERROR")["data"]
-        assert event["reason"] == os.strerror(5) and "worn out (at offset 0)" in event["x-byre-complaint"], event
-        nodes = {n["node-name"]: n for n in client.ok("query-named-block-nodes")}
-        assert "worn out" in nodes["f"]["x-byre-complaint"]
         client.ok("blockdev-add", driver="null-co", node_name="t", size=4 * MIB)
-        client.ok("blockdev-backup", job_id="j", device="n", target="t", sync="full")
-        assert client.wait("BLOCK_JOB_COMPLETED", device="j")["data"]["error"]
+        yield client, log
         client.ok("quit")
         assert daemon.wait(60) == 0
     finally:
         daemon.kill()
         daemon.wait()
+
+
+def failed_read(client, folder):
+    run.run("qemu-io", "-r", "-f", "raw", "-c", "read 0 512", f"nbd+unix:///n?socket={folder}/n.sock", code=1)
+    event = client.wait("BLOCK_IO_ERROR")["data"]
+    assert event["reason"] == os.strerror(5), event
+    return event.get("x-byre-complaint")
+
+
+def failed_backup(client):
+    client.ok("blockdev-backup", job_id="j", device="n", target="t", sync="full")
+    error = client.wait("BLOCK_JOB_COMPLETED", device="j")["data"]["error"]
+    assert os.strerror(5) in error, error
+    return error
+
+
+def test_daemon(liar, tmp_path):  # noqa: F811
+    """The event of the export and the description of the node have it, the job's error and the log as well"""
+    with daemon_of(liar(read=refuses("worn out", 0)), tmp_path) as (client, log):
+        assert "worn out (at offset 0)" in failed_read(client, tmp_path)
+        nodes = {n["node-name"]: n for n in client.ok("query-named-block-nodes")}
+        assert "worn out" in nodes["f"]["x-byre-complaint"]
+        failed_backup(client)
     assert SAYS in log.read_text()
+
+
+def test_of_another_request(liar, tmp_path):  # noqa: F811
+    """What was said of a request is no reason of another one that fails later with the same number, and of which the server says nothing"""
+    text = ["worn out"]
+
+    def read(self, s, cookie, at, n):
+        self.chunk(s, cookie, 0x8001, complaint(text[0]))
+    with daemon_of(liar(read=read), tmp_path) as (client, _):
+        assert "worn out" in failed_read(client, tmp_path)
+        text[0] = ""
+        assert "worn out" not in failed_backup(client)
+        time.sleep(1.1)                  # one event a second
+        assert failed_read(client, tmp_path) is None
+        assert "worn out" in {n["node-name"]: n for n in client.ok("query-named-block-nodes")}["f"]["x-byre-complaint"], "what it said last"
+        text[0] = "worn out again"
+        time.sleep(1.1)
+        assert "worn out again" in failed_read(client, tmp_path)
