@@ -228,11 +228,25 @@ def test_label_refused(start, disk, peer, words):
 SOCK_LABEL = os.path.join(os.environ.get("BYRE_BUILD") or run.TOP / "build", "tests", "daemon", "sock-label.so")
 
 
+def labelled(tmp_path, **env):
+    return {"LD_PRELOAD": SOCK_LABEL, "SOCK_LABEL": str(tmp_path / "asked"), "ASAN_OPTIONS": f"{os.environ.get('ASAN_OPTIONS', '')}:verify_asan_link_order=0", **env}
+
+
+@pytest.mark.parametrize("what", ["taking", "listening"])
+def test_label_fails_late(start, disk, tmp_path, what):
+    """FEATURES 7.018: what fails when the socket is there already, the label that the thread must not keep or listening, leaves neither the path nor the socket"""
+    daemon = start("nbd", "-k", "FOLDER/k", "--selinux-label", "a:b:c:s0", "-f", "qcow2", "a.qcow2", peer=False, env=labelled(tmp_path, SOCK_LABEL_FAILS=what))
+    code, out = daemon.wait()
+    assert code == 1 and ("a:b:c:s0" if what == "taking" else "cannot listen on") in out, out
+    assert not os.path.exists(f"{daemon.folder}/k")
+    asked = (tmp_path / "asked").read_bytes()
+    assert asked.startswith(b"a:b:c:s0\0S") and b"L" not in asked, asked
+
+
 def test_label_asked_for(start, disk, tmp_path):
     """FEATURES 7.018: the thread that makes the socket asks the kernel for the label just before, and takes that back behind it. (The kernel's part is played by
     a library: it shows the same system calls wherever the test runs.)"""
-    daemon = serve(start, "--selinux-label", "system_u:object_r:svirt_t:s0", peer=False, env={"LD_PRELOAD": SOCK_LABEL, "SOCK_LABEL": str(tmp_path / "asked"),
-                                                                                                                "ASAN_OPTIONS": f"{os.environ.get('ASAN_OPTIONS', '')}:verify_asan_link_order=0"})
+    daemon = serve(start, "--selinux-label", "system_u:object_r:svirt_t:s0", peer=False, env=labelled(tmp_path))
     assert info(daemon)["export-size"] == 8 << 20
     asked = (tmp_path / "asked").read_bytes()
     label, _, rest = asked.partition(b"\0")

@@ -104,6 +104,18 @@ def test_convert(liar, tmp_path):  # noqa: F811
     assert [line for line in err.split("\n") if "cannot read at offset" in line and "worn out" in line], err
 
 
+def test_convert_of_another(liar, backend, tmp_path):  # noqa: F811
+    """What was said of a question for blocks, which a copy survives, is not the reason of a read that fails later"""
+    def request(self, s, kind, cookie, off, n, data, flags):
+        if kind != 7:
+            return Liar.request(self, s, kind, cookie, off, n, data, flags)
+        self.chunk(s, cookie, 0x8001, complaint("no map of it"))
+    server = liar(request=request, read=refuses(""))
+    err = byre("convert", "-f", "raw", "-O", "raw", name_of(server), tmp_path / "out", code=1).err
+    assert f"{SAYS}a question for its blocks" in err, "the warning"
+    assert [line for line in err.split("\n") if "cannot read at offset" in line and os.strerror(5) in line and "no map" not in line], err
+
+
 def test_servers_of_others(tmp_path):
     """The peer's server says something with an error; nbdkit's filter says nothing, and then nothing is told but the error"""
     rules = {"driver": "blkdebug", "image": {"driver": "null-co", "size": MIB}, "inject-error": [{"event": "none", "iotype": "write", "errno": 5}]}

@@ -4,7 +4,7 @@
  *
  * Purpose      Makes unix and TCP listeners, accepts within the limit of connections, removes unix paths at the end.
  * Owns         listener descriptors and the unix paths made here.
- * Invariants   I1 a path is removed only if it is still the socket that was made here.
+ * Invariants   I1 a path is removed only if it is still the socket that was made here, and then always: also when nobody listens there after all.
  *              I2 accepting goes on whatever a client or a shortage of descriptors does.
  * Concurrency  home loop; blocking calls (name lookup, unlink, bind to a path) run on the blocking pool.
  * Failure      byre_err names the address.
@@ -129,7 +129,7 @@ int nbd_server_listen_fd(struct co *co, struct nbd_door *d, int fd, struct byre_
 
 /* ---- unix ---- */
 
-struct bind_job { struct sockaddr_un sa; socklen_t len; bool abstract, label_fails; const char *label; int fd; };
+struct bind_job { struct sockaddr_un sa; socklen_t len; bool abstract, label_fails; const char *label; int fd; struct stat id; };      /* id: of the path, where one was made */
 
 /* The security label of sockets that this thread makes from now on (SELinux; FEATURES 7.018); NULL: the usual one. */
 static int set_label(const char *label)
@@ -144,6 +144,20 @@ static int set_label(const char *label)
     return r;
 }
 
+/* What bind made is of no use. */
+static void remove_path(const struct bind_job *j)
+{
+    struct stat st;
+    if (!j->abstract && j->id.st_ino && !lstat(j->sa.sun_path, &st) && st.st_dev == j->id.st_dev && st.st_ino == j->id.st_ino)
+        (void)unlink(j->sa.sun_path);        /* I1 */
+}
+
+static int64_t give_up(void *arg)
+{
+    remove_path(arg);
+    return 0;
+}
+
 static int64_t bind_path(void *arg)
 {
     struct bind_job *j = arg;
@@ -153,10 +167,14 @@ static int64_t bind_path(void *arg)
     int r = bind(j->fd, (struct sockaddr *)&j->sa, j->len) ? -errno : 0;
     if (r == -EADDRINUSE && !j->abstract && unix_path_is_stale(&j->sa) && !unlink(j->sa.sun_path))
         r = bind(j->fd, (struct sockaddr *)&j->sa, j->len) ? -errno : 0;
+    if (!r && !j->abstract && lstat(j->sa.sun_path, &j->id))
+        j->id = (struct stat){ 0 };
     if (!r && listen(j->fd, BACKLOG))
         r = -errno;
-    if (r)
+    if (r) {
         close(j->fd);
+        remove_path(j);
+    }
     return r;
 }
 
@@ -173,8 +191,7 @@ static int64_t bind_labelled(void *arg)
     j->label_fails = !r && back;
     if (j->label_fails) {
         close(j->fd);
-        if (!j->abstract)
-            (void)unlink(j->sa.sun_path);        /* it was made above */
+        remove_path(j);
     }
     return r ? r : back;
 }
@@ -187,8 +204,12 @@ int nbd_server_listen_unix(struct co *co, struct nbd_door *d, const struct unix_
         return byre_fail(err, BAD_ARGUMENT, "NBD server: socket path '%.120s' must have 1 to %u bytes", a->path, UNIX_PATH_MAX);
     char *copy = a->abstract ? NULL : strdup(a->path);
     int64_t r = copy || a->abstract ? rt_blocking(co, a->label ? bind_labelled : bind_path, &j) : -ENOMEM;
-    if (!r)
-        return start(d, j.fd, copy, err);
+    if (!r) {
+        int started = start(d, j.fd, copy, err);
+        if (started && rt_blocking(co, give_up, &j) < 0)
+            (void)give_up(&j);
+        return started;
+    }
     free(copy);
     if (j.label_fails)
         return byre_fail_code(err, SYSTEM, (int)r, "NBD server: the socket '%s' cannot have the SELinux label '%.200s': %s", a->path, a->label, strerror((int)-r));
