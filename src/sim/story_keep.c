@@ -267,9 +267,13 @@ static int push(struct co *co, struct story *st, const struct story_letter *l)
     char name[16];
     size_t note;
     unsigned file;
+    const bool could_discard = k->may_discard;
+    k->may_discard = false;                      /* nobody takes a part away while the target is being made (is_whole) */
     struct story_job *j = story_new_target(co, st, STORY_BACKUP, l->b, &file, name);
-    if (!j)
+    if (!j) {
+        k->may_discard = could_discard;
         return 1;
+    }
     struct story_copy *c = j->copy = story_copy_begin(st, file, &note);
     if (c) {
         c->sectors = k->held.sectors;
@@ -277,7 +281,6 @@ static int push(struct co *co, struct story *st, const struct story_letter *l)
         memcpy(c->gens, k->held.gens, sizeof c->gens);
     }
     json_t *o = json_pack("{s:s,s:s,s:s,s:b}", "device", k->view, "target", name, "sync", "full", "discard-source", l->c % 3 == 0);
-    k->may_discard = false;
     k->taken = l->c % 3 == 0;
     int r = story_start(co, st, j, "blockdev-backup", story_job_options(o, j, l));
     if (r)
