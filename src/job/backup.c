@@ -552,6 +552,7 @@ static int begin(struct co *co, struct backup *b, struct byre_err *err)
     if (r)
         return r;
     b->over = cbw_over(b->o.target, source);
+    b->o.copy_range &= !b->over;             /* the kernel would go on reading when a change has broken the snapshot (C3 of cbw_copy.c), and the target is read */
     graph_drain_begin(co, source);
     if (b->over) {
         graph_ref(b->over);

@@ -128,6 +128,27 @@ def test_what_the_kernel_cannot(start, tmp_path):
     assert daemon.stop()[0] == 0
 
 
+@pytest.mark.parametrize("sync", ["full", "top"])
+def test_target_over_the_source(tmp_path, sync):
+    """FEATURES 9.065, J4: to an image over the disk itself nothing is copied by the kernel, which would go on reading when a guest's write has broken the snapshot; the copy is the same"""
+    old = world(tmp_path, "raw", "raw")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "d", "-F", "raw", tmp_path / "o", SIZE)
+    daemon, client = traced(tmp_path)
+    try:
+        node(client, tmp_path / "d", "raw", "d")
+        node(client, tmp_path / "o", "qcow2", "o", backing="d")
+        client.ok("blockdev-backup", device="d", target="o", sync=sync, job_id="j", **{"x-perf": {"use-copy-range": True}})
+        assert "error" not in client.wait("BLOCK_JOB_COMPLETED")["data"]
+        client.ok("quit")
+        assert daemon.wait(60) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
+    assert calls(tmp_path) == 0
+    run.qemu_img("rebase", "-u", "-f", "qcow2", "-b", "", tmp_path / "o")
+    assert content(tmp_path, tmp_path / "o", "qcow2") == old
+
+
 COPY_RANGE = {"x-byre-use-copy-range": True}
 
 
@@ -160,6 +181,28 @@ def test_mirror_by_the_kernel(tmp_path):
             daemon.wait()
         assert calls(tmp_path) == (SIZE // 2 if expected else 0), (source, target, options, more)
         assert content(tmp_path, tmp_path / "t", fmt) == old
+
+
+@pytest.mark.parametrize("more", [COPY_RANGE, {}], ids=["on", "off"])
+@pytest.mark.parametrize("target", ["raw", "qcow2"])
+def test_drive_mirror_by_the_kernel(tmp_path, target, more):
+    """FEATURES 11.029: drive-mirror has the option, too"""
+    old = world(tmp_path, "raw", "raw")
+    daemon, client = traced(tmp_path)
+    try:
+        node(client, tmp_path / "d", "raw", "d")
+        client.ok("drive-mirror", device="d", target=str(tmp_path / "new"), format=target, sync="full", job_id="j", auto_dismiss=False, **more)
+        client.wait("BLOCK_JOB_READY", device="j")
+        client.ok("job-complete", id="j")
+        client.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+        assert "error" not in client.ok("query-jobs")[0]
+        client.ok("quit")
+        assert daemon.wait(60) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
+    assert calls(tmp_path) == (SIZE // 2 if more else 0)
+    assert content(tmp_path, tmp_path / "new", target) == old
 
 
 @pytest.mark.asan
