@@ -237,7 +237,7 @@ int data_open(struct co *co, void *arg, const char *name, struct stor **ret_s, s
         return r;
     data_locks_of(n);                            /* I4 */
     r = check_place(ask, s, err);
-    if (!r)
+    if (!r && !under_is_store(s))                /* a node's is: here the image's own file is held (open.c I6), and no other one is waited for */
         r = data_lock(co, n, s, 0, err);
     if (r) {
         stor_close(co, s);

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """External data files that are nodes, beside the peer (FEATURES 1.079, 1.132, 3.063)."""
+import concurrent.futures
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from lib import mounts, nbdserver, peers, run, wait
+from qmp_client import Qmp
 
 MIB = 1 << 20
 BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
@@ -327,4 +329,25 @@ def test_server_stands_still(world, far, tmp_path, place, filtered):
 
     wait.until(lambda: not taken(), "it waits for its target")
     server.send_signal(signal.SIGCONT)
+    assert daemon.stop()[0] == 0
+
+
+def test_two_over_each_others_files(start, tmp_path):
+    """FEATURES 1.079, 1.132: two images, each with the file of the other as its data file, are opened at the same time, and neither waits for the other"""
+    for name in "ab":
+        run.qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/{name}.raw", tmp_path / name, "1M")
+    daemon = start("daemon", "--chardev", "socket,id=c2,path=c2.sock,server=on,wait=off", "--monitor", "chardev=c2")
+    daemon.wait_for("c2.sock")
+    clients = [daemon.qmp(), Qmp(os.path.join(daemon.folder, "c2.sock"))]
+    for name in "ab":
+        clients[0].ok("blockdev-add", **file_of(tmp_path / name, **{"node-name": name, "read-only": True}))
+
+    def come_and_go(client, node, file, data):
+        for _ in range(3000):
+            client.ok("blockdev-add", **{"driver": "qcow2", "node-name": node, "file": file, "data-file": data, "read-only": True})
+            client.ok("blockdev-del", node_name=node)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as both:
+        for done in [both.submit(come_and_go, clients[0], "x", "a", "b"), both.submit(come_and_go, clients[1], "y", "b", "a")]:
+            done.result(timeout=60)
     assert daemon.stop()[0] == 0
