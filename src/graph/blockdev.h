@@ -31,7 +31,7 @@ void graph_blockdev_own(struct graph_node *n);
 bool graph_blockdev_owned(const struct graph_node *n);
 /* It stays open for as long as something else uses it, and no longer; without anything else it stays the user's. */
 int graph_blockdev_disown(struct co *co, struct graph_node *n);
-/* At the end: gives up all that the user owns. The first error of closing. */
+/* At the end: gives up all that the user owns. The first error of closing. A server that has requests and answers none of them for 30 seconds is given up. */
 int graph_blockdev_close_all(struct co *co, struct graph *g);
 
 /* active false: n (NULL: all), and what lies below it and is used by nobody else who is active, is made durable, closed for writing and gives its locks up,

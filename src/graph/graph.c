@@ -348,6 +348,48 @@ bool graph_complaint(const struct graph_node *n, int error, uint64_t since_ns, c
     return false;
 }
 
+/* The stores of n itself. */
+static void hurry_files(const struct graph_node *n, uint64_t ns)
+{
+    if (n->flt || !n->im)
+        return;
+    if (n->im->store)
+        stor_nbd_hurry(n->im->store, ns);
+    if (n->im->second)
+        stor_nbd_hurry(n->im->second, ns);
+}
+
+void graph_hurry(struct graph_node *n, uint64_t ns)
+{
+    ASSERT_LOOP(n->g->home);
+    for (; n; n = n->flt ? n->backing : n->file) {
+        hurry_files(n, ns);
+        if (n->data_node)
+            graph_hurry(n->data_node, ns);
+    }
+}
+
+void graph_hurry_all(struct graph *g, uint64_t ns)
+{
+    ASSERT_LOOP(g->home);
+    for (struct graph_node *n = node_next(g, NULL); n; n = node_next(g, n))
+        hurry_files(n, ns);
+}
+
+int graph_close_hurried(struct co *co, struct graph_node *n)
+{
+    ASSERT_LOOP(n->g->home);
+    for (struct graph_node *m = n; m; m = m->flt ? m->backing : m->file) {
+        if (m->data_node && m->data_node->refs > 1)
+            graph_hurry(m->data_node, 0);
+        if (m->refs > 1) {
+            graph_hurry(m, 0);
+            break;
+        }
+    }
+    return node_unref(co, n);
+}
+
 /* ---- changes of the image as a whole ---- */
 
 void graph_hold_image(struct co *co, struct graph_node *n) { co_lock(co, &n->whole); }

@@ -197,6 +197,12 @@ void graph_abandon(struct graph_node *n);
  * since_ns: when the request began that failed with `error`; an older answer has nothing to do with it. Home loop, or while edges stay as they are. */
 #define GRAPH_COMPLAINT_MAX 400
 bool graph_complaint(const struct graph_node *n, int error, uint64_t since_ns, char ret[GRAPH_COMPLAINT_MAX]);
+/* They are given up when one waits and no answer has come for `ns` (stor_nbd_hurry). Home loop. */
+void graph_hurry(struct graph_node *n, uint64_t ns);
+/* As graph_close. Nobody is in a hurry any more as far as others have the nodes. */
+int graph_close_hurried(struct co *co, struct graph_node *n);
+/* graph_hurry of all nodes, which are about to be closed. */
+void graph_hurry_all(struct graph *g, uint64_t ns);
 /* At most max such answers, one behind the other: how many (at least 1), or -errno. Cheaper than asking for each. */
 MUST_USE int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
                                struct graph_status *list, unsigned max);

@@ -4,7 +4,7 @@
  *
  * Purpose      Waits for what the job has left alone, closes the target behind it, and keeps nobody waiting for a target that stands still.
  * Owns         struct job_leave from job_leave on: the waiting coroutine's, then its own coroutine's
- * Invariants   leave.h L1, L2
+ * Invariants   leave.h L1 to L3
  * Order        last request | settle | last | closed | end of the job, unless it took too long (J4)
  * Concurrency  home loop
  * Failure      none: what could not be closed well was promised to nobody
@@ -22,12 +22,18 @@ static void lose_patience(struct rt_timer *t)
     graph_abandon(l->target);
 }
 
+/* L3 */
 static void close_target(struct co *co, struct job_leave *l)
 {
+    if (l->may_abandon)
+        graph_hurry(l->target, JOB_CLOSE_NS);
     if (l->last)
         l->last(co, l);
     graph_writer_gone(co, l->target);
-    (void)graph_close(co, l->target);    /* it was flushed when that was promised */
+    if (l->may_abandon)
+        (void)graph_close_hurried(co, l->target);            /* it was flushed when that was promised */
+    else
+        (void)graph_close(co, l->target);
 }
 
 static void leave_main(struct co *co, void *arg)

@@ -5,6 +5,8 @@
  * Invariants
  *   L1  Whoever learns of the end of the job finds its target closed, if nobody else has it open, or at least JOB_LEAVE_NS have passed.
  *   L2  A target that does not answer is given up (graph_abandon) JOB_ABANDON_NS later, where that is allowed: nobody waits for it for ever.
+ *   L3  The same while it is opened for reading again, or closed: it may stop to answer only then. Others may use it, and edges may have to be waited for,
+ *       so what counts is that it has requests, and has answered none for JOB_CLOSE_NS.
  * Concurrency  Home loop of the graph.
  */
 #ifndef JOB_LEAVE_H
@@ -15,6 +17,7 @@
 
 #define JOB_LEAVE_NS UINT64_C(400000000)     /* a cancelled job is gone within a second */
 #define JOB_ABANDON_NS UINT64_C(2000000000)
+#define JOB_CLOSE_NS UINT64_C(10000000000)
 
 /* A part of what the kind keeps for it. settle, last: may be NULL; both suspend. */
 struct job_leave {

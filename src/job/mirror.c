@@ -503,6 +503,7 @@ static void leave_target(struct co *co, struct mirror *m)
 {
     struct leaving *l = TAKE(m->leaving_target);
     l->put_back = m->opened && !m->over;
+    l->base.may_abandon &= !m->over;     /* it is the disk now */
     job_leave(co, &l->base, m->job->jobs, LEAVE_NS);
 }
 

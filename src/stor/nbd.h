@@ -75,6 +75,9 @@ void stor_nbd_abandon(struct stor *s);
  * (0) any, and it came at since_ns or later (rt_now): when the request began whose error is to be explained. false: it said nothing. Any thread. */
 #define STOR_NBD_COMPLAINT_MAX 400
 bool stor_nbd_complaint(struct stor *s, int error, uint64_t since_ns, char ret[STOR_NBD_COMPLAINT_MAX]);
+/* From now on requests are given up like that, and those that come behind, when there is one and no answer to any of them has come for that long. 0: not any
+ * more. Nothing for other stores. On the loop that opened it. */
+void stor_nbd_hurry(struct stor *s, uint64_t ns);
 /* How often a lost connection has come back. For tests and statistics. */
 unsigned stor_nbd_reconnects(const struct stor *s);
 

@@ -283,6 +283,12 @@ void stor_nbd_abandon(struct stor *s)
         nbdc_abandon(nbdc_of(s));
 }
 
+void stor_nbd_hurry(struct stor *s, uint64_t ns)
+{
+    if (stor_is_nbd(s))
+        nbdc_hurry(nbdc_of(s), ns);
+}
+
 unsigned stor_nbd_reconnects(const struct stor *s)
 {
     return stor_is_nbd(s) ? atomic_load(&((const struct nbdc *)s)->returns) : 0;

@@ -169,6 +169,9 @@ struct nbdc {
     _Atomic int flush_error;              /* of a flush that nobody but this client asked for: told to the next who asks */
     _Atomic unsigned returns;
     _Atomic unsigned abandoned;           /* how often: requests that are older end */
+    _Atomic unsigned inside;              /* requests that have not ended */
+    _Atomic uint64_t answers;             /* of the server */
+    _Atomic bool given_up;                /* whoever asks gets -ENOTCONN (nbdc_hurry) */
     _Atomic bool small_spans;             /* the server refused a long range once */
     pthread_mutex_t lock;
     enum nbdc_state state;                /* guarded by lock, as all up to `lost` */
@@ -189,6 +192,9 @@ struct nbdc {
     struct co_waitq wake;
     struct nbdc_conn *fresh;              /* being tried */
     struct rt_timer patience;
+    struct rt_timer hurry;                /* nbdc_hurry: looks HURRY_LOOKS times */
+    uint64_t hurry_ns, hurry_seen;        /* 0: nobody is in a hurry; answers when it looked last */
+    unsigned hurry_idle;                  /* how often it has seen nothing come */
     struct rt_msg kick;
     _Atomic bool kicked;
 };
@@ -203,5 +209,7 @@ MUST_USE int nbdc_do(struct co *co, struct nbdc *n, struct nbdc_req *r);
 void nbdc_set_lost(struct nbdc *n);
 /* Whoever waits for the server waits no longer. Any loop. */
 void nbdc_abandon(struct nbdc *n);
+/* As stor_nbd_hurry. Home. */
+void nbdc_hurry(struct nbdc *n, uint64_t ns);
 
 #endif

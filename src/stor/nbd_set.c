@@ -22,6 +22,7 @@
  * Failure      While the server is away, and reconnect-delay has passed: -ENOTCONN. Broken: -EIO.
  * Tests        tests/interop/test_nbd_client.py, test_nbd_client_return.py
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -98,6 +99,48 @@ void nbdc_abandon(struct nbdc *n)
     pthread_mutex_unlock(&n->lock);
 }
 
+#define HURRY_LOOKS 4u
+
+/* What the end of an image writes last (bitmaps, marks) may be missing. */
+static void tell_given_up(const struct nbdc *n)
+{
+    char text[400];
+    snprintf(text, sizeof text, "%s: the server does not answer; what was still under way to it, when it was closed, is given up", n->s.name);
+    if (n->warn)
+        n->warn(n->warn_arg, text);
+}
+
+static void hurry_look(struct rt_timer *t)
+{
+    struct nbdc *n = CONTAINER_OF(t, struct nbdc, hurry);
+    uint64_t answers = atomic_load(&n->answers);
+    bool comes = !atomic_load(&n->inside) || answers != n->hurry_seen;
+    n->hurry_seen = answers;
+    n->hurry_idle = comes ? 0 : n->hurry_idle + 1;
+    if (n->hurry_idle > HURRY_LOOKS) {           /* the first look may have come right behind the request */
+        atomic_store(&n->given_up, true);
+        tell_given_up(n);
+        nbdc_abandon(n);
+        return;
+    }
+    rt_timer_start(n->home, t, rt_now(n->home) + n->hurry_ns / HURRY_LOOKS, hurry_look);
+}
+
+void nbdc_hurry(struct nbdc *n, uint64_t ns)
+{
+    ASSERT_LOOP(n->home);
+    if (n->closing)
+        return;
+    rt_timer_stop(n->home, &n->hurry);
+    n->hurry_ns = ns;
+    n->hurry_idle = 0;
+    n->hurry_seen = atomic_load(&n->answers);
+    if (!ns)
+        atomic_store(&n->given_up, false);
+    else if (!atomic_load(&n->given_up))
+        rt_timer_start(n->home, &n->hurry, rt_now(n->home) + ns / HURRY_LOOKS, hurry_look);
+}
+
 /* ---- requests ---- */
 
 /* The connection for a request of this loop: its own, else the one with the fewest requests. lock held, at least one is there. */
@@ -128,7 +171,7 @@ static struct nbdc_conn *take(struct co *co, struct nbdc *n, unsigned since, int
         struct nbdc_conn *c = NULL;
         struct nbdc_waiter w;
         pthread_mutex_lock(&n->lock);
-        enum nbdc_state state = atomic_load(&n->abandoned) != since ? NBDC_FAIL : n->state;
+        enum nbdc_state state = atomic_load(&n->abandoned) != since || atomic_load(&n->given_up) ? NBDC_FAIL : n->state;
         if (state == NBDC_UP) {
             c = choose(n, co_loop(co));
             atomic_fetch_add(&c->load, 1);
@@ -146,7 +189,7 @@ static struct nbdc_conn *take(struct co *co, struct nbdc *n, unsigned since, int
     }
 }
 
-int nbdc_do(struct co *co, struct nbdc *n, struct nbdc_req *r)
+static int do_request(struct co *co, struct nbdc *n, struct nbdc_req *r)
 {
     uint64_t lost_at = 0;
     unsigned since = atomic_load(&n->abandoned);
@@ -160,8 +203,10 @@ int nbdc_do(struct co *co, struct nbdc *n, struct nbdc_req *r)
             r->upto = nbdc_log_acked(&n->log);
         nbdc_conn_do(co, c, r);
         result = r->result;
-        if (result != NBDC_LOST)
+        if (result != NBDC_LOST) {
+            atomic_fetch_add(&n->answers, 1);
             return result;
+        }
         uint64_t now = rt_now(co_loop(co));
         lost_at = lost_at ? lost_at : now;
         result = -ENOTCONN;
@@ -169,6 +214,14 @@ int nbdc_do(struct co *co, struct nbdc *n, struct nbdc_req *r)
             break;
     }
     nbdc_log_drop(&n->log, r);
+    return result;
+}
+
+int nbdc_do(struct co *co, struct nbdc *n, struct nbdc_req *r)
+{
+    atomic_fetch_add(&n->inside, 1);
+    int result = do_request(co, n, r);
+    atomic_fetch_sub(&n->inside, 1);
     return result;
 }
 
@@ -377,6 +430,7 @@ void nbdc_set_stop(struct co *co, struct nbdc *n)
 {
     ASSERT_LOOP(n->home);
     n->closing = true;
+    rt_timer_stop(n->home, &n->hurry);
     if (n->fresh)
         nbdc_conn_stop(co, n->fresh);
     rt_cancel(&n->manager);

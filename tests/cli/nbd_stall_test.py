@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Jobs whose target is a server that stops to answer (FEATURES 9.012, 9.039)."""
+import os
+import signal
 import threading
 import time
 
 import pytest
-from lib import nbdserver, run
+from lib import nbdserver, run, wait
 from mirror_test import disk_with_data, serve, write  # noqa: F401
 
 STALL = 60
@@ -66,6 +68,35 @@ def test_quit(tmp_path, serve, far):  # noqa: F811
     begin = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - begin < STALL / 2
+    run.qemu_io(tmp_path / "disk", "read -P 9 5M 1M", fmt="qcow2")
+
+
+@pytest.mark.parametrize("fmt,owner", [("raw", "user"), ("qcow2", "user"), ("raw", "job"), ("qcow2", "job")])
+def test_quit_behind_a_job(tmp_path, serve, fmt, owner):  # noqa: F811
+    """FEATURES 9.019, 9.039: the server stops to answer when nothing is with it, and the job ends: what it is asked for when the target is closed is given up, by the job after 10 seconds, at
+    the end after 30, which is said"""
+    run.qemu_img("create", "-q", "-f", fmt, tmp_path / "far", "32M")
+    os.truncate(tmp_path / "far", 48 << 20 if fmt == "qcow2" else 32 << 20)      # a server's disk does not grow
+    far = nbdserver.nbdkit("file", tmp_path / "far").start()
+    try:
+        server, client = serve(disk_with_data(tmp_path / "disk"))
+        if owner == "user":
+            client.ok("blockdev-add", driver=fmt, node_name="far", file={"driver": "nbd", "server": {"type": "unix", "path": far.socket}})
+            client.ok("blockdev-mirror", job_id="j", device="disk0", target="far", sync="none")
+        else:
+            client.ok("drive-mirror", job_id="j", device="disk0", target=far.uri, sync="none", mode="existing", format=fmt)
+        client.wait("BLOCK_JOB_READY")
+        write(server, "write -P 9 5M 1M")
+        wait.until(lambda: (job := client.ok("query-block-jobs")[0])["len"] == job["offset"] > 0, "it is not copied")
+        nbdserver.stand_still(far.process.pid)
+        client.ok("block-job-cancel", device="j", force=True)
+        client.wait("BLOCK_JOB_CANCELLED")
+        client.close()
+        code = server.stop(timeout=240)
+        assert (code, "not everything that was written" in server.output) == ((1, True) if owner == "user" else (0, False)), server.output
+    finally:
+        far.process.send_signal(signal.SIGCONT)
+        far.close()
     run.qemu_io(tmp_path / "disk", "read -P 9 5M 1M", fmt="qcow2")
 
 
