@@ -92,7 +92,7 @@ BYRE_EXPORT int byre_is_read_only(const struct byre_image *image);
 /* Opened with BYRE_OPEN_SERVE_UNCLEAN, and no scrub has made it clean yet. */
 BYRE_EXPORT int byre_is_unclean(const struct byre_image *image);
 
-/* 1: the name, as byre_open would take it, is an export of a server (nbd://...) and no file of this machine. */
+/* 1: the name, as byre_open would take it, is an export of a server (nbd://...) or keeps nothing (null-co://), and no file of this machine. */
 BYRE_EXPORT int byre_name_is_remote(const struct byre_ctx *ctx, const char *name);
 
 /* ---- requests ---- */

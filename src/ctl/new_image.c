@@ -24,7 +24,7 @@
 /* An absolute path, or the name of another machine's disk, is what the new image records. NULL: no memory. */
 static char *recorded(const char *path)
 {
-    char *text = NULL, *cwd = path[0] == '/' || stor_nbd_is_name(path) ? NULL : getcwd(NULL, 0);
+    char *text = NULL, *cwd = path[0] == '/' || stor_nbd_is_name(path) || stor_null_is_name(path) ? NULL : getcwd(NULL, 0);
     int n = cwd ? asprintf(&text, "%s/%s", cwd, path) : asprintf(&text, "%s", path);
     free(cwd);
     return n < 0 ? NULL : text;

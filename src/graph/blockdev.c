@@ -183,7 +183,7 @@ static int add_null(struct co *co, struct graph *g, const json_t *o, struct grap
     struct graph_node *n;
     int r = check_null(o, err);
     if (!r)
-        r = take_size(o, "size", UINT64_C(1) << 30, &so.len, err);
+        r = take_size(o, "size", STOR_NULL_LEN, &so.len, err);
     if (!r)
         r = take_size(o, "latency-ns", 0, &so.latency_ns, err);
     if (!r)

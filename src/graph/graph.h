@@ -100,7 +100,7 @@ MUST_USE int graph_node_store(struct co *co, struct graph_node *n, const char *w
 struct stor_nbd_opts;
 /* What a name of a user's means that is one of a disk on an NBD server; otherwise BAD_ARGUMENT. stor_nbd_opts_fini frees it. */
 MUST_USE int graph_name_nbd(const char *name, struct stor_nbd_opts *ret, struct byre_err *err);
-/* Does the name, under this policy, mean an export of a server rather than a file of this machine? */
+/* Does the name, under this policy, mean an export of a server, or nothing that is kept (null-co://), rather than a file of this machine? */
 bool graph_name_is_remote(enum graph_policy policy, const char *name);
 /* The file that a name found in the image `overlay` (NULL: of the user) means, and the external data file that the name states (NULL: none). 0: *ret_path
  * and *ret_data are owned by the caller; 1: it is no file of this machine; else as graph_open fails. Any thread, no I/O. */

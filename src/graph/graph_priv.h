@@ -306,7 +306,8 @@ struct name_node {
 /* What a name says. Owned strings; name_ref_fini frees. */
 struct name_ref {
     char *path;                 /* for the opener */
-    struct name_nbd *nbd;       /* it is an export of an NBD server, and path its URI; NULL: it is a file */
+    struct name_nbd *nbd;       /* it is an export of an NBD server, and path its URI; NULL: it is a file, or: */
+    bool null;                  /* it keeps nothing (null-co://) */
     char *format;               /* NULL: the name does not say */
     char *data_path;            /* external data file that is to be used; NULL: the one that the image records, or: */
     char *data_ref;             /* "data-file" is the name of a node, or, where has_header is set, "header" is; NULL: neither */
@@ -340,6 +341,8 @@ void name_runtime_apply(const struct name_runtime *run, struct fmt_open_opts *fo
 const struct stor_nbd_opts *name_nbd(const struct name_ref *ref);
 /* The name is one of PROTOCOL:... that stor_nbd_is_name knows. */
 MUST_USE int name_nbd_parse(const char *text, struct name_ref *ret, struct byre_err *err);
+/* The name is one that stor_null_is_name knows. */
+MUST_USE int name_parse_null(const char *text, struct name_ref *ret, struct byre_err *err);
 /* 1: the option (without "file.") is one of these, and taken; 0: it is none. */
 MUST_USE int name_nbd_option(struct name_nbd **nbd, const char *key, const char *leaf, const struct json_t *v, struct byre_err *err);
 /* All options are there: they become ref->path. filename: a URI beside them; NULL: none. */

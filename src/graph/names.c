@@ -74,6 +74,16 @@ static int parse_strict(const char *text, const char *overlay, struct name_ref *
     return set_path(ret, overlay, text, err);
 }
 
+/* Options are said in json:{"driver": "null-co", ...}. */
+int name_parse_null(const char *text, struct name_ref *ret, struct byre_err *err)
+{
+    int n = (int)protocol_len(text);
+    if (strcmp(text + n, "://"))
+        return byre_fail(err, BAD_ARGUMENT, "'%s': the only name of the protocol '%.*s' is '%.*s://'", text, n, text, n, text);
+    ret->null = true;
+    return set_path(ret, NULL, text, err);
+}
+
 static int parse_protocol(const char *text, struct name_ref *ret, struct byre_err *err)
 {
     static const char *const later[] = { "http", "https", "ftp", "ftps", "ssh", "iscsi", "rbd", "nfs", "gluster", "host_device", "fat" };
@@ -84,6 +94,8 @@ static int parse_protocol(const char *text, struct name_ref *ret, struct byre_er
         return name_parse_json(text, ret, err);
     if (stor_nbd_is_name(text))
         return name_nbd_parse(text, ret, err);
+    if (stor_null_is_name(text))
+        return name_parse_null(text, ret, err);
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
         if (is_protocol(text, later[i]))
             return byre_fail(err, NOT_SUPPORTED, "'%s': the protocol '%s' is not supported yet", text, later[i]);
@@ -127,7 +139,7 @@ int graph_name_file(enum graph_policy policy, const char *name, const char *over
         return r;
     if (ref.file_ref || ref.data_ref) {
         r = byre_fail(err, BAD_ARGUMENT, "'%s' names a node, and no file", name);
-    } else if (name_nbd(&ref)) {
+    } else if (name_nbd(&ref) || ref.null) {
         r = 1;
     } else {
         *ret_path = ref.path;

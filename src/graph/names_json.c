@@ -285,6 +285,8 @@ static int judge_place(struct fields *f, const char *driver, const char *filenam
         return byre_fail(err, BAD_OPTION, "json: options of the driver 'nbd' are given, and the file is none of an NBD server");
     if (!filename)
         return byre_fail(err, BAD_OPTION, "json: no file name is given");
+    if (!driver && stor_null_is_name(filename))
+        return name_parse_null(filename, f->ref, err);
     f->ref->path = strdup(filename);
     return f->ref->path ? 0 : byre_fail(err, NOMEM, "no memory for a file name");
 }

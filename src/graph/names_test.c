@@ -66,6 +66,14 @@ static const struct row rows[] = {
     { E, "json:{\"driver\":\"nbd\",\"path\":\"/s\",\"connections\":17}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "json:{\"driver\":\"raw\",\"export\":\"e\",\"file.filename\":\"a\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
     { E, "json:{\"driver\":\"raw\",\"file.export\":\"e\",\"file.filename\":\"a\"}", NULL, -EINVAL, "BAD_OPTION", NULL, false, false },
+    { E, "null-co://", NULL, 0, "null-co://", NULL, false, false },
+    { E, "null-aio://", "/x/top", 0, "null-aio://", NULL, false, false },
+    { E, "null-co:", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "null-co://x", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "null-x://", NULL, -EINVAL, "BAD_ARGUMENT", NULL, false, false },
+    { E, "json:{\"driver\":\"raw\",\"file.filename\":\"null-co://\"}", NULL, 0, "null-co://", "raw", false, false },
+    { S, "null-co://", NULL, 0, "null-co://", NULL, false, false },
+    { S, "null-co://", "/x/top", -EPERM, "REFUSED_REFERENCE", NULL, false, false },
     { E, "https://x/y", NULL, -ENOTSUP, "NOT_SUPPORTED", NULL, false, false },
     { S, "a:b", NULL, 0, "a:b", NULL, false, false },
     { S, "json:{}", NULL, 0, "json:{}", NULL, false, false },
@@ -104,7 +112,8 @@ static void test_rows(void **state)
         int r = name_parse(t->policy, t->text, t->overlay, &ref, &err);
         bool ok = r == t->result;
         if (!r)
-            ok = ok && same(ref.path, t->path) && same(ref.format, t->format) && ref.as_file == t->as_file && ref.no_backing == t->no_backing;
+            ok = ok && same(ref.path, t->path) && same(ref.format, t->format) && ref.as_file == t->as_file && ref.no_backing == t->no_backing &&
+                 ref.null == (t->policy == E && stor_null_is_name(t->path));
         else
             ok = ok && same(err.reason, t->path) && !ref.path && !ref.nbd && !ref.format && !ref.node_name;
         if (!ok)

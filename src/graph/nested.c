@@ -244,7 +244,7 @@ bool name_nests(const char *filename)
 /* The format of the image below the filter: what opens over a node does not guess. *ret_guessed_raw: it was nothing else. */
 static int guess_below(struct co *co, struct graph *g, const struct graph_open_opts *o, const char *image, const char **ret_format, bool *ret_guessed_raw, struct byre_err *err)
 {
-    uint8_t head[PROBE_BYTES];
+    uint8_t head[PROBE_BYTES] = { 0 };           /* a store that keeps nothing leaves it as it is */
     struct iovec slot;
     struct stor *s;
     const struct stor_file_opts so = { .read_only = true, .locking = STOR_LOCK_OFF };

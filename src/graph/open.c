@@ -30,7 +30,9 @@
 
 static int file_open(struct co *co, void *arg, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err)
 {
-    return o->nbd ? stor_nbd_open(co, o->nbd, o, ret_s, err) : stor_file_open(co, name, o, ret_s, err);
+    if (o->null && stor_null_new(co, &(struct stor_null_opts){ .len = STOR_NULL_LEN }, ret_s))
+        return byre_fail(err, NOMEM, "no memory for a store");
+    return o->null ? 0 : o->nbd ? stor_nbd_open(co, o->nbd, o, ret_s, err) : stor_file_open(co, name, o, ret_s, err);
 }
 
 static bool file_identity(void *arg, const struct stor *s, uint64_t *ret_a, uint64_t *ret_b)
@@ -40,7 +42,7 @@ static bool file_identity(void *arg, const struct stor *s, uint64_t *ret_a, uint
 
 static int file_keep_name(struct co *co, void *arg, const char *name)
 {
-    return stor_nbd_is_name(name) ? 0 : stor_file_keep_name(co, name);
+    return stor_nbd_is_name(name) || stor_null_is_name(name) ? 0 : stor_file_keep_name(co, name);
 }
 
 const struct graph_opener graph_file_opener = { .open = file_open, .identity = file_identity, .keep_name = file_keep_name };
@@ -168,7 +170,7 @@ int node_lock(struct co *co, struct graph_node *n, unsigned extra, struct byre_e
 
 static int guess_format(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
-    uint8_t head[PROBE_BYTES];
+    uint8_t head[PROBE_BYTES] = { 0 };           /* a store that keeps nothing leaves it as it is */
     struct iovec slot;
     const char *name = l->n->filename;
     int r = stor_read(co, l->store, iov_one(&slot, head, sizeof head), 0);
@@ -308,6 +310,7 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
         .discard = n->discard,
         .locking = n->no_lock ? STOR_LOCK_OFF : STOR_LOCK_AUTO,
         .nbd = name_nbd(l->ref),
+        .null = l->ref->null,
         .tls = op->g->tls,
         .passed = op->g->passed,
         .warn = op->g->warn,
@@ -470,7 +473,7 @@ static int node_options(struct opening *op, struct layer *l, struct byre_err *er
     struct graph_node *n = l->n;
     n->read_only = !l->is_top || o->read_only || l->ref->read_only == NAME_YES;
     n->force_share = wants(l->ref->force_share, o->force_share);
-    n->no_lock = o->no_lock || l->ref->locking == NAME_NO;
+    n->no_lock = o->no_lock || l->ref->locking == NAME_NO || l->ref->null;
     n->no_backing = (l->is_top && o->no_backing) || l->ref->no_backing;
     n->discard = l->is_top && wants(l->ref->discard, o->discard);
     n->writethrough = l->is_top && o->writethrough;
@@ -893,7 +896,7 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
 
 bool graph_name_is_remote(enum graph_policy policy, const char *name)
 {
-    return policy != GRAPH_STRICT && stor_nbd_is_name(name);
+    return policy != GRAPH_STRICT && (stor_nbd_is_name(name) || stor_null_is_name(name));
 }
 
 int graph_store_open(struct co *co, struct graph *g, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err)
@@ -909,8 +912,12 @@ int graph_store_open(struct co *co, struct graph *g, const char *name, const str
     if (r)
         return r;
     so.nbd = name_nbd(&ref);
+    so.null = ref.null;
     so.tls = g->tls;
-    r = g->opener.open(co, g->opener.arg, ref.path, &so, ret_s, err);
+    if (ref.null && !so.read_only)
+        r = byre_fail(err, NOT_SUPPORTED, "%s: no image is made there: nothing is kept", name);
+    else
+        r = g->opener.open(co, g->opener.arg, ref.path, &so, ret_s, err);
     name_ref_fini(&ref);
     return r;
 }

@@ -14,6 +14,7 @@
  */
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "rt/co.h"
@@ -110,6 +111,8 @@ static const struct stor_ops null_ops = {
     .allocated = null_allocated,
     .close = null_close,
 };
+
+bool stor_null_is_name(const char *text) { return !strncmp(text, "null-co:", 8) || !strncmp(text, "null-aio:", 9); }
 
 int stor_null_new(struct co *co, const struct stor_null_opts *opts, struct stor **ret_s)
 {

@@ -169,6 +169,7 @@ struct stor_file_opts {
     struct fdsets *passed;       /* what names as /dev/fdset/1 mean (stor/fdset.h); NULL: they are paths as others */
     void (*warn)(void *arg, const char *text); void *warn_arg;      /* hears what a server complains of, on any loop; NULL: nobody does */
     const struct stor_nbd_opts *nbd;     /* for those who open stores of any kind: it is an export of an NBD server (stor/nbd.h) */
+    bool null;                   /* the same: it keeps nothing (stor_null_new) */
 };
 /* Regular file or block device. Locks are NOT taken here except when creating; call stor_lock. When creating, the
  * new file is held with WRITE and RESIZE, shared by nobody who wants either, until stor_lock or close. */
@@ -192,7 +193,9 @@ MUST_USE int stor_file_ahead(struct co *co, struct stor *s, uint64_t off, uint64
  * done: where its files are is known to those who passed them. */
 MUST_USE int stor_file_keep_name(struct co *co, const char *path);
 MUST_USE int stor_mem_new(struct co *co, const char *name, uint64_t len, struct stor **ret_s);
+#define STOR_NULL_LEN (UINT64_C(1) << 30)        /* unless said otherwise */
 struct stor_null_opts { uint64_t len; uint64_t latency_ns; bool read_zeroes; };
 MUST_USE int stor_null_new(struct co *co, const struct stor_null_opts *opts, struct stor **ret_s);
+bool stor_null_is_name(const char *text);        /* null-co:... or null-aio:...: means such a store, and no file */
 
 #endif
