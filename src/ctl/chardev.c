@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "ctl/chardev.h"
+#include "rt/closer.h"
 
 struct chardev *chardev_find(struct ctl *c, const char *id)
 {
@@ -32,7 +33,7 @@ static void device_free(struct co *co, struct chardev *d)
     if (d->listener)
         listener_drop(co, d->listener);
     if (d->fd >= 0)
-        close(d->fd);
+        rt_close_soon(co_loop(co), d->fd);
     free(d->ring);
     free(d->id);
     free(d->path);
@@ -48,10 +49,10 @@ static bool is_stdio_taken(struct ctl *c)
     return false;
 }
 
-static int refuse(const struct chardev_opts *o, int code)
+static int refuse(struct ctl *c, const struct chardev_opts *o, int code)
 {
     if (o->kind == CHARDEV_SOCKET && !o->at)
-        close(o->fd);
+        rt_close_soon(c->home, o->fd);
     return code;
 }
 
@@ -60,9 +61,9 @@ int chardev_add(struct co *co, struct ctl *c, const struct chardev_opts *o, stru
     ASSERT_LOOP(c->home);
     size_t len = strlen(o->id);
     if (len < 1 || len > CHARDEV_ID_MAX)
-        return refuse(o, byre_fail(err, BAD_ARGUMENT, "the id of a character device has 1 to %u bytes", CHARDEV_ID_MAX));
+        return refuse(c, o, byre_fail(err, BAD_ARGUMENT, "the id of a character device has 1 to %u bytes", CHARDEV_ID_MAX));
     if (chardev_find(c, o->id))
-        return refuse(o, byre_fail(err, EXISTS, "Chardev with id '%s' already exists", o->id));
+        return refuse(c, o, byre_fail(err, EXISTS, "Chardev with id '%s' already exists", o->id));
     if (o->kind == CHARDEV_STDIO && is_stdio_taken(c))
         return byre_fail(err, BUSY, "cannot use stdio by multiple character devices");
     if (o->kind >= CHARDEV_RINGBUF && (!o->ring_bytes || (o->ring_bytes & (o->ring_bytes - 1)) || o->ring_bytes > CHARDEV_RING_MAX))
@@ -73,7 +74,7 @@ int chardev_add(struct co *co, struct ctl *c, const struct chardev_opts *o, stru
         free(d);
         free(id);
         free(path);
-        return refuse(o, byre_fail(err, NOMEM, "no memory for a character device"));
+        return refuse(c, o, byre_fail(err, NOMEM, "no memory for a character device"));
     }
     *d = (struct chardev){ .id = id, .path = path, .abstract = o->at && o->at->abstract, .kind = o->kind, .fd = -1, .used = true };    /* not to be taken before it is complete */
     list_push_back(&c->chardevs, &d->link);

@@ -8,6 +8,8 @@
  *              I2 before qmp_capabilities no other command runs, and no event is sent
  *              I3 at most CTL_OUT_MAX bytes wait for a client; one that takes none of them is closed
  *              I4 at most QUEUE_MAX commands wait; then the client is not read from
+ *              I5 its socket is closed with what it has sent, and off the loop if there are bytes in it that nobody has received: descriptors may lie
+ *                 among them, and their close takes as long as a peer or a server likes
  * Concurrency  home loop; the reader puts commands into the queue, the worker takes them; both put into the output buffer, the writer sends
  * Failure      a socket that fails ends the client, nobody else
  * Tests        ctl_test.c, tests/cli/serve_test.py
@@ -26,14 +28,14 @@
 #define QUEUE_MAX 8u
 #define LAST_WORDS_NS CTL_LAST_WORDS_NS
 
-static bool is_socket(const struct ctl_client *cl)
+bool client_is_socket(const struct ctl_client *cl)
 {
     return cl->fd == cl->out_fd;
 }
 
 static void cut_off(struct ctl_client *cl)
 {
-    if (is_socket(cl))
+    if (client_is_socket(cl))
         shutdown(cl->fd, SHUT_RDWR);
 }
 
@@ -81,7 +83,7 @@ static int64_t send_bytes(struct co *co, struct ctl_client *cl, void *data, size
 {
     struct iovec v = { data, len };
     struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
-    if (is_socket(cl))
+    if (client_is_socket(cl))
         return rt_sendmsg(co, cl->fd, &m);
     int64_t r = ready(co, cl->out_fd, POLLOUT);
     return r < 0 ? r : write(cl->out_fd, data, len);
@@ -89,7 +91,7 @@ static int64_t send_bytes(struct co *co, struct ctl_client *cl, void *data, size
 
 static int64_t receive_bytes(struct co *co, struct ctl_client *cl, void *data, size_t len)
 {
-    if (is_socket(cl))
+    if (client_is_socket(cl))
         return ctl_receive(co, cl, data, len);
     int64_t r = ready(co, cl->fd, POLLIN);
     return r < 0 ? r : read(cl->fd, data, len);
@@ -302,8 +304,8 @@ static void client_free(struct ctl_client *cl)
 {
     list_remove(&cl->link);
     cl->c->client_count--;
-    if (is_socket(cl))
-        close(cl->fd);
+    if (client_is_socket(cl) && cl->fd >= 0)     /* it never began: it may hold what nobody has received */
+        ctl_drop_socket(cl->c->home, cl->fd);
     ASSERT(!cl->arriving.count && !cl->offer.count && list_empty(&cl->names));
     qmp_split_free(cl->split);
     free(cl->out);
@@ -362,6 +364,7 @@ static void reader_co(struct co *co, void *arg)
     if (writes)
         last_words(co, cl);
     cut_off(cl);                             /* whoever is at the other end does not wait for what is closed here */
+    cl->dead = true;                         /* nor is anything put out to it any more */
     ctl_client_descriptors_end(co, cl);
     cl->bye.fn = client_gone;                /* this task lives in cl: freed once the task has ended */
     rt_post(c->home, &cl->bye);
@@ -373,7 +376,7 @@ void client_start(struct ctl *c, const struct ctl_end *end)
     if (!cl || qmp_split_new(NULL, &cl->split)) {
         free(cl);
         if (end->fd == end->out_fd)
-            close(end->fd);
+            ctl_drop_socket(c->home, end->fd);
         return;
     }
     cl->c = c;

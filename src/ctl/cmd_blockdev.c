@@ -21,6 +21,7 @@
 #include "ctl/new_image.h"
 #include "ctl/transaction.h"
 #include "graph/blockdev.h"
+#include "rt/closer.h"
 #include "stor/fdset.h"
 
 /* ---- blockdev-add, blockdev-del ---- */
@@ -44,7 +45,7 @@ static int offer_socket(struct co *co, struct ctl_call *call, json_t *server, st
         return r;
     r = passed_socket_offer(s, name, fd, &out->key[out->count], &call->err);
     if (r) {
-        ctl_close_fds(co, &fd, 1);
+        rt_close_fds(co, &fd, 1);
         return r;
     }
     out->count++;
@@ -81,7 +82,7 @@ static void withdraw_sockets(struct co *co, struct fdsets *s, struct sockets *gi
             n++;
         free(key);
     }
-    ctl_close_fds(co, fds, n);
+    rt_close_fds(co, fds, n);
 }
 
 static int run_add(struct co *co, struct ctl_call *call)

@@ -5,7 +5,7 @@
  * Purpose      Sets of open files, which file names as /dev/fdset/1 mean.
  * Owns         nothing: the sets are those of the graph (stor/fdset.h), shared by all clients
  * Invariants   none
- * Concurrency  home loop; descriptors are closed on the blocking pool
+ * Concurrency  home loop; descriptors are closed elsewhere (rt/closer.h)
  * Failure      as ctl_priv.h; the descriptor that came with a command that fails is closed
  * Tests        tests/daemon/fdset_test.py
  */
@@ -13,6 +13,7 @@
 
 #include "ctl/ctl_priv.h"
 #include "ctl/passed.h"
+#include "rt/closer.h"
 #include "stor/fdset.h"
 
 static struct fdsets *sets_of(struct ctl_call *call)
@@ -46,7 +47,7 @@ static int run_add(struct co *co, struct ctl_call *call)
         return r;
     r = fdset_add(s, &(struct fdset_new){ a->has_id ? &a->id : NULL, a->opaque, fd }, &id, &call->err);
     if (r) {
-        ctl_close_fds(co, &fd, 1);
+        rt_close_fds(co, &fd, 1);
         return r;
     }
     call->ret = json_pack("{s:I,s:i}", "fdset-id", (json_int_t)id, "fd", fd);
@@ -61,24 +62,19 @@ static const struct ctl_arg remove_rows[] = {
     CTL_ARGS_END
 };
 
-struct removal { struct fdsets *s; int64_t id; int fd; struct byre_err *err; };
-
-static int64_t remove_blocking(void *arg)
-{
-    struct removal *m = arg;
-    return fdset_remove(m->s, m->id, m->fd, m->err);
-}
-
 static int run_remove(struct co *co, struct ctl_call *call)
 {
     const struct remove_args *a = call->args;
-    struct removal m = { sets_of(call), a->id, a->has_fd ? (int)a->fd : -1, &call->err };
-    if (!m.s)
+    struct fdsets *s = sets_of(call);
+    if (!s)
         return call->err.code;
     if (a->has_fd && (a->fd < 0 || a->fd > INT32_MAX))
         return byre_fail(&call->err, NOT_FOUND, "File descriptor named 'fdset-id:%lld, fd:%lld' not found", (long long)a->id, (long long)a->fd);
-    int r = (int)rt_blocking(co, remove_blocking, &m);
-    return r && !call->err.code ? ctl_no_memory(call) : r;
+    struct fdset_removed *out = ctl_arena_get(&call->arena, sizeof *out);
+    int r = out ? fdset_remove(s, a->id, a->has_fd ? (int)a->fd : -1, out, &call->err) : ctl_no_memory(call);
+    if (!r)
+        rt_close_fds(co, out->fds, out->count);
+    return r;
 }
 
 /* ---- query-fdsets ---- */

@@ -148,6 +148,7 @@ void client_put(struct ctl_client *cl, const struct qmp_text *t);
 /* No more input; the client ends when its output is out. now: whether or not it is. */
 void client_close(struct ctl_client *cl, bool now);
 bool client_is_silent(const struct ctl_client *cl);         /* nothing waits to be sent */
+bool client_is_socket(const struct ctl_client *cl);         /* and not standard input and output */
 #define CTL_LAST_WORDS_NS UINT64_C(1000000000)
 
 /* ---- commands ---- */

@@ -7,6 +7,7 @@
  * Invariants   I1 nobody can connect before the socket has mode 0600 (bind, chmod, then listen)
  *              I2 no byte of a peer of another user is read
  *              I3 a path is removed only if it is still the socket that was made here
+ *              I4 no socket is closed on the loop: in one whose peer was not let in, or that waits to be accepted, descriptors may lie whose close takes long
  * Concurrency  home loop; path operations run on the blocking pool
  * Failure      byre_err names the path
  * Tests        ctl_test.c, tests/cli/serve_test.py, tests/daemon
@@ -20,6 +21,7 @@
 #include <unistd.h>
 
 #include "ctl/ctl_priv.h"
+#include "rt/closer.h"
 #include "rt/io.h"
 #include "rt/unix_path.h"
 
@@ -94,7 +96,7 @@ static void acceptor_co(struct co *co, void *arg)
             continue;
         }
         if (c->stopping || c->client_count >= CTL_CLIENTS_MAX || !is_allowed(fd)) {
-            close(fd);
+            ctl_drop_socket(c->home, fd);
             continue;
         }
         client_start(c, &(struct ctl_end){ fd, fd, l->pretty });
@@ -103,10 +105,10 @@ static void acceptor_co(struct co *co, void *arg)
 }
 
 /* ---- listeners ---- */
-static void listener_free(struct ctl_listener *l)
+static void listener_free(struct rt_loop *home, struct ctl_listener *l)
 {
     if (l->fd >= 0)
-        close(l->fd);
+        rt_close_soon(home, l->fd);
     free(l->path);
     free(l);
 }
@@ -155,13 +157,13 @@ int listener_open(struct co *co, const struct unix_addr *a, int fd, struct ctl_l
     struct ctl_listener *l = calloc(1, sizeof *l);
     if (!l) {
         if (!a)
-            close(fd);
+            rt_close_soon(co_loop(co), fd);
         return byre_fail(err, NOMEM, "no memory for a control socket");
     }
     l->fd = -1;
     int r = a ? bind_path(co, l, a, err) : take_fd(l, fd, err);
     if (r)
-        listener_free(l);                /* nothing was made at the path */
+        listener_free(co_loop(co), l);   /* nothing was made at the path */
     else
         *ret = l;
     return r;
@@ -171,7 +173,7 @@ void listener_drop(struct co *co, struct ctl_listener *l)
 {
     if (rt_blocking(co, unlink_blocking, l) < 0)
         (void)unlink_blocking(l);
-    listener_free(l);
+    listener_free(co_loop(co), l);
 }
 
 int ctl_listen(struct co *co, struct ctl *c, const char *path, struct byre_err *err)
@@ -212,7 +214,7 @@ int monitor_connect(struct co *co, const struct unix_addr *a, int fd, int *ret_f
     if (!r)
         return 0;
     if (fd >= 0)
-        close(fd);
+        rt_close_soon(co_loop(co), fd);
     return byre_fail_code(err, SYSTEM, r, "%s: cannot connect: %s", a ? a->path : "the descriptor of a monitor", strerror(-r));
 }
 

@@ -10,9 +10,9 @@
  *              I3 descriptors belong to the first command that ends in what came with them or behind it; one that does not take them leaves them
  *                 to the next (as the peer has it)
  *              I4 a client has the names that it gave, and no others
- *              I5 whoever closes one waits for as long as a file server or a peer takes, on the blocking pool: no other client waits with it. A socket that a
- *                 command has taken no longer lingers when it is closed, whoever does that. (At the limit of open files of this process the kernel
- *                 itself closes what it cannot hand over, and there the loop does wait.)
+ *              I5 whoever closes one waits for as long as a file server or a peer takes, within reason (rt/closer.h): no other client waits with it, and at the
+ *                 end of the server nobody does. A socket that a command has taken no longer lingers when it is closed, whoever does that. (At the
+ *                 limit of open files of this process the kernel itself closes what it cannot hand over, and there the loop does wait.)
  * Concurrency  home loop; what closes descriptors suspends, and has taken them out of the client before
  * Failure      as ctl_priv.h
  * Tests        tests/daemon/fdset_test.py
@@ -24,38 +24,41 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/size.h"
 #include "ctl/ctl_priv.h"
+#include "rt/closer.h"
 #include "rt/io.h"
 
+/* ---- sockets ---- */
+
+/* Descriptors come with bytes: where there are none, and none come any more, nothing else is closed with it. false: it is still there. */
+static bool shut_and_close(int fd)
+{
+    int unread;
+    (void)shutdown(fd, SHUT_RDWR);               /* fails when the peer has gone already: no matter */
+    if (ioctl(fd, FIONREAD, &unread) || unread)
+        return false;
+    (void)close(fd);
+    return true;
+}
+
+void ctl_drop_socket(struct rt_loop *home, int fd)
+{
+    if (!shut_and_close(fd))
+        rt_close_soon(home, fd);                 /* I5 */
+}
+
 /* ---- what arrives ---- */
-
-struct closing { const int *fds; unsigned count; };
-
-static int64_t close_blocking(void *arg)
-{
-    const struct closing *c = arg;
-    for (unsigned i = 0; i < c->count; i++)
-        close(c->fds[i]);
-    return 0;
-}
-
-/* I5 */
-void ctl_close_fds(struct co *co, const int *fds, unsigned count)
-{
-    struct closing c = { fds, count };
-    if (count && rt_blocking(co, close_blocking, &c) < 0)
-        (void)close_blocking(&c);        /* no thread is to be had */
-}
 
 void ctl_offer_close(struct co *co, struct ctl_offer *o)
 {
     struct ctl_offer old = *o;
     *o = (struct ctl_offer){ 0 };
-    ctl_close_fds(co, old.fds, old.count);
+    rt_close_fds(co, old.fds, old.count);
 }
 
 void ctl_offer_move(struct co *co, struct ctl_offer *to, struct ctl_offer *from)
@@ -65,7 +68,7 @@ void ctl_offer_move(struct co *co, struct ctl_offer *to, struct ctl_offer *from)
         return;
     *to = *from;
     *from = (struct ctl_offer){ 0 };
-    ctl_close_fds(co, old.fds, old.count);
+    rt_close_fds(co, old.fds, old.count);
 }
 
 /* All that a message may hold is received, so that nobody but us closes any of it (I5). */
@@ -88,7 +91,7 @@ static void collect(struct co *co, struct ctl_client *cl, struct msghdr *m)
     }
     now.lost |= surplus > 0;
     ctl_offer_move(co, &cl->arriving, &now);         /* I1 */
-    ctl_close_fds(co, cl->inbox.surplus, surplus);
+    rt_close_fds(co, cl->inbox.surplus, surplus);
 }
 
 int64_t ctl_receive(struct co *co, struct ctl_client *cl, void *data, size_t len)
@@ -149,14 +152,27 @@ static int forget(struct ctl_client *cl, struct named *n)
     return fd;
 }
 
+static unsigned take_all(struct ctl_offer *o, int *fds)
+{
+    struct ctl_offer old = *o;
+    *o = (struct ctl_offer){ 0 };
+    memcpy(fds, old.fds, old.count * sizeof *fds);
+    return old.count;
+}
+
 void ctl_client_descriptors_end(struct co *co, struct ctl_client *cl)
 {
-    ctl_offer_close(co, &cl->arriving);
-    ctl_offer_close(co, &cl->offer);
-    while (!list_empty(&cl->names)) {
-        int fd = forget(cl, CONTAINER_OF(list_first(&cl->names), struct named, link));
-        ctl_close_fds(co, &fd, 1);
+    int fds[2 * CTL_OFFER_MAX + CTL_NAMES_MAX + 1];      /* together: they are waited for once */
+    unsigned n = take_all(&cl->arriving, fds);
+    n += take_all(&cl->offer, fds + n);
+    while (!list_empty(&cl->names))
+        fds[n++] = forget(cl, CONTAINER_OF(list_first(&cl->names), struct named, link));
+    if (client_is_socket(cl)) {
+        fds[n] = cl->fd;
+        n += !shut_and_close(cl->fd);
+        cl->fd = cl->out_fd = -1;
     }
+    rt_close_fds(co, fds, n);
 }
 
 static int descriptor_of(struct ctl_call *call, const char *what, const char *name, int *ret_fd)
@@ -189,7 +205,7 @@ int ctl_take_socket(struct co *co, struct ctl_call *call, const char *what, cons
 {
     int fd, r = descriptor_of(call, what, name, &fd);
     if (!r && !linger_no_more(fd)) {
-        ctl_close_fds(co, &fd, 1);
+        rt_close_fds(co, &fd, 1);
         r = byre_fail(&call->err, BAD_ARGUMENT, "%s: the descriptor '%s' is no socket", what, name);
     }
     if (!r)
@@ -238,7 +254,7 @@ static int run_getfd(struct co *co, struct ctl_call *call)
     if (r)
         old = fd;                        /* nobody's name is its */
     if (old >= 0)
-        ctl_close_fds(co, &old, 1);
+        rt_close_fds(co, &old, 1);
     return r;
 }
 
@@ -249,7 +265,7 @@ static int run_closefd(struct co *co, struct ctl_call *call)
     if (!n)
         return byre_fail(&call->err, NOT_FOUND, "File descriptor named '%s' not found", a->name);
     int fd = forget(call->client, n);
-    ctl_close_fds(co, &fd, 1);
+    rt_close_fds(co, &fd, 1);
     return 0;
 }
 

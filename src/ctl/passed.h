@@ -27,8 +27,8 @@ struct ctl_inbox {
 struct ctl_call;
 struct ctl_client;
 
-/* Closes what a client has passed. A close may wait for a file server or for a peer, so it is done on the blocking pool, and only the caller waits. */
-void ctl_close_fds(struct co *co, const int *fds, unsigned count);
+/* Closes a connection that is nobody's, whatever lies in it. The peer sees its end at once. */
+void ctl_drop_socket(struct rt_loop *home, int fd);
 /* Bytes of its socket, as rt_recv; descriptors that came with them take the place of those that arrived before, which are closed. */
 MUST_USE int64_t ctl_receive(struct co *co, struct ctl_client *cl, void *data, size_t len);
 /* *to becomes what *from is, if that is anything: what it was before is closed. Suspends only to close. */
@@ -39,7 +39,7 @@ MUST_USE int ctl_take_offer(struct co *co, struct ctl_call *call, int *ret_fd);
 /* The socket that the client has named so, which has the name no more; without a client (the command line): the process's own of that number. The caller's
  * from now on: closing it waits for nobody. what: the argument, for the text. */
 MUST_USE int ctl_take_socket(struct co *co, struct ctl_call *call, const char *what, const char *name, int *ret_fd);
-/* Closes all that the client has sent and nobody has taken. */
+/* Closes all that the client has sent and nobody has taken, and its own socket, in which more of that may lie; the peer sees its end at once. */
 void ctl_client_descriptors_end(struct co *co, struct ctl_client *cl);
 
 #endif

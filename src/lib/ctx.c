@@ -199,6 +199,7 @@ static int free_graph(struct co *co, void *arg)
     struct byre_ctx *ctx = arg;
     jobs_stop(co, &ctx->jobs);
     graph_free(ctx->graph);
+    fdsets_empty(ctx->passed, co_loop(co));
     return 0;
 }
 

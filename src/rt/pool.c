@@ -64,21 +64,26 @@ static void *worker(void *arg)
     return NULL;
 }
 
-/* lock held */
-static bool start_worker_locked(struct rt_pool *p)
+bool rt_worker_start(pthread_t *ret, void *(*fn)(void *arg), void *arg)
 {
     pthread_attr_t attr;
     sigset_t all, old;
-    if (p->started == p->max || pthread_attr_init(&attr))
+    if (pthread_attr_init(&attr))
         return false;
     sigfillset(&all);
     pthread_attr_setstacksize(&attr, WORKER_STACK_BYTES);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    bool ok = !pthread_create(&p->threads[p->started], &attr, worker, p);
+    bool ok = !pthread_create(ret, &attr, fn, arg);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
-    p->started += ok;
     return ok;
+}
+
+/* lock held */
+static void start_worker_locked(struct rt_pool *p)
+{
+    if (p->started < p->max && rt_worker_start(&p->threads[p->started], worker, p))
+        p->started++;
 }
 
 int rt_pool_push(struct rt_pool *p, struct rt_work *w)

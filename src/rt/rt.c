@@ -9,7 +9,7 @@
  *              I2 no loop ends before all loops are idle, all coroutines have ended and no message is in flight
  * Order        ending: (a) every loop runs until its coroutines have ended; (b) rounds of one message to each loop
  *              until a round finds that no other message was delivered; (c) loops park, pools are joined (a worker
- *              may still be inside rt_post of its last result); (d) loops release backend and stacks; join; free
+ *              may still be inside rt_post of its last result), the closer is told (closer.c I3); (d) loops release backend and stacks; join; free
  * Concurrency  rt_new, rt_free: one thread, not a loop's. rt_loop_more: one call at a time, of any thread that may block
  * Failure      rt_new: -errno with *err. A coroutine that has not ended a minute after rt_free began although nothing
  *              is left to do on its loop is a bug of the caller, asserted.
@@ -197,6 +197,7 @@ static void free_pools(struct rt *rt)
     struct rt_pool *all[] = { &rt->blocking, &rt->cpu, &rt->io, &rt->lengthy };
     while (rt->pools)
         rt_pool_fini(all[--rt->pools]);
+    rt_closer_end(rt->closer);
 }
 
 static void join_loops(struct rt *rt)
@@ -267,7 +268,7 @@ static int init_pools(struct rt *rt, unsigned cpu_workers)
             return r;
         rt->pools++;
     }
-    return 0;
+    return rt_closer_new(&rt->closer);
 }
 
 /* Starts the thread of loop i and waits until it runs. */

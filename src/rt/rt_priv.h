@@ -140,6 +140,15 @@ MUST_USE int rt_pool_init(struct rt_pool *p, unsigned max);
 void rt_pool_fini(struct rt_pool *p);
 /* Queues w; starts a thread if that helps. Any thread. -ENOMEM when there is no worker and none can be had. */
 MUST_USE int rt_pool_push(struct rt_pool *p, struct rt_work *w);
+/* A thread that takes no signals. false: none is to be had. */
+MUST_USE bool rt_worker_start(pthread_t *ret, void *(*fn)(void *arg), void *arg);
+
+/* ---- closing (closer.c) ---- */
+
+struct rt_closer;
+MUST_USE int rt_closer_new(struct rt_closer **ret_c);
+/* Waits for no close; what is left is closed behind it. No loop calls it any more. NULL ok. */
+void rt_closer_end(struct rt_closer *c);
 
 /* ---- kept buffers (buf.c) ---- */
 
@@ -214,6 +223,7 @@ struct rt {
     struct rt_pool blocking, cpu, io, lengthy;
     atomic_uint longs;              /* calls of rt_blocking_long that run */
     unsigned pools;                 /* how many of the four are initialised */
+    struct rt_closer *closer;       /* NULL: sim */
     sem_t started, go_exit;
     struct rt_loop *loops;
 };

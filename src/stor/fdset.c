@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "rt/closer.h"
 #include "stor/file_priv.h"
 
 #define PREFIX "/dev/fdset/"
@@ -66,12 +67,14 @@ int fdsets_new(struct fdsets **ret_s)
     return 0;
 }
 
-static void passed_free(struct passed *p)
+/* Its descriptor, which is the caller's. */
+static int passed_take(struct passed *p)
 {
+    int fd = p->fd;
     list_remove(&p->link);
-    close(p->fd);
     free(p->opaque);
     free(p);
+    return fd;
 }
 
 static void set_free(struct fdset *set)
@@ -95,7 +98,7 @@ void fdsets_free(struct fdsets *s)
     while (!list_empty(&s->sets)) {
         struct fdset *set = CONTAINER_OF(list_first(&s->sets), struct fdset, link);
         while (!list_empty(&set->fds))
-            passed_free(CONTAINER_OF(list_first(&set->fds), struct passed, link));
+            close(passed_take(CONTAINER_OF(list_first(&set->fds), struct passed, link)));
         set_free(set);
     }
     pthread_mutex_destroy(&s->sharing);
@@ -169,10 +172,9 @@ int fdset_add(struct fdsets *s, const struct fdset_new *what, int64_t *ret_id, s
     return r;
 }
 
-/* Moves fd, or (negative) all, to `out`. How many. */
-static unsigned take_out(struct fdsets *s, struct fdset *set, int fd, struct list *out)
+/* Moves fd, or (negative) all, to `out`. */
+static void take_out(struct fdsets *s, struct fdset *set, int fd, struct list *out)
 {
-    unsigned count = 0;
     for (struct list_node *at = list_first(&set->fds), *next; at; at = next) {
         struct passed *p = CONTAINER_OF(at, struct passed, link);
         next = list_next(&set->fds, at);
@@ -181,28 +183,49 @@ static unsigned take_out(struct fdsets *s, struct fdset *set, int fd, struct lis
         list_remove(&p->link);
         list_push_back(out, &p->link);
         s->fds--;
-        count++;
     }
-    return count;
 }
 
-int fdset_remove(struct fdsets *s, int64_t id, int fd, struct byre_err *err)
+int fdset_remove(struct fdsets *s, int64_t id, int fd, struct fdset_removed *ret, struct byre_err *err)
 {
     struct list out;
     list_init(&out);
     pthread_mutex_lock(&s->mutex);
     struct fdset *set = find(s, id);
+    if (set)
+        take_out(s, set, fd, &out);
     int r = 0;
     if (!set && fd < 0)
         r = byre_fail(err, NOT_FOUND, "File descriptor named 'fdset-id:%" PRId64 "' not found", id);
-    else if (!set || (!take_out(s, set, fd, &out) && fd >= 0))
+    else if (!set || (list_empty(&out) && fd >= 0))
         r = byre_fail(err, NOT_FOUND, "File descriptor named 'fdset-id:%" PRId64 ", fd:%d' not found", id, fd);
     else
         set_settle(set);
     pthread_mutex_unlock(&s->mutex);
+    if (r)
+        return r;
+    ret->count = 0;
+    while (!list_empty(&out)) {
+        ASSERT(ret->count < FDSETS_FDS_MAX);
+        ret->fds[ret->count++] = passed_take(CONTAINER_OF(list_first(&out), struct passed, link));
+    }
+    return 0;
+}
+
+void fdsets_empty(struct fdsets *s, struct rt_loop *loop)
+{
+    struct list out;
+    list_init(&out);
+    pthread_mutex_lock(&s->mutex);
+    for (struct list_node *at = list_first(&s->sets), *next; at; at = next) {
+        struct fdset *set = CONTAINER_OF(at, struct fdset, link);
+        next = list_next(&s->sets, at);
+        take_out(s, set, -1, &out);
+        set_settle(set);
+    }
+    pthread_mutex_unlock(&s->mutex);
     while (!list_empty(&out))            /* I5 */
-        passed_free(CONTAINER_OF(list_first(&out), struct passed, link));
-    return r;
+        rt_close_soon(loop, passed_take(CONTAINER_OF(list_first(&out), struct passed, link)));
 }
 
 void fdsets_tell(struct fdsets *s, const struct fdset_teller *t)

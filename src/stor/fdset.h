@@ -5,10 +5,10 @@
  *
  * Invariants
  *   I1  A set is there as long as it has a descriptor, or a store that was opened from it is open.
- *   I2  What is removed from a set is closed at once; stores that were opened from it keep their own descriptor of the same open file.
+ *   I2  What is removed from a set is its remover's; stores that were opened from it keep their own descriptor of the same open file.
  *   I3  A descriptor is closed by whoever owns it, on every path: what is given to fdset_add or passed_socket_offer is owned from then on; when they
  *       fail, it is still the caller's.
- * Concurrency  Any thread. What closes a descriptor may block, for as long as a server or a peer takes: that is fdset_remove alone. Opening a store
+ * Concurrency  Any thread. What closes a descriptor may block, for as long as a server or a peer takes: that is fdsets_free alone. Opening a store
  *              from a set: file_priv.h.
  */
 #ifndef STOR_FDSET_H
@@ -23,7 +23,10 @@
 #define FDSET_OPAQUE_MAX 4096u           /* bytes of a text that describes one */
 
 struct fdsets;
+struct rt_loop;
 MUST_USE int fdsets_new(struct fdsets **ret_s);
+/* Hands over to rt/closer.h what the sets have: whoever ends does not wait for it. On that loop. */
+void fdsets_empty(struct fdsets *s, struct rt_loop *loop);
 void fdsets_free(struct fdsets *s);      /* closes what is left; no store of them is open. NULL ok */
 
 /* Does the name mean a set, whether or not there is one? */
@@ -32,8 +35,9 @@ bool fdset_is_name(const char *name);
 /* id NULL: the lowest number that no set has. A set that is not there is made. opaque (may be NULL) is copied. */
 struct fdset_new { const int64_t *id; const char *opaque; int fd; };
 MUST_USE int fdset_add(struct fdsets *s, const struct fdset_new *what, int64_t *ret_id, struct byre_err *err);
-/* fd negative: all of them. NOT_FOUND: there is no such set, or no such descriptor in it. */
-MUST_USE int fdset_remove(struct fdsets *s, int64_t id, int fd, struct byre_err *err);
+/* fd negative: all of them. They are the caller's from now on. NOT_FOUND: there is no such set, or no such descriptor in it. */
+struct fdset_removed { unsigned count; int fds[FDSETS_FDS_MAX]; };
+MUST_USE int fdset_remove(struct fdsets *s, int64_t id, int fd, struct fdset_removed *ret, struct byre_err *err);
 
 /* Sockets that nodes to come are to use. *ret_key, which the caller frees, is `name` and a number that no other one ever has: so nobody takes one that
  * was meant for somebody else. It is taken once. */

@@ -7,7 +7,6 @@
  */
 #include "stor/stor_test.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -69,6 +68,16 @@ static bool is_told(struct fdsets *s, const char *want)
     return !strcmp(t.text, want);
 }
 
+/* fdset.h I2 */
+static int remove_from(struct fdsets *s, int64_t id, int fd)
+{
+    struct fdset_removed out;
+    int r = fdset_remove(s, id, fd, &out, NULL);
+    for (unsigned i = 0; !r && i < out.count; i++)
+        CHECK_EQ(close(out.fds[i]), 0);
+    return r;
+}
+
 static void test_numbers(void **state)
 {
     struct fdsets *s;
@@ -80,19 +89,19 @@ static void test_numbers(void **state)
     CHECK_EQ(got, 7);
     CHECK_EQ(give(s, -1, made(O_RDONLY)), 1);
     CHECK_EQ(give(s, INT64_MAX, made(O_RDONLY)), INT64_MAX);
-    CHECK_EQ(fdset_remove(s, INT64_MAX, -1, NULL), 0);
+    CHECK_EQ(remove_from(s, INT64_MAX, -1), 0);
     CHECK(is_told(s, "[7]rw:f [1]- [0]- "));
     id = -1;
     int bad = made(O_RDWR);
     CHECK_EQ(fdset_add(s, &(struct fdset_new){ &id, NULL, bad }, &got, NULL), -EINVAL);
     CHECK_EQ(close(bad), 0);                               /* fdset.h I3 */
-    CHECK_EQ(fdset_remove(s, 0, b, NULL), -ENOENT);        /* it is in another set */
-    CHECK_EQ(fdset_remove(s, 3, -1, NULL), -ENOENT);
-    CHECK_EQ(fdset_remove(s, 7, b, NULL), 0);
+    CHECK_EQ(remove_from(s, 0, b), -ENOENT);        /* it is in another set */
+    CHECK_EQ(remove_from(s, 3, -1), -ENOENT);
+    CHECK_EQ(remove_from(s, 7, b), 0);
     CHECK(fcntl(b, F_GETFD) < 0);
-    CHECK_EQ(fdset_remove(s, 7, b, NULL), -ENOENT);
+    CHECK_EQ(remove_from(s, 7, b), -ENOENT);
     CHECK_EQ(give(s, -1, made(O_RDONLY)), 2);
-    CHECK_EQ(fdset_remove(s, 0, -1, NULL), 0);
+    CHECK_EQ(remove_from(s, 0, -1), 0);
     CHECK(is_told(s, "[2]- [1]- "));
     CHECK_EQ(give(s, -1, made(O_RDONLY)), 0);
     fdsets_free(s);
@@ -143,62 +152,6 @@ static void test_sockets(void **state)
     free(first);
     free(second);
     fdsets_free(s);
-    assert_int_equal(t_failures, 0);
-}
-
-/* ---- a close that takes its time ---- */
-
-/* A connection that is full, and whose close waits until the other side, *ret_far, goes; a minute at most. */
-static int lingering(int *ret_far)
-{
-    struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    socklen_t n = sizeof at;
-    static const char full[65536];
-    int door = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), near = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    CHECK(bind(door, (struct sockaddr *)&at, n) == 0 && listen(door, 1) == 0 && getsockname(door, (struct sockaddr *)&at, &n) == 0);
-    CHECK_EQ(connect(near, (struct sockaddr *)&at, n), 0);
-    *ret_far = accept4(door, NULL, NULL, SOCK_CLOEXEC);
-    CHECK(*ret_far >= 0);
-    close(door);
-    CHECK_EQ(setsockopt(near, SOL_SOCKET, SO_LINGER, &(struct linger){ 1, 60 }, sizeof(struct linger)), 0);
-    while (send(near, full, sizeof full, MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
-        ;
-    return near;
-}
-
-struct slow { struct fdsets *s; atomic_bool done; };
-
-static void *remove_slowly(void *arg)
-{
-    struct slow *w = arg;
-    CHECK_EQ(fdset_remove(w->s, 1, -1, NULL), 0);
-    atomic_store(&w->done, true);
-    return NULL;
-}
-
-static bool has_sets(struct fdsets *s)
-{
-    struct told t = { "", 0 };
-    fdsets_tell(s, &(struct fdset_teller){ tell_set, tell_fd, &t });
-    return t.len > 0;
-}
-
-/* I5: whoever looks at the sets meanwhile does not wait for it. */
-static void test_slow_close(void **state)
-{
-    struct slow w = { 0 };
-    pthread_t thread;
-    int far;
-    assert_int_equal(fdsets_new(&w.s), 0);
-    give(w.s, 1, lingering(&far));
-    assert_int_equal(pthread_create(&thread, NULL, remove_slowly, &w), 0);
-    while (has_sets(w.s))
-        nanosleep(&(struct timespec){ 0, 1000000 }, NULL);
-    CHECK_EQ(give(w.s, -1, made(O_RDONLY)), 0);
-    CHECK(!atomic_load(&w.done));
-    close(far);
-    pthread_join(thread, NULL);
-    fdsets_free(w.s);
     assert_int_equal(t_failures, 0);
 }
 
@@ -322,7 +275,7 @@ static void pick(struct co *co, void *arg)
     CHECK_EQ(stor_read_exact(co, t, got, 3, 5), 0);
     CHECK(!strcmp(got, "abc"));
     stor_close(co, u);
-    CHECK_EQ(fdset_remove(s, 1, -1, NULL), 0);             /* fdset.h I2 */
+    CHECK_EQ(remove_from(s, 1, -1), 0);             /* fdset.h I2 */
     CHECK(is_told(s, "[1]"));
     CHECK_EQ(open_from(co, s, "/dev/fdset/1", true, &u), -EACCES);
     CHECK_EQ(stor_read_exact(co, t, got, 3, 5), 0);
@@ -352,6 +305,13 @@ static void create(struct co *co, void *arg)
     CHECK_EQ(stor_file_open(co, "/dev/fdset/1", &o, &u, NULL), -EAGAIN);   /* it is being made */
     stor_close(co, t);
     CHECK(!access(t_path("f"), F_OK));
+    int fd = made(O_RDONLY), other = made(O_RDONLY);
+    give(s, 1, fd);
+    give(s, 9, other);
+    fdsets_empty(s, co_loop(co));
+    CHECK(is_told(s, ""));
+    while (fcntl(fd, F_GETFD) >= 0 || fcntl(other, F_GETFD) >= 0)
+        CHECK_EQ(co_sleep(co, 1000000), 0);
 }
 
 static void direct(struct co *co, void *arg)
@@ -373,7 +333,7 @@ static void direct(struct co *co, void *arg)
     CHECK(fcntl(fd, F_GETFL) & O_DIRECT && !(fcntl(plain, F_GETFL) & O_DIRECT));
     stor_close(co, t);
     stor_close(co, u);
-    CHECK_EQ(fdset_remove(s, 1, fd, NULL), 0);
+    CHECK_EQ(remove_from(s, 1, fd), 0);
     CHECK_EQ(stor_file_open(co, "/dev/fdset/1", &o, &u, NULL), 0);         /* nobody else has it */
     CHECK(fcntl(plain, F_GETFL) & O_DIRECT);
     stor_close(co, u);
@@ -477,7 +437,7 @@ static void test_both_have(void **state) { with_sets(both_have); }
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_numbers), cmocka_unit_test(test_limit), cmocka_unit_test(test_sockets), cmocka_unit_test(test_slow_close), cmocka_unit_test(test_slow_server), cmocka_unit_test(test_pick), cmocka_unit_test(test_create), cmocka_unit_test(test_direct),
+        cmocka_unit_test(test_numbers), cmocka_unit_test(test_limit), cmocka_unit_test(test_sockets), cmocka_unit_test(test_slow_server), cmocka_unit_test(test_pick), cmocka_unit_test(test_create), cmocka_unit_test(test_direct),
         cmocka_unit_test(test_locks), cmocka_unit_test(test_both_have),
     };
     return T_MAIN("fdset", tests);
