@@ -7,6 +7,7 @@
  * Invariants   I1 after the first signal: clients are answered and closed, images are flushed and closed, sockets are removed
  *              I2 after a second signal the process ends at once (what was flushed is durable; the sockets that were made here are removed)
  *              I3 exports live as long as the control server: its commands name them
+ *              I4 whoever keeps the end waiting, what guests were told is written meanwhile: images are flushed from its beginning on, each beside the others
  * Order        jobs, exports, control; whoever opened images closes them behind it
  * Concurrency  main thread waits for signals; everything else runs on the threads of the context
  * Failure      told on standard error
@@ -236,12 +237,25 @@ const char *server_wait(struct server *s)
     }
 }
 
+#define FLUSH_AGAIN_NS UINT64_C(500000000)
+
+/* Whatever the end waits for below (a job, a request, a command that stands still): what guests were told before is durable soon (I4). */
+static void flusher_co(struct co *co, void *arg)
+{
+    struct server *s = arg;
+    do
+        lib_ctx_flush_soon(s->r->ctx);
+    while (!co_sleep(co, FLUSH_AGAIN_NS));
+}
+
 struct farewell { struct server *s; const char *event; };
 
 static int end_co(struct co *co, void *arg)
 {
     struct farewell *f = arg;
     struct server *s = f->s;
+    struct rt_task flusher;
+    bool flushes = !rt_task_start(co_loop(co), &flusher, flusher_co, s);
     if (s->ctl && f->event)
         ctl_send_shutdown(s->ctl, f->event);
     /* Jobs end while clients can still be told, and before the exports: a request may be waiting for a scrub that is paused, or
@@ -254,6 +268,10 @@ static int end_co(struct co *co, void *arg)
         ctl_stop(co, s->ctl);
     ctl_free(s->ctl);
     s->ctl = NULL;
+    if (flushes) {
+        rt_cancel(&flusher);
+        rt_task_join(co, &flusher);
+    }
     return 0;
 }
 

@@ -22,7 +22,6 @@
 #include "graph/filters.h"
 
 #define NODES_MAX 64u                  /* that one object of options may nest */
-#define LAST_PATIENCE_NS UINT64_C(30000000000)
 
 /* One call of graph_blockdev_add. */
 struct adding {
@@ -358,22 +357,6 @@ int graph_blockdev_disown(struct co *co, struct graph_node *n)
         return 0;
     n->owned = false;
     return node_unref(co, n);
-}
-
-int graph_blockdev_close_all(struct co *co, struct graph *g)
-{
-    int first = 0;
-    graph_hurry_all(g, LAST_PATIENCE_NS);
-    for (struct graph_node *n = graph_next(g, NULL); n; n = graph_next(g, n)) {
-        if (!n->owned)
-            continue;
-        n->owned = false;
-        int r = node_unref(co, n);
-        if (!first)
-            first = r;
-        n = NULL;                      /* the list is another one */
-    }
-    return first;
 }
 
 bool graph_uses_file(struct co *co, struct graph *g, const char *path)

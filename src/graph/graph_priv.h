@@ -109,6 +109,8 @@ struct graph {
     unsigned stills;                    /* of all nodes */
     struct co_mutex index_mx;           /* docs/internals/concurrency.md, as the two below: of the nodes' index_next, and whose holder's indexes nobody takes away */
     struct co_mutex edges_mx;           /* one change of edges at a time */
+    struct co_group partings;           /* parting.c */
+    int parting_error;
     const struct co *edges_by;          /* who holds it, to be compared only */
     unsigned edges_depth;
     struct co_mutex options_mx;         /* one list of nodes that get other options at a time (blockdev_reopen.c) */
@@ -175,6 +177,7 @@ struct graph_node {
     unsigned bitmap_batch;              /* > 0: changes of persistent bitmaps are not stored yet */
     unsigned refs;                      /* openers and overlays */
     bool ending;                        /* the last of them has gone */
+    bool parting;                       /* parting.c flushes it */
     struct co_waitq let_go;             /* who came by while it ended has gone as well */
     unsigned looks;                     /* who describes it (graph_look_begin), and */
     struct co_waitq looked;             /* ... has ended */

@@ -26,6 +26,11 @@ int lib_image_attach(struct byre_image *image, struct graph_node **ret_a, struct
     return graph_attach(image->node, &(struct graph_attach_opts){ .who = "the device", .shared = STOR_PERM_ALL, .idle = true }, ret_a, err);
 }
 
+void lib_ctx_flush_soon(struct byre_ctx *ctx)
+{
+    graph_flush_soon(ctx->graph);
+}
+
 int lib_ctx_close_nodes(struct co *co, struct byre_ctx *ctx)
 {
     return graph_blockdev_close_all(co, ctx->graph);

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lib import peers, run, wait
+from lib import nbdserver, peers, run, wait
 
 from fdset_test import Passing, descriptors, give, lingering, message, null
 
@@ -217,3 +217,90 @@ def ask_around(s):
     other = come_in(s)
     other.ok("query-version")
     other.client.close()
+
+
+# ---- disks and clients that stand still ----
+
+@pytest.fixture
+def still():
+    """A server that can be made to stand still."""
+    peers.need("nbdkit")
+    server = nbdserver.nbdkit("memory", "8M").start()
+    yield server
+    os.kill(server.process.pid, signal.SIGCONT)
+    server.close()
+
+
+def add_still(s, server):
+    s.control = s.daemon.qmp()
+    s.control.ok("blockdev-add", driver="nbd", node_name="s", server={"type": "unix", "path": server.socket}, reconnect_delay=600)
+
+
+def wait_written(disk):
+    """Another process sees it, without asking for locks: so would one that comes behind a SIGKILL."""
+    def written():
+        with contextlib.suppress(run.Failed):
+            return run.qemu_io(disk, f"read -P 0x77 {2 * MIB} {MIB}", options=["-r", "-U"])
+    wait.until(written, "it is not written")
+
+
+@pytest.mark.asan
+@pytest.mark.tsan
+def test_request_stands_still(start, disk, still):
+    """FEATURES 8.003: a request to a server that stands still keeps the end waiting; what other disks were told is written meanwhile. A second signal ends it at once, and nothing is left"""
+    s = Serving(start)
+    add_still(s, still)
+    s.control.ok("block-export-add", type="nbd", id="s", node_name="s", writable=True)
+    other = peers.need_module("nbd").NBD()
+    other.connect_uri(s.uri("s"))
+    other.pwrite(b"1" * 4096, 0)
+    nbdserver.stand_still(still.process.pid)
+    cookie = other.aio_pread(peers.need_module("nbd").Buffer(4096), 0)
+    assert other.poll(300) == 0 and not other.aio_command_completed(cookie)
+    s.daemon.process.send_signal(signal.SIGTERM)
+    wait_written(disk)
+    assert s.daemon.process.poll() is None
+    s.ends(code=128 + signal.SIGTERM)
+    run.qemu_io(disk, f"read -P 0x77 {2 * MIB} {MIB}")
+
+
+@pytest.mark.asan
+@pytest.mark.tsan
+def test_node_stands_still(start, disk, still):
+    """FEATURES 8.003: a node whose server stands still when it is to be closed keeps no other one from being closed, whichever came first"""
+    s = Serving(start)
+    add_still(s, still)
+    run.qemu_img("create", "-q", "-f", "qcow2", disk.parent / "b.qcow2", "8M")
+    s.control.ok("blockdev-add", driver="qcow2", node_name="b", file={"driver": "file", "filename": str(disk.parent / "b.qcow2")})
+    for name in "sb":
+        s.control.ok("block-export-add", type="nbd", id=name, node_name=name, writable=True)
+        handle = peers.need_module("nbd").NBD()
+        handle.connect_uri(s.uri(name))
+        handle.pwrite(b"\x77" * MIB, 2 * MIB)
+        handle.shutdown()
+    nbdserver.stand_still(still.process.pid)
+    s.daemon.process.send_signal(signal.SIGTERM)
+    for image in (disk, disk.parent / "b.qcow2"):
+        wait.until(lambda image=image: run.qemu_img("check", image, code=None).code == 0, "it is not closed")       # a lock is in its way until then
+        holds(image)
+
+
+@pytest.mark.asan
+@pytest.mark.tsan
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_clients_that_do_not_read(start, disk, number):
+    """FEATURES 8.003: a monitor that takes no reply, one whose commands wait behind that, and a guest that takes none of its answers do not keep the end waiting"""
+    s = Serving(start)
+    deaf = [s.daemon.qmp() for _ in range(3)]
+    for client in deaf[:2]:
+        client.send(message("query-version") * 4000)       # more than the socket takes, and less than what the daemon keeps for a client
+    with contextlib.suppress(OSError):
+        while True:
+            deaf[2].send(message("query-qmp-schema"))      # and more than that: it is cut off
+    nbd = peers.need_module("nbd")
+    guest = nbd.NBD()
+    guest.connect_uri(s.uri())
+    for _ in range(40):
+        guest.aio_pread(nbd.Buffer(MIB), 0)                # sent, and never taken
+    s.ends(number)
+    holds(disk)
