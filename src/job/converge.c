@@ -9,6 +9,7 @@
  *             I2  Decisions go one way at a time and are given time to show: SETTLE_NS between two.
  *             I3  Once it is ready the guest is not slowed down any more, and blocking stays.
  *             I4  The guest's share of the target comes before the deadline: pieces step back for it.
+ *             I5  What the guest is protected at is a pace at which it wrote: time before its first write says nothing about that, and does not count.
  * Order       none
  * Concurrency pure
  * Failure     none
@@ -53,6 +54,8 @@ double converge_time_left(const struct converge *c, uint64_t now_ns)
 void converge_before(struct converge *c, uint64_t bytes, uint64_t span_ns)
 {
     ASSERT(span_ns);
+    if (!bytes && c->free_bytes == 0)        /* I5 */
+        return;
     c->free_bytes += (double)bytes;
     c->free_ns += span_ns;
     c->guest_before = c->free_bytes * 1e9 / (double)c->free_ns;
@@ -85,10 +88,14 @@ static void measure(struct converge *c, const struct converge_sample *s)
     follow(&c->dirty_rate, dirtied > 0 ? dirtied / dt : 0, dt);
     if (s->dirty || copied > 0)
         follow(&c->copy_rate, copied / dt, dt);
-    if (!c->brake && !c->blocking) {
+    if (c->brake || (c->free_bytes == 0 && guest == 0))      /* I5 */
+        return;
+    if (!c->blocking) {
         c->free_bytes += guest;
         c->free_ns += s->now_ns - c->last.now_ns;
         c->guest_before = c->free_bytes * 1e9 / (double)c->free_ns;
+    } else if (c->free_bytes == 0) {
+        follow(&c->guest_held, guest / dt, dt);
     }
 }
 
@@ -118,9 +125,10 @@ static void predict(struct converge *c, const struct converge_sample *s, bool st
 
 /* ---- deciding ---- */
 
+/* Of a guest that began to write when its changes went to both sides already, the pace before the brake is what is known. */
 static double floor_of(const struct converge *c)
 {
-    double f = c->guest_before / c->max_slowdown * MARGIN;
+    double f = (c->free_bytes > 0 ? c->guest_before : c->guest_held) / c->max_slowdown * MARGIN;
     return f > BRAKE_MIN ? f : BRAKE_MIN;
 }
 

@@ -34,12 +34,13 @@ struct converge {
     double left_s;                       /* predicted time until it is ready; < 0: never, as things are */
     /* inside */
     uint64_t start_ns, changed_ns, stuck_ns, free_ns;
-    double free_bytes, guest_now;
+    double free_bytes, guest_now, guest_held;
     struct converge_sample last;
     bool begun;
 };
 
-/* How much the guest changed before the job, and in what time: what it may be slowed down to follows from both. Before or behind converge_begin. */
+/* How much the guest changed before the job, and in what time: what it may be slowed down to follows from both. Nothing: it says nothing of how the guest
+ * writes, and what is watched from its first write on counts alone. Before or behind converge_begin. */
 void converge_before(struct converge *c, uint64_t bytes, uint64_t span_ns);
 void converge_begin(struct converge *c, const struct converge_sample *first);
 /* Every 0.1 s or so. */

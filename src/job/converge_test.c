@@ -16,9 +16,10 @@
 #define MIB (1024.0 * 1024)
 
 /* A target takes `target` bytes per second in all. The guest would write `guest`, in `hot` bytes of the disk, and each write makes
- * `spread` times its size dirty; for a minute before the job it wrote `before`, unless that is 0. */
-struct world { double target, guest, hot, spread, size, deadline, share, before; enum converge_mode mode; unsigned max_slowdown; };
-struct outcome { double ready_s, slowest, blocking_s; enum converge_limit limit; bool braked; double limit_s; };
+ * `spread` times its size dirty; for a minute before the job it wrote `before`, unless that is 0, and in the job nothing until `starts`. silent: before the
+ * job it was seen to write nothing. slowest: once it writes. least_brake: 0 if there was none. */
+struct world { double target, guest, hot, spread, size, deadline, share, before, starts; enum converge_mode mode; unsigned max_slowdown; bool silent; };
+struct outcome { double ready_s, slowest, blocking_s, least_brake; enum converge_limit limit; bool braked; double limit_s; };
 
 static struct outcome run(const struct world *w)
 {
@@ -29,9 +30,11 @@ static struct outcome run(const struct world *w)
     struct converge_sample s = { .now_ns = 1, .dirty = (uint64_t)dirty };
     if (w->before > 0)
         converge_before(&c, (uint64_t)(w->before * 60), UINT64_C(60000000000));
+    if (w->silent)
+        converge_before(&c, 0, UINT64_C(8000000000));
     converge_begin(&c, &s);
     for (; t < 300 && o.ready_s < 0; t += dt) {
-        double want = c.brake && (double)c.brake < w->guest ? (double)c.brake : w->guest, room = w->target * dt, done = want * dt;
+        double wish = t >= w->starts ? w->guest : 0, want = c.brake && (double)c.brake < wish ? (double)c.brake : wish, room = w->target * dt, done = want * dt;
         if (c.blocking) {                  /* what is clean goes to the target first, as far as that is able; half of it is the copy's */
             double clean = 1 - dirty / (w->hot > w->size ? w->hot : w->size), both = done * clean, share = w->share > 0 ? w->share : 0.7;
             double pieces = room * (1 - share);              /* what the copy takes, if it may */
@@ -57,7 +60,7 @@ static struct outcome run(const struct world *w)
             dirty = w->hot;                /* rewritten before it was seen clean */
         second += done;
         if (++ticks % 10 == 0) {
-            o.slowest = second < o.slowest ? second : o.slowest;
+            o.slowest = second < o.slowest && t > w->starts + 1 ? second : o.slowest;
             second = 0;
         }
         s = (struct converge_sample){ .now_ns = (uint64_t)((t + dt) * 1e9) + 1, .dirty = (uint64_t)dirty, .copied = (uint64_t)copied, .guest = (uint64_t)guest,
@@ -68,6 +71,7 @@ static struct outcome run(const struct world *w)
         if (c.blocking && o.blocking_s < 0)
             o.blocking_s = t;
         o.braked |= c.brake != 0;
+        o.least_brake = c.brake && (!(o.least_brake > 0) || (double)c.brake < o.least_brake) ? (double)c.brake : o.least_brake;
         if (c.limit != CONVERGE_NONE && o.limit_s < 0) {
             o.limit = c.limit;
             o.limit_s = t;
@@ -130,6 +134,23 @@ static void test_burst(void **state)
     assert_true(o.slowest >= w.before / 20 * 0.99);
 }
 
+/* A guest that only read before the job, or for its first seconds: what it may be slowed down to follows from its writes, once it makes some. */
+static void test_silent(void **state)
+{
+    struct world w = { .target = 5 * MIB, .guest = 90 * MIB, .hot = 1e18, .spread = 16, .size = 100 * MIB, .deadline = 90, .max_slowdown = 20, .mode = CONVERGE_AUTO, .silent = true };
+    struct outcome o = run(&w);
+    assert_true(o.least_brake >= w.guest / 20 * 1.2 && o.limit == CONVERGE_LIMIT_SLOWDOWN);      /* as if nobody had looked */
+    w = (struct world){ .target = 50 * MIB, .guest = 80 * MIB, .hot = 1e18, .spread = 1, .size = 1500 * MIB, .deadline = 60, .max_slowdown = 20, .mode = CONVERGE_THROTTLE, .silent = true, .starts = 15 };
+    o = run(&w);
+    assert_true(o.ready_s > 0 && o.ready_s < 60 && o.braked);
+    assert_true(o.slowest >= w.guest / 20 * 0.99);
+    /* changes go to both sides long before there are any: then the pace at that counts */
+    w = (struct world){ .target = 10 * MIB, .guest = 100 * MIB, .hot = 1e18, .spread = 16, .size = 500 * MIB, .deadline = 60, .max_slowdown = 20, .mode = CONVERGE_AUTO, .silent = true, .starts = 5 };
+    o = run(&w);
+    assert_true(o.blocking_s >= 0 && o.blocking_s < 5 && o.braked);
+    assert_true(o.least_brake >= 7 * MIB / 20 * 0.99);
+}
+
 /* What forbids it is said long before the time is over. */
 static void test_forbidden(void **state)
 {
@@ -180,7 +201,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quiet_guest), cmocka_unit_test(test_hot_spot),  cmocka_unit_test(test_all_over),
-        cmocka_unit_test(test_burst), cmocka_unit_test(test_forbidden),   cmocka_unit_test(test_throttle),  cmocka_unit_test(test_own_brake),
+        cmocka_unit_test(test_burst), cmocka_unit_test(test_silent), cmocka_unit_test(test_forbidden),   cmocka_unit_test(test_throttle),  cmocka_unit_test(test_own_brake),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
