@@ -81,6 +81,10 @@ struct copy_hooks job_copying_hooks(struct job_copying *c)
 
 int job_copying_count(struct co *co, struct job_copying *c, const struct copy_job *cj, struct byre_err *err)
 {
+    uint64_t most = 0;
+    for (unsigned i = 0; i < cj->part_count; i++)
+        most += cj->parts[i].len;
+    job_progress(c->job, 0, most);           /* until it is known: there is no more than that */
     int r = copy_work(co, cj, &c->work, err);
     if (!r)
         job_progress(c->job, 0, c->work);

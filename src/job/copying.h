@@ -38,7 +38,8 @@ struct job_copying {
 };
 /* To be put into copy_job.hooks; c lives as long as copy_run. */
 struct copy_hooks job_copying_hooks(struct job_copying *c);
-/* Counts what cj, whose hooks are c's, is going to work on: from then on that is the total of the job (FEATURES 11.031). Suspends. */
+/* Counts what cj, whose hooks are c's, is going to work on: from then on that is the total of the job (FEATURES 11.031), and until then the length of its parts.
+ * Suspends. */
 MUST_USE int job_copying_count(struct co *co, struct job_copying *c, const struct copy_job *cj, struct byre_err *err);
 /* copy_job.progress of a copy with COPY_WORK, with arg = c. */
 void job_copying_progress(void *arg, uint64_t done, uint64_t total);

@@ -55,6 +55,33 @@ def test_total(start, chain, name):
     assert (block_job["offset"], block_job["len"]) == (work, work)
 
 
+@pytest.mark.parametrize("command", ["block-stream", "block-commit"])
+def test_before_it_is_known(start, tmp_path, command):
+    """FEATURES 11.031: while it counts, which takes as long as the tables of the layers take to be read, a job says that there is no more than the disk, and never that
+    there is nothing; then there is less, and never less than what is done"""
+    for name, below in (("low", None), ("mid", "low"), ("top", "mid")):
+        run.qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", *(["-b", f"{below}.qcow2", "-F", "qcow2"] if below else []), tmp_path / f"{name}.qcow2", "8M")
+    run.qemu_io(tmp_path / "mid.qcow2", "write -P 1 1M 2M")
+    client = start("daemon").qmp()
+    client.ok("object-add", **{"qom-type": "throttle-group", "id": "slow", "limits": {"iops-total": 40}})
+    for name, below in (("low", None), ("mid", "low"), ("top", "mid")):
+        file = {"driver": "file", "filename": str(tmp_path / f"{name}.qcow2")}
+        client.ok("blockdev-add", driver="qcow2", node_name=name, file={"driver": "throttle", "throttle-group": "slow", "file": file} if name == "mid" else file,
+                  **({"backing": below} if below else {}))
+    client.ok(command, job_id="j", device="top", auto_dismiss=False, auto_finalize=False,
+              **(dict(base_node="low") if command == "block-stream" else dict(top_node="mid", base_node="low")))
+    seen, status = [], None
+    while status != "pending":
+        job = client.ok("query-jobs")[0]
+        status = job["status"]
+        seen.append((job["current-progress"], job["total-progress"]))
+    client.ok("job-finalize", id="j")
+    client.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    assert all(done <= total for done, total in seen), seen
+    assert seen.count((0, 8 * MIB)) > 10 and (0, 0) not in seen[seen.index((0, 8 * MIB)):], seen[:20]
+    assert seen[-1] == (2 * MIB, 2 * MIB)
+
+
 @BOTH
 def test_active_commit(start, chain, peer):
     """FEATURES 11.031: of the layer that guests write to, both say so"""
