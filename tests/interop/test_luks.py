@@ -464,7 +464,7 @@ def test_detached_header_refusals(tmp_path):
     before = {p: p.read_bytes() for p in (head, disk, tmp_path / "q")}
     create("byre", tmp_path / "own", "1M", "luks")
     before[tmp_path / "own"] = (tmp_path / "own").read_bytes()
-    bad = [(apart(head, tmp_path / "own"), "a LUKS header of its own"), (apart(head, head), "lock"), (apart(disk, head), "no LUKS header"), (apart(tmp_path / "no", disk), "no such file"),
+    bad = [(apart(head, tmp_path / "own"), "a LUKS1 header of its own"), (apart(head, head), "lock"), (apart(disk, head), "no LUKS header"), (apart(tmp_path / "no", disk), "no such file"),
            (f"driver=qcow2,header.driver=file,header.filename={head},file.filename={tmp_path / 'q'}", "'header' is an option of luks images"),
            (f"driver=raw,header.driver=file,header.filename={head},file.filename={disk}", "'header' is an option of luks images"),
            (f"driver=luks,key-secret=s,file.filename={head}", "another file"), (apart(head, disk) + ",data-file.filename=x", "not both"),
