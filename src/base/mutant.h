@@ -87,6 +87,7 @@
     X(KEY_ERASE_FIRST, "Q26", "the material of a key slot is overwritten while the slot is active")       \
     X(KEY_NO_SPARE, "Q26", "an active key slot is written over without a second one")                    \
     X(KEY_STATE_FIRST, "Q26", "the sector with the state of a key slot goes first when it becomes active")  \
+    X(KEY_SPARE_STAYS, "Q26", "a spare key slot that a crash has left is not known again")              \
     X(GENERATION_STAYS, "Q16 G.018", "a change that a bitmap records leaves the generation as it was")  \
     X(BITMAP_BITS_LATE, "P4", "a guest write does not wait for the bits that cover it")                 \
     X(BITMAP_NO_BITS, "P4", "bits are not written ahead, the claim is made all the same")               \

@@ -167,7 +167,7 @@ static int try_slot(struct co *co, const struct lk_area *a, const struct lk_head
     return r;
 }
 
-int sim_luks_look(struct co *co, struct stor *s, const struct sim_disk *d)
+int sim_luks_look(struct co *co, struct stor *s, const struct sim_disk *d, unsigned *ret_first)
 {
     uint64_t at = 0;
     while (at + SIM_LUKS_BYTES <= d->len && memcmp(d->data + at, LK_MAGIC, sizeof LK_MAGIC - 1))
@@ -176,10 +176,12 @@ int sim_luks_look(struct co *co, struct stor *s, const struct sim_disk *d)
     struct lk_header h;
     struct byre_err err;
     int r = lk_load(co, &a, &h, &err), opens = 0;
+    *ret_first = 0;
     for (unsigned i = 0; r == 0 && i < LK_SLOTS; i++) {
         if (!h.slot[i].active)
             continue;
         int one = try_slot(co, &a, &h, i, SIM_LUKS_SECRET), two = try_slot(co, &a, &h, i, SIM_LUKS_SECOND);
+        *ret_first += one == 0;
         opens |= (one == 0 ? SIM_KEY_FIRST : 0) | (two == 0 ? SIM_KEY_SECOND : 0);
         if (one < 0 && two < 0)
             r = -EUCLEAN;

@@ -29,7 +29,7 @@ extern const struct sim_key_change sim_key_changes[SIM_KEY_CHANGES];
 MUST_USE int sim_luks_change(struct co *co, struct graph_node *n, unsigned what, struct byre_err *err);
 /* Salts and the like come from this from now on: one seed, one trace (RG10). */
 void sim_luks_seed(uint64_t seed);
-/* Which passphrases open the header in `d`: a set; -EUCLEAN: some active slot is opened by neither. */
-MUST_USE int sim_luks_look(struct co *co, struct stor *s, const struct sim_disk *d);
+/* Which passphrases open the header in `d`: a set; -EUCLEAN: some active slot is opened by neither. *ret_first: slots that the first one opens. */
+MUST_USE int sim_luks_look(struct co *co, struct stor *s, const struct sim_disk *d, unsigned *ret_first);
 
 #endif

@@ -71,7 +71,7 @@ static bool is_qed(int id)
 }
 
 static bool is_lazy_amend(int id) { return id == MUT_AMEND_LAZY_AT_ONCE || id == MUT_AMEND_LAZY_LATE; }
-static bool is_key(int id) { return id == MUT_KEY_SLOT_EARLY || id == MUT_KEY_ERASE_FIRST || id == MUT_KEY_NO_SPARE || id == MUT_KEY_STATE_FIRST; }
+static bool is_key(int id) { return id == MUT_KEY_SLOT_EARLY || id == MUT_KEY_ERASE_FIRST || id == MUT_KEY_NO_SPARE || id == MUT_KEY_STATE_FIRST || id == MUT_KEY_SPARE_STAYS; }
 static bool is_revert(int id) { return id == MUT_SNAP_BITMAPS_LATE; }
 static bool is_amend(int id)
 {

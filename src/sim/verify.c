@@ -387,16 +387,17 @@ static int view_snaps(struct co *co, struct sim_verify *v, struct graph *g, cons
     return r;
 }
 
-/* M6, and every slot that says it is active opens. */
-static int judge_keys(struct co *co, struct sim_verify *v, const char *when)
+/* M6, and every slot that says it is active opens. *ret_first: slots that the first passphrase opens. */
+static int judge_keys(struct co *co, struct sim_verify *v, const char *when, unsigned *ret_first)
 {
     struct stor *s;
+    *ret_first = 1;
     if (!v->im->g->luks)
         return 0;
     int r = sim_open(co, v->w, SIM_DISK_NAME, true, &s);
     if (r < 0)
         return wrong(v, "%s: the file cannot be opened", when);
-    int opens = sim_luks_look(co, s, disk(v));
+    int opens = sim_luks_look(co, s, disk(v), ret_first);
     stor_close(co, s);
     if (opens == -EUCLEAN)
         return wrong(v, "%s: an active key slot is opened by no passphrase", when);
@@ -409,6 +410,7 @@ static int judge_keys(struct co *co, struct sim_verify *v, const char *when)
 
 static int look(struct co *co, struct sim_verify *v, struct graph *g)
 {
+    unsigned first;
     const char *when = v->depth ? "after the second crash" : "after the crash";
     struct graph_node *n;
     struct sim_audit a = { 0 };
@@ -452,7 +454,7 @@ static int look(struct co *co, struct sim_verify *v, struct graph *g)
     memcpy(v->expect, v->got, v->im->sectors * sizeof *v->expect);
     r = judge_bitmaps(v, when, SIM_OPEN);
     if (r == 0)
-        r = judge_keys(co, v, when);
+        r = judge_keys(co, v, when, &first);
     if (r == 0 && prng_one_in(&v->rng, 4))
         r = view_snaps(co, v, g, when);
     return r < 0 ? r : judge_rest(v, when);
@@ -562,6 +564,20 @@ static int flush(struct co *co, struct sim_verify *v, struct graph_node *n)
     return 0;
 }
 
+/* The first key slot gets its passphrase once more: what was interrupted is over then, and no spare slot is left of it. */
+static int change_key(struct co *co, struct sim_verify *v, struct graph_node *n)
+{
+    struct byre_err err = { 0 };
+    return v->im->g->luks && sim_luks_change(co, n, 2, &err) < 0 ? wrong(v, "a change of key slots after the crash failed: %s", err.text) : 0;
+}
+
+static int judge_slots(struct co *co, struct sim_verify *v, const char *when)
+{
+    unsigned first;
+    int r = judge_keys(co, v, when, &first);
+    return r == 0 && first != 1 ? wrong(v, "%s: %u key slots are opened by a passphrase that one is to have", when, first) : r;
+}
+
 /* Tables left behind the end by an interrupted shrink must not come back. */
 static int grow(struct co *co, struct sim_verify *v, struct graph_node *n)
 {
@@ -668,7 +684,11 @@ static int go_on(struct co *co, struct sim_verify *v, struct graph *g)
         r = judge_same(v, when);
     if (r == 0)
         r = judge_raw_file(v, when);
+    if (r == 0)
+        r = change_key(co, v, n);
     r = close_disk(co, v, n, when, r);
+    if (r == 0)
+        r = judge_slots(co, v, when);
     if (r == 0)
         r = audit(v, when, &a);
     if (r == 0 && (is_late(v, &a) || (v->im->g->table && a.marked)) && !stays)

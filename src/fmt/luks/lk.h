@@ -45,6 +45,18 @@ struct lk_change {
 /* h is brought up to date. */
 MUST_USE int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err);
 
+/* ---- lk_spare.c ---- */
+/* What the salt of an active slot says of another slot as that one is now. */
+enum lk_mark {
+    LK_MARK_FOR = 1,                         /* it stands in for it */
+    LK_MARK_BEFORE,                          /* the same, and the other has not been overwritten yet */
+    LK_MARK_AFTER,                           /* the same, and the other holds the new passphrase */
+};
+/* The salt of a spare for slot `of`, which has the salt `after` at the end. */
+MUST_USE int lk_spare_salt(const struct lk_header *h, unsigned of, const uint8_t *after, uint8_t ret[LK_SALT_BYTES]);
+/* Slots that say this of slot `of` (-1: of any): a mask. *ret_of: the last slot of which one does; unchanged when none does. */
+unsigned lk_spares(const struct lk_header *h, int of, enum lk_mark what, unsigned *ret_of);
+
 /* ---- lk_options.c ---- */
 /* What the options of creation say, the layout included; prefix: "encrypt." or "". */
 MUST_USE int lk_options(const struct fmt_encrypt *o, const char *prefix, struct lk_header *ret, struct byre_err *err);

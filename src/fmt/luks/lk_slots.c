@@ -9,6 +9,9 @@
  *                  always opens, so "another slot is active" is a promise that the data can be reached.
  *              S3  An active slot is overwritten while a second copy of the key, under the new passphrase, stands in another slot
  *                  (if there is room for one): whoever changes the slot may know no passphrase of those that are active beside it.
+ *              S4  Such a spare slot says of itself what it is, by its salt, to us: a crash may leave it. Then it is erased when the slot
+ *                  that it stood in for holds the new passphrase, or is changed again; or, when no other slot is free, whichever of the two
+ *                  the passphrase does not open that somebody has just shown to know. A slot that anybody has written since says nothing.
  * Order        Q26: material, flush, header. The header is two sectors: the one with the state of the slot goes last when a slot
  *              becomes active and first when it ends.
  * Concurrency  Home loop of the image. Long arithmetic is on the CPU pool.
@@ -170,20 +173,27 @@ int lk_unlock(struct co *co, const struct lk_area *a, const struct lk_header *h,
 
 /* ---- writing slots ---- */
 
-/* Fills slot i of h with `key` under `pass`, material on disk and durable; the slot is active in memory only. */
-static int fill_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const uint8_t *key, const struct secret *pass, uint64_t iter_time_ms)
+/* What a slot is to hold. salt NULL: a new one. */
+struct filling { const uint8_t *key; const struct secret *pass; uint64_t iter_time_ms; const uint8_t *salt; };
+
+/* Fills slot i of h, material on disk and durable; the slot is active in memory only. */
+static int fill_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const struct filling *f)
 {
     struct lk_slot *s = &h->slot[i];
     struct lk_slot fresh = { .usable = true, .stripes = s->stripes, .off = s->off };
-    int r = secret_random(fresh.salt, sizeof fresh.salt);
+    int r = 0;
+    if (f->salt)
+        memcpy(fresh.salt, f->salt, sizeof fresh.salt);
+    else
+        r = secret_random(fresh.salt, sizeof fresh.salt);
     if (r == 0)
-        r = lk_pbkdf2_calibrate(co, h->hash, h->key_bytes, iter_time_ms, &fresh.iterations);
+        r = lk_pbkdf2_calibrate(co, h->hash, h->key_bytes, f->iter_time_ms, &fresh.iterations);
     if (r < 0)
         return r;
     *s = fresh;
-    struct split w = { .h = h, .stripes = s->stripes, .bytes = lk_material_bytes(h->key_bytes, s->stripes), .key = (uint8_t *)(uintptr_t)key };
+    struct split w = { .h = h, .stripes = s->stripes, .bytes = lk_material_bytes(h->key_bytes, s->stripes), .key = (uint8_t *)(uintptr_t)f->key };
     w.material = secret_new(w.bytes);
-    r = w.material ? slot_xform(co, h, i, pass, &w.x) : -ENOMEM;
+    r = w.material ? slot_xform(co, h, i, f->pass, &w.x) : -ENOMEM;
     if (r == 0)
         r = (int)rt_cpu(co, run_split, &w);
     if (r == 0)
@@ -218,10 +228,30 @@ static int erase_slot(struct co *co, const struct lk_area *a, struct lk_header *
     return r;
 }
 
-static int add_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const uint8_t *key, const struct secret *pass, uint64_t iter_time_ms)
+static int add_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const struct filling *f)
 {
-    int r = fill_slot(co, a, h, i, key, pass, iter_time_ms);
+    int r = fill_slot(co, a, h, i, f);
     return r < 0 ? r : put_slot(co, a, h, i);
+}
+
+/* ---- spare slots ---- */
+
+/* Erases slots while others stay that may have been written just before our time: these are durable first. */
+static int erase_slots(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned mask)
+{
+    int r = mask ? a->flush(co, a->arg) : 0;
+    for (unsigned i = 0; i < LK_SLOTS && r == 0; i++)
+        if (mask & 1u << i)
+            r = erase_slot(co, a, h, i);
+    return r;
+}
+
+/* Spares whose slot holds the new passphrase: nothing is lost with them. */
+static int settle_spares(struct co *co, const struct lk_area *a, struct lk_header *h, struct byre_err *err)
+{
+    unsigned of;
+    int r = erase_slots(co, a, h, lk_spares(h, -1, LK_MARK_AFTER, &of));
+    return r < 0 ? failed(a, "erase a key slot that an interrupted change has left", r, err) : 0;
 }
 
 /* ---- a new header ---- */
@@ -250,7 +280,7 @@ static int format_parts(struct co *co, const struct lk_area *a, struct lk_header
     if (r == 0)
         r = digest_of(co, h, key, h->digest);
     if (r == 0)
-        r = fill_slot(co, a, h, 0, key, pass, iter_time_ms);
+        r = fill_slot(co, a, h, 0, &(struct filling){ key, pass, iter_time_ms, NULL });
     return r;
 }
 
@@ -295,50 +325,122 @@ static int free_slot(const struct lk_header *h, int but)
     return -1;
 }
 
-/* The slot that a new key goes to, or a refusal. */
-static int choose_slot(const struct lk_area *a, const struct lk_header *h, const struct lk_change *o, struct byre_err *err)
+/* The slot that a new key goes to, or a refusal. *ret_slot -1: none is free, but an interrupted change has left a spare. */
+static int choose_slot(const struct lk_area *a, const struct lk_header *h, const struct lk_change *o, int *ret_slot, struct byre_err *err)
 {
-    int i = o->keyslot >= 0 ? o->keyslot : free_slot(h, -1);
+    unsigned of;
+    int i = *ret_slot = o->keyslot >= 0 ? o->keyslot : free_slot(h, -1);
     if (i < 0)
-        return byre_fail(err, LIMIT, "%s: all key slots are in use", a->name);
+        return lk_spares(h, -1, LK_MARK_BEFORE, &of) ? 0 : byre_fail(err, LIMIT, "%s: all key slots are in use", a->name);
     if (!h->slot[i].usable)
         return byre_fail(err, BAD_ARGUMENT, "%s: key slot %d has no place that a key could be written to", a->name, i);
-    if (h->slot[i].active && !o->force)
-        return byre_fail(err, EXISTS, "%s: key slot %d is active and is not overwritten; erase it first", a->name, i);
-    return i;
+    if (!h->slot[i].active || o->force)
+        return 0;
+    return lk_active_slots(h) == 1
+           ? byre_fail(err, EXISTS, "%s: key slot %d is the only active one and is not overwritten without force", a->name, i)
+           : byre_fail(err, EXISTS, "%s: key slot %d is active and is not overwritten; erase it first, or use force", a->name, i);
 }
 
-static int write_key(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, unsigned i, const uint8_t *key)
+/* All slots are in use, two of them because a change was interrupted: one is given up, not the one that opens (S4). */
+static int give_up_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned opens)
 {
-    uint64_t ms = o->has_iter_time ? o->iter_time_ms : LK_ITER_TIME_MS;
-    if (!h->slot[i].active)
-        return add_slot(co, a, h, i, key, o->new_secret, ms);
-    int spare = !MUTANT(MUT_KEY_NO_SPARE) ? free_slot(h, (int)i) : -1;
-    int r = spare >= 0 ? add_slot(co, a, h, (unsigned)spare, key, o->new_secret, ms) : 0;      /* S3 */
+    unsigned of, mask = lk_spares(h, -1, LK_MARK_BEFORE, &of), k = 0;
+    mask = mask ? lk_spares(h, (int)of, LK_MARK_BEFORE, &of) : 0;
+    if (!mask)
+        return -ENOENT;
+    while (!(mask & 1u << k))
+        k++;
+    unsigned i = k == opens ? of : k;
+    int r = erase_slots(co, a, h, 1u << i);
+    return r < 0 ? r : (int)i;
+}
+
+/* Which of these slots are opened by the passphrase? Those are left in *mask. */
+static int keep_opened(struct co *co, const struct lk_area *a, const struct lk_header *h, const struct secret *pass, unsigned *mask)
+{
+    uint8_t *key = secret_new(h->key_bytes);
+    int r = key ? 0 : -ENOMEM;
+    for (unsigned i = 0; i < LK_SLOTS && r == 0; i++) {
+        if (!(*mask & 1u << i))
+            continue;
+        r = try_slot(co, a, h, i, pass, key);
+        if (r == -EACCES) {
+            *mask &= ~(1u << i);
+            r = 0;
+        }
+    }
+    secret_free(key);
+    return r;
+}
+
+/* Spares that go when slot i has been written: of a change of it that came no further. What somebody has put into the slot since does not
+ * concern them, but for the passphrase that one of them opens with: it is wanted in one place. */
+static int left_spares(struct co *co, const struct lk_area *a, const struct lk_header *h, unsigned i, const struct secret *pass, unsigned *ret)
+{
+    unsigned of, same = lk_spares(h, (int)i, LK_MARK_FOR, &of);
+    int r = same ? keep_opened(co, a, h, pass, &same) : 0;
+    *ret = same | lk_spares(h, (int)i, LK_MARK_BEFORE, &of);
+    return r;
+}
+
+/* Slot i is active. opens: one that the passphrase opens which is known. */
+static int write_over(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, unsigned opens, struct filling *f, unsigned left)
+{
+    uint8_t marked[LK_SALT_BYTES], after[LK_SALT_BYTES];
+    int spare = !MUTANT(MUT_KEY_NO_SPARE) ? free_slot(h, (int)i) : -1, r = 0;
+    for (unsigned k = 0; k < LK_SLOTS && spare < 0; k++)
+        if (left & 1u << k && k != opens)            /* room for a new spare; slot i is what it was */
+            spare = (int)k;
+    if (spare >= 0 && h->slot[spare].active)
+        r = erase_slots(co, a, h, 1u << spare);
+    if (r == 0)
+        r = secret_random(after, sizeof after);
+    if (r == 0)
+        r = lk_spare_salt(h, i, after, marked);
+    f->salt = marked;
+    if (r == 0 && spare >= 0)
+        r = add_slot(co, a, h, (unsigned)spare, f);  /* S3 */
+    if (r == 0 && spare >= 0)
+        r = erase_slots(co, a, h, left & ~(1u << spare));        /* now: when slot i has another salt, nobody knows them */
     if (r == 0)
         r = erase_slot(co, a, h, i);
+    f->salt = after;
     if (r == 0)
-        r = add_slot(co, a, h, i, key, o->new_secret, ms);
-    if (r == 0 && spare >= 0)
-        r = erase_slot(co, a, h, (unsigned)spare);
-    return r;
+        r = add_slot(co, a, h, i, f);
+    return r < 0 || spare < 0 ? r : erase_slots(co, a, h, 1u << spare);
+}
+
+static int write_key(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, unsigned opens, struct filling *f)
+{
+    unsigned left;
+    int r = left_spares(co, a, h, i, f->pass, &left);
+    if (r == 0)
+        r = h->slot[i].active ? write_over(co, a, h, i, opens, f, left) : add_slot(co, a, h, i, f);
+    for (unsigned k = 0; k < LK_SLOTS; k++)
+        left &= h->slot[k].active ? ~0u : ~(1u << k);
+    return r < 0 ? r : erase_slots(co, a, h, left);
 }
 
 static int activate(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err)
 {
     uint8_t *key;
     unsigned from;
+    int i = -1;
     if (!o->new_secret)
         return byre_fail(err, BAD_OPTION, "%s: a key slot becomes active with new-secret only", a->name);
     if (o->old_secret)
         return byre_fail(err, BAD_OPTION, "%s: old-secret has no meaning when a key slot becomes active", a->name);
-    int i = choose_slot(a, h, o, err);
-    if (i < 0)
-        return i;
-    int r = lk_unlock(co, a, h, o->open_secret, -1, &key, &from, err);
+    int r = settle_spares(co, a, h, err);
+    if (r == 0)
+        r = choose_slot(a, h, o, &i, err);
+    if (r == 0)
+        r = lk_unlock(co, a, h, o->open_secret, -1, &key, &from, err);
     if (r < 0)
         return r;
-    r = write_key(co, a, h, o, (unsigned)i, key);
+    struct filling f = { key, o->new_secret, o->has_iter_time ? o->iter_time_ms : LK_ITER_TIME_MS, NULL };
+    if (i < 0)
+        i = give_up_slot(co, a, h, from);
+    r = i < 0 ? i : write_key(co, a, h, (unsigned)i, from, &f);
     secret_free(key);
     return r < 0 ? failed(a, "write the key slot", r, err) : 0;
 }
@@ -346,19 +448,11 @@ static int activate(struct co *co, const struct lk_area *a, struct lk_header *h,
 /* Which active slots does the old passphrase open? A mask in *ret. */
 static int matching_slots(struct co *co, const struct lk_area *a, const struct lk_header *h, const struct secret *pass, unsigned *ret, struct byre_err *err)
 {
-    uint8_t *key = secret_new(h->key_bytes);
-    int r = key ? 0 : -ENOMEM;
-    *ret = 0;
-    for (unsigned i = 0; i < LK_SLOTS && r == 0; i++) {
-        if (!h->slot[i].active)
-            continue;
-        r = try_slot(co, a, h, i, pass, key);
-        if (r == 0)
-            *ret |= 1u << i;
-        if (r == -EACCES)
-            r = 0;
-    }
-    secret_free(key);
+    unsigned mask = 0;
+    for (unsigned i = 0; i < LK_SLOTS; i++)
+        mask |= h->slot[i].active ? 1u << i : 0;
+    int r = keep_opened(co, a, h, pass, &mask);
+    *ret = mask;
     return r < 0 ? failed(a, "read the key slots", r, err) : 0;
 }
 
@@ -390,15 +484,13 @@ static int deactivate(struct co *co, const struct lk_area *a, struct lk_header *
         return byre_fail(err, BAD_OPTION, "%s: %s has no meaning when a key slot is erased", a->name, o->new_secret ? "new-secret" : "iter-time");
     if (!o->old_secret && o->keyslot < 0)
         return byre_fail(err, BAD_OPTION, "%s: which key slot is to be erased? keyslot or old-secret is needed", a->name);
-    int r = choose_erased(co, a, h, o, &mask, err);
-    for (unsigned i = 0; i < LK_SLOTS && r == 0; i++) {
-        if (!(mask & 1u << i))
-            continue;
-        r = erase_slot(co, a, h, i);
-        if (r < 0)
-            r = failed(a, "erase the key slot", r, err);
-    }
-    return r;
+    int r = settle_spares(co, a, h, err);
+    if (r == 0)
+        r = choose_erased(co, a, h, o, &mask, err);
+    if (r < 0)
+        return r;
+    r = erase_slots(co, a, h, mask);
+    return r < 0 ? failed(a, "erase the key slot", r, err) : 0;
 }
 
 int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err)

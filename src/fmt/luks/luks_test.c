@@ -320,7 +320,7 @@ static struct lk_area area_of(struct toy *t)
 }
 
 /* A header at 4096 of a toy store, one slot with the passphrase "one". */
-static struct toy *formatted(struct co *co, struct lk_header *h)
+static struct toy *formatted_with(struct co *co, struct lk_header *h, uint32_t stripes)
 {
     struct toy *t = toy_new(0, 1, 1);
     struct lk_area a = area_of(t);
@@ -328,10 +328,14 @@ static struct toy *formatted(struct co *co, struct lk_header *h)
     struct secret one = pass_of("one");
     CHECK_EQ(lk_options(&o, "", h, NULL), 0);
     a.len = h->payload_off;
+    for (unsigned i = 0; i < LK_SLOTS; i++)
+        h->slot[i].stripes = stripes;
     CHECK_EQ(lk_format(co, &a, h, &one, 0, NULL, NULL), 0);
     CHECK_EQ(stor_truncate(co, &t->s, a.base + h->payload_off), 0);      /* room for all slots, so that its length stays */
     return t;
 }
+
+static struct toy *formatted(struct co *co, struct lk_header *h) { return formatted_with(co, h, LK_STRIPES); }
 
 static bool opens(struct co *co, struct toy *t, const char *pass, unsigned *ret_slot)
 {
@@ -348,15 +352,21 @@ static bool opens(struct co *co, struct toy *t, const char *pass, unsigned *ret_
     return true;
 }
 
-static int amend(struct co *co, struct toy *t, enum fmt_key_state state, int slot, const char *new, const char *old, bool force)
+/* by: the passphrase that opens a slot */
+static int amend_by(struct co *co, struct toy *t, const char *by, enum fmt_key_state state, int slot, const char *new, const char *old, bool force)
 {
     struct lk_header h;
     struct lk_area a = area_of(t);
-    struct secret n = pass_of(new ? new : ""), o = pass_of(old ? old : ""), one = pass_of("one");
+    struct secret n = pass_of(new ? new : ""), o = pass_of(old ? old : ""), b = pass_of(by);
     struct lk_change k = { .state = state, .keyslot = slot, .new_secret = new ? &n : NULL, .old_secret = old ? &o : NULL,
-                                .open_secret = &one, .has_iter_time = state == FMT_KEY_ACTIVE, .force = force };
+                                .open_secret = &b, .has_iter_time = state == FMT_KEY_ACTIVE, .force = force };
     int r = lk_load(co, &a, &h, NULL);
     return r ? r : lk_amend(co, &a, &h, &k, NULL);
+}
+
+static int amend(struct co *co, struct toy *t, enum fmt_key_state state, int slot, const char *new, const char *old, bool force)
+{
+    return amend_by(co, t, "one", state, slot, new, old, force);
 }
 
 static unsigned active(struct co *co, struct toy *t)
@@ -406,7 +416,7 @@ static void slots(struct co *co, void *arg)
 }
 
 /* What the store held before each write of a change, and where it wrote. */
-#define CUTS_MAX 24
+#define CUTS_MAX 48
 struct cuts { unsigned n, unflushed; struct { uint8_t *before; uint64_t off, len; } at[CUTS_MAX]; };
 
 static int note_write(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
@@ -449,8 +459,8 @@ static bool active_open(struct co *co, struct toy *t, const char *const *passes)
 }
 
 /* The power goes during each write of a change: it left nothing, its first half, its second half, or all. Then the disk can
- * still be opened, and an active slot always opens. */
-static void cut_short(struct co *co, struct toy *t, struct cuts *c, const char *const *passes)
+ * still be opened, and an active slot always opens. then: what comes next, may be NULL. */
+static void cut_short(struct co *co, struct toy *t, struct cuts *c, const char *const *passes, void (*then)(struct co *co, struct toy *t))
 {
     uint8_t *end = memcpy(malloc(t->len), t->bytes, t->len);
     for (unsigned i = 0; i < c->n; i++)
@@ -464,6 +474,8 @@ static void cut_short(struct co *co, struct toy *t, struct cuts *c, const char *
             memcpy(t->bytes + off + from, after + off + from, n);
             if (!CHECK(active_open(co, t, passes)) || !CHECK(opens(co, t, passes[0], NULL) || opens(co, t, passes[1], NULL)))
                 print_message("write %u, state %u\n", i, how);
+            if (then && how == 0)                    /* the other states are like those before or after them */
+                then(co, t);
         }
     for (unsigned i = 0; i < c->n; i++)
         free(c->at[i].before);
@@ -490,9 +502,136 @@ static void torn(struct co *co, void *arg)
         CHECK_EQ(amend(co, t, rows[i].state, rows[i].slot, rows[i].new, NULL, rows[i].force), 0);
         t->hook = NULL;
         CHECK(opens(co, t, "new", NULL));
-        cut_short(co, t, &c, passes);
+        cut_short(co, t, &c, passes, NULL);
         toy_free(t);
     }
+}
+
+/* ---- spare slots that a crash has left (S4) ---- */
+
+static unsigned opened_by(struct co *co, struct toy *t, const char *pass)
+{
+    struct lk_header h;
+    struct lk_area a = area_of(t);
+    struct secret s = pass_of(pass);
+    unsigned n = 0, slot;
+    uint8_t *key;
+    CHECK_EQ(lk_load(co, &a, &h, NULL), 0);
+    for (int i = 0; i < (int)LK_SLOTS; i++)
+        if (h.slot[i].active && lk_unlock(co, &a, &h, &s, i, &key, &slot, NULL) == 0) {
+            secret_free(key);
+            n++;
+        }
+    return n;
+}
+
+static void keep(struct toy *t, uint8_t **ret) { *ret = memcpy(malloc(t->len), t->bytes, t->len); }
+static void back(struct toy *t, const uint8_t *was) { memcpy(t->bytes, was, t->len); }
+
+/* The same once more, whichever passphrase is known: it ends as if nothing had been between. Another one: the first is gone as well. */
+static void repeated(struct co *co, struct toy *t)
+{
+    static const char *const news[] = { "new", "newer" }, *const knows[] = { "one", "new" };
+    unsigned others = opened_by(co, t, "other");
+    uint8_t *was;
+    keep(t, &was);
+    for (unsigned k = 0; k < 4; k++) {
+        back(t, was);
+        bool there = opened_by(co, t, "one");
+        if (!opens(co, t, knows[k % 2], NULL) || (k >= 2 && !there))     /* slot 0 is free: the first has had its effect */
+            continue;
+        CHECK_EQ(amend_by(co, t, knows[k % 2], FMT_KEY_ACTIVE, 0, news[k / 2], NULL, true), 0);
+        if (!CHECK(opened_by(co, t, "one") == 0 && opened_by(co, t, news[k / 2]) == 1 && active(co, t) == 1 + others))
+            print_message("known: %s, new: %s, %u active\n", knows[k % 2], news[k / 2], active(co, t));
+    }
+    back(t, was);
+    free(was);
+}
+
+/* Seven slots are in use, the eighth is the spare: there is room for one more key, and not for two. Who makes it loses nothing. */
+static void filled_up(struct co *co, struct toy *t)
+{
+    static const char *const knows[] = { "one", "new", "other" };
+    uint8_t *was;
+    keep(t, &was);
+    unsigned others = opened_by(co, t, "other");
+    for (unsigned k = 0; k < 3; k++) {
+        back(t, was);
+        if (!opens(co, t, knows[k], NULL))
+            continue;
+        CHECK_EQ(amend_by(co, t, knows[k], FMT_KEY_ACTIVE, -1, "more", NULL, false), 0);
+        CHECK_EQ(amend_by(co, t, knows[k], FMT_KEY_ACTIVE, -1, "more", NULL, false), -E2BIG);
+        CHECK(opens(co, t, knows[k], NULL) && opened_by(co, t, "more") == 1 && opened_by(co, t, "other") == others && active(co, t) == LK_SLOTS);
+    }
+    back(t, was);
+    free(was);
+}
+
+static void left_spares(struct co *co, void *arg)
+{
+    static const char *const passes[] = { "one", "new", "other", NULL };
+    for (unsigned full = 0; full < 2; full++) {
+        struct lk_header h;
+        struct toy *t = formatted_with(co, &h, 20);
+        struct cuts c = { 0 };
+        for (unsigned i = 0; i < (full ? LK_SLOTS - 2 : 1); i++)
+            CHECK_EQ(amend(co, t, FMT_KEY_ACTIVE, -1, "other", NULL, false), 0);
+        t->hook_arg = &c;
+        t->hook = note_write;
+        CHECK_EQ(amend(co, t, FMT_KEY_ACTIVE, 0, "new", NULL, true), 0);
+        t->hook = NULL;
+        cut_short(co, t, &c, passes, full ? filled_up : repeated);
+        toy_free(t);
+    }
+}
+
+/* A slot that another program has written since the crash is nobody's spare and has none: what opens by it stays. */
+static void strangers(struct co *co, void *arg)
+{
+    struct lk_header h;
+    struct toy *t = formatted(co, &h);
+    struct lk_area a = area_of(t);
+    CHECK_EQ(amend(co, t, FMT_KEY_ACTIVE, 1, "two", NULL, false), 0);
+    CHECK_EQ(lk_load(co, &a, &h, NULL), 0);
+    uint8_t after[LK_SALT_BYTES] = { 9 }, salt[LK_SALT_BYTES];
+    unsigned of = 77;
+    CHECK_EQ(lk_spare_salt(&h, 0, after, salt), 0);
+    memcpy(h.slot[1].salt, salt, sizeof salt);
+    CHECK(lk_spares(&h, -1, LK_MARK_FOR, &of) == 2 && of == 0);
+    CHECK(lk_spares(&h, 0, LK_MARK_BEFORE, &of) == 2 && !lk_spares(&h, -1, LK_MARK_AFTER, &of) && !lk_spares(&h, 3, LK_MARK_FOR, &of));
+    struct lk_header now = h;
+    memcpy(now.slot[0].salt, after, sizeof after);
+    CHECK(!lk_spares(&now, -1, LK_MARK_BEFORE, &of) && lk_spares(&now, -1, LK_MARK_AFTER, &of) == 2);
+    now.slot[0].active = false;
+    CHECK(!lk_spares(&now, -1, LK_MARK_AFTER, &of) && lk_spares(&now, -1, LK_MARK_FOR, &of) == 2);
+    now = h;
+    now.slot[0].salt[31] ^= 1;
+    CHECK(!lk_spares(&now, -1, LK_MARK_BEFORE, &of) && !lk_spares(&now, -1, LK_MARK_AFTER, &of));
+    now = h;
+    now.slot[1].salt[0] ^= 1;
+    CHECK(!lk_spares(&now, -1, LK_MARK_FOR, &of) && !lk_spares(&now, -1, LK_MARK_BEFORE, &of));
+    now = h;
+    now.slot[1].active = false;
+    CHECK(!lk_spares(&now, -1, LK_MARK_FOR, &of));
+    toy_free(t);
+}
+
+/* What is refused without force, and says so (FEATURES 1.074). */
+static void only_with_force(struct co *co, void *arg)
+{
+    struct lk_header h;
+    struct toy *t = formatted(co, &h);
+    struct lk_area a = area_of(t);
+    struct secret one = pass_of("one"), two = pass_of("two");
+    struct byre_err err;
+    struct lk_change k = { .state = FMT_KEY_ACTIVE, .keyslot = 0, .new_secret = &two, .open_secret = &one, .has_iter_time = true };
+    CHECK_EQ(lk_amend(co, &a, &h, &k, &err), -EEXIST);
+    CHECK(strstr(err.text, "slot 0 is the only active one") && strstr(err.text, "without force"));
+    CHECK_EQ(amend(co, t, FMT_KEY_ACTIVE, -1, "two", NULL, false), 0);
+    CHECK_EQ(lk_amend(co, &a, &h, &k, &err), -EEXIST);
+    CHECK(strstr(err.text, "erase it first"));
+    CHECK(opened_by(co, t, "one") == 1 && opened_by(co, t, "two") == 1);
+    toy_free(t);
 }
 
 /* An erased slot leaves no way back: neither its salt nor its material is there. */
@@ -517,7 +656,7 @@ static void erased(struct co *co, void *arg)
         CHECK_EQ(lk_load(co, &a, &h, NULL), 0);
         CHECK(mem_is_zero(h.slot[slot].salt, LK_SALT_BYTES) && !h.slot[slot].active);
         static const char *const passes[] = { "one", "two", NULL };
-        cut_short(co, t, &c, passes);
+        cut_short(co, t, &c, passes, NULL);
         free(was);
         toy_free(t);
     }
@@ -1078,6 +1217,9 @@ RUN(header_round_trip)
 RUN(hostile_headers)
 RUN(slots)
 RUN(torn)
+RUN(left_spares)
+RUN(strangers)
+RUN(only_with_force)
 RUN(erased)
 RUN(unreadable)
 RUN(slots_that_do_not_exist)
@@ -1093,7 +1235,7 @@ int main(void)
         cmocka_unit_test(test_xts_vectors), cmocka_unit_test(test_block_vectors), cmocka_unit_test(test_modes),
         cmocka_unit_test(test_all_suites), cmocka_unit_test(test_pbkdf2), cmocka_unit_test(test_splitter),
         cmocka_unit_test(test_header_round_trip), cmocka_unit_test(test_hostile_headers), cmocka_unit_test(test_slots),
-        cmocka_unit_test(test_torn), cmocka_unit_test(test_erased), cmocka_unit_test(test_unreadable),
+        cmocka_unit_test(test_torn), cmocka_unit_test(test_left_spares), cmocka_unit_test(test_strangers), cmocka_unit_test(test_only_with_force), cmocka_unit_test(test_erased), cmocka_unit_test(test_unreadable),
         cmocka_unit_test(test_slots_that_do_not_exist), cmocka_unit_test(test_other_secret), cmocka_unit_test(test_header_apart),
         cmocka_unit_test(test_any_size), cmocka_unit_test(fan_outs), cmocka_unit_test(test_large_fails), cmocka_unit_test(beside), cmocka_unit_test(test_no_key), cmocka_unit_test(secrets),
     };
