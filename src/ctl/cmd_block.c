@@ -132,7 +132,7 @@ void ctl_io_error(void *arg, struct graph_node *n, const struct graph_io_error *
     if (!device && !export)
         return;
     json_t *data = json_pack("{s:s,s:s,s:s,s:s,s:s,s:b,s:s}", "device", device ? device : "", "qom-path", "", "node-name",
-                             graph_node_name(graph_skip_implicit(graph_attached(n))), "operation", e->op == GRAPH_STATS_READ ? "read" : "write", "action", "report",
+                             graph_attached_name(n), "operation", e->op == GRAPH_STATS_READ ? "read" : "write", "action", "report",
                              "nospace", e->error == -ENOSPC, "reason", strerror(-e->error));
     char said[GRAPH_COMPLAINT_MAX];
     bool more = graph_complaint(graph_attached(n), e->error, e->begun_ns, said);

@@ -19,7 +19,7 @@
 #include "ctl/ctl_priv.h"
 #include "export/exports.h"
 #include "graph/blockdev.h"
-#include "graph/runtime.h"
+#include "graph/tray.h"
 #include "tls/objects.h"
 
 #define HANDSHAKE_SECONDS 10u
@@ -181,7 +181,7 @@ static const struct ctl_shape type_shape = { .name = "BlockExportType", .words =
 struct add_args {
     int type;
     const char *id, *node_name, *name, *description;
-    bool writable, writethrough, allocation_depth, allow_inactive, fixed_iothread;
+    bool writable, writethrough, allocation_depth, allow_inactive, fixed_iothread, removable;
     const char *iothread;
     struct ctl_list bitmaps;
 };
@@ -195,6 +195,7 @@ static const struct ctl_arg add_rows[] = {
     { "fixed-iothread", CTL_BOOL, false, CTL_AT(struct add_args, fixed_iothread), .doc = "No other thread will, also when x-blockdev-set-iothread asks for it." },
     { "allow-inactive", CTL_BOOL, false, CTL_AT(struct add_args, allow_inactive),
       .doc = "The node may be inactive, or become so: clients read, and cannot write. Otherwise it is made active first, and stays so." },
+    { "x-byre-removable", CTL_BOOL, false, CTL_AT(struct add_args, removable), .doc = "It is a drive with a tray: its node is a medium, which may become another one (blockdev-change-medium)." },
     CTL_ARGS_END
 };
 static const struct ctl_arg nbd_rows[] = {
@@ -228,7 +229,7 @@ static int run_add(struct co *co, struct ctl_call *call)
     if (!n)
         return call->err.code;
     struct export_opts o = { .id = a->id, .node = n, .name = a->name, .description = a->description, .writable = a->writable, .writethrough = a->writethrough, .allow_inactive = a->allow_inactive,
-        .iothread = a->iothread, .fixed_iothread = a->fixed_iothread,
+        .removable = a->removable, .iothread = a->iothread, .fixed_iothread = a->fixed_iothread,
         .allocation_depth = a->allocation_depth, .bitmaps = bitmaps, .bitmap_count = (unsigned)a->bitmaps.count };
     return exports_add(co, x, &o, &e, &call->err);
 }
@@ -312,8 +313,10 @@ static int run_old_del(struct co *co, struct ctl_call *call)
 
 /* ---- query-block-exports ---- */
 static const struct ctl_arg info_rows[] = {
-    { "id", CTL_STR, true, CTL_AT_NONE }, { "type", CTL_ENUM, true, CTL_AT_NONE, .of = &type_shape }, { "node-name", CTL_STR, true, CTL_AT_NONE },
+    { "id", CTL_STR, true, CTL_AT_NONE }, { "type", CTL_ENUM, true, CTL_AT_NONE, .of = &type_shape },
+    { "node-name", CTL_STR, true, CTL_AT_NONE, .doc = "Empty: there is nothing in its tray." },
     { "shutting-down", CTL_BOOL, true, CTL_AT_NONE, .doc = "It is being removed; BLOCK_EXPORT_DELETED tells when it is gone." },
+    { "x-byre-tray-open", CTL_BOOL, false, CTL_AT_NONE, .doc = "Of one that is removable." },
     CTL_ARGS_END
 };
 static const struct ctl_shape info_shape = { .name = "BlockExportInfo", .rows = info_rows };
@@ -324,8 +327,9 @@ static int run_query_block_exports(struct co *co, struct ctl_call *call)
     struct exports *x = call->c->env.exports;
     call->ret = json_array();
     for (struct export *e = x ? exports_next(x, NULL) : NULL; e; e = exports_next(x, e)) {
-        json_t *o = json_pack("{s:s,s:b,s:s,s:s}", "node-name", graph_node_name(graph_skip_implicit(graph_attached(e->node))), "shutting-down", e->shutting_down, "type", "nbd", "id", e->id);
-        if (!call->ret || json_array_append_new(call->ret, o))
+        json_t *o = json_pack("{s:s,s:b,s:s,s:s}", "node-name", graph_attached_name(e->node), "shutting-down", e->shutting_down, "type", "nbd", "id", e->id);
+        bool whole = o && (!e->removable || !json_object_set_new(o, "x-byre-tray-open", json_boolean(graph_tray_is_open(e->node))));
+        if (!call->ret || json_array_append_new(call->ret, o) || !whole)
             return ctl_no_memory(call);
     }
     return call->ret ? 0 : ctl_no_memory(call);

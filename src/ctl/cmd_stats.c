@@ -288,7 +288,7 @@ static int run_exports(struct co *co, struct ctl_call *call)
     call->ret = json_array();
     for (struct export *e = x && call->ret ? exports_next(x, NULL) : NULL; e; e = exports_next(x, e)) {
         json_t *stats = stats_json(call->c, e->node);
-        json_t *o = stats ? json_pack("{s:s,s:s,s:o}", "id", e->id, "node-name", graph_node_name(graph_skip_implicit(graph_attached(e->node))), "stats", stats) : NULL;
+        json_t *o = stats ? json_pack("{s:s,s:s,s:o}", "id", e->id, "node-name", graph_attached_name(e->node), "stats", stats) : NULL;
         if (json_array_append_new(call->ret, o))
             return ctl_no_memory(call);
     }

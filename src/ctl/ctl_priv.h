@@ -212,6 +212,7 @@ extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cm
 extern const struct ctl_command ctl_cmd_bitmap_sha256, ctl_cmd_blockdev_change, ctl_cmd_qom_list_properties, ctl_cmd_qom_list_types, ctl_cmd_query_iothreads, ctl_cmd_set_iothread;
 extern const struct ctl_command ctl_cmd_add_fd, ctl_cmd_closefd, ctl_cmd_getfd, ctl_cmd_query_fdsets, ctl_cmd_remove_fd;
 extern const struct ctl_command ctl_cmd_query_yank, ctl_cmd_yank, ctl_cmd_ringbuf_read, ctl_cmd_ringbuf_write;
+extern const struct ctl_command ctl_cmd_open_tray, ctl_cmd_close_tray, ctl_cmd_insert_medium, ctl_cmd_remove_medium, ctl_cmd_change_medium, ctl_cmd_eject;
 extern const struct ctl_command ctl_cmd_blockdev_backup, ctl_cmd_drive_backup;
 extern const struct ctl_command ctl_cmd_blockdev_mirror, ctl_cmd_drive_mirror, ctl_cmd_block_job_change;
 

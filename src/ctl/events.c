@@ -79,6 +79,13 @@ static const struct ctl_arg shutdown_rows[] = {
     CTL_ARGS_END
 };
 
+static const struct ctl_arg tray_rows[] = {
+    { "device", CTL_STR, true, CTL_AT_NONE, .doc = "Empty." },
+    { "id", CTL_STR, true, CTL_AT_NONE, .doc = "Of the export." },
+    { "tray-open", CTL_BOOL, true, CTL_AT_NONE },
+    CTL_ARGS_END
+};
+
 static const struct ctl_arg threshold_rows[] = {
     { "node-name", CTL_STR, true, CTL_AT_NONE },
     { "amount-exceeded", CTL_SIZE, true, CTL_AT_NONE, .doc = "By how many bytes." },
@@ -96,6 +103,7 @@ const struct ctl_event ctl_events[] = {
     { "BLOCK_JOB_PENDING", job_pending_rows, "A block job waits to be finalized." },
     { "BLOCK_JOB_READY", ended_rows, "A block job can be completed." },
     { "BLOCK_WRITE_THRESHOLD", threshold_rows, "A node was written to behind the offset that block-set-write-threshold named. It comes once." },
+    { "DEVICE_TRAY_MOVED", tray_rows, "The tray of a removable export is open now, or closed." },
     { "JOB_STATUS_CHANGE", job_status_rows, "A job is in another state. Success is told after what it promises is durable." },
     { "SHUTDOWN", shutdown_rows, "The server ends. Requests in flight are answered, images are closed." },
     { NULL, NULL, NULL }

@@ -6,6 +6,7 @@
  * Owns         exports, their bitmaps' holds and their uses of nodes; the server
  * Invariants   I1 an export is attached to its node as long as the server may touch it: the node may become another one below it, and is not closed
  *              I2 the watcher is told once for each export, after the last touch of its node
+ *              I3 who keeps an export (exports_keep) has all of it until he lets it go: its removal may have begun, and waits
  * Order        server first, then bitmaps and the attachment, then the watcher
  * Concurrency  home loop; a removal runs as a coroutine of its own, and exports_stop waits for all
  * Failure      an export that could not be added has left nothing
@@ -22,7 +23,7 @@
 #include "export/exports.h"
 #include "graph/blockdev.h"
 #include "graph/live.h"
-#include "graph/runtime.h"
+#include "graph/tray.h"
 #include "rt/loop.h"
 
 struct exports {
@@ -145,9 +146,19 @@ static void release_bitmaps(struct export *e)
         graph_bitmap_release(e->disk.bitmaps[--e->bitmap_count]);
 }
 
+/* A medium may be nobody else's: then nobody else can tell that it was not closed well. */
+static void take_medium_out(struct co *co, struct export *e)
+{
+    int r = graph_tray_remove(co, e->node);
+    if (r)
+        graph_warn(e->node, "%s: its medium was closed with an error, not everything that was written may be on the disk: %s", graph_filename(e->node), strerror(-r));
+}
+
 static void export_end(struct co *co, struct export *e)
 {
     release_bitmaps(e);
+    if (e->node && e->removable)
+        take_medium_out(co, e);
     struct graph_node *n = e->node ? graph_attached(e->node) : NULL;
     if (n)
         graph_ref(n);
@@ -221,9 +232,13 @@ static int offer(struct exports *x, struct export *e, const struct export_opts *
 static int fill(struct co *co, struct exports *x, struct export *e, const struct export_opts *o, struct byre_err *err)
 {
     e->owner = x;
+    e->writable = o->writable;
+    e->removable = o->removable;
     e->id = strdup(o->id);
     if (!e->id)
         return byre_fail(err, NOMEM, "no memory for an export");
+    if (o->removable && o->bitmap_count)
+        return byre_fail(err, BAD_ARGUMENT, "export '%s': bitmaps are of one medium, and it could not become another one", o->id);
     e->fixed_io = o->fixed_iothread;
     e->io = o->iothread ? iothread_find(&x->iothreads, o->iothread) : NULL;
     if (o->iothread && !e->io)
@@ -241,7 +256,7 @@ static int fill(struct co *co, struct exports *x, struct export *e, const struct
     char who[64];
     snprintf(who, sizeof who, "export '%s'", o->id);
     struct graph_attach_opts ao = { .who = who, .perm = STOR_PERM_READ | (o->writable ? STOR_PERM_WRITE : 0), .shared = STOR_PERM_ALL,
-                                    .idle = o->allow_inactive || !o->writable };
+                                    .idle = o->allow_inactive || !o->writable, .tray = o->removable };
     int r = graph_attach(o->node, &ao, &e->node, err);
     e->disk.node = e->node;
     if (!r)
@@ -352,9 +367,30 @@ static void removal_co(struct co *co, void *arg)
 {
     struct export *e = arg;
     struct exports *x = e->owner;
+    while (e->kept)
+        co_wait(co, &e->let);            /* I3 */
     if (nbd_server_remove(co, x->server, e->nbd, true, NULL))
         UNREACHABLE();                   /* with force it cannot fail */
     tell_gone(co, x, e);
+    co_group_leave(&x->removals);
+}
+
+int exports_keep(struct export *e, struct byre_err *err)
+{
+    ASSERT_LOOP(e->owner->home);
+    if (e->shutting_down)
+        return byre_fail(err, PERMISSION, "export '%s' is being removed", e->id);
+    e->kept++;
+    co_group_enter(&e->owner->removals);         /* the end of the server waits for it */
+    return 0;
+}
+
+void exports_let(struct export *e)
+{
+    struct exports *x = e->owner;
+    ASSERT(e->kept);
+    if (--e->kept == 0)
+        co_wake_all(&e->let);
     co_group_leave(&x->removals);
 }
 

@@ -30,6 +30,7 @@ struct export_opts {
     const char *name;                    /* NULL: the name of the node */
     const char *description;             /* NULL: none */
     bool writable, writethrough, allocation_depth;
+    bool removable;                      /* it has a tray, and its node is a medium (graph/tray.h) */
     bool allow_inactive;                 /* the node may be inactive, or become so: it is read as it was, and not written. Else it is made active before */
     bool is_default;                     /* also under the empty name */
     const struct export_bitmap *bitmaps; unsigned bitmap_count;
@@ -44,13 +45,15 @@ struct export {
     struct exports *owner;
     char *id;
     struct graph_node *node;             /* an attachment: graph_attached says which node that is now */
-    bool shutting_down;
+    bool shutting_down, writable, removable;
     struct iothread *io;                 /* NULL: none */
     bool fixed_io;
     /* inside */
     struct nbd_export *nbd;
     struct nbd_graph_disk disk;
     unsigned bitmap_count;
+    unsigned kept;                       /* exports_keep */
+    struct co_waitq let;                 /* nobody keeps it any more */
 };
 
 struct exports;
@@ -76,6 +79,9 @@ MUST_USE int exports_server_stop(struct co *co, struct exports *x, struct byre_e
 
 /* Needs a server. EXISTS: the id or the name is taken; READ_ONLY, PERMISSION: the node does not allow it. Suspends. */
 MUST_USE int exports_add(struct co *co, struct exports *x, const struct export_opts *o, struct export **ret_e, struct byre_err *err);
+/* Until exports_let its removal waits, for commands that suspend. PERMISSION: that has begun. */
+MUST_USE int exports_keep(struct export *e, struct byre_err *err);
+void exports_let(struct export *e);
 struct export *exports_find(struct exports *x, const char *id);          /* NULL: none */
 struct export *exports_next(struct exports *x, struct export *prev);     /* iterate; prev NULL: the first */
 /* Begins to remove it: it is gone when the watcher was told. force: its clients are cut off; otherwise PERMISSION while it has some. */

@@ -4,7 +4,7 @@
  *
  * Purpose     Makes them; the image in which there is nothing; passing requests on.
  * Owns        The image of a filter, and by the row's `free` what the filter has of its own.
- * Invariants  F1  A filter's image is as long as what it filters; with nothing below it, it is empty and read-only.
+ * Invariants  F1  A filter's image is as long as what it filters; with nothing below it, it is empty and read-only (an attachment: tray.c Y3).
  *             F2  Requests come to what lies below a filter inside a section of a gate at or above the filter.
  * Order       None: a filter has no metadata.
  * Concurrency Requests on any loop; all else on the home loop.
@@ -72,8 +72,9 @@ static bool refresh_one(struct graph_node *n)
 {
     struct fmt_image *im = n->im;
     const struct graph_node *b = n->backing, *image = graph_skip_filters(n->backing);
-    uint64_t size = image ? atomic_load(&image->im->size) : 0;         /* at once, however many lie between: others look while this runs */
-    bool read_only = !b || b->read_only || n->inactive;
+    bool empty = !b && node_is_hidden(n);        /* tray.c Y3 */
+    uint64_t size = image ? atomic_load(&image->im->size) : empty ? atomic_load(&im->size) : 0;        /* at once, however many lie between: others look while this runs */
+    bool read_only = empty ? !(n->backing_use.perm & STOR_PERM_WRITE) : !b || b->read_only || n->inactive;
     struct stor *store = b ? b->im->store : NULL, *data = b ? b->im->data : NULL;
     uint32_t granule = b ? b->im->granule : 1, cluster = b ? b->im->cluster : 1;
     if (im->size == size && n->read_only == read_only && im->store == store && im->data == data && im->granule == granule && im->cluster == cluster)
@@ -109,13 +110,19 @@ static unsigned filters_below(const struct graph_node *n)
     return count;
 }
 
+int filters_allow_above(const struct graph_node *n, struct byre_err *err)
+{
+    unsigned below = filters_below(n);
+    return below >= FILTERS_MAX ? byre_fail(err, LIMIT, "node '%s': there are %u filters below it already, the limit is %u", n->name, below, FILTERS_MAX) : 0;
+}
+
 int filter_new(struct graph *g, const struct filter_new *f, struct graph_node **ret_n, struct byre_err *err)
 {
     ASSERT_LOOP(g->home);
     struct graph_node *n;
-    if (filters_below(f->below) >= FILTERS_MAX)
-        return byre_fail(err, LIMIT, "node '%s': there are %u filters below it already, the limit is %u", f->below->name, filters_below(f->below), FILTERS_MAX);
-    int r = f->below ? active_allows(f->below, f->inactive, f->node_name ? f->node_name : f->ops->name, err) : 0;
+    int r = f->below ? filters_allow_above(f->below, err) : 0;
+    if (!r && f->below)
+        r = active_allows(f->below, f->inactive, f->node_name ? f->node_name : f->ops->name, err);
     if (!r)
         r = node_new(g, f->node_name, &n, err);
     if (r)
@@ -162,12 +169,12 @@ static void filter_discard(struct graph_node *n)
 
 static const struct filter_ops attachment = { .name = NULL };
 
-static bool is_attachment(const struct graph_node *n) { return n->flt == &attachment; }
+static bool is_attachment(const struct graph_node *n) { return n->flt == &attachment || n->flt == &tray_ops; }
 
 int graph_attach(struct graph_node *n, const struct graph_attach_opts *o, struct graph_node **ret_a, struct byre_err *err)
 {
     struct graph_node *a;
-    struct filter_new f = { .ops = &attachment };
+    struct filter_new f = { .ops = o->tray ? &tray_ops : &attachment };
     ASSERT(!is_attachment(n));
     int r = filter_new(n->g, &f, &a, err);
     if (r)
@@ -202,6 +209,12 @@ int graph_detach(struct co *co, struct graph_node *a)
 }
 
 struct graph_node *graph_attached(struct graph_node *n) { return is_attachment(n) ? n->backing : n; }
+
+const char *graph_attached_name(struct graph_node *n)
+{
+    const struct graph_node *named = graph_skip_implicit(graph_attached(n));
+    return named ? named->name : "";
+}
 
 bool graph_is_filter(const struct graph_node *n) { return n->flt && !is_attachment(n); }
 

@@ -41,6 +41,10 @@ struct filter_ops {
 /* A filter over `below` (NULL: over nothing yet), in the graph, with one reference. On failure `arg` stays the caller's. Home. */
 struct filter_new { const struct filter_ops *ops; void *arg; const char *node_name; struct graph_node *below; bool inactive; };
 MUST_USE int filter_new(struct graph *g, const struct filter_new *f, struct graph_node **ret_n, struct byre_err *err);
+/* Are there few enough filters below n, and it one, for another one over it? LIMIT */
+MUST_USE int filters_allow_above(const struct graph_node *n, struct byre_err *err);
+/* Of attachments with a tray (tray.c). */
+extern const struct filter_ops tray_ops;
 /* After a change of edges, of a length or of an image: filters are as long as what they filter, and so on. Home. */
 void filters_refresh(struct graph *g);
 

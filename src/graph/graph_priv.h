@@ -35,6 +35,7 @@
  *   perm.c     users of a node and their conflicts
  *   node_stor.c  a node as a byte store, for those who make an image in it
  *   filter.c   filters and attachments: nodes that pass requests on; top.c: those that do nothing else, for a job
+ *   tray.c     attachments whose node may be taken out (tray.h)
  *   side.c     nodes that a request goes to beside its chain
  *   reach.c    does one node lie above another, do its requests come there? (reach.h)
  *   under.c    the node below a format, as its store (under.h)
@@ -51,7 +52,7 @@
  *   G4  An edge (backing, file, side) is one reference of the child and one use among its users. Of a node that is open only backing changes.
  * Concurrency  Which loop, which lock (their order: docs/internals/concurrency.md):
  *   any loop, at any time           what is atomic, and what is constant while the node is open
- *   any loop, inside the gate       im, backing, read_only, detect: changed when nobody is inside. tracked, watches: what was taken out of them is
+ *   any loop, inside the gate       im, backing, tray_open, read_only, detect: changed when nobody is inside. tracked, watches: what was taken out of them is
  *                                   freed when all who were inside have left
  *   edges_mx, and drained           backing, frozen edges, what a filter stands over
  *   shut, and `whole`               im, and what came with it (how, seen, discard, writethrough, detect); its size, options, snapshots; the list im->bitmaps
@@ -220,6 +221,7 @@ struct graph_node {
     bool inner;                         /* its gate is never closed (struct graph_attach_opts), but: */
     bool under;                         /* a format's store (under.c), whose gate graph_shut_begin closes */
     bool undisturbed;                   /* home: nobody has written its file since it was opened, but it is opened again with that (mode.c) */
+    bool tray_open;                     /* of an attachment: it answers nothing. Changes only under drain, as backing (tray.c) */
     bool of_job;                        /* a job has put it there and takes it away: no edge to it or from it may be frozen. Constant */
     bool owned;                         /* home: the user's, until blockdev-del */
     bool is_file;                       /* a bare file or device: a format may lie over it */
@@ -638,6 +640,10 @@ void users_settle(struct graph_node *n);                         /* n's users ar
 MUST_USE int check_below_of(struct graph_node *n, struct graph_node *backing, struct byre_err *err);
 /* Drained: the same, and it is durable. Suspends. */
 MUST_USE int edge_prepare(struct co *co, struct graph_node *n, struct graph_node *backing, struct byre_err *err);
+/* Does it answer nothing, because its tray is open, or empty? Inside a section of its gate (tray.c). */
+bool tray_is_silent(const struct graph_node *n);
+/* Of an attachment that is shut, when users_fit (tray.c). What it had keeps its reference, which is the caller's now. */
+struct graph_node *edge_to_medium(struct graph_node *a, struct graph_node *to);
 /* Then, when users_fit and there is no index: it does. */
 void edge_to_backing(struct co *co, struct graph_node *n, struct graph_node *backing);
 /* ---- rebase.c ---- */

@@ -155,6 +155,16 @@ static void edges_moved(struct graph *g)
     gates_update(g);
 }
 
+struct graph_node *edge_to_medium(struct graph_node *a, struct graph_node *to)
+{
+    ASSERT(node_is_hidden(a) && a->shuts);
+    struct graph_node *old = edge_move(a, to, NULL);
+    a->backing_use.perm |= a->backing_use.asleep;        /* put aside for the medium that was there (active.c): the next one is active */
+    a->backing_use.asleep = 0;
+    edges_moved(a->g);
+    return old;
+}
+
 /* V1. How many references of `from` have become free. */
 static unsigned move_edges(const struct change *c)
 {

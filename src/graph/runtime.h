@@ -10,6 +10,7 @@
  *   runtime.c    edges: replacing, inserting, removing, another backing node; freezing
  *   rebase.c     what an image records of its backing file (graph_record_backing here; graph_rebase of graph.h, which changes the edge as well)
  *   filter.c     attachments, and what all filters have in common; filters.c: the table of those that users can make
+ *   tray.c       attachments whose node may be taken out (tray.h)
  *   threshold.c  thresholds
  *   live.h       layers whose content a job changes
  *
@@ -30,12 +31,15 @@
  * everything else wants the node: graph_attached. Takes a reference of n. */
 /* inner: whoever makes requests with it sees to it that a section of n's gate is open meanwhile (cbw.h); they wait for no gate then. */
 /* idle: n may be inactive, or become so; what the user may do beyond reading is put aside meanwhile (graph_set_active). */
-struct graph_attach_opts { const char *who; unsigned perm, shared; bool inner, idle; };
+/* tray: n is a medium, which may be taken out (tray.h). */
+struct graph_attach_opts { const char *who; unsigned perm, shared; bool inner, idle, tray; };
 MUST_USE int graph_attach(struct graph_node *n, const struct graph_attach_opts *o, struct graph_node **ret_a, struct byre_err *err);
 /* No request is made with it any more. As graph_close of the node when it was its last user. */
 int graph_detach(struct co *co, struct graph_node *a);
-/* The node that it is attached to now; n itself when it is no attachment. */
+/* The node that it is attached to now; n itself when it is no attachment. NULL: nothing is in its tray (tray.h). */
 struct graph_node *graph_attached(struct graph_node *n);
+/* What users call that node; "": there is none. */
+const char *graph_attached_name(struct graph_node *n);
 
 /* ---- other nodes under the same users ---- */
 /* All edges that lead to `from`, but those of `to` and of what lies below it, lead to `to` from now on, all or none. The two have

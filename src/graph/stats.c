@@ -129,12 +129,13 @@ static void count_failure(struct graph_node *n, unsigned index, const struct sta
 void stats_failed(struct graph_node *n, struct rt_loop *loop, const struct stats_done *d, int error)
 {
     uint64_t size = n->im ? graph_length(n) : 0;
+    bool silent = tray_is_silent(n);
     bool change = d->op == GRAPH_STATS_WRITE || d->op == GRAPH_STATS_DISCARD;
-    bool invalid = d->off > size || d->len > size - d->off || (change && n->read_only) || error == -EINVAL;
+    bool invalid = d->off > size || d->len > size - d->off || (change && n->read_only) || error == -EINVAL || silent;
     uint64_t now = rt_turn(loop);
     unsigned index = rt_loop_index(loop);
     count_failure(n, index, d, invalid ? 0 : error, now);
-    if (!n->flt)
+    if (!n->flt || silent)                       /* nobody below was asked */
         return;
     n = graph_skip_filters(n);
     if (n)

@@ -78,6 +78,9 @@ def provoke(start, tmp_path, peer):
     w.ok("block-export-del", id="ec", mode="hard")
     w.event("BLOCK_EXPORT_DELETED")
     run.qemu_io(disk, "read 0 4k", fmt="raw")
+    if not peer:                                                     # it has such events of machines alone
+        w.ok("block-export-add", **{"type": "nbd", "id": "ed", "node-name": "copy", "name": "tray", "x-byre-removable": True})
+        w.ok("eject", id="ed")
     w.ok("query-version")
     return w, schema
 
