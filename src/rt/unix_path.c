@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * unix_path.c: the paths of unix sockets.
+ * unix_path.c: unix sockets.
  *
- * Purpose      Names as the kernel takes them; tells a socket that was forgotten from one in use.
+ * Purpose      Names as the kernel takes them; tells a socket that was forgotten from one in use; keeps descriptors out.
  * Owns         nothing
  * Invariants   none
  * Concurrency  any thread that may block
  * Failure      what cannot be found out is in use
- * Tests        tests/nbd/nbd_listen_test.py, tests/cli/serve_test.py
+ * Tests        tests/nbd/nbd_listen_test.py, tests/cli/serve_test.py, tests/daemon/end_test.py
  */
 #include "rt/unix_path.h"
 
@@ -19,6 +19,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#if !defined(SO_PASSRIGHTS) && !defined(__sparc__) && !defined(__hppa__)       /* those have other numbers */
+#define SO_PASSRIGHTS 83
+#endif
 #define TRIES 20
 #define PAUSE_NS 50000000
 
@@ -54,4 +57,14 @@ bool unix_path_is_stale(const struct sockaddr_un *sa)
         refused = refuses_clients(sa);
     }
     return refused;
+}
+
+void unix_refuse_descriptors(int fd)
+{
+#ifdef SO_PASSRIGHTS
+    int off = 0;
+    (void)setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &off, sizeof off);     /* an older kernel has no such thing */
+#else
+    (void)fd;
+#endif
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * unix_path.h: the paths of unix sockets that somebody listened on.
+ * unix_path.h: unix sockets: their paths, and what may come through them.
  */
 #ifndef RT_UNIX_PATH_H
 #define RT_UNIX_PATH_H
@@ -15,6 +15,11 @@ struct unix_addr { const char *path; bool abstract, padded; const char *label; }
 #define UNIX_PATH_MAX 107u
 /* false: the path or name has no bytes, or more than UNIX_PATH_MAX. */
 bool unix_addr_fill(const struct unix_addr *a, struct sockaddr_un *ret, socklen_t *ret_len);
+
+/* No descriptors can be sent to this socket from now on, nor to those that it will accept: who tries gets an error. One that nobody receives is closed by
+ * the kernel when the bytes that it came with are read, or the socket is closed, in the thread which does that; so a peer could stop a loop with a
+ * descriptor whose close takes long (closer.h). Linux 6.16; nothing happens before that, and where the socket is none of unix. Does not block. */
+void unix_refuse_descriptors(int fd);
 
 /* Is there a socket at the path that nobody listens on any more? Looks for up to a second: a killed process may listen a moment longer
  * than it lives, since the kernel takes its rings down in the background. Blocks: for the pool of blocking calls. */

@@ -48,6 +48,7 @@ static int connect_to(struct co *co, const struct sockaddr *sa, socklen_t len, i
     int fd = socket(sa->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -errno;
+    unix_refuse_descriptors(fd);
     int r = rt_connect(co, fd, sa, len);
     if (r < 0) {
         close(fd);

@@ -95,7 +95,7 @@ WAYS = {
 @pytest.mark.tsan
 @pytest.mark.parametrize("way", WAYS)
 def test_foreign_descriptor(start, disk, way):
-    """FEATURES 3.023, 8.003: the end does not wait for the close of what a client has passed, wherever that lies, and caches are written"""
+    """FEATURES 3.023, 8.007: the end does not wait for the close of what a client has passed, wherever that lies, and caches are written"""
     s = Serving(start)
     act, begun = WAYS[way]
     near, far = lingering()
@@ -134,7 +134,7 @@ def test_client_socket_is_closed_elsewhere(start, disk):
 
 @pytest.mark.parametrize("how", ["not served", "not accepted"])
 def test_devices_of_clients(start, disk, how):
-    """FEATURES 8.016: the close of a socket of a character device to which nobody listens keeps nobody waiting, whatever was sent to it"""
+    """FEATURES 8.003: the close of a socket of a character device to which nobody listens keeps nobody waiting, whatever was sent to it"""
     s = Serving(start)
     client = Passing(s.daemon)
     near, far = lingering()
@@ -247,7 +247,7 @@ def wait_written(disk):
 @pytest.mark.asan
 @pytest.mark.tsan
 def test_request_stands_still(start, disk, still):
-    """FEATURES 8.003: a request to a server that stands still keeps the end waiting; what other disks were told is written meanwhile. A second signal ends it at once, and nothing is left"""
+    """FEATURES 8.006, 8.007: a request to a server that stands still keeps the end waiting; what other disks were told is written meanwhile. A second signal ends it at once, and nothing is left"""
     s = Serving(start)
     add_still(s, still)
     s.control.ok("block-export-add", type="nbd", id="s", node_name="s", writable=True)
@@ -267,7 +267,7 @@ def test_request_stands_still(start, disk, still):
 @pytest.mark.asan
 @pytest.mark.tsan
 def test_node_stands_still(start, disk, still):
-    """FEATURES 8.003: a node whose server stands still when it is to be closed keeps no other one from being closed, whichever came first"""
+    """FEATURES 8.006, 8.007: a node whose server stands still when it is to be closed keeps no other one from being closed, whichever came first"""
     s = Serving(start)
     add_still(s, still)
     run.qemu_img("create", "-q", "-f", "qcow2", disk.parent / "b.qcow2", "8M")
@@ -289,7 +289,7 @@ def test_node_stands_still(start, disk, still):
 @pytest.mark.tsan
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_clients_that_do_not_read(start, disk, number):
-    """FEATURES 8.003: a monitor that takes no reply, one whose commands wait behind that, and a guest that takes none of its answers do not keep the end waiting"""
+    """FEATURES 8.006, 8.007: a monitor that takes no reply, one whose commands wait behind that, and a guest that takes none of its answers do not keep the end waiting"""
     s = Serving(start)
     deaf = [s.daemon.qmp() for _ in range(3)]
     for client in deaf[:2]:
@@ -304,3 +304,56 @@ def test_clients_that_do_not_read(start, disk, number):
         guest.aio_pread(nbd.Buffer(MIB), 0)                # sent, and never taken
     s.ends(number)
     holds(disk)
+
+
+# ---- guests that send descriptors ----
+
+PASSRIGHTS = 83
+
+
+def need_passrights():
+    with socket.socket(socket.AF_UNIX) as s:
+        try:
+            s.setsockopt(socket.SOL_SOCKET, PASSRIGHTS, 1)
+        except OSError:
+            pytest.skip("this kernel cannot keep descriptors out of a socket")
+
+
+@pytest.mark.parametrize("where", ["path", "passed"])
+def test_guest_cannot_pass(start, disk, where):
+    """FEATURES 10.001: an NBD client sends no descriptors; a close that lingers would keep those waiting whom its loop serves"""
+    need_passrights()
+    s = Serving(start)
+    path = os.path.join(s.daemon.folder, "n.sock")
+    if where == "passed":
+        client = Passing(s.daemon)
+        path = str(disk.parent / "p.sock")
+        with socket.socket(socket.AF_UNIX) as door:
+            door.bind(path)
+            door.listen()
+            client.ok("getfd", [os.dup(door.fileno())], fdname="d")
+        client.ok("nbd-server-start", addr={"type": "fd", "data": {"str": "d"}}, x_byre_id="two")
+    with socket.socket(socket.AF_UNIX) as guest:
+        guest.connect(path)
+        with pytest.raises(PermissionError):
+            socket.send_fds(guest, [b"x"], null())
+        assert guest.recv(8) == b"NBDMAGIC"
+        with pytest.raises(PermissionError):
+            socket.send_fds(guest, [b"x"], null())
+    s.ends()
+
+
+def test_server_cannot_pass(start, disk):
+    """FEATURES 3.030: nor does a server that a node is connected to"""
+    need_passrights()
+    s = Serving(start)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(disk.parent / "far.sock"))
+        door.listen()
+        client = s.daemon.qmp()
+        client.send(message("blockdev-add", driver="nbd", node_name="far", server={"type": "unix", "path": str(disk.parent / "far.sock")}))
+        with door.accept()[0] as server:
+            with pytest.raises(PermissionError):
+                socket.send_fds(server, [b"NBDMAGIC"], null())
+        assert "error" in client.receive()
+    s.ends()

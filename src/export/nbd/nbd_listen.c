@@ -6,6 +6,9 @@
  * Owns         listener descriptors and the unix paths made here.
  * Invariants   I1 a path is removed only if it is still the socket that was made here, and then always: also when nobody listens there after all.
  *              I2 accepting goes on whatever a client or a shortage of descriptors does.
+ *              I3 no client can send descriptors, which nobody here takes: closing one may take long, and would be done by the loop. On a kernel that
+ *                 cannot keep them out (before Linux 6.16), or from who has connected to a passed socket before, whoever may connect to a unix socket
+ *                 can stop a loop so; the cheap way against it, to receive control data with each request, costs every guest more than it is worth.
  * Concurrency  home loop; blocking calls (name lookup, unlink, bind to a path) run on the blocking pool.
  * Failure      byre_err names the address.
  * Tests        tests/nbd/nbd_listen_test.py
@@ -36,6 +39,7 @@ static void tune(int fd)
     int on = 1;
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);      /* fails on unix sockets: no matter */
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    unix_refuse_descriptors(fd);         /* I3 */
 }
 
 static void accept_main(struct co *co, void *arg)
@@ -124,6 +128,7 @@ int nbd_server_listen_fd(struct co *co, struct nbd_door *d, int fd, struct byre_
     }
     (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
     (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    unix_refuse_descriptors(fd);
     return start(d, fd, NULL, err);
 }
 
@@ -164,6 +169,7 @@ static int64_t bind_path(void *arg)
     j->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (j->fd < 0)
         return -errno;
+    unix_refuse_descriptors(j->fd);
     int r = bind(j->fd, (struct sockaddr *)&j->sa, j->len) ? -errno : 0;
     if (r == -EADDRINUSE && !j->abstract && unix_path_is_stale(&j->sa) && !unlink(j->sa.sun_path))
         r = bind(j->fd, (struct sockaddr *)&j->sa, j->len) ? -errno : 0;
