@@ -4,8 +4,8 @@
  *
  * Purpose      The cost of everything above the stores, or a device of known latency.
  * Owns         Nothing but its options.
- * Invariants   I1  With read_zeroes a read gives zeros and the store is one hole; without it a read leaves the buffer
- *                  as it is and the store is one extent of data.
+ * Invariants   I1  A read gives zeros, always: a buffer left as it is would hand what this process held before to a client, or into a copy. With
+ *                  read_zeroes the store is one hole, without it one extent of data.
  *              I2  The length changes only by truncate.
  * Order        None.
  * Concurrency  Any loop. Suspends only when there is a latency; a cancelled coroutine does not wait the rest of it.
@@ -39,8 +39,7 @@ static int64_t null_preadv(struct co *co, struct stor *s, struct iov v, uint64_t
 {
     delay(co, s);
     uint64_t now = atomic_load(&null_of(s)->len), n = off < now ? min_u64(v.len_bytes, now - off) : 0;
-    if (null_of(s)->opts.read_zeroes)
-        iov_set(iov_slice(v, 0, n), 0);
+    iov_set(iov_slice(v, 0, n), 0);
     return (int64_t)n;
 }
 
