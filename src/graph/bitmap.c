@@ -444,6 +444,8 @@ int graph_bitmap_set_held(struct co *co, struct graph_node *n, struct fmt_bitmap
     if (r)
         return r;
     r = may_write(n, b, err);
+    if (!r && b->persistent && (r = image_flush(co, n)) != 0)        /* behind a power cut n would hold something older than what was copied (P4) */
+        r = byre_fail_code(err, IO, r, "%s: cannot flush, so bitmap '%s' stays as it is: %s", n->filename, b->name, strerror(-r));
     if (!r)
         r = set_content(co, &c, b, content);
     change_finish(&c);

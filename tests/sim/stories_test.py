@@ -123,6 +123,16 @@ def test_keeping_mutant_is_caught(name):
     assert "signal" not in done.stdout, done.stdout
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(SANITIZED, reason="as above")
+def test_late_source_is_caught():
+    """P4: BACKUP_FAULT_6, a backup that is told to be whole while what it has copied is not durable on the disk: after a power cut the bitmap that began
+    with it does not say where they differ."""
+    done = stories("--one-in", 60, "--each", 6, "--first", "cuts", 100058, 100088, program="byre-sim-stories-mutants", BYRE_MUTANT="BACKUP_FAULT_6")
+    assert done.returncode == 1, done.stdout
+    assert "signal" not in done.stdout and "does not say sector" in done.stdout, done.stdout
+
+
 @pytest.mark.skipif(SANITIZED, reason="as above")
 def test_without_a_mutant():
     assert stories("--one-in", 60, "cuts", 101, 103, program="byre-sim-stories-mutants").returncode == 0
