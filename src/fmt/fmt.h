@@ -203,6 +203,8 @@ struct fmt_host {
      * opened and locked; the image closes it. */
     int (*open_data)(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err);
     void *arg;
+    bool *kept;                            /* creation over a detached luks header: set when the file holds a whole header, the old or the new
+                                            * one, also if creation fails: it is not to be emptied then. May be NULL */
     bool has_header;                       /* luks: the opener has a store for its header, which open_data (name: NULL) hands out */
 };
 

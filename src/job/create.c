@@ -6,7 +6,7 @@
  * Owns         struct create, until the job is forgotten; while it runs, the nodes that its options define, and what it has made of a failed image
  * Invariants   I1 nothing is touched before all options are known to be acceptable to the format, and all nodes to be ours to write
  *              I2 what fails or is cancelled leaves no file that was made here, and no image in a node: its header comes last, and what was written before is
- *                 cut off again
+ *                 cut off again. A detached header that is made over another one stays, or is the new one
  *              I3 the job ends well when the image, and the name of a new file, are durable
  * Order        the format's (fmt_ops.create)
  * Concurrency  home loop
@@ -127,7 +127,7 @@ static int open_node(struct co *co, struct create *c, const char *key, struct st
     if (r)
         return r;
     const struct graph_node *bottom = graph_skip_filters(n);
-    if (ret_file && (!bottom || graph_format(bottom) != &fmt_raw_ops || stor_nbd_is_name(graph_filename(bottom)) || stor_null_is_name(graph_filename(bottom))))
+    if (ret_file && (!bottom || graph_format(bottom) != &fmt_raw_ops || stor_nbd_is_name(graph_filename(bottom))))
         r = byre_fail(err, NOT_SUPPORTED, "node '%s' is no file of this machine: an external data file must be one", graph_node_name(n));
     if (!r && ret_file && !(*ret_file = strdup(graph_filename(bottom))))
         r = byre_fail(err, NOMEM, "no memory for a file name");
@@ -196,7 +196,8 @@ static int open_second(struct co *co, struct create *c, struct byre_err *err)
 
 static int make_in_node(struct co *co, struct create *c, struct byre_err *err)
 {
-    struct fmt_host host = { .open_data = give_data, .arg = c };
+    bool kept = false;                           /* a header: I2 */
+    struct fmt_host host = { .open_data = give_data, .arg = c, .kept = &kept };
     int r = open_second(co, c, err);
     host.has_header = c->has_header;
     if (!r)
@@ -209,11 +210,11 @@ static int make_in_node(struct co *co, struct create *c, struct byre_err *err)
         c->fo.host = &host;
         r = c->ops->create(co, c->store, &c->fo, err);
         c->fo.host = NULL;
-        if (r && c->has_header)
+        if (r && c->has_header && !kept)
             wipe(co, c, c->data, err);
-        if (r)
+        if (r && (c->has_header || !kept))
             wipe(co, c, c->store, err);
-        else if (c->fo.backing_file)
+        if (!r && c->fo.backing_file)
             graph_tell_recorded(co, c->g, c->store->name, c->fo.backing_file);
     }
     int closed = c->node ? graph_close(co, c->node) : 0;     /* the store has its own reference */

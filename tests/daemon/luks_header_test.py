@@ -214,7 +214,8 @@ def test_reopened_and_inactive(world, tmp_path):
 
 
 def test_create(world, tmp_path):
-    """FEATURES 8.012: the header alone; header and disk, filled or not; what fails leaves no header, and what makes no sense touches nothing"""
+    """FEATURES 8.012: the header alone; header and disk, filled or not; what fails leaves the header that was there, or none, and what makes no sense
+    touches nothing"""
     daemon, client, _ = world
     assert create(client, header=file_of("head"), size=0) is None
     assert 0 < (tmp_path / "head").stat().st_size < 4 * MIB and (tmp_path / "disk").stat().st_size == 0
@@ -235,6 +236,13 @@ def test_create(world, tmp_path):
         broken = {"driver": "blkdebug", "image": file_of(which), "inject-error": [{"event": "none", "iotype": "flush", "errno": 5}]}
         both = {"header": file_of("head"), "file": file_of("disk")}
         both["header" if which == "head" else "file"] = broken
+        before = (tmp_path / "head").read_bytes()
+        assert "cannot" in create(client, **both, **{"key-secret": "t"})
+        if which == "disk":                  # the header comes last
+            assert (tmp_path / "head").read_bytes() == before
+        (tmp_path / "disk").write_bytes(bytes(4 * MIB))          # what was written of it is wiped
+        opened(tmp_path, b"one")
+        (tmp_path / "head").write_bytes(b"")
         assert "cannot" in create(client, **both)
         assert (tmp_path / "head").read_bytes()[:6] != b"LUKS\xba\xbe"
         made(client)
@@ -288,3 +296,23 @@ def test_luks2_is_named(tmp_path):
     for words in (f"file.filename={tmp_path}/two", f"header.driver=file,header.filename={tmp_path}/two,file.filename={tmp_path}/disk"):
         assert "two: is LUKS2" in run.byre("info", *SECRETS, "--image-opts", f"driver=luks,key-secret=s,{words}", code=1).err
     assert "LUKS version 2" in run.qemu_img("info", "-f", "luks", tmp_path / "two", code=1).err
+
+
+@pytest.mark.parametrize("slot", [0, 1, 7])
+def test_header_over_another(world, tmp_path, slot):
+    """FEATURES 8.012: a header that is made over another has the first key slot, whichever the old one had; what opened the old one opens nothing"""
+    daemon, client, _ = world
+    made(client)
+    client.ok("blockdev-add", driver="luks", node_name="n", key_secret="s", header=file_of("head"), file=file_of("disk"))
+    if slot:                                 # the header has another active slot than the first
+        assert amend(client, state="active", new_secret="u", keyslot=slot, iter_time=10) is None
+        assert amend(client, state="inactive", keyslot=0) is None
+    client.ok("blockdev-del", node_name="n")
+    assert create(client, file=file_of("disk"), header=file_of("head"), **{"key-secret": "t"}) is None
+    opened(tmp_path, b"two")
+    dump = run.run(peers.need("cryptsetup"), "luksDump", tmp_path / "head").out
+    assert dump.count("ENABLED") == 1 and "Key Slot 0: ENABLED" in dump
+    for old in (b"one", b"three"):
+        (tmp_path / "pass").write_bytes(old)
+        run.run(peers.need("cryptsetup"), "open", "--test-passphrase", "--header", tmp_path / "head", "--key-file", tmp_path / "pass", tmp_path / "disk", code=2)
+    assert daemon.stop()[0] == 0

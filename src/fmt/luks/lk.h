@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * lk.h: LUKS1 as the formats use it: make, open, change key slots; and a store that encrypts what passes through it.
+ * Concurrency: home loop of the image, but for the store, which any loop uses.
  */
 #ifndef LK_H
 #define LK_H
@@ -28,11 +29,6 @@ MUST_USE int lk_load(struct co *co, const struct lk_area *a, struct lk_header *r
  * as long as the key derivation takes. */
 MUST_USE int lk_unlock(struct co *co, const struct lk_area *a, const struct lk_header *h, const struct secret *pass, int only,
                        uint8_t **ret_key, unsigned *ret_slot, struct byre_err *err);
-/* Makes a header with a new key and one slot. Everything but the header is written and flushed before the header is; it is
- * not flushed. ret_key not NULL: the key, and the header is left to lk_put_header, when all that the key is for has been written. */
-MUST_USE int lk_format(struct co *co, const struct lk_area *a, struct lk_header *h, const struct secret *pass, uint64_t iter_time_ms,
-                       uint8_t **ret_key, struct byre_err *err);
-MUST_USE int lk_put_header(struct co *co, const struct lk_area *a, const struct lk_header *h, struct byre_err *err);
 /* One change of key slots (FEATURES 1.074). */
 struct lk_change {
     enum fmt_key_state state;
@@ -44,6 +40,33 @@ struct lk_change {
 };
 /* h is brought up to date. */
 MUST_USE int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err);
+
+/* What changes of slots are made of; -errno, which lk_failed tells. */
+int lk_failed(const struct lk_area *a, const char *what, int r, struct byre_err *err);
+/* The digest by which a key is recognised. */
+MUST_USE int lk_digest(struct co *co, const struct lk_header *h, const uint8_t *key, uint8_t digest[LK_DIGEST_BYTES]);
+/* What a slot is to hold. salt NULL: a new one. */
+struct lk_filling { const uint8_t *key; const struct secret *pass; uint64_t iter_time_ms; const uint8_t *salt; };
+/* Fills slot i of h, material on disk and durable; the slot is active in memory only. */
+MUST_USE int lk_fill_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const struct lk_filling *f);
+/* The same, and the header on disk knows it. */
+MUST_USE int lk_add_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const struct lk_filling *f);
+/* Erases slots while others stay that may have been written just before our time: these are durable first. */
+MUST_USE int lk_erase_slots(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned mask);
+/* Sector i of the header, durable; old, new: the whole header. Nothing when they are the same. */
+MUST_USE int lk_put_sector(struct co *co, const struct lk_area *a, const uint8_t *old, const uint8_t *new, unsigned i);
+
+/* ---- lk_new.c ---- */
+/* A new key for h, in memory alone: *ret_key, to be freed. */
+MUST_USE int lk_new_key(struct co *co, const struct lk_area *a, struct lk_header *h, uint64_t iter_time_ms, uint8_t **ret_key, struct byre_err *err);
+/* Writes its first slot, durable; then the header, not flushed. */
+MUST_USE int lk_new_slot(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_filling *f, struct byre_err *err);
+MUST_USE int lk_put_header(struct co *co, const struct lk_area *a, const struct lk_header *h, struct byre_err *err);
+/* The three of them: a header with a new key and one slot. Everything but the header is durable before the header is written; it is not flushed. */
+MUST_USE int lk_format(struct co *co, const struct lk_area *a, struct lk_header *h, const struct secret *pass, uint64_t iter_time_ms, struct byre_err *err);
+/* Writes h with its first slot over another header, a detached one, so that at each instant one of the two is valid: durable when it returns. The area
+ * has a->len bytes. -EAGAIN, and nothing was written: there is no room for both at a time, or no header that we know. */
+MUST_USE int lk_replace(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_filling *f, struct byre_err *err);
 
 /* ---- lk_spare.c ---- */
 /* What the salt of an active slot says of another slot as that one is now. */

@@ -31,7 +31,7 @@
 
 /* ---- the header on disk ---- */
 
-static int failed(const struct lk_area *a, const char *what, int r, struct byre_err *err)
+int lk_failed(const struct lk_area *a, const char *what, int r, struct byre_err *err)
 {
     if (r == -ENOMEM)
         return byre_fail(err, NOMEM, "%s: no memory for keys", a->name);
@@ -45,10 +45,10 @@ int lk_load(struct co *co, const struct lk_area *a, struct lk_header *ret, struc
     uint8_t buf[sizeof(struct lk_disk_header)];
     struct iovec slot;
     int r = stor_read(co, a->store, iov_one(&slot, buf, sizeof buf), a->base);
-    return r < 0 ? failed(a, "read the LUKS header", r, err) : lk_header_parse(buf, sizeof buf, a->len, a->name, ret, err);
+    return r < 0 ? lk_failed(a, "read the LUKS header", r, err) : lk_header_parse(buf, sizeof buf, a->len, a->name, ret, err);
 }
 
-static int put_sector(struct co *co, const struct lk_area *a, const uint8_t *old, const uint8_t *new, unsigned i)
+int lk_put_sector(struct co *co, const struct lk_area *a, const uint8_t *old, const uint8_t *new, unsigned i)
 {
     if (!memcmp(old + i * LK_SECTOR, new + i * LK_SECTOR, LK_SECTOR))
         return 0;
@@ -70,9 +70,9 @@ static int put_slot(struct co *co, const struct lk_area *a, const struct lk_head
     lk_header_emit(h, new);
     unsigned first = h->slot[i].active && !MUTANT(MUT_KEY_STATE_FIRST) ? 1 - state : state;
     if (r >= 0)
-        r = put_sector(co, a, old, new, first);
+        r = lk_put_sector(co, a, old, new, first);
     if (r >= 0)
-        r = put_sector(co, a, old, new, 1 - first);
+        r = lk_put_sector(co, a, old, new, 1 - first);
     free(old);
     return r;
 }
@@ -116,7 +116,7 @@ static int slot_xform(struct co *co, const struct lk_header *h, unsigned i, cons
     return r;
 }
 
-static int digest_of(struct co *co, const struct lk_header *h, const uint8_t *key, uint8_t digest[LK_DIGEST_BYTES])
+int lk_digest(struct co *co, const struct lk_header *h, const uint8_t *key, uint8_t digest[LK_DIGEST_BYTES])
 {
     struct lk_pbkdf2 p = { h->hash, key, h->key_bytes, h->digest_salt, sizeof h->digest_salt, h->digest_iterations };
     return lk_pbkdf2_run(co, &p, digest, LK_DIGEST_BYTES);
@@ -137,7 +137,7 @@ static int try_slot(struct co *co, const struct lk_area *a, const struct lk_head
     if (r == 0)
         r = (int)rt_cpu(co, run_split, &w);
     if (r == 0)
-        r = digest_of(co, h, key, digest);
+        r = lk_digest(co, h, key, digest);
     if (r == 0 && secret_differs(digest, h->digest, sizeof digest))
         r = -EACCES;
     lk_xform_free(w.x);
@@ -167,17 +167,13 @@ int lk_unlock(struct co *co, const struct lk_area *a, const struct lk_header *h,
     }
     secret_free(key);
     if (r == -EACCES && unreadable)
-        return failed(a, "read all key slots", unreadable, err);
-    return r == -EACCES ? byre_fail(err, WRONG_SECRET, "%s: the passphrase opens no key slot", a->name) : failed(a, "unlock the key", r, err);
+        return lk_failed(a, "read all key slots", unreadable, err);
+    return r == -EACCES ? byre_fail(err, WRONG_SECRET, "%s: the passphrase opens no key slot", a->name) : lk_failed(a, "unlock the key", r, err);
 }
 
 /* ---- writing slots ---- */
 
-/* What a slot is to hold. salt NULL: a new one. */
-struct filling { const uint8_t *key; const struct secret *pass; uint64_t iter_time_ms; const uint8_t *salt; };
-
-/* Fills slot i of h, material on disk and durable; the slot is active in memory only. */
-static int fill_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const struct filling *f)
+int lk_fill_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const struct lk_filling *f)
 {
     struct lk_slot *s = &h->slot[i];
     struct lk_slot fresh = { .usable = true, .stripes = s->stripes, .off = s->off };
@@ -228,16 +224,15 @@ static int erase_slot(struct co *co, const struct lk_area *a, struct lk_header *
     return r;
 }
 
-static int add_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const struct filling *f)
+int lk_add_slot(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, const struct lk_filling *f)
 {
-    int r = fill_slot(co, a, h, i, f);
+    int r = lk_fill_slot(co, a, h, i, f);
     return r < 0 ? r : put_slot(co, a, h, i);
 }
 
 /* ---- spare slots ---- */
 
-/* Erases slots while others stay that may have been written just before our time: these are durable first. */
-static int erase_slots(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned mask)
+int lk_erase_slots(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned mask)
 {
     int r = mask ? a->flush(co, a->arg) : 0;
     for (unsigned i = 0; i < LK_SLOTS && r == 0; i++)
@@ -250,69 +245,8 @@ static int erase_slots(struct co *co, const struct lk_area *a, struct lk_header 
 static int settle_spares(struct co *co, const struct lk_area *a, struct lk_header *h, struct byre_err *err)
 {
     unsigned of;
-    int r = erase_slots(co, a, h, lk_spares(h, -1, LK_MARK_AFTER, &of));
-    return r < 0 ? failed(a, "erase a key slot that an interrupted change has left", r, err) : 0;
-}
-
-/* ---- a new header ---- */
-
-static int make_uuid(char uuid[41])
-{
-    uint8_t b[16];
-    int r = secret_random(b, sizeof b);
-    b[6] = (b[6] & 0x0f) | 0x40;             /* version 4, random */
-    b[8] = (b[8] & 0x3f) | 0x80;
-    size_t at = 0;
-    for (unsigned i = 0; i < sizeof b; i++)
-        at += (size_t)snprintf(uuid + at, 41 - at, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", b[i]);
-    return r;
-}
-
-static int format_parts(struct co *co, const struct lk_area *a, struct lk_header *h, const struct secret *pass, uint64_t iter_time_ms, uint8_t *key)
-{
-    int r = secret_random(key, h->key_bytes);
-    if (r == 0)
-        r = secret_random(h->digest_salt, sizeof h->digest_salt);
-    if (r == 0)
-        r = make_uuid(h->uuid);
-    if (r == 0)
-        r = lk_pbkdf2_calibrate(co, h->hash, LK_DIGEST_BYTES, iter_time_ms / 8, &h->digest_iterations);
-    if (r == 0)
-        r = digest_of(co, h, key, h->digest);
-    if (r == 0)
-        r = fill_slot(co, a, h, 0, &(struct filling){ key, pass, iter_time_ms, NULL });
-    return r;
-}
-
-static int put_header(struct co *co, const struct lk_area *a, const struct lk_header *h)
-{
-    uint8_t *buf = calloc(1, LK_HEAD_BYTES);
-    if (!buf)
-        return -ENOMEM;
-    lk_header_emit(h, buf);
-    int r = stor_write_buf(co, a->store, buf, LK_HEAD_BYTES, a->base, 0);
-    free(buf);
-    return r;
-}
-
-int lk_put_header(struct co *co, const struct lk_area *a, const struct lk_header *h, struct byre_err *err)
-{
-    int r = put_header(co, a, h);
-    return r < 0 ? failed(a, "write the LUKS header", r, err) : 0;
-}
-
-int lk_format(struct co *co, const struct lk_area *a, struct lk_header *h, const struct secret *pass, uint64_t iter_time_ms, uint8_t **ret_key,
-              struct byre_err *err)
-{
-    uint8_t *key = secret_new(h->key_bytes);
-    int r = key ? format_parts(co, a, h, pass, iter_time_ms, key) : -ENOMEM;
-    if (r == 0 && !ret_key)
-        r = put_header(co, a, h);
-    if (r == 0 && ret_key)
-        *ret_key = key;
-    else
-        secret_free(key);
-    return r < 0 ? failed(a, "write the LUKS header", r, err) : 0;
+    int r = lk_erase_slots(co, a, h, lk_spares(h, -1, LK_MARK_AFTER, &of));
+    return r < 0 ? lk_failed(a, "erase a key slot that an interrupted change has left", r, err) : 0;
 }
 
 /* ---- changing slots ---- */
@@ -351,7 +285,7 @@ static int give_up_slot(struct co *co, const struct lk_area *a, struct lk_header
     while (!(mask & 1u << k))
         k++;
     unsigned i = k == opens ? of : k;
-    int r = erase_slots(co, a, h, 1u << i);
+    int r = lk_erase_slots(co, a, h, 1u << i);
     return r < 0 ? r : (int)i;
 }
 
@@ -384,7 +318,7 @@ static int left_spares(struct co *co, const struct lk_area *a, const struct lk_h
 }
 
 /* Slot i is active. opens: one that the passphrase opens which is known. */
-static int write_over(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, unsigned opens, struct filling *f, unsigned left)
+static int write_over(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, unsigned opens, struct lk_filling *f, unsigned left)
 {
     uint8_t marked[LK_SALT_BYTES], after[LK_SALT_BYTES];
     int spare = !MUTANT(MUT_KEY_NO_SPARE) ? free_slot(h, (int)i) : -1, r = 0;
@@ -392,33 +326,33 @@ static int write_over(struct co *co, const struct lk_area *a, struct lk_header *
         if (left & 1u << k && k != opens)            /* room for a new spare; slot i is what it was */
             spare = (int)k;
     if (spare >= 0 && h->slot[spare].active)
-        r = erase_slots(co, a, h, 1u << spare);
+        r = lk_erase_slots(co, a, h, 1u << spare);
     if (r == 0)
         r = secret_random(after, sizeof after);
     if (r == 0)
         r = lk_spare_salt(h, i, after, marked);
     f->salt = marked;
     if (r == 0 && spare >= 0)
-        r = add_slot(co, a, h, (unsigned)spare, f);  /* S3 */
+        r = lk_add_slot(co, a, h, (unsigned)spare, f);  /* S3 */
     if (r == 0 && spare >= 0)
-        r = erase_slots(co, a, h, left & ~(1u << spare));        /* now: when slot i has another salt, nobody knows them */
+        r = lk_erase_slots(co, a, h, left & ~(1u << spare));        /* now: when slot i has another salt, nobody knows them */
     if (r == 0)
         r = erase_slot(co, a, h, i);
     f->salt = after;
     if (r == 0)
-        r = add_slot(co, a, h, i, f);
-    return r < 0 || spare < 0 ? r : erase_slots(co, a, h, 1u << spare);
+        r = lk_add_slot(co, a, h, i, f);
+    return r < 0 || spare < 0 ? r : lk_erase_slots(co, a, h, 1u << spare);
 }
 
-static int write_key(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, unsigned opens, struct filling *f)
+static int write_key(struct co *co, const struct lk_area *a, struct lk_header *h, unsigned i, unsigned opens, struct lk_filling *f)
 {
     unsigned left;
     int r = left_spares(co, a, h, i, f->pass, &left);
     if (r == 0)
-        r = h->slot[i].active ? write_over(co, a, h, i, opens, f, left) : add_slot(co, a, h, i, f);
+        r = h->slot[i].active ? write_over(co, a, h, i, opens, f, left) : lk_add_slot(co, a, h, i, f);
     for (unsigned k = 0; k < LK_SLOTS; k++)
         left &= h->slot[k].active ? ~0u : ~(1u << k);
-    return r < 0 ? r : erase_slots(co, a, h, left);
+    return r < 0 ? r : lk_erase_slots(co, a, h, left);
 }
 
 static int activate(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err)
@@ -437,12 +371,12 @@ static int activate(struct co *co, const struct lk_area *a, struct lk_header *h,
         r = lk_unlock(co, a, h, o->open_secret, -1, &key, &from, err);
     if (r < 0)
         return r;
-    struct filling f = { key, o->new_secret, o->has_iter_time ? o->iter_time_ms : LK_ITER_TIME_MS, NULL };
+    struct lk_filling f = { key, o->new_secret, o->has_iter_time ? o->iter_time_ms : LK_ITER_TIME_MS, NULL };
     if (i < 0)
         i = give_up_slot(co, a, h, from);
     r = i < 0 ? i : write_key(co, a, h, (unsigned)i, from, &f);
     secret_free(key);
-    return r < 0 ? failed(a, "write the key slot", r, err) : 0;
+    return r < 0 ? lk_failed(a, "write the key slot", r, err) : 0;
 }
 
 /* Which active slots does the old passphrase open? A mask in *ret. */
@@ -453,7 +387,7 @@ static int matching_slots(struct co *co, const struct lk_area *a, const struct l
         mask |= h->slot[i].active ? 1u << i : 0;
     int r = keep_opened(co, a, h, pass, &mask);
     *ret = mask;
-    return r < 0 ? failed(a, "read the key slots", r, err) : 0;
+    return r < 0 ? lk_failed(a, "read the key slots", r, err) : 0;
 }
 
 /* Which slots are to be erased: a mask in *ret, or a refusal. */
@@ -489,8 +423,8 @@ static int deactivate(struct co *co, const struct lk_area *a, struct lk_header *
         r = choose_erased(co, a, h, o, &mask, err);
     if (r < 0)
         return r;
-    r = erase_slots(co, a, h, mask);
-    return r < 0 ? failed(a, "erase the key slot", r, err) : 0;
+    r = lk_erase_slots(co, a, h, mask);
+    return r < 0 ? lk_failed(a, "erase the key slot", r, err) : 0;
 }
 
 int lk_amend(struct co *co, const struct lk_area *a, struct lk_header *h, const struct lk_change *o, struct byre_err *err)

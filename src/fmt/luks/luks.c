@@ -10,10 +10,12 @@
  *                  it, and its length stays.
  *              I4  A LUKS header, of any version, that lies in the file of a disk with a detached one is not written over by that disk, nor are
  *                  its key slots. The disk may begin behind them: then the detached header is a copy of that one.
+ *              I5  A header that is made over a detached one which we know comes when the disk is complete; until then, and if it fails, the old one
+ *                  is what it was (lk_new.c N1). Before anything is written it is known that both places are large enough.
  * Order        A flush is the store's flush; a detached header has nothing to flush, its changes are durable one by one (Q26). Creation: key
- *              material, flush, header, flush; of a detached one the disk's file is durable before the header. A resize is durable when it is answered (P3).
+ *              material, flush, header, flush; of a detached one the disk's file is durable before the header's is touched. A resize is durable when it is answered (P3).
  * Concurrency  map, zero, discard, flush: any loop. open, resize, close, amend: home loop.
- * Failure      open: nothing stays open. A failed creation leaves no header.
+ * Failure      open: nothing stays open. A failed creation leaves no header, but for a detached one that was there (I5).
  * Tests        luks_test.c, tests/interop/test_luks.py
  */
 #include <inttypes.h>
@@ -282,16 +284,22 @@ static int luks_amend(struct co *co, struct fmt_image *im, const struct fmt_amen
 
 #define LK_MAGIC_BYTES 512u                       /* the sector without which there is no image */
 
-/* A device only must be large enough; what it held before is not a header any more. */
-static int make_room(struct co *co, struct stor *s, uint64_t bytes, struct byre_err *err)
+/* I5: a device only must be large enough. */
+static int check_room(struct co *co, struct stor *s, uint64_t bytes, uint64_t *ret_have, struct byre_err *err)
 {
-    uint64_t have;
+    int r = stor_length(co, s, ret_have);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot get the length: %s", s->name, strerror(-r));
+    if (s->read_only)
+        return byre_fail(err, READ_ONLY, "%s: is open read-only", s->name);
+    return s->traits.regular || *ret_have >= bytes ? 0 : byre_fail(err, NO_SPACE, "%s: has %" PRIu64 " bytes, the image needs %" PRIu64, s->name, *ret_have, bytes);
+}
+
+/* What it held before is not a header any more. */
+static int make_room(struct co *co, struct stor *s, uint64_t bytes, uint64_t have, struct byre_err *err)
+{
     bool regular = s->traits.regular;
-    int r = stor_length(co, s, &have);
-    if (!r && !regular && have < bytes)
-        return byre_fail(err, NO_SPACE, "%s: has %" PRIu64 " bytes, the image needs %" PRIu64, s->name, have, bytes);
-    if (!r)
-        r = regular ? stor_truncate(co, s, 0) : stor_zero(co, s, 0, LK_MAGIC_BYTES, 0);
+    int r = regular ? stor_truncate(co, s, 0) : stor_zero(co, s, 0, LK_MAGIC_BYTES, 0);
     if (!r && have)
         r = stor_flush(co, s);                   /* Q28: or a crash leaves the old header over new key material */
     if (!r)
@@ -304,15 +312,16 @@ struct making {
     struct stor *head;                            /* gets the header */
     struct stor *disk;                            /* the same store, another one (I3), or NULL: there is only a header */
     uint64_t head_bytes;                          /* of the header, with its key slots */
+    uint64_t head_have, disk_have;                /* lengths of before */
     struct lk_header h;
-    uint8_t *key;
+    struct lk_filling first;                      /* of the first slot */
 };
 
 static int prefill(struct co *co, const struct making *m, const struct fmt_create_opts *o)
 {
     struct lk_xform *x = NULL;
     struct stor *data = NULL;
-    int r = lk_xform_new(&m->h.suite, m->key, &x);
+    int r = lk_xform_new(&m->h.suite, m->first.key, &x);
     struct lk_store_opts so = { .below = m->disk, .x = x, .base = m->h.payload_off, .iv_base = m->h.payload_off };
     if (!r)
         r = lk_store_new(&so, &data);
@@ -323,35 +332,90 @@ static int prefill(struct co *co, const struct making *m, const struct fmt_creat
     return r;
 }
 
-static int make_places(struct co *co, const struct making *m, uint64_t size, struct byre_err *err)
+/* The disk in a file of its own, complete and durable. I4: a header that lies there goes. */
+static int make_disk(struct co *co, const struct making *m, const struct fmt_create_opts *o, struct byre_err *err)
+{
+    int r = make_room(co, m->disk, o->size, m->disk_have, err);
+    if (r)
+        return r;
+    if (o->prealloc != FMT_PREALLOC_OFF)
+        r = prefill(co, m, o);
+    if (!r)
+        r = stor_flush(co, m->disk);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot write the image: %s", m->disk->name, strerror(-r)) : 0;
+}
+
+/* The header, and, where it lies in front of it, the disk. */
+static int make_fresh(struct co *co, struct making *m, const struct lk_area *a, const struct fmt_create_opts *o, struct byre_err *err)
 {
     bool together = m->disk == m->head;
-    int r = make_room(co, m->head, m->head_bytes + (together ? size : 0), err);
-    return r || together || !m->disk ? r : make_room(co, m->disk, size, err);      /* I4: a header that lies there goes */
+    int r = make_room(co, m->head, m->head_bytes + (together ? o->size : 0), m->head_have, err);
+    if (!r)
+        r = lk_new_slot(co, a, &m->h, &m->first, err);
+    if (r)
+        return r;
+    if (together && o->prealloc != FMT_PREALLOC_OFF)
+        r = prefill(co, m, o);
+    if (!r)
+        r = stor_flush(co, m->head);              /* until here there is no header: what a crash leaves is no image */
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot write the image: %s", a->name, strerror(-r));
+    r = lk_put_header(co, a, &m->h, err);
+    if (r)
+        return r;
+    r = stor_flush(co, m->head);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot write the image: %s", a->name, strerror(-r)) : 0;
+}
+
+/* I5. -EAGAIN: there is no header that could be kept until then. */
+static int make_over(struct co *co, struct making *m, const struct lk_area *head, const struct fmt_host *host, struct byre_err *err)
+{
+    struct lk_area a = *head;
+    struct lk_header old;
+    bool regular = m->head->traits.regular;
+    a.len = m->head_have;
+    if (!a.len || lk_load(co, &a, &old, NULL))
+        return -EAGAIN;
+    if (host && host->kept)
+        *host->kept = true;
+    int r = regular && m->head_have < m->head_bytes ? stor_truncate(co, m->head, m->head_bytes) : 0;
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot make room for %" PRIu64 " bytes", m->head->name, m->head_bytes);
+    a.len = max_u64(a.len, m->head_bytes);
+    r = lk_replace(co, &a, &m->h, &m->first, err);
+    if (r == -EAGAIN && host && host->kept)
+        *host->kept = false;
+    if (!r && regular && m->head_have > m->head_bytes) {
+        r = stor_truncate(co, m->head, m->head_bytes);
+        if (!r)
+            r = stor_flush(co, m->head);
+        if (r)
+            return byre_fail_code(err, IO, r, "%s: has a new header, but what lies behind it cannot be cut off", m->head->name);
+    }
+    return r;
 }
 
 static int create_with(struct co *co, struct making *m, const struct secret *pass, const struct fmt_create_opts *o, struct byre_err *err)
 {
     struct lk_area a = area_of(m->head);
-    int r = make_places(co, m, o->size, err);
+    bool together = m->disk == m->head;
+    uint8_t *key = NULL;
+    int r = check_room(co, m->head, m->head_bytes + (together ? o->size : 0), &m->head_have, err);
+    if (!r && m->disk && !together)
+        r = check_room(co, m->disk, o->size, &m->disk_have, err);
     if (!r)
-        r = lk_format(co, &a, &m->h, pass, o->encrypt.iter_time_ms, &m->key, err);
+        r = lk_new_key(co, &a, &m->h, o->encrypt.iter_time_ms, &key, err);
     if (r)
         return r;
-    if (m->disk && o->prealloc != FMT_PREALLOC_OFF)
-        r = prefill(co, m, o);
-    secret_free(m->key);
-    if (!r && m->disk && m->disk != m->head)
-        r = stor_flush(co, m->disk);
+    m->first = (struct lk_filling){ .key = key, .pass = pass, .iter_time_ms = o->encrypt.iter_time_ms };
+    if (m->disk && !together)
+        r = make_disk(co, m, o, err);
     if (!r)
-        r = stor_flush(co, m->head);              /* until here there is no header: what a crash leaves is no image */
-    if (r)
-        return byre_fail_code(err, IO, r, "%s: cannot write the image: %s", a.name, strerror(-r));
-    r = lk_put_header(co, &a, &m->h, err);
-    if (r)
-        return r;
-    r = stor_flush(co, m->head);
-    return r ? byre_fail_code(err, IO, r, "%s: cannot write the image: %s", a.name, strerror(-r)) : 0;
+        r = together ? -EAGAIN : make_over(co, m, &a, o->host, err);
+    if (r == -EAGAIN)
+        r = make_fresh(co, m, &a, o, err);
+    secret_free(key);
+    return r;
 }
 
 /* store: of the disk, or, where only a header is made, of that. */

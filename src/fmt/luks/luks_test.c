@@ -330,7 +330,7 @@ static struct toy *formatted_with(struct co *co, struct lk_header *h, uint32_t s
     a.len = h->payload_off;
     for (unsigned i = 0; i < LK_SLOTS; i++)
         h->slot[i].stripes = stripes;
-    CHECK_EQ(lk_format(co, &a, h, &one, 0, NULL, NULL), 0);
+    CHECK_EQ(lk_format(co, &a, h, &one, 0, NULL), 0);
     CHECK_EQ(stor_truncate(co, &t->s, a.base + h->payload_off), 0);      /* room for all slots, so that its length stays */
     return t;
 }
@@ -744,7 +744,8 @@ struct apart { struct toy *head, *disk; unsigned unflushed_head, unflushed_disk,
 
 static bool has_magic(const struct toy *t) { return t->len >= 6 && !memcmp(t->bytes, LK_MAGIC, 6); }
 
-/* Q28: the old header is gone before anything else is written, and the new one comes last, when the rest of both files is durable. */
+/* Q28: the old header is gone before anything else is written to its file, and the new one comes last, when the rest of both files is durable. The
+ * disk is written, and durable, before that. */
 static int note_apart(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
 {
     struct apart *p = t->hook_arg;
@@ -758,7 +759,7 @@ static int note_apart(struct co *co, struct toy *t, enum toy_op op, uint64_t off
         CHECK_EQ(p->unflushed_head + p->unflushed_disk, 0);
         CHECK_EQ(p->disk->len, APART_SIZE);
     }
-    CHECK(!has_magic(p->head));
+    CHECK(t == p->head ? !has_magic(p->head) && !p->unflushed_disk : has_magic(p->head));
     ++*unflushed;
     return 0;
 }
@@ -904,6 +905,201 @@ static void header_apart(struct co *co, void *arg)
         CHECK(fmt_luks_ops.open(co, &p.disk->s, &alone, &im, NULL) < 0);
         toy_free(p.head);
         toy_free(p.disk);
+    }
+    secret_set_free(set);
+}
+
+/* ---- a header over another one (I5 of luks.c) ---- */
+
+struct over { struct toy *head, *disk; unsigned fail_at, ops; struct cuts cuts; bool disk_done; };
+
+static int note_over(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    struct over *v = t->hook_arg;
+    if (op != TOY_WRITE && op != TOY_FUA && op != TOY_FLUSH && op != TOY_TRUNCATE)
+        return 0;
+    if (v->fail_at && ++v->ops == v->fail_at)
+        return -EIO;
+    if (t == v->disk) {
+        CHECK(!v->disk_done);                            /* its file is touched last */
+        return 0;
+    }
+    v->disk_done = true;
+    struct cuts *c = &v->cuts;
+    if (op == TOY_FLUSH)
+        c->unflushed = 0;
+    if (op != TOY_WRITE || v->fail_at)
+        return 0;
+    CHECK(c->unflushed++ == 0 || off >= LK_HEAD_BYTES);  /* N1: sectors of the header wait for all before them */
+    if (CHECK(c->n < CUTS_MAX)) {
+        c->at[c->n].before = memcpy(malloc(t->len), t->bytes, t->len);
+        c->at[c->n].off = off;
+        c->at[c->n++].len = len;
+    }
+    return 0;
+}
+
+static unsigned head_opens(struct co *co, struct toy *t, const char *pass, unsigned *ret_active)
+{
+    struct lk_area a = { .store = &t->s, .len = t->len, .flush = store_flush, .arg = &t->s, .name = "head" };
+    struct lk_header h;
+    struct secret s = pass_of(pass);
+    unsigned slot;
+    uint8_t *key;
+    if (lk_load(co, &a, &h, NULL) || lk_unlock(co, &a, &h, &s, -1, &key, &slot, NULL))
+        return 99;
+    secret_free(key);
+    *ret_active = lk_active_slots(&h);
+    return slot;
+}
+
+static int give_old(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err)
+{
+    *ret_s = stor_share(&((struct over *)arg)->head->s);
+    return 0;
+}
+
+static int make_over(struct co *co, struct over *v, struct secret_set *set, const char *secret, const char *cipher, bool *ret_kept)
+{
+    const struct fmt_host host = { .open_data = give_old, .arg = v, .has_header = true, .kept = ret_kept };
+    const struct fmt_create_opts o = { .size = 8192, .prealloc = FMT_PREALLOC_FULL, .host = &host, .secrets = set,
+        .encrypt = { .key_secret = (char *)(uintptr_t)secret, .cipher_alg = (char *)(uintptr_t)cipher, .iter_time_ms = 10 } };
+    return fmt_luks_ops.create(co, &v->disk->s, &o, NULL);
+}
+
+/* Old headers: which slots beside the first, and whether that one has gone; with keys of which size. fresh: there is no room for both. */
+static const struct old { const char *cipher; int slots[6]; bool erase, fresh; uint32_t payload; } olds[] = {
+    { NULL, { -1 }, false, false, 0 },
+    { "aes-128", { -1 }, false, false, 0 },
+    { NULL, { 7, -1 }, true, false, 0 },
+    { NULL, { 6, 7, -1 }, false, false, 0 },
+    { NULL, { 1, 2, 3, -1 }, false, false, 0 },
+    { NULL, { 1, 2, 3, 4, 5, -1 }, false, true, 0 },
+    { NULL, { -1 }, false, true, 8 },                    /* a disk follows: it is not written over */
+};
+
+static void make_old(struct co *co, struct over *v, const struct old *o, struct secret_set *set)
+{
+    struct secret one = pass_of("one");
+    struct lk_header h;
+    struct fmt_encrypt e = { .cipher_alg = (char *)(uintptr_t)o->cipher };
+    v->head = toy_new(0, 1, 1);
+    v->disk = toy_new(0, 1, 1);
+    v->head->s.traits.regular = v->disk->s.traits.regular = true;
+    struct lk_area a = { .store = &v->head->s, .flush = store_flush, .arg = &v->head->s, .name = "head" };
+    CHECK_EQ(lk_options(&e, "", &h, NULL), 0);
+    a.len = h.payload_off;
+    h.payload_off = o->payload * LK_SECTOR;
+    if (o->payload)
+        h.slot[0].stripes = 2;
+    CHECK_EQ(lk_format(co, &a, &h, &one, 0, NULL), 0);
+    CHECK_EQ(stor_truncate(co, &v->head->s, a.len), 0);
+    for (const int *s = o->slots; *s >= 0; s++) {
+        struct lk_change k = { .state = FMT_KEY_ACTIVE, .keyslot = *s, .new_secret = &one, .open_secret = &one, .has_iter_time = true };
+        CHECK_EQ(lk_amend(co, &a, &h, &k, NULL), 0);
+    }
+    struct lk_change k = { .state = FMT_KEY_INACTIVE, .keyslot = 0, .open_secret = &one };
+    if (o->erase)
+        CHECK_EQ(lk_amend(co, &a, &h, &k, NULL), 0);
+    v->head->hook = v->disk->hook = note_over;
+    v->head->hook_arg = v->disk->hook_arg = v;
+}
+
+static void cut_over(struct co *co, struct over *v)
+{
+    struct toy *t = v->head;
+    uint8_t *end = memcpy(malloc(t->len), t->bytes, t->len);
+    struct cuts *c = &v->cuts;
+    unsigned n;
+    for (unsigned i = 0; i < c->n; i++) {
+        uint64_t off = c->at[i].off, len = c->at[i].len;
+        const uint8_t *after = i + 1 < c->n ? c->at[i + 1].before : end;
+        for (unsigned how = 0; how < 3 && (how == 0 || len > LK_SECTOR); how++) {
+            uint64_t from = how == 2 ? len / 2 : 0, part = how ? len / 2 : 0;
+            memcpy(t->bytes, c->at[i].before, t->len);
+            memcpy(t->bytes + off + from, after + off + from, part);
+            if (!CHECK(head_opens(co, t, "one", &n) < LK_SLOTS || head_opens(co, t, "new", &n) < LK_SLOTS))
+                print_message("write %u, state %u\n", i, how);
+        }
+        free(c->at[i].before);
+    }
+    memcpy(t->bytes, end, t->len);
+    free(end);
+}
+
+/* Each state of the file in between opens by the old passphrase or by the new one; in the end by the new one, in the first slot. */
+static void header_over(struct co *co, void *arg)
+{
+    struct secret_set *set;
+    CHECK_EQ(secret_set_new(&set), 0);
+    CHECK_EQ(secret_set_add(set, "t", "new", 3), 0);
+    for (size_t i = 0; i < sizeof olds / sizeof olds[0]; i++) {
+        struct over v = { .head = NULL };
+        bool kept = false;
+        unsigned n = 0;
+        make_old(co, &v, &olds[i], set);
+        if (olds[i].fresh)
+            v.head->hook = NULL;
+        CHECK_EQ(make_over(co, &v, set, "t", NULL, &kept), 0);
+        v.head->hook = v.disk->hook = NULL;
+        if (!CHECK(kept == !olds[i].fresh) || !CHECK(head_opens(co, v.head, "new", &n) == 0 && n == 1) || !CHECK(head_opens(co, v.head, "one", &n) == 99))
+            print_message("old header %zu\n", i);
+        if (!olds[i].fresh)
+            cut_over(co, &v);
+        toy_free(v.head);
+        toy_free(v.disk);
+    }
+    secret_set_free(set);
+}
+
+/* The same with a request that fails, any of them: an error, and the file of the header is not to be emptied. */
+static void header_over_fails(struct co *co, void *arg)
+{
+    struct secret_set *set;
+    CHECK_EQ(secret_set_new(&set), 0);
+    CHECK_EQ(secret_set_add(set, "t", "new", 3), 0);
+    for (unsigned at = 1, r = 1; r; at++) {
+        struct over v = { .fail_at = at };
+        bool kept = false;
+        unsigned n = 0;
+        make_old(co, &v, &olds[0], set);
+        uint8_t *was = memcpy(malloc(v.head->len), v.head->bytes, v.head->len);
+        r = make_over(co, &v, set, "t", NULL, &kept) != 0;
+        v.head->hook = v.disk->hook = NULL;
+        CHECK(v.disk_done ? kept : !memcmp(was, v.head->bytes, v.head->len));
+        if (!CHECK(head_opens(co, v.head, "one", &n) < LK_SLOTS || head_opens(co, v.head, "new", &n) < LK_SLOTS))
+            print_message("request %u fails\n", at);
+        CHECK(r || at > 10);
+        free(was);
+        toy_free(v.head);
+        toy_free(v.disk);
+    }
+    secret_set_free(set);
+}
+
+/* Nothing is written before it is known that the header and the disk have room. */
+static void no_room(struct co *co, void *arg)
+{
+    struct secret_set *set;
+    CHECK_EQ(secret_set_new(&set), 0);
+    CHECK_EQ(secret_set_add(set, "t", "new", 3), 0);
+    for (unsigned which = 0; which < 2; which++) {
+        struct over v = { .head = NULL };
+        bool kept = false;
+        make_old(co, &v, &olds[0], set);
+        v.head->hook = v.disk->hook = NULL;
+        if (which)
+            v.head->s.traits.regular = false;
+        v.disk->s.traits.regular = false;
+        CHECK_EQ(stor_truncate(co, &v.disk->s, which ? 8192 : 8191), 0);
+        if (which)
+            v.head->len = 1 << 20;
+        uint8_t *was = memcpy(malloc(v.head->len), v.head->bytes, v.head->len);
+        CHECK_EQ(make_over(co, &v, set, "t", NULL, &kept), -ENOSPC);
+        CHECK(!memcmp(was, v.head->bytes, v.head->len) && mem_is_zero(v.disk->bytes, v.disk->len));
+        free(was);
+        toy_free(v.head);
+        toy_free(v.disk);
     }
     secret_set_free(set);
 }
@@ -1225,6 +1421,9 @@ RUN(unreadable)
 RUN(slots_that_do_not_exist)
 RUN(other_secret)
 RUN(header_apart)
+RUN(header_over)
+RUN(header_over_fails)
+RUN(no_room)
 RUN(any_size)
 RUN(large_fails)
 RUN(no_key)
@@ -1237,6 +1436,7 @@ int main(void)
         cmocka_unit_test(test_header_round_trip), cmocka_unit_test(test_hostile_headers), cmocka_unit_test(test_slots),
         cmocka_unit_test(test_torn), cmocka_unit_test(test_left_spares), cmocka_unit_test(test_strangers), cmocka_unit_test(test_only_with_force), cmocka_unit_test(test_erased), cmocka_unit_test(test_unreadable),
         cmocka_unit_test(test_slots_that_do_not_exist), cmocka_unit_test(test_other_secret), cmocka_unit_test(test_header_apart),
+        cmocka_unit_test(test_header_over), cmocka_unit_test(test_header_over_fails), cmocka_unit_test(test_no_room),
         cmocka_unit_test(test_any_size), cmocka_unit_test(fan_outs), cmocka_unit_test(test_large_fails), cmocka_unit_test(beside), cmocka_unit_test(test_no_key), cmocka_unit_test(secrets),
     };
     return T_MAIN("luks", tests);

@@ -224,7 +224,7 @@ int q2_crypt_write(struct co *co, struct stor *s, uint64_t base, struct lk_heade
         return r;
     if (s) {
         struct lk_area a = { .store = s, .base = base, .len = h->payload_off, .flush = flush_fresh, .arg = s, .name = s->name };
-        r = lk_format(co, &a, h, pass, o->encrypt.iter_time_ms, NULL, err);
+        r = lk_format(co, &a, h, pass, o->encrypt.iter_time_ms, err);
     }
     secret_put(pass);
     return r;
