@@ -283,6 +283,8 @@ def test_node_stands_still(start, disk, still):
     for image in (disk, disk.parent / "b.qcow2"):
         wait.until(lambda image=image: run.qemu_img("check", image, code=None).code == 0, "it is not closed")       # a lock is in its way until then
         holds(image)
+    os.kill(still.process.pid, signal.SIGCONT)             # a second signal, which whoever looks for what is left over sends, would cut it short
+    assert s.daemon.wait()[0] == 0
 
 
 @pytest.mark.asan
