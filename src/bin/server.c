@@ -8,6 +8,7 @@
  *              I2 after a second signal the process ends at once (what was flushed is durable; the sockets that were made here are removed)
  *              I3 exports live as long as the control server: its commands name them
  *              I4 whoever keeps the end waiting, what guests were told is written meanwhile: images are flushed from its beginning on, each beside the others
+ *              I5 no server of NBD that stands still keeps the end waiting for ever, whatever it is that waits for it
  * Order        jobs, exports, control; whoever opened images closes them behind it
  * Concurrency  main thread waits for signals; everything else runs on the threads of the context
  * Failure      told on standard error
@@ -255,6 +256,7 @@ static int end_co(struct co *co, void *arg)
     struct farewell *f = arg;
     struct server *s = f->s;
     struct rt_task flusher;
+    lib_ctx_parting(s->r->ctx);
     bool flushes = !rt_task_start(co_loop(co), &flusher, flusher_co, s);
     if (s->ctl && f->event)
         ctl_send_shutdown(s->ctl, f->event);

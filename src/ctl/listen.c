@@ -173,6 +173,8 @@ void listener_drop(struct co *co, struct ctl_listener *l)
 {
     if (rt_blocking(co, unlink_blocking, l) < 0)
         (void)unlink_blocking(l);
+    rt_close_fds(co, &l->fd, 1);         /* an abstract name is free before this is answered */
+    l->fd = -1;
     listener_free(co_loop(co), l);
 }
 

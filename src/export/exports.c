@@ -150,6 +150,7 @@ static void release_bitmaps(struct export *e)
 static void take_medium_out(struct co *co, struct export *e)
 {
     int r = graph_tray_remove(co, e->node);
+    graph_closed_badly(graph_of(e->node), r);
     if (r)
         graph_warn(e->node, "%s: its medium was closed with an error, not everything that was written may be on the disk: %s", graph_filename(e->node), strerror(-r));
 }

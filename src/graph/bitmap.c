@@ -216,10 +216,18 @@ static int change_start(struct co *co, struct graph_node *n, struct change *c, s
     return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
 }
 
+/* A bitmap that begins, or gives up bits, says that the disk is known up to here: somebody copies it. What is not durable of that would be something older
+ * behind a power cut, and no bitmap would say so (P4). */
+static int store_behind_disk(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    int r = image_flush(co, n);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot flush, so its bitmaps stay as they are: %s", n->filename, strerror(-r)) : bitmaps_store(co, n, err);
+}
+
 /* Makes a persistent change durable. Returns whether it stands. */
 static int change_store(struct co *co, struct change *c, bool persistent)
 {
-    return persistent && !c->n->bitmap_batch ? bitmaps_store(co, c->n, c->err) : 0;
+    return persistent && !c->n->bitmap_batch ? store_behind_disk(co, c->n, c->err) : 0;
 }
 
 static void change_buries(struct change *c, struct grave *grave, struct dirty *old)
@@ -444,8 +452,6 @@ int graph_bitmap_set_held(struct co *co, struct graph_node *n, struct fmt_bitmap
     if (r)
         return r;
     r = may_write(n, b, err);
-    if (!r && b->persistent && (r = image_flush(co, n)) != 0)        /* behind a power cut n would hold something older than what was copied (P4) */
-        r = byre_fail_code(err, IO, r, "%s: cannot flush, so bitmap '%s' stays as it is: %s", n->filename, b->name, strerror(-r));
     if (!r)
         r = set_content(co, &c, b, content);
     change_finish(&c);
@@ -607,7 +613,7 @@ int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err 
     if (--n->bitmap_batch || !n->im->ops->bitmaps_sync)
         return 0;
     node_whole_begin(co, n);
-    int r = bitmaps_store(co, n, err);
+    int r = store_behind_disk(co, n, err);
     node_whole_end(n);
     return r;
 }

@@ -31,11 +31,15 @@ void graph_blockdev_own(struct graph_node *n);
 bool graph_blockdev_owned(const struct graph_node *n);
 /* It stays open for as long as something else uses it, and no longer; without anything else it stays the user's. */
 int graph_blockdev_disown(struct co *co, struct graph_node *n);
+/* The end begins: from here on a server that has requests and answers none of them for 30 seconds is given up, of whatever the end waits for. */
+void graph_parting(struct graph *g);
+/* Somebody has closed a node at the end, or where nobody asks, with this error (0: none): graph_blockdev_close_all tells the first one. Home loop. */
+void graph_closed_badly(struct graph *g, int error);
 /* At the end. Begins to flush every node that can be written, each beside the others, and does not wait: the end may have to wait for a disk, or for
  * somebody who stands still, long before it comes to the nodes. May be called again and again. */
 void graph_flush_soon(struct graph *g);
-/* Then: gives up all that the user owns, each beside the others, and waits for all. The first error of closing. A server
- * that has requests and answers none of them for 30 seconds is given up. */
+/* Then: gives up all that the user owns, each beside the others, and waits for all. The first error of closing. As graph_parting
+ * for those that have come since. */
 int graph_blockdev_close_all(struct co *co, struct graph *g);
 
 /* active false: n (NULL: all), and what lies below it and is used by nobody else who is active, is made durable, closed for writing and gives its locks up,

@@ -20,7 +20,8 @@
 static void flush_co(struct co *co, void *arg)
 {
     struct graph_node *n = arg;
-    (void)!graph_flush(co, n);           /* its close flushes again, and tells */
+    if (!graph_is_gated(n))              /* who has closed the gate may wait for what ends behind this */
+        (void)!graph_flush(co, n);       /* its close flushes again, and tells */
     n->parting = false;
     graph_look_end(n);
 }
@@ -29,7 +30,7 @@ void graph_flush_soon(struct graph *g)
 {
     ASSERT_LOOP(g->home);
     for (struct graph_node *n = graph_next(g, NULL); n; n = graph_next(g, n)) {
-        if (n->parting || n->read_only || n->flt || !graph_look_begin(n))        /* I2; a filter keeps nothing back */
+        if (n->parting || n->read_only || n->flt || graph_is_gated(n) || !graph_look_begin(n))      /* I2; a filter keeps nothing back */
             continue;
         n->parting = !rt_spawn(g->home, flush_co, n);
         if (!n->parting)
@@ -41,9 +42,7 @@ static void close_co(struct co *co, void *arg)
 {
     struct graph_node *n = arg;
     struct graph *g = n->g;
-    int r = node_unref(co, n);
-    if (!g->parting_error)
-        g->parting_error = r;
+    graph_closed_badly(g, node_unref(co, n));
     co_group_leave(&g->partings);
 }
 
@@ -58,11 +57,19 @@ static struct graph_node *disown_one(struct graph *g)
     return n;
 }
 
+void graph_parting(struct graph *g) { graph_hurry_all(g, LAST_PATIENCE_NS); }
+
+void graph_closed_badly(struct graph *g, int error)
+{
+    ASSERT_LOOP(g->home);
+    if (!g->parting_error)
+        g->parting_error = error;
+}
+
 int graph_blockdev_close_all(struct co *co, struct graph *g)
 {
     ASSERT_LOOP(g->home);
-    g->parting_error = 0;
-    graph_hurry_all(g, LAST_PATIENCE_NS);
+    graph_parting(g);                    /* again: of those that have come since */
     for (struct graph_node *n; (n = disown_one(g));) {
         co_group_enter(&g->partings);
         if (rt_spawn(g->home, close_co, n))

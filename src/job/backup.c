@@ -11,9 +11,9 @@
  *             K4  A target that does not get all of the disk, or lies over it, gets zeros as such: what is below it, later, does not show through.
  *             K5  Nobody changes the source past the filter: it has a user as long as it keeps something, so what it denies is denied.
  *             K6  A bitmap is given up for nothing that is not durable on the target, also when the job fails.
- *             K7  Nor for what is not durable on the source: behind a power cut it would hold something older, and no bitmap says so. The same goes for a
- *                 bitmap that began with the job, in one transaction, of which the job does not know: so the source is flushed in any case (P4).
- * Order       copy | flush of the target, flush of the source | filter out | bitmap, event (J4, J5). Nothing suspends between the last two, and what the image holds of the
+ *             K7  Nor for what is not durable on the source: behind a power cut it would hold something older, and no bitmap says so (P4). A bitmap that
+ *                 begins with the job, in one transaction, sees to that itself (graph/bitmap.c).
+ * Order       copy | flush of the target, with a bitmap of the source | filter out | bitmap, event (J4, J5). Nothing suspends between the last two, and what the image holds of the
  *             bitmap follows later: a kill never finds it given up durably and nobody told. Cancelled, failed: filter out | last request | flush of the
  *             target, closed | event (leave.h), for what sync=none has copied is meant to be used.
  * Concurrency Home loop. Copy and flush run in coroutines of their own: a target that stands still does not keep the job from its end.
@@ -91,16 +91,11 @@ static int flush_target(struct co *co, struct backup *b, uint64_t patience, stru
     return r && r != -ECANCELED ? byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(b->o.target), strerror(-r)) : r;
 }
 
-/* K7. A disk that cannot be flushed any more can still be copied: then nobody gives up a bitmap, and the user hears of it. */
-static int flush_source(struct co *co, const struct backup *b, uint64_t patience, struct byre_err *err)
+/* K7. Nobody leaves it alone: it has the source's gate open, which the end of the job closes. */
+static int flush_source(struct co *co, const struct backup *b, struct byre_err *err)
 {
-    int r = FAULT(FAULT_SOURCE_LATE) ? 0 : job_flush_aside(co, b->job, b->o.source, &b->leave->inside, patience ? rt_now(co_loop(co)) + patience : 0);
-    if (r == 0 || r == JOB_LEFT_ALONE)
-        return r ? -ECANCELED : 0;
-    if (b->bitmap)
-        return byre_fail_code(err, IO, r, "%s: cannot flush, so bitmap '%s' stays as it is: %s", graph_filename(b->o.source), b->bitmap->name, strerror(-r));
-    graph_warn(b->o.source, "%s: cannot flush: %s; behind a crash it may be older than its backup", graph_filename(b->o.source), strerror(-r));
-    return 0;
+    int r = b->bitmap && b->o.bitmap_mode != JOB_BITMAP_NEVER && !FAULT(FAULT_SOURCE_LATE) ? graph_flush(co, b->o.source) : 0;
+    return r ? byre_fail_code(err, IO, r, "%s: cannot flush, so bitmap '%s' stays as it is: %s", graph_filename(b->o.source), b->bitmap->name, strerror(-r)) : 0;
 }
 
 /* ---- looking, waiting ---- */
@@ -300,7 +295,7 @@ static bool may_move(struct co *co, struct backup *b, bool well, struct byre_err
 {
     if (well || FAULT(FAULT_BITMAP_GIVEN_UP))
         return b->o.bitmap_mode != JOB_BITMAP_NEVER;
-    return b->o.bitmap_mode == JOB_BITMAP_ALWAYS && !b->lost && !flush_target(co, b, FLUSH_NS, err) && !flush_source(co, b, FLUSH_NS, err);
+    return b->o.bitmap_mode == JOB_BITMAP_ALWAYS && !b->lost && !flush_target(co, b, FLUSH_NS, err) && !flush_source(co, b, err);
 }
 
 /* I2 */
@@ -389,7 +384,7 @@ static int backup_prepare(struct co *co, struct job *job, struct byre_err *err)
     struct backup *b = job->opaque;
     int r = flush_target(co, b, 0, err);
     if (!r)
-        r = flush_source(co, b, 0, err);
+        r = flush_source(co, b, err);
     return r ? r : check_whole(b, err);
 }
 

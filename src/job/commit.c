@@ -22,7 +22,7 @@
 #include "job/commit.h"
 #include "job/copying.h"
 #include "job/drop_equal.h"
-
+#include "stor/stor.h"
 
 static struct copy_job copy_of(const struct job_copy_how *how, struct graph_node *target)
 {
@@ -76,6 +76,8 @@ int commit_run(struct co *co, const struct commit_job *job, struct graph_node **
     int r = find_base(co, job, &base, err);
     if (!r)
         r = can_empty(job, err);
+    if (!r && !job->keep && stor_null_is_name(graph_filename(base)))
+        r = byre_fail(err, NOT_SUPPORTED, "%s: keeps nothing of what is committed into it, and '%s' would be emptied", graph_filename(base), graph_filename(job->top));
     if (!r)
         r = graph_make_writable(co, base, graph_overlay_in(job->top, base), err);
     if (!r && ret_base)

@@ -88,7 +88,7 @@ static void measure(struct converge *c, const struct converge_sample *s)
     follow(&c->dirty_rate, dirtied > 0 ? dirtied / dt : 0, dt);
     if (s->dirty || copied > 0)
         follow(&c->copy_rate, copied / dt, dt);
-    if (c->brake || (c->free_bytes == 0 && guest == 0))      /* I5 */
+    if (c->brake || (c->free_bytes == 0 && guest == 0 && c->guest_held <= 0))      /* I5 */
         return;
     if (!c->blocking) {
         c->free_bytes += guest;
@@ -126,9 +126,11 @@ static void predict(struct converge *c, const struct converge_sample *s, bool st
 /* ---- deciding ---- */
 
 /* Of a guest that began to write when its changes went to both sides already, the pace before the brake is what is known. */
+static double pace_of(const struct converge *c) { return c->free_bytes > 0 ? c->guest_before : c->guest_held; }
+
 static double floor_of(const struct converge *c)
 {
-    double f = (c->free_bytes > 0 ? c->guest_before : c->guest_held) / c->max_slowdown * MARGIN;
+    double f = pace_of(c) / c->max_slowdown * MARGIN;
     return f > BRAKE_MIN ? f : BRAKE_MIN;
 }
 
@@ -169,7 +171,7 @@ static void act(struct converge *c, const struct converge_sample *s, double left
 /* Changes that go to both sides share the target with the pieces: those step back before the guest is slower than it may become. */
 static void protect_guest(struct converge *c, const struct converge_sample *s)
 {
-    double limit = (double)c->copy_limit, owed = c->guest_before / c->max_slowdown * SPARE;
+    double limit = (double)c->copy_limit, owed = pace_of(c) / c->max_slowdown * SPARE;
     if (c->brake && (double)c->brake * KEPT < owed)
         owed = (double)c->brake * KEPT;
     if (c->blocking && c->mode != CONVERGE_OFF && s->held && c->guest_now < owed) {

@@ -26,6 +26,11 @@ int lib_image_attach(struct byre_image *image, struct graph_node **ret_a, struct
     return graph_attach(image->node, &(struct graph_attach_opts){ .who = "the device", .shared = STOR_PERM_ALL, .idle = true }, ret_a, err);
 }
 
+void lib_ctx_parting(struct byre_ctx *ctx)
+{
+    graph_parting(ctx->graph);
+}
+
 void lib_ctx_flush_soon(struct byre_ctx *ctx)
 {
     graph_flush_soon(ctx->graph);

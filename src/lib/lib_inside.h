@@ -47,6 +47,8 @@ int lib_ctx_object_del(struct byre_ctx *ctx, const char *id);
 struct graph_node *lib_image_node(struct byre_image *image);
 /* On the home loop: an attachment (graph/runtime.h), which is the disk whatever node that becomes; and its end, before the image is closed. */
 int lib_image_attach(struct byre_image *image, struct graph_node **ret_a, struct byre_err *err);
+/* On the home loop: the end begins (graph/blockdev.h). */
+void lib_ctx_parting(struct byre_ctx *ctx);
 /* On the home loop: begins to flush all nodes, and does not wait (graph/blockdev.h). */
 void lib_ctx_flush_soon(struct byre_ctx *ctx);
 /* On the home loop, when nobody uses them any more: closes the nodes that the control socket has opened. The first error. */

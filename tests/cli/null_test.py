@@ -78,3 +78,12 @@ def test_backing(twin):
         assert done.json["backing-filename"] == done.json["full-backing-filename"] == "null-aio://" and done.json["virtual-size"] == 1 << 30, done
     run.byre("map", "o", cwd=twin.ours)
     assert "is not a plain path" in run.byre("--strict", "info", "--backing-chain", "-f", "qcow2", "o", cwd=twin.ours, code=1).err
+
+
+def test_commit_into_nothing(tmp_path):
+    """FEATURES 3.038, 5.010, J2: a layer is not emptied into a disk that keeps nothing"""
+    top = tmp_path / "top.qcow2"
+    run.qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "null-co://", "-F", "raw", top, "1M")
+    run.byre("io", "-f", "qcow2", "-c", "write -P 7 64k 64k", top)
+    assert "keeps nothing" in run.byre("commit", top, code=1).err
+    assert "verification failed" not in run.byre("io", "-r", "-f", "qcow2", "-c", "read -P 7 64k 64k", top).out

@@ -247,7 +247,7 @@ def wait_written(disk):
 @pytest.mark.asan
 @pytest.mark.tsan
 def test_request_stands_still(start, disk, still):
-    """FEATURES 8.006, 8.007: a request to a server that stands still keeps the end waiting; what other disks were told is written meanwhile. A second signal ends it at once, and nothing is left"""
+    """FEATURES 8.006, 8.007: a request to a server that stands still keeps the end waiting, for 30 s at most; what other disks were told is written meanwhile. A second signal ends it at once, and nothing is left"""
     s = Serving(start)
     add_still(s, still)
     s.control.ok("block-export-add", type="nbd", id="s", node_name="s", writable=True)
@@ -262,6 +262,25 @@ def test_request_stands_still(start, disk, still):
     assert s.daemon.process.poll() is None
     s.ends(code=128 + signal.SIGTERM)
     run.qemu_io(disk, f"read -P 0x77 {2 * MIB} {MIB}")
+
+
+@pytest.mark.timeout(180)
+def test_source_stands_still(start, disk, still):
+    """FEATURES 8.006, 8.007: nothing is under way to the source of a backup when its server stands still; what the end asks of it is not waited for for ever"""
+    s = Serving(start)
+    add_still(s, still)
+    run.qemu_img("create", "-q", "-f", "qcow2", disk.parent / "t.qcow2", "8M")
+    s.control.ok("blockdev-add", driver="qcow2", node_name="t", file={"driver": "file", "filename": str(disk.parent / "t.qcow2")})
+    s.control.ok("block-export-add", type="nbd", id="s", node_name="s", writable=True)
+    s.control.ok("blockdev-backup", device="s", target="t", job_id="j", sync="none")
+    guest = peers.need_module("nbd").NBD()
+    guest.connect_uri(s.uri("s"))
+    guest.pwrite(b"1" * 4096, 0)                           # there is something to be flushed
+    nbdserver.stand_still(still.process.pid)
+    s.daemon.process.send_signal(signal.SIGTERM)
+    wait_written(disk)
+    assert s.daemon.process.wait(100) in (0, 1)
+    assert run.qemu_img("check", disk.parent / "t.qcow2").code == 0
 
 
 @pytest.mark.asan

@@ -374,11 +374,14 @@ static int make_over(struct co *co, struct making *m, const struct lk_area *head
     struct lk_header old;
     bool regular = m->head->traits.regular;
     a.len = m->head_have;
-    if (!a.len || lk_load(co, &a, &old, NULL))
+    int r = a.len ? lk_load(co, &a, &old, err) : -EAGAIN;
+    if (r == -EINVAL || r == -ENOTSUP || r == -EAGAIN)
         return -EAGAIN;
     if (host && host->kept)
         *host->kept = true;
-    int r = regular && m->head_have < m->head_bytes ? stor_truncate(co, m->head, m->head_bytes) : 0;
+    if (r)                                       /* who knows what could not be read */
+        return r;
+    r = regular && m->head_have < m->head_bytes ? stor_truncate(co, m->head, m->head_bytes) : 0;
     if (r)
         return byre_fail_code(err, IO, r, "%s: cannot make room for %" PRIu64 " bytes", m->head->name, m->head_bytes);
     a.len = max_u64(a.len, m->head_bytes);
