@@ -165,7 +165,10 @@ def failed_backup(client):
 
 def test_daemon(liar, tmp_path):  # noqa: F811
     """The event of the export and the description of the node have it, the job's error and the log as well"""
-    with daemon_of(liar(read=refuses("worn out", 0)), tmp_path) as (client, log):
+    def read(self, s, cookie, at, n):
+        refuses("worn out", at)(self, s, cookie, at, n)      # of the request's own range, whichever piece of the backup comes first: another is no answer
+
+    with daemon_of(liar(read=read), tmp_path) as (client, log):
         assert "worn out (at offset 0)" in failed_read(client, tmp_path)
         nodes = {n["node-name"]: n for n in client.ok("query-named-block-nodes")}
         assert "worn out" in nodes["f"]["x-byre-complaint"]
