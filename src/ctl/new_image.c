@@ -17,14 +17,14 @@
 
 #include "ctl/ctl_priv.h"
 #include "ctl/new_image.h"
-#include "stor/nbd.h"
+#include "stor/stor.h"
 
 #define NAME_INSTEAD "make the new image yourself, with the backing file that it is to record, and use mode=existing"
 
 /* An absolute path, or the name of another machine's disk, is what the new image records. NULL: no memory. */
 static char *recorded(const char *path)
 {
-    char *text = NULL, *cwd = path[0] == '/' || stor_nbd_is_name(path) || stor_null_is_name(path) ? NULL : getcwd(NULL, 0);
+    char *text = NULL, *cwd = path[0] == '/' || stor_names_no_file(path) ? NULL : getcwd(NULL, 0);
     int n = cwd ? asprintf(&text, "%s/%s", cwd, path) : asprintf(&text, "%s", path);
     free(cwd);
     return n < 0 ? NULL : text;

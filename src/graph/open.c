@@ -42,7 +42,7 @@ static bool file_identity(void *arg, const struct stor *s, uint64_t *ret_a, uint
 
 static int file_keep_name(struct co *co, void *arg, const char *name)
 {
-    return stor_nbd_is_name(name) || stor_null_is_name(name) ? 0 : stor_file_keep_name(co, name);
+    return stor_names_no_file(name) ? 0 : stor_file_keep_name(co, name);
 }
 
 const struct graph_opener graph_file_opener = { .open = file_open, .identity = file_identity, .keep_name = file_keep_name };
@@ -896,7 +896,7 @@ int graph_open(struct co *co, struct graph *g, const struct graph_open_opts *o, 
 
 bool graph_name_is_remote(enum graph_policy policy, const char *name)
 {
-    return policy != GRAPH_STRICT && (stor_nbd_is_name(name) || stor_null_is_name(name));
+    return policy != GRAPH_STRICT && stor_names_no_file(name);
 }
 
 int graph_store_open(struct co *co, struct graph *g, const char *name, const struct stor_file_opts *o, struct stor **ret_s, struct byre_err *err)

@@ -27,7 +27,7 @@
 #include "job/create_opts.h"
 #include "job/stepped.h"
 #include "rt/loop.h"
-#include "stor/nbd.h"
+#include "stor/stor.h"
 
 #define SECTOR 512u
 #define ID_TEXT_MAX 144u                 /* longest id of a job, and a word */
@@ -127,7 +127,7 @@ static int open_node(struct co *co, struct create *c, const char *key, struct st
     if (r)
         return r;
     const struct graph_node *bottom = graph_skip_filters(n);
-    if (ret_file && (!bottom || graph_format(bottom) != &fmt_raw_ops || stor_nbd_is_name(graph_filename(bottom)) || stor_null_is_name(graph_filename(bottom))))
+    if (ret_file && (!bottom || graph_format(bottom) != &fmt_raw_ops || stor_names_no_file(graph_filename(bottom))))
         r = byre_fail(err, NOT_SUPPORTED, "node '%s' is no file of this machine: an external data file must be one", graph_node_name(n));
     if (!r && ret_file && !(*ret_file = strdup(graph_filename(bottom))))
         r = byre_fail(err, NOMEM, "no memory for a file name");

@@ -18,6 +18,7 @@
 
 #include "base/checked.h"
 #include "rt/co.h"
+#include "stor/nbd.h"
 #include "stor/stor.h"
 
 struct null_stor {
@@ -111,6 +112,7 @@ static const struct stor_ops null_ops = {
     .close = null_close,
 };
 
+bool stor_names_no_file(const char *text) { return stor_nbd_is_name(text) || stor_null_is_name(text); }
 bool stor_null_is_name(const char *text) { return !strncmp(text, "null-co:", 8) || !strncmp(text, "null-aio:", 9); }
 
 int stor_null_new(struct co *co, const struct stor_null_opts *opts, struct stor **ret_s)

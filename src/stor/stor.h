@@ -197,5 +197,6 @@ MUST_USE int stor_mem_new(struct co *co, const char *name, uint64_t len, struct 
 struct stor_null_opts { uint64_t len; uint64_t latency_ns; bool read_zeroes; };
 MUST_USE int stor_null_new(struct co *co, const struct stor_null_opts *opts, struct stor **ret_s);
 bool stor_null_is_name(const char *text);        /* null-co:... or null-aio:...: means such a store, and no file */
+bool stor_names_no_file(const char *text);       /* that, or a disk of an NBD server (stor_nbd_is_name): it lies in no folder of this machine */
 
 #endif

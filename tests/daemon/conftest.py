@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lib import peers, run, wait
+from lib import nbdserver, peers, run, wait
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "cli"))
 from qmp_client import Qmp  # noqa: E402
@@ -96,6 +96,16 @@ def start(tmp_path):
             failed.append(str(e))
             d.process.kill()
     assert not failed, "\n".join(failed)
+
+
+@pytest.fixture
+def still():
+    """A server that can be made to stand still."""
+    peers.need("nbdkit")
+    server = nbdserver.nbdkit("memory", "8M").start()
+    yield server
+    os.kill(server.process.pid, signal.SIGCONT)
+    server.close()
 
 
 @pytest.fixture

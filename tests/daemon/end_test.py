@@ -221,16 +221,6 @@ def ask_around(s):
 
 # ---- disks and clients that stand still ----
 
-@pytest.fixture
-def still():
-    """A server that can be made to stand still."""
-    peers.need("nbdkit")
-    server = nbdserver.nbdkit("memory", "8M").start()
-    yield server
-    os.kill(server.process.pid, signal.SIGCONT)
-    server.close()
-
-
 def add_still(s, server):
     s.control = s.daemon.qmp()
     s.control.ok("blockdev-add", driver="nbd", node_name="s", server={"type": "unix", "path": server.socket}, reconnect_delay=600)

@@ -8,16 +8,6 @@ import pytest
 from lib import nbdserver, peers
 
 
-@pytest.fixture
-def still():
-    """A server that can be made to stand still."""
-    peers.need("nbdkit")
-    server = nbdserver.nbdkit("memory", "8M").start()
-    yield server
-    os.kill(server.process.pid, signal.SIGCONT)
-    server.close()
-
-
 def nodes(client):
     return {i["node-name"] for i in client.ok("query-yank")}
 
