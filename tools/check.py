@@ -11,8 +11,9 @@ Special suites build in folders of their own:
   build-clang  everything compiles with clang and -Werror (build-clang/); when asked for, since asan's build shows the same but for mutants
   soak         long runs; only when asked for
 
-A run without --suite takes a share of the loops over faults and seeds under the sanitizers, and of the states of the crash explorer
-(WHOLE_RUN); the suites `asan`, `tsan`, `crash` and `soak`, asked for by name, take all that is theirs.
+A run without --suite takes a share of the states of the crash explorer and, under the sanitizers, of the loops over faults and seeds (WHOLE_RUN),
+and runs each group of unit tests there on one of both backends (ONE_BACKEND); the suites `asan`, `tsan`, `crash` and `soak`, asked for by name,
+take all that is theirs.
 
 --suite takes several, separated by commas or spaces; --test selects by a part of the unit's name.
 A test that exits with 77, or calls pytest.skip, is skipped; with CI=true the former is a failure.
@@ -45,6 +46,7 @@ SANITIZER_OPTIONS = {
     "tsan": {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1", "BYRE_TEST_SHARE": "7"},
 }
 WHOLE_RUN = {"asan": {"BYRE_TEST_SHARE": "3"}, "tsan": {"BYRE_TEST_SHARE": "13"}, "crash": {"BYRE_SIM_FLOORS": "75"}}    # percent
+ONE_BACKEND = {"BYRE_TEST_BACKENDS": "one"}    # which, a group's name decides; the byte stores, which speak to the kernel, take both
 ONLY_WHEN_ASKED = {"soak"}
 GRACE = float(os.environ.get("CHECK_GRACE", "60"))    # beyond that the process is killed
 TEXT_MAX = 12000                      # bytes of output shown for one failure
@@ -201,7 +203,8 @@ def meson_units(folder, label, whole, keep_suites=None):
         if label and suites & ONLY_WHEN_ASKED:
             continue
         first = label or named[0]
-        more = {**t["env"], **(WHOLE_RUN.get(first, {}) if whole else {})}
+        more = {**t["env"], **(WHOLE_RUN.get(first, {}) if whole else {}),
+                **(ONE_BACKEND if whole and label and not t["name"].startswith("stor-") else {})}
         env = {**SANITIZER_OPTIONS.get(label, {}), **more}
         shown = [f"{k}={shlex.quote(v)}" for k, v in more.items()]
         units.append(Unit(name=f"{first}/{t['name']}", suites={label} if label else suites,

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "base/hash.h"
 
 _Atomic unsigned t_failures;
 struct rt *t_rt;
@@ -151,14 +152,24 @@ static int group_teardown(void **state)
     return 0;
 }
 
+/* The one backend of a group where BYRE_TEST_BACKENDS=one; 2 for both. */
+static unsigned only_backend(const char *name)
+{
+    const char *v = getenv("BYRE_TEST_BACKENDS");
+    return v && !strcmp(v, "one") ? (unsigned)(hash_buf(name, strlen(name), 0).lo % 2) : 2;
+}
+
 int t_main(const char *name, const struct CMUnitTest *tests, size_t cnt)
 {
     static const struct { enum rt_backend_kind kind; const char *name; } backends[] = {
         { RT_BACKEND_URING, "io_uring" }, { RT_BACKEND_THREADS, "threads" },
     };
     int failed = 0;
+    unsigned only = only_backend(name);
     for (unsigned i = 0; i < 2; i++) {
         char text[128];
+        if (only != 2 && only != i)
+            continue;
         kind = backends[i].kind;
         snprintf(text, sizeof text, "%s on %s", name, backends[i].name);
         failed += _cmocka_run_group_tests(text, tests, cnt, group_setup, group_teardown);

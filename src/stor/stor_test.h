@@ -31,7 +31,8 @@ extern struct rt *t_rt;                  /* two loops; made anew for each group 
 void t_run(unsigned i, void (*fn)(struct co *co, void *arg), void *arg);
 /* Runs n coroutines at once, number k on loop k % 2 with argument args[k]. */
 void t_run_many(unsigned n, void (*fn)(struct co *co, void *arg), void *const *args);
-/* Runs the group on both backends. Returns the sum of failed tests (main's exit code). */
+/* Runs the group on both backends, or, where BYRE_TEST_BACKENDS=one, on the one that its name falls to (both get about half of all groups).
+ * Returns the sum of failed tests (main's exit code). */
 int t_main(const char *name, const struct CMUnitTest *tests, size_t cnt);
 #define T_MAIN(name, tests) t_main(name, tests, sizeof(tests) / sizeof((tests)[0]))
 /* One in how many cases of an exhaustive loop is run: 1, or what BYRE_TEST_SHARE says (a prime, so that no class of cases goes

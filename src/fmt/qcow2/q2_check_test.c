@@ -405,7 +405,7 @@ static void cut_everywhere(struct co *co, void *arg)
     repair_fully(co, image, image_len, &p, s->name, 0);
     unsigned n = 1, before = danger(co, image, image_len);
     for (bool cut = true; cut && !atomic_load(&t_failures); n++) {
-        for (int sample = 0; cut && sample < SAMPLES && !atomic_load(&t_failures); sample++) {
+        for (unsigned sample = 0; cut && sample < SAMPLES && !atomic_load(&t_failures); sample += t_share()) {
             struct fmt_check_result res;
             disk_load(image, image_len, n);
             cut = repair(co, &res) != 0;
