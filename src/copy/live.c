@@ -303,6 +303,7 @@ static void live_main(struct co *co, void *arg)
     struct copy_live *l = arg;
     struct byre_err err = { 0 };
     int r = window_run(co, &l->c.w, &err);
+    l->over = true;
     if (r)
         live_failed(l, r, false, 0);
     live_tell(l);
@@ -486,7 +487,8 @@ void copy_live_look(struct copy_live *l, struct copy_live_state *ret)
     *ret = (struct copy_live_state){
         .calm = calm, .clean = calm && !l->holds, .dirty = dirty ? min_u64(dirty_count(l->dirty), l->size) : 0,
         .in_flight = l->pieces_bytes, .copied = l->copied, .carried = atomic_load(&l->carried), .guest = atomic_load(&l->guest),
-        .longest_hold_ns = atomic_exchange(&l->longest_hold_ns, 0), .error = l->error, .error_read = l->error_read, .error_off = l->error_off };
+        .longest_hold_ns = atomic_exchange(&l->longest_hold_ns, 0), .error = l->error,
+        .over = l->over, .error_read = l->error_read, .error_off = l->error_off };
 }
 
 void copy_live_await(struct copy_live *l, bool on)

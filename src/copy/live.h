@@ -83,6 +83,7 @@ struct copy_live_state {
     uint64_t guest;                         /* bytes changed by the guest since the start */
     uint64_t longest_hold_ns;               /* that a request has waited here, since the last call */
     int error; bool error_read; uint64_t error_off;
+    bool over;                              /* the copy itself has ended with `error` (no memory): trying again is of no use */
 };
 void copy_live_look(struct copy_live *l, struct copy_live_state *ret);
 /* The error is forgotten; what failed is tried again. */

@@ -36,6 +36,7 @@ struct copy_live {
     bool conflict;                         /* something dirty is locked */
     uint64_t copied;
     int error; bool error_read; uint64_t error_off;
+    bool over;                             /* nobody asks for pieces any more */
     struct co_waitq work;                  /* next(): something is dirty, or may go on */
     struct co_waitq moved;                 /* a lock, memory or the last request is free */
     struct co_range_locks busy;            /* granules of pieces and of changes that are carried over */

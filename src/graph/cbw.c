@@ -170,7 +170,9 @@ struct cbw_hold *cbw_hold_take(struct co *co, struct cbw *cb, const struct cbw_h
 int cbw_claim(struct co *co, struct cbw *cb, struct cbw_claim *c, uint64_t off, uint64_t len)
 {
     ASSERT_LOOP(cb->home);
-    epoch_token t = gate_enter(co, cb->node);
+    struct graph_node *filter = cb->node;
+    graph_ref(filter);                           /* a drain may last until everybody else has left it and it is closed */
+    epoch_token t = gate_enter(co, filter);
     *c = (struct cbw_claim){ .cb = cb, .tok = epoch_enter(cb->target->gate, cb->home) };      /* B3: nobody has drained it, for that drains us */
     c->range.start = round_down(off, cb->granule);
     c->range.end = min_u64(round_up(off + len, cb->granule), cb->size);
@@ -180,9 +182,10 @@ int cbw_claim(struct co *co, struct cbw *cb, struct cbw_claim *c, uint64_t off, 
         co_range_unlock(&cb->busy, &c->range);
         co_wake_all(&cb->moved);
     }
-    gate_leave(co, cb->node, t);
+    gate_leave(co, filter, t);
     if (r)
         epoch_leave(cb->target->gate, cb->home, c->tok);
+    (void)node_unref(co, filter);                /* it writes nothing of its own, and who copies holds its target */
     return r;
 }
 

@@ -12,7 +12,7 @@
 
 struct cbw {
     /* constant */
-    struct graph_node *node, *target;        /* the filter; its side. Valid while the filter is there, or a section of the target's gate is open */
+    struct graph_node *node, *target;        /* the filter; its side. Valid while the filter is there (cbw_claim holds it), or a section of the target's gate is open */
     struct rt_loop *home;
     uint64_t size, granule, timeout_ns;
     enum cbw_on_error on_error;

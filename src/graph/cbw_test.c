@@ -452,6 +452,52 @@ static void left_alone(struct co *co, void *arg)
     world_close(co, &w);
 }
 
+/* A copy asks for its claim while the target is drained; by the time it may go on the filter was taken out and closed. */
+struct asker { struct cbw *cb; bool asked, done; int r; };
+
+static void ask_claim(struct co *co, void *arg)
+{
+    struct asker *a = arg;
+    struct cbw_claim claim;
+    a->asked = true;
+    a->r = cbw_claim(co, a->cb, &claim, 0, CLUSTER);
+    if (!a->r)
+        cbw_claim_end(&claim, false);
+    a->done = true;
+}
+
+static void closed_under_a_claim(struct co *co, void *arg)
+{
+    struct world w = { .seed = 1 };
+    struct asker a = { NULL };
+    world_open(co, &w, "");
+    a.cb = graph_cbw(w.cbw);
+    cbw_ref(a.cb);
+    graph_drain_begin(co, w.target);
+    CHECK_EQ(rt_spawn(co_loop(co), ask_claim, &a), 0);
+    while (!a.asked)
+        co_yield(co);
+    cbw_stop(a.cb);
+    CHECK_EQ(graph_detach(co, w.look), 0);
+    CHECK_EQ(graph_close(co, w.view), 0);
+    CHECK_EQ(graph_remove_filter(co, w.cbw, NULL), 0);
+    CHECK(graph_attached(w.disk) == w.source);
+    CHECK_EQ(graph_close(co, w.cbw), 0);
+    (void)co_sleep(co, 5000000);
+    CHECK(!a.done);
+    graph_drain_end(w.target);
+    while (!a.done)
+        (void)co_sleep(co, 1000000);
+    CHECK_EQ(a.r, -ECANCELED);
+    cbw_unref(a.cb);
+    CHECK_EQ(graph_detach(co, w.disk), 0);
+    toyfmt_check(w.sf);
+    toyfmt_check(w.tf);
+    CHECK_EQ(graph_close(co, w.source), 0);
+    CHECK_EQ(graph_close(co, w.target), 0);
+    graph_free(w.g);
+}
+
 static void break_snapshot(struct co *co, void *arg)
 {
     struct world w = { .seed = 1 };
@@ -620,6 +666,7 @@ static void test_break_guest(void **state) { t_run(0, break_guest, NULL); }
 static void test_break_snapshot(void **state) { t_run(0, break_snapshot, NULL); }
 static void test_break_beside(void **state) { t_run(0, break_beside, NULL); }
 static void test_left_alone(void **state) { t_run(0, left_alone, NULL); }
+static void test_closed_under_a_claim(void **state) { t_run(0, closed_under_a_claim, NULL); }
 static void test_late_answer(void **state) { t_run(0, late_answer, NULL); }
 static void test_parts(void **state) { t_run(0, parts, NULL); }
 static void test_permissions(void **state) { t_run(0, permissions, NULL); }
@@ -627,7 +674,7 @@ static void test_permissions(void **state) { t_run(0, permissions, NULL); }
 int main(void)
 {
     static const struct CMUnitTest tests[] = { cmocka_unit_test(test_permissions), cmocka_unit_test(test_parts), cmocka_unit_test(test_break_guest),
-                                               cmocka_unit_test(test_break_snapshot), cmocka_unit_test(test_break_beside), cmocka_unit_test(test_left_alone), cmocka_unit_test(test_late_answer),
+                                               cmocka_unit_test(test_break_snapshot), cmocka_unit_test(test_break_beside), cmocka_unit_test(test_left_alone), cmocka_unit_test(test_closed_under_a_claim), cmocka_unit_test(test_late_answer),
                                                cmocka_unit_test(test_beside), cmocka_unit_test(test_frozen) };
     return T_MAIN("cbw", tests);
 }

@@ -193,6 +193,8 @@ static int on_error(struct co *co, struct mirror *m, struct byre_err *err)
     int r = 0;
     if (job_cancelled(m->job))
         return -ECANCELED;
+    if (m->st.over)                      /* whatever was wished for: nobody copies any more */
+        how = JOB_ON_ERROR_REPORT;
     job_tell_error(m->job, m->st.error_read, how);
     if (how == JOB_ON_ERROR_STOP) {
         copy_live_pause(m->live, true);

@@ -158,11 +158,15 @@ static int step(struct co *co, struct amend *m, step_fn *fn)
     int again = r < 0 ? meta_barrier(co, q->meta, META_B_HEADER) : 0;
     if (again == 0)
         again = reload(co, q, r ? NULL : m->err);
-    if (again < 0)
-        q->failed = true;                /* what is on the disk is sound; what is in memory may not be */
-    else if (r == 0)
+    if (again < 0) {
+        q->failed = true;                /* what is on the disk is sound; what is in memory may not be, */
+        meta_stop(q->meta, again);       /* and there may be no allocator: nothing is written any more */
+    } else if (r == 0) {
         r = q2_lazy_init(q, m->err);
+    }
     q2_fixed_update(q);
+    if (again == 0 && !q->unclean)       /* one that ran was ended by the rest before it had given anything back (D4) */
+        q2_reclaim_start(q);
     return r ? r : again;
 }
 

@@ -126,8 +126,10 @@ static int mark_new(struct co *co, struct round *x, uint32_t i, uint64_t k)
         return 0;
     }
     uint64_t off = e->run.cluster << q->g.cluster_bits;
-    if (!meta_forget(q->meta, off, q->g.cluster_size))
+    if (!meta_forget(q->meta, off, q->g.cluster_size)) {
+        e->run.count = 0;                /* somebody uses it, whatever its count says: nobody gets it */
         return -EUCLEAN;
+    }
     e->word = off;
     x->wrote = true;
     x->need_barrier |= !q2_run_independent(q, &e->run) && !MUTANT(MUT_BITMAP_TABLE_EARLY);

@@ -1088,6 +1088,144 @@ static void lookups_body(struct co *co, void *arg)
 
 static void test_lookups(void **state) { t_run(0, lookups_body, NULL); }
 
+/* ---- amendments: what they end, and what is left when the image cannot be read again ---- */
+
+static bool given_nothing(void *arg, const char *option) { return false; }
+
+static int give_token(struct co *co, struct q2_image *q)
+{
+    static const struct fmt_create_opts none;
+    const struct fmt_amend_opts a = { .o = &none, .given = given_nothing, .rebase = true, .token = "00112233445566778899aabbccddeeff" };
+    return fmt_qcow2_ops.amend(co, &q->im, &a, NULL);
+}
+
+/* P1, D4: an amendment ends the search for what a crash left counted; it begins anew behind it. */
+static void amended_early_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 4096, 16 * MIB };
+    const struct opening o = { .frontier_bytes = 256 * KIB };
+    struct q2_run run;
+    uint64_t leaks = 0;
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &o);
+    CHECK_EQ(q2_alloc_take(co, q, 20, &run), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    img_crash(co, q);
+    CHECK_EQ(img_faults(co, &leaks), 0);
+    CHECK(leaks >= 20);
+    q = img_open(co, &o);
+    CHECK(q->alloc->reclaim);
+    CHECK_EQ(give_token(co, q), 0);
+    while (q->alloc->reclaim)
+        co_yield(co);
+    CHECK(states_ok(co, q));
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, &leaks), 0);
+    CHECK_EQ(leaks, 0);
+}
+
+static void test_amended_early(void **state) { t_run(0, amended_early_body, NULL); }
+
+static bool header_written;
+
+static int fail_reads(struct co *co, char what, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    header_written |= what == 'W' && off == 0;
+    return what == 'R' && header_written ? -EIO : 0;
+}
+
+/* The header was changed and cannot be read again: nothing works any more, nothing is written, and nobody dies of it. */
+static void not_read_again_body(struct co *co, void *arg)
+{
+    const struct make m = { 3, 16, 4096, 4 * MIB };
+    struct fmt_check_result res = { 0 };
+    struct fmt_compact_result cres = { 0 };
+    img_make(co, &m);
+    struct q2_image *q = img_open(co, &(struct opening){ .frontier_bytes = 64 * KIB });
+    CHECK_EQ(g_write(co, q, 0, 8192, 0xaa), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    header_written = false;
+    disk.hook = fail_reads;
+    CHECK(give_token(co, q) < 0);
+    CHECK(header_written);
+    disk.hook = NULL;
+    disk_mark();
+    CHECK(q2_scrub(co, &q->im, &(struct fmt_check_opts){ .fix = FMT_FIX_LEAKS }, &res, NULL) < 0);
+    CHECK(fmt_qcow2_ops.compact(co, &q->im, &(struct fmt_compact_opts){ 0 }, &cres, NULL) < 0);
+    CHECK(g_write(co, q, 64 * KIB, 4096, 0xbb) < 0);
+    CHECK(g_flush(co, q) < 0);
+    CHECK(img_close(co, q) < 0);
+    CHECK_EQ(disk.writes, 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+    q = img_open(co, &(struct opening){ .read_only = true });
+    CHECK(q->im.token);
+    CHECK(g_holds(co, q, 0, 8192, 0xaa));
+    CHECK_EQ(img_close(co, q), 0);
+}
+
+static void test_not_read_again(void **state) { t_run(0, not_read_again_body, NULL); }
+
+/* ---- what a layer forgets, while somebody still reads it ---- */
+
+static int open_data(struct co *co, void *arg, const char *name, struct stor **ret_s, struct byre_err *err)
+{
+    return stor_mem_new(co, name, *(const uint64_t *)arg, ret_s);
+}
+
+struct forgetting { struct q2_image *q; bool done; int r; };
+
+static void forget_one(struct co *co, void *arg)
+{
+    struct forgetting *f = arg;
+    f->r = fmt_qcow2_ops.forget(co, &f->q->im, 4096, 4096, false);
+    f->done = true;
+}
+
+static bool data_holds(struct co *co, struct q2_image *q, uint64_t off, uint8_t fill)
+{
+    uint8_t buf[4096];
+    struct iovec slot;
+    bool ok = stor_read(co, q->im.data, iov_one(&slot, buf, sizeof buf), off) == 0;
+    for (size_t i = 0; ok && i < sizeof buf; i++)
+        ok = buf[i] == fill;
+    return ok;
+}
+
+/* Q9, I1 of fmt.h: bytes in an external data file go when nobody who has looked their entry up reads them any more. */
+static void forget_body(struct co *co, void *arg)
+{
+    uint64_t size = 1 * MIB;
+    const struct fmt_host host = { .open_data = open_data, .arg = &size };
+    struct forgetting f = { 0 };
+    struct fmt_extent e;
+    img_make(co, &(struct make){ 3, 16, 4096, size, .host = &host });
+    struct q2_image *q = f.q = img_open(co, &(struct opening){ .host = &host });
+    CHECK_EQ(g_write(co, q, 0, 16384, 0xaa), 0);
+    CHECK_EQ(g_flush(co, q), 0);
+    epoch_token t = epoch_enter(q->im.epoch, co_loop(co));
+    CHECK_EQ(q2_map(co, &q->im, 4096, 4096, &e), 0);
+    CHECK(e.kind == FMT_DATA && e.host == 4096);
+    CHECK_EQ(rt_spawn(co_loop(co), forget_one, &f), 0);
+    for (unsigned i = 0; i < 10000 && e.kind == FMT_DATA; i++) {
+        co_yield(co);
+        CHECK_EQ(q2_map(co, &q->im, 4096, 4096, &e), 0);
+    }
+    CHECK(e.kind == FMT_ABSENT);
+    for (unsigned i = 0; i < 1000; i++)
+        co_yield(co);
+    CHECK(!f.done);
+    CHECK(data_holds(co, q, 4096, 0xaa));            /* what was looked up before */
+    epoch_leave(q->im.epoch, co_loop(co), t);
+    while (!f.done)
+        co_yield(co);
+    CHECK_EQ(f.r, 0);
+    CHECK(data_holds(co, q, 0, 0xaa) && data_holds(co, q, 4096, 0) && data_holds(co, q, 8192, 0xaa));
+    CHECK_EQ(img_close(co, q), 0);
+    CHECK_EQ(img_faults(co, NULL), 0);
+}
+
+static void test_forget(void **state) { t_run(0, forget_body, NULL); }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1111,6 +1249,9 @@ int main(void)
         cmocka_unit_test(test_device),
         cmocka_unit_test(test_scan_all),
         cmocka_unit_test(test_lookups),
+        cmocka_unit_test(test_amended_early),
+        cmocka_unit_test(test_not_read_again),
+        cmocka_unit_test(test_forget),
     };
     ASSERT(disk_setup(NULL) == 0);
     int failed = T_MAIN("qcow2 core", tests);

@@ -164,7 +164,7 @@ void img_make(struct co *co, const struct make *m)
     disk_reset();
     struct stor *s = disk_open(false);
     struct fmt_create_opts o = { .size = m->size, .cluster_size = m->cluster_size, .version = m->version, .refcount_bits = m->refcount_bits,
-        .lazy_refcounts = m->lazy, .extended_l2 = m->sub };
+        .lazy_refcounts = m->lazy, .extended_l2 = m->sub, .data_file = m->host ? (char *)(uintptr_t)"data" : NULL, .host = m->host };
     struct byre_err err = { 0 };
     if (!CHECK_EQ(fmt_qcow2_ops.create(co, s, &o, &err), 0))
         fprintf(stderr, "%s\n", err.text);
@@ -175,7 +175,7 @@ void img_make(struct co *co, const struct make *m)
 int img_try_open(struct co *co, const struct opening *o, struct fmt_image **ret)
 {
     struct fmt_open_opts fo = { .read_only = o->read_only, .check_mode = o->check, .frontier_bytes = o->frontier_bytes, .cache_bytes = o->cache_bytes,
-        .discard_no_punch = o->no_punch, .lazy_refcounts = o->lazy, .unclean_ok = o->unclean, .bitmap_region_bytes = o->bitmap_region, .overlap_check = o->overlap, .corrupted = o->corrupted };
+        .discard_no_punch = o->no_punch, .lazy_refcounts = o->lazy, .unclean_ok = o->unclean, .bitmap_region_bytes = o->bitmap_region, .overlap_check = o->overlap, .corrupted = o->corrupted, .host = o->host };
     struct stor *s = disk_open(o->read_only);
     struct byre_err err = { 0 };
     int r = fmt_qcow2_ops.open(co, s, &fo, ret, &err);
@@ -263,11 +263,11 @@ static int fill_part(struct co *co, struct q2_image *q, enum fmt_fill fill, uint
     if (!len || fill == FMT_FILL_NONE)
         return 0;
     if (fill == FMT_FILL_ZERO)
-        return stor_zero(co, q->im.store, host, len, 0);
+        return stor_zero(co, q->im.data, host, len, 0);
     uint8_t *buf = malloc(len);
     int r = g_read(co, q, guest, len, buf);
     if (r == 0)
-        r = stor_write_buf(co, q->im.store, buf, len, host, 0);
+        r = stor_write_buf(co, q->im.data, buf, len, host, 0);
     free(buf);
     return r;
 }
@@ -276,7 +276,7 @@ static int put(struct co *co, struct q2_image *q, uint64_t host, uint64_t len, u
 {
     uint8_t *buf = malloc(len);
     memset(buf, fill, len);
-    int r = stor_write_buf(co, q->im.store, buf, len, host, 0);
+    int r = stor_write_buf(co, q->im.data, buf, len, host, 0);
     free(buf);
     return r;
 }
@@ -327,7 +327,7 @@ int g_read(struct co *co, struct q2_image *q, uint64_t off, uint64_t len, uint8_
         e.len = 0;
         r = q2_map(co, &q->im, off, end - off, &e);
         if (r == 0 && e.kind == FMT_DATA)
-            r = stor_read(co, q->im.store, iov_one(&slot, buf, e.len), e.host);
+            r = stor_read(co, q->im.data, iov_one(&slot, buf, e.len), e.host);
         else if (r == 0 && e.kind == FMT_ENCODED)
             r = q2_read_encoded(co, &q->im, &e, off, iov_one(&slot, buf, e.len));
         else if (r == 0)

@@ -34,10 +34,11 @@ struct stor *disk_open(bool read_only);  /* a store over the disk, to be taken o
 be64 *disk_be64(uint64_t off);           /* the word at `off` of the bytes */
 
 /* ---- images ---- */
-struct make { uint32_t version, refcount_bits; uint64_t cluster_size, size; bool lazy, sub; };
+/* host: makes and opens an external data file. */
+struct make { uint32_t version, refcount_bits; uint64_t cluster_size, size; bool lazy, sub; const struct fmt_host *host; };
 void img_make(struct co *co, const struct make *m);
 struct opening { bool read_only, check, no_punch; uint64_t frontier_bytes, cache_bytes; signed char lazy; bool unclean; uint64_t bitmap_region;
-    unsigned overlap; void (*corrupted)(void *arg, const struct fmt_corruption *c); };
+    unsigned overlap; void (*corrupted)(void *arg, const struct fmt_corruption *c); const struct fmt_host *host; };
 int img_try_open(struct co *co, const struct opening *o, struct fmt_image **ret);
 struct q2_image *img_open(struct co *co, const struct opening *o);       /* checks success */
 int img_close(struct co *co, struct q2_image *q);

@@ -608,6 +608,8 @@ int q2_scrub(struct co *co, struct fmt_image *im, const struct fmt_check_opts *o
     ASSERT_LOOP(im->home);
     if (im->read_only || q->check_mode)
         return byre_fail(err, READ_ONLY, "%s: a scrub is for an image that is open for writing; check it instead", q->name);
+    if (!q->alloc)
+        return byre_fail_code(err, IO, -EIO, "%s: its tables could not be read again after an amendment; open it anew first", q->name);
     if (q->scrubbing || q->changing || q->compacting || q->resizing)
         return byre_fail(err, BUSY, q->resizing ? "%s: it is being resized" : q->changing ? "%s: its snapshots are being changed" : q->compacting ? "%s: it is being compacted" : "%s: its scrub runs already", q->name);
     struct q2_checker *k = calloc(1, sizeof *k);

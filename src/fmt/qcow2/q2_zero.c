@@ -11,6 +11,9 @@
  *                 data file the place is the same for ever: the stamp is set always, and the punch is over before the lock goes (Q21).
  *             Z5  Whole clusters are locked, also where only subclusters change: the last one takes the host cluster away
  *                 from under all of them.
+ *             Z6  What a layer forgets (its bytes lie in the layer below by then) may still be under way to somebody who looked the
+ *                 entry up before: its place in an external data file is punched a grace period later (Q9). Inside an image the
+ *                 allocator waits.
  * Order       Entries rely on nothing new: no barrier before the tables. Q9, Q10.
  * Concurrency Works on the home loop, slice by slice; suspends for locks and loads between slices only.
  * Failure     What was done so far stays done: each cluster or subcluster is old or zero. -ENOTSUP: a part of a compressed
@@ -265,7 +268,43 @@ int q2_discard(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
     return run(co, q2_of(im), off, len, MODE_DISCARD);
 }
 
-/* An external data file is punched behind the pass, as in q2_empty.c. */
+/* Which of n clusters from guest offset `first` on have no place in the data file now? Their range lock is held. */
+static int without_place(struct co *co, struct q2_image *q, uint64_t first, uint32_t n, uint64_t *ret_bits)
+{
+    struct meta_block *b = NULL;
+    uint32_t index = 0;
+    int r = q2_slice_get(co, q, first, &b, &index);
+    for (uint32_t i = 0; r == 0 && i < n; i++) {
+        struct q2_l2e e = { .kind = Q2_UNALLOCATED };
+        bool known = !b || q2_entry_get(q, b, index + i, &e);
+        ret_bits[i / 64] |= (uint64_t)(known && e.kind == Q2_UNALLOCATED) << (i % 64);
+    }
+    if (b)
+        meta_put(q->meta, b);
+    return r;
+}
+
+/* Behind the pass that made the entries absent: whoever had looked them up before reads their bytes first (Z6). */
+static int punch_forgotten(struct co *co, void *arg)
+{
+    const struct call *c = arg;
+    struct q2_image *q = c->q;
+    uint64_t off = round_down(c->off, q->g.cluster_size);
+    epoch_wait(co, q->im.epoch);
+    while (off < c->end) {
+        uint64_t end = min_u64(round_up(c->end, q->g.cluster_size), round_down(off, q->slice_span) + q->slice_span);
+        uint64_t bits[SLICE_WORDS_MAX / 64] = { 0 };
+        uint32_t n = (uint32_t)((end - off) / q->g.cluster_size);
+        struct co_range lock;
+        co_range_lock(co, &q->locks, &lock, off, end);               /* F3 */
+        if (without_place(co, q, off, n, bits) == 0)                 /* else the bytes stay: no entry names them */
+            q2_data_punch(co, q, off, bits, n);
+        co_range_unlock(&q->locks, &lock);
+        off = end;
+    }
+    return 0;
+}
+
 int q2_forget(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, bool later)
 {
     struct q2_image *q = q2_of(im);
@@ -274,7 +313,7 @@ int q2_forget(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, b
     int r = run(co, q, off, len, MODE_FORGET);
     if (r == 0 && !(later && !q->g.data_file))
         r = im->ops->flush(co, im);
-    if (r == 0 && q->g.data_file && !q->opts.discard_no_punch && q->im.data->discard_ok)
-        (void)!stor_discard(co, q->im.data, off, round_up(len, 512));        /* advisory: no entry names it */
+    if (r == 0 && q->g.data_file)
+        r = rt_call(co, im->home, punch_forgotten, &(struct call){ .q = q, .off = off, .end = off + len });
     return r;
 }
