@@ -170,6 +170,7 @@ static int prepare_drive(struct co *co, struct ctl_call *call, const struct ctl_
         r = make_file(co, call, a, format, o);
     if (r)
         return r;
+    ret->graph = g;
     ret->made = make ? a->target : NULL;
     r = graph_open(co, g, &oo, &o->target, &call->err);
     if (!r) {
@@ -177,7 +178,7 @@ static int prepare_drive(struct co *co, struct ctl_call *call, const struct ctl_
         (void)graph_close(co, o->target);        /* the job has a reference of its own */
     }
     if (r && make)
-        ctl_drop_image(a->target);               /* I1 */
+        ctl_drop_image(g, a->target);            /* I1 */
     else if (!r && make && backing_for(o))
         graph_tell_linked(co, g, a->target, graph_filename(backing_for(o)));
     return r;
@@ -188,7 +189,7 @@ static int prepare_drive(struct co *co, struct ctl_call *call, const struct ctl_
 int ctl_backup_prepare(struct co *co, struct ctl_call *call, const struct ctl_backup_args *a, bool drive, struct ctl_backup *ret)
 {
     struct job_backup_opts o;
-    *ret = (struct ctl_backup){ NULL, NULL };
+    *ret = (struct ctl_backup){ 0 };
     int r = fill_opts(call, a, &o);
     if (r)
         return r;
@@ -210,7 +211,7 @@ void ctl_backup_abort(struct co *co, const struct ctl_backup *b)
 {
     job_backup_abandon(co, b->job);
     if (b->made)
-        ctl_drop_image(b->made);
+        ctl_drop_image(b->graph, b->made);
 }
 
 /* ---- as an entry of a transaction ---- */

@@ -23,7 +23,7 @@ struct ctl_backup_args {
 extern const struct ctl_arg ctl_blockdev_backup_rows[], ctl_drive_backup_rows[];
 
 /* What was prepared. */
-struct ctl_backup { struct job *job; const char *made; };
+struct ctl_backup { struct job *job; struct graph *graph; const char *made; };
 /* drive: the target is a file. The disk is kept as it is now; nothing runs yet. Fails through call->err; nothing is left then. */
 MUST_USE int ctl_backup_prepare(struct co *co, struct ctl_call *call, const struct ctl_backup_args *a, bool drive, struct ctl_backup *ret);
 void ctl_backup_commit(const struct ctl_backup *b);

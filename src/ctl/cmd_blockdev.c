@@ -220,7 +220,11 @@ static const struct ctl_arg sync_rows[] = {
 
 static int open_new(struct co *co, struct ctl_call *call, const struct sync_args *a, const char *format, struct graph_node **ret_n)
 {
-    json_t *o = json_pack("{s:s,s:n,s:{s:s,s:s}}", "driver", format, "backing", "file", "driver", "file", "filename", a->file);
+    const char *path;
+    int named = graph_name_to_make(graph_policy_of(call->c->env.graph), a->file, &path, &call->err);
+    if (named)
+        return named;
+    json_t *o = json_pack("{s:s,s:n,s:{s:s,s:s}}", "driver", format, "backing", "file", "driver", "file", "filename", path ? path : a->file);
     if (o && a->new_name && json_object_set_new(o, "node-name", json_string(a->new_name))) {
         json_decref(o);
         o = NULL;
@@ -267,7 +271,7 @@ static int make_overlay(struct co *co, struct ctl_act *t)
     if (!r)
         graph_ref(s->overlay);                   /* nobody deletes it before it is where it belongs */
     if (r && s->made)
-        ctl_drop_image(a->file);                 /* I1 */
+        ctl_drop_image(t->call.c->env.graph, a->file);       /* I1 */
     if (r)
         free(s->below);
     return r;
@@ -306,7 +310,7 @@ static void end_sync(struct co *co, struct ctl_act *t, bool good)
     (void)!graph_close(co, s->overlay);          /* it is the user's, too: nothing is closed here */
     int deleted = good ? 0 : graph_blockdev_del(co, s->overlay, NULL);       /* nothing was written to it */
     if (!good && s->made && deleted != -EPERM)   /* else it could not be taken out, and is in use: told already */
-        ctl_drop_image(a->file);                 /* I1 */
+        ctl_drop_image(t->call.c->env.graph, a->file);       /* I1 */
     if (good)
         (void)graph_blockdev_disown(co, s->overlay);         /* a job that takes it out of the chain closes it; others hold it: nothing is closed here */
     if (good && s->made)

@@ -203,7 +203,7 @@ static int run_drive_mirror(struct co *co, struct ctl_call *call)
         (void)graph_close(co, o.target);     /* the job has a reference of its own */
     }
     if (r && make)
-        ctl_drop_image(a->target);           /* I1 */
+        ctl_drop_image(call->c->env.graph, a->target);       /* I1 */
     else if (!r)
         graph_tell_linked(co, call->c->env.graph, a->target, below);
     return r;

@@ -30,31 +30,45 @@ static char *recorded(const char *path)
     return n < 0 ? NULL : text;
 }
 
-void ctl_drop_image(const char *file)
+/* Of a file of this machine that is made. */
+static int path_of(const struct graph *g, const char *file, const char **ret_path, struct byre_err *err)
+{
+    int r = graph_name_to_make(graph_policy_of(g), file, ret_path, err);
+    if (r || *ret_path)
+        return r;
+    return byre_fail(err, NOT_SUPPORTED, "'%s': no image is made there; make it yourself, and use mode=existing", file);
+}
+
+void ctl_drop_image(const struct graph *g, const char *file)
 {
     struct stat st;
-    if (!lstat(file, &st) && S_ISREG(st.st_mode))        /* a device, or a link to one, was not made here */
-        (void)unlink(file);
+    const char *path;
+    if (!path_of(g, file, &path, NULL) && !lstat(path, &st) && S_ISREG(st.st_mode))      /* a device, or a link to one, was not made here */
+        (void)unlink(path);
 }
 
 static int make_image(struct co *co, const struct ctl_new_image *how, struct byre_err *err)
 {
     struct stor *s;
+    const char *path;
+    int r = path_of(how->graph, how->file, &path, err);
+    if (r)
+        return r;
     char *below = how->below ? recorded(graph_filename(how->below)) : NULL;
     const struct fmt_create_opts o = { .size = how->size, .version = 3, .refcount_bits = 16, .backing_file = below,
                                        .backing_fmt = how->below ? (char *)(uintptr_t)graph_format(how->below)->name : NULL };
     const struct stor_file_opts so = { .create = true, .truncate_to_zero = true, .passed = graph_passed(how->graph) };
-    int r = how->below && !below ? byre_fail(err, NOMEM, "no memory for a file name") : how->ops->create(co, NULL, &o, err);
+    r = how->below && !below ? byre_fail(err, NOMEM, "no memory for a file name") : how->ops->create(co, NULL, &o, err);
     if (!r)
-        r = stor_file_open(co, how->file, &so, &s, err);
+        r = stor_file_open(co, path, &so, &s, err);
     if (!r) {
         r = how->ops->create(co, s, &o, err);    /* durable when it returns */
         stor_close(co, s);
-        int kept = r ? 0 : stor_file_keep_name(co, how->file);
+        int kept = r ? 0 : stor_file_keep_name(co, path);
         if (kept)
             r = byre_fail_code(err, IO, kept, "%s: its name cannot be made durable: %s", how->file, strerror(-kept));
         if (r)
-            ctl_drop_image(how->file);
+            ctl_drop_image(how->graph, how->file);
     }
     free(below);
     return r;

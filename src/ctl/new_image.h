@@ -12,6 +12,6 @@ struct ctl_new_image { struct graph *graph; const char *file; const struct fmt_o
 /* Durably there, under its name, when it returns 0. Refused before anything is touched where the name of below's file does not mean it. */
 MUST_USE int ctl_make_image(struct co *co, const struct ctl_new_image *how, struct byre_err *err);
 /* One that was made, and is not wanted. */
-void ctl_drop_image(const char *file);
+void ctl_drop_image(const struct graph *g, const char *file);
 
 #endif

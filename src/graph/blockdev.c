@@ -365,7 +365,8 @@ bool graph_uses_file(struct co *co, struct graph *g, const char *path)
     struct stor *s;
     uint64_t a, b;
     bool used = false;
-    if (!g->opener.identity || g->opener.open(co, g->opener.arg, path, &so, &s, NULL))
+    const char *file;
+    if (!g->opener.identity || graph_name_to_make(g->policy, path, &file, NULL) || !file || g->opener.open(co, g->opener.arg, file, &so, &s, NULL))
         return false;
     bool has = g->opener.identity(g->opener.arg, s, &a, &b);
     stor_close(co, s);

@@ -100,8 +100,12 @@ MUST_USE int graph_node_store(struct co *co, struct graph_node *n, const char *w
 struct stor_nbd_opts;
 /* What a name of a user's means that is one of a disk on an NBD server; otherwise BAD_ARGUMENT. stor_nbd_opts_fini frees it. */
 MUST_USE int graph_name_nbd(const char *name, struct stor_nbd_opts *ret, struct byre_err *err);
+enum graph_policy graph_policy_of(const struct graph *g);
 /* Does the name, under this policy, mean an export of a server, or nothing that is kept (null-co://), rather than a file of this machine? */
 bool graph_name_is_remote(enum graph_policy policy, const char *name);
+/* Where the file lies that is made for a new image of this name: *ret_path points into `name`; NULL: it is remote, and there already. Names under which
+ * no image can be made (json:, blkdebug:, a protocol that is not known) are refused before anything is touched. Any thread, no I/O. */
+MUST_USE int graph_name_to_make(enum graph_policy policy, const char *name, const char **ret_path, struct byre_err *err);
 /* The file that a name found in the image `overlay` (NULL: of the user) means, and the external data file that the name states (NULL: none). 0: *ret_path
  * and *ret_data are owned by the caller; 1: it is no file of this machine; else as graph_open fails. Any thread, no I/O. */
 MUST_USE int graph_name_file(enum graph_policy policy, const char *name, const char *overlay, char **ret_path, char **ret_data, struct byre_err *err);

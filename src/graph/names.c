@@ -125,6 +125,23 @@ int name_parse(enum graph_policy policy, const char *text, const char *overlay, 
     return r;
 }
 
+enum graph_policy graph_policy_of(const struct graph *g) { return g->policy; }
+
+int graph_name_to_make(enum graph_policy policy, const char *name, const char **ret_path, struct byre_err *err)
+{
+    struct name_ref ref;
+    *ret_path = policy == GRAPH_STRICT || !protocol_len(name) ? name : is_protocol(name, "file") ? name + strlen("file:") : NULL;
+    if (*ret_path || stor_names_no_file(name))
+        return 0;
+    if (!name_may_nest(name)) {
+        int r = name_parse(policy, name, NULL, &ref, err);
+        if (r)
+            return r;
+        name_ref_fini(&ref);
+    }
+    return byre_fail(err, NOT_SUPPORTED, "'%s': no image is made under a name that holds options; give the path of its file", name);
+}
+
 bool name_is_passed(const struct name_ref *ref)
 {
     const struct stor_nbd_opts *nbd = name_nbd(ref);

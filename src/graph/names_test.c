@@ -124,6 +124,26 @@ static void test_rows(void **state)
     }
 }
 
+/* What is made lies where the name, opened, is looked for. */
+static void test_to_make(void **state)
+{
+    static const struct { enum graph_policy policy; const char *text, *path; int result; } names[] = {
+        { E, "a.img", "a.img", 0 }, { E, "./a:b", "./a:b", 0 }, { E, "/x/a:b", "/x/a:b", 0 }, { E, "file:a:b", "a:b", 0 }, { S, "file:a", "file:a", 0 },
+        { S, "a:b", "a:b", 0 }, { S, "json:{}", "json:{}", 0 }, { E, "nbd://h/x", NULL, 0 }, { E, "null-co://", NULL, 0 },
+        { E, "a:b", NULL, -EINVAL }, { E, "host_device:k", NULL, -ENOTSUP }, { E, "rbd:pool/img", NULL, -ENOTSUP }, { E, "blkdebug::a", NULL, -ENOTSUP },
+        { E, "blkdebug:rules:a", NULL, -ENOTSUP }, { E, "json:x", NULL, -ENOTSUP }, { E, "json:{\"driver\":\"file\",\"filename\":\"a\"}", NULL, -ENOTSUP },
+    };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        struct byre_err err = { 0 };
+        const char *path;
+        int r = graph_name_to_make(names[i].policy, names[i].text, &path, &err);
+        bool ok = r == names[i].result && same(path, names[i].path) && !r == !err.code;
+        if (!ok)
+            print_error("'%s': %d, path %s, %s\n", names[i].text, r, path, err.text);
+        assert_true(ok);
+    }
+}
+
 static void test_options(void **state)
 {
     struct name_ref ref;
@@ -164,6 +184,6 @@ static void test_limits(void **state)
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rows), cmocka_unit_test(test_options), cmocka_unit_test(test_limits) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rows), cmocka_unit_test(test_to_make), cmocka_unit_test(test_options), cmocka_unit_test(test_limits) };
     return cmocka_run_group_tests_name("names", tests, NULL, NULL);
 }

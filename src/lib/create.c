@@ -184,14 +184,18 @@ static int open_data(struct co *co, void *arg, const char *name, struct stor **r
 {
     struct create *c = arg;
     struct stor_file_opts so = { .create = true, .exclusive = true };
-    if (graph_name_is_remote(c->ctx->policy, name))
+    const char *path;
+    int r = graph_name_to_make(c->ctx->policy, name, &path, err);
+    if (r)
+        return r;
+    if (!path)
         return byre_fail(err, NOT_SUPPORTED, "%s: an external data file must be a file of this machine, and '%s' is none", c->filename, name);
-    int r = stor_file_open(co, name, &so, ret, err);
-    c->made_data = !r;
+    r = stor_file_open(co, path, &so, ret, err);
+    c->made_data = r ? NULL : path;
     if (r == -EEXIST) {
         so.exclusive = false;
         so.truncate_to_zero = true;
-        r = stor_file_open(co, name, &so, ret, err);
+        r = stor_file_open(co, path, &so, ret, err);
     }
     return r;
 }
@@ -214,7 +218,7 @@ static int write_image(struct co *co, struct create *c)
     stor_close(co, s);
     c->fo.host = NULL;
     if (r && c->made_data)
-        (void)!unlink(c->fo.data_file);
+        (void)!unlink(c->made_data);
     if (r && c->made_file)
         (void)!unlink(c->filename);
     return r;
@@ -253,19 +257,30 @@ static int create_co(struct co *co, void *arg)
     return w ? w : record(co, c);
 }
 
-static const char *plain_filename(const char *name)
+/* An image records the path of its data file; a name with a protocol would not be opened. */
+static int settle_data_file(struct create *c)
 {
-    return strncmp(name, "file:", 5) == 0 ? name + 5 : name;
+    const char *path;
+    char *name = c->fo.data_file;
+    int r = name ? graph_name_to_make(c->ctx->policy, name, &path, c->err) : 0;
+    if (!r && name && path && path != name)
+        memmove(name, path, strlen(path) + 1);
+    return r;
 }
 
 int byre_create(struct byre_ctx *ctx, const char *filename, const struct byre_create_opts *opts, struct byre_err *err)
 {
     struct create c = { .ctx = ctx, .err = err };
-    c.filename = ctx->policy == GRAPH_STRICT ? filename : plain_filename(filename);
-    c.remote = graph_name_is_remote(ctx->policy, filename);
-    int r = lib_take_opts(&c.o, sizeof c.o, opts, err);
+    const char *path;
+    int r = graph_name_to_make(ctx->policy, filename, &path, err);
+    c.filename = path ? path : filename;
+    c.remote = !path;
+    if (!r)
+        r = lib_take_opts(&c.o, sizeof c.o, opts, err);
     if (!r)
         r = create_settle(&c, err);
+    if (!r)
+        r = settle_data_file(&c);
     if (!r)
         r = lib_call(ctx, lib_home(ctx), create_co, &c);
     create_fini(&c);

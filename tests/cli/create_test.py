@@ -213,3 +213,36 @@ def test_hints_to_the_file_system(tmp_path, kind):
             run.run("umount", tmp_path / "m")
     finally:
         detach()
+
+
+NO_FILES = ["json:{\"driver\":\"file\",\"filename\":\"old\"}", "blkdebug::old", "c:old", "nosuch:new", "host_device:old"]
+MAKERS = [["create", "-f", "raw", "NAME", "1M"], ["create", "-f", "qcow2", "NAME", "1M"], ["convert", "-f", "raw", "-O", "raw", "src", "NAME"],
+          ["convert", "-f", "raw", "-O", "qcow2", "src", "NAME"], ["dd", "-f", "raw", "if=src", "of=NAME"]]
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+@pytest.mark.parametrize("words", MAKERS, ids=lambda w: "-".join(w[:5:2]))
+def test_names_that_are_no_files(twin, name, words):
+    """FEATURES 5.001, 3.070: nothing is made, emptied or left behind under a name whose protocol means no file; a path goes with './' or 'file:'"""
+    files = {"old": b"P" * 8192, "c:old": b"Q" * 8192, "src": bytes(4096)}
+    for folder in (twin.ours, twin.theirs):
+        for file, data in files.items():
+            with open(os.path.join(folder, file), "wb") as f:
+                f.write(data)
+    ours, _ = twin.same_code(*[w.replace("NAME", name) for w in words])
+    assert ours.code == 1 and name in ours.err
+    assert {e: open(os.path.join(twin.ours, e), "rb").read() for e in os.listdir(twin.ours)} == files
+    for plain, made in (("./a:b", "a:b"), ("file:d:e", "d:e")):
+        run.run(run.BYRE, *[w.replace("NAME", plain) for w in words], cwd=twin.ours)
+        assert os.path.exists(os.path.join(twin.ours, made))
+        run.run(run.BYRE, "info", plain, cwd=twin.ours)
+
+
+def test_data_file_by_protocol(tmp_path):
+    """FEATURES 1.078, 3.070: file: in the name of a data file means the path behind it, as at an opening; another protocol is refused"""
+    run.run(run.BYRE, "create", "-q", "-f", "qcow2", "-o", "data_file=file:d", "x", "1M", cwd=tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["d", "x"]
+    run.run(run.BYRE, "io", "-f", "qcow2", "-c", "write -P 7 0 64k", "x", cwd=tmp_path)
+    assert (tmp_path / "d").read_bytes()[:65536] == b"\7" * 65536
+    assert "nosuch" in run.run(run.BYRE, "create", "-q", "-f", "qcow2", "-o", "data_file=nosuch:d", "y", "1M", cwd=tmp_path, code=1).err
+    assert sorted(os.listdir(tmp_path)) == ["d", "x"]

@@ -518,6 +518,8 @@ def test_to_a_file(tmp_path, start, peer, sync):
         before = w.nodes()
         w.refused("drive-backup", device="disk", job_id="j", target=str(tmp_path / "no" / "folder"), sync="full")
         w.refused("drive-backup", device="disk", job_id="j", target=str(tmp_path / "disk.qcow2"), sync="full")
+        w.refused("drive-backup", device="disk", job_id="j", target=f"file:{tmp_path}/disk.qcow2", sync="full")
+        w.refused("drive-backup", device="disk", job_id="j", target=f"nosuch:{tmp_path}/disk.qcow2", sync="full")
         w.refused("drive-backup", device="disk", job_id="0bad", target=str(tmp_path / "other"), sync="full")
         assert peer or not (tmp_path / "other").exists()
         assert w.nodes() == before

@@ -488,6 +488,21 @@ def test_snapshots_leave_with_their_use(start, disk, peer):
 
 
 @BOTH
+def test_snapshot_files_by_protocol(start, disk, peer):
+    """FEATURES 3.070, 8.004: a snapshot is made in the file that its name means, or refused before anything is made"""
+    daemon = start("daemon", *NODES, *SERVER, *EXPORT, peer=peer)
+    client = daemon.qmp()
+    before = set(os.listdir(daemon.folder))
+    for name in ("nosuch:o", "json:{'driver':'file','filename':'o'}", "blkdebug::o"):
+        assert "error" in client.ask("blockdev-snapshot-sync", node_name="q", snapshot_file=name, snapshot_node_name="s", format="qcow2")
+    assert set(os.listdir(daemon.folder)) == before and not any(map(os.path.exists, ("nosuch:o", "o", "blkdebug::o")))
+    assert client.ask("blockdev-snapshot-sync", node_name="q", snapshot_file=f"file:{daemon.folder}/o:1", snapshot_node_name="s", format="qcow2") == {"return": {}}
+    assert set(os.listdir(daemon.folder)) == before | {"o:1"}
+    assert client.ask("quit") == {"return": {}}
+    assert daemon.wait()[0] == 0
+
+
+@BOTH
 @pytest.mark.parametrize("layers", [1, 2])
 def test_active_commit_of_a_snapshot(start, disk, peer, layers):
     """FEATURES 9.043: into the node that was the disk before, and is open for writing; after a cancelled one nobody else may write there"""
