@@ -296,7 +296,7 @@ static int punch_forgotten(struct co *co, void *arg)
         uint64_t bits[SLICE_WORDS_MAX / 64] = { 0 };
         uint32_t n = (uint32_t)((end - off) / q->g.cluster_size);
         struct co_range lock;
-        co_range_lock(co, &q->locks, &lock, off, end);               /* F3 */
+        co_range_lock(co, &q->locks, &lock, off, end);               /* as every punch of a data file */
         if (without_place(co, q, off, n, bits) == 0)                 /* else the bytes stay: no entry names them */
             q2_data_punch(co, q, off, bits, n);
         co_range_unlock(&q->locks, &lock);
