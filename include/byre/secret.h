@@ -22,7 +22,7 @@ BYRE_EXPORT int byre_secret_remove(struct byre_ctx *ctx, const char *id);
 /* Adds an object by its definition in the words of the ecosystem's tools: "secret,id=ID,data=TEXT" or
  * "secret,id=ID,file=PATH", with ",format=base64" where the secret is written so, and ",keyid=ID2,iv=BASE64" where it is
  * encrypted by another secret; or the same as a JSON object. The types are those of --object in byre(1): secret, throttle-group,
- * tls-creds-x509, tls-creds-psk, tls-creds-anon, and the authz-* rules. May read files, and blocks while it does. */
+ * tls-creds-x509, tls-creds-psk, tls-creds-anon, the authz-* rules, and pr-manager-helper. May read files and connect to sockets, and blocks while it does. */
 BYRE_EXPORT BYRE_MUST_USE int byre_object_add(struct byre_ctx *ctx, const char *definition, struct byre_err *err);
 
 #ifdef __cplusplus

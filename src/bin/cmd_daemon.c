@@ -38,7 +38,7 @@ static const struct opt_row rows[] = {
     { "export", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "EXPORT", .help = "offer a node: type=nbd,id=ID,node-name=NODE,writable=on" },
     { "monitor", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "MONITOR", .help = "a control socket: chardev=ID,pretty=on" },
     { "nbd-server", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "SERVER", .help = "the NBD server: addr.type=unix,addr.path=PATH or addr.type=inet,addr.host=HOST,addr.port=PORT; tls-creds=ID; with x-byre-id=ID another one for the same exports" },
-    { "object", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "OBJECT", .help = "an object that nodes and servers refer to: secret,id=ID,data=TEXT; throttle-group,id=ID,limits.iops-total=N; iothread,id=ID; tls-creds-x509,id=ID,endpoint=server,dir=PATH; authz-list-file,id=ID,filename=PATH" },
+    { "object", 0, OPT_ACTION, OPT_AT(struct opts, actions), .arg = "OBJECT", .help = "an object that nodes and servers refer to: secret,id=ID,data=TEXT; throttle-group,id=ID,limits.iops-total=N; iothread,id=ID; pr-manager-helper,id=ID,path=SOCKET; tls-creds-x509,id=ID,endpoint=server,dir=PATH; authz-list-file,id=ID,filename=PATH" },
     { "daemonize", 0, OPT_BOOL, OPT_AT(struct opts, daemonize), .help = "go into the background as soon as everything is there" },
     { "pidfile", 0, OPT_STR, OPT_AT(struct opts, pidfile), .arg = "PATH", .help = "file for the number of the process" },
     { "threads", 0, OPT_UINT, OPT_AT(struct opts, threads), .arg = "N", .max = 64, .help = "threads that serve clients, 0 for one per processor up to 4" },

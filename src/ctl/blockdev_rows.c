@@ -63,7 +63,7 @@ static const struct ctl_shape ref_or_null = { .name = "BlockdevRefOrNull", .rows
 
 /* ---- drivers ---- */
 static const struct ctl_arg file_rows[] = { { "filename", CTL_STR, true, CTL_AT_NONE, .doc = "A path; /dev/fdset/N: what add-fd has put into set N." }, ENUM("locking", locking), ENUM("aio", aio), BOOL("drop-cache"),
-    BOOL("x-check-cache-dropped"), CTL_ARGS_END };
+    BOOL("x-check-cache-dropped"), { "pr-manager", CTL_STR, false, CTL_AT_NONE, .doc = "An object pr-manager-helper, for x-byre-persistent-reserve-in and x-byre-persistent-reserve-out." }, CTL_ARGS_END };
 static const struct ctl_arg luks_rows[] = {
     FILE_ROW, { "key-secret", CTL_STR, false, CTL_AT_NONE },
     { "header", CTL_ALT, false, CTL_AT_NONE, .of = &ctl_ref_shape, .doc = "Where its header is, if not at the beginning of the file." }, CTL_ARGS_END

@@ -145,7 +145,7 @@ static const struct ctl_shape type_shape = { .name = "ObjectTypeInfo", .rows = t
 static const struct ctl_arg ret_types = { "types", CTL_STRUCT, true, CTL_AT_NONE, .of = &type_shape, .list = true };
 
 static const struct { const char *start, *parent; } families[] = {
-    { "secret", "secret_common" }, { "tls-creds-", "tls-creds" }, { "authz-", "authz" }, { "", "object" },
+    { "secret", "secret_common" }, { "tls-creds-", "tls-creds" }, { "authz-", "authz" }, { "pr-manager-", "pr-manager" }, { "", "object" },
 };
 #define FAMILIES (sizeof families / sizeof families[0])
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_object.c: object-add, object-del (FEATURES 8.021, 8.023).
+ * cmd_object.c: object-add, object-del (FEATURES 3.021, 8.021, 8.023).
  *
  * Purpose      Secrets, credentials and rules that come and go while the server runs.
  * Owns         nothing
@@ -17,7 +17,7 @@
 #include "ctl/qom.h"
 #include "rt/loop.h"
 
-static const char *const type_words[] = { "iothread", "secret", "secret_keyring", "throttle-group", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509", "authz-simple", "authz-list", "authz-list-file",
+static const char *const type_words[] = { "iothread", "pr-manager-helper", "secret", "secret_keyring", "throttle-group", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509", "authz-simple", "authz-list", "authz-list-file",
     "authz-listfile", "authz-pam", NULL };      /* the second spelling is the one in the schema of the peer */
 static const struct ctl_shape type_shape = { .name = "ObjectType", .words = type_words };
 static const char *const format_words[] = { "raw", "base64", NULL };
@@ -53,6 +53,7 @@ static const struct ctl_arg iothread_rows[] = {
     { "thread-pool-min", CTL_INT, false, CTL_AT_NONE }, { "thread-pool-max", CTL_INT, false, CTL_AT_NONE },
     CTL_ARGS_END
 };
+static const struct ctl_arg pr_rows[] = { { "path", CTL_STR, true, CTL_AT_NONE, .doc = "The unix socket at which the helper listens." }, CTL_ARGS_END };
 static const struct ctl_arg throttle_rows[] = {
     { "limits", CTL_ANY, false, CTL_AT_NONE, .of = &limits_shape, .doc = "Bytes and requests per second that all members share; 0: no limit." },
     LIMIT("bps-total"), LIMIT("bps-read"), LIMIT("bps-write"), LIMIT("iops-total"), LIMIT("iops-read"), LIMIT("iops-write"),
@@ -103,7 +104,7 @@ static const struct ctl_arg file_rows[] = {
 };
 static const struct ctl_arg pam_rows[] = { { "service", CTL_STR, true, CTL_AT_NONE, .doc = "A service of PAM (a file in /etc/pam.d) whose account rules decide." }, CTL_ARGS_END };
 static const struct ctl_case add_cases[] = {
-    { "iothread", iothread_rows }, { "secret", secret_rows }, { "secret_keyring", keyring_rows }, { "throttle-group", throttle_rows }, { "tls-creds-anon", anon_rows },
+    { "iothread", iothread_rows }, { "pr-manager-helper", pr_rows }, { "secret", secret_rows }, { "secret_keyring", keyring_rows }, { "throttle-group", throttle_rows }, { "tls-creds-anon", anon_rows },
     { "tls-creds-psk", psk_rows }, { "tls-creds-x509", x509_rows }, { "authz-simple", simple_rows }, { "authz-list", list_rows },
     { "authz-list-file", file_rows }, { "authz-listfile", file_rows }, { "authz-pam", pam_rows }, { NULL, NULL }
 };
@@ -125,6 +126,8 @@ static int add(struct co *co, struct ctl_call *call)
         return ctl_throttle_add(call);
     if (!strcmp(type, "iothread"))
         return ctl_iothread_add(co, call);
+    if (!strcmp(type, "pr-manager-helper"))
+        return ctl_pr_add(co, call);
     if (!a.env->object_add)
         return byre_fail(&call->err, NOT_SUPPORTED, "there are no objects here");
     a.text = json_dumps(call->arguments, 0);
@@ -145,7 +148,7 @@ static int run_add(struct co *co, struct ctl_call *call)
     int r = e->object_claim ? e->object_claim(e->arg, id, &call->err) : 0;
     if (r)
         return r;
-    if (ctl_throttle(call->c, id) || ctl_iothread(call->c, id) || (e->object_has && e->object_has(e->arg, id)))
+    if (ctl_throttle(call->c, id) || ctl_iothread(call->c, id) || ctl_pr(call->c, id) || (e->object_has && e->object_has(e->arg, id)))
         r = byre_fail(&call->err, EXISTS, "there is an object '%s' already", id);       /* I2 */
     else
         r = add(co, call);
@@ -164,6 +167,8 @@ static int run_del(struct co *co, struct ctl_call *call)
     int r = ctl_throttle_del(call, a->id);
     if (r > 0)
         r = ctl_iothread_del(call, a->id);
+    if (r > 0)
+        r = ctl_pr_del(call, a->id);
     if (r <= 0)
         return r;
     if (!e->object_del || e->object_del(e->arg, a->id))
@@ -181,6 +186,6 @@ const struct ctl_arg *ctl_object_rows(const char *type)
 
 const struct ctl_shape ctl_object_types = { .name = "ObjectType", .words = type_words };
 const struct ctl_command ctl_cmd_object_add = { "object-add", add_rows, 0, run_add, .tag = "qom-type", .cases = add_cases,
-    .doc = "Makes an object that others refer to: a secret, a throttle group, a thread for exports, credentials of TLS, or rules about who may connect." };
+    .doc = "Makes an object that others refer to: a secret, a throttle group, a thread for exports, credentials of TLS, rules about who may connect, or a manager of persistent reservations, which connects to its helper." };
 const struct ctl_command ctl_cmd_object_del = { "object-del", del_rows, sizeof(struct del_args), run_del,
-    .doc = "Forgets an object. Throttle groups and threads that are in use stay; who uses anything else goes on; rules that are gone let nobody in." };
+    .doc = "Forgets an object. Throttle groups, threads and managers of persistent reservations that are in use stay; who uses anything else goes on; rules that are gone let nobody in." };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cmd_qom.c: qom-get, qom-set, qom-list, and objects of the type throttle-group; of the type iothread: cmd_iothread.c (FEATURES 8.021, 9.094, 3.075).
+ * cmd_qom.c: qom-get, qom-set, qom-list, and objects of the type throttle-group; of the types iothread and pr-manager-helper: cmd_iothread.c, cmd_pr.c (FEATURES 8.021, 9.094, 3.075).
  *
  * Purpose      Properties of objects, by their ids or paths. Groups of throttle nodes have some; other objects show that they are there alone.
  * Owns         nothing: groups are the graph's
@@ -16,6 +16,7 @@
 #include "ctl/ctl_priv.h"
 #include "ctl/qom.h"
 #include "export/exports.h"
+#include "graph/pr.h"
 #include "graph/throttle.h"
 
 #define OBJECTS "/objects"
@@ -102,8 +103,11 @@ static int run_get(struct co *co, struct ctl_call *call)
     const struct get_args *a = call->args;
     struct throttle_group *t = ctl_throttle(call->c, id_of(a->path));
     struct iothread *io = ctl_iothread(call->c, id_of(a->path));
+    struct pr_manager *m = ctl_pr(call->c, id_of(a->path));
     if (io)
         return ctl_iothread_get(call, io, a->property);
+    if (m)
+        return ctl_pr_get(call, m, a->property);
     if (!t)
         return not_found(call, a->path);
     json_t *all = limits_json(t), *one = NULL;
@@ -130,6 +134,8 @@ static int run_set(struct co *co, struct ctl_call *call)
     uint64_t v;
     if (io)
         return ctl_iothread_set(call, io, a->property, a->value);
+    if (ctl_pr(call->c, id_of(a->path)))
+        return byre_fail(&call->err, PERMISSION, "Property 'pr-manager-helper.%s' cannot be set after initialization", a->property);
     if (!t)
         return not_found(call, a->path);
     throttle_group_get(t, &l);
@@ -180,24 +186,30 @@ static int run_list(struct co *co, struct ctl_call *call)
     bool all = !strcmp(a->path, OBJECTS);
     struct throttle_group *t = all ? NULL : ctl_throttle(call->c, id_of(a->path));
     struct iothread *io = all ? NULL : ctl_iothread(call->c, id_of(a->path));
-    if (!all && !t && !io)
+    bool manager = !all && ctl_pr(call->c, id_of(a->path));
+    if (!all && !t && !io && !manager)
         return not_found(call, a->path);
     call->ret = json_array();
     int r = call->ret ? add_property(call, "", "type", "string") : ctl_no_memory(call);
     if (!r && t)
         return list_group(call);
+    if (!r && manager)
+        return add_property(call, "", "path", "string");
     for (unsigned i = 0; !r && io && i < IOTHREAD_NUMBERS; i++)
         r = add_property(call, "", iothread_names[i], "int");
     struct iothreads *set = all && call->c->env.exports ? exports_iothreads(call->c->env.exports) : NULL;
     for (io = set ? iothread_next(set, NULL) : NULL; !r && io; io = iothread_next(set, io))
         r = add_property(call, "", io->id, "child<iothread>");
+    const struct pr_set *prs = all ? graph_prs(call->c->env.graph) : NULL;
+    for (const struct pr_manager *m = prs ? pr_next(prs, NULL) : NULL; !r && m; m = pr_next(prs, m))
+        r = add_property(call, "", pr_id(m), "child<pr-manager-helper>");
     for (t = throttle_group_next(call->c->env.graph, NULL); !r && all && t; t = throttle_group_next(call->c->env.graph, t))
         r = add_property(call, "", throttle_group_name(t), "child<throttle-group>");
     return r;
 }
 
 const struct ctl_command ctl_cmd_qom_get = { "qom-get", get_rows, sizeof(struct get_args), run_get, .ret = &ctl_ret_any,
-    .doc = "Tells a property of an object: of a throttle group its limits, of an iothread its numbers." };
+    .doc = "Tells a property of an object: of a throttle group its limits, of an iothread its numbers, of a manager of persistent reservations its path." };
 const struct ctl_command ctl_cmd_qom_set = { "qom-set", set_rows, sizeof(struct get_args), run_set,
     .doc = "Changes a property of an object while it is in use: the limits of a throttle group, which hold at once; a number of an iothread, which changes nothing." };
 const struct ctl_command ctl_cmd_qom_list = { "qom-list", list_rows, sizeof(struct list_args), run_list, .ret = &ret_properties,

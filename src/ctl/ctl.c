@@ -17,6 +17,7 @@
 #include "ctl/ctl_priv.h"
 #include "ctl/guard.h"
 #include "export/exports.h"
+#include "graph/pr.h"
 #include "graph/runtime.h"
 #include "graph/stats.h"
 #include "job/job.h"
@@ -70,6 +71,8 @@ static void watch_graph(struct graph *g, struct ctl *c)
     graph_watch_corruption(g, c ? ctl_image_corrupted : NULL, c);
     graph_watch_io_errors(g, c ? ctl_io_error : NULL, c);
     graph_watch_threshold(g, c ? ctl_write_threshold : NULL, c);
+    if (graph_prs(g))
+        pr_set_watch(graph_prs(g), c ? ctl_pr_changed : NULL, c);
 }
 
 int ctl_new(struct rt_loop *home, const struct ctl_env *env, struct ctl **ret_c, struct byre_err *err)

@@ -29,6 +29,7 @@
  *   cmd_job.c     query-jobs and the verbs of jobs; x-byre-scrub, x-byre-compact, x-byre-query-job-end
  *   cmd_mirror.c  blockdev-mirror, drive-mirror, block-job-change
  *   cmd_object.c  object-add object-del
+ *   cmd_pr.c      query-pr-managers, x-byre-persistent-reserve-in, x-byre-persistent-reserve-out; managers of reservations as objects
  *   cmd_qom.c     qom-get qom-set qom-list; throttle groups as objects
  *   cmd_ringbuf.c  ringbuf-write, ringbuf-read
  *   cmd_snapshot.c  blockdev-snapshot-internal-sync, blockdev-snapshot-delete-internal-sync
@@ -211,6 +212,7 @@ extern const struct ctl_command ctl_cmd_job_cancel, ctl_cmd_job_complete, ctl_cm
 
 extern const struct ctl_command ctl_cmd_bitmap_sha256, ctl_cmd_blockdev_change, ctl_cmd_qom_list_properties, ctl_cmd_qom_list_types, ctl_cmd_query_iothreads, ctl_cmd_set_iothread;
 extern const struct ctl_command ctl_cmd_add_fd, ctl_cmd_closefd, ctl_cmd_getfd, ctl_cmd_query_fdsets, ctl_cmd_remove_fd;
+extern const struct ctl_command ctl_cmd_query_pr_managers, ctl_cmd_x_byre_reserve_in, ctl_cmd_x_byre_reserve_out;
 extern const struct ctl_command ctl_cmd_query_yank, ctl_cmd_yank, ctl_cmd_ringbuf_read, ctl_cmd_ringbuf_write;
 extern const struct ctl_command ctl_cmd_open_tray, ctl_cmd_close_tray, ctl_cmd_insert_medium, ctl_cmd_remove_medium, ctl_cmd_change_medium, ctl_cmd_eject;
 extern const struct ctl_command ctl_cmd_blockdev_backup, ctl_cmd_drive_backup;
@@ -247,6 +249,8 @@ struct graph_io_error;
 void ctl_io_error(void *arg, struct graph_node *n, const struct graph_io_error *e);
 /* cmd_export.c: of exports_watch; arg is the struct ctl. */
 void ctl_export_gone(void *arg, const char *id);
+/* cmd_pr.c: of pr_set_watch; arg is the struct ctl. */
+void ctl_pr_changed(void *arg, const char *id, bool connected);
 /* cmd_throttle.c: of graph_watch_threshold; arg is the struct ctl. */
 void ctl_write_threshold(void *arg, const char *named, uint64_t exceeded, uint64_t threshold);
 /* cmd_job.c: struct jobs' status_changed; arg is the struct ctl. */

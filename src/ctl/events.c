@@ -73,6 +73,12 @@ static const struct ctl_arg job_status_rows[] = {
     CTL_ARGS_END
 };
 
+static const struct ctl_arg manager_rows[] = {
+    { "id", CTL_STR, true, CTL_AT_NONE, .doc = "Of the object." },
+    { "connected", CTL_BOOL, true, CTL_AT_NONE, .doc = "False: its helper has gone, or was given up." },
+    CTL_ARGS_END
+};
+
 static const struct ctl_arg shutdown_rows[] = {
     { "guest", CTL_BOOL, true, CTL_AT_NONE, .doc = "False: there is no guest here." },
     { "reason", CTL_STR, true, CTL_AT_NONE, .doc = "host-signal, host-qmp-quit or host-error." },
@@ -105,6 +111,7 @@ const struct ctl_event ctl_events[] = {
     { "BLOCK_WRITE_THRESHOLD", threshold_rows, "A node was written to behind the offset that block-set-write-threshold named. It comes once." },
     { "DEVICE_TRAY_MOVED", tray_rows, "The tray of a removable export is open now, or closed." },
     { "JOB_STATUS_CHANGE", job_status_rows, "A job is in another state. Success is told after what it promises is durable." },
+    { "PR_MANAGER_STATUS_CHANGED", manager_rows, "A manager of persistent reservations has a connection to its helper now, or has lost it. A loss is seen by the next command, or by query-pr-managers." },
     { "SHUTDOWN", shutdown_rows, "The server ends. Requests in flight are answered, images are closed." },
     { NULL, NULL, NULL }
 };

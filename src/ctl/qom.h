@@ -19,6 +19,13 @@ MUST_USE int ctl_throttle_add(struct ctl_call *call);
 /* 0: it is gone; 1: there is none of that id. */
 MUST_USE int ctl_throttle_del(struct ctl_call *call, const char *id);
 
+/* As these for the type pr-manager-helper (cmd_pr.c). */
+struct pr_manager;
+struct pr_manager *ctl_pr(const struct ctl *c, const char *id);          /* NULL: there is none */
+MUST_USE int ctl_pr_add(struct co *co, struct ctl_call *call);
+MUST_USE int ctl_pr_del(struct ctl_call *call, const char *id);
+MUST_USE int ctl_pr_get(struct ctl_call *call, const struct pr_manager *m, const char *property);
+
 /* As these for the type iothread (cmd_iothread.c). */
 struct iothread;
 struct iothread *ctl_iothread(const struct ctl *c, const char *id);      /* NULL: there is none */

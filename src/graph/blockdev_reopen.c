@@ -229,6 +229,9 @@ static int take_image(struct reopening *ro, struct step *st, json_t *o)
     if (!r && by_name && !n->file) {             /* the file's own options stay */
         ref.locking = n->how->ref.locking;
         ref.node.native_aio = n->how->ref.node.native_aio;
+        const char *manager = ref.node.pr_manager ? NULL : n->how->ref.node.pr_manager;
+        if (manager && !(ref.node.pr_manager = strdup(manager)))
+            r = byre_fail(ro->err, NOMEM, "no memory for a node");
     }
     if (!r)
         r = check_ref(ro, n, &ref);

@@ -42,6 +42,7 @@ int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **r
     g->secrets = o->secrets;
     g->tls = o->tls;
     g->passed = o->passed;
+    g->prs = o->prs;
     g->warn = o->warn;
     g->warn_arg = o->warn_arg;
     g->linked = o->linked;

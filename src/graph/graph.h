@@ -51,6 +51,7 @@ struct graph_opts {
     struct secret_set *secrets;             /* passphrases of encrypted images; not owned, outlives the graph. NULL: none */
     struct tls_set *tls;                    /* credentials of TLS, the same */
     struct fdsets *passed;                  /* open files that others passed, the same (stor/fdset.h) */
+    struct pr_set *prs;                     /* managers of persistent reservations, the same (stor/pr.h) */
     void (*warn)(void *arg, const char *text);   /* warnings (missing backing format, ...); may be NULL */
     void *warn_arg;
     /* Home loop: an image has been given another backing file, durably. Names as graph_filename and graph_backing_filename have

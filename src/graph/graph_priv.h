@@ -90,6 +90,7 @@ struct graph {
     struct secret_set *secrets;
     struct tls_set *tls;
     struct fdsets *passed;
+    struct pr_set *prs;
     void (*warn)(void *arg, const char *text);
     void *warn_arg;
     void (*linked)(struct co *co, void *arg, const char *overlay, const char *backing);
@@ -301,6 +302,7 @@ struct name_runtime {
 /* What it says about the node, its file and, when it is raw, which part of the file it shows (names_node.c). */
 struct name_node {
     char *file_name, *data_name;        /* names of the nodes of the files; owned. NULL: not said */
+    char *pr_manager;                   /* id; owned. NULL: none */
     const char *file_only;              /* an option that only a file has stands at the format; NULL: none does */
     bool native_aio;
     bool keep_cache;                    /* drop-cache=off (active.c) */

@@ -327,6 +327,8 @@ static int judge(struct fields *f, struct byre_err *err)
     r = name_runtime_settle(&f->ref->run, err);
     if (!r)
         r = name_node_settle(&f->ref->node, f->ref->as_file, err);
+    if (!r && f->ref->node.pr_manager && (f->ref->nbd || f->ref->null))
+        r = byre_fail(err, BAD_OPTION, "json: 'pr-manager' is an option of files and devices of this machine");
     if (r)
         return r;
     f->ref->no_backing = f->backing_null;

@@ -2,8 +2,8 @@
  *
  * names_node.c: options of an opening that belong to nodes of any format, or to raw ones.
  *
- * Purpose     Names of the nodes of files (FEATURES 3.065), how their requests are made (3.002), whether they are kept in memory (3.020), the window of a raw image (3.026),
- *             writes of zeros (3.067), as a json: name gives them.
+ * Purpose     Names of the nodes of files (FEATURES 3.065), how their requests are made (3.002), whether they are kept in memory (3.020),
+ *             their manager of persistent reservations (3.021), the window of a raw image (3.026), writes of zeros (3.067), as a json: name gives them.
  * Owns        Nothing; the strings of what it fills belong to struct name_node.
  * Invariants  N1  An option stands where it belongs: what only files have is refused at the format, and the other way round.
  * Order       None.
@@ -23,6 +23,7 @@ void name_node_fini(struct name_node *o)
 {
     free(o->file_name);
     free(o->data_name);
+    free(o->pr_manager);
     *o = (struct name_node){ 0 };
 }
 
@@ -34,6 +35,16 @@ static int take_name(const char *key, const json_t *v, char **ret, struct byre_e
     free(*ret);
     *ret = strdup(s);
     return *ret ? 0 : byre_fail(err, NOMEM, "no memory for a node name");
+}
+
+static int take_id(const char *key, const json_t *v, char **ret, struct byre_err *err)
+{
+    const char *s = json_string_value(v);
+    if (!s)
+        return byre_fail(err, BAD_OPTION, "json: '%s' must be a string", key);
+    free(*ret);
+    *ret = strdup(s);
+    return *ret ? 0 : byre_fail(err, NOMEM, "no memory for the id of an object");
 }
 
 static int take_word(const char *key, const json_t *v, const char *const *words, unsigned *ret, struct byre_err *err)
@@ -98,6 +109,8 @@ int name_node_option(struct name_node *o, const char *key, const json_t *v, stru
         r = take_drop(o, key, v, err);
     else if (!strcmp(key, "file.x-check-cache-dropped") || !strcmp(key, "x-check-cache-dropped"))
         r = take_on(&o->check_cache, key, v, err);
+    else if (!strcmp(key, "file.pr-manager") || !strcmp(key, "pr-manager"))
+        r = take_id(key, v, &o->pr_manager, err);
     else if (!strcmp(key, "detect-zeroes"))
         r = take_detect(o, key, v, err);
     else if (!strcmp(key, "offset")) {
@@ -109,8 +122,8 @@ int name_node_option(struct name_node *o, const char *key, const json_t *v, stru
     } else {
         return 0;
     }
-    static const char *const of_files[] = { "aio", "drop-cache", "x-check-cache-dropped" };
-    for (unsigned i = 0; !r && i < 3; i++)
+    static const char *const of_files[] = { "aio", "drop-cache", "x-check-cache-dropped", "pr-manager" };
+    for (unsigned i = 0; !r && i < sizeof of_files / sizeof of_files[0]; i++)
         if (!strcmp(key, of_files[i]))
             o->file_only = of_files[i];
     return r ? r : 1;

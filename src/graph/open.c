@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "graph/active.h"
+#include "graph/pr.h"
 #include "graph/under.h"
 #include "stor/nbd.h"
 
@@ -313,12 +314,16 @@ static int open_store(struct co *co, struct opening *op, struct layer *l, struct
         .null = l->ref->null,
         .tls = op->g->tls,
         .passed = op->g->passed,
+        .prs = op->g->prs,
+        .pr_manager = l->ref->node.pr_manager,
         .warn = op->g->warn,
         .warn_arg = op->g->warn_arg,
     };
     if (l->ref->node.native_aio && !so.direct)
         return byre_fail(err, BAD_OPTION, "%s: aio=native needs direct I/O (cache.direct=on)", n->filename);
-    int r = op->g->opener.open(co, op->g->opener.arg, n->filename, &so, &l->store, err);
+    int r = so.pr_manager ? pr_check(op->g, so.pr_manager, err) : 0;
+    if (!r)
+        r = op->g->opener.open(co, op->g->opener.arg, n->filename, &so, &l->store, err);
     if (r)
         return r;
     n->has_identity = op->g->opener.identity && op->g->opener.identity(op->g->opener.arg, l->store, &n->id_a, &n->id_b);
@@ -492,13 +497,20 @@ static bool same_key(const struct graph_node *a, const struct graph_node *b)
     return !a->key_secret == !b->key_secret && (!a->key_secret || !strcmp(a->key_secret, b->key_secret));
 }
 
+/* Its reservations, too, are asked for where they are said to be. */
+static bool same_pr_manager(const struct graph_node *n, const struct layer *l)
+{
+    const char *a = n->how ? n->how->ref.node.pr_manager : NULL, *b = l->ref->node.pr_manager;
+    return a && b ? !strcmp(a, b) : a == b;
+}
+
 /* A complete read-only chain that begins with the same file in the same format. */
 static struct graph_node *find_shared(struct opening *op, const struct layer *l)
 {
     LIST_FOR(at, &op->g->nodes) {
         struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
         bool fits = n != l->n && !l->ref->data_path && !l->ref->data_ref && (!n->inactive || l->n->inactive) && n->ready && !n->ending && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
-        if (fits && n->force_share == l->n->force_share && same_file(n, l->n) && same_key(n, l->n) && node_is_as_recorded(n))
+        if (fits && n->force_share == l->n->force_share && same_file(n, l->n) && same_key(n, l->n) && same_pr_manager(n, l) && node_is_as_recorded(n))
             return n;
     }
     return NULL;

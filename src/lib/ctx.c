@@ -17,6 +17,7 @@
 
 #include "lib/lib_priv.h"
 #include "stor/fdset.h"
+#include "stor/pr.h"
 #include "tls/objects.h"
 
 _Static_assert((int)BYRE_POLICY_STRICT != (int)BYRE_POLICY_ECOSYSTEM, "two policies");
@@ -200,6 +201,7 @@ static int free_graph(struct co *co, void *arg)
     jobs_stop(co, &ctx->jobs);
     graph_free(ctx->graph);
     fdsets_empty(ctx->passed, co_loop(co));
+    pr_set_empty(ctx->prs, co_loop(co));
     return 0;
 }
 
@@ -225,10 +227,10 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
         ro.spare = ctx->loops + LIB_SPARE_LOOPS <= 64 ? LIB_SPARE_LOOPS : ctx->loops < 64 ? 64 - ctx->loops : 0;
     r = lib_records_init(&ctx->records, &o, err);
     if (!r)
-        r = secret_set_new(&ctx->secrets) || tls_set_new(&ctx->tls) || fdsets_new(&ctx->passed) ? byre_fail(err, NOMEM, "no memory for a context") : rt_new(&ro, &ctx->rt, err);
+        r = secret_set_new(&ctx->secrets) || tls_set_new(&ctx->tls) || fdsets_new(&ctx->passed) || pr_set_new(&ctx->prs) ? byre_fail(err, NOMEM, "no memory for a context") : rt_new(&ro, &ctx->rt, err);
     if (!r) {
         struct making m = { .ctx = ctx, .err = err,
-                            .opts = { .policy = ctx->policy, .max_depth = o.max_depth, .secrets = ctx->secrets, .tls = ctx->tls, .passed = ctx->passed, .warn = o.warn, .warn_arg = o.warn_arg,
+                            .opts = { .policy = ctx->policy, .max_depth = o.max_depth, .secrets = ctx->secrets, .tls = ctx->tls, .passed = ctx->passed, .prs = ctx->prs, .warn = o.warn, .warn_arg = o.warn_arg,
                                       .linked = ctx->records.on ? lib_records_linked : NULL, .linked_arg = &ctx->records } };
         r = lib_call(ctx, lib_home(ctx), make_graph, &m);
     }
@@ -237,6 +239,7 @@ int byre_ctx_new(const struct byre_ctx_opts *opts, struct byre_ctx **ret_ctx, st
         secret_set_free(ctx->secrets);
         tls_set_free(ctx->tls);
         fdsets_free(ctx->passed);
+        pr_set_free(ctx->prs);
         free(ctx->records.registry);
         pthread_mutex_destroy(&ctx->ids_mx);
         free(ctx);
@@ -256,6 +259,7 @@ void byre_ctx_free(struct byre_ctx *ctx)
     secret_set_free(ctx->secrets);
     tls_set_free(ctx->tls);
     fdsets_free(ctx->passed);
+    pr_set_free(ctx->prs);
     free(ctx->records.registry);
     pthread_mutex_destroy(&ctx->ids_mx);
     free(ctx);

@@ -7,7 +7,7 @@
  *   queue.c    asynchronous requests
  *   job.c      a blocking call that runs behind: one result, waited for by a thread. What has states and verbs is src/job
  *   chain.c    commit and rebase; image_opts.c: options of nodes
- *   amend.c bitmap.c check.c compact.c convert.c create.c debug.c export.c info.c map.c measure.c nbd_list.c object.c scrub.c secret.c snapshot.c throttle_object.c tls_object.c tree.c version.c
+ *   amend.c bitmap.c check.c compact.c convert.c create.c debug.c export.c info.c map.c measure.c nbd_list.c object.c pr_object.c scrub.c secret.c snapshot.c throttle_object.c tls_object.c tree.c version.c
  *              what their names say
  *
  * Concurrency  Callers' threads come in by lib_call alone; what it runs, runs on a loop: requests on one in turn, everything else on the home loop.
@@ -50,6 +50,7 @@ struct byre_ctx {
     pthread_mutex_t ids_mx;
     struct list claims;              /* under ids_mx: ids of objects that are being made (object.c) */
     struct fdsets *passed;
+    struct pr_set *prs;
     bool caller_runs;
     bool inside;                     /* caller_runs: a bridge is running the loop (no nesting) */
     enum graph_policy policy;
@@ -84,7 +85,7 @@ static inline struct rt_loop *lib_home(struct byre_ctx *ctx)
 }
 struct rt_loop *lib_next_loop(struct byre_ctx *ctx);
 
-/* ---- objects: object.c takes definitions apart; secret.c, tls_object.c and throttle_object.c make what they say ---- */
+/* ---- objects: object.c takes definitions apart; secret.c, tls_object.c, throttle_object.c and pr_object.c make what they say ---- */
 enum object_value { OBJECT_TEXT, OBJECT_BARE, OBJECT_STRING, OBJECT_INTEGER, OBJECT_BOOL };      /* key=value; key alone ("on"); of JSON the rest */
 struct object_word { char *key, *value; enum object_value kind; };                               /* "limits.iops-total", "rules.0.match": what is nested */
 struct object_words { char *type, *id; struct object_word *list; unsigned count; };              /* the list is without type and id */
@@ -96,6 +97,10 @@ MUST_USE int lib_secret_make(struct byre_ctx *ctx, const struct object_words *w,
 MUST_USE int lib_tls_make(struct byre_ctx *ctx, const struct object_words *w, struct byre_err *err);
 MUST_USE int lib_throttle_make(struct byre_ctx *ctx, const struct object_words *w, struct byre_err *err);
 bool lib_throttle_has(struct byre_ctx *ctx, const char *id);
+bool lib_pr_is_type(const char *type);
+MUST_USE int lib_pr_check(const struct object_words *w, struct byre_err *err);
+MUST_USE int lib_pr_make(struct byre_ctx *ctx, const struct object_words *w, struct byre_err *err);
+bool lib_pr_has(struct byre_ctx *ctx, const char *id);
 
 /* ---- jobs ---- */
 /* Embedded at the start of each kind of job. run() fills *err on failure; it should look at cancel_wanted between

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * object.c: objects of a context, from the words by which users define them (FEATURES 3.072 to 3.075, 5.002).
+ * object.c: objects of a context, from the words by which users define them (FEATURES 3.021, 3.072 to 3.075, 5.002).
  *
  * Purpose      From "TYPE,id=x,key=value", or the same as JSON, to words; and on to whoever makes objects of the type.
  * Owns         the words, wiped when the call ends: any may be a secret; the list of ids that are being given
@@ -226,6 +226,7 @@ static const struct kind {
     { lib_secret_is_type, lib_secret_check, lib_secret_make },
     { lib_throttle_is_type, NULL, lib_throttle_make },
     { tls_is_type, NULL, lib_tls_make },
+    { lib_pr_is_type, lib_pr_check, lib_pr_make },
 };
 enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
@@ -235,7 +236,7 @@ static const struct kind *kind_of(const struct object_words *w, struct byre_err 
     for (unsigned i = 0; w->type && i < KINDS; i++)
         if (kinds[i].is_type(w->type))
             return &kinds[i];
-    (void)byre_fail(err, NOT_SUPPORTED, "objects of the type '%s' are not supported (secret, secret_keyring, throttle-group, tls-creds-... and authz-... are)", w->type ? w->type : "");
+    (void)byre_fail(err, NOT_SUPPORTED, "objects of the type '%s' are not supported (secret, secret_keyring, throttle-group, tls-creds-..., authz-... and pr-manager-helper are)", w->type ? w->type : "");
     return NULL;
 }
 
@@ -254,7 +255,7 @@ static int check(const struct object_words *w, const struct kind **ret_kind, str
 
 static int make(struct byre_ctx *ctx, const struct kind *k, const struct object_words *w, struct byre_err *err)
 {
-    if (lib_object_has(ctx, w->id) || lib_throttle_has(ctx, w->id))
+    if (lib_object_has(ctx, w->id) || lib_throttle_has(ctx, w->id) || lib_pr_has(ctx, w->id))
         return byre_fail(err, EXISTS, "there is an object '%s' already", w->id);
     return k->make(ctx, w, err);
 }

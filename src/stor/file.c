@@ -22,6 +22,7 @@
 #include "rt/loop.h"
 #include "stor/fdset.h"
 #include "stor/file_priv.h"
+#include "stor/pr.h"
 
 struct open_args {
     struct open_ask ask;
@@ -141,6 +142,7 @@ static int64_t open_blocking(void *arg)
 
 static void file_free(struct file_stor *f)
 {
+    pr_put(f->pr);
     pthread_mutex_destroy(&f->extent.lock);
     pthread_mutex_destroy(&f->lock_mutex);
     stor_fini(&f->s);
@@ -157,8 +159,10 @@ int stor_file_open(struct co *co, const char *path, const struct stor_file_opts 
     f->fd = -1;
     pthread_mutex_init(&f->extent.lock, NULL);
     pthread_mutex_init(&f->lock_mutex, NULL);
-    struct open_args a = { { path, opts, err }, f, false };
-    int r = (int)rt_blocking(co, open_blocking, &a);
+    int r = opts->pr_manager ? pr_get(opts->prs, opts->pr_manager, &f->pr, err) : 0;
+    struct open_args a = { { path, opts, err }, f, r < 0 };      /* began: *err says what went wrong */
+    if (!r)
+        r = (int)rt_blocking(co, open_blocking, &a);
     if (r < 0) {
         if (!a.started)
             (void)byre_fail_code(err, NOMEM, r, "%s: no worker for the open", path);

@@ -55,6 +55,7 @@ struct file_shared {
 };
 
 struct fdset;
+struct pr_manager;
 struct file_stor {
     struct stor s;                        /* first */
     int fd;
@@ -74,6 +75,7 @@ struct file_stor {
     struct list_node open_link, shared_link;
     struct fdsets *sets;
     struct fdset *set;
+    struct pr_manager *pr;                /* a user of it (pr.h); NULL: none. Constant */
 };
 
 static inline struct file_stor *file_of(struct stor *s) { return (struct file_stor *)s; }

@@ -155,6 +155,7 @@ MUST_USE int stor_lock_beside(struct co *co, struct stor *s, struct stor *old, u
 struct stor_nbd_opts;
 struct tls_set;
 struct fdsets;
+struct pr_set;
 enum stor_locking { STOR_LOCK_AUTO, STOR_LOCK_ON, STOR_LOCK_OFF };
 struct stor_file_opts {
     bool read_only;
@@ -167,6 +168,8 @@ struct stor_file_opts {
     bool exclusive;              /* O_EXCL */
     struct tls_set *tls;         /* where credentials are looked up; NULL: there are none */
     struct fdsets *passed;       /* what names as /dev/fdset/1 mean (stor/fdset.h); NULL: they are paths as others */
+    struct pr_set *prs;          /* managers of persistent reservations (stor/pr.h); NULL: there are none */
+    const char *pr_manager;      /* the id of one, for files and devices: it is used until the store is closed. NULL: none */
     void (*warn)(void *arg, const char *text); void *warn_arg;      /* hears what a server complains of, on any loop; NULL: nobody does */
     const struct stor_nbd_opts *nbd;     /* for those who open stores of any kind: it is an export of an NBD server (stor/nbd.h) */
     bool null;                   /* the same: it keeps nothing (stor_null_new) */

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from lib import peers, run
+from lib import peers, prhelper, run
 
 TOP = run.TOP
 BUILD = pathlib.Path(run.BYRE).resolve().parent / "src" / "bin"
@@ -123,15 +123,15 @@ def test_create_page_lists_the_keys():
 
 NODE = {"driver": "qcow2", "node-name": "a", "file.filename": "x", "file.driver": "file", "file.node-name": "b", "read-only": "off",
         "active": "on", "auto-read-only": "on", "force-share": "off", "cache.direct": "off", "cache.no-flush": "off", "discard": "unmap", "detect-zeroes": "on",
-        "file.locking": "auto", "file.aio": "threads", "file.drop-cache": "on", "file.x-check-cache-dropped": "off", "offset": "512", "size": "1M", "backing": None, "data-file.filename": "d",
+        "file.locking": "auto", "file.aio": "threads", "file.drop-cache": "on", "file.x-check-cache-dropped": "off", "file.pr-manager": "p", "offset": "512", "size": "1M", "backing": None, "data-file.filename": "d",
         "data-file.driver": "file", "data-file.node-name": "c", "cache-size": "1M", "l2-cache-size": "1M", "refcount-cache-size": "256k",
         "l2-cache-entry-size": "4k", "cache-clean-interval": "60", "lazy-refcounts": "off", "pass-discard-request": "on",
         "pass-discard-snapshot": "on", "pass-discard-other": "on", "discard-no-unref": "off", "overlap-check": "all", "encrypt.format": "luks",
         "encrypt.key-secret": "s", "key-secret": "s", "header.filename": "h", "header.driver": "file", "header.node-name": "k"}
 
 
-def test_node_options_are_taken(tmp_path):
-    """Each option of a node that the page lists, with a value of its kind; and no other is taken"""
+def test_node_options_are_taken(tmp_path, request):
+    """FEATURES 3.021: each option of a node that the page lists, with a value of its kind; and no other is taken"""
     page = (BUILD / "byre.1").read_text()
     section = page[page.index(".Sh NODE OPTIONS"):page.index(".Sh NBD SERVERS")].replace("\\-", "-")
     listed = sum((line[len(".It Cm "):].split(" , ") for line in section.splitlines() if line.startswith(".It Cm ")), [])
@@ -150,9 +150,12 @@ def test_node_options_are_taken(tmp_path):
     needs["size"] = needs["offset"]
     for key in ("filename", "driver", "node-name"):
         needs[f"header.{key}"] = {"driver": "luks", "key-secret": "s", "header.filename": "h", "file.filename": "r"}
+    helper = prhelper.Helper().start()
+    request.addfinalizer(helper.close)
     for key in listed:
+        objects = [*secret, *(["--object", f"pr-manager-helper,id=p,path={helper.path}"] if key == "file.pr-manager" else [])]
         opts = {"driver": "qcow2", "file.driver": "file", "file.filename": "x", key: NODE[key], **needs.get(key, {})}
-        done = run.byre("io", *secret, "-c", "read 0 512", f"json:{json.dumps(opts)}", cwd=tmp_path)
+        done = run.byre("io", *objects, "-c", "read 0 512", f"json:{json.dumps(opts)}", cwd=tmp_path)
         assert "read 512/512" in done.out, key
     assert "'bogus' is not supported" in run.byre("io", "-c", "length", 'json:{"driver":"raw","file.filename":"r","bogus":"1"}', cwd=tmp_path, code=1).err
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""--object: which mistake of a definition is told, where there are several (FEATURES 3.072 to 3.075, 5.002)."""
+"""--object: which mistake of a definition is told, where there are several (FEATURES 3.021, 3.072 to 3.075, 5.002)."""
 import subprocess
 
 import pytest
@@ -19,6 +19,11 @@ TOLD = {
     '{"qom-type": "secret", "data": "x", "colour": 3}': "id",
     "throttle-group,limits.iops-total=1": "id",
     "authz-simple,identity=x": "id",
+    "pr-manager-helper,path=/nowhere/s": "id",
+    "pr-manager-helper,id=p,colour=red": "'path' is missing",
+    "pr-manager-helper,id=p,path=/nowhere/s,colour=red": "colour",
+    "pr-manager-helper,id=taken,path=/nowhere/s": "taken",
+    "pr-manager-helper,id=p,path=/nowhere/s": "Failed to connect to '/nowhere/s': No such file",
 }
 
 

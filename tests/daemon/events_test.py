@@ -9,7 +9,7 @@ import pytest
 
 from job_filter_test import BOTH, World
 from qmp_client import Qmp
-from lib import corrupt, mounts, peers, run
+from lib import corrupt, mounts, peers, prhelper, run
 
 MIB = 1 << 20
 MS = 1000000
@@ -78,6 +78,9 @@ def provoke(start, tmp_path, peer):
     w.ok("block-export-del", id="ec", mode="hard")
     w.event("BLOCK_EXPORT_DELETED")
     run.qemu_io(disk, "read 0 4k", fmt="raw")
+    helper = prhelper.Helper().start()
+    w.ok("object-add", **{"qom-type": "pr-manager-helper", "id": "p", "path": helper.path})
+    helper.close()
     if not peer:                                                     # it has such events of machines alone
         w.ok("block-export-add", **{"type": "nbd", "id": "ed", "node-name": "copy", "name": "tray", "x-byre-removable": True})
         w.ok("eject", id="ed")
