@@ -20,7 +20,7 @@
 #include "graph/pr.h"
 
 #define TIMEOUT_MS 30000u                  /* devices answer late when their paths fail */
-#define TIMEOUT_MS_MAX 600000u
+#define TIMEOUT_MS_MAX 60000u              /* a client that has gone holds the node for so long */
 #define KEY_DIGITS_MAX 16u
 
 /* ---- objects ---- */

@@ -185,10 +185,12 @@ static int ask_files(struct graph_node *n, const struct node_mode *m, struct byr
 /* The image beside k, if there is one, goes. Bitmaps that it has still to store are there until it is closed. */
 static void drop_beside(struct co *co, struct graph_node *n, const struct kept *k)
 {
-    struct fmt_bitmap *stored = n->im->bitmaps;
-    if (n->im == k->im)
+    struct fmt_image *im = n->im;
+    struct fmt_bitmap *stored = im->bitmaps;
+    if (im == k->im)
         return;
-    int closed = n->im->ops->close(co, n->im);
+    n->im = k->im;                               /* nobody looks at one that is going */
+    int closed = im->ops->close(co, im);
     (void)closed;                                /* nothing was changed through it */
     bitmaps_list_free(stored);
 }

@@ -9,6 +9,7 @@
  * Failure      nothing is added
  * Tests        tests/cli/object_test.py, tests/cli/doc_test.py
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/lib_priv.h"
@@ -59,5 +60,7 @@ bool lib_pr_has(struct byre_ctx *ctx, const char *id)
 
 int lib_pr_make(struct byre_ctx *ctx, const struct object_words *w, struct byre_err *err)
 {
-    return lib_ctx_call(ctx, add_home, &(struct adding){ ctx, w->id, path_of(w), err });
+    const char *path = path_of(w);
+    AUTOFREE char *whole = path[0] == '/' ? NULL : realpath(path, NULL);        /* a daemon leaves the folder, and connects anew from elsewhere */
+    return lib_ctx_call(ctx, add_home, &(struct adding){ ctx, w->id, whole ? whole : path, err });
 }

@@ -297,19 +297,16 @@ int pr_add(struct co *co, struct pr_set *s, const struct pr_new *what, struct by
 
 static int take_turn(struct co *co, struct pr_manager *m)
 {
-    while (m->busy) {
-        int r = co_wait_cancellable(co, &m->turn);
-        if (r)
-            return r;
-    }
+    if (m->busy)
+        return co_wait_cancellable(co, &m->turn);        /* 0: it was handed over */
     m->busy = true;
     return 0;
 }
 
 static void give_turn(struct pr_manager *m)
 {
-    m->busy = false;
-    (void)co_wake_one(&m->turn);
+    if (!co_wake_one(&m->turn))          /* else it is his, whoever asks before he runs */
+        m->busy = false;
 }
 
 /* fd goes out. */
