@@ -125,9 +125,17 @@ static void wait_below(struct rt_loop *loop, uint64_t max_wait_ns)
     atomic_store_explicit(&loop->sleeping, false, memory_order_relaxed);
 }
 
+/* In front of the looks at what was kicked for, and seen by all before them: a store that came late would wipe out a kick that came behind the
+ * last look, and the loop would sleep. */
+static void forget_kick(struct rt_loop *loop)
+{
+    if (atomic_load(&loop->kicked))
+        atomic_store(&loop->kicked, false);
+}
+
 void rt_loop_turn(struct rt_loop *loop, uint64_t max_wait_ns)
 {
-    atomic_store_explicit(&loop->kicked, false, memory_order_relaxed);
+    forget_kick(loop);
     rt_loop_deliver(loop);
     for (size_t n = loop->ready_count; n && loop->ready_head; n--)
         run_first(loop);
@@ -140,7 +148,7 @@ void rt_loop_run(struct rt_loop *loop, bool (*stop)(void *arg), void *arg)
     ASSERT(loop->rt->manual && !loop->current);
     ASSERT_LOOP(loop);
     while (!stop(arg)) {
-        atomic_store_explicit(&loop->kicked, false, memory_order_relaxed);
+        forget_kick(loop);
         rt_loop_deliver(loop);
         for (size_t n = loop->ready_count; n && loop->ready_head; n--) {
             run_first(loop);
