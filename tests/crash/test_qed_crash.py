@@ -17,6 +17,7 @@ def explore(program, *args, **env):
                           env={**os.environ, **env}, timeout=600, check=False)
 
 
+@pytest.mark.timeout(360)
 def test_repair():
     """FEATURES 2.006, 5.017, G.021: images with leaks, with damage, with and without the mark; tables of 1, 2 and 4 clusters."""
     done = explore("qed-crash", "repair", 1, 3 if SANITIZED else 16)
