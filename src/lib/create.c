@@ -184,18 +184,12 @@ static int open_data(struct co *co, void *arg, const char *name, struct stor **r
 {
     struct create *c = arg;
     struct stor_file_opts so = { .create = true, .exclusive = true };
-    const char *path;
-    int r = graph_name_to_make(c->ctx->policy, name, &path, err);
-    if (r)
-        return r;
-    if (!path)
-        return byre_fail(err, NOT_SUPPORTED, "%s: an external data file must be a file of this machine, and '%s' is none", c->filename, name);
-    r = stor_file_open(co, path, &so, ret, err);
-    c->made_data = r ? NULL : path;
+    int r = stor_file_open(co, name, &so, ret, err);
+    c->made_data = !r;
     if (r == -EEXIST) {
         so.exclusive = false;
         so.truncate_to_zero = true;
-        r = stor_file_open(co, path, &so, ret, err);
+        r = stor_file_open(co, name, &so, ret, err);
     }
     return r;
 }
@@ -218,7 +212,7 @@ static int write_image(struct co *co, struct create *c)
     stor_close(co, s);
     c->fo.host = NULL;
     if (r && c->made_data)
-        (void)!unlink(c->made_data);
+        (void)!unlink(c->fo.data_file);
     if (r && c->made_file)
         (void)!unlink(c->filename);
     return r;
@@ -260,11 +254,15 @@ static int create_co(struct co *co, void *arg)
 /* An image records the path of its data file; a name with a protocol would not be opened. */
 static int settle_data_file(struct create *c)
 {
-    const char *path;
     char *name = c->fo.data_file;
-    int r = name ? graph_name_to_make(c->ctx->policy, name, &path, c->err) : 0;
-    if (!r && name && path && path != name)
-        memmove(name, path, strlen(path) + 1);
+    int r = 0;
+    for (const char *path = NULL; !r && name && path != name;) {
+        r = graph_name_to_make(c->ctx->policy, name, &path, c->err);
+        if (!r && !path)
+            r = byre_fail(c->err, NOT_SUPPORTED, "%s: an external data file must be a file of this machine, and '%s' is none", c->filename, name);
+        else if (!r && path != name)
+            memmove(name, path, strlen(path) + 1);       /* what stood behind file: is looked at once more */
+    }
     return r;
 }
 

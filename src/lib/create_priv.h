@@ -15,8 +15,7 @@ struct create {
     const struct opt_row *rows;
     uint64_t seen;                   /* rows given in lists */
     bool remote;                     /* filename is an export of a server */
-    bool has_size, made_file;
-    const char *made_data;               /* path of the external data file, when this call made it */
+    bool has_size, made_file, made_data;
     struct fmt_create_opts fo;       /* create_fini frees its strings */
     struct byre_err *err;
 };

@@ -246,3 +246,7 @@ def test_data_file_by_protocol(tmp_path):
     assert (tmp_path / "d").read_bytes()[:65536] == b"\7" * 65536
     assert "nosuch" in run.run(run.BYRE, "create", "-q", "-f", "qcow2", "-o", "data_file=nosuch:d", "y", "1M", cwd=tmp_path, code=1).err
     assert sorted(os.listdir(tmp_path)) == ["d", "x"]
+    (tmp_path / "old").write_bytes(b"P" * 4096)
+    for name in ("nosuch:d", "nbd://h/x", "file:d:e"):
+        run.run(run.BYRE, "create", "-q", "-f", "qcow2", "-o", f"data_file={name}", "old", "1M", cwd=tmp_path, code=1)
+    assert (tmp_path / "old").read_bytes() == b"P" * 4096 and sorted(os.listdir(tmp_path)) == ["d", "old", "x"]
