@@ -186,6 +186,7 @@ static int run_block_stream(struct co *co, struct ctl_call *call)
 
 const struct ctl_command ctl_cmd_block_commit = { "block-commit", commit_rows, sizeof(struct chain_args), run_block_commit,
     .doc = "Copies what a layer below the disk and those between hold into a base below it, and lets the images above name the base instead. The disk stays in use. "
-           "A part that was copied when the job fails is harmless; a new job does the rest." };
+           "A part that was copied when the job fails is harmless; a new job does the rest. A disk that is committed itself, and becomes shorter meanwhile, keeps that length: "
+           "the base is cut when the disk goes over to it, unless it was longer from the beginning." };
 const struct ctl_command ctl_cmd_block_stream = { "block-stream", stream_rows, sizeof(struct chain_args), run_block_stream,
     .doc = "Takes up into an image what layers below it hold, and lets it name the layer below those instead, or none. The disk stays in use." };

@@ -10,7 +10,10 @@
  *             M2  Users that are on the target are let go when the job has concluded, so nothing is acknowledged there before the event: it stays
  *                 drained, with the source.
  *             M3  A bitmap is cleared behind the event, while nobody writes: whoever has not seen the event goes on with what it said.
- * Order       copy | flush | ready | ... | drain, clean | flush | users go over | concluded (J1, J5)
+ *             M4  A disk goes over to the base of an active commit with the length that it has: one that has become shorter meanwhile does not come back
+ *                 longer, with what the base held there. The base is cut when all is copied and before the flush behind which users go over, not
+ *                 before, since the job may be cancelled. One that was longer from the beginning stays as long as it was (FEATURES 9.045).
+ * Order       copy | flush | ready | ... | (cut) | drain, clean | flush | users go over | concluded (J1, J5)
  * Concurrency Home loop. A flush runs in a coroutine of its own, so that cancelling does not wait for a target that stands still.
  * Failure     mirror.h
  * Tests       mirror_test.c, tests/cli/mirror_test.py, tests/kill/test_kill_mirror.py
@@ -78,6 +81,7 @@ struct mirror {
     struct graph_claim *between;         /* active commit: nobody else sees the base through the layers that lie over it */
     struct converge conv;
     uint64_t next_tick_ns, longest_hold_ns, held_ns, pause_ns;
+    uint64_t base_had;                   /* active commit: bytes of a base that was longer than the disk when the job began; 0: it was not */
     struct copy_live_state st;           /* of the last look */
     bool scanned, completing, leaving, over, ended;
     bool wants_blocking;                 /* copy-mode, as the user has it */
@@ -219,18 +223,25 @@ static int on_error(struct co *co, struct mirror *m, struct byre_err *err)
 
 static void on_wake(void *arg) { co_wake_all(&((struct mirror *)arg)->job->wake); }
 
-/* The source has another length, or is about to. The base of a commit is never made shorter. */
+/* Edges are held. */
+static int resize_target(struct co *co, struct mirror *m, uint64_t size, struct byre_err *err)
+{
+    struct graph_user *use = &m->leaving_target->use;
+    use->shared |= STOR_PERM_RESIZE;     /* for us alone: whoever changes a length holds the edges, as we do */
+    int r = graph_resize(co, m->o.target, size, FMT_PREALLOC_OFF, err);
+    use->shared &= ~(unsigned)STOR_PERM_RESIZE;
+    return r;
+}
+
+/* The source has another length, or is about to. The base of a commit becomes shorter at the end (M4): there may be none. */
 static int follow(struct co *co, void *arg, uint64_t size, struct byre_err *err)
 {
     struct mirror *m = arg;
     struct graph_node *t = m->o.target;
-    struct graph_user *use = &m->leaving_target->use;
     struct byre_err why = { 0 };
     if (graph_length(t) == size || (m->o.active_commit && size < graph_length(t)))
         return 0;
-    use->shared |= STOR_PERM_RESIZE;     /* for us alone: whoever changes a length holds the edges, as we do */
-    int r = graph_resize(co, t, size, FMT_PREALLOC_OFF, &why);
-    use->shared &= ~(unsigned)STOR_PERM_RESIZE;
+    int r = resize_target(co, m, size, &why);
     return r ? byre_fail_code(err, NOT_SUPPORTED, r, "job '%s' copies node '%s' to node '%s', which cannot become %" PRIu64 " bytes long: %s", m->who,
                               graph_node_name(m->o.source), graph_node_name(t), size, why.text) : 0;
 }
@@ -367,6 +378,25 @@ static int mirror_run(struct co *co, struct job *job, struct byre_err *err)
 
 /* ---- the end ---- */
 
+/* M4. What the target is to be as long as at least, and, when the disk goes over to it, no longer. */
+static uint64_t end_length(const struct mirror *m) { return max_u64(graph_length(m->o.source), m->base_had); }
+
+static bool is_too_long(const struct mirror *m) { return m->o.active_commit && !m->leaving && graph_length(m->o.target) > end_length(m); }
+
+static int cut_base(struct co *co, struct mirror *m, struct byre_err *err)
+{
+    struct graph *g = graph_of(m->o.target);
+    struct byre_err why = { 0 };
+    if (!is_too_long(m))
+        return 0;
+    graph_edges_hold(co, g);
+    uint64_t size = end_length(m);               /* nobody changes it now */
+    int r = is_too_long(m) ? resize_target(co, m, size, &why) : 0;
+    graph_edges_let(co, g);
+    return r ? byre_fail_code(err, NOT_SUPPORTED, r, "job '%s': the disk has become shorter, and node '%s', which is to take its place, cannot become %" PRIu64 " bytes long: %s",
+                              m->who, graph_node_name(m->o.target), size, why.text) : 0;
+}
+
 /* All is copied, and durable; nobody is kept waiting for that. */
 static int settle(struct co *co, struct mirror *m, struct byre_err *err)
 {
@@ -380,7 +410,10 @@ static int settle(struct co *co, struct mirror *m, struct byre_err *err)
             break;
         wait(co, m);
     }
-    int r = FAULT(FAULT_NO_FLUSH) ? 0 : flush_target(co, m);
+    int r = cut_base(co, m, err);
+    if (r)
+        return r;
+    r = FAULT(FAULT_NO_FLUSH) ? 0 : flush_target(co, m);
     return r && r != -ECANCELED ? byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r)) : r;
 }
 
@@ -440,7 +473,7 @@ static int try_to_end(struct co *co, struct mirror *m, struct byre_err *err)
     }
     graph_drain_begin(co, m->o.source);
     copy_live_look(m->live, &m->st);
-    r = !m->st.clean && !FAULT(FAULT_NOT_CLEAN);
+    r = (!m->st.clean && !FAULT(FAULT_NOT_CLEAN)) || is_too_long(m);
     if (!r && !FAULT(FAULT_NO_FLUSH)) {
         r = flush_target(co, m);
         if (r && r != -ECANCELED)
@@ -728,6 +761,7 @@ static struct mirror *mirror_new(const struct job_mirror_opts *o)
     m->leaving_target = l;
     m->who = who;
     m->wants_blocking = o->blocking;
+    m->base_had = o->active_commit && graph_length(o->target) > graph_length(o->source) ? graph_length(o->target) : 0;
     m->o.max_slowdown = o->max_slowdown ? o->max_slowdown : SLOWDOWN_DEFAULT;
     if (!o->has_max_hold)
         m->o.max_hold_ms = o->converge == CONVERGE_OFF ? 0 : HOLD_DEFAULT_MS;

@@ -21,7 +21,8 @@
 enum job_mirror_sync { JOB_MIRROR_FULL, JOB_MIRROR_TOP, JOB_MIRROR_NONE, JOB_MIRROR_BITMAP };
 
 struct job_mirror_opts {
-    struct graph_node *source, *target;  /* the same length, or active: a target that is not shorter. Changes of the source's are followed. The
+    struct graph_node *source, *target;  /* the same length, or active: any. Changes of the source's are followed: the base of an active commit becomes
+                                          * longer at once, and shorter, if it was not longer from the beginning, when the disk goes over to it. The
                                           * job takes references */
     struct graph_node *replaces;         /* whose users go to the target; NULL: the source's */
     bool over_source;                    /* the target, which has nothing below it, lies above the source at the end (sync none) */

@@ -526,6 +526,48 @@ static void active(struct co *co, void *arg)
 }
 static void test_active(void **state) { t_run(0, active, NULL); }
 
+/* FEATURES 9.045, G.031: the disk becomes shorter while it is committed. It keeps that length on the base, unless that was longer from the beginning, or it
+ * does not go there. */
+static void active_shorter(struct co *co, void *arg)
+{
+    static const struct { uint64_t disk, becomes, base; bool leaves; } rows[] = {
+        { SIZE, SIZE / 2, SIZE / 2, false }, { SIZE, SIZE / 2, SIZE, true }, { SIZE / 2, SIZE / 4, SIZE, false }, { SIZE, SIZE, SIZE, false },
+    };
+    for (unsigned i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct world *w = world_open(co);
+        struct byre_err err = { 0 };
+        struct job *job = NULL;
+        uint8_t *seen = calloc(1, SIZE), *then = calloc(1, SIZE);
+        (void)graph_detach(co, w->disk);
+        struct toyfmt *top = toyfmt_new(co, rows[i].disk, CLUSTER);
+        struct graph_node *t = toy_node(w->g, &top->im, w->from);
+        toyfmt_set(top, 1, FMT_DATA, false, 77);
+        attach(w, t);
+        struct job_mirror_opts o = { .source = t, .target = w->from, .active_commit = true, .job = { .id = "c", .keep_concluded = true } };
+        CHECK_EQ(job_mirror_start(co, &w->js, &o, &job, &err), 0);
+        CHECK(reaches(co, job, JOB_READY, 20 * SEC));
+        CHECK_EQ(graph_resize(co, t, rows[i].becomes, FMT_PREALLOC_OFF, &err), 0);
+        CHECK_EQ(graph_length(w->from), SIZE);               /* the job may be cancelled still */
+        CHECK_EQ(t_read(co, t, seen, rows[i].becomes, 0), 0);
+        if (rows[i].leaves)
+            CHECK_EQ(job_mirror_leave(job, &err), 0);
+        else
+            do_ok(job, JOB_COMPLETE);
+        CHECK(reaches(co, job, JOB_CONCLUDED, 20 * SEC));
+        CHECK_EQ(job->result, 0);
+        CHECK(graph_attached(w->disk) == (rows[i].leaves ? t : w->from));
+        CHECK_EQ(graph_length(w->from), rows[i].base);
+        CHECK_EQ(t_read(co, w->from, then, rows[i].becomes, 0), 0);
+        CHECK(!memcmp(seen, then, SIZE));
+        do_ok(job, JOB_DISMISS);
+        CHECK_EQ(graph_close(co, t), 0);
+        free(seen);
+        free(then);
+        world_close(co, w);
+    }
+}
+static void test_active_shorter(void **state) { t_run(0, active_shorter, NULL); }
+
 /* Another disk over a layer between would see the base change below it. */
 static void active_shared(struct co *co, void *arg)
 {
@@ -716,7 +758,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refused),    cmocka_unit_test(test_flushes), cmocka_unit_test(test_policies), cmocka_unit_test(test_cancelling),
-        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active), cmocka_unit_test(test_active_shared), cmocka_unit_test(test_intruding), cmocka_unit_test(test_resizing),
+        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active), cmocka_unit_test(test_active_shorter), cmocka_unit_test(test_active_shared), cmocka_unit_test(test_intruding), cmocka_unit_test(test_resizing),
           cmocka_unit_test(test_switching),
         cmocka_unit_test(test_founding),
     };

@@ -356,12 +356,24 @@ static int stream(struct co *co, struct story *st, const struct story_letter *l)
     return story_start(co, st, j, "block-stream", story_job_options(o, j, l));
 }
 
+/* The base of an active commit that cannot become shorter makes the job fail. */
+static bool may_shrink(struct story *st)
+{
+    struct chain c = chain_of(st);
+    bool can = true;
+    for (unsigned i = 1; i < c.count; i++)
+        can &= graph_format(c.node[i]) != &fmt_qed_ops;
+    for (unsigned i = 0; i < STORY_JOBS; i++)
+        if (st->job[i].id[0] && st->job[i].kind == STORY_ACTIVE && !can)
+            return false;
+    return true;
+}
+
 static int resize(struct co *co, struct story *st, const struct story_letter *l)
 {
     uint64_t size = (STORY_SECTORS / 2 + l->a % (STORY_SECTORS_MAX - STORY_SECTORS / 2)) / 8 * 8 * SIM_SECTOR, old = st->now.size;
-    for (unsigned i = 0; i < STORY_JOBS; i++)    /* as for active */
-        if (st->job[i].id[0] && st->job[i].kind == STORY_ACTIVE && size < old)
-            return 1;
+    if (size < old && !may_shrink(st))
+        return 1;
     uint32_t id = ++st->id;
     struct sim_note *n = story_note(st, SIM_N_RESIZE, id);
     uint64_t asked = n->stamp;
