@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """run.py: byre and its peers, side by side, in one run.
 
-Every row runs byre and each peer that is found, interleaved (A B A B ...), on the same folder, and prints the
+Every row runs byre and each peer that is found, interleaved (A B C, B C A, ...), on the same folder, and prints the
 median, minimum and maximum of each, and byre's ratio to it (above 1: byre is better). Comparisons are
 at the same cache mode and the same durability. bench/README.md says what each row means and what not to conclude.
 """
