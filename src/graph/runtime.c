@@ -87,12 +87,25 @@ static int check_depths(const struct change *c, struct byre_err *err)
     return 0;
 }
 
-/* What `to` will want of `from`, beside those who stay there. */
+/* May the edge below n change? Its owner's job itself may have frozen it `own` times. */
+static int check_free(const struct graph_node *n, unsigned own, const void *owner, struct byre_err *err)
+{
+    if (n->frozen > own)
+        return byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name);
+    if (n->promised && n->promised != owner)
+        return byre_fail(err, PERMISSION, "node '%s': a job is going to give it another backing node", n->name);
+    return 0;
+}
+
+/* What `to` will want of `from`, beside those who stay there. That it has nothing below it may be what a job needs. */
 static int check_below(const struct change *c, struct byre_err *err)
 {
     struct graph_user want = backing_demand(c->to);
     if (c->to->backing)
         return byre_fail(err, BAD_ARGUMENT, "node '%s' has something below it already", c->to->name);
+    int r = check_free(c->to, 0, NULL, err);
+    if (r)
+        return r;
     if (c->to->flt) {
         want.perm = 0;
         want.shared = STOR_PERM_ALL;
@@ -105,7 +118,7 @@ static int check_below(const struct change *c, struct byre_err *err)
     for (const struct graph_user *u = c->from->users; u; u = u->next)
         if (!is_moving_use(c, u) && ((want.perm & ~u->shared) || (u->perm & ~want.shared)))
             return byre_fail(err, PERMISSION, "node '%s': '%s' uses it in a way that node '%s' above it would not allow", c->from->name, u->who, c->to->name);
-    int r = check_depths(c, err);
+    r = check_depths(c, err);
     return r ? r : check_chain(c->to, c->from, err);
 }
 
@@ -289,15 +302,6 @@ int graph_undo_insert(struct co *co, struct graph_node *n, struct byre_err *err)
 }
 
 /* ---- another backing chain ---- */
-
-static int check_free(const struct graph_node *n, unsigned own, const void *owner, struct byre_err *err)
-{
-    if (n->frozen > own)
-        return byre_fail(err, PERMISSION, "node '%s': a job needs what lies below it to stay", n->name);
-    if (n->promised && n->promised != owner)
-        return byre_fail(err, PERMISSION, "node '%s': a job is going to give it another backing node", n->name);
-    return 0;
-}
 
 int check_below_of(struct graph_node *n, struct graph_node *backing, struct byre_err *err)
 {

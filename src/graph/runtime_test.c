@@ -362,6 +362,13 @@ static void permissions(struct co *co, struct world *w)
     CHECK(strstr(err.text, "a job") && strstr(err.text, n->name));
     graph_user_remove(&writer);
     CHECK(!n->backing && !n->users);
+    CHECK_EQ(graph_freeze(n, NULL, &err), 0);                       /* a job goes by there being nothing below it */
+    CHECK_EQ(graph_insert_above(co, w->top, n, &err), -EPERM);
+    CHECK(strstr(err.text, n->name) && !n->backing && !n->users);
+    graph_thaw(n, NULL);
+    CHECK_EQ(graph_promise(n, w, 0, &err), 0);
+    CHECK_EQ(graph_insert_above(co, w->top, n, &err), -EPERM);
+    graph_promise_end(w->g, w);
     CHECK_EQ(graph_insert_above(co, w->top, n, &err), 0);
     CHECK_EQ(graph_user_add(w->top, &writer, &err), -EPERM);
     CHECK_EQ(graph_insert_above(co, w->top, n, &err), -EINVAL);     /* it has something below it */

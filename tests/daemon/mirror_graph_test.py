@@ -162,3 +162,25 @@ def test_top_of_a_filtered_image(start, tmp_path, peer):
     assert daemon.wait()[0] == 0
     run.qemu_io(tmp_path / "made.qcow2", "read -P 7 4M 64k")
     assert "backing" not in run.qemu_img("info", tmp_path / "made.qcow2").out
+
+
+def test_pivot_over_an_edge_that_a_job_needs(start, tmp_path):
+    """FEATURES 9.021, G.031: a stream of the target itself goes by there being nothing below it; a mirror that is to put it over the disk is refused at its end"""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a.qcow2", SIZE)
+    daemon = start("daemon")
+    client = daemon.qmp()
+    client.ok("blockdev-add", driver="qcow2", node_name="a", file={"driver": "file", "filename": str(tmp_path / "a.qcow2")})
+    client.ok("drive-mirror", device="a", target=str(tmp_path / "m.qcow2"), format="qcow2", sync="none", job_id="m", node_name="m")
+    client.wait("BLOCK_JOB_READY")
+    client.ok("block-stream", device="m", job_id="s", auto_finalize=False)
+    while client.ok("query-jobs")[-1]["status"] != "pending":
+        pass
+    client.ok("job-complete", id="m")
+    done = client.wait("BLOCK_JOB_COMPLETED")["data"]
+    assert done["device"] == "m" and "node 'm': a job needs what lies below it to stay" in done["error"]
+    client.ok("job-finalize", id="s")
+    done = client.wait("BLOCK_JOB_COMPLETED")["data"]
+    assert done["device"] == "s" and "error" not in done
+    assert "a" in {n["node-name"] for n in client.ok("query-named-block-nodes", flat=True)}
+    client.ok("quit")
+    assert daemon.wait()[0] == 0
