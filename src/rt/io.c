@@ -157,6 +157,17 @@ int64_t rt_recv(struct co *co, int fd, void *buf, size_t len)
     return socket_op(co, (struct rt_req){ .op = RT_OP_RECV, .fd = fd, .buf = buf, .len = len });
 }
 
+int rt_recv_all(struct co *co, int fd, void *buf, size_t len)
+{
+    for (size_t at = 0; at < len;) {
+        int64_t n = rt_recv(co, fd, (uint8_t *)buf + at, len - at);
+        if (n <= 0)
+            return n ? (int)n : -ECONNRESET;
+        at += (size_t)n;
+    }
+    return 0;
+}
+
 int64_t rt_sendmsg(struct co *co, int fd, const struct msghdr *msg)
 {
     return socket_op(co, (struct rt_req){ .op = RT_OP_SENDMSG, .fd = fd, .msg = msg });

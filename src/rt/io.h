@@ -28,6 +28,7 @@ MUST_USE int rt_fallocate(struct co *co, int fd, int mode, uint64_t off, uint64_
 MUST_USE int rt_accept(struct co *co, int fd);                                        /* new fd, CLOEXEC and non-blocking */
 MUST_USE int rt_connect(struct co *co, int fd, const struct sockaddr *sa, socklen_t len);
 MUST_USE int64_t rt_recv(struct co *co, int fd, void *buf, size_t len);               /* 0 = end of stream */
+MUST_USE int rt_recv_all(struct co *co, int fd, void *buf, size_t len);               /* all of them: 0, or -errno; -ECONNRESET: the stream ends before */
 MUST_USE int64_t rt_sendmsg(struct co *co, int fd, const struct msghdr *msg);         /* MSG_NOSIGNAL is added; may be short */
 MUST_USE int rt_poll(struct co *co, int fd, short events);                            /* revents (> 0) */
 

@@ -260,15 +260,6 @@ static void send_all(struct co *co, int fd, const char *buf, size_t len)
     }
 }
 
-static void recv_all(struct co *co, int fd, char *buf, size_t len)
-{
-    for (size_t at = 0; at < len;) {
-        int64_t n = rt_recv(co, fd, buf + at, len - at);
-        ASSERT(n > 0);
-        at += (size_t)n;
-    }
-}
-
 enum { STREAM = 1 << 20 };
 static char stream_out[STREAM], stream_in[STREAM];
 
@@ -327,9 +318,10 @@ static void stream(struct co *co)
     memset(stream_in, 0, STREAM);
     socket_pair(fd);
     OK(rt_task_start(co_loop(co), &t, stream_writer, &fd[0]));
-    recv_all(co, fd[1], stream_in, STREAM);
+    OK(rt_recv_all(co, fd[1], stream_in, STREAM));
     ASSERT(rt_recv(co, fd[1], &c, 1) == 0);     /* end of stream, again and again */
     ASSERT(rt_recv(co, fd[1], &c, 1) == 0);
+    ASSERT(rt_recv_all(co, fd[1], &c, 1) == -ECONNRESET);
     rt_task_join(co, &t);
     ASSERT(!memcmp(stream_in, stream_out, STREAM));
     close(fd[1]);
@@ -359,7 +351,7 @@ static void both_ways(struct co *co)
     socket_pair(fd);
     OK(rt_task_start(co_loop(co), &e, echo, &fd[1]));
     OK(rt_task_start(co_loop(co), &w, stream_writer, &fd[0]));
-    recv_all(co, fd[0], stream_in, STREAM);
+    OK(rt_recv_all(co, fd[0], stream_in, STREAM));
     ASSERT(rt_recv(co, fd[0], &c, 1) == 0);
     rt_task_join(co, &e);
     rt_task_join(co, &w);
@@ -408,7 +400,7 @@ static void accept_connect(struct co *co, int family, struct sockaddr *sa, sockl
     ASSERT(fcntl(a.got, F_GETFL) & O_NONBLOCK);
     ASSERT(fcntl(a.got, F_GETFD) & FD_CLOEXEC);
     send_all(co, c, "ping", 4);
-    recv_all(co, a.got, buf, 4);
+    OK(rt_recv_all(co, a.got, buf, 4));
     ASSERT(!memcmp(buf, "ping", 4));
     close(a.got);
     ASSERT(rt_recv(co, c, buf, 1) == 0);

@@ -40,17 +40,6 @@ struct nbdc_tls {
 
 /* ---- in plain text ---- */
 
-static int read_all(struct co *co, int fd, void *buf, size_t len)
-{
-    for (size_t got = 0; got < len;) {
-        int64_t n = rt_recv(co, fd, (uint8_t *)buf + got, len - got);
-        if (n <= 0)
-            return n ? (int)n : -ECONNRESET;
-        got += (size_t)n;
-    }
-    return 0;
-}
-
 static int write_all(struct co *co, int fd, const void *buf, size_t len)
 {
     for (size_t sent = 0; sent < len;) {
@@ -73,7 +62,7 @@ static int lost(int r, struct byre_err *err)
 static int refused(struct co *co, int fd, uint32_t len, struct byre_err *err)
 {
     char text[TEXT_MAX + 1] = "";
-    len = len <= TEXT_MAX && !read_all(co, fd, text, len) ? len : 0;
+    len = len <= TEXT_MAX && !rt_recv_all(co, fd, text, len) ? len : 0;
     for (uint32_t i = 0; i < len; i++)
         if (text[i] < ' ' || text[i] > '~')
             text[i] = '?';
@@ -86,7 +75,7 @@ static int ask_tls(struct co *co, int fd, uint8_t greeting[GREETING_BYTES], stru
 {
     struct { be32 flags; struct nbd_wire_option o; } __attribute__((packed)) ask;
     struct nbd_wire_opt_reply reply;
-    int r = read_all(co, fd, greeting, GREETING_BYTES);
+    int r = rt_recv_all(co, fd, greeting, GREETING_BYTES);
     if (r)
         return lost(r, err);
     if (memcmp(greeting, "NBDMAGICIHAVEOPT", 16) || !(greeting[17] & 1))
@@ -97,7 +86,7 @@ static int ask_tls(struct co *co, int fd, uint8_t greeting[GREETING_BYTES], stru
     be32_put(&ask.o.len, 0);
     r = write_all(co, fd, &ask, sizeof ask);
     if (!r)
-        r = read_all(co, fd, &reply, sizeof reply);
+        r = rt_recv_all(co, fd, &reply, sizeof reply);
     if (r)
         return lost(r, err);
     if (be64_get(&reply.magic) != NBD_MAGIC_OPT_REPLY || be32_get(&reply.option) != NBD_OPT_STARTTLS)
@@ -131,7 +120,7 @@ static void up_co(struct co *co, void *arg)
 {
     struct nbdc_tls *c = arg;
     be32 flags;
-    int64_t n = read_all(co, c->near, &flags, sizeof flags) || be32_get(&flags) != c->flags ? 0 : 1;      /* I2 */
+    int64_t n = rt_recv_all(co, c->near, &flags, sizeof flags) || be32_get(&flags) != c->flags ? 0 : 1;      /* I2 */
     while (n > 0) {
         n = rt_recv(co, c->near, c->up_buf, CHUNK);
         if (n > 0 && send_up(co, c, (size_t)n))

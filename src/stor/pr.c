@@ -183,18 +183,6 @@ bool pr_look(struct pr_manager *m)
     return m->fd >= 0;
 }
 
-/* -EPIPE: it ends before. */
-static int receive_all(struct co *co, int fd, void *buf, size_t len)
-{
-    for (size_t at = 0; at < len;) {
-        int64_t n = rt_recv(co, fd, (char *)buf + at, len - at);
-        if (n <= 0)
-            return n ? (int)n : -EPIPE;
-        at += (size_t)n;
-    }
-    return 0;
-}
-
 /* passed: a descriptor that goes with the first byte; -1: none. */
 static int send_all(struct co *co, int fd, const void *buf, size_t len, int passed)
 {
@@ -235,7 +223,7 @@ static int broken(const struct pr_manager *m, int code, unsigned limit_ms, struc
 static int shake_hands(struct co *co, int fd)
 {
     uint8_t features[PRP_FEATURES_BYTES];
-    int r = receive_all(co, fd, features, sizeof features);
+    int r = rt_recv_all(co, fd, features, sizeof features);
     memset(features, 0, sizeof features);
     return r ? r : send_all(co, fd, features, sizeof features, -1);
 }
@@ -316,13 +304,13 @@ static int exchange(struct co *co, struct pr_manager *m, int fd, const struct pr
     struct byre_err why = { 0 };
     int r = send_all(co, m->fd, request, prp_request_emit(&call->request, request), fd);
     if (!r)
-        r = receive_all(co, m->fd, head, sizeof head);
+        r = rt_recv_all(co, m->fd, head, sizeof head);
     if (r)
         return broken(m, r, call->limit_ms, err);
     r = prp_head_parse(head, &call->request, &ret->head, &why);
     if (r)
         return byre_fail(err, PROTOCOL, "pr-manager '%s': the helper at '%s' makes no sense: %s", m->id, m->path, why.text);
-    r = receive_all(co, m->fd, ret->data, ret->head.len_bytes);
+    r = rt_recv_all(co, m->fd, ret->data, ret->head.len_bytes);
     return r ? broken(m, r, call->limit_ms, err) : 0;
 }
 
