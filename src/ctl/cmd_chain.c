@@ -125,23 +125,40 @@ static int find_layers(struct co *co, struct ctl_call *call, const struct chain_
     return r;
 }
 
-/* Its images must not change under others. Those above the base are of no use afterwards. */
-static int guard_commit(struct co *co, struct ctl_call *call, const struct chain_args *a, const struct job_live_commit_opts *o)
+/* From the top to the base, which may be the end of the chain. */
+static struct ctl_guard committed(const struct job_live_commit_opts *o)
 {
     struct graph_node *top = graph_skip_filters(o->top ? o->top : o->disk), *last = o->base;
     for (struct graph_node *n = top; !last && n; n = graph_skip_filters(graph_backing(n)))
         if (!graph_skip_filters(graph_backing(n)))
-            last = n;                            /* down to the end of the chain */
-    struct ctl_guard g = { o->disk, a->drop_source ? top : graph_backing(top), last, a->force };
-    struct ctl_guard taken = { o->disk, top, last, false };
-    if (last == top || !g.from || !graph_lies_above(top, last))
+            last = n;
+    return (struct ctl_guard){ o->disk, top, last, false };
+}
+
+static bool commits_something(const struct ctl_guard *g)
+{
+    return g->last != g->from && graph_backing(g->from) && graph_lies_above(g->from, g->last);
+}
+
+/* Its images must not change under others. Those above the base are of no use afterwards. */
+static int guard_commit(struct co *co, struct ctl_call *call, const struct chain_args *a, const struct job_live_commit_opts *o)
+{
+    struct ctl_guard taken = committed(o);
+    if (!commits_something(&taken))
         return 0;                                /* the job says what is wrong */
     ctl_guard_committing(co, call->c, &taken, ctl_job_opts(&a->job, a->device).id);
     struct job_live_commit_opts again = { 0 };
     int r = find_layers(co, call, a, &again);
     if (!r && (again.disk != o->disk || again.top != o->top || again.base != o->base))
         r = byre_fail(&call->err, BUSY, "the chain of '%s' has changed in this moment", a->device);
-    return r ? r : ctl_guard(co, call, &g);
+    if (r)
+        return r;
+    struct ctl_guard g = committed(&again);      /* its layers may be others by now */
+    if (!commits_something(&g))
+        return 0;
+    g.force = a->force;
+    g.from = a->drop_source ? g.from : graph_backing(g.from);
+    return ctl_guard(co, call, &g);
 }
 
 static int run_block_commit(struct co *co, struct ctl_call *call)

@@ -323,7 +323,12 @@ static int set_limits(struct co *co, struct ctl_call *call, const char *id, enum
 {
     struct graph_node *n = find_counted(call, id);       /* time passes between two of them */
     const struct graph_limits limits = { l->items, (unsigned)l->count };
-    return n ? graph_histogram_set(co, n, op, &limits, &call->err) : call->err.code;
+    if (!n)
+        return call->err.code;
+    graph_ref(n);
+    int r = graph_histogram_set(co, n, op, &limits, &call->err);
+    (void)graph_close(co, n);                /* whoever closed it meanwhile has made it durable */
+    return r;
 }
 
 static int run_histogram(struct co *co, struct ctl_call *call)

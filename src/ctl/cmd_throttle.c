@@ -5,12 +5,14 @@
  * Purpose      Limits of a device: a throttle filter comes under it, gets others, and goes, while the device is in use.
  * Owns         the groups that block_set_io_throttle has made, which live as long as the graph or until their last member goes
  * Invariants   I1 a group that the command has made without need is gone when the command fails
- * Concurrency  home loop; suspends
+ *              I2 no pointer to a group is used behind a suspension unless a node that is held is its member: object-del may have come
+ * Concurrency  home loop; suspends; the edges of the graph are held, so that the filters are those that were looked at
  * Failure      as ctl_priv.h; a refused change leaves the limits as they were
  * Tests        tests/cli/filter_test.py
  */
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "ctl/ctl_priv.h"
 #include "graph/throttle.h"
 
@@ -58,15 +60,21 @@ static struct graph_node *filter_of(struct ctl_call *call, const char *device, s
     return *ret_top && throttle_of(*ret_top) ? *ret_top : NULL;
 }
 
+/* I1, I2 */
+static int drop_group(struct graph *g, const char *name, struct byre_err *err)
+{
+    struct throttle_group *t = throttle_group_find(g, name);
+    return t && !throttle_group_members(t) && !throttle_group_kept(t) ? throttle_group_free(t, err) : 0;
+}
+
 static int leave(struct co *co, struct graph_node *f, struct byre_err *err)
 {
-    struct throttle_group *t = throttle_of(f);
+    struct graph *g = graph_of(f);
+    AUTOFREE char *name = strdup(throttle_group_name(throttle_of(f)));
+    if (!name)
+        return byre_fail(err, NOMEM, "no memory to take limits away");
     int r = graph_remove_filter(co, f, err);     /* f ends: nobody but its users held it */
-    if (r)
-        return r;
-    if (!throttle_group_members(t) && !throttle_group_kept(t))
-        return throttle_group_free(t, err);
-    return 0;
+    return r ? r : drop_group(g, name, err);
 }
 
 static int enter(struct co *co, struct ctl_call *call, struct graph_node *top, const char *group, const struct throttle_limits *l)
@@ -83,15 +91,14 @@ static int enter(struct co *co, struct ctl_call *call, struct graph_node *top, c
     r = graph_insert_above(co, top, f, &call->err);
     if (r) {
         (void)graph_close(co, f);
-        if (!throttle_group_members(t) && !throttle_group_kept(t))
-            (void)!throttle_group_free(t, NULL);             /* I1 */
+        (void)!drop_group(g, group, NULL);
         return r;
     }
     throttle_group_set(t, l);
     return graph_close(co, f);                   /* its users hold it */
 }
 
-static int run_throttle(struct co *co, struct ctl_call *call)
+static int do_throttle(struct co *co, struct ctl_call *call)
 {
     const struct throttle_args *a = call->args;
     struct throttle_limits l;
@@ -119,6 +126,8 @@ static int run_throttle(struct co *co, struct ctl_call *call)
     filter_of(call, device, &top);
     return r || !any ? r : enter(co, call, top, group, &l);
 }
+
+static int run_throttle(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_throttle); }
 
 /* ---- block-set-write-threshold ---- */
 

@@ -305,6 +305,9 @@ static int stop(struct co *co, struct fixture *f)
     ctl_send_shutdown(f->ctl, "host-signal");
     ctl_stop(co, f->ctl);
     ctl_stop(co, f->ctl);            /* again: nothing happens */
+    char late[sizeof f->path + 2];
+    snprintf(late, sizeof late, "%s-2", f->path);
+    ASSERT(ctl_listen(co, f->ctl, late, &f->err) == -ECANCELED && access(late, F_OK));        /* nobody would wait for it */
     ctl_free(f->ctl);
     graph_free(f->graph);
     return 0;

@@ -115,6 +115,8 @@ static void listener_free(struct rt_loop *home, struct ctl_listener *l)
 
 int listener_serve(struct ctl *c, struct ctl_listener *l, bool pretty, struct byre_err *err)
 {
+    if (c->stopping)
+        return byre_fail(err, CANCELLED, "the daemon is about to end");      /* nobody would wait for its acceptor */
     l->c = c;
     l->pretty = pretty;
     if (rt_task_start(c->home, &l->acceptor, acceptor_co, l))

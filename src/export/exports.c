@@ -7,6 +7,7 @@
  * Invariants   I1 an export is attached to its node as long as the server may touch it: the node may become another one below it, and is not closed
  *              I2 the watcher is told once for each export, after the last touch of its node
  *              I3 who keeps an export (exports_keep) has all of it until he lets it go: its removal may have begun, and waits
+ *              I4 the images of its bitmaps are held like the bitmaps: they may have left the chain, or lie beside it
  * Order        server first, then bitmaps and the attachment, then the watcher
  * Concurrency  home loop; a removal runs as a coroutine of its own, and exports_stop waits for all
  * Failure      an export that could not be added has left nothing
@@ -140,13 +141,18 @@ struct nbd_server *exports_server(const struct exports *x)
 }
 
 /* ---- one export ---- */
-static void release_bitmaps(struct export *e)
+/* An image that a job has taken out of the chain may be nobody else's: then nobody else can tell that it was not closed well. */
+static void release_bitmaps(struct co *co, struct export *e)
 {
-    while (e->bitmap_count)
-        graph_bitmap_release(e->disk.bitmaps[--e->bitmap_count]);
+    while (e->bitmap_count) {
+        struct graph_node *image = e->bitmap_images[--e->bitmap_count];
+        struct graph *g = graph_of(image);
+        graph_bitmap_release(e->disk.bitmaps[e->bitmap_count]);
+        graph_closed_badly(g, graph_close(co, image));
+    }
 }
 
-/* A medium may be nobody else's: then nobody else can tell that it was not closed well. */
+/* So may a medium. */
 static void take_medium_out(struct co *co, struct export *e)
 {
     int r = graph_tray_remove(co, e->node);
@@ -157,7 +163,7 @@ static void take_medium_out(struct co *co, struct export *e)
 
 static void export_end(struct co *co, struct export *e)
 {
-    release_bitmaps(e);
+    release_bitmaps(co, e);
     if (e->node && e->removable)
         take_medium_out(co, e);
     struct graph_node *n = e->node ? graph_attached(e->node) : NULL;
@@ -194,6 +200,9 @@ static int take_bitmap(struct co *co, struct export *e, const struct export_opts
     if (r)
         return r;
     graph_bitmap_hold(b);
+    n = graph_skip_filters(n);
+    graph_ref(n);                        /* I4 */
+    e->bitmap_images[e->bitmap_count] = n;
     e->disk.bitmaps[e->bitmap_count++] = b;
     return 0;
 }
@@ -241,9 +250,6 @@ static int fill(struct co *co, struct exports *x, struct export *e, const struct
     if (o->removable && o->bitmap_count)
         return byre_fail(err, BAD_ARGUMENT, "export '%s': bitmaps are of one medium, and it could not become another one", o->id);
     e->fixed_io = o->fixed_iothread;
-    e->io = o->iothread ? iothread_find(&x->iothreads, o->iothread) : NULL;
-    if (o->iothread && !e->io)
-        return byre_fail(err, NOT_FOUND, "export '%s': iothread '%s' not found", o->id, o->iothread);
     if (!o->allow_inactive && !graph_is_active(o->node)) {
         int woken = graph_set_active(co, graph_of(o->node), o->node, true, err);
         if (woken)
@@ -264,6 +270,9 @@ static int fill(struct co *co, struct exports *x, struct export *e, const struct
         r = set_range(e, o, err);
     if (!r)
         r = take_bitmaps(co, e, o, err);
+    e->io = o->iothread ? iothread_find(&x->iothreads, o->iothread) : NULL;      /* nothing suspends from here until others find the export */
+    if (!r && o->iothread && !e->io)
+        r = byre_fail(err, NOT_FOUND, "export '%s': iothread '%s' not found", o->id, o->iothread);
     return r ? r : offer(x, e, o, err);
 }
 
@@ -342,10 +351,10 @@ int exports_iothread_del(struct exports *x, struct iothread *io, struct byre_err
 int exports_node_iothread(struct exports *x, struct graph_node *n, struct iothread *io, struct byre_err *err)
 {
     for (struct export *e = exports_next(x, NULL); e; e = exports_next(x, e))
-        if (graph_attached(e->node) == n && e->fixed_io && e->io != io)
+        if (!e->shutting_down && graph_attached(e->node) == n && e->fixed_io && e->io != io)
             return byre_fail(err, PERMISSION, "Cannot change iothread of node '%s': export '%s' is fixed to %s", graph_node_name(n), e->id, e->io ? e->io->id : "none");
     for (struct export *e = exports_next(x, NULL); e; e = exports_next(x, e))
-        if (graph_attached(e->node) == n && e->io != io) {
+        if (!e->shutting_down && graph_attached(e->node) == n && e->io != io) {          /* the server has freed its part of those that go */
             e->io = io;
             nbd_export_serve_on(e->nbd, io ? io->loop : NULL);
         }
@@ -449,6 +458,8 @@ int exports_open(struct co *co, struct exports *x, const struct nbd_door_opts *o
     int r = first || !o->id ? exports_server_start(x, NULL, err) : 0;        /* the second one without a name is refused, as the peer does */
     if (!r)
         r = listen_locked(co, x, o, a, &port, err);
+    else if (a->where == EXPORTS_FD)
+        close(a->fd);
     if (r && first && x->server)
         (void)!stop_locked(co, x, &why);         /* it is there */
     co_unlock(&x->changing);

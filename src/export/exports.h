@@ -51,6 +51,7 @@ struct export {
     /* inside */
     struct nbd_export *nbd;
     struct nbd_graph_disk disk;
+    struct graph_node *bitmap_images[EXPORT_BITMAPS_MAX];        /* whose they are: held as long as they are */
     unsigned bitmap_count;
     unsigned kept;                       /* exports_keep */
     struct co_waitq let;                 /* nobody keeps it any more */

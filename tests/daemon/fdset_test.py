@@ -689,3 +689,16 @@ def test_nbd_on_the_command_line(home, server, start):
         assert process.wait(60) == 0
     done = run.run(run.BYRE, "daemon", "--blockdev", "driver=nbd,node-name=n,server.type=fd,server.str=77", code=1)
     assert "'77' is no descriptor" in done.err
+
+
+def test_refused_server_closes_the_socket(passing, tmp_path):
+    """FEATURES 3.049: a server that is not started gives the socket back that was passed for it"""
+    passing.ok("nbd-server-start", addr={"type": "unix", "data": {"path": "n.sock"}})
+    have = len(os.listdir(f"/proc/{passing.pid}/fd"))
+    for i in range(3):
+        with socket.socket(socket.AF_UNIX) as s:
+            s.bind(str(tmp_path / f"l{i}"))
+            s.listen(1)
+            passing.ok("getfd", [os.dup(s.fileno())], fdname="x")
+        assert "already running" in passing.refused("nbd-server-start", addr={"type": "fd", "data": {"str": "x"}})
+    assert len(os.listdir(f"/proc/{passing.pid}/fd")) == have
