@@ -119,12 +119,20 @@ static void read_export(struct nbd_handle *h, struct stor_nbd_export *e)
     e->max_block = positive(nbd_lib.get_block_size(h, LIBNBD_SIZE_MAXIMUM));
 }
 
+/* What follows would fail for a reason of its own, which says nothing about the server. */
+static int still_there(struct nbd_handle *h, struct byre_err *err)
+{
+    return nbd_lib.aio_is_negotiating(h) > 0 ? 0 : byre_fail(err, PROTOCOL, "the NBD server has closed the connection before it told of all its exports");
+}
+
 static int ask_export(struct co *co, struct nbd_handle *h, struct stor_nbd_export *e, struct byre_err *err)
 {
     struct asking info = { .export = e }, contexts = { .export = e };
     if (nbd_lib.set_export_name(h, e->name) < 0)
         return byre_fail(err, PROTOCOL, "the NBD server lists an export whose name is too long");
     int r = answer(co, h, &info, nbd_lib.aio_opt_info(h, (nbd_completion_callback){ .callback = on_end, .user_data = &info }), err);
+    if (!r)
+        r = still_there(h, err);
     if (r)
         return r;
     if (info.error) {
@@ -132,8 +140,9 @@ static int ask_export(struct co *co, struct nbd_handle *h, struct stor_nbd_expor
         return e->why ? 0 : byre_fail(err, NOMEM, "no memory for a list of exports");
     }
     read_export(h, e);
-    return answer(co, h, &contexts, nbd_lib.aio_opt_list_meta_context(h, (nbd_context_callback){ .callback = on_context, .user_data = &contexts },
-                  (nbd_completion_callback){ .callback = on_end, .user_data = &contexts }), err);
+    r = answer(co, h, &contexts, nbd_lib.aio_opt_list_meta_context(h, (nbd_context_callback){ .callback = on_context, .user_data = &contexts },
+               (nbd_completion_callback){ .callback = on_end, .user_data = &contexts }), err);
+    return r ? r : still_there(h, err);
 }
 
 static int ask(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *h, struct stor_nbd_list *l, struct byre_err *err)
@@ -152,6 +161,8 @@ static int ask(struct co *co, const struct stor_nbd_opts *o, struct nbd_handle *
         return byre_fail(err, NOT_SUPPORTED, "the NBD server is too old to list its exports");
     l->structured = flag(nbd_lib.get_structured_replies_negotiated(h));
     r = answer(co, h, &a, nbd_lib.aio_opt_list(h, (nbd_list_callback){ .callback = on_export, .user_data = &a }, (nbd_completion_callback){ .callback = on_end, .user_data = &a }), err);
+    if (!r)
+        r = still_there(h, err);
     if (!r && a.error)
         r = byre_fail_code(err, SYSTEM, -a.error, "the NBD server does not list its exports: %s%s", strerrordesc_np(a.error), o->creds ? "" : "; it may want TLS");
     for (unsigned i = 0; !r && i < l->count; i++)

@@ -40,6 +40,22 @@ def test_same_list(start, disk, peer):
     assert daemon.stop()[0] == 0
 
 
+def test_more_exports_than_fit_on_a_page(start):
+    """FEATURES 7.014: who lists asks about each export on one connection; all of 60 are told of, to every client"""
+    words = []
+    for i in range(60):
+        words += ["--blockdev", f"null-co,node-name=n{i},size=1M", "--export", f"type=nbd,id=e{i},node-name=n{i}"]
+    daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock", *words)
+    daemon.wait_for("n.sock")
+    path = f"{daemon.folder}/n.sock"
+    mine = ours("-k", path)
+    assert mine.startswith("exports available: 60\n") and mine.count(" export: 'n") == 60 and mine.count("base:allocation") == 60
+    assert mine == theirs("-k", path)
+    done = subprocess.run([peers.need("nbdinfo"), "--list", f"nbd+unix:///?socket={path}"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and done.stdout.count("export=") == 60, done
+    assert daemon.stop()[0] == 0
+
+
 def test_over_tcp_and_nobody(start, disk):
     """FEATURES 7.014: a port of this host; no server at all is an error that names the place"""
     with socket.socket() as s:
@@ -73,8 +89,8 @@ def read_exactly(conn, count):
     return data
 
 
-def hostile_server(listener, name):
-    """Offers one export of that name and refuses to tell of it."""
+def hostile_server(listener, name, ends=None):
+    """Offers one export of that name and refuses to tell of it. ends: the option at which it closes instead."""
     def serve():
         conn, _ = listener.accept()
         with conn:
@@ -84,6 +100,8 @@ def hostile_server(listener, name):
                 magic, option, length = struct.unpack(">8sII", read_exactly(conn, 16))
                 assert magic == b"IHAVEOPT"
                 read_exactly(conn, length)
+                if option == ends:
+                    return
                 head = struct.pack(">QI", 0x3e889045565a9, option)
                 if option == 3:
                     conn.sendall(head + struct.pack(">II", 2, 4 + len(name)) + struct.pack(">I", len(name)) + name + head + struct.pack(">II", 1, 0))
@@ -114,3 +132,16 @@ def test_words_of_a_server_are_no_lines(tmp_path):
     lines = out.splitlines()
     assert lines[0] == "exports available: 1" and lines[1] == " export: 'x'\\x0a export: 'forged\\x1b[2J'"
     assert lines[2].startswith("  not known: ") and len(lines) == 3
+
+
+@pytest.mark.parametrize("ends", [3, 6])
+def test_a_server_that_goes_away(tmp_path, ends):
+    """FEATURES 7.014: a server that closes in the middle is an error that says so, and blames no name"""
+    path = tmp_path / "h.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        thread = hostile_server(listener, b"x", ends)
+        said = ours("-k", path, code=1)
+        thread.join(10)
+    assert "too long" not in said and ("disconnected" in said or "closed the connection" in said), said

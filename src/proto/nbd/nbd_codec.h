@@ -35,7 +35,7 @@
 
 #define NBDP_CONTEXTS_MAX 16u                  /* contexts that one client may select; ids 0..15 */
 #define NBDP_OPTION_BYTES_MAX (64u << 10)
-#define NBDP_OPTIONS_MAX 32u
+#define NBDP_OPTIONS_MAX (64u << 10)           /* who lists exports asks several questions about each; the handshake has a time limit, too */
 #define NBDP_PAYLOAD_MAX (32u << 20)
 #define NBDP_DRAIN_MAX (64u << 20)
 #define NBDP_STATUS_BYTES_MAX (1u << 20)       /* one block status chunk */

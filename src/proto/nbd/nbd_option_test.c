@@ -457,7 +457,8 @@ static void option_count_limit(void **state)
 {
     struct peer t;
     struct bytes m = { 0 };
-    peer_init(&t, NULL, NBDP_TLS_NONE);
+    const struct nbdp_limits few = { .options_max = 32 };
+    peer_init(&t, &few, NBDP_TLS_NONE);
     say_flags(&m, BOTH_FLAGS);
     for (int i = 0; i < 32; i++)
         say_option(&m, 0x7f, NULL, 0);
@@ -468,6 +469,23 @@ static void option_count_limit(void **state)
     talk(&t, &m);
     assert_true(t.closed);
     assert_string_equal(nbdp_close_reason(t.p), "too many options");
+    bytes_free(&m);
+    peer_fini(&t);
+}
+
+/* FEATURES 10.002: who lists asks twice or more often about each export; some thousands of them can be told of in one handshake. */
+static void thousands_of_options_by_default(void **state)
+{
+    struct peer t;
+    struct bytes m = { 0 };
+    peer_init(&t, NULL, NBDP_TLS_NONE);
+    say_flags(&m, BOTH_FLAGS);
+    for (int i = 0; i < 20000 && !t.closed; i++) {
+        say_option(&m, 0x7f, NULL, 0);
+        talk(&t, &m);
+        m.len = t.out.len = 0;
+    }
+    assert_false(t.closed);
     bytes_free(&m);
     peer_fini(&t);
 }
@@ -507,6 +525,7 @@ int main(void)
         cmocka_unit_test(name_length_limit),
         cmocka_unit_test(option_length_limit),
         cmocka_unit_test(option_count_limit),
+        cmocka_unit_test(thousands_of_options_by_default),
         cmocka_unit_test(bad_option_magic_closes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
