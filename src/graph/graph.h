@@ -196,6 +196,9 @@ struct graph_status {
 };
 /* Status of [off, off+len) down to (excluding) `bottom` (NULL = whole chain). Neighbours are merged up to len. */
 MUST_USE int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len, struct graph_status *ret);
+/* The same of the whole chain for a bounded amount of work: the maps of the layers are asked *looks times at most (> 0), so neighbours may be left
+ * unmerged. *looks becomes how often they were asked. */
+MUST_USE int graph_status_some(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned *looks, struct graph_status *ret);
 /* Requests that wait for the server of n's file or of its external data file, below filters too, are given up (stor/nbd.h). Nothing for files. Home loop. */
 void graph_abandon(struct graph_node *n);
 /* What an NBD server that supplies a part of n's disk said last of a request that it refused, if its number was `error` (0: any). false: nothing.

@@ -7,6 +7,7 @@
  * Invariants  I1  The file is asked only inside the section in which the range was mapped.
  *             I2  "zero" is said only of what reads zeros; "data" only of what has bytes stored.
  *             I3  Ranges behind the end of a shorter layer belong to the layer above it, as the peer counts.
+ *             I4  Work that is asked for with a limit is bounded by it, however many pieces say the same: who asks for others can stop between.
  * Order       None.
  * Concurrency Any loop. The answer may be out of date when it arrives, like any status of a live disk.
  * Failure     An error of the first extent; when the file cannot be asked, its bytes count as data.
@@ -40,6 +41,7 @@ struct status_walk {
     uint64_t end;
     struct chain_memo memo;
     bool ends;                          /* what follows the last answer is known to differ */
+    uint64_t looks, looks_max;          /* answers of chain_find: so many were had; from so many on, neighbours are not merged */
     struct stor *file;                  /* that `ahead` is about */
     unsigned most, count, at;
     struct stor_extent ahead[AHEAD];
@@ -107,6 +109,7 @@ static int status_first(struct co *co, struct status_walk *w, uint64_t off, stru
     struct graph_node *n = w->n;
     int r = chain_find(co, n, w->bottom, off, w->end, &w->memo, &p);
     w->ends = false;
+    w->looks++;
     if (r)
         return r;
     unsigned depth = p.past_end && p.depth ? p.depth - 1 : p.depth;
@@ -148,7 +151,7 @@ static int status_merged(struct co *co, struct status_walk *w, uint64_t off, str
     else
         r = status_first(co, w, off, ret);
     next->len = 0;
-    while (!r && off + ret->len < w->end && !w->ends) {
+    while (!r && off + ret->len < w->end && !w->ends && w->looks < w->looks_max) {
         if (status_first(co, w, off + ret->len, next)) {
             next->len = 0;              /* an error there is told to whoever asks there */
             break;
@@ -161,17 +164,24 @@ static int status_merged(struct co *co, struct status_walk *w, uint64_t off, str
     return r;
 }
 
-static int list_inside(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
-                       struct graph_status *list, unsigned max)
+/* May anybody be told of the range, and do the filters above it let him ask? */
+static int may_ask(struct co *co, struct graph_node *n, uint64_t off, uint64_t len)
 {
-    ASSERT(max > 0);
-    struct status_walk w = { .n = n, .bottom = bottom, .end = off + len, .most = max < AHEAD ? max : AHEAD };
-    struct graph_status next = { 0 };
-    unsigned count = 0;
     int r = len && range_inside(off, len, graph_length(n)) ? 0 : -EIO;
     for (struct graph_node *f = n; f && f->flt && !r; f = f->backing)
         if (f->flt->status)
             r = f->flt->status(co, f, off, len);
+    return r;
+}
+
+static int list_inside(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
+                       struct graph_status *list, unsigned max)
+{
+    ASSERT(max > 0);
+    struct status_walk w = { .n = n, .bottom = bottom, .end = off + len, .looks_max = UINT64_MAX, .most = max < AHEAD ? max : AHEAD };
+    struct graph_status next = { 0 };
+    unsigned count = 0;
+    int r = may_ask(co, n, off, len);
     while (count < max && off < w.end && !r) {
         r = status_merged(co, &w, off, &list[count], &next);
         off += list[count].len;
@@ -199,4 +209,18 @@ int graph_status(struct co *co, struct graph_node *n, struct graph_node *bottom,
 {
     int r = graph_status_list(co, n, bottom, off, len, ret, 1);
     return r < 0 ? r : 0;
+}
+
+int graph_status_some(struct co *co, struct graph_node *n, uint64_t off, uint64_t len, unsigned *looks, struct graph_status *ret)
+{
+    ASSERT(*looks > 0);
+    epoch_token t = gate_enter(co, n);
+    struct status_walk w = { .n = n, .end = off + len, .looks_max = *looks, .most = 1 };
+    struct graph_status next = { 0 };
+    int r = may_ask(co, n, off, len);
+    if (!r)
+        r = status_merged(co, &w, off, ret, &next);
+    gate_leave(co, n, t);
+    *looks = (unsigned)w.looks;
+    return r;
 }

@@ -300,3 +300,39 @@ def test_a_new_client_sees_the_new_size(serve, fmt):
             assert new.read(32 * MIB - 8192, 8192) == bytes(4096) + b"n" * 4096
     assert server.stop() == 0
     check(image, fmt)
+
+
+def fragmented(path, size, compressed):
+    """An image to read, every cluster of which lies elsewhere than its neighbour: one L2 table serves every half GiB."""
+    cluster = 65536
+    tables = size // (cluster * 8192)
+    l1, data, l2 = 3 * cluster, 4 * cluster, 8 * cluster
+    header = struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, 16, size, 0, tables, l1, cluster, 1, 0, 0, 0, 0, 0, 4, 104)
+    entries = [1 << 62 | data, 1 << 62 | data + 2048] if compressed else [data, data + 2 * cluster]
+    assert tables * 8 <= cluster
+    with open(path, "wb") as f:
+        for at, what in ((0, header), (cluster, struct.pack(">Q", 2 * cluster)), (l1, struct.pack(">Q", l2) * tables),
+                         (data, bytes(4 * cluster)), (l2, struct.pack(">QQ", *entries) * 4096)):
+            f.seek(at)
+            f.write(what)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_status_of_a_fragmented_disk_takes_no_longer_than_anybody_wants_it(byre_serve, backend, tmp_path, compressed):
+    """FEATURES 10.010, G.043: a request for all of a disk whose 16 million clusters say the same is answered in parts, with an extent at least, in each context;
+    and those that nobody waits for any more do not keep the server from ending."""
+    size, image = 1 << 40, tmp_path / "f.qcow2"
+    fragmented(image, size, compressed)
+    server = byre_serve(image, "-f", "qcow2", "--read-only", env={"BYRE_BACKEND": backend})
+    with raw.Client(server.socket, 60).enter("", "extended", ["base:allocation", "qemu:allocation-depth"]) as c:
+        assert c.status(0, 8 << 30) == {0: [(8 << 30, 0)], 1: [(8 << 30, 1)]}      # less than the bound: as it always was
+        for kind, ((length, flags),) in c.status(0, size).items():
+            assert flags == kind and 8 << 30 < length <= 128 << 30
+        assert c.status(size - (1 << 30), 1 << 30, raw.REQ_ONE) == {0: [(1 << 30, 0)], 1: [(1 << 30, 1)]}
+        for _ in range(64):
+            c.say(raw.STATUS, 0, size)
+        last, cookie = c.say(99), None                       # of no known kind: answered at once, and all before it are taken
+        while cookie != last:
+            _, _, cookie, _, n = c.reply_head()
+            c.recv(n)
+        assert server.stop(20) == 0

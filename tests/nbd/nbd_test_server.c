@@ -170,7 +170,7 @@ static int mem_status(struct co *co, void *disk, uint64_t off, uint64_t len, str
             n += CHUNK;
     }
     pthread_mutex_unlock(&m->lock);
-    *ret = (struct nbd_disk_status){ min_u64(n, len), data, !data, data ? 1 + off / CHUNK % 2 : 0 };
+    *ret = (struct nbd_disk_status){ min_u64(n, len), data, !data, data ? 1 + off / CHUNK % 2 : 0, 1 };
     return 0;
 }
 

@@ -26,11 +26,14 @@
 
 enum { NBD_DISK_FUA = 1u << 0, NBD_DISK_UNMAP = 1u << 1, NBD_DISK_NO_FALLBACK = 1u << 2 };
 
+#define NBD_STATUS_LOOKS 256u        /* for one answer of a disk */
+
 struct nbd_disk_status {
     uint64_t len;                /* > 0: bytes from the start of the question for which the rest holds */
     bool data;                   /* bytes are stored */
     bool zero;                   /* reads as zeros */
     unsigned depth;              /* 0: no layer has it; 1: the top layer; 2: the one below; ... */
+    unsigned looks;              /* what it has cost, in looks at the disk's tables; 0 counts as 1 */
 };
 
 /* Ranges are inside the length. All but length may suspend; 0 or -errno. */
@@ -41,6 +44,7 @@ struct nbd_disk_ops {
     int (*zero)(struct co *co, void *disk, uint64_t off, uint64_t len, unsigned flags);   /* NO_FALLBACK: -ENOTSUP if not fast */
     int (*discard)(struct co *co, void *disk, uint64_t off, uint64_t len);
     int (*flush)(struct co *co, void *disk);      /* covers every write that was answered, on any connection */
+    /* Costs NBD_STATUS_LOOKS looks at most: what holds for longer may be told in parts. */
     int (*status)(struct co *co, void *disk, uint64_t off, uint64_t len, struct nbd_disk_status *ret);
     /* Is the start of the range dirty in bitmap i, and for how long does that hold? NULL: no bitmaps. */
     int (*dirty)(struct co *co, void *disk, unsigned i, uint64_t off, uint64_t len, struct nbd_disk_status *ret);

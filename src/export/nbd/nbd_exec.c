@@ -6,6 +6,7 @@
  * Owns         the request's buffer until the answer is sent.
  * Invariants   I1 the request was checked by the codec: its range is inside the export as the client knows it.
  *              I2 an answer without error is given only after the disk has done its part, with FUA durably.
+ *              I3 a request of any length gives way to others after a bounded amount of work, and ends early when nobody wants it.
  * Order        FUA: a disk's write or zero with the flag; else the operation, then a flush. A READ with FUA flushes first.
  * Concurrency  one coroutine per request on the connection's loop; suspends in the disk.
  * Failure      the disk's error becomes the protocol's (nbdp_error_of). READ with structured replies says where.
@@ -21,6 +22,7 @@
 #define STEP_MAX (UINT64_C(128) << 20)         /* between two looks at whether anybody still wants the result */
 #define CACHE_STEP (1u << 20)
 #define CACHE_MAX (UINT64_C(64) << 20)         /* of one CACHE request; it is a hint */
+#define STATUS_LOOKS_MAX (1u << 20)            /* for one context of a BLOCK_STATUS, whose answer may end early: the client asks for the rest */
 #define STATUS_CAP_MAX (256u << 10)            /* bytes of extents per context */
 
 static uint32_t status_cap(const struct nbdp_request *r)
@@ -287,19 +289,37 @@ static int exec_cache(struct co *co, struct nbd_req *q)
 
 /* ---- BLOCK_STATUS ---- */
 
-static int extent_at(struct co *co, const struct nbd_export *x, unsigned ctx, uint64_t off, uint64_t len, uint64_t *ret_len, uint32_t *ret_flags)
+struct extent { uint64_t len; uint32_t flags; unsigned looks; };
+
+static int extent_at(struct co *co, const struct nbd_export *x, unsigned ctx, uint64_t off, uint64_t len, struct extent *ret)
 {
     struct nbd_disk_status st = { .len = len };
     int r = ctx >= 2 ? x->ops->dirty(co, x->disk, ctx - 2, off, len, &st) : x->ops->status(co, x->disk, off, len, &st);
     if (r)
         return r;
     ASSERT(st.len);
-    *ret_len = st.len;
+    *ret = (struct extent){ .len = st.len, .looks = st.looks ? st.looks : 1 };
     if (ctx == 0)
-        *ret_flags = (st.data ? 0 : NBD_STATE_HOLE) | (st.zero ? NBD_STATE_ZERO : 0);
+        ret->flags = (st.data ? 0 : NBD_STATE_HOLE) | (st.zero ? NBD_STATE_ZERO : 0);
     else
-        *ret_flags = ctx == 1 ? st.depth : st.data ? NBD_STATE_DIRTY : 0;
+        ret->flags = ctx == 1 ? st.depth : st.data ? NBD_STATE_DIRTY : 0;
     return 0;
+}
+
+/* How much of a context's answer has been asked for. */
+struct looking { unsigned total, turn; };
+
+/* May a context's answer, which has an extent already, be continued? It is true as far as it goes, so nothing fails where it ends (I3). */
+static bool may_go_on(struct co *co, const struct nbd_req *q, struct looking *l, unsigned looks)
+{
+    l->total += looks;
+    l->turn += looks;
+    if (l->turn >= NBD_STATUS_LOOKS) {
+        l->turn = 0;
+        if (unwanted(co, q))
+            return false;
+    }
+    return l->total < STATUS_LOOKS_MAX;
 }
 
 /* The extents of one context into the i-th part. */
@@ -309,16 +329,17 @@ static int status_of(struct co *co, struct nbd_req *q, unsigned i, unsigned ctx)
     struct nbd_part *p = &q->parts[i];
     struct nbdp_status st;
     uint32_t cap = status_cap(&q->r);
-    uint64_t end = q->r.off + q->r.len, at = q->r.off, len = 0;
-    uint32_t flags = 0;
+    uint64_t end = q->r.off + q->r.len, at = q->r.off;
+    struct looking l = { 0 };
     bool more = true;
     nbdp_status_begin(&st, &q->r, ctx, (char *)q->buf + (size_t)i * cap, cap);
     while (more && at < end) {
-        int r = extent_at(co, x, ctx, at, end - at, &len, &flags);
+        struct extent e;
+        int r = extent_at(co, x, ctx, at, end - at, &e);
         if (r)
             return r;
-        more = nbdp_status_add(&st, len, flags);
-        at += min_u64(len, end - at);
+        at += min_u64(e.len, end - at);
+        more = nbdp_status_add(&st, e.len, e.flags) && may_go_on(co, q, &l, e.looks);
     }
     nbdp_status_end(&st, i + 1 == q->n_parts, &p->head);
     p->data = st.buf;

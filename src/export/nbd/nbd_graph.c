@@ -4,7 +4,7 @@
  *
  * Purpose      Maps struct nbd_disk_ops to graph/graph.h, one to one.
  * Owns         nothing; the node belongs to whoever made the export.
- * Invariants   none beyond those of graph.h
+ * Invariants   none beyond those of graph.h, and of struct nbd_disk_ops: a status costs a bounded amount of work.
  * Concurrency  any loop, as graph.h allows.
  * Failure      the graph's -errno.
  * Tests        tests/nbd against `byre serve`
@@ -47,9 +47,10 @@ static int disk_flush(struct co *co, void *disk)
 static int disk_status(struct co *co, void *disk, uint64_t off, uint64_t len, struct nbd_disk_status *ret)
 {
     struct graph_status st;
-    int r = graph_status(co, disk, NULL, off, len, &st);
+    unsigned looks = NBD_STATUS_LOOKS;
+    int r = graph_status_some(co, disk, off, len, &looks, &st);
     if (!r)
-        *ret = (struct nbd_disk_status){ st.len, st.data, st.zero, st.present ? st.depth + 1 : 0 };
+        *ret = (struct nbd_disk_status){ st.len, st.data, st.zero, st.present ? st.depth + 1 : 0, looks };
     return r;
 }
 

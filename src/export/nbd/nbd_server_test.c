@@ -117,7 +117,7 @@ static int d_status(struct co *co, void *p, uint64_t off, uint64_t len, struct n
     pthread_mutex_lock(&d->lock);
     bool zero = mem_is_zero(d->bytes + off, n);
     pthread_mutex_unlock(&d->lock);
-    *ret = (struct nbd_disk_status){ n, !zero, zero, !zero };
+    *ret = (struct nbd_disk_status){ n, !zero, zero, !zero, 1 };
     return 0;
 }
 
