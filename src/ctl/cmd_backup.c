@@ -141,7 +141,8 @@ static struct graph_node *backing_for(const struct job_backup_opts *o)
     return o->sync == JOB_BACKUP_TOP ? graph_skip_filters(graph_backing(image)) : NULL;
 }
 
-static int make_file(struct co *co, struct ctl_call *call, const struct ctl_backup_args *a, const char *format, const struct job_backup_opts *o)
+static int make_file(struct co *co, struct ctl_call *call, const struct ctl_backup_args *a, const char *format, const struct job_backup_opts *o,
+                     struct graph_making **ret_making)
 {
     const struct fmt_ops *ops = format ? fmt_by_name(format) : NULL;
     struct graph_node *below = backing_for(o);
@@ -153,9 +154,19 @@ static int make_file(struct co *co, struct ctl_call *call, const struct ctl_back
         return byre_fail(&call->err, NOT_SUPPORTED, "%s images cannot have a backing file, which sync=%s needs", format, sync_mode_words[a->sync]);
     if (ctl_keep(call, below))
         return call->err.code;
-    if (graph_uses_file(co, call->c->env.graph, a->target))
-        return byre_fail(&call->err, EXISTS, "'%s' is the file of a node that is open; the copy needs a file of its own", a->target);
-    return ctl_make_image(co, &(struct ctl_new_image){ call->c->env.graph, a->target, ops, graph_length(o->source), below }, &call->err);
+    int r = ctl_claim_image(co, call->c->env.graph, a->target, "the copy", ret_making, &call->err);
+    if (r)
+        return r;
+    r = ctl_make_image(co, &(struct ctl_new_image){ call->c->env.graph, *ret_making, a->target, ops, graph_length(o->source), below }, &call->err);
+    if (r)
+        graph_making_end(TAKE(*ret_making));
+    return r;
+}
+
+static void drop_made(struct co *co, struct ctl_backup *b)
+{
+    graph_making_drop(co, b->making);
+    graph_making_end(TAKE(b->making));
 }
 
 /* The target is open alone, without what its header names: old content comes to it in whole clusters, zeros too. */
@@ -167,18 +178,16 @@ static int prepare_drive(struct co *co, struct ctl_call *call, const struct ctl_
     const struct graph_open_opts oo = { .filename = a->target, .format = format, .discard = true, .no_backing = o->sync != JOB_BACKUP_FULL };
     int r = make ? job_backup_could(co, call->c->env.jobs, o, &call->err) : 0;       /* a file that is there is not given up for what is refused */
     if (!r && make)
-        r = make_file(co, call, a, format, o);
+        r = make_file(co, call, a, format, o, &ret->making);
     if (r)
         return r;
-    ret->graph = g;
-    ret->made = make ? a->target : NULL;
     r = graph_open(co, g, &oo, &o->target, &call->err);
     if (!r) {
         r = job_backup_prepare(co, call->c->env.jobs, o, &ret->job, &call->err);
         (void)graph_close(co, o->target);        /* the job has a reference of its own */
     }
     if (r && make)
-        ctl_drop_image(g, a->target);            /* I1 */
+        drop_made(co, ret);                      /* I1 */
     else if (!r && make && backing_for(o))
         graph_tell_linked(co, g, a->target, graph_filename(backing_for(o)));
     return r;
@@ -205,13 +214,17 @@ int ctl_backup_prepare(struct co *co, struct ctl_call *call, const struct ctl_ba
     return r;
 }
 
-void ctl_backup_commit(const struct ctl_backup *b) { job_begin(b->job); }
+void ctl_backup_commit(struct ctl_backup *b)
+{
+    graph_making_end(TAKE(b->making));
+    job_begin(b->job);
+}
 
-void ctl_backup_abort(struct co *co, const struct ctl_backup *b)
+void ctl_backup_abort(struct co *co, struct ctl_backup *b)
 {
     job_backup_abandon(co, b->job);
-    if (b->made)
-        ctl_drop_image(b->graph, b->made);
+    if (b->making)
+        drop_made(co, b);
 }
 
 /* ---- as an entry of a transaction ---- */

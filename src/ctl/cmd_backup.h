@@ -11,6 +11,7 @@
 
 #include "ctl/job_args.h"
 
+struct graph_making;
 struct job;
 struct ctl_backup_args {
     struct ctl_job_args job;
@@ -23,11 +24,11 @@ struct ctl_backup_args {
 extern const struct ctl_arg ctl_blockdev_backup_rows[], ctl_drive_backup_rows[];
 
 /* What was prepared. */
-struct ctl_backup { struct job *job; struct graph *graph; const char *made; };
+struct ctl_backup { struct job *job; struct graph_making *making; };      /* making: of the file that was made; NULL: none was */
 /* drive: the target is a file. The disk is kept as it is now; nothing runs yet. Fails through call->err; nothing is left then. */
 MUST_USE int ctl_backup_prepare(struct co *co, struct ctl_call *call, const struct ctl_backup_args *a, bool drive, struct ctl_backup *ret);
-void ctl_backup_commit(const struct ctl_backup *b);
+void ctl_backup_commit(struct ctl_backup *b);
 /* All is as before when it returns; the job concludes as cancelled. */
-void ctl_backup_abort(struct co *co, const struct ctl_backup *b);
+void ctl_backup_abort(struct co *co, struct ctl_backup *b);
 
 #endif

@@ -150,7 +150,7 @@ static const struct ctl_arg snapshot_rows[] = {
 const struct ctl_shape ctl_shape_snapshot = { .name = "BlockdevSnapshot", .rows = snapshot_rows, .bytes = sizeof(struct snapshot_args) };
 
 /* Of a snapshot on its way. */
-struct taking { struct graph_node *overlay; bool named, made, put; char *below; };
+struct taking { struct graph_node *overlay; bool named, made, put; char *below; struct graph_making *making; };
 
 static int put(struct co *co, struct ctl_act *t)
 {
@@ -260,20 +260,23 @@ static int make_overlay(struct co *co, struct ctl_act *t)
     struct graph_node *image = graph_skip_filters(t->node);
     if (!image)
         return byre_fail(&t->call.err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing", graph_node_name(t->node));
-    if (make && graph_uses_file(co, t->call.c->env.graph, a->file))
-        return byre_fail(&t->call.err, EXISTS, "'%s' is the file of a node that is open; the snapshot needs a file of its own", a->file);
+    r = make ? ctl_claim_image(co, t->call.c->env.graph, a->file, "the snapshot", &s->making, &t->call.err) : 0;
+    if (r)
+        return r;
     s->below = strdup(graph_filename(image));
     if (make)
-        r = ctl_make_image(co, &(struct ctl_new_image){ t->call.c->env.graph, a->file, ops, graph_length(image), image }, &t->call.err);
+        r = ctl_make_image(co, &(struct ctl_new_image){ t->call.c->env.graph, s->making, a->file, ops, graph_length(image), image }, &t->call.err);
     s->made = make && !r;
     if (!r)
         r = open_new(co, &t->call, a, format, &s->overlay);
     if (!r)
         graph_ref(s->overlay);                   /* nobody deletes it before it is where it belongs */
     if (r && s->made)
-        ctl_drop_image(t->call.c->env.graph, a->file);       /* I1 */
-    if (r)
+        graph_making_drop(co, s->making);        /* I1 */
+    if (r) {
+        graph_making_end(s->making);
         free(s->below);
+    }
     return r;
 }
 
@@ -310,7 +313,8 @@ static void end_sync(struct co *co, struct ctl_act *t, bool good)
     (void)!graph_close(co, s->overlay);          /* it is the user's, too: nothing is closed here */
     int deleted = good ? 0 : graph_blockdev_del(co, s->overlay, NULL);       /* nothing was written to it */
     if (!good && s->made && deleted != -EPERM)   /* else it could not be taken out, and is in use: told already */
-        ctl_drop_image(t->call.c->env.graph, a->file);       /* I1 */
+        graph_making_drop(co, s->making);        /* I1 */
+    graph_making_end(s->making);
     if (good)
         (void)graph_blockdev_disown(co, s->overlay);         /* a job that takes it out of the chain closes it; others hold it: nothing is closed here */
     if (good && s->made)

@@ -183,8 +183,10 @@ static int run_drive_mirror(struct co *co, struct ctl_call *call)
         return byre_fail(&call->err, BAD_ARGUMENT, "sync=%s needs mode=existing: the target holds already what the bitmap does not say", sync_words[a->sync]);
     if (make && o.sync != JOB_MIRROR_FULL && !ops->make_empty)
         return byre_fail(&call->err, NOT_SUPPORTED, "%s images cannot have a backing file, which sync=%s needs", format, sync_words[a->sync]);
-    if (make && graph_uses_file(co, call->c->env.graph, a->target))
-        return byre_fail(&call->err, EXISTS, "'%s' is the file of a node that is open; the copy needs a file of its own", a->target);
+    CLEANUP(graph_making_endp) struct graph_making *making = NULL;
+    r = make ? ctl_claim_image(co, call->c->env.graph, a->target, "the copy", &making, &call->err) : 0;
+    if (r)
+        return r;
     struct graph_node *below_node = make ? backing_for(&o) : NULL;
     AUTOFREE char *below = below_node ? strdup(graph_filename(below_node)) : NULL;
     r = ctl_keep(call, below_node);
@@ -194,7 +196,7 @@ static int run_drive_mirror(struct co *co, struct ctl_call *call)
         r = check_name(call, a->node_name);
     if (r)
         return r;
-    r = make ? ctl_make_image(co, &(struct ctl_new_image){ call->c->env.graph, a->target, ops, graph_length(o.source), below_node }, &call->err) : 0;
+    r = make ? ctl_make_image(co, &(struct ctl_new_image){ call->c->env.graph, making, a->target, ops, graph_length(o.source), below_node }, &call->err) : 0;
     if (r)
         return r;
     r = open_file(co, call->c->env.graph, a, format, &o, &call->err);
@@ -203,7 +205,7 @@ static int run_drive_mirror(struct co *co, struct ctl_call *call)
         (void)graph_close(co, o.target);     /* the job has a reference of its own */
     }
     if (r && make)
-        ctl_drop_image(call->c->env.graph, a->target);       /* I1 */
+        graph_making_drop(co, making);           /* I1 */
     else if (!r)
         graph_tell_linked(co, call->c->env.graph, a->target, below);
     return r;

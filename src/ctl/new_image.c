@@ -1,22 +1,24 @@
 /* SPDX-License-Identifier: MIT
  *
- * new_image.c: files that commands make by the way (blockdev-snapshot-sync, drive-mirror).
+ * new_image.c: files that commands make by the way (blockdev-snapshot-sync, drive-mirror, drive-backup).
  *
  * Purpose      An empty image of a format, maybe over another one, durably there.
  * Owns         nothing
  * Invariants   I1 a file that could not be made whole is removed again; nothing is touched for options that will not do
  *              I2 what it names as its backing file shows what the node shows that is to lie below it
+ *              I3 one command at a time makes a file, and only what it has made is removed (graph/making.h)
  * Concurrency  home loop; suspends
  * Failure      as ctl_priv.h
- * Tests        tests/cli/blockdev_test.py, tests/cli/mirror_test.py
+ * Tests        tests/cli/blockdev_test.py, tests/cli/mirror_test.py, tests/daemon/making_test.py
  */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "ctl/ctl_priv.h"
 #include "ctl/new_image.h"
+#include "graph/blockdev.h"
 #include "stor/stor.h"
 
 #define NAME_INSTEAD "make the new image yourself, with the backing file that it is to record, and use mode=existing"
@@ -39,12 +41,16 @@ static int path_of(const struct graph *g, const char *file, const char **ret_pat
     return byre_fail(err, NOT_SUPPORTED, "'%s': no image is made there; make it yourself, and use mode=existing", file);
 }
 
-void ctl_drop_image(const struct graph *g, const char *file)
+int ctl_claim_image(struct co *co, struct graph *g, const char *file, const char *whose, struct graph_making **ret_m, struct byre_err *err)
 {
-    struct stat st;
     const char *path;
-    if (!path_of(g, file, &path, NULL) && !lstat(path, &st) && S_ISREG(st.st_mode))      /* a device, or a link to one, was not made here */
-        (void)unlink(path);
+    int r = path_of(g, file, &path, err);
+    if (!r)
+        r = graph_making_begin(co, g, path, ret_m, err);
+    if (r || !graph_uses_file(co, g, file))
+        return r;
+    graph_making_end(TAKE(*ret_m));
+    return byre_fail(err, EXISTS, "'%s' is the file of a node that is open; %s needs a file of its own", file, whose);
 }
 
 static int make_image(struct co *co, const struct ctl_new_image *how, struct byre_err *err)
@@ -62,13 +68,14 @@ static int make_image(struct co *co, const struct ctl_new_image *how, struct byr
     if (!r)
         r = stor_file_open(co, path, &so, &s, err);
     if (!r) {
+        graph_making_is(how->making, s);
         r = how->ops->create(co, s, &o, err);    /* durable when it returns */
         stor_close(co, s);
         int kept = r ? 0 : stor_file_keep_name(co, path);
         if (kept)
             r = byre_fail_code(err, IO, kept, "%s: its name cannot be made durable: %s", how->file, strerror(-kept));
         if (r)
-            ctl_drop_image(how->graph, how->file);
+            graph_making_drop(co, how->making);
     }
     free(below);
     return r;

@@ -51,6 +51,7 @@ int graph_new(struct rt_loop *home, const struct graph_opts *o, struct graph **r
     list_init(&g->nodes);
     list_init(&g->throttles);
     list_init(&g->unders);
+    list_init(&g->makings);
     *ret_g = g;
     return 0;
 }
@@ -59,7 +60,7 @@ void graph_free(struct graph *g)
 {
     if (!g)
         return;
-    ASSERT(list_empty(&g->nodes));
+    ASSERT(list_empty(&g->nodes) && list_empty(&g->makings));
     throttle_groups_free(g);
     free(g);
 }

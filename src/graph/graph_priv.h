@@ -40,7 +40,7 @@
  *   reach.c    does one node lie above another, do its requests come there? (reach.h)
  *   under.c    the node below a format, as its store (under.h)
  *   runtime.c  other nodes under the same users, while they use them
- * Told by headers of their own: blockdev.h (blockdev.c, blockdev_reopen.c, snapshot.c), live.h (live.c, absent.c), runtime.h (threshold.c),
+ * Told by headers of their own: blockdev.h (blockdev.c, blockdev_reopen.c, snapshot.c), live.h (live.c, absent.c), making.h (making.c), runtime.h (threshold.c),
  * filters.h (filters.c, compress.c, cor.c, prealloc.c), blkdebug.h (blkdebug.c, blkdebug_rules.c, blkdebug_opts.c), cbw.h (cbw.c, cbw_copy.c, cbw_view.c), throttle.h (throttle.c).
  *
  * Invariants (those of graph.h and runtime.h, and)
@@ -100,6 +100,7 @@ struct graph {
     struct list nodes;
     struct list throttles;              /* throttle.c */
     struct list unders;                 /* under.c */
+    struct list makings;                /* making.c */
     graph_io_error_fn *io_error_fn;     /* stats.c; NULL: nobody wants to know */
     void *io_error_arg;
     graph_threshold_fn *threshold_fn;   /* threshold.c; NULL: nobody wants to know */

@@ -24,6 +24,7 @@
 
 #include "base/checked.h"
 #include "graph/blockdev.h"
+#include "graph/making.h"
 #include "job/create_opts.h"
 #include "job/stepped.h"
 #include "rt/loop.h"
@@ -266,6 +267,9 @@ static int make_file(struct co *co, struct create *c, struct byre_err *err)
     const char *name = json_string_value(json_object_get(c->options, "filename"));
     bool made = false;
     int r = name ? c->ops->create(co, NULL, &c->fo, err) : byre_fail(err, BAD_ARGUMENT, "Parameter 'filename' is missing");
+    CLEANUP(graph_making_endp) struct graph_making *making = NULL;
+    if (!r)
+        r = graph_making_begin(co, c->g, name, &making, err);
     if (!r && graph_uses_file(co, c->g, name))
         r = byre_fail(err, LOCKED, "'%s' is the file of a node that is open", name);
     if (!r)
