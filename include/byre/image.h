@@ -42,11 +42,12 @@ enum {
      * the scrub has ended nothing that was there is written in place, and on a block device writes wait for it. Without
      * the flag such an image is repaired before byre_open returns, unless it is opened read-only: then it is shown as it is. */
     BYRE_OPEN_SERVE_UNCLEAN = 1u << 11,
-    BYRE_OPEN_STABLE = 1u << 9,          /* no other process may write or resize while the image is open, raw or not */
+    BYRE_OPEN_STABLE = 1u << 9,          /* no other process may write or resize a file of the chain while it is open: raw layers, external data files */
     BYRE_OPEN_NO_DATA = 1u << 10,        /* guest data will not be read or written: no secret is needed for an encrypted image */
     BYRE_OPEN_DETECT_ZEROES = 1u << 12,  /* writes of nothing but zeros are stored as zeros */
     BYRE_OPEN_DETECT_UNMAP = 1u << 13,   /* the same, and give space back; needs DISCARD */
     BYRE_OPEN_COPY_ON_READ = 1u << 14,   /* what is read from the backing image is kept in the image, which must be writable */
+    BYRE_OPEN_STABLE_TOP = 1u << 15,     /* the same as STABLE for the image's own file, raw or not; raw layers below it may be written */
 };
 
 enum byre_lazy { BYRE_LAZY_AS_CREATED, BYRE_LAZY_ON, BYRE_LAZY_OFF };

@@ -122,7 +122,7 @@ static int dd(struct run *r, const struct operands *d)
 {
     const struct opts *o = r->opts;
     struct open_args a = { .name = d->in, .format = o->format, .image_opts = o->image_opts,
-        .flags = BYRE_OPEN_READ_ONLY | (o->force_share ? BYRE_OPEN_FORCE_SHARE : BYRE_OPEN_STABLE) };
+        .flags = BYRE_OPEN_READ_ONLY | (o->force_share ? BYRE_OPEN_FORCE_SHARE : BYRE_OPEN_STABLE_TOP) };
     struct target t = { 0 };
     struct part p = { 0, 0 };
     struct byre_image *source = run_open(r, &a);

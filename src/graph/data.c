@@ -10,7 +10,7 @@
  *             I2  A relative recorded name means a file beside the image. Ecosystem policy also takes it as the peer does, relative
  *                 to the working directory; two different files by that name are refused, not chosen from.
  *             I3  The data file is none of the images of the chain, nor the data file of one.
- *             I4  Locks as the peer's: whoever writes holds write and resize; resize is denied to others.
+ *             I4  Locks as the peer's: whoever writes holds write and resize; resize is denied to others, and writing where all of the chain is to stand still.
  *                 Of a header: whoever writes holds write, and write is denied to others, too.
  *             I5  A data file that is a node is asked as one (under.c), a bare file too: what the image writes is seen by that node's filters,
  *                 watchers and bitmaps, and its locks are those of the node's file. It is none of the nodes that are the image's own file.

@@ -87,8 +87,10 @@ struct graph_open_opts {
     enum graph_detect detect;               /* of the top image, unless its name says it */
     bool refuse_probed_raw;                 /* serve: a disk probed as raw is never opened read-write */
     const char *key_secret;                 /* id of the passphrase of the top image; NULL: what the name says */
-    unsigned deny;                          /* STOR_PERM_* that other processes may not have while a raw image is open (sources of
-                                               convert: WRITE|RESIZE; exports: RESIZE). Formats with metadata always deny both */
+    unsigned deny;                          /* STOR_PERM_* that other processes may not have while a raw image is open: of the top image alone.
+                                               Formats with metadata always deny both */
+    bool stable;                            /* other processes may write or resize no file of the chain, raw layers and external data files
+                                               included (sources of convert) */
     struct fmt_open_opts fmt;               /* cache sizes, check_mode, snapshot, ... (read_only is taken from above) */
 };
 /* Opens an image and its backing chain. On failure nothing is left open. Suspends; home loop. */

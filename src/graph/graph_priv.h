@@ -165,6 +165,7 @@ struct graph_node {
     unsigned lock_perm, lock_shared;    /* what this node wants of the lock of its store (open.c I6) */
     unsigned data_perm, data_shared;    /* the same for its other file (fmt_image.second) */
     bool no_lock;
+    bool stable;                        /* its locks deny others both writing and resizing, whatever the format, and of its other file, too */
     struct lock_keep keep;              /* mode.c: what is held beside that while the image becomes another one */
     struct co_mutex locking;            /* of a node with a store of its own: the locks of the store change (open.c I6) */
     struct graph_user backing_use;      /* this node's use of `backing` */
@@ -401,7 +402,7 @@ MUST_USE int node_lock(struct co *co, struct graph_node *n, unsigned extra, stru
 /* The same for a store that is n's, or is about to be, in the place of `old` (NULL: of none). */
 MUST_USE int store_lock(struct co *co, struct graph_node *n, struct stor *s, struct stor *old, struct byre_err *err);
 MUST_USE int data_lock(struct co *co, struct graph_node *n, struct stor *data, unsigned extra, struct byre_err *err);
-/* What n wants when it is open for reading, or for writing: lock_perm and lock_shared. deny: of a raw image. */
+/* What n wants when it is open for reading, or for writing: lock_perm and lock_shared. deny: of a raw image that is not `stable`. */
 void locks_of(struct graph_node *n, unsigned deny);
 void data_locks_of(struct graph_node *n);
 /* What node_open_again denies others where the image is raw. */

@@ -72,7 +72,8 @@ struct layer {
 /* ---- locks ---- */
 
 /* The peer's choices, as seen with lslocks: who writes holds write, formats with metadata hold resize too and deny
- * others both; a raw image denies nothing by itself; forced sharing denies nothing at all. */
+ * others both; a raw image denies nothing by itself, and a data file resizing only; who copies the disk denies others both in every
+ * file of the chain; forced sharing denies nothing at all. */
 void locks_of(struct graph_node *n, unsigned deny)
 {
     if (n->inactive) {                           /* active.c A1 */
@@ -83,7 +84,7 @@ void locks_of(struct graph_node *n, unsigned deny)
     n->lock_perm = STOR_PERM_READ;
     if (!n->read_only)
         n->lock_perm |= n->is_raw ? STOR_PERM_WRITE : STOR_PERM_WRITE | STOR_PERM_RESIZE;
-    if (!n->is_raw)
+    if (!n->is_raw || n->stable)
         deny = STOR_PERM_WRITE | STOR_PERM_RESIZE;
     n->lock_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~deny;
 }
@@ -96,7 +97,8 @@ void data_locks_of(struct graph_node *n)
         return;
     }
     n->data_perm = data_perm_of(n, n->read_only);
-    n->data_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~(STOR_PERM_RESIZE | (n->has_header ? STOR_PERM_WRITE : 0u));     /* data.c I4 */
+    const unsigned deny = n->has_header || n->stable ? STOR_PERM_WRITE | STOR_PERM_RESIZE : STOR_PERM_RESIZE;        /* data.c I4 */
+    n->data_shared = n->force_share ? STOR_PERM_ALL : STOR_PERM_ALL & ~deny;
 }
 
 /* Whose locks s takes, the store that n has or will have: the bare file's that it shares; else its own, or what it asks of a node below (under.c U4). */
@@ -478,6 +480,7 @@ static int node_options(struct opening *op, struct layer *l, struct byre_err *er
     struct graph_node *n = l->n;
     n->read_only = !l->is_top || o->read_only || l->ref->read_only == NAME_YES;
     n->force_share = wants(l->ref->force_share, o->force_share);
+    n->stable = o->stable;
     n->no_lock = o->no_lock || l->ref->locking == NAME_NO || l->ref->null;
     n->no_backing = (l->is_top && o->no_backing) || l->ref->no_backing;
     n->discard = l->is_top && wants(l->ref->discard, o->discard);
@@ -510,6 +513,7 @@ static struct graph_node *find_shared(struct opening *op, const struct layer *l)
     LIST_FOR(at, &op->g->nodes) {
         struct graph_node *n = CONTAINER_OF(at, struct graph_node, link);
         bool fits = n != l->n && !l->ref->data_path && !l->ref->data_ref && (!n->inactive || l->n->inactive) && n->ready && !n->ending && n->read_only && !n->is_view && !n->no_backing && n->im->ops == l->ops;
+        fits &= n->stable || !l->n->stable;      /* what others may do to it was settled when it was opened */
         if (fits && n->force_share == l->n->force_share && same_file(n, l->n) && same_key(n, l->n) && same_pr_manager(n, l) && node_is_as_recorded(n))
             return n;
     }

@@ -362,17 +362,20 @@ static void locks(struct co *co, void *arg)
     create(co, "k-base.raw", "raw", MIB, NULL, NULL);
     create(co, "k-mid.qcow2", "qcow2", MIB, "k-base.raw", "raw");
     create(co, "k-top.qcow2", "qcow2", MIB, "k-mid.qcow2", "qcow2");
-    static const struct { bool ro, share, no_lock; const char *file; unsigned top, mid, base, deny; } cases[] = {
-        { true, false, false, "k-top.qcow2", 0xa1, 0xa1, 0x01, 0 },
-        { false, false, false, "k-top.qcow2", 0xab, 0xa1, 0x01, 0 },
-        { true, true, false, "k-top.qcow2", 0x01, 0x01, 0x01, 0 },
-        { false, false, true, "k-top.qcow2", 0, 0, 0, 0 },
-        { false, false, false, "k-base.raw", 0, 0, 0x03, 0 },
-        { true, false, false, "k-base.raw", 0, 0, 0xa1, STOR_PERM_WRITE | STOR_PERM_RESIZE },
+    static const struct { bool ro, share, no_lock; const char *file; unsigned top, mid, base, deny; bool stable; } cases[] = {
+        { true, false, false, "k-top.qcow2", 0xa1, 0xa1, 0x01, 0, false },
+        { false, false, false, "k-top.qcow2", 0xab, 0xa1, 0x01, 0, false },
+        { true, true, false, "k-top.qcow2", 0x01, 0x01, 0x01, 0, false },
+        { false, false, true, "k-top.qcow2", 0, 0, 0, 0, false },
+        { false, false, false, "k-base.raw", 0, 0, 0x03, 0, false },
+        { true, false, false, "k-base.raw", 0, 0, 0xa1, STOR_PERM_WRITE | STOR_PERM_RESIZE, false },
+        { true, false, false, "k-top.qcow2", 0xa1, 0xa1, 0x01, STOR_PERM_WRITE | STOR_PERM_RESIZE, false },
+        { true, false, false, "k-top.qcow2", 0xa1, 0xa1, 0xa1, 0, true },
+        { true, true, false, "k-top.qcow2", 0x01, 0x01, 0x01, 0, true },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct graph_open_opts o = { .filename = cases[i].file, .read_only = cases[i].ro, .force_share = cases[i].share,
-                                     .no_lock = cases[i].no_lock, .deny = cases[i].deny };
+                                     .no_lock = cases[i].no_lock, .deny = cases[i].deny, .stable = cases[i].stable };
         struct graph_node *n = open_ok(co, g, &o);
         CHECK_EQ(locked_bytes("k-top.qcow2"), cases[i].top);
         CHECK_EQ(locked_bytes("k-mid.qcow2"), cases[i].mid);

@@ -67,7 +67,7 @@ static int open_co(struct co *co, void *arg)
 
 static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts *go, struct byre_err *err)
 {
-    unsigned known = (BYRE_OPEN_COPY_ON_READ << 1) - 1;
+    unsigned known = (BYRE_OPEN_STABLE_TOP << 1) - 1;
     if ((o->flags & ~known) || o->cache < 0 || o->cache > BYRE_CACHE_UNSAFE || o->lazy_refcounts < 0 ||
         o->lazy_refcounts > BYRE_LAZY_OFF)
         return byre_fail(err, BAD_ARGUMENT, "an option of opening is out of range");
@@ -81,7 +81,8 @@ static int graph_opts_of(const struct byre_open_opts *o, struct graph_open_opts 
         .no_flush = o->cache == BYRE_CACHE_UNSAFE,
         .key_secret = o->key_secret,
         .detect = o->flags & BYRE_OPEN_DETECT_UNMAP ? GRAPH_DETECT_UNMAP : o->flags & BYRE_OPEN_DETECT_ZEROES ? GRAPH_DETECT_ON : GRAPH_DETECT_OFF,
-        .deny = o->flags & BYRE_OPEN_STABLE ? STOR_PERM_WRITE | STOR_PERM_RESIZE : 0,
+        .deny = o->flags & BYRE_OPEN_STABLE_TOP ? STOR_PERM_WRITE | STOR_PERM_RESIZE : 0,
+        .stable = o->flags & BYRE_OPEN_STABLE,
         .fmt = { .check_mode = o->flags & BYRE_OPEN_CHECK, .info_only = o->flags & BYRE_OPEN_INFO,
                  .no_data = o->flags & (BYRE_OPEN_CHECK | BYRE_OPEN_INFO | BYRE_OPEN_NO_DATA),
                  .cache_bytes = o->cache_bytes, .cache_clean_ms = CACHE_CLEAN_MS, .frontier_bytes = o->frontier_bytes,

@@ -271,6 +271,43 @@ def test_locks(tmp_path):
     run.qemu_img("check", tmp_path / "t")
 
 
+OWN_FILES = ["convert -f qcow2 -O raw o s.raw", "convert -f qcow2 -O qcow2 o s.raw", "convert -n -f qcow2 -O raw o s.raw", "convert -n -f qcow2 -O raw oo s.raw",
+             "convert -n -f qcow2 -O raw dd d.raw", "convert -f qcow2 -O raw dd d.raw"]
+
+
+def source_files(folder):
+    """`oo` over `o` over s.raw, and `dd` with the data file d.raw."""
+    (folder / "s.raw").write_bytes(b"\x09" * (4 << 20))
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "s.raw", "-F", "raw", "o", cwd=folder)
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "o", "-F", "qcow2", "oo", cwd=folder)
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "dd", "4M", cwd=folder)
+    for name in ("o", "dd"):
+        run.qemu_io(folder / name, "write -P 3 0 64k", "write -P 4 2M 64k", cwd=folder)
+
+
+@pytest.mark.parametrize("words", OWN_FILES)
+def test_own_files_are_no_target(tmp_path, words):
+    """FEATURES 5.004, 5.046, 11.004: a raw layer of the source, or its external data file, is not emptied by the copy that is to read it"""
+    source_files(tmp_path)
+    before = [(tmp_path / name).read_bytes() for name in ("s.raw", "d.raw")]
+    for program in (peers.need("qemu-img"), run.BYRE):
+        run.run(program, *words.split(), cwd=tmp_path, code=1)
+        assert [(tmp_path / name).read_bytes() for name in ("s.raw", "d.raw")] == before
+
+
+def test_writers_of_any_layer(tmp_path):
+    """FEATURES 5.004, 5.046, 11.004: no copy of a disk while somebody writes to a raw layer or a data file of it, but by force; what only looks, or
+    promises nothing, is let in as by the peer"""
+    source_files(tmp_path)
+    for held, top in (("s.raw", "oo"), ("d.raw", "dd")):
+        with Holder(tmp_path / held, "-f", "raw"):
+            for program in (peers.need("qemu-img"), run.BYRE):
+                run.run(program, "convert", "-O", "raw", top, "x", cwd=tmp_path, code=1)
+                for words in ("convert -U -O raw @ x", "compare @ x", "measure -O qcow2 @", "map @", "info @", "check @", f"dd -O raw bs=64k if=@ of=y"):
+                    run.run(program, *words.replace("@", top).split(), cwd=tmp_path)
+        run.byre("convert", "-O", "raw", top, "x", cwd=tmp_path)
+
+
 def test_bitmaps(twin):
     """FEATURES 5.042, 1.110: the same bitmaps, with the same content, as with the peer"""
     twin.give(["qemu-img", "create", "-q", "-f", "qcow2", "q", "8M"], ["qemu-img", "bitmap", "--add", "-g", "4096", "q", "b0"],
