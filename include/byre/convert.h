@@ -21,6 +21,8 @@ enum {
     BYRE_CONVERT_PRE_ZERO = 1u << 4,     /* the old content of the target may be zeroed first, if that is cheap */
     BYRE_CONVERT_BACKED = 1u << 5,       /* the target has a backing image: what it supplies already is left out */
     BYRE_CONVERT_COMPRESS = 1u << 6,     /* the target stores its clusters compressed */
+    BYRE_CONVERT_FRESH = 1u << 7,        /* with BACKED: nothing has been written to the target, so that what its backing image and a source have in common
+                                            need not be read; without it the target's own content is compared */
 };
 
 struct byre_convert_opts {

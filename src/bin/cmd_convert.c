@@ -266,7 +266,7 @@ static int copy(struct convert *c)
     co.flags = (o->out_of_order ? BYRE_CONVERT_OUT_OF_ORDER : 0) | (o->offload ? BYRE_CONVERT_OFFLOAD : 0) |
                (o->salvage ? BYRE_CONVERT_SALVAGE : 0) | (c->backed ? BYRE_CONVERT_BACKED : 0) |
                (o->target_is_zero || (c->target.reads_zero && !c->backed) ? BYRE_CONVERT_TARGET_ZERO : c->backed ? 0 : BYRE_CONVERT_PRE_ZERO);
-    co.flags |= o->compress ? BYRE_CONVERT_COMPRESS : 0;
+    co.flags |= (o->compress ? BYRE_CONVERT_COMPRESS : 0) | (o->no_create ? 0 : BYRE_CONVERT_FRESH);
     co.compress_level = (unsigned)c->level;
     co.compress_small_window = c->window == 4096;
     co.parallel = (unsigned)c->parallel;

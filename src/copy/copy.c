@@ -674,7 +674,7 @@ static int prepare_walk(struct copying *c, struct byre_err *err)
     c->ahead = calloc(2, sizeof *c->ahead);
     if (!c->bottom || !c->ahead)
         return byre_fail(err, NOMEM, "no memory for %u sources", job->part_count);
-    struct graph_node *base = job->against ? job->against : job->flags & COPY_BACKED ? graph_backing(job->target) : NULL;
+    struct graph_node *base = job->against ? job->against : (job->flags & (COPY_BACKED | COPY_USED)) == COPY_BACKED ? graph_backing(job->target) : NULL;
     for (unsigned i = 0; i < job->part_count && job->above; i++)
         c->bottom[i] = job->above;
     for (unsigned i = 0; i < job->part_count && base; i++)

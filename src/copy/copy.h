@@ -42,6 +42,8 @@ enum {
     COPY_BELOW = 1u << 9,             /* only what no layer above `below` answers for is copied (rebase) */
     COPY_ABSENT = 1u << 10,           /* only what the target itself does not have is written, whatever others write to it meanwhile (stream) */
     COPY_WORK = 1u << 11,             /* progress tells of what is worked on alone: what is left out does not count (copy_work) */
+    COPY_USED = 1u << 12,             /* with COPY_BACKED: the target may have data of its own above that image, so that nothing follows from a source's
+                                         lying over the same one */
 };
 
 /* A source that others write while it is copied, and that is kept as it was (graph/cbw.h). A piece is read, then taken, and of it only what is

@@ -15,7 +15,7 @@
 #include "lib/lib_priv.h"
 
 #define CONVERT_FLAGS (BYRE_CONVERT_OUT_OF_ORDER | BYRE_CONVERT_OFFLOAD | BYRE_CONVERT_SALVAGE | BYRE_CONVERT_TARGET_ZERO | \
-                       BYRE_CONVERT_PRE_ZERO | BYRE_CONVERT_BACKED | BYRE_CONVERT_COMPRESS)
+                       BYRE_CONVERT_PRE_ZERO | BYRE_CONVERT_BACKED | BYRE_CONVERT_COMPRESS | BYRE_CONVERT_FRESH)
 
 struct convert_job {
     struct byre_job job;
@@ -46,7 +46,7 @@ static unsigned copy_flags(unsigned flags)
         { BYRE_CONVERT_TARGET_ZERO, COPY_TARGET_ZERO }, { BYRE_CONVERT_PRE_ZERO, COPY_PRE_ZERO }, { BYRE_CONVERT_BACKED, COPY_BACKED },
         { BYRE_CONVERT_COMPRESS, COPY_COMPRESS },
     };
-    unsigned r = 0;
+    unsigned r = flags & BYRE_CONVERT_FRESH ? 0 : COPY_USED;
     for (size_t i = 0; i < sizeof map / sizeof map[0]; i++)
         if (flags & map[i].pub)
             r |= map[i].copy;

@@ -124,6 +124,19 @@ def test_existing_target(twin):
     run.qemu_img("check", "t", cwd=twin.ours)
 
 
+@pytest.mark.parametrize("more", [[], ["-c"], ["-S", "0"], ["-C"]], ids=lambda m: " ".join(m) or "plain")
+def test_existing_target_with_a_backing_file(tmp_path, more):
+    """FEATURES 5.035, 5.038: -n -B into an image with data of its own, over the same backing file: the content is the source's afterwards"""
+    (tmp_path / "base").write_bytes(b"\x09" * (4 << 20))
+    for name in "st":
+        run.qemu_img("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", name, cwd=tmp_path)
+    run.qemu_io(tmp_path / "s", "write -P 5 64k 64k", "write -z 2M 64k", cwd=tmp_path)
+    run.qemu_io(tmp_path / "t", "write -P 3 1M 64k", "write -P 3 2M 128k", "write -z 3M 64k", cwd=tmp_path)
+    run.byre("convert", "-n", *more, "-B", "base", "-F", "raw", "-f", "qcow2", "-O", "qcow2", "s", "t", cwd=tmp_path)
+    run.qemu_img("compare", "s", "t", cwd=tmp_path)
+    run.qemu_img("check", "t", cwd=tmp_path)
+
+
 def test_target_is_zero(tmp_path):
     """FEATURES 5.037: the promise is believed: zeros are not written"""
     run.byre("create", "-q", "-f", "raw", "r", "1M", cwd=tmp_path)
