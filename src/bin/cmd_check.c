@@ -108,6 +108,8 @@ static int check_once(struct pass *p, unsigned flags, struct byre_check_result *
         return run_fail_err(p->r, &err);
     rc = progress_wait(p->r, job, &po, &err);
     byre_job_free(job);
+    if (rc && progress_signal())
+        return run_fail(p->r, "the check was cancelled"), 128 + progress_signal();
     if (rc == -ENOTSUP)
         return run_fail(p->r, "This image format does not support checks"), EXIT_NO_CHECK;
     return rc ? run_fail(p->r, "Check failed: %s", RUN_TEXT(&err)) : 0;

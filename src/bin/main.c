@@ -9,10 +9,12 @@
  * Failure      wrong usage: a message, a hint, and the subcommand's exit code (1)
  * Tests        tests/cli/main_test.py
  */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "bin/bin.h"
@@ -153,8 +155,18 @@ static int main_commands(struct run *r, int argc, char **argv)
     return run_command(r, argc - n - 1, argv + n + 1);
 }
 
+/* A file that this process opens must not become its standard error: complaints would be written into an image. One that was closed stays of no use: standard
+ * output cannot be written, so that results that nobody gets are a failure. */
+static void occupy_standard_files(void)
+{
+    for (int fd = 0; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_WRONLY) < 0)
+            _exit(1);
+}
+
 int main(int argc, char **argv)
 {
+    occupy_standard_files();
     struct run r = { .prog = "byre" };
     const char *base = argc > 0 ? strrchr(argv[0], '/') : NULL;
     base = base ? base + 1 : argc > 0 ? argv[0] : "byre";

@@ -220,7 +220,7 @@ static int learn_extent(struct co *co, struct copying *c)
 static int next_piece(struct co *co, void *ctx, struct work_piece *p)
 {
     struct copying *c = ctx;
-    for (;;) {
+    for (unsigned n = 1;; n++) {
         if (c->job->cancel && atomic_load(c->job->cancel))
             return -ECANCELED;
         if (!find_wanted(c)) {
@@ -244,6 +244,8 @@ static int next_piece(struct co *co, void *ctx, struct work_piece *p)
         atomic_fetch_add(&c->skipped, len);
         pass_over(c, len);
         tell_progress(c);
+        if (n % STATUS_MAX == 0)
+            co_breathe(co);
     }
 }
 

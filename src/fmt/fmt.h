@@ -162,7 +162,7 @@ struct fmt_check_opts {
     unsigned fix;                          /* FMT_FIX_* */
     fmt_finding_fn *finding; void *arg;    /* may be NULL */
     void (*progress)(void *arg, uint64_t done, uint64_t total);   /* may be NULL */
-    /* scrub only: between steps of a few milliseconds. May suspend as long as it likes. < 0: it ends with that. May be NULL */
+    /* Between steps of a few milliseconds; in a check without `fix` and a scrub. In a scrub it may suspend as long as it likes. < 0: it ends with that. May be NULL */
     int (*step)(struct co *co, void *arg);
     /* scrub only: does `step` stand still for nobody knows how long, because somebody has paused it? May be NULL: never */
     bool (*stands)(void *arg);

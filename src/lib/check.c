@@ -51,12 +51,19 @@ static void give_result(struct check_job *c, const struct fmt_check_result *r)
     to->struct_size = size;
 }
 
+static int on_step(struct co *co, void *arg)
+{
+    struct check_job *c = arg;
+    (void)co;
+    return atomic_load(&c->job.cancel_wanted) ? -ECANCELED : 0;
+}
+
 static int check_run(struct co *co, struct byre_job *job, struct byre_err *err)
 {
     struct check_job *c = CONTAINER_OF(job, struct check_job, job);
     struct fmt_image *im = graph_image(c->image->node);
     struct fmt_check_result result = { 0 };
-    struct fmt_check_opts o = { .finding = on_finding, .arg = c, .progress = on_progress,
+    struct fmt_check_opts o = { .finding = on_finding, .arg = c, .progress = on_progress, .step = c->o.flags ? NULL : on_step,       /* a repair is never left half done */
         .fix = (c->o.flags & BYRE_FIX_LEAKS ? FMT_FIX_LEAKS : 0) | (c->o.flags & BYRE_FIX_ERRORS ? FMT_FIX_ERRORS : 0) };
     if (!im->ops->check)
         return byre_fail(err, NOT_SUPPORTED, "%s: the format %s has no consistency check", graph_filename(c->image->node), im->ops->name);
@@ -69,13 +76,6 @@ static int check_run(struct co *co, struct byre_job *job, struct byre_err *err)
     if (!r)
         give_result(c, &result);
     return r;
-}
-
-static int on_step(struct co *co, void *arg)
-{
-    struct check_job *c = arg;
-    (void)co;
-    return atomic_load(&c->job.cancel_wanted) ? -ECANCELED : 0;
 }
 
 static int scrub_run(struct co *co, struct byre_job *job, struct byre_err *err)

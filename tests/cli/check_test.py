@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """byre check against qemu-img check (FEATURES 5c, 1.115 to 1.120)."""
+import json
+import signal
 import struct
+import subprocess
 
 import pytest
 
-from lib import run
+from lib import corrupt, run, wait
 from twin import Holder
 
 BLOCK = 0x20000                  # refcount block of an image made with default options
@@ -145,3 +148,30 @@ def test_backing_file_is_not_needed(tmp_path):
     """FEATURES 5.016: a check looks at one file"""
     run.qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "gone", "-F", "qcow2", tmp_path / "x", "1M")
     run.byre("check", tmp_path / "x")
+
+
+def test_flag_without_a_table(twin, tmp_path):
+    """FEATURES 1.115: an L1 entry that is COPIED and nothing else is a table at 0 for the peer, which reports errors and writes there: it is damage, and is taken away"""
+    image = tmp_path / "i.qcow2"
+    run.qemu_img("create", "-q", "-f", "qcow2", image, "2G")
+    with corrupt.Editor(image) as e:
+        e.be64(e.image.header.l1_off + 8, 1 << 63)
+    run.byre("check", image, code=2)
+    run.qemu_img("check", image, code=2)
+    run.byre("check", "-r", "all", image)
+    run.qemu_img("check", image)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_signal(tmp_path, sig):
+    """FEATURES 1.115: a signal ends a check that only reads, soon, with the code of the signal"""
+    image = tmp_path / "i.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata,cluster_size=4096", image, "4G")
+    slow = json.dumps({"driver": "qcow2", "file": {"driver": "blkdebug", "image": {"driver": "file", "filename": str(image)},
+                                                   "inject-error": [{"event": "none", "iotype": "read", "x-delay-ns": 20_000_000}]}})
+    process = subprocess.Popen([run.BYRE, "check", f"json:{slow}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               preexec_fn=lambda: signal.signal(sig, signal.SIG_DFL))
+    wait.catches(process, sig)
+    process.send_signal(sig)
+    assert "was cancelled" in process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + sig

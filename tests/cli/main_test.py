@@ -2,6 +2,7 @@
 """The program as a whole: global options, names it is called by, help (FEATURES 5a)."""
 import os
 import re
+import subprocess
 
 import pytest
 
@@ -128,3 +129,13 @@ def test_cache_modes(tmp_path, mode):
     assert opened and all(("O_DIRECT" in line) == direct for line in opened)
     assert ("fdatasync(" in text) == flushes
     assert (text.count("RWF_DSYNC") >= 2 or text.count("fdatasync(") >= 3) == durable
+
+
+@pytest.mark.parametrize("words", [["snapshot", "-d", "nosuch", "IMAGE"], ["resize", "IMAGE", "1M"], ["io", "-f", "qcow2", "-c", "foo", "IMAGE"]], ids=lambda w: w[0])
+def test_without_standard_files(tmp_path, words):
+    """FEATURES 5.001: started without standard input, output and error byre does not take an image that it opens for one of them: complaints were written over its header"""
+    image = tmp_path / "i.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", image, "4M")
+    before = image.read_bytes()
+    code = subprocess.run([run.BYRE, *(image if w == "IMAGE" else w for w in words)], preexec_fn=lambda: [os.close(fd) for fd in range(3)], check=False).returncode
+    assert code != 0 and image.read_bytes() == before

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from lib import run
+from lib import corrupt, run
+
+MIB = 1 << 20
 
 CASES = [["+1G"], ["-1M"], ["--shrink", "-1M"], ["--shrink", "-5G"], ["--shrink", "0"], ["0"], ["8M"], ["16M"], ["1000"], ["12x"], ["+"], [""],
          ["--preallocation=full", "9M"], ["--preallocation=full", "4M"], ["--preallocation=falloc", "+1M"], ["--preallocation=metadata", "+1M"],
@@ -106,3 +108,25 @@ def test_grow_and_shrink_over_a_backing_file(tmp_path, below, cluster):
         run.qemu_img("compare", "-f", "qcow2", "-F", "raw", tmp_path / "top", tmp_path / "model")
         run.byre("compare", "-f", "qcow2", "-F", "raw", tmp_path / "top", tmp_path / "model")
         run.qemu_img("check", tmp_path / "top")
+
+
+@pytest.mark.parametrize("way", [["resize", "v2.qcow2", "1G"], ["amend", "-f", "qcow2", "-o", "size=1G", "v2.qcow2"]], ids=["resize", "amend"])
+def test_snapshots_that_do_not_say_how_long_they_are(tmp_path, way):
+    """FEATURES G.008: a version 2 image whose snapshot records no size does not grow: the snapshot would, and its VM state would lie inside the disk. One that records it grows"""
+    image = tmp_path / "v2.qcow2"
+    run.byre("create", "-q", "-f", "qcow2", "-o", "compat=0.10", image, "1M")
+    run.byre("snapshot", "-c", "s", image)
+    with corrupt.Editor(image) as e:
+        at = e.image.header.snapshots_off
+    run.byre(*way, cwd=tmp_path)
+    run.byre("snapshot", "-a", "s", image)
+    assert run.byre("info", "--output=json", image).json["virtual-size"] == MIB
+    data = bytearray(image.read_bytes())
+    entry = data[at:at + 256]
+    extra = int.from_bytes(entry[36:40], "big")
+    ids, names = int.from_bytes(entry[12:14], "big"), int.from_bytes(entry[14:16], "big")
+    old = bytes(entry[:36]) + bytes(4) + bytes(entry[40 + extra:40 + extra + ids + names])      # as programs wrote it that knew no extra data
+    data[at:at + len(old)] = old
+    image.write_bytes(data)
+    assert run.qemu_img("snapshot", "-l", image).out.count("s") and "'s'" in run.byre(*way, cwd=tmp_path, code=1).err
+    assert run.byre("info", "--output=json", image).json["virtual-size"] == MIB

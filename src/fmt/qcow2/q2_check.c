@@ -308,14 +308,15 @@ static int on_ref(struct co *co, void *arg, const struct q2_ref *r)
     return 0;
 }
 
-static void on_table(void *arg, const struct q2_ref *t)
+static int on_table(struct co *co, void *arg, const struct q2_ref *t)
 {
     struct q2_checker *k = arg;
-    if (!t->active)
-        return;
-    k->next_contiguous = 0;
-    if (k->o->progress && (!k->quiet || k->live))
-        k->o->progress(k->o->arg, min_u64(t->index, k->q->h.size), k->q->h.size);
+    if (t->active) {
+        k->next_contiguous = 0;
+        if (k->o->progress && (!k->quiet || k->live))
+            k->o->progress(k->o->arg, min_u64(t->index, k->q->h.size), k->q->h.size);
+    }
+    return !k->live && !k->o->fix && k->o->step ? k->o->step(co, k->o->arg) : 0;         /* a check that only reads can end at any time */
 }
 
 static void fault_reserved(struct q2_checker *k, const struct q2_ref *r)

@@ -242,8 +242,25 @@ static int set_size(struct co *co, struct q2_image *q, uint64_t size, struct byr
     return 0;
 }
 
+/* A snapshot that does not say how long the disk was is of the length that the header says (G.008). */
+static int check_snapshot_sizes(struct co *co, struct q2_image *q, struct byre_err *err)
+{
+    struct q2_snapshot *list = NULL;
+    uint32_t count = 0;
+    int r = q->g.version < 3 && q->h.nb_snapshots ? q2_snapshots_load(co, q->im.store, &q->g, &q->h, &list, &count, err) : 0;
+    for (uint32_t i = 0; !r && i < count; i++)
+        if (!list[i].has_disk_size)
+            r = byre_fail(err, NOT_SUPPORTED, "%s: snapshot '%s' of this version 2 image does not record the disk's size, and would get the new one; amend the image to compat=1.1 first",
+                          q->name, list[i].name);
+    q2_snapshots_free(list, count);
+    return r;
+}
+
 static int grow(struct co *co, struct q2_image *q, uint64_t size, enum fmt_prealloc mode, struct byre_err *err)
 {
+    int unsaid = check_snapshot_sizes(co, q, err);
+    if (unsaid)
+        return unsaid;
     uint64_t old = q->h.size, cs = q->g.cluster_size;
     if (q->im.data_raw)
         mode = mode == FMT_PREALLOC_OFF ? FMT_PREALLOC_METADATA : mode;      /* the file is the guest's disk: every cluster says so (1.081) */

@@ -178,8 +178,9 @@ static int l2_entry(struct co *co, struct walker *k, struct q2_ref *r)
 static int l2_table(struct co *co, struct walker *k, const struct q2_ref *t, const uint8_t *data)
 {
     const struct q2_geom *g = k->w->g;
-    if (k->w->v->table)
-        k->w->v->table(k->w->arg, t);
+    int rc = k->w->v->table ? k->w->v->table(co, k->w->arg, t) : 0;
+    if (rc)
+        return rc;
     for (uint64_t i = 0; i < g->cluster_size / g->l2_entry_bytes; i++) {
         uint64_t at = i * g->l2_entry_bytes, raw = be64_get((const be64 *)(data + at));
         uint64_t bits = g->ext_l2 ? be64_get((const be64 *)(data + at + 8)) : 0;
@@ -188,7 +189,7 @@ static int l2_table(struct co *co, struct walker *k, const struct q2_ref *t, con
         struct q2_ref r = { .active = t->active, .weight = t->weight, .entry_off = t->off + at, .raw = raw, .bits = bits, .index = t->index };
         if (t->active)
             r.index += i << g->cluster_bits;
-        int rc = l2_entry(co, k, &r);
+        rc = l2_entry(co, k, &r);
         if (rc)
             return rc;
     }
@@ -217,7 +218,7 @@ static int l1_entry(struct co *co, struct walker *k, struct q2_ref *r)
     int rc = show(co, k, r);
     if (rc)
         return rc;
-    if (r->raw & L1E_RESERVED)
+    if (r->raw & L1E_RESERVED || !r->off)        /* COPIED without a table: others take it for one at 0 */
         fault(k, Q2_WALK_RESERVED, r, 0);
     if (!r->off)
         return 0;
@@ -305,7 +306,7 @@ static int use_l2(struct co *co, struct walker *k, struct fmt_piece *p, l2_of *o
         else if (!bitmap_test(p->marks, n))
             rc = l2_table(co, k, &t, p->data + n * size);
         else if (k->w->v->table)
-            k->w->v->table(k->w->arg, &t);
+            rc = k->w->v->table(co, k->w->arg, &t);
     }
     return rc;
 }

@@ -46,8 +46,8 @@ struct q2_visitor {
     void (*fault)(void *arg, enum q2_walk_fault f, const struct q2_ref *r, int rc);
     /* Images with an external data file: every mapping of it; counts nothing in the image. May be NULL. */
     void (*data)(void *arg, const struct q2_ref *r);
-    /* An L2 table begins; its entries follow. May be NULL. */
-    void (*table)(void *arg, const struct q2_ref *r);
+    /* An L2 table begins; its entries follow. Not 0: the walk ends with that. May be NULL. */
+    int (*table)(struct co *co, void *arg, const struct q2_ref *r);
     /* Every L1 and L2 entry that is not 0, before its faults and its ref(); off may be 0. May be NULL. Not 0: as ref(). */
     int (*entry)(struct co *co, void *arg, const struct q2_ref *r);
     /* May be NULL. A first look at a whole L2 table that was read, on a thread of the CPU pool: in no order, many at once,
