@@ -7,7 +7,8 @@
  * Invariants   I1  Nothing is asked that the server did not offer: what it cannot do is left to the gate (writes of zeros), done in two
  *                  steps (a durable write), or is nothing (trim).
  *              I2  The store is as long as the export and stays so.
- *              I3  A failed flush is told to whoever flushes next, also when nobody but this client had asked for it.
+ *              I3  A flush that nobody but this client has asked for is seen by the gate (sync_own_flush), or is part of a durable write: a server tells
+ *                  of its loss once, and a guest's flush that finds no error because this one has got it must fail as well.
  * Order        A durable write is one request with FUA, or a write and a flush that begins after its answer.
  * Concurrency  Any loop; see nbd_set.c.
  * Failure      What the server answers; -ENOTCONN and -EIO as nbd_set.c has them.
@@ -21,6 +22,7 @@
 #include "base/cleanup.h"
 #include "base/hash.h"
 #include "stor/nbd_priv.h"
+#include "stor/stor_priv.h"
 
 #define SCATTER_BYTES (1u << 20)          /* libnbd takes one buffer: more pieces go through a copy of at most this length */
 #define SIZE_MAX_BYTES ((uint64_t)INT64_MAX)
@@ -74,22 +76,29 @@ static int flush_now(struct co *co, struct nbdc *n)
     return n->info.can_flush ? nbdc_do(co, n, &r) : 0;
 }
 
-/* A change has been acknowledged. The copies that are kept of such must not grow without end: now and then they are made durable. */
-static void settle(struct co *co, struct nbdc *n)
+static int flush_by_itself(struct co *co, struct stor *s) { return flush_now(co, nbdc_of(s)); }
+
+/* A change has been acknowledged. The copies that are kept of such must not grow without end: now and then they are made durable (I3). What is returned
+ * is of a durable write: it is among those whose answers the gate waits for, and fails with the flush that was made for it. */
+static int settle(struct co *co, struct nbdc *n, bool durable)
 {
     if (!nbdc_log_is_full(&n->log))
-        return;
-    int r = flush_now(co, n);
-    if (r < 0 && r != -ENOTCONN)
-        atomic_store(&n->flush_error, r);        /* I3 */
+        return 0;
+    if (durable) {
+        int r = flush_now(co, n);
+        return r == -ENOTCONN ? 0 : r;           /* nothing is lost: what was kept is kept */
+    }
+    if (n->s.no_flush)
+        (void)!flush_now(co, n);                 /* nobody is told that something is durable */
+    else
+        sync_own_flush(co, &n->s, flush_by_itself);
+    return 0;
 }
 
-static int change(struct co *co, struct nbdc *n, struct nbdc_req *r)
+static int change(struct co *co, struct nbdc *n, struct nbdc_req *r, bool durable)
 {
     int result = nbdc_do(co, n, r);
-    if (!result)
-        settle(co, n);
-    return result;
+    return result ? result : settle(co, n, durable);
 }
 
 static int64_t op_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t off, unsigned flags)
@@ -105,7 +114,7 @@ static int64_t op_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t 
         iov_to_buf(v, copy, v.len_bytes);
     bool fua = flags & STOR_FUA;
     struct nbdc_req r = { .what = NBDC_WRITE, .off = off, .len = v.len_bytes, .buf = buf, .flags = fua && n->info.can_fua ? LIBNBD_CMD_FLAG_FUA : 0 };
-    int result = change(co, n, &r);
+    int result = change(co, n, &r, fua);
     if (!result && fua && !n->info.can_fua)
         result = flush_now(co, n);
     return result ? result : (int64_t)v.len_bytes;
@@ -114,10 +123,7 @@ static int64_t op_pwritev(struct co *co, struct stor *s, struct iov v, uint64_t 
 static int op_flush(struct co *co, struct stor *s)
 {
     struct nbdc *n = nbdc_of(s);
-    int earlier = atomic_load(&n->flush_error);
-    if (earlier || nbdc_log_loss(&n->log) == NBDC_NOTHING)       /* all that was acknowledged is durable: nobody needs to be asked */
-        return earlier;
-    return flush_now(co, n);
+    return nbdc_log_loss(&n->log) == NBDC_NOTHING ? 0 : flush_now(co, n);        /* all that was acknowledged is durable: nobody needs to be asked */
 }
 
 /* ---- ranges without data ---- */
@@ -128,7 +134,7 @@ static int each_span(struct co *co, struct nbdc *n, enum nbdc_what what, uint64_
     uint64_t small = n->s.lim.max_transfer, max = atomic_load(&n->small_spans) ? small : NBDC_SPAN_MAX;
     while (len) {
         struct nbdc_req r = { .what = what, .off = off, .len = min_u64(len, max), .flags = flags };
-        int result = change(co, n, &r);
+        int result = change(co, n, &r, false);
         if ((result == -EINVAL || result == -EOVERFLOW) && r.len > small) {
             atomic_store(&n->small_spans, true);
             max = small;

@@ -166,7 +166,6 @@ struct nbdc {
     struct nbdc_info info;
     struct nbdc_log log;
     struct rt_loop *home;
-    _Atomic int flush_error;              /* of a flush that nobody but this client asked for: told to the next who asks */
     _Atomic unsigned returns;
     _Atomic unsigned abandoned;           /* how often: requests that are older end */
     _Atomic unsigned inside;              /* requests that have not ended */

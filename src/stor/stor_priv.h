@@ -82,6 +82,9 @@ void sync_fini(struct stor_sync *y);
 /* One FUA write of the driver: latches when it must, and answers only when no operation beside it can turn out to
  * have swallowed an error that concerns it. Bytes written (maybe fewer than asked) or -errno. Suspends. */
 MUST_USE int64_t sync_fua_write(struct co *co, struct stor *s, struct iov v, uint64_t off);
+/* A flush that the driver makes by itself, in a request that is no sync operation: whoever asked meanwhile is answered behind it, and a failure latches.
+ * -ENOTCONN does not: it was not made, and the driver has kept what it was for. Suspends. */
+void sync_own_flush(struct co *co, struct stor *s, int (*flush)(struct co *co, struct stor *s));
 
 /* ---- the gate's own state ---- */
 

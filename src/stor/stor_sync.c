@@ -11,7 +11,7 @@
  *              I2  A sync operation X is acknowledged only after every sync operation that was with the driver when
  *                  X came back, and that might have swallowed an error that concerns X, has come back too; and only
  *                  if none of them set the latch.
- *              I3  At most one flush is with the driver; a flush that is joined began after its caller asked.
+ *              I3  At most one flush is with the driver, beside those that it makes by itself; one that is joined began after its caller asked.
  * Order        A flush covers the writes that completed before it was asked for, on any loop.
  * Concurrency  Any loop. `lock` is held for list work only. A flush that finds another one under way joins the batch
  *              of the next one; when the first comes back, it makes the head of the batch the next leader.
@@ -122,6 +122,15 @@ int64_t sync_fua_write(struct co *co, struct stor *s, struct iov v, uint64_t off
     bool fatal = n < 0 && !(full && s->traits.enospc_early);
     int r = op_end(co, y, &op, fatal, n >= 0 && !s->traits.direct);
     return n < 0 ? n : r < 0 ? r : n;
+}
+
+void sync_own_flush(struct co *co, struct stor *s, int (*flush)(struct co *co, struct stor *s))
+{
+    struct stor_sync *y = &s->internal->sync;
+    struct sync_op op;
+    op_begin(y, &op);
+    int r = flush(co, s);
+    (void)!op_end(co, y, &op, r < 0 && r != -ENOTCONN, false);
 }
 
 /* A flush came back: passes the lead on to the next batch, if there is one. */

@@ -157,6 +157,54 @@ static void test_loss_reported_to_another(void **state)
     }
 }
 
+/* The same when it is the driver itself that has asked, in a plain write. What it was told while the system below was away is no loss. */
+static int own_answer;
+
+static int slow_own_flush(struct co *co, struct stor *s)
+{
+    atomic_store(&fua_in, 1);
+    (void)co_sleep(co, 60000000);
+    return own_answer;
+}
+
+static int flush_in_write(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    if (op == TOY_WRITE)
+        sync_own_flush(co, &t->s, slow_own_flush);
+    return 0;
+}
+
+static void own_role(struct co *co, void *arg)
+{
+    const struct race *x = arg;
+    uint8_t b[512] = { 1 };
+    if (x->role == 0) {
+        CHECK_EQ(stor_write_buf(co, &x->t->s, b, 512, 0, 0), 0);
+        return;
+    }
+    while (!atomic_load(&fua_in))
+        (void)co_sleep(co, 1000000);
+    uint64_t began = rt_now(co_loop(co));
+    CHECK_EQ(stor_flush(co, &x->t->s), own_answer == -EIO ? -EIO : 0);
+    CHECK(rt_now(co_loop(co)) - began > 20000000);           /* it has waited for the other one */
+}
+
+static void test_flush_of_the_driver(void **state)
+{
+    static const int answers[] = { -EIO, -ENOTCONN, 0 };
+    for (unsigned i = 0; i < 3; i++) {
+        struct toy *t = toy_new(4096, 1, 1);
+        struct race x[2] = { { t, false, 0 }, { t, false, 1 } };
+        void *args[2] = { &x[0], &x[1] };
+        t->hook = flush_in_write;
+        own_answer = answers[i];
+        atomic_store(&fua_in, 0);
+        t_run_many(2, own_role, args);
+        assert_int_equal(stor_flush_latched(&t->s), answers[i] == -EIO);
+        toy_free(t);
+    }
+}
+
 /* Flushes of many coroutines share few flushes of the driver, and each is covered by one that began after it asked. */
 static _Atomic uint64_t started;          /* flushes that began */
 static _Atomic uint64_t finished_start;   /* number of the newest flush that came back */
@@ -238,8 +286,8 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_latch), cmocka_unit_test(test_latch_is_seen_by_other_loops), cmocka_unit_test(test_no_flush),
-        cmocka_unit_test(test_fua), cmocka_unit_test(test_loss_reported_to_another), cmocka_unit_test(test_shared_flush),
-        cmocka_unit_test(test_shared_failure),
+        cmocka_unit_test(test_fua), cmocka_unit_test(test_loss_reported_to_another),
+        cmocka_unit_test(test_flush_of_the_driver), cmocka_unit_test(test_shared_flush), cmocka_unit_test(test_shared_failure),
     };
     return T_MAIN("sync", tests);
 }

@@ -130,6 +130,13 @@ def until(what, within=30):
             time.sleep(0.1)
 
 
+def until_poll(h, what, within=30):
+    end = time.monotonic() + within
+    while not what():
+        assert time.monotonic() < end
+        h.poll(20)
+
+
 def test_unflushed_writes_end_the_disk(volatile, guest, backend):
     """What was acknowledged and may be lost is not replaced by old data: the disk fails, and says so to flushes and reads, for ever"""
     g = guest(volatile)
@@ -184,6 +191,52 @@ def test_order_of_repetition(volatile, disk, guest, backend):
     volatile.kill()
     with open(disk, "rb") as f:
         assert f.read(65536) == bytes(want)
+
+
+def tells_loss_once(tmp_path, pause):
+    """A server whose first flush fails, after a pause: the loss of all that was written before. Later ones succeed"""
+    told = tmp_path / "told"
+    flush = f"if mkdir {told} 2>/dev/null; then sleep {pause}; echo EIO lost >&2; exit 1; fi"
+    server = nbdserver.nbdkit("eval", "thread_model=echo parallel", "get_size=echo 64M", "can_write=exit 0", "can_flush=exit 0", "can_fua=echo native",
+                              "can_multi_conn=exit 0", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null", f"flush={flush}")
+    return server.start(), told
+
+
+def test_a_loss_is_told_to_everybody(guest, tmp_path, backend):
+    """RG27: the client makes durable by itself what it keeps for the server's return; when that takes the error of a loss, no flush of a guest
+    beside it, which finds none, says that all is well"""
+    server, told = tells_loss_once(tmp_path, 2)
+    try:
+        g = guest(server, **{"reconnect-delay": 30})
+        other = g.nbd.NBD()
+        other.connect_uri(g.serve.uri)
+        for i in range(17):                           # of 16 MiB
+            g.h.aio_pwrite(bytearray(b"x" * MIB), i * MIB)
+        until_poll(g.h, told.exists)
+        for _ in range(2):
+            g.fails(other.flush)
+        del other
+    finally:
+        server.close()
+
+
+def test_a_durable_write_tells_a_loss(guest, tmp_path, backend):
+    """Durable writes are kept, too, behind one that is not; the one whose turn it is to make all durable fails with it, and so does everything behind it"""
+    server, told = tells_loss_once(tmp_path, 0)
+    try:
+        g = guest(server, **{"reconnect-delay": 30})
+        g.h.pwrite(b"x" * 512, 0)
+        for i in range(15):
+            g.h.pwrite(b"x" * MIB, i * MIB, g.nbd.CMD_FLAG_FUA)
+        assert not told.exists()
+        with pytest.raises(g.nbd.Error):
+            for i in range(15, 18):
+                g.h.pwrite(b"x" * MIB, i * MIB, g.nbd.CMD_FLAG_FUA)
+        assert told.exists()
+        g.fails(g.h.flush)
+        g.fails(g.h.pwrite, b"x" * 512, 0, g.nbd.CMD_FLAG_FUA)
+    finally:
+        server.close()
 
 
 def test_requests_wait_for_a_while(volatile, guest, backend):
