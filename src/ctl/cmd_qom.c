@@ -45,7 +45,7 @@ int ctl_throttle_del(struct ctl_call *call, const char *id)
     struct throttle_group *t = ctl_throttle(call->c, id);
     if (!t)
         return 1;
-    if (throttle_group_members(t))
+    if (throttle_group_in_use(t))
         return byre_fail(&call->err, PERMISSION, "object '%s' is in use, can not be deleted", id);
     return throttle_group_free(t, &call->err);
 }

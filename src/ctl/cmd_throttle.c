@@ -64,7 +64,7 @@ static struct graph_node *filter_of(struct ctl_call *call, const char *device, s
 static int drop_group(struct graph *g, const char *name, struct byre_err *err)
 {
     struct throttle_group *t = throttle_group_find(g, name);
-    return t && !throttle_group_members(t) && !throttle_group_kept(t) ? throttle_group_free(t, err) : 0;
+    return t && !throttle_group_in_use(t) && !throttle_group_kept(t) ? throttle_group_free(t, err) : 0;
 }
 
 static int leave(struct co *co, struct graph_node *f, struct byre_err *err)

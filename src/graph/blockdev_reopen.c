@@ -33,7 +33,7 @@ struct step {
     bool auto_read_only;
     bool moves, moved;                   /* the edge to what lies below */
     struct graph_node *below, *was;
-    struct throttle_group *group, *old_group;      /* NULL: it stays */
+    struct throttle_group *group, *old_group;      /* NULL: it stays. Held: meanwhile they may have no other members */
 };
 
 struct reopening {
@@ -268,6 +268,8 @@ static int take_throttle(struct reopening *ro, struct step *st, json_t *o)
     if (!st->group)
         return byre_fail(ro->err, NOT_FOUND, "Throttle group '%s' does not exist", group);
     st->old_group = throttle_of(n);
+    throttle_group_hold(st->group);
+    throttle_group_hold(st->old_group);
     st->moves = to != n->backing;
     st->below = to;
     st->was = n->backing;
@@ -482,6 +484,10 @@ static void reopening_end(struct co *co, struct reopening *ro)
         struct step *st = &ro->steps[i];
         struct graph_node *all[] = { st->below, st->was, st->n };
         node_how_free(st->how);
+        if (st->group) {
+            throttle_group_let(st->group);
+            throttle_group_let(st->old_group);
+        }
         for (unsigned k = 0; k < 3; k++)
             if (all[k])
                 (void)node_unref(co, all[k]);    /* somebody else has it, or had it and has gone: then there is nobody to tell */

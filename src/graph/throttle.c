@@ -7,6 +7,7 @@
  * Invariants  T1  A request that was let through has been counted in every bucket that concerns it.
  *             T2  Whoever drains the graph waits for no bucket: those who sleep go on at once.
  *             T3  A change of the limits empties the buckets, and those who sleep count anew.
+ *             T4  A group stays while it has members, is held, or a request sleeps in it; one that is nobody's object goes with the last who let it go.
  * Order       None: requests keep their own.
  * Concurrency Any loop takes from the buckets, under a lock that is held for a few sums. Groups change on the home loop.
  * Failure     None in requests.
@@ -28,8 +29,9 @@ struct throttle_group {
     struct list_node link;
     struct graph *g;
     char *name;
-    unsigned members;
+    unsigned members, held;
     bool kept;
+    _Atomic unsigned asleep;                     /* requests; a node that moves to another group leaves some behind */
     pthread_mutex_t lock;
     struct throttle_bucket bucket[THROTTLE_UNITS];      /* guarded by lock, as what follows */
     uint64_t iops_size, at_ns;
@@ -207,16 +209,36 @@ int throttle_group_new(struct graph *g, const char *name, const struct throttle_
     return 0;
 }
 
+static void group_end(struct throttle_group *t)
+{
+    list_remove(&t->link);
+    pthread_mutex_destroy(&t->lock);
+    free(t->name);
+    free(t);
+}
+
+bool throttle_group_in_use(const struct throttle_group *t) { return t->members || t->held || atomic_load(&t->asleep); }
+
 int throttle_group_free(struct throttle_group *t, struct byre_err *err)
 {
     ASSERT_LOOP(t->g->home);
     if (t->members)
         return byre_fail(err, PERMISSION, "throttle group '%s' is in use by %u nodes", t->name, t->members);
-    list_remove(&t->link);
-    pthread_mutex_destroy(&t->lock);
-    free(t->name);
-    free(t);
+    if (throttle_group_in_use(t))
+        return byre_fail(err, PERMISSION, "throttle group '%s' is in use", t->name);
+    group_end(t);
     return 0;
+}
+
+void throttle_group_hold(struct throttle_group *t) { t->held++; }
+
+void throttle_group_let(struct throttle_group *t)
+{
+    ASSERT_LOOP(t->g->home);
+    ASSERT(t->held);
+    t->held--;
+    if (!t->kept && !throttle_group_in_use(t))
+        group_end(t);
 }
 
 void throttle_groups_free(struct graph *g)
@@ -224,11 +246,8 @@ void throttle_groups_free(struct graph *g)
     struct list_node *l;
     while ((l = list_first(&g->throttles))) {
         struct throttle_group *t = CONTAINER_OF(l, struct throttle_group, link);
-        ASSERT(!t->members);
-        list_remove(&t->link);
-        pthread_mutex_destroy(&t->lock);
-        free(t->name);
-        free(t);
+        ASSERT(!throttle_group_in_use(t));
+        group_end(t);
     }
 }
 
@@ -241,7 +260,6 @@ struct throttle_group *throttle_group_next(struct graph *g, struct throttle_grou
 const char *throttle_group_name(const struct throttle_group *t) { return t->name; }
 void throttle_group_keep(struct throttle_group *t) { t->kept = true; }
 bool throttle_group_kept(const struct throttle_group *t) { return t->kept; }
-unsigned throttle_group_members(const struct throttle_group *t) { return t->members; }
 
 void throttle_group_set(struct throttle_group *t, const struct throttle_limits *l)
 {
@@ -283,9 +301,8 @@ static uint64_t reserve(struct throttle_group *t, uint64_t now, bool is_write, u
     return wait;
 }
 
-static void wait_turn(struct co *co, struct graph_node *n, bool is_write, uint64_t bytes)
+static void sleep_in(struct co *co, const struct graph_node *n, struct throttle_group *t, bool is_write, uint64_t bytes)
 {
-    struct throttle_group *t = n->flt_arg;
     for (;;) {
         unsigned round;
         uint64_t now = rt_now(co_loop(co)), until = now + reserve(t, now, is_write, bytes, &round);
@@ -300,6 +317,14 @@ static void wait_turn(struct co *co, struct graph_node *n, bool is_write, uint64
         if (now >= until)
             return;
     }
+}
+
+static void wait_turn(struct co *co, struct graph_node *n, bool is_write, uint64_t bytes)
+{
+    struct throttle_group *t = n->flt_arg;
+    atomic_fetch_add(&t->asleep, 1);             /* T4 */
+    sleep_in(co, n, t, is_write, bytes);
+    atomic_fetch_sub(&t->asleep, 1);
 }
 
 static int throttle_read(struct co *co, struct graph_node *n, struct iov v, uint64_t off)

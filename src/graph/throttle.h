@@ -41,7 +41,11 @@ const char *throttle_group_name(const struct throttle_group *t);
 /* It is an object of the user, and stays when it has no members. */
 void throttle_group_keep(struct throttle_group *t);
 bool throttle_group_kept(const struct throttle_group *t);
-unsigned throttle_group_members(const struct throttle_group *t);
+/* Members, holders, requests that wait: it cannot be freed. */
+bool throttle_group_in_use(const struct throttle_group *t);
+/* It stays over suspensions; home loop. Let go by the last one, it ends if it has no members and is no object of the user. */
+void throttle_group_hold(struct throttle_group *t);
+void throttle_group_let(struct throttle_group *t);
 /* The same from now on for those who wait already. */
 void throttle_group_set(struct throttle_group *t, const struct throttle_limits *l);
 void throttle_group_get(struct throttle_group *t, struct throttle_limits *ret);

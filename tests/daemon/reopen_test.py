@@ -5,8 +5,10 @@ import json
 import os
 import struct
 import pathlib
+import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -265,6 +267,41 @@ def test_throttle(byre_serve, images):
     assert "read-only" in reopen("ro")
     assert below() == ["base"]
     assert server.stop() == 0
+
+
+def test_a_group_stays_meanwhile(start):
+    """FEATURES 3.050, 11.005: while a throttle node waits for its requests, to get another group, nobody takes that group away; the one that it leaves can go"""
+    daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock", peer=False)
+    client, other = daemon.qmp(), daemon.qmp()
+    for group in ("a", "b"):
+        assert client.ask("object-add", qom_type="throttle-group", id=group) == {"return": {}}
+    assert client.ask("blockdev-add", driver="null-co", node_name="slow", size=MIB, latency_ns=1500000000) == {"return": {}}
+    assert client.ask("blockdev-add", driver="throttle", node_name="th", file="slow", throttle_group="a") == {"return": {}}
+    assert client.ask("block-export-add", type="nbd", id="e", node_name="th", name="e", writable=True) == {"return": {}}
+    uri, group, refused = f"nbd+unix:///e?socket={daemon.folder}/n.sock", "a", 0
+    for _ in range(10):
+        before, group = group, "b" if group == "a" else "a"
+        answers = []
+        write = subprocess.Popen([peers.need("qemu-io"), "-f", "raw", "-c", "write 0 512", uri], stdout=subprocess.DEVNULL)
+        time.sleep(0.4)                          # it need not be there already: then there is another try
+        reopen = threading.Thread(target=lambda to: answers.append(client.ask("blockdev-reopen", options=[
+            {"driver": "throttle", "node-name": "th", "file": "slow", "throttle-group": to}])), args=(group,))
+        reopen.start()
+        time.sleep(0.2)
+        if reopen.is_alive():
+            answer = other.ask("object-del", id=group)
+            refused += reopen.is_alive()
+            assert "in use" in answer["error"]["desc"], answer
+        reopen.join()
+        assert answers == [{"return": {}}] and write.wait() == 0
+        assert other.ask("object-del", id=before) == {"return": {}}
+        assert "in use" in other.ask("object-del", id=group)["error"]["desc"]
+        assert client.ask("object-add", qom_type="throttle-group", id=before) == {"return": {}}
+        if refused:
+            break
+    assert refused
+    assert client.ask("quit") == {"return": {}}
+    assert daemon.wait()[0] == 0
 
 
 def test_a_file_below_what_a_job_needs(start, tmp_path):
