@@ -6,7 +6,8 @@
  * Owns         struct ctl_client: socket, splitter, queue, descriptors that it has sent (passed.c), output buffer, three coroutines (reader, worker, writer)
  * Invariants   I1 replies come in the order of the commands, but for those that are executed out of band: they pass the others
  *              I2 before qmp_capabilities no other command runs, and no event is sent
- *              I3 at most CTL_OUT_MAX bytes wait for a client; one that takes none of them is closed
+ *              I3 at most CTL_OUT_MAX bytes wait for a client beside the longest message that waits, which may be of any length; one that takes none of
+ *                 them is closed
  *              I4 at most QUEUE_MAX commands wait; then the client is not read from
  *              I5 its socket is closed with what it has sent, and off the loop if there are bytes in it that nobody has received: descriptors may lie
  *                 among them, and their close takes as long as a peer or a server likes
@@ -40,22 +41,47 @@ static void cut_off(struct ctl_client *cl)
 }
 
 /* ---- output ---- */
+
+/* It takes nothing, or memory ran out: it would miss a reply. Whoever is at the other end hears that there is none to come. */
+static void give_up(struct ctl_client *cl)
+{
+    cl->dead = true;
+    cut_off(cl);
+    (void)co_wake_all(&cl->out_q);
+}
+
+static void out_forward(struct ctl_client *cl)
+{
+    if (!cl->out_at)
+        return;
+    memmove(cl->out, cl->out + cl->out_at, cl->out_len - cl->out_at);
+    cl->out_len -= cl->out_at;
+    cl->longest_end -= cl->out_at < cl->longest_end ? cl->out_at : cl->longest_end;
+    cl->out_at = 0;
+}
+
+/* I3, with a message that is about to be added; what has been sent was moved away. */
+static bool has_room(struct ctl_client *cl, size_t len)
+{
+    size_t left = cl->longest_end < cl->longest ? cl->longest_end : cl->longest;       /* of the longest message, not sent yet */
+    if (len >= left) {
+        left = cl->longest = len;
+        cl->longest_end = cl->out_len + len;
+    }
+    return cl->out_len + len - left <= CTL_OUT_MAX;
+}
+
 static void out_add(struct ctl_client *cl, const char *text, size_t len)
 {
     if (cl->dead)
         return;
-    if (cl->out_at) {
-        memmove(cl->out, cl->out + cl->out_at, cl->out_len - cl->out_at);
-        cl->out_len -= cl->out_at;
-        cl->out_at = 0;
-    }
-    if (cl->out_len + len > cl->out_cap) {
+    out_forward(cl);
+    bool room = has_room(cl, len);
+    if (!room || cl->out_len + len > cl->out_cap) {
         size_t cap = (cl->out_len + len) * 2;
-        char *more = cl->out_len + len <= CTL_OUT_MAX ? realloc(cl->out, cap) : NULL;
+        char *more = room ? realloc(cl->out, cap) : NULL;
         if (!more) {
-            cl->dead = true;                 /* it takes nothing, or memory ran out: it would miss a reply */
-            cut_off(cl);
-            (void)co_wake_all(&cl->out_q);
+            give_up(cl);
             return;
         }
         cl->out = more;
@@ -108,6 +134,11 @@ static void send_some(struct co *co, struct ctl_client *cl)
         cl->dead = true;
     else
         cl->out_at += (size_t)sent;
+    if (cl->out_at == cl->out_len && cl->out_cap > CTL_OUT_MAX) {        /* it was for one long message */
+        free(cl->out);
+        cl->out = NULL;
+        cl->out_at = cl->out_len = cl->out_cap = cl->longest_end = 0;
+    }
 }
 
 static void writer_co(struct co *co, void *arg)
@@ -134,7 +165,7 @@ static void put_reply(struct ctl_client *cl, struct ctl_call *call, int result, 
         r = qmp_make_error(&e, id, cl->pretty, &t);
     }
     if (r) {
-        cl->dead = true;
+        give_up(cl);
         return;
     }
     client_put(cl, &t);

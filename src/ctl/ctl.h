@@ -7,7 +7,8 @@
  * Concurrency  Everything on the home loop of the environment.
  * Security     The socket is made with mode 0600; a peer whose uid (SO_PEERCRED) is neither ours nor root's is closed
  *              before a byte of it is read (SECURITY.md).
- * Limits       CTL_CLIENTS_MAX clients, messages as proto/qmp/qmp.h, CTL_OUT_MAX bytes that a client has not taken yet.
+ * Limits       CTL_CLIENTS_MAX clients, messages as proto/qmp/qmp.h, one message of any length and CTL_OUT_MAX
+ *              bytes that a client has not taken yet.
  */
 #ifndef CTL_CTL_H
 #define CTL_CTL_H

@@ -95,7 +95,7 @@ struct ctl_listener {
     struct list_node link;
     struct ctl *c;
     int fd;
-    char *path;                          /* NULL: the socket was handed over */
+    char *path;                          /* without links, from the root; NULL: the socket was handed over */
     uint64_t path_dev, path_ino;         /* the socket that was made: only that is removed */
     struct rt_task acceptor;
     bool pretty;
@@ -123,6 +123,7 @@ struct ctl_client {
     /* output: [out_at, out_len) waits */
     char *out;
     size_t out_at, out_len, out_cap;
+    size_t longest, longest_end;         /* the longest message of it, and where that ends in out */
     struct co_waitq out_q;               /* the writer, for more output */
     /* passed.c: descriptors that came with bytes that are no whole command yet; that no command has taken; that have names */
     struct ctl_offer arriving, offer;

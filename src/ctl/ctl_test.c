@@ -259,7 +259,7 @@ struct fixture {
     struct jobs jobs;
     _Atomic bool let_go, follow;             /* of the test job: may end; has become ready */
     char path[64];
-    bool quit;
+    bool quit, starve;                       /* the command quit was executed; leaves no memory for JSON */
     struct byre_err err;
     int result;
     sem_t ready;
@@ -283,9 +283,15 @@ static int on_loop(struct fixture *f, int (*fn)(struct co *co, struct fixture *f
     return f->result;
 }
 
+static _Atomic bool starved;
+
+static void *allocate(size_t n) { return starved ? NULL : malloc(n); }
+
 static void on_quit(void *arg)
 {
-    ((struct fixture *)arg)->quit = true;
+    struct fixture *f = arg;
+    f->quit = true;
+    starved = f->starve;
 }
 
 static int start(struct co *co, struct fixture *f)
@@ -534,6 +540,106 @@ static void job_events(void **state)
     close(fd);
 }
 
+/* ---- output ---- */
+
+#define LONG_ANSWER (5u << 20)           /* longer than all that may wait beside the longest */
+
+static int put_long(struct co *co, struct fixture *f)
+{
+    char *text = malloc(LONG_ANSWER);
+    memset(text, 'a', LONG_ANSWER);
+    text[LONG_ANSWER - 1] = '\n';
+    client_put(CONTAINER_OF(list_first(&f->ctl->clients), struct ctl_client, link), &(struct qmp_text){ text, LONG_ANSWER });
+    free(text);
+    return co ? 0 : -1;
+}
+
+static int put_two(struct co *co, struct fixture *f)
+{
+    (void)put_long(co, f);
+    return put_long(co, f);
+}
+
+/* As many lines, or what came until the end of the stream. */
+static char *receive_lines(int fd, unsigned lines)
+{
+    size_t cap = 4 * LONG_ANSWER, n = 0;
+    char *text = malloc(cap + 1);
+    while (lines && n < cap) {
+        ssize_t got = read(fd, text + n, cap - n);
+        if (got <= 0)
+            break;
+        for (ssize_t i = 0; i < got; i++)
+            lines -= lines && text[n + (size_t)i] == '\n';
+        n += (size_t)got;
+    }
+    text[n] = 0;
+    return text;
+}
+
+static int dial_negotiated(const struct fixture *f)
+{
+    const struct timeval patience = { .tv_sec = 60 };
+    int fd = dial(f);
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), 0);
+    json_decref(receive(fd));
+    json_decref(ask(fd, "{\"execute\": \"qmp_capabilities\"}"));
+    return fd;
+}
+
+/* An answer may be of any length, and what comes behind it before it is taken comes, too. */
+static void long_answers(void **state)
+{
+    struct fixture f;
+    set_up(&f);
+    int fd = dial_negotiated(&f);
+    f.let_go = true;
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(on_loop(&f, put_long), 0);
+        if (!i)
+            assert_int_equal(on_loop(&f, start_jobs), 0);             /* four events */
+        char *text = receive_lines(fd, i ? 1 : 5), *end = strchr(text, '\n');
+        assert_true(end && end - text == LONG_ANSWER - 1 && text[0] == 'a');
+        assert_true(i || strstr(end, "concluded"));
+        free(text);
+    }
+    json_t *m = ask(fd, "{\"execute\": \"query-version\"}");
+    assert_non_null(json_object_get(m, "return"));
+    json_decref(m);
+    tear_down(&f);
+    close(fd);
+}
+
+/* For whom more than that waits, who takes nothing, is closed. */
+static void takes_nothing(void **state)
+{
+    struct fixture f;
+    set_up(&f);
+    int fd = dial_negotiated(&f);
+    assert_int_equal(on_loop(&f, put_two), 0);
+    char *text = receive_lines(fd, 1);
+    assert_true(strlen(text) < LONG_ANSWER);
+    free(text);
+    tear_down(&f);
+    close(fd);
+}
+
+/* An answer for which there is no memory: the client is not left waiting for it. */
+static void no_memory_for_an_answer(void **state)
+{
+    struct fixture f;
+    char text;
+    set_up(&f);
+    int fd = dial_negotiated(&f);
+    f.starve = true;
+    assert_int_equal(write(fd, "{\"execute\": \"quit\"}", 19), 19);
+    assert_int_equal(read(fd, &text, 1), 0);
+    starved = false;
+    assert_true(f.quit);
+    tear_down(&f);
+    close(fd);
+}
+
 static void events_only_after_negotiation(void **state)
 {
     struct fixture f;
@@ -584,7 +690,9 @@ int main(void)
         cmocka_unit_test(arguments), cmocka_unit_test(arguments_refused), cmocka_unit_test(arguments_deep), cmocka_unit_test(introspection),
         cmocka_unit_test(words_of_the_command_line), cmocka_unit_test(scalars_as_words),
         cmocka_unit_test(table_is_in_order), cmocka_unit_test(session), cmocka_unit_test(jobs),
-        cmocka_unit_test(job_events), cmocka_unit_test(events_only_after_negotiation), cmocka_unit_test(path_in_use), cmocka_unit_test(path_of_somebody_else),
+        cmocka_unit_test(job_events), cmocka_unit_test(long_answers), cmocka_unit_test(takes_nothing), cmocka_unit_test(no_memory_for_an_answer),
+        cmocka_unit_test(events_only_after_negotiation), cmocka_unit_test(path_in_use), cmocka_unit_test(path_of_somebody_else),
     };
+    json_set_alloc_funcs(allocate, free);
     return cmocka_run_group_tests_name("ctl", tests, NULL, NULL);
 }
