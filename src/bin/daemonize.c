@@ -6,6 +6,7 @@
  * Owns         the pipe to the waiting parent; the pidfile and its lock
  * Invariants   I1 the parent succeeds only when the child said that it is ready
  *              I2 a pidfile is written under a lock that lasts as long as the process: two of them cannot share it
+ *              I3 a pidfile that was removed meanwhile, and written anew, is another process's: it stays
  * Concurrency  main thread, before others are started (daemonize_begin)
  * Failure      told on standard error, which stays open until the child is ready
  * Tests        tests/daemon
@@ -130,7 +131,8 @@ void pidfile_remove(struct pidfile *p)
 {
     if (!p->path)
         return;
-    (void)unlink(p->path);
+    if (is_still_there(p->fd, p->path))      /* I3 */
+        (void)unlink(p->path);
     close(p->fd);
     free(p->path);
     p->path = NULL;

@@ -7,7 +7,8 @@
  * Invariants   I1 nobody can connect before the socket has mode 0600 (bind, chmod, then listen)
  *              I2 no byte of a peer of another user is read
  *              I3 a path is removed only if it is still the socket that was made here
- *              I4 no socket is closed on the loop: in one whose peer was not let in, or that waits to be accepted, descriptors may lie whose close takes long
+ *              I4 it is removed whatever the folder is by then
+ *              I5 no socket is closed on the loop: in one whose peer was not let in, or that waits to be accepted, descriptors may lie whose close takes long
  * Concurrency  home loop; path operations run on the blocking pool
  * Failure      byre_err names the path
  * Tests        ctl_test.c, tests/cli/serve_test.py, tests/daemon
@@ -29,7 +30,8 @@
 #define ACCEPT_PAUSE_NS UINT64_C(100000000)
 
 /* ---- listening ---- */
-struct bind_job { struct sockaddr_un sa; socklen_t len; bool abstract; int fd; uint64_t dev, ino; };
+/* real: where it was made, also for who is in another folder then (--daemonize); from realpath. */
+struct bind_job { struct sockaddr_un sa; socklen_t len; bool abstract; int fd; uint64_t dev, ino; char *real; };
 
 static int try_bind(struct bind_job *j)
 {
@@ -61,6 +63,7 @@ static int64_t bind_blocking(void *arg)
     }
     j->dev = st.st_dev;
     j->ino = st.st_ino;
+    j->real = realpath(j->sa.sun_path, NULL);
     return 0;
 }
 
@@ -135,6 +138,10 @@ static int bind_path(struct co *co, struct ctl_listener *l, const struct unix_ad
     if ((!l->path && !a->abstract) || j.fd < 0)
         return byre_fail(err, NOMEM, "%s: no memory or descriptor for a control socket", a->path);
     int64_t r = rt_blocking(co, bind_blocking, &j);
+    if (j.real) {
+        free(l->path);
+        l->path = j.real;
+    }
     l->path_dev = j.dev;
     l->path_ino = j.ino;
     if (r == -EADDRINUSE)

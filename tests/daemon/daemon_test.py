@@ -145,6 +145,42 @@ def test_pidfile_and_daemonize(start, disk, peer):
     run.qemu_img("check", disk)
 
 
+def test_daemonize_leaves_no_sockets(tmp_path):
+    """FEATURES 8.005: sockets with relative paths are removed at the end, though the daemon is in another folder by then"""
+    sockets = ["n.sock", "sub/m.sock", "link/o.sock"]
+    words = ["--nbd-server", "addr.type=unix,addr.path=n.sock", "--pidfile", "pid", "--daemonize"]
+    for i, path in enumerate(sockets[1:]):
+        words += ["--chardev", f"socket,id=m{i},path={path},server=on,wait=off", "--monitor", f"m{i}"]
+    folder = tmp_path
+    os.mkdir(folder / "sub")
+    os.symlink("sub", folder / "link")
+    run.byre("daemon", *words, cwd=folder)
+    pid = int((folder / "pid").read_text())
+    try:
+        assert all(os.path.exists(folder / s) for s in sockets)
+        client = Qmp(str(folder / "link/o.sock"))
+        assert client.ok("x-byre-query-nbd-servers")[0]["addresses"] == ["unix:n.sock"]          # as it was given
+        client.close()
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    wait.until(lambda: not os.path.exists(f"/proc/{pid}/exe"), "it does not end")
+    assert not [s for s in [*sockets, "pid"] if os.path.lexists(folder / s)]
+
+
+def test_the_pidfile_of_another(start):
+    """FEATURES 8.005: a daemon whose pidfile was removed, and written by another one, leaves that alone"""
+    first = start("daemon", "--pidfile", "pid")
+    first.wait_for("pid")
+    folder = first.folder
+    os.unlink(f"{folder}/pid")
+    second = start("daemon", "--pidfile", f"{folder}/pid")
+    second.wait_for(f"{folder}/pid")
+    wait.until(lambda: open(f"{folder}/pid").read().endswith("\n"), "it is not written")
+    assert first.stop()[0] == 0
+    assert open(f"{folder}/pid").read() == f"{second.process.pid}\n"
+    assert second.stop()[0] == 0 and not os.path.exists(f"{folder}/pid")
+
+
 def test_daemonize_that_fails(start, disk):
     """FEATURES 8.005: the parent of one that cannot start ends with 1 and tells why"""
     code, out = start("daemon", "--daemonize", "--blockdev", "driver=qcow2,node-name=q,file.driver=file,file.filename=none", monitor=False).wait()

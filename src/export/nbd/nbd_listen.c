@@ -4,7 +4,8 @@
  *
  * Purpose      Makes unix and TCP listeners, accepts within the limit of connections, removes unix paths at the end.
  * Owns         listener descriptors and the unix paths made here.
- * Invariants   I1 a path is removed only if it is still the socket that was made here, and then always: also when nobody listens there after all.
+ * Invariants   I1 a path is removed only if it is still the socket that was made here, and then always: also when nobody listens there after all,
+ *                 and when the folder is another one by then (--daemonize).
  *              I2 accepting goes on whatever a client or a shortage of descriptors does.
  *              I3 no client can send descriptors, which nobody here takes: closing one may take long, and would be done by the loop. On a kernel that
  *                 cannot keep them out (before Linux 6.16), or from who has connected to a passed socket before, whoever may connect to a unix socket
@@ -67,8 +68,8 @@ static int64_t unlink_path(void *arg)
 {
     struct nbd_listener *l = arg;
     struct stat st;
-    if (!lstat(l->path, &st) && st.st_dev == l->path_id.st_dev && st.st_ino == l->path_id.st_ino)
-        (void)unlink(l->path);      /* I1; nothing can be done about a failure */
+    if (!lstat(l->real, &st) && st.st_dev == l->path_id.st_dev && st.st_ino == l->path_id.st_ino)
+        (void)unlink(l->real);      /* I1; nothing can be done about a failure */
     return 0;
 }
 
@@ -79,6 +80,7 @@ void nbd_listener_free(struct nbd_listener *l)
     if (l->fd >= 0)
         close(l->fd);
     free(l->path);
+    free(l->real);
     free(l);
 }
 
@@ -86,26 +88,31 @@ void nbd_listener_stop(struct co *co, struct nbd_listener *l)
 {
     rt_cancel(&l->task);
     rt_task_join(co, &l->task);
-    if (l->path && rt_blocking(co, unlink_path, l) < 0)
+    if (l->real && rt_blocking(co, unlink_path, l) < 0)
         (void)unlink_path(l);
     list_remove(&l->link);
     l->door->server->n_listeners--;
     nbd_listener_free(l);
 }
 
-/* Takes fd and path (malloc'ed, may be NULL), also on failure. */
-static int start(struct nbd_door *d, int fd, char *path, struct byre_err *err)
+/* path: as it was given; real: the same without links, from the root. */
+struct where { char *path, *real; };
+
+/* Takes fd and what it was made at (malloc'ed; NULL: no path), also on failure. */
+static int start(struct nbd_door *d, int fd, struct where at, struct byre_err *err)
 {
     struct nbd_listener *l = calloc(1, sizeof *l);
     if (!l) {
         close(fd);
-        free(path);
+        free(at.path);
+        free(at.real);
         return byre_fail(err, NOMEM, "NBD server: no memory for a listener");
     }
     l->door = d;
     l->fd = fd;
-    l->path = path;
-    if (path && lstat(path, &l->path_id))
+    l->path = at.path;
+    l->real = at.real;
+    if (l->real && lstat(l->real, &l->path_id))
         l->path_id = (struct stat){ 0 };
     int r = rt_task_start(d->server->home, &l->task, accept_main, l);
     if (r) {
@@ -129,12 +136,12 @@ int nbd_server_listen_fd(struct co *co, struct nbd_door *d, int fd, struct byre_
     (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
     (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     unix_refuse_descriptors(fd);
-    return start(d, fd, NULL, err);
+    return start(d, fd, (struct where){ 0 }, err);
 }
 
 /* ---- unix ---- */
 
-struct bind_job { struct sockaddr_un sa; socklen_t len; bool abstract, label_fails; const char *label; int fd; struct stat id; };      /* id: of the path, where one was made */
+struct bind_job { struct sockaddr_un sa; socklen_t len; bool abstract, label_fails; const char *label; int fd; struct stat id; char *real; };      /* id, real: of the path, where one was made */
 
 /* The security label of sockets that this thread makes from now on (SELinux; FEATURES 7.018); NULL: the usual one. */
 static int set_label(const char *label)
@@ -163,6 +170,13 @@ static int64_t give_up(void *arg)
     return 0;
 }
 
+/* A folder further up that nobody may look into keeps nobody from listening. NULL: no memory. */
+static char *real_path(const char *path)
+{
+    char *real = realpath(path, NULL);
+    return real ? real : strdup(path);
+}
+
 static int64_t bind_path(void *arg)
 {
     struct bind_job *j = arg;
@@ -177,6 +191,8 @@ static int64_t bind_path(void *arg)
         j->id = (struct stat){ 0 };
     if (!r && listen(j->fd, BACKLOG))
         r = -errno;
+    if (!r && !j->abstract && !(j->real = real_path(j->sa.sun_path)))
+        r = -ENOMEM;
     if (r) {
         close(j->fd);
         remove_path(j);
@@ -211,12 +227,13 @@ int nbd_server_listen_unix(struct co *co, struct nbd_door *d, const struct unix_
     char *copy = a->abstract ? NULL : strdup(a->path);
     int64_t r = copy || a->abstract ? rt_blocking(co, a->label ? bind_labelled : bind_path, &j) : -ENOMEM;
     if (!r) {
-        int started = start(d, j.fd, copy, err);
+        int started = start(d, j.fd, (struct where){ copy, j.real }, err);
         if (started && rt_blocking(co, give_up, &j) < 0)
             (void)give_up(&j);
         return started;
     }
     free(copy);
+    free(j.real);
     if (j.label_fails)
         return byre_fail_code(err, SYSTEM, (int)r, "NBD server: the socket '%s' cannot have the SELinux label '%.200s': %s", a->path, a->label, strerror((int)-r));
     if (r == -EADDRINUSE && a->abstract)
@@ -241,7 +258,7 @@ int nbd_server_listen_vsock(struct co *co, struct nbd_door *d, const struct nbd_
         close(fd);
         return byre_fail_code(err, SYSTEM, r, "NBD server: cannot listen on vsock %u port %u: %s", a->cid, a->port, strerror(-r));
     }
-    return start(d, fd, NULL, err);
+    return start(d, fd, (struct where){ 0 }, err);
 }
 
 /* ---- TCP ---- */
@@ -350,7 +367,7 @@ int nbd_server_listen_tcp(struct co *co, struct nbd_door *d, const struct nbd_tc
         if (r)
             close(j.fd[i]);
         else
-            r = start(d, j.fd[i], NULL, err);
+            r = start(d, j.fd[i], (struct where){ 0 }, err);
     }
     if (!r)
         *ret_port = port;

@@ -62,7 +62,8 @@ struct nbd_listener {
     struct list_node link;
     struct nbd_door *door;
     int fd;
-    char *path;                      /* unix socket to remove at stop, or NULL */
+    char *path;                      /* unix socket, as it was given, or NULL */
+    char *real;                      /* the same from the root, to remove at stop */
     struct stat path_id;             /* what it was when we made it */
     struct rt_task task;             /* accepts */
 };
