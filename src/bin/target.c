@@ -5,7 +5,8 @@
  * Purpose      Create, open, close; and no half-written file that looks complete.
  * Owns         struct target
  * Invariants   I1 after a failure a file made here is removed, a file that was there before has length 0, a device, an
- *                 export of a server and a target that was not made here are left as they are
+ *                 export of a server and a target that was not made here are left as they are. The same holds of its external
+ *                 data file. Of a name that is a link it is the file that goes, and the link stays
  * Concurrency  main thread
  * Failure      told on standard error
  * Tests        tests/cli/convert_test.py, dd_test.py
@@ -47,11 +48,45 @@ static bool is_device(const char *path)
     return stat(path, &st) == 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode));
 }
 
+/* The last value that the options of creation give to one of two keys; owned by the caller. NULL: none. */
+static char *option_of(const struct opt_list *l, const char *a, const char *b)
+{
+    char *found = NULL, *key, *value;
+    for (size_t i = 0; l && i < l->count; i++)
+        for (const char *text = l->items[i]; opt_list_next(&text, &key, &value) > 0; free(key), free(value))
+            if (value && (strcmp(key, a) == 0 || strcmp(key, b) == 0)) {
+                free(found);
+                found = strdup(value);
+            }
+    return found;
+}
+
+/* What is there under this name before anything is made. The name may say "file:". */
+static int look_at(struct run *r, const char *name, struct target_file *f)
+{
+    while (strncmp(name, "file:", 5) == 0)
+        name += 5;
+    f->path = strdup(name);
+    f->fixed = is_device(name);
+    f->existed = access(name, F_OK) == 0;
+    return f->path ? 0 : run_fail(r, "no memory");
+}
+
+/* It is made now: the file itself, where the name was that of a link. */
+static void follow(struct target_file *f)
+{
+    char *real = f->path ? realpath(f->path, NULL) : NULL;
+    if (!real)
+        return;
+    free(f->path);
+    f->path = real;
+}
+
 static int make(struct run *r, const struct target_opts *o, struct target *t)
 {
     struct byre_err err;
     struct byre_create_opts c = byre_create_opts_init();
-    const char *path = strncmp(o->name, "file:", 5) == 0 ? o->name + 5 : o->name;
+    AUTOFREE char *data = option_of(o->options, "data_file", "data_file");
     c.flags = BYRE_CREATE_SIZE | BYRE_CREATE_SIZE_WINS | BYRE_CREATE_WRITABLE;
     c.format = o->format;
     c.size = o->size;
@@ -59,35 +94,22 @@ static int make(struct run *r, const struct target_opts *o, struct target *t)
     c.option_count = o->options ? (unsigned)o->options->count : 0;
     c.backing_file = o->backing;
     c.backing_format = o->backing_format;
-    t->path = strdup(path);
-    if (!t->path)
-        return run_fail(r, "no memory");
-    t->fixed = is_device(path) || byre_name_is_remote(r->ctx, o->name);
-    t->existed = access(path, F_OK) == 0;
+    if (look_at(r, o->name, &t->file) || (data && look_at(r, data, &t->data)))
+        return 1;
+    t->file.fixed |= byre_name_is_remote(r->ctx, o->name) != 0;
     if (byre_create(r->ctx, o->name, &c, &err))
         return run_fail(r, "%s: error while %s: %s", o->name, o->what, RUN_TEXT(&err));
     t->made = true;
+    follow(&t->file);
+    follow(&t->data);
     const char *format = o->format ? o->format : "raw";
-    t->reads_zero = strcmp(format, "luks") != 0 && (!t->fixed || strcmp(format, "raw") != 0);
+    t->reads_zero = strcmp(format, "luks") != 0 && (!t->file.fixed || strcmp(format, "raw") != 0);
     return 0;
-}
-
-/* The secret that the options of creation name, which opens the image too; owned by the caller. NULL: none. */
-static char *secret_of(const struct opt_list *l)
-{
-    char *found = NULL, *key, *value;
-    for (size_t i = 0; l && i < l->count; i++)
-        for (const char *text = l->items[i]; opt_list_next(&text, &key, &value) > 0; free(key), free(value))
-            if (value && (strcmp(key, "encrypt.key-secret") == 0 || strcmp(key, "key-secret") == 0)) {
-                free(found);
-                found = strdup(value);
-            }
-    return found;
 }
 
 int target_open(struct run *r, const struct target_opts *o, struct target *t)
 {
-    AUTOFREE char *secret = o->no_create ? NULL : secret_of(o->options);
+    AUTOFREE char *secret = o->no_create ? NULL : option_of(o->options, "encrypt.key-secret", "key-secret");
     struct open_args a = { .name = o->name, .format = o->image_opts ? NULL : o->format ? o->format : "raw", .image_opts = o->image_opts, .cache = o->cache, .key_secret = secret };
     if (!o->no_create && make(r, o, t))
         return 1;
@@ -95,15 +117,21 @@ int target_open(struct run *r, const struct target_opts *o, struct target *t)
     return !t->image;
 }
 
+static void clean_up(struct run *r, const struct target_file *f)
+{
+    if (f->path && !f->fixed && (f->existed ? truncate(f->path, 0) : unlink(f->path)))
+        run_fail(r, "%s: holds an incomplete image and cannot be %s", f->path, f->existed ? "cut" : "removed");
+}
+
 int target_close(struct run *r, struct target *t, int code)
 {
     run_close(r, t->image, &code);
-    if (code && t->made && t->path && !t->fixed) {
-        int rc = t->existed ? truncate(t->path, 0) : unlink(t->path);
-        if (rc)
-            run_fail(r, "%s: holds an incomplete image and cannot be %s", t->path, t->existed ? "cut" : "removed");
+    if (code && t->made) {
+        clean_up(r, &t->file);
+        clean_up(r, &t->data);
     }
-    free(t->path);
+    free(t->file.path);
+    free(t->data.path);
     *t = (struct target){ 0 };
     return code;
 }

@@ -7,11 +7,17 @@
 
 #include "bin/bin.h"
 
+/* A file of a target, to be cleaned up on failure. */
+struct target_file {
+    char *path;                 /* NULL: none */
+    bool existed;               /* the file was there before */
+    bool fixed;                 /* a device, or an export of a server: it is there and stays, whatever was in it */
+};
+
 struct target {
     struct byre_image *image;
-    char *path;                 /* file to clean up on failure; NULL: none */
-    bool made, existed;         /* byre_create succeeded here; the file was there before */
-    bool fixed;                 /* a device, or an export of a server: it is there and stays, whatever was in it */
+    struct target_file file, data;      /* data: its external data file */
+    bool made;                  /* byre_create succeeded here */
     bool reads_zero;            /* fresh and without old content */
 };
 

@@ -240,6 +240,27 @@ def test_salvage(tmp_path):
     assert data[:65536] == b"\1" * 65536 and data[off:off + length] == bytes(length)
 
 
+@pytest.mark.parametrize("more", ["", ",data_file_raw=on"])
+@pytest.mark.parametrize("there", [False, True])
+def test_failure_leaves_no_data_file(tmp_path, more, there):
+    """FEATURES 5.030, 1.025: what was copied into an external data file before the error is no image either; a file that was there is empty"""
+    broken_compressed(tmp_path)
+    if there:
+        (tmp_path / "d").write_bytes(b"old")
+    run.byre("convert", "-O", "qcow2", "-o", f"data_file=file:d{more}", "c", "x", cwd=tmp_path, code=1)
+    assert not (tmp_path / "x").exists()
+    assert (tmp_path / "d").read_bytes() == b"" if there else not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_failure_behind_a_link(tmp_path, fmt):
+    """FEATURES 5.030: of a link that led nowhere the file that was made goes, and the link stays"""
+    broken_compressed(tmp_path)
+    (tmp_path / "x").symlink_to("far")
+    run.byre("convert", "-O", fmt, "c", "x", cwd=tmp_path, code=1)
+    assert not (tmp_path / "far").exists() and (tmp_path / "x").is_symlink()
+
+
 def test_failure_leaves_no_target(tmp_path):
     """A target that could not be finished is removed; one that was there before has length 0"""
     broken_compressed(tmp_path)
