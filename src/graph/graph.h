@@ -128,6 +128,8 @@ struct fmt_image *graph_image(struct graph_node *n);          /* for check, info
 struct stor *graph_store(struct graph_node *n);
 const char *graph_data_filename(const struct graph_node *n);  /* file in which plain guest data lies: the image's own, or its external data file */
 struct graph_node *graph_backing(const struct graph_node *n);  /* NULL: none */
+/* Is the file with this identity (stor_file_identity) one of n's chain, or an external data file of it? Home loop. */
+bool graph_has_file(const struct graph_node *n, uint64_t a, uint64_t b);
 const char *graph_backing_filename(const struct graph_node *n); /* resolved full name of the recorded backing file, NULL: none */
 struct fill_costs;
 const struct fill_costs *graph_fill_costs(const struct graph_node *n);   /* what first writes cost on this disk (fill.h); changes all the time */

@@ -354,6 +354,14 @@ static bool chain_has_file(const struct graph_node *top, const struct graph_node
     return false;
 }
 
+bool graph_has_file(const struct graph_node *n, uint64_t a, uint64_t b)
+{
+    for (; n; n = n->backing)
+        if ((n->has_identity && n->id_a == a && n->id_b == b) || data_is(n, true, a, b))
+            return true;
+    return false;
+}
+
 static int loop_error(const struct graph_node *n, struct byre_err *err)
 {
     return byre_fail(err, BACKING_LOOP, "%s: is in its own backing chain", n->filename);

@@ -7,6 +7,7 @@
  * Invariants   I1 nothing is written before every option is known to be acceptable to its row and the backing image opened
  *              I2 a failed creation leaves no file that this call made, and no header in a file that was there
  *              I3 the name of the backing image is taken as one that an image records, and not as one of the user's: what is made opens
+ *              I4 no file is emptied that is one of the backing chain, whatever it is called
  * Order        see fmt_ops.create: the header is written last and flushed
  * Concurrency  any foreign thread; the work runs on the home loop
  * Failure      names the file, the option and the value
@@ -102,6 +103,42 @@ void create_fini(struct create *c)
 }
 
 /* ---- backing image ---- */
+
+/* Of what lies under the name of the working directory. false: nothing, or nothing that can be looked at. */
+static bool identity_of(struct co *co, const char *name, uint64_t *ret_a, uint64_t *ret_b)
+{
+    struct stor_file_opts so = { .read_only = true, .locking = STOR_LOCK_OFF };
+    struct stor *s;
+    if (stor_file_open(co, name, &so, &s, NULL))
+        return false;
+    bool known = stor_file_identity(s, ret_a, ret_b);
+    stor_close(co, s);
+    return known;
+}
+
+/* chain NULL: it is not open, and begins with the file `path`. */
+static bool is_in(struct co *co, const char *name, const struct graph_node *chain, const char *path)
+{
+    uint64_t a, b, c, d;
+    if (!name || !identity_of(co, name, &a, &b))
+        return false;
+    return chain ? graph_has_file(chain, a, b) : identity_of(co, path, &c, &d) && a == c && b == d;
+}
+
+/* I4. By what the files are, and not by locks: a backing file may be in use elsewhere. */
+static int check_places(struct co *co, const struct create *c, const struct graph_node *chain, const char *path)
+{
+    const char *image = c->remote ? NULL : c->filename, *bad = is_in(co, image, chain, path) ? image : is_in(co, c->fo.data_file, chain, path) ? c->fo.data_file : NULL;
+    return bad ? byre_fail(c->err, BAD_ARGUMENT, "%s: is a file of the backing chain that begins with '%s', and would be emptied", bad, c->fo.backing_file) : 0;
+}
+
+/* The same where nobody wants the backing file to be opened. */
+static int check_places_unopened(struct co *co, const struct create *c)
+{
+    AUTOFREE char *path = NULL, *data = NULL;
+    return graph_name_file(c->ctx->policy, c->fo.backing_file, c->filename, &path, &data, NULL) ? 0 : check_places(co, c, NULL, path);
+}
+
 static int size_from_backing(struct co *co, struct create *c)
 {
     struct graph_node *n;
@@ -113,7 +150,9 @@ static int size_from_backing(struct co *co, struct create *c)
     if (!c->has_size)
         c->fo.size = graph_length(n);
     c->has_size = true;
-    return graph_close(co, n);
+    r = check_places(co, c, n, NULL);
+    int closed = graph_close(co, n);
+    return r ? r : closed;
 }
 
 /* ---- the line that is told before creation ---- */
@@ -236,6 +275,8 @@ static int create_co(struct co *co, void *arg)
     c->fo.secrets = c->ctx->secrets;
     if (c->fo.backing_file && !(c->o.flags & BYRE_CREATE_NO_BACKING_CHECK))
         r = size_from_backing(co, c);
+    else if (c->fo.backing_file)
+        r = check_places_unopened(co, c);
     if (r)
         return r;
     if (c->fo.encrypt.detached)

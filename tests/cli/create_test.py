@@ -250,3 +250,39 @@ def test_data_file_by_protocol(tmp_path):
     for name in ("nosuch:d", "nbd://h/x", "file:d:e"):
         run.run(run.BYRE, "create", "-q", "-f", "qcow2", "-o", f"data_file={name}", "old", "1M", cwd=tmp_path, code=1)
     assert (tmp_path / "old").read_bytes() == b"P" * 4096 and sorted(os.listdir(tmp_path)) == ["d", "old", "x"]
+
+
+OWN_BACKING = ["-b ./base -F qcow2 base", "-b base -F qcow2 link", "-b base -F qcow2 hard", "-b link -F qcow2 base", "-b over -F qcow2 base", "-b over -F qcow2 link",
+               "-b base -F qcow2 -o data_file=base new", "-b over -F qcow2 -o data_file=hard new", "-b raw -F raw -o data_file=raw new", "-b data -F qcow2 d.raw",
+               "-b data -F qcow2 -o data_file=d.raw new", "-u -b ./base -F qcow2 base 1M", "-u -b base -F qcow2 link 1M", "-u -b hard -F qcow2 base 1M"]
+
+
+@pytest.mark.parametrize("words", OWN_BACKING)
+def test_own_backing_chain(tmp_path, words):
+    """FEATURES 5.012, 5.015: a file of the backing chain, whatever it is called, is not emptied for the image that is to lie over it"""
+    run.qemu_img("create", "-q", "-f", "qcow2", "base", "1M", cwd=tmp_path)
+    run.qemu_io(tmp_path / "base", "write -P 7 0 64k")
+    (tmp_path / "link").symlink_to("base")
+    os.link(tmp_path / "base", tmp_path / "hard")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "over", cwd=tmp_path)
+    (tmp_path / "raw").write_bytes(b"\x09" * 65536)
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "data", "1M", cwd=tmp_path)
+    run.qemu_io(tmp_path / "data", "write -P 8 0 64k", cwd=tmp_path)
+    names = ("base", "raw", "over", "data", "d.raw")
+    before = [(tmp_path / n).read_bytes() for n in names]
+    done = run.byre("create", "-q", "-f", "qcow2", *words.split(), cwd=tmp_path, code=1)
+    assert "backing chain" in done.err
+    assert [(tmp_path / n).read_bytes() for n in names] == before and not (tmp_path / "new").exists()
+
+
+def test_own_backing_chain_of_a_copy(tmp_path):
+    """FEATURES 5.038: the same of convert -B; a backing file that somebody writes to is let be one"""
+    run.qemu_img("create", "-q", "-f", "qcow2", "base", "1M", cwd=tmp_path)
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "over", cwd=tmp_path)
+    (tmp_path / "link").symlink_to("over")
+    (tmp_path / "raw").write_bytes(bytes(1 << 20))
+    before = (tmp_path / "over").read_bytes()
+    run.byre("convert", "-f", "raw", "-B", "over", "-F", "qcow2", "-O", "qcow2", "raw", "link", cwd=tmp_path, code=1)
+    assert (tmp_path / "over").read_bytes() == before
+    with Holder(tmp_path / "raw", "-f", "raw"):
+        run.byre("create", "-q", "-f", "qcow2", "-b", "raw", "-F", "raw", "new", cwd=tmp_path)
