@@ -383,9 +383,9 @@ int graph_close_hurried(struct co *co, struct graph_node *n)
     ASSERT_LOOP(n->g->home);
     for (struct graph_node *m = n; m; m = m->flt ? m->backing : m->file) {
         if (m->data_node && m->data_node->refs > 1)
-            graph_hurry(m->data_node, 0);
+            graph_hurry(m->data_node, n->g->patience);
         if (m->refs > 1) {
-            graph_hurry(m, 0);
+            graph_hurry(m, n->g->patience);
             break;
         }
     }

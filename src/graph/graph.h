@@ -211,7 +211,7 @@ void graph_abandon(struct graph_node *n);
 bool graph_complaint(const struct graph_node *n, int error, uint64_t since_ns, char ret[GRAPH_COMPLAINT_MAX]);
 /* They are given up when one waits and no answer has come for `ns` (stor_nbd_hurry). Home loop. */
 void graph_hurry(struct graph_node *n, uint64_t ns);
-/* As graph_close. Nobody is in a hurry any more as far as others have the nodes. */
+/* As graph_close. Nobody is in a hurry any more as far as others have the nodes, but for the end of all (graph_parting). */
 int graph_close_hurried(struct co *co, struct graph_node *n);
 /* graph_hurry of all nodes, which are about to be closed. */
 void graph_hurry_all(struct graph *g, uint64_t ns);

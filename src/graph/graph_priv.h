@@ -114,6 +114,7 @@ struct graph {
     struct co_mutex edges_mx;           /* one change of edges at a time */
     struct co_group partings;           /* parting.c */
     int parting_error;
+    uint64_t patience;                  /* how long a server may be silent that nobody else is in a hurry with; 0: for ever. From graph_parting on */
     const struct co *edges_by;          /* who holds it, to be compared only */
     unsigned edges_depth;
     struct co_mutex options_mx;         /* one list of nodes that get other options at a time (blockdev_reopen.c) */

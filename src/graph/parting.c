@@ -57,7 +57,11 @@ static struct graph_node *disown_one(struct graph *g)
     return n;
 }
 
-void graph_parting(struct graph *g) { graph_hurry_all(g, LAST_PATIENCE_NS); }
+void graph_parting(struct graph *g)
+{
+    g->patience = LAST_PATIENCE_NS;      /* who is in more of a hurry meanwhile leaves it at that (graph_close_hurried) */
+    graph_hurry_all(g, LAST_PATIENCE_NS);
+}
 
 void graph_closed_badly(struct graph *g, int error)
 {

@@ -273,6 +273,24 @@ def test_source_stands_still(start, disk, still):
     assert run.qemu_img("check", disk.parent / "t.qcow2").code == 0
 
 
+@pytest.mark.timeout(180)
+def test_server_stands_still_behind_a_job(start, disk, still):
+    """FEATURES 8.006, 8.007: the target of a mirror is a server that stands still, and a client reads from it: the job, which leaves it at the end, leaves it as little time as the end does"""
+    s = Serving(start)
+    add_still(s, still)
+    s.control.ok("block-export-add", type="nbd", id="s", node_name="s", writable=False)
+    s.control.ok("blockdev-mirror", device="q", target="s", job_id="j", sync="none")
+    s.control.wait("BLOCK_JOB_READY")
+    guest = peers.need_module("nbd").NBD()
+    guest.connect_uri(s.uri("s"))
+    nbdserver.stand_still(still.process.pid)
+    cookie = guest.aio_pread(peers.need_module("nbd").Buffer(4096), 0)
+    assert guest.poll(300) == 0 and not guest.aio_command_completed(cookie)
+    s.daemon.process.send_signal(signal.SIGTERM)
+    assert s.daemon.process.wait(100) in (0, 1)
+    run.qemu_io(disk, f"read -P 0x77 {2 * MIB} {MIB}")
+
+
 @pytest.mark.asan
 @pytest.mark.tsan
 def test_node_stands_still(start, disk, still):
