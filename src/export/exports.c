@@ -175,6 +175,7 @@ static void export_end(struct co *co, struct export *e)
         graph_writer_gone(co, n);
         (void)!graph_close(co, n);           /* the same */
     }
+    graph_haste_end(&e->haste);
     free(e->id);
     free(e);
 }
@@ -362,6 +363,15 @@ int exports_node_iothread(struct exports *x, struct graph_node *n, struct iothre
 }
 
 /* ---- removal ---- */
+/* What its clients have asked for ends without waiting for a limit. */
+static void go(struct export *e)
+{
+    if (!e->shutting_down)
+        graph_haste_may(&e->haste, e->node);
+    graph_haste_begin(&e->haste);
+    e->shutting_down = true;
+}
+
 static void tell_gone(struct co *co, struct exports *x, struct export *e)
 {
     list_remove(&e->link);
@@ -411,10 +421,11 @@ int exports_del(struct exports *x, struct export *e, bool force, struct byre_err
         return byre_fail(err, EXISTS, "Export '%s' is already shutting down", e->id);
     if (!force && nbd_export_users(e->nbd))
         return byre_fail(err, PERMISSION, "export '%s' still in use by %u clients; mode 'hard' cuts them off", e->id, nbd_export_users(e->nbd));
-    e->shutting_down = true;
+    go(e);
     co_group_enter(&x->removals);
     int r = rt_spawn(x->home, removal_co, e);
     if (r) {
+        graph_haste_end(&e->haste);
         e->shutting_down = false;
         co_group_leave(&x->removals);
         return byre_fail(err, NOMEM, "no memory to remove an export");
@@ -428,7 +439,7 @@ static int stop_locked(struct co *co, struct exports *x, struct byre_err *err)
     if (!x->server)
         return byre_fail(err, NOT_FOUND, "NBD server not running");
     for (struct export *e = exports_next(x, NULL); e; e = exports_next(x, e))
-        e->shutting_down = true;
+        go(e);
     co_group_wait(co, &x->removals);
     nbd_server_stop(co, x->server);
     while (!list_empty(&x->list))

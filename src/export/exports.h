@@ -55,6 +55,7 @@ struct export {
     unsigned bitmap_count;
     unsigned kept;                       /* exports_keep */
     struct co_waitq let;                 /* nobody keeps it any more */
+    struct graph_haste haste;            /* of its requests, while it goes */
 };
 
 struct exports;

@@ -112,6 +112,7 @@ void gates_update(struct graph *g)
             co_xevent_set(&w->open);
         }
     }
+    hastes_update(g);
 }
 
 static void empty_once(struct co *co, struct graph_node *n, bool still)

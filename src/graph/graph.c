@@ -168,6 +168,7 @@ static int node_end(struct co *co, struct graph_node *n, struct held *ret)
     graph_user_remove(&n->data_use);
     graph_user_remove(&n->side_use);
     *ret = (struct held){ n->backing, n->file, n->data_node, n->side };
+    hastes_forget(n);
     n->g->sides -= n->side != NULL;
     n->backing = n->side = NULL;
     list_remove(&n->link);

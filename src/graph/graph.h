@@ -364,6 +364,13 @@ void graph_watch_add(struct co *co, struct graph_node *n, struct graph_watch *w)
 void graph_watch_remove(struct co *co, struct graph_watch *w);
 /* Does somebody wait for requests to end, perhaps for those inside n? Any loop; who sleeps in a watcher asks again and again. */
 bool graph_draining(const struct graph_node *n);
+/* ---- haste (haste.c): no limit of a throttle group holds up who is on his way out ----
+ * From begin to end requests that go through n, or below it, stand in no bucket. `may` comes before; it keeps the node from nothing, and both begin
+ * and end do nothing when it has gone. A zeroed one: as if it had. Home loop, all. */
+struct graph_haste { struct graph_haste *next; struct graph_node *node; bool begun; };
+void graph_haste_may(struct graph_haste *h, struct graph_node *n);
+void graph_haste_begin(struct graph_haste *h);
+void graph_haste_end(struct graph_haste *h);
 /* Is n drained, or a node below it: do new requests for it wait? Any loop. */
 bool graph_is_gated(const struct graph_node *n);
 struct graph *graph_of(const struct graph_node *n);

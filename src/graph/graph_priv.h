@@ -114,6 +114,9 @@ struct graph {
     struct co_mutex edges_mx;           /* one change of edges at a time */
     struct co_group partings;           /* parting.c */
     int parting_error;
+    _Atomic bool parting;               /* the end has begun */
+    struct graph_haste *hastes;         /* haste.c, as what follows */
+    bool in_haste;
     uint64_t patience;                  /* how long a server may be silent that nobody else is in a hurry with; 0: for ever. From graph_parting on */
     const struct co *edges_by;          /* who holds it, to be compared only */
     unsigned edges_depth;
@@ -173,6 +176,7 @@ struct graph_node {
     /* gate (drain.c) */
     struct epoch *gate;                 /* a section = a request inside */
     _Atomic bool gated;
+    _Atomic bool hasty;                 /* haste.c: of a filter, see there */
     _Atomic(struct tracked *) tracked;  /* bitmap.c; NULL: none records */
     _Atomic(struct graph_watch *) watches;      /* watch.c; NULL: nobody watches */
     /* home loop only */
@@ -437,6 +441,10 @@ void gate_wait_open(struct co *co, struct graph_node *n);   /* slow path of gate
 void gate_empty(struct co *co, struct graph_node *n);       /* waits until nobody is inside; home */
 void gates_empty(struct co *co, struct graph_node *n);      /* until nobody of now is inside n or a node above it; home */
 void gates_update(struct graph *g);                         /* after a change of drains or of edges; home */
+/* ---- haste.c ---- */
+void hastes_update(struct graph *g);                        /* as that, which calls it */
+void hastes_forget(struct graph_node *n);                   /* n ends; home */
+bool graph_is_hasty(const struct graph_node *n);            /* must a filter let requests go on that it only holds up? Any loop */
 
 static inline epoch_token gate_enter(struct co *co, struct graph_node *n)
 {

@@ -59,6 +59,7 @@ static struct graph_node *disown_one(struct graph *g)
 
 void graph_parting(struct graph *g)
 {
+    atomic_store(&g->parting, true);     /* nobody waits for a limit any more (haste.c) */
     g->patience = LAST_PATIENCE_NS;      /* who is in more of a hurry meanwhile leaves it at that (graph_close_hurried) */
     graph_hurry_all(g, LAST_PATIENCE_NS);
 }

@@ -5,7 +5,7 @@
  * Purpose     Leaky buckets, six a group; requests reserve what they need when they arrive and sleep until it is theirs.
  * Owns        The groups of a graph.
  * Invariants  T1  A request that was let through has been counted in every bucket that concerns it.
- *             T2  Whoever drains the graph waits for no bucket: those who sleep go on at once.
+ *             T2  Whoever drains the graph waits for no bucket, nor does the end, nor who is on his way out (haste.c): those who sleep go on at once.
  *             T3  A change of the limits empties the buckets, and those who sleep count anew.
  *             T4  A group stays while it has members, is held, or a request sleeps in it; one that is nobody's object goes with the last who let it go.
  * Order       None: requests keep their own.
@@ -23,7 +23,7 @@
 #include "graph/throttle.h"
 
 #define VALUE_MAX UINT64_C(1000000000000000)
-#define SLICE_NS UINT64_C(20000000)              /* how long a sleeper may take to notice a drain or other limits */
+#define SLICE_NS UINT64_C(20000000)              /* how long a sleeper may take to notice a drain, haste or other limits */
 
 struct throttle_group {
     struct list_node link;
@@ -307,8 +307,8 @@ static void sleep_in(struct co *co, const struct graph_node *n, struct throttle_
         unsigned round;
         uint64_t now = rt_now(co_loop(co)), until = now + reserve(t, now, is_write, bytes, &round);
         while ((now = rt_now(co_loop(co))) < until && atomic_load(&t->round) == round) {
-            if (graph_draining(n)) {             /* T2 */
-                co_yield(co);                    /* else one that never waits would keep its loop from those who drain */
+            if (graph_draining(n) || graph_is_hasty(n)) {        /* T2 */
+                co_yield(co);                    /* else one that never waits would keep its loop from those who wait for it */
                 return;
             }
             if (co_sleep(co, min_u64(until - now, SLICE_NS)))

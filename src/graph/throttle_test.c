@@ -3,7 +3,7 @@
  * throttle_test.c: the sums of throttle groups, what limits are refused, and members on two loops.
  *
  * Purpose      Buckets against a model by hand (FEATURES 9.092); 30 combinations of limits (9.091); two members share one budget (9.093),
- *              limits change at once (9.094), a drain waits for no bucket.
+ *              limits change at once (9.094), a drain waits for no bucket, nor does who is on his way out.
  * Owns         Nothing.
  * Invariants   None.
  * Concurrency  The graph is homed on loop 0; requests come from both loops.
@@ -15,6 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "graph/blockdev.h"
+#include "graph/live.h"
 #include "graph/throttle.h"
 
 #define CLUSTER 4096u
@@ -118,6 +120,85 @@ static void limits(struct co *co, void *arg)
     }
 }
 
+/* ---- who is on his way out (haste.c) ---- */
+
+struct leaver { struct graph_node *node; bool done; };
+
+static void write_once(struct co *co, void *arg)
+{
+    struct leaver *l = arg;
+    uint8_t buf[CLUSTER] = { 1 };
+    CHECK_EQ(t_write(co, l->node, buf, CLUSTER, 0, 0), 0);
+    l->done = true;
+}
+
+static void begin_writing(struct co *co, struct leaver *l, struct graph_node *n)
+{
+    *l = (struct leaver){ .node = n };
+    CHECK_EQ(rt_spawn(co_loop(co), write_once, l), 0);
+}
+
+static bool goes_on(struct co *co, const struct leaver *l, uint64_t ms)
+{
+    uint64_t start = rt_now(co_loop(co));
+    while (!l->done && rt_now(co_loop(co)) - start < ms * MS)
+        (void)co_sleep(co, MS);
+    return l->done;
+}
+
+/* Two nodes behind limits of hours: who leaves one of them is let go, whoever waits at the other one is not; when he has left it, the limit holds again. */
+static void haste(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct byre_err err = { 0 };
+    const struct throttle_limits l = { .of[THROTTLE_BPS_TOTAL] = { .avg = 1 } };
+    struct throttle_group *t;
+    struct graph_node *low[2], *node[2], *over[2];
+    struct leaver first[2], one, other;
+    struct graph_haste h = { .begun = false }, late = { .begun = false };
+    CHECK_EQ(throttle_group_new(g, "tg", &l, &t, &err), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        low[i] = toy_node(g, &toyfmt_new(co, SIZE, CLUSTER)->im, NULL);
+        CHECK_EQ(throttle_node_new(g, low[i], t, NULL, &node[i], &err), 0);
+        CHECK_EQ(graph_attach(node[i], &(struct graph_attach_opts){ "a guest", STOR_PERM_READ | STOR_PERM_WRITE, STOR_PERM_ALL }, &over[i], &err), 0);
+    }
+    begin_writing(co, &first[0], over[0]);
+    CHECK(goes_on(co, &first[0], 60000));        /* there is room for a first one */
+    begin_writing(co, &one, over[0]);
+    begin_writing(co, &other, over[1]);
+    CHECK(!goes_on(co, &one, 100));
+    graph_haste_may(&h, over[0]);
+    graph_haste_may(&late, over[1]);
+    CHECK(!goes_on(co, &one, 100));
+    graph_haste_begin(&h);
+    CHECK(goes_on(co, &one, 60000));
+    begin_writing(co, &one, over[0]);
+    CHECK(goes_on(co, &one, 60000));             /* and those that come behind */
+    CHECK(!other.done);
+    graph_haste_end(&h);
+    graph_haste_end(&h);
+    begin_writing(co, &one, over[0]);
+    CHECK(!goes_on(co, &one, 100));
+    graph_haste_may(&h, over[0]);
+    graph_haste_begin(&h);
+    CHECK(goes_on(co, &one, 60000));
+    CHECK(!other.done);
+    CHECK_EQ(graph_detach(co, over[0]), 0);      /* the node goes, and the haste with it */
+    graph_haste_end(&h);
+    CHECK(!goes_on(co, &other, 100));
+    graph_parting(g);
+    CHECK(goes_on(co, &other, 60000));
+    CHECK_EQ(graph_detach(co, over[1]), 0);
+    graph_haste_begin(&late);
+    CHECK(!late.begun);
+    for (unsigned i = 0; i < 2; i++) {
+        CHECK_EQ(graph_close(co, node[i]), 0);
+        CHECK_EQ(graph_close(co, low[i]), 0);
+    }
+    CHECK_EQ(throttle_group_free(t, &err), 0);
+    graph_free(g);
+}
+
 /* ---- members ---- */
 
 struct world { struct graph_node *node[2]; _Atomic unsigned done[2], running; _Atomic bool stop; };
@@ -212,10 +293,11 @@ static void members(struct co *co, void *arg)
 
 static void test_sums(void **state) { t_run(0, sums, NULL); }
 static void test_limits(void **state) { t_run(0, limits, NULL); }
+static void test_haste(void **state) { t_run(0, haste, NULL); }
 static void test_members(void **state) { t_run(0, members, NULL); }
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_sums), cmocka_unit_test(test_limits), cmocka_unit_test(test_members) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_sums), cmocka_unit_test(test_limits), cmocka_unit_test(test_haste), cmocka_unit_test(test_members) };
     return T_MAIN("throttle", tests);
 }

@@ -106,6 +106,7 @@ int job_amend_start(struct jobs *js, const struct job_amend_opts *o, struct job 
         .use = { .who = job_amend_kind.type, .perm = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED, .shared = STOR_PERM_ALL } };
     struct job_opts jo = o->job;
     jo.opaque = a;
+    jo.nodes[0] = o->node;
     jo.keep_concluded = true;
     r = graph_user_add(a->node, &a->use, err);
     if (!r)

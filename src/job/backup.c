@@ -633,6 +633,8 @@ static int prepare(struct co *co, struct jobs *js, const struct job_backup_opts 
     r = begin(co, b, err);
     struct job_opts jo = o->job;
     jo.opaque = b;
+    jo.nodes[0] = o->source;
+    jo.nodes[1] = o->target;
     jo.waits = true;
     if (!r)
         r = job_start(js, &job_backup_kind, &jo, &b->job, err);

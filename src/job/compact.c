@@ -73,6 +73,7 @@ int job_compact_start(struct jobs *js, const struct job_compact_opts *o, struct 
     c->use = (struct graph_user){ .who = job_compact_kind.type, .perm = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED, .shared = STOR_PERM_ALL };
     struct job_opts jo = o->job;
     jo.opaque = c;
+    jo.nodes[0] = o->node;
     int r = graph_user_add(c->node, &c->use, err);
     if (!r)
         r = job_start(js, &job_compact_kind, &jo, ret_job, err);

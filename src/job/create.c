@@ -138,6 +138,8 @@ static int open_node(struct co *co, struct create *c, const char *key, struct st
         stor_close(co, below);
         r = byre_fail(err, NOMEM, "no memory to write to node '%s'", graph_node_name(n));
     }
+    if (!r)
+        job_goes_to(c->job, n);
     if (!r && ret_s == &c->store) {
         c->node = n;
         return 0;

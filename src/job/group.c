@@ -82,9 +82,7 @@ void group_part(struct job *job, bool well)
     job->group = NULL;
     g->members--;
     g->broken |= !well;
-    for (struct job *m = g->first; m && !well; m = m->group_next) {
-        atomic_store(&m->cancelled, true);       /* G1 */
-        co_wake_all(&m->wake);
-    }
+    for (struct job *m = g->first; m && !well; m = m->group_next)
+        job_give_up(m);                          /* G1 */
     job_group_let(g);
 }

@@ -23,6 +23,8 @@ void job_group_join(struct job_group *g, struct job *job);
 MUST_USE int group_meet(struct co *co, struct job *job);
 /* A user wants one of them finalized: all are. */
 void group_finalize(struct job *job);
+/* Told to end, by whoever it was. */
+void job_give_up(struct job *job);
 /* The job has ended. */
 void group_part(struct job *job, bool well);
 

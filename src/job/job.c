@@ -181,6 +181,31 @@ void job_ready(struct job *job)
     set_status(job, JOB_READY);
 }
 
+/* ---- its nodes ---- */
+void job_goes_to(struct job *job, struct graph_node *n)
+{
+    unsigned i = 0;
+    while (i < JOB_NODES && job->haste[i].node)
+        i++;
+    ASSERT(i < JOB_NODES);
+    graph_haste_may(&job->haste[i], n);
+    if (job_cancelled(job))
+        graph_haste_begin(&job->haste[i]);
+}
+
+/* What it still waits for is not worth waiting for. */
+static void hasten(struct job *job)
+{
+    for (unsigned i = 0; i < JOB_NODES; i++)
+        graph_haste_begin(&job->haste[i]);
+}
+
+static void leave_nodes(struct job *job)
+{
+    for (unsigned i = 0; i < JOB_NODES; i++)
+        graph_haste_end(&job->haste[i]);
+}
+
 /* ---- the life ---- */
 static int cancelled_error(struct job *job)
 {
@@ -230,10 +255,12 @@ static void job_co(struct co *co, void *arg)
     job->result = work(co, job);
     group_part(job, job->result >= 0);
     if (job->result < 0) {
+        hasten(job);
         set_status(job, JOB_ABORTING);
         if (job->kind->abort)
             job->kind->abort(co, job);
     }
+    leave_nodes(job);
     job->done = true;
     set_status(job, JOB_CONCLUDED);
     if (job->auto_dismiss || js->stopping)
@@ -297,6 +324,9 @@ int job_start(struct jobs *js, const struct job_kind *kind, const struct job_opt
     }
     if (r)
         return byre_fail(err, NOMEM, "no memory for a job");
+    for (unsigned i = 0; i < JOB_NODES; i++)
+        if (o->nodes[i])
+            job_goes_to(job, o->nodes[i]);
     list_push_back(&js->all, &job->link);
     set_status(job, JOB_CREATED);
     *ret_job = job;
@@ -310,9 +340,10 @@ void job_begin(struct job *job)
     co_wake_all(&job->wake);
 }
 
-static void cancel(struct job *job)
+void job_give_up(struct job *job)
 {
     atomic_store(&job->cancelled, true);
+    hasten(job);
     co_wake_all(&job->wake);
 }
 
@@ -325,7 +356,7 @@ void jobs_stop(struct co *co, struct jobs *js)
         if (job->status == JOB_CONCLUDED)
             forget(job);
         else
-            cancel(job);
+            job_give_up(job);
     }
     co_group_wait(co, &js->alive);
     ASSERT(list_empty(&js->all));
@@ -377,7 +408,7 @@ int job_do(struct job *job, enum job_verb v, struct byre_err *err)
         return r;
     switch (v) {
     case JOB_CANCEL:
-        cancel(job);
+        job_give_up(job);
         return 0;
     case JOB_PAUSE:
         return pause_job(job, err);

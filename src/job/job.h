@@ -27,6 +27,7 @@
 
 #include "base/err.h"
 #include "base/list.h"
+#include "graph/graph.h"
 #include "rt/co.h"
 #include "rt/loop.h"
 #include "rt/sync.h"
@@ -63,6 +64,8 @@ struct job_kind {
     bool block_job;                      /* also shown in the older words (query-block-jobs, BLOCK_JOB_COMPLETED) */
 };
 
+#define JOB_NODES 3u                     /* that a job may have */
+
 struct jobs;
 struct copy_latency;
 struct job {
@@ -84,6 +87,7 @@ struct job {
     struct job_group *group;             /* group.h; NULL: it ends by itself */
     struct job *group_next;
     struct co_waitq wake;                /* the coroutine: pause, speed or cancel has changed, finalize */
+    struct graph_haste haste[JOB_NODES];
 };
 
 /* How a job ended that has been forgotten: what is told to those who ask too late. */
@@ -114,6 +118,7 @@ struct job_opts {
     uint64_t speed;
     void *opaque;
     bool waits;                          /* it does nothing before job_begin */
+    struct graph_node *nodes[JOB_NODES]; /* where its requests go, and NULL: when it is cancelled or fails, they stand behind no limit. It needs no reference */
 };
 /* What job_start would refuse now, for those who have to make something before it. */
 MUST_USE int job_may_start(const struct jobs *js, const struct job_kind *kind, const struct job_opts *o, struct byre_err *err);
@@ -134,6 +139,8 @@ void job_hold(struct job *job);
 void job_unhold(struct job *job);
 
 /* ---- for kinds, in the job's coroutine ---- */
+/* As one of job_opts.nodes. */
+void job_goes_to(struct job *job, struct graph_node *n);
 /* Stands still while it has to. -ECANCELED: end now. Suspends. */
 MUST_USE int job_point(struct co *co, struct job *job);
 /* The same, and keeps the rate when `units` were done. Suspends. */

@@ -22,6 +22,14 @@ static void lose_patience(struct rt_timer *t)
     graph_abandon(l->target);
 }
 
+/* Nobody waits for a limit of a target that he is about to leave. */
+static void hasten(struct job_leave *l)
+{
+    graph_haste_may(&l->haste, l->target);
+    if (!l->keeps_pace)
+        graph_haste_begin(&l->haste);
+}
+
 /* L3 */
 static void close_target(struct co *co, struct job_leave *l)
 {
@@ -34,12 +42,14 @@ static void close_target(struct co *co, struct job_leave *l)
         (void)graph_close_hurried(co, l->target);            /* it was flushed when that was promised */
     else
         (void)graph_close(co, l->target);
+    graph_haste_end(&l->haste);
 }
 
 static void leave_main(struct co *co, void *arg)
 {
     struct job_leave *l = arg;
     struct rt_loop *home = l->jobs->home;
+    hasten(l);
     if (l->may_abandon)
         rt_timer_start(home, &l->patience, rt_now(home) + JOB_ABANDON_NS, lose_patience);
     co_group_wait(co, &l->inside);
@@ -78,6 +88,7 @@ void job_leave_now(struct co *co, struct job_leave *l)
     if (!l)
         return;
     ASSERT(!l->inside.n);
+    hasten(l);
     close_target(co, l);
     l->free(l);
 }

@@ -24,6 +24,7 @@ struct job_leave {
     struct graph_node *target;           /* a reference of its own */
     struct co_group inside;              /* flushes and copies that the job may leave alone */
     bool may_abandon;                    /* requests that are not answered are given up */
+    bool keeps_pace;                     /* the target is the disk now: limits of throttle groups hold */
     void (*settle)(struct co *co, struct job_leave *l);      /* when nobody is inside: what may have to wait for the target still */
     void (*last)(struct co *co, struct job_leave *l);        /* behind that, before the target is closed */
     void (*free)(struct job_leave *l);   /* gives l back, which nobody uses any more */
@@ -31,6 +32,7 @@ struct job_leave {
     struct jobs *jobs;
     struct co_waitq q;
     struct rt_timer patience;
+    struct graph_haste haste;
     bool done, alone;
 };
 

@@ -304,6 +304,7 @@ static int start(struct co *co, struct jobs *js, const struct job_live_commit_op
                                .above_base = graph_overlay_in(o->top, base), .workers = o->workers, .drop_source = o->drop_source,
                                .window = o->window ? o->window : WINDOW_DEFAULT };
     jo.opaque = c;
+    jo.nodes[0] = o->top;
     r = begin(co, o, c, err);
     if (!r)
         r = job_start(js, &job_live_commit_kind, &jo, ret_job, err);

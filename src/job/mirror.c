@@ -539,6 +539,7 @@ static void leave_target(struct co *co, struct mirror *m)
     struct leaving *l = TAKE(m->leaving_target);
     l->put_back = m->opened && !m->over;
     l->base.may_abandon &= !m->over;     /* it is the disk now */
+    l->base.keeps_pace = m->over;
     job_leave(co, &l->base, m->job->jobs, LEAVE_NS);
 }
 
@@ -799,6 +800,8 @@ static int start(struct co *co, struct jobs *js, const struct job_mirror_opts *o
         m->o.granularity = granularity_for(o->target);
     struct job_opts jo = o->job;
     jo.opaque = m;
+    jo.nodes[0] = m->o.source;
+    jo.nodes[1] = o->target;
     if (o->active_commit)
         r = open_base(co, m, err);
     if (!r)

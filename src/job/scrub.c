@@ -117,6 +117,7 @@ int job_scrub_start(struct jobs *js, const struct job_scrub_opts *o, struct job 
     s->use = (struct graph_user){ .who = job_scrub_kind.type, .perm = STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED, .shared = STOR_PERM_ALL };
     struct job_opts jo = o->job;
     jo.opaque = s;
+    jo.nodes[0] = o->node;
     int r = graph_user_add(s->node, &s->use, err);
     if (!r)
         r = job_start(js, &job_scrub_kind, &jo, ret_job, err);

@@ -209,6 +209,7 @@ static int start(struct co *co, struct jobs *js, const struct job_stream_opts *o
     if (s->below)
         graph_ref(s->below);
     jo.opaque = s;
+    jo.nodes[0] = s->node;
     r = begin(co, o, s, err);
     if (!r)
         r = job_top_put(co, &s->filter, o->node, GRAPH_STREAM_TOP, o->filter_node_name, err);
