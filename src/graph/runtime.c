@@ -11,7 +11,7 @@
  * Order       What comes to lie below is durable before it does: from then on a guest's flush goes to what is above it only (J5).
  *             No name in a header changes here: that is rebase.c (Q18).
  * Concurrency Home loop. Requests of all loops wait at the gates meanwhile.
- * Failure     A refused change has moved nothing.
+ * Failure     A refused change has moved nothing, and nobody has given up anything for it.
  * Tests       runtime_test.c
  */
 #include <inttypes.h>
@@ -35,8 +35,7 @@ struct change {
     bool insert;                        /* `from` comes to lie below `to` */
     bool remove;                        /* `from` lies over `to`, and no longer afterwards */
     bool longer;                        /* `to` may be longer */
-    void (*let_go)(void *arg);          /* NULL: nothing to give up */
-    void *arg;
+    const struct graph_going *going;    /* what the caller has, and gives up; NULL: nothing */
 };
 
 /* Does the edge from m to c->from move? */
@@ -140,6 +139,29 @@ static int check_change(const struct change *c, struct byre_err *err)
     return r;
 }
 
+/* ---- what the caller gives up (graph_go_over) ---- */
+
+static void give_up(const struct graph_going *o, struct graph_node *had[GRAPH_GOING_USES])
+{
+    for (unsigned i = 0; i < GRAPH_GOING_USES; i++) {
+        had[i] = o->uses[i] ? o->uses[i]->node : NULL;
+        if (had[i])
+            graph_user_remove(o->uses[i]);
+    }
+    if (o->frozen)
+        graph_thaw(o->frozen, o->frozen_base);
+}
+
+/* Nothing has happened since (V1), so nobody is in the way. */
+static void take_back(const struct graph_going *o, struct graph_node *const had[GRAPH_GOING_USES])
+{
+    for (unsigned i = 0; i < GRAPH_GOING_USES; i++)
+        if (had[i])
+            user_link(had[i], o->uses[i]);
+    for (struct graph_node *m = o->frozen; m && m != o->frozen_base; m = m->backing)
+        m->frozen++;
+}
+
 /* ---- moving ---- */
 
 /* The only place where an edge changes (V1). Its users' demands stay as they are; `use` not NULL: an image's become these. The child that it
@@ -227,6 +249,19 @@ void graph_edges_let(struct co *co, struct graph *g)
     co_unlock(&g->edges_mx);
 }
 
+/* Of who keeps others away until then: what he has is in his way as well, and stays his when it is refused. */
+static int check_going(const struct change *c, struct byre_err *err)
+{
+    struct graph_node *had[GRAPH_GOING_USES];
+    if (!c->going)
+        return check_change(c, err);
+    give_up(c->going, had);
+    int r = check_change(c, err);
+    if (r)
+        take_back(c->going, had);
+    return r;
+}
+
 static int run_change(struct co *co, const struct change *c, struct byre_err *err)
 {
     struct graph *g = c->from->g;
@@ -240,10 +275,8 @@ static int run_change(struct co *co, const struct change *c, struct byre_err *er
     graph_shut_begin(co, c->to);
     indexes_drop(co, c->from);                   /* R3 */
     int r = c->insert ? flush_below(co, c->from, c->to, err) : 0;
-    if (!r && c->let_go)
-        c->let_go(c->arg);
     if (!r)
-        r = check_change(c, err);
+        r = check_going(c, err);
     if (!r)
         moved = move_edges(c);
     indexes_make(c->from);
@@ -272,7 +305,7 @@ int graph_insert_above(struct co *co, struct graph_node *from, struct graph_node
 
 int graph_go_over(struct co *co, const struct graph_going *o, struct byre_err *err)
 {
-    return run_change(co, &(struct change){ .from = o->from, .to = o->to, .insert = o->insert, .longer = o->longer, .let_go = o->let_go, .arg = o->arg }, err);
+    return run_change(co, &(struct change){ .from = o->from, .to = o->to, .insert = o->insert, .longer = o->longer, .going = o }, err);
 }
 
 static int remove_above(struct co *co, struct graph_node *n, struct byre_err *err)

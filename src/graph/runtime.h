@@ -49,10 +49,17 @@ MUST_USE int graph_replace_node(struct co *co, struct graph_node *from, struct g
 /* The same, and `to`, which has nothing below it, gets `from` as what lies below it: a new overlay, or a filter made with graph_filter_new.
  * Below an overlay `from` is durable when it returns 0; no flush reaches it any more. */
 MUST_USE int graph_insert_above(struct co *co, struct graph_node *from, struct graph_node *to, struct byre_err *err);
-/* One of the two, for a job that has kept others away: let_go gives that up. It is called when all is drained and nothing has been checked yet,
- * and nothing suspends from there to the change, so nobody takes what it gives up. It must not suspend. longer: `to` may be longer than `from`, and
- * so is what its users have then. */
-struct graph_going { struct graph_node *from, *to; bool insert, longer; void (*let_go)(void *arg); void *arg; };
+/* One of the two, for a job that has kept others away: by what it uses, and by edges that it has frozen. That is given up when all is drained, and nothing
+ * suspends from there to the change, so nobody comes in between. When the change is refused, the job has it as before. longer: `to` may be longer than
+ * `from`, and so is what its users have then. */
+#define GRAPH_GOING_USES 2u
+struct graph_going {
+    struct graph_node *from, *to;
+    bool insert, longer;
+    struct graph_user *uses[GRAPH_GOING_USES];       /* NULL: none */
+    struct graph_node *frozen;                       /* from there, as graph_freeze; NULL: nothing */
+    const struct graph_node *frozen_base;
+};
 MUST_USE int graph_go_over(struct co *co, const struct graph_going *o, struct byre_err *err);
 /* Takes the filter f out: its users use what it filtered. The caller keeps his reference of f, which filters nothing then. */
 MUST_USE int graph_remove_filter(struct co *co, struct graph_node *f, struct byre_err *err);

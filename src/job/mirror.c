@@ -75,7 +75,7 @@ struct mirror {
     char *who;
     struct graph_node *named;            /* what the user calls the source: it, or a filter over it. A reference */
     struct job_top top;                  /* over named */
-    struct graph_node *frozen;           /* edges from named down to this are; NULL: none */
+    const struct graph_node *frozen_base;        /* edges from named down to this (NULL: to the end) are, if `frozen` */
     struct mirror_bitmap bitmap;         /* sync BITMAP */
     bool opened;                         /* active commit: the base was opened for writing for this */
     struct graph_claim *between;         /* active commit: nobody else sees the base through the layers that lie over it */
@@ -83,7 +83,7 @@ struct mirror {
     uint64_t next_tick_ns, longest_hold_ns, held_ns, pause_ns;
     uint64_t base_had;                   /* active commit: bytes of a base that was longer than the disk when the job began; 0: it was not */
     struct copy_live_state st;           /* of the last look */
-    bool scanned, completing, leaving, over, ended;
+    bool scanned, completing, leaving, over, ended, frozen;
     bool wants_blocking;                 /* copy-mode, as the user has it */
 };
 
@@ -421,32 +421,27 @@ static int settle(struct co *co, struct mirror *m, struct byre_err *err)
 static int freeze(struct mirror *m, struct byre_err *err)
 {
     const struct job_mirror_opts *o = &m->o;
-    struct graph_node *base = o->active_commit ? o->target : o->sync == JOB_MIRROR_TOP ? graph_backing(o->source) : o->source;
-    int r = graph_freeze(m->named, base, err);
-    m->frozen = r ? NULL : base;
+    m->frozen_base = o->active_commit ? o->target : o->sync == JOB_MIRROR_TOP ? graph_backing(o->source) : o->source;
+    int r = graph_freeze(m->named, m->frozen_base, err);
+    m->frozen = !r;
     return r;
 }
 
 static void thaw(struct mirror *m)
 {
     if (m->frozen)
-        graph_thaw(m->named, m->frozen);
-    m->frozen = NULL;
-}
-
-static void let_go(void *arg)
-{
-    struct mirror *m = arg;
-    thaw(m);
-    graph_user_remove(&m->leaving_target->use);
-    graph_user_remove(&m->on_source);
+        graph_thaw(m->named, m->frozen_base);
+    m->frozen = false;
 }
 
 /* Others stay away from the target until the users are on it. */
 static int go_over(struct co *co, struct mirror *m, struct byre_err *err)
 {
-    const struct graph_going g = { .from = m->o.replaces ? m->o.replaces : m->named, .to = m->o.target, .insert = m->o.over_source, .longer = m->o.active_commit, .let_go = let_go, .arg = m };
-    return graph_go_over(co, &g, err);
+    const struct graph_going g = { .from = m->o.replaces ? m->o.replaces : m->named, .to = m->o.target, .insert = m->o.over_source, .longer = m->o.active_commit,
+                                   .uses = { &m->on_source, &m->leaving_target->use }, .frozen = m->frozen ? m->named : NULL, .frozen_base = m->frozen_base };
+    int r = graph_go_over(co, &g, err);
+    m->frozen &= r != 0;
+    return r;
 }
 
 /* A target whose requests go to the source would be drained with it (M1), before its flush; and what it shows is the source's where it has nothing. */

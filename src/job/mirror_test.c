@@ -39,6 +39,8 @@ struct world {
     bool early;                           /* an event came before the flush */
     bool check_flush;
     char actions[200];
+    bool tries;                           /* a writer comes to the target as soon as the job aborts: how that was refused */
+    int refused;
     _Atomic bool stop;
     _Atomic unsigned running;
     _Atomic uint64_t bytes;
@@ -84,6 +86,10 @@ static void on_status(void *arg, const struct job *job)
     bool good = job->status == JOB_READY || (job->status == JOB_CONCLUDED && job->result == 0);
     if (good && w->check_flush && atomic_load(&w->to.unflushed))
         w->early = true;
+    const struct graph_attach_opts o = { "intruder", STOR_PERM_WRITE, STOR_PERM_ALL };
+    struct graph_node *in;
+    if (job->status == JOB_ABORTING && w->tries)
+        w->refused = graph_attach(w->to.n, &o, &in, NULL);
 }
 
 static void on_io_error(void *arg, const struct job *job, bool read, const char *action)
@@ -680,6 +686,33 @@ static void intruding(struct co *co, void *arg)
 }
 static void test_intruding(void **state) { t_run(0, intruding, NULL); }
 
+/* FEATURES 9.031, 11.012: the users cannot go over, which is seen at the last moment; until the copy has stopped the target is the job's all the same, and the source's edges stay */
+static void refused_late(struct co *co, void *arg)
+{
+    struct world *w = world_open(co);
+    const struct graph_attach_opts reads = { "reader", STOR_PERM_READ, STOR_PERM_ALL & ~(unsigned)STOR_PERM_RESIZE }, resizes = { "resizer", STOR_PERM_READ | STOR_PERM_RESIZE, STOR_PERM_ALL };
+    struct graph_node *reader, *resizer;
+    struct byre_err err;
+    w->tries = true;
+    struct job *job = start(co, w, (struct job_mirror_opts){ .sync = JOB_MIRROR_TOP });
+    CHECK(reaches(co, job, JOB_READY, 20 * SEC));
+    CHECK_EQ(graph_attach(w->to.n, &reads, &reader, &err), 0);
+    CHECK_EQ(graph_attach(w->from, &resizes, &resizer, &err), 0);
+    do_ok(job, JOB_COMPLETE);
+    CHECK(reaches(co, job, JOB_CONCLUDED, 20 * SEC));
+    CHECK_EQ(job->result, -EPERM);
+    CHECK(strstr(job->err.text, "resize") != NULL);
+    CHECK_EQ(w->refused, -EPERM);
+    CHECK(graph_attached(w->disk) == w->from);
+    CHECK_EQ(graph_promise(w->from, w, 0, &err), 0);         /* frozen no more, in the whole chain */
+    graph_promise_end(w->g, w);
+    do_ok(job, JOB_DISMISS);
+    (void)graph_detach(co, reader);
+    (void)graph_detach(co, resizer);
+    world_close(co, w);
+}
+static void test_refused_late(void **state) { t_run(0, refused_late, NULL); }
+
 /* The target takes a tenth of what the guests write, who rewrite the same place, or write everywhere, for ever. */
 static void founding(struct co *co, void *arg)
 {
@@ -758,7 +791,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refused),    cmocka_unit_test(test_flushes), cmocka_unit_test(test_policies), cmocka_unit_test(test_cancelling),
-        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active), cmocka_unit_test(test_active_shorter), cmocka_unit_test(test_active_shared), cmocka_unit_test(test_intruding), cmocka_unit_test(test_resizing),
+        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active), cmocka_unit_test(test_active_shorter), cmocka_unit_test(test_active_shared), cmocka_unit_test(test_intruding), cmocka_unit_test(test_resizing), cmocka_unit_test(test_refused_late),
           cmocka_unit_test(test_switching),
         cmocka_unit_test(test_founding),
     };
