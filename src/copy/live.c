@@ -75,6 +75,14 @@ void live_failed(struct copy_live *l, int error, bool read, uint64_t off)
     l->error_off = off;
 }
 
+void copy_live_lose(struct copy_live *l, int error)
+{
+    l->lost = true;
+    l->error = 0;                        /* it is this that the owner is told */
+    live_failed(l, error, false, l->size);
+    live_tell(l);
+}
+
 /* ---- which piece is next (home) ---- */
 
 static uint64_t granule(const struct copy_live *l) { return UINT64_C(1) << l->o.granularity_bits; }
@@ -142,6 +150,7 @@ static void give_piece(struct copy_live *l, const struct work_piece *p)
     l->piece_locks_free |= UINT64_C(1) << p->lock;
     l->pieces--;
     l->pieces_bytes -= p->len;
+    l->ended++;
 }
 
 static bool may_copy(const struct copy_live *l)
@@ -488,7 +497,7 @@ void copy_live_look(struct copy_live *l, struct copy_live_state *ret)
         .calm = calm, .clean = calm && !l->holds, .dirty = dirty ? min_u64(dirty_count(l->dirty), l->size) : 0,
         .in_flight = l->pieces_bytes, .copied = l->copied, .carried = atomic_load(&l->carried), .guest = atomic_load(&l->guest),
         .longest_hold_ns = atomic_exchange(&l->longest_hold_ns, 0), .error = l->error,
-        .over = l->over, .error_read = l->error_read, .error_off = l->error_off };
+        .over = l->over || l->lost, .error_read = l->error_read, .error_off = l->error_off };
 }
 
 void copy_live_await(struct copy_live *l, bool on)
@@ -500,6 +509,7 @@ void copy_live_await(struct copy_live *l, bool on)
 
 void copy_live_retry(struct copy_live *l)
 {
-    l->error = 0;
+    if (!l->lost && !l->over)            /* it may have come to that while the owner waited */
+        l->error = 0;
     live_tell(l);
 }

@@ -11,8 +11,8 @@
  *   L2  A granule that is not dirty, in no piece and in no change that is under way, is on the target as it is in the source, whatever failed.
  *   L3  What a change touches in part of a dirty granule stays dirty.
  *   L4  Memory: buf_bytes for pieces and for changes that are carried over together, or 1 MiB if that is more; the bitmap beside it.
- *   L5  No request of the guest waits for the target longer than hold_ns (0: it may), nor after copy_live_stop; what it would have
- *       waited for is dirty then.
+ *   L5  No request of the guest waits for the target longer than hold_ns (0: it may), nor longer than patience_ns (0: it may) while anybody waits for
+ *       requests to end, nor after copy_live_stop; what it would have waited for is dirty then.
  *   L6  part: a granule is written as a whole before parts of it are: what the target fills it up with would hide what comes to lie below.
  * Order        Nothing is flushed here: the owner does, when the copy is clean.
  * Concurrency  Home loop of the source's graph, the owner's; pieces on all loops, changes on their requests' loops.
@@ -37,13 +37,16 @@ struct copy_live_opts {
     uint64_t buf_bytes;                     /* 0: 16 MiB */
     uint64_t rate;                          /* of pieces, bytes per second; 0: no limit */
     uint64_t min_sparse;                    /* as struct copy_job */
-    uint64_t hold_ns;                       /* L5 */
+    uint64_t hold_ns, patience_ns;          /* L5; patience_ns also: a change of the length waits so long for what is under way, and is refused then */
     bool keep_space;                        /* zeros take their place on the target */
     bool copy_range;                        /* let the kernel copy pieces where the source is raw and both sides are plain parts of files */
     bool part;                              /* of what the target does not hold itself it is not known how it will read: zeros are written, and granules, which
                                              * are no smaller than what it allocates, as a whole (L6), with what lies below `above` */
     /* Gives the target this length, if it has another: the source is about to grow, or has shrunk. Home loop. NULL: the source keeps its length. */
     int (*resize)(struct co *co, void *arg, uint64_t size, struct byre_err *err);
+    /* Before edges are held for a change of the source's length: can the target follow? Home loop; while nothing of what is under way ends, for patience_ns,
+     * it is not asked. NULL: nobody is. */
+    int (*resize_ahead)(struct co *co, void *arg, struct byre_err *err);
     bool blocking;
     const atomic_bool *cancelled;           /* true: no change waits for the target any more, as after copy_live_stop; it may be a drain that keeps the owner
                                              * from calling that. Valid until that has returned. NULL: never */
@@ -83,9 +86,11 @@ struct copy_live_state {
     uint64_t guest;                         /* bytes changed by the guest since the start */
     uint64_t longest_hold_ns;               /* that a request has waited here, since the last call */
     int error; bool error_read; uint64_t error_off;
-    bool over;                              /* the copy itself has ended with `error` (no memory): trying again is of no use */
+    bool over;                              /* the copy itself has ended with `error` (no memory, or copy_live_lose): trying again is of no use */
 };
 void copy_live_look(struct copy_live *l, struct copy_live_state *ret);
+/* Nothing is known of the target any more: the copy fails with this, whatever the owner would do about an error. */
+void copy_live_lose(struct copy_live *l, int error);
 /* The error is forgotten; what failed is tried again. */
 void copy_live_retry(struct copy_live *l);
 

@@ -11,7 +11,8 @@
  *             Z2  What was dirty stays so; what is new is dirty.
  * Order       grow: target, source. Shrink: source, target.
  * Concurrency Home loop.
- * Failure     The source keeps its length when the target cannot grow. When it cannot shrink, the copy has failed.
+ * Failure     The source keeps its length when the target cannot grow, or does not end within patience_ns what is under way to it. When it cannot shrink, the
+ *             copy has failed. A target of which `resize` does not know what it did is lost (copy_live_lose): the copy has failed, too.
  * Tests       live_test.c, src/job/mirror_test.c
  */
 #include <inttypes.h>
@@ -31,6 +32,28 @@ static int new_bits(const struct copy_live *l, uint64_t size, struct dirty **ret
     return -ENOMEM;
 }
 
+static uint64_t patience(const struct copy_live *l)
+{
+    return l->o.patience_ns ? rt_now(l->home) + l->o.patience_ns : UINT64_MAX;
+}
+
+static int say_still(const struct copy_live *l, struct byre_err *err)
+{
+    return byre_fail_code(err, IO, -ETIMEDOUT, "node '%s' is copied to node '%s', which has not answered what is under way to it for %" PRIu64 " seconds; the length stays as it is",
+                          graph_node_name(l->o.source), graph_node_name(l->o.target), l->o.patience_ns / 1000000000);
+}
+
+/* Edges are not held: nothing that could take long is begun with them behind this, if the target goes on to answer. */
+static int ahead(struct co *co, struct graph_watch *w, struct byre_err *err)
+{
+    struct copy_live *l = CONTAINER_OF(w, struct copy_live, watch);
+    uint64_t until = patience(l), ended = l->ended;
+    while (busy(l) && l->ended == ended && !atomic_load(&l->stop))
+        if (!co_wait_slice(co, &l->moved, until, LIVE_SLICE_NS))
+            return say_still(l, err);
+    return l->o.resize_ahead && !atomic_load(&l->stop) ? l->o.resize_ahead(co, l->o.arg, err) : 0;
+}
+
 static int begin(struct co *co, struct graph_watch *w, uint64_t size, struct byre_err *err)
 {
     struct copy_live *l = CONTAINER_OF(w, struct copy_live, watch);
@@ -39,9 +62,12 @@ static int begin(struct co *co, struct graph_watch *w, uint64_t size, struct byr
         return byre_fail(err, NOMEM, "%s: no memory for a copy of %" PRIu64 " bytes", graph_filename(l->o.source), size);
     atomic_store(&l->resizing, true);
     live_tell(l);
-    while (busy(l) && !atomic_load(&l->stop))
-        co_wait(co, &l->moved);
-    int r = size > l->size && !atomic_load(&l->stop) ? l->o.resize(co, l->o.arg, size, err) : 0;
+    uint64_t until = patience(l);
+    while (busy(l) && !atomic_load(&l->stop) && co_wait_slice(co, &l->moved, until, LIVE_SLICE_NS))
+        ;
+    int r = busy(l) && !atomic_load(&l->stop) ? say_still(l, err) : 0;
+    if (!r && size > l->size && !atomic_load(&l->stop))
+        r = l->o.resize(co, l->o.arg, size, err);
     if (!r && !busy(l)) {                /* else it has been stopped, and does not look at the disk any more */
         l->next = next;
         l->next_whole = whole;
@@ -95,4 +121,4 @@ static void end(struct co *co, struct graph_watch *w, bool done)
     live_tell(l);
 }
 
-const struct graph_watch_size live_follows = { begin, now, end };
+const struct graph_watch_size live_follows = { ahead, begin, now, end };

@@ -185,6 +185,13 @@ static int resize_held(struct co *co, struct ctl_call *call)
 /* A mirror that ends takes a disk to another node: what is resized is the one on which the disk lies when nobody moves it any more. */
 static int run_block_resize(struct co *co, struct ctl_call *call)
 {
+    const struct resize_args *a = call->args;
+    struct graph_node *n;
+    int r = ctl_target(call, a->device, a->node_name, &n);
+    if (!r)
+        r = graph_resize_ahead(co, n, &call->err);
+    if (r)
+        return r;
     return ctl_with_edges_held(co, call, resize_held);
 }
 

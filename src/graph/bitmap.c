@@ -622,6 +622,12 @@ int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err 
 
 struct bitmaps_resize { struct tracked *t; unsigned count; bool persistent; struct { struct fmt_bitmap *b; struct dirty *bits; } of[]; };
 
+static void resize_let(struct bitmaps_resize *z)
+{
+    for (unsigned i = 0; i < z->count; i++)
+        z->of[i].b->busy--;
+}
+
 static void resize_free(struct bitmaps_resize *z)
 {
     for (unsigned i = 0; i < z->count; i++)
@@ -648,6 +654,7 @@ static int resize_copies(struct co *co, struct graph_node *n, uint64_t size, str
             return byre_fail(err, LIMIT, "%s: a disk of %" PRIu64 " bytes has too many granules for bitmap '%s'", n->filename, size, b->name);
         if (r)
             return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
+        b->busy++;                           /* whoever comes for it meanwhile would keep bits that are about to go */
         z->of[z->count++].b = b;
         z->persistent |= b->persistent;
     }
@@ -672,6 +679,7 @@ int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, str
     if (!r && z->persistent)
         r = n->im->ops->bitmaps_resizing(co, n->im, err);
     if (r) {
+        resize_let(z);
         resize_free(z);
         return r;
     }
@@ -684,6 +692,7 @@ void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resi
     struct byre_err why = { 0 };
     if (!z)
         return;
+    resize_let(z);
     for (unsigned i = 0; done && i < z->count; i++) {
         struct dirty *old = z->of[i].b->bits;
         z->of[i].b->bits = z->of[i].bits;

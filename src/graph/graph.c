@@ -462,7 +462,7 @@ static int resize_all(struct co *co, struct graph_node *n, uint64_t size, enum f
 
 static int resize(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
 {
-    if (n->g->edges_depth > FOLLOW_MAX)
+    if (n->g->resizes > FOLLOW_MAX)
         return byre_fail(err, LIMIT, "%s: too many disks that follow one another would be resized", n->filename);
     if (n->inactive)
         return active_need(n, "be resized", err);
@@ -507,14 +507,35 @@ int node_set_length(struct co *co, struct graph_node *n, uint64_t size, bool onl
     return r;
 }
 
+static int resize_followed(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+{
+    uint64_t old = graph_length(n);              /* not before edges are held: another may be at it */
+    n->g->resizes++;
+    int r = resize(co, n, self, size, prealloc, err);
+    watches_resize_end(co, n, graph_length(n) != old);
+    n->g->resizes--;
+    return r;
+}
+
 int node_resize(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);
     graph_edges_hold(co, n->g);
-    uint64_t old = graph_length(n);              /* not before: another may be at it */
-    int r = resize(co, n, self, size, prealloc, err);
-    watches_resize_end(co, n, graph_length(n) != old);
+    int r = resize_followed(co, n, self, size, prealloc, err);
     graph_edges_let(co, n->g);
+    return r;
+}
+
+int graph_resize_for(struct co *co, struct graph_user *u, uint64_t size, struct byre_err *err)
+{
+    struct graph_node *n = u->node;
+    ASSERT_LOOP(n->g->home);
+    int r = perm_check(n, u, STOR_PERM_RESIZE, u->who, err);
+    if (r)
+        return r;
+    u->perm |= STOR_PERM_RESIZE;                 /* nobody comes who would not put up with it: nothing else keeps him away when edges are let */
+    r = resize_followed(co, n, u, size, FMT_PREALLOC_OFF, err);
+    u->perm &= ~(unsigned)STOR_PERM_RESIZE;
     return r;
 }
 

@@ -219,6 +219,12 @@ void graph_hurry_all(struct graph *g, uint64_t ns);
 MUST_USE int graph_status_list(struct co *co, struct graph_node *n, struct graph_node *bottom, uint64_t off, uint64_t len,
                                struct graph_status *list, unsigned max);
 MUST_USE int graph_resize(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err);
+struct graph_user;
+/* The same of the node that u uses, whose other users put up with it. Edges are held by somebody who waits for this, and who may let them before it
+ * has ended: it takes none. u stays until then. Suspends. */
+MUST_USE int graph_resize_for(struct co *co, struct graph_user *u, uint64_t size, struct byre_err *err);
+/* Before edges are taken for a resize: those who follow n's length tell whether they can, as far as that may take long. It changes nothing. Suspends. */
+MUST_USE int graph_resize_ahead(struct co *co, struct graph_node *n, struct byre_err *err);
 
 /* Creates, applies or deletes an internal snapshot (struct fmt_snapshot_req), drained. Applying needs a node that nobody else
  * wants unchanged. *ret (may be NULL): see fmt.h. */
@@ -341,15 +347,18 @@ struct graph_change {
     void *arg;
 };
 /* One who goes along with changes of the disk's length (graph_resize), on the home loop: begin, before it, may refuse; now, when it has just
- * changed, drained, must not suspend; end, whether or not it came to that. Edges are held from begin to end (runtime.h), and the watcher stays. */
+ * changed, drained, must not suspend; end, whether or not it came to that. Edges are held from begin to end (runtime.h), and the watcher stays. None of
+ * these may wait for ever, therefore. ahead (may be NULL): graph_resize_ahead; the watcher stays. */
 struct graph_watch_size {
+    int (*ahead)(struct co *co, struct graph_watch *w, struct byre_err *err);
     int (*begin)(struct co *co, struct graph_watch *w, uint64_t size, struct byre_err *err);
     void (*now)(struct graph_watch *w, uint64_t size);
     void (*end)(struct co *co, struct graph_watch *w, bool done);
 };
 struct graph_watch {
     const struct graph_watch_size *follows; /* NULL: keep the length as it is, by a graph_user */
-    bool following;                         /* watch.c */
+    bool following;                         /* watch.c, as what follows */
+    unsigned aheads;
     int (*change)(struct co *co, struct graph_watch *w, struct graph_change *ch);   /* 0 or -errno: what the request answers */
     struct graph_node *node;                /* watch.c, as what follows */
     _Atomic(struct graph_watch *) link;

@@ -120,6 +120,7 @@ struct graph {
     uint64_t patience;                  /* how long a server may be silent that nobody else is in a hurry with; 0: for ever. From graph_parting on */
     const struct co *edges_by;          /* who holds it, to be compared only */
     unsigned edges_depth;
+    unsigned resizes;                   /* one within the other */
     struct co_mutex options_mx;         /* one list of nodes that get other options at a time (blockdev_reopen.c) */
     _Atomic unsigned listeners;         /* images whose file wants to know what they do (under.c) */
     _Atomic unsigned waiting;           /* somebody waits for requests to end (watch.c) */

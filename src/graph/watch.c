@@ -60,7 +60,7 @@ void graph_watch_remove(struct co *co, struct graph_watch *w)
 {
     struct graph_node *n = w->node;
     ASSERT_LOOP(n->g->home);
-    while (w->following)
+    while (w->following || w->aheads)
         co_breathe(co);
     _Atomic(struct graph_watch *) *at = &n->watches;
     while (atomic_load(at) != w)
@@ -78,6 +78,20 @@ static struct graph_watch *first_following(const struct graph_node *n)
     while (w && !w->following)
         w = atomic_load(&w->link);
     return w;
+}
+
+int graph_resize_ahead(struct co *co, struct graph_node *n, struct byre_err *err)
+{
+    int r = 0;
+    ASSERT_LOOP(n->g->home);
+    for (struct graph_watch *w = atomic_load(&n->watches); w && !r; w = atomic_load(&w->link)) {
+        if (!w->follows || !w->follows->ahead)
+            continue;
+        w->aheads++;                     /* as `following`; several may do this at once */
+        r = w->follows->ahead(co, w, err);
+        w->aheads--;
+    }
+    return r;
 }
 
 int watches_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct byre_err *err)

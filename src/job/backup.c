@@ -80,7 +80,7 @@ static void wait_until(struct co *co, struct job *job, uint64_t until)
 /* -ECANCELED: the flush is left alone, because the job is to end, or, with `patience`, when it has taken so long. */
 static int flush_aside(struct co *co, const struct backup *b, uint64_t patience)
 {
-    int r = job_flush_aside(co, b->job, b->o.target, &b->leave->inside, patience ? rt_now(co_loop(co)) + patience : 0);
+    int r = job_flush_aside(co, b->job, b->o.target, &(struct job_patience){ &b->leave->inside, patience ? rt_now(co_loop(co)) + patience : 0, patience != 0 });
     return r == JOB_LEFT_ALONE ? -ECANCELED : r;
 }
 

@@ -9,12 +9,15 @@
  *             flushed just before, and the change of edges. What is not clean then is copied with the gate open, and it is tried again.
  *             M2  Users that are on the target are let go when the job has concluded, so nothing is acknowledged there before the event: it stays
  *                 drained, with the source.
+ *             M5  Who waits for the target while edges are held, or the source is drained, waits JOB_TARGET_NS at most. Behind that nothing is known of what
+ *                 was asked. A flush is asked for again behind its end, with nobody waiting; a length that the target may have got or not ends the job.
  *             M3  A bitmap is cleared behind the event, while nobody writes: whoever has not seen the event goes on with what it said.
  *             M4  A disk goes over to the base of an active commit with the length that it has: one that has become shorter meanwhile does not come back
  *                 longer, with what the base held there. The base is cut when all is copied and before the flush behind which users go over, not
  *                 before, since the job may be cancelled. One that was longer from the beginning stays as long as it was (FEATURES 9.045).
  * Order       copy | flush | ready | ... | (cut) | drain, clean | flush | users go over | concluded (J1, J5)
- * Concurrency Home loop. A flush runs in a coroutine of its own, so that cancelling does not wait for a target that stands still.
+ * Concurrency Home loop. A flush, and a change of the target's length, runs in a coroutine of its own, so that cancelling does not wait for a target that
+ *             stands still, nor whoever wants the edges (M5).
  * Failure     mirror.h
  * Tests       mirror_test.c, tests/cli/mirror_test.py, tests/kill/test_kill_mirror.py
  */
@@ -47,6 +50,7 @@
 #define HOLD_PART_NS UINT64_C(950000)     /* of each millisecond: a guest that is let go has its own write before it still */
 #define HELD_NS UINT64_C(5000000)         /* a change that takes so long waits for the target */
 #define STEP_BYTES (UINT64_C(1) << 30)
+#define HURRY_NS UINT64_C(1000000000)     /* the first try of M5; each may take four times as long as the one before */
 #define LEAVE_NS UINT64_C(200000000)      /* the job waits so long for requests that are with the target (leave.h) */
 
 #ifdef MIRROR_TEST
@@ -63,6 +67,7 @@ struct leaving {
     struct graph_user use;
     char *who;
     bool put_back;                       /* open for reading again */
+    struct co_group flushes;             /* that are left alone: they are not repeated beside themselves */
     struct graph_node *image;            /* of the target, a reference, which keeps zeros as such (zero.c); NULL: it need not */
 };
 
@@ -85,6 +90,8 @@ struct mirror {
     struct copy_live_state st;           /* of the last look */
     bool scanned, completing, leaving, over, ended, frozen;
     bool wants_blocking;                 /* copy-mode, as the user has it */
+    uint64_t hurry_ns;                   /* of the next try to end */
+    uint64_t stuck_size;                 /* the target was to get this length, and has not said whether it has; 0: no such thing */
 };
 
 static void leaving_free(struct leaving *l)
@@ -98,19 +105,24 @@ static void leave_free(struct job_leave *base) { leaving_free(CONTAINER_OF(base,
 
 /* ---- flushing the target ---- */
 
-/* -ETIMEDOUT: it is left alone. */
-static int flush_aside(struct co *co, struct mirror *m, uint64_t until)
+/* JOB_LEFT_ALONE, as job_flush_aside. */
+static int flush_aside(struct co *co, struct mirror *m, uint64_t until, bool stay)
 {
-    int r = MUTANT(MUT_MIRROR_UNFLUSHED) ? 0 : job_flush_aside(co, m->job, m->o.target, &m->leaving_target->base.inside, until);
-    return r == JOB_LEFT_ALONE ? -ETIMEDOUT : r;
+    const struct job_patience p = { &m->leaving_target->flushes, until, stay };
+    return MUTANT(MUT_MIRROR_UNFLUSHED) ? 0 : job_flush_aside(co, m->job, m->o.target, &p);
 }
 
-/* -ECANCELED: the job is to end. */
-static int flush_target(struct co *co, struct mirror *m)
+/* For so long; 0: until it has ended. -ECANCELED: the job is to end; 1: it takes longer. */
+static int flush_target(struct co *co, struct mirror *m, uint64_t ns, struct byre_err *err)
 {
-    int r = flush_aside(co, m, 0);
-    return r == -ETIMEDOUT && job_cancelled(m->job) ? -ECANCELED : r;
+    int r = flush_aside(co, m, ns ? rt_now(co_loop(co)) + ns : 0, false);
+    if (r == JOB_LEFT_ALONE)
+        return job_cancelled(m->job) ? -ECANCELED : 1;
+    return r ? byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r)) : 0;
 }
+
+/* Nothing is dirty, and no flush that was left alone may still fail behind one that succeeds. */
+static bool is_settled(const struct mirror *m) { return m->st.calm && !m->leaving_target->flushes.n; }
 
 /* ---- looking, telling ---- */
 
@@ -183,8 +195,16 @@ static int point(struct co *co, struct mirror *m)
 
 /* ---- errors ---- */
 
+static int say_stuck(const struct mirror *m, uint64_t size, struct byre_err *err)
+{
+    return byre_fail_code(err, IO, -ETIMEDOUT, "job '%s' copies node '%s' to node '%s', which was to become %" PRIu64 " bytes long and has not answered for " JOB_TARGET_TEXT,
+                          m->who, graph_node_name(m->o.source), graph_node_name(m->o.target), size);
+}
+
 static int say_failed(const struct mirror *m, struct byre_err *err)
 {
+    if (m->stuck_size)
+        return say_stuck(m, m->stuck_size, err);
     const struct graph_node *n = m->st.error_read ? m->o.source : m->o.target;
     return byre_fail_code(err, IO, m->st.error, "%s: cannot %s at offset %" PRIu64 ": %s", graph_filename(n), m->st.error_read ? "read" : "write",
                           m->st.error_off, strerror(-m->st.error));
@@ -223,13 +243,20 @@ static int on_error(struct co *co, struct mirror *m, struct byre_err *err)
 
 static void on_wake(void *arg) { co_wake_all(&((struct mirror *)arg)->job->wake); }
 
-/* Edges are held. */
+/* M5. Edges are held. */
 static int resize_target(struct co *co, struct mirror *m, uint64_t size, struct byre_err *err)
 {
-    struct graph_user *use = &m->leaving_target->use;
-    use->shared |= STOR_PERM_RESIZE;     /* for us alone: whoever changes a length holds the edges, as we do */
-    int r = graph_resize(co, m->o.target, size, FMT_PREALLOC_OFF, err);
-    use->shared &= ~(unsigned)STOR_PERM_RESIZE;
+    const struct job_patience p = { &m->leaving_target->base.inside, rt_now(co_loop(co)) + JOB_TARGET_NS, false };
+    int r = job_resize_aside(co, m->job, &m->leaving_target->use, size, &p, err);
+    if (r != JOB_LEFT_ALONE)
+        return r;
+    if (job_cancelled(m->job))
+        r = byre_fail_code(err, CANCELLED, -ECANCELED, "the job is being cancelled");
+    else
+        r = byre_fail_code(err, IO, -ETIMEDOUT, "it has not answered for " JOB_TARGET_TEXT);
+    m->stuck_size = size;
+    if (m->live)
+        copy_live_lose(m->live, r);
     return r;
 }
 
@@ -244,6 +271,16 @@ static int follow(struct co *co, void *arg, uint64_t size, struct byre_err *err)
     int r = resize_target(co, m, size, &why);
     return r ? byre_fail_code(err, NOT_SUPPORTED, r, "job '%s' copies node '%s' to node '%s', which cannot become %" PRIu64 " bytes long: %s", m->who,
                               graph_node_name(m->o.source), graph_node_name(t), size, why.text) : 0;
+}
+
+/* What it has in memory it writes now, while nobody waits, and then it is known to answer. What is wrong with the flush is told by the next one. */
+static int follow_ahead(struct co *co, void *arg, struct byre_err *err)
+{
+    struct mirror *m = arg;
+    if (flush_aside(co, m, rt_now(co_loop(co)) + JOB_TARGET_NS, false) != JOB_LEFT_ALONE || job_cancelled(m->job))
+        return 0;
+    return byre_fail_code(err, IO, -ETIMEDOUT, "job '%s' copies node '%s' to node '%s', which has not answered for " JOB_TARGET_TEXT "; the length stays as it is", m->who,
+                          graph_node_name(m->o.source), graph_node_name(m->o.target));
 }
 
 /* A target that gets a part of the disk and has nothing below it now: zeros hide what comes to lie there, and what the target allocates at once
@@ -275,7 +312,8 @@ static int begin_held(struct co *co, struct mirror *m, struct byre_err *err)
     struct copy_live_opts lo = {
         .source = o->source, .target = o->target, .granularity_bits = (unsigned)__builtin_ctzll(o->granularity), .buf_bytes = o->buf_bytes,
         .rate = m->job->speed, .min_sparse = o->keep_space ? 0 : job_grain(granule), .keep_space = o->keep_space, .copy_range = o->copy_range,
-        .hold_ns = o->max_hold_ms * HOLD_PART_NS, .blocking = m->wants_blocking, .cancelled = &m->job->cancelled, .wake = on_wake, .arg = m, .resize = follow, .latency = m->job->latency,
+        .hold_ns = o->max_hold_ms * HOLD_PART_NS, .patience_ns = JOB_TARGET_NS, .blocking = m->wants_blocking, .cancelled = &m->job->cancelled, .wake = on_wake,
+        .arg = m, .resize = follow, .resize_ahead = follow_ahead, .latency = m->job->latency,
         .alive = &m->leaving_target->base.inside };
     if (o->active_commit)
         lo.above = o->target;
@@ -345,11 +383,10 @@ static int scan(struct co *co, struct mirror *m, struct byre_err *err)
 
 static int become_ready(struct co *co, struct mirror *m, struct byre_err *err)
 {
-    int r = flush_target(co, m);
-    if (r)
-        return r == -ECANCELED ? r : byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r));
-    job_ready(m->job);
-    return 0;
+    int r = flush_target(co, m, 0, err);
+    if (!r)
+        job_ready(m->job);
+    return r;
 }
 
 static int mirror_run(struct co *co, struct job *job, struct byre_err *err)
@@ -366,7 +403,7 @@ static int mirror_run(struct co *co, struct job *job, struct byre_err *err)
         look(co, m);
         if (m->st.error)
             r = on_error(co, m, err);
-        else if (!is_ready(m) && m->st.calm)
+        else if (!is_ready(m) && is_settled(m))
             r = become_ready(co, m, err);
         else if (m->completing && m->st.calm)
             return 0;
@@ -393,6 +430,8 @@ static int cut_base(struct co *co, struct mirror *m, struct byre_err *err)
     uint64_t size = end_length(m);               /* nobody changes it now */
     int r = is_too_long(m) ? resize_target(co, m, size, &why) : 0;
     graph_edges_let(co, g);
+    if (r == -ECANCELED)
+        return r;
     return r ? byre_fail_code(err, NOT_SUPPORTED, r, "job '%s': the disk has become shorter, and node '%s', which is to take its place, cannot become %" PRIu64 " bytes long: %s",
                               m->who, graph_node_name(m->o.target), size, why.text) : 0;
 }
@@ -406,15 +445,27 @@ static int settle(struct co *co, struct mirror *m, struct byre_err *err)
         look(co, m);
         if (m->st.error)
             return say_failed(m, err);
-        if (m->st.calm || FAULT(FAULT_NOT_CLEAN))
+        if (is_settled(m) || FAULT(FAULT_NOT_CLEAN))
             break;
         wait(co, m);
     }
     int r = cut_base(co, m, err);
-    if (r)
+    if (!r && !FAULT(FAULT_NO_FLUSH))
+        r = flush_target(co, m, 0, err);
+    return r;
+}
+
+/* Nobody writes, and others wait (M5). 1: it takes too long; again, behind its end. */
+static int flush_held(struct co *co, struct mirror *m, struct byre_err *err)
+{
+    int r = flush_target(co, m, m->hurry_ns, err);
+    if (r != 1)
         return r;
-    r = FAULT(FAULT_NO_FLUSH) ? 0 : flush_target(co, m);
-    return r && r != -ECANCELED ? byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r)) : r;
+    if (m->hurry_ns == JOB_TARGET_NS)
+        return byre_fail_code(err, IO, -ETIMEDOUT, "%s: takes more than " JOB_TARGET_TEXT " for a flush with little to do, while the disk has to wait: it stays where it is",
+                              graph_filename(m->o.target));
+    m->hurry_ns = min_u64(4 * m->hurry_ns, JOB_TARGET_NS);
+    return 1;
 }
 
 /* Layers that the selection of what is copied names stay where they are, and so does what is between the source and what is to be replaced. */
@@ -455,7 +506,7 @@ static int check_apart(struct graph_node *target, const struct graph_node *sourc
                      graph_node_name(source));
 }
 
-/* 1: somebody wrote; again. */
+/* 1: somebody wrote, or the target took too long; again. */
 static int try_to_end(struct co *co, struct mirror *m, struct byre_err *err)
 {
     uint64_t t0 = rt_now(co_loop(co));
@@ -468,12 +519,9 @@ static int try_to_end(struct co *co, struct mirror *m, struct byre_err *err)
     }
     graph_drain_begin(co, m->o.source);
     copy_live_look(m->live, &m->st);
-    r = (!m->st.clean && !FAULT(FAULT_NOT_CLEAN)) || is_too_long(m);
-    if (!r && !FAULT(FAULT_NO_FLUSH)) {
-        r = flush_target(co, m);
-        if (r && r != -ECANCELED)
-            r = byre_fail_code(err, IO, r, "%s: cannot flush: %s", graph_filename(m->o.target), strerror(-r));
-    }
+    r = ((!m->st.clean || m->leaving_target->flushes.n) && !FAULT(FAULT_NOT_CLEAN)) || is_too_long(m);
+    if (!r && !FAULT(FAULT_NO_FLUSH))
+        r = flush_held(co, m, err);
     if (!r)
         r = job_top_take(co, &m->top, err);
     if (!r && (!m->leaving || m->o.carry_bitmaps)) {
@@ -510,6 +558,8 @@ static void open_gate(struct co *co, void *arg)
     co_group_leave(&o->jobs->alive);
     free(o);
 }
+
+static void leave_flushes(struct co *co, struct job_leave *base) { co_group_wait(co, &CONTAINER_OF(base, struct leaving, base)->flushes); }
 
 /* When the last request has left the target, which may be after the job: others may use it, and the base of a commit that did not come to its
  * end is open for reading again. */
@@ -598,7 +648,7 @@ static void keep_part(struct co *co, struct mirror *m)
     copy_live_pause(m->live, true);      /* who waits for the target would keep the drain waiting */
     graph_drain_begin(co, m->o.source);
     struct dirty *left = mirror_bitmap_left(&m->bitmap, m->live);
-    if (left && flush_aside(co, m, rt_now(co_loop(co)) + LEAVE_NS) == 0)
+    if (left && !m->leaving_target->flushes.n && flush_aside(co, m, rt_now(co_loop(co)) + LEAVE_NS, true) == 0)
         mirror_bitmap_keep(co, &m->bitmap, left);
     else
         dirty_free(left);
@@ -752,12 +802,13 @@ static struct mirror *mirror_new(const struct job_mirror_opts *o)
     m->named = o->source;
     m->o.source = graph_skip_filters(o->source);
     m->bitmap = (struct mirror_bitmap){ .node = m->o.source, .mode = o->bitmap_mode };
-    l->base = (struct job_leave){ .target = o->target, .last = leave_last, .free = leave_free,
+    l->base = (struct job_leave){ .target = o->target, .settle = leave_flushes, .last = leave_last, .free = leave_free,
                                   .may_abandon = !o->active_commit };        /* what is below a disk is not the job's alone */
     m->leaving_target = l;
     m->who = who;
     m->wants_blocking = o->blocking;
     m->base_had = o->active_commit && graph_length(o->target) > graph_length(o->source) ? graph_length(o->target) : 0;
+    m->hurry_ns = HURRY_NS;
     m->o.max_slowdown = o->max_slowdown ? o->max_slowdown : SLOWDOWN_DEFAULT;
     if (!o->has_max_hold)
         m->o.max_hold_ms = o->converge == CONVERGE_OFF ? 0 : HOLD_DEFAULT_MS;

@@ -28,7 +28,7 @@
 #define UNKNOWN UINT32_MAX
 #define SEC UINT64_C(1000000000)
 
-struct target { struct toy *t; struct graph_node *n; _Atomic int delay_ns, fail, fail_flush; _Atomic uint64_t rate, next_ns; _Atomic bool stalled, stalls_behind_flush, unflushed; _Atomic unsigned writes, standing; };
+struct target { struct toy *t; struct graph_node *n; struct graph_node *_Atomic stalls_with; _Atomic int delay_ns, fail, fail_flush; _Atomic uint64_t rate, next_ns; _Atomic bool stalled, stalls_behind_flush, unflushed; _Atomic unsigned writes, standing; };
 struct world {
     struct graph *g;
     struct toyfmt *src;
@@ -54,7 +54,7 @@ static int target_hook(struct co *co, struct toy *t, enum toy_op op, uint64_t of
     if (op != TOY_WRITE && op != TOY_ZERO && op != TOY_FLUSH)
         return 0;
     atomic_fetch_add(&to->standing, 1);
-    while (atomic_load(&to->stalled))
+    while (atomic_load(&to->stalled) || (op == TOY_FLUSH && atomic_load(&to->stalls_with) && graph_is_gated(atomic_load(&to->stalls_with))))
         (void)co_sleep(co, 1000000);
     atomic_fetch_sub(&to->standing, 1);
     if (op == TOY_FLUSH) {
@@ -713,6 +713,40 @@ static void refused_late(struct co *co, void *arg)
 }
 static void test_refused_late(void **state) { t_run(0, refused_late, NULL); }
 
+/* The target answers a flush only when guests may go on: each try to end lets them, and others who change the graph, for longer than it had held them; the last one
+ * fails the job, and the guests are where they were */
+static void held_flush(struct co *co, void *arg)
+{
+    struct world *w = world_open(co);
+    struct guest gu[GUESTS];
+    w->to.stalls_with = w->from;
+    guests_start(w, gu, GUESTS, 1000000, ALL_KINDS);
+    struct job *job = start(co, w, (struct job_mirror_opts){ .blocking = true });
+    CHECK(reaches(co, job, JOB_READY, 20 * SEC));
+    do_ok(job, JOB_COMPLETE);
+    uint64_t before = atomic_load(&w->bytes), t0 = rt_now(co_loop(co)), longest = 0;
+    (void)co_sleep(co, 100000000);
+    while (job->status != JOB_CONCLUDED && rt_now(co_loop(co)) - t0 < 60 * SEC) {
+        uint64_t since = rt_now(co_loop(co));
+        graph_edges_hold(co, w->g);
+        graph_edges_let(co, w->g);
+        uint64_t took = rt_now(co_loop(co)) - since;
+        longest = took > longest ? took : longest;
+        (void)co_sleep(co, 1000000);
+    }
+    CHECK_EQ(job->status, JOB_CONCLUDED);
+    CHECK(longest > SEC / 2 && longest < 13 * SEC);
+    CHECK_EQ(job->result, -ETIMEDOUT);
+    CHECK(strstr(job->err.text, "10 seconds") != NULL);
+    CHECK(graph_attached(w->disk) == w->from && atomic_load(&w->bytes) > before);
+    guests_stop(co, w);
+    check_disk(co, w);
+    w->to.stalls_with = NULL;
+    do_ok(job, JOB_DISMISS);
+    world_close(co, w);
+}
+static void test_held_flush(void **state) { t_run(0, held_flush, NULL); }
+
 /* The target takes a tenth of what the guests write, who rewrite the same place, or write everywhere, for ever. */
 static void founding(struct co *co, void *arg)
 {
@@ -790,8 +824,8 @@ static void test_refused(void **state) { t_run(0, refused, NULL); }
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refused),    cmocka_unit_test(test_flushes), cmocka_unit_test(test_policies), cmocka_unit_test(test_cancelling),
-        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active), cmocka_unit_test(test_active_shorter), cmocka_unit_test(test_active_shared), cmocka_unit_test(test_intruding), cmocka_unit_test(test_resizing), cmocka_unit_test(test_refused_late),
+        cmocka_unit_test(test_refused), cmocka_unit_test(test_flushes), cmocka_unit_test(test_policies), cmocka_unit_test(test_cancelling),
+        cmocka_unit_test(test_pausing),    cmocka_unit_test(test_pivot),   cmocka_unit_test(test_active), cmocka_unit_test(test_active_shorter), cmocka_unit_test(test_active_shared), cmocka_unit_test(test_intruding), cmocka_unit_test(test_resizing), cmocka_unit_test(test_refused_late), cmocka_unit_test(test_held_flush),
           cmocka_unit_test(test_switching),
         cmocka_unit_test(test_founding),
     };
