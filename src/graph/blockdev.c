@@ -218,8 +218,9 @@ static int hang_below(struct co *co, struct graph_node *n, struct graph_node *be
 }
 
 /* An image. `backing` is taken out of the options: its node is hung below when the image is open. */
-static int add_image(struct co *co, struct graph *g, json_t *o, const struct graph_open_opts *top, struct graph_node **ret_n, struct byre_err *err)
+static int add_image(struct co *co, const struct adding *ad, json_t *o, const struct graph_open_opts *top, struct graph_node **ret_n, struct byre_err *err)
 {
+    struct graph *g = ad->g;
     const json_t *backing = json_object_get(o, "backing");
     struct graph_node *below = NULL;
     int r = json_is_string(backing) ? find_child(g, "backing", json_string_value(backing), &below, err) : 0;
@@ -233,7 +234,7 @@ static int add_image(struct co *co, struct graph *g, json_t *o, const struct gra
         return byre_fail(err, NOMEM, "no memory for a file name");
     }
     struct graph_open_opts go = { .filename = name, .read_only = json_is_true(json_object_get(o, "read-only")), .node_refs = true,
-                                  .inactive = json_is_false(json_object_get(o, "active")) };
+                                  .stable = ad->top && ad->top->stable, .inactive = json_is_false(json_object_get(o, "active")) };
     if (below)
         below->refs++;
     if (top) {
@@ -270,7 +271,7 @@ static int add_one(struct co *co, struct adding *ad, json_t *o, const struct gra
     if (blockdev_is_null(driver))
         return add_null(co, ad->g, o, ret_n, err);
     const struct filter_driver *f = filter_by_name(driver);
-    return f ? filter_add(co, ad->g, f, o, ret_n, err) : add_image(co, ad->g, o, top, ret_n, err);
+    return f ? filter_add(co, ad->g, f, o, ret_n, err) : add_image(co, ad, o, top, ret_n, err);
 }
 
 /* ---- the whole ---- */

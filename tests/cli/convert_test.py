@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """byre convert against qemu-img convert (FEATURES 5f)."""
+import json
 import os
 import pathlib
 import random
@@ -327,6 +328,17 @@ def test_own_files_are_no_target(tmp_path, words):
     for program in (peers.need("qemu-img"), run.BYRE):
         run.run(program, *words.split(), cwd=tmp_path, code=1)
         assert [(tmp_path / name).read_bytes() for name in ("s.raw", "d.raw")] == before
+
+
+@pytest.mark.parametrize("below", [{"driver": "file", "filename": "s.raw"}, {"driver": "blkdebug", "image": {"driver": "file", "filename": "s.raw"}}])
+def test_own_files_named_one_by_one(tmp_path, below):
+    """FEATURES 5.004, 11.004: the same where the source's layers are nested in its name"""
+    source_files(tmp_path)
+    before = (tmp_path / "s.raw").read_bytes()
+    name = "json:" + json.dumps({"driver": "qcow2", "file": {"driver": "file", "filename": "o"}, "backing": {"driver": "raw", "file": below}})
+    run.byre("convert", "-O", "raw", name, "x", cwd=tmp_path)
+    run.byre("convert", "-O", "raw", name, "s.raw", cwd=tmp_path, code=1)
+    assert (tmp_path / "s.raw").read_bytes() == before
 
 
 def test_writers_of_any_layer(tmp_path):
