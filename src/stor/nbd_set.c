@@ -14,6 +14,9 @@
  *                  ends the store (NBDC_BROKEN): a cache above believes that what it wrote is there.
  *              I4  A request that was lost is sent again, changes too: the same bytes at the same place, before anything that waits
  *                  for its answer. It is given up when reconnect-delay has passed since it was lost first.
+ *              I5  A further connection is let in when one that was there before has answered a request that began behind the handshake of
+ *                  the new one. The end of a server may go unnoticed (a connection that is half open): else the new one leads to
+ *                  the server that came in its place, and a flush there covers what that one has never seen.
  * Order        See I3: the flush covers what the log held.
  * Concurrency  Requests of any loop look for a connection under `lock` and wait on their own loop. The manager and the connection in the
  *              making (`fresh`) are the home loop's.
@@ -28,6 +31,7 @@
 
 #include "base/assert.h"
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "stor/nbd_priv.h"
 
 #define SECOND_NS UINT64_C(1000000000)
@@ -247,6 +251,25 @@ static bool same_export(const struct nbdc *n, const struct nbdc_info *b)
     return a->size == b->size && writable && blocks && can;
 }
 
+/* I5. Waits as long as a connection that was there is silent, until it is dropped. */
+static int old_one_answers(struct co *co, struct nbdc *n)
+{
+    struct nbdc_conn *c = NULL;
+    struct nbdc_req r = { .what = NBDC_READ, .len = n->s.lim.block, .result = NBDC_LOST };
+    if (n->info.size < r.len)
+        return -ENOTSUP;                         /* no bytes, no need */
+    AUTOFREE void *buf = r.buf = malloc(r.len);
+    if (!buf)
+        return -ENOMEM;
+    pthread_mutex_lock(&n->lock);
+    if (n->state == NBDC_UP && n->conns)
+        atomic_fetch_add(&(c = n->conn[0])->load, 1);
+    pthread_mutex_unlock(&n->lock);
+    if (c)
+        nbdc_conn_do(co, c, &r);
+    return r.result == NBDC_LOST ? -ENOTCONN : 0;        /* an error is an answer */
+}
+
 static void grow_co(struct co *co, void *arg)
 {
     struct nbdc *n = arg;
@@ -257,9 +280,10 @@ static void grow_co(struct co *co, void *arg)
     struct rt_loop *loop = n->grow_on;
     pthread_mutex_unlock(&n->lock);
     int r = nbdc_handshake(co, &n->o, rt_now(n->home) + NBDC_GROW_NS, &h, &info, NULL);
-    if (!r && !same_export(n, &info)) {
-        nbdc_close(co, h);
-        r = -ESTALE;
+    if (!r) {
+        r = same_export(n, &info) ? old_one_answers(co, n) : -ESTALE;
+        if (r)
+            nbdc_close(co, h);
     }
     if (!r)
         r = nbdc_conn_new(co, n, loop, h, &c);
@@ -396,8 +420,8 @@ static void manage_co(struct co *co, void *arg)
         if (n->growing && n->grower.done)
             n->growing = false;
         if (lost) {
-            grow_end(co, n);
             drop_conns(co, n);                   /* I2 */
+            grow_end(co, n);                     /* behind it: the grower may wait for one of them. It adds nothing meanwhile */
             if (rt_now(n->home) - up_at > STEADY_NS)
                 pause_ns = 0;
             recover(co, n, &pause_ns);
@@ -434,8 +458,9 @@ void nbdc_set_stop(struct co *co, struct nbdc *n)
     if (n->fresh)
         nbdc_conn_stop(co, n->fresh);
     rt_cancel(&n->manager);
+    drop_conns(co, n);                           /* the manager waits for the grower, and that may wait for one of them */
     rt_task_join(co, &n->manager);
-    drop_conns(co, n);
+    drop_conns(co, n);                           /* one that it has added meanwhile */
     while (atomic_load(&n->kicked))              /* the message lies in our own inbox */
         co_yield(co);
 }

@@ -2,9 +2,12 @@
 """An NBD server that goes away, and comes back (FEATURES 3.033): what was acknowledged is not lost, and what was lost is told.
 
 The server is nbdkit with a cache that a kill empties: whatever was not flushed is gone, as after a power cut."""
+import contextlib
 import json
 import os
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -191,6 +194,100 @@ def test_order_of_repetition(volatile, disk, guest, backend):
     volatile.kill()
     with open(disk, "rb") as f:
         assert f.read(65536) == bytes(want)
+
+
+class HalfOpen:
+    """A relay that does not tell its clients of the end of the server: what they send then goes nowhere. `cut` tells them. A second client is let on
+    while `more` is set; while `mute` is, the first one hears nothing, which `unheard` tells."""
+
+    def __init__(self, path, to):
+        self.listener, self.to, self.clients = socket.socket(socket.AF_UNIX), to, []
+        self.more, self.mute, self.unheard = threading.Event(), threading.Event(), threading.Event()
+        self.more.set()
+        self.listener.bind(str(path))
+        self.listener.listen(16)
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                client = self.listener.accept()[0]
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self.to)
+            self.clients.append(client)
+            if len(self.clients) > 1:
+                self.more.wait()
+            for a, b in ((client, server), (server, client)):
+                threading.Thread(target=self.pump, args=(a, b), daemon=True).start()
+
+    def pump(self, a, b):
+        with contextlib.suppress(OSError):
+            while data := a.recv(65536):
+                if b is self.clients[0] and self.mute.is_set():
+                    self.unheard.set()
+                    continue
+                with contextlib.suppress(OSError):
+                    b.sendall(data)
+
+    def cut(self, which):
+        self.clients[which].shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.more.set()
+        self.listener.shutdown(socket.SHUT_RDWR)
+        for c in self.clients:
+            with contextlib.suppress(OSError):
+                c.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_new_server_is_not_the_old_one(volatile, disk, guest, tmp_path, backend):
+    """RG27: the server is restarted, which only a new connection finds out. A flush does not go there as if that knew what the old one had in its cache;
+    when the end of the old connection is told, all of it is repeated"""
+    relay = HalfOpen(tmp_path / "relay", volatile.socket)
+    try:
+        g = guest(type("Far", (), {"socket": str(tmp_path / "relay")}), **{"reconnect-delay": 60})
+        g.h.pwrite(b"W" * 4096, 0)
+        volatile.kill()
+        volatile.start()
+        for i in range(8):
+            g.h.aio_pread(bytearray(4096), 65536 + 4096 * i)
+        until_poll(g.h, lambda: len(relay.clients) == 2)     # one more is wanted
+        time.sleep(0.5)
+        flushed = []
+        g.h.aio_flush(completion=lambda error: flushed.append(error.value) or 1)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            g.h.poll(50)
+        assert not flushed
+        relay.cut(0)
+        until_poll(g.h, lambda: flushed)
+        assert flushed == [0] and g.h.pread(4096, 0) == b"W" * 4096
+        volatile.kill()
+        with open(disk, "rb") as f:
+            assert f.read(4096) == b"W" * 4096
+    finally:
+        relay.close()
+
+
+def test_closing_while_another_connection_is_wanted(volatile, guest, tmp_path, backend):
+    """What is to become a further connection waits for one that has fallen silent: the disk can be closed all the same"""
+    relay = HalfOpen(tmp_path / "relay", volatile.socket)
+    try:
+        g = guest(type("Far", (), {"socket": str(tmp_path / "relay")}), **{"reconnect-delay": 300})
+        relay.more.clear()
+        while len(relay.clients) < 2:                        # one more is wanted when several wait
+            for i in range(32):
+                g.h.aio_pwrite(bytearray(4096), 4096 * i)
+            until_poll(g.h, lambda: not g.h.aio_in_flight())
+        g.h.flush()
+        relay.mute.set()
+        relay.more.set()
+        assert relay.unheard.wait(20)
+        assert g.serve.stop(timeout=20) == 0
+    finally:
+        relay.close()
 
 
 def tells_loss_once(tmp_path, pause):
