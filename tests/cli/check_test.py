@@ -166,9 +166,9 @@ def test_flag_without_a_table(twin, tmp_path):
 def test_signal(tmp_path, sig):
     """FEATURES 1.115: a signal ends a check that only reads, soon, with the code of the signal"""
     image = tmp_path / "i.qcow2"
-    run.byre("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata,cluster_size=4096", image, "4G")
+    run.byre("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata,cluster_size=4096", image, "64M")
     slow = json.dumps({"driver": "qcow2", "file": {"driver": "blkdebug", "image": {"driver": "file", "filename": str(image)},
-                                                   "inject-error": [{"event": "none", "iotype": "read", "x-delay-ns": 20_000_000}]}})
+                                                   "inject-error": [{"event": "none", "iotype": "read", "x-delay-ns": 500_000_000}]}})
     process = subprocess.Popen([run.BYRE, "check", f"json:{slow}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                preexec_fn=lambda: signal.signal(sig, signal.SIG_DFL))
     wait.catches(process, sig)
