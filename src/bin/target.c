@@ -61,10 +61,11 @@ static char *option_of(const struct opt_list *l, const char *a, const char *b)
     return found;
 }
 
-/* What is there under this name before anything is made. The name may say "file:". */
-static int look_at(struct run *r, const char *name, struct target_file *f)
+/* What is there under this name before anything is made. The name may say "file:": that of an image once, that of a data file as often as it likes, as the
+ * library takes them; with --strict it is a part of the name. */
+static int look_at(struct run *r, const char *name, bool once, struct target_file *f)
 {
-    while (strncmp(name, "file:", 5) == 0)
+    for (bool more = !r->strict; more && strncmp(name, "file:", 5) == 0; more = !once)
         name += 5;
     f->path = strdup(name);
     f->fixed = is_device(name);
@@ -94,7 +95,7 @@ static int make(struct run *r, const struct target_opts *o, struct target *t)
     c.option_count = o->options ? (unsigned)o->options->count : 0;
     c.backing_file = o->backing;
     c.backing_format = o->backing_format;
-    if (look_at(r, o->name, &t->file) || (data && look_at(r, data, &t->data)))
+    if (look_at(r, o->name, true, &t->file) || (data && look_at(r, data, false, &t->data)))
         return 1;
     t->file.fixed |= byre_name_is_remote(r->ctx, o->name) != 0;
     if (byre_create(r->ctx, o->name, &c, &err))

@@ -354,13 +354,16 @@ static void read_all(struct co *co, struct ctl_client *cl)
     free(buf);
 }
 
-/* Output gets a second to go out; a client that does not take it is cut off. So is every client once the reader was cancelled. */
+/* Output goes out as long as some of it is taken each second; a client that takes none is cut off. So is every client once the reader was cancelled. */
 static void last_words(struct co *co, struct ctl_client *cl)
 {
     uint64_t end = rt_now(cl->c->home) + LAST_WORDS_NS;
-    while (!cl->writer.done && rt_now(cl->c->home) < end)
+    for (size_t left = SIZE_MAX; !cl->writer.done && rt_now(cl->c->home) < end; left = cl->out_len - cl->out_at) {
+        if (cl->out_len - cl->out_at < left)
+            end = rt_now(cl->c->home) + LAST_WORDS_NS;
         if (co_sleep(co, LAST_WORDS_NS / 200))
             break;
+    }
     if (cl->writer.done)
         return;
     cl->dead = true;

@@ -262,6 +262,16 @@ def test_failure_behind_a_link(tmp_path, fmt):
     assert not (tmp_path / "far").exists() and (tmp_path / "x").is_symlink()
 
 
+@pytest.mark.parametrize("words,made", [(["convert", "c", "file:file:x"], "file:x"), (["--strict", "convert", "-f", "qcow2", "c", "file:x"], "file:x"),
+                                        (["--strict", "convert", "-f", "qcow2", "-O", "qcow2", "-o", "data_file=file:x", "c", "t"], "t")], ids=["twice", "strict", "strict-data"])
+def test_failure_touches_no_other_file(tmp_path, words, made):
+    """FEATURES 5.030: what is removed behind a failure is what was made, however its name is read: here a file x beside it was emptied"""
+    broken_compressed(tmp_path)
+    (tmp_path / "x").write_bytes(b"mine")
+    run.byre(*words, cwd=tmp_path, code=1)
+    assert (tmp_path / "x").read_bytes() == b"mine" and not (tmp_path / made).exists() and not (tmp_path / "file:x").exists()
+
+
 def test_failure_leaves_no_target(tmp_path):
     """A target that could not be finished is removed; one that was there before has length 0"""
     broken_compressed(tmp_path)
