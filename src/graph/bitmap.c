@@ -620,11 +620,11 @@ int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err 
 
 /* ---- resize ---- */
 
-struct bitmaps_resize { struct tracked *t; unsigned count; bool persistent; struct { struct fmt_bitmap *b; struct dirty *bits; } of[]; };
+struct bitmaps_resize { struct tracked *t; unsigned count; bool held, persistent; struct { struct fmt_bitmap *b; struct dirty *bits; } of[]; };
 
 static void resize_let(struct bitmaps_resize *z)
 {
-    for (unsigned i = 0; i < z->count; i++)
+    for (unsigned i = 0; z->held && i < z->count; i++)
         z->of[i].b->busy--;
 }
 
@@ -654,14 +654,14 @@ static int resize_copies(struct co *co, struct graph_node *n, uint64_t size, str
             return byre_fail(err, LIMIT, "%s: a disk of %" PRIu64 " bytes has too many granules for bitmap '%s'", n->filename, size, b->name);
         if (r)
             return byre_fail(err, NOMEM, "%s: bitmap '%s'", n->filename, b->name);
-        b->busy++;                           /* whoever comes for it meanwhile would keep bits that are about to go */
+        b->busy += z->held;
         z->of[z->count++].b = b;
         z->persistent |= b->persistent;
     }
     return z->persistent && n->im->ops->bitmaps_fit ? n->im->ops->bitmaps_fit(n->im, size, err) : 0;
 }
 
-int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct bitmaps_resize **ret, struct byre_err *err)
+int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, bool hold, struct bitmaps_resize **ret, struct byre_err *err)
 {
     int r = bitmaps_list(co, n, err);
     unsigned count = 0;
@@ -675,6 +675,7 @@ int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, str
         free(z);
         return byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
     }
+    z->held = hold;
     r = resize_copies(co, n, size, z, err);
     if (!r && z->persistent)
         r = n->im->ops->bitmaps_resizing(co, n->im, err);

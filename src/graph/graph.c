@@ -448,11 +448,11 @@ static int resize_drained(struct co *co, struct graph_node *n, uint64_t size, en
     return z ? byre_fail_code(err, IO, z, "%s: the new part cannot be cleared; the size is still %" PRIu64, n->filename, old) : r;
 }
 
-/* The same, and its bitmaps follow. */
-static int resize_all(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+/* The same, and its bitmaps follow. alone: edges may be let before it has ended, and whoever came for a bitmap then would keep bits that are about to go. */
+static int resize_all(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, bool alone, struct byre_err *err)
 {
     struct bitmaps_resize *z;
-    int r = bitmaps_resize_begin(co, n, round_up(size, SECTOR), &z, err);
+    int r = bitmaps_resize_begin(co, n, round_up(size, SECTOR), alone, &z, err);
     if (r)
         return r;
     r = resize_drained(co, n, size, prealloc, err);
@@ -482,7 +482,7 @@ static int resize(struct co *co, struct graph_node *n, const struct graph_user *
     r = node_change_begin(co, n, err);
     uint64_t old = graph_length(n);
     if (!r)
-        r = resize_all(co, n, size, prealloc, err);
+        r = resize_all(co, n, size, prealloc, self != NULL, err);
     if (graph_length(n) != old)
         watches_resized(n, graph_length(n));
     uint64_t len;
@@ -502,7 +502,7 @@ int node_set_length(struct co *co, struct graph_node *n, uint64_t size, bool onl
         return r ? r : -EROFS;
     node_whole_begin(co, n);
     if (!only_grow || graph_length(n) < size)
-        r = resize_all(co, n, size, FMT_PREALLOC_OFF, NULL);
+        r = resize_all(co, n, size, FMT_PREALLOC_OFF, false, NULL);
     node_change_end(n);
     return r;
 }
@@ -593,7 +593,7 @@ int graph_snapshot(struct co *co, struct graph_node *n, const struct fmt_snapsho
 static int amend_resize(struct co *co, void *arg, uint64_t size, struct byre_err *err)
 {
     int r = watches_allow(arg, "change its length", err);
-    return r ? r : resize_all(co, arg, size, FMT_PREALLOC_OFF, err);
+    return r ? r : resize_all(co, arg, size, FMT_PREALLOC_OFF, false, err);
 }
 
 int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_opts *a, struct byre_err *err)

@@ -619,7 +619,7 @@ void bitmaps_free(struct graph_node *n, struct fmt_bitmap *list);
 void bitmaps_list_free(struct fmt_bitmap *list);                 /* of which none records */
 /* Drained. Every bitmap for a disk of another size, prepared first; then one of the two. */
 struct bitmaps_resize;
-MUST_USE int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct bitmaps_resize **ret, struct byre_err *err);
+MUST_USE int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, bool hold, struct bitmaps_resize **ret, struct byre_err *err);
 void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resize *z, bool done);
 /* im->bitmaps is the whole list from now on. */
 MUST_USE int bitmaps_list(struct co *co, struct graph_node *n, struct byre_err *err);
