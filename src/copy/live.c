@@ -440,6 +440,7 @@ int copy_live_scan(struct co *co, struct copy_live *l, uint64_t off, uint64_t le
     if (!r && off < l->size)
         r = scan_extent(co, l, off, &st);
     l->scans--;
+    l->ended++;
     if (atomic_load(&l->resizing))
         live_tell(l);
     *ret_len = r ? 0 : st.len;

@@ -48,7 +48,7 @@ struct copy_live {
     unsigned scans;                        /* looks at what has to be copied, under way */
     struct dirty *next, *next_whole;       /* live_resize.c: for the new length */
     uint64_t old_size;                     /* and the old one */
-    uint64_t ended;                        /* pieces and changes that have come back */
+    uint64_t ended;                        /* pieces, changes and scans that have come back */
     bool lost;                             /* copy_live_lose */
     /* any loop */
     _Atomic bool stop, paused, blocking, idle, kicked, resizing;

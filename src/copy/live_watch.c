@@ -29,6 +29,7 @@ struct hold {
     struct copy_live *l;
     struct co_range range;
     uint64_t until;                        /* time at which the guest waits no longer */
+    uint64_t drained;                      /* since when somebody waits for requests to end; 0: nobody does (L5) */
     uint64_t bytes;                        /* memory that is taken for it */
     unsigned refs;                         /* the request, and each send; on its loop */
     int error; uint64_t error_off;
@@ -79,16 +80,16 @@ static bool carries(struct copy_live *l)
     return atomic_load(&l->blocking) && !atomic_load(&l->paused) && !atomic_load(&l->resizing) && !is_over(l);
 }
 
-/* L5. *drained: since when somebody waits for requests to end; 0 at first. */
-static uint64_t wait_until(struct co *co, const struct hold *h, uint64_t *drained)
+/* L5 */
+static uint64_t wait_until(struct co *co, struct hold *h)
 {
     const struct copy_live *l = h->l;
     uint64_t now = rt_now(co_loop(co));
     if (!graph_draining(l->o.source))
-        *drained = 0;
-    else if (!*drained)
-        *drained = now;
-    return *drained && l->o.patience_ns ? min_u64(h->until, *drained + l->o.patience_ns) : h->until;
+        h->drained = 0;
+    else if (!h->drained)
+        h->drained = now;
+    return h->drained && l->o.patience_ns ? min_u64(h->until, h->drained + l->o.patience_ns) : h->until;
 }
 
 /* W2. A lock that another change has is given back when the target has answered it; a piece may have to read the source first. */
@@ -98,14 +99,14 @@ static int take_on_home(struct co *co, void *arg)
 {
     struct hold *h = arg;
     struct copy_live *l = h->l;
-    uint64_t start = h->range.start, end = h->range.end, drained = 0;
+    uint64_t start = h->range.start, end = h->range.end;
     for (;;) {
         if (!carries(l))
             return -EAGAIN;
         bool room = !l->carry_bytes || l->carry_bytes + h->bytes <= l->carry_limit;
         if (room && co_range_trylock(&l->busy, &h->range, start, end))
             break;
-        if ((graph_draining(l->o.source) && must_not_wait(l)) || !co_wait_slice(co, &l->moved, wait_until(co, h, &drained), LIVE_SLICE_NS))
+        if ((graph_draining(l->o.source) && must_not_wait(l)) || !co_wait_slice(co, &l->moved, wait_until(co, h), LIVE_SLICE_NS))
             return -EAGAIN;
         h->range.start = start;
         h->range.end = end;
@@ -206,10 +207,9 @@ static int send_part(struct co *co, struct hold *h, const struct graph_change *c
         free(s);
         return -ENOMEM;
     }
-    uint64_t drained = 0;
     while (!s->done) {
         bool go_on = !is_over(l) && !atomic_load(&l->paused) && !graph_is_gated(l->o.target);
-        if (go_on && co_wait_slice(co, &s->q, wait_until(co, h, &drained), LIVE_SLICE_NS))
+        if (go_on && co_wait_slice(co, &s->q, wait_until(co, h), LIVE_SLICE_NS))
             continue;
         if (s->done)
             break;

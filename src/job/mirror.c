@@ -89,6 +89,8 @@ struct mirror {
     uint64_t base_had;                   /* active commit: bytes of a base that was longer than the disk when the job began; 0: it was not */
     struct copy_live_state st;           /* of the last look */
     bool scanned, completing, leaving, over, ended, frozen;
+    bool ending;                         /* its target is drained, or about to be */
+    unsigned asking;                     /* follow_ahead: flushes that are under way; a drain of the target would wait for them */
     bool wants_blocking;                 /* copy-mode, as the user has it */
     uint64_t hurry_ns;                   /* of the next try to end */
     uint64_t stuck_size;                 /* the target was to get this length, and has not said whether it has; 0: no such thing */
@@ -122,7 +124,7 @@ static int flush_target(struct co *co, struct mirror *m, uint64_t ns, struct byr
 }
 
 /* Nothing is dirty, and no flush that was left alone may still fail behind one that succeeds. */
-static bool is_settled(const struct mirror *m) { return m->st.calm && !m->leaving_target->flushes.n; }
+static bool is_settled(const struct mirror *m) { return m->st.calm && !m->leaving_target->flushes.n && !m->asking; }
 
 /* ---- looking, telling ---- */
 
@@ -277,7 +279,13 @@ static int follow(struct co *co, void *arg, uint64_t size, struct byre_err *err)
 static int follow_ahead(struct co *co, void *arg, struct byre_err *err)
 {
     struct mirror *m = arg;
-    if (flush_aside(co, m, rt_now(co_loop(co)) + JOB_TARGET_NS, false) != JOB_LEFT_ALONE || job_cancelled(m->job))
+    if (m->ending)                       /* edges are held, behind which the job follows nobody any more, or goes on */
+        return 0;
+    m->asking++;
+    int r = flush_aside(co, m, rt_now(co_loop(co)) + JOB_TARGET_NS, false);
+    m->asking--;
+    on_wake(m);
+    if (r != JOB_LEFT_ALONE || job_cancelled(m->job))
         return 0;
     return byre_fail_code(err, IO, -ETIMEDOUT, "job '%s' copies node '%s' to node '%s', which has not answered for " JOB_TARGET_TEXT "; the length stays as it is", m->who,
                           graph_node_name(m->o.source), graph_node_name(m->o.target));
@@ -519,7 +527,8 @@ static int try_to_end(struct co *co, struct mirror *m, struct byre_err *err)
     }
     graph_drain_begin(co, m->o.source);
     copy_live_look(m->live, &m->st);
-    r = ((!m->st.clean || m->leaving_target->flushes.n) && !FAULT(FAULT_NOT_CLEAN)) || is_too_long(m);
+    r = ((!m->st.clean || m->leaving_target->flushes.n || m->asking) && !FAULT(FAULT_NOT_CLEAN)) || is_too_long(m);
+    m->ending = !r;
     if (!r && !FAULT(FAULT_NO_FLUSH))
         r = flush_held(co, m, err);
     if (!r)
@@ -533,8 +542,10 @@ static int try_to_end(struct co *co, struct mirror *m, struct byre_err *err)
             graph_drain_end(m->o.target);
     }
     m->over = !r && !m->leaving;
-    if (r)
+    if (r) {
         graph_drain_end(m->o.source);
+        m->ending = false;
+    }
     graph_edges_let(co, g);
     m->pause_ns = rt_now(co_loop(co)) - t0;
     return r;
