@@ -53,7 +53,7 @@ def test_scenarios():
 
 
 @pytest.mark.asan
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_fault(fixtures, seed):
     """No crash, no hang, no leak, no false acknowledgement, the image sound, the next operation works."""
