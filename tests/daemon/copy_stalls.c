@@ -13,31 +13,12 @@
  * Tests        copy_stalled_test.py
  */
 #include <dlfcn.h>
-#include <fcntl.h>
 #include <stdlib.h>
-#include <stdio.h>
-#include <unistd.h>
+#include <sys/types.h>
+
+#include "stalls.h"
 
 typedef ssize_t copy_fn(int in, off64_t *in_off, int out, off64_t *out_off, size_t len, unsigned flags);
-
-static void tell(const char *path)
-{
-    char name[4096];
-    snprintf(name, sizeof name, "%s.in", path);
-    int fd = open(name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    if (fd < 0 || write(fd, "x", 1) != 1)
-        abort();
-    close(fd);
-}
-
-static void stand_still(const char *path)
-{
-    if (!path || access(path, F_OK))
-        return;
-    tell(path);
-    while (!access(path, F_OK))
-        usleep(10000);
-}
 
 ssize_t copy_file_range(int in, off64_t *in_off, int out, off64_t *out_off, size_t len, unsigned flags)
 {

@@ -13,32 +13,12 @@
  * Tests        making_test.py
  */
 #include <dlfcn.h>
-#include <fcntl.h>
 #include <stdlib.h>
-#include <stdio.h>
 #include <sys/stat.h>
-#include <unistd.h>
+
+#include "stalls.h"
 
 typedef int sync_fn(int fd);
-
-static void tell(const char *path)
-{
-    char name[4096];
-    snprintf(name, sizeof name, "%s.in", path);
-    int fd = open(name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    if (fd < 0 || write(fd, "x", 1) != 1)
-        abort();
-    close(fd);
-}
-
-static void stand_still(const char *path)
-{
-    if (!path || access(path, F_OK))
-        return;
-    tell(path);
-    while (!access(path, F_OK))
-        usleep(10000);
-}
 
 int fsync(int fd)
 {
