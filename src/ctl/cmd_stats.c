@@ -310,25 +310,21 @@ static const struct ctl_arg histogram_rows[] = {
     CTL_ARGS_END
 };
 
+/* Kept as long as the call: who removes the export meanwhile does not free it. */
 static struct graph_node *find_counted(struct ctl_call *call, const char *id)
 {
     struct export *e = call->c->env.exports ? exports_find(call->c->env.exports, id) : NULL;
-    if (e)
-        return e->node;
-    struct graph_node *n = ctl_named(call, id);
-    return n ? graph_skip_implicit(graph_attached(n)) : NULL;
+    struct graph_node *n = e ? e->node : ctl_named(call, id);
+    if (n && !e)
+        n = graph_skip_implicit(graph_attached(n));
+    return ctl_keep(call, n) ? NULL : n;
 }
 
 static int set_limits(struct co *co, struct ctl_call *call, const char *id, enum graph_stats_op op, const struct ctl_list *l)
 {
     struct graph_node *n = find_counted(call, id);       /* time passes between two of them */
     const struct graph_limits limits = { l->items, (unsigned)l->count };
-    if (!n)
-        return call->err.code;
-    graph_ref(n);
-    int r = graph_histogram_set(co, n, op, &limits, &call->err);
-    (void)graph_close(co, n);                /* whoever closed it meanwhile has made it durable */
-    return r;
+    return n ? graph_histogram_set(co, n, op, &limits, &call->err) : call->err.code;
 }
 
 static int run_histogram(struct co *co, struct ctl_call *call)
@@ -371,10 +367,7 @@ static int run_intervals(struct co *co, struct ctl_call *call)
     if (!n)
         return call->err.code;
     const struct graph_intervals v = { a->intervals.items, a->intervals.count > UINT32_MAX ? UINT32_MAX : (unsigned)a->intervals.count };
-    graph_ref(n);
-    int r = graph_intervals_set(co, n, &v, &call->err);
-    (void)graph_close(co, n);                /* whoever closed it meanwhile has made it durable */
-    return r;
+    return graph_intervals_set(co, n, &v, &call->err);
 }
 
 /* ---- OpenMetrics ---- */
