@@ -244,6 +244,9 @@ static int map_slice(const struct q2_image *q, const struct meta_block *b, uint6
     struct fmt_extent x;
     MAP_PAUSE();
     extent_of(q, &held, &e, off, &x);
+    if (x.kind == FMT_ABSENT)                                    /* a walk through a chain meets many of them */
+        for (; x.len < len && meta_word(b, i + 1) == 0; i++)
+            x.len += q->g.cluster_size;
     while (x.len < len) {
         struct fmt_extent next;
         if (!q2_entry_get(q, b, ++i, &e) || !q2_entry_fits(q, &e, off + x.len))
