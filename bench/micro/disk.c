@@ -16,31 +16,31 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LAYERS = 8, BLOCK = 4096 };
+enum { LAYERS = 8, MANY_LAYERS = 64, BLOCK = 4096 };
 
-static void image_make(struct co *co, unsigned i, uint64_t size)
+static void image_make(struct co *co, unsigned i, uint64_t size, uint64_t cap)
 {
     char below[16];
     snprintf(below, sizeof below, "f%u", i - 1);
     struct fmt_create_opts o = { .size = size, .version = 3, .backing_file = i ? below : NULL, .backing_fmt = i ? "qcow2" : NULL };
-    struct stor *s = flat_new(size * 2 + (1u << 20));
+    struct stor *s = flat_new(cap);
     OK(fmt_by_name("qcow2")->create(co, s, &o, NULL));
     flat_set(i, s);
 }
 
-static void image_open(struct co *co, struct disk *d, unsigned i, bool read_only)
+static void image_open(struct co *co, struct disk *d, unsigned i, bool alone)
 {
     char name[16];
     snprintf(name, sizeof name, "f%u", i);
     struct graph_opts go = { .opener = &flat_opener };
-    struct graph_open_opts o = { .filename = name, .format = "qcow2", .read_only = read_only };
+    struct graph_open_opts o = { .filename = name, .format = "qcow2", .no_backing = alone };
     OK(graph_new(co_loop(co), &go, &d->g, NULL));
     OK(graph_open(co, d->g, &o, &d->n, NULL));
 }
 
 void disk_open(struct co *co, struct disk *d, uint64_t size)
 {
-    image_make(co, 0, size);
+    image_make(co, 0, size, size * 2 + (1u << 20));
     image_open(co, d, 0, false);
 }
 
@@ -109,24 +109,50 @@ static void first_writes(struct co *co, uint64_t n)
     disk_close(co, &d);
 }
 
-/* Cluster k lies in layer k % LAYERS. */
+/* Cluster k lies in layer k * 37 % layers. */
+static void chain_make(struct co *co, unsigned layers)
+{
+    struct disk d;
+    for (unsigned i = 0; i < layers; i++) {
+        image_make(co, i, DISK_BYTES, DISK_BYTES / layers * 2 + (1u << 20));
+        image_open(co, &d, i, true);
+        for (uint64_t k = 0; k < DISK_BYTES / CLUSTER; k++)
+            if (k * 37 % layers == i)
+                write_at(co, &d, k * CLUSTER, CLUSTER);
+        disk_close(co, &d);
+    }
+}
+
 static void chain_reads(struct co *co, uint64_t n)
 {
     static uint8_t buf[BLOCK];
     struct disk d;
     struct iovec slot;
-    for (unsigned i = 0; i < LAYERS; i++) {
-        image_make(co, i, DISK_BYTES);
-        image_open(co, &d, i, false);
-        for (uint64_t off = i * CLUSTER; off < DISK_BYTES; off += LAYERS * CLUSTER)
-            write_at(co, &d, off, CLUSTER);
-        disk_close(co, &d);
-    }
+    chain_make(co, LAYERS);
     image_open(co, &d, LAYERS - 1, false);
     for (uint64_t i = 0; i < DISK_BYTES / CLUSTER; i++)         /* the index learns of each */
         OK(graph_read(co, d.n, iov_one(&slot, buf, BLOCK), i * CLUSTER));
     for (uint64_t i = 0; i < n; i++)
         OK(graph_read(co, d.n, iov_one(&slot, buf, BLOCK), scattered(i)));
+    disk_close(co, &d);
+}
+
+/* Nothing is known at first; each cluster is read once, scattered; then all is forgotten. */
+static void chain_misses(struct co *co, uint64_t n)
+{
+    enum { CLUSTERS = DISK_BYTES / CLUSTER };
+    static uint8_t buf[BLOCK];
+    struct disk d;
+    struct iovec slot;
+    chain_make(co, MANY_LAYERS);
+    image_open(co, &d, MANY_LAYERS - 1, false);
+    for (uint64_t i = 0; i < n; i++) {
+        OK(graph_read(co, d.n, iov_one(&slot, buf, BLOCK), i * 149 % CLUSTERS * CLUSTER));
+        if (i % CLUSTERS != CLUSTERS - 1)
+            continue;
+        graph_mapping_change_begin(co, d.n->backing, 0, DISK_BYTES);
+        graph_mapping_change_end(d.n->backing);
+    }
     disk_close(co, &d);
 }
 
@@ -136,5 +162,6 @@ const struct micro micro_disk[] = {
     { "write-4k", "4 KiB are written in place", writes },
     { "write-new", "4 KiB are written into a new cluster", first_writes },
     { "read-chain", "4 KiB are read from a chain of 8 layers", chain_reads },
+    { "miss-chain", "4 KiB are read from a chain of 64 layers, of a cluster that the index does not know yet", chain_misses },
     { NULL },
 };

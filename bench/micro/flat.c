@@ -95,7 +95,7 @@ struct stor *flat_new(uint64_t cap)
 
 /* ---- by name ---- */
 
-#define NAMES 16u
+#define NAMES 64u
 static struct stor *named[NAMES];
 
 void flat_set(unsigned i, struct stor *s) { named[i % NAMES] = s; }

@@ -19,6 +19,9 @@
  *                 mapping; what the old one names outlives the sections of the layer's image, as ever (D3).
  *             N5  All windows of a graph together take no more memory than its limit, but for those that wait for their
  *                 grace period. Without memory nothing is remembered, and everything works all the same.
+ *             N6  Who finds something out in a window of which something was known already goes through the rest of it as well, layer by
+ *                 layer, but no deeper than he had to go himself, where the tables for this place are at hand: nobody waits for a
+ *                 table that he does not need.
  * Order       None.
  * Concurrency Find and fill: any loop, no lock. Attach, detach, changes: home loop.
  * Failure     The error of a layer's map(), which is not remembered.
@@ -36,6 +39,8 @@
 #define WINDOW_BITS_MAX 21u
 #define CLUSTERS_PER_WINDOW 32u
 #define EVICT_STEPS 64u
+#define EXTENTS_MAX 320u                      /* of a window: a unit each (256 at most), and the ends of layers between */
+#define CACHE_LINE 64u
 #define LIMIT_DEFAULT (32ull << 20)
 
 #ifdef INDEX_TEST                             /* a moment in which others may run, for tests */
@@ -47,25 +52,27 @@ void index_pause(void);
 
 enum { HAS_HOST = 1, WRITABLE = 2, PAST_END = 4, ENCRYPTED = 8 };
 
-/* A part of a window, small: many are looked at, each once in a while. kind ABSENT: none of the layers has it. */
+/* A part of a window: many are looked at, each once in a while, so that each cache line is a miss; it lies in one. kind ABSENT: none of the
+ * layers has it. */
 struct index_extent {
+    uint32_t start, len;                      /* in the window */
     uint64_t host;
-    uint32_t len, enc_len;
+    uint32_t enc_len;
     int32_t enc_guest;                        /* ENCODED: from the beginning of the window */
     uint16_t layer;
     uint8_t kind, flags;
 };
 /* All there is of an answer of map() must have its place here. */
-_Static_assert(sizeof(struct fmt_extent) == 48 && sizeof(struct index_extent) == 24, "struct fmt_extent is kept whole");
+_Static_assert(sizeof(struct fmt_extent) == 48 && sizeof(struct index_extent) == 32, "struct fmt_extent is kept whole");
 
 struct window {
     uint64_t no;                              /* guest offset >> window_bits */
+    uint32_t count;
+    uint16_t swept;                           /* so many of the layers have been asked for all of the window (N6) */
+    atomic_bool used;                         /* since the hand came by */
     struct chain_index *ix;
     union { struct rt_msg msg; struct epoch_cb cb; } gone;
-    atomic_bool used;                         /* since the hand came by */
-    uint32_t count;
-    struct index_extent *e;                   /* behind start[] */
-    uint32_t start[];                         /* of each e, in the window: what is searched lies in one or two cache lines */
+    alignas(CACHE_LINE) struct index_extent e[];
 };
 
 struct chain_index {
@@ -76,20 +83,21 @@ struct chain_index {
     struct graph_node *below;
     unsigned window_bits;
     uint64_t unit;                            /* fills begin at a multiple of this */
-    uint64_t slots;                           /* power of 2, at least WAYS */
+    uint64_t slots;                           /* 1 << slot_bits, at least WAYS */
+    unsigned slot_bits;
     _Atomic(struct window *) *slot;
     _Atomic unsigned fences;                  /* changes in progress (N4) */
     _Atomic uint64_t leaving, hand;           /* windows that wait for their grace period; clock of eviction */
     _Atomic uint64_t fills;
 };
 
-static uint64_t extents_at(uint32_t count) { return round_up(sizeof(struct window) + count * sizeof(uint32_t), alignof(struct index_extent)); }
+static uint64_t window_bytes(uint32_t count) { return round_up(sizeof(struct window) + count * sizeof(struct index_extent), CACHE_LINE); }
 
-static uint64_t window_bytes(uint32_t count) { return extents_at(count) + count * sizeof(struct index_extent); }
-
-static _Atomic(struct window *) *set_of(const struct chain_index *ix, uint64_t no)
+/* The slots where a window may be, the i-th to look at. No conflict if there are as many slots as windows, and each is in its first one then. */
+static _Atomic(struct window *) *slot_of(const struct chain_index *ix, uint64_t no, unsigned i)
 {
-    return &ix->slot[no * WAYS & (ix->slots - 1)];       /* no conflict if there are as many slots as windows */
+    uint64_t at = no * WAYS;
+    return &ix->slot[(at & (ix->slots - 1)) + (((at >> ix->slot_bits) + i) & (WAYS - 1))];
 }
 
 /* ---- leaving the table ---- */
@@ -152,34 +160,37 @@ static bool have_room(struct chain_index *ix, uint64_t bytes)
 
 static struct window *window_at(const struct chain_index *ix, uint64_t no, _Atomic(struct window *) **ret_slot)
 {
-    _Atomic(struct window *) *set = set_of(ix, no);
     for (unsigned i = 0; i < WAYS; i++) {
-        struct window *w = atomic_load(&set[i]);
+        _Atomic(struct window *) *slot = slot_of(ix, no, i);
+        struct window *w = atomic_load(slot);
         if (w && w->no == no) {
-            *ret_slot = &set[i];
+            *ret_slot = slot;
             return w;
         }
     }
     return NULL;
 }
 
-/* How many extents begin at or before `at`. */
-static uint32_t rank_of(const struct window *w, uint32_t at)
+/* How many of the extents begin at or before `at`. */
+static uint32_t rank_of(const struct index_extent *e, uint32_t count, uint32_t at)
 {
-    const uint32_t *base = w->start;
-    uint32_t n = w->count;
+    const struct index_extent *base = e;
+    uint32_t n = count;
     while (n > 1) {
         uint32_t half = n / 2;
-        base += base[half - 1] <= at ? half : 0;
+        base += base[half - 1].start <= at ? half : 0;
         n -= half;
     }
-    return (uint32_t)(base - w->start) + (n && *base <= at);
+    return (uint32_t)(base - e) + (n && base->start <= at);
 }
 
-static const struct index_extent *extent_at(const struct window *w, uint32_t at)
+static const struct index_extent *extent_at(const struct window *w, uint32_t at, unsigned window_bits)
 {
-    uint32_t n = rank_of(w, at);
-    return n && at - w->start[n - 1] < w->e[n - 1].len ? &w->e[n - 1] : NULL;
+    const struct index_extent *e = &w->e[(uint64_t)at * w->count >> window_bits];      /* there, if all are of one length */
+    if (LIKELY(w->count && at >= e->start && at - e->start < e->len))
+        return e;
+    uint32_t n = rank_of(w->e, w->count, at);
+    return n && at - w->e[n - 1].start < w->e[n - 1].len ? &w->e[n - 1] : NULL;
 }
 
 /* What a map() at `by` bytes further on would have said, no longer than `most`. */
@@ -201,12 +212,12 @@ static struct fmt_extent unpack(const struct index_extent *e, uint64_t window_st
 }
 
 /* false: it does not fit. */
-static bool pack(const struct piece *p, uint64_t window_start, struct index_extent *ret)
+static bool pack(const struct piece *p, uint64_t window_start, uint32_t start, struct index_extent *ret)
 {
     const struct fmt_extent *x = &p->e;
     int64_t guest = x->kind == FMT_ENCODED ? (int64_t)(x->enc_guest - window_start) : 0;
     *ret = (struct index_extent){
-        .host = x->host, .len = (uint32_t)x->len, .enc_len = (uint32_t)x->enc_len, .enc_guest = (int32_t)guest, .layer = (uint16_t)p->depth,
+        .start = start, .len = (uint32_t)x->len, .host = x->host, .enc_len = (uint32_t)x->enc_len, .enc_guest = (int32_t)guest, .layer = (uint16_t)p->depth,
         .kind = (uint8_t)x->kind, .flags = (uint8_t)((x->has_host ? HAS_HOST : 0) | (x->writable ? WRITABLE : 0) | (p->past_end ? PAST_END : 0) | (x->encrypted ? ENCRYPTED : 0)),
     };
     return ret->len == x->len && ret->enc_len == x->enc_len && ret->enc_guest == guest && ret->layer == p->depth;
@@ -215,7 +226,7 @@ static bool pack(const struct piece *p, uint64_t window_start, struct index_exte
 /* The piece at [p->pos, end) as an extent of w says. */
 static void use_extent(struct co *co, const struct chain_index *ix, struct window *w, const struct index_extent *e, uint64_t end, struct piece *p)
 {
-    uint64_t window_start = w->no << ix->window_bits, start = window_start + w->start[e - w->e];
+    uint64_t window_start = w->no << ix->window_bits, start = window_start + e->start;
     p->layer = ix->layer[e->layer];
     p->depth = e->layer;
     p->past_end = e->flags & PAST_END;
@@ -233,7 +244,7 @@ static bool look_up(struct co *co, const struct chain_index *ix, uint64_t end, s
 {
     _Atomic(struct window *) *slot;
     struct window *w = window_at(ix, p->pos >> ix->window_bits, &slot);
-    const struct index_extent *e = w ? extent_at(w, (uint32_t)(p->pos & ((1ull << ix->window_bits) - 1))) : NULL;
+    const struct index_extent *e = w ? extent_at(w, (uint32_t)(p->pos & ((1ull << ix->window_bits) - 1)), ix->window_bits) : NULL;
     if (e)
         use_extent(co, ix, w, e, end, p);
     return e;
@@ -241,73 +252,141 @@ static bool look_up(struct co *co, const struct chain_index *ix, uint64_t end, s
 
 /* ---- filling ---- */
 
-/* Do b's bytes go on where a's end, which lie before them in the window? */
+/* Does b say what a would say if it were longer? */
 static bool joins(const struct index_extent *a, const struct index_extent *b)
 {
-    return a->layer == b->layer && a->flags == b->flags && a->kind == b->kind && a->kind != FMT_ENCODED && (!(a->flags & HAS_HOST) || a->host + a->len == b->host);
+    return a->start + a->len == b->start && a->layer == b->layer && a->flags == b->flags && a->kind == b->kind && a->kind != FMT_ENCODED &&
+           (!(a->flags & HAS_HOST) || a->host + a->len == b->host);
 }
 
-static void put_extent(struct window *x, uint32_t i, uint32_t start, const struct index_extent *e)
-{
-    x->start[i] = start;
-    x->e[i] = *e;
-}
+/* A window while it is made. */
+struct draft { uint64_t from; uint32_t count; bool grew; struct index_extent e[EXTENTS_MAX]; };      /* from: of the guest */
 
-static struct window *window_new(struct chain_index *ix, uint64_t no, uint32_t count)
+/* Puts e, of which nothing is known, before e[i]. false: there is no place for it. */
+static bool put_at(struct draft *d, uint32_t i, struct index_extent e)
 {
-    struct window *x = have_room(ix, window_bytes(count)) ? malloc(window_bytes(count)) : NULL;
-    if (!x)
-        return NULL;
-    atomic_fetch_add_explicit(&ix->g->index_bytes, window_bytes(count), memory_order_relaxed);
-    *x = (struct window){ .no = no, .ix = ix, .count = count };
-    x->e = (struct index_extent *)(void *)((char *)x + extents_at(count));
-    return x;
-}
-
-/* A copy of w (NULL: empty) with e at `start`, where w knows nothing. NULL: no memory, no room, or nothing new. */
-static struct window *window_with(struct chain_index *ix, const struct window *w, uint64_t no, uint32_t start, struct index_extent e)
-{
-    uint32_t count = w ? w->count : 0, at = w ? rank_of(w, start) : 0;
-    const struct index_extent *last = at ? &w->e[at - 1] : NULL, *next = at < count ? &w->e[at] : NULL;
-    uint64_t known = last ? w->start[at - 1] + last->len : 0, limit = next ? w->start[at] : 1ull << ix->window_bits;
-    if (known > start || limit <= start)
-        return NULL;                             /* somebody else was faster */
-    e.len = (uint32_t)min_u64(e.len, limit - start);
-    bool with_last = last && known == start && joins(last, &e), with_next = next && start + e.len == limit && joins(&e, next);
-    struct window *x = window_new(ix, no, count + 1 - with_last - with_next);
-    if (!x)
-        return NULL;
-    x->used = w && atomic_load_explicit(&w->used, memory_order_relaxed);
+    bool with_last = i && joins(&d->e[i - 1], &e), with_next = i < d->count && joins(&e, &d->e[i]);
+    uint32_t tail = i + with_next, to = i + 1 - with_last;         /* what lies behind e goes from here to there */
+    if (d->count + 1 - with_last - with_next > EXTENTS_MAX)
+        return false;
     if (with_last) {
-        e.len += last->len;
-        e.host = last->host;
-        start = w->start[at - 1];
+        e.len += d->e[i - 1].len;
+        e.start = d->e[i - 1].start;
+        e.host = d->e[i - 1].host;
     }
     if (with_next)
-        e.len += next->len;
-    uint32_t to = 0;
-    for (uint32_t i = 0; i + with_last < at; i++)
-        put_extent(x, to++, w->start[i], &w->e[i]);
-    put_extent(x, to++, start, &e);
-    for (uint32_t i = at + with_next; i < count; i++)
-        put_extent(x, to++, w->start[i], &w->e[i]);
-    ASSERT(to == x->count);
+        e.len += d->e[i].len;
+    if (to != tail)
+        memmove(&d->e[to], &d->e[tail], (d->count - tail) * sizeof e);
+    d->e[to - 1] = e;
+    d->count += to - tail;
+    return d->grew = true;
+}
+
+/* From `at` on, the first of which nothing is known; ret_i: how many extents lie before it. */
+static uint32_t unknown_from(const struct draft *d, uint32_t at, uint32_t *ret_i)
+{
+    uint32_t i = rank_of(d->e, d->count, at);
+    if (i && d->e[i - 1].start + d->e[i - 1].len > at)
+        at = d->e[i - 1].start + d->e[i - 1].len;
+    for (; i < d->count && d->e[i].start == at; i++)
+        at += d->e[i].len;
+    *ret_i = i;
+    return at;
+}
+
+/* Puts in what p, found at `from` of the window, says of places of which nothing is known. false: not all of it. */
+static bool put(struct draft *d, uint32_t from, const struct piece *p)
+{
+    uint64_t end = from + p->e.len;
+    uint32_t i;
+    for (uint32_t at = from; (at = unknown_from(d, at, &i)) < end;) {
+        struct piece part = *p;
+        struct index_extent e;
+        part.e = cut_front(p->e, at - from, (i < d->count ? min_u64(end, d->e[i].start) : end) - at);
+        if (!pack(&part, d->from, at, &e) || !put_at(d, i, e))
+            return false;
+        at += e.len;
+    }
+    return true;
+}
+
+/* What layer `depth` has of [0, *to) of the window where those above have nothing, which are all asked. Past its end nobody has anything: *to
+ * shrinks. false: it cannot be said. */
+static bool sweep_layer(struct co *co, struct chain_index *ix, struct draft *d, unsigned depth, uint64_t *to)
+{
+    struct fmt_image *im = ix->layer[depth]->im;
+    uint64_t size = atomic_load_explicit(&im->size, memory_order_acquire);
+    *to = min_u64(*to, size > d->from ? size - d->from : 0);
+    bool ok = true;
+    epoch_token t = epoch_enter(im->epoch, co_loop(co));
+    uint32_t i;
+    for (uint32_t at = 0; ok && (at = unknown_from(d, at, &i)) < *to;) {
+        struct piece p = { .depth = depth };
+        ok = im->ops->map(co, im, d->from + at, *to - at, &p.e) == 0;
+        ASSERT(!ok || (p.e.len > 0 && p.e.len <= *to - at));
+        if (ok && p.e.kind != FMT_ABSENT)
+            ok = put(d, at, &p);
+        at += ok ? (uint32_t)p.e.len : 0;
+    }
+    epoch_leave(im->epoch, co_loop(co), t);
+    return ok;
+}
+
+/* N6: what the layers down to `depth` have of the rest of the window. What cannot be said now is left to those who ask for it. */
+static void sweep(struct co *co, struct chain_index *ix, struct draft *d, unsigned depth)
+{
+    uint64_t to = 1ull << ix->window_bits;
+    for (unsigned i = 0; i <= depth && to; i++)
+        if (!sweep_layer(co, ix, d, i, &to))
+            return;
+}
+
+/* A window in the place of `old` (NULL: none) that knows p, too, found at `from` of the guest. NULL: no memory, no room, or nothing new. */
+static struct window *window_new(struct co *co, struct chain_index *ix, const struct window *old, uint64_t from, const struct piece *p)
+{
+    uint64_t no = from >> ix->window_bits;
+    struct draft *d = malloc(sizeof *d);
+    struct window *x = NULL;
+    uint16_t swept = old ? old->swept : 0;
+    if (!d)
+        return NULL;
+    d->from = no << ix->window_bits;
+    d->count = old ? old->count : 0;
+    d->grew = false;
+    if (old)
+        memcpy(d->e, old->e, old->count * sizeof d->e[0]);
+    (void)put(d, (uint32_t)(from - d->from), p);          /* without room for it, it is asked for again */
+    if (old && p->depth >= swept) {
+        sweep(co, ix, d, p->depth);
+        swept = (uint16_t)(p->depth + 1);
+    }
+    uint64_t bytes = window_bytes(d->count);
+    if (d->grew && have_room(ix, bytes))
+        x = aligned_alloc(CACHE_LINE, bytes);
+    if (x) {
+        atomic_fetch_add_explicit(&ix->g->index_bytes, bytes, memory_order_relaxed);
+        *x = (struct window){ .no = no, .count = d->count, .swept = swept, .ix = ix, .used = old && atomic_load_explicit(&old->used, memory_order_relaxed) };
+        memcpy(x->e, d->e, d->count * sizeof d->e[0]);
+    }
+    free(d);
     return x;
 }
 
 /* The slot for a window that is not in the table: an empty one, else one that was not used since the last search. */
 static _Atomic(struct window *) *victim(const struct chain_index *ix, uint64_t no, struct window **ret_old)
 {
-    _Atomic(struct window *) *set = set_of(ix, no), *best = NULL;
+    _Atomic(struct window *) *best = NULL;
     for (unsigned i = 0; i < WAYS; i++) {
-        struct window *w = atomic_load(&set[i]);
+        _Atomic(struct window *) *slot = slot_of(ix, no, i);
+        struct window *w = atomic_load(slot);
         if (!w) {
             *ret_old = NULL;
-            return &set[i];
+            return slot;
         }
         bool used = atomic_exchange_explicit(&w->used, false, memory_order_relaxed);
         if (!best || !used) {
-            best = &set[i];
+            best = slot;
             *ret_old = w;
         }
     }
@@ -315,12 +394,11 @@ static _Atomic(struct window *) *victim(const struct chain_index *ix, uint64_t n
 }
 
 /* Puts what the walk found at [from, from + p->len) into the table. */
-static void remember(struct chain_index *ix, uint64_t from, const struct piece *p)
+static void remember(struct co *co, struct chain_index *ix, uint64_t from, const struct piece *p)
 {
-    uint64_t no = from >> ix->window_bits, start = no << ix->window_bits;
-    struct index_extent e;
+    uint64_t no = from >> ix->window_bits;
     _Atomic(struct window *) *slot;
-    struct window *old = window_at(ix, no, &slot), *w = pack(p, start, &e) ? window_with(ix, old, no, (uint32_t)(from - start), e) : NULL;
+    struct window *old = window_at(ix, no, &slot), *w = window_new(co, ix, old, from, p);
     if (!w)
         return;
     if (!old)
@@ -341,9 +419,9 @@ static void gap_around(const struct chain_index *ix, uint64_t pos, uint64_t *ret
     uint64_t mask = (1ull << ix->window_bits) - 1, start = pos & ~mask, size = atomic_load_explicit(&ix->layer[0]->im->size, memory_order_acquire);
     _Atomic(struct window *) *slot;
     const struct window *w = window_at(ix, pos >> ix->window_bits, &slot);
-    uint32_t n = w ? rank_of(w, (uint32_t)(pos & mask)) : 0;
-    *ret_from = max_u64(round_down(pos, ix->unit), start + (n ? w->start[n - 1] + w->e[n - 1].len : 0));
-    *ret_to = min_u64(size, start + (w && n < w->count ? w->start[n] : mask + 1));
+    uint32_t n = w ? rank_of(w->e, w->count, (uint32_t)(pos & mask)) : 0;
+    *ret_from = max_u64(round_down(pos, ix->unit), start + (n ? w->e[n - 1].start + w->e[n - 1].len : 0));
+    *ret_to = min_u64(size, start + (w && n < w->count ? w->e[n].start : mask + 1));
 }
 
 /* Walks, remembers, and answers for [p->pos, end). */
@@ -365,7 +443,7 @@ static int fill(struct co *co, struct chain_index *ix, uint64_t end, struct piec
             continue;
         }
         if (!fenced && (from ^ (from + p->len - 1)) >> ix->window_bits == 0)
-            remember(ix, from, p);
+            remember(co, ix, from, p);
         if (from + p->len > pos)
             break;
         piece_release(co, p);
@@ -412,9 +490,10 @@ static void set_windows(struct chain_index *ix)
     while (ix->window_bits < WINDOW_BITS_MAX && 1ull << ix->window_bits < unit * CLUSTERS_PER_WINDOW)
         ix->window_bits++;
     uint64_t windows = (graph_length(ix->layer[0]) >> ix->window_bits) + 1;
-    ix->slots = WAYS;
-    while (ix->slots < SLOTS_MAX && ix->slots < windows)
-        ix->slots *= 2;
+    ix->slot_bits = 2;
+    while (1ull << ix->slot_bits < min_u64(windows, SLOTS_MAX))
+        ix->slot_bits++;
+    ix->slots = 1ull << ix->slot_bits;
 }
 
 static int index_new(struct graph_node *n, unsigned count, struct chain_index **ret_ix)

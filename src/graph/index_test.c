@@ -434,6 +434,97 @@ static void no_thrash(struct co *co, void *arg)
     graph_free(g);
 }
 
+/* ---- a second question about a window answers for the rest of it (N6) ---- */
+
+#define SWEPT 32u                                                   /* clusters of a window */
+
+struct swept { struct graph *g; struct graph_node *n[4]; struct toyfmt *f[4]; };
+
+/* Cluster k of the window lies in layer 2 - k % 3, and everything in the lowest one. */
+static void swept_make(struct co *co, struct swept *s)
+{
+    s->g = toy_graph(co);
+    for (unsigned i = 0; i < 4; i++) {
+        s->f[i] = toyfmt_new(co, SWEPT * 4096, 4096);
+        s->n[i] = toy_node(s->g, &s->f[i]->im, i ? s->n[i - 1] : NULL);
+        s->n[i]->no_lock = false;
+        s->n[i]->read_only = i < 3;
+        for (uint32_t k = 0; i < 3 && k < SWEPT; k++)
+            if (!i || k % 3 == 2 - i)
+                toyfmt_set(s->f[i], k, FMT_DATA, false, (uint8_t)(10 * i + 1));
+    }
+    index_attach(s->n[2]);
+    CHECK_EQ(index_stats(s->n[2]).layers, 3);
+}
+
+static void swept_close(struct co *co, struct swept *s)
+{
+    for (unsigned i = 4; i-- > 0;)
+        CHECK_EQ(graph_close(co, s->n[i]), 0);
+    CHECK_EQ(atomic_load(&s->g->index_bytes), 0);
+    graph_free(s->g);
+}
+
+static unsigned swept_maps(const struct swept *s) { return s->f[0]->calls[TOYFMT_MAP] + s->f[1]->calls[TOYFMT_MAP] + s->f[2]->calls[TOYFMT_MAP]; }
+
+static void swept_read(struct co *co, struct swept *s, uint32_t k, uint8_t want)
+{
+    uint8_t buf[512];
+    CHECK_EQ(t_read(co, s->n[3], buf, 512, k * 4096), 0);
+    CHECK_EQ(buf[0], want);
+}
+
+static void swept_read_all(struct co *co, struct swept *s)
+{
+    for (uint32_t k = 0; k < SWEPT; k++)
+        swept_read(co, s, k, (uint8_t)(10 * (2 - k % 3) + 1));
+}
+
+static void sweeps(struct co *co, void *arg)
+{
+    struct swept s;
+    swept_make(co, &s);
+    swept_read(co, &s, 0, 21);                                      /* the first question is about itself */
+    CHECK_EQ(index_stats(s.n[2]).fills, 1);
+    CHECK_EQ(s.f[1]->calls[TOYFMT_MAP], 0);
+    swept_read(co, &s, 3, 21);                                      /* the second one goes as deep as it had to */
+    CHECK_EQ(index_stats(s.n[2]).fills, 2);
+    CHECK_EQ(s.f[1]->calls[TOYFMT_MAP] + s.f[0]->calls[TOYFMT_MAP], 0);
+    unsigned maps = swept_maps(&s);
+    for (uint32_t k = 0; k < SWEPT; k += 3)
+        swept_read(co, &s, k, 21);
+    CHECK_EQ(swept_maps(&s), maps);
+    swept_read(co, &s, 2, 1);
+    CHECK_EQ(index_stats(s.n[2]).fills, 3);
+    maps = swept_maps(&s);
+    swept_read_all(co, &s);
+    CHECK_EQ(swept_maps(&s), maps);
+    CHECK_EQ(index_stats(s.n[2]).fills, 3);
+    graph_mapping_change_begin(co, s.n[1], 7 * 4096, 4096);         /* what nobody asked for is forgotten as well */
+    toyfmt_set(s.f[1], 7, FMT_DATA, false, 99);
+    graph_mapping_change_end(s.n[1]);
+    swept_read(co, &s, 7, 99);
+    swept_close(co, &s);
+}
+
+/* A layer that cannot be asked for all of the window hides what lies below it all the same. */
+static void sweep_fails(struct co *co, void *arg)
+{
+    struct swept s;
+    for (int after = 0; after < 24; after++)
+        for (unsigned layer = 0; layer < 3; layer++) {
+            swept_make(co, &s);
+            swept_read(co, &s, 2, 1);
+            s.f[layer]->fail_step = TOYFMT_MAP;
+            s.f[layer]->fail_after = after + 1;                     /* the walk itself goes well */
+            swept_read(co, &s, 5, 1);
+            s.f[layer]->fail_after = -1;
+            swept_read_all(co, &s);
+            swept_read_all(co, &s);
+            swept_close(co, &s);
+        }
+}
+
 /* ---- a change waits for who has found the old place and is not in the layer's section yet ---- */
 
 static struct { _Atomic int stage; atomic_bool in_map, begins, began, violated; struct race r; } held;
@@ -511,6 +602,8 @@ static void test_errors(void **state) { t_run(0, errors, NULL); }
 static void test_ends(void **state) { t_run(0, ends, NULL); }
 static void test_shared(void **state) { t_run(0, shared_and_changed, NULL); }
 static void test_no_thrash(void **state) { t_run(0, no_thrash, NULL); }
+static void test_sweeps(void **state) { t_run(0, sweeps, NULL); }
+static void test_sweep_fails(void **state) { t_run(0, sweep_fails, NULL); }
 static void test_change_waits(void **state) { t_run(0, change_waits, NULL); }
 static void test_race(void **state) { t_run(0, race, NULL); }
 
@@ -518,7 +611,8 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random), cmocka_unit_test(test_small_memory), cmocka_unit_test(test_errors), cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_shared), cmocka_unit_test(test_no_thrash), cmocka_unit_test(test_change_waits),
+        cmocka_unit_test(test_shared), cmocka_unit_test(test_no_thrash), cmocka_unit_test(test_sweeps),
+        cmocka_unit_test(test_sweep_fails), cmocka_unit_test(test_change_waits),
         cmocka_unit_test(test_race),
     };
     return T_MAIN("index", tests);
