@@ -345,6 +345,9 @@ struct fmt_ops {
     /* The image takes the store over on success only. Runs on `home`. */
     int (*open)(struct co *co, struct stor *store, const struct fmt_open_opts *o, struct fmt_image **ret_im, struct byre_err *err);
     int (*map)(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
+    /* What map() would say, from what is in memory: never suspends, asks no store, reports no damage. Any loop, in a section of the image.
+     * -EAGAIN: only map() can say. NULL: it always is so. */
+    int (*map_at_hand)(struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
     int (*read_encoded)(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v);
     /* Compresses on the CPU pool; looks at nothing in the image that changes. NULL: the format does not compress.
      * Only where encode_bytes is not 0. */

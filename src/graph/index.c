@@ -316,6 +316,8 @@ static bool put(struct draft *d, uint32_t from, const struct piece *p)
 static bool sweep_layer(struct co *co, struct chain_index *ix, struct draft *d, unsigned depth, uint64_t *to)
 {
     struct fmt_image *im = ix->layer[depth]->im;
+    if (!im->ops->map_at_hand)
+        return false;
     uint64_t size = atomic_load_explicit(&im->size, memory_order_acquire);
     *to = min_u64(*to, size > d->from ? size - d->from : 0);
     bool ok = true;
@@ -323,7 +325,7 @@ static bool sweep_layer(struct co *co, struct chain_index *ix, struct draft *d, 
     uint32_t i;
     for (uint32_t at = 0; ok && (at = unknown_from(d, at, &i)) < *to;) {
         struct piece p = { .depth = depth };
-        ok = im->ops->map(co, im, d->from + at, *to - at, &p.e) == 0;
+        ok = im->ops->map_at_hand(im, d->from + at, *to - at, &p.e) == 0;
         ASSERT(!ok || (p.e.len > 0 && p.e.len <= *to - at));
         if (ok && p.e.kind != FMT_ABSENT)
             ok = put(d, at, &p);
@@ -356,8 +358,8 @@ static struct window *window_new(struct co *co, struct chain_index *ix, const st
     d->grew = false;
     if (old)
         memcpy(d->e, old->e, old->count * sizeof d->e[0]);
-    (void)put(d, (uint32_t)(from - d->from), p);          /* without room for it, it is asked for again */
-    if (old && p->depth >= swept) {
+    bool ok = put(d, (uint32_t)(from - d->from), p);      /* without room for it, it is asked for again */
+    if (ok && old && p->depth >= swept) {
         sweep(co, ix, d, p->depth);
         swept = (uint16_t)(p->depth + 1);
     }

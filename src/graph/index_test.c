@@ -43,10 +43,20 @@ void index_pause(void)
 /* The toy format, which says of some encoded clusters that they are encrypted. */
 static struct fmt_ops marked_ops;
 static const struct fmt_ops *unmarked_ops;
+static void mark(struct fmt_extent *e) { e->encrypted = e->kind == FMT_ENCODED && e->enc_guest / 4096 % 3 == 1; }
+
 static int marked_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *e)
 {
     int r = unmarked_ops->map(co, im, off, len, e);
-    e->encrypted = e->kind == FMT_ENCODED && e->enc_guest / 4096 % 3 == 1;
+    mark(e);
+    return r;
+}
+
+static int marked_map_at_hand(struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *e)
+{
+    static _Atomic unsigned asked;
+    int r = atomic_fetch_add(&asked, 1) % 8 == 7 ? -EAGAIN : unmarked_ops->map_at_hand(im, off, len, e);
+    mark(e);
     return r;
 }
 
@@ -69,6 +79,7 @@ static void chain_make(struct co *co, struct chain *c, struct prng *rng, unsigne
                 unmarked_ops = c->f[i]->im.ops;
             marked_ops = *unmarked_ops;
             marked_ops.map = marked_map;
+            marked_ops.map_at_hand = marked_map_at_hand;
             c->f[i]->im.ops = &marked_ops;
             prng_init(&c->f[i]->rng, prng_u64(rng));
             for (uint32_t k = 0; k < c->f[i]->clusters; k++)

@@ -75,7 +75,7 @@ static void free_host(struct toyfmt *f, uint32_t host)
 
 static bool in_place(const struct toyfmt_cluster *c) { return c->kind == FMT_DATA && !c->shared; }
 
-static int toyfmt_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *e)
+static int toyfmt_map_at_hand(struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *e)
 {
     struct toyfmt *f = toyfmt_of(im);
     int r = step(f, TOYFMT_MAP);
@@ -105,6 +105,8 @@ static int toyfmt_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_
     }
     return 0;
 }
+
+static int toyfmt_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *e) { return toyfmt_map_at_hand(im, off, len, e); }
 
 static int toyfmt_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v)
 {
@@ -368,6 +370,7 @@ static int toyfmt_close(struct co *co, struct fmt_image *im)
 static const struct fmt_ops toyfmt_ops = {
     .name = "toyfmt",
     .map = toyfmt_map,
+    .map_at_hand = toyfmt_map_at_hand,
     .read_encoded = toyfmt_read_encoded,
     .encode = toyfmt_encode,
     .write_encoded = toyfmt_write_encoded,

@@ -566,6 +566,7 @@ const struct fmt_ops fmt_qcow2_ops = {
     .peek = q2_peek,
     .open = q2_open,
     .map = q2_map,
+    .map_at_hand = q2_map_at_hand,
     .read_encoded = q2_read_encoded,
     .encode = q2_encode,
     .write_encoded = q2_write_encoded,

@@ -316,6 +316,7 @@ MUST_USE int q2_punch_free(struct co *co, struct q2_image *q, int (*step)(struct
 
 /* ---- q2_map.c ---- */
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
+int q2_map_at_hand(struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
 /* Would a cluster at `host` overlap what the header names: header, L1, refcount or snapshot table, bitmap directory, LUKS header? The
  * rest is in q2_guard.h. */
 bool q2_hits_metadata(const struct q2_image *q, uint64_t host);

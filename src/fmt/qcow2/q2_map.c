@@ -296,23 +296,37 @@ static int map_home(struct co *co, void *arg)
     return q2_judge(co, c->q, r, "the L2 entry of guest offset", c->off);
 }
 
+static inline bool map_peek(struct q2_image *q, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
+{
+    struct q2_l1e e;
+    if (UNLIKELY(l1_entry(q, off, &e) < 0))
+        return false;
+    if (!e.l2_off) {
+        map_hole(q, off, len, ret_e);
+        return true;
+    }
+    struct meta_block *b = meta_peek(q->meta, slice_off(q, e.l2_off, off));
+    if (!b || b->kind != &q->kind_l2 || UNLIKELY(map_slice(q, b, off, len, ret_e) < 0))
+        return false;
+    ret_e->writable &= table_is_own(&e);
+    return true;
+}
+
+static bool has_failed(const struct q2_image *q) { return UNLIKELY(atomic_load_explicit(&q->failed, memory_order_relaxed)); }
+
+int q2_map_at_hand(struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
+{
+    struct q2_image *q = q2_of(im);
+    return !has_failed(q) && map_peek(q, off, len, ret_e) ? 0 : -EAGAIN;
+}
+
 int q2_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
 {
     struct q2_image *q = q2_of(im);
-    struct q2_l1e e;
-    if (UNLIKELY(atomic_load_explicit(&q->failed, memory_order_relaxed)))
+    if (has_failed(q))
         return -EIO;
-    if (LIKELY(l1_entry(q, off, &e) == 0)) {
-        if (!e.l2_off) {
-            map_hole(q, off, len, ret_e);
-            return 0;
-        }
-        struct meta_block *b = meta_peek(q->meta, slice_off(q, e.l2_off, off));
-        if (b && b->kind == &q->kind_l2 && LIKELY(map_slice(q, b, off, len, ret_e) == 0)) {
-            ret_e->writable &= table_is_own(&e);
-            return 0;
-        }
-    }
+    if (LIKELY(map_peek(q, off, len, ret_e)))
+        return 0;
     struct map_call c = { q, off, len, ret_e };
     return rt_call(co, im->home, map_home, &c);
 }

@@ -232,6 +232,7 @@ const struct fmt_ops fmt_qed_ops = {
     .peek = qed_peek,
     .open = qed_open,
     .map = qed_map,
+    .map_at_hand = qed_map_at_hand,
     .read_encoded = qed_read_encoded,
     .write_begin = qed_write_begin,
     .write_commit = qed_write_commit,

@@ -112,6 +112,7 @@ static inline bool qed_writable(const struct qed_image *q) { return !q->im.read_
 
 /* ---- qed_map.c ---- */
 int qed_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
+int qed_map_at_hand(struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e);
 /* Home: the pinned slice of `guest`, and the index of its entry in it. *ret_b NULL: there is no table. -EUCLEAN: a bad entry. */
 MUST_USE int qed_slice_get(struct co *co, struct qed_image *q, uint64_t guest, struct meta_block **ret_b, uint32_t *ret_index);
 /* Home: the same; a missing table is made. The need-check mark is set. */

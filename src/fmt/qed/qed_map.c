@@ -204,7 +204,7 @@ static int map_home(struct co *co, void *arg)
     return r == -EUCLEAN || r == -ESTALE ? -EIO : r;
 }
 
-int qed_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
+int qed_map_at_hand(struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
 {
     struct qed_image *q = qed_of(im);
     uint64_t table = l1_entry(q, off);
@@ -212,11 +212,16 @@ int qed_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, str
         map_hole(q, off, len, ret_e);
         return 0;
     }
-    if (qed_table_kind(&q->g, table, atomic_load_explicit(&q->file_end, memory_order_relaxed)) == QED_POINTER) {
-        struct meta_block *b = meta_peek(q->meta, slice_off(q, table, off));
-        if (b && map_slice(q, b, off, len, ret_e) == 0)
-            return 0;
-    }
-    struct map_call c = { q, off, len, ret_e };
+    if (qed_table_kind(&q->g, table, atomic_load_explicit(&q->file_end, memory_order_relaxed)) != QED_POINTER)
+        return -EAGAIN;
+    struct meta_block *b = meta_peek(q->meta, slice_off(q, table, off));
+    return b && map_slice(q, b, off, len, ret_e) == 0 ? 0 : -EAGAIN;
+}
+
+int qed_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
+{
+    if (qed_map_at_hand(im, off, len, ret_e) == 0)
+        return 0;
+    struct map_call c = { qed_of(im), off, len, ret_e };
     return rt_call(co, im->home, map_home, &c);
 }

@@ -94,10 +94,15 @@ static int raw_open(struct co *co, struct stor *store, const struct fmt_open_opt
     return 0;
 }
 
-static int raw_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
+static int raw_map_at_hand(struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
 {
     *ret_e = (struct fmt_extent){ .kind = FMT_DATA, .writable = !im->read_only, .has_host = true, .len = len, .host = raw_of(im)->base + off };
     return 0;
+}
+
+static int raw_map(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len, struct fmt_extent *ret_e)
+{
+    return raw_map_at_hand(im, off, len, ret_e);
 }
 
 static int raw_read_encoded(struct co *co, struct fmt_image *im, const struct fmt_extent *e, uint64_t off, struct iov v)
@@ -255,6 +260,7 @@ const struct fmt_ops fmt_raw_ops = {
     .probe = raw_probe,
     .open = raw_open,
     .map = raw_map,
+    .map_at_hand = raw_map_at_hand,
     .read_encoded = raw_read_encoded,
     .write_begin = raw_write_begin,
     .write_commit = raw_write_commit,
