@@ -36,7 +36,8 @@ struct byre_create_opts {
 BYRE_DEFINE_INIT(byre_create_opts)
 
 /* Makes an image. A file that this call made is removed again on failure; one that was there is left cut to length 0
- * (or, if it could not be opened, as it was). */
+ * (or, if it could not be opened, as it was). Refused, before anything is touched, where the file, or the external data file, is one of the
+ * backing chain, or one that an open image of ctx reads. */
 BYRE_EXPORT BYRE_MUST_USE int byre_create(struct byre_ctx *ctx, const char *filename, const struct byre_create_opts *opts, struct byre_err *err);
 
 /* The creation options of a format, one "key=<type> - help" a line, through put(arg, text). -ENOENT: no such format. */

@@ -7,7 +7,7 @@
  * Invariants   I1 nothing is written before every option is known to be acceptable to its row and the backing image opened
  *              I2 a failed creation leaves no file that this call made, and no header in a file that was there
  *              I3 the name of the backing image is taken as one that an image records, and not as one of the user's: what is made opens
- *              I4 no file is emptied that is one of the backing chain, whatever it is called
+ *              I4 no file is emptied that is one of the backing chain, or in which an image of this context lies, whatever it is called
  * Order        see fmt_ops.create: the header is written last and flushed
  * Concurrency  any foreign thread; the work runs on the home loop
  * Failure      names the file, the option and the value
@@ -130,6 +130,20 @@ static int check_places(struct co *co, const struct create *c, const struct grap
 {
     const char *image = c->remote ? NULL : c->filename, *bad = is_in(co, image, chain, path) ? image : is_in(co, c->fo.data_file, chain, path) ? c->fo.data_file : NULL;
     return bad ? byre_fail(c->err, BAD_ARGUMENT, "%s: is a file of the backing chain that begins with '%s', and would be emptied", bad, c->fo.backing_file) : 0;
+}
+
+/* The same of images that are open: of a raw layer that may be written elsewhere no lock says that it is being read. */
+static int check_open(struct co *co, const struct create *c)
+{
+    const char *const names[] = { c->remote ? NULL : c->filename, c->fo.data_file };
+    struct graph *g = c->ctx->graph;
+    uint64_t a, b;
+    for (unsigned i = 0; graph_next(g, NULL) && i < sizeof names / sizeof names[0]; i++)
+        if (names[i] && identity_of(co, names[i], &a, &b))
+            for (const struct graph_node *n = graph_next(g, NULL); n; n = graph_next(g, n))
+                if (graph_has_file(n, a, b))
+                    return byre_fail(c->err, BAD_ARGUMENT, "%s: is a file of the image '%s', which is open, and would be emptied", names[i], graph_filename(n));
+    return 0;
 }
 
 /* The same where nobody wants the backing file to be opened. */
@@ -277,6 +291,8 @@ static int create_co(struct co *co, void *arg)
         r = size_from_backing(co, c);
     else if (c->fo.backing_file)
         r = check_places_unopened(co, c);
+    if (!r)
+        r = check_open(co, c);
     if (r)
         return r;
     if (c->fo.encrypt.detached)

@@ -66,3 +66,18 @@ def test_part_of_a_compressed_image(tmp_path):
     run.qemu_img("convert", "-c", "-O", "qcow2", "in", "c", cwd=tmp_path)
     run.byre("dd", "-f", "qcow2", "-O", "raw", "bs=100k", "skip=3", "count=7", "if=c", "of=out", cwd=tmp_path)
     assert (tmp_path / "out").read_bytes() == (tmp_path / "in").read_bytes()[300 << 10:1000 << 10]
+
+
+@pytest.mark.parametrize("words", ["if=o of=s.raw", "if=oo of=s.raw", "if=oo of=link", "if=oo of=o", "if=dd of=d.raw", "-O qcow2 if=oo of=s.raw"])
+def test_own_files_are_no_target(tmp_path, words):
+    """FEATURES 5.049, 11.004: no file is emptied that the source reads, whatever it is called (the peer empties a raw base)"""
+    (tmp_path / "s.raw").write_bytes(b"\x09" * (1 << 20))
+    (tmp_path / "link").symlink_to("s.raw")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "s.raw", "-F", "raw", "o", cwd=tmp_path)
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", "o", "-F", "qcow2", "oo", cwd=tmp_path)
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "dd", "1M", cwd=tmp_path)
+    run.qemu_io(tmp_path / "dd", "write -P 3 0 64k", cwd=tmp_path)
+    names = ("s.raw", "o", "oo", "dd", "d.raw")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    run.byre("dd", "-f", "qcow2", *words.split(), cwd=tmp_path, code=1)
+    assert [(tmp_path / name).read_bytes() for name in names] == before
