@@ -30,28 +30,14 @@
 #define ACCEPT_PAUSE_NS UINT64_C(100000000)
 
 /* ---- listening ---- */
-/* real: where it was made, also for who is in another folder then (--daemonize); from realpath. */
+/* real: where it was made, also for who is in another folder then (--daemonize). */
 struct bind_job { struct sockaddr_un sa; socklen_t len; bool abstract; int fd; uint64_t dev, ino; char *real; };
-
-static int try_bind(struct bind_job *j)
-{
-    const struct sockaddr *sa = (const struct sockaddr *)&j->sa;
-    if (bind(j->fd, sa, j->len) == 0)
-        return 0;
-    if (errno != EADDRINUSE)
-        return -errno;
-    if (j->abstract || !unix_path_is_stale(&j->sa))
-        return -EADDRINUSE;
-    if (unlink(j->sa.sun_path) && errno != ENOENT)
-        return -errno;
-    return bind(j->fd, sa, j->len) ? -errno : 0;
-}
 
 static int64_t bind_blocking(void *arg)
 {
     struct bind_job *j = arg;
     struct stat st;
-    int r = try_bind(j);
+    int r = unix_bind(j->fd, &j->sa, j->len, j->abstract);
     if (r)
         return r;
     if (j->abstract)                     /* no permissions there: I2 has to do */
@@ -63,7 +49,7 @@ static int64_t bind_blocking(void *arg)
     }
     j->dev = st.st_dev;
     j->ino = st.st_ino;
-    j->real = realpath(j->sa.sun_path, NULL);
+    j->real = unix_real_path(&j->sa);
     return 0;
 }
 

@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -46,7 +47,7 @@ static bool refuses_clients(const struct sockaddr_un *sa)
     return refused;
 }
 
-bool unix_path_is_stale(const struct sockaddr_un *sa)
+static bool is_stale(const struct sockaddr_un *sa)
 {
     struct stat st;
     if (lstat(sa->sun_path, &st) || !S_ISSOCK(st.st_mode))
@@ -57,6 +58,25 @@ bool unix_path_is_stale(const struct sockaddr_un *sa)
         refused = refuses_clients(sa);
     }
     return refused;
+}
+
+int unix_bind(int fd, const struct sockaddr_un *sa, socklen_t len, bool abstract)
+{
+    if (bind(fd, (const struct sockaddr *)sa, len) == 0)
+        return 0;
+    if (errno != EADDRINUSE)
+        return -errno;
+    if (abstract || !is_stale(sa))
+        return -EADDRINUSE;
+    if (unlink(sa->sun_path) && errno != ENOENT)
+        return -errno;
+    return bind(fd, (const struct sockaddr *)sa, len) ? -errno : 0;
+}
+
+char *unix_real_path(const struct sockaddr_un *sa)
+{
+    char *real = realpath(sa->sun_path, NULL);
+    return real || errno == ENOMEM ? real : strdup(sa->sun_path);
 }
 
 void unix_refuse_descriptors(int fd)

@@ -21,8 +21,12 @@ bool unix_addr_fill(const struct unix_addr *a, struct sockaddr_un *ret, socklen_
  * descriptor whose close takes long (closer.h). Linux 6.16; nothing happens before that, and where the socket is none of unix. Does not block. */
 void unix_refuse_descriptors(int fd);
 
-/* Is there a socket at the path that nobody listens on any more? Looks for up to a second: a killed process may listen a moment longer
- * than it lives, since the kernel takes its rings down in the background. Blocks: for the pool of blocking calls. */
-bool unix_path_is_stale(const struct sockaddr_un *sa);
+/* Binds fd; a socket at the path that nobody listens on any more is removed before. Looks for up to a second whether there is one: a killed process may
+ * listen a moment longer than it lives, since the kernel takes its rings down in the background. 0; -EADDRINUSE: something is there; another -errno.
+ * Blocks, as the next one: for the pool of blocking calls. */
+int unix_bind(int fd, const struct sockaddr_un *sa, socklen_t len, bool abstract);
+/* The path of a socket that was just made, for whoever is in another folder later; owned by the caller. As it is where a folder further up is one that
+ * nobody may look into: that keeps nobody from listening. NULL: no memory. */
+char *unix_real_path(const struct sockaddr_un *sa);
 
 #endif

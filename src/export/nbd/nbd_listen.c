@@ -170,13 +170,6 @@ static int64_t give_up(void *arg)
     return 0;
 }
 
-/* A folder further up that nobody may look into keeps nobody from listening. NULL: no memory. */
-static char *real_path(const char *path)
-{
-    char *real = realpath(path, NULL);
-    return real ? real : strdup(path);
-}
-
 static int64_t bind_path(void *arg)
 {
     struct bind_job *j = arg;
@@ -184,14 +177,12 @@ static int64_t bind_path(void *arg)
     if (j->fd < 0)
         return -errno;
     unix_refuse_descriptors(j->fd);
-    int r = bind(j->fd, (struct sockaddr *)&j->sa, j->len) ? -errno : 0;
-    if (r == -EADDRINUSE && !j->abstract && unix_path_is_stale(&j->sa) && !unlink(j->sa.sun_path))
-        r = bind(j->fd, (struct sockaddr *)&j->sa, j->len) ? -errno : 0;
+    int r = unix_bind(j->fd, &j->sa, j->len, j->abstract);
     if (!r && !j->abstract && lstat(j->sa.sun_path, &j->id))
         j->id = (struct stat){ 0 };
     if (!r && listen(j->fd, BACKLOG))
         r = -errno;
-    if (!r && !j->abstract && !(j->real = real_path(j->sa.sun_path)))
+    if (!r && !j->abstract && !(j->real = unix_real_path(&j->sa)))
         r = -ENOMEM;
     if (r) {
         close(j->fd);
