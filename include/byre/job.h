@@ -18,7 +18,7 @@ struct byre_progress {
 };
 
 /* Result of the job once it has ended: 0 or a negative errno with *err. -ETIMEDOUT: it runs on after timeout_ms
- * (-1: waits for ever). May be called again. */
+ * (-1: waits for ever); a job that has ended with this error gives -EIO, and err tells which. May be called again. */
 BYRE_EXPORT BYRE_MUST_USE int byre_job_wait(struct byre_job *job, int timeout_ms, struct byre_err *err);
 /* From any thread. */
 BYRE_EXPORT void byre_job_progress(const struct byre_job *job, struct byre_progress *ret);

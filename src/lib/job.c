@@ -113,20 +113,22 @@ static bool wait_threaded(struct lib_signal *s, int timeout_ms)
     return ended;
 }
 
+static bool wait_ended(struct byre_job *job, int timeout_ms)
+{
+    if (!job->ctx->caller_runs)
+        return wait_threaded(job->signal, timeout_ms);
+    lib_run_until(job->ctx, job_ended, job, timeout_ms);
+    return job_ended(job);
+}
+
+/* A store's time limit is no error of the caller's. */
 int byre_job_wait(struct byre_job *job, int timeout_ms, struct byre_err *err)
 {
-    bool ended;
-    if (job->ctx->caller_runs) {
-        lib_run_until(job->ctx, job_ended, job, timeout_ms);
-        ended = job_ended(job);
-    } else {
-        ended = wait_threaded(job->signal, timeout_ms);
-    }
-    if (!ended)
+    if (!wait_ended(job, timeout_ms))
         return -ETIMEDOUT;
     if (job->result < 0 && err)
         *err = job->err;
-    return job->result;
+    return job->result == -ETIMEDOUT ? -EIO : job->result;
 }
 
 void byre_job_progress(const struct byre_job *job, struct byre_progress *ret)
@@ -146,7 +148,7 @@ void byre_job_free(struct byre_job *job)
     if (!job)
         return;
     byre_job_cancel(job);
-    while (byre_job_wait(job, -1, NULL) == -ETIMEDOUT)
+    while (!wait_ended(job, -1))
         ;
     signal_unref(job->signal);
     job_release(job);

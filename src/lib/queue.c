@@ -153,6 +153,27 @@ static int request_check(const struct byre_request *rq)
     return rq->iov && iov_of(rq->iov, rq->iov_count).len_bytes == rq->len ? 0 : -EINVAL;
 }
 
+static unsigned available(struct byre_queue *q)
+{
+    return atomic_load(&q->cq_tail) - q->cq_head;
+}
+
+/* Asks to be signalled when n completions wait. true: they are there already and nobody will signal. */
+static bool arm(struct byre_queue *q, unsigned n)
+{
+    atomic_store(&q->want, q->cq_head + n);
+    atomic_store(&q->armed, true);
+    return available(q) >= n && atomic_exchange(&q->armed, false);
+}
+
+/* The caller polls: the descriptor becomes readable with the next completion. */
+static void signal_next(struct byre_queue *q)
+{
+    uint64_t one = 1;
+    if (arm(q, 1))
+        (void)!write(q->efd, &one, sizeof one);
+}
+
 int byre_queue_submit(struct byre_queue *q, const struct byre_request *reqs, unsigned count)
 {
     unsigned tail = atomic_load_explicit(&q->sq_tail, memory_order_relaxed), n = 0;
@@ -171,12 +192,9 @@ int byre_queue_submit(struct byre_queue *q, const struct byre_request *reqs, uns
         dispatch(q);
     else if (!atomic_exchange(&q->posted, true))
         rt_post(q->loop, &q->msg);
+    if (q->fd_given)
+        signal_next(q);
     return (int)n;
-}
-
-static unsigned available(struct byre_queue *q)
-{
-    return atomic_load(&q->cq_tail) - q->cq_head;
 }
 
 static unsigned harvest(struct byre_queue *q, struct byre_completion *ret, unsigned max)
@@ -186,14 +204,6 @@ static unsigned harvest(struct byre_queue *q, struct byre_completion *ret, unsig
         ret[n] = q->cq[q->cq_head++ & q->mask];
     q->in_flight -= n;
     return n;
-}
-
-/* Asks to be signalled when n completions wait. true: they are there already and nobody will signal. */
-static bool arm(struct byre_queue *q, unsigned n)
-{
-    atomic_store(&q->want, q->cq_head + n);
-    atomic_store(&q->armed, true);
-    return available(q) >= n && atomic_exchange(&q->armed, false);
 }
 
 static void clear_signal(struct byre_queue *q)
@@ -255,12 +265,10 @@ int byre_queue_reap(struct byre_queue *q, struct byre_completion *ret, unsigned 
     if (available(q) < min && timeout_ms != 0)
         sleep_for(q, min, timeout_ms);
     unsigned n = harvest(q, ret, max);
-    if (q->fd_given && q->in_flight) {          /* the caller polls: the descriptor must become readable for the next one */
+    if (q->fd_given) {                          /* readable for what is left, or comes, alone */
         clear_signal(q);
-        if (arm(q, 1)) {
-            uint64_t one = 1;
-            (void)!write(q->efd, &one, sizeof one);
-        }
+        if (q->in_flight)
+            signal_next(q);
     }
     return (int)n;
 }
@@ -275,10 +283,8 @@ int byre_queue_fd(struct byre_queue *q)
     if (q->efd < 0)
         return -ENOTSUP;
     q->fd_given = true;
-    if (q->in_flight && arm(q, 1)) {
-        uint64_t one = 1;
-        (void)!write(q->efd, &one, sizeof one);
-    }
+    if (q->in_flight)
+        signal_next(q);
     return q->efd;
 }
 

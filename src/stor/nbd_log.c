@@ -14,7 +14,8 @@
  *              I3  Without copies (keeps is false, or no memory) there is still the count.
  * Order        "Acknowledged" is not durable; only a flush is.
  * Concurrency  Any loop; `lock` is held for list work only, never while something is copied, sent or freed.
- * Failure      No memory for a copy makes a gap: what was lost then is lost for good (NBDC_FOR_GOOD).
+ * Failure      No memory for a copy, or a server that refuses to make durable what there are too many copies of, makes a gap: what was lost then is
+ *              lost for good (NBDC_FOR_GOOD).
  * Tests        tests/interop/test_nbd_client.py, test_nbd_client_return.py
  */
 #include <stdlib.h>
@@ -102,6 +103,19 @@ static void acknowledged(struct nbdc_log *l, struct nbdc_req *r)
         free(e);
 }
 
+/* The lock is held. */
+static void take_out(struct nbdc_log *l, uint64_t seq, struct list *gone)
+{
+    for (struct list_node *at; (at = list_first(&l->entries));) {
+        struct nbdc_entry *e = CONTAINER_OF(at, struct nbdc_entry, link);
+        if (e->seq > seq)
+            break;
+        list_remove(at);
+        list_push_back(gone, at);
+        l->bytes -= weight(e);
+    }
+}
+
 /* All up to seq is durable. */
 static void covered(struct nbdc_log *l, uint64_t seq)
 {
@@ -109,14 +123,19 @@ static void covered(struct nbdc_log *l, uint64_t seq)
     list_init(&gone);
     pthread_mutex_lock(&l->lock);
     l->durable = max_u64(l->durable, seq);
-    for (struct list_node *at; (at = list_first(&l->entries));) {
-        struct nbdc_entry *e = CONTAINER_OF(at, struct nbdc_entry, link);
-        if (e->seq > l->durable)
-            break;
-        list_remove(at);
-        list_push_back(&gone, at);
-        l->bytes -= weight(e);
-    }
+    take_out(l, l->durable, &gone);
+    pthread_mutex_unlock(&l->lock);
+    free_all(&gone);
+}
+
+void nbdc_log_give_up(struct nbdc_log *l, uint64_t seq)
+{
+    struct list gone;
+    list_init(&gone);
+    pthread_mutex_lock(&l->lock);
+    if (seq > l->durable)
+        l->gap = max_u64(l->gap, seq);
+    take_out(l, seq, &gone);
     pthread_mutex_unlock(&l->lock);
     free_all(&gone);
 }

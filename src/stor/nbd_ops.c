@@ -76,7 +76,18 @@ static int flush_now(struct co *co, struct nbdc *n)
     return n->info.can_flush ? nbdc_do(co, n, &r) : 0;
 }
 
-static int flush_by_itself(struct co *co, struct stor *s) { return flush_now(co, nbdc_of(s)); }
+/* Where the server refuses, the copies of what it has acknowledged so far can wait for nothing: they go, and a server that goes away then is gone for
+ * good (nbdc_log_give_up). */
+static int flush_kept(struct co *co, struct nbdc *n)
+{
+    uint64_t upto = nbdc_log_acked(&n->log);
+    int r = flush_now(co, n);
+    if (r && r != -ENOTCONN && r != -ENOMEM)
+        nbdc_log_give_up(&n->log, upto);
+    return r;
+}
+
+static int flush_by_itself(struct co *co, struct stor *s) { return flush_kept(co, nbdc_of(s)); }
 
 /* A change has been acknowledged. The copies that are kept of such must not grow without end: now and then they are made durable (I3). What is returned
  * is of a durable write: it is among those whose answers the gate waits for, and fails with the flush that was made for it. */
@@ -85,11 +96,11 @@ static int settle(struct co *co, struct nbdc *n, bool durable)
     if (!nbdc_log_is_full(&n->log))
         return 0;
     if (durable) {
-        int r = flush_now(co, n);
+        int r = flush_kept(co, n);
         return r == -ENOTCONN ? 0 : r;           /* nothing is lost: what was kept is kept */
     }
     if (n->s.no_flush)
-        (void)!flush_now(co, n);                 /* nobody is told that something is durable */
+        (void)!flush_kept(co, n);                /* nobody is told that something is durable */
     else
         sync_own_flush(co, &n->s, flush_by_itself);
     return 0;

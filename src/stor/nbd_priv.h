@@ -144,6 +144,8 @@ void nbdc_log_ended(struct nbdc_log *l, struct nbdc_req *r);
 void nbdc_log_drop(struct nbdc_log *l, struct nbdc_req *r);      /* the request was given up */
 uint64_t nbdc_log_acked(struct nbdc_log *l);
 bool nbdc_log_is_full(struct nbdc_log *l);
+/* Keeps no copies of what was acknowledged up to seq: a gap, until a flush that succeeds has covered it. */
+void nbdc_log_give_up(struct nbdc_log *l, uint64_t seq);
 enum nbdc_loss { NBDC_NOTHING, NBDC_REPEATABLE, NBDC_FOR_GOOD };
 /* What goes with a connection that ends now? */
 enum nbdc_loss nbdc_log_loss(struct nbdc_log *l);

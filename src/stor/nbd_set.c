@@ -391,12 +391,10 @@ static void patience_ends(struct rt_timer *t)
     pthread_mutex_unlock(&n->lock);
 }
 
-/* Until the server is back, or never will be. pause_ns: before the first attempt; grows. */
+/* Until the server is back, or never will be: the end of patience. pause_ns: before the first attempt; grows. */
 static void recover(struct co *co, struct nbdc *n, uint64_t *pause_ns)
 {
     enum outcome what = nbdc_log_loss(&n->log) == NBDC_FOR_GOOD || n->o.where == STOR_NBD_FD ? NEVER : AGAIN;      /* I3 */
-    if (what == AGAIN && n->o.reconnect_s)
-        rt_timer_start(n->home, &n->patience, rt_now(n->home) + n->o.reconnect_s * SECOND_NS, patience_ends);
     while (what == AGAIN && !n->closing) {
         if (*pause_ns && co_sleep(co, *pause_ns))
             break;
@@ -420,6 +418,8 @@ static void manage_co(struct co *co, void *arg)
         if (n->growing && n->grower.done)
             n->growing = false;
         if (lost) {
+            if (n->o.reconnect_s)                /* from now on: a name look-up of the grower may take long */
+                rt_timer_start(n->home, &n->patience, rt_now(n->home) + n->o.reconnect_s * SECOND_NS, patience_ends);
             drop_conns(co, n);                   /* I2 */
             grow_end(co, n);                     /* behind it: the grower may wait for one of them. It adds nothing meanwhile */
             if (rt_now(n->home) - up_at > STEADY_NS)

@@ -351,6 +351,23 @@ def test_own_files_named_one_by_one(tmp_path, below):
     assert (tmp_path / "s.raw").read_bytes() == before
 
 
+@pytest.mark.parametrize("words", ["-f raw -O raw s.raw s.raw", "-f raw -O qcow2 s.raw ./s.raw", "-f qcow2 -O raw o o", "-f qcow2 -O raw oo o", "-f qcow2 -O raw oo s.raw"])
+def test_own_files_whoever_else_may_write(tmp_path, words):
+    """FEATURES 5.004, 11.004: with -U no lock keeps the copy from emptying what it is to read (the peer does so)"""
+    source_files(tmp_path)
+    before = [(tmp_path / name).read_bytes() for name in ("s.raw", "o", "oo")]
+    assert "would be emptied" in run.byre("convert", "-U", *words.split(), cwd=tmp_path, code=1).err
+    assert [(tmp_path / name).read_bytes() for name in ("s.raw", "o", "oo")] == before
+
+
+def test_a_time_limit_of_the_storage(tmp_path):
+    """FEATURES 5.046: ETIMEDOUT from storage ends the copy as any other error does: it is not the time that a wait for the job has taken"""
+    (tmp_path / "s.raw").write_bytes(b"\x09" * (4 << 20))
+    name = "json:" + json.dumps({"driver": "raw", "file": {"driver": "blkdebug", "image": {"driver": "file", "filename": "s.raw"}, "inject-error": [{"event": "read_aio", "errno": 110}]}})
+    assert "timed out" in run.byre("convert", "-O", "raw", name, "x", cwd=tmp_path, code=1, timeout=20).err
+    assert not (tmp_path / "x").exists()
+
+
 def test_writers_of_any_layer(tmp_path):
     """FEATURES 5.004, 5.046, 11.004: no copy of a disk while somebody writes to a raw layer or a data file of it, but by force; what only looks, or
     promises nothing, is let in as by the peer"""

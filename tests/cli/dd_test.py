@@ -68,7 +68,8 @@ def test_part_of_a_compressed_image(tmp_path):
     assert (tmp_path / "out").read_bytes() == (tmp_path / "in").read_bytes()[300 << 10:1000 << 10]
 
 
-@pytest.mark.parametrize("words", ["if=o of=s.raw", "if=oo of=s.raw", "if=oo of=link", "if=oo of=o", "if=dd of=d.raw", "-O qcow2 if=oo of=s.raw"])
+@pytest.mark.parametrize("words", ["-f qcow2 if=o of=s.raw", "-f qcow2 if=oo of=s.raw", "-f qcow2 if=oo of=link", "-f qcow2 if=oo of=o", "-f qcow2 if=dd of=d.raw",
+                                   "-f qcow2 -O qcow2 if=oo of=s.raw", "-U -f raw if=s.raw of=link", "-U -f qcow2 if=oo of=oo"])
 def test_own_files_are_no_target(tmp_path, words):
     """FEATURES 5.049, 11.004: no file is emptied that the source reads, whatever it is called (the peer empties a raw base)"""
     (tmp_path / "s.raw").write_bytes(b"\x09" * (1 << 20))
@@ -79,5 +80,5 @@ def test_own_files_are_no_target(tmp_path, words):
     run.qemu_io(tmp_path / "dd", "write -P 3 0 64k", cwd=tmp_path)
     names = ("s.raw", "o", "oo", "dd", "d.raw")
     before = [(tmp_path / name).read_bytes() for name in names]
-    run.byre("dd", "-f", "qcow2", *words.split(), cwd=tmp_path, code=1)
+    run.byre("dd", *words.split(), cwd=tmp_path, code=1)
     assert [(tmp_path / name).read_bytes() for name in names] == before

@@ -4,11 +4,12 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import threading
 import time
 
 import pytest
-from lib.run import byre
+from lib.run import BYRE, byre
 
 MIB = 1 << 20
 MAGIC, OPTION_REPLY, REQUEST, SIMPLE, CHUNK = 0x49484156454F5054, 0x3E889045565A9, 0x25609513, 0x67446698, 0x668E33EF
@@ -212,3 +213,25 @@ def test_bytes_that_never_came(liar, tmp_path):
     done = byre("convert", "-f", "raw", "-O", "raw", name_of(server), tmp_path / "out", code=(0, 1))
     if done.code == 0:
         assert set((tmp_path / "out").read_bytes()) <= {0, ord("x")}
+
+
+def refuses_flushes(self, s, kind, cookie, off, n, data, flags):
+    if kind == 3:
+        self.chunk(s, cookie, 32769, struct.pack(">IH", 5, 0))
+    else:
+        Liar.request(self, s, kind, cookie, off, n, data, flags)
+
+
+def test_copies_of_writes_that_no_flush_ends(liar, tmp_path):
+    """FEATURES 3.031, 11.004: what is kept for a server that may come back does not grow with the disk where the server refuses to make anything durable"""
+    server = liar(request=refuses_flushes, size=256 * MIB, blocks=(1, 4096, 32 * MIB))
+    with open(tmp_path / "source", "wb") as f:
+        for _ in range(256):
+            f.write(b"\x07" * MIB)
+    words = [BYRE, "convert", "-n", "-f", "raw", "--target-image-opts", tmp_path / "source", f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={server.path},file.reconnect-delay=10"]
+    copy = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, status, used = os.wait4(copy.pid, 0)
+    err, copy.returncode = copy.stderr.read(), os.waitstatus_to_exitcode(status)
+    copy.stderr.close()
+    assert copy.returncode == 1 and b"Input/output error" in err
+    assert used.ru_maxrss < 128 << 10
