@@ -283,6 +283,12 @@ static bool means(const struct graph_node *overlay, const char *name, const stru
     return same;
 }
 
+const char *graph_name_format(struct graph_node *base)
+{
+    const struct graph_node *image = graph_skip_filters(base);
+    return image ? graph_format(image)->name : NULL;
+}
+
 int graph_name_of(struct co *co, const struct graph_node *overlay, struct graph_node *like, char **ret_name, struct byre_err *err)
 {
     struct graph_node *base = like->backing;
@@ -295,10 +301,11 @@ int graph_name_of(struct co *co, const struct graph_node *overlay, struct graph_
         (void)node_unref(co, base);              /* it is open for reading, or its user is there to be told */
         return r;
     }
-    bool fits = info.backing_name && means(overlay, info.backing_name, base);
-    *ret_name = fits ? strdup(info.backing_name) : realpath(base->filename, NULL);
+    const struct graph_node *image = graph_skip_filters(base);       /* which is what a name opens: a filter is in no file */
+    bool fits = info.backing_name && means(overlay, info.backing_name, image);
+    *ret_name = fits ? strdup(info.backing_name) : realpath(image->filename, NULL);
     if (!*ret_name)
-        *ret_name = strdup(base->filename);
+        *ret_name = strdup(image->filename);
     fmt_info_fini(&info);
     (void)node_unref(co, base);
     return *ret_name ? 0 : byre_fail(err, NOMEM, "no memory for a file name");

@@ -63,5 +63,7 @@ MUST_USE int graph_make_long(struct co *co, struct graph_node *base, uint64_t si
 /* The name by which `overlay` may record `base`: as `like`, whose backing node it is, does, where that means the same file there, else its
  * full path. Refused as by graph_name_check. Owned. */
 MUST_USE int graph_name_of(struct co *co, const struct graph_node *overlay, struct graph_node *like, char **ret_name, struct byre_err *err);
+/* The format in which such a name of base (NULL: of none) is opened: of the image, whatever filters lie over it. NULL: there is none. */
+const char *graph_name_format(struct graph_node *base);
 
 #endif

@@ -332,7 +332,7 @@ static int take_filter_out(struct co *co, struct backup *b, struct byre_err *err
     b->keeper = NULL;
     if (b->over && b->filter)
         graph_cbw_let_over(co, b->filter, b->over, b->o.source);
-    if (b->inserted) {
+    if (b->inserted && b->filter) {
         struct graph *g = graph_of(b->filter);
         graph_edges_hold(co, g);             /* what lies below it may be another backup's, which goes now, too */
         r = graph_remove_filter(co, b->filter, err);

@@ -216,6 +216,10 @@ static int cancelled_error(struct job *job)
 static int finish(struct co *co, struct job *job)
 {
     set_status(job, JOB_WAITING);
+    if (job->user_paused) {              /* since its work looked last: from here on nobody may resume it */
+        job->user_paused = false;
+        job_unhold(job);
+    }
     if (group_meet(co, job))
         return cancelled_error(job);
     set_status(job, JOB_PENDING);

@@ -136,7 +136,7 @@ static int add_link(struct co *co, const struct live_commit *c, struct relink *l
     int r = overlay && c->backing_file ? 0 : graph_name_of(co, n, c->above_base, &made, err);
     if (r == -ENOTSUP && c->backing_file)        /* what overlays record was given; top keeps the chain that it has, and shows the same by it */
         return 0;
-    const struct relink_what w = { .n = n, .to = c->base, .optional = !overlay, .name = { made ? made : c->backing_file, graph_format(c->base)->name, 0 } };
+    const struct relink_what w = { .n = n, .to = c->base, .optional = !overlay, .name = { made ? made : c->backing_file, graph_name_format(c->base), 0 } };
     if (!r)
         r = relink_add(co, l, &w, err);
     free(made);

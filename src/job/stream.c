@@ -103,7 +103,7 @@ static void release(struct co *co, struct stream *s)
 static int switch_chain(struct co *co, struct stream *s, struct byre_err *err)
 {
     struct relink *l = NULL;
-    const struct relink_what w = { .n = s->node, .to = s->base, .name = { s->name, s->base ? graph_format(s->base)->name : NULL, 0 } };
+    const struct relink_what w = { .n = s->node, .to = s->base, .name = { s->name, graph_name_format(s->base), 0 } };
     graph_edges_hold(co, graph_of(s->node));     /* nobody comes between */
     thaw(s);
     int r = relink_new(&l, err);
@@ -153,7 +153,7 @@ static int choose_name(struct co *co, const struct job_stream_opts *o, struct st
 /* Nobody writes to the image but those who do already, and nobody changes its length. */
 static int use_node(struct co *co, struct stream *s, struct byre_err *err)
 {
-    const struct graph_name name = { s->name, s->base ? graph_format(s->base)->name : NULL, 0 };
+    const struct graph_name name = { s->name, graph_name_format(s->base), 0 };
     s->opened = graph_read_only(s->node);
     int r = graph_make_header_writable(co, s->node, err);
     s->opened &= !r;

@@ -101,9 +101,11 @@ int meta_settle(struct co *co, struct meta *m)
 
 void meta_abandon(struct co *co, struct meta *m)
 {
-    while (m->runner || m->kicked)
-        co_yield(co);
-    epoch_drain(co, m->o.epoch);                 /* those in grace are released as usual */
+    do {
+        while (m->runner || m->kicked)
+            co_yield(co);
+        epoch_drain(co, m->o.epoch);             /* those in grace are released as usual, which may dirty more than a pass waits for */
+    } while (m->runner || m->kicked);
     struct meta_free *list = meta_frees_take_(m);
     for (struct meta_free *f = list, *next; f; f = next) {
         next = f->next;

@@ -203,6 +203,29 @@ def test_nobody_writes_after_all(start, tmp_path):
     assert others_write(tmp_path / "a")
 
 
+@pytest.mark.asan
+def test_exported_bitmaps_stay(start, tmp_path):
+    """An image is opened anew with its file, and its list of bitmaps with it: not while an export shows one of them (FEATURES 3.019, 10.021)."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    run.qemu_img("bitmap", "--add", tmp_path / "a", "b0")
+    run.qemu_io(tmp_path / "a", "write -P 1 1M 64k")
+    run.qemu_img("bitmap", "--disable", tmp_path / "a", "b0")
+    daemon = start("daemon", *NBD)
+    c = daemon.qmp()
+    c.ok("blockdev-add", **file_of(tmp_path / "a", **{"auto-read-only": True}))
+    c.ok("blockdev-add", driver="qcow2", node_name="d", file="f", **{"read-only": True})
+    c.ok("block-export-add", type="nbd", id="x", node_name="d", bitmaps=["b0"])
+    words = f"driver=nbd,server.type=unix,server.path={daemon.folder}/n.sock,export=d,x-dirty-bitmap=qemu:dirty-bitmap:b0"
+    before = run.qemu_img("map", "--output=json", "--image-opts", words).json
+    assert [(e["start"], e["length"]) for e in before if not e["data"]] == [(MIB, 65536)]
+    assert "bitmaps" in c.refused("block-export-add", type="nbd", id="e", node_name="f", writable=True)
+    assert run.qemu_img("map", "--output=json", "--image-opts", words).json == before
+    c.ok("block-export-del", id="x", mode="hard")
+    c.wait("BLOCK_EXPORT_DELETED", id="x")
+    assert "bitmaps" not in c.refused("block-export-add", type="nbd", id="e", node_name="f", writable=True)
+    assert [b["name"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "d" for b in n["dirty-bitmaps"]] == ["b0"]
+
+
 def test_a_writer_that_failed_hides_nobody(start, frozen):
     """An attempt to open it for writing fails. What another program writes behind that is noticed all the same (FEATURES G.018)."""
     c = start("daemon", *NBD).qmp()

@@ -146,3 +146,18 @@ def test_graph_after_failure(start, tmp_path, peer, kind, fails, named):
     assert "flt" not in w.nodes()
     w.put("write -P 8 3584k 64k")
     w.put("read -P 8 3584k 64k")
+
+
+@pytest.mark.parametrize("below", [{"base-node": "thr"}, {"bottom": "mid"}], ids=lambda b: next(iter(b)))
+def test_no_header_records_a_filter(start, tmp_path, below):
+    """FEATURES 9.050: what a stream leaves below the disk is opened again: the image, whatever filter lies over it meanwhile"""
+    w = World(start, tmp_path, False)
+    w.ok("object-add", qom_type="throttle-group", id="g")
+    w.ok("blockdev-add", driver="throttle", node_name="thr", throttle_group="g", file="low")
+    w.ok("blockdev-reopen", options=[{"driver": "qcow2", "node-name": "mid", "file": "mid-store", "backing": "thr", "read-only": True}])
+    w.ok("block-stream", job_id="j", device="disk", **below)
+    assert "error" not in w.event("BLOCK_JOB_COMPLETED")
+    w.daemon.stop()
+    info = run.qemu_img("info", "--output=json", tmp_path / "disk.qcow2").json
+    assert (info["backing-filename"], info["backing-filename-format"]) == ("low.qcow2", "qcow2")
+    run.qemu_io(tmp_path / "disk.qcow2", "read -P 1 0 1M", "read -P 5 1M 512k", "read -P 5 3M 512k", fmt="qcow2")

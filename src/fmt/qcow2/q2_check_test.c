@@ -621,6 +621,13 @@ static void halves_body(struct co *co, void *arg)
     CHECK_EQ(q2_edits_apply(co, &e, q2_of(im)), 0);
     CHECK(watch_halves && n > Q2_EDITS_MAX);
     watch_halves = false;
+    for (uint64_t step = 16; step <= 4096; step *= 256) {           /* 8 bytes each, every other one: no place where two of them are a pair */
+        for (uint64_t i = 0; i < 8192 && i * step < 24u << 20; i++)
+            CHECK_EQ(q2_edits_add(co, &e, q2_of(im), base + 8 + i * step, i + 1), 0);
+        CHECK_EQ(q2_edits_apply(co, &e, q2_of(im)), 0);
+        for (uint64_t i = 0; i < 8192 && i * step < 24u << 20; i++)
+            CHECK_EQ(be64_get((be64 *)(disk.bytes + base + 8 + i * step)), i + 1);
+    }
     q2_edits_fini(&e);
     CHECK_EQ(im->ops->close(co, im), 0);
     q2_plan_fini(&p);

@@ -145,10 +145,13 @@ static int raise(struct co *co, struct clone *c)
     int r = 0;
     for (; r == 0 && done < c->n; done += r == 0) {
         uint64_t count, cluster = c->e[done].host >> bits;
-        q2_marks_add(&q->alloc->given, cluster, 1);          /* L4 */
         r = q2_refs_get(co, q, cluster, &count);
-        if (r == 0)
-            r = count ? q2_refs_add(co, q, cluster, 1, 1) : -ERANGE;
+        if (r == 0 && !count)
+            r = -ERANGE;
+        if (r == 0) {
+            q2_marks_add(&q->alloc->given, cluster, 1);      /* L4; of one that is counted, and so lies in the file */
+            r = q2_refs_add(co, q, cluster, 1, 1);
+        }
     }
     c->n = done;
     return done ? 0 : r == -ERANGE ? 1 : r;

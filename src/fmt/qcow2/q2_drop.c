@@ -160,7 +160,8 @@ static void drop(struct q2_image *q, uint64_t cluster, uint64_t n, uint32_t tag)
     if (a->reclaim)
         q2_reclaim_saw(a, cluster, n);
     q2_prove_saw(a, cluster, n);
-    q2_scrub_touch(q, cluster, n);
+    if (cluster < a->end)                        /* else it is no cluster of this file, whatever an entry says */
+        q2_scrub_touch(q, cluster, n);
     while (n && q2_unclean_is_old(q, cluster) && q->unclean->in_memory) {       /* q2_unclean.c U4 */
         cluster++;
         n--;

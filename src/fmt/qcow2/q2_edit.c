@@ -17,7 +17,8 @@
 #include "base/endian.h"
 #include "fmt/qcow2/q2_check_priv.h"
 
-#define SPAN_MAX 65536u              /* bytes rewritten at once */
+#define SPAN_MAX 65536u              /* bytes rewritten at once, but for the sectors at both ends */
+#define ROOM (SPAN_MAX + 1024)
 #define GAP_MAX 4096u                /* entries closer than this share a span */
 
 void q2_edits_fini(struct q2_edits *e)
@@ -37,6 +38,7 @@ static int apply_span(struct co *co, struct q2_image *q, const struct q2_edit *f
 {
     uint64_t start = round_down(from->off, 512), len = round_up((to - 1)->off + 8, 512) - start;
     struct iovec v;
+    ASSERT(len <= ROOM);
     int rc = stor_read(co, q->im.store, iov_one(&v, buf, len), start);
     if (rc)
         return rc;
@@ -45,18 +47,21 @@ static int apply_span(struct co *co, struct q2_image *q, const struct q2_edit *f
     return meta_write_now(co, q->meta, buf, len, start);
 }
 
+/* The second half of an extended entry whose first half is the change in front of it. */
+static bool is_second_half(const struct q2_edit *e) { return e->off % 16 == 8 && e[-1].off + 8 == e->off; }
+
 int q2_edits_apply(struct co *co, struct q2_edits *e, struct q2_image *q)
 {
     uint8_t *buf = NULL;
     int rc = 0;
     if (!e->count)
         return 0;
-    if (posix_memalign((void **)&buf, 4096, SPAN_MAX + 1024))
+    if (posix_memalign((void **)&buf, 4096, ROOM))
         return -ENOMEM;
     qsort(e->list, e->count, sizeof *e->list, by_offset);
     for (size_t i = 0, n; !rc && i < e->count; i = n) {
         for (n = i + 1; n < e->count; n++)
-            if (e->list[n].off - e->list[n - 1].off > GAP_MAX || (e->list[n].off - e->list[i].off > SPAN_MAX - 512 && e->list[n].off % 16 == 0))
+            if (e->list[n].off - e->list[n - 1].off > GAP_MAX || (e->list[n].off - e->list[i].off > SPAN_MAX - 512 && !is_second_half(&e->list[n])))
                 break;
         rc = apply_span(co, q, &e->list[i], &e->list[n], buf);
     }

@@ -53,6 +53,8 @@ static int list_tables(struct co *co, struct expand *x)
     uint64_t active = atomic_load_explicit(&q->l1, memory_order_relaxed)->entries, n = active, total = active;
     for (uint32_t i = 0; i < s->old.count; i++)
         total += s->old.snapshots[i].l1_size;
+    if (total - active > s->file_bytes / 8)      /* they lie apart from one another: damage, and not a reason to take that much memory */
+        return -EUCLEAN;
     uint64_t *all = q2_snap_words(total);
     struct q2_tree mine = { 0 };
     if (!all)

@@ -170,10 +170,11 @@ static inline bool q2_held(const struct q2_image *q, uint64_t host)
 /* ---- L2 entries of a slice, of either size. Whoever reads or changes one by its index goes through these. ---- */
 /* What an entry is worth while old clusters, those in front of distrust_end, are not to be trusted (q2_unclean.c). */
 bool q2_distrusted_entry(const struct q2_image *q, uint64_t distrust_end, uint64_t slice_off, struct q2_l2e *e);
-/* Any loop. false: it cannot be right. */
+/* Any loop. false: it cannot be right. distrust_end behind the entry: one that was written when old clusters were trusted again is not taken for one of before;
+ * and one of before is not read when they are, since their end waits for this section (q2_unclean_end). */
 static inline bool q2_entry_get(const struct q2_image *q, const struct meta_block *b, uint32_t index, struct q2_l2e *ret)
 {
-    uint64_t raw, bits, distrust = atomic_load_explicit(&q->distrust_end, memory_order_acquire);
+    uint64_t raw, bits, distrust;
     bool ok;
     if (LIKELY(!q->g.ext_l2)) {
         ok = q2_l2e_decode(&q->g, meta_word(b, index), ret);
@@ -181,6 +182,7 @@ static inline bool q2_entry_get(const struct q2_image *q, const struct meta_bloc
         meta_pair(b, 2 * index, &raw, &bits);
         ok = q2_l2x_decode(&q->g, raw, bits, ret);
     }
+    distrust = atomic_load_explicit(&q->distrust_end, memory_order_acquire);
     return LIKELY(!distrust) ? ok : ok && q2_distrusted_entry(q, distrust, b->off, ret);
 }
 /* Home. */

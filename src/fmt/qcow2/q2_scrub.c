@@ -203,7 +203,13 @@ static void on_finding(void *arg, bool fixed, const char *id, const char *text)
         s->o->finding(s->o->arg, fixed, id, text);
 }
 
-static void touch(void *arg, uint64_t first, uint64_t n) { q2_marks_add(arg, first, n); }
+/* An entry may say anything: marks are kept of clusters that the file has. */
+static void touch(void *arg, uint64_t first, uint64_t n)
+{
+    struct q2_scrubbing *s = arg;
+    if (first < s->q->alloc->end)
+        q2_marks_add(&s->touched, first, n);
+}
 
 static void touch_set(struct q2_scrubbing *s, const struct rset *set)
 {
@@ -237,7 +243,7 @@ static int begin_round(struct co *co, struct q2_scrubbing *s)
     touch_set(s, &a->frontier);
     touch_set(s, &a->counted);
     if (!MUTANT(MUT_SCRUB_FORGETS_QUARANTINE))
-        q2_drop_each(a, touch, &s->touched);
+        q2_drop_each(a, touch, s);
     co_unlock(&a->mx);
     co_unlock(&a->grow_mx);
     return flush_all(co, s->q);
