@@ -150,7 +150,7 @@ def test_graph_after_failure(start, tmp_path, peer, kind, fails, named):
 
 @pytest.mark.parametrize("below", [{"base-node": "thr"}, {"bottom": "mid"}], ids=lambda b: next(iter(b)))
 def test_no_header_records_a_filter(start, tmp_path, below):
-    """FEATURES 9.050: what a stream leaves below the disk is opened again: the image, whatever filter lies over it meanwhile"""
+    """FEATURES 9.055, 9.057: what a stream leaves below the disk is opened again: the image, whatever filter lies over it meanwhile"""
     w = World(start, tmp_path, False)
     w.ok("object-add", qom_type="throttle-group", id="g")
     w.ok("blockdev-add", driver="throttle", node_name="thr", throttle_group="g", file="low")
