@@ -27,14 +27,25 @@
 
 const struct opt_enum progress_forms[] = { { "auto", PROGRESS_AUTO }, { "plain", PROGRESS_PLAIN }, { "bar", PROGRESS_BAR }, { "json", PROGRESS_JSON }, { NULL, 0 } };
 
-static volatile sig_atomic_t usr1_seen, end_seen;
+#define AGAIN_S 1                        /* a second signal means something when so much has passed: one to the group and one to us are one */
 
+static volatile sig_atomic_t usr1_seen, end_seen;
+static struct timespec end_at;           /* of the first one */
+
+/* What the work waits for may never come: a second one ends the program at once, as SIGKILL would. */
 static void on_signal(int sig)
 {
-    if (sig == SIGUSR1)
+    struct timespec now;
+    if (sig == SIGUSR1) {
         usr1_seen = 1;
-    else
-        end_seen = sig;
+        return;
+    }
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    if (end_seen && (now.tv_sec > end_at.tv_sec + AGAIN_S || (now.tv_sec == end_at.tv_sec + AGAIN_S && now.tv_nsec >= end_at.tv_nsec)))
+        _exit(128 + sig);
+    if (!end_seen)
+        end_at = now;
+    end_seen = sig;
 }
 
 int progress_signal(void)
@@ -47,7 +58,7 @@ void progress_catch_signals(void)
     static const int signals[] = { SIGUSR1, SIGINT, SIGTERM, SIGHUP };
     for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++) {
         struct sigaction old, sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
-        sigemptyset(&sa.sa_mask);
+        sigfillset(&sa.sa_mask);                 /* one at a time */
         if (sigaction(signals[i], NULL, &old) == 0 && (signals[i] == SIGUSR1 || old.sa_handler != SIG_IGN))
             sigaction(signals[i], &sa, NULL);
     }

@@ -339,7 +339,8 @@ static const struct ctl_arg change_rows[] = {
     CTL_ARGS_END
 };
 
-static int run_change(struct co *co, struct ctl_call *call)
+/* Edges: what lies below the image is looked at, which may suspend, and is what its header says then. */
+static int do_change(struct co *co, struct ctl_call *call)
 {
     const struct change_args *a = call->args;
     struct graph_node *top = ctl_named(call, a->device), *n = top ? ctl_node(call, a->image) : NULL;
@@ -356,6 +357,8 @@ static int run_change(struct co *co, struct ctl_call *call)
     const struct graph_name name = { a->file, graph_format(below)->name };
     return graph_record_backing(co, n, &name, &call->err);
 }
+
+static int run_change(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_change); }
 
 /* ---- x-debug-query-block-graph ---- */
 

@@ -86,7 +86,10 @@ int ctl_make_image(struct co *co, const struct ctl_new_image *how, struct byre_e
     if (!how->below)
         return make_image(co, how, err);
     graph_ref(how->below);
+    struct graph *g = graph_of(how->below);
+    graph_edges_hold(co, g);
     int r = graph_name_check(co, how->below, NAME_INSTEAD, err);         /* I2 */
+    graph_edges_let(co, g);
     if (!r)
         r = make_image(co, how, err);
     (void)!graph_close(co, how->below);          /* somebody else has it, or nobody is there to be told */

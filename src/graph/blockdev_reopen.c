@@ -30,7 +30,7 @@ struct step {
     struct node_mode to, from;
     struct node_how *how;                /* of `to`, while it is not the node's */
     bool switches, switched, locks_held;
-    bool auto_read_only;
+    bool auto_read_only, was_auto, was_for_writer;
     bool moves, moved;                   /* the edge to what lies below */
     struct graph_node *below, *was;
     struct throttle_group *group, *old_group;      /* NULL: it stays. Held: meanwhile they may have no other members */
@@ -349,6 +349,8 @@ static int switch_to(struct co *co, struct reopening *ro, struct step *st)
     struct node_mode to = st->to;
     int r = check_step(ro, st, &to);
     st->from = mode_of(st->n);
+    st->was_auto = st->n->auto_read_only;
+    st->was_for_writer = st->n->for_writer;
     if (!r && !to.read_only)
         r = mode_files_writer_comes(co, st->n, ro->err);
     if (!r && st->n->is_file)
@@ -361,10 +363,11 @@ static int switch_to(struct co *co, struct reopening *ro, struct step *st)
         r = mode_switch(co, st->n, &to, ro->err);
     }
     st->switched = st->n->how == to.how;         /* when it failed at the very end, too */
-    st->n->auto_read_only = st->auto_read_only && st->switched && !st->n->how->ref.nbd;
-    st->n->for_writer &= !st->switched;
-    if (st->switched)
+    if (st->switched) {
+        st->n->auto_read_only = st->auto_read_only && !st->n->how->ref.nbd;
+        st->n->for_writer = false;
         st->how = st->from.how;                  /* freed at the end, or taken back */
+    }
     return !r && st->n->is_file ? mode_follow_file(co, st->n, ro->err) : r;
 }
 
@@ -418,6 +421,8 @@ static void undo_step(struct co *co, struct step *st)
             graph_warn(st->n, "%s: could not get its old options back: %s", st->n->filename, why.text);
         if (st->n->how == st->from.how)
             st->how = new;
+        st->n->auto_read_only = st->was_auto;
+        st->n->for_writer = st->was_for_writer && !st->n->read_only;
     }
     if (st->old_group)
         throttle_node_move(st->n, st->old_group);

@@ -353,7 +353,8 @@ static int take_policy(const json_t *o, enum cbw_on_error *ret, struct byre_err 
     return 0;
 }
 
-static int cbw_make(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
+/* Edges are held: target and bitmap, which may have to be loaded, stay. */
+static int make_held(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
 {
     struct cbw_opts c = { .source = below, .node_name = json_string_value(json_object_get(o, "node-name")) };
     const char *target = json_string_value(json_object_get(o, "target"));
@@ -368,6 +369,15 @@ static int cbw_make(struct co *co, struct graph_node *below, const json_t *o, st
     if (!r)
         r = take_bitmap(co, below->g, o, &c.only, err);
     return r ? r : graph_cbw_new(co, &c, below, ret_n, err);
+}
+
+static int cbw_make(struct co *co, struct graph_node *below, const json_t *o, struct graph_node **ret_n, struct byre_err *err)
+{
+    struct graph *g = below->g;
+    graph_edges_hold(co, g);
+    int r = make_held(co, below, o, ret_n, err);
+    graph_edges_let(co, g);
+    return r;
 }
 
 static const char *const cbw_options[] = { "target", "bitmap", "on-cbw-error", "cbw-timeout", "min-cluster-size", NULL };

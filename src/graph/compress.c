@@ -15,7 +15,10 @@
 static int compress_write(struct co *co, struct graph_node *n, struct iov v, uint64_t off, unsigned flags)
 {
     const struct graph_node *image = graph_skip_filters(n);
-    uint64_t unit = image->im->encode_bytes, end = off + v.len_bytes, start = round_up(off, unit), stop = end == graph_length(n) ? end : round_down(end, unit);
+    uint64_t unit = image->im->encode_bytes, end = off + v.len_bytes;
+    if (!unit)                                   /* another image has come to lie below it */
+        return node_write(co, n->backing, v, off, flags);
+    uint64_t start = round_up(off, unit), stop = end == graph_length(n) ? end : round_down(end, unit);
     if (start >= stop)
         return node_write(co, n->backing, v, off, flags);
     int r = start > off ? node_write(co, n->backing, iov_slice(v, 0, start - off), off, flags) : 0;

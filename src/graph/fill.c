@@ -30,7 +30,7 @@
 
 /* Vectors with more elements than this are not merged with head and tail. */
 #define WRITE_VECS 16
-#define FILL_VECS 64u                    /* zero pages around the data: a cluster has at most 2 MiB */
+#define FILL_VECS 68u                    /* zero pages around the data: two clusters of qcow2. Where there are more, they are not merged */
 #define TRIAL_FIRST 512u
 #define TRIAL_SOON 32u
 #define TRIAL_EVERY 4096u
@@ -141,7 +141,7 @@ static void tell_fill(struct co *co, const struct graph_node *n, enum stor_event
 /* Writes head, v, tail as one transfer that ends behind the tail; three transfers when v has too many elements. */
 static int write_merged(struct co *co, struct stor *s, const struct fmt_write *w, struct iov v, const struct around *a)
 {
-    struct iovec vec[FILL_VECS + WRITE_VECS + 4];
+    struct iovec vec[FILL_VECS + WRITE_VECS];
     if (iov_count(v) > WRITE_VECS) {
         size_t cnt = add(vec, a->head, w->head, a->zeros);
         int r = w->head ? stor_write(co, s, iov_of(vec, cnt), w->host - w->head, 0) : 0;
@@ -188,6 +188,9 @@ static int write_split(struct co *co, struct graph_node *n, const struct fill_vi
     return r ? r : zero_timed(co, n, visit, w->host + w->len, w->tail);
 }
 
+/* QED has clusters of up to 64 MiB. */
+static bool can_merge(const struct fmt_write *w) { return div_up(w->head, ZERO_PAGE_BYTES) + div_up(w->tail, ZERO_PAGE_BYTES) <= FILL_VECS; }
+
 static int write_zero_filled(struct co *co, struct graph_node *n, const struct fmt_write *w, struct iov v)
 {
     static const struct around zeros = { graph_zero_page, graph_zero_page, true };
@@ -198,7 +201,7 @@ static int write_zero_filled(struct co *co, struct graph_node *n, const struct f
         return write_merged(co, n->im->data, w, v, &zeros);
     }
     uint64_t turn = atomic_fetch_add_explicit(&n->fill.turns, 1, memory_order_relaxed), begin = rt_now(co_loop(co));
-    struct fill_visit visit = fill_enter(&n->fill, fill_choose(&n->fill, w->head, w->len, w->tail, turn));
+    struct fill_visit visit = fill_enter(&n->fill, can_merge(w) ? fill_choose(&n->fill, w->head, w->len, w->tail, turn) : FILL_SPLIT);
     atomic_fetch_add_explicit(visit.way == FILL_SPLIT ? &n->fill.split : &n->fill.merged, 1, memory_order_relaxed);
     if (visit.way == FILL_MERGED)
         tell_fill(co, n, STOR_EV_CLUSTER_ALLOC_SPACE);

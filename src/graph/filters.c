@@ -53,5 +53,10 @@ int filter_add(struct co *co, struct graph *g, const struct filter_driver *f, co
     struct graph_node *below = graph_find(g, json_string_value(file));
     if (below && json_is_false(json_object_get(o, "active")) && !f->may_sleep)
         return byre_fail(err, NOT_SUPPORTED, "driver '%s': 'active' cannot be off", f->name);
-    return below ? f->make(co, below, o, ret_n, err) : byre_fail(err, NOT_FOUND, "there is no node '%s' that could be '%s'", json_string_value(file), f->child);
+    if (!below)
+        return byre_fail(err, NOT_FOUND, "there is no node '%s' that could be '%s'", json_string_value(file), f->child);
+    graph_ref(below);                            /* making it may suspend */
+    r = f->make(co, below, o, ret_n, err);
+    (void)node_unref(co, below);                 /* the filter has it, or its user has gone meanwhile: then there is nobody to tell */
+    return r;
 }

@@ -439,7 +439,7 @@ static int clear_uncovered(struct co *co, struct graph_node *n, uint64_t from, u
 static int resize_drained(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
 {
     const struct fmt_ops *ops = n->im->ops;
-    uint64_t old = graph_length(n);
+    uint64_t old = atomic_load(&n->im->size);    /* to the byte: what lies behind it in its last sector reads zeros so far */
     int r = ops->resize(co, n->im, size, prealloc, err);
     if (r || !ops->resize_commit)
         return r;
@@ -452,11 +452,14 @@ static int resize_drained(struct co *co, struct graph_node *n, uint64_t size, en
 static int resize_all(struct co *co, struct graph_node *n, uint64_t size, enum fmt_prealloc prealloc, bool alone, struct byre_err *err)
 {
     struct bitmaps_resize *z;
+    uint64_t old = graph_length(n);
     int r = bitmaps_resize_begin(co, n, round_up(size, SECTOR), alone, &z, err);
     if (r)
         return r;
     r = resize_drained(co, n, size, prealloc, err);
     bitmaps_resize_end(co, n, z, graph_length(n) == round_up(size, SECTOR));
+    if (graph_length(n) > old)
+        mode_forget_below(n);                    /* nobody has written the new part yet */
     return r;
 }
 

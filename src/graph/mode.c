@@ -9,7 +9,7 @@
  *                 store takes what the first one has (stor_lock_beside). Nobody else gets the file in between, and nothing is to be taken back.
  *             M2  Two images of one file are never both open for writing. From writing to writing goes by way of reading.
  *             M3  Indexes (D6) that remember the node's old image are gone before the image is.
- *             M4  While a layer may be written, first writes above it know nothing of what it holds (below_zero_from).
+ *             M4  While a layer may be written, or has been made longer, first writes above it know nothing of what it holds (below_zero_from).
  *             M5  Bitmaps that the image does not keep go over to the new one with their bits; those that it keeps are stored when the old
  *                 one is closed.
  *             M6  Nobody else writes the file while it is open for writing. While it is open for reading somebody may (a lock that is not
@@ -39,7 +39,7 @@ static const char *user_with(const struct graph_node *n, unsigned perm)
 
 static const char *mode_changer(const struct graph_node *n) { return user_with(n, STOR_PERM_WRITE | STOR_PERM_RESIZE); }
 
-static void forget_below(struct graph_node *n)
+void mode_forget_below(struct graph_node *n)
 {
     for (struct graph_node *m = node_next(n->g, NULL); m; m = node_next(n->g, m))
         if (m->backing && !m->ending && chain_has(m->backing, n))
@@ -388,7 +388,7 @@ int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, 
     if (atomic_load(&n->alone))
         atomic_store(&n->im->below_zero_from, UINT64_MAX);
     if (!n->read_only)
-        forget_below(n);
+        mode_forget_below(n);
     indexes_make(n);
     node_change_end(n);
     return r;

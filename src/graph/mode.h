@@ -32,6 +32,8 @@ MUST_USE int node_set_begin(struct co *co, struct graph *g, bool (*takes)(const 
                             struct node_set *ret, struct byre_err *err);
 void node_set_end(struct co *co, struct node_set *s);
 /* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
+/* What lies over n knows nothing of n's content any more, not even that it ends somewhere: it is about to be written, or has grown. */
+void mode_forget_below(struct graph_node *n);
 static inline bool mode_is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
 /* The last who wrote to n has gone: a file that is open for writing only when somebody writes gives its lock up. */
 void mode_writer_gone(struct co *co, struct graph_node *n);

@@ -501,7 +501,13 @@ int job_backup_could(struct co *co, const struct jobs *js, const struct job_back
         r = check_words(o, err);
     if (!r)
         r = graph_need_seen(o->source, "a backup", err);
-    return r || !o->bitmap ? r : look_for_bitmap(co, o, &m, err);
+    if (r || !o->bitmap)
+        return r;
+    struct graph *g = graph_of(o->source);
+    graph_edges_hold(co, g);                 /* nobody removes it while it is loaded */
+    r = look_for_bitmap(co, o, &m, err);
+    graph_edges_let(co, g);
+    return r;
 }
 
 static int find_bitmap(struct co *co, struct backup *b, struct byre_err *err)

@@ -335,8 +335,8 @@ static int add_line(const struct adding *a)
     }
     if (fclose(f))
         return -ENOMEM;
-    if (there)
-        return 0;
+    if (there)                           /* who wrote it may have ended before it was durable */
+        return fdatasync(a->fd) ? -errno : 0;
     return stale > STALE_MAX && stale > live ? replace(a, kept, live_len) : append(a, old, len);
 }
 

@@ -12,6 +12,7 @@
  * Tests        tree_test.c, tests/cli/tree_test.py
  */
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -233,7 +234,7 @@ static int take_entry(struct tree *t, int fd, const char *dir, const struct dire
     return add(t, &im);
 }
 
-/* -errno of opening it; 1: out of memory. */
+/* -errno of opening or reading it; 1: out of memory. */
 static int walk_one(struct tree *t, const char *path, struct stack *below)
 {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NONBLOCK), r = 0;
@@ -247,10 +248,11 @@ static int walk_one(struct tree *t, const char *path, struct stack *below)
     }
     r = enter(t, fd);
     const struct dirent *e;
-    while (!r && (e = readdir(d)))
+    while (!r && (errno = 0, e = readdir(d)) != NULL)
         r = take_entry(t, fd, path, e, below);
+    int unread = r ? 0 : -errno;
     closedir(d);
-    return r < 0 ? 1 : 0;
+    return r < 0 ? 1 : unread;
 }
 
 int tree_add_dir(struct tree *t, const char *path, bool deep, uint64_t *ret_skipped, struct byre_err *err)

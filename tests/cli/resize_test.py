@@ -130,3 +130,15 @@ def test_snapshots_that_do_not_say_how_long_they_are(tmp_path, way):
     image.write_bytes(data)
     assert run.qemu_img("snapshot", "-l", image).out.count("s") and "'s'" in run.byre(*way, cwd=tmp_path, code=1).err
     assert run.byre("info", "--output=json", image).json["virtual-size"] == MIB
+
+
+def test_growth_of_an_odd_size(tmp_path):
+    """FEATURES 5.031, 11.009: what lay behind the end in its last sector, of the backing file too, is not shown by growth"""
+    (tmp_path / "below").write_bytes(b"\xaa" * 8192)
+    for size in (1024, 4096):
+        run.qemu_img("create", "-q", "-f", "qcow2", "-b", "below", "-F", "raw", "x", "1024", cwd=tmp_path)
+        with open(tmp_path / "x", "r+b") as f:
+            f.seek(24)
+            f.write((1000).to_bytes(8, "big"))
+        run.byre("resize", "-q", "-f", "qcow2", "x", str(size), cwd=tmp_path)
+        run.byre("io", "-f", "qcow2", "-c", "read -P 0xaa 0 1000", "-c", f"read -P 0 1000 {size - 1000}", "x", cwd=tmp_path)

@@ -2,6 +2,7 @@
 """Every hostile QED file: refused or safe, in bounded time and memory, unchanged, and nothing else is opened."""
 import os
 import re
+import struct
 import subprocess
 
 import pytest
@@ -70,3 +71,38 @@ def test_names(files, tmp_path):
 def test_leaks_of_a_long_file_are_one_line(files):
     done = run.byre("check", "-f", "qed", files / "a_file_of_sixteen_tebibytes", code=3)
     assert done.err.count("\n") == 1 and "4294967286 clusters" in done.err
+
+
+@pytest.mark.asan
+def test_a_name_behind_4_gib(tmp_path):
+    """FEATURES 2.004: the place of a name and its length, which together pass 32 bits, lead no write out of the sector of the header"""
+    cluster, header = 64 << 20, 65
+    with open(tmp_path / "x", "wb") as f:
+        f.write(struct.pack("<4sIIIQQQQQII", b"QED\0", cluster, 1, header, 1, 0, 1, header * cluster, 1 << 30, 0xFFFFFE00, 1000))
+        f.truncate((header + 1) * cluster)
+        f.seek(0xFFFFFE00)
+        f.write(b"n" * 1000)
+    run.byre("io", "-f", "qed", "-c", "read 0 512", tmp_path / "x", code=1)
+    run.byre("io", "--image-opts", "-c", "read -P 0 0 512", "-c", "write -P 3 0 512", f"driver=qed,backing=,file.filename={tmp_path}/x", code=(0, 1))
+
+
+def test_copies_for_owners_are_bounded(tmp_path):
+    """FEATURES 2.020, 11.017: a table that thousands of entries name is not copied for each of them: a file of some KiB fills no disk"""
+    path = tmp_path / "x"
+    run.byre("create", "-q", "-f", "qed", "-o", "cluster_size=64k,table_size=1", path, "1T")
+    run.byre("io", "-f", "qed", "-c", "write -P 1 0 64k", path)
+    with open(path, "r+b") as f:
+        head = bytearray(f.read(64))
+        at = struct.unpack_from("<Q", head, 40)[0]
+        f.seek(at)
+        entry = f.read(8)
+        f.seek(at)
+        f.write(entry * 8192)
+        struct.pack_into("<Q", head, 16, struct.unpack_from("<Q", head, 16)[0] | 2)
+        f.seek(0)
+        f.write(head)
+    size = os.path.getsize(path)
+    run.byre("check", "-f", "qed", "-r", "all", path, code=(1, 2, 3))
+    assert os.path.getsize(path) <= 2 * size
+    run.byre("io", "-f", "qed", "-c", "write 0 512", path, code=1)
+    assert os.path.getsize(path) <= 2 * size

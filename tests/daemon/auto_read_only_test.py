@@ -226,6 +226,24 @@ def test_exported_bitmaps_stay(start, tmp_path):
     assert [b["name"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "d" for b in n["dirty-bitmaps"]] == ["b0"]
 
 
+def test_a_reopening_that_fails_leaves_it(start, frozen, tmp_path):
+    """A list of which a later entry fails leaves an earlier one as it was: open for writing when somebody writes, and not before (FEATURES 11.005)."""
+    with open(tmp_path / "b", "wb") as f:
+        f.truncate(8 * MIB)
+    c = start("daemon", *NBD).qmp()
+    c.ok("blockdev-add", **file_of(tmp_path / "b", **{"auto-read-only": True}))
+    c.ok("blockdev-add", driver="file", node_name="g", filename=str(frozen / "a"), **{"read-only": True})
+    error = c.refused("blockdev-reopen", options=[{"driver": "file", "node-name": "f", "filename": str(tmp_path / "b")},
+                                                  {"driver": "file", "node-name": "g", "filename": str(frozen / "a"), "read-only": False}])
+    assert "Read-only file system" in error
+    assert others_write(tmp_path / "b", "raw")
+    c.ok("block-export-add", type="nbd", id="e", node_name="f", writable=True)
+    assert not others_write(tmp_path / "b", "raw")
+    c.ok("block-export-del", id="e", mode="hard")
+    c.wait("BLOCK_EXPORT_DELETED", id="e")
+    assert others_write(tmp_path / "b", "raw")
+
+
 def test_a_writer_that_failed_hides_nobody(start, frozen):
     """An attempt to open it for writing fails. What another program writes behind that is noticed all the same (FEATURES G.018)."""
     c = start("daemon", *NBD).qmp()

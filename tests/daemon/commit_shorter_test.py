@@ -78,3 +78,26 @@ def test_base_that_cannot(start, tmp_path, fmt, window):
     assert "cannot become 3145728 bytes long" in complete(c)
     assert daemon.stop()[0] == 0
     assert size_of(tmp_path / "top", "qcow2") == 3 * MIB
+
+
+def test_zeros_over_a_base_that_grew(start, tmp_path):
+    """FEATURES 9.045, 1.039: in a version 2 image zeros are what lies below nothing: not below a base that was shorter, was open for writing, and has grown for the job"""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "base", "1M")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", "-b", "base", "-F", "qcow2", tmp_path / "top", "2M")
+    daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock")
+    c = daemon.qmp()
+    for name, more in (("base", {}), ("top", {"backing": "base"})):
+        c.ok("blockdev-add", **{"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": str(tmp_path / name)}, **more})
+    c.ok("block-export-add", type="nbd", id="e", node_name="top", writable=True)
+
+    def io(*words):
+        run.qemu_io(f"nbd+unix:///top?socket={daemon.folder}/n.sock", *words, fmt="raw")
+
+    io("write -P 0xaa 1M 64k")
+    c.ok("block-commit", job_id="j", device="top")
+    c.wait("BLOCK_JOB_READY", device="j")
+    c.ok("block-job-set-speed", device="j", speed=1)
+    io("write -z 1M 64k", "read -P 0 1M 64k")
+    c.ok("block-job-cancel", device="j", force=True)
+    c.wait("JOB_STATUS_CHANGE", id="j", status="null")
+    io("read -P 0 1M 64k")

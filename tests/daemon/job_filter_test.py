@@ -161,3 +161,24 @@ def test_no_header_records_a_filter(start, tmp_path, below):
     info = run.qemu_img("info", "--output=json", tmp_path / "disk.qcow2").json
     assert (info["backing-filename"], info["backing-filename-format"]) == ("low.qcow2", "qcow2")
     run.qemu_io(tmp_path / "disk.qcow2", "read -P 1 0 1M", "read -P 5 1M 512k", "read -P 5 3M 512k", fmt="qcow2")
+
+
+def test_compress_over_what_does_not(start, tmp_path):
+    """FEATURES 3.058, 9.027: a disk moves to an image that does not compress, below a filter that compresses: writes go on as they are"""
+    w = World(start, tmp_path, False)
+    with open(tmp_path / "raw", "wb") as f:
+        f.truncate(SIZE)
+    w.ok("block-export-del", id="e", mode="hard")
+    w.event("BLOCK_EXPORT_DELETED", id="e")
+    w.ok("blockdev-add", driver="compress", node_name="c", file="disk")
+    w.ok("blockdev-add", driver="file", node_name="raw", filename=str(tmp_path / "raw"))
+    w.ok("block-export-add", type="nbd", id="c", node_name="c", name="disk", writable=True)
+    w.put(f"write -P 6 {SIZE - 65536} 64k")
+    w.ok("blockdev-mirror", job_id="j", device="disk", target="raw", sync="full")
+    w.event("BLOCK_JOB_READY")
+    w.ok("block-job-complete", device="j")
+    assert "error" not in w.event("BLOCK_JOB_COMPLETED")
+    w.put(f"write -P 7 {SIZE - 4096} 4k")
+    w.put(f"write -P 8 0 {SIZE - 4096}")
+    w.put(f"read -P 7 {SIZE - 4096} 4k")
+    w.put(f"read -P 8 0 {SIZE - 4096}")

@@ -2,6 +2,7 @@
 """NBD servers that stall, lie, or hang up: byre ends with an error, in time, and takes nothing for granted (FEATURES 3.031)."""
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -235,3 +236,19 @@ def test_copies_of_writes_that_no_flush_ends(liar, tmp_path):
     copy.stderr.close()
     assert copy.returncode == 1 and b"Input/output error" in err
     assert used.ru_maxrss < 128 << 10
+
+
+def test_a_second_signal_ends(liar, tmp_path):
+    """FEATURES 5.046, 11.004: what waits for a server that stands still hears a signal between two pieces only; a second one, not at once, ends it"""
+    server = liar(read=nothing)
+    copy = subprocess.Popen([BYRE, "convert", "-f", "raw", "-O", "raw", name_of(server), tmp_path / "x"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not server.seen or not (tmp_path / "x").exists():
+        assert copy.poll() is None
+        time.sleep(0.05)
+    for _ in range(2):
+        copy.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    time.sleep(1.1)
+    assert copy.poll() is None
+    copy.send_signal(signal.SIGTERM)
+    assert copy.wait(5) == 128 + signal.SIGTERM

@@ -22,6 +22,7 @@ struct qed_checker {
     bool quiet;                                   /* findings were told before */
     uint64_t told;
     uint64_t unreadable;                          /* clusters of data that cannot be moved for that */
+    uint64_t may_copy;                            /* repair: bytes that may still be copied for owners of their own */
     uint64_t bad, twice;                          /* pointers that are none; pointers to data in use already */
     struct fmt_check_result res;
 };

@@ -94,7 +94,7 @@ struct qed_image {
     bool unclean;                                 /* not looked through yet: no table changes (im.unclean) */
     bool given_up;                                /* with it: nobody does that */
     bool scrubbing;
-    const char *changing;                         /* "resized", "emptied": that is being done to the whole, and no scrub begins; NULL */
+    const char *changing;                         /* "resized", "emptied", "upgraded": that is being done to the whole, and no scrub begins; NULL */
     struct co_waitq held;                         /* who waits for the end of being unclean */
     /* qed_tables.c */
     _Atomic(struct qed_tables *) tables;          /* NULL: not opened for writing */

@@ -31,7 +31,7 @@
 /* Is there a name, and does it lie in the first sector, behind the fields? */
 static bool name_is_near(const struct qed_header *h)
 {
-    return h->backing_name && h->backing_off >= sizeof(struct qed_disk_header) && h->backing_off + h->backing_len <= QED_SECTOR_BYTES;
+    return h->backing_name && h->backing_off >= sizeof(struct qed_disk_header) && (uint64_t)h->backing_off + h->backing_len <= QED_SECTOR_BYTES;
 }
 
 /* A write of the sector failed: it may be old or new there. Back to the old one, durably; else nothing is written any more (K3). */

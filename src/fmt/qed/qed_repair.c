@@ -160,8 +160,9 @@ static int own_copy(struct co *co, struct mend *m, const struct qed_ref *r, uint
     if (place_for(m, n << g->cluster_bits) > INT64_MAX)
         return -EFBIG;
     struct qed_copy c = { .from = r->v, .to = m->end, .len = n << g->cluster_bits, .table_end = table_end };
-    if (c.len > (uint64_t)INT64_MAX - c.to)
+    if (c.len > (uint64_t)INT64_MAX - c.to || c.len > m->k->may_copy)
         return -EFBIG;
+    m->k->may_copy -= c.len;
     int rc = qed_copy_out(co, m->k->q, &c);
     if (rc == 0)
         rc = qed_edits_add(&m->edits, r->entry_off, c.to);
@@ -248,6 +249,8 @@ static int failed(const struct qed_checker *k, int r, struct byre_err *err)
         return byre_fail(err, NO_SPACE, "%s: no space left to repair it", k->q->name);
     if (r == -ENOMEM)
         return byre_fail(err, NOMEM, "%s: no memory to repair it", k->q->name);
+    if (r == -EFBIG)
+        return byre_fail(err, QED_CORRUPT, "%s: so many entries share tables or clusters that copies of their own would take more than the file has: no crash did that, and it is not repaired", k->q->name);
     return byre_fail_code(err, IO, r, "%s: repair failed: %s", k->q->name, strerror(-r));
 }
 
@@ -331,6 +334,7 @@ static int reload(struct co *co, struct qed_checker *k, struct byre_err *err)
 
 static int repair(struct co *co, struct qed_checker *k, struct byre_err *err)
 {
+    k->may_copy = k->file_end;                   /* an image that nobody trusts fills no disk */
     int r = qed_barrier(co, k->q);               /* what was found may be in the page cache only */
     if (r < 0)
         return failed(k, r, err);

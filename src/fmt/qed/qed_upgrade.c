@@ -364,11 +364,14 @@ int qed_amend(struct co *co, struct fmt_image *im, const struct fmt_amend_opts *
     if (r == 0)
         r = qed_scrub_excludes(u.q, "upgraded", err);
     if (r == 0)
+        u.q->changing = "upgraded";              /* until nothing reads what was planned any more: a scrub would move it */
+    if (r == 0)
         r = check_sound(co, &u, err);
     if (r == 0)
         r = plan(co, &u, err);
     if (r == 0)
         r = upgrade(co, &u, err);
     fini(&u);
+    u.q->changing = NULL;
     return r;
 }
