@@ -469,7 +469,10 @@ static void queue_descriptor(void **state)
             assert_int_equal(poll(&p, 1, 10000), 1);
             left -= byre_queue_reap(q, c, 8, 0, 0);
         }
-        assert_int_equal(poll(&p, 1, 0), 0);                /* nothing is left, and nobody runs in circles */
+        for (int i = 0; poll(&p, 1, 0) == 1; i++) {         /* nothing is left, and nobody runs in circles; a signal may come late */
+            assert_true(i < 3);
+            assert_int_equal(byre_queue_reap(q, c, 8, 0, 0), 0);
+        }
     }
     byre_queue_free(q);
     assert_int_equal(byre_close(image), 0);
