@@ -128,7 +128,8 @@ static void covered(struct nbdc_log *l, uint64_t seq)
     free_all(&gone);
 }
 
-void nbdc_log_give_up(struct nbdc_log *l, uint64_t seq)
+/* The server refuses to make durable what there are too many copies of: they go. A gap, until a flush that succeeds has covered it. */
+static void give_up(struct nbdc_log *l, uint64_t seq)
 {
     struct list gone;
     list_init(&gone);
@@ -144,6 +145,8 @@ void nbdc_log_ended(struct nbdc_log *l, struct nbdc_req *r)
 {
     if (r->what == NBDC_FLUSH && r->result == 0)
         covered(l, r->upto);
+    else if (r->what == NBDC_FLUSH && r->own)
+        give_up(l, r->upto);
     else if (changes(r) && r->result == 0 && !r->repeated && l->is_volatile)
         acknowledged(l, r);
     else

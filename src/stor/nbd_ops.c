@@ -70,22 +70,15 @@ static int64_t op_preadv(struct co *co, struct stor *s, struct iov v, uint64_t o
     return (int64_t)v.len_bytes;
 }
 
-static int flush_now(struct co *co, struct nbdc *n)
+static int flush_as(struct co *co, struct nbdc *n, bool own)
 {
-    struct nbdc_req r = { .what = NBDC_FLUSH };
+    struct nbdc_req r = { .what = NBDC_FLUSH, .own = own };
     return n->info.can_flush ? nbdc_do(co, n, &r) : 0;
 }
 
-/* Where the server refuses, the copies of what it has acknowledged so far can wait for nothing: they go, and a server that goes away then is gone for
- * good (nbdc_log_give_up). */
-static int flush_kept(struct co *co, struct nbdc *n)
-{
-    uint64_t upto = nbdc_log_acked(&n->log);
-    int r = flush_now(co, n);
-    if (r && r != -ENOTCONN && r != -ENOMEM)
-        nbdc_log_give_up(&n->log, upto);
-    return r;
-}
+static int flush_now(struct co *co, struct nbdc *n) { return flush_as(co, n, false); }
+
+static int flush_kept(struct co *co, struct nbdc *n) { return flush_as(co, n, true); }
 
 static int flush_by_itself(struct co *co, struct stor *s) { return flush_kept(co, nbdc_of(s)); }
 

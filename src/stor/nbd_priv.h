@@ -58,6 +58,7 @@ struct nbdc_req {
     uint64_t upto;                        /* FLUSH: covers what the log held up to here */
     struct nbdc_entry *entry;             /* what changes: its place in the log; NULL: none is kept */
     bool repeated;                        /* by nbdc_log_repeat: is in the log already */
+    bool own;                             /* FLUSH: for the sake of what the log keeps; if the server refuses it, that is given up */
     int result;                           /* 0, -errno or NBDC_LOST */
     /* private to the connection */
     struct rt_msg msg;
@@ -144,8 +145,6 @@ void nbdc_log_ended(struct nbdc_log *l, struct nbdc_req *r);
 void nbdc_log_drop(struct nbdc_log *l, struct nbdc_req *r);      /* the request was given up */
 uint64_t nbdc_log_acked(struct nbdc_log *l);
 bool nbdc_log_is_full(struct nbdc_log *l);
-/* Keeps no copies of what was acknowledged up to seq: a gap, until a flush that succeeds has covered it. */
-void nbdc_log_give_up(struct nbdc_log *l, uint64_t seq);
 enum nbdc_loss { NBDC_NOTHING, NBDC_REPEATABLE, NBDC_FOR_GOOD };
 /* What goes with a connection that ends now? */
 enum nbdc_loss nbdc_log_loss(struct nbdc_log *l);
