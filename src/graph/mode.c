@@ -463,9 +463,9 @@ int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err 
 }
 
 /* The images that will follow the file n are opened anew as well: what their lists of bitmaps hold goes. */
-static int check_followers(const struct graph_node *n, struct byre_err *err)
+static int check_followers(struct graph_node *n, struct byre_err *err)
 {
-    for (const struct graph_node *s = node_next(n->g, NULL); s && n->is_file; s = node_next(n->g, s))
+    for (struct graph_node *s = node_next(n->g, NULL); s && n->is_file; s = node_next(n->g, s))
         if (s->file == n && mode_is_open(s) && !under_is_store(s->im->store) && (has_busy_bitmaps(s) || s->bitmaps_saved))
             return byre_fail(err, BUSY, "%s: its bitmaps are in use, and it would be opened anew with its file '%s'", s->filename, n->name);
     return 0;

@@ -140,7 +140,7 @@ static int check_open(struct co *co, const struct create *c)
     uint64_t a, b;
     for (unsigned i = 0; graph_next(g, NULL) && i < sizeof names / sizeof names[0]; i++)
         if (names[i] && identity_of(co, names[i], &a, &b))
-            for (const struct graph_node *n = graph_next(g, NULL); n; n = graph_next(g, n))
+            for (struct graph_node *n = graph_next(g, NULL); n; n = graph_next(g, n))
                 if (graph_has_file(n, a, b))
                     return byre_fail(c->err, BAD_ARGUMENT, "%s: is a file of the image '%s', which is open, and would be emptied", names[i], graph_filename(n));
     return 0;
