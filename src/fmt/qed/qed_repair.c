@@ -30,6 +30,7 @@
 #define ROUNDS_MAX 8u
 #define EDITS_MAX 65536u                          /* entries taken away that wait to be written */
 #define BATCH_ENTRIES 4096u                       /* copies between two barriers: entries, */
+#define COPY_FLOOR (64u << 20)           /* bytes that a repair may copy however short the file is */
 #define BATCH_BYTES (256ull << 20)                /* and bytes */
 
 struct mend {
@@ -250,7 +251,7 @@ static int failed(const struct qed_checker *k, int r, struct byre_err *err)
     if (r == -ENOMEM)
         return byre_fail(err, NOMEM, "%s: no memory to repair it", k->q->name);
     if (r == -EFBIG)
-        return byre_fail(err, QED_CORRUPT, "%s: so many entries share tables or clusters that copies of their own would take more than the file has: no crash did that, and it is not repaired", k->q->name);
+        return byre_fail(err, QED_CORRUPT, "%s: so many entries share tables or clusters that copies of their own would take more than the file itself: no crash did that, and it is not repaired", k->q->name);
     return byre_fail_code(err, IO, r, "%s: repair failed: %s", k->q->name, strerror(-r));
 }
 
@@ -334,7 +335,7 @@ static int reload(struct co *co, struct qed_checker *k, struct byre_err *err)
 
 static int repair(struct co *co, struct qed_checker *k, struct byre_err *err)
 {
-    k->may_copy = k->file_end;                   /* an image that nobody trusts fills no disk */
+    k->may_copy = max_u64(k->file_end, COPY_FLOOR);      /* an image that nobody trusts fills no disk */
     int r = qed_barrier(co, k->q);               /* what was found may be in the page cache only */
     if (r < 0)
         return failed(k, r, err);
