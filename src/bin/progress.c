@@ -30,18 +30,24 @@ const struct opt_enum progress_forms[] = { { "auto", PROGRESS_AUTO }, { "plain",
 #define AGAIN_S 1                        /* a second signal means something when so much has passed: one to the group and one to us are one */
 
 static volatile sig_atomic_t usr1_seen, end_seen;
-static struct timespec end_at;           /* of the first one */
+static double end_at;                    /* of the first one */
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
 
 /* What the work waits for may never come: a second one ends the program at once, as SIGKILL would. */
 static void on_signal(int sig)
 {
-    struct timespec now;
     if (sig == SIGUSR1) {
         usr1_seen = 1;
         return;
     }
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    if (end_seen && (now.tv_sec > end_at.tv_sec + AGAIN_S || (now.tv_sec == end_at.tv_sec + AGAIN_S && now.tv_nsec >= end_at.tv_nsec)))
+    double now = now_s();
+    if (end_seen && now - end_at >= AGAIN_S)
         _exit(128 + sig);
     if (!end_seen)
         end_at = now;
@@ -62,13 +68,6 @@ void progress_catch_signals(void)
         if (sigaction(signals[i], NULL, &old) == 0 && (signals[i] == SIGUSR1 || old.sa_handler != SIG_IGN))
             sigaction(signals[i], &sa, NULL);
     }
-}
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
 static double percent_of(const struct byre_progress *p)
