@@ -7,7 +7,9 @@
  * Invariants   I1 the frame stays until the request is done, whatever is cancelled meanwhile
  *              I2 file operations are never interrupted; a socket operation that succeeded although it was asked
  *                 to stop reports its success (no byte and no descriptor is lost)
- * Concurrency  the coroutine's loop; every call suspends at least once
+ *              I3 while a lane holds requests, all of them are, or go to, the backend of the one loop that its word names
+ * Concurrency  the coroutine's loop; every call suspends at least once. A request of a lane may be in the hands of another loop: it goes
+ *              there and comes back as a message, and nobody else touches it meanwhile
  * Failure      the kernel's errno; -ECANCELED, -ETIMEDOUT for sockets
  * Tests        io_test.c (both backends)
  */
@@ -29,6 +31,9 @@ struct io_wait {
     struct co_interrupt intr;
     bool done, suspended;
     int why;                    /* what interrupted it */
+    struct rt_lane *lane;       /* files, if there is one; the next two are only set then: */
+    struct rt_loop *via;        /* whose backend does it, */
+    struct rt_msg msg;          /* and the message there and back */
 };
 
 static void io_done(struct rt_req *r)
@@ -56,6 +61,63 @@ static int64_t io_run(struct co *co, struct io_wait *w)
     return w->req.res;
 }
 
+/* ---- lanes: the word has the loop's index above the number of requests ---- */
+
+#define LANE_LOOP_SHIFT 32
+
+/* The loop that w goes to: the one that has requests of the lane, or else its own. */
+static struct rt_loop *lane_enter(struct rt_lane *lane, struct rt_loop *own)
+{
+    uint64_t old = atomic_load(&lane->word), index;
+    do {
+        index = (uint32_t)old ? old >> LANE_LOOP_SHIFT : own->index;
+    } while (!atomic_compare_exchange_weak(&lane->word, &old, (index << LANE_LOOP_SHIFT | (uint32_t)old) + 1));
+    return &own->rt->loops[index];
+}
+
+static void lane_leave(struct rt_lane *lane)
+{
+    atomic_fetch_sub(&lane->word, 1);
+}
+
+static void lane_returned(struct rt_msg *m)
+{
+    io_done(&CONTAINER_OF(m, struct io_wait, msg)->req);
+}
+
+/* On w->via. */
+static void lane_done(struct rt_req *r)
+{
+    struct io_wait *w = CONTAINER_OF(r, struct io_wait, req);
+    lane_leave(w->lane);
+    w->msg.fn = lane_returned;
+    rt_post(w->co->loop, &w->msg);          /* w may be gone now */
+}
+
+static void lane_arrived(struct rt_msg *m)
+{
+    struct io_wait *w = CONTAINER_OF(m, struct io_wait, msg);
+    w->via->ops->submit(w->via->state, &w->req);
+}
+
+static int64_t lane_run(struct co *co, struct io_wait *w)
+{
+    w->via = lane_enter(w->lane, co->loop);
+    if (w->via == co->loop) {
+        int64_t r = io_run(co, w);
+        lane_leave(w->lane);
+        return r;
+    }
+    w->co = co;
+    w->req.done = lane_done;
+    w->msg.fn = lane_arrived;
+    w->done = false;
+    w->suspended = true;                    /* the answer is a message: it cannot come before that */
+    rt_post(w->via, &w->msg);
+    co_suspend(co);
+    return w->req.res;
+}
+
 /* ---- files ---- */
 
 static void retry_due(struct rt_timer *t)
@@ -75,16 +137,22 @@ static void retry_pause(struct co *co, unsigned round)
     co_suspend(co);
 }
 
-static int64_t file_op(struct co *co, struct rt_req req)
+static int64_t file_op_in(struct co *co, struct rt_lane *lane, struct rt_req req)
 {
     struct io_wait w;
+    w.lane = lane;
     for (unsigned round = 0;; round++) {
         w.req = req;
-        int64_t r = io_run(co, &w);
+        int64_t r = lane ? lane_run(co, &w) : io_run(co, &w);
         if (r != -EINTR && r != -EAGAIN)
             return r;
         retry_pause(co, round);
     }
+}
+
+static int64_t file_op(struct co *co, struct rt_req req)
+{
+    return file_op_in(co, NULL, req);
 }
 
 int64_t rt_preadv(struct co *co, int fd, const struct iovec *iov, unsigned cnt, uint64_t off)
@@ -97,6 +165,12 @@ int64_t rt_pwritev(struct co *co, int fd, const struct iovec *iov, unsigned cnt,
 {
     cnt = cnt < CNT_MAX ? cnt : CNT_MAX;
     return file_op(co, (struct rt_req){ .op = RT_OP_WRITEV, .fd = fd, .iov = iov, .cnt = cnt, .off = off, .flags = flags });
+}
+
+int64_t rt_pwritev_lane(struct co *co, struct rt_lane *lane, int fd, const struct iovec *iov, unsigned cnt, uint64_t off)
+{
+    cnt = cnt < CNT_MAX ? cnt : CNT_MAX;
+    return file_op_in(co, lane, (struct rt_req){ .op = RT_OP_WRITEV, .fd = fd, .iov = iov, .cnt = cnt, .off = off });
 }
 
 int rt_fdatasync(struct co *co, int fd)

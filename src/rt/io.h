@@ -21,6 +21,13 @@ enum {                                    /* flags of rt_pwritev; what kernel or
 
 MUST_USE int64_t rt_preadv(struct co *co, int fd, const struct iovec *iov, unsigned cnt, uint64_t off);
 MUST_USE int64_t rt_pwritev(struct co *co, int fd, const struct iovec *iov, unsigned cnt, uint64_t off, unsigned flags);
+
+/* Writes that the kernel lets in one at a time (buffered ones of a regular file: the file system locks the inode). Those of several
+ * loops go through one of them, whichever began: workers of several rings would only wait for each other, asleep. Zero is a new one; it
+ * belongs to the file, and must stay until the last call has returned. */
+struct rt_lane { _Atomic uint64_t word; };
+MUST_USE int64_t rt_pwritev_lane(struct co *co, struct rt_lane *lane, int fd, const struct iovec *iov, unsigned cnt, uint64_t off);
+
 MUST_USE int rt_fdatasync(struct co *co, int fd);
 MUST_USE int rt_fallocate(struct co *co, int fd, int mode, uint64_t off, uint64_t len);
 

@@ -79,6 +79,53 @@ static void read_write(struct co *co)
 }
 ON_BOTH(read_write)
 
+/* ---- a lane, from three loops ---- */
+
+enum { LANE_LOOPS = 3, LANE_WRITERS = 30, LANE_WRITES = 40, LANE_BYTES = 512 };
+static struct lane_world { struct rt_lane lane; int fd; atomic_uint left; sem_t done; } lw;
+
+static void lane_writer(struct co *co, void *arg)
+{
+    unsigned id = (unsigned)(uintptr_t)arg;
+    for (unsigned i = 0; i < LANE_WRITES; i++) {
+        char piece[LANE_BYTES];
+        memset(piece, (int)(1 + (id * 7 + i) % 255), sizeof piece);
+        struct iovec v = { piece, sizeof piece };
+        ASSERT(rt_pwritev_lane(co, &lw.lane, lw.fd, &v, 1, (uint64_t)(i * LANE_WRITERS + id) * LANE_BYTES) == LANE_BYTES);
+        if (i % 8 == 7)
+            OK(co_sleep(co, 1000));
+    }
+    ASSERT(rt_pwritev_lane(co, &lw.lane, -1, &(struct iovec){ &lw, 1 }, 1, 0) == -EBADF);
+    if (atomic_fetch_sub(&lw.left, 1) == 1)
+        sem_post(&lw.done);
+}
+
+static void lane_on(enum rt_backend_kind kind)
+{
+    struct rt *rt;
+    lw = (struct lane_world){ .fd = temp_file() };
+    atomic_init(&lw.left, LANE_WRITERS);
+    sem_init(&lw.done, 0, 0);
+    OK(rt_new(&(struct rt_opts){ .loops = LANE_LOOPS, .backend = kind }, &rt, NULL));
+    for (unsigned i = 0; i < LANE_WRITERS; i++)
+        OK(rt_spawn_on(rt_loop_at(rt, i % LANE_LOOPS), lane_writer, (void *)(uintptr_t)i));
+    while (sem_wait(&lw.done))
+        ;
+    rt_free(rt);
+    assert_int_equal((uint32_t)lw.lane.word, 0);
+    for (unsigned k = 0; k < LANE_WRITERS * LANE_WRITES; k++) {
+        char back[LANE_BYTES], want[LANE_BYTES];
+        memset(want, (int)(1 + (k % LANE_WRITERS * 7 + k / LANE_WRITERS) % 255), sizeof want);
+        assert_int_equal(pread(lw.fd, back, sizeof back, (off_t)k * LANE_BYTES), LANE_BYTES);
+        assert_memory_equal(back, want, sizeof want);
+    }
+    close(lw.fd);
+    sem_destroy(&lw.done);
+}
+
+static void lane_uring(void **state) { lane_on(RT_BACKEND_URING); }
+static void lane_threads(void **state) { lane_on(RT_BACKEND_THREADS); }
+
 static void file_errors(struct co *co)
 {
     char buf[8] = { 0 };
@@ -716,7 +763,7 @@ static void linux_5_13(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        BOTH(read_write), BOTH(file_errors), BOTH(more_pieces_than_the_kernel_takes), BOTH(many_requests),
+        BOTH(read_write), BOTH(lane), BOTH(file_errors), BOTH(more_pieces_than_the_kernel_takes), BOTH(many_requests),
         cmocka_unit_test(files_in_memory), BOTH(cold_and_warm_reads), cmocka_unit_test(many_requests_tiny_ring), cmocka_unit_test(burst_in_parts), BOTH(completions_overflow),
         cmocka_unit_test(completions_overflow_tiny_ring), BOTH(stream), BOTH(both_ways), BOTH(tcp), BOTH(unix_stream),
         BOTH(full_backlog), BOTH(cancel_sockets), BOTH(deadline_sockets), BOTH(cancel_races_data),

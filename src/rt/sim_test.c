@@ -14,7 +14,7 @@ struct toy {
     struct prng rng;
     uint64_t now;
     struct rt_req *flying;
-    unsigned inits, finis, wakeups;
+    unsigned inits, finis, wakeups, written_by;
 };
 struct toy_loop { struct toy *toy; struct rt_loop *loop; };
 
@@ -37,6 +37,10 @@ static void toy_submit(void *state, struct rt_req *r)
 {
     struct toy *t = ((struct toy_loop *)state)->toy;
     r->priv[0] = (void *)(uintptr_t)(t->now + prng_below(&t->rng, 1000));
+    r->priv[1] = state;
+    for (struct rt_req *o = t->flying; o && r->op == RT_OP_WRITEV; o = o->next)      /* all writes of this file are a lane's */
+        ASSERT(o->op != RT_OP_WRITEV || o->priv[1] == state);
+    t->written_by |= r->op == RT_OP_WRITEV ? 1u << rt_loop_index(((struct toy_loop *)state)->loop) : 0;
     r->next = t->flying;
     t->flying = r;
 }
@@ -162,10 +166,10 @@ int __wrap_munmap(void *a, size_t n)
     return __real_munmap(a, n);
 }
 
-/* ---- a small world: coroutines on three loops that sleep, do I/O, call one another, use an epoch ---- */
+/* ---- a small world: coroutines on three loops that sleep, do I/O, write through a lane, call one another, use an epoch ---- */
 
 enum { LOOPS = 3, ACTORS = 12, ROUNDS = 25 };
-static struct world { struct rt *rt; struct epoch *d; struct hash_stream trace; unsigned ended, cbs; struct toy toy; } w;
+static struct world { struct rt *rt; struct epoch *d; struct hash_stream trace; struct rt_lane lane; unsigned ended, cbs; struct toy toy; } w;
 
 static int visit(struct co *co, void *arg)
 {
@@ -201,7 +205,7 @@ static void actor(struct co *co, void *arg)
     int id = *(int *)arg;
     for (int i = 0; i < ROUNDS; i++) {
         hash_update_u64(&w.trace, (uint64_t)id << 32 | rt_now(co_loop(co)));
-        switch (prng_below(&w.toy.rng, 5)) {
+        switch (prng_below(&w.toy.rng, 6)) {
         case 0:
             OK(co_sleep(co, prng_below(&w.toy.rng, 500)));
             break;
@@ -213,6 +217,9 @@ static void actor(struct co *co, void *arg)
             break;
         case 3:
             OK(rt_call(co, rt_loop_at(w.rt, 0), defer_one, world_alloc(sizeof(struct epoch_cb))));
+            break;
+        case 4:
+            ASSERT(rt_pwritev_lane(co, &w.lane, 3, &(struct iovec){ 0 }, 1, (uint64_t)id) == id);
             break;
         default:
             co_yield(co);
@@ -250,6 +257,7 @@ static uint64_t world_run(uint64_t seed)
         ;
     assert_int_equal(w.ended, ACTORS);
     assert_true(w.cbs > 0);
+    assert_int_equal((uint32_t)w.lane.word, 0);
     rt_free(w.rt);
     while (blocks)
         world_free(blocks->mem);
@@ -261,10 +269,14 @@ static uint64_t world_run(uint64_t seed)
 static void same_seed_same_trace(void **state)
 {
     uint64_t first = world_run(1), other = 0;
+    unsigned all = 0;
     assert_int_equal(world_run(1), first);
-    for (uint64_t seed = 2; seed < 40; seed++)
+    for (uint64_t seed = 2; seed < 40; seed++) {
         other += world_run(seed) != first;
+        all |= w.toy.written_by;
+    }
     assert_int_equal(other, 38);
+    assert_int_equal(all, (1u << LOOPS) - 1);           /* a lane changes hands when it is empty */
 }
 
 /* The power is cut at every possible step: nothing runs afterwards, everything is given back. */

@@ -125,6 +125,7 @@ static int64_t open_blocking(void *arg)
     f->s.no_flush = a->opts->no_flush;
     f->s.discard_ok = a->opts->discard;
     f->s.traits.direct = a->opts->direct;
+    f->one_by_one = S_ISREG(st.st_mode) && !a->opts->direct;
     set_identity(f, &st);
     f->found = seen_of(&st);
     r = a->opts->create ? create_content(f, a, st.st_size > 0) : 0;

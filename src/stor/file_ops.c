@@ -196,7 +196,7 @@ static int64_t write_uncached(struct co *co, struct file_stor *f, struct iov v, 
 /* As it comes, into the page cache or past it. */
 static int64_t write_plain(struct co *co, struct file_stor *f, const struct file_vecs *x, uint64_t off)
 {
-    int64_t n = rt_pwritev(co, f->fd, x->vec, x->cnt, off, 0);
+    int64_t n = f->one_by_one ? rt_pwritev_lane(co, &f->lane, f->fd, x->vec, x->cnt, off) : rt_pwritev(co, f->fd, x->vec, x->cnt, off, 0);
     if (n > 0 && atomic_load_explicit(&f->streams, memory_order_relaxed))
         write_out(co, f, (uint64_t)n);
     return n;

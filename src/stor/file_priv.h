@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 
 #include "base/list.h"
+#include "rt/io.h"
 #include "stor/stor.h"
 
 /* Calls that the file system below has once said it does not know; not asked again. */
@@ -61,6 +62,8 @@ struct file_stor {
     int fd;
     bool device;                          /* block device */
     bool offload_zero;                    /* device: zeroing does not move data */
+    bool one_by_one;                      /* buffered writes of it wait for each other in the kernel. Constant */
+    struct rt_lane lane;                  /* of those */
     bool may_stall;                       /* fstat may have to ask another machine */
     uint64_t dev, ino;                    /* identity */
     struct stor_seen found, probed;       /* before the probe, which may touch the file, and behind it */
