@@ -620,7 +620,7 @@ int graph_bitmap_batch_end(struct co *co, struct graph_node *n, struct byre_err 
 
 /* ---- resize ---- */
 
-struct bitmaps_resize { struct tracked *t; unsigned count; bool held, persistent; struct { struct fmt_bitmap *b; struct dirty *bits; } of[]; };
+struct bitmaps_resize { struct tracked *t; struct saved_resize *saved; unsigned count; bool held, persistent; struct { struct fmt_bitmap *b; struct dirty *bits; } of[]; };
 
 static void resize_let(struct bitmaps_resize *z)
 {
@@ -632,6 +632,7 @@ static void resize_free(struct bitmaps_resize *z)
 {
     for (unsigned i = 0; i < z->count; i++)
         dirty_free(z->of[i].bits);
+    saved_resize_free(z->saved);
     free(z->t);
     free(z);
 }
@@ -668,7 +669,7 @@ int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, boo
     *ret = NULL;
     for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
         count++;
-    if (r || !count)
+    if (r || (!count && !n->bitmaps_saved))
         return r;
     struct bitmaps_resize *z = calloc(1, sizeof *z + count * sizeof z->of[0]);
     if (!z || !(z->t = bitmaps_tracked(n, 0))) {
@@ -677,6 +678,8 @@ int bitmaps_resize_begin(struct co *co, struct graph_node *n, uint64_t size, boo
     }
     z->held = hold;
     r = resize_copies(co, n, size, z, err);
+    if (!r)
+        r = saved_resize_begin(n, size, &z->saved, err);
     if (!r && z->persistent)
         r = n->im->ops->bitmaps_resizing(co, n->im, err);
     if (r) {
@@ -696,9 +699,12 @@ void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resi
     resize_let(z);
     for (unsigned i = 0; done && i < z->count; i++) {
         struct dirty *old = z->of[i].b->bits;
+        saved_resize_swap(n, z->of[i].b, z->of[i].bits);
         z->of[i].b->bits = z->of[i].bits;
         z->of[i].bits = old;
     }
+    if (done)
+        saved_resize_done(n, z->saved, z->persistent);
     /* On failure they are in use on the disk, and closing tries again. */
     if (z->persistent && bitmaps_store(co, n, &why))
         graph_warn(n, "%s", why.text);

@@ -6,15 +6,19 @@
  * Owns        struct graph_bitmaps_saved; what the changes took out of the list meanwhile.
  * Invariants  S1  Between save and its end nothing that is remembered is freed: bits that are replaced and bitmaps that are removed lie here.
  *             S2  Nothing is stored before graph_bitmaps_keep, so what is undone has never been on the disk; unless the bitmaps of another node
- *                 could not be kept: then it is stored once more.
+ *                 could not be kept, or the node has become another length: then it is stored once more.
+ *             S3  What is remembered is of the length that the node has: its bits are made longer or shorter with those of the list (saved_resize_begin).
  * Order       The format's.
- * Concurrency Home loop; the node is drained all the time, and nobody else changes its bitmaps (graph_edges_hold).
+ * Concurrency Home loop; the node is drained all the time, and nobody else changes its bitmaps (graph_edges_hold). Only an image over a file may
+ *             make that longer meanwhile (node_set_length): whoever reads or writes the list here holds the node's `whole`.
  * Failure     Undoing what has been stored may fail like any store, and is told then.
  * Tests       bitmap_test.c, tests/daemon/transaction_test.py
  */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "graph/graph_priv.h"
 
 struct grave { struct grave *next; struct dirty *bits; };
@@ -29,10 +33,8 @@ struct graph_bitmaps_saved {
     struct row rows[];
 };
 
-int graph_bitmaps_save(struct co *co, struct graph_node *n, struct graph_bitmaps_saved **ret, struct byre_err *err)
+static int save_held(struct co *co, struct graph_node *n, struct graph_bitmaps_saved **ret, struct byre_err *err)
 {
-    ASSERT_LOOP(n->g->home);
-    ASSERT(!n->bitmaps_saved);
     int r = bitmaps_list(co, n, err);
     unsigned count = 0;
     for (struct fmt_bitmap *b = n->im->bitmaps; b && !r; b = b->next, count++)
@@ -54,6 +56,83 @@ int graph_bitmaps_save(struct co *co, struct graph_node *n, struct graph_bitmaps
     graph_bitmap_batch_begin(n);
     *ret = s;
     return 0;
+}
+
+int graph_bitmaps_save(struct co *co, struct graph_node *n, struct graph_bitmaps_saved **ret, struct byre_err *err)
+{
+    ASSERT_LOOP(n->g->home);
+    ASSERT(!n->bitmaps_saved);
+    graph_hold_image(co, n);
+    int r = save_held(co, n, ret, err);
+    graph_release_image(n);
+    return r;
+}
+
+/* ---- S3 ---- */
+
+struct saved_resize { unsigned count; struct dirty *bits[]; };
+
+void saved_resize_free(struct saved_resize *z)
+{
+    for (unsigned i = 0; z && i < z->count; i++)
+        dirty_free(z->bits[i]);
+    free(z);
+}
+
+/* Does the list have these bits still? Then its copy will be theirs as well. */
+static bool is_listed(const struct graph_node *n, const struct row *row)
+{
+    for (const struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+        if (b == row->b)
+            return b->bits == row->bits;
+    return false;
+}
+
+int saved_resize_begin(struct graph_node *n, uint64_t size, struct saved_resize **ret, struct byre_err *err)
+{
+    const struct graph_bitmaps_saved *s = n->bitmaps_saved;
+    *ret = NULL;
+    struct saved_resize *z = s ? calloc(1, sizeof *z + s->count * sizeof z->bits[0]) : NULL;
+    int r = s && !z ? -ENOMEM : 0;
+    for (; z && !r && z->count < s->count; z->count++) {
+        const struct row *row = &s->rows[z->count];
+        if (row->bits && !is_listed(n, row))
+            r = dirty_copy(row->bits, size, &z->bits[z->count]);
+    }
+    if (!r) {
+        *ret = z;
+        return 0;
+    }
+    saved_resize_free(z);
+    return r == -E2BIG ? byre_fail(err, LIMIT, "%s: a disk of %" PRIu64 " bytes has too many granules for a bitmap that may come back", n->filename, size)
+                       : byre_fail(err, NOMEM, "%s: bitmaps", n->filename);
+}
+
+void saved_resize_swap(struct graph_node *n, struct fmt_bitmap *b, struct dirty *bits)
+{
+    struct graph_bitmaps_saved *s = n->bitmaps_saved;
+    for (unsigned i = 0; s && i < s->count; i++)
+        if (s->rows[i].b == b && s->rows[i].bits == b->bits)
+            s->rows[i].bits = bits;
+}
+
+/* What is replaced lies in a grave, which is emptied at the end, or is still that of a bitmap that was removed. */
+void saved_resize_done(struct graph_node *n, struct saved_resize *z, bool stored)
+{
+    struct graph_bitmaps_saved *s = n->bitmaps_saved;
+    if (!s)
+        return;
+    s->written |= stored;
+    for (unsigned i = 0; z && i < z->count; i++) {
+        struct row *row = &s->rows[i];
+        if (!z->bits[i])
+            continue;
+        if (row->b->bits == row->bits) {
+            dirty_free(row->b->bits);
+            row->b->bits = z->bits[i];
+        }
+        row->bits = TAKE(z->bits[i]);
+    }
 }
 
 /* ---- S1 ---- */
@@ -137,7 +216,7 @@ int graph_bitmaps_keep(struct co *co, struct graph_bitmaps_saved *s, struct byre
     bool nothing = s->n->read_only || !has_stored(s);        /* what the image keeps has not changed */
     int r = nothing ? 0 : graph_bitmap_batch_end(co, s->n, err);
     s->n->bitmap_batch -= nothing;
-    s->written = !nothing && !r;
+    s->written |= !nothing && !r;
     s->stored = !r;
     if (r)
         graph_bitmap_batch_begin(s->n);          /* nothing has been stored; undo ends it */
@@ -198,6 +277,7 @@ void graph_bitmaps_undo(struct co *co, struct graph_bitmaps_saved *s)
 {
     struct graph_node *n = s->n;
     struct byre_err why = { 0 };
+    graph_hold_image(co, n);
     put_rows(s);
     bury_all(s, true);
     bitmaps_publish(n, s->room);
@@ -205,6 +285,7 @@ void graph_bitmaps_undo(struct co *co, struct graph_bitmaps_saved *s)
     bool written = s->written;
     n->bitmap_batch -= !s->stored;               /* nothing to store */
     saved_free(s);
+    graph_release_image(n);
     if (!written)
         return;
     graph_bitmap_batch_begin(n);

@@ -120,6 +120,65 @@ static void settled_in_between(struct co *co, void *arg)
     graph_free(g);
 }
 
+static bool is_of(const struct fmt_bitmap *b, uint64_t size, uint64_t count) { return b && b->bits->size == size && dirty_count(b->bits) == count; }
+
+/* The disk becomes longer, or shorter, while a list of changes is under way, which then fails: what comes back is of the new length. One was cleared, one not
+ * touched, one removed. */
+static void resized_in_between(struct co *co, void *arg)
+{
+    static const uint64_t sizes[] = { 4 * SIZE, SIZE / 2 };
+    static const char *const names[] = { "cleared", "kept", "removed" };
+    struct byre_err err = { 0 };
+    struct graph_bitmaps_saved *s;
+    struct dirty *more[8];
+    for (unsigned k = 0; k < 2; k++) {
+        struct graph *g = toy_graph(co);
+        struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+        struct graph_node *n = toy_node(g, &f->im, NULL);
+        for (unsigned i = 0; i < 3; i++)
+            CHECK_EQ(add(co, n, names[i], 512, false, &err), 0);
+        CHECK_EQ(t_write(co, n, (uint8_t[512]){ 1 }, 512, 512, 0), 0);
+        graph_drain_begin(co, n);
+        CHECK_EQ(graph_bitmaps_save(co, n, &s, &err), 0);
+        CHECK_EQ(graph_bitmap_clear(co, n, "cleared", &err), 0);
+        CHECK_EQ(graph_bitmap_remove(co, n, "removed", &err), 0);
+        CHECK_EQ(node_set_length(co, n, sizes[k], false), 0);
+        CHECK(is_of(find(co, n, "cleared"), sizes[k], 0));
+        for (unsigned i = 0; i < 8; i++)
+            CHECK_EQ(dirty_new(SIZE, 9, NULL, &more[i]), 0);         /* in memory that might have become free */
+        graph_bitmaps_undo(co, s);
+        graph_drain_end(n);
+        for (unsigned i = 0; i < 8; i++)
+            dirty_free(more[i]);
+        for (unsigned i = 0; i < 3; i++)
+            CHECK(is_of(find(co, n, names[i]), sizes[k], 512));
+        CHECK_EQ(t_write(co, n, (uint8_t[512]){ 1 }, 512, sizes[k] - 512, 0), 0);
+        for (unsigned i = 0; i < 3; i++)
+            CHECK(is_of(find(co, n, names[i]), sizes[k], 1024));
+        CHECK_EQ(graph_close(co, n), 0);
+        graph_free(g);
+    }
+}
+
+/* All of them were removed: nothing is left in the list to be made longer. */
+static void resized_when_empty(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+    struct graph_node *n = toy_node(g, &f->im, NULL);
+    struct graph_bitmaps_saved *s;
+    CHECK_EQ(add(co, n, "a", 512, false, NULL), 0);
+    graph_drain_begin(co, n);
+    CHECK_EQ(graph_bitmaps_save(co, n, &s, NULL), 0);
+    CHECK_EQ(graph_bitmap_remove(co, n, "a", NULL), 0);
+    CHECK_EQ(node_set_length(co, n, 2 * SIZE, true), 0);
+    graph_bitmaps_undo(co, s);
+    graph_drain_end(n);
+    CHECK(is_of(find(co, n, "a"), 2 * SIZE, 0));
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
 /* ---- two loops ---- */
 
 struct stress { struct graph_node *n; _Atomic unsigned running, era; _Atomic uint64_t checked; unsigned rounds; };
@@ -185,10 +244,16 @@ static void stress(struct co *co, void *arg)
 
 static void test_rules(void **state) { t_run(0, rules, NULL); }
 static void test_settled(void **state) { t_run(0, settled_in_between, NULL); }
+static void test_resized(void **state)
+{
+    t_run(0, resized_in_between, NULL);
+    t_run(0, resized_when_empty, NULL);
+}
+
 static void test_stress(void **state) { t_run(0, stress, NULL); }
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rules), cmocka_unit_test(test_settled), cmocka_unit_test(test_stress) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rules), cmocka_unit_test(test_settled), cmocka_unit_test(test_resized), cmocka_unit_test(test_stress) };
     return T_MAIN("bitmap", tests);
 }

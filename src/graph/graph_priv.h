@@ -635,6 +635,13 @@ struct grave;
 MUST_USE int saved_grave(struct graph_node *n, struct grave **ret);                  /* before the change. -ENOMEM */
 void saved_bury(struct graph_node *n, struct grave *g, struct dirty *bits);         /* frees them when there is no need to keep them */
 bool saved_take(struct graph_node *n, struct fmt_bitmap *b);                         /* false: it is the caller's to free */
+/* The node becomes `size` bytes long, and so does what may come back. First copies are made (*ret NULL: nothing is remembered); then, when it has the
+ * length, swap is told of each bitmap of the list before it gets other bits, and done puts the rest in place. stored: the list has been stored since. */
+struct saved_resize;
+MUST_USE int saved_resize_begin(struct graph_node *n, uint64_t size, struct saved_resize **ret, struct byre_err *err);
+void saved_resize_swap(struct graph_node *n, struct fmt_bitmap *b, struct dirty *bits);
+void saved_resize_done(struct graph_node *n, struct saved_resize *z, bool stored);
+void saved_resize_free(struct saved_resize *z);                                      /* NULL ok */
 /* ---- bitmap_revert.c ---- */
 /* Drained, around a change of all that the disk holds, which becomes `size` bytes long: every bitmap, whether it records or not, is
  * all dirty, durably, before it; afterwards too, or, when nothing was touched, as it was. *ret NULL: there are none. */

@@ -457,7 +457,7 @@ int mode_check(struct graph_node *n, const struct node_mode *m, struct byre_err 
         return byre_fail(err, READ_ONLY, "%s: shows a snapshot of an image, or an image that others write to, and is not opened in another way", n->filename);
     if (!m->read_only && !n->im->ops->write_begin)
         return byre_fail(err, READ_ONLY, "%s: %s images can only be read", n->filename, n->im->ops->name);
-    if (has_busy_bitmaps(n))
+    if (has_busy_bitmaps(n) || n->bitmaps_saved)
         return byre_fail(err, BUSY, "%s: its bitmaps are in use", n->filename);
     return 0;
 }

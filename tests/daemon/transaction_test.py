@@ -262,6 +262,36 @@ def test_what_was_stored_is_taken_back(start, tmp_path, small_disk):
     assert client.ask("quit") == {"return": {}} and daemon.wait()[0] == 0
 
 
+def test_a_file_that_grows_meanwhile(start, tmp_path):
+    """FEATURES 9.083, 9.086: an internal snapshot makes the node longer on which the image lies, and the list fails: the bitmaps of that node come back with
+    the length that it has now"""
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", tmp_path / "a", "1G")
+    daemon = start("daemon", "--nbd-server", "addr.type=unix,addr.path=n.sock")
+    client = daemon.qmp()
+    client.ok("blockdev-add", driver="raw", node_name="below", file={"driver": "file", "filename": "a"})
+    client.ok("blockdev-add", driver="qcow2", node_name="a", file="below")
+    for name in ("cleared", "kept", "removed"):
+        client.ok("block-dirty-bitmap-add", node="below", name=name, granularity=512)
+    handle = handle_of(client, daemon, "a")
+    for round_ in range(3):
+        handle.pwrite(bytes([round_ + 1]) * MIB, round_ * 64 * MIB)
+        handle.flush()
+        before = os.path.getsize(tmp_path / "a")
+        actions = [bitmap("clear", "below", "cleared"), bitmap("remove", "below", "removed"),
+                   *(act("blockdev-snapshot-internal-sync", device="a", name=f"s{i}") for i in range(8)), act("abort")]
+        assert "error" in client.ask("transaction", actions=actions)
+        counts = {b["name"]: b["count"] for n in client.ok("query-named-block-nodes", flat=True) if n["node-name"] == "below" for b in n["dirty-bitmaps"]}
+        assert sorted(counts) == ["cleared", "kept", "removed"] and min(counts.values()) >= (round_ + 1) * MIB, counts
+        if round_ == 0:
+            assert os.path.getsize(tmp_path / "a") > before
+    handle.pwrite(b"z" * 8 * MIB, 512 * MIB)
+    handle.flush()
+    assert min(b["count"] for n in client.ok("query-named-block-nodes", flat=True) if n["node-name"] == "below" for b in n["dirty-bitmaps"]) >= 11 * MIB
+    handle.shutdown()
+    assert client.ask("quit") == {"return": {}} and daemon.wait()[0] == 0
+    run.qemu_img("check", tmp_path / "a")
+
+
 def test_through_a_filter(start, tmp_path):
     """FEATURES 9.083, 9.086: a bitmap that is named by a filter over its image is the image's: as it was when the list fails, stored when it does not"""
     run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "16M")
