@@ -463,7 +463,7 @@ static int resize_all(struct co *co, struct graph_node *n, uint64_t size, enum f
     return r;
 }
 
-static int resize(struct co *co, struct graph_node *n, const struct graph_user *self, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
+static int resize(struct co *co, struct graph_node *n, const struct graph_user *self, const void *who, uint64_t size, enum fmt_prealloc prealloc, struct byre_err *err)
 {
     if (n->g->resizes > FOLLOW_MAX)
         return byre_fail(err, LIMIT, "%s: too many disks that follow one another would be resized", n->filename);
@@ -475,7 +475,7 @@ static int resize(struct co *co, struct graph_node *n, const struct graph_user *
         return byre_fail(err, NOT_SUPPORTED, "%s: %s images cannot be resized", n->filename, n->im->ops->name);
     int r = perm_check(n, self, STOR_PERM_RESIZE, "resize", err);
     if (!r)
-        r = watches_resize_begin(co, n, round_up(size, SECTOR), err);
+        r = watches_resize_begin(co, n, who, round_up(size, SECTOR), err);
     if (!r)
         r = perm_check(n, self, STOR_PERM_RESIZE, "resize", err);      /* that may have taken its time */
     if (!r)
@@ -514,8 +514,8 @@ static int resize_followed(struct co *co, struct graph_node *n, const struct gra
 {
     uint64_t old = graph_length(n);              /* not before edges are held: another may be at it */
     n->g->resizes++;
-    int r = resize(co, n, self, size, prealloc, err);
-    watches_resize_end(co, n, graph_length(n) != old);
+    int r = resize(co, n, self, &old, size, prealloc, err);
+    watches_resize_end(co, n, &old, graph_length(n) != old);
     n->g->resizes--;
     return r;
 }

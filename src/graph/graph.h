@@ -357,7 +357,7 @@ struct graph_watch_size {
 };
 struct graph_watch {
     const struct graph_watch_size *follows; /* NULL: keep the length as it is, by a graph_user */
-    bool following;                         /* watch.c, as what follows */
+    const void *following;                  /* whom; watch.c, as what follows */
     unsigned aheads;
     int (*change)(struct co *co, struct graph_watch *w, struct graph_change *ch);   /* 0 or -errno: what the request answers */
     struct graph_node *node;                /* watch.c, as what follows */

@@ -469,10 +469,11 @@ static inline bool is_watched(const struct graph_node *n)
 {
     return UNLIKELY(atomic_load_explicit(&n->watches, memory_order_acquire) != NULL);
 }
-/* Around a change of n's length; end after begin, also when that failed. home */
-MUST_USE int watches_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct byre_err *err);
+/* Around a change of n's length; end after begin, also when that failed, or was not reached. `who` tells changes apart: one that is refused may meet
+ * another that is under way. home */
+MUST_USE int watches_resize_begin(struct co *co, struct graph_node *n, const void *who, uint64_t size, struct byre_err *err);
 void watches_resized(struct graph_node *n, uint64_t size);
-void watches_resize_end(struct co *co, struct graph_node *n, bool done);
+void watches_resize_end(struct co *co, struct graph_node *n, const void *who, bool done);
 /* Does somebody count on being asked? Other ways to change the length are refused then. */
 MUST_USE int watches_allow(const struct graph_node *n, const char *what, struct byre_err *err);
 MUST_USE int watch_run(struct co *co, struct graph_change *ch, int (*run)(struct co *co, void *arg), void *arg);

@@ -8,6 +8,7 @@
  * Invariants  I1  A request sees the watchers that were there when it looked, each once, from the latest to the first, and all of
  *                 them until it ends.
  *             I2  A watcher that graph_watch_remove has returned for is inside no request.
+ *             I3  What follows a change of the length follows that one alone: another one that is refused meanwhile does not end it.
  * Order       none
  * Concurrency Requests look inside a section of the gate of the node, or of one above it, and follow the links without a lock. A watcher is linked and
  *             unlinked on the home loop and waits for one grace period: whoever may hold a link to it is in a section that is
@@ -72,10 +73,10 @@ void graph_watch_remove(struct co *co, struct graph_watch *w)
 
 /* ---- changes of the length ---- */
 
-static struct graph_watch *first_following(const struct graph_node *n)
+static struct graph_watch *first_following(const struct graph_node *n, const void *whom)
 {
     struct graph_watch *w = atomic_load(&((struct graph_node *)(uintptr_t)n)->watches);
-    while (w && !w->following)
+    while (w && w->following != whom)
         w = atomic_load(&w->link);
     return w;
 }
@@ -94,13 +95,13 @@ int graph_resize_ahead(struct co *co, struct graph_node *n, struct byre_err *err
     return r;
 }
 
-int watches_resize_begin(struct co *co, struct graph_node *n, uint64_t size, struct byre_err *err)
+int watches_resize_begin(struct co *co, struct graph_node *n, const void *who, uint64_t size, struct byre_err *err)
 {
     int r = 0;
     for (struct graph_watch *w = atomic_load(&n->watches); w && !r; w = atomic_load(&w->link)) {
         if (!w->follows || w->following)
             continue;
-        w->following = true;             /* it cannot be removed, so its link can be followed afterwards */
+        w->following = who;              /* it cannot be removed, so its link can be followed afterwards */
         r = w->follows->begin(co, w, size, err);
     }
     return r;
@@ -113,11 +114,11 @@ void watches_resized(struct graph_node *n, uint64_t size)
             w->follows->now(w, size);
 }
 
-void watches_resize_end(struct co *co, struct graph_node *n, bool done)
+void watches_resize_end(struct co *co, struct graph_node *n, const void *who, bool done)
 {
-    for (struct graph_watch *w; (w = first_following(n));) {
+    for (struct graph_watch *w; (w = first_following(n, who));) {
         w->follows->end(co, w, done);
-        w->following = false;
+        w->following = NULL;
     }
 }
 

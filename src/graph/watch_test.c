@@ -415,6 +415,61 @@ static void fencing(struct co *co, void *arg)
 }
 static void test_fencing(void **state) { t_run(0, fencing, NULL); }
 
+/* ---- who follows the length ---- */
+
+struct follower { struct graph_watch w; struct graph_user u; unsigned begun, told, ended; bool go, good, done; int r; };
+
+static int follower_begin(struct co *co, struct graph_watch *w, uint64_t size, struct byre_err *err)
+{
+    struct follower *f = CONTAINER_OF(w, struct follower, w);
+    f->begun++;
+    while (!f->go)
+        (void)co_sleep(co, 100000);
+    return 0;
+}
+static void follower_now(struct graph_watch *w, uint64_t size) { CONTAINER_OF(w, struct follower, w)->told++; }
+static void follower_end(struct co *co, struct graph_watch *w, bool good)
+{
+    struct follower *f = CONTAINER_OF(w, struct follower, w);
+    f->ended++;
+    f->good = good;
+}
+static int follower_change(struct co *co, struct graph_watch *w, struct graph_change *ch) { return graph_change_go(co, ch); }
+static const struct graph_watch_size follower_size = { NULL, follower_begin, follower_now, follower_end };
+
+static void resize_slowly(struct co *co, void *arg)
+{
+    struct follower *f = arg;
+    f->r = graph_resize_for(co, &f->u, 2 * SIZE, NULL);
+    f->done = true;
+}
+
+/* A resize that is refused does not end what follows another one, which is under way. */
+static void refused_beside(struct co *co, void *arg)
+{
+    struct disk d;
+    struct follower f = { .w = { .change = follower_change, .follows = &follower_size }, .u = { .who = "first", .shared = STOR_PERM_ALL & ~STOR_PERM_RESIZE } };
+    struct byre_err err = { 0 };
+    disk_open(co, &d);
+    graph_watch_add(co, d.n, &f.w);
+    CHECK_EQ(graph_user_add(d.n, &f.u, &err), 0);
+    CHECK_EQ(rt_spawn(co_loop(co), resize_slowly, &f), 0);
+    while (!f.begun)
+        (void)co_sleep(co, 100000);
+    CHECK_EQ(graph_resize(co, d.n, SIZE / 2, FMT_PREALLOC_OFF, &err), -EPERM);
+    CHECK_EQ(f.ended, 0);
+    f.go = true;
+    while (!f.done)
+        (void)co_sleep(co, 100000);
+    CHECK_EQ(f.r, 0);
+    CHECK(f.begun == 1 && f.told == 1 && f.ended == 1 && f.good);
+    CHECK_EQ(graph_length(d.n), 2 * SIZE);
+    graph_user_remove(&f.u);
+    graph_watch_remove(co, &f.w);
+    disk_close(co, &d);
+}
+static void test_refused_beside(void **state) { t_run(0, refused_beside, NULL); }
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -426,6 +481,7 @@ int main(void)
         cmocka_unit_test(test_waiting),
         cmocka_unit_test(test_under_load),
         cmocka_unit_test(test_fencing),
+        cmocka_unit_test(test_refused_beside),
     };
     return T_MAIN("watch", tests);
 }

@@ -19,6 +19,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "rt/loop.h"
 #include "stor/fdset.h"
 #include "stor/file_priv.h"
@@ -225,16 +226,30 @@ bool stor_file_seen(struct co *co, struct stor *s, struct stor_seen *ret)
     return ret->known;
 }
 
+/* Of a folder that may be entered and written to, but not read: the whole file system, as far as it can be reached through the file. */
+static int keep_all(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    int r = fd < 0 || syncfs(fd) ? -errno : 0;
+    if (fd >= 0)
+        close(fd);
+    return r;
+}
+
+/* The folder is that of the file itself, where the name is that of a link. */
 static int64_t keep_name_blocking(void *arg)
 {
-    const char *path = arg, *slash = strrchr(path, '/');
-    char *folder = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
+    const char *path = arg;
+    AUTOFREE char *real = realpath(path, NULL);
+    const char *name = real ? real : path, *slash = strrchr(name, '/');
+    AUTOFREE char *folder = slash ? strndup(name, slash == name ? 1 : (size_t)(slash - name)) : strdup(".");
     int fd = folder ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd < 0 && folder && errno == EACCES)
+        return keep_all(name);
     int r = fd < 0 ? (folder ? -errno : -ENOMEM) : fsync(fd) ? -errno : 0;
     if (fd >= 0)
         close(fd);
-    free(folder);
-    return r == -EINVAL ? 0 : r;                 /* a file system that knows no fsync of folders has nothing to wait for */
+    return r == -EINVAL || r == -ENOTSUP ? 0 : r;        /* a file system that knows no fsync of folders has nothing to wait for */
 }
 
 int stor_file_keep_name(struct co *co, const char *path)
