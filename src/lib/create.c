@@ -5,19 +5,20 @@
  * Purpose      Options, backing image and size are settled first; then the file is made and the format writes into it.
  * Owns         struct create while a call runs
  * Invariants   I1 nothing is written before every option is known to be acceptable to its row and the backing image opened
- *              I2 a failed creation leaves no file that this call made, and no header in a file that was there
+ *              I2 a failed creation leaves no file that this call made (unless somebody has opened it since), and no header in a file that was there
  *              I3 the name of the backing image is taken as one that an image records, and not as one of the user's: what is made opens
  *              I4 no file is emptied that is one of the backing chain, or in which an image of this context lies, whatever it is called
- * Order        see fmt_ops.create: the header is written last and flushed
+ *              I5 when it has succeeded, the image and the name of each file that was made are durable
+ * Order        see fmt_ops.create: the header is written last and flushed; then the folders
  * Concurrency  any foreign thread; the work runs on the home loop
  * Failure      names the file, the option and the value
  * Tests        tests/cli/create_test.py
  */
 #include <inttypes.h>
 #include <stdio.h>
-#include <unistd.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "base/opt.h"
 #include "fmt/create_rows.h"
 #include "lib/create_priv.h"
@@ -222,6 +223,8 @@ static int open_file(struct co *co, struct create *c, struct stor **ret)
         return byre_fail(c->err, EXISTS, "%s: the export is there already, as it must be", c->filename);
     int r = graph_store_open(co, c->ctx->graph, c->filename, &so, ret, &why);
     c->made_file = !r && so.create && !c->remote;
+    if (c->made_file)
+        graph_making_is(c->making, *ret);
     if (r == -EEXIST && !(c->o.flags & BYRE_CREATE_EXCLUSIVE)) {
         so.exclusive = false;
         so.truncate_to_zero = true;
@@ -237,14 +240,34 @@ static int open_data(struct co *co, void *arg, const char *name, struct stor **r
 {
     struct create *c = arg;
     struct stor_file_opts so = { .create = true, .exclusive = true };
-    int r = stor_file_open(co, name, &so, ret, err);
+    int r = graph_making_begin(co, c->ctx->graph, name, &c->making_data, err);
+    if (r)
+        return r;
+    r = stor_file_open(co, name, &so, ret, err);
     c->made_data = !r;
+    if (c->made_data)
+        graph_making_is(c->making_data, *ret);
     if (r == -EEXIST) {
         so.exclusive = false;
         so.truncate_to_zero = true;
         r = stor_file_open(co, name, &so, ret, err);
     }
+    c->has_data = !r;
     return r;
+}
+
+/* I5. The format has flushed what it wrote. */
+static int keep(struct co *co, struct create *c, const struct stor *s)
+{
+    const char *name = c->filename;
+    int r = 0;
+    if (!c->remote && s->traits.regular && !(c->o.flags & BYRE_CREATE_KEEP_FILE))
+        r = stor_file_keep_name(co, name);
+    if (!r && c->has_data) {
+        name = c->fo.data_file;
+        r = stor_file_keep_name(co, name);
+    }
+    return r ? byre_fail_code(c->err, IO, r, "%s: cannot be made durable: %s", name, strerror(-r)) : 0;
 }
 
 static int write_image(struct co *co, struct create *c)
@@ -252,6 +275,8 @@ static int write_image(struct co *co, struct create *c)
     struct stor *s;
     struct fmt_host host = { .open_data = open_data, .arg = c };
     int r = c->ops->create(co, NULL, &c->fo, c->err);        /* nothing is touched for options that will not do */
+    if (!r && !c->remote)
+        r = graph_making_begin(co, c->ctx->graph, c->filename, &c->making, c->err);
     if (!r)
         r = open_file(co, c, &s);
     if (r)
@@ -260,14 +285,16 @@ static int write_image(struct co *co, struct create *c)
     if (s->traits.regular && !(c->o.flags & BYRE_CREATE_KEEP_FILE))
         stor_file_hint(co, c->filename, &(struct stor_file_hints){ .nocow = c->fo.nocow, .extent_bytes = c->fo.extent_size_hint });
     r = c->ops->create(co, s, &c->fo, c->err);
+    if (!r)
+        r = keep(co, c, s);
     if (r && !c->made_file && s->traits.regular)
         (void)!stor_truncate(co, s, 0);      /* no half-made image stays; the error told is the first one */
     stor_close(co, s);
     c->fo.host = NULL;
     if (r && c->made_data)
-        (void)!unlink(c->fo.data_file);
+        graph_making_drop(co, c->making_data);
     if (r && c->made_file)
-        (void)!unlink(c->filename);
+        graph_making_drop(co, c->making);
     return r;
 }
 
@@ -305,6 +332,8 @@ static int create_co(struct co *co, void *arg)
         return byre_fail(c->err, NOMEM, "no memory for a message");
     c->fo.size = round_up(c->fo.size, 512);
     int w = write_image(co, c);
+    graph_making_end(TAKE(c->making));
+    graph_making_end(TAKE(c->making_data));
     return w ? w : record(co, c);
 }
 

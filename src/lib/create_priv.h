@@ -5,6 +5,7 @@
 #ifndef LIB_CREATE_PRIV_H
 #define LIB_CREATE_PRIV_H
 
+#include "graph/making.h"
 #include "lib/lib_priv.h"
 
 struct create {
@@ -16,6 +17,8 @@ struct create {
     uint64_t seen;                   /* rows given in lists */
     bool remote;                     /* filename is an export of a server */
     bool has_size, made_file, made_data;
+    bool has_data;                   /* the format has its data file */
+    struct graph_making *making, *making_data;
     struct fmt_create_opts fo;       /* create_fini frees its strings */
     struct byre_err *err;
 };

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """byre create against qemu-img create: exit codes, the line that is printed, what the image says afterwards (FEATURES 5b)."""
 import os
+import re
 import struct
+import subprocess
+import tempfile
 
 import pytest
 
@@ -286,3 +289,54 @@ def test_own_backing_chain_of_a_copy(tmp_path):
     assert (tmp_path / "over").read_bytes() == before
     with Holder(tmp_path / "raw", "-f", "raw"):
         run.byre("create", "-q", "-f", "qcow2", "-b", "raw", "-F", "raw", "new", cwd=tmp_path)
+
+
+def calls_of(tmp_path, *words, inject=(), code=0):
+    """(call, what its descriptor is) of what makes files durable."""
+    peers.need("strace")
+    done = run.run("strace", "-f", "-y", "-qq", "-e", "trace=fsync,fdatasync,syncfs", "-e", "signal=none", *inject, "-o", tmp_path / "calls", run.BYRE, *words, cwd=tmp_path, code=code,
+                   env={"BYRE_BACKEND": "threads"})                # calls that strace can see
+    lines = [re.search(r"(\w+)\(\d+<(.*?)>", line) for line in (tmp_path / "calls").read_text().splitlines()]
+    return [m.groups() for m in lines if m], done
+
+
+@pytest.mark.parametrize("words", ["create -q -f raw i/x 1M", "create -q -f qcow2 i/x 1M", "create -q -f qed i/x 1M", "create -q -f qcow2 -o preallocation=full i/x 1M",
+                                   "create -q -f qcow2 -b ../base -F raw i/x", "create -q -f qcow2 -o data_file=d/data i/x 1M", "create -q -f raw link 1M",
+                                   "convert -f raw -O raw base i/x", "convert -f raw -O qcow2 base i/x", "dd -f raw -O qcow2 if=base of=i/x"])
+def test_the_name_is_durable(tmp_path, words):
+    """FEATURES 5.015: behind a power cut the image is where it was made: its bytes, then its name, and the same of an external data file"""
+    for name in ("i", "d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base").write_bytes(b"1" * (1 << 20))
+    (tmp_path / "link").symlink_to("i/x")
+    calls, _ = calls_of(tmp_path, *words.split())
+    at = calls.index(("fsync", f"{tmp_path}/i"))
+    data = [i for i, (call, what) in enumerate(calls) if what == f"{tmp_path}/i/x"]
+    assert data and (min(data) < at if words.startswith("create") else max(data) > 0)
+    assert (("fsync", f"{tmp_path}/d") in calls) == ("data_file" in words)
+
+
+@pytest.mark.parametrize("error,code", [("EIO", 1), ("EINVAL", 0), ("EOPNOTSUPP", 0)])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_name_that_is_not_durable(tmp_path, error, code, there):
+    """FEATURES 5.015: a folder that cannot be made durable is an error, and no image stays; a file system that knows no such thing is none"""
+    (tmp_path / "i").mkdir()
+    if there:
+        (tmp_path / "i" / "x").write_bytes(b"old")
+    _, done = calls_of(tmp_path, "create", "-q", "-f", "qcow2", "i/x", "1M", inject=("-P", tmp_path / "i", "-e", f"inject=fsync:error={error}"), code=code)
+    image = tmp_path / "i" / "x"
+    assert (image.exists() and image.stat().st_size > 0) if not code else (image.stat().st_size == 0 if there else not image.exists())
+    assert not code or "i/x: cannot be made durable: Input/output error" in done.err
+
+
+def test_a_folder_that_is_not_read():
+    """FEATURES 5.015: a folder that may be written to, but not read, cannot be made durable by itself: all of its file system is"""
+    strace, user = peers.need("strace"), 65534 if os.geteuid() == 0 else os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o733 if os.geteuid() == 0 else 0o300)
+        subprocess.run([strace, "-f", "-y", "-qq", "-e", "trace=syncfs", "-o", "calls", run.BYRE, "create", "-q", "-f", "qcow2", "x", "1M"], cwd=folder, timeout=run.TIMEOUT,
+                       preexec_fn=lambda: os.setuid(user), check=True)
+        os.chmod(folder, 0o700)
+        with open(f"{folder}/calls", encoding="ascii") as calls:
+            told = calls.read()
+        assert os.path.getsize(f"{folder}/x") and re.search(r"syncfs\(\d+<.*/x>\) += 0", told), told

@@ -241,12 +241,16 @@ static int raw_create(struct co *co, struct stor *store, const struct fmt_create
         return o->prealloc == FMT_PREALLOC_METADATA ? byre_fail(err, BAD_OPTION, "preallocation: 'metadata' does not exist for raw images") : 0;
     if (!store->traits.regular)
         return raw_create_on_device(co, store, o->size, err);
-    int r = raw_set_length(co, store, 0, o->size, o->prealloc, err);
-    if (r || o->prealloc != FMT_PREALLOC_OFF || !o->size)
-        return r;
     static const uint8_t zeros[RAW_FIRST_BLOCK];
-    r = stor_write_buf(co, store, zeros, min_u64(RAW_FIRST_BLOCK, o->size), 0, 0);
-    return r ? byre_fail_code(err, IO, r, "%s: cannot write the first block", store->name) : 0;
+    int r = raw_set_length(co, store, 0, o->size, o->prealloc, err);
+    if (r)
+        return r;
+    if (o->prealloc == FMT_PREALLOC_OFF && o->size)
+        r = stor_write_buf(co, store, zeros, min_u64(RAW_FIRST_BLOCK, o->size), 0, 0);
+    if (r)
+        return byre_fail_code(err, IO, r, "%s: cannot write the first block", store->name);
+    r = stor_flush(co, store);
+    return r ? byre_fail_code(err, IO, r, "%s: cannot flush", store->name) : 0;
 }
 
 static int raw_measure(const struct fmt_create_opts *o, uint64_t data_clusters_bytes, struct fmt_measure *ret, struct byre_err *err)
