@@ -7,10 +7,13 @@
  * Invariants   I1 after a failure a file made here is removed, a file that was there before has length 0, a device, an
  *                 export of a server and a target that was not made here are left as they are. The same holds of its external
  *                 data file. Of a name that is a link it is the file that goes, and the link stays
+ *              I2 nothing is removed or cut but the very file that was made or emptied here, and not while somebody else has a lock on it
  * Concurrency  main thread
  * Failure      told on standard error
  * Tests        tests/cli/convert_test.py, dd_test.py
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,6 +84,10 @@ static void follow(struct target_file *f)
         return;
     free(f->path);
     f->path = real;
+    struct stat st;
+    f->known = stat(real, &st) == 0;
+    f->dev = f->known ? st.st_dev : 0;
+    f->ino = f->known ? st.st_ino : 0;
 }
 
 static int make(struct run *r, const struct target_opts *o, struct target *t)
@@ -118,10 +125,33 @@ int target_open(struct run *r, const struct target_opts *o, struct target *t)
     return !t->image;
 }
 
+/* Ours until fd is closed: images are locked byte by byte. A file system without locks knows nobody. */
+static bool lock_all(int fd)
+{
+    struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    return fcntl(fd, F_OFD_SETLK, &l) == 0 || (errno != EAGAIN && errno != EACCES);
+}
+
+/* I2 */
 static void clean_up(struct run *r, const struct target_file *f)
 {
-    if (f->path && !f->fixed && (f->existed ? truncate(f->path, 0) : unlink(f->path)))
-        run_fail(r, "%s: holds an incomplete image and cannot be %s", f->path, f->existed ? "cut" : "removed");
+    const char *verb = f->existed ? "cut" : "removed";
+    struct stat st;
+    if (!f->path || f->fixed || !f->known)
+        return;
+    int fd = open(f->path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0 && errno == ENOENT)
+        return;
+    if (fd < 0 || fstat(fd, &st))
+        run_fail(r, "%s: holds an incomplete image and cannot be %s: %s", f->path, verb, strerror(errno));
+    else if (st.st_dev != f->dev || st.st_ino != f->ino)
+        run_fail(r, "%s: is another file than the one that was made, and stays", f->path);
+    else if (!lock_all(fd))
+        run_fail(r, "%s: holds an incomplete image and is not %s: another program has opened it", f->path, verb);
+    else if (f->existed ? ftruncate(fd, 0) : unlink(f->path))
+        run_fail(r, "%s: holds an incomplete image and cannot be %s: %s", f->path, verb, strerror(errno));
+    if (fd >= 0)
+        close(fd);
 }
 
 int target_close(struct run *r, struct target *t, int code)

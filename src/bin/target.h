@@ -5,6 +5,8 @@
 #ifndef BIN_TARGET_H
 #define BIN_TARGET_H
 
+#include <sys/types.h>
+
 #include "bin/bin.h"
 
 /* A file of a target, to be cleaned up on failure. */
@@ -12,6 +14,7 @@ struct target_file {
     char *path;                 /* NULL: none */
     bool existed;               /* the file was there before */
     bool fixed;                 /* a device, or an export of a server: it is there and stays, whatever was in it */
+    bool known; dev_t dev; ino_t ino;   /* the file that was made or emptied: only that one is cleaned up */
 };
 
 struct target {

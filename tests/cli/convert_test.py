@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """byre convert against qemu-img convert (FEATURES 5f)."""
+import fcntl
 import json
 import os
 import pathlib
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import tempfile
 import time
@@ -14,6 +16,8 @@ import pytest
 
 from lib import bitmaps, mounts, peers, run, wait
 from twin import Holder
+
+F_OFD_SETLK = 37
 
 
 def sources(twin):
@@ -278,6 +282,29 @@ def test_failure_leaves_no_target(tmp_path):
     (tmp_path / "x").write_bytes(b"old")
     run.byre("convert", "-O", "qcow2", "c", "x", cwd=tmp_path, code=1)
     assert (tmp_path / "x").read_bytes() == b""
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("who", ["another file", "a reader"])
+def test_failure_leaves_what_is_not_ours(tmp_path, who, there):
+    """FEATURES 5.030: behind a failure nothing is removed or cut that has taken the target's place, or that another program has opened meanwhile"""
+    (tmp_path / "r").write_bytes(os.urandom(4 << 20))
+    if there:
+        (tmp_path / "x").write_bytes(b"old")
+    process = subprocess.Popen([run.BYRE, "convert", "-r", "100k", "-f", "raw", "-O", "raw", "r", "x"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait.until(lambda: (tmp_path / "x").exists() and (tmp_path / "x").stat().st_size == 4 << 20, "the copy does not begin")
+    wait.catches(process, signal.SIGTERM)
+    if who == "another file":
+        (tmp_path / "new").write_bytes(b"mine")
+        (tmp_path / "new").rename(tmp_path / "x")
+    with open(tmp_path / "x", "rb") as file:
+        if who == "a reader":                                # as one who has opened it for reading, and lets others write
+            fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 100, 1, 0))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+        told = process.stderr.read()
+        assert (tmp_path / "x").exists() and file.read(4) != b"" and os.fstat(file.fileno()).st_size in (4, 4 << 20)
+    assert ("another file" if who == "another file" else "another program") in told, told
 
 
 def test_rate_limit(tmp_path):
