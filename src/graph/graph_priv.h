@@ -414,6 +414,8 @@ void data_locks_of(struct graph_node *n);
 /* What node_open_again denies others where the image is raw. */
 #define REOPEN_DENY (STOR_PERM_WRITE | STOR_PERM_RESIZE)
 /* ---- recorded.c ---- */
+/* The path without links, malloc'd, of a worker thread: a file server that hangs holds up only who asks. NULL: nothing is there, or no memory. Suspends. */
+char *graph_real_path(struct co *co, const char *path);
 /* What lies below n has changed, or what it records: do they mean the same? Suspends. */
 void node_note_below(struct co *co, struct graph_node *n);
 /* Does n show what a name shows that leads to its file: its own data, and below it the images that headers record? */

@@ -303,9 +303,12 @@ int graph_name_of(struct co *co, const struct graph_node *overlay, struct graph_
     }
     const struct graph_node *image = graph_skip_filters(base);       /* which is what a name opens: a filter is in no file */
     bool fits = info.backing_name && means(overlay, info.backing_name, image);
-    *ret_name = fits ? strdup(info.backing_name) : realpath(image->filename, NULL);
-    if (!*ret_name)
-        *ret_name = strdup(image->filename);
+    char *name = strdup(fits ? info.backing_name : image->filename);
+    *ret_name = fits || !name ? NULL : graph_real_path(co, name);
+    if (*ret_name)
+        free(name);
+    else
+        *ret_name = name;
     fmt_info_fini(&info);
     (void)node_unref(co, base);
     return *ret_name ? 0 : byre_fail(err, NOMEM, "no memory for a file name");

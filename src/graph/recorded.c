@@ -55,12 +55,31 @@ int graph_name_check(struct co *co, struct graph_node *n, const char *instead, s
 
 /* ---- what lies below (N2) ---- */
 
-static bool same_path(const char *a, const char *b)
+struct resolved { char *path, *real; };
+
+static int64_t resolve(void *arg)
+{
+    struct resolved *x = arg;
+    x->real = realpath(x->path, NULL);
+    return 0;
+}
+
+char *graph_real_path(struct co *co, const char *path)
+{
+    struct resolved x = { .path = strdup(path) };            /* who asks may lose it meanwhile */
+    if (x.path && rt_blocking(co, resolve, &x) < 0)
+        x.real = NULL;
+    free(x.path);
+    return x.real;
+}
+
+static bool same_path(struct co *co, const char *a, const char *b)
 {
     if (!strcmp(a, b))
         return true;
-    char *x = realpath(a, NULL), *y = realpath(b, NULL);
+    char *other = strdup(b), *x = graph_real_path(co, a), *y = other ? graph_real_path(co, other) : NULL;
     bool same = x && y && !strcmp(x, y);
+    free(other);
     free(x);
     free(y);
     return same;
@@ -95,13 +114,13 @@ static bool same_format(struct co *co, const struct graph_node *n, const struct 
 void node_note_below(struct co *co, struct graph_node *n)
 {
     struct graph_node *image = graph_skip_filters(n->backing);
-    if (!image || !n->backing_filename || !same_path(n->backing_filename, image->filename)) {
-        n->below_serial = 0;
+    n->below_serial = 0;
+    if (!image || !n->backing_filename)
         return;
-    }
     graph_ref(image);
-    bool same = same_format(co, n, image) && !beside_name(co, image);
-    n->below_serial = same ? image->serial : 0;
+    bool same = same_path(co, n->backing_filename, image->filename) && same_format(co, n, image) && !beside_name(co, image);
+    if (graph_skip_filters(n->backing) == image)         /* or else whoever put another there has noted that */
+        n->below_serial = same ? image->serial : 0;
     (void)node_unref(co, image);                 /* it lies below n, or its user is there to be told */
 }
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What jobs and commands record as a backing file shows what the node shows that lies there, and what is opened by such a name shows it, too (FEATURES 9.046, 9.055, 9.057, 9.021, 9.073, 1.079)."""
 import json
+import os
 
 import pytest
 
-from lib import run
+from lib import run, wait
 
 MIB = 1 << 20
+STALLS = os.path.join(os.environ.get("BYRE_BUILD") or run.TOP / "build", "tests", "daemon", "folder-stalls.so")
 BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
 
 
@@ -274,3 +276,30 @@ f.seek(4096); f.write({str(below).encode()!r})
         else:
             assert "other backing images" in client.refused("blockdev-snapshot-sync", **call)
         assert daemon.stop()[0] == 0
+
+
+def test_a_file_server_that_hangs(start, tmp_path):
+    """FEATURES 9.021: whether a recorded name means what lies below is asked of the file system; while it does not answer, everything else goes on"""
+    stall = tmp_path / "stall"
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "base.qcow2", "4M")
+    os.symlink(tmp_path / "base.qcow2", tmp_path / "link.qcow2")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-b", tmp_path / "link.qcow2", "-F", "qcow2", tmp_path / "top.qcow2")
+    options = f"{os.environ.get('ASAN_OPTIONS', '')}:verify_asan_link_order=0"      # what is preloaded comes before it
+    daemon = start("daemon", env={"LD_PRELOAD": STALLS, "REALPATH_STALLS": str(stall), "ASAN_OPTIONS": options})
+    one, other = daemon.qmp(), daemon.qmp()
+    one.ok("blockdev-add", driver="qcow2", node_name="base", file=file_of(tmp_path / "base.qcow2"))
+    one.ok("blockdev-add", driver="qcow2", node_name="top", file=file_of(tmp_path / "top.qcow2"), backing=None)
+    stall.touch()
+    try:
+        one.send(json.dumps({"execute": "blockdev-snapshot", "arguments": {"node": "base", "overlay": "top"}}) + "\n")
+        wait.until(lambda: (tmp_path / "stall.in").exists(), "nobody asks")
+        other.ok("query-version")
+        other.ok("query-block-jobs")
+    finally:
+        stall.unlink()
+    while "event" in (answer := one.receive()):
+        pass
+    assert "return" in answer, answer
+    one.ok("blockdev-add", driver="qcow2", node_name="beside", read_only=True, file=file_of(tmp_path / "link.qcow2"))
+    one.close()
+    other.close()
