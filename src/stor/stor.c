@@ -72,6 +72,12 @@ bool stor_mem_ok(const struct stor *s, struct iov v)
     return true;
 }
 
+uint64_t stor_counts(const struct stor *s, struct iov v, uint64_t done, uint64_t n)
+{
+    bool fine = s->lim.mem_align <= s->lim.block || done + n >= v.len_bytes || stor_mem_ok(s, iov_slice(v, done + n, v.len_bytes - done - n));
+    return fine ? n : round_down(n, s->lim.mem_align);
+}
+
 void *stor_bounce_new(const struct stor *s, uint64_t len)
 {
     void *p;
@@ -102,16 +108,17 @@ int stor_read_blocks(struct co *co, struct stor *s, struct iov v, uint64_t off, 
         if (n < 0)
             return stor_answer(n);
         ASSERT((uint64_t)n <= part.len_bytes);
-        done += (uint64_t)n;
+        uint64_t counts = is_aligned((uint64_t)n, s->lim.block) ? stor_counts(s, v, done, (uint64_t)n) : 0;
+        done += counts ? counts : (uint64_t)n;
         /* A part of a block comes only from the end of the store. */
-        if (n && is_aligned((uint64_t)n, s->lim.block))
+        if (counts)
             continue;
         int r = at_end(co, s, off + done, &length);
         if (r < 0)
             return r;
         if (r)
             break;
-        done = round_down(done, s->lim.block);
+        done -= (uint64_t)n - stor_counts(s, v, done - (uint64_t)n, round_down((uint64_t)n, s->lim.block));
     }
     if (done < v.len_bytes)
         iov_set(iov_slice(v, done, v.len_bytes - done), 0);

@@ -116,11 +116,14 @@ static inline void stor_tell_end(struct stor *s, uint64_t end)
 static inline bool stor_is_ordered(const struct stor *s) { return s->lim.block > 1 || s->traits.serial_growth; }
 /* Flags of a write that count: FUA is void in the mode that never flushes. */
 static inline bool stor_wants_fua(const struct stor *s, unsigned flags) { return (flags & STOR_FUA) && !s->no_flush; }
-/* Longest request of the driver: a multiple of the block. */
+/* Longest request of the driver: a multiple of the block and, unless it is shorter than that, of the alignment in memory, so that the next one is aligned, too. */
 static inline uint64_t stor_step(const struct stor *s)
 {
-    return s->lim.max_transfer ? round_down(s->lim.max_transfer, s->lim.block) : STOR_MAX_END;
+    uint64_t unit = max_u64(s->lim.block, s->lim.max_transfer < s->lim.mem_align ? 1 : s->lim.mem_align);
+    return s->lim.max_transfer ? round_down(s->lim.max_transfer, unit) : STOR_MAX_END;
 }
+/* How much of a transfer of n bytes at `done` of v counts, so that the rest can go to the driver as it lies in memory. */
+uint64_t stor_counts(const struct stor *s, struct iov v, uint64_t done, uint64_t n);
 /* Bytes of a bounce buffer: a multiple of the block. */
 static inline uint64_t stor_bounce_step(const struct stor *s) { return max_u64(STOR_BOUNCE_BYTES_MAX, s->lim.block); }
 /* I5. What a driver has answered. */

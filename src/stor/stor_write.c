@@ -39,7 +39,7 @@ static int write_all(struct co *co, struct stor *s, struct iov v, uint64_t off, 
         if (n < 0)
             return stor_answer(n);
         ASSERT((uint64_t)n <= part.len_bytes);
-        n = (int64_t)round_down((uint64_t)n, s->lim.block);
+        n = (int64_t)stor_counts(s, v, done, round_down((uint64_t)n, s->lim.block));
         if (n == 0)
             return -EIO;
         done += (uint64_t)n;
@@ -74,11 +74,14 @@ static int read_one_block(struct co *co, struct stor *s, uint8_t *buf, uint64_t 
     return stor_read_blocks(co, s, iov_one(&slot, buf, s->lim.block), off, &got);
 }
 
-/* The first or last block of a write. have: it was read already. */
-static int read_edge(struct co *co, struct stor *s, uint8_t *buf, uint64_t off, bool last, bool have)
+/* The first or last block of a write. have: it was read already. By way of `spare` where it does not lie as the driver wants it. */
+static int read_edge(struct co *co, struct stor *s, uint8_t *buf, uint8_t *spare, uint64_t off, bool last, bool have)
 {
     stor_event(co, s, last ? STOR_EV_PWRITEV_RMW_TAIL : STOR_EV_PWRITEV_RMW_HEAD);
-    int r = have ? 0 : read_one_block(co, s, buf, off);
+    uint8_t *to = (uintptr_t)buf % s->lim.mem_align ? spare : buf;
+    int r = have ? 0 : read_one_block(co, s, to, off);
+    if (!have && to != buf)
+        memcpy(buf, to, s->lim.block);
     stor_event(co, s, last ? STOR_EV_PWRITEV_RMW_AFTER_TAIL : STOR_EV_PWRITEV_RMW_AFTER_HEAD);
     return r;
 }
@@ -88,8 +91,8 @@ static int rmw_held(struct co *co, struct stor *s, struct iov v, uint64_t off, b
 {
     uint64_t block = s->lim.block, end = off + v.len_bytes;
     uint64_t first = round_down(off, block), last = round_up(end, block);
-    uint64_t step = min_u64(last - first, stor_bounce_step(s));
-    uint8_t *buf = stor_bounce_new(s, step);
+    uint64_t step = min_u64(last - first, stor_bounce_step(s)), spare = round_up(step, max_u64(block, s->lim.mem_align));
+    uint8_t *buf = stor_bounce_new(s, spare + block);
     if (!buf)
         return -ENOMEM;
     int r = 0;
@@ -98,9 +101,9 @@ static int rmw_held(struct co *co, struct stor *s, struct iov v, uint64_t off, b
         n = min_u64(last - pos, step);
         uint64_t from = max_u64(pos, off), to = min_u64(pos + n, end), tail = pos + n - block;
         if (pos < off)
-            r = read_edge(co, s, buf, pos, false, false);
+            r = read_edge(co, s, buf, buf + spare, pos, false, false);
         if (r == 0 && end < pos + n)
-            r = read_edge(co, s, buf + (tail - pos), tail, true, tail == pos && pos < off);
+            r = read_edge(co, s, buf + (tail - pos), buf + spare, tail, true, tail == pos && pos < off);
         if (r < 0)
             break;
         iov_to_buf(iov_slice(v, from - off, to - from), buf + (from - pos), to - from);
