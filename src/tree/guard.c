@@ -8,9 +8,11 @@
  *              found in a directory and cannot be looked at does not: nobody knows that it does.
  * Order        None: nothing is written.
  * Concurrency  Any thread that may block.
- * Failure      -EBUSY with DEPENDENTS; -ENOMEM; a directory or record that cannot be read is an error too: the answer is not known.
+ * Failure      -EBUSY with DEPENDENTS; -ENOMEM; a directory or record that cannot be read, or a file whose place cannot be found, is an error too:
+ *              the answer is not known.
  * Tests        tree_test.c, tests/cli/tree_test.py
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -109,8 +111,11 @@ static int judge_recorded(void *arg, const char *overlay, uint64_t fs)
 static int look_around(struct tree *t, const char *file, struct byre_err *err)
 {
     AUTOFREE char *real = realpath(file, NULL), *dir = NULL, *real_dir = NULL;
-    if (!real)
+    if (!real && (errno == ENOENT || errno == ENOTDIR || errno == ENAMETOOLONG))
         return 0;                                /* no file of this machine */
+    if (!real)
+        return byre_fail_code(err, SYSTEM, -errno, "%s: it cannot be found out which images depend on it, because it cannot be found out where it lies: %s; force overrides this",
+                              file, strerror(errno));
     dir = tree_dir_of(file);
     real_dir = tree_dir_of(real);
     if (!dir || !real_dir)

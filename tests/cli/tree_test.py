@@ -7,7 +7,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from lib import run
+from lib import peers, run
 from qmp_client import Qmp
 
 
@@ -172,6 +172,21 @@ def test_force(forest):
     run.byre("snapshot", "--force", "-a", "s", a / "base.qcow2")
     run.byre("rebase", "-u", "--force", "-b", "", a / "mid.qcow2")
     run.byre("amend", "--force", "-o", "size=2M", a / "base.qcow2", code={0, 1})
+
+
+def test_a_place_that_is_not_found(tmp_path):
+    """FEATURES 5.064: when it cannot be found out where an image lies, nobody knows what depends on it: refused, unless forced"""
+    run.byre("create", "-q", "-f", "qcow2", tmp_path / "base", "2M")
+    run.byre("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", tmp_path / "top", "2M")
+
+    def shrink(*words, code=0):
+        return run.run(peers.need("strace"), "-f", "-qq", "-o", "/dev/null", "-P", tmp_path / "base", "-e", "trace=readlink,readlinkat", "-e", "inject=readlink,readlinkat:error=EIO",
+                       run.BYRE, "resize", "-q", "--shrink", *words, tmp_path / "base", "1M", code=code)
+    done = shrink(code=1)
+    assert "base: it cannot be found out which images depend on it" in done.err and "Input/output error" in done.err, done
+    assert run.qemu_img("info", "--output=json", tmp_path / "base").json["virtual-size"] == 2 << 20
+    shrink("--force")
+    assert run.qemu_img("info", "--output=json", tmp_path / "base").json["virtual-size"] == 1 << 20
 
 
 def test_the_peers_name_only_warns(forest, tmp_path):
