@@ -150,7 +150,13 @@ static const struct ctl_arg snapshot_rows[] = {
 const struct ctl_shape ctl_shape_snapshot = { .name = "BlockdevSnapshot", .rows = snapshot_rows, .bytes = sizeof(struct snapshot_args) };
 
 /* Of a snapshot on its way. */
-struct taking { struct graph_node *overlay; bool named, made, put; char *below; struct graph_making *making; };
+struct taking {
+    struct graph_node *overlay;
+    const struct graph_node *image;              /* the call holds it: what the new file names. NULL: none is made */
+    bool named, made, put;
+    char *below;
+    struct graph_making *making;
+};
 
 static int put(struct co *co, struct ctl_act *t)
 {
@@ -260,6 +266,10 @@ static int make_overlay(struct co *co, struct ctl_act *t)
     struct graph_node *image = graph_skip_filters(t->node);
     if (!image)
         return byre_fail(&t->call.err, BAD_ARGUMENT, "node '%s' is a filter that filters nothing", graph_node_name(t->node));
+    r = ctl_keep(&t->call, image);               /* a filter may come to lie over another one meanwhile */
+    if (r)
+        return r;
+    s->image = make ? image : NULL;
     r = make ? ctl_claim_image(co, t->call.c->env.graph, a->file, "the snapshot", &s->making, &t->call.err) : 0;
     if (r)
         return r;
@@ -301,6 +311,9 @@ static int apply_sync(struct co *co, struct ctl_act *t)
     int r = ctl_target(&t->call, a->device, a->node_name, &now);
     if (!r)
         r = ctl_act_same(t, now);
+    const struct taking *s = t->state;
+    if (!r && s->image && graph_skip_filters(t->node) != s->image)
+        r = byre_fail(&t->call.err, BUSY, "what lies below node '%s' was moved meanwhile: the new file names another image", graph_node_name(t->node));
     return r ? r : put(co, t);
 }
 

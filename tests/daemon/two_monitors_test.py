@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""One monitor takes away what another one's command has just looked at, or what an export still shows (FEATURES 8.010, 8.018, 8.019, 9.091, 9.097, 10.012)."""
+"""One monitor takes away what another one's command has just looked at, or what an export still shows (FEATURES 8.010, 8.018, 8.019, 9.073, 9.091, 9.097, 10.012)."""
 import json
+import os
+import subprocess
 import time
 
 import pytest
 
-from lib import peers, run
+from lib import peers, run, wait
 from qmp_client import Qmp
 
 ROUNDS = 40
@@ -125,4 +127,31 @@ def test_bitmap_of_an_image_that_goes(start, tmp_path, way):
     if way == "del":
         client.ok("blockdev-del", node_name="beside")
     run.qemu_img("check", tmp_path / "mid.qcow2")
+    assert daemon.stop()[0] == 0
+
+
+@pytest.mark.asan
+def test_snapshot_over_a_filter_that_moves(start, tmp_path):
+    """FEATURES 9.073: a filter comes to lie over another image, and the one below it is deleted, while a new file over it is made: the file named that one"""
+    peers.need("strace")
+    for name in "ab":
+        run.byre("create", "-q", "-f", "qcow2", tmp_path / name, "8M")
+    daemon = start("daemon")
+    one, other = daemon.qmp(), daemon.qmp()
+    for name in "ab":
+        one.ok("blockdev-add", driver="qcow2", node_name=name, file={"driver": "file", "filename": name})
+    one.ok("object-add", qom_type="throttle-group", id="g")
+    one.ok("blockdev-add", driver="throttle", node_name="t", throttle_group="g", file="a")
+    with subprocess.Popen(["strace", "-f", "-p", str(daemon.process.pid), "-e", "trace=readlink,readlinkat", "-P", "made", "-e", "inject=readlink,readlinkat:delay_enter=1500000",
+                           "-o", tmp_path / "calls"], stderr=subprocess.PIPE, text=True) as tracer:
+        assert "attached" in tracer.stderr.readline()
+        begin(one, "blockdev-snapshot-sync", **{"node-name": "t", "snapshot-file": "made", "snapshot-node-name": "s"})
+        wait.until(lambda: "made" in (tmp_path / "calls").read_text(), "the file is not made")
+        other.ok("blockdev-reopen", options=[{"driver": "throttle", "node-name": "t", "throttle-group": "g", "file": "b"}])
+        other.ask("blockdev-del", node_name="a")
+        answer = end(one)
+        tracer.terminate()
+    assert "was moved meanwhile" in answer["error"]["desc"], answer
+    assert not os.path.exists(os.path.join(daemon.folder, "made"))
+    assert {"a", "b", "t"} >= {n["node-name"] for n in one.ok("query-named-block-nodes") if n["drv"] != "file"} >= {"b", "t"}
     assert daemon.stop()[0] == 0
