@@ -98,6 +98,25 @@ static int enter(struct co *co, struct ctl_call *call, struct graph_node *top, c
     return graph_close(co, f);                   /* its users hold it */
 }
 
+/* The filter that is there becomes a member of another group: nothing is refused behind the first step, and no request gets by without limits. */
+static int change(struct co *co, struct ctl_call *call, struct graph_node *f, const char *group, const struct throttle_limits *l)
+{
+    struct graph *g = call->c->env.graph;
+    struct throttle_group *t = throttle_group_find(g, group), *was = throttle_of(f);
+    int r = t ? 0 : throttle_group_new(g, group, l, &t, &call->err);
+    if (r)
+        return r;
+    throttle_group_hold(t);                      /* I2 */
+    throttle_group_hold(was);
+    graph_drain_begin(co, f);
+    throttle_node_move(f, t);
+    throttle_group_set(t, l);
+    graph_drain_end(f);
+    throttle_group_let(was);
+    throttle_group_let(t);
+    return 0;
+}
+
 static int do_throttle(struct co *co, struct ctl_call *call)
 {
     const struct throttle_args *a = call->args;
@@ -122,9 +141,8 @@ static int do_throttle(struct co *co, struct ctl_call *call)
         return 0;
     }
     if (f)
-        r = leave(co, f, &call->err);
-    filter_of(call, device, &top);
-    return r || !any ? r : enter(co, call, top, group, &l);
+        return any ? change(co, call, f, group, &l) : leave(co, f, &call->err);
+    return any ? enter(co, call, top, group, &l) : 0;
 }
 
 static int run_throttle(struct co *co, struct ctl_call *call) { return ctl_with_edges_held(co, call, do_throttle); }

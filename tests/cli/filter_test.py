@@ -52,6 +52,43 @@ def test_limits_under_load(tmp_path, byre_serve):
     assert content(tmp_path / "s.qcow2") == load.image()
 
 
+def test_another_group_under_load(tmp_path, byre_serve):
+    """FEATURES 3.075, 9.094: a device goes to another group, while it is in use, with the filter that it has: there is no moment without limits, and nothing that
+    could be refused when its old ones have gone. Groups that the command has made end with their last member"""
+    server = byre_serve(make(tmp_path / "d.qcow2", "8M"))
+    load = Load(server.uri, 8 * MIB)
+    load.wait_for(5)
+
+    def filters():
+        return [n for n, v in nodes(server).items() if v["drv"] == "throttle"]
+
+    def is_group(name):
+        if name == now[0]:
+            return "already" in refused(server, "object-add", **{"qom-type": "throttle-group", "id": name})
+        server.qmp("object-add", **{"qom-type": "throttle-group", "id": name})        # it has ended
+        server.qmp("object-del", id=name)
+        return False
+    now = ["a"]
+    server.qmp("block_set_io_throttle", device="disk0", group="a", **limits(iops_wr=40))
+    first = filters()
+    assert len(first) == 1 and is_group("a")
+    for i in range(20):
+        now = ["ba"[i % 2]]
+        server.qmp("block_set_io_throttle", device="disk0", group=now[0], **limits(iops_wr=40 + i))
+        assert filters() == first and [is_group("a"), is_group("b")] == [now[0] == "a", now[0] == "b"]
+    assert "bps-total" in refused(server, "block_set_io_throttle", device="disk0", group="c", **limits(bps=1, bps_rd=1))
+    time.sleep(0.5)
+    before = sum(load.written)
+    time.sleep(1)
+    assert filters() == first and sum(load.written) - before < 100           # of 59, and thousands without limits
+    server.qmp("block_set_io_throttle", device="disk0", **limits())
+    assert filters() == []
+    load.wait_for(100)
+    load.stop()
+    assert server.stop() == 0
+    assert content(tmp_path / "d.qcow2") == load.image()
+
+
 def test_a_limit_does_not_hold_up_the_end(tmp_path, byre_serve):
     """A disk of one request in an hour is drained and closed at once"""
     server = byre_serve(make(tmp_path / "d.qcow2"))
