@@ -75,7 +75,8 @@ int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offs
     n = graph_skip_filters(n);
     if (r || (!n->threshold && !offset))
         return r;
-    if (!n->threshold) {
+    bool is_new = !n->threshold;
+    if (is_new) {
         struct threshold *t = calloc(1, sizeof *t);
         if (!t)
             return byre_fail(err, NOMEM, "no memory for a threshold");
@@ -84,6 +85,7 @@ int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offs
         t->msg.fn = arrived;
         t->at_store.fn = look_at_store;
         n->threshold = t;
+        graph_ref(n);                            /* the caller holds what he named, which may be a filter that comes to lie elsewhere */
         if (n->is_file)
             threshold_follow(n);
         else
@@ -91,6 +93,8 @@ int graph_set_write_threshold(struct co *co, struct graph_node *n, uint64_t offs
     }
     memcpy(n->threshold->named, named->name, sizeof named->name);
     atomic_store(&n->threshold->offset, offset);
+    if (is_new)
+        (void)!graph_close(co, n);               /* whoever took it away meanwhile was told what there was to tell */
     return 0;
 }
 
