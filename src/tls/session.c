@@ -382,6 +382,7 @@ int64_t tls_recv(struct co *co, struct tls_session *t, void *buf, size_t len)
         if (!r && t->records >= TURN_RECORDS) {
             co_yield(co);
             t->records = 0;
+            continue;                            /* a part of a record may lie in the library when nothing does in `in` */
         }
         if (!r && t->in.at == t->in.len)
             r = fill(co, t);

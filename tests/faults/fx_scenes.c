@@ -102,6 +102,7 @@ const struct fx_scene fx_scenes[] = {
         { FX_OPEN_RW }, { FX_WRITE, 20, 1, 0, 2 }, { FX_DISCARD, 2, 0, 2, 0 TOO }, { FX_CLOSE } } },
     { "bitmap-add", " bitmap device c4k c512 c4k-back ", 0, false, 0, { { FX_OPEN_RW }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FAULTS }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 6, 0, 1, 0 }, { FX_FLUSH },
         { FX_BITMAP, 1, 0, 0, 0 }, { FX_BITMAP, 2, 0, 0, 0 }, { FX_WRITE, 9, 0, 1, 0 }, { FX_CLOSE } } },
+    { "bitmap-first", " bitmap c4k c512 ", 0, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_FAULTS }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FLUSH }, { FX_CLOSE } } },
     { "bitmap-change", " bitmap c4k ", 0, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_FAULTS }, { FX_WRITE, 3, 0, 1, 0 }, { FX_BITMAP, 3, 0, 0, 0 }, { FX_BITMAP, 4, 0, 0, 0 },
         { FX_WRITE, 6, 0, 1, 0 }, { FX_BITMAP, 5, 0, 0, 0 }, { FX_FLUSH }, { FX_BITMAP, 6, 0, 0, 0 }, { FX_CLOSE } } },
     { "bitmap-resize", " bitmap c4k ", 8, false, 0, { { FX_OPEN_RW }, { FX_BITMAP, 0, 0, 0, 0 }, { FX_WRITE, 3, 0, 1, 0 }, { FX_FAULTS }, { FX_GROW, 0, 0, 7, 0 }, { FX_WRITE, 1, 0, 1, 0 },

@@ -233,6 +233,15 @@ static int take_low(struct co *co, struct q2_image *q, uint64_t want, uint64_t e
     return r;
 }
 
+/* What lies in metadata stays out of reach. When nobody can tell, it is to be had again. */
+static int guarded(struct co *co, struct q2_image *q, const struct q2_run *run)
+{
+    int r = q2_guard_may_take(co, q, run->cluster, run->count);
+    if (r < 0 && r != -EUCLEAN)
+        q2_alloc_return(q, run);
+    return r;
+}
+
 int q2_alloc_take_low(struct co *co, struct q2_image *q, uint64_t want, uint64_t end, struct q2_run *ret)
 {
     struct q2_alloc *a = q->alloc;
@@ -245,7 +254,7 @@ int q2_alloc_take_low(struct co *co, struct q2_image *q, uint64_t want, uint64_t
         q2_marks_add(&a->given, ret->cluster, ret->count);   /* I7 */
     co_unlock(&a->mx);
     if (r == 0)
-        r = q2_guard_may_take(co, q, ret->cluster, ret->count);
+        r = guarded(co, q, ret);
     return r == -ENOENT ? -ENOSPC : r;
 }
 
@@ -311,7 +320,7 @@ static int take(struct co *co, struct q2_image *q, uint64_t want, bool zeros, st
         int r = take_present(co, q, want, zeros, slices, ret);
         if (r != -ENOENT) {
             if (r == 0)
-                r = q2_guard_may_take(co, q, ret->cluster, ret->count);      /* if not, it stays out of reach */
+                r = guarded(co, q, ret);
             if (r == 0)
                 q2_frontier_watch(q);
             return r;
@@ -355,7 +364,7 @@ int q2_alloc_exact(struct co *co, struct q2_image *q, uint64_t n, struct q2_run 
             if (r == 0) {
                 *ret = (struct q2_run){ .cluster = x.start, .count = n, .known_zero = x.tag == 1, .settled = true };
                 q2_marks_add(&a->given, x.start, n);         /* I7 */
-                r = q2_guard_may_take(co, q, x.start, n);
+                r = guarded(co, q, ret);
             }
             return r;
         }

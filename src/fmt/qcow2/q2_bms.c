@@ -133,16 +133,20 @@ void q2_bm_fill(const struct q2_image *q, const struct fmt_bitmap *b, uint64_t f
 
 /* ---- writing ---- */
 
-int q2_bm_write_table(struct co *co, struct q2_image *q, const struct q2_bm *bm, uint64_t from, uint64_t to)
+int q2_bm_write_table(struct co *co, struct q2_image *q, struct q2_bm *bm, uint64_t from, uint64_t to)
 {
+    from = bm->unsure ? 0 : from;
+    to = bm->unsure ? bm->d.table_entries : to;
     uint64_t a = round_down(from, 64), z = round_up(to, 64);
     be64 *buf = calloc(z - a, 8);
+    bm->unsure |= !buf;
     if (!buf)
         return -ENOMEM;
     for (uint64_t i = a; i < min_u64(z, bm->d.table_entries); i++)
         be64_put(&buf[i - a], bm->table[i]);
     int r = meta_write_now(co, q->meta, buf, (z - a) * 8, bm->d.table_off + a * 8);
     free(buf);
+    bm->unsure = r < 0;
     return r;
 }
 
@@ -402,7 +406,7 @@ static int store_table(struct co *co, struct closing *c, struct q2_bm *bm, const
     uint64_t n = bm->d.table_entries;
     for (uint64_t k = 0, end; r == 0 && k < n; k = end) {
         end = min_u64(round_down(k, 64) + 64, n);
-        if (!memcmp(words + k, bm->table + k, (end - k) * sizeof *words))
+        if (!bm->unsure && !memcmp(words + k, bm->table + k, (end - k) * sizeof *words))
             continue;
         memcpy(bm->table + k, words + k, (end - k) * sizeof *words);
         *ret_changed = true;

@@ -40,6 +40,7 @@ struct q2_bm {                          /* one entry of the directory, in its or
     bool lost;                          /* in use, and not a superset any more: not to be claimed */
     bool old;                           /* what it has lies in old clusters of an image that was unclean when it was opened: nothing of that is
                                            written in place (q2_unclean.c U7) */
+    bool unsure;                        /* a write of the table failed: the disk may lack entries of `table` */
     bool differs;                       /* the disk may hold more bits than `pub->bits` anywhere, not only in entered regions */
 };
 
@@ -67,7 +68,7 @@ static inline uint64_t q2_bm_entries(const struct q2_image *q, uint64_t size, un
  * regions that are or are being entered. */
 void q2_bm_fill(const struct q2_image *q, const struct fmt_bitmap *b, uint64_t first, uint8_t *buf, size_t bytes, bool ahead);
 /* Writes the table words [from, to) in whole sectors. No barrier. */
-MUST_USE int q2_bm_write_table(struct co *co, struct q2_image *q, const struct q2_bm *bm, uint64_t from, uint64_t to);
+MUST_USE int q2_bm_write_table(struct co *co, struct q2_image *q, struct q2_bm *bm, uint64_t from, uint64_t to);
 /* Sets IN_USE in the directory where want() says so, clears it elsewhere; with one barrier when something changed. */
 MUST_USE int q2_bms_set_flags(struct co *co, struct q2_image *q, bool (*want)(const struct q2_image *q, const struct q2_bm *bm));
 /* Entries that may be claimed: the first so many. */

@@ -186,6 +186,11 @@ static int write_entries(struct co *co, struct round *x)
 {
     struct q2_image *q = x->q;
     int r = 0;
+    for (uint32_t i = 0; r == 0 && i < q->bms->count; i++)
+        if (q->bms->list[i].kept && q->bms->list[i].unsure) {
+            x->wrote = true;
+            r = q2_bm_write_table(co, q, &q->bms->list[i], 0, q->bms->list[i].d.table_entries);
+        }
     for (size_t i = 0; r == 0 && i < x->count; i++) {
         struct q2_bm *bm = &q->bms->list[x->entries[i].bitmap];
         bm->table[x->entries[i].k] = x->entries[i].word;

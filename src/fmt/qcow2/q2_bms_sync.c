@@ -150,7 +150,7 @@ static bool stays(const struct q2_image *q, const struct fmt_bitmap *b, const st
         return false;
     if (b->bad || b->inconsistent)
         return true;
-    if (old->old && b->bits)
+    if ((old->old && b->bits) || old->unsure)
         return false;                    /* it may come to be written in place */
     if (old->d.table_entries != q2_bm_entries(q, atomic_load(&q->im.size), b->granularity_bits))
         return false;
@@ -254,11 +254,12 @@ static int set_autoclear(struct co *co, struct q2_image *q, uint64_t set, uint64
 {
     uint64_t old = q->h.autoclear;
     q->h.autoclear = (old | set) & ~clear;
-    if (q->h.autoclear == old)
+    const uint64_t changed = old ^ q->h.autoclear;
+    if (!changed)
         return 0;
     int r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
     if (r < 0)
-        q->h.autoclear = old;
+        q->h.autoclear ^= changed;       /* others may have changed other bits meanwhile */
     return r;
 }
 

@@ -327,7 +327,7 @@ static int clear_autoclear(struct co *co, struct q2_image *q, uint64_t keep, str
     q->h.autoclear &= keep;
     int r = q2_header_sync(co, q, 88, 96, META_B_HEADER);
     if (r < 0) {
-        q->h.autoclear = old;
+        q->h.autoclear |= old & ~keep;
         return byre_fail_code(err, IO, r, "%s: the header cannot be written", q->name);
     }
     return 0;

@@ -406,6 +406,14 @@ static int grow_locked(struct co *co, struct q2_image *q, uint64_t step)
     return 0;
 }
 
+/* A volume that was full may have been made longer: the step grows again, by as much as it shrank each time. */
+static void space_is_there(struct q2_alloc *a, uint64_t step)
+{
+    a->grow_error = 0;
+    if (step >= a->step_max)
+        a->step_max = step > UINT64_MAX / 4 ? UINT64_MAX : step * 4;
+}
+
 int q2_frontier_grow(struct co *co, struct q2_image *q, uint64_t want)
 {
     struct q2_alloc *a = q->alloc;
@@ -423,6 +431,8 @@ int q2_frontier_grow(struct co *co, struct q2_image *q, uint64_t want)
             step = max_u64(step / 4, max_u64(want, 1));      /* near the end of space the step shrinks (D4) */
             a->step_max = step;
         }
+        if (r == 0)
+            space_is_there(a, step);
     }
     co_unlock(&a->grow_mx);
     return r;

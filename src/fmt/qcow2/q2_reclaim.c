@@ -13,7 +13,7 @@
  *             C4  A walk that met any fault gives nothing back.
  * Order       What a killed process wrote and never made durable looks, to us, like the rest: a barrier makes the tables
  *             that were walked durable before anything is given back (Q9). Then counts only fall.
- * Concurrency Home loop, one coroutine of a->drops; stops early when the image closes.
+ * Concurrency Home loop, one coroutine of a->drops; stops early when the image closes, or stands still for a snapshot (q2_alloc_halt_begin).
  * Failure     Nothing is given back; the autoclear bit stays for the next opening.
  *             It is no scrub of a range: a scrub compares with the stored counts of the whole image, leaves out what was touched and
  *             tells what is wrong, in memory that follows the file. This asks one bit of each cluster of one range, whose clusters
@@ -48,7 +48,7 @@ static int see(struct co *co, void *arg, const struct q2_ref *ref)
 {
     struct reclaim *r = arg;
     (void)co;
-    if (r->q->alloc->closing)
+    if (r->q->alloc->closing || r->q->alloc->halted)         /* who halts has stopped the guests, and waits for this */
         return -ECANCELED;
     uint32_t bits = r->q->g.cluster_bits;
     if (ref->bytes)
