@@ -156,7 +156,7 @@ static void follow(struct co *co, struct graph_node *n)
         graph_bitmap_unfollow(co, n, b);
         CHECK(!b->since);
     }
-    graph_bitmap_release(b);
+    graph_bitmap_release(n, b);
 }
 
 static void scenario(struct co *co, void *arg)

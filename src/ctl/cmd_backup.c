@@ -205,10 +205,13 @@ int ctl_backup_prepare(struct co *co, struct ctl_call *call, const struct ctl_ba
     if (drive)
         return prepare_drive(co, call, a, &o, ret);
     o.target = ctl_named(call, a->target);
-    r = o.target ? graph_writer_comes(co, o.target, &call->err) : call->err.code;
-    if (r)
-        return r;
-    r = job_backup_prepare(co, call->c->env.jobs, &o, &ret->job, &call->err);
+    if (!o.target)
+        return call->err.code;
+    struct graph_node *awaited = graph_await_writer(o.target);
+    r = graph_writer_comes(co, o.target, &call->err);
+    if (!r)
+        r = job_backup_prepare(co, call->c->env.jobs, &o, &ret->job, &call->err);
+    graph_await_end(co, awaited);
     if (r)
         graph_writer_gone(co, o.target);
     return r;

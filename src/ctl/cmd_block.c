@@ -177,7 +177,9 @@ static int resize_held(struct co *co, struct ctl_call *call)
     int r = ctl_target(call, a->device, a->node_name, &n);
     if (r)
         return r;
+    struct graph_node *awaited = graph_await_writer(n);
     r = resize_node(co, call, n);
+    graph_await_end(co, awaited);
     graph_writer_gone(co, n);
     return r;
 }

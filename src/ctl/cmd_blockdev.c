@@ -105,7 +105,7 @@ static const struct ctl_arg del_rows[] = { { "node-name", CTL_STR, true, CTL_AT(
 static int run_del(struct co *co, struct ctl_call *call)
 {
     const char *name = ((const struct del_args *)call->args)->node_name;
-    struct graph_node *n = graph_find(call->c->env.graph, name);         /* not kept: it is to go */
+    struct graph_node *n = graph_find_settled(co, call->c->env.graph, name);         /* not kept: it is to go */
     return n ? graph_blockdev_del(co, n, &call->err) : byre_fail(&call->err, NOT_FOUND, "Cannot find device='' nor node-name='%s'", name);
 }
 

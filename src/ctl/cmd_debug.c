@@ -117,10 +117,11 @@ static int run_sha(struct co *co, struct ctl_call *call)
     int r = n ? hold_bitmap(co, call, n, a->name, &b) : call->err.code;
     if (r)
         return r;
+    struct graph_node *image = graph_skip_filters(n);        /* it is kept */
     sha256_init(&h);
     hash_bits(co, b, &h);
     sha256_digest(&h, sizeof digest, digest);
-    graph_bitmap_release(b);
+    graph_bitmap_release(image, b);
     for (unsigned i = 0; i < sizeof digest; i++)
         snprintf(text + 2 * i, 3, "%02x", digest[i]);
     call->ret = json_pack("{s:s}", "sha256", text);

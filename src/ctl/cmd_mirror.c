@@ -131,10 +131,13 @@ static int run_blockdev_mirror(struct co *co, struct ctl_call *call)
     if (r)
         return r;
     o.target = ctl_named(call, a->target);
-    r = o.target ? graph_writer_comes(co, o.target, &call->err) : call->err.code;
-    if (r)
-        return r;
-    r = job_mirror_start(co, call->c->env.jobs, &o, &job, &call->err);
+    if (!o.target)
+        return call->err.code;
+    struct graph_node *awaited = graph_await_writer(o.target);
+    r = graph_writer_comes(co, o.target, &call->err);
+    if (!r)
+        r = job_mirror_start(co, call->c->env.jobs, &o, &job, &call->err);
+    graph_await_end(co, awaited);
     if (r)
         graph_writer_gone(co, o.target);
     return r;

@@ -147,7 +147,7 @@ static void release_bitmaps(struct co *co, struct export *e)
     while (e->bitmap_count) {
         struct graph_node *image = e->bitmap_images[--e->bitmap_count];
         struct graph *g = graph_of(image);
-        graph_bitmap_release(e->disk.bitmaps[e->bitmap_count]);
+        graph_bitmap_release(image, e->disk.bitmaps[e->bitmap_count]);
         graph_closed_badly(g, graph_close(co, image));
     }
 }

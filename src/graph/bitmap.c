@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "graph/graph_priv.h"
+#include "graph/mode.h"
 #include "graph/runtime.h"
 
 #define NAME_MAX_BYTES 1023u
@@ -535,6 +535,14 @@ void graph_bitmap_unfollow(struct co *co, struct graph_node *n, struct fmt_bitma
     publish_less(n);                             /* it cannot fail: the next job that follows finds the bitmap as it was */
     graph_shut_end(n);
     dirty_free(since);
+}
+
+void graph_bitmap_release(struct graph_node *n, struct fmt_bitmap *b)
+{
+    ASSERT_LOOP(n->g->home);
+    ASSERT(b->busy);
+    b->busy--;
+    mode_settle(n);                              /* it may have stayed open for writing because of this */
 }
 
 /* ---- merge ---- */

@@ -149,7 +149,7 @@ static void one(struct co *co, void *arg)
     if (!f.before)
         CHECK_EQ(f.syncs_before, 1);
     if (w->busy)
-        graph_bitmap_release(nth(n, 1));
+        graph_bitmap_release(n, nth(n, 1));
     judge(co, n, w->all, w->changed);
     CHECK_EQ(graph_close(co, n), 0);
     graph_free(g);

@@ -67,7 +67,7 @@ static void rules(struct co *co, void *arg)
     CHECK_EQ(graph_bitmap_remove(co, n, "a", &err), -EBUSY);
     CHECK_EQ(graph_bitmap_set_held(co, n, a, was, &err), 0);
     dirty_free(was);
-    graph_bitmap_release(a);
+    graph_bitmap_release(n, a);
     CHECK_EQ(graph_bitmap_enable(co, n, "a", false, &err), 0);
     CHECK_EQ(t_write(co, n, buf, 512, 5000 * 8, 0), 0);
     CHECK_EQ(dirty_count(a->bits), 1024 + 512);
@@ -115,7 +115,7 @@ static void settled_in_between(struct co *co, void *arg)
     }
     CHECK_EQ(dirty_count(was), 512);
     dirty_free(left);
-    graph_bitmap_release(b);
+    graph_bitmap_release(n, b);
     CHECK_EQ(graph_close(co, n), 0);
     graph_free(g);
 }

@@ -335,6 +335,16 @@ void graph_blockdev_own(struct graph_node *n)
     n->owned = true;
 }
 
+struct graph_node *graph_find_settled(struct co *co, struct graph *g, const char *node_name)
+{
+    struct graph_node *n = graph_find(g, node_name);
+    if (!n || !n->going_back)
+        return n;
+    graph_edges_hold(co, g);                     /* whoever does that holds them */
+    graph_edges_let(co, g);
+    return graph_find(g, node_name);
+}
+
 int graph_blockdev_del(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     ASSERT_LOOP(n->g->home);

@@ -24,6 +24,8 @@ MUST_USE int graph_blockdev_add(struct co *co, struct graph *g, const json_t *op
 /* Other options for nodes that are open, in the words of graph_blockdev_add; what is left out goes back to its default, and "backing", which
  * must be said, is the name of a node or null. All of the list, or nothing. */
 MUST_USE int graph_blockdev_reopen(struct co *co, struct graph *g, const json_t *list, struct byre_err *err);
+/* As graph_find, and not in the moment in which it is opened for reading again behind who wrote to it: it is in use then. Suspends. */
+struct graph_node *graph_find_settled(struct co *co, struct graph *g, const char *node_name);
 /* Closes it: refused when it is not the user's, or somebody uses it. When closing fails the node is gone all the same. */
 MUST_USE int graph_blockdev_del(struct co *co, struct graph_node *n, struct byre_err *err);
 /* A node that was opened by other means becomes the user's: its reference goes over to him. */

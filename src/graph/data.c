@@ -163,20 +163,19 @@ static int use_data_node(struct graph_node *n, struct graph_node *d, struct byre
 
 int data_from_node(struct co *co, struct graph_node *n, const char *name, struct stor **ret_s, struct byre_err *err)
 {
-    struct graph_node *d = n->data_node ? n->data_node : graph_find(n->g, name), *bottom = graph_skip_filters(d);
+    struct graph_node *d = n->data_node ? n->data_node : graph_find(n->g, name);
     int r = check_data_node(n, d, name, err);
     if (r)
         return r;
+    struct graph_node *awaited = n->read_only ? NULL : graph_await_writer(d);
     graph_ref(d);
-    graph_ref(bottom);                           /* d may come to lie over another one meanwhile */
-    bottom->wanted++;
     if (!n->data_node && !n->read_only)
         r = graph_writer_comes(co, d, err);
     if (!r)
         r = check_data_node(n, d, name, err);    /* it may be open in another way by now */
     if (!r && !n->data_node)
         r = use_data_node(n, d, err);
-    bottom->wanted--;
+    graph_await_end(co, awaited);
     if (!r)
         r = under_new(co, d, n->name, !(data_perm_of(n, n->read_only) & STOR_PERM_WRITE), ret_s, err);
     data_locks_of(n);                            /* I4 */
@@ -184,8 +183,7 @@ int data_from_node(struct co *co, struct graph_node *n, const char *name, struct
         r = data_lock(co, n, *ret_s, 0, err);
     if (r)
         graph_writer_gone(co, d);
-    (void)node_unref(co, bottom);                /* n holds them, or their user has gone meanwhile: then there is nobody to tell */
-    (void)node_unref(co, d);
+    (void)node_unref(co, d);                     /* n holds it, or its user has gone meanwhile: then there is nobody to tell */
     return r;
 }
 

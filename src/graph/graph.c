@@ -60,7 +60,7 @@ void graph_free(struct graph *g)
 {
     if (!g)
         return;
-    ASSERT(list_empty(&g->nodes) && list_empty(&g->makings));
+    ASSERT(list_empty(&g->nodes) && list_empty(&g->makings) && !g->partings.n);
     throttle_groups_free(g);
     free(g);
 }
@@ -225,6 +225,8 @@ int node_unref(struct co *co, struct graph_node *n)
         give_up_file(co, h.file, &last);
         give_up_file(co, h.data, &last);
         n = h.below;
+        if (n && n->refs > 1)
+            mode_writer_gone(co, graph_skip_filters(n));         /* what has ended may be a filter through which it was written */
         if (!n && last) {
             n = last;
             last = n->end_next;

@@ -241,16 +241,24 @@ MUST_USE int graph_amend(struct co *co, struct graph_node *n, struct fmt_amend_o
 
 /* ---- changes of a chain (mode.c, rebase.c): home loop; each drains ---- */
 /* Opens the backing node n of `overlay` for writing: others of this graph must allow it, and then nobody else opens it. It stays so
- * until it is closed. What is written to it must not show through `overlay`, or be what it shows there anyway. */
+ * until nobody writes any more (graph_writer_gone). The caller holds edges until one of its users says that he writes, or it is kept so (graph_keep_writable).
+ * What is written to it must not show through `overlay`, or be what it shows there anyway. */
 MUST_USE int graph_make_writable(struct co *co, struct graph_node *n, struct graph_node *overlay, struct byre_err *err);
 /* The same, to change nothing but what the image says of itself. */
 MUST_USE int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_err *err);
 /* n, or what it filters, has auto-read-only and is open for reading: somebody is about to write to it, and it is opened for that. 0 when there is nothing
  * to do, too. What was opened so goes back to reading when its last writer has gone. */
 MUST_USE int graph_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err);
-/* Somebody who may have written has gone. */
+/* From one to the other somebody is about to write to n: what was opened for that stays so. For those who suspend between graph_writer_comes and the moment
+ * when they use n. The first returns what the second takes. */
+struct graph_node *graph_await_writer(struct graph_node *n);
+void graph_await_end(struct co *co, struct graph_node *image);
+/* Somebody who may have written has gone. If he was the last, what graph_make_writable, graph_make_header_writable or graph_writer_comes has opened is open
+ * for reading again when this returns; when that fails, which is warned of, behind the next one, and when something is in its way, behind that. */
 void graph_writer_gone(struct co *co, struct graph_node *n);
-/* And back: nobody writes to it. It stays open for writing when this fails, unless that was at the very end. */
+/* It does not go back: it is a disk now, or about to be closed. */
+void graph_keep_writable(struct graph_node *n);
+/* Open for reading, whoever opened it: nobody writes to it. It stays open for writing when this fails, unless that was at the very end. */
 MUST_USE int graph_make_read_only(struct co *co, struct graph_node *n, struct byre_err *err);
 /* The image records another backing file (NULL: none), and `backing` (NULL: none) is what lies below n from now on, whatever it holds; it
  * gets a reference of its own. Durable when it returns 0. */
@@ -319,7 +327,7 @@ MUST_USE int graph_bitmap_follow(struct co *co, struct graph_node *n, struct fmt
 MUST_USE int graph_bitmap_settle(struct co *co, struct graph_node *n, struct fmt_bitmap *b, const struct dirty *left, struct byre_err *err);
 void graph_bitmap_unfollow(struct co *co, struct graph_node *n, struct fmt_bitmap *b);
 static inline void graph_bitmap_hold(struct fmt_bitmap *b) { b->busy++; }
-static inline void graph_bitmap_release(struct fmt_bitmap *b) { b->busy--; }
+void graph_bitmap_release(struct graph_node *n, struct fmt_bitmap *b);           /* of the image n */
 
 /* Who is told of damage that images of the graph meet (beside graph_opts.warn): on the home loop, must not suspend. NULL: nobody. */
 typedef void graph_corrupted_fn(void *arg, const struct graph_node *n, const struct fmt_corruption *c);

@@ -112,7 +112,7 @@ struct graph {
     unsigned stills;                    /* of all nodes */
     struct co_mutex index_mx;           /* docs/internals/concurrency.md, as the two below: of the nodes' index_next, and whose holder's indexes nobody takes away */
     struct co_mutex edges_mx;           /* one change of edges at a time */
-    struct co_group partings;           /* parting.c */
+    struct co_group partings;           /* parting.c; mode_settle */
     int parting_error;
     _Atomic bool parting;               /* the end has begun */
     struct graph_haste *hastes;         /* haste.c, as what follows */
@@ -208,8 +208,10 @@ struct graph_node {
     _Atomic int recurse;                /* status.c: does the file know more than the format? */
     _Atomic bool alone;                 /* what is written is to hide whatever comes to lie below: zeros too (zero.c) */
     bool auto_read_only;                /* home: opened for writing when somebody writes (graph_writer_comes) */
-    bool for_writer;                    /* home: that has been done to an image, which is open for reading again when the last writer has gone */
-    unsigned wanted;                    /* somebody is about to */
+    bool for_writer;                    /* home: it was opened for writing here, and is open for reading again when nobody writes any more (mode.c M7) */
+    bool going_back;                    /* home: just now. Edges are held */
+    bool settling;                      /* home: mode_settle sees to that */
+    unsigned wanted;                    /* home: so many are about to write (graph_await_writer) */
     bool inactive;                      /* home: active.c, as what follows. Others change its file */
     bool turning;                       /* it becomes active, or ceases to be */
     struct node_awake awake;            /* while it is inactive */
@@ -658,7 +660,7 @@ MUST_USE int perm_check(struct graph_node *n, const struct graph_user *self, uns
 /* Could u use n, beside all its users but `leaving` (may be NULL)? */
 MUST_USE int users_fit(struct graph_node *n, const struct graph_user *u, const struct graph_user *leaving, struct byre_err *err);
 void user_link(struct graph_node *n, struct graph_user *u);      /* it does */
-void users_settle(struct graph_node *n);                         /* n's users are others: what filters ask for below */
+void users_settle(struct graph_node *n);                         /* n's users are others: what filters ask for below, and whether anybody writes */
 /* ---- runtime.c ---- */
 /* May `backing` (NULL: nothing) come to lie below n? */
 MUST_USE int check_below_of(struct graph_node *n, struct graph_node *backing, struct byre_err *err);

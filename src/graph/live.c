@@ -21,7 +21,7 @@
 
 #define CHANGES (STOR_PERM_WRITE | STOR_PERM_RESIZE)
 
-struct claimed { struct graph_node *n; struct graph_user use; unsigned overlay_shared; bool made_writable; };
+struct claimed { struct graph_node *n; struct graph_user use; unsigned overlay_shared; bool opened; };
 
 struct graph_claim {
     char *who;
@@ -109,9 +109,8 @@ static int claim_layers(struct co *co, struct graph_node *top, struct graph_node
     if (!c)
         return byre_fail(err, NOMEM, "no memory to use a chain");
     struct graph_node *overlay = c->all[c->count - 2].n;
-    bool was_read_only = base->read_only;
     int r = graph_make_writable(co, base, overlay, err);
-    c->all[c->count - 1].made_writable = !r && was_read_only;
+    c->all[c->count - 1].opened = !r;
     if (!r)
         r = graph_make_long(co, base, graph_length(top), err);
     for (unsigned i = 0; !r && i < c->count; i++)
@@ -209,12 +208,9 @@ void graph_claim_end(struct co *co, struct graph_claim *c)
     for (unsigned i = 0; i < c->count; i++)
         graph_user_remove(&c->all[i].use);
     shut_base(c);
-    for (unsigned i = c->count; i-- > 0;) {
-        struct byre_err why = { 0 };
-        struct claimed *l = &c->all[i];
-        if (l->made_writable && l->n->refs > 1 && graph_make_read_only(co, l->n, &why))
-            graph_warn(l->n, "%s", why.text);
-    }
+    for (unsigned i = c->count; i-- > 0;)
+        if (c->all[i].opened && c->all[i].n->refs > 1)
+            graph_writer_gone(co, c->all[i].n);
     for (unsigned i = 0; i < c->count; i++) {
         struct graph_node *n = c->all[i].n;
         bool writable = !n->read_only && n->refs == 1;
@@ -232,13 +228,13 @@ int graph_claim_open_all(struct co *co, struct graph_claim *c, struct byre_err *
 {
     for (unsigned i = 0; i + 1 < c->count; i++) {
         struct claimed *l = &c->all[i];
-        bool was_read_only = l->n->read_only;
         if (!l->n->im->ops->forget || l->n->im->data_raw)
             return byre_fail(err, NOT_SUPPORTED, "%s: cannot give up a part of its content", l->n->filename);
         int r = graph_make_header_writable(co, l->n, err);
         if (r)
             return r;
-        l->made_writable = was_read_only;
+        l->opened = true;
+        l->use.perm |= STOR_PERM_WRITE_UNCHANGED;        /* of the top, too: it stays open for writing (mode.c M7). That nobody minds has just been asked */
         l->n->discard = true;                    /* that is what it is for */
     }
     return 0;

@@ -33,7 +33,7 @@ MUST_USE int graph_claim_open_all(struct co *co, struct graph_claim *c, struct b
 MUST_USE int graph_claim_forget(struct co *co, const struct graph_claim *c, uint64_t off, uint64_t end, struct byre_err *err);
 /* All but the top say of themselves that they make sense below the top only. */
 MUST_USE int graph_claim_mark(struct co *co, const struct graph_claim *c, struct byre_err *err);
-/* Others may read the layers again, and change what lies below which; nobody writes to them, and the base still is open for writing. */
+/* Others may read the layers again, and change what lies below which; nobody writes to them, and the base still is open for writing while edges are held. */
 void graph_claim_relax(struct graph_claim *c);
 /* Takes that back, for edges that were held since; whoever reads a layer by now may be in the way. On failure it still is to be ended. */
 MUST_USE int graph_claim_again(struct graph_claim *c, struct byre_err *err);

@@ -15,7 +15,13 @@
  *             M6  Nobody else writes the file while it is open for writing. While it is open for reading somebody may (a lock that is not
  *                 there, or is not heeded): that is seen by its length and time, and bitmaps that only memory holds are then
  *                 inconsistent (G.018).
- * Order       What was open for writing is durable before anything else happens (Q16 to Q18 are the format's, when it is closed).
+ *             M7  What was open for reading, and was opened for writing here because somebody came to write (for_writer), is open for reading again when
+ *                 nobody writes any more, whoever that was. Both happen with edges held. Who comes meanwhile waits for them (waits_for_writer), is in the
+ *                 way (mode_writer, wanted) or is refused. When what is in the way goes (is_left), mode_settle is called: for users by users_settle. Who can
+ *                 wait for it calls graph_writer_gone beside that.
+ *             M8  Who waits for edges looks at no node (graph_look_begin): their holder may be closing it.
+ * Order       What was open for writing is durable before anything else happens (Q16 to Q18 are the format's, when it is closed). Of what
+ *             goes back by M7 most is so before edges are taken: a file that takes long keeps nobody else from them.
  * Concurrency Home loop, drained.
  * Failure     As it was, but what was open for writing may stay open for reading when the file could be opened for reading a moment before, and
  *             cannot be opened for writing any more.
@@ -25,6 +31,7 @@
 #include <string.h>
 
 #include "graph/active.h"
+#include "graph/blockdev.h"
 #include "graph/filter.h"
 #include "graph/mode.h"
 #include "graph/under.h"
@@ -134,6 +141,7 @@ void mode_locks_let(struct co *co, struct graph_node *n)
     n->keep = (struct lock_keep){ 0 };
     int r = node_lock(co, n, 0, NULL);           /* only lowers them */
     (void)r;
+    mode_settle(n);
 }
 
 /* The store that n has gets the locks that one in this mode will want. */
@@ -342,8 +350,8 @@ static int from_writing(struct co *co, struct graph_node *n, const struct node_m
         return byre_fail_code(err, IO, r, "%s: cannot be made durable: %s", n->filename, strerror(-r));
     }
     r = open_beside(co, n, &reading, &writing, err);         /* says what is wrong with the options, while nothing has changed */
-    if (!r && m->read_only && mode_changer(n)) {             /* who has come since the caller looked; from here on n is read-only */
-        r = byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, mode_changer(n));
+    if (!r && m->read_only && mode_writer(n)) {              /* who has come since the caller looked; from here on n is read-only */
+        r = byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, mode_writer(n));
         close_beside(co, n, &writing);
     }
     if (r) {
@@ -523,7 +531,7 @@ void node_set_end(struct co *co, struct node_set *s)
     free(s->all);
 }
 
-/* ---- auto-read-only ---- */
+/* ---- who comes to write ---- */
 
 /* Those that have not come to another store are looked at anew when they do. */
 static void forget_looks(struct graph_node *file)
@@ -533,6 +541,9 @@ static void forget_looks(struct graph_node *file)
             m->undisturbed = false;
 }
 
+/* M7. The image of a file with auto-read-only stays what it is when nobody writes any more (mode_writer_gone). */
+static bool goes_back(const struct graph_node *n) { return !(n->is_file && n->auto_read_only); }
+
 static int writer_comes_held(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     struct node_mode m = mode_of(n);
@@ -541,11 +552,12 @@ static int writer_comes_held(struct co *co, struct graph_node *n, struct byre_er
         return 0;
     int r = n->frozen ? byre_fail(err, BUSY, "node '%s': a job works at it", n->name) : mode_switch_all(co, n, &m, err);
     forget_looks(n);
-    n->for_writer = !r && !n->is_file;
+    n->for_writer = !r && goes_back(n);
     return r;
 }
 
-static bool waits_for_writer(const struct graph_node *n) { return n->auto_read_only && n->read_only && !n->inactive; }
+/* One that is about to be open for reading is opened for writing behind that. */
+static bool waits_for_writer(const struct graph_node *n) { return n->auto_read_only && (n->read_only || n->going_back) && !n->inactive; }
 
 /* Of n and what its file lies in, what must be open for writing first. */
 static struct graph_node *lowest_waiting(struct graph_node *n)
@@ -576,6 +588,25 @@ int graph_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err
     graph_edges_let(co, n->g);
     (void)node_unref(co, n);                     /* the caller has it */
     return r;
+}
+
+struct graph_node *graph_await_writer(struct graph_node *n)
+{
+    n = graph_skip_filters(n);
+    if (n) {
+        graph_ref(n);
+        n->wanted++;
+    }
+    return n;
+}
+
+void graph_await_end(struct co *co, struct graph_node *image)
+{
+    if (!image)
+        return;
+    image->wanted--;
+    mode_settle(image);
+    (void)node_unref(co, image);                 /* its user has it, or had it and has gone meanwhile: then there is nobody to tell */
 }
 
 static bool may_go_back(const struct graph_node *n)
@@ -639,6 +670,7 @@ static int open_for_writing(struct co *co, struct graph_node *n, const struct no
     int r = mode_files_writer_comes(co, n, err);
     if (!r)
         r = mode_switch(co, n, m, err);
+    n->for_writer = !r && goes_back(n);
     if (r)
         mode_files_writer_gone(co, n);
     return r;
@@ -670,6 +702,8 @@ int graph_make_header_writable(struct co *co, struct graph_node *n, struct byre_
     return r ? r : open_for_writing(co, n, &m, err);
 }
 
+void graph_keep_writable(struct graph_node *n) { n->for_writer = false; }
+
 const char *mode_writer(const struct graph_node *n) { return user_with(n, STOR_PERM_WRITE | STOR_PERM_RESIZE | STOR_PERM_WRITE_UNCHANGED); }
 
 static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_err *err)
@@ -685,14 +719,20 @@ static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_
     if (r)
         return r;
     r = mode_switch(co, n, &m, err);
-    n->for_writer &= r != 0;
+    n->for_writer &= !n->read_only;
     mode_files_writer_gone(co, n);
-    for (struct graph_node *o = node_next(n->g, NULL); o; o = node_next(n->g, o))
-        if (o->backing == n && !o->flt && !mode_changer(n)) {
-            o->backing_use.shared &= ~(unsigned)(STOR_PERM_WRITE | STOR_PERM_RESIZE);
-            node_set_below(o);
-        }
     return r;
+}
+
+/* Who lies over n puts up with changes of it while somebody makes some, and no longer. */
+static void let_nobody_change(struct graph_node *n)
+{
+    for (struct graph_node *o = mode_changer(n) ? NULL : node_next(n->g, NULL); o; o = node_next(n->g, o))
+        if (o->backing == n && !o->flt) {
+            o->backing_use.shared &= ~(unsigned)(STOR_PERM_WRITE | STOR_PERM_RESIZE);
+            if (n->read_only)
+                node_set_below(o);               /* M4 */
+        }
 }
 
 /* Nobody claims the layer, or takes one of its bitmaps, between the look and the change. */
@@ -701,33 +741,101 @@ int graph_make_read_only(struct co *co, struct graph_node *n, struct byre_err *e
     ASSERT_LOOP(n->g->home);
     graph_edges_hold(co, n->g);
     int r = make_read_only_held(co, n, err);
+    let_nobody_change(n);
     graph_edges_let(co, n->g);
     return r;
 }
 
+/* ---- and goes (M7) ---- */
+
 static bool is_left(const struct graph_node *n)
 {
-    return n && n->for_writer && n->auto_read_only && mode_is_open(n) && !n->read_only && !n->inactive && !n->wanted && !n->keep.holds && !mode_writer(n);
+    return n->for_writer && mode_is_open(n) && !n->read_only && !n->inactive && !n->wanted && !n->keep.holds && !mode_writer(n) && !has_busy_bitmaps(n);
 }
 
-/* An image that was opened for writing by graph_writer_comes is open for reading again, with what lies below it. Where that fails it keeps its locks. */
-static void image_writer_gone(struct co *co, struct graph_node *n)
+/* Before edges are taken. Who has closed the gate may wait for what ends behind this. */
+static int flush_ahead(struct co *co, struct graph_node *n)
+{
+    if (!is_left(n) || n->g->edges_by == co)
+        return 0;
+    epoch_token t = epoch_enter(n->gate, n->g->home);
+    int r = graph_is_gated(n) || n->read_only ? 0 : image_flush(co, n);
+    gate_leave(co, n, t);
+    return r;
+}
+
+/* With what lies below it. Where that fails it keeps its locks until somebody else has come and gone. */
+static void go_back_held(struct co *co, struct graph_node *n, int flushed)
 {
     struct byre_err why = { 0 };
-    graph_ref(n);
-    graph_edges_hold(co, n->g);
-    if (is_left(n) && make_read_only_held(co, n, &why))      /* nobody has come meanwhile */
+    int r = 0;
+    if (!n->for_writer)
+        return;                                  /* somebody else has done it */
+    n->going_back = true;
+    if (is_left(n))
+        r = flushed ? byre_fail_code(&why, IO, flushed, "%s: cannot be made durable, and stays open for writing: %s", n->filename, strerror(-flushed))
+                    : make_read_only_held(co, n, &why);
+    n->going_back = false;
+    if (r && is_left(n))                         /* nobody has come meanwhile */
         graph_warn(n, "%s", why.text);
-    graph_edges_let(co, n->g);
-    (void)node_unref(co, n);                     /* whoever lies over it has it */
+    let_nobody_change(n);
+}
+
+static struct graph_node *node_of_serial(struct graph *g, uint64_t serial)
+{
+    struct graph_node *n = node_next(g, NULL);
+    while (n && n->serial != serial)
+        n = node_next(g, n);
+    return n && mode_is_open(n) ? n : NULL;
+}
+
+/* The caller looks at n, which ends here (M8). */
+static void go_back(struct co *co, struct graph_node *n, int flushed)
+{
+    struct graph *g = n->g;
+    const uint64_t serial = n->serial;
+    graph_look_end(n);
+    graph_edges_hold(co, g);
+    n = node_of_serial(g, serial);
+    if (n) {
+        graph_ref(n);
+        go_back_held(co, n, flushed);
+    }
+    graph_edges_let(co, g);
+    if (n)
+        graph_closed_badly(g, node_unref(co, n));            /* somebody else has it, or had it and has gone meanwhile */
 }
 
 /* By recursion: as deep as formats lie over one another (UNDER_LEVELS_MAX). */
 void graph_writer_gone(struct co *co, struct graph_node *n)
 {
     n = graph_skip_filters(n);
-    if (is_left(n))
-        image_writer_gone(co, n);
-    else
+    if (!n || !n->for_writer)
         mode_writer_gone(co, n);
+    else if (!mode_writer(n) && graph_look_begin(n))
+        go_back(co, n, flush_ahead(co, n));
+}
+
+static void settle_main(struct co *co, void *arg)
+{
+    struct graph_node *n = arg;
+    struct graph *g = n->g;
+    int flushed = flush_ahead(co, n);
+    n->settling = false;
+    go_back(co, n, flushed);
+    co_group_leave(&g->partings);
+}
+
+void mode_settle(struct graph_node *n)
+{
+    struct graph *g = n->g;
+    if (!is_left(n) || n->going_back || n->settling || atomic_load(&g->parting) || !graph_look_begin(n))
+        return;
+    co_group_enter(&g->partings);
+    n->settling = true;
+    if (rt_spawn(g->home, settle_main, n) == 0)
+        return;
+    n->settling = false;                         /* no memory: it keeps its locks until somebody else has come and gone */
+    graph_look_end(n);
+    co_group_leave(&g->partings);
 }

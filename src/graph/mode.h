@@ -15,7 +15,7 @@ MUST_USE int mode_check(struct graph_node *n, const struct node_mode *m, struct 
 /* Drains, and opens it so. On success n->how is m->how, and the old one the caller's to free; so it may be when it failed at the
  * very end, else n->how is the old one. Edges are held (runtime.h), unless nobody else is there. */
 MUST_USE int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err);
-/* From one to the other no lock of n is lowered, for changes of mode that are undone together. Nests. let suspends. */
+/* From one to the other no lock of n is lowered, for changes of mode that are undone together. Nests. let suspends, and settles n. */
 void mode_locks_hold(struct graph_node *n);
 void mode_locks_let(struct co *co, struct graph_node *n);
 /* What shares the store of a bare file goes over to the one that it has now, behind mode_switch of it; and a look at them before that: opening a file for
@@ -37,6 +37,9 @@ void mode_forget_below(struct graph_node *n);
 static inline bool mode_is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
 /* The last who wrote to n has gone: a file that is open for writing only when somebody writes gives its lock up. */
 void mode_writer_gone(struct co *co, struct graph_node *n);
+/* graph_writer_gone for an image, by whoever may not wait for edges: it goes back in a coroutine of its own, one of graph->partings. Nothing when somebody is
+ * in the way still (mode.c M7), or the end has begun. */
+void mode_settle(struct graph_node *n);
 /* Before n is opened for writing: what its files are, as far as they are nodes, is (graph_writer_comes). And behind it, when it is not any more. */
 MUST_USE int mode_files_writer_comes(struct co *co, struct graph_node *n, struct byre_err *err);
 void mode_files_writer_gone(struct co *co, struct graph_node *n);

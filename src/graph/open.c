@@ -259,6 +259,27 @@ static int take_store(struct co *co, struct layer *l, struct byre_err *err)
     return 0;
 }
 
+static int use_file_node(const struct layer *l, struct graph_node *file, struct byre_err *err)
+{
+    struct graph_node *n = l->n;
+    bool raw = l->format && !strcmp(l->format, "raw");
+    n->file_use = (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE),
+                                       .shared = raw ? STOR_PERM_ALL : STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED, .idle = n->inactive };
+    int r = graph_user_add(file, &n->file_use, err);
+    char *name = r ? NULL : strdup(file->filename);
+    if (!r && !name)
+        r = byre_fail(err, NOMEM, "no memory for a file name");
+    if (r) {
+        graph_user_remove(&n->file_use);
+        return r;
+    }
+    free(n->filename);
+    n->filename = name;
+    n->file = file;
+    file->refs++;
+    return 0;
+}
+
 /* The image lies over the file's node, and says so to others who use that. */
 static int share_store(struct co *co, struct opening *op, struct layer *l, struct byre_err *err)
 {
@@ -266,34 +287,19 @@ static int share_store(struct co *co, struct opening *op, struct layer *l, struc
     int r = check_file_node(l, file, err);
     if (r)
         return r;
+    struct graph_node *awaited = n->read_only ? NULL : graph_await_writer(file);
     graph_ref(file);
-    file->wanted++;
     if (!n->file && !n->read_only)
         r = graph_writer_comes(co, file, err);
     graph_hold_image(co, file);                  /* I6 */
-    file->wanted--;
     l->file = file;
     if (!r)
         r = check_file_node(l, file, err);       /* it may be open in another way by now */
+    if (!r && !n->file)
+        r = use_file_node(l, file, err);
+    graph_await_end(co, awaited);
     if (r)
         return r;
-    if (!n->file) {
-        bool raw = l->format && !strcmp(l->format, "raw");
-        n->file_use = (struct graph_user){ .who = n->name, .perm = STOR_PERM_READ | (n->read_only ? 0 : STOR_PERM_WRITE | STOR_PERM_RESIZE),
-                                           .shared = raw ? STOR_PERM_ALL : STOR_PERM_READ | STOR_PERM_WRITE_UNCHANGED, .idle = n->inactive };
-        r = graph_user_add(file, &n->file_use, err);
-        char *name = r ? NULL : strdup(file->filename);
-        if (!r && !name)
-            r = byre_fail(err, NOMEM, "no memory for a file name");
-        if (r) {
-            graph_user_remove(&n->file_use);
-            return r;
-        }
-        free(n->filename);
-        n->filename = name;
-        n->file = file;
-        file->refs++;
-    }
     r = take_store(co, l, err);
     if (!r && under_is_store(l->store))
         leave_file_node(co, l);                  /* it is asked from now on, and does not answer while somebody closes it to change it (drain.c) */

@@ -3,7 +3,8 @@
  * parting.c: the end of all nodes.
  *
  * Purpose      Makes durable what guests were told, and closes the nodes, so that one whose file or server stands still keeps no other one from it.
- * Owns         a coroutine for each node that is flushed or closed; those that close are in `partings`
+ * Owns         a coroutine for each node that is flushed or closed; those that close are in `partings`, which are waited for, with those that open an
+ *              image for reading again behind who wrote to it (mode_settle): at the end none of these begins
  * Invariants   I1 a node that is flushed may lose its last user meanwhile: its end waits for the flush, as for those who describe it (graph_look_begin)
  *              I2 one whose flush has not ended is not flushed a second time beside it
  * Order        none between nodes: each is closed behind those that lie over it, as node_unref has it

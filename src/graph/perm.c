@@ -16,6 +16,7 @@
 
 #include "graph/active.h"
 #include "graph/filter.h"
+#include "graph/mode.h"
 
 static const char *perm_name(unsigned perm)
 {
@@ -77,6 +78,8 @@ void users_settle(struct graph_node *n)
             n->backing_use.shared &= o->shared & ~(n->flt->deny | n->deny_perm);
         }
     }
+    if (n)
+        mode_settle(n);                          /* the last who wrote to it may have gone */
 }
 
 void user_link(struct graph_node *n, struct graph_user *u)

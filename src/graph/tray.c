@@ -133,12 +133,14 @@ int graph_tray_insert(struct co *co, struct graph_node *a, struct graph_node *n,
     ASSERT_LOOP(g->home);
     ASSERT(has_tray(a) && a->tray_open && !a->backing);
     graph_ref(n);
+    struct graph_node *awaited = a->backing_use.perm & STOR_PERM_WRITE ? graph_await_writer(n) : NULL;
     graph_edges_hold(co, g);
-    int r = a->backing_use.perm & STOR_PERM_WRITE ? graph_writer_comes(co, n, err) : 0;
+    int r = awaited ? graph_writer_comes(co, n, err) : 0;
     graph_shut_begin(co, a);
     if (!r)
         r = insert_shut(a, n, told, err);
     graph_shut_end(a);
+    graph_await_end(co, awaited);
     if (r)
         graph_writer_gone(co, n);
     graph_edges_let(co, g);

@@ -286,7 +286,7 @@ static struct dirty *not_copied(const struct backup *b)
 
 static void let_bitmap_go(struct backup *b)
 {
-    graph_bitmap_release(b->bitmap);
+    graph_bitmap_release(b->image, b->bitmap);
     b->bitmap = NULL;
 }
 

@@ -80,6 +80,8 @@ int commit_run(struct co *co, const struct commit_job *job, struct graph_node **
         r = byre_fail(err, NOT_SUPPORTED, "%s: keeps nothing of what is committed into it, and '%s' would be emptied", graph_filename(base), graph_filename(job->top));
     if (!r)
         r = graph_make_writable(co, base, graph_overlay_in(job->top, base), err);
+    if (!r)
+        graph_keep_writable(base);               /* nobody else is there to whom it would matter */
     if (!r && ret_base)
         *ret_base = base;
     if (!r)

@@ -66,7 +66,6 @@ struct leaving {
     struct job_leave base;               /* with a reference from when the job has begun */
     struct graph_user use;
     char *who;
-    bool put_back;                       /* open for reading again */
     struct co_group flushes;             /* that are left alone: they are not repeated beside themselves */
     struct graph_node *image;            /* of the target, a reference, which keeps zeros as such (zero.c); NULL: it need not */
 };
@@ -82,7 +81,6 @@ struct mirror {
     struct job_top top;                  /* over named */
     const struct graph_node *frozen_base;        /* edges from named down to this (NULL: to the end) are, if `frozen` */
     struct mirror_bitmap bitmap;         /* sync BITMAP */
-    bool opened;                         /* active commit: the base was opened for writing for this */
     struct graph_claim *between;         /* active commit: nobody else sees the base through the layers that lie over it */
     struct converge conv;
     uint64_t next_tick_ns, longest_hold_ns, held_ns, pause_ns;
@@ -542,6 +540,8 @@ static int try_to_end(struct co *co, struct mirror *m, struct byre_err *err)
             graph_drain_end(m->o.target);
     }
     m->over = !r && !m->leaving;
+    if (m->over && m->o.active_commit)
+        graph_keep_writable(m->o.target);        /* it is the disk, which may be written */
     if (r) {
         graph_drain_end(m->o.source);
         m->ending = false;
@@ -572,28 +572,21 @@ static void open_gate(struct co *co, void *arg)
 
 static void leave_flushes(struct co *co, struct job_leave *base) { co_group_wait(co, &CONTAINER_OF(base, struct leaving, base)->flushes); }
 
-/* When the last request has left the target, which may be after the job: others may use it, and the base of a commit that did not come to its
- * end is open for reading again. */
+/* When the last request has left the target, which may be after the job: others may use it, and job_leave opens the base of a commit that did not come to its
+ * end for reading again. */
 static void leave_last(struct co *co, struct job_leave *base)
 {
     struct leaving *l = CONTAINER_OF(base, struct leaving, base);
-    struct byre_err why = { 0 };
     if (l->image) {
         graph_stand_alone(l->image, false);
         (void)graph_close(co, l->image); /* the target holds it, too */
     }
     graph_user_remove(&l->use);
-    if (!l->put_back)
-        return;
-    graph_writer_gone(co, base->target);
-    if (graph_make_read_only(co, base->target, &why))
-        graph_warn(base->target, "%s", why.text);
 }
 
 static void leave_target(struct co *co, struct mirror *m)
 {
     struct leaving *l = TAKE(m->leaving_target);
-    l->put_back = m->opened && !m->over;
     l->base.may_abandon &= !m->over;     /* it is the disk now */
     l->base.keeps_pace = m->over;
     job_leave(co, &l->base, m->job->jobs, LEAVE_NS);
@@ -773,11 +766,9 @@ static int open_base(struct co *co, struct mirror *m, struct byre_err *err)
 {
     const struct job_mirror_opts *o = &m->o;
     struct graph_node *over = graph_overlay_in(o->source, o->target);
-    bool was_read_only = graph_read_only(o->target);
     int r = graph_claim_between(o->source, o->target, m->who, &m->between, err);
     if (!r)
         r = graph_make_writable(co, o->target, over, err);
-    m->opened = !r && was_read_only;
     if (!r)
         r = graph_make_long(co, o->target, graph_length(o->source), err);
     return r;
@@ -830,16 +821,13 @@ static struct mirror *mirror_new(const struct job_mirror_opts *o)
 /* Of one that has not begun. */
 static void mirror_undo(struct co *co, struct mirror *m)
 {
-    struct byre_err why = { 0 };
     job_top_end(co, &m->top);
     thaw(m);
     mirror_bitmap_give(&m->bitmap);
     graph_user_remove(&m->on_source);
     graph_user_remove(&m->leaving_target->use);
-    graph_writer_gone(co, m->o.target);
     graph_claim_end(co, m->between);
-    if (m->opened && graph_make_read_only(co, m->o.target, &why))
-        graph_warn(m->o.target, "%s", why.text);
+    graph_writer_gone(co, m->o.target);
     leaving_free(m->leaving_target);
     free(m->who);
     free(m);

@@ -49,7 +49,7 @@ int mirror_bitmap_mark(const struct mirror_bitmap *b, struct copy_live *l, uint6
 void mirror_bitmap_give(struct mirror_bitmap *b)
 {
     if (b->b)
-        graph_bitmap_release(b->b);
+        graph_bitmap_release(b->node, b->b);
     b->b = NULL;
 }
 

@@ -55,10 +55,9 @@ int relink_add(struct co *co, struct relink *l, const struct relink_what *w, str
 
 static int change(struct co *co, struct link *k, uint64_t longest, struct byre_err *err)
 {
-    bool read_only = graph_read_only(k->n);
     const struct graph_name name = { k->file, k->format, longest };
     int r = graph_make_header_writable(co, k->n, err);
-    k->opened = !r && read_only;
+    k->opened = !r;
     if (!r)
         r = graph_rebase(co, k->n, k->to, &name, err);
     k->done = !r;
@@ -98,9 +97,8 @@ int relink_run(struct co *co, struct relink *l, uint64_t longest, struct byre_er
 
 static void link_end(struct co *co, struct link *k)
 {
-    struct byre_err why = { 0 };
-    if (k->opened && graph_make_read_only(co, k->n, &why))
-        graph_warn(k->n, "%s", why.text);
+    if (k->opened)
+        graph_writer_gone(co, k->n);
     struct graph_node *held[] = { k->n, k->from, k->to };
     for (unsigned i = 0; i < 3; i++) {
         int r = held[i] ? graph_close(co, held[i]) : 0;

@@ -30,7 +30,7 @@ struct stream {
     struct graph_node *below;
     char *who, *name;
     unsigned workers;
-    bool opened, frozen;                 /* the image was opened for writing for this; edges down to the base stay */
+    bool frozen;                         /* edges down to the base stay */
     struct graph_user use;
     struct job_top filter;               /* over what the user calls the image */
     uint64_t length;                     /* of the image, when it was copied */
@@ -84,20 +84,18 @@ static void thaw(struct stream *s)
 
 static void release(struct co *co, struct stream *s)
 {
-    struct byre_err why = { 0 };
     job_top_end(co, &s->filter);
     thaw(s);
     graph_user_remove(&s->use);
-    if (s->node)
+    if (s->node) {
         graph_stand_alone(s->node, false);
-    if (s->opened && graph_make_read_only(co, s->node, &why))
-        graph_warn(s->node, "%s", why.text);
+        graph_writer_gone(co, s->node);
+    }
     int r = s->below ? graph_close(co, s->below) : 0;
     (void)r;                             /* it is open for reading */
     r = s->node ? graph_close(co, s->node) : 0;
     (void)r;                             /* somebody else has it open, too, or it was made durable above */
     s->node = s->below = NULL;
-    s->opened = false;
 }
 
 static int switch_chain(struct co *co, struct stream *s, struct byre_err *err)
@@ -154,9 +152,7 @@ static int choose_name(struct co *co, const struct job_stream_opts *o, struct st
 static int use_node(struct co *co, struct stream *s, struct byre_err *err)
 {
     const struct graph_name name = { s->name, graph_name_format(s->base), 0 };
-    s->opened = graph_read_only(s->node);
     int r = graph_make_header_writable(co, s->node, err);
-    s->opened &= !r;
     if (!r)
         r = graph_rebase_check(co, s->node, s->base, &name, err);
     s->use = (struct graph_user){ .who = s->who, .perm = STOR_PERM_WRITE_UNCHANGED, .shared = STOR_PERM_ALL & ~(unsigned)STOR_PERM_RESIZE };

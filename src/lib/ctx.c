@@ -15,6 +15,7 @@
 #include <semaphore.h>
 #include <string.h>
 
+#include "graph/blockdev.h"
 #include "lib/lib_priv.h"
 #include "stor/fdset.h"
 #include "stor/pr.h"
@@ -199,6 +200,7 @@ static int free_graph(struct co *co, void *arg)
 {
     struct byre_ctx *ctx = arg;
     jobs_stop(co, &ctx->jobs);
+    (void)graph_blockdev_close_all(co, ctx->graph);          /* all are closed, or about to be; whoever was to be told has been */
     graph_free(ctx->graph);
     fdsets_empty(ctx->passed, co_loop(co));
     pr_set_empty(ctx->prs, co_loop(co));

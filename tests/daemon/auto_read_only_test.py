@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """auto-read-only: a file is opened for writing when somebody writes to it, and not before (FEATURES 3.019, 3.068, 11.014)."""
 import json
+import os
+import signal
 import time
 
 import pytest
 
-from lib import mounts, peers, run
+from lib import mounts, nbdserver, peers, run, wait
 
 MIB = 1 << 20
 BOTH = pytest.mark.parametrize("peer", [False, True], ids=["byre", "peer"])
@@ -369,6 +371,147 @@ def test_nested_base_after_a_commit(start, tmp_path, form, how, peer):
         mark(tmp_path / "a", 2)
         c.refused("block-commit", job_id="j", device="top", **{"top-node": "mid", "backing-file": "a"})
         mark(tmp_path / "a", 0)
+    assert comes_shared(tmp_path / "a")
+
+
+def kept_from_others(path):
+    return run.run("qemu-io", "-r", "-f", "qcow2", "-c", "read 0 512", path, code=None).code != 0
+
+
+def raw_over_q(start, tmp_path):
+    """top over mid, a raw disk over q, an image in the file a."""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    run.qemu_img("bitmap", "--add", "--disable", tmp_path / "a", "b")
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "top", "8M")
+    run.qemu_io(tmp_path / "top", "write -P 2 64k 64k", fmt="qcow2")
+    c = start("daemon", *NBD).qmp()
+    c.ok("blockdev-add", **{"driver": "qcow2", "node-name": "top", "file": {"driver": "file", "filename": str(tmp_path / "top")},
+                            "backing": {"driver": "raw", "node-name": "mid", "file": {"driver": "qcow2", "node-name": "q", "file": {"driver": "file", "filename": str(tmp_path / "a")}}}})
+    return c
+
+
+def commit_all(c):
+    """From here on the disk is mid, which is written."""
+    c.ok("block-commit", job_id="j", device="top", **{"auto-dismiss": False})
+    c.wait("BLOCK_JOB_READY", device="j")
+    c.ok("job-complete", id="j")
+    c.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    assert "error" not in c.ok("query-jobs")[0]
+    c.ok("job-dismiss", id="j")
+
+
+def delete(c, node):
+    """As soon as the job lets it."""
+    wait.until(lambda: "return" in c.ask("blockdev-del", **{"node-name": node}), "it cannot be deleted")
+
+
+@pytest.mark.parametrize("sleeps", [False, True], ids=["awake", "asleep"])
+def test_nested_base_outlives_its_writer(start, tmp_path, sleeps):
+    """FEATURES 11.014, 3.019, 3.069: an image that was opened for writing below a base, and which an export goes on reading when all that lies over it has been deleted, is open for reading
+    again: at once, or, if it was inactive then, when it wakes up"""
+    c = raw_over_q(start, tmp_path)
+    commit_all(c)
+    c.ok("block-export-add", type="nbd", id="e", node_name="q", **{"allow-inactive": True})
+    assert kept_from_others(tmp_path / "a")
+    if sleeps:
+        c.ok("blockdev-set-active", active=False)
+    delete(c, "top")
+    if sleeps:
+        c.ok("blockdev-set-active", active=True)
+    assert comes_shared(tmp_path / "a")
+    assert [n["node-name"] for n in c.ok("query-named-block-nodes") if n["node-name"] in ("mid", "q")] == ["q"]
+
+
+def test_nested_base_with_a_bitmap_in_use(start, tmp_path):
+    """FEATURES 11.014, 3.019: one of whose bitmaps the export of another node offers keeps its lock for as long, and no longer"""
+    run.qemu_img("create", "-q", "-f", "raw", tmp_path / "copy", "8M")
+    c = raw_over_q(start, tmp_path)
+    c.ok("blockdev-add", driver="raw", node_name="copy", file={"driver": "file", "filename": str(tmp_path / "copy")})
+    c.ok("block-commit", job_id="j", device="top", speed=1, **{"auto-dismiss": False})
+    c.ok("block-export-add", type="nbd", id="e", node_name="copy", bitmaps=[{"node": "q", "name": "b"}])
+    c.ok("block-job-cancel", device="j", force=True)
+    c.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+    wait.until(lambda: [n["ro"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "mid"] == [True], "the base is open for writing still")
+    assert kept_from_others(tmp_path / "a")
+    c.ok("block-export-del", id="e", mode="hard")
+    c.wait("BLOCK_EXPORT_DELETED", id="e")
+    assert comes_shared(tmp_path / "a")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["alone", "and the next job"])
+def test_base_on_a_server_that_stops(start, tmp_path, again):
+    """FEATURES 11.014, 9.039: a base that cannot be made durable, because its server does not answer any more when the job has been cancelled, keeps nobody from changing the rest of the graph.
+    It is open for reading again behind that, or behind the job that has come meanwhile"""
+    nbd = peers.need_module("nbd")
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "8M")
+    os.truncate(tmp_path / "a", 16 * MIB)            # a server's disk does not grow
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "top", "8M")
+    run.qemu_img("create", "-q", "-f", "raw", tmp_path / "other", "1M")
+    far = nbdserver.nbdkit("file", tmp_path / "a").start()
+    try:
+        daemon = start("daemon", *NBD)
+        c = daemon.qmp()
+        c.ok("blockdev-add", **{"driver": "qcow2", "node-name": "top", "file": {"driver": "file", "filename": str(tmp_path / "top")},
+                                "backing": {"driver": "raw", "node-name": "mid", "file": {"driver": "qcow2", "file": {"driver": "nbd", "server": {"type": "unix", "path": far.socket}}}}})
+        c.ok("blockdev-add", driver="raw", node_name="other", file={"driver": "file", "filename": str(tmp_path / "other")})
+        c.ok("block-export-add", type="nbd", id="e", node_name="top", name="top", writable=True)
+        c.ok("block-commit", job_id="j", device="top")
+        c.wait("BLOCK_JOB_READY", device="j")
+        guest = nbd.NBD()
+        guest.connect_uri(f"nbd+unix:///top?socket={daemon.folder}/n.sock")
+        guest.pwrite(b"x" * MIB, MIB)
+        wait.until(lambda: (job := c.ok("query-block-jobs")[0])["len"] == job["offset"] >= MIB, "it is not copied")
+        nbdserver.stand_still(far.process.pid)
+        c.ok("block-job-cancel", device="j", force=True)
+        c.wait("BLOCK_JOB_CANCELLED")
+        c.ok("block_resize", node_name="other", size=2 * MIB)
+        c.ok("blockdev-del", node_name="other")
+        if again:
+            c.ok("block-commit", job_id="k", device="top")
+        far.process.send_signal(signal.SIGCONT)
+        if again:
+            c.wait("BLOCK_JOB_READY", device="k")
+            c.ok("block-job-cancel", device="k", force=True)
+            c.wait("BLOCK_JOB_CANCELLED", device="k")
+        wait.until(lambda: [n["ro"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "mid"] == [True], "the base is open for writing still")
+        guest.shutdown()
+        assert daemon.stop()[0] == 0
+    finally:
+        far.process.send_signal(signal.SIGCONT)
+        far.close()
+    run.qemu_io(tmp_path / "a", f"read -P {ord('x')} 1M 1M")
+
+
+def test_base_that_cannot_be_made_durable(start, tmp_path):
+    """FEATURES 11.014, 11.002: it stays open for writing, and is open for reading again behind the next job; but what lies over it puts up with nobody who would change it meanwhile"""
+    chain = None
+    for name in ("base", "mid", "top"):
+        run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / name, "8M")
+        image = {"driver": "file", "filename": str(tmp_path / name)}
+        if name == "base":
+            image = {"driver": "blkdebug", "image": image, "inject-error": [{"event": "none", "iotype": "flush", "errno": 5, "once": False}]}
+        chain = {"driver": "qcow2", "node-name": name, "file": image, "backing": chain}
+    run.qemu_io(tmp_path / "mid", "write -P 2 64k 64k")
+    c = start("daemon").qmp()
+    c.ok("blockdev-add", **chain)
+    c.ok("block-commit", job_id="j", device="top", top_node="mid", base_node="base", backing_file="base")
+    assert "error" in c.wait("BLOCK_JOB_COMPLETED", device="j")["data"]
+    picture = c.ok("x-debug-query-block-graph")
+    names = {n["id"]: n["name"] for n in picture["nodes"]}
+    over = [e["shared-perm"] for e in picture["edges"] if names[e["parent"]] == "mid" and names[e["child"]] == "base"]
+    assert len(over) == 1 and not {"write", "resize"} & set(over[0])
+
+
+def test_image_over_a_nested_base_behind_a_job(start, tmp_path):
+    """FEATURES 11.014: whoever comes to write to it while it is about to be open for reading again is not refused"""
+    c = raw_over_q(start, tmp_path)
+    for _ in range(20):
+        c.ok("block-commit", job_id="j", device="top", speed=1, **{"auto-dismiss": False})
+        c.ok("block-job-cancel", device="j", force=True)
+        c.wait("JOB_STATUS_CHANGE", id="j", status="concluded")
+        c.ok("blockdev-add", driver="raw", node_name="x", file="q")
+        c.ok("blockdev-del", node_name="x")
+        c.ok("job-dismiss", id="j")
     assert comes_shared(tmp_path / "a")
 
 
