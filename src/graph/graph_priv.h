@@ -211,6 +211,8 @@ struct graph_node {
     bool for_writer;                    /* home: it was opened for writing here, and is open for reading again when nobody writes any more (mode.c M7) */
     bool going_back;                    /* home: just now. Edges are held */
     bool settling;                      /* home: mode_settle sees to that */
+    bool stays_told;                    /* home: it has been warned of that it cannot */
+    unsigned leaving;                   /* home: so many who wrote to it make it durable, to see to that themselves (graph_writer_gone) */
     unsigned wanted;                    /* home: so many are about to write (graph_await_writer) */
     bool inactive;                      /* home: active.c, as what follows. Others change its file */
     bool turning;                       /* it becomes active, or ceases to be */

@@ -108,11 +108,17 @@ static int claim_layers(struct co *co, struct graph_node *top, struct graph_node
     struct graph_claim *c = claim_new(top, base, who);
     if (!c)
         return byre_fail(err, NOMEM, "no memory to use a chain");
-    struct graph_node *overlay = c->all[c->count - 2].n;
-    int r = graph_make_writable(co, base, overlay, err);
+    struct graph_user *above = &c->all[c->count - 2].n->backing_use;
+    const unsigned shared = above->shared;
+    int r = graph_make_writable(co, base, c->all[c->count - 2].n, err);
     c->all[c->count - 1].opened = !r;
     if (!r)
+        r = perm_check(base, above, CHANGES, who, err);
+    if (!r) {
+        above->shared |= CHANGES;                /* also of a base that was open for writing before */
         r = graph_make_long(co, base, graph_length(top), err);
+    }
+    above->shared = shared;                      /* take() says so for as long as the claim stands */
     for (unsigned i = 0; !r && i < c->count; i++)
         r = take(c, i, err);
     if (!r)
@@ -231,10 +237,12 @@ int graph_claim_open_all(struct co *co, struct graph_claim *c, struct byre_err *
         if (!l->n->im->ops->forget || l->n->im->data_raw)
             return byre_fail(err, NOT_SUPPORTED, "%s: cannot give up a part of its content", l->n->filename);
         int r = graph_make_header_writable(co, l->n, err);
+        l->opened = !r;
+        if (!r)
+            r = perm_check(l->n, &l->use, STOR_PERM_WRITE_UNCHANGED, c->who, err);
         if (r)
             return r;
-        l->opened = true;
-        l->use.perm |= STOR_PERM_WRITE_UNCHANGED;        /* of the top, too: it stays open for writing (mode.c M7). That nobody minds has just been asked */
+        l->use.perm |= STOR_PERM_WRITE_UNCHANGED;        /* of the top, too: it stays open for writing (mode.c M7) */
         l->n->discard = true;                    /* that is what it is for */
     }
     return 0;

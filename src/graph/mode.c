@@ -542,7 +542,11 @@ static void forget_looks(struct graph_node *file)
 }
 
 /* M7. The image of a file with auto-read-only stays what it is when nobody writes any more (mode_writer_gone). */
-static bool goes_back(const struct graph_node *n) { return !(n->is_file && n->auto_read_only); }
+static void set_for_writer(struct graph_node *n, bool opened)
+{
+    n->for_writer = opened && !(n->is_file && n->auto_read_only);
+    n->stays_told = false;
+}
 
 static int writer_comes_held(struct co *co, struct graph_node *n, struct byre_err *err)
 {
@@ -552,7 +556,7 @@ static int writer_comes_held(struct co *co, struct graph_node *n, struct byre_er
         return 0;
     int r = n->frozen ? byre_fail(err, BUSY, "node '%s': a job works at it", n->name) : mode_switch_all(co, n, &m, err);
     forget_looks(n);
-    n->for_writer = !r && goes_back(n);
+    set_for_writer(n, !r);
     return r;
 }
 
@@ -630,7 +634,7 @@ void mode_files_writer_gone(struct co *co, struct graph_node *n)
  * written is durable before that, and what the file looked like then is remembered (M6). A file that cannot be flushed keeps its lock. */
 void mode_writer_gone(struct co *co, struct graph_node *n)
 {
-    if (!n || !may_go_back(n))
+    if (!n || !may_go_back(n) || !graph_look_begin(n))       /* who calls may hold what lies over it only, and that may come to lie elsewhere */
         return;
     struct fmt_image *im = n->im;
     struct stor_seen seen;
@@ -638,14 +642,15 @@ void mode_writer_gone(struct co *co, struct graph_node *n)
     int r = im->ops->flush(co, im);
     (void)stor_file_seen(co, im->store, &seen);
     epoch_leave(im->epoch, co_loop(co), t);
-    if (r || n->im != im || !may_go_back(n))       /* somebody has come */
-        return;
-    n->seen = seen;
-    n->read_only = true;
-    locks_of(n, 0);
-    r = node_lock(co, n, 0, NULL);               /* only lowers them */
-    (void)r;
-    filters_refresh(n->g);
+    if (!r && n->im == im && may_go_back(n)) {   /* nobody has come */
+        n->seen = seen;
+        n->read_only = true;
+        locks_of(n, 0);
+        r = node_lock(co, n, 0, NULL);           /* only lowers them */
+        (void)r;
+        filters_refresh(n->g);
+    }
+    graph_look_end(n);
 }
 
 static int check_reopen(struct graph_node *n, const struct graph_user *self, unsigned perm, const struct node_mode *m, struct byre_err *err)
@@ -670,7 +675,7 @@ static int open_for_writing(struct co *co, struct graph_node *n, const struct no
     int r = mode_files_writer_comes(co, n, err);
     if (!r)
         r = mode_switch(co, n, m, err);
-    n->for_writer = !r && goes_back(n);
+    set_for_writer(n, !r);
     if (r)
         mode_files_writer_gone(co, n);
     return r;
@@ -727,7 +732,7 @@ static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_
 /* Who lies over n puts up with changes of it while somebody makes some, and no longer. */
 static void let_nobody_change(struct graph_node *n)
 {
-    for (struct graph_node *o = mode_changer(n) ? NULL : node_next(n->g, NULL); o; o = node_next(n->g, o))
+    for (struct graph_node *o = mode_changer(n) || n->inactive ? NULL : node_next(n->g, NULL); o; o = node_next(n->g, o))      /* not who sleeps */
         if (o->backing == n && !o->flt) {
             o->backing_use.shared &= ~(unsigned)(STOR_PERM_WRITE | STOR_PERM_RESIZE);
             if (n->read_only)
@@ -776,8 +781,10 @@ static void go_back_held(struct co *co, struct graph_node *n, int flushed)
         r = flushed ? byre_fail_code(&why, IO, flushed, "%s: cannot be made durable, and stays open for writing: %s", n->filename, strerror(-flushed))
                     : make_read_only_held(co, n, &why);
     n->going_back = false;
-    if (r && is_left(n))                         /* nobody has come meanwhile */
+    if (r && is_left(n) && !n->stays_told) {     /* nobody has come meanwhile */
+        n->stays_told = true;
         graph_warn(n, "%s", why.text);
+    }
     let_nobody_change(n);
 }
 
@@ -812,17 +819,25 @@ void graph_writer_gone(struct co *co, struct graph_node *n)
     n = graph_skip_filters(n);
     if (!n || !n->for_writer)
         mode_writer_gone(co, n);
-    else if (!mode_writer(n) && graph_look_begin(n))
-        go_back(co, n, flush_ahead(co, n));
+    else if (!mode_writer(n) && graph_look_begin(n)) {
+        n->leaving++;
+        int flushed = flush_ahead(co, n);
+        n->leaving--;
+        go_back(co, n, flushed);
+    }
 }
 
 static void settle_main(struct co *co, void *arg)
 {
     struct graph_node *n = arg;
     struct graph *g = n->g;
-    int flushed = flush_ahead(co, n);
+    const bool other = n->leaving;               /* the last who wrote is at it himself, and has begun to make it durable */
+    int flushed = other ? 0 : flush_ahead(co, n);
     n->settling = false;
-    go_back(co, n, flushed);
+    if (other)
+        graph_look_end(n);
+    else
+        go_back(co, n, flushed);
     co_group_leave(&g->partings);
 }
 

@@ -101,3 +101,26 @@ def test_zeros_over_a_base_that_grew(start, tmp_path):
     c.ok("block-job-cancel", device="j", force=True)
     c.wait("JOB_STATUS_CHANGE", id="j", status="null")
     io("read -P 0 1M 64k")
+
+
+@pytest.mark.parametrize("writable", [True, False], ids=["open for writing", "open for reading"])
+def test_layer_into_a_shorter_base(start, tmp_path, writable):
+    """FEATURES 9.042, 9.045, 11.014: a layer that is longer than a base, which may be open for writing already: it grows for the job. What lies over it puts up with that for as long"""
+    for name, size, below in (("base", "1M", ()), ("mid", "2M", ("-b", "base", "-F", "qcow2")), ("top", "2M", ("-b", "mid", "-F", "qcow2"))):
+        run.qemu_img("create", "-q", "-f", "qcow2", *below, tmp_path / name, size)
+    run.qemu_io(tmp_path / "base", "write -P 1 0 1M")
+    run.qemu_io(tmp_path / "mid", "write -P 2 1M 512k")
+    daemon = start("daemon")
+    c = daemon.qmp()
+    for name, more in (("base", {"read-only": not writable}), ("mid", {"backing": "base", "read-only": True}), ("top", {"backing": "mid"})):
+        c.ok("blockdev-add", **{"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": str(tmp_path / name)}, **more})
+    c.ok("block-commit", job_id="j", device="top", top_node="mid", base_node="base", backing_file="base")
+    assert "error" not in c.wait("BLOCK_JOB_COMPLETED", device="j")["data"]
+    picture = c.ok("x-debug-query-block-graph")
+    names = {n["id"]: n["name"] for n in picture["nodes"]}
+    over = {names[e["parent"]]: e["shared-perm"] for e in picture["edges"] if names[e["child"]] == "base"}
+    assert "top" in over and not any({"write", "resize"} & set(shared) for shared in over.values())
+    assert [n["ro"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "base"] == [not writable]
+    assert daemon.stop()[0] == 0
+    assert size_of(tmp_path / "base", "qcow2") == 2 * MIB
+    run.qemu_io(tmp_path / "top", "read -P 1 0 1M", "read -P 2 1M 512k", "read -P 0 1536k 512k")
