@@ -781,7 +781,7 @@ static void go_back_held(struct co *co, struct graph_node *n, int flushed)
         r = flushed ? byre_fail_code(&why, IO, flushed, "%s: cannot be made durable, and stays open for writing: %s", n->filename, strerror(-flushed))
                     : make_read_only_held(co, n, &why);
     n->going_back = false;
-    if (r && is_left(n) && !n->stays_told) {     /* nobody has come meanwhile */
+    if (r && (n->read_only || (is_left(n) && !n->stays_told))) {         /* not closed well; or nobody has come meanwhile */
         n->stays_told = true;
         graph_warn(n, "%s", why.text);
     }

@@ -506,6 +506,27 @@ def test_base_that_cannot_be_made_durable(start, tmp_path):
     assert daemon.stop()[1].count("stays open for writing") == 1
 
 
+def test_base_that_is_not_closed_well(start, tmp_path):
+    """FEATURES 11.014: it is open for reading again, and what it could not store is told"""
+    chain = None
+    for name in ("base", "mid", "top"):
+        run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / name, "8M")
+        image = {"driver": "file", "filename": str(tmp_path / name)}
+        if name == "base":
+            run.qemu_img("bitmap", "--add", tmp_path / name, "b")
+            image = {"driver": "blkdebug", "image": image, "set-state": [{"event": "write_aio", "new_state": 2}],
+                     "inject-error": [{"event": "flush_to_disk", "iotype": "write", "state": 2, "errno": 5, "once": False}]}
+        chain = {"driver": "qcow2", "node-name": name, "file": image, "backing": chain}
+    run.qemu_io(tmp_path / "mid", "write -P 2 64k 64k")
+    daemon = start("daemon")
+    c = daemon.qmp()
+    c.ok("blockdev-add", **chain)
+    c.ok("block-commit", job_id="j", device="top", top_node="mid", base_node="base", backing_file="base")
+    c.wait("BLOCK_JOB_COMPLETED", device="j")
+    wait.until(lambda: [n["ro"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "base"] == [True], "the base is open for writing still")
+    assert "was not closed well" in daemon.stop()[1]
+
+
 def test_image_over_a_nested_base_behind_a_job(start, tmp_path):
     """FEATURES 11.014: whoever comes to write to it while it is about to be open for reading again is not refused"""
     c = raw_over_q(start, tmp_path)
