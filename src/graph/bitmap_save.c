@@ -20,6 +20,7 @@
 
 #include "base/cleanup.h"
 #include "graph/graph_priv.h"
+#include "graph/mode.h"
 
 struct grave { struct grave *next; struct dirty *bits; };
 struct row { struct fmt_bitmap *b; struct dirty *bits; bool enabled, changed; };
@@ -183,9 +184,11 @@ static bool is_saved_bits(const struct graph_bitmaps_saved *s, const struct dirt
 
 static void saved_free(struct graph_bitmaps_saved *s)
 {
-    s->n->bitmaps_saved = NULL;
+    struct graph_node *n = s->n;
+    n->bitmaps_saved = NULL;
     free(s->room);
     free(s);
+    mode_settle(n);                              /* they were in the way (mode.c M7) */
 }
 
 static void bury_all(struct graph_bitmaps_saved *s, bool keep_saved)

@@ -209,6 +209,7 @@ struct graph_node {
     _Atomic bool alone;                 /* what is written is to hide whatever comes to lie below: zeros too (zero.c) */
     bool auto_read_only;                /* home: opened for writing when somebody writes (graph_writer_comes) */
     bool for_writer;                    /* home: it was opened for writing here, and is open for reading again when nobody writes any more (mode.c M7) */
+    bool discarded;                     /* home: for_writer: it passed discards on before */
     bool going_back;                    /* home: just now. Edges are held */
     bool settling;                      /* home: mode_settle sees to that */
     bool stays_told;                    /* home: it has been warned of that it cannot */

@@ -350,8 +350,9 @@ static int from_writing(struct co *co, struct graph_node *n, const struct node_m
         return byre_fail_code(err, IO, r, "%s: cannot be made durable: %s", n->filename, strerror(-r));
     }
     r = open_beside(co, n, &reading, &writing, err);         /* says what is wrong with the options, while nothing has changed */
-    if (!r && m->read_only && mode_writer(n)) {              /* who has come since the caller looked; from here on n is read-only */
-        r = byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, mode_writer(n));
+    const char *writer = n->turning ? mode_changer(n) : mode_writer(n);      /* who rewrites the same by a filter that sleeps does not */
+    if (!r && m->read_only && writer) {                      /* who has come since the caller looked; from here on n is read-only */
+        r = byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, writer);
         close_beside(co, n, &writing);
     }
     if (r) {
@@ -393,8 +394,6 @@ int mode_switch(struct co *co, struct graph_node *n, const struct node_mode *m, 
     if (n->backing)
         n->im->has_backing = true;               /* whatever the image records: what is written to it hides what lies there */
     node_set_below(n);
-    if (atomic_load(&n->alone))
-        atomic_store(&n->im->below_zero_from, UINT64_MAX);
     if (!n->read_only)
         mode_forget_below(n);
     indexes_make(n);
@@ -542,21 +541,23 @@ static void forget_looks(struct graph_node *file)
 }
 
 /* M7. The image of a file with auto-read-only stays what it is when nobody writes any more (mode_writer_gone). */
-static void set_for_writer(struct graph_node *n, bool opened)
+static void set_for_writer(struct graph_node *n, bool opened, bool discarded)
 {
     n->for_writer = opened && !(n->is_file && n->auto_read_only);
+    n->discarded = discarded;
     n->stays_told = false;
 }
 
 static int writer_comes_held(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     struct node_mode m = mode_of(n);
+    const bool discarded = n->discard;
     m.read_only = false;
     if (!n->read_only)
         return 0;
     int r = n->frozen ? byre_fail(err, BUSY, "node '%s': a job works at it", n->name) : mode_switch_all(co, n, &m, err);
     forget_looks(n);
-    set_for_writer(n, !r);
+    set_for_writer(n, !r, discarded);
     return r;
 }
 
@@ -672,10 +673,11 @@ static struct node_mode writing_mode(const struct graph_node *n)
 /* With what its file lies in; all or nothing. */
 static int open_for_writing(struct co *co, struct graph_node *n, const struct node_mode *m, struct byre_err *err)
 {
+    const bool discarded = n->discard;
     int r = mode_files_writer_comes(co, n, err);
     if (!r)
         r = mode_switch(co, n, m, err);
-    set_for_writer(n, !r);
+    set_for_writer(n, !r, discarded);
     if (r)
         mode_files_writer_gone(co, n);
     return r;
@@ -717,7 +719,7 @@ static int make_read_only_held(struct co *co, struct graph_node *n, struct byre_
         return 0;
     struct node_mode m = mode_of(n);
     m.read_only = true;
-    m.discard = false;
+    m.discard = n->for_writer && n->discarded;   /* the next who comes to write finds it as the first one did */
     if (mode_writer(n))
         return byre_fail(err, PERMISSION, "node '%s': is written by '%s'", n->name, mode_writer(n));
     int r = mode_check(n, &m, err);
@@ -734,7 +736,7 @@ static void let_nobody_change(struct graph_node *n)
 {
     for (struct graph_node *o = mode_changer(n) || n->inactive ? NULL : node_next(n->g, NULL); o; o = node_next(n->g, o))      /* not who sleeps */
         if (o->backing == n && !o->flt) {
-            o->backing_use.shared &= ~(unsigned)(STOR_PERM_WRITE | STOR_PERM_RESIZE);
+            o->backing_use.shared &= ~(unsigned)(STOR_PERM_RESIZE | (o->lenient ? 0 : STOR_PERM_WRITE));      /* perm.c I2 */
             if (n->read_only)
                 node_set_below(o);               /* M4 */
         }
@@ -755,7 +757,7 @@ int graph_make_read_only(struct co *co, struct graph_node *n, struct byre_err *e
 
 static bool is_left(const struct graph_node *n)
 {
-    return n->for_writer && mode_is_open(n) && !n->read_only && !n->inactive && !n->wanted && !n->keep.holds && !mode_writer(n) && !has_busy_bitmaps(n);
+    return n->for_writer && mode_is_open(n) && !n->read_only && !n->inactive && !n->wanted && !n->keep.holds && !mode_writer(n) && !has_busy_bitmaps(n) && !n->bitmaps_saved;
 }
 
 /* Before edges are taken. Who has closed the gate may wait for what ends behind this. */
@@ -774,8 +776,8 @@ static void go_back_held(struct co *co, struct graph_node *n, int flushed)
 {
     struct byre_err why = { 0 };
     int r = 0;
-    if (!n->for_writer)
-        return;                                  /* somebody else has done it */
+    if (!n->for_writer || atomic_load(&n->g->parting))
+        return;                                  /* somebody else has done it, or the close will: it is hurried, and its failure counts */
     n->going_back = true;
     if (is_left(n))
         r = flushed ? byre_fail_code(&why, IO, flushed, "%s: cannot be made durable, and stays open for writing: %s", n->filename, strerror(-flushed))

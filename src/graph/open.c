@@ -844,6 +844,8 @@ void node_set_below(struct graph_node *n)
         const struct graph_node *image = graph_skip_filters(n->backing);
         from = image ? max_u64(graph_length(image), graph_length(n->backing)) : UINT64_MAX;
     }
+    if (atomic_load(&n->alone))                  /* something else will come to lie there */
+        from = UINT64_MAX;
     atomic_store(&n->im->below_zero_from, from);
 }
 

@@ -539,3 +539,15 @@ def test_each_request_fails_once(start, tmp_path):
     while seen[-4:] != [None] * 4 or "come" not in seen:     # behind the last request that matters
         seen.append(one_failure(w, nbd, len(seen) + 1))
     assert set(seen) >= {"go", "come", "write"}
+
+
+def test_below_a_filter_that_rewrites(start, tmp_path):
+    """FEATURES 3.069, 3.054: a filter that asks for the right to rewrite the same data sleeps with what lies below it"""
+    run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a", "4M")
+    daemon = start("daemon")
+    c = daemon.qmp()
+    c.ok("blockdev-add", driver="qcow2", node_name="a", file={"driver": "file", "filename": str(tmp_path / "a")})
+    c.ok("blockdev-add", **{"driver": "blkdebug", "node-name": "f", "image": "a", "take-child-perms": ["write-unchanged"]})
+    for active in (False, True, False):
+        c.ok("blockdev-set-active", active=active)
+    assert daemon.stop()[0] == 0

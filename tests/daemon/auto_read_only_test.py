@@ -551,3 +551,73 @@ def test_file_below_nodes_is_kept_from_others(start, tmp_path, form, read_only, 
     assert not others_write(tmp_path / "a", "raw") and not others_write(tmp_path / "a")
     c.ok("blockdev-del", node_name="d")
     assert others_write(tmp_path / "a")
+
+
+def test_going_back_below_a_stream(start, tmp_path):
+    """FEATURES 11.014, 9.054: a layer goes back to reading while a stream takes it out of the chain: what the disk shows behind the layer's end stays zeros, though the base has data there"""
+    for name, size, below in (("base", "32M", ()), ("mid", "8M", ("-b", "base", "-F", "qcow2")), ("top", "8M", ("-b", "mid", "-F", "qcow2"))):
+        run.qemu_img("create", "-q", "-f", "qcow2", *below, tmp_path / name, size)
+    run.qemu_io(tmp_path / "base", "write -P 9 0 32M")
+    run.qemu_io(tmp_path / "mid", "write -P 3 0 4M")
+    run.qemu_img("bitmap", "--add", "--disable", tmp_path / "mid", "b")
+    run.qemu_img("create", "-q", "-f", "raw", tmp_path / "copy", "8M")
+    daemon = start("daemon", *NBD)
+    c = daemon.qmp()
+    for name, more in (("base", {"read-only": True}), ("mid", {"backing": "base", "read-only": True}), ("top", {"backing": "mid"})):
+        c.ok("blockdev-add", **{"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": str(tmp_path / name)}, **more})
+    c.ok("blockdev-add", driver="raw", node_name="copy", file={"driver": "file", "filename": str(tmp_path / "copy")})
+    c.ok("block-commit", job_id="j", device="top", base_node="mid", speed=1)
+    c.ok("block-export-add", type="nbd", id="e", node_name="copy", bitmaps=[{"node": "mid", "name": "b"}])
+    c.ok("block-job-cancel", device="j", force=True)
+    wait.until(lambda: not c.ok("query-block-jobs"), "it does not end")
+    assert [n["ro"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "mid"] == [False]
+    c.ok("block_resize", node_name="top", size=32 * MIB)
+    c.ok("block-stream", job_id="s", device="top", base_node="base", speed=1)
+    c.ok("block-export-del", id="e", mode="hard")
+    wait.until(lambda: [n["ro"] for n in c.ok("query-named-block-nodes") if n["node-name"] == "mid"] == [True], "the layer is open for writing still")
+    c.ok("block-job-set-speed", device="s", speed=0)
+    assert "error" not in c.wait("BLOCK_JOB_COMPLETED", device="s")["data"]
+    assert daemon.stop()[0] == 0
+    run.qemu_io(tmp_path / "top", "read -P 3 0 4M", "read -P 9 4M 4M", "read -P 0 8M 24M")
+
+
+@pytest.mark.asan
+def test_remembered_bitmaps_of_an_image_that_is_opened_for_writing(start, tmp_path):
+    """FEATURES 9.083, 9.086, 11.014: a transaction that has changed bitmaps of an image, and is undone, finds them there: nobody opens it in another way meanwhile"""
+    for name in ("t", "s"):
+        run.qemu_img("create", "-q", "-f", "qcow2", tmp_path / name, "8M")
+    run.qemu_img("bitmap", "--add", tmp_path / "t", "b")
+    daemon = start("daemon")
+    c = daemon.qmp()
+    c.ok("blockdev-add", **{"driver": "raw", "node-name": "over", "read-only": True,
+                            "file": {"driver": "qcow2", "node-name": "t", "file": {"driver": "file", "filename": str(tmp_path / "t")}}})
+    c.ok("blockdev-add", driver="qcow2", node_name="s", file={"driver": "file", "filename": str(tmp_path / "s")})
+    before = [n.get("dirty-bitmaps") for n in c.ok("query-named-block-nodes") if n["node-name"] == "t"]
+    answer = c.ask("transaction", actions=[{"type": "block-dirty-bitmap-add", "data": {"node": "t", "name": "x"}},
+                                           {"type": "blockdev-backup", "data": {"job-id": "k", "device": "s", "target": "t", "sync": "none"}},
+                                           {"type": "abort", "data": {}}])
+    assert "error" in answer
+    assert [n.get("dirty-bitmaps") for n in c.ok("query-named-block-nodes") if n["node-name"] == "t"] == before
+    assert not c.ok("query-jobs")
+    assert daemon.stop()[0] == 0
+
+
+def test_discards_of_the_second_writer(start, tmp_path):
+    """FEATURES 11.014: an image that was open for reading in between passes discards on as it did before"""
+    nbd = peers.need_module("nbd")
+    run.qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=full", tmp_path / "a", "8M")
+    daemon = start("daemon", *NBD)
+    c = daemon.qmp()
+    c.ok("blockdev-add", **{"driver": "raw", "node-name": "mid", "read-only": True, "discard": "unmap",
+                            "file": {"driver": "qcow2", "node-name": "q", "discard": "unmap", "file": {"driver": "file", "discard": "unmap", "filename": str(tmp_path / "a")}}})
+    for at in (0, 4 * MIB):
+        c.ok("block-export-add", type="nbd", id="e", node_name="q", name="q", writable=True)
+        guest = nbd.NBD()
+        guest.connect_uri(f"nbd+unix:///q?socket={daemon.folder}/n.sock")
+        guest.trim(4 * MIB, at)
+        guest.shutdown()
+        c.ok("block-export-del", id="e", mode="hard")
+        c.wait("BLOCK_EXPORT_DELETED", id="e")
+        assert comes_shared(tmp_path / "a")
+    assert daemon.stop()[0] == 0
+    assert not any(e["data"] for e in json.loads(run.qemu_img("map", "--output=json", tmp_path / "a").out))
