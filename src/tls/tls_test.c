@@ -132,7 +132,7 @@ static void objects(void **state)
 
 enum { LONG = 3 << 20 };
 
-struct side { struct rt_loop *loop; struct tls_creds *creds; int fd; int result; struct tls_session *t; sem_t *done; bool cut; uint64_t moved; };
+struct side { struct rt_loop *loop; struct tls_creds *creds; int fd; int result; struct tls_session *t; sem_t *done; bool cut, burst; uint64_t moved; };
 struct pair { struct rt *rt; struct tls_set *set; struct side server, client; sem_t done; };
 
 static uint8_t pattern(uint64_t i) { return (uint8_t)(i * 31 + i / 255); }
@@ -180,6 +180,35 @@ static int talk_server(struct co *co, struct tls_session *t, struct side *s)
     }
 }
 
+/* The end of a burst: the last of so many records as are taken in one turn does not fit. Nothing more comes before the answer. */
+enum { RECORDS = 64, LAST_BYTES = 100 };
+
+static int burst_client(struct co *co, struct tls_session *t)
+{
+    uint8_t bytes[LAST_BYTES] = { 0 };
+    for (unsigned i = 1; i <= RECORDS; i++) {
+        struct iovec v = { bytes, i < RECORDS ? 1 : LAST_BYTES };
+        if (tls_sendmsg(co, t, &v, 1) != (int64_t)v.iov_len)
+            return -EPIPE;
+    }
+    return tls_recv(co, t, bytes, 1) == 1 ? 0 : -EPIPE;
+}
+
+static int burst_server(struct co *co, struct tls_session *t)
+{
+    uint8_t bytes[RECORDS + LAST_BYTES];
+    (void)co_set_deadline(co, rt_now(co_loop(co)) + UINT64_C(3000000000));
+    int r = co_sleep(co, 200000000);             /* all of it has arrived */
+    for (size_t want = RECORDS, at = 0; !r && at < RECORDS + LAST_BYTES - 1; want = RECORDS + LAST_BYTES - 1 - at) {
+        int64_t n = tls_recv(co, t, bytes, want);
+        if (n <= 0)
+            return n ? (int)n : -EPIPE;
+        at += (size_t)n;
+    }
+    struct iovec v = { bytes, 1 };
+    return r ? r : tls_sendmsg(co, t, &v, 1) == 1 ? 0 : -EPIPE;
+}
+
 static void side_co(struct co *co, void *arg)
 {
     struct side *s = arg;
@@ -191,7 +220,9 @@ static void side_co(struct co *co, void *arg)
         s->result = tls_handshake(co, s->t, &err);
     if (!s->result && server)
         ASSERT(!strcmp(tls_peer(s->t), "fred"));
-    if (!s->result)
+    if (!s->result && s->burst)
+        s->result = server ? burst_server(co, s->t) : burst_client(co, s->t);
+    else if (!s->result)
         s->result = server ? talk_server(co, s->t, s) : talk_client(co, s->t, s);
     if (s->t && !s->cut)
         tls_bye(s->t, false);
@@ -256,11 +287,22 @@ static void another_key(void **state)
     pair_end(&p);
 }
 
+static void end_of_a_burst(void **state)
+{
+    struct pair p = { 0 };
+    pair_begin(&p, RT_BACKEND_THREADS);
+    p.client.burst = p.server.burst = true;
+    pair_run(&p);
+    assert_int_equal(p.server.result, 0);
+    assert_int_equal(p.client.result, 0);
+    pair_end(&p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(globs), cmocka_unit_test(rules), cmocka_unit_test(rules_with_faults), cmocka_unit_test(objects), cmocka_unit_test(two_sides),
-        cmocka_unit_test(another_key),
+        cmocka_unit_test(another_key), cmocka_unit_test(end_of_a_burst),
     };
     ASSERT(mkdtemp(folder));
     int r = cmocka_run_group_tests(tests, NULL, NULL);
