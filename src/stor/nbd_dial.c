@@ -98,8 +98,12 @@ static int64_t lookup_blocking(void *arg)
 
 static void tune(const struct stor_nbd_opts *o, int fd)
 {
-    int one = 1;
+    int one = 1, idle_s = 30, pause_s = 10, probes = 6;  /* a host that is gone is noticed after a minute and a half */
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);        /* what fails here costs time only */
+    /* Not TCP_USER_TIMEOUT: that also ends a connection whose far end lives, and does not read for so long. */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &pause_s, sizeof pause_s);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
 }
 

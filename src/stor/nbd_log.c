@@ -24,6 +24,8 @@
 #include "base/checked.h"
 #include "stor/nbd_priv.h"
 
+#define WEIGHT_MIN 4096u                  /* of an entry: its repetition costs a round trip, however short it is */
+
 struct nbdc_entry {
     struct list_node link;
     enum nbdc_what what;
@@ -59,7 +61,7 @@ static bool changes(const struct nbdc_req *r)
 
 static uint64_t weight(const struct nbdc_entry *e)
 {
-    return sizeof *e + (e->what == NBDC_WRITE ? e->len : 0);
+    return sizeof *e + max_u64(WEIGHT_MIN, e->what == NBDC_WRITE ? e->len : 0);
 }
 
 void nbdc_log_prepare(struct nbdc_log *l, struct nbdc_req *r)
@@ -189,12 +191,14 @@ static int send_one(struct co *co, struct nbdc_conn *c, struct nbdc_req *r)
 /* Nobody else changes the list: no connection is in use, so nothing is acknowledged. One after the other, for entries may overlap. */
 int nbdc_log_repeat(struct co *co, struct nbdc_log *l, struct nbdc_conn *c)
 {
+    l->repeated_ns = rt_now(co_loop(co));
     LIST_FOR(at, &l->entries) {
         struct nbdc_entry *e = CONTAINER_OF(at, struct nbdc_entry, link);
         struct nbdc_req r = { .what = e->what, .flags = e->flags, .off = e->off, .len = e->len, .buf = e->data, .repeated = true };
         int result = send_one(co, c, &r);
         if (result)
             return result;
+        l->repeated_ns = rt_now(co_loop(co));
     }
     struct nbdc_req flush = { .what = NBDC_FLUSH, .upto = nbdc_log_acked(l) };
     return send_one(co, c, &flush);

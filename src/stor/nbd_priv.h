@@ -135,6 +135,7 @@ struct nbdc_log {
     uint64_t bytes;                       /* guarded by lock */
     uint64_t acked, durable;              /* guarded by lock: seq of the last acknowledged change; of the last that a flush covered */
     uint64_t gap;                         /* guarded by lock: seq of the last change of which nothing was kept */
+    uint64_t repeated_ns;                 /* home loop only: when repetition began, or its last answer came */
 };
 void nbdc_log_init(struct nbdc_log *l, bool is_volatile, bool keeps);
 void nbdc_log_fini(struct nbdc_log *l);

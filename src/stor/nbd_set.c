@@ -13,7 +13,8 @@
  *              I3  After a loss nothing is let in before the log (nbd_log.c) has been repeated and flushed; what cannot be repeated
  *                  ends the store (NBDC_BROKEN): a cache above believes that what it wrote is there.
  *              I4  A request that was lost is sent again, changes too: the same bytes at the same place, before anything that waits
- *                  for its answer. It is given up when reconnect-delay has passed since it was lost first.
+ *                  for its answer. It is given up when reconnect-delay has passed since it was lost first, unless the server is back by
+ *                  then and the repetition of the log goes on.
  *              I5  A further connection is let in when one that was there before has answered a request that began behind the handshake of
  *                  the new one. The end of a server may go unnoticed (a connection that is half open): else the new one leads to
  *                  the server that came in its place, and a flush there covers what that one has never seen.
@@ -36,6 +37,8 @@
 
 #define SECOND_NS UINT64_C(1000000000)
 #define PAUSE_MAX_NS (16 * SECOND_NS)
+/* A server that is back, and for so long says nothing to what is repeated, is away. */
+#define SILENCE_NS NBDC_HANDSHAKE_NS
 /* A connection that lived shorter than this does not count as a return: the pauses between attempts go on growing. */
 #define STEADY_NS (2 * SECOND_NS)
 
@@ -380,9 +383,19 @@ static enum outcome try_again(struct co *co, struct nbdc *n)
     return r < 0 ? NEVER : AGAIN;
 }
 
+/* Is the server back, with the repetition of the log under way? That may take longer than anybody wants to wait for a server. Home. */
+static bool repeats(const struct nbdc *n)
+{
+    return n->fresh && !n->fresh->dead && rt_now(n->home) - n->log.repeated_ns < SILENCE_NS;
+}
+
 static void patience_ends(struct rt_timer *t)
 {
     struct nbdc *n = CONTAINER_OF(t, struct nbdc, patience);
+    if (repeats(n)) {
+        rt_timer_start(n->home, t, rt_now(n->home) + SECOND_NS, patience_ends);
+        return;
+    }
     pthread_mutex_lock(&n->lock);
     if (n->state == NBDC_WAIT) {
         n->state = NBDC_FAIL;
@@ -396,10 +409,14 @@ static void recover(struct co *co, struct nbdc *n, uint64_t *pause_ns)
 {
     enum outcome what = nbdc_log_loss(&n->log) == NBDC_FOR_GOOD || n->o.where == STOR_NBD_FD ? NEVER : AGAIN;      /* I3 */
     while (what == AGAIN && !n->closing) {
-        if (*pause_ns && co_sleep(co, *pause_ns))
+        /* While requests wait, a server that is back is found at once. Their time begins before this, and ends for good: no pause
+           becomes shorter while it runs. */
+        uint64_t pause = n->patience.armed ? min_u64(*pause_ns, SECOND_NS) : *pause_ns;
+        if (pause && co_sleep(co, pause))
             break;
         what = try_again(co, n);
-        *pause_ns = *pause_ns ? min_u64(*pause_ns * 2, PAUSE_MAX_NS) : SECOND_NS;
+        if (!n->patience.armed || !*pause_ns)    /* it grows from when nobody waits any more */
+            *pause_ns = *pause_ns ? min_u64(*pause_ns * 2, PAUSE_MAX_NS) : SECOND_NS;
     }
     rt_timer_stop(n->home, &n->patience);
     if (what != BACK)

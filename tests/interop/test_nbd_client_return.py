@@ -11,8 +11,8 @@ import threading
 import time
 
 import pytest
-from lib import nbdserver, peers, serve, wait
-from lib.run import BYRE, byre
+from lib import nbdserver, peers, serve, tcp, wait
+from lib.run import BYRE, byre, free_port
 
 MIB = 1 << 20
 DISK = 48 * MIB
@@ -46,7 +46,7 @@ def noise(tmp_path):
     return path
 
 
-def name_of(server, **options):
+def name_of(server, /, **options):
     file = {"driver": "nbd", "server": {"type": "unix", "path": server.socket}, **options}
     return f"json:{json.dumps({'driver': 'raw', 'file': file})}"
 
@@ -94,8 +94,8 @@ def test_a_copy_without_patience_fails(disk, noise, tmp_path, backend):
 class Guest:
     """A disk over byre serve over the server: what a guest would see."""
 
-    def __init__(self, server, workdir, **options):
-        self.serve = serve.Server(name_of(server, **options), workdir=workdir)
+    def __init__(self, far, workdir, **options):
+        self.serve = serve.Server(name_of(far, **options), workdir=workdir)
         self.serve.wait_ready()
         self.nbd = peers.need_module("nbd")
         self.h = self.nbd.NBD()
@@ -114,8 +114,8 @@ class Guest:
 def guest(tmp_path):
     made = []
 
-    def make(server, **options):
-        made.append(Guest(server, tmp_path, **options))
+    def make(far, **options):
+        made.append(Guest(far, tmp_path, **options))
         return made[-1]
 
     yield make
@@ -352,6 +352,78 @@ def test_requests_wait_for_a_while(volatile, guest, backend):
     assert g.serve.stop() == 0
 
 
+def test_found_within_the_delay(volatile, guest, backend):
+    """A server that is back before the delay ends is found before it ends: a read, and a flush of what was lost, wait and succeed"""
+    g = guest(volatile, **{"reconnect-delay": 14})
+    g.h.pwrite(b"a" * 4096, 0)
+    volatile.kill()
+    begin, ended, got = time.monotonic(), [], g.nbd.Buffer(4096)
+    g.h.aio_pread(got, 0, completion=lambda error: ended.append((error.value, time.monotonic() - begin)) or 1)
+    g.h.aio_flush(completion=lambda error: ended.append((error.value, time.monotonic() - begin)) or 1)
+    time.sleep(9)
+    volatile.start()
+    until_poll(g.h, lambda: len(ended) == 2)
+    assert [error for error, _ in ended] == [0, 0] and min(at for _, at in ended) > 8.5, ended
+    assert bytes(got.to_bytearray()) == b"a" * 4096
+    g.h.pwrite(b"b" * 4096, 0)
+    g.h.flush()
+
+
+def test_the_delay_does_not_end_a_repetition(guest, backend):
+    """What the server may have lost takes longer to do again than the delay: whoever waits for it goes on to wait"""
+    server = nbdserver.nbdkit("--filter=delay", "memory", "48M", "delay-trim=20ms").start()
+    try:
+        g = guest(server, **{"reconnect-delay": 3})
+        for i in range(500):
+            g.h.trim(4096, 4096 * i)
+        server.kill()
+        begin, ended = time.monotonic(), []
+        g.h.aio_flush(completion=lambda error: ended.append((error.value, time.monotonic() - begin)) or 1)
+        server.start()
+        until_poll(g.h, lambda: ended, 60)
+        assert ended[0][0] == 0 and ended[0][1] > 5, ended
+        g.h.flush()
+    finally:
+        server.close()
+
+
+def test_a_server_that_is_back_and_silent(guest):
+    """A server that is back, and says nothing to what is repeated, is not waited for without end"""
+    server = nbdserver.nbdkit("memory", "48M").start()
+    try:
+        g = guest(server, **{"reconnect-delay": 3})
+        g.h.trim(4096, 0)
+        server.kill()
+        server.command = lambda sock: [peers.need("nbdkit"), "-f", "-U", sock, "--filter=delay", "memory", "48M", "delay-trim=600"]
+        begin = time.monotonic()
+        server.start()
+        g.fails(g.h.flush)
+        assert 20 < time.monotonic() - begin < 90
+    finally:
+        server.close()
+
+
+def flushes_of(log):
+    return log.read_text().count(" Flush ")
+
+
+def test_what_is_kept_is_bounded_by_number(disk, guest, tmp_path, backend):
+    """Changes without contents are kept, too, and each costs a round trip when the server is back: behind some thousands of them a flush is asked for"""
+    log = tmp_path / "log"
+    server = nbdserver.nbdkit("--filter=log", "file", disk, f"logfile={log}").start()
+    try:
+        g = guest(server, **{"reconnect-delay": 30})
+        for i in range(3800):
+            g.h.trim(512, 512 * i)
+        before = flushes_of(log)
+        for i in range(3800, 4300):
+            g.h.trim(512, 512 * i)
+        assert before == 0
+        wait.until(lambda: flushes_of(log) == 1, "no flush was asked for")
+    finally:
+        server.close()
+
+
 def test_another_disk_is_refused(volatile, guest, tmp_path, backend):
     """A server that comes back with another size is not the one that went"""
     g = guest(volatile, **{"reconnect-delay": 3})
@@ -367,6 +439,21 @@ def test_another_disk_is_refused(volatile, guest, tmp_path, backend):
     volatile.start()
     time.sleep(1.5)
     g.fails(g.h.pread, 512, 0)
+
+
+def test_a_host_that_vanishes_is_noticed(disk, guest, backend):
+    """Over TCP: an idle connection is asked after half a minute whether the server's host is still there"""
+    port = free_port()
+    server = nbdserver.NbdServer(lambda _: [peers.need("nbdkit"), "-f", "-i", "127.0.0.1", "-p", port, "file", disk])
+    server.listens = lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0
+    server.start()
+    try:
+        g = guest(type("Far", (), {"socket": None}), server={"type": "inet", "host": "127.0.0.1", "port": str(port)})
+        assert g.h.pread(512, 0) == bytes(512)
+        wait.until(lambda: tcp.keepalive_s(port, far=True), "nobody asks")
+        assert 20 < tcp.keepalive_s(port, far=True) <= 31
+    finally:
+        server.close()
 
 
 def test_opening_waits(volatile, tmp_path, backend):

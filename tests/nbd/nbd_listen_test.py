@@ -5,6 +5,7 @@ import socket
 import subprocess
 
 import rawnbd as raw
+from lib import tcp, wait
 from memserver import PROGRAM
 
 
@@ -74,6 +75,14 @@ def test_free_port_is_picked_and_told(start):
     for s in (a, b):
         with raw.Client(("127.0.0.1", s.tcp[1])).enter() as c:
             assert c.read(0, 512) == bytes(512)
+
+
+def test_a_client_whose_host_vanishes_is_noticed(start):
+    s = start("--tcp", "127.0.0.1:0")
+    with raw.Client(("127.0.0.1", s.tcp[1])).enter() as c:
+        assert c.read(0, 512) == bytes(512)
+        wait.until(lambda: tcp.keepalive_s(s.tcp[1], far=False), "nobody asks")
+        assert 20 < tcp.keepalive_s(s.tcp[1], far=False) <= 31
 
 
 def test_port_in_use_is_refused(start):

@@ -37,8 +37,12 @@
 
 static void tune(int fd)
 {
-    int on = 1;
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);      /* fails on unix sockets: no matter */
+    int on = 1, idle_s = 30, pause_s = 10, probes = 6;   /* a host that is gone is noticed after a minute and a half */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);      /* fails on unix sockets, as what is TCP's below: no matter */
+    /* Not TCP_USER_TIMEOUT: that also ends a connection whose far end lives, and does not read for so long. */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &pause_s, sizeof pause_s);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     unix_refuse_descriptors(fd);         /* I3 */
 }
