@@ -849,6 +849,15 @@ void node_set_below(struct graph_node *n)
     atomic_store(&n->im->below_zero_from, from);
 }
 
+/* Somebody changes what lies below, and may have dropped the indexes already: he makes them again at his end (R3). */
+static bool is_changing(const struct graph_node *n)
+{
+    for (; n; n = n->backing)
+        if (n->shuts)
+            return true;
+    return false;
+}
+
 static int finish(struct opening *op, struct byre_err *err)
 {
     for (struct graph_node *n = op->top; n && !n->ready; n = n->backing) {
@@ -859,7 +868,7 @@ static int finish(struct opening *op, struct byre_err *err)
     }
     for (struct graph_node *n = op->top; n && !n->ready; n = n->backing)
         n->ready = true;
-    if (op->top->backing)
+    if (op->top->backing && !is_changing(op->top->backing))
         index_attach(op->top->backing);
     gates_update(op->g);
     return 0;

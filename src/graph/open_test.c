@@ -502,6 +502,74 @@ static void failures(struct co *co, void *arg)
     graph_free(g);
 }
 
+/* ---- what lies below changes while an image is opened over it (index.c) ---- */
+
+static struct { _Atomic bool inside, go, over; struct graph_node *n, *to; int fails, r; } below;
+
+static int slow_flush(struct co *co, struct toy *t, enum toy_op op, uint64_t off, uint64_t len)
+{
+    if (op != TOY_FLUSH)
+        return 0;
+    atomic_store(&below.inside, true);
+    while (!atomic_load(&below.go))
+        (void)co_sleep(co, 100000);
+    return below.fails;
+}
+
+static void set_below(struct co *co, void *arg)
+{
+    below.r = graph_set_backing(co, below.n, below.to, NULL);
+    atomic_store(&below.over, true);
+}
+
+static void other_below(struct co *co, struct graph *g, int fails)
+{
+    struct toyfmt *f = toyfmt_new(co, MIB, 4096);
+    uint8_t buf[512];
+    toyfmt_set(f, 0, FMT_DATA, false, 0x77);
+    f->t->hook = slow_flush;
+    atomic_store(&below.inside, false);
+    atomic_store(&below.go, false);
+    atomic_store(&below.over, false);
+    below.fails = fails;
+    below.n = open_ok(co, g, &(struct graph_open_opts){ .filename = "b-mid.qcow2", .read_only = true });
+    below.to = toy_node(g, &f->im, NULL);
+    CHECK_EQ(rt_spawn(co_loop(co), set_below, NULL), 0);
+    while (!atomic_load(&below.inside))
+        (void)co_sleep(co, 100000);
+    struct graph_node *top = open_ok(co, g, &(struct graph_open_opts){ .filename = "b-top.qcow2" });
+    atomic_store(&below.go, true);
+    while (!atomic_load(&below.over))
+        (void)co_sleep(co, 100000);
+    CHECK_EQ(below.r, fails);
+    CHECK(top->backing->backing == below.n);
+    CHECK_EQ(index_stats(top->backing).layers, fails ? 3 : 2);           /* made by who changed it */
+    for (unsigned i = 0; i < 2; i++) {
+        CHECK_EQ(t_read(co, top, buf, sizeof buf, 0), 0);
+        CHECK_EQ(buf[0], fails ? 0x11 : 0x77);
+    }
+    CHECK_EQ(graph_close(co, top), 0);
+    CHECK_EQ(graph_close(co, below.n), 0);
+    (void)!graph_close(co, below.to);                /* a store that has failed says so */
+    CHECK(!graph_next(g, NULL));
+}
+
+static void changing(struct co *co, void *arg)
+{
+    static const uint8_t old[512] = { 0x11 };
+    struct graph *g = graph_with(co, GRAPH_ECOSYSTEM, 0);
+    create(co, "b-low.qcow2", "qcow2", MIB, NULL, NULL);
+    create(co, "b-mid.qcow2", "qcow2", MIB, "b-low.qcow2", "qcow2");
+    create(co, "b-up.qcow2", "qcow2", MIB, "b-mid.qcow2", "qcow2");
+    create(co, "b-top.qcow2", "qcow2", MIB, "b-up.qcow2", "qcow2");
+    struct graph_node *n = open_ok(co, g, &(struct graph_open_opts){ .filename = "b-low.qcow2" });
+    CHECK_EQ(t_write(co, n, old, sizeof old, 0, 0), 0);
+    CHECK_EQ(graph_close(co, n), 0);
+    other_below(co, g, 0);
+    other_below(co, g, -EIO);
+    graph_free(g);
+}
+
 #define RUN(fn, loop) static void test_##fn(void **state) { t_run(loop, fn, NULL); }
 RUN(probing, 0)
 RUN(policies, 1)
@@ -513,12 +581,14 @@ RUN(locks, 1)
 RUN(failures, 0)
 RUN(status_lists, 0)
 RUN(holes, 0)
+RUN(changing, 0)
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_probing), cmocka_unit_test(test_policies), cmocka_unit_test(test_chains), cmocka_unit_test(test_sharing),
         cmocka_unit_test(test_loops), cmocka_unit_test(test_depth), cmocka_unit_test(test_locks), cmocka_unit_test(test_failures), cmocka_unit_test(test_status_lists), cmocka_unit_test(test_holes),
+        cmocka_unit_test(test_changing),
     };
     char folder[512];
     snprintf(folder, sizeof folder, "%s", t_path("."));

@@ -382,7 +382,9 @@ static int set_backing_drained(struct co *co, struct graph_node *n, struct graph
     int r = edge_prepare(co, n, backing, err);
     if (!r && backing)
         r = fit_below(n, backing, err);
-    if (!r)
+    if (r)
+        indexes_make(n);
+    else
         edge_to_backing(co, n, backing);
     return r;
 }
