@@ -417,7 +417,11 @@ static int job_run(struct co *co, struct job *job, struct byre_err *err)
     return byre_fail(err, NO_SPACE, "the last straw");
 }
 
-static void job_complete(struct job *job) { ((struct fixture *)job->opaque)->let_go = true; }
+static int job_complete(struct job *job, struct byre_err *err)
+{
+    ((struct fixture *)job->opaque)->let_go = true;
+    return 0;
+}
 static const struct job_kind test_kind = { .type = "test", .run = job_run, .complete = job_complete };
 static const struct job_kind endless_kind = { .type = "endless", .run = job_run };
 

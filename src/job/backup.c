@@ -330,6 +330,8 @@ static int take_filter_out(struct co *co, struct backup *b, struct byre_err *err
     if (b->keeper)
         (void)graph_detach(co, b->keeper);   /* it keeps nothing any more */
     b->keeper = NULL;
+    if (b->over && b->filter && b->o.target)         /* who waits for the target is waited for while edges are held. close_target sees to what comes behind */
+        graph_hurry(b->o.target, JOB_ABANDON_NS);
     if (b->over && b->filter)
         graph_cbw_let_over(co, b->filter, b->over, b->o.source);
     if (b->inserted && b->filter) {

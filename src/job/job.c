@@ -399,9 +399,9 @@ static int complete_job(struct job *job, struct byre_err *err)
 {
     if (!job->kind->complete)
         return byre_fail(err, NOT_SUPPORTED, "Job '%s' of type %s ends by itself and cannot be completed", job->id, job->kind->type);
-    job->kind->complete(job);            /* of one that stands still: when it goes on */
+    int r = job->kind->complete(job, err);           /* of one that stands still: when it goes on */
     co_wake_all(&job->wake);
-    return 0;
+    return r;
 }
 
 int job_do(struct job *job, enum job_verb v, struct byre_err *err)

@@ -56,8 +56,8 @@ struct job_kind {
     int (*commit)(struct co *co, struct job *job, struct byre_err *err);
     /* After a failure or cancel, also one of prepare or commit. NULL: nothing to do. */
     void (*abort)(struct co *co, struct job *job);
-    /* A job that has become ready is to end well: kind's run must return soon. NULL: such jobs cannot be completed. */
-    void (*complete)(struct job *job);
+    /* A job that has become ready is to end well: kind's run must return soon. NULL: such jobs cannot be completed. It may refuse, and has changed nothing then. */
+    int (*complete)(struct job *job, struct byre_err *err);
     bool has_speed;                      /* run spends by job_spend() */
     /* Gives back what the job's opaque owns. After it the job does not touch opaque. NULL: nothing. */
     void (*fini)(struct job *job);

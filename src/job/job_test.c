@@ -126,7 +126,11 @@ static void kind_abort(struct co *co, struct job *job)
     co_yield(co);
 }
 
-static void kind_complete(struct job *job) { ((struct world *)job->opaque)->completed = true; }
+static int kind_complete(struct job *job, struct byre_err *err)
+{
+    ((struct world *)job->opaque)->completed = true;
+    return 0;
+}
 static void kind_fini(struct job *job) { ((struct world *)job->opaque)->finished++; }
 
 static const struct job_kind kind = { .type = "test", .run = kind_run, .commit = kind_commit, .abort = kind_abort, .complete = kind_complete, .has_speed = true, .fini = kind_fini };

@@ -11,7 +11,7 @@
  *                 drained, with the source.
  *             M5  Who waits for the target while edges are held, or the source is drained, waits JOB_TARGET_NS at most. Behind that nothing is known of what
  *                 was asked. A flush is asked for again behind its end, with nobody waiting; a length that the target may have got or not ends the job.
- *             M3  A bitmap is cleared behind the event, while nobody writes: whoever has not seen the event goes on with what it said.
+ *             M3  A bitmap is cleared behind the event, while nobody writes to the source: whoever has not seen the event goes on with what it said.
  *             M4  A disk goes over to the base of an active commit with the length that it has: one that has become shorter meanwhile does not come back
  *                 longer, with what the base held there. The base is cut when all is copied and before the flush behind which users go over, not
  *                 before, since the job may be cancelled. One that was longer from the beginning stays as long as it was (FEATURES 9.045).
@@ -390,9 +390,12 @@ static int scan(struct co *co, struct mirror *m, struct byre_err *err)
 static int become_ready(struct co *co, struct mirror *m, struct byre_err *err)
 {
     int r = flush_target(co, m, 0, err);
-    if (!r)
-        job_ready(m->job);
-    return r;
+    if (r)
+        return r;
+    job_ready(m->job);
+    m->conv.brake = 0;                   /* converge.c I3; a job that goes on to its end looks no more */
+    copy_live_set_brake(m->live, 0);
+    return 0;
 }
 
 static int mirror_run(struct co *co, struct job *job, struct byre_err *err)
@@ -557,13 +560,13 @@ struct opening { struct graph_node *source, *named, *target; struct mirror_bitma
 static void open_gate(struct co *co, void *arg)
 {
     struct opening *o = arg;
+    if (o->target)                       /* first: nobody who is there waits for what the source has to flush */
+        graph_drain_end(o->target);
     mirror_bitmap_done(co, &o->bitmap);              /* M3 */
     mirror_bitmap_give(&o->bitmap);
     graph_drain_end(o->source);
-    if (o->target) {
-        graph_drain_end(o->target);
+    if (o->target)
         (void)graph_close(co, o->target);            /* it was flushed */
-    }
     (void)graph_close(co, o->named);
     (void)graph_close(co, o->source);    /* who uses it still, closes it well */
     co_group_leave(&o->jobs->alive);
@@ -666,7 +669,14 @@ static void mirror_abort(struct co *co, struct job *job)
     close_source(co, job->opaque);
 }
 
-static void mirror_complete(struct job *job) { ((struct mirror *)job->opaque)->completing = true; }
+static int mirror_complete(struct job *job, struct byre_err *err)
+{
+    struct mirror *m = job->opaque;
+    if (m->leaving)
+        return byre_fail(err, BAD_ARGUMENT, "Job '%s' is being cancelled: the disk stays where it is", job->id);
+    m->completing = true;
+    return 0;
+}
 
 static void mirror_fini(struct job *job)
 {
@@ -901,9 +911,12 @@ int job_mirror_leave(struct job *job, struct byre_err *err)
 {
     ASSERT(job_is_mirror(job));
     struct mirror *m = job->opaque;
+    if (m->completing && !m->leaving)    /* who asked for that was told that the disk goes over */
+        return byre_fail(err, BAD_ARGUMENT, "Job '%s' is completing already: it can be cancelled with force only", job->id);
+    bool was = m->leaving;
+    m->leaving = false;
     int r = job_do(job, JOB_COMPLETE, err);
-    if (!r)
-        m->leaving = true;
+    m->leaving = was || !r;
     return r;
 }
 

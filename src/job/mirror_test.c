@@ -357,14 +357,28 @@ static void flushes(struct co *co, void *arg)
     do_ok(job, JOB_DISMISS);
     world_close(co, w);
 
+    struct byre_err err;
+    w = world_open(co);                   /* who was told that it completes is not told that it does not */
+    job = start(co, w, (struct job_mirror_opts){ .blocking = false });
+    CHECK(reaches(co, job, JOB_READY, 10 * SEC));
+    do_ok(job, JOB_COMPLETE);
+    CHECK_EQ(job_mirror_leave(job, &err), -EINVAL);
+    CHECK(strstr(err.text, "completing already"));
+    CHECK(reaches(co, job, JOB_CONCLUDED, 10 * SEC));
+    CHECK(job->result == 0 && graph_attached(w->disk) == w->to.n);
+    do_ok(job, JOB_DISMISS);
+    world_close(co, w);
+
     w = world_open(co);                   /* soft cancel: consistent, and nobody goes over */
     w->check_flush = true;
     job = start(co, w, (struct job_mirror_opts){ .blocking = false });
-    struct byre_err err;
     CHECK(job_mirror_leave(job, &err) < 0);                  /* not yet */
     CHECK(reaches(co, job, JOB_READY, 10 * SEC));
     CHECK_EQ(t_write(co, w->disk, buf, SECTOR, 3 * SECTOR, 0), 0);
     CHECK_EQ(job_mirror_leave(job, &err), 0);
+    CHECK_EQ(job_do(job, JOB_COMPLETE, &err), -EINVAL);
+    CHECK(strstr(err.text, "being cancelled"));
+    CHECK_EQ(job_mirror_leave(job, &err), 0);                /* once more is no other thing */
     CHECK(reaches(co, job, JOB_CONCLUDED, 10 * SEC));
     CHECK(job->result == 0 && !w->early && graph_attached(w->disk) == w->from);
     check_same(co, w->from, w->to.n);

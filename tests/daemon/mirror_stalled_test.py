@@ -193,3 +193,35 @@ def test_drain_of_a_blocked_write(tmp_path, w, still):
     assert there.pread(65536, MIB) == b"\x61" * 65536        # the write is on the target all the same
     there.shutdown()
     w.end()
+
+
+@pytest.mark.serial
+def test_bitmap_of_a_source_that_stands_still(tmp_path, w, still):
+    """A mirror by bitmap gives bits up behind a flush of what is the source then: guests, who are on the target, do not wait for it"""
+    run.qemu_img("create", "-q", "-f", "qcow2", still.uri, SIZE)
+    w.add(driver="qcow2", node_name="src", file={"driver": "nbd", "server": {"type": "unix", "path": still.socket}})
+    w.ok("block-export-add", type="nbd", id="s", node_name="src", name="src", writable=True)
+    w.ok("block-dirty-bitmap-add", node="src", name="b", persistent=True)
+    guest = w.guest("src")
+    guest.pwrite(b"\x71" * 65536, MIB)
+    w.target("t.qcow2")
+    w.ok("blockdev-mirror", device="src", job_id="j", target="t", sync="bitmap", bitmap="b", bitmap_mode="on-success")
+    w.wait("BLOCK_JOB_READY")
+    guest.pwrite(b"\x72" * 65536, 2 * MIB)
+    wait.until(lambda: (job := w.ok("query-block-jobs")[0])["len"] == job["offset"], "it is not copied")
+    nbdserver.stand_still(still.process.pid)
+    try:
+        w.ok("block-job-complete", device="j")
+        assert "error" not in w.done()
+        begin = time.monotonic()
+        cookie = guest.aio_pwrite(bytearray(b"\x73" * 65536), 3 * MIB)
+        while not guest.aio_command_completed(cookie):
+            guest.poll(100)
+            assert time.monotonic() - begin < PROMPT
+    finally:
+        os.kill(still.process.pid, signal.SIGCONT)
+    for byte, at in ((0x71, 1), (0x72, 2), (0x73, 3)):
+        assert guest.pread(65536, at * MIB) == bytes([byte]) * 65536
+    wait.until(lambda: not next(n for n in w.ok("query-named-block-nodes") if n["node-name"] == "src")["dirty-bitmaps"][0]["count"], "the bitmap keeps what has been copied")
+    guest.shutdown()
+    w.end()
