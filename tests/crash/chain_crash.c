@@ -30,6 +30,7 @@
 #include "base/mutant.h"
 #include "crash_files.h"
 #include "job/commit.h"
+#include "graph/blockdev.h"
 #include "graph/runtime.h"
 #include "job/live_commit.h"
 #include "job/mirror.h"
@@ -339,6 +340,14 @@ static int run_live(struct co *co, struct crash *c, struct graph_node *n, bool g
     return r ? r : closed;
 }
 
+/* Behind what goes on by itself: nodes that go back to reading (mode.c M7). */
+static void let_go(struct co *co, struct graph *g)
+{
+    if (g)
+        (void)!graph_blockdev_close_all(co, g);
+    graph_free(g);
+}
+
 /* ---- what is recorded, and done again ---- */
 
 static int run_any(struct co *co, struct crash *c, struct graph *g, struct graph_node *n, bool guest)
@@ -364,7 +373,7 @@ static int record(struct co *co, void *arg)
         int closed = graph_close(co, n);
         r = r ? r : closed;
     }
-    graph_free(g);
+    let_go(co, g);
     return r;
 }
 
@@ -402,7 +411,7 @@ static int judge(struct co *co, void *arg)
         c->named_short += is_short(c, n);
         (void)!graph_close(co, n);
     }
-    graph_free(g);
+    let_go(co, g);
     return r;
 }
 
@@ -426,7 +435,7 @@ static int again(struct co *co, void *arg)
         int closed = graph_close(co, n);
         r = r ? r : closed;
     }
-    graph_free(g);
+    let_go(co, g);
     return r;
 }
 
