@@ -27,6 +27,7 @@
  *   cmd_fdset.c   add-fd, remove-fd, query-fdsets
  *   cmd_iothread.c  query-iothreads, x-blockdev-set-iothread; threads as objects
  *   cmd_job.c     query-jobs and the verbs of jobs; x-byre-scrub, x-byre-compact, x-byre-query-job-end
+ *   cmd_medium.c  trays and what lies in them
  *   cmd_mirror.c  blockdev-mirror, drive-mirror, block-job-change
  *   cmd_object.c  object-add object-del
  *   cmd_pr.c      query-pr-managers, x-byre-persistent-reserve-in, x-byre-persistent-reserve-out; managers of reservations as objects

@@ -10,7 +10,8 @@
  *   I1  The chain below a node has no cycle and at most max_depth nodes (RG22).
  *   I2  What lies past the end of a shorter layer reads zeros, never the layers below it (FEATURES 11.008).
  *   I3  A request that was let in is finished or failed before graph_drain_begin returns.
- *   I4  Only a node opened for writing is ever written; its backing nodes are read-only, but for those that a job has opened (live.h).
+ *   I4  Only a node opened for writing is ever written; what lies below is open for reading, until somebody comes to write (graph_make_writable,
+ *       graph_writer_comes; mode.c M7).
  * Concurrency  Requests from any loop. graph_open, graph_close, graph_resize and drain on the graph's home loop.
  * Failure      As fmt.h and stor.h; a failed request has changed at most the sectors it names.
  */

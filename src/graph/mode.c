@@ -16,16 +16,22 @@
  *                 there, or is not heeded): that is seen by its length and time, and bitmaps that only memory holds are then
  *                 inconsistent (G.018).
  *             M7  What was open for reading, and was opened for writing here because somebody came to write (for_writer), is open for reading again when
- *                 nobody writes any more, whoever that was. Both happen with edges held. Who comes meanwhile waits for them (waits_for_writer), is in the
- *                 way (mode_writer, wanted) or is refused. When what is in the way goes (is_left), mode_settle is called: for users by users_settle. Who can
- *                 wait for it calls graph_writer_gone beside that.
+ *                 nobody writes any more, whoever that was:
+ *                   - Who is about to write calls graph_writer_comes (a job: graph_make_writable). graph_await_writer and graph_await_end stand around
+ *                     what suspends in between.
+ *                   - Who has written calls graph_writer_gone, and waits for it.
+ *                   - For users who go without that, users_settle calls mode_settle: a coroutine of its own, in graph->partings.
+ *                   - is_left says what keeps it open for writing. Whoever takes one of those away calls mode_settle.
+ *                   - Both ways edges are held. Who comes meanwhile waits for them (waits_for_writer), is in the way (mode_writer, wanted), or is refused.
+ *                 A bare file with auto-read-only is no for_writer: it keeps what it has open, and gives its lock up without edges (mode_writer_gone).
  *             M8  Who waits for edges looks at no node (graph_look_begin): their holder may be closing it.
  * Order       What was open for writing is durable before anything else happens (Q16 to Q18 are the format's, when it is closed). Of what
  *             goes back by M7 most is so before edges are taken: a file that takes long keeps nobody else from them.
  * Concurrency Home loop, drained.
  * Failure     As it was, but what was open for writing may stay open for reading when the file could be opened for reading a moment before, and
  *             cannot be opened for writing any more.
- * Tests       runtime_test.c, tests/crash/snap_crash.c, tests/cli/blockdev_test.py, tests/daemon/reopen_test.py
+ * Tests       runtime_test.c, tests/crash/snap_crash.c, tests/cli/blockdev_test.py, tests/daemon/reopen_test.py,
+ *             tests/daemon/auto_read_only_test.py
  */
 #include <stdlib.h>
 #include <string.h>

@@ -31,9 +31,9 @@ struct node_set { struct graph_node **all; size_t count; bool still; };
 MUST_USE int node_set_begin(struct co *co, struct graph *g, bool (*takes)(const void *arg, const struct graph_node *n), const void *arg, bool still,
                             struct node_set *ret, struct byre_err *err);
 void node_set_end(struct co *co, struct node_set *s);
-/* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
 /* What lies over n knows nothing of n's content any more, not even that it ends somewhere: it is about to be written, or has grown. */
 void mode_forget_below(struct graph_node *n);
+/* One that is being opened comes to the file's store by itself (open.c I6); of one that is being closed nothing is wanted any more. */
 static inline bool mode_is_open(const struct graph_node *m) { return m->im && m->how && !m->ending; }
 /* The last who wrote to n has gone: a file that is open for writing only when somebody writes gives its lock up. */
 void mode_writer_gone(struct co *co, struct graph_node *n);

@@ -54,7 +54,7 @@ struct job_mirror_made { const struct fmt_ops *ops; const char *filename; };
 MUST_USE int job_mirror_could(struct co *co, const struct jobs *js, const struct job_mirror_opts *o, const struct job_mirror_made *made, struct byre_err *err);
 /* Of a mirror that has not ended: from now on changes go to both sides at once, or not any more. */
 MUST_USE int job_mirror_set_blocking(struct job *job, bool on, struct byre_err *err);
-/* A mirror that is ready ends well, but nobody goes over to the target (block-job-cancel without force). */
+/* A mirror that is ready ends well, but nobody goes over to the target (block-job-cancel without force). Refused when it is completing. */
 MUST_USE int job_mirror_leave(struct job *job, struct byre_err *err);
 
 struct job_mirror_state {

@@ -23,8 +23,8 @@ MUST_USE int64_t rt_preadv(struct co *co, int fd, const struct iovec *iov, unsig
 MUST_USE int64_t rt_pwritev(struct co *co, int fd, const struct iovec *iov, unsigned cnt, uint64_t off, unsigned flags);
 
 /* Writes that the kernel lets in one at a time (buffered ones of a regular file: the file system locks the inode). Those of several
- * loops go through one of them, whichever began: workers of several rings would only wait for each other, asleep. Zero is a new one; it
- * belongs to the file, and must stay until the last call has returned. */
+ * loops go through the loop that has some under way: the kernel's threads for several rings would only wait for each other, asleep. A lane
+ * that is all zeros is ready for use. It belongs to an open store, and must stay until the last call has returned. */
 struct rt_lane { _Atomic uint64_t word; };
 MUST_USE int64_t rt_pwritev_lane(struct co *co, struct rt_lane *lane, int fd, const struct iovec *iov, unsigned cnt, uint64_t off);
 

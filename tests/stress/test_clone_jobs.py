@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Clones inside an image (FEATURES G.004) beside jobs: on two loops the same clusters are written, discarded, zeroed, cloned and read, each sector with its
-place and its generation in it, while the disk is backed up (full and by bitmap, 9.042), mirrored in both modes (9.043, 9.076), committed (9.054) and streamed.
+place and its generation in it, while the disk is backed up (full and by bitmap, FEATURES 9.060), mirrored in both modes (FEATURES 9.020), committed (FEATURES 9.043) and streamed (FEATURES 9.054).
 
 What must be true is said in stress_jobs.c. At the end the peer finds source and target sound, and equal to one another and to what was read.
 
