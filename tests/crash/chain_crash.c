@@ -30,7 +30,6 @@
 #include "base/mutant.h"
 #include "crash_files.h"
 #include "job/commit.h"
-#include "graph/blockdev.h"
 #include "graph/runtime.h"
 #include "job/live_commit.h"
 #include "job/mirror.h"
@@ -340,14 +339,6 @@ static int run_live(struct co *co, struct crash *c, struct graph_node *n, bool g
     return r ? r : closed;
 }
 
-/* Behind what goes on by itself: nodes that go back to reading (mode.c M7). */
-static void let_go(struct co *co, struct graph *g)
-{
-    if (g)
-        (void)!graph_blockdev_close_all(co, g);
-    graph_free(g);
-}
-
 /* ---- what is recorded, and done again ---- */
 
 static int run_any(struct co *co, struct crash *c, struct graph *g, struct graph_node *n, bool guest)
@@ -373,7 +364,7 @@ static int record(struct co *co, void *arg)
         int closed = graph_close(co, n);
         r = r ? r : closed;
     }
-    let_go(co, g);
+    crash_graph_free(co, g);
     return r;
 }
 
@@ -411,7 +402,7 @@ static int judge(struct co *co, void *arg)
         c->named_short += is_short(c, n);
         (void)!graph_close(co, n);
     }
-    let_go(co, g);
+    crash_graph_free(co, g);
     return r;
 }
 
@@ -435,7 +426,7 @@ static int again(struct co *co, void *arg)
         int closed = graph_close(co, n);
         r = r ? r : closed;
     }
-    let_go(co, g);
+    crash_graph_free(co, g);
     return r;
 }
 

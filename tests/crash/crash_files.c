@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "graph/blockdev.h"
 #include "sim/fx_arm.h"
 #include "sim/workload.h"
 
@@ -82,8 +83,15 @@ static int make(struct co *co, void *arg)
     int r = sim_graph_new(m->f->w, co, &g, NULL);
     for (unsigned i = 0; i < CRASH_FILES && r == 0; i++)
         r = make_one(co, m, g, i);
-    graph_free(g);
+    crash_graph_free(co, g);
     return r;
+}
+
+void crash_graph_free(struct co *co, struct graph *g)
+{
+    if (g)
+        (void)!graph_blockdev_close_all(co, g);
+    graph_free(g);
 }
 
 int crash_files_new(struct crash_files *f, uint64_t seed, crash_fill *fill, void *arg)

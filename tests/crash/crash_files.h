@@ -44,6 +44,8 @@ MUST_USE int crash_check(struct co *co, struct crash_files *f, unsigned i);
 int crash_wrong(struct crash_files *f, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* The same for what may not be even though a call has failed. */
 int crash_never(struct crash_files *f, const char *fmt, ...) PRINTF_LIKE(2, 3);
+/* Behind what goes on by itself: nodes that go back to reading (mode.c M7). NULL is none. Suspends. */
+void crash_graph_free(struct co *co, struct graph *g);
 /* Back to the beginning. */
 void crash_put(struct crash_files *f);
 /* Records `run`, whose work begins at the beginning. 0; else judge, once with the run's end, and the explorer with `visit` follow. */

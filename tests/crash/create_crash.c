@@ -120,7 +120,7 @@ static int record(struct co *co, void *arg)
     int r = sim_graph_new(c->f.w, co, &g, NULL);
     if (r == 0)
         r = make_by_job(co, c, g);
-    graph_free(g);
+    crash_graph_free(co, g);
     return r;
 }
 
@@ -167,7 +167,7 @@ static int judge(struct co *co, void *arg)
         r = judge_open(co, c, n);
         (void)!graph_close(co, n);
     }
-    graph_free(g);
+    crash_graph_free(co, g);
     c->f.how[OLD].table_size = !strcmp(format, "qed");
     c->f.how[OLD].cluster_size = 4096;           /* crash_check asks for the format alone */
     return r ? r : crash_check(co, &c->f, OLD);

@@ -177,7 +177,7 @@ static int record(struct co *co, void *arg)
         int closed = graph_close(co, n);
         r = r ? r : closed;
     }
-    graph_free(g);
+    crash_graph_free(co, g);
     return r;
 }
 
@@ -235,7 +235,7 @@ static int judge(struct co *co, void *arg)
     }
     if (r == 0 && c->snapshot)
         r = judge_snapshot(co, c, g);
-    graph_free(g);
+    crash_graph_free(co, g);
     return r;
 }
 

@@ -174,7 +174,7 @@ static int record(struct co *co, void *arg)
         int closed = graph_close(co, n);
         r = r ? r : closed;
     }
-    graph_free(g);
+    crash_graph_free(co, g);
     return r;
 }
 
@@ -232,7 +232,7 @@ static int judge(struct co *co, void *arg)
         r = judge_image(co, c, g, DISK, taken ? c->before : over ? (unsigned)min_u64(promised, c->before) : promised, over ? c->after : WRITES, &named);
     c->new_disk += over;
     c->old_disk += !over;
-    graph_free(g);
+    crash_graph_free(co, g);
     return r;
 }
 

@@ -112,7 +112,7 @@ static int record(struct co *co, void *arg)
         int closed = graph_close(co, n);
         r = r ? r : there ? there : closed;
     }
-    graph_free(g);
+    crash_graph_free(co, g);
     return r;
 }
 
@@ -128,7 +128,7 @@ static int judge(struct co *co, void *arg)
         r = look(co, t, n, 0, SECTORS);
         (void)!graph_close(co, n);
     }
-    graph_free(g);
+    crash_graph_free(co, g);
     return r ? r : crash_check(co, &t->f, IMAGE);
 }
 
