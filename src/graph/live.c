@@ -21,7 +21,7 @@
 
 #define CHANGES (STOR_PERM_WRITE | STOR_PERM_RESIZE)
 
-struct claimed { struct graph_node *n; struct graph_user use; unsigned overlay_shared; bool opened, waits; };
+struct claimed { struct graph_node *n; struct graph_user use; unsigned overlay_shared; bool opened; };
 
 struct graph_claim {
     char *who;
@@ -182,13 +182,11 @@ int graph_claim_between(struct graph_node *top, struct graph_node *base, const c
 }
 
 /* What was opened for the claim does not go back to reading (mode.c M7) while the claim stands, though nobody writes to it for a moment. */
-static void keep_opened(struct graph_claim *c, bool on)
+static void keep_opened(struct graph_claim *c, int by)
 {
     for (unsigned i = 0; i < c->count; i++)
-        if (c->all[i].waits != (on && c->all[i].opened)) {
-            c->all[i].waits = on;
-            c->all[i].n->wanted += on ? 1 : -1u;
-        }
+        if (c->all[i].opened)
+            c->all[i].n->wanted += (unsigned)by;
 }
 
 void graph_claim_relax(struct graph_claim *c)
@@ -196,8 +194,10 @@ void graph_claim_relax(struct graph_claim *c)
     if (c->frozen)
         graph_thaw(c->all[0].n, c->all[c->count - 1].n);
     c->frozen = false;
-    keep_opened(c, true);
-    for (unsigned i = 0; i < c->count && !c->relaxed; i++)
+    if (c->relaxed)
+        return;
+    keep_opened(c, 1);
+    for (unsigned i = 0; i < c->count; i++)
         lower(c, i);
     c->relaxed = true;
 }
@@ -214,7 +214,7 @@ int graph_claim_again(struct graph_claim *c, struct byre_err *err)
     if (!r)
         r = graph_freeze(c->all[0].n, c->all[c->count - 1].n, err);
     c->frozen = !r;
-    keep_opened(c, false);
+    keep_opened(c, -1);
     return r;
 }
 
@@ -226,7 +226,7 @@ void graph_claim_end(struct co *co, struct graph_claim *c)
     for (unsigned i = 0; i < c->count; i++)
         graph_user_remove(&c->all[i].use);
     shut_base(c);
-    keep_opened(c, false);
+    keep_opened(c, -1);
     for (unsigned i = c->count; i-- > 0;)
         if (c->all[i].opened && c->all[i].n->refs > 1)
             graph_writer_gone(co, c->all[i].n);

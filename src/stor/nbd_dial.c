@@ -13,8 +13,6 @@
  */
 #include <fcntl.h>
 #include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +22,7 @@
 
 #include "base/checked.h"
 #include "rt/io.h"
+#include "rt/tcp.h"
 #include "rt/unix_path.h"
 #include "stor/fdset.h"
 #include "stor/nbd_priv.h"
@@ -96,17 +95,6 @@ static int64_t lookup_blocking(void *arg)
     return r;
 }
 
-static void tune(const struct stor_nbd_opts *o, int fd)
-{
-    int one = 1, idle_s = 30, pause_s = 10, probes = 6;  /* a host that is gone is noticed after a minute and a half */
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);        /* what fails here costs time only */
-    /* Not TCP_USER_TIMEOUT: that also ends a connection whose far end lives, and does not read for so long. */
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &pause_s, sizeof pause_s);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
-}
-
 static int dial_inet(struct co *co, const struct stor_nbd_opts *o, int *ret_fd, struct byre_err *err)
 {
     struct lookup l = { .o = o };
@@ -123,7 +111,7 @@ static int dial_inet(struct co *co, const struct stor_nbd_opts *o, int *ret_fd, 
     }
     freeaddrinfo(l.list);
     if (r == 0)
-        tune(o, *ret_fd);
+        tcp_tune(*ret_fd);
     return r;
 }
 
@@ -164,7 +152,7 @@ static int dial_fd(const struct stor_nbd_opts *o, int *ret_fd, struct byre_err *
         return r;
     }
     widen(fd);
-    tune(o, fd);                     /* does nothing to others than TCP */
+    tcp_tune(fd);
     *ret_fd = fd;
     return 0;
 }

@@ -17,7 +17,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <netdb.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +26,7 @@
 
 #include "base/checked.h"
 #include "export/nbd/nbd_priv.h"
+#include "rt/tcp.h"
 #include "rt/unix_path.h"
 
 #define BACKLOG SOMAXCONN
@@ -37,13 +37,7 @@
 
 static void tune(int fd)
 {
-    int on = 1, idle_s = 30, pause_s = 10, probes = 6;   /* a host that is gone is noticed after a minute and a half */
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);      /* fails on unix sockets, as what is TCP's below: no matter */
-    /* Not TCP_USER_TIMEOUT: that also ends a connection whose far end lives, and does not read for so long. */
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &pause_s, sizeof pause_s);
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    tcp_tune(fd);
     unix_refuse_descriptors(fd);         /* I3 */
 }
 
