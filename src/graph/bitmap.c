@@ -711,8 +711,7 @@ void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resi
         z->of[i].b->bits = z->of[i].bits;
         z->of[i].bits = old;
     }
-    if (done)
-        saved_resize_done(n, z->saved, z->persistent);
+    saved_resize_done(n, done ? z->saved : NULL, z->persistent);         /* stored below in both cases */
     /* On failure they are in use on the disk, and closing tries again. */
     if (z->persistent && bitmaps_store(co, n, &why))
         graph_warn(n, "%s", why.text);

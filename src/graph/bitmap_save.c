@@ -6,7 +6,7 @@
  * Owns        struct graph_bitmaps_saved; what the changes took out of the list meanwhile.
  * Invariants  S1  Between save and its end nothing that is remembered is freed: bits that are replaced and bitmaps that are removed lie here.
  *             S2  Nothing is stored before graph_bitmaps_keep, so what is undone has never been on the disk; unless the bitmaps of another node
- *                 could not be kept, or the node has become another length: then it is stored once more.
+ *                 could not be kept, or the node has become another length, or failed to: then it is stored once more.
  *             S3  What is remembered is of the length that the node has: its bits are made longer or shorter with those of the list (saved_resize_begin).
  * Order       The format's.
  * Concurrency Home loop; the node is drained all the time, and nobody else changes its bitmaps (graph_edges_hold). Only an image over a file may
@@ -117,7 +117,8 @@ void saved_resize_swap(struct graph_node *n, struct fmt_bitmap *b, struct dirty 
             s->rows[i].bits = bits;
 }
 
-/* What is replaced lies in a grave, which is emptied at the end, or is still that of a bitmap that was removed. */
+/* What is replaced lies in a grave, and so does its copy then, or is still that of a bitmap that was removed. z: NULL when the length is what it was, though
+ * the list may have been stored on the way. */
 void saved_resize_done(struct graph_node *n, struct saved_resize *z, bool stored)
 {
     struct graph_bitmaps_saved *s = n->bitmaps_saved;
@@ -132,6 +133,12 @@ void saved_resize_done(struct graph_node *n, struct saved_resize *z, bool stored
             dirty_free(row->b->bits);
             row->b->bits = z->bits[i];
         }
+        for (struct grave *g = s->graves; g; g = g->next)
+            if (g->bits == row->bits) {          /* who empties it frees the copy, unless that comes back */
+                dirty_free(g->bits);
+                g->bits = z->bits[i];
+                break;
+            }
         row->bits = TAKE(z->bits[i]);
     }
 }

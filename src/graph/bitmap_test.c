@@ -179,6 +179,93 @@ static void resized_when_empty(struct co *co, void *arg)
     graph_free(g);
 }
 
+/* The same with a list that does not fail: what was remembered, and its copies, are gone. It becomes longer twice. */
+static void resized_and_kept(struct co *co, void *arg)
+{
+    static const char *const names[] = { "cleared", "kept", "removed" };
+    struct graph *g = toy_graph(co);
+    struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+    struct graph_node *n = toy_node(g, &f->im, NULL);
+    struct graph_bitmaps_saved *s;
+    for (unsigned i = 0; i < 3; i++)
+        CHECK_EQ(add(co, n, names[i], 512, false, NULL), 0);
+    CHECK_EQ(t_write(co, n, (uint8_t[512]){ 1 }, 512, 512, 0), 0);
+    uint64_t each = atomic_load(&n->bitmap_budget.used) / 3;
+    graph_drain_begin(co, n);
+    CHECK_EQ(graph_bitmaps_save(co, n, &s, NULL), 0);
+    CHECK_EQ(graph_bitmap_clear(co, n, "cleared", NULL), 0);
+    CHECK_EQ(graph_bitmap_remove(co, n, "removed", NULL), 0);
+    for (unsigned k = 2; k <= 4; k += 2)
+        CHECK_EQ(node_set_length(co, n, k * SIZE, true), 0);
+    CHECK_EQ(graph_bitmaps_keep(co, s, NULL), 0);
+    graph_bitmaps_done(s);
+    graph_drain_end(n);
+    CHECK(is_of(find(co, n, "cleared"), 4 * SIZE, 0) && is_of(find(co, n, "kept"), 4 * SIZE, 512) && !find(co, n, "removed"));
+    CHECK(each && atomic_load(&n->bitmap_budget.used) == each);          /* of "kept" */
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
+/* ---- what the image keeps ---- */
+
+static struct { struct fmt_ops ops; unsigned syncs; uint64_t cleared; bool has_removed; } image;
+
+static int image_sync(struct co *co, struct fmt_image *im, struct byre_err *err)
+{
+    image.syncs++;
+    image.cleared = UINT64_MAX;
+    image.has_removed = false;
+    for (struct fmt_bitmap *b = im->bitmaps; b; b = b->next) {
+        if (!strcmp(b->name, "cleared") && b->changed)
+            image.cleared = dirty_count(b->bits);
+        image.has_removed |= !strcmp(b->name, "removed") && !b->slot;
+        b->changed = false;
+    }
+    return 0;
+}
+
+static int image_mark(struct co *co, struct fmt_image *im, struct byre_err *err) { return 0; }
+
+/* The disk is to become longer while a list of changes is under way, and does not, behind which its bitmaps are stored; then the list fails, or does not. */
+static void failed_in_between(struct co *co, void *arg)
+{
+    for (unsigned keep = 0; keep < 2; keep++) {
+        struct graph *g = toy_graph(co);
+        struct toyfmt *f = toyfmt_new(co, SIZE, CLUSTER);
+        struct graph_bitmaps_saved *s;
+        image.ops = *f->im.ops;
+        image.ops.bitmaps_sync = image_sync;
+        image.ops.bitmaps_resizing = image_mark;
+        f->im.ops = &image.ops;
+        struct graph_node *n = toy_node(g, &f->im, NULL);
+        CHECK_EQ(add(co, n, "cleared", 512, true, NULL), 0);
+        CHECK_EQ(add(co, n, "removed", 512, true, NULL), 0);
+        CHECK_EQ(t_write(co, n, (uint8_t[512]){ 1 }, 512, 512, 0), 0);
+        graph_drain_begin(co, n);
+        CHECK_EQ(graph_bitmaps_save(co, n, &s, NULL), 0);
+        CHECK_EQ(graph_bitmap_clear(co, n, "cleared", NULL), 0);
+        CHECK_EQ(graph_bitmap_remove(co, n, "removed", NULL), 0);
+        for (struct fmt_bitmap *b = n->im->bitmaps; b; b = b->next)
+            b->slot = 1;
+        image.syncs = 0;
+        atomic_store(&f->fail_step, TOYFMT_RESIZE);
+        atomic_store(&f->fail_after, 0);
+        CHECK_EQ(node_set_length(co, n, 2 * SIZE, true), -EIO);
+        CHECK(image.syncs == 1 && image.cleared == 0 && !image.has_removed);
+        CHECK_EQ(keep ? graph_bitmaps_keep(co, s, NULL) : 0, 0);
+        if (keep)
+            graph_bitmaps_done(s);
+        else
+            graph_bitmaps_undo(co, s);
+        graph_drain_end(n);
+        CHECK_EQ(image.syncs, 2);
+        CHECK(keep || (image.cleared == 512 && image.has_removed));      /* what the image had before comes back there, too */
+        CHECK(is_of(find(co, n, "cleared"), SIZE, keep ? 0 : 512) && (find(co, n, "removed") == NULL) == (keep == 1));
+        CHECK_EQ(graph_close(co, n), 0);
+        graph_free(g);
+    }
+}
+
 /* ---- two loops ---- */
 
 struct stress { struct graph_node *n; _Atomic unsigned running, era; _Atomic uint64_t checked; unsigned rounds; };
@@ -248,12 +335,16 @@ static void test_resized(void **state)
 {
     t_run(0, resized_in_between, NULL);
     t_run(0, resized_when_empty, NULL);
+    t_run(0, resized_and_kept, NULL);
 }
+
+static void test_failed(void **state) { t_run(0, failed_in_between, NULL); }
 
 static void test_stress(void **state) { t_run(0, stress, NULL); }
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rules), cmocka_unit_test(test_settled), cmocka_unit_test(test_resized), cmocka_unit_test(test_stress) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rules), cmocka_unit_test(test_settled), cmocka_unit_test(test_resized), cmocka_unit_test(test_failed),
+                                               cmocka_unit_test(test_stress) };
     return T_MAIN("bitmap", tests);
 }
