@@ -248,6 +248,17 @@ static void expect_corrupt(struct co *co, uint64_t guest, uint64_t victim)
     CHECK(is_marked() && !memcmp(before, disk.bytes + victim, CS));
 }
 
+/* A table that nothing counts: its cluster looks free, and no other one does. */
+static void look_free(const struct places *p, uint64_t at)
+{
+    const uint8_t zero[2] = { 0 };
+    for (uint64_t c = 0; c < disk.len / CS; c++)
+        if (disk.bytes[p->block + 2 * c] == 0 && disk.bytes[p->block + 2 * c + 1] == 0)
+            disk.bytes[p->block + 2 * c + 1] = disk.durable[p->block + 2 * c + 1] = 1;
+    memcpy(disk.bytes + p->block + 2 * (at / CS), zero, 2);
+    memcpy(disk.durable + p->block + 2 * (at / CS), zero, 2);
+}
+
 static void tables_body(struct co *co, void *arg)
 {
     for (unsigned i = 0; i < 5; i++) {               /* an L2 table over others; named a second time as the image's own */
@@ -281,17 +292,32 @@ static void tables_body(struct co *co, void *arg)
     for (unsigned i = 0; i < 4; i++) {               /* tables that nothing counts: their clusters look free */
         struct places p = damaged_base(co);
         const uint64_t at[] = { p.l2, p.block, p.old_l1, p.l2 };
-        uint8_t zero[2] = { 0 };
-        for (uint64_t c = 0; c < disk.len / CS; c++)             /* every other cluster is taken */
-            if (disk.bytes[p.block + 2 * c] == 0 && disk.bytes[p.block + 2 * c + 1] == 0)
-                disk.bytes[p.block + 2 * c + 1] = disk.durable[p.block + 2 * c + 1] = 1;
-        memcpy(disk.bytes + p.block + 2 * (at[i] / CS), zero, 2);
-        memcpy(disk.durable + p.block + 2 * (at[i] / CS), zero, 2);
+        look_free(&p, at[i]);
         expect_corrupt(co, (3 + i) * SPAN, at[i] == p.block ? p.l1 : at[i]);
     }
 }
 
 static void test_tables(void **state) { t_run(0, tables_body, NULL); }
+
+/* The space that a snapshot's table gets lies in metadata, whatever its count says: the snapshot is refused, and nobody gets that space behind it. */
+static void snapshot_body(struct co *co, void *arg)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        struct places p = damaged_base(co);
+        uint64_t victim = i ? p.old_l1 : p.l2;
+        uint8_t before[CS];
+        look_free(&p, victim);
+        memcpy(before, disk.bytes + victim, CS);
+        struct q2_image *q = img_open(co, &(struct opening){ .no_punch = true });
+        CHECK_EQ(snapshot(co, q, FMT_SNAPSHOT_CREATE, "b"), -EIO);
+        CHECK(q2_marks_has(&q->alloc->given, victim / CS));
+        CHECK(!rset_overlaps(&q->alloc->counted, victim / CS, victim / CS + 1));
+        img_kill(co, q);
+        CHECK(!memcmp(before, disk.bytes + victim, CS));
+    }
+}
+
+static void test_snapshot(void **state) { t_run(0, snapshot_body, NULL); }
 
 /* A mapping that is not the image's own names a table: it is replaced, and the table stays what it is. */
 static void dropped_body(struct co *co, void *arg)
@@ -425,7 +451,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_right, NULL), cmocka_unit_test(test_many), cmocka_unit_test(test_kinds), cmocka_unit_test(test_long_names), cmocka_unit_test(test_tables),
-        cmocka_unit_test(test_dropped), cmocka_unit_test(test_read_only), cmocka_unit_test(test_q22),
+        cmocka_unit_test(test_snapshot), cmocka_unit_test(test_dropped), cmocka_unit_test(test_read_only), cmocka_unit_test(test_q22),
     };
     int failed = 0;
     (void)disk_setup(NULL);

@@ -244,6 +244,8 @@ static int take(struct co *co, struct q2_snap *s, uint64_t bytes, struct q2_run 
 {
     struct q2_image *q = s->q;
     int r = bytes ? q2_alloc_exact(co, q, div_up(bytes, q->g.cluster_size), ret) : 0;
+    if (r < 0)
+        *ret = (struct q2_run){ 0 };           /* filled before the guard is asked: it has gone back, or stays out of reach */
     if (r == 0 && bytes && !meta_forget(q->meta, ret->cluster << q->g.cluster_bits, ret->count << q->g.cluster_bits)) {
         *ret = (struct q2_run){ 0 };           /* in use, whatever its count said: it stays out of reach */
         r = -EUCLEAN;
