@@ -560,13 +560,13 @@ struct opening { struct graph_node *source, *named, *target; struct mirror_bitma
 static void open_gate(struct co *co, void *arg)
 {
     struct opening *o = arg;
-    if (o->target)                       /* first: nobody who is there waits for what the source has to flush */
+    if (o->target) {                     /* first: nobody who is there waits for what the source has to flush */
         graph_drain_end(o->target);
+        (void)graph_close(co, o->target);            /* it was flushed, and nobody has written since. Here too: whoever is to delete it finds it free */
+    }
     mirror_bitmap_done(co, &o->bitmap);              /* M3 */
     mirror_bitmap_give(&o->bitmap);
     graph_drain_end(o->source);
-    if (o->target)
-        (void)graph_close(co, o->target);            /* it was flushed */
     (void)graph_close(co, o->named);
     (void)graph_close(co, o->source);    /* who uses it still, closes it well */
     co_group_leave(&o->jobs->alive);
@@ -640,8 +640,12 @@ static int mirror_commit(struct co *co, struct job *job, struct byre_err *err)
     m->bitmap.b = NULL;
     end_copy(co, m);
     co_group_enter(&o->jobs->alive);
-    if (FAULT(FAULT_LATE_EVENT) || rt_spawn(co_loop(co), open_gate, o))                 /* it runs when this coroutine has told the end: nothing suspends until then */
-        open_gate(co, o);                /* no memory: a moment early */
+    if (FAULT(FAULT_LATE_EVENT)) {
+        open_gate(co, o);
+    } else if (rt_spawn(co_loop(co), open_gate, o)) {        /* it runs when this coroutine has told the end: nothing suspends until then */
+        mirror_bitmap_skip(&o->bitmap);
+        open_gate(co, o);                /* no memory: a moment early, and without what suspends */
+    }
     if (FAULT(FAULT_LATE_EVENT))
         (void)co_sleep(co, 20000000);
     return 0;

@@ -66,6 +66,13 @@ void mirror_bitmap_done(struct co *co, struct mirror_bitmap *b)
         replace(co, b, NULL);
 }
 
+void mirror_bitmap_skip(struct mirror_bitmap *b)
+{
+    if (b->b && b->mode != JOB_BITMAP_NEVER)
+        graph_warn(b->node, "bitmap '%s' still says what has been copied: no memory", b->b->name);
+    mirror_bitmap_give(b);
+}
+
 struct dirty *mirror_bitmap_left(const struct mirror_bitmap *b, const struct copy_live *l)
 {
     struct dirty *left = NULL;

@@ -22,6 +22,8 @@ MUST_USE int mirror_bitmap_take(struct co *co, struct mirror_bitmap *b, const ch
 int mirror_bitmap_mark(const struct mirror_bitmap *b, struct copy_live *l, uint64_t *off);
 /* The source is drained; all is on the target, durably. Suspends. Warns when it fails: then the bitmap says too much. */
 void mirror_bitmap_done(struct co *co, struct mirror_bitmap *b);
+/* Instead, where nothing may suspend; gives it, too. It says too much, which is warned of. */
+void mirror_bitmap_skip(struct mirror_bitmap *b);
 /* What is not on the target, which the caller makes durable, in between. The source stays drained from the first to the second. NULL: nothing is to
  * be taken out, or there is no memory for it. */
 struct dirty *mirror_bitmap_left(const struct mirror_bitmap *b, const struct copy_live *l);

@@ -195,24 +195,34 @@ def test_drain_of_a_blocked_write(tmp_path, w, still):
     w.end()
 
 
-@pytest.mark.serial
-def test_bitmap_of_a_source_that_stands_still(tmp_path, w, still):
-    """A mirror by bitmap gives bits up behind a flush of what is the source then: guests, who are on the target, do not wait for it"""
+def mirror_by_bitmap(w, still):
+    """A guest of src, which lies with a server that stands still now, goes over to t: the job is over, and its bitmap waits for a flush of src."""
     run.qemu_img("create", "-q", "-f", "qcow2", still.uri, SIZE)
     w.add(driver="qcow2", node_name="src", file={"driver": "nbd", "server": {"type": "unix", "path": still.socket}})
     w.ok("block-export-add", type="nbd", id="s", node_name="src", name="src", writable=True)
     w.ok("block-dirty-bitmap-add", node="src", name="b", persistent=True)
     guest = w.guest("src")
     guest.pwrite(b"\x71" * 65536, MIB)
-    w.target("t.qcow2")
+    path = w.target("t.qcow2")
     w.ok("blockdev-mirror", device="src", job_id="j", target="t", sync="bitmap", bitmap="b", bitmap_mode="on-success", copy_mode="write-blocking")
     w.wait("BLOCK_JOB_READY")
     guest.pwrite(b"\x72" * 65536, 2 * MIB)                   # on both sides when it is answered; nothing is read from the source any more
     wait.until(lambda: w.ok("query-block-jobs")[0]["actively-synced"], "it is not copied")
     nbdserver.stand_still(still.process.pid)
+    w.ok("block-job-complete", device="j")
+    assert "error" not in w.done()
+    return guest, path
+
+
+def bits_of_src(w):
+    return next(n for n in w.ok("query-named-block-nodes") if n["node-name"] == "src")["dirty-bitmaps"][0]["count"]
+
+
+@pytest.mark.serial
+def test_bitmap_of_a_source_that_stands_still(tmp_path, w, still):
+    """A mirror by bitmap gives bits up behind a flush of what is the source then: guests, who are on the target, do not wait for it"""
+    guest, _path = mirror_by_bitmap(w, still)
     try:
-        w.ok("block-job-complete", device="j")
-        assert "error" not in w.done()
         begin = time.monotonic()
         cookie = guest.aio_pwrite(bytearray(b"\x73" * 65536), 3 * MIB)
         while not guest.aio_command_completed(cookie):
@@ -222,6 +232,23 @@ def test_bitmap_of_a_source_that_stands_still(tmp_path, w, still):
         os.kill(still.process.pid, signal.SIGCONT)
     for byte, at in ((0x71, 1), (0x72, 2), (0x73, 3)):
         assert guest.pread(65536, at * MIB) == bytes([byte]) * 65536
-    wait.until(lambda: not next(n for n in w.ok("query-named-block-nodes") if n["node-name"] == "src")["dirty-bitmaps"][0]["count"], "the bitmap keeps what has been copied")
+    wait.until(lambda: not bits_of_src(w), "the bitmap keeps what has been copied")
     guest.shutdown()
     w.end()
+
+
+@pytest.mark.serial
+def test_target_goes_while_the_source_stands_still(tmp_path, w, still):
+    """The target is nobody's but its users' when the event has come, whatever the source has to flush for its bitmap: without users it can be deleted"""
+    guest, path = mirror_by_bitmap(w, still)
+    try:
+        guest.shutdown()
+        w.ok("block-export-del", id="s", mode="hard")
+        w.client.wait("BLOCK_EXPORT_DELETED", id="s")
+        w.ok("blockdev-del", node_name="t")
+    finally:
+        os.kill(still.process.pid, signal.SIGCONT)
+    wait.until(lambda: not bits_of_src(w), "the bitmap keeps what has been copied")
+    w.end()
+    content = w.content(path)
+    assert content[MIB:MIB + 65536] == b"\x71" * 65536 and content[2 * MIB:2 * MIB + 65536] == b"\x72" * 65536
