@@ -103,6 +103,12 @@ void rt_loop_fire_timers(struct rt_loop *loop)
         t->fire(t);
 }
 
+static void next_turn(struct rt_loop *loop)
+{
+    loop->turn_ns = 0;
+    loop->turns++;
+}
+
 static void wait_below(struct rt_loop *loop, uint64_t max_wait_ns)
 {
     uint64_t timeout = max_wait_ns;
@@ -121,7 +127,7 @@ static void wait_below(struct rt_loop *loop, uint64_t max_wait_ns)
             timeout = 0;
     }
     loop->ops->wait(loop->state, timeout);
-    loop->turn_ns = 0;
+    next_turn(loop);
     atomic_store_explicit(&loop->sleeping, false, memory_order_relaxed);
 }
 
@@ -172,7 +178,7 @@ bool rt_loop_step(struct rt_loop *loop)
     struct rt *rt = loop->rt;
     ASSERT(rt->sim && !rt->stepping);
     rt->stepping = loop;
-    loop->turn_ns = 0;
+    next_turn(loop);
     bool any = rt_loop_deliver(loop) > 0;
     if (loop->ready_head) {
         if (loop->ops->pick)
@@ -216,6 +222,11 @@ uint64_t rt_turn(struct rt_loop *loop)
     if (!loop->turn_ns)
         loop->turn_ns = rt_now(loop);
     return loop->turn_ns;
+}
+
+uint64_t rt_turns(const struct rt_loop *loop)
+{
+    return loop->turns;
 }
 
 bool rt_on_loop(const struct rt_loop *loop)

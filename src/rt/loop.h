@@ -63,6 +63,9 @@ uint64_t rt_now(const struct rt_loop *loop);
 /* The time of the loop's turn: the clock is read at most once between two waits of the loop, however many ask. On the loop. */
 uint64_t rt_turn(struct rt_loop *loop);
 
+/* How many turns the loop has taken. What was asked of the kernel in one turn and is there in the next has not waited for a device. On the loop. */
+uint64_t rt_turns(const struct rt_loop *loop);
+
 /* Starts a coroutine on the CURRENT loop; it first runs when the caller suspends or returns. -ENOMEM. */
 MUST_USE int rt_spawn(struct rt_loop *loop, co_fn *fn, void *arg);
 /* The same from any thread, by message. -ENOMEM. */

@@ -196,6 +196,7 @@ struct rt_loop {
     bool attention;                 /* one of these has just been set: do not sleep */
     uint64_t delivered;             /* messages other than those of rt_free */
     uint64_t turn_ns;               /* rt_turn; 0: nobody has asked yet in this turn */
+    uint64_t turns;                 /* rt_turns */
     uint64_t sleeps;                /* how often the loop has waited */
     uint64_t busy_sleeps, busy_since;   /* co_breathe: the loop has not slept since then */
     uint64_t sync_delivered;        /* the same when the last round was answered */

@@ -37,7 +37,7 @@
 
 #define ENTRIES_DEFAULT 256u
 #define CQ_FACTOR 16u
-#define BATCH 32u
+#define BATCH 16u
 #define TAG_IGNORE 1u           /* user_data of cancel entries; requests and groups are aligned, so never 1 or 2, nor GATHER_TAG in them */
 #define TAG_WAKE 2u
 #define NEEDED_FEATURES (IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL | IORING_FEAT_EXT_ARG | IORING_FEAT_RSRC_TAGS)

@@ -26,6 +26,8 @@
 
 #define NBD_BITMAPS_MAX (NBDP_CONTEXTS_MAX - 2)
 #define NBD_SEND_IOV 128u            /* buffers gathered in one send */
+#define NBD_SEND_IOV_WAITED 8u        /* the same for answers that a device was waited for */
+#define NBD_TURNS_AT_ONCE 2u          /* its coroutine begins in the turn after its arrival, and has what the kernel had in the one after that */
 #define NBD_CHUNKS_MAX 16u           /* chunks in the reply to one READ */
 #define NBD_SMALL_BUF (64u << 10)    /* READs up to this size are not cut at holes */
 #define NBD_BUF_CLASSES 10           /* buffers of 4 KiB << k are kept for reuse */
@@ -93,6 +95,8 @@ struct nbd_req {
     struct nbdp_request r;
     void *buf;                       /* payload of a WRITE, data of a READ, descriptors of a status */
     uint32_t buf_len;
+    uint64_t turn;                   /* of the loop, when it came */
+    bool waited;                     /* answered later than NBD_TURNS_AT_ONCE behind that: for a device, most likely */
     uint64_t charged;                /* bytes counted against bytes_max */
     struct nbd_part first, *parts;   /* the answer: parts points to first or to an array of its own */
     unsigned n_parts;

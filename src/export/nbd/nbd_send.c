@@ -2,8 +2,8 @@
  *
  * nbd_send.c: requests in flight, their buffers, and sending their answers.
  *
- * Purpose      One sender per connection takes all answers that are ready and gives them to the kernel in one call,
- *              headers and data gathered. A request's coroutine ends when its answer is queued; the sender frees it.
+ * Purpose      One sender per connection takes answers that are ready and gives them to the kernel in one call,
+ *              headers and data gathered; how many, see send_most. A request's coroutine ends when its answer is queued; the sender frees it.
  * Owns         queued requests; spare requests and buffers of the connection.
  * Invariants   I1 inflight counts requests from nbd_req_new to nbd_req_free, inflight_bytes what they were charged.
  *              I2 answers of one request are sent without a gap, whole.
@@ -90,6 +90,7 @@ struct nbd_req *nbd_req_new(struct nbd_conn *c, const struct nbdp_request *r)
     q->r = *r;
     q->buf = NULL;
     q->buf_len = 0;
+    q->turn = rt_turns(c->loop);
     q->charged = 0;
     q->parts = &q->first;
     q->n_parts = 0;
@@ -118,6 +119,7 @@ void nbd_req_answer(struct nbd_req *q)
 {
     struct nbd_conn *c = q->conn;
     ASSERT(q->n_parts > 0);
+    q->waited = rt_turns(c->loop) - q->turn > NBD_TURNS_AT_ONCE;
     list_push_back(&c->to_send, &q->link);
     (void)co_wake_one(&c->sendq);
 }
@@ -164,15 +166,24 @@ static unsigned gather_one(struct nbd_conn *c, const struct nbd_req *q, unsigned
     return cnt;
 }
 
+/* How many elements one call takes. Answers that a device was waited for come in bursts: when they leave in few at a time, the client asks anew
+ * while the rest are on their way, and the device is given new work before it has run dry. Those that took no waiting cost this processor
+ * alone, and most of that cost is per call. */
+static unsigned send_most(const struct nbd_conn *c)
+{
+    const struct nbd_req *q = CONTAINER_OF(list_first(&c->to_send), struct nbd_req, link);
+    return q->waited ? NBD_SEND_IOV_WAITED : NBD_SEND_IOV;
+}
+
 /* Moves answers that fit one call from to_send to batch; returns how many elements of c->iov they take. */
 static unsigned gather(struct nbd_conn *c, struct list *batch)
 {
-    unsigned cnt = 0;
+    unsigned cnt = 0, most = send_most(c);
     struct list_node *n;
     while ((n = list_first(&c->to_send))) {
         struct nbd_req *q = CONTAINER_OF(n, struct nbd_req, link);
         ASSERT(2 * q->n_parts <= NBD_SEND_IOV);
-        if (cnt + 2 * q->n_parts > NBD_SEND_IOV)
+        if (cnt && cnt + 2 * q->n_parts > most)
             break;
         cnt = gather_one(c, q, cnt);
         list_remove(n);

@@ -56,12 +56,24 @@ void *__wrap_realloc(void *p, size_t n) { return allocation_fails() ? NULL : __r
 int __wrap_posix_memalign(void **ret, size_t align, size_t n) { return allocation_fails() ? ENOMEM : __real_posix_memalign(ret, align, n); }
 char *__wrap_strdup(const char *s) { return allocation_fails() ? NULL : __real_strdup(s); }
 
+/* How many buffers the longest send had. */
+static atomic_size_t longest_send;
+ssize_t __real_sendmsg(int fd, const struct msghdr *m, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *m, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *m, int flags)
+{
+    if (m->msg_iovlen > atomic_load(&longest_send))
+        atomic_store(&longest_send, m->msg_iovlen);
+    return __real_sendmsg(fd, m, flags);
+}
+
 /* ---- the disk: zeros in its second half ---- */
 
 struct disk {
     pthread_mutex_t lock;
     uint8_t *bytes;
     unsigned durable;
+    uint64_t until_ns;           /* reads end at this time, all of them at once; 0: at once */
 };
 
 static uint64_t d_length(void *p) { return DISK_BYTES; }
@@ -71,7 +83,10 @@ static int d_read(struct co *co, void *p, struct iov v, uint64_t off)
     struct disk *d = p;
     pthread_mutex_lock(&d->lock);
     iov_from_buf(v, d->bytes + off, v.len_bytes);
+    uint64_t until = d->until_ns, now = rt_now(co_loop(co));
     pthread_mutex_unlock(&d->lock);
+    if (until > now)
+        (void)co_sleep(co, until - now);
     co_yield(co);
     return 0;
 }
@@ -405,6 +420,49 @@ static void sessions_in_all_modes(void **state)
     }
 }
 
+/* 32 requests that come together; the longest send of their answers. */
+static size_t longest_of_a_burst(struct fixture *f, uint64_t wait_ns)
+{
+    enum { N = 32 };
+    struct client *c = &the_client;
+    uint8_t asked[N * 28], got[16 + 512];
+    struct wcur w = wcur_of(asked, sizeof asked);
+    uint32_t seen = 0;
+    ASSERT(enter(c, f, NBDP_SIMPLE));
+    for (unsigned i = 0; i < N; i++) {
+        wcur_be32(&w, NBD_MAGIC_REQUEST);
+        wcur_be32(&w, NBD_CMD_READ);
+        wcur_be64(&w, i);
+        wcur_be64(&w, i * 16384u);
+        wcur_be32(&w, 512);
+    }
+    pthread_mutex_lock(&f->disk.lock);
+    f->disk.until_ns = wait_ns ? rt_now(rt_loop_at(f->rt, 0)) + wait_ns : 0;
+    pthread_mutex_unlock(&f->disk.lock);
+    atomic_store(&longest_send, 0);
+    ASSERT(put(c, asked, sizeof asked));
+    for (unsigned i = 0; i < N; i++) {
+        ASSERT(get(c, got, sizeof got));
+        struct rcur r = rcur_of(got, sizeof got);
+        ASSERT(rcur_be32(&r) == NBD_MAGIC_SIMPLE && rcur_be32(&r) == 0);
+        uint64_t k = rcur_be64(&r);
+        ASSERT(k < N && !(seen & 1u << k) && !memcmp(got + 16, f->disk.bytes + k * 16384u, 512));
+        seen |= 1u << k;
+    }
+    close(c->fd);
+    return atomic_load(&longest_send);
+}
+
+static void answers_that_waited_leave_in_parts(void **state)
+{
+    struct fixture *f = begin(RT_BACKEND_THREADS, 1);
+    size_t prompt = longest_of_a_burst(f, 0), waited = longest_of_a_burst(f, 100000000);
+    print_message("buffers in the longest send: %zu, and %zu behind a wait\n", prompt, waited);
+    assert_in_range(prompt, 64, 128);
+    assert_in_range(waited, 2, 8);
+    end(f);
+}
+
 /* How much of the answer waits at the client when it takes none? */
 static int waiting(struct client *c, struct fixture *f, uint32_t len)
 {
@@ -578,6 +636,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sessions_in_all_modes),
         cmocka_unit_test(a_long_answer_leaves_at_once),
+        cmocka_unit_test(answers_that_waited_leave_in_parts),
         cmocka_unit_test(every_allocation_fails_in_turn),
         cmocka_unit_test(removal_and_stop_under_load),
         cmocka_unit_test(control_calls_refuse_nonsense),
