@@ -53,10 +53,18 @@ int bitmaps_list(struct co *co, struct graph_node *n, struct byre_err *err)
     return r;
 }
 
+static void gone_free(struct graph_node *n)
+{
+    bitmaps_list_free(n->bitmaps_gone);
+    n->bitmaps_gone = NULL;
+}
+
 int bitmaps_store(struct co *co, struct graph_node *n, struct byre_err *err)
 {
     co_lock(co, &n->listing);                /* one that is being loaded has its place in the list that this may replace */
     int r = n->im->ops->bitmaps_sync(co, n->im, err);
+    if (!r)
+        gone_free(n);                        /* the format has the list now, and nothing else */
     co_unlock(&n->listing);
     return r;
 }
@@ -129,6 +137,7 @@ void bitmaps_list_free(struct fmt_bitmap *list)
 void bitmaps_free(struct graph_node *n, struct fmt_bitmap *list)
 {
     bitmaps_list_free(list);
+    gone_free(n);
     free(atomic_load(&n->tracked));
     atomic_store(&n->tracked, NULL);
 }

@@ -11,7 +11,8 @@
  * Order       The format's.
  * Concurrency Home loop; the node is drained all the time, and nobody else changes its bitmaps (graph_edges_hold). Only an image over a file may
  *             make that longer meanwhile (node_set_length): whoever reads or writes the list here holds the node's `whole`.
- * Failure     Undoing what has been stored may fail like any store, and is told then.
+ * Failure     Undoing what has been stored may fail like any store, and is told then. The format goes on with what it has stored: so that lies on the node
+ *             (bitmaps_gone), all dirty, since nothing is recorded in it any more, until a store succeeds or the image is closed.
  * Tests       bitmap_test.c, tests/daemon/transaction_test.py
  */
 #include <inttypes.h>
@@ -223,7 +224,7 @@ static bool has_stored(const struct graph_bitmaps_saved *s)
 
 int graph_bitmaps_keep(struct co *co, struct graph_bitmaps_saved *s, struct byre_err *err)
 {
-    bool nothing = s->n->read_only || !has_stored(s);        /* what the image keeps has not changed */
+    bool nothing = s->n->read_only || !(s->written || has_stored(s));       /* what the image keeps has not changed */
     int r = nothing ? 0 : graph_bitmap_batch_end(co, s->n, err);
     s->n->bitmap_batch -= nothing;
     s->written |= !nothing && !r;
@@ -241,20 +242,26 @@ void graph_bitmaps_done(struct graph_bitmaps_saved *s)
     saved_free(s);
 }
 
-/* The image does not hold it any more. What was worth nothing had no bits, and is gone. */
-static void revive(struct graph_bitmaps_saved *s, struct fmt_bitmap *b)
+static void push(struct fmt_bitmap **list, struct fmt_bitmap *b)
+{
+    b->next = *list;
+    *list = b;
+}
+
+/* The image does not hold it any more. What was worth nothing had no bits, and goes. */
+static void revive(struct graph_bitmaps_saved *s, struct fmt_bitmap *b, struct fmt_bitmap **gone)
 {
     b->slot = 0;
     for (unsigned i = 0; i < s->count; i++)
         if (s->rows[i].b == b && !s->rows[i].bits) {
             s->rows[i].b = NULL;
             graph_warn(s->n, "%s: bitmap '%s', which was worth nothing, is removed", s->n->filename, b->name);
-            bitmaps_list_free(b);
+            push(gone, b);
         }
 }
 
-/* The list as it was. What came meanwhile goes. */
-static void put_rows(struct graph_bitmaps_saved *s)
+/* The list as it was. What came meanwhile goes: the format may go by it still. */
+static void put_rows(struct graph_bitmaps_saved *s, struct fmt_bitmap **gone)
 {
     struct fmt_bitmap *lists[] = { s->n->im->bitmaps, s->removed };
     for (unsigned k = 0; k < 2; k++)
@@ -262,9 +269,9 @@ static void put_rows(struct graph_bitmaps_saved *s)
             next = b->next;
             b->next = NULL;
             if (k && is_saved(s, b) && s->written)
-                revive(s, b);
+                revive(s, b, gone);
             else if (!is_saved(s, b))
-                bitmaps_list_free(b);
+                push(gone, b);
         }
     s->removed = NULL;
     struct fmt_bitmap **tail = &s->n->im->bitmaps;
@@ -283,19 +290,36 @@ static void put_rows(struct graph_bitmaps_saved *s)
     *tail = NULL;
 }
 
+/* Nobody records in these any more. written: the format may have them in its set, and follow them, until it has stored another one (bitmaps_store). */
+static void let_go(struct graph_node *n, struct fmt_bitmap *gone, bool written)
+{
+    if (!written) {
+        bitmaps_list_free(gone);
+        return;
+    }
+    for (struct fmt_bitmap *b = gone, *next; b; b = next) {
+        next = b->next;
+        if (b->bits)
+            dirty_set(b->bits, 0, b->bits->size);        /* should that never come about, it closes with a superset */
+        push(&n->bitmaps_gone, b);
+    }
+}
+
 void graph_bitmaps_undo(struct co *co, struct graph_bitmaps_saved *s)
 {
     struct graph_node *n = s->n;
     struct byre_err why = { 0 };
-    graph_hold_image(co, n);
-    put_rows(s);
+    struct fmt_bitmap *gone = NULL;
+    node_whole_begin(co, n);                     /* shut: a format over it records in what goes */
+    put_rows(s, &gone);
     bury_all(s, true);
     bitmaps_publish(n, s->room);
     s->room = NULL;
     bool written = s->written;
+    let_go(n, gone, written);
     n->bitmap_batch -= !s->stored;               /* nothing to store */
     saved_free(s);
-    graph_release_image(n);
+    node_whole_end(n);
     if (!written)
         return;
     graph_bitmap_batch_begin(n);

@@ -266,6 +266,160 @@ static void failed_in_between(struct co *co, void *arg)
     }
 }
 
+/* Goes by what it has stored, as qcow2 does, until something else is stored. */
+static struct { struct fmt_ops ops; int (*close)(struct co *co, struct fmt_image *im); struct fmt_image *failing; } follower;
+struct followed { struct fmt_image *im; struct fmt_bitmap *b[4]; unsigned count; uint64_t dirty, entered; };
+static struct followed followed[2];
+
+static struct followed *followed_of(const struct fmt_image *im) { return &followed[im != followed[0].im]; }
+
+static void follow(struct followed *f)
+{
+    f->dirty = 0;
+    for (unsigned i = 0; i < f->count; i++)
+        f->dirty += !f->b[i]->inconsistent && f->b[i]->bits ? dirty_count(f->b[i]->bits) : 0;
+}
+
+static int follower_sync(struct co *co, struct fmt_image *im, struct byre_err *err)
+{
+    struct followed *f = followed_of(im);
+    follow(f);
+    if (follower.failing == im)
+        return -EIO;
+    f->count = 0;
+    for (struct fmt_bitmap *b = im->bitmaps; b && f->count < 4; b = b->next)
+        if (b->persistent)
+            f->b[f->count++] = b;
+    for (unsigned i = 0; i < f->count; i++)
+        f->b[i]->slot = i + 1;
+    return 0;
+}
+
+static int follower_enter(struct co *co, struct fmt_image *im, uint64_t off, uint64_t len)
+{
+    followed_of(im)->entered++;
+    follow(followed_of(im));
+    return 0;
+}
+
+static int follower_close(struct co *co, struct fmt_image *im)
+{
+    follow(followed_of(im));
+    free(atomic_load(&im->ahead));
+    atomic_store(&im->ahead, NULL);
+    return follower.close(co, im);
+}
+
+static struct graph_node *follower_new(struct co *co, struct graph *g, struct followed *f)
+{
+    struct toyfmt *t = toyfmt_new(co, SIZE, CLUSTER);
+    struct fmt_ahead *a = calloc(1, sizeof *a + 8);
+    CHECK(a != NULL);
+    a->region_bits = 25;
+    a->regions = 1;
+    follower.close = t->im.ops->close;
+    follower.ops = *t->im.ops;
+    follower.ops.bitmaps_sync = follower_sync;
+    follower.ops.bitmaps_resizing = image_mark;
+    follower.ops.bitmap_enter = follower_enter;
+    follower.ops.close = follower_close;
+    t->im.ops = &follower.ops;
+    atomic_store(&t->im.ahead, a);
+    *f = (struct followed){ .im = &t->im };
+    return toy_node(g, &t->im, NULL);
+}
+
+/* A list over two nodes: the second cannot be stored, and then the first one not either, when it is undone. What it has stored is there as long as it goes by
+ * it: behind a write, and until it is closed, or has stored something else. What was added there says that all is dirty: nothing is recorded in it. */
+static void not_undone(struct co *co, void *arg)
+{
+    for (unsigned later = 0; later < 2; later++) {
+        struct graph *g = toy_graph(co);
+        struct graph_node *n[2];
+        struct graph_bitmaps_saved *s[2];
+        follower.failing = NULL;
+        for (unsigned i = 0; i < 2; i++) {
+            n[i] = follower_new(co, g, &followed[i]);
+            graph_drain_begin(co, n[i]);
+            CHECK_EQ(graph_bitmaps_save(co, n[i], &s[i], NULL), 0);
+            CHECK_EQ(add(co, n[i], "new", 512, true, NULL), 0);
+        }
+        follower.failing = n[1]->im;
+        CHECK_EQ(graph_bitmaps_keep(co, s[0], NULL), 0);
+        CHECK_EQ(graph_bitmaps_keep(co, s[1], NULL), -EIO);
+        follower.failing = n[0]->im;
+        for (unsigned i = 2; i-- > 0;) {
+            graph_bitmaps_undo(co, s[i]);
+            graph_drain_end(n[i]);
+            CHECK(!find(co, n[i], "new"));
+        }
+        CHECK(followed[0].count == 1 && followed[1].count == 0);
+        CHECK_EQ(t_write(co, n[0], (uint8_t[512]){ 1 }, 512, 512, 0), 0);
+        CHECK(followed[0].entered == 1 && followed[0].dirty == SIZE);
+        follower.failing = NULL;
+        if (later) {
+            CHECK_EQ(add(co, n[0], "new", 512, true, NULL), 0);
+            CHECK(followed[0].b[0] == find(co, n[0], "new") && !n[0]->bitmaps_gone);
+            CHECK_EQ(graph_bitmap_remove(co, n[0], "new", NULL), 0);
+            CHECK(followed[0].count == 0 && atomic_load(&n[0]->bitmap_budget.used) == 0);
+        }
+        for (unsigned i = 0; i < 2; i++)
+            CHECK_EQ(graph_close(co, n[i]), 0);
+        graph_free(g);
+    }
+}
+
+/* The disk becomes longer, but what came before that in the list cannot be stored; neither can the list as it was, when it is undone. One that was worth nothing
+ * was removed: the image has it still, and so does the format. */
+static void not_undone_behind_length(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct graph_bitmaps_saved *s;
+    follower.failing = NULL;
+    struct graph_node *n = follower_new(co, g, &followed[0]);
+    CHECK_EQ(add(co, n, "kept", 512, true, NULL), 0);
+    CHECK_EQ(add(co, n, "worthless", 512, true, NULL), 0);
+    struct fmt_bitmap *worthless = find(co, n, "worthless");
+    graph_drain_begin(co, n);
+    worthless->inconsistent = true;
+    dirty_free(worthless->bits);
+    worthless->bits = NULL;
+    CHECK_EQ(graph_bitmaps_save(co, n, &s, NULL), 0);
+    CHECK_EQ(graph_bitmap_remove(co, n, "worthless", NULL), 0);
+    follower.failing = n->im;
+    CHECK_EQ(node_set_length(co, n, 2 * SIZE, true), 0);
+    graph_bitmaps_undo(co, s);
+    graph_drain_end(n);
+    CHECK(find(co, n, "kept") && followed[0].count == 2 && followed[0].b[1] == worthless);
+    CHECK_EQ(t_write(co, n, (uint8_t[512]){ 1 }, 512, 512, 0), 0);
+    CHECK(followed[0].entered == 1 && followed[0].dirty == 0);
+    follower.failing = NULL;
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
+/* What a list added is in the image, because the disk has become longer; the list then removes it, and holds: so does the image. */
+static void removed_again(struct co *co, void *arg)
+{
+    struct graph *g = toy_graph(co);
+    struct graph_bitmaps_saved *s;
+    follower.failing = NULL;
+    struct graph_node *n = follower_new(co, g, &followed[0]);
+    graph_drain_begin(co, n);
+    CHECK_EQ(graph_bitmaps_save(co, n, &s, NULL), 0);
+    CHECK_EQ(add(co, n, "new", 512, true, NULL), 0);
+    CHECK_EQ(node_set_length(co, n, 2 * SIZE, true), 0);
+    CHECK_EQ(followed[0].count, 1);
+    CHECK_EQ(graph_bitmap_remove(co, n, "new", NULL), 0);
+    CHECK_EQ(graph_bitmaps_keep(co, s, NULL), 0);
+    graph_bitmaps_done(s);
+    graph_drain_end(n);
+    CHECK_EQ(followed[0].count, 0);
+    CHECK_EQ(t_write(co, n, (uint8_t[512]){ 1 }, 512, 512, 0), 0);
+    CHECK_EQ(graph_close(co, n), 0);
+    graph_free(g);
+}
+
 /* ---- two loops ---- */
 
 struct stress { struct graph_node *n; _Atomic unsigned running, era; _Atomic uint64_t checked; unsigned rounds; };
@@ -339,12 +493,18 @@ static void test_resized(void **state)
 }
 
 static void test_failed(void **state) { t_run(0, failed_in_between, NULL); }
+static void test_not_undone(void **state)
+{
+    t_run(0, not_undone, NULL);
+    t_run(0, not_undone_behind_length, NULL);
+    t_run(0, removed_again, NULL);
+}
 
 static void test_stress(void **state) { t_run(0, stress, NULL); }
 
 int main(void)
 {
     static const struct CMUnitTest tests[] = { cmocka_unit_test(test_rules), cmocka_unit_test(test_settled), cmocka_unit_test(test_resized), cmocka_unit_test(test_failed),
-                                               cmocka_unit_test(test_stress) };
+                                               cmocka_unit_test(test_not_undone), cmocka_unit_test(test_stress) };
     return T_MAIN("bitmap", tests);
 }

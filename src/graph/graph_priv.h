@@ -185,6 +185,7 @@ struct graph_node {
     struct dirty_budget bitmap_budget;  /* of those made here */
     struct graph_bitmaps_saved *bitmaps_saved;      /* bitmap_save.c; NULL: changes are not undone */
     unsigned bitmap_batch;              /* > 0: changes of persistent bitmaps are not stored yet */
+    struct fmt_bitmap *bitmaps_gone;    /* in no list any more; the format may follow them until it has stored, or is closed (bitmap_save.c) */
     unsigned refs;                      /* openers and overlays */
     bool ending;                        /* the last of them has gone */
     bool parting;                       /* parting.c flushes it */
