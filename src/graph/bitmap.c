@@ -720,9 +720,10 @@ void bitmaps_resize_end(struct co *co, struct graph_node *n, struct bitmaps_resi
         z->of[i].b->bits = z->of[i].bits;
         z->of[i].bits = old;
     }
-    saved_resize_done(n, done ? z->saved : NULL, z->persistent);         /* stored below in both cases */
-    /* On failure they are in use on the disk, and closing tries again. */
-    if (z->persistent && bitmaps_store(co, n, &why))
+    saved_resize_done(n, done ? z->saved : NULL, z->persistent);
+    /* On failure they are in use on the disk, and closing tries again. A list of changes that is half-way is stored only if the disk has got the length, of which
+     * the old set is not; else that stays, in use, until the list ends, which stores in any case. */
+    if (z->persistent && (done || !n->bitmap_batch) && bitmaps_store(co, n, &why))
         graph_warn(n, "%s", why.text);
     bitmaps_publish(n, z->t);
     z->t = NULL;

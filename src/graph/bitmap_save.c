@@ -6,7 +6,8 @@
  * Owns        struct graph_bitmaps_saved; what the changes took out of the list meanwhile.
  * Invariants  S1  Between save and its end nothing that is remembered is freed: bits that are replaced and bitmaps that are removed lie here.
  *             S2  Nothing is stored before graph_bitmaps_keep, so what is undone has never been on the disk; unless the bitmaps of another node
- *                 could not be kept, or the node has become another length, or failed to: then it is stored once more.
+ *                 could not be kept, or the node has become another length: then it is stored once more. When the node failed to become that, what the
+ *                 disk had before is in use there until the list is kept or undone, which stores in both cases.
  *             S3  What is remembered is of the length that the node has: its bits are made longer or shorter with those of the list (saved_resize_begin).
  * Order       The format's.
  * Concurrency Home loop; the node is drained all the time, and nobody else changes its bitmaps (graph_edges_hold). Only an image over a file may

@@ -646,7 +646,7 @@ void saved_bury(struct graph_node *n, struct grave *g, struct dirty *bits);     
 bool saved_take(struct graph_node *n, struct fmt_bitmap *b);                         /* false: it is the caller's to free */
 /* The node becomes `size` bytes long, and so does what may come back. First copies are made (*ret NULL: nothing is remembered); then, when it has the
  * length, swap is told of each bitmap of the list before it gets other bits, and done puts the rest in place (z NULL: it did not get that length). stored: the
- * list is stored at the end in both cases. */
+ * image keeps bitmaps of the list, so it is to be stored at the end of the list in both cases. */
 struct saved_resize;
 MUST_USE int saved_resize_begin(struct graph_node *n, uint64_t size, struct saved_resize **ret, struct byre_err *err);
 void saved_resize_swap(struct graph_node *n, struct fmt_bitmap *b, struct dirty *bits);
