@@ -311,7 +311,7 @@ void graph_bitmaps_undo(struct co *co, struct graph_bitmaps_saved *s)
     struct graph_node *n = s->n;
     struct byre_err why = { 0 };
     struct fmt_bitmap *gone = NULL;
-    node_whole_begin(co, n);                     /* shut: a format over it records in what goes */
+    graph_hold_image(co, n);
     put_rows(s, &gone);
     bury_all(s, true);
     bitmaps_publish(n, s->room);
@@ -320,7 +320,7 @@ void graph_bitmaps_undo(struct co *co, struct graph_bitmaps_saved *s)
     let_go(n, gone, written);
     n->bitmap_batch -= !s->stored;               /* nothing to store */
     saved_free(s);
-    node_whole_end(n);
+    graph_release_image(n);
     if (!written)
         return;
     graph_bitmap_batch_begin(n);
