@@ -642,12 +642,11 @@ static int mirror_commit(struct co *co, struct job *job, struct byre_err *err)
     co_group_enter(&o->jobs->alive);
     if (FAULT(FAULT_LATE_EVENT)) {
         open_gate(co, o);
+        (void)co_sleep(co, 20000000);
     } else if (rt_spawn(co_loop(co), open_gate, o)) {        /* it runs when this coroutine has told the end: nothing suspends until then */
         mirror_bitmap_skip(&o->bitmap);
         open_gate(co, o);                /* no memory: a moment early, and without what suspends */
     }
-    if (FAULT(FAULT_LATE_EVENT))
-        (void)co_sleep(co, 20000000);
     return 0;
 }
 
